@@ -1,0 +1,1 @@
+"""What survives: atomic checkpoints, exact resume, merged model folders."""

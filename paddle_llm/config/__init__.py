@@ -1,0 +1,1 @@
+"""What was asked for: one typed RunConfig from JSON and flags. Imports no paddle."""

@@ -1,0 +1,44 @@
+"""What a user's mistake looks like: one readable message, exit code 2, no traceback, printed by rank 0 only."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_USER_ERROR = 2
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what is wrong, where, and what to do."""
+
+
+class ConfigError(UserError):
+    """All mistakes of one configuration, told at once.
+
+    Attributes:
+        problems: one line each, already complete ("what, where, what to do").
+    """
+
+    def __init__(self, problems: list[str]):
+        self.problems = list(problems)
+        count = len(self.problems)
+        head = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
+        super().__init__("\n".join([head, *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))]))
+
+
+def is_first_rank() -> bool:
+    """True in a single process and on rank 0 of a job; needs no process group."""
+    return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
+
+
+@contextmanager
+def exit_on_user_error() -> Iterator[None]:
+    """Turn a UserError into its message on stderr (rank 0 only) and exit code 2 on every rank."""
+    try:
+        yield
+    except UserError as error:
+        if is_first_rank():
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_USER_ERROR)

@@ -1,0 +1,1 @@
+"""What it reads: tokenizers, .bin/.idx corpora, samplers, collators."""

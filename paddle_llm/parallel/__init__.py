@@ -1,0 +1,1 @@
+"""Where it runs: the host, the gloo backend for CPU ranks, gathering sharded tensors by name."""

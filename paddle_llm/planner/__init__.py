@@ -1,0 +1,1 @@
+"""What it will cost: FLOPs and peaks. Imports no paddle."""

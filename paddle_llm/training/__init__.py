@@ -1,0 +1,1 @@
+"""The Trainer subclasses and their callbacks: the one place where the other rooms meet."""
