@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
+EXIT_STOPPED = 1
 
 
 class UserError(Exception):
@@ -28,6 +29,10 @@ class ConfigError(UserError):
         super().__init__("\n".join([head, *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))]))
 
 
+class TrainingStopped(Exception):
+    """A run that cannot go on (a loss that is not a number); the message says where it stood and what is left."""
+
+
 def is_first_rank() -> bool:
     """True in a single process and on rank 0 of a job; needs no process group."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
@@ -35,10 +40,14 @@ def is_first_rank() -> bool:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a UserError into its message on stderr (rank 0 only) and exit code 2 on every rank."""
+    """Turn a UserError into its message on stderr (rank 0 only) and exit code 2 on every rank (TrainingStopped: 1)."""
     try:
         yield
     except UserError as error:
         if is_first_rank():
             print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(EXIT_USER_ERROR)
+    except TrainingStopped as stop:
+        if is_first_rank():
+            print(f"stopped: {stop}", file=sys.stderr, flush=True)
+        sys.exit(EXIT_STOPPED)

@@ -1,0 +1,137 @@
+"""What a model's config.json says about its shape, read without paddle, in Hugging Face's and PaddleNLP's spelling."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import UserError
+
+# Every name under which a family keeps the same number. The first one present counts.
+_KEYS: dict[str, tuple[str, ...]] = {
+    "hidden_size": ("hidden_size", "n_embed", "n_embd"),
+    "num_hidden_layers": ("num_hidden_layers", "num_layers", "n_layer"),
+    "num_attention_heads": ("num_attention_heads", "n_head"),
+    "num_key_value_heads": ("num_key_value_heads", "multi_query_group_num"),
+    "head_dim": ("head_dim", "kv_channels"),
+    "intermediate_size": ("intermediate_size", "ffn_hidden_size", "inner_hidden_size", "ffn_dim", "n_inner"),
+    "vocab_size": ("padded_vocab_size", "vocab_size"),
+    "max_position_embeddings": ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions"),
+    "tie_word_embeddings": ("tie_word_embeddings",),
+}
+# Families that have no such key: what their code builds.
+_FOUR_TIMES_HIDDEN = ("bloom", "glm")
+_ALWAYS_TIED = ("bloom", "chatglm", "glm", "opt")
+_REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Shape of one model.
+
+    Attributes:
+        model_type: PaddleNLP's family name: "llama", "chatglm", "chatglm_v2", "bloom", "opt", "glm", ...
+        architectures: class names as written in the file.
+        head_dim: width of one attention head.
+        max_position_embeddings: longest sequence; None where positions have no end (BLOOM's ALiBi) or the file is silent.
+        raw: the whole file.
+    """
+
+    model_type: str
+    architectures: tuple[str, ...]
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    max_position_embeddings: int | None
+    tie_word_embeddings: bool
+    raw: dict[str, Any] = field(repr=False, hash=False, default_factory=dict)
+
+    @property
+    def rope_is_scaled(self) -> bool:
+        """Positions beyond max_position_embeddings are meant to work (RoPE scaling is set up)."""
+        rope = self.raw.get("rope_scaling") or self.raw.get("rope_parameters") or {}
+        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "default"
+        return bool(kind not in ("default", None) or self.raw.get("rope_scaling_type"))
+
+
+def read_model_facts(folder: str | Path) -> ModelFacts:
+    """Read `folder`/config.json.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, or it lacks a number that every family needs.
+    """
+    path = Path(folder).expanduser() / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: a model folder needs its config.json.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold a JSON object, not a {type(raw).__name__}.")
+    return facts_from_dict(raw, where=str(path))
+
+
+def facts_from_dict(raw: dict[str, Any], *, where: str) -> ModelFacts:
+    """The facts of a config.json already read; `where` names it in messages."""
+    family = _family(raw)
+    numbers = {name: _number(raw, name, where) for name in _KEYS if name != "tie_word_embeddings"}
+    if family == "chatglm_v2" and raw.get("multi_query_attention") is False:
+        numbers["num_key_value_heads"] = None
+    if numbers["intermediate_size"] is None and numbers["hidden_size"] and family in _FOUR_TIMES_HIDDEN:
+        numbers["intermediate_size"] = 4 * numbers["hidden_size"]
+    missing = [name for name in _REQUIRED if numbers[name] is None]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}: it is not the config.json of a language model.")
+    heads, hidden = numbers["num_attention_heads"] or 0, numbers["hidden_size"] or 0
+    return ModelFacts(
+        model_type=family,
+        architectures=tuple(raw.get("architectures") or ()),
+        hidden_size=hidden,
+        num_hidden_layers=numbers["num_hidden_layers"] or 0,
+        num_attention_heads=heads,
+        num_key_value_heads=numbers["num_key_value_heads"] or heads,
+        head_dim=numbers["head_dim"] or hidden // heads,
+        intermediate_size=numbers["intermediate_size"] or 0,
+        vocab_size=numbers["vocab_size"] or 0,
+        max_position_embeddings=None if family == "bloom" else numbers["max_position_embeddings"],
+        tie_word_embeddings=_tied(raw, family),
+        raw=raw,
+    )
+
+
+def _family(raw: dict[str, Any]) -> str:
+    """PaddleNLP's name of the family. Hugging Face calls ChatGLM 1, 2 and 3 all "chatglm"; their keys tell them apart."""
+    name = str(raw.get("model_type") or "").lower()
+    if not name:
+        architecture = str((raw.get("architectures") or [""])[0]).lower()
+        known = ("chatglmv2", "chatglm", "llama", "bloom", "opt", "glm", "gpt", "qwen2", "qwen", "gemma", "mistral")
+        name = next((family for family in known if architecture.startswith(family)), "unknown")
+    if name in ("chatglm", "chatglmv2", "chatglm_v2"):
+        second = name != "chatglm" or "multi_query_group_num" in raw or "padded_vocab_size" in raw
+        return "chatglm_v2" if second else "chatglm"
+    return name
+
+
+def _tied(raw: dict[str, Any], family: str) -> bool:
+    default = family in _ALWAYS_TIED
+    return bool(raw.get("tie_word_embeddings", default))
+
+
+def _number(raw: dict[str, Any], name: str, where: str) -> int | None:
+    for key in _KEYS[name]:
+        value = raw.get(key)
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{where}: {key} must be a whole number of at least 1, not {value!r}.")
+        return value
+    return None
