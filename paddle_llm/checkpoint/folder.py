@@ -1,0 +1,143 @@
+"""What a checkpoint folder looks like: complete or absent, never half.
+
+A checkpoint is written below `.saving-<step>/`, gets a manifest of its files as its last one, and is renamed to
+`checkpoint-<step>/` when every rank has finished. A folder counts as complete when its manifest stands and every file
+in it has the size that the manifest says.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"checkpoint-(\d+)$")
+
+
+def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+    return Path(output_dir) / f"checkpoint-{step}"
+
+
+def staging_folder(output_dir: str | Path, step: int) -> Path:
+    """Where the checkpoint of `step` is written before it is renamed."""
+    return Path(output_dir) / f".saving-{step}"
+
+
+def clear_staging(output_dir: str | Path) -> None:
+    """Remove what killed saves have left."""
+    for leftover in Path(output_dir).glob(".saving-*"):
+        shutil.rmtree(leftover)
+
+
+def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int) -> None:
+    """List every file of `folder` with its size, flushed to disk: the last file of a checkpoint."""
+    files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    record = {"step": step, "layout": asdict(layout), "global_batch": global_batch, "files": files}
+    for name in files:
+        _flush(folder / name)
+    target = folder / MANIFEST
+    target.write_text(json.dumps(record, indent=1))
+    _flush(target)
+
+
+def publish(staged: Path, final: Path) -> None:
+    """Give a finished folder its real name, replacing an older one of the same name."""
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(staged, final)
+    _flush(final.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_manifest(folder: str | Path) -> dict:
+    """The manifest of a complete checkpoint.
+
+    Raises:
+        UserError: there is none, or a file of it is missing or has another size.
+    """
+    folder = Path(folder)
+    problem = _incomplete(folder)
+    if problem:
+        raise UserError(f"{folder} is not a complete checkpoint: {problem}. Name another one, or leave the flag away.")
+    return json.loads((folder / MANIFEST).read_text())
+
+
+def _incomplete(folder: Path) -> str | None:
+    """What is missing from a checkpoint folder, None where nothing is."""
+    if not folder.is_dir():
+        return "there is no such folder"
+    try:
+        files = json.loads((folder / MANIFEST).read_text())["files"]
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}"
+    except (ValueError, KeyError):
+        return f"its {MANIFEST} cannot be read"
+    for name, size in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes, not {size}"
+    return None
+
+
+def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything named like a checkpoint, oldest first."""
+    found = ((_NAME.match(path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
+    return sorted((int(match.group(1)), path) for match, path in found if match)
+
+
+def newest_complete(output_dir: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint of a run, and why newer ones were passed over (one line each)."""
+    passed_over = []
+    for _, folder in reversed(list_checkpoints(output_dir)):
+        problem = _incomplete(folder)
+        if problem is None:
+            return folder, passed_over
+        passed_over.append(f"{folder} is passed over: {problem}")
+    return None, passed_over
+
+
+def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> None:
+    """Refuse to continue on another layout or global batch.
+
+    Raises:
+        UserError: with both, and what to do.
+    """
+    manifest = read_manifest(folder)
+    saved = Layout(**manifest["layout"])
+    if saved != layout:
+        raise UserError(
+            f"{folder} was saved on {saved}, this job runs on {layout}: this version continues on the same layout only. "
+            "Start with the old degrees, or use the merged model folder with --continue_training 1 (new optimizer state)."
+        )
+    if manifest["global_batch"] != global_batch:
+        raise UserError(
+            f"{folder} was saved with a global batch of {manifest['global_batch']} samples, this job has {global_batch}: "
+            "the position in the data would be wrong. Keep per_device_train_batch_size x gradient_accumulation_steps."
+        )
+
+
+def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
+    """Delete the oldest checkpoints above `keep`; the best one stays."""
+    if not keep or keep <= 0:
+        return
+    folders = [folder for _, folder in list_checkpoints(output_dir)]
+    spare = [folder for folder in folders if best is None or Path(best).resolve() != folder.resolve()]
+    for folder in spare[: max(0, len(folders) - keep)]:
+        if folder != folders[-1]:
+            shutil.rmtree(folder)

@@ -1,0 +1,78 @@
+"""The output folder of a run before it starts: may it be used, and does the run continue one that is there?"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.config.errors import UserError
+
+# What a run writes; `--overwrite_output_dir` removes these and nothing else.
+OURS = ("metrics.jsonl", "visualdl", "config.resolved.json", "model", "model.saving")
+
+
+def prepare_output_folder(
+    output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None
+) -> tuple[Path | None, list[str]]:
+    """Decide where a run starts from and leave a writable folder behind. Called by one process.
+
+    Args:
+        resume: a checkpoint folder, True or None (the newest complete one, if there is any), or False (never).
+
+    Returns:
+        The checkpoint to continue from (None: from the beginning) and lines to say.
+
+    Raises:
+        UserError: not writable; not empty and neither continued nor overwritten; the named checkpoint is incomplete.
+    """
+    output = Path(output_dir)
+    _make_writable(output)
+    if isinstance(resume, str):
+        checkpoints.read_manifest(resume)
+        return Path(resume), []
+    if not do_train:
+        return None, []
+    if overwrite and resume is not True:
+        _remove_ours(output)
+        return None, []
+    newest, said = (None, []) if resume is False else checkpoints.newest_complete(output)
+    if newest is not None:
+        checkpoints.clear_staging(output)
+        return newest, [*said, f"continuing from {newest} (start anew: --overwrite_output_dir)"]
+    if resume is True:
+        raise UserError(f"--resume_from_checkpoint: there is no complete checkpoint in {output}. " + " ".join(said))
+    in_the_way = sorted(entry.name for entry in output.iterdir() if not _is_launcher_log(entry))
+    if in_the_way:
+        raise UserError(
+            f"--output_dir {output} is not empty ({', '.join(in_the_way[:5])}{', ...' if len(in_the_way) > 5 else ''}) and "
+            "has no complete checkpoint to continue from: name another folder, or give --overwrite_output_dir."
+        )
+    return None, said
+
+
+def _make_writable(output: Path) -> None:
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        probe = output / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"--output_dir {output} cannot be written: {error.strerror or error}. Name another folder."
+        ) from None
+
+
+def _remove_ours(output: Path) -> None:
+    checkpoints.clear_staging(output)
+    for path in [*(output / name for name in OURS), *(path for _, path in checkpoints.list_checkpoints(output))]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _is_launcher_log(entry: Path) -> bool:
+    """`--log_dir` of the launcher may lie inside the output folder and is written before we start."""
+    return entry.is_dir() and any(entry.glob("workerlog.*"))

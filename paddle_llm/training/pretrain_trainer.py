@@ -1,0 +1,320 @@
+"""PretrainTrainer: PaddleNLP's Trainer with one global order of data, true losses, atomic checkpoints and curves.
+
+The training loop stays upstream's (paddlenlp 3.0.0b4). What is replaced here are the methods that it calls: samplers,
+schedule, what happens to a step's loss, the rows of metrics, evaluation and saving.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from paddle.distributed import fleet
+from paddle.distributed.fleet.meta_parallel import PipelineLayer
+from paddlenlp.trainer import Trainer
+from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
+
+from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.config.layout import Layout
+from paddle_llm.data.collate import collate
+from paddle_llm.data.sampler import EvaluationSampler, GlobalBatchSampler
+from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
+from paddle_llm.training.meter import Meter
+from paddle_llm.training.nan_guard import NanGuard
+from paddle_llm.training.reports import CurveWriter, MetricsFile, ProgressReport, StepFlow
+from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
+
+METER_STATE = "meter.json"
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What PretrainTrainer takes beyond PaddleNLP's TrainingArguments.
+
+    Attributes:
+        min_learning_rate: the schedule never falls below it.
+        decay_steps: where the schedule reaches its minimum; None: the last step.
+        nan_policy: "stop", or "skip" the update of a step whose loss is not finite.
+        flops_per_token, peak_flops: for MFU; None where unknown.
+        samples_per_epoch: of the training data, to tell epochs; None: the length of the data set.
+        curves: write VisualDL curves beside metrics.jsonl.
+    """
+
+    min_learning_rate: float = 0.0
+    decay_steps: int | None = None
+    nan_policy: str = "stop"
+    flops_per_token: float | None = None
+    peak_flops: float | None = None
+    samples_per_epoch: int | None = None
+    curves: bool = True
+
+
+class PretrainTrainer(Trainer):
+    """Trains a causal language model on a data set that is already in its global order.
+
+    Item i of `train_dataset` is the i-th sample of the whole training, whatever the layout: global batch g takes
+    items [g*G, (g+1)*G). It must hold at least `max_steps` global batches; with `max_steps` unset its length decides.
+    """
+
+    def __init__(
+        self, model=None, args=None, *, layout: Layout | None = None, options: TrainerOptions | None = None, **kwargs
+    ):
+        self.layout = layout or _layout_of(args)
+        self.options = options or TrainerOptions()
+        kwargs.setdefault("data_collator", collate)
+        super().__init__(model=model, args=args, **kwargs)
+        self._replace_reports()
+        self.meter = Meter(
+            flops_per_token=self.options.flops_per_token,
+            peak_flops=self.options.peak_flops,
+            model_ranks=self.layout.tensor * self.layout.pipeline,
+        )
+        self.nan_guard = NanGuard(self.options.nan_policy)
+        self._grad_norm: GradNormReader | None = None
+        self._resumed_from: Path | None = None
+
+    # --- reports -----------------------------------------------------------------------------------------------
+
+    def _replace_reports(self) -> None:
+        for callback in (PrinterCallback, ProgressCallback):
+            self.remove_callback(callback)
+        output = Path(self.args.output_dir)
+        # DefaultFlowCallback comes first and sets the flags that StepFlow completes.
+        assert any(isinstance(c, DefaultFlowCallback) for c in self.callback_handler.callbacks)
+        self.add_callback(StepFlow(self))
+        if self.args.process_index == 0:
+            self.add_callback(MetricsFile(output / "metrics.jsonl"))
+            if self.options.curves:
+                self.add_callback(CurveWriter(output))
+            self.add_callback(ProgressReport())
+
+    def log(self, logs, **kwargs):
+        """Hand one row to the reports; without upstream's extra keys."""
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    # --- data --------------------------------------------------------------------------------------------------
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer step, over all ranks."""
+        args = self.args
+        return args.per_device_train_batch_size * args.gradient_accumulation_steps * self.layout.data_world_size
+
+    def _get_train_sampler(self):
+        args = self.args
+        steps = len(self.train_dataset) // self.global_batch
+        if args.max_steps > 0:
+            if steps < args.max_steps:
+                raise ValueError(
+                    f"{len(self.train_dataset)} samples are {steps} global batches of {self.global_batch}, fewer than max_steps {args.max_steps}"
+                )
+            steps = args.max_steps
+        return GlobalBatchSampler(
+            steps * self.global_batch,
+            args.per_device_train_batch_size,
+            args.gradient_accumulation_steps,
+            data_rank=args.dataset_rank,
+            data_world_size=args.dataset_world_size,
+        )
+
+    def _get_eval_sampler(self, eval_dataset):
+        return EvaluationSampler(
+            len(eval_dataset),
+            self.args.per_device_eval_batch_size,
+            data_rank=self.args.dataset_rank,
+            data_world_size=self.args.dataset_world_size,
+        )
+
+    def epoch_of(self, consumed_samples: int) -> float:
+        return consumed_samples / (self.options.samples_per_epoch or len(self.train_dataset))
+
+    # --- optimizer ---------------------------------------------------------------------------------------------
+
+    def create_scheduler(self, num_training_steps: int):
+        if self.lr_scheduler is None:
+            args = self.args
+            peak = args.learning_rate
+            settings = {
+                "kind": args.lr_scheduler_type.value,
+                "warmup_steps": resolve_warmup_steps(args.warmup_steps, args.warmup_ratio, num_training_steps),
+                "decay_steps": self.options.decay_steps or num_training_steps,
+                "min_ratio": self.options.min_learning_rate / peak if peak else 0.0,
+                "num_cycles": args.num_cycles,
+                "power": args.power,
+            }
+            self.lr_scheduler = paddle.optimizer.lr.LambdaDecay(
+                peak, lambda step: learning_rate_factor(step, **settings)
+            )
+        return self.lr_scheduler
+
+    def create_optimizer(self, lr_scheduler=None):
+        if self.optimizer is None:
+            super().create_optimizer(lr_scheduler)
+            self.optimizer._grad_clip = RecordingClip(self.args.max_grad_norm)
+        return self.optimizer
+
+    def _wrap_model(self, model, training=True):
+        wrapped = super()._wrap_model(model, training)
+        if training and self._grad_norm is None:
+            self._grad_norm = GradNormReader(self.optimizer)
+            self.nan_guard.guard(self.optimizer)
+        return wrapped
+
+    # --- one step ----------------------------------------------------------------------------------------------
+
+    def training_step(self, model, inputs, step_control=0):
+        self.meter.add_tokens(_count_labels(inputs))
+        return super().training_step(model, inputs)
+
+    def _check_loss_valid(self, loss):
+        """Called by the loop once per optimizer step with the loss summed since the last call: the step's mean."""
+        value = float(loss)
+        # Each step is accounted for here; the loop's own running sum would carry a NaN for ever.
+        loss.zero_()
+        finite = self.nan_guard.check(value, self)
+        self.meter.add_loss(value, float(self.optimizer.get_lr()), skipped=not finite)
+        if finite:
+            self._total_loss_scalar += value
+
+    def _maybe_log_save_evaluate(self, tr_loss, model, epoch, ignore_keys_for_eval, **kwargs):
+        if self.state.global_step != self.meter.step:
+            self.meter.end_step(self.state.global_step)
+        if self.control.should_log and self.meter.window.steps:
+            consumed = self.state.global_step * self.global_batch
+            row = self.meter.row(grad_norm=self._grad_norm.last(), consumed_samples=consumed)
+            self.log({**row, "epoch": self.epoch_of(consumed)})
+        metrics = self.evaluate() if self.control.should_evaluate else None
+        if self.control.should_save:
+            self._save_checkpoint(model, metrics=metrics)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+        self.meter.start_step()
+
+    # --- evaluation --------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
+        """Mean loss over all tokens of a data set, over all ranks, and its exponential.
+
+        Returns:
+            {"step", "<prefix>_loss", "<prefix>_ppl", "<prefix>_seconds"}.
+        """
+        dataloader = self.get_eval_dataloader(eval_dataset)
+        model = self._model_to_evaluate()
+        model.eval()
+        loss_times_tokens, tokens = 0.0, 0
+        for inputs in dataloader:
+            count = _count_labels(inputs)
+            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
+            loss_times_tokens += float(loss) * count
+            tokens += count
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
+        model.train()
+        if dist.get_world_size() > 1:
+            sums = paddle.to_tensor([loss_times_tokens, float(tokens)], dtype="float64")
+            dist.all_reduce(sums)
+            loss_times_tokens, tokens = sums.tolist()
+        loss = loss_times_tokens / tokens
+        row = {
+            "step": self.state.global_step,
+            f"{metric_key_prefix}_loss": loss,
+            f"{metric_key_prefix}_ppl": math.exp(min(loss, 700.0)),
+        }
+        self.log(row)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, row)
+        return row
+
+    def _model_to_evaluate(self):
+        if self.layout.pipeline == 1:
+            return self.model
+        if isinstance(self.model_wrapped, PipelineLayer):  # evaluation without training
+            self.model_wrapped = fleet.distributed_model(self.model_wrapped)
+        return self.model_wrapped
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, ignore_keys_for_eval=None):
+        if resume_from_checkpoint is not None:
+            checkpoints.check_layout(resume_from_checkpoint, self.layout, self.global_batch)
+            self._resumed_from = Path(resume_from_checkpoint)
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint, ignore_keys_for_eval)
+
+    def _save_checkpoint(self, model, metrics=None):
+        args, step = self.args, self.state.global_step
+        output_dir = args.output_dir
+        staging, final = checkpoints.staging_folder(output_dir, step), checkpoints.checkpoint_folder(output_dir, step)
+        meter_state = self.meter.state()
+        restore = {name: getattr(args, name) for name in ("output_dir", "output_signal_dir", "save_total_limit")}
+        args.output_dir = args.output_signal_dir = str(staging)
+        args.save_total_limit = None
+        try:
+            super()._save_checkpoint(model, metrics)
+        finally:
+            for name, value in restore.items():
+                setattr(args, name, value)
+        staged = staging / final.name
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+        if args.process_index == 0:
+            self._correct_paths(staged, meter_state)
+        _barrier()
+        if args.process_index == 0:
+            self._publish(staged, final)
+        _barrier()
+        if args.local_process_index == 0 and staged.exists():  # a machine with a disk of its own
+            self._publish(staged, final)
+        _barrier()
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        step = self.state.global_step
+        checkpoints.write_manifest(staged, step=step, layout=self.layout, global_batch=self.global_batch)
+        checkpoints.publish(staged, final)
+        staged.parent.rmdir()
+        checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _correct_paths(self, staged: Path, meter_state: dict) -> None:
+        """What upstream wrote while the folder had its temporary name, with the name that it will have."""
+        self.state.save_to_json(str(staged / "trainer_state.json"))
+        paddle.save(self.args, str(staged / "training_args.bin"))
+        (staged / METER_STATE).write_text(json.dumps(meter_state))
+
+    def restore_meter(self) -> None:
+        """After upstream has read trainer_state.json: continue the window of metrics where the checkpoint left it."""
+        self.meter.step = self.state.global_step
+        if self._resumed_from is None:
+            return
+        box = [None]
+        if self.args.process_index == 0:
+            box = [json.loads((self._resumed_from / METER_STATE).read_text())]
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list(box, src=0)
+        self.meter.restore(box[0], self.state.global_step)
+
+
+def _count_labels(inputs) -> int:
+    """Labels that bear loss in a batch."""
+    labels = inputs["labels"]
+    return int(np.count_nonzero(np.asarray(labels) != IGNORED_LABEL))
+
+
+def _barrier() -> None:
+    if dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def _layout_of(args) -> Layout:
+    """The layout of TrainingArguments that somebody built without us (in a notebook)."""
+    stages = {"stage1": 1, "stage2": 2, "stage3": 3}
+    stage = max((stages.get(option.value, 0) for option in args.sharding), default=0)
+    return Layout(
+        data=max(args.data_parallel_degree, 1),
+        sharding=max(args.sharding_parallel_degree, 1),
+        tensor=max(args.tensor_parallel_degree, 1),
+        pipeline=max(args.pipeline_parallel_degree, 1),
+        sharding_stage=stage,
+    )
