@@ -1,0 +1,61 @@
+"""The `paddle-llm` command. A room is imported only when one of its sub-commands runs."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import click
+
+from paddle_llm import __version__
+from paddle_llm.config.errors import exit_on_user_error
+
+# name -> (where the click command stands, its line in --help)
+COMMANDS = {
+    "tokenizer": ("paddle_llm.data.commands:tokenizer", "Train a sentencepiece tokenizer on your text."),
+    "data": ("paddle_llm.data.commands:data", "Turn text into a tokenised corpus; look into one."),
+    "generate": ("paddle_llm.models.generate:generate", "Continue a prompt with a trained model."),
+    "board": ("paddle_llm.training.board:board", "Show the curves of an output folder (VisualDL)."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands live in modules that are imported on use."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, attribute = COMMANDS[cmd_name][0].split(":")
+        return getattr(import_module(module), attribute)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Training itself: python -m paddle.distributed.launch run_pretrain.py CONFIG.json [--key value ...]",
+)
+@click.version_option(__version__, prog_name="paddle-llm")
+def paddle_llm() -> None:
+    """Train large language models on PaddlePaddle; every parallel layout runs on a CPU, too.
+
+    \b
+    Example:
+      paddle-llm tokenizer train --input my_text/ --output_dir tok --vocab_size 8000
+      paddle-llm data build --input my_text/ --tokenizer tok --output_prefix corpus/mine --workers 2
+    """
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2."""
+    with exit_on_user_error():
+        paddle_llm(prog_name="paddle-llm")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""RunConfig -> PaddleNLP's TrainingArguments: once, and late, because constructing them initialises fleet.
+
+Nothing changes in silence: after the construction every field that was given is compared with what the object now
+holds; a difference that is not announced here is an error of ours, not a surprise of the user's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import Enum
+from typing import Any
+
+from paddlenlp.trainer import TrainingArguments
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+
+_SINGLE = -1  # PaddleNLP's word for "degree not set"
+
+
+class SilentChangeError(RuntimeError):
+    """PaddleNLP changed an argument that we did not expect it to change."""
+
+
+def training_arguments(config: RunConfig, layout: Layout) -> TrainingArguments:
+    """The TrainingArguments of one run; initialises the process groups of `layout`.
+
+    Raises:
+        SilentChangeError: an argument came out different from what was given.
+    """
+    given = _given(config, layout)
+    args = TrainingArguments(**given)
+    changed = {
+        name: (value, getattr(args, name, None))
+        for name, value in given.items()
+        if name not in ("sharding", *_ANNOUNCED) and not _same(value, getattr(args, name, None))
+    }
+    if changed:
+        told = "; ".join(f"{name}: given {was!r}, now {now!r}" for name, (was, now) in changed.items())
+        raise SilentChangeError(f"PaddleNLP changed arguments in silence: {told}")
+    if args.world_size > 1 and args.dataset_world_size != layout.data_world_size:
+        raise SilentChangeError(f"PaddleNLP reads {args.dataset_world_size} data ranks, the layout is {layout}")
+    return args
+
+
+# PaddleNLP derives these from the degrees and the launch; `layout` is what they are checked against.
+_ANNOUNCED = (
+    "tensor_parallel_degree",
+    "pipeline_parallel_degree",
+    "sharding_parallel_degree",
+    "sep_parallel_degree",
+)
+
+
+def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
+    names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    given = {
+        name: getattr(config, name)
+        for name in RunConfig.model_fields
+        if name in names and getattr(config, name) is not None
+    }
+    on_gpu = config.device != "cpu"
+    given |= {
+        "bf16": config.bf16 and on_gpu,
+        "fp16": config.fp16 and on_gpu,
+        "amp_master_grad": config.amp_master_grad and on_gpu and (config.bf16 or config.fp16),
+        "tensor_parallel_degree": _degree(layout.tensor),
+        "pipeline_parallel_degree": _degree(layout.pipeline),
+        "sharding_parallel_degree": _degree(layout.sharding),
+        "sharding": _sharding(layout),
+        "do_eval": config.do_eval,
+        "evaluation_strategy": (config.evaluation_strategy or "steps") if config.do_eval else "no",
+        "per_device_eval_batch_size": eval_batch_size(config, layout),
+        "max_evaluate_steps": config.eval_iters,
+        # Bars, lines and curves are our own callbacks.
+        "report_to": [name for name in config.report_to if name not in ("visualdl", "none", "all")],
+        "disable_tqdm": config.disable_tqdm,
+        "logging_dir": f"{config.output_dir}/visualdl",
+    }
+    given.pop("resume_from_checkpoint", None)
+    return given
+
+
+def eval_batch_size(config: RunConfig, layout: Layout) -> int:
+    """Sequences per rank and evaluation batch: a pipeline evaluates in its training micro batches."""
+    if layout.pipeline > 1:
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps
+    return config.per_device_eval_batch_size
+
+
+def _degree(value: int) -> int:
+    return value if value > 1 else _SINGLE
+
+
+def _sharding(layout: Layout) -> str:
+    """PaddleNLP runs stage 1 for stages 1 and 2; whether gradients are sharded too is the layout's own matter."""
+    if layout.sharding == 1 or layout.sharding_stage == 0:
+        return ""
+    return "stage3" if layout.sharding_stage == 3 else "stage1"
+
+
+def _same(given: Any, now: Any) -> bool:
+    if isinstance(now, Enum) and not isinstance(given, Enum):
+        now = now.value
+    return given == now

@@ -1,0 +1,186 @@
+"""What `run_pretrain.py` does: read the config, prepare the host, start the job, train, evaluate, save."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError, exit_on_user_error, is_first_rank
+from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
+
+if TYPE_CHECKING:
+    from paddlenlp.trainer import TrainingArguments
+
+    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of run_pretrain.py. Exit code 2 for a user's mistake, told by rank 0 alone."""
+    with exit_on_user_error():
+        world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+        resolved = resolve(sys.argv[1:] if argv is None else argv, world_size=world_size)
+        for line in resolved.notices:
+            say(line)
+        _require_paddle()
+        from paddle_llm.parallel.host import prepare_host
+
+        for line in prepare_host(resolved.config.device, resolved.config.cpu_threads):
+            say(line)
+        pretrain(resolved)
+
+
+def _require_paddle() -> None:
+    from importlib.util import find_spec
+
+    if find_spec("paddle") is None:
+        raise UserError(
+            "Paddle is not installed. On a CPU: pip install 'paddle_llm[cpu]'. On a GPU: the line for your CUDA version in the README."
+        )
+
+
+def pretrain(resolved: Resolved) -> PretrainTrainer:
+    """Run one pretraining job of this process's rank; paddle must not be imported before."""
+    config, layout = resolved.config, resolved.layout
+    start_job(config.device, layout.world_size)
+    from paddle_llm.training.arguments import training_arguments
+
+    args = training_arguments(config, layout)
+    if layout.world_size > 1:
+        say(f"{layout.world_size} ranks: {layout}")
+    resume = _prepare_output(resolved)
+    trainer = build_trainer(resolved, args)
+    if config.do_train:
+        trainer.train(resume_from_checkpoint=resume)
+        _save_model(trainer, resolved)
+    elif config.do_eval:
+        trainer.evaluate()
+    if config.do_predict:
+        trainer.evaluate(trainer.predict_dataset, metric_key_prefix="test")
+    return trainer
+
+
+def start_job(device: str, world_size: int) -> None:
+    """Import paddle, choose the device, and bring up what it lacks for several ranks on a CPU."""
+    import paddle
+    from paddlenlp.utils.log import logger
+
+    logger.set_level("ERROR")
+    paddle.set_device(device)
+    if world_size > 1 and device == "cpu":
+        from paddle_llm.parallel.gloo import install_gloo_backend
+
+        install_gloo_backend()
+
+
+def _prepare_output(resolved: Resolved) -> Path | None:
+    """On the first rank: check the output folder, write config.resolved.json; on all: where to resume from."""
+    from paddle_llm.checkpoint.output_folder import prepare_output_folder
+    from paddle_llm.parallel.first_rank import on_first_rank
+
+    config = resolved.config
+
+    def prepare() -> str | None:
+        resume, said = prepare_output_folder(
+            config.output_dir,
+            do_train=config.do_train,
+            overwrite=config.overwrite_output_dir,
+            resume=config.resume_from_checkpoint,
+        )
+        for line in said:
+            say(line)
+        record = json.dumps(resolved_as_json(resolved), indent=1)
+        (Path(config.output_dir) / "config.resolved.json").write_text(record)
+        return str(resume) if resume else None
+
+    resume = on_first_rank(prepare)
+    return Path(resume) if resume else None
+
+
+def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTrainer:
+    """Tokenizer, data, model and trainer of one job."""
+    from paddle_llm.data.tokenizer import load_tokenizer
+    from paddle_llm.models.build import build_model
+    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+
+    config, layout = resolved.config, resolved.layout
+    tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
+    splits = _build_data(resolved, args, tokenizer)
+    args.max_steps = len(splits.train) // _global_batch(args) if config.do_train else args.max_steps
+    model = build_model(config, layout, dtype=_weights_dtype(config))
+    trainer = PretrainTrainer(
+        model=model,
+        args=args,
+        layout=layout,
+        options=_options(resolved, splits),
+        train_dataset=splits.train,
+        eval_dataset=splits.valid,
+        tokenizer=tokenizer,
+    )
+    trainer.predict_dataset = splits.test
+    return trainer
+
+
+def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
+    """Training, evaluation and prediction samples in the one global order."""
+    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets
+    from paddle_llm.models.registry import sample_transform
+
+    config = resolved.config
+    batch = _global_batch(args)
+    evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
+    return build_pretrain_datasets(
+        config,
+        train_samples=config.max_steps * batch if config.max_steps > 0 else None,
+        samples_multiple=batch,
+        eval_samples=evaluation if config.do_eval else 0,
+        predict_samples=evaluation if config.do_predict else 0,
+        seq_length=config.max_seq_length,
+        eos_id=tokenizer.eos_token_id,
+        vocab_size=resolved.facts.vocab_size,
+        transform=sample_transform(resolved.facts, tokenizer),
+    )
+
+
+def _global_batch(args: TrainingArguments) -> int:
+    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+
+
+def _weights_dtype(config) -> str:
+    """O2 holds the weights in 16 bits; everything else in float32."""
+    if config.device == "cpu" or config.fp16_opt_level != "O2":
+        return "float32"
+    return "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+
+
+def _options(resolved: Resolved, splits):
+    import paddle
+
+    from paddle_llm.planner.flops import flops_per_token, peak_flops
+    from paddle_llm.training.pretrain_trainer import TrainerOptions
+
+    config = resolved.config
+    on_gpu = config.device != "cpu"
+    precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+    return TrainerOptions(
+        min_learning_rate=config.min_learning_rate or 0.0,
+        decay_steps=config.decay_steps,
+        nan_policy=config.nan_policy,
+        flops_per_token=flops_per_token(resolved.facts, config.max_seq_length),
+        peak_flops=peak_flops(paddle.device.cuda.get_device_name(), precision) if on_gpu else None,
+        samples_per_epoch=splits.train.samples_per_epoch,
+        curves="visualdl" in config.report_to or "all" in config.report_to,
+    )
+
+
+def _save_model(trainer: PretrainTrainer, resolved: Resolved) -> None:
+    """The trained weights as one folder that any layout, `generate` and --continue_training 1 load."""
+    from paddle_llm.checkpoint.merged_model import save_merged_model
+
+    folder = Path(resolved.config.output_dir) / "model"
+    save_merged_model(trainer.model, resolved.layout, folder, tokenizer=trainer.tokenizer)
+    if is_first_rank():
+        print(folder)

@@ -1,0 +1,6 @@
+"""Pretrain a language model: `python -m paddle.distributed.launch run_pretrain.py CONFIG.json [--key value ...]`."""
+
+from paddle_llm.training.run import main
+
+if __name__ == "__main__":
+    main()
