@@ -1,0 +1,139 @@
+"""`build_model`: a folder and a layout become a network of PaddleNLP, with random weights or the folder's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.models.configure import translate
+from paddle_llm.models.registry import Family, find_family
+from paddle_llm.models.switches import apply_switches, say_notices
+from paddle_llm.models.vocab import pad_config
+
+
+def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
+    """The network of this rank: its tensor-parallel part, its pipeline stage.
+
+    Fleet is initialised already when the layout has more than one rank. Random weights (`continue_training 0`) depend on
+    `config.seed` only and are the same full tensors in every layout; with `continue_training 1` each rank reads its part
+    of the folder's.
+
+    Args:
+        dtype: of the weights: "float32", or "bfloat16" / "float16" for O2.
+
+    Returns:
+        a PretrainedModel of PaddleNLP, or a PipelineLayer when the layout has pipeline stages. Its loss takes labels
+        that are shifted already and is the mean over those that are not -100.
+
+    Raises:
+        UserError: a folder or a layout that PaddleNLP's model of this family cannot express.
+    """
+    folder = config.model_name_or_path
+    facts = read_model_facts(folder)
+    family = find_family(facts)
+    family.check_layout(layout)
+    model_config = model_configuration(config, layout, family, facts.raw)
+    say_notices(config, family)
+    padding = pad_config(model_config, layout.tensor)
+    if padding:
+        say(
+            f"the vocabulary of {model_config.unpadded_vocab_size} is padded by {padding} for tensor_parallel_degree "
+            f"{layout.tensor}; padding takes no part in the loss and is not saved"
+        )
+    model = build_network(model_config, layout, family, dtype=dtype)
+    if config.continue_training:
+        from paddle_llm.models.load import load_weights
+
+        load_weights(model, Path(folder), family)
+    else:
+        from paddle_llm.models.init import initialise
+
+        initialise(model, family, config.seed)
+    return model
+
+
+def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: dict[str, Any]) -> Any:
+    """PaddleNLP's configuration object of the model, this run's switches set, the vocabulary not yet padded."""
+    values = translate(family, raw, config.model_name_or_path)
+    model_config = family.load("config_class")(**values)
+    apply_switches(model_config, config, layout, family)
+    _check_tensor_parallel(model_config, layout, family)
+    return model_config
+
+
+def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: str) -> Any:
+    """The network with memory for its weights, which are not set to anything in particular."""
+    import paddle
+
+    from paddle_llm.models.corrections import correct_models, correct_network
+    from paddle_llm.models.loss import CausalLMLoss
+
+    correct_models()
+    model_class = family.load("pipeline_class" if layout.pipeline > 1 else "model_class")
+    model_config.architectures = [family.model_class.split(":")[1]]
+    model_config.dtype = dtype
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        with _weights_unset(model_class), _tensor_parallel_random_state(layout):
+            model = model_class(model_config)
+    finally:
+        paddle.set_default_dtype(before)
+    loss = CausalLMLoss(model_config)
+    if layout.pipeline > 1:
+        model._loss_fn = [loss]
+    else:
+        model.criterion = loss
+    correct_network(model, family.name)
+    return model
+
+
+def _check_tensor_parallel(model_config: Any, layout: Layout, family: Family) -> None:
+    heads = model_config.num_attention_heads
+    if heads % layout.tensor:
+        raise UserError(f"{heads} attention heads do not divide by tensor_parallel_degree {layout.tensor}")
+    groups = getattr(model_config, "multi_query_group_num", None)
+    if groups is not None and groups % layout.tensor:
+        raise UserError(
+            f"multi_query_group_num {groups} does not divide by tensor_parallel_degree {layout.tensor}, which PaddleNLP's "
+            f"{family.title} asks for; take a degree that divides {groups}"
+        )
+    if getattr(model_config, "fuse_attention_qkv", False) and model_config.num_key_value_heads % layout.tensor:
+        raise UserError(
+            f"fuse_attention_qkv needs key-value heads ({model_config.num_key_value_heads}) that divide by "
+            f"tensor_parallel_degree {layout.tensor}; set it to false (the weights are the same)"
+        )
+
+
+@contextmanager
+def _weights_unset(model_class: type) -> Iterator[None]:
+    """Leave out PaddleNLP's own random weights, which are replaced anyway; BLOOM's would be zero."""
+    own = vars(model_class).get("_init_weights")
+    model_class._init_weights = lambda self, layer: None  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        if own is None:
+            del model_class._init_weights  # type: ignore[attr-defined]
+        else:
+            model_class._init_weights = own  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _tensor_parallel_random_state(layout: Layout) -> Iterator[None]:
+    """Paddle's parallel layers draw their first values under a named random state, which fleet sets up or does not."""
+    from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
+
+    tracker = get_rng_state_tracker()
+    if layout.tensor == 1 or "model_parallel_rng" in tracker.states_:
+        yield
+        return
+    tracker.add("model_parallel_rng", max(tracker.seeds_, default=0) + 1)
+    yield

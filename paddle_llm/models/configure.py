@@ -1,0 +1,137 @@
+"""From a folder's config.json to PaddleNLP's configuration of the model, with this run's switches.
+
+Translates Hugging Face's spellings (also `rope_parameters` of transformers 5) and refuses what PaddleNLP's models cannot
+express, where PaddleNLP itself would train something else in silence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.models.registry import Family
+
+# Keys of config.json that say nothing about the network, or that PaddleNLP sets itself.
+_DROPPED = {
+    "_name_or_path",
+    "auto_map",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "paddlenlp_version",
+    "quantization_config",
+    "tensor_parallel_degree",
+    "tensor_parallel_rank",
+    "tensor_parallel_output",
+    "head_dim",
+}
+
+
+def translate(family: Family, raw: dict[str, Any], where: str) -> dict[str, Any]:
+    """Keyword arguments of PaddleNLP's configuration class.
+
+    Args:
+        raw: what config.json says.
+        where: the folder, for messages.
+
+    Raises:
+        UserError: naming everything that PaddleNLP's model of this family cannot express.
+    """
+    values = {key: value for key, value in raw.items() if key not in _DROPPED}
+    problems: list[str] = []
+    if raw.get("quantization_config") is not None or raw.get("quantization_bit"):
+        problems.append("the weights are quantised; take a folder with full-precision weights")
+    _TRANSLATORS[family.name](values, raw, problems)
+    if problems:
+        lines = "".join(f"\n  - {problem}" for problem in problems)
+        raise UserError(f"{where}/config.json describes a {family.title} that PaddleNLP cannot express:{lines}")
+    values["architectures"] = [family.model_class.split(":")[1]]
+    values.pop("model_type", None)
+    return values
+
+
+def _rename(values: dict[str, Any], names: dict[str, str]) -> None:
+    for old, new in names.items():
+        if old in values:
+            value = values.pop(old)
+            values.setdefault(new, value)
+
+
+def _expect(raw: dict[str, Any], problems: list[str], **wanted: Any) -> None:
+    """A key may be absent or say one of the wanted values."""
+    for key, value in wanted.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        if raw.get(key, allowed[0]) not in allowed:
+            problems.append(f"{key} {raw[key]!r} (only {' or '.join(map(repr, allowed))})")
+
+
+def _llama(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _rename(values, {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"})
+    _rename(values, {"n_inner": "intermediate_size", "n_positions": "max_position_embeddings"})
+    _rename(values, {"activation_function": "hidden_act"})
+    _expect(raw, problems, hidden_act=("silu", "swish"), attention_bias=False, mlp_bias=False)
+    hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
+    head = raw.get("head_dim")
+    if head is not None and hidden is not None and heads and head * heads != hidden:
+        problems.append(f"head_dim {head} with hidden_size {hidden} and {heads} heads (only hidden_size / heads)")
+    _rope(values, raw, problems)
+
+
+def _rope(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    """`rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5) -> PaddleNLP's keys."""
+    parameters = values.pop("rope_parameters", None) or values.pop("rope_scaling", None) or {}
+    if parameters and not isinstance(parameters, dict):
+        problems.append(f"rope parameters {parameters!r} (an object is expected)")
+        return
+    if "rope_theta" in parameters:
+        values["rope_theta"] = parameters["rope_theta"]
+    if parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
+        problems.append("partial_rotary_factor other than 1")
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if kind in ("linear", "dynamic"):
+        values["rope_scaling_type"] = {"linear": "linear", "dynamic": "dynamic_ntk"}[kind]
+        values["rope_scaling_factor"] = parameters.get("factor", 1.0)
+    elif kind == "llama3":
+        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        missing = [key for key in keys if key not in parameters]
+        if missing:
+            problems.append(f"RoPE of type llama3 without {', '.join(missing)}")
+        values["rope_scaling"] = {"rope_type": "llama3", **{key: parameters.get(key) for key in keys}}
+    elif kind not in ("default", None):
+        problems.append(f"RoPE of type {kind!r} (only default, linear, dynamic, llama3)")
+
+
+def _chatglm(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _rename(values, {"num_layers": "num_hidden_layers"})
+    _expect(raw, problems, position_encoding_2d=True, pre_seq_len=None, activation="gelu")
+
+
+def _chatglm_v2(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _rename(values, {"num_layers": "num_hidden_layers", "padded_vocab_size": "vocab_size"})
+    _rename(values, {"seq_length": "max_sequence_length"})
+    # PaddleNLP calls the same thing by group number only; without multi-query every head is its own group.
+    if values.pop("multi_query_attention", True) is False:
+        values["multi_query_group_num"] = values.get("num_attention_heads")
+    _expect(raw, problems, rope_ratio=(1, 1.0), rmsnorm=True, post_layer_norm=True, original_rope=True)
+    channels, heads, hidden = (values.get(key) for key in ("kv_channels", "num_attention_heads", "hidden_size"))
+    if channels and heads and hidden and channels * heads != hidden:
+        problems.append(
+            f"kv_channels {channels} with hidden_size {hidden} and {heads} heads (only hidden_size / heads)"
+        )
+
+
+def _bloom(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _rename(values, {"n_embed": "hidden_size", "n_embd": "hidden_size", "num_hidden_layers": "n_layer"})
+    _rename(values, {"num_attention_heads": "n_head", "num_layers": "n_layer"})
+    # Exactness across Megatron's old tensor-parallel slices: changes nothing but the order of a sum, and costs a lot.
+    values.pop("slow_but_exact", None)
+    values.pop("pretraining_tp", None)
+
+
+_TRANSLATORS: dict[str, Callable[[dict[str, Any], dict[str, Any], list[str]], None]] = {
+    "llama": _llama,
+    "chatglm": _chatglm,
+    "chatglm_v2": _chatglm_v2,
+    "bloom": _bloom,
+}

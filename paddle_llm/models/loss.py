@@ -1,0 +1,57 @@
+"""The loss of every family: cross entropy, the mean over the tokens that count, in fp32.
+
+PaddleNLP's own criteria differ from each other: LLaMA's leaves out tokens whose loss is exactly zero, and drops the
+parallel cross entropy without a word when the vocabulary does not divide; ChatGLM-6B's and BLOOM's index by a mask, whose
+size the host must wait for. One criterion stands in for all of them.
+
+Shapes: B batch, S sequence, V vocabulary (this rank's part of it under tensor parallelism).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+import paddle.distributed.fleet.meta_parallel as mpu
+import paddle.nn.functional as F
+
+from paddle_llm.models.vocab import real_vocab_size
+
+IGNORE_INDEX = -100
+# Far below any logit, and exp() of it is exactly zero; not -inf, since -inf - -inf is not a number.
+_NEVER = -1e30
+
+
+class CausalLMLoss(paddle.nn.Layer):
+    """Mean cross entropy of the next token over the labels that are not -100; zero when there is none.
+
+    Labels are already shifted: `labels_BS[b, s]` is what should follow `input_ids[b, s]`.
+
+    Args:
+        config: PaddleNLP's configuration of the model, its vocabulary padded to a multiple of the tensor-parallel degree.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__()
+        degree = max(config.tensor_parallel_degree, 1)
+        self.parallel = degree > 1 and config.tensor_parallel_output
+        local = config.vocab_size // degree if self.parallel else config.vocab_size
+        first = config.tensor_parallel_rank * local if self.parallel else 0
+        self.real_columns = min(max(real_vocab_size(config) - first, 0), local)
+        self.padding = local - self.real_columns
+        self.parallel_cross_entropy = mpu.ParallelCrossEntropy(ignore_index=IGNORE_INDEX) if self.parallel else None
+
+    def forward(self, logits_BSV: paddle.Tensor, labels_BS: paddle.Tensor) -> paddle.Tensor:
+        """Returns the loss, a scalar in fp32."""
+        with paddle.amp.auto_cast(False):
+            logits_BSV = logits_BSV.astype("float32")
+            if self.padding:
+                bias_V = paddle.zeros([logits_BSV.shape[-1]])
+                bias_V[self.real_columns :] = _NEVER
+                logits_BSV = logits_BSV + bias_V
+            if self.parallel_cross_entropy is not None:
+                loss_BS = self.parallel_cross_entropy(logits_BSV, labels_BS.unsqueeze(-1)).squeeze(-1)
+            else:
+                loss_BS = F.cross_entropy(logits_BSV, labels_BS, ignore_index=IGNORE_INDEX, reduction="none")
+            counts_BS = (labels_BS != IGNORE_INDEX).astype("float32")
+            return (loss_BS.reshape(labels_BS.shape) * counts_BS).sum() / counts_BS.sum().clip(min=1.0)

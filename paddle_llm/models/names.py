@@ -1,0 +1,145 @@
+"""The one mapping of weight names and layouts: PaddleNLP in one process, its pipelines, Hugging Face, fused matrices.
+
+A weight's canonical name is the one of PaddleNLP's model in one process (`llama.layers.0.self_attn.q_proj.weight`).
+Hugging Face keeps a matrix as [out, in], PaddleNLP as [in, out]; embeddings are alike. ChatGLM and BLOOM keep their
+query_key_value fused, in the same order of heads in both libraries, so that only the transpose differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ForeignTensor:
+    """Where Hugging Face keeps a weight: its name there, and whether it is stored transposed."""
+
+    name: str
+    transpose: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Columns [start, stop) of a matrix are columns [source_start, source_start + stop - start) of another one."""
+
+    start: int
+    stop: int
+    source: str
+    source_start: int
+
+
+# family -> (beginning of the canonical name, beginning of Hugging Face's), first match wins.
+_PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
+    "llama": (("llama.", "model."), ("lm_head.", "lm_head.")),
+    "chatglm": (("chatglm.transformer.", "transformer."),),
+    "chatglm_v2": (("chatglm_v2.", "transformer."),),
+    "bloom": (("bloom.", "transformer."),),
+}
+# The embedding, and the head that is tied to it: its name in PaddleNLP, its name at Hugging Face.
+EMBEDDINGS = {
+    "llama": "llama.embed_tokens.weight",
+    "chatglm": "chatglm.transformer.word_embeddings.weight",
+    "chatglm_v2": "chatglm_v2.embedding.word_embeddings.weight",
+    "bloom": "bloom.word_embeddings.weight",
+}
+HEADS = {"llama": "lm_head.weight", "chatglm_v2": "chatglm_v2.output_layer.weight"}
+_TIED_HEADS = {"llama": "lm_head.weight", "chatglm": "lm_head.decoder_weight", "bloom": "lm_head.decoder_weight"}
+_FOREIGN_TIED_HEAD = "lm_head.weight"
+# Left out by a checkpoint that was saved from the bare network, without its head.
+BASE_PREFIXES = {"llama": "llama.", "chatglm": "chatglm.", "chatglm_v2": "chatglm_v2.", "bloom": "bloom."}
+_FOREIGN_BASE_PREFIXES = {"llama": "model.", "chatglm": "", "chatglm_v2": "", "bloom": "transformer."}
+# Buffers that some checkpoints carry and nobody needs.
+IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias")
+
+
+def canonical_name(family: str, name: str, *, tied: bool) -> str:
+    """The canonical name of what a model's `state_dict()` calls `name`.
+
+    Pipelines of ChatGLM2 leave the beginning out; a tied head is the embedding.
+    """
+    if tied and name == _TIED_HEADS.get(family):
+        return EMBEDDINGS[family]
+    begins = tuple(begin for begin, _ in _PREFIXES[family])
+    return name if name.startswith(begins) else BASE_PREFIXES[family] + name
+
+
+def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
+    """(canonical name, parameter) of everything that this rank holds; a tied head of its own stage comes as embedding.
+
+    Args:
+        model: a PretrainedModel or PipelineLayer of PaddleNLP.
+    """
+    tied = is_tied(family, model.config)
+    seen: set[int] = set()
+    for name, parameter in model.state_dict().items():
+        if id(parameter) in seen or name.endswith(IGNORED_ENDS):
+            continue
+        seen.add(id(parameter))
+        yield canonical_name(family, name, tied=tied), parameter
+
+
+def is_tied(family: str, config: Any) -> bool:
+    """Whether the head is the embedding: always in ChatGLM-6B and BLOOM, by configuration in LLaMA."""
+    return family in ("chatglm", "bloom") or (family == "llama" and bool(config.tie_word_embeddings))
+
+
+def hugging_face(family: str, name: str, ndim: int) -> ForeignTensor:
+    """Hugging Face's name for a canonical name, and whether it stores the transpose."""
+    for begin, foreign in _PREFIXES[family]:
+        if name.startswith(begin):
+            return ForeignTensor(foreign + name[len(begin) :], ndim == 2 and name != EMBEDDINGS[family])
+    raise KeyError(f"{name} is no weight of {family}")
+
+
+def foreign_spellings(family: str, name: str) -> tuple[str, ...]:
+    """Hugging Face's name, and the same as a checkpoint of the bare network (without a head) spells it."""
+    prefix = _FOREIGN_BASE_PREFIXES[family]
+    return (name, name[len(prefix) :]) if prefix and name.startswith(prefix) else (name,)
+
+
+def foreign_tied_head(family: str, config: Any) -> str | None:
+    """The copy of the embedding that a Hugging Face checkpoint may carry besides, or None."""
+    return _FOREIGN_TIED_HEAD if is_tied(family, config) else None
+
+
+def native_spellings(family: str, name: str) -> tuple[str, ...]:
+    """The canonical name, and the same as PaddleNLP's bare network or pipeline spells it."""
+    prefix = BASE_PREFIXES[family]
+    return (name, name[len(prefix) :]) if name.startswith(prefix) else (name,)
+
+
+def compositions(family: str, name: str, config: Any) -> list[Piece]:
+    """How the columns of a weight are found in matrices of the other fusion; [] where there is none.
+
+    LLaMA only: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its value) and
+    gate_proj, up_proj <-> gate_up_fused_proj (side by side).
+    """
+    if family != "llama" or "_proj.weight" not in name:
+        return []
+    base, _, kind = name.removesuffix("_proj.weight").rpartition(".")
+
+    def spell(part: str) -> str:
+        return f"{base}.{part}_proj.weight"
+
+    width = config.intermediate_size
+    if kind == "gate_up_fused":
+        return [Piece(0, width, spell("gate"), 0), Piece(width, 2 * width, spell("up"), 0)]
+    if kind in ("gate", "up"):
+        return [Piece(0, width, spell("gate_up_fused"), 0 if kind == "gate" else width)]
+    head = config.hidden_size // config.num_attention_heads
+    queries = config.num_attention_heads // config.num_key_value_heads * head
+    group = queries + 2 * head
+    # (offset inside a group of the fused matrix, width) of each part
+    parts = {"q": (0, queries), "k": (queries, head), "v": (queries + head, head)}
+    pieces = []
+    for index in range(config.num_key_value_heads):
+        if kind == "qkv":
+            for part, (offset, size) in parts.items():
+                at = index * group + offset
+                pieces.append(Piece(at, at + size, spell(part), index * size))
+        elif kind in parts:
+            offset, size = parts[kind]
+            pieces.append(Piece(index * size, (index + 1) * size, spell("qkv"), index * group + offset))
+    return pieces
