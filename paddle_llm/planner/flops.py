@@ -1,0 +1,212 @@
+"""What a model costs to compute: its parameters, its FLOPs per token, the share of a device's peak it reaches (MFU).
+
+MFU = FLOPs per token x tokens per second per device / peak FLOP/s of the device (PaLM, arXiv:2204.02311, appendix B).
+The model's FLOPs are counted, not the machine's: a forward repeated by recompute, padding of the vocabulary and
+collectives earn nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.model_facts import ModelFacts
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A model's parameters by where they sit, in elements.
+
+    Attributes:
+        lookups: tables that are only indexed (an untied token embedding, learnt positions): no matmul, no FLOPs.
+        layers: all transformer layers together.
+        head: the matrix that makes logits. Tied to the token embedding it stands here and not in `lookups`, once.
+        rest: norms outside the layers, and projections between embedding and layers.
+    """
+
+    lookups: int
+    layers: int
+    head: int
+    rest: int
+
+    @property
+    def total(self) -> int:
+        return self.lookups + self.layers + self.head + self.rest
+
+
+def _llama_layer(facts: ModelFacts) -> int:
+    """Grouped-query attention without biases, SwiGLU, two RMSNorms."""
+    h = facts.hidden_size
+    query, key_value = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
+    biases = (query + 2 * key_value + h) * bool(facts.raw.get("attention_bias"))
+    biases += (2 * facts.intermediate_size + h) * bool(facts.raw.get("mlp_bias"))
+    return h * (2 * query + 2 * key_value) + 3 * h * facts.intermediate_size + 2 * h + biases
+
+
+def _chatglm_v2_layer(facts: ModelFacts) -> int:
+    """Multi-query attention with a bias on q, k, v where the config asks for it, SwiGLU, two RMSNorms."""
+    h = facts.hidden_size
+    query, key_value = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
+    everywhere = bool(facts.raw.get("add_bias_linear"))
+    biases = (query + 2 * key_value) * (everywhere or bool(facts.raw.get("add_qkv_bias")))
+    biases += (2 * facts.intermediate_size + 2 * h) * everywhere
+    norms = 2 * h if facts.raw.get("rmsnorm", True) else 4 * h
+    return h * (2 * query + 2 * key_value) + 3 * h * facts.intermediate_size + norms + biases
+
+
+def _gelu_layer(facts: ModelFacts) -> int:
+    """Full attention, a GELU or ReLU MLP of two matrices, two LayerNorms, a bias on everything (the GPT shape)."""
+    h, f = facts.hidden_size, facts.intermediate_size
+    return 4 * h * h + 4 * h + 2 * h * f + f + h + 4 * h
+
+
+def _count_llama(facts: ModelFacts) -> Parameters:
+    table = facts.vocab_size * facts.hidden_size
+    lookups = 0 if facts.tie_word_embeddings else table
+    return Parameters(lookups, facts.num_hidden_layers * _llama_layer(facts), table, facts.hidden_size)
+
+
+def _count_chatglm_v2(facts: ModelFacts) -> Parameters:
+    table, norm = facts.vocab_size * facts.hidden_size, facts.hidden_size
+    final_norm = (
+        0 if not facts.raw.get("post_layer_norm", True) else norm if facts.raw.get("rmsnorm", True) else 2 * norm
+    )
+    return Parameters(table, facts.num_hidden_layers * _chatglm_v2_layer(facts), table, final_norm)
+
+
+def _count_chatglm(facts: ModelFacts) -> Parameters:
+    """The head is always the token embedding; one LayerNorm at the end."""
+    table = facts.vocab_size * facts.hidden_size
+    return Parameters(0, facts.num_hidden_layers * _gelu_layer(facts), table, 2 * facts.hidden_size)
+
+
+def _count_bloom(facts: ModelFacts) -> Parameters:
+    """As ChatGLM, with a second LayerNorm behind the embedding."""
+    table = facts.vocab_size * facts.hidden_size
+    return Parameters(0, facts.num_hidden_layers * _gelu_layer(facts), table, 4 * facts.hidden_size)
+
+
+_FAMILIES = {
+    "llama": _count_llama,
+    "chatglm": _count_chatglm,
+    "chatglm_v2": _count_chatglm_v2,
+    "bloom": _count_bloom,
+}
+
+
+def count_parameters(facts: ModelFacts) -> Parameters:
+    """The model's parameters by where they sit.
+
+    Raises:
+        UserError: the family's shape is not known here.
+    """
+    count = _FAMILIES.get(facts.model_type)
+    if count is None:
+        known = ", ".join(_FAMILIES)
+        raise UserError(f"cannot count the parameters of model_type {facts.model_type!r}: known are {known}.")
+    return count(facts)
+
+
+def parameter_count(facts: ModelFacts) -> int:
+    """Elements of all weights, a tied head once, without the padding that tensor parallel may add.
+
+    Raises:
+        UserError: the family's shape is not known here.
+    """
+    return count_parameters(facts).total
+
+
+def flops_per_token(facts: ModelFacts, seq_length: int) -> float:
+    """Model FLOPs of one token's forward and backward pass.
+
+    `6 * (N - N_lookup) + 12 * L * h * s`: a multiply-add per weight is 2 FLOPs forward and 4 backward; scores and
+    their weighted sum are 2 * 2 * h * s forward and twice that backward. Attention is counted dense, that is in full
+    although the mask is causal (as PaLM, Megatron-LM and nanoGPT do; halving it would lower the figure).
+    `N_lookup` is the token embedding when the head has a matrix of its own: a lookup is not a matmul. A tied matrix is
+    counted once, as the head. Fewer key-value heads (GQA, MQA) make N smaller and leave attention as it is: every query
+    head still meets every key. `h` is heads x head size.
+
+    Args:
+        facts: the model.
+        seq_length: tokens per sample of this run (not the model's `max_position_embeddings`).
+
+    Raises:
+        UserError: the family's shape is not known here.
+    """
+    parameters = count_parameters(facts)
+    attention_width = facts.num_attention_heads * facts.head_dim
+    matmul = 6.0 * (parameters.total - parameters.lookups)
+    return matmul + 12.0 * facts.num_hidden_layers * attention_width * seq_length
+
+
+# (words in the device's name, {dtype: TFLOP/s}). The first row whose words are all in the name counts, so the special
+# stands before the general. Dense figures of NVIDIA's datasheets: "with sparsity" halved, and for GeForce cards the
+# one with fp32 accumulation. float32 is TF32 where the card has it, because Paddle lets cuBLAS use it by default: the
+# figure without would flatter.
+_PEAK_TFLOPS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
+    (("b200",), {"bfloat16": 2250, "float16": 2250, "float32": 1125}),
+    (("h200", "nvl"), {"bfloat16": 835, "float16": 835, "float32": 417.5}),
+    (("h200",), {"bfloat16": 989.5, "float16": 989.5, "float32": 494.5}),
+    (("h100", "nvl"), {"bfloat16": 835, "float16": 835, "float32": 417.5}),
+    (("h100", "pcie"), {"bfloat16": 756, "float16": 756, "float32": 378}),
+    (("h800", "pcie"), {"bfloat16": 756, "float16": 756, "float32": 378}),
+    (("h100",), {"bfloat16": 989.5, "float16": 989.5, "float32": 494.5}),
+    (("h800",), {"bfloat16": 989.5, "float16": 989.5, "float32": 494.5}),
+    (("h20",), {"bfloat16": 148, "float16": 148, "float32": 74}),
+    (("a100",), {"bfloat16": 312, "float16": 312, "float32": 156}),
+    (("a800",), {"bfloat16": 312, "float16": 312, "float32": 156}),
+    (("a40",), {"bfloat16": 149.7, "float16": 149.7, "float32": 74.8}),
+    (("a30",), {"bfloat16": 165, "float16": 165, "float32": 82}),
+    (("a10",), {"bfloat16": 125, "float16": 125, "float32": 62.5}),
+    (("l40s",), {"bfloat16": 362.05, "float16": 362.05, "float32": 183}),
+    (("l40",), {"bfloat16": 181.05, "float16": 181.05, "float32": 90.5}),
+    (("l20",), {"bfloat16": 119.5, "float16": 119.5, "float32": 59.8}),
+    (("rtx", "4090"), {"bfloat16": 165.2, "float16": 165.2, "float32": 82.6}),
+    (("rtx", "3090"), {"bfloat16": 71, "float16": 71, "float32": 35.6}),
+    (("v100", "pcie"), {"float16": 112, "float32": 14}),
+    (("v100",), {"float16": 125, "float32": 15.7}),
+    (("t4",), {"float16": 65, "float32": 8.1}),
+)
+_DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "tf32": "float32"}
+# A listed name plus one of these is another card, or a slice of one.
+_OTHER_CARD_WORDS = {"laptop", "mobile", "max", "d", "ti", "mig"}
+
+
+def _words(device_name: str) -> set[str]:
+    return set(device_name.lower().replace("-", " ").replace("_", " ").split())
+
+
+def peak_flops(device_name: str, dtype: str) -> float | None:
+    """Peak dense FLOP/s of one device, or None where it is not known (a CPU, an unlisted card, a dtype it lacks).
+
+    Args:
+        device_name: as the driver gives it: "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe".
+            "H100" and "H800" alone mean SXM.
+        dtype: of the matmuls: "bfloat16", "float16", "float32" (counted as TF32 where there is one), or bf16/fp16/fp32.
+    """
+    words = _words(device_name)
+    if words & _OTHER_CARD_WORDS:
+        return None
+    for wanted, tflops in _PEAK_TFLOPS:
+        if words.issuperset(wanted):
+            peak = tflops.get(_DTYPES.get(dtype, dtype))
+            return None if peak is None else peak * 1e12
+    return None
+
+
+def mfu(
+    facts: ModelFacts, seq_length: int, tokens_per_second_per_device: float, device_name: str, dtype: str
+) -> float | None:
+    """Model FLOPs utilisation, 0 to 1: what the model needs over what the device could do; None with no known peak.
+
+    Args:
+        facts: the model.
+        seq_length: tokens per sample of this run.
+        tokens_per_second_per_device: of the whole job, divided by all its devices (tensor and pipeline ranks too).
+        device_name: as the driver gives it.
+        dtype: of the matmuls.
+    """
+    peak = peak_flops(device_name, dtype)
+    if peak is None or facts.model_type not in _FAMILIES:
+        return None
+    return flops_per_token(facts, seq_length) * tokens_per_second_per_device / peak
