@@ -1,0 +1,32 @@
+"""The quickstart's verdict: evaluation loss beside the unigram entropy of its corpus. Exit code 1 if it learnt nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+
+def unigram_entropy(prefix: Path) -> float:
+    """Entropy of the token frequencies, nats per token: the loss of a model that knows frequencies and nothing else."""
+    counts = np.bincount(np.fromfile(f"{prefix}.bin", dtype=np.uint16)).astype(np.float64)
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def main(output: Path, prefix: Path) -> int:
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    eval_loss = [row["eval_loss"] for row in rows if "eval_loss" in row][-1]
+    entropy = unigram_entropy(prefix)
+    print(f"training loss    {losses[0]:.3f} -> {losses[-1]:.3f}")
+    print(f"evaluation loss  {eval_loss:.3f}")
+    print(f"unigram entropy  {entropy:.3f}  (what knowing the frequencies alone would give)")
+    print(f"model            {output / 'model'}")
+    return 0 if eval_loss < entropy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
