@@ -1,0 +1,240 @@
+"""Weights of a folder into a network: PaddleNLP's or Hugging Face's names, each rank reading its own part.
+
+One parameter at a time: memory beyond the network is that of one parameter's part (for .pdparams, of one file).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.models import names
+from paddle_llm.models.registry import Family
+from paddle_llm.models.shards import Shard, shard_of
+from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
+from paddle_llm.models.weight_files import WeightFiles
+
+_SHOWN = 8
+
+
+@dataclass(frozen=True)
+class Column:
+    """Columns (or rows) [start, stop) of a parameter are [source_start, ...) of a tensor in the files."""
+
+    start: int
+    stop: int
+    source: str
+    source_start: int
+    transpose: bool
+
+
+@dataclass
+class Findings:
+    """What loading found; shared between the ranks, so that all of them say and raise the same."""
+
+    missing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+
+def load_weights(model: Any, folder: Path, family: Family) -> None:
+    """Set every parameter of this rank from the files of `folder`. Collective over all ranks.
+
+    Raises:
+        UserError: weights missing (names and shapes), of the wrong shape, files broken or of a refused kind.
+    """
+    findings, problem = Findings(), None
+    files: WeightFiles | None = None
+    try:
+        files = WeightFiles(folder)
+        _load_parameters(model, files, family, findings)
+    except UserError as error:
+        problem = str(error)
+    findings = _agree(findings, problem)
+    if findings.missing or findings.wrong:
+        raise UserError(_describe(folder, findings))
+    unexpected = sorted(
+        name for name in files.names() if name not in findings.used and not name.endswith(names.IGNORED_ENDS)
+    )
+    if unexpected:
+        say(f"{folder}: {len(unexpected)} tensors are not of this model and were left out: {_shorten(unexpected)}")
+
+
+def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: Findings) -> None:
+    import paddle
+
+    config = model.config
+    foreign = is_hugging_face(files, family.name)
+    degree, rank = max(config.tensor_parallel_degree, 1), config.tensor_parallel_rank
+    for name, parameter in names.canonical_parameters(model, family.name):
+        split = bool(getattr(parameter, "is_distributed", False))
+        shard = shard_of(family.name, name, parameter.shape, split, config, degree, rank)
+        shape = list(shard.shape)
+        vocabulary = vocabulary_axis(family.name, name)
+        if vocabulary is not None:
+            shape[vocabulary] = real_vocab_size(config)
+        columns = _locate(files, family.name, name, tuple(shape), shard.axis, foreign, config, findings)
+        if columns is None:
+            continue
+        values = read_shard(files, columns, shard, tuple(shape))
+        with paddle.no_grad():
+            parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
+    if foreign:
+        _check_tied_head(files, family.name, config, findings)
+
+
+def is_hugging_face(files: WeightFiles, family: str) -> bool:
+    """Whether the files spell Hugging Face's names and layouts; what they say of themselves decides where names do not."""
+    if any(name.startswith(names.BASE_PREFIXES[family]) for name in files.names()):
+        return False
+    # ChatGLM-6B saved by PaddleNLP without its head begins its names as Hugging Face does.
+    prefix = "model." if family == "llama" else "transformer."
+    if family != "chatglm" and any(name.startswith(prefix) for name in files.names()):
+        return True
+    return files.format not in ("np", "pd")
+
+
+def _locate(
+    files: WeightFiles,
+    family: str,
+    name: str,
+    shape: tuple[int, ...],
+    axis: int,
+    foreign: bool,
+    config: Any,
+    findings: Findings,
+) -> list[Column] | None:
+    """Where the files keep a parameter of this (full) shape; None, and a finding, where they do not."""
+
+    def find(canonical: str, ndim: int) -> tuple[str, bool] | None:
+        """The name in the files, and whether it is stored transposed."""
+        if foreign:
+            there = names.hugging_face(family, canonical, ndim)
+            spellings, transpose = names.foreign_spellings(family, there.name), there.transpose
+        else:
+            spellings, transpose = names.native_spellings(family, canonical), False
+        return next(((spelling, transpose) for spelling in spellings if spelling in files), None)
+
+    direct = find(name, len(shape))
+    if direct is not None:
+        source, transpose = direct
+        findings.used.add(source)
+        stored = files.shape(source)
+        if stored != (shape[::-1] if transpose else shape):
+            wanted = shape[::-1] if transpose else shape
+            findings.wrong.append(f"{source} is {list(stored)}, config.json asks for {list(wanted)}")
+            return None
+        return [Column(0, shape[axis], source, 0, transpose)]
+    columns = []
+    for piece in names.compositions(family, name, config):
+        found = find(piece.source, len(shape))
+        if found is None:
+            break
+        findings.used.add(found[0])
+        columns.append(Column(piece.start, piece.stop, found[0], piece.source_start, found[1]))
+    else:
+        if columns:
+            return columns if _wide_enough(files, columns, shape, findings) else None
+    spelled = names.hugging_face(family, name, len(shape)).name if foreign else name
+    findings.missing.append(f"{spelled} {list(shape)}")
+    return None
+
+
+def _wide_enough(files: WeightFiles, columns: list[Column], shape: tuple[int, ...], findings: Findings) -> bool:
+    for column in columns:
+        stored = files.shape(column.source)
+        rows, width = (stored[1], stored[0]) if column.transpose else (stored[0], stored[1])
+        if rows != shape[0] or width < column.source_start + column.stop - column.start:
+            findings.wrong.append(f"{column.source} is {list(stored)}, which does not fit the model's {list(shape)}")
+            return False
+    return True
+
+
+def read_shard(files: WeightFiles, columns: list[Column], shard: Shard, shape: tuple[int, ...]) -> np.ndarray:
+    """A rank's part of a parameter.
+
+    Args:
+        columns: where each part along `shard.axis` is kept, ascending.
+        shape: of the full parameter without padding; what the shard has beyond it is zero.
+    """
+    parts = []
+    for start, stop in shard.ranges:
+        for column in columns:
+            begin, end = max(start, column.start), min(stop, column.stop)
+            if begin >= end:
+                continue
+            at = column.source_start + begin - column.start
+            axis = len(shape) - 1 - shard.axis if column.transpose else shard.axis
+            part = files.read(column.source, axis, at, at + end - begin)
+            parts.append(part.T if column.transpose else part)
+    local = list(shard.shape)
+    local[shard.axis] = sum(stop - start for start, stop in shard.ranges)
+    if not parts:  # this rank holds padding only
+        return np.zeros(local, np.float32)
+    values = np.concatenate(parts, axis=shard.axis) if len(parts) > 1 else parts[0]
+    if list(values.shape) != local:
+        values = np.pad(values, [(0, wanted - have) for wanted, have in zip(local, values.shape, strict=True)])
+    return np.ascontiguousarray(values)
+
+
+def _check_tied_head(files: WeightFiles, family: str, config: Any, findings: Findings) -> None:
+    """A checkpoint may carry the tied head besides; PaddleNLP's model has the embedding in its place."""
+    head = names.foreign_tied_head(family, config)
+    if head is None or head not in files:
+        return
+    findings.used.add(head)
+    spelled = names.hugging_face(family, names.EMBEDDINGS[family], 2).name
+    embedding = next((s for s in names.foreign_spellings(family, spelled) if s in files), None)
+    if embedding is None or files.shape(head) != files.shape(embedding):
+        return
+    rows = files.shape(head)[0]
+    for start in range(0, rows, 8192):
+        stop = min(start + 8192, rows)
+        if not np.array_equal(files.read(head, 0, start, stop), files.read(embedding, 0, start, stop)):
+            findings.wrong.append(f"{head} differs from {embedding}, which this model uses as its head")
+            return
+
+
+def _agree(findings: Findings, problem: str | None) -> Findings:
+    """The union of all ranks' findings; a rank that could not read at all stops every rank.
+
+    Raises:
+        UserError: the first rank's problem.
+    """
+    import paddle.distributed as dist
+
+    everyone: list[tuple[Findings, str | None]] = [(findings, problem)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        everyone = []
+        dist.all_gather_object(everyone, (findings, problem))
+    for _, problem in everyone:
+        if problem:
+            raise UserError(problem)
+    union = Findings()
+    for one, _ in everyone:
+        union.missing += [line for line in one.missing if line not in union.missing]
+        union.wrong += [line for line in one.wrong if line not in union.wrong]
+        union.used |= one.used
+    return union
+
+
+def _describe(folder: Path, findings: Findings) -> str:
+    lines = []
+    if findings.missing:
+        lines.append(f"{folder}: {len(findings.missing)} weights are missing: {_shorten(findings.missing)}")
+    if findings.wrong:
+        lines.append(
+            f"{folder}: {len(findings.wrong)} weights have the wrong shape or value: {_shorten(findings.wrong)}"
+        )
+    lines.append("the folder's config.json and its weights are not of the same model; fetch the folder again")
+    return "\n".join(lines)
+
+
+def _shorten(items: list[str]) -> str:
+    shown = ", ".join(items[:_SHOWN])
+    return shown + (f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else "")

@@ -1,0 +1,168 @@
+"""The weight files of a folder as one table of tensors, of which slices are read.
+
+Reads safetensors (one file or several with an index) through a memory map, so that a slice costs its own pages only, and
+PaddleNLP's .pdparams (one or several with an index), which are pickles and can only be read whole, one file at a time.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.errors import UserError
+
+# bf16 has no numpy type: it is held as uint16 and widened when read.
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
+_NUMPY["BOOL"] = "?"
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where one tensor is: its file, its dtype as the file spells it, and the bytes [begin, end) of the file."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
+
+
+class WeightFiles:
+    """Tensors of a folder by name.
+
+    Attributes:
+        format: what safetensors' metadata say ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for .pdparams,
+            None where the files say nothing.
+
+    Raises:
+        UserError: no weights in the folder, a file missing, cut off or corrupt, or a format that is not read.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.format: str | None = None
+        self._entries: dict[str, _Entry] = {}
+        self._held: tuple[Path, dict[str, np.ndarray]] | None = None
+        for file in _weight_files(folder):
+            entries = self._scan_pdparams(file) if file.suffix == ".pdparams" else self._scan_safetensors(file)
+            self._entries.update(entries)
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def read(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        """Entries [start, stop) along `axis`, bf16 widened to fp32, other types as they are stored."""
+        entry = self._entries[name]
+        index = [slice(None)] * len(entry.shape)
+        if index:
+            index[axis] = slice(start, stop)
+        if entry.file.suffix == ".pdparams":
+            part = self._pdparams(entry.file)[name][tuple(index)]
+        else:
+            data = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end]
+            part = np.array(data.view(_NUMPY[entry.dtype]).reshape(entry.shape)[tuple(index)])
+        if part.dtype == np.uint16:
+            return (part.astype(np.uint32) << 16).view(np.float32)
+        return part
+
+    def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
+        header, offset = _read_header(file)
+        self.format = (header.pop("__metadata__", None) or {}).get("format", self.format)
+        entries, size = {}, file.stat().st_size
+        for name, tensor in header.items():
+            try:
+                begin, end = (offset + at for at in tensor["data_offsets"])
+                shape, dtype = tuple(tensor["shape"]), tensor["dtype"]
+            except (KeyError, TypeError, ValueError):
+                raise UserError(
+                    f"{file} is corrupt: its entry for {name} cannot be read; fetch the file again"
+                ) from None
+            if dtype not in _NUMPY:
+                raise UserError(
+                    f"{file}: {name} is stored as {dtype}, which is not read; use fp32, fp16 or bf16 weights"
+                )
+            if end > size:
+                raise UserError(f"{file} is cut off: {size} bytes, {name} ends at {end}; fetch the file again")
+            if end - begin != int(np.prod(shape)) * np.dtype(_NUMPY[dtype]).itemsize:
+                raise UserError(f"{file} is corrupt: {name} has the wrong number of bytes; fetch the file again")
+            entries[name] = _Entry(file, dtype, shape, begin, end)
+        return entries
+
+    def _scan_pdparams(self, file: Path) -> dict[str, _Entry]:
+        self.format = "pd"
+        return {name: _Entry(file, "", tuple(value.shape)) for name, value in self._pdparams(file).items()}
+
+    def _pdparams(self, file: Path) -> dict[str, np.ndarray]:
+        """The tensors of one .pdparams; the file read last is held."""
+        import paddle
+
+        if self._held is None or self._held[0] != file:
+            self._held = None
+            try:
+                state = paddle.load(str(file), return_numpy=True)
+            except Exception as error:  # paddle raises anything here, by what the broken bytes say
+                raise UserError(f"{file} cannot be read ({type(error).__name__}); it is cut off or corrupt") from error
+            self._held = (file, {name: value for name, value in state.items() if isinstance(value, np.ndarray)})
+        return self._held[1]
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that hold the folder's weights, safetensors before .pdparams."""
+    for single in ("model.safetensors", "model_state.pdparams"):
+        index = folder / f"{single}.index.json"
+        if index.is_file():
+            return _indexed_files(index)
+        if (folder / single).is_file():
+            return [folder / single]
+    if any(folder.glob("model_state.tp*.pdparams")) or any(folder.glob("model_state.*pp*.pdparams")):
+        raise UserError(
+            f"{folder} holds the parts of one layout (model_state.tp..), not a model folder; take the merged model of that "
+            "run, or continue the run itself with --resume_from_checkpoint"
+        )
+    if any(folder.glob("*.bin")):
+        raise UserError(
+            f"{folder} holds torch pickles (*.bin), which can run any code when read and are refused; convert them to "
+            "safetensors with Hugging Face's save_pretrained(..., safe_serialization=True)"
+        )
+    raise UserError(
+        f"{folder} holds no weights (model.safetensors, model_state.pdparams, or either with an index); for random weights "
+        "set continue_training to 0"
+    )
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is not an index of weight files ({error}); fetch it again") from None
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise UserError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch the files again")
+    return [index.parent / name for name in names]
+
+
+def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file, and the byte where tensors begin."""
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        size = file.stat().st_size
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise UserError(f"{file} is no safetensors file, or cut off ({size} bytes); fetch the file again")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError:
+            raise UserError(f"{file} is corrupt: its header is not JSON; fetch the file again") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{file} is corrupt: its header is not a table; fetch the file again")
+    return header, 8 + length
