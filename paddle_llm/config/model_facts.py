@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 }
 # Families that have no such key: what their code builds.
 _FOUR_TIMES_HIDDEN = ("bloom", "glm")
-_ALWAYS_TIED = ("bloom", "chatglm", "glm", "opt")
+_ALWAYS_TIED = ("bloom", "chatglm", "glm")  # whatever config.json says: their head is given the embedding's weight
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -122,8 +123,7 @@ def _family(raw: dict[str, Any]) -> str:
 
 
 def _tied(raw: dict[str, Any], family: str) -> bool:
-    default = family in _ALWAYS_TIED
-    return bool(raw.get("tie_word_embeddings", default))
+    return family in _ALWAYS_TIED or bool(raw.get("tie_word_embeddings", family == "opt"))
 
 
 def _number(raw: dict[str, Any], name: str, where: str) -> int | None:
@@ -134,4 +134,27 @@ def _number(raw: dict[str, Any], name: str, where: str) -> int | None:
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{where}: {key} must be a whole number of at least 1, not {value!r}.")
         return value
+    return None
+
+
+def find_model_folder(name: str) -> Path | None:
+    """The folder that holds `name`'s config.json, or None when it is a built-in name not downloaded yet.
+
+    Looked for in this order: `name` itself, the shapes shipped in configs/models/, PaddleNLP's download cache.
+
+    Raises:
+        UserError: `name` is written like a path, and there is no such folder.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise UserError(f"model_name_or_path = {name} is a file: give the folder that holds config.json.")
+    if name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name.count("/") > 1:
+        raise UserError(f"model_name_or_path = {name}: there is no such folder.")
+    shipped = Path(__file__).resolve().parents[2] / "configs" / "models" / name
+    home = Path(os.environ.get("PPNLP_HOME") or Path.home() / ".paddlenlp")
+    for folder in (shipped, home / "models" / name):
+        if (folder / "config.json").is_file():
+            return folder
     return None

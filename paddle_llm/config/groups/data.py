@@ -30,9 +30,12 @@ class DataFields(Group):
         None, description="Folder for the sample index. Absent: index-cache/ beside the corpus."
     )
     share_folder: bool = Field(
-        False, description="Several machines see the same folders: one rank of the job builds the index, not one per machine."
+        False,
+        description="Several machines see the same folders: one rank of the job builds the index, not one per machine.",
     )
     dataloader_num_workers: int = Field(
-        0, ge=0, description="Processes that read ahead. 0: the training process reads; a memory map is fast enough for most."
+        0,
+        ge=0,
+        description="Processes that read ahead. 0: the training process reads; a memory map is fast enough for most.",
     )
     data_seed: int | None = Field(None, ge=0, description="Seed of the order of samples. Absent: --seed.")

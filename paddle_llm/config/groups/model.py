@@ -19,7 +19,8 @@ class ModelFields(Group):
         None, description="Folder or built-in name of the tokenizer. Absent: the one in --model_name_or_path."
     )
     model_type: str | None = Field(
-        None, description="Family: llama, chatglm, chatglm_v2 or bloom. Not needed; checked against config.json if given."
+        None,
+        description="Family: llama, chatglm, chatglm_v2 or bloom. Not needed; checked against config.json if given.",
     )
     continue_training: bool = Field(
         False, description="true: load the folder's weights. false: random weights from its config.json."
@@ -28,7 +29,10 @@ class ModelFields(Group):
         None, ge=1, description="Build this many layers instead of config.json's. Only with random weights."
     )
     hidden_dropout_prob: float | None = Field(
-        None, ge=0, lt=1, description="Dropout on hidden states. Absent: what config.json says (PaddleNLP: 0.1 for all)."
+        None,
+        ge=0,
+        lt=1,
+        description="Dropout on hidden states. Absent: what config.json says (PaddleNLP: 0.1 for all).",
     )
     attention_probs_dropout_prob: float | None = Field(
         None, ge=0, lt=1, description="Dropout on attention probabilities. Absent: what config.json says."

@@ -20,13 +20,16 @@ class OutputFields(Group):
     logging_steps: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl (PaddleNLP: 500).")
     logging_first_step: bool = Field(False, description="Write a row for the first step, too.")
     report_to: list[str] = Field(
-        ["visualdl"], description="Where curves go: visualdl, wandb, tensorboard, all or none. metrics.jsonl is always written."
+        ["visualdl"],
+        description="Where curves go: visualdl, wandb, tensorboard, all or none. metrics.jsonl is always written.",
     )
     run_name: str | None = Field(None, description="Name of the run for wandb.")
     disable_tqdm: bool = Field(False, description="No progress bar.")
     save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="When checkpoints are written.")
     save_steps: int = Field(500, ge=1, description="Steps between checkpoints.")
     save_total_limit: int | None = Field(None, ge=1, description="Keep this many checkpoints. Absent: all.")
-    unified_checkpoint: bool = Field(False, description="PaddleNLP's checkpoint format that does not depend on the layout.")
+    unified_checkpoint: bool = Field(
+        False, description="PaddleNLP's checkpoint format that does not depend on the layout."
+    )
     unified_checkpoint_config: str = Field("", description="Switches of that format, separated by spaces.")
     skip_profile_timer: bool = Field(True, description="false: print Paddle's timers of forward, backward and step.")

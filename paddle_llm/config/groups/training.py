@@ -25,13 +25,17 @@ class TrainingFields(Group):
         1, ge=1, description="The same for evaluation. With pipeline stages it is always train batch x accumulation."
     )
     gradient_accumulation_steps: int = Field(
-        1, ge=1, description="Micro batches per optimizer step; with pipeline stages these are the pipeline's micro batches."
+        1,
+        ge=1,
+        description="Micro batches per optimizer step; with pipeline stages these are the pipeline's micro batches.",
     )
     max_steps: int = Field(-1, description="Optimizer steps; wins over --num_train_epochs. -1: count in epochs.")
     num_train_epochs: float = Field(1.0, gt=0, description="Passes over the corpus when --max_steps is absent.")
     learning_rate: float = Field(
-        3e-4, gt=0, description="Peak learning rate. 3e-4 is LLaMA 7B's for training from random weights; use about 1e-5 to "
-        "continue from existing ones. PaddleNLP's default is 5e-5."
+        3e-4,
+        gt=0,
+        description="Peak learning rate. 3e-4 is LLaMA 7B's for training from random weights; use about 1e-5 to "
+        "continue from existing ones. PaddleNLP's default is 5e-5.",
     )
     min_learning_rate: float | None = Field(
         None, ge=0, description="Where cosine and linear schedules end. Absent: a tenth of --learning_rate."
@@ -53,30 +57,47 @@ class TrainingFields(Group):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
     adam_beta2: float = Field(0.95, ge=0, lt=1, description="AdamW's decay of the second moment (PaddleNLP: 0.999).")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's epsilon.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this norm over all ranks. 0: no clipping.")
-    seed: int = Field(42, ge=0, description="Seed of weights, dropout and, without --data_seed, of the order of samples.")
+    max_grad_norm: float = Field(
+        1.0, ge=0, description="Gradients are clipped to this norm over all ranks. 0: no clipping."
+    )
+    seed: int = Field(
+        42, ge=0, description="Seed of weights, dropout and, without --data_seed, of the order of samples."
+    )
     bf16: bool = Field(False, description="Compute in bfloat16 (GPU).")
     fp16: bool = Field(False, description="Compute in float16 with loss scaling (GPU).")
     fp16_opt_level: Literal["O0", "O1", "O2"] = Field(
-        "O1", description="O1: selected operations in 16 bits. O2: the weights too, with fp32 master copies. For fp16 and bf16."
+        "O1",
+        description="O1: selected operations in 16 bits. O2: the weights too, with fp32 master copies. For fp16 and bf16.",
     )
     scale_loss: float = Field(32768.0, gt=0, description="First loss scale of fp16.")
     amp_master_grad: bool = Field(False, description="With O2: fp32 gradients for accumulation, clipping and update.")
-    amp_custom_black_list: list[str] | None = Field(None, description="Operations kept in fp32, beside Paddle's own list.")
-    amp_custom_white_list: list[str] | None = Field(None, description="Operations run in 16 bits, beside Paddle's own list.")
-    recompute: bool = Field(False, description="Recompute activations in the backward pass: less memory, about a third more work.")
+    amp_custom_black_list: list[str] | None = Field(
+        None, description="Operations kept in fp32, beside Paddle's own list."
+    )
+    amp_custom_white_list: list[str] | None = Field(
+        None, description="Operations run in 16 bits, beside Paddle's own list."
+    )
+    recompute: bool = Field(
+        False, description="Recompute activations in the backward pass: less memory, about a third more work."
+    )
     recompute_granularity: Literal["full", "full_attn", "core_attn"] = Field(
         "full", description="What is recomputed: whole layers, the attention block, or the attention product only."
     )
     recompute_use_reentrant: bool = Field(False, description="Paddle's older implementation of recomputation.")
     no_recompute_layers: list[int] | None = Field(None, description="Layers, from 0, that are not recomputed (LLaMA).")
     pp_recompute_interval: int = Field(1, ge=0, description="Pipeline: recompute every n-th layer. 0: none.")
-    offload_recompute_inputs: bool = Field(False, description="Keep the inputs of recomputed layers in host memory (GPU).")
+    offload_recompute_inputs: bool = Field(
+        False, description="Keep the inputs of recomputed layers in host memory (GPU)."
+    )
     eval_steps: int = Field(500, ge=1, description="Steps between evaluations (PaddleNLP: --logging_steps).")
-    eval_iters: int = Field(10, ge=1, description="Batches per evaluation; 10 is what PaddleNLP's pretraining has fixed.")
+    eval_iters: int = Field(
+        10, ge=1, description="Batches per evaluation; 10 is what PaddleNLP's pretraining has fixed."
+    )
     nan_policy: Literal["stop", "skip"] = Field(
         "stop", description="Loss not finite: stop and name the samples, or skip the step and count it."
     )
     load_best_model_at_end: bool = Field(False, description="End with the weights of the best evaluation.")
     metric_for_best_model: str | None = Field(None, description="Metric that decides which is best. Absent: loss.")
-    greater_is_better: bool | None = Field(None, description="Whether more of that metric is better. Absent: not for losses.")
+    greater_is_better: bool | None = Field(
+        None, description="Whether more of that metric is better. Absent: not for losses."
+    )

@@ -1,0 +1,54 @@
+"""What follows from a config, its layout and its device: the values that are absent in what was asked for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddle_llm.config.device import adapt_to_cpu
+from paddle_llm.config.rules.core import Run
+
+
+def derive(run: Run) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Values to set, the origin of each, and lines to say. `run` has no problems."""
+    updates: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for name, value, why in _follows(run):
+        if getattr(run.config, name) != value:
+            updates[name], origins[name] = value, f"derived: {why}"
+    if run.device != "cpu":
+        return updates, origins, []
+    adapted = adapt_to_cpu(run.config.model_copy(update=updates))
+    for name, value in adapted.updates.items():
+        updates[name], origins[name] = value, "not honoured on the CPU"
+    return updates, origins, adapted.notices
+
+
+def _follows(run: Run) -> list[tuple[str, Any, str]]:
+    config, layout = run.config, run.layout
+    found: list[tuple[str, Any, str]] = [
+        ("device", run.device, "the best there is" if config.device is None else "checked for this device"),
+        ("tensor_parallel_degree", layout.tensor, "the layout"),
+        ("pipeline_parallel_degree", layout.pipeline, "the layout"),
+        ("sharding_parallel_degree", layout.sharding, "the layout"),
+        ("data_parallel_degree", layout.data, "the layout"),
+    ]
+    if layout.sharding_stage == 0:
+        found.append(("sharding", "", "nothing to shard in this layout"))
+    if config.min_learning_rate is None:
+        found.append(("min_learning_rate", config.learning_rate / 10, "a tenth of learning_rate"))
+    if config.tokenizer_name_or_path is None:
+        found.append(("tokenizer_name_or_path", config.model_name_or_path, "model_name_or_path"))
+    if config.data_seed is None:
+        found.append(("data_seed", config.seed, "seed"))
+    if config.decay_steps is None and config.max_steps > 0:
+        found.append(("decay_steps", config.max_steps, "max_steps"))
+    if run.known_facts is not None:
+        found.append(("model_type", run.known_facts.model_type, "the model's config.json"))
+    if config.evaluation_strategy is None:
+        found.append(("evaluation_strategy", "steps" if config.do_eval else "no", "do_eval"))
+    elif config.evaluation_strategy != "no":
+        found.append(("do_eval", True, "evaluation_strategy"))
+    if layout.pipeline > 1:
+        batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
+        found.append(("per_device_eval_batch_size", batch, "a pipeline evaluates the micro batches that it trains"))
+    return found

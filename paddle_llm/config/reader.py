@@ -1,0 +1,230 @@
+"""The reader of configs: `[CONFIG.json] [--key value ...]` to a checked RunConfig, or every mistake at once."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
+
+from pydantic import ValidationError
+
+from paddle_llm.config.arguments import BARE, Given, read_arguments
+from paddle_llm.config.derive import derive
+from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_no_gpu
+from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.layout_rules import layout_of
+from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
+from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
+from paddle_llm.config.rules.all import RULES
+from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
+from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
+from paddle_llm.config.values import BadValue, kind_of, parse
+
+FIELDS = frozenset(FIELD_NAMES)
+# Words from other trainers, too far from the name here for difflib.
+_HINTS = {
+    "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "per_device_train_batch_size",
+    "dp_degree": "data_parallel_degree",
+    "mp_degree": "tensor_parallel_degree",
+    "tp_degree": "tensor_parallel_degree",
+    "pp_degree": "pipeline_parallel_degree",
+    "vpp_degree": "virtual_pp_degree",
+    "sharding_stage": "sharding",
+    "use_recompute": "recompute",
+    "seq_length": "max_seq_length",
+    "train_iters": "max_steps",
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A run that may start.
+
+    Attributes:
+        config: complete: every field as it is used.
+        layout: how the ranks are divided.
+        facts: the model's shape; None for a built-in name that has not been downloaded.
+        origins: field -> "default", "flag", "file PATH", "translated from --x", "derived: why", "not honoured on the CPU".
+        notices: lines to say once at the start.
+        asked: the values that were asked for, where the device or the layout made them others.
+    """
+
+    config: RunConfig
+    layout: Layout
+    facts: ModelFacts | None
+    origins: dict[str, str]
+    notices: list[str]
+    asked: dict[str, Any] = field(default_factory=dict)
+
+
+def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device: str | None = None) -> Resolved:
+    """Read, translate, type and check a command line.
+
+    Args:
+        argv: without the program's name: `[CONFIG.json] [--key value ...]`; a flag wins over the file.
+        world_size: ranks of the job.
+        entry: "pretrain" or "finetune".
+        device: "gpu" or "cpu" to check for another machine than this one; None: this machine, which must have the
+            device that is asked for.
+
+    Raises:
+        ConfigError: with every mistake found.
+    """
+    if entry not in get_args(Entry):
+        raise ValueError(f"entry must be one of {get_args(Entry)}, not {entry!r}")
+    script: Entry = "finetune" if entry == "finetune" else "pretrain"
+    arguments = read_arguments(argv, FIELDS | KNOWN_NAMES)
+    translated = translate(arguments.given, script, FIELDS)
+    problems = arguments.problems + translated.problems
+    notices = arguments.notices + translated.notices
+
+    given = _merge(translated.given, problems)
+    config, bad = _typed(given, problems)
+    seen = guarded(config, bad)
+    device = _device(seen, device, problems, notices)
+    facts = _facts(seen, problems, notices)
+    layout = _layout(seen, world_size, script, problems, notices)
+    run = Run(seen, frozenset(given), world_size, device, script, layout, facts)
+    findings = check(run, RULES)
+    problems += [finding.text for finding in findings if isinstance(finding, Problem)]
+    notices += [finding.text for finding in findings if not isinstance(finding, Problem)]
+    if problems or layout is None:
+        raise ConfigError(problems)
+
+    origins = {name: "default" for name in FIELD_NAMES} | {one.name: _origin(one) for one in given.values()}
+    updates, why, said = derive(replace(run, config=config))
+    asked = {name: getattr(config, name) for name in updates if name in given}
+    return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, asked)
+
+
+def resolved_as_json(resolved: Resolved) -> dict[str, Any]:
+    """What config.resolved.json holds: every argument as it was used and where it came from; `asked` where they differ."""
+    arguments = {}
+    for name in FIELD_NAMES:
+        row = {"value": getattr(resolved.config, name), "origin": resolved.origins[name]}
+        if name in resolved.asked:
+            row["asked"] = resolved.asked[name]
+        arguments[name] = row
+    return {"layout": str(resolved.layout), "world_size": resolved.layout.world_size, "arguments": arguments}
+
+
+def _merge(given: list[Given], problems: list[str]) -> dict[str, Given]:
+    """One Given per field: flags win over the file; two spellings of one thing in one place must agree."""
+    merged: dict[str, Given] = {}
+    for one in given:
+        if one.name not in FIELDS:
+            problems.append(_unknown(one))
+            continue
+        before = merged.get(one.name)
+        if before is not None and before.origin == one.origin and before.raw != one.raw:
+            problems.append(f"{before.spelled()} and {one.spelled()} mean the same and differ: keep one.")
+        merged[one.name] = one
+    return merged
+
+
+def _unknown(one: Given) -> str:
+    name = one.name.replace("-", "_")
+    candidates = difflib.get_close_matches(name, FIELDS, 1, 0.7)
+    candidates += [field for field in FIELD_NAMES if len(name) > 3 and field.startswith(name)]
+    candidates += difflib.get_close_matches(name, KNOWN_NAMES, 1, 0.8)
+    close = _HINTS.get(name) or (name if name in FIELDS else next(iter(candidates), None))
+    hint = f" Did you mean {'--' if one.is_flag else ''}{close}?" if close else " --help lists all."
+    return f"{one.spelled()} is unknown.{hint}"
+
+
+def _typed(given: dict[str, Given], problems: list[str]) -> tuple[RunConfig, frozenset[str]]:
+    """The config, with defaults in place of values that do not fit; those fields are returned beside it."""
+    values: dict[str, Any] = {}
+    bad: set[str] = set()
+    for name, one in given.items():
+        if one.raw is BARE and kind_of(name).base is not bool:
+            problems.append(f"{one.spelled()} needs a value: {kind_of(name)}.")
+            bad.add(name)
+            continue
+        try:
+            values[name] = parse(name, True if one.raw is BARE else one.raw)
+        except BadValue as error:
+            problems.append(f"{one.spelled()} = {_shown(one.raw)}: expected {error}.{_close(name, one.raw)}")
+            bad.add(name)
+    try:
+        return RunConfig(**values), frozenset(bad)
+    except ValidationError as error:
+        for detail in error.errors():
+            name = str(detail["loc"][0])
+            problems.append(f"{given[name].spelled()} = {_shown(given[name].raw)}: {_range(detail['msg'])}.")
+            bad.add(name)
+    return RunConfig(**{name: value for name, value in values.items() if name not in bad}), frozenset(bad)
+
+
+def _range(message: str) -> str:
+    return message.replace("Input should be", "must be")
+
+
+def _close(name: str, raw: Any) -> str:
+    close = difflib.get_close_matches(str(raw), kind_of(name).choices, 1)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def _shown(raw: Any) -> str:
+    if isinstance(raw, list):
+        return " ".join(map(str, raw))
+    return str(raw).lower() if isinstance(raw, bool) else str(raw)
+
+
+def _origin(one: Given) -> str:
+    if not one.old:
+        return one.origin
+    return f"translated from --{one.old}" if one.is_flag else f"translated from {one.spelled()}"
+
+
+def _device(config: RunConfig, forced: str | None, problems: list[str], notices: list[str]) -> str:
+    """The device of the run: `forced`, else what is asked for, else the best there is."""
+    if forced is not None:
+        return forced
+    try:
+        asked = config.device
+    except Unknown:
+        return find_device()
+    if asked is None:
+        found = find_device()
+        notices.append(f"device: {found}" + (f" ({why_no_gpu()})" if found == "cpu" else ""))
+        return found
+    if asked == "gpu" and not (has_gpu() and paddle_has_gpu()):
+        problems.append(f"device = gpu, but {why_no_gpu()}: give --device cpu, or leave it out.")
+    return asked
+
+
+def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> ModelFacts | None:
+    try:
+        name = config.model_name_or_path
+        layers = config.num_hidden_layers
+    except Unknown:
+        return None
+    if not name:
+        return None
+    try:
+        folder = find_model_folder(name)
+        facts = read_model_facts(folder) if folder is not None else None
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    if facts is None:
+        notices.append(
+            f"{name} is no folder here: PaddleNLP will download it under that name, and its shape cannot be checked before. "
+            f"Without a network give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
+        )
+        return None
+    return facts if layers is None else replace(facts, num_hidden_layers=layers)
+
+
+def _layout(config: RunConfig, world_size: int, entry: str, problems: list[str], notices: list[str]) -> Layout | None:
+    try:
+        degrees = layout_of(config, world_size, entry)
+    except Unknown:
+        return None
+    problems += degrees.problems
+    notices += degrees.notices
+    return degrees.layout

@@ -1,0 +1,8 @@
+"""The list of all rules, in the order in which a reader would ask."""
+
+from __future__ import annotations
+
+from paddle_llm.config.rules import layout, model, schedule, settings, words
+from paddle_llm.config.rules.core import Rule
+
+RULES: list[Rule] = [*settings.RULES, *schedule.RULES, *layout.RULES, *words.RULES, *model.RULES]

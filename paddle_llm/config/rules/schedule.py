@@ -1,0 +1,124 @@
+"""Rules about steps: how long, learning rate, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
+from paddle_llm.config.rules.settings import Findings
+
+
+def max_steps(run: Run) -> Findings:
+    steps = run.config.max_steps
+    if steps == 0 or steps < -1:
+        yield Problem(f"max_steps = {steps}: give a positive number, or leave it out and give --num_train_epochs.")
+    elif steps > 0 and "num_train_epochs" in run.asked and "max_steps" in run.asked:
+        yield Notice(f"--num_train_epochs has no effect: --max_steps {steps} wins.")
+
+
+def learning_rates(run: Run) -> Findings:
+    config = run.config
+    low = config.min_learning_rate
+    if low is not None and low > config.learning_rate:
+        yield Problem(f"min_learning_rate = {low} is above learning_rate = {config.learning_rate}.")
+    kind = config.lr_scheduler_type
+    if kind not in ("cosine", "linear"):
+        for name in ("min_learning_rate", "decay_steps"):
+            if name in run.asked and getattr(config, name) is not None:
+                yield Notice(f"--{name} has no effect with --lr_scheduler_type {kind}.")
+    if kind != "polynomial":
+        for name in ("lr_end", "power"):
+            if name in run.asked:
+                yield Notice(f"--{name} has no effect with --lr_scheduler_type {kind}.")
+
+
+def warmup(run: Run) -> Findings:
+    config = run.config
+    if config.warmup_steps > 0 and config.warmup_ratio > 0:
+        yield Notice(f"--warmup_ratio has no effect: --warmup_steps {config.warmup_steps} wins.")
+    if (config.warmup_steps or config.warmup_ratio) and config.lr_scheduler_type == "constant":
+        yield Notice("warmup has no effect with --lr_scheduler_type constant; there is constant_with_warmup.")
+    end = config.decay_steps if config.decay_steps is not None else config.max_steps
+    if end > 0 and config.warmup_steps >= end and config.lr_scheduler_type != "constant":
+        yield Problem(
+            f"warmup_steps = {config.warmup_steps} does not end before the schedule does at step {end}: "
+            "the learning rate would never come down."
+        )
+
+
+def when_to_evaluate(run: Run) -> Findings:
+    config = run.config
+    strategy = config.evaluation_strategy
+    if strategy == "no" and config.do_eval and config.do_train:
+        yield Notice("--evaluation_strategy no: with --do_eval one evaluation follows after training.")
+    if strategy in ("steps", "epoch") and not config.do_eval:
+        if "do_eval" in run.asked:
+            yield Problem(f"evaluation_strategy = {strategy}, but do_eval is false: change one of them.")
+        else:
+            yield Notice(f"--evaluation_strategy {strategy} switches --do_eval on.")
+    if not config.do_eval and strategy in (None, "no"):
+        for name in ("eval_steps", "eval_iters"):
+            if name in run.asked:
+                yield Notice(f"--{name} has no effect without --do_eval.")
+
+
+def evaluations_and_checkpoints_happen(run: Run) -> Findings:
+    config = run.config
+    if not config.do_train or config.max_steps <= 0:
+        return
+    if config.do_eval and config.evaluation_strategy in (None, "steps") and config.eval_steps > config.max_steps:
+        yield Notice(
+            f"eval_steps {config.eval_steps} > max_steps {config.max_steps}: no evaluation before the last step."
+        )
+    if config.save_strategy == "steps" and config.save_steps > config.max_steps:
+        yield Notice(
+            f"save_steps {config.save_steps} > max_steps {config.max_steps}: no checkpoint before the last step."
+        )
+    if config.logging_steps > config.max_steps and not config.logging_first_step:
+        yield Notice(
+            f"logging_steps {config.logging_steps} > max_steps {config.max_steps}: no loss before the last step."
+        )
+
+
+def best_model(run: Run) -> Findings:
+    config = run.config
+    if not config.load_best_model_at_end:
+        for name in ("metric_for_best_model", "greater_is_better"):
+            if name in run.asked and getattr(config, name) is not None:
+                yield Notice(f"--{name} has no effect without --load_best_model_at_end.")
+        return
+    evaluates = config.evaluation_strategy or ("steps" if config.do_eval else "no")
+    if evaluates == "no":
+        yield Problem("load_best_model_at_end needs evaluations: give --do_eval.")
+    elif evaluates != config.save_strategy:
+        yield Problem(
+            f"load_best_model_at_end: evaluation goes by {evaluates}, saving by {config.save_strategy}; "
+            "a best model can only be loaded if it was saved. Make them equal."
+        )
+    elif evaluates == "steps" and config.save_steps % config.eval_steps:
+        yield Problem(
+            f"load_best_model_at_end: save_steps = {config.save_steps} must be a multiple of eval_steps = {config.eval_steps}, "
+            "so that every saved model has been evaluated."
+        )
+
+
+def saving_is_asked_for_once(run: Run) -> Findings:
+    for strategy, steps in (("save_strategy", "save_steps"),):
+        if getattr(run.config, strategy) != "steps" and steps in run.asked:
+            yield Notice(f"--{steps} has no effect with --{strategy} {getattr(run.config, strategy)}.")
+
+
+def nothing_to_resume(run: Run) -> Findings:
+    config = run.config
+    if config.resume_from_checkpoint and config.overwrite_output_dir and "resume_from_checkpoint" in run.asked:
+        yield Notice("--overwrite_output_dir with --resume_from_checkpoint: the run continues from that checkpoint.")
+
+
+RULES: list[Rule] = [
+    max_steps,
+    learning_rates,
+    warmup,
+    when_to_evaluate,
+    evaluations_and_checkpoints_happen,
+    best_model,
+    saving_is_asked_for_once,
+    nothing_to_resume,
+]

@@ -1,0 +1,151 @@
+"""Rules about what to do, device, precision and reports: those that need neither a layout nor a model."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
+
+Findings = Iterator[Problem | Notice]
+
+
+def something_to_do(run: Run) -> Findings:
+    config = run.config
+    if not (config.do_train or config.do_eval or config.do_predict):
+        yield Problem("nothing to do: give --do_train, --do_eval or --do_predict.")
+
+
+def required(run: Run) -> Findings:
+    for name, example in (
+        ("model_name_or_path", "/path/to/llama-7b"),
+        ("input_dir", "./data"),
+        ("output_dir", "./output/first-run"),
+    ):
+        if not getattr(run.config, name):
+            yield Problem(f"{name} is missing: give --{name} {example}")
+
+
+def split_has_its_parts(run: Run) -> Findings:
+    config = run.config
+    try:
+        shares = [float(share) for share in config.split.replace("/", ",").split(",")]
+    except ValueError:
+        shares = []
+    if len(shares) != 3 or min(shares) < 0 or sum(shares) == 0:
+        yield Problem(f"split = {config.split}: expected three shares of at least 0, such as 949,50,1.")
+        return
+    for flag, share, part in (
+        ("do_train", shares[0], "train on"),
+        ("do_eval", shares[1], "evaluate on"),
+        ("do_predict", shares[2], "predict on"),
+    ):
+        if getattr(config, flag) and share == 0:
+            yield Problem(f"--{flag}, but split = {config.split} leaves nothing to {part}.")
+
+
+def device_name(run: Run) -> Findings:
+    name = run.config.device
+    if name is None or name in ("gpu", "cpu"):
+        return
+    if name.split(":")[0] in ("gpu", "cpu"):
+        yield Problem(
+            f"device = {name}: give {name.split(':')[0]}; the launcher says which one (--gpus {name.split(':')[1]})."
+        )
+    elif name in ("xpu", "npu", "mlu", "gcu", "intel_hpu"):
+        yield Problem(f"device = {name} is not offered: gpu or cpu.")
+    else:
+        close = difflib.get_close_matches(name, ["gpu", "cpu"], 1)
+        yield Problem(f"device = {name}: expected gpu or cpu." + (f" Did you mean {close[0]}?" if close else ""))
+
+
+def one_precision(run: Run) -> Findings:
+    if run.config.fp16 and run.config.bf16:
+        yield Problem("fp16 and bf16 are both on: keep one (bf16 needs no loss scaling, fp16 runs on older cards).")
+
+
+def precision_switches(run: Run) -> Findings:
+    config = run.config
+    if not (config.fp16 or config.bf16):
+        for name in (
+            "amp_master_grad",
+            "scale_loss",
+            "fp16_opt_level",
+            "amp_custom_black_list",
+            "amp_custom_white_list",
+        ):
+            if name in run.asked and getattr(config, name):
+                yield Notice(f"--{name} has no effect without --bf16 or --fp16.")
+    elif config.amp_master_grad and config.fp16_opt_level != "O2":
+        yield Problem(f"amp_master_grad needs --fp16_opt_level O2, not {config.fp16_opt_level}.")
+    if config.bf16 and "scale_loss" in run.asked:
+        yield Notice("--scale_loss has no effect with --bf16, which needs no loss scaling.")
+
+
+def recompute_switches(run: Run) -> Findings:
+    for name in ("recompute_granularity", "no_recompute_layers", "recompute_use_reentrant", "offload_recompute_inputs"):
+        if name in run.asked and not run.config.recompute and getattr(run.config, name) not in (None, False, "full"):
+            yield Notice(f"--{name} has no effect without --recompute.")
+
+
+_REPORTERS = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorboardX"}
+
+
+def reporters(run: Run) -> Findings:
+    words = run.config.report_to
+    for word in words:
+        if word in ("all", "none"):
+            if len(words) > 1:
+                yield Problem(f"report_to = {' '.join(words)}: {word} stands alone.")
+        elif word not in _REPORTERS:
+            yield Problem(f"report_to = {word}: expected visualdl, wandb, tensorboard, all or none.")
+        elif find_spec(_REPORTERS[word]) is None:
+            yield Problem(f"report_to = {word}: the package {_REPORTERS[word]} is not installed.")
+
+
+_CHECKPOINT_WORDS = (
+    "skip_save_model_weight",
+    "master_weight_compatible",
+    "remove_master_weight",
+    "async_save",
+    "enable_all_options",
+    "ignore_merge_optimizer",
+)
+
+
+def unified_checkpoint_words(run: Run) -> Findings:
+    config = run.config
+    words = config.unified_checkpoint_config.split()
+    for word in words:
+        if word not in _CHECKPOINT_WORDS:
+            yield Problem(f"unified_checkpoint_config: {word} is unknown; there are {', '.join(_CHECKPOINT_WORDS)}.")
+        elif word == "async_save":
+            yield Problem(
+                "unified_checkpoint_config: async_save is not offered: checkpoints are complete before the next step."
+            )
+    if {"skip_save_model_weight", "ignore_merge_optimizer"} <= set(words):
+        yield Problem(
+            "unified_checkpoint_config: skip_save_model_weight and ignore_merge_optimizer exclude each other."
+        )
+    if words and not config.unified_checkpoint:
+        yield Notice("--unified_checkpoint_config has no effect without --unified_checkpoint.")
+
+
+def unified_checkpoint_stage3(run: Run) -> Findings:
+    if run.config.unified_checkpoint and run.config.sharding_stage == 3:
+        yield Problem("unified_checkpoint cannot save sharding stage3: leave it out, or use stage1 or stage2.")
+
+
+RULES: list[Rule] = [
+    something_to_do,
+    required,
+    split_has_its_parts,
+    device_name,
+    one_precision,
+    precision_switches,
+    recompute_switches,
+    reporters,
+    unified_checkpoint_words,
+    unified_checkpoint_stage3,
+]

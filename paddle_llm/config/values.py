@@ -1,0 +1,160 @@
+"""Typed values from JSON and from command-line text. Nothing is guessed: what is not understood is a problem."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin
+
+from paddle_llm.config.run_config import RunConfig
+
+_TRUE = ("true", "1", "yes", "on", "y", "t")
+_FALSE = ("false", "0", "no", "off", "n", "f")
+_NULL = ("None", "null")
+
+# Text fields whose value is several words: `--sharding stage2 offload` needs no quotes.
+WORD_LISTS = (
+    "sharding",
+    "tensor_parallel_config",
+    "pipeline_parallel_config",
+    "sharding_parallel_config",
+    "unified_checkpoint_config",
+    "input_dir",
+)
+
+
+class BadValue(ValueError):
+    """A value that does not fit its field. The text says what was expected."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Type of a field: `base` is bool, int, float, str or list; `item` the type of a list's items."""
+
+    base: type
+    item: type | None = None
+    optional: bool = False
+    choices: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(self.choices)
+        if self.base is list:
+            return f"a list of {_PLURALS[self.item or str]}"
+        return _NAMES[self.base]
+
+
+_NAMES: dict[type, str] = {
+    bool: "true or false (also 1/0, yes/no)",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+}
+_PLURALS: dict[type, str] = {int: "whole numbers", float: "numbers", str: "words"}
+
+
+@cache
+def kind_of(name: str) -> Kind:
+    """Kind of the RunConfig field `name`."""
+    return _kind(RunConfig.model_fields[name].annotation)
+
+
+def _kind(annotation: Any) -> Kind:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        inner = _kind(next(a for a in arguments if a is not type(None)))
+        return Kind(inner.base, inner.item, True, inner.choices)
+    if origin is Literal:
+        return Kind(str, choices=tuple(arguments))
+    if origin is list:
+        return Kind(list, arguments[0])
+    return Kind(annotation)
+
+
+def parse(name: str, raw: Any) -> Any:
+    """`raw` (a JSON value, or text, or a list of texts from the command line) as the field `name` wants it.
+
+    null, and the words None and null, mean the field's default.
+
+    Raises:
+        BadValue: with what was expected.
+    """
+    kind = kind_of(name)
+    if raw is None or (isinstance(raw, str) and raw in _NULL):
+        return RunConfig.model_fields[name].get_default(call_default_factory=True)
+    if name in WORD_LISTS and isinstance(raw, list) and all(isinstance(word, str) for word in raw):
+        return " ".join(raw)
+    return _convert(kind, raw)
+
+
+def _convert(kind: Kind, raw: Any) -> Any:
+    if kind.choices:
+        if raw not in kind.choices:
+            raise BadValue(str(kind))
+        return raw
+    if kind.base is list:
+        return _to_list(kind, raw)
+    if isinstance(raw, (list, dict)):
+        raise BadValue(f"{kind}, one value")
+    return _CONVERT[kind.base](raw)
+
+
+def _to_list(kind: Kind, raw: Any) -> list[Any]:
+    item = kind.item or str
+    if isinstance(raw, str):
+        raw = raw.replace(",", " ").split()
+    if isinstance(raw, (int, float)) and not isinstance(raw, bool):
+        raw = [raw]
+    if not isinstance(raw, list):
+        raise BadValue(str(kind))
+    try:
+        return [_CONVERT[item](value) for value in raw]
+    except BadValue:
+        raise BadValue(str(kind)) from None
+
+
+def _to_bool(raw: Any) -> bool:
+    if isinstance(raw, bool):
+        return raw
+    word = raw.strip().lower() if isinstance(raw, str) else str(raw)
+    if word in _TRUE:
+        return True
+    if word in _FALSE:
+        return False
+    raise BadValue(_NAMES[bool])
+
+
+def _to_int(raw: Any) -> int:
+    number = _to_float(raw, expected=_NAMES[int])
+    if isinstance(raw, str):  # beyond 2**53 a float would round
+        try:
+            return int(raw)
+        except ValueError:
+            pass
+    if isinstance(raw, int):
+        return raw
+    if number != int(number):
+        raise BadValue(_NAMES[int])
+    return int(number)
+
+
+def _to_float(raw: Any, expected: str = _NAMES[float]) -> float:
+    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+        raise BadValue(expected)
+    try:
+        number = float(raw)
+    except (ValueError, OverflowError):
+        raise BadValue(expected) from None
+    if number != number or number in (float("inf"), float("-inf")):
+        raise BadValue(f"{expected}, a finite one")
+    return number
+
+
+def _to_str(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise BadValue(_NAMES[str])
+    return raw
+
+
+_CONVERT: dict[type, Any] = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}
