@@ -1,0 +1,49 @@
+"""Places in Paddle's fleet (3.3.1) that refuse the CPU, or have no entry for it, though nothing in them needs a GPU."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import paddle
+from paddle.distributed.fleet.layers.mpu import mp_ops
+from paddle.distributed.fleet.utils import hybrid_parallel_util, tensor_fusion_helper
+
+CPU_ALIGNMENT_BYTES = 256
+# Modules that took the function by name when they were imported.
+_USERS_OF_BROADCAST = [
+    "paddle.distributed.fleet.utils.hybrid_parallel_util",
+    "paddle.distributed.fleet.meta_parallel.pipeline_parallel",
+    "paddle.distributed.fleet.meta_parallel.tensor_parallel",
+    "paddle.distributed.fleet.meta_parallel.segment_parallel",
+    "paddle.distributed.fleet.meta_parallel.sharding_parallel",
+]
+
+
+def patch_fleet() -> None:
+    """Let fleet's layers, pipeline and optimizers run on CPU ranks."""
+    for name in _USERS_OF_BROADCAST:
+        module = importlib.import_module(name)
+        if hasattr(module, "broadcast_input_data"):
+            module.broadcast_input_data = broadcast_input_data
+    # ParallelEnv sets it from FLAGS_selected_gpus, and not at all on a CPU; `device_id` then raises AttributeError.
+    paddle.distributed.ParallelEnv._device_id = 0
+    # "tensor fusion helper now only support dict_keys(['gpu', 'npu', 'xpu']), but got device unknown"
+    tensor_fusion_helper.alignment["cpu"] = CPU_ALIGNMENT_BYTES
+    tensor_fusion_helper.__current_device_type__ = "cpu"
+    # It gathers along the first dimension what was split along the last.
+    mp_ops.c_split_eager.backward = staticmethod(_split_backward)
+
+
+def broadcast_input_data(hcg: Any, *inputs: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Inputs of tensor-parallel rank 0 to the others of its group. Upstream: "Only support xpu, gpu and custom_device"."""
+    place = paddle.CPUPlace()
+    nested = hybrid_parallel_util._broadcast_nested_data
+    return (
+        nested(hcg, "cpu", place, inputs) if inputs else inputs,
+        nested(hcg, "cpu", place, kwargs) if kwargs else kwargs,
+    )
+
+
+def _split_backward(ctx: Any, dy: paddle.Tensor) -> paddle.Tensor:
+    return paddle._C_ops.c_concat(dy, ctx.group.rank, ctx.nranks, ctx.group.id, True, True)

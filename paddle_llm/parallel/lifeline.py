@@ -1,0 +1,226 @@
+"""Who is still there: a rank that dies is named by all the others instead of leaving them to hang.
+
+Every rank keeps a connection to rank 0. The system closes it at the moment a process ends, however it ends; a rank that
+is there but frozen is silent. Rank 0 tells the others. A rank that leaves in good order says so first.
+A loss that gloo notices becomes a `PeerLostError`; a rank that waits for something else is ended.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+PEER_TIMEOUT_SECONDS = float(os.environ.get("PADDLE_LLM_PEER_TIMEOUT", "60"))
+HEARTBEAT_SECONDS = 5.0
+GRACE_SECONDS = 10.0
+EXIT_PEER_LOST = 75
+_KEY = "paddle_llm/lifeline"
+
+
+class PeerLostError(RuntimeError):
+    """Another rank of the job is gone, so that this one cannot go on.
+
+    Attributes:
+        rank: the rank that is gone (None when it could not be found out).
+    """
+
+    def __init__(self, rank: int | None, why: str):
+        self.rank = rank
+        super().__init__(f"rank {rank} is gone ({why})" if rank is not None else f"a rank is gone ({why})")
+
+    def __reduce__(self) -> Any:
+        return _restore, (self.rank, self.args[0])
+
+
+def _restore(rank: int | None, message: str) -> PeerLostError:
+    error = PeerLostError(rank, "")
+    error.args = (message,)
+    return error
+
+
+_current: _Lifeline | None = None
+
+
+def start(store: Any) -> None:
+    """Connect this rank (once); `store` is the job's TCPStore, through which rank 0 says where it listens."""
+    global _current
+    if _current is None and int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        _current = _Lifeline(store)
+
+
+@contextlib.contextmanager
+def naming_the_lost() -> Iterator[None]:
+    """Turn gloo's error about a closed connection into a PeerLostError that says whose it was."""
+    try:
+        if _current is not None and _current.lost is not None:
+            raise PeerLostError(*_current.lost)
+        yield
+    except RuntimeError as error:
+        if isinstance(error, PeerLostError) or "gloo" not in str(error):
+            raise
+        raise (_current.explain(error) if _current is not None else PeerLostError(None, str(error))) from error
+
+
+class _Lifeline:
+    """This rank's end: a thread that listens to the others (rank 0) or to rank 0 (the others)."""
+
+    def __init__(self, store: Any):
+        self.rank = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+        self.lost: tuple[int, str] | None = None
+        self.left: tuple[int, str] | None = None
+        self._news = threading.Event()
+        self._peers: dict[socket.socket, _Peer] = {}
+        self._lock = threading.Lock()
+        self._selector = selectors.DefaultSelector()
+        self._listener: socket.socket | None = None
+        if self.rank == 0:
+            self._listen(store)
+        else:
+            self._connect(store)
+        os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._say_goodbye)
+        self._previous_hook, sys.excepthook = sys.excepthook, self._say_why
+        threading.Thread(target=self._watch, name="lifeline", daemon=True).start()
+
+    # ---- connecting
+
+    def _listen(self, store: Any) -> None:
+        host = os.environ.get("PADDLE_CURRENT_ENDPOINT", "127.0.0.1:0").rsplit(":", 1)[0] or "127.0.0.1"
+        listener = socket.socket()
+        listener.bind(("127.0.0.1" if host in ("127.0.0.1", "localhost") else "", 0))
+        listener.listen(1024)
+        self._listener = listener
+        self._selector.register(listener, selectors.EVENT_READ)
+        store.set(_KEY, f"{host}:{listener.getsockname()[1]}".encode())
+
+    def _connect(self, store: Any) -> None:
+        host, port = store.get(_KEY).decode().rsplit(":", 1)
+        line = socket.create_connection((host, int(port)), timeout=PEER_TIMEOUT_SECONDS)
+        line.settimeout(None)
+        self._adopt(line, 0)
+        self._send({"rank": self.rank})
+
+    def _adopt(self, line: socket.socket, rank: int | None) -> None:
+        with self._lock:
+            self._peers[line] = _Peer(rank, time.monotonic())
+        self._selector.register(line, selectors.EVENT_READ)
+
+    # ---- the thread
+
+    def _watch(self) -> None:
+        next_beat = 0.0
+        while self.lost is None:
+            for key, _ in self._selector.select(timeout=HEARTBEAT_SECONDS / 5):
+                if key.fileobj is self._listener:
+                    self._adopt(self._listener.accept()[0], None)
+                else:
+                    self._read(key.fileobj)
+            now = time.monotonic()
+            if now >= next_beat:
+                self._send({})
+                next_beat = now + HEARTBEAT_SECONDS
+            for peer in list(self._peers.values()):
+                if now - peer.last_sign > PEER_TIMEOUT_SECONDS:
+                    self._lose(peer.rank, f"no sign of life for {PEER_TIMEOUT_SECONDS:.0f} s")
+        self._end_unless_it_ends()
+
+    def _read(self, line: Any) -> None:
+        peer = self._peers[line]
+        try:
+            data = line.recv(65536)
+        except OSError:
+            data = b""
+        if not data:
+            self._drop(line)
+            if not peer.said_goodbye:
+                self._lose(peer.rank, "its process ended without a word: killed, or out of memory")
+            return
+        peer.last_sign = time.monotonic()
+        *complete, peer.rest = (peer.rest + data).split(b"\n")
+        for message in complete:
+            self._hear(peer, json.loads(message))
+
+    def _hear(self, peer: _Peer, message: dict[str, Any]) -> None:
+        if "rank" in message:
+            peer.rank = message["rank"]
+        if "lost" in message:
+            self._lose(*message["lost"])
+        if "left" in message:
+            peer.said_goodbye = peer.said_goodbye or message["left"][0] == peer.rank
+            self.left = tuple(message["left"])
+            self._news.set()
+            if self.rank == 0:
+                self._send(message)
+
+    def _lose(self, rank: int | None, why: str) -> None:
+        if self.lost is not None or rank is None:
+            return
+        self.lost = (rank, why)
+        self._news.set()
+        if self.rank == 0:
+            self._send({"lost": [rank, why]})
+
+    def _end_unless_it_ends(self) -> None:
+        assert self.lost is not None
+        rank, why = self.lost
+        print(f"rank {self.rank}: rank {rank} is gone ({why}); this rank stops", file=sys.stderr, flush=True)
+        time.sleep(GRACE_SECONDS)  # the main thread may be raising a PeerLostError, and cleaning up
+        os._exit(EXIT_PEER_LOST)
+
+    # ---- talking
+
+    def _send(self, message: dict[str, Any]) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        for line in list(self._peers):
+            with self._lock, contextlib.suppress(OSError):
+                line.sendall(data)
+
+    def _drop(self, line: Any) -> None:
+        self._selector.unregister(line)
+        with self._lock:
+            del self._peers[line]
+        line.close()
+
+    def explain(self, error: BaseException) -> PeerLostError:
+        """Who it was that gloo lost; waits a moment for the news to arrive."""
+        self._news.wait(3.0)
+        if self.lost is not None:
+            return PeerLostError(*self.lost)
+        if self.left is not None:
+            return PeerLostError(self.left[0], f"{self.left[1]} while rank {self.rank} waited for it")
+        return PeerLostError(None, f"rank {self.rank} got from gloo: {error}")
+
+    def _say_goodbye(self) -> None:
+        self._send({"left": [self.rank, "it ended"]})
+
+    def _say_why(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        """A rank that ends with a traceback is lost to the others; one that ends because of a loss adds no news."""
+        if not isinstance(error, PeerLostError):
+            name = f"it raised {kind.__name__}: {error}".splitlines()[0][:500]
+            self._send({"lost": [self.rank, name]})
+        self._previous_hook(kind, error, trace)
+
+    def _forget(self) -> None:
+        """In a forked child (a data-loading worker): it is not the rank, and must not hold its line open."""
+        for line in list(self._peers):
+            line.close()
+        self._peers.clear()
+        atexit.unregister(self._say_goodbye)
+        sys.excepthook = self._previous_hook
+
+
+class _Peer:
+    def __init__(self, rank: int | None, last_sign: float):
+        self.rank = rank
+        self.last_sign = last_sign
+        self.said_goodbye = False
+        self.rest = b""
