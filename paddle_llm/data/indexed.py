@@ -284,9 +284,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be written ({error.strerror}). Give a folder with --data_cache DIR."
-        ) from error
+        raise UserError(f"{path}: cannot be written: {error.strerror}.") from error
 
 
 def check_corpus(

@@ -75,7 +75,7 @@ def write_index(stream: BinaryIO, dtype: np.dtype, n_sequences: int, sizes: Iter
     """Write an .idx whose documents have one sequence each, in bounded memory.
 
     Args:
-        sizes: a callable-free iterable that can be walked twice, of int32 arrays, n_sequences values in all.
+        sizes: blocks of int32, n_sequences values in all; walked twice.
     """
     stream.write(_HEADER.pack(MAGIC, 1, _CODES[np.dtype(dtype)], n_sequences, n_sequences + 1))
     for block in sizes:
@@ -99,6 +99,9 @@ class SizesFile:
     def append(self, sizes: np.ndarray) -> None:
         self._stream.write(np.asarray(sizes, dtype="<i4").tobytes())
         self.count += len(sizes)
+
+    def close(self) -> None:
+        self._stream.close()
 
     def __iter__(self):
         self._stream.seek(0)
