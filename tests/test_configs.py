@@ -1,0 +1,108 @@
+"""Every shipped configuration through the real reader, and the arithmetic of configs/README.md."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from paddle_llm.config.reader import resolve
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.planner.flops import parameter_count
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "configs" / "pretrain").glob("*.json"))
+GPU_FILES = [path for path in FILES if path.stem != "quickstart"]
+
+
+def _load_memory_script():
+    spec = importlib.util.spec_from_file_location("configs_memory", ROOT / "configs" / "memory.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+memory = _load_memory_script()
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the commands of configs/README.md are typed."""
+    monkeypatch.chdir(ROOT)
+
+
+def read(path: Path, device: str = "gpu"):
+    return resolve([str(path)], world_size=memory.world_size(json.loads(path.read_text())), device=device)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_the_reader_takes_it(path: Path) -> None:
+    resolved = read(path, device="cpu" if path.stem == "quickstart" else "gpu")
+    raw = json.loads(path.read_text())
+    for key, value in raw.items():  # nothing was changed on the way
+        assert getattr(resolved.config, key) == value, key
+        assert resolved.origins[key] == f"file {path}"
+    assert resolved.layout.world_size == memory.world_size(raw)
+    assert resolved.config.output_dir.endswith(path.stem) or path.stem == "quickstart"
+
+
+@pytest.mark.parametrize("path", GPU_FILES, ids=lambda path: path.stem)
+def test_its_name_says_its_layout(path: Path) -> None:
+    layout = read(path).layout
+    parts = [("dp", layout.data), ("tp", layout.tensor), ("pp", layout.pipeline), ("sharding", layout.sharding)]
+    words = [f"{name}{degree}" for name, degree in parts if degree > 1]
+    if layout.virtual_stages > 1:
+        words[words.index(f"pp{layout.pipeline}")] += f"v{layout.virtual_stages}"
+    if layout.sharding > 1:
+        words.append(f"stage{layout.sharding_stage}")
+    assert ("_" + "_".join(words or ["one_card"])) in path.stem.removesuffix("_h200")
+
+
+@pytest.mark.parametrize("path", GPU_FILES, ids=lambda path: path.stem)
+def test_it_fits_its_card(path: Path) -> None:
+    resolved = read(path)
+    assert resolved.facts is not None
+    total = memory.memory_per_rank(resolved.config, resolved.facts, resolved.layout).total
+    assert total < memory.USABLE * memory.CARDS[memory.card_of(path)]
+
+
+def test_the_readme_shows_the_table_as_it_is() -> None:
+    readme = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
+    assert readme == memory.with_table(readme), "run: python configs/memory.py --write"
+
+
+def test_memory_by_hand() -> None:
+    """LLaMA-7B, tp2 x sharding4 stage 2: N = (6738415616 / 2), 2N + 4N/4 + 12N/4 = 6N."""
+    resolved = read(ROOT / "configs" / "pretrain" / "llama_7b_tp2_sharding4_stage2.json")
+    assert resolved.facts is not None
+    rank = memory.memory_per_rank(resolved.config, resolved.facts, resolved.layout)
+    n = 6_738_415_616 // 2
+    assert rank.parameters == n
+    assert rank.weights + rank.gradients + rank.optimizer == 6 * n
+    s_b, h, f = 2048 * 4, 4096, 11008
+    by_hand = 2 * s_b * h * 32 + 2 * s_b * (8 * h + (12 * h + 6 * f) / 2) + 14 * s_b * 32000 / 2
+    assert rank.activations == pytest.approx(by_hand, rel=1e-12)
+
+
+def test_ranks_together_hold_the_model_once() -> None:
+    """Without the ends, layers of all stages and tensor ranks are the model's; no rank's share is rounded away."""
+    facts = read_model_facts(ROOT / "configs" / "models" / "llama-2-70b")
+    whole = memory.parameters_per_rank(facts, Layout())
+    assert whole == parameter_count(facts)
+    share = memory.parameters_per_rank(facts, Layout(tensor=8, pipeline=4))
+    ends = 2 * 32000 * 8192 + 8192
+    assert share * 32 == pytest.approx(whole - ends + 4 * (ends / 2), rel=1e-4)
+
+
+def test_every_model_of_the_list_has_a_configuration() -> None:
+    wanted = {path.parent.name for path in (ROOT / "configs" / "models").glob("*/config.json")}
+    used = {Path(json.loads(path.read_text())["model_name_or_path"]).name for path in FILES}
+    assert used == wanted
+    sizes = {memory.world_size(json.loads(path.read_text())) for path in GPU_FILES}
+    assert min(sizes) == 1 and max(sizes) == 64
