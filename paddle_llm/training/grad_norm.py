@@ -1,10 +1,12 @@
 """The global gradient norm before clipping, taken where the optimizer computes it anyway.
 
 In one process and under plain data parallelism our own clip computes and keeps it; in a hybrid layout fleet replaces
-that clip by its `HybridParallelClipGrad`, whose reduced sums are read after its all-reduces (paddle 3.3.1).
+that clip by its `HybridParallelClipGrad`, whose sums are read after its all-reduces (paddle 3.3.1).
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import paddle
 from paddle import nn
@@ -17,12 +19,12 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
     """Clipping by the global norm that remembers the norm.
 
     Attributes:
-        last_norm: scalar tensor, the norm of all gradients of the last step before clipping; None before the first.
+        observe: is called with the norm of all gradients before clipping, a scalar tensor.
     """
 
     def __init__(self, max_norm: float):
         super().__init__(clip_norm=max_norm if max_norm > 0 else _NO_CLIPPING)
-        self.last_norm: paddle.Tensor | None = None
+        self.observe: Callable[[paddle.Tensor], None] = lambda norm: None
 
     @paddle.no_grad()
     def _dygraph_clip(self, params_grads):
@@ -33,11 +35,12 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
         ]
         if not squares:
             return params_grads
-        self.last_norm = paddle.stack(squares).sum().sqrt()
-        # Never above 1, exactly 1 while the norm is below the limit.
-        scale = self.clip_norm / paddle.clip(self.last_norm, min=self.clip_norm)
+        norm = paddle.stack(squares).sum().sqrt()
+        self.observe(norm)
         if self.clip_norm == _NO_CLIPPING:
             return params_grads
+        # Never above 1, exactly 1 while the norm is below the limit.
+        scale = self.clip_norm / paddle.clip(norm, min=self.clip_norm)
         clipped = []
         for param, grad in params_grads:
             if grad is not None and getattr(param, "need_clip", True):
@@ -47,36 +50,42 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
 
 
 class GradNormReader:
-    """Reads the last global gradient norm of an optimizer, however fleet has wrapped it.
+    """The global gradient norm of each step of an optimizer, however fleet has wrapped it.
+
+    Attributes:
+        last: norm of the last step before clipping; None before the first.
+
+    Args:
+        optimizer: as the training loop uses it.
+        check: is called with each norm before any parameter changes, and may raise.
 
     Raises:
         RuntimeError: the optimizer has no clip that could be read.
     """
 
-    def __init__(self, optimizer):
-        self._norm: paddle.Tensor | None = None
+    def __init__(self, optimizer, check: Callable[[float], None]):
+        self.last: float | None = None
+        self._check = check
         clip = _innermost(optimizer)._grad_clip
         if isinstance(clip, RecordingClip):
-            self._clip = clip
+            clip.observe = self._observe
         elif hasattr(clip, "_global_norm"):
-            self._clip = None
-            self._observe(clip)
+            self._observe_reduction(clip)
         else:
             raise RuntimeError(f"cannot read the gradient norm of {type(optimizer).__name__} with clip {clip!r}")
 
-    def _observe(self, clip) -> None:
+    def _observe(self, norm: paddle.Tensor) -> None:
+        self.last = float(norm)
+        self._check(self.last)
+
+    def _observe_reduction(self, clip) -> None:
         reduce_sums = clip._global_norm
 
-        def reduce_and_keep(distributed_sum, replicated_sum):
+        def reduce_and_observe(distributed_sum, replicated_sum):
             reduce_sums(distributed_sum, replicated_sum)
-            self._norm = (distributed_sum + replicated_sum).sqrt()
+            self._observe((distributed_sum + replicated_sum).sqrt())
 
-        clip._global_norm = reduce_and_keep
-
-    def last(self) -> float | None:
-        """The norm of the last optimizer step; None before the first."""
-        norm = self._norm if self._clip is None else self._clip.last_norm
-        return None if norm is None else float(norm)
+        clip._global_norm = reduce_and_observe
 
 
 def _innermost(optimizer):

@@ -61,17 +61,14 @@ class Meter:
         """Tokens with a label in one micro batch of this rank."""
         self._micro_tokens += count
 
-    def add_loss(self, loss: float, learning_rate: float, skipped: bool) -> None:
-        """The loss of one step on this rank: mean over its micro batches."""
+    def end_step(self, step: int, loss: float, skipped: bool) -> None:
+        """A step is done; `loss` is this rank's mean over its micro batches. A skipped step counts for nothing but time."""
         tokens, self._micro_tokens = self._micro_tokens, 0
         if skipped:
             self.skipped_steps += 1
         else:
             self.window.loss_times_tokens += loss * tokens
             self.window.tokens += tokens
-        self.learning_rate = learning_rate
-
-    def end_step(self, step: int) -> None:
         self.step = step
         self.window.steps += 1
         self.window.seconds += time.perf_counter() - self._step_began
@@ -83,12 +80,12 @@ class Meter:
         per_rank = _gather([window.loss_times_tokens, float(window.tokens), float(_peak_memory_bytes())])
         tokens = sum(row[1] for row in per_rank) / self.model_ranks
         self.consumed_tokens += round(tokens)
-        loss = sum(row[0] for row in per_rank) / self.model_ranks / tokens if tokens else math.nan
+        loss = sum(row[0] for row in per_rank) / self.model_ranks / tokens if tokens else None
         speed = tokens / window.seconds
         return {
             "step": self.step,
             "loss": loss,
-            "grad_norm": grad_norm,
+            "grad_norm": grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None,
             "learning_rate": self.learning_rate,
             "tokens_per_second": speed,
             "tokens_per_second_per_device": speed / world,

@@ -21,8 +21,8 @@ from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallb
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.layout import Layout
-from paddle_llm.data.collate import collate
-from paddle_llm.data.sampler import EvaluationSampler, GlobalBatchSampler
+from paddle_llm.data.collate import collate_numpy
+from paddle_llm.data.sampler import IGNORED_LABEL, EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
@@ -30,7 +30,6 @@ from paddle_llm.training.reports import CurveWriter, MetricsFile, ProgressReport
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
 
 METER_STATE = "meter.json"
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class PretrainTrainer(Trainer):
     ):
         self.layout = layout or _layout_of(args)
         self.options = options or TrainerOptions()
-        kwargs.setdefault("data_collator", collate)
+        kwargs.setdefault("data_collator", collate_numpy)
         super().__init__(model=model, args=args, **kwargs)
         self._replace_reports()
         self.meter = Meter(
@@ -75,7 +74,8 @@ class PretrainTrainer(Trainer):
             peak_flops=self.options.peak_flops,
             model_ranks=self.layout.tensor * self.layout.pipeline,
         )
-        self.nan_guard = NanGuard(self.options.nan_policy)
+        self.nan_guard = NanGuard(self.options.nan_policy, self)
+        self.step_loss = math.nan
         self._grad_norm: GradNormReader | None = None
         self._resumed_from: Path | None = None
 
@@ -92,7 +92,8 @@ class PretrainTrainer(Trainer):
             self.add_callback(MetricsFile(output / "metrics.jsonl"))
             if self.options.curves:
                 self.add_callback(CurveWriter(output))
-            self.add_callback(ProgressReport())
+            self.add_callback(ProgressReport(bar=not self.args.disable_tqdm))
+        self.args.disable_tqdm = True  # upstream's own bars
 
     def log(self, logs, **kwargs):
         """Hand one row to the reports; without upstream's extra keys."""
@@ -124,7 +125,7 @@ class PretrainTrainer(Trainer):
         )
 
     def _get_eval_sampler(self, eval_dataset):
-        return EvaluationSampler(
+        return EvalBatchSampler(
             len(eval_dataset),
             self.args.per_device_eval_batch_size,
             data_rank=self.args.dataset_rank,
@@ -144,7 +145,7 @@ class PretrainTrainer(Trainer):
                 "kind": args.lr_scheduler_type.value,
                 "warmup_steps": resolve_warmup_steps(args.warmup_steps, args.warmup_ratio, num_training_steps),
                 "decay_steps": self.options.decay_steps or num_training_steps,
-                "min_ratio": self.options.min_learning_rate / peak if peak else 0.0,
+                "min_ratio": self._schedule_end() / peak if peak else 0.0,
                 "num_cycles": args.num_cycles,
                 "power": args.power,
             }
@@ -152,6 +153,9 @@ class PretrainTrainer(Trainer):
                 peak, lambda step: learning_rate_factor(step, **settings)
             )
         return self.lr_scheduler
+
+    def _schedule_end(self) -> float:
+        return self.args.lr_end if self.args.lr_scheduler_type.value == "polynomial" else self.options.min_learning_rate
 
     def create_optimizer(self, lr_scheduler=None):
         if self.optimizer is None:
@@ -162,7 +166,7 @@ class PretrainTrainer(Trainer):
     def _wrap_model(self, model, training=True):
         wrapped = super()._wrap_model(model, training)
         if training and self._grad_norm is None:
-            self._grad_norm = GradNormReader(self.optimizer)
+            self._grad_norm = GradNormReader(self.optimizer, self.nan_guard.check)
             self.nan_guard.guard(self.optimizer)
         return wrapped
 
@@ -174,20 +178,18 @@ class PretrainTrainer(Trainer):
 
     def _check_loss_valid(self, loss):
         """Called by the loop once per optimizer step with the loss summed since the last call: the step's mean."""
-        value = float(loss)
+        self.step_loss = float(loss)
+        self.meter.learning_rate = float(self.optimizer.get_lr())
         # Each step is accounted for here; the loop's own running sum would carry a NaN for ever.
         loss.zero_()
-        finite = self.nan_guard.check(value, self)
-        self.meter.add_loss(value, float(self.optimizer.get_lr()), skipped=not finite)
-        if finite:
-            self._total_loss_scalar += value
 
     def _maybe_log_save_evaluate(self, tr_loss, model, epoch, ignore_keys_for_eval, **kwargs):
         if self.state.global_step != self.meter.step:
-            self.meter.end_step(self.state.global_step)
+            self.meter.end_step(self.state.global_step, self.step_loss, skipped=self.nan_guard.skipped)
+            self._total_loss_scalar += 0.0 if self.nan_guard.skipped else self.step_loss
         if self.control.should_log and self.meter.window.steps:
             consumed = self.state.global_step * self.global_batch
-            row = self.meter.row(grad_norm=self._grad_norm.last(), consumed_samples=consumed)
+            row = self.meter.row(grad_norm=self._grad_norm.last, consumed_samples=consumed)
             self.log({**row, "epoch": self.epoch_of(consumed)})
         metrics = self.evaluate() if self.control.should_evaluate else None
         if self.control.should_save:
@@ -203,15 +205,17 @@ class PretrainTrainer(Trainer):
         Returns:
             {"step", "<prefix>_loss", "<prefix>_ppl", "<prefix>_seconds"}.
         """
-        dataloader = self.get_eval_dataloader(eval_dataset)
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataloader = self.get_eval_dataloader(PaddedView(dataset))
         model = self._model_to_evaluate()
         model.eval()
         loss_times_tokens, tokens = 0.0, 0
         for inputs in dataloader:
             count = _count_labels(inputs)
             loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
-            loss_times_tokens += float(loss) * count
-            tokens += count
+            if count:  # a batch of padding alone has no mean
+                loss_times_tokens += float(loss) * count
+                tokens += count
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train()
         if dist.get_world_size() > 1:
@@ -242,7 +246,9 @@ class PretrainTrainer(Trainer):
             checkpoints.check_layout(resume_from_checkpoint, self.layout, self.global_batch)
             self._resumed_from = Path(resume_from_checkpoint)
             resume_from_checkpoint = str(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint, ignore_keys_for_eval)
+        # Accumulators are saved under generated names: a second training in one process must count from zero again.
+        with paddle.utils.unique_name.guard():
+            return super().train(resume_from_checkpoint, ignore_keys_for_eval)
 
     def _save_checkpoint(self, model, metrics=None):
         args, step = self.args, self.state.global_step

@@ -113,8 +113,9 @@ def _tag(key: str) -> str:
 class ProgressReport(TrainerCallback):
     """A bar with loss, speed and time left on a terminal; elsewhere one line per row. A table at the end."""
 
-    def __init__(self):
+    def __init__(self, bar: bool):
         self._console = Console(stderr=True)
+        self._wants_bar = bar and self._console.is_terminal
         self._bar: Progress | None = None
         self._task = None
         self._first: dict | None = None
@@ -124,7 +125,7 @@ class ProgressReport(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):
         self._began, self._first_step = time.perf_counter(), state.global_step
-        if self._console.is_terminal and not args.disable_tqdm:
+        if self._wants_bar:
             self._bar = Progress(
                 TextColumn("training"),
                 BarColumn(),
@@ -190,7 +191,8 @@ class ProgressReport(TrainerCallback):
 def _short(row: dict) -> str:
     mfu = f"  mfu {row['mfu']:.1%}" if row["mfu"] is not None else ""
     norm = f"  grad norm {row['grad_norm']:.3f}" if row["grad_norm"] is not None else ""
-    return f"loss {row['loss']:.4f}{norm}  lr {row['learning_rate']:.3g}  {row['tokens_per_second']:,.0f} tokens/s{mfu}"
+    loss = "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
+    return f"loss {loss}{norm}  lr {row['learning_rate']:.3g}  {row['tokens_per_second']:,.0f} tokens/s{mfu}"
 
 
 def _clock(seconds: float) -> str:

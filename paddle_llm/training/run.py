@@ -126,16 +126,20 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTraine
 
 def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
     """Training, evaluation and prediction samples in the one global order."""
-    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets
-    from paddle_llm.models.registry import sample_transform
+    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, samples_per_epoch
 
     config = resolved.config
     batch = _global_batch(args)
+    if not config.do_train:
+        train = 0
+    elif config.max_steps > 0:
+        train = config.max_steps * batch
+    else:
+        train = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length)) // batch * batch
     evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
     return build_pretrain_datasets(
         config,
-        train_samples=config.max_steps * batch if config.max_steps > 0 else None,
-        samples_multiple=batch,
+        train_samples=train,
         eval_samples=evaluation if config.do_eval else 0,
         predict_samples=evaluation if config.do_predict else 0,
         seq_length=config.max_seq_length,
@@ -171,7 +175,7 @@ def _options(resolved: Resolved, splits):
         nan_policy=config.nan_policy,
         flops_per_token=flops_per_token(resolved.facts, config.max_seq_length),
         peak_flops=peak_flops(paddle.device.cuda.get_device_name(), precision) if on_gpu else None,
-        samples_per_epoch=splits.train.samples_per_epoch,
+        samples_per_epoch=splits.train.samples_per_epoch if splits.train else None,
         curves="visualdl" in config.report_to or "all" in config.report_to,
     )
 

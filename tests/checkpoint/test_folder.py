@@ -1,0 +1,117 @@
+"""Checkpoint folders: complete or absent; the newest complete one is taken; the output folder is guarded."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.output_folder import prepare_output_folder
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+
+ONE_PROCESS = Layout()
+
+
+def _save(output, step, layout=ONE_PROCESS):
+    staged = checkpoints.staging_folder(output, step) / f"checkpoint-{step}"
+    staged.mkdir(parents=True)
+    (staged / "model_state.pdparams").write_bytes(b"x" * 100)
+    (staged / "optimizer.pdopt").write_bytes(b"y" * 50)
+    checkpoints.write_manifest(staged, step=step, layout=layout, global_batch=8)
+    checkpoints.publish(staged, checkpoints.checkpoint_folder(output, step))
+
+
+def test_the_newest_complete_one_is_taken_by_number(tmp_path):
+    for step in (5, 10, 100):
+        _save(tmp_path, step)
+    assert checkpoints.newest_complete(tmp_path)[0].name == "checkpoint-100"
+
+
+@pytest.mark.parametrize(
+    "harm, said",
+    [
+        (lambda f: os.truncate(f / "optimizer.pdopt", 10), "optimizer.pdopt has 10 bytes, not 50"),
+        (lambda f: (f / "optimizer.pdopt").unlink(), "optimizer.pdopt is missing"),
+        (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
+        (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+    ],
+)
+def test_a_broken_one_is_passed_over_and_told(tmp_path, harm, said):
+    _save(tmp_path, 5)
+    _save(tmp_path, 10)
+    harm(tmp_path / "checkpoint-10")
+    newest, lines = checkpoints.newest_complete(tmp_path)
+    assert newest.name == "checkpoint-5" and said in lines[0]
+    with pytest.raises(UserError, match=said):
+        checkpoints.read_manifest(tmp_path / "checkpoint-10")
+
+
+def test_another_layout_is_refused_with_both_named(tmp_path):
+    _save(tmp_path, 5, Layout(tensor=2))
+    with pytest.raises(UserError, match="saved on tp2, this job runs on pp2"):
+        checkpoints.check_layout(tmp_path / "checkpoint-5", Layout(pipeline=2), 8)
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    for step in (1, 2, 3, 4):
+        _save(tmp_path, step)
+    checkpoints.rotate(tmp_path, keep=2, best=str(tmp_path / "checkpoint-1"))
+    assert [step for step, _ in checkpoints.list_checkpoints(tmp_path)] == [1, 4]
+
+
+def _prepare(output, **changes):
+    settings = {"do_train": True, "overwrite": False, "resume": None} | changes
+    return prepare_output_folder(str(output), **settings)
+
+
+def test_an_empty_or_absent_folder_starts_anew(tmp_path):
+    assert _prepare(tmp_path / "new") == (None, [])
+
+
+def test_a_folder_with_a_checkpoint_is_continued_aloud(tmp_path):
+    _save(tmp_path, 5)
+    start, said = _prepare(tmp_path)
+    assert start.name == "checkpoint-5" and "continuing from" in said[0]
+
+
+def test_a_killed_save_is_cleared_and_the_older_one_taken(tmp_path):
+    _save(tmp_path, 5)
+    half = checkpoints.staging_folder(tmp_path, 10) / "checkpoint-10"
+    half.mkdir(parents=True)
+    (half / "model_state.pdparams").write_bytes(b"half")
+    assert _prepare(tmp_path)[0].name == "checkpoint-5"
+    assert not half.exists()
+
+
+def test_somebody_elses_folder_is_refused_untouched(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match=r"not empty \(thesis.tex\).*--overwrite_output_dir"):
+        _prepare(tmp_path)
+    assert _prepare(tmp_path, overwrite=True) == (None, [])
+    assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_overwriting_removes_what_a_run_wrote(tmp_path):
+    _save(tmp_path, 5)
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    assert _prepare(tmp_path, overwrite=True) == (None, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_launchers_log_folder_is_not_in_the_way(tmp_path):
+    (tmp_path / "log").mkdir()
+    (tmp_path / "log" / "workerlog.0").touch()
+    assert _prepare(tmp_path) == (None, [])
+
+
+def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"):
+        _prepare(tmp_path / "file")
+
+
+def test_resuming_without_a_checkpoint_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no complete checkpoint"):
+        _prepare(tmp_path, resume=True)

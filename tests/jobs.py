@@ -1,0 +1,108 @@
+"""Small real trainings for tests: a tiny LLaMA, a synthetic language, the real trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+from tests.tiny import write_llama
+
+SEQUENCE, VOCABULARY, EPOCH = 16, 128, 40
+
+
+class Toy:
+    """A data set in global order: item i is a function of i alone; items where `poison` says so are out of range."""
+
+    samples_per_epoch = EPOCH
+
+    def __init__(self, length: int):
+        self.length = length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        order = np.random.RandomState(index // EPOCH).permutation(EPOCH)
+        tokens = np.random.RandomState(order[index % EPOCH]).randint(3, VOCABULARY, SEQUENCE + 1).astype(np.int64)
+        return {"input_ids": tokens[:-1], "labels": tokens[1:]}
+
+    def sample_ids(self, index: int) -> str:
+        return f"toy sample {index}"
+
+
+def config(folder: Path, **changes: Any) -> RunConfig:
+    """A RunConfig of a short run in `folder` on a CPU."""
+    if not (folder / "llama").exists():
+        write_llama(folder / "llama", vocab_size=VOCABULARY)
+    settings: dict[str, Any] = {
+        "model_name_or_path": str(folder / "llama"),
+        "output_dir": str(folder / "output"),
+        "do_train": True,
+        "do_eval": True,
+        "device": "cpu",
+        "max_steps": 12,
+        "logging_steps": 3,
+        "eval_steps": 6,
+        "eval_iters": 3,
+        "save_steps": 5,
+        "max_seq_length": SEQUENCE,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-2,
+        "report_to": ["none"],
+        "disable_tqdm": True,
+    }
+    return RunConfig(**(settings | changes))
+
+
+def make_trainer(run: RunConfig, layout: Layout | None = None, train=None, evaluation=None, **options: Any):
+    """The trainer of one rank, as run_pretrain.py makes it, over the toy data."""
+    import paddle
+
+    from paddle_llm.models.build import build_model
+    from paddle_llm.training.arguments import training_arguments
+    from paddle_llm.training.pretrain_trainer import PretrainTrainer, TrainerOptions
+
+    layout = layout or Layout()
+    args = training_arguments(run, layout)
+    with paddle.utils.unique_name.guard():
+        model = build_model(run, layout, dtype="float32")
+    batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * layout.data_world_size
+    options = {
+        "min_learning_rate": 1e-3,
+        "samples_per_epoch": EPOCH,
+        "nan_policy": run.nan_policy,
+        "curves": False,
+    } | options
+    return PretrainTrainer(
+        model=model,
+        args=args,
+        layout=layout,
+        options=TrainerOptions(**options),
+        train_dataset=train or Toy(run.max_steps * batch),
+        eval_dataset=evaluation or Toy(8),
+    )
+
+
+def rows(output: Path) -> list[dict]:
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers(output: Path) -> list[tuple]:
+    """The rows without their clocks: what must not depend on when or how a run was interrupted."""
+    clocks = {
+        "tokens_per_second",
+        "tokens_per_second_per_device",
+        "step_seconds",
+        "data_wait_seconds",
+        "peak_memory_bytes",
+    }
+    return [tuple(sorted((k, v) for k, v in row.items() if k not in clocks)) for row in rows(output)]
+
+
+def weights(model) -> dict[str, np.ndarray]:
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}

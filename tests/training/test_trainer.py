@@ -1,0 +1,157 @@
+"""PretrainTrainer in one process: rows, schedule, epochs, clipping, evaluation, exact resume, NaN."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_llm.config.errors import TrainingStopped, UserError
+from paddle_llm.training.schedule import learning_rate_factor
+from tests.jobs import EPOCH, Toy, config, make_trainer, numbers, rows, weights
+
+KEYS = {
+    "step",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "tokens_per_second_per_device",
+    "mfu",
+    "peak_memory_bytes",
+    "consumed_samples",
+    "consumed_tokens",
+    "step_seconds",
+    "data_wait_seconds",
+}
+
+
+def test_rows_have_the_promised_keys_and_true_numbers(tmp_path):
+    run = config(tmp_path)
+    make_trainer(run).train()
+    train = [row for row in rows(tmp_path / "output") if "loss" in row]
+    evaluation = [row for row in rows(tmp_path / "output") if "eval_loss" in row]
+    assert [row["step"] for row in train] == [3, 6, 9, 12]
+    assert set(train[0]) >= KEYS
+    assert [row["consumed_samples"] for row in train] == [6, 12, 18, 24]
+    assert [row["consumed_tokens"] for row in train] == [96, 192, 288, 384]
+    assert [row["step"] for row in evaluation] == [6, 12]
+    assert evaluation[0]["eval_ppl"] == pytest.approx(math.exp(evaluation[0]["eval_loss"]))
+    assert all(row["mfu"] is None for row in train)  # a CPU's peak is not known
+
+
+def test_loss_and_norm_are_those_of_the_global_batch(tmp_path):
+    """The first row against a computation by hand: the mean over all tokens of 2 micro batches, the norm before clipping."""
+    run = config(tmp_path, max_steps=1, logging_steps=1, do_eval=False, max_grad_norm=1e-3)
+    trainer = make_trainer(run)
+    model = make_trainer(run).model
+    samples = [Toy(2)[i] for i in range(2)]
+    batch = {k: paddle.to_tensor(np.stack([s[k] for s in samples])) for k in samples[0]}
+    loss = model(**batch)
+    loss = loss[0] if isinstance(loss, tuple) else loss
+    loss.backward()
+    norm = math.sqrt(sum(float((p.grad**2).sum()) for p in model.parameters() if p.grad is not None))
+    trainer.train()
+    (row,) = rows(tmp_path / "output")
+    assert row["loss"] == pytest.approx(float(loss), rel=1e-6)
+    assert row["grad_norm"] == pytest.approx(norm, rel=1e-5)
+    assert norm > 100 * run.max_grad_norm  # clipping was active
+
+
+def test_without_clipping_the_norm_is_still_told(tmp_path):
+    run = config(tmp_path, max_steps=1, logging_steps=1, do_eval=False, max_grad_norm=0.0)
+    make_trainer(run).train()
+    assert rows(tmp_path / "output")[0]["grad_norm"] > 0
+
+
+def test_learning_rate_of_a_row_is_the_one_its_step_was_taken_with(tmp_path):
+    run = config(tmp_path, max_steps=8, logging_steps=1, warmup_steps=4, do_eval=False, lr_scheduler_type="linear")
+    make_trainer(run).train()
+    rates = [row["learning_rate"] for row in rows(tmp_path / "output")]
+    assert rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
+    assert rates[4] == pytest.approx(0.01)
+    assert rates[-1] == pytest.approx(0.001 + 0.009 * 0.25)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "polynomial"])
+def test_schedule_warms_up_to_the_peak_and_ends_at_its_minimum(kind):
+    def factor(step):
+        return learning_rate_factor(
+            step, kind=kind, warmup_steps=10, decay_steps=100, min_ratio=0.1, num_cycles=0.5, power=2.0
+        )
+
+    assert factor(0) == pytest.approx(0.1)
+    assert factor(9) == factor(10) == 1.0
+    assert factor(100) == factor(10_000) == pytest.approx(1.0 if kind == "constant" else 0.1)
+    assert all(factor(s) >= factor(s + 1) for s in range(10, 99))
+
+
+@pytest.mark.parametrize("stop_at", [5, 10])
+def test_resume_is_exact_to_the_bit_in_any_epoch(tmp_path, stop_at):
+    """Steps 5 and 10 stand in the middle of a window of metrics; with 12-sample epochs step 10 is in the second epoch."""
+    run = config(tmp_path, save_steps=stop_at)
+    whole = make_trainer(run, samples_per_epoch=12)
+    whole.train()
+    expected, final = numbers(tmp_path / "output"), weights(whole.model)
+    resumed = make_trainer(run, samples_per_epoch=12)
+    resumed.train(str(tmp_path / "output" / f"checkpoint-{stop_at}"))
+    assert numbers(tmp_path / "output") == expected
+    assert all(np.array_equal(final[name], value) for name, value in weights(resumed.model).items())
+
+
+def test_every_epoch_is_whole_and_in_its_own_order():
+    toy = Toy(3 * EPOCH)
+    epochs = [[toy[e * EPOCH + i]["input_ids"].tobytes() for i in range(EPOCH)] for e in range(3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_evaluation_is_the_mean_over_tokens_with_a_padded_last_batch(tmp_path):
+    run = config(tmp_path, per_device_eval_batch_size=3)
+    trainer = make_trainer(run, evaluation=Toy(7))
+    model = trainer.model
+    losses = []
+    for index in range(7):
+        sample = {k: paddle.to_tensor(v[None]) for k, v in Toy(7)[index].items()}
+        out = model(**sample)
+        losses.append(float(out[0] if isinstance(out, tuple) else out))
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+
+
+def _poisoned(run):
+    """A trainer whose activations overflow in the fourth step: a real NaN through the real loss."""
+    trainer = make_trainer(run)
+
+    def overflow(layer, inputs, output):
+        return output * float("nan") if trainer.state.global_step == 3 and trainer.model.training else output
+
+    trainer.model.llama.embed_tokens.register_forward_post_hook(overflow)
+    return trainer
+
+
+def test_nan_stops_the_job_and_names_step_samples_and_checkpoint(tmp_path):
+    trainer = _poisoned(config(tmp_path, save_steps=3, do_eval=False))
+    with pytest.raises(TrainingStopped) as stopped:
+        trainer.train()
+    message = str(stopped.value)
+    assert "step 4" in message and "samples 6 to 7" in message and "toy sample 6" in message
+    assert "checkpoint-3" in message and "--nan_policy skip" in message
+
+
+def test_nan_is_skipped_and_counted(tmp_path, capsys):
+    trainer = _poisoned(config(tmp_path, nan_policy="skip", logging_steps=1, do_eval=False))
+    trainer.train()
+    found = rows(tmp_path / "output")
+    assert [row["skipped_steps"] for row in found][-1] == 1
+    assert found[3]["loss"] is None and all(math.isfinite(row["loss"]) for row in found if row["step"] != 4)
+    assert all(np.isfinite(value).all() for value in weights(trainer.model).values())
+    assert "is skipped" in capsys.readouterr().err
+
+
+def test_another_global_batch_is_refused(tmp_path):
+    make_trainer(config(tmp_path)).train()
+    other = make_trainer(config(tmp_path, gradient_accumulation_steps=3, max_steps=8))
+    with pytest.raises(UserError, match="global batch of 2 samples, this job has 3"):
+        other.train(str(tmp_path / "output" / "checkpoint-5"))
