@@ -7,6 +7,7 @@ from paddle_llm.config.rules.settings import Findings
 
 # Families that pretraining knows, and what PaddleNLP can do with each.
 FAMILIES = ("llama", "chatglm", "chatglm_v2", "bloom")
+_ALIASES = {"chatglm_v2": ("chatglm", "chatglm2", "chatglm3")}
 _PIPELINE = ("llama", "chatglm_v2")
 _SEQUENCE_PARALLEL = ("llama",)
 _REPLICATES_KV_HEADS = ("llama",)
@@ -16,7 +17,7 @@ def family(run: Run) -> Findings:
     found, asked = run.facts.model_type, run.config.model_type
     if found not in FAMILIES:
         yield Problem(f"{_model(run)} is of the family {found}: pretraining knows {', '.join(FAMILIES)}.")
-    elif asked is not None and asked != found and (asked, found) != ("chatglm2", "chatglm_v2"):
+    elif asked is not None and asked != found and asked not in _ALIASES.get(found, ()):
         yield Problem(f"model_type = {asked}, but {_model(run)} is of the family {found}: leave --model_type out.")
 
 
@@ -65,6 +66,15 @@ def _uneven_key_value_heads(run: Run) -> Findings:
         yield Notice(f"{what}: every rank keeps all of them.")
 
 
+def head_width(run: Run) -> Findings:
+    facts = run.facts
+    if facts.model_type == "llama" and facts.head_dim * facts.num_attention_heads != facts.hidden_size:
+        yield Problem(
+            f"{_model(run)}: {facts.num_attention_heads} heads of {facts.head_dim} are not the hidden size "
+            f"{facts.hidden_size}: PaddleNLP cannot build that."
+        )
+
+
 def layers(run: Run) -> Findings:
     stages, virtual, count = run.layout.pipeline, run.layout.virtual_stages, run.facts.num_hidden_layers
     if count < stages:
@@ -110,6 +120,13 @@ def fewer_layers(run: Run) -> Findings:
         )
 
 
+def layers_not_recomputed(run: Run) -> Findings:
+    count = run.facts.num_hidden_layers
+    beyond = [layer for layer in run.config.no_recompute_layers or [] if not 0 <= layer < count]
+    if beyond:
+        yield Problem(f"no_recompute_layers = {beyond[0]}: {_model(run)} has the layers 0 to {count - 1}.")
+
+
 def only_llama_switches(run: Run) -> Findings:
     if run.facts.model_type == "llama":
         return
@@ -131,9 +148,11 @@ RULES: list[Rule] = [
     families_with_pipeline,
     families_with_sequence_parallel,
     heads,
+    head_width,
     layers,
     vocabulary,
     positions,
     fewer_layers,
+    layers_not_recomputed,
     only_llama_switches,
 ]

@@ -47,8 +47,8 @@ def warmup(run: Run) -> Findings:
 def when_to_evaluate(run: Run) -> Findings:
     config = run.config
     strategy = config.evaluation_strategy
-    if strategy == "no" and config.do_eval and config.do_train:
-        yield Notice("--evaluation_strategy no: with --do_eval one evaluation follows after training.")
+    if strategy == "no" and config.do_eval:
+        yield Problem("evaluation_strategy = no, but do_eval is true: leave one of them out.")
     if strategy in ("steps", "epoch") and not config.do_eval:
         if "do_eval" in run.asked:
             yield Problem(f"evaluation_strategy = {strategy}, but do_eval is false: change one of them.")
@@ -100,15 +100,14 @@ def best_model(run: Run) -> Findings:
         )
 
 
-def saving_is_asked_for_once(run: Run) -> Findings:
-    for strategy, steps in (("save_strategy", "save_steps"),):
-        if getattr(run.config, strategy) != "steps" and steps in run.asked:
-            yield Notice(f"--{steps} has no effect with --{strategy} {getattr(run.config, strategy)}.")
+def save_steps_count(run: Run) -> Findings:
+    if run.config.save_strategy != "steps" and "save_steps" in run.asked:
+        yield Notice(f"--save_steps has no effect with --save_strategy {run.config.save_strategy}.")
 
 
-def nothing_to_resume(run: Run) -> Findings:
+def resume_and_overwrite(run: Run) -> Findings:
     config = run.config
-    if config.resume_from_checkpoint and config.overwrite_output_dir and "resume_from_checkpoint" in run.asked:
+    if config.resume_from_checkpoint and config.overwrite_output_dir:
         yield Notice("--overwrite_output_dir with --resume_from_checkpoint: the run continues from that checkpoint.")
 
 
@@ -119,6 +118,6 @@ RULES: list[Rule] = [
     when_to_evaluate,
     evaluations_and_checkpoints_happen,
     best_model,
-    saving_is_asked_for_once,
-    nothing_to_resume,
+    save_steps_count,
+    resume_and_overwrite,
 ]

@@ -1,0 +1,87 @@
+"""What the fields look like to a reader: the text of `--help` and the table of defaults in the README."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from paddle_llm.config.groups.base import Group
+from paddle_llm.config.old_names import SCRIPTS
+from paddle_llm.config.run_config import GROUPS, RunConfig
+from paddle_llm.config.values import Kind, kind_of
+
+_TYPES: dict[type, str] = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT"}
+_INTRO = """\
+Pretrain a language model.
+
+Usage:
+  python {script} [CONFIG.json] [--key value ...]
+  python -m paddle.distributed.launch --nproc_per_node 8 {script} CONFIG.json --max_steps 100   # 8 ranks on a CPU
+  python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 {script} CONFIG.json               # 8 GPUs
+
+A flag wins over CONFIG.json. Names are exact. A bare --flag means true; null (in JSON) means the default.
+Names of older PaddleNLP releases are understood and said at the start. Editors complete CONFIG.json by configs/schema.json.
+"""
+
+
+def wants_help(argv: list[str]) -> bool:
+    """Whether `argv` asks for help."""
+    return any(word in ("-h", "--help") for word in argv)
+
+
+def help_text(entry: str = "pretrain", width: int | None = None) -> str:
+    """Every field by group: type, default, what it does. `width` in columns; None: the terminal's."""
+    width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
+    lines = [_INTRO.format(script=SCRIPTS[entry])]
+    for title, names in fields_by_group():
+        lines.append(f"{title}:")
+        for name in names:
+            lines.append(f"  --{name} {type_text(kind_of(name))}  (default: {default_text(name)})")
+            about = RunConfig.model_fields[name].description or ""
+            lines += textwrap.wrap(about, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        lines.append("")
+    return "\n".join(lines)
+
+
+def defaults_table() -> str:
+    """The fields as markdown tables, one per group, for the README."""
+    lines: list[str] = []
+    for title, names in fields_by_group():
+        lines += [f"**{title}**", "", "| flag | default | what it does |", "|---|---|---|"]
+        for name in names:
+            about = (RunConfig.model_fields[name].description or "").replace("|", "\\|")
+            lines.append(f"| `--{name}` | {default_text(name)} | {about} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def fields_by_group() -> Iterator[tuple[str, list[str]]]:
+    """Heading and field names of each group, in the order of declaration."""
+    for group in GROUPS:
+        yield _title(group), list(group.model_fields)
+
+
+def _title(group: type[Group]) -> str:
+    return (group.__doc__ or group.__name__).strip().splitlines()[0]
+
+
+def type_text(kind: Kind) -> str:
+    """`INT`, `true|false`, `A|B`, `INT ...`."""
+    if kind.choices:
+        return "|".join(kind.choices)
+    if kind.base is list:
+        return f"{_TYPES[kind.item or str]} ..."
+    return _TYPES[kind.base]
+
+
+def default_text(name: str) -> str:
+    """A default as one would type it; `-` where absence means something of its own."""
+    default: Any = RunConfig.model_fields[name].get_default(call_default_factory=True)
+    if default is None or default == "":
+        return "-"
+    if isinstance(default, list):
+        return " ".join(map(str, default))
+    return default if isinstance(default, str) else json.dumps(default)

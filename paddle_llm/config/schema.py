@@ -1,0 +1,69 @@
+"""The JSON Schema of config files, for editors: `python -m paddle_llm.config.schema > configs/schema.json`.
+
+A config that begins with `"$schema": "../schema.json"` is completed and checked while it is typed. The reader accepts a
+little more than the schema (numbers as strings, yes and no), so that old files still run.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from paddle_llm.config.not_offered import NOT_OFFERED, Refused, Stale
+from paddle_llm.config.old_names import OLD_NAMES, Renamed
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.config.values import WORD_LISTS
+
+
+def build_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a pretraining config."""
+    fields = RunConfig.model_json_schema()["properties"]
+    properties: dict[str, Any] = {"$schema": {"type": "string", "description": "Where this schema is."}}
+    properties |= {name: _field(name, definition) for name, definition in fields.items()}
+    for name, rule in {**OLD_NAMES, **NOT_OFFERED}.items():
+        old = _old(rule)
+        if old is not None:
+            properties[name] = {**old, "deprecated": True}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "paddle_llm pretraining",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+
+
+def _field(name: str, definition: dict[str, Any]) -> dict[str, Any]:
+    shared = {key: definition[key] for key in ("description", "default") if key in definition}
+    options = [option for option in definition.get("anyOf", [definition]) if option.get("type") != "null"]
+    kinds = [_kind(option) for option in options]
+    if name in WORD_LISTS or name == "report_to":
+        kinds = [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]
+    return {**shared, "anyOf": [*kinds, {"type": "null"}]}
+
+
+def _kind(option: dict[str, Any]) -> dict[str, Any]:
+    if option.get("type") == "boolean":
+        return {"enum": [True, False, 0, 1]}
+    return {key: value for key, value in option.items() if key not in ("title", "description", "default")}
+
+
+def _old(rule: Renamed | Stale | Refused) -> dict[str, Any] | None:
+    """Definition of a name that is no field; None when nothing it could say is accepted."""
+    if isinstance(rule, Renamed):
+        return None if rule.finetune_only else {"description": f"Old name of {rule.new}."}
+    if isinstance(rule, Stale):
+        return {"description": f"Without effect: {rule.why}."}
+    if not rule.neutral:
+        return None
+    values = [*rule.neutral, *([0] if False in rule.neutral else []), None]
+    return {"description": f"Not offered: {rule.why}.", "enum": values}
+
+
+def schema_text() -> str:
+    """What configs/schema.json holds."""
+    return json.dumps(build_schema(), indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    print(schema_text(), end="")
