@@ -1,11 +1,28 @@
 """What is wrong in PaddleNLP 3.0.0b4's networks, mended in one place by replacing methods. Each with its reason and test.
 
-- LLaMA, key-value heads that do not divide by the tensor-parallel degree: the heads are not matched with the queries of
-  the rank (wrong shapes, or heads left out), and the gradients of the replicated projections are those of the rank alone.
+LLaMA
+- Key-value heads that do not divide by the tensor-parallel degree: they are not matched with the queries of the rank
+  (wrong shapes, or heads left out), and the gradients of the replicated projections are those of one rank alone.
+
+ChatGLM2/3
+- With flash attention the output [B, S, H] is read as [S, B, H]: samples of a batch are mixed.
+- Recompute of the attention block (full_attn) fails in the backward pass: Paddle's older recompute, which it takes there
+  alone, cannot give back a missing cache.
+- In a pipeline, recompute of whole layers is not done, and in 16 bits the rotary angles are rounded before the cosine is
+  taken, so that positions beyond 256 are wrong.
+
+ChatGLM-6B
+- The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the
+  number of tokens of the prefix, one per sample, in place of S x S booleans.
+
+Shapes: B batch, S sequence, N heads, D head width, H = N x D.
 """
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+from types import MethodType
 from typing import Any
 
 import paddle
@@ -19,14 +36,23 @@ def correct_models() -> None:
     if "models" in _done:
         return
     _done.add("models")
+    _correct_chatglm()
+    _correct_chatglm2()
+    _correct_chatglm2_pipeline()
 
 
 def correct_network(model: Any, family: str) -> None:
-    """Correct what depends on one network's layout."""
-    if family == "llama":
-        for layer in model.sublayers():
-            if getattr(layer, "kv_indices", None) is not None:
-                _share_key_value_heads(layer)
+    """Correct what depends on one network's layout and switches."""
+    for layer in model.sublayers():
+        if family == "llama" and getattr(layer, "kv_indices", None) is not None:
+            _share_key_value_heads(layer)
+        if family == "chatglm_v2" and hasattr(layer, "core_attention") and layer.config.use_flash_attention:
+            layer.config = copy.copy(layer.config)
+            layer.config.use_flash_attention = False  # its own branch, which mixes samples, is not taken
+            layer.core_attention.forward = MethodType(_flash_core_attention, layer.core_attention)
+
+
+# ---- LLaMA ----------------------------------------------------------------------------------------------------------
 
 
 def _share_key_value_heads(attention: Any) -> None:
@@ -37,28 +63,125 @@ def _share_key_value_heads(attention: Any) -> None:
     attention.kv_indices = paddle.to_tensor([(first + head) // group for head in range(attention.num_heads)])
     attention.num_key_value_groups = 1
     for linear in (attention.k_proj, attention.v_proj):
-        linear.forward = _SharedProjection(linear, config.sequence_parallel)
+        linear.sequence_parallel = config.sequence_parallel
+        linear.forward = MethodType(_shared_projection, linear)
 
 
-class _SharedProjection:
+def _shared_projection(linear: Any, hidden: paddle.Tensor) -> paddle.Tensor:
     """A projection whose weight every tensor-parallel rank holds and whose output each rank uses a part of.
 
-    Forward it is the projection. Backward, the gradients of its weight and of its input are sums over the ranks.
+    Backward, the gradients of its weight and of its input are sums over the ranks.
     """
+    from paddle.distributed import fleet
+    from paddle.distributed.collective import _c_identity
 
-    def __init__(self, linear: Any, sequence_parallel: bool):
-        self.linear = linear
-        self.sequence_parallel = sequence_parallel
+    group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
+    if linear.sequence_parallel:
+        from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp
 
-    def __call__(self, hidden: paddle.Tensor) -> paddle.Tensor:
-        from paddle.distributed import fleet
-        from paddle.distributed.collective import _c_identity
+        hidden = AllGatherOp.apply(hidden)
+    else:
+        hidden = _c_identity(hidden, group=group)
+    return F.linear(hidden, _c_identity(linear.weight, group=group))
 
-        group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
-        if self.sequence_parallel:
-            from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp
 
-            hidden = AllGatherOp.apply(hidden)
+# ---- ChatGLM2/3 -----------------------------------------------------------------------------------------------------
+
+
+def _flash_core_attention(
+    self: Any,
+    query_SBND: paddle.Tensor,
+    key_SBND: paddle.Tensor,
+    value_SBND: paddle.Tensor,
+    attention_mask: paddle.Tensor,
+) -> paddle.Tensor:
+    """Attention through Paddle's fused kernel; the mask is added to the scores. Returns [S, B, H]."""
+    query, key, value = (tensor.transpose([1, 0, 2, 3]) for tensor in (query_SBND, key_SBND, value_SBND))
+    output_BSND = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=attention_mask.astype(query.dtype),
+        dropout_p=self.config.attention_dropout,
+        training=self.training,
+    )
+    length, batch = query_SBND.shape[:2]
+    output = output_BSND.transpose([1, 0, 2, 3]).reshape([length, batch, self.hidden_size_per_partition])
+    return output.reshape([length * batch, -1]) if self.config.sequence_parallel else output
+
+
+def _correct_chatglm2() -> None:
+    from paddlenlp.transformers.chatglm_v2 import modeling
+
+    modeling.recompute = partial(modeling.recompute, use_reentrant=False)
+
+
+def _correct_chatglm2_pipeline() -> None:
+    from paddle.distributed.fleet.recompute.recompute import recompute
+    from paddlenlp.transformers.chatglm_v2 import modeling_pp
+
+    block, parse, give = modeling_pp.GLMBlock, modeling_pp.parse_args, modeling_pp.return_args
+
+    def block_forward(self: Any, args: Any) -> Any:
+        hidden, mask, positions, rotary, *_ = parse(args)
+
+        def run(hidden: paddle.Tensor, mask: paddle.Tensor, rotary: paddle.Tensor) -> paddle.Tensor:
+            return block.forward(self, hidden, mask, rotary, None, False)[0]
+
+        whole = self.enable_recompute and self.config.recompute_granularity == "full" and not hidden.stop_gradient
+        if whole and self.layer_number not in (self.config.no_recompute_layers or ()):
+            hidden = recompute(run, hidden, mask, rotary, use_reentrant=self.config.recompute_use_reentrant)
         else:
-            hidden = _c_identity(hidden, group=group)
-        return F.linear(hidden, _c_identity(self.linear.weight, group=group))
+            hidden = run(hidden, mask, rotary)
+        return give(hidden, mask, positions, rotary)
+
+    def rotary_cache(self: Any, seq_len: int, n_elem: int, base: int = 10000) -> paddle.Tensor:
+        frequencies = 1.0 / (base ** (paddle.arange(0, n_elem, 2, dtype="float32") / n_elem))
+        angles = paddle.outer(paddle.arange(seq_len, dtype="float32"), frequencies)
+        return paddle.stack([angles.cos(), angles.sin()], axis=-1).astype(self.default_dtype)
+
+    modeling_pp.GLMBlockPipe.forward = block_forward
+    modeling_pp.forward_impl = rotary_cache
+
+
+# ---- ChatGLM-6B -----------------------------------------------------------------------------------------------------
+
+
+def _correct_chatglm() -> None:
+    from paddlenlp.transformers.chatglm import modeling
+
+    forward = modeling.ChatGLMForCausalLM.forward
+
+    def with_criterion(
+        self: Any,
+        input_ids: Any = None,
+        position_ids: Any = None,
+        attention_mask: Any = None,
+        labels: Any = None,
+        **others: Any,
+    ) -> Any:
+        if attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = prefix_mask(attention_mask, input_ids.shape[1])
+        others.update(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
+        criterion = getattr(self, "criterion", None)
+        if labels is None or criterion is None:
+            return forward(self, labels=labels, **others)
+        outputs = forward(self, **others)
+        if isinstance(outputs, tuple):
+            return (criterion(outputs[0], labels), *outputs)
+        outputs.loss = criterion(outputs.logits, labels)
+        return outputs
+
+    modeling.ChatGLMForCausalLM.forward = with_criterion
+
+
+def prefix_mask(prefix_B1: paddle.Tensor, length: int) -> paddle.Tensor:
+    """Which position may look at which: at all of the prefix, else backwards. [B, 1, S, S] of booleans.
+
+    Args:
+        prefix_B1: number of tokens of each sample's prefix.
+    """
+    position_S = paddle.arange(length)
+    causal_SS = position_S.unsqueeze(0) <= position_S.unsqueeze(1)
+    in_prefix_BS = position_S.unsqueeze(0) < prefix_B1.astype("int64")
+    return (causal_SS.unsqueeze(0) | in_prefix_BS.unsqueeze(1)).unsqueeze(1)

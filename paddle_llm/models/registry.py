@@ -6,9 +6,11 @@ Nothing here imports paddle: classes are named, and imported when a model is bui
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts
@@ -110,3 +112,19 @@ def find_family(facts: ModelFacts) -> Family:
         return FAMILIES[facts.model_type]
     known = ", ".join(f"{family.title} ({family.name})" for family in FAMILIES.values())
     raise UserError(f"model_type {facts.model_type!r} is not one that can be trained here; there are: {known}")
+
+
+def sample_transform(facts: ModelFacts, tokenizer: Any = None) -> Callable[[Any], dict[str, Any]] | None:
+    """How a window of S + 1 tokens becomes a sample of this family, or None where it is inputs and shifted labels.
+
+    Says once how samples are cut where that is not the usual way.
+
+    Args:
+        tokenizer: PaddleNLP's; where it knows the marks too, its ids must be those of config.json.
+    """
+    if facts.model_type != "chatglm":
+        return None
+    from paddle_llm.models.chatglm_pretrain import NOTICE, chatglm_transform
+
+    say(NOTICE)
+    return chatglm_transform(facts, tokenizer)

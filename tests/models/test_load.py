@@ -11,36 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.layout import Layout
-from paddle_llm.config.run_config import RunConfig
-from paddle_llm.models import names
-from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import FAMILIES
 from tests import tiny
-
-WRITERS = {
-    "llama": tiny.write_llama,
-    "chatglm": tiny.write_chatglm,
-    "chatglm_v2": tiny.write_chatglm2,
-    "bloom": tiny.write_bloom,
-}
-
-
-def build(folder, *, load=False, seed=42, **fields):
-    run = RunConfig(model_name_or_path=str(folder), max_seq_length=16, continue_training=load, seed=seed, **fields)
-    return build_model(run, Layout(), dtype="float32")
-
-
-def weights(model, family):
-    return {name: value.numpy() for name, value in names.canonical_parameters(model, family)}
-
-
-def as_hugging_face(tensors, family):
-    found = {}
-    for name, value in tensors.items():
-        there = names.hugging_face(family, name, value.ndim)
-        found[there.name] = np.ascontiguousarray(value.T if there.transpose else value)
-    return found
+from tests.models.building import WRITERS, as_hugging_face, build, weights
 
 
 def assert_same(model, expected, family):

@@ -1,0 +1,63 @@
+"""Short ways to build tiny networks and to look at their weights, for the tests of this room."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+from tests import tiny
+
+WRITERS = {
+    "llama": tiny.write_llama,
+    "chatglm": tiny.write_chatglm,
+    "chatglm_v2": tiny.write_chatglm2,
+    "bloom": tiny.write_bloom,
+}
+
+
+def build(
+    folder: Path, *, load: bool = False, seed: int = 42, layout: Layout | None = None, length: int = 16, **fields
+):
+    """The network of a folder in fp32; sequences of `length`; `fields` are RunConfig's."""
+    from paddle_llm.models.build import build_model
+
+    run = RunConfig(
+        model_name_or_path=str(folder), max_seq_length=length, continue_training=load, seed=seed, device="cpu", **fields
+    )
+    return build_model(run, layout or Layout(), dtype="float32")
+
+
+def weights(model: Any, family: str) -> dict[str, np.ndarray]:
+    """This rank's weights by canonical name."""
+    from paddle_llm.models.names import canonical_parameters
+
+    return {name: value.numpy() for name, value in canonical_parameters(model, family)}
+
+
+def as_hugging_face(tensors: dict[str, np.ndarray], family: str) -> dict[str, np.ndarray]:
+    """Full weights under Hugging Face's names, in its layout."""
+    from paddle_llm.models.names import hugging_face
+
+    found = {}
+    for name, value in tensors.items():
+        there = hugging_face(family, name, value.ndim)
+        found[there.name] = np.ascontiguousarray(value.T if there.transpose else value)
+    return found
+
+
+def batch(family: str, length: int = 16, rows: int = 2, vocabulary: int = 120) -> dict[str, Any]:
+    """Inputs and labels of `rows` samples as the family's pretraining gives them, as paddle tensors."""
+    import paddle
+
+    from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform
+
+    windows = np.random.default_rng(0).integers(4, vocabulary, (rows, length + 1))
+    if family == "chatglm":
+        samples = [ChatGLMPretrainTransform(125, 126)(window) for window in windows]
+    else:
+        samples = [{"input_ids": window[:-1], "labels": window[1:]} for window in windows]
+    return {key: paddle.to_tensor(np.stack([sample[key] for sample in samples])) for key in samples[0]}

@@ -1,0 +1,108 @@
+"""Networks from a config.json alone: they learn, and the same seed gives the same weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.models.registry import FAMILIES
+from tests import tiny
+from tests.models.building import WRITERS, batch, build, weights
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_random_weights_learn(tmp_path, family):
+    model = build(WRITERS[family](tmp_path))
+    model.train()
+    optimizer = paddle.optimizer.AdamW(learning_rate=3e-3, parameters=model.parameters())
+    losses = []
+    for _ in range(8):
+        loss = model(**batch(family))[0]
+        loss.backward()
+        unmoved = [name for name, p in model.named_parameters() if p.grad is None or float(p.grad.abs().max()) == 0]
+        optimizer.step()
+        optimizer.clear_grad()
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(np.log(128), rel=0.05), "random weights should know nothing"
+    assert losses[-1] < losses[0] - 0.8
+    assert not unmoved
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_seed_gives_its_weights(tmp_path, family):
+    folder = WRITERS[family](tmp_path)
+    first, same, other = (weights(build(folder, seed=seed), family) for seed in (3, 3, 4))
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, same[name], err_msg=name)
+        if value.ndim == 2:
+            assert value.std() > 0.005, f"{name} is not random"
+            assert abs(np.corrcoef(value.ravel(), other[name].ravel())[0, 1]) < 0.2
+    matrices = [value for value in first.values() if value.ndim == 2]
+    assert len({value.tobytes() for value in matrices}) == len(matrices), "two layers start alike"
+
+
+def test_global_random_state_does_not_matter(tmp_path):
+    folder = tiny.write_llama(tmp_path)
+    paddle.seed(1)
+    first = weights(build(folder), "llama")
+    paddle.seed(2)
+    np.random.seed(5)
+    assert all((value == first[name]).all() for name, value in weights(build(folder), "llama").items())
+
+
+@pytest.mark.parametrize("granularity", ["full", "full_attn", "core_attn"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recompute_changes_nothing(tmp_path, family, granularity):
+    folder = WRITERS[family](tmp_path)
+    plain = build(folder)
+    loss = plain(**batch(family))[0]
+    loss.backward()
+    again = build(folder, recompute=True, recompute_granularity=granularity)
+    again.recompute_enable()
+    again.train()
+    loss_again = again(**batch(family))[0]
+    loss_again.backward()
+    assert float(loss) == float(loss_again)
+    for (name, one), (_, two) in zip(plain.named_parameters(), again.named_parameters(), strict=True):
+        np.testing.assert_array_equal(one.grad.numpy(), two.grad.numpy(), err_msg=name)
+
+
+def test_fewer_layers_can_be_built(tmp_path):
+    for family, writer in WRITERS.items():
+        model = build(writer(tmp_path / family), num_hidden_layers=2)
+        assert not any(".2." in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "message"),
+    [
+        ("bloom", Layout(pipeline=2), "no pipeline version"),
+        ("chatglm", Layout(pipeline=2), "no pipeline version"),
+        ("bloom", Layout(tensor=2, sequence_parallel=True), "no sequence parallelism"),
+    ],
+)
+def test_layouts_that_a_family_does_not_have_are_refused(tmp_path, family, layout, message):
+    with pytest.raises(UserError, match=message):
+        build(WRITERS[family](tmp_path), layout=layout)
+
+
+def test_other_families_are_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="'opt'.*LLaMA"):
+        build(tiny.write_llama(tmp_path, model_type="opt"))
+
+
+def test_kernels_that_a_cpu_lacks_are_told(tmp_path, capsys):
+    model = build(tiny.write_llama(tmp_path), use_flash_attention=True, use_fused_rms_norm=True)
+    said = capsys.readouterr().err
+    assert "--use_flash_attention is off" in said and "--use_fused_rms_norm is off" in said
+    assert not model.config.use_flash_attention and not model.config.use_fused_rms_norm
+
+
+def test_dropout_is_set_or_refused(tmp_path):
+    model = build(tiny.write_bloom(tmp_path / "bloom"), hidden_dropout_prob=0.25, attention_probs_dropout_prob=0.5)
+    assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.25, 0.5)
+    with pytest.raises(UserError, match="LLaMA has no dropout"):
+        build(tiny.write_llama(tmp_path / "llama"), hidden_dropout_prob=0.1)

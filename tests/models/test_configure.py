@@ -1,0 +1,98 @@
+"""config.json in every spelling becomes PaddleNLP's configuration; what PaddleNLP cannot express is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_llm.config.errors import UserError
+from tests import tiny
+from tests.models.building import build
+
+
+def logits(folder, **fields):
+    return build(folder, **fields)(paddle.to_tensor(np.arange(24).reshape(1, 24)))[0].numpy()
+
+
+def test_rope_parameters_of_transformers_5_are_honoured(tmp_path):
+    old = tiny.write_llama(tmp_path / "old", rope_theta=500.0)
+    new = tiny.write_llama_hf5(tmp_path / "new", {"rope_type": "default", "rope_theta": 500.0})
+    other = tiny.write_llama(tmp_path / "other", rope_theta=10000.0)
+    np.testing.assert_array_equal(logits(old), logits(new))
+    assert np.abs(logits(old) - logits(other)).max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "dynamic", "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8,
+        },
+    ],
+)
+def test_rope_scaling_is_honoured_in_both_spellings(tmp_path, scaling):
+    # Dynamic scaling begins beyond the positions of the model; the others must not be asked beyond them.
+    sizes = {"max_position_embeddings": 16 if scaling["rope_type"] == "dynamic" else 64}
+    old = tiny.write_llama(tmp_path / "old", rope_scaling=scaling, **sizes)
+    new = tiny.write_llama_hf5(tmp_path / "new", {**scaling, "rope_theta": 10000.0}, **sizes)
+    plain = tiny.write_llama(tmp_path / "plain", max_position_embeddings=64)
+    np.testing.assert_array_equal(logits(old), logits(new))
+    assert np.abs(logits(old) - logits(plain)).max() > 1e-5
+
+
+@pytest.mark.parametrize(
+    ("writer", "override", "message"),
+    [
+        (tiny.write_llama, {"head_dim": 32}, "head_dim 32"),
+        (tiny.write_llama, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
+        (tiny.write_llama, {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        (tiny.write_llama, {"attention_bias": True}, "attention_bias"),
+        (tiny.write_llama, {"hidden_act": "gelu"}, "hidden_act"),
+        (tiny.write_llama, {"quantization_config": {"bits": 4}}, "quantised"),
+        (tiny.write_chatglm2, {"kv_channels": 32}, "kv_channels 32"),
+        (tiny.write_chatglm2, {"rope_ratio": 50}, "rope_ratio"),
+        (tiny.write_chatglm2, {"rmsnorm": False}, "rmsnorm"),
+        (tiny.write_chatglm, {"position_encoding_2d": False}, "position_encoding_2d"),
+        (tiny.write_chatglm, {"quantization_bit": 4}, "quantised"),
+    ],
+)
+def test_what_paddlenlp_cannot_express_is_refused(tmp_path, writer, override, message):
+    with pytest.raises(UserError, match=message):
+        build(writer(tmp_path, **override))
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    with pytest.raises(UserError) as error:
+        build(tiny.write_llama(tmp_path, head_dim=32, mlp_bias=True, hidden_act="gelu"))
+    assert all(word in str(error.value) for word in ("head_dim", "mlp_bias", "hidden_act"))
+
+
+def test_chatglm2_keys_of_hugging_face_reach_the_network(tmp_path):
+    config = build(tiny.write_chatglm2(tmp_path, padded_vocab_size=96, num_layers=3)).config
+    assert (config.vocab_size, config.num_hidden_layers, config.max_sequence_length) == (96, 3, 128)
+    config = build(tiny.write_chatglm2(tmp_path, multi_query_attention=False)).config
+    assert config.multi_query_group_num == 4
+
+
+def test_bloom_keys_of_both_spellings_reach_the_network(tmp_path):
+    config = build(tiny.write_bloom(tmp_path, hidden_size=None, n_embed=32, n_head=None, num_attention_heads=2)).config
+    assert (config.hidden_size, config.n_head, config.n_layer) == (32, 2, 4)
+    config = build(tiny.write_bloom(tmp_path, n_layer=None, num_hidden_layers=3)).config
+    assert config.n_layer == 3
+
+
+def test_a_saved_config_builds_the_same_network(tmp_path):
+    for writer in (tiny.write_llama, tiny.write_chatglm, tiny.write_chatglm2, tiny.write_bloom):
+        model = build(writer(tmp_path / writer.__name__))
+        model.config.save_pretrained(str(tmp_path / "saved"))
+        again = build(tmp_path / "saved")
+        assert {n: v.shape for n, v in model.state_dict().items()} == {
+            n: v.shape for n, v in again.state_dict().items()
+        }
