@@ -98,9 +98,6 @@ def adapt_to_cpu(config: RunConfig) -> Adapted:
         if getattr(config, name):
             updates[name] = False
             notices.append(f"--{name} is not honoured on the CPU: {instead}.")
-    if config.sharding_offload:
-        updates["sharding"] = config.sharding.replace("offload", "").strip()
-        notices.append("--sharding offload is not honoured on the CPU: optimizer states are in host memory anyway.")
     for name in ("tensor_parallel_config", "pipeline_parallel_config", "sharding_parallel_config"):
         words = getattr(config, name).split()
         dropped = [word for word in words if word in _GPU_WORDS]

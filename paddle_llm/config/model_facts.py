@@ -68,6 +68,12 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
         UserError: there is no such file, it cannot be read, or it lacks a number that every family needs.
     """
     path = Path(folder).expanduser() / "config.json"
+    if not path.parent.is_dir():
+        name = Path(folder).name
+        raise UserError(
+            f"{folder} is no folder here. A name built into PaddleNLP must be downloaded first, which needs a network; "
+            f"without one give a local folder: --model_name_or_path /path/to/{name}"
+        )
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

@@ -25,10 +25,5 @@ class RunConfig(OutputFields, ParallelFields, TrainingFields, DataFields, ModelF
         """0 (no sharding), 1, 2 or 3."""
         return next((int(word[-1]) for word in self.sharding.split() if word in ("stage1", "stage2", "stage3")), 0)
 
-    @property
-    def sharding_offload(self) -> bool:
-        """Optimizer states are kept in host memory."""
-        return "offload" in self.sharding.split()
-
 
 FIELD_NAMES: tuple[str, ...] = tuple(RunConfig.model_fields)

@@ -24,7 +24,7 @@ class ParallelFields(Group):
     sharding: str = Field(
         "",
         description="What data-parallel ranks share instead of copying. stage1: optimizer states, stage2: gradients too, "
-        'stage3: weights too; "stage2 offload" keeps the states in host memory.',
+        "stage3: weights too (GPU).",
     )
     sharding_parallel_degree: int = Field(
         -1, ge=-1, description="Ranks that share. -1: with --sharding all that tensor, pipeline and data leave, else 1."

@@ -29,7 +29,7 @@ class Unknown(Exception):
     """A rule asked for something that is not known, because another mistake hides it. The rule has no say then."""
 
 
-_READS = {"sharding_stage": "sharding", "sharding_offload": "sharding"}
+_READS = {"sharding_stage": "sharding"}
 
 
 class _Guarded:

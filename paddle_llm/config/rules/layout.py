@@ -18,8 +18,11 @@ def sharding_words(run: Run) -> Findings:
         )
     elif len(stages) > 1:
         yield Problem(f"sharding = {run.config.sharding}: give one stage.")
-    elif "offload" in words and stages not in (["stage2"], ["stage3"]):
-        yield Problem(f'sharding = {run.config.sharding}: offload goes with stage2 or stage3, as in "stage2 offload".')
+    elif "offload" in words:
+        yield Problem(
+            f"sharding = {run.config.sharding}: offload is not offered in this version. Nearest: --offload_optim, which "
+            "keeps optimizer states in host memory between steps."
+        )
 
 
 def sharded_gradients_with_pipeline(run: Run) -> Findings:
@@ -46,19 +49,19 @@ def sharded_weights(run: Run) -> Findings:
         )
 
 
-def sharded_gradients_on_cpu(run: Run) -> Findings:
-    if run.layout.sharding_stage == 2 and run.device == "cpu":
+def sharded_gradients(run: Run) -> Findings:
+    if run.layout.sharding_stage == 2 and run.layout.pipeline == 1:
         yield Notice(
-            "--sharding stage2 on the CPU: optimizer states are shared, gradients are kept whole in this version "
+            "--sharding stage2: optimizer states are shared, gradients are kept whole in this version "
             "(same numbers, more memory)."
         )
 
 
 def master_gradients(run: Run) -> Findings:
     layout = run.layout
-    if run.config.amp_master_grad and layout.sharding_stage >= 2 and layout.data > 1 and run.device == "gpu":
+    if run.config.amp_master_grad and layout.sharding_stage == 3 and layout.data > 1 and run.device == "gpu":
         yield Problem(
-            f"amp_master_grad with sharding stage{layout.sharding_stage} needs data_parallel_degree 1, not {layout.data}: "
+            f"amp_master_grad with sharding stage3 needs data_parallel_degree 1, not {layout.data}: "
             f"use --sharding_parallel_degree {layout.data * layout.sharding}."
         )
 
@@ -135,7 +138,7 @@ RULES: list[Rule] = [
     sharding_words,
     sharded_gradients_with_pipeline,
     sharded_weights,
-    sharded_gradients_on_cpu,
+    sharded_gradients,
     master_gradients,
     virtual_stages,
     pipeline_bubble,

@@ -9,7 +9,8 @@ from paddle_llm.config.rules.settings import Findings
 FAMILIES = ("llama", "chatglm", "chatglm_v2", "bloom")
 _ALIASES = {"chatglm_v2": ("chatglm", "chatglm2", "chatglm3")}
 _PIPELINE = ("llama", "chatglm_v2")
-_SEQUENCE_PARALLEL = ("llama",)
+_SEQUENCE_PARALLEL = ("llama", "chatglm_v2")
+_NO_DROPOUT = ("llama", "chatglm")
 _REPLICATES_KV_HEADS = ("llama",)
 
 
@@ -127,12 +128,14 @@ def layers_not_recomputed(run: Run) -> Findings:
         yield Problem(f"no_recompute_layers = {beyond[0]}: {_model(run)} has the layers 0 to {count - 1}.")
 
 
-def only_llama_switches(run: Run) -> Findings:
-    if run.facts.model_type == "llama":
+def dropout(run: Run) -> Findings:
+    if run.facts.model_type not in _NO_DROPOUT:
         return
-    for name in ("use_fused_rope", "fuse_attention_qkv", "fuse_attention_ffn", "no_recompute_layers"):
-        if name in run.asked and getattr(run.config, name):
-            yield Notice(f"--{name} has no effect: {run.facts.model_type} has no such switch, only llama has.")
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        if getattr(run.config, name):
+            yield Problem(
+                f"{name} = {getattr(run.config, name)}: {run.facts.model_type} has no dropout in PaddleNLP: leave it out."
+            )
 
 
 def _model(run: Run) -> str:
@@ -154,5 +157,5 @@ RULES: list[Rule] = [
     positions,
     fewer_layers,
     layers_not_recomputed,
-    only_llama_switches,
+    dropout,
 ]

@@ -107,10 +107,10 @@ def sharding_words(run: Run) -> Findings:
         return
     if "split_param" in words and not config.amp_master_grad and run.device == "gpu":
         yield Problem("sharding_parallel_config: split_param needs --amp_master_grad.")
-    if "disable_stage1_reduce_avg" in words and layout.sharding_stage != 1:
-        yield Problem(
-            f"sharding_parallel_config: disable_stage1_reduce_avg needs stage1, not stage{layout.sharding_stage}."
-        )
+    if "disable_stage1_reduce_avg" in words and layout.sharding_stage == 3:
+        yield Problem("sharding_parallel_config: disable_stage1_reduce_avg needs stage1 or stage2, not stage3.")
+    if "enable_stage2_overlap" in words:
+        yield Notice("sharding_parallel_config: enable_stage2_overlap has no effect in this version.")
     if layout.pipeline > 1:
         for word in ("enable_stage1_tensor_fusion", "enable_stage1_overlap"):
             if word in words:
@@ -118,7 +118,7 @@ def sharding_words(run: Run) -> Findings:
                     f"sharding_parallel_config: {word} has no effect with a pipeline; its switch is "
                     "enable_sharding_comm_overlap in --pipeline_parallel_config."
                 )
-    for word in ("enable_stage2_overlap", "enable_stage1_broadcast_overlap", "enable_stage1_allgather_overlap"):
+    for word in ("enable_stage1_broadcast_overlap", "enable_stage1_allgather_overlap"):
         if word in words and config.logging_steps == 1:
             yield Problem(
                 f"sharding_parallel_config: {word} needs logging_steps above 1 (logging waits for every step)."
