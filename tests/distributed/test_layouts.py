@@ -1,0 +1,76 @@
+"""Every kind of layout through the real trainer on gloo ranks: the rows of one process, and an exact resume.
+
+The world-1 oracle (every gradient, every weight) is a room of its own; here the losses, the gradient norms and the
+evaluation of a short run are compared, to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.layout import Layout
+from tests.jobs import config, make_trainer, numbers, rows
+from tests.ranks import run_ranks
+
+STEPS = {"max_steps": 6, "logging_steps": 1, "eval_steps": 3, "save_steps": 3, "learning_rate": 1e-3, "adam_epsilon": 1e-4}
+
+
+def _train(folder: Path, layout: Layout, changes: dict, resume: str | None = None) -> int:
+    """One rank of a short run in `folder`/output."""
+    from paddle_llm.training.run import start_job
+
+    start_job("cpu", layout.world_size)
+    trainer = make_trainer(config(folder, **(STEPS | changes)), layout)
+    trainer.train(resume)
+    return trainer.state.global_step
+
+
+def _run(folder: Path, layout: Layout, changes: dict | None = None, resume: str | None = None) -> list[dict]:
+    config(folder)  # the model folder is written once, before ranks look for it
+    run_ranks(_train, layout.world_size, folder, layout, changes or {}, resume)
+    return rows(folder / "output")
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The same global batch of 8 in one process, in the micro batches of one data rank."""
+    return _run(tmp_path_factory.mktemp("one"), Layout(), {"gradient_accumulation_steps": 8})
+
+
+LAYOUTS = [
+    Layout(data=2),
+    Layout(sharding=2, sharding_stage=1),
+    Layout(tensor=2),
+    Layout(tensor=2, sequence_parallel=True),
+    Layout(pipeline=2),
+    Layout(tensor=2, pipeline=2),
+    Layout(data=2, sharding=2, sharding_stage=1),
+    Layout(sharding=2, sharding_stage=1, pipeline=2),
+]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+def test_a_layout_gives_the_rows_of_one_process(layout, tmp_path, one_process):
+    accumulation = 8 // layout.data_world_size
+    changes = {"gradient_accumulation_steps": accumulation, "sequence_parallel": layout.sequence_parallel}
+    found = _run(tmp_path, layout, changes)
+    expected = [row for row in one_process if "loss" in row]
+    train = [row for row in found if "loss" in row]
+    assert [row["step"] for row in train] == [1, 2, 3, 4, 5, 6]
+    for key, limit in (("loss", 2e-6), ("grad_norm", 2e-5)):
+        np.testing.assert_allclose([r[key] for r in train], [r[key] for r in expected], rtol=limit, err_msg=key)
+    assert [r["consumed_tokens"] for r in train] == [r["consumed_tokens"] for r in expected]
+    evaluation = [row["eval_loss"] for row in found if "eval_loss" in row]
+    np.testing.assert_allclose(evaluation, [r["eval_loss"] for r in one_process if "eval_loss" in r], rtol=2e-6)
+
+
+@pytest.mark.parametrize("layout", [Layout(sharding=2, sharding_stage=1), Layout(tensor=2, pipeline=2)], ids=str)
+def test_resume_on_the_same_layout_is_exact_to_the_bit(layout, tmp_path):
+    changes = {"logging_steps": 2, "gradient_accumulation_steps": 4}
+    _run(tmp_path, layout, changes)
+    expected = numbers(tmp_path / "output")
+    _run(tmp_path, layout, changes, resume=str(tmp_path / "output" / "checkpoint-3"))
+    assert numbers(tmp_path / "output") == expected
