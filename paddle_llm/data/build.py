@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import Encoded, open_encoder
-from paddle_llm.data.indexed import data_key
+from paddle_llm.data.files import data_key
 from paddle_llm.data.mmap_format import SizesFile, token_dtype, write_index
 from paddle_llm.data.sources import ReadOptions, Source, find_sources, read_blocks
 from paddle_llm.data.tokenizer import fingerprint

@@ -25,12 +25,15 @@ from paddle_llm.data.tokenizer import (
 
 
 class TextEncoder(Protocol):
-    """Turns a text into ids, without EOS; knows its vocabulary's size and its EOS."""
+    """Turns texts into ids, without EOS; knows its vocabulary's size and its EOS.
+
+    `encode` raises RuntimeError or UnicodeEncodeError where a text is none (a lone surrogate).
+    """
 
     vocab_size: int
     eos_id: int
 
-    def encode(self, text: str) -> np.ndarray: ...
+    def encode(self, texts: list[str]) -> list[np.ndarray]: ...
 
 
 class SentencePieceEncoder:
@@ -45,10 +48,13 @@ class SentencePieceEncoder:
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)
         self._pattern = re.compile(f"({'|'.join(longest_first)})")
 
-    def encode(self, text: str) -> np.ndarray:
-        if self._pattern.search(text):
-            return self._encode_around_specials(text)
-        return self._processor.encode_as_numpy(text)
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        arrays = self._processor.encode_as_numpy(texts, num_threads=1)
+        search = self._pattern.search
+        for i, text in enumerate(texts):
+            if search(text):
+                arrays[i] = self._encode_around_specials(text)
+        return arrays
 
     def _encode_around_specials(self, text: str) -> np.ndarray:
         parts = self._pattern.split(text)  # text, special, text, special, ..., text
@@ -74,9 +80,9 @@ class PaddleNLPEncoder:
         self.vocab_size = len(self._tokenizer)
         self.eos_id = self._tokenizer.eos_token_id
 
-    def encode(self, text: str) -> np.ndarray:
-        ids = self._tokenizer.convert_tokens_to_ids(self._tokenizer.tokenize(text))
-        return np.array(ids, dtype=np.int32)
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        tokenizer = self._tokenizer
+        return [np.array(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), dtype=np.int32) for text in texts]
 
 
 def open_encoder(folder: str) -> TextEncoder:
@@ -133,37 +139,42 @@ class BlockEncoder:
         self.encoder = open_encoder(folder)
         self._options = options
         self._dtype = token_dtype(self.encoder.vocab_size)
-        self._eos = np.array([self.encoder.eos_id], dtype=np.int32)
 
     def __call__(self, block: Block) -> Encoded:
-        pieces: list[np.ndarray] = []
-        sizes: list[int] = []
-        problems: list[str] = []
-        empty = 0
-        for document in parse_block(block, self._options):
-            ids = self._encode(document)
-            if isinstance(ids, str):
-                problems.append(bad_row(block.source, Document(document.row, None, ids)))
-            elif not len(ids):
-                empty += 1
-            else:
-                pieces += (ids, self._eos)
-                sizes.append(len(ids) + 1)
-        flat = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
-        top = int(flat.max()) if len(flat) else 0
+        documents = list(parse_block(block, self._options))
+        texts = [document.text for document in documents if document.text is not None]
+        bad = [document for document in documents if document.text is None] if len(texts) < len(documents) else []
+        try:
+            arrays = self.encoder.encode(texts) if texts else []
+        except (RuntimeError, UnicodeEncodeError):
+            arrays, unspeakable = self._one_by_one(documents)
+            bad = sorted([*bad, *unspeakable])
+        sizes = np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))
+        flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
+        filled = sizes[sizes > 0]
+        ids = np.insert(flat, np.cumsum(filled), self.encoder.eos_id)
+        top = int(ids.max()) if len(ids) else 0
         if top > np.iinfo(self._dtype).max:
             raise OverflowError(f"{block.source.path}: token id {top} does not fit {self._dtype}")
-        return Encoded(flat.astype(self._dtype), np.array(sizes, np.int32), top, empty, problems, block.read_bytes)
+        return Encoded(
+            ids.astype(self._dtype),
+            (filled + 1).astype(np.int32),
+            top,
+            len(sizes) - len(filled),
+            [bad_row(block.source, document) for document in bad],
+            block.read_bytes,
+        )
 
-    def _encode(self, document: Document) -> np.ndarray | str:
-        """The ids, or why there are none."""
-        if document.text is None:
-            return document.problem
-        try:
-            return self.encoder.encode(document.text)
-        except (RuntimeError, UnicodeEncodeError):
+    def _one_by_one(self, documents: list[Document]) -> tuple[list[np.ndarray], list[Document]]:
+        """Arrays of the documents that are text, and those that are none: a lone surrogate, which JSON can spell."""
+        arrays, bad = [], []
+        for document in documents:
+            if document.text is None:
+                continue
             try:
                 document.text.encode("utf-8")
-            except UnicodeEncodeError as error:  # a lone surrogate, which JSON can spell
-                return f"not text: {error}"
-            raise
+            except UnicodeEncodeError as error:
+                bad.append(Document(document.row, None, f"not text: {error}"))
+            else:
+                arrays += self.encoder.encode([document.text])
+        return arrays, bad

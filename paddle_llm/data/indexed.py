@@ -1,5 +1,5 @@
-"""Opens a corpus of token ids and refuses a broken one: .bin/.idx in the mmap format of Megatron and PaddleNLP, and the
-older _ids.npy/_idx.npz pair. Nothing here imports paddle.
+"""Opens a corpus of token ids and refuses files that do not fit together: .bin/.idx in the mmap format of Megatron and
+PaddleNLP, in PaddleNLP's `lazy` format, and the older _ids.npy/_idx.npz pair. Nothing here imports paddle.
 
 A document is a run of tokens; `pointers` and `doc_idx` are the arrays of the .idx file (see `data.mmap_format`).
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +18,10 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.mmap_format import HEADER_BYTES, read_header
+from paddle_llm.data.files import data_key
+from paddle_llm.data.mmap_format import DTYPES, HEADER_BYTES, LAZY_MAGIC, read_header
 
-_SCAN_TOKENS = 16 << 20
 _HASH_BYTES = 4 << 20
-_CHECK_ROWS = 4 << 20
 
 
 @dataclass
@@ -102,7 +102,9 @@ def open_corpus(prefix: str) -> Corpus:
     """
     prefix = clean_prefix(prefix)
     if os.path.isfile(prefix + ".idx"):
-        corpus = _open_mmap(prefix)
+        with open(prefix + ".idx", "rb") as stream:
+            lazy = stream.read(len(LAZY_MAGIC)) == LAZY_MAGIC
+        corpus = _open_lazy(prefix) if lazy else _open_mmap(prefix)
     elif os.path.isfile(prefix + "_idx.npz"):
         corpus = _open_npy_pair(prefix)
     else:
@@ -141,23 +143,54 @@ def _open_mmap(prefix: str) -> Corpus:
             f"{index_path}: corrupt: its header promises {header.n_sequences} sequences and {header.n_doc_idx - 1} "
             f"documents, {expected} bytes in all; the file has {actual}. Copy or build the corpus again."
         )
-    if not data_path.is_file():
-        raise UserError(
-            f"corpus {prefix}: the index is there, the tokens ({data_path}) are missing. Copy them beside it."
-        )
+    _require_data(prefix, data_path)
     sizes = _map(index_path, np.int32, HEADER_BYTES, header.n_sequences)
     pointers = _map(index_path, np.int64, HEADER_BYTES + 4 * header.n_sequences, header.n_sequences)
     doc_idx = _map(index_path, np.int64, HEADER_BYTES + 12 * header.n_sequences, header.n_doc_idx)
     itemsize = header.dtype.itemsize
     wanted = int(pointers[-1]) + int(sizes[-1]) * itemsize if header.n_sequences else 0
+    _require_size(data_path, wanted, itemsize, index_path)
+    tokens = _map(data_path, header.dtype, 0, wanted // itemsize)
+    return Corpus(prefix, tokens, data_path, index_path, sizes, pointers, itemsize, doc_idx)
+
+
+def _open_lazy(prefix: str) -> Corpus:
+    index_path, data_path = Path(prefix + ".idx"), Path(prefix + ".bin")
+    head = struct.Struct("<8sQQQQQQ")
+    raw = index_path.read_bytes()
+    try:
+        _, version, code, itemsize, n_items, n_sizes, n_doc_idx = head.unpack_from(raw)
+        # After the head: n_items + 1 offsets of dimensions, as many of data (in tokens), sizes, and the documents.
+        offsets_at = head.size + 8 * (n_items + 1)
+        pointers = np.frombuffer(raw, "<i8", n_items, offsets_at)
+        sizes = np.frombuffer(raw, "<i4", n_sizes, offsets_at + 8 * (n_items + 1))
+        doc_idx = np.frombuffer(raw, "<i8", n_doc_idx, offsets_at + 8 * (n_items + 1) + 4 * n_sizes)
+        if version != 1 or code not in DTYPES or n_sizes != n_items:
+            raise ValueError(f"version {version}, dtype code {code}, {n_sizes} sizes of {n_items} sequences")
+    except (struct.error, ValueError) as error:
+        raise UserError(f"{index_path}: corrupt: {error}. Build the corpus again.") from error
+    _require_data(prefix, data_path)
+    wanted = int(sizes.sum(dtype=np.int64)) * itemsize
+    _require_size(data_path, wanted, itemsize, index_path)
+    return Corpus(
+        prefix, _map(data_path, DTYPES[code], 0, wanted // itemsize), data_path, index_path, sizes, pointers, 1, doc_idx
+    )
+
+
+def _require_data(prefix: str, data_path: Path) -> None:
+    if not data_path.is_file():
+        raise UserError(
+            f"corpus {prefix}: the index is there, the tokens ({data_path}) are missing. Copy them beside it."
+        )
+
+
+def _require_size(data_path: Path, wanted: int, itemsize: int, index_path: Path) -> None:
     if (actual := data_path.stat().st_size) != wanted:
         what = "truncated" if actual < wanted else "longer than its index says"
         raise UserError(
             f"{data_path}: {what}: {index_path.name} describes {wanted} bytes ({wanted // itemsize} tokens), the file has "
             f"{actual} ({actual // itemsize} tokens). Copy or build the corpus again."
         )
-    tokens = _map(data_path, header.dtype, 0, wanted // itemsize)
-    return Corpus(prefix, tokens, data_path, index_path, sizes, pointers, itemsize, doc_idx)
 
 
 def _map(path: Path, dtype: Any, offset: int, count: int) -> np.ndarray:
@@ -168,10 +201,7 @@ def _map(path: Path, dtype: Any, offset: int, count: int) -> np.ndarray:
 
 def _open_npy_pair(prefix: str) -> Corpus:
     index_path, data_path = Path(prefix + "_idx.npz"), Path(prefix + "_ids.npy")
-    if not data_path.is_file():
-        raise UserError(
-            f"corpus {prefix}: the index is there, the tokens ({data_path}) are missing. Copy them beside it."
-        )
+    _require_data(prefix, data_path)
     try:
         with np.load(index_path) as arrays:
             sizes, doc_idx = arrays["lens"], arrays["docs"].astype(np.int64)
@@ -193,17 +223,6 @@ def _open_npy_pair(prefix: str) -> Corpus:
     return Corpus(prefix, tokens, data_path, index_path, sizes, ends - sizes, 1, doc_idx)
 
 
-def data_key(path: Path) -> str:
-    """A cheap key of a file's content: its size and 64 blocks spread over it, hashed."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    with open(path, "rb") as stream:
-        for i in range(64):
-            stream.seek(max(size - 4096, 0) * i // 63)
-            digest.update(stream.read(4096))
-    return digest.hexdigest()[:20]
-
-
 def _read_meta(corpus: Corpus) -> dict[str, Any]:
     path = Path(corpus.prefix + ".meta.json")
     if not path.is_file():
@@ -219,103 +238,3 @@ def _read_meta(corpus: Corpus) -> dict[str, Any]:
             f"{corpus.n_tokens} there). If another tool rebuilt the corpus, delete the .meta.json; else build it again."
         )
     return meta
-
-
-def verify_index(corpus: Corpus) -> None:
-    """Read the whole index: sequences lie end to end, documents ascend. Linear in the documents; one rank is enough.
-
-    Raises:
-        UserError: with the first place that is wrong.
-    """
-    expected = 0
-    for first in range(0, len(corpus.sizes), _CHECK_ROWS):
-        sizes = np.asarray(corpus.sizes[first : first + _CHECK_ROWS], dtype=np.int64)
-        ends = expected + np.cumsum(sizes)
-        pointers = np.asarray(corpus.pointers[first : first + _CHECK_ROWS]) // corpus.pointer_unit
-        wrong = np.flatnonzero((pointers != ends - sizes) | (sizes < 0))
-        if len(wrong):
-            at = int(wrong[0])
-            raise UserError(
-                f"{corpus.index_path}: corrupt: sequence {first + at} ({int(sizes[at])} tokens) should start at token "
-                f"{int(ends[at] - sizes[at])}, the index says {int(pointers[at])}. Build the corpus again."
-            )
-        expected = int(ends[-1])
-    doc_idx = np.asarray(corpus.doc_idx)
-    falling = np.flatnonzero(np.diff(doc_idx) < 0)
-    if doc_idx[0] != 0 or len(falling):
-        at = int(falling[0]) if len(falling) else 0
-        raise UserError(f"{corpus.index_path}: corrupt: document {at} starts after it ends. Build the corpus again.")
-
-
-def largest_token(corpus: Corpus, cache_dir: Path | None = None) -> int:
-    """The largest id in the corpus: from its meta file, else by reading it once (remembered in `cache_dir`).
-
-    Raises:
-        UserError: an id below zero.
-    """
-    if "max_token_id" in corpus.meta:
-        return int(corpus.meta["max_token_id"])
-    remembered = None
-    if cache_dir is not None:
-        stamp = corpus.data_path.stat().st_mtime_ns
-        remembered = cache_dir / f"largest-token-{data_key(corpus.data_path)}-{stamp}.txt"
-        if remembered.is_file():
-            return int(remembered.read_text())
-    lowest, highest = 0, 0
-    for first in range(0, corpus.n_tokens, _SCAN_TOKENS):
-        block = corpus.tokens[first : first + _SCAN_TOKENS]
-        lowest, highest = min(lowest, int(block.min())), max(highest, int(block.max()))
-    if lowest < 0:
-        raise UserError(f"{corpus.data_path}: holds the token id {lowest}. Build the corpus again.")
-    if remembered is not None:
-        write_atomically(remembered, str(highest).encode())
-    return highest
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all.
-
-    Raises:
-        UserError: the folder cannot be written.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}.") from error
-
-
-def check_corpus(
-    corpus: Corpus, *, vocab_size: int, eos_id: int | None, fingerprint: str | None, cache_dir: Path | None = None
-) -> None:
-    """Compare a corpus with the model and tokenizer that will read it.
-
-    Args:
-        vocab_size: rows of the model's embedding.
-        eos_id: the tokenizer's end of sentence; None skips that comparison.
-        fingerprint: of the tokenizer in use (`data.tokenizer.fingerprint`); None when there is no tokenizer.
-
-    Raises:
-        UserError: what differs, with the figures.
-    """
-    recorded = corpus.meta.get("tokenizer_fingerprint")
-    if fingerprint is not None and recorded is not None and fingerprint != recorded:
-        raise UserError(
-            f"corpus {corpus.prefix} was built with another tokenizer: its fingerprint is {recorded} (vocabulary "
-            f"{corpus.meta.get('vocab_size')}), the tokenizer given has {fingerprint}. Give --tokenizer_name_or_path the "
-            "tokenizer it was built with, or build the corpus again with this one."
-        )
-    highest = largest_token(corpus, cache_dir)
-    if highest >= vocab_size:
-        raise UserError(
-            f"corpus {corpus.prefix} holds the token id {highest}, the model's vocabulary has {vocab_size} (ids 0 to "
-            f"{vocab_size - 1}). Use the model's own tokenizer to build the corpus, or a config.json with a larger vocab_size."
-        )
-    recorded_eos = corpus.meta.get("eos_id")
-    if eos_id is not None and recorded_eos is not None and eos_id != recorded_eos:
-        raise UserError(
-            f"corpus {corpus.prefix} ends its documents with id {recorded_eos}, the tokenizer in use with {eos_id}. "
-            "Build the corpus again with this tokenizer."
-        )

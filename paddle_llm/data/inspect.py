@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.indexed import Corpus, open_corpus, verify_index
+from paddle_llm.data.checks import verify_index
+from paddle_llm.data.indexed import Corpus, open_corpus
 from paddle_llm.data.tokenizer import fingerprint
 
 _SCAN_TOKENS = 16 << 20

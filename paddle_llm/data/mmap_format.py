@@ -17,7 +17,7 @@ import numpy as np
 from paddle_llm.config.errors import UserError
 
 MAGIC = b"MMIDIDX\x00\x00"
-_LAZY_MAGIC = b"TNTIDX\x00\x00"
+LAZY_MAGIC = b"TNTIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 HEADER_BYTES = _HEADER.size
 DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4"}  # 6 and 7 are floats: no token ids
@@ -48,11 +48,8 @@ def read_header(path: Path) -> Header:
     Raises:
         UserError: not such a file, or of another version.
     """
-    raw = path.read_bytes()[:HEADER_BYTES] if path.stat().st_size < HEADER_BYTES else _head(path)
-    if raw.startswith(_LAZY_MAGIC):
-        raise UserError(
-            f"{path}: written with data_impl `lazy`, which is not read. Build the corpus with `paddle-llm data build`."
-        )
+    with open(path, "rb") as stream:
+        raw = stream.read(HEADER_BYTES)
     if len(raw) < HEADER_BYTES:
         raise UserError(
             f"{path}: corrupt: {len(raw)} bytes, a header alone has {HEADER_BYTES}. Build the corpus again."
@@ -64,11 +61,6 @@ def read_header(path: Path) -> Header:
             "Build the corpus again."
         )
     return Header(np.dtype(DTYPES[code]), n_sequences, n_doc_idx)
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as stream:
-        return stream.read(HEADER_BYTES)
 
 
 def write_index(stream: BinaryIO, dtype: np.dtype, n_sequences: int, sizes: Iterable[np.ndarray]) -> None:

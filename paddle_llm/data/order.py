@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_llm.data.indexed import Corpus, write_atomically
+from paddle_llm.data.files import write_atomically
+from paddle_llm.data.indexed import Corpus
 
 # Smaller orders are made again faster than they are read from disk; larger ones are cached there.
 CACHE_ABOVE_ENTRIES = 1 << 20

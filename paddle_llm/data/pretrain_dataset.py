@@ -13,7 +13,8 @@ import numpy as np
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.blend import Blend, parse_input_dir, split_bounds
-from paddle_llm.data.indexed import check_corpus, open_corpus, verify_index
+from paddle_llm.data.checks import check_corpus, verify_index
+from paddle_llm.data.indexed import open_corpus
 from paddle_llm.data.order import Origin, SampleOrder
 from paddle_llm.data.tokenizer import find_fingerprint
 

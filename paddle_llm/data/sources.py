@@ -14,7 +14,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from paddle_llm.config.errors import UserError
 
@@ -25,6 +25,7 @@ DOCUMENT_MODES = ("line", "blank_line", "file")
 BLOCK_BYTES = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
+_LEADING_BLANKS = re.compile(rb"(?:[ \t\r]*\n)*")
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,7 @@ class Block:
     read_bytes: int
 
 
-@dataclass(frozen=True)
-class Document:
+class Document(NamedTuple):
     """A text, or (text is None) a row that holds none, with the reason."""
 
     row: int
@@ -209,26 +209,35 @@ def parse_block(block: Block, options: ReadOptions) -> Iterator[Document]:
         for row, value in enumerate(block.payload, block.first_row):
             yield _checked(row, value, options.text_key)
     elif block.source.kind == "jsonl":
-        for row, line in enumerate(block.payload.split(b"\n"), block.first_row):
+        for row, line in enumerate(_lines(block.payload), block.first_row):
             if line and not line.isspace():
                 yield _json_row(row, line, options.text_key)
     else:
         yield from _texts(block.payload, block.first_row, options.document)
 
 
-def _json_row(row: int, line: bytes, key: str) -> Document:
+def _lines(payload: bytes) -> list[str] | list[bytes]:
+    """Lines as text, decoded at once; as bytes where one of them is no UTF-8 and has to be found."""
+    try:
+        return payload.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        return payload.split(b"\n")
+
+
+def _json_row(row: int, line: str | bytes, key: str) -> Document:
     try:
         value = json.loads(line)
+        text = value[key]
     except UnicodeDecodeError as error:
         return Document(row, None, f"not UTF-8: {error}")
     except ValueError as error:
-        hint = " (one JSON array? write one object per line)" if row == 1 and line.lstrip().startswith(b"[") else ""
+        hint = " (one JSON array? write one object per line)" if row == 1 and line.lstrip()[:1] in ("[", b"[") else ""
         return Document(row, None, f"not JSON: {error}{hint}")
-    if not isinstance(value, dict):
-        return Document(row, None, f"is a JSON {type(value).__name__}, not an object")
-    if key not in value:
+    except (KeyError, TypeError, IndexError):
+        if not isinstance(value, dict):
+            return Document(row, None, f"is a JSON {type(value).__name__}, not an object")
         return Document(row, None, f"has no key {key!r} (it has {', '.join(value) or 'none'}); name it with --text_key")
-    return _checked(row, value[key], key)
+    return _checked(row, text, key)
 
 
 def _checked(row: int, value: Any, key: str) -> Document:
@@ -254,10 +263,12 @@ def _parts(payload: bytes, mode: str) -> Iterator[tuple[bytes, int]]:
         yield from ((line.removesuffix(b"\r"), 1) for line in payload.split(b"\n"))
     elif mode == "blank_line":
         at = 0
-        for match in _BLANK_LINE.finditer(payload):
-            yield payload[at : match.start()], payload.count(b"\n", at, match.end())
-            at = match.end()
-        yield payload[at:].rstrip(b"\r\n"), 0
+        for end, following in [*((m.start(), m.end()) for m in _BLANK_LINE.finditer(payload)), (len(payload),) * 2]:
+            # A run of blank lines may have been cut by the border of a block: what is left of it is no text.
+            begin = _LEADING_BLANKS.match(payload, at).end()
+            yield b"", payload.count(b"\n", at, begin)
+            yield payload[begin:end].rstrip(b"\r\n"), payload.count(b"\n", begin, following)
+            at = following
     else:
         yield payload, 0
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.indexed import write_atomically
+from paddle_llm.data.files import write_atomically
 
 CONFIG_FILE = "tokenizer_config.json"
 # The first name is PaddleNLP's for LLaMA, the second Hugging Face's (and PaddleNLP's newer hub folders').
