@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import ValidationError
@@ -85,9 +86,9 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     config, bad = _typed(given, problems)
     seen = guarded(config, bad)
     device = _device(seen, device, problems, notices)
-    facts = _facts(seen, problems, notices)
+    folder, facts = _facts(seen, problems, notices)
     layout = _layout(seen, world_size, script, problems, notices)
-    run = Run(seen, frozenset(given), world_size, device, script, layout, facts)
+    run = Run(seen, frozenset(given), world_size, device, script, layout, facts, folder)
     findings = check(run, RULES)
     problems += [finding.text for finding in findings if isinstance(finding, Problem)]
     notices += [finding.text for finding in findings if not isinstance(finding, Problem)]
@@ -197,27 +198,28 @@ def _device(config: RunConfig, forced: str | None, problems: list[str], notices:
     return asked
 
 
-def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> ModelFacts | None:
+def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> tuple[Path | None, ModelFacts | None]:
+    """The folder that says the model's shape, and the shape."""
     try:
         name = config.model_name_or_path
         layers = config.num_hidden_layers
     except Unknown:
-        return None
+        return None, None
     if not name:
-        return None
+        return None, None
     try:
         folder = find_model_folder(name)
         facts = read_model_facts(folder) if folder is not None else None
     except UserError as error:
         problems.append(str(error))
-        return None
-    if facts is None:
+        return None, None
+    if folder is None or facts is None:
         notices.append(
-            f"{name} is no folder here: PaddleNLP will download it under that name, and its shape cannot be checked before. "
-            f"Without a network give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
+            f"{name} is no folder here: it is a name built into PaddleNLP, or a mistake; its shape cannot be checked before "
+            f"it is downloaded. Without a network give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
         )
-        return None
-    return facts if layers is None else replace(facts, num_hidden_layers=layers)
+        return None, None
+    return folder, facts if layers is None else replace(facts, num_hidden_layers=layers)
 
 
 def _layout(config: RunConfig, world_size: int, entry: str, problems: list[str], notices: list[str]) -> Layout | None:

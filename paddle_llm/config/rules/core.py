@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 from paddle_llm.config.layout import Layout
@@ -58,6 +59,7 @@ class Run:
         asked: names of the fields that somebody set.
         world_size: ranks of the job.
         device: "gpu" or "cpu".
+        folder: where the model's shape was read.
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class Run:
     entry: str
     known_layout: Layout | None
     known_facts: ModelFacts | None
+    folder: Path | None = None
 
     @property
     def layout(self) -> Layout:

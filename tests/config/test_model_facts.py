@@ -1,0 +1,125 @@
+"""A model's shape from its config.json, in the spelling of each family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
+from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama, write_llama_hf5
+
+
+def shape(facts: ModelFacts) -> tuple[object, ...]:
+    return (
+        facts.model_type,
+        facts.hidden_size,
+        facts.num_hidden_layers,
+        facts.num_attention_heads,
+        facts.num_key_value_heads,
+        facts.head_dim,
+        facts.intermediate_size,
+        facts.vocab_size,
+        facts.max_position_embeddings,
+        facts.tie_word_embeddings,
+    )
+
+
+def test_llama(tmp_path: Path) -> None:
+    facts = read_model_facts(write_llama(tmp_path))
+    assert shape(facts) == ("llama", 64, 4, 4, 4, 16, 172, 128, 128, False)
+    assert facts.architectures == ("LlamaForCausalLM",)
+    assert facts.raw["rms_norm_eps"] == 1e-6
+    assert not facts.rope_is_scaled
+
+
+def test_llama_with_grouped_heads_and_tied_embeddings(tmp_path: Path) -> None:
+    facts = read_model_facts(write_llama(tmp_path, num_key_value_heads=2, tie_word_embeddings=True))
+    assert facts.num_key_value_heads == 2 and facts.tie_word_embeddings
+
+
+def test_llama_without_key_value_heads_has_as_many_as_heads(tmp_path: Path) -> None:
+    assert read_model_facts(write_llama(tmp_path, num_key_value_heads=None)).num_key_value_heads == 4
+
+
+@pytest.mark.parametrize(
+    ("writer", "overrides", "scaled"),
+    [
+        (write_llama_hf5, {}, False),
+        (write_llama_hf5, {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, True),
+        (write_llama, {"rope_scaling": {"type": "linear", "factor": 2.0}}, True),
+        (write_llama, {"rope_scaling": {"rope_type": "default"}}, False),
+        (write_llama, {"rope_scaling_type": "linear"}, True),
+    ],
+)
+def test_rope_scaling(tmp_path: Path, writer: object, overrides: dict[str, object], scaled: bool) -> None:
+    assert read_model_facts(writer(tmp_path, **overrides)).rope_is_scaled is scaled  # type: ignore[operator]
+
+
+def test_the_three_chatglm_are_told_apart(tmp_path: Path) -> None:
+    first = read_model_facts(write_chatglm(tmp_path / "1"))
+    assert shape(first) == ("chatglm", 64, 4, 4, 4, 16, 256, 128, 128, True)
+    second = read_model_facts(write_chatglm2(tmp_path / "2"))
+    assert shape(second) == ("chatglm_v2", 64, 4, 4, 2, 16, 96, 128, 128, False)
+    paddle_spelling = {"model_type": "chatglm_v2", "num_layers": None, "num_hidden_layers": 4, "seq_length": None}
+    paddle_spelling |= {"max_sequence_length": 64, "padded_vocab_size": None, "vocab_size": 256}
+    third = read_model_facts(write_chatglm2(tmp_path / "3", **paddle_spelling))
+    assert (third.model_type, third.vocab_size, third.max_position_embeddings) == ("chatglm_v2", 256, 64)
+    without = read_model_facts(write_chatglm2(tmp_path / "4", multi_query_attention=False))
+    assert without.num_key_value_heads == 4
+
+
+def test_bloom_has_no_end_of_positions(tmp_path: Path) -> None:
+    facts = read_model_facts(write_bloom(tmp_path, seq_length=2048))
+    assert shape(facts) == ("bloom", 64, 4, 4, 4, 16, 256, 128, None, True)
+
+
+def test_a_family_by_architecture_alone(tmp_path: Path) -> None:
+    assert read_model_facts(write_llama(tmp_path, model_type=None)).model_type == "llama"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "not valid JSON: line 1"),
+        ("[]", "must hold a JSON object"),
+        (
+            '{"model_type": "llama"}',
+            "lacks hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, vocab_size",
+        ),
+        ('{"hidden_size": "64"}', "hidden_size must be a whole number of at least 1, not '64'"),
+        ('{"num_hidden_layers": 0}', "num_hidden_layers must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json") as caught:
+        read_model_facts(tmp_path)
+    assert message in str(caught.value)
+
+
+def test_missing_folder_names_the_local_form(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--model_name_or_path /path/to/llama-7b"):
+        read_model_facts("facebook/llama-7b")
+    with pytest.raises(UserError, match="a model folder needs its config.json"):
+        read_model_facts(tmp_path)
+
+
+def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
+    folder = write_llama(tmp_path / "here")
+    assert find_model_folder(str(folder)) == folder
+    assert find_model_folder("some/model") is None
+    cached = write_llama(tmp_path / "cache" / "models" / "some" / "model")
+    assert find_model_folder("some/model") == cached
+    with pytest.raises(UserError, match="there is no such folder"):
+        find_model_folder(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="is a file"):
+        find_model_folder(str(folder / "config.json"))
+
+
+def test_raw_is_the_whole_file(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path)
+    assert read_model_facts(folder).raw == json.loads((folder / "config.json").read_text())

@@ -1,0 +1,149 @@
+"""Old names: every row of the table, what is said about it, and that nothing is dropped without a word."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddle_llm.config.arguments import BARE, FLAG, Given
+from paddle_llm.config.not_offered import NOT_OFFERED, Refused, Stale, is_neutral
+from paddle_llm.config.old_names import FINETUNE_NAMES, OLD_NAMES, Renamed, Translated, translate
+from paddle_llm.config.run_config import FIELD_NAMES
+
+FIELDS = frozenset(FIELD_NAMES)
+
+
+def flag(name: str, raw: object) -> Given:
+    return Given(name, raw, FLAG)
+
+
+def pretrain(*given: Given) -> Translated:
+    return translate(list(given), "pretrain", FIELDS)
+
+
+def finetune(*given: Given) -> Translated:
+    return translate(list(given), "finetune", FIELDS)
+
+
+def test_the_tables_do_not_overlap() -> None:
+    assert not FIELDS & set(OLD_NAMES)
+    assert not FIELDS & set(NOT_OFFERED)
+    assert not FIELDS & FINETUNE_NAMES
+    assert not set(OLD_NAMES) & set(NOT_OFFERED)
+    assert not set(OLD_NAMES) & FINETUNE_NAMES
+
+
+def test_every_new_name_exists() -> None:
+    for old, rule in OLD_NAMES.items():
+        if isinstance(rule, Renamed):
+            assert rule.new in (FINETUNE_NAMES if rule.finetune_only else FIELDS), old
+
+
+@pytest.mark.parametrize(
+    ("old", "raw", "new", "value"),
+    [
+        ("sharding_degree", "4", "sharding_parallel_degree", "4"),
+        ("no_cuda", BARE, "device", "cpu"),
+        ("no_cuda", "true", "device", "cpu"),
+        ("max_evaluate_steps", 20, "eval_iters", 20),
+    ],
+)
+def test_renamed_for_pretraining(old: str, raw: object, new: str, value: object) -> None:
+    found = pretrain(flag(old, raw))
+    assert [(one.name, one.raw, one.old) for one in found.given] == [(new, value, old)]
+    assert found.notices == [f"--{old} {raw} is read as --{new} {value}"]
+    assert found.problems == []
+
+
+@pytest.mark.parametrize(("old", "raw"), [("no_cuda", "false"), ("max_evaluate_steps", "-1")])
+def test_old_values_that_ask_for_the_default_vanish(old: str, raw: object) -> None:
+    found = pretrain(flag(old, raw))
+    assert (found.given, found.notices, found.problems) == ([], [], [])
+
+
+@pytest.mark.parametrize(
+    ("old", "raw", "new"),
+    [
+        ("r", "8", "lora_rank"),
+        ("intokens", "1", "zero_padding"),
+        ("task_name_or_path", "./data", "dataset_name_or_path"),
+        ("task_path", "./data", "dataset_name_or_path"),
+        ("dataset_path", "./data", "dataset_name_or_path"),
+        ("data_name", "bellegroup", "dataset_name_or_path"),
+        ("do_generation", "0", "eval_with_do_generation"),
+        ("qat", "1", "do_qat"),
+        ("qat_type", "A8W8", "quant_type"),
+    ],
+)
+def test_renamed_for_fine_tuning_only(old: str, raw: str, new: str) -> None:
+    found = finetune(flag(old, raw))
+    assert [(one.name, one.raw) for one in found.given] == [(new, raw)]
+    assert found.notices == [f"--{old} {raw} is read as --{new} {raw}"]
+    told = pretrain(flag(old, raw)).problems
+    assert told == [f"--{old} belongs to finetune_generation.py, not to run_pretrain.py: remove it here."]
+
+
+def test_tgt_length_becomes_the_sum() -> None:
+    found = finetune(flag("src_length", "1024"), flag("tgt_length", "160"))
+    assert {one.name: one.raw for one in found.given} == {"src_length": "1024", "max_length": 1184}
+    assert found.notices == ["--tgt_length 160 is read as --max_length 1184"]
+    assert "--src_length, which is missing" in finetune(flag("tgt_length", "160")).problems[0]
+    assert "expected a whole number" in finetune(flag("src_length", "1"), flag("tgt_length", "x")).problems[0]
+
+
+def test_a_file_is_quoted_as_json_and_named() -> None:
+    found = pretrain(Given("sharding_degree", 4, "file old.json"))
+    assert found.notices == ['"sharding_degree" in old.json: 4 is read as "sharding_parallel_degree": 4']
+
+
+@pytest.mark.parametrize("name", sorted(FINETUNE_NAMES))
+def test_fine_tuning_names_are_told_so(name: str) -> None:
+    assert "belongs to finetune_generation.py" in pretrain(flag(name, "1")).problems[0]
+
+
+@pytest.mark.parametrize("name", sorted(n for n, r in {**OLD_NAMES, **NOT_OFFERED}.items() if isinstance(r, Stale)))
+def test_stale_names_are_a_warning(name: str) -> None:
+    found = pretrain(flag(name, "some value"))
+    assert found.problems == [] and found.given == []
+    assert len(found.notices) == 1 and f"--{name} has no effect: " in found.notices[0]
+
+
+@pytest.mark.parametrize("name", sorted(n for n, r in {**OLD_NAMES, **NOT_OFFERED}.items() if isinstance(r, Refused)))
+def test_refused_names_are_an_error_with_a_reason(name: str) -> None:
+    found = pretrain(flag(name, "some value"))
+    assert found.notices == [] and found.given == []
+    assert len(found.problems) == 1 and f"--{name} = some value is not offered: " in found.problems[0]
+
+
+@pytest.mark.parametrize("name", sorted({**OLD_NAMES, **NOT_OFFERED}))
+def test_neutral_values_and_null_pass_without_a_word(name: str) -> None:
+    rule = {**OLD_NAMES, **NOT_OFFERED}[name]
+    if isinstance(rule, Renamed):
+        return
+    for value in (*rule.neutral, None):
+        found = pretrain(flag(name, value))
+        assert (found.given, found.notices, found.problems) == ([], [], []), value
+
+
+@pytest.mark.parametrize(
+    ("raw", "neutral", "says"),
+    [
+        ("false", (False,), True),
+        ("0", (False,), True),
+        (0, (False,), True),
+        ("False", (False,), True),
+        (True, (False,), False),
+        ("-1", (-1, 0, 1), True),
+        (2, (-1, 0, 1), False),
+        ("dp", ("dp",), True),
+        ("", ("",), True),
+        (None, (), True),
+        ("x", (), False),
+    ],
+)
+def test_is_neutral(raw: object, neutral: tuple[object, ...], says: bool) -> None:
+    assert is_neutral(raw, neutral) is says
+
+
+def test_unknown_names_and_fields_pass_on() -> None:
+    given = [flag("no_such_thing", "1"), flag("max_steps", "2")]
+    assert pretrain(*given).given == given

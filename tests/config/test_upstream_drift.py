@@ -1,0 +1,59 @@
+"""PaddleNLP's own lists of arguments, read from the installed source without importing it: each must be known here."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from paddle_llm.config.not_offered import NOT_OFFERED
+from paddle_llm.config.old_names import OLD_NAMES
+from paddle_llm.config.rules import words
+from paddle_llm.config.run_config import FIELD_NAMES
+
+KNOWN = set(FIELD_NAMES) | set(NOT_OFFERED) | set(OLD_NAMES)
+
+
+def source(*path: str) -> ast.Module:
+    spec = find_spec("paddlenlp")
+    assert spec is not None and spec.submodule_search_locations
+    return ast.parse(Path(spec.submodule_search_locations[0], *path).read_text(encoding="utf-8"))
+
+
+def class_body(tree: ast.Module, name: str) -> list[ast.stmt]:
+    return next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def training_arguments() -> list[str]:
+    body = class_body(source("trainer", "training_args.py"), "TrainingArguments")
+    return [node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)]
+
+
+def llm_meta() -> list[str]:
+    names = []
+    for node in class_body(source("transformers", "configuration_utils.py"), "LlmMetaConfig"):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.List):
+            names += [row.elts[0].value for row in node.value.elts]  # type: ignore[attr-defined]
+    return names
+
+
+def test_the_readers_of_upstream_read_something() -> None:
+    assert len(training_arguments()) == 121
+    assert len(llm_meta()) == 22
+
+
+@pytest.mark.parametrize("name", training_arguments() + llm_meta())
+def test_every_upstream_argument_is_known(name: str) -> None:
+    assert name in KNOWN, f"PaddleNLP has an argument {name} that is neither a field nor in NOT_OFFERED"
+
+
+def test_every_word_of_the_parallel_configs_is_upstreams() -> None:
+    lists = [
+        [item.value for item in node.elts if isinstance(item, ast.Constant)]
+        for node in ast.walk(source("trainer", "training_args.py"))
+        if isinstance(node, ast.List)
+    ]
+    for ours in (words.TENSOR_WORDS, words.PIPELINE_WORDS, words.SHARDING_WORDS):
+        assert any(set(ours) == set(theirs) for theirs in lists), ours
