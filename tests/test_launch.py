@@ -1,0 +1,328 @@
+"""The scripts of launch/: what they start for a GPU, and what they train on a CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import write_llama
+
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "launch"
+SCRIPTS = ["one_card.sh", "eight_cards_stage2.sh", "run_trainer_tp4pp2.sh", "many_machines.sh", "slurm.sbatch"]
+STEPS = 6
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's, without what a launcher or a scheduler left in it."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PADDLE_", "SLURM_", "FLAGS_"))}
+    return kept | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | changes
+
+
+def run(script: str, *arguments: str, cwd: Path, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", str(LAUNCH / script), *arguments],
+        cwd=cwd,
+        env=environment(**env),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+# --- What is typed, without training anything
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_the_command_and_every_setting(script: str, tmp_path: Path) -> None:
+    shown = run(script, "-h", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert f"launch/{script}" in shown.stdout and "CONFIG.json" in shown.stdout
+    if script != "slurm.sbatch":
+        assert all(name in shown.stdout for name in ("GPUS", "DEVICE=cpu", "MAX_RESTART", "LOG_DIR", "PYTHON"))
+
+
+@pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "run_trainer_tp4pp2.sh"])
+def test_no_arguments_is_a_mistake(script: str, tmp_path: Path) -> None:
+    ended = run(script, cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stdout == "" and "CONFIG.json" in ended.stderr
+
+
+@pytest.fixture
+def recorder(tmp_path: Path) -> Path:
+    """An interpreter that runs files as Python does, and of `-m paddle.distributed.launch` prints the words."""
+    path = tmp_path / "recorder"
+    path.write_text(f'#!/bin/bash\ncase $1 in *.py) exec {sys.executable} "$@" ;; esac\nprintf "%s\\n" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def words(script: str, *arguments: str, recorder: Path, **env: str) -> list[str]:
+    ended = run(script, *arguments, cwd=recorder.parent, **{"PYTHON": str(recorder), "DEVICE": "gpu"} | env)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.splitlines()
+
+
+def after(name: str, line: list[str]) -> str:
+    return line[line.index(name) + 1]
+
+
+def test_cards_of_one_machine(recorder: Path) -> None:
+    line = words("eight_cards_stage2.sh", "x.json", "--seed", "7", recorder=recorder)
+    assert line[:3] == ["-u", "-m", "paddle.distributed.launch"]
+    assert after("--gpus", line) == "0,1,2,3,4,5,6,7"
+    script = line.index(str(ROOT / "run_pretrain.py"))
+    assert line[script + 1 :] == ["x.json", "--sharding", "stage2", "--seed", "7"]
+    assert "--device" not in line
+    assert after("--gpus", words("one_card.sh", "x.json", recorder=recorder)) == "0"
+    assert after("--gpus", words("one_card.sh", "x.json", recorder=recorder, GPUS="5")) == "5"
+
+
+def test_flags_alone_are_enough(recorder: Path) -> None:
+    line = words("eight_cards_stage2.sh", "--model_name_or_path", "m", recorder=recorder)
+    script = line.index(str(ROOT / "run_pretrain.py"))
+    assert line[script + 1 :] == ["--sharding", "stage2", "--model_name_or_path", "m"]
+
+
+def test_the_tutorials_script_runs_without_arguments(recorder: Path) -> None:
+    line = words("run_trainer_tp4pp2.sh", recorder=recorder)
+    assert str(ROOT / "configs/pretrain/llama_7b_tp4_pp2.json") in line
+    assert after("--tensor_parallel_degree", line) == "4" and after("--pipeline_parallel_degree", line) == "2"
+
+
+def test_many_machines(recorder: Path) -> None:
+    line = words("many_machines.sh", "x.json", recorder=recorder, MASTER="localhost:3777", NODES="4", NODE_RANK="2")
+    # The launcher compares addresses as text: a name would leave the job without a meeting point.
+    assert after("--master", line) == "127.0.0.1:3777" and after("--host", line) == "127.0.0.1"
+    assert after("--nnodes", line) == "4" and after("--rank", line) == "2"
+    assert after("--log_dir", line) == "log/node2"
+
+
+def test_many_machines_by_the_operators_variables_and_by_etcd(recorder: Path) -> None:
+    line = words("many_machines.sh", "x.json", recorder=recorder, PADDLE_MASTER="127.0.0.1:37777", PADDLE_NNODES="2")
+    assert after("--master", line) == "127.0.0.1:37777" and after("--nnodes", line) == "2"
+    assert "--rank" not in line
+    line = words("many_machines.sh", "x.json", recorder=recorder, MASTER="etcd://h:2379", NODES="2", MAX_RESTART="5")
+    assert after("--master", line) == "etcd://h:2379"
+    assert after("--elastic_level", line) == "1" and after("--max_restart", line) == "5"
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [({}, "MASTER=HOST:PORT and NODES=N"), ({"MASTER": "nowhere", "NODES": "2"}, "HOST:PORT of the first machine")],
+)
+def test_many_machines_without_an_address(env: dict[str, str], message: str, tmp_path: Path) -> None:
+    ended = run("many_machines.sh", "x.json", cwd=tmp_path, **env)
+    assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_another_device_is_refused(tmp_path: Path) -> None:
+    ended = run("one_card.sh", "x.json", cwd=tmp_path, DEVICE="tpu")
+    assert ended.returncode == 2 and "DEVICE is 'tpu'" in ended.stderr
+
+
+def test_the_manifest_fits_its_configuration() -> None:
+    yaml = pytest.importorskip("yaml")
+    manifest = yaml.safe_load((LAUNCH / "paddlejob.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v1", "PaddleJob")
+    worker = manifest["spec"]["paddleReplicaSpecs"]["Worker"]
+    pod = worker["template"]["spec"]
+    (container,) = pod["containers"]
+    assert container["name"] == "paddle" and container["ports"][0]["name"] == "master"  # the operator looks for both
+    assert (ROOT / container["command"][1]).is_file()
+    raw = json.loads((ROOT / container["args"][0]).read_text())
+    ranks = 1
+    for kind in ("data", "sharding", "tensor", "pipeline"):
+        ranks *= raw[f"{kind}_parallel_degree"]
+    gpus = container["resources"]["limits"]["nvidia.com/gpu"]
+    settings = {entry["name"]: entry["value"] for entry in container["env"]}
+    assert worker["replicas"] * gpus == ranks and len(settings["GPUS"].split(",")) == gpus
+    assert all(isinstance(value, str) for value in settings.values())  # Kubernetes takes nothing else
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    from paddle_llm.config.run_config import FIELD_NAMES
+
+    assert {word[2:] for word in container["args"] if word.startswith("--")} <= set(FIELD_NAMES)
+
+
+def test_shellcheck() -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck on this machine (Debian: apt-get install shellcheck)")
+    files = [str(path) for path in sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])]
+    found = subprocess.run(["shellcheck", "-x", "-P", str(LAUNCH), *files], capture_output=True, text=True, timeout=120)
+    assert found.returncode == 0, found.stdout
+
+
+# --- What is trained, on CPU ranks
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, a tokenizer, a corpus and a config.json that names them."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("job")
+    text = folder / "text.jsonl"
+    text.write_text("".join(json.dumps({"text": topics[name]}) + "\n" for name in sorted(topics)[:30]))
+    for arguments in (
+        ["tokenizer", "train", "--input", str(text), "--output_dir", str(folder / "tokenizer"), "--vocab_size", "400"],
+        ["data", "build", "--input", str(text), "--tokenizer", str(folder / "tokenizer"), "--workers", "1"]
+        + ["--output_prefix", str(folder / "data" / "topics")],
+    ):
+        subprocess.run([sys.executable, "-m", "paddle_llm.cli", *arguments], check=True, cwd=ROOT, timeout=120)
+    write_llama(folder / "model", vocab_size=400, hidden_size=32, intermediate_size=64)
+    settings = {
+        "model_name_or_path": str(folder / "model"),
+        "tokenizer_name_or_path": str(folder / "tokenizer"),
+        "input_dir": str(folder / "data"),
+        "split": "949,50,1",
+        "max_seq_length": 32,
+        "do_train": True,
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 0.01,
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "save_steps": 2,
+        "dataloader_num_workers": 0,
+    }
+    (folder / "config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def train(script: str, job: Path, output: Path, *flags: str, **env: str) -> subprocess.CompletedProcess[str]:
+    env = {"DEVICE": "cpu", "LOG_DIR": str(output.parent / "log"), "MAX_RESTART": "0"} | env
+    return run(script, str(job / "config.json"), "--output_dir", str(output), *flags, cwd=ROOT, **env)
+
+
+def assert_trained(ended: subprocess.CompletedProcess[str], output: Path) -> dict:
+    """All steps are there, each once; the configuration as it was used."""
+    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
+    rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
+    assert (output / f"checkpoint-{STEPS}").is_dir()
+    return json.loads((output / "config.resolved.json").read_text())
+
+
+def test_one_card_on_a_cpu_goes_on_after_a_failure(job: Path, tmp_path: Path) -> None:
+    """The trainer is killed behind its first checkpoint; the script starts it again and no step is lost or doubled."""
+    output = tmp_path / "output"
+    killed = []
+    env = environment(DEVICE="cpu", LOG_DIR=str(tmp_path / "log"), MAX_RESTART="1")
+    command = ["bash", str(LAUNCH / "one_card.sh"), str(job / "config.json"), "--output_dir", str(output)]
+    command += ["--overwrite_output_dir", "1"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        deadline = time.monotonic() + 120
+        while not killed and started.poll() is None and time.monotonic() < deadline:
+            if (output / "checkpoint-2").is_dir():
+                killed = trainers(output)
+                for process in killed:
+                    os.kill(process, signal.SIGKILL)
+            time.sleep(0.01)
+        stdout, stderr = started.communicate(timeout=120)
+    assert killed, stdout + stderr
+    assert "restart 1 of 1" in stderr
+    assert_trained(subprocess.CompletedProcess(command, started.returncode, stdout, stderr), output)
+
+
+def trainers(output: Path) -> list[int]:
+    """Processes of run_pretrain.py that write to `output`."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if str(output).encode() in line and b"paddle.distributed.launch" not in line and line[0].endswith(b"python"):
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_a_mistake_is_not_started_again(job: Path, tmp_path: Path) -> None:
+    ended = train("one_card.sh", job, tmp_path / "output", "--learning_rat", "1", MAX_RESTART="3")
+    assert ended.returncode == 2
+    assert "learning_rate" in ended.stdout + ended.stderr  # did you mean
+    assert "restart 1" not in ended.stderr
+
+
+def test_eight_cards_stage2_on_two_cpu_ranks(job: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    resolved = assert_trained(train("eight_cards_stage2.sh", job, output, RANKS="2"), output)
+    assert "stage2" in json.dumps(resolved)
+
+
+@pytest.mark.slow
+def test_run_trainer_tp4pp2_on_eight_cpu_ranks(job: Path, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+    assert_trained(train("run_trainer_tp4pp2.sh", job, output), output)
+
+
+# Slurm's two commands for two machines that are both this one.
+SCONTROL = """#!/bin/bash
+[[ $* == "show hostnames here[1-2]" ]] || exit 1
+printf 'localhost\\nother\\n'
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do shift; done
+SLURM_NODEID=0 "$@" & first=$!
+SLURM_NODEID=1 "$@" & second=$!
+wait $first && wait $second
+"""
+
+
+def test_slurm_starts_many_machines(job: Path, tmp_path: Path) -> None:
+    for name, text in (("scontrol", SCONTROL), ("srun", SRUN)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    output = tmp_path / "output"
+    ended = train(
+        "slurm.sbatch",
+        job,
+        output,
+        PATH=f"{tmp_path}:{os.environ['PATH']}",
+        RANKS="1",
+        SLURM_SUBMIT_DIR=str(ROOT),
+        SLURM_JOB_NODELIST="here[1-2]",
+        SLURM_JOB_NUM_NODES="2",
+        SLURM_JOB_ID=str(os.getpid()),
+    )
+    assert_trained(ended, output)
+    assert (tmp_path / "log" / "node0").is_dir() and (tmp_path / "log" / "node1").is_dir()
+
+
+# --- Flags of a restart
+
+
+def restart_flags(started: float, *arguments: str) -> list[str]:
+    command = [sys.executable, str(LAUNCH / "restart_flags.py"), str(started), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+
+
+def test_restart_flags(tmp_path: Path) -> None:
+    from paddle_llm.checkpoint.folder import write_manifest
+    from paddle_llm.config.layout import Layout
+
+    config, output = tmp_path / "config.json", tmp_path / "output"
+    config.write_text(json.dumps({"output_dir": str(output)}))
+    now = time.time()
+    assert restart_flags(now - 60, str(config)) == []  # it never got as far as its folder
+    output.mkdir()
+    (output / "config.resolved.json").write_text("{}")
+    assert restart_flags(now - 60, str(config)) == ["--overwrite_output_dir", "1"]
+    assert restart_flags(now + 60, str(config)) == []  # an older run's folder is not ours to overwrite
+    for step in (2, 10):
+        (output / f"checkpoint-{step}").mkdir()
+        write_manifest(output / f"checkpoint-{step}", step=step, layout=Layout(), global_batch=1)
+    assert restart_flags(now - 60, str(config)) == ["--resume_from_checkpoint", str(output / "checkpoint-10")]
+    assert restart_flags(now + 60, str(config)) == []  # the command's own choice of a checkpoint stands
+    assert restart_flags(now - 60, str(config), "--output_dir", str(tmp_path / "other")) == []  # a flag wins
