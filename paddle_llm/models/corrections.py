@@ -8,8 +8,9 @@ ChatGLM2/3
 - With flash attention the output [B, S, H] is read as [S, B, H]: samples of a batch are mixed.
 - Recompute of the attention block (full_attn) fails in the backward pass: Paddle's older recompute, which it takes there
   alone, cannot give back a missing cache.
-- In a pipeline, recompute of whole layers is not done, and in 16 bits the rotary angles are rounded before the cosine is
-  taken, so that positions beyond 256 are wrong.
+- In a pipeline, the rotary embedding is taken for position ids where none are given, and left out; recompute of whole
+  layers is not done; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256
+  are wrong.
 
 ChatGLM-6B
 - The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the
@@ -21,7 +22,7 @@ Shapes: B batch, S sequence, N heads, D head width, H = N x D.
 from __future__ import annotations
 
 import copy
-from functools import partial
+from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
@@ -121,6 +122,13 @@ def _correct_chatglm2_pipeline() -> None:
     from paddlenlp.transformers.chatglm_v2 import modeling_pp
 
     block, parse, give = modeling_pp.GLMBlock, modeling_pp.parse_args, modeling_pp.return_args
+    embed = modeling_pp.EmbeddingPipe.forward
+
+    def embedding_forward(self: Any, args: Any) -> Any:
+        input_ids, mask, positions, *_ = parse(args)
+        if positions is None:
+            positions = paddle.arange(input_ids.shape[1]).expand(input_ids.shape)
+        return embed(self, (input_ids, mask, positions))
 
     def block_forward(self: Any, args: Any) -> Any:
         hidden, mask, positions, rotary, *_ = parse(args)
@@ -140,6 +148,7 @@ def _correct_chatglm2_pipeline() -> None:
         angles = paddle.outer(paddle.arange(seq_len, dtype="float32"), frequencies)
         return paddle.stack([angles.cos(), angles.sin()], axis=-1).astype(self.default_dtype)
 
+    modeling_pp.EmbeddingPipe.forward = embedding_forward
     modeling_pp.GLMBlockPipe.forward = block_forward
     modeling_pp.forward_impl = rotary_cache
 
@@ -152,6 +161,7 @@ def _correct_chatglm() -> None:
 
     forward = modeling.ChatGLMForCausalLM.forward
 
+    @wraps(forward)
     def with_criterion(
         self: Any,
         input_ids: Any = None,
