@@ -145,8 +145,18 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
         seq_length=config.max_seq_length,
         eos_id=tokenizer.eos_token_id,
         vocab_size=resolved.facts.vocab_size,
-        transform=sample_transform(resolved.facts, tokenizer),
+        transform=_sample_transform(resolved, tokenizer),
     )
+
+
+def _sample_transform(resolved: Resolved, tokenizer):
+    """How a window of tokens becomes a sample; None for the causal families: inputs and shifted labels."""
+    if resolved.facts.model_type != "chatglm":
+        return None
+    from paddle_llm.models.chatglm_pretrain import NOTICE, chatglm_transform
+
+    say(NOTICE)
+    return chatglm_transform(resolved.facts, tokenizer)
 
 
 def _global_batch(args: TrainingArguments) -> int:
