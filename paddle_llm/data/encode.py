@@ -27,7 +27,7 @@ from paddle_llm.data.tokenizer import (
 class TextEncoder(Protocol):
     """Turns texts into ids, without EOS; knows its vocabulary's size and its EOS.
 
-    `encode` raises RuntimeError or UnicodeEncodeError where a text is none (a lone surrogate).
+    `encode` raises RuntimeError, TypeError or UnicodeEncodeError where a text is none (a lone surrogate).
     """
 
     vocab_size: int
@@ -146,7 +146,7 @@ class BlockEncoder:
         bad = [document for document in documents if document.text is None] if len(texts) < len(documents) else []
         try:
             arrays = self.encoder.encode(texts) if texts else []
-        except (RuntimeError, UnicodeEncodeError):
+        except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on the tokenizer
             arrays, unspeakable = self._one_by_one(documents)
             bad = sorted([*bad, *unspeakable])
         sizes = np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))

@@ -1,0 +1,181 @@
+"""`data build`: PaddleNLP reads the result back, workers change no byte, a killed build looks unfinished, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.build import build_corpus
+from paddle_llm.data.encode import PaddleNLPEncoder
+from paddle_llm.data.indexed import open_corpus
+from paddle_llm.data.inspect import inspect_corpus
+from paddle_llm.data.mmap_format import token_dtype
+from paddle_llm.data.sources import read_blocks
+from paddle_llm.data.tokenizer import train_tokenizer
+from tests.data.conftest import english_and_chinese
+
+Writer = Callable[[str, list[str]], Path]
+SUFFIXES = (".bin", ".idx", ".meta.json")
+
+
+def contents(prefix: Path) -> dict[str, bytes]:
+    return {suffix: Path(f"{prefix}{suffix}").read_bytes() for suffix in SUFFIXES}
+
+
+def test_paddlenlps_reader_gives_back_what_its_tokenizer_gives(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+    from paddlenlp.data.indexed_dataset import MMapIndexedDataset
+
+    documents = english_and_chinese(60)
+    report = build_corpus([str(jsonl("a.jsonl", documents))], tokenizer_folder, str(tmp_path / "corpus"))
+    reader = MMapIndexedDataset(str(tmp_path / "corpus"), skip_warmup=True)
+    expected = [np.append(ids, 2) for ids in PaddleNLPEncoder(tokenizer_folder).encode(documents)]
+    assert len(reader) == len(documents) == report.n_documents
+    assert reader.doc_idx.tolist() == list(range(len(documents) + 1))
+    assert all(np.array_equal(reader[i], expected[i]) for i in range(len(documents)))
+    assert reader[0].dtype == np.uint16
+    assert report.n_tokens == sum(map(len, expected))
+    corpus = open_corpus(str(tmp_path / "corpus"))
+    assert all(np.array_equal(corpus.document(i), expected[i]) for i in range(len(documents)))
+    assert corpus.meta["max_token_id"] == max(int(e.max()) for e in expected)
+
+
+def test_the_number_of_workers_changes_no_byte(
+    tmp_path: Path, jsonl: Writer, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inputs = [str(jsonl(f"{i}.jsonl", english_and_chinese(200, seed=i))) for i in range(2)]
+    monkeypatch.setattr("paddle_llm.data.build.read_blocks", lambda s, o: read_blocks(s, o, block_bytes=2000))
+    for workers in (1, 2, 3):
+        build_corpus(inputs, tokenizer_folder, str(tmp_path / str(workers)), workers=workers)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
+
+
+def test_workers_do_without_paddle() -> None:
+    code = "import paddle_llm.data.workers, sys; assert not {'paddle', 'paddlenlp'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_ids_are_wide_enough_for_the_vocabulary() -> None:
+    assert token_dtype(65535) == np.uint16
+    assert token_dtype(65536) == np.int32
+    assert token_dtype(250_880) == np.int32
+
+
+def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path, tokenizer_folder: str) -> None:
+    source, prefix = tmp_path / "big.txt", tmp_path / "corpus"
+    with open(source, "w", encoding="utf-8") as stream:
+        for _ in range(400):
+            stream.write("\n".join(english_and_chinese(200)) * 4 + "\n")
+    command = [sys.executable, "-m", "paddle_llm.cli", "data", "build", "--input", str(source), "--tokenizer"]
+    command += [tokenizer_folder, "--output_prefix", str(prefix), "--workers", "2"]
+    process = subprocess.Popen(command)
+    building = Path(f"{prefix}.bin.building")
+    deadline = time.monotonic() + 60
+    while not (building.exists() and building.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    workers = psutil.Process(process.pid).children(recursive=True)
+    with pytest.raises(UserError, match="another build is writing there now"):
+        build_corpus([str(source)], tokenizer_folder, str(prefix))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the build was over before it could be killed"
+    assert not any(Path(f"{prefix}{suffix}").exists() for suffix in SUFFIXES)
+    with pytest.raises(UserError, match="its build is not finished"):
+        open_corpus(str(prefix))
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive, "workers outlive a killed build"
+    small = tmp_path / "small.txt"
+    small.write_text("after the crash\n")
+    build_corpus([str(small)], tokenizer_folder, str(prefix))
+    assert open_corpus(str(prefix)).n_documents == 1
+    assert not list(tmp_path.glob("*.building"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_row_stops_the_build_or_is_counted(tmp_path: Path, tokenizer_folder: str, workers: int) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": ""}\nbroken\n{"text": "lone \\ud800 half"}\n{"text": "fine too"}\n')
+    with pytest.raises(UserError, match=rf"{path}, line 3: not JSON.*--skip_bad_rows"):
+        build_corpus([str(path)], tokenizer_folder, str(tmp_path / "c"), workers=workers)
+    assert not list(tmp_path.glob("c.*"))
+    report = build_corpus([str(path)], tokenizer_folder, str(tmp_path / "c"), workers=workers, skip_bad_rows=True)
+    assert (report.n_documents, report.bad_rows, report.empty_documents) == (2, 2, 1)
+    assert "line 4: not text" in report.problems[1]
+
+
+def test_a_finished_corpus_is_not_replaced_unasked(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+    first, second = jsonl("a.jsonl", ["first"]), jsonl("b.jsonl", ["second", "third"])
+    prefix = str(tmp_path / "c")
+    build_corpus([str(first)], tokenizer_folder, prefix)
+    with pytest.raises(UserError, match="a corpus is there already"):
+        build_corpus([str(second)], tokenizer_folder, prefix)
+    build_corpus([str(second)], tokenizer_folder, prefix, overwrite=True)
+    assert open_corpus(prefix).n_documents == 2
+
+
+def test_input_without_a_document_writes_nothing(tmp_path: Path, tokenizer_folder: str) -> None:
+    (tmp_path / "a.txt").write_text("\n\n")
+    with pytest.raises(UserError, match="no document in 1 input files"):
+        build_corpus([str(tmp_path / "a.txt")], tokenizer_folder, str(tmp_path / "c"))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt"]
+
+
+def test_a_prefix_that_cannot_be_written_is_named(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+    source = jsonl("a.jsonl", ["text"])
+    with pytest.raises(UserError, match="cannot be written"):
+        build_corpus([str(source)], tokenizer_folder, str(source / "corpus"))
+
+
+def test_a_tokenizer_of_another_class_goes_through_paddlenlp(tmp_path: Path, jsonl: Writer) -> None:
+    folder = tmp_path / "bert"
+    folder.mkdir()
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "small", "words", "明", "月"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "eos_token": "[SEP]"}))
+    build_corpus([str(jsonl("a.jsonl", ["small words 明月"]))], str(folder), str(tmp_path / "c"), workers=2)
+    assert open_corpus(str(tmp_path / "c")).document(0).tolist() == [5, 6, 7, 8, 3]
+
+
+def test_inspection_finds_what_was_changed_afterwards(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+    prefix = str(tmp_path / "c")
+    report = build_corpus([str(jsonl("a.jsonl", english_and_chinese(50)))], tokenizer_folder, prefix)
+    _, found = inspect_corpus(prefix, tokenizer_folder)
+    assert found.problems == []
+    assert (found.n_documents, found.n_tokens) == (50, report.n_tokens)
+    assert sum(count for _, _, count in found.histogram) == 50
+    assert found.not_ended_by_eos == 0
+    train_tokenizer(english_and_chinese(300, seed=5), str(tmp_path / "other"), 700)
+    assert "built with the tokenizer" in inspect_corpus(prefix, str(tmp_path / "other"))[1].problems[0]
+    meta = json.loads(Path(prefix + ".meta.json").read_text())
+    Path(prefix + ".meta.json").write_text(json.dumps({**meta, "n_documents": 49, "data_sha256": "0"}))
+    problems = inspect_corpus(prefix)[1].problems
+    assert any("n_documents is 50" in p for p in problems)
+    assert any("other content" in p for p in problems)
+
+
+def test_memory_does_not_grow_with_the_input(tmp_path: Path, tokenizer_folder: str) -> None:
+    """Peak memory of the building process (VmHWM: ru_maxrss is inherited from this one), 3 MB of input against 24 MB."""
+    code = (
+        "import re, sys; from paddle_llm.data.build import build_corpus\n"
+        "build_corpus([sys.argv[1]], sys.argv[2], sys.argv[3])\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
+    )
+    peaks = []
+    for megabytes in (3, 24):
+        path = tmp_path / f"{megabytes}.txt"
+        text = ("\n".join(english_and_chinese(100)) + "\n").encode()
+        path.write_bytes(text * (megabytes * 1_000_000 // len(text)))
+        arguments = [sys.executable, "-c", code, str(path), tokenizer_folder, str(tmp_path / f"c{megabytes}")]
+        environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+        run = subprocess.run(arguments, check=True, capture_output=True, text=True, env=environment)
+        peaks.append(int(run.stdout) / 1024)
+    assert peaks[1] < peaks[0] + 15, f"{peaks} MB"
