@@ -8,7 +8,7 @@ from paddle_llm.config.rules.settings import Findings
 _SHARDING_WORDS = ("stage1", "stage2", "stage3", "offload")
 
 
-def sharding_words(run: Run) -> Findings:
+def sharding_stages(run: Run) -> Findings:
     words = run.config.sharding.split()
     unknown = [word for word in words if word not in _SHARDING_WORDS]
     stages = [word for word in words if word.startswith("stage") and word not in unknown]
@@ -135,7 +135,7 @@ def _with_stage1(run: Run) -> str:
 
 
 RULES: list[Rule] = [
-    sharding_words,
+    sharding_stages,
     sharded_gradients_with_pipeline,
     sharded_weights,
     sharded_gradients,

@@ -94,11 +94,13 @@ _REPORTERS = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorbo
 
 def reporters(run: Run) -> Findings:
     words = run.config.report_to
+    alone = [word for word in words if word in ("all", "none")]
+    if alone and len(words) > 1:
+        yield Problem(f"report_to = {' '.join(words)}: {alone[0]} stands alone.")
     for word in words:
-        if word in ("all", "none"):
-            if len(words) > 1:
-                yield Problem(f"report_to = {' '.join(words)}: {word} stands alone.")
-        elif word not in _REPORTERS:
+        if word in alone:
+            continue
+        if word not in _REPORTERS:
             yield Problem(f"report_to = {word}: expected visualdl, wandb, tensorboard, all or none.")
         elif find_spec(_REPORTERS[word]) is None:
             yield Problem(f"report_to = {word}: the package {_REPORTERS[word]} is not installed.")

@@ -1,0 +1,45 @@
+"""--help and the table of defaults show every field, with its default."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddle_llm.config.help import default_text, defaults_table, help_text, type_text, wants_help
+from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.config.values import kind_of
+
+
+def test_help_lists_every_field_once_within_the_width() -> None:
+    text = help_text(width=80)
+    for name in FIELD_NAMES:
+        assert text.count(f"  --{name} ") == 1, name
+    assert "  --learning_rate NUMBER  (default: 0.0003)" in text
+    assert "python run_pretrain.py [CONFIG.json]" in text
+    assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("      "))
+
+
+def test_defaults_table_is_markdown_with_every_field() -> None:
+    rows = [line for line in defaults_table().splitlines() if line.startswith("| `--")]
+    assert len(rows) == len(FIELD_NAMES)
+    assert any(row.startswith("| `--logging_steps` | 10 | ") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "default"),
+    [
+        ("bf16", "true|false", "false"),
+        ("max_steps", "INT", "-1"),
+        ("adam_epsilon", "NUMBER", "1e-08"),
+        ("output_dir", "TEXT", "-"),
+        ("report_to", "TEXT ...", "visualdl"),
+        ("save_strategy", "no|steps|epoch", "steps"),
+        ("data_seed", "INT", "-"),
+    ],
+)
+def test_types_and_defaults_as_one_would_type_them(name: str, kind: str, default: str) -> None:
+    assert type_text(kind_of(name)) == kind
+    assert default_text(name) == default
+
+
+def test_wants_help() -> None:
+    assert wants_help(["--help"]) and wants_help(["a.json", "-h"]) and not wants_help(["--helper"])

@@ -1,0 +1,371 @@
+"""Every rule between fields: one command line that breaks it or that it has something to say about, and one that it passes.
+
+A test fails when a rule has no case here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddle_llm.config.errors import ConfigError
+from paddle_llm.config.reader import resolve
+from paddle_llm.config.rules.all import RULES
+from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
+
+WRITERS = {"llama": write_llama, "chatglm": write_chatglm, "chatglm2": write_chatglm2, "bloom": write_bloom}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`flags` on a tiny model: the rule says `problem`, or `notice`, or nothing of the kind with `fine` flags instead."""
+
+    rule: str
+    flags: str
+    problem: str = ""
+    notice: str = ""
+    fine: str = ""
+    world: int = 1
+    device: str = "gpu"
+    model: str = "llama"
+    shape: tuple[tuple[str, Any], ...] = ()
+
+
+CASES = [
+    # settings
+    Case("something_to_do", "--do_train 0", problem="nothing to do", fine="--do_train 0 --do_predict"),
+    Case("required", "--input_dir=", problem="input_dir is missing: give --input_dir ./data"),
+    Case("required", "--output_dir=", problem="output_dir is missing"),
+    Case("required", "--model_name_or_path=", problem="model_name_or_path is missing"),
+    Case("split_has_its_parts", "--split 9,1", problem="expected three shares", fine="--split 9,1,0"),
+    Case("split_has_its_parts", "--split a,b,c", problem="expected three shares"),
+    Case("split_has_its_parts", "--split -1,1,1", problem="expected three shares"),
+    Case("split_has_its_parts", "--split 0,0,0", problem="expected three shares"),
+    Case("split_has_its_parts", "--do_eval --split 9,0,1", problem="leaves nothing to evaluate on"),
+    Case("split_has_its_parts", "--do_predict --split 9,1,0", problem="leaves nothing to predict on"),
+    Case("split_has_its_parts", "--split 0,1,1", problem="leaves nothing to train on"),
+    Case("device_name", "--device gpuu", problem="Did you mean gpu?", fine="--device cpu"),
+    Case("device_name", "--device gpu:0", problem="give gpu; the launcher says which one (--gpus 0)"),
+    Case("device_name", "--device npu", problem="npu is not offered"),
+    Case("one_precision", "--fp16 --bf16", problem="fp16 and bf16 are both on", fine="--bf16"),
+    Case("precision_switches", "--amp_master_grad", notice="no effect without --bf16 or --fp16"),
+    Case(
+        "precision_switches",
+        "--scale_loss 1024",
+        notice="no effect without --bf16 or --fp16",
+        fine="--fp16 --scale_loss 8",
+    ),
+    Case("precision_switches", "--bf16 --scale_loss 1024", notice="no effect with --bf16"),
+    Case("precision_switches", "--bf16 --amp_master_grad", problem="needs --fp16_opt_level O2, not O1"),
+    Case("recompute_switches", "--recompute_granularity core_attn", notice="no effect without --recompute"),
+    Case("reporters", "--report_to tensorbord", problem="expected visualdl, wandb", fine="--report_to none"),
+    Case("reporters", "--report_to wandb visualdl", problem="the package wandb is not installed"),
+    Case("reporters", "--report_to all none", problem="all stands alone"),
+    Case("unified_checkpoint_words", "--unified_checkpoint --unified_checkpoint_config x", problem="x is unknown"),
+    Case(
+        "unified_checkpoint_words", "--unified_checkpoint --unified_checkpoint_config async_save", problem="not offered"
+    ),
+    Case(
+        "unified_checkpoint_words",
+        "--unified_checkpoint --unified_checkpoint_config skip_save_model_weight ignore_merge_optimizer",
+        problem="exclude each other",
+    ),
+    Case("unified_checkpoint_words", "--unified_checkpoint_config enable_all_options", notice="no effect without"),
+    Case(
+        "unified_checkpoint_stage3",
+        "--unified_checkpoint --sharding stage3",
+        problem="cannot save sharding stage3",
+        fine="--unified_checkpoint --sharding stage1",
+        world=2,
+    ),
+    # schedule
+    Case("max_steps", "--max_steps 0", problem="max_steps = 0: give a positive number", fine="--max_steps 1"),
+    Case("max_steps", "--max_steps -2", problem="max_steps = -2"),
+    Case("max_steps", "--max_steps 5 --num_train_epochs 2", notice="--max_steps 5 wins"),
+    Case("learning_rates", "--learning_rate 1e-5 --min_learning_rate 1e-4", problem="is above learning_rate"),
+    Case(
+        "learning_rates",
+        "--lr_scheduler_type constant --min_learning_rate 0",
+        notice="no effect with --lr_scheduler_type",
+    ),
+    Case("learning_rates", "--lr_end 0", notice="--lr_end has no effect with --lr_scheduler_type cosine"),
+    Case("warmup", "--warmup_steps 2 --warmup_ratio 0.1", notice="--warmup_steps 2 wins"),
+    Case("warmup", "--warmup_steps 2 --lr_scheduler_type constant", notice="there is constant_with_warmup"),
+    Case(
+        "warmup",
+        "--warmup_steps 20 --max_steps 20",
+        problem="would never come down",
+        fine="--warmup_steps 19 --max_steps 20",
+    ),
+    Case("warmup", "--warmup_steps 9 --max_steps 20 --decay_steps 9", problem="at step 9"),
+    Case("when_to_evaluate", "--evaluation_strategy no --do_eval", problem="leave one of them out"),
+    Case("when_to_evaluate", "--evaluation_strategy steps --do_eval false", problem="do_eval is false"),
+    Case("when_to_evaluate", "--evaluation_strategy steps", notice="switches --do_eval on"),
+    Case("when_to_evaluate", "--eval_steps 5", notice="no effect without --do_eval", fine="--eval_steps 5 --do_eval"),
+    Case(
+        "evaluations_and_checkpoints_happen",
+        "--do_eval --max_steps 9 --eval_steps 10",
+        notice="no evaluation before the",
+    ),
+    Case("evaluations_and_checkpoints_happen", "--max_steps 9 --save_steps 10", notice="no checkpoint before the last"),
+    Case("evaluations_and_checkpoints_happen", "--max_steps 9 --logging_steps 10", notice="no loss before the last"),
+    Case("best_model", "--load_best_model_at_end", problem="needs evaluations: give --do_eval"),
+    Case("best_model", "--load_best_model_at_end --do_eval --save_strategy epoch", problem="evaluation goes by steps"),
+    Case(
+        "best_model",
+        "--load_best_model_at_end --do_eval --save_steps 15 --eval_steps 10",
+        problem="save_steps = 15 must be a multiple of eval_steps = 10",
+        fine="--load_best_model_at_end --do_eval --save_steps 20 --eval_steps 10",
+    ),
+    Case("best_model", "--metric_for_best_model loss", notice="no effect without --load_best_model_at_end"),
+    Case("save_steps_count", "--save_steps 5 --save_strategy epoch", notice="--save_steps has no effect"),
+    Case("resume_and_overwrite", "--resume_from_checkpoint x --overwrite_output_dir", notice="continues from that"),
+    # layout
+    Case("sharding_stages", "--sharding stage9", problem="stage9 is unknown", fine="--sharding stage1", world=2),
+    Case("sharding_stages", "--sharding stage1 stage2", problem="give one stage", world=2),
+    Case("sharding_stages", "--sharding stage2 offload", problem="Nearest: --offload_optim", world=2),
+    Case("sharding_stages", "--sharding offload", problem="offload is not offered", world=2),
+    Case(
+        "sharded_gradients_with_pipeline",
+        "--sharding stage2 --pipeline_parallel_degree 2",
+        problem="Nearest: --sharding stage1 (tp1 x pp2 x sharding2)",
+        fine="--sharding stage1 --pipeline_parallel_degree 2",
+        world=4,
+    ),
+    Case(
+        "sharded_gradients_with_pipeline",
+        "--sharding stage3 --pipeline_parallel_degree 2",
+        problem="stage3 with 2",
+        world=4,
+    ),
+    Case("sharded_weights", "--sharding stage3 --tensor_parallel_degree 2", problem="split twice", world=4),
+    Case("sharded_weights", "--sharding stage3", problem="runs on GPUs only", world=2, device="cpu"),
+    Case(
+        "sharded_gradients", "--sharding stage2", notice="kept whole in this version", fine="--sharding stage1", world=2
+    ),
+    Case(
+        "master_gradients",
+        "--sharding stage3 --sharding_parallel_degree 2 --bf16 --fp16_opt_level O2 --amp_master_grad",
+        problem="use --sharding_parallel_degree 4",
+        fine="--sharding stage3 --bf16 --fp16_opt_level O2 --amp_master_grad",
+        world=4,
+    ),
+    Case("virtual_stages", "--virtual_pp_degree 2", problem="needs a pipeline"),
+    Case(
+        "virtual_stages",
+        "--virtual_pp_degree 2 --pipeline_parallel_degree 2 --gradient_accumulation_steps 8",
+        problem="needs more than 2 stages",
+        world=2,
+    ),
+    Case(
+        "virtual_stages",
+        "--virtual_pp_degree 2 --pipeline_parallel_degree 4 --gradient_accumulation_steps 7",
+        problem="gradient_accumulation_steps is 7, give 8 or more",
+        fine="--virtual_pp_degree 2 --pipeline_parallel_degree 4 --gradient_accumulation_steps 8",
+        world=4,
+        shape=(("num_hidden_layers", 8),),
+    ),
+    Case(
+        "pipeline_bubble",
+        "--pipeline_parallel_degree 2 --gradient_accumulation_steps 1",
+        notice="idle 50% of the time",
+        fine="--pipeline_parallel_degree 2 --gradient_accumulation_steps 8",
+        world=2,
+    ),
+    Case(
+        "evaluation_batch_with_pipeline",
+        "--pipeline_parallel_degree 2 --gradient_accumulation_steps 8 --do_eval --per_device_eval_batch_size 4",
+        notice="per_device_eval_batch_size is 8 with a pipeline",
+        fine="--pipeline_parallel_degree 2 --gradient_accumulation_steps 8 --do_eval --per_device_eval_batch_size 8",
+        world=2,
+    ),
+    Case("sequence_parallel", "--sequence_parallel", problem="needs tensor_parallel_degree above 1"),
+    Case(
+        "sequence_parallel",
+        "--sequence_parallel --tensor_parallel_degree 2 --max_seq_length 33",
+        problem="max_seq_length = 33 is not divisible by tensor_parallel_degree = 2",
+        fine="--sequence_parallel --tensor_parallel_degree 2",
+        world=2,
+    ),
+    Case("sequence_parallel", "--fuse_sequence_parallel_allreduce", notice="no effect without --sequence_parallel"),
+    Case("optimizer_variants", "--optim adamw_mini --tensor_parallel_degree 2", problem="use adamw", world=2),
+    Case("optimizer_variants", "--optim adamw_custom", notice="proven equal", fine="--optim adamw", world=2),
+    # words
+    Case(
+        "words_exist",
+        "--tensor_parallel_config enable_mp_async_allreduc",
+        problem="Did you mean enable_mp_async_allreduce?",
+    ),
+    Case("words_exist", "--pipeline_parallel_config disable_non_batch_p2p_comm", problem="is unknown"),
+    Case("words_exist", "--sharding_parallel_config zzz", problem="There are enable_stage1_tensor_fusion"),
+    Case("words_have_an_effect", "--pipeline_parallel_config enable_timer", notice="pipeline_parallel_degree is 1"),
+    Case(
+        "tensor_words", "--tensor_parallel_config enable_mp_skip_c_identity", notice="without enable_mp_async_allreduce"
+    ),
+    Case(
+        "tensor_words", "--tensor_parallel_config enable_sp_async_reduce_scatter", notice="without --sequence_parallel"
+    ),
+    Case(
+        "pipeline_words", "--pipeline_parallel_config use_dualpipev", problem="the schedules are 1F1B and interleaved"
+    ),
+    Case(
+        "pipeline_words",
+        "--pipeline_parallel_degree 2 --pipeline_parallel_config enable_dp_comm_overlap",
+        problem="wrong gradients in Paddle",
+        world=4,
+    ),
+    Case(
+        "pipeline_words",
+        "--pipeline_parallel_degree 2 --sharding stage1 --pipeline_parallel_config enable_sharding_comm_overlap",
+        problem="needs --amp_master_grad",
+        world=4,
+    ),
+    Case(
+        "pipeline_words",
+        "--pipeline_parallel_degree 2 --tensor_parallel_degree 2 --sequence_parallel",
+        notice="partial sends are switched off",
+        fine="--pipeline_parallel_degree 2 --tensor_parallel_degree 2 --sequence_parallel "
+        "--pipeline_parallel_config disable_partial_send_recv",
+        world=4,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage1 --sharding_parallel_config split_param",
+        problem="needs --amp_master",
+        world=2,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage3 --sharding_parallel_config disable_stage1_reduce_avg",
+        problem="not stage3",
+        world=2,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage2 --sharding_parallel_config enable_stage2_overlap",
+        notice="enable_stage2_overlap has no",
+        world=2,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage1 --pipeline_parallel_degree 2 --sharding_parallel_config enable_stage1_overlap",
+        notice="enable_sharding_comm_overlap in --pipeline_parallel_config",
+        world=4,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage1 --logging_steps 1 --sharding_parallel_config enable_stage1_broadcast_overlap",
+        problem="needs logging_steps above 1",
+        fine="--sharding stage1 --sharding_parallel_config enable_stage1_broadcast_overlap",
+        world=2,
+    ),
+    # model
+    Case("family", "", problem="is of the family qwen2", shape=(("model_type", "qwen2"),)),
+    Case("family", "--model_type bloom", problem="model_type = bloom, but", fine="--model_type llama"),
+    Case("family", "--model_type llama", problem="chatglm_v2", fine="--model_type chatglm2", model="chatglm2"),
+    Case(
+        "families_with_pipeline",
+        "--pipeline_parallel_degree 2",
+        problem="no pipeline for bloom",
+        world=2,
+        model="bloom",
+    ),
+    Case(
+        "families_with_pipeline",
+        "--pipeline_parallel_degree 2",
+        problem="no pipeline for chatglm.",
+        world=2,
+        model="chatglm",
+    ),
+    Case(
+        "families_with_sequence_parallel",
+        "--sequence_parallel --tensor_parallel_degree 2",
+        problem="not offered for bloom",
+        world=2,
+        model="bloom",
+    ),
+    Case(
+        "heads",
+        "--tensor_parallel_degree 3",
+        problem="use one of 1, 2, 4.",
+        world=3,
+        shape=(("intermediate_size", 171),),
+    ),
+    Case("heads", "--tensor_parallel_degree 2", problem="width 173", world=2, shape=(("intermediate_size", 173),)),
+    Case(
+        "heads",
+        "--tensor_parallel_degree 4",
+        notice="2 key-value heads over 4 tensor parallel ranks: every rank keeps all of them",
+        fine="--data_parallel_degree 4",
+        world=4,
+        shape=(("num_key_value_heads", 2),),
+    ),
+    Case(
+        "heads",
+        "--tensor_parallel_degree 4 --fuse_attention_qkv",
+        problem="cannot stand in one matrix",
+        world=4,
+        shape=(("num_key_value_heads", 2),),
+    ),
+    Case("heads", "--tensor_parallel_degree 4", problem="use at most 2", world=4, model="chatglm2"),
+    Case("head_width", "", problem="4 heads of 32 are not the hidden size 64", shape=(("head_dim", 32),)),
+    Case("layers", "--pipeline_parallel_degree 5", problem="has 4 layers: a stage would be empty", world=5),
+    Case("layers", "--pipeline_parallel_degree 3", notice="4 layers over 3 pipeline stages", world=3),
+    Case(
+        "layers",
+        "--pipeline_parallel_degree 4 --virtual_pp_degree 2 --gradient_accumulation_steps 8",
+        problem="does not divide the 4 layers",
+        world=4,
+    ),
+    Case(
+        "vocabulary",
+        "--tensor_parallel_degree 4",
+        notice="vocabulary padded from 127 to 128",
+        fine="--data_parallel_degree 4",
+        world=4,
+        shape=(("vocab_size", 127),),
+    ),
+    Case("positions", "--max_seq_length 129", problem="more than the 128 positions", fine="--max_seq_length 128"),
+    Case("fewer_layers", "--num_hidden_layers 2 --continue_training 1", problem="its weights cannot be loaded"),
+    Case("layers_not_recomputed", "--recompute --no_recompute_layers 0 4", problem="has the layers 0 to 3"),
+    Case("dropout", "--hidden_dropout_prob 0.1", problem="llama has no dropout", fine="--hidden_dropout_prob 0"),
+]
+
+
+def said(case: Case, flags: str, folder: Path) -> tuple[list[str], list[str]]:
+    model = WRITERS[case.model](folder, **dict(case.shape))
+    base = f"--do_train --model_name_or_path {model} --input_dir ./data --output_dir ./out --max_seq_length 64"
+    try:
+        return [], resolve([*base.split(), *flags.split()], world_size=case.world, device=case.device).notices
+    except ConfigError as error:
+        return error.problems, []
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(CASES)])
+def test_rule(case: Case, tmp_path: Path) -> None:
+    problems, notices = said(case, case.flags, tmp_path)
+    found, text = (problems, case.problem) if case.problem else (notices, case.notice)
+    assert len([line for line in found if text in line]) == 1, (problems, notices)
+    if case.problem:
+        assert len(problems) == 1, "one mistake is told once"
+    if case.fine:
+        problems, notices = said(case, case.fine, tmp_path)
+        assert problems == []
+        assert not [line for line in notices if text in line]
+
+
+def test_every_rule_has_a_case() -> None:
+    assert {rule.__name__ for rule in RULES} == {case.rule for case in CASES}
+
+
+@pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}])
+def test_scaled_positions_may_be_exceeded(tmp_path: Path, scaling: dict[str, Any]) -> None:
+    case = Case("positions", "", shape=(("rope_scaling", scaling),))
+    assert said(case, "--max_seq_length 200", tmp_path)[0] == []
+
+
+def test_alibi_has_no_limit(tmp_path: Path) -> None:
+    assert said(Case("positions", "", model="bloom"), "--max_seq_length 4096", tmp_path)[0] == []

@@ -1,0 +1,62 @@
+"""The published JSON Schema: current, valid, and of one mind with the reader."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.config.schema import build_schema, schema_text
+
+COMMITTED = Path(__file__).resolve().parents[2] / "configs" / "schema.json"
+VALIDATOR = Draft202012Validator(build_schema())
+
+
+def test_the_committed_schema_is_current() -> None:
+    assert COMMITTED.read_text() == schema_text(), "run: python -m paddle_llm.config.schema > configs/schema.json"
+
+
+def test_it_is_a_schema_with_every_field() -> None:
+    Draft202012Validator.check_schema(build_schema())
+    properties = build_schema()["properties"]
+    assert set(FIELD_NAMES) <= set(properties)
+    assert all("description" in properties[name] for name in properties)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"$schema": "../schema.json", "max_steps": 5, "bf16": True, "learning_rate": 1e-5, "sharding": "stage1"},
+        {"bf16": 1, "report_to": "visualdl", "no_recompute_layers": [1], "seed": None},
+        {"report_to": ["visualdl", "wandb"], "sharding_degree": 4, "to_static": False, "initializer_range": 0.02},
+    ],
+)
+def test_accepts(config: dict[str, Any]) -> None:
+    assert list(VALIDATOR.iter_errors(config)) == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"learing_rate": 1},
+        {"max_steps": "many"},
+        {"lr_scheduler_type": "cosin"},
+        {"learning_rate": 0},
+        {"to_static": True},
+        {"lora": True},
+        [],
+    ],
+)
+def test_refuses(config: Any) -> None:
+    assert list(VALIDATOR.iter_errors(config))
+
+
+def test_old_names_are_deprecated() -> None:
+    properties = json.loads(schema_text())["properties"]
+    assert properties["sharding_degree"]["deprecated"] is True
+    assert "sharding_parallel_degree" in properties["sharding_degree"]["description"]
+    assert "deprecated" not in properties["sharding"]
