@@ -7,10 +7,12 @@ seconds where `paddle.distributed.launch` takes half a minute. `fn` must be impo
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import multiprocessing
 import os
 import pickle
 import random
+import signal
 import socket
 import time
 import traceback
@@ -102,6 +104,7 @@ def _run_rank(pipe: Connection, variables: dict[str, str], fn: Callable[..., Any
     for name in [name for name in os.environ if name.startswith(("PADDLE_", "MASTER_"))]:
         del os.environ[name]
     os.environ.update(variables)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
     # Importing paddlenlp in the server has looked at the environment for the job's size already.
     import paddle
 
@@ -143,7 +146,9 @@ def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
 
 def _reap(children: list[_Child]) -> None:
     for child in children:
-        if child.outcome.state == "stuck":
+        if child.outcome.state == "stuck" and child.process.is_alive():
+            os.kill(child.process.pid, signal.SIGUSR1)  # where it is stuck, on stderr
+            time.sleep(0.2)
             child.process.kill()
     for child in children:
         child.process.join(10)

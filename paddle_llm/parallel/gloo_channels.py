@@ -1,6 +1,6 @@
 """Point-to-point sends and receives that do not deadlock.
 
-gloo's send blocks until the peer receives. On NCCL a batch of sends and receives progresses all at once, and `isend`
+A send may block until the peer receives. On NCCL a batch of sends and receives progresses all at once, and `isend`
 returns at once. So each direction to each peer is a channel: what is sent through it goes in order, channels go side by
 side. A batch ends when every channel has done its part, which is exactly when it would end on NCCL.
 """
@@ -56,11 +56,11 @@ class Channel:
         self._thread: threading.Thread | None = None
         self._last: Task | None = None
 
-    def submit(self, work: Callable[[], Any]) -> Task:
+    def submit(self, work: Callable[[], Any], task: Task | None = None) -> Task:
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             self._thread.start()
-        task = self._last = Task()
+        task = self._last = task or Task()
         self._queue.put((task, work))
         return task
 
@@ -83,15 +83,20 @@ class Batch:
     """The sends and receives between `_start_coalescing` and `_end_coalescing`, of any group."""
 
     def __init__(self) -> None:
-        self._work: list[tuple[Channel, Callable[[], Any]]] = []
+        self._work: list[tuple[Task, Channel, Callable[[], Any]]] = []
 
-    def add(self, channel: Channel, work: Callable[[], Any]) -> None:
-        self._work.append((channel, work))
+    def add(self, channel: Channel, work: Callable[[], Any]) -> Task:
+        task = Task()
+        self._work.append((task, channel, work))
+        return task
 
     def run(self) -> None:
+        """Do all of it, side by side; returns when all is done."""
         if len(self._work) == 1:
-            channel, work = self._work[0]
-            channel.call(work)
-            return
-        for task in [channel.submit(work) for channel, work in self._work]:
+            task, channel, work = self._work[0]
+            channel.call(lambda: task.run(work))
+        else:
+            for task, channel, work in self._work:
+                channel.submit(work, task)
+        for task, _, _ in self._work:
             task.wait()

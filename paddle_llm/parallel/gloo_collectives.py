@@ -18,6 +18,9 @@ from paddle.base.core import ReduceOp
 from paddle_llm.parallel import lifeline
 from paddle_llm.parallel.gloo_channels import Batch, Channel, Task
 from paddle_llm.parallel.gloo_dtypes import as_movable, as_reducible, from_reducible
+from paddle_llm.parallel.gloo_p2p import receive_tensor, send_tensor
+from paddle_llm.parallel.gloo_rendezvous import info_of, mailroom
+from paddle_llm.parallel.gloo_timeout import job_timeout_ms
 
 Tensor = paddle.Tensor
 _native = core.ProcessGroup
@@ -160,6 +163,20 @@ def barrier(group: Any, device_id: int = -1) -> None:
 
 # ---- point to point
 
+_lines: dict[tuple[int, str, int], Any] = {}
+
+
+def _line(group: Any, direction: str, peer: int) -> Any:
+    """The connection of one direction to one peer, made when it is first used."""
+    key = (id(group), direction, peer)
+    if key not in _lines:
+        info = info_of(group)
+        if direction == "send":
+            _lines[key] = mailroom().connect(info.addresses[peer], info.key, group.rank())
+        else:
+            _lines[key] = mailroom().connection_from(info.key, peer, job_timeout_ms() / 1000)
+    return _lines[key]
+
 
 def _channel(group: Any, direction: str, peer: int) -> Channel:
     key = (id(group), direction, peer)
@@ -168,32 +185,26 @@ def _channel(group: Any, direction: str, peer: int) -> Channel:
     return _channels[key]
 
 
-def _transfer(group: Any, direction: str, peer: int, work: Callable[[], None], sync_op: bool) -> Task:
+def _transfer(group: Any, direction: str, peer: int, work: Callable[[Any], None], sync_op: bool) -> Task:
     def guarded() -> None:
-        with lifeline.naming_the_lost(), paddle.no_grad():
-            work()
+        with lifeline.naming_the_lost(info_of(group).global_ranks[peer]), paddle.no_grad():
+            work(_line(group, direction, peer))
 
     channel = _channel(group, direction, peer)
     batch: Batch | None = getattr(_open, "batch", None)
     if batch is not None:
-        batch.add(channel, guarded)
-        return Task.done()
+        return batch.add(channel, guarded)
     return channel.call(guarded) if sync_op else channel.submit(guarded)
 
 
 def send(group: Any, tensor: Tensor, dst: int, sync_op: bool = True) -> Task:
-    def work() -> None:
-        if tensor.size:
-            _native.send(group, as_movable(tensor.contiguous()), dst, True).wait()
-
-    return _transfer(group, "send", dst, work, sync_op)
+    return _transfer(group, "send", dst, lambda line: send_tensor(line, tensor.contiguous()), sync_op)
 
 
 def recv(group: Any, tensor: Tensor, src: int, sync_op: bool = True) -> Task:
-    def work() -> None:
+    def work(line: Any) -> None:
         buffer = tensor.contiguous()
-        if buffer.size:
-            _native.recv(group, as_movable(buffer), src, True).wait()
+        receive_tensor(line, buffer)
         _write(tensor, buffer)
 
     return _transfer(group, "recv", src, work, sync_op)
@@ -209,10 +220,10 @@ def send_partial(group: Any, tensor: Tensor, dst: int, num: int, index: int, syn
 def recv_partial(group: Any, tensor: Tensor, src: int, num: int, index: int, sync_op: bool = True) -> Task:
     """Receive part number `index` of the `num` equal parts of the flat tensor; the rest stays as it is."""
 
-    def work() -> None:
+    def work(line: Any) -> None:
         buffer = tensor.contiguous()
         part = paddle.empty([buffer.size // num], dtype=buffer.dtype)
-        _native.recv(group, as_movable(part), src, True).wait()
+        receive_tensor(line, part)
         start = index * part.size
         buffer.view([buffer.size])[start : start + part.size] = part
         _write(tensor, buffer)

@@ -11,40 +11,69 @@ import os
 import random
 import socket
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from paddle.base import core
 
 from paddle_llm.config.console import say
 from paddle_llm.parallel import lifeline
+from paddle_llm.parallel.gloo_p2p import Mailroom
 from paddle_llm.parallel.gloo_timeout import job_timeout_ms, set_group_timeout
 
 STORE_TIMEOUT_SECONDS = 300
 
 _native_create = core.ProcessGroupGloo.create
 _created: Counter[int] = Counter()
-_stores: list[Any] = []  # the served ones must outlive their groups
-_members: dict[int, tuple[int, ...]] = {}
+_infos: dict[int, GroupInfo] = {}
+_mailroom: Mailroom | None = None
+
+
+@dataclass(frozen=True)
+class GroupInfo:
+    """What a process group does not know of itself.
+
+    Attributes:
+        key: names the group in the whole job.
+        global_ranks: of its members, in their order in the group.
+        addresses: where the members' mailrooms listen.
+        store, group: kept, for a served store must live as long as its group.
+    """
+
+    key: str
+    global_ranks: tuple[int, ...]
+    addresses: tuple[str, ...]
+    store: Any
+    group: Any
 
 
 def create_group(store: Any, rank: int, world_size: int, group_id: int = 0) -> Any:
     """Replaces `ProcessGroupGloo.create`: same arguments, same result, its own rendezvous, the job's timeout."""
     lifeline.start(store)
-    own = _own_store(store, rank, world_size, f"paddle_llm/gloo/{group_id}/{_created[group_id]}")
+    key = f"paddle_llm/gloo/{group_id}/{_created[group_id]}"
     _created[group_id] += 1
-    own.set(f"member/{rank}", str(global_rank()).encode())
-    members = tuple(int(own.get(f"member/{peer}")) for peer in range(world_size))
+    own = _own_store(store, rank, key)
+    own.set(f"member/{rank}", f"{global_rank()} {mailroom().address}".encode())
+    members = [own.get(f"member/{peer}").decode().split() for peer in range(world_size)]
     group = _native_create(own, rank, world_size, group_id)
     if not set_group_timeout(group_id, rank, world_size, job_timeout_ms()):
         say("note: this build of Paddle keeps gloo's own limit: a rank that is 30 s late ends the job")
-    _members[id(group)] = members
-    _stores.append((own, group))
+    ranks, addresses = zip(*members, strict=True)
+    _infos[id(group)] = GroupInfo(key, tuple(int(r) for r in ranks), addresses, own, group)
     return group
 
 
-def members_of(group: Any) -> tuple[int, ...]:
-    """Global ranks of a group's members, in their order in the group."""
-    return _members.get(id(group), ())
+def info_of(group: Any) -> GroupInfo:
+    """What was agreed when the group was made; `group` is a process group that `create_group` returned."""
+    return _infos[id(group)]
+
+
+def mailroom() -> Mailroom:
+    """This process's end of all point-to-point connections."""
+    global _mailroom
+    if _mailroom is None:
+        _mailroom = Mailroom(own_host())
+    return _mailroom
 
 
 def global_rank() -> int:
@@ -69,7 +98,7 @@ def free_port() -> int:
             return port
 
 
-def _own_store(job_store: Any, rank: int, world_size: int, key: str) -> Any:
+def _own_store(job_store: Any, rank: int, key: str) -> Any:
     if rank == 0:
         # Zero workers: the constructor does not wait for them, so the port is served before it is published.
         port = free_port()

@@ -58,16 +58,22 @@ def start(store: Any) -> None:
 
 
 @contextlib.contextmanager
-def naming_the_lost() -> Iterator[None]:
-    """Turn gloo's error about a closed connection into a PeerLostError that says whose it was."""
+def naming_the_lost(suspect: int | None = None) -> Iterator[None]:
+    """Turn an error about a closed connection into a PeerLostError that says whose it was.
+
+    Args:
+        suspect: the global rank at the other end, where there is one; blamed when nothing better is known.
+    """
     try:
         if _current is not None and _current.lost is not None:
             raise PeerLostError(*_current.lost)
         yield
-    except RuntimeError as error:
-        if isinstance(error, PeerLostError) or "gloo" not in str(error):
+    except (RuntimeError, OSError) as error:
+        if isinstance(error, PeerLostError) or not (isinstance(error, OSError) or "gloo" in str(error)):
             raise
-        raise (_current.explain(error) if _current is not None else PeerLostError(None, str(error))) from error
+        if _current is None:
+            raise PeerLostError(suspect, str(error)) from error
+        raise _current.explain(error, suspect) from error
 
 
 class _Lifeline:
@@ -190,14 +196,14 @@ class _Lifeline:
             del self._peers[line]
         line.close()
 
-    def explain(self, error: BaseException) -> PeerLostError:
-        """Who it was that gloo lost; waits a moment for the news to arrive."""
+    def explain(self, error: BaseException, suspect: int | None) -> PeerLostError:
+        """Who it was that was lost; waits a moment for the news to arrive."""
         self._news.wait(3.0)
         if self.lost is not None:
             return PeerLostError(*self.lost)
         if self.left is not None:
             return PeerLostError(self.left[0], f"{self.left[1]} while rank {self.rank} waited for it")
-        return PeerLostError(None, f"rank {self.rank} got from gloo: {error}")
+        return PeerLostError(suspect, f"what rank {self.rank} saw of it: {error}")
 
     def _say_goodbye(self) -> None:
         self._send({"left": [self.rank, "it ended"]})
