@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.files import data_key, write_atomically
+from paddle_llm.data.files import CACHE_HINT, data_key, write_atomically
 from paddle_llm.data.indexed import Corpus
 
 _SCAN_TOKENS = 16 << 20
 _CHECK_ROWS = 4 << 20
+# Reading fewer takes a tenth of a second; a note about them would only litter (or fail in a read-only folder).
+_REMEMBER_ABOVE_TOKENS = 64 << 20
 
 
 def verify_index(corpus: Corpus) -> None:
@@ -42,7 +44,7 @@ def verify_index(corpus: Corpus) -> None:
 
 
 def largest_token(corpus: Corpus, cache_dir: Path | None = None) -> int:
-    """The largest id in the corpus: from its meta file, else by reading it once (remembered in `cache_dir`).
+    """The largest id in the corpus: from its meta file, else by reading it (if it is large, once: it is remembered in `cache_dir`).
 
     Raises:
         UserError: an id below zero.
@@ -50,7 +52,7 @@ def largest_token(corpus: Corpus, cache_dir: Path | None = None) -> int:
     if "max_token_id" in corpus.meta:
         return int(corpus.meta["max_token_id"])
     remembered = None
-    if cache_dir is not None:
+    if cache_dir is not None and corpus.n_tokens > _REMEMBER_ABOVE_TOKENS:
         stamp = corpus.data_path.stat().st_mtime_ns
         remembered = cache_dir / f"largest-token-{data_key(corpus.data_path)}-{stamp}.txt"
         if remembered.is_file():
@@ -62,7 +64,7 @@ def largest_token(corpus: Corpus, cache_dir: Path | None = None) -> int:
     if lowest < 0:
         raise UserError(f"{corpus.data_path}: holds the token id {lowest}. Build the corpus again.")
     if remembered is not None:
-        write_atomically(remembered, str(highest).encode())
+        write_atomically(remembered, str(highest).encode(), CACHE_HINT)
     return highest
 
 

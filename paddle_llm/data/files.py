@@ -8,6 +8,8 @@ from pathlib import Path
 
 from paddle_llm.config.errors import UserError
 
+CACHE_HINT = "Name a folder that can be with --data_cache."
+
 
 def data_key(path: Path) -> str:
     """A cheap key of a file's content: its size and 64 blocks spread over it, hashed."""
@@ -20,7 +22,7 @@ def data_key(path: Path) -> str:
     return digest.hexdigest()[:20]
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview, hint: str = "") -> None:
     """Write a file so that it is there whole or not at all.
 
     Raises:
@@ -32,4 +34,4 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}.") from error
+        raise UserError(f"{path}: cannot be written: {error.strerror}. {hint}".rstrip()) from error

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_llm.data.files import write_atomically
+from paddle_llm.data.files import CACHE_HINT, write_atomically
 from paddle_llm.data.indexed import Corpus
 
 # Smaller orders are made again faster than they are read from disk; larger ones are cached there.
@@ -71,7 +71,7 @@ class SampleOrder:
 
     Args:
         split: 0 train, 1 valid, 2 test; enters the seed.
-        cache_dir: where large orders are kept.
+        cache_dir: where large orders are kept; large: of more than cache_above entries (CACHE_ABOVE_ENTRIES).
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class SampleOrder:
         seed: int,
         split: int,
         cache_dir: Path,
-        cache_above: int = CACHE_ABOVE_ENTRIES,
+        cache_above: int | None = None,
     ):
         self.corpus, self.first, self.stop = corpus, first, stop
         self.seq_length, self.seed, self.split = seq_length, seed, split
         self.n_tokens = corpus.doc_start(stop) - corpus.doc_start(first) if stop > first else 0
         self.samples_per_epoch = max(self.n_tokens - 1, 0) // seq_length
         self._entries = 2 * (stop - first) + self.samples_per_epoch
-        self._cached = self._entries > cache_above
+        self._cached = self._entries > (CACHE_ABOVE_ENTRIES if cache_above is None else cache_above)
         self.cache_dir = cache_dir
         self._key = ""
         self._epochs: dict[int, EpochOrder] = {}
@@ -175,4 +175,4 @@ class SampleOrder:
         order = self._compute(epoch)
         buffer = io.BytesIO()
         np.save(buffer, np.concatenate([order.documents, order.ends, order.samples]))
-        write_atomically(self.cache_path(epoch), buffer.getbuffer())
+        write_atomically(self.cache_path(epoch), buffer.getbuffer(), CACHE_HINT)

@@ -33,7 +33,9 @@ def contents(prefix: Path) -> dict[str, bytes]:
     return {suffix: Path(f"{prefix}{suffix}").read_bytes() for suffix in SUFFIXES}
 
 
-def test_paddlenlps_reader_gives_back_what_its_tokenizer_gives(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+def test_paddlenlps_reader_gives_back_what_its_tokenizer_gives(
+    tmp_path: Path, jsonl: Writer, tokenizer_folder: str
+) -> None:
     from paddlenlp.data.indexed_dataset import MMapIndexedDataset
 
     documents = english_and_chinese(60)
@@ -140,7 +142,9 @@ def test_a_tokenizer_of_another_class_goes_through_paddlenlp(tmp_path: Path, jso
     folder.mkdir()
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "small", "words", "明", "月"]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "eos_token": "[SEP]"}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "eos_token": "[SEP]"})
+    )
     build_corpus([str(jsonl("a.jsonl", ["small words 明月"]))], str(folder), str(tmp_path / "c"), workers=2)
     assert open_corpus(str(tmp_path / "c")).document(0).tolist() == [5, 6, 7, 8, 3]
 

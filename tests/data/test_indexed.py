@@ -91,8 +91,14 @@ def test_truncated_tokens(prefix: str) -> None:
         (lambda raw: raw.__setitem__(17, 7), "dtype code 7"),
         (lambda raw: raw.__delitem__(slice(100, 108)), "its header promises 20 sequences"),
         (lambda raw: raw.__delitem__(slice(20, None)), "a header alone has 34"),
-        (lambda raw: raw.__setitem__(slice(-8, None), (19).to_bytes(8, "little")), "documents end at sequence 19 of 20"),
-        (lambda raw: raw.__setitem__(slice(34, 38), (99).to_bytes(4, "little")), "sequence 1 .* should start at token 99"),
+        (
+            lambda raw: raw.__setitem__(slice(-8, None), (19).to_bytes(8, "little")),
+            "documents end at sequence 19 of 20",
+        ),
+        (
+            lambda raw: raw.__setitem__(slice(34, 38), (99).to_bytes(4, "little")),
+            "sequence 1 .* should start at token 99",
+        ),
         (lambda raw: raw.__setitem__(slice(34, 38), b"\xff\xff\xff\xff"), r"sequence 0 \(-1 tokens\)"),
         (lambda raw: raw.__setitem__(slice(-24, -16), (1).to_bytes(8, "little")), "document 17 starts after it ends"),
     ],
@@ -140,7 +146,10 @@ def test_ids_beyond_the_vocabulary(prefix: str, tmp_path: Path) -> None:
         check_corpus(open_corpus(negative), vocab_size=10, eos_id=None, fingerprint=None)
 
 
-def test_the_largest_id_is_remembered_until_the_data_changes(prefix: str, tmp_path: Path) -> None:
+def test_the_largest_id_is_remembered_until_the_data_changes(
+    prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("paddle_llm.data.checks._REMEMBER_ABOVE_TOKENS", 0)
     corpus = open_corpus(prefix)
     highest = largest_token(corpus, tmp_path / "cache")
     (note,) = (tmp_path / "cache").iterdir()
@@ -150,7 +159,9 @@ def test_the_largest_id_is_remembered_until_the_data_changes(prefix: str, tmp_pa
     assert largest_token(open_corpus(prefix), tmp_path / "cache") == 65535 != highest
 
 
-def test_another_tokenizer_or_end(tmp_path: Path, jsonl: Callable[[str, list[str]], Path], tokenizer_folder: str) -> None:
+def test_another_tokenizer_or_end(
+    tmp_path: Path, jsonl: Callable[[str, list[str]], Path], tokenizer_folder: str
+) -> None:
     build_corpus([str(jsonl("a.jsonl", ["some text"]))], tokenizer_folder, str(tmp_path / "c"))
     corpus = open_corpus(str(tmp_path / "c"))
     recorded = corpus.meta["tokenizer_fingerprint"]
