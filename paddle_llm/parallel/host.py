@@ -6,7 +6,9 @@ first; it refuses to run after.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import os
 import sys
 import warnings
@@ -14,6 +16,12 @@ import warnings
 # mallopt's parameter numbers (glibc malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEEP_BYTES = 1 << 30
+
+# Upstream's own housekeeping, which no user can act on (paddle 3.3.1, paddlenlp 3.0.0b4).
+_UPSTREAM_NOISE = (
+    r"(?s).*(ccache|Setuptools is replacing distutils|swiglu|method of <class '.*'> is patched|"
+    r"the grad clip of original optimizer|pkg_resources).*"
+)
 
 
 def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
@@ -31,8 +39,7 @@ def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
     """
     if "paddle" in sys.modules:
         raise RuntimeError("prepare_host() must run before paddle is imported")
-    warnings.filterwarnings("ignore", message=".*(ccache|Setuptools is replacing distutils).*")
-    warnings.filterwarnings("ignore", category=UserWarning, module="_distutils_hack")
+    warnings.filterwarnings("ignore", message=_UPSTREAM_NOISE)
     if device != "cpu":
         return []
     said = []
@@ -49,6 +56,16 @@ def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
         said.append("freed memory is kept for reuse")
     said.insert(0, f"{threads} CPU thread{'s' * (threads > 1)} per rank (change: --cpu_threads N)")
     return ["CPU: " + "; ".join(said)]
+
+
+def import_paddle() -> None:
+    """Import paddle without its advice against the OMP_NUM_THREADS that `prepare_host` has just chosen."""
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        import paddle  # noqa: F401
+    for line in said.getvalue().splitlines(keepends=True):
+        if "OMP_NUM_THREADS" not in line:
+            sys.stderr.write(line)
 
 
 def _is_amd() -> bool:

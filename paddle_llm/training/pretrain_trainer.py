@@ -135,6 +135,11 @@ class PretrainTrainer(Trainer):
     def epoch_of(self, consumed_samples: int) -> float:
         return consumed_samples / (self.options.samples_per_epoch or len(self.train_dataset))
 
+    def ends_epoch(self, step: int) -> bool:
+        """Does an epoch of the training data end within optimizer step `step` (1 for the first)?"""
+        now, before = (int(self.epoch_of(s * self.global_batch)) for s in (step, step - 1))
+        return now > before
+
     # --- optimizer ---------------------------------------------------------------------------------------------
 
     def create_scheduler(self, num_training_steps: int):

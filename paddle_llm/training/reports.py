@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddlenlp.trainer import TrainerCallback
+from paddlenlp.trainer.trainer_utils import IntervalStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -38,9 +39,21 @@ class StepFlow(TrainerCallback):
         self._trainer.meter.start_waiting()
 
     def on_step_end(self, args, state, control, **kwargs):
-        # The last step is always logged, whatever logging_steps says.
-        if state.global_step >= state.max_steps:
-            control.should_log = True
+        # Whatever the intervals say, a run does not end without its last row, evaluation and checkpoint. The data
+        # set holds all epochs, so the ends of epochs are seen here, not by the loop.
+        last = state.global_step >= state.max_steps
+        epoch_ends = last or self._trainer.ends_epoch(state.global_step)
+        control.should_log |= last
+        control.should_evaluate |= _due(args.evaluation_strategy, last, epoch_ends)
+        control.should_save |= _due(args.save_strategy, last, epoch_ends)
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        # Upstream's one epoch ends with the last step, which has been served.
+        control.should_log = control.should_evaluate = control.should_save = False
+
+
+def _due(strategy: IntervalStrategy, last: bool, epoch_ends: bool) -> bool:
+    return epoch_ends if strategy == IntervalStrategy.EPOCH else last and strategy == IntervalStrategy.STEPS
 
 
 class MetricsFile(TrainerCallback):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, exit_on_user_error, is_first_rank
+from paddle_llm.config.help import help_text, wants_help
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 
 if TYPE_CHECKING:
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of run_pretrain.py. Exit code 2 for a user's mistake, told by rank 0 alone."""
+    argv = sys.argv[1:] if argv is None else argv
+    if wants_help(argv):
+        print(help_text())
+        return
     with exit_on_user_error():
         world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
-        resolved = resolve(sys.argv[1:] if argv is None else argv, world_size=world_size)
+        resolved = resolve(argv, world_size=world_size)
         for line in resolved.notices:
             say(line)
         _require_paddle()
@@ -65,6 +70,9 @@ def pretrain(resolved: Resolved) -> PretrainTrainer:
 
 def start_job(device: str, world_size: int) -> None:
     """Import paddle, choose the device, and bring up what it lacks for several ranks on a CPU."""
+    from paddle_llm.parallel.host import import_paddle
+
+    import_paddle()
     import paddle
     from paddlenlp.utils.log import logger
 

@@ -101,6 +101,17 @@ def test_resume_is_exact_to_the_bit_in_any_epoch(tmp_path, stop_at):
     assert all(np.array_equal(final[name], value) for name, value in weights(resumed.model).items())
 
 
+def test_the_ends_of_epochs_are_seen(tmp_path):
+    run = config(tmp_path, evaluation_strategy="epoch", save_strategy="epoch", logging_steps=100)
+    make_trainer(run, samples_per_epoch=10).train()  # 2 samples a step: epochs end with steps 5 and 10
+    found = rows(tmp_path / "output")
+    assert [row["step"] for row in found if "eval_loss" in row] == [5, 10, 12]
+    assert sorted(p.name for p in (tmp_path / "output").glob("checkpoint-*")) == [
+        f"checkpoint-{s}" for s in (10, 12, 5)
+    ]
+    assert [row["step"] for row in found if "loss" in row] == [12]
+
+
 def test_every_epoch_is_whole_and_in_its_own_order():
     toy = Toy(3 * EPOCH)
     epochs = [[toy[e * EPOCH + i]["input_ids"].tobytes() for i in range(EPOCH)] for e in range(3)]
