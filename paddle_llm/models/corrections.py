@@ -22,7 +22,7 @@ Shapes: B batch, S sequence, N heads, D head width, H = N x D.
 from __future__ import annotations
 
 import copy
-from functools import partial, wraps
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -161,18 +161,19 @@ def _correct_chatglm() -> None:
 
     forward = modeling.ChatGLMForCausalLM.forward
 
-    @wraps(forward)
     def with_criterion(
         self: Any,
         input_ids: Any = None,
         position_ids: Any = None,
         attention_mask: Any = None,
         labels: Any = None,
+        return_dict: bool = False,  # by name: PaddleNLP looks for it in the signature
         **others: Any,
     ) -> Any:
         if attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = prefix_mask(attention_mask, input_ids.shape[1])
         others.update(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
+        others["return_dict"] = return_dict
         criterion = getattr(self, "criterion", None)
         if labels is None or criterion is None:
             return forward(self, labels=labels, **others)

@@ -11,7 +11,7 @@ from paddle_llm.config.layout import Layout
 from tests.models.building import batch, build
 
 
-def start_fleet(layout: Layout, micro_batches: int = 2, rows: int = 1) -> None:
+def start_fleet(layout: Layout) -> None:
     """Bring up gloo and fleet on this rank."""
     from paddle.distributed import fleet
 
@@ -26,46 +26,53 @@ def start_fleet(layout: Layout, micro_batches: int = 2, rows: int = 1) -> None:
         "sharding_degree": layout.sharding,
     }
     strategy.pipeline_configs = {
-        "accumulate_steps": micro_batches,
-        "micro_batch_size": rows,
+        "accumulate_steps": rows(layout),
+        "micro_batch_size": 1,
         # Ranks of a tensor-parallel group send their own activations, not parts of one; the trainer sees to it, too.
         "enable_partial_send_recv": not layout.sequence_parallel,
     }
     fleet.init(is_collective=True, strategy=strategy)
 
 
-def step(folder: Path, family: str, layout: Layout, fields: dict[str, Any]) -> dict[str, Any]:
-    """On one rank: the loss of one batch of 2 samples, and the weights before and after one step of SGD.
+def rows(layout: Layout) -> int:
+    """Samples of a batch, which are a pipeline's micro batches: with virtual stages Paddle asks for twice the stages."""
+    return 2 * layout.pipeline if layout.virtual_stages > 1 else 2
 
-    Returns {"loss": float, "before": parts, "after": parts}; parts: name -> (full shape, axis, ranges, values).
+
+def steps(cases: dict[str, tuple], layout: Layout) -> dict[str, dict[str, Any]]:
+    """On one rank of `layout`: `step` for each case (family, folder, fields); fleet is brought up once."""
+    if layout.world_size > 1:
+        start_fleet(layout)
+    return {name: step(family, folder, fields, layout) for name, (family, folder, fields) in cases.items()}
+
+
+def step(family: str, folder: Path, fields: dict[str, Any], layout: Layout, samples: int = 0) -> dict[str, Any]:
+    """The loss of one batch, and this rank's weights before and after one step of plain gradient descent.
+
+    Returns {"loss": float, "before": parts, "after": parts}; see `parts`.
     """
     import paddle
 
-    if layout.world_size > 1:
-        start_fleet(layout)
     model = build(folder, layout=layout, **fields)
     before = parts(model, family)
     optimizer = paddle.optimizer.SGD(learning_rate=1.0, parameters=model.parameters())
-    loss = _take_step(model, optimizer, family, layout)
+    loss = _take_step(model, optimizer, batch(family, rows=samples or rows(layout)), layout)
     return {"loss": loss, "before": before, "after": parts(model, family)}
 
 
-def _take_step(model: Any, optimizer: Any, family: str, layout: Layout) -> float:
+def _take_step(model: Any, optimizer: Any, inputs: dict[str, Any], layout: Layout) -> float:
     from paddle.distributed import fleet
     from paddle.distributed.fleet.utils.sequence_parallel_utils import register_sequence_parallel_allreduce_hooks
 
-    inputs = batch(family)
     if layout.sequence_parallel:
-        steps = 2 if layout.pipeline > 1 else 1
-        register_sequence_parallel_allreduce_hooks(model, steps, False)
+        register_sequence_parallel_allreduce_hooks(model, rows(layout) if layout.pipeline > 1 else 1, False)
     if model.config.recompute:
         model.recompute_enable()
     model.train()
     if layout.pipeline > 1:
         pipeline = fleet.distributed_model(model)
         optimizer = fleet.distributed_optimizer(optimizer)
-        labels = inputs.pop("labels")
-        return float(pipeline.train_batch([inputs["input_ids"], labels], optimizer=optimizer))
+        return float(pipeline.train_batch([inputs["input_ids"], inputs["labels"]], optimizer=optimizer))
     loss = model(**inputs)[0]
     loss.backward()
     optimizer.step()
@@ -86,13 +93,15 @@ def parts(model: Any, family: str) -> dict[str, tuple]:
     return found
 
 
-def assert_covers(ranks: list[dict[str, tuple]], full: dict[str, tuple], tolerance: float) -> None:
+def assert_covers(ranks: list[dict[str, tuple]], full: dict[str, tuple], tolerance: float, case: str) -> None:
     """Every rank's parts are those of the full weights, and together they are all of them; padding is unmoved."""
     seen: set[str] = set()
     for rank, held in enumerate(ranks):
         for name, (shard, values) in held.items():
             whole = full[name][1]
             padded = np.pad(whole, [(0, n - m) for n, m in zip(shard.shape, whole.shape, strict=True)])
-            np.testing.assert_allclose(values, shard.take(padded), atol=tolerance, rtol=0, err_msg=f"rank {rank}: {name}")
+            np.testing.assert_allclose(
+                values, shard.take(padded), atol=tolerance, rtol=0, err_msg=f"{case}, rank {rank}: {name}"
+            )
             seen.add(name)
-    assert seen == full.keys()
+    assert seen == full.keys(), case

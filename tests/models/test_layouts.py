@@ -6,64 +6,83 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from tests.models.building import WRITERS, build
-from tests.models.layouts import assert_covers, step
+from tests.models.layouts import assert_covers, rows, step, steps
 from tests.ranks import run_ranks
 
-TP2 = Layout(tensor=2)
+ODD = {"vocab_size": 121}
+TIED = {"tie_word_embeddings": True}
+FUSED = {"fuse_attention_qkv": True, "fuse_attention_ffn": True}
+# layout -> name of a case -> family, overrides of config.json, fields of RunConfig
 CASES = {
-    "llama tp2": ("llama", TP2, {}, {}),
-    "llama tp2, sequence parallel": ("llama", Layout(tensor=2, sequence_parallel=True), {}, {}),
-    "llama pp2": ("llama", Layout(pipeline=2), {}, {}),
-    "llama tp2 pp2, sequence parallel": ("llama", Layout(tensor=2, pipeline=2, sequence_parallel=True), {}, {}),
-    "llama pp2, tied": ("llama", Layout(pipeline=2), {"tie_word_embeddings": True}, {}),
-    "llama tp2, tied": ("llama", TP2, {"tie_word_embeddings": True}, {}),
-    "llama tp2, grouped": ("llama", TP2, {"num_key_value_heads": 2}, {}),
-    "llama tp2, one key-value head": ("llama", TP2, {"num_key_value_heads": 1}, {}),
-    "llama tp2, one key-value head, sequence parallel": (
-        "llama",
-        Layout(tensor=2, sequence_parallel=True),
-        {"num_key_value_heads": 1},
-        {},
-    ),
-    "llama tp2, three key-value heads": (
-        "llama",
-        TP2,
-        {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3},
-        {},
-    ),
-    "llama tp2, fused": ("llama", TP2, {}, {"fuse_attention_qkv": True, "fuse_attention_ffn": True}),
-    "llama tp2, odd vocabulary": ("llama", TP2, {"vocab_size": 121}, {}),
-    "llama tp2, tied, odd vocabulary": ("llama", TP2, {"vocab_size": 121, "tie_word_embeddings": True}, {}),
-    "llama tp2 pp2, odd vocabulary": ("llama", Layout(tensor=2, pipeline=2), {"vocab_size": 121}, {}),
-    "chatglm tp2": ("chatglm", TP2, {}, {}),
-    "chatglm2 tp2": ("chatglm_v2", TP2, {}, {}),
-    "chatglm2 tp2, sequence parallel": ("chatglm_v2", Layout(tensor=2, sequence_parallel=True), {}, {}),
-    "chatglm2 tp2, odd vocabulary": ("chatglm_v2", TP2, {"padded_vocab_size": 121}, {}),
-    "chatglm2 pp2": ("chatglm_v2", Layout(pipeline=2), {}, {}),
-    "chatglm2 pp2, recompute": ("chatglm_v2", Layout(pipeline=2), {}, {"recompute": True}),
-    "chatglm2 tp2 pp2, sequence parallel": ("chatglm_v2", Layout(tensor=2, pipeline=2, sequence_parallel=True), {}, {}),
-    "bloom tp2": ("bloom", TP2, {}, {}),
-    "bloom tp2, odd vocabulary": ("bloom", TP2, {"vocab_size": 121}, {}),
+    Layout(tensor=2): {
+        "llama": ("llama", {}, {}),
+        "llama, tied": ("llama", TIED, {}),
+        "llama, grouped": ("llama", {"num_key_value_heads": 2}, {}),
+        "llama, one key-value head": ("llama", {"num_key_value_heads": 1}, {}),
+        "llama, three key-value heads": (
+            "llama",
+            {"hidden_size": 96, "num_attention_heads": 6, "num_key_value_heads": 3},
+            {},
+        ),
+        "llama, fused": ("llama", {"num_key_value_heads": 2}, FUSED),
+        "llama, odd vocabulary": ("llama", ODD, {}),
+        "llama, tied, odd vocabulary": ("llama", {**ODD, **TIED}, {}),
+        "chatglm": ("chatglm", {}, {}),
+        "chatglm, odd vocabulary": ("chatglm", {"vocab_size": 129}, {}),
+        "chatglm2": ("chatglm_v2", {}, {}),
+        "chatglm2, odd vocabulary": ("chatglm_v2", {"padded_vocab_size": 121}, {}),
+        "bloom": ("bloom", {}, {}),
+        "bloom, odd vocabulary": ("bloom", ODD, {}),
+    },
+    Layout(tensor=2, sequence_parallel=True): {
+        "llama": ("llama", {}, {}),
+        "llama, one key-value head": ("llama", {"num_key_value_heads": 1}, {}),
+        "chatglm2": ("chatglm_v2", {}, {}),
+    },
+    Layout(pipeline=2): {
+        "llama": ("llama", {}, {"recompute": True}),
+        "llama, tied": ("llama", TIED, {}),
+        "chatglm2": ("chatglm_v2", {}, {}),
+        "chatglm2, recompute": ("chatglm_v2", {}, {"recompute": True}),
+    },
+    Layout(tensor=2, pipeline=2): {
+        "llama, odd vocabulary": ("llama", ODD, {}),
+        "llama, tied, odd vocabulary": ("llama", {**ODD, **TIED}, {}),
+    },
+    Layout(tensor=2, pipeline=2, sequence_parallel=True): {
+        "llama": ("llama", {}, {}),
+        "chatglm2": ("chatglm_v2", {}, {}),
+    },
+    Layout(pipeline=3, virtual_stages=2): {
+        "llama": ("llama", {"num_hidden_layers": 6}, {}),
+        "chatglm2": ("chatglm_v2", {"num_layers": 6}, {}),
+    },
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_a_layout_is_one_process(tmp_path, case):
-    family, layout, overrides, fields = CASES[case]
-    folder = WRITERS[family](tmp_path, **overrides)
-    alone = step(folder, family, Layout(), fields)
-    ranks = run_ranks(step, layout.world_size, folder, family, layout, fields)
-    assert_covers([rank["before"] for rank in ranks], alone["before"], 0)
-    assert [rank["loss"] for rank in ranks] == pytest.approx([alone["loss"]] * layout.world_size, abs=2e-6)
-    assert_covers([rank["after"] for rank in ranks], alone["after"], 3e-6)
+@pytest.mark.parametrize("layout", CASES, ids=str)
+def test_a_layout_is_one_process(tmp_path, layout):
+    cases = {}
+    for number, (name, (family, overrides, fields)) in enumerate(CASES[layout].items()):
+        cases[name] = (family, WRITERS[family](tmp_path / str(number), **overrides), fields)
+    ranks = run_ranks(steps, layout.world_size, cases, layout)
+    for name, case in cases.items():
+        alone = step(*case, Layout(), rows(layout))
+        assert_covers([rank[name]["before"] for rank in ranks], alone["before"], 0, name)
+        losses = [rank[name]["loss"] for rank in ranks]
+        assert losses == pytest.approx([alone["loss"]] * layout.world_size, abs=2e-6), name
+        assert_covers([rank[name]["after"] for rank in ranks], alone["after"], 3e-6, name)
 
 
-@pytest.mark.parametrize("case", ["llama tp2 pp2, odd vocabulary", "llama tp2, fused", "chatglm2 tp2, odd vocabulary"])
-def test_a_layout_loads_what_one_process_saved(tmp_path, case):
-    family, layout, overrides, fields = CASES[case]
-    folder = WRITERS[family](tmp_path / "config", **overrides)
-    build(folder, seed=9).save_pretrained(str(tmp_path / "saved"), safe_serialization=True, max_shard_size="100KB")
-    fields = {**fields, "load": True}
-    alone = step(tmp_path / "saved", family, Layout(), fields)
-    ranks = run_ranks(step, layout.world_size, tmp_path / "saved", family, layout, fields)
-    assert_covers([rank["before"] for rank in ranks], alone["before"], 0)
+@pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(tensor=2, pipeline=2)], ids=str)
+def test_a_layout_loads_what_one_process_saved(tmp_path, layout):
+    cases = {}
+    for family, odd in (("llama", "vocab_size"), ("chatglm_v2", "padded_vocab_size")):
+        folder, saved = WRITERS[family](tmp_path / family / "config", **{odd: 121}), tmp_path / family / "saved"
+        build(folder, seed=9).save_pretrained(str(saved), safe_serialization=True, max_shard_size="100KB")
+        cases[family] = (family, saved, {"load": True})
+    cases["fused"] = ("llama", cases["llama"][1], {"load": True, **FUSED})
+    ranks = run_ranks(steps, layout.world_size, cases, layout)
+    for name, case in cases.items():
+        alone = step(*case, Layout(), rows(layout))
+        assert_covers([rank[name]["before"] for rank in ranks], alone["before"], 0, name)
