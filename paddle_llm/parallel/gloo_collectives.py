@@ -198,14 +198,18 @@ def _transfer(group: Any, direction: str, peer: int, work: Callable[[Any], None]
 
 
 def send(group: Any, tensor: Tensor, dst: int, sync_op: bool = True) -> Task:
-    return _transfer(group, "send", dst, lambda line: send_tensor(line, tensor.contiguous()), sync_op)
+    # An alias: the pipeline frees its outputs (`_clear_dataptr`) while they may still be on their way.
+    alias = tensor.detach().contiguous()
+    return _transfer(group, "send", dst, lambda line: send_tensor(line, alias), sync_op)
 
 
 def recv(group: Any, tensor: Tensor, src: int, sync_op: bool = True) -> Task:
+    alias = tensor.detach()
+
     def work(line: Any) -> None:
-        buffer = tensor.contiguous()
+        buffer = alias.contiguous()
         receive_tensor(line, buffer)
-        _write(tensor, buffer)
+        _write(alias, buffer)
 
     return _transfer(group, "recv", src, work, sync_op)
 
@@ -220,13 +224,15 @@ def send_partial(group: Any, tensor: Tensor, dst: int, num: int, index: int, syn
 def recv_partial(group: Any, tensor: Tensor, src: int, num: int, index: int, sync_op: bool = True) -> Task:
     """Receive part number `index` of the `num` equal parts of the flat tensor; the rest stays as it is."""
 
+    alias = tensor.detach()
+
     def work(line: Any) -> None:
-        buffer = tensor.contiguous()
+        buffer = alias.contiguous()
         part = paddle.empty([buffer.size // num], dtype=buffer.dtype)
         receive_tensor(line, part)
         start = index * part.size
         buffer.view([buffer.size])[start : start + part.size] = part
-        _write(tensor, buffer)
+        _write(alias, buffer)
 
     return _transfer(group, "recv", src, work, sync_op)
 
