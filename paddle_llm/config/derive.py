@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.device import adapt_to_cpu
@@ -24,14 +23,6 @@ def derive(run: Run) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     return updates, origins, adapted.notices
 
 
-def _serves_as_model(folder: Path, run: Run) -> bool:
-    """A built-in name's folder on this machine can stand for it: downloaded weights, or a shape for random ones."""
-    if Path(run.config.model_name_or_path).is_dir():
-        return False
-    has_weights = any(folder.glob("*.safetensors")) or any(folder.glob("*.pdparams"))
-    return has_weights or not run.config.continue_training
-
-
 def _follows(run: Run) -> list[tuple[str, Any, str]]:
     config, layout = run.config, run.layout
     found: list[tuple[str, Any, str]] = [
@@ -47,7 +38,7 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
         found.append(("min_learning_rate", config.learning_rate / 10, "a tenth of learning_rate"))
     if config.tokenizer_name_or_path is None:
         found.append(("tokenizer_name_or_path", config.model_name_or_path, "model_name_or_path"))
-    if run.folder is not None and _serves_as_model(run.folder, run):
+    if run.folder is not None:
         found.append(("model_name_or_path", str(run.folder), f"where {config.model_name_or_path} is on this machine"))
     if config.data_seed is None:
         found.append(("data_seed", config.seed, "seed"))

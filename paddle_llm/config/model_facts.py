@@ -25,6 +25,8 @@ _KEYS: dict[str, tuple[str, ...]] = {
 # Families that have no such key: what their code builds.
 _FOUR_TIMES_HIDDEN = ("bloom", "glm")
 _ALWAYS_TIED = ("bloom", "chatglm", "glm")  # whatever config.json says: their head is given the embedding's weight
+# configs/models/llama-7b is what PaddleNLP calls facebook/llama-7b; somebody else's llama-7b may be another.
+_SHIPPED_OWNERS = ("facebook", "meta-llama", "THUDM", "bigscience")
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
@@ -146,7 +148,7 @@ def _number(raw: dict[str, Any], name: str, where: str) -> int | None:
 def find_model_folder(name: str) -> Path | None:
     """The folder that holds `name`'s config.json, or None when it is a built-in name not downloaded yet.
 
-    Looked for in this order: `name` itself, the shapes shipped in configs/models/, PaddleNLP's download cache.
+    Looked for in this order: `name` itself, PaddleNLP's download cache, the shapes shipped in configs/models/.
 
     Raises:
         UserError: `name` is written like a path, and there is no such folder.
@@ -158,9 +160,14 @@ def find_model_folder(name: str) -> Path | None:
         raise UserError(f"model_name_or_path = {name} is a file: give the folder that holds config.json.")
     if name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name.count("/") > 1:
         raise UserError(f"model_name_or_path = {name}: there is no such folder.")
-    shipped = Path(__file__).resolve().parents[2] / "configs" / "models" / name
     home = Path(os.environ.get("PPNLP_HOME") or Path.home() / ".paddlenlp")
-    for folder in (shipped, home / "models" / name):
-        if (folder / "config.json").is_file():
-            return folder
-    return None
+    candidates = [home / "models" / name]
+    owner, _, model = name.rpartition("/")
+    if owner in _SHIPPED_OWNERS:
+        candidates.append(Path(__file__).resolve().parents[2] / "configs" / "models" / model.lower())
+    return next((folder for folder in candidates if (folder / "config.json").is_file()), None)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there are weights beside the config.json."""
+    return any(folder.glob("*.safetensors")) or any(folder.glob("*.pdparams"))

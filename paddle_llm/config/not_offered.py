@@ -26,8 +26,8 @@ class Refused:
 
 
 def is_neutral(raw: Any, neutral: tuple[Any, ...]) -> bool:
-    """Whether `raw` (JSON or text) says one of `neutral`; null always does."""
-    return raw is None or _canonical(raw) in [_canonical(value) for value in neutral]
+    """Whether `raw` (JSON or text) says one of `neutral`; null always does, and its two words."""
+    return raw in (None, "None", "null") or _canonical(raw) in [_canonical(value) for value in neutral]
 
 
 def _canonical(raw: Any) -> Any:

@@ -15,7 +15,7 @@ from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_n
 from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.layout_rules import layout_of
-from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
+from paddle_llm.config.model_facts import ModelFacts, find_model_folder, has_weights, read_model_facts
 from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
 from paddle_llm.config.rules.all import RULES
 from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
@@ -199,10 +199,9 @@ def _device(config: RunConfig, forced: str | None, problems: list[str], notices:
 
 
 def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> tuple[Path | None, ModelFacts | None]:
-    """The folder that says the model's shape, and the shape."""
+    """The model's shape, and the folder that stands for a built-in name (None where the name itself is used)."""
     try:
-        name = config.model_name_or_path
-        layers = config.num_hidden_layers
+        name, layers, loads = config.model_name_or_path, config.num_hidden_layers, config.continue_training
     except Unknown:
         return None, None
     if not name:
@@ -213,13 +212,19 @@ def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> tuple[
     except UserError as error:
         problems.append(str(error))
         return None, None
-    if folder is None or facts is None:
-        notices.append(
-            f"{name} is no folder here: it is a name built into PaddleNLP, or a mistake; its shape cannot be checked before "
-            f"it is downloaded. Without a network give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
-        )
-        return None, None
-    return folder, facts if layers is None else replace(facts, num_hidden_layers=layers)
+    if facts is not None and layers is not None:
+        facts = replace(facts, num_hidden_layers=layers)
+    if Path(name).expanduser().is_dir():
+        return None, facts
+    if folder is not None and (has_weights(folder) or not loads):
+        notices.append(f"{name} is no folder here: {folder} stands for it.")
+        return folder, facts
+    missing = "its weights must be downloaded" if facts else "its shape cannot be checked before it is downloaded"
+    notices.append(
+        f"{name} is no folder here but a name built into PaddleNLP, or a mistake: {missing}. "
+        f"Without a network give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
+    )
+    return None, facts
 
 
 def _layout(config: RunConfig, world_size: int, entry: str, problems: list[str], notices: list[str]) -> Layout | None:

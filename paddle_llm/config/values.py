@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,10 @@ WORD_LISTS = (
     "unified_checkpoint_config",
     "input_dir",
 )
+
+
+# Folders: in JSON no shell turns ~ into the home directory.
+_FOLDERS = ("model_name_or_path", "tokenizer_name_or_path", "output_dir", "data_cache", "resume_from_checkpoint")
 
 
 class BadValue(ValueError):
@@ -85,7 +90,8 @@ def parse(name: str, raw: Any) -> Any:
         return RunConfig.model_fields[name].get_default(call_default_factory=True)
     if name in WORD_LISTS and isinstance(raw, list) and all(isinstance(word, str) for word in raw):
         return " ".join(raw)
-    return _convert(kind, raw)
+    value = _convert(kind, raw)
+    return os.path.expanduser(value) if name in _FOLDERS else value
 
 
 def _convert(kind: Kind, raw: Any) -> Any:

@@ -93,18 +93,28 @@ def test_command_1_as_printed_with_its_lost_space() -> None:
     ]
 
 
-def test_a_built_in_name_without_network_names_the_local_form() -> None:
-    found = resolve(typed(COMMAND_1), world_size=8, device="gpu")
-    assert found.facts is None
-    assert [line for line in found.notices if "--model_name_or_path /path/to/llama-7b" in line]
+def test_a_built_in_name_without_weights_names_the_local_form() -> None:
+    shipped = resolve(typed(COMMAND_1), world_size=8, device="gpu")
+    assert shipped.facts is not None and shipped.facts.hidden_size == 4096
+    assert shipped.config.model_name_or_path == "facebook/llama-7b"
+    assert [line for line in shipped.notices if "weights must be downloaded" in line and "/path/to/llama-7b" in line]
+    unknown = resolve(typed(COMMAND_1.replace("facebook/", "somebody/")), world_size=8, device="gpu")
+    assert unknown.facts is None
+    assert [line for line in unknown.notices if "shape cannot be checked" in line and "/path/to/llama-7b" in line]
+
+
+def test_a_built_in_name_is_built_from_its_shipped_shape() -> None:
+    found = resolve([*typed(COMMAND_1), "--continue_training", "0"], world_size=8, device="gpu")
+    assert found.config.model_name_or_path.endswith("configs/models/llama-7b")
+    assert found.origins["model_name_or_path"] == "derived: where facebook/llama-7b is on this machine"
+    assert found.asked["model_name_or_path"] == "facebook/llama-7b"
+    assert any("stands for it" in line for line in found.notices)
 
 
 def test_a_downloaded_built_in_name_is_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path))
     folder = write_llama(tmp_path / "models" / "some" / "model")
-    flags = shlex.split(
-        "--model_name_or_path some/model --do_train --input_dir d --output_dir o --max_seq_length 64 --device cpu"
-    )
+    flags = shlex.split("--model_name_or_path some/model --do_train --input_dir d --output_dir o --max_seq_length 64")
     random = resolve(flags, world_size=1)
     assert random.config.model_name_or_path == str(folder) and random.facts is not None
     loaded = resolve([*flags, "--continue_training"], world_size=1)

@@ -49,6 +49,12 @@ def test_accepted(name: str, raw: object, value: object) -> None:
     assert type(parsed) is type(value)
 
 
+def test_home_is_spelled_out_in_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert parse("output_dir", "~/runs/a") == "/home/somebody/runs/a"
+    assert parse("run_name", "~/runs") == "~/runs"
+
+
 @pytest.mark.parametrize("raw", [None, "None", "null"])
 @pytest.mark.parametrize("name", FIELD_NAMES)
 def test_null_is_the_default_and_never_the_word_none(name: str, raw: object) -> None:

@@ -59,7 +59,7 @@ class Run:
         asked: names of the fields that somebody set.
         world_size: ranks of the job.
         device: "gpu" or "cpu".
-        folder: where the model's shape was read.
+        folder: what stands for a built-in model name on this machine; None where the name itself is used.
     """
 
     config: RunConfig
