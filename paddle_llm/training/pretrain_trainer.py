@@ -23,6 +23,7 @@ from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.sampler import IGNORED_LABEL, EvalBatchSampler, GlobalBatchSampler, PaddedView
+from paddle_llm.parallel.sharded_gradients import ShardedGradients
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
@@ -173,6 +174,8 @@ class PretrainTrainer(Trainer):
         if training and self._grad_norm is None:
             self._grad_norm = GradNormReader(self.optimizer, self.nan_guard.check)
             self.nan_guard.guard(self.optimizer)
+            if self.layout.sharding_stage == 2 and self.layout.sharding > 1:
+                self.sharded_gradients = ShardedGradients(self.optimizer)
         return wrapped
 
     # --- one step ----------------------------------------------------------------------------------------------

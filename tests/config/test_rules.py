@@ -74,13 +74,6 @@ CASES = [
         problem="exclude each other",
     ),
     Case("unified_checkpoint_words", "--unified_checkpoint_config enable_all_options", notice="no effect without"),
-    Case(
-        "unified_checkpoint_stage3",
-        "--unified_checkpoint --sharding stage3",
-        problem="cannot save sharding stage3",
-        fine="--unified_checkpoint --sharding stage1",
-        world=2,
-    ),
     # schedule
     Case("max_steps", "--max_steps 0", problem="max_steps = 0: give a positive number", fine="--max_steps 1"),
     Case("max_steps", "--max_steps -2", problem="max_steps = -2"),
@@ -129,28 +122,13 @@ CASES = [
     Case("sharding_stages", "--sharding stage2 offload", problem="Nearest: --offload_optim", world=2),
     Case("sharding_stages", "--sharding offload", problem="offload is not offered", world=2),
     Case(
-        "sharded_gradients_with_pipeline",
-        "--sharding stage2 --pipeline_parallel_degree 2",
-        problem="Nearest: --sharding stage1 (tp1 x pp2 x sharding2)",
-        fine="--sharding stage1 --pipeline_parallel_degree 2",
-        world=4,
+        "sharded_weights", "--sharding stage3", problem="Nearest: --sharding stage2", fine="--sharding stage2", world=2
     ),
     Case(
-        "sharded_gradients_with_pipeline",
-        "--sharding stage3 --pipeline_parallel_degree 2",
-        problem="stage3 with 2",
-        world=4,
-    ),
-    Case("sharded_weights", "--sharding stage3 --tensor_parallel_degree 2", problem="split twice", world=4),
-    Case("sharded_weights", "--sharding stage3", problem="runs on GPUs only", world=2, device="cpu"),
-    Case(
-        "sharded_gradients", "--sharding stage2", notice="kept whole in this version", fine="--sharding stage1", world=2
-    ),
-    Case(
-        "master_gradients",
-        "--sharding stage3 --sharding_parallel_degree 2 --bf16 --fp16_opt_level O2 --amp_master_grad",
-        problem="use --sharding_parallel_degree 4",
-        fine="--sharding stage3 --bf16 --fp16_opt_level O2 --amp_master_grad",
+        "sharded_gradients",
+        "--sharding stage2 --sharding_parallel_config enable_stage1_tensor_fusion",
+        problem="enable_stage1_tensor_fusion lay gradients out for stage 1",
+        fine="--sharding stage2 --pipeline_parallel_degree 2",
         world=4,
     ),
     Case("virtual_stages", "--virtual_pp_degree 2", problem="needs a pipeline"),
@@ -235,12 +213,6 @@ CASES = [
         "sharding_words",
         "--sharding stage1 --sharding_parallel_config split_param",
         problem="needs --amp_master",
-        world=2,
-    ),
-    Case(
-        "sharding_words",
-        "--sharding stage3 --sharding_parallel_config disable_stage1_reduce_avg",
-        problem="not stage3",
         world=2,
     ),
     Case(

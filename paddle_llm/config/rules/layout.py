@@ -25,44 +25,22 @@ def sharding_stages(run: Run) -> Findings:
         )
 
 
-def sharded_gradients_with_pipeline(run: Run) -> Findings:
-    layout = run.layout
-    if layout.sharding_stage >= 2 and layout.pipeline > 1:
-        yield Problem(
-            f"sharding stage{layout.sharding_stage} with {layout.pipeline} pipeline stages is not offered in this version: "
-            f"gradients are freed while the pipeline still adds to them. Nearest: --sharding stage1 ({_with_stage1(run)})."
-        )
-
-
 def sharded_weights(run: Run) -> Findings:
-    layout = run.layout
-    if layout.sharding_stage != 3:
-        return
-    if layout.tensor > 1:
+    if run.layout.sharding_stage == 3:
         yield Problem(
-            f"sharding stage3 with tensor_parallel_degree {layout.tensor} is not offered: weights would be split twice. "
-            "Nearest: --sharding stage2, or tensor_parallel_degree 1."
+            "sharding stage3 is not offered in this version. Nearest: --sharding stage2, which goes with tensor and pipeline "
+            "parallelism and keeps the weights whole."
         )
-    if run.device == "cpu":
-        yield Problem(
-            "sharding stage3 runs on GPUs only (Paddle's group_sharded_parallel). Nearest on the CPU: --sharding stage1."
-        )
+
+
+_STAGE1_WORDS = ("split_param", "enable_stage1_tensor_fusion", "enable_stage1_overlap")
 
 
 def sharded_gradients(run: Run) -> Findings:
-    if run.layout.sharding_stage == 2 and run.layout.pipeline == 1:
-        yield Notice(
-            "--sharding stage2: optimizer states are shared, gradients are kept whole in this version "
-            "(same numbers, more memory)."
-        )
-
-
-def master_gradients(run: Run) -> Findings:
-    layout = run.layout
-    if run.config.amp_master_grad and layout.sharding_stage == 3 and layout.data > 1 and run.device == "gpu":
+    words = [word for word in run.config.sharding_parallel_config.split() if word in _STAGE1_WORDS]
+    if run.layout.sharding_stage == 2 and words and run.device == "gpu":
         yield Problem(
-            f"amp_master_grad with sharding stage3 needs data_parallel_degree 1, not {layout.data}: "
-            f"use --sharding_parallel_degree {layout.data * layout.sharding}."
+            f"sharding_parallel_config: {' and '.join(words)} lay gradients out for stage 1. Leave them out, or use --sharding stage1."
         )
 
 
@@ -129,17 +107,10 @@ def optimizer_variants(run: Run) -> Findings:
         yield Notice(f"--optim {config.optim}: layouts are proven equal to one process with adamw only.")
 
 
-def _with_stage1(run: Run) -> str:
-    layout = run.layout
-    return f"tp{layout.tensor} x pp{layout.pipeline} x sharding{layout.sharding}"
-
-
 RULES: list[Rule] = [
     sharding_stages,
-    sharded_gradients_with_pipeline,
     sharded_weights,
     sharded_gradients,
-    master_gradients,
     virtual_stages,
     pipeline_bubble,
     evaluation_batch_with_pipeline,

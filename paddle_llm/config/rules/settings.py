@@ -134,11 +134,6 @@ def unified_checkpoint_words(run: Run) -> Findings:
         yield Notice("--unified_checkpoint_config has no effect without --unified_checkpoint.")
 
 
-def unified_checkpoint_stage3(run: Run) -> Findings:
-    if run.config.unified_checkpoint and run.config.sharding_stage == 3:
-        yield Problem("unified_checkpoint cannot save sharding stage3: leave it out, or use stage1 or stage2.")
-
-
 RULES: list[Rule] = [
     something_to_do,
     required,
@@ -149,5 +144,4 @@ RULES: list[Rule] = [
     recompute_switches,
     reporters,
     unified_checkpoint_words,
-    unified_checkpoint_stage3,
 ]

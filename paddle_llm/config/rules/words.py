@@ -107,8 +107,6 @@ def sharding_words(run: Run) -> Findings:
         return
     if "split_param" in words and not config.amp_master_grad and run.device == "gpu":
         yield Problem("sharding_parallel_config: split_param needs --amp_master_grad.")
-    if "disable_stage1_reduce_avg" in words and layout.sharding_stage == 3:
-        yield Problem("sharding_parallel_config: disable_stage1_reduce_avg needs stage1 or stage2, not stage3.")
     if "enable_stage2_overlap" in words:
         yield Notice("sharding_parallel_config: enable_stage2_overlap has no effect in this version.")
     if layout.pipeline > 1:
