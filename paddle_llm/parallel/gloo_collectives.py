@@ -172,7 +172,7 @@ def _line(group: Any, direction: str, peer: int) -> Any:
     if key not in _lines:
         info = info_of(group)
         if direction == "send":
-            _lines[key] = mailroom().connect(info.addresses[peer], info.key, group.rank())
+            _lines[key] = mailroom().connect(info.member(peer)[1], info.key, group.rank())
         else:
             _lines[key] = mailroom().connection_from(info.key, peer, job_timeout_ms() / 1000)
     return _lines[key]
@@ -187,7 +187,7 @@ def _channel(group: Any, direction: str, peer: int) -> Channel:
 
 def _transfer(group: Any, direction: str, peer: int, work: Callable[[Any], None], sync_op: bool) -> Task:
     def guarded() -> None:
-        with lifeline.naming_the_lost(info_of(group).global_ranks[peer]), paddle.no_grad():
+        with lifeline.naming_the_lost(info_of(group).member(peer)[0]), paddle.no_grad():
             work(_line(group, direction, peer))
 
     channel = _channel(group, direction, peer)
