@@ -1,0 +1,76 @@
+"""A model's weights as one process would hold them, gathered from the tensor-parallel ranks one tensor at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.models.names import canonical_parameters
+from paddle_llm.models.registry import FAMILIES
+from paddle_llm.models.shards import Shard, shard_of
+from paddle_llm.models.vocab import unpad
+
+
+def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str, np.ndarray]]:
+    """(canonical name, full tensor without vocabulary padding) of everything that this pipeline stage holds.
+
+    Collective over the tensor-parallel group: every rank of it must exhaust the iterator. Memory: one full tensor.
+    bfloat16 comes as uint16 bits, as `numpy()` of Paddle gives it.
+    """
+    group = _tensor_group(layout)
+    for name, parameter in canonical_parameters(model, family):
+        split = layout.tensor > 1 and bool(getattr(parameter, "is_distributed", False))
+        if not split:
+            full = parameter.numpy()
+        else:
+            parts = _all_parts(parameter, group)
+            shards = [
+                shard_of(family, name, parameter.shape, True, model.config, layout.tensor, rank)
+                for rank in range(layout.tensor)
+            ]
+            full = assemble(shards, parts)
+        yield name, unpad(family, name, full, model.config)
+
+
+def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
+    """The full tensor of which rank r holds `parts[r]`, the part that `shards[r]` describes."""
+    full = np.empty(shards[0].shape, parts[0].dtype)
+    for shard, part in zip(shards, parts, strict=True):
+        target, source, offset = [slice(None)] * full.ndim, [slice(None)] * full.ndim, 0
+        for start, stop in shard.ranges:
+            target[shard.axis] = slice(start, stop)
+            source[shard.axis] = slice(offset, offset + stop - start)
+            full[tuple(target)] = part[tuple(source)]
+            offset += stop - start
+    return full
+
+
+def family_name(model: Any) -> str:
+    """The registry's name of the family that a network belongs to."""
+    classes = {cls.__name__ for cls in type(model).__mro__}
+    for family in FAMILIES.values():
+        wanted = {family.model_class.split(":")[1], (family.pipeline_class or ":").split(":")[1]}
+        if classes & (wanted - {""}):
+            return family.name
+    raise KeyError(f"{type(model).__name__} is of no family here")
+
+
+def _tensor_group(layout: Layout):
+    if layout.tensor == 1:
+        return None
+    from paddle.distributed import fleet
+
+    return fleet.get_hybrid_communicate_group().get_model_parallel_group()
+
+
+def _all_parts(parameter: Any, group: Any) -> list[np.ndarray]:
+    import paddle
+    import paddle.distributed as dist
+
+    parts: list[paddle.Tensor] = []
+    with paddle.no_grad():
+        dist.all_gather(parts, parameter.detach().contiguous(), group=group)
+    return [part.numpy() for part in parts]
