@@ -120,6 +120,8 @@ class _Output:
         self._finished = False
 
     def __enter__(self) -> _Output:
+        if not os.path.basename(self._prefix):
+            raise UserError(f"--output_prefix {self._prefix}: is a folder; add a name, as in {self._prefix}corpus.")
         finished = Path(self._prefix + ".idx")
         if finished.exists() and not self._overwrite:
             raise UserError(f"{finished}: a corpus is there already. Give another --output_prefix, or --overwrite.")

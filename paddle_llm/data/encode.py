@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from paddle_llm.config.errors import UserError
 from paddle_llm.data.mmap_format import token_dtype
 from paddle_llm.data.sources import Block, Document, ReadOptions, bad_row, parse_block
 from paddle_llm.data.tokenizer import (
@@ -152,6 +153,8 @@ class BlockEncoder:
         sizes = np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))
         flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
         filled = sizes[sizes > 0]
+        if len(filled) and int(filled.max()) >= np.iinfo(np.int32).max:
+            raise UserError(f"{block.source.path}: a document of {int(filled.max())} tokens is too long. Split it.")
         ids = np.insert(flat, np.cumsum(filled), self.encoder.eos_id)
         top = int(ids.max()) if len(ids) else 0
         if top > np.iinfo(self._dtype).max:

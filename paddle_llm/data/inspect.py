@@ -110,4 +110,4 @@ def _problems(corpus: Corpus, found: Inspection, digest: str, tokenizer: str | N
 def raise_problems(prefix: str, found: Inspection) -> None:
     """Raises UserError when index and data do not agree."""
     if found.problems:
-        raise UserError(f"corpus {prefix} is not sound: {'; '.join(found.problems)}. Build it again.")
+        raise UserError(f"corpus {prefix} is not sound: {'; '.join(found.problems)}.")

@@ -170,7 +170,12 @@ def _usable(layout: Weighted, name: str, config: RunConfig, seq_length: int) -> 
 def _check_and_build(
     config: RunConfig, layout: Weighted, datasets: list[PretrainDataset | None], vocab_size: int, eos_id: int | None
 ) -> None:
-    fingerprint = find_fingerprint(config.tokenizer_name_or_path or config.model_name_or_path)
+    tokenizer = config.tokenizer_name_or_path or config.model_name_or_path
+    fingerprint = find_fingerprint(tokenizer)
+    if fingerprint is None and any("tokenizer_fingerprint" in order.corpus.meta for _, order in layout):
+        say(f"data: not compared with the tokenizer of the corpus: {tokenizer} is no folder with a tokenizer")
+    if len(layout) > 1 and layout[0][0] is None:
+        say(f"data: {len(layout)} corpora in {config.input_dir}, drawn from in proportion to their size")
     for _, order in layout:
         verify_index(order.corpus)
         check_corpus(

@@ -204,7 +204,7 @@ def _parquet_blocks(source: Source, options: ReadOptions) -> Iterator[Block]:
 
 
 def parse_block(block: Block, options: ReadOptions) -> Iterator[Document]:
-    """The documents of a block, in order; a bad row is a Document without a text. Empty ones are left out."""
+    """The documents of a block, in order; a bad row is a Document without a text. Blank lines are none."""
     if isinstance(block.payload, list):
         for row, value in enumerate(block.payload, block.first_row):
             yield _checked(row, value, options.text_key)

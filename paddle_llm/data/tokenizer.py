@@ -90,13 +90,16 @@ def fingerprint(folder: str) -> str:
     """
     _require_tokenizer(folder)
     path = sentencepiece_model(folder)
-    if path is not None:
-        processor = read_sentencepiece(path)
+    loaded = None if path else load_tokenizer(folder)
+    if (
+        loaded is None or type(loaded).__name__ == "LlamaTokenizer"
+    ):  # the latter: a built-in name, or no class in its files
+        processor = read_sentencepiece(path) if loaded is None else loaded.sp_model
         vocabulary: Iterable[tuple[int, str]] = enumerate(
             f"{processor.id_to_piece(i)}\t{processor.get_score(i)!r}" for i in range(processor.get_piece_size())
         )
     else:
-        vocabulary = sorted((i, token) for token, i in load_tokenizer(folder).get_vocab().items())
+        vocabulary = sorted((i, token) for token, i in loaded.get_vocab().items())
     digest = hashlib.sha256()
     for number, token in vocabulary:
         digest.update(f"{number}\t{token}\n".encode("utf-8", "surrogatepass"))

@@ -135,6 +135,8 @@ def test_a_prefix_that_cannot_be_written_is_named(tmp_path: Path, jsonl: Writer,
     source = jsonl("a.jsonl", ["text"])
     with pytest.raises(UserError, match="cannot be written"):
         build_corpus([str(source)], tokenizer_folder, str(source / "corpus"))
+    with pytest.raises(UserError, match="is a folder; add a name"):
+        build_corpus([str(source)], tokenizer_folder, f"{tmp_path}/")
 
 
 def test_a_tokenizer_of_another_class_goes_through_paddlenlp(tmp_path: Path, jsonl: Writer) -> None:

@@ -12,6 +12,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import PaddleNLPEncoder, SentencePieceEncoder, open_encoder
 from paddle_llm.data.tokenizer import find_fingerprint, fingerprint, load_tokenizer, open_decoder, train_tokenizer
 from tests.data.conftest import CHINESE, english_and_chinese
+from tests.tiny import write_llama
 
 AWKWARD = [
     "plain", "  two blanks lead", "trail  ", "tab\tand\nlines\n\n", "", " ", "emoji \U0001f600 é Ω ﷽", "a\x00b", "▁x <0x0A>",
@@ -61,6 +62,11 @@ def test_fingerprint_follows_the_vocabulary_not_the_files(tokenizer_folder: str,
     assert fingerprint(str(copied)) == fingerprint(tokenizer_folder)
     train_tokenizer(english_and_chinese(300, seed=1), str(tmp_path / "other"), 700)
     assert fingerprint(str(tmp_path / "other")) != fingerprint(tokenizer_folder)
+    config = json.loads((copied / "tokenizer_config.json").read_text())
+    (copied / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": None}))
+    write_llama(copied)
+    (copied / "tokenizer.model").rename(copied / "sentencepiece.bpe.model")
+    assert fingerprint(str(copied)) == fingerprint(tokenizer_folder), "when PaddleNLP goes by the model's type"
     assert find_fingerprint(str(tmp_path)) is None
     assert find_fingerprint(None) is None
 
