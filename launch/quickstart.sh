@@ -8,18 +8,19 @@ RUN=quickstart_run
 step() { printf '\n== %s\n' "$1" >&2; }
 
 step "1/5 text that every Python carries"
-"$PYTHON" launch/quickstart_corpus.py $RUN/text.jsonl
+rm -rf "$RUN"
+"$PYTHON" launch/quickstart_corpus.py "$RUN"/text.jsonl
 
 step "2/5 a sentencepiece tokenizer trained on it"
-"$PYTHON" -m paddle_llm.cli tokenizer train --input $RUN/text.jsonl --output_dir $RUN/tokenizer --vocab_size 4000
+"$PYTHON" -m paddle_llm.cli tokenizer train --input "$RUN"/text.jsonl --output_dir "$RUN"/tokenizer --vocab_size 4000
 
 step "3/5 the corpus, tokenised"
-"$PYTHON" -m paddle_llm.cli data build --input $RUN/text.jsonl --tokenizer $RUN/tokenizer --output_prefix $RUN/data/python --workers 2
+"$PYTHON" -m paddle_llm.cli data build --input "$RUN"/text.jsonl --tokenizer "$RUN"/tokenizer --output_prefix "$RUN"/data/python --workers 2
 
 step "4/5 pretraining on 8 CPU ranks: tp2 x pp2 x sharding2"
-"$PYTHON" -m paddle.distributed.launch --nproc_per_node 8 --log_dir $RUN/log run_pretrain.py configs/pretrain/quickstart.json "$@"
+"$PYTHON" -m paddle.distributed.launch --nproc_per_node 8 --log_dir "$RUN"/log run_pretrain.py configs/pretrain/quickstart.json "$@"
 
 step "5/5 what it learnt"
-"$PYTHON" launch/quickstart_report.py $RUN/output $RUN/data/python
-"$PYTHON" -m paddle_llm.cli generate $RUN/output/model --prompt "The function returns" --max_new_tokens 40
+"$PYTHON" launch/quickstart_report.py "$RUN"/output "$RUN"/data/python
+"$PYTHON" -m paddle_llm.cli generate "$RUN"/output/model --prompt "The function returns" --max_new_tokens 40
 printf '\nThe curves:  %s -m paddle_llm.cli board %s/output\n' "$PYTHON" "$RUN"

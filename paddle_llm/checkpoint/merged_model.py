@@ -6,33 +6,42 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import paddle.distributed as dist
-from safetensors.numpy import save_file
+from paddle.distributed import fleet
+from safetensors import TensorSpec, serialize_file
 
 from paddle_llm.checkpoint.folder import publish
 from paddle_llm.config.layout import Layout
-from paddle_llm.parallel.gather import full_tensors, is_stage_writer, stage_index
+from paddle_llm.models.full_weights import family_name, full_weights
+from paddle_llm.models.vocab import plain_config
 
 INDEX = "model.safetensors.index.json"
+ONE_FILE = "model.safetensors"
 
 
 def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) -> None:
     """Gather `model` and write it to `folder`, complete or not at all. Collective over all ranks.
 
-    Memory: one stage's full weights on each stage's writing rank, in host memory.
+    Memory: one stage's full weights on the first rank of each stage, in host memory.
     """
     staged = folder.with_name(folder.name + ".saving")
-    if dist.get_rank() == 0:
+    rank = dist.get_rank()
+    if rank == 0:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
     _barrier()
-    name = _file_name(stage_index(layout), layout.pipeline)
-    tensors = {key: value for key, value in full_tensors(model, layout) if value is not None}
-    if is_stage_writer(layout):
-        save_file(tensors, staged / name, metadata={"format": "np"})
-    sizes = _share({key: (name, value.nbytes) for key, value in tensors.items()})
-    if dist.get_rank() == 0:
-        _write_index(staged, sizes)
+    stage, writes = _stage(layout)
+    name = ONE_FILE if layout.pipeline == 1 else f"model-{stage + 1:05}-of-{layout.pipeline:05}.safetensors"
+    tensors = {}
+    for key, value in full_weights(model, family_name(model), layout):
+        if writes and not (stage > 0 and _tied_copy(model, key)):
+            tensors[key] = value
+    if writes:
+        _write_tensors(staged / name, tensors)
+    files = _share({key: (name, value.nbytes) for key, value in tensors.items()})
+    if rank == 0:
+        _write_index(staged, files)
         _write_config(model, staged)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staged))
@@ -40,38 +49,58 @@ def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) ->
     _barrier()
 
 
-def _file_name(stage: int, stages: int) -> str:
-    return "model.safetensors" if stages == 1 else f"model-{stage + 1:05}-of-{stages:05}.safetensors"
+def _write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """A safetensors file. Paddle hands bfloat16 out as its bits in uint16, a type that no weight has otherwise."""
+    kept = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    specs = {
+        key: TensorSpec(
+            dtype="bfloat16" if value.dtype == np.uint16 else value.dtype.name,
+            shape=list(value.shape),
+            data_ptr=value.ctypes.data,
+            data_len=value.nbytes,
+        )
+        for key, value in kept.items()
+    }
+    serialize_file(specs, file, metadata={"format": "np"})
+
+
+def _stage(layout: Layout) -> tuple[int, bool]:
+    """This rank's pipeline stage, and whether it is the one that writes the stage's file."""
+    if layout.world_size == layout.data:  # plain data parallelism has no mesh
+        return 0, dist.get_rank() == 0
+    mesh = fleet.get_hybrid_communicate_group()
+    first = (mesh.get_model_parallel_rank(), mesh.get_sharding_parallel_rank(), mesh.get_data_parallel_rank()) == (
+        0,
+        0,
+        0,
+    )
+    return mesh.get_stage_id(), first
+
+
+def _tied_copy(model, key: str) -> bool:
+    """A weight that an earlier stage has written: the embedding, which a tied head shares."""
+    return "embeddings" in key or "embed_tokens" in key
 
 
 def _share(mine: dict) -> dict:
-    """Every rank's table, merged; tied weights stand on two stages and are kept once, the first stage's."""
+    """Every rank's table of (file, bytes) by tensor, merged."""
     if dist.get_world_size() == 1:
         return mine
     tables: list[dict] = []
     dist.all_gather_object(tables, mine)
-    merged: dict = {}
-    for table in tables:
-        for key, value in table.items():
-            merged.setdefault(key, value)
-    return merged
+    return {key: value for table in tables for key, value in table.items()}
 
 
-def _write_index(folder: Path, sizes: dict) -> None:
-    files = {key: name for key, (name, _) in sizes.items()}
-    if set(files.values()) == {"model.safetensors"}:
+def _write_index(folder: Path, files: dict) -> None:
+    names = {key: name for key, (name, _) in files.items()}
+    if set(names.values()) == {ONE_FILE}:
         return
-    index = {"metadata": {"total_size": sum(size for _, size in sizes.values())}, "weight_map": files}
+    index = {"metadata": {"total_size": sum(size for _, size in files.values())}, "weight_map": names}
     (folder / INDEX).write_text(json.dumps(index, indent=1))
 
 
 def _write_config(model, folder: Path) -> None:
-    """config.json of the whole model: nothing of the layout it was trained on."""
-    config = model.config.__class__.from_dict(model.config.to_dict())
-    for key in ("tensor_parallel_degree", "pipeline_parallel_degree", "virtual_pp_degree"):
-        setattr(config, key, 1)
-    config.tensor_parallel_rank = 0
-    config.sequence_parallel = False
+    config = plain_config(model.config)
     config.architectures = [type(model).__name__.removesuffix("Pipe")]
     config.save_pretrained(str(folder))
 
