@@ -73,21 +73,36 @@ def test_ids_are_wide_enough_for_the_vocabulary() -> None:
     assert token_dtype(250_880) == np.int32
 
 
-def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path, tokenizer_folder: str) -> None:
-    source, prefix = tmp_path / "big.txt", tmp_path / "corpus"
-    with open(source, "w", encoding="utf-8") as stream:
-        for _ in range(400):
-            stream.write("\n".join(english_and_chinese(200)) * 4 + "\n")
-    command = [sys.executable, "-m", "paddle_llm.cli", "data", "build", "--input", str(source), "--tokenizer"]
-    command += [tokenizer_folder, "--output_prefix", str(prefix), "--workers", "2"]
-    process = subprocess.Popen(command)
+def start_large_build(folder: Path, tokenizer: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
+    """A build of folder/big.txt into folder/corpus that has begun to write, and its worker processes."""
+    source, prefix = folder / "big.txt", folder / "corpus"
+    text = "\n".join(english_and_chinese(200)) + "\n"
+    source.write_text(text * 1600, encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "paddle_llm.cli",
+        "data",
+        "build",
+        "--input",
+        str(source),
+        "--tokenizer",
+        tokenizer,
+    ]
+    command += ["--output_prefix", str(prefix), "--workers", "2"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     building = Path(f"{prefix}.bin.building")
     deadline = time.monotonic() + 60
     while not (building.exists() and building.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.005)
-    workers = psutil.Process(process.pid).children(recursive=True)
+    return process, psutil.Process(process.pid).children(recursive=True)
+
+
+def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path, tokenizer_folder: str) -> None:
+    prefix = tmp_path / "corpus"
+    process, workers = start_large_build(tmp_path, tokenizer_folder)
     with pytest.raises(UserError, match="another build is writing there now"):
-        build_corpus([str(source)], tokenizer_folder, str(prefix))
+        build_corpus([str(tmp_path / "big.txt")], tokenizer_folder, str(prefix))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the build was over before it could be killed"
     assert not any(Path(f"{prefix}{suffix}").exists() for suffix in SUFFIXES)
@@ -100,6 +115,16 @@ def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path, token
     build_corpus([str(small)], tokenizer_folder, str(prefix))
     assert open_corpus(str(prefix)).n_documents == 1
     assert not list(tmp_path.glob("*.building"))
+
+
+def test_a_killed_worker_ends_the_build_with_one_message(tmp_path: Path, tokenizer_folder: str) -> None:
+    process, workers = start_large_build(tmp_path, tokenizer_folder)
+    spawned = [worker for worker in workers if "spawn_main" in " ".join(worker.cmdline())]
+    spawned[0].kill()
+    _, talk = process.communicate(timeout=60)
+    assert process.returncode == 2, talk
+    assert "error: a worker of the build was killed" in talk and "Traceback" not in talk
+    assert [path.name for path in tmp_path.iterdir()] == ["big.txt"]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
