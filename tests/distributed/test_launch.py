@@ -1,0 +1,153 @@
+"""run_pretrain.py as users start it: old command lines, mistakes, a killed rank, resume; through the real launcher."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.corpus import make_corpus
+from tests.jobs import numbers, rows
+
+ROOT = Path(__file__).parents[2]
+# The pretraining command of a public 2023 tutorial, with `--nproc_per_node` for `--gpus`, a device and shorter lengths.
+TUTORIAL = """
+--model_type "llama" --model_name_or_path "{corpus}/llama" --tokenizer_name_or_path "{corpus}/tokenizer"
+--input_dir "{corpus}/data" --output_dir "{output}" --split 949,50,1 --max_seq_length 64
+--per_device_train_batch_size 1 --per_device_eval_batch_size 1 --use_flash_attention 1 --use_fused_rms_norm 0
+--fp16 --fp16_opt_level "O2" --scale_loss 1024 --learning_rate 0.00001 --min_learning_rate 0.000005 --lr_scheduler_type "cosine"
+--max_steps 8 --save_steps 4 --weight_decay 0.01 --warmup_ratio 0.01 --max_grad_norm 1.0 --logging_steps 2
+--dataloader_num_workers 1 --sharding "stage2" --eval_steps 4 --report_to "visualdl" --disable_tqdm true
+--continue_training 0 --recompute 1 --do_train --do_eval --device "cpu"
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def _flags(corpus: Path, output: Path, text: str = TUTORIAL) -> list[str]:
+    return shlex.split(text.format(corpus=corpus, output=output))
+
+
+def _launch(ranks: int, flags: list[str], log_dir: Path) -> subprocess.Popen:
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        str(ranks),
+        "--log_dir",
+        str(log_dir),
+    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([*command, "run_pretrain.py", *flags], cwd=ROOT, **pipes)
+
+
+def test_the_tutorials_command_runs_as_typed(corpus, tmp_path):
+    job = _launch(2, _flags(corpus, tmp_path / "output"), tmp_path / "log")
+    out, err = job.communicate(timeout=240)
+    assert job.returncode == 0, err + out
+    found = rows(tmp_path / "output")
+    assert [row["step"] for row in found if "loss" in row] == [2, 4, 6, 8]
+    assert [row["step"] for row in found if "eval_loss" in row] == [4, 8]
+    talk = (tmp_path / "log" / "workerlog.0").read_text()
+    assert "fp16" in talk and "float32" in talk or "fp32" in talk  # told aloud
+    assert "flash" in talk
+    assert (tmp_path / "output" / "checkpoint-8" / "manifest.json").exists()
+    assert (tmp_path / "output" / "model" / "model.safetensors").exists()
+    assert any((tmp_path / "output" / "visualdl").iterdir())
+
+
+def test_a_killed_job_continues_as_if_nothing_had_happened(corpus, tmp_path):
+    """SIGKILL one rank after the first checkpoint: the other ends and names it; started again, the rows are the same."""
+    whole = _launch(2, _flags(corpus, tmp_path / "whole"), tmp_path / "log1")
+    whole.communicate(timeout=240)
+    flags = _flags(corpus, tmp_path / "killed")
+    job = _launch(2, [*flags, "--max_steps", "4000", "--decay_steps", "8", "--warmup_ratio", "0"], tmp_path / "log2")
+    _wait_for(lambda: (tmp_path / "killed" / "checkpoint-4" / "manifest.json").exists(), job)
+    victim = _rank_process(job.pid, 1)
+    os.kill(victim, signal.SIGKILL)
+    job.communicate(timeout=120)
+    assert job.returncode != 0
+    again = _launch(2, flags, tmp_path / "log3")
+    out, err = again.communicate(timeout=240)
+    assert again.returncode == 0, err + out
+    assert "continuing from" in (tmp_path / "log3" / "workerlog.0").read_text()
+    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+
+
+def _wait_for(condition, job: subprocess.Popen, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < end, "the job did not get that far"
+        time.sleep(0.05)
+
+
+def _rank_process(launcher: int, rank: int) -> int:
+    """The process id of a rank among the launcher's children."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    for child in children:
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        if f"PADDLE_TRAINER_ID={rank}".encode() in environment:
+            return int(child)
+    raise AssertionError(f"no process of rank {rank} among {children}")
+
+
+def test_mistakes_are_told_once_together_with_exit_code_2(corpus, tmp_path):
+    flags = _flags(corpus, tmp_path / "output")
+    flags += ["--learing_rate", "0.1", "--tensor_parallel_degree", "3", "--save_steps", "zero"]
+    job = _launch(2, flags, tmp_path / "log")
+    out, err = job.communicate(timeout=120)
+    assert job.returncode == 2, (job.returncode, err)
+    first, second = ((tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in (0, 1))
+    assert "Did you mean --learning_rate" in first and "tensor_parallel_degree" in first and "save_steps" in first
+    assert "Traceback" not in first + second and "error:" not in second
+    assert not (tmp_path / "output").exists()
+
+
+def _alone(flags: list[str], **environment: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-u", "run_pretrain.py", *flags]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=os.environ | environment, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (["--device", "gpu"], "device = gpu"),
+        (["--input_dir", "{tmp}/nowhere"], "nowhere"),
+        (["--tensor_parallel_degree", "2"], "--nproc_per_node 2"),
+        (["--output_dir", "/proc/nothing"], "cannot be written"),
+        (["--model_name_or_path", "{tmp}/nomodel"], "nomodel"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(change, said, corpus, tmp_path):
+    done = _alone([*_flags(corpus, tmp_path / "output"), *(word.format(tmp=tmp_path) for word in change)])
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_output_folder_in_use_is_refused_untouched(corpus, tmp_path):
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "thesis.tex").write_text("mine")
+    done = _alone(_flags(corpus, tmp_path / "output"))
+    assert done.returncode == 2 and "--overwrite_output_dir" in done.stderr and "Traceback" not in done.stderr
+    assert [p.name for p in (tmp_path / "output").iterdir()] == ["thesis.tex"]
+
+
+def test_help_takes_no_time_and_lists_every_group():
+    began = time.monotonic()
+    done = _alone(["--help"])
+    assert done.returncode == 0 and "--learning_rate" in done.stdout and "Parallel layout" in done.stdout
+    assert time.monotonic() - began < 5
