@@ -117,7 +117,8 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTraine
     config, layout = resolved.config, resolved.layout
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
     splits = _build_data(resolved, args, tokenizer)
-    args.max_steps = len(splits.train) // _global_batch(args) if config.do_train else args.max_steps
+    if splits.train is not None:
+        args.max_steps = len(splits.train) // _global_batch(args)
     model = build_model(config, layout, dtype=_weights_dtype(config))
     trainer = PretrainTrainer(
         model=model,
@@ -143,7 +144,13 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
     elif config.max_steps > 0:
         train = config.max_steps * batch
     else:
-        train = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length)) // batch * batch
+        available = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length))
+        train = available // batch * batch
+        if not train:
+            raise UserError(
+                f"--num_train_epochs {config.num_train_epochs:g} of this corpus are {available} samples of {config.max_seq_length} "
+                f"tokens, fewer than one global batch of {batch}: give --max_steps, more text, or a smaller batch."
+            )
     evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
     return build_pretrain_datasets(
         config,
