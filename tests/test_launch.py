@@ -27,7 +27,7 @@ def environment(**changes: str) -> dict[str, str]:
     return kept | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | changes
 
 
-def run(script: str, *arguments: str, cwd: Path, timeout: float = 240, **env: str) -> subprocess.CompletedProcess[str]:
+def run(script: str, *arguments: str, cwd: Path, timeout: float = 280, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", str(LAUNCH / script), *arguments],
         cwd=cwd,
@@ -212,6 +212,7 @@ def assert_trained(ended: subprocess.CompletedProcess[str], output: Path) -> dic
     return json.loads((output / "config.resolved.json").read_text())
 
 
+@pytest.mark.timeout(400)
 def test_one_card_on_a_cpu_goes_on_after_a_failure(job: Path, tmp_path: Path) -> None:
     """The trainer is killed behind its first checkpoint; the script starts it again and no step is lost or doubled."""
     output = tmp_path / "output"
@@ -222,14 +223,14 @@ def test_one_card_on_a_cpu_goes_on_after_a_failure(job: Path, tmp_path: Path) ->
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as started:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 180
         while not killed and started.poll() is None and time.monotonic() < deadline:
             if (output / "checkpoint-2").is_dir():
                 killed = trainers(output)
                 for process in killed:
                     os.kill(process, signal.SIGKILL)
             time.sleep(0.01)
-        stdout, stderr = started.communicate(timeout=120)
+        stdout, stderr = started.communicate(timeout=180)
     assert killed, stdout + stderr
     assert "restart 1 of 1" in stderr
     assert_trained(subprocess.CompletedProcess(command, started.returncode, stdout, stderr), output)
@@ -262,6 +263,7 @@ def test_eight_cards_stage2_on_two_cpu_ranks(job: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_run_trainer_tp4pp2_on_eight_cpu_ranks(job: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     assert_trained(train("run_trainer_tp4pp2.sh", job, output), output)
