@@ -30,7 +30,8 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
 
     Returns:
         a PretrainedModel of PaddleNLP, or a PipelineLayer when the layout has pipeline stages. Its loss takes labels
-        that are shifted already and is the mean over those that are not -100.
+        that are shifted already and is the mean over those that are not -100. `family_name` on it names the family in
+        `registry.FAMILIES`.
 
     Raises:
         UserError: a folder or a layout that PaddleNLP's model of this family cannot express.
@@ -92,6 +93,7 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     else:
         model.criterion = loss
     correct_network(model, family.name)
+    model.family_name = family.name
     return model
 
 

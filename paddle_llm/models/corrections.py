@@ -10,7 +10,7 @@ ChatGLM2/3
   alone, cannot give back a missing cache.
 - In a pipeline, the rotary embedding is taken for position ids where none are given, and left out; recompute of whole
   layers is not done; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256
-  are wrong.
+  are wrong; its weights lack the beginning of their names in one process.
 
 ChatGLM-6B
 - The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the
@@ -29,7 +29,10 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
+from paddle_llm.models.names import BASE_PREFIXES
+
 _done: set[str] = set()
+_CHATGLM2_PREFIX = BASE_PREFIXES["chatglm_v2"]
 
 
 def correct_models() -> None:
@@ -148,6 +151,13 @@ def _correct_chatglm2_pipeline() -> None:
         angles = paddle.outer(paddle.arange(seq_len, dtype="float32"), frequencies)
         return paddle.stack([angles.cos(), angles.sin()], axis=-1).astype(self.default_dtype)
 
+    pipeline = modeling_pp.ChatGLMv2ForCausalLMPipe
+    add_layer = pipeline.add_sequential_layer
+
+    def add_named_layer(self: Any, layer: Any, name_prefix: str = "") -> None:
+        add_layer(self, layer, f"{_CHATGLM2_PREFIX}{name_prefix}")
+
+    pipeline.add_sequential_layer = add_named_layer
     modeling_pp.EmbeddingPipe.forward = embedding_forward
     modeling_pp.GLMBlockPipe.forward = block_forward
     modeling_pp.forward_impl = rotary_cache

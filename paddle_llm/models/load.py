@@ -84,8 +84,7 @@ def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: F
         values = read_shard(files, columns, shard, tuple(shape))
         with paddle.no_grad():
             parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
-    if foreign:
-        _check_tied_head(files, family.name, config, findings)
+    _check_tied_head(files, family.name, config, foreign, findings)
 
 
 def is_hugging_face(files: WeightFiles, family: str) -> bool:
@@ -182,14 +181,18 @@ def read_shard(files: WeightFiles, columns: list[Column], shard: Shard, shape: t
     return np.ascontiguousarray(values)
 
 
-def _check_tied_head(files: WeightFiles, family: str, config: Any, findings: Findings) -> None:
-    """A checkpoint may carry the tied head besides; PaddleNLP's model has the embedding in its place."""
-    head = names.foreign_tied_head(family, config)
+def _check_tied_head(files: WeightFiles, family: str, config: Any, foreign: bool, findings: Findings) -> None:
+    """Files may carry the tied head besides; PaddleNLP's model has the embedding in its place."""
+    head = names.tied_head(family, config, foreign=foreign)
     if head is None or head not in files:
         return
     findings.used.add(head)
-    spelled = names.hugging_face(family, names.EMBEDDINGS[family], 2).name
-    embedding = next((s for s in names.foreign_spellings(family, spelled) if s in files), None)
+    spelled = names.EMBEDDINGS[family]
+    if foreign:
+        spellings = names.foreign_spellings(family, names.hugging_face(family, spelled, 2).name)
+    else:
+        spellings = names.native_spellings(family, spelled)
+    embedding = next((spelling for spelling in spellings if spelling in files), None)
     if embedding is None or files.shape(head) != files.shape(embedding):
         return
     rows = files.shape(head)[0]

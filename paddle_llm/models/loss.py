@@ -1,8 +1,9 @@
 """The loss of every family: cross entropy, the mean over the tokens that count, in fp32.
 
 PaddleNLP's own criteria differ from each other: LLaMA's leaves out tokens whose loss is exactly zero, and drops the
-parallel cross entropy without a word when the vocabulary does not divide; ChatGLM-6B's and BLOOM's index by a mask, whose
-size the host must wait for. One criterion stands in for all of them.
+parallel cross entropy without a word when the vocabulary does not divide; ChatGLM-6B's divides by all positions in one
+process and by the labels that count under tensor parallelism; BLOOM's indexes by a mask, whose size the host must wait
+for. One criterion stands in for all of them.
 
 Shapes: B batch, S sequence, V vocabulary (this rank's part of it under tensor parallelism).
 """
@@ -18,7 +19,7 @@ import paddle.nn.functional as F
 from paddle_llm.models.vocab import real_vocab_size
 
 IGNORE_INDEX = -100
-# Far below any logit, and exp() of it is exactly zero; not -inf, since -inf - -inf is not a number.
+# Far below any logit; not -inf, since -inf - -inf is not a number.
 _NEVER = -1e30
 
 
@@ -46,9 +47,8 @@ class CausalLMLoss(paddle.nn.Layer):
         with paddle.amp.auto_cast(False):
             logits_BSV = logits_BSV.astype("float32")
             if self.padding:
-                bias_V = paddle.zeros([logits_BSV.shape[-1]])
-                bias_V[self.real_columns :] = _NEVER
-                logits_BSV = logits_BSV + bias_V
+                real_V = paddle.arange(logits_BSV.shape[-1]) < self.real_columns
+                logits_BSV = paddle.where(real_V, logits_BSV, paddle.full([1], _NEVER))
             if self.parallel_cross_entropy is not None:
                 loss_BS = self.parallel_cross_entropy(logits_BSV, labels_BS.unsqueeze(-1)).squeeze(-1)
             else:

@@ -55,14 +55,8 @@ IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias"
 
 
 def canonical_name(family: str, name: str, *, tied: bool) -> str:
-    """The canonical name of what a model's `state_dict()` calls `name`.
-
-    Pipelines of ChatGLM2 leave the beginning out; a tied head is the embedding.
-    """
-    if tied and name == _TIED_HEADS.get(family):
-        return EMBEDDINGS[family]
-    begins = tuple(begin for begin, _ in _PREFIXES[family])
-    return name if name.startswith(begins) else BASE_PREFIXES[family] + name
+    """The canonical name of what a model's `state_dict()` calls `name`: the same, but a tied head is the embedding."""
+    return EMBEDDINGS[family] if tied and name == _TIED_HEADS.get(family) else name
 
 
 def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
@@ -99,9 +93,11 @@ def foreign_spellings(family: str, name: str) -> tuple[str, ...]:
     return (name, name[len(prefix) :]) if prefix and name.startswith(prefix) else (name,)
 
 
-def foreign_tied_head(family: str, config: Any) -> str | None:
-    """The copy of the embedding that a Hugging Face checkpoint may carry besides, or None."""
-    return _FOREIGN_TIED_HEAD if is_tied(family, config) else None
+def tied_head(family: str, config: Any, *, foreign: bool) -> str | None:
+    """The copy of the embedding that files may carry besides, as Hugging Face or PaddleNLP names it; None if untied."""
+    if not is_tied(family, config):
+        return None
+    return _FOREIGN_TIED_HEAD if foreign else _TIED_HEADS[family]
 
 
 def native_spellings(family: str, name: str) -> tuple[str, ...]:

@@ -99,9 +99,12 @@ def assert_covers(ranks: list[dict[str, tuple]], full: dict[str, tuple], toleran
     for rank, held in enumerate(ranks):
         for name, (shard, values) in held.items():
             whole = full[name][1]
-            padded = np.pad(whole, [(0, n - m) for n, m in zip(shard.shape, whole.shape, strict=True)])
+            margin = [(0, n - m) for n, m in zip(shard.shape, whole.shape, strict=True)]
+            padded = np.pad(whole, margin)
             np.testing.assert_allclose(
                 values, shard.take(padded), atol=tolerance, rtol=0, err_msg=f"{case}, rank {rank}: {name}"
             )
+            padding = shard.take(np.pad(np.zeros_like(whole), margin, constant_values=1)) == 1
+            assert (values[padding] == 0).all(), f"{case}, rank {rank}: padding of {name} has moved"
             seen.add(name)
     assert seen == full.keys(), case

@@ -1,0 +1,83 @@
+"""The one criterion: a mean over the labels that count, whatever their loss; padding of the vocabulary is not there."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_llm.models.loss import CausalLMLoss
+from paddle_llm.models.vocab import pad_config, padded_vocab_size, plain_config, unpad
+from tests import tiny
+from tests.models.building import build
+
+
+def config(vocab_size, **values):
+    base = {"tensor_parallel_degree": 1, "tensor_parallel_rank": 0, "tensor_parallel_output": True}
+    return SimpleNamespace(vocab_size=vocab_size, **{**base, **values})
+
+
+def by_hand(logits, labels):
+    total, count = 0.0, 0
+    for row, label in zip(logits.reshape(-1, logits.shape[-1]).astype(np.float64), labels.ravel(), strict=True):
+        if label != -100:
+            total += np.log(np.exp(row - row.max()).sum()) + row.max() - row[label]
+            count += 1
+    return total / max(count, 1)
+
+
+def test_it_is_the_mean_over_the_labels_that_count():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(2, 5, 7)).astype(np.float32) * 3, rng.integers(0, 7, (2, 5))
+    labels[0, :3] = -100
+    logits[1, 0] = -50.0
+    logits[1, 0, labels[1, 0]] = 50.0  # its loss is exactly zero, and it counts
+    found = CausalLMLoss(config(7))(paddle.to_tensor(logits), paddle.to_tensor(labels))
+    assert float(found) == pytest.approx(by_hand(logits, labels), rel=1e-6)
+
+
+def test_no_label_at_all_is_zero_and_has_a_gradient():
+    logits = paddle.ones([1, 3, 7])
+    logits.stop_gradient = False
+    loss = CausalLMLoss(config(7))(logits, paddle.full([1, 3], -100, "int64"))
+    loss.backward()
+    assert float(loss) == 0.0 and float(logits.grad.abs().sum()) == 0.0
+
+
+def test_16_bit_logits_are_summed_in_fp32():
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(1, 64, 50)).astype(np.float16), rng.integers(0, 50, (1, 64))
+    found = CausalLMLoss(config(50))(paddle.to_tensor(logits), paddle.to_tensor(labels))
+    assert found.dtype == paddle.float32
+    assert float(found) == pytest.approx(by_hand(logits, labels), rel=1e-6)
+
+
+def test_padding_takes_no_part_in_the_loss_or_its_gradient():
+    rng = np.random.default_rng(0)
+    real, labels = rng.normal(size=(2, 5, 7)).astype(np.float32), paddle.to_tensor(rng.integers(0, 7, (2, 5)))
+    padded = config(7)
+    assert pad_config(padded, 4) == 1
+    logits = paddle.to_tensor(np.concatenate([real, np.full((2, 5, 1), 9, np.float32)], axis=-1))
+    logits.stop_gradient = False
+    loss = CausalLMLoss(padded)(logits, labels)
+    loss.backward()
+    assert float(loss) == float(CausalLMLoss(config(7))(paddle.to_tensor(real), labels))
+    assert float(logits.grad[..., 7].abs().max()) == 0.0
+    assert float(logits.grad[..., :7].abs().max()) > 0
+
+
+def test_padding_is_cut_off_what_is_saved(tmp_path):
+    assert [padded_vocab_size(size, 4) for size in (8, 9, 12)] == [8, 12, 12]
+    network = build(tiny.write_llama(tmp_path, vocab_size=121))
+    pad_config(network.config, 4)
+    assert network.config.vocab_size == 124
+    full = np.arange(124 * 2).reshape(124, 2)
+    np.testing.assert_array_equal(unpad("llama", "llama.embed_tokens.weight", full, network.config), full[:121])
+    np.testing.assert_array_equal(unpad("llama", "lm_head.weight", full.T, network.config), full.T[:, :121])
+    other = unpad("llama", "llama.layers.0.mlp.up_proj.weight", full, network.config)
+    np.testing.assert_array_equal(other, full)
+    saved = plain_config(network.config)
+    assert saved.vocab_size == 121 and "unpadded_vocab_size" not in saved.to_dict()
+    assert network.config.vocab_size == 124
