@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from paddle_llm.config.reader import resolve
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.reader import resolve
 from paddle_llm.planner.flops import parameter_count
 
 ROOT = Path(__file__).parents[1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from paddle_llm.config.model_facts import ModelFacts, read_model_facts
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.model_facts import ModelFacts, read_model_facts
 from paddle_llm.planner.flops import count_parameters, flops_per_token, mfu, parameter_count, peak_flops
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
 
