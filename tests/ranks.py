@@ -6,6 +6,7 @@ seconds where `paddle.distributed.launch` takes half a minute. `fn` must be impo
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import faulthandler
 import multiprocessing
@@ -85,7 +86,7 @@ def run_ranks(
     try:
         with _environment(SERVER_ENVIRONMENT):
             for rank in range(world_size):
-                receiver, sender = context.Pipe(duplex=False)
+                receiver, sender = context.Pipe()
                 variables = {**_rank_environment(rank, world_size, ports), **(env or {})}
                 process = context.Process(target=_run_rank, args=(sender, variables, fn, args), daemon=True)
                 process.start()
@@ -121,7 +122,10 @@ def _run_rank(pipe: Connection, variables: dict[str, str], fn: Callable[..., Any
         except Exception:
             payload = pickle.dumps((*message[:2], None, message[3]))
     pipe.send_bytes(payload)
-    pipe.close()
+    if message[0] == "returned":
+        with contextlib.suppress(EOFError):
+            pipe.recv_bytes()  # until all are done: this process may serve what the others still need
+        atexit._run_exitfuncs()  # among them the goodbye to the other ranks; a rank that failed leaves without
     # Without the interpreter's finalisation: paddle's threads and stores are at odds about who goes first.
     os._exit(0)
 
@@ -151,10 +155,14 @@ def _reap(children: list[_Child]) -> None:
             time.sleep(0.2)
             child.process.kill()
     for child in children:
-        child.process.join(10)
+        child.pipe.close()
+    for child in children:
+        child.process.join(15)
+        if child.process.is_alive():
+            child.process.kill()
+            child.process.join()
         child.outcome.exit_code = child.process.exitcode
         child.process.close()
-        child.pipe.close()
 
 
 def _first_failure(outcomes: list[Outcome], failed_first: list[int]) -> int:

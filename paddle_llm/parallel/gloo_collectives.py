@@ -17,7 +17,7 @@ from paddle.base.core import ReduceOp
 
 from paddle_llm.parallel import lifeline
 from paddle_llm.parallel.gloo_channels import Batch, Channel, Task
-from paddle_llm.parallel.gloo_dtypes import as_movable, as_reducible, from_reducible
+from paddle_llm.parallel.gloo_dtypes import as_movable, as_reducible, from_reducible, moved_back
 from paddle_llm.parallel.gloo_p2p import receive_tensor, send_tensor
 from paddle_llm.parallel.gloo_rendezvous import info_of, mailroom
 from paddle_llm.parallel.gloo_timeout import job_timeout_ms
@@ -86,19 +86,23 @@ def reduce_scatter(group: Any, out: Tensor, tensors: list[Tensor], op: ReduceOp,
 
 @collective
 def broadcast(group: Any, tensor: Tensor, src: int, sync_op: bool = True) -> None:
-    work = tensor.contiguous()
-    if work.size:
-        _native.broadcast(group, as_movable(work), src, True).wait()
-    _write(tensor, work)
+    if tensor.size:
+        work = tensor.contiguous()
+        moved = as_movable(work)
+        _native.broadcast(group, moved, src, True).wait()
+        moved_back(moved, work)
+        _write(tensor, work)
 
 
 @collective
 def all_gather_into_tensor(group: Any, out: Tensor, tensor: Tensor, sync_op: bool = True) -> None:
-    work = out.contiguous()
-    if work.size:
+    if out.size:
+        work = out.contiguous()
+        moved = as_movable(work)
         # Called with two arguments it takes (in, out), and `out` is one tensor.
-        _native.all_gather(group, as_movable(tensor.contiguous()), as_movable(work)).wait()
-    _write(out, work)
+        _native.all_gather(group, as_movable(tensor.contiguous()), moved).wait()
+        moved_back(moved, work)
+        _write(out, work)
 
 
 def all_gather(group: Any, first: Any, second: Any, sync_op: bool | None = None) -> Task:
@@ -131,11 +135,14 @@ def all_gather_partial(group: Any, out: Tensor, tensor: Tensor, num: int, index:
 
 @collective
 def scatter_tensor(group: Any, out: Tensor, tensor: Tensor, src: int, sync_op: bool = True) -> None:
-    work = out.contiguous()
-    if work.size:
-        pieces = _parts(tensor.flatten(), group.size()) if group.rank() == src else [work] * group.size()
-        _native.scatter(group, as_movable(work), [as_movable(p.contiguous()) for p in pieces], src, True).wait()
-    _write(out, work)
+    if out.size:
+        work = out.contiguous()
+        moved = as_movable(work)
+        at_source = group.rank() == src
+        whole = _parts(as_movable(tensor.contiguous()).flatten(), group.size()) if at_source else [moved] * group.size()
+        _native.scatter(group, moved, whole, src, True).wait()
+        moved_back(moved, work)
+        _write(out, work)
 
 
 def scatter(group: Any, out: Tensor, tensors: Any, src: int, sync_op: bool = True) -> Task:
@@ -146,14 +153,17 @@ def scatter(group: Any, out: Tensor, tensors: Any, src: int, sync_op: bool = Tru
 
 @collective
 def gather(group: Any, tensor: Tensor, out: list[Tensor], dst: int, sync_op: bool = True, calc: bool = False) -> None:
-    work = as_movable(tensor.contiguous())
-    if not work.size:
+    if not tensor.size:
         return
+    work = as_movable(tensor.contiguous())
     at_destination = group.rank() == dst
-    buffers = [paddle.empty(work.shape, dtype=work.dtype) for _ in range(group.size())] if at_destination else [work]
+    buffers = [paddle.empty_like(work) for _ in range(group.size())] if at_destination else [work]
     _native.gather(group, work, buffers, dst, True).wait()
     if at_destination:
-        _fill(out, [buffer.view(tensor.dtype) for buffer in buffers], tensor.shape)
+        parts = [paddle.empty_like(tensor) for _ in buffers] if work.dtype != tensor.dtype else buffers
+        for buffer, part in zip(buffers, parts, strict=True):
+            moved_back(buffer, part)
+        _fill(out, parts, tensor.shape)
 
 
 @collective

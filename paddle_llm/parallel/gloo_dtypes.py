@@ -6,6 +6,9 @@ are silently wrong (1 + 1 = inf). What is only moved travels as bytes; what is a
 
 from __future__ import annotations
 
+import ctypes
+
+import numpy as np
 import paddle
 from paddle.base.core import ReduceOp
 
@@ -26,13 +29,25 @@ COMPLEX = {paddle.complex64, paddle.complex128}
 FLOATING = {paddle.float32, paddle.float64, paddle.float16, paddle.bfloat16} | COMPLEX
 
 
+def memory_of(tensor: paddle.Tensor) -> memoryview:
+    """The bytes of a contiguous CPU tensor, to read and to write."""
+    size = tensor.size * tensor.element_size()
+    if not size:
+        return memoryview(b"")
+    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")
+
+
 def as_movable(tensor: paddle.Tensor) -> paddle.Tensor:
-    """The same memory in a type that gloo moves; `tensor` must be contiguous."""
+    """The tensor (contiguous) itself, or a copy of its bytes where gloo does not move its type."""
     if tensor.dtype in MOVED_AS_IT_IS:
         return tensor
-    if tensor.ndim == 0:
-        tensor = tensor.view([1])
-    return tensor.view(paddle.uint8)
+    return paddle.to_tensor(np.frombuffer(memory_of(tensor), dtype=np.uint8))
+
+
+def moved_back(moved: paddle.Tensor, tensor: paddle.Tensor) -> None:
+    """Put what arrived in `as_movable(tensor)` into the tensor."""
+    if moved is not tensor:
+        memory_of(tensor)[:] = moved.numpy().data
 
 
 def as_reducible(tensor: paddle.Tensor, op: ReduceOp) -> paddle.Tensor:

@@ -6,31 +6,37 @@ import importlib
 from typing import Any
 
 import paddle
+from paddle.base import core
 from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.utils import hybrid_parallel_util, tensor_fusion_helper
 
 CPU_ALIGNMENT_BYTES = 256
 # Modules that took the function by name when they were imported.
+_USERS_OF_AVERAGE = [
+    "paddle.distributed.communication.reduce",
+    "paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.dygraph_sharding_optimizer",
+]
 _USERS_OF_BROADCAST = [
     "paddle.distributed.fleet.utils.hybrid_parallel_util",
-    "paddle.distributed.fleet.meta_parallel.pipeline_parallel",
     "paddle.distributed.fleet.meta_parallel.tensor_parallel",
-    "paddle.distributed.fleet.meta_parallel.segment_parallel",
-    "paddle.distributed.fleet.meta_parallel.sharding_parallel",
 ]
 
 
 def patch_fleet() -> None:
     """Let fleet's layers, pipeline and optimizers run on CPU ranks."""
     for name in _USERS_OF_BROADCAST:
-        module = importlib.import_module(name)
-        if hasattr(module, "broadcast_input_data"):
-            module.broadcast_input_data = broadcast_input_data
+        importlib.import_module(name).broadcast_input_data = broadcast_input_data
     # ParallelEnv sets it from FLAGS_selected_gpus, and not at all on a CPU; `device_id` then raises AttributeError.
     paddle.distributed.ParallelEnv._device_id = 0
     # "tensor fusion helper now only support dict_keys(['gpu', 'npu', 'xpu']), but got device unknown"
     tensor_fusion_helper.alignment["cpu"] = CPU_ALIGNMENT_BYTES
     tensor_fusion_helper.__current_device_type__ = "cpu"
+    # Asked, for any backend, whether averages are built in: from 2.10.0 on. Absent from CPU builds.
+    if not hasattr(core, "nccl_version"):
+        core.nccl_version = lambda: 21000
+    # False on any CPU; `reduce` then spoils the tensors of the ranks that only send.
+    for name in _USERS_OF_AVERAGE:
+        importlib.import_module(name).is_avg_reduce_op_supported = lambda: True
     # It gathers along the first dimension what was split along the last.
     mp_ops.c_split_eager.backward = staticmethod(_split_backward)
 

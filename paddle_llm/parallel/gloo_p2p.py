@@ -6,16 +6,15 @@ receive by that number. With more than two pipeline stages the numbers differ an
 
 from __future__ import annotations
 
-import ctypes
 import json
 import socket
 import struct
 import threading
-from typing import Any
 
 import paddle
 
 from paddle_llm.parallel import lifeline
+from paddle_llm.parallel.gloo_dtypes import memory_of
 
 _HEADER = struct.Struct("<Q")  # bytes that follow
 
@@ -71,7 +70,7 @@ class Mailroom:
 
 def send_tensor(line: socket.socket, tensor: paddle.Tensor) -> None:
     """Send the bytes of a contiguous CPU tensor, whatever its type."""
-    memory = _memory(tensor)
+    memory = memory_of(tensor)
     line.sendall(_HEADER.pack(len(memory)))
     line.sendall(memory)
 
@@ -82,7 +81,7 @@ def receive_tensor(line: socket.socket, tensor: paddle.Tensor) -> None:
     Raises:
         TransferSizeError: when the peer sent another number of bytes.
     """
-    memory = _memory(tensor)
+    memory = memory_of(tensor)
     header = memoryview(bytearray(_HEADER.size))
     _fill(line, header)
     (size,) = _HEADER.unpack(header)
@@ -99,10 +98,3 @@ def _fill(line: socket.socket, memory: memoryview) -> None:
         if not count:
             raise ConnectionResetError("the connection was closed")
         memory = memory[count:]
-
-
-def _memory(tensor: paddle.Tensor) -> Any:
-    size = tensor.size * tensor.element_size()
-    if not size:
-        return memoryview(b"")
-    return memoryview((ctypes.c_char * size).from_address(tensor.data_ptr())).cast("B")

@@ -81,8 +81,10 @@ class _Lifeline:
 
     def __init__(self, store: Any):
         self.rank = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+        self.world_size = int(os.environ["PADDLE_TRAINERS_NUM"])
         self.lost: tuple[int, str] | None = None
-        self.left: tuple[int, str] | None = None
+        self.left: dict[int, str] = {}
+        self._failed = False
         self._news = threading.Event()
         self._peers: dict[socket.socket, _Peer] = {}
         self._lock = threading.Lock()
@@ -161,8 +163,9 @@ class _Lifeline:
         if "lost" in message:
             self._lose(*message["lost"])
         if "left" in message:
-            peer.said_goodbye = peer.said_goodbye or message["left"][0] == peer.rank
-            self.left = tuple(message["left"])
+            rank, how = message["left"]
+            peer.said_goodbye = peer.said_goodbye or rank == peer.rank
+            self.left[rank] = how
             self._news.set()
             if self.rank == 0:
                 self._send(message)
@@ -201,18 +204,29 @@ class _Lifeline:
         self._news.wait(3.0)
         if self.lost is not None:
             return PeerLostError(*self.lost)
-        if self.left is not None:
-            return PeerLostError(self.left[0], f"{self.left[1]} while rank {self.rank} waited for it")
+        if self.left and (suspect is None or suspect in self.left):
+            rank = next(iter(self.left)) if suspect is None else suspect
+            return PeerLostError(rank, f"{self.left[rank]} while rank {self.rank} waited for it")
         return PeerLostError(suspect, f"what rank {self.rank} saw of it: {error}")
 
     def _say_goodbye(self) -> None:
+        """Then wait a little for the others': they may still need the stores that this process serves."""
         self._send({"left": [self.rank, "it ended"]})
+        deadline = time.monotonic() + GRACE_SECONDS
+        while (
+            not self._failed
+            and self.lost is None
+            and len(self.left) < self.world_size - 1
+            and time.monotonic() < deadline
+        ):
+            time.sleep(0.01)
 
     def _say_why(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         """A rank that ends with a traceback is lost to the others; one that ends because of a loss adds no news."""
         if not isinstance(error, PeerLostError):
             name = f"it raised {kind.__name__}: {error}".splitlines()[0][:500]
             self._send({"lost": [self.rank, name]})
+        self._failed = True
         self._previous_hook(kind, error, trace)
 
     def _forget(self) -> None:
