@@ -22,5 +22,5 @@ step "4/5 pretraining on 8 CPU ranks: tp2 x pp2 x sharding2"
 
 step "5/5 what it learnt"
 "$PYTHON" launch/quickstart_report.py "$RUN"/output "$RUN"/data/python
-"$PYTHON" -m paddle_llm.cli generate "$RUN"/output/model --prompt "The function returns" --max_new_tokens 40
+"$PYTHON" -m paddle_llm.cli generate "$RUN"/output/model --prompt "The function returns" --max_new_tokens 40 --temperature 0.7 --top_p 0.9
 printf '\nThe curves:  %s -m paddle_llm.cli board %s/output\n' "$PYTHON" "$RUN"

@@ -41,7 +41,7 @@ def main(target: Path) -> None:
     written = 0
     with target.open("w", encoding="utf-8") as file:
         for text in documents():
-            file.write(json.dumps({"text": text}) + "\n")
+            file.write(json.dumps({"text": " ".join(text.split())}) + "\n")
             written += 1
     print(f"{written} documents, {target.stat().st_size / 1e6:.1f} MB: {target}", file=sys.stderr)
 

@@ -1,0 +1,93 @@
+"""The README is run: its commands are typed as they stand, its tables are made anew, its translation keeps up."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from paddle_llm.config.help import defaults_table
+
+ROOT = Path(__file__).parents[1]
+README, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README_zh.md"))
+# Commands that a test of their own runs, or that need what this machine may not have.
+ELSEWHERE = {
+    "make quickstart": "test_the_quickstart_learns",
+    "make test": "is what runs this",
+    "python -m venv": "a fresh environment is what CI makes",
+    "pip install": "a fresh environment is what CI makes",
+    "python -m paddle.distributed.launch": "tests/distributed/test_launch.py, and --gpus needs GPUs",
+    "paddle-llm board": "tests/training/test_board.py",
+}
+
+
+def _commands(text: str) -> list[str]:
+    """The indented lines of a README, comments cut off."""
+    lines = re.findall(r"^    (\S.*)$", text, re.M)
+    return [re.sub(r"\s+#.*$", "", line) for line in lines]
+
+
+def _run(command: str, folder: Path) -> None:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_commands_run_as_typed(tmp_path):
+    (tmp_path / "my_text").mkdir()
+    for name, text in list(topics.items()):
+        (tmp_path / "my_text" / f"{name.replace('/', '_')}.txt").write_text(text)
+    for name in ("configs", "run_pretrain.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    typed = [c for c in _commands(README) if not c.startswith(tuple(ELSEWHERE))]
+    assert len(typed) >= 5
+    for command in typed:
+        _run(command, tmp_path)
+    assert (tmp_path / "output/mine/model/config.json").exists()
+
+
+def test_every_command_is_run_here_or_elsewhere():
+    for prefix in ELSEWHERE:
+        assert any(command.startswith(prefix) for command in _commands(README)), (
+            f"{prefix} is not in the README any more"
+        )
+
+
+@pytest.mark.slow
+def test_the_quickstart_learns():
+    """`make quickstart` without the installation: its script exits 1 if the model is no better than frequencies."""
+    environment = os.environ | {"PYTHON": sys.executable}
+    done = subprocess.run(
+        ["launch/quickstart.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_table_of_defaults_is_the_readers():
+    for text in (README, CHINESE):
+        table = text.split("<!-- defaults -->")[1].split("<!-- /defaults -->")[0]
+        assert table.strip() == defaults_table().strip()
+
+
+def test_the_translation_keeps_up():
+    assert _commands(CHINESE) == _commands(README)
+    for pattern in (r"^#+ ", r"^\| ", r"^- ", r"\]\(([^)]+)\)"):
+        count = [len(re.findall(pattern, text, re.M)) for text in (README, CHINESE)]
+        assert count[0] == count[1], pattern
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "README_zh.md", "CONTRIBUTING.md", "configs/README.md", "benchmarks/README.md"]
+)
+def test_links_lead_somewhere(name):
+    file = ROOT / name
+    for link in re.findall(r"\]\(([^)#]+)", file.read_text()):
+        assert link.startswith("http") or (file.parent / link).exists(), f"{name}: {link}"
