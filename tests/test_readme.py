@@ -22,7 +22,7 @@ ELSEWHERE = {
     "make test": "is what runs this",
     "python -m venv": "a fresh environment is what CI makes",
     "pip install": "a fresh environment is what CI makes",
-    "python -m paddle.distributed.launch": "tests/distributed/test_launch.py, and --gpus needs GPUs",
+    "python -m paddle.distributed.launch": "tests/distributed/test_run_pretrain.py, and --gpus needs GPUs",
     "paddle-llm board": "tests/training/test_board.py",
 }
 

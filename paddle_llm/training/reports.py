@@ -140,8 +140,7 @@ class ProgressReport(TrainerCallback):
         self._began, self._first_step = time.perf_counter(), state.global_step
         if self._wants_bar:
             self._bar = Progress(
-                TextColumn("training"),
-                BarColumn(),
+                BarColumn(bar_width=16),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[row]}"),
                 TimeElapsedColumn(),
@@ -162,12 +161,15 @@ class ProgressReport(TrainerCallback):
         if "loss" in logs and self._first is None:
             self._first = logs
         if self._bar is not None and "loss" in logs:
-            self._bar.update(self._task, row=_short(logs))
+            self._bar.update(self._task, row=f"loss {_loss(logs)}  {logs['tokens_per_second']:,.0f} tokens/s")
         elif self._bar is None or "loss" not in logs:
             self._print(self._line(logs, state))
 
     def _print(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     def _line(self, row: dict, state) -> str:
         if "loss" not in row:
@@ -185,7 +187,7 @@ class ProgressReport(TrainerCallback):
         table = Table(title="training finished", show_header=False)
         rows = {
             "steps": f"{state.global_step} ({_clock(time.perf_counter() - self._began)})",
-            "loss": f"{self._first['loss']:.4f} at step {self._first['step']}, {self._last['loss']:.4f} at step {state.global_step}",
+            "loss": f"{_loss(self._first)} at step {self._first['step']}, {_loss(self._last)} at step {state.global_step}",
             "evaluation loss": f"{self._last['eval_loss']:.4f} (perplexity {self._last['eval_ppl']:.2f})"
             if "eval_loss" in self._last
             else "",
@@ -204,8 +206,11 @@ class ProgressReport(TrainerCallback):
 def _short(row: dict) -> str:
     mfu = f"  mfu {row['mfu']:.1%}" if row["mfu"] is not None else ""
     norm = f"  grad norm {row['grad_norm']:.3f}" if row["grad_norm"] is not None else ""
-    loss = "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
-    return f"loss {loss}{norm}  lr {row['learning_rate']:.3g}  {row['tokens_per_second']:,.0f} tokens/s{mfu}"
+    return f"loss {_loss(row)}{norm}  lr {row['learning_rate']:.3g}  {row['tokens_per_second']:,.0f} tokens/s{mfu}"
+
+
+def _loss(row: dict) -> str:
+    return "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
 
 
 def _clock(seconds: float) -> str:

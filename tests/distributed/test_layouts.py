@@ -15,7 +15,14 @@ from paddle_llm.config.layout import Layout
 from tests.jobs import config, make_trainer, numbers, rows
 from tests.ranks import run_ranks
 
-STEPS = {"max_steps": 6, "logging_steps": 1, "eval_steps": 3, "save_steps": 3, "learning_rate": 1e-3, "adam_epsilon": 1e-4}
+STEPS = {
+    "max_steps": 6,
+    "logging_steps": 1,
+    "eval_steps": 3,
+    "save_steps": 3,
+    "learning_rate": 1e-3,
+    "adam_epsilon": 1e-4,
+}
 
 
 def _train(folder: Path, layout: Layout, changes: dict, resume: str | None = None) -> int:

@@ -1,0 +1,87 @@
+"""What a user sees: the bar of a terminal, the lines of a job, the files of a folder; nothing twice after a resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from visualdl import LogReader
+
+from tests.jobs import config, make_trainer, rows
+
+ROOT = Path(__file__).parents[2]
+RUN = """
+from pathlib import Path
+import sys
+from tests.jobs import config, make_trainer
+run = config(Path(sys.argv[1]), disable_tqdm=False, logging_steps=2)
+make_trainer(run).train()
+"""
+
+
+def _in_a_terminal(folder: Path) -> str:
+    """Run a short training whose stderr is a terminal of 80 columns; returns what it drew."""
+    master, slave = pty.openpty()
+    environment = os.environ | {"COLUMNS": "80", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", RUN, str(folder)], stderr=slave, stdout=slave, env=environment
+    )
+    os.close(slave)
+    drawn = b""
+    while True:
+        try:
+            chunk = os.read(master, 1 << 16)
+        except OSError:
+            break
+        if not chunk:
+            break
+        drawn += chunk
+    assert process.wait() == 0, drawn.decode()
+    return drawn.decode()
+
+
+def test_a_terminal_shows_a_bar_with_loss_speed_and_time_left(tmp_path):
+    drawn = _in_a_terminal(tmp_path)
+    assert "12/12" in drawn and "tokens/s" in drawn and "loss 4." in drawn and "0:00:0" in drawn
+    assert "eval_loss" in drawn and "training finished" in drawn
+
+
+def test_a_job_without_a_terminal_gets_one_line_per_row(tmp_path, capsys):
+    make_trainer(config(tmp_path)).train()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["3/12", "6/12", "6", "9/12", "12/12", "12"]
+    assert all("left" in line and "tokens/s" in line for line in lines if "/12" in line)
+
+
+def _curve(folder: Path, group: str, tag: str) -> list[tuple[int, float]]:
+    (record,) = (folder / "visualdl").glob("vdlrecords.*")
+    return [(point.id, point.value) for point in LogReader(file_path=str(record)).get_data("scalar", f"{group}/{tag}")]
+
+
+def test_curves_are_the_rows_and_one_curve_after_a_resume(tmp_path):
+    run = config(tmp_path, report_to=["visualdl"])
+    make_trainer(run, curves=True).train()
+    make_trainer(run, curves=True).train(str(tmp_path / "output" / "checkpoint-5"))
+    found = rows(tmp_path / "output")
+    assert [row["step"] for row in found if "loss" in row] == [3, 6, 9, 12]
+    expected = [(row["step"], row["loss"]) for row in found if "loss" in row]
+    points = _curve(tmp_path / "output", "train", "loss")
+    assert [step for step, _ in points] == [3, 6, 9, 12]
+    assert [value for _, value in points] == pytest.approx([loss for _, loss in expected], rel=1e-6)
+    assert len(_curve(tmp_path / "output", "eval", "loss")) == 2
+
+
+def test_a_row_cut_off_by_a_crash_is_dropped(tmp_path):
+    run = config(tmp_path)
+    make_trainer(run).train()
+    metrics = tmp_path / "output" / "metrics.jsonl"
+    whole = metrics.read_text()
+    metrics.write_text(whole[: len(whole) - 30])
+    make_trainer(run).train(str(tmp_path / "output" / "checkpoint-10"))
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == [3, 6, 6, 9, 12, 12]
