@@ -73,10 +73,13 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     """The network with memory for its weights, which are not set to anything in particular."""
     import paddle
 
+    from paddle_llm.models import cpu_kernels
     from paddle_llm.models.corrections import correct_models, correct_network
     from paddle_llm.models.loss import CausalLMLoss
 
     correct_models()
+    if paddle.device.get_device() == "cpu":
+        cpu_kernels.install()
     model_class = family.load("pipeline_class" if layout.pipeline > 1 else "model_class")
     model_config.architectures = [family.model_class.split(":")[1]]
     model_config.dtype = dtype

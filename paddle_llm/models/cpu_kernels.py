@@ -1,0 +1,302 @@
+"""Faster twins of LLaMA's element-wise work on a CPU, with the same results. Installed only when the device is the CPU.
+
+PaddleNLP's networks are written for GPUs, where small operations are fused; on a CPU (paddle 3.3.1) some of them cost as
+much as a matrix product: `pow(2)` 100 times `square`, a sum over rows 50 times a product with ones, a transposed copy 7
+times split and concat, and a product that broadcasts in the middle 8 times one that does not. Each twin below is a
+PyLayer that takes the cheap way and keeps for the backward pass only what it needs. Attention also leaves out the half
+of the scores that the causal mask would hide.
+
+Shapes: B batch, S sequence, N heads, D head width, H = N x D, R = B x S rows.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+from paddle.autograd import PyLayer
+
+_MIN_BLOCK, _MAX_BLOCKS = 128, 8
+_HIDDEN = -1e30
+_originals: dict[str, Any] = {}
+
+
+def install() -> None:
+    """Replace the methods of PaddleNLP's LLaMA and ChatGLM2. Once; a second call does nothing."""
+    if _originals:
+        return
+    from paddlenlp.transformers.chatglm_v2 import modeling as chatglm2
+    from paddlenlp.transformers.llama import modeling as llama
+
+    _originals.update(
+        llama_norm=llama.LlamaRMSNorm.forward,
+        rope=llama.apply_rotary_pos_emb,
+        attention=llama.scaled_dot_product_attention,
+        swiglu=llama.swiglu,
+        mask=llama.LlamaModel._prepare_decoder_attention_mask,
+        chatglm2_norm=chatglm2.RMSNorm.forward,
+    )
+    llama.LlamaRMSNorm.forward = _llama_norm
+    llama.apply_rotary_pos_emb = _rope
+    llama.scaled_dot_product_attention = _attention
+    llama.swiglu = _swiglu
+    llama.LlamaModel._prepare_decoder_attention_mask = staticmethod(_mask)
+    chatglm2.RMSNorm.forward = _chatglm2_norm
+
+
+def uninstall() -> None:
+    """Put PaddleNLP's own methods back, for networks built after."""
+    if not _originals:
+        return
+    from paddlenlp.transformers.chatglm_v2 import modeling as chatglm2
+    from paddlenlp.transformers.llama import modeling as llama
+
+    llama.LlamaRMSNorm.forward = _originals["llama_norm"]
+    llama.apply_rotary_pos_emb = _originals["rope"]
+    llama.scaled_dot_product_attention = _originals["attention"]
+    llama.swiglu = _originals["swiglu"]
+    llama.LlamaModel._prepare_decoder_attention_mask = staticmethod(_originals["mask"])
+    chatglm2.RMSNorm.forward = _originals["chatglm2_norm"]
+    _originals.clear()
+
+
+def _plain(*tensors: paddle.Tensor) -> bool:
+    return all(tensor.dtype == paddle.float32 for tensor in tensors)
+
+
+# ---- RMSNorm --------------------------------------------------------------------------------------------------------
+
+
+class RMSNorm(PyLayer):
+    """x / sqrt(mean(x^2) + epsilon) * weight over the last axis (Zhang and Sennrich 2019, eq. 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: paddle.Tensor, weight_H: paddle.Tensor, epsilon: float) -> paddle.Tensor:
+        x_RH = x.reshape([-1, x.shape[-1]])
+        scale_RH = paddle.rsqrt(_row_means(x_RH.square()) + epsilon).expand(x_RH.shape)
+        normal_RH = x_RH * scale_RH
+        ctx.save_for_backward(normal_RH, scale_RH, weight_H)
+        return (normal_RH * weight_H).reshape(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        normal_RH, scale_RH, weight_H = ctx.saved_tensor()
+        grad_RH = grad.reshape(normal_RH.shape)
+        grad_weight_H = paddle.matmul(paddle.ones([1, grad_RH.shape[0]]), grad_RH * normal_RH).flatten()
+        grad_RH = grad_RH * weight_H
+        along_RH = _row_means(grad_RH * normal_RH).expand(grad_RH.shape)
+        return ((grad_RH - normal_RH * along_RH) * scale_RH).reshape(grad.shape), grad_weight_H
+
+
+def _row_means(x_RH: paddle.Tensor) -> paddle.Tensor:
+    """[R, 1]: a product with ones is many times faster than Paddle's reduction."""
+    width = x_RH.shape[-1]
+    return paddle.matmul(x_RH, paddle.full([width, 1], 1.0 / width))
+
+
+def _llama_norm(self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
+    if self.config.use_fused_rms_norm or not _plain(hidden_states, self.weight):
+        return _originals["llama_norm"](self, hidden_states)
+    return RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+
+
+def _chatglm2_norm(self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
+    if not _plain(hidden_states, self.weight):
+        return _originals["chatglm2_norm"](self, hidden_states)
+    return RMSNorm.apply(hidden_states, self.weight, self.epsilon)
+
+
+# ---- rotary embedding -----------------------------------------------------------------------------------------------
+
+
+class Rotate(PyLayer):
+    """x * cos + rotate_half(x) * sin, the rotary embedding of Su et al. 2021 in LLaMA's order of dimensions.
+
+    `cos_SND` and `sin_SND` are spelled out for every head; the first half of `sin_SND` is negative.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BSND: paddle.Tensor, cos_SND: paddle.Tensor, sin_SND: paddle.Tensor) -> paddle.Tensor:
+        ctx.save_for_backward(cos_SND, sin_SND)
+        return x_BSND * cos_SND + _swap_halves(x_BSND) * sin_SND
+
+    @staticmethod
+    def backward(ctx: Any, grad_BSND: paddle.Tensor) -> paddle.Tensor:
+        cos_SND, sin_SND = ctx.saved_tensor()
+        return grad_BSND * cos_SND + _swap_halves(grad_BSND * sin_SND)
+
+
+def _swap_halves(x: paddle.Tensor) -> paddle.Tensor:
+    half = x.shape[-1] // 2
+    return paddle.concat([x[..., half:], x[..., :half]], axis=-1)
+
+
+def _rope(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any) -> tuple[paddle.Tensor, paddle.Tensor]:
+    length = q.shape[1]
+    if not _plain(q, k, cos, sin) or length > cos.shape[1] or not _counts_up(position_ids, length):
+        return _originals["rope"](q, k, cos, sin, position_ids)
+    half = cos.shape[-1] // 2
+    cos_S1D, sin_S1D = cos[0, :length], sin[0, :length]
+    sin_S1D = paddle.concat([-sin_S1D[..., :half], sin_S1D[..., half:]], axis=-1)
+    tables = {heads: _for_heads(cos_S1D, sin_S1D, heads) for heads in {q.shape[2], k.shape[2]}}
+    return Rotate.apply(q, *tables[q.shape[2]]), Rotate.apply(k, *tables[k.shape[2]])
+
+
+def _for_heads(cos_S1D: paddle.Tensor, sin_S1D: paddle.Tensor, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
+    return paddle.concat([cos_S1D] * heads, axis=1), paddle.concat([sin_S1D] * heads, axis=1)
+
+
+def _counts_up(position_ids: Any, length: int) -> bool:
+    """Positions are 0, 1, 2 ... in every sample."""
+    return position_ids is None or (
+        position_ids.shape[-1] == length and bool((position_ids == paddle.arange(length)).all())
+    )
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+
+class CausalAttention(PyLayer):
+    """softmax(q k^T / sqrt(D)) v, each position looking backwards; q, k, v and the result [B, S, N, D].
+
+    Queries are taken in blocks, and for each only the keys up to its end.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q_BSND: paddle.Tensor, k_BSND: paddle.Tensor, v_BSND: paddle.Tensor) -> paddle.Tensor:
+        length, scale = q_BSND.shape[1], 1.0 / math.sqrt(q_BSND.shape[-1])
+        q, k, v = _heads_first(q_BSND * scale), _heads_first(k_BSND), _heads_first(v_BSND)
+        weights, outputs = [], []
+        for start, stop in _blocks(length):
+            scores = paddle.matmul(q[:, :, start:stop], k[:, :, :stop], transpose_y=True)
+            scores.add_(_causal_bias(start, stop))
+            weights.append(F.softmax_(scores, axis=-1))
+            outputs.append(paddle.matmul(weights[-1], v[:, :, :stop]))
+        ctx.save_for_backward(q, k, v, *weights)
+        return _heads_last(paddle.concat(outputs, axis=2))
+
+    @staticmethod
+    def backward(ctx: Any, grad_BSND: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+        q, k, v, *weights = ctx.saved_tensor()
+        grad = _heads_first(grad_BSND)
+        blocks = _blocks(q.shape[2])
+        grads_q: list[paddle.Tensor] = []
+        grads_k: list[Any] = [None] * len(blocks)
+        grads_v: list[Any] = [None] * len(blocks)
+        for index, (start, stop) in enumerate(blocks):
+            weight, part = weights[index], grad[:, :, start:stop]
+            grad_weight = paddle.matmul(part, v[:, :, :stop], transpose_y=True)
+            grad_scores = paddle._C_ops.softmax_grad(weight, grad_weight, -1)
+            grads_q.append(paddle.matmul(grad_scores, k[:, :, :stop]))
+            grad_k = paddle.matmul(grad_scores, q[:, :, start:stop], transpose_x=True)
+            grad_v = paddle.matmul(weight, part, transpose_x=True)
+            for earlier, (begin, end) in enumerate(blocks[: index + 1]):
+                _add_to(grads_k, earlier, grad_k[:, :, begin:end])
+                _add_to(grads_v, earlier, grad_v[:, :, begin:end])
+        grad_q = _heads_last(paddle.concat(grads_q, axis=2)) * (1.0 / math.sqrt(q.shape[-1]))
+        return grad_q, _heads_last(paddle.concat(grads_k, axis=2)), _heads_last(paddle.concat(grads_v, axis=2))
+
+
+def _blocks(length: int) -> list[tuple[int, int]]:
+    size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _causal_bias(start: int, stop: int) -> paddle.Tensor:
+    """[stop - start, stop]: what hides later keys from the queries [start, stop)."""
+    return paddle.triu(paddle.full([stop - start, stop], _HIDDEN), diagonal=start + 1)
+
+
+def _add_to(sums: list[Any], index: int, term: paddle.Tensor) -> None:
+    sums[index] = term if sums[index] is None else sums[index] + term
+
+
+def _heads_first(x_BSND: paddle.Tensor) -> paddle.Tensor:
+    """[B, N, S, D]: split and concat copy whole rows, where Paddle's transpose goes number by number."""
+    batch, length, heads, width = x_BSND.shape
+    parts = paddle.split(x_BSND.reshape([batch, length, heads * width]), heads, axis=-1)
+    return paddle.concat(parts, axis=1).reshape([batch, heads, length, width])
+
+
+def _heads_last(x_BNSD: paddle.Tensor) -> paddle.Tensor:
+    batch, heads, length, width = x_BNSD.shape
+    parts = paddle.split(x_BNSD.reshape([batch, heads * length, width]), heads, axis=1)
+    return paddle.concat(parts, axis=-1).reshape([batch, length, heads, width])
+
+
+def _attention(
+    query_states: paddle.Tensor,
+    config: Any,
+    key_states: paddle.Tensor,
+    value_states: paddle.Tensor,
+    attention_mask: Any,
+    output_attentions: bool,
+    alibi: Any = None,
+    attn_mask_startend_row_indices: Any = None,
+    sequence_parallel: bool = False,
+    reshard_layer: Any = None,
+    npu_is_casual: bool = False,
+    skip_recompute: bool = False,
+) -> Any:
+    """PaddleNLP's signature; a mask of None is the causal one. Anything unusual goes PaddleNLP's way."""
+    states = (query_states, key_states, value_states)
+    usual = attention_mask is None and alibi is None and reshard_layer is None and not output_attentions
+    usual = usual and key_states.shape[1] == query_states.shape[1]
+    if not usual or attn_mask_startend_row_indices is not None or config.use_flash_attention or not _plain(*states):
+        return _originals["attention"](
+            query_states,
+            config,
+            key_states,
+            value_states,
+            attention_mask,
+            output_attentions,
+            alibi,
+            attn_mask_startend_row_indices,
+            sequence_parallel,
+            reshard_layer,
+            npu_is_casual,
+            skip_recompute,
+        )
+    batch, length, heads, width = query_states.shape
+    output = CausalAttention.apply(*states)
+    if sequence_parallel:
+        return output.reshape([batch * length, heads * width])
+    return output.reshape([batch, length, heads * width])
+
+
+def _mask(attention_mask: Any, input_shape: Any, past_key_values_length: int, dtype: Any) -> Any:
+    """None, which stands for the plain causal mask, where PaddleNLP would spell out just that."""
+    if past_key_values_length == 0 and input_shape[-1] > 1:
+        if attention_mask is None:
+            return None
+        if attention_mask.ndim == 2 and bool(attention_mask.astype("bool").all()):
+            return None
+    return _originals["mask"](attention_mask, input_shape, past_key_values_length, dtype)
+
+
+# ---- SwiGLU ---------------------------------------------------------------------------------------------------------
+
+
+class SwiGLU(PyLayer):
+    """silu(gate) * up (Shazeer 2020)."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
+        sigmoid = F.sigmoid(gate)
+        silu = gate * sigmoid
+        ctx.save_for_backward(sigmoid, silu, up)
+        return silu * up
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+        sigmoid, silu, up = ctx.saved_tensor()
+        slope = sigmoid + silu - silu * sigmoid
+        return grad * up * slope, grad * silu
+
+
+def _swiglu(x: paddle.Tensor, y: Any = None) -> paddle.Tensor:
+    if y is None:
+        x, y = paddle.chunk(x, 2, axis=-1)
+    return SwiGLU.apply(x, y) if _plain(x, y) else _originals["swiglu"](x, y)

@@ -1,0 +1,121 @@
+"""The CPU's twins of PaddleNLP's operations: same results, same gradients, and PaddleNLP's own where they do not apply."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_llm.models import cpu_kernels
+from tests import tiny
+from tests.models.building import batch, build
+
+CONFIG = SimpleNamespace(use_flash_attention=False, context_parallel_degree=1)
+
+
+@pytest.fixture(autouse=True)
+def installed():
+    cpu_kernels.install()
+    yield
+    cpu_kernels.install()
+
+
+def values(*shape, seed=0):
+    tensor = paddle.to_tensor(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+    tensor.stop_gradient = False
+    return tensor
+
+
+def results(function, *inputs):
+    """Outputs, and gradients of a fixed weighting of them."""
+    for tensor in inputs:
+        tensor.clear_grad()
+    outputs = function(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    sum((output * values(*output.shape, seed=9).detach()).sum() for output in outputs).backward()
+    return [output.numpy() for output in outputs] + [tensor.grad.numpy() for tensor in inputs]
+
+
+def assert_twins(ours, theirs, *inputs):
+    for one, two in zip(results(ours, *inputs), results(theirs, *inputs), strict=True):
+        assert one.shape == two.shape
+        np.testing.assert_allclose(one, two, atol=1e-6 * max(1.0, np.abs(two).max()), rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 48), (7, 33), (1, 1, 8)])
+def test_rms_norm(shape):
+    def plain(x, weight):
+        return paddle.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * x * weight
+
+    assert_twins(lambda x, w: cpu_kernels.RMSNorm.apply(x, w, 1e-5), plain, values(*shape), values(shape[-1], seed=1))
+
+
+@pytest.mark.parametrize("length", [1, 3, 128, 129, 300])
+def test_causal_attention(length):
+    from paddlenlp.transformers.llama import modeling
+
+    theirs = cpu_kernels._originals["attention"]
+    inputs = [values(2, length, 3, 8, seed=seed) for seed in range(3)]
+
+    def run(function):
+        return lambda q, k, v: function(q, CONFIG, k, v, None, False)
+
+    assert modeling.scaled_dot_product_attention is cpu_kernels._attention
+    assert_twins(run(cpu_kernels._attention), run(theirs), *inputs)
+
+
+@pytest.mark.parametrize("heads", [4, 1])
+@pytest.mark.parametrize("positions", [None, [[0, 1, 2, 3, 4]] * 2, [[0, 1, 2, 3, 4], [2, 3, 0, 1, 4]]])
+def test_rotary_embedding(heads, positions):
+    angles = values(8, 6).detach()
+    angles = paddle.concat([angles, angles], axis=-1)  # PaddleNLP's tables say every angle twice
+    cos, sin = (table[None, :, None, :] for table in (angles.cos(), angles.sin()))
+    ids = None if positions is None else paddle.to_tensor(positions)
+    q, k = values(2, 5, 4, 12), values(2, 5, heads, 12, seed=1)
+    theirs = cpu_kernels._originals["rope"]
+    assert_twins(lambda q, k: cpu_kernels._rope(q, k, cos, sin, ids), lambda q, k: theirs(q, k, cos, sin, ids), q, k)
+
+
+def test_swiglu():
+    theirs = cpu_kernels._originals["swiglu"]
+    assert_twins(cpu_kernels._swiglu, theirs, values(2, 3, 10), values(2, 3, 10, seed=1))
+    assert_twins(cpu_kernels._swiglu, theirs, values(2, 3, 10))
+
+
+@pytest.mark.parametrize("overrides", [{}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}])
+@pytest.mark.parametrize("family", ["llama", "chatglm_v2"])
+def test_a_network_computes_the_same(tmp_path, family, overrides):
+    writer = tiny.write_llama if family == "llama" else tiny.write_chatglm2
+    folder = writer(tmp_path, **(overrides if family == "llama" else {}))
+    ours = build(folder)
+    loss = ours(**batch(family))[0]
+    loss.backward()
+    cpu_kernels.uninstall()
+    # `build` would put them in again: the network of PaddleNLP's own parts takes the same weights.
+    theirs = type(ours)(ours.config)
+    theirs.criterion = ours.criterion
+    theirs.set_state_dict(ours.state_dict())
+    plain = theirs(**batch(family))[0]
+    plain.backward()
+    assert float(loss) == pytest.approx(float(plain), abs=1e-6)
+    for (name, one), (_, two) in zip(ours.named_parameters(), theirs.named_parameters(), strict=True):
+        np.testing.assert_allclose(one.grad.numpy(), two.grad.numpy(), atol=1e-6, err_msg=name)
+
+
+def test_padded_samples_go_paddlenlps_way(tmp_path):
+    network = build(tiny.write_llama(tmp_path))
+    network.eval()
+    ids = paddle.to_tensor([[5, 6, 7, 8, 9]])
+    plain = network(ids)[0]
+    padded = paddle.concat([paddle.zeros([1, 2], "int64"), ids], axis=1)
+    mask = paddle.to_tensor([[0, 0, 1, 1, 1, 1, 1]])
+    positions = paddle.to_tensor([[0, 0, 0, 1, 2, 3, 4]])
+    found = network(padded, attention_mask=mask, position_ids=positions)[0][:, 2:]
+    np.testing.assert_allclose(found.numpy(), plain.numpy(), atol=1e-6)
+
+
+def test_16_bit_tensors_go_paddlenlps_way():
+    halves = [values(1, 4, 2, 8, seed=seed).astype("float16") for seed in range(3)]
+    assert not cpu_kernels._plain(*halves)
