@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.console import say
@@ -13,6 +12,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models.configure import translate
+from paddle_llm.models.hub import model_folder
 from paddle_llm.models.registry import Family, find_family
 from paddle_llm.models.switches import apply_switches, say_notices
 from paddle_llm.models.vocab import pad_config
@@ -30,17 +30,16 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
 
     Returns:
         a PretrainedModel of PaddleNLP, or a PipelineLayer when the layout has pipeline stages. Its loss takes labels
-        that are shifted already and is the mean over those that are not -100. `family_name` on it names the family in
-        `registry.FAMILIES`.
+        that are shifted already and is the mean over those that are not -100.
 
     Raises:
         UserError: a folder or a layout that PaddleNLP's model of this family cannot express.
     """
-    folder = config.model_name_or_path
+    folder = model_folder(config.model_name_or_path, weights=config.continue_training)
     facts = read_model_facts(folder)
     family = find_family(facts)
     family.check_layout(layout)
-    model_config = model_configuration(config, layout, family, facts.raw)
+    model_config = model_configuration(config, layout, family, facts.raw, where=str(folder))
     say_notices(config, family)
     padding = pad_config(model_config, layout.tensor)
     if padding:
@@ -52,7 +51,7 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     if config.continue_training:
         from paddle_llm.models.load import load_weights
 
-        load_weights(model, Path(folder), family)
+        load_weights(model, folder, family)
     else:
         from paddle_llm.models.init import initialise
 
@@ -60,9 +59,9 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     return model
 
 
-def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: dict[str, Any]) -> Any:
+def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: dict[str, Any], *, where: str) -> Any:
     """PaddleNLP's configuration object of the model, this run's switches set, the vocabulary not yet padded."""
-    values = translate(family, raw, config.model_name_or_path)
+    values = translate(family, raw, where)
     model_config = family.load("config_class")(**values)
     apply_switches(model_config, config, layout, family)
     _check_tensor_parallel(model_config, layout, family)
@@ -96,7 +95,6 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     else:
         model.criterion = loss
     correct_network(model, family.name)
-    model.family_name = family.name
     return model
 
 

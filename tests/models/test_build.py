@@ -106,3 +106,16 @@ def test_dropout_is_set_or_refused(tmp_path):
     assert (model.config.hidden_dropout, model.config.attention_dropout) == (0.25, 0.5)
     with pytest.raises(UserError, match="LLaMA has no dropout"):
         build(tiny.write_llama(tmp_path / "llama"), hidden_dropout_prob=0.1)
+
+
+def test_a_name_that_cannot_be_downloaded_is_told(tmp_path, monkeypatch):
+    import paddlenlp.utils.download as download
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(download, "resolve_file_path", no_network)
+    with pytest.raises(UserError, match="somebody/some-model.*no route to host.*local folder"):
+        build("somebody/some-model")
+    with pytest.raises(UserError, match="no such folder"):
+        build(tmp_path / "missing")

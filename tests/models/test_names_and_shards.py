@@ -6,6 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
+from paddle_llm.models.full_weights import assemble
 from paddle_llm.models.init import draw_normal
 from paddle_llm.models.names import EMBEDDINGS, canonical_parameters, hugging_face
 from paddle_llm.models.registry import FAMILIES
@@ -57,3 +58,9 @@ def test_every_family_has_its_embedding(tmp_path):
     for family, writer in WRITERS.items():
         names = [name for name, _ in canonical_parameters(build(writer(tmp_path / family)), family)]
         assert EMBEDDINGS[family] in names and len(names) == len(set(names))
+
+
+def test_parts_make_the_full_tensor_again():
+    full = np.arange(6 * 8).reshape(6, 8)
+    shards = [Shard((6, 8), 1, ((2 * rank, 2 * rank + 2), (4 + 2 * rank, 6 + 2 * rank))) for rank in range(2)]
+    np.testing.assert_array_equal(assemble(shards, [shard.take(full) for shard in shards]), full)
