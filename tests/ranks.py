@@ -15,6 +15,8 @@ import pickle
 import random
 import signal
 import socket
+import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -37,6 +39,7 @@ class Outcome:
     exception: BaseException | None = None
     trace: str = ""
     exit_code: int | None = None
+    stderr: str = ""
 
 
 @dataclass
@@ -73,7 +76,7 @@ def run_ranks(
     """Call `fn(*args)` on every rank of a job of `world_size` processes; returns their results by rank.
 
     The environment is the one `paddle.distributed.launch` gives, with gloo as the backend; `fn` initialises what it
-    needs. `env` adds variables to the ranks' environment. After a first failure the others have `grace` seconds to end.
+    needs. `env` adds variables to the ranks' environment. Their stderr comes out at the end, rank by rank. After a first failure the others have `grace` seconds to end.
 
     Raises:
         RankError: with the rank, its traceback, and after `timeout` seconds the ranks that were stuck.
@@ -83,25 +86,32 @@ def run_ranks(
     ports = _free_ports(world_size + 1)
     children: list[_Child] = []
     failed_first: list[int] = []
-    try:
-        with _environment(SERVER_ENVIRONMENT):
-            for rank in range(world_size):
-                receiver, sender = context.Pipe()
-                variables = {**_rank_environment(rank, world_size, ports), **(env or {})}
-                process = context.Process(target=_run_rank, args=(sender, variables, fn, args), daemon=True)
-                process.start()
-                sender.close()
-                children.append(_Child(process, receiver, Outcome(rank)))
-        failed_first = _collect(children, timeout, grace)
-    finally:
-        _reap(children)
+    with tempfile.TemporaryDirectory(prefix="ranks-") as logs:
+        try:
+            with _environment(SERVER_ENVIRONMENT):
+                for rank in range(world_size):
+                    mine, theirs = context.Pipe()
+                    variables = {**_rank_environment(rank, world_size, ports), **(env or {})}
+                    arguments = (theirs, f"{logs}/{rank}", variables, fn, args)
+                    process = context.Process(target=_run_rank, args=arguments, daemon=True)
+                    process.start()
+                    theirs.close()
+                    children.append(_Child(process, mine, Outcome(rank)))
+            failed_first = _collect(children, timeout, grace)
+        finally:
+            _reap(children, logs)
     outcomes = [child.outcome for child in children]
     if all(outcome.state == "returned" for outcome in outcomes):
         return [outcome.value for outcome in outcomes]
     raise RankError(_describe(outcomes, failed_first, timeout), _first_failure(outcomes, failed_first), outcomes)
 
 
-def _run_rank(pipe: Connection, variables: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _run_rank(
+    pipe: Connection, log: str, variables: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
+    # The server's own stderr is that of whatever test started it.
+    with open(log, "ab") as file:
+        os.dup2(file.fileno(), 2)
     for name in [name for name in os.environ if name.startswith(("PADDLE_", "MASTER_"))]:
         del os.environ[name]
     os.environ.update(variables)
@@ -148,7 +158,7 @@ def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
     return failed
 
 
-def _reap(children: list[_Child]) -> None:
+def _reap(children: list[_Child], logs: str) -> None:
     for child in children:
         if child.outcome.state == "stuck" and child.process.is_alive():
             os.kill(child.process.pid, signal.SIGUSR1)  # where it is stuck, on stderr
@@ -163,6 +173,9 @@ def _reap(children: list[_Child]) -> None:
             child.process.join()
         child.outcome.exit_code = child.process.exitcode
         child.process.close()
+        with contextlib.suppress(FileNotFoundError), open(f"{logs}/{child.outcome.rank}", errors="replace") as file:
+            child.outcome.stderr = file.read()
+            sys.stderr.write(child.outcome.stderr)
 
 
 def _first_failure(outcomes: list[Outcome], failed_first: list[int]) -> int:

@@ -10,6 +10,7 @@ import json
 import socket
 import struct
 import threading
+import time
 
 import paddle
 
@@ -17,6 +18,7 @@ from paddle_llm.parallel import lifeline
 from paddle_llm.parallel.gloo_dtypes import memory_of
 
 _HEADER = struct.Struct("<Q")  # bytes that follow
+_LOOK_UP_SECONDS = 0.5
 
 
 class TransferSizeError(RuntimeError):
@@ -62,9 +64,12 @@ class Mailroom:
 
     def connection_from(self, group: str, source: int, timeout: float) -> socket.socket:
         """The connection through which member `source` sends; waits until it has made it."""
+        deadline = time.monotonic() + timeout
         with self._arrival:
-            if not self._arrival.wait_for(lambda: (group, source) in self._arrived, timeout):
-                raise TimeoutError(f"nothing came from member {source} of group {group} within {timeout:.0f} s")
+            while not self._arrival.wait_for(lambda: (group, source) in self._arrived, _LOOK_UP_SECONDS):
+                lifeline.check()
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"nothing came from member {source} of group {group} within {timeout:.0f} s")
             return self._arrived.pop((group, source))
 
 

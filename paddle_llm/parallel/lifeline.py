@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from typing import Any
 
 PEER_TIMEOUT_SECONDS = float(os.environ.get("PADDLE_LLM_PEER_TIMEOUT", "60"))
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = min(5.0, PEER_TIMEOUT_SECONDS / 4)
 GRACE_SECONDS = 10.0
 EXIT_PEER_LOST = 75
 _KEY = "paddle_llm/lifeline"
@@ -57,6 +57,12 @@ def start(store: Any) -> None:
         _current = _Lifeline(store)
 
 
+def check() -> None:
+    """Raise PeerLostError when a rank is known to be lost; for loops that wait."""
+    if _current is not None and _current.lost is not None:
+        raise PeerLostError(*_current.lost)
+
+
 @contextlib.contextmanager
 def naming_the_lost(suspect: int | None = None) -> Iterator[None]:
     """Turn an error about a closed connection into a PeerLostError that says whose it was.
@@ -65,8 +71,7 @@ def naming_the_lost(suspect: int | None = None) -> Iterator[None]:
         suspect: the global rank at the other end, where there is one; blamed when nothing better is known.
     """
     try:
-        if _current is not None and _current.lost is not None:
-            raise PeerLostError(*_current.lost)
+        check()
         yield
     except (RuntimeError, OSError) as error:
         if isinstance(error, PeerLostError) or not (isinstance(error, OSError) or "gloo" in str(error)):

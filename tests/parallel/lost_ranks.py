@@ -1,0 +1,88 @@
+"""What ranks do when one of them is lost; runs inside ranks (see test_lifeline.py)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+
+def start(grace: float = 1.0):
+    import paddle
+
+    from paddle_llm.parallel import lifeline
+    from paddle_llm.parallel.gloo import install_gloo_backend
+
+    lifeline.GRACE_SECONDS = grace
+    install_gloo_backend()
+    paddle.distributed.init_parallel_env()
+    return paddle, paddle.distributed.get_rank()
+
+
+def lose(how: str) -> tuple[str, float] | None:
+    """Rank 3 is lost in the given way; the others wait for it, each in its own way, and say what they were told."""
+    paddle, rank = start(grace=3.0)
+    dist = paddle.distributed
+    pair, with_lost = dist.new_group([0, 1]), dist.new_group([1, 3])
+    dist.barrier()
+    since = time.monotonic()
+    tensor = paddle.ones([8])
+    try:
+        if rank == 3:
+            time.sleep(0.3)
+            _be_lost(how)
+        elif rank == 2:
+            dist.recv(tensor, src=3)
+        elif rank == 1:
+            dist.all_reduce(tensor, group=with_lost)
+        else:
+            dist.all_reduce(tensor, group=pair)  # with rank 1, which itself waits for rank 3
+    except RuntimeError as error:
+        return f"{type(error).__name__}: {error}", time.monotonic() - since
+    return None
+
+
+def _be_lost(how: str) -> None:
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "frozen":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if how == "raised":
+        try:
+            raise ValueError("no such file: corpus.bin")
+        except ValueError:
+            sys.excepthook(*sys.exc_info())
+            os._exit(1)
+
+
+def lose_while_others_compute() -> str:
+    """Rank 1 dies; rank 0 never asks it for anything."""
+    _, rank = start()
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+    return "went on"
+
+
+def leave_one_by_one() -> str:
+    """Nobody is alarmed by ranks that end in good order, at different times."""
+    _, rank = start(grace=3.0)
+    time.sleep(0.5 * rank)
+    return "ended"
+
+
+def wait_beyond_the_limit(limit_ms: int) -> str:
+    """Rank 0 is late by more than gloo's (shortened) limit."""
+    paddle, rank = start()
+    from paddle_llm.parallel import gloo_rendezvous
+
+    gloo_rendezvous.job_timeout_ms = lambda: limit_ms
+    group = paddle.distributed.new_group([0, 1])
+    if rank == 0:
+        time.sleep(2.0)
+    try:
+        paddle.distributed.all_reduce(paddle.ones([1]), group=group)
+    except RuntimeError:
+        return "too late"
+    return "in time"

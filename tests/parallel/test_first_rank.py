@@ -1,0 +1,56 @@
+"""What rank 0 does for all: its result, or its failure, reaches every rank."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.parallel.first_rank import on_first_rank
+from tests.ranks import run_ranks
+
+
+def calls() -> list[str]:
+    import os
+
+    import paddle
+
+    from paddle_llm.parallel.gloo import install_gloo_backend
+
+    said = []
+
+    def attempt(fn):
+        try:
+            said.append(f"got {on_first_rank(fn)}")
+        except Exception as error:
+            said.append(f"{type(error).__name__}: {error}")
+
+    def fail(error):
+        raise error
+
+    attempt(lambda: "too early")
+    install_gloo_backend()
+    paddle.distributed.init_parallel_env()
+    attempt(lambda: ("built by", os.environ["PADDLE_TRAINER_ID"]))
+    attempt(lambda: fail(ConfigError(["max_steps is 0"])))
+    attempt(lambda: fail(ValueError("odd")))
+    return said
+
+
+def test_every_rank_gets_it():
+    first, *others = run_ranks(calls, 3)
+    problems = "1 problem in the configuration:\n  1. max_steps is 0"
+    early = "RuntimeError: on_first_rank() in a job of several ranks comes after fleet.init() or init_parallel_env()"
+    assert first == [early, "got ('built by', '0')", f"ConfigError: {problems}", "ValueError: odd"]
+    for said in others:
+        failed = "FirstRankError: on rank 0: ValueError: odd"
+        assert said == [early, "got ('built by', '0')", f"UserError: {problems}", failed]
+
+
+def test_one_process_needs_nothing():
+    assert on_first_rank(lambda: 5) == 5
+
+    def fail():
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        on_first_rank(fail)

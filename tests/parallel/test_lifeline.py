@@ -1,0 +1,54 @@
+"""A rank that dies, freezes or raises is named by all the others, within a stated time."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddle_llm.parallel import lifeline
+from tests.parallel import lost_ranks
+from tests.ranks import RankError, run_ranks
+
+
+def outcomes_of(fn, world_size, *args, **kwargs):
+    with pytest.raises(RankError) as failure:
+        run_ranks(fn, world_size, *args, timeout=40, grace=9, **kwargs)
+    return failure.value.outcomes
+
+
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("killed", "its process ended without a word"),
+        ("raised", "it raised ValueError: no such file: corpus.bin"),
+        ("frozen", "no sign of life for 3 s"),
+    ],
+)
+def test_the_lost_rank_is_named_by_all(how, why):
+    outcomes = outcomes_of(lost_ranks.lose, 4, how, env={"PADDLE_LLM_PEER_TIMEOUT": "3"})
+    for rank in range(3):
+        assert f"rank {rank}: rank 3 is gone ({why}" in outcomes[rank].stderr
+    # Rank 0 waits for rank 1, not for the lost one; of a frozen rank the connections stand: such ranks are ended.
+    ended = [0, 1] if how == "frozen" else [0]
+    for rank in ended:
+        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", lifeline.EXIT_PEER_LOST)
+    for rank in {0, 1, 2} - set(ended):
+        message, waited = outcomes[rank].value
+        assert message.startswith(f"PeerLostError: rank 3 is gone ({why}")
+        assert waited < (10 if how == "frozen" else 5)
+
+
+def test_a_rank_that_waits_for_nothing_is_ended_too():
+    outcomes = outcomes_of(lost_ranks.lose_while_others_compute, 2)
+    assert outcomes[0].exit_code == lifeline.EXIT_PEER_LOST
+    assert "rank 0: rank 1 is gone" in outcomes[0].stderr
+
+
+def test_ranks_that_end_in_good_order_alarm_nobody(capsys):
+    assert run_ranks(lost_ranks.leave_one_by_one, 4) == ["ended"] * 4
+    assert "is gone" not in capsys.readouterr().err
+
+
+def test_a_collective_waits_as_long_as_the_job_allows():
+    """And no longer: the limit that Paddle fixes at 30 s is really set."""
+    assert run_ranks(lost_ranks.wait_beyond_the_limit, 2, 60_000) == ["in time", "in time"]
+    assert "too late" in run_ranks(lost_ranks.wait_beyond_the_limit, 2, 500)
