@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
@@ -41,12 +40,7 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     family.check_layout(layout)
     model_config = model_configuration(config, layout, family, facts.raw, where=str(folder))
     say_notices(config, family)
-    padding = pad_config(model_config, layout.tensor)
-    if padding:
-        say(
-            f"the vocabulary of {model_config.unpadded_vocab_size} is padded by {padding} for tensor_parallel_degree "
-            f"{layout.tensor}; padding takes no part in the loss and is not saved"
-        )
+    pad_config(model_config, layout.tensor)  # the reader of the configuration has said so
     model = build_network(model_config, layout, family, dtype=dtype)
     if config.continue_training:
         from paddle_llm.models.load import load_weights

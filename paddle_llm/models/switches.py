@@ -61,7 +61,8 @@ def notices(run: RunConfig, family: Family) -> list[str]:
         "use_fused_rms_norm": "needs a GPU and the module fused_ln; the plain RMSNorm computes the same",
         "use_fused_rope": "needs a GPU; the plain rotary embedding computes the same",
     }
-    lines = [f"--{name} is off: it {reasons[name]}" for name in unavailable_kernels(run)]
+    missing = [name for name in unavailable_kernels(run) if family.name == "llama" or name == "use_flash_attention"]
+    lines = [f"--{name} is off: it {reasons[name]}" for name in missing]
     if run.recompute and run.recompute_granularity not in family.recompute_granularities:
         lines.append(
             f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
@@ -71,7 +72,10 @@ def notices(run: RunConfig, family: Family) -> list[str]:
     fused = [name for name in ("fuse_attention_qkv", "fuse_attention_ffn") if getattr(run, name)]
     if family.name != "llama":
         lines += [f"--{name} is off: {family.title} keeps its own layout of weights" for name in fused]
-        lines += [f"--{name} is off: only LLaMA has it" for name in ("use_fused_rope",) if getattr(run, name)]
+        kernels = [name for name in ("use_fused_rope", "use_fused_rms_norm") if getattr(run, name)]
+        lines += [f"--{name} is off: {family.title} has no such kernel in PaddleNLP" for name in kernels]
+    if run.recompute and run.pp_recompute_interval != 1:
+        lines.append("--pp_recompute_interval is off: PaddleNLP's pipelines do not read it; use --no_recompute_layers")
     return lines
 
 

@@ -17,7 +17,7 @@ from paddle_llm.config.errors import UserError
 
 # bf16 has no numpy type: it is held as uint16 and widened when read.
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
-_NUMPY["BOOL"] = "?"
+_NUMPY |= {"BOOL": "?", "U16": "<u2"}  # PaddleNLP writes bf16 as U16, a type that no weight has otherwise
 _LARGEST_HEADER = 100_000_000
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import FAMILIES
 from tests import tiny
 from tests.models.building import WRITERS, batch, build, weights
@@ -119,3 +121,25 @@ def test_a_name_that_cannot_be_downloaded_is_told(tmp_path, monkeypatch):
         build("somebody/some-model")
     with pytest.raises(UserError, match="no such folder"):
         build(tmp_path / "missing")
+
+
+def test_switches_that_a_family_does_not_have_are_told(tmp_path, capsys):
+    fields = {"recompute": True, "recompute_granularity": "core_attn", "no_recompute_layers": [0]}
+    build(tiny.write_bloom(tmp_path / "bloom"), fuse_attention_qkv=True, **fields)
+    said = capsys.readouterr().err
+    for name in ("recompute_granularity core_attn is full", "no_recompute_layers is off", "fuse_attention_qkv is off"):
+        assert said.count(name) == 1
+    build(tiny.write_llama(tmp_path / "llama"), fuse_attention_qkv=True, **fields)
+    assert "--" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["llama", "chatglm", "bloom"])  # ChatGLM2's table of angles has no 16 bits on a CPU
+def test_weights_of_16_bits_are_those_of_32_rounded(tmp_path, family, dtype):
+    folder = WRITERS[family](tmp_path)
+    run = RunConfig(model_name_or_path=str(folder), max_seq_length=16, device="cpu")
+    short, full = (build_model(run, Layout(), dtype=name) for name in (dtype, "float32"))
+    assert paddle.get_default_dtype() == "float32"
+    for (name, one), (_, two) in zip(short.named_parameters(), full.named_parameters(), strict=True):
+        assert str(one.dtype) == f"paddle.{dtype}"
+        np.testing.assert_array_equal(one.astype("float32").numpy(), two.astype(dtype).astype("float32").numpy(), name)

@@ -11,6 +11,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import FAMILIES
 from tests import tiny
 from tests.models.building import WRITERS, as_hugging_face, build, weights
@@ -57,6 +60,17 @@ def test_bf16_and_shards_of_hugging_face_load(tmp_path):
     loaded = as_hugging_face(weights(build(folder, load=True), "llama"), "llama")
     for name, half in halves.items():
         np.testing.assert_array_equal(loaded[name].view(np.uint32), half.astype(np.uint32) << 16, err_msg=name)
+
+
+@pytest.mark.parametrize("safe", [True, False])
+def test_bf16_as_paddlenlp_saves_it_loads(tmp_path, safe):
+    folder = tiny.write_llama(tmp_path / "config")
+    run = RunConfig(model_name_or_path=str(folder), max_seq_length=16, device="cpu")
+    model = build_model(run, Layout(), dtype="bfloat16")
+    model.save_pretrained(str(tmp_path / "saved"), safe_serialization=safe)
+    loaded = build(tmp_path / "saved", load=True)
+    for (name, one), (_, two) in zip(model.named_parameters(), loaded.named_parameters(), strict=True):
+        np.testing.assert_array_equal(one.astype("float32").numpy(), two.numpy(), err_msg=name)
 
 
 def _save_bf16(tensors, file):
