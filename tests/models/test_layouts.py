@@ -55,6 +55,7 @@ CASES = {
     },
     Layout(pipeline=3, virtual_stages=2): {
         "llama": ("llama", {"num_hidden_layers": 6}, {}),
+        "llama, tied": ("llama", {"num_hidden_layers": 6, **TIED}, {}),
         "chatglm2": ("chatglm_v2", {"num_layers": 6}, {}),
     },
 }
