@@ -294,10 +294,6 @@ def end_coalescing(group: Any, tasks: Any = None) -> None:
     batch.run()
 
 
-def nothing_to_connect(group: Any) -> None:
-    """gloo connects all pairs when the group is made."""
-
-
 METHODS: dict[str, Callable[..., Any]] = {
     **{
         name + suffix: method
@@ -331,6 +327,4 @@ METHODS: dict[str, Callable[..., Any]] = {
     "gather": gather,
     "_start_coalescing": start_coalescing,
     "_end_coalescing": end_coalescing,
-    "eager_connect": nothing_to_connect,
-    "eager_connect_ring_exchange": nothing_to_connect,
 }

@@ -75,6 +75,8 @@ def _network(plan: Any, arguments: Any, model: dict[str, Any]) -> Any:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
     from paddlenlp.transformers.llama.modeling_pp import LlamaForCausalLMPipe
 
+    from paddle_llm.parallel.shared_weights import count_shared_weights_once
+
     fields = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
@@ -95,6 +97,8 @@ def _network(plan: Any, arguments: Any, model: dict[str, Any]) -> Any:
         virtual_pp_degree=plan.virtual_stages,
     )
     network = (LlamaForCausalLMPipe if plan.pipeline > 1 else LlamaForCausalLM)(config)
+    if plan.pipeline > 1:
+        count_shared_weights_once(network)
     splits = network.get_tensor_parallel_convert_actions(config, list(shapes)) if plan.tensor > 1 else {}
     import paddle
 

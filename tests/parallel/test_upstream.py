@@ -1,0 +1,96 @@
+"""Each patch is still needed: these fail as soon as Paddle mends what the gloo backend mends, and say what to remove."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+from tests.parallel import upstream_gaps
+from tests.ranks import RankError, run_ranks
+
+
+def test_methods_are_still_missing():
+    """`gloo_collectives.METHODS`, and AVG in `gloo_dtypes`."""
+    assert run_ranks(upstream_gaps.missing_methods, 2) == [[], []]
+
+
+def test_float16_sums_are_still_wrong():
+    """`gloo_dtypes.WIDER`: 1 + 1 = inf."""
+    assert run_ranks(upstream_gaps.float16_sum, 2) == [float("inf")] * 2
+
+
+def test_int16_still_ends_the_process():
+    """`gloo_dtypes.as_movable`."""
+    with pytest.raises(RankError) as failure:
+        run_ranks(upstream_gaps.int16_broadcast, 2)
+    assert [outcome.exit_code for outcome in failure.value.outcomes] == [255, 255]
+
+
+def test_sends_are_still_matched_by_number():
+    """`gloo_p2p`; and `gloo_timeout`: the limit is still 30 s, where it was."""
+    assert run_ranks(upstream_gaps.p2p_chain, 3)[2] == "never arrived"
+
+
+def test_batches_still_do_not_collect():
+    """`gloo_channels.Batch`."""
+    assert run_ranks(upstream_gaps.batch_of_one_direction, 2)[0] is False
+
+
+def test_rendezvous_keys_still_name_no_group():
+    """`gloo_rendezvous`."""
+    assert run_ranks(upstream_gaps.keys_without_a_group, 2) == [[True, True]] * 2
+
+
+def operators_and_refusals() -> list[str]:
+    import paddle
+    from paddle.base import core
+    from paddle.distributed.communication.reduce import is_avg_reduce_op_supported
+    from paddle.distributed.fleet.layers.mpu import mp_ops
+    from paddle.distributed.fleet.utils import hybrid_parallel_util, tensor_fusion_helper
+
+    x, label = paddle.ones([2, 4]), paddle.zeros([2, 1], dtype="int64")
+    still = {
+        "c_identity": upstream_gaps.refuses(lambda: paddle._C_ops.c_identity(x, 0, True, True)),
+        "c_split": upstream_gaps.refuses(lambda: paddle._C_ops.c_split(x, 0, 2, 0, True)),
+        "c_concat": upstream_gaps.refuses(lambda: paddle._C_ops.c_concat(x, 0, 2, 0, True, True)),
+        "c_softmax_with_cross_entropy": upstream_gaps.refuses(
+            lambda: paddle._C_ops.c_softmax_with_cross_entropy(x, label, -100, 0, 0, 2)
+        ),
+        "broadcast_input_data": upstream_gaps.refuses(lambda: hybrid_parallel_util.broadcast_input_data(None, x)),
+        "ParallelEnv.device_id": upstream_gaps.refuses(lambda: paddle.distributed.ParallelEnv().device_id),
+        "tensor_fusion_helper.alignment": "cpu" not in tensor_fusion_helper.alignment,
+        "nccl_version": not hasattr(core, "nccl_version"),
+        "is_avg_reduce_op_supported": not is_avg_reduce_op_supported(),
+        "c_split_eager.backward": "out_shape[0]" in inspect.getsource(mp_ops.c_split_eager.backward),
+    }
+    return [name for name, needed in still.items() if not needed]
+
+
+def test_operators_and_refusals_are_still_there():
+    """`gloo_ops.OPERATORS` and `gloo_fleet.patch_fleet`."""
+    assert run_ranks(operators_and_refusals, 1) == [[]]
+
+
+def test_shared_weights_are_still_not_marked():
+    """`shared_weights`: parameters' own names are compared with attributes' names."""
+    source = run_ranks(shared_marks_source, 1)[0]
+    assert "param.name in comm" in source
+
+
+def shared_marks_source() -> str:
+    from paddle.distributed.fleet.meta_parallel.parallel_layers.pp_layers import PipelineLayer
+
+    return inspect.getsource(PipelineLayer._synchronize_shared_weights)
+
+
+def test_nothing_is_patched_until_installed():
+    """Importing the room brings no paddle; nothing changes for a GPU job or a single process."""
+    code = (
+        "import sys, paddle_llm.parallel.gloo, paddle_llm.parallel.gather, paddle_llm.parallel.mesh\n"
+        "import paddle_llm.parallel.first_rank, paddle_llm.parallel.lifeline, paddle_llm.parallel.shared_weights\n"
+        "assert 'paddle' not in sys.modules and not paddle_llm.parallel.gloo.is_installed()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

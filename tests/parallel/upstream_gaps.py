@@ -1,0 +1,128 @@
+"""What Paddle 3.3.1 does on CPU ranks without our backend; runs inside ranks (see test_upstream.py)."""
+
+from __future__ import annotations
+
+
+def refuses(call) -> bool:
+    try:
+        call()
+    except (RuntimeError, ValueError, NotImplementedError, AttributeError, TypeError, AssertionError):
+        return True
+    return False
+
+
+def missing_methods() -> list[str]:
+    """The methods that we set and that Paddle's own class refuses; each is refused before anything is sent."""
+    import paddle
+    from paddle.base.core import ReduceOp
+
+    paddle.distributed.init_parallel_env()
+    pg = paddle.distributed.collective._get_default_group().process_group
+    x, out, rows = paddle.ones([2]), paddle.ones([4]), [paddle.ones([2]), paddle.ones([2])]
+    total = ReduceOp.SUM
+    calls = {
+        "all_gather_into_tensor_on_calc_stream": (out, x),
+        "all_gather_on_calc_stream": (rows, x),
+        "all_gather_partial": (out, out, 2, 0),
+        "all_gather_partial_on_calc_stream": (out, out, 2, 0),
+        "all_reduce_on_calc_stream": (x, total),
+        "all_to_all": (rows, rows, True),
+        "all_to_all_on_calc_stream": (rows, rows),
+        "all_to_all_single": (x, x, [1, 1], [1, 1], True),
+        "all_to_all_single_on_calc_stream": (x, x, [1, 1], [1, 1]),
+        "all_to_all_tensor": (x, x, True),
+        "all_to_all_tensor_on_calc_stream": (x, x),
+        "broadcast_on_calc_stream": (x, 0),
+        "recv_on_calc_stream": (x, 0),
+        "recv_partial": (x, 0, 2, 0, True),
+        "recv_partial_on_calc_stream": (x, 0, 2, 0),
+        "reduce_on_calc_stream": (x, 0, total),
+        "reduce_scatter": (x, rows, total, True),
+        "reduce_scatter_on_calc_stream": (x, rows, total),
+        "reduce_scatter_tensor": (x, out, total, True),
+        "reduce_scatter_tensor_on_calc_stream": (x, out, total),
+        "scatter_on_calc_stream": (x, rows, 0),
+        "scatter_tensor_on_calc_stream": (x, out, 0),
+        "send_on_calc_stream": (x, 1),
+        "send_partial": (x, 1, 2, 0, True),
+        "send_partial_on_calc_stream": (x, 1, 2, 0),
+    }
+    found = [name for name, arguments in calls.items() if not refuses(lambda n=name, a=arguments: getattr(pg, n)(*a))]
+    if not refuses(lambda: pg.all_reduce(x, ReduceOp.AVG, True)):
+        found.append("AVG")
+    return found
+
+
+def float16_sum() -> float:
+    import paddle
+
+    paddle.distributed.init_parallel_env()
+    x = paddle.ones([1], dtype="float16")
+    paddle.distributed.all_reduce(x)
+    return x.astype("float32").item()
+
+
+def int16_broadcast() -> None:
+    import paddle
+
+    paddle.distributed.init_parallel_env()
+    paddle.distributed.broadcast(paddle.ones([2], dtype="int16"), src=0)
+
+
+def p2p_chain() -> str:
+    """0 -> 1 -> 2, with gloo's limit shortened: the numbers of the operations differ, so the second never arrives."""
+    import paddle
+
+    from paddle_llm.parallel.gloo_timeout import set_group_timeout
+
+    paddle.distributed.init_parallel_env()
+    rank = paddle.distributed.get_rank()
+    assert set_group_timeout(0, rank, 3, 1500), "the limit is no longer 30 s, or not where it was"
+    x = paddle.ones([1])
+    try:
+        if rank > 0:
+            paddle.distributed.recv(x, src=rank - 1)
+        if rank < 2:
+            paddle.distributed.send(x, dst=rank + 1)
+    except RuntimeError:
+        return "never arrived"
+    return "arrived"
+
+
+def batch_of_one_direction() -> bool:
+    """Whether a batch (`_start_coalescing`) really collects: here a send in it would wait for its receiver."""
+    import time
+
+    import paddle
+
+    paddle.distributed.init_parallel_env()
+    pg = paddle.distributed.collective._get_default_group().process_group
+    if paddle.distributed.get_rank() == 1:
+        time.sleep(1.0)
+        pg.recv(paddle.ones([1]), 0, True)
+        return True
+    since = time.monotonic()
+    pg._start_coalescing()
+    pg.send(paddle.ones([1]), 1, True)
+    collected = time.monotonic() - since < 0.5
+    pg._end_coalescing()
+    return collected
+
+
+def keys_without_a_group() -> list[bool]:
+    """A group's rendezvous leaves keys in the store that do not say which group they are of."""
+    import paddle
+    from paddle.base import core
+
+    from paddle_llm.parallel import gloo_rendezvous
+
+    asked: list[bool] = []
+
+    paddle.distributed.init_parallel_env()
+    rank = paddle.distributed.get_rank()
+    job = paddle.distributed.collective._default_store
+    for group_id in (101, 102):
+        store = gloo_rendezvous._own_store(job, rank, f"probe/{group_id}")
+        core.ProcessGroupGloo.create(store, rank, 2, group_id)
+        asked.append(len(store.get("0")) > 0)
+    return asked
