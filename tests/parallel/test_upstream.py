@@ -44,22 +44,39 @@ def test_rendezvous_keys_still_name_no_group():
     assert run_ranks(upstream_gaps.keys_without_a_group, 2) == [[True, True]] * 2
 
 
-def operators_and_refusals() -> list[str]:
+def operator(name: str) -> list[float]:
+    import paddle
+
+    paddle.distributed.init_parallel_env()
+    rank = paddle.distributed.get_rank()
+    x, label = paddle.ones([2, 4]), paddle.zeros([2, 1], dtype="int64")
+    arguments = {
+        "c_identity": (x, 0, True, True),
+        "c_split": (x, rank, 2, 0, True),
+        "c_concat": (x, rank, 2, 0, True, True),
+        "c_softmax_with_cross_entropy": (x, label, -100, 0, rank, 2),
+    }
+    return paddle.utils.flatten(getattr(paddle._C_ops, name)(*arguments[name]))[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["c_identity", "c_split", "c_concat", "c_softmax_with_cross_entropy"])
+def test_operators_are_still_missing(name):
+    """`gloo_ops.OPERATORS`."""
+    with pytest.raises(RankError):
+        run_ranks(operator, 2, name)
+
+
+def refusals() -> list[str]:
     import paddle
     from paddle.base import core
     from paddle.distributed.communication.reduce import is_avg_reduce_op_supported
     from paddle.distributed.fleet.layers.mpu import mp_ops
     from paddle.distributed.fleet.utils import hybrid_parallel_util, tensor_fusion_helper
 
-    x, label = paddle.ones([2, 4]), paddle.zeros([2, 1], dtype="int64")
     still = {
-        "c_identity": upstream_gaps.refuses(lambda: paddle._C_ops.c_identity(x, 0, True, True)),
-        "c_split": upstream_gaps.refuses(lambda: paddle._C_ops.c_split(x, 0, 2, 0, True)),
-        "c_concat": upstream_gaps.refuses(lambda: paddle._C_ops.c_concat(x, 0, 2, 0, True, True)),
-        "c_softmax_with_cross_entropy": upstream_gaps.refuses(
-            lambda: paddle._C_ops.c_softmax_with_cross_entropy(x, label, -100, 0, 0, 2)
+        "broadcast_input_data": upstream_gaps.refuses(
+            lambda: hybrid_parallel_util.broadcast_input_data(None, paddle.ones([1]))
         ),
-        "broadcast_input_data": upstream_gaps.refuses(lambda: hybrid_parallel_util.broadcast_input_data(None, x)),
         "ParallelEnv.device_id": upstream_gaps.refuses(lambda: paddle.distributed.ParallelEnv().device_id),
         "tensor_fusion_helper.alignment": "cpu" not in tensor_fusion_helper.alignment,
         "nccl_version": not hasattr(core, "nccl_version"),
@@ -69,9 +86,9 @@ def operators_and_refusals() -> list[str]:
     return [name for name, needed in still.items() if not needed]
 
 
-def test_operators_and_refusals_are_still_there():
-    """`gloo_ops.OPERATORS` and `gloo_fleet.patch_fleet`."""
-    assert run_ranks(operators_and_refusals, 1) == [[]]
+def test_refusals_are_still_there():
+    """`gloo_fleet.patch_fleet`."""
+    assert run_ranks(refusals, 1) == [[]]
 
 
 def test_shared_weights_are_still_not_marked():
