@@ -46,6 +46,8 @@ class CausalLMLoss(paddle.nn.Layer):
         """Returns the loss, a scalar in fp32."""
         with paddle.amp.auto_cast(False):
             logits_BSV = logits_BSV.astype("float32")
+            # Paddle's softmax turns a row of NaN into equal shares on a CPU (3.3.1): the loss would read ln(V).
+            not_a_number = 0.0 * logits_BSV.detach().sum() if logits_BSV.place.is_cpu_place() else 0.0
             if self.padding:
                 real_V = paddle.arange(logits_BSV.shape[-1]) < self.real_columns
                 logits_BSV = paddle.where(real_V, logits_BSV, paddle.full([1], _NEVER))
@@ -54,4 +56,5 @@ class CausalLMLoss(paddle.nn.Layer):
             else:
                 loss_BS = F.cross_entropy(logits_BSV, labels_BS, ignore_index=IGNORE_INDEX, reduction="none")
             counts_BS = (labels_BS != IGNORE_INDEX).astype("float32")
-            return (loss_BS.reshape(labels_BS.shape) * counts_BS).sum() / counts_BS.sum().clip(min=1.0)
+            loss = (loss_BS.reshape(labels_BS.shape) * counts_BS).sum() / counts_BS.sum().clip(min=1.0)
+            return loss + not_a_number

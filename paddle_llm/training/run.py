@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,8 @@ def pretrain(resolved: Resolved) -> PretrainTrainer:
     args = training_arguments(config, layout)
     if layout.world_size > 1:
         say(f"{layout.world_size} ranks: {layout}")
+    if resolved.facts is None:
+        resolved = _with_downloaded_model(resolved)
     resume = _prepare_output(resolved)
     trainer = build_trainer(resolved, args)
     if config.do_train:
@@ -82,6 +85,15 @@ def start_job(device: str, world_size: int) -> None:
         from paddle_llm.parallel.gloo import install_gloo_backend
 
         install_gloo_backend()
+
+
+def _with_downloaded_model(resolved: Resolved) -> Resolved:
+    """A built-in name that no folder stands for: its shape is known only after PaddleNLP has fetched it."""
+    from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.models.hub import model_folder
+
+    folder = model_folder(resolved.config.model_name_or_path, weights=resolved.config.continue_training)
+    return replace(resolved, facts=read_model_facts(folder))
 
 
 def _prepare_output(resolved: Resolved) -> Path | None:
@@ -136,6 +148,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTraine
 def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
     """Training, evaluation and prediction samples in the one global order."""
     from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, samples_per_epoch
+    from paddle_llm.models.registry import sample_transform
 
     config = resolved.config
     batch = _global_batch(args)
@@ -160,18 +173,8 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
         seq_length=config.max_seq_length,
         eos_id=tokenizer.eos_token_id,
         vocab_size=resolved.facts.vocab_size,
-        transform=_sample_transform(resolved, tokenizer),
+        transform=sample_transform(resolved.facts, tokenizer),
     )
-
-
-def _sample_transform(resolved: Resolved, tokenizer):
-    """How a window of tokens becomes a sample; None for the causal families: inputs and shifted labels."""
-    if resolved.facts.model_type != "chatglm":
-        return None
-    from paddle_llm.models.chatglm_pretrain import NOTICE, chatglm_transform
-
-    say(NOTICE)
-    return chatglm_transform(resolved.facts, tokenizer)
 
 
 def _global_batch(args: TrainingArguments) -> int:
