@@ -52,6 +52,7 @@ def test_a_missing_paddle_is_one_message(tmp_path):
         "--output_dir",
         str(tmp_path / "o"),
         "--do_train",
+        "--max_seq_length=64",
     ]
     code = (
         f"import sys; sys.modules['paddle'] = None; from paddle_llm.training.run import main; main({json.dumps(flags)})"

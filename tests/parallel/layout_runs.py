@@ -36,6 +36,7 @@ def train(
     logger.set_level("ERROR")
     with tempfile.TemporaryDirectory() as folder:
         arguments = _arguments(plan, folder, options)
+        _check_mesh(plan, arguments)
         network = _network(plan, arguments, model)
         losses = _run(network, arguments)
     from paddle_llm.parallel.gather import full_tensors
@@ -69,6 +70,21 @@ def _arguments(plan: Any, folder: str, options: dict[str, Any]) -> Any:
     if plan.sharding > 1:
         fields |= {"sharding": "stage1", "sharding_parallel_degree": plan.sharding}
     return TrainingArguments(**fields)
+
+
+def _check_mesh(plan: Any, arguments: Any) -> None:
+    """Our reading of where this rank stands is PaddleNLP's."""
+    from paddle_llm.parallel.mesh import AXES, current_mesh
+
+    mesh = current_mesh(plan)
+    for name in AXES:
+        axis = getattr(mesh, name)
+        assert axis.size == getattr(plan, name) == len(axis.ranks), name
+        assert axis.ranks[axis.rank] == arguments.process_index, name
+        assert (axis.group is None) == (axis.size == 1), name
+    assert mesh.data_rank == arguments.dataset_rank
+    assert mesh.tensor.rank == max(arguments.tensor_parallel_rank, 0)
+    assert mesh.pipeline.rank == max(arguments.pipeline_parallel_rank, 0)
 
 
 def _network(plan: Any, arguments: Any, model: dict[str, Any]) -> Any:

@@ -22,7 +22,7 @@ def start(grace: float = 1.0):
 
 def lose(how: str) -> tuple[str, float] | None:
     """Rank 3 is lost in the given way; the others wait for it, each in its own way, and say what they were told."""
-    paddle, rank = start(grace=3.0)
+    paddle, rank = start(grace=2.0)
     dist = paddle.distributed
     pair, with_lost = dist.new_group([0, 1]), dist.new_group([1, 3])
     dist.barrier()
@@ -67,7 +67,7 @@ def lose_while_others_compute() -> str:
 
 def leave_one_by_one() -> str:
     """Nobody is alarmed by ranks that end in good order, at different times."""
-    _, rank = start(grace=3.0)
+    _, rank = start(grace=2.0)
     time.sleep(0.5 * rank)
     return "ended"
 

@@ -20,11 +20,11 @@ def outcomes_of(fn, world_size, *args, **kwargs):
     [
         ("killed", "its process ended without a word"),
         ("raised", "it raised ValueError: no such file: corpus.bin"),
-        ("frozen", "no sign of life for 3 s"),
+        ("frozen", "no sign of life for 2 s"),
     ],
 )
 def test_the_lost_rank_is_named_by_all(how, why):
-    outcomes = outcomes_of(lost_ranks.lose, 4, how, env={"PADDLE_LLM_PEER_TIMEOUT": "3"})
+    outcomes = outcomes_of(lost_ranks.lose, 4, how, env={"PADDLE_LLM_PEER_TIMEOUT": "2"})
     for rank in range(3):
         assert f"rank {rank}: rank 3 is gone ({why}" in outcomes[rank].stderr
     # Rank 0 waits for rank 1, not for the lost one; of a frozen rank the connections stand: such ranks are ended.
