@@ -1,0 +1,90 @@
+"""The helper that runs a function on N ranks, and the same under `paddle.distributed.launch`."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.ranks import RankError, run_ranks
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def add(number: int) -> tuple[int, int]:
+    return int(os.environ["PADDLE_TRAINER_ID"]), number + int(os.environ["PADDLE_TRAINERS_NUM"])
+
+
+def misbehave(how: str) -> str:
+    if os.environ["PADDLE_TRAINER_ID"] == "1":
+        if how == "raise":
+            raise KeyError("a key")
+        if how == "die":
+            os._exit(7)
+        time.sleep(60)
+    return "fine"
+
+
+def test_results_come_by_rank():
+    assert run_ranks(add, 3, 10) == [(0, 13), (1, 13), (2, 13)]
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("raise", "rank 1 raised:\nTraceback .*KeyError: 'a key'"),
+        ("die", "rank 1 died with exit code 7"),
+        ("hang", r"stuck after 2 s, killed: ranks \[1\]"),
+    ],
+)
+def test_what_went_wrong_is_told_with_the_rank(how, message):
+    with pytest.raises(RankError) as failure:
+        run_ranks(misbehave, 3, how, timeout=2)
+    assert re.search(message, str(failure.value), re.DOTALL)
+    assert failure.value.rank == 1 and isinstance(failure.value.exception, KeyError) == (how == "raise")
+    assert [outcome.value for outcome in failure.value.outcomes] == ["fine", None, "fine"]
+
+
+SCRIPT = """
+import os, signal, sys
+from paddle_llm.parallel.gloo import install_gloo_backend
+install_gloo_backend()
+import paddle
+paddle.distributed.init_parallel_env()
+rank = paddle.distributed.get_rank()
+total = paddle.to_tensor([rank + 1])
+paddle.distributed.all_reduce(total)
+print("total", total.item(), flush=True)
+if sys.argv[1] == "kill":
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    paddle.distributed.all_reduce(total)
+"""
+
+
+@pytest.mark.parametrize("mode", ["end", "kill"])
+def test_under_the_launcher(mode, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        "--nproc_per_node",
+        "2",
+        "--log_dir",
+        "log",
+        script,
+        mode,
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "MKL_DEBUG_CPU_TYPE": "5"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
+    assert all("total 3" in log for log in logs), done.stdout + done.stderr
+    assert (done.returncode == 0) == (mode == "end")
+    assert ("rank 1 is gone" in logs[0]) == (mode == "kill")
