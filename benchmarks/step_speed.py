@@ -120,10 +120,11 @@ from paddle_llm.config.run_config import RunConfig
 start_job("cpu", 1)
 from paddle_llm.models.build import build_model
 from paddle_llm.training.arguments import training_arguments
-from paddle_llm.training.pretrain_trainer import PretrainTrainer, TrainerOptions
+from paddle_llm.training.options import TrainerOptions
+from paddle_llm.training.pretrain_trainer import PretrainTrainer
 folder, steps = sys.argv[1], int(sys.argv[2])
 run = RunConfig(model_name_or_path=folder, output_dir=folder + "/p", do_train=True, device="cpu", max_steps=steps, logging_steps=1,
-                save_steps=10**6, per_device_train_batch_size=4, max_seq_length=512, learning_rate=3e-4)
+                save_strategy="no", per_device_train_batch_size=4, max_seq_length=512, learning_rate=3e-4)
 clock = Clock()
 trainer = PretrainTrainer(model=build_model(run, Layout(), dtype="float32"), args=training_arguments(run, Layout()), layout=Layout(),
                           options=TrainerOptions(), train_dataset=Data(4 * steps), callbacks=[clock])

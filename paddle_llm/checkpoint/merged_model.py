@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import paddle.distributed as dist
-from paddle.distributed import fleet
 from safetensors import TensorSpec, serialize_file
 
 from paddle_llm.checkpoint.folder import publish
 from paddle_llm.config.layout import Layout
 from paddle_llm.models.full_weights import family_name, full_weights
+from paddle_llm.models.names import EMBEDDINGS
 from paddle_llm.models.vocab import plain_config
+from paddle_llm.parallel.mesh import current_mesh
 
 INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
@@ -31,11 +32,14 @@ def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) ->
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
     _barrier()
-    stage, writes = _stage(layout)
+    mesh = current_mesh(layout)
+    stage = mesh.pipeline.rank
+    writes = mesh.tensor.rank == mesh.data_rank == 0
     name = ONE_FILE if layout.pipeline == 1 else f"model-{stage + 1:05}-of-{layout.pipeline:05}.safetensors"
     tensors = {}
-    for key, value in full_weights(model, family_name(model), layout):
-        if writes and not (stage > 0 and _tied_copy(model, key)):
+    family = family_name(model)
+    for key, value in full_weights(model, family, layout):
+        if writes and not (stage > 0 and key == EMBEDDINGS[family]):  # a tied head, written by the first stage
             tensors[key] = value
     if writes:
         _write_tensors(staged / name, tensors)
@@ -62,24 +66,6 @@ def _write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
         for key, value in kept.items()
     }
     serialize_file(specs, file, metadata={"format": "np"})
-
-
-def _stage(layout: Layout) -> tuple[int, bool]:
-    """This rank's pipeline stage, and whether it is the one that writes the stage's file."""
-    if layout.world_size == layout.data:  # plain data parallelism has no mesh
-        return 0, dist.get_rank() == 0
-    mesh = fleet.get_hybrid_communicate_group()
-    first = (mesh.get_model_parallel_rank(), mesh.get_sharding_parallel_rank(), mesh.get_data_parallel_rank()) == (
-        0,
-        0,
-        0,
-    )
-    return mesh.get_stage_id(), first
-
-
-def _tied_copy(model, key: str) -> bool:
-    """A weight that an earlier stage has written: the embedding, which a tied head shares."""
-    return "embeddings" in key or "embed_tokens" in key
 
 
 def _share(mine: dict) -> dict:

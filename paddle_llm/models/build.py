@@ -15,6 +15,7 @@ from paddle_llm.models.hub import model_folder
 from paddle_llm.models.registry import Family, find_family
 from paddle_llm.models.switches import apply_switches, say_notices
 from paddle_llm.models.vocab import pad_config
+from paddle_llm.parallel.shared_weights import count_shared_weights_once
 
 
 def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
@@ -86,6 +87,7 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     loss = CausalLMLoss(model_config)
     if layout.pipeline > 1:
         model._loss_fn = [loss]
+        count_shared_weights_once(model)
     else:
         model.criterion = loss
     correct_network(model, family.name)

@@ -12,27 +12,27 @@ from paddle_llm.models.names import canonical_parameters
 from paddle_llm.models.registry import FAMILIES
 from paddle_llm.models.shards import Shard, shard_of
 from paddle_llm.models.vocab import unpad
+from paddle_llm.parallel.gather import gathered
+from paddle_llm.parallel.mesh import current_mesh
 
 
-def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str, np.ndarray]]:
+def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str, np.ndarray | None]]:
     """(canonical name, full tensor without vocabulary padding) of everything that this pipeline stage holds.
 
-    Collective over the tensor-parallel group: every rank of it must exhaust the iterator. Memory: one full tensor.
-    bfloat16 comes as uint16 bits, as `numpy()` of Paddle gives it.
+    Collective over the tensor-parallel group: every rank of it must exhaust the iterator; its rank 0 gets the arrays,
+    the others None. Memory: one full tensor. bfloat16 comes as its bits in uint16.
     """
-    group = _tensor_group(layout)
+    axis = current_mesh(layout).tensor
     for name, parameter in canonical_parameters(model, family):
-        split = layout.tensor > 1 and bool(getattr(parameter, "is_distributed", False))
-        if not split:
-            full = parameter.numpy()
-        else:
-            parts = _all_parts(parameter, group)
-            shards = [
-                shard_of(family, name, parameter.shape, True, model.config, layout.tensor, rank)
-                for rank in range(layout.tensor)
-            ]
-            full = assemble(shards, parts)
-        yield name, unpad(family, name, full, model.config)
+        split = axis.size > 1 and bool(getattr(parameter, "is_distributed", False))
+        parts = gathered(parameter, axis) if split else [parameter.numpy()] if axis.rank == 0 else None
+        if parts is None:
+            yield name, None
+            continue
+        shards = [
+            shard_of(family, name, parameter.shape, split, model.config, axis.size, rank) for rank in range(len(parts))
+        ]
+        yield name, unpad(family, name, assemble(shards, parts), model.config)
 
 
 def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
@@ -56,21 +56,3 @@ def family_name(model: Any) -> str:
         if classes & (wanted - {""}):
             return family.name
     raise KeyError(f"{type(model).__name__} is of no family here")
-
-
-def _tensor_group(layout: Layout):
-    if layout.tensor == 1:
-        return None
-    from paddle.distributed import fleet
-
-    return fleet.get_hybrid_communicate_group().get_model_parallel_group()
-
-
-def _all_parts(parameter: Any, group: Any) -> list[np.ndarray]:
-    import paddle
-    import paddle.distributed as dist
-
-    parts: list[paddle.Tensor] = []
-    with paddle.no_grad():
-        dist.all_gather(parts, parameter.detach().contiguous(), group=group)
-    return [part.numpy() for part in parts]

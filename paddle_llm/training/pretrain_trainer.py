@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -27,32 +26,11 @@ from paddle_llm.parallel.sharded_gradients import ShardedGradients
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
+from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.reports import CurveWriter, MetricsFile, ProgressReport, StepFlow
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
 
 METER_STATE = "meter.json"
-
-
-@dataclass(frozen=True)
-class TrainerOptions:
-    """What PretrainTrainer takes beyond PaddleNLP's TrainingArguments.
-
-    Attributes:
-        min_learning_rate: the schedule never falls below it.
-        decay_steps: where the schedule reaches its minimum; None: the last step.
-        nan_policy: "stop", or "skip" the update of a step whose loss is not finite.
-        flops_per_token, peak_flops: for MFU; None where unknown.
-        samples_per_epoch: of the training data, to tell epochs; None: the length of the data set.
-        curves: write VisualDL curves beside metrics.jsonl.
-    """
-
-    min_learning_rate: float = 0.0
-    decay_steps: int | None = None
-    nan_policy: str = "stop"
-    flops_per_token: float | None = None
-    peak_flops: float | None = None
-    samples_per_epoch: int | None = None
-    curves: bool = True
 
 
 class PretrainTrainer(Trainer):

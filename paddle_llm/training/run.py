@@ -192,7 +192,7 @@ def _options(resolved: Resolved, splits):
     import paddle
 
     from paddle_llm.planner.flops import flops_per_token, peak_flops
-    from paddle_llm.training.pretrain_trainer import TrainerOptions
+    from paddle_llm.training.options import TrainerOptions
 
     config = resolved.config
     on_gpu = config.device != "cpu"

@@ -32,7 +32,8 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="np") as opened:
-            found |= {key: opened.get_tensor(key) for key in opened.keys()}
+            names = opened.keys()
+            found |= {name: opened.get_tensor(name) for name in names}
     return found
 
 

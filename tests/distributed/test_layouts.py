@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
-from tests.jobs import config, make_trainer, numbers, rows
+from tests.jobs import VOCABULARY, config, make_trainer, numbers, rows
 from tests.ranks import run_ranks
+from tests.tiny import write_llama
 
 STEPS = {
     "max_steps": 6,
@@ -85,6 +86,20 @@ def test_resume_on_the_same_layout_is_exact_to_the_bit(layout, tmp_path):
     expected = numbers(tmp_path / "output")
     _run(tmp_path, layout, changes, resume=str(tmp_path / "output" / "checkpoint-3"))
     assert numbers(tmp_path / "output") == expected
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_tied_embeddings_on_two_stages_count_once(stage, tmp_path):
+    """The shared weight's gradient is summed over both stages, its square once in the norm, with and without stage 2."""
+    found = {}
+    for layout in (Layout(), Layout(sharding=2, sharding_stage=stage, pipeline=2)):
+        folder = tmp_path / str(layout)
+        write_llama(folder / "llama", vocab_size=VOCABULARY, tie_word_embeddings=True)
+        changes = {"gradient_accumulation_steps": 8 // layout.data_world_size, "max_grad_norm": 0.5}
+        found[layout.world_size] = [row for row in _run(folder, layout, changes) if "loss" in row]
+    for key, limit in (("loss", 2e-6), ("grad_norm", 2e-5)):
+        np.testing.assert_allclose([r[key] for r in found[4]], [r[key] for r in found[1]], rtol=limit, err_msg=key)
+    assert found[1][0]["grad_norm"] > 0.5  # clipping was active
 
 
 def _held(folder: Path, layout: Layout) -> tuple[int, int, int]:

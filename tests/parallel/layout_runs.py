@@ -39,9 +39,9 @@ def train(
         _check_mesh(plan, arguments)
         network = _network(plan, arguments, model)
         losses = _run(network, arguments)
-    from paddle_llm.parallel.gather import full_tensors
+    from paddle_llm.models.full_weights import full_weights
 
-    weights = {name: array for name, array in full_tensors(network, plan) if array is not None}
+    weights = {name: array for name, array in full_weights(network, "llama", plan) if array is not None}
     return losses, weights
 
 

@@ -1,0 +1,27 @@
+"""What PretrainTrainer is told beside TrainingArguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TrainerOptions:
+    """What PretrainTrainer takes beyond PaddleNLP's TrainingArguments.
+
+    Attributes:
+        min_learning_rate: the schedule never falls below it.
+        decay_steps: where the schedule reaches its minimum; None: the last step.
+        nan_policy: "stop", or "skip" the update of a step whose loss is not finite.
+        flops_per_token, peak_flops: for MFU; None where unknown.
+        samples_per_epoch: of the training data, to tell epochs; None: the length of the data set.
+        curves: write VisualDL curves beside metrics.jsonl.
+    """
+
+    min_learning_rate: float = 0.0
+    decay_steps: int | None = None
+    nan_policy: str = "stop"
+    flops_per_token: float | None = None
+    peak_flops: float | None = None
+    samples_per_epoch: int | None = None
+    curves: bool = True
