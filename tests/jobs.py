@@ -18,10 +18,8 @@ SEQUENCE, VOCABULARY, EPOCH = 16, 128, 40
 class Toy:
     """A data set in global order: item i is a function of i alone; items where `poison` says so are out of range."""
 
-    samples_per_epoch = EPOCH
-
-    def __init__(self, length: int):
-        self.length = length
+    def __init__(self, length: int, samples_per_epoch: int = EPOCH):
+        self.length, self.samples_per_epoch = length, samples_per_epoch
 
     def __len__(self) -> int:
         return self.length
@@ -73,18 +71,14 @@ def make_trainer(run: RunConfig, layout: Layout | None = None, train=None, evalu
     with paddle.utils.unique_name.guard():
         model = build_model(run, layout, dtype="float32")
     batch = run.per_device_train_batch_size * run.gradient_accumulation_steps * layout.data_world_size
-    options = {
-        "min_learning_rate": 1e-3,
-        "samples_per_epoch": EPOCH,
-        "nan_policy": run.nan_policy,
-        "curves": False,
-    } | options
+    toy = Toy(max(run.max_steps, 0) * batch, options.pop("samples_per_epoch", EPOCH))
+    options = {"min_learning_rate": 1e-3, "nan_policy": run.nan_policy, "curves": False} | options
     return PretrainTrainer(
         model=model,
         args=args,
         layout=layout,
         options=TrainerOptions(**options),
-        train_dataset=train or Toy(run.max_steps * batch),
+        train_dataset=train or toy,
         eval_dataset=evaluation or Toy(8),
     )
 

@@ -14,7 +14,6 @@ class TrainerOptions:
         decay_steps: where the schedule reaches its minimum; None: the last step.
         nan_policy: "stop", or "skip" the update of a step whose loss is not finite.
         flops_per_token, peak_flops: for MFU; None where unknown.
-        samples_per_epoch: of the training data, to tell epochs; None: the length of the data set.
         curves: write VisualDL curves beside metrics.jsonl.
     """
 
@@ -23,5 +22,4 @@ class TrainerOptions:
     nan_policy: str = "stop"
     flops_per_token: float | None = None
     peak_flops: float | None = None
-    samples_per_epoch: int | None = None
     curves: bool = True

@@ -19,6 +19,7 @@ from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.sampler import IGNORED_LABEL, EvalBatchSampler, GlobalBatchSampler, PaddedView
@@ -28,16 +29,18 @@ from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
 from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.reports import CurveWriter, MetricsFile, ProgressReport, StepFlow
+from paddle_llm.training.sample_order import global_batch_of, in_global_order
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
 
 METER_STATE = "meter.json"
 
 
 class PretrainTrainer(Trainer):
-    """Trains a causal language model on a data set that is already in its global order.
+    """Trains a causal language model; a subclass of PaddleNLP's Trainer, and used like it.
 
-    Item i of `train_dataset` is the i-th sample of the whole training, whatever the layout: global batch g takes
-    items [g*G, (g+1)*G). It must hold at least `max_steps` global batches; with `max_steps` unset its length decides.
+    Samples are dicts of arrays `input_ids` [S] and `labels` [S], labels shifted already. A `train_dataset` that has
+    `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training, whatever the layout, and
+    global batch g takes items [g*G, (g+1)*G). Any other map-style data set is shuffled anew for every epoch.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class PretrainTrainer(Trainer):
         self.layout = layout or _layout_of(args)
         self.options = options or TrainerOptions()
         kwargs.setdefault("data_collator", collate_numpy)
+        if kwargs.get("train_dataset") is not None:
+            kwargs["train_dataset"] = in_global_order(kwargs["train_dataset"], args)
         super().__init__(model=model, args=args, **kwargs)
         self._replace_reports()
         self.meter = Meter(
@@ -83,18 +88,15 @@ class PretrainTrainer(Trainer):
     @property
     def global_batch(self) -> int:
         """Samples per optimizer step, over all ranks."""
-        args = self.args
-        return args.per_device_train_batch_size * args.gradient_accumulation_steps * self.layout.data_world_size
+        return global_batch_of(self.args)
 
     def _get_train_sampler(self):
         args = self.args
-        steps = len(self.train_dataset) // self.global_batch
-        if args.max_steps > 0:
-            if steps < args.max_steps:
-                raise ValueError(
-                    f"{len(self.train_dataset)} samples are {steps} global batches of {self.global_batch}, fewer than max_steps {args.max_steps}"
-                )
-            steps = args.max_steps
+        steps = args.max_steps
+        if len(self.train_dataset) < steps * self.global_batch:
+            raise ValueError(
+                f"{len(self.train_dataset)} samples are fewer than {steps} global batches of {self.global_batch}"
+            )
         return GlobalBatchSampler(
             steps * self.global_batch,
             args.per_device_train_batch_size,
@@ -112,7 +114,7 @@ class PretrainTrainer(Trainer):
         )
 
     def epoch_of(self, consumed_samples: int) -> float:
-        return consumed_samples / (self.options.samples_per_epoch or len(self.train_dataset))
+        return consumed_samples / self.train_dataset.samples_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
         """Does an epoch of the training data end within optimizer step `step` (1 for the first)?"""
@@ -300,13 +302,20 @@ def _barrier() -> None:
 
 
 def _layout_of(args) -> Layout:
-    """The layout of TrainingArguments that somebody built without us (in a notebook)."""
-    stages = {"stage1": 1, "stage2": 2, "stage3": 3}
-    stage = max((stages.get(option.value, 0) for option in args.sharding), default=0)
+    """The layout of TrainingArguments that somebody built without us (in a notebook).
+
+    Raises:
+        UserError: sharding stages that PaddleNLP would run by itself.
+    """
+    if any(option.value in ("stage2", "stage3") for option in args.sharding):
+        raise UserError(
+            "PretrainTrainer shards gradients itself: build the arguments by paddle_llm.training.arguments.training_arguments"
+        )
     return Layout(
         data=max(args.data_parallel_degree, 1),
         sharding=max(args.sharding_parallel_degree, 1),
         tensor=max(args.tensor_parallel_degree, 1),
         pipeline=max(args.pipeline_parallel_degree, 1),
-        sharding_stage=stage,
+        sharding_stage=1 if args.sharding else 0,
+        sequence_parallel=args.sequence_parallel,
     )

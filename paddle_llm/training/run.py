@@ -129,14 +129,12 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTraine
     config, layout = resolved.config, resolved.layout
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
     splits = _build_data(resolved, args, tokenizer)
-    if splits.train is not None:
-        args.max_steps = len(splits.train) // _global_batch(args)
     model = build_model(config, layout, dtype=_weights_dtype(config))
     trainer = PretrainTrainer(
         model=model,
         args=args,
         layout=layout,
-        options=_options(resolved, splits),
+        options=_options(resolved),
         train_dataset=splits.train,
         eval_dataset=splits.valid,
         tokenizer=tokenizer,
@@ -149,9 +147,10 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
     """Training, evaluation and prediction samples in the one global order."""
     from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, samples_per_epoch
     from paddle_llm.models.registry import sample_transform
+    from paddle_llm.training.sample_order import global_batch_of
 
     config = resolved.config
-    batch = _global_batch(args)
+    batch = global_batch_of(args)
     if not config.do_train:
         train = 0
     elif config.max_steps > 0:
@@ -177,10 +176,6 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
     )
 
 
-def _global_batch(args: TrainingArguments) -> int:
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
-
-
 def _weights_dtype(config) -> str:
     """O2 holds the weights in 16 bits; everything else in float32."""
     if config.device == "cpu" or config.fp16_opt_level != "O2":
@@ -188,7 +183,7 @@ def _weights_dtype(config) -> str:
     return "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
 
 
-def _options(resolved: Resolved, splits):
+def _options(resolved: Resolved):
     import paddle
 
     from paddle_llm.planner.flops import flops_per_token, peak_flops
@@ -203,7 +198,6 @@ def _options(resolved: Resolved, splits):
         nan_policy=config.nan_policy,
         flops_per_token=flops_per_token(resolved.facts, config.max_seq_length),
         peak_flops=peak_flops(paddle.device.cuda.get_device_name(), precision) if on_gpu else None,
-        samples_per_epoch=splits.train.samples_per_epoch if splits.train else None,
         curves="visualdl" in config.report_to or "all" in config.report_to,
     )
 

@@ -112,6 +112,29 @@ def test_the_ends_of_epochs_are_seen(tmp_path):
     assert [row["step"] for row in found if "loss" in row] == [12]
 
 
+class Plain:
+    """A data set as a notebook has it: no order, no epochs."""
+
+    def __len__(self):
+        return 11
+
+    def __getitem__(self, index):
+        return Toy(11)[index]
+
+
+def test_any_data_set_is_shuffled_anew_every_epoch_and_resumed_exactly(tmp_path):
+    """11 samples, 2 a step, 2.5 epochs: 13 steps, and step 10 is in the second epoch."""
+    run = config(tmp_path, max_steps=-1, num_train_epochs=2.5, logging_steps=1, do_eval=False)
+    whole = make_trainer(run, train=Plain())
+    whole.train()
+    assert whole.state.global_step == 13
+    expected = numbers(tmp_path / "output")
+    epochs = [[whole.train_dataset[e * 11 + i]["input_ids"].tobytes() for i in range(11)] for e in range(2)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]
+    make_trainer(run, train=Plain()).train(str(tmp_path / "output" / "checkpoint-10"))
+    assert numbers(tmp_path / "output") == expected
+
+
 def test_every_epoch_is_whole_and_in_its_own_order():
     toy = Toy(3 * EPOCH)
     epochs = [[toy[e * EPOCH + i]["input_ids"].tobytes() for i in range(EPOCH)] for e in range(3)]
