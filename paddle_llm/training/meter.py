@@ -64,7 +64,7 @@ class Meter:
     def end_step(self, step: int, loss: float, skipped: bool) -> None:
         """A step is done; `loss` is this rank's mean over its micro batches. A skipped step counts for nothing but time."""
         tokens, self._micro_tokens = self._micro_tokens, 0
-        if skipped:
+        if skipped or not math.isfinite(loss):  # with fp16, Paddle's loss scaler skips such a step itself
             self.skipped_steps += 1
         else:
             self.window.loss_times_tokens += loss * tokens
