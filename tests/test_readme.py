@@ -13,6 +13,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from paddle_llm.config.help import defaults_table
+from tests.jobs import Toy, config, make_trainer, rows
 
 ROOT = Path(__file__).parents[1]
 README, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README_zh.md"))
@@ -52,6 +53,15 @@ def test_the_commands_run_as_typed(tmp_path):
     for command in typed:
         _run(command, tmp_path)
     assert (tmp_path / "output/mine/model/config.json").exists()
+
+
+@pytest.mark.parametrize("text", [README, CHINESE], ids=["README.md", "README_zh.md"])
+def test_the_python_of_the_readme_trains(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = {"model": make_trainer(config(tmp_path)).model, "samples": [Toy(50)[i] for i in range(50)]}
+    exec(code, names)
+    assert [row["step"] for row in rows(tmp_path / "output/notebook")] == [20]
 
 
 def test_every_command_is_run_here_or_elsewhere():
