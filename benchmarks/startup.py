@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+from machine import describe
 
 ROOT = Path(__file__).parents[1]
 VOCABULARY, SEQUENCE = 400, 128
@@ -90,11 +88,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     print(f"# From launch to the first step, {date.today()}\n")
-    print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; Python {platform.python_version()}, ",
-        end="",
-    )
-    print(f"paddlepaddle {version('paddlepaddle')}, paddlenlp {version('paddlenlp')}; 4 ranks, tp2 x pp2\n")
+    print(f"{describe('paddlepaddle', 'paddlenlp')}; 4 ranks, tp2 x pp2\n")
     print("| documents | first start | later starts |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from datetime import date
 from pathlib import Path
+
+from machine import describe
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -223,7 +224,7 @@ def main() -> None:
 def _report(times: dict[str, list[float]], own: list[float]) -> None:
     ours = statistics.median(times["ours"])
     print(f"# Seconds per step on a CPU, {date.today()}\n")
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores; {_versions()}\n")
+    print(f"{describe('paddlepaddle', 'paddlenlp', 'torch', 'transformers')}\n")
     print("LLaMA hidden 512, 4 layers, vocabulary 8000, sequence 512, batch 4, float32, one process.\n")
     print("| | s/step (median) | tokens/s | that / ours |\n|---|---|---|---|")
     for name, found in times.items():
@@ -233,18 +234,6 @@ def _report(times: dict[str, list[float]], own: list[float]) -> None:
     print(
         f"\nTime inside our own callbacks and checks: {statistics.median(own) * 1000:.1f} ms per step, {share:.2%} of it."
     )
-
-
-def _versions() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = [f"Python {platform.python_version()}"]
-    for package in ("paddlepaddle", "paddlenlp", "torch", "transformers"):
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            found.append(f"{package} absent")
-    return ", ".join(found)
 
 
 if __name__ == "__main__":
