@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,10 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from machine import describe
 
 PEER_MEGABYTES = 10
 
@@ -134,11 +134,8 @@ def watch_memory(pid: int, peak: list[float], over: threading.Event) -> None:
 def main(arguments: argparse.Namespace) -> None:
     from paddle_llm.data.tokenizer import train_tokenizer
 
-    print(
-        f"data build, {date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, ",
-        end="",
-    )
-    print(f"sentencepiece {version('sentencepiece')}, paddlenlp {version('paddlenlp')}; best of {arguments.rounds}\n")
+    print(f"# paddle-llm data build, {date.today()}\n")
+    print(f"{describe('sentencepiece', 'paddlenlp')}; best of {arguments.rounds}\n")
     print("| what | input MB | seconds | million tokens/s | of PaddleNLP's loop | share of a worker | peak memory MB |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
