@@ -20,7 +20,8 @@ _KEEP_BYTES = 1 << 30
 # Upstream's own housekeeping, which no user can act on (paddle 3.3.1, paddlenlp 3.0.0b4).
 _UPSTREAM_NOISE = (
     r"(?s).*(ccache|Setuptools is replacing distutils|swiglu|method of <class '.*'> is patched|"
-    r"the grad clip of original optimizer|pkg_resources).*"
+    r"the grad clip of original optimizer|pkg_resources|nccl reduce_avg|No shared comm will be constructed|"
+    r"For pipeline parallel with sharding, the sharding overlap).*"
 )
 
 
@@ -40,6 +41,7 @@ def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
     if "paddle" in sys.modules:
         raise RuntimeError("prepare_host() must run before paddle is imported")
     warnings.filterwarnings("ignore", message=_UPSTREAM_NOISE)
+    os.environ.setdefault("GLOG_minloglevel", "2")  # every process group would tell of its store
     if device != "cpu":
         return []
     said = []

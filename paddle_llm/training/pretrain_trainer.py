@@ -15,10 +15,12 @@ import paddle
 import paddle.distributed as dist
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
+from paddle.io import Subset
 from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
@@ -191,10 +193,10 @@ class PretrainTrainer(Trainer):
         """Mean loss over all tokens of a data set, over all ranks, and its exponential.
 
         Returns:
-            {"step", "<prefix>_loss", "<prefix>_ppl", "<prefix>_seconds"}.
+            {"step", "<prefix>_loss", "<prefix>_ppl"}.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataloader = self.get_eval_dataloader(PaddedView(dataset))
+        dataloader = self.get_eval_dataloader(self._in_whole_batches(dataset))
         model = self._model_to_evaluate()
         model.eval()
         loss_times_tokens, tokens = 0.0, 0
@@ -219,6 +221,24 @@ class PretrainTrainer(Trainer):
         self.log(row)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, row)
         return row
+
+    def _in_whole_batches(self, dataset):
+        """Padding makes the last batch whole, with labels that do not count. A pipeline takes the plain mean over its micro
+        batches, which padding would falsify: there the samples after the last whole batch are left out, aloud."""
+        if self.layout.pipeline == 1:
+            return PaddedView(dataset)
+        batch = self.args.per_device_eval_batch_size * self.layout.data_world_size
+        whole = len(dataset) // batch * batch
+        if whole == 0:
+            raise UserError(
+                f"{len(dataset)} samples to evaluate are fewer than one batch of {batch}, which a pipeline needs whole: give "
+                "evaluation a larger share of --split, or take fewer --gradient_accumulation_steps."
+            )
+        if whole < len(dataset):
+            say(
+                f"evaluation leaves out {len(dataset) - whole} of {len(dataset)} samples: a pipeline takes whole batches"
+            )
+        return Subset(dataset, range(whole))
 
     def _model_to_evaluate(self):
         if self.layout.pipeline == 1:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
-from tests.jobs import VOCABULARY, config, make_trainer, numbers, rows
+from tests.jobs import VOCABULARY, Toy, config, make_trainer, numbers, rows
 from tests.ranks import run_ranks
 from tests.tiny import write_llama
 
@@ -100,6 +100,22 @@ def test_tied_embeddings_on_two_stages_count_once(stage, tmp_path):
     for key, limit in (("loss", 2e-6), ("grad_norm", 2e-5)):
         np.testing.assert_allclose([r[key] for r in found[4]], [r[key] for r in found[1]], rtol=limit, err_msg=key)
     assert found[1][0]["grad_norm"] > 0.5  # clipping was active
+
+
+def _evaluate_ten(folder: Path, layout: Layout) -> float:
+    from paddle_llm.training.run import start_job
+
+    start_job("cpu", layout.world_size)
+    run = config(folder, gradient_accumulation_steps=4, do_train=False)
+    return make_trainer(run, layout, evaluation=Toy(10)).evaluate()["eval_loss"]
+
+
+def test_a_pipeline_evaluates_whole_batches_and_says_what_it_leaves_out(tmp_path):
+    """10 samples in batches of 4 micro batches: 8 count, and their mean is that of one process over the same 8."""
+    config(tmp_path)
+    found = run_ranks(_evaluate_ten, 2, tmp_path, Layout(pipeline=2))
+    eight = make_trainer(config(tmp_path, output_dir=str(tmp_path / "one")), evaluation=Toy(8)).evaluate()["eval_loss"]
+    assert found[0] == found[1] == pytest.approx(eight, rel=1e-6)
 
 
 def _held(folder: Path, layout: Layout) -> tuple[int, int, int]:
