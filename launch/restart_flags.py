@@ -36,4 +36,5 @@ def _is_since(path: Path, started: float) -> bool:
 
 
 if __name__ == "__main__":
-    print("\n".join(restart_flags(float(sys.argv[1]), sys.argv[2:])))
+    for word in restart_flags(float(sys.argv[1]), sys.argv[2:]):  # no empty line: the shell would pass it on as a word
+        print(word)

@@ -302,12 +302,18 @@ def test_slurm_starts_many_machines(job: Path, tmp_path: Path) -> None:
     assert (tmp_path / "log" / "node0").is_dir() and (tmp_path / "log" / "node1").is_dir()
 
 
+def test_slurm_finds_the_folder_of_its_log() -> None:
+    """Slurm makes no folder for --output, and a job whose log cannot be opened ends at once and leaves no word."""
+    (line,) = [line for line in (LAUNCH / "slurm.sbatch").read_text().splitlines() if "--output=" in line]
+    assert "/" not in line.partition("--output=")[2]
+
+
 # --- Flags of a restart
 
 
 def restart_flags(started: float, *arguments: str) -> list[str]:
     command = [sys.executable, str(LAUNCH / "restart_flags.py"), str(started), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.split()
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
 
 
 def test_restart_flags(tmp_path: Path) -> None:
