@@ -18,6 +18,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 
 MANIFEST = "manifest.json"
+LEFT = "left-"  # before the name of a checkpoint whose course was left by resuming an older one
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -110,6 +111,26 @@ def newest_complete(output_dir: str | Path) -> tuple[Path | None, list[str]]:
             return folder, passed_over
         passed_over.append(f"{folder} is passed over: {problem}")
     return None, passed_over
+
+
+def set_aside_newer(output_dir: str | Path, start: Path) -> list[tuple[Path, Path]]:
+    """Rename what is newer than the checkpoint that a run continues from: (old name, new name) of each.
+
+    They belong to another course of the training. Left in place, the next resume would take one of them, and rotation
+    would count them as the newest and delete what this run writes.
+    """
+    output = Path(output_dir)
+    match = _NAME.match(start.name)
+    if match is None or start.resolve().parent != output.resolve():
+        return []
+    moved = []
+    for step, folder in list_checkpoints(output):
+        if step > int(match.group(1)):
+            target = folder.with_name(LEFT + folder.name)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(folder, target)
+            moved.append((folder, target))
+    return moved
 
 
 def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> None:

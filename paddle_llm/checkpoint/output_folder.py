@@ -13,10 +13,10 @@ from paddle_llm.config.errors import UserError
 OURS = ("metrics.jsonl", "visualdl", "config.resolved.json", "model", "model.saving")
 
 
-def prepare_output_folder(
+def choose_start(
     output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None
 ) -> tuple[Path | None, list[str]]:
-    """Decide where a run starts from and leave a writable folder behind. Called by one process.
+    """Decide where a run starts from. Changes nothing: the run may still fail for another mistake. Called by one process.
 
     Args:
         resume: a checkpoint folder, True or None (the newest complete one, if there is any), or False (never).
@@ -28,22 +28,19 @@ def prepare_output_folder(
         UserError: not writable; not empty and neither continued nor overwritten; the named checkpoint is incomplete.
     """
     output = Path(output_dir)
-    _make_writable(output)
+    _check_writable(output)
     if isinstance(resume, str):
         checkpoints.read_manifest(resume)
         return Path(resume), []
-    if not do_train:
-        return None, []
-    if overwrite and resume is not True:
-        _remove_ours(output)
+    if not do_train or (overwrite and resume is not True):
         return None, []
     newest, said = (None, []) if resume is False else checkpoints.newest_complete(output)
     if newest is not None:
-        checkpoints.clear_staging(output)
         return newest, [*said, f"continuing from {newest} (start anew: --overwrite_output_dir)"]
     if resume is True:
         raise UserError(f"--resume_from_checkpoint: there is no complete checkpoint in {output}. " + " ".join(said))
-    in_the_way = sorted(entry.name for entry in output.iterdir() if not _is_launcher_log(entry))
+    entries = output.iterdir() if output.exists() else ()
+    in_the_way = sorted(entry.name for entry in entries if not _is_launcher_log(entry))
     if in_the_way:
         raise UserError(
             f"--output_dir {output} is not empty ({', '.join(in_the_way[:5])}{', ...' if len(in_the_way) > 5 else ''}) and "
@@ -52,12 +49,33 @@ def prepare_output_folder(
     return None, said
 
 
-def _make_writable(output: Path) -> None:
+def open_output_folder(output_dir: str, *, do_train: bool, overwrite: bool, start: Path | None) -> list[str]:
+    """Make the folder ready for a run that is about to begin at `start`. Called by one process; returns lines to say."""
+    output = Path(output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    if not do_train:
+        return []
+    if start is None:
+        if overwrite:
+            _remove_ours(output)
+        return []
+    checkpoints.clear_staging(output)
+    return [
+        f"{old} is of the course that this run leaves: kept as {kept.name}"
+        for old, kept in checkpoints.set_aside_newer(output, start)
+    ]
+
+
+def _check_writable(output: Path) -> None:
+    """Try it, and leave nothing behind."""
+    absent = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)
         probe = output / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()
+        for folder in absent:
+            folder.rmdir()
     except OSError as error:
         raise UserError(
             f"--output_dir {output} cannot be written: {error.strerror or error}. Name another folder."
@@ -66,7 +84,8 @@ def _make_writable(output: Path) -> None:
 
 def _remove_ours(output: Path) -> None:
     checkpoints.clear_staging(output)
-    for path in [*(output / name for name in OURS), *(path for _, path in checkpoints.list_checkpoints(output))]:
+    folders = [path for _, path in checkpoints.list_checkpoints(output)]
+    for path in [*(output / name for name in OURS), *folders, *output.glob(f"{checkpoints.LEFT}*")]:
         if path.is_dir():
             shutil.rmtree(path)
         else:

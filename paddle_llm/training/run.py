@@ -59,10 +59,11 @@ def pretrain(resolved: Resolved) -> PretrainTrainer:
         say(f"{layout.world_size} ranks: {layout}")
     if resolved.facts is None:
         resolved = _with_downloaded_model(resolved)
-    resume = _prepare_output(resolved)
+    start = _choose_start(resolved, args)
     trainer = build_trainer(resolved, args)
+    _open_output(resolved, start)
     if config.do_train:
-        trainer.train(resume_from_checkpoint=resume)
+        trainer.train(resume_from_checkpoint=start)
         _save_model(trainer, resolved)
     elif config.do_eval:
         trainer.evaluate()
@@ -96,15 +97,17 @@ def _with_downloaded_model(resolved: Resolved) -> Resolved:
     return replace(resolved, facts=read_model_facts(folder))
 
 
-def _prepare_output(resolved: Resolved) -> Path | None:
-    """On the first rank: check the output folder, write config.resolved.json; on all: where to resume from."""
-    from paddle_llm.checkpoint.output_folder import prepare_output_folder
+def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
+    """On the first rank: may the output folder be used; on all: where to resume from. Nothing is written yet."""
+    from paddle_llm.checkpoint.folder import check_layout
+    from paddle_llm.checkpoint.output_folder import choose_start
     from paddle_llm.parallel.first_rank import on_first_rank
+    from paddle_llm.training.sample_order import global_batch_of
 
     config = resolved.config
 
-    def prepare() -> str | None:
-        resume, said = prepare_output_folder(
+    def choose() -> str | None:
+        start, said = choose_start(
             config.output_dir,
             do_train=config.do_train,
             overwrite=config.overwrite_output_dir,
@@ -112,12 +115,30 @@ def _prepare_output(resolved: Resolved) -> Path | None:
         )
         for line in said:
             say(line)
-        record = json.dumps(resolved_as_json(resolved), indent=1)
-        (Path(config.output_dir) / "config.resolved.json").write_text(record)
-        return str(resume) if resume else None
+        if start is not None:
+            check_layout(start, resolved.layout, global_batch_of(args))
+        return str(start) if start else None
 
-    resume = on_first_rank(prepare)
-    return Path(resume) if resume else None
+    start = on_first_rank(choose)
+    return Path(start) if start else None
+
+
+def _open_output(resolved: Resolved, start: Path | None) -> None:
+    """On the first rank, when nothing of the user's can be wrong any more: clear the folder, write config.resolved.json."""
+    from paddle_llm.checkpoint.output_folder import open_output_folder
+    from paddle_llm.parallel.first_rank import on_first_rank
+
+    config = resolved.config
+
+    def open_folder() -> None:
+        overwrite = config.overwrite_output_dir
+        for line in open_output_folder(config.output_dir, do_train=config.do_train, overwrite=overwrite, start=start):
+            say(line)
+        record = Path(config.output_dir) / "config.resolved.json"
+        if config.do_train or not record.exists():  # an evaluation leaves the training's record alone
+            record.write_text(json.dumps(resolved_as_json(resolved), indent=1))
+
+    on_first_rank(open_folder)
 
 
 def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTrainer:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from paddle_llm.checkpoint import folder as checkpoints
-from paddle_llm.checkpoint.output_folder import prepare_output_folder
+from paddle_llm.checkpoint.output_folder import choose_start, open_output_folder
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 
@@ -62,8 +62,38 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
 
 
 def _prepare(output, **changes):
-    settings = {"do_train": True, "overwrite": False, "resume": None} | changes
-    return prepare_output_folder(str(output), **settings)
+    settings = {"do_train": True, "overwrite": False} | changes
+    resume = settings.pop("resume", None)
+    start, said = choose_start(str(output), resume=resume, **settings)
+    return start, said + open_output_folder(str(output), start=start, **settings)
+
+
+def test_choosing_changes_nothing(tmp_path):
+    """Another mistake may still end the run, which must not have cost an older run its checkpoints."""
+    _save(tmp_path, 5)
+    before = sorted(tmp_path.rglob("*"))
+    assert choose_start(str(tmp_path), do_train=True, overwrite=True, resume=None) == (None, [])
+    assert choose_start(str(tmp_path / "a" / "b"), do_train=True, overwrite=False, resume=None) == (None, [])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_resuming_an_older_one_sets_the_newer_ones_aside(tmp_path):
+    for step in (5, 10, 15):
+        _save(tmp_path, step)
+    start, said = _prepare(tmp_path, resume=str(tmp_path / "checkpoint-5"))
+    assert start.name == "checkpoint-5" and len(said) == 2 and "left-checkpoint-15" in said[1]
+    assert checkpoints.newest_complete(tmp_path)[0].name == "checkpoint-5"
+    assert (tmp_path / "left-checkpoint-15" / "optimizer.pdopt").exists()
+    assert _prepare(tmp_path, overwrite=True) == (None, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_save_is_cleared_when_a_checkpoint_is_named(tmp_path):
+    _save(tmp_path, 5)
+    half = checkpoints.staging_folder(tmp_path, 10) / "checkpoint-10"
+    half.mkdir(parents=True)
+    _prepare(tmp_path, resume=str(tmp_path / "checkpoint-5"))
+    assert not half.exists()
 
 
 def test_an_empty_or_absent_folder_starts_anew(tmp_path):

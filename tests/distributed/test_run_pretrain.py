@@ -146,6 +146,18 @@ def test_an_output_folder_in_use_is_refused_untouched(corpus, tmp_path):
     assert [p.name for p in (tmp_path / "output").iterdir()] == ["thesis.tex"]
 
 
+def test_a_mistake_costs_nothing(corpus, tmp_path):
+    """A wrong --input_dir beside --overwrite_output_dir: the older run's files stay; in a new folder nothing is left."""
+    old = tmp_path / "old"
+    (old / "checkpoint-3").mkdir(parents=True)
+    (old / "metrics.jsonl").write_text("{}\n")
+    mistake = ["--input_dir", str(tmp_path / "nowhere"), "--overwrite_output_dir"]
+    assert _alone([*_flags(corpus, old), *mistake]).returncode == 2
+    assert sorted(p.name for p in old.iterdir()) == ["checkpoint-3", "metrics.jsonl"]
+    assert _alone([*_flags(corpus, tmp_path / "new"), *mistake]).returncode == 2
+    assert not (tmp_path / "new").exists()
+
+
 def test_help_takes_no_time_and_lists_every_group():
     began = time.monotonic()
     done = _alone(["--help"])
