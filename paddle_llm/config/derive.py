@@ -46,6 +46,9 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
         found.append(("decay_steps", config.max_steps, "max_steps"))
     if run.known_facts is not None:
         found.append(("model_type", run.known_facts.model_type, "the model's config.json"))
+    if config.load_best_model_at_end and config.greater_is_better is None:
+        # PaddleNLP takes every metric but the loss for one of which more is better; a perplexity is not.
+        found.append(("greater_is_better", False, "less loss and perplexity are better"))
     if config.evaluation_strategy is None:
         found.append(("evaluation_strategy", "steps" if config.do_eval else "no", "do_eval"))
     elif config.evaluation_strategy != "no":

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from enum import Enum
+from importlib.util import find_spec
 from typing import Any
 
 from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
 
 _SINGLE = -1  # PaddleNLP's word for "degree not set"
@@ -49,6 +51,7 @@ _ANNOUNCED = (
     "pipeline_parallel_degree",
     "sharding_parallel_degree",
     "sep_parallel_degree",
+    "unified_checkpoint_config",  # becomes a list of words
 )
 
 
@@ -68,12 +71,13 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "pipeline_parallel_degree": _degree(layout.pipeline),
         "sharding_parallel_degree": _degree(layout.sharding),
         "sharding": _sharding(layout),
+        "sharding_parallel_config": _sharding_words(config),
         "do_eval": config.do_eval,
         "evaluation_strategy": (config.evaluation_strategy or "steps") if config.do_eval else "no",
         "per_device_eval_batch_size": eval_batch_size(config, layout),
         "max_evaluate_steps": config.eval_iters,
         # Bars, lines and curves are our own callbacks.
-        "report_to": [name for name in config.report_to if name not in ("visualdl", "none", "all")],
+        "report_to": _other_reports(config.report_to),
         "disable_tqdm": config.disable_tqdm,
         "logging_dir": f"{config.output_dir}/visualdl",
     }
@@ -97,6 +101,18 @@ def _sharding(layout: Layout) -> str:
     if layout.sharding == 1 or layout.sharding_stage == 0:
         return ""
     return "stage3" if layout.sharding_stage == 3 else "stage1"
+
+
+def _other_reports(report_to: list[str]) -> list[str]:
+    """Where rows go beside our own curves; "all" is what is installed."""
+    if "all" in report_to:
+        return [name for name, package in REPORTERS.items() if name != "visualdl" and find_spec(package) is not None]
+    return [name for name in report_to if name not in ("visualdl", "none")]
+
+
+def _sharding_words(config: RunConfig) -> str:
+    """Without a word that PaddleNLP takes with its own stage 2 only; the reader has said that it has no effect."""
+    return " ".join(word for word in config.sharding_parallel_config.split() if word != "enable_stage2_overlap")
 
 
 def _same(given: Any, now: Any) -> bool:

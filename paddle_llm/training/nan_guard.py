@@ -1,5 +1,8 @@
 """A step that is not a number: stop and name the batch, or skip the update and count, the same on every rank.
 
+Under fp16 a gradient that overflows while the losses are finite is the loss scaler's business: it leaves the update out
+and halves its scale, which is how it finds the scale to begin with.
+
 The global gradient norm is what is watched. Every rank computes the same one between backward and update, a loss that
 is NaN anywhere makes it NaN, and on a CPU the loss alone would not tell: Paddle's softmax kernel turns a row of NaN
 into equal shares (paddle 3.3.1), so that the loss reads ln(vocabulary).
@@ -62,7 +65,11 @@ class NanGuard:
         if math.isfinite(norm):
             return
         trainer = self._trainer
-        story = _tell(norm, trainer)
+        losses = _all_losses(trainer.step_loss)
+        if _scaler_overflowed(trainer) and all(map(math.isfinite, losses)):
+            say(f"step {trainer.state.global_step + 1}: gradients overflow fp16, no update; the loss scale is lowered")
+            return
+        story = _tell(norm, losses, trainer)
         if self.policy == "stop":
             newest, _ = newest_complete(trainer.args.output_dir)
             last_good = f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
@@ -71,11 +78,21 @@ class NanGuard:
         raise _SkipUpdate
 
 
-def _tell(norm: float, trainer: PretrainTrainer) -> str:
-    losses = [trainer.step_loss]
-    if dist.get_world_size() > 1:
-        losses = []
-        dist.all_gather_object(losses, trainer.step_loss)
+def _scaler_overflowed(trainer: PretrainTrainer) -> bool:
+    """The loss scaler has seen it, too, and will leave the update out (the same on every rank)."""
+    return trainer.do_grad_scaling and bool(trainer.scaler._found_inf)
+
+
+def _all_losses(mine: float) -> list[float]:
+    """The step's loss of every rank. All ranks are here: they share the norm that is not finite."""
+    if dist.get_world_size() == 1:
+        return [mine]
+    losses: list[float] = []
+    dist.all_gather_object(losses, mine)
+    return losses
+
+
+def _tell(norm: float, losses: list[float], trainer: PretrainTrainer) -> str:
     bad = [str(rank) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
     where = f"the loss is not finite on rank {', '.join(bad)}" if bad else f"the gradient norm is {norm}"
     first = trainer.state.global_step * trainer.global_batch

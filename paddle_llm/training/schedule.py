@@ -14,11 +14,13 @@ def learning_rate_factor(
     zero, which would waste it. Afterwards the rate falls to `min_ratio` of the peak at `decay_steps` and stays there
     ("cosine": Loshchilov & Hutter 2017 without restarts; `num_cycles` 0.5 is half a wave).
     """
+    if kind == "constant":  # without a warm-up, as in PaddleNLP; "constant_with_warmup" has one
+        return 1.0
     if step < warmup_steps:
         return (step + 1) / warmup_steps
     span = max(1, decay_steps - warmup_steps)
     progress = min(1.0, (step - warmup_steps) / span)
-    if kind in ("constant", "constant_with_warmup"):
+    if kind == "constant_with_warmup":
         return 1.0
     if kind == "linear":
         shape = 1.0 - progress

@@ -255,6 +255,14 @@ def test_what_is_derived(model: Path) -> None:
     assert found.origins["per_device_eval_batch_size"].startswith("derived: a pipeline")
 
 
+def test_less_perplexity_is_better(model: Path) -> None:
+    """PaddleNLP would take the worst model for the best: to it, more is better of everything but the loss."""
+    flags = "--do_eval --load_best_model_at_end --metric_for_best_model ppl --device cpu"
+    assert resolve([*base(model), *flags.split()], world_size=1).config.greater_is_better is False
+    flags += " --greater_is_better true"
+    assert resolve([*base(model), *flags.split()], world_size=1).config.greater_is_better is True
+
+
 def test_evaluation_strategy_switches_evaluation_on(model: Path) -> None:
     found = resolve([*base(model), "--evaluation_strategy", "steps", "--device", "cpu"], world_size=1)
     assert found.config.do_eval and found.config.evaluation_strategy == "steps"

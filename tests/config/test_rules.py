@@ -64,6 +64,7 @@ CASES = [
     Case("reporters", "--report_to tensorbord", problem="expected visualdl, wandb", fine="--report_to none"),
     Case("reporters", "--report_to wandb visualdl", problem="the package wandb is not installed"),
     Case("reporters", "--report_to all none", problem="all stands alone"),
+    Case("reporters", "--run_name mine", notice="--run_name has no effect", fine="--run_name mine --report_to all"),
     Case("unified_checkpoint_words", "--unified_checkpoint --unified_checkpoint_config x", problem="x is unknown"),
     Case(
         "unified_checkpoint_words", "--unified_checkpoint --unified_checkpoint_config async_save", problem="not offered"
@@ -113,9 +114,20 @@ CASES = [
         problem="save_steps = 15 must be a multiple of eval_steps = 10",
         fine="--load_best_model_at_end --do_eval --save_steps 20 --eval_steps 10",
     ),
+    Case(
+        "best_model",
+        "--load_best_model_at_end --do_eval --metric_for_best_model accuracy",
+        problem="an evaluation gives loss and ppl",
+        fine="--load_best_model_at_end --do_eval --metric_for_best_model eval_ppl",
+    ),
     Case("best_model", "--metric_for_best_model loss", notice="no effect without --load_best_model_at_end"),
     Case("save_steps_count", "--save_steps 5 --save_strategy epoch", notice="--save_steps has no effect"),
     Case("resume_and_overwrite", "--resume_from_checkpoint x --overwrite_output_dir", notice="continues from that"),
+    Case(
+        "resume_and_overwrite",
+        "--do_train 0 --do_eval --resume_from_checkpoint x",
+        problem="do_train is false. To evaluate a trained model",
+    ),
     # layout
     Case("sharding_stages", "--sharding stage9", problem="stage9 is unknown", fine="--sharding stage1", world=2),
     Case("sharding_stages", "--sharding stage1 stage2", problem="give one stage", world=2),
@@ -123,6 +135,13 @@ CASES = [
     Case("sharding_stages", "--sharding offload", problem="offload is not offered", world=2),
     Case(
         "sharded_weights", "--sharding stage3", problem="Nearest: --sharding stage2", fine="--sharding stage2", world=2
+    ),
+    Case(
+        "sharded_gradients",
+        "--sharding stage2 --pipeline_parallel_degree 2 --gradient_accumulation_steps 4 --bf16 --fp16_opt_level O2 "
+        "--amp_master_grad --pipeline_parallel_config enable_sharding_comm_overlap",
+        problem="enable_sharding_comm_overlap lays gradients out for stage 1",
+        world=4,
     ),
     Case(
         "sharded_gradients",
@@ -208,6 +227,26 @@ CASES = [
         fine="--pipeline_parallel_degree 2 --tensor_parallel_degree 2 --sequence_parallel "
         "--pipeline_parallel_config disable_partial_send_recv",
         world=4,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage2 --sharding_parallel_config enable_stage1_broadcast_overlap",
+        notice="enable_stage1_broadcast_overlap has no effect with --sharding stage2",
+        fine="--sharding stage1 --sharding_parallel_config enable_stage1_broadcast_overlap",
+        world=2,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage1 --bf16 --fp16_opt_level O2 --amp_master_grad "
+        "--sharding_parallel_config enable_stage1_broadcast_overlap split_param",
+        problem="enable_stage1_broadcast_overlap does not go with split_param",
+        world=2,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage1 --sharding_parallel_config enable_stage1_allgather_overlap",
+        problem="enable_stage1_allgather_overlap needs split_param",
+        world=2,
     ),
     Case(
         "sharding_words",

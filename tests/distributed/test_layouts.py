@@ -146,3 +146,20 @@ def test_stage_2_holds_the_gradients_of_what_a_rank_owns_and_no_more(stage, pipe
     for held, owned, everything in run_ranks(_held, layout.world_size, tmp_path, layout):
         assert held == (owned if stage == 2 else everything)
         assert abs(owned - everything / 2) < 0.15 * everything
+
+
+def _argument(folder: Path, layout: Layout, changes: dict) -> str:
+    """`sharding_parallel_config` as PaddleNLP is told it, on one rank."""
+    from paddle_llm.training.arguments import training_arguments
+    from paddle_llm.training.run import start_job
+
+    start_job("cpu", layout.world_size)
+    return training_arguments(config(folder, **changes), layout).sharding_parallel_config
+
+
+def test_a_word_of_paddlenlps_own_stage_2_does_not_reach_it(tmp_path):
+    """On a GPU it comes this far (the CPU drops it before); PaddleNLP, told stage 1, ends with an assertion."""
+    config(tmp_path)
+    layout = Layout(sharding=2, sharding_stage=2)
+    changes = {"sharding_parallel_config": "enable_stage2_overlap disable_stage1_reduce_avg"}
+    assert run_ranks(_argument, 2, tmp_path, layout, changes) == ["disable_stage1_reduce_avg"] * 2

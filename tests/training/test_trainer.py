@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import paddle
@@ -10,7 +11,8 @@ import pytest
 
 from paddle_llm.config.errors import TrainingStopped, UserError
 from paddle_llm.training.schedule import learning_rate_factor
-from tests.jobs import EPOCH, Toy, config, make_trainer, numbers, rows, weights
+from tests.jobs import EPOCH, VOCABULARY, Toy, config, make_trainer, numbers, rows, weights
+from tests.tiny import write_bloom
 
 KEYS = {
     "step",
@@ -75,7 +77,7 @@ def test_learning_rate_of_a_row_is_the_one_its_step_was_taken_with(tmp_path):
     assert rates[-1] == pytest.approx(0.001 + 0.009 * 0.25)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "polynomial"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup", "polynomial"])
 def test_schedule_warms_up_to_the_peak_and_ends_at_its_minimum(kind):
     def factor(step):
         return learning_rate_factor(
@@ -84,8 +86,18 @@ def test_schedule_warms_up_to_the_peak_and_ends_at_its_minimum(kind):
 
     assert factor(0) == pytest.approx(0.1)
     assert factor(9) == factor(10) == 1.0
-    assert factor(100) == factor(10_000) == pytest.approx(1.0 if kind == "constant" else 0.1)
+    assert factor(100) == factor(10_000) == pytest.approx(1.0 if kind == "constant_with_warmup" else 0.1)
     assert all(factor(s) >= factor(s + 1) for s in range(10, 99))
+
+
+def test_a_constant_rate_has_no_warmup():
+    rates = [
+        learning_rate_factor(
+            s, kind="constant", warmup_steps=10, decay_steps=100, min_ratio=0.1, num_cycles=0.5, power=1.0
+        )
+        for s in (0, 5, 50)
+    ]
+    assert rates == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("stop_at", [5, 10])
@@ -189,3 +201,74 @@ def test_another_global_batch_is_refused(tmp_path):
     other = make_trainer(config(tmp_path, gradient_accumulation_steps=3, max_steps=8))
     with pytest.raises(UserError, match="global batch of 2 samples, this job has 3"):
         other.train(str(tmp_path / "output" / "checkpoint-5"))
+
+
+def _with_loss_scaler(trainer, monkeypatch, scale: float) -> None:
+    """Paddle's own dynamic loss scaling, which it offers on a GPU only, around a model in fp32."""
+    place = SimpleNamespace(is_gpu_place=lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(paddle.amp.grad_scaler, "_dygraph_tracer", lambda: SimpleNamespace(_expected_place=place))
+        trainer.scaler = paddle.amp.GradScaler(init_loss_scaling=scale, decr_every_n_nan_or_inf=1, decr_ratio=1e-15)
+    trainer.do_grad_scaling, trainer.amp_dtype = True, "float16"
+
+
+def test_an_overflow_that_the_loss_scaler_mends_does_not_stop_the_job(tmp_path, monkeypatch, capsys):
+    trainer = make_trainer(config(tmp_path, max_steps=6, logging_steps=1, do_eval=False))
+    # A gradient on its way to the embeddings is 1e20 times as large as it arrives: with a loss scale of 1e30 it overflows.
+    trainer.model.llama.embed_tokens.register_forward_post_hook(lambda layer, inputs, output: output * 1e-20 * 1e20)
+    _with_loss_scaler(trainer, monkeypatch, 1e30)
+    before = weights(trainer.model)
+    trainer.train()
+    assert "gradients overflow fp16, no update" in capsys.readouterr().err
+    found = rows(tmp_path / "output")
+    assert found[0]["grad_norm"] is None and found[-1]["grad_norm"] > 0
+    assert all(math.isfinite(row["loss"]) for row in found) and found[-1]["skipped_steps"] == 0
+    assert any(not np.array_equal(before[name], value) for name, value in weights(trainer.model).items())
+
+
+def test_a_loss_that_is_nan_stops_the_job_under_a_loss_scaler_too(tmp_path, monkeypatch):
+    trainer = _poisoned(config(tmp_path, do_eval=False))
+    _with_loss_scaler(trainer, monkeypatch, 1024.0)
+    with pytest.raises(TrainingStopped, match="the loss is not finite on rank 0 at step 4"):
+        trainer.train()
+
+
+def test_the_timers_that_were_asked_for_are_printed(tmp_path, capsys):
+    make_trainer(config(tmp_path, max_steps=2, skip_profile_timer=False, do_eval=False)).train()
+    said = capsys.readouterr().err
+    assert said.count("optimizer-step") == 2 and said.count("forward-backward") == 2
+
+
+def test_resume_is_exact_with_the_unified_checkpoint_format(tmp_path):
+    run = config(tmp_path, unified_checkpoint=True, unified_checkpoint_config="master_weight_compatible")
+    make_trainer(run).train()
+    expected = numbers(tmp_path / "output")
+    make_trainer(run).train(str(tmp_path / "output" / "checkpoint-5"))
+    assert numbers(tmp_path / "output") == expected
+
+
+def test_resume_is_exact_with_dropout(tmp_path):
+    write_bloom(tmp_path / "bloom", vocab_size=VOCABULARY, hidden_dropout=0.1, attention_dropout=0.1)
+    run = config(tmp_path, model_name_or_path=str(tmp_path / "bloom"))
+    make_trainer(run).train()
+    expected = numbers(tmp_path / "output")
+    make_trainer(run).train(str(tmp_path / "output" / "checkpoint-5"))
+    assert numbers(tmp_path / "output") == expected
+
+
+def test_the_best_model_is_the_one_that_ends_the_run(tmp_path):
+    run = config(tmp_path, load_best_model_at_end=True, save_steps=4, eval_steps=4, learning_rate=0.3, max_steps=8)
+    trainer = make_trainer(run)
+    trainer.train()
+    best = min((row for row in rows(tmp_path / "output") if "eval_loss" in row), key=lambda row: row["eval_loss"])
+    assert trainer.state.best_model_checkpoint == str(tmp_path / "output" / f"checkpoint-{best['step']}")
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best["eval_loss"], rel=1e-6)
+
+
+def test_reports_to_all_are_those_whose_packages_are_installed(tmp_path, monkeypatch):
+    from paddle_llm.training import arguments
+
+    monkeypatch.setattr(arguments, "find_spec", lambda name: object() if name in ("tensorboardX", "visualdl") else None)
+    assert arguments._other_reports(["all"]) == ["tensorboard"]
+    assert arguments._other_reports(["visualdl", "wandb"]) == ["wandb"]
+    assert arguments._other_reports(["none"]) == []

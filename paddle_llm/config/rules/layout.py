@@ -42,6 +42,11 @@ def sharded_gradients(run: Run) -> Findings:
         yield Problem(
             f"sharding_parallel_config: {' and '.join(words)} lay gradients out for stage 1. Leave them out, or use --sharding stage1."
         )
+    overlap = "enable_sharding_comm_overlap" in run.config.pipeline_parallel_config.split()
+    if run.layout.sharding_stage == 2 and run.layout.pipeline > 1 and overlap and run.device == "gpu":
+        yield Problem(
+            "pipeline_parallel_config: enable_sharding_comm_overlap lays gradients out for stage 1. Leave it out, or use --sharding stage1."
+        )
 
 
 def virtual_stages(run: Run) -> Findings:

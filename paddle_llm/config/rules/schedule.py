@@ -85,6 +85,9 @@ def best_model(run: Run) -> Findings:
             if name in run.asked and getattr(config, name) is not None:
                 yield Notice(f"--{name} has no effect without --load_best_model_at_end.")
         return
+    metric = config.metric_for_best_model
+    if metric is not None and metric.removeprefix("eval_") not in ("loss", "ppl"):
+        yield Problem(f"metric_for_best_model = {metric}: an evaluation gives loss and ppl.")
     evaluates = config.evaluation_strategy or ("steps" if config.do_eval else "no")
     if evaluates == "no":
         yield Problem("load_best_model_at_end needs evaluations: give --do_eval.")
@@ -109,6 +112,11 @@ def resume_and_overwrite(run: Run) -> Findings:
     config = run.config
     if config.resume_from_checkpoint and config.overwrite_output_dir:
         yield Notice("--overwrite_output_dir with --resume_from_checkpoint: the run continues from that checkpoint.")
+    if config.resume_from_checkpoint and not config.do_train:
+        yield Problem(
+            "resume_from_checkpoint continues a training, but do_train is false. To evaluate a trained model: "
+            "--model_name_or_path OUTPUT_DIR/model --continue_training 1"
+        )
 
 
 RULES: list[Rule] = [

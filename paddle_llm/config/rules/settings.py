@@ -89,21 +89,24 @@ def recompute_switches(run: Run) -> Findings:
             yield Notice(f"--{name} has no effect without --recompute.")
 
 
-_REPORTERS = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorboardX"}
+REPORTERS = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorboardX"}
 
 
 def reporters(run: Run) -> Findings:
-    words = run.config.report_to
+    config = run.config
+    words = config.report_to
     alone = [word for word in words if word in ("all", "none")]
     if alone and len(words) > 1:
         yield Problem(f"report_to = {' '.join(words)}: {alone[0]} stands alone.")
     for word in words:
         if word in alone:
             continue
-        if word not in _REPORTERS:
+        if word not in REPORTERS:
             yield Problem(f"report_to = {word}: expected visualdl, wandb, tensorboard, all or none.")
-        elif find_spec(_REPORTERS[word]) is None:
-            yield Problem(f"report_to = {word}: the package {_REPORTERS[word]} is not installed.")
+        elif find_spec(REPORTERS[word]) is None:
+            yield Problem(f"report_to = {word}: the package {REPORTERS[word]} is not installed.")
+    if config.run_name is not None and not {"wandb", "all"} & set(words):
+        yield Notice("--run_name has no effect without --report_to wandb.")
 
 
 _CHECKPOINT_WORDS = (

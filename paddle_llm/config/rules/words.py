@@ -107,8 +107,16 @@ def sharding_words(run: Run) -> Findings:
         return
     if "split_param" in words and not config.amp_master_grad and run.device == "gpu":
         yield Problem("sharding_parallel_config: split_param needs --amp_master_grad.")
+    if "enable_stage1_broadcast_overlap" in words and "split_param" in words and run.device == "gpu":
+        yield Problem("sharding_parallel_config: enable_stage1_broadcast_overlap does not go with split_param.")
+    if "enable_stage1_allgather_overlap" in words and "split_param" not in words and run.device == "gpu":
+        yield Problem("sharding_parallel_config: enable_stage1_allgather_overlap needs split_param.")
     if "enable_stage2_overlap" in words:
         yield Notice("sharding_parallel_config: enable_stage2_overlap has no effect in this version.")
+    if layout.sharding_stage == 2:
+        for word in ("enable_stage1_broadcast_overlap", "enable_stage1_allgather_overlap"):
+            if word in words:
+                yield Notice(f"sharding_parallel_config: {word} has no effect with --sharding stage2.")
     if layout.pipeline > 1:
         for word in ("enable_stage1_tensor_fusion", "enable_stage1_overlap"):
             if word in words:
