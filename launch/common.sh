@@ -79,7 +79,7 @@ main() {
   started=$(date +%s)
   trap stop TERM INT
   run_once "${arguments[@]}"
-  while ((code != 0 && code != 2 && restarts < MAX_RESTART)) && [[ -z $stopped ]]; do
+  while ((code != 0 && code != 2 && code != 3 && restarts < MAX_RESTART)) && [[ -z $stopped ]]; do
     restarts=$((restarts + 1))
     echo "$(basename "$0"): the job ended with $code; restart $restarts of $MAX_RESTART" >&2
     mapfile -t more < <("$PYTHON" "$ROOT/launch/restart_flags.py" "$started" "${arguments[@]}")

@@ -37,10 +37,16 @@ def clear_staging(output_dir: str | Path) -> None:
         shutil.rmtree(leftover)
 
 
-def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int) -> None:
+def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int, identity: dict | None = None) -> None:
     """List every file of `folder` with its size, flushed to disk: the last file of a checkpoint."""
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    record = {"step": step, "layout": asdict(layout), "global_batch": global_batch, "files": files}
+    record = {
+        "step": step,
+        "layout": asdict(layout),
+        "global_batch": global_batch,
+        "identity": identity,
+        "files": files,
+    }
     for name in files:
         _flush(folder / name)
     target = folder / MANIFEST
@@ -150,6 +156,29 @@ def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> None:
         raise UserError(
             f"{folder} was saved with a global batch of {manifest['global_batch']} samples, this job has {global_batch}: "
             "the position in the data would be wrong. Keep per_device_train_batch_size x gradient_accumulation_steps."
+        )
+
+
+def check_identity(folder: str | Path, identity: dict) -> None:
+    """Refuse to continue with another network or other data: neither would be noticed later.
+
+    Raises:
+        UserError: with what differs.
+    """
+    saved = read_manifest(folder).get("identity")
+    if saved is None:
+        return
+    differing = [
+        f"{key} {was} -> {identity['model'][key]}"
+        for key, was in saved["model"].items()
+        if identity["model"][key] != was
+    ]
+    if differing:
+        raise UserError(f"{folder} was saved with another network: {', '.join(differing)}. Use its config.json.")
+    if saved["data"] != identity["data"]:
+        raise UserError(
+            f"{folder} was saved with other data: the corpus, --split, --max_seq_length or --data_seed differs, so that its position "
+            "would mean something else. Give what it was trained with, or start from the model/ folder with --continue_training 1."
         )
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 1
+EXIT_STOPPED = 3
+EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
@@ -40,7 +41,7 @@ def is_first_rank() -> bool:
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a UserError into its message on stderr (rank 0 only) and exit code 2 on every rank (TrainingStopped: 1)."""
+    """Turn a UserError into its message on stderr (rank 0 only) and exit code 2 on every rank (TrainingStopped: 3)."""
     try:
         yield
     except UserError as error:
@@ -51,3 +52,7 @@ def exit_on_user_error() -> Iterator[None]:
         if is_first_rank():
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
+    except KeyboardInterrupt:
+        if is_first_rank():
+            print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
+        sys.exit(EXIT_INTERRUPTED)

@@ -30,10 +30,15 @@ class CausalLMLoss(paddle.nn.Layer):
 
     Args:
         config: PaddleNLP's configuration of the model, its vocabulary padded to a multiple of the tensor-parallel degree.
+
+    Attributes:
+        divisor: divides the sum in place of the number of labels that count, where that differs between batches whose
+            losses are averaged afterwards; None: the mean.
     """
 
     def __init__(self, config: Any):
         super().__init__()
+        self.divisor: float | None = None
         degree = max(config.tensor_parallel_degree, 1)
         self.parallel = degree > 1 and config.tensor_parallel_output
         local = config.vocab_size // degree if self.parallel else config.vocab_size
@@ -56,5 +61,6 @@ class CausalLMLoss(paddle.nn.Layer):
             else:
                 loss_BS = F.cross_entropy(logits_BSV, labels_BS, ignore_index=IGNORE_INDEX, reduction="none")
             counts_BS = (labels_BS != IGNORE_INDEX).astype("float32")
-            loss = (loss_BS.reshape(labels_BS.shape) * counts_BS).sum() / counts_BS.sum().clip(min=1.0)
+            divisor = counts_BS.sum().clip(min=1.0) if self.divisor is None else self.divisor
+            loss = (loss_BS.reshape(labels_BS.shape) * counts_BS).sum() / divisor
             return loss + not_a_number

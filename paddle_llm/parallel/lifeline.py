@@ -160,7 +160,11 @@ class _Lifeline:
         peer.last_sign = time.monotonic()
         *complete, peer.rest = (peer.rest + data).split(b"\n")
         for message in complete:
-            self._hear(peer, json.loads(message))
+            try:
+                self._hear(peer, json.loads(message))
+            except ValueError:  # not one of ours: a port scan, say
+                self._drop(line)
+                return
 
     def _hear(self, peer: _Peer, message: dict[str, Any]) -> None:
         if "rank" in message:

@@ -6,6 +6,7 @@ schedule, what happens to a step's loss, the rows of metrics, evaluation and sav
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -15,7 +16,6 @@ import paddle
 import paddle.distributed as dist
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
-from paddle.io import Subset
 from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
@@ -25,6 +25,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.sampler import IGNORED_LABEL, EvalBatchSampler, GlobalBatchSampler, PaddedView
+from paddle_llm.models.loss import CausalLMLoss
 from paddle_llm.parallel.sharded_gradients import ShardedGradients
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
@@ -35,6 +36,7 @@ from paddle_llm.training.sample_order import global_batch_of, in_global_order
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
 
 METER_STATE = "meter.json"
+_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
 class PretrainTrainer(Trainer):
@@ -202,16 +204,13 @@ class PretrainTrainer(Trainer):
             {"step", "<prefix>_loss", "<prefix>_ppl"}.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataloader = self.get_eval_dataloader(self._in_whole_batches(dataset))
+        dataloader = self.get_eval_dataloader(PaddedView(dataset))
         model = self._model_to_evaluate()
         model.eval()
         loss_times_tokens, tokens = 0.0, 0
         for inputs in dataloader:
-            count = _count_labels(inputs)
-            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
-            if count:  # a batch of padding alone has no mean
-                loss_times_tokens += float(loss) * count
-                tokens += count
+            loss_times_tokens += self._loss_sum(model, inputs)
+            tokens += _count_labels(inputs)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
         model.train()
         if dist.get_world_size() > 1:
@@ -228,23 +227,20 @@ class PretrainTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, row)
         return row
 
-    def _in_whole_batches(self, dataset):
-        """Padding makes the last batch whole, with labels that do not count. A pipeline takes the plain mean over its micro
-        batches, which padding would falsify: there the samples after the last whole batch are left out, aloud."""
-        if self.layout.pipeline == 1:
-            return PaddedView(dataset)
-        batch = self.args.per_device_eval_batch_size * self.layout.data_world_size
-        whole = len(dataset) // batch * batch
-        if whole == 0:
-            raise UserError(
-                f"{len(dataset)} samples to evaluate are fewer than one batch of {batch}, which a pipeline needs whole: give "
-                "evaluation a larger share of --split, or take fewer --gradient_accumulation_steps."
-            )
-        if whole < len(dataset):
-            say(
-                f"evaluation leaves out {len(dataset) - whole} of {len(dataset)} samples: a pipeline takes whole batches"
-            )
-        return Subset(dataset, range(whole))
+    def _loss_sum(self, model, inputs) -> float:
+        """Sum of the losses of a batch's labels that count; zero for a batch of padding alone."""
+        count = _count_labels(inputs)
+        criterion = model._layers._loss_fn[0] if self.layout.pipeline > 1 else None
+        if isinstance(criterion, CausalLMLoss):
+            # A pipeline averages the means of its micro batches, of which padded ones hold fewer labels: divide all alike.
+            count = math.prod(inputs["labels"].shape)
+            criterion.divisor = count / self.args.gradient_accumulation_steps
+        try:
+            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
+        finally:
+            if isinstance(criterion, CausalLMLoss):
+                criterion.divisor = None
+        return float(loss) * count if count else 0.0
 
     def _model_to_evaluate(self):
         if self.layout.pipeline == 1:
@@ -258,6 +254,7 @@ class PretrainTrainer(Trainer):
     def train(self, resume_from_checkpoint=None, ignore_keys_for_eval=None):
         if resume_from_checkpoint is not None:
             checkpoints.check_layout(resume_from_checkpoint, self.layout, self.global_batch)
+            checkpoints.check_identity(resume_from_checkpoint, self._identity())
             self._resumed_from = Path(resume_from_checkpoint)
             resume_from_checkpoint = str(resume_from_checkpoint)
         # Accumulators are saved under generated names: a second training in one process must count from zero again.
@@ -292,10 +289,21 @@ class PretrainTrainer(Trainer):
 
     def _publish(self, staged: Path, final: Path) -> None:
         step = self.state.global_step
-        checkpoints.write_manifest(staged, step=step, layout=self.layout, global_batch=self.global_batch)
+        checkpoints.write_manifest(
+            staged, step=step, layout=self.layout, global_batch=self.global_batch, identity=self._identity()
+        )
         checkpoints.publish(staged, final)
         staged.parent.rmdir()
         checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _identity(self) -> dict:
+        """What a resumed run must have in common with the checkpoint: the network's shape and the beginning of the data."""
+        config = getattr(self.model, "config", None)
+        samples = (self.train_dataset[i] for i in range(min(8, len(self.train_dataset))))
+        digest = hashlib.sha256()
+        for sample in samples:
+            digest.update(np.ascontiguousarray(sample["input_ids"]).tobytes())
+        return {"model": {key: getattr(config, key, None) for key in _SHAPE}, "data": digest.hexdigest()}
 
     def _correct_paths(self, staged: Path, meter_state: dict) -> None:
         """What upstream wrote while the folder had its temporary name, with the name that it will have."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -63,7 +64,7 @@ class MetricsFile(TrainerCallback):
         self._path = path
 
     def on_train_begin(self, args, state, control, **kwargs):
-        rows = [row for row in read_rows(self._path) if row["step"] <= state.global_step and state.global_step > 0]
+        rows = [row for row in read_rows(self._path) if _stays(row, state.global_step)]
         kept = self._path.with_suffix(".jsonl.kept")
         kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(kept, self._path)
@@ -71,7 +72,12 @@ class MetricsFile(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs):
         if "step" in logs:
             with self._path.open("a") as file:
-                file.write(json.dumps(logs) + "\n")
+                file.write(json.dumps({key: _finite(value) for key, value in logs.items()}) + "\n")
+
+
+def _finite(value):
+    """JSON has no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_rows(path: Path) -> list[dict]:
@@ -85,6 +91,11 @@ def read_rows(path: Path) -> list[dict]:
         except ValueError:
             break
     return rows
+
+
+def _stays(row: dict, resumed_step: int) -> bool:
+    """Rows up to the checkpoint; a prediction on the test part is made again at the end."""
+    return 0 < resumed_step >= row["step"] and "test_loss" not in row
 
 
 class CurveWriter(TrainerCallback):

@@ -102,20 +102,22 @@ def test_tied_embeddings_on_two_stages_count_once(stage, tmp_path):
     assert found[1][0]["grad_norm"] > 0.5  # clipping was active
 
 
-def _evaluate_ten(folder: Path, layout: Layout) -> float:
+def _evaluate(folder: Path, layout: Layout, samples: int, changes: dict) -> float:
+    """The evaluation loss of the untrained model on one rank."""
     from paddle_llm.training.run import start_job
 
     start_job("cpu", layout.world_size)
-    run = config(folder, gradient_accumulation_steps=4, do_train=False)
-    return make_trainer(run, layout, evaluation=Toy(10)).evaluate()["eval_loss"]
+    return make_trainer(config(folder, **changes), layout, evaluation=Toy(samples)).evaluate()["eval_loss"]
 
 
-def test_a_pipeline_evaluates_whole_batches_and_says_what_it_leaves_out(tmp_path):
-    """10 samples in batches of 4 micro batches: 8 count, and their mean is that of one process over the same 8."""
+@pytest.mark.parametrize("micro", [1, 2])
+def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(micro, tmp_path):
+    """11 samples in batches of 8: micro batches of padding alone, or in part, count for nothing."""
     config(tmp_path)
-    found = run_ranks(_evaluate_ten, 2, tmp_path, Layout(pipeline=2))
-    eight = make_trainer(config(tmp_path, output_dir=str(tmp_path / "one")), evaluation=Toy(8)).evaluate()["eval_loss"]
-    assert found[0] == found[1] == pytest.approx(eight, rel=1e-6)
+    (alone,) = run_ranks(_evaluate, 1, tmp_path, Layout(), 11, {})
+    changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+    for found in run_ranks(_evaluate, 2, tmp_path, Layout(pipeline=2), 11, changes):
+        assert found == pytest.approx(alone, rel=1e-6)
 
 
 def _held(folder: Path, layout: Layout) -> tuple[int, int, int]:

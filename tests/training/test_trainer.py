@@ -272,3 +272,18 @@ def test_reports_to_all_are_those_whose_packages_are_installed(tmp_path, monkeyp
     assert arguments._other_reports(["all"]) == ["tensorboard"]
     assert arguments._other_reports(["visualdl", "wandb"]) == ["wandb"]
     assert arguments._other_reports(["none"]) == []
+
+
+def test_other_data_or_another_network_is_refused(tmp_path):
+    """Both would continue in silence: at a position that means something else, or with layers left random."""
+
+    class Other(Toy):
+        def __getitem__(self, index):
+            return super().__getitem__(index + 1)
+
+    make_trainer(config(tmp_path)).train()
+    checkpoint = str(tmp_path / "output" / "checkpoint-5")
+    with pytest.raises(UserError, match="saved with other data"):
+        make_trainer(config(tmp_path), train=Other(24)).train(checkpoint)
+    with pytest.raises(UserError, match="num_hidden_layers 4 -> 3"):
+        make_trainer(config(tmp_path, num_hidden_layers=3)).train(checkpoint)
