@@ -83,6 +83,11 @@ def read_manifest(folder: str | Path) -> dict:
     return json.loads((folder / MANIFEST).read_text())
 
 
+def step_of(folder: str | Path) -> int:
+    """The step at which a complete checkpoint was saved."""
+    return int(read_manifest(folder)["step"])
+
+
 def _incomplete(folder: Path) -> str | None:
     """What is missing from a checkpoint folder, None where nothing is."""
     if not folder.is_dir():

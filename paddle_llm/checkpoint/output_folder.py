@@ -41,6 +41,8 @@ def choose_start(
         raise UserError(f"--resume_from_checkpoint: there is no complete checkpoint in {output}. " + " ".join(said))
     entries = output.iterdir() if output.exists() else ()
     in_the_way = sorted(entry.name for entry in entries if not _is_launcher_log(entry))
+    if in_the_way and all(_is_of_a_young_run(name) for name in in_the_way):
+        return None, [*said, f"{output} holds a run that ended before its first checkpoint: it starts anew"]
     if in_the_way:
         raise UserError(
             f"--output_dir {output} is not empty ({', '.join(in_the_way[:5])}{', ...' if len(in_the_way) > 5 else ''}) and "
@@ -58,6 +60,7 @@ def open_output_folder(output_dir: str, *, do_train: bool, overwrite: bool, star
     if start is None:
         if overwrite:
             _remove_ours(output)
+        checkpoints.clear_staging(output)
         return []
     checkpoints.clear_staging(output)
     return [
@@ -90,6 +93,11 @@ def _remove_ours(output: Path) -> None:
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def _is_of_a_young_run(name: str) -> bool:
+    """What a run has written before its first checkpoint; a new start writes each of it anew."""
+    return name in ("metrics.jsonl", "visualdl", "config.resolved.json") or name.startswith(".saving-")
 
 
 def _is_launcher_log(entry: Path) -> bool:

@@ -52,7 +52,10 @@ def exit_on_user_error() -> Iterator[None]:
         if is_first_rank():
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(EXIT_STOPPED)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError) as error:
+        # Paddle wraps a Ctrl-C that arrives in the backward pass of a PyLayer.
+        if isinstance(error, OSError) and "KeyboardInterrupt" not in str(error):
+            raise
         if is_first_rank():
             print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)

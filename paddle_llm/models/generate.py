@@ -13,7 +13,7 @@ from paddle_llm.config.errors import UserError
 _EXAMPLE = """\b
 Examples:
   paddle-llm generate output/llama/model --prompt "The old house" --max_new_tokens 40
-  paddle-llm generate facebook/llama-7b --prompt "Once" --temperature 0.8 --top_p 0.9 --seed 7
+  paddle-llm generate models/llama-7b --prompt "Once" --temperature 0.8 --top_p 0.9 --seed 7
 """
 
 

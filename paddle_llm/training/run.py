@@ -52,6 +52,7 @@ def pretrain(resolved: Resolved) -> PretrainTrainer:
     """Run one pretraining job of this process's rank; paddle must not be imported before."""
     config, layout = resolved.config, resolved.layout
     start_job(config.device, layout.world_size)
+    from paddle_llm.checkpoint.folder import step_of
     from paddle_llm.training.arguments import training_arguments
 
     args = training_arguments(config, layout)
@@ -62,6 +63,10 @@ def pretrain(resolved: Resolved) -> PretrainTrainer:
     start = _choose_start(resolved, args)
     trainer = build_trainer(resolved, args)
     _open_output(resolved, start)
+    if start and step_of(start) >= args.max_steps:
+        say(f"{start} has all {args.max_steps} steps already: nothing is left to train")
+    if not config.do_train and not config.continue_training:
+        say("random weights are evaluated: the folder's are read with --continue_training 1")
     if config.do_train:
         trainer.train(resume_from_checkpoint=start)
         _save_model(trainer, resolved)

@@ -115,6 +115,17 @@ def test_a_killed_save_is_cleared_and_the_older_one_taken(tmp_path):
     assert not half.exists()
 
 
+def test_a_run_that_ended_before_its_first_checkpoint_starts_anew_aloud(tmp_path):
+    for name in ("metrics.jsonl", "config.resolved.json"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / ".saving-5").mkdir()
+    start, said = _prepare(tmp_path)
+    assert start is None and "before its first checkpoint" in said[0]
+    (tmp_path / "model").mkdir()  # a finished run is not thrown away
+    with pytest.raises(UserError, match="--overwrite_output_dir"):
+        _prepare(tmp_path)
+
+
 def test_somebody_elses_folder_is_refused_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"not empty \(thesis.tex\).*--overwrite_output_dir"):
