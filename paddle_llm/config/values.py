@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import types
 from dataclasses import dataclass
@@ -134,10 +135,8 @@ def _to_bool(raw: Any) -> bool:
 def _to_int(raw: Any) -> int:
     number = _to_float(raw, expected=_NAMES[int])
     if isinstance(raw, str):  # beyond 2**53 a float would round
-        try:
+        with contextlib.suppress(ValueError):
             return int(raw)
-        except ValueError:
-            pass
     if isinstance(raw, int):
         return raw
     if number != int(number):

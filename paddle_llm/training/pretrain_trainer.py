@@ -24,9 +24,9 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
-from paddle_llm.data.sampler import IGNORED_LABEL, EvalBatchSampler, GlobalBatchSampler, PaddedView
-from paddle_llm.models.loss import CausalLMLoss
+from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.sharded_gradients import ShardedGradients
+from paddle_llm.training.evaluation import count_labels, mean_loss
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
@@ -171,7 +171,7 @@ class PretrainTrainer(Trainer):
     # --- one step ----------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, step_control=0):
-        self.meter.add_tokens(_count_labels(inputs))
+        self.meter.add_tokens(count_labels(inputs))
         return super().training_step(model, inputs)
 
     def _check_loss_valid(self, loss):
@@ -204,20 +204,7 @@ class PretrainTrainer(Trainer):
             {"step", "<prefix>_loss", "<prefix>_ppl"}.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        dataloader = self.get_eval_dataloader(PaddedView(dataset))
-        model = self._model_to_evaluate()
-        model.eval()
-        loss_times_tokens, tokens = 0.0, 0
-        for inputs in dataloader:
-            loss_times_tokens += self._loss_sum(model, inputs)
-            tokens += _count_labels(inputs)
-            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-        model.train()
-        if dist.get_world_size() > 1:
-            sums = paddle.to_tensor([loss_times_tokens, float(tokens)], dtype="float64")
-            dist.all_reduce(sums)
-            loss_times_tokens, tokens = sums.tolist()
-        loss = loss_times_tokens / tokens
+        loss = mean_loss(self, self._model_to_evaluate(), self.get_eval_dataloader(PaddedView(dataset)))
         row = {
             "step": self.state.global_step,
             f"{metric_key_prefix}_loss": loss,
@@ -226,21 +213,6 @@ class PretrainTrainer(Trainer):
         self.log(row)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, row)
         return row
-
-    def _loss_sum(self, model, inputs) -> float:
-        """Sum of the losses of a batch's labels that count; zero for a batch of padding alone."""
-        count = _count_labels(inputs)
-        criterion = model._layers._loss_fn[0] if self.layout.pipeline > 1 else None
-        if isinstance(criterion, CausalLMLoss):
-            # A pipeline averages the means of its micro batches, of which padded ones hold fewer labels: divide all alike.
-            count = math.prod(inputs["labels"].shape)
-            criterion.divisor = count / self.args.gradient_accumulation_steps
-        try:
-            loss, _, _ = self.prediction_step(model, inputs, prediction_loss_only=True)
-        finally:
-            if isinstance(criterion, CausalLMLoss):
-                criterion.divisor = None
-        return float(loss) * count if count else 0.0
 
     def _model_to_evaluate(self):
         if self.layout.pipeline == 1:
@@ -322,12 +294,6 @@ class PretrainTrainer(Trainer):
         if dist.get_world_size() > 1:
             dist.broadcast_object_list(box, src=0)
         self.meter.restore(box[0], self.state.global_step)
-
-
-def _count_labels(inputs) -> int:
-    """Labels that bear loss in a batch."""
-    labels = inputs["labels"]
-    return int(np.count_nonzero(np.asarray(labels) != IGNORED_LABEL))
 
 
 def _barrier() -> None:
