@@ -42,14 +42,6 @@ class Mesh:
         """Which of the `Layout.data_world_size` parts of a global batch this rank reads."""
         return self.data.rank * self.sharding.size + self.sharding.rank
 
-    @property
-    def is_first_stage(self) -> bool:
-        return self.pipeline.rank == 0
-
-    @property
-    def is_last_stage(self) -> bool:
-        return self.pipeline.rank == self.pipeline.size - 1
-
 
 def current_mesh(layout: Layout) -> Mesh:
     """The mesh of a running job; fleet is initialised when `layout.world_size` is above 1.

@@ -1,6 +1,6 @@
 """The global gradient norm before clipping, taken where the optimizer computes it anyway.
 
-In one process and under plain data parallelism our own clip computes and keeps it; in a hybrid layout fleet replaces
+In one process and under plain data parallelism our own clip computes and tells it; in a hybrid layout fleet replaces
 that clip by its `HybridParallelClipGrad`, whose sums are read after its all-reduces (paddle 3.3.1).
 """
 
@@ -16,7 +16,7 @@ _NO_CLIPPING = 1e30
 
 
 class RecordingClip(nn.ClipGradByGlobalNorm):
-    """Clipping by the global norm that remembers the norm.
+    """Clipping by the global norm that tells the norm.
 
     Attributes:
         observe: is called with the norm of all gradients before clipping, a scalar tensor.
