@@ -9,8 +9,8 @@ import pytest
 from safetensors import safe_open
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.ranks import run_ranks
 from tests.jobs import config
-from tests.ranks import run_ranks
 from tests.tiny import write_llama
 
 

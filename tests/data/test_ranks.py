@@ -8,8 +8,8 @@ import pytest
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.rehearse.ranks import run_ranks
 from tests.data.conftest import numbered_documents, write_corpus
-from tests.ranks import run_ranks
 
 
 def open_and_read(prefix: str, vocab_size: int) -> list[int] | str:

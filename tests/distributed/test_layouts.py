@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.ranks import run_ranks
 from tests.jobs import VOCABULARY, Toy, config, make_trainer, numbers, rows
-from tests.ranks import run_ranks
 from tests.tiny import write_llama
 
 STEPS = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.ranks import run_ranks
 from tests.models.building import WRITERS, build
 from tests.models.layouts import assert_covers, rows, step, steps
-from tests.ranks import run_ranks
 
 ODD = {"vocab_size": 121}
 TIED = {"tie_word_embeddings": True}

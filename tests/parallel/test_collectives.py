@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from paddle_llm.rehearse.ranks import run_ranks
 from tests.parallel.collective_checks import CHECKS, check_all, make_many_groups
-from tests.ranks import run_ranks
 
 
 @pytest.fixture(scope="module")

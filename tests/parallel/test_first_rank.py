@@ -6,7 +6,7 @@ import pytest
 
 from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.parallel.first_rank import on_first_rank
-from tests.ranks import run_ranks
+from paddle_llm.rehearse.ranks import run_ranks
 
 
 def calls() -> list[str]:

@@ -8,8 +8,8 @@ import json
 import numpy as np
 import pytest
 
+from paddle_llm.rehearse.ranks import run_ranks
 from tests.parallel.layout_runs import STEPS, train
-from tests.ranks import run_ranks
 
 DEEP, TIED = {"num_hidden_layers": 8}, {"tie_word_embeddings": True}
 LAYOUTS = {

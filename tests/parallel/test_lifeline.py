@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from paddle_llm.parallel import lifeline
+from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.parallel import lost_ranks
-from tests.ranks import RankError, run_ranks
 
 
 def outcomes_of(fn, world_size, *args, **kwargs):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import RankError, run_ranks
+from paddle_llm.rehearse.ranks import RankError, run_ranks
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

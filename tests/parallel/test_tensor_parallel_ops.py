@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.ranks import run_ranks
+from paddle_llm.rehearse.ranks import run_ranks
 
 VOCABULARY, ROWS, IGNORED = 10, 6, -100
 LABELS = np.array([0, 4, 5, 9, IGNORED, 3])

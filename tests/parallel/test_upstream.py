@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.parallel import upstream_gaps
-from tests.ranks import RankError, run_ranks
 
 
 def test_methods_are_still_missing():
