@@ -23,14 +23,19 @@ from paddle_llm.config.errors import UserError
 class ShardedGradients:
     """Keeps each gradient on the sharding rank that owns its parameter.
 
+    Attributes:
+        group, rank: the sharding group, and this process's rank in it.
+        parameters: the trainable parameters of the optimizer, of every owner.
+
     Args:
         optimizer: fleet's hybrid optimizer over a stage-1 sharding optimizer.
+        broadcast_weights: every rank holds whole weights, which their owners send round after each step.
 
     Raises:
         UserError: a `sharding_parallel_config` under which fleet fuses or splits parameters itself.
     """
 
-    def __init__(self, optimizer):
+    def __init__(self, optimizer, broadcast_weights: bool = True):
         sharding = optimizer._inner_opt
         if type(sharding) is not DygraphShardingOptimizer or sharding.tensor_fusion or sharding.comm_overlap:
             raise UserError(
@@ -38,16 +43,20 @@ class ShardedGradients:
                 "in --sharding_parallel_config: they lay gradients out for stage 1. Leave the words out, or use stage1."
             )
         self._sharding = sharding
-        self._group = sharding._hcg.get_sharding_parallel_group()
-        self._rank = sharding._hcg.get_sharding_parallel_rank()
-        parameters = [p for p in sharding._origin_parameter_list if p.trainable]
-        self._late = [p for p in parameters if _changed_after_backward(p)]
+        self.group = sharding._hcg.get_sharding_parallel_group()
+        self.rank = sharding._hcg.get_sharding_parallel_rank()
+        self.parameters = [p for p in sharding._origin_parameter_list if p.trainable]
+        self._late = [p for p in self.parameters if _changed_after_backward(p)]
         late = {p.name for p in self._late}
-        for parameter in parameters:
+        for parameter in self.parameters:
             if parameter.name not in late:
                 parameter._register_backward_hook(self._hook(parameter))
         sharding.reduce_gradients = self._finish_step
-        sharding._sharding_sync_parameters = self._broadcast_parameters
+        sharding._sharding_sync_parameters = self._broadcast_parameters if broadcast_weights else _keep_parameters
+
+    def owner(self, parameter) -> int:
+        """The rank in the sharding group that updates this parameter and keeps its gradient and optimizer state."""
+        return self._sharding._param2rank[parameter.name]
 
     def _hook(self, parameter):
         def reduce_now(*_):
@@ -61,9 +70,9 @@ class ShardedGradients:
         gradient = _gradient(parameter)
         if gradient is None:
             return
-        owner = self._sharding._param2rank[parameter.name]
-        dist.reduce(gradient, dst=self._group.ranks[owner], group=self._group, sync_op=True)
-        if owner != self._rank:
+        owner = self.owner(parameter)
+        dist.reduce(gradient, dst=self.group.ranks[owner], group=self.group, sync_op=True)
+        if owner != self.rank:
             _free(parameter)
 
     @paddle.no_grad()
@@ -71,22 +80,26 @@ class ShardedGradients:
         """In place of stage 1's reduction: what had to wait, then the mean over the sharding ranks, on the owners."""
         for parameter in self._late:
             self._to_owner(parameter)
-        for parameter in self._sharding._rank2params[self._rank]:
+        for parameter in self._sharding._rank2params[self.rank]:
             gradient = _gradient(parameter)
             if gradient is not None:
-                gradient.scale_(1.0 / self._group.nranks)
+                gradient.scale_(1.0 / self.group.nranks)
 
     @paddle.no_grad()
     def _broadcast_parameters(self) -> None:
         """In place of stage 1's, which looks for a gradient to know what was updated; ours are freed."""
         tasks = [
-            dist.broadcast(parameter, src=self._group.ranks[rank], group=self._group, sync_op=False)
+            dist.broadcast(parameter, src=self.group.ranks[rank], group=self.group, sync_op=False)
             for rank, parameters in self._sharding._rank2params.items()
             for parameter in parameters
             if parameter.trainable
         ]
         for task in tasks:
             task.wait()
+
+
+def _keep_parameters() -> None:
+    """Each owner keeps what it updated to itself."""
 
 
 def held_gradient_elements(model) -> int:
