@@ -72,11 +72,13 @@ def run_ranks(
     timeout: float = 120,
     grace: float = 10,
     env: dict[str, str] | None = None,
+    quiet: bool = False,
 ) -> list[Any]:
     """Call `fn(*args)` on every rank of a job of `world_size` processes; returns their results by rank.
 
     The environment is the one `paddle.distributed.launch` gives, with gloo as the backend; `fn` initialises what it
-    needs. `env` adds variables to the ranks' environment. Their stderr comes out at the end, rank by rank. After a first failure the others have `grace` seconds to end.
+    needs. `env` adds variables to the ranks' environment. Their stderr comes out at the end, rank by rank
+    (`quiet`: only with an error, in its outcomes). After a first failure the others have `grace` seconds to end.
 
     Raises:
         RankError: with the rank, its traceback, and after `timeout` seconds the ranks that were stuck.
@@ -99,7 +101,7 @@ def run_ranks(
                     children.append(_Child(process, mine, Outcome(rank)))
             failed_first = _collect(children, timeout, grace)
         finally:
-            _reap(children, logs)
+            _reap(children, logs, quiet)
     outcomes = [child.outcome for child in children]
     if all(outcome.state == "returned" for outcome in outcomes):
         return [outcome.value for outcome in outcomes]
@@ -158,7 +160,7 @@ def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
     return failed
 
 
-def _reap(children: list[_Child], logs: str) -> None:
+def _reap(children: list[_Child], logs: str, quiet: bool) -> None:
     for child in children:
         if child.outcome.state == "stuck" and child.process.is_alive():
             os.kill(child.process.pid, signal.SIGUSR1)  # where it is stuck, on stderr
@@ -175,7 +177,8 @@ def _reap(children: list[_Child], logs: str) -> None:
         child.process.close()
         with contextlib.suppress(FileNotFoundError), open(f"{logs}/{child.outcome.rank}", errors="replace") as file:
             child.outcome.stderr = file.read()
-            sys.stderr.write(child.outcome.stderr)
+            if not quiet:
+                sys.stderr.write(child.outcome.stderr)
 
 
 def _first_failure(outcomes: list[Outcome], failed_first: list[int]) -> int:

@@ -54,10 +54,11 @@ class GradNormReader:
 
     Attributes:
         last: norm of the last step before clipping; None before the first.
+        observers: are called in turn with each norm, when all gradients are reduced and none is clipped or applied yet.
 
     Args:
         optimizer: as the training loop uses it.
-        check: is called with each norm before any parameter changes, and may raise.
+        check: the first observer; it may raise.
 
     Raises:
         RuntimeError: the optimizer has no clip that could be read.
@@ -65,8 +66,8 @@ class GradNormReader:
 
     def __init__(self, optimizer, check: Callable[[float], None]):
         self.last: float | None = None
-        self._check = check
-        clip = _innermost(optimizer)._grad_clip
+        self.observers = [check]
+        clip = innermost(optimizer)._grad_clip
         if isinstance(clip, RecordingClip):
             clip.observe = self._observe
         elif hasattr(clip, "_global_norm"):
@@ -76,7 +77,8 @@ class GradNormReader:
 
     def _observe(self, norm: paddle.Tensor) -> None:
         self.last = float(norm)
-        self._check(self.last)
+        for observer in self.observers:
+            observer(self.last)
 
     def _observe_reduction(self, clip) -> None:
         reduce_sums = clip._global_norm
@@ -88,7 +90,8 @@ class GradNormReader:
         clip._global_norm = reduce_and_observe
 
 
-def _innermost(optimizer):
+def innermost(optimizer):
+    """Paddle's own optimizer beneath what fleet has wrapped around it."""
     while True:
         inner = optimizer.__dict__.get("_inner_opt") or optimizer.__dict__.get("_inner_optimizer")
         if inner is None:

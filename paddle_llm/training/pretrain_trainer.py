@@ -64,7 +64,7 @@ class PretrainTrainer(Trainer):
         )
         self.nan_guard = NanGuard(self.options.nan_policy, self)
         self.step_loss = math.nan
-        self._grad_norm: GradNormReader | None = None
+        self.grad_norm_reader: GradNormReader | None = None
         self._resumed_from: Path | None = None
 
     # --- reports -----------------------------------------------------------------------------------------------
@@ -161,8 +161,8 @@ class PretrainTrainer(Trainer):
 
     def _wrap_model(self, model, training=True):
         wrapped = super()._wrap_model(model, training)
-        if training and self._grad_norm is None:
-            self._grad_norm = GradNormReader(self.optimizer, self.nan_guard.check)
+        if training and self.grad_norm_reader is None:
+            self.grad_norm_reader = GradNormReader(self.optimizer, self.nan_guard.check)
             self.nan_guard.guard(self.optimizer)
             if self.layout.sharding_stage == 2 and self.layout.sharding > 1:
                 self.sharded_gradients = ShardedGradients(self.optimizer)
@@ -187,7 +187,7 @@ class PretrainTrainer(Trainer):
             self._total_loss_scalar += 0.0 if self.nan_guard.skipped else self.step_loss
         if self.control.should_log and self.meter.window.steps:
             consumed = self.state.global_step * self.global_batch
-            row = self.meter.row(grad_norm=self._grad_norm.last, consumed_samples=consumed)
+            row = self.meter.row(grad_norm=self.grad_norm_reader.last, consumed_samples=consumed)
             self.log({**row, "epoch": self.epoch_of(consumed)})
         metrics = self.evaluate() if self.control.should_evaluate else None
         if self.control.should_save:

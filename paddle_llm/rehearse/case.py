@@ -1,0 +1,104 @@
+"""What is proven: one short training, to be run in a layout and in one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+
+IGNORED_LABEL = -100
+Sample = dict[str, np.ndarray]
+
+
+class InOrder(list):  # type: ignore[type-arg]
+    """Samples in the trainer's global order: global batch g is items [g*G, (g+1)*G)."""
+
+    @property
+    def samples_per_epoch(self) -> int:
+        return len(self)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A short training. Picklable: ranks get it by a pipe.
+
+    Attributes:
+        layout: where it is proven.
+        config: of one rank of that layout; `model_name_or_path` is a local folder. The oracle sets what concerns outputs
+            (folder, logging, evaluation and saving), and turns dropout off.
+        train: samples in global order, `max_steps` global batches or more.
+        evaluation: samples of the evaluation that follows every step; [] for none.
+        name: for tables.
+        fault: a name of `faults.FAULTS`, injected into the layout's ranks and not into the reference.
+    """
+
+    layout: Layout
+    config: RunConfig
+    train: list[Sample]
+    evaluation: list[Sample] = field(default_factory=list)
+    name: str = ""
+    fault: str | None = None
+
+    @property
+    def global_batch(self) -> int:
+        """Samples per optimizer step."""
+        config = self.config
+        return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.layout.data_world_size
+
+    def alone(self) -> Case:
+        """The same training in one process: the same micro batches, all of them its own."""
+        config = self.config.model_copy(
+            update={
+                **_ONE_PROCESS,
+                "gradient_accumulation_steps": self.global_batch // self.config.per_device_train_batch_size,
+            }
+        )
+        return replace(self, layout=Layout(), config=config, fault=None)
+
+    def rounded_differently(self) -> Case | None:
+        """The training in one process with the same sums in another order; None where a global batch is one sample.
+
+        Other micro batches where the mean over a global batch is the mean over any division of it: when all samples
+        bear the same number of labels. Else the same micro batches, each global batch backwards.
+        """
+        alone, batch = self.alone(), self.global_batch
+        if batch == 1:
+            return None
+        micro = alone.config.per_device_train_batch_size
+        if len({_labels(sample) for sample in self.train}) > 1:
+            if batch == micro:
+                return None
+            backwards = [
+                self.train[start + micro * index + inside]
+                for start in range(0, len(self.train) // batch * batch, batch)
+                for index in reversed(range(batch // micro))
+                for inside in range(micro)
+            ]
+            return replace(alone, train=backwards)
+        other = 2 * micro if batch % (2 * micro) == 0 else batch if micro < batch else 1
+        update = {"per_device_train_batch_size": other, "gradient_accumulation_steps": batch // other}
+        return replace(alone, config=alone.config.model_copy(update=update))
+
+
+_ONE_PROCESS: dict[str, Any] = {
+    "tensor_parallel_degree": 1,
+    "pipeline_parallel_degree": 1,
+    "virtual_pp_degree": 1,
+    "data_parallel_degree": 1,
+    "sharding_parallel_degree": 1,
+    "sharding": "",
+    "sequence_parallel": False,
+    "fuse_sequence_parallel_allreduce": False,
+    "tensor_parallel_config": "",
+    "pipeline_parallel_config": "",
+    "sharding_parallel_config": "",
+    "sharding_comm_buffer_size_MB": -1,
+}
+
+
+def _labels(sample: Sample) -> int:
+    return int(np.count_nonzero(sample["labels"] != IGNORED_LABEL))

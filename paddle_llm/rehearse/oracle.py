@@ -1,0 +1,178 @@
+"""The world-1 oracle: a training in a layout, proven equal to the same training in one process.
+
+Both go through the product's own path (arguments, model, trainer) on CPU ranks over gloo, from the same weights, with the
+same data order and global batch. Compared on every rank after every step: the loss of the global batch, the gradient norm
+before clipping, every gradient, every weight and both Adam moments, and the evaluation loss (`compare.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from paddle_llm.rehearse.case import Case, InOrder
+from paddle_llm.rehearse.ranks import run_ranks
+
+if TYPE_CHECKING:
+    from paddle_llm.rehearse.compare import Difference, Floor
+    from paddle_llm.rehearse.record import RankRecord
+
+TIMEOUT = 300.0
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One process.
+
+    Attributes:
+        record: what it saw.
+        floor: (quantity, step) -> what rounding alone does to it, between two one-process runs.
+        floor_seconds, seconds: what it took.
+    """
+
+    record: RankRecord
+    floor: Floor
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of a proof.
+
+    Attributes:
+        worst: the largest difference of each quantity.
+        failures: what was not within its limit.
+        compared: number of comparisons.
+        seconds: of the layout's run; the reference's has its own.
+    """
+
+    case: Case
+    worst: dict[str, Difference]
+    failures: list[Difference]
+    compared: int
+    floor: Floor
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures and self.compared > 0
+
+
+def reference_key(case: Case) -> str:
+    """Cases with the same key have the same reference."""
+    alone = case.alone()
+    data = (len(case.train), len(case.evaluation), hash(tuple(s["input_ids"].tobytes() for s in case.train)))
+    return json.dumps([alone.config.model_dump(mode="json"), data], sort_keys=True)
+
+
+def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
+    """Run the case in one process, twice with sums in another order."""
+    from paddle_llm.rehearse.compare import rounding_floor
+
+    began = time.monotonic()
+    alone, other = case.alone(), case.rounded_differently()
+    (record,) = run_ranks(run_rank, 1, alone, timeout=timeout, quiet=True)
+    floor: Floor = {}
+    if other is not None:
+        floor = rounding_floor(record, run_ranks(run_rank, 1, other, timeout=timeout, quiet=True)[0])
+    return Reference(record, floor, time.monotonic() - began)
+
+
+def prove(
+    case: Case,
+    reference: Reference | None = None,
+    *,
+    limits: dict[str, float] | None = None,
+    timeout: float = TIMEOUT,
+) -> Verdict:
+    """Run the case on the ranks of its layout and compare with one process.
+
+    Args:
+        reference: of a case with the same `reference_key`; None: run it.
+        limits: of the first step, by quantity, in place of `compare.FIRST_STEP_LIMITS`.
+
+    Raises:
+        RankError: a rank raised, died or got stuck.
+    """
+    from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, compare, worst_of
+
+    reference = reference or reference_of(case, timeout)
+    began = time.monotonic()
+    records = run_ranks(run_rank, case.layout.world_size, case, timeout=timeout, quiet=True)
+    seconds = time.monotonic() - began
+    found = compare(reference.record, records, reference.floor, FIRST_STEP_LIMITS | (limits or {}))
+    failures = [difference for difference in found if not difference.passed]
+    return Verdict(case, worst_of(found), failures, len(found), reference.floor, seconds)
+
+
+def run_rank(case: Case) -> RankRecord:
+    """One rank of the case's layout; called in a process of its own."""
+    from paddle_llm.training.run import start_job
+
+    start_job(case.config.device or "cpu", case.layout.world_size)
+    from paddle_llm.rehearse.record import Recorder
+
+    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="rehearse-") as folder:
+        fault = _fault(case)
+        if fault is not None:
+            stack.enter_context(fault.patched())
+        trainer = _trainer(case, folder)
+        recorder = Recorder.attach(trainer)
+        if fault is not None:
+            fault.attach(trainer)
+        trainer.train()
+    return recorder.record
+
+
+def _fault(case: Case):
+    if case.fault is None:
+        return None
+    from paddle_llm.rehearse.faults import FAULTS
+
+    return FAULTS[case.fault]
+
+
+def _trainer(case: Case, folder: str):
+    """The product's own trainer, told to log and evaluate at every step and to write nothing that stays."""
+    import paddle
+
+    from paddle_llm.models.build import build_model
+    from paddle_llm.training.arguments import training_arguments
+    from paddle_llm.training.options import TrainerOptions
+    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+
+    config = case.config.model_copy(
+        update={
+            "output_dir": folder,
+            "do_train": True,
+            "do_eval": bool(case.evaluation),
+            "do_predict": False,
+            "evaluation_strategy": None,
+            "logging_steps": 1,
+            "eval_steps": 1,
+            "save_strategy": "no",
+            "report_to": ["none"],
+            "disable_tqdm": True,
+            "load_best_model_at_end": False,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        }
+    )
+    args = training_arguments(config, case.layout)
+    with paddle.utils.unique_name.guard():
+        model = build_model(config, case.layout, dtype="float32")
+    options = TrainerOptions(
+        min_learning_rate=config.min_learning_rate or 0.0, decay_steps=config.decay_steps, curves=False
+    )
+    return PretrainTrainer(
+        model=model,
+        args=args,
+        layout=case.layout,
+        options=options,
+        train_dataset=InOrder(case.train[: config.max_steps * case.global_batch]),
+        eval_dataset=InOrder(case.evaluation),
+    )

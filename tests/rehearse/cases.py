@@ -1,0 +1,80 @@
+"""Small cases for the oracle: tiny models of each family, random tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.rehearse.case import Case
+from tests.tiny import write_bloom, write_chatglm2, write_llama
+
+SEQUENCE, VOCABULARY = 16, 128
+WRITERS = {"llama": write_llama, "chatglm_v2": write_chatglm2, "bloom": write_bloom}
+# The oracle's measure: Adam's epsilon above rounding, a small learning rate.
+SETTINGS: dict[str, Any] = {
+    "device": "cpu",
+    "max_steps": 3,
+    "max_seq_length": SEQUENCE,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "constant",
+    "adam_epsilon": 1e-4,
+    "per_device_train_batch_size": 1,
+}
+
+
+def random_samples(count: int, sequence: int, vocabulary: int, seed: int = 0) -> list[dict[str, np.ndarray]]:
+    """Inputs and shifted labels of random tokens."""
+    tokens = np.random.default_rng(seed).integers(3, vocabulary, (count, sequence + 1))
+    return [{"input_ids": row[:-1], "labels": row[1:]} for row in tokens.astype(np.int64)]
+
+
+def make_case(
+    folder: Path,
+    layout: Layout,
+    *,
+    family: str = "llama",
+    model: dict[str, Any] | None = None,
+    global_batch: int = 8,
+    evaluation: int = 11,
+    name: str = "",
+    fault: str | None = None,
+    **settings: Any,
+) -> Case:
+    """A case of `global_batch` samples per step in micro batches of one.
+
+    Args:
+        folder: the model's config.json is written into a folder of its own beneath it.
+        model: overrides of config.json.
+        evaluation: samples to evaluate; 11 fill no batch of an even layout.
+        settings: fields of RunConfig.
+    """
+    overrides = model or {}
+    model_folder = folder / "-".join([family, *(f"{key}={value}" for key, value in sorted(overrides.items()))])
+    WRITERS[family](model_folder, **overrides)
+    settings = {**SETTINGS, "model_name_or_path": str(model_folder), **settings}
+    micro = settings["per_device_train_batch_size"]
+    config = RunConfig(
+        tensor_parallel_degree=layout.tensor,
+        pipeline_parallel_degree=layout.pipeline,
+        virtual_pp_degree=layout.virtual_stages,
+        data_parallel_degree=layout.data,
+        sharding_parallel_degree=layout.sharding,
+        sharding=f"stage{layout.sharding_stage}" if layout.sharding_stage else "",
+        sequence_parallel=layout.sequence_parallel,
+        gradient_accumulation_steps=global_batch // micro // layout.data_world_size,
+        **settings,
+    )
+    vocabulary = overrides.get("vocab_size", overrides.get("padded_vocab_size", VOCABULARY))
+    train = random_samples(config.max_steps * global_batch, config.max_seq_length, vocabulary)
+    return Case(
+        layout=layout,
+        config=config,
+        train=train,
+        evaluation=random_samples(evaluation, config.max_seq_length, vocabulary, seed=1),
+        name=name or f"{family} {layout}",
+        fault=fault,
+    )
