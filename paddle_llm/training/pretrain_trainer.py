@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.sharded_gradients import ShardedGradients
+from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.training.evaluation import count_labels, mean_loss
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
@@ -157,6 +159,11 @@ class PretrainTrainer(Trainer):
         if self.optimizer is None:
             super().create_optimizer(lr_scheduler)
             self.optimizer._grad_clip = RecordingClip(self.args.max_grad_norm)
+            if self.optimizer._apply_decay_param_fun is not None:
+                # Upstream looks for "norm" and "bias" in names, and decays BLOOM's ln_f and, in a pipeline, the final
+                # norm of ChatGLM2, which has a number for a name there.
+                matrices = {parameter.name for parameter in self.model.parameters() if parameter.ndim > 1}
+                self.optimizer._apply_decay_param_fun = matrices.__contains__
         return self.optimizer
 
     def _wrap_model(self, model, training=True):
@@ -164,9 +171,21 @@ class PretrainTrainer(Trainer):
         if training and self.grad_norm_reader is None:
             self.grad_norm_reader = GradNormReader(self.optimizer, self.nan_guard.check)
             self.nan_guard.guard(self.optimizer)
-            if self.layout.sharding_stage == 2 and self.layout.sharding > 1:
-                self.sharded_gradients = ShardedGradients(self.optimizer)
+            self._shard()
         return wrapped
+
+    def _shard(self) -> None:
+        """Stages 2 and 3, on top of fleet's stage 1."""
+        stage = self.layout.sharding_stage if self.layout.sharding > 1 else 0
+        if stage >= 2:
+            self.sharded_gradients = ShardedGradients(self.optimizer, broadcast_weights=stage == 2)
+        if stage == 3:
+            offload = self.options.offload_weights
+            self.sharded_weights = ShardedWeights(self.model, self.optimizer, self.sharded_gradients, offload=offload)
+
+    def _whole_weights(self, keep: bool = True):
+        """A context in which this rank has all weights of its part of the network, to save or set them."""
+        return nullcontext() if self.sharded_weights is None else self.sharded_weights.whole(keep)
 
     # --- one step ----------------------------------------------------------------------------------------------
 
@@ -242,7 +261,8 @@ class PretrainTrainer(Trainer):
         args.output_dir = args.output_signal_dir = str(staging)
         args.save_total_limit = None
         try:
-            super()._save_checkpoint(model, metrics)
+            with self._whole_weights(keep=args.unified_checkpoint or args.should_save_model_state):
+                super()._save_checkpoint(model, metrics)
         finally:
             for name, value in restore.items():
                 setattr(args, name, value)
