@@ -50,11 +50,16 @@ class Given:
 
 @dataclass
 class Arguments:
-    """Everything given, with what was wrong about the writing itself."""
+    """Everything given, with what was wrong about the writing itself.
+
+    Attributes:
+        unread: the file that was named holds something that could not be read, so that what seems absent may not be.
+    """
 
     given: list[Given] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    unread: bool = False
 
 
 def read_arguments(argv: list[str], known: Collection[str]) -> Arguments:
@@ -74,6 +79,7 @@ def read_arguments(argv: list[str], known: Collection[str]) -> Arguments:
 
 def _read_file(name: str, result: Arguments) -> None:
     path = Path(name).expanduser()
+    result.unread = True
     duplicates: list[str] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,6 +104,7 @@ def _read_file(name: str, result: Arguments) -> None:
     if not isinstance(content, dict):
         result.problems.append(f"{name} must hold one JSON object of keys and values, not a {_json_name(content)}.")
         return
+    result.unread = False
     for key in dict.fromkeys(duplicates):
         result.problems.append(f'{name}: the key "{key}" stands there more than once. Keep one.')
     # "$schema" is for editors: it names configs/schema.json.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from paddle_llm.config.device import adapt_to_cpu
+from paddle_llm.config.parallel_words import words_at_work
 from paddle_llm.config.rules.core import Run
 
 
@@ -32,8 +33,11 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
         ("sharding_parallel_degree", layout.sharding, "the layout"),
         ("data_parallel_degree", layout.data, "the layout"),
     ]
+    found += [(name, words, "words without effect left out") for name, words in words_at_work(config, layout).items()]
     if layout.sharding_stage == 0:
         found.append(("sharding", "", "nothing to shard in this layout"))
+    if config.sharding_offload and run.device == "gpu":
+        found.append(("offload_optim", True, f"--sharding {config.sharding}"))
     if config.min_learning_rate is None:
         found.append(("min_learning_rate", config.learning_rate / 10, "a tenth of learning_rate"))
     if config.tokenizer_name_or_path is None:

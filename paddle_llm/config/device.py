@@ -64,7 +64,7 @@ _GPU_SWITCHES = {
     "offload_optim": "there is no device memory to move optimizer states out of",
     "offload_recompute_inputs": "there is no device memory to move activations out of",
 }
-# Words of the *_parallel_config fields that only overlap or fuse communication on a GPU: same numbers without them.
+# Words of the *_parallel_config fields that only change how a GPU communicates: same numbers without them.
 _GPU_WORDS = frozenset(
     [
         "enable_stage1_tensor_fusion",
@@ -73,6 +73,7 @@ _GPU_WORDS = frozenset(
         "enable_stage1_broadcast_overlap",
         "enable_stage1_allgather_overlap",
         "enable_fuse_optimizer_states",
+        "disable_stage1_reduce_avg",
         "split_param",
         "enable_mp_async_allreduce",
         "enable_mp_skip_c_identity",
@@ -98,10 +99,15 @@ def adapt_to_cpu(config: RunConfig) -> Adapted:
         if getattr(config, name):
             updates[name] = False
             notices.append(f"--{name} is not honoured on the CPU: {instead}.")
+    if config.sharding_offload:
+        updates["sharding"] = f"stage{config.sharding_stage}"
+        notices.append(
+            f"--sharding {config.sharding}: offload means nothing on the CPU, where all is in host memory anyway."
+        )
     for name in ("tensor_parallel_config", "pipeline_parallel_config", "sharding_parallel_config"):
         words = getattr(config, name).split()
         dropped = [word for word in words if word in _GPU_WORDS]
         if dropped:
             updates[name] = " ".join(word for word in words if word not in _GPU_WORDS)
-            notices.append(f"--{name}: {' '.join(dropped)} speed up GPUs only and are left out on the CPU.")
+            notices.append(f"--{name}: {' '.join(dropped)} are for GPUs only and are left out on the CPU.")
     return Adapted(updates, notices)

@@ -158,7 +158,7 @@ def find_model_folder(name: str) -> Path | None:
         return path
     if path.is_file():
         raise UserError(f"model_name_or_path = {name} is a file: give the folder that holds config.json.")
-    if name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name.count("/") > 1:
+    if looks_local(name):
         raise UserError(f"model_name_or_path = {name}: there is no such folder.")
     home = Path(os.environ.get("PPNLP_HOME") or Path.home() / ".paddlenlp")
     candidates = [home / "models" / name]
@@ -166,6 +166,14 @@ def find_model_folder(name: str) -> Path | None:
     if owner in _SHIPPED_OWNERS:
         candidates.append(Path(__file__).resolve().parents[2] / "configs" / "models" / model.lower())
     return next((folder for folder in candidates if (folder / "config.json").is_file()), None)
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name is written like a path, or begins with a folder that is here; PaddleNLP's are `owner/name` or `name`."""
+    if name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name.count("/") > 1:
+        return True
+    owner = name.split("/")[0]
+    return "/" in name and owner not in _SHIPPED_OWNERS and Path(owner).is_dir()
 
 
 def has_weights(folder: Path) -> bool:

@@ -84,11 +84,14 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
 
     given = _merge(translated.given, problems)
     config, bad = _typed(given, problems)
+    if arguments.unread:
+        raise ConfigError(problems)
     seen = guarded(config, bad)
+    here = device is None
     device = _device(seen, device, problems, notices)
     folder, facts = _facts(seen, problems, notices)
     layout = _layout(seen, world_size, script, problems, notices)
-    run = Run(seen, frozenset(given), world_size, device, script, layout, facts, folder)
+    run = Run(seen, frozenset(given), world_size, device, script, layout, facts, folder, here)
     findings = check(run, RULES)
     problems += [finding.text for finding in findings if isinstance(finding, Problem)]
     notices += [finding.text for finding in findings if not isinstance(finding, Problem)]

@@ -25,5 +25,11 @@ class RunConfig(OutputFields, ParallelFields, TrainingFields, DataFields, ModelF
         """0 (no sharding), 1, 2 or 3."""
         return next((int(word[-1]) for word in self.sharding.split() if word in ("stage1", "stage2", "stage3")), 0)
 
+    @property
+    def sharding_offload(self) -> bool:
+        """`--sharding "stage2 offload"`: what is sharded and not at work waits in host memory: optimizer states, and in
+        stage 3 weights. False on a CPU once the reader has seen it."""
+        return self.sharding_stage > 0 and "offload" in self.sharding.split()
+
 
 FIELD_NAMES: tuple[str, ...] = tuple(RunConfig.model_fields)

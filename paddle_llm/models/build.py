@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models.configure import translate
 from paddle_llm.models.hub import model_folder
-from paddle_llm.models.registry import Family, find_family
+from paddle_llm.models.registry import Family, check_layout, find_family
 from paddle_llm.models.switches import apply_switches, say_notices
 from paddle_llm.models.vocab import pad_config
 from paddle_llm.parallel.shared_weights import count_shared_weights_once
@@ -38,7 +38,9 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     folder = model_folder(config.model_name_or_path, weights=config.continue_training)
     facts = read_model_facts(folder)
     family = find_family(facts)
-    family.check_layout(layout)
+    if config.num_hidden_layers is not None:
+        facts = replace(facts, num_hidden_layers=config.num_hidden_layers)
+    check_layout(facts, layout, fuse_attention_qkv=config.fuse_attention_qkv)
     model_config = model_configuration(config, layout, family, facts.raw, where=str(folder))
     say_notices(config, family)
     pad_config(model_config, layout.tensor)  # the reader of the configuration has said so
@@ -59,7 +61,6 @@ def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: 
     values = translate(family, raw, where)
     model_config = family.load("config_class")(**values)
     apply_switches(model_config, config, layout, family)
-    _check_tensor_parallel(model_config, layout, family)
     return model_config
 
 
@@ -92,23 +93,6 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
         model.criterion = loss
     correct_network(model, family.name)
     return model
-
-
-def _check_tensor_parallel(model_config: Any, layout: Layout, family: Family) -> None:
-    heads = model_config.num_attention_heads
-    if heads % layout.tensor:
-        raise UserError(f"{heads} attention heads do not divide by tensor_parallel_degree {layout.tensor}")
-    groups = getattr(model_config, "multi_query_group_num", None)
-    if groups is not None and groups % layout.tensor:
-        raise UserError(
-            f"multi_query_group_num {groups} does not divide by tensor_parallel_degree {layout.tensor}, which PaddleNLP's "
-            f"{family.title} asks for; take a degree that divides {groups}"
-        )
-    if getattr(model_config, "fuse_attention_qkv", False) and model_config.num_key_value_heads % layout.tensor:
-        raise UserError(
-            f"fuse_attention_qkv needs key-value heads ({model_config.num_key_value_heads}) that divide by "
-            f"tensor_parallel_degree {layout.tensor}; set it to false (the weights are the same)"
-        )
 
 
 @contextmanager

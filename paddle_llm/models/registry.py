@@ -12,6 +12,7 @@ from typing import Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.families import ABILITIES, Abilities, layout_problems
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts
 
@@ -22,23 +23,15 @@ class Family:
 
     Attributes:
         name: as `ModelFacts.model_type` says it.
-        title: as people say it.
         config_class, model_class, pipeline_class: "module:attribute" in PaddleNLP; no pipeline class, no pipeline.
-        sequence_parallel: whether PaddleNLP's layers can split activations along the sequence.
-        recompute_granularities: what `--recompute_granularity` may say; PaddleNLP's layers ignore others in silence.
-        dropout: whether its layers have dropout at all.
         residual_outputs: ends of the names of the matrices that write to the residual stream; random weights of these
             are scaled by 1 / sqrt(2 layers) where the family's authors did so.
     """
 
     name: str
-    title: str
     config_class: str
     model_class: str
     pipeline_class: str | None = None
-    sequence_parallel: bool = False
-    recompute_granularities: tuple[str, ...] = ("full",)
-    dropout: bool = False
     residual_outputs: tuple[str, ...] = ()
 
     def load(self, which: str) -> Any:
@@ -46,57 +39,50 @@ class Family:
         module, attribute = getattr(self, which).split(":")
         return getattr(importlib.import_module(module), attribute)
 
-    def check_layout(self, layout: Layout) -> None:
-        """Raise UserError when PaddleNLP's model cannot be laid out like this."""
-        if layout.pipeline > 1 and self.pipeline_class is None:
-            able = ", ".join(family.title for family in FAMILIES.values() if family.pipeline_class)
-            raise UserError(
-                f"{self.title} has no pipeline version in PaddleNLP, so pipeline_parallel_degree "
-                f"{layout.pipeline} cannot be honoured; use tensor or sharding parallelism (a pipeline is offered by: "
-                f"{able})"
-            )
-        if layout.sequence_parallel and layout.tensor > 1 and not self.sequence_parallel:
-            raise UserError(f"{self.title} has no sequence parallelism in PaddleNLP; set sequence_parallel to false")
+    @property
+    def abilities(self) -> Abilities:
+        """What PaddleNLP offers for it; the reader's rules read the same."""
+        return ABILITIES[self.name]
+
+    @property
+    def title(self) -> str:
+        """As people say it."""
+        return self.abilities.title
 
 
-_ALL_GRANULARITIES = ("full", "full_attn", "core_attn")
+def check_layout(facts: ModelFacts, layout: Layout, *, fuse_attention_qkv: bool | None = None) -> None:
+    """Raise UserError when PaddleNLP's model cannot be laid out like this; for a run that did not come through the reader."""
+    problems = list(layout_problems(facts, layout, fuse_attention_qkv=fuse_attention_qkv))
+    if problems:
+        raise UserError("\n".join(problems))
+
 
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family(
             name="llama",
-            title="LLaMA",
             config_class="paddlenlp.transformers.llama.configuration:LlamaConfig",
             model_class="paddlenlp.transformers.llama.modeling:LlamaForCausalLM",
             pipeline_class="paddlenlp.transformers.llama.modeling_pp:LlamaForCausalLMPipe",
-            sequence_parallel=True,
-            recompute_granularities=_ALL_GRANULARITIES,
             residual_outputs=("o_proj.weight", "down_proj.weight"),
         ),
         Family(
             name="chatglm",
-            title="ChatGLM-6B",
             config_class="paddlenlp.transformers.chatglm.configuration:ChatGLMConfig",
             model_class="paddlenlp.transformers.chatglm.modeling:ChatGLMForCausalLM",
         ),
         Family(
             name="chatglm_v2",
-            title="ChatGLM2/3",
             config_class="paddlenlp.transformers.chatglm_v2.configuration:ChatGLMv2Config",
             model_class="paddlenlp.transformers.chatglm_v2.modeling:ChatGLMv2ForCausalLM",
             pipeline_class="paddlenlp.transformers.chatglm_v2.modeling_pp:ChatGLMv2ForCausalLMPipe",
-            sequence_parallel=True,
-            recompute_granularities=_ALL_GRANULARITIES,
-            dropout=True,
             residual_outputs=("self_attention.dense.weight", "dense_4h_to_h.weight"),
         ),
         Family(
             name="bloom",
-            title="BLOOM",
             config_class="paddlenlp.transformers.bloom.configuration:BloomConfig",
             model_class="paddlenlp.transformers.bloom.modeling:BloomForCausalLM",
-            dropout=True,
         ),
     )
 }

@@ -63,7 +63,7 @@ def notices(run: RunConfig, family: Family) -> list[str]:
     }
     missing = [name for name in unavailable_kernels(run) if family.name == "llama" or name == "use_flash_attention"]
     lines = [f"--{name} is off: it {reasons[name]}" for name in missing]
-    if run.recompute and run.recompute_granularity not in family.recompute_granularities:
+    if run.recompute and run.recompute_granularity not in family.abilities.recompute_granularities:
         lines.append(
             f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
         )
@@ -109,7 +109,7 @@ def _set_layout(config: Any, run: RunConfig, layout: Layout) -> None:
 
 
 def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
-    if not family.dropout:
+    if not family.abilities.dropout:
         asked = [n for n in ("hidden_dropout_prob", "attention_probs_dropout_prob") if getattr(run, n)]
         if asked:
             raise UserError(

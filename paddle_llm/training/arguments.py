@@ -14,6 +14,7 @@ from typing import Any
 from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.parallel_words import words_at_work
 from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
 
@@ -71,7 +72,10 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "pipeline_parallel_degree": _degree(layout.pipeline),
         "sharding_parallel_degree": _degree(layout.sharding),
         "sharding": _sharding(layout),
-        "sharding_parallel_config": _sharding_words(config),
+        # None of the words of our stages 2 and 3 is among these: to PaddleNLP they are stage 1.
+        **words_at_work(config, layout),
+        # PaddleNLP itself takes the word offload with its own stages 2 and 3 only, which are not used here.
+        "offload_optim": (config.offload_optim or config.sharding_offload) and on_gpu,
         "do_eval": config.do_eval,
         "evaluation_strategy": (config.evaluation_strategy or "steps") if config.do_eval else "no",
         "per_device_eval_batch_size": eval_batch_size(config, layout),
@@ -97,10 +101,8 @@ def _degree(value: int) -> int:
 
 
 def _sharding(layout: Layout) -> str:
-    """PaddleNLP runs stage 1 for stages 1 and 2; whether gradients are sharded too is the layout's own matter."""
-    if layout.sharding == 1 or layout.sharding_stage == 0:
-        return ""
-    return "stage3" if layout.sharding_stage == 3 else "stage1"
+    """PaddleNLP runs stage 1 for every stage; whether gradients and weights are sharded too is the layout's own matter."""
+    return "stage1" if layout.sharding > 1 and layout.sharding_stage else ""
 
 
 def _other_reports(report_to: list[str]) -> list[str]:
@@ -108,11 +110,6 @@ def _other_reports(report_to: list[str]) -> list[str]:
     if "all" in report_to:
         return [name for name, package in REPORTERS.items() if name != "visualdl" and find_spec(package) is not None]
     return [name for name in report_to if name not in ("visualdl", "none")]
-
-
-def _sharding_words(config: RunConfig) -> str:
-    """Without a word that PaddleNLP takes with its own stage 2 only; the reader has said that it has no effect."""
-    return " ".join(word for word in config.sharding_parallel_config.split() if word != "enable_stage2_overlap")
 
 
 def _same(given: Any, now: Any) -> bool:

@@ -53,7 +53,7 @@ def test_what_a_cpu_leaves_out_is_said_line_by_line() -> None:
         use_flash_attention=True,
         use_fused_rms_norm=True,
         offload_optim=True,
-        sharding_parallel_config="split_param disable_stage1_reduce_avg",
+        sharding_parallel_config="split_param enable_release_grads",
         tensor_parallel_config="sync_grad",
     )
     adapted = device.adapt_to_cpu(config)
@@ -63,7 +63,7 @@ def test_what_a_cpu_leaves_out_is_said_line_by_line() -> None:
         "use_flash_attention": False,
         "use_fused_rms_norm": False,
         "offload_optim": False,
-        "sharding_parallel_config": "disable_stage1_reduce_avg",
+        "sharding_parallel_config": "enable_release_grads",
     }
     assert [line.split()[0] for line in adapted.notices] == [
         "--bf16",

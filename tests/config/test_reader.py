@@ -16,7 +16,7 @@ from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import FIELD_NAMES
-from tests.tiny import write_llama
+from tests.tiny import write_bloom, write_llama
 
 # A command that people have: pretraining on 8 cards with sharding stage 2, from a public tutorial of 2023, as typed there.
 COMMAND_1 = r"""
@@ -39,6 +39,8 @@ def typed(command: str) -> list[str]:
 def a_machine_without_gpu_and_downloads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "no-downloads"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
 
 
 @pytest.fixture
@@ -114,7 +116,9 @@ def test_a_built_in_name_is_built_from_its_shipped_shape() -> None:
 def test_a_downloaded_built_in_name_is_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path))
     folder = write_llama(tmp_path / "models" / "some" / "model")
-    flags = shlex.split("--model_name_or_path some/model --do_train --input_dir d --output_dir o --max_seq_length 64")
+    flags = shlex.split(
+        "--model_name_or_path some/model --do_train --input_dir data --output_dir o --max_seq_length 64"
+    )
     random = resolve(flags, world_size=1)
     assert random.config.model_name_or_path == str(folder) and random.facts is not None
     loaded = resolve([*flags, "--continue_training"], world_size=1)
@@ -174,6 +178,91 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, model: Path) -> None:
         "max_steps = 0",
         "split = 1,0,0 leaves nothing to evaluate on",
         "more than the 128 positions",
+    ]
+    for text in expected:
+        assert len([line for line in told if text in line]) == 1, (text, told)
+    assert len(told) == len(expected)
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_lack_its_keys(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    path.write_text('{"model_name_or_path": "m", ')
+    told = problems_of([str(path), "--max_steps", "x"], device="gpu")
+    assert len(told) == 2 and "is not valid JSON: line 1" in told[0] and told[1].startswith("--max_steps = x: expected")
+    assert problems_of([str(tmp_path / "none.json")], device="gpu") == [
+        f"{tmp_path / 'none.json'}: there is no such file. The first argument is CONFIG.json or a --flag."
+    ]
+
+
+def test_stage_3_with_a_pipeline_names_the_nearest_layouts_with_their_numbers(model: Path) -> None:
+    flags = (
+        "--sharding stage3 --sharding_parallel_degree 2 --tensor_parallel_degree 4 --pipeline_parallel_degree 4 "
+        "--virtual_pp_degree 2 --gradient_accumulation_steps 32 --num_hidden_layers 8"
+    )
+    (told,) = problems_of([*base(model), *flags.split()], world_size=64, device="gpu")
+    assert told.splitlines()[1:] == [
+        "       --sharding stage2: dp2 x sharding2(stage2) x tp4 x pp4v2, weights divided by 16",
+        "       --pipeline_parallel_degree 1 --sharding_parallel_degree 8 --virtual_pp_degree 1 --gradient_accumulation_steps 8: "
+        "dp2 x sharding8(stage3) x tp4, weights divided by 32, the same global batch",
+    ]
+    for line, more in zip(told.splitlines()[1:], ([], ["--data_parallel_degree", "2"]), strict=True):
+        nearest = resolve(
+            [*base(model), *flags.split(), *line.split(":")[0].split(), *more], world_size=64, device="gpu"
+        )
+        assert str(nearest.layout) == line.split(": ")[1].split(",")[0], "what is named is a layout that works"
+
+
+def test_stage_3_with_a_pipeline_and_an_uneven_batch_says_what_it_becomes(model: Path) -> None:
+    flags = "--sharding stage3 --pipeline_parallel_degree 2 --gradient_accumulation_steps 5"
+    (told,) = problems_of([*base(model), *flags.split()], world_size=8, device="gpu")
+    assert told.endswith(
+        "--pipeline_parallel_degree 1 --sharding_parallel_degree 8: sharding8(stage3), weights divided by 8, "
+        "a global batch of 40 in place of 20"
+    )
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2", "stage3"])
+def test_offload_of_sharding_is_offload_optim(model: Path, stage: str) -> None:
+    found = resolve([*base(model), "--sharding", stage, "offload"], world_size=2, device="gpu")
+    assert found.config.sharding_offload and found.config.offload_optim
+    assert found.origins["offload_optim"] == f"derived: --sharding {stage} offload"
+    on_cpu = resolve([*base(model), "--sharding", stage, "offload", "--device", "cpu"], world_size=2)
+    assert not on_cpu.config.sharding_offload and not on_cpu.config.offload_optim
+    assert on_cpu.config.sharding == stage and on_cpu.asked == {"sharding": f"{stage} offload"}
+    said = [line for line in on_cpu.notices if "offload" in line]
+    assert said == [
+        f"--sharding {stage} offload: offload means nothing on the CPU, where all is in host memory anyway."
+    ]
+
+
+def test_words_without_effect_are_said_and_left_out(model: Path) -> None:
+    flags = "--sharding stage2 --sharding_parallel_config split_param enable_release_grads --pipeline_parallel_config enable_timer"
+    found = resolve([*base(model), *flags.split()], world_size=2, device="gpu")
+    assert found.config.sharding_parallel_config == "enable_release_grads"
+    assert found.config.pipeline_parallel_config == ""
+    assert found.asked == {
+        "sharding_parallel_config": "split_param enable_release_grads",
+        "pipeline_parallel_config": "enable_timer",
+    }
+    assert len([line for line in found.notices if "no effect" in line]) == 2
+
+
+def test_every_mistake_of_a_layout_is_told_at_once(tmp_path: Path) -> None:
+    """What only the built model would refuse, in one answer of the reader."""
+    bloom = tmp_path / "bloom"
+    write_bloom(bloom, n_head=6, hidden_size=66)
+    flags = (
+        "--tensor_parallel_degree 4 --pipeline_parallel_degree 8 --sequence_parallel --sharding stage3 "
+        "--gradient_accumulation_steps 8"
+    )
+    told = problems_of([*base(bloom), "--max_seq_length", "63", *flags.split()], world_size=64, device="gpu")
+    expected = [
+        "gather its weights anew for each of the 8 micro batches",
+        "max_seq_length = 63 is not divisible by tensor_parallel_degree = 4",
+        "PaddleNLP has no pipeline for BLOOM",
+        "sequence_parallel is not offered for BLOOM",
+        "does not divide the model's 6 attention heads: use one of 1, 2, 3, 6",
+        "has 4 layers: a stage would be empty",
     ]
     for text in expected:
         assert len([line for line in told if text in line]) == 1, (text, told)

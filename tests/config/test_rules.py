@@ -21,7 +21,10 @@ WRITERS = {"llama": write_llama, "chatglm": write_chatglm, "chatglm2": write_cha
 
 @dataclass(frozen=True)
 class Case:
-    """`flags` on a tiny model: the rule says `problem`, or `notice`, or nothing of the kind with `fine` flags instead."""
+    """`flags` on a tiny model: the rule says `problem`, or `notice`, or nothing of the kind with `fine` flags instead.
+
+    `here`: the run is for this machine, where there is an empty folder `there`, and nothing else.
+    """
 
     rule: str
     flags: str
@@ -32,6 +35,7 @@ class Case:
     device: str = "gpu"
     model: str = "llama"
     shape: tuple[tuple[str, Any], ...] = ()
+    here: bool = False
 
 
 CASES = [
@@ -75,6 +79,29 @@ CASES = [
         problem="exclude each other",
     ),
     Case("unified_checkpoint_words", "--unified_checkpoint_config enable_all_options", notice="no effect without"),
+    # paths
+    Case(
+        "tokenizer_is_there",
+        "--input_dir there --tokenizer_name_or_path there/tokenizer",
+        problem="there is no such folder. Make one: paddle-llm tokenizer train",
+        fine="--input_dir there --tokenizer_name_or_path there",
+        here=True,
+    ),
+    Case(
+        "tokenizer_is_there",
+        "--input_dir there --tokenizer_name_or_path facebook/llama-7b",
+        notice="a name built into PaddleNLP, or a mistake",
+        here=True,
+    ),
+    Case(
+        "corpora_are_there",
+        "--input_dir nowhere",
+        problem="no folder nowhere, and no corpus nowhere.bin/.idx",
+        fine="--input_dir there",
+        here=True,
+    ),
+    Case("corpora_are_there", "--input_dir 0.5 there 0.5 gone", problem="no folder gone", here=True),
+    Case("corpora_are_there", "--input_dir there gone", problem="weights and prefixes in turn", here=True),
     # schedule
     Case("max_steps", "--max_steps 0", problem="max_steps = 0: give a positive number", fine="--max_steps 1"),
     Case("max_steps", "--max_steps -2", problem="max_steps = -2"),
@@ -131,24 +158,36 @@ CASES = [
     # layout
     Case("sharding_stages", "--sharding stage9", problem="stage9 is unknown", fine="--sharding stage1", world=2),
     Case("sharding_stages", "--sharding stage1 stage2", problem="give one stage", world=2),
-    Case("sharding_stages", "--sharding stage2 offload", problem="Nearest: --offload_optim", world=2),
-    Case("sharding_stages", "--sharding offload", problem="offload is not offered", world=2),
+    Case("sharding_stages", "--sharding stage2 oflod", problem="Did you mean offload?", world=2),
     Case(
-        "sharded_weights", "--sharding stage3", problem="Nearest: --sharding stage2", fine="--sharding stage2", world=2
+        "sharding_stages",
+        "--sharding offload",
+        problem="offload stands behind a stage: --sharding stage2 offload",
+        fine="--sharding stage1 offload",
+        world=2,
     ),
     Case(
-        "sharded_gradients",
-        "--sharding stage2 --pipeline_parallel_degree 2 --gradient_accumulation_steps 4 --bf16 --fp16_opt_level O2 "
-        "--amp_master_grad --pipeline_parallel_config enable_sharding_comm_overlap",
-        problem="enable_sharding_comm_overlap lays gradients out for stage 1",
+        "sharded_weights",
+        "--sharding stage3 --pipeline_parallel_degree 2 --gradient_accumulation_steps 8",
+        problem="gather its weights anew for each of the 8 micro batches",
+        fine="--sharding stage3 --tensor_parallel_degree 2",
         world=4,
     ),
     Case(
-        "sharded_gradients",
-        "--sharding stage2 --sharding_parallel_config enable_stage1_tensor_fusion",
-        problem="enable_stage1_tensor_fusion lay gradients out for stage 1",
-        fine="--sharding stage2 --pipeline_parallel_degree 2",
-        world=4,
+        "sharded_weights",
+        "--sharding stage3 --unified_checkpoint",
+        problem="unified_checkpoint cannot hold",
+        fine="--sharding stage2 --unified_checkpoint",
+        world=2,
+    ),
+    Case(
+        "offload",
+        "--sharding stage1 offload --bf16 --fp16_opt_level O2 --amp_master_grad "
+        "--sharding_parallel_config split_param enable_fuse_optimizer_states",
+        problem="keeps them in one piece of device memory",
+        fine="--sharding stage2 offload --bf16 --fp16_opt_level O2 --amp_master_grad "
+        "--sharding_parallel_config split_param enable_fuse_optimizer_states",
+        world=2,
     ),
     Case("virtual_stages", "--virtual_pp_degree 2", problem="needs a pipeline"),
     Case(
@@ -200,10 +239,107 @@ CASES = [
     Case("words_exist", "--sharding_parallel_config zzz", problem="There are enable_stage1_tensor_fusion"),
     Case("words_have_an_effect", "--pipeline_parallel_config enable_timer", notice="pipeline_parallel_degree is 1"),
     Case(
-        "tensor_words", "--tensor_parallel_config enable_mp_skip_c_identity", notice="without enable_mp_async_allreduce"
+        "words_have_an_effect",
+        "--tensor_parallel_degree 2 --tensor_parallel_config enable_mp_skip_c_identity",
+        notice="enable_mp_skip_c_identity has no effect: it needs enable_mp_async_allreduce",
+        fine="--tensor_parallel_degree 2 --tensor_parallel_config enable_mp_skip_c_identity enable_mp_async_allreduce",
+        world=2,
     ),
     Case(
-        "tensor_words", "--tensor_parallel_config enable_sp_async_reduce_scatter", notice="without --sequence_parallel"
+        "words_have_an_effect",
+        "--tensor_parallel_degree 2 --tensor_parallel_config enable_sp_async_reduce_scatter",
+        notice="has no effect: it needs --sequence_parallel",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--tensor_parallel_degree 2 --tensor_parallel_config enable_delay_scale_loss",
+        notice="gradient_accumulation_steps is 1",
+        fine="--tensor_parallel_degree 2 --gradient_accumulation_steps 2 --tensor_parallel_config enable_delay_scale_loss",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--tensor_parallel_degree 2 --pipeline_parallel_degree 2 --tensor_parallel_config enable_delay_scale_loss",
+        notice="its place is --pipeline_parallel_config",
+        world=4,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--pipeline_parallel_degree 2 --pipeline_parallel_config enable_dp_comm_overlap",
+        notice="data_parallel_degree is 1",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--pipeline_parallel_degree 2 --pipeline_parallel_config enable_sharding_comm_overlap",
+        notice="sharding_parallel_degree is 1",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--sharding stage2 --pipeline_parallel_degree 2 --pipeline_parallel_config enable_sharding_comm_overlap",
+        notice="enable_sharding_comm_overlap has no effect: it is for stage 1; --sharding stage2 reduces",
+        world=4,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--pipeline_parallel_degree 2 --pipeline_parallel_config disable_partial_send_recv",
+        notice="tensor_parallel_degree is 1",
+        fine="--pipeline_parallel_degree 2 --tensor_parallel_degree 1 --pipeline_parallel_config disable_p2p_cache_shape",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--pipeline_parallel_degree 2 --pipeline_parallel_config enable_overlap_p2p_comm",
+        notice="it needs virtual_pp_degree above 1",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--sharding stage2 --sharding_parallel_config enable_stage1_tensor_fusion split_param",
+        notice="enable_stage1_tensor_fusion and split_param have no effect: it is for stage 1",
+        fine="--sharding stage1 --sharding_parallel_config enable_stage1_tensor_fusion",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--sharding stage1 --sharding_parallel_config enable_stage2_overlap",
+        notice="enable_stage2_overlap has no effect: it is for stage 2",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--sharding stage2 --sharding_parallel_config enable_stage2_overlap",
+        notice="reductions overlap with the backward pass wherever",
+        world=2,
+    ),
+    Case(
+        "words_have_an_effect",
+        "--sharding stage1 --pipeline_parallel_degree 2 --sharding_parallel_config enable_stage1_overlap",
+        notice="enable_sharding_comm_overlap in --pipeline_parallel_config",
+        world=4,
+    ),
+    Case(
+        "settings_of_words_have_an_effect",
+        "--sharding_comm_buffer_size_MB 64",
+        notice="--sharding_comm_buffer_size_MB has no effect: nothing is sharded",
+        fine="--sharding_comm_buffer_size_MB 64 --sharding stage2",
+        world=2,
+    ),
+    Case(
+        "settings_of_words_have_an_effect",
+        "--sharding_comm_buffer_size_MB 64 --sharding stage1",
+        notice="stage 1 sends each parameter on its own",
+        fine="--sharding_comm_buffer_size_MB 64 --sharding stage1 --sharding_parallel_config enable_stage1_overlap",
+        world=2,
+    ),
+    Case(
+        "settings_of_words_have_an_effect",
+        "--hybrid_parallel_topo_order sharding_first --pipeline_parallel_degree 2",
+        notice="there are pp2 x sharding1",
+        fine="--hybrid_parallel_topo_order sharding_first --pipeline_parallel_degree 2 --sharding stage1",
+        world=4,
     ),
     Case(
         "pipeline_words", "--pipeline_parallel_config use_dualpipev", problem="the schedules are 1F1B and interleaved"
@@ -222,18 +358,18 @@ CASES = [
     ),
     Case(
         "pipeline_words",
+        "--pipeline_parallel_degree 2 --sharding stage1 --sharding_parallel_degree 2 --bf16 --fp16_opt_level O2 "
+        "--amp_master_grad --pipeline_parallel_config enable_sharding_comm_overlap",
+        problem="shard over all 4 ranks",
+        world=8,
+    ),
+    Case(
+        "pipeline_words",
         "--pipeline_parallel_degree 2 --tensor_parallel_degree 2 --sequence_parallel",
         notice="partial sends are switched off",
         fine="--pipeline_parallel_degree 2 --tensor_parallel_degree 2 --sequence_parallel "
         "--pipeline_parallel_config disable_partial_send_recv",
         world=4,
-    ),
-    Case(
-        "sharding_words",
-        "--sharding stage2 --sharding_parallel_config enable_stage1_broadcast_overlap",
-        notice="enable_stage1_broadcast_overlap has no effect with --sharding stage2",
-        fine="--sharding stage1 --sharding_parallel_config enable_stage1_broadcast_overlap",
-        world=2,
     ),
     Case(
         "sharding_words",
@@ -246,6 +382,13 @@ CASES = [
         "sharding_words",
         "--sharding stage1 --sharding_parallel_config enable_stage1_allgather_overlap",
         problem="enable_stage1_allgather_overlap needs split_param",
+        fine="--sharding stage2 --sharding_parallel_config enable_stage1_allgather_overlap",
+        world=2,
+    ),
+    Case(
+        "sharding_words",
+        "--sharding stage1 --sharding_parallel_config enable_fuse_optimizer_states",
+        problem="enable_fuse_optimizer_states needs split_param",
         world=2,
     ),
     Case(
@@ -253,18 +396,6 @@ CASES = [
         "--sharding stage1 --sharding_parallel_config split_param",
         problem="needs --amp_master",
         world=2,
-    ),
-    Case(
-        "sharding_words",
-        "--sharding stage2 --sharding_parallel_config enable_stage2_overlap",
-        notice="enable_stage2_overlap has no",
-        world=2,
-    ),
-    Case(
-        "sharding_words",
-        "--sharding stage1 --pipeline_parallel_degree 2 --sharding_parallel_config enable_stage1_overlap",
-        notice="enable_sharding_comm_overlap in --pipeline_parallel_config",
-        world=4,
     ),
     Case(
         "sharding_words",
@@ -280,21 +411,21 @@ CASES = [
     Case(
         "families_with_pipeline",
         "--pipeline_parallel_degree 2",
-        problem="no pipeline for bloom",
+        problem="no pipeline for BLOOM",
         world=2,
         model="bloom",
     ),
     Case(
         "families_with_pipeline",
         "--pipeline_parallel_degree 2",
-        problem="no pipeline for chatglm.",
+        problem="no pipeline for ChatGLM-6B.",
         world=2,
         model="chatglm",
     ),
     Case(
         "families_with_sequence_parallel",
         "--sequence_parallel --tensor_parallel_degree 2",
-        problem="not offered for bloom",
+        problem="not offered for BLOOM",
         world=2,
         model="bloom",
     ),
@@ -321,15 +452,23 @@ CASES = [
         world=4,
         shape=(("num_key_value_heads", 2),),
     ),
-    Case("heads", "--tensor_parallel_degree 4", problem="use at most 2", world=4, model="chatglm2"),
+    Case("heads", "--tensor_parallel_degree 4", problem="use one of 1, 2.", world=4, model="chatglm2"),
     Case("head_width", "", problem="4 heads of 32 are not the hidden size 64", shape=(("head_dim", 32),)),
     Case("layers", "--pipeline_parallel_degree 5", problem="has 4 layers: a stage would be empty", world=5),
     Case("layers", "--pipeline_parallel_degree 3", notice="4 layers over 3 pipeline stages", world=3),
     Case(
         "layers",
         "--pipeline_parallel_degree 4 --virtual_pp_degree 2 --gradient_accumulation_steps 8",
-        problem="does not divide the 4 layers",
+        problem="does not divide the model's 4 layers: leave it out",
         world=4,
+    ),
+    Case(
+        "layers",
+        "--pipeline_parallel_degree 3 --virtual_pp_degree 3 --gradient_accumulation_steps 8",
+        problem="does not divide the model's 12 layers: use 2 or 4",
+        fine="--pipeline_parallel_degree 3 --virtual_pp_degree 2 --gradient_accumulation_steps 8",
+        world=3,
+        shape=(("num_hidden_layers", 12),),
     ),
     Case(
         "vocabulary",
@@ -342,21 +481,24 @@ CASES = [
     Case("positions", "--max_seq_length 129", problem="more than the 128 positions", fine="--max_seq_length 128"),
     Case("fewer_layers", "--num_hidden_layers 2 --continue_training 1", problem="its weights cannot be loaded"),
     Case("layers_not_recomputed", "--recompute --no_recompute_layers 0 4", problem="has the layers 0 to 3"),
-    Case("dropout", "--hidden_dropout_prob 0.1", problem="llama has no dropout", fine="--hidden_dropout_prob 0"),
+    Case("dropout", "--hidden_dropout_prob 0.1", problem="LLaMA has no dropout", fine="--hidden_dropout_prob 0"),
 ]
 
 
 def said(case: Case, flags: str, folder: Path) -> tuple[list[str], list[str]]:
     model = WRITERS[case.model](folder, **dict(case.shape))
     base = f"--do_train --model_name_or_path {model} --input_dir ./data --output_dir ./out --max_seq_length 64"
+    argv = [*base.split(), *flags.split(), *(["--device", "cpu"] if case.here else [])]
     try:
-        return [], resolve([*base.split(), *flags.split()], world_size=case.world, device=case.device).notices
+        return [], resolve(argv, world_size=case.world, device=None if case.here else case.device).notices
     except ConfigError as error:
         return error.problems, []
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(CASES)])
-def test_rule(case: Case, tmp_path: Path) -> None:
+def test_rule(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there").mkdir()
     problems, notices = said(case, case.flags, tmp_path)
     found, text = (problems, case.problem) if case.problem else (notices, case.notice)
     assert len([line for line in found if text in line]) == 1, (problems, notices)

@@ -10,7 +10,7 @@ import pytest
 
 from paddle_llm.config.not_offered import NOT_OFFERED
 from paddle_llm.config.old_names import OLD_NAMES
-from paddle_llm.config.rules import words
+from paddle_llm.config.parallel_words import WORDS
 from paddle_llm.config.run_config import FIELD_NAMES
 
 KNOWN = set(FIELD_NAMES) | set(NOT_OFFERED) | set(OLD_NAMES)
@@ -55,5 +55,5 @@ def test_every_word_of_the_parallel_configs_is_upstreams() -> None:
         for node in ast.walk(source("trainer", "training_args.py"))
         if isinstance(node, ast.List)
     ]
-    for ours in (words.TENSOR_WORDS, words.PIPELINE_WORDS, words.SHARDING_WORDS):
+    for ours in WORDS.values():
         assert any(set(ours) == set(theirs) for theirs in lists), ours

@@ -24,7 +24,8 @@ class ParallelFields(Group):
     sharding: str = Field(
         "",
         description="What data-parallel ranks share instead of copying. stage1: optimizer states, stage2: gradients too, "
-        "stage3: weights too (GPU).",
+        "stage3: weights too (not with a pipeline). `stage2 offload`, `stage3 offload`: optimizer states, and with stage3 "
+        "weights, wait in host memory (GPU).",
     )
     sharding_parallel_degree: int = Field(
         -1, ge=-1, description="Ranks that share. -1: with --sharding all that tensor, pipeline and data leave, else 1."
@@ -33,7 +34,7 @@ class ParallelFields(Group):
         -1, ge=-1, description="Plain replicas. -1: what the other degrees leave of the launch."
     )
     sequence_parallel: bool = Field(
-        False, description="With tensor parallelism: split activations along the sequence (LLaMA)."
+        False, description="With tensor parallelism: split activations along the sequence (LLaMA, ChatGLM2/3)."
     )
     fuse_sequence_parallel_allreduce: bool = Field(
         False, description="Fuse the gradient reductions of --sequence_parallel."
@@ -44,7 +45,10 @@ class ParallelFields(Group):
     pipeline_parallel_config: str = Field("", description="Paddle's switches for the pipeline, separated by spaces.")
     sharding_parallel_config: str = Field("", description="Paddle's switches for sharding, separated by spaces.")
     sharding_comm_buffer_size_MB: int = Field(
-        -1, ge=-1, description="Size of fused gradient buffers. -1: Paddle's default."
+        -1,
+        ge=-1,
+        description="Size of the buckets in which stages 2 and 3, and stage 1 with its fusing words, reduce gradients. "
+        "-1: the default of each.",
     )
     hybrid_parallel_topo_order: Literal["pp_first", "sharding_first"] = Field(
         "pp_first",

@@ -30,7 +30,7 @@ class Unknown(Exception):
     """A rule asked for something that is not known, because another mistake hides it. The rule has no say then."""
 
 
-_READS = {"sharding_stage": "sharding"}
+_READS = {"sharding_stage": "sharding", "sharding_offload": "sharding"}
 
 
 class _Guarded:
@@ -60,6 +60,7 @@ class Run:
         world_size: ranks of the job.
         device: "gpu" or "cpu".
         folder: what stands for a built-in model name on this machine; None where the name itself is used.
+        here: the run is for this machine, whose folders can be looked at.
     """
 
     config: RunConfig
@@ -70,6 +71,7 @@ class Run:
     known_layout: Layout | None
     known_facts: ModelFacts | None
     folder: Path | None = None
+    here: bool = False
 
     @property
     def layout(self) -> Layout:

@@ -2,51 +2,83 @@
 
 from __future__ import annotations
 
+import difflib
+from dataclasses import replace
+
+from paddle_llm.config.parallel_words import words_at_work
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
 
-_SHARDING_WORDS = ("stage1", "stage2", "stage3", "offload")
+_STAGES = ("stage1", "stage2", "stage3")
 
 
 def sharding_stages(run: Run) -> Findings:
-    words = run.config.sharding.split()
-    unknown = [word for word in words if word not in _SHARDING_WORDS]
-    stages = [word for word in words if word.startswith("stage") and word not in unknown]
+    text = run.config.sharding
+    words = text.split()
+    unknown = [word for word in words if word not in (*_STAGES, "offload")]
+    stages = [word for word in words if word in _STAGES]
     if unknown:
-        yield Problem(
-            f"sharding = {run.config.sharding}: {unknown[0]} is unknown; there are stage1, stage2 and stage3."
-        )
+        close = difflib.get_close_matches(unknown[0], (*_STAGES, "offload"), 1)
+        hint = f"Did you mean {close[0]}?" if close else "There are stage1, stage2 and stage3, and offload behind one."
+        yield Problem(f"sharding = {text}: {unknown[0]} is unknown. {hint}")
     elif len(stages) > 1:
-        yield Problem(f"sharding = {run.config.sharding}: give one stage.")
-    elif "offload" in words:
+        yield Problem(f"sharding = {text}: give one stage.")
+    elif words and not stages:
         yield Problem(
-            f"sharding = {run.config.sharding}: offload is not offered in this version. Nearest: --offload_optim, which "
-            "keeps optimizer states in host memory between steps."
+            f"sharding = {text}: offload stands behind a stage: --sharding stage2 offload. To keep optimizer states in "
+            "host memory without sharding: --offload_optim"
         )
 
 
 def sharded_weights(run: Run) -> Findings:
-    if run.layout.sharding_stage == 3:
+    config, layout = run.config, run.layout
+    if layout.sharding_stage != 3:
+        return
+    if layout.pipeline > 1:
+        yield Problem(_stage_3_with_pipeline(run))
+    if config.unified_checkpoint:
         yield Problem(
-            "sharding stage3 is not offered in this version. Nearest: --sharding stage2, which goes with tensor and pipeline "
-            "parallelism and keeps the weights whole."
+            "unified_checkpoint cannot hold the divided weights of --sharding stage3: leave it out; the weights of "
+            "<output_dir>/model load in any layout."
         )
 
 
-_STAGE1_WORDS = ("split_param", "enable_stage1_tensor_fusion", "enable_stage1_overlap")
+def _stage_3_with_pipeline(run: Run) -> str:
+    """Why not, and the two nearest layouts with their numbers: stage 2 as it stands, and stage 3 without the pipeline."""
+    config, layout = run.config, run.layout
+    stages, micro_batches = layout.pipeline, config.gradient_accumulation_steps
+    parts = layout.tensor * stages * layout.sharding
+    flat = replace(layout, pipeline=1, virtual_stages=1, sharding=layout.sharding * stages)
+    flags = f"--pipeline_parallel_degree 1 --sharding_parallel_degree {flat.sharding}"
+    if config.virtual_pp_degree > 1:
+        flags += " --virtual_pp_degree 1"
+    if micro_batches % stages == 0:
+        flags += f" --gradient_accumulation_steps {micro_batches // stages}"
+        batch = "the same global batch"
+    else:
+        samples = config.per_device_train_batch_size * micro_batches * layout.data_world_size
+        batch = f"a global batch of {samples * stages} in place of {samples}"
+    return (
+        f"sharding stage3 with pipeline_parallel_degree = {stages}: every stage would gather its weights anew for each of the "
+        f"{micro_batches} micro batches, forward and backward, which costs more than it saves. Nearest:\n"
+        f"       --sharding stage2: {replace(layout, sharding_stage=2)}, weights divided by {layout.tensor * stages}\n"
+        f"       {flags}: {flat}, weights divided by {parts}, {batch}"
+    )
 
 
-def sharded_gradients(run: Run) -> Findings:
-    words = [word for word in run.config.sharding_parallel_config.split() if word in _STAGE1_WORDS]
-    if run.layout.sharding_stage == 2 and words and run.device == "gpu":
-        yield Problem(
-            f"sharding_parallel_config: {' and '.join(words)} lay gradients out for stage 1. Leave them out, or use --sharding stage1."
-        )
-    overlap = "enable_sharding_comm_overlap" in run.config.pipeline_parallel_config.split()
-    if run.layout.sharding_stage == 2 and run.layout.pipeline > 1 and overlap and run.device == "gpu":
-        yield Problem(
-            "pipeline_parallel_config: enable_sharding_comm_overlap lays gradients out for stage 1. Leave it out, or use --sharding stage1."
-        )
+def offload(run: Run) -> Findings:
+    config = run.config
+    words = words_at_work(config, run.layout)["sharding_parallel_config"].split()
+    if run.device == "gpu" and "enable_fuse_optimizer_states" in words:
+        for name, asked in (
+            ("offload_optim", config.offload_optim),
+            (f"sharding = {config.sharding}", config.sharding_offload),
+        ):
+            if asked:
+                yield Problem(
+                    f"{name} moves optimizer states one by one, and enable_fuse_optimizer_states keeps them in one piece "
+                    "of device memory: leave one of them out."
+                )
 
 
 def virtual_stages(run: Run) -> Findings:
@@ -115,7 +147,7 @@ def optimizer_variants(run: Run) -> Findings:
 RULES: list[Rule] = [
     sharding_stages,
     sharded_weights,
-    sharded_gradients,
+    offload,
     virtual_stages,
     pipeline_bubble,
     evaluation_batch_with_pipeline,

@@ -2,69 +2,42 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
+from paddle_llm.config.families import (
+    ABILITIES,
+    layer_problems,
+    pipeline_problems,
+    sequence_parallel_problems,
+    tensor_problems,
+)
+from paddle_llm.config.model_facts import ModelFacts
+from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, Unknown
 from paddle_llm.config.rules.settings import Findings
-
-# Families that pretraining knows, and what PaddleNLP can do with each.
-FAMILIES = ("llama", "chatglm", "chatglm_v2", "bloom")
-_ALIASES = {"chatglm_v2": ("chatglm", "chatglm2", "chatglm3")}
-_PIPELINE = ("llama", "chatglm_v2")
-_SEQUENCE_PARALLEL = ("llama", "chatglm_v2")
-_NO_DROPOUT = ("llama", "chatglm")
-_REPLICATES_KV_HEADS = ("llama",)
 
 
 def family(run: Run) -> Findings:
     found, asked = run.facts.model_type, run.config.model_type
-    if found not in FAMILIES:
-        yield Problem(f"{_model(run)} is of the family {found}: pretraining knows {', '.join(FAMILIES)}.")
-    elif asked is not None and asked != found and asked not in _ALIASES.get(found, ()):
+    if found not in ABILITIES:
+        yield Problem(f"{_model(run)} is of the family {found}: pretraining knows {', '.join(ABILITIES)}.")
+    elif asked is not None and asked != found and asked not in ABILITIES[found].aliases:
         yield Problem(f"model_type = {asked}, but {_model(run)} is of the family {found}: leave --model_type out.")
 
 
 def families_with_pipeline(run: Run) -> Findings:
-    found = run.facts.model_type
-    if run.layout.pipeline > 1 and found in FAMILIES and found not in _PIPELINE:
-        yield Problem(
-            f"pipeline_parallel_degree = {run.layout.pipeline}: PaddleNLP has no pipeline for {found}. "
-            f"Use tensor_parallel_degree or sharding; {' and '.join(_PIPELINE)} have pipelines."
-        )
+    yield from map(Problem, pipeline_problems(_known(run), run.layout))
 
 
 def families_with_sequence_parallel(run: Run) -> Findings:
-    found = run.facts.model_type
-    if run.config.sequence_parallel and found not in _SEQUENCE_PARALLEL:
-        yield Problem(f"sequence_parallel is not offered for {found}, only for {', '.join(_SEQUENCE_PARALLEL)}.")
+    yield from map(Problem, sequence_parallel_problems(_known(run), run.layout))
 
 
 def heads(run: Run) -> Findings:
-    facts, tensor = run.facts, run.layout.tensor
-    if facts.num_attention_heads % tensor:
-        yield Problem(
-            f"tensor_parallel_degree = {tensor} does not divide the {facts.num_attention_heads} attention heads of "
-            f"{_model(run)}: use one of {_divisors(facts.num_attention_heads)}."
+    facts, tensor = _known(run), run.layout.tensor
+    problems = list(tensor_problems(facts, run.layout, fuse_attention_qkv=run.config.fuse_attention_qkv))
+    yield from map(Problem, problems)
+    if not problems and facts.num_key_value_heads % tensor:
+        yield Notice(
+            f"{facts.num_key_value_heads} key-value heads over {tensor} tensor parallel ranks: every rank keeps all of them."
         )
-    elif facts.num_key_value_heads % tensor:
-        yield from _uneven_key_value_heads(run)
-    if facts.intermediate_size % tensor:
-        yield Problem(
-            f"tensor_parallel_degree = {tensor} does not divide the feed-forward width {facts.intermediate_size} of {_model(run)}."
-        )
-
-
-def _uneven_key_value_heads(run: Run) -> Findings:
-    facts, tensor = run.facts, run.layout.tensor
-    what = f"{facts.num_key_value_heads} key-value heads over {tensor} tensor parallel ranks"
-    if facts.model_type not in _REPLICATES_KV_HEADS:
-        yield Problem(
-            f"{what}: PaddleNLP cannot split them for {facts.model_type}: use at most {facts.num_key_value_heads}."
-        )
-    elif run.config.fuse_attention_qkv or (
-        run.config.fuse_attention_qkv is None and facts.raw.get("fuse_attention_qkv")
-    ):
-        yield Problem(f"{what} cannot stand in one matrix: leave out --fuse_attention_qkv, or use fewer ranks.")
-    else:
-        yield Notice(f"{what}: every rank keeps all of them.")
 
 
 def head_width(run: Run) -> Findings:
@@ -77,17 +50,10 @@ def head_width(run: Run) -> Findings:
 
 
 def layers(run: Run) -> Findings:
-    stages, virtual, count = run.layout.pipeline, run.layout.virtual_stages, run.facts.num_hidden_layers
-    if count < stages:
-        yield Problem(
-            f"pipeline_parallel_degree = {stages}, but {_model(run)} has {count} layers: a stage would be empty."
-        )
-    elif virtual > 1 and count % (stages * virtual):
-        yield Problem(
-            f"virtual_pp_degree = {virtual} x pipeline_parallel_degree = {stages} does not divide the {count} layers of "
-            f"{_model(run)}."
-        )
-    elif count % stages:
+    stages, count = run.layout.pipeline, run.facts.num_hidden_layers
+    problems = list(layer_problems(run.facts, run.layout))
+    yield from map(Problem, problems)
+    if not problems and count % stages:
         yield Notice(
             f"{count} layers over {stages} pipeline stages: some stages have one more, and the others wait for them."
         )
@@ -129,21 +95,23 @@ def layers_not_recomputed(run: Run) -> Findings:
 
 
 def dropout(run: Run) -> Findings:
-    if run.facts.model_type not in _NO_DROPOUT:
+    title = ABILITIES[_known(run).model_type].title
+    if ABILITIES[run.facts.model_type].dropout:
         return
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if getattr(run.config, name):
-            yield Problem(
-                f"{name} = {getattr(run.config, name)}: {run.facts.model_type} has no dropout in PaddleNLP: leave it out."
-            )
+            yield Problem(f"{name} = {getattr(run.config, name)}: {title} has no dropout in PaddleNLP: leave it out.")
 
 
 def _model(run: Run) -> str:
     return run.config.model_name_or_path
 
 
-def _divisors(number: int) -> str:
-    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+def _known(run: Run) -> ModelFacts:
+    """The model's shape, where its family is known; `family` tells about the others."""
+    if run.facts.model_type not in ABILITIES:
+        raise Unknown("family")
+    return run.facts
 
 
 RULES: list[Rule] = [

@@ -1,0 +1,148 @@
+"""Paddle's switches in the *_parallel_config fields: which words there are, and which do nothing in a layout.
+
+PaddleNLP looks at a field only when its degree is above 1, so that a misspelt word lies in wait until the job grows, and
+takes some words in silence where they do nothing. Here a word is unknown, at work, or idle for a reason that is said.
+Sources: paddlenlp 3.0.0b4 `trainer/training_args.py`; paddle 3.3.1 `fleet/meta_optimizers/dygraph_optimizer` and
+`fleet/meta_parallel/pipeline_parallel.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+
+TENSOR_WORDS = (
+    "enable_mp_async_allreduce",
+    "enable_mp_skip_c_identity",
+    "enable_mp_fused_linear_param_grad_add",
+    "enable_sp_async_reduce_scatter",
+    "enable_delay_scale_loss",
+    "sync_param",
+    "sync_grad",
+    "sync_moment",
+)
+PIPELINE_WORDS = (
+    "disable_p2p_cache_shape",
+    "disable_partial_send_recv",
+    "enable_delay_scale_loss",
+    "enable_dp_comm_overlap",
+    "enable_sharding_comm_overlap",
+    "enable_timer",
+    "enable_release_grads",
+    "enable_clear_every_step_cache",
+    "enable_overlap_p2p_comm",
+    "disable_batch_p2p_comm",
+    "best_unbalanced_scheduler",
+    "use_dualpipev",
+)
+SHARDING_WORDS = (
+    "enable_stage1_tensor_fusion",
+    "enable_stage1_overlap",
+    "enable_stage2_overlap",
+    "split_param",
+    "disable_stage1_reduce_avg",
+    "enable_stage1_broadcast_overlap",
+    "enable_stage1_allgather_overlap",
+    "enable_release_grads",
+    "enable_fuse_optimizer_states",
+)
+WORDS = {
+    "tensor_parallel_config": TENSOR_WORDS,
+    "pipeline_parallel_config": PIPELINE_WORDS,
+    "sharding_parallel_config": SHARDING_WORDS,
+}
+# How stage 1 lays gradients and states out and sends them; stages 2 and 3 do it their own way.
+_STAGE_1_ONLY = (
+    "enable_stage1_tensor_fusion",
+    "enable_stage1_overlap",
+    "split_param",
+    "disable_stage1_reduce_avg",
+    "enable_stage1_broadcast_overlap",
+    "enable_stage1_allgather_overlap",
+    "enable_fuse_optimizer_states",
+)
+_FUSING = ("enable_stage1_tensor_fusion", "enable_stage1_overlap")
+_NEED_ASYNC_ALLREDUCE = ("enable_mp_skip_c_identity", "enable_mp_fused_linear_param_grad_add")
+
+
+def idle_words(config: RunConfig, layout: Layout) -> dict[str, dict[str, str]]:
+    """Field -> word -> why it does nothing in this layout; words that do something, or that are unknown, are absent."""
+    found: dict[str, dict[str, str]] = {}
+    for name, known in WORDS.items():
+        words = [word for word in getattr(config, name).split() if word in known]
+        degree = name.removesuffix("_parallel_config")
+        if getattr(layout, degree) == 1:
+            found[name] = dict.fromkeys(words, f"{degree}_parallel_degree is 1")
+        else:
+            found[name] = dict(_IDLE[name](words, config, layout))
+    return found
+
+
+def words_at_work(config: RunConfig, layout: Layout) -> dict[str, str]:
+    """Field -> its text without idle words."""
+    idle = idle_words(config, layout)
+    return {name: " ".join(word for word in getattr(config, name).split() if word not in idle[name]) for name in WORDS}
+
+
+def buckets_are_used(config: RunConfig, layout: Layout, device: str) -> bool:
+    """Whether `sharding_comm_buffer_size_MB` says the size of anything.
+
+    Stages 2 and 3 reduce gradients in buckets; Paddle's stage 1 does with these words, on a GPU only.
+    """
+    if layout.sharding == 1:
+        return False
+    words = words_at_work(config, layout)["sharding_parallel_config"].split()
+    return layout.sharding_stage >= 2 or (device == "gpu" and bool({"split_param", *_FUSING} & set(words)))
+
+
+def _idle_tensor(words: list[str], config: RunConfig, layout: Layout) -> Iterator[tuple[str, str]]:
+    for word in words:
+        if word in _NEED_ASYNC_ALLREDUCE and "enable_mp_async_allreduce" not in words:
+            yield word, "it needs enable_mp_async_allreduce"
+        elif word == "enable_sp_async_reduce_scatter" and not config.sequence_parallel:
+            yield word, "it needs --sequence_parallel"
+        elif word == "enable_delay_scale_loss" and layout.pipeline > 1:
+            yield word, "with a pipeline its place is --pipeline_parallel_config"
+        elif word == "enable_delay_scale_loss" and config.gradient_accumulation_steps == 1:
+            yield word, "gradient_accumulation_steps is 1"
+
+
+def _idle_pipeline(words: list[str], config: RunConfig, layout: Layout) -> Iterator[tuple[str, str]]:
+    for word in words:
+        if word == "enable_dp_comm_overlap" and layout.data == 1:
+            yield word, "data_parallel_degree is 1"
+        elif word == "enable_sharding_comm_overlap" and layout.sharding == 1:
+            yield word, "sharding_parallel_degree is 1"
+        elif word == "enable_sharding_comm_overlap" and layout.sharding_stage >= 2:
+            yield (
+                word,
+                f"it is for stage 1; --sharding stage{layout.sharding_stage} reduces gradients in its own buckets",
+            )
+        elif word == "disable_partial_send_recv" and layout.tensor == 1:
+            yield word, "tensor_parallel_degree is 1"
+        elif word == "enable_overlap_p2p_comm" and layout.virtual_stages == 1:
+            yield word, "it needs virtual_pp_degree above 1"
+        elif word == "enable_delay_scale_loss" and config.gradient_accumulation_steps == 1:
+            yield word, "gradient_accumulation_steps is 1"
+
+
+def _idle_sharding(words: list[str], config: RunConfig, layout: Layout) -> Iterator[tuple[str, str]]:
+    stage = layout.sharding_stage
+    for word in words:
+        if word in _STAGE_1_ONLY and stage >= 2:
+            yield word, f"it is for stage 1; --sharding stage{stage} reduces gradients in its own buckets"
+        elif word == "enable_stage2_overlap" and stage == 1:
+            yield word, "it is for stage 2"
+        elif word == "enable_stage2_overlap":
+            yield word, "reductions overlap with the backward pass wherever the device can"
+        elif word in _FUSING and layout.pipeline > 1:
+            yield word, "with a pipeline its switch is enable_sharding_comm_overlap in --pipeline_parallel_config"
+
+
+_IDLE = {
+    "tensor_parallel_config": _idle_tensor,
+    "pipeline_parallel_config": _idle_pipeline,
+    "sharding_parallel_config": _idle_sharding,
+}
