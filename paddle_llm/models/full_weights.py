@@ -14,18 +14,21 @@ from paddle_llm.models.shards import Shard, shard_of
 from paddle_llm.models.vocab import unpad
 from paddle_llm.parallel.gather import gathered
 from paddle_llm.parallel.mesh import current_mesh
+from paddle_llm.parallel.sharded_weights import visiting
 
 
 def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str, np.ndarray | None]]:
     """(canonical name, full tensor without vocabulary padding) of everything that this pipeline stage holds.
 
-    Collective over the tensor-parallel group: every rank of it must exhaust the iterator; its rank 0 gets the arrays,
-    the others None. Memory: one full tensor. bfloat16 comes as its bits in uint16.
+    Collective over the tensor-parallel group (and, in sharding stage 3, the sharding group): every rank of it must
+    exhaust the iterator; its tensor-parallel rank 0 gets the arrays, the others None. Memory: one full tensor. bfloat16
+    comes as its bits in uint16.
     """
     axis = current_mesh(layout).tensor
     for name, parameter in canonical_parameters(model, family):
         split = axis.size > 1 and bool(getattr(parameter, "is_distributed", False))
-        parts = gathered(parameter, axis) if split else [parameter.numpy()] if axis.rank == 0 else None
+        with visiting(model, parameter):
+            parts = gathered(parameter, axis) if split else [parameter.numpy()] if axis.rank == 0 else None
         if parts is None:
             yield name, None
             continue

@@ -62,12 +62,15 @@ def canonical_name(family: str, name: str, *, tied: bool) -> str:
 def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
     """(canonical name, parameter) of everything that this rank holds; a tied head of its own stage comes as embedding.
 
+    Under sharding stage 3 a parameter's values are there only while it is `visiting` (parallel/sharded_weights.py).
+
     Args:
         model: a PretrainedModel or PipelineLayer of PaddleNLP.
     """
     tied = is_tied(family, model.config)
     seen: set[int] = set()
-    for name, parameter in model.state_dict().items():
+    # Without hooks: sharding stage 3 has one that refuses to hand out weights which are not there.
+    for name, parameter in model.state_dict(use_hook=False).items():
         if id(parameter) in seen or name.endswith(IGNORED_ENDS):
             continue
         seen.add(id(parameter))

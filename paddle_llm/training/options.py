@@ -15,6 +15,7 @@ class TrainerOptions:
         nan_policy: "stop", or "skip" the update of a step whose loss is not finite.
         flops_per_token, peak_flops: for MFU; None where unknown.
         curves: write VisualDL curves beside metrics.jsonl.
+        offload_weights: in sharding stage 3, weights that nobody computes with lie in host memory.
     """
 
     min_learning_rate: float = 0.0
@@ -23,3 +24,4 @@ class TrainerOptions:
     flops_per_token: float | None = None
     peak_flops: float | None = None
     curves: bool = True
+    offload_weights: bool = False

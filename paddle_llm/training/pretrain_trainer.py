@@ -67,6 +67,7 @@ class PretrainTrainer(Trainer):
         self.nan_guard = NanGuard(self.options.nan_policy, self)
         self.step_loss = math.nan
         self.grad_norm_reader: GradNormReader | None = None
+        self.sharded_weights: ShardedWeights | None = None
         self._resumed_from: Path | None = None
 
     # --- reports -----------------------------------------------------------------------------------------------

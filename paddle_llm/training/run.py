@@ -225,6 +225,7 @@ def _options(resolved: Resolved):
         flops_per_token=flops_per_token(resolved.facts, config.max_seq_length),
         peak_flops=peak_flops(paddle.device.cuda.get_device_name(), precision) if on_gpu else None,
         curves="visualdl" in config.report_to or "all" in config.report_to,
+        offload_weights=config.sharding_offload and on_gpu,
     )
 
 
