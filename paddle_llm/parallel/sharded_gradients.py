@@ -1,23 +1,31 @@
 """Sharding stage 2 on top of fleet's stage 1, in every composition: with data, tensor and pipeline parallelism.
 
 Fleet's stage-1 optimizer (paddle 3.3.1, DygraphShardingOptimizer) gives every parameter an owner among the sharding
-ranks, who alone keeps its optimizer state. Here the gradients follow: as soon as a micro batch has produced one, it is
-summed on its owner and freed elsewhere. The owner's running sum takes part in the next micro batch's reduction, so no
-second buffer is needed. (ZeRO, Rajbhandari et al. 2020, section 5.2.)
+ranks, who alone keeps its optimizer state. Here the gradients follow: while a micro batch's backward pass runs, they
+are summed on their owners and freed elsewhere. The owner's running sum takes part in the next micro batch's reduction,
+so no second buffer is needed. (ZeRO, Rajbhandari et al. 2020, section 5.2.)
 
-What others still have to add to a gradient after the backward pass waits for the end of the step: weights tied between
-pipeline stages and the parameters whose gradients sequence parallelism sums over tensor ranks.
+During the backward pass a rank holds the gradients that it owns, and what is under way (`gradient_buckets`): at most
+one bucket, or three of the largest gradient if that is more. The few vectors whose gradients sequence parallelism sums
+over tensor ranks at the end of a step wait for that, whole, on every rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import paddle
 import paddle.distributed as dist
+from paddle.base import core
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.parallel.gradient_buckets import GradientBuckets, gradient_of
+from paddle_llm.parallel.gradient_owners import TIED_OWNER, balance_owners
+from paddle_llm.parallel.same_order import SameOrder
+
+BUCKET_MB = 32
 
 
 class ShardedGradients:
@@ -28,29 +36,40 @@ class ShardedGradients:
         parameters: the trainable parameters of the optimizer, of every owner.
 
     Args:
-        optimizer: fleet's hybrid optimizer over a stage-1 sharding optimizer.
+        optimizer: fleet's hybrid optimizer over a stage-1 sharding optimizer, before its first step.
         broadcast_weights: every rank holds whole weights, which their owners send round after each step.
+        pipeline: the PipelineLayer, where there is one: its tied weights are summed by their owners alone.
+        bucket_mb: how many MB (2**20 bytes) of gradients may be under way; not above 0: 32.
 
     Raises:
         UserError: a `sharding_parallel_config` under which fleet fuses or splits parameters itself.
     """
 
-    def __init__(self, optimizer, broadcast_weights: bool = True):
+    def __init__(self, optimizer, broadcast_weights: bool = True, pipeline: Any = None, bucket_mb: float = BUCKET_MB):
         sharding = optimizer._inner_opt
         if type(sharding) is not DygraphShardingOptimizer or sharding.tensor_fusion or sharding.comm_overlap:
             raise UserError(
                 "--sharding stage2 cannot be combined with split_param, enable_stage1_tensor_fusion or enable_stage1_overlap "
                 "in --sharding_parallel_config: they lay gradients out for stage 1. Leave the words out, or use stage1."
             )
+        balance_owners(sharding)
         self._sharding = sharding
         self.group = sharding._hcg.get_sharding_parallel_group()
         self.rank = sharding._hcg.get_sharding_parallel_rank()
         self.parameters = [p for p in sharding._origin_parameter_list if p.trainable]
-        self._late = [p for p in self.parameters if _changed_after_backward(p)]
+        self._late = [p for p in self.parameters if getattr(p, "sequence_parallel", False)]
+        self._order = SameOrder(self.group, self.parameters)
+        limit = int((bucket_mb if bucket_mb > 0 else BUCKET_MB) * 2**20)
+        self._buckets = GradientBuckets(self.group, self.rank, self.owner, limit, self._order)
+        self._in_backward = False
         late = {p.name for p in self._late}
         for parameter in self.parameters:
             if parameter.name not in late:
                 parameter._register_backward_hook(self._hook(parameter))
+        self._pipeline = pipeline
+        if pipeline is not None:
+            # Called when the micro batches are through: `_finish_step` does it, on the owners.
+            pipeline.allreduce_shared_weight_gradients = _later
         sharding.reduce_gradients = self._finish_step
         sharding._sharding_sync_parameters = self._broadcast_parameters if broadcast_weights else _keep_parameters
 
@@ -58,30 +77,40 @@ class ShardedGradients:
         """The rank in the sharding group that updates this parameter and keeps its gradient and optimizer state."""
         return self._sharding._param2rank[parameter.name]
 
+    def settle(self) -> None:
+        """After the backward pass: wait for the last sums. For whoever reads gradients before the optimizer's step."""
+        self._buckets.settle()
+
+    def held_elements(self) -> int:
+        """Elements of all gradients that this rank holds at this moment, also of those under way."""
+        return self._buckets.elements_sent + held_gradient_elements(self.parameters)
+
     def _hook(self, parameter):
-        def reduce_now(*_):
-            self._to_owner(parameter)
+        def take(*_):
+            if not self._in_backward:
+                self._in_backward = True
+                core.eager._add_backward_final_hook(self._end_backward)
+            self._buckets.add(parameter)
 
-        return reduce_now
+        return take
 
-    @paddle.no_grad()
-    def _to_owner(self, parameter) -> None:
-        """Sum this gradient over the sharding group on its owner; free it on the others."""
-        gradient = _gradient(parameter)
-        if gradient is None:
-            return
-        owner = self.owner(parameter)
-        dist.reduce(gradient, dst=self.group.ranks[owner], group=self.group, sync_op=True)
-        if owner != self.rank:
-            _free(parameter)
+    def _end_backward(self) -> None:
+        """Called once by Paddle's engine, after a backward pass or the recomputed part of one that has just ended."""
+        self._in_backward = False
+        self._buckets.send_all()
 
     @paddle.no_grad()
     def _finish_step(self, parameters: Iterable, hcg) -> None:
         """In place of stage 1's reduction: what had to wait, then the mean over the sharding ranks, on the owners."""
         for parameter in self._late:
-            self._to_owner(parameter)
+            self._buckets.add(parameter)
+        self._buckets.send_all()
+        self._buckets.settle()
+        self._order.end_of_step()
+        if self._pipeline is not None and self.rank == TIED_OWNER:
+            type(self._pipeline).allreduce_shared_weight_gradients(self._pipeline)
         for parameter in self._sharding._rank2params[self.rank]:
-            gradient = _gradient(parameter)
+            gradient = gradient_of(parameter)
             if gradient is not None:
                 gradient.scale_(1.0 / self.group.nranks)
 
@@ -98,30 +127,15 @@ class ShardedGradients:
             task.wait()
 
 
+def held_gradient_elements(parameters: Iterable) -> int:
+    """Elements of these parameters' gradients on this rank."""
+    gradients = [gradient_of(p) for p in parameters if p.trainable]
+    return sum(gradient.size for gradient in gradients if gradient is not None)
+
+
+def _later() -> None:
+    """Tied weights are not summed yet."""
+
+
 def _keep_parameters() -> None:
     """Each owner keeps what it updated to itself."""
-
-
-def held_gradient_elements(model) -> int:
-    """Elements of all gradients that this rank holds at this moment."""
-    return sum(_gradient(p).size for p in model.parameters() if p.trainable and _gradient(p) is not None)
-
-
-def _changed_after_backward(parameter) -> bool:
-    return hasattr(parameter, "is_firstly_shared") or getattr(parameter, "sequence_parallel", False)
-
-
-def _gradient(parameter):
-    main_grad = getattr(parameter, "main_grad", None)
-    if main_grad is not None:
-        return main_grad
-    gradient = parameter._grad_ivar()
-    return gradient if gradient is not None and gradient._is_initialized() else None
-
-
-def _free(parameter) -> None:
-    if getattr(parameter, "main_grad", None) is not None:
-        parameter.main_grad._clear()
-        parameter.main_grad = None
-    else:
-        parameter.clear_gradient(False)

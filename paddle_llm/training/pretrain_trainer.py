@@ -67,6 +67,7 @@ class PretrainTrainer(Trainer):
         self.nan_guard = NanGuard(self.options.nan_policy, self)
         self.step_loss = math.nan
         self.grad_norm_reader: GradNormReader | None = None
+        self.sharded_gradients: ShardedGradients | None = None
         self.sharded_weights: ShardedWeights | None = None
         self._resumed_from: Path | None = None
 
@@ -179,7 +180,12 @@ class PretrainTrainer(Trainer):
         """Stages 2 and 3, on top of fleet's stage 1."""
         stage = self.layout.sharding_stage if self.layout.sharding > 1 else 0
         if stage >= 2:
-            self.sharded_gradients = ShardedGradients(self.optimizer, broadcast_weights=stage == 2)
+            self.sharded_gradients = ShardedGradients(
+                self.optimizer,
+                broadcast_weights=stage == 2,
+                pipeline=self.model if isinstance(self.model, PipelineLayer) else None,
+                bucket_mb=self.args.sharding_comm_buffer_size_MB,
+            )
         if stage == 3:
             offload = self.options.offload_weights
             self.sharded_weights = ShardedWeights(self.model, self.optimizer, self.sharded_gradients, offload=offload)
@@ -192,7 +198,10 @@ class PretrainTrainer(Trainer):
 
     def training_step(self, model, inputs, step_control=0):
         self.meter.add_tokens(count_labels(inputs))
-        return super().training_step(model, inputs)
+        loss = super().training_step(model, inputs)
+        if self.sharded_gradients is not None:
+            self.sharded_gradients.settle()  # the loss scaler reads gradients before the optimizer's step
+        return loss
 
     def _check_loss_valid(self, loss):
         """Called by the loop once per optimizer step with the loss summed since the last call: the step's mean."""

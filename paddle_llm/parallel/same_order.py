@@ -1,0 +1,88 @@
+"""Do all ranks of a group reduce the same gradients in the same order? If not, say which, before they wait for ever.
+
+Assumed is that all ranks run the same graph in every backward pass. In the first step, each bucket is compared over the
+ranks before it is reduced. After that every rank looks for itself whether what it is about to reduce has come up in the
+first step, after the same predecessor: a rank on which a parameter has (or lacks) a gradient for once, by a branch in
+the model that depends on the data, stops with the names. What remains unseen are ranks that take different ones of
+several known courses at the same time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle.distributed as dist
+
+_END = (-1, ())  # of a backward pass
+
+
+class OrderError(RuntimeError):
+    """The ranks of a group do not reduce the same gradients in the same order."""
+
+
+class SameOrder:
+    """Remembers and compares the sequences of one group.
+
+    Args:
+        group: the sharding group.
+        parameters: all that may come up, in the same order on every rank.
+    """
+
+    def __init__(self, group: Any, parameters: list):
+        self._group = group
+        self._names = [p.name for p in parameters]
+        self._index = {name: i for i, name in enumerate(self._names)}
+        self._known: set[tuple] = set()
+        self._last = _END
+        self._learning = True
+
+    def check(self, owner: int, parameters: list) -> None:
+        """These parameters' gradients are reduced to `owner` next.
+
+        Raises:
+            OrderError: on all ranks in the first step, later on the rank that departs from it.
+        """
+        self._step((owner, tuple(self._index[p.name] for p in parameters)))
+
+    def end_of_backward(self) -> None:
+        """Nothing more comes from this backward pass. Raises as `check` does."""
+        if self._last != _END:
+            self._step(_END)
+
+    def end_of_step(self) -> None:
+        """From now on nothing new is expected."""
+        self._learning = False
+        self._last = _END
+
+    def _step(self, content: tuple) -> None:
+        transition = (self._last, content)
+        if self._learning:
+            self._compare(content)
+            self._known.add(transition)
+        elif transition not in self._known:
+            expected = [after for before, after in self._known if before == self._last]
+            raise OrderError(f"{self._tell(content)}; in the first step {self._tell(*expected)}. {_WHY}")
+        self._last = content
+
+    def _compare(self, content: tuple) -> None:
+        found: list[tuple] = []
+        dist.all_gather_object(found, content, group=self._group)
+        others = [rank for rank, other in enumerate(found) if other != content]
+        if others:
+            raise OrderError(
+                f"{self._tell(content)}; rank {others[0]} of the group {self._tell(found[others[0]])}. {_WHY}"
+            )
+
+    def _tell(self, *contents: tuple) -> str:
+        told = []
+        for _, indices in contents:
+            names = [self._names[i] for i in indices]
+            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+            told.append(f"reduces the gradients of {shown}" if names else "has no more gradients")
+        return " or ".join(told)
+
+
+_WHY = (
+    "Sharded gradients need the same parameters to get gradients on every rank and in every micro batch, in the same order. "
+    "Freeze the ones that do not take part always, or use --sharding stage1."
+)
