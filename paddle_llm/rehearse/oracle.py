@@ -75,10 +75,10 @@ def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
 
     began = time.monotonic()
     alone, other = case.alone(), case.rounded_differently()
-    (record,) = run_ranks(run_rank, 1, alone, timeout=timeout, quiet=True)
+    (record,) = run_case(alone, timeout)
     floor: Floor = {}
     if other is not None:
-        floor = rounding_floor(record, run_ranks(run_rank, 1, other, timeout=timeout, quiet=True)[0])
+        floor = rounding_floor(record, run_case(other, timeout)[0])
     return Reference(record, floor, time.monotonic() - began)
 
 
@@ -102,11 +102,19 @@ def prove(
 
     reference = reference or reference_of(case, timeout)
     began = time.monotonic()
-    records = run_ranks(run_rank, case.layout.world_size, case, timeout=timeout, quiet=True)
+    records = run_case(case, timeout)
     seconds = time.monotonic() - began
     found = compare(reference.record, records, reference.floor, FIRST_STEP_LIMITS | (limits or {}))
     failures = [difference for difference in found if not difference.passed]
     return Verdict(case, worst_of(found), failures, len(found), reference.floor, seconds)
+
+
+def run_case(case: Case, timeout: float = TIMEOUT, env: dict[str, str] | None = None) -> list[RankRecord]:
+    """What each rank of the case's layout saw, on the case's device."""
+    device = case.config.device or "cpu"
+    # On a GPU the proof is of float32, not of TF32, which rounds what is multiplied to 10 bits.
+    env = {**({"NVIDIA_TF32_OVERRIDE": "0"} if device == "gpu" else {}), **(env or {})}
+    return run_ranks(run_rank, case.layout.world_size, case, timeout=timeout, quiet=True, device=device, env=env)
 
 
 def run_rank(case: Case) -> RankRecord:

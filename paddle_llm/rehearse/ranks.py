@@ -73,18 +73,22 @@ def run_ranks(
     grace: float = 10,
     env: dict[str, str] | None = None,
     quiet: bool = False,
+    device: str = "cpu",
 ) -> list[Any]:
     """Call `fn(*args)` on every rank of a job of `world_size` processes; returns their results by rank.
 
     The environment is the one `paddle.distributed.launch` gives, with gloo as the backend; `fn` initialises what it
     needs. `env` adds variables to the ranks' environment. Their stderr comes out at the end, rank by rank
     (`quiet`: only with an error, in its outcomes). After a first failure the others have `grace` seconds to end.
+    With `device` "gpu" rank r has the r-th visible GPU, and NCCL; `fn` must not import paddle with its module.
 
     Raises:
         RankError: with the rank, its traceback, and after `timeout` seconds the ranks that were stuck.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    # CUDA does not survive a fork of a process that has asked it for its devices, as importing paddle does.
+    context = multiprocessing.get_context("spawn" if device == "gpu" else "forkserver")
+    if device != "gpu":
+        context.set_forkserver_preload(PRELOAD)
     ports = _free_ports(world_size + 1)
     children: list[_Child] = []
     failed_first: list[int] = []
@@ -93,7 +97,7 @@ def run_ranks(
             with _environment(SERVER_ENVIRONMENT):
                 for rank in range(world_size):
                     mine, theirs = context.Pipe()
-                    variables = {**_rank_environment(rank, world_size, ports), **(env or {})}
+                    variables = {**_rank_environment(rank, world_size, ports, device), **(env or {})}
                     arguments = (theirs, f"{logs}/{rank}", variables, fn, args)
                     process = context.Process(target=_run_rank, args=arguments, daemon=True)
                     process.start()
@@ -200,7 +204,9 @@ def _describe(outcomes: list[Outcome], failed_first: list[int], timeout: float) 
     return "\n".join(lines)
 
 
-def _rank_environment(rank: int, world_size: int, ports: list[int]) -> dict[str, str]:
+def _rank_environment(rank: int, world_size: int, ports: list[int], device: str) -> dict[str, str]:
+    # An index among the GPUs that CUDA_VISIBLE_DEVICES leaves.
+    own = {"FLAGS_selected_gpus": str(rank), "PADDLE_DISTRI_BACKEND": "nccl"} if device == "gpu" else {}
     master, *endpoints = [f"127.0.0.1:{port}" for port in ports]
     return {
         "PADDLE_TRAINER_ID": str(rank),
@@ -216,6 +222,7 @@ def _rank_environment(rank: int, world_size: int, ports: list[int]) -> dict[str,
         "PADDLE_MASTER": master,
         "PADDLE_DISTRI_BACKEND": "gloo",
         "TRAINING_ROLE": "TRAINER",
+        **own,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import subprocess
@@ -88,3 +89,17 @@ def test_under_the_launcher(mode, tmp_path):
     assert all("total 3" in log for log in logs), done.stdout + done.stderr
     assert (done.returncode == 0) == (mode == "end")
     assert ("rank 1 is gone" in logs[0]) == (mode == "kill")
+
+
+def _device_of_this_rank() -> tuple[str | None, str | None, str]:
+    return (
+        os.environ.get("FLAGS_selected_gpus"),
+        os.environ.get("PADDLE_DISTRI_BACKEND"),
+        multiprocessing.get_start_method(),
+    )
+
+
+def test_ranks_of_gpus_have_one_each_and_are_not_forked():
+    """CUDA does not survive a fork; what the ranks do with their GPUs is in tests/gpu."""
+    assert run_ranks(_device_of_this_rank, 2, device="gpu") == [("0", "nccl", "spawn"), ("1", "nccl", "spawn")]
+    assert run_ranks(_device_of_this_rank, 1) == [(None, "gloo", "forkserver")]
