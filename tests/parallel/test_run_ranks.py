@@ -93,7 +93,7 @@ def test_under_the_launcher(mode, tmp_path):
 
 def _device_of_this_rank() -> tuple[str | None, str | None, str]:
     return (
-        os.environ.get("FLAGS_selected_gpus"),
+        os.environ.get("FLAGS_selected_gpus"),  # noqa: SIM112
         os.environ.get("PADDLE_DISTRI_BACKEND"),
         multiprocessing.get_start_method(),
     )
