@@ -179,3 +179,12 @@ def looks_local(name: str) -> bool:
 def has_weights(folder: Path) -> bool:
     """Whether there are weights beside the config.json."""
     return any(folder.glob("*.safetensors")) or any(folder.glob("*.pdparams"))
+
+
+def with_numbers(raw: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
+    """A config.json with other numbers, each under the spellings that it has there; those that it lacks stay absent.
+
+    Args:
+        numbers: by the names of `ModelFacts`.
+    """
+    return raw | {key: value for name, value in numbers.items() for key in _KEYS[name] if key in raw}

@@ -1,0 +1,239 @@
+"""From a config that is meant for a cluster to small ones of the same kind, one for each face of its layout.
+
+Everything that was asked for stays as it is, unless it is listed here: sizes become small (`small_model`), degrees those of
+the face (`faces`), the number of micro batches keeps its relation to the stages, and the optimizer takes small constant
+steps, which is what the oracle's limits are for. The result has gone through the real reader, as anybody's config does.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.reader import Resolved, resolve
+from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
+from paddle_llm.rehearse.faces import faces_of
+from paddle_llm.rehearse.small_model import SmallModel, small_model
+
+LEARNING_RATE, ADAM_EPSILON, CLIPPED_AT = 1e-3, 1e-4, 0.1
+
+# What concerns the length of a run, its files and its reports, none of which a rehearsal has.
+_DROPPED = frozenset(
+    """
+    tokenizer_name_or_path model_type num_hidden_layers data_cache share_folder dataloader_num_workers num_train_epochs
+    min_learning_rate warmup_steps warmup_ratio decay_steps lr_end power eval_steps eval_iters evaluation_strategy
+    do_predict load_best_model_at_end metric_for_best_model greater_is_better overwrite_output_dir
+    resume_from_checkpoint logging_steps logging_first_step report_to run_name disable_tqdm save_strategy save_steps
+    save_total_limit unified_checkpoint unified_checkpoint_config skip_profile_timer cpu_threads
+    """.split()
+)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that the rehearsal does differently."""
+
+    what: str
+    real: str
+    rehearsed: str
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """Attributes:
+    faces: a resolved config for each face, in the order of running.
+    model: what all of them train.
+    remarks: what the faces leave out, a line each.
+    changes: what was made small, or left out.
+    """
+
+    faces: list[Resolved]
+    model: SmallModel
+    remarks: list[str]
+    changes: list[Change]
+
+
+def read_real(argv: list[str], world_size: int) -> Resolved:
+    """Read and check a config as it would be on the cluster.
+
+    Raises:
+        ConfigError: with every mistake found.
+        UserError: there is nothing to rehearse, or the model's shape cannot be had.
+    """
+    resolved = resolve(argv, world_size=world_size, device="gpu")
+    if resolved.asked.get("device") == "cpu":
+        resolved = resolve(argv, world_size=world_size, device="cpu")
+    if not resolved.config.do_train:
+        raise UserError("a rehearsal is a short training, but do_train is false: give --do_train")
+    if resolved.facts is not None:
+        return resolved
+    from paddle_llm.models.hub import model_folder
+
+    model_folder(resolved.config.model_name_or_path, weights=False)
+    return resolve(argv, world_size=world_size, device=resolved.config.device)
+
+
+def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
+    """Small configs for at most `ranks` CPU ranks and `steps` optimizer steps.
+
+    Args:
+        folder: where the small config.json and what else the reader reads is written.
+
+    Raises:
+        UserError: the ranks are too few.
+    """
+    assert real.facts is not None
+    faces = faces_of(real.layout, ranks)
+    tensor, stages, virtual = (
+        max(getattr(face, name) for face in faces.layouts) for name in ("tensor", "pipeline", "virtual_stages")
+    )
+    model = small_model(real.facts, real.layout, real.config.max_seq_length, tensor, stages, virtual)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(model.facts.raw, indent=1))
+    assert read_model_facts(folder) == model.facts
+    resolved = [_resolve(real, face, model, steps, folder) for face in faces.layouts]
+    return Shrunk(resolved, model, faces.remarks, _changes(real, resolved, model))
+
+
+def _resolve(real: Resolved, face: Layout, model: SmallModel, steps: int, folder: Path) -> Resolved:
+    """One face's config through the real reader."""
+    values = _asked(real) | _layout_values(real, face) | _size_values(real, model) | _measure_values(real)
+    values |= {
+        "model_name_or_path": str(folder),
+        "input_dir": real.config.input_dir,
+        "output_dir": str(folder / "output"),
+        "device": "cpu",
+        "do_train": True,
+        "continue_training": False,
+        "max_steps": steps,
+    }
+    file = folder / "run.json"
+    file.write_text(json.dumps(values))
+    try:
+        resolved = resolve([str(file)], world_size=face.world_size, device="cpu")
+    except ConfigError as error:
+        raise RuntimeError(f"the small config of {face} breaks a rule that the real one keeps: {error}") from error
+    if resolved.layout != face:
+        raise RuntimeError(f"the small config was meant for {face} and became {resolved.layout}")
+    return resolved
+
+
+def _asked(real: Resolved) -> dict[str, Any]:
+    """What somebody wrote, as written."""
+    written = {
+        name: real.asked.get(name, getattr(real.config, name))
+        for name in FIELD_NAMES
+        if name in real.asked or not real.origins[name].startswith(("default", "derived"))
+    }
+    return {name: value for name, value in written.items() if name not in _DROPPED}
+
+
+def _layout_values(real: Resolved, face: Layout) -> dict[str, Any]:
+    config = real.config
+    values = {
+        "data_parallel_degree": face.data,
+        "sharding_parallel_degree": face.sharding,
+        "tensor_parallel_degree": face.tensor,
+        "pipeline_parallel_degree": face.pipeline,
+        "virtual_pp_degree": face.virtual_stages,
+        "sequence_parallel": face.sequence_parallel,
+        "sharding": config.sharding if face.sharding > 1 else "",
+        "gradient_accumulation_steps": _micro_batches(config, real.layout, face),
+    }
+    if not face.sequence_parallel:
+        values["fuse_sequence_parallel_allreduce"] = False
+    return values
+
+
+def _micro_batches(config: RunConfig, layout: Layout, face: Layout) -> int:
+    """One or several; in a pipeline fewer than stages, as many, or more, as the real run has."""
+    real, stages = config.gradient_accumulation_steps, face.pipeline
+    if layout.pipeline == 1 or stages == 1:
+        return min(real, 2)
+    if real < layout.pipeline:
+        return min(real, max(stages - 1, 1))
+    if real == layout.pipeline:
+        return stages
+    return 2 * stages if real % layout.pipeline == 0 else 2 * stages + 1
+
+
+def _size_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
+    config = real.config
+    values: dict[str, Any] = {
+        "max_seq_length": model.sequence,
+        "per_device_train_batch_size": min(config.per_device_train_batch_size, 2),
+        "per_device_eval_batch_size": min(config.per_device_eval_batch_size, 2),
+    }
+    if config.no_recompute_layers and real.facts is not None:
+        small, count = model.facts.num_hidden_layers, real.facts.num_hidden_layers
+        values["no_recompute_layers"] = sorted({layer * small // count for layer in config.no_recompute_layers})
+    return values
+
+
+def _measure_values(real: Resolved) -> dict[str, Any]:
+    """What the oracle's limits are measured with; a clipping norm that is certain to clip."""
+    values: dict[str, Any] = {
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "adam_epsilon": ADAM_EPSILON,
+        "optim": "adamw",
+        "max_grad_norm": CLIPPED_AT if real.config.max_grad_norm else 0.0,
+    }
+    values |= {name: 0.0 for name in _DROPOUTS if getattr(real.config, name)}
+    return values
+
+
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+)
+_COMPARED = (
+    "max_seq_length",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "no_recompute_layers",
+    "learning_rate",
+    "lr_scheduler_type",
+    "adam_epsilon",
+    "max_grad_norm",
+    "optim",
+    *_DROPOUTS,
+    "continue_training",
+)
+
+
+def _changes(real: Resolved, faces: list[Resolved], model: SmallModel) -> list[Change]:
+    assert real.facts is not None
+    rows = [("layout", str(real.layout), _joined(face.layout for face in faces))]
+    rows += [(name, str(getattr(real.facts, name)), str(getattr(model.facts, name))) for name in _SIZES]
+    for name in (*_COMPARED, *_not_honoured(faces)):
+        asked = real.asked.get(name, getattr(real.config, name))
+        rows.append((name, _shown(asked), _joined(_shown(getattr(face.config, name)) for face in faces)))
+    rows += [(key, str(value), "0") for key, value in real.facts.raw.items() if "dropout" in key and value]
+    return [Change(*row) for row in rows if row[1] != row[2]]
+
+
+def _not_honoured(faces: list[Resolved]) -> list[str]:
+    """Fields that the CPU leaves out: numbers are the same without them, or are fp32's."""
+    names = [name for face in faces for name, origin in face.origins.items() if origin == "not honoured on the CPU"]
+    return [name for name in dict.fromkeys(names) if name not in _COMPARED]
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _joined(values: Any) -> str:
+    return ", ".join(dict.fromkeys(map(str, values)))

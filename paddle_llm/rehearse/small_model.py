@@ -1,0 +1,139 @@
+"""A model's config.json with small numbers in the same relations to each other and to the layout, and the same ids folded.
+
+Kept: which numbers the tensor and pipeline degrees divide and which they do not, whether there are fewer key-value heads
+than query heads or than tensor ranks, whether a sequence is as long as the table of positions, and every other key.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, with_numbers
+
+SEQUENCE, VOCABULARY, LAYERS_PER_STAGE = 32, 256, 2
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """Attributes:
+    facts: of the small config.json, which is `facts.raw`.
+    sequence: tokens per sample.
+    fold: from the real vocabulary to the small one.
+    """
+
+    facts: ModelFacts
+    sequence: int
+    fold: Fold
+
+
+class Fold:
+    """Token ids of a large vocabulary in a small one: special ids stay apart, the others share what is left."""
+
+    def __init__(self, special: list[int], size: int):
+        places: dict[int, int] = {}
+        top = size - 1
+        for token in sorted(special):
+            if token < size // 2:
+                places[token] = token
+        for token in sorted(special, reverse=True):
+            if token not in places:
+                places[token], top = top, top - 1
+        self.special = places
+        self._shared = np.setdiff1d(np.arange(size), list(places.values()))
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        """int64 ids of any shape, in the small vocabulary."""
+        folded = self._shared[ids % len(self._shared)]
+        for token, place in self.special.items():
+            folded[ids == token] = place
+        return folded
+
+    @property
+    def ordinary(self) -> np.ndarray:
+        """The ids that are nothing special."""
+        return self._shared
+
+
+def small_model(facts: ModelFacts, layout: Layout, sequence: int, tensor: int, stages: int, virtual: int) -> SmallModel:
+    """The small model that stands for `facts` in `layout`.
+
+    Args:
+        facts, layout, sequence: the real ones.
+        tensor, stages, virtual: the small degrees, the largest of all faces.
+    """
+    heads, groups = _heads(facts, layout.tensor, tensor)
+    width = 16 if heads <= 8 else 8  # rotary embeddings of ChatGLM ask for a multiple of 4
+    length = _like(SEQUENCE, min(sequence, SEQUENCE), sequence, layout.tensor, tensor)
+    size = _like(VOCABULARY, min(facts.vocab_size, VOCABULARY), facts.vocab_size, layout.tensor, tensor)
+    hidden = heads * width
+    numbers = {
+        "hidden_size": hidden,
+        "num_hidden_layers": _layers(facts.num_hidden_layers, layout, stages, virtual),
+        "num_attention_heads": heads,
+        "num_key_value_heads": groups,
+        "head_dim": width,
+        "intermediate_size": max(round(hidden * facts.intermediate_size / facts.hidden_size / tensor), 1) * tensor,
+        "vocab_size": size,
+        "max_position_embeddings": _positions(facts, sequence, length),
+    }
+    fold = Fold(list(_special(facts.raw)), size)
+    raw = with_numbers(facts.raw, numbers) | {
+        key: _folded(value, fold) for key, value in facts.raw.items() if key.endswith(("_token_id", "_token_ids"))
+    }
+    return SmallModel(facts_from_dict(raw, where="the rehearsed config.json"), length, fold)
+
+
+def _heads(facts: ModelFacts, real_tensor: int, tensor: int) -> tuple[int, int]:
+    """(heads, key-value heads): as many as it takes to be of the same kind."""
+    heads, groups = facts.num_attention_heads, facts.num_key_value_heads
+    if groups == heads:
+        # BLOOM's ALiBi slopes have two formulas: for powers of two, and for the rest.
+        per_rank = 1 if heads == real_tensor else 2 if heads & (heads - 1) == 0 else 3
+        return per_rank * tensor, per_rank * tensor
+    if groups % real_tensor == 0:
+        small = tensor if groups == real_tensor else 2 * tensor
+        return 2 * small, small
+    # Not divisible, fewer than the ranks or more: PaddleNLP keeps all of them on every rank.
+    small = min(groups, max(tensor // 2, 1)) if groups < real_tensor else 2 * tensor - 1
+    return 2 * math.lcm(tensor, small), small
+
+
+def _layers(count: int, layout: Layout, stages: int, virtual: int) -> int:
+    if layout.pipeline == 1 or stages == 1:
+        return min(count, LAYERS_PER_STAGE)
+    if virtual > 1:
+        return stages * virtual
+    if count % layout.pipeline:
+        return LAYERS_PER_STAGE * stages - 1
+    return stages * min(count // layout.pipeline, LAYERS_PER_STAGE)
+
+
+def _like(most: int, wanted: int, real: int, real_tensor: int, tensor: int) -> int:
+    """A number of about `wanted` that `tensor` divides if `real_tensor` divides `real`, and else not."""
+    divides = real % real_tensor == 0
+    return next(n for n in (*range(wanted, 1, -1), *range(wanted, 2 * most)) if (n % tensor == 0) == divides)
+
+
+def _positions(facts: ModelFacts, sequence: int, length: int) -> int:
+    """As many as a sequence has, more or (with scaled rotary embeddings) fewer."""
+    limit = facts.max_position_embeddings
+    if limit == sequence:
+        return length
+    return length // 2 if limit is not None and limit < sequence else 2 * length
+
+
+def _special(raw: dict[str, Any]) -> set[int]:
+    values = [value for key, value in raw.items() if key.endswith(("_token_id", "_token_ids"))]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    return {one for one in flat if isinstance(one, int) and not isinstance(one, bool) and one >= 0}
+
+
+def _folded(value: Any, fold: Fold) -> Any:
+    if isinstance(value, list):
+        return [_folded(one, fold) for one in value]
+    return fold.special.get(value, value) if isinstance(value, int) else value

@@ -1,0 +1,67 @@
+"""A test of the tests: each fault is caught, in the quantity and the tensors in which it must be seen, and only with it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.case import Case
+from paddle_llm.rehearse.compare import QUANTITIES, SCALARS
+from paddle_llm.rehearse.faults import FAULTS, Fault
+from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key, reference_of
+from tests.rehearse.cases import make_case
+
+# All that a fault may need: key-value heads fewer than tensor ranks, a vocabulary that is padded, tied embeddings, ...
+MODEL = {"num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": 127, "tie_word_embeddings": True}
+# ... several micro batches, clipping that is active, weight decay, and evaluation samples that do not fill a batch.
+SETTINGS = {"max_steps": 2, "global_batch": 8, "max_grad_norm": 0.5, "weight_decay": 0.1, "evaluation": 5}
+
+
+@pytest.fixture(scope="module")
+def case_of(tmp_path_factory) -> Callable[..., Case]:
+    folder = tmp_path_factory.mktemp("faults")
+    return lambda layout, fault=None: make_case(folder, layout, model=MODEL, fault=fault, **SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def reference(case_of) -> Reference:
+    """One for all: it does not depend on the layout."""
+    return reference_of(case_of(Layout()))
+
+
+@pytest.mark.parametrize("layout", dict.fromkeys(fault.layout for fault in FAULTS.values()), ids=str)
+def test_without_a_fault_the_layout_is_proven(case_of, reference, layout):
+    case = case_of(layout)
+    assert reference_key(case) == reference_key(case_of(Layout()))
+    verdict = prove(case, reference)
+    assert verdict.passed, "\n".join(str(failure) for failure in verdict.failures[:5])
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=lambda fault: fault.name)
+def test_the_fault_is_caught_and_named(case_of, reference, fault):
+    verdict = prove(case_of(fault.layout, fault.name), reference)
+    check(verdict, fault)
+
+
+def check(verdict: Verdict, fault: Fault) -> None:
+    assert not verdict.passed
+    assert fault.shows in verdict.worst and not verdict.worst[fault.shows].passed
+    assert min(failure.step for failure in verdict.failures) == fault.step
+    failed = [failure for failure in verdict.failures if failure.step == fault.step]
+    wrong = {failure.quantity for failure in failed}
+    assert fault.shows in wrong
+    assert not wrong & set(fault.spares), [str(failure) for failure in failed if failure.quantity in fault.spares][:3]
+    tensors = [failure.tensor for failure in failed if failure.quantity == fault.shows]
+    if fault.shows in SCALARS:
+        assert tensors and not fault.tensors
+    else:
+        assert tensors and all(re.search(fault.tensors, name) for name in tensors), sorted(set(tensors))
+
+
+def test_faults_are_told():
+    for name, fault in FAULTS.items():
+        assert name == fault.name and fault.imitates.endswith(".") and fault.layout.world_size > 1
+        assert {fault.shows, *fault.spares} <= set(QUANTITIES) and fault.shows not in fault.spares
