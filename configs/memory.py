@@ -82,13 +82,19 @@ def _activations(config: RunConfig, facts: ModelFacts, layout: Layout) -> float:
     return inputs + one_layer + logits
 
 
+def _visiting(facts: ModelFacts, layout: Layout) -> float:
+    """Elements that stage 3 gathers at a time: a layer, or the embedding or head where that is more."""
+    count = count_parameters(facts)
+    return max(count.layers / facts.num_hidden_layers, count.lookups, count.head) / layout.tensor
+
+
 def memory_per_rank(config: RunConfig, facts: ModelFacts, layout: Layout) -> RankMemory:
     """Bytes on the fullest rank, for mixed precision O2 with AdamW and full recompute."""
     parameters, d = parameters_per_rank(facts, layout), layout.sharding
     gradient = 4 if config.amp_master_grad else 2
     return RankMemory(
         parameters=parameters,
-        weights=2 * parameters / (d if layout.sharding_stage == 3 else 1),
+        weights=2 * (parameters / d + _visiting(facts, layout) if layout.sharding_stage == 3 else parameters),
         gradients=gradient * parameters / (d if layout.sharding_stage >= 2 else 1),
         optimizer=12 * parameters / (d if layout.sharding_stage >= 1 else 1),  # fp32 master weight and two moments
         activations=_activations(config, facts, layout),
