@@ -13,6 +13,10 @@ from paddle_llm.config.errors import exit_on_user_error
 COMMANDS = {
     "tokenizer": ("paddle_llm.data.commands:tokenizer", "Train a sentencepiece tokenizer on your text."),
     "data": ("paddle_llm.data.commands:data", "Turn text into a tokenised corpus; look into one."),
+    "rehearse": (
+        "paddle_llm.rehearse.command:rehearse",
+        "Prove a cluster's config on CPU ranks, before paying for GPUs.",
+    ),
     "generate": ("paddle_llm.models.generate:generate", "Continue a prompt with a trained model."),
     "board": ("paddle_llm.training.board:board", "Show the curves of an output folder (VisualDL)."),
 }

@@ -24,13 +24,42 @@ LEARNING_RATE, ADAM_EPSILON, CLIPPED_AT = 1e-3, 1e-4, 0.1
 
 # What concerns the length of a run, its files and its reports, none of which a rehearsal has.
 _DROPPED = frozenset(
-    """
-    tokenizer_name_or_path model_type num_hidden_layers data_cache share_folder dataloader_num_workers num_train_epochs
-    min_learning_rate warmup_steps warmup_ratio decay_steps lr_end power eval_steps eval_iters evaluation_strategy
-    do_predict load_best_model_at_end metric_for_best_model greater_is_better overwrite_output_dir
-    resume_from_checkpoint logging_steps logging_first_step report_to run_name disable_tqdm save_strategy save_steps
-    save_total_limit unified_checkpoint unified_checkpoint_config skip_profile_timer cpu_threads
-    """.split()
+    [
+        "tokenizer_name_or_path",
+        "model_type",
+        "num_hidden_layers",
+        "data_cache",
+        "share_folder",
+        "dataloader_num_workers",
+        "num_train_epochs",
+        "min_learning_rate",
+        "warmup_steps",
+        "warmup_ratio",
+        "decay_steps",
+        "lr_end",
+        "power",
+        "eval_steps",
+        "eval_iters",
+        "evaluation_strategy",
+        "do_predict",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+        "overwrite_output_dir",
+        "resume_from_checkpoint",
+        "logging_steps",
+        "logging_first_step",
+        "report_to",
+        "run_name",
+        "disable_tqdm",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "unified_checkpoint",
+        "unified_checkpoint_config",
+        "skip_profile_timer",
+        "cpu_threads",
+    ]
 )
 
 

@@ -1,0 +1,158 @@
+"""What a rehearsal is fed: the config's own corpus through its own tokenizer's ids, or random tokens.
+
+The corpus is read as the real run would read it, at the real length of samples, with all checks of the real vocabulary;
+then each sample is cut to the small length and its ids are folded into the small vocabulary. Nothing is written beside it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.config.reader import Resolved
+from paddle_llm.rehearse.case import Sample
+from paddle_llm.rehearse.small_model import SmallModel
+
+_SYNTHETIC = "`--synthetic` rehearses the layout without data and tokenizer."
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How many samples for training, and how many for evaluation at most."""
+
+    train: int
+    evaluation: int
+
+
+@dataclass(frozen=True)
+class Samples:
+    """In the trainer's global order."""
+
+    train: list[Sample]
+    evaluation: list[Sample]
+
+
+def wanted_by(faces: list[Resolved]) -> Wanted:
+    """Enough for every face; an evaluation has half a batch more than fills the batches, so that the last is uneven."""
+    train = max(one.config.max_steps * global_batch(one) for one in faces)
+    batches = [one.config.per_device_eval_batch_size * one.layout.data_world_size for one in faces]
+    evaluates = any(one.config.do_eval for one in faces)
+    return Wanted(train, max(batches) + max(batches) // 2 + 1 if evaluates else 0)
+
+
+def global_batch(resolved: Resolved) -> int:
+    """Samples per optimizer step, over all ranks."""
+    config = resolved.config
+    return config.per_device_train_batch_size * config.gradient_accumulation_steps * resolved.layout.data_world_size
+
+
+def synthetic_samples(model: SmallModel, wanted: Wanted, seed: int) -> Samples:
+    """Random tokens, none of them special."""
+    draw = np.random.default_rng(seed)
+    count = wanted.train + wanted.evaluation
+    windows = draw.choice(model.fold.ordinary, (count, model.sequence + 1))
+    return _samples(model, list(windows[: wanted.train]), list(windows[wanted.train :]))
+
+
+def own_samples(real: Resolved, model: SmallModel, wanted: Wanted) -> Samples:
+    """The first samples of the config's corpus.
+
+    Raises:
+        ConfigError: with what is wrong with the tokenizer and with the corpus, both at once.
+    """
+    problems: list[str] = []
+    tokenizer = _attempt(lambda: _checked_tokenizer(real), problems)
+    windows = _attempt(lambda: _read_windows(real, wanted, tokenizer), problems)
+    if problems:
+        raise ConfigError([*dict.fromkeys(problems[:-1]), f"{problems[-1]}\n     {_SYNTHETIC}"])
+    assert windows is not None
+    train, evaluation = ([model.fold(window[: model.sequence + 1]) for window in part] for part in windows)
+    return _samples(model, train, evaluation)
+
+
+def _attempt(read: Any, problems: list[str]) -> Any:
+    try:
+        return read()
+    except UserError as error:
+        problems.append(str(error))
+        return None
+
+
+def _checked_tokenizer(real: Resolved) -> Any:
+    """The config's tokenizer, if all its ids are rows of the model's embedding."""
+    from paddle_llm.data.tokenizer import load_tokenizer
+
+    assert real.facts is not None
+    name = real.config.tokenizer_name_or_path or real.config.model_name_or_path
+    tokenizer, rows = load_tokenizer(name), real.facts.vocab_size
+    largest = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id or 0)
+    if largest >= rows:
+        raise UserError(
+            f"tokenizer {name}: its ids go up to {largest}, the model's vocabulary has {rows} (ids 0 to {rows - 1}). "
+            "Use the model's own tokenizer, or a config.json with a larger vocab_size."
+        )
+    return tokenizer
+
+
+def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Runs of max_seq_length + 1 tokens, checked as a training does."""
+    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets
+    from paddle_llm.models.registry import sample_transform
+
+    assert real.facts is not None
+    with tempfile.TemporaryDirectory(prefix="rehearse-index-") as cache:
+        config = real.config.model_copy(update={"data_cache": cache})
+        _check_amount(real, config)
+        splits = build_pretrain_datasets(
+            config,
+            train_samples=wanted.train,
+            eval_samples=wanted.evaluation,
+            predict_samples=1 if config.do_predict else 0,
+            seq_length=config.max_seq_length,
+            eos_id=tokenizer.eos_token_id if tokenizer is not None else None,
+            vocab_size=real.facts.vocab_size,
+        )
+        parts = [[part.tokens(i) for i in range(len(part))] if part else [] for part in (splits.train, splits.valid)]
+    for part, dataset in zip(parts, (splits.train, splits.valid), strict=True):
+        for index, window in enumerate(part):
+            if not 0 <= window.min() <= window.max() < real.facts.vocab_size:
+                raise UserError(
+                    f"{dataset.sample_ids(index)} holds the token id {window.max()}, the model's vocabulary has "
+                    f"{real.facts.vocab_size}. Build the corpus again with the model's own tokenizer."
+                )
+    sample_transform(real.facts, tokenizer)  # for its checks of the real marks
+    return parts[0], parts[1]
+
+
+def _check_amount(real: Resolved, config: Any) -> None:
+    """Epochs must hold one global batch at least."""
+    from paddle_llm.data.pretrain_dataset import samples_per_epoch
+
+    if config.max_steps > 0:
+        return
+    batch = global_batch(real)
+    available = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length))
+    if available < batch:
+        raise UserError(
+            f"--num_train_epochs {config.num_train_epochs:g} of this corpus are {available} samples of "
+            f"{config.max_seq_length} tokens, fewer than one global batch of {batch}: give --max_steps, more text, or a "
+            "smaller batch."
+        )
+
+
+def _samples(model: SmallModel, train: list[np.ndarray], evaluation: list[np.ndarray]) -> Samples:
+    """Windows of S + 1 folded tokens as the family's samples."""
+    cut = _cut_of(model)
+    return Samples([cut(window) for window in train], [cut(window) for window in evaluation])
+
+
+def _cut_of(model: SmallModel) -> Any:
+    if model.facts.model_type != "chatglm":
+        return lambda window: {"input_ids": window[:-1].copy(), "labels": window[1:].copy()}
+    from paddle_llm.models.chatglm_pretrain import chatglm_transform
+
+    return chatglm_transform(model.facts)
