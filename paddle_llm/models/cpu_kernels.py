@@ -66,6 +66,15 @@ def _plain(*tensors: paddle.Tensor) -> bool:
     return all(tensor.dtype == paddle.float32 for tensor in tensors)
 
 
+def _wants_gradient(*tensors: paddle.Tensor) -> list[bool]:
+    return [not tensor.stop_gradient for tensor in tensors]
+
+
+def _wanted(ctx: Any, *gradients: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+    """None for what is frozen, or lies below everything that is trained: Paddle accepts nothing else there."""
+    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, ctx.wanted, strict=True))
+
+
 # ---- RMSNorm --------------------------------------------------------------------------------------------------------
 
 
@@ -77,17 +86,18 @@ class RMSNorm(PyLayer):
         x_RH = x.reshape([-1, x.shape[-1]])
         scale_RH = paddle.rsqrt(_row_means(x_RH.square()) + epsilon).expand(x_RH.shape)
         normal_RH = x_RH * scale_RH
+        ctx.wanted = _wants_gradient(x, weight_H)
         ctx.save_for_backward(normal_RH, scale_RH, weight_H)
         return (normal_RH * weight_H).reshape(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         normal_RH, scale_RH, weight_H = ctx.saved_tensor()
         grad_RH = grad.reshape(normal_RH.shape)
         grad_weight_H = paddle.matmul(paddle.ones([1, grad_RH.shape[0]]), grad_RH * normal_RH).flatten()
         grad_RH = grad_RH * weight_H
         along_RH = _row_means(grad_RH * normal_RH).expand(grad_RH.shape)
-        return ((grad_RH - normal_RH * along_RH) * scale_RH).reshape(grad.shape), grad_weight_H
+        return _wanted(ctx, ((grad_RH - normal_RH * along_RH) * scale_RH).reshape(grad.shape), grad_weight_H)
 
 
 def _row_means(x_RH: paddle.Tensor) -> paddle.Tensor:
@@ -174,11 +184,12 @@ class CausalAttention(PyLayer):
             scores.add_(_causal_bias(start, stop))
             weights.append(F.softmax_(scores, axis=-1))
             outputs.append(paddle.matmul(weights[-1], v[:, :, :stop]))
+        ctx.wanted = _wants_gradient(q_BSND, k_BSND, v_BSND)
         ctx.save_for_backward(q, k, v, *weights)
         return _heads_last(paddle.concat(outputs, axis=2))
 
     @staticmethod
-    def backward(ctx: Any, grad_BSND: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor, paddle.Tensor]:
+    def backward(ctx: Any, grad_BSND: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         q, k, v, *weights = ctx.saved_tensor()
         grad = _heads_first(grad_BSND)
         blocks = _blocks(q.shape[2])
@@ -196,7 +207,8 @@ class CausalAttention(PyLayer):
                 _add_to(grads_k, earlier, grad_k[:, :, begin:end])
                 _add_to(grads_v, earlier, grad_v[:, :, begin:end])
         grad_q = _heads_last(paddle.concat(grads_q, axis=2)) * (1.0 / math.sqrt(q.shape[-1]))
-        return grad_q, _heads_last(paddle.concat(grads_k, axis=2)), _heads_last(paddle.concat(grads_v, axis=2))
+        grad_k, grad_v = (_heads_last(paddle.concat(parts, axis=2)) for parts in (grads_k, grads_v))
+        return _wanted(ctx, grad_q, grad_k, grad_v)
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
@@ -286,14 +298,15 @@ class SwiGLU(PyLayer):
     def forward(ctx: Any, gate: paddle.Tensor, up: paddle.Tensor) -> paddle.Tensor:
         sigmoid = F.sigmoid(gate)
         silu = gate * sigmoid
+        ctx.wanted = _wants_gradient(gate, up)
         ctx.save_for_backward(sigmoid, silu, up)
         return silu * up
 
     @staticmethod
-    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         sigmoid, silu, up = ctx.saved_tensor()
         slope = sigmoid + silu - silu * sigmoid
-        return grad * up * slope, grad * silu
+        return _wanted(ctx, grad * up * slope, grad * silu)
 
 
 def _swiglu(x: paddle.Tensor, y: Any = None) -> paddle.Tensor:

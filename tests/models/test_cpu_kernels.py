@@ -104,6 +104,24 @@ def test_a_network_computes_the_same(tmp_path, family, overrides):
         np.testing.assert_allclose(one.grad.numpy(), two.grad.numpy(), atol=1e-6, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    "frozen", [("norm",), ("embed", "layernorm", "q_proj", "k_proj", "gate"), ("embed", "layers.0")]
+)
+def test_frozen_weights_get_no_gradient_and_the_others_theirs(tmp_path, frozen):
+    """What lies below the first trained weight has no gradient at all, and Paddle insists on that."""
+    network = build(tiny.write_llama(tmp_path, num_hidden_layers=2))
+    network(**batch("llama"))[0].backward()
+    expected = {name: parameter.grad.numpy() for name, parameter in network.named_parameters()}
+    network.clear_gradients()
+    for name, parameter in network.named_parameters():
+        parameter.stop_gradient = any(part in name for part in frozen)
+    network(**batch("llama"))[0].backward()
+    trained = {name: parameter for name, parameter in network.named_parameters() if not parameter.stop_gradient}
+    assert 0 < len(trained) < len(expected)
+    for name, parameter in trained.items():
+        np.testing.assert_array_equal(parameter.grad.numpy(), expected[name], err_msg=name)
+
+
 def test_padded_samples_go_paddlenlps_way(tmp_path):
     network = build(tiny.write_llama(tmp_path))
     network.eval()
