@@ -55,6 +55,7 @@ class Case:
             update={
                 **_ONE_PROCESS,
                 "gradient_accumulation_steps": self.global_batch // self.config.per_device_train_batch_size,
+                "per_device_eval_batch_size": self.config.per_device_train_batch_size,  # one for all layouts
             }
         )
         return replace(self, layout=Layout(), config=config, fault=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 import time
@@ -62,6 +63,7 @@ def _rehearse(
     real = read_real(words, world_size)
     for line in real.notices:
         say(line)
+    _prepare()
     with tempfile.TemporaryDirectory(prefix="rehearse-") as folder, progress() as begin:
         shrunk = shrink(real, ranks, steps, Path(folder))
         begin("tokenizer and corpus" if not synthetic else "random tokens")
@@ -82,6 +84,16 @@ def _rehearse(
     return all(face.passed for face in faces)
 
 
+def _prepare() -> None:
+    """Quiet libraries, and ranks that import paddle while this process does."""
+    from paddle_llm.parallel.host import prepare_host
+    from paddle_llm.rehearse.ranks import start_server
+
+    prepare_host("cpu", cpu_threads=1)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")  # for the server; `prepare_host` quiets this process
+    start_server()
+
+
 def _samples(real, shrunk, synthetic: bool):
     from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
 
@@ -95,7 +107,8 @@ def _samples(real, shrunk, synthetic: bool):
 def progress() -> Iterator[Callable[[str], None]]:
     """On stderr: what runs now and its seconds, a line each; gives a function to call with what runs next."""
     if not sys.stderr.isatty():
-        yield say
+        began = time.monotonic()
+        yield lambda text: say(f"{time.monotonic() - began:4.0f} s  {text}")
         return
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -110,6 +111,13 @@ def run_ranks(
     if all(outcome.state == "returned" for outcome in outcomes):
         return [outcome.value for outcome in outcomes]
     raise RankError(_describe(outcomes, failed_first, timeout), _first_failure(outcomes, failed_first), outcomes)
+
+
+def start_server() -> None:
+    """Begin to import paddle in the server that ranks are forked from; returns at once. `run_ranks` does it otherwise."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
+    with _environment(SERVER_ENVIRONMENT):
+        forkserver.ensure_running()
 
 
 def _run_rank(

@@ -125,11 +125,15 @@ def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(model.facts.raw, indent=1))
     assert read_model_facts(folder) == model.facts
-    resolved = [_resolve(real, face, model, steps, folder) for face in faces.layouts]
+    micro_batches = _micro_batches_of(real, faces.layouts)
+    resolved = [
+        _resolve(real, face, model, folder, {"gradient_accumulation_steps": count, "max_steps": steps})
+        for face, count in zip(faces.layouts, micro_batches, strict=True)
+    ]
     return Shrunk(resolved, model, faces.remarks, _changes(real, resolved, model))
 
 
-def _resolve(real: Resolved, face: Layout, model: SmallModel, steps: int, folder: Path) -> Resolved:
+def _resolve(real: Resolved, face: Layout, model: SmallModel, folder: Path, steps: dict[str, int]) -> Resolved:
     """One face's config through the real reader."""
     values = _asked(real) | _layout_values(real, face) | _size_values(real, model) | _measure_values(real)
     values |= {
@@ -139,7 +143,7 @@ def _resolve(real: Resolved, face: Layout, model: SmallModel, steps: int, folder
         "device": "cpu",
         "do_train": True,
         "continue_training": False,
-        "max_steps": steps,
+        **steps,
     }
     file = folder / "run.json"
     file.write_text(json.dumps(values))
@@ -172,11 +176,25 @@ def _layout_values(real: Resolved, face: Layout) -> dict[str, Any]:
         "virtual_pp_degree": face.virtual_stages,
         "sequence_parallel": face.sequence_parallel,
         "sharding": config.sharding if face.sharding > 1 else "",
-        "gradient_accumulation_steps": _micro_batches(config, real.layout, face),
     }
     if not face.sequence_parallel:
         values["fuse_sequence_parallel_allreduce"] = False
     return values
+
+
+def _micro_batches_of(real: Resolved, faces: list[Layout]) -> list[int]:
+    """Micro batches of each face: of the real kind, and where that allows it so many that all have one global batch.
+
+    Then they are the same training, and one process has to be run for all of them only once.
+    """
+    least = [_micro_batches(real.config, real.layout, face) for face in faces]
+    batch = max(count * face.data_world_size for count, face in zip(least, faces, strict=True))
+    result = []
+    for count, face in zip(least, faces, strict=True):
+        several = face.pipeline == 1 or count == 2 * face.pipeline
+        more, rest = divmod(batch, face.data_world_size)
+        result.append(more if count > 1 and several and not rest and more % face.pipeline == 0 else count)
+    return result
 
 
 def _micro_batches(config: RunConfig, layout: Layout, face: Layout) -> int:
