@@ -130,8 +130,6 @@ def run_rank(case: Case) -> RankRecord:
             stack.enter_context(fault.patched())
         trainer = _trainer(case, folder)
         recorder = Recorder.attach(trainer)
-        if fault is not None:
-            fault.attach(trainer)
         trainer.train()
     return recorder.record
 
