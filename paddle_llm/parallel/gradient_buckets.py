@@ -86,11 +86,6 @@ class GradientBuckets:
         if sent.owner == self._rank:
             _give_back(sent)
 
-    @property
-    def elements_sent(self) -> int:
-        """Elements of the bucket that is on its way."""
-        return self._sent.flat.size if self._sent else 0
-
     def _waiting_bytes(self) -> int:
         return sum(_bytes(bucket) for bucket in self._waiting.values())
 
@@ -99,8 +94,8 @@ class GradientBuckets:
         self._send(key[0], [parameter for parameter, _ in self._waiting.pop(key).values()])
 
     def _send(self, owner: int, parameters: list) -> None:
-        self._order.check(owner, parameters)
         self.settle()
+        self._order.check(owner, parameters)
         shapes = [list(gradient_of(p).shape) for p in parameters]
         flat = _taken(parameters)
         task = dist.reduce(flat, dst=self._group.ranks[owner], group=self._group, sync_op=False)

@@ -8,6 +8,7 @@ their groups to add up the two gradients between them. Without either, the choic
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 TIED_OWNER = 0
@@ -18,31 +19,34 @@ def is_tied(parameter: Any) -> bool:
     return hasattr(parameter, "is_firstly_shared")
 
 
-def balance_owners(sharding: Any) -> None:
+def choose_owners(parameters: Iterable[Any], degree: int) -> list[list[Any]]:
+    """The parameters of each of `degree` ranks.
+
+    What is trained is balanced by elements, whole parameters at a time, and so is apart from it what is frozen.
+    """
+    everything = list(parameters)
+    trained: list[list[Any]] = [[] for _ in range(degree)]
+    trained[TIED_OWNER] += [p for p in everything if p.trainable and is_tied(p)]
+    _largest_first([p for p in everything if p.trainable and not is_tied(p)], trained)
+    frozen: list[list[Any]] = [[] for _ in range(degree)]
+    _largest_first([p for p in everything if not p.trainable], frozen)
+    return [ours + theirs for ours, theirs in zip(trained, frozen, strict=True)]
+
+
+def _largest_first(parameters: list[Any], owned: list[list[Any]]) -> None:
+    """Each to the rank that has least so far (Graham 1969: at most 4/3 of the best possible)."""
+    loads = [sum(p.size for p in mine) for mine in owned]
+    for parameter in sorted(parameters, key=lambda p: p.size, reverse=True):
+        rank = loads.index(min(loads))
+        owned[rank].append(parameter)
+        loads[rank] += parameter.size
+
+
+def rebalance(sharding: Any) -> None:
     """Choose the owners anew in a DygraphShardingOptimizer that has made no step yet."""
-    everything = list(sharding._parameter_list)
-    tied = [p for p in everything if p.trainable and is_tied(p)]
-    trained = [p for p in everything if p.trainable and not is_tied(p)]
-    frozen = [p for p in everything if not p.trainable]
-    degree = sharding._sharding_world_size
-    mapping: dict[int, list] = {rank: [] for rank in range(degree)}
-    mapping[TIED_OWNER] += tied
-    _largest_first(trained, mapping)
-    frozen_mapping: dict[int, list] = {rank: [] for rank in range(degree)}
-    _largest_first(frozen, frozen_mapping)
-    for rank in range(degree):
-        mapping[rank] += frozen_mapping[rank]
-    sharding._rank2params = mapping
+    owned = choose_owners(sharding._parameter_list, sharding._sharding_world_size)
+    sharding._rank2params = dict(enumerate(owned))
     sharding._param2rank = sharding._map_param_to_rank()
-    mine = mapping[sharding._sharding_rank]
+    mine = owned[sharding._sharding_rank]
     sharding._set_inner_opt_attr("_parameter_list", mine)
     sharding._set_inner_opt_attr("_param_groups", mine)
-
-
-def _largest_first(parameters: list, mapping: dict[int, list]) -> None:
-    """Each to the rank that has least so far (Graham 1969: at most 4/3 of the best possible)."""
-    loads = {rank: sum(p.size for p in owned) for rank, owned in mapping.items()}
-    for parameter in sorted(parameters, key=lambda p: p.size, reverse=True):
-        rank = min(loads, key=lambda r: loads[r])
-        mapping[rank].append(parameter)
-        loads[rank] += parameter.size

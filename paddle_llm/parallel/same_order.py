@@ -9,7 +9,8 @@ several known courses at the same time.
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from typing import Any, NoReturn
 
 import paddle.distributed as dist
 
@@ -61,7 +62,7 @@ class SameOrder:
             self._known.add(transition)
         elif transition not in self._known:
             expected = [after for before, after in self._known if before == self._last]
-            raise OrderError(f"{self._tell(content)}; in the first step {self._tell(*expected)}. {_WHY}")
+            _fail(f"{self._tell(content)}, where the first step {self._tell(*expected)}")
         self._last = content
 
     def _compare(self, content: tuple) -> None:
@@ -69,9 +70,7 @@ class SameOrder:
         dist.all_gather_object(found, content, group=self._group)
         others = [rank for rank, other in enumerate(found) if other != content]
         if others:
-            raise OrderError(
-                f"{self._tell(content)}; rank {others[0]} of the group {self._tell(found[others[0]])}. {_WHY}"
-            )
+            _fail(f"{self._tell(content)}; rank {others[0]} of the group {self._tell(found[others[0]])}")
 
     def _tell(self, *contents: tuple) -> str:
         told = []
@@ -82,7 +81,11 @@ class SameOrder:
         return " or ".join(told)
 
 
-_WHY = (
-    "Sharded gradients need the same parameters to get gradients on every rank and in every micro batch, in the same order. "
-    "Freeze the ones that do not take part always, or use --sharding stage1."
-)
+def _fail(story: str) -> NoReturn:
+    message = (
+        f"rank {dist.get_rank()} {story}. Sharded gradients need the same parameters to get gradients on every rank and in "
+        "every micro batch, in the same order. Freeze the ones that do not always take part, or use --sharding stage1."
+    )
+    # On stderr as well: Paddle's recompute (3.3.1) ends what is raised in a backward pass as "Get backward function failed".
+    print(message, file=sys.stderr, flush=True)
+    raise OrderError(message)

@@ -22,7 +22,7 @@ from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphSh
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.parallel.gradient_buckets import GradientBuckets, gradient_of
-from paddle_llm.parallel.gradient_owners import TIED_OWNER, balance_owners
+from paddle_llm.parallel.gradient_owners import TIED_OWNER, rebalance
 from paddle_llm.parallel.same_order import SameOrder
 
 BUCKET_MB = 32
@@ -52,7 +52,7 @@ class ShardedGradients:
                 "--sharding stage2 cannot be combined with split_param, enable_stage1_tensor_fusion or enable_stage1_overlap "
                 "in --sharding_parallel_config: they lay gradients out for stage 1. Leave the words out, or use stage1."
             )
-        balance_owners(sharding)
+        rebalance(sharding)
         self._sharding = sharding
         self.group = sharding._hcg.get_sharding_parallel_group()
         self.rank = sharding._hcg.get_sharding_parallel_rank()
@@ -80,10 +80,6 @@ class ShardedGradients:
     def settle(self) -> None:
         """After the backward pass: wait for the last sums. For whoever reads gradients before the optimizer's step."""
         self._buckets.settle()
-
-    def held_elements(self) -> int:
-        """Elements of all gradients that this rank holds at this moment, also of those under way."""
-        return self._buckets.elements_sent + held_gradient_elements(self.parameters)
 
     def _hook(self, parameter):
         def take(*_):
@@ -125,12 +121,6 @@ class ShardedGradients:
         ]
         for task in tasks:
             task.wait()
-
-
-def held_gradient_elements(parameters: Iterable) -> int:
-    """Elements of these parameters' gradients on this rank."""
-    gradients = [gradient_of(p) for p in parameters if p.trainable]
-    return sum(gradient.size for gradient in gradients if gradient is not None)
 
 
 def _later() -> None:

@@ -76,9 +76,7 @@ class ShardedWeights:
         self._register_hooks(model)
         self._take_part_in_steps(optimizer._inner_opt)
         setattr(model, _ATTRIBUTE, self)
-        for parameter in self._parameters.values():
-            self._store(parameter)
-            self._free(parameter)
+        self.settle()
 
     def owner(self, parameter: Any) -> int:
         """The rank in the sharding group that keeps this weight."""
@@ -116,6 +114,13 @@ class ShardedWeights:
             yield
         finally:
             self._drop(user)
+
+    def settle(self) -> None:
+        """After weights were set from outside, on every rank: the owners keep them, the others let go. Not collective."""
+        for parameter in self._parameters.values():
+            if parameter._is_initialized() and not self._users[parameter.name]:
+                self._store(parameter)
+                self._free(parameter)
 
     # --- coming and going ----------------------------------------------------------------------------------------
 
@@ -228,18 +233,12 @@ class ShardedWeights:
                 self._to_update()
 
         sharding.reduce_gradients = finish_backward
-        sharding._sharding_sync_parameters = self._finish_update
+        sharding._sharding_sync_parameters = self.settle
 
     def _to_update(self) -> None:
         """With offload: what this rank owns is on the device."""
         for name, copy in self._host.items():
             _on_device(copy)._share_buffer_to(self._parameters[name])
-
-    def _finish_update(self) -> None:
-        if self._host is not None:
-            for parameter in self._parameters.values():
-                self._store(parameter)
-                self._free(parameter)
 
 
 def visiting(model: nn.Layer, parameter: Any) -> AbstractContextManager[None]:

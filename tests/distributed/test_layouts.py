@@ -120,36 +120,6 @@ def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(micro, tmp_path):
         assert found == pytest.approx(alone, rel=1e-6)
 
 
-def _held(folder: Path, layout: Layout) -> tuple[int, int, int]:
-    """(gradient elements held when the update begins, elements owned, all elements), on one rank."""
-    from paddlenlp.trainer import TrainerCallback
-
-    from paddle_llm.parallel.sharded_gradients import held_gradient_elements
-    from paddle_llm.training.run import start_job
-
-    class Watch(TrainerCallback):
-        def on_optimizer_begin(self, args, state, control, **kwargs):
-            self.held = held_gradient_elements(trainer.model)
-
-    start_job("cpu", layout.world_size)
-    trainer = make_trainer(config(folder, max_steps=2, do_eval=False), layout)
-    watch = Watch()
-    trainer.add_callback(watch)
-    trainer.train()
-    sharding = trainer.optimizer._inner_opt
-    owned = sum(p.size for p in sharding._rank2params[sharding._sharding_rank])
-    return watch.held, owned, sum(p.size for p in trainer.model.parameters())
-
-
-@pytest.mark.parametrize("stage, pipeline", [(1, 1), (2, 1), (2, 2)])
-def test_stage_2_holds_the_gradients_of_what_a_rank_owns_and_no_more(stage, pipeline, tmp_path):
-    layout = Layout(sharding=2, sharding_stage=stage, pipeline=pipeline)
-    config(tmp_path)
-    for held, owned, everything in run_ranks(_held, layout.world_size, tmp_path, layout):
-        assert held == (owned if stage == 2 else everything)
-        assert abs(owned - everything / 2) < 0.15 * everything
-
-
 def _argument(folder: Path, layout: Layout, changes: dict) -> str:
     """`sharding_parallel_config` as PaddleNLP is told it, on one rank."""
     from paddle_llm.training.arguments import training_arguments

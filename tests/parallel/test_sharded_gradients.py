@@ -1,0 +1,131 @@
+"""Sharding stage 2: sums on the owners in any buckets, bounded memory, balanced owners, ranks that differ are told."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.ranks import RankError, run_ranks
+from tests.jobs import config
+from tests.parallel.sharded_runs import alone, finished_when_waited_for, held_by_trainer, quickstart_loads, shared
+from tests.tiny import write_llama
+
+STEPS, MICRO_BATCHES = 2, 4
+ALL_IN_ONE, SOME, EACH_ALONE = 32, 1e-3, 1e-9  # MB
+
+
+@functools.cache
+def one_process() -> dict[str, np.ndarray]:
+    return run_ranks(alone, 1, STEPS, MICRO_BATCHES)[0]
+
+
+@pytest.mark.parametrize("main_grad", [False, True], ids=["grad", "main_grad"])
+@pytest.mark.parametrize("bucket_mb", [ALL_IN_ONE, SOME, EACH_ALONE])
+def test_weights_are_those_of_one_process_for_any_bucket(bucket_mb, main_grad):
+    """With a layer used twice and recomputed, one without gradients, a frozen one in the optimizer's list, and clipping."""
+    for weights, held in run_ranks(shared, 2, bucket_mb, STEPS, MICRO_BATCHES, main_grad):
+        assert held[0]
+        for name, expected in one_process().items():
+            np.testing.assert_allclose(weights[name], expected, atol=2e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("bucket_mb", [SOME, EACH_ALONE])
+def test_sums_that_arrive_late_are_added_to_what_came_meanwhile(bucket_mb):
+    """The order of events on a GPU: a parameter's second gradient is there before the sum of its first one."""
+    arguments = (bucket_mb, STEPS, MICRO_BATCHES, False, finished_when_waited_for)
+    for weights, _ in run_ranks(shared, 2, *arguments):
+        for name, expected in one_process().items():
+            np.testing.assert_allclose(weights[name], expected, atol=2e-7, err_msg=name)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_rank_whose_parameters_take_no_part_is_told(step):
+    """`once` is skipped on rank 1: in the first step all ranks see it, later rank 1 does, before it reduces."""
+    with pytest.raises(RankError) as caught:
+        run_ranks(shared, 2, EACH_ALONE, 2, 2, False, None, (1, step), timeout=30, grace=2)
+    told = [rank for rank, outcome in enumerate(caught.value.outcomes) if "use --sharding stage1" in outcome.stderr]
+    assert told == ([0, 1] if step == 0 else [1])
+    assert "rank 1 reduces the gradients of linear_" in caught.value.outcomes[1].stderr
+    assert all(outcome.state == "raised" for outcome in caught.value.outcomes)
+
+
+DEGREES = [
+    Layout(sharding=2, sharding_stage=2),
+    Layout(sharding=4, sharding_stage=2),
+    Layout(sharding=2, sharding_stage=2, pipeline=2),
+    pytest.param(Layout(sharding=4, sharding_stage=2, pipeline=2), marks=pytest.mark.slow),
+]
+BUCKET_MB = 0.55  # a third of it holds the largest gradient
+FLOAT = 4
+
+
+def _model(folder: Path, **changes) -> None:
+    """Gradients that are large beside the activations of four tokens."""
+    write_llama(folder / "llama", hidden_size=128, intermediate_size=344, **changes)
+
+
+def _held(folder: Path, layout: Layout) -> list[dict[str, int]]:
+    changes = {"max_seq_length": 4, "gradient_accumulation_steps": 3}
+    config(folder)
+    return run_ranks(held_by_trainer, layout.world_size, folder, layout, BUCKET_MB, changes)
+
+
+@pytest.mark.parametrize("layout", DEGREES, ids=str)
+def test_a_rank_holds_the_largest_share_and_a_bucket_at_most(layout, tmp_path):
+    """During the backward passes, by elements and by bytes of Paddle's allocator; after them, what it owns."""
+    _model(tmp_path)
+    for found in _held(tmp_path, layout):
+        assert found["elements"] * FLOAT <= found["share"] * FLOAT + BUCKET_MB * 2**20
+        assert found["bytes"] <= found["share"] * FLOAT + BUCKET_MB * 2**20
+        assert found["after"] == found["owned"]
+        assert found["share"] < 1.15 * found["everything"] / layout.sharding
+
+
+def test_stage_1_holds_more(tmp_path):
+    """What the limit above would say of it: that the measurement sees gradients."""
+    _model(tmp_path)
+    for found in _held(tmp_path, Layout(sharding=2, sharding_stage=1)):
+        assert found["after"] == found["everything"]
+        assert found["bytes"] > found["share"] * FLOAT + BUCKET_MB * 2**20
+
+
+def test_tied_weights_are_sharded_too(tmp_path):
+    """The embedding of both stages is most of the network here; its gradient lives on one sharding rank of each stage."""
+    _model(tmp_path, vocab_size=2048, num_hidden_layers=2, tie_word_embeddings=True)
+    tied = 2048 * 128
+    for found in _held(tmp_path, Layout(sharding=2, sharding_stage=2, pipeline=2)):
+        assert found["after"] == found["owned"]
+        assert (found["owned"] >= tied) == (found["owned"] == found["share"])
+
+
+@functools.cache
+def quickstart() -> dict[str, list[int]]:
+    return run_ranks(quickstart_loads, 1, 4)[0]
+
+
+def _within_15_percent(loads: list[int]) -> bool:
+    mean = sum(loads) / len(loads)
+    return 0.85 * mean <= min(loads) and max(loads) <= 1.15 * mean
+
+
+def test_owners_of_the_quickstart_model_are_balanced():
+    assert _within_15_percent(quickstart()["whole"])
+    assert quickstart()["whole"] == quickstart()["fleet's"]  # where it does, we do not depart from it
+
+
+@pytest.mark.parametrize("stage", ["first", "last"])
+def test_owners_of_a_pipeline_stage_are_as_balanced_as_its_largest_weight_allows(stage):
+    """Two of its layers beside the embedding or the head, which alone is more than a quarter of the stage."""
+    largest, *others = sorted(quickstart()[stage], reverse=True)
+    assert largest == 4000 * 256 and not _within_15_percent([largest, *others])
+    assert _within_15_percent(others)
+
+
+def test_frozen_parameters_do_not_count():
+    """Most are frozen, all but the attention: what is trained is balanced, which fleet's choice does not do."""
+    assert _within_15_percent(quickstart()["attention"])
+    assert not _within_15_percent(quickstart()["fleet's attention"])
