@@ -262,6 +262,11 @@ class PretrainTrainer(Trainer):
         with paddle.utils.unique_name.guard():
             return super().train(resume_from_checkpoint, ignore_keys_for_eval)
 
+    def _set_state_dict_in_model(self, state_dict):
+        super()._set_state_dict_in_model(state_dict)
+        if self.sharded_weights is not None:
+            self.sharded_weights.settle()
+
     def _save_checkpoint(self, model, metrics=None):
         args, step = self.args, self.state.global_step
         output_dir = args.output_dir
