@@ -12,7 +12,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.rehearse.case import Case, InOrder
 from paddle_llm.rehearse.ranks import run_ranks
@@ -20,6 +20,7 @@ from paddle_llm.rehearse.ranks import run_ranks
 if TYPE_CHECKING:
     from paddle_llm.rehearse.compare import Difference, Floor
     from paddle_llm.rehearse.record import RankRecord
+    from paddle_llm.training.pretrain_trainer import PretrainTrainer
 
 TIMEOUT = 300.0
 
@@ -128,7 +129,7 @@ def run_rank(case: Case) -> RankRecord:
         fault = _fault(case)
         if fault is not None:
             stack.enter_context(fault.patched())
-        trainer = _trainer(case, folder)
+        trainer = trainer_of(case, folder)
         recorder = Recorder.attach(trainer)
         trainer.train()
     return recorder.record
@@ -142,8 +143,12 @@ def _fault(case: Case):
     return FAULTS[case.fault]
 
 
-def _trainer(case: Case, folder: str):
-    """The product's own trainer, told to log and evaluate at every step and to write nothing that stays."""
+def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
+    """The product's own trainer, told to log and evaluate at every step and to write nothing that stays.
+
+    Args:
+        settings: fields of RunConfig in place of these.
+    """
     import paddle
 
     from paddle_llm.models.build import build_model
@@ -166,6 +171,7 @@ def _trainer(case: Case, folder: str):
             "load_best_model_at_end": False,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
+            **settings,
         }
     )
     args = training_arguments(config, case.layout)

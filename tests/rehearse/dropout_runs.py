@@ -1,0 +1,71 @@
+"""What ranks of a real training do: the masks that their dropout layers draw, and where the weights end."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from paddle_llm.rehearse.case import Case
+
+DROPOUT = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
+
+
+@dataclass
+class Dropped:
+    """One rank.
+
+    Attributes:
+        hidden: masks of the dropout of hidden states, in the order of the calls: True where a value was kept.
+        attention: of attention's probabilities, [B, heads of this rank, S, S].
+        weights: after the training, by canonical name.
+    """
+
+    hidden: list[np.ndarray]
+    attention: list[np.ndarray]
+    weights: dict[str, np.ndarray]
+
+
+def run_with_dropout(case: Case) -> Dropped:
+    """Train a case with dropout on this rank."""
+    from paddle_llm.training.run import start_job
+
+    start_job("cpu", case.layout.world_size)
+    from paddle_llm.models.full_weights import family_name
+    from paddle_llm.models.names import canonical_parameters
+    from paddle_llm.rehearse.oracle import trainer_of
+
+    masks: list[np.ndarray] = []
+    with tempfile.TemporaryDirectory() as folder, _watched_dropout(masks):
+        trainer = trainer_of(case, folder, **DROPOUT)
+        trainer.train()
+    named = canonical_parameters(trainer.model, family_name(trainer.model))
+    return Dropped(
+        hidden=[mask for mask in masks if mask.ndim < 4],
+        attention=[mask for mask in masks if mask.ndim == 4],
+        weights={name: parameter.numpy() for name, parameter in named},
+    )
+
+
+@contextmanager
+def _watched_dropout(masks: list[np.ndarray]):
+    """Write down the mask of every dropout. It is drawn for ones: attention's probabilities have zeros of their own."""
+    import paddle
+    import paddle.nn.functional as F
+
+    dropout = F.dropout
+
+    def watched(x, p=0.5, axis=None, training=True, **others):
+        if not training or p == 0:
+            return dropout(x, p, axis, training, **others)
+        scale = dropout(paddle.ones_like(x).detach(), p, axis, training, **others)
+        masks.append(scale.numpy() > 0)
+        return x * scale
+
+    F.dropout = watched
+    try:
+        yield
+    finally:
+        F.dropout = dropout
