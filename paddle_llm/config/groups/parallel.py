@@ -48,7 +48,7 @@ class ParallelFields(Group):
         -1,
         ge=-1,
         description="Size of the buckets in which stages 2 and 3, and stage 1 with its fusing words, reduce gradients. "
-        "-1: the default of each.",
+        "-1: 32 for stages 2 and 3, Paddle's own for stage 1.",
     )
     hybrid_parallel_topo_order: Literal["pp_first", "sharding_first"] = Field(
         "pp_first",
