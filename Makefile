@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test test-all lint install
+.PHONY: quickstart test test-all lint install parity
 
 $(BIN)/installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -28,3 +28,7 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest
+
+# Every layout beside one process: the whole matrix, the table on stdout.
+parity: install
+	@$(BIN)/python benchmarks/parity.py $(PARITY)

@@ -1,0 +1,73 @@
+"""The matrix: every layout and option that is proven equal to one process, and what is left out with the reason.
+
+Three lists of rows: all degrees of up to 8 ranks at every sharding stage; 16 ranks with all four degrees above one; and
+the covering array of options (`covering.py`). `make parity` runs all of it, `make test` the rows of `FAST`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from pathlib import Path
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.case import Case
+from tests.rehearse.covering import Pair, covering_array
+from tests.rehearse.options import PLAIN, Judge, Row, case_of, name_of
+
+RANKS = 8
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows by name, in the order in which they are run.
+
+    Attributes:
+        left_out: name -> why, for layouts that the rules forbid.
+        forbidden: pair of values -> why no row has both.
+    """
+
+    rows: dict[str, Row]
+    left_out: dict[str, str]
+    forbidden: dict[Pair, str]
+
+    def case(self, name: str, folder: Path) -> Case:
+        return case_of(folder, self.rows[name], name)
+
+
+def build_matrix(folder: Path) -> Matrix:
+    """All rows. `folder`: for the config.json of models."""
+    judge = Judge(folder)
+    rows: dict[str, Row] = {}
+    left_out: dict[str, str] = {}
+    for row in [*degree_rows(), *rows_of_16_ranks()]:
+        why = judge.why_not(row)
+        if why:
+            left_out[name_of(row)] = why
+        else:
+            rows[name_of(row)] = row
+    array = covering_array(judge)
+    rows |= {name_of(row): row for row in array.rows}
+    return Matrix(rows, left_out, array.forbidden)
+
+
+def degree_rows(ranks: int = RANKS) -> list[Row]:
+    """Every (data, sharding, tensor, pipeline) with a product of at most `ranks`, at sharding stages 1, 2 and 3."""
+    layouts = [
+        Layout(*degrees, sharding_stage=stage)
+        for degrees in product(range(1, ranks + 1), repeat=4)
+        if prod(degrees) <= ranks
+        for stage in ((1, 2, 3) if degrees[1] > 1 else (0,))
+    ]
+    return [plain_row(layout) for layout in sorted(layouts, key=lambda layout: layout.world_size)]
+
+
+def rows_of_16_ranks() -> list[Row]:
+    return [plain_row(Layout(2, 2, 2, 2, sharding_stage=stage)) for stage in (1, 2)]
+
+
+def plain_row(layout: Layout) -> Row:
+    """Global batches of 8, or little more where the data ranks do not divide them: layouts share references."""
+    micro_batches = {1: 8, 2: 4, 3: 4, 4: 2, 8: 1}.get(layout.data_world_size, 2)
+    return {"layout": layout, **PLAIN, "micro_batches": micro_batches}

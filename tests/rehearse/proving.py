@@ -1,0 +1,33 @@
+"""Many proofs in a row: cases of one training share their reference, which is run once."""
+
+from __future__ import annotations
+
+from paddle_llm.rehearse.case import Case
+from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key, reference_of
+
+
+class Prover:
+    """Proves case after case.
+
+    Attributes:
+        references: by the oracle's key.
+
+    Args:
+        timeout: seconds for each run of a case.
+    """
+
+    def __init__(self, timeout: float = 120):
+        self.references: dict[str, Reference] = {}
+        self._timeout = timeout
+
+    def __call__(self, case: Case) -> Verdict:
+        """Raises RankError when a rank raised, died or got stuck."""
+        key = reference_key(case)
+        if key not in self.references:
+            self.references[key] = reference_of(case, self._timeout)
+        return prove(case, self.references[key], timeout=self._timeout)
+
+
+def margin(verdict: Verdict) -> float:
+    """The largest share of its limit that one of the largest differences takes; above 1 for a failure."""
+    return max(found.value / found.limit for found in verdict.worst.values())
