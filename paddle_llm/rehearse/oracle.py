@@ -178,7 +178,10 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
     with paddle.utils.unique_name.guard():
         model = build_model(config, case.layout, dtype="float32")
     options = TrainerOptions(
-        min_learning_rate=config.min_learning_rate or 0.0, decay_steps=config.decay_steps, curves=False
+        min_learning_rate=config.min_learning_rate or 0.0,
+        decay_steps=config.decay_steps,
+        curves=False,
+        offload_weights=config.sharding_offload,
     )
     return PretrainTrainer(
         model=model,

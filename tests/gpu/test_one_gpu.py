@@ -27,6 +27,7 @@ from tests.rehearse.cases import make_case
 
 CURVE_STEPS = 30
 BF16_LIMIT = 0.01  # of each loss
+DEVICE, HOST = "Place(gpu:0)", "Place(gpu_pinned)"
 # Sums of a scatter (the embedding's gradient) in one order.
 DETERMINISTIC = {"FLAGS_cudnn_deterministic": "1", "FLAGS_embedding_deterministic": "1"}
 
@@ -104,7 +105,7 @@ def test_optimizer_states_in_host_memory_change_nothing(tmp_path: Path) -> None:
 
 
 def places_of_states(case: Case) -> dict[str, set[str]]:
-    """Where the moments, and in stage 3 the owned weights, lie between two steps; in a process of its own."""
+    """Where the moments lie between two steps; on a rank of its own."""
     from paddle_llm.training.run import start_job
 
     start_job("gpu", case.layout.world_size)
@@ -118,7 +119,7 @@ def places_of_states(case: Case) -> dict[str, set[str]]:
         return {name: {str(held.place) for held in states[name].values()} for name in ("moment1", "moment2")}
 
 
-@pytest.mark.parametrize(("offload", "place"), [(False, "Place(gpu:0)"), (True, "Place(gpu_pinned)")])
+@pytest.mark.parametrize(("offload", "place"), [(False, DEVICE), (True, HOST)])
 def test_offloaded_states_are_in_host_memory(tmp_path: Path, offload: bool, place: str) -> None:
     (found,) = run_ranks(places_of_states, 1, case_on_gpu(tmp_path, offload_optim=offload), device="gpu")
     assert found == {"moment1": {place}, "moment2": {place}}
