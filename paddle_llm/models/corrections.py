@@ -12,6 +12,10 @@ ChatGLM2/3
   layers is not done; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256
   are wrong; its weights lack the beginning of their names in one process.
 
+BLOOM, ChatGLM2/3
+- Dropout of attention's probabilities: under tensor parallelism the heads of different ranks lose the same places, in BLOOM
+  everywhere, in ChatGLM2 on a CPU and with flash attention. So do, on a CPU, the parts of a sequence of ChatGLM2.
+
 ChatGLM-6B
 - The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the
   number of tokens of the prefix, one per sample, in place of S x S booleans.
@@ -22,6 +26,7 @@ Shapes: B batch, S sequence, N heads, D head width, H = N x D.
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -40,6 +45,7 @@ def correct_models() -> None:
     if "models" in _done:
         return
     _done.add("models")
+    _correct_bloom()
     _correct_chatglm()
     _correct_chatglm2()
     _correct_chatglm2_pipeline()
@@ -89,6 +95,35 @@ def _shared_projection(linear: Any, hidden: paddle.Tensor) -> paddle.Tensor:
     return F.linear(hidden, _c_identity(linear.weight, group=group))
 
 
+# ---- Dropout --------------------------------------------------------------------------------------------------------
+
+
+def _random_state(name: str) -> Any:
+    """What is drawn inside comes from the state of this name: "global_seed" is the same on all tensor-parallel ranks,
+    "local_seed" is not. PaddleNLP's own does nothing on a CPU. Where the trainer set no named states, nor does this."""
+    from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
+
+    tracker = get_rng_state_tracker()
+    return tracker.rng_state(name) if name in tracker.states_ else nullcontext()
+
+
+def _correct_bloom() -> None:
+    from paddlenlp.transformers.bloom import modeling
+
+    attention, dropout_add = modeling.BloomAttention.forward, modeling.dropout_add
+
+    def attention_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with _random_state("local_seed"):
+            return attention(self, *args, **kwargs)
+
+    def replicated_dropout_add(*args: Any, **kwargs: Any) -> paddle.Tensor:
+        with _random_state("global_seed"):
+            return dropout_add(*args, **kwargs)
+
+    modeling.BloomAttention.forward = attention_forward
+    modeling.dropout_add = replicated_dropout_add
+
+
 # ---- ChatGLM2/3 -----------------------------------------------------------------------------------------------------
 
 
@@ -101,14 +136,15 @@ def _flash_core_attention(
 ) -> paddle.Tensor:
     """Attention through Paddle's fused kernel; the mask is added to the scores. Returns [S, B, H]."""
     query, key, value = (tensor.transpose([1, 0, 2, 3]) for tensor in (query_SBND, key_SBND, value_SBND))
-    output_BSND = F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=attention_mask.astype(query.dtype),
-        dropout_p=self.config.attention_dropout,
-        training=self.training,
-    )
+    with _random_state("local_seed"):
+        output_BSND = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=attention_mask.astype(query.dtype),
+            dropout_p=self.config.attention_dropout,
+            training=self.training,
+        )
     length, batch = query_SBND.shape[:2]
     output = output_BSND.transpose([1, 0, 2, 3]).reshape([length, batch, self.hidden_size_per_partition])
     return output.reshape([length * batch, -1]) if self.config.sequence_parallel else output
@@ -118,6 +154,7 @@ def _correct_chatglm2() -> None:
     from paddlenlp.transformers.chatglm_v2 import modeling
 
     modeling.recompute = partial(modeling.recompute, use_reentrant=False)
+    modeling.seed_guard_context = _random_state
 
 
 def _correct_chatglm2_pipeline() -> None:

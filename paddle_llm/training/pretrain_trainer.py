@@ -33,6 +33,7 @@ from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
 from paddle_llm.training.options import TrainerOptions
+from paddle_llm.training.random_states import seed_random_states
 from paddle_llm.training.reports import CurveWriter, MetricsFile, ProgressReport, StepFlow
 from paddle_llm.training.sample_order import global_batch_of, in_global_order
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
@@ -58,6 +59,7 @@ class PretrainTrainer(Trainer):
         if kwargs.get("train_dataset") is not None:
             kwargs["train_dataset"] = in_global_order(kwargs["train_dataset"], args)
         super().__init__(model=model, args=args, **kwargs)
+        seed_random_states(self.layout, self.args.seed, named=self.args.use_hybrid_parallel)
         self._replace_reports()
         self.meter = Meter(
             flops_per_token=self.options.flops_per_token,

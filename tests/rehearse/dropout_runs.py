@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ class Dropped:
 
     Attributes:
         hidden: masks of the dropout of hidden states, in the order of the calls: True where a value was kept.
-        attention: of attention's probabilities, [B, heads of this rank, S, S].
+        attention: of attention's probabilities, [B, heads of this rank, S, S] or the first two as one.
         weights: after the training, by canonical name.
     """
 
@@ -28,8 +29,8 @@ class Dropped:
     weights: dict[str, np.ndarray]
 
 
-def run_with_dropout(case: Case) -> Dropped:
-    """Train a case with dropout on this rank."""
+def run_with_dropout(case: Case, folder: Path, resume_from: Path | None = None, **settings: Any) -> Dropped:
+    """Train a case with dropout on this rank; `settings` are RunConfig's."""
     from paddle_llm.training.run import start_job
 
     start_job("cpu", case.layout.world_size)
@@ -38,13 +39,13 @@ def run_with_dropout(case: Case) -> Dropped:
     from paddle_llm.rehearse.oracle import trainer_of
 
     masks: list[np.ndarray] = []
-    with tempfile.TemporaryDirectory() as folder, _watched_dropout(masks):
-        trainer = trainer_of(case, folder, **DROPOUT)
-        trainer.train()
+    with _watched_dropout(masks):
+        trainer = trainer_of(case, str(folder), **DROPOUT, **settings)
+        trainer.train(resume_from_checkpoint=resume_from)
     named = canonical_parameters(trainer.model, family_name(trainer.model))
     return Dropped(
-        hidden=[mask for mask in masks if mask.ndim < 4],
-        attention=[mask for mask in masks if mask.ndim == 4],
+        hidden=[mask for mask in masks if mask.shape[-1] != case.config.max_seq_length],
+        attention=[mask for mask in masks if mask.shape[-1] == case.config.max_seq_length],
         weights={name: parameter.numpy() for name, parameter in named},
     )
 
