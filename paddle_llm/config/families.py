@@ -54,7 +54,7 @@ ABILITIES: dict[str, Abilities] = {
         recompute_granularities=_ALL_GRANULARITIES,
         dropout=True,
     ),
-    "bloom": Abilities(title="BLOOM", dropout=True),
+    "bloom": Abilities(title="BLOOM", pipeline=True, dropout=True),
 }
 
 

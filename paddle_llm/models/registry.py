@@ -23,7 +23,7 @@ class Family:
 
     Attributes:
         name: as `ModelFacts.model_type` says it.
-        config_class, model_class, pipeline_class: "module:attribute" in PaddleNLP; no pipeline class, no pipeline.
+        config_class, model_class, pipeline_class: "module:attribute"; no pipeline class, no pipeline.
         residual_outputs: ends of the names of the matrices that write to the residual stream; random weights of these
             are scaled by 1 / sqrt(2 layers) where the family's authors did so.
     """
@@ -83,6 +83,7 @@ FAMILIES: dict[str, Family] = {
             name="bloom",
             config_class="paddlenlp.transformers.bloom.configuration:BloomConfig",
             model_class="paddlenlp.transformers.bloom.modeling:BloomForCausalLM",
+            pipeline_class="paddle_llm.models.bloom_pipeline:BloomForCausalLMPipe",
         ),
     )
 }

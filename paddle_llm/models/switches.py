@@ -67,7 +67,8 @@ def notices(run: RunConfig, family: Family) -> list[str]:
         lines.append(
             f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
         )
-    if run.recompute and run.no_recompute_layers and family.name in ("bloom", "chatglm"):
+    all_or_none = family.name == "chatglm" or (family.name == "bloom" and run.pipeline_parallel_degree <= 1)
+    if run.recompute and run.no_recompute_layers and all_or_none:
         lines.append(f"--no_recompute_layers is off: {family.title} recomputes all layers or none")
     fused = [name for name in ("fuse_attention_qkv", "fuse_attention_ffn") if getattr(run, name)]
     if family.name != "llama":

@@ -81,7 +81,6 @@ def test_fewer_layers_can_be_built(tmp_path):
 @pytest.mark.parametrize(
     ("family", "layout", "message"),
     [
-        ("bloom", Layout(pipeline=2), "no pipeline for"),
         ("chatglm", Layout(pipeline=2), "no pipeline for"),
         ("bloom", Layout(tensor=2, sequence_parallel=True), "sequence_parallel is not offered for BLOOM"),
     ],
@@ -89,6 +88,27 @@ def test_fewer_layers_can_be_built(tmp_path):
 def test_layouts_that_a_family_does_not_have_are_refused(tmp_path, family, layout, message):
     with pytest.raises(UserError, match=message):
         build(WRITERS[family](tmp_path), layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("family", "layout", "model", "message"),
+    [
+        ("llama", Layout(pipeline=5), {}, "has 4 layers: a stage would be empty"),
+        ("llama", Layout(pipeline=4, virtual_stages=2), {}, "does not divide the model's 4 layers"),
+        ("llama", Layout(tensor=3), {}, "does not divide the model's 4 attention heads"),
+        ("llama", Layout(tensor=2), {"num_key_value_heads": 1, "fuse_attention_qkv": True}, "cannot stand in one matrix"),
+        ("chatglm_v2", Layout(tensor=4), {}, "PaddleNLP cannot split them for ChatGLM2/3: use one of 1, 2."),
+    ],
+)
+def test_layouts_that_a_shape_does_not_allow_are_refused(tmp_path, family, layout, model, message):
+    """By the reader's own checks, for those who build a model from Python."""
+    with pytest.raises(UserError, match=message):
+        build(WRITERS[family](tmp_path, **model), layout=layout)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
+def test_what_the_reader_promises_of_a_family_is_there_to_be_built(family):
+    assert family.abilities.pipeline == (family.pipeline_class is not None)
 
 
 def test_other_families_are_refused_by_name(tmp_path):

@@ -44,10 +44,13 @@ CASES = {
         "llama, tied": ("llama", TIED, {}),
         "chatglm2": ("chatglm_v2", {}, {}),
         "chatglm2, recompute": ("chatglm_v2", {}, {"recompute": True}),
+        "bloom": ("bloom", {}, {}),
+        "bloom, recompute": ("bloom", {}, {"recompute": True}),
     },
     Layout(tensor=2, pipeline=2): {
         "llama, odd vocabulary": ("llama", ODD, {}),
         "llama, tied, odd vocabulary": ("llama", {**ODD, **TIED}, {}),
+        "bloom, odd vocabulary": ("bloom", ODD, {}),
     },
     Layout(tensor=2, pipeline=2, sequence_parallel=True): {
         "llama": ("llama", {}, {}),
@@ -57,6 +60,7 @@ CASES = {
         "llama": ("llama", {"num_hidden_layers": 6}, {}),
         "llama, tied": ("llama", {"num_hidden_layers": 6, **TIED}, {}),
         "chatglm2": ("chatglm_v2", {"num_layers": 6}, {}),
+        "bloom": ("bloom", {"n_layer": 6}, {}),
     },
 }
 
@@ -78,7 +82,7 @@ def test_a_layout_is_one_process(tmp_path, layout):
 @pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(tensor=2, pipeline=2)], ids=str)
 def test_a_layout_loads_what_one_process_saved(tmp_path, layout):
     cases = {}
-    for family, odd in (("llama", "vocab_size"), ("chatglm_v2", "padded_vocab_size")):
+    for family, odd in (("llama", "vocab_size"), ("chatglm_v2", "padded_vocab_size"), ("bloom", "vocab_size")):
         folder, saved = WRITERS[family](tmp_path / family / "config", **{odd: 121}), tmp_path / family / "saved"
         build(folder, seed=9).save_pretrained(str(saved), safe_serialization=True, max_shard_size="100KB")
         cases[family] = (family, saved, {"load": True})
