@@ -96,7 +96,12 @@ def test_layouts_that_a_family_does_not_have_are_refused(tmp_path, family, layou
         ("llama", Layout(pipeline=5), {}, "has 4 layers: a stage would be empty"),
         ("llama", Layout(pipeline=4, virtual_stages=2), {}, "does not divide the model's 4 layers"),
         ("llama", Layout(tensor=3), {}, "does not divide the model's 4 attention heads"),
-        ("llama", Layout(tensor=2), {"num_key_value_heads": 1, "fuse_attention_qkv": True}, "cannot stand in one matrix"),
+        (
+            "llama",
+            Layout(tensor=2),
+            {"num_key_value_heads": 1, "fuse_attention_qkv": True},
+            "cannot stand in one matrix",
+        ),
         ("chatglm_v2", Layout(tensor=4), {}, "PaddleNLP cannot split them for ChatGLM2/3: use one of 1, 2."),
     ],
 )

@@ -38,8 +38,8 @@ def sharded_weights(run: Run) -> Findings:
         yield Problem(_stage_3_with_pipeline(run))
     if config.unified_checkpoint:
         yield Problem(
-            "unified_checkpoint cannot hold the divided weights of --sharding stage3: leave it out; the weights of "
-            "<output_dir>/model load in any layout."
+            "unified_checkpoint does not resume with --sharding stage3, whose weights PaddleNLP looks for whole: leave it out; "
+            "the weights of <output_dir>/model load in any layout."
         )
 
 
