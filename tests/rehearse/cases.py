@@ -9,7 +9,8 @@ import numpy as np
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.rehearse.case import IGNORED_LABEL, Case, Sample
+from paddle_llm.data.sampler import IGNORED_LABEL
+from paddle_llm.rehearse.case import Case, Sample
 from tests.tiny import write_bloom, write_chatglm2, write_llama
 
 SEQUENCE, VOCABULARY = 16, 128
