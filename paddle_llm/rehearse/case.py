@@ -10,7 +10,6 @@ import numpy as np
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 
-IGNORED_LABEL = -100
 Sample = dict[str, np.ndarray]
 
 
@@ -61,25 +60,11 @@ class Case:
         return replace(self, layout=Layout(), config=config, fault=None)
 
     def rounded_differently(self) -> Case | None:
-        """The training in one process with the same sums in another order; None where a global batch is one sample.
-
-        Other micro batches where the mean over a global batch is the mean over any division of it: when all samples
-        bear the same number of labels. Else the same micro batches, each global batch backwards.
-        """
+        """The training in one process in other micro batches; None where a global batch is one sample."""
         alone, batch = self.alone(), self.global_batch
         if batch == 1:
             return None
         micro = alone.config.per_device_train_batch_size
-        if len({_labels(sample) for sample in self.train}) > 1:
-            if batch == micro:
-                return None
-            backwards = [
-                self.train[start + micro * index + inside]
-                for start in range(0, len(self.train) // batch * batch, batch)
-                for index in reversed(range(batch // micro))
-                for inside in range(micro)
-            ]
-            return replace(alone, train=backwards)
         other = 2 * micro if batch % (2 * micro) == 0 else batch if micro < batch else 1
         update = {"per_device_train_batch_size": other, "gradient_accumulation_steps": batch // other}
         return replace(alone, config=alone.config.model_copy(update=update))
@@ -99,7 +84,3 @@ _ONE_PROCESS: dict[str, Any] = {
     "sharding_parallel_config": "",
     "sharding_comm_buffer_size_MB": -1,
 }
-
-
-def _labels(sample: Sample) -> int:
-    return int(np.count_nonzero(sample["labels"] != IGNORED_LABEL))

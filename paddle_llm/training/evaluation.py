@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from paddle_llm.data.sampler import IGNORED_LABEL
-from paddle_llm.models.loss import CausalLMLoss
+from paddle_llm.training.token_mean import count_labels, criterion_of, mean_of_each_batch
 
 
 def mean_loss(trainer, model, dataloader) -> float:
@@ -21,10 +19,12 @@ def mean_loss(trainer, model, dataloader) -> float:
     """
     model.eval()
     loss_times_tokens, tokens = 0.0, 0
-    for inputs in dataloader:
-        loss_times_tokens += _loss_sum(trainer, model, inputs)
-        tokens += count_labels(inputs)
-        trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
+    criterion = criterion_of(model)
+    with mean_of_each_batch(criterion):
+        for inputs in dataloader:
+            loss_times_tokens += _loss_sum(trainer, model, criterion, inputs)
+            tokens += count_labels(inputs)
+            trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
     model.train()
     if dist.get_world_size() > 1:
         sums = paddle.to_tensor([loss_times_tokens, float(tokens)], dtype="float64")
@@ -33,22 +33,12 @@ def mean_loss(trainer, model, dataloader) -> float:
     return loss_times_tokens / tokens
 
 
-def _loss_sum(trainer, model, inputs) -> float:
+def _loss_sum(trainer, model, criterion, inputs) -> float:
     """Sum of the losses of a batch's labels that count; zero for a batch of padding alone."""
     count = count_labels(inputs)
-    criterion = model._layers._loss_fn[0] if trainer.args.pipeline_parallel_degree > 1 else None
-    if isinstance(criterion, CausalLMLoss):
+    if trainer.args.pipeline_parallel_degree > 1 and criterion is not None:
         # A pipeline averages the means of its micro batches, of which padded ones hold fewer labels: divide all alike.
         count = math.prod(inputs["labels"].shape)
         criterion.divisor = count / trainer.args.gradient_accumulation_steps
-    try:
-        loss, _, _ = trainer.prediction_step(model, inputs, prediction_loss_only=True)
-    finally:
-        if isinstance(criterion, CausalLMLoss):
-            criterion.divisor = None
+    loss, _, _ = trainer.prediction_step(model, inputs, prediction_loss_only=True)
     return float(loss) * count if count else 0.0
-
-
-def count_labels(inputs) -> int:
-    """Labels that bear loss in a batch."""
-    return int(np.count_nonzero(np.asarray(inputs["labels"]) != IGNORED_LABEL))

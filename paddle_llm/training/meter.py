@@ -61,13 +61,18 @@ class Meter:
         """Tokens with a label in one micro batch of this rank."""
         self._micro_tokens += count
 
-    def end_step(self, step: int, loss: float, skipped: bool) -> None:
-        """A step is done; `loss` is this rank's mean over its micro batches. A skipped step counts for nothing but time."""
+    def end_step(self, step: int, loss: float, *, labels: float | None, skipped: bool) -> None:
+        """A step is done. A skipped one counts for nothing but time.
+
+        Args:
+            loss: this rank's mean over its micro batches, whose sums were all divided by the same number...
+            labels: ...which is this over the micro batches of a rank; None: each by the number of its own labels.
+        """
         tokens, self._micro_tokens = self._micro_tokens, 0
         if skipped or not math.isfinite(loss):  # with fp16, Paddle's loss scaler skips such a step itself
             self.skipped_steps += 1
         else:
-            self.window.loss_times_tokens += loss * tokens
+            self.window.loss_times_tokens += loss * (tokens if labels is None else labels)
             self.window.tokens += tokens
         self.step = step
         self.window.steps += 1

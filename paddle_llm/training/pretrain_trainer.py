@@ -28,7 +28,7 @@ from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.sharded_gradients import ShardedGradients
 from paddle_llm.parallel.sharded_weights import ShardedWeights
-from paddle_llm.training.evaluation import count_labels, mean_loss
+from paddle_llm.training.evaluation import mean_loss
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
@@ -37,6 +37,7 @@ from paddle_llm.training.random_states import seed_random_states
 from paddle_llm.training.reports import CurveWriter, MetricsFile, ProgressReport, StepFlow
 from paddle_llm.training.sample_order import global_batch_of, in_global_order
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
+from paddle_llm.training.token_mean import GlobalBatchLoader, TokenMean, count_labels
 
 METER_STATE = "meter.json"
 _SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
@@ -64,6 +65,12 @@ class PretrainTrainer(Trainer):
         self.meter = Meter(
             flops_per_token=self.options.flops_per_token,
             peak_flops=self.options.peak_flops,
+            model_ranks=self.layout.tensor * self.layout.pipeline,
+        )
+        self.token_mean = TokenMean(
+            self.model,
+            micro_batches=self.global_batch // self.args.per_device_train_batch_size,
+            data_ranks=self.layout.data_world_size,
             model_ranks=self.layout.tensor * self.layout.pipeline,
         )
         self.nan_guard = NanGuard(self.options.nan_policy, self)
@@ -105,6 +112,16 @@ class PretrainTrainer(Trainer):
     def global_batch(self) -> int:
         """Samples per optimizer step, over all ranks."""
         return global_batch_of(self.args)
+
+    def get_train_dataloader(self):
+        return GlobalBatchLoader(
+            self.train_dataset,
+            batch_sampler=self._get_train_sampler(),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            accumulation=self.args.gradient_accumulation_steps,
+            announce=self.token_mean.announce,
+        )
 
     def _get_train_sampler(self):
         args = self.args
@@ -214,7 +231,9 @@ class PretrainTrainer(Trainer):
 
     def _maybe_log_save_evaluate(self, tr_loss, model, epoch, ignore_keys_for_eval, **kwargs):
         if self.state.global_step != self.meter.step:
-            self.meter.end_step(self.state.global_step, self.step_loss, skipped=self.nan_guard.skipped)
+            self.meter.end_step(
+                self.state.global_step, self.step_loss, labels=self.token_mean.labels, skipped=self.nan_guard.skipped
+            )
             self._total_loss_scalar += 0.0 if self.nan_guard.skipped else self.step_loss
         if self.control.should_log and self.meter.window.steps:
             consumed = self.state.global_step * self.global_batch
@@ -278,7 +297,7 @@ class PretrainTrainer(Trainer):
         args.output_dir = args.output_signal_dir = str(staging)
         args.save_total_limit = None
         try:
-            with self._whole_weights(keep=args.unified_checkpoint or args.should_save_model_state):
+            with self._whole_weights(keep=args.should_save_model_state):
                 super()._save_checkpoint(model, metrics)
         finally:
             for name, value in restore.items():
