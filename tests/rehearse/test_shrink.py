@@ -1,0 +1,313 @@
+"""A cluster's config made small: the kind of its layout and every rule of divisibility are kept."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.reader import Resolved
+from paddle_llm.rehearse.faces import faces_of
+from paddle_llm.rehearse.oracle import reference_key
+from paddle_llm.rehearse.rehearsal import cases_of
+from paddle_llm.rehearse.samples import global_batch, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink import ADAM_EPSILON, LEARNING_RATE, Shrunk, read_real, shrink
+from paddle_llm.rehearse.small_model import Fold
+from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs" / "pretrain").glob("*.json"))
+DIMENSIONS = ("data", "sharding", "tensor", "pipeline")
+
+
+def world_size(raw: dict[str, Any]) -> int:
+    return math.prod(max(raw.get(f"{name}_parallel_degree", 1), 1) for name in DIMENSIONS)
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+
+
+def active(layout: Layout) -> set[str]:
+    return {name for name in DIMENSIONS if getattr(layout, name) > 1}
+
+
+def sign(number: int) -> int:
+    return (number > 0) - (number < 0)
+
+
+def check_kind(real: Resolved, small: Shrunk) -> None:
+    """What must hold between any config and its rehearsal."""
+    facts, tiny = real.facts, small.model.facts
+    assert facts is not None
+    assert set().union(*(active(face.layout) for face in small.faces)) == active(real.layout)
+    assert tiny.model_type == facts.model_type
+    assert tiny.tie_word_embeddings == facts.tie_word_embeddings
+    assert sign(facts.num_attention_heads - facts.num_key_value_heads) == sign(
+        tiny.num_attention_heads - tiny.num_key_value_heads
+    )
+    for face in small.faces:
+        check_face(real, small, face)
+
+
+def check_face(real: Resolved, small: Shrunk, face: Resolved) -> None:
+    facts, tiny, layout, config = real.facts, small.model.facts, face.layout, face.config
+    assert facts is not None
+    assert face.facts == tiny  # read from the folder by the real reader
+    if layout.tensor > 1:
+        was, now = real.layout.tensor, layout.tensor
+        assert layout.sequence_parallel == real.layout.sequence_parallel
+        for name in ("num_key_value_heads", "vocab_size", "intermediate_size", "num_attention_heads"):
+            assert (getattr(facts, name) % was == 0) == (getattr(tiny, name) % now == 0), name
+        assert sign(facts.num_key_value_heads - was) == sign(tiny.num_key_value_heads - now)
+        assert (real.config.max_seq_length % was == 0) == (config.max_seq_length % now == 0)
+    if layout.pipeline > 1:
+        was, now = real.layout.pipeline, layout.pipeline
+        assert (layout.virtual_stages > 1) == (real.layout.virtual_stages > 1)
+        assert (facts.num_hidden_layers % was == 0) == (tiny.num_hidden_layers % now == 0)
+        assert sign(real.config.gradient_accumulation_steps - was) == sign(config.gradient_accumulation_steps - now)
+    if layout.sharding > 1:
+        assert config.sharding == real.config.sharding
+        assert layout.sharding_stage == real.layout.sharding_stage
+    assert (config.gradient_accumulation_steps > 1) == (real.config.gradient_accumulation_steps > 1)
+    assert (config.per_device_train_batch_size > 1) == (real.config.per_device_train_batch_size > 1)
+    kept = ("recompute", "recompute_granularity", "weight_decay", "adam_beta1", "adam_beta2", "seed", "do_eval")
+    for name in (*kept, "fuse_attention_qkv", "fuse_attention_ffn", "pipeline_parallel_config"):
+        if name in real.asked or real.origins[name] != "default":
+            assert getattr(config, name) == getattr(real.config, name), name
+    assert (config.max_grad_norm > 0) == (real.config.max_grad_norm > 0)
+    assert (config.learning_rate, config.adam_epsilon) == (LEARNING_RATE, ADAM_EPSILON)
+    assert (config.device, config.bf16, config.max_steps) == ("cpu", False, 3)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_shipped_config(path: Path, tmp_path: Path) -> None:
+    real = read_real([str(path)], world_size(json.loads(path.read_text())))
+    small = shrink(real, 8, 3, tmp_path)
+    check_kind(real, small)
+    for face in small.faces:
+        assert face.layout.world_size <= 8
+        assert small.model.facts.hidden_size <= 512
+
+
+def test_the_example_of_the_issue(tmp_path: Path) -> None:
+    real = read_real(["configs/pretrain/llama_2_70b_tp8_pp4_sharding2_stage1.json"], 64)
+    (face,) = shrink(real, 8, 3, tmp_path).faces
+    assert str(face.layout) == "sharding2(stage1) x tp2+sp x pp2"
+
+
+ALL_FOUR = Layout(2, 2, 8, 4, sharding_stage=2)
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks", "expected"),
+    [
+        (Layout(), 8, ["one process"]),
+        (ALL_FOUR, 16, ["dp2 x sharding2(stage2) x tp2 x pp2"]),
+        (ALL_FOUR, 8, ["sharding2(stage2) x tp2 x pp2", "dp2 x tp2 x pp2", "dp2 x sharding2(stage2)"]),
+        (Layout(tensor=8, pipeline=4), 8, ["tp2 x pp4"]),  # a stage that is neither the first nor the last
+        (Layout(tensor=8, pipeline=2), 8, ["tp4 x pp2"]),
+        (Layout(tensor=2, sharding=16, sharding_stage=1), 8, ["sharding4(stage1) x tp2"]),
+        (Layout(tensor=3, pipeline=5), 15, ["tp3 x pp5"]),
+        (Layout(tensor=8, pipeline=4, virtual_stages=5), 8, ["tp2 x pp4v2"]),
+        (Layout(tensor=8, pipeline=4, virtual_stages=5), 6, ["tp2 x pp3v2"]),
+        (Layout(tensor=8, pipeline=4, virtual_stages=5), 4, ["tp2", "pp3v2"]),
+        (Layout(data=2, tensor=2, pipeline=2), 4, ["tp2 x pp2", "dp2 x pp2", "dp2 x tp2"]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, Layout) else None,
+)
+def test_faces(layout: Layout, ranks: int, expected: list[str]) -> None:
+    found = faces_of(layout, ranks)
+    assert [str(face) for face in found.layouts] == expected
+    assert all(face.world_size <= ranks for face in found.layouts)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 6, 8, 12, 15])
+@pytest.mark.parametrize("layout", [ALL_FOUR, Layout(data=4, tensor=2, pipeline=4, virtual_stages=2)], ids=str)
+def test_pairs_are_covered_or_named(layout: Layout, ranks: int) -> None:
+    if layout.virtual_stages > 1 and ranks < 3:
+        pytest.skip("refused, see below")
+    found = faces_of(layout, ranks)
+    said = "\n".join(found.remarks)
+    short = {"data": "dp", "sharding": "sharding", "tensor": "tp", "pipeline": "pp"}
+    least = {name: 3 if name == "pipeline" and layout.virtual_stages > 1 else 2 for name in DIMENSIONS}
+    for one, other in combinations(sorted(active(layout), key=DIMENSIONS.index), 2):
+        covered = any({one, other} <= active(face) for face in found.layouts)
+        assert covered == (least[one] * least[other] <= ranks)
+        assert covered != (f"{short[other]} with {short[one]}" in said or f"{short[one]} with {short[other]}" in said)
+    assert set().union(*map(active, found.layouts)) == active(layout)
+
+
+def test_what_is_not_covered_is_said() -> None:
+    assert "16 ranks" in faces_of(ALL_FOUR, 8).remarks[0]
+    assert "--ranks 16" in faces_of(ALL_FOUR, 8).remarks[0]
+    (remark,) = faces_of(Layout(tensor=8, pipeline=4, sharding=2, sharding_stage=1), 8).remarks
+    assert "between the first and the last" in remark
+    assert "--ranks 12" in remark
+    assert faces_of(Layout(tensor=8, pipeline=4, sharding=2, sharding_stage=1), 12).remarks == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "ranks", "message"),
+    [
+        (Layout(tensor=2), 1, "tp needs at least 2 ranks"),
+        (Layout(tensor=2, pipeline=4, virtual_stages=2), 2, "virtual stages needs at least 3 ranks"),
+    ],
+)
+def test_too_few_ranks(layout: Layout, ranks: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        faces_of(layout, ranks)
+
+
+def write_run(folder: Path, model: Path, **settings: Any) -> str:
+    values = {
+        "model_name_or_path": str(model),
+        "input_dir": "data",
+        "output_dir": str(folder / "output"),
+        "do_train": True,
+        "max_steps": 100,
+        "max_seq_length": 128,
+        "bf16": True,
+        **settings,
+    }
+    file = folder / "run.json"
+    file.write_text(json.dumps(values))
+    return str(file)
+
+
+TP4, PP4 = {"tensor_parallel_degree": 4}, {"pipeline_parallel_degree": 4, "gradient_accumulation_steps": 8}
+LLAMA = {"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 12, "vocab_size": 1000}
+
+
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [
+        (LLAMA | {"num_key_value_heads": 2}, TP4),  # fewer key-value heads than tensor ranks
+        (LLAMA | {"num_key_value_heads": 1}, TP4),
+        (LLAMA | {"num_key_value_heads": 6}, TP4),  # more, and not divisible
+        (LLAMA | {"num_key_value_heads": 4}, TP4),
+        (LLAMA | {"num_attention_heads": 4, "num_key_value_heads": 4}, TP4),  # one head for each rank
+        (LLAMA | {"vocab_size": 1001}, TP4),
+        (LLAMA | {"vocab_size": 30}, TP4),  # smaller than a rehearsal's, and not divisible by 4 but by 2
+        (LLAMA | {"tie_word_embeddings": True}, TP4 | PP4),
+        (LLAMA, TP4 | {"sequence_parallel": True, "max_seq_length": 12}),
+        (LLAMA, TP4 | {"fuse_attention_qkv": True, "fuse_attention_ffn": True}),
+        (LLAMA | {"num_hidden_layers": 10}, PP4),
+        (LLAMA, PP4 | {"gradient_accumulation_steps": 2}),
+        (LLAMA, PP4 | {"gradient_accumulation_steps": 4}),
+        (LLAMA, PP4 | {"gradient_accumulation_steps": 9}),
+        (LLAMA | {"num_hidden_layers": 24}, PP4 | {"virtual_pp_degree": 3}),
+        (LLAMA, PP4 | {"recompute": True, "no_recompute_layers": [0, 3]}),
+        (LLAMA, {"sharding": "stage2", "sharding_parallel_degree": 8, "max_grad_norm": 0.0}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("ranks", [4, 8])
+def test_odd_shapes(tmp_path: Path, model: dict[str, Any], settings: dict[str, Any], ranks: int) -> None:
+    run = write_run(tmp_path, write_llama(tmp_path / "model", **model), **settings)
+    real = read_real([run], world_size(settings))
+    check_kind(real, shrink(real, ranks, 3, tmp_path / "small"))
+
+
+@pytest.mark.parametrize("write", [write_llama, write_chatglm, write_chatglm2, write_bloom], ids=lambda f: f.__name__)
+def test_everything_else_of_the_model_is_kept(tmp_path: Path, write) -> None:
+    run = write_run(
+        tmp_path, write(tmp_path / "model", some_key="kept", vocab_size=1000, padded_vocab_size=1000), **TP4
+    )
+    if write is write_chatglm2:  # two groups
+        run = write_run(tmp_path, tmp_path / "model", tensor_parallel_degree=2)
+    real = read_real([run], 4 if write is not write_chatglm2 else 2)
+    small = shrink(real, 4, 3, tmp_path / "small").model.facts.raw
+    assert real.facts is not None
+    before = real.facts.raw
+    assert small.keys() == before.keys()
+    changed = {key for key in small if small[key] != before[key]}
+    numbers = (
+        "hidden",
+        "head",
+        "group",
+        "channels",
+        "layer",
+        "inner",
+        "ffn",
+        "intermediate",
+        "vocab",
+        "length",
+        "position",
+    )
+    assert all(key.endswith("_token_id") or any(word in key for word in numbers) for key in changed), changed
+    ids = [value for key, value in small.items() if key.endswith("_token_id")]
+    assert len(set(ids)) == len({value for key, value in before.items() if key.endswith("_token_id")})
+    assert max(ids) < min(value for key, value in small.items() if key.endswith("vocab_size"))
+
+
+def test_scaled_rotary_embeddings_still_reach_beyond_their_table(tmp_path: Path) -> None:
+    scaling = {"rope_type": "dynamic", "factor": 2.0}
+    model = write_llama(tmp_path / "model", max_position_embeddings=64, rope_scaling=scaling)
+    real = read_real([write_run(tmp_path, model, **TP4)], 4)
+    small = shrink(real, 4, 3, tmp_path / "small")
+    assert small.model.facts.raw["rope_scaling"] == scaling
+    assert small.model.facts.max_position_embeddings == small.model.sequence // 2
+
+
+def test_folded_ids_keep_special_ones_apart() -> None:
+    fold = Fold([0, 2, 130001, 130004], 64)
+    ids = np.array([[0, 1, 2], [130001, 130004, 5000]])
+    found = fold(ids)
+    assert found.shape == ids.shape
+    assert 0 <= found.min() <= found.max() < 64
+    assert found[0, 0] == 0
+    assert found[0, 2] == 2
+    assert len(set(fold.special.values())) == 4
+    everything = fold(np.arange(130528))
+    for token, place in fold.special.items():
+        assert np.flatnonzero(everything == place).tolist() == [token]
+    assert set(everything) == set(range(64))
+    assert not set(fold.ordinary) & set(fold.special.values())
+
+
+def test_faces_of_one_plan_share_their_reference(tmp_path: Path) -> None:
+    settings = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2, "data_parallel_degree": 2}
+    settings |= {
+        "sharding": "stage2",
+        "sharding_parallel_degree": 2,
+        "gradient_accumulation_steps": 64,
+        "do_eval": True,
+    }
+    real = read_real([write_run(tmp_path, write_llama(tmp_path / "model"), **settings)], 16)
+    small = shrink(real, 8, 3, tmp_path / "small")
+    assert len(small.faces) == 3
+    assert len({global_batch(face) for face in small.faces}) == 1
+    wanted = wanted_by(small.faces)
+    cases = cases_of(small, synthetic_samples(small.model, wanted, seed=1))
+    assert len({reference_key(case) for case in cases}) == 1
+    assert all(len(case.train) == 3 * case.global_batch for case in cases)
+    batch = [face.config.per_device_eval_batch_size * face.layout.data_world_size for face in small.faces]
+    assert all(len(case.evaluation) % size for case, size in zip(cases, batch, strict=True))  # an uneven last batch
+
+
+def test_mistakes_of_the_config_are_all_told(tmp_path: Path) -> None:
+    run = write_run(tmp_path, write_llama(tmp_path / "model"), tensor_parallel_degree=3)
+    with pytest.raises(ConfigError) as error:
+        read_real([run, "--learning_rat", "1"], 3)
+    unknown, heads = sorted(error.value.problems)
+    assert "Did you mean --learning_rate?" in unknown
+    assert "attention heads" in heads
+
+
+def test_dropout_and_what_the_cpu_leaves_out_are_told(tmp_path: Path) -> None:
+    model = write_bloom(tmp_path / "model", hidden_dropout=0.1)
+    real = read_real([write_run(tmp_path, model, attention_probs_dropout_prob=0.2, continue_training=False)], 1)
+    changes = {one.what: (one.real, one.rehearsed) for one in shrink(real, 1, 3, tmp_path / "small").changes}
+    assert changes["bf16"] == ("true", "false")
+    assert changes["hidden_dropout"] == ("0.1", "0")
+    assert changes["attention_probs_dropout_prob"] == ("0.2", "0")
+    assert changes["max_grad_norm"] == ("1", "0.1")
