@@ -28,21 +28,12 @@ def parse_input_dir(input_dir: str) -> list[tuple[float | None, str]]:
         )
     if len(words) == 1 or os.path.exists(input_dir) or corpus_exists(input_dir):
         return [(None, prefix) for prefix in _prefixes(input_dir)]
-    return _parse_blend(input_dir, words)
+    return _parse_blend(input_dir)
 
 
-def _parse_blend(input_dir: str, words: list[str]) -> list[tuple[float | None, str]]:
-    form = 'a blend is written as `WEIGHT PREFIX WEIGHT PREFIX ...`, as in "0.3 /a/prefix 0.7 /b/prefix"'
-    if len(words) % 2:
-        raise UserError(f"--input_dir {input_dir!r}: {len(words)} words; {form}.")
+def _parse_blend(input_dir: str) -> list[tuple[float | None, str]]:
     blend: list[tuple[float | None, str]] = []
-    for number, prefix in zip(words[::2], words[1::2], strict=True):
-        try:
-            weight = float(number)
-        except ValueError:
-            raise UserError(f"--input_dir {input_dir!r}: {number!r} is no number; {form}.") from None
-        if not 0 < weight < float("inf"):
-            raise UserError(f"--input_dir {input_dir!r}: the weight {number} of {prefix} must be above 0.")
+    for weight, prefix in split_weights(input_dir, "--input_dir", "PREFIX") or []:
         found = _prefixes(prefix)
         if len(found) > 1:
             raise UserError(
@@ -50,6 +41,32 @@ def _parse_blend(input_dir: str, words: list[str]) -> list[tuple[float | None, s
                 "in a blend give each its own weight."
             )
         blend.append((weight, found[0]))
+    return blend
+
+
+def split_weights(value: str, flag: str, what: str = "FILE") -> list[tuple[float, str]] | None:
+    """The (weight, path) pairs of `"0.3 a 0.7 b"`; None for a single word, which is no blend.
+
+    Raises:
+        UserError: words that are no pairs, a weight that is none.
+    """
+    words = value.split()
+    if len(words) == 1:
+        return None
+    form = (
+        f'a blend is written as `WEIGHT {what} WEIGHT {what} ...`, as in "0.3 /a/{what.lower()} 0.7 /b/{what.lower()}"'
+    )
+    if len(words) % 2:
+        raise UserError(f"{flag} {value!r}: {len(words)} words; {form}.")
+    blend = []
+    for number, path in zip(words[::2], words[1::2], strict=True):
+        try:
+            weight = float(number)
+        except ValueError:
+            raise UserError(f"{flag} {value!r}: {number!r} is no number; {form}.") from None
+        if not 0 < weight < float("inf"):
+            raise UserError(f"{flag} {value!r}: the weight {number} of {path} must be above 0.")
+        blend.append((weight, path))
     return blend
 
 

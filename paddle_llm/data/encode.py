@@ -93,7 +93,7 @@ def open_encoder(folder: str) -> TextEncoder:
         UserError: no tokenizer there.
     """
     path = sentencepiece_model(folder)
-    specials = _special_tokens(folder) if path else []
+    specials = special_tokens(folder) if path else []
     if path and not os.path.isfile(os.path.join(folder, "added_tokens.json")):
         processor = read_sentencepiece(path)
         if all(processor.id_to_piece(processor.piece_to_id(token)) == token for token in specials):
@@ -101,7 +101,7 @@ def open_encoder(folder: str) -> TextEncoder:
     return PaddleNLPEncoder(folder)
 
 
-def _special_tokens(folder: str) -> list[str]:
+def special_tokens(folder: str) -> list[str]:
     """Every special token that a folder's files name, with LlamaTokenizer's own three."""
     tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
     listed: list[Any] = []
