@@ -298,9 +298,10 @@ def test_mistakes_of_the_config_are_all_told(tmp_path: Path) -> None:
     run = write_run(tmp_path, write_llama(tmp_path / "model"), tensor_parallel_degree=3)
     with pytest.raises(ConfigError) as error:
         read_real([run, "--learning_rat", "1"], 3)
-    unknown, heads = sorted(error.value.problems)
+    unknown, heads, width = error.value.problems
     assert "Did you mean --learning_rate?" in unknown
     assert "attention heads" in heads
+    assert "feed-forward" in width
 
 
 def test_dropout_and_what_the_cpu_leaves_out_are_told(tmp_path: Path) -> None:
