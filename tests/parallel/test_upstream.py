@@ -81,6 +81,7 @@ def refusals() -> list[str]:
         "tensor_fusion_helper.alignment": "cpu" not in tensor_fusion_helper.alignment,
         "nccl_version": not hasattr(core, "nccl_version"),
         "is_avg_reduce_op_supported": not is_avg_reduce_op_supported(),
+        "device.synchronize": upstream_gaps.refuses(paddle.device.synchronize),
         "c_split_eager.backward": "out_shape[0]" in inspect.getsource(mp_ops.c_split_eager.backward),
     }
     return [name for name, needed in still.items() if not needed]
