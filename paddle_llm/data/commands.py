@@ -1,4 +1,5 @@
-"""The commands `paddle-llm tokenizer train`, `paddle-llm data build` and `paddle-llm data inspect`."""
+"""The commands `paddle-llm tokenizer train`, `paddle-llm data build` and `paddle-llm data inspect`; those for instructions stand in
+`finetune_commands.py`."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.finetune_commands import finetune_options, self_cognition, show_finetune
 
 if TYPE_CHECKING:
     from paddle_llm.data.inspect import Inspection
@@ -171,16 +173,26 @@ def build(
 
 
 @data.command()
-@click.argument("prefix")
+@click.argument("prefix", required=False)
 @click.option("--tokenizer", help="Tokenizer folder: compared with the corpus's, and shows samples as text.")
-@click.option("--samples", type=click.IntRange(min=0), default=3, show_default=True, help="Documents to show.")
-def inspect(prefix: str, tokenizer: str | None, samples: int) -> None:
-    """Count a corpus, show lengths and samples, check the index against the data; fails when they disagree.
+@click.option(
+    "--samples", "--num", "samples", type=click.IntRange(min=0), default=3, show_default=True, help="How many to show."
+)
+@finetune_options
+def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: str | None, **options: Any) -> None:
+    """Count a corpus, show lengths and samples, check the index against the data; fails when they disagree. With --finetune: show
+    what fine-tuning sees of a file of instructions, the tokens that bear loss marked.
 
     \b
     Example:
       paddle-llm data inspect corpus/mine --tokenizer tok
+      paddle-llm data inspect --finetune train.jsonl --tokenizer tok --chat_template llama2
     """
+    if (prefix is None) == (finetune is None):
+        raise UserError("name a corpus (PREFIX) or a file of instructions (--finetune FILE), one of the two.")
+    if finetune is not None:
+        show_finetune(finetune, tokenizer, samples, **options)
+        return
     from paddle_llm.data.inspect import inspect_corpus, raise_problems
 
     corpus, found = inspect_corpus(prefix, tokenizer)
@@ -194,6 +206,9 @@ def inspect(prefix: str, tokenizer: str | None, samples: int) -> None:
             click.echo(f"\ndocument {number}: {decode(corpus.document(number)[:200])}")
     raise_problems(prefix, found)
     click.echo("\nindex and data agree")
+
+
+data.add_command(self_cognition)
 
 
 def print_inspection(prefix: str, found: Inspection) -> None:

@@ -48,6 +48,20 @@ class TextCodec:
         """Text for people to read."""
         raise NotImplementedError
 
+    def show(self, ids: Iterable[int]) -> str:
+        """Text for people to read, with special tokens by name and the blank at its start, where there is one."""
+        names = {self.mark(name): name for name in self.specials}
+        shown, run = [], []
+        for token in [*map(int, ids), None]:
+            if token is not None and token not in names:
+                run.append(token)
+                continue
+            if run:
+                shown.append(self.decode([*self._anchor, *run])[len(self.decode(self._anchor)) :])
+            run = []
+            shown.append("" if token is None else names[token])
+        return "".join(shown)
+
     def _probe(self) -> None:
         """Find out whether a text's start gets a blank of its own (sentencepiece's dummy prefix)."""
         self._anchor = self._ids(_ANCHOR)

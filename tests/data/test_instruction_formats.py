@@ -1,0 +1,181 @@
+"""Rows of every format become conversations; what is no conversation says why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.instruction_formats import FORMATS, BadRow, Conversation, read_row, recognise
+from paddle_llm.data.prompted_tasks import PromptTemplates
+
+U, A, S, T = "user", "assistant", "system", "tool"
+ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
+    ("src_tgt", {"src": "q", "tgt": "a"}, [(U, "q"), (A, "a")]),
+    ("src_tgt", {"src": "", "tgt": "a"}, [(U, ""), (A, "a")]),
+    ("src_tgt", {"src": ["q", "r"], "tgt": ["a", "b"]}, [(U, "q"), (A, "a"), (U, "r"), (A, "b")]),
+    ("src_tgt", {"src": ["q"], "tgt": ["a"], "context": {"system": "s"}}, [(S, "s"), (U, "q"), (A, "a")]),
+    ("content_summary", {"content": "q", "summary": "a"}, [(U, "q"), (A, "a")]),
+    ("alpaca", {"instruction": "q", "input": "", "output": "a"}, [(U, "q"), (A, "a")]),
+    ("alpaca", {"instruction": "q", "input": "more", "output": "a"}, [(U, "q\nmore"), (A, "a")]),
+    (
+        "alpaca",
+        {"instruction": "q", "output": "a", "system": "s", "history": [["p", "o"]]},
+        [(S, "s"), (U, "p"), (A, "o"), (U, "q"), (A, "a")],
+    ),
+    (
+        "sharegpt",
+        {"conversations": [{"from": "system", "value": "s"}, {"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        [(S, "s"), (U, "q"), (A, "a")],
+    ),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]},
+        [(U, "q"), (A, "a")],
+    ),
+    (
+        "messages",
+        {
+            "messages": [
+                {"role": "user", "content": "q"}, {"role": "assistant", "content": "call"},
+                {"role": "tool", "content": "4"}, {"role": "assistant", "content": "a"},
+            ]
+        },
+        [(U, "q"), (A, "call"), (T, "4"), (A, "a")],
+    ),
+    ("prompted", {"inputs": "q", "targets": "a", "task": "nli", "language": "zh"}, [(U, "q"), (A, "a")]),
+    ("query_response", {"query": "q", "response": "a", "history": None}, [(U, "q"), (A, "a")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "row", "turns"), ROWS)
+def test_each_format_is_recognised_and_read(name: str, row: dict[str, Any], turns: list[tuple[str, str]]) -> None:
+    assert recognise([{"odd": 1}, row], "f") == name
+    assert [(turn.role, turn.text) for turn in read_row(row, name).turns] == turns
+
+
+def test_every_format_has_a_row_here() -> None:
+    assert {name for name, _, _ in ROWS} == set(FORMATS)
+
+
+def test_flags_task_and_language_are_kept() -> None:
+    said = [("user", "q", None), ("assistant", "a", False), ("user", "r", None), ("assistant", "b", True)]
+    row = {"messages": [{"role": r, "content": c, **({} if f is None else {"loss": f})} for r, c, f in said]}
+    assert [turn.bears_loss for turn in read_row(row, "messages").turns] == [None, False, None, True]
+    row["messages"][1] = {"role": "assistant", "content": "a", "weight": 0}
+    assert read_row(row, "messages").turns[1].bears_loss is False
+    prompted = read_row({"inputs": "q", "targets": "a", "task": "nli", "language": "zh"}, "prompted", "f, line 3")
+    assert (prompted.task, prompted.language, prompted.where) == ("nli", "zh", "f, line 3")
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"),
+    [
+        ("src_tgt", {"src": "q"}, "has no key 'tgt'"),
+        ("src_tgt", {"src": "q", "tgt": None}, "'tgt' holds nothing, not text"),
+        ("src_tgt", {"src": "q", "tgt": " "}, "'tgt' is empty"),
+        ("src_tgt", {"src": ["q", "r"], "tgt": ["a"]}, "not lists of the same length"),
+        ("src_tgt", {"src": "q", "tgt": ["a"]}, "not lists of the same length"),
+        ("alpaca", {"instruction": "", "output": "a"}, "'instruction' is empty"),
+        ("alpaca", {"instruction": "q", "output": "a", "history": ["p"]}, "'history' is no list"),
+        ("messages", {"messages": []}, "no list of messages"),
+        ("messages", {"messages": [{"role": "narrator", "content": "x"}]}, "the role 'narrator' is none of"),
+        ("messages", {"messages": [{"role": "user", "content": "q"}]}, "there is no answer to learn"),
+        ("messages", {"messages": [{"role": "assistant", "content": "a"}]}, "does not start with the user"),
+        ("messages", {"messages": [{"role": "user", "content": "q"}] * 2}, "two turns of the user in a row"),
+        ("messages", {"messages": [{"role": "user", "content": "q", "loss": True}]}, "asks for loss on a turn of the user"),
+        ("messages", {"messages": [{"role": "user", "content": "q", "loss": "yes"}]}, "neither true"),
+        ("messages", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [1]}]},
+         "tool calls as objects"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "more than text"),
+        ("src_tgt", ["q", "a"], "is a JSON list, not an object"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_says_why(name: str, row: Any, reason: str) -> None:
+    with pytest.raises(BadRow, match=reason):
+        read_row(row, name)
+
+
+def test_unknown_and_ambiguous_keys_are_told_with_the_ways_on() -> None:
+    with pytest.raises(UserError, match="its keys are: frage, antwort") as unknown:
+        recognise([{"frage": "q", "antwort": "a"}], "f.json")
+    assert all(name in str(unknown.value) for name in FORMATS) and "--prompt_templates" in str(unknown.value)
+    with pytest.raises(UserError, match="src_tgt or query_response.*--data_format src_tgt"):
+        recognise([{"src": "", "tgt": "", "query": "", "response": ""}], "f.json")
+
+
+def test_rounds_and_dropping_the_oldest() -> None:
+    row = {"messages": [
+        {"role": "system", "content": "s"}, {"role": "user", "content": "1"}, {"role": "assistant", "content": "call"},
+        {"role": "tool", "content": "t"}, {"role": "assistant", "content": "a"}, {"role": "user", "content": "2"},
+        {"role": "assistant", "content": "b"},
+    ]}  # fmt: skip
+    conversation = read_row(row, "messages")
+    asked = [("".join(t.content for t in r.asked), r.answer and r.answer.content) for r in conversation.rounds()]
+    assert asked == [("1", "call"), ("t", "a"), ("2", "b")]
+    shorter = conversation.without_first_round()  # the tool's reply goes with the question
+    assert [t.content for t in shorter.turns] == ["s", "2", "b"]
+    assert shorter.without_first_round() is shorter
+    assert [r.answer for r in shorter.prompt().rounds()] == [None]
+
+
+TEMPLATES = {
+    "templates": [
+        {"name": "ask", "inputs": "Is this good? {{ text }}", "targets": "{{ answer_choices[label] }}",
+         "answer_choices": "no ||| yes", "task": "sentiment", "language": "en"},
+        {"name": "only_good", "jinja": "Why? {{ text }} ||| {% if label == 1 %}Because.{% endif %}"},
+    ]
+}  # fmt: skip
+PROMPTSOURCE = """
+dataset: imdb
+templates:
+  0f3a: !Template
+    answer_choices: no ||| yes
+    id: 0f3a
+    jinja: 'Is this good? {{text}} ||| {{ answer_choices[label] }}'
+    metadata: !TemplateMetadata
+      original_task: true
+    name: ask
+"""
+
+
+def pairs(templates: PromptTemplates, row: dict[str, Any]) -> list[tuple[str, ...]]:
+    found: list[Conversation] = list(templates.conversations(row, "f, line 1"))
+    return [(c.turns[0].content, c.turns[1].content, c.task, c.language) for c in found]
+
+
+def test_templates_turn_raw_records_into_conversations(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(TEMPLATES))
+    templates = PromptTemplates(str(path))
+    good, bad = {"text": "Fine", "label": 1}, {"text": "Dull", "label": 0, "language": "de"}
+    first = ("Is this good? Fine", "yes", "sentiment", "en")
+    assert pairs(templates, good) == [first, ("Why? Fine", "Because.", "only_good", "")]
+    assert pairs(templates, bad) == [("Is this good? Dull", "no", "sentiment", "en")]
+    assert pairs(templates, {**good, "task": "other"}) == [("Why? Fine", "Because.", "other", "")]
+    assert templates.applied == {"ask": 2, "only_good": 2}
+    with pytest.raises(BadRow, match="no template applies"):
+        pairs(templates, {"text": "x", "label": 0, "task": "other"})
+    with pytest.raises(BadRow, match="'ask' cannot be filled: UndefinedError: 'text' is undefined"):
+        pairs(templates, {"label": 1})
+
+
+def test_promptsource_files_are_read_and_templates_cannot_reach_python(tmp_path: Path) -> None:
+    path = tmp_path / "t.yaml"
+    path.write_text(PROMPTSOURCE)
+    assert pairs(PromptTemplates(str(path)), {"text": "Dull", "label": 0}) == [("Is this good? Dull", "no", "ask", "")]
+    path.write_text("- {name: evil, inputs: \"{{ ''.__class__.__mro__ }}\", targets: x}")
+    with pytest.raises(BadRow, match="SecurityError"):
+        pairs(PromptTemplates(str(path)), {})
+    path.write_text("- !!python/object/apply:os.system ['true']")
+    with pytest.raises(UserError, match="neither JSON nor YAML"):
+        PromptTemplates(str(path))
+    path.write_text("- {name: broken, inputs: '{{ x', targets: y}")
+    with pytest.raises(UserError, match="template 1 .broken.: no valid Jinja"):
+        PromptTemplates(str(path))
+    path.write_text("- {name: x, input: y}")
+    with pytest.raises(UserError, match="has no inputs and targets .its keys: name, input"):
+        PromptTemplates(str(path))
