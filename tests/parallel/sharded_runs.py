@@ -59,30 +59,29 @@ def fleet_of(sharding: int) -> None:
     fleet.init(is_collective=True, strategy=strategy)
 
 
-def optimizer_of(model: Any, main_grad: bool = False) -> Any:
-    """Fleet's optimizer over AdamW with active clipping; with mixed precision's gradients in float32 if asked for."""
+def adamw(parameters: list, max_norm: float) -> Any:
     import paddle
+
+    clip = paddle.nn.ClipGradByGlobalNorm(max_norm)
+    return paddle.optimizer.AdamW(1e-2, parameters=parameters, grad_clip=clip, weight_decay=0.1, epsilon=1e-4)
+
+
+def optimizer_of(model: Any, max_norm: float, main_grad: bool) -> Any:
+    """Fleet's optimizer over AdamW; with mixed precision's gradients in float32 if asked for."""
     from paddle.distributed import fleet
     from paddle.distributed.fleet.utils import mix_precision_utils
 
-    clip = paddle.nn.ClipGradByGlobalNorm(0.01)
-    optimizer = paddle.optimizer.AdamW(
-        1e-2, parameters=model.parameters(), grad_clip=clip, weight_decay=0.1, epsilon=1e-4
-    )
+    optimizer = adamw(model.parameters(), max_norm)
     if main_grad:
         mix_precision_utils.MixPrecisionLayer(model, dtype="bfloat16")
         optimizer = mix_precision_utils.MixPrecisionOptimizer(optimizer)
     return fleet.distributed_optimizer(optimizer)
 
 
-def alone(steps: int, micro_batches: int) -> dict[str, np.ndarray]:
+def alone(max_norm: float, steps: int, micro_batches: int) -> dict[str, np.ndarray]:
     """The weights that one process has after as many steps on the same global batches."""
-    import paddle
-
     model = network()
-    clip = paddle.nn.ClipGradByGlobalNorm(0.01)
-    trained = [p for p in model.parameters() if p.trainable]
-    optimizer = paddle.optimizer.AdamW(1e-2, parameters=trained, grad_clip=clip, weight_decay=0.1, epsilon=1e-4)
+    optimizer = adamw([p for p in model.parameters() if p.trainable], max_norm)
     for step in range(steps):
         for index in range(micro_batches):
             (model(batch(step * micro_batches + index)) / micro_batches).backward()
@@ -93,6 +92,7 @@ def alone(steps: int, micro_batches: int) -> dict[str, np.ndarray]:
 
 def shared(
     bucket_mb: float,
+    max_norm: float,
     steps: int,
     micro_batches: int,
     main_grad: bool = False,
@@ -117,7 +117,7 @@ def shared(
     if prepare:
         prepare(gradient_buckets)
     model = network()
-    optimizer = optimizer_of(model, main_grad)
+    optimizer = optimizer_of(model, max_norm, main_grad)
     gradients = ShardedGradients(optimizer, bucket_mb=bucket_mb)
     held = []
     for step in range(steps):
@@ -160,8 +160,8 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
 
     Returns:
         elements, bytes: the most that was there (bytes by Paddle's host allocator: what came since the step's
-            beginning, less the activations before the first gradient); after: elements after the last backward pass;
-        share: elements of the largest owner; everything: elements of this rank's part of the network.
+            beginning, less the activations before the first gradient); after: the most after a micro batch (with a pipeline:
+            after all of them), before the optimizer; owned: elements of what this rank owns; share: elements of the largest owner; everything: elements of this rank's part of the network.
     """
     import paddle.distributed as dist
     from paddle.base import core
@@ -192,12 +192,14 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
         def on_step_begin(self, args, state, control, **kwargs):
             base.append(memory())
 
-        def on_substep_end(self, args, state, control, **kwargs):
-            after.append(held())
+    training_step = trainer.training_step
 
-        def on_optimizer_begin(self, args, state, control, **kwargs):
-            after.append(held())
+    def stepped(*args, **kwargs):
+        loss = training_step(*args, **kwargs)
+        after.append(held())
+        return loss
 
+    trainer.training_step = stepped
     reduce = dist.reduce
 
     def observed(tensor, *args, **kwargs):

@@ -16,29 +16,30 @@ from tests.tiny import write_llama
 
 STEPS, MICRO_BATCHES = 2, 4
 ALL_IN_ONE, SOME, EACH_ALONE = 32, 1e-3, 1e-9  # MB
+CLIPPED, UNCLIPPED = 0.01, 100.0  # the largest norm that is left alone
 
 
 @functools.cache
-def one_process() -> dict[str, np.ndarray]:
-    return run_ranks(alone, 1, STEPS, MICRO_BATCHES)[0]
+def one_process(max_norm: float) -> dict[str, np.ndarray]:
+    return run_ranks(alone, 1, max_norm, STEPS, MICRO_BATCHES)[0]
 
 
 @pytest.mark.parametrize("main_grad", [False, True], ids=["grad", "main_grad"])
-@pytest.mark.parametrize("bucket_mb", [ALL_IN_ONE, SOME, EACH_ALONE])
-def test_weights_are_those_of_one_process_for_any_bucket(bucket_mb, main_grad):
-    """With a layer used twice and recomputed, one without gradients, a frozen one in the optimizer's list, and clipping."""
-    for weights, held in run_ranks(shared, 2, bucket_mb, STEPS, MICRO_BATCHES, main_grad):
+@pytest.mark.parametrize("bucket_mb, max_norm", [(ALL_IN_ONE, CLIPPED), (SOME, UNCLIPPED), (EACH_ALONE, CLIPPED)])
+def test_weights_are_those_of_one_process_for_any_bucket(bucket_mb, max_norm, main_grad):
+    """With a layer used twice and recomputed, one without gradients, and a frozen one in the optimizer's list."""
+    for weights, held in run_ranks(shared, 2, bucket_mb, max_norm, STEPS, MICRO_BATCHES, main_grad):
         assert held[0]
-        for name, expected in one_process().items():
+        for name, expected in one_process(max_norm).items():
             np.testing.assert_allclose(weights[name], expected, atol=2e-7, err_msg=name)
 
 
 @pytest.mark.parametrize("bucket_mb", [SOME, EACH_ALONE])
 def test_sums_that_arrive_late_are_added_to_what_came_meanwhile(bucket_mb):
     """The order of events on a GPU: a parameter's second gradient is there before the sum of its first one."""
-    arguments = (bucket_mb, STEPS, MICRO_BATCHES, False, finished_when_waited_for)
+    arguments = (bucket_mb, UNCLIPPED, STEPS, MICRO_BATCHES, False, finished_when_waited_for)
     for weights, _ in run_ranks(shared, 2, *arguments):
-        for name, expected in one_process().items():
+        for name, expected in one_process(UNCLIPPED).items():
             np.testing.assert_allclose(weights[name], expected, atol=2e-7, err_msg=name)
 
 
@@ -46,7 +47,7 @@ def test_sums_that_arrive_late_are_added_to_what_came_meanwhile(bucket_mb):
 def test_a_rank_whose_parameters_take_no_part_is_told(step):
     """`once` is skipped on rank 1: in the first step all ranks see it, later rank 1 does, before it reduces."""
     with pytest.raises(RankError) as caught:
-        run_ranks(shared, 2, EACH_ALONE, 2, 2, False, None, (1, step), timeout=60)
+        run_ranks(shared, 2, EACH_ALONE, CLIPPED, 2, 2, False, None, (1, step), timeout=60)
     told = [rank for rank, outcome in enumerate(caught.value.outcomes) if "use --sharding stage1" in outcome.stderr]
     assert told == ([0, 1] if step == 0 else [1])
     assert "rank 1 reduces the gradients of linear_" in caught.value.outcomes[1].stderr

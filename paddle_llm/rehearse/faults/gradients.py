@@ -1,0 +1,138 @@
+"""Faults in the gradients: what is summed, over whom, and divided by what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from unittest.mock import patch
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.faults.registry import FORWARD, NORMS, PP2, SP2, STAGE1, TP2, fault
+
+
+@fault(
+    "Tensor parallel: the gradient of a column-parallel layer's input is not summed over the ranks.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=TP2,
+    tensors=".",
+)
+def dropped_all_reduce() -> Iterator[None]:
+    from paddle.distributed.fleet.layers.mpu.mp_ops import c_identity_eager
+
+    with patch.object(c_identity_eager, "backward", staticmethod(lambda ctx, dy: dy)):
+        yield
+
+
+@fault(
+    "Pipeline: each micro batch's backward pass begins with empty gradients, so those of the last one are all there is.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=PP2,
+    tensors=".",
+)
+def last_micro_batch_only() -> Iterator[None]:
+    from paddle.distributed.fleet.meta_parallel import PipelineParallel
+
+    backward = PipelineParallel._backward_step
+
+    def clear_and_go_backward(self, *args, **kwargs):
+        self._layers.clear_gradients()
+        return backward(self, *args, **kwargs)
+
+    with patch.object(PipelineParallel, "_backward_step", clear_and_go_backward):
+        yield
+
+
+@fault(
+    "Gradients of data-parallel ranks are divided by the number of all ranks, tensor-parallel ones included.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=Layout(data=2, tensor=2),
+    tensors=".",
+)
+def wrong_average() -> Iterator[None]:
+    import paddle.distributed as dist
+    from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
+    from paddlenlp.trainer import trainer
+
+    def average_over_the_world(parameters, hcg):
+        group = hcg.get_data_parallel_group()
+        fused_allreduce_gradients_with_group(parameters, group, scale=1.0 / dist.get_world_size())
+
+    with patch.object(trainer, "fused_allreduce_gradients", average_over_the_world):
+        yield
+
+
+@fault(
+    "Sequence parallel: each tensor rank keeps the gradients of norms that its own part of the sequence gives.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=SP2,
+    tensors=NORMS,
+)
+def sequence_parallel_norms() -> Iterator[None]:
+    from paddlenlp.trainer import trainer
+
+    with patch.object(trainer, "register_sequence_parallel_allreduce_hooks", lambda *args: None):
+        yield
+
+
+@fault(
+    "Key-value heads that every tensor rank holds: each keeps the gradient that its own query heads give.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=TP2,
+    tensors=r"[kv]_proj\.weight$",
+)
+def replicated_key_values() -> Iterator[None]:
+    import paddle.nn.functional as F
+    from paddle.distributed import fleet
+    from paddle.distributed.collective import _c_identity
+
+    from paddle_llm.models import corrections
+
+    def project(linear, hidden):
+        group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
+        return F.linear(_c_identity(hidden, group=group), linear.weight)
+
+    with patch.object(corrections, "_shared_projection", project):
+        yield
+
+
+@fault(
+    "Weights tied between the first and the last stage: the sum of their gradients is applied on the first alone.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=PP2,
+    tensors=r"embed_tokens\.weight$",
+)
+def tied_on_one_stage() -> Iterator[None]:
+    from paddle.distributed.fleet.meta_parallel import PipelineLayer
+
+    summed = PipelineLayer.allreduce_shared_weight_gradients
+
+    def sum_and_keep_own(self):
+        shared = [getattr(comm["layer"], name) for comm in self.shared_comm.values() for name in comm["weight_attr"]]
+        own = [parameter.grad.clone() for parameter in shared]
+        summed(self)
+        for parameter, gradient in zip(shared, own, strict=True):
+            if not parameter.is_firstly_shared:
+                parameter.grad.set_value(gradient)
+
+    with patch.object(PipelineLayer, "allreduce_shared_weight_gradients", sum_and_keep_own):
+        yield
+
+
+@fault(
+    "Gradients are not cleared after a step and take part in the next one.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=STAGE1,
+    tensors=".",
+    step=2,
+)
+def left_over_gradients() -> Iterator[None]:
+    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
+
+    with patch.object(DygraphShardingOptimizer, "clear_grad", lambda self, set_to_zero=True: None):
+        yield

@@ -1,0 +1,150 @@
+"""Faults after the backward pass: the norm and clipping, and who updates which weight and sends it where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+from paddle_llm.rehearse.faults.registry import BACKWARD, DP2, NORMS, PP2, STAGE1, STAGE2, TP2, fault
+
+
+@fault(
+    "The gradient norm counts a parameter that every tensor rank holds once for each of them.",
+    shows="grad_norm",
+    spares=BACKWARD,
+    layout=TP2,
+)
+def replicas_in_the_norm() -> Iterator[None]:
+    import paddle.distributed as dist
+    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.hybrid_parallel_optimizer import (
+        HybridParallelClipGrad,
+    )
+
+    reduce_sums = HybridParallelClipGrad._global_norm
+
+    def reduce_all(self, split_sum, replicated_sum):
+        reduce_sums(self, split_sum, replicated_sum)
+        dist.all_reduce(replicated_sum, group=self._hcg.get_model_parallel_group())
+
+    with patch.object(HybridParallelClipGrad, "_global_norm", reduce_all):
+        yield
+
+
+@fault(
+    "The gradient norm, and with it clipping, is that of each pipeline stage's own parameters.",
+    shows="grad_norm",
+    spares=BACKWARD,
+    layout=PP2,
+)
+def norm_of_one_stage() -> Iterator[None]:
+    with _norm_without("get_pipe_parallel_world_size"):
+        yield
+
+
+@fault(
+    "The gradient norm, and with it clipping, is that of the parameters that each sharding rank owns.",
+    shows="grad_norm",
+    spares=BACKWARD,
+    layout=STAGE2,
+)
+def norm_of_one_owner() -> Iterator[None]:
+    with _norm_without("get_sharding_parallel_world_size"):
+        yield
+
+
+@contextmanager
+def _norm_without(degree: str) -> Iterator[None]:
+    """The norm is computed as if this degree were one."""
+    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.hybrid_parallel_optimizer import (
+        HybridParallelClipGrad,
+    )
+
+    reduce_sums = HybridParallelClipGrad._global_norm
+
+    def reduce_fewer(self, split_sum, replicated_sum):
+        with patch.object(self._hcg, degree, lambda: 1):
+            reduce_sums(self, split_sum, replicated_sum)
+
+    with patch.object(HybridParallelClipGrad, "_global_norm", reduce_fewer):
+        yield
+
+
+@fault(
+    "Sharding: two ranks take themselves for the owner of the embedding; the one without the reduced gradient wins.",
+    shows="weight",
+    spares=BACKWARD,
+    layout=STAGE1,
+    tensors=r"embed_tokens\.weight$",
+    alone=False,  # the norm counts its gradient twice, so that all others are clipped too much
+)
+def two_owners() -> Iterator[None]:
+    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
+
+    partition = DygraphShardingOptimizer._partition_parameters
+    owners = DygraphShardingOptimizer._map_param_to_rank
+
+    def with_a_second_owner(self):
+        parts = partition(self)
+        embedding = next(p for p in self._parameter_list if p.name.startswith("embedding"))
+        for parameters in parts.values():
+            if not any(p is embedding for p in parameters):
+                parameters.append(embedding)
+        return parts
+
+    def first_one_wins(self):
+        first = dict(owners(self))
+        for rank in reversed(self._rank2params):
+            first.update((p.name, rank) for p in self._rank2params[rank])
+        return first
+
+    with (
+        patch.object(DygraphShardingOptimizer, "_partition_parameters", with_a_second_owner),
+        patch.object(DygraphShardingOptimizer, "_map_param_to_rank", first_one_wins),
+    ):
+        yield
+
+
+@fault(
+    "Sharding stage 2: the owner of the embedding does not send it to the others after the step.",
+    shows="weight",
+    spares=BACKWARD,
+    layout=STAGE2,
+    tensors=r"embed_tokens\.weight$",
+)
+def stale_parameter() -> Iterator[None]:
+    from paddle_llm.parallel.sharded_gradients import ShardedGradients
+
+    broadcast = ShardedGradients._broadcast_parameters
+
+    def broadcast_others(self):
+        others = {
+            rank: [p for p in parameters if not p.name.startswith("embedding")]
+            for rank, parameters in self._sharding._rank2params.items()
+        }
+        with patch.object(self._sharding, "_rank2params", others):
+            broadcast(self)
+
+    with patch.object(ShardedGradients, "_broadcast_parameters", broadcast_others):
+        yield
+
+
+@fault(
+    "Weight decay is applied to norms as well, in this layout alone.",
+    shows="weight",
+    spares=BACKWARD,
+    layout=DP2,
+    tensors=NORMS,
+)
+def decayed_norms() -> Iterator[None]:
+    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+
+    create = PretrainTrainer.create_optimizer
+
+    def create_and_decay_all(self, lr_scheduler=None):
+        optimizer = create(self, lr_scheduler)
+        optimizer._apply_decay_param_fun = None
+        return optimizer
+
+    with patch.object(PretrainTrainer, "create_optimizer", create_and_decay_all):
+        yield
