@@ -146,7 +146,8 @@ class PaddleNLPCodec(TextCodec):
         added = getattr(tokenizer, "added_tokens_encoder", None) or {}
         # ChatGLM2's and 3's marks stand in a table of their own.
         self._commands = dict(getattr(getattr(tokenizer, "tokenizer", None), "special_tokens", None) or {})
-        more = [str(token) for token in getattr(tokenizer, "all_special_tokens", [])]
+        # ChatGLM2's own list of special tokens lacks the end of sentence, which it does take out of a text.
+        more = [str(token) for token in (*tokenizer.all_special_tokens, tokenizer.eos_token, tokenizer.unk_token) if token]
         super().__init__(name or type(tokenizer).__name__, [*more, *map(str, added), *self._commands])
         self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
@@ -172,7 +173,9 @@ class PaddleNLPCodec(TextCodec):
         return int(number) if is_it else None
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self.tokenizer.decode([int(i) for i in ids])
+        # Not `decode`: ChatGLM-6B's takes the image tokens off the ids twice (paddlenlp 3.0.0b4).
+        tokens = self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+        return self.tokenizer.convert_tokens_to_string(tokens)
 
 
 def open_codec(tokenizer: Any) -> TextCodec:

@@ -1,0 +1,50 @@
+"""Tiny tokenizers of the kinds whose chat formats are tested: LLaMA's with added marks, ChatGLM-6B's, ChatGLM2's and 3's."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import sentencepiece
+
+from tests.data.conftest import english_and_chinese
+
+LLAMA3_MARKS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+CHATML_MARKS = ["<|im_start|>", "<|im_end|>"]
+
+
+def sentencepiece_bytes(vocab_size: int = 700, symbols: tuple[str, ...] = ()) -> bytes:
+    """A sentencepiece model as ChatGLM's are: byte fallback, no padding piece."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter("\n".join(english_and_chinese(300)).splitlines()),
+        model_writer=model,
+        vocab_size=vocab_size,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        user_defined_symbols=list(symbols),
+        minloglevel=2,
+    )
+    return model.getvalue()
+
+
+def chatglm_folder(folder: Path) -> str:
+    """ChatGLM-6B's: marks are pieces of the model, ids are moved up by the image tokens."""
+    folder.mkdir(parents=True)
+    (folder / "ice_text.model").write_bytes(
+        sentencepiece_bytes(symbols=("<n>", "[MASK]", "[gMASK]", "<sop>", "<eop>", "<pad>"))
+    )
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "ChatGLMTokenizer", "num_image_tokens": 100})
+    )
+    return str(folder)
+
+
+def chatglm3_folder(folder: Path) -> str:
+    """ChatGLM2-6B's and ChatGLM3-6B's: marks are ids behind the vocabulary."""
+    folder.mkdir(parents=True)
+    (folder / "tokenizer.model").write_bytes(sentencepiece_bytes())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLMv2Tokenizer"}))
+    return str(folder)
