@@ -63,9 +63,9 @@ def _rehearse(
     real = read_real(words, world_size)
     for line in real.notices:
         say(line)
-    _prepare()
     with tempfile.TemporaryDirectory(prefix="rehearse-") as folder, progress() as begin:
         shrunk = shrink(real, ranks, steps, Path(folder))
+        _prepare()
         begin("tokenizer and corpus" if not synthetic else "random tokens")
         samples = _samples(real, shrunk, synthetic)
         from paddle_llm.rehearse.rehearsal import cases_of, run_faces

@@ -1,0 +1,277 @@
+"""`paddle-llm rehearse` as it is typed, on real ranks; and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.rehearse.rehearsal import Face, cases_of, run_faces
+from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink import read_real, shrink
+from tests.corpus import VOCABULARY, make_corpus
+from tests.tiny import write_chatglm, write_llama
+
+ROOT = Path(__file__).parents[2]
+QUANTITIES = {"loss", "grad_norm", "gradient", "weight", "moment1", "moment2", "eval_loss"}
+SETTINGS: dict[str, Any] = {
+    "output_dir": "output",
+    "do_train": True,
+    "do_eval": True,
+    "split": "900,80,20",
+    "max_seq_length": 64,
+    "max_steps": 100,
+    "gradient_accumulation_steps": 8,
+    "bf16": True,
+    "device": "gpu",
+    "recompute": True,
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def write_config(folder: Path, corpus: Path | None, **settings: Any) -> str:
+    values = {"input_dir": "nowhere", **SETTINGS}
+    if corpus is not None:
+        paths = {"model_name_or_path": "llama", "tokenizer_name_or_path": "tokenizer", "input_dir": "data"}
+        values |= {name: str(corpus / path) for name, path in paths.items()}
+    file = folder / "config.json"
+    file.write_text(json.dumps(values | settings))
+    return str(file)
+
+
+def command(*words: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    line = [str(Path(sys.executable).parent / "paddle-llm"), "rehearse", *words]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout)
+
+
+def files_in(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_a_cluster_s_config_with_its_own_data(tmp_path: Path, corpus: Path) -> None:
+    config = write_config(tmp_path, corpus, tensor_parallel_degree=8, sharding_parallel_degree=4)
+    words = ("--sharding", "stage2", "--world_size", "32", "--ranks", "4", "--steps", "2", "--json", "verdict.json")
+    before = files_in(corpus) | files_in(tmp_path)
+    # Four attention heads do not divide by 8.
+    refused = command(config, *words, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "attention heads" in refused.stderr
+    done = command(config, *words[:3], "16", "--tensor_parallel_degree", "4", *words[4:], cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert files_in(corpus) | files_in(tmp_path) == before | {tmp_path / "verdict.json"}
+
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert verdict["passed"] is True
+    assert verdict["layout"] == "sharding4(stage2) x tp4"
+    assert verdict["data"] == str(corpus / "data")
+    (face,) = verdict["faces"]
+    assert (face["layout"], face["ranks"], face["steps"], face["failures"]) == ("sharding2(stage2) x tp2", 4, 2, [])
+    assert face["worst"].keys() == QUANTITIES
+    assert all(one["value"] <= one["limit"] for one in face["worst"].values())
+    assert any(one["value"] > 0 for one in face["worst"].values())  # rounding: two trainings were compared
+    assert {"what": "bf16", "real": "true", "rehearsed": "false"} in verdict["changes"]
+
+    assert "sharding2(stage2) x tp2: 4 ranks" in done.stdout
+    assert "gradient norm" in done.stdout
+    assert re.search(r"max_seq_length +│ 64 +│ 32 ", done.stdout)
+    assert done.stdout.splitlines()[-1].startswith("PASSED: sharding2(stage2) x tp2 (for sharding4(stage2) x tp4)")
+    assert "Traceback" not in done.stderr
+    assert re.search(r"^ +\d+ s  sharding2\(stage2\) x tp2: 4 ranks$", done.stderr, re.M)
+
+
+def test_chatglm_without_data(tmp_path: Path) -> None:
+    """Samples with marks, positions, a mask and unequal numbers of labels."""
+    model = write_chatglm(tmp_path / "model", vocab_size=500, gmask_token_id=497, mask_token_id=498, bos_token_id=496)
+    config = write_config(tmp_path, None, model_name_or_path=str(model), tensor_parallel_degree=2)
+    done = command(config, "--world_size", "4", "--ranks", "2", "--synthetic", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.startswith("PASSED: tp2, dp2 (for dp2 x tp2)"), last
+    assert "not covered with --ranks 2: dp with tp" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_example_of_the_issue_in_three_minutes(tmp_path: Path, corpus: Path) -> None:
+    config = ROOT / "configs" / "pretrain" / "llama_2_70b_tp8_pp4_sharding2_stage2.json"
+    data = ("--input_dir", str(corpus / "data"), "--tokenizer_name_or_path", str(corpus / "tokenizer"))
+    began = time.monotonic()
+    done = command(str(config), "--world_size", "64", *data, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "sharding2(stage2) x tp2+sp x pp2: 8 ranks" in done.stdout
+    assert time.monotonic() - began < 180
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------
+
+
+def test_missing_paths_are_told_together_before_any_rank_starts(tmp_path: Path, corpus: Path) -> None:
+    missing = {"input_dir": str(tmp_path / "no_data"), "tokenizer_name_or_path": str(tmp_path / "no_tokenizer")}
+    done = command(write_config(tmp_path, corpus, **missing), "--world_size", "1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no_data" in done.stderr
+    assert "no_tokenizer: no such folder" in done.stderr
+    assert "--synthetic" in done.stderr
+    assert "one process" not in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--world_size", "2", "--tensor_parallel_degree", "2", "--ranks", "1"), "tp needs at least 2 ranks"),
+        (("--world_size", "1", "--json", "no_folder/verdict.json"), "there is no folder no_folder"),
+        (("--world_size", "1", "--stepps", "3"), "--stepps is unknown"),
+        (("--world_size", "1", "--do_train", "false"), "do_train is false"),
+        (("--ranks", "2"), "Missing option '--world_size'"),
+    ],
+)
+def test_mistakes_on_the_command_line(tmp_path: Path, corpus: Path, words: tuple[str, ...], message: str) -> None:
+    done = command(write_config(tmp_path, corpus), *words, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def read_own_samples(folder: Path, corpus: Path, **settings: Any):
+    real = read_real([write_config(folder, corpus, **settings)], 1)
+    small = shrink(real, 1, 2, folder / "small")
+    return real, small, own_samples(real, small.model, wanted_by(small.faces))
+
+
+def test_its_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path) -> None:
+    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets
+
+    real, small, found = read_own_samples(tmp_path, corpus)
+    wanted = {"train_samples": 8, "eval_samples": 1, "predict_samples": 0}
+    parts = build_pretrain_datasets(real.config, **wanted, seq_length=64, eos_id=2, vocab_size=VOCABULARY)
+    length = small.model.sequence
+    for ours, theirs in ((found.train, parts.train), (found.evaluation, parts.valid)):
+        tokens = theirs.tokens(0)
+        np.testing.assert_array_equal(ours[0]["input_ids"], small.model.fold(tokens[:length]))
+        np.testing.assert_array_equal(ours[0]["labels"], small.model.fold(tokens[1 : length + 1]))
+    assert max(sample["input_ids"].max() for sample in found.train) < small.model.facts.vocab_size < VOCABULARY
+
+
+def test_a_tokenizer_larger_than_the_vocabulary(tmp_path: Path, corpus: Path) -> None:
+    model = write_llama(tmp_path / "model", vocab_size=VOCABULARY - 10)
+    with pytest.raises(UserError, match=f"ids go up to {VOCABULARY - 1}, the model's vocabulary has {VOCABULARY - 10}"):
+        read_own_samples(tmp_path, corpus, model_name_or_path=str(model))
+
+
+def test_another_tokenizer_than_the_corpus_s(tmp_path: Path, corpus: Path) -> None:
+    from paddle_llm.data.tokenizer import train_tokenizer
+
+    lines = (corpus / "text.jsonl").read_text().splitlines()[:20]
+    train_tokenizer(iter(lines), str(tmp_path / "other"), VOCABULARY - 50)
+    with pytest.raises(UserError, match="built with another tokenizer"):
+        read_own_samples(tmp_path, corpus, tokenizer_name_or_path=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_seq_length": 128, "split": "999,1,0", "do_eval": True}, "the valid part"),
+        ({"max_steps": -1, "num_train_epochs": 0.001, "gradient_accumulation_steps": 64}, "fewer than one global batch"),
+    ],
+)  # fmt: skip
+def test_too_little_data(tmp_path: Path, corpus: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_own_samples(tmp_path, corpus, **settings)
+
+
+def test_what_paddlenlp_cannot_express_is_a_user_s_mistake(tmp_path: Path) -> None:
+    """Found by a rank, which builds the model."""
+    model = write_llama(tmp_path / "model", hidden_act="gelu")
+    config = write_config(tmp_path, None, model_name_or_path=str(model))
+    done = command(config, "--world_size", "1", "--synthetic", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "hidden_act 'gelu'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- verdicts of another kind ----------------------------------------------------------------------------------------
+
+
+def rehearsed_with(tmp_path: Path, fault: str, layout: dict[str, Any]) -> Face:
+    model = write_llama(tmp_path / "model", vocab_size=400)
+    real = read_real([write_config(tmp_path, None, model_name_or_path=str(model), **layout)], 2)
+    small = shrink(real, 2, 1, tmp_path / "small")
+    samples = synthetic_samples(small.model, wanted_by(small.faces), seed=1)
+    (case,) = cases_of(small, samples)
+    (face,) = run_faces([replace(case, fault=fault)], lambda text: None)
+    return face
+
+
+def test_a_fault_is_told_by_quantity_tensor_step_and_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.rehearse.report import as_json, print_report
+    from paddle_llm.rehearse.shrink import Shrunk
+
+    face = rehearsed_with(tmp_path, "dropped_all_reduce", {"tensor_parallel_degree": 2})
+    assert not face.passed
+    small = Shrunk([], None, [], [])  # type: ignore[arg-type]
+    print_report(small, [face], Layout(tensor=2), 1.0, Console(width=120))
+    said = capsys.readouterr().out
+    assert "tp2: 2 ranks" in said
+    assert "NOT EQUAL" in said
+    assert re.search(r"it begins with the gradient of llama\.\S+, step 1, rank [01]: \d", said)
+    assert "A sum in the backward pass" in said
+    assert said.splitlines()[-1].startswith("FAILED: tp2")
+    verdict = as_json(small, [face], Layout(tensor=2), "random tokens", 1.0)
+    assert verdict["passed"] is False
+    assert {one["quantity"] for one in verdict["faces"][0]["failures"]} >= {"gradient"}
+    json.dumps(verdict, allow_nan=False)
+
+
+def a_rank_among(family: list[psutil.Process]) -> bool:
+    """A child of a child: of the server of forks."""
+    pids = {one.pid for one in family}
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return any(one.ppid() in pids for one in family)
+    return False
+
+
+def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+    model = write_llama(tmp_path / "model", vocab_size=400)
+    config = write_config(tmp_path, None, model_name_or_path=str(model), tensor_parallel_degree=2)
+    line = [sys.executable, "-m", "paddle_llm.cli", "rehearse", config, "--world_size", "2", "--synthetic"]
+    with subprocess.Popen(
+        [*line, "--steps", "500"], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        for text in process.stderr:
+            if "one process, twice" in text:
+                break
+        family: list[psutil.Process] = []
+        deadline = time.monotonic() + 100
+        while not a_rank_among(family) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            family = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        rest = process.stderr.read()
+        assert process.wait(60) == 130
+    assert "interrupted" in rest
+    assert "Traceback" not in rest
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert family
+    assert not alive
