@@ -122,6 +122,67 @@ def write_bloom(folder: str | Path, **overrides: Any) -> Path:
     )
 
 
+def write_opt(folder: str | Path, **overrides: Any) -> Path:
+    """OPT, Hugging Face's spelling."""
+    return _write(
+        folder,
+        {
+            "architectures": ["OPTForCausalLM"],
+            "model_type": "opt",
+            "vocab_size": 128,
+            "hidden_size": 64,
+            "ffn_dim": 160,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 128,
+            "word_embed_proj_dim": 64,
+            "do_layer_norm_before": True,
+            "activation_function": "relu",
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "init_std": 0.02,
+            "tie_word_embeddings": True,
+            "bos_token_id": 2,
+            "eos_token_id": 2,
+            "pad_token_id": 1,
+        },
+        overrides,
+    )
+
+
+def write_glm(folder: str | Path, **overrides: Any) -> Path:
+    """GLM (2022), as its authors and PaddleNLP spell it."""
+    return _write(
+        folder,
+        {
+            "architectures": ["GLMModel"],
+            "model_type": "glm",
+            "vocab_size": 128,
+            "hidden_size": 64,
+            "num_layers": 4,
+            "num_attention_heads": 4,
+            "max_sequence_length": 128,
+            "block_position_encoding": True,
+            "embedding_dropout_prob": 0.0,
+            "attention_dropout_prob": 0.0,
+            "output_dropout_prob": 0.0,
+            "layernorm_epsilon": 1e-5,
+            "initializer_range": 0.02,
+            "pad_token_id": 0,
+            "eos_token_id": 2,
+        },
+        overrides,
+    )
+
+
+def write_qwen2(folder: str | Path, **overrides: Any) -> Path:
+    """Qwen2, Hugging Face's spelling."""
+    return write_llama(
+        folder,
+        **{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False, **overrides},
+    )
+
+
 def _write(folder: str | Path, config: dict[str, Any], overrides: dict[str, Any]) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,11 @@ ABILITIES: dict[str, Abilities] = {
         dropout=True,
     ),
     "bloom": Abilities(title="BLOOM", pipeline=True, dropout=True),
+    "opt": Abilities(title="OPT", dropout=True),
+    "glm": Abilities(title="GLM", dropout=True),
+    "qwen2": Abilities(
+        title="Qwen2", pipeline=True, sequence_parallel=True, recompute_granularities=_ALL_GRANULARITIES
+    ),
 }
 
 

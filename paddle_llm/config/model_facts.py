@@ -124,6 +124,8 @@ def _family(raw: dict[str, Any]) -> str:
         architecture = str((raw.get("architectures") or [""])[0]).lower()
         known = ("chatglmv2", "chatglm", "llama", "bloom", "opt", "glm", "gpt", "qwen2", "qwen", "gemma", "mistral")
         name = next((family for family in known if architecture.startswith(family)), "unknown")
+    if name == "glm" and "rms_norm_eps" in raw:
+        return "glm4"  # transformers' "glm" is another network than GLM (Du et al. 2022)
     if name in ("chatglm", "chatglmv2", "chatglm_v2"):
         second = name != "chatglm" or "multi_query_group_num" in raw or "padded_vocab_size" in raw
         return "chatglm_v2" if second else "chatglm"

@@ -129,9 +129,40 @@ def _bloom(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> 
     values.pop("pretraining_tp", None)
 
 
+def _opt(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _rename(values, {"do_layer_norm_before": "normalize_before", "ffn_dim": "intermediate_size"})
+    _rename(values, {"dropout": "hidden_dropout_prob", "attention_dropout": "attention_probs_dropout_prob"})
+    _rename(values, {"activation_function": "hidden_act", "init_std": "initializer_range"})
+    values["word_embed_proj_dim"] = raw.get("word_embed_proj_dim") or values.get("hidden_size")
+    values.pop("layerdrop", None)
+    _expect(raw, problems, activation_function="relu", hidden_act="relu", layerdrop=(0.0, 0), enable_bias=True)
+    _expect(raw, problems, layer_norm_elementwise_affine=True, tie_word_embeddings=True)
+    if raw.get("_remove_final_layer_norm"):
+        problems.append("_remove_final_layer_norm (OPT without its last norm)")
+
+
+def _glm(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _rename(values, {"num_hidden_layers": "num_layers"})
+    _expect(raw, problems, relative_encoding=False, spell_length=None, tie_word_embeddings=True)
+    values["output_predict"] = True  # else the network ends before its head
+
+
+def _qwen2(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _expect(raw, problems, hidden_act="silu", use_sliding_window=False, attention_dropout=(0.0, 0))
+    hidden, heads, head = values.get("hidden_size"), values.get("num_attention_heads"), raw.get("head_dim")
+    if head is not None and hidden is not None and heads and head * heads != hidden:
+        problems.append(f"head_dim {head} with hidden_size {hidden} and {heads} heads (only hidden_size / heads)")
+    _rope(values, raw, problems)
+    if values.pop("rope_scaling", None) or values.pop("rope_scaling_type", None):
+        problems.append("scaled RoPE (PaddleNLP's Qwen2 leaves the scaling out without a word)")
+
+
 _TRANSLATORS: dict[str, Callable[[dict[str, Any], dict[str, Any], list[str]], None]] = {
     "llama": _llama,
     "chatglm": _chatglm,
     "chatglm_v2": _chatglm_v2,
     "bloom": _bloom,
+    "opt": _opt,
+    "glm": _glm,
+    "qwen2": _qwen2,
 }

@@ -26,7 +26,6 @@ Shapes: B batch, S sequence, N heads, D head width, H = N x D.
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from functools import partial
 from types import MethodType
 from typing import Any
@@ -34,7 +33,10 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
+from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.names import BASE_PREFIXES
+from paddle_llm.models.opt_glm_corrections import correct_glm, correct_opt, with_loss
+from paddle_llm.models.prefix_mask import prefix_mask
 
 _done: set[str] = set()
 _CHATGLM2_PREFIX = BASE_PREFIXES["chatglm_v2"]
@@ -49,6 +51,8 @@ def correct_models() -> None:
     _correct_chatglm()
     _correct_chatglm2()
     _correct_chatglm2_pipeline()
+    correct_opt()
+    correct_glm()
 
 
 def correct_network(model: Any, family: str) -> None:
@@ -98,26 +102,17 @@ def _shared_projection(linear: Any, hidden: paddle.Tensor) -> paddle.Tensor:
 # ---- Dropout --------------------------------------------------------------------------------------------------------
 
 
-def _random_state(name: str) -> Any:
-    """What is drawn inside comes from the state of this name: "global_seed" is the same on all tensor-parallel ranks,
-    "local_seed" is not. PaddleNLP's own does nothing on a CPU. Where the trainer set no named states, nor does this."""
-    from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
-
-    tracker = get_rng_state_tracker()
-    return tracker.rng_state(name) if name in tracker.states_ else nullcontext()
-
-
 def _correct_bloom() -> None:
     from paddlenlp.transformers.bloom import modeling
 
     attention, dropout_add = modeling.BloomAttention.forward, modeling.dropout_add
 
     def attention_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with _random_state("local_seed"):
+        with named_random_state("local_seed"):
             return attention(self, *args, **kwargs)
 
     def replicated_dropout_add(*args: Any, **kwargs: Any) -> paddle.Tensor:
-        with _random_state("global_seed"):
+        with named_random_state("global_seed"):
             return dropout_add(*args, **kwargs)
 
     modeling.BloomAttention.forward = attention_forward
@@ -136,7 +131,7 @@ def _flash_core_attention(
 ) -> paddle.Tensor:
     """Attention through Paddle's fused kernel; the mask is added to the scores. Returns [S, B, H]."""
     query, key, value = (tensor.transpose([1, 0, 2, 3]) for tensor in (query_SBND, key_SBND, value_SBND))
-    with _random_state("local_seed"):
+    with named_random_state("local_seed"):
         output_BSND = F.scaled_dot_product_attention(
             query,
             key,
@@ -154,7 +149,7 @@ def _correct_chatglm2() -> None:
     from paddlenlp.transformers.chatglm_v2 import modeling
 
     modeling.recompute = partial(modeling.recompute, use_reentrant=False)
-    modeling.seed_guard_context = _random_state
+    modeling.seed_guard_context = named_random_state
 
 
 def _correct_chatglm2_pipeline() -> None:
@@ -221,25 +216,8 @@ def _correct_chatglm() -> None:
             attention_mask = prefix_mask(attention_mask, input_ids.shape[1])
         others.update(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
         others["return_dict"] = return_dict
-        criterion = getattr(self, "criterion", None)
-        if labels is None or criterion is None:
+        if labels is None or getattr(self, "criterion", None) is None:
             return forward(self, labels=labels, **others)
-        outputs = forward(self, **others)
-        if isinstance(outputs, tuple):
-            return (criterion(outputs[0], labels), *outputs)
-        outputs.loss = criterion(outputs.logits, labels)
-        return outputs
+        return with_loss(self, forward(self, **others), labels)
 
     modeling.ChatGLMForCausalLM.forward = with_criterion
-
-
-def prefix_mask(prefix_B1: paddle.Tensor, length: int) -> paddle.Tensor:
-    """Which position may look at which: at all of the prefix, else backwards. [B, 1, S, S] of booleans.
-
-    Args:
-        prefix_B1: number of tokens of each sample's prefix.
-    """
-    position_S = paddle.arange(length)
-    causal_SS = position_S.unsqueeze(0) <= position_S.unsqueeze(1)
-    in_prefix_BS = position_S.unsqueeze(0) < prefix_B1.astype("int64")
-    return (causal_SS.unsqueeze(0) | in_prefix_BS.unsqueeze(1)).unsqueeze(1)

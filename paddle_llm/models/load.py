@@ -89,11 +89,12 @@ def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: F
 
 def is_hugging_face(files: WeightFiles, family: str) -> bool:
     """Whether the files spell Hugging Face's names and layouts; what they say of themselves decides where names do not."""
-    if any(name.startswith(names.BASE_PREFIXES[family]) for name in files.names()):
+    begins = names.BASE_PREFIXES[family]
+    if family != "glm" and any(name.startswith(begins) for name in files.names()):  # GLM's names are alike in both
         return False
     # ChatGLM-6B saved by PaddleNLP without its head begins its names as Hugging Face does.
-    prefix = "model." if family == "llama" else "transformer."
-    if family != "chatglm" and any(name.startswith(prefix) for name in files.names()):
+    sign = names.FOREIGN_SIGNS.get(family)
+    if sign is not None and any(name.startswith(sign) for name in files.names()):
         return True
     return files.format not in ("np", "pd")
 

@@ -36,20 +36,67 @@ _PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
     "chatglm": (("chatglm.transformer.", "transformer."),),
     "chatglm_v2": (("chatglm_v2.", "transformer."),),
     "bloom": (("bloom.", "transformer."),),
+    "opt": (
+        ("opt.embeddings.word_embeddings.", "model.decoder.embed_tokens."),
+        ("opt.embeddings.position_embeddings.", "model.decoder.embed_positions."),
+        ("opt.embeddings.", "model.decoder."),
+        ("opt.", "model."),
+    ),
+    "glm": (("glm.", "glm."),),
+    "qwen2": (("qwen2.", "model."), ("lm_head.", "lm_head.")),
 }
+# Parts in the middle of a name that Hugging Face calls otherwise.
+_INFIXES: dict[str, tuple[tuple[str, str], ...]] = {
+    "opt": (
+        (".norm1.", ".self_attn_layer_norm."),
+        (".norm2.", ".final_layer_norm."),
+        (".linear1.", ".fc1."),
+        (".linear2.", ".fc2."),
+    )
+}
+_TABLES = ("embeddings.weight", "embed_tokens.weight")  # ends of the names of what is indexed, not multiplied
 # The embedding, and the head that is tied to it: its name in PaddleNLP, its name at Hugging Face.
 EMBEDDINGS = {
     "llama": "llama.embed_tokens.weight",
     "chatglm": "chatglm.transformer.word_embeddings.weight",
     "chatglm_v2": "chatglm_v2.embedding.word_embeddings.weight",
     "bloom": "bloom.word_embeddings.weight",
+    "opt": "opt.embeddings.word_embeddings.weight",
+    "glm": "glm.word_embeddings.weight",
+    "qwen2": "qwen2.embed_tokens.weight",
 }
-HEADS = {"llama": "lm_head.weight", "chatglm_v2": "chatglm_v2.output_layer.weight"}
-_TIED_HEADS = {"llama": "lm_head.weight", "chatglm": "lm_head.decoder_weight", "bloom": "lm_head.decoder_weight"}
+HEADS = {
+    "llama": "lm_head.weight",
+    "chatglm_v2": "chatglm_v2.output_layer.weight",
+    "qwen2": "lm_head.weight",
+}
+_TIED_HEADS = {  # GLM's network has none
+    "llama": "lm_head.weight",
+    "chatglm": "lm_head.decoder_weight",
+    "bloom": "lm_head.decoder_weight",
+    "opt": "lm_head.decoder_weight",
+    "qwen2": "lm_head.weight",
+}
 _FOREIGN_TIED_HEAD = "lm_head.weight"
 # Left out by a checkpoint that was saved from the bare network, without its head.
-BASE_PREFIXES = {"llama": "llama.", "chatglm": "chatglm.", "chatglm_v2": "chatglm_v2.", "bloom": "bloom."}
-_FOREIGN_BASE_PREFIXES = {"llama": "model.", "chatglm": "", "chatglm_v2": "", "bloom": "transformer."}
+BASE_PREFIXES = {family: f"{family}." for family in EMBEDDINGS}
+_FOREIGN_BASE_PREFIXES = {
+    "llama": "model.",
+    "chatglm": "",
+    "chatglm_v2": "",
+    "bloom": "transformer.",
+    "opt": "model.",
+    "glm": "glm.",
+    "qwen2": "model.",
+}
+# What a file of Hugging Face's has and PaddleNLP's never begins with, where there is such a beginning.
+FOREIGN_SIGNS = {
+    "llama": "model.",
+    "chatglm_v2": "transformer.",
+    "bloom": "transformer.",
+    "opt": "model.",
+    "qwen2": "model.",
+}
 # Buffers that some checkpoints carry and nobody needs.
 IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias")
 
@@ -78,15 +125,20 @@ def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_tied(family: str, config: Any) -> bool:
-    """Whether the head is the embedding: always in ChatGLM-6B and BLOOM, by configuration in LLaMA."""
-    return family in ("chatglm", "bloom") or (family == "llama" and bool(config.tie_word_embeddings))
+    """Whether the head is the embedding: by configuration in LLaMA and Qwen2, always in the others but ChatGLM2."""
+    if family in ("llama", "qwen2"):
+        return bool(config.tie_word_embeddings)
+    return family != "chatglm_v2"
 
 
 def hugging_face(family: str, name: str, ndim: int) -> ForeignTensor:
     """Hugging Face's name for a canonical name, and whether it stores the transpose."""
     for begin, foreign in _PREFIXES[family]:
         if name.startswith(begin):
-            return ForeignTensor(foreign + name[len(begin) :], ndim == 2 and name != EMBEDDINGS[family])
+            spelled = foreign + name[len(begin) :]
+            for ours, theirs in _INFIXES.get(family, ()):
+                spelled = spelled.replace(ours, theirs)
+            return ForeignTensor(spelled, ndim == 2 and not name.endswith(_TABLES))
     raise KeyError(f"{name} is no weight of {family}")
 
 
@@ -100,7 +152,7 @@ def tied_head(family: str, config: Any, *, foreign: bool) -> str | None:
     """The copy of the embedding that files may carry besides, as Hugging Face or PaddleNLP names it; None if untied."""
     if not is_tied(family, config):
         return None
-    return _FOREIGN_TIED_HEAD if foreign else _TIED_HEADS[family]
+    return _FOREIGN_TIED_HEAD if foreign else _TIED_HEADS.get(family)
 
 
 def native_spellings(family: str, name: str) -> tuple[str, ...]:

@@ -85,6 +85,23 @@ FAMILIES: dict[str, Family] = {
             model_class="paddlenlp.transformers.bloom.modeling:BloomForCausalLM",
             pipeline_class="paddle_llm.models.bloom_pipeline:BloomForCausalLMPipe",
         ),
+        Family(
+            name="opt",
+            config_class="paddlenlp.transformers.opt.configuration:OPTConfig",
+            model_class="paddlenlp.transformers.opt.modeling:OPTForCausalLM",
+        ),
+        Family(
+            name="glm",
+            config_class="paddlenlp.transformers.glm.configuration:GLMConfig",
+            model_class="paddlenlp.transformers.glm.modeling:GLMForConditionalGeneration",
+        ),
+        Family(
+            name="qwen2",
+            config_class="paddlenlp.transformers.qwen2.configuration:Qwen2Config",
+            model_class="paddlenlp.transformers.qwen2.modeling:Qwen2ForCausalLM",
+            pipeline_class="paddlenlp.transformers.qwen2.modeling_pp:Qwen2ForCausalLMPipe",
+            residual_outputs=("o_proj.weight", "down_proj.weight"),
+        ),
     )
 }
 

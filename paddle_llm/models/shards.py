@@ -39,6 +39,24 @@ _SPLIT_AXES: dict[str, tuple[tuple[str, int], ...]] = {
         (r"(self_attention\.dense|dense_4h_to_h)\.weight", _ROW),
         (r"(query_key_value|dense_h_to_4h)\.(weight|bias)", _COLUMN),
     ),
+    "opt": (
+        (r"word_embeddings\.weight", _ROW),
+        (r"(out_proj|linear2)\.weight", _ROW),
+        (r"((q|k|v)_proj|linear1)\.(weight|bias)", _COLUMN),
+        (r"project_(in|out)\.weight", _COLUMN),
+    ),
+    "glm": (
+        (r"word_embeddings\.weight", _ROW),
+        (r"(attention\.dense|dense_4h_to_h)\.weight", _ROW),
+        (r"(query_key_value|dense_h_to_4h)\.(weight|bias)", _COLUMN),
+    ),
+    "qwen2": (
+        (r"embed_tokens\.weight", _ROW),
+        (r"lm_head\.weight", _COLUMN),
+        (r"(o_proj|down_proj)\.weight", _ROW),
+        (r"(q|k|v)_proj\.(weight|bias)", _COLUMN),
+        (r"(gate|up)_proj\.weight", _COLUMN),
+    ),
 }
 
 
@@ -93,12 +111,21 @@ def shard_of(family: str, name: str, local_shape: list[int], split: bool, config
         return Shard(tuple(local_shape), axis, ((0, local_shape[axis]),))
     shape = list(local_shape)
     shape[axis] *= degree
+    if family == "glm" and "query_key_value" in name:
+        return Shard(tuple(shape), axis, _head_by_head(shape[axis], config.num_attention_heads, degree, rank))
     ranges, offset = [], 0
     for size in _sections(family, name, shape[axis], config):
         part = size // degree
         ranges.append((offset + rank * part, offset + (rank + 1) * part))
         offset += size
     return Shard(tuple(shape), axis, tuple(ranges))
+
+
+def _head_by_head(width: int, heads: int, degree: int, rank: int) -> tuple[tuple[int, int], ...]:
+    """GLM: all queries, then all keys, then all values in one process; a rank has query, key, value of head after head."""
+    hidden, size = width // 3, width // 3 // heads
+    own = range(rank * heads // degree, (rank + 1) * heads // degree)
+    return tuple((part * hidden + head * size, part * hidden + (head + 1) * size) for head in own for part in range(3))
 
 
 def _sections(family: str, name: str, width: int, config: Any) -> tuple[int, ...]:

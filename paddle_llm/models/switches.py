@@ -25,6 +25,13 @@ _SAME_NAME = (
     "fuse_sequence_parallel_allreduce",
 )
 _KERNELS = ("use_flash_attention", "use_fused_rms_norm", "use_fused_rope")
+_NO_KERNELS = ("opt", "glm")  # their layers in PaddleNLP look for none
+# What PaddleNLP's configuration calls the dropout of hidden states and of attention's probabilities.
+_DROPOUT_NAMES = {
+    "opt": (("hidden_dropout_prob",), ("attention_probs_dropout_prob",)),
+    "glm": (("embedding_dropout_prob", "output_dropout_prob"), ("attention_dropout_prob",)),
+}
+_USUAL_DROPOUT_NAMES = (("hidden_dropout",), ("attention_dropout",))
 
 
 def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
@@ -42,6 +49,8 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
         setattr(config, name, False)
     # Read by LLaMA's fused RMSNorm without a default; PaddleNLP's own fast layer norm is not what is asked for.
     config.use_fast_layer_norm = False
+    if run.no_recompute_layers and _recomputes_all_or_none(run, family):
+        config.no_recompute_layers = None
     _set_layout(config, run, layout)
     if run.num_hidden_layers is not None:
         setattr(config, "n_layer" if family.name == "bloom" else "num_hidden_layers", run.num_hidden_layers)
@@ -61,23 +70,34 @@ def notices(run: RunConfig, family: Family) -> list[str]:
         "use_fused_rms_norm": "needs a GPU and the module fused_ln; the plain RMSNorm computes the same",
         "use_fused_rope": "needs a GPU; the plain rotary embedding computes the same",
     }
-    missing = [name for name in unavailable_kernels(run) if family.name == "llama" or name == "use_flash_attention"]
+    kernels = _KERNELS if family.name in ("llama", "qwen2") else ("use_flash_attention",)
+    kernels = () if family.name in _NO_KERNELS else kernels
+    missing = [name for name in unavailable_kernels(run) if name in kernels]
     lines = [f"--{name} is off: it {reasons[name]}" for name in missing]
     if run.recompute and run.recompute_granularity not in family.abilities.recompute_granularities:
         lines.append(
             f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
         )
-    all_or_none = family.name == "chatglm" or (family.name == "bloom" and run.pipeline_parallel_degree <= 1)
-    if run.recompute and run.no_recompute_layers and all_or_none:
+    if run.recompute and run.no_recompute_layers and _recomputes_all_or_none(run, family):
         lines.append(f"--no_recompute_layers is off: {family.title} recomputes all layers or none")
     fused = [name for name in ("fuse_attention_qkv", "fuse_attention_ffn") if getattr(run, name)]
     if family.name != "llama":
         lines += [f"--{name} is off: {family.title} keeps its own layout of weights" for name in fused]
-        kernels = [name for name in ("use_fused_rope", "use_fused_rms_norm") if getattr(run, name)]
-        lines += [f"--{name} is off: {family.title} has no such kernel in PaddleNLP" for name in kernels]
+    without = [name for name in _KERNELS if getattr(run, name) and name not in kernels]
+    lines += [f"--{name} is off: {family.title} has no such kernel in PaddleNLP" for name in without]
     if run.recompute and run.pp_recompute_interval != 1:
         lines.append("--pp_recompute_interval is off: PaddleNLP's pipelines do not read it; use --no_recompute_layers")
     return lines
+
+
+def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
+    """Whether `--no_recompute_layers` cannot be honoured."""
+    stages = run.pipeline_parallel_degree > 1
+    if family.name == "bloom":
+        return not stages
+    if family.name == "qwen2":
+        return stages and run.recompute_granularity == "full"
+    return family.name in ("chatglm", "opt", "glm")
 
 
 def unavailable_kernels(run: RunConfig) -> list[str]:
@@ -117,15 +137,15 @@ def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
                 f"--{asked[0]} {getattr(run, asked[0])}: {family.title} has no dropout in PaddleNLP; leave it out"
             )
         return
-    if run.hidden_dropout_prob is not None:
-        config.hidden_dropout = run.hidden_dropout_prob
-    if run.attention_probs_dropout_prob is not None:
-        config.attention_dropout = run.attention_probs_dropout_prob
+    asked_for = (run.hidden_dropout_prob, run.attention_probs_dropout_prob)
+    for value, names in zip(asked_for, _DROPOUT_NAMES.get(family.name, _USUAL_DROPOUT_NAMES), strict=True):
+        for name in names if value is not None else ():
+            setattr(config, name, value)
 
 
 def _set_sequence_length(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
     """Sequence parallelism flattens [B, S] and reads S from the configuration to unfold it."""
-    if family.name == "llama":
+    if family.name in ("llama", "qwen2"):
         config.seq_length = run.max_seq_length
     elif family.name == "chatglm_v2" and config.sequence_parallel:
         # The same number is the size of its table of positions, which is then cut to this run's sequences.

@@ -86,11 +86,39 @@ def _count_bloom(facts: ModelFacts) -> Parameters:
     return Parameters(0, facts.num_hidden_layers * _gelu_layer(facts), table, 4 * facts.hidden_size)
 
 
+def _count_opt(facts: ModelFacts) -> Parameters:
+    """Learnt positions, two of them unused; the small ones embed in fewer dimensions, and one has no final norm."""
+    h, width = facts.hidden_size, facts.raw.get("word_embed_proj_dim") or facts.hidden_size
+    positions = ((facts.max_position_embeddings or 2048) + 2) * h
+    before = facts.raw.get("do_layer_norm_before", facts.raw.get("normalize_before", True))
+    rest = 2 * h * bool(before) + 2 * h * width * (width != h)
+    return Parameters(positions, facts.num_hidden_layers * _gelu_layer(facts), facts.vocab_size * width, rest)
+
+
+def _count_glm(facts: ModelFacts) -> Parameters:
+    """Learnt positions in the text and in the block, one more of each than the longest sequence."""
+    h, length = facts.hidden_size, facts.max_position_embeddings or 512
+    positions = 2 * (length + 1) * h if facts.raw.get("block_position_encoding", True) else length * h
+    return Parameters(positions, facts.num_hidden_layers * _gelu_layer(facts), facts.vocab_size * h, 2 * h)
+
+
+def _count_qwen2(facts: ModelFacts) -> Parameters:
+    """LLaMA with biases on query, key and value."""
+    table = facts.vocab_size * facts.hidden_size
+    biases = (facts.num_attention_heads + 2 * facts.num_key_value_heads) * facts.head_dim
+    lookups = 0 if facts.tie_word_embeddings else table
+    layers = facts.num_hidden_layers * (_llama_layer(facts) + biases)
+    return Parameters(lookups, layers, table, facts.hidden_size)
+
+
 _FAMILIES = {
     "llama": _count_llama,
     "chatglm": _count_chatglm,
     "chatglm_v2": _count_chatglm_v2,
     "bloom": _count_bloom,
+    "opt": _count_opt,
+    "glm": _count_glm,
+    "qwen2": _count_qwen2,
 }
 
 

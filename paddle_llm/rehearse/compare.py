@@ -37,6 +37,8 @@ FACTOR = 5
 # family -> (end of a canonical name, which of query, key, value): a key's bias moves all scores of a query alike, which
 # the softmax does not see. (With rotary embeddings it does, so ChatGLM2's are not here.)
 EXACT_ZEROS = {"bloom": ("self_attention.query_key_value.bias", 1)}
+# The same where it is a whole tensor: family -> (its end, that of the tensor whose size is the unit).
+WHOLE_ZEROS = {"opt": ("self_attn.k_proj.bias", "self_attn.v_proj.bias")}
 
 Floor = dict[tuple[str, int], float]
 
@@ -131,7 +133,8 @@ def _tensor_differences(
     for rank, data, name, full in _full_tensors(ranks, number, quantity):
         seen[data].add(name)
         if name in expected:
-            for value, absolute in _tensor_difference(reference.model, name, full, expected[name].values):
+            unit = _unit_of_zeros(reference.model, name, expected)
+            for value, absolute in _tensor_difference(reference.model, name, full, expected[name].values, unit):
                 yield Difference(quantity, number, name, rank, value, math.inf, absolute)
         elif np.any(full):  # stage 1 fills in zeros where there is no gradient
             yield Difference(quantity, number, name, rank, math.inf, math.inf)
@@ -164,10 +167,23 @@ def _full_tensors(ranks: list[RankRecord], number: int, quantity: str) -> Iterat
                     yield rank, data, name, part.values
 
 
-def _tensor_difference(model: dict, name: str, found: np.ndarray, expected: np.ndarray) -> Iterator[tuple[float, bool]]:
+def _unit_of_zeros(model: dict, name: str, tensors: dict[str, Part]) -> float | None:
+    """For a tensor that is zero in exact arithmetic: the size of the one that it is measured by."""
+    ending, other = WHOLE_ZEROS.get(model["family"], ("\0", ""))
+    if not name.endswith(ending):
+        return None
+    return float(np.linalg.norm(tensors[name.removesuffix(ending) + other].values.astype(np.float64)))
+
+
+def _tensor_difference(
+    model: dict, name: str, found: np.ndarray, expected: np.ndarray, unit: float | None
+) -> Iterator[tuple[float, bool]]:
     """(difference, whether it is absolute), two of them for a tensor with a part that is zero in exact arithmetic."""
     expected = np.pad(expected, [(0, n - m) for n, m in zip(found.shape, expected.shape, strict=True)])
     found, expected = found.astype(np.float64), expected.astype(np.float64)
+    if unit is not None:
+        yield float(np.linalg.norm(found - expected)) / unit if unit else 0.0, True
+        return
     zeros = exact_zeros(model, name, found.shape)
     if zeros is None:
         yield _relative(found, expected), False

@@ -405,7 +405,7 @@ CASES = [
         world=2,
     ),
     # model
-    Case("family", "", problem="is of the family qwen2", shape=(("model_type", "qwen2"),)),
+    Case("family", "", problem="is of the family mamba", shape=(("model_type", "mamba"),)),
     Case("family", "--model_type bloom", problem="model_type = bloom, but", fine="--model_type llama"),
     Case("family", "--model_type llama", problem="chatglm_v2", fine="--model_type chatglm2", model="chatglm2"),
     Case(

@@ -16,6 +16,9 @@ WRITERS = {
     "chatglm": tiny.write_chatglm,
     "chatglm_v2": tiny.write_chatglm2,
     "bloom": tiny.write_bloom,
+    "opt": tiny.write_opt,
+    "glm": tiny.write_glm,
+    "qwen2": tiny.write_qwen2,
 }
 
 

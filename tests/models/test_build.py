@@ -117,8 +117,8 @@ def test_what_the_reader_promises_of_a_family_is_there_to_be_built(family):
 
 
 def test_other_families_are_refused_by_name(tmp_path):
-    with pytest.raises(UserError, match="'opt'.*LLaMA"):
-        build(tiny.write_llama(tmp_path, model_type="opt"))
+    with pytest.raises(UserError, match="'mamba'.*LLaMA"):
+        build(tiny.write_llama(tmp_path, model_type="mamba"))
 
 
 def test_kernels_that_a_cpu_lacks_are_told(tmp_path, capsys):

@@ -14,7 +14,7 @@ from paddle_llm.models.shards import Shard, shard_of, split_axis
 from tests.models.building import WRITERS, build
 
 
-@pytest.mark.parametrize("family", ["llama", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "bloom", "opt", "qwen2"])
 def test_names_are_those_of_paddlenlps_mapping(tmp_path, family):
     model = build(WRITERS[family](tmp_path))
     mapping = {m.target_name: (m.source_name, m.action) for m in model._get_name_mappings(model.config)}

@@ -9,7 +9,7 @@ import pytest
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, read_model_facts
 from paddle_llm.planner.flops import count_parameters, flops_per_token, mfu, parameter_count, peak_flops
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
+from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
@@ -48,8 +48,11 @@ def test_parameters_of_public_models(name: str, expected: int) -> None:
         (write_chatglm, "ChatGLMForCausalLM"),
         (write_chatglm2, "ChatGLMv2ForCausalLM"),
         (write_bloom, "BloomForCausalLM"),
+        (write_glm, "GLMForConditionalGeneration"),
+        (lambda folder: write_glm(folder, block_position_encoding=False), "GLMForConditionalGeneration"),
+        (lambda folder: write_qwen2(folder, num_key_value_heads=2), "Qwen2ForCausalLM"),
     ],
-    ids=["llama", "llama-gqa-tied", "chatglm", "chatglm2", "bloom"],
+    ids=["llama", "llama-gqa-tied", "chatglm", "chatglm2", "bloom", "glm", "glm-one-position", "qwen2"],
 )
 def test_parameters_equal_those_that_paddlenlp_builds(tmp_path: Path, write, class_name: str) -> None:
     import paddlenlp.transformers as zoo
@@ -59,6 +62,15 @@ def test_parameters_equal_those_that_paddlenlp_builds(tmp_path: Path, write, cla
     model = model_class(model_class.config_class.from_pretrained(str(tmp_path)))
     distinct = {id(parameter): parameter for parameter in model.parameters()}
     assert parameter_count(read_model_facts(tmp_path)) == sum(int(p.size) for p in distinct.values())
+
+
+@pytest.mark.parametrize("overrides", [{}, {"word_embed_proj_dim": 32, "do_layer_norm_before": False}])
+def test_parameters_of_opt_are_those_of_the_network_with_its_head_tied(tmp_path: Path, overrides) -> None:
+    from tests.models.building import build, weights
+
+    folder = write_opt(tmp_path, **overrides)
+    built = weights(build(folder), "opt")
+    assert parameter_count(read_model_facts(folder)) == sum(value.size for value in built.values())
 
 
 # 6 * (N - lookups) + 12 * L * h * s with every number put in by hand.

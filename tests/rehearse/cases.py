@@ -11,10 +11,17 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.data.sampler import IGNORED_LABEL
 from paddle_llm.rehearse.case import Case, Sample
-from tests.tiny import write_bloom, write_chatglm2, write_llama
+from tests.tiny import write_bloom, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
 
 SEQUENCE, VOCABULARY = 16, 128
-WRITERS = {"llama": write_llama, "chatglm_v2": write_chatglm2, "bloom": write_bloom}
+WRITERS = {
+    "llama": write_llama,
+    "chatglm_v2": write_chatglm2,
+    "bloom": write_bloom,
+    "opt": write_opt,
+    "glm": write_glm,
+    "qwen2": write_qwen2,
+}
 # The oracle's measure: Adam's epsilon above rounding, a small learning rate.
 SETTINGS: dict[str, Any] = {
     "device": "cpu",

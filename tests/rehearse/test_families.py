@@ -19,6 +19,15 @@ ROWS: list[tuple[str, Layout, dict[str, Any], dict[str, Any]]] = [
     ("bloom", PP, {}, {"recompute": True}),
     ("bloom", PP_STAGE2, {}, {}),
     ("bloom", TP_PP, {"vocab_size": 121}, {"per_device_train_batch_size": 2}),
+    ("opt", TP, {"vocab_size": 121}, {"recompute": True}),
+    ("opt", TP, {"word_embed_proj_dim": 32, "do_layer_norm_before": False}, {}),
+    ("opt", STAGE2, {}, {"per_device_train_batch_size": 2}),
+    ("glm", TP, {"vocab_size": 121}, {"recompute": True}),
+    ("glm", STAGE2, {}, {}),
+    ("qwen2", TP, {"num_key_value_heads": 2, "tie_word_embeddings": True}, {"recompute": True}),
+    ("qwen2", STAGE2, {}, {"per_device_train_batch_size": 2}),
+    ("qwen2", PP, {"tie_word_embeddings": True}, {}),
+    ("qwen2", Layout(tensor=2, sequence_parallel=True), {"num_key_value_heads": 2}, {}),
 ]
 
 
