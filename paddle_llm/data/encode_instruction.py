@@ -160,13 +160,12 @@ class InstructionEncoder:
 
     def _encode_round(self, part: Spoken, number: int, spoken: list[Spoken]) -> _Round:
         last = number == len(spoken) - 1
-        prompt = [i for ids, _ in self._pieces(part.prompt, _ends_in_text(spoken, number)) for i in ids]
+        prompt = [i for ids, _ in self._pieces(part.prompt, self._behind_text(spoken, number)) for i in ids]
         if last and self.codec.prefix_lm:
             prompt += self.codec.prefix_lm
         answer: list[int] = []
         if part.answer is not None:
-            behind_text = bool(part.prompt) and not part.prompt[-1].mark
-            answer = [i for ids, _ in self._pieces(part.answer, behind_text) for i in ids]
+            answer = [i for ids, _ in self._pieces(part.answer, self._is_text(part.prompt)) for i in ids]
         end = self._mark(part.learnt_end) if part.learnt_end else None
         made = _Round(prompt, answer, self._bears(part.turn, last), end, False)
         if self.tgt_length is not None:
@@ -184,7 +183,7 @@ class InstructionEncoder:
         self, made: _Round, part: Spoken, number: int, spoken: list[Spoken], conversation: Conversation
     ) -> None:
         """Take the beginning of the question away, token by token; what the template puts around it stays."""
-        pieces = self._pieces(part.prompt, _ends_in_text(spoken, number), apart=True)
+        pieces = self._pieces(part.prompt, self._behind_text(spoken, number), apart=True)
         marks = list(self.codec.prefix_lm or ()) if number == len(spoken) - 1 else []
         excess = sum(len(ids) for ids, _ in pieces) + len(marks) - self.src_length
         prompt: list[int] = []
@@ -218,7 +217,7 @@ class InstructionEncoder:
                 else:
                     ids = self.codec.follow(pending) if follows else self.codec.encode(pending)
                 runs.append((ids, question))
-                follows = True
+                follows = not (spelled and self.codec.ends_in_mark(pending))
             pending = ""
 
         for piece in pieces:
@@ -238,6 +237,14 @@ class InstructionEncoder:
                 flush(question=True)
         flush()
         return runs
+
+    def _behind_text(self, spoken: list[Spoken], number: int) -> bool:
+        return number > 0 and self._is_text(spoken[number - 1].answer or [])
+
+    def _is_text(self, pieces: list[Piece]) -> bool:
+        """Whether pieces end in text, which what follows then continues, and not in a special token."""
+        last = next((piece for piece in reversed(pieces) if piece.text), None)
+        return last is not None and not last.mark and not (last.spelled and self.codec.ends_in_mark(last.text))
 
     def _marks(self, piece: Piece) -> list[int]:
         return self.codec.prefix_ids if piece.text == PREFIX else [self._mark(piece)]
@@ -262,9 +269,3 @@ class InstructionEncoder:
             if made.learnt_end is not None and made.bears and made.answer:
                 ends.append((len(ids) - 1, made.learnt_end))
         return ids, bears, ends
-
-
-def _ends_in_text(spoken: list[Spoken], number: int) -> bool:
-    """Whether the round before ends in text, which this one's first text then continues."""
-    answer = spoken[number - 1].answer if number else None
-    return bool(answer) and not answer[-1].mark

@@ -69,14 +69,16 @@ class JinjaTemplate:
         holes = tuple(
             t if t.role in ("system", ASSISTANT) else replace(t, content=_HOLE, input="") for t in conversation.turns
         )
-        pieces = []
-        for spoken, part in zip(self.speak(replace(conversation, turns=holes)), conversation.rounds(), strict=True):
+        made = []
+        whole, hollow = self.speak(conversation), self.speak(replace(conversation, turns=holes))
+        for full, spoken, part in zip(whole, hollow, conversation.rounds(), strict=True):
             texts = spoken.prompt[0].text.split(_HOLE)
             prompt = [Piece(texts[0], spelled=True)]
             for turn, text in zip(part.asked, texts[1:], strict=False):
-                prompt += [Piece(turn.text, question=True), Piece(text, spelled=True)]
-            pieces.append(replace(spoken, prompt=prompt))
-        return pieces
+                content = turn.text if turn.text in full.prompt[0].text else turn.text.strip()  # some templates strip it
+                prompt += [Piece(content, question=True), Piece(text, spelled=True)]
+            made.append(replace(full, prompt=prompt))
+        return made
 
     def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
         """The whole text, and from where to where each answer stands in it (for one to be generated: its end, twice)."""

@@ -135,6 +135,23 @@ def samples_per_epoch(config: RunConfig, seq_length: int) -> int:
     return sum(order.samples_per_epoch for order in orders)
 
 
+def training_samples(config: RunConfig, global_batch: int) -> int:
+    """Samples of the whole training, a multiple of `global_batch`: of --max_steps, else of --num_train_epochs.
+
+    Raises:
+        UserError: the epochs hold less than one global batch; and as `build_pretrain_datasets`.
+    """
+    if config.max_steps > 0:
+        return config.max_steps * global_batch
+    available = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length))
+    if available < global_batch:
+        raise UserError(
+            f"--num_train_epochs {config.num_train_epochs:g} of this corpus are {available} samples of {config.max_seq_length} "
+            f"tokens, fewer than one global batch of {global_batch}: give --max_steps, more text, or a smaller batch."
+        )
+    return available // global_batch * global_batch
+
+
 Weighted = list[tuple["float | None", SampleOrder]]
 
 

@@ -97,6 +97,10 @@ class TextCodec:
         cuts = [match.start() + 1 for match in self._pattern.finditer(text)]
         return [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
 
+    def ends_in_mark(self, text: str) -> bool:
+        """Whether a text ends in the spelling of a special token."""
+        return text.endswith(tuple(self.specials))
+
     def encode_with_marks(self, text: str, start: bool = True) -> list[int]:
         """Ids of a text in which special tokens are meant where they are spelled, as in what a Jinja template renders."""
         if self._pattern is None:

@@ -1,0 +1,231 @@
+"""What is cut and how, where loss is, Jinja templates; against PaddleNLP's own calls and Hugging Face's rendering."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.encode_instruction import IGNORED, DoesNotFit, InstructionEncoder
+from paddle_llm.data.encoded_samples import encode_all
+from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.data.jinja_templates import choose_template
+from paddle_llm.data.templates import TEMPLATES
+from paddle_llm.data.text_codec import TextCodec, open_codec
+from paddle_llm.data.tokenizer import load_tokenizer
+
+LONG = "the quick brown fox jumps over the lazy dog and the moon 床前明月光 " * 4
+
+
+@pytest.fixture(scope="module")
+def codec(tokenizer_folder: str) -> TextCodec:
+    return open_codec(tokenizer_folder)
+
+
+def talk(*texts: str, flags: dict[int, bool] | None = None, system: str = "") -> Conversation:
+    roles = ("user", "assistant")
+    turns = [Turn(roles[i % 2], text, (flags or {}).get(i)) for i, text in enumerate(texts)]
+    return Conversation((*([Turn("system", system)] if system else []), *turns), where=f"f, line {len(texts)}")
+
+
+def paddlenlp_example(
+    tokenizer, source: str, target: str, src_length: int, max_length: int
+) -> tuple[list[int], list[int]]:
+    """Input ids and labels by PaddleNLP's tokenizer, in the steps of its documentation: the source cut from the left to src_length,
+    the target to what is left of max_length, EOS only where it was not cut, shifted by one."""
+    tokenizer.truncation_side = "left"  # 3.0.0b4 takes the argument of that name and does not use it
+    asked = tokenizer(source, max_length=src_length, truncation=True, add_special_tokens=True)
+    tokenizer.truncation_side = "right"
+    room = max_length - len(asked["input_ids"])
+    answer = tokenizer(target, max_length=room, truncation=True, add_special_tokens=False)
+    ids = answer["input_ids"] + ([tokenizer.eos_token_id] if len(answer["input_ids"]) < room else [])
+    everything = asked["input_ids"] + ids
+    return everything[:-1], ([IGNORED] * len(asked["input_ids"]) + ids)[1:]
+
+
+def test_lengths_cut_as_paddlenlp_cuts(codec: TextCodec, tokenizer_folder: str) -> None:
+    tokenizer = load_tokenizer(tokenizer_folder)
+    fits = len(codec.encode("an answer"))
+    cases = [(8, 40), (20, 21 + fits), (20, 20 + fits), (300, 310), (300, 600)]
+    for source, target in ((LONG, LONG), (LONG, "an answer"), ("ask", LONG), ("ask", "an answer")):
+        for src_length, max_length in cases:
+            encoder = InstructionEncoder(codec, TEMPLATES["default"], src_length=src_length, max_length=max_length)
+            sample = encoder(talk(source, target))
+            expected = paddlenlp_example(tokenizer, source, target, src_length, max_length)
+            assert (sample.input_ids.tolist(), sample.labels.tolist()) == expected, (source[:3], target[:3], src_length)
+            assert sample.cut_question == (len(codec.encode(source)) + 1 > src_length)
+            assert sample.cut_answer == (sample.labels[-1] != codec.eos_id)
+
+
+def test_what_a_template_puts_around_a_question_is_never_cut(codec: TextCodec) -> None:
+    encoder = InstructionEncoder(codec, TEMPLATES["llama2"], src_length=50, max_length=100)
+    sample = encoder(talk(LONG, "yes", system="Hi"))
+    whole = InstructionEncoder(codec, TEMPLATES["llama2"], max_length=1000)(talk(LONG, "yes", system="Hi"))
+    assert int((sample.labels == IGNORED).sum()) == 49 and sample.cut_question and not sample.cut_answer
+    head = len(codec.encode("[INST] <<SYS>>\nHi\n<</SYS>>\n\n")) + 1
+    assert sample.input_ids[:head].tolist() == whole.input_ids[:head].tolist()
+    assert sample.input_ids[head:].tolist() == whole.input_ids[head - len(sample.input_ids) :].tolist()
+    with pytest.raises(DoesNotFit, match="needs .* tokens before the answer without its question"):
+        encoder(talk("a", "yes", system=LONG))
+
+
+def test_the_oldest_rounds_give_way_and_the_system_stays(codec: TextCodec) -> None:
+    encoder = InstructionEncoder(codec, TEMPLATES["llama2"], max_length=120)
+    sample = encoder(talk(LONG, "one", "two", "three", "four", "five", system="Hi"))
+    assert (sample.dropped_rounds, sample.cut_question, sample.cut_answer) == (1, False, False)
+    short = encoder(talk("two", "three", "four", "five", system="Hi"))
+    assert sample.input_ids.tolist() == short.input_ids.tolist() and sample.labels.tolist() == short.labels.tolist()
+    last = encoder(talk("q", "a", "two", LONG))
+    assert (
+        last.cut_answer and last.dropped_rounds == 1 and len(last.input_ids) == 119 and last.labels[-1] != codec.eos_id
+    )
+    prompt = InstructionEncoder(codec, TEMPLATES["llama2"], max_length=120, src_length=25).prompt(
+        talk(LONG, "a", "two", "b")
+    )
+    assert prompt.input_ids.tolist() == [1, *codec.encode("[INST] two [/INST]")]
+
+
+def test_tgt_length_counts_the_end(codec: TextCodec) -> None:
+    size = len(codec.encode("an answer")) + 1
+    for tgt_length, is_cut in ((size, False), (size - 1, True)):
+        encoder = InstructionEncoder(codec, TEMPLATES["default"], max_length=200, tgt_length=tgt_length)
+        sample = encoder(talk("ask", "an answer"))
+        assert sample.answer_tokens == tgt_length and sample.cut_answer == is_cut
+        assert (sample.labels[-1] == codec.eos_id) != is_cut
+
+
+def learnt(codec: TextCodec, conversation: Conversation, loss_on: str, template: str = "default") -> str:
+    sample = InstructionEncoder(codec, TEMPLATES[template], max_length=500, loss_on=loss_on)(conversation)
+    return codec.show([i for i in sample.labels.tolist() if i != IGNORED])
+
+
+def test_loss_is_where_it_was_asked_for(codec: TextCodec) -> None:
+    plain = talk("ask", "one", "more", "two")
+    assert learnt(codec, plain, "answers") == " one</s> two</s>"
+    assert learnt(codec, plain, "last") == " two</s>"
+    assert learnt(codec, plain, "all") == " ask one</s> more two</s>"
+    flagged = talk("ask", "one", "more", "two", flags={1: True, 3: False})
+    for loss_on in ("answers", "last"):
+        assert learnt(codec, flagged, loss_on) == " one</s>"
+    with pytest.raises(UserError, match="--loss_on question: is none of answers, last, all"):
+        learnt(codec, plain, "question")
+
+
+def test_labels_are_the_next_tokens(codec: TextCodec) -> None:
+    sample = InstructionEncoder(codec, TEMPLATES["default"], max_length=500, loss_on="all")(talk("ask", LONG))
+    assert sample.labels[:-1].tolist() == sample.input_ids[1:].tolist()
+
+
+@pytest.mark.parametrize(("lengths", "why"), [
+    ({"max_length": 1}, "needs at least 2 tokens"), ({"max_length": 20, "src_length": 20}, "leaves no room for an answer"),
+])  # fmt: skip
+def test_lengths_that_leave_no_room_are_refused(codec: TextCodec, lengths: dict[str, int], why: str) -> None:
+    with pytest.raises(UserError, match=why):
+        InstructionEncoder(codec, TEMPLATES["default"], **lengths)
+
+
+def test_what_is_cut_is_counted_and_what_cannot_be_learnt_is_refused(codec: TextCodec, capsys) -> None:
+    encoder = InstructionEncoder(codec, TEMPLATES["default"], max_length=60, src_length=20)
+    rows = [talk("ask", "ok"), talk(LONG, "ok"), talk("ask", LONG), talk("a", "b", LONG, LONG)]
+    report = encode_all(rows, encoder).report
+    assert (report.samples, report.cut_questions, report.cut_answers, report.dropped_rounds) == (4, 2, 2, 1)
+    told = capsys.readouterr().err
+    assert "2 answers cut; they are not ended by EOS (first: f, line 2; f, line 4)" in told
+    dropped = encode_all(rows, encoder, long_samples="drop")
+    assert (
+        len(dropped) == 1 and dropped.report.too_long == 3 and "3 samples left out: longer" in capsys.readouterr().err
+    )
+    with pytest.raises(UserError, match="3 samples are longer than --max_length 60 .*first: f, line 2"):
+        encode_all(rows, encoder, long_samples="refuse")
+    mute = [*rows, talk("ask", "ok", flags={1: False}), talk("ask", "ok", system=LONG)]
+    with pytest.raises(UserError, match="1 samples have no room for the template"):
+        encode_all(mute, encoder)
+    kept = encode_all(mute, encoder, drop_unlearnable=True)
+    assert len(kept) == 4 and (kept.report.no_loss, kept.report.does_not_fit) == (1, 1)
+    told = capsys.readouterr().err
+    assert "1 samples left out: no token of theirs bears loss" in told and "the template alone is longer" in told
+
+
+# As Hugging Face folders carry them: Zephyr's, and one that marks the assistant's text itself.
+JINJA = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}<<{{ m.content }}>>\n{% elif m.role == 'user' %}"
+    "{% if loop.index0 > 40 %}{{ raise_exception('too many') }}{% endif %}[Q] {{ m.content | trim }}\n"
+    "{% else %}[A] {{ m.content }}{{ eos_token }}\n{% endif %}{% endfor %}{% if add_generation_prompt %}[A]{% endif %}"
+)
+MARKED = (
+    "{%- for m in messages %}\n{%- if m.role == 'assistant' %}\n{{- '[A]' }}{% generation %}{{ m.content + eos_token }}"
+    "{% endgeneration %}\n{%- else %}\n{{- '[Q]' + m.content }}\n{%- endif %}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{ '[A]' }}{% endif %}"
+)
+
+
+def jinja_encoder(folder: Path, tokenizer_folder: str, source: str, **options) -> InstructionEncoder:
+    for file in Path(tokenizer_folder).iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config |= {"chat_template": source, "eos_token": {"content": "</s>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    codec = open_codec(str(folder))
+    chosen = choose_template(None, codec, str(folder))
+    assert chosen.why == "the tokenizer's own chat template"
+    return InstructionEncoder(codec, chosen.template, **{"max_length": 500, **options})
+
+
+def test_a_jinja_template_gives_its_text_and_its_answers(tmp_path: Path, tokenizer_folder: str) -> None:
+    encoder = jinja_encoder(tmp_path, tokenizer_folder, JINJA)
+    codec = encoder.codec
+    sample = encoder(talk(" ask ", "one", "more", "two", system="Hi"))
+    text = codec.show([*sample.input_ids.tolist(), codec.eos_id])
+    # A blank before what follows a special token is the tokenizer's.
+    assert text == "<s> <<Hi>>\n[Q] ask\n[A] one</s> \n[Q] more\n[A] two</s>"
+    assert codec.show([i for i in sample.labels.tolist() if i != IGNORED]) == " one</s> two</s>"
+    assert encoder.stop_ids == [codec.eos_id]
+    prompt = encoder.prompt(talk("ask", "one", "more", "two")).input_ids.tolist()
+    assert codec.show(prompt) == "<s> [Q] ask\n[A] one</s> \n[Q] more\n[A]"
+    whole = encoder(talk("ask", "one", "more", "two")).input_ids.tolist()
+    assert whole[: len(prompt)] == prompt
+    cut = jinja_encoder(tmp_path, tokenizer_folder, JINJA, src_length=20)(talk(LONG, "ok"))
+    assert cut.cut_question and int((cut.labels == IGNORED).sum()) == 19
+    assert codec.show(cut.input_ids).startswith("<s> [Q] ") and codec.show(cut.input_ids).endswith("明月光\n[A] ok")
+    with pytest.raises(UserError, match="f, line 44: the chat template of .* refuses it: TemplateError: too many"):
+        encoder(talk(*["a"] * 44))
+
+
+def test_a_jinja_template_that_marks_its_answers_is_believed(tmp_path: Path, tokenizer_folder: str) -> None:
+    encoder = jinja_encoder(tmp_path, tokenizer_folder, MARKED)
+    codec = encoder.codec
+    sample = encoder(talk("ask", "one", "more", "two"))
+    assert codec.show([*sample.input_ids.tolist(), codec.eos_id]) == " [Q]ask[A]one</s> [Q]more[A]two</s>"
+    assert codec.show([i for i in sample.labels.tolist() if i != IGNORED]) == "one</s>two</s>"
+
+
+def test_a_jinja_template_that_forgets_is_refused(tmp_path: Path, tokenizer_folder: str) -> None:
+    forgets = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '...' }}{% endfor %}"
+    with pytest.raises(UserError, match="writes earlier turns differently when more follow"):
+        jinja_encoder(tmp_path, tokenizer_folder, forgets)(talk("ask", "one", "more", "two"))
+    with pytest.raises(UserError, match="no valid Jinja .line 1"):
+        jinja_encoder(tmp_path, tokenizer_folder, "{% for %}")
+    with pytest.raises(UserError, match="SecurityError"):
+        jinja_encoder(tmp_path, tokenizer_folder, "{{ messages.append(1) }}")
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("source", [JINJA, MARKED])
+def test_jinja_is_rendered_as_transformers_renders_it(tmp_path: Path, tokenizer_folder: str, source: str) -> None:
+    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    encoder = jinja_encoder(tmp_path, tokenizer_folder, source)
+    conversation = talk(" ask ", "one\n", "more", "  two", system="Hi")
+    messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    (expected,), _ = utils.render_jinja_template([messages], chat_template=source, **tokens)
+    text, answers = encoder.template._render(conversation)
+    assert text == expected
+    if source is MARKED:
+        _, (indices,) = utils.render_jinja_template(
+            [messages], chat_template=source, return_assistant_tokens_mask=True, **tokens
+        )
+        assert answers == indices
+    assert np.all([text[a:b].endswith("</s>") for a, b in answers])

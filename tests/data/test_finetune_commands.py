@@ -1,0 +1,75 @@
+"""`data inspect --finetune` and `data self-cognition`, as typed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.instruction_dataset import load_split
+from paddle_llm.data.self_cognition import LANGUAGES, self_cognition_rows
+from tests.data.conftest import english_and_chinese
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "paddle_llm.cli", "data", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_inspect_shows_samples_with_the_learnt_tokens_marked(tmp_path: Path, tokenizer_folder: str) -> None:
+    path = tmp_path / "train.jsonl"
+    texts = english_and_chinese(40)
+    rows = [{"src": ["ask", f"more {i}"], "tgt": ["one", text[:150]], "language": "en"} for i, text in enumerate(texts)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shown = run("inspect", "--finetune", path, "--tokenizer", tokenizer_folder, "--num", 2, "--max_length", 80)
+    assert shown.returncode == 0, shown.stderr
+    assert f"--- {path}, line 1 (" in shown.stdout and f"--- {path}, line 21 (" in shown.stdout
+    assert "<s> ask[[ one</s>]] more 0[[" in shown.stdout
+    assert "samples: 40, left out: 0" in shown.stdout and "by language: en 40" in shown.stdout
+    assert "longest 79" in shown.stdout and "packed (" in shown.stdout and "padding: " in shown.stdout
+    assert "format src_tgt, by its keys src, tgt" in shown.stderr and "template default" in shown.stderr
+    assert "answers cut; they are not ended by EOS" in shown.stderr
+    with open(path, "a") as stream:
+        stream.write("{}\n")
+    refused = run("inspect", "--finetune", path, "--tokenizer", tokenizer_folder)
+    assert refused.returncode == 2 and f"{path}, line 41: has no key 'src'" in refused.stderr
+    assert "Traceback" not in refused.stderr and "--skip_bad_rows" in refused.stderr
+    both = run("inspect", "corpus", "--finetune", path)
+    assert both.returncode == 2 and "one of the two" in both.stderr
+
+
+def test_self_cognition_writes_a_file_that_training_reads(tmp_path: Path) -> None:
+    path = tmp_path / "me.jsonl"
+    words = ("--name", "zh=小鹏,en=Little {Peng}", "--author", "Our Lab", "--output", path)
+    made = run("self-cognition", *words)
+    assert made.returncode == 0, made.stderr
+    conversations = load_split(str(path))
+    assert {c.language for c in conversations} == set(LANGUAGES) and {c.task for c in conversations} == {
+        "self_cognition"
+    }
+    for conversation in conversations:
+        answer = conversation.turns[1].content
+        assert ("小鹏" if conversation.language == "zh" else "Little {Peng}") in answer and "Our Lab" in answer
+    again = run("self-cognition", *words)
+    assert again.returncode == 2 and "is there already" in again.stderr
+    wrong = run("self-cognition", "--name", "x", "--author", "y", "--output", tmp_path / "z", "--language", "fr")
+    assert wrong.returncode == 2 and "known are zh, en" in wrong.stderr and not (tmp_path / "z").exists()
+
+
+@pytest.mark.parametrize("language", list(LANGUAGES))
+def test_self_cognition_has_about_a_hundred_different_questions(language: str) -> None:
+    rows = list(self_cognition_rows(language, "Ada", "Lab"))
+    assert 90 <= len(rows) <= 120 and len({row["query"] for row in rows}) == len(rows)
+    assert not any("{" in text for row in rows for text in row.values())
+    assert all("Ada" in row["response"] and "Lab" in row["response"] for row in rows)
+
+
+def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+    from paddle_llm.data.self_cognition import write_self_cognition
+
+    with pytest.raises(UserError, match="must not be empty"):
+        write_self_cognition({"en": " "}, {"en": "x"}, ["en"], str(tmp_path / "a.jsonl"))
