@@ -89,7 +89,8 @@ def _prepare() -> None:
     from paddle_llm.parallel.host import prepare_host
     from paddle_llm.rehearse.ranks import start_server
 
-    prepare_host("cpu", cpu_threads=1)
+    if "paddle" not in sys.modules:
+        prepare_host("cpu", cpu_threads=1)
     os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")  # for the server; `prepare_host` quiets this process
     start_server()
 

@@ -40,6 +40,9 @@ QUANTITIES = {
     "eval_loss": ("evaluation loss", "The training is right and its evaluation is not: samples or the mean over them."),
 }  # fmt: skip
 _SHOWN_LINES = 20
+_MEASURE = (
+    "Learning rate, schedule, epsilon and clipping are those that the limits are measured with: small steps, clipped."
+)
 
 
 def print_report(shrunk: Shrunk, faces: list[Face], real: Layout, seconds: float, console: Console) -> None:
@@ -126,7 +129,8 @@ def _face_table(face: Face) -> Table:
 
 
 def _changes_table(changes: Iterable[Change]) -> Table:
-    table = Table("what", "real", "rehearsed", title="What was made small", title_justify="left")
+    table = Table("what", "real", "rehearsed", title="What was made small", title_justify="left", caption=_MEASURE)
+    table.caption_justify = "left"
     for change in changes:
         table.add_row(change.what, change.real, change.rehearsed)
     return table

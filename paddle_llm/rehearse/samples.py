@@ -100,13 +100,12 @@ def _checked_tokenizer(real: Resolved) -> Any:
 
 def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Runs of max_seq_length + 1 tokens, checked as a training does."""
-    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets
-    from paddle_llm.models.registry import sample_transform
+    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_samples
 
     assert real.facts is not None
     with tempfile.TemporaryDirectory(prefix="rehearse-index-") as cache:
         config = real.config.model_copy(update={"data_cache": cache})
-        _check_amount(real, config)
+        training_samples(config, global_batch(real))  # for its check that the epochs hold a batch
         splits = build_pretrain_datasets(
             config,
             train_samples=wanted.train,
@@ -124,35 +123,24 @@ def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[
                     f"{dataset.sample_ids(index)} holds the token id {window.max()}, the model's vocabulary has "
                     f"{real.facts.vocab_size}. Build the corpus again with the model's own tokenizer."
                 )
-    sample_transform(real.facts, tokenizer)  # for its checks of the real marks
+    _check_marks(real, tokenizer)
     return parts[0], parts[1]
 
 
-def _check_amount(real: Resolved, config: Any) -> None:
-    """Epochs must hold one global batch at least."""
-    from paddle_llm.data.pretrain_dataset import samples_per_epoch
+def _check_marks(real: Resolved, tokenizer: Any) -> None:
+    if real.facts is not None and real.facts.model_type == "chatglm":
+        from paddle_llm.models.chatglm_pretrain import chatglm_transform
 
-    if config.max_steps > 0:
-        return
-    batch = global_batch(real)
-    available = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length))
-    if available < batch:
-        raise UserError(
-            f"--num_train_epochs {config.num_train_epochs:g} of this corpus are {available} samples of "
-            f"{config.max_seq_length} tokens, fewer than one global batch of {batch}: give --max_steps, more text, or a "
-            "smaller batch."
-        )
+        chatglm_transform(real.facts, tokenizer)
 
 
 def _samples(model: SmallModel, train: list[np.ndarray], evaluation: list[np.ndarray]) -> Samples:
     """Windows of S + 1 folded tokens as the family's samples."""
-    cut = _cut_of(model)
+    from paddle_llm.models.registry import sample_transform
+
+    cut = sample_transform(model.facts) or _next_token_sample
     return Samples([cut(window) for window in train], [cut(window) for window in evaluation])
 
 
-def _cut_of(model: SmallModel) -> Any:
-    if model.facts.model_type != "chatglm":
-        return lambda window: {"input_ids": window[:-1].copy(), "labels": window[1:].copy()}
-    from paddle_llm.models.chatglm_pretrain import chatglm_transform
-
-    return chatglm_transform(model.facts)
+def _next_token_sample(window: np.ndarray) -> Sample:
+    return {"input_ids": window[:-1].copy(), "labels": window[1:].copy()}

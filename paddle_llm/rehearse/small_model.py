@@ -85,6 +85,8 @@ def small_model(facts: ModelFacts, layout: Layout, sequence: int, tensor: int, s
     raw = with_numbers(facts.raw, numbers) | {
         key: _folded(value, fold) for key, value in facts.raw.items() if key.endswith(("_token_id", "_token_ids"))
     }
+    if raw.get("word_embed_proj_dim"):  # OPT: the embeddings' own width
+        raw["word_embed_proj_dim"] = hidden if raw["word_embed_proj_dim"] == facts.hidden_size else hidden // 2
     return SmallModel(facts_from_dict(raw, where="the rehearsed config.json"), length, fold)
 
 

@@ -171,24 +171,12 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTraine
 
 def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
     """Training, evaluation and prediction samples in the one global order."""
-    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, samples_per_epoch
+    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_samples
     from paddle_llm.models.registry import sample_transform
     from paddle_llm.training.sample_order import global_batch_of
 
     config = resolved.config
-    batch = global_batch_of(args)
-    if not config.do_train:
-        train = 0
-    elif config.max_steps > 0:
-        train = config.max_steps * batch
-    else:
-        available = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length))
-        train = available // batch * batch
-        if not train:
-            raise UserError(
-                f"--num_train_epochs {config.num_train_epochs:g} of this corpus are {available} samples of {config.max_seq_length} "
-                f"tokens, fewer than one global batch of {batch}: give --max_steps, more text, or a smaller batch."
-            )
+    train = training_samples(config, global_batch_of(args)) if config.do_train else 0
     evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
     return build_pretrain_datasets(
         config,

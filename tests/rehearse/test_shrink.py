@@ -13,13 +13,14 @@ import pytest
 
 from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import facts_from_dict
 from paddle_llm.config.reader import Resolved
 from paddle_llm.rehearse.faces import faces_of
 from paddle_llm.rehearse.oracle import reference_key
 from paddle_llm.rehearse.rehearsal import cases_of
 from paddle_llm.rehearse.samples import global_batch, synthetic_samples, wanted_by
 from paddle_llm.rehearse.shrink import ADAM_EPSILON, LEARNING_RATE, Shrunk, read_real, shrink
-from paddle_llm.rehearse.small_model import Fold
+from paddle_llm.rehearse.small_model import Fold, small_model
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
 
 ROOT = Path(__file__).parents[2]
@@ -256,6 +257,20 @@ def test_scaled_rotary_embeddings_still_reach_beyond_their_table(tmp_path: Path)
     small = shrink(real, 4, 3, tmp_path / "small")
     assert small.model.facts.raw["rope_scaling"] == scaling
     assert small.model.facts.max_position_embeddings == small.model.sequence // 2
+
+
+@pytest.mark.parametrize(("width", "expected"), [(1024, 1), (512, 2)])
+def test_the_width_of_opt_s_embeddings_follows(width: int, expected: int) -> None:
+    raw = {
+        "model_type": "opt",
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 24,
+        "ffn_dim": 4096,
+    }
+    raw |= {"vocab_size": 50272, "max_position_embeddings": 2048, "word_embed_proj_dim": width}
+    small = small_model(facts_from_dict(raw, where="here"), Layout(tensor=4), 2048, 2, 1, 1).facts
+    assert small.hidden_size == expected * small.raw["word_embed_proj_dim"]
 
 
 def test_folded_ids_keep_special_ones_apart() -> None:
