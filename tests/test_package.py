@@ -48,7 +48,7 @@ def test_a_missing_paddle_is_one_message(tmp_path):
         "--model_name_or_path",
         str(tmp_path / "llama"),
         "--input_dir",
-        "x",
+        str(tmp_path),
         "--output_dir",
         str(tmp_path / "o"),
         "--do_train",
