@@ -15,6 +15,7 @@ from paddle_llm.models.hub import model_folder
 from paddle_llm.models.registry import Family, check_layout, find_family
 from paddle_llm.models.switches import apply_switches, say_notices
 from paddle_llm.models.vocab import pad_config
+from paddle_llm.parallel.sequence_parallel import mend_fused_reduction
 from paddle_llm.parallel.shared_weights import count_shared_weights_once
 
 
@@ -75,6 +76,8 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     correct_models()
     if paddle.device.get_device() == "cpu":
         cpu_kernels.install()
+    if layout.sequence_parallel:
+        mend_fused_reduction()
     model_class = family.load("pipeline_class" if layout.pipeline > 1 else "model_class")
     model_config.architectures = [family.model_class.split(":")[1]]
     model_config.dtype = dtype

@@ -37,6 +37,7 @@ from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.names import BASE_PREFIXES
 from paddle_llm.models.opt_glm_corrections import correct_glm, correct_opt, with_loss
 from paddle_llm.models.prefix_mask import prefix_mask
+from paddle_llm.models.segment_hooks import install_segments
 
 _done: set[str] = set()
 _CHATGLM2_PREFIX = BASE_PREFIXES["chatglm_v2"]
@@ -53,6 +54,7 @@ def correct_models() -> None:
     _correct_chatglm2_pipeline()
     correct_opt()
     correct_glm()
+    install_segments()
 
 
 def correct_network(model: Any, family: str) -> None:

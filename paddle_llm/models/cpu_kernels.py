@@ -14,11 +14,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
-_MIN_BLOCK, _MAX_BLOCKS = 128, 8
+MIN_BLOCK, _MAX_BLOCKS = 128, 8
 _HIDDEN = -1e30
 _originals: dict[str, Any] = {}
 
@@ -124,7 +125,8 @@ def _chatglm2_norm(self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
 class Rotate(PyLayer):
     """x * cos + rotate_half(x) * sin, the rotary embedding of Su et al. 2021 in LLaMA's order of dimensions.
 
-    `cos_SND` and `sin_SND` are spelled out for every head; the first half of `sin_SND` is negative.
+    `cos_SND` and `sin_SND` are spelled out for every head (and for every row, where positions differ between rows); the
+    first half of `sin_SND` is negative.
     """
 
     @staticmethod
@@ -145,17 +147,18 @@ def _swap_halves(x: paddle.Tensor) -> paddle.Tensor:
 
 def _rope(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any) -> tuple[paddle.Tensor, paddle.Tensor]:
     length = q.shape[1]
-    if not _plain(q, k, cos, sin) or length > cos.shape[1] or not _counts_up(position_ids, length):
+    alike = _counts_up(position_ids, length)
+    if not _plain(q, k, cos, sin) or length > cos.shape[1] or (not alike and position_ids.shape != q.shape[:2]):
         return _originals["rope"](q, k, cos, sin, position_ids)
     half = cos.shape[-1] // 2
-    cos_S1D, sin_S1D = cos[0, :length], sin[0, :length]
+    cos_S1D, sin_S1D = (table[0, :length] if alike else table[0][position_ids] for table in (cos, sin))
     sin_S1D = paddle.concat([-sin_S1D[..., :half], sin_S1D[..., half:]], axis=-1)
     tables = {heads: _for_heads(cos_S1D, sin_S1D, heads) for heads in {q.shape[2], k.shape[2]}}
     return Rotate.apply(q, *tables[q.shape[2]]), Rotate.apply(k, *tables[k.shape[2]])
 
 
 def _for_heads(cos_S1D: paddle.Tensor, sin_S1D: paddle.Tensor, heads: int) -> tuple[paddle.Tensor, paddle.Tensor]:
-    return paddle.concat([cos_S1D] * heads, axis=1), paddle.concat([sin_S1D] * heads, axis=1)
+    return paddle.concat([cos_S1D] * heads, axis=-2), paddle.concat([sin_S1D] * heads, axis=-2)
 
 
 def _counts_up(position_ids: Any, length: int) -> bool:
@@ -171,17 +174,27 @@ def _counts_up(position_ids: Any, length: int) -> bool:
 class CausalAttention(PyLayer):
     """softmax(q k^T / sqrt(D)) v, each position looking backwards; q, k, v and the result [B, S, N, D].
 
-    Queries are taken in blocks, and for each only the keys up to its end.
+    Queries are taken in blocks, and for each only the keys up to its end. `lengths`: the row is samples of these lengths,
+    one behind the other, that do not see each other. `slopes`: of ALiBi, one for each head, added times the key's place.
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BSND: paddle.Tensor, k_BSND: paddle.Tensor, v_BSND: paddle.Tensor) -> paddle.Tensor:
+    def forward(
+        ctx: Any,
+        q_BSND: paddle.Tensor,
+        k_BSND: paddle.Tensor,
+        v_BSND: paddle.Tensor,
+        lengths: list[int] | None = None,
+        slopes: list[float] | None = None,
+    ) -> paddle.Tensor:
         length, scale = q_BSND.shape[1], 1.0 / math.sqrt(q_BSND.shape[-1])
         q, k, v = _heads_first(q_BSND * scale), _heads_first(k_BSND), _heads_first(v_BSND)
         weights, outputs = [], []
         for start, stop in _blocks(length):
             scores = paddle.matmul(q[:, :, start:stop], k[:, :, :stop], transpose_y=True)
-            scores.add_(_causal_bias(start, stop))
+            scores.add_(_causal_bias(start, stop) if lengths is None else _segment_bias(lengths, start, stop))
+            if slopes is not None:
+                scores.add_(paddle.to_tensor(np.outer(slopes, np.arange(stop)).astype(np.float32)).unsqueeze(1))
             weights.append(F.softmax_(scores, axis=-1))
             outputs.append(paddle.matmul(weights[-1], v[:, :, :stop]))
         ctx.wanted = _wants_gradient(q_BSND, k_BSND, v_BSND)
@@ -212,13 +225,21 @@ class CausalAttention(PyLayer):
 
 
 def _blocks(length: int) -> list[tuple[int, int]]:
-    size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
+    size = max(MIN_BLOCK, -(-length // _MAX_BLOCKS))
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def _causal_bias(start: int, stop: int) -> paddle.Tensor:
     """[stop - start, stop]: what hides later keys from the queries [start, stop)."""
     return paddle.triu(paddle.full([stop - start, stop], _HIDDEN), diagonal=start + 1)
+
+
+def _segment_bias(lengths: list[int], start: int, stop: int) -> paddle.Tensor:
+    """[stop - start, stop]: what hides later keys, and other samples, from the queries [start, stop)."""
+    sample = np.repeat(np.arange(len(lengths)), lengths)[:stop]
+    place = np.arange(stop)
+    seen = (sample[start:, None] == sample) & (place[start:, None] >= place)
+    return paddle.to_tensor(np.where(seen, np.float32(0), np.float32(_HIDDEN)))
 
 
 def _add_to(sums: list[Any], index: int, term: paddle.Tensor) -> None:
@@ -264,12 +285,12 @@ def _attention(
             value_states,
             attention_mask,
             output_attentions,
-            alibi,
-            attn_mask_startend_row_indices,
-            sequence_parallel,
-            reshard_layer,
-            npu_is_casual,
-            skip_recompute,
+            alibi=alibi,
+            attn_mask_startend_row_indices=attn_mask_startend_row_indices,
+            sequence_parallel=sequence_parallel,
+            reshard_layer=reshard_layer,
+            npu_is_casual=npu_is_casual,
+            skip_recompute=skip_recompute,
         )
     batch, length, heads, width = query_states.shape
     output = CausalAttention.apply(*states)
@@ -279,7 +300,12 @@ def _attention(
 
 
 def _mask(attention_mask: Any, input_shape: Any, past_key_values_length: int, dtype: Any) -> Any:
-    """None, which stands for the plain causal mask, where PaddleNLP would spell out just that."""
+    """None, which stands for the plain causal mask, where PaddleNLP would spell out just that.
+
+    In a pipeline on a CPU, PaddleNLP takes for a mask what says where packed samples end (`segments.py`): it goes on as it is.
+    """
+    if attention_mask is not None and attention_mask.dtype == paddle.int32:
+        return attention_mask
     if past_key_values_length == 0 and input_shape[-1] > 1:
         if attention_mask is None:
             return None

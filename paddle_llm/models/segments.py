@@ -1,0 +1,132 @@
+"""Packed rows: several samples one behind the other in a row, none of which sees another.
+
+What a batch says
+    input_ids, labels  [B, S]
+    segment_lengths    [B, K] int64: the lengths of a row's samples in order, filled up with zeros. What is left of a row
+                       behind them is padding (labels -100).
+    position_ids       [B, S] int64, from 0 in each sample; made here where it is absent.
+Without `segment_lengths` a row is one sample; padding on its right needs no mask then (nothing that counts looks at it),
+padding on its left an `attention_mask` [B, S] of zeros and ones.
+
+How it reaches the attention: as `ends` [B, S] int32, for each position the index behind the last one of its sample. That
+is what FlashMask (Wang et al. 2024) calls the start of a column's masked rows and PaddleNLP `attn_mask_startend_row_indices`:
+it passes through layers, recompute and pipeline stages as any other tensor does, so that no micro batch meets another's.
+
+What it costs: attention is computed sample by sample on a CPU (neighbours below 128 tokens together under one small mask),
+by FlashMask's kernel on a GPU in 16 bits, which leaves out what is hidden. Only in 32 bits on a GPU, and with dropout of
+attention's probabilities, is the S x S mask spelled out.
+
+Shapes: B rows, S positions of a row, K samples of a row, N heads, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+
+from paddle_llm.models.cpu_kernels import MIN_BLOCK, CausalAttention
+
+
+def segment_ends(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+    """`ends` [B, S] of rows of `length` positions; padding is a sample of its own."""
+    behind_BK = lengths_BK.astype("int64").cumsum(axis=1)
+    rows = behind_BK.shape[0]
+    position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    behind_BK = paddle.concat([behind_BK, paddle.full([rows, 1], length, dtype="int64")], axis=1)
+    sample_BS = paddle.searchsorted(behind_BK, position_BS, right=True)
+    return paddle.take_along_axis(behind_BK, sample_BS, axis=1).astype("int32")
+
+
+def segment_positions(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+    """`position_ids` [B, S] int64 of the same rows, from 0 in each sample and in the padding."""
+    lengths_BK = lengths_BK.astype("int64")
+    behind_BK = lengths_BK.cumsum(axis=1)
+    rows = behind_BK.shape[0]
+    position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    begin_BK = paddle.concat([paddle.zeros([rows, 1], dtype="int64"), behind_BK], axis=1)
+    sample_BS = paddle.searchsorted(behind_BK, position_BS, right=True)
+    return position_BS - paddle.take_along_axis(begin_BK, sample_BS, axis=1)
+
+
+def is_ends(mask: Any) -> bool:
+    """Whether what stands in a mask's place is `ends`: masks are of booleans, floats or int64."""
+    return mask is not None and mask.dtype == paddle.int32
+
+
+def lengths_of(ends_BS: paddle.Tensor) -> list[int]:
+    """The lengths of all samples of all rows, in order, padding too."""
+    found = []
+    for ends in ends_BS.numpy():
+        at = 0
+        while at < len(ends):
+            found.append(int(ends[at]) - at)
+            at = int(ends[at])
+    return found
+
+
+def attend(
+    q_BSND: paddle.Tensor,
+    k_BSND: paddle.Tensor,
+    v_BSND: paddle.Tensor,
+    ends_BS: paddle.Tensor,
+    *,
+    slopes: list[float] | None = None,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """softmax(q k^T / sqrt(D)) v [B, S, N, D], each position looking backwards within its sample.
+
+    Args:
+        slopes: [N], of ALiBi (Press et al. 2022); None: none.
+        dropout: of the probabilities; 0 outside training.
+    """
+    plain = all(tensor.dtype == paddle.float32 for tensor in (q_BSND, k_BSND, v_BSND))
+    if plain and not dropout and q_BSND.place.is_cpu_place():
+        return _by_sample(q_BSND, k_BSND, v_BSND, ends_BS, slopes)
+    if q_BSND.dtype in (paddle.float16, paddle.bfloat16) and slopes is None and q_BSND.place.is_gpu_place():
+        columns_B1S1 = ends_BS.unsqueeze([1, -1])
+        return F.flashmask_attention(q_BSND, k_BSND, v_BSND, columns_B1S1, dropout=dropout, causal=True)
+    return _under_a_mask(q_BSND, k_BSND, v_BSND, ends_BS, slopes, dropout)
+
+
+def _by_sample(q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[float] | None) -> paddle.Tensor:
+    shape = q.shape
+    groups = grouped(lengths_of(ends_BS))
+    sizes = [sum(group) for group in groups]
+    parts = [paddle.split(x.reshape([1, -1, *x.shape[2:]]), sizes, axis=1) for x in (q, k, v)]
+    outputs = [
+        CausalAttention.apply(*qkv, group if len(group) > 1 else None, slopes)
+        for group, qkv in zip(groups, zip(*parts, strict=True), strict=True)
+    ]
+    return paddle.concat(outputs, axis=1).reshape(shape)
+
+
+def grouped(lengths: list[int]) -> list[list[int]]:
+    """Neighbours whose lengths add up to no more than a block of the attention's: one small mask costs less than calls."""
+    groups: list[list[int]] = []
+    room = 0
+    for length in lengths:
+        if length > room:
+            groups.append([])
+            room = MIN_BLOCK
+        groups[-1].append(length)
+        room -= length
+    return groups
+
+
+def _under_a_mask(
+    q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[float] | None, dropout: float
+) -> paddle.Tensor:
+    q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))
+    scores = paddle.matmul(q * (1.0 / math.sqrt(q.shape[-1])), k, transpose_y=True).astype("float32")
+    position_S = paddle.arange(ends_BS.shape[1], dtype="int32")
+    if slopes is not None:
+        slopes_N1 = paddle.to_tensor(slopes, dtype="float32").unsqueeze(1)
+        scores = scores + (slopes_N1 * position_S.astype("float32")).unsqueeze([0, 2])
+    query_S1 = position_S.unsqueeze(1)
+    seen_B1SS = ((query_S1 >= position_S) & (query_S1 < ends_BS.unsqueeze(1))).unsqueeze(1)
+    weights = F.softmax(paddle.where(seen_B1SS, scores, paddle.full([1], -1e30)), axis=-1).astype(v.dtype)
+    weights = F.dropout(weights, dropout)
+    return paddle.matmul(weights, v).transpose([0, 2, 1, 3])

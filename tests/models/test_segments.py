@@ -1,0 +1,118 @@
+"""A packed row is its samples: the same loss and gradients, at the cost of its samples."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_llm.models.segments import attend, grouped, lengths_of, segment_ends, segment_positions
+from tests.models.building import WRITERS, build
+
+LENGTHS = [[5, 3, 9], [11, 1, 0]]  # the second row has two samples and padding
+ROW = 20
+PACKED_FAMILIES = ["llama", "qwen2"]
+
+
+def samples() -> list[tuple[np.ndarray, np.ndarray]]:
+    draw = np.random.default_rng(0)
+    found = []
+    for length in (length for row in LENGTHS for length in row if length):
+        tokens = draw.integers(4, 120, length + 1)
+        labels = tokens[1:].copy()
+        labels[: length // 2] = -100
+        found.append((tokens[:-1], labels))
+    return found
+
+
+def packed() -> dict[str, paddle.Tensor]:
+    inputs, labels = np.zeros((2, ROW), np.int64), np.full((2, ROW), -100, np.int64)
+    parts = iter(samples())
+    for row, lengths in enumerate(LENGTHS):
+        at = 0
+        for length in filter(None, lengths):
+            inputs[row, at : at + length], labels[row, at : at + length] = next(parts)
+            at += length
+    arrays = {"input_ids": inputs, "labels": labels, "segment_lengths": np.array(LENGTHS)}
+    return {name: paddle.to_tensor(value) for name, value in arrays.items()}
+
+
+def unpacked_step(model) -> tuple[float, dict[str, np.ndarray]]:
+    """Sum of all samples' losses over all labels that count, and its gradients."""
+    count = sum(int((labels != -100).sum()) for _, labels in samples())
+    total = 0.0
+    for inputs, labels in samples():
+        share = (labels != -100).sum() / count
+        loss = model(input_ids=paddle.to_tensor(inputs[None]), labels=paddle.to_tensor(labels[None]))[0] * float(share)
+        loss.backward()
+        total += float(loss)
+    return total, {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("fields", [{}, {"recompute": True}, {"recompute": True, "recompute_granularity": "core_attn"}])
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_a_packed_row_is_its_samples(tmp_path, family, fields):
+    folder = WRITERS[family](tmp_path)
+    loss, gradients = unpacked_step(build(folder, length=ROW))
+    model = build(folder, length=ROW, **fields)
+    model.train()
+    if fields:
+        model.recompute_enable()
+    together = model(**packed())[0]
+    together.backward()
+    assert float(together) == pytest.approx(loss, rel=1e-5)
+    for name, parameter in model.named_parameters():
+        wanted = gradients[name]
+        error = np.linalg.norm(parameter.grad.numpy() - wanted) / max(np.linalg.norm(wanted), 1e-6)
+        assert error < 1e-5, (name, error)
+
+
+def test_what_a_row_says_of_its_samples():
+    lengths = paddle.to_tensor(LENGTHS)
+    ends, positions = segment_ends(lengths, ROW), segment_positions(lengths, ROW)
+    assert lengths_of(ends) == [5, 3, 9, 3, 11, 1, 8]
+    assert positions.numpy().tolist()[1] == [*range(11), 0, *range(8)]
+    assert ends.numpy().tolist()[0] == [5] * 5 + [8] * 3 + [17] * 9 + [20] * 3
+    assert grouped([100, 20, 20, 300, 5]) == [[100, 20], [20], [300], [5]]
+
+
+@pytest.mark.parametrize("slopes", [None, [0.5, 0.25]])
+def test_attention_by_sample_is_attention_under_a_mask(slopes):
+    from paddle_llm.models.segments import _under_a_mask
+
+    lengths = [[150, 30, 20, 7], [200, 7, 0, 0]]
+    ends = segment_ends(paddle.to_tensor(lengths), 210)
+    states = [paddle.randn([2, 210, 2, 8]) for _ in range(3)]
+    results = []
+    for compute in (
+        lambda *qkv: attend(*qkv, ends, slopes=slopes),
+        lambda *qkv: _under_a_mask(*qkv, ends, slopes, 0.0),
+    ):
+        qkv = [state.detach() for state in states]
+        for state in qkv:
+            state.stop_gradient = False
+        output = compute(*qkv)
+        (output * states[0]).sum().backward()
+        results.append([output, *(state.grad for state in qkv)])
+    for one, two in zip(*results, strict=True):
+        np.testing.assert_allclose(one.numpy(), two.numpy(), atol=2e-5)
+
+
+def test_the_cost_is_that_of_the_samples():
+    """Sixteen samples of 128 in a row of 2048 against one of 2048: a sixteenth of the scores."""
+
+    def seconds(lengths: list[int]) -> float:
+        ends = segment_ends(paddle.to_tensor([lengths]), 2048)
+        states = [paddle.randn([1, 2048, 4, 32]) for _ in range(3)]
+        for state in states:
+            state.stop_gradient = False
+        taken = []
+        for _ in range(4):
+            began = time.perf_counter()
+            attend(*states, ends).sum().backward()
+            taken.append(time.perf_counter() - began)
+        return min(taken)
+
+    assert seconds([128] * 16) < 0.5 * seconds([2048])
