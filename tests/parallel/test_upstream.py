@@ -104,11 +104,25 @@ def shared_marks_source() -> str:
     return inspect.getsource(PipelineLayer._synchronize_shared_weights)
 
 
+def fused_hook_arguments() -> list[str]:
+    from paddle.distributed import fleet
+    from paddle.distributed.fleet.utils import sequence_parallel_utils
+
+    fleet.init(is_collective=True)
+    return list(inspect.signature(sequence_parallel_utils.create_fused_allreduce_gradient_hook([], 1)).parameters)
+
+
+def test_the_fused_hook_still_takes_an_argument_that_no_one_gives():
+    """`sequence_parallel.mend_fused_reduction`."""
+    assert run_ranks(fused_hook_arguments, 1) == [["grad"]]
+
+
 def test_nothing_is_patched_until_installed():
     """Importing the room brings no paddle; nothing changes for a GPU job or a single process."""
     code = (
         "import sys, paddle_llm.parallel.gloo, paddle_llm.parallel.gather, paddle_llm.parallel.mesh\n"
         "import paddle_llm.parallel.first_rank, paddle_llm.parallel.lifeline, paddle_llm.parallel.shared_weights\n"
+        "import paddle_llm.parallel.sequence_parallel\n"
         "assert 'paddle' not in sys.modules and not paddle_llm.parallel.gloo.is_installed()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
