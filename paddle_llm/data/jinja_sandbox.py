@@ -1,10 +1,10 @@
 """Jinja templates from files of others, run in Jinja's sandbox with what Hugging Face's chat templates may use
-(transformers 4.55, utils/chat_template_utils.py): loop controls, tojson, raise_exception, strftime_now, {% generation %}."""
+(transformers 4.55, utils/chat_template_utils.py): loop controls, tojson, raise_exception, {% generation %}. Not strftime_now: a
+sample must not depend on the day; templates that know it write a fixed date where it is missing."""
 
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -52,7 +52,6 @@ def _environment(strict: bool) -> jinja2.Environment:
     )
     made.filters["tojson"] = _tojson
     made.globals["raise_exception"] = _raise_exception
-    made.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return made
 
 

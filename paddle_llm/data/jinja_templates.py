@@ -75,7 +75,9 @@ class JinjaTemplate:
             texts = spoken.prompt[0].text.split(_HOLE)
             prompt = [Piece(texts[0], spelled=True)]
             for turn, text in zip(part.asked, texts[1:], strict=False):
-                content = turn.text if turn.text in full.prompt[0].text else turn.text.strip()  # some templates strip it
+                content = (
+                    turn.text if turn.text in full.prompt[0].text else turn.text.strip()
+                )  # some templates strip it
                 prompt += [Piece(content, question=True), Piece(text, spelled=True)]
             made.append(replace(full, prompt=prompt))
         return made

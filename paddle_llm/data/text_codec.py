@@ -151,7 +151,9 @@ class PaddleNLPCodec(TextCodec):
         # ChatGLM2's and 3's marks stand in a table of their own.
         self._commands = dict(getattr(getattr(tokenizer, "tokenizer", None), "special_tokens", None) or {})
         # ChatGLM2's own list of special tokens lacks the end of sentence, which it does take out of a text.
-        more = [str(token) for token in (*tokenizer.all_special_tokens, tokenizer.eos_token, tokenizer.unk_token) if token]
+        more = [
+            str(token) for token in (*tokenizer.all_special_tokens, tokenizer.eos_token, tokenizer.unk_token) if token
+        ]
         super().__init__(name or type(tokenizer).__name__, [*more, *map(str, added), *self._commands])
         self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
