@@ -148,8 +148,12 @@ class PaddleNLPCodec(TextCodec):
     def __init__(self, tokenizer: Any, name: str = ""):
         self.tokenizer = tokenizer
         added = getattr(tokenizer, "added_tokens_encoder", None) or {}
-        # ChatGLM2's and 3's marks stand in a table of their own.
-        self._commands = dict(getattr(getattr(tokenizer, "tokenizer", None), "special_tokens", None) or {})
+        # The marks of ChatGLM2 and 3 stand in a table of their own, as do those of LLaMA 3 and Qwen.
+        tables = (
+            getattr(owner, "special_tokens", None) for owner in (getattr(tokenizer, "tokenizer", None), tokenizer)
+        )
+        named = [item for table in tables if isinstance(table, dict) for item in table.items()]
+        self._commands = {name: number for name, number in named if not re.fullmatch(r"<\w+>", name)}
         # ChatGLM2's own list of special tokens lacks the end of sentence, which it does take out of a text.
         more = [
             str(token) for token in (*tokenizer.all_special_tokens, tokenizer.eos_token, tokenizer.unk_token) if token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from pathlib import Path
@@ -47,4 +48,13 @@ def chatglm3_folder(folder: Path) -> str:
     folder.mkdir(parents=True)
     (folder / "tokenizer.model").write_bytes(sentencepiece_bytes())
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "ChatGLMv2Tokenizer"}))
+    return str(folder)
+
+
+def llama3_folder(folder: Path) -> str:
+    """LLaMA 3's: byte pairs by tiktoken, here the 256 bytes alone, and the marks behind them."""
+    folder.mkdir(parents=True)
+    ranks = (f"{base64.b64encode(bytes([i])).decode()} {i}" for i in range(256))
+    (folder / "tokenizer.model").write_text("\n".join(ranks))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "Llama3Tokenizer"}))
     return str(folder)

@@ -17,7 +17,7 @@ from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.templates import TEMPLATES
 from paddle_llm.data.text_codec import PaddleNLPCodec, TextCodec, open_codec
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
-from tests.data.chat_tokenizers import CHATML_MARKS, LLAMA3_MARKS, chatglm3_folder, chatglm_folder
+from tests.data.chat_tokenizers import CHATML_MARKS, LLAMA3_MARKS, chatglm3_folder, chatglm_folder, llama3_folder
 from tests.data.conftest import english_and_chinese
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
@@ -103,6 +103,15 @@ def test_llama3_is_metas(codecs) -> None:
     blank = golden(codec, "\n\n")
     behind = [golden(codec, f"\n\n{text}")[len(blank) :] for text in ("Li Bai.", "在唐朝")]
     assert learnt == [*behind[0], eot, *behind[1], eot]
+
+
+def test_llama3s_own_tokenizer(tmp_path: Path) -> None:
+    pytest.importorskip("tiktoken")
+    codec = open_codec(llama3_folder(tmp_path / "llama3"))
+    begin, start, end, eot = map(codec.mark, LLAMA3_MARKS)
+    ids, learnt = encoded(codec, "llama3", [("user", "hi <|eot_id|>"), ("assistant", "yo")])
+    asked = [begin, start, *b"user", end, *b"\n\nhi <|eot_id|>", eot, start, *b"assistant", end, *b"\n\n"]
+    assert ids == [*asked, *b"yo", eot] and learnt == [*b"yo", eot]
 
 
 def test_chatml_is_openais(codecs) -> None:
