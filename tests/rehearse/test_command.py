@@ -170,6 +170,13 @@ def test_its_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path)
     assert max(sample["input_ids"].max() for sample in found.train) < small.model.facts.vocab_size < VOCABULARY
 
 
+def test_nothing_is_left_beside_a_large_corpus(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("paddle_llm.data.order.CACHE_ABOVE_ENTRIES", 0)  # as if its order were worth keeping
+    before = files_in(corpus)
+    assert read_own_samples(tmp_path, corpus)[2].train
+    assert files_in(corpus) == before
+
+
 def test_a_tokenizer_larger_than_the_vocabulary(tmp_path: Path, corpus: Path) -> None:
     model = write_llama(tmp_path / "model", vocab_size=VOCABULARY - 10)
     with pytest.raises(UserError, match=f"ids go up to {VOCABULARY - 1}, the model's vocabulary has {VOCABULARY - 10}"):
