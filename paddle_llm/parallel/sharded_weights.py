@@ -96,7 +96,7 @@ class ShardedWeights:
             if not keep:
                 self._drop(users[name])
             elif parameter.place.is_gpu_place() and self.owner(parameter) != self.rank:
-                parameter.cpu()._share_buffer_to(parameter)
+                parameter.detach().cpu()._share_buffer_to(parameter)
         try:
             yield
         finally:

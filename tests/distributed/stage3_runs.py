@@ -25,6 +25,7 @@ class Run:
         frozen: parameters whose name contains one of these are not trained.
         evaluate: between the micro batches and after each step.
         offload: an owner's weights are in host memory between uses.
+        unused: the network has a layer that it never calls.
     """
 
     family: str = "llama"
@@ -33,6 +34,7 @@ class Run:
     frozen: tuple[str, ...] = ()
     evaluate: bool = False
     offload: bool = False
+    unused: bool = False
 
     def write(self, folder: Path) -> None:
         WRITERS[self.family](folder, num_hidden_layers=2, num_layers=2, n_layer=2, **self.overrides)
@@ -61,6 +63,9 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
     # The owner of a parameter is found by its name.
     with paddle.utils.unique_name.guard():
         model = build(folder, layout=layout, **run.fields)
+        if run.unused:
+            paddle.seed(1)
+            model.lm_head.spare = paddle.nn.Linear(64, 3)
         for name, parameter in model.named_parameters():
             parameter.stop_gradient = any(part in name for part in run.frozen)
         optimizer = paddle.optimizer.AdamW(

@@ -39,6 +39,7 @@ RUNS = {
     "bloom, recomputed": Run("bloom", fields=_recompute()),
     "chatglm, recomputed": Run("chatglm", fields=_recompute()),
     "chatglm2, recomputed": Run("chatglm_v2", fields=_recompute()),
+    "a layer that is never called": Run(unused=True),
     "offload": Run(offload=True, evaluate=True),
 }  # fmt: skip
 
@@ -160,6 +161,39 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
     for best, differences, held, own in run_ranks(_best_model, 2, tmp_path, LAYOUT):
         assert best == "checkpoint-3" and len(differences) > 20
         assert set(differences.values()) == {0.0} and held == own
+
+
+def _skip(folder: Path, layout: Layout) -> list[int]:
+    """The steps that were skipped, of a run whose fourth step is not a number on one rank."""
+    from paddle_llm.training.run import start_job
+
+    def poison(layer, inputs, output):
+        bad = trainer.state.global_step == 3 and trainer.args.process_index == 1 and layer.training
+        return output * float("nan") if bad else output
+
+    start_job("cpu", layout.world_size)
+    trainer = make_trainer(config(folder, **(SHORT | {"nan_policy": "skip", "save_steps": 100})), layout)
+    trainer.model.llama.embed_tokens.register_forward_post_hook(poison)
+    skipped = []
+    check = trainer.nan_guard.check
+
+    def note(norm):
+        skipped.extend([] if np.isfinite(norm) else [trainer.state.global_step + 1])
+        check(norm)
+
+    trainer.nan_guard.check = note
+    trainer.train()
+    return skipped
+
+
+def test_a_skipped_update_leaves_the_weights_where_they_are(tmp_path):
+    found = {}
+    for stage in (2, 3):
+        config(tmp_path / str(stage))
+        layout = Layout(sharding=2, sharding_stage=stage)
+        assert run_ranks(_skip, 2, tmp_path / str(stage), layout) == [[4], [4]]
+        found[stage] = [(row.get("loss"), row.get("eval_loss")) for row in rows(tmp_path / str(stage) / "output")]
+    assert found[3] == found[2] and len(found[3]) >= 7
 
 
 def _look_inside(folder: Path, layout: Layout) -> dict:
