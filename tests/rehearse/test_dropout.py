@@ -75,6 +75,7 @@ def test_tensor_ranks_drop_the_same_of_what_they_share_and_data_ranks_never(tmp_
     [
         ("bloom", Layout(data=2)),
         ("bloom", Layout(sharding=2, sharding_stage=2)),
+        ("bloom", Layout(pipeline=2)),
         ("chatglm_v2", Layout(pipeline=2)),
         ("chatglm_v2", Layout(tensor=2, sequence_parallel=True)),
     ],
@@ -90,7 +91,7 @@ def test_ranks_that_share_nothing_share_no_mask(tmp_path, family, layout):
 
 @pytest.mark.parametrize(
     ("family", "layout"),
-    [("bloom", Layout(tensor=2)), ("chatglm_v2", Layout(tensor=2)), ("chatglm_v2", Layout(pipeline=2))],
+    [("bloom", Layout(tensor=2)), ("bloom", Layout(pipeline=2)), ("chatglm_v2", Layout(tensor=2, pipeline=2))],
     ids=str,
 )
 def test_recompute_draws_the_same_masks_again(tmp_path, family, layout):

@@ -16,8 +16,10 @@ from tests.rehearse.cases import make_case
 
 # All that a fault may need: key-value heads fewer than tensor ranks, a vocabulary that is padded, tied embeddings, ...
 MODEL = {"num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": 127, "tie_word_embeddings": True}
-# ... several micro batches, clipping that is active, weight decay, and evaluation samples that do not fill a batch.
-SETTINGS = {"max_steps": 2, "global_batch": 8, "max_grad_norm": 0.5, "weight_decay": 0.1, "evaluation": 5}
+# ... several micro batches, samples with unequal numbers of labels, clipping that is active, weight decay, and evaluation
+# samples that do not fill a batch.
+SETTINGS = {"max_steps": 2, "global_batch": 8, "ignored_labels": True, "evaluation": 5}
+SETTINGS |= {"max_grad_norm": 0.5, "weight_decay": 0.1}
 
 
 @pytest.fixture(scope="module")
