@@ -26,6 +26,8 @@ from paddlenlp.transformers.bloom.modeling import (
 )
 from paddlenlp.transformers.model_utils import PipelinePretrainedModel
 
+from paddle_llm.models.segments import is_ends
+
 _SHARED = "bloom_embedding"
 
 
@@ -49,7 +51,7 @@ class BloomEmbeddingPipe(nn.Layer):
 
 
 class BloomBlockPipe(BloomBlock):
-    """One layer. A mask is [B, S], true where there is a token; none means that every position holds one."""
+    """One layer. A mask is [B, S], true where there is a token (none: everywhere), or says where packed samples end."""
 
     def __init__(self, config: BloomConfig, layer_number: int):
         super().__init__(config, layer_number=layer_number)
@@ -67,7 +69,8 @@ class BloomBlockPipe(BloomBlock):
         return _give(hidden_BSH, mask)
 
     def _run(self, hidden_BSH: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
-        alibi, bias = attention_biases(hidden_BSH, mask, self.config)
+        alibi, bias = attention_biases(hidden_BSH, None if is_ends(mask) else mask, self.config)
+        bias = mask if is_ends(mask) else bias
         return super().forward(hidden_BSH, attention_mask=bias, alibi=alibi)[0]
 
 
@@ -162,7 +165,7 @@ def attention_biases(
 
 
 def _parse(args: Any) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-    tensor, mask = args if isinstance(args, (tuple, list)) else (args, None)
+    tensor, mask, *_ = args if isinstance(args, (tuple, list)) else (args, None)  # ALiBi needs no positions
     if mask is not None:
         mask.stop_gradient = True
     return tensor, mask

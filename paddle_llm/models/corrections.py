@@ -37,7 +37,8 @@ from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.names import BASE_PREFIXES
 from paddle_llm.models.opt_glm_corrections import correct_glm, correct_opt, with_loss
 from paddle_llm.models.prefix_mask import prefix_mask
-from paddle_llm.models.segment_hooks import install_segments
+from paddle_llm.models.segment_hooks import chatglm2_attention, install_segments
+from paddle_llm.models.segments import packed_prefix_mask
 
 _done: set[str] = set()
 _CHATGLM2_PREFIX = BASE_PREFIXES["chatglm_v2"]
@@ -65,7 +66,7 @@ def correct_network(model: Any, family: str) -> None:
         if family == "chatglm_v2" and hasattr(layer, "core_attention") and layer.config.use_flash_attention:
             layer.config = copy.copy(layer.config)
             layer.config.use_flash_attention = False  # its own branch, which mixes samples, is not taken
-            layer.core_attention.forward = MethodType(_flash_core_attention, layer.core_attention)
+            layer.core_attention.forward = MethodType(chatglm2_attention(_flash_core_attention), layer.core_attention)
 
 
 # ---- LLaMA ----------------------------------------------------------------------------------------------------------
@@ -214,7 +215,10 @@ def _correct_chatglm() -> None:
         return_dict: bool = False,  # by name: PaddleNLP looks for it in the signature
         **others: Any,
     ) -> Any:
-        if attention_mask is not None and attention_mask.ndim == 2:
+        packed = {name: others.pop(name, None) for name in ("segment_lengths", "prefix_lengths")}
+        if packed["segment_lengths"] is not None:
+            attention_mask = packed_prefix_mask(*packed.values(), input_ids.shape[1])
+        elif attention_mask is not None and attention_mask.ndim == 2:
             attention_mask = prefix_mask(attention_mask, input_ids.shape[1])
         others.update(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
         others["return_dict"] = return_dict

@@ -27,6 +27,7 @@ from paddle.distributed.fleet.recompute.recompute import recompute
 
 from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.prefix_mask import prefix_mask
+from paddle_llm.models.segments import packed_prefix_mask
 
 
 def correct_opt() -> None:
@@ -102,7 +103,10 @@ def correct_glm() -> None:
         **others: Any,
     ) -> Any:
         batch, length = input_ids.shape
-        if attention_mask is None or (attention_mask.ndim == 2 and attention_mask.shape[1] == 1 < length):
+        packed = {name: others.pop(name, None) for name in ("segment_lengths", "prefix_lengths")}
+        if packed["segment_lengths"] is not None:
+            attention_mask = packed_prefix_mask(*packed.values(), length)
+        elif attention_mask is None or (attention_mask.ndim == 2 and attention_mask.shape[1] == 1 < length):
             prefix = paddle.zeros([batch, 1], dtype="int64") if attention_mask is None else attention_mask
             attention_mask = prefix_mask(prefix, length)
         elif attention_mask.ndim == 2:  # which positions hold a token

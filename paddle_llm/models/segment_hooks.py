@@ -7,7 +7,16 @@ from typing import Any
 
 import paddle
 
-from paddle_llm.models.segments import attend, is_ends, segment_ends, segment_positions
+from paddle_llm.models.named_random_state import named_random_state
+from paddle_llm.models.segments import (
+    attend,
+    ends_of,
+    first_places,
+    is_ends,
+    positions_of,
+    segment_ends,
+    segment_positions,
+)
 
 
 def install_segments() -> None:
@@ -19,9 +28,15 @@ def install_segments() -> None:
 
     for modeling, network in ((llama, llama.LlamaForCausalLM), (qwen2, qwen2.Qwen2ForCausalLM)):
         modeling.scaled_dot_product_attention = _rotary_attention(modeling.scaled_dot_product_attention)
-        _take_segments(network)
+        _take_segments(network, "attn_mask_startend_row_indices")
     for pipeline in (llama_pipeline.LlamaForCausalLMPipe, qwen2_pipeline.Qwen2ForCausalLMPipe):
         _take_segments_in_stages(pipeline)
+    _install_in_chatglm2()
+    _install_in_bloom()
+    _install_in_opt()
+
+
+# ---- LLaMA, Qwen2 ---------------------------------------------------------------------------------------------------
 
 
 def _rotary_attention(original: Any) -> Any:
@@ -52,15 +67,15 @@ def _rotary_attention(original: Any) -> Any:
     return attention
 
 
-def _take_segments(network: Any) -> None:
-    """Let `forward` of a network in one process take `segment_lengths`."""
+def _take_segments(network: Any, name: str) -> None:
+    """Let `forward` of a network in one process take `segment_lengths`; `name`: of its argument that is given `ends`."""
     forward = network.forward
 
     @wraps(forward)
     def with_segments(self: Any, *args: Any, segment_lengths: Any = None, **inputs: Any) -> Any:
         if segment_lengths is not None:
             length = (args[0] if args else inputs["input_ids"]).shape[1]
-            inputs.update(_described(segment_lengths, length, inputs.get("position_ids")))
+            inputs.update(_described(segment_lengths, length, inputs.get("position_ids"), name))
         return forward(self, *args, **inputs)
 
     network.forward = with_segments
@@ -70,16 +85,167 @@ def _take_segments_in_stages(pipeline: Any) -> None:
     prepare = pipeline._prepare_pipeline_inputs_func.__func__
 
     def with_segments(cls: Any, inputs: Any) -> Any:
-        for batch in [inputs] if isinstance(inputs, dict) else inputs:
-            lengths = batch.pop("segment_lengths", None)
-            if lengths is not None:
-                batch.update(_described(lengths, batch["input_ids"].shape[1], batch.get("position_ids")))
+        describe_batches(inputs, "attn_mask_startend_row_indices")
         return prepare(cls, inputs)
 
     pipeline._prepare_pipeline_inputs_func = classmethod(with_segments)
 
 
-def _described(segment_lengths: paddle.Tensor, length: int, position_ids: Any) -> dict[str, paddle.Tensor]:
+def describe_batches(inputs: Any, name: str) -> None:
+    """Put `ends` in the place of `segment_lengths` in a pipeline's micro batches, one dictionary or several."""
+    for batch in [inputs] if isinstance(inputs, dict) else inputs:
+        lengths = batch.pop("segment_lengths", None)
+        if lengths is not None:
+            batch.update(_described(lengths, batch["input_ids"].shape[1], batch.get("position_ids"), name))
+
+
+def stage_inputs(inputs: Any) -> list[Any]:
+    """What Paddle's pipeline wants: the first stage's inputs and the last one's, of each micro batch where there are several.
+
+    (input_ids, mask, position_ids), those that there are none of as None.
+    """
+    describe_batches(inputs, "attention_mask")
+    if not isinstance(inputs, dict):
+        inputs = {name: [batch[name] for batch in inputs] for name in inputs[0]}
+    first = [inputs.get(name) for name in ("input_ids", "attention_mask", "position_ids")]
+    return [first[0] if first[1:] == [None, None] else tuple(first), inputs["labels"]]
+
+
+def _described(lengths: paddle.Tensor, length: int, position_ids: Any, name: str) -> dict[str, paddle.Tensor]:
     if position_ids is None:
-        position_ids = segment_positions(segment_lengths, length)
-    return {"attn_mask_startend_row_indices": segment_ends(segment_lengths, length), "position_ids": position_ids}
+        position_ids = segment_positions(lengths, length)
+    return {name: segment_ends(lengths, length), "position_ids": position_ids}
+
+
+# ---- ChatGLM2/3 -----------------------------------------------------------------------------------------------------
+
+
+def _install_in_chatglm2() -> None:
+    """Its encoder turns a mask of booleans into numbers that are added. Where samples begin goes that way, as [B, 1, 1, S]."""
+    from paddlenlp.transformers.chatglm_v2 import modeling, modeling_pp
+
+    get_masks, embed = modeling.ChatGLMv2PretrainedModel.get_masks, modeling_pp.EmbeddingPipe.forward
+    core_attention = modeling.CoreAttention.forward
+
+    def masks(self: Any, input_ids: Any, past_key_values: Any, padding_mask: Any = None) -> paddle.Tensor:
+        if is_ends(padding_mask):
+            return first_places(padding_mask).unsqueeze([1, 2])
+        return get_masks(self, input_ids, past_key_values, padding_mask=padding_mask)
+
+    def embedding_forward(self: Any, args: Any) -> Any:
+        inputs = args if isinstance(args, (tuple, list)) else (args,)
+        if len(inputs) < 2 or not is_ends(inputs[1]):
+            return embed(self, args)
+        hidden, _, *others = embed(self, (inputs[0], None, *inputs[2:]))
+        hides = paddle.full([1], paddle.finfo(hidden.dtype).min, hidden.dtype)
+        begins = paddle.where(first_places(inputs[1]), paddle.zeros([1], hidden.dtype), hides)
+        return (hidden, begins.unsqueeze([1, 2]), *others)
+
+    modeling.ChatGLMv2PretrainedModel.get_masks = masks
+    modeling_pp.ChatGLMv2ForCausalLMPipe.get_masks = masks
+    modeling_pp.ChatGLMv2ForCausalLMPipe._prepare_pipeline_inputs_func = staticmethod(stage_inputs)
+    modeling_pp.EmbeddingPipe.forward = embedding_forward
+    modeling.CoreAttention.forward = chatglm2_attention(core_attention)
+    _take_segments(modeling.ChatGLMv2ForCausalLM, "attention_mask")
+
+
+def chatglm2_attention(original: Any) -> Any:
+    """ChatGLM2's attention (states [S, B, N, D]), by sample where the mask says where samples begin."""
+
+    @wraps(original)
+    def attention(self: Any, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, mask: Any) -> Any:
+        length, batch = query.shape[:2]
+        if mask.shape[2] != 1 or length == 1 or key.shape[0] != length:
+            return original(self, query, key, value, mask)
+        states = [state.transpose([1, 0, 2, 3]) for state in (query, key, value)]
+        dropout = self.config.attention_dropout if self.training else 0.0
+        with named_random_state("local_seed"):
+            output_BSND = attend(*states, ends_of(mask[:, 0, 0] == 0), dropout=dropout)
+        rows = [length * batch] if self.config.sequence_parallel else [length, batch]
+        return output_BSND.transpose([1, 0, 2, 3]).reshape([*rows, -1])
+
+    return attention
+
+
+# ---- BLOOM ----------------------------------------------------------------------------------------------------------
+
+
+def _install_in_bloom() -> None:
+    """Its network takes booleans for a mask: where samples begin, as [B, 1, 1, S], of which its layers are given `ends`."""
+    from paddlenlp.transformers.bloom import modeling
+
+    from paddle_llm.models import bloom_pipeline
+
+    prepare, attend_all = modeling.BloomModel._prepare_attn_mask, modeling.BloomAttention.forward
+    forward = modeling.BloomForCausalLM.forward
+
+    @wraps(prepare)
+    def attn_mask(
+        self: Any, attention_mask: paddle.Tensor, input_shape: Any, *args: Any, **others: Any
+    ) -> paddle.Tensor:
+        begins = attention_mask.ndim == 4 and attention_mask.shape[2] == 1 < input_shape[1]
+        if begins:
+            return ends_of(attention_mask[:, 0, 0])
+        return prepare(self, attention_mask, input_shape, *args, **others)
+
+    @wraps(attend_all)
+    def attention(
+        self: Any, hidden_states: Any, residual: Any, alibi: Any, attention_mask: Any, *args: Any, **others: Any
+    ) -> Any:
+        if not is_ends(attention_mask):
+            return attend_all(self, hidden_states, residual, alibi, attention_mask, *args, **others)
+        states = self._split_heads(self.query_key_value(hidden_states))
+        slopes = alibi[: self.num_heads, 0, 1].astype("float32").tolist()
+        dropout = self.config.attention_dropout if self.training else 0.0
+        with named_random_state("local_seed"):
+            output = attend(*states, attention_mask, slopes=slopes, dropout=dropout)
+        output = self.dense(output.reshape([*output.shape[:2], -1]))
+        return modeling.dropout_add(output, residual, self.hidden_dropout, self.training), None
+
+    @wraps(forward)
+    def with_begins(self: Any, *args: Any, **inputs: Any) -> Any:
+        if is_ends(inputs.get("attention_mask")):
+            inputs["attention_mask"] = first_places(inputs["attention_mask"]).unsqueeze([1, 2])
+        return forward(self, *args, **inputs)
+
+    modeling.BloomModel._prepare_attn_mask = attn_mask
+    modeling.BloomAttention.forward = attention
+    modeling.BloomForCausalLM.forward = with_begins
+    bloom_pipeline.BloomForCausalLMPipe._prepare_pipeline_inputs_func = staticmethod(stage_inputs)
+    _take_segments(modeling.BloomForCausalLM, "attention_mask")
+
+
+# ---- OPT ------------------------------------------------------------------------------------------------------------
+
+
+def _install_in_opt() -> None:
+    from paddlenlp.transformers.opt import modeling
+
+    table, prepare = modeling.OPTLearnedPositionEmbedding.forward, modeling.OPTModel._prepare_decoder_attention_mask
+    attend_all = modeling.MultiHeadAttention.forward
+
+    @wraps(table)
+    def positions(self: Any, attention_mask: paddle.Tensor, past_key_values_length: int = 0) -> paddle.Tensor:
+        if is_ends(attention_mask):
+            return paddle.nn.Embedding.forward(self, positions_of(attention_mask) + self.offset)
+        return table(self, attention_mask, past_key_values_length)
+
+    @wraps(prepare)
+    def decoder_mask(self: Any, attention_mask: paddle.Tensor, *args: Any, **others: Any) -> paddle.Tensor:
+        return attention_mask if is_ends(attention_mask) else prepare(self, attention_mask, *args, **others)
+
+    @wraps(attend_all)
+    def attention(self: Any, query: Any, key: Any, value: Any, attn_mask: Any = None, *args: Any, **others: Any) -> Any:
+        if not is_ends(attn_mask):
+            return attend_all(self, query, key, value, attn_mask, *args, **others)
+        batch, length = query.shape[:2]
+        projections = (self.q_proj, self.k_proj, self.v_proj)
+        states = [linear(query).reshape([batch, length, self.num_heads, self.head_dim]) for linear in projections]
+        with named_random_state("local_seed"):
+            output = attend(*states, attn_mask, dropout=self.dropout if self.training else 0.0)
+        return self.out_proj(output.reshape([batch, length, -1])), None
+
+    modeling.OPTLearnedPositionEmbedding.forward = positions
+    modeling.OPTModel._prepare_decoder_attention_mask = decoder_mask
+    modeling.MultiHeadAttention.forward = attention
+    _take_segments(modeling.OPTForCausalLM, "attention_mask")

@@ -12,6 +12,8 @@ How it reaches the attention: as `ends` [B, S] int32, for each position the inde
 is what FlashMask (Wang et al. 2024) calls the start of a column's masked rows and PaddleNLP `attn_mask_startend_row_indices`:
 it passes through layers, recompute and pipeline stages as any other tensor does, so that no micro batch meets another's.
 
+ChatGLM-6B and GLM read a prefix both ways: their batches bring `prefix_lengths` [B, K] besides, and their mask is spelled out.
+
 What it costs: attention is computed sample by sample on a CPU (neighbours below 128 tokens together under one small mask),
 by FlashMask's kernel on a GPU in 16 bits, which leaves out what is hidden. Only in 32 bits on a GPU, and with dropout of
 attention's probabilities, is the S x S mask spelled out.
@@ -49,6 +51,27 @@ def segment_positions(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
     begin_BK = paddle.concat([paddle.zeros([rows, 1], dtype="int64"), behind_BK], axis=1)
     sample_BS = paddle.searchsorted(behind_BK, position_BS, right=True)
     return position_BS - paddle.take_along_axis(begin_BK, sample_BS, axis=1)
+
+
+def first_places(ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """[B, S] of booleans: where a sample begins."""
+    return paddle.concat([paddle.ones_like(ends_BS[:, :1]), ends_BS[:, 1:] - ends_BS[:, :-1]], axis=1).astype("bool")
+
+
+def ends_of(first_BS: paddle.Tensor) -> paddle.Tensor:
+    """`ends` from where samples begin."""
+    rows, length = first_BS.shape
+    place_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    begin_BS = paddle.where(first_BS.astype("bool"), place_BS, paddle.full([1], length, dtype="int64"))
+    behind_BS = paddle.concat([begin_BS[:, 1:], paddle.full([rows, 1], length, dtype="int64")], axis=1)
+    return paddle.cummin(behind_BS.flip(1), axis=1)[0].flip(1).astype("int32")
+
+
+def positions_of(ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """`position_ids` [B, S] int64 from `ends`."""
+    rows, length = ends_BS.shape
+    place_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    return place_BS - paddle.cummax(place_BS * first_places(ends_BS).astype("int64"), axis=1)[0]
 
 
 def is_ends(mask: Any) -> bool:
@@ -114,6 +137,24 @@ def grouped(lengths: list[int]) -> list[list[int]]:
         groups[-1].append(length)
         room -= length
     return groups
+
+
+def packed_prefix_mask(lengths_BK: paddle.Tensor, prefixes_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+    """[B, 1, S, S] of booleans: each position looks at the prefix of its sample, and backwards in its sample.
+
+    Args:
+        prefixes_BK: the length of each sample's prefix.
+    """
+    ends_BS = segment_ends(lengths_BK, length).astype("int64")
+    place_BS = positions_of(ends_BS.astype("int32"))
+    rows = ends_BS.shape[0]
+    behind_BK = lengths_BK.astype("int64").cumsum(axis=1)
+    sample_BS = paddle.searchsorted(behind_BK, paddle.arange(length, dtype="int64").expand([rows, length]), right=True)
+    prefixes_BK = paddle.concat([prefixes_BK.astype("int64"), paddle.zeros([rows, 1], dtype="int64")], axis=1)
+    in_prefix_BS = place_BS < paddle.take_along_axis(prefixes_BK, sample_BS, axis=1)
+    same_BSS = ends_BS.unsqueeze(1) == ends_BS.unsqueeze(2)
+    backwards_BSS = place_BS.unsqueeze(1) <= place_BS.unsqueeze(2)
+    return (same_BSS & (backwards_BSS | in_prefix_BS.unsqueeze(1))).unsqueeze(1)
 
 
 def _under_a_mask(
