@@ -1,4 +1,8 @@
-"""What `run_pretrain.py` does: read the config, prepare the host, start the job, train, evaluate, save."""
+"""What the entry scripts do: read the config, prepare the host, start the job, train, evaluate, save.
+
+What differs between pretraining and fine-tuning, from data and network to a trainer and from a trainer to files, is in
+`pretrain.py` and `finetune.py`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,14 @@ import json
 import os
 import sys
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError, exit_on_user_error, is_first_rank
+from paddle_llm.config.errors import UserError, exit_on_user_error
 from paddle_llm.config.help import help_text, wants_help
+from paddle_llm.config.old_names import Entry
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 
 if TYPE_CHECKING:
@@ -20,15 +26,15 @@ if TYPE_CHECKING:
     from paddle_llm.training.pretrain_trainer import PretrainTrainer
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of run_pretrain.py. Exit code 2 for a user's mistake, told by rank 0 alone."""
+def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
+    """Entry point of the scripts. Exit code 2 for a user's mistake, told by rank 0 alone."""
     argv = sys.argv[1:] if argv is None else argv
     if wants_help(argv):
         print(help_text())
         return
     with exit_on_user_error():
         world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
-        resolved = resolve(argv, world_size=world_size)
+        resolved = resolve(argv, world_size=world_size, entry=entry)
         for line in resolved.notices:
             say(line)
         _require_paddle()
@@ -36,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
 
         for line in prepare_host(resolved.config.device, resolved.config.cpu_threads):
             say(line)
-        pretrain(resolved)
+        run(resolved, entry)
 
 
 def _require_paddle() -> None:
@@ -48,20 +54,21 @@ def _require_paddle() -> None:
         )
 
 
-def pretrain(resolved: Resolved) -> PretrainTrainer:
-    """Run one pretraining job of this process's rank; paddle must not be imported before."""
+def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
+    """Run one job of this process's rank; paddle must not be imported before."""
     config, layout = resolved.config, resolved.layout
     start_job(config.device, layout.world_size)
     from paddle_llm.checkpoint.folder import step_of
     from paddle_llm.training.arguments import training_arguments
 
+    kind = import_module(f"paddle_llm.training.{entry}")
     args = training_arguments(config, layout)
     if layout.world_size > 1:
         say(f"{layout.world_size} ranks: {layout}")
     if resolved.facts is None:
         resolved = _with_downloaded_model(resolved)
     start = _choose_start(resolved, args)
-    trainer = build_trainer(resolved, args)
+    trainer = kind.build_trainer(resolved, args)
     _open_output(resolved, start)
     if start and step_of(start) >= args.max_steps:
         say(f"{start} has all {args.max_steps} steps already: nothing is left to train")
@@ -69,7 +76,7 @@ def pretrain(resolved: Resolved) -> PretrainTrainer:
         say("random weights are evaluated: the folder's are read with --continue_training 1")
     if config.do_train:
         trainer.train(resume_from_checkpoint=start)
-        _save_model(trainer, resolved)
+        kind.save(trainer, resolved)
     elif config.do_eval:
         trainer.evaluate()
     if config.do_predict:
@@ -144,84 +151,3 @@ def _open_output(resolved: Resolved, start: Path | None) -> None:
             record.write_text(json.dumps(resolved_as_json(resolved), indent=1))
 
     on_first_rank(open_folder)
-
-
-def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTrainer:
-    """Tokenizer, data, model and trainer of one job."""
-    from paddle_llm.data.tokenizer import load_tokenizer
-    from paddle_llm.models.build import build_model
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
-
-    config, layout = resolved.config, resolved.layout
-    tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
-    splits = _build_data(resolved, args, tokenizer)
-    model = build_model(config, layout, dtype=_weights_dtype(config))
-    trainer = PretrainTrainer(
-        model=model,
-        args=args,
-        layout=layout,
-        options=_options(resolved),
-        train_dataset=splits.train,
-        eval_dataset=splits.valid,
-        tokenizer=tokenizer,
-    )
-    trainer.predict_dataset = splits.test
-    return trainer
-
-
-def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
-    """Training, evaluation and prediction samples in the one global order."""
-    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_samples
-    from paddle_llm.models.registry import sample_transform
-    from paddle_llm.training.sample_order import global_batch_of
-
-    config = resolved.config
-    train = training_samples(config, global_batch_of(args)) if config.do_train else 0
-    evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
-    return build_pretrain_datasets(
-        config,
-        train_samples=train,
-        eval_samples=evaluation if config.do_eval else 0,
-        predict_samples=evaluation if config.do_predict else 0,
-        seq_length=config.max_seq_length,
-        eos_id=tokenizer.eos_token_id,
-        vocab_size=resolved.facts.vocab_size,
-        transform=sample_transform(resolved.facts, tokenizer),
-    )
-
-
-def _weights_dtype(config) -> str:
-    """O2 holds the weights in 16 bits; everything else in float32."""
-    if config.device == "cpu" or config.fp16_opt_level != "O2":
-        return "float32"
-    return "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
-
-
-def _options(resolved: Resolved):
-    import paddle
-
-    from paddle_llm.planner.flops import flops_per_token, peak_flops
-    from paddle_llm.training.options import TrainerOptions
-
-    config = resolved.config
-    on_gpu = config.device != "cpu"
-    precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
-    return TrainerOptions(
-        min_learning_rate=config.min_learning_rate or 0.0,
-        decay_steps=config.decay_steps,
-        nan_policy=config.nan_policy,
-        flops_per_token=flops_per_token(resolved.facts, config.max_seq_length),
-        peak_flops=peak_flops(paddle.device.cuda.get_device_name(), precision) if on_gpu else None,
-        curves="visualdl" in config.report_to or "all" in config.report_to,
-        offload_weights=config.sharding_offload and on_gpu,
-    )
-
-
-def _save_model(trainer: PretrainTrainer, resolved: Resolved) -> None:
-    """The trained weights as one folder that any layout, `generate` and --continue_training 1 load."""
-    from paddle_llm.checkpoint.merged_model import save_merged_model
-
-    folder = Path(resolved.config.output_dir) / "model"
-    save_merged_model(trainer.model, resolved.layout, folder, tokenizer=trainer.tokenizer)
-    if is_first_rank():
-        print(folder)

@@ -1,0 +1,62 @@
+"""One pretraining job: a tokenised corpus, a network, their trainer; at the end one model folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddlenlp.trainer import TrainingArguments
+
+from paddle_llm.checkpoint.merged_model import save_merged_model
+from paddle_llm.config.errors import is_first_rank
+from paddle_llm.config.reader import Resolved
+from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_samples
+from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.models.build import build_model
+from paddle_llm.models.registry import sample_transform
+from paddle_llm.training.options import trainer_options, weights_dtype
+from paddle_llm.training.pretrain_trainer import PretrainTrainer
+from paddle_llm.training.sample_order import global_batch_of
+
+
+def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTrainer:
+    """Tokenizer, data, model and trainer of one job."""
+    config, layout = resolved.config, resolved.layout
+    tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
+    splits = _build_data(resolved, args, tokenizer)
+    model = build_model(config, layout, dtype=weights_dtype(config))
+    trainer = PretrainTrainer(
+        model=model,
+        args=args,
+        layout=layout,
+        options=trainer_options(resolved),
+        train_dataset=splits.train,
+        eval_dataset=splits.valid,
+        tokenizer=tokenizer,
+    )
+    trainer.predict_dataset = splits.test
+    return trainer
+
+
+def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
+    """Training, evaluation and prediction samples in the one global order."""
+    config = resolved.config
+    train = training_samples(config, global_batch_of(args)) if config.do_train else 0
+    evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
+    return build_pretrain_datasets(
+        config,
+        train_samples=train,
+        eval_samples=evaluation if config.do_eval else 0,
+        predict_samples=evaluation if config.do_predict else 0,
+        seq_length=config.max_seq_length,
+        eos_id=tokenizer.eos_token_id,
+        vocab_size=resolved.facts.vocab_size,
+        transform=sample_transform(resolved.facts, tokenizer),
+    )
+
+
+def save(trainer: PretrainTrainer, resolved: Resolved) -> None:
+    """The trained weights as one folder that any layout, `generate` and --continue_training 1 load."""
+    folder = Path(resolved.config.output_dir) / "model"
+    save_merged_model(trainer.model, resolved.layout, folder, tokenizer=trainer.tokenizer)
+    if is_first_rank():
+        print(folder)
