@@ -49,7 +49,7 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     if config.continue_training:
         from paddle_llm.models.load import load_weights
 
-        load_weights(model, folder, family)
+        load_weights(model, folder, family, allow_pickle=config.allow_pickle)
     else:
         from paddle_llm.models.init import initialise
 

@@ -42,8 +42,11 @@ class Findings:
     used: set[str] = field(default_factory=set)
 
 
-def load_weights(model: Any, folder: Path, family: Family) -> None:
+def load_weights(model: Any, folder: Path, family: Family, *, allow_pickle: bool = False) -> None:
     """Set every parameter of this rank from the files of `folder`. Collective over all ranks.
+
+    Args:
+        allow_pickle: read torch's pickles, too, where there is nothing else.
 
     Raises:
         UserError: weights missing (names and shapes), of the wrong shape, files broken or of a refused kind.
@@ -51,7 +54,7 @@ def load_weights(model: Any, folder: Path, family: Family) -> None:
     findings, problem = Findings(), None
     files: WeightFiles | None = None
     try:
-        files = WeightFiles(folder)
+        files = WeightFiles(folder, allow_pickle=allow_pickle)
         _load_parameters(model, files, family, findings)
     except UserError as error:
         problem = str(error)

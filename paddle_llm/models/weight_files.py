@@ -1,7 +1,8 @@
 """The weight files of a folder as one table of tensors, of which slices are read.
 
-Reads safetensors (one file or several with an index) through a memory map, so that a slice costs its own pages only, and
-PaddleNLP's .pdparams (one or several with an index), which are pickles and can only be read whole, one file at a time.
+Reads safetensors (one file or several with an index) through a memory map, so that a slice costs its own pages only;
+PaddleNLP's .pdparams (one or several with an index), which are pickles and can only be read whole, one file at a time; and,
+where that is allowed, torch's pickles (`torch_pickles.py`) through a memory map again.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.models.torch_pickles import scan_torch_pickle
 
 # bf16 has no numpy type: it is held as uint16 and widened when read.
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
@@ -23,13 +25,17 @@ _LARGEST_HEADER = 100_000_000
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor is: its file, its dtype as the file spells it, and the bytes [begin, end) of the file."""
+    """Where one tensor is: its file, its dtype as the file spells it, and the bytes [begin, end) of the file.
+
+    `strides`: in elements; None: row by row.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     begin: int = 0
     end: int = 0
+    strides: tuple[int, ...] | None = None
 
 
 class WeightFiles:
@@ -37,20 +43,23 @@ class WeightFiles:
 
     Attributes:
         format: what safetensors' metadata say ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for .pdparams,
-            None where the files say nothing.
+            "pt" for torch's pickles, None where the files say nothing.
+
+    Args:
+        allow_pickle: read torch's pickles, too, where there is nothing else.
 
     Raises:
         UserError: no weights in the folder, a file missing, cut off or corrupt, or a format that is not read.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, allow_pickle: bool = False):
         self.folder = folder
         self.format: str | None = None
         self._entries: dict[str, _Entry] = {}
         self._held: tuple[Path, dict[str, np.ndarray]] | None = None
-        for file in _weight_files(folder):
-            entries = self._scan_pdparams(file) if file.suffix == ".pdparams" else self._scan_safetensors(file)
-            self._entries.update(entries)
+        scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle}
+        for file in _weight_files(folder, allow_pickle):
+            self._entries.update(scans.get(file.suffix, self._scan_safetensors)(file))
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -71,7 +80,13 @@ class WeightFiles:
             part = self._pdparams(entry.file)[name][tuple(index)]
         else:
             data = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end]
-            part = np.array(data.view(_NUMPY[entry.dtype]).reshape(entry.shape)[tuple(index)])
+            values = data.view(_NUMPY[entry.dtype])
+            if entry.strides is None:
+                whole = values.reshape(entry.shape)
+            else:
+                steps = tuple(stride * values.itemsize for stride in entry.strides)
+                whole = np.lib.stride_tricks.as_strided(values, entry.shape, steps, writeable=False)
+            part = np.array(whole[tuple(index)])
         if part.dtype == np.uint16:
             return (part.astype(np.uint32) << 16).view(np.float32)
         return part
@@ -103,6 +118,13 @@ class WeightFiles:
         self.format = "pd"
         return {name: _Entry(file, "", tuple(value.shape)) for name, value in self._pdparams(file).items()}
 
+    def _scan_torch_pickle(self, file: Path) -> dict[str, _Entry]:
+        self.format = "pt"
+        return {
+            name: _Entry(file, one.dtype, one.shape, one.begin, one.end, one.strides)
+            for name, one in scan_torch_pickle(file).items()
+        }
+
     def _pdparams(self, file: Path) -> dict[str, np.ndarray]:
         """The tensors of one .pdparams; the file read last is held."""
         import paddle
@@ -117,9 +139,10 @@ class WeightFiles:
         return self._held[1]
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that hold the folder's weights, safetensors before .pdparams."""
-    for single in ("model.safetensors", "model_state.pdparams"):
+def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
+    """The files that hold the folder's weights: safetensors before .pdparams before torch's pickles."""
+    pickles = ("pytorch_model.bin",) if allow_pickle else ()
+    for single in ("model.safetensors", "model_state.pdparams", *pickles):
         index = folder / f"{single}.index.json"
         if index.is_file():
             return _indexed_files(index)
@@ -130,10 +153,11 @@ def _weight_files(folder: Path) -> list[Path]:
             f"{folder} holds the parts of one layout (model_state.tp..), not a model folder; take the merged model of that "
             "run, or continue the run itself with --resume_from_checkpoint"
         )
-    if any(folder.glob("*.bin")):
+    if any(folder.glob("pytorch_model*.bin")):
         raise UserError(
-            f"{folder} holds torch pickles (*.bin), which can run any code when read and are refused; convert them to "
-            "safetensors with Hugging Face's save_pretrained(..., safe_serialization=True)"
+            f"{folder} holds torch pickles (pytorch_model*.bin), a format that can carry code. To read them all the same give "
+            "--allow_pickle (nothing but tensors is taken from them), or convert them to safetensors with Hugging Face's "
+            "save_pretrained(..., safe_serialization=True)"
         )
     raise UserError(
         f"{folder} holds no weights (model.safetensors, model_state.pdparams, or either with an index); for random weights "

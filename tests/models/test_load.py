@@ -152,7 +152,7 @@ def test_a_broken_pdparams_is_told(tmp_path):
     ("file", "message"),
     [
         (None, "holds no weights"),
-        ("pytorch_model.bin", "torch pickles"),
+        ("pytorch_model.bin", "--allow_pickle"),
         ("model_state.tp00.pdparams", "parts of one layout"),
     ],
 )

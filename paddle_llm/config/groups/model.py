@@ -20,10 +20,14 @@ class ModelFields(Group):
     )
     model_type: str | None = Field(
         None,
-        description="Family: llama, chatglm, chatglm_v2 or bloom. Not needed; checked against config.json if given.",
+        description="Family: llama, qwen2, chatglm, chatglm_v2, bloom, opt or glm. Not needed; checked against config.json if given.",
     )
     continue_training: bool = Field(
         False, description="true: load the folder's weights. false: random weights from its config.json."
+    )
+    allow_pickle: bool = Field(
+        False,
+        description="Read torch's pytorch_model.bin where a folder has no safetensors; only tensors are taken from it.",
     )
     num_hidden_layers: int | None = Field(
         None, ge=1, description="Build this many layers instead of config.json's. Only with random weights."
