@@ -97,6 +97,8 @@ FOREIGN_SIGNS = {
     "opt": "model.",
     "qwen2": "model.",
 }
+# An attribute of the parameters that fine-tuning puts beside those of the network (peft).
+ADDED = "is_added"
 # Buffers that some checkpoints carry and nobody needs.
 IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias")
 
@@ -109,6 +111,8 @@ def canonical_name(family: str, name: str, *, tied: bool) -> str:
 def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
     """(canonical name, parameter) of everything that this rank holds; a tied head of its own stage comes as embedding.
 
+    What fine-tuning has added is not among it: `peft.trainable_tensors` lists that.
+
     Under sharding stage 3 a parameter's values are there only while it is `visiting` (parallel/sharded_weights.py).
 
     Args:
@@ -118,7 +122,7 @@ def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
     seen: set[int] = set()
     # Without hooks: sharding stage 3 has one that refuses to hand out weights which are not there.
     for name, parameter in model.state_dict(use_hook=False).items():
-        if id(parameter) in seen or name.endswith(IGNORED_ENDS):
+        if id(parameter) in seen or name.endswith(IGNORED_ENDS) or getattr(parameter, ADDED, False):
             continue
         seen.add(id(parameter))
         yield canonical_name(family, name, tied=tied), parameter

@@ -152,6 +152,8 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
     import paddle
 
     from paddle_llm.models.build import build_model
+    from paddle_llm.peft.attach import attach, family_of
+    from paddle_llm.peft.method import method_of
     from paddle_llm.training.arguments import training_arguments
     from paddle_llm.training.options import TrainerOptions
     from paddle_llm.training.pretrain_trainer import PretrainTrainer
@@ -177,6 +179,7 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
     args = training_arguments(config, case.layout)
     with paddle.utils.unique_name.guard():
         model = build_model(config, case.layout, dtype="float32")
+        attach(model, method_of(config), case.layout, family_of(model), config.seed, quiet=True)
     options = TrainerOptions(
         min_learning_rate=config.min_learning_rate or 0.0,
         decay_steps=config.decay_steps,

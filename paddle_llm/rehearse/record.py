@@ -15,9 +15,9 @@ import numpy as np
 from paddlenlp.trainer import TrainerCallback
 
 from paddle_llm.models.full_weights import family_name
-from paddle_llm.models.names import canonical_parameters
-from paddle_llm.models.shards import Shard, shard_of
+from paddle_llm.models.shards import Shard
 from paddle_llm.parallel.mesh import current_mesh
+from paddle_llm.peft.attach import all_tensors
 from paddle_llm.training.grad_norm import innermost
 from paddle_llm.training.pretrain_trainer import PretrainTrainer
 
@@ -69,13 +69,10 @@ class Recorder(TrainerCallback):
         config = trainer.model.config
         self._trainer = trainer
         self._family = family_name(trainer.model)
-        axis = mesh.tensor
-        # Once, while every weight is whole: under sharding stage 3 they come and go.
-        self._parameters = list(canonical_parameters(trainer.model, self._family))
-        self._shards = {}
-        for name, parameter in self._parameters:
-            split = axis.size > 1 and bool(getattr(parameter, "is_distributed", False))
-            self._shards[name] = shard_of(self._family, name, parameter.shape, split, config, axis.size, axis.rank)
+        # Once, while every weight is whole: under sharding stage 3 they come and go. Frozen weights are compared, too.
+        tensors = list(all_tensors(trainer.model))
+        self._parameters = [(name, parameter) for name, parameter, _ in tensors]
+        self._shards = {name: shard for name, _, shard in tensors}
         self._shapes = {name: list(parameter.shape) for name, parameter in self._parameters}
         place = (mesh.data.rank, mesh.sharding.rank, mesh.tensor.rank, mesh.pipeline.rank)
         heads = config.num_attention_heads

@@ -1,0 +1,93 @@
+"""What each way of fine-tuning can be combined with: one row per method, and what a layout asks of it.
+
+The reader's rules tell all of it at once, before paddle is imported; `peft.attach` asks the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from paddle_llm.config.families import ABILITIES
+from paddle_llm.config.layout import Layout
+
+
+@dataclass(frozen=True)
+class Composition:
+    """What a method goes together with. Tensor and sequence parallelism and sharding stages 1 and 2 suit all of them.
+
+    Attributes:
+        title: as people say it.
+        no_pipeline: why it is not offered with pipeline stages; "" where it is.
+        no_stage3: why not with sharding stage 3.
+        no_packing: why not with packed rows (`zero_padding`).
+        families: of which it is offered for some only; () for all.
+        why_families: the reason.
+        mergeable: whether it can be added to the base weights.
+    """
+
+    title: str
+    no_pipeline: str = ""
+    no_stage3: str = ""
+    no_packing: str = ""
+    families: tuple[str, ...] = ()
+    why_families: str = ""
+    mergeable: bool = False
+
+
+METHODS: dict[str, Composition] = {
+    "full": Composition("fine-tuning of all weights"),
+    "lora": Composition("LoRA", mergeable=True),
+    "prefix": Composition(
+        "prefix tuning",
+        no_pipeline="the keys and values of all layers come from one network of prefixes, of which each stage would need a part",
+    ),
+    "adapter": Composition("adapters"),
+    "freeze": Composition("freezing"),
+    "adalora": Composition(
+        "AdaLoRA",
+        no_pipeline="its budget is divided over the layers of all stages at once",
+        no_stage3="its budget needs every gradient together with its weight",
+        mergeable=True,
+    ),
+    "prompt": Composition(
+        "prompt tuning",
+        no_pipeline="it lengthens what the first stage reads, which the others must know of",
+        no_packing="the prompt would stand before the first sample of a row only",
+        families=("llama", "qwen2", "bloom", "opt", "chatglm_v2"),
+        why_families="its batches spell out two-dimensional positions, which the prompt would shift",
+    ),
+}
+NO_PACKED_PREFIX = ("bloom", "chatglm", "glm")
+
+
+def method_problems(
+    method: str, layout: Layout, family: str | None = None, *, packed: bool = False, prefix_projection: bool = False
+) -> Iterator[str]:
+    """Everything that keeps a method from running like this: what, and what to do.
+
+    Args:
+        method: a key of METHODS.
+        family: of the model, as `ModelFacts.model_type`; None where it is not known yet.
+        packed: `zero_padding`.
+    """
+    row = METHODS[method]
+    if layout.pipeline > 1 and row.no_pipeline:
+        able = ", ".join(name for name, one in METHODS.items() if not one.no_pipeline)
+        yield (
+            f"{row.title} with pipeline_parallel_degree = {layout.pipeline}: {row.no_pipeline}. Use tensor_parallel_degree or "
+            f"sharding; with pipeline stages there are: {able}."
+        )
+    stage3 = layout.sharding > 1 and layout.sharding_stage == 3
+    if stage3 and method == "prefix" and prefix_projection:
+        yield "prefix_projection with --sharding stage3: all layers share its weights. Use --sharding stage2, or no projection."
+    elif stage3 and row.no_stage3:
+        yield f"{row.title} with --sharding stage3: {row.no_stage3}. Use --sharding stage2."
+    if packed and row.no_packing:
+        yield f"{row.title} with --zero_padding: {row.no_packing}. Leave --zero_padding out."
+    if family in ABILITIES and row.families and family not in row.families:
+        title = ABILITIES[family].title
+        yield f"{row.title} is not offered for {title}: {row.why_families}. Use --prefix_tuning or --lora."
+    if packed and method == "prefix" and family in NO_PACKED_PREFIX:
+        title = ABILITIES[family].title
+        yield f"{row.title} with --zero_padding is not offered for {title}: its attention takes the prefix for part of the row."

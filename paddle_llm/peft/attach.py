@@ -1,0 +1,153 @@
+"""`attach`: a network becomes one of which a method trains its part; which tensors that are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import paddle.distributed as dist
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.methods import method_problems
+from paddle_llm.models.full_weights import family_name
+from paddle_llm.models.names import canonical_parameters
+from paddle_llm.models.registry import FAMILIES, Family
+from paddle_llm.models.shards import Shard, shard_of
+from paddle_llm.parallel.mesh import current_mesh
+from paddle_llm.peft import bottleneck, lora, prefix, prompt
+from paddle_llm.peft.attachment import Attachment, active_attachment, remember
+from paddle_llm.peft.method import Method
+from paddle_llm.peft.targets import matching_weights
+
+_INSTALL = {
+    "lora": lora.install,
+    "adalora": lora.install,
+    "prefix": prefix.install,
+    "adapter": bottleneck.install,
+    "prompt": prompt.install,
+}
+_USUAL_SHARE = (0.005, 0.08)  # of all parameters, in adapters
+
+
+def attach(
+    model: Any, method: Method, layout: Layout, family: Family, seed: int, name: str = "default", quiet: bool = False
+) -> Any:
+    """Let a method train its part of a network, and freeze the rest. Collective over all ranks.
+
+    Called after the weights are there and before the trainer is made. First values depend on the seed and on names only.
+
+    Args:
+        name: by which `set_active` finds it.
+        quiet: do not say what is trained.
+
+    Returns:
+        the network, the object that was given.
+
+    Raises:
+        UserError: a method that this layout or family cannot have, or a pattern that matches nothing.
+    """
+    problems = list(method_problems(method.name, layout, family.name, prefix_projection=method.prefix_projection))
+    if problems:
+        raise UserError("\n".join(problems))
+    active = active_attachment(model)
+    if active is not None:
+        active.switch_off()
+    if method.name == "full":
+        return model
+    attachment = Attachment(model, method, layout, family, seed)
+    if method.name in _INSTALL:
+        _INSTALL[method.name](attachment)
+    attachment.retrain(_parts_of_base(attachment))
+    attachment.settle()
+    remember(model, name, attachment)
+    if not quiet:
+        _say_share(model, method, layout)
+    return model
+
+
+def _parts_of_base(attachment: Attachment) -> list[str]:
+    """Canonical names of the base's weights that are trained themselves."""
+    method, names = attachment.method, []
+    for field, patterns in (("modules_to_save", method.modules_to_save), ("trainable_modules", method.named_parts)):
+        for pattern in patterns:
+            found = matching_weights(attachment, (pattern,), field)
+            if not _anywhere(bool(found)):
+                raise UserError(f"{field}: {pattern!r} matches no part of the network. {_offer(attachment)}")
+            names += found
+    if method.last_layers:
+        config = attachment.model.config
+        count = getattr(config, "n_layer", None) or config.num_hidden_layers
+        if not 0 < method.last_layers <= count:
+            raise UserError(f"freeze_layers = {method.last_layers}: the model has {count} layers.")
+        numbers = ((name, re.search(r"\.(\d+)\.", name)) for name in attachment.base)
+        names += [name for name, number in numbers if number and int(number[1]) >= count - method.last_layers]
+    if method.name == "freeze" and not _anywhere(bool(names)):
+        raise UserError(
+            "freezing leaves nothing to train: give --freeze_layers N (train the last N layers) or --trainable_modules."
+        )
+    return list(dict.fromkeys(names))
+
+
+def _offer(attachment: Attachment) -> str:
+    parts = {re.sub(r"\.\d+\.", ".N.", name).removesuffix(".weight").removesuffix(".bias") for name in attachment.base}
+    return f"There are: {', '.join(sorted(parts))}."
+
+
+def _anywhere(found: bool) -> bool:
+    """Whether it is so on any rank: a pipeline stage sees its own layers only."""
+    if dist.get_world_size() == 1:
+        return found
+    answers: list[bool] = []
+    dist.all_gather_object(answers, found)
+    return any(answers)
+
+
+def trainable_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
+    """(canonical name, parameter, this rank's part of the full tensor) of everything that is trained."""
+    return ((name, parameter, shard) for name, parameter, shard in all_tensors(model) if not parameter.stop_gradient)
+
+
+def all_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
+    """The same of everything that the network has: its own weights, then what a method has added."""
+    family, config = family_name(model), model.config
+    degree, rank = max(config.tensor_parallel_degree, 1), config.tensor_parallel_rank
+    for name, parameter in canonical_parameters(model, family):
+        split = degree > 1 and bool(getattr(parameter, "is_distributed", False))
+        yield name, parameter, shard_of(family, name, parameter.shape, split, config, degree, rank)
+    attachment = active_attachment(model)
+    if attachment is not None:
+        yield from ((tensor.name, tensor.parameter, tensor.shard) for tensor in attachment.added)
+
+
+def trainable_share(model: Any, layout: Layout) -> tuple[int, int]:
+    """(trained elements, all elements) of the whole network, each full tensor counted once. Collective over all ranks."""
+    mine = {name: (_elements(shard), not parameter.stop_gradient) for name, parameter, shard in all_tensors(model)}
+    if current_mesh(layout).pipeline.size > 1:
+        tables: list[dict] = []
+        dist.all_gather_object(tables, mine)
+        mine = {name: value for table in tables for name, value in table.items()}
+    return sum(size for size, trained in mine.values() if trained), sum(size for size, _ in mine.values())
+
+
+def _elements(shard: Shard) -> int:
+    size = 1
+    for extent in shard.shape:
+        size *= extent
+    return size
+
+
+def _say_share(model: Any, method: Method, layout: Layout) -> None:
+    trained, all_of_them = trainable_share(model, layout)
+    share = trained / all_of_them
+    say(f"{method.name}: {trained:,} of {all_of_them:,} parameters are trained ({share:.2%})")
+    low, high = _USUAL_SHARE
+    if method.name == "adapter" and not low <= share <= high:
+        say(f"adapters usually are {low:.1%} to {high:.0%} of a network: change --adapter_size {method.adapter_size}?")
+
+
+def family_of(model: Any) -> Family:
+    """The family of a network of PaddleNLP."""
+    return FAMILIES[family_name(model)]

@@ -1,0 +1,69 @@
+"""LoRA (Hu et al. 2021): beside a frozen matrix W, a product of two thin ones that is trained.
+
+        x ----> W -----------------(+)---> y        W [in, out] frozen
+         \\---> A --> B --> * s ----/               A [in, r] normal, B [r, out] zero, s = alpha / r
+
+A starts normal with the variance of the authors' code, 1 / (3 in). rsLoRA: s = alpha / sqrt(r). LoRA+: B learns faster.
+AdaLoRA (Zhang et al. 2023) has a diagonal between A and B, zero at the start, and both of them normal; see `adalora.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+
+from paddle_llm.models.named_random_state import named_random_state
+from paddle_llm.models.shards import Shard
+from paddle_llm.peft.attachment import Attachment, whole
+from paddle_llm.peft.parallel_product import Cut, product
+from paddle_llm.peft.targets import target_layers
+
+_ADALORA_DEVIATION = 0.02
+
+
+def install(attachment: Attachment) -> None:
+    """Put the two matrices beside every target.
+
+    Raises:
+        UserError: a target that is no linear layer, or none that matches.
+    """
+    for path, layer, cut in target_layers(attachment):
+        _install_beside(attachment, path, layer, cut)
+
+
+def _install_beside(attachment: Attachment, path: str, layer: Any, cut: Cut) -> None:
+    method, base = attachment.method, attachment.base_shard(f"{path}.weight")
+    adaptive = method.name == "adalora"
+    rank = method.initial_rank if adaptive else method.rank
+    inputs, outputs = base.shape
+    rows = Shard((inputs, rank), 0, base.ranges) if base.is_split and base.axis == 0 else whole((inputs, rank))
+    columns = Shard((rank, outputs), 1, base.ranges) if base.is_split and base.axis == 1 else whole((rank, outputs), 1)
+    dtype = layer.weight.dtype
+    deviation = _ADALORA_DEVIATION if adaptive else 1 / math.sqrt(3 * inputs)
+    a = attachment.add(layer, "lora_A", path, rows, deviation, dtype)
+    middle = attachment.add(layer, "lora_E", path, whole((rank,)), 0.0, dtype) if adaptive else None
+    b = attachment.add(layer, "lora_B", path, columns, deviation if adaptive else 0.0, dtype)
+    b.optimize_attr["learning_rate"] = method.lora_plus_scale
+    scaling, dropout = method.scaling, method.dropout
+    # The same places are dropped where ranks have the same input.
+    state = "global_seed" if cut.kind in ("column", "shared", "plain") and not cut.sequence else "local_seed"
+
+    def beside(linear: Any, inputs: Any, output: Any) -> Any:
+        x = inputs[0]
+        if linear.__dict__.get("_is_merged"):
+            return output
+        if dropout and linear.training:
+            with named_random_state(state):
+                x = F.dropout(x, dropout)
+        return output + product(x, a, b, cut, scaling, middle)
+
+    @paddle.no_grad()
+    def delta() -> paddle.Tensor:
+        left = a.astype("float32") if middle is None else a.astype("float32") * middle.astype("float32")
+        return paddle.matmul(left, b.astype("float32")) * scaling
+
+    attachment.after(layer, beside)
+    attachment.mergeable(path, layer, delta)

@@ -1,0 +1,167 @@
+"""How a model is fine-tuned, as one value. Knows no paddle."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.methods import METHODS
+
+if TYPE_CHECKING:
+    from paddle_llm.config.run_config import RunConfig
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of fine-tuning and its settings; each method reads its own.
+
+    Attributes:
+        name: "full", "lora", "prefix", "adapter", "freeze", "adalora" or "prompt".
+        rank: of LoRA's matrices; of AdaLoRA's at the end, on average.
+        alpha: LoRA adds alpha / rank times its product (alpha / sqrt(rank) with `rslora`); None: twice the rank.
+        dropout: of what goes into LoRA's matrices.
+        targets: linear layers of the transformer blocks: the end of a name, a regular expression for a whole name, or
+            "all-linear"; () is that, too.
+        rslora: Kalajdzievski 2023.
+        lora_plus_scale: how much faster B learns than A (LoRA+, Hayou et al. 2024).
+        modules_to_save: parts of the base that are trained as they are and saved beside: patterns like `targets`.
+        num_prefix_tokens, prefix_projection: prefix tuning (Li and Liang 2021); the projection is a network that makes
+            keys and values.
+        adapter_size: width of the bottlenecks (Houlsby et al. 2019).
+        last_layers, named_parts: freeze: the last n transformer layers are trained, and what these patterns match.
+        num_prompt_tokens: prompt tuning (Lester et al. 2021).
+        initial_rank, warmup_ratio, final_ratio, budget_interval, orthogonal_weight: AdaLoRA (Zhang et al. 2023): the rank
+            to start with, the shares of all steps before the budget shrinks and after it has, steps between two
+            divisions of it, the weight of the penalty (gamma).
+    """
+
+    name: str
+    rank: int = 8
+    alpha: float | None = None
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ()
+    rslora: bool = False
+    lora_plus_scale: float = 1.0
+    modules_to_save: tuple[str, ...] = ()
+    num_prefix_tokens: int = 64
+    prefix_projection: bool = False
+    adapter_size: int = 64
+    last_layers: int = 0
+    named_parts: tuple[str, ...] = ()
+    num_prompt_tokens: int = 20
+    initial_rank: int = 12
+    warmup_ratio: float = 0.1
+    final_ratio: float = 0.3
+    budget_interval: int = 10
+    orthogonal_weight: float = 0.1
+
+    @property
+    def scaling(self) -> float:
+        """What LoRA's product is multiplied by."""
+        alpha = 2 * self.rank if self.alpha is None else self.alpha
+        return alpha / (self.rank**0.5 if self.rslora else self.rank)
+
+    @property
+    def adds_tensors(self) -> bool:
+        return self.name not in ("full", "freeze")
+
+    @property
+    def mergeable(self) -> bool:
+        return METHODS[self.name].mergeable
+
+    def as_dict(self) -> dict[str, Any]:
+        """For adapter_config.json."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Method:
+        """The inverse of `as_dict`.
+
+        Raises:
+            UserError: not a method that is known here.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(values.keys() - known)
+        if unknown or values.get("name") not in METHODS:
+            what = f"unknown settings {unknown}" if unknown else f"unknown method {values.get('name')!r}"
+            raise UserError(f"adapter_config.json: {what}; was it written by this library?")
+        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        return cls(**{**values, **lists})
+
+
+# The fields of RunConfig that choose a method; without any, all weights are trained.
+CHOICES = {
+    "lora": "lora",
+    "prefix_tuning": "prefix",
+    "adapter": "adapter",
+    "freeze_layers": "freeze",
+    "trainable_modules": "freeze",
+    "adalora": "adalora",
+    "prompt_tuning": "prompt",
+}
+# Fields of RunConfig -> of Method, where the former are given.
+_SETTINGS = {
+    "lora_rank": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "lora_target_modules": "targets",
+    "rslora": "rslora",
+    "lora_plus_scale": "lora_plus_scale",
+    "modules_to_save": "modules_to_save",
+    "num_prefix_tokens": "num_prefix_tokens",
+    "prefix_projection": "prefix_projection",
+    "adapter_size": "adapter_size",
+    "freeze_layers": "last_layers",
+    "trainable_modules": "named_parts",
+    "num_prompt_tokens": "num_prompt_tokens",
+    "adalora_init_rank": "initial_rank",
+    "adalora_warmup_ratio": "warmup_ratio",
+    "adalora_final_ratio": "final_ratio",
+    "adalora_budget_interval": "budget_interval",
+    "adalora_orthogonal_weight": "orthogonal_weight",
+}
+
+
+def method_of(config: RunConfig) -> Method:
+    """The method that a configuration asks for.
+
+    Raises:
+        UserError: it asks for two.
+    """
+    chosen = {name: method for name, method in CHOICES.items() if getattr(config, name)}
+    if len(set(chosen.values())) > 1:
+        raise UserError(f"{' and '.join(f'--{name}' for name in chosen)}: choose one way of fine-tuning.")
+    settings = {ours: getattr(config, field) for field, ours in _SETTINGS.items()}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in settings.items()
+        if value is not None
+    }
+    # Zhang et al. 2023, section 4: a budget that starts at 1.5 times the final one.
+    given.setdefault("initial_rank", math.ceil(1.5 * config.lora_rank))
+    return Method(name=next(iter(chosen.values()), "full"), **given)
+
+
+def matches(patterns: tuple[str, ...], name: str) -> bool:
+    """Whether a dotted name ends with one of the patterns, part by part, or is matched by one as a whole."""
+    return any(pattern_matches(pattern, name) for pattern in patterns)
+
+
+def pattern_matches(pattern: str, name: str) -> bool:
+    """`q_proj` and `self_attn.q_proj` match "llama.layers.0.self_attn.q_proj"; so does the regular expression `.*q_proj`.
+
+    Raises:
+        UserError: neither a name nor a regular expression.
+    """
+    if name == pattern or name.endswith(f".{pattern}"):
+        return True
+    try:
+        return re.fullmatch(pattern, name) is not None
+    except re.error as error:
+        raise UserError(f"{pattern!r} is neither the name of a layer nor a regular expression: {error}") from error
