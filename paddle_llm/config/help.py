@@ -10,12 +10,14 @@ from typing import Any
 
 from paddle_llm.config.groups.base import Group
 from paddle_llm.config.old_names import SCRIPTS
-from paddle_llm.config.run_config import GROUPS, RunConfig
+from paddle_llm.config.run_config import GROUPS, RunConfig, fields_of
 from paddle_llm.config.values import Kind, kind_of
 
+SCHEMAS = {"pretrain": "configs/schema.json", "finetune": "configs/schema_finetune.json"}
 _TYPES: dict[type, str] = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT"}
+_TITLES = {"pretrain": "Pretrain a language model.", "finetune": "Fine-tune a language model on instructions."}
 _INTRO = """\
-Pretrain a language model.
+{title}
 
 Usage:
   python {script} [CONFIG.json] [--key value ...]
@@ -23,7 +25,7 @@ Usage:
   python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 {script} CONFIG.json               # 8 GPUs
 
 A flag wins over CONFIG.json. Names are exact. A bare --flag means true; null (in JSON) means the default.
-Names of older PaddleNLP releases are understood and said at the start. Editors complete CONFIG.json by configs/schema.json.
+Names of older PaddleNLP releases are understood and said at the start. Editors complete CONFIG.json by {schema}.
 """
 
 
@@ -35,8 +37,8 @@ def wants_help(argv: list[str]) -> bool:
 def help_text(entry: str = "pretrain", width: int | None = None) -> str:
     """Every field by group: type, default, what it does. `width` in columns; None: the terminal's."""
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
-    lines = [_INTRO.format(script=SCRIPTS[entry])]
-    for title, names in fields_by_group():
+    lines = [_INTRO.format(title=_TITLES[entry], script=SCRIPTS[entry], schema=SCHEMAS[entry])]
+    for title, names in fields_by_group(entry):
         lines.append(f"{title}:")
         for name in names:
             lines.append(f"  --{name} {type_text(kind_of(name))}  (default: {default_text(name)})")
@@ -46,10 +48,10 @@ def help_text(entry: str = "pretrain", width: int | None = None) -> str:
     return "\n".join(lines)
 
 
-def defaults_table() -> str:
+def defaults_table(entry: str = "pretrain") -> str:
     """The fields as markdown tables, one per group, for the README."""
     lines: list[str] = []
-    for title, names in fields_by_group():
+    for title, names in fields_by_group(entry):
         lines += [f"**{title}**", "", "| flag | default | what it does |", "|---|---|---|"]
         for name in names:
             about = (RunConfig.model_fields[name].description or "").replace("|", "\\|")
@@ -58,10 +60,13 @@ def defaults_table() -> str:
     return "\n".join(lines)
 
 
-def fields_by_group() -> Iterator[tuple[str, list[str]]]:
-    """Heading and field names of each group, in the order of declaration."""
+def fields_by_group(entry: str = "pretrain") -> Iterator[tuple[str, list[str]]]:
+    """Heading and field names of each group that the script of `entry` has, in the order of declaration."""
+    offered = fields_of(entry)
     for group in GROUPS:
-        yield _title(group), list(group.model_fields)
+        names = [name for name in group.model_fields if name in offered]
+        if names:
+            yield _title(group), names
 
 
 def _title(group: type[Group]) -> str:

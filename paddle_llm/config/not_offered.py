@@ -5,46 +5,9 @@ A test reads the installed PaddleNLP and fails when a field of it is neither in 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from paddle_llm.config.name_kinds import Refused, Stale
 
-
-@dataclass(frozen=True)
-class Stale:
-    """Accepted and without effect: it never changed what is learnt. Said once, unless the value is a neutral one."""
-
-    why: str
-    neutral: tuple[Any, ...] = ()
-
-
-@dataclass(frozen=True)
-class Refused:
-    """An error: leaving it out would change the result. A neutral value asks for what happens anyway and passes."""
-
-    why: str
-    neutral: tuple[Any, ...] = ()
-
-
-def is_neutral(raw: Any, neutral: tuple[Any, ...]) -> bool:
-    """Whether `raw` (JSON or text) says one of `neutral`; null always does, and its two words."""
-    return raw in (None, "None", "null") or _canonical(raw) in [_canonical(value) for value in neutral]
-
-
-def _canonical(raw: Any) -> Any:
-    if isinstance(raw, bool):
-        return float(raw)
-    if isinstance(raw, (int, float)):
-        return float(raw)
-    text = str(raw).strip().lower()
-    if text in ("true", "false"):
-        return float(text == "true")
-    try:
-        return float(text)
-    except ValueError:
-        return "" if text in ("none", "null", "[]") else text
-
-
-_AUTO = "semi-automatic parallelism is not offered: give the degrees and use run_pretrain.py's own layouts"
+_AUTO = "semi-automatic parallelism is not offered: give the degrees"
 _MOE = "mixtures of experts are not offered: remove it"
 _SEQUENCE = "splitting the sequence over ranks is not offered: use --tensor_parallel_degree with --sequence_parallel"
 _GPT_ONLY = "it belongs to PaddleNLP's GPT-3, which is not offered"
@@ -53,7 +16,9 @@ _OFF, _DEGREE = (False,), (-1, 0, 1)
 NOT_OFFERED: dict[str, Stale | Refused] = {
     # --- TrainingArguments: what is trained and how
     "do_export": Refused("exporting is a command of its own, not part of training", _OFF),
-    "prediction_loss_only": Stale("evaluation of pretraining computes the loss only", (False, True)),
+    "prediction_loss_only": Stale(
+        "evaluation computes losses; --eval_with_do_generation adds what is generated", (False, True)
+    ),
     "eval_accumulation_steps": Stale("evaluation keeps sums of losses, there is nothing to accumulate"),
     "num_cycles": Refused("cosine falls once, from --learning_rate to --min_learning_rate", (0.5,)),
     "bf16_full_eval": Refused("evaluation computes in the precision of training", _OFF),
@@ -70,8 +35,8 @@ NOT_OFFERED: dict[str, Stale | Refused] = {
     "count_trained_tokens": Stale("tokens are always counted, see consumed_tokens in metrics.jsonl", (False, True)),
     # --- TrainingArguments: data
     "dataloader_drop_last": Stale("the order of samples has no incomplete batch", (False, True)),
-    "lazy_data_processing": Stale("the corpus is tokenised before training", (True, False)),
-    "distributed_dataloader": Stale("every rank maps the corpus, no rank needs to send it to others", _OFF),
+    "lazy_data_processing": Stale("data are tokenised before training", (True, False)),
+    "distributed_dataloader": Stale("every rank reads the data, no rank needs to send them to others", _OFF),
     "ignore_data_skip": Refused("a resumed run always continues at the next sample", _OFF),
     # --- TrainingArguments: logs
     "log_on_each_node": Stale("one rank of the job writes the log", (True, False)),
@@ -95,7 +60,7 @@ NOT_OFFERED: dict[str, Stale | Refused] = {
     ),
     "ignore_save_lr_and_optim": Refused("a checkpoint without optimizer states cannot be resumed", _OFF),
     "force_reshard_pp": Refused("a checkpoint is resumed on the layout that wrote it", _OFF),
-    "save_sharding_stage1_model_include_freeze_params": Refused("pretraining freezes nothing", _OFF),
+    "save_sharding_stage1_model_include_freeze_params": Refused("checkpoints hold what is trained", _OFF),
     "pdc_download_ckpt": Refused("Baidu's PaddleCloud is not used here", _OFF),
     "pdc_download_timeout": Stale("Baidu's PaddleCloud is not used here", (300,)),
     # --- TrainingArguments: layout

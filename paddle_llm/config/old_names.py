@@ -5,32 +5,17 @@ Four generations of PaddleNLP are meant: A (April 2023, 2.5), B (June 2023, 2.6r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from paddle_llm.config.arguments import BARE, Given
-from paddle_llm.config.not_offered import NOT_OFFERED, Refused, Stale, is_neutral
+from paddle_llm.config.finetune_names import FINETUNE_NAMES
+from paddle_llm.config.name_kinds import Refused, Renamed, Stale, is_neutral
+from paddle_llm.config.not_offered import NOT_OFFERED
+from paddle_llm.config.run_config import FINETUNE_ONLY, PRETRAIN_ONLY
 
 Entry = Literal["pretrain", "finetune"]
 SCRIPTS: dict[str, str] = {"pretrain": "run_pretrain.py", "finetune": "finetune_generation.py"}
-
-
-@dataclass(frozen=True)
-class Renamed:
-    """The same thing under a new name.
-
-    Attributes:
-        new: the field.
-        convert: old value -> new value; None as a result drops the key (it asked for the default).
-        plus: the new value is the sum of this one and that of the field named here.
-        finetune_only: the pretraining script has no use for it.
-    """
-
-    new: str
-    convert: Callable[[Any], Any] | None = None
-    plus: str = ""
-    finetune_only: bool = False
 
 
 def _no_cuda(raw: Any) -> Any:
@@ -52,110 +37,14 @@ OLD_NAMES: dict[str, Renamed | Stale | Refused] = {
     "config_name": Refused("put the config.json into the folder of --model_name_or_path"),
     "skip_warmup": Stale("a memory map is never read through beforehand", (True, False)),
     "initializer_range": Stale("PaddleNLP never read it; set it in the model's config.json"),
-    # --- fine-tuning, A and B
-    "r": Renamed("lora_rank", finetune_only=True),
-    "tgt_length": Renamed("max_length", plus="src_length", finetune_only=True),
-    "task_path": Renamed("dataset_name_or_path", finetune_only=True),
-    "task_name_or_path": Renamed("dataset_name_or_path", finetune_only=True),
-    "dataset_path": Renamed("dataset_name_or_path", finetune_only=True),
-    "data_name": Renamed("dataset_name_or_path", finetune_only=True),
-    "do_generation": Renamed("eval_with_do_generation", finetune_only=True),
-    "qat": Renamed("do_qat", finetune_only=True),
-    "qat_type": Renamed("quant_type", finetune_only=True),
-    # --- fine-tuning, early C
-    "intokens": Renamed("zero_padding", finetune_only=True),
 }
 
-# Names that finetune_generation.py knows, of any generation, beside the fields that both scripts share.
-FINETUNE_NAMES: frozenset[str] = frozenset(
-    [
-        "dataset_name_or_path",
-        "task_name",
-        "src_length",
-        "max_length",
-        "zero_padding",
-        "greedy_zero_padding",
-        "pad_to_multiple_of",
-        "pad_to_max_length",
-        "autoregressive",
-        "use_pose_convert",
-        "lazy",
-        "chat_template",
-        "eval_with_do_generation",
-        "save_generation_output",
-        "instruction_generation",
-        "merge_weights",
-        "label_smoothing",
-        "lr_decay_ratio",
-        "min_tgt_length",
-        "length_penalty",
-        "no_repeat_ngram_size",
-        "num_beams",
-        "select_topk",
-        "top_k",
-        "top_p",
-        "temperature",
-        "generate_num",
-        "lora",
-        "lora_path",
-        "lora_rank",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "trainable_modules",
-        "use_quick_lora",
-        "rslora",
-        "lora_plus_scale",
-        "pissa",
-        "lora_use_mixer",
-        "use_mora",
-        "vera",
-        "vera_rank",
-        "lokr",
-        "lokr_path",
-        "lokr_dim",
-        "prefix_tuning",
-        "prefix_path",
-        "num_prefix_tokens",
-        "prefix_projection",
-        "reft",
-        "layers",
-        "position",
-        "intervention_type",
-        "rank",
-        "act_fn",
-        "add_bias",
-        "dropout",
-        "weight_quantize_algo",
-        "weight_blocksize",
-        "weight_double_quant",
-        "weight_double_quant_block_size",
-        "quant_type",
-        "do_qat",
-        "do_ptq",
-        "ptq_step",
-        "shift",
-        "shift_all_linears",
-        "shift_sampler",
-        "shift_step",
-        "smooth",
-        "smooth_all_linears",
-        "smooth_sampler",
-        "smooth_step",
-        "smooth_piecewise_search",
-        "smooth_k_piece",
-        "smooth_search_piece",
-        "do_gptq",
-        "gptq_step",
-        "neftune",
-        "neftune_noise_alpha",
-        "flash_mask",
-        "use_ssa",
-        "ssa_group_size_ratio",
-    ]
-)
+KNOWN_NAMES: frozenset[str] = frozenset(OLD_NAMES) | frozenset(FINETUNE_NAMES) | frozenset(NOT_OFFERED)
 
-KNOWN_NAMES: frozenset[str] = frozenset(OLD_NAMES) | frozenset(NOT_OFFERED) | FINETUNE_NAMES
+
+def names_of(entry: str) -> dict[str, Renamed | Stale | Refused]:
+    """Everything that the script of `entry` understands and that is no field of it."""
+    return {**OLD_NAMES, **NOT_OFFERED, **(FINETUNE_NAMES if entry == "finetune" else {})}
 
 
 @dataclass
@@ -177,11 +66,12 @@ def translate(given: list[Given], entry: Entry, fields: frozenset[str] | set[str
     """
     result = Translated()
     values = {one.name: one.raw for one in given}
+    names = names_of(entry)
     for one in given:
-        rule = None if one.name in fields else OLD_NAMES.get(one.name) or NOT_OFFERED.get(one.name)
-        if _belongs_elsewhere(one.name, rule, entry, fields):
-            other = SCRIPTS["finetune" if entry == "pretrain" else "pretrain"]
-            result.problems.append(f"{one.spelled()} belongs to {other}, not to {SCRIPTS[entry]}: remove it here.")
+        rule = None if one.name in fields else names.get(one.name)
+        elsewhere = _belongs_elsewhere(one, rule, entry)
+        if elsewhere:
+            result.problems.append(elsewhere)
         elif isinstance(rule, Renamed):
             _rename(one, rule, values, result)
         elif isinstance(rule, Stale):
@@ -195,10 +85,23 @@ def translate(given: list[Given], entry: Entry, fields: frozenset[str] | set[str
     return result
 
 
-def _belongs_elsewhere(name: str, rule: object, entry: Entry, fields: frozenset[str] | set[str]) -> bool:
-    if entry != "pretrain" or name in fields:
-        return False
-    return name in FINETUNE_NAMES or (isinstance(rule, Renamed) and rule.finetune_only)
+def _belongs_elsewhere(one: Given, rule: Renamed | Stale | Refused | None, entry: Entry) -> str:
+    """What to say where a key, or what it is called today, is the other script's; else ""."""
+    if entry == "pretrain":
+        there = one.name in FINETUNE_ONLY or one.name in FINETUNE_NAMES
+        return (
+            f"{one.spelled()} belongs to {SCRIPTS['finetune']}, not to {SCRIPTS[entry]}: remove it here."
+            if there
+            else ""
+        )
+    name = rule.new if isinstance(rule, Renamed) else one.name
+    if name not in PRETRAIN_ONLY or (isinstance(rule, Renamed) and _asks_for_nothing(one, rule)):
+        return ""
+    return f"{one.spelled()} belongs to {SCRIPTS['pretrain']}, not to {SCRIPTS[entry]}: remove it here; {PRETRAIN_ONLY[name]}."
+
+
+def _asks_for_nothing(one: Given, rule: Renamed) -> bool:
+    return rule.convert is not None and rule.convert(_plain(one.raw)) is None
 
 
 def _rename(one: Given, rule: Renamed, values: dict[str, Any], result: Translated) -> None:

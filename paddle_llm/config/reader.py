@@ -19,10 +19,9 @@ from paddle_llm.config.model_facts import ModelFacts, find_model_folder, has_wei
 from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
 from paddle_llm.config.rules.all import RULES
 from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
-from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
+from paddle_llm.config.run_config import FIELD_NAMES, RunConfig, fields_of
 from paddle_llm.config.values import BadValue, kind_of, parse
 
-FIELDS = frozenset(FIELD_NAMES)
 # Words from other trainers, too far from the name here for difflib.
 _HINTS = {
     "lr": "learning_rate",
@@ -77,12 +76,13 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     if entry not in get_args(Entry):
         raise ValueError(f"entry must be one of {get_args(Entry)}, not {entry!r}")
     script: Entry = "finetune" if entry == "finetune" else "pretrain"
-    arguments = read_arguments(argv, FIELDS | KNOWN_NAMES)
-    translated = translate(arguments.given, script, FIELDS)
+    fields = frozenset(fields_of(script))
+    arguments = read_arguments(argv, KNOWN_NAMES.union(FIELD_NAMES))
+    translated = translate(arguments.given, script, fields)
     problems = arguments.problems + translated.problems
     notices = arguments.notices + translated.notices
 
-    given = _merge(translated.given, problems)
+    given = _merge(translated.given, fields, problems)
     config, bad = _typed(given, problems)
     if arguments.unread:
         raise ConfigError(problems)
@@ -98,7 +98,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     if problems or layout is None:
         raise ConfigError(problems)
 
-    origins = {name: "default" for name in FIELD_NAMES} | {one.name: _origin(one) for one in given.values()}
+    origins = {name: "default" for name in fields_of(script)} | {one.name: _origin(one) for one in given.values()}
     updates, why, said = derive(replace(run, config=config))
     asked = {name: getattr(config, name) for name in updates if name in given}
     return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, asked)
@@ -107,7 +107,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
 def resolved_as_json(resolved: Resolved) -> dict[str, Any]:
     """What config.resolved.json holds: every argument as it was used and where it came from; `asked` where they differ."""
     arguments = {}
-    for name in FIELD_NAMES:
+    for name in resolved.origins:
         row = {"value": getattr(resolved.config, name), "origin": resolved.origins[name]}
         if name in resolved.asked:
             row["asked"] = resolved.asked[name]
@@ -115,12 +115,12 @@ def resolved_as_json(resolved: Resolved) -> dict[str, Any]:
     return {"layout": str(resolved.layout), "world_size": resolved.layout.world_size, "arguments": arguments}
 
 
-def _merge(given: list[Given], problems: list[str]) -> dict[str, Given]:
+def _merge(given: list[Given], fields: frozenset[str], problems: list[str]) -> dict[str, Given]:
     """One Given per field: flags win over the file; two spellings of one thing in one place must agree."""
     merged: dict[str, Given] = {}
     for one in given:
-        if one.name not in FIELDS:
-            problems.append(_unknown(one))
+        if one.name not in fields:
+            problems.append(_unknown(one, fields))
             continue
         before = merged.get(one.name)
         if before is not None and before.origin == one.origin and before.raw != one.raw:
@@ -129,12 +129,12 @@ def _merge(given: list[Given], problems: list[str]) -> dict[str, Given]:
     return merged
 
 
-def _unknown(one: Given) -> str:
+def _unknown(one: Given, fields: frozenset[str]) -> str:
     name = one.name.replace("-", "_")
-    candidates = difflib.get_close_matches(name, FIELDS, 1, 0.7)
-    candidates += [field for field in FIELD_NAMES if len(name) > 3 and field.startswith(name)]
+    candidates = difflib.get_close_matches(name, sorted(fields), 1, 0.7)
+    candidates += [field for field in FIELD_NAMES if field in fields and len(name) > 3 and field.startswith(name)]
     candidates += difflib.get_close_matches(name, KNOWN_NAMES, 1, 0.8)
-    close = _HINTS.get(name) or (name if name in FIELDS else next(iter(candidates), None))
+    close = _HINTS.get(name) or (name if name in fields else next(iter(candidates), None))
     hint = f" Did you mean {'--' if one.is_flag else ''}{close}?" if close else " --help lists all."
     return f"{one.spelled()} is unknown.{hint}"
 

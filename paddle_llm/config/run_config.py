@@ -4,17 +4,39 @@ from __future__ import annotations
 
 from paddle_llm.config.groups.base import Group
 from paddle_llm.config.groups.data import DataFields
+from paddle_llm.config.groups.finetune import GenerationFields, InstructionFields
+from paddle_llm.config.groups.method import MethodFields
 from paddle_llm.config.groups.model import ModelFields
 from paddle_llm.config.groups.output import OutputFields
 from paddle_llm.config.groups.parallel import ParallelFields
 from paddle_llm.config.groups.training import TrainingFields
 
-GROUPS: tuple[type[Group], ...] = (ModelFields, DataFields, TrainingFields, ParallelFields, OutputFields)
+GROUPS: tuple[type[Group], ...] = (
+    ModelFields,
+    DataFields,
+    InstructionFields,
+    MethodFields,
+    TrainingFields,
+    GenerationFields,
+    ParallelFields,
+    OutputFields,
+)
 
 
 # Pydantic collects fields from the last base to the first: this order shows them in the order of GROUPS.
-class RunConfig(OutputFields, ParallelFields, TrainingFields, DataFields, ModelFields):
+class RunConfig(
+    OutputFields,
+    ParallelFields,
+    GenerationFields,
+    TrainingFields,
+    MethodFields,
+    InstructionFields,
+    DataFields,
+    ModelFields,
+):
     """One run, as it was asked for. Frozen; `model_copy(update=...)` makes a changed one.
+
+    One flat list for both scripts; `fields_of` says which of them a script has.
 
     A config that came from `reader.resolve` is complete: degrees, `device`, `min_learning_rate` and whatever else
     was derived stand in it as they are used. One built by hand holds the defaults of the groups.
@@ -33,3 +55,21 @@ class RunConfig(OutputFields, ParallelFields, TrainingFields, DataFields, ModelF
 
 
 FIELD_NAMES: tuple[str, ...] = tuple(RunConfig.model_fields)
+
+_FINETUNE_GROUPS = (InstructionFields, MethodFields, GenerationFields)
+FINETUNE_ONLY: frozenset[str] = frozenset(name for group in _FINETUNE_GROUPS for name in group.model_fields)
+# Fields of pretraining alone, each with what fine-tuning has in its place.
+PRETRAIN_ONLY: dict[str, str] = {
+    "input_dir": "instructions are given with --dataset_name_or_path",
+    "split": "evaluation reads dev.json beside train.json",
+    "data_impl": "instructions are read from json, csv or parquet",
+    "data_cache": "instructions need no index",
+    "share_folder": "instructions need no index",
+    "eval_iters": "evaluation reads the whole dev set",
+}
+
+
+def fields_of(entry: str) -> tuple[str, ...]:
+    """The fields that the script of `entry` ("pretrain" or "finetune") has."""
+    elsewhere = PRETRAIN_ONLY if entry == "finetune" else FINETUNE_ONLY
+    return tuple(name for name in FIELD_NAMES if name not in elsewhere)

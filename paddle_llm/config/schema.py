@@ -1,4 +1,4 @@
-"""The JSON Schema of config files, for editors: `python -m paddle_llm.config.schema > configs/schema.json`.
+"""The JSON Schemas of config files, for editors: `python -m paddle_llm.config.schema` writes one per script into configs/.
 
 A config that begins with `"$schema": "../schema.json"` is completed and checked while it is typed. The reader accepts a
 little more than the schema (numbers as strings, yes and no), so that old files still run.
@@ -7,26 +7,32 @@ little more than the schema (numbers as strings, yes and no), so that old files 
 from __future__ import annotations
 
 import json
+from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.not_offered import NOT_OFFERED, Refused, Stale
-from paddle_llm.config.old_names import OLD_NAMES, Renamed
-from paddle_llm.config.run_config import RunConfig
+from paddle_llm.config.help import SCHEMAS
+from paddle_llm.config.name_kinds import Refused, Renamed, Stale
+from paddle_llm.config.old_names import names_of
+from paddle_llm.config.run_config import RunConfig, fields_of
 from paddle_llm.config.values import WORD_LISTS
 
+_TITLES = {"pretrain": "paddle_llm pretraining", "finetune": "paddle_llm fine-tuning"}
 
-def build_schema() -> dict[str, Any]:
-    """JSON Schema (2020-12) of a pretraining config."""
-    fields = RunConfig.model_json_schema()["properties"]
+
+def build_schema(entry: str = "pretrain") -> dict[str, Any]:
+    """JSON Schema (2020-12) of a config of "pretrain" or "finetune"."""
+    everything = RunConfig.model_json_schema()["properties"]
+    fields = {name: everything[name] for name in fields_of(entry)}
     properties: dict[str, Any] = {"$schema": {"type": "string", "description": "Where this schema is."}}
     properties |= {name: _field(name, definition) for name, definition in fields.items()}
-    for name, rule in {**OLD_NAMES, **NOT_OFFERED}.items():
-        old = _old(rule)
+    for name, rule in names_of(entry).items():
+        old = _old(rule, fields)
         if old is not None:
             properties[name] = {**old, "deprecated": True}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "paddle_llm pretraining",
+        "title": _TITLES[entry],
         "type": "object",
         "properties": properties,
         "additionalProperties": False,
@@ -48,10 +54,10 @@ def _kind(option: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in option.items() if key not in ("title", "description", "default")}
 
 
-def _old(rule: Renamed | Stale | Refused) -> dict[str, Any] | None:
+def _old(rule: Renamed | Stale | Refused, fields: Container[str]) -> dict[str, Any] | None:
     """Definition of a name that is no field; None when nothing it could say is accepted."""
     if isinstance(rule, Renamed):
-        return None if rule.finetune_only else {"description": f"Old name of {rule.new}."}
+        return {"description": f"Old name of {rule.new}."} if rule.new in fields else None
     if isinstance(rule, Stale):
         return {"description": f"Without effect: {rule.why}."}
     if not rule.neutral:
@@ -60,10 +66,11 @@ def _old(rule: Renamed | Stale | Refused) -> dict[str, Any] | None:
     return {"description": f"Not offered: {rule.why}.", "enum": values}
 
 
-def schema_text() -> str:
-    """What configs/schema.json holds."""
-    return json.dumps(build_schema(), indent=2) + "\n"
+def schema_text(entry: str = "pretrain") -> str:
+    """What the schema's file holds."""
+    return json.dumps(build_schema(entry), indent=2) + "\n"
 
 
 if __name__ == "__main__":
-    print(schema_text(), end="")
+    for script, path in SCHEMAS.items():
+        Path(path).write_text(schema_text(script), encoding="utf-8")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 
 from paddle_llm.config.help import default_text, defaults_table, help_text, type_text, wants_help
-from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.config.run_config import fields_of
 from paddle_llm.config.values import kind_of
 
 
 def test_help_lists_every_field_once_within_the_width() -> None:
     text = help_text(width=80)
-    for name in FIELD_NAMES:
+    for name in fields_of("pretrain"):
         assert text.count(f"  --{name} ") == 1, name
     assert "  --learning_rate NUMBER  (default: 0.0003)" in text
     assert "python run_pretrain.py [CONFIG.json]" in text
@@ -20,7 +20,7 @@ def test_help_lists_every_field_once_within_the_width() -> None:
 
 def test_defaults_table_is_markdown_with_every_field() -> None:
     rows = [line for line in defaults_table().splitlines() if line.startswith("| `--")]
-    assert len(rows) == len(FIELD_NAMES)
+    assert len(rows) == len(fields_of("pretrain"))
     assert any(row.startswith("| `--logging_steps` | 10 | ") for row in rows)
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from paddle_llm.config.arguments import BARE, FLAG, Given
-from paddle_llm.config.not_offered import NOT_OFFERED, Refused, Stale, is_neutral
-from paddle_llm.config.old_names import FINETUNE_NAMES, OLD_NAMES, Renamed, Translated, translate
-from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.config.finetune_names import FINETUNE_NAMES
+from paddle_llm.config.name_kinds import Refused, Renamed, Stale, is_neutral
+from paddle_llm.config.not_offered import NOT_OFFERED
+from paddle_llm.config.old_names import OLD_NAMES, Translated, names_of, translate
+from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, fields_of
 
-FIELDS = frozenset(FIELD_NAMES)
+ALL = names_of("finetune")
 
 
 def flag(name: str, raw: object) -> Given:
@@ -17,25 +19,22 @@ def flag(name: str, raw: object) -> Given:
 
 
 def pretrain(*given: Given) -> Translated:
-    return translate(list(given), "pretrain", FIELDS)
+    return translate(list(given), "pretrain", frozenset(fields_of("pretrain")))
 
 
 def finetune(*given: Given) -> Translated:
-    return translate(list(given), "finetune", FIELDS)
+    return translate(list(given), "finetune", frozenset(fields_of("finetune")))
 
 
 def test_the_tables_do_not_overlap() -> None:
-    assert not FIELDS & set(OLD_NAMES)
-    assert not FIELDS & set(NOT_OFFERED)
-    assert not FIELDS & FINETUNE_NAMES
-    assert not set(OLD_NAMES) & set(NOT_OFFERED)
-    assert not set(OLD_NAMES) & FINETUNE_NAMES
+    tables = [set(FIELD_NAMES), set(OLD_NAMES), set(NOT_OFFERED), set(FINETUNE_NAMES)]
+    assert sum(map(len, tables)) == len(set.union(*tables))
 
 
 def test_every_new_name_exists() -> None:
-    for old, rule in OLD_NAMES.items():
+    for old, rule in ALL.items():
         if isinstance(rule, Renamed):
-            assert rule.new in (FINETUNE_NAMES if rule.finetune_only else FIELDS), old
+            assert rule.new in (fields_of("finetune") if old in FINETUNE_NAMES else FIELD_NAMES), old
 
 
 @pytest.mark.parametrize(
@@ -70,8 +69,8 @@ def test_old_values_that_ask_for_the_default_vanish(old: str, raw: object) -> No
         ("dataset_path", "./data", "dataset_name_or_path"),
         ("data_name", "bellegroup", "dataset_name_or_path"),
         ("do_generation", "0", "eval_with_do_generation"),
-        ("qat", "1", "do_qat"),
-        ("qat_type", "A8W8", "quant_type"),
+        ("task_name", "./data", "dataset_name_or_path"),
+        ("target_modules", "q_proj", "lora_target_modules"),
     ],
 )
 def test_renamed_for_fine_tuning_only(old: str, raw: str, new: str) -> None:
@@ -95,32 +94,51 @@ def test_a_file_is_quoted_as_json_and_named() -> None:
     assert found.notices == ['"sharding_degree" in old.json: 4 is read as "sharding_parallel_degree": 4']
 
 
-@pytest.mark.parametrize("name", sorted(FINETUNE_NAMES))
+@pytest.mark.parametrize("name", sorted({*FINETUNE_NAMES, *FINETUNE_ONLY}))
 def test_fine_tuning_names_are_told_so(name: str) -> None:
     assert "belongs to finetune_generation.py" in pretrain(flag(name, "1")).problems[0]
 
 
-@pytest.mark.parametrize("name", sorted(n for n, r in {**OLD_NAMES, **NOT_OFFERED}.items() if isinstance(r, Stale)))
+@pytest.mark.parametrize("name", sorted(PRETRAIN_ONLY))
+def test_pretraining_names_are_told_so(name: str) -> None:
+    told = finetune(flag(name, "1")).problems
+    assert told == [
+        f"--{name} belongs to run_pretrain.py, not to finetune_generation.py: remove it here; {PRETRAIN_ONLY[name]}."
+    ]
+
+
+def test_old_names_of_pretraining_fields_are_told_so() -> None:
+    assert "--max_evaluate_steps belongs to run_pretrain.py" in finetune(flag("max_evaluate_steps", "5")).problems[0]
+    found = finetune(flag("max_evaluate_steps", "-1"))
+    assert (found.given, found.notices, found.problems) == ([], [], [])
+
+
+@pytest.mark.parametrize(("raw", "value"), [(BARE, [True]), ("1", [True]), ("0", []), (None, [])])
+def test_greedy_packing_is_packing(raw: object, value: list[object]) -> None:
+    assert [one.raw for one in finetune(flag("greedy_zero_padding", raw)).given] == value
+
+
+@pytest.mark.parametrize("name", sorted(n for n, r in ALL.items() if isinstance(r, Stale)))
 def test_stale_names_are_a_warning(name: str) -> None:
-    found = pretrain(flag(name, "some value"))
+    found = finetune(flag(name, "some value"))
     assert found.problems == [] and found.given == []
     assert len(found.notices) == 1 and f"--{name} has no effect: " in found.notices[0]
 
 
-@pytest.mark.parametrize("name", sorted(n for n, r in {**OLD_NAMES, **NOT_OFFERED}.items() if isinstance(r, Refused)))
+@pytest.mark.parametrize("name", sorted(n for n, r in ALL.items() if isinstance(r, Refused)))
 def test_refused_names_are_an_error_with_a_reason(name: str) -> None:
-    found = pretrain(flag(name, "some value"))
+    found = finetune(flag(name, "some value"))
     assert found.notices == [] and found.given == []
     assert len(found.problems) == 1 and f"--{name} = some value is not offered: " in found.problems[0]
 
 
-@pytest.mark.parametrize("name", sorted({**OLD_NAMES, **NOT_OFFERED}))
+@pytest.mark.parametrize("name", sorted(ALL))
 def test_neutral_values_and_null_pass_without_a_word(name: str) -> None:
-    rule = {**OLD_NAMES, **NOT_OFFERED}[name]
+    rule = ALL[name]
     if isinstance(rule, Renamed):
         return
     for value in (*rule.neutral, None):
-        found = pretrain(flag(name, value))
+        found = finetune(flag(name, value))
         assert (found.given, found.notices, found.problems) == ([], [], []), value
 
 

@@ -15,7 +15,7 @@ from paddle_llm.config import device as device_module
 from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
-from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.config.run_config import fields_of
 from tests.tiny import write_bloom, write_llama
 
 # A command that people have: pretraining on 8 cards with sharding stage 2, from a public tutorial of 2023, as typed there.
@@ -370,7 +370,7 @@ def test_a_missing_folder_is_a_problem_of_the_config(tmp_path: Path, model: Path
 def test_resolved_as_json_is_json_and_complete(model: Path) -> None:
     found = resolve([*base(model), "--bf16", "--device", "cpu"], world_size=1)
     written = json.loads(json.dumps(resolved_as_json(found)))
-    assert set(written["arguments"]) == set(FIELD_NAMES)
+    assert set(written["arguments"]) == set(fields_of("pretrain"))
     assert written["arguments"]["bf16"] == {"value": False, "origin": "not honoured on the CPU", "asked": True}
     assert written["arguments"]["device"] == {"value": "cpu", "origin": "flag"}
     assert (written["layout"], written["world_size"]) == ("one process", 1)
@@ -378,7 +378,7 @@ def test_resolved_as_json_is_json_and_complete(model: Path) -> None:
 
 def test_every_field_has_an_origin(model: Path) -> None:
     found: Resolved = resolve(base(model), world_size=1)
-    assert set(found.origins) == set(FIELD_NAMES)
+    assert set(found.origins) == set(fields_of("pretrain"))
 
 
 def test_an_unknown_entry_is_a_mistake_of_ours() -> None:

@@ -9,21 +9,26 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.config.help import SCHEMAS
+from paddle_llm.config.run_config import FIELD_NAMES, fields_of
 from paddle_llm.config.schema import build_schema, schema_text
 
-COMMITTED = Path(__file__).resolve().parents[2] / "configs" / "schema.json"
+ROOT = Path(__file__).resolve().parents[2]
 VALIDATOR = Draft202012Validator(build_schema())
+FINETUNE_VALIDATOR = Draft202012Validator(build_schema("finetune"))
 
 
-def test_the_committed_schema_is_current() -> None:
-    assert COMMITTED.read_text() == schema_text(), "run: python -m paddle_llm.config.schema > configs/schema.json"
+@pytest.mark.parametrize("entry", SCHEMAS)
+def test_the_committed_schemas_are_current(entry: str) -> None:
+    assert (ROOT / SCHEMAS[entry]).read_text() == schema_text(entry), "run: python -m paddle_llm.config.schema"
 
 
-def test_it_is_a_schema_with_every_field() -> None:
-    Draft202012Validator.check_schema(build_schema())
-    properties = build_schema()["properties"]
-    assert set(FIELD_NAMES) <= set(properties)
+@pytest.mark.parametrize("entry", SCHEMAS)
+def test_it_is_a_schema_with_every_field(entry: str) -> None:
+    Draft202012Validator.check_schema(build_schema(entry))
+    properties = build_schema(entry)["properties"]
+    assert set(fields_of(entry)) <= set(properties)
+    assert not (set(FIELD_NAMES) - set(fields_of(entry))) & set(properties)
     assert all("description" in properties[name] for name in properties)
 
 
@@ -53,6 +58,13 @@ def test_accepts(config: dict[str, Any]) -> None:
 )
 def test_refuses(config: Any) -> None:
     assert list(VALIDATOR.iter_errors(config))
+
+
+def test_fine_tuning() -> None:
+    known = {"lora": True, "r": 8, "lora_target_modules": ["q_proj"], "zero_padding": 1, "vera": False}
+    assert list(FINETUNE_VALIDATOR.iter_errors(known)) == []
+    for wrong in ({"lora_rnk": 8}, {"vera": True}, {"input_dir": "data"}, {"loss_on": "first"}):
+        assert list(FINETUNE_VALIDATOR.iter_errors(wrong))
 
 
 def test_old_names_are_deprecated() -> None:
