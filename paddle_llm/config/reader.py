@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from paddle_llm.config.arguments import BARE, Given, read_arguments
 from paddle_llm.config.derive import derive
 from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_no_gpu
+from paddle_llm.config.entry_defaults import Default, entry_defaults
 from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.layout_rules import layout_of
@@ -20,7 +21,7 @@ from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
 from paddle_llm.config.rules.all import RULES
 from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
 from paddle_llm.config.run_config import FIELD_NAMES, RunConfig, fields_of
-from paddle_llm.config.values import BadValue, kind_of, parse
+from paddle_llm.config.values import BadValue, is_null, kind_of, parse
 
 # Words from other trainers, too far from the name here for difflib.
 _HINTS = {
@@ -83,7 +84,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     notices = arguments.notices + translated.notices
 
     given = _merge(translated.given, fields, problems)
-    config, bad = _typed(given, problems)
+    config, bad, own = _typed(given, script, problems)
     if arguments.unread:
         raise ConfigError(problems)
     seen = guarded(config, bad)
@@ -99,6 +100,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
         raise ConfigError(problems)
 
     origins = {name: "default" for name in fields_of(script)} | {one.name: _origin(one) for one in given.values()}
+    origins |= {name: f"default: {default.why}" for name, default in own.items()}
     updates, why, said = derive(replace(run, config=config))
     asked = {name: getattr(config, name) for name in updates if name in given}
     return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, asked)
@@ -139,28 +141,32 @@ def _unknown(one: Given, fields: frozenset[str]) -> str:
     return f"{one.spelled()} is unknown.{hint}"
 
 
-def _typed(given: dict[str, Given], problems: list[str]) -> tuple[RunConfig, frozenset[str]]:
-    """The config, with defaults in place of values that do not fit; those fields are returned beside it."""
+def _typed(
+    given: dict[str, Given], entry: str, problems: list[str]
+) -> tuple[RunConfig, frozenset[str], dict[str, Default]]:
+    """The config; the fields whose values do not fit, which hold defaults instead; the defaults that are the entry's own."""
     values: dict[str, Any] = {}
     bad: set[str] = set()
     for name, one in given.items():
         if one.raw is BARE and kind_of(name).base is not bool:
             problems.append(f"{one.spelled()} needs a value: {kind_of(name)}.")
             bad.add(name)
-            continue
-        try:
-            values[name] = parse(name, True if one.raw is BARE else one.raw)
-        except BadValue as error:
-            problems.append(f"{one.spelled()} = {_shown(one.raw)}: expected {error}.{_close(name, one.raw)}")
-            bad.add(name)
+        elif not is_null(one.raw):
+            try:
+                values[name] = parse(name, True if one.raw is BARE else one.raw)
+            except BadValue as error:
+                problems.append(f"{one.spelled()} = {_shown(one.raw)}: expected {error}.{_close(name, one.raw)}")
+                bad.add(name)
     try:
-        return RunConfig(**values), frozenset(bad)
+        RunConfig(**values)
     except ValidationError as error:
         for detail in error.errors():
             name = str(detail["loc"][0])
             problems.append(f"{given[name].spelled()} = {_shown(given[name].raw)}: {_range(detail['msg'])}.")
             bad.add(name)
-    return RunConfig(**{name: value for name, value in values.items() if name not in bad}), frozenset(bad)
+    written = {name: value for name, value in values.items() if name not in bad}
+    own = entry_defaults(entry, written)
+    return RunConfig(**{name: default.value for name, default in own.items()} | written), frozenset(bad), own
 
 
 def _range(message: str) -> str:

@@ -23,11 +23,23 @@ WORD_LISTS = (
     "sharding_parallel_config",
     "unified_checkpoint_config",
     "input_dir",
+    "dataset_name_or_path",
 )
 
 
 # Folders: in JSON no shell turns ~ into the home directory.
-_FOLDERS = ("model_name_or_path", "tokenizer_name_or_path", "output_dir", "data_cache", "resume_from_checkpoint")
+_FOLDERS = (
+    "model_name_or_path",
+    "tokenizer_name_or_path",
+    "output_dir",
+    "data_cache",
+    "resume_from_checkpoint",
+    "dataset_name_or_path",
+    "prompt_templates",
+    "chat_template",
+    "lora_path",
+    "prefix_path",
+)
 
 
 class BadValue(ValueError):
@@ -78,6 +90,11 @@ def _kind(annotation: Any) -> Kind:
     return Kind(annotation)
 
 
+def is_null(raw: Any) -> bool:
+    """null, or the words None and null: the default is asked for."""
+    return raw is None or (isinstance(raw, str) and raw in _NULL)
+
+
 def parse(name: str, raw: Any) -> Any:
     """`raw` (a JSON value, or text, or a list of texts from the command line) as the field `name` wants it.
 
@@ -87,7 +104,7 @@ def parse(name: str, raw: Any) -> Any:
         BadValue: with what was expected.
     """
     kind = kind_of(name)
-    if raw is None or (isinstance(raw, str) and raw in _NULL):
+    if is_null(raw):
         return RunConfig.model_fields[name].get_default(call_default_factory=True)
     if name in WORD_LISTS and isinstance(raw, list) and all(isinstance(word, str) for word in raw):
         return " ".join(raw)

@@ -16,7 +16,7 @@ from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.reader import Resolved, resolve
-from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
+from paddle_llm.config.run_config import RunConfig
 from paddle_llm.rehearse.faces import faces_of
 from paddle_llm.rehearse.small_model import SmallModel, small_model
 
@@ -160,7 +160,7 @@ def _asked(real: Resolved) -> dict[str, Any]:
     """What somebody wrote, as written."""
     written = {
         name: real.asked.get(name, getattr(real.config, name))
-        for name in FIELD_NAMES
+        for name in real.origins
         if name in real.asked or not real.origins[name].startswith(("default", "derived"))
     }
     return {name: value for name, value in written.items() if name not in _DROPPED}
