@@ -14,6 +14,8 @@ GLM
   every position looks at every other one, in silence. `forward` is given the mask in full: causal, or that of a prefix
   (GLM, Du et al. 2022, section 2.1) whose length is `attention_mask` [B, 1], with `position_ids` [B, 2, S].
 - The loss is not reduced, and fails under tensor parallelism (a misspelt name).
+- Generation wants the mask of all that will be generated, beforehand; the usual one [B, S] it cannot take. With that one
+  each step computes the whole sequence anew.
 
 Both take the common criterion.
 """
@@ -27,6 +29,7 @@ from paddle.distributed.fleet.recompute.recompute import recompute
 
 from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.prefix_mask import prefix_mask
+from paddle_llm.models.replace_forward import replace_forward
 from paddle_llm.models.segments import packed_prefix_mask
 
 
@@ -55,7 +58,7 @@ def correct_opt() -> None:
         return with_loss(self, outputs, labels)
 
     network.__init__ = tied
-    network.forward = with_criterion
+    replace_forward(network, with_criterion)
     network._tied_weights_keys = ["lm_head.decoder_weight"]
     modeling.OPTLMHead.forward = logits
     del network.__getattr__
@@ -99,7 +102,7 @@ def correct_glm() -> None:
         position_ids: Any = None,
         attention_mask: Any = None,
         labels: Any = None,
-        return_dict: bool = False,  # by name: PaddleNLP looks for it in the signature
+        return_dict: bool = False,
         **others: Any,
     ) -> Any:
         batch, length = input_ids.shape
@@ -115,7 +118,27 @@ def correct_glm() -> None:
         others.update(position_ids=position_ids, attention_mask=attention_mask.astype("float32"))
         return with_loss(self, forward(self, input_ids, return_dict=return_dict, **others), labels)
 
-    modeling.GLMForConditionalGeneration.forward = with_criterion
+    replace_forward(modeling.GLMForConditionalGeneration, with_criterion)
+    prepare = modeling.GLMForConditionalGeneration.prepare_inputs_for_generation
+
+    def generation_inputs(
+        self: Any,
+        input_ids: Any,
+        position_ids: Any = None,
+        attention_mask: Any = None,
+        cache: Any = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        if attention_mask is None or attention_mask.ndim != 2 or position_ids is not None:
+            return prepare(self, input_ids, position_ids, attention_mask, cache, **others)
+        tokens_BS = attention_mask.astype("int64")
+        new = input_ids.shape[1] - tokens_BS.shape[1]
+        tokens_BS = paddle.concat([tokens_BS, paddle.ones([len(tokens_BS), new], "int64")], 1) if new else tokens_BS
+        places_BS = (tokens_BS.cumsum(axis=1) - 1).clip(min=0)
+        positions_B2S = paddle.stack([places_BS, paddle.zeros_like(places_BS)], axis=1)
+        return {"input_ids": input_ids, "position_ids": positions_B2S, "attention_mask": tokens_BS, "use_cache": False}
+
+    modeling.GLMForConditionalGeneration.prepare_inputs_for_generation = generation_inputs
 
 
 def with_loss(model: Any, outputs: Any, labels: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import paddle
 
 from paddle_llm.models.named_random_state import named_random_state
+from paddle_llm.models.replace_forward import replace_forward
 from paddle_llm.models.segments import (
     attend,
     ends_of,
@@ -78,7 +79,7 @@ def _take_segments(network: Any, name: str) -> None:
             inputs.update(_described(segment_lengths, length, inputs.get("position_ids"), name))
         return forward(self, *args, **inputs)
 
-    network.forward = with_segments
+    replace_forward(network, with_segments)
 
 
 def _take_segments_in_stages(pipeline: Any) -> None:
@@ -210,7 +211,7 @@ def _install_in_bloom() -> None:
 
     modeling.BloomModel._prepare_attn_mask = attn_mask
     modeling.BloomAttention.forward = attention
-    modeling.BloomForCausalLM.forward = with_begins
+    replace_forward(modeling.BloomForCausalLM, with_begins)
     bloom_pipeline.BloomForCausalLMPipe._prepare_pipeline_inputs_func = staticmethod(stage_inputs)
     _take_segments(modeling.BloomForCausalLM, "attention_mask")
 

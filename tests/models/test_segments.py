@@ -87,6 +87,13 @@ def test_a_packed_row_is_its_samples(tmp_path, family, fields):
         assert error < 1e-5, (name, error)
 
 
+@pytest.mark.parametrize("family", PACKED_FAMILIES)
+def test_other_arguments_still_arrive(tmp_path, family):
+    model = build(WRITERS[family](tmp_path), length=ROW)
+    outputs = model(**packed(), return_dict=True, output_hidden_states=True)
+    assert outputs.loss is not None and len(outputs.hidden_states) == 5
+
+
 def test_what_a_row_says_of_its_samples():
     lengths = paddle.to_tensor(LENGTHS)
     ends, positions = segment_ends(lengths, ROW), segment_positions(lengths, ROW)
