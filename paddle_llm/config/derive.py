@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from paddle_llm.config.device import adapt_to_cpu
+from paddle_llm.config.layout import Layout
 from paddle_llm.config.parallel_words import words_at_work
 from paddle_llm.config.rules.core import Run
+from paddle_llm.config.run_config import SCORES, RunConfig
 
 
 def derive(run: Run) -> tuple[dict[str, Any], dict[str, str], list[str]]:
@@ -38,7 +41,9 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
         found.append(("sharding", "", "nothing to shard in this layout"))
     if config.sharding_offload and run.device == "gpu":
         found.append(("offload_optim", True, f"--sharding {config.sharding}"))
-    if config.min_learning_rate is None:
+    if config.min_learning_rate is None and config.lr_decay_ratio is not None:
+        found.append(("min_learning_rate", config.learning_rate * config.lr_decay_ratio, "lr_decay_ratio"))
+    elif config.min_learning_rate is None:
         found.append(("min_learning_rate", config.learning_rate / 10, "a tenth of learning_rate"))
     if config.tokenizer_name_or_path is None:
         found.append(("tokenizer_name_or_path", config.model_name_or_path, "model_name_or_path"))
@@ -52,7 +57,8 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
         found.append(("model_type", run.known_facts.model_type, "the model's config.json"))
     if config.load_best_model_at_end and config.greater_is_better is None:
         # PaddleNLP takes every metric but the loss for one of which more is better; a perplexity is not.
-        found.append(("greater_is_better", False, "less loss and perplexity are better"))
+        scored = (config.metric_for_best_model or "loss").removeprefix("eval_") in SCORES
+        found.append(("greater_is_better", scored, f"{'more' if scored else 'less'} of this metric is better"))
     if config.evaluation_strategy is None:
         found.append(("evaluation_strategy", "steps" if config.do_eval else "no", "do_eval"))
     elif config.evaluation_strategy != "no":
@@ -60,4 +66,23 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
     if layout.pipeline > 1:
         batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
         found.append(("per_device_eval_batch_size", batch, "a pipeline evaluates the micro batches that it trains"))
-    return found
+    return found + (list(_follows_in_finetuning(config, layout)) if run.entry == "finetune" else [])
+
+
+def _follows_in_finetuning(config: RunConfig, layout: Layout) -> Iterator[tuple[str, Any, str]]:
+    if config.dataset_name_or_path is None:
+        yield "dataset_name_or_path", "data", "where PaddleNLP's first scripts looked"
+    if config.src_length is None:
+        yield "src_length", config.max_length - 1, "all but one token of max_length"
+    if config.generation_max_new_tokens is None and config.src_length is not None:
+        yield "generation_max_new_tokens", config.max_length - config.src_length, "what src_length leaves of max_length"
+    elif config.generation_max_new_tokens is None:
+        yield "generation_max_new_tokens", min(256, config.max_length), "src_length is not given"
+    if layout.pipeline > 1:
+        yield "pad_to_max_length", True, "stages of a pipeline expect one shape"
+    if config.sequence_parallel and config.pad_to_multiple_of is None:
+        yield "pad_to_multiple_of", layout.tensor, "rows are split over the tensor parallel ranks"
+    if config.lora_alpha is None and (config.lora or config.adalora):
+        yield "lora_alpha", 2.0 * config.lora_rank, "twice lora_rank"
+    if config.adalora and config.adalora_init_rank is None:
+        yield "adalora_init_rank", -(-3 * config.lora_rank // 2), "1.5 times lora_rank"

@@ -40,7 +40,6 @@ METHODS: dict[str, Composition] = {
     "lora": Composition("LoRA", mergeable=True),
     "prefix": Composition(
         "prefix tuning",
-        no_pipeline="the keys and values of all layers come from one network of prefixes, of which each stage would need a part",
     ),
     "adapter": Composition("adapters"),
     "freeze": Composition("freezing"),

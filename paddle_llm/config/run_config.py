@@ -68,6 +68,10 @@ PRETRAIN_ONLY: dict[str, str] = {
     "eval_iters": "evaluation reads the whole dev set",
 }
 
+# What an evaluation measures: less is better of losses, more of scores of what was generated.
+LOSSES = ("loss", "ppl")
+SCORES = ("bleu", "rouge1", "rouge2", "rougeL", "exact_match")
+
 
 def fields_of(entry: str) -> tuple[str, ...]:
     """The fields that the script of `entry` ("pretrain" or "finetune") has."""

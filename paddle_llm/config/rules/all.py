@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.rules import layout, model, paths, schedule, settings, words
+from paddle_llm.config.rules import instructions, layout, method, model, paths, schedule, settings, words
 from paddle_llm.config.rules.core import Rule
 
-RULES: list[Rule] = [*settings.RULES, *paths.RULES, *schedule.RULES, *layout.RULES, *words.RULES, *model.RULES]
+RULES: list[Rule] = [
+    *settings.RULES,
+    *paths.RULES,
+    *instructions.RULES,
+    *method.RULES,
+    *schedule.RULES,
+    *layout.RULES,
+    *words.RULES,
+    *model.RULES,
+]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from typing import Any, cast
 
@@ -60,6 +61,7 @@ class Run:
         world_size: ranks of the job.
         device: "gpu" or "cpu".
         folder: what stands for a built-in model name on this machine; None where the name itself is used.
+        entry: "pretrain" or "finetune".
         here: the run is for this machine, whose folders can be looked at.
     """
 
@@ -87,6 +89,28 @@ class Run:
 
 
 Rule = Callable[[Run], Iterator[Problem | Notice]]
+
+
+def fine_tuning(rule: Rule) -> Rule:
+    """A rule that has nothing to say about pretraining."""
+
+    @wraps(rule)
+    def only_there(run: Run) -> Iterator[Problem | Notice]:
+        if run.entry == "finetune":
+            yield from rule(run)
+
+    return only_there
+
+
+def pretraining(rule: Rule) -> Rule:
+    """A rule that has nothing to say about fine-tuning."""
+
+    @wraps(rule)
+    def only_there(run: Run) -> Iterator[Problem | Notice]:
+        if run.entry == "pretrain":
+            yield from rule(run)
+
+    return only_there
 
 
 def check(run: Run, rules: list[Rule]) -> list[Problem | Notice]:

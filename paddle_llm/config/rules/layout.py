@@ -129,7 +129,9 @@ def sequence_parallel(run: Run) -> Findings:
         yield Problem(
             "sequence_parallel needs tensor_parallel_degree above 1: there are no ranks to split the sequence over."
         )
-    elif config.max_seq_length % layout.tensor:
+    elif config.max_seq_length % layout.tensor and (
+        run.entry == "pretrain" or config.zero_padding or layout.pipeline > 1
+    ):
         yield Problem(
             f"sequence_parallel: max_seq_length = {config.max_seq_length} is not divisible by "
             f"tensor_parallel_degree = {layout.tensor}."

@@ -17,7 +17,7 @@ from paddle_llm.config.rules.settings import Findings
 def family(run: Run) -> Findings:
     found, asked = run.facts.model_type, run.config.model_type
     if found not in ABILITIES:
-        yield Problem(f"{_model(run)} is of the family {found}: pretraining knows {', '.join(ABILITIES)}.")
+        yield Problem(f"{_model(run)} is of the family {found}: offered are {', '.join(ABILITIES)}.")
     elif asked is not None and asked != found and asked not in ABILITIES[found].aliases:
         yield Problem(f"model_type = {asked}, but {_model(run)} is of the family {found}: leave --model_type out.")
 
@@ -70,21 +70,25 @@ def vocabulary(run: Run) -> Findings:
 
 
 def positions(run: Run) -> Findings:
-    facts, length = run.facts, run.config.max_seq_length
-    limit = facts.max_position_embeddings
-    if limit is None or length <= limit or facts.rope_is_scaled:
+    facts, config, limit = run.facts, run.config, run.facts.max_position_embeddings
+    if limit is None or facts.rope_is_scaled:
         return
-    yield Problem(
-        f"max_seq_length = {length} is more than the {limit} positions of {_model(run)}: "
-        "shorten it, or set max_position_embeddings or rope_scaling in the model's config.json."
-    )
+    name, length = "max_seq_length", config.max_seq_length
+    if run.entry == "finetune":  # a packed row may be longer than the model's positions: they start anew in each sample
+        name, length = "max_length", config.max_length
+    prompt = config.num_prompt_tokens if config.prompt_tuning else 0
+    if length + prompt > limit:
+        also = f" and num_prompt_tokens = {prompt} are" if prompt else " is"
+        yield Problem(
+            f"{name} = {length}{also} more than the {limit} positions of {_model(run)}: "
+            "shorten it, or set max_position_embeddings or rope_scaling in the model's config.json."
+        )
 
 
 def fewer_layers(run: Run) -> Findings:
     if run.config.num_hidden_layers is not None and run.config.continue_training:
-        yield Problem(
-            "num_hidden_layers changes the model, so its weights cannot be loaded: leave out --continue_training."
-        )
+        instead = "leave out --continue_training" if run.entry == "pretrain" else "give --continue_training 0"
+        yield Problem(f"num_hidden_layers changes the model, so its weights cannot be loaded: {instead}.")
 
 
 def layers_not_recomputed(run: Run) -> Findings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.run_config import LOSSES, SCORES, RunConfig
 
 
 def max_steps(run: Run) -> Findings:
@@ -85,9 +86,7 @@ def best_model(run: Run) -> Findings:
             if name in run.asked and getattr(config, name) is not None:
                 yield Notice(f"--{name} has no effect without --load_best_model_at_end.")
         return
-    metric = config.metric_for_best_model
-    if metric is not None and metric.removeprefix("eval_") not in ("loss", "ppl"):
-        yield Problem(f"metric_for_best_model = {metric}: an evaluation gives loss and ppl.")
+    yield from _metric(config)
     evaluates = config.evaluation_strategy or ("steps" if config.do_eval else "no")
     if evaluates == "no":
         yield Problem("load_best_model_at_end needs evaluations: give --do_eval.")
@@ -103,6 +102,20 @@ def best_model(run: Run) -> Findings:
         )
 
 
+def _metric(config: RunConfig) -> Findings:
+    metric = config.metric_for_best_model
+    if metric is None or metric.removeprefix("eval_") in LOSSES:
+        return
+    if config.eval_with_do_generation:
+        known = (*LOSSES, *SCORES)
+        if metric.removeprefix("eval_") not in known:
+            yield Problem(f"metric_for_best_model = {metric}: an evaluation gives {', '.join(known)}.")
+    elif metric.removeprefix("eval_") in SCORES:
+        yield Problem(f"metric_for_best_model = {metric} needs generated answers: give --eval_with_do_generation.")
+    else:
+        yield Problem(f"metric_for_best_model = {metric}: an evaluation gives loss and ppl.")
+
+
 def save_steps_count(run: Run) -> Findings:
     if run.config.save_strategy != "steps" and "save_steps" in run.asked:
         yield Notice(f"--save_steps has no effect with --save_strategy {run.config.save_strategy}.")
@@ -115,7 +128,7 @@ def resume_and_overwrite(run: Run) -> Findings:
     if config.resume_from_checkpoint and not config.do_train:
         yield Problem(
             "resume_from_checkpoint continues a training, but do_train is false. To evaluate a trained model: "
-            "--model_name_or_path OUTPUT_DIR/model --continue_training 1"
+            f"--model_name_or_path OUTPUT_DIR/model{' --continue_training 1' if run.entry == 'pretrain' else ''}"
         )
 
 

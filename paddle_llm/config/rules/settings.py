@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
+from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, pretraining
 
 Findings = Iterator[Problem | Notice]
 
@@ -23,10 +23,13 @@ def required(run: Run) -> Findings:
         ("input_dir", "./data"),
         ("output_dir", "./output/first-run"),
     ):
+        if name == "input_dir" and run.entry != "pretrain":
+            continue
         if not getattr(run.config, name):
             yield Problem(f"{name} is missing: give --{name} {example}")
 
 
+@pretraining
 def split_has_its_parts(run: Run) -> Findings:
     config = run.config
     try:

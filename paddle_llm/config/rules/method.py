@@ -1,0 +1,100 @@
+"""Rules about what fine-tuning trains: one method, its settings, and what it can be combined with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_llm.config.method_choice import CHOICES, SETTINGS, chosen, flags_of
+from paddle_llm.config.methods import METHODS, method_problems
+from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, Unknown, fine_tuning
+from paddle_llm.config.rules.settings import Findings
+
+
+def _method(run: Run) -> str:
+    """The one method; `one_method` tells when there are several."""
+    methods = _chosen(run)
+    if len(methods) > 1:
+        raise Unknown("method")
+    return next(iter(methods), "full")
+
+
+def _chosen(run: Run) -> dict[str, list[str]]:
+    return chosen({name: getattr(run.config, name) for name in CHOICES})
+
+
+@fine_tuning
+def one_method(run: Run) -> Findings:
+    methods = _chosen(run)
+    if len(methods) > 1:
+        flags = [f"--{field}" for fields in methods.values() for field in fields]
+        yield Problem(f"{', '.join(flags[:-1])} and {flags[-1]}: choose one way of fine-tuning.")
+
+
+@fine_tuning
+def method_goes_with_the_rest(run: Run) -> Findings:
+    config, method = run.config, _method(run)
+    family = run.known_facts.model_type if run.known_facts else None
+    packed, projection = config.zero_padding, config.prefix_projection
+    yield from map(Problem, method_problems(method, run.layout, family, packed=packed, prefix_projection=projection))
+
+
+@fine_tuning
+def settings_of_methods(run: Run) -> Findings:
+    method = _method(run)
+    for name, methods in SETTINGS.items():
+        value = getattr(run.config, name)
+        if name not in run.asked or method in methods or value in (None, False):
+            continue
+        if name in ("lora_path", "prefix_path"):
+            yield Problem(f"{name} = {value} is loaded with {flags_of(methods)} only: give it, or leave {name} out.")
+        else:
+            yield Notice(f"--{name} has no effect without {flags_of(methods)}.")
+
+
+@fine_tuning
+def ranks_of_adalora(run: Run) -> Findings:
+    config = run.config
+    if not config.adalora:
+        return
+    if config.adalora_init_rank is not None and config.adalora_init_rank < config.lora_rank:
+        yield Problem(
+            f"adalora_init_rank = {config.adalora_init_rank} is below lora_rank = {config.lora_rank}: ranks are only taken away."
+        )
+    if config.adalora_warmup_ratio + config.adalora_final_ratio >= 1:
+        yield Problem(
+            f"adalora_warmup_ratio = {config.adalora_warmup_ratio} and adalora_final_ratio = {config.adalora_final_ratio} leave "
+            "no step in which ranks are cut: together they must be below 1."
+        )
+
+
+@fine_tuning
+def merging(run: Run) -> Findings:
+    method = _method(run)
+    if not run.config.merge_weights or METHODS[method].mergeable:
+        return
+    if method in ("full", "freeze"):
+        yield Notice("--merge_weights has no effect: the model itself is trained, and saved whole.")
+    else:
+        yield Problem(
+            f"merge_weights: {METHODS[method].title} cannot be added to the model's weights. "
+            "Leave it out: it is saved beside the model and loaded with it."
+        )
+
+
+@fine_tuning
+def adapters_are_there(run: Run) -> Findings:
+    for name in ("lora_path", "prefix_path"):
+        path = getattr(run.config, name)
+        if run.here and path and not (Path(path) / "adapter_config.json").is_file():
+            what = "holds no adapter_config.json" if Path(path).is_dir() else "there is no such folder"
+            yield Problem(f"{name} = {path}: {what}. Give a folder that a fine-tuning of this library wrote.")
+
+
+RULES: list[Rule] = [
+    one_method,
+    method_goes_with_the_rest,
+    settings_of_methods,
+    ranks_of_adalora,
+    merging,
+    adapters_are_there,
+]
