@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 from paddle_llm.config.method_choice import chosen
+from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.config.run_config import RunConfig
 
 
@@ -74,3 +75,16 @@ def _when(written: Mapping[str, Any]) -> dict[str, Default]:
         found["save_steps"] = Default(steps, "eval_steps, so that every model that is evaluated is saved")
         return found | {"save_strategy": Default("steps", "evaluation_strategy")}
     return found | {"save_strategy": Default("epoch", "data of fine-tuning are small")}
+
+
+def fitting_length(config: RunConfig, asked: Container[str], facts: ModelFacts | None) -> dict[str, Default]:
+    """The lengths of fine-tuning's samples and rows, where nobody gave them, for a model of fewer positions than they need."""
+    limit = facts.max_position_embeddings if facts else None
+    if limit is None or "max_length" in asked or (facts and facts.rope_is_scaled):
+        return {}
+    room = limit - (config.num_prompt_tokens if config.prompt_tuning else 0)
+    if not 2 <= room < config.max_length:
+        return {}
+    why = f"the model's {limit} positions"
+    lengths = ["max_length", *(["max_seq_length"] if "max_seq_length" not in asked else [])]
+    return {name: Default(room, why) for name in lengths}

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from paddle_llm.config.arguments import BARE, Given, read_arguments
 from paddle_llm.config.derive import derive
 from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_no_gpu
-from paddle_llm.config.entry_defaults import Default, entry_defaults
+from paddle_llm.config.entry_defaults import Default, entry_defaults, fitting_length
 from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.layout_rules import layout_of
@@ -91,6 +91,10 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     here = device is None
     device = _device(seen, device, problems, notices)
     folder, facts = _facts(seen, problems, notices)
+    if script == "finetune":
+        own |= fitting_length(config, given, facts)
+        config = config.model_copy(update={name: default.value for name, default in own.items()})
+        seen = guarded(config, bad)
     layout = _layout(seen, world_size, script, problems, notices)
     run = Run(seen, frozenset(given), world_size, device, script, layout, facts, folder, here)
     findings = check(run, RULES)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.method_choice import CHOICES, chosen
 from paddle_llm.config.methods import METHODS
 
 if TYPE_CHECKING:
@@ -95,16 +96,6 @@ class Method:
         return cls(**{**values, **lists})
 
 
-# The fields of RunConfig that choose a method; without any, all weights are trained.
-CHOICES = {
-    "lora": "lora",
-    "prefix_tuning": "prefix",
-    "adapter": "adapter",
-    "freeze_layers": "freeze",
-    "trainable_modules": "freeze",
-    "adalora": "adalora",
-    "prompt_tuning": "prompt",
-}
 # Fields of RunConfig -> of Method, where the former are given.
 _SETTINGS = {
     "lora_rank": "rank",
@@ -134,9 +125,10 @@ def method_of(config: RunConfig) -> Method:
     Raises:
         UserError: it asks for two.
     """
-    chosen = {name: method for name, method in CHOICES.items() if getattr(config, name)}
-    if len(set(chosen.values())) > 1:
-        raise UserError(f"{' and '.join(f'--{name}' for name in chosen)}: choose one way of fine-tuning.")
+    methods = chosen({name: getattr(config, name) for name in CHOICES})
+    if len(methods) > 1:
+        flags = [f"--{name}" for names in methods.values() for name in names]
+        raise UserError(f"{' and '.join(flags)}: choose one way of fine-tuning.")
     settings = {ours: getattr(config, field) for field, ours in _SETTINGS.items()}
     given = {
         name: tuple(value) if isinstance(value, list) else value
@@ -145,7 +137,7 @@ def method_of(config: RunConfig) -> Method:
     }
     # Zhang et al. 2023, section 4: a budget that starts at 1.5 times the final one.
     given.setdefault("initial_rank", math.ceil(1.5 * config.lora_rank))
-    return Method(name=next(iter(chosen.values()), "full"), **given)
+    return Method(name=next(iter(methods), "full"), **given)
 
 
 def matches(patterns: tuple[str, ...], name: str) -> bool:

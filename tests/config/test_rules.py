@@ -1,42 +1,18 @@
-"""Every rule between fields: one command line that breaks it or that it has something to say about, and one that it passes.
+"""Every rule between fields, those of fine-tuning in `test_finetune_rules.py`: one command line that breaks it or that it has something to say about, and one that it passes.
 
 A test fails when a rule has no case here.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from paddle_llm.config.errors import ConfigError
-from paddle_llm.config.reader import resolve
 from paddle_llm.config.rules.all import RULES
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
-
-WRITERS = {"llama": write_llama, "chatglm": write_chatglm, "chatglm2": write_chatglm2, "bloom": write_bloom}
-
-
-@dataclass(frozen=True)
-class Case:
-    """`flags` on a tiny model: the rule says `problem`, or `notice`, or nothing of the kind with `fine` flags instead.
-
-    `here`: the run is for this machine, where there is an empty folder `there`, and nothing else.
-    """
-
-    rule: str
-    flags: str
-    problem: str = ""
-    notice: str = ""
-    fine: str = ""
-    world: int = 1
-    device: str = "gpu"
-    model: str = "llama"
-    shape: tuple[tuple[str, Any], ...] = ()
-    here: bool = False
-
+from tests.config.rule_case import Case, check, said
+from tests.config.test_finetune_rules import CASES as FINETUNE_CASES
 
 CASES = [
     # settings
@@ -102,6 +78,13 @@ CASES = [
     ),
     Case("corpora_are_there", "--input_dir 0.5 there 0.5 gone", problem="no folder gone", here=True),
     Case("corpora_are_there", "--input_dir there gone", problem="weights and prefixes in turn", here=True),
+    Case(
+        "weights_are_there",
+        "--input_dir there --continue_training 1",
+        problem="holds no weights (model.safetensors",
+        fine="--input_dir there --continue_training 0",
+        here=True,
+    ),
     # schedule
     Case("max_steps", "--max_steps 0", problem="max_steps = 0: give a positive number", fine="--max_steps 1"),
     Case("max_steps", "--max_steps -2", problem="max_steps = -2"),
@@ -478,33 +461,15 @@ CASES = [
 ]
 
 
-def said(case: Case, flags: str, folder: Path) -> tuple[list[str], list[str]]:
-    model = WRITERS[case.model](folder, **dict(case.shape))
-    base = f"--do_train --model_name_or_path {model} --input_dir ./data --output_dir ./out --max_seq_length 64"
-    argv = [*base.split(), *flags.split(), *(["--device", "cpu"] if case.here else [])]
-    try:
-        return [], resolve(argv, world_size=case.world, device=None if case.here else case.device).notices
-    except ConfigError as error:
-        return error.problems, []
-
-
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(CASES)])
 def test_rule(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
-    problems, notices = said(case, case.flags, tmp_path)
-    found, text = (problems, case.problem) if case.problem else (notices, case.notice)
-    assert len([line for line in found if text in line]) == 1, (problems, notices)
-    if case.problem:
-        assert len(problems) == 1, "one mistake is told once"
-    if case.fine:
-        problems, notices = said(case, case.fine, tmp_path)
-        assert problems == []
-        assert not [line for line in notices if text in line]
+    check(case, tmp_path)
 
 
 def test_every_rule_has_a_case() -> None:
-    assert {rule.__name__ for rule in RULES} == {case.rule for case in CASES}
+    assert {rule.__name__ for rule in RULES} == {case.rule for case in (*CASES, *FINETUNE_CASES)}
 
 
 @pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}])

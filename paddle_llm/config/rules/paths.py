@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.model_facts import looks_local
+from paddle_llm.config.model_facts import has_weights, looks_local
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
 
@@ -22,6 +22,17 @@ def tokenizer_is_there(run: Run) -> Findings:
         yield Notice(
             f"tokenizer_name_or_path = {name} is no folder here but a name built into PaddleNLP, or a mistake: it is "
             "looked up over the network."
+        )
+
+
+def weights_are_there(run: Run) -> Findings:
+    folder = Path(run.config.model_name_or_path)
+    if not run.here or not run.config.continue_training or not (folder / "config.json").is_file():
+        return
+    if not has_weights(folder) and not any(folder.glob("*.bin")):  # torch's files: the loader has more to say of those
+        yield Problem(
+            f"{folder} holds no weights (model.safetensors, model_state.pdparams, or either with an index); "
+            "for random weights give --continue_training 0."
         )
 
 
@@ -61,4 +72,4 @@ def _is_number(text: str) -> bool:
     return True
 
 
-RULES: list[Rule] = [tokenizer_is_there, corpora_are_there]
+RULES: list[Rule] = [tokenizer_is_there, weights_are_there, corpora_are_there]

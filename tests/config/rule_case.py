@@ -1,0 +1,64 @@
+"""A command line that a rule has something to say about, and one that it passes; what both test files of rules share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import ConfigError
+from paddle_llm.config.reader import resolve
+from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
+
+WRITERS = {"llama": write_llama, "chatglm": write_chatglm, "chatglm2": write_chatglm2, "bloom": write_bloom}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`flags` on a tiny model: the rule says `problem`, or `notice`, or nothing of the kind with `fine` flags instead.
+
+    `here`: the run is for this machine, where there is an empty folder `there`, and nothing else.
+    """
+
+    rule: str
+    flags: str
+    problem: str = ""
+    notice: str = ""
+    fine: str = ""
+    world: int = 1
+    device: str = "gpu"
+    model: str = "llama"
+    shape: tuple[tuple[str, Any], ...] = ()
+    here: bool = False
+    entry: str = "pretrain"
+
+
+BASES = {
+    "pretrain": "--input_dir ./data --max_seq_length 64",
+    "finetune": "--max_length 64 --continue_training 0",
+}
+
+
+def said(case: Case, flags: str, folder: Path) -> tuple[list[str], list[str]]:
+    model = WRITERS[case.model](folder, **dict(case.shape))
+    base = f"--do_train --model_name_or_path {model} --output_dir ./out {BASES[case.entry]}"
+    argv = [*base.split(), *flags.split(), *(["--device", "cpu"] if case.here else [])]
+    try:
+        return [], resolve(
+            argv, world_size=case.world, entry=case.entry, device=None if case.here else case.device
+        ).notices
+    except ConfigError as error:
+        return error.problems, []
+
+
+def check(case: Case, folder: Path) -> None:
+    """What the rule says is said once; nothing else is wrong; the other command line passes."""
+    problems, notices = said(case, case.flags, folder)
+    found, text = (problems, case.problem) if case.problem else (notices, case.notice)
+    assert len([line for line in found if text in line]) == 1, (problems, notices)
+    if case.problem:
+        assert len(problems) == 1, "one mistake is told once"
+    if case.fine:
+        problems, notices = said(case, case.fine, folder)
+        assert problems == []
+        assert not [line for line in notices if text in line]

@@ -1,0 +1,217 @@
+"""The rules of fine-tuning: each with a command line that breaks it, and one that it passes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.config.rule_case import Case, check
+
+_CASES = [
+    # instructions
+    Case(
+        "lengths",
+        "--src_length 64",
+        problem="src_length = 64 leaves no room for an answer within max_length = 64",
+        fine="--src_length 63",
+    ),
+    Case(
+        "lengths",
+        "--max_seq_length 128",
+        notice="no effect without --zero_padding",
+        fine="--zero_padding --max_seq_length 128",
+    ),
+    Case("lengths", "--max_seq_length 32 --zero_padding", problem="is shorter than a sample of max_length = 64"),
+    Case(
+        "padding",
+        "--tensor_parallel_degree 2 --sequence_parallel --pad_to_multiple_of 3",
+        problem="give a multiple of 2",
+        fine="--tensor_parallel_degree 2 --sequence_parallel --pad_to_multiple_of 4",
+        world=2,
+    ),
+    Case("padding", "--pad_to_max_length --zero_padding", notice="every packed row has one length"),
+    Case("padding", "--pad_to_max_length --pad_to_multiple_of 8", notice="--pad_to_multiple_of has no effect"),
+    Case(
+        "padding",
+        "--pad_to_max_length 0 --pipeline_parallel_degree 2 --gradient_accumulation_steps 4",
+        notice="stages expect rows of one length",
+        fine="--pipeline_parallel_degree 2 --gradient_accumulation_steps 4",
+        world=2,
+    ),
+    Case(
+        "instructions_are_there",
+        "",
+        problem="and there is no ./data/train.json: give --dataset_name_or_path FILE",
+        fine="--dataset_name_or_path one.jsonl",
+        here=True,
+    ),
+    Case(
+        "instructions_are_there", "--dataset_name_or_path squad", problem="there is no file or folder squad", here=True
+    ),
+    Case("instructions_are_there", "--dataset_name_or_path onee.jsonl", problem="Did you mean one.jsonl?", here=True),
+    Case(
+        "instructions_are_there",
+        "--dataset_name_or_path 0.5 one.jsonl 0.5 gone.jsonl",
+        problem="there is no file or folder gone.jsonl",
+        fine="--dataset_name_or_path 0.5 one.jsonl 0.5 both",
+        here=True,
+    ),
+    Case(
+        "instructions_are_there",
+        "--dataset_name_or_path 0.5 one.jsonl both",
+        problem="weights and paths in turn",
+        here=True,
+    ),
+    Case(
+        "instructions_are_there",
+        "--dataset_name_or_path typo",
+        problem="typo holds no train.json (or jsonl, csv, parquet). Did you mean trian.json?",
+        fine="--dataset_name_or_path both",
+        here=True,
+    ),
+    Case("instructions_are_there", "--dataset_name_or_path there", problem="there holds no train.json", here=True),
+    Case(
+        "instructions_are_there",
+        "--dataset_name_or_path one.jsonl --do_eval",
+        problem="--do_eval, but one.jsonl has no dev.json: put one beside train.json",
+        fine="--dataset_name_or_path both --do_eval",
+        here=True,
+    ),
+    Case("instructions_are_there", "--dataset_name_or_path both --do_predict", problem="has no test.json", here=True),
+    Case(
+        "template_is_there",
+        "--dataset_name_or_path both --chat_template lama3",
+        problem="Did you mean llama3?",
+        fine="--dataset_name_or_path both --chat_template llama3",
+        here=True,
+    ),
+    Case(
+        "template_is_there",
+        "--dataset_name_or_path both --prompt_templates p3.yaml",
+        problem="prompt_templates = p3.yaml: there is no such file",
+        here=True,
+    ),
+    Case("generating", "--top_k 5", notice="--top_k has no effect without --eval_with_do_generation"),
+    Case("generating", "--eval_with_do_generation", notice="no effect without --do_eval or --do_predict"),
+    Case(
+        "generating",
+        "--do_eval --eval_with_do_generation --num_beams 4 --top_p 0.9",
+        problem="num_beams = 4 searches, --top_p samples",
+        fine="--do_eval --eval_with_do_generation --num_beams 4",
+    ),
+    Case(
+        "generating",
+        "--do_eval --eval_with_do_generation --pipeline_parallel_degree 2 --gradient_accumulation_steps 4",
+        problem="stages cannot generate word by word. Leave it out",
+        fine="--do_eval --eval_with_do_generation --tensor_parallel_degree 2",
+        world=2,
+    ),
+    Case(
+        "early_stopping",
+        "--do_eval --early_stopping_patience 2",
+        problem="give --load_best_model_at_end with it",
+        fine="--do_eval --early_stopping_patience 2 --load_best_model_at_end",
+    ),
+    Case(
+        "least_learning_rate",
+        "--lr_decay_ratio 0.1 --min_learning_rate 1e-6",
+        problem="say the same: keep one",
+        fine="--lr_decay_ratio 0.1",
+    ),
+    Case(
+        "least_learning_rate",
+        "--lr_decay_ratio 0.1 --lr_scheduler_type constant",
+        notice="--lr_decay_ratio has no effect",
+    ),
+    # method
+    Case(
+        "one_method",
+        "--lora --prefix_tuning --freeze_layers 2",
+        problem="--lora, --prefix_tuning and --freeze_layers: choose one way",
+        fine="--freeze_layers 2 --trainable_modules lm_head",
+    ),
+    Case(
+        "method_goes_with_the_rest",
+        "--adalora --pipeline_parallel_degree 2 --gradient_accumulation_steps 4",
+        problem="AdaLoRA with pipeline_parallel_degree = 2",
+        fine="--lora --pipeline_parallel_degree 2 --gradient_accumulation_steps 4",
+        world=2,
+    ),
+    Case("method_goes_with_the_rest", "--prompt_tuning --zero_padding", problem="prompt tuning with --zero_padding"),
+    Case("method_goes_with_the_rest", "--prompt_tuning", problem="is not offered for ChatGLM-6B", model="chatglm"),
+    Case("settings_of_methods", "--lora_rank 4", notice="--lora_rank has no effect without --lora or --adalora"),
+    Case("settings_of_methods", "--num_prefix_tokens 4 --lora", notice="has no effect without --prefix_tuning"),
+    Case("settings_of_methods", "--rslora --adalora", notice="--rslora has no effect without --lora."),
+    Case(
+        "settings_of_methods",
+        "--modules_to_save lm_head --adapter_size 8",
+        notice="--adapter_size has no effect",
+        fine="--adapter --adapter_size 8",
+    ),
+    Case(
+        "settings_of_methods",
+        "--lora_path x",
+        problem="lora_path = x is loaded with --lora or --adalora only",
+        fine="--lora_path x --lora",
+    ),
+    Case("ranks_of_adalora", "--adalora --adalora_init_rank 4", problem="below lora_rank = 8", fine="--adalora"),
+    Case(
+        "ranks_of_adalora",
+        "--adalora --adalora_warmup_ratio 0.5 --adalora_final_ratio 0.5",
+        problem="leave no step in which ranks are cut",
+    ),
+    Case(
+        "merging",
+        "--merge_weights --adapter",
+        problem="adapters cannot be added to the model's weights",
+        fine="--merge_weights --lora",
+    ),
+    Case("merging", "--merge_weights", notice="--merge_weights has no effect"),
+    Case(
+        "adapters_are_there",
+        "--dataset_name_or_path both --lora --lora_path there",
+        problem="lora_path = there: holds no adapter_config.json",
+        fine="--dataset_name_or_path both --lora --lora_path adapter",
+        here=True,
+    ),
+    # shared rules that fine-tuning reads in its own way
+    Case(
+        "positions",
+        "--max_length 129",
+        problem="max_length = 129 is more than the 128",
+        fine="--zero_padding --max_seq_length 512",
+    ),
+    Case("positions", "--max_length 120 --prompt_tuning", problem="num_prompt_tokens = 20 are more than the 128"),
+    Case("fewer_layers", "--num_hidden_layers 2 --continue_training 1", problem="give --continue_training 0"),
+    Case(
+        "best_model",
+        "--do_eval --load_best_model_at_end --metric_for_best_model bleu",
+        problem="bleu needs generated answers: give --eval_with_do_generation",
+        fine="--do_eval --load_best_model_at_end --metric_for_best_model bleu --eval_with_do_generation",
+    ),
+    Case(
+        "best_model",
+        "--do_eval --load_best_model_at_end --metric_for_best_model meteor --eval_with_do_generation",
+        problem="an evaluation gives loss, ppl, bleu",
+    ),
+]
+CASES = [replace(case, entry="finetune") for case in _CASES]
+
+
+@pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(CASES)])
+def test_rule(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for path in (
+        "one.jsonl",
+        "both/train.json",
+        "both/dev.jsonl",
+        "typo/trian.json",
+        "typo/dev.json",
+        "adapter/adapter_config.json",
+    ):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    (tmp_path / "there").mkdir()
+    check(case, tmp_path)
