@@ -75,6 +75,7 @@ class ShardedWeights:
         self._host: dict[str, Any] | None = {} if offload else None
         self._register_hooks(model)
         self._take_part_in_steps(optimizer._inner_opt)
+        _send_round_what_is_here(optimizer)
         setattr(model, _ATTRIBUTE, self)
         self.settle()
 
@@ -239,6 +240,20 @@ class ShardedWeights:
         """With offload: what this rank owns is on the device."""
         for name, copy in self._host.items():
             _on_device(copy)._share_buffer_to(self._parameters[name])
+
+
+def _send_round_what_is_here(optimizer: Any) -> None:
+    """After an update fleet makes replicated weights (biases, BLOOM's layer norms) equal on all tensor ranks once more.
+
+    Weights that are away cannot be sent; owners are at the same place in every tensor-parallel group. With offload all are
+    away by then: tensor ranks have computed the same.
+    """
+    send_round = optimizer._sync_mp_params_and_moments
+
+    def send(parameters, configs) -> None:
+        send_round([p for p in parameters or () if p._is_initialized()], configs)
+
+    optimizer._sync_mp_params_and_moments = send
 
 
 def visiting(model: nn.Layer, parameter: Any) -> AbstractContextManager[None]:
