@@ -83,4 +83,8 @@ _ONE_PROCESS: dict[str, Any] = {
     "pipeline_parallel_config": "",
     "sharding_parallel_config": "",
     "sharding_comm_buffer_size_MB": -1,
+    # What changes memory and not numbers is proven, too: the reference goes without.
+    "recompute": False,
+    "no_recompute_layers": None,
+    "release_grads": False,
 }

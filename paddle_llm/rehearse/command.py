@@ -56,8 +56,8 @@ def _rehearse(
     words: list[str], world_size: int, ranks: int, steps: int, synthetic: bool, json_file: str | None
 ) -> bool:
     began = time.monotonic()
-    if json_file is not None and not Path(json_file).expanduser().absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: there is no folder {Path(json_file).expanduser().parent}.")
+    if json_file is not None:
+        _check_writable(json_file)
     from paddle_llm.rehearse.shrink import read_real, shrink
 
     real = read_real(words, world_size)
@@ -82,6 +82,24 @@ def _rehearse(
         verdict = as_json(shrunk, faces, real.layout, data, seconds)
         Path(json_file).expanduser().write_text(json.dumps(verdict, indent=1) + "\n")
     return all(face.passed for face in faces)
+
+
+def _check_writable(json_file: str) -> None:
+    """Now, and not when the verdict has been found: the file is opened, and left as it was.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(json_file).expanduser()
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: there is no folder {path.parent}.")
+    existed = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"--json {json_file} cannot be written: {error.strerror}. Name another file.") from error
+    if not existed:
+        path.unlink()
 
 
 def _prepare() -> None:

@@ -75,11 +75,14 @@ class Difference:
 
 
 def rounding_floor(one: RankRecord, other: RankRecord) -> Floor:
-    """(quantity, step) -> the largest difference between two ways of summing in one process."""
+    """(quantity, step) -> the largest difference between two ways of summing in one process.
+
+    What is exactly zero in one of the two alone says nothing of rounding: an infinite floor would allow everything.
+    """
     floor: Floor = {}
     for found in _differences(one, [other]):
         key = (found.quantity, found.step)
-        if not found.absolute:
+        if not found.absolute and math.isfinite(found.value):
             floor[key] = max(floor.get(key, 0.0), found.value)
     return floor
 
@@ -145,6 +148,20 @@ def _tensor_differences(
                 yield Difference(quantity, number, name, rank, math.inf, math.inf)
 
 
+def lacking(record: RankRecord, steps: int, evaluated: bool) -> list[str]:
+    """What a training of so many steps should have been seen to do and was not; what no record has is never compared."""
+    scalars = SCALARS if evaluated else SCALARS[:-1]
+    found = []
+    for number in range(1, steps + 1):
+        step = record.steps.get(number)
+        names = [
+            *(name for name in scalars if step is None or name not in step.scalars),
+            *(name for name in TENSORS if step is None or not step.tensors[name]),
+        ]
+        found += [f"{name} at step {number}" for name in names]
+    return found
+
+
 def step_tensors(record: RankRecord, number: int, quantity: str) -> dict[str, Part]:
     return record.steps[number].tensors[quantity] if number in record.steps else {}
 
@@ -182,15 +199,14 @@ def _tensor_difference(
     expected = np.pad(expected, [(0, n - m) for n, m in zip(found.shape, expected.shape, strict=True)])
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     if unit is not None:
-        yield float(np.linalg.norm(found - expected)) / unit if unit else 0.0, True
+        yield _in_units(found - expected, unit), True
         return
     zeros = exact_zeros(model, name, found.shape)
     if zeros is None:
         yield _relative(found, expected), False
         return
     yield _relative(found[~zeros], expected[~zeros]), False
-    unit = np.linalg.norm(expected[~zeros])
-    yield float(np.linalg.norm(found[zeros] - expected[zeros]) / unit) if unit else 0.0, True
+    yield _in_units(found[zeros] - expected[zeros], float(np.linalg.norm(expected[~zeros]))), True
 
 
 def exact_zeros(model: dict, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
@@ -205,6 +221,14 @@ def exact_zeros(model: dict, name: str, shape: tuple[int, ...]) -> np.ndarray | 
 
 def _relative(found, expected) -> float:
     size, difference = float(np.linalg.norm(expected)), float(np.linalg.norm(np.asarray(found) - np.asarray(expected)))
+    return _ratio(difference, size)
+
+
+def _in_units(difference: np.ndarray, unit: float) -> float:
+    return _ratio(float(np.linalg.norm(difference)), unit)
+
+
+def _ratio(difference: float, size: float) -> float:
     if size == 0.0:
         return 0.0 if difference == 0.0 else math.inf
     return difference / size

@@ -7,12 +7,15 @@ before clipping, every gradient, every weight and both Adam moments, and the eva
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from paddle_llm.rehearse.case import Case, InOrder
 from paddle_llm.rehearse.ranks import run_ranks
@@ -65,18 +68,31 @@ class Verdict:
 
 def reference_key(case: Case) -> str:
     """Cases with the same key have the same reference."""
-    alone = case.alone()
-    data = (len(case.train), len(case.evaluation), hash(tuple(s["input_ids"].tobytes() for s in case.train)))
-    return json.dumps([alone.config.model_dump(mode="json"), data], sort_keys=True)
+    digest = hashlib.sha256()
+    for part in (case.train, case.evaluation):
+        digest.update(f"{len(part)} samples".encode())
+        for sample in part:
+            for name, values in sorted(sample.items()):
+                digest.update(f"{name} {values.dtype} {values.shape}".encode())
+                digest.update(np.ascontiguousarray(values).tobytes())
+    return json.dumps([case.alone().config.model_dump(mode="json"), digest.hexdigest()], sort_keys=True)
 
 
 def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
-    """Run the case in one process, twice with sums in another order."""
-    from paddle_llm.rehearse.compare import rounding_floor
+    """Run the case in one process, twice with sums in another order.
+
+    Raises:
+        RankError: as `prove`.
+        RuntimeError: a quantity was not recorded, and could not be compared with anything.
+    """
+    from paddle_llm.rehearse.compare import lacking, rounding_floor
 
     began = time.monotonic()
     alone, other = case.alone(), case.rounded_differently()
     (record,) = run_case(alone, timeout)
+    missing = lacking(record, case.config.max_steps, bool(case.evaluation))
+    if missing:
+        raise RuntimeError(f"one process did not record {', '.join(missing)}")
     floor: Floor = {}
     if other is not None:
         floor = rounding_floor(record, run_case(other, timeout)[0])

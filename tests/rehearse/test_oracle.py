@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.models.shards import Shard
-from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, QUANTITIES, compare, exact_zeros, worst_of
+from paddle_llm.rehearse.compare import (
+    FIRST_STEP_LIMITS,
+    QUANTITIES,
+    compare,
+    exact_zeros,
+    lacking,
+    rounding_floor,
+    worst_of,
+)
 from paddle_llm.rehearse.oracle import prove, reference_key, reference_of
 from paddle_llm.rehearse.record import TENSORS, Part, RankRecord, Step
 from tests.rehearse.cases import make_case, random_samples
@@ -41,8 +50,18 @@ def test_a_reference_is_shared_by_layouts_of_one_training(tmp_path):
         make_case(tmp_path, Layout(data=2), weight_decay=0.0),
         make_case(tmp_path, Layout(data=2), global_batch=4),
         make_case(tmp_path, Layout(data=2), model={"num_hidden_layers": 2}),
+        make_case(tmp_path, Layout(data=2), ignored_labels=True),  # the same inputs
+        replace(cases[0], evaluation=cases[0].evaluation[::-1]),
     ]
-    assert len({reference_key(case) for case in [cases[0], *others]}) == 4
+    assert len({reference_key(case) for case in [cases[0], *others]}) == 6
+
+
+def test_one_process_goes_without_what_only_saves_memory(tmp_path):
+    """A wrong recomputation would be wrong in both, and equal."""
+    case = make_case(tmp_path, Layout(tensor=2), recompute=True, recompute_granularity="core_attn", release_grads=True)
+    for one in (case.alone(), case.rounded_differently()):
+        assert not one.config.recompute and not one.config.release_grads
+    assert case.config.recompute
 
 
 def test_the_other_one_process_run_takes_other_sums(tmp_path):
@@ -165,6 +184,47 @@ def test_later_steps_may_be_five_times_the_floor(records):
     ranks[0].steps[4].scalars["loss"] *= 1 + 4e-6
     assert failures(reference, ranks)
     assert not [d for d in compare(reference, ranks, {("loss", 4): 1e-6}, FIRST_STEP_LIMITS) if not d.passed]
+
+
+def test_what_is_zero_in_one_of_the_one_process_runs_is_no_floor(records):
+    """One such tensor would make the limit of all others infinite."""
+    reference, ranks = records
+    for one in (reference, *ranks):
+        one.steps = {2: one.steps[1]}
+    zero, almost = copy.deepcopy(reference), copy.deepcopy(reference)
+    for quantity in TENSORS:
+        zero.steps[2].tensors[quantity]["w"].values[:] = 0.0
+        almost.steps[2].tensors[quantity]["w"].values[:] = 1e-12
+    for one, other in ((zero, almost), (almost, zero)):
+        floor = rounding_floor(one, other)
+        assert all(math.isfinite(value) for value in floor.values())
+    ranks[0].steps[2].tensors["weight"]["w"].values[0] *= 1.5
+    floor = rounding_floor(zero, almost)
+    assert [d.quantity for d in compare(reference, ranks, floor, FIRST_STEP_LIMITS) if not d.passed] == ["weight"]
+
+
+def test_what_no_record_has_is_told(records):
+    """It would be compared with nothing, and pass."""
+    reference, _ = records
+    assert lacking(reference, 1, evaluated=False) == []
+    reference.steps[1].tensors["gradient"].clear()
+    del reference.steps[1].scalars["grad_norm"]
+    assert lacking(reference, 1, evaluated=True) == [f"{q} at step 1" for q in ("grad_norm", "eval_loss", "gradient")]
+    assert "loss at step 2" in lacking(reference, 2, evaluated=False)
+
+
+def test_zeros_beside_zeros_are_compared_as_well():
+    """OPT's key biases while the value biases, their unit, are zero themselves."""
+    name = "opt.decoder.layers.0.self_attn.{}_proj.bias"
+
+    def biases(key: float) -> RankRecord:
+        whole = Shard((4,), 0, ((0, 4),))
+        parts = {name.format("k"): Part(whole, np.full(4, key)), name.format("v"): Part(whole, np.zeros(4))}
+        model = {"family": "opt", "heads": 2, "head_size": 2}
+        return RankRecord(0, (0, 0, 0, 0), model, {1: Step({}, {quantity: parts for quantity in TENSORS})})
+
+    assert not failures(biases(0.0), [biases(0.0)])
+    assert {d.tensor for d in failures(biases(0.0), [biases(7.0)])} == {name.format("k")}
 
 
 def test_blooms_key_bias_is_compared_absolutely(records):
