@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.method_choice import CHOICES, chosen
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.reader import resolve
 from paddle_llm.planner.flops import parameter_count
@@ -17,6 +18,9 @@ from paddle_llm.planner.flops import parameter_count
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "configs" / "pretrain").glob("*.json"))
 GPU_FILES = [path for path in FILES if path.stem != "quickstart"]
+
+
+FINETUNE = sorted((ROOT / "configs" / "finetune").glob("*.json"))
 
 
 def _load_memory_script():
@@ -38,10 +42,12 @@ def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def read(path: Path, device: str = "gpu"):
-    return resolve([str(path)], world_size=memory.world_size(json.loads(path.read_text())), device=device)
+    world_size = memory.world_size(json.loads(path.read_text()))
+    entry = "finetune" if path in FINETUNE else "pretrain"
+    return resolve([str(path)], world_size=world_size, entry=entry, device=device)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [*FILES, *FINETUNE], ids=lambda path: path.stem)
 def test_the_reader_takes_it(path: Path) -> None:
     resolved = read(path, device="cpu" if path.stem == "quickstart" else "gpu")
     raw = json.loads(path.read_text())
@@ -106,3 +112,49 @@ def test_every_model_of_the_list_has_a_configuration() -> None:
     assert used == wanted
     sizes = {memory.world_size(json.loads(path.read_text())) for path in GPU_FILES}
     assert min(sizes) == 1 and max(sizes) == 64
+
+
+@pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
+def test_its_name_says_its_method(path: Path) -> None:
+    config = read(path).config
+    methods = list(chosen({name: getattr(config, name) for name in CHOICES})) or ["full"]
+    assert methods == [path.stem.rpartition("_")[2]]
+    assert not read(path).config.early_stopping_patience
+    strange = [line for line in read(path).notices if "is no folder here" not in line]
+    assert strange == [], "a shipped config has nothing that is said to be without effect"
+
+
+@pytest.mark.parametrize("path", [path for path in FINETUNE if path.stem.endswith("_full")], ids=lambda path: path.stem)
+def test_fine_tuning_of_all_weights_fits_its_card(path: Path) -> None:
+    resolved = read(path)
+    if resolved.facts is None:
+        assert path.stem.startswith(("opt", "glm", "qwen2")), "the others' shapes are shipped"
+        return
+    total = memory.memory_per_rank(resolved.config, resolved.facts, resolved.layout).total
+    assert total < memory.USABLE * memory.CARDS["80 GB"]
+
+
+def test_the_readme_has_the_learning_rates_of_the_files() -> None:
+    rows = {}
+    for line in (ROOT / "configs" / "README.md").read_text().split("### Learning rates")[1].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `"):
+            rows[cells[0].strip("`")] = cells[1:4]
+    shown = {
+        (model, method): cell for model, cells in rows.items() for method, cell in zip(_METHODS, cells, strict=True)
+    }
+    for path in FINETUNE:
+        model, _, method = path.stem.rpartition("_")
+        if method in _METHODS:
+            assert float(shown.pop((model, method))) == json.loads(path.read_text())["learning_rate"], path.stem
+    assert set(shown.values()) <= {"-"}
+
+
+_METHODS = ("full", "lora", "prefix")
+
+
+def test_every_family_and_every_method_has_a_configuration() -> None:
+    models = {path.stem.rpartition("_")[0] for path in FINETUNE}
+    for family in ("llama", "chatglm_6b", "chatglm2", "chatglm3", "bloom", "opt", "glm", "qwen2"):
+        assert any(model.startswith(family) for model in models), family
+    assert {path.stem.rpartition("_")[2] for path in FINETUNE} == {*CHOICES.values(), "full"}
