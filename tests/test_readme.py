@@ -12,7 +12,7 @@ from pydoc_data.topics import topics
 
 import pytest
 
-from paddle_llm.config.help import defaults_table
+from paddle_llm.config.help import defaults_table, finetune_table
 from tests.jobs import Toy, config, make_trainer, rows
 
 ROOT = Path(__file__).parents[1]
@@ -87,6 +87,8 @@ def test_the_table_of_defaults_is_the_readers():
     for text in (README, CHINESE):
         table = text.split("<!-- defaults -->")[1].split("<!-- /defaults -->")[0]
         assert table.strip() == defaults_table().strip()
+        table = text.split("<!-- finetune defaults -->")[1].split("<!-- /finetune defaults -->")[0]
+        assert table.strip() == finetune_table().strip()
 
 
 def test_the_translation_keeps_up():

@@ -55,6 +55,8 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
         found.append(("decay_steps", config.max_steps, "max_steps"))
     if run.known_facts is not None:
         found.append(("model_type", run.known_facts.model_type, "the model's config.json"))
+    if config.metric_for_best_model == "accuracy":
+        found.append(("metric_for_best_model", "loss", "accuracy is not measured"))
     if config.load_best_model_at_end and config.greater_is_better is None:
         # PaddleNLP takes every metric but the loss for one of which more is better; a perplexity is not.
         scored = (config.metric_for_best_model or "loss").removeprefix("eval_") in SCORES

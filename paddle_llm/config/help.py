@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
+from paddle_llm.config.entry_defaults import LEARNING_RATES, entry_defaults
 from paddle_llm.config.groups.base import Group
 from paddle_llm.config.old_names import SCRIPTS
 from paddle_llm.config.run_config import GROUPS, RunConfig, fields_of
@@ -41,23 +42,40 @@ def help_text(entry: str = "pretrain", width: int | None = None) -> str:
     for title, names in fields_by_group(entry):
         lines.append(f"{title}:")
         for name in names:
-            lines.append(f"  --{name} {type_text(kind_of(name))}  (default: {default_text(name)})")
+            lines.append(f"  --{name} {type_text(kind_of(name))}  (default: {default_text(name, entry)})")
             about = RunConfig.model_fields[name].description or ""
             lines += textwrap.wrap(about, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append("")
     return "\n".join(lines)
 
 
-def defaults_table(entry: str = "pretrain") -> str:
-    """The fields as markdown tables, one per group, for the README."""
-    lines: list[str] = []
-    for title, names in fields_by_group(entry):
-        lines += [f"**{title}**", "", "| flag | default | what it does |", "|---|---|---|"]
-        for name in names:
-            about = (RunConfig.model_fields[name].description or "").replace("|", "\\|")
-            lines.append(f"| `--{name}` | {default_text(name)} | {about} |")
-        lines.append("")
+def defaults_table() -> str:
+    """The fields of pretraining as markdown tables, one per group, for the README."""
+    return "\n".join(line for title, names in fields_by_group() for line in _table(title, names, "pretrain"))
+
+
+def finetune_table() -> str:
+    """What is different in fine-tuning: other defaults, and the fields that pretraining lacks."""
+    lines = ["**Other defaults than in pretraining**", "", "| flag | default | why |", "|---|---|---|"]
+    for name, default in entry_defaults("finetune", {"do_eval": True}).items():
+        if name != "learning_rate":
+            lines.append(f"| `--{name}` | {_typed_text(default.value)} | {default.why} |")
+    for method, rate in LEARNING_RATES.items():
+        lines.append(f"| `--learning_rate`, {method} | {_typed_text(rate.value)} | {rate.why} |")
+    lines.append("")
+    shared = fields_of("pretrain")
+    for title, names in fields_by_group("finetune"):
+        own = [name for name in names if name not in shared]
+        lines += _table(title, own, "finetune") if own else []
     return "\n".join(lines)
+
+
+def _table(title: str, names: list[str], entry: str) -> list[str]:
+    lines = [f"**{title}**", "", "| flag | default | what it does |", "|---|---|---|"]
+    for name in names:
+        about = (RunConfig.model_fields[name].description or "").replace("|", "\\|")
+        lines.append(f"| `--{name}` | {default_text(name, entry)} | {about} |")
+    return [*lines, ""]
 
 
 def fields_by_group(entry: str = "pretrain") -> Iterator[tuple[str, list[str]]]:
@@ -82,9 +100,13 @@ def type_text(kind: Kind) -> str:
     return _TYPES[kind.base]
 
 
-def default_text(name: str) -> str:
+def default_text(name: str, entry: str = "pretrain") -> str:
     """A default as one would type it; `-` where absence means something of its own."""
-    default: Any = RunConfig.model_fields[name].get_default(call_default_factory=True)
+    own = entry_defaults(entry, {}).get(name)
+    return _typed_text(own.value if own else RunConfig.model_fields[name].get_default(call_default_factory=True))
+
+
+def _typed_text(default: Any) -> str:
     if default is None or default == "":
         return "-"
     if isinstance(default, list):

@@ -37,6 +37,14 @@ _HINTS = {
     "use_recompute": "recompute",
     "seq_length": "max_seq_length",
     "train_iters": "max_steps",
+    "lora_r": "lora_rank",
+    "cutoff_len": "max_length",
+    "dataset": "dataset_name_or_path",
+    "train_file": "dataset_name_or_path",
+    "template": "chat_template",
+    "packing": "zero_padding",
+    "max_new_tokens": "generation_max_new_tokens",
+    "virtual_tokens": "num_prefix_tokens",
 }
 
 
@@ -140,9 +148,10 @@ def _unknown(one: Given, fields: frozenset[str]) -> str:
     candidates = difflib.get_close_matches(name, sorted(fields), 1, 0.7)
     candidates += [field for field in FIELD_NAMES if field in fields and len(name) > 3 and field.startswith(name)]
     candidates += difflib.get_close_matches(name, KNOWN_NAMES, 1, 0.8)
-    close = _HINTS.get(name) or (name if name in fields else next(iter(candidates), None))
-    hint = f" Did you mean {'--' if one.is_flag else ''}{close}?" if close else " --help lists all."
-    return f"{one.spelled()} is unknown.{hint}"
+    hint = _HINTS.get(name)
+    close = (hint if hint in fields else None) or (name if name in fields else next(iter(candidates), None))
+    meant = f" Did you mean {'--' if one.is_flag else ''}{close}?" if close else " --help lists all."
+    return f"{one.spelled()} is unknown.{meant}"
 
 
 def _typed(

@@ -11,6 +11,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.entry_defaults import entry_defaults
 from paddle_llm.config.help import SCHEMAS
 from paddle_llm.config.name_kinds import Refused, Renamed, Stale
 from paddle_llm.config.old_names import names_of
@@ -23,7 +24,9 @@ _TITLES = {"pretrain": "paddle_llm pretraining", "finetune": "paddle_llm fine-tu
 def build_schema(entry: str = "pretrain") -> dict[str, Any]:
     """JSON Schema (2020-12) of a config of "pretrain" or "finetune"."""
     everything = RunConfig.model_json_schema()["properties"]
-    fields = {name: everything[name] for name in fields_of(entry)}
+    fields = {name: dict(everything[name]) for name in fields_of(entry)}
+    for name, default in entry_defaults(entry, {}).items():
+        fields[name]["default"] = default.value
     properties: dict[str, Any] = {"$schema": {"type": "string", "description": "Where this schema is."}}
     properties |= {name: _field(name, definition) for name, definition in fields.items()}
     for name, rule in names_of(entry).items():

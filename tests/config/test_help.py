@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.help import default_text, defaults_table, help_text, type_text, wants_help
-from paddle_llm.config.run_config import fields_of
+from paddle_llm.config.help import default_text, defaults_table, finetune_table, help_text, type_text, wants_help
+from paddle_llm.config.run_config import FIELD_NAMES, fields_of
 from paddle_llm.config.values import kind_of
 
 
 def test_help_lists_every_field_once_within_the_width() -> None:
     text = help_text(width=80)
     for name in fields_of("pretrain"):
-        assert text.count(f"  --{name} ") == 1, name
+        assert text.count(f"\n  --{name} ") == 1, name
     assert "  --learning_rate NUMBER  (default: 0.0003)" in text
     assert "python run_pretrain.py [CONFIG.json]" in text
     assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("      "))
+
+
+def test_help_of_fine_tuning() -> None:
+    text = help_text("finetune", width=80)
+    assert text.startswith("Fine-tune a language model") and "python finetune_generation.py [CONFIG.json]" in text
+    assert "configs/schema_finetune.json" in text
+    for name in FIELD_NAMES:
+        assert text.count(f"\n  --{name} ") == (name in fields_of("finetune")), name
+    assert "  --learning_rate NUMBER  (default: 2e-05)" in text
+    assert "  --continue_training true|false  (default: true)" in text
+
+
+def test_the_table_of_fine_tuning_says_what_differs() -> None:
+    rows = [line.split(" | ")[0] for line in finetune_table().splitlines() if line.startswith("| `--")]
+    for name in set(FIELD_NAMES) - set(fields_of("pretrain")):
+        assert rows.count(f"| `--{name}`") == 1, name
+    assert "| `--learning_rate`, lora" in rows and "| `--continue_training`" in rows
+    assert "| `--output_dir`" not in rows
 
 
 def test_defaults_table_is_markdown_with_every_field() -> None:

@@ -126,7 +126,7 @@ CASES = [
     ),
     Case(
         "best_model",
-        "--load_best_model_at_end --do_eval --metric_for_best_model accuracy",
+        "--load_best_model_at_end --do_eval --metric_for_best_model acuracy",
         problem="an evaluation gives loss and ppl",
         fine="--load_best_model_at_end --do_eval --metric_for_best_model eval_ppl",
     ),

@@ -21,7 +21,10 @@ class DataFields(Group):
         "949,50,1", description="Shares of the corpus for training, evaluation and prediction, by documents."
     )
     max_seq_length: int = Field(
-        2048, ge=2, description="Tokens per sample. 2048 is what LLaMA 1 was trained with; PaddleNLP's default is 1024."
+        2048,
+        ge=2,
+        description="Tokens per sample. 2048 is what LLaMA 1 was trained with; PaddleNLP's default is 1024. Fine-tuning: tokens of "
+        "a packed row (--zero_padding); absent: --max_length.",
     )
     data_impl: Literal["mmap", "lazy"] = Field(
         "mmap", description="Format of the corpus. Both are read through the same memory map."

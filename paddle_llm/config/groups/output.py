@@ -25,7 +25,9 @@ class OutputFields(Group):
     )
     run_name: str | None = Field(None, description="Name of the run for wandb.")
     disable_tqdm: bool = Field(False, description="No progress bar.")
-    save_strategy: Literal["no", "steps", "epoch"] = Field("steps", description="When checkpoints are written.")
+    save_strategy: Literal["no", "steps", "epoch"] = Field(
+        "steps", description="When checkpoints are written. Fine-tuning: every epoch, unless --save_steps is given."
+    )
     save_steps: int = Field(500, ge=1, description="Steps between checkpoints.")
     save_total_limit: int | None = Field(None, ge=1, description="Keep this many checkpoints. Absent: all.")
     unified_checkpoint: bool = Field(

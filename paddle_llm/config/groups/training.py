@@ -13,10 +13,18 @@ class TrainingFields(Group):
     """Training"""
 
     do_train: bool = Field(False, description="Train.")
-    do_eval: bool = Field(False, description="Evaluate (loss and perplexity) on the second share of --split.")
-    do_predict: bool = Field(False, description="After training, evaluate once on the third share of --split.")
+    do_eval: bool = Field(
+        False,
+        description="Evaluate (loss and perplexity): on the second share of --split; fine-tuning: on the dev set.",
+    )
+    do_predict: bool = Field(
+        False,
+        description="After training, evaluate once: on the third share of --split; fine-tuning: on the test set.",
+    )
     evaluation_strategy: Literal["no", "steps", "epoch"] | None = Field(
-        None, description="When to evaluate. Absent: every --eval_steps with --do_eval, else never."
+        None,
+        description="When to evaluate. Absent: every --eval_steps with --do_eval (fine-tuning: every epoch, unless --eval_steps "
+        "is given), else never.",
     )
     per_device_train_batch_size: int = Field(
         1, ge=1, description="Sequences per rank and micro batch. 1 fits everywhere; PaddleNLP's default is 8."
@@ -30,12 +38,12 @@ class TrainingFields(Group):
         description="Micro batches per optimizer step; with pipeline stages these are the pipeline's micro batches.",
     )
     max_steps: int = Field(-1, description="Optimizer steps; wins over --num_train_epochs. -1: count in epochs.")
-    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the corpus when --max_steps is absent.")
+    num_train_epochs: float = Field(1.0, gt=0, description="Passes over the data when --max_steps is absent.")
     learning_rate: float = Field(
         3e-4,
         gt=0,
-        description="Peak learning rate. 3e-4 is LLaMA 7B's for training from random weights; use about 1e-5 to "
-        "continue from existing ones. PaddleNLP's default is 5e-5.",
+        description="Peak learning rate. Pretraining: 3e-4 is LLaMA 7B's from random weights; use about 1e-5 to continue from "
+        "existing ones. Fine-tuning: by method, see configs/README.md. PaddleNLP's default is 5e-5.",
     )
     min_learning_rate: float | None = Field(
         None, ge=0, description="Where cosine and linear schedules end. Absent: a tenth of --learning_rate."
@@ -97,7 +105,11 @@ class TrainingFields(Group):
         "stop", description="Loss not finite: stop and name the samples, or skip the step and count it."
     )
     load_best_model_at_end: bool = Field(False, description="End with the weights of the best evaluation.")
-    metric_for_best_model: str | None = Field(None, description="Metric that decides which is best. Absent: loss.")
+    metric_for_best_model: str | None = Field(
+        None,
+        description="Metric that decides which is best: loss or ppl; with --eval_with_do_generation also bleu, rouge1, rouge2, "
+        "rougeL or exact_match. Absent: loss.",
+    )
     greater_is_better: bool | None = Field(
-        None, description="Whether more of that metric is better. Absent: not for losses."
+        None, description="Whether more of that metric is better. Absent: not of losses, but of scores."
     )

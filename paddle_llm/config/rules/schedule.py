@@ -104,9 +104,13 @@ def best_model(run: Run) -> Findings:
 
 def _metric(config: RunConfig) -> Findings:
     metric = config.metric_for_best_model
-    if metric is None or metric.removeprefix("eval_") in LOSSES:
+    if metric == "accuracy":  # of single tokens; it stands in most of PaddleNLP's JSON files
+        yield Notice(
+            "metric_for_best_model = accuracy is read as loss: how often the next token is right is not measured."
+        )
+    elif metric is None or metric.removeprefix("eval_") in LOSSES:
         return
-    if config.eval_with_do_generation:
+    elif config.eval_with_do_generation:
         known = (*LOSSES, *SCORES)
         if metric.removeprefix("eval_") not in known:
             yield Problem(f"metric_for_best_model = {metric}: an evaluation gives {', '.join(known)}.")
