@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
     """Entry point of the scripts. Exit code 2 for a user's mistake, told by rank 0 alone."""
     argv = sys.argv[1:] if argv is None else argv
     if wants_help(argv):
-        print(help_text())
+        print(help_text(entry))
         return
     with exit_on_user_error():
         world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
