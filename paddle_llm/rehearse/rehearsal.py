@@ -59,7 +59,11 @@ def run_faces(cases: list[Case], begin: Callable[[str], None], timeout: float = 
         key = reference_key(case)
         if key not in references:
             begin("one process, twice: the reference and its rounding")
-            references[key] = _user_errors_out(lambda case=case: reference_of(case, timeout))
+            try:
+                references[key] = _user_errors_out(lambda case=case: reference_of(case, timeout))
+            except RankError as error:
+                faces.append(Face(case, None, f"The one process, which it is compared with, failed: {error}", 0.0))
+                continue
         begin(f"{case.layout}: {_count(case.layout.world_size)}")
         faces.append(_run(case, references[key], timeout))
     return faces

@@ -1,7 +1,7 @@
 """From a config that is meant for a cluster to small ones of the same kind, one for each face of its layout.
 
 Everything that was asked for stays as it is, unless it is listed here: sizes become small (`small_model`), degrees those of
-the face (`faces`), the number of micro batches keeps its relation to the stages, and the optimizer takes small constant
+the face (`faces`), the number of micro batches keeps its relation to the stages, and the optimizer takes small
 steps, which is what the oracle's limits are for. The result has gone through the real reader, as anybody's config does.
 """
 
@@ -226,7 +226,7 @@ def _measure_values(real: Resolved) -> dict[str, Any]:
     """What the oracle's limits are measured with; a clipping norm that is certain to clip."""
     values: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "constant",
+        "lr_scheduler_type": "linear",  # another rate at each step: a schedule that runs ahead is seen
         "adam_epsilon": ADAM_EPSILON,
         "optim": "adamw",
         "max_grad_norm": CLIPPED_AT if real.config.max_grad_norm else 0.0,

@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
     "max_steps": 3,
     "max_seq_length": SEQUENCE,
     "learning_rate": 1e-3,
-    "lr_scheduler_type": "constant",
+    "lr_scheduler_type": "linear",  # another rate at each step: a schedule that runs ahead is seen
     "adam_epsilon": 1e-4,
     "per_device_train_batch_size": 1,
 }

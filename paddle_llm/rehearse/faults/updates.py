@@ -148,3 +148,23 @@ def decayed_norms() -> Iterator[None]:
 
     with patch.object(PretrainTrainer, "create_optimizer", create_and_decay_all):
         yield
+
+
+@fault(
+    "The schedule of the learning rate goes two steps for each step of the optimizer.",
+    shows="weight",
+    spares=(*BACKWARD, "grad_norm", "moment1", "moment2"),
+    layout=PP2,
+    tensors=".",
+)
+def schedule_twice() -> Iterator[None]:
+    from paddle.optimizer.lr import LambdaDecay
+
+    step = LambdaDecay.step
+
+    def step_twice(self, epoch=None):
+        step(self, epoch)
+        step(self, epoch)
+
+    with patch.object(LambdaDecay, "step", step_twice):
+        yield
