@@ -33,6 +33,8 @@ FIRST_STEP_LIMITS = {
     "moment2": 2e-5,
 }
 FACTOR = 5
+# However rough a training is: a floor beyond this would allow what no rounding does.
+MOST = 100
 
 # family -> (end of a canonical name, which of query, key, value): a key's bias moves all scores of a query alike, which
 # the softmax does not see. (With rotary embeddings it does, so ChatGLM2's are not here.)
@@ -90,13 +92,21 @@ def rounding_floor(one: RankRecord, other: RankRecord) -> Floor:
 def compare(reference: RankRecord, ranks: list[RankRecord], floor: Floor, limits: dict[str, float]) -> list[Difference]:
     """Every difference between the reference and each rank's record, with its limit.
 
+    The floor itself is among them where it is beyond the first step's limits already: two runs in one process that are not
+    the same training cannot be a measure of anything.
+
     Args:
         reference: of one process.
         ranks: of all ranks of the layout.
         floor: of the same training; {} when there is none.
         limits: of the first step; they hold later, too, where the floor is lower.
     """
-    return [
+    unlike = [
+        Difference(quantity, step, "one process, in other micro batches", 0, value, limits[quantity])
+        for (quantity, step), value in floor.items()
+        if step == 1 and value > limits[quantity]
+    ]
+    return unlike + [
         Difference(
             found.quantity,
             found.step,
@@ -114,7 +124,7 @@ def _limit(found: Difference, floor: Floor, limits: dict[str, float]) -> float:
     first = limits[found.quantity]
     if found.step == 1:
         return first
-    return max(first, FACTOR * floor.get((found.quantity, found.step), 0.0))
+    return min(max(first, FACTOR * floor.get((found.quantity, found.step), 0.0)), MOST * first)
 
 
 def _differences(reference: RankRecord, ranks: list[RankRecord]) -> Iterator[Difference]:
@@ -132,20 +142,25 @@ def _tensor_differences(
     reference: RankRecord, ranks: list[RankRecord], number: int, quantity: str
 ) -> Iterator[Difference]:
     expected = step_tensors(reference, number, quantity)
-    seen: dict[int, set[str]] = {record.place[0]: set() for record in ranks}
-    for rank, data, name, full in _full_tensors(ranks, number, quantity):
-        seen[data].add(name)
+    seen: dict[tuple[int, ...], set[str]] = {_whole(record.place, quantity): set() for record in ranks}
+    for rank, place, name, full in _full_tensors(ranks, number, quantity):
+        seen[_whole(place, quantity)].add(name)
         if name in expected:
             unit = _unit_of_zeros(reference.model, name, expected)
             for value, absolute in _tensor_difference(reference.model, name, full, expected[name].values, unit):
                 yield Difference(quantity, number, name, rank, value, math.inf, absolute)
         elif np.any(full):  # stage 1 fills in zeros where there is no gradient
             yield Difference(quantity, number, name, rank, math.inf, math.inf)
-    for data, names in seen.items():
-        rank = next(record.rank for record in ranks if record.place[0] == data)
+    for whole, names in seen.items():
+        rank = next(record.rank for record in ranks if _whole(record.place, quantity) == whole)
         for name in expected.keys() - names:
             if np.any(expected[name].values):
                 yield Difference(quantity, number, name, rank, math.inf, math.inf)
+
+
+def _whole(place: tuple[int, ...], quantity: str) -> tuple[int, ...]:
+    """Ranks that have everything between them: each sharding rank of a replica has all weights, its owners the rest."""
+    return place[:2] if quantity == "weight" else place[:1]
 
 
 def lacking(record: RankRecord, steps: int, evaluated: bool) -> list[str]:
@@ -166,22 +181,25 @@ def step_tensors(record: RankRecord, number: int, quantity: str) -> dict[str, Pa
     return record.steps[number].tensors[quantity] if number in record.steps else {}
 
 
-def _full_tensors(ranks: list[RankRecord], number: int, quantity: str) -> Iterator[tuple[int, int, str, np.ndarray]]:
-    """(rank, data rank, name, full tensor) of everything that each group of tensor-parallel ranks holds."""
+def _full_tensors(
+    ranks: list[RankRecord], number: int, quantity: str
+) -> Iterator[tuple[int, tuple[int, ...], str, np.ndarray]]:
+    """(rank, its place, name, full tensor) of everything that each group of tensor-parallel ranks holds."""
     groups: dict[tuple[int, int, int], list[RankRecord]] = {}
     for record in sorted(ranks, key=lambda record: record.place[2]):
         data, sharding, _, pipeline = record.place
         groups.setdefault((data, sharding, pipeline), []).append(record)
-    for (data, _, _), members in groups.items():
+    for members in groups.values():
+        place = members[0].place
         held = [step_tensors(member, number, quantity) for member in members]
         for name in dict.fromkeys(name for parts in held for name in parts):
             parts = [(member.rank, of[name]) for member, of in zip(members, held, strict=True) if name in of]
             if parts[0][1].shard.is_split and len(parts) == len(members):
                 full = assemble([part.shard for _, part in parts], [part.values for _, part in parts])
-                yield parts[0][0], data, name, full
+                yield parts[0][0], place, name, full
             elif not parts[0][1].shard.is_split:
                 for rank, part in parts:
-                    yield rank, data, name, part.values
+                    yield rank, place, name, part.values
 
 
 def _unit_of_zeros(model: dict, name: str, tensors: dict[str, Part]) -> float | None:

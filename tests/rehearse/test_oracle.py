@@ -227,6 +227,32 @@ def test_zeros_beside_zeros_are_compared_as_well():
     assert {d.tensor for d in failures(biases(0.0), [biases(7.0)])} == {name.format("k")}
 
 
+def test_a_floor_allows_no_more_than_rounding_can_do(records):
+    """Two runs in one process that differ by half are no floor, but two trainings."""
+    reference, ranks = records
+    differing = compare(reference, ranks, {("gradient", 1): 0.5}, FIRST_STEP_LIMITS)
+    (unlike,) = [d for d in differing if not d.passed]
+    assert unlike.quantity == "gradient" and "one process" in str(unlike)
+    for one in (reference, *ranks):
+        one.steps = {2: one.steps[1]}
+    ranks[0].steps[2].scalars["loss"] *= 1 + 2e-4
+    assert [d.quantity for d in compare(reference, ranks, {("loss", 2): 0.5}, FIRST_STEP_LIMITS) if not d.passed] == [
+        "loss"
+    ]
+
+
+def test_a_weight_that_one_sharding_rank_lacks_is_missed(records):
+    reference, ranks = records
+    for rank in ranks:
+        rank.place = (0, rank.place[0], *rank.place[2:])
+    for rank in ranks[2:]:
+        del rank.steps[1].tensors["moment1"]["w"]  # its owner has it
+    assert not failures(reference, ranks)
+    for rank in ranks[2:]:
+        del rank.steps[1].tensors["weight"]["w"]
+    assert {(d.quantity, d.rank) for d in failures(reference, ranks)} == {("weight", 2)}
+
+
 def test_blooms_key_bias_is_compared_absolutely(records):
     """Its gradient is rounding alone: any relative difference is one of nothing."""
     model = {"family": "bloom", "heads": 2, "head_size": 2}
