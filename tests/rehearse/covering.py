@@ -18,7 +18,7 @@ from tests.rehearse.options import KINDS, OPTIONS, PLAIN, Judge, Row
 DIMENSIONS: dict[str, tuple[Any, ...]] = {"layout": KINDS, **OPTIONS}
 Value = tuple[str, Any]
 Pair = tuple[Value, Value]
-SEED = 3  # of 20, the one with the fewest rows
+SEED = 13  # of 30, the one with the fewest rows
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Array:
     """Rows that cover all pairs, and the pairs that no row can have.
 
     Attributes:
-        forbidden: pair -> why, in the reader's words (for a pair of options: the shortest of what it says by layout).
+        forbidden: pair -> why, in the reader's words (of a layout that takes either value alone, where there is one).
     """
 
     rows: list[Row]
@@ -60,16 +60,17 @@ def sort_pairs(judge: Judge) -> tuple[list[Pair], dict[Pair, str]]:
     forbidden: dict[Pair, str] = {}
     for first, second in combinations(DIMENSIONS, 2):
         for pair in ((((first, one), (second, two))) for one in DIMENSIONS[first] for two in DIMENSIONS[second]):
-            reasons = []
-            for row in _in_every_layout(dict(pair)):
-                reasons.append(judge.why_not(PLAIN | row))
-                if not reasons[-1]:
-                    break
-            if reasons[-1]:
-                forbidden[pair] = min(reasons, key=len)
-            else:
+            rows = list(_in_every_layout(dict(pair)))
+            if any(not judge.why_not(PLAIN | row) for row in rows):
                 allowed.append(pair)
+            else:
+                forbidden[pair] = judge.why_not(PLAIN | max(rows, key=lambda row: _alone(row, pair, judge)))
     return allowed, forbidden
+
+
+def _alone(row: Row, pair: Pair, judge: Judge) -> int:
+    """How many of two values this row's layout takes without the other."""
+    return sum(not judge.why_not({**PLAIN, "layout": row["layout"], name: value}) for name, value in pair)
 
 
 def _grow(row: Row, open_pairs: dict[Pair, None], dice: Random, judge: Judge) -> Row:

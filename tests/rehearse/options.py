@@ -38,6 +38,7 @@ KINDS = (
     Layout(data=2, sharding=2, sharding_stage=2),
     Layout(sharding=2, sharding_stage=2, pipeline=3),
     Layout(tensor=2, pipeline=3),
+    Layout(sharding=2, sharding_stage=2, tensor=2, pipeline=2),
 )
 
 # What a method of training sets. LoRA and its kin stand here when they land.
