@@ -95,8 +95,14 @@ def _read_file(name: str, result: Arguments) -> None:
     except FileNotFoundError:
         result.problems.append(f"{name}: there is no such file. The first argument is CONFIG.json or a --flag.")
         return
-    except (OSError, UnicodeDecodeError) as error:
-        result.problems.append(f"{name} cannot be read: {error}.")
+    except IsADirectoryError:
+        result.problems.append(f"{name} is a folder. The first argument is CONFIG.json or a --flag.")
+        return
+    except UnicodeDecodeError:
+        result.problems.append(f"{name} is no text. The first argument is CONFIG.json or a --flag.")
+        return
+    except OSError as error:
+        result.problems.append(f"{name} cannot be read: {error.strerror}.")
         return
     except json.JSONDecodeError as error:
         result.problems.append(f"{name} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.")

@@ -93,4 +93,6 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "there is no such file" in read("nowhere.json").problems[0]
-    assert "cannot be read" in read(str(tmp_path)).problems[0]
+    assert "is a folder" in read(str(tmp_path)).problems[0]
+    (tmp_path / "weights.json").write_bytes(bytes(range(256)))
+    assert "is no text" in read(str(tmp_path / "weights.json")).problems[0]
