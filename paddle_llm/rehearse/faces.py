@@ -42,7 +42,9 @@ def faces_of(layout: Layout, ranks: int) -> Faces:
     for name, degree in least.items():
         if degree > ranks:
             virtual = " with virtual stages" if name == "pipeline" and degree > 2 else ""
-            raise UserError(f"--ranks {ranks}: {_SHORT[name]}{virtual} needs at least {degree} ranks: give --ranks {degree} or more.")
+            raise UserError(
+                f"--ranks {ranks}: {_SHORT[name]}{virtual} needs at least {degree} ranks: give --ranks {degree} or more."
+            )
     if math.prod(least.values()) <= ranks:
         degrees = [_grown(layout, least, ranks)]
     else:
