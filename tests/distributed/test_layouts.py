@@ -1,7 +1,6 @@
-"""Every kind of layout through the real trainer on gloo ranks: the rows of one process, and an exact resume.
+"""What ranks write together: the rows of one process, an exact resume; and evaluation without a training before it.
 
-The world-1 oracle (every gradient, every weight) is a room of its own; here the losses, the gradient norms and the
-evaluation of a short run are compared, to the rounding of float32.
+That layouts train as one process does is the oracle's to prove (tests/rehearse/test_matrix.py).
 """
 
 from __future__ import annotations
@@ -13,8 +12,7 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.jobs import VOCABULARY, Toy, config, make_trainer, numbers, rows
-from tests.tiny import write_llama
+from tests.jobs import Toy, config, make_trainer, numbers, rows
 
 STEPS = {
     "max_steps": 6,
@@ -48,23 +46,7 @@ def one_process(tmp_path_factory):
     return _run(tmp_path_factory.mktemp("one"), Layout(), {"gradient_accumulation_steps": 8})
 
 
-LAYOUTS = [
-    Layout(data=2),
-    Layout(sharding=2, sharding_stage=1),
-    Layout(tensor=2),
-    Layout(tensor=2, sequence_parallel=True),
-    Layout(pipeline=2),
-    Layout(tensor=2, pipeline=2),
-    Layout(data=2, sharding=2, sharding_stage=1),
-    Layout(sharding=2, sharding_stage=1, pipeline=2),
-    Layout(sharding=2, sharding_stage=2),
-    Layout(sharding=2, sharding_stage=2, tensor=2, sequence_parallel=True),
-    Layout(sharding=2, sharding_stage=2, pipeline=2),
-    Layout(data=2, sharding=2, sharding_stage=2),
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [Layout(data=2), Layout(sharding=2, sharding_stage=2, pipeline=2)], ids=str)
 def test_a_layout_gives_the_rows_of_one_process(layout, tmp_path, one_process):
     accumulation = 8 // layout.data_world_size
     changes = {"gradient_accumulation_steps": accumulation, "sequence_parallel": layout.sequence_parallel}
@@ -88,20 +70,6 @@ def test_resume_on_the_same_layout_is_exact_to_the_bit(layout, tmp_path):
     assert numbers(tmp_path / "output") == expected
 
 
-@pytest.mark.parametrize("stage", [1, 2])
-def test_tied_embeddings_on_two_stages_count_once(stage, tmp_path):
-    """The shared weight's gradient is summed over both stages, its square once in the norm, with and without stage 2."""
-    found = {}
-    for layout in (Layout(), Layout(sharding=2, sharding_stage=stage, pipeline=2)):
-        folder = tmp_path / str(layout)
-        write_llama(folder / "llama", vocab_size=VOCABULARY, tie_word_embeddings=True)
-        changes = {"gradient_accumulation_steps": 8 // layout.data_world_size, "max_grad_norm": 0.5}
-        found[layout.world_size] = [row for row in _run(folder, layout, changes) if "loss" in row]
-    for key, limit in (("loss", 2e-6), ("grad_norm", 2e-5)):
-        np.testing.assert_allclose([r[key] for r in found[4]], [r[key] for r in found[1]], rtol=limit, err_msg=key)
-    assert found[1][0]["grad_norm"] > 0.5  # clipping was active
-
-
 def _evaluate(folder: Path, layout: Layout, samples: int, changes: dict) -> float:
     """The evaluation loss of the untrained model on one rank."""
     from paddle_llm.training.run import start_job
@@ -110,12 +78,11 @@ def _evaluate(folder: Path, layout: Layout, samples: int, changes: dict) -> floa
     return make_trainer(config(folder, **changes), layout, evaluation=Toy(samples)).evaluate()["eval_loss"]
 
 
-@pytest.mark.parametrize("micro", [1, 2])
-def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(micro, tmp_path):
-    """11 samples in batches of 8: micro batches of padding alone, or in part, count for nothing."""
+def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(tmp_path):
+    """11 samples in batches of 8, micro batches of 2: those of padding alone, or in part, count for nothing."""
     config(tmp_path)
     (alone,) = run_ranks(_evaluate, 1, tmp_path, Layout(), 11, {})
-    changes = {"per_device_train_batch_size": micro, "gradient_accumulation_steps": 8 // micro}
+    changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
     for found in run_ranks(_evaluate, 2, tmp_path, Layout(pipeline=2), 11, changes):
         assert found == pytest.approx(alone, rel=1e-6)
 

@@ -1,4 +1,4 @@
-"""A tiny LLaMA through paddlenlp's Trainer in any layout, from the same weights and data; runs inside ranks."""
+"""A tiny LLaMA through paddlenlp's own Trainer in a layout, from the same weights and data; runs inside ranks."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ import numpy as np
 VOCABULARY, SEQUENCE, STEPS = 128, 16, 3
 
 
-def train(
-    layout: dict[str, Any], model: dict[str, Any], options: dict[str, Any]
-) -> tuple[list[float], dict[str, np.ndarray]]:
+def train(layout: dict[str, Any], model: dict[str, Any]) -> tuple[list[float], dict[str, np.ndarray]]:
     """Three optimizer steps on the same global batches.
 
     Args:
         layout: fields of `Layout`.
         model: fields of LlamaConfig.
-        options: further fields of TrainingArguments.
 
     Returns:
         (loss by step, full trained weights by name on tensor rank 0 of each stage and {} elsewhere).
@@ -35,7 +32,7 @@ def train(
 
     logger.set_level("ERROR")
     with tempfile.TemporaryDirectory() as folder:
-        arguments = _arguments(plan, folder, options)
+        arguments = _arguments(plan, folder)
         _check_mesh(plan, arguments)
         network = _network(plan, arguments, model)
         losses = _run(network, arguments)
@@ -45,7 +42,7 @@ def train(
     return losses, weights
 
 
-def _arguments(plan: Any, folder: str, options: dict[str, Any]) -> Any:
+def _arguments(plan: Any, folder: str) -> Any:
     from paddlenlp.trainer import TrainingArguments
 
     fields: dict[str, Any] = {
@@ -64,8 +61,6 @@ def _arguments(plan: Any, folder: str, options: dict[str, Any]) -> Any:
         "do_train": True,
         "tensor_parallel_degree": plan.tensor,
         "pipeline_parallel_degree": plan.pipeline,
-        "sequence_parallel": plan.sequence_parallel,
-        **options,
     }
     if plan.sharding > 1:
         fields |= {"sharding": "stage1", "sharding_parallel_degree": plan.sharding}
@@ -109,8 +104,6 @@ def _network(plan: Any, arguments: Any, model: dict[str, Any]) -> Any:
         **fields,
         tensor_parallel_degree=plan.tensor,
         tensor_parallel_rank=max(arguments.tensor_parallel_rank, 0),
-        sequence_parallel=plan.sequence_parallel,
-        virtual_pp_degree=plan.virtual_stages,
     )
     network = (LlamaForCausalLMPipe if plan.pipeline > 1 else LlamaForCausalLM)(config)
     if plan.pipeline > 1:
