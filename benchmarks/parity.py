@@ -101,7 +101,7 @@ def prove_all(matrix: Matrix, names: list[str], folder: Path, timeout: float, pr
 def prove_one(prover: Prover, matrix: Matrix, name: str, folder: Path) -> Proof:
     try:
         return Proof(name, prover(matrix.case(name, folder)))
-    except RankError as error:
+    except (RankError, RuntimeError) as error:  # the layout's ranks, or what its reference did not record
         return Proof(name, None, str(error))
 
 
@@ -184,9 +184,10 @@ def print_left_out(matrix: Matrix) -> None:
 
 
 def first_line(why: str) -> str:
-    """The reader's first problem, without its number."""
+    """The reader's first problem, without its number and the layouts that it offers instead."""
     lines = [line.strip() for line in why.splitlines()]
-    return next((line.split(". ", 1)[1] for line in lines if line.startswith("1. ")), lines[0])
+    line = next((line.split(". ", 1)[1] for line in lines if line.startswith("1. ")), lines[0])
+    return line.removesuffix(" Nearest:")
 
 
 if __name__ == "__main__":
