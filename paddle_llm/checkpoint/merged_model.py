@@ -6,15 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
-import numpy as np
 import paddle.distributed as dist
-from safetensors import TensorSpec, serialize_file
 
 from paddle_llm.checkpoint.folder import publish
 from paddle_llm.config.layout import Layout
 from paddle_llm.models.full_weights import family_name, full_weights
 from paddle_llm.models.names import EMBEDDINGS
 from paddle_llm.models.vocab import plain_config
+from paddle_llm.models.weight_files import write_safetensors
 from paddle_llm.parallel.mesh import current_mesh
 
 INDEX = "model.safetensors.index.json"
@@ -42,7 +41,7 @@ def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) ->
         if writes and not (stage > 0 and key == EMBEDDINGS[family]):  # a tied head, written by the first stage
             tensors[key] = value
     if writes:
-        _write_tensors(staged / name, tensors)
+        write_safetensors(staged / name, tensors)
     files = _share({key: (name, value.nbytes) for key, value in tensors.items()})
     if rank == 0:
         _write_index(staged, files)
@@ -51,21 +50,6 @@ def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) ->
             tokenizer.save_pretrained(str(staged))
         publish(staged, folder)
     _barrier()
-
-
-def _write_tensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A safetensors file. Paddle hands bfloat16 out as its bits in uint16, a type that no weight has otherwise."""
-    kept = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
-    specs = {
-        key: TensorSpec(
-            dtype="bfloat16" if value.dtype == np.uint16 else value.dtype.name,
-            shape=list(value.shape),
-            data_ptr=value.ctypes.data,
-            data_len=value.nbytes,
-        )
-        for key, value in kept.items()
-    }
-    serialize_file(specs, file, metadata={"format": "np"})
 
 
 def _share(mine: dict) -> dict:

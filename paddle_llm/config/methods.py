@@ -38,9 +38,7 @@ class Composition:
 METHODS: dict[str, Composition] = {
     "full": Composition("fine-tuning of all weights"),
     "lora": Composition("LoRA", mergeable=True),
-    "prefix": Composition(
-        "prefix tuning",
-    ),
+    "prefix": Composition("prefix tuning"),
     "adapter": Composition("adapters"),
     "freeze": Composition("freezing"),
     "adalora": Composition(
@@ -78,8 +76,9 @@ def method_problems(
             f"sharding; with pipeline stages there are: {able}."
         )
     stage3 = layout.sharding > 1 and layout.sharding_stage == 3
-    if stage3 and method == "prefix" and prefix_projection:
-        yield "prefix_projection with --sharding stage3: all layers share its weights. Use --sharding stage2, or no projection."
+    if method == "prefix" and prefix_projection and (stage3 or layout.pipeline > 1):
+        what = "--sharding stage3" if stage3 else f"pipeline_parallel_degree = {layout.pipeline}"
+        yield f"--prefix_projection with {what}: all layers share its weights. Leave the projection out, or use --sharding stage2."
     elif stage3 and row.no_stage3:
         yield f"{row.title} with --sharding stage3: {row.no_stage3}. Use --sharding stage2."
     if packed and row.no_packing:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import TensorSpec, serialize_file
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.models.torch_pickles import scan_torch_pickle
@@ -47,19 +48,20 @@ class WeightFiles:
 
     Args:
         allow_pickle: read torch's pickles, too, where there is nothing else.
+        file: read this safetensors file of the folder alone.
 
     Raises:
         UserError: no weights in the folder, a file missing, cut off or corrupt, or a format that is not read.
     """
 
-    def __init__(self, folder: Path, *, allow_pickle: bool = False):
+    def __init__(self, folder: Path, *, allow_pickle: bool = False, file: str | None = None):
         self.folder = folder
         self.format: str | None = None
         self._entries: dict[str, _Entry] = {}
         self._held: tuple[Path, dict[str, np.ndarray]] | None = None
         scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle}
-        for file in _weight_files(folder, allow_pickle):
-            self._entries.update(scans.get(file.suffix, self._scan_safetensors)(file))
+        for one in [folder / file] if file else _weight_files(folder, allow_pickle):
+            self._entries.update(scans.get(one.suffix, self._scan_safetensors)(one))
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -190,3 +192,18 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     if not isinstance(header, dict):
         raise UserError(f"{file} is corrupt: its header is not a table; fetch the file again")
     return header, 8 + length
+
+
+def write_safetensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
+    """A safetensors file. Paddle hands bfloat16 out as its bits in uint16, a type that no weight has otherwise."""
+    kept = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    specs = {
+        key: TensorSpec(
+            dtype="bfloat16" if value.dtype == np.uint16 else value.dtype.name,
+            shape=list(value.shape),
+            data_ptr=value.ctypes.data,
+            data_len=value.nbytes,
+        )
+        for key, value in kept.items()
+    }
+    serialize_file(specs, file, metadata={"format": "np"})

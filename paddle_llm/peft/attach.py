@@ -19,6 +19,7 @@ from paddle_llm.models.shards import Shard, shard_of
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.peft import bottleneck, lora, prefix, prompt
 from paddle_llm.peft.attachment import Attachment, active_attachment, remember
+from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.targets import matching_weights
 
@@ -54,6 +55,7 @@ def attach(
         raise UserError("\n".join(problems))
     active = active_attachment(model)
     if active is not None:
+        unmerge(model)
         active.switch_off()
     if method.name == "full":
         return model

@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.models.init import draw_normal
-from paddle_llm.models.names import ADDED, canonical_parameters
+from paddle_llm.models.names import ADDED, EMBEDDINGS, canonical_parameters
 from paddle_llm.models.registry import Family
 from paddle_llm.models.shards import Shard, shard_of, split_axis
 from paddle_llm.parallel.mesh import Axis, current_mesh
@@ -148,6 +149,10 @@ class Attachment:
         """The network computes as its base; its parameters are the base's alone."""
         if not self.is_on:
             return
+        if self.retrained.keys() - self._away.keys():
+            raise UserError(
+                "this adapter has trained weights of the base, whose own values were not kept: load it over the base instead"
+            )
         self.is_on = False
         for handle in self._handles:
             handle.remove()
@@ -198,6 +203,14 @@ class Attachment:
         for parameter in [*self.retrained.values(), *(tensor.parameter for tensor in self.added)]:
             parameter.stop_gradient = False
         self._forget_names()
+        if self.layout.pipeline > 1:
+            self._send_gradients_back()
+
+    def _send_gradients_back(self) -> None:
+        """Paddle's pipeline waits for the gradient of whatever a stage sends, also where nothing before it is trained."""
+        for path, layer in self.layers():
+            if f"{path}.weight" == EMBEDDINGS[self.family.name] and layer._parameters.get("weight") is not None:
+                self.after(layer, _wanting_gradient)
 
 
 @dataclass
@@ -232,6 +245,12 @@ def remember(model: Any, name: str, attachment: Attachment) -> None:
         setattr(model, _ATTRIBUTE, adapters)
     adapters.by_name[name] = attachment
     adapters.active = name
+
+
+def _wanting_gradient(layer: Any, inputs: Any, output: Any) -> Any:
+    if output.stop_gradient and paddle.is_grad_enabled():
+        output.stop_gradient = False
+    return output
 
 
 def whole(shape: list[int] | tuple[int, ...], axis: int = 0) -> Shard:

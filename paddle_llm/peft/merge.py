@@ -1,0 +1,52 @@
+"""A low-rank product added to the weights that it stands beside, and taken away again, bit for bit.
+
+Adding and subtracting leaves rounding in the weights (of bfloat16: all that is smaller than a 256th of them), so what was
+there before is kept, in host memory: the bytes of the matrices concerned.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.peft.attachment import active_attachment, adapters_of
+
+
+@paddle.no_grad()
+def merge(model: Any) -> None:
+    """Add the active adapter to the weights: the same outputs, within rounding, at the cost of the base. Not collective.
+
+    Raises:
+        UserError: nothing that can be added to weights is active, or the weights are sharded (stage 3).
+    """
+    attachment = active_attachment(model)
+    if attachment is None or not attachment.method.mergeable:
+        what = attachment.method.name if attachment is not None else "nothing"
+        raise UserError(f"only LoRA and AdaLoRA can be merged into weights; {what} is active")
+    adapters = adapters_of(model)
+    if adapters.merged:
+        return
+    if not all(layer.weight._is_initialized() for layer, _ in attachment.merges.values()):
+        raise UserError(
+            "the weights are sharded (stage 3) and cannot be merged here: save the adapter, load it in one process"
+        )
+    for path, (layer, delta) in attachment.merges.items():
+        weight = layer.weight
+        adapters.merged[path] = weight.detach().cpu().clone()
+        weight.set_value((weight.astype("float32") + delta()).astype(weight.dtype))
+        layer._is_merged = True
+
+
+@paddle.no_grad()
+def unmerge(model: Any) -> None:
+    """The inverse of `merge`: the weights are what they were, bit for bit. Without a merge: nothing."""
+    adapters, attachment = adapters_of(model), active_attachment(model)
+    if adapters is None or attachment is None or not adapters.merged:
+        return
+    for path, before in adapters.merged.items():
+        layer, _ = attachment.merges[path]
+        layer.weight.set_value(before)
+        layer._is_merged = False
+    adapters.merged.clear()

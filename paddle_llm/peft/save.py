@@ -1,0 +1,205 @@
+"""Adapters in folders: full tensors under canonical names, whatever layout they were trained in; several over one base.
+
+adapter_config.json         {"format", "method": the settings, "model": what the base must look like, "base"}
+adapter_model.safetensors   what the method has added, and what it has trained of the base
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.models.full_weights import assemble
+from paddle_llm.models.shards import Shard
+from paddle_llm.models.vocab import real_vocab_size, unpad
+from paddle_llm.models.weight_files import WeightFiles, write_safetensors
+from paddle_llm.parallel.first_rank import on_first_rank
+from paddle_llm.parallel.gather import gathered
+from paddle_llm.parallel.mesh import current_mesh
+from paddle_llm.parallel.sharded_weights import visiting
+from paddle_llm.peft.attach import attach, family_of
+from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_of
+from paddle_llm.peft.merge import unmerge
+from paddle_llm.peft.method import Method
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+_FORMAT = 1
+
+
+# ---- saving ---------------------------------------------------------------------------------------------------------
+
+
+def save_adapter(model: Any, layout: Layout, folder: str | Path, *, base: str = "") -> None:
+    """Write the active adapter, complete or not at all. Collective over all ranks.
+
+    Memory: the adapter, in host memory of the first rank of each pipeline stage.
+
+    Args:
+        base: the base model's name, for whoever reads the folder.
+
+    Raises:
+        UserError: nothing is attached.
+    """
+    attachment = active_attachment(model)
+    if attachment is None:
+        raise UserError("no adapter is attached to this network, or none is active: nothing to save")
+    tensors = _full_tensors(attachment, layout)
+    described = {
+        "format": _FORMAT,
+        "method": attachment.method.as_dict(),
+        "model": _shape_of(model),
+        "base": base,
+    }
+    on_first_rank(lambda: _write(Path(folder), described, tensors))
+
+
+def _write(folder: Path, described: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    staged = folder.with_name(folder.name + ".saving")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    write_safetensors(staged / TENSORS, tensors)
+    (staged / CONFIG).write_text(json.dumps(described, indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staged, folder)
+
+
+def adapter_parts(attachment: Attachment) -> list[tuple[str, Any, Shard]]:
+    """(canonical name, parameter, this rank's part) of what belongs to an adapter."""
+    own = [(tensor.name, tensor.parameter, tensor.shard) for tensor in attachment.added]
+    return own + [(name, parameter, attachment.base_shard(name)) for name, parameter in attachment.retrained.items()]
+
+
+def _full_tensors(attachment: Attachment, layout: Layout) -> dict[str, np.ndarray]:
+    """All full tensors, on the job's first rank; something less on the others."""
+    model, family, mesh = attachment.model, attachment.family.name, current_mesh(layout)
+    mine = adapter_parts(attachment)
+    tables = _of_all_ranks({name: shard for name, _, shard in mine})
+    full = {}
+    for name, parameter, shard in mine:
+        with visiting(model, parameter):
+            parts = gathered(parameter, mesh.tensor) if shard.is_split else [parameter.numpy()]
+        if parts is not None:
+            shards = [tables[rank][name] for rank in mesh.tensor.ranks] if shard.is_split else [shard]
+            full[name] = unpad(family, name, assemble(shards, parts), model.config)
+    if mesh.pipeline.size > 1 and mesh.tensor.rank == mesh.data_rank == 0:
+        stages: list[dict[str, np.ndarray]] = []
+        dist.all_gather_object(stages, full, group=mesh.pipeline.group)
+        full = {name: value for stage in stages for name, value in stage.items()}
+    return full
+
+
+def _of_all_ranks(mine: Any) -> list[Any]:
+    if dist.get_world_size() == 1:
+        return [mine]
+    tables: list[Any] = []
+    dist.all_gather_object(tables, mine)
+    return tables
+
+
+def _shape_of(model: Any) -> dict[str, Any]:
+    """What a base must have in common with the one that an adapter was trained on."""
+    config = model.config
+    return {
+        "family": family_of(model).name,
+        "hidden_size": config.hidden_size,
+        "layers": getattr(config, "n_layer", None) or config.num_hidden_layers,
+        "vocab_size": real_vocab_size(config),
+    }
+
+
+# ---- loading --------------------------------------------------------------------------------------------------------
+
+
+def load_adapter(model: Any, folder: str | Path, layout: Layout, name: str = "default") -> Any:
+    """Put an adapter over a network and make it the active one. Collective over all ranks.
+
+    Where an adapter of this name and these settings is attached already, its values are replaced (to go on training).
+
+    Returns:
+        the network, the object that was given.
+
+    Raises:
+        UserError: no adapter there, one of another base or for another layout, or a file that is incomplete.
+    """
+    folder = Path(folder)
+    method = read_method(folder, model)
+    adapters = adapters_of(model)
+    set_active(model, None)
+    found = adapters.by_name.get(name) if adapters is not None else None
+    if found is not None and found.method == method:
+        set_active(model, name)
+        attachment = found
+    else:
+        attach(model, method, layout, family_of(model), seed=0, name=name, quiet=True)
+        attachment = active_attachment(model)
+        attachment.keep_base()
+    _read_tensors(attachment, folder)
+    return model
+
+
+def read_method(folder: Path, model: Any = None) -> Method:
+    """The settings of an adapter in a folder, checked against a network where one is given."""
+    try:
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        method, shape = described["method"], described["model"]
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {CONFIG}: it is no adapter of this library") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{folder / CONFIG} is not the configuration of an adapter of this library") from None
+    if model is not None and shape != _shape_of(model):
+        wanted = ", ".join(f"{key} {value}" for key, value in shape.items() if value != _shape_of(model).get(key))
+        raise UserError(
+            f"the adapter in {folder} was trained on another base ({wanted}); this one is {_shape_of(model)}"
+        )
+    return Method.from_dict(method)
+
+
+@paddle.no_grad()
+def _read_tensors(attachment: Attachment, folder: Path) -> None:
+    files = WeightFiles(folder, file=TENSORS)
+    mine = adapter_parts(attachment)
+    known = {name for names in _of_all_ranks([name for name, *_ in mine]) for name in names}
+    different = known.symmetric_difference(files.names())
+    if different:
+        raise UserError(f"{folder / TENSORS} does not hold what {CONFIG} says: {', '.join(sorted(different)[:3])} ...")
+    for name, parameter, shard in mine:
+        length = files.shape(name)[shard.axis]
+        parts = [files.read(name, shard.axis, start, min(stop, length)) for start, stop in shard.ranges]
+        values = np.concatenate(parts, axis=shard.axis).astype(np.float32, copy=False)
+        missing = [(0, size - there) for size, there in zip(parameter.shape, values.shape, strict=True)]
+        with visiting(attachment.model, parameter):
+            parameter.set_value(paddle.to_tensor(np.pad(values, missing)).astype(parameter.dtype))
+
+
+# ---- switching ------------------------------------------------------------------------------------------------------
+
+
+def set_active(model: Any, name: str | None) -> None:
+    """Let the network compute with another of its adapters; None: as the base does.
+
+    Raises:
+        UserError: no adapter of this name; weights of the base were trained and their values not kept.
+    """
+    adapters = adapters_of(model)
+    if adapters is None or adapters.active == name:
+        if adapters is None and name is not None:
+            raise UserError(f"no adapter is attached to this network: there is no {name!r}")
+        return
+    if name is not None and name not in adapters.by_name:
+        raise UserError(f"there is no adapter {name!r}; there are: {', '.join(adapters.by_name)}")
+    unmerge(model)
+    if adapters.active is not None:
+        adapters.by_name[adapters.active].switch_off()
+    adapters.active = None
+    if name is not None:
+        adapters.by_name[name].switch_on()
+        adapters.active = name
