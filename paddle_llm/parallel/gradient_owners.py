@@ -50,3 +50,11 @@ def rebalance(sharding: Any) -> None:
     mine = owned[sharding._sharding_rank]
     sharding._set_inner_opt_attr("_parameter_list", mine)
     sharding._set_inner_opt_attr("_param_groups", mine)
+
+
+def owns(optimizer: Any, parameter: Any) -> bool:
+    """Whether this rank has the reduced gradient and the state of a parameter, whatever fleet has made of an optimizer."""
+    sharding = getattr(optimizer, "_inner_opt", None)
+    if not hasattr(sharding, "_param2rank"):
+        return True
+    return sharding._param2rank.get(parameter.name) == sharding._sharding_rank

@@ -50,6 +50,7 @@ class Attachment:
         retrained: canonical name -> weight of the base that is trained as well.
         merges: layer -> the function that computes what to add to its weight.
         axis: of tensor parallelism.
+        penalty_share: AdaLoRA: what part of the penalty each backward pass adds; 0 where nobody divides the budget.
     """
 
     def __init__(self, model: Any, method: Method, layout: Layout, family: Family, seed: int):
@@ -59,6 +60,7 @@ class Attachment:
         self.retrained: dict[str, Any] = {}
         self.merges: dict[str, tuple[Any, Callable[[], Any]]] = {}
         self.base = dict(canonical_parameters(model, family.name))
+        self.penalty_share = 0.0
         self.is_on = True
         self._names = {id(parameter): name for name, parameter in self.base.items()}
         self._after: list[tuple[Any, Callable[..., Any]]] = []

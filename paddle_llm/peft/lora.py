@@ -17,6 +17,7 @@ import paddle.nn.functional as F
 
 from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.shards import Shard
+from paddle_llm.peft.adalora import penalty
 from paddle_llm.peft.attachment import Attachment, whole
 from paddle_llm.peft.parallel_product import Cut, product
 from paddle_llm.peft.targets import target_layers
@@ -58,7 +59,8 @@ def _install_beside(attachment: Attachment, path: str, layer: Any, cut: Cut) -> 
         if dropout and linear.training:
             with named_random_state(state):
                 x = F.dropout(x, dropout)
-        return output + product(x, a, b, cut, scaling, middle)
+        left, right = penalty(attachment, a, b) if adaptive and linear.training else (a, b)
+        return output + product(x, left, right, cut, scaling, middle)
 
     @paddle.no_grad()
     def delta() -> paddle.Tensor:

@@ -133,12 +133,13 @@ def load_adapter(model: Any, folder: str | Path, layout: Layout, name: str = "de
     folder = Path(folder)
     method = read_method(folder, model)
     adapters = adapters_of(model)
-    set_active(model, None)
     found = adapters.by_name.get(name) if adapters is not None else None
     if found is not None and found.method == method:
+        unmerge(model)
         set_active(model, name)
         attachment = found
     else:
+        set_active(model, None)
         attach(model, method, layout, family_of(model), seed=0, name=name, quiet=True)
         attachment = active_attachment(model)
         attachment.keep_base()

@@ -168,6 +168,7 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
     import paddle
 
     from paddle_llm.models.build import build_model
+    from paddle_llm.peft.adalora import follow
     from paddle_llm.peft.attach import attach, family_of
     from paddle_llm.peft.method import method_of
     from paddle_llm.training.arguments import training_arguments
@@ -202,7 +203,7 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
         curves=False,
         offload_weights=config.sharding_offload,
     )
-    return PretrainTrainer(
+    trainer = PretrainTrainer(
         model=model,
         args=args,
         layout=case.layout,
@@ -210,3 +211,5 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
         train_dataset=InOrder(case.train[: config.max_steps * case.global_batch]),
         eval_dataset=InOrder(case.evaluation),
     )
+    follow(trainer)
+    return trainer

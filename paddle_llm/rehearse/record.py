@@ -16,6 +16,7 @@ from paddlenlp.trainer import TrainerCallback
 
 from paddle_llm.models.full_weights import family_name
 from paddle_llm.models.shards import Shard
+from paddle_llm.parallel.gradient_owners import owns
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.peft.attach import all_tensors
 from paddle_llm.training.grad_norm import innermost
@@ -122,10 +123,7 @@ class Recorder(TrainerCallback):
         return self.record.steps.setdefault(number, Step())
 
     def _owns(self, parameter) -> bool:
-        sharding = getattr(self._trainer.optimizer, "_inner_opt", None)
-        if not hasattr(sharding, "_param2rank"):
-            return True
-        return sharding._param2rank.get(parameter.name) == sharding._sharding_rank
+        return owns(self._trainer.optimizer, parameter)
 
     def _part(self, name: str, tensor) -> Part:
         return Part(self._shards[name], tensor.astype("float32").numpy().reshape(self._shapes[name]).copy())
