@@ -85,6 +85,7 @@ def run_ranks(
 
     Raises:
         RankError: with the rank, its traceback, and after `timeout` seconds the ranks that were stuck.
+        KeyboardInterrupt: a rank was interrupted.
     """
     # CUDA does not survive a fork of a process that has asked it for its devices, as importing paddle does.
     context = multiprocessing.get_context("spawn" if device == "gpu" else "forkserver")
@@ -110,7 +111,11 @@ def run_ranks(
     outcomes = [child.outcome for child in children]
     if all(outcome.state == "returned" for outcome in outcomes):
         return [outcome.value for outcome in outcomes]
-    raise RankError(_describe(outcomes, failed_first, timeout), _first_failure(outcomes, failed_first), outcomes)
+    first = outcomes[_first_failure(outcomes, failed_first)]
+    if isinstance(first.exception, KeyboardInterrupt) or first.exit_code == -signal.SIGINT:
+        # A terminal's Ctrl-C reaches the ranks too, and they may be the first to tell.
+        raise KeyboardInterrupt(f"rank {first.rank}")
+    raise RankError(_describe(outcomes, failed_first, timeout), first.rank, outcomes)
 
 
 def start_server() -> None:

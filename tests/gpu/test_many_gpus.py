@@ -21,7 +21,7 @@ from paddle_llm.rehearse.ranks import run_ranks
 from tests.gpu.conftest import gpus
 from tests.gpu.test_one_gpu import HOST, case_on_gpu, places_of_states, with_settings
 from tests.rehearse.matrix import Matrix, build_matrix
-from tests.rehearse.options import layout_of
+from tests.rehearse.options import Judge, layout_of
 from tests.rehearse.proving import Prover
 
 
@@ -32,7 +32,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names: list[str] = []
     if gpus() > 1:
         with tempfile.TemporaryDirectory() as folder:
-            rows = build_matrix(Path(folder)).rows
+            rows = build_matrix(Judge(Path(folder))).rows
         names = [name for name, row in rows.items() if 1 < layout_of(row).world_size <= gpus()]
     metafunc.parametrize("row", names or ["none fits"])
 
@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def matrix(models: Path) -> Matrix:
-    return build_matrix(models)
+    return build_matrix(Judge(models))
 
 
 @pytest.mark.gpus(2)

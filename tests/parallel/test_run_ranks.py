@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -27,8 +28,20 @@ def misbehave(how: str) -> str:
             raise KeyError("a key")
         if how == "die":
             os._exit(7)
+        if how == "interrupt":
+            raise KeyboardInterrupt
+        if how == "interrupt early":
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         time.sleep(60)
     return "fine"
+
+
+@pytest.mark.parametrize("how", ["interrupt", "interrupt early"])
+def test_an_interrupted_rank_interrupts(how):
+    """Ctrl-C goes to all processes of a terminal; a rank may tell before this one has noticed."""
+    with pytest.raises(KeyboardInterrupt, match="rank 1"):
+        run_ranks(misbehave, 2, how, grace=1)
 
 
 def test_results_come_by_rank():
