@@ -1,0 +1,93 @@
+"""Prefixes and prompts where a network computes otherwise than in training: with a cache, padded, packed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paddle_llm.peft.method import Method
+from tests.peft.networks import METHODS, attached, logits, network, set_trained
+
+STEPS = 5
+
+
+def adapted(folder, family, name):
+    model = attached(network(folder, family, **({} if family == "opt" else {"initializer_range": 0.2})), METHODS[name])
+    set_trained(model)
+    return model
+
+
+def greedy(model, ids, mask=None) -> np.ndarray:
+    """PaddleNLP's generation, which caches keys and values: [B, STEPS]."""
+    import paddle
+
+    mask = np.ones_like(ids) if mask is None else mask
+    inputs = {"input_ids": paddle.to_tensor(ids), "attention_mask": paddle.to_tensor(mask)}
+    tokens, _ = model.generate(
+        **inputs, max_new_tokens=STEPS, decode_strategy="greedy_search", eos_token_id=-1, pad_token_id=0
+    )
+    return tokens.numpy()
+
+
+def recomputed(model, ids) -> np.ndarray:
+    """The same by computing everything anew for each token."""
+    import paddle
+
+    for _ in range(STEPS):
+        tokens = paddle.to_tensor(ids)
+        mask = paddle.ones_like(tokens)
+        last = logits(model, inputs={"input_ids": tokens, "attention_mask": mask})[:, -1]
+        ids = np.concatenate([ids, last.argmax(-1)[:, None]], axis=1)
+    return ids[:, -STEPS:]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt"])
+@pytest.mark.parametrize("name", ["prefix", "projected prefix", "prompt", "lora"])
+def test_generation_with_a_cache_is_that_without(tmp_path, family, name):
+    model = adapted(tmp_path, family, name)
+    ids = np.random.default_rng(1).integers(5, 100, (2, 7))
+    if name == "prompt":
+        from paddle_llm.peft.prompt import with_prompt
+
+        ids = np.stack([with_prompt({"input_ids": row}, METHODS[name])["input_ids"] for row in ids])
+    assert np.array_equal(greedy(model, ids), recomputed(model, ids))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "bloom"])
+@pytest.mark.parametrize("name", ["prefix", "prompt"])
+def test_padding_on_the_left_changes_nothing(tmp_path, family, name):
+    from paddle_llm.peft.prompt import with_prompt
+
+    model = adapted(tmp_path, family, name)
+    rows = [np.random.default_rng(1).integers(5, 100, length) for length in (7, 4)]
+    if name == "prompt":
+        rows = [with_prompt({"input_ids": row}, METHODS[name])["input_ids"] for row in rows]
+    alone = [greedy(model, row[None])[0] for row in rows]
+    padding = len(rows[0]) - len(rows[1])
+    ids = np.stack([rows[0], np.pad(rows[1], (padding, 0))])
+    mask = np.stack([np.ones(len(rows[0])), np.pad(np.ones(len(rows[1])), (padding, 0))]).astype("int64")
+    assert np.array_equal(greedy(model, ids, mask), np.stack(alone))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "opt"])
+def test_packed_samples_each_see_the_prefix(tmp_path, family):
+    import paddle
+
+    model = adapted(tmp_path, family, "prefix")
+    one, two = (np.random.default_rng(seed).integers(5, 100, (1, length)) for seed, length in ((1, 6), (2, 9)))
+    packed = {
+        "input_ids": paddle.to_tensor(np.concatenate([one, two], axis=1)),
+        "segment_lengths": paddle.to_tensor(np.array([[6, 9]])),
+    }
+    together = logits(model, inputs=packed)[0]
+    apart = [logits(model, inputs={"input_ids": paddle.to_tensor(ids)})[0] for ids in (one, two)]
+    assert np.abs(together - np.concatenate(apart)).max() < 1e-4 * np.abs(together).max()
+
+
+def test_a_prompt_stands_before_a_sample_and_bears_no_loss():
+    from paddle_llm.peft.prompt import FIRST_PROMPT_ID, with_prompt
+
+    sample = {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 7, 2])}
+    longer = with_prompt(sample, Method("prompt", num_prompt_tokens=2))
+    assert longer["input_ids"].tolist() == [FIRST_PROMPT_ID, FIRST_PROMPT_ID + 1, 5, 6, 7]
+    assert longer["labels"].tolist() == [-100, -100, -100, 7, 2]
