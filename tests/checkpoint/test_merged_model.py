@@ -57,10 +57,10 @@ def test_every_layout_saves_what_one_process_holds(layout, tied, tmp_path):
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
-    from paddle_llm.checkpoint.merged_model import _write_tensors
+    from paddle_llm.models.weight_files import write_safetensors
 
     bits = np.arange(12, dtype=np.uint16).reshape(3, 4)
-    _write_tensors(tmp_path / "m.safetensors", {"w": bits, "x": np.ones(3, np.float32)})
+    write_safetensors(tmp_path / "m.safetensors", {"w": bits, "x": np.ones(3, np.float32)})
     with safe_open(tmp_path / "m.safetensors", framework="np") as opened:
         assert opened.get_slice("w").get_dtype() == "BF16" and opened.get_slice("w").get_shape() == [3, 4]
     assert bits.tobytes() in (tmp_path / "m.safetensors").read_bytes()

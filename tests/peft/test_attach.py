@@ -21,11 +21,14 @@ def test_exactly_what_is_trained_gets_gradients(tmp_path, family, name):
     if family == "glm" and name == "projected prefix":
         pytest.skip("refused: GLM's prefix is hidden states")
     from paddle_llm.peft.attach import all_tensors
+    from paddle_llm.peft.attachment import active_attachment
 
     model = attached(network(tmp_path, family), METHODS[name])
     set_trained(model)
     model.train()
     _backward(model, batch(family))
+    added = {tensor.name for tensor in active_attachment(model).added}
+    assert set(trained_values(model)) == (added or {key for key in base_values(model) if ".3." in key})
     for tensor, parameter, _ in all_tensors(model):
         assert (parameter.grad is not None) == (not parameter.stop_gradient), tensor
         assert parameter.stop_gradient or float(parameter.grad.abs().sum()) > 0, tensor
@@ -168,8 +171,12 @@ def test_what_does_not_go_together_is_refused_with_the_reason(tmp_path, method, 
 @pytest.mark.parametrize("name", ["lora", "prefix", "adapter", "freeze"])
 def test_gradients_and_states_are_of_what_is_trained_alone(tmp_path, name):
     """The allocator's figures: to the byte, but for the two powers of Adam's that each tensor has, and the learning rate."""
+    import gc
+
     import paddle
     from paddle.base import core
+
+    gc.collect()  # networks of earlier tests, or they would be freed in between
 
     def allocated() -> int:
         return core.host_memory_stat_current_value("Allocated", 0)

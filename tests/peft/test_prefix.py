@@ -84,6 +84,52 @@ def test_packed_samples_each_see_the_prefix(tmp_path, family):
     assert np.abs(together - np.concatenate(apart)).max() < 1e-4 * np.abs(together).max()
 
 
+@pytest.mark.parametrize("projected", [False, True])
+def test_a_prefix_is_keys_and_values_before_the_token_s(tmp_path, projected):
+    """One token at position 0, where rotary embeddings turn nothing: softmax over prefix and token, by hand."""
+    import paddle
+    import paddle.nn.functional as F
+
+    method = METHODS["projected prefix" if projected else "prefix"]
+    model = attached(network(tmp_path, num_key_value_heads=2), method)
+    set_trained(model)
+    layer, x = model.llama.layers[1].self_attn, paddle.randn([1, 1, 64])
+    if projected:
+        hidden = paddle.tanh(model.prefix_embedding @ model.prefix_weight + model.prefix_bias)
+        weights = (layer.prefix_key_weight, layer.prefix_value_weight)
+        key, value = (paddle.einsum("ph,hgd->pgd", hidden, weight) for weight in weights)
+    else:
+        key, value = layer.prefix_key, layer.prefix_value
+    query = layer.q_proj(x).reshape([4, 16])
+    key, value = (
+        paddle.concat([prefix, own(x).reshape([1, 2, 16])]).repeat_interleave(2, axis=1)
+        for prefix, own in ((key, layer.k_proj), (value, layer.v_proj))
+    )
+    shares = F.softmax(paddle.einsum("nd,tnd->nt", query, key) / 4, axis=-1)
+    expected = layer.o_proj(paddle.einsum("nt,tnd->nd", shares, value).reshape([1, 1, 64]))
+    found = layer(x, position_ids=paddle.zeros([1, 1], dtype="int64"))
+    found = found[0] if isinstance(found, tuple) else found
+    assert np.allclose(found.numpy(), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt"])
+def test_a_prompt_of_words_is_those_words(tmp_path, family):
+    import paddle
+
+    from paddle_llm.models.names import EMBEDDINGS
+    from paddle_llm.peft.attach import trainable_tensors
+    from paddle_llm.peft.prompt import with_prompt
+    from tests.peft.networks import base_values
+
+    model, words = adapted(tmp_path, family, "prompt"), np.array([17, 5, 90])
+    ((_, prompt, _),) = trainable_tensors(model)
+    prompt.set_value(paddle.to_tensor(base_values(model)[EMBEDDINGS[family]][words]))
+    ids = np.array([30, 31, 32, 33])
+    learnt, read = with_prompt({"input_ids": ids}, METHODS["prompt"])["input_ids"], np.concatenate([words, ids])
+    outputs = [logits(model, inputs={"input_ids": paddle.to_tensor(row[None])}) for row in (learnt, read)]
+    assert np.array_equal(*outputs)
+
+
 def test_a_prompt_stands_before_a_sample_and_bears_no_loss():
     from paddle_llm.peft.prompt import FIRST_PROMPT_ID, with_prompt
 
