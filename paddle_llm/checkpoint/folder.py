@@ -185,6 +185,18 @@ def check_identity(folder: str | Path, identity: dict) -> None:
             f"{folder} was saved with other data: the corpus, --split, --max_seq_length or --data_seed differs, so that its position "
             "would mean something else. Give what it was trained with, or start from the model/ folder with --continue_training 1."
         )
+    if saved.get("method") != identity.get("method"):
+        was, now = (found.get("method") or {} for found in (saved, identity))
+        differing = [
+            f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
+        ]
+        raise UserError(
+            f"{folder} was saved by another way of fine-tuning: {', '.join(differing)}. Give the same flags."
+        )
+    if saved.get("base") != identity.get("base"):
+        raise UserError(
+            f"{folder} holds what was trained over another base model: give the --model_name_or_path (and adapter) that it began with."
+        )
 
 
 def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:

@@ -15,6 +15,8 @@ from typing import Any
 import paddle
 import paddle.distributed.fleet.meta_parallel as mpu
 import paddle.nn.functional as F
+from paddle.distributed import fleet
+from paddle.distributed.fleet.layers.mpu import mp_ops
 
 from paddle_llm.models.vocab import real_vocab_size
 
@@ -34,16 +36,20 @@ class CausalLMLoss(paddle.nn.Layer):
     Attributes:
         divisor: divides the sum in place of the number of labels that count, where that differs between batches whose
             losses are averaged afterwards; None: the mean.
+        label_smoothing: share of the target's probability that is spread over the whole vocabulary (Szegedy et al. 2016,
+            section 7); padding of the vocabulary has no part in it.
     """
 
     def __init__(self, config: Any):
         super().__init__()
         self.divisor: float | None = None
+        self.label_smoothing = 0.0
         degree = max(config.tensor_parallel_degree, 1)
         self.parallel = degree > 1 and config.tensor_parallel_output
         local = config.vocab_size // degree if self.parallel else config.vocab_size
         first = config.tensor_parallel_rank * local if self.parallel else 0
-        self.real_columns = min(max(real_vocab_size(config) - first, 0), local)
+        self.first, self.vocab_size = first, real_vocab_size(config)
+        self.real_columns = min(max(self.vocab_size - first, 0), local)
         self.padding = local - self.real_columns
         self.parallel_cross_entropy = mpu.ParallelCrossEntropy(ignore_index=IGNORE_INDEX) if self.parallel else None
 
@@ -60,7 +66,27 @@ class CausalLMLoss(paddle.nn.Layer):
                 loss_BS = self.parallel_cross_entropy(logits_BSV, labels_BS.unsqueeze(-1)).squeeze(-1)
             else:
                 loss_BS = F.cross_entropy(logits_BSV, labels_BS, ignore_index=IGNORE_INDEX, reduction="none")
+            if self.label_smoothing:
+                loss_BS = loss_BS.reshape(labels_BS.shape) + self.label_smoothing * self._advance(logits_BSV, labels_BS)
             counts_BS = (labels_BS != IGNORE_INDEX).astype("float32")
             divisor = counts_BS.sum().clip(min=1.0) if self.divisor is None else self.divisor
             loss = (loss_BS.reshape(labels_BS.shape) * counts_BS).sum() / divisor
             return loss + not_a_number
+
+    def _advance(self, logits_BSV: paddle.Tensor, labels_BS: paddle.Tensor) -> paddle.Tensor:
+        """How far the target's logit is above the mean of the real ones, [B, S].
+
+        Smoothed cross entropy, (1 - e) nll + e mean(-log p), is nll + e times this: both have the same log-sum-exp.
+        """
+        columns = logits_BSV.shape[-1]
+        local_BS = labels_BS - self.first
+        is_here_BS = (local_BS >= 0) & (local_BS < columns)
+        places_BS1 = paddle.where(is_here_BS, local_BS, paddle.zeros_like(local_BS)).unsqueeze(-1)
+        target_BS = paddle.take_along_axis(logits_BSV, places_BS1, axis=-1).squeeze(-1) * is_here_BS.astype("float32")
+        advance_BS = target_BS - logits_BSV[..., : self.real_columns].sum(axis=-1) / self.vocab_size
+        if self.parallel:
+            group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
+            advance_BS = mp_ops._mp_allreduce(
+                advance_BS, group=group, use_calc_stream=True, use_model_parallel=True
+            )  # its gradient is the identity: each rank has the whole loss
+        return advance_BS

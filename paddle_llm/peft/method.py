@@ -76,6 +76,20 @@ class Method:
     def mergeable(self) -> bool:
         return METHODS[self.name].mergeable
 
+    @staticmethod
+    def flags() -> dict[str, str]:
+        """Field of RunConfig -> field of this class, where the former are given."""
+        return dict(_SETTINGS)
+
+    def describe(self) -> str:
+        """The settings that are not the defaults, in one line."""
+        told = [
+            f"{field.name} {getattr(self, field.name)}"
+            for field in dataclasses.fields(self)
+            if field.name != "name" and getattr(self, field.name) != field.default
+        ]
+        return f"{self.name}{' with ' if told else ''}{', '.join(told)}"
+
     def as_dict(self) -> dict[str, Any]:
         """For adapter_config.json."""
         return dataclasses.asdict(self)

@@ -31,6 +31,23 @@ def with_prompt(sample: dict[str, np.ndarray], method: Method) -> dict[str, np.n
     return extended
 
 
+class PromptedDataset:
+    """Another data set with the prompt in front of every sample."""
+
+    def __init__(self, samples: Any, method: Method):
+        self._samples, self._method = samples, method
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return with_prompt(self._samples[index], self._method)
+
+    def sample_ids(self, index: int) -> str:
+        """Where item `index` came from."""
+        return self._samples.sample_ids(index)
+
+
 def install(attachment: Attachment) -> None:
     """Teach the embedding the new ids."""
     table = attachment.base[EMBEDDINGS[attachment.family.name]]

@@ -147,6 +147,16 @@ def load_adapter(model: Any, folder: str | Path, layout: Layout, name: str = "de
     return model
 
 
+def continue_from(model: Any, folder: str | Path) -> None:
+    """Give the active adapter the values of another of the same structure, to go on training. Collective over all ranks.
+
+    Raises:
+        UserError: no adapter there, one of another base, or one that has other tensors.
+    """
+    read_method(Path(folder), model)
+    _read_tensors(active_attachment(model), Path(folder))
+
+
 def read_method(folder: Path, model: Any = None) -> Method:
     """The settings of an adapter in a folder, checked against a network where one is given."""
     try:

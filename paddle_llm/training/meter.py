@@ -15,7 +15,8 @@ import paddle.distributed as dist
 class Window:
     """Sums since the last row, on this rank; a checkpoint carries them so that a resumed row is the same row."""
 
-    loss_times_tokens: float = 0.0
+    loss_times_labels: float = 0.0
+    labels: float = 0.0
     tokens: int = 0
     steps: int = 0
     seconds: float = 0.0
@@ -41,6 +42,7 @@ class Meter:
     skipped_steps: int = 0
     learning_rate: float = 0.0
     _micro_tokens: int = 0
+    _micro_labels: int = 0
     _step_began: float = field(default_factory=time.perf_counter)
     _waiting_since: float | None = None
 
@@ -57,9 +59,10 @@ class Meter:
         self._step_began = time.perf_counter()
         self._waiting_since = self._step_began
 
-    def add_tokens(self, count: int) -> None:
-        """Tokens with a label in one micro batch of this rank."""
+    def add_tokens(self, count: int, labels: int) -> None:
+        """Tokens of one micro batch of this rank, without padding, and how many labels bear loss."""
         self._micro_tokens += count
+        self._micro_labels += labels
 
     def end_step(self, step: int, loss: float, *, labels: float | None, skipped: bool) -> None:
         """A step is done. A skipped one counts for nothing but time.
@@ -69,10 +72,13 @@ class Meter:
             labels: ...which is this over the micro batches of a rank; None: each by the number of its own labels.
         """
         tokens, self._micro_tokens = self._micro_tokens, 0
+        own, self._micro_labels = self._micro_labels, 0
+        weight = float(own) if labels is None else labels
         if skipped or not math.isfinite(loss):  # with fp16, Paddle's loss scaler skips such a step itself
             self.skipped_steps += 1
         else:
-            self.window.loss_times_tokens += loss * (tokens if labels is None else labels)
+            self.window.loss_times_labels += loss * weight
+            self.window.labels += weight
             self.window.tokens += tokens
         self.step = step
         self.window.steps += 1
@@ -82,20 +88,20 @@ class Meter:
         """One row of metrics over all ranks, and a fresh window. Collective: every rank calls it at the same step."""
         world = dist.get_world_size()
         window, self.window = self.window, Window()
-        per_rank = _gather([window.loss_times_tokens, float(window.tokens), float(_peak_memory_bytes())])
-        tokens = sum(row[1] for row in per_rank) / self.model_ranks
+        sums = [window.loss_times_labels, window.labels, float(window.tokens), float(_peak_memory_bytes())]
+        per_rank = _gather(sums)
+        losses, labels, tokens = (sum(row[i] for row in per_rank) / self.model_ranks for i in range(3))
         self.consumed_tokens += round(tokens)
-        loss = sum(row[0] for row in per_rank) / self.model_ranks / tokens if tokens else None
         speed = tokens / window.seconds
         return {
             "step": self.step,
-            "loss": loss,
+            "loss": losses / labels if labels else None,
             "grad_norm": grad_norm if grad_norm is not None and math.isfinite(grad_norm) else None,
             "learning_rate": self.learning_rate,
             "tokens_per_second": speed,
             "tokens_per_second_per_device": speed / world,
             "mfu": self._mfu(speed / world),
-            "peak_memory_bytes": int(max(row[2] for row in per_rank)),
+            "peak_memory_bytes": int(max(row[3] for row in per_rank)),
             "consumed_samples": consumed_samples,
             "consumed_tokens": self.consumed_tokens,
             "step_seconds": window.seconds / window.steps,
@@ -110,7 +116,7 @@ class Meter:
 
     def state(self) -> dict:
         """What a checkpoint keeps of every rank (a list, by rank), so that the next row loses nothing."""
-        per_rank = _gather([self.window.loss_times_tokens, float(self.window.tokens)])
+        per_rank = _gather([self.window.loss_times_labels, self.window.labels, float(self.window.tokens)])
         return {
             "window": asdict(self.window),
             "per_rank": per_rank,
@@ -120,8 +126,8 @@ class Meter:
 
     def restore(self, state: dict, step: int) -> None:
         self.window = Window(**state["window"])
-        loss, tokens = state["per_rank"][dist.get_rank()]
-        self.window.loss_times_tokens, self.window.tokens = loss, int(tokens)
+        losses, labels, tokens = state["per_rank"][dist.get_rank()]
+        self.window.loss_times_labels, self.window.labels, self.window.tokens = losses, labels, int(tokens)
         self.consumed_tokens = state["consumed_tokens"]
         self.skipped_steps = state["skipped_steps"]
         self.step = step

@@ -6,21 +6,14 @@ schedule, what happens to a step's loss, the rows of metrics, evaluation and sav
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-from contextlib import nullcontext
 from pathlib import Path
 
-import numpy as np
 import paddle
-import paddle.distributed as dist
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
-from paddlenlp.trainer import Trainer
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
-from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
@@ -28,6 +21,7 @@ from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.sharded_gradients import ShardedGradients
 from paddle_llm.parallel.sharded_weights import ShardedWeights
+from paddle_llm.training.checkpointed_trainer import CheckpointedTrainer
 from paddle_llm.training.evaluation import mean_loss
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
 from paddle_llm.training.meter import Meter
@@ -39,11 +33,8 @@ from paddle_llm.training.sample_order import global_batch_of, in_global_order
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
 from paddle_llm.training.token_mean import GlobalBatchLoader, TokenMean, count_labels
 
-METER_STATE = "meter.json"
-_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 
-
-class PretrainTrainer(Trainer):
+class PretrainTrainer(CheckpointedTrainer):
     """Trains a causal language model; a subclass of PaddleNLP's Trainer, and used like it.
 
     Samples are dicts of arrays `input_ids` [S] and `labels` [S], labels shifted already. A `train_dataset` that has
@@ -78,7 +69,6 @@ class PretrainTrainer(Trainer):
         self.grad_norm_reader: GradNormReader | None = None
         self.sharded_gradients: ShardedGradients | None = None
         self.sharded_weights: ShardedWeights | None = None
-        self._resumed_from: Path | None = None
 
     # --- reports -----------------------------------------------------------------------------------------------
 
@@ -209,14 +199,14 @@ class PretrainTrainer(Trainer):
             offload = self.options.offload_weights
             self.sharded_weights = ShardedWeights(self.model, self.optimizer, self.sharded_gradients, offload=offload)
 
-    def _whole_weights(self, keep: bool = True):
-        """A context in which this rank has all weights of its part of the network, to save or set them."""
-        return nullcontext() if self.sharded_weights is None else self.sharded_weights.whole(keep)
-
     # --- one step ----------------------------------------------------------------------------------------------
 
+    def tokens_of(self, inputs) -> int:
+        """Tokens of a batch, without padding."""
+        return count_labels(inputs)
+
     def training_step(self, model, inputs, step_control=0):
-        self.meter.add_tokens(count_labels(inputs))
+        self.meter.add_tokens(self.tokens_of(inputs), count_labels(inputs))
         loss = super().training_step(model, inputs)
         if self.sharded_gradients is not None:
             self.sharded_gradients.settle()  # the loss scaler reads gradients before the optimizer's step
@@ -251,7 +241,7 @@ class PretrainTrainer(Trainer):
         """Mean loss over all tokens of a data set, over all ranks, and its exponential.
 
         Returns:
-            {"step", "<prefix>_loss", "<prefix>_ppl"}.
+            {"step", "<prefix>_loss", "<prefix>_ppl"} and `further_metrics`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         loss = mean_loss(self, self._model_to_evaluate(), self.get_eval_dataloader(PaddedView(dataset)))
@@ -259,10 +249,15 @@ class PretrainTrainer(Trainer):
             "step": self.state.global_step,
             f"{metric_key_prefix}_loss": loss,
             f"{metric_key_prefix}_ppl": math.exp(min(loss, 700.0)),
+            **self.further_metrics(metric_key_prefix),
         }
         self.log(row)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, row)
         return row
+
+    def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
+        """What an evaluation measures beside the loss. Collective over all ranks."""
+        return {}
 
     def _model_to_evaluate(self):
         if self.layout.pipeline == 1:
@@ -270,91 +265,6 @@ class PretrainTrainer(Trainer):
         if isinstance(self.model_wrapped, PipelineLayer):  # evaluation without training
             self.model_wrapped = fleet.distributed_model(self.model_wrapped)
         return self.model_wrapped
-
-    # --- checkpoints -------------------------------------------------------------------------------------------
-
-    def train(self, resume_from_checkpoint=None, ignore_keys_for_eval=None):
-        if resume_from_checkpoint is not None:
-            checkpoints.check_layout(resume_from_checkpoint, self.layout, self.global_batch)
-            checkpoints.check_identity(resume_from_checkpoint, self._identity())
-            self._resumed_from = Path(resume_from_checkpoint)
-            resume_from_checkpoint = str(resume_from_checkpoint)
-        # Accumulators are saved under generated names: a second training in one process must count from zero again.
-        with paddle.utils.unique_name.guard():
-            return super().train(resume_from_checkpoint, ignore_keys_for_eval)
-
-    def _set_state_dict_in_model(self, state_dict):
-        super()._set_state_dict_in_model(state_dict)
-        if self.sharded_weights is not None:
-            self.sharded_weights.settle()
-
-    def _save_checkpoint(self, model, metrics=None):
-        args, step = self.args, self.state.global_step
-        output_dir = args.output_dir
-        staging, final = checkpoints.staging_folder(output_dir, step), checkpoints.checkpoint_folder(output_dir, step)
-        meter_state = self.meter.state()
-        restore = {name: getattr(args, name) for name in ("output_dir", "output_signal_dir", "save_total_limit")}
-        args.output_dir = args.output_signal_dir = str(staging)
-        args.save_total_limit = None
-        try:
-            with self._whole_weights(keep=args.should_save_model_state):
-                super()._save_checkpoint(model, metrics)
-        finally:
-            for name, value in restore.items():
-                setattr(args, name, value)
-        staged = staging / final.name
-        if self.state.best_model_checkpoint == str(staged):
-            self.state.best_model_checkpoint = str(final)
-        if args.process_index == 0:
-            self._correct_paths(staged, meter_state)
-        _barrier()
-        if args.process_index == 0:
-            self._publish(staged, final)
-        _barrier()
-        if args.local_process_index == 0 and staged.exists():  # a machine with a disk of its own
-            self._publish(staged, final)
-        _barrier()
-
-    def _publish(self, staged: Path, final: Path) -> None:
-        step = self.state.global_step
-        checkpoints.write_manifest(
-            staged, step=step, layout=self.layout, global_batch=self.global_batch, identity=self._identity()
-        )
-        checkpoints.publish(staged, final)
-        staged.parent.rmdir()
-        checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
-
-    def _identity(self) -> dict:
-        """What a resumed run must have in common with the checkpoint: the network's shape and the beginning of the data."""
-        config = getattr(self.model, "config", None)
-        samples = (self.train_dataset[i] for i in range(min(8, len(self.train_dataset))))
-        digest = hashlib.sha256()
-        for sample in samples:
-            digest.update(np.ascontiguousarray(sample["input_ids"]).tobytes())
-        return {"model": {key: getattr(config, key, None) for key in _SHAPE}, "data": digest.hexdigest()}
-
-    def _correct_paths(self, staged: Path, meter_state: dict) -> None:
-        """What upstream wrote while the folder had its temporary name, with the name that it will have."""
-        self.state.save_to_json(str(staged / "trainer_state.json"))
-        paddle.save(self.args, str(staged / "training_args.bin"))
-        (staged / METER_STATE).write_text(json.dumps(meter_state))
-
-    def restore_meter(self) -> None:
-        """After upstream has read trainer_state.json: continue the window of metrics where the checkpoint left it."""
-        self.meter.step = self.state.global_step
-        if self._resumed_from is None:
-            return
-        box = [None]
-        if self.args.process_index == 0:
-            box = [json.loads((self._resumed_from / METER_STATE).read_text())]
-        if dist.get_world_size() > 1:
-            dist.broadcast_object_list(box, src=0)
-        self.meter.restore(box[0], self.state.global_step)
-
-
-def _barrier() -> None:
-    if dist.get_world_size() > 1:
-        dist.barrier()
 
 
 def _layout_of(args) -> Layout:

@@ -78,15 +78,16 @@ def criterion_of(model: Any) -> CausalLMLoss | None:
 
 @contextmanager
 def mean_of_each_batch(criterion: CausalLMLoss | None) -> Iterator[None]:
-    """For evaluation: the loss is again the mean over each batch that it gets."""
-    before = criterion.divisor if criterion is not None else None
-    if criterion is not None:
-        criterion.divisor = None
+    """For evaluation: the loss is again the mean over each batch that it gets, and not smoothed."""
+    if criterion is None:
+        yield
+        return
+    before = criterion.divisor, criterion.label_smoothing
+    criterion.divisor, criterion.label_smoothing = None, 0.0
     try:
         yield
     finally:
-        if criterion is not None:
-            criterion.divisor = before
+        criterion.divisor, criterion.label_smoothing = before
 
 
 def count_labels(inputs: Any) -> int:

@@ -1,0 +1,143 @@
+"""Checkpoints of a Trainer: complete or absent, in the layout's terms, continued bit for bit. Upstream (paddlenlp 3.0.0b4)
+writes and reads the files of its own; here is when they get their names, and what is kept beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from paddlenlp.trainer import Trainer
+
+from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.config.layout import Layout
+from paddle_llm.parallel.sharded_weights import ShardedWeights
+from paddle_llm.training.meter import Meter
+
+METER_STATE = "meter.json"
+_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+
+
+class Stateful(Protocol):
+    """Something beside network and optimizer that a resumed training must find as it was. Each rank has its own."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: dict[str, Any]) -> None: ...
+
+
+class CheckpointedTrainer(Trainer):
+    """What `PretrainTrainer` is built on.
+
+    Attributes:
+        stateful: name -> what is saved and restored beside network and optimizer.
+    """
+
+    layout: Layout
+    meter: Meter
+    sharded_weights: ShardedWeights | None = None
+    _resumed_from: Path | None = None
+
+    def __init__(self, *args, **kwargs):
+        self.stateful: dict[str, Stateful] = {}
+        super().__init__(*args, **kwargs)
+
+    def _whole_weights(self, keep: bool = True):
+        """A context in which this rank has all weights of its part of the network, to save or set them."""
+        return nullcontext() if self.sharded_weights is None else self.sharded_weights.whole(keep)
+
+    def train(self, resume_from_checkpoint=None, ignore_keys_for_eval=None):
+        if resume_from_checkpoint is not None:
+            checkpoints.check_layout(resume_from_checkpoint, self.layout, self.global_batch)
+            checkpoints.check_identity(resume_from_checkpoint, self._identity())
+            self._resumed_from = Path(resume_from_checkpoint)
+            for name, what in self.stateful.items():
+                what.restore(paddle.load(str(self._file_of(self._resumed_from, name)), return_numpy=True))
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        # Accumulators are saved under generated names: a second training in one process must count from zero again.
+        with paddle.utils.unique_name.guard():
+            return super().train(resume_from_checkpoint, ignore_keys_for_eval)
+
+    def _set_state_dict_in_model(self, state_dict):
+        super()._set_state_dict_in_model(state_dict)
+        if self.sharded_weights is not None:
+            self.sharded_weights.settle()
+
+    def _save_checkpoint(self, model, metrics=None):
+        args, step = self.args, self.state.global_step
+        output_dir = args.output_dir
+        staging, final = checkpoints.staging_folder(output_dir, step), checkpoints.checkpoint_folder(output_dir, step)
+        meter_state = self.meter.state()
+        restore = {name: getattr(args, name) for name in ("output_dir", "output_signal_dir", "save_total_limit")}
+        args.output_dir = args.output_signal_dir = str(staging)
+        args.save_total_limit = None
+        try:
+            with self._whole_weights(keep=args.should_save_model_state):
+                super()._save_checkpoint(model, metrics)
+        finally:
+            for name, value in restore.items():
+                setattr(args, name, value)
+        staged = staging / final.name
+        if self.state.best_model_checkpoint == str(staged):
+            self.state.best_model_checkpoint = str(final)
+        for name, what in self.stateful.items():
+            paddle.save(what.state(), str(self._file_of(staged, name)))
+        if args.process_index == 0:
+            self._correct_paths(staged, meter_state)
+        _barrier()
+        if args.process_index == 0:
+            self._publish(staged, final)
+        _barrier()
+        if args.local_process_index == 0 and staged.exists():  # a machine with a disk of its own
+            self._publish(staged, final)
+        _barrier()
+
+    def _file_of(self, folder: Path, name: str) -> Path:
+        """Where this rank keeps the state of `stateful[name]`."""
+        return folder / f"{name}_{self.args.process_index}.pdstate"
+
+    def _publish(self, staged: Path, final: Path) -> None:
+        step = self.state.global_step
+        checkpoints.write_manifest(
+            staged, step=step, layout=self.layout, global_batch=self.global_batch, identity=self._identity()
+        )
+        checkpoints.publish(staged, final)
+        staged.parent.rmdir()
+        checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
+
+    def _identity(self) -> dict:
+        """What a resumed run must have in common with the checkpoint: the network's shape and the beginning of the data."""
+        config = getattr(self.model, "config", None)
+        samples = (self.train_dataset[i] for i in range(min(8, len(self.train_dataset))))
+        digest = hashlib.sha256()
+        for sample in samples:
+            digest.update(np.ascontiguousarray(sample["input_ids"]).tobytes())
+        return {"model": {key: getattr(config, key, None) for key in _SHAPE}, "data": digest.hexdigest()}
+
+    def _correct_paths(self, staged: Path, meter_state: dict) -> None:
+        """What upstream wrote while the folder had its temporary name, with the name that it will have."""
+        self.state.save_to_json(str(staged / "trainer_state.json"))
+        paddle.save(self.args, str(staged / "training_args.bin"))
+        (staged / METER_STATE).write_text(json.dumps(meter_state))
+
+    def restore_meter(self) -> None:
+        """After upstream has read trainer_state.json: continue the window of metrics where the checkpoint left it."""
+        self.meter.step = self.state.global_step
+        if self._resumed_from is None:
+            return
+        box = [None]
+        if self.args.process_index == 0:
+            box = [json.loads((self._resumed_from / METER_STATE).read_text())]
+        if dist.get_world_size() > 1:
+            dist.broadcast_object_list(box, src=0)
+        self.meter.restore(box[0], self.state.global_step)
+
+
+def _barrier() -> None:
+    if dist.get_world_size() > 1:
+        dist.barrier()

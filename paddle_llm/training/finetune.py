@@ -1,0 +1,216 @@
+"""One fine-tuning job: instructions, a network with a method attached, their trainer; at the end an adapter or a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from paddlenlp.trainer import TrainingArguments
+
+from paddle_llm.checkpoint.merged_model import save_merged_model
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError, is_first_rank
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.reader import Resolved
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.data.collate import PadAndStack
+from paddle_llm.data.encode_instruction import InstructionEncoder
+from paddle_llm.data.encoded_samples import encode_all
+from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset, load_split
+from paddle_llm.data.instruction_formats import Conversation
+from paddle_llm.data.jinja_templates import choose_template
+from paddle_llm.data.text_codec import TextCodec, open_codec
+from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.models.build import build_model
+from paddle_llm.models.registry import find_family
+from paddle_llm.peft.attach import attach
+from paddle_llm.peft.merge import merge
+from paddle_llm.peft.method import Method, method_of
+from paddle_llm.peft.prompt import PromptedDataset
+from paddle_llm.peft.save import continue_from, read_method, save_adapter
+from paddle_llm.training.finetune_trainer import Answers, FinetuneTrainer
+from paddle_llm.training.options import trainer_options, weights_dtype
+from paddle_llm.training.sample_order import global_batch_of
+from paddle_llm.training.token_mean import criterion_of
+
+Samples = InstructionDataset | PackedDataset | PromptedDataset
+# What a training that goes on from an adapter may change of its method.
+_OF_TRAINING = (
+    "dropout",
+    "lora_plus_scale",
+    "initial_rank",
+    "warmup_ratio",
+    "final_ratio",
+    "budget_interval",
+    "orthogonal_weight",
+)
+
+
+class Split(NamedTuple):
+    """The rows of a split and what they were made of."""
+
+    samples: Samples
+    conversations: Sequence[Conversation]
+
+
+def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTrainer:
+    """Tokenizer, instructions, network, method and trainer of one job."""
+    config, layout = resolved.config, resolved.layout
+    folder = config.tokenizer_name_or_path or config.model_name_or_path
+    tokenizer = load_tokenizer(folder)
+    codec = open_codec(tokenizer)
+    encoder = _encoder(config, codec, folder)
+    method = _method(resolved)
+    asked = {"train": config.do_train, "dev": config.do_eval, "test": config.do_predict}
+    splits = {name: _split(config, encoder, method, name) for name, wanted in asked.items() if wanted}
+    if "train" in splits:
+        _set_steps(config, args, len(splits["train"].samples))
+    family = find_family(resolved.facts)
+    model = build_model(config, layout, dtype=weights_dtype(config))
+    attach(model, method, layout, family, config.seed)
+    if config.lora_path or config.prefix_path:
+        continue_from(model, config.lora_path or config.prefix_path)
+    criterion_of(model).label_smoothing = config.label_smoothing
+    trainer = FinetuneTrainer(
+        model=model,
+        args=args,
+        layout=layout,
+        options=trainer_options(resolved),
+        answers=_answers(resolved, codec, encoder, splits),
+        patience=config.early_stopping_patience,
+        data_collator=PadAndStack(codec.pad_id or 0, **_row_shape(config, layout)),
+        train_dataset=splits["train"].samples if "train" in splits else None,
+        eval_dataset=splits["dev"].samples if "dev" in splits else None,
+        tokenizer=tokenizer,
+    )
+    trainer.predict_dataset = splits["test"].samples if "test" in splits else None
+    return trainer
+
+
+def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
+    """What was trained: an adapter alone; all weights as one folder, too, where they were trained or are merged."""
+    config, layout = resolved.config, resolved.layout
+    method, output = method_of(config), Path(config.output_dir)
+    folders = []
+    if method.adds_tensors:
+        folders.append(output / "adapter")
+        save_adapter(trainer.model, layout, folders[-1], base=config.model_name_or_path)
+    if not method.adds_tensors or config.merge_weights:
+        if method.adds_tensors:
+            merge(trainer.model)
+        folders.append(output / "model")
+        save_merged_model(trainer.model, layout, folders[-1], tokenizer=trainer.tokenizer)
+    if is_first_rank():
+        print(*folders, sep="\n")
+
+
+# ---- method ---------------------------------------------------------------------------------------------------------
+
+
+def _method(resolved: Resolved) -> Method:
+    """What the config asks for; where training goes on from an adapter, the adapter's.
+
+    Raises:
+        UserError: flags that say otherwise than the adapter.
+    """
+    wanted = method_of(resolved.config)
+    path = resolved.config.lora_path or resolved.config.prefix_path
+    if not path:
+        return wanted
+    stored = read_method(Path(path))
+    kept = replace(stored, **{name: getattr(wanted, name) for name in _OF_TRAINING})
+    wrong = [
+        f"{flag} = {getattr(resolved.config, flag)}, the adapter has {getattr(kept, setting)}"
+        for flag, setting in Method.flags().items()
+        if resolved.origins.get(flag, "default") not in ("default",)
+        and not resolved.origins[flag].startswith("derived")
+        and getattr(kept, setting) != getattr(wanted, setting)
+    ]
+    if kept.name != wanted.name:
+        wrong.append(f"it is of {kept.name}, asked for is {wanted.name}")
+    if wrong:
+        raise UserError(f"training goes on from {path}, which is otherwise: {'; '.join(wrong)}. Leave those flags out.")
+    if kept != wanted:
+        say(f"the settings of {path} are kept: {kept.describe()}")
+    return kept
+
+
+# ---- data -----------------------------------------------------------------------------------------------------------
+
+
+def _encoder(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
+    chosen = choose_template(config.chat_template, codec, folder)
+    say(f"prompt template: {chosen.template.name} ({chosen.why})")
+    return InstructionEncoder(
+        codec,
+        chosen.template,
+        max_length=config.max_length,
+        src_length=config.src_length,
+        loss_on=config.loss_on,
+    )
+
+
+def _split(config: RunConfig, encoder: InstructionEncoder, method: Method, name: str) -> Split:
+    conversations = load_split(
+        config.dataset_name_or_path,
+        name,
+        data_format=config.data_format,
+        prompt_templates=config.prompt_templates,
+        skip_bad_rows=config.skip_bad_rows,
+        seed=config.seed,
+    )
+    if not conversations:
+        raise UserError(
+            f"there is no {name} split in {config.dataset_name_or_path or './data'}: add {name}.json, or leave "
+            f"{'--do_eval' if name == 'dev' else '--do_predict'} out."
+        )
+    encoded = encode_all(
+        conversations, encoder, long_samples=config.long_samples, drop_unlearnable=config.skip_bad_rows
+    )
+    say(f"{name}: {encoded.report.samples:,} samples, {encoded.report.answer_tokens:,} tokens that bear loss")
+    samples: Samples
+    if config.zero_padding and name == "train":
+        samples = PackedDataset(encoded, config.max_seq_length, config.seed)
+        say(samples.describe())
+    else:
+        samples = InstructionDataset(encoded)
+    return Split(PromptedDataset(samples, method) if method.name == "prompt" else samples, conversations)
+
+
+def _set_steps(config: RunConfig, args: TrainingArguments, rows: int) -> None:
+    """Epochs as steps: as many as see every row, the last one filled up from the epoch after it."""
+    if args.max_steps > 0:
+        return
+    batch, wanted = global_batch_of(args), config.num_train_epochs * rows
+    args.max_steps = math.ceil(wanted / batch)
+    more = args.max_steps * batch - math.ceil(wanted)
+    filled = f", the last one filled with {more} rows of the next epoch" if more else ""
+    say(f"{config.num_train_epochs:g} epochs of {rows:,} rows: {args.max_steps} steps of {batch}{filled}")
+
+
+def _row_shape(config: RunConfig, layout: Layout) -> dict[str, int | None]:
+    """How rows are padded: to one length where the stages of a pipeline expect one shape, to what tensor ranks divide."""
+    multiple = math.lcm(config.pad_to_multiple_of or 1, layout.tensor if config.sequence_parallel else 1)
+    fixed = layout.pipeline > 1 or config.pad_to_max_length
+    longest = config.max_seq_length if config.zero_padding else config.max_length
+    longest += config.num_prompt_tokens if config.prompt_tuning else 0
+    return {"length": -(-longest // multiple) * multiple if fixed else None, "multiple_of": multiple}
+
+
+# ---- answers --------------------------------------------------------------------------------------------------------
+
+
+def _answers(
+    resolved: Resolved, codec: TextCodec, encoder: InstructionEncoder, splits: dict[str, Split]
+) -> Answers | None:
+    config = resolved.config
+    if not config.eval_with_do_generation:
+        return None
+    from paddle_llm.training.generation_evaluation import GenerationEvaluation
+
+    scorer = GenerationEvaluation(codec, encoder, config, resolved.layout, find_family(resolved.facts))
+    prefixes = {"dev": "eval", "test": "test"}
+    return Answers(scorer, {prefix: splits[name].conversations for name, prefix in prefixes.items() if name in splits})

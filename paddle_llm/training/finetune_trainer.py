@@ -1,0 +1,132 @@
+"""FinetuneTrainer: PretrainTrainer for instructions. Rows of unequal lengths, a few tensors of many that are trained, and
+answers that can be scored."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from paddlenlp.trainer import EarlyStoppingCallback
+
+from paddle_llm.data.instruction_formats import Conversation
+from paddle_llm.data.sampler import IGNORED_LABEL
+from paddle_llm.parallel.first_rank import on_first_rank
+from paddle_llm.peft import adalora
+from paddle_llm.peft.attachment import active_attachment
+from paddle_llm.training.pretrain_trainer import PretrainTrainer
+
+Scorer = Callable[[PretrainTrainer, Sequence[Conversation], str], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is scored in an evaluation.
+
+    Attributes:
+        scorer: (trainer, conversations, prefix of the names) -> {"<prefix>_bleu": ..., ...}; collective over all ranks.
+        conversations: by the prefix of an evaluation: "eval", "test".
+    """
+
+    scorer: Scorer
+    conversations: dict[str, Sequence[Conversation]] = field(default_factory=dict)
+
+
+class FinetuneTrainer(PretrainTrainer):
+    """Trains a network to which `peft.attach` may have attached a method; used like PaddleNLP's Trainer.
+
+    Samples are `InstructionDataset`'s or `PackedDataset`'s, batches `PadAndStack`'s. A checkpoint holds the weights that are
+    trained, and not the others: a training is resumed over the model that it began with.
+
+    Args:
+        answers: generated and scored in each evaluation; None: the loss alone.
+        patience: evaluations without a better metric before the training ends; None: it does not.
+    """
+
+    def __init__(
+        self, model=None, args=None, *, answers: Answers | None = None, patience: int | None = None, **kwargs: Any
+    ):
+        super().__init__(model=model, args=args, **kwargs)
+        self._answers = answers
+        self._frozen = any(parameter.stop_gradient for parameter in self.model.parameters())
+        self._base = on_first_rank(self._digest_of_frozen) if self._frozen else None
+        budget = adalora.follow(self)
+        if budget is not None:
+            self.stateful["adalora"] = budget.budget
+        if patience is not None:
+            self.stateful["patience"] = Patience(patience)
+            self.add_callback(self.stateful["patience"])
+
+    def tokens_of(self, inputs) -> int:
+        if "segment_lengths" in inputs:
+            return int(np.asarray(inputs["segment_lengths"]).sum())
+        labels_BS = np.asarray(inputs["labels"])
+        # A sample ends with what it is to say; the last label belongs to the token in front of the end.
+        places_S = np.arange(1, labels_BS.shape[1] + 1)
+        return int(((labels_BS != IGNORED_LABEL) * places_S).max(axis=1).sum())
+
+    def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
+        conversations = self._answers.conversations.get(metric_key_prefix) if self._answers else None
+        if not conversations:
+            return {}
+        return self._answers.scorer(self, conversations, metric_key_prefix)
+
+    # --- checkpoints of what is trained --------------------------------------------------------------------------
+
+    def _save(self, output_dir=None, state_dict=None, merge_tensor_parallel=False):
+        if not self._frozen or self.args.unified_checkpoint:
+            super()._save(output_dir, state_dict, merge_tensor_parallel)
+            return
+        with _trained_alone(self.model):
+            super()._save(output_dir, state_dict, merge_tensor_parallel)
+
+    def _set_state_dict_in_model(self, state_dict):
+        with warnings.catch_warnings():
+            if self._frozen:
+                warnings.filterwarnings("ignore", message="Skip loading for")
+            super()._set_state_dict_in_model(state_dict)
+
+    def _identity(self) -> dict:
+        attachment = active_attachment(self.model)
+        method = None
+        if attachment is not None:  # as JSON has it
+            method = {k: list(v) if isinstance(v, tuple) else v for k, v in attachment.method.as_dict().items()}
+        return {**super()._identity(), "method": method, "base": self._base}
+
+    def _digest_of_frozen(self) -> str:
+        """Of a few values of each frozen weight: tells another base, without reading all of it."""
+        digest = hashlib.sha256()
+        for parameter in self.model.parameters():
+            if parameter.stop_gradient and parameter._is_initialized():
+                first = parameter[0] if parameter.ndim > 1 else parameter
+                digest.update(first.astype("float32").numpy().tobytes())
+        return digest.hexdigest()
+
+
+class Patience(EarlyStoppingCallback):
+    """Upstream's, with a count that survives a resume."""
+
+    def state(self) -> dict[str, Any]:
+        return {"evaluations": self.early_stopping_patience_counter}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.early_stopping_patience_counter = int(state["evaluations"])
+
+
+@contextmanager
+def _trained_alone(model: Any) -> Iterator[None]:
+    """`model.state_dict()` gives what is trained."""
+    whole = model.state_dict
+
+    def trained(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: value for name, value in whole(*args, **kwargs).items() if not value.stop_gradient}
+
+    model.state_dict = trained
+    try:
+        yield
+    finally:
+        del model.state_dict
