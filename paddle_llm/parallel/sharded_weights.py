@@ -116,6 +116,19 @@ class ShardedWeights:
         finally:
             self._drop(user)
 
+    @contextmanager
+    def resident(self) -> Iterator[None]:
+        """All weights are there, to compute with many times in a row. Collective over the sharding group.
+
+        Memory: all weights (of this tensor-parallel part), on the device.
+        """
+        user = object()
+        self._bring(user, self._parameters.values())
+        try:
+            yield
+        finally:
+            self._drop(user)
+
     def settle(self) -> None:
         """After weights were set from outside, on every rank: the owners keep them, the others let go. Not collective."""
         for parameter in self._parameters.values():
@@ -260,6 +273,12 @@ def visiting(model: nn.Layer, parameter: Any) -> AbstractContextManager[None]:
     """A context in which one weight of a network is there, whether its weights are sharded or not (then: collective)."""
     weights = getattr(model, _ATTRIBUTE, None)
     return weights.visiting(parameter) if weights is not None else nullcontext()
+
+
+def resident(model: nn.Layer) -> AbstractContextManager[None]:
+    """`ShardedWeights.resident` of a network, whether its weights are sharded or not."""
+    weights = getattr(model, _ATTRIBUTE, None)
+    return weights.resident() if weights is not None else nullcontext()
 
 
 def held_weight_elements(model: nn.Layer) -> int:

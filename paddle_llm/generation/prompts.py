@@ -1,0 +1,49 @@
+"""Prompts as tokens: a conversation through a template, or text to be continued as it stands; and what ends an answer."""
+
+from __future__ import annotations
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.encode_instruction import InstructionEncoder
+from paddle_llm.data.instruction_formats import Conversation
+from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.models.incremental import Prompt
+
+
+def encode_prompt(encoder: InstructionEncoder, conversation: Conversation) -> Prompt:
+    """What stands before the last answer, as in training.
+
+    Raises:
+        DoesNotFit: the template around an empty question is longer than the encoder's src_length.
+    """
+    sample = encoder.prompt(conversation)
+    ids = sample.input_ids.tolist() or _beginning(encoder.codec)
+    return Prompt(ids, sample.prefix)
+
+
+def encode_text(codec: TextCodec, text: str) -> Prompt:
+    """A text to be continued, with what the tokenizer puts around texts.
+
+    Raises:
+        UserError: an empty text.
+    """
+    if not text:
+        raise UserError("the prompt is empty; give at least one word")
+    ids = [*codec.prefix_ids, *codec.encode(text)]
+    if codec.prefix_lm is None:
+        return Prompt(ids)
+    ids += codec.prefix_lm
+    return Prompt(ids, len(ids) - 1)
+
+
+def stop_ids(encoder: InstructionEncoder) -> frozenset[int]:
+    """What ends an answer: what the template's answers end with, and the tokenizer's end of sentence."""
+    end = encoder.codec.eos_id
+    return frozenset([*encoder.stop_ids, *([] if end is None else [end])])
+
+
+def _beginning(codec: TextCodec) -> list[int]:
+    """An empty prompt: a network must read something."""
+    known = [token for token in (codec.bos_id, codec.eos_id) if token is not None]
+    if not known:
+        raise UserError(f"an empty question, and the tokenizer {codec.name} has no token to begin with")
+    return known[:1]

@@ -1,0 +1,64 @@
+"""Scores of generated texts against references: BLEU (sacrebleu), ROUGE (rouge-score), exact match. Free of paddle.
+
+A text counts as Chinese where it holds a Chinese character. BLEU is counted over all texts at once, so it takes one
+tokenizer: sacrebleu's `zh`, which sets each Chinese character apart and treats the rest as its default `13a` does, where
+any reference is Chinese, else `13a`. ROUGE is counted text by text: each Chinese character (and each kana) is a word, as
+are runs of other letters and digits, in lower case. Of a text in ASCII these are rouge-score's own words, without stemming.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from paddle_llm.config.run_config import SCORES
+
+_CHINESE = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f"
+_HAS_CHINESE = re.compile(f"[{_CHINESE}]")
+_WORDS = re.compile(f"[{_CHINESE}\u3040-\u30ff]|[^\\W_{_CHINESE}\u3040-\u30ff]+")
+
+
+def is_chinese(text: str) -> bool:
+    """Whether it holds a Chinese character."""
+    return _HAS_CHINESE.search(text) is not None
+
+
+class CharacterTokenizer:
+    """rouge-score's interface of a tokenizer: words in lower case, Chinese by character."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return _WORDS.findall(text.lower())
+
+
+def score(generated: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """The scores of config's `SCORES`, each as its library scales it; blanks around a text do not count.
+
+    Returns:
+        bleu: 0 to 100 (Papineni et al. 2002, over all texts; 0 where no four words in a row are right anywhere);
+        rouge1, rouge2, rougeL: mean F-measure, 0 to 1 (Lin 2004); exact_match: share, 0 to 1. Empty for no texts.
+    """
+    if len(generated) != len(references):
+        raise ValueError(f"{len(generated)} generated texts, {len(references)} references")
+    if not generated:
+        return {}
+    pairs = [(text.strip(), reference.strip()) for text, reference in zip(generated, references, strict=True)]
+    found = {"bleu": _bleu(pairs), **_rouge(pairs), "exact_match": sum(a == b for a, b in pairs) / len(pairs)}
+    return {name: found[name] for name in SCORES}
+
+
+def _bleu(pairs: list[tuple[str, str]]) -> float:
+    from sacrebleu.metrics import BLEU
+
+    chinese = any(is_chinese(reference) for _, reference in pairs)
+    metric = BLEU(tokenize="zh" if chinese else "13a")
+    return float(metric.corpus_score([text for text, _ in pairs], [[reference for _, reference in pairs]]).score)
+
+
+def _rouge(pairs: list[tuple[str, str]]) -> dict[str, float]:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    names = [name for name in SCORES if name.startswith("rouge")]
+    scorer = RougeScorer(names, tokenizer=CharacterTokenizer())
+    found: list[dict[str, Any]] = [scorer.score(reference, text) for text, reference in pairs]
+    return {name: sum(one[name].fmeasure for one in found) / len(found) for name in names}

@@ -1,0 +1,112 @@
+"""What a rank does in the tests of evaluation by generating: a few steps of training with an evaluation in the middle."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.data.instruction_formats import Conversation, Turn
+from tests import jobs
+
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Run:
+    """fields: of RunConfig. evaluates: whether anything is generated after the second step. bf16: autocast in the trainer."""
+
+    layout: Layout = Layout()
+    fields: dict[str, Any] = field(default_factory=dict)
+    evaluates: bool = True
+
+
+def conversations() -> list[Conversation]:
+    """Nine, which no batch of two or data degree divides; of unequal lengths, one in two rounds, one in Chinese."""
+    questions = [
+        "Who wrote it?",
+        "Return the members of an object in a list.",
+        "x",
+        "Test for true, and for the rest",
+        "床前明月光",
+    ]
+    talks = [(question, f"answer {number}") for number, question in enumerate(questions * 2)][:8]
+    turns = [(Turn("user", asked), Turn("assistant", answer)) for asked, answer in talks]
+    turns.append((*turns[0], Turn("user", "And when?"), Turn("assistant", "疑是地上霜")))
+    return [Conversation(one, where=f"line {number}") for number, one in enumerate(turns)]
+
+
+def train(runs: dict[str, Run], model: Path, tokenizer: str, output: Path) -> dict[str, dict[str, Any]]:
+    """On one rank: `train_one` for each run of one layout."""
+    from paddle_llm.training.run import start_job
+
+    (world_size,) = {run.layout.world_size for run in runs.values()}
+    start_job("cpu", world_size)
+    return {name: train_one(run, model, tokenizer, output / name) for name, run in runs.items()}
+
+
+def train_one(run: Run, model: Path, tokenizer: str, output: Path) -> dict[str, Any]:
+    """{"scores", "weights": this rank's at the end (None where they are sharded), "undisturbed": what an evaluation must leave}."""
+    import paddle
+    from paddlenlp.trainer import TrainerCallback
+
+    found: dict[str, Any] = {}
+
+    class Evaluate(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 2 and run.evaluates:
+                before = states(trainer)
+                found["scores"] = evaluation(trainer, conversations())
+                found["undisturbed"] = before == states(trainer)
+
+    fields = {"do_eval": False, "max_steps": STEPS, "save_steps": 100, "per_device_eval_batch_size": 2, **run.fields}
+    accumulation = 2 // run.layout.data_world_size
+    config = jobs.config(model, output_dir=str(output), gradient_accumulation_steps=accumulation, **fields)
+    with paddle.utils.unique_name.guard():
+        trainer = jobs.make_trainer(config, run.layout)
+    evaluation = evaluation_of(config, run.layout, tokenizer)
+    trainer.add_callback(Evaluate())
+    trainer.train()
+    if trainer.sharded_weights is None:
+        found["weights"] = jobs.weights(trainer.model)
+    return found
+
+
+def evaluation_of(config: Any, layout: Layout, tokenizer: str) -> Any:
+    from paddle_llm.data.encode_instruction import InstructionEncoder
+    from paddle_llm.data.templates import TEMPLATES
+    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.models.registry import FAMILIES
+    from paddle_llm.training.generation_evaluation import GenerationEvaluation
+
+    codec = open_codec(tokenizer)
+    encoder = InstructionEncoder(codec, TEMPLATES["default"], max_length=120)
+    return GenerationEvaluation(codec, encoder, config, layout, FAMILIES["llama"])
+
+
+def states(trainer: Any) -> dict[str, Any]:
+    """What a training goes on with: random states, each layer's mode, which weights are there."""
+    import random
+
+    import numpy as np
+    import paddle
+    from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
+
+    model = trainer.model
+    named = get_rng_state_tracker().get_states_tracker()
+    return {
+        "random": [_without_address(state) for state in paddle.get_rng_state()],
+        "named": {name: _without_address(state) for name, state in named.items()},
+        "numpy": np.random.get_state()[1].tolist(),
+        "python": hash(random.getstate()),
+        "modes": [layer.training for layer in model.sublayers(include_self=True)],
+        "split": model.config.tensor_parallel_output,
+        "held": [parameter._is_initialized() for parameter in model.parameters()],
+    }
+
+
+def _without_address(state: Any) -> str:
+    """A random state's numbers; among them stands where it lies in memory."""
+    return re.sub(r"0x[0-9a-f]+", "", str(state))
