@@ -32,6 +32,8 @@ class Case:
         train: samples in global order, `max_steps` global batches or more.
         evaluation: samples of the evaluation that follows every step; [] for none.
         name: for tables.
+        entry: whose trainer, as the reader says it: "pretrain", or "finetune", which attaches the config's method and takes
+            samples of unequal lengths.
         fault: a name of `faults.FAULTS`, injected into the layout's ranks and not into the reference.
     """
 
@@ -41,6 +43,7 @@ class Case:
     evaluation: list[Sample] = field(default_factory=list)
     name: str = ""
     fault: str | None = None
+    entry: str = "pretrain"
 
     @property
     def global_batch(self) -> int:

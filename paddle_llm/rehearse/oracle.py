@@ -17,15 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_llm.rehearse.case import Case, InOrder
+from paddle_llm.rehearse.case import Case, InOrder, Sample
 from paddle_llm.rehearse.ranks import run_ranks
 
 if TYPE_CHECKING:
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.config.run_config import RunConfig
     from paddle_llm.rehearse.compare import Difference, Floor
     from paddle_llm.rehearse.record import RankRecord
     from paddle_llm.training.pretrain_trainer import PretrainTrainer
 
 TIMEOUT = 300.0
+_PAD_ID = 0  # of what nobody looks at
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,8 @@ def reference_key(case: Case) -> str:
             for name, values in sorted(sample.items()):
                 digest.update(f"{name} {values.dtype} {values.shape}".encode())
                 digest.update(np.ascontiguousarray(values).tobytes())
-    return json.dumps([case.alone().config.model_dump(mode="json"), digest.hexdigest()], sort_keys=True)
+    config = case.alone().config.model_dump(mode="json")
+    return json.dumps([case.entry, config, digest.hexdigest()], sort_keys=True)
 
 
 def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
@@ -165,15 +169,8 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
     Args:
         settings: fields of RunConfig in place of these.
     """
-    import paddle
-
-    from paddle_llm.models.build import build_model
-    from paddle_llm.peft.adalora import follow
-    from paddle_llm.peft.attach import attach, family_of
-    from paddle_llm.peft.method import method_of
     from paddle_llm.training.arguments import training_arguments
     from paddle_llm.training.options import TrainerOptions
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
 
     config = case.config.model_copy(
         update={
@@ -190,26 +187,55 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
             "load_best_model_at_end": False,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
+            "lora_dropout": 0.0,
             **settings,
         }
     )
     args = training_arguments(config, case.layout)
-    with paddle.utils.unique_name.guard():
-        model = build_model(config, case.layout, dtype="float32")
-        attach(model, method_of(config), case.layout, family_of(model), config.seed, quiet=True)
     options = TrainerOptions(
         min_learning_rate=config.min_learning_rate or 0.0,
         decay_steps=config.decay_steps,
         curves=False,
         offload_weights=config.sharding_offload,
     )
-    trainer = PretrainTrainer(
-        model=model,
-        args=args,
-        layout=case.layout,
-        options=options,
-        train_dataset=InOrder(case.train[: config.max_steps * case.global_batch]),
-        eval_dataset=InOrder(case.evaluation),
-    )
-    follow(trainer)
-    return trainer
+    make = _finetune_trainer if case.entry == "finetune" else _pretrain_trainer
+    samples = {"train": case.train[: config.max_steps * case.global_batch], "eval": case.evaluation}
+    return make(config, samples, args=args, layout=case.layout, options=options)
+
+
+def _pretrain_trainer(
+    config: RunConfig, samples: dict[str, list[Sample]], layout: Layout, **kwargs: Any
+) -> PretrainTrainer:
+    import paddle
+
+    from paddle_llm.models.build import build_model
+    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+
+    with paddle.utils.unique_name.guard():
+        model = build_model(config, layout, dtype="float32")
+    data = {f"{name}_dataset": InOrder(part) for name, part in samples.items()}
+    return PretrainTrainer(model=model, layout=layout, **data, **kwargs)
+
+
+def _finetune_trainer(
+    config: RunConfig, samples: dict[str, list[Sample]], layout: Layout, **kwargs: Any
+) -> PretrainTrainer:
+    """As `training/finetune.py` makes it, of samples that are encoded already."""
+    import paddle
+
+    from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.models.registry import find_family
+    from paddle_llm.peft.method import method_of
+    from paddle_llm.peft.prompt import with_prompt
+    from paddle_llm.training.finetune import build_network, collator_of
+    from paddle_llm.training.finetune_trainer import FinetuneTrainer
+
+    method = method_of(config)
+    family = find_family(read_model_facts(config.model_name_or_path))
+    with paddle.utils.unique_name.guard():
+        model = build_network(config, layout, method, family, "float32", quiet=True)
+    if method.name == "prompt":
+        samples = {name: [with_prompt(sample, method) for sample in part] for name, part in samples.items()}
+    data = {f"{name}_dataset": InOrder(part) for name, part in samples.items()}
+    collator = collator_of(config, layout, _PAD_ID)
+    return FinetuneTrainer(model=model, layout=layout, data_collator=collator, **data, **kwargs)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from paddlenlp.trainer import TrainingArguments
 
@@ -25,7 +25,7 @@ from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.text_codec import TextCodec, open_codec
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.models.build import build_model
-from paddle_llm.models.registry import find_family
+from paddle_llm.models.registry import Family, find_family
 from paddle_llm.peft.attach import attach
 from paddle_llm.peft.merge import merge
 from paddle_llm.peft.method import Method, method_of
@@ -68,12 +68,9 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
     splits = {name: _split(config, encoder, method, name) for name, wanted in asked.items() if wanted}
     if "train" in splits:
         _set_steps(config, args, len(splits["train"].samples))
-    family = find_family(resolved.facts)
-    model = build_model(config, layout, dtype=weights_dtype(config))
-    attach(model, method, layout, family, config.seed)
+    model = build_network(config, layout, method, find_family(resolved.facts), weights_dtype(config))
     if config.lora_path or config.prefix_path:
         continue_from(model, config.lora_path or config.prefix_path)
-    criterion_of(model).label_smoothing = config.label_smoothing
     trainer = FinetuneTrainer(
         model=model,
         args=args,
@@ -81,13 +78,33 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
         options=trainer_options(resolved),
         answers=_answers(resolved, codec, encoder, splits),
         patience=config.early_stopping_patience,
-        data_collator=PadAndStack(codec.pad_id or 0, **_row_shape(config, layout)),
+        data_collator=collator_of(config, layout, codec.pad_id or 0),
         train_dataset=splits["train"].samples if "train" in splits else None,
         eval_dataset=splits["dev"].samples if "dev" in splits else None,
         tokenizer=tokenizer,
     )
     trainer.predict_dataset = splits["test"].samples if "test" in splits else None
     return trainer
+
+
+def build_network(config: RunConfig, layout: Layout, method: Method, family: Family, dtype: str, **options: Any) -> Any:
+    """The network of one job: its method attached, its loss smoothed as asked, its tables as long as the longest row.
+
+    Args:
+        options: of `attach`.
+    """
+    config = config.model_copy(update={"max_seq_length": _longest_row(config, layout)})
+    model = build_model(config, layout, dtype=dtype)
+    attach(model, method, layout, family, config.seed, **options)
+    criterion_of(model).label_smoothing = config.label_smoothing
+    return model
+
+
+def collator_of(config: RunConfig, layout: Layout, pad_id: int) -> PadAndStack:
+    """How rows are padded: to one length where the network expects one, to what tensor ranks divide."""
+    # The stages of a pipeline are told the shape of what they get; sequence parallelism unfolds [B * S] by a fixed S.
+    fixed = layout.pipeline > 1 or config.sequence_parallel or config.pad_to_max_length
+    return PadAndStack(pad_id, _longest_row(config, layout) if fixed else None, _multiple(config, layout))
 
 
 def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
@@ -191,13 +208,15 @@ def _set_steps(config: RunConfig, args: TrainingArguments, rows: int) -> None:
     say(f"{config.num_train_epochs:g} epochs of {rows:,} rows: {args.max_steps} steps of {batch}{filled}")
 
 
-def _row_shape(config: RunConfig, layout: Layout) -> dict[str, int | None]:
-    """How rows are padded: to one length where the stages of a pipeline expect one shape, to what tensor ranks divide."""
-    multiple = math.lcm(config.pad_to_multiple_of or 1, layout.tensor if config.sequence_parallel else 1)
-    fixed = layout.pipeline > 1 or config.pad_to_max_length
+def _longest_row(config: RunConfig, layout: Layout) -> int:
     longest = config.max_seq_length if config.zero_padding else config.max_length
     longest += config.num_prompt_tokens if config.prompt_tuning else 0
-    return {"length": -(-longest // multiple) * multiple if fixed else None, "multiple_of": multiple}
+    multiple = _multiple(config, layout)
+    return -(-longest // multiple) * multiple
+
+
+def _multiple(config: RunConfig, layout: Layout) -> int:
+    return math.lcm(config.pad_to_multiple_of or 1, layout.tensor if config.sequence_parallel else 1)
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------

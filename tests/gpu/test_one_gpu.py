@@ -109,11 +109,11 @@ def places_of_states(case: Case) -> dict[str, set[str]]:
     from paddle_llm.training.run import start_job
 
     start_job("gpu", case.layout.world_size)
-    from paddle_llm.rehearse.oracle import _trainer
+    from paddle_llm.rehearse.oracle import trainer_of
     from paddle_llm.training.grad_norm import innermost
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = _trainer(case, folder)
+        trainer = trainer_of(case, folder)
         trainer.train()
         states = innermost(trainer.optimizer)._accumulators
         return {name: {str(held.place) for held in states[name].values()} for name in ("moment1", "moment2")}

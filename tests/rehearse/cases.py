@@ -1,4 +1,4 @@
-"""Small cases for the oracle: tiny models of each family, random tokens."""
+"""Small cases for the oracle: tiny models of each family, random tokens; for fine-tuning, samples of unequal lengths."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import numpy as np
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.data.encode_instruction import EncodedSample
+from paddle_llm.data.encoded_samples import EncodedSamples, EncodingReport
+from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.sampler import IGNORED_LABEL
 from paddle_llm.rehearse.case import Case, Sample
-from tests.tiny import write_bloom, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
+from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
 
 SEQUENCE, VOCABULARY = 16, 128
 WRITERS = {
     "llama": write_llama,
+    "chatglm": write_chatglm,
     "chatglm_v2": write_chatglm2,
     "bloom": write_bloom,
     "opt": write_opt,
@@ -26,12 +30,14 @@ WRITERS = {
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "max_steps": 3,
-    "max_seq_length": SEQUENCE,
     "learning_rate": 1e-3,
     "lr_scheduler_type": "linear",  # another rate at each step: a schedule that runs ahead is seen
     "adam_epsilon": 1e-4,
     "per_device_train_batch_size": 1,
 }
+# Packed rows are longer than samples, so that several are in each.
+LONGEST_SAMPLE, PACKED_ROW = 16, 24
+PREFIX_FAMILIES = ("chatglm", "glm")  # their samples are read both ways up to the answer
 
 
 def random_samples(
@@ -46,6 +52,21 @@ def random_samples(
     return [{"input_ids": row[:-1], "labels": label} for row, label in zip(tokens, labels, strict=True)]
 
 
+def instruction_samples(count: int, family: str, vocabulary: int, seed: int = 0) -> EncodedSamples:
+    """Prompts of 3 to 8 random tokens without loss and answers of 1 to 8 with it, as fine-tuning encodes them."""
+    draw = np.random.default_rng(seed)
+
+    def encoded():
+        for number in range(count):
+            prompt, answer = (int(length) for length in draw.integers((3, 1), (9, 9)))
+            tokens = draw.integers(3, vocabulary, prompt + answer).astype(np.int32)
+            labels = np.where(np.arange(len(tokens)) < prompt, IGNORED_LABEL, tokens)[1:].astype(np.int32)
+            prefix = prompt - 1 if family in PREFIX_FAMILIES else 0
+            yield EncodedSample(tokens[:-1], labels, prefix), f"sample {number}"
+
+    return EncodedSamples(encoded(), EncodingReport())
+
+
 def make_config(
     folder: Path,
     layout: Layout,
@@ -53,13 +74,20 @@ def make_config(
     family: str = "llama",
     model: dict[str, Any] | None = None,
     global_batch: int = 8,
+    entry: str = "pretrain",
+    packed: bool = False,
     **settings: Any,
 ) -> RunConfig:
     """The configuration of one rank; the model's config.json is written into a folder of its own beneath `folder`."""
     overrides = model or {}
     model_folder = folder / "-".join([family, *(f"{key}={value}" for key, value in sorted(overrides.items()))])
     WRITERS[family](model_folder, **overrides)
-    settings = {**SETTINGS, "model_name_or_path": str(model_folder), **settings}
+    lengths: dict[str, Any] = {"max_seq_length": SEQUENCE}
+    if entry == "finetune":
+        lengths = {"max_length": LONGEST_SAMPLE} | (
+            {"zero_padding": True, "max_seq_length": PACKED_ROW} if packed else {}
+        )
+    settings = {**SETTINGS, **lengths, "model_name_or_path": str(model_folder), **settings}
     micro = settings["per_device_train_batch_size"]
     return RunConfig(
         tensor_parallel_degree=layout.tensor,
@@ -85,6 +113,8 @@ def make_case(
     ignored_labels: bool = False,
     name: str = "",
     fault: str | None = None,
+    entry: str = "pretrain",
+    packed: bool = False,
     **settings: Any,
 ) -> Case:
     """A case of `global_batch` samples per step, in micro batches of one if `settings` say nothing else.
@@ -94,19 +124,35 @@ def make_case(
         model: overrides of config.json.
         evaluation: samples to evaluate; 11 fill no batch of an even layout.
         ignored_labels: samples bear different numbers of labels that count.
+        entry: "finetune": samples of unequal lengths, for the method that `settings` say.
+        packed: several of them in each row of the training data.
         settings: fields of RunConfig.
     """
-    config = make_config(folder, layout, family=family, model=model, global_batch=global_batch, **settings)
+    options = {"family": family, "model": model, "global_batch": global_batch, "entry": entry, "packed": packed}
+    config = make_config(folder, layout, **options, **settings)
     overrides = model or {}
     vocabulary = overrides.get("vocab_size", overrides.get("padded_vocab_size", VOCABULARY))
-    train = random_samples(
-        config.max_steps * global_batch, config.max_seq_length, vocabulary, ignored_labels=ignored_labels
-    )
+    count = config.max_steps * global_batch
+    if entry == "finetune":
+        train = instruction_rows(count, family, vocabulary, packed=packed)
+        evaluated = instruction_rows(evaluation, family, vocabulary, seed=1)
+    else:
+        train = random_samples(count, config.max_seq_length, vocabulary, ignored_labels=ignored_labels)
+        evaluated = random_samples(evaluation, config.max_seq_length, vocabulary, seed=1)
     return Case(
         layout=layout,
         config=config,
         train=train,
-        evaluation=random_samples(evaluation, config.max_seq_length, vocabulary, seed=1),
+        evaluation=evaluated,
         name=name or f"{family} {layout}",
         fault=fault,
+        entry=entry,
     )
+
+
+def instruction_rows(count: int, family: str, vocabulary: int, *, packed: bool = False, seed: int = 0) -> list[Sample]:
+    """Items of fine-tuning's data sets: one sample each, or what fills a packed row."""
+    samples = instruction_samples(4 * count if packed else count, family, vocabulary, seed)
+    rows = PackedDataset(samples, PACKED_ROW, seed) if packed else InstructionDataset(samples)
+    assert len(rows) >= count, f"{len(rows)} rows, {count} are needed"
+    return [rows[number] for number in range(count)]
