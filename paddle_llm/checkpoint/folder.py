@@ -182,8 +182,8 @@ def check_identity(folder: str | Path, identity: dict) -> None:
         raise UserError(f"{folder} was saved with another network: {', '.join(differing)}. Use its config.json.")
     if saved["data"] != identity["data"]:
         raise UserError(
-            f"{folder} was saved with other data: the corpus, --split, --max_seq_length or --data_seed differs, so that its position "
-            "would mean something else. Give what it was trained with, or start from the model/ folder with --continue_training 1."
+            f"{folder} was saved with other data: the files, their split, the lengths, the template or a seed differ, so that its "
+            "position would mean something else. Give what it was trained with, or start from the model/ folder with --continue_training 1."
         )
     if saved.get("method") != identity.get("method"):
         was, now = (found.get("method") or {} for found in (saved, identity))

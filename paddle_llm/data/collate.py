@@ -18,7 +18,7 @@ def collate_numpy(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class PadAndStack:
-    """Stacks samples of unequal lengths, padded on the right: input_ids with pad_id, labels with -100, position_ids by counting on.
+    """Stacks samples of unequal lengths, padded on the right: input_ids with pad_id, labels with -100, position_ids with the last one.
 
     Causal attention needs no mask for it: nothing that counts looks to its right. `segment_lengths` (packed rows) are padded with
     zeros to the most segments of the batch; what is left of a row behind them is padding.
@@ -59,10 +59,7 @@ class PadAndStack:
     def _pad(self, name: str, values: np.ndarray, length: int) -> np.ndarray:
         more = length - values.shape[-1]
         if name == "position_ids":
-            tail = (
-                values[..., -1:] + np.arange(1, more + 1) if values.ndim == 1 else np.repeat(values[..., -1:], more, -1)
-            )
-            # A network's table of positions may be no longer than a row.
-            return np.concatenate([values, np.minimum(tail, length - 1)], axis=-1)
+            # Not counting on: a network's table of positions may be shorter than a packed row.
+            return np.concatenate([values, np.repeat(values[..., -1:], more, axis=-1)], axis=-1)
         fill = IGNORED if name == "labels" else self.pad_id
         return np.pad(values, (0, more), constant_values=fill)

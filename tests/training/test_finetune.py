@@ -1,0 +1,177 @@
+"""Fine-tuning jobs as finetune_generation.py runs them, on real ranks: methods, resume, what is saved, true losses."""
+
+from __future__ import annotations
+
+import math
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.rehearse.ranks import RankError, run_ranks
+from tests.instructions import VOCABULARY, finetune, make_instructions
+from tests.jobs import rows
+from tests.tiny import write_llama
+
+METHODS = {
+    "full": {},
+    "lora": {"lora": True, "lora_rank": 4},
+    "prefix": {"prefix_tuning": True, "num_prefix_tokens": 4},
+    "adapter": {"adapter": True, "adapter_size": 8},
+    "freeze": {"freeze_layers": 1},
+    "adalora": {"adalora": True, "lora_rank": 2, "adalora_budget_interval": 1},
+    "prompt": {"prompt_tuning": True, "num_prompt_tokens": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_instructions(tmp_path_factory.mktemp("instructions"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_cancelled_training_continues_bit_for_bit(folder, tmp_path, method):
+    (whole,) = finetune(folder, tmp_path / "whole", **METHODS[method])
+    (part,) = finetune(folder, tmp_path / "cut", until=4, **METHODS[method])
+    assert part["steps"] == 4
+    (continued,) = finetune(folder, tmp_path / "cut", **METHODS[method])
+    assert continued["trained"].keys() == whole["trained"].keys()
+    for name, value in whole["trained"].items():
+        assert np.array_equal(continued["trained"][name], value), name
+    losses = [[row["loss"] for row in rows(tmp_path / run) if "loss" in row] for run in ("whole", "cut")]
+    assert losses[0] == losses[1] and losses[0][-1] < losses[0][0]
+    checkpoint = sum(file.stat().st_size for file in (tmp_path / "whole/checkpoint-6").glob("model_state*"))
+    trained = sum(value.nbytes for value in whole["trained"].values())
+    assert trained < checkpoint < trained + 20_000  # nothing of what is frozen
+
+
+def test_another_base_another_method_is_refused_at_resume(folder, tmp_path):
+    finetune(folder, tmp_path / "run", until=3, lora=True)
+    other = tmp_path / "other"
+    shutil.copytree(folder / "llama", other)
+    write_llama(other, vocab_size=VOCABULARY, num_key_value_heads=2, initializer_range=0.03)
+    for changes, told in (({"model_name_or_path": other}, "another base"), ({"lora_rank": 4}, "rank 8 -> 4")):
+        with pytest.raises(RankError) as caught:
+            finetune(folder, tmp_path / "run", **{"lora": True, **changes})
+        assert isinstance(caught.value.exception, UserError) and told in str(caught.value.exception)
+
+
+def test_the_loss_is_the_mean_over_answer_tokens_of_the_global_batch(folder, tmp_path):
+    """Step 1 and the dev set against cross entropies by hand, sample by sample, without padding."""
+    finetune(folder, tmp_path, max_steps=1, logging_steps=1, learning_rate=1e-30)
+    (by_hand,) = run_ranks(_losses_by_hand, 1, str(folder), 4)
+    found = rows(tmp_path)
+    assert found[0]["loss"] == pytest.approx(by_hand["train"], rel=1e-5)
+    assert found[0]["consumed_tokens"] == by_hand["tokens"]
+    assert found[1]["eval_loss"] == pytest.approx(by_hand["dev"], rel=1e-5)
+    assert found[1]["eval_ppl"] == pytest.approx(math.exp(by_hand["dev"]), rel=1e-4)
+
+
+def _losses_by_hand(folder: str, batch: int) -> dict[str, float]:
+    import paddle
+    import paddle.nn.functional as F
+
+    from paddle_llm.data.encode_instruction import InstructionEncoder
+    from paddle_llm.data.epochs import ShuffledEpochs
+    from paddle_llm.data.instruction_dataset import InstructionDataset, load_split
+    from paddle_llm.data.jinja_templates import choose_template
+    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.tokenizer import load_tokenizer
+    from tests.models.building import build
+
+    codec = open_codec(load_tokenizer(f"{folder}/llama"))
+    encoder = InstructionEncoder(codec, choose_template("auto", codec, f"{folder}/llama").template, max_length=96)
+    model = build(f"{folder}/llama", length=96)
+    model.eval()
+    sums = {}
+    for split in ("train", "dev"):
+        samples = InstructionDataset(load_split(f"{folder}/data", split), encoder)
+        order = ShuffledEpochs(samples, batch, 42) if split == "train" else samples
+        total, count, tokens = 0.0, 0, 0
+        for sample in (order[i] for i in range(len(order))):
+            labels = paddle.to_tensor(sample["labels"])
+            logits = model(input_ids=paddle.to_tensor(sample["input_ids"][None]))
+            logits = logits[0] if isinstance(logits, tuple) else logits
+            total += float(F.cross_entropy(logits[0], labels, ignore_index=-100, reduction="sum"))
+            count += int((sample["labels"] != -100).sum())
+            tokens += len(sample["input_ids"])
+        sums[split] = total / count
+        sums.setdefault("tokens", tokens)
+    return sums
+
+
+def test_an_adapter_is_saved_alone_and_trained_on(folder, tmp_path):
+    finetune(folder, tmp_path / "first", lora=True, lora_rank=4, max_steps=3)
+    saved = load_file(tmp_path / "first/adapter/adapter_model.safetensors")
+    assert all(".lora_" in name for name in saved) and not (tmp_path / "first/model").exists()
+    again = {"lora": True, "lora_path": tmp_path / "first/adapter"}
+    finetune(folder, tmp_path / "second", learning_rate=1e-30, **again)  # the rank is the adapter's
+    kept = load_file(tmp_path / "second/adapter/adapter_model.safetensors")
+    assert all(np.array_equal(saved[name], kept[name]) for name in saved)
+    with pytest.raises(RankError) as caught:
+        finetune(folder, tmp_path / "third", lora_rank=16, **again)
+    assert "lora_rank = 16, the adapter has 4" in str(caught.value.exception)
+    assert not (tmp_path / "third").exists()
+
+
+def test_merged_weights_are_the_base_and_the_product(folder, tmp_path):
+    finetune(folder, tmp_path / "run", lora=True, lora_rank=4, merge_weights=True)
+    finetune(folder, tmp_path / "base", max_steps=1, learning_rate=1e-30)
+    merged, base = (load_file(tmp_path / run / "model/model.safetensors") for run in ("run", "base"))
+    adapter = load_file(tmp_path / "run/adapter/adapter_model.safetensors")
+    layer = "llama.layers.1.self_attn.q_proj"
+    product = 2 * adapter[f"{layer}.lora_A"] @ adapter[f"{layer}.lora_B"]
+    assert np.abs(product).max() > 1e-4
+    assert np.allclose(merged[f"{layer}.weight"], base[f"{layer}.weight"] + product, atol=1e-6)
+    assert (tmp_path / "run/model/tokenizer_config.json").exists()
+
+
+@pytest.mark.parametrize(
+    "ranks, layout",
+    [
+        (2, {"tensor_parallel_degree": 2}),
+        (2, {"sharding": "stage2", "sharding_parallel_degree": 2}),
+        (2, {"pipeline_parallel_degree": 2}),
+        (2, {}),
+    ],
+    ids=["tp2", "sharding2", "pp2", "dp2"],
+)
+def test_every_layout_trains_the_adapter_that_one_process_trains(folder, tmp_path, ranks, layout):
+    same = {"lora": True, "lora_rank": 4, "adam_epsilon": 1e-4, "learning_rate": 1e-3, "save_steps": 6}
+    data = 1 if layout.keys() & {"tensor_parallel_degree", "pipeline_parallel_degree"} else 2
+    alone = {"gradient_accumulation_steps": 4}
+    finetune(folder, tmp_path / "one", **same, **alone)
+    finetune(folder, tmp_path / "many", ranks=ranks, **same, gradient_accumulation_steps=4 // data, **layout)
+    one, many = (load_file(tmp_path / run / "adapter/adapter_model.safetensors") for run in ("one", "many"))
+    assert one.keys() == many.keys()
+    for name, value in one.items():
+        assert np.linalg.norm(many[name] - value) <= 1e-5 * np.linalg.norm(value), name
+    losses = [[row.get("loss", row.get("eval_loss")) for row in rows(tmp_path / run)] for run in ("one", "many")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_packed_rows_train_too(folder, tmp_path):
+    """Of 192 tokens, where the model has 128 positions: each sample counts its own."""
+    finetune(folder, tmp_path, zero_padding=True, max_seq_length=192, num_train_epochs=2, max_steps=None)
+    losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
+    assert losses[-1] < losses[0]
+
+
+def test_epochs_see_every_row(folder, tmp_path):
+    (trained,) = finetune(folder, tmp_path, max_steps=None, num_train_epochs=1, per_device_train_batch_size=5)
+    assert trained["steps"] == 5  # 48 rows in steps of 10
+
+
+def test_label_smoothing_changes_the_training_alone(folder, tmp_path):
+    for name, value in (("plain", None), ("smooth", 0.2)):
+        finetune(folder, tmp_path / name, label_smoothing=value, max_steps=1, logging_steps=1, learning_rate=1e-30)
+    plain, smooth = rows(tmp_path / "plain"), rows(tmp_path / "smooth")
+    assert plain[0]["loss"] != smooth[0]["loss"] and plain[1]["eval_loss"] == smooth[1]["eval_loss"]
+
+
+def test_patience_ends_a_training_that_gets_no_better(folder, tmp_path):
+    settings = {"learning_rate": 1e-30, "load_best_model_at_end": True, "early_stopping_patience": 2}
+    (trained,) = finetune(folder, tmp_path, max_steps=30, eval_steps=2, save_steps=2, **settings)
+    assert trained["steps"] == 6  # the first evaluation, then two that are no better
