@@ -1,0 +1,89 @@
+// RMSNorm's rows in plain C++: arm64, x86-64 without AVX2, and what the other instruction sets are compared with.
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "rms_norm_cpu_half.h"
+#include "rms_norm_cpu_table.h"
+
+namespace pllm {
+namespace {
+
+// Sixteen floats. Loops of constant length, so that compilers turn them into whatever vectors the target has.
+struct Lanes {
+  static constexpr int64_t kCount = 16;
+  float v[kCount];
+
+  static Lanes all(float value) {
+    Lanes r;
+    for (float& lane : r.v) lane = value;
+    return r;
+  }
+  template <class T>
+  static Lanes load(const T* p) {
+    Lanes r;
+    for (int i = 0; i < kCount; ++i) r.v[i] = to_float(p[i]);
+    return r;
+  }
+  template <class T>  // the first `n` lanes; the others are zero
+  static Lanes load(const T* p, int64_t n) {
+    Lanes r = all(0.0f);
+    for (int64_t i = 0; i < n; ++i) r.v[i] = to_float(p[i]);
+    return r;
+  }
+  template <class T>
+  void store(T* p) const {
+    for (int i = 0; i < kCount; ++i) from_float(v[i], p + i);
+  }
+  template <class T>
+  void store(T* p, int64_t n) const {
+    for (int64_t i = 0; i < n; ++i) from_float(v[i], p + i);
+  }
+  template <class T>
+  void stream(T* p) const {
+    store(p);
+  }
+  template <class T>
+  Lanes rounded() const {
+    Lanes r;
+    T t;
+    for (int i = 0; i < kCount; ++i) {
+      from_float(v[i], &t);
+      r.v[i] = to_float(t);
+    }
+    return r;
+  }
+  // In halves, as vectors do it: the order is the same for every instruction set.
+  float sum() const {
+    Lanes r = *this;
+    for (int half = 8; half > 0; half /= 2) {
+      for (int i = 0; i < half; ++i) r.v[i] += r.v[i + half];
+    }
+    return r.v[0];
+  }
+  friend Lanes operator+(const Lanes& a, const Lanes& b) {
+    Lanes r;
+    for (int i = 0; i < kCount; ++i) r.v[i] = a.v[i] + b.v[i];
+    return r;
+  }
+  friend Lanes operator-(const Lanes& a, const Lanes& b) {
+    Lanes r;
+    for (int i = 0; i < kCount; ++i) r.v[i] = a.v[i] - b.v[i];
+    return r;
+  }
+  friend Lanes operator*(const Lanes& a, const Lanes& b) {
+    Lanes r;
+    for (int i = 0; i < kCount; ++i) r.v[i] = a.v[i] * b.v[i];
+    return r;
+  }
+  static void fence() {}
+};
+
+}  // namespace
+}  // namespace pllm
+
+#include "rms_norm_cpu_rows.h"
+
+namespace pllm {
+const CpuKernels* portable_kernels() { return kernels_of<Lanes>(); }
+}  // namespace pllm

@@ -1,0 +1,113 @@
+"""The kernels of csrc/ without a framework: how they are compiled, and csrc/rms_norm.h for ctypes.
+
+Used by the tests, the benchmark and whatever builds them into something else. Needs no paddle and no torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parent / "csrc"
+CPU_SOURCES = [CSRC / f"rms_norm_{name}.cpp" for name in ("cpu", "cpu_portable", "cpu_avx2", "cpu_avx512")]
+CUDA_SOURCES = [CSRC / "rms_norm_cuda.cu"]
+# No contraction to fused multiply-adds: the bits would depend on the processor. Never -march=native: the instruction set is
+# chosen at run time.
+CPU_FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+ROUND_FP32, ROUND_LLAMA = 0, 1
+ISA_BEST, ISA_PORTABLE, ISA_AVX2, ISA_AVX512 = 0, 1, 2, 3
+STORES_AUTO, STORES_CACHE, STORES_STREAM = 0, 1, 2
+
+
+def build_cpu(folder: Path, flags: list[str] | None = None) -> Path:
+    """Compiles the CPU's kernels into `folder`/librms_norm_cpu.so with $CXX (g++); side by side, since each file takes seconds."""
+    compiler = os.environ.get("CXX", "g++")
+    flags = CPU_FLAGS + (flags or [])
+    objects = [folder / f"{source.stem}.o" for source in CPU_SOURCES]
+    jobs = [
+        subprocess.Popen([compiler, *flags, "-c", str(source), "-o", str(target)])
+        for source, target in zip(CPU_SOURCES, objects, strict=True)
+    ]
+    if any([job.wait() for job in jobs]):
+        raise RuntimeError(f"{compiler} could not compile {CSRC}")
+    library = folder / "librms_norm_cpu.so"
+    subprocess.run([compiler, *flags, "-shared", *map(str, objects), "-o", str(library)], check=True)
+    return library
+
+
+class Shape(ctypes.Structure):
+    _fields_ = [
+        ("rows", ctypes.c_int64),
+        ("hidden", ctypes.c_int64),
+        ("epsilon", ctypes.c_float),
+        ("x_type", ctypes.c_int32),
+        ("weight_type", ctypes.c_int32),
+        ("rounding", ctypes.c_int32),
+    ]
+
+
+class Forward(ctypes.Structure):
+    _fields_ = [
+        ("shape", Shape),
+        ("x", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("residual", ctypes.c_void_p),
+        ("residual_stride", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
+        ("sum_stride", ctypes.c_int64),
+        ("y", ctypes.c_void_p),
+        ("y_stride", ctypes.c_int64),
+        ("invvar", ctypes.c_void_p),
+    ]
+
+
+class Backward(ctypes.Structure):
+    _fields_ = [
+        ("shape", Shape),
+        ("dy", ctypes.c_void_p),
+        ("dy_stride", ctypes.c_int64),
+        ("x", ctypes.c_void_p),
+        ("x_stride", ctypes.c_int64),
+        ("weight", ctypes.c_void_p),
+        ("invvar", ctypes.c_void_p),
+        ("dsum", ctypes.c_void_p),
+        ("dsum_stride", ctypes.c_int64),
+        ("dx", ctypes.c_void_p),
+        ("dx_stride", ctypes.c_int64),
+        ("dweight", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("workspace_size", ctypes.c_int64),
+    ]
+
+
+class CpuOptions(ctypes.Structure):
+    _fields_ = [("threads", ctypes.c_int32), ("isa", ctypes.c_int32), ("stores", ctypes.c_int32)]
+
+
+def load_cpu(path: Path) -> ctypes.CDLL:
+    """The CPU's library with its functions' types."""
+    library = ctypes.CDLL(str(path))
+    options = ctypes.POINTER(CpuOptions)
+    library.pllm_rms_norm_message.restype = ctypes.c_char_p
+    library.pllm_rms_norm_cpu_isa_name.restype = ctypes.c_char_p
+    library.pllm_rms_norm_workspace_cpu.argtypes = [ctypes.POINTER(Shape)]
+    library.pllm_rms_norm_workspace_cpu.restype = ctypes.c_int64
+    library.pllm_rms_norm_forward_cpu.argtypes = [ctypes.POINTER(Forward), options]
+    library.pllm_rms_norm_backward_cpu.argtypes = [ctypes.POINTER(Backward), options]
+    return library
+
+
+def load_cuda(path: Path) -> ctypes.CDLL:
+    """The CUDA library likewise."""
+    library = ctypes.CDLL(str(path))
+    library.pllm_rms_norm_message_cuda.restype = ctypes.c_char_p
+    library.pllm_rms_norm_workspace_cuda.argtypes = [ctypes.POINTER(Shape)]
+    library.pllm_rms_norm_workspace_cuda.restype = ctypes.c_int64
+    library.pllm_rms_norm_forward_cuda.argtypes = [ctypes.POINTER(Forward), ctypes.c_void_p]
+    library.pllm_rms_norm_backward_cuda.argtypes = [ctypes.POINTER(Backward), ctypes.c_void_p]
+    return library

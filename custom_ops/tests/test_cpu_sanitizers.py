@@ -1,0 +1,69 @@
+"""The CPU's kernels under AddressSanitizer and UBSan, and through the compiler of another processor where it is installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import rms_norm_native as native
+
+FUZZ = Path(__file__).with_name("fuzz_cpu.cpp")
+SANITIZERS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=all",
+    "-g",
+    "-O0",
+]  # at -O1 it compiles for a minute
+
+
+def compile_fuzz(compiler: str, target: Path, flags: list[str], sources: list[Path]) -> None:
+    jobs, objects = [], []
+    for source in [FUZZ, *sources]:
+        objects.append(str(target.with_name(f"{target.name}_{source.stem}.o")))
+        jobs.append(subprocess.Popen([compiler, *native.CPU_FLAGS, *flags, "-c", str(source), "-o", objects[-1]]))
+    assert not any([job.wait() for job in jobs])
+    subprocess.run([compiler, *native.CPU_FLAGS, *flags, *objects, "-o", str(target)], check=True)
+
+
+def run(program: Path, trials: int) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+    return subprocess.run([str(program), str(trials)], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_under_sanitizers(tmp_path):
+    program = tmp_path / "fuzz"
+    compile_fuzz("g++", program, SANITIZERS, native.CPU_SOURCES)
+    done = run(program, 100)
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert done.stdout == "100 trials, 0 failures\n"
+
+
+@pytest.mark.slow
+def test_the_sanitizer_sees_one_element_too_far(tmp_path):
+    """The fuzz itself: with the end of a row moved by one it fails."""
+    broken = tmp_path / "csrc"
+    shutil.copytree(native.CSRC, broken)
+    rows = broken / "rms_norm_cpu_rows.h"
+    text = rows.read_text()
+    assert text.count("const int64_t rest = hidden - i;") == 2
+    rows.write_text(text.replace("const int64_t rest = hidden - i;", "const int64_t rest = hidden - i + 1;", 1))
+    program = tmp_path / "fuzz"
+    compile_fuzz("g++", program, SANITIZERS, [broken / source.name for source in native.CPU_SOURCES])
+    done = run(program, 100)
+    assert done.returncode != 0 and "AddressSanitizer" in done.stderr
+
+
+def test_compiles_for_arm64(tmp_path):
+    compiler = shutil.which("aarch64-linux-gnu-g++")
+    if compiler is None:
+        pytest.skip("no aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
+    program = tmp_path / "fuzz"
+    compile_fuzz(compiler, program, ["-Wall", "-Wextra", "-Werror", "-static"], native.CPU_SOURCES)
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if emulator is None:
+        pytest.skip("compiled; no qemu-aarch64 (Debian: qemu-user) to run it")
+    done = subprocess.run([emulator, str(program), "60"], capture_output=True, text=True, check=False)
+    assert done.stdout == "60 trials, 0 failures\n", done.stderr[-2000:]
