@@ -17,7 +17,7 @@ COMMANDS = {
         "paddle_llm.rehearse.command:rehearse",
         "Prove a cluster's config on CPU ranks, before paying for GPUs.",
     ),
-    "generate": ("paddle_llm.models.generate:generate", "Continue a prompt with a trained model."),
+    "generate": ("paddle_llm.generation.command:generate", "Continue prompts, answer a file, or chat with a model."),
     "board": ("paddle_llm.training.board:board", "Show the curves of an output folder (VisualDL)."),
 }
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llm.config.errors import UserError
 from paddle_llm.data.text_codec import TextCodec
 from paddle_llm.generation.choice import Choice
 from paddle_llm.models.incremental import Prompt
@@ -79,6 +80,15 @@ class Generator:
             if on_batch is not None:
                 on_batch(len(answers))
         return [answers[place] for place in range(len(prompts))]
+
+    def check_room(self, prompt: Prompt) -> None:
+        """Raise UserError where not all the tokens that were asked for can follow."""
+        most, length = positions_of(self.model.config), len(with_learnt_prompt(prompt, self.model))
+        if most is not None and length + self.room > most:
+            raise UserError(
+                f"a prompt of {length} tokens and --max_new_tokens {self.room} are more than the model's {most} positions; "
+                f"at most {max(most - length, 0)} new tokens are left"
+            )
 
     def room_behind(self, prompt: Prompt) -> int:
         """The most tokens that can follow."""

@@ -1,0 +1,272 @@
+"""`paddle-llm generate`: continue prompts, answer a file of instructions, or chat in the terminal. Imports nothing of training."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError, is_first_rank
+from paddle_llm.generation.choice import Choice
+
+if TYPE_CHECKING:
+    from paddle_llm.generation.network import Loaded
+    from paddle_llm.generation.requests import Reader, Request
+    from paddle_llm.generation.texts import Answer, Generator
+
+_EXAMPLE = """\b
+Examples:
+  paddle-llm generate output/llama/model --prompt "The old house" --max_new_tokens 40
+  paddle-llm generate models/llama-7b --prompt "Once" --temperature 0.8 --top_p 0.9 --seed 7
+  paddle-llm generate models/llama-7b --adapter output/lora/adapter --input dev.jsonl --output answers.jsonl
+  paddle-llm generate models/chatglm3-6b --chat
+  python -m paddle.distributed.launch --gpus 0,1 $(which paddle-llm) generate models/llama-65b --input questions.jsonl
+"""
+_ROOM, _ROOM_OF_ANSWERS = 64, 512
+_AT_MOST_ONE = click.IntRange(1)
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("model_folder", type=click.Path(path_type=Path))
+@click.option("--prompt", "prompts", multiple=True, help="Text to continue. May be given several times.")
+@click.option(
+    "--input",
+    "input_file",
+    type=click.Path(path_type=Path),
+    help="Instructions in any format of fine-tuning (jsonl, json, csv, parquet), with answers or without; of another "
+    "suffix: one prompt per line. Writes jsonl.",
+)
+@click.option("--chat", is_flag=True, help="Talk in the terminal.")
+@click.option("--output", type=click.Path(path_type=Path), help="jsonl file for what --input asks. [default: stdout]")
+@click.option(
+    "--adapter", type=click.Path(path_type=Path), help="Folder of an adapter that was trained over the model."
+)
+@click.option(
+    "--chat_template",
+    "--template",
+    "chat_template",
+    help="none: continue texts as they stand; a name, auto, jinja (the tokenizer's own) or a file: ask through it. "
+    "[default: none for texts; for instructions and --chat as in the model's training, else auto]",
+)
+@click.option("--system", default="", help="System text before questions that go through a template.")
+@click.option("--data_format", default="auto", show_default=True, help="Format of --input; auto: by its keys.")
+@click.option(
+    "--max_new_tokens",
+    type=_AT_MOST_ONE,
+    help=f"Longest answer. [default: {_ROOM}; with a template {_ROOM_OF_ANSWERS}]",
+)
+@click.option("--batch_size", default=8, show_default=True, type=_AT_MOST_ONE, help="Prompts at a time.")
+@click.option(
+    "--temperature", type=click.FloatRange(0, min_open=True), help="Sample; below 1 sharpens. [default: greedy]"
+)
+@click.option(
+    "--top_p", type=click.FloatRange(0, 1, min_open=True), help="Sample from the likeliest tokens of this mass."
+)
+@click.option("--top_k", type=click.IntRange(0), help="Sample from this many likeliest tokens; 0: from all.")
+@click.option(
+    "--repetition_penalty",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Above 1: tokens that are there already become less likely.",
+)
+@click.option("--num_beams", default=1, show_default=True, type=_AT_MOST_ONE, help="Beams of a search; 1: none.")
+@click.option(
+    "--length_penalty",
+    default=1.0,
+    show_default=True,
+    help="Of the search: above 0 longer texts gain, below 0 they lose.",
+)
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the sampling.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. [default: MODEL_FOLDER]")
+@click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
+@click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: the best there is]")
+def generate(
+    model_folder: Path,
+    prompts: tuple[str, ...],
+    input_file: Path | None,
+    chat: bool,
+    output: Path | None,
+    data_format: str,
+    **options: Any,
+) -> None:
+    """Let the model in MODEL_FOLDER (PaddleNLP's or Hugging Face's files) continue --prompt, answer --input, or --chat.
+
+    The likeliest token is taken at each step, unless --temperature, --top_p or --top_k asks for sampling, or --num_beams
+    for a search. Under paddle.distributed.launch the ranks share the model (tensor parallel), and the first one prints.
+    """
+    from paddle_llm.generation.requests import Request, read_requests
+
+    _check_options(model_folder, prompts, input_file, chat, output, options)
+    requests = [Request(text, where="--prompt") for text in prompts]
+    if input_file is not None:
+        requests = read_requests(input_file, data_format)
+    generator, reader = _prepare(model_folder, requests, options)
+    from paddle_llm.generation.generating import generating  # imports paddle
+
+    say(reader.told)
+    if chat:
+        from paddle_llm.generation.chat import Chat
+
+        with generating(generator.model):
+            Chat(generator, reader).run()
+        return
+    encoded = [reader(request) for request in requests]
+    if not reader.encoder:
+        for prompt in encoded:
+            generator.check_room(prompt)
+    with generating(generator.model), _progress(len(encoded), shown=input_file is not None) as on_batch:
+        answers = generator(encoded, range(len(encoded)), options["batch_size"], on_batch)
+    if not is_first_rank():
+        return
+    if input_file is None:
+        for request, answer in zip(requests, answers, strict=True):
+            click.echo(answer.text if reader.encoder else continued(request.text, answer, generator.codec))
+        return
+    _write(_rows(requests, encoded, answers, generator.codec, reader), output)
+
+
+def _check_options(
+    folder: Path, prompts: Sequence[str], input_file: Path | None, chat: bool, output: Path | None, options: dict
+) -> None:
+    """Raise UserError for what cannot be, before anything is loaded."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; give one with config.json, weights and a tokenizer")
+    given = [name for name, there in (("--prompt", prompts), ("--input", input_file), ("--chat", chat)) if there]
+    if len(given) != 1:
+        raise UserError(f"{' and '.join(given) or 'nothing to do'}: give one of --prompt, --input and --chat")
+    if output is not None and input_file is None:
+        raise UserError("--output is for what --input asks")
+    sampled = [name for name in ("temperature", "top_p", "top_k") if options[name]]
+    if options["num_beams"] > 1 and sampled:
+        raise UserError(f"--num_beams {options['num_beams']} searches, --{sampled[0]} samples: keep one of them")
+    if chat:
+        if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+            raise UserError("--chat needs a terminal, which ranks of a launch do not have: run it in one process")
+        if options["num_beams"] > 1:
+            raise UserError("--chat shows words as they come, which a search cannot: leave --num_beams out")
+
+
+def _prepare(folder: Path, requests: Sequence[Request], options: dict[str, Any]) -> tuple[Generator, Reader]:
+    """Load the network, and find out how it is asked."""
+    from paddle_llm.generation.network import load_network, start_process
+    from paddle_llm.generation.requests import reader_of
+    from paddle_llm.generation.texts import Generator, positions_of
+    from paddle_llm.parallel.mesh import current_mesh
+
+    device, layout = start_process(options["device"])
+    places = {name: options[name] for name in ("tokenizer", "adapter", "allow_pickle")}
+    loaded: Loaded = load_network(folder, device, layout, **places)
+    positions = positions_of(loaded.model.config) or 1 << 20
+    asked_room = options["max_new_tokens"]
+    reader = reader_of(
+        requests,
+        loaded.codec,
+        asked_for=options["chat_template"],
+        trained_with=loaded.template,
+        folder=str(options["tokenizer"] or folder),
+        src_length=max(positions - (asked_room or min(_ROOM_OF_ANSWERS, positions // 2)), 1),
+        system=options["system"],
+    )
+    room = asked_room or (_ROOM if reader.encoder is None else min(_ROOM_OF_ANSWERS, positions // 2))
+    names = ("temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "length_penalty", "seed")
+    choice = Choice(**{name: options[name] for name in names})
+    ends = frozenset(loaded.end_ids) | reader.stop_ids
+    tensor = current_mesh(layout).tensor
+    return Generator(loaded.model, loaded.family, loaded.codec, ends, choice, room, tensor), reader
+
+
+def continued(text: str, answer: Answer, codec: Any) -> str:
+    """A text and what was generated behind it.
+
+    A tokenizer of words drops the space before the first piece it is given: it is given the text's, too.
+    """
+    before = codec.encode(text)
+    shown = codec.decode(before)
+    whole = codec.decode([*before, *answer.tokens])
+    return text + (whole[len(shown) :] if whole.startswith(shown) else answer.text)
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _rows(requests: Any, encoded: Any, answers: Any, codec: Any, reader: Reader) -> list[dict[str, Any]]:
+    rows = []
+    for request, prompt, answer in zip(requests, encoded, answers, strict=True):
+        plain = reader.encoder is None
+        row = {"prompt": request.text if plain else codec.show(prompt.ids), "generated": answer.text}
+        if plain:
+            row["generated"] = continued(request.text, answer, codec)[len(request.text) :]
+        if request.reference is not None:
+            row["reference"] = request.reference
+        rows.append({**row, "where": request.where})
+    return rows
+
+
+def _write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
+    from paddle_llm.data.files import write_atomically
+
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if output is None:
+        sys.stdout.write(lines)
+    else:
+        write_atomically(output, lines.encode())
+        say(f"{len(rows)} answers: {output}")
+    pairs = [(row["generated"], row["reference"]) for row in rows if "reference" in row]
+    if pairs:
+        _show_scores(pairs, len(rows))
+
+
+def _show_scores(pairs: Sequence[tuple[str, str]], count: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from paddle_llm.generation.scores import score
+
+    say(f"{len(pairs)} of {count} answers have a reference")
+    table = Table()
+    table.add_column("score")
+    table.add_column("value", justify="right")
+    for name, value in score(*zip(*pairs, strict=True)).items():
+        table.add_row(name, f"{value:.2f}" if name == "bleu" else f"{value:.4f}")
+    Console(stderr=True).print(table)
+
+
+@contextmanager
+def _progress(total: int, shown: bool) -> Iterator[Any]:
+    """A bar on a terminal; elsewhere a line now and then, for long work."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if not shown or not is_first_rank():
+        yield None
+        return
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(total)
+        return
+    columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("answers", total=total)
+        yield lambda done: bar.update(task, completed=done)
+
+
+def _lines(total: int, every: float = 30.0) -> Any:
+    started = last = time.monotonic()
+
+    def on_batch(done: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > every:
+            last = now
+            say(f"{done} of {total} answers, {(total - done) * (now - started) / done:.0f} s left")
+
+    return on_batch

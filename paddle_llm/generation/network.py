@@ -1,0 +1,146 @@
+"""The process and the network of `paddle-llm generate`: one process, or the tensor-parallel ranks of a launch."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.data.text_codec import TextCodec
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network in evaluation mode with the words that it reads.
+
+    Attributes:
+        family: the network's, by name.
+        end_ids: what ends a text, as the model's own files and its tokenizer say.
+        template: what the network was fine-tuned with, where its training's record stands beside it.
+    """
+
+    model: Any
+    family: str
+    codec: TextCodec
+    layout: Layout
+    end_ids: Collection[int]
+    template: str | None = None
+
+
+def start_process(device: str | None) -> tuple[str, Layout]:
+    """Set this process up before paddle is imported; with several ranks all of them hold a part of the network.
+
+    Returns:
+        the device and the layout.
+
+    Raises:
+        UserError: a GPU is asked for where there is none.
+    """
+    from paddle_llm.config.device import find_device, why_no_gpu
+    from paddle_llm.parallel.host import import_paddle, prepare_host
+
+    found = find_device()
+    if device == "gpu" and found != "gpu":
+        raise UserError(f"--device gpu, but {why_no_gpu()}: give --device cpu, or leave it out")
+    device = device or found
+    if "paddle" not in sys.modules:
+        prepare_host(device)
+        import_paddle()
+    import paddle
+    from paddlenlp.utils.log import logger
+
+    logger.set_level("ERROR")
+    paddle.set_device(device)
+    layout = Layout(tensor=int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
+    if layout.tensor > 1:
+        _start_ranks(device, layout)
+    return device, layout
+
+
+def _start_ranks(device: str, layout: Layout) -> None:
+    from paddle.distributed import fleet
+
+    if device == "cpu":
+        from paddle_llm.parallel.gloo import install_gloo_backend
+
+        install_gloo_backend()
+    strategy = fleet.DistributedStrategy()
+    strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": layout.tensor, "pp_degree": 1, "sharding_degree": 1}
+    fleet.init(is_collective=True, strategy=strategy)
+
+
+def load_network(
+    folder: Path,
+    device: str,
+    layout: Layout,
+    *,
+    tokenizer: Path | None = None,
+    adapter: Path | None = None,
+    allow_pickle: bool = False,
+) -> Loaded:
+    """A network with the folder's weights, an adapter over it where one is given, and its tokenizer.
+
+    On a GPU weights that are stored in 16 bits stay so; on a CPU they are fp32.
+
+    Raises:
+        UserError: something of it cannot be loaded, or the adapter is of another base.
+    """
+    from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.config.run_config import RunConfig
+    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.models.build import build_model
+    from paddle_llm.models.registry import find_family
+
+    codec = open_codec(str(_tokenizer_folder(folder, tokenizer)))
+    facts = read_model_facts(folder)
+    stored = str(facts.raw.get("torch_dtype") or facts.raw.get("dtype") or "float32")
+    dtype = stored if device == "gpu" and stored in ("bfloat16", "float16") else "float32"
+    run = RunConfig(model_name_or_path=str(folder), continue_training=True, device=device, allow_pickle=allow_pickle)
+    model = build_model(run, layout, dtype=dtype)
+    if adapter is not None:
+        _put_over(model, adapter, folder, layout)
+    model.eval()
+    ends = _ends_of(folder, facts.raw) | ({codec.eos_id} if codec.eos_id is not None else set())
+    return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), _template_of(adapter or folder))
+
+
+def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
+    from paddle_llm.peft.save import CONFIG, load_adapter
+
+    load_adapter(model, adapter, layout)
+    base = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("base")
+    if base and Path(base).resolve() != folder.resolve():
+        say(f"{adapter} was trained over {base}; its shape fits {folder}, whose weights may be others")
+
+
+def _tokenizer_folder(folder: Path, tokenizer: Path | None) -> Path:
+    if tokenizer is None and not (folder / "tokenizer_config.json").is_file():
+        raise UserError(f"{folder} has no tokenizer_config.json; name the folder of the tokenizer with --tokenizer")
+    return tokenizer or folder
+
+
+def _ends_of(folder: Path, config: dict[str, Any]) -> set[int]:
+    """Several in newer folders: LLaMA 3 ends a text in one way and an answer in another."""
+    found = set()
+    file = folder / "generation_config.json"
+    for source in (config, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}):
+        ids = source.get("eos_token_id")
+        found |= {number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)}
+    return found
+
+
+def _template_of(folder: Path) -> str | None:
+    """--chat_template of the training whose output the folder is."""
+    record = folder.resolve().parent / "config.resolved.json"
+    try:
+        name = json.loads(record.read_text(encoding="utf-8"))["arguments"]["chat_template"]["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if isinstance(name, str) else None

@@ -1,0 +1,187 @@
+"""What is to be generated: prompts from the command line or a file, as they stand or through a template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.encode_instruction import DoesNotFit, InstructionEncoder
+from paddle_llm.data.instruction_files import SUFFIXES, read_rows
+from paddle_llm.data.instruction_formats import (
+    ASSISTANT,
+    FORMATS,
+    ROLES,
+    SYSTEM,
+    USER,
+    BadRow,
+    Conversation,
+    Turn,
+    read_row,
+    recognise,
+)
+from paddle_llm.data.jinja_templates import AUTO, choose_template
+from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.generation.prompts import encode_prompt, encode_text, stop_ids
+from paddle_llm.models.incremental import Prompt
+
+NONE = "none"
+_ANSWERS = {"src": "tgt", "content": "summary", "instruction": "output", "inputs": "targets", "query": "response"}
+_UNKNOWN = "?"  # stands for an answer that is not there
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer that is wanted, behind a text or in a conversation. reference: None where there is none."""
+
+    text: str = ""
+    conversation: Conversation | None = None
+    reference: str | None = None
+    where: str = ""
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
+    """Every request of a file: instructions, with answers or without, or (another suffix) one text per line.
+
+    Raises:
+        UserError: no such file, an unknown format, a row that holds no question.
+    """
+    if not path.is_file():
+        raise UserError(f"--input {path}: there is no such file")
+    if not any(path.name.lower().endswith(suffix) for suffix in _instruction_suffixes()):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = [Request(line, where=f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
+    else:
+        found = _read_instructions(path, data_format)
+    if not found:
+        raise UserError(f"--input {path}: holds no prompts")
+    return found
+
+
+def _instruction_suffixes() -> list[str]:
+    return [suffix + packed for suffix in SUFFIXES for packed in ("", ".gz", ".zst")]
+
+
+def _read_instructions(path: Path, data_format: str) -> list[Request]:
+    rows = list(read_rows(str(path)))
+    whole = [_with_answer(row.value) for row in rows]
+    name = recognise([row for row in whole if isinstance(row, dict)], str(path)) if data_format == AUTO else data_format
+    if name not in FORMATS:
+        raise UserError(f"--data_format {name}: is none of {AUTO}, {', '.join(FORMATS)}.")
+    found = []
+    for row, value in zip(rows, whole, strict=True):
+        where = f"{path}, line {row.line}"
+        try:
+            if row.problem:
+                raise BadRow(row.problem)
+            conversation = read_row(value, name, where)
+        except BadRow as bad:
+            raise UserError(f"{where}: {bad}") from bad
+        reference = conversation.turns[-1].content if value is row.value else None
+        found.append(Request(conversation=conversation, reference=reference, where=where))
+    return found
+
+
+def _with_answer(row: Any) -> Any:
+    """A row without its last answer gets one, so that it can be read like the others."""
+    if not isinstance(row, dict):
+        return row
+    for question, answer in _ANSWERS.items():
+        if question not in row:
+            continue
+        if isinstance(row[question], list):
+            given = list(row.get(answer) or [])
+            return {**row, answer: [*given, _UNKNOWN]} if len(given) == len(row[question]) - 1 else row
+        if not row.get(answer):
+            return {**row, answer: _UNKNOWN}
+    for key in ("messages", "conversations"):
+        turns = row.get(key)
+        if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
+            role = ROLES.get(turns[-1].get("from", turns[-1].get("role")))
+            if role not in (None, ASSISTANT):
+                return {**row, key: [*turns, {"role": ASSISTANT, "content": _UNKNOWN}]}
+    return row
+
+
+# ---- templates ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Makes prompts of requests.
+
+    Attributes:
+        encoder: None: texts are continued as they stand.
+        system: stands before each text that is asked as a question.
+        told: what to say about it.
+    """
+
+    codec: TextCodec
+    encoder: InstructionEncoder | None
+    told: str
+    system: str = ""
+
+    def __call__(self, request: Request) -> Prompt:
+        """A request as tokens.
+
+        Raises:
+            UserError: a prompt that is empty or has no room.
+        """
+        if self.encoder is None:
+            return encode_text(self.codec, request.text)
+        conversation = request.conversation or question(request.text, self.system)
+        try:
+            return encode_prompt(self.encoder, conversation)
+        except DoesNotFit as error:
+            raise UserError(f"{request.where}: {error}") from error
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """What the template's answers end with."""
+        return frozenset() if self.encoder is None else stop_ids(self.encoder)
+
+
+def question(text: str, system: str = "") -> Conversation:
+    """A conversation that waits for its first answer."""
+    return Conversation((*((Turn(SYSTEM, system),) if system else ()), Turn(USER, text)), where="the prompt")
+
+
+def reader_of(
+    requests: Sequence[Request],
+    codec: TextCodec,
+    *,
+    asked_for: str | None,
+    trained_with: str | None,
+    folder: str,
+    src_length: int,
+    system: str = "",
+) -> Reader:
+    """How requests become prompts.
+
+    Args:
+        requests: empty for a chat.
+        asked_for: --chat_template; None: texts as they stand, conversations by the template of the model's training.
+        trained_with: --chat_template of that training, where it is known.
+        folder: the tokenizer's.
+        src_length: the most tokens of a prompt that a template makes.
+
+    Raises:
+        UserError: no such template, or conversations without one.
+    """
+    texts = bool(requests) and all(request.conversation is None for request in requests)
+    if asked_for == NONE and not texts:
+        raise UserError(f"--chat_template {NONE}: a conversation needs a template; texts are given with --prompt")
+    if texts and asked_for in (None, NONE):
+        how = "as asked for" if asked_for else "--chat_template auto asks through one"
+        if system:
+            raise UserError(f"--system needs a template ({how})")
+        return Reader(codec, None, f"no prompt template: texts are continued as they stand ({how})")
+    chosen = choose_template(asked_for or trained_with or AUTO, codec, folder)
+    why = "as in the model's training" if asked_for is None and trained_with not in (None, AUTO) else chosen.why
+    encoder = InstructionEncoder(codec, chosen.template, max_length=src_length + 1, src_length=src_length)
+    return Reader(codec, encoder, f"prompt template: {chosen.template.name} ({why})", system)

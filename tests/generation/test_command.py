@@ -1,0 +1,245 @@
+"""`paddle-llm generate` as it is typed: texts, files, a chat; adapters; what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.generation.chat import Streamed
+from paddle_llm.generation.command import generate
+from paddle_llm.rehearse.ranks import run_ranks
+from tests.generation.folders import VOCABULARY, write_folder
+
+TEXT = "The class statement defines"
+
+
+def run(*arguments: str | Path):
+    """(stdout, stderr) of the command in this process."""
+    result = CliRunner().invoke(generate, [*map(str, arguments), "--device", "cpu"], catch_exceptions=False)
+    return result.stdout, result.stderr
+
+
+def refused(*arguments: str | Path) -> str:
+    with pytest.raises(UserError) as refusal:
+        run(*arguments)
+    return str(refusal.value)
+
+
+def rows(text: str) -> list[dict]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---- texts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_text_is_continued_as_it_stands(llama):
+    command = [sys.executable, "-m", "paddle_llm.cli", "generate", str(llama), "--prompt", TEXT, "--device", "cpu"]
+    done = subprocess.run([*command, "--max_new_tokens", "8"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == run(llama, "--prompt", TEXT, "--max_new_tokens", "8")[0]
+    assert done.stdout.startswith(TEXT) and done.stdout.count("\n") == done.stdout.strip().count("\n") + 1
+    assert "no prompt template" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_sampling_follows_its_seed_and_not_the_batch(llama):
+    choice = ("--temperature", "2", "--max_new_tokens", "9")
+    one, again, other = (run(llama, "--prompt", TEXT, *choice, "--seed", seed)[0] for seed in "112")
+    assert one == again != other
+    more = ("--prompt", TEXT, "--prompt", "An object", "--prompt", TEXT)
+    together, apart = (run(llama, *more, *choice, "--seed", "1", "--batch_size", size)[0] for size in "31")
+    assert together == apart and together.startswith(one)
+    assert run(llama, "--prompt", TEXT, *choice, "--top_k", "1") == run(
+        llama, "--prompt", TEXT, "--max_new_tokens", "9"
+    )
+
+
+def test_a_template_asks(llama):
+    asked, told = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--template", "alpaca")
+    assert not asked.startswith(TEXT) and "prompt template: alpaca" in told
+    with_system = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--template", "alpaca", "--system", "Be kind.")
+    assert with_system[0] != asked
+
+
+def test_what_cannot_be_is_told(llama, tmp_path):
+    assert "128 positions; at most" in refused(llama, "--prompt", TEXT, "--max_new_tokens", "126")
+    assert "empty" in refused(llama, "--prompt", "")
+    assert "no folder" in refused(tmp_path / "none", "--prompt", "x")
+    assert "--prompt and --chat" in refused(llama, "--prompt", "x", "--chat")
+    assert "nothing to do" in refused(llama)
+    assert "keep one" in refused(llama, "--prompt", "x", "--num_beams", "2", "--top_p", "0.5")
+    assert "leave --num_beams out" in refused(llama, "--chat", "--num_beams", "2")
+    assert "no such file" in refused(llama, "--input", tmp_path / "none.jsonl")
+    assert "needs a template" in refused(llama, "--prompt", "x", "--system", "y")
+    assert "none of auto" in refused(llama, "--prompt", "x", "--chat_template", "lama")
+    assert "paddle-llm generate output" in CliRunner().invoke(generate, ["--help"]).output
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def test_instructions_are_answered_beside_their_references(llama, tmp_path):
+    file, output = tmp_path / "dev.jsonl", tmp_path / "answers.jsonl"
+    asked = [{"src": "An object", "tgt": "is a thing"}, {"src": TEXT}, {"src": ["a", "b"], "tgt": ["c"]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    out, told = run(llama, "--input", file, "--output", output, "--max_new_tokens", "6", "--batch_size", "2")
+    found = rows(output.read_text())
+    assert out == "" and [row.get("reference") for row in found] == ["is a thing", None, None]
+    assert [row["where"] for row in found] == [f"{file}, line {number}" for number in (1, 2, 3)]
+    assert found[2]["prompt"] == "<s>a c</s>b"
+    assert "1 of 3 answers have a reference" in told and "exact_match" in told and "prompt template: default" in told
+    alone = run(llama, "--prompt", TEXT, "--max_new_tokens", "6", "--template", "default")[0]
+    assert found[1]["generated"] == alone.removesuffix("\n")
+
+
+def test_rows_without_answers_in_every_format(llama, tmp_path):
+    formats = [
+        {"content": "An object"},
+        {"instruction": "An object", "input": ""},
+        {"inputs": "An object"},
+        {"query": "An object", "response": ""},
+        {"messages": [{"role": "user", "content": "An object"}]},
+        {"conversations": [{"from": "human", "value": "An object"}]},
+    ]
+    found = []
+    for number, row in enumerate(formats):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps([row]))
+        found += rows(run(llama, "--input", file, "--max_new_tokens", "4")[0])
+    assert {row["prompt"] for row in found} == {"<s>An object"}
+    assert len({row["generated"] for row in found}) == 1 and not any("reference" in row for row in found)
+
+
+def test_lines_are_continued_and_bad_rows_refused(llama, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"{TEXT}\n\nAn object\n")
+    found = rows(run(llama, "--input", file, "--max_new_tokens", "5")[0])
+    assert [row["prompt"] for row in found] == [TEXT, "An object"]
+    assert TEXT + found[0]["generated"] + "\n" == run(llama, "--prompt", TEXT, "--max_new_tokens", "5")[0]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"src": "x"}\n{"src": 3}\n')
+    good = tmp_path / "good.jsonl"
+    good.write_text('{"src": "x"}\n')
+    assert "line 2: 'src' holds int" in refused(llama, "--input", bad)
+    assert "a conversation needs a template" in refused(llama, "--input", good, "--template", "none")
+
+
+# ---- adapters and trained folders -----------------------------------------------------------------------------------
+
+
+def test_an_adapter_over_its_base(llama, tmp_path, pieces):
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.peft.save import save_adapter
+    from tests.models.building import build
+    from tests.peft.networks import METHODS, attached, set_trained
+
+    plain = run(llama, "--prompt", TEXT, "--max_new_tokens", "8")[0]
+    for name in ("lora", "prefix", "prompt"):
+        model = attached(build(llama, load=True), METHODS[name])
+        set_trained(model)
+        save_adapter(model, Layout(), tmp_path / name / "adapter", base="elsewhere")
+        adapted, told = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--adapter", tmp_path / name / "adapter")
+        assert adapted != plain and "trained over elsewhere" in told
+    other = write_folder("llama", pieces, tmp_path / "other", num_hidden_layers=1)
+    assert "another base" in refused(other, "--prompt", TEXT, "--adapter", tmp_path / "lora" / "adapter")
+    assert "no adapter" in refused(llama, "--prompt", TEXT, "--adapter", tmp_path)
+
+
+def test_the_template_of_the_training_is_taken(llama, tmp_path):
+    copied = tmp_path / "output" / "model"
+    shutil.copytree(llama, copied)
+    record = {"arguments": {"chat_template": {"value": "alpaca", "origin": "flag"}}}
+    (tmp_path / "output" / "config.resolved.json").write_text(json.dumps(record))
+    file = tmp_path / "x.jsonl"
+    file.write_text('{"src": "Hello"}')
+    out, told = run(copied, "--input", file, "--max_new_tokens", "4")
+    assert "### Instruction: Hello" in rows(out)[0]["prompt"]
+    assert "alpaca (as in the model's training)" in told
+    assert "default (as asked for)" in run(copied, "--input", file, "--max_new_tokens", "4", "--template", "default")[1]
+
+
+# ---- chat -----------------------------------------------------------------------------------------------------------
+
+
+def chat(llama: Path, said: str, *options: str):
+    arguments = [str(llama), "--chat", "--device", "cpu", "--template", "default", *options]
+    return CliRunner().invoke(generate, arguments, input=said, catch_exceptions=False)
+
+
+def test_a_chat_remembers_until_it_is_cleared(llama):
+    talk = chat(llama, "An object\nAn object\n/clear\nAn object\n/help\n\n/exit\nnever\n", "--max_new_tokens", "5")
+    first, second, third = talk.stdout.splitlines()
+    assert first == third != second
+    assert "/help is no command" in talk.stderr
+    single = run(llama, "--prompt", "An object", "--template", "default", "--max_new_tokens", "5")[0]
+    assert first == single.removesuffix("\n")
+    assert chat(llama, "An object\n", "--max_new_tokens", "5").stdout == single  # ended by the end of the input
+
+
+def test_ctrl_c_stops_the_answer_alone(tmp_path, pieces, monkeypatch):
+    """An answer of ninety thousand words, of which twenty are written when the signal comes."""
+    longest = {"max_position_embeddings": 100_000, "eos_token_id": VOCABULARY - 1}
+    folder = write_folder("llama", pieces, tmp_path, num_hidden_layers=1, **longest)
+    add, count = Streamed.add, []
+
+    def add_and_interrupt(self: Streamed, token: int) -> None:
+        add(self, token)
+        count.append(token)
+        if len(count) == 20:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Streamed, "add", add_and_interrupt)
+    talk = chat(folder, "An object\n/exit\n", "--max_new_tokens", "90000")
+    assert talk.exit_code == 0 and "[stopped]" in talk.stderr
+    assert len(count) == 20 and talk.stdout.strip()
+
+
+def test_half_a_character_waits(capsys):
+    class Bytes:
+        """A tokenizer of bytes."""
+
+        def decode(self, ids):
+            return bytes(ids).decode(errors="replace")
+
+    shown, seen = Streamed(Bytes()), []
+    for byte in "a月".encode():
+        shown.add(byte)
+        seen.append(capsys.readouterr().out)
+    assert seen == ["a", "", "", "月"] and shown.end() == "a月"
+
+
+# ---- ranks ----------------------------------------------------------------------------------------------------------
+
+
+def on_rank(*arguments: str) -> tuple[str, str]:
+    return run(*arguments)
+
+
+def test_tensor_ranks_print_what_one_process_does(llama, tmp_path):
+    """With 401 words, which two ranks cannot divide, and key-value heads that they share."""
+    command = (str(llama), "--prompt", TEXT, "--prompt", "An object", "--max_new_tokens", "8")
+    for choice in ((), ("--temperature", "2", "--seed", "3"), ("--num_beams", "3")):
+        ranks = run_ranks(on_rank, 2, *command, *choice, quiet=True)
+        assert ranks[0][0] == run(*command, *choice)[0] and ranks[1][0] == ""
+
+
+def test_a_chat_is_for_one_process(llama, monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    assert "one process" in refused(llama, "--chat")
+
+
+@pytest.mark.slow
+def test_under_paddles_launch(llama, tmp_path):
+    command = ["generate", str(llama), "--prompt", TEXT, "--max_new_tokens", "8"]
+    script = str(Path(sys.executable).with_name("paddle-llm"))
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(tmp_path)]
+    done = subprocess.run([*launch, script, *command, "--device", "cpu"], capture_output=True, text=True, timeout=250)
+    assert done.returncode == 0, done.stderr
+    assert run(*command[1:])[0] in done.stdout

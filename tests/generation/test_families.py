@@ -1,0 +1,107 @@
+"""Every family generates: padded prompts as unpadded ones, with caches as without, as PaddleNLP does where that is right."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paddle_llm.generation.choice import Choice
+from paddle_llm.models.incremental import Prompt
+from tests.generation.folders import write_folder
+from tests.models.building import WRITERS, build
+
+LENGTHS = (7, 3, 9)
+STEPS = 8
+LIKELIEST = Choice()
+
+
+@pytest.fixture(scope="module", params=WRITERS)
+def network(request, tmp_path_factory):
+    """(model, its family)."""
+    family, folder = request.param, tmp_path_factory.mktemp(request.param)
+    WRITERS[family](folder, **{"init_std" if family == "opt" else "initializer_range": 0.3})
+    model = build(folder)
+    model.eval()
+    return model, family
+
+
+def prompts(family: str) -> list[Prompt]:
+    """Of unequal lengths. ChatGLM-6B's end in [gMASK] and <sop>."""
+    rows = [np.random.default_rng(length).integers(5, 100, length).tolist() for length in LENGTHS]
+    return [Prompt([*row, 125, 126], len(row) + 1) for row in rows] if family == "chatglm" else [*map(Prompt, rows)]
+
+
+def decoded(network, prompts, choice=LIKELIEST, room=STEPS, stop_ids=()):
+    from paddle_llm.generation.decode import decode
+
+    return decode(*network, prompts, [room] * len(prompts), stop_ids, choice)
+
+
+def without_cache(network, prompt: Prompt) -> list[int]:
+    """The likeliest tokens by computing everything anew for each."""
+    import paddle
+
+    from paddle_llm.data.instruction_dataset import prefix_positions
+
+    (model, family), ids = network, list(prompt.ids)
+    for _ in range(STEPS):
+        inputs = {"input_ids": np.array([ids])}
+        if family == "chatglm":
+            inputs["position_ids"] = prefix_positions(len(ids), prompt.prefix)[None]
+            inputs["attention_mask"] = np.array([[prompt.prefix]])
+        with paddle.no_grad():
+            logits = model(**{name: paddle.to_tensor(value) for name, value in inputs.items()})
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        ids.append(int(logits[0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+def test_a_batch_is_what_its_prompts_are_alone(network):
+    batch = prompts(network[1])
+    together = decoded(network, batch)
+    assert together == [decoded(network, [prompt])[0] for prompt in batch]
+    assert len({tuple(tokens) for tokens in together}) == len(batch)
+    assert together[0] == without_cache(network, batch[0])
+
+
+def test_beams_of_a_batch_are_those_of_its_prompts_alone(network):
+    """Rows of the cache change places between the steps."""
+    choice, batch = Choice(num_beams=3, repetition_penalty=1.3), prompts(network[1])
+    together = decoded(network, batch, choice, stop_ids=(50, 60))
+    assert together == [decoded(network, [prompt], choice, stop_ids=(50, 60))[0] for prompt in batch]
+
+
+def test_likeliest_tokens_are_paddlenlps(network):
+    """Where its generation is right: one prompt, greedy. (GLM without its cache.)"""
+    import paddle
+
+    (model, family), prompt = network, prompts(network[1])[0]
+    if family == "chatglm":
+        pytest.skip("PaddleNLP wants the mask and the positions of its tokenizer")
+    ids = paddle.to_tensor([prompt.ids])
+    found, _ = model.generate(
+        input_ids=ids,
+        attention_mask=paddle.ones_like(ids),
+        max_new_tokens=STEPS,
+        decode_strategy="greedy_search",
+        eos_token_id=-1,
+        pad_token_id=0,
+    )
+    assert decoded(network, [prompt])[0] == found.tolist()[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "chatglm"])
+def test_text_in_and_out(tmp_path, pieces, family):
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.generation.command import continued
+    from paddle_llm.generation.network import load_network
+    from paddle_llm.generation.prompts import encode_text
+    from paddle_llm.generation.texts import Generator
+
+    loaded = load_network(write_folder(family, pieces, tmp_path), "cpu", Layout())
+    generator = Generator(loaded.model, loaded.family, loaded.codec, loaded.end_ids, LIKELIEST, 10)
+    texts = ["The class statement defines", "An object"]
+    answers = generator([encode_text(loaded.codec, text) for text in texts], range(2), 2)
+    for text, answer in zip(texts, answers, strict=True):
+        whole = continued(text, answer, loaded.codec)
+        assert whole.startswith(text) and len(whole) > len(text)
