@@ -28,6 +28,7 @@ from paddle_llm.rehearse.compare import FACTOR, FIRST_STEP_LIMITS, QUANTITIES  #
 from paddle_llm.rehearse.oracle import Verdict  # noqa: E402
 from paddle_llm.rehearse.ranks import RankError  # noqa: E402
 from tests.rehearse.cases import SETTINGS  # noqa: E402
+from tests.rehearse.finetune_matrix import build_finetune_matrix  # noqa: E402
 from tests.rehearse.matrix import Matrix, build_matrix  # noqa: E402
 from tests.rehearse.options import Judge, layout_of, options_of  # noqa: E402
 from tests.rehearse.proving import Prover, margin  # noqa: E402
@@ -58,7 +59,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=180, help="seconds for each run of a row")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        matrix = build_matrix(Judge(Path(folder)))
+        judge = Judge(Path(folder))
+        matrix = build_matrix(judge) | build_finetune_matrix(judge)
         names = [name for name in matrix.rows if all(part in name for part in arguments.only)]
         if arguments.list:
             print("\n".join(names))

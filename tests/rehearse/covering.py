@@ -13,12 +13,10 @@ from itertools import combinations
 from random import Random
 from typing import Any
 
-from tests.rehearse.options import KINDS, OPTIONS, PLAIN, Judge, Row
+from tests.rehearse.options import Judge, Row, Space, space_of
 
-DIMENSIONS: dict[str, tuple[Any, ...]] = {"layout": KINDS, **OPTIONS}
 Value = tuple[str, Any]
 Pair = tuple[Value, Value]
-SEED = 13  # of 30, the one with the fewest rows
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,14 @@ class Array:
     forbidden: dict[Pair, str]
 
 
-def covering_array(judge: Judge) -> Array:
+def covering_array(space: Space, judge: Judge) -> Array:
     """Deterministic: the same rows in the same order each time."""
-    allowed, forbidden = sort_pairs(judge)
+    allowed, forbidden = sort_pairs(space, judge)
     open_pairs = dict.fromkeys(allowed)
-    dice = Random(SEED)
+    dice = Random(space.seed)
     rows = []
     while open_pairs:
-        row = _grow(dict(next(iter(open_pairs))), open_pairs, dice, judge)
+        row = space.plain | _grow(space, dict(next(iter(open_pairs))), open_pairs, dice, judge)
         rows.append(row)
         for pair in pairs_of(row):
             open_pairs.pop(pair, None)
@@ -48,56 +46,57 @@ def covering_array(judge: Judge) -> Array:
 
 
 def pairs_of(row: Row) -> Iterator[Pair]:
-    return combinations(((name, row[name]) for name in DIMENSIONS if name in row), 2)
+    return combinations(((name, row[name]) for name in space_of(row).dimensions), 2)
 
 
-def sort_pairs(judge: Judge) -> tuple[list[Pair], dict[Pair, str]]:
+def sort_pairs(space: Space, judge: Judge) -> tuple[list[Pair], dict[Pair, str]]:
     """The pairs that stand together in some row, and the others with the reason.
 
     An option forbids nothing by its plain value, so a pair that stands in no row of plain values stands in none.
     """
     allowed: list[Pair] = []
     forbidden: dict[Pair, str] = {}
-    for first, second in combinations(DIMENSIONS, 2):
-        for pair in ((((first, one), (second, two))) for one in DIMENSIONS[first] for two in DIMENSIONS[second]):
-            rows = list(_in_every_layout(dict(pair)))
-            if any(not judge.why_not(PLAIN | row) for row in rows):
+    for (first, ones), (second, twos) in combinations(space.dimensions.items(), 2):
+        for pair in ((((first, one), (second, two))) for one in ones for two in twos):
+            rows = list(_in_every_layout(space, dict(pair)))
+            if any(not judge.why_not(space.plain | row) for row in rows):
                 allowed.append(pair)
             else:
-                forbidden[pair] = judge.why_not(PLAIN | max(rows, key=lambda row: _alone(row, pair, judge)))
+                nearest = max(rows, key=lambda row: _alone(space, row, pair, judge))
+                forbidden[pair] = judge.why_not(space.plain | nearest)
     return allowed, forbidden
 
 
-def _alone(row: Row, pair: Pair, judge: Judge) -> int:
+def _alone(space: Space, row: Row, pair: Pair, judge: Judge) -> int:
     """How many of two values this row's layout takes without the other."""
-    return sum(not judge.why_not({**PLAIN, "layout": row["layout"], name: value}) for name, value in pair)
+    return sum(not judge.why_not({**space.plain, "layout": row["layout"], name: value}) for name, value in pair)
 
 
-def _grow(row: Row, open_pairs: dict[Pair, None], dice: Random, judge: Judge) -> Row:
+def _grow(space: Space, row: Row, open_pairs: dict[Pair, None], dice: Random, judge: Judge) -> Row:
     """A complete row: one value after the other, each the one that closes most open pairs with those before it.
 
     Dice decide between values that close as many: more is seen together than the pairs ask for.
     """
-    for name in DIMENSIONS:
+    for name, values in space.dimensions.items():
         if name not in row:
             gains = {
-                value: (_closes(row, name, value, open_pairs), dice.random())
-                for value in DIMENSIONS[name]
-                if _stands(row | {name: value}, judge)
+                value: (_closes(space, row, name, value, open_pairs), dice.random())
+                for value in values
+                if _stands(space, row | {name: value}, judge)
             }
             row = row | {name: max(gains, key=gains.__getitem__)}
     return row
 
 
-def _closes(row: Row, name: str, value: Any, open_pairs: dict[Pair, None]) -> int:
-    order = list(DIMENSIONS)
+def _closes(space: Space, row: Row, name: str, value: Any, open_pairs: dict[Pair, None]) -> int:
+    order = list(space.dimensions)
     pairs = (((other, row[other]), (name, value)) for other in row)
     return sum((pair if order.index(pair[0][0]) < order.index(name) else pair[::-1]) in open_pairs for pair in pairs)
 
 
-def _stands(row: Row, judge: Judge) -> bool:
-    return any(not judge.why_not(PLAIN | row) for row in _in_every_layout(row))
+def _stands(space: Space, row: Row, judge: Judge) -> bool:
+    return any(not judge.why_not(space.plain | row) for row in _in_every_layout(space, row))
 
 
-def _in_every_layout(row: Row) -> Iterator[Row]:
-    return iter([row] if "layout" in row else [{"layout": layout, **row} for layout in KINDS])
+def _in_every_layout(space: Space, row: Row) -> Iterator[Row]:
+    return iter([row] if "layout" in row else [{"layout": layout, **row} for layout in space.kinds])

@@ -15,7 +15,7 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.case import Case
 from tests.rehearse.covering import Pair, covering_array
-from tests.rehearse.options import PLAIN, Judge, Row, case_of, name_of
+from tests.rehearse.options import PLAIN, PRETRAINING, Judge, Row, case_of, name_of
 
 RANKS = 8
 
@@ -33,12 +33,15 @@ class Matrix:
     left_out: dict[str, str]
     forbidden: dict[Pair, str]
 
+    def __or__(self, other: Matrix) -> Matrix:
+        return Matrix(self.rows | other.rows, self.left_out | other.left_out, self.forbidden | other.forbidden)
+
     def case(self, name: str, folder: Path) -> Case:
         return case_of(folder, self.rows[name], name)
 
 
 def build_matrix(judge: Judge) -> Matrix:
-    """All rows."""
+    """All rows of pretraining; `finetune_matrix.py` has those of fine-tuning."""
     rows: dict[str, Row] = {}
     left_out: dict[str, str] = {}
     for row in [*FAST, *degree_rows(), *rows_of_16_ranks()]:
@@ -47,7 +50,7 @@ def build_matrix(judge: Judge) -> Matrix:
             left_out[name_of(row)] = why
         else:
             rows[name_of(row)] = row
-    array = covering_array(judge)
+    array = covering_array(PRETRAINING, judge)
     rows |= {name_of(row): row for row in array.rows}
     return Matrix(rows, left_out, array.forbidden)
 

@@ -14,7 +14,7 @@ from paddle_llm.rehearse.oracle import prove
 from tests.rehearse.cases import make_case
 from tests.rehearse.covering import pairs_of, sort_pairs
 from tests.rehearse.matrix import FAST, Matrix, build_matrix, degree_rows
-from tests.rehearse.options import OPTIONS, PLAIN, Judge, case_of, layout_of, name_of
+from tests.rehearse.options import OPTIONS, PLAIN, PRETRAINING, Judge, case_of, layout_of, name_of
 from tests.rehearse.proving import Prover
 
 
@@ -93,7 +93,7 @@ def test_16_ranks_with_all_four_degrees(matrix):
 
 
 def test_every_allowed_pair_is_covered(matrix, judge):
-    allowed, forbidden = sort_pairs(judge)
+    allowed, forbidden = sort_pairs(PRETRAINING, judge)
     covered = {pair for row in matrix.rows.values() for pair in pairs_of(row)}
     assert set(allowed) <= covered
     assert not covered & forbidden.keys()
@@ -155,7 +155,7 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
 
 
 def test_what_is_forbidden_is_what_the_rules_say_and_no_more(judge):
-    allowed, forbidden = sort_pairs(judge)
+    allowed, forbidden = sort_pairs(PRETRAINING, judge)
     for (first, one), (second, two) in [*allowed, *forbidden]:
         excludes, reason = FORBIDDEN.get((first, second), (lambda *_: False, ""))
         why = forbidden.get(((first, one), (second, two)))

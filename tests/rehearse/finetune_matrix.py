@@ -1,0 +1,93 @@
+"""Fine-tuning's part of the matrix: every model x {full, LoRA, prefix} in each kind of layout, and the covering array of the rest.
+
+Rows are instructions of unequal lengths, so the numbers of labels differ between micro batches, ranks and steps.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+from paddle_llm.config.layout import Layout
+from tests.rehearse.covering import covering_array
+from tests.rehearse.matrix import Matrix
+from tests.rehearse.options import FINETUNING, Judge, Row, name_of
+
+TP = Layout(tensor=2)
+SP = Layout(tensor=2, sequence_parallel=True)
+STAGE2 = Layout(sharding=2, sharding_stage=2)
+PP = Layout(pipeline=2)
+
+
+def build_finetune_matrix(judge: Judge) -> Matrix:
+    """All rows."""
+    rows: dict[str, Row] = {}
+    left_out: dict[str, str] = {}
+    for row in [*FINETUNE_FAST, *model_rows(), *more_rows()]:
+        why = judge.why_not(row)
+        if why:
+            left_out[name_of(row)] = why
+        else:
+            rows[name_of(row)] = row
+    array = covering_array(FINETUNING, judge)
+    rows |= {name_of(row): row for row in array.rows}
+    return Matrix(rows, left_out, array.forbidden)
+
+
+def model_rows() -> list[Row]:
+    """Each model x method x layout; those of one model and method share their reference."""
+    families = FINETUNING.options["family"]
+    return [
+        _row(layout, family=family, method=method, micro_batches=4 // layout.data_world_size, **_grouped_query(family))
+        for family, method, layout in product(families, ("full", "LoRA", "prefix"), (TP, STAGE2, PP))
+    ]
+
+
+def _grouped_query(family: str) -> Row:
+    return {"key_value_heads": 2} if family in ("llama", "chatglm_v2", "qwen2") else {}
+
+
+def more_rows() -> list[Row]:
+    """What neither a table of models nor pairs show."""
+    everything = Layout(sharding=2, tensor=2, pipeline=2, sharding_stage=2)
+    return [
+        _row(everything, method="LoRA", key_value_heads=1, samples="packed"),
+        _row(everything, method="full", tied=True, label_smoothing=0.1, vocabulary=121),
+        _row(Layout(data=2, sharding=2, sharding_stage=2), method="adapter", micro_batches=2),
+        _row(PP, method="LoRA", family="bloom", vocabulary=121, micro_batch_size=2, recompute="full"),
+    ]
+
+
+def _row(layout: Layout, **options: Any) -> Row:
+    sequence = "on" if layout.sequence_parallel else ""
+    return {**FINETUNING.plain, "layout": layout, "sequence_parallel": sequence, **options}
+
+
+# Every family, every method, every two of data, tensor and pipeline; what is most easily got wrong.
+FINETUNE_FAST: list[Row] = [
+    _row(TP, method="LoRA", key_value_heads=1, recompute="full"),
+    _row(SP, family="chatglm_v2", method="LoRA with parts", key_value_heads=2, samples="packed"),
+    _row(STAGE2, family="chatglm", method="full", micro_batches=2),
+    _row(TP, family="opt", method="prefix", label_smoothing=0.1, vocabulary=121),
+    _row(PP, family="bloom", method="LoRA", samples="packed"),
+    _row(PP, method="freeze", key_value_heads=2, recompute="full"),
+    _row(
+        Layout(sharding=2, sharding_stage=2, tensor=2),
+        family="qwen2",
+        method="adapter",
+        micro_batches=2,
+        micro_batch_size=2,
+        key_value_heads=2,
+    ),
+    _row(Layout(data=2), family="glm", method="AdaLoRA", micro_batches=2),
+    _row(TP, family="bloom", method="prompt", vocabulary=121),
+    _row(
+        Layout(tensor=2, pipeline=2),
+        family="chatglm_v2",
+        method="full",
+        samples="packed",
+        key_value_heads=2,
+        label_smoothing=0.1,
+        vocabulary=121,
+    ),
+]
