@@ -81,6 +81,8 @@ def method_problems(
         yield f"--prefix_projection with {what}: all layers share its weights. Leave the projection out, or use --sharding stage2."
     elif stage3 and row.no_stage3:
         yield f"{row.title} with --sharding stage3: {row.no_stage3}. Use --sharding stage2."
+    if method == "prefix" and prefix_projection and family == "glm":
+        yield "--prefix_projection is not offered for GLM, whose prefix is hidden states. Leave the projection out."
     if packed and row.no_packing:
         yield f"{row.title} with --zero_padding: {row.no_packing}. Leave --zero_padding out."
     if family in ABILITIES and row.families and family not in row.families:

@@ -18,7 +18,6 @@ from typing import Any
 
 import paddle
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.models.segments import ends_of, is_ends
 from paddle_llm.models.shards import Shard
 from paddle_llm.peft.attachment import Attachment, whole
@@ -36,8 +35,6 @@ def install(attachment: Attachment) -> None:
     ending, install_in = _FAMILIES[family]
     layers = [(path, layer) for path, layer in attachment.layers() if path.endswith(ending)]
     trunk = _Trunk(attachment) if attachment.method.prefix_projection else None
-    if trunk is not None and family == "glm":
-        raise UserError("prefix_projection is not offered for GLM, whose prefix is hidden states. Leave it out.")
     for path, layer in layers:
         install_in(attachment, path, layer, trunk)
 

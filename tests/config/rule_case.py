@@ -8,9 +8,15 @@ from typing import Any
 
 from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.reader import resolve
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
+from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama
 
-WRITERS = {"llama": write_llama, "chatglm": write_chatglm, "chatglm2": write_chatglm2, "bloom": write_bloom}
+WRITERS = {
+    "llama": write_llama,
+    "chatglm": write_chatglm,
+    "chatglm2": write_chatglm2,
+    "bloom": write_bloom,
+    "glm": write_glm,
+}
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ _CASES = [
         world=2,
     ),
     Case(
+        "padding",
+        "--pad_to_max_length 0 --tensor_parallel_degree 2 --sequence_parallel",
+        notice="layers expect rows of one length",
+        fine="--tensor_parallel_degree 2 --sequence_parallel",
+        world=2,
+    ),
+    Case(
         "instructions_are_there",
         "",
         problem="and there is no ./data/train.json: give --dataset_name_or_path FILE",
@@ -141,6 +148,13 @@ _CASES = [
     ),
     Case("method_goes_with_the_rest", "--prompt_tuning --zero_padding", problem="prompt tuning with --zero_padding"),
     Case("method_goes_with_the_rest", "--prompt_tuning", problem="is not offered for ChatGLM-6B", model="chatglm"),
+    Case(
+        "method_goes_with_the_rest",
+        "--prefix_tuning --prefix_projection",
+        problem="--prefix_projection is not offered for GLM",
+        fine="--prefix_tuning",
+        model="glm",
+    ),
     Case("settings_of_methods", "--lora_rank 4", notice="--lora_rank has no effect without --lora or --adalora"),
     Case("settings_of_methods", "--num_prefix_tokens 4 --lora", notice="has no effect without --prefix_tuning"),
     Case("settings_of_methods", "--rslora --adalora", notice="--rslora has no effect without --lora."),

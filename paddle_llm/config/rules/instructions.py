@@ -41,8 +41,13 @@ def padding(run: Run) -> Findings:
             yield Notice(f"--{name} has no effect with --zero_padding: every packed row has one length.")
     if config.pad_to_max_length and multiple and not config.zero_padding:
         yield Notice("--pad_to_multiple_of has no effect with --pad_to_max_length.")
-    if "pad_to_max_length" in run.asked and not config.pad_to_max_length and run.layout.pipeline > 1:
-        yield Notice("--pad_to_max_length is true with a pipeline: its stages expect rows of one length.")
+    if "pad_to_max_length" in run.asked and not config.pad_to_max_length:
+        if run.layout.pipeline > 1:
+            yield Notice("--pad_to_max_length is true with a pipeline: its stages expect rows of one length.")
+        elif config.sequence_parallel:
+            yield Notice(
+                "--pad_to_max_length is true with --sequence_parallel: PaddleNLP's layers expect rows of one length."
+            )
 
 
 @fine_tuning
