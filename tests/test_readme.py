@@ -48,13 +48,14 @@ def test_the_commands_run_as_typed(tmp_path):
     (tmp_path / "my_text").mkdir()
     for name, text in list(topics.items()):
         (tmp_path / "my_text" / f"{name.replace('/', '_')}.txt").write_text(text)
-    for name in ("configs", "run_pretrain.py"):
+    for name in ("configs", "run_pretrain.py", "finetune_generation.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     typed = [c for c in _commands(README) if not c.startswith(tuple(ELSEWHERE))]
     assert len(typed) >= 5
     for command in typed:
         _run(command, tmp_path)
-    assert (tmp_path / "output/mine/model/config.json").exists()
+    for model in ("mine", "tuned"):
+        assert (tmp_path / "output" / model / "model/config.json").exists()
 
 
 @pytest.mark.parametrize("text", [README, CHINESE], ids=["README.md", "README_zh.md"])

@@ -175,3 +175,23 @@ def test_patience_ends_a_training_that_gets_no_better(folder, tmp_path):
     settings = {"learning_rate": 1e-30, "load_best_model_at_end": True, "early_stopping_patience": 2}
     (trained,) = finetune(folder, tmp_path, max_steps=30, eval_steps=2, save_steps=2, **settings)
     assert trained["steps"] == 6  # the first evaluation, then two that are no better
+
+
+def test_from_a_notebook(folder, tmp_path):
+    (found,) = run_ranks(_in_a_notebook, 1, str(folder), str(tmp_path / "out"), timeout=120, quiet=True)
+    assert found["kind"] == "FinetuneTrainer" and found["loss"] > 0
+    assert (tmp_path / "out/adapter/adapter_config.json").exists()
+    assert "problems" in found["mistake"] and "lora_rnak" in found["mistake"]
+
+
+def _in_a_notebook(folder: str, output: str) -> dict:
+    from paddle_llm import finetune as tune
+
+    where = {"model_name_or_path": f"{folder}/llama", "dataset_name_or_path": f"{folder}/data", "output_dir": output}
+    short = {"device": "cpu", "max_steps": 2, "max_length": 96, "continue_training": False, "report_to": ["none"]}
+    try:
+        tune(**where, lora_rnak=4, max_length=-1)
+    except UserError as error:
+        mistake = str(error)
+    trainer = tune(**where, **short, do_train=True, do_eval=True, lora=True, lora_target_modules=["q_proj", "v_proj"])
+    return {"kind": type(trainer).__name__, "loss": trainer.evaluate()["eval_loss"], "mistake": mistake}
