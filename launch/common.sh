@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: the command line, the device, and restarts after a failure.
 # shellcheck shell=bash
-# A script sets RANKS (processes on this machine) and may add to LAUNCH (options of paddle.distributed.launch) and FLAGS
+# A script sets RANKS (processes on this machine), may set ENTRY (what is launched) and add to LAUNCH (options of paddle.distributed.launch) and FLAGS
 # (flags that stand before the user's), then calls `main "$@"`.
 #
 # Restarts are done here: `--max_restart` of paddle.distributed.launch (3.3.1) counts only with an etcd master; with any
@@ -8,6 +8,7 @@
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python}
+ENTRY=${ENTRY:-run_pretrain.py}
 DEVICE=${DEVICE:-gpu}
 LOG_DIR=${LOG_DIR:-log}
 MAX_RESTART=${MAX_RESTART:-3}
@@ -45,7 +46,7 @@ stop() {
 # Run the job once; its exit code in `code`. In the background, so that a scheduler's SIGTERM reaches it through us.
 run_once() {
   code=0
-  "$PYTHON" -u -m paddle.distributed.launch "${LAUNCH[@]}" --log_dir "$LOG_DIR" "$ROOT/run_pretrain.py" "$@" &
+  "$PYTHON" -u -m paddle.distributed.launch "${LAUNCH[@]}" --log_dir "$LOG_DIR" "$ROOT/$ENTRY" "$@" &
   child=$!
   wait "$child" || code=$?
   if [[ -n $stopped ]]; then # the signal ended our wait, not yet the job

@@ -12,7 +12,24 @@ from paddle_llm.rehearse.ranks import run_ranks
 from tests.tiny import write_llama
 
 VOCABULARY = 312
-_NAMES = "Ada Bela Cleo Dora Emil Finn Gwen Hugo Iris Jane Karl Lena Mona Nils Olga Paul".split()
+_NAMES = (
+    "Ada",
+    "Bela",
+    "Cleo",
+    "Dora",
+    "Emil",
+    "Finn",
+    "Gwen",
+    "Hugo",
+    "Iris",
+    "Jane",
+    "Karl",
+    "Lena",
+    "Mona",
+    "Nils",
+    "Olga",
+    "Paul",
+)
 
 
 def instructions(count: int, seed: int = 0) -> list[dict[str, str]]:

@@ -17,7 +17,7 @@ from tests.tiny import write_llama
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-SCRIPTS = ["one_card.sh", "eight_cards_stage2.sh", "run_trainer_tp4pp2.sh", "many_machines.sh", "slurm.sbatch"]
+SCRIPTS = ["one_card.sh", "eight_cards_stage2.sh", "run_trainer_tp4pp2.sh", "many_machines.sh", "slurm.sbatch", "finetune.sh"]
 STEPS = 6
 
 
@@ -91,6 +91,14 @@ def test_flags_alone_are_enough(recorder: Path) -> None:
     line = words("eight_cards_stage2.sh", "--model_name_or_path", "m", recorder=recorder)
     script = line.index(str(ROOT / "run_pretrain.py"))
     assert line[script + 1 :] == ["--sharding", "stage2", "--model_name_or_path", "m"]
+
+
+def test_fine_tuning_has_its_entry(recorder: Path) -> None:
+    line = words("finetune.sh", "x.json", "--lora", "1", recorder=recorder, GPUS="2,3")
+    assert after("--gpus", line) == "2,3"
+    assert line[line.index(str(ROOT / "finetune_generation.py")) + 1 :] == ["x.json", "--lora", "1"]
+    line = words("one_card.sh", "x.json", recorder=recorder, ENTRY="finetune_generation.py")
+    assert str(ROOT / "finetune_generation.py") in line
 
 
 def test_the_tutorials_script_runs_without_arguments(recorder: Path) -> None:
