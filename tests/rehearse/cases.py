@@ -152,7 +152,11 @@ def make_case(
 
 def instruction_rows(count: int, family: str, vocabulary: int, *, packed: bool = False, seed: int = 0) -> list[Sample]:
     """Items of fine-tuning's data sets: one sample each, or what fills a packed row."""
-    samples = instruction_samples(4 * count if packed else count, family, vocabulary, seed)
-    rows = PackedDataset(samples, PACKED_ROW, seed) if packed else InstructionDataset(samples)
-    assert len(rows) >= count, f"{len(rows)} rows, {count} are needed"
-    return [rows[number] for number in range(count)]
+    if not packed:
+        samples = InstructionDataset(instruction_samples(count, family, vocabulary, seed))
+        return [samples[number] for number in range(count)]
+    rows: list[Sample] = []
+    while len(rows) < count:  # few samples at a time: of many, no row would be left with padding
+        part = PackedDataset(instruction_samples(5, family, vocabulary, seed + len(rows)), PACKED_ROW, seed)
+        rows += [part[number] for number in range(len(part))]
+    return rows[:count]

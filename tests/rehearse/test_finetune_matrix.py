@@ -1,0 +1,164 @@
+"""Fine-tuning beside one process: the fast rows of its matrix, proven; the list itself: complete, nothing dropped in silence."""
+
+from __future__ import annotations
+
+import re
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.methods import method_problems
+from paddle_llm.peft.method import method_of
+from tests.rehearse.cases import make_case
+from tests.rehearse.covering import pairs_of, sort_pairs
+from tests.rehearse.finetune_matrix import FINETUNE_FAST, PP, STAGE2, TP, build_finetune_matrix, model_rows
+from tests.rehearse.matrix import Matrix
+from tests.rehearse.options import (
+    FINETUNING,
+    METHODS,
+    PLAIN,
+    Judge,
+    Row,
+    case_of,
+    config_of,
+    layout_of,
+    name_of,
+)
+from tests.rehearse.proving import Prover
+
+
+@pytest.fixture(scope="module")
+def prover() -> Prover:
+    return Prover()
+
+
+@pytest.mark.parametrize("row", FINETUNE_FAST, ids=name_of)
+def test_a_row_equals_one_process(row, prover, tmp_path):
+    verdict = prover(case_of(tmp_path, row))
+    assert verdict.passed, "\n".join(map(str, verdict.failures[:10]))
+
+
+def test_the_fast_rows_have_every_family_method_and_option():
+    unseen = {name: set(values) - {row[name] for row in FINETUNE_FAST} for name, values in FINETUNING.options.items()}
+    assert {name: values for name, values in unseen.items() if values} == {
+        "method": {"projected prefix"},
+        "micro_batches": {1},
+        "tied": {True},
+    }
+    layouts = [row["layout"] for row in FINETUNE_FAST]
+    for degree in ("data", "sharding", "tensor", "pipeline"):
+        assert any(getattr(layout, degree) > 1 for layout in layouts)
+    assert any(layout.tensor > 1 < layout.pipeline for layout in layouts)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_rows_are_of_unequal_lengths_and_bear_unequal_numbers_of_labels(packed, tmp_path):
+    """Between micro batches, data ranks and steps alike: else a mean taken in the wrong place would not be seen."""
+    case = make_case(tmp_path, Layout(data=2), entry="finetune", packed=packed, global_batch=4)
+    labels = np.array([int((sample["labels"] != -100).sum()) for sample in case.train]).reshape(3, 2, 2)
+    assert len({len(sample["input_ids"]) for sample in case.train}) > 3
+    for axis in (1, 2):
+        sums = labels.sum(axis=axis)
+        assert (sums[:, 0] != sums[:, 1]).sum() >= 2, "of three steps"
+    assert len(set(labels.sum(axis=(1, 2)))) == 3
+    if packed:
+        assert {1, 2, 3} <= {len(sample["segment_lengths"]) for sample in case.train}
+
+
+# --- the list ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory) -> Judge:
+    return Judge(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def matrix(judge) -> Matrix:
+    return build_finetune_matrix(judge)
+
+
+def test_every_model_has_full_lora_and_prefix_in_every_layout_that_is_offered(matrix):
+    """7 x 3 x 3; what is left out are the pipelines that PaddleNLP does not have."""
+    rows = model_rows()
+    found = {(row["family"], row["method"], row["layout"]) for row in rows}
+    families = ("llama", "chatglm", "chatglm_v2", "bloom", "opt", "glm", "qwen2")
+    assert found == set(product(families, ("full", "LoRA", "prefix"), (TP, STAGE2, PP)))
+    refused = {name_of(row) for row in rows if row["layout"] == PP and row["family"] in ("chatglm", "opt", "glm")}
+    assert matrix.left_out.keys() == refused and len(refused) == 9
+    assert all("PaddleNLP has no pipeline for" in why for why in matrix.left_out.values())
+    assert {name_of(row) for row in rows} - refused <= matrix.rows.keys()
+    for row in rows:
+        assert row["micro_batches"] > 1, "several micro batches in every step"
+
+
+def test_every_allowed_pair_is_covered(matrix, judge):
+    allowed, forbidden = sort_pairs(FINETUNING, judge)
+    covered = {pair for row in matrix.rows.values() for pair in pairs_of(row)}
+    assert set(allowed) <= covered
+    assert not covered & forbidden.keys()
+    assert forbidden == matrix.forbidden and all(forbidden.values())
+
+
+def test_methods_are_left_out_where_the_rules_of_methods_say_so(judge, tmp_path):
+    """The judge is the reader: what it says of method, layout and family is what `method_problems` says."""
+    allowed, forbidden = sort_pairs(FINETUNING, judge)
+    for pair in (pair for pair in [*allowed, *forbidden] if "method" in {name for name, _ in pair}):
+        row = FINETUNING.plain | dict(pair)
+        if "layout" in row:
+            told = [*_method_problems(row, tmp_path), *_no_way_around(row)]
+        else:
+            told = list(_method_problems(row | {"layout": TP}, tmp_path))
+        assert bool(told) == (pair in forbidden), (pair, told, forbidden.get(pair))
+
+
+def _method_problems(row: Row, folder: Any) -> list[str]:
+    method = method_of(config_of(folder, row))
+    packed = row["samples"] == "packed"
+    return list(
+        method_problems(
+            method.name, layout_of(row), row["family"], packed=packed, prefix_projection=method.prefix_projection
+        )
+    )
+
+
+def _no_way_around(row: Row) -> list[str]:
+    return [] if row["layout"].pipeline == 1 or row["family"] == "llama" else ["it has no pipeline"]
+
+
+FORBIDDEN = {
+    ("layout", "family"): "has no pipeline for",
+    ("layout", "sequence_parallel"): "sequence_parallel needs tensor_parallel_degree above 1",
+    ("family", "sequence_parallel"): "sequence_parallel is not offered for",
+    ("family", "samples"): "is not offered for",
+    ("family", "key_value_heads"): "no word for key_value_heads",
+    ("family", "tied"): "no word for tied",
+    ("layout", "method"): "pipeline_parallel_degree = 2|sharding stage3",
+    ("family", "method"): "is not offered for",
+    ("method", "samples"): "prompt tuning with --zero_padding",
+}
+
+
+def test_pairs_that_no_row_has(judge):
+    _, forbidden = sort_pairs(FINETUNING, judge)
+    for ((first, _), (second, _)), why in forbidden.items():
+        assert (first, second) in FORBIDDEN, (first, second, why)
+        assert re.search(FORBIDDEN[first, second], why), why
+
+
+def test_rows_are_the_same_each_time(matrix, judge):
+    assert list(build_finetune_matrix(judge).rows) == list(matrix.rows)
+
+
+def test_the_methods_of_the_matrix_are_all_that_there_are():
+    from paddle_llm.config.methods import METHODS as KNOWN
+    from paddle_llm.config.run_config import RunConfig
+
+    assert {method_of(RunConfig(**settings)).name for settings in METHODS.values()} == set(KNOWN)
+    assert set(FINETUNING.options["method"]) == set(METHODS)
+    assert FINETUNING.plain.keys() == PLAIN.keys()
+    for one, two in combinations(FINETUNE_FAST, 2):
+        assert name_of(one) != name_of(two)
