@@ -1,0 +1,93 @@
+"""Beam search against all texts that there are, of a vocabulary of five, and against Hugging Face's."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from paddle_llm.generation.choice import Choice
+from paddle_llm.models.incremental import Prompt
+from tests.models.building import build
+from tests.tiny import write_llama
+
+VOCABULARY, LENGTH, ENDS = 5, 3, (1, 3)
+PROMPTS = [[2, 4, 0, 2], [4, 2]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("five")
+    write_llama(folder, vocab_size=VOCABULARY, num_hidden_layers=2, initializer_range=0.3)
+    model = build(folder)
+    model.eval()
+    return model
+
+
+def all_texts() -> list[tuple[int, ...]]:
+    """Every text of at most LENGTH tokens, an end only as its last."""
+    words = [token for token in range(VOCABULARY) if token not in ENDS]
+    texts = []
+    for length in range(1, LENGTH + 1):
+        last = range(VOCABULARY) if length == LENGTH else ENDS
+        texts += [(*head, end) for head in itertools.product(words, repeat=length - 1) for end in last]
+    return texts
+
+
+def worths(model, prompt: list[int], length_penalty: float) -> list[tuple[float, tuple[int, ...]]]:
+    """(log-probability / length ** penalty, text) of every text, best first, computed without a cache."""
+    import paddle
+    import paddle.nn.functional as F
+
+    found = []
+    for text in all_texts():
+        ids = paddle.to_tensor([[*prompt, *text]])
+        with paddle.no_grad():
+            scores = F.log_softmax(model(ids)[0][0], axis=-1).numpy()
+        total = sum(scores[len(prompt) + place - 1, token] for place, token in enumerate(text))
+        found.append((float(total) / len(text) ** length_penalty, text))
+    return sorted(found, reverse=True)
+
+
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.5])
+def test_with_beams_for_all_the_best_text_is_found(model, length_penalty):
+    from paddle_llm.generation.decode import decode
+
+    choice = Choice(num_beams=VOCABULARY**LENGTH, length_penalty=length_penalty)
+    found = decode(model, "llama", [Prompt(ids) for ids in PROMPTS], [LENGTH] * 2, ENDS, choice)
+    for ids, text in zip(PROMPTS, found, strict=True):
+        (best, expected), (second, _) = worths(model, ids, length_penalty)[:2]
+        assert best - second > 1e-4  # rounding does not decide
+        assert text == [token for token in expected if token not in ENDS]
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("options", [{}, {"length_penalty": 0.3}, {"length_penalty": -1.0}, {"num_beams": 7}])
+def test_texts_are_hugging_faces(tmp_path, options):
+    """Few beams of many words, so that searches are cut short and end early."""
+    torch = pytest.importorskip("torch", reason="needs the extra hf")
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf")
+    from paddle_llm.generation.decode import decode
+
+    write_llama(tmp_path, vocab_size=40, num_hidden_layers=2, initializer_range=0.25)
+    torch.manual_seed(0)
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_pretrained(tmp_path)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours = build(tmp_path, load=True)
+    ours.eval()
+    options, many = {"num_beams": 4, **options}, [*range(2, 9)]
+    prompts = [np.random.default_rng(seed).integers(10, 40, 4 + seed % 5).tolist() for seed in range(24)]
+    found = decode(ours, "llama", [Prompt(ids) for ids in prompts], [12] * 24, many, Choice(**options))
+    assert sum(len(text) < 12 for text in found) > 6
+    for ids, text in zip(prompts, found, strict=True):
+        with torch.no_grad():
+            whole = theirs.generate(
+                torch.tensor([ids]),
+                max_new_tokens=12,
+                do_sample=False,
+                eos_token_id=many,
+                pad_token_id=0,
+                **options,
+            )[0].tolist()[len(ids) :]
+        assert text == list(itertools.takewhile(lambda token: token not in many, whole))
