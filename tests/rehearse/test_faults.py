@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,19 @@ MODEL = {"num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": 127, "t
 # samples that do not fill a batch.
 SETTINGS = {"max_steps": 2, "global_batch": 8, "ignored_labels": True, "evaluation": 5}
 SETTINGS |= {"max_grad_norm": 0.5, "weight_decay": 0.1}
+LORA = {"entry": "finetune", "lora": True, "lora_rank": 4}
+# With LoRA, beside the faults that only it shows.
+ALSO_WITH_LORA = ("mean_of_each_micro_batch", "replicas_in_the_norm", "forgotten_moments")
 
 
 @pytest.fixture(scope="module")
 def case_of(tmp_path_factory) -> Callable[..., Case]:
     folder = tmp_path_factory.mktemp("faults")
-    return lambda layout, fault=None: make_case(folder, layout, model=MODEL, fault=fault, **SETTINGS)
+
+    def make(layout: Layout, fault: str | None = None, **settings: Any) -> Case:
+        return make_case(folder, layout, model=MODEL, fault=fault, **SETTINGS, **settings)
+
+    return make
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +42,16 @@ def reference(case_of) -> Reference:
     return reference_of(case_of(Layout()))
 
 
-@pytest.mark.parametrize("layout", dict.fromkeys(fault.layout for fault in FAULTS.values()), ids=str)
+@pytest.fixture(scope="module")
+def lora_reference(case_of) -> Reference:
+    return reference_of(case_of(Layout(), **LORA))
+
+
+PRETRAINING = [fault for fault in FAULTS.values() if fault.entry == "pretrain"]
+WITH_LORA = [fault for fault in FAULTS.values() if fault.entry == "finetune" or fault.name in ALSO_WITH_LORA]
+
+
+@pytest.mark.parametrize("layout", dict.fromkeys(fault.layout for fault in PRETRAINING), ids=str)
 def test_without_a_fault_the_layout_is_proven(case_of, reference, layout):
     case = case_of(layout)
     assert reference_key(case) == reference_key(case_of(Layout()))
@@ -42,10 +59,21 @@ def test_without_a_fault_the_layout_is_proven(case_of, reference, layout):
     assert verdict.passed, "\n".join(str(failure) for failure in verdict.failures[:5])
 
 
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=lambda fault: fault.name)
+@pytest.mark.parametrize("fault", PRETRAINING, ids=lambda fault: fault.name)
 def test_the_fault_is_caught_and_named(case_of, reference, fault):
     verdict = prove(case_of(fault.layout, fault.name), reference)
     check(verdict, fault)
+
+
+@pytest.mark.parametrize("layout", dict.fromkeys(fault.layout for fault in WITH_LORA), ids=str)
+def test_lora_without_a_fault_is_proven(case_of, lora_reference, layout):
+    verdict = prove(case_of(layout, **LORA), lora_reference)
+    assert verdict.passed, "\n".join(str(failure) for failure in verdict.failures[:5])
+
+
+@pytest.mark.parametrize("fault", WITH_LORA, ids=lambda fault: fault.name)
+def test_the_fault_is_caught_and_named_with_lora(case_of, lora_reference, fault):
+    check(prove(case_of(fault.layout, fault.name, **LORA), lora_reference), fault)
 
 
 def check(verdict: Verdict, fault: Fault) -> None:

@@ -136,3 +136,24 @@ def left_over_gradients() -> Iterator[None]:
 
     with patch.object(DygraphShardingOptimizer, "clear_grad", lambda self, set_to_zero=True: None):
         yield
+
+
+@fault(
+    "LoRA beside a layer whose outputs are cut: each tensor rank keeps the gradient of A that its own outputs give.",
+    shows="gradient",
+    spares=FORWARD,
+    layout=TP2,
+    tensors=r"lora_A$",
+    step=2,  # B begins as zeros, and A's gradient with them
+    entry="finetune",
+)
+def lora_replicas() -> Iterator[None]:
+    from paddle_llm.peft import parallel_product
+
+    summed = parallel_product.summed_gradient
+
+    def summed_for_parameters(tensor, axis, wanted=True):
+        return summed(tensor, axis, wanted and tensor.is_leaf)
+
+    with patch.object(parallel_product, "summed_gradient", summed_for_parameters):
+        yield

@@ -71,6 +71,25 @@ def mean_of_each_rank() -> Iterator[None]:
 
 
 @fault(
+    "Each micro batch's loss is the mean over its own labels, as trainers divided before 2024: those with few count as much.",
+    shows="loss",
+    spares=(),
+    layout=DP2,
+)
+def mean_of_each_micro_batch() -> Iterator[None]:
+    from paddle_llm.training.token_mean import TokenMean
+
+    announce = TokenMean.announce
+
+    def announce_nothing(self, labels):
+        announce(self, labels)
+        self._criterion.divisor = None
+
+    with patch.object(TokenMean, "announce", announce_nothing):
+        yield
+
+
+@fault(
     "The evaluation's loss is the mean of the ranks' means, though their numbers of labels differ.",
     shows="eval_loss",
     spares=("loss", "grad_norm", "gradient", "weight", "moment1", "moment2"),

@@ -23,6 +23,7 @@ class Fault:
         layout: the smallest that shows it.
         patched: breaks the code for as long as the context lasts; entered in each rank before the trainer is built.
         step: the first at which anything is seen.
+        entry: of the case that shows it: "pretrain", or "finetune" with LoRA.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Fault:
     patched: Callable[[], AbstractContextManager]
     alone: bool = True
     step: int = 1
+    entry: str = "pretrain"
 
 
 FAULTS: dict[str, Fault] = {}
@@ -56,13 +58,14 @@ def fault(
     tensors: str = "",
     alone: bool = True,
     step: int = 1,
+    entry: str = "pretrain",
 ):
     """Enter a generator into FAULTS: what it does before its yield breaks the code."""
 
     def enter(function: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
         name = function.__name__
         FAULTS[name] = Fault(
-            name, imitates, shows, spares, tensors, layout, contextmanager(function), alone=alone, step=step
+            name, imitates, shows, spares, tensors, layout, contextmanager(function), alone, step, entry
         )
         return function
 

@@ -168,3 +168,27 @@ def schedule_twice() -> Iterator[None]:
 
     with patch.object(LambdaDecay, "step", step_twice):
         yield
+
+
+@fault(
+    "The second tensor rank forgets the first moments of its shards.",
+    shows="moment1",
+    spares=(*BACKWARD, "grad_norm", "weight", "moment2"),
+    layout=TP2,
+    tensors=".",
+)
+def forgotten_moments() -> Iterator[None]:
+    from paddle.distributed import fleet
+    from paddle.optimizer import AdamW
+
+    update = AdamW._append_optimize_op
+
+    def update_and_forget(self, block, param_and_grad):
+        result = update(self, block, param_and_grad)
+        rank = fleet.get_hybrid_communicate_group().get_model_parallel_rank()
+        if param_and_grad[0].is_distributed and rank == 1:
+            self._get_accumulator("moment1", param_and_grad[0]).zero_()
+        return result
+
+    with patch.object(AdamW, "_append_optimize_op", update_and_forget):
+        yield

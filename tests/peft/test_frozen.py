@@ -1,0 +1,24 @@
+"""What is frozen stays what it was. (Each method in each layout beside one process: `tests/rehearse/finetune_matrix.py`.)"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.oracle import run_case
+from tests.rehearse.cases import make_case
+
+
+def test_frozen_weights_stay_what_they_were(tmp_path):
+    """On every rank, to the bit; and only what is trained has gradients and moments."""
+    layout = Layout(sharding=2, sharding_stage=2)
+    for record in run_case(make_case(tmp_path, layout, entry="finetune", global_batch=4, lora=True)):
+        first, last = record.steps[1].tensors, record.steps[3].tensors
+        for name, part in first["weight"].items():
+            trained = ".lora_" in name
+            # One process's reference is compared by the oracle; here a rank is with itself.
+            assert np.array_equal(part.values, last["weight"][name].values) != trained, name
+        for quantity in ("gradient", "moment1", "moment2"):
+            assert {name for name in last[quantity] if np.any(last[quantity][name].values)} <= {
+                name for name in first["weight"] if ".lora_" in name
+            }
