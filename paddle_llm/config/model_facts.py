@@ -26,7 +26,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 _FOUR_TIMES_HIDDEN = ("bloom", "glm")
 _ALWAYS_TIED = ("bloom", "chatglm", "glm")  # whatever config.json says: their head is given the embedding's weight
 # configs/models/llama-7b is what PaddleNLP calls facebook/llama-7b; somebody else's llama-7b may be another.
-_SHIPPED_OWNERS = ("facebook", "meta-llama", "THUDM", "bigscience")
+_SHIPPED_OWNERS = ("facebook", "meta-llama", "THUDM", "bigscience", "Qwen")
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 
 
