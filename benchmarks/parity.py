@@ -146,7 +146,8 @@ def explanation() -> str:
         f"{SETTINGS['adam_epsilon']:g}, gradients clipped to 0.05 unless a row says otherwise. Differences are relative "
         "(a tensor's: Frobenius norms), the largest over all steps, tensors and ranks. Allowed on the first step: "
         f"{limits}; later the same or {FACTOR} times what rounding alone does between two one-process runs. `of its limit`: the "
-        "largest share of what is allowed. Seconds are those of the layout's run, its start included.\n"
+        "largest share of what is allowed. Seconds are those of the layout's run, its start included. Rows of fine-tuning train "
+        "on instructions of unequal lengths, whose answers bear loss, so that no two micro batches or ranks have as many labels.\n"
     )
 
 

@@ -13,7 +13,8 @@ from itertools import combinations
 from random import Random
 from typing import Any
 
-from tests.rehearse.options import Judge, Row, Space, space_of
+from tests.rehearse.options import Judge
+from tests.rehearse.spaces import Row, Space, space_of
 
 Value = tuple[str, Any]
 Pair = tuple[Value, Value]

@@ -11,7 +11,8 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 from tests.rehearse.covering import covering_array
 from tests.rehearse.matrix import Matrix
-from tests.rehearse.options import FINETUNING, Judge, Row, name_of
+from tests.rehearse.options import Judge, name_of
+from tests.rehearse.spaces import FINETUNING, Row
 
 TP = Layout(tensor=2)
 SP = Layout(tensor=2, sequence_parallel=True)

@@ -15,7 +15,8 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.case import Case
 from tests.rehearse.covering import Pair, covering_array
-from tests.rehearse.options import PLAIN, PRETRAINING, Judge, Row, case_of, name_of
+from tests.rehearse.options import Judge, case_of, name_of
+from tests.rehearse.spaces import PLAIN, PRETRAINING, Row
 
 RANKS = 8
 

@@ -1,12 +1,12 @@
-"""The dimensions of the matrix: kinds of layout, everything else that a training can be told, and which go together.
+"""Rows of the matrix (`spaces.py`) as trainings, and which of them can be run.
 
-There are two spaces of rows, of pretraining and of fine-tuning. A `Row` is one choice of everything; `config_of` and `case_of` turn it into what the oracle runs. Whether a row can be run is
-the product's own word: its reader says so (`why_not`), so the matrix and the rules of `paddle_llm/config/` cannot drift apart.
+`config_of` and `case_of` turn a row into what the oracle runs. Whether it can be run is the product's own word: its reader says
+so (`why_not`), so the matrix and the rules of `paddle_llm/config/` cannot drift apart.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,138 +16,7 @@ from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.rehearse.case import Case
 from tests.rehearse.cases import make_case, make_config
-
-Row = dict[str, Any]
-
-# Kinds of layout in the covering array; the matrix has every tuple of degrees beside it.
-KINDS = (
-    Layout(data=2),
-    Layout(sharding=2, sharding_stage=1),
-    Layout(sharding=2, sharding_stage=2),
-    Layout(sharding=2, sharding_stage=3),
-    Layout(tensor=2),
-    Layout(tensor=4),
-    Layout(pipeline=2),
-    Layout(pipeline=3),
-    Layout(pipeline=4),
-    Layout(tensor=2, pipeline=2),
-    Layout(sharding=2, sharding_stage=1, pipeline=2),
-    Layout(sharding=2, sharding_stage=2, pipeline=2),
-    Layout(sharding=2, sharding_stage=2, tensor=2),
-    Layout(sharding=2, sharding_stage=3, tensor=2),
-    Layout(data=2, sharding=2, sharding_stage=2),
-    Layout(sharding=2, sharding_stage=2, pipeline=3),
-    Layout(tensor=2, pipeline=3),
-    Layout(sharding=2, sharding_stage=2, tensor=2, pipeline=2),
-)
-
-# What a method of training sets. Tensors that begin as zeros show Adam's rounding unmixed: where their gradients are small,
-# its epsilon must be above them.
-_FINAL_NORM = r".*(\.norm|ln_f|final_layer_?norm)"
-_EMBEDDING = r".*(embed_tokens|word_embeddings)"
-METHODS: dict[str, dict[str, Any]] = {
-    "full": {},
-    "LoRA": {"lora": True},
-    "LoRA with parts": {
-        "lora": True,
-        "rslora": True,
-        "lora_plus_scale": 4.0,
-        "modules_to_save": [_FINAL_NORM, _EMBEDDING],
-    },
-    "prefix": {"prefix_tuning": True, "num_prefix_tokens": 4},
-    "projected prefix": {"prefix_tuning": True, "num_prefix_tokens": 4, "prefix_projection": True},
-    "adapter": {"adapter": True, "adapter_size": 4, "adam_epsilon": 1e-2},
-    "freeze": {"freeze_layers": 1},
-    "AdaLoRA": {
-        "adalora": True,
-        "lora_rank": 2,
-        "adalora_init_rank": 4,
-        "max_steps": 4,
-        "adalora_warmup_ratio": 0.5,
-        "adalora_final_ratio": 0.25,
-        "adalora_budget_interval": 1,
-        "adam_epsilon": 1e-2,
-    },
-    "prompt": {"prompt_tuning": True, "num_prompt_tokens": 4},
-}
-
-# The first value of each is the plain one: it goes with every layout and every other option.
-OPTIONS: dict[str, tuple[Any, ...]] = {
-    "family": ("llama", "chatglm_v2", "bloom"),
-    "method": ("full",),
-    "virtual_stages": (1, 2, "2 overlapped"),
-    "layers": ("divide", "do not divide"),  # by the pipeline's stages
-    "micro_batches": (8, 4, 2, 1),  # per rank and step: more than stages, as many, fewer
-    "micro_batch_size": (1, 2),
-    "sequence_parallel": ("", "on", "fused"),
-    "recompute": ("", "full", "full_attn", "core_attn"),
-    "key_value_heads": ("all", 2, 1),
-    "tied": (False, True),
-    "fused": ("", "qkv", "qkv ffn"),
-    "vocabulary": (128, 121),  # 121 is padded in every tensor-parallel layout
-    "clipping": (0.05, 0.0),  # at every step; never
-    "weight_decay": (0.1, 0.0),
-    "evaluation": ("uneven", "even"),  # the last batch
-    "labels": ("all", "some ignored"),
-    "pipeline_words": ("", "disable_batch_p2p_comm", "enable_delay_scale_loss"),
-    "topo_order": ("pp_first", "sharding_first"),
-    "release_grads": (False, True),
-}
-PLAIN: Row = {
-    **{name: values[0] for name, values in OPTIONS.items()},
-    "entry": "pretrain",
-    "samples": "single",
-    "label_smoothing": 0.0,
-}
-
-# Fine-tuning: samples of unequal lengths; what it shares with pretraining, and what is its own.
-FINETUNE_KINDS = (
-    Layout(data=2),
-    Layout(sharding=2, sharding_stage=2),
-    Layout(sharding=2, sharding_stage=3),
-    Layout(tensor=2),
-    Layout(pipeline=2),
-    Layout(tensor=2, pipeline=2),
-    Layout(sharding=2, sharding_stage=2, tensor=2),
-)
-FINETUNE_OPTIONS: dict[str, tuple[Any, ...]] = {
-    "family": ("llama", "chatglm", "chatglm_v2", "bloom", "opt", "glm", "qwen2"),
-    "method": tuple(METHODS),
-    "samples": ("single", "packed"),
-    "label_smoothing": (0.0, 0.1),
-    "micro_batches": (4, 2, 1),
-    "micro_batch_size": (1, 2),
-    "sequence_parallel": ("", "on"),
-    "recompute": ("", "full"),
-    "key_value_heads": ("all", 2, 1),
-    "tied": (False, True),
-    "vocabulary": (128, 121),
-}
-
-
-@dataclass(frozen=True)
-class Space:
-    """All rows of one script.
-
-    Attributes:
-        kinds, options: its dimensions; the first value of an option is the plain one.
-        plain: a row without a layout.
-        seed: of the covering array; of 30, the one with the fewest rows.
-    """
-
-    kinds: tuple[Layout, ...]
-    options: dict[str, tuple[Any, ...]]
-    plain: Row
-    seed: int
-
-    @property
-    def dimensions(self) -> dict[str, tuple[Any, ...]]:
-        return {"layout": self.kinds, **self.options}
-
-
-PRETRAINING = Space(KINDS, OPTIONS, PLAIN, seed=13)
-_OWN = {name: values[0] for name, values in FINETUNE_OPTIONS.items()}
-FINETUNING = Space(FINETUNE_KINDS, FINETUNE_OPTIONS, {**PLAIN, **_OWN, "entry": "finetune"}, seed=13)
+from tests.rehearse.spaces import FINETUNING, METHODS, PLAIN, Row, space_of
 
 # What a family's config.json has no word for.
 _LLAMA_ONLY = {"key_value_heads": "all", "tied": False, "fused": ""}
@@ -173,10 +42,6 @@ def layout_of(row: Row) -> Layout:
         virtual_stages=1 if row["virtual_stages"] == 1 else 2,
         sequence_parallel=bool(row["sequence_parallel"]),
     )
-
-
-def space_of(row: Row) -> Space:
-    return FINETUNING if row["entry"] == "finetune" else PRETRAINING
 
 
 def options_of(row: Row) -> str:

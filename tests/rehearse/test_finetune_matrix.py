@@ -16,18 +16,9 @@ from tests.rehearse.cases import make_case
 from tests.rehearse.covering import pairs_of, sort_pairs
 from tests.rehearse.finetune_matrix import FINETUNE_FAST, PP, STAGE2, TP, build_finetune_matrix, model_rows
 from tests.rehearse.matrix import Matrix
-from tests.rehearse.options import (
-    FINETUNING,
-    METHODS,
-    PLAIN,
-    Judge,
-    Row,
-    case_of,
-    config_of,
-    layout_of,
-    name_of,
-)
+from tests.rehearse.options import Judge, case_of, config_of, layout_of, name_of
 from tests.rehearse.proving import Prover
+from tests.rehearse.spaces import FINETUNING, METHODS, PLAIN, Row
 
 
 @pytest.fixture(scope="module")

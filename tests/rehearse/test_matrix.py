@@ -14,8 +14,9 @@ from paddle_llm.rehearse.oracle import prove
 from tests.rehearse.cases import make_case
 from tests.rehearse.covering import pairs_of, sort_pairs
 from tests.rehearse.matrix import FAST, Matrix, build_matrix, degree_rows
-from tests.rehearse.options import OPTIONS, PLAIN, PRETRAINING, Judge, case_of, layout_of, name_of
+from tests.rehearse.options import Judge, case_of, layout_of, name_of
 from tests.rehearse.proving import Prover
+from tests.rehearse.spaces import OPTIONS, PLAIN, PRETRAINING
 
 
 @pytest.fixture(scope="module")
