@@ -84,7 +84,7 @@ class Bench:
         self.outputs = [buffer(rows, hidden, dtype) for _ in range(2)]
         self.weight, self.dweight = buffer(1, hidden, dtype), buffer(1, hidden, dtype)
         self.invvar = buffer(rows, 1, np.float32)
-        size = kernels.pllm_rms_norm_workspace_cpu(ctypes.byref(self.shape))
+        size = kernels.pllm_rms_norm_workspace_cpu(ctypes.byref(self.shape), 1)
         self.workspace = buffer(1, size, np.uint8)
         for seed, array in enumerate([*self.inputs, self.weight]):
             fill(array, seed)

@@ -17,6 +17,9 @@ CUDA_SOURCES = [CSRC / "rms_norm_cuda.cu"]
 # chosen at run time.
 CPU_FLAGS = ["-std=c++17", "-O3", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-fPIC"]
 
+# -Xptxas -v: what each kernel takes; the tests read that none spills its registers.
+CUDA_FLAGS = ["-std=c++17", "-O3", "-Xptxas", "-v", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
 ROUND_FP32, ROUND_LLAMA = 0, 1
 ISA_BEST, ISA_PORTABLE, ISA_AVX2, ISA_AVX512 = 0, 1, 2, 3
@@ -37,6 +40,24 @@ def build_cpu(folder: Path, flags: list[str] | None = None) -> Path:
     library = folder / "librms_norm_cpu.so"
     subprocess.run([compiler, *flags, "-shared", *map(str, objects), "-o", str(library)], check=True)
     return library
+
+
+def cuda_architectures(nvcc: str) -> list[str]:
+    """What this nvcc compiles for, of the architectures that the kernels are written for: ["75", "80", ...]."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
+    wanted = ["70", "75", "80", "86", "89", "90", "100"]
+    return [each for each in wanted if f"compute_{each}" in listed.split()]
+
+
+def build_cuda(folder: Path, nvcc: str, architectures: list[str]) -> tuple[Path, str]:
+    """Compiles the CUDA kernels into `folder`/librms_norm_cuda.so; (its path, what ptxas said)."""
+    library = folder / "librms_norm_cuda.so"
+    targets = [word for each in architectures for word in ("-gencode", f"arch=compute_{each},code=sm_{each}")]
+    command = [nvcc, *CUDA_FLAGS, *targets, "-shared", *map(str, CUDA_SOURCES), "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{nvcc} could not compile {CSRC}:\n{done.stderr[-4000:]}")
+    return library, done.stderr
 
 
 class Shape(ctypes.Structure):
@@ -95,7 +116,7 @@ def load_cpu(path: Path) -> ctypes.CDLL:
     options = ctypes.POINTER(CpuOptions)
     library.pllm_rms_norm_message.restype = ctypes.c_char_p
     library.pllm_rms_norm_cpu_isa_name.restype = ctypes.c_char_p
-    library.pllm_rms_norm_workspace_cpu.argtypes = [ctypes.POINTER(Shape)]
+    library.pllm_rms_norm_workspace_cpu.argtypes = [ctypes.POINTER(Shape), ctypes.c_int]
     library.pllm_rms_norm_workspace_cpu.restype = ctypes.c_int64
     library.pllm_rms_norm_forward_cpu.argtypes = [ctypes.POINTER(Forward), options]
     library.pllm_rms_norm_backward_cpu.argtypes = [ctypes.POINTER(Backward), options]
@@ -106,7 +127,7 @@ def load_cuda(path: Path) -> ctypes.CDLL:
     """The CUDA library likewise."""
     library = ctypes.CDLL(str(path))
     library.pllm_rms_norm_message_cuda.restype = ctypes.c_char_p
-    library.pllm_rms_norm_workspace_cuda.argtypes = [ctypes.POINTER(Shape)]
+    library.pllm_rms_norm_workspace_cuda.argtypes = [ctypes.POINTER(Shape), ctypes.c_int]
     library.pllm_rms_norm_workspace_cuda.restype = ctypes.c_int64
     library.pllm_rms_norm_forward_cuda.argtypes = [ctypes.POINTER(Forward), ctypes.c_void_p]
     library.pllm_rms_norm_backward_cuda.argtypes = [ctypes.POINTER(Backward), ctypes.c_void_p]

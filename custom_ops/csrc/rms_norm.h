@@ -36,7 +36,7 @@ enum { PLLM_FLOAT32 = 0, PLLM_FLOAT16 = 1, PLLM_BFLOAT16 = 2 };
  * uses the rounded n, and dx takes the rounding as the identity. The two are the same for fp32. */
 enum { PLLM_ROUND_FP32 = 0, PLLM_ROUND_LLAMA = 1 };
 
-/* What every function returns; a positive number is one of these, a negative one is minus a cudaError_t. */
+/* What every launcher returns: one of these, or minus a cudaError_t. */
 enum {
   PLLM_OK = 0,
   PLLM_BAD_SHAPE = 1,     /* rows < 0, or hidden outside 1..65536 */
@@ -50,8 +50,6 @@ enum {
   PLLM_BAD_OPTION = 9     /* of pllm_cpu_options: threads < 0, an instruction set that this processor lacks */
 };
 
-/* One line of English for a code from above, or for minus a cudaError_t. */
-PLLM_API const char* pllm_rms_norm_message(int code);
 
 typedef struct {
   int64_t rows;   /* may be 0: nothing is read; dweight, if asked for, becomes zero */
@@ -93,7 +91,7 @@ typedef struct {
   void* dx; /* [rows, hidden] out: the gradient of x, and of residual */
   int64_t dx_stride;
   void* dweight;          /* [hidden] out, or NULL: not wanted (a frozen weight), which is cheaper */
-  void* workspace;        /* of floats, in the memory of the device; needed where dweight is; overwritten */
+  void* workspace;        /* what pllm_rms_norm_workspace_* asks for, in the device's memory; overwritten */
   int64_t workspace_size; /* bytes */
 } pllm_rms_norm_backward;
 
@@ -117,17 +115,26 @@ PLLM_API int pllm_rms_norm_cpu_isa(void);
 /* "portable", "avx2", "avx512"; NULL for anything else. */
 PLLM_API const char* pllm_rms_norm_cpu_isa_name(int isa);
 
-/* Bytes that backward needs to sum dweight, whatever the number of threads: at most 1 KiB x hidden. Minus a code on error. */
-PLLM_API int64_t pllm_rms_norm_workspace_cpu(const pllm_rms_norm_shape* shape);
+/* Bytes that backward needs, whatever the number of threads: at most 1 KiB x hidden, none if dweight is not wanted. Minus a code
+ * on error. */
+PLLM_API int64_t pllm_rms_norm_workspace_cpu(const pllm_rms_norm_shape* shape, int want_dweight);
+
+/* One line of English for a code. */
+PLLM_API const char* pllm_rms_norm_message(int code);
 
 /* `options` may be NULL: all of it 0. */
 PLLM_API int pllm_rms_norm_forward_cpu(const pllm_rms_norm_forward* args, const pllm_cpu_options* options);
 PLLM_API int pllm_rms_norm_backward_cpu(const pllm_rms_norm_backward* args, const pllm_cpu_options* options);
 
-/* ---- CUDA (rms_norm_cuda.cu); pointers are the current device's; launches only, never waits ---------------------------- */
+/* ---- CUDA (rms_norm_cuda.cu) ---- Pointers are of the current device, and of memory that lives until the stream is done. Launches
+ * only, never waits; may be captured into a graph. The same bits each time on devices of one kind. Fastest where every matrix and
+ * weight is aligned to 16 bytes, row by row; any other alignment works. */
 
-/* Bytes that backward needs to sum dweight on the current device. Minus a code on error. */
-PLLM_API int64_t pllm_rms_norm_workspace_cuda(const pllm_rms_norm_shape* shape);
+/* Bytes that backward needs on the current device. Minus a code on error. */
+PLLM_API int64_t pllm_rms_norm_workspace_cuda(const pllm_rms_norm_shape* shape, int want_dweight);
+
+/* Likewise for a code or minus a cudaError_t. */
+PLLM_API const char* pllm_rms_norm_message_cuda(int code);
 
 /* `stream` is a cudaStream_t. */
 PLLM_API int pllm_rms_norm_forward_cuda(const pllm_rms_norm_forward* args, void* stream);

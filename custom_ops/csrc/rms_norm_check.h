@@ -56,10 +56,8 @@ inline int check(const pllm_rms_norm_backward& a, int64_t workspace_needed) {
     if (int code = check_pointer(a.dweight, size_of(a.shape.weight_type))) return code;
   }
   if (a.shape.rows == 0) return PLLM_OK;
-  if (a.dweight) {
-    if (workspace_needed > 0 && (a.workspace == nullptr || a.workspace_size < workspace_needed)) return PLLM_BAD_WORKSPACE;
-    if (reinterpret_cast<uintptr_t>(a.workspace) % sizeof(float)) return PLLM_MISALIGNED;
-  }
+  if (workspace_needed > 0 && (a.workspace == nullptr || a.workspace_size < workspace_needed)) return PLLM_BAD_WORKSPACE;
+  if (reinterpret_cast<uintptr_t>(a.workspace) % sizeof(float)) return PLLM_MISALIGNED;
   const int64_t size = size_of(a.shape.x_type);
   return first_of(check_pointer(a.dy, size), check_pointer(a.x, size),
                   check_pointer(a.weight, size_of(a.shape.weight_type)), check_pointer(a.invvar, 4),

@@ -126,8 +126,9 @@ const char* pllm_rms_norm_cpu_isa_name(int isa) {
   }
 }
 
-int64_t pllm_rms_norm_workspace_cpu(const pllm_rms_norm_shape* shape) {
+int64_t pllm_rms_norm_workspace_cpu(const pllm_rms_norm_shape* shape, int want_dweight) {
   if (int code = pllm::check(*shape)) return -code;
+  if (!want_dweight) return 0;
   return pllm::partials_of(shape->rows) * 2 * pllm::padded(shape->hidden) * static_cast<int64_t>(sizeof(float));
 }
 
@@ -150,7 +151,7 @@ int pllm_rms_norm_forward_cpu(const pllm_rms_norm_forward* args, const pllm_cpu_
 int pllm_rms_norm_backward_cpu(const pllm_rms_norm_backward* args, const pllm_cpu_options* options) {
   const pllm_rms_norm_backward& a = *args;
   if (int code = pllm::check(a.shape)) return code;
-  if (int code = pllm::check(a, pllm_rms_norm_workspace_cpu(&a.shape))) return code;
+  if (int code = pllm::check(a, pllm_rms_norm_workspace_cpu(&a.shape, a.dweight != nullptr))) return code;
   Plan plan;
   if (int code = pllm::plan_of(options, a.shape, a.dsum ? 4 : 3, &plan)) return code;
   const bool stream = plan.stream && pllm::is_aligned(a.dx, a.dx_stride, plan.kernels->lanes, a.shape);

@@ -10,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import rms_norm_native as native  # noqa: E402
+import rms_norm_native as native
 
 
 @pytest.fixture(scope="session")

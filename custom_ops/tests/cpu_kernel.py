@@ -129,9 +129,10 @@ def backward(
     invvar = Matrix(1, rows, "fp32").put(invvar_R)
     dsum = matrix(dsum_RH) if dsum_RH is not None else None
     dweight = Matrix(1, hidden, weight_type, offset=s.offset, poison=s.poison)
-    size = library.pllm_rms_norm_workspace_cpu(shape)
+    size = library.pllm_rms_norm_workspace_cpu(shape, want_dweight)
     assert size >= 0
     workspace = Matrix(1, size // 4, "fp32", poison=s.poison)
+    assert want_dweight or size == 0
     sums = (dweight.pointer, workspace.pointer, size) if want_dweight else (None, None, 0)
     extra = (dsum.pointer, dsum.stride) if dsum else (None, 0)
     args = native.Backward(

@@ -89,7 +89,7 @@ void trial() {
   const Tensor& s = residual ? sum : x;
   Tensor dy(rows, hidden, type, gap), dsum(rows, hidden, type, gap), dx(rows, hidden, type, gap), dweight(1, hidden, weight_type, 0);
   dy.fill(), dsum.fill();
-  const int64_t size = pllm_rms_norm_workspace_cpu(&shape);
+  const int64_t size = pllm_rms_norm_workspace_cpu(&shape, want_dweight);
   Tensor workspace(1, size / 4, PLLM_FLOAT32, 0);
   const pllm_rms_norm_backward backward = {
       shape,       dy.data,  dy.stride, s.data,    s.stride, weight.data, reinterpret_cast<float*>(invvar.data),

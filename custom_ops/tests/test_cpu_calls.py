@@ -140,7 +140,7 @@ def test_bad_arguments_are_refused(library, changed, word):
 
 def test_a_workspace_too_small_is_refused(library):
     shape = native.Shape(64, 20, 1e-6, native.FLOAT32, native.FLOAT32, native.ROUND_FP32)
-    size = library.pllm_rms_norm_workspace_cpu(shape)
+    size = library.pllm_rms_norm_workspace_cpu(shape, 1)
     assert 0 < size <= 1024 * 32
     dy, x, dx = (Matrix(64, 20, "fp32").put(1) for _ in range(3))
     weight, dweight, invvar = Matrix(1, 20, "fp32").put(1), Matrix(1, 20, "fp32"), Matrix(1, 64, "fp32").put(1)
@@ -157,7 +157,7 @@ def test_a_workspace_too_small_is_refused(library):
     assert "workspace" in call(pointer, size - 1) and "workspace" in call(None, size)
     assert call(pointer, size) == "no error"
     shape.hidden = 0
-    assert library.pllm_rms_norm_workspace_cpu(shape) < 0
+    assert library.pllm_rms_norm_workspace_cpu(shape, 1) < 0
 
 
 @pytest.mark.parametrize("stores", [native.STORES_CACHE, native.STORES_STREAM])

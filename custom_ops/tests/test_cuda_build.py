@@ -1,0 +1,57 @@
+"""The CUDA sources through nvcc, for every architecture, wherever nvcc is found; what runs on a GPU is in gpu/run.sh."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+
+import pytest
+import rms_norm_native as native
+
+NVCC = os.environ.get("NVCC") or shutil.which("nvcc")
+needs_nvcc = pytest.mark.skipif(
+    NVCC is None, reason="no nvcc on the PATH and none named by NVCC: the CUDA sources are not compiled"
+)
+
+
+def kernels(said: str) -> dict[str, tuple[int, int]]:
+    """(registers, bytes spilled) of each kernel in what ptxas said."""
+    found = {}
+    for part in said.split("Compiling entry function ")[1:]:
+        spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
+        registers = re.search(r"Used (\d+) registers", part)
+        found[part.split("'")[1]] = (int(registers[1]), int(spilled[1]) + int(spilled[2]))
+    return found
+
+
+def check(tmp_path, architecture: str) -> None:
+    library, said = native.build_cuda(tmp_path, NVCC, [architecture])
+    assert "warning" not in said, said
+    found = kernels(said)
+    for name, count in (("forward_in_registers", 15), ("backward_in_registers", 15), ("finish_dweight", 3)):
+        assert len([each for each in found if name in each]) == count
+    assert {name: each for name, each in found.items() if each[1]} == {}, "registers are spilled"
+    # Two blocks of 512 threads per multiprocessor is what the launcher counts on.
+    assert all(
+        registers <= 64 for name, (registers, _) in found.items() if re.search(r"backward_in_registers.*Li[12]E", name)
+    )
+    loaded = ctypes.CDLL(str(library))
+    assert (
+        loaded.pllm_rms_norm_forward_cuda and loaded.pllm_rms_norm_backward_cuda and loaded.pllm_rms_norm_workspace_cuda
+    )
+
+
+@needs_nvcc
+def test_compiles_without_spills(tmp_path):
+    check(tmp_path, "90")
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["70", "75", "80", "86", "89", "100"])
+def test_compiles_for_every_architecture(tmp_path, architecture):
+    if architecture not in native.cuda_architectures(NVCC):
+        pytest.skip(f"this nvcc does not know sm_{architecture}")
+    check(tmp_path, architecture)
