@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
 
 _FAILED = 1
+_BROKEN = 4
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
@@ -37,7 +39,8 @@ def rehearse(
     too few for all dimensions of the layout at once, several faces of it are run. Any --key value of the config may be
     given, as in training.
 
-    Exit code: 0 equal, 1 not equal, 2 a mistake in the config, its data or tokenizer.
+    Exit code: 0 equal, 1 not equal, 2 a mistake in the config, its data or tokenizer, 4 the
+    rehearsal itself broke: nothing is known.
 
     \b
     Example:
@@ -49,6 +52,13 @@ def rehearse(
     except KeyboardInterrupt:
         say("interrupted")
         sys.exit(EXIT_INTERRUPTED)
+    except (UserError, click.ClickException, BrokenPipeError):
+        raise
+    except Exception as error:
+        if "KeyboardInterrupt" in str(error):  # which Paddle wraps
+            raise
+        traceback.print_exc()
+        sys.exit(_BROKEN)
     sys.exit(0 if passed else _FAILED)
 
 

@@ -96,6 +96,21 @@ def test_a_cluster_s_config_with_its_own_data(tmp_path: Path, corpus: Path) -> N
     assert re.search(r"^ +\d+ s  sharding2\(stage2\) x tp2: 4 ranks$", done.stderr, re.M)
 
 
+def test_a_rehearsal_that_breaks_says_nothing_about_the_layout(tmp_path: Path, monkeypatch) -> None:
+    """Exit code 1 is a proof that something differs; a crash is none."""
+    from click.testing import CliRunner
+
+    from paddle_llm.rehearse import command as module
+
+    def breaks(*_: Any) -> None:
+        raise ZeroDivisionError("on purpose")
+
+    monkeypatch.setattr(module, "_samples", breaks)
+    config = write_config(tmp_path, None, model_name_or_path=str(write_llama(tmp_path / "model")))
+    ended = CliRunner().invoke(module.rehearse, [config, "--world_size", "2", "--ranks", "2", "--synthetic"])
+    assert ended.exit_code == 4 and "on purpose" in ended.output
+
+
 def test_chatglm_without_data(tmp_path: Path) -> None:
     """Samples with marks, positions, a mask and unequal numbers of labels."""
     model = write_chatglm(tmp_path / "model", vocab_size=500, gmask_token_id=497, mask_token_id=498, bos_token_id=496)
