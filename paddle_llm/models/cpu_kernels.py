@@ -25,11 +25,12 @@ _originals: dict[str, Any] = {}
 
 
 def install() -> None:
-    """Replace the methods of PaddleNLP's LLaMA and ChatGLM2. Once; a second call does nothing."""
+    """Replace the methods of PaddleNLP's LLaMA, ChatGLM2 and Qwen2. Once; a second call does nothing."""
     if _originals:
         return
     from paddlenlp.transformers.chatglm_v2 import modeling as chatglm2
     from paddlenlp.transformers.llama import modeling as llama
+    from paddlenlp.transformers.qwen2 import modeling as qwen2
 
     _originals.update(
         llama_norm=llama.LlamaRMSNorm.forward,
@@ -38,6 +39,7 @@ def install() -> None:
         swiglu=llama.swiglu,
         mask=llama.LlamaModel._prepare_decoder_attention_mask,
         chatglm2_norm=chatglm2.RMSNorm.forward,
+        qwen2_attention=qwen2.scaled_dot_product_attention,
     )
     llama.LlamaRMSNorm.forward = _llama_norm
     llama.apply_rotary_pos_emb = _rope
@@ -45,6 +47,7 @@ def install() -> None:
     llama.swiglu = _swiglu
     llama.LlamaModel._prepare_decoder_attention_mask = staticmethod(_mask)
     chatglm2.RMSNorm.forward = _chatglm2_norm
+    qwen2.scaled_dot_product_attention = _qwen2_attention
 
 
 def uninstall() -> None:
@@ -53,6 +56,7 @@ def uninstall() -> None:
         return
     from paddlenlp.transformers.chatglm_v2 import modeling as chatglm2
     from paddlenlp.transformers.llama import modeling as llama
+    from paddlenlp.transformers.qwen2 import modeling as qwen2
 
     llama.LlamaRMSNorm.forward = _originals["llama_norm"]
     llama.apply_rotary_pos_emb = _originals["rope"]
@@ -60,6 +64,7 @@ def uninstall() -> None:
     llama.swiglu = _originals["swiglu"]
     llama.LlamaModel._prepare_decoder_attention_mask = staticmethod(_originals["mask"])
     chatglm2.RMSNorm.forward = _originals["chatglm2_norm"]
+    qwen2.scaled_dot_product_attention = _originals["qwen2_attention"]
     _originals.clear()
 
 
@@ -275,6 +280,10 @@ def _attention(
 ) -> Any:
     """PaddleNLP's signature; a mask of None is the causal one. Anything unusual goes PaddleNLP's way."""
     states = (query_states, key_states, value_states)
+    extras = (alibi, attn_mask_startend_row_indices, reshard_layer)
+    plain = all(extra is None for extra in extras) and not output_attentions and not sequence_parallel
+    if plain and _generates(states, attention_mask, config):
+        return _masked_attention(*states, attention_mask)
     usual = attention_mask is None and alibi is None and reshard_layer is None and not output_attentions
     usual = usual and key_states.shape[1] == query_states.shape[1]
     if not usual or attn_mask_startend_row_indices is not None or config.use_flash_attention or not _plain(*states):
@@ -297,6 +306,52 @@ def _attention(
     if sequence_parallel:
         return output.reshape([batch * length, heads * width])
     return output.reshape([batch, length, heads * width])
+
+
+def _qwen2_attention(
+    query_states: paddle.Tensor,
+    config: Any,
+    key_states: paddle.Tensor,
+    value_states: paddle.Tensor,
+    attention_mask: Any,
+    output_attentions: bool,
+    *others: Any,
+    sequence_parallel: bool = False,
+    **named: Any,
+) -> Any:
+    states = (query_states, key_states, value_states)
+    ends = named.get("attn_mask_startend_row_indices")
+    plain = ends is None and not others and not output_attentions and not sequence_parallel
+    if plain and _generates(states, attention_mask, config):
+        return _masked_attention(*states, attention_mask)
+    named["sequence_parallel"] = sequence_parallel
+    return _originals["qwen2_attention"](
+        query_states, config, key_states, value_states, attention_mask, output_attentions, *others, **named
+    )
+
+
+def _generates(states: tuple[paddle.Tensor, ...], mask: Any, config: Any) -> bool:
+    """Whether new tokens look at cached ones, by a mask that is added, and no gradient is wanted."""
+    query, key, _ = states
+    if (
+        key.shape[1] <= query.shape[1]
+        or mask is None
+        or mask.ndim != 4
+        or mask.dtype != paddle.float32
+        or config.use_flash_attention
+    ):
+        return False
+    return _plain(*states) and not any(_wants_gradient(*states))
+
+
+def _masked_attention(
+    q_BSND: paddle.Tensor, k_BTND: paddle.Tensor, v_BTND: paddle.Tensor, mask_B1ST: paddle.Tensor
+) -> paddle.Tensor:
+    """[B, S, H]. Keys and values of all tokens so far are copied for each new one, which is where its time goes."""
+    q, k, v = (_heads_first(states) for states in (q_BSND * (1.0 / math.sqrt(q_BSND.shape[-1])), k_BTND, v_BTND))
+    scores = paddle.matmul(q, k, transpose_y=True).add_(mask_B1ST)
+    output = _heads_last(paddle.matmul(F.softmax_(scores, axis=-1), v))
+    return output.reshape([*output.shape[:2], -1])
 
 
 def _mask(attention_mask: Any, input_shape: Any, past_key_values_length: int, dtype: Any) -> Any:

@@ -9,8 +9,10 @@ Shapes: B rows, S tokens of the longest prompt, s tokens that are read now, T to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,8 @@ class _Way:
         positions: whether it takes `position_ids`; else it counts the tokens in the mask itself.
         full_mask: a mask [B, 1, s, T] in place of which positions hold a token, [B, T].
         blocks: positions are [B, 2, s]: the second row counts what is generated behind a prefix (GLM, Du et al. 2022).
+        head: the layer that makes logits of hidden states; GLM's has no name: there the layer before it.
+        length_axis: of the head's hidden states.
     """
 
     cache: str = "past_key_values"
@@ -47,16 +51,18 @@ class _Way:
     positions: bool = True
     full_mask: bool = False
     blocks: bool = False
+    head: str = "lm_head"
+    length_axis: int = 1
 
 
 _WAYS = {
     "llama": _Way(),
     "qwen2": _Way(),
-    "chatglm_v2": _Way(row_axis=1),
+    "chatglm_v2": _Way(row_axis=1, head="chatglm_v2.output_layer", length_axis=0),
     "bloom": _Way("cache", positions=False),
     "opt": _Way("cache", positions=False),
-    "chatglm": _Way("cache", row_axis=1, full_mask=True, blocks=True),
-    "glm": _Way("cache", full_mask=True, blocks=True),
+    "chatglm": _Way("cache", row_axis=1, full_mask=True, blocks=True, length_axis=0),
+    "glm": _Way("cache", full_mask=True, blocks=True, head="glm.transformer.final_layernorm"),
 }
 
 
@@ -87,7 +93,8 @@ class IncrementalNetwork:
 
     def read_prompts(self) -> paddle.Tensor:
         """Logits [B, V] of the first token behind each prompt."""
-        return self._forward(paddle.to_tensor(self.ids_BS))
+        with _last_position_alone(self._model, self._way):
+            return self._forward(paddle.to_tensor(self.ids_BS))
 
     def read(self, tokens_B: paddle.Tensor) -> paddle.Tensor:
         """Logits [B, V] of the token behind one more token of each row."""
@@ -140,6 +147,24 @@ class IncrementalNetwork:
         ahead_BT = np.minimum(places_BT, prefix_B1 - 1)
         behind_BT = np.maximum(places_BT - prefix_B1 + 1, 0)
         return paddle.to_tensor(np.stack([ahead_BT, behind_BT], axis=1))
+
+
+@contextmanager
+def _last_position_alone(model: Any, way: _Way) -> Iterator[None]:
+    """Logits of the last position, in place of B x S x V numbers: the head is given no others."""
+    head = reduce(getattr, way.head.split("."), model)
+
+    def last(hidden: paddle.Tensor) -> paddle.Tensor:
+        return hidden[:, -1:] if way.length_axis == 1 else hidden[-1:]
+
+    if way.head.endswith("layernorm"):
+        hook = head.register_forward_post_hook(lambda _, __, output: last(output))
+    else:
+        hook = head.register_forward_pre_hook(lambda _, inputs: (last(inputs[0]), *inputs[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _logits_and_cache(outputs: Any) -> tuple[paddle.Tensor, Any]:

@@ -116,6 +116,12 @@ _CASES = [
         world=2,
     ),
     Case(
+        "generating",
+        "--do_eval --eval_with_do_generation --tensor_parallel_degree 2 --sequence_parallel",
+        problem="one word cannot be split along the sequence",
+        world=2,
+    ),
+    Case(
         "early_stopping",
         "--do_eval --early_stopping_patience 2",
         problem="give --load_best_model_at_end with it",

@@ -12,7 +12,7 @@ from paddle_llm.models import cpu_kernels
 from tests import tiny
 from tests.models.building import batch, build
 
-CONFIG = SimpleNamespace(use_flash_attention=False, context_parallel_degree=1)
+CONFIG = SimpleNamespace(use_flash_attention=False, context_parallel_degree=1, attention_dropout=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -137,3 +137,21 @@ def test_padded_samples_go_paddlenlps_way(tmp_path):
 def test_16_bit_tensors_go_paddlenlps_way():
     halves = [values(1, 4, 2, 8, seed=seed).astype("float16") for seed in range(3)]
     assert not cpu_kernels._plain(*halves)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(1, 9), (3, 9)])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_attention_of_generation(family, queries, keys):
+    """With a mask that is added, some rows of which hide all, and no gradients."""
+    twins = {"llama": cpu_kernels._attention, "qwen2": cpu_kernels._qwen2_attention}
+    name = "attention" if family == "llama" else "qwen2_attention"
+    states = [values(2, length, 3, 8, seed=seed).detach() for seed, length in enumerate((queries, keys, keys))]
+    hidden = np.random.default_rng(4).random((2, 1, queries, keys)) < 0.4
+    hidden[0, 0, 0] = True
+    mask = paddle.to_tensor(np.where(hidden, np.finfo(np.float32).min, 0).astype(np.float32))
+    ours, theirs = (
+        function(states[0], CONFIG, *states[1:], mask, False)
+        for function in (twins[family], cpu_kernels._originals[name])
+    )
+    np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-6)
+    assert ours.shape == [2, queries, 24]

@@ -128,6 +128,10 @@ def generating(run: Run) -> Findings:
             f"eval_with_do_generation with pipeline_parallel_degree = {run.layout.pipeline}: stages cannot generate word by word. "
             "Leave it out and evaluate the loss; afterwards `paddle-llm generate OUTPUT_DIR/model` generates, also on tensor ranks."
         )
+    if config.sequence_parallel:
+        yield Problem(
+            "eval_with_do_generation with sequence_parallel: one word cannot be split along the sequence. Leave one of them out."
+        )
     sampled = [name for name in ("top_k", "top_p", "temperature") if getattr(config, name) is not None]
     if config.num_beams > 1 and sampled:
         yield Problem(f"num_beams = {config.num_beams} searches, --{sampled[0]} samples: keep one of them.")
