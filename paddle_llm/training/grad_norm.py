@@ -13,6 +13,7 @@ from paddle import nn
 
 # Larger than any norm, small enough that max_norm / max_norm is exactly 1 in float32.
 _NO_CLIPPING = 1e30
+_FLEETS_EPSILON = 1e-6  # of HybridParallelClipGrad
 
 
 class RecordingClip(nn.ClipGradByGlobalNorm):
@@ -39,8 +40,8 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
         self.observe(norm)
         if self.clip_norm == _NO_CLIPPING:
             return params_grads
-        # Never above 1, exactly 1 while the norm is below the limit.
-        scale = self.clip_norm / paddle.clip(norm, min=self.clip_norm)
+        # Never above 1. With fleet's epsilon: where norms are small, as an adapter's are, layouts would differ by it.
+        scale = self.clip_norm / (paddle.clip(norm, min=self.clip_norm) + _FLEETS_EPSILON)
         clipped = []
         for param, grad in params_grads:
             if grad is not None and getattr(param, "need_clip", True):
