@@ -17,6 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from paddle_llm.config.run_config import SCORES
+
 if TYPE_CHECKING:
     from paddle_llm.training.pretrain_trainer import PretrainTrainer
 
@@ -184,7 +186,8 @@ class ProgressReport(TrainerCallback):
 
     def _line(self, row: dict, state) -> str:
         if "loss" not in row:
-            return "  ".join([f"step {row['step']}", *(f"{k} {v:.4f}" for k, v in row.items() if k != "step")])
+            values = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "step")
+            return "  ".join([f"step {row['step']}", *values])
         done = row["step"] - self._first_step
         left = (time.perf_counter() - self._began) / done * (state.max_steps - row["step"]) if done > 0 else 0.0
         return f"step {row['step']}/{state.max_steps}  {_short(row)}  left {_clock(left)}"
@@ -202,6 +205,8 @@ class ProgressReport(TrainerCallback):
             "evaluation loss": f"{self._last['eval_loss']:.4f} (perplexity {self._last['eval_ppl']:.2f})"
             if "eval_loss" in self._last
             else "",
+            "answers": _scores(self._last),
+            "best": f"step {_step_of(state.best_model_checkpoint)}" if state.best_model_checkpoint else "",
             "speed": f"{self._last['tokens_per_second']:,.0f} tokens/s",
             "peak memory": f"{self._last['peak_memory_bytes'] / 2**30:.2f} GiB (largest rank)",
             "tokens": f"{self._last['consumed_tokens']:,}",
@@ -212,6 +217,15 @@ class ProgressReport(TrainerCallback):
             if value:
                 table.add_row(name, value)
         self._console.print(table)
+
+
+def _scores(row: dict) -> str:
+    """What the last evaluation's answers were worth."""
+    return ", ".join(f"{name} {row[f'eval_{name}']:.2f}" for name in SCORES if f"eval_{name}" in row)
+
+
+def _step_of(checkpoint: str) -> str:
+    return checkpoint.rpartition("-")[2]
 
 
 def _short(row: dict) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 
 import numpy as np
+import paddle
 import pytest
 from safetensors.numpy import load_file
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.run_config import SCORES
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.instructions import VOCABULARY, finetune, make_instructions
 from tests.jobs import rows
@@ -175,6 +178,23 @@ def test_patience_ends_a_training_that_gets_no_better(folder, tmp_path):
     settings = {"learning_rate": 1e-30, "load_best_model_at_end": True, "early_stopping_patience": 2}
     (trained,) = finetune(folder, tmp_path, max_steps=30, eval_steps=2, save_steps=2, **settings)
     assert trained["steps"] == 6  # the first evaluation, then two that are no better
+
+
+def test_the_best_of_generated_answers_is_kept(folder, tmp_path):
+    """Scores are in the rows, the answers beside them, and the weights at the end are those of the best evaluation."""
+    scored = {"eval_with_do_generation": True, "generation_max_new_tokens": 8, "metric_for_best_model": "rouge1"}
+    best = {"load_best_model_at_end": True, "eval_steps": 10, "save_steps": 10, "per_device_eval_batch_size": 5}
+    (found,) = finetune(folder, tmp_path, lora=True, max_steps=40, **scored, **best)
+    evaluations = [row for row in rows(tmp_path) if "eval_loss" in row]
+    assert [row["step"] for row in evaluations] == [10, 20, 30, 40]
+    assert {f"eval_{name}" for name in SCORES} < evaluations[0].keys()
+    answers = [json.loads(line) for line in (tmp_path / "generated-40.jsonl").read_text().splitlines()]
+    references = [json.loads(line)["tgt"] for line in (folder / "data/dev.json").read_text().splitlines()]
+    assert [row["reference"] for row in answers] == references
+    top = max(evaluations, key=lambda row: (row["eval_rouge1"], -row["step"]))
+    assert top["eval_rouge1"] > 0
+    saved = paddle.load(str(tmp_path / f"checkpoint-{top['step']}/model_state.pdparams"), return_numpy=True)
+    assert all(np.array_equal(saved[name], value) for name, value in found["trained"].items())
 
 
 def test_from_a_notebook(folder, tmp_path):
