@@ -144,6 +144,7 @@ def left_over_gradients() -> Iterator[None]:
     spares=FORWARD,
     layout=TP2,
     tensors=r"lora_A$",
+    alone=False,  # what is handed on to the layers before is a part, too
     step=2,  # B begins as zeros, and A's gradient with them
     entry="finetune",
 )
