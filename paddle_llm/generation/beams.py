@@ -20,7 +20,8 @@ import paddle.nn.functional as F
 
 from paddle_llm.generation.choice import Choice
 from paddle_llm.generation.decode import agreed, seen_tokens
-from paddle_llm.models.incremental import IncrementalNetwork, Prompt
+from paddle_llm.models.incremental import IncrementalNetwork
+from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import Axis
 
 _NEVER = -1e30

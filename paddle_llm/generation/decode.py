@@ -15,7 +15,8 @@ import paddle
 import paddle.distributed as dist
 
 from paddle_llm.generation.choice import Choice, Chooser, SeenTokens
-from paddle_llm.models.incremental import IncrementalNetwork, Prompt
+from paddle_llm.models.incremental import IncrementalNetwork
+from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.vocab import real_vocab_size
 from paddle_llm.parallel.mesh import Axis
 

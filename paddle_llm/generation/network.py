@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,9 @@ def _start_ranks(device: str, layout: Layout) -> None:
         install_gloo_backend()
     strategy = fleet.DistributedStrategy()
     strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": layout.tensor, "pp_degree": 1, "sharding_degree": 1}
-    fleet.init(is_collective=True, strategy=strategy)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Current global rank")
+        fleet.init(is_collective=True, strategy=strategy, log_level="WARNING")
 
 
 def load_network(

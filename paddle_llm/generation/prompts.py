@@ -6,7 +6,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode_instruction import InstructionEncoder
 from paddle_llm.data.instruction_formats import Conversation
 from paddle_llm.data.text_codec import TextCodec
-from paddle_llm.models.incremental import Prompt
+from paddle_llm.models.prompt import Prompt
 
 
 def encode_prompt(encoder: InstructionEncoder, conversation: Conversation) -> Prompt:

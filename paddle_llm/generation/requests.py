@@ -25,7 +25,7 @@ from paddle_llm.data.instruction_formats import (
 from paddle_llm.data.jinja_templates import AUTO, choose_template
 from paddle_llm.data.text_codec import TextCodec
 from paddle_llm.generation.prompts import encode_prompt, encode_text, stop_ids
-from paddle_llm.models.incremental import Prompt
+from paddle_llm.models.prompt import Prompt
 
 NONE = "none"
 _ANSWERS = {"src": "tgt", "content": "summary", "instruction": "output", "inputs": "targets", "query": "response"}

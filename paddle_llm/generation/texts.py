@@ -11,7 +11,7 @@ import numpy as np
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.text_codec import TextCodec
 from paddle_llm.generation.choice import Choice
-from paddle_llm.models.incremental import Prompt
+from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import Axis
 
 

@@ -18,18 +18,8 @@ from typing import Any
 import numpy as np
 import paddle
 
+from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.vocab import real_vocab_size
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Tokens to read before the first one that is generated. prefix: how many of them see each other (ChatGLM-6B), else 0."""
-
-    ids: Sequence[int]
-    prefix: int = 0
-
-    def __len__(self) -> int:
-        return len(self.ids)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from paddle_llm.generation.generating import generating
 from paddle_llm.generation.prompts import encode_prompt, stop_ids
 from paddle_llm.generation.scores import score
 from paddle_llm.generation.texts import Generator
-from paddle_llm.models.incremental import Prompt
+from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.registry import Family
 from paddle_llm.parallel.first_rank import on_first_rank
 from paddle_llm.parallel.mesh import current_mesh

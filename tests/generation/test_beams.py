@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.generation.choice import Choice
-from paddle_llm.models.incremental import Prompt
+from paddle_llm.models.prompt import Prompt
 from tests.models.building import build
 from tests.tiny import write_llama
 

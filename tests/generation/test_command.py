@@ -46,7 +46,8 @@ def test_a_text_is_continued_as_it_stands(llama):
     assert done.returncode == 0, done.stderr
     assert done.stdout == run(llama, "--prompt", TEXT, "--max_new_tokens", "8")[0]
     assert done.stdout.startswith(TEXT) and done.stdout.count("\n") == done.stdout.strip().count("\n") + 1
-    assert "no prompt template" in done.stderr and "Traceback" not in done.stderr
+    (told,) = done.stderr.splitlines()  # paddle, imported when the machine has been prepared, has nothing to say
+    assert "no prompt template" in told
 
 
 def test_sampling_follows_its_seed_and_not_the_batch(llama):

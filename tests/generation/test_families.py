@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.generation.choice import Choice
-from paddle_llm.models.incremental import Prompt
+from paddle_llm.models.prompt import Prompt
 from tests.generation.folders import write_folder
 from tests.models.building import WRITERS, build
 
