@@ -21,7 +21,7 @@ from paddle_llm.peft import bottleneck, lora, prefix, prompt
 from paddle_llm.peft.attachment import Attachment, active_attachment, remember
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.targets import matching_weights
+from paddle_llm.peft.targets import anywhere, matching_weights
 
 _INSTALL = {
     "lora": lora.install,
@@ -76,7 +76,7 @@ def _parts_of_base(attachment: Attachment) -> list[str]:
     for field, patterns in (("modules_to_save", method.modules_to_save), ("trainable_modules", method.named_parts)):
         for pattern in patterns:
             found = matching_weights(attachment, (pattern,), field)
-            if not _anywhere(bool(found)):
+            if not anywhere(bool(found)):
                 raise UserError(f"{field}: {pattern!r} matches no part of the network. {_offer(attachment)}")
             names += found
     if method.last_layers:
@@ -86,7 +86,7 @@ def _parts_of_base(attachment: Attachment) -> list[str]:
             raise UserError(f"freeze_layers = {method.last_layers}: the model has {count} layers.")
         numbers = ((name, re.search(r"\.(\d+)\.", name)) for name in attachment.base)
         names += [name for name, number in numbers if number and int(number[1]) >= count - method.last_layers]
-    if method.name == "freeze" and not _anywhere(bool(names)):
+    if method.name == "freeze" and not anywhere(bool(names)):
         raise UserError(
             "freezing leaves nothing to train: give --freeze_layers N (train the last N layers) or --trainable_modules."
         )
@@ -96,15 +96,6 @@ def _parts_of_base(attachment: Attachment) -> list[str]:
 def _offer(attachment: Attachment) -> str:
     parts = {re.sub(r"\.\d+\.", ".N.", name).removesuffix(".weight").removesuffix(".bias") for name in attachment.base}
     return f"There are: {', '.join(sorted(parts))}."
-
-
-def _anywhere(found: bool) -> bool:
-    """Whether it is so on any rank: a pipeline stage sees its own layers only."""
-    if dist.get_world_size() == 1:
-        return found
-    answers: list[bool] = []
-    dist.all_gather_object(answers, found)
-    return any(answers)
 
 
 def trainable_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:

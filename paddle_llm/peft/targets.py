@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import paddle.distributed as dist
+
 from paddle_llm.config.errors import UserError
 from paddle_llm.peft.attachment import Attachment
 from paddle_llm.peft.method import ALL_LINEAR, matches, pattern_matches
@@ -30,7 +32,7 @@ def residual_linears(attachment: Attachment) -> Iterator[tuple[str, Any, Cut]]:
 
 
 def target_layers(attachment: Attachment) -> list[tuple[str, Any, Cut]]:
-    """What `Method.targets` name.
+    """What `Method.targets` name. Collective over all ranks.
 
     Raises:
         UserError: a pattern that matches no linear layer of the blocks, with the names that there are.
@@ -42,7 +44,7 @@ def target_layers(attachment: Attachment) -> list[tuple[str, Any, Cut]]:
     if ALL_LINEAR in targets:
         raise UserError(f"lora_target_modules: {ALL_LINEAR} stands for all of them; leave out the other names.")
     for pattern in targets:
-        if not any(pattern_matches(pattern, path) for path, *_ in linears):
+        if not anywhere(any(pattern_matches(pattern, path) for path, *_ in linears)):
             raise UserError(f"lora_target_modules: {pattern!r} {_why_not(attachment, pattern)} {_offer(linears)}")
     return [found for found in linears if matches(targets, found[0])]
 
@@ -68,3 +70,12 @@ def _why_not(attachment: Attachment, pattern: str) -> str:
 
 def _offer(linears: list[tuple[str, Any, Cut]]) -> str:
     return f"There are: {', '.join(sorted({path.rpartition('.')[2] for path, *_ in linears}))}; or {ALL_LINEAR}."
+
+
+def anywhere(found: bool) -> bool:
+    """Whether it is so on any rank: a pipeline stage sees its own layers only."""
+    if dist.get_world_size() == 1:
+        return found
+    answers: list[bool] = []
+    dist.all_gather_object(answers, found)
+    return any(answers)

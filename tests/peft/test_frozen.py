@@ -1,11 +1,12 @@
-"""What is frozen stays what it was. (Each method in each layout beside one process: `tests/rehearse/finetune_matrix.py`.)"""
+"""What is frozen stays what it was, also where all of a pipeline stage is. (Methods in layouts: `tests/rehearse/finetune_matrix.py`.)"""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.rehearse.oracle import run_case
+from paddle_llm.rehearse.oracle import prove, run_case
 from tests.rehearse.cases import make_case
 
 
@@ -22,3 +23,14 @@ def test_frozen_weights_stay_what_they_were(tmp_path):
             assert {name for name in last[quantity] if np.any(last[quantity][name].values)} <= {
                 name for name in first["weight"] if ".lora_" in name
             }
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_pipeline_stage_may_have_nothing_to_train(tmp_path, number):
+    """A pattern that matches on the other stage alone; gradients go through the whole stage, or end in it."""
+    targets = [rf".*layers\.{number}\..*q_proj"]
+    case = make_case(
+        tmp_path, Layout(pipeline=2), entry="finetune", global_batch=4, lora=True, lora_target_modules=targets
+    )
+    verdict = prove(case)
+    assert verdict.passed, verdict.failures[:5]
