@@ -24,7 +24,7 @@ ELSEWHERE = {
     "python -m venv": "a fresh environment is what CI makes",
     "pip install": "a fresh environment is what CI makes",
     "python -m paddle.distributed.launch": "tests/distributed/test_run_pretrain.py, and --gpus needs GPUs",
-    "paddle-llm generate output/tuned/model --chat": "tests/generation types into a terminal",
+    "paddle-llm generate output/tuned/model --chat": "tests/generation/test_command.py",
     "paddle-llm board": "tests/training/test_board.py",
     "paddle-llm rehearse configs/pretrain/llama_2_70b": "tests/rehearse/test_command.py; the smaller one is run here",
     "make parity": "the whole matrix takes an hour; tests/rehearse/test_matrix.py runs a part of it",
