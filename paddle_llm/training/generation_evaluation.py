@@ -37,7 +37,7 @@ class GenerationEvaluation:
 
     Args:
         encoder: makes prompts as the training does.
-        config: the fields of `GenerationFields`, `per_device_eval_batch_size`, `seed`, `output_dir`.
+        config: the fields of `GenerationFields`, `seed`, `output_dir`.
 
     Raises:
         UserError: a layout in which words cannot be generated.
@@ -90,7 +90,7 @@ class GenerationEvaluation:
             current_mesh(self._layout).tensor,
         )
         with generating(trainer.model), trainer.autocast_smart_context_manager():
-            answers = generator(list(asked.values()), list(asked), config.per_device_eval_batch_size)
+            answers = generator(list(asked.values()), list(asked), config.generation_batch_size)
         said = dict(zip(asked, answers, strict=True))
         return {
             number: {

@@ -61,7 +61,7 @@ def train_one(run: Run, model: Path, tokenizer: str, output: Path) -> dict[str, 
                 found["scores"] = evaluation(trainer, conversations())
                 found["undisturbed"] = before == states(trainer)
 
-    fields = {"do_eval": False, "max_steps": STEPS, "save_steps": 100, "per_device_eval_batch_size": 2, **run.fields}
+    fields = {"do_eval": False, "max_steps": STEPS, "save_steps": 100, "generation_batch_size": 2, **run.fields}
     accumulation = 2 // run.layout.data_world_size
     config = jobs.config(model, output_dir=str(output), gradient_accumulation_steps=accumulation, **fields)
     with paddle.utils.unique_name.guard():

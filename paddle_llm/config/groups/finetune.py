@@ -75,6 +75,12 @@ class GenerationFields(Group):
         ge=1,
         description="Longest answer. Absent: what --src_length leaves of --max_length; 256 without --src_length.",
     )
+    generation_batch_size: int = Field(
+        8,
+        ge=1,
+        description="Prompts of one rank at a time. Of each the keys and values of prompt and answer are held; "
+        "--per_device_eval_batch_size is the loss's.",
+    )
     num_beams: int = Field(1, ge=1, description="Beams of the search. 1: none (PaddleNLP before 2.6: 5).")
     top_k: int | None = Field(
         None, ge=0, description="Sample from this many likeliest tokens. 1: the likeliest. 0 or absent: no limit."

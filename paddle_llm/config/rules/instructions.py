@@ -111,6 +111,7 @@ _CHOICES_OF_WORDS = (
     "top_p",
     "temperature",
     "generation_max_new_tokens",
+    "generation_batch_size",
     "save_generation_output",
 )
 
