@@ -14,13 +14,14 @@ from paddle_llm.config.derive import derive
 from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_no_gpu
 from paddle_llm.config.entry_defaults import Default, entry_defaults, fitting_length
 from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.config.finetune_names import FINETUNE_NAMES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.layout_rules import layout_of
 from paddle_llm.config.model_facts import ModelFacts, find_model_folder, has_weights, read_model_facts
 from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
 from paddle_llm.config.rules.all import RULES
 from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
-from paddle_llm.config.run_config import FIELD_NAMES, RunConfig, fields_of
+from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, RunConfig, fields_of
 from paddle_llm.config.values import BadValue, is_null, kind_of, parse
 
 # Words from other trainers, too far from the name here for difflib.
@@ -59,6 +60,7 @@ class Resolved:
         origins: field -> "default", "flag", "file PATH", "translated from --x", "derived: why", "not honoured on the CPU".
         notices: lines to say once at the start.
         asked: the values that were asked for, where the device or the layout made them others.
+        entry: the script that it is for.
     """
 
     config: RunConfig
@@ -67,6 +69,7 @@ class Resolved:
     origins: dict[str, str]
     notices: list[str]
     asked: dict[str, Any] = field(default_factory=dict)
+    entry: Entry = "pretrain"
 
 
 def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device: str | None = None) -> Resolved:
@@ -115,7 +118,17 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     origins |= {name: f"default: {default.why}" for name, default in own.items()}
     updates, why, said = derive(replace(run, config=config))
     asked = {name: getattr(config, name) for name in updates if name in given}
-    return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, asked)
+    return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, asked, script)
+
+
+def entry_of(argv: list[str]) -> Entry:
+    """The script that a command line is meant for, by what only one of them has."""
+    given = {one.name for one in read_arguments(argv, KNOWN_NAMES.union(FIELD_NAMES)).given}
+    return (
+        "finetune"
+        if given & (FINETUNE_ONLY | FINETUNE_NAMES.keys()) and not given & PRETRAIN_ONLY.keys()
+        else "pretrain"
+    )
 
 
 def resolved_as_json(resolved: Resolved) -> dict[str, Any]:

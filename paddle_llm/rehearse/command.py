@@ -39,6 +39,8 @@ def rehearse(
     too few for all dimensions of the layout at once, several faces of it are run. Any --key value of the config may be
     given, as in training.
 
+    A config of fine-tuning is known by its keys: its method is rehearsed, with the instructions that it names.
+
     Exit code: 0 equal, 1 not equal, 2 a mistake in the config, its data or tokenizer, 4 the
     rehearsal itself broke: nothing is known.
 
@@ -88,7 +90,7 @@ def _rehearse(
 
     print_report(shrunk, faces, real.layout, seconds, Console(width=None if sys.stdout.isatty() else 120))
     if json_file is not None:
-        data = "random tokens" if synthetic else real.config.input_dir
+        data = "random tokens" if synthetic else real.config.input_dir or real.config.dataset_name_or_path
         verdict = as_json(shrunk, faces, real.layout, data, seconds)
         Path(json_file).expanduser().write_text(json.dumps(verdict, indent=1) + "\n")
     return all(face.passed for face in faces)
@@ -124,9 +126,17 @@ def _prepare() -> None:
 
 
 def _samples(real, shrunk, synthetic: bool):
+    from paddle_llm.rehearse import instruction_samples as instructions
     from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
 
     wanted = wanted_by(shrunk.faces)
+    if real.entry == "finetune":
+        small = shrunk.faces[0].config
+        return (
+            instructions.synthetic(shrunk.model, small, wanted)
+            if synthetic
+            else instructions.own(real, shrunk.model, small, wanted)
+        )
     if synthetic:
         return synthetic_samples(shrunk.model, wanted, real.config.seed)
     return own_samples(real, shrunk.model, wanted)

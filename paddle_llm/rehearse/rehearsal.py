@@ -39,7 +39,14 @@ class Face:
 def cases_of(shrunk: Shrunk, samples: Samples) -> list[Case]:
     """One case for each face."""
     return [
-        Case(one.layout, one.config, samples.train, samples.evaluation if one.config.do_eval else [], str(one.layout))
+        Case(
+            one.layout,
+            one.config,
+            samples.train,
+            samples.evaluation if one.config.do_eval else [],
+            str(one.layout),
+            entry=one.entry,
+        )
         for one in shrunk.faces
     ]
 

@@ -17,7 +17,7 @@ from paddle_llm.config.reader import Resolved
 from paddle_llm.rehearse.case import Sample
 from paddle_llm.rehearse.small_model import SmallModel
 
-_SYNTHETIC = "`--synthetic` rehearses the layout without data and tokenizer."
+SYNTHETIC = "`--synthetic` rehearses the layout without data and tokenizer."
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,10 @@ def own_samples(real: Resolved, model: SmallModel, wanted: Wanted) -> Samples:
         ConfigError: with what is wrong with the tokenizer and with the corpus, both at once.
     """
     problems: list[str] = []
-    tokenizer = _attempt(lambda: _checked_tokenizer(real), problems)
+    tokenizer = _attempt(lambda: checked_tokenizer(real), problems)
     windows = _attempt(lambda: _read_windows(real, wanted, tokenizer), problems)
     if problems:
-        raise ConfigError([*dict.fromkeys(problems[:-1]), f"{problems[-1]}\n     {_SYNTHETIC}"])
+        raise ConfigError([*dict.fromkeys(problems[:-1]), f"{problems[-1]}\n     {SYNTHETIC}"])
     assert windows is not None
     train, evaluation = ([model.fold(window[: model.sequence + 1]) for window in part] for part in windows)
     return _samples(model, train, evaluation)
@@ -82,7 +82,7 @@ def _attempt(read: Any, problems: list[str]) -> Any:
         return None
 
 
-def _checked_tokenizer(real: Resolved) -> Any:
+def checked_tokenizer(real: Resolved) -> Any:
     """The config's tokenizer, if all its ids are rows of the model's embedding."""
     from paddle_llm.data.tokenizer import load_tokenizer
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.config.groups.finetune import GenerationFields
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
-from paddle_llm.config.reader import Resolved, resolve
-from paddle_llm.config.run_config import RunConfig
+from paddle_llm.config.reader import Resolved, entry_of, resolve
+from paddle_llm.config.run_config import RunConfig, fields_of
 from paddle_llm.rehearse.faces import faces_of
 from paddle_llm.rehearse.small_model import SmallModel, small_model
 
@@ -25,6 +26,16 @@ LEARNING_RATE, ADAM_EPSILON, CLIPPED_AT = 1e-3, 1e-4, 0.1
 # What concerns the length of a run, its files and its reports, none of which a rehearsal has.
 _DROPPED = frozenset(
     [
+        *GenerationFields.model_fields,
+        "lora_path",
+        "prefix_path",
+        "merge_weights",
+        "lr_decay_ratio",
+        "src_length",
+        "pad_to_multiple_of",
+        "chat_template",
+        "data_format",
+        "prompt_templates",
         "tokenizer_name_or_path",
         "model_type",
         "num_hidden_layers",
@@ -94,9 +105,10 @@ def read_real(argv: list[str], world_size: int) -> Resolved:
         ConfigError: with every mistake found.
         UserError: there is nothing to rehearse, or the model's shape cannot be had.
     """
-    resolved = resolve(argv, world_size=world_size, device="gpu")
+    entry = entry_of(argv)
+    resolved = resolve(argv, world_size=world_size, entry=entry, device="gpu")
     if resolved.asked.get("device") == "cpu":
-        resolved = resolve(argv, world_size=world_size, device="cpu")
+        resolved = resolve(argv, world_size=world_size, entry=entry, device="cpu")
     if not resolved.config.do_train:
         raise UserError("a rehearsal is a short training, but do_train is false: give --do_train")
     if resolved.facts is not None:
@@ -104,7 +116,7 @@ def read_real(argv: list[str], world_size: int) -> Resolved:
     from paddle_llm.models.hub import model_folder
 
     model_folder(resolved.config.model_name_or_path, weights=False)
-    return resolve(argv, world_size=world_size, device=resolved.config.device)
+    return resolve(argv, world_size=world_size, entry=entry, device=resolved.config.device)
 
 
 def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
@@ -136,9 +148,9 @@ def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
 def _resolve(real: Resolved, face: Layout, model: SmallModel, folder: Path, steps: dict[str, int]) -> Resolved:
     """One face's config through the real reader."""
     values = _asked(real) | _layout_values(real, face) | _size_values(real, model) | _measure_values(real)
+    values |= _tuning_values(real, model) if real.entry == "finetune" else {"input_dir": real.config.input_dir}
     values |= {
         "model_name_or_path": str(folder),
-        "input_dir": real.config.input_dir,
         "output_dir": str(folder / "output"),
         "device": "cpu",
         "do_train": True,
@@ -148,7 +160,7 @@ def _resolve(real: Resolved, face: Layout, model: SmallModel, folder: Path, step
     file = folder / "run.json"
     file.write_text(json.dumps(values))
     try:
-        resolved = resolve([str(file)], world_size=face.world_size, device="cpu")
+        resolved = resolve([str(file)], world_size=face.world_size, entry=real.entry, device="cpu")
     except ConfigError as error:
         raise RuntimeError(f"the small config of {face} breaks a rule that the real one keeps: {error}") from error
     if resolved.layout != face:
@@ -222,6 +234,36 @@ def _size_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
     return values
 
 
+def _tuning_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
+    """What fine-tuning adds, small."""
+    config, row = real.config, model.sequence
+    values: dict[str, Any] = {
+        "dataset_name_or_path": config.dataset_name_or_path,
+        "max_seq_length": row,
+        "max_length": max(row * config.max_length // config.max_seq_length, 8) if config.zero_padding else row,
+    }
+    for name, most in _SMALL_METHODS.items():
+        asked, origin = getattr(config, name), real.origins[name]
+        if asked is not None and not origin.startswith(("default", "derived")):
+            values[name] = min(asked, most)
+    if config.lora_alpha is not None and "lora_rank" in values:
+        values["lora_alpha"] = config.lora_alpha * values["lora_rank"] / config.lora_rank
+    if config.freeze_layers and real.facts is not None:
+        share = config.freeze_layers / real.facts.num_hidden_layers
+        values["freeze_layers"] = max(round(share * model.facts.num_hidden_layers), 1)
+    return values
+
+
+_SMALL_METHODS = {
+    "lora_rank": 4,
+    "adalora_init_rank": 6,
+    "adalora_budget_interval": 1,
+    "num_prefix_tokens": 4,
+    "num_prompt_tokens": 4,
+    "adapter_size": 8,
+}
+
+
 def _measure_values(real: Resolved) -> dict[str, Any]:
     """What the oracle's limits are measured with; a clipping norm that is certain to clip."""
     values: dict[str, Any] = {
@@ -235,7 +277,7 @@ def _measure_values(real: Resolved) -> dict[str, Any]:
     return values
 
 
-_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+_DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "lora_dropout")
 _SIZES = (
     "hidden_size",
     "num_hidden_layers",
@@ -256,6 +298,10 @@ _COMPARED = (
     "optim",
     *_DROPOUTS,
     "continue_training",
+    "max_length",
+    "freeze_layers",
+    "lora_alpha",
+    *_SMALL_METHODS,
 )
 
 
@@ -263,7 +309,8 @@ def _changes(real: Resolved, faces: list[Resolved], model: SmallModel) -> list[C
     assert real.facts is not None
     rows = [("layout", str(real.layout), _joined(face.layout for face in faces))]
     rows += [(name, str(getattr(real.facts, name)), str(getattr(model.facts, name))) for name in _SIZES]
-    for name in (*_COMPARED, *_not_honoured(faces)):
+    known = fields_of(real.entry)
+    for name in (*(name for name in _COMPARED if name in known), *_not_honoured(faces)):
         asked = real.asked.get(name, getattr(real.config, name))
         rows.append((name, _shown(asked), _joined(_shown(getattr(face.config, name)) for face in faces)))
     rows += [(key, str(value), "0") for key, value in real.facts.raw.items() if "dropout" in key and value]

@@ -62,7 +62,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
     folder = config.tokenizer_name_or_path or config.model_name_or_path
     tokenizer = load_tokenizer(folder)
     codec = open_codec(tokenizer)
-    encoder = _encoder(config, codec, folder)
+    encoder = encoder_of(config, codec, folder)
     method = _method(resolved)
     asked = {"train": config.do_train, "dev": config.do_eval, "test": config.do_predict}
     splits = {name: _split(config, encoder, method, name) for name, wanted in asked.items() if wanted}
@@ -158,7 +158,8 @@ def _method(resolved: Resolved) -> Method:
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def _encoder(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
+def encoder_of(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
+    """Template and lengths of a job; the template is said."""
     chosen = choose_template(config.chat_template, codec, folder)
     say(f"prompt template: {chosen.template.name} ({chosen.why})")
     return InstructionEncoder(
