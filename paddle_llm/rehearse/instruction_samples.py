@@ -1,0 +1,114 @@
+"""What a rehearsal of fine-tuning is fed: the config's own instructions made short, or random ones. As unequal as they were.
+
+They are encoded as the real run would encode them, with its tokenizer, template and lengths, and all checks of them; then
+prompt and answer of each are cut in proportion, and the ids folded into the small vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from paddle_llm.config.errors import ConfigError, UserError
+from paddle_llm.config.reader import Resolved
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.data.encode_instruction import IGNORED, EncodedSample
+from paddle_llm.data.encoded_samples import EncodedSamples, EncodingReport
+from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset
+from paddle_llm.rehearse.case import Sample
+from paddle_llm.rehearse.samples import SYNTHETIC, Samples, Wanted, checked_tokenizer
+from paddle_llm.rehearse.small_model import SmallModel
+
+PREFIX_FAMILIES = ("chatglm", "glm")  # which read up to the answer both ways
+
+
+def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
+    """Random prompts without loss and random answers with it, of all lengths that fit."""
+    draw = np.random.default_rng(small.seed)
+    longest = small.max_length - 1
+
+    def encoded(count: int) -> Iterator[EncodedSample]:
+        for _ in range(count):
+            prompt = int(draw.integers(2, longest // 2 + 1))
+            answer = int(draw.integers(1, longest - prompt + 1))
+            tokens = draw.choice(model.fold.ordinary, prompt + answer + 1).astype(np.int32)
+            labels = np.where(np.arange(len(tokens)) < prompt, IGNORED, tokens)[1:].astype(np.int32)
+            yield EncodedSample(tokens[:-1], labels, prompt - 1 if model.facts.model_type in PREFIX_FAMILIES else 0)
+
+    return _samples(small, wanted, list(encoded(wanted.train)), list(encoded(wanted.evaluation)))
+
+
+def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
+    """The first instructions of the config's files.
+
+    Raises:
+        ConfigError: what is wrong with tokenizer, template or instructions.
+    """
+    try:
+        splits = _read(real, wanted)
+    except UserError as error:
+        raise ConfigError([f"{error}\n     {SYNTHETIC}"]) from error
+    longest = max(len(sample.input_ids) for part in splits for sample in part)
+    scale = min((small.max_length - 1) / longest, 1.0)
+    train, evaluation = ([_short(sample, scale, model) for sample in part] for part in splits)
+    return _samples(small, wanted, train, evaluation)
+
+
+def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[EncodedSample]]:
+    from paddle_llm.data.encoded_samples import encode_all
+    from paddle_llm.data.instruction_dataset import load_split
+    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.training.finetune import encoder_of
+
+    config = real.config
+    codec = open_codec(checked_tokenizer(real))
+    encoder = encoder_of(config, codec, config.tokenizer_name_or_path or config.model_name_or_path)
+    found: list[list[EncodedSample]] = []
+    for split, count in (("train", wanted.train), ("dev", wanted.evaluation)):
+        conversations = load_split(
+            config.dataset_name_or_path,
+            split,
+            data_format=config.data_format,
+            prompt_templates=config.prompt_templates,
+            skip_bad_rows=config.skip_bad_rows,
+            seed=config.seed,
+        )[:count]
+        if not conversations and count:
+            raise UserError(f"there is no {split} split in {config.dataset_name_or_path}.")
+        encoded = encode_all(conversations, encoder, long_samples="truncate", drop_unlearnable=config.skip_bad_rows)
+        found.append([encoded[i] for i in range(len(encoded))])
+    return found[0], found[1]
+
+
+def _short(sample: EncodedSample, scale: float, model: SmallModel) -> EncodedSample:
+    """The end of the prompt and the beginning of what follows it, each cut to its share."""
+    first = int(np.argmax(sample.labels != IGNORED))  # what stands here is followed by the first answer
+    before = max(round(first * scale), 1 if sample.prefix else 0)
+    behind = max(int((len(sample.input_ids) - first) * scale), 1)
+    part = slice(first - before, first + behind)
+    labels = sample.labels[part].copy()
+    learnt = labels != IGNORED
+    labels[learnt] = model.fold(labels[learnt].astype(np.int64))
+    ids = model.fold(sample.input_ids[part].astype(np.int64)).astype(np.int32)
+    return EncodedSample(ids, labels, before if sample.prefix else 0)
+
+
+def _samples(small: RunConfig, wanted: Wanted, train: list[EncodedSample], evaluation: list[EncodedSample]) -> Samples:
+    return Samples(
+        _rows(train, wanted.train, small.max_seq_length if small.zero_padding else None, small.seed),
+        _rows(evaluation, wanted.evaluation, None, small.seed),
+    )
+
+
+def _rows(samples: list[EncodedSample], count: int, packed: int | None, seed: int) -> list[Sample]:
+    """`count` items, from the beginning again where there are fewer.
+
+    Args:
+        packed: the length of packed rows; None: a sample to an item.
+    """
+    if not count:
+        return []
+    encoded = EncodedSamples(((sample, f"sample {i}") for i, sample in enumerate(samples)), EncodingReport())
+    items = InstructionDataset(encoded) if packed is None else PackedDataset(encoded, packed, seed)
+    return [items[i % len(items)] for i in range(count)]
