@@ -145,6 +145,8 @@ def _check_options(
         raise UserError(f"{' and '.join(given) or 'nothing to do'}: give one of --prompt, --input and --chat")
     if output is not None and input_file is None:
         raise UserError("--output is for what --input asks")
+    if output is not None and output.exists() and not (options["overwrite"] and output.is_file()):
+        raise UserError(f"--output {output} is there: name another file, or replace it with --overwrite")
     sampled = [name for name in ("temperature", "top_p", "top_k") if options[name]]
     if options["num_beams"] > 1 and sampled:
         raise UserError(f"--num_beams {options['num_beams']} searches, --{sampled[0]} samples: keep one of them")

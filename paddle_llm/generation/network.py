@@ -66,8 +66,11 @@ def start_process(device: str | None) -> tuple[str, Layout]:
 
 
 def _start_ranks(device: str, layout: Layout) -> None:
+    import paddle.distributed as dist
     from paddle.distributed import fleet
 
+    if dist.is_initialized():  # by an earlier call
+        return
     if device == "cpu":
         from paddle_llm.parallel.gloo import install_gloo_backend
 

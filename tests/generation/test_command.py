@@ -90,8 +90,10 @@ def test_instructions_are_answered_beside_their_references(llama, tmp_path):
     file, output = tmp_path / "dev.jsonl", tmp_path / "answers.jsonl"
     asked = [{"src": "An object", "tgt": "is a thing"}, {"src": TEXT}, {"src": ["a", "b"], "tgt": ["c"]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in asked))
-    out, told = run(llama, "--input", file, "--output", output, "--max_new_tokens", "6", "--batch_size", "2")
+    command = (llama, "--input", file, "--output", output, "--max_new_tokens", "6", "--batch_size", "2")
+    out, told = run(*command)
     found = rows(output.read_text())
+    assert "is there" in refused(*command) and run(*command, "--overwrite")[0] == ""
     assert out == "" and [row.get("reference") for row in found] == ["is a thing", None, None]
     assert [row["where"] for row in found] == [f"{file}, line {number}" for number in (1, 2, 3)]
     assert found[2]["prompt"] == "<s>a c</s>b"
@@ -135,21 +137,27 @@ def test_lines_are_continued_and_bad_rows_refused(llama, tmp_path):
 # ---- adapters and trained folders -----------------------------------------------------------------------------------
 
 
-def test_an_adapter_over_its_base(llama, tmp_path, pieces):
+def save_trained(name: str, base: Path, folder: Path) -> Path:
+    """An adapter over a model folder, as if it had been trained."""
     from paddle_llm.config.layout import Layout
     from paddle_llm.peft.save import save_adapter
     from tests.models.building import build
     from tests.peft.networks import METHODS, attached, set_trained
 
+    model = attached(build(base, load=True), METHODS[name])
+    set_trained(model)
+    save_adapter(model, Layout(), folder / name / "adapter", base="elsewhere")
+    return folder / name / "adapter"
+
+
+def test_an_adapter_over_its_base(llama, tmp_path, pieces):
     plain = run(llama, "--prompt", TEXT, "--max_new_tokens", "8")[0]
-    for name in ("lora", "prefix", "prompt"):
-        model = attached(build(llama, load=True), METHODS[name])
-        set_trained(model)
-        save_adapter(model, Layout(), tmp_path / name / "adapter", base="elsewhere")
-        adapted, told = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--adapter", tmp_path / name / "adapter")
+    adapters = [save_trained(name, llama, tmp_path) for name in ("lora", "prefix", "prompt")]
+    for adapter in adapters:
+        adapted, told = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--adapter", adapter)
         assert adapted != plain and "trained over elsewhere" in told
     other = write_folder("llama", pieces, tmp_path / "other", num_hidden_layers=1)
-    assert "another base" in refused(other, "--prompt", TEXT, "--adapter", tmp_path / "lora" / "adapter")
+    assert "another base" in refused(other, "--prompt", TEXT, "--adapter", adapters[0])
     assert "no adapter" in refused(llama, "--prompt", TEXT, "--adapter", tmp_path)
 
 
@@ -219,16 +227,19 @@ def test_half_a_character_waits(capsys):
 # ---- ranks ----------------------------------------------------------------------------------------------------------
 
 
-def on_rank(*arguments: str) -> tuple[str, str]:
-    return run(*arguments)
+def on_rank(commands: list[tuple[str, ...]]) -> list[str]:
+    return [run(*command)[0] for command in commands]
 
 
 def test_tensor_ranks_print_what_one_process_does(llama, tmp_path):
-    """With 401 words, which two ranks cannot divide, and key-value heads that they share."""
-    command = (str(llama), "--prompt", TEXT, "--prompt", "An object", "--max_new_tokens", "8")
-    for choice in ((), ("--temperature", "2", "--seed", "3"), ("--num_beams", "3")):
-        ranks = run_ranks(on_rank, 2, *command, *choice, quiet=True)
-        assert ranks[0][0] == run(*command, *choice)[0] and ranks[1][0] == ""
+    """With 401 words, which two ranks cannot divide."""
+    prompts = (str(llama), "--prompt", TEXT, "--prompt", "An object", "--max_new_tokens", "8")
+    adapters = [("--adapter", str(save_trained(name, llama, tmp_path))) for name in ("lora", "prefix")]
+    choices = [(), ("--temperature", "2", "--seed", "3"), ("--num_beams", "3"), *adapters]
+    commands = [(*prompts, *choice) for choice in choices]
+    first, second = run_ranks(on_rank, 2, commands, quiet=True)
+    assert first == on_rank(commands) and len(set(first)) == len(first)
+    assert not any(second)
 
 
 def test_a_chat_is_for_one_process(llama, monkeypatch):

@@ -1,0 +1,49 @@
+"""Tensor-parallel ranks generate what one process does, in every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.generation.choice import Choice
+from paddle_llm.rehearse.ranks import run_ranks
+from tests.generation.test_families import STEPS, prompts
+from tests.models.building import WRITERS, build
+
+CHOICES = {"greedy": Choice(), "drawn": Choice(temperature=1.5, seed=2), "beams": Choice(num_beams=3)}
+TWO = Layout(tensor=2)
+
+
+def generated(folder: Path, layout: Layout) -> dict[tuple[str, str], list[list[int]]]:
+    """On one rank: what each family generates in each way, as in a training, whose logits stay split."""
+    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.generating import generating
+    from paddle_llm.parallel.mesh import current_mesh
+    from tests.models.layouts import start_fleet
+
+    if layout.tensor > 1:
+        start_fleet(layout)
+    found = {}
+    for family in WRITERS:
+        model = build(folder / family, layout=layout)
+        model.train()
+        with generating(model):
+            for name, choice in CHOICES.items():
+                batch = prompts(family)
+                tensor = current_mesh(layout).tensor
+                found[family, name] = decode(
+                    model, family, batch, [STEPS] * len(batch), (50, 60), choice, tensor=tensor
+                )
+        assert model.training and model.config.tensor_parallel_output
+    return found
+
+
+def test_two_ranks_generate_what_one_does(tmp_path):
+    """Of 127 words, which two ranks cannot divide (ChatGLM-6B's last words are marks)."""
+    for family, write in WRITERS.items():
+        size = {} if family == "chatglm" else {"padded_vocab_size" if family == "chatglm_v2" else "vocab_size": 127}
+        write(tmp_path / family, **{"init_std" if family == "opt" else "initializer_range": 0.3}, **size)
+    alone = generated(tmp_path, Layout())
+    first, second = run_ranks(generated, 2, tmp_path, TWO, quiet=True)
+    for key, texts in alone.items():
+        assert first[key] == second[key] == texts, key
