@@ -9,15 +9,14 @@ Shapes: B rows, S tokens of the longest prompt, s tokens that are read now, T to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import numpy as np
 import paddle
 
+from paddle_llm.models.head import last_position_alone
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.vocab import real_vocab_size
 
@@ -32,8 +31,6 @@ class _Way:
         positions: whether it takes `position_ids`; else it counts the tokens in the mask itself.
         full_mask: a mask [B, 1, s, T] in place of which positions hold a token, [B, T].
         blocks: positions are [B, 2, s]: the second row counts what is generated behind a prefix (GLM, Du et al. 2022).
-        head: the layer that makes logits of hidden states; GLM's has no name: there the layer before it.
-        length_axis: of the head's hidden states.
     """
 
     cache: str = "past_key_values"
@@ -41,18 +38,16 @@ class _Way:
     positions: bool = True
     full_mask: bool = False
     blocks: bool = False
-    head: str = "lm_head"
-    length_axis: int = 1
 
 
 _WAYS = {
     "llama": _Way(),
     "qwen2": _Way(),
-    "chatglm_v2": _Way(row_axis=1, head="chatglm_v2.output_layer", length_axis=0),
+    "chatglm_v2": _Way(row_axis=1),
     "bloom": _Way("cache", positions=False),
     "opt": _Way("cache", positions=False),
-    "chatglm": _Way("cache", row_axis=1, full_mask=True, blocks=True, length_axis=0),
-    "glm": _Way("cache", full_mask=True, blocks=True, head="glm.transformer.final_layernorm"),
+    "chatglm": _Way("cache", row_axis=1, full_mask=True, blocks=True),
+    "glm": _Way("cache", full_mask=True, blocks=True),
 }
 
 
@@ -67,7 +62,7 @@ class IncrementalNetwork:
     """
 
     def __init__(self, model: Any, family: str, prompts: Sequence[Prompt], room: int):
-        self._model, self._way = model, _WAYS[family]
+        self._model, self._family, self._way = model, family, _WAYS[family]
         self._vocabulary = real_vocab_size(model.config)
         self._length = max(map(len, prompts))
         tokens_BT = np.ones((len(prompts), self._length + room), np.int64)
@@ -83,7 +78,7 @@ class IncrementalNetwork:
 
     def read_prompts(self) -> paddle.Tensor:
         """Logits [B, V] of the first token behind each prompt."""
-        with _last_position_alone(self._model, self._way):
+        with last_position_alone(self._model, self._family):
             return self._forward(paddle.to_tensor(self.ids_BS))
 
     def read(self, tokens_B: paddle.Tensor) -> paddle.Tensor:
@@ -137,24 +132,6 @@ class IncrementalNetwork:
         ahead_BT = np.minimum(places_BT, prefix_B1 - 1)
         behind_BT = np.maximum(places_BT - prefix_B1 + 1, 0)
         return paddle.to_tensor(np.stack([ahead_BT, behind_BT], axis=1))
-
-
-@contextmanager
-def _last_position_alone(model: Any, way: _Way) -> Iterator[None]:
-    """Logits of the last position, in place of B x S x V numbers: the head is given no others."""
-    head = reduce(getattr, way.head.split("."), model)
-
-    def last(hidden: paddle.Tensor) -> paddle.Tensor:
-        return hidden[:, -1:] if way.length_axis == 1 else hidden[-1:]
-
-    if way.head.endswith("layernorm"):
-        hook = head.register_forward_post_hook(lambda _, __, output: last(output))
-    else:
-        hook = head.register_forward_pre_hook(lambda _, inputs: (last(inputs[0]), *inputs[1:]))
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _logits_and_cache(outputs: Any) -> tuple[paddle.Tensor, Any]:

@@ -15,10 +15,13 @@ from paddlenlp.trainer import EarlyStoppingCallback
 
 from paddle_llm.data.instruction_formats import Conversation
 from paddle_llm.data.sampler import IGNORED_LABEL
+from paddle_llm.models.full_weights import family_name
+from paddle_llm.models.head import labelled_positions_alone
 from paddle_llm.parallel.first_rank import on_first_rank
 from paddle_llm.peft import adalora
 from paddle_llm.peft.attachment import active_attachment
 from paddle_llm.training.pretrain_trainer import PretrainTrainer
+from paddle_llm.training.token_mean import criterion_of
 
 Scorer = Callable[[PretrainTrainer, Sequence[Conversation], str], dict[str, float]]
 
@@ -68,6 +71,12 @@ class FinetuneTrainer(PretrainTrainer):
         # A sample ends with what it is to say; the last label belongs to the token in front of the end.
         places_S = np.arange(1, labels_BS.shape[1] + 1)
         return int(((labels_BS != IGNORED_LABEL) * places_S).max(axis=1).sum())
+
+    def compute_loss(self, model, inputs, return_outputs=False):
+        if self.layout.sequence_parallel or criterion_of(self.model) is None:
+            return super().compute_loss(model, inputs, return_outputs)
+        with labelled_positions_alone(self.model, family_name(self.model), inputs["labels"]) as labels:
+            return super().compute_loss(model, {**inputs, "labels": labels}, return_outputs)
 
     def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
         conversations = self._answers.conversations.get(metric_key_prefix) if self._answers else None
