@@ -1,0 +1,275 @@
+"""Seconds per LoRA step on a CPU, FinetuneTrainer beside Hugging Face's Trainer with peft, interleaved in one run.
+
+    python benchmarks/finetune_speed.py [--peer_python PYTHON] [--rounds 3] [--steps 8] > benchmarks/results/finetune_speed.md
+
+PYTHON has torch, transformers, accelerate and peft; without it this one must. Both train LoRA of rank 8 beside every linear
+layer of the blocks of the same LLaMA, on the same rows in the same order, padded to the longest of their batch; two threads,
+float32, no dropout. Torch's threads wait busily unless told otherwise, which costs it much on a machine that others use too: it
+is run both ways, and the faster one counts. The first two steps are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from machine import describe
+from step_speed import SHAPE
+
+BATCH, RANK, WARM_UP = 8, 8, 2
+LONGEST = 384
+_IGNORED = -100
+
+
+def make_rows(count: int) -> list[tuple[np.ndarray, int]]:
+    """(tokens of a sample, of its prompt): lengths as word problems have them, a median of 180, half of it the answer."""
+    numbers = np.random.RandomState(0)
+    lengths = np.exp(numbers.normal(np.log(180), 0.4, count)).clip(48, LONGEST).astype(int)
+    return [(numbers.randint(4, SHAPE["vocab_size"], length), length // 2) for length in lengths]
+
+
+# ---- one side of the comparison, in a process of its own -------------------------------------------------------------
+
+
+def clock(base: type) -> Any:
+    """A callback of `base` that notes when each step ends."""
+
+    class Clock(base):  # type: ignore[misc, valid-type]
+        ends: list[float] = []
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            self.ends.append(time.perf_counter())
+
+    return Clock()
+
+
+class Rows:
+    """The rows of all steps in their order.
+
+    Attributes:
+        samples_per_epoch: says to PretrainTrainer that this is the order.
+    """
+
+    samples_per_epoch = 1 << 20
+
+    def __init__(self, steps: int, shifted: bool):
+        self._rows, self._shifted = make_rows(steps * BATCH), shifted
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        tokens, prompt = self._rows[index]
+        labels = np.where(np.arange(len(tokens)) < prompt, _IGNORED, tokens)
+        if self._shifted:
+            return {"input_ids": tokens, "labels": np.append(labels[1:], _IGNORED)}
+        return {"input_ids": tokens.tolist(), "labels": labels.tolist()}
+
+
+def ours(folder: Path, steps: int) -> tuple[list[float], int]:
+    """Ends of the steps and the number of trained parameters, of FinetuneTrainer."""
+    from paddle_llm.parallel.host import prepare_host
+
+    prepare_host("cpu")
+    from paddlenlp.trainer import TrainerCallback
+
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.config.run_config import RunConfig
+    from paddle_llm.models.registry import FAMILIES
+    from paddle_llm.peft.method import method_of
+    from paddle_llm.training.finetune import build_network, collator_of
+    from paddle_llm.training.finetune_trainer import FinetuneTrainer
+    from paddle_llm.training.options import TrainerOptions
+    from paddle_llm.training.run import start_job
+
+    start_job("cpu", 1)
+    from paddle_llm.training.arguments import training_arguments
+
+    config = RunConfig(
+        model_name_or_path=str(folder),
+        output_dir=str(folder / "ours"),
+        continue_training=False,
+        do_train=True,
+        device="cpu",
+        lora=True,
+        lora_rank=RANK,
+        max_steps=steps,
+        logging_steps=1,
+        save_strategy="no",
+        per_device_train_batch_size=BATCH,
+        max_length=LONGEST,
+        learning_rate=3e-4,
+    )
+    layout = Layout()
+    callback = clock(TrainerCallback)
+    trainer = FinetuneTrainer(
+        model=build_network(config, layout, method_of(config), FAMILIES["llama"], "float32"),
+        args=training_arguments(config, layout),
+        layout=layout,
+        options=TrainerOptions(),
+        data_collator=collator_of(config, layout, 0),
+        train_dataset=Rows(steps, shifted=True),
+        callbacks=[callback],
+    )
+    trainer.train()
+    trained = sum(int(np.prod(p.shape)) for p in trainer.model.parameters() if not p.stop_gradient)
+    return callback.ends, trained
+
+
+def peer(folder: Path, steps: int) -> tuple[list[float], int]:
+    """The same of Hugging Face's Trainer and peft."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *args: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    def collate(samples: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        longest = max(len(sample["input_ids"]) for sample in samples)
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "labels": [], "attention_mask": []}
+        for sample in samples:
+            length = len(sample["input_ids"])
+            batch["input_ids"].append(sample["input_ids"] + [0] * (longest - length))
+            batch["labels"].append(sample["labels"] + [_IGNORED] * (longest - length))
+            batch["attention_mask"].append([1] * length + [0] * (longest - length))
+        return {name: torch.tensor(rows) for name, rows in batch.items()}
+
+    torch.manual_seed(0)
+    shape = {name: value for name, value in SHAPE.items() if name != "model_type"}
+    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(LlamaForCausalLM(LlamaConfig(**shape)), lora)
+    args = TrainingArguments(
+        output_dir=str(folder / "peer"),
+        per_device_train_batch_size=BATCH,
+        max_steps=steps,
+        logging_steps=1,
+        save_strategy="no",
+        learning_rate=3e-4,
+        disable_tqdm=True,
+        use_cpu=True,
+        report_to=[],
+    )
+    callback = clock(TrainerCallback)
+    InOrder(
+        model=model,
+        args=args,
+        train_dataset=Rows(steps, shifted=False),
+        data_collator=collate,
+        callbacks=[callback],
+    ).train()
+    return callback.ends, sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+class Side(NamedTuple):
+    """What is measured: the function, the packages whose versions matter, the environment."""
+
+    train: Callable[[Path, int], tuple[list[float], int]]
+    packages: tuple[str, ...]
+    environment: dict[str, str]
+
+
+_PEER = (peer, ("torch", "transformers", "peft", "accelerate"))
+OURS = "ours"
+SIDES = {
+    OURS: Side(ours, ("paddlepaddle", "paddlenlp"), {}),
+    "Hugging Face Trainer + peft": Side(*_PEER, {}),
+    "the same, OMP_WAIT_POLICY=PASSIVE": Side(*_PEER, {"OMP_WAIT_POLICY": "PASSIVE"}),
+}
+
+
+def work(name: str, folder: Path, steps: int) -> None:
+    """Print what one side has measured."""
+    side = SIDES[name]
+    ends, trained = side.train(folder, steps)
+    seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    versions = ", ".join(f"{package} {version(package)}" for package in side.packages)
+    print("RESULT", json.dumps({"seconds": seconds, "trained": trained, "versions": versions}))
+
+
+# ---- the comparison -------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
+    """What a side prints."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = subprocess.run(
+        [python, "-W", "ignore", __file__, "--side", name, "--folder", str(folder), "--steps", str(steps)],
+        env=inherited | {"OMP_NUM_THREADS": "2"} | SIDES[name].environment,
+        capture_output=True,
+        text=True,
+    )
+    results = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if done.returncode or not results:
+        sys.exit(f"{name}:\n{done.stdout}\n{done.stderr}")
+    return json.loads(results[0].split(" ", 1)[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer_python", default=sys.executable)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        work(options.side, Path(options.folder), options.steps)
+        return
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    with tempfile.TemporaryDirectory() as temporary:
+        (Path(temporary) / "config.json").write_text(json.dumps(SHAPE))
+        for round_number in range(options.rounds):
+            for name in SIDES:
+                python = sys.executable if name == OURS else options.peer_python
+                found[name].append(measure(name, python, Path(temporary), options.steps))
+                median = statistics.median(found[name][-1]["seconds"][WARM_UP - 1 :])
+                print(f"round {round_number + 1}: {name}: {median:.3f} s", file=sys.stderr, flush=True)
+    report(found, options.rounds, options.steps)
+
+
+def report(found: dict[str, list[dict[str, Any]]], rounds: int, steps: int) -> None:
+    """The page."""
+    batches = [make_rows(steps * BATCH)[i : i + BATCH] for i in range(WARM_UP * BATCH, steps * BATCH, BATCH)]
+    real = sum(len(tokens) for batch in batches for tokens, _ in batch)
+    padded = sum(BATCH * max(len(tokens) for tokens, _ in batch) for batch in batches)
+    # Between the ends of steps 1 and 2 lies step 2: the first interval is that of the second step.
+    steps_of = {
+        name: list(zip(*(r["seconds"][WARM_UP - 1 :] for r in results), strict=True)) for name, results in found.items()
+    }
+    medians = {name: sum(map(statistics.median, each)) for name, each in steps_of.items()}
+    least = {name: sum(map(min, each)) for name, each in steps_of.items()}
+    print(f"# Seconds per step of LoRA on a CPU, {date.today()}\n")
+    print(f"{describe()}\n")
+    for name, results in found.items():
+        print(f"- {name}: {results[0]['versions']}; {results[0]['trained']:,} parameters trained")
+    print(
+        f"\nLLaMA hidden {SHAPE['hidden_size']}, {SHAPE['num_hidden_layers']} layers, vocabulary {SHAPE['vocab_size']}, LoRA of rank "
+        f"{RANK} beside all linear layers, batch {BATCH}, rows of {real / len(batches) / BATCH:.0f} tokens on average, padded to the "
+        f"longest of the batch ({padded / len(batches) / BATCH:.0f}), two threads, float32, one process. {rounds} interleaved rounds "
+        f"of {steps} steps, the first {WARM_UP} left out. A step is the same batch in every round: its median over the rounds, and its "
+        "least, which other work on the machine disturbs less.\n"
+    )
+    print("| | s/step (median) | real tokens/s | s/step (least) | real tokens/s |\n|---|---|---|---|---|")
+    for name in found:
+        cells = [f"{time / len(batches):.3f} | {real / time:,.0f}" for time in (medians[name], least[name])]
+        print(f"| {name} | {' | '.join(cells)} |")
+    ratios = [min(time for name, time in times.items() if name != OURS) / times[OURS] for times in (medians, least)]
+    print(f"\nOur speed beside the faster peer: {ratios[0]:.2f} by medians, {ratios[1]:.2f} by the least.")
+
+
+if __name__ == "__main__":
+    main()
