@@ -119,6 +119,13 @@ def correct_glm() -> None:
         return with_loss(self, forward(self, input_ids, return_dict=return_dict, **others), labels)
 
     replace_forward(modeling.GLMForConditionalGeneration, with_criterion)
+    create = modeling.GLMModel.__init__
+
+    def created(self: Any, *args: Any, **kwargs: Any) -> None:
+        create(self, *args, **kwargs)
+        self.borrowed_layers = (self.word_embeddings,)  # it multiplies by their weight itself (sharding stage 3)
+
+    modeling.GLMModel.__init__ = created
     prepare = modeling.GLMForConditionalGeneration.prepare_inputs_for_generation
 
     def generation_inputs(

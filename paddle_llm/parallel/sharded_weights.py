@@ -1,7 +1,7 @@
 """Sharding stage 3 on top of stage 2's `ShardedGradients`: each weight lives on its owner alone, and visits the others.
 
 A unit is a transformer block (an element of the network's outermost LayerLists) or, outside of blocks, a layer that
-holds parameters itself. Just before a unit computes, in the forward pass and again in the backward pass, the owners of
+holds parameters itself, or says that it computes with those of others (`borrowed_layers`). Just before a unit computes, in the forward pass and again in the backward pass, the owners of
 its weights broadcast them to their sharding group, all of a unit's at once; afterwards everybody but the owner frees
 them. Beyond its own share a rank holds one unit at a time, and sends each weight twice per micro batch instead of once
 per step. (ZeRO stage 3, Rajbhandari et al. 2020, section 5.3: parameters partitioned, broadcast by their owner.)
@@ -288,7 +288,8 @@ def held_weight_elements(model: nn.Layer) -> int:
 
 def _units(layer: nn.Layer, known: set[str], name: str = "") -> Iterator[Unit]:
     """The units of a network over its weights of these names."""
-    own = _of_names(layer.parameters(include_sublayers=False), known)
+    borrowed = [p for other in getattr(layer, "borrowed_layers", ()) for p in other.parameters()]
+    own = _of_names([*layer.parameters(include_sublayers=False), *borrowed], known)
     if own:
         yield Unit(name, layer, own)
     for child_name, child in layer.named_children():
