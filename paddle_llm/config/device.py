@@ -59,7 +59,6 @@ class Adapted:
 # Kernels that exist on a GPU only; their plain twins compute the same.
 _GPU_SWITCHES = {
     "use_flash_attention": "attention is computed by plain operations",
-    "use_fused_rms_norm": "RMSNorm is computed by plain operations",
     "use_fused_rope": "rotary embeddings are computed by plain operations",
     "offload_optim": "there is no device memory to move optimizer states out of",
     "offload_recompute_inputs": "there is no device memory to move activations out of",

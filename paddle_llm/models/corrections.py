@@ -11,6 +11,7 @@ ChatGLM2/3
 - In a pipeline, the rotary embedding is taken for position ids where none are given, and left out; recompute of whole
   layers is not done; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256
   are wrong; its weights lack the beginning of their names in one process.
+- Its RMSNorm knows no fused one.
 
 BLOOM, ChatGLM2/3
 - Dropout of attention's probabilities: under tensor parallelism the heads of different ranks lose the same places, in BLOOM
@@ -37,6 +38,7 @@ from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.names import BASE_PREFIXES
 from paddle_llm.models.opt_glm_corrections import correct_glm, correct_opt, with_loss
 from paddle_llm.models.prefix_mask import prefix_mask
+from paddle_llm.models.rms_norm import offer_fused_norm, use_fused_norm
 from paddle_llm.models.segment_hooks import chatglm2_attention, install_segments
 from paddle_llm.models.segments import packed_prefix_mask
 
@@ -60,6 +62,8 @@ def correct_models() -> None:
 
 def correct_network(model: Any, family: str) -> None:
     """Correct what depends on one network's layout and switches."""
+    if family == "chatglm_v2" and model.config.use_fused_rms_norm:
+        use_fused_norm(model)
     for layer in model.sublayers():
         if family == "llama" and getattr(layer, "kv_indices", None) is not None:
             _share_key_value_heads(layer)
@@ -153,6 +157,7 @@ def _correct_chatglm2() -> None:
 
     modeling.recompute = partial(modeling.recompute, use_reentrant=False)
     modeling.seed_guard_context = named_random_state
+    offer_fused_norm(modeling.RMSNorm)
 
 
 def _correct_chatglm2_pipeline() -> None:

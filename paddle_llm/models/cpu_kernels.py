@@ -19,6 +19,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
+from paddle_llm.models.rms_norm import is_fused
+
 MIN_BLOCK, _MAX_BLOCKS = 128, 8
 _HIDDEN = -1e30
 _originals: dict[str, Any] = {}
@@ -119,7 +121,7 @@ def _llama_norm(self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
 
 
 def _chatglm2_norm(self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
-    if not _plain(hidden_states, self.weight):
+    if is_fused(self) or not _plain(hidden_states, self.weight):
         return _originals["chatglm2_norm"](self, hidden_states)
     return RMSNorm.apply(hidden_states, self.weight, self.epsilon)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 from paddle_llm.config.console import say
@@ -10,6 +9,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models.registry import Family
+from paddle_llm.models.rms_norm import why_not_fused
 
 # Fields of RunConfig that PaddleNLP's models read under the same name.
 _SAME_NAME = (
@@ -25,7 +25,15 @@ _SAME_NAME = (
     "fuse_sequence_parallel_allreduce",
 )
 _KERNELS = ("use_flash_attention", "use_fused_rms_norm", "use_fused_rope")
-_NO_KERNELS = ("opt", "glm")  # their layers in PaddleNLP look for none
+# Those that a family's layers look for; ChatGLM2's norm is taught to (`rms_norm.py`).
+_KERNELS_OF = {
+    "llama": _KERNELS,
+    "qwen2": _KERNELS,
+    "chatglm_v2": ("use_flash_attention", "use_fused_rms_norm"),
+    "opt": (),
+    "glm": (),
+}
+_USUAL_KERNELS = ("use_flash_attention",)
 # What PaddleNLP's configuration calls the dropout of hidden states and of attention's probabilities.
 _DROPOUT_NAMES = {
     "opt": (("hidden_dropout_prob",), ("attention_probs_dropout_prob",)),
@@ -45,9 +53,9 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
         setattr(config, name, default)
     for name in _SAME_NAME:
         setattr(config, name, getattr(run, name))
-    for name in unavailable_kernels(run):
+    for name in unavailable_kernels(run, family):
         setattr(config, name, False)
-    # Read by LLaMA's fused RMSNorm without a default; PaddleNLP's own fast layer norm is not what is asked for.
+    # Read by LLaMA's fused RMSNorm without a default: another module of PaddleNLP's, `fast_ln`.
     config.use_fast_layer_norm = False
     if run.no_recompute_layers and _recomputes_all_or_none(run, family):
         config.no_recompute_layers = None
@@ -65,15 +73,8 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
 
 def notices(run: RunConfig, family: Family) -> list[str]:
     """One line for each switch that this family or machine cannot honour."""
-    reasons = {
-        "use_flash_attention": "needs a GPU; the plain attention computes the same",
-        "use_fused_rms_norm": "needs a GPU and the module fused_ln; the plain RMSNorm computes the same",
-        "use_fused_rope": "needs a GPU; the plain rotary embedding computes the same",
-    }
-    kernels = _KERNELS if family.name in ("llama", "qwen2") else ("use_flash_attention",)
-    kernels = () if family.name in _NO_KERNELS else kernels
-    missing = [name for name in unavailable_kernels(run) if name in kernels]
-    lines = [f"--{name} is off: it {reasons[name]}" for name in missing]
+    kernels = _KERNELS_OF.get(family.name, _USUAL_KERNELS)
+    lines = [f"--{name} is off: {reason}" for name, reason in unavailable_kernels(run, family).items()]
     if run.recompute and run.recompute_granularity not in family.abilities.recompute_granularities:
         lines.append(
             f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
@@ -100,15 +101,20 @@ def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
     return family.name in ("chatglm", "opt", "glm")
 
 
-def unavailable_kernels(run: RunConfig) -> list[str]:
-    """The kernel switches that are asked for and that this machine does not have."""
+def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
+    """The kernel switches that are asked for, that the family has, and that this machine does not have; and why."""
     import paddle
 
+    asked = [name for name in _KERNELS_OF.get(family.name, _USUAL_KERNELS) if getattr(run, name)]
     on_gpu = paddle.device.get_device().startswith("gpu")
-    missing = [name for name in _KERNELS if getattr(run, name) and not on_gpu]
-    if run.use_fused_rms_norm and on_gpu and importlib.util.find_spec("fused_ln") is None:
-        missing.append("use_fused_rms_norm")
-    return missing
+    reasons = {
+        "use_flash_attention": "" if on_gpu else "it needs a GPU; the plain attention computes the same",
+        "use_fused_rope": "" if on_gpu else "it needs a GPU; the plain rotary embedding computes the same",
+    }
+    if "use_fused_rms_norm" in asked:
+        reason = why_not_fused()
+        reasons["use_fused_rms_norm"] = f"{reason}; the plain RMSNorm computes the same" if reason else ""
+    return {name: reasons[name] for name in asked if reasons[name]}
 
 
 def say_notices(run: RunConfig, family: Family) -> None:

@@ -51,7 +51,7 @@ def test_what_a_cpu_leaves_out_is_said_line_by_line() -> None:
         bf16=True,
         amp_master_grad=True,
         use_flash_attention=True,
-        use_fused_rms_norm=True,
+        use_fused_rope=True,
         offload_optim=True,
         sharding_parallel_config="split_param enable_release_grads",
         tensor_parallel_config="sync_grad",
@@ -61,14 +61,14 @@ def test_what_a_cpu_leaves_out_is_said_line_by_line() -> None:
         "bf16": False,
         "amp_master_grad": False,
         "use_flash_attention": False,
-        "use_fused_rms_norm": False,
+        "use_fused_rope": False,
         "offload_optim": False,
         "sharding_parallel_config": "enable_release_grads",
     }
     assert [line.split()[0] for line in adapted.notices] == [
         "--bf16",
         "--use_flash_attention",
-        "--use_fused_rms_norm",
+        "--use_fused_rope",
         "--offload_optim",
         "--sharding_parallel_config:",
     ]

@@ -122,10 +122,10 @@ def test_other_families_are_refused_by_name(tmp_path):
 
 
 def test_kernels_that_a_cpu_lacks_are_told(tmp_path, capsys):
-    model = build(tiny.write_llama(tmp_path), use_flash_attention=True, use_fused_rms_norm=True)
+    model = build(tiny.write_llama(tmp_path), use_flash_attention=True, use_fused_rope=True)
     said = capsys.readouterr().err
-    assert "--use_flash_attention is off" in said and "--use_fused_rms_norm is off" in said
-    assert not model.config.use_flash_attention and not model.config.use_fused_rms_norm
+    assert "--use_flash_attention is off" in said and "--use_fused_rope is off" in said
+    assert not model.config.use_flash_attention and not model.config.use_fused_rope
 
 
 def test_dropout_is_set_or_refused(tmp_path):

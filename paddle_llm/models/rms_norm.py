@@ -1,0 +1,77 @@
+"""The fused RMSNorm of custom_ops/ (`fused_ln`) in the networks.
+
+PaddleNLP's LLaMA and Qwen2 import `fused_ln` themselves where `config.use_fused_rms_norm` is set; ChatGLM2 gets it here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Of a clone that is run without having been installed.
+_IN_THE_CLONE = Path(__file__).resolve().parents[2] / "custom_ops"
+_SWITCH = "uses_fused_rms_norm"
+
+
+def why_not_fused() -> str:
+    """Why this device's RMSNorm cannot be fused; "" where it can. Builds the operator at first use, which takes a while.
+
+    On a GPU `fused_ln` always has something fused, Paddle's if not its own; on a CPU the plain one here is faster than that.
+    """
+    import paddle
+
+    device = paddle.device.get_device().split(":")[0]
+    module = _fused_ln()
+    if module is None:
+        return "the module fused_ln is neither installed nor in this clone"
+    if device == "gpu":
+        return ""
+    if not hasattr(module, "why_not"):
+        return (
+            f"the module fused_ln that is installed ({getattr(module, '__file__', None)}) is somebody else's, for GPUs"
+        )
+    return str(module.why_not(device))
+
+
+def _fused_ln() -> ModuleType | None:
+    for folder in ("", str(_IN_THE_CLONE)):
+        if folder and folder not in sys.path:
+            sys.path.append(folder)
+        try:
+            return importlib.import_module("fused_ln")
+        except ImportError:
+            continue
+    return None
+
+
+# ---- ChatGLM2: its RMSNorm has no such branch, and does not keep its configuration.
+
+
+def offer_fused_norm(norm: type) -> None:
+    """Give ChatGLM2's class RMSNorm the branch."""
+    plain = norm.forward  # type: ignore[attr-defined]
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        if not is_fused(self):
+            return plain(self, hidden_states)
+        import fused_ln
+
+        return fused_ln.fused_rms_norm(hidden_states, self.weight, self.epsilon)[0]
+
+    norm.forward = forward  # type: ignore[attr-defined]
+
+
+def use_fused_norm(model: Any) -> None:
+    """Make the RMSNorms of this ChatGLM2 take it."""
+    from paddlenlp.transformers.chatglm_v2.modeling import RMSNorm
+
+    for layer in model.sublayers():
+        if isinstance(layer, RMSNorm):
+            setattr(layer, _SWITCH, True)
+
+
+def is_fused(norm: Any) -> bool:
+    return getattr(norm, _SWITCH, False)

@@ -1,0 +1,107 @@
+"""How the operator comes to be: built once by however many ask at once; told, and done without, where it cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CUSTOM_OPS = Path(__file__).resolve().parents[2] / "custom_ops"
+# What a rank does: import, call, tell the library that it has got.
+_RANK = """
+import sys; sys.path.insert(0, {custom_ops!r})
+import fused_ln, paddle
+x, weight = paddle.ones([2, 8]), paddle.full([8], 3.0)
+x.stop_gradient = False
+y, invvar = fused_ln.fused_rms_norm(x, weight, 0.0)
+y.sum().backward()
+print("REASON", fused_ln.why_not("cpu"))
+print("Y", float(y.sum()), float(x.grad.abs().max()))
+"""
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "CXX"))}
+    return kept | {"GLOG_minloglevel": "2", "OMP_NUM_THREADS": "1"} | changes
+
+
+def start(**changes: str) -> subprocess.Popen:
+    code = _RANK.format(custom_ops=str(CUSTOM_OPS))
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment(**changes), **pipes)
+
+
+def finished(process: subprocess.Popen, timeout: float = 250) -> tuple[dict[str, str], str]:
+    """({"REASON": ..., "Y": ...}, stderr) of a process that ended well."""
+    out, err = process.communicate(timeout=timeout)
+    assert process.returncode == 0, err
+    return dict(line.partition(" ")[::2] for line in out.splitlines() if line.startswith(("REASON", "Y"))), err
+
+
+def folder_with(tmp_path: Path, **programs: str) -> str:
+    """A PATH with these programs, which are shell scripts, and those of /bin that they need."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for name, script in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+def test_without_a_compiler_it_is_said_and_computed_all_the_same(tmp_path):
+    said, err = finished(start(PATH=folder_with(tmp_path), PADDLE_EXTENSION_DIR=str(tmp_path / "cache")))
+    assert said["REASON"] == "no C++ compiler: g++ is not on the PATH"
+    assert said["Y"] == "48.0 0.0"
+    lines = [line for line in err.splitlines() if "RMSNorm on the cpu" in line]
+    assert len(lines) == 1 and "by Paddle's plain operations" in lines[0] and said["REASON"] in lines[0]
+
+
+def test_a_compiler_that_fails_is_asked_once(tmp_path):
+    """Of three ranks one tries; after a while a start tries again."""
+    count = tmp_path / "count"
+    path = folder_with(tmp_path, **{"g++": f"echo x >> {count}; sleep 1; echo 'x.cpp:1: error: no room' >&2; exit 1"})
+    settings = {"PATH": f"{path}:/usr/bin:/bin", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
+    for said, _ in [finished(rank) for rank in [start(**settings) for _ in range(3)]]:
+        assert "could not be compiled" in said["REASON"] and said["Y"] == "48.0 0.0"
+    tried = len(count.read_text().split())
+    assert tried == 4  # the kernels, side by side
+    (note,) = (tmp_path / "cache").rglob("*.failed")
+    os.utime(note, (0, 0))
+    finished(start(**settings))
+    assert len(count.read_text().split()) == 2 * tried
+    assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path):
+    (tmp_path / "file").write_text("")
+    said, _ = finished(start(PADDLE_EXTENSION_DIR=str(tmp_path / "file")))
+    assert "set PADDLE_EXTENSION_DIR" in said["REASON"] and said["Y"] == "48.0 0.0"
+
+
+def test_a_library_that_is_broken_is_told(tmp_path, own_operator):
+    from fused_ln import binding
+
+    built = binding.library()
+    folder = tmp_path / "rms_norm" / built.parent.name
+    folder.mkdir(parents=True)
+    (folder / built.name).write_text("no library")
+    said, _ = finished(start(PADDLE_EXTENSION_DIR=str(tmp_path)))
+    assert "it cannot be loaded" in said["REASON"] and said["Y"] == "48.0 0.0"
+
+
+@pytest.mark.slow
+def test_eight_processes_at_once_build_once(tmp_path):
+    count = tmp_path / "count"
+    path = folder_with(tmp_path, **{"g++": f'echo x >> {count}; exec /usr/bin/g++ "$@"'})
+    settings = {"PATH": f"{path}:/usr/bin:/bin", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
+    ranks = [start(PADDLE_TRAINER_ID=str(rank), **settings) for rank in range(8)]
+    told = [finished(rank) for rank in ranks]
+    assert [said for said, _ in told] == [{"REASON": "", "Y": "48.0 0.0"}] * 8
+    # Four kernels, their library, the binding.
+    assert len(count.read_text().split()) == 6
+    assert len(list((tmp_path / "cache").rglob("*paddle.so"))) == 1
+    assert sum("by its own fused operator" in err for _, err in told) == 1, "rank 0 alone says so"

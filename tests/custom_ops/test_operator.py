@@ -1,0 +1,182 @@
+"""The operator in Paddle: values, gradients, views, recompute, AMP, accumulation, static graphs, saved programs."""
+
+from __future__ import annotations
+
+import fused_ln
+import numpy as np
+import paddle
+import pytest
+from paddle.distributed.fleet.utils import recompute
+
+EPSILON = 1e-5
+LIMITS = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 8e-3}
+
+pytestmark = pytest.mark.usefixtures("own_operator")
+
+
+def values(*shape: int, dtype: str = "float32", seed: int = 0, frozen: bool = False) -> paddle.Tensor:
+    tensor = paddle.to_tensor(np.random.default_rng(seed).normal(size=shape).astype(np.float32)).astype(dtype)
+    tensor.stop_gradient = frozen
+    return tensor
+
+
+def norm(x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+    return fused_ln.fused_rms_norm(x, weight, EPSILON)[0]
+
+
+def formula(x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
+    """In float64, by Paddle's own gradients."""
+    x, weight = x.astype("float64"), weight.astype("float64")
+    return x * paddle.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON) * weight
+
+
+def results(function, x: paddle.Tensor, weight: paddle.Tensor) -> list[np.ndarray]:
+    """y, and the gradients of x and weight (those that are wanted) of a weighting of y."""
+    x.clear_grad(), weight.clear_grad()
+    y = function(x, weight)
+    if not (x.stop_gradient and weight.stop_gradient):
+        (y.astype("float64") * values(*y.shape, seed=9, frozen=True).astype("float64")).sum().backward()
+    found = [y, x.grad, weight.grad]
+    return [tensor.astype("float64").numpy() for tensor in found if tensor is not None]
+
+
+def assert_close(found: list[np.ndarray], exact: list[np.ndarray], limit: float) -> None:
+    assert len(found) == len(exact)
+    for one, two in zip(found, exact, strict=True):
+        assert one.shape == two.shape
+        np.testing.assert_allclose(one, two, atol=limit * np.abs(two).max(initial=0), rtol=0)
+
+
+@pytest.mark.parametrize("weight_type", ["float32", "x"])
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("shape", [(2, 5, 48), (33,), (7, 3), (0, 8), (2, 3, 2, 1000)], ids=str)
+def test_values_and_gradients_against_float64(shape, dtype, weight_type):
+    x = values(*shape, dtype=dtype)
+    weight = values(shape[-1], dtype=dtype if weight_type == "x" else "float32", seed=1)
+    y, invvar = fused_ln.fused_rms_norm(x, weight, EPSILON)
+    assert (y.dtype, invvar.dtype) == (x.dtype, paddle.float32)
+    assert tuple(invvar.shape) == shape[:-1]
+    assert_close(results(norm, x, weight), results(formula, x, weight), LIMITS[dtype])
+
+
+@pytest.mark.parametrize("frozen", ["x", "weight", "both"])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    x = values(4, 16, frozen=frozen in ("x", "both"))
+    weight = values(16, seed=1, frozen=frozen in ("weight", "both"))
+    found = results(norm, x, weight)
+    assert len(found) == {"x": 2, "weight": 2, "both": 1}[frozen]
+    assert_close(found, results(formula, x, weight), LIMITS["float32"])
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x.t(), lambda x: x[1:7, 3:15], lambda x: x[::2], lambda x: x.expand([3, *x.shape])]
+)
+def test_views(view):
+    x = values(16, 24)
+    hidden = view(x).shape[-1]
+    assert_close(
+        results(lambda x, w: norm(view(x), w), x, values(hidden, seed=1)),
+        results(lambda x, w: formula(view(x), w), x, values(hidden, seed=1)),
+        LIMITS["float32"],
+    )
+
+
+def test_the_gradient_may_be_a_view():
+    x, weight = values(6, 8), values(8, seed=1)
+    assert_close(
+        results(lambda x, w: norm(x, w).t(), x, weight), results(lambda x, w: formula(x, w).t(), x, weight), 1e-6
+    )
+
+
+def test_llamas_rounding_is_the_unfused_models():
+    x, weight = values(64, 96, dtype="bfloat16"), values(96, dtype="bfloat16", seed=1)
+    wide = x.astype("float32")
+    normed = (paddle.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON) * wide).astype("bfloat16")
+    unfused = (normed * weight).astype("float32").numpy()
+    like = fused_ln.fused_rms_norm(x, weight, EPSILON, rounding="llama")[0].astype("float32").numpy()
+    assert (like == unfused).mean() > 0.999  # where the mean itself is rounded otherwise, a bit may differ
+    assert (norm(x, weight).astype("float32").numpy() != unfused).mean() > 0.05
+
+
+def test_a_narrower_weight_gives_its_type():
+    """As unfused LLaMA does."""
+    x, weight = values(4, 16), values(16, dtype="bfloat16", seed=1)
+    y = norm(x, weight)
+    assert y.dtype == paddle.bfloat16
+    assert_close(results(norm, x, weight), results(formula, x, weight), LIMITS["bfloat16"])
+
+
+def test_the_same_bits_each_time():
+    x, weight = values(300, 257), values(257, seed=1)
+    first, second = results(norm, x, weight), results(norm, x, weight)
+    assert all((one == two).all() for one, two in zip(first, second, strict=True))
+
+
+def test_gradients_accumulate():
+    x, weight = values(5, 16), values(16, seed=1)
+    _, dx, dweight = results(norm, x, weight)
+    (norm(x, weight) * values(5, 16, seed=9, frozen=True)).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), (2 * dx).astype(np.float32))
+    np.testing.assert_array_equal(weight.grad.numpy(), (2 * dweight).astype(np.float32))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_recompute_gives_the_same_bits(reentrant):
+    x, weight = values(5, 16), values(16, seed=1)
+    plain = results(norm, x, weight)
+    again = results(lambda x, w: recompute(norm, x, w, use_reentrant=reentrant), x, weight)
+    assert all((one == two).all() for one, two in zip(plain, again, strict=True))
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_amp(level):
+    """Under AMP x comes in bf16 and the weight in fp32 (O1) or bf16 (O2): y is like x, each gradient like its tensor."""
+    x, weight = values(4, 16), values(16, dtype="float32" if level == "O1" else "bfloat16", seed=1)
+    with paddle.amp.auto_cast(level=level, dtype="bfloat16"):
+        short = x.astype("bfloat16")
+        y = norm(short, weight)
+    assert y.dtype == paddle.bfloat16
+    y.astype("float32").sum().backward()
+    assert (x.grad.dtype, weight.grad.dtype) == (paddle.float32, weight.dtype)
+    exact = formula(short.detach(), weight.detach()).numpy()
+    assert_close([y.astype("float64").numpy()], [exact], LIMITS["bfloat16"])
+
+
+@pytest.mark.parametrize("full_graph", [True, False], ids=["ast", "sot"])
+def test_to_static(full_graph):
+    x, weight = values(5, 16), values(16, seed=1)
+
+    def doubled(x, weight):
+        return norm(x * 2.0, weight)
+
+    found = results(paddle.jit.to_static(doubled, full_graph=full_graph), x, weight)
+    assert_close(found, results(lambda x, w: formula(x * 2.0, w), x, weight), LIMITS["float32"])
+
+
+class Block(paddle.nn.Layer):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = self.create_parameter([16])
+        self.linear = paddle.nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.linear(norm(x, self.weight))
+
+
+def test_a_saved_program_gives_the_same(tmp_path):
+    block, x = Block(), values(3, 16, frozen=True)
+    block.eval()
+    expected = block(x).numpy()
+    spec = [paddle.static.InputSpec([None, 16], "float32", "x")]
+    paddle.jit.save(paddle.jit.to_static(block, input_spec=spec, full_graph=True), str(tmp_path / "block"))
+    assert "pllm_rms_norm" in (tmp_path / "block.json").read_text()
+    loaded = paddle.jit.load(str(tmp_path / "block"))
+    np.testing.assert_allclose(loaded(x).numpy(), expected, atol=1e-6, rtol=0)
+    assert tuple(loaded(values(7, 16)).shape) == (7, 4)
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    with pytest.raises(Exception, match=r"weight \[hidden\]; weight has 8"):
+        norm(values(4, 16), values(8))
+    with pytest.raises(Exception, match="epsilon must be 0 or more"):
+        fused_ln.fused_rms_norm(values(4, 8), values(8), -1.0)
