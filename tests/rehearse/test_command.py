@@ -19,10 +19,16 @@ import psutil
 import pytest
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.data.encode_instruction import EncodedSample
+from paddle_llm.rehearse.instruction_samples import _short
 from paddle_llm.rehearse.rehearsal import Face, cases_of, run_faces
 from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
 from paddle_llm.rehearse.shrink import read_real, shrink
+from paddle_llm.rehearse.small_model import small_model
 from tests.corpus import VOCABULARY, make_corpus
+from tests.instructions import make_instructions
 from tests.tiny import write_chatglm, write_llama
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +115,39 @@ def test_a_rehearsal_that_breaks_says_nothing_about_the_layout(tmp_path: Path, m
     config = write_config(tmp_path, None, model_name_or_path=str(write_llama(tmp_path / "model")))
     ended = CliRunner().invoke(module.rehearse, [config, "--world_size", "2", "--ranks", "2", "--synthetic"])
     assert ended.exit_code == 4 and "on purpose" in ended.output
+
+
+def test_fine_tuning_with_its_method_and_instructions(tmp_path: Path) -> None:
+    """Known by its keys; packed rows of the config's own instructions, which stay of unequal lengths."""
+    folder = make_instructions(tmp_path / "instructions")
+    values = {"model_name_or_path": str(folder / "llama"), "dataset_name_or_path": str(folder / "data")}
+    method = {"lora": True, "lora_rank": 16, "lora_target_modules": ["q_proj", "v_proj"], "zero_padding": True}
+    run = {"do_train": True, "do_eval": True, "output_dir": "o", "max_length": 64, "max_seq_length": 128, "bf16": True}
+    layout = {"tensor_parallel_degree": 4, "sharding": "stage2", "continue_training": False}
+    (tmp_path / "tune.json").write_text(json.dumps(values | method | run | layout))
+    words = ("--world_size", "8", "--ranks", "4", "--steps", "2", "--json", "verdict.json")
+    done = command("tune.json", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    (face,) = verdict["faces"]
+    assert face["layout"] == "sharding2(stage2) x tp2" and face["failures"] == []
+    assert {"what": "lora_rank", "real": "16", "rehearsed": "4"} in verdict["changes"]
+    assert verdict["data"] == str(folder / "data") and "lora_" in face["worst"]["gradient"]["tensor"]
+    (folder / "data/train.json").write_text('{"src": "a", "tgt": "b"}\n{"src": "a"}\n')
+    refused = command("tune.json", *words, cwd=tmp_path)
+    assert refused.returncode == 2 and "has no key 'tgt'" in refused.stderr and "--synthetic" in refused.stderr
+
+
+def test_a_short_sample_keeps_what_it_was(tmp_path: Path) -> None:
+    """Of prompt and answer each its share, the first answer's place, the prefix that is read both ways."""
+    facts = read_model_facts(write_chatglm(tmp_path / "model", vocab_size=500))
+    model = small_model(facts, Layout(), 64, 1, 1, 1)
+    ids, labels = np.arange(3, 43, dtype=np.int32), np.full(40, -100, np.int32)
+    labels[29:] = ids[29:] + 1
+    short = _short(EncodedSample(ids, labels, prefix=29), 0.5, model)
+    assert (len(short.input_ids), short.prefix) == (14 + 5, 14)
+    assert (short.labels[:14] == -100).all() and (short.labels[14:] != -100).all()
+    assert short.labels[14] == model.fold(labels[29:30].astype(np.int64))[0]
 
 
 def test_chatglm_without_data(tmp_path: Path) -> None:
