@@ -36,23 +36,27 @@ BETA = 0.85
 
 
 class WithPenalty(PyLayer):
-    """The matrix itself [K, n] (its rows should be orthogonal); its gradient has that of weight * |W W^T - 1|^2 besides."""
+    """A parameter itself; its gradient has that of weight * |W W^T - 1|^2 besides, W [K, n] the rows that should be orthogonal.
+
+    The parameter is kept, and not saved for the backward pass: what recompute hands back of a transposed view is in the
+    wrong order (paddle 3.3.1, which loses its strides).
+    """
 
     @staticmethod
-    def forward(ctx: Any, matrix_Kn: paddle.Tensor, weight: float, axis: Axis | None) -> paddle.Tensor:
-        ctx.weight, ctx.axis = weight, axis
-        ctx.save_for_backward(matrix_Kn)
-        return matrix_Kn.clone()
+    def forward(ctx: Any, parameter: Any, in_columns: bool, weight: float, axis: Axis | None) -> paddle.Tensor:
+        ctx.parameter, ctx.in_columns, ctx.weight, ctx.axis = parameter, in_columns, weight, axis
+        return parameter.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad_Kn: paddle.Tensor) -> paddle.Tensor:
-        (matrix_Kn,) = ctx.saved_tensor()
-        matrix = matrix_Kn.astype("float32")
-        off_KK = paddle.matmul(matrix, matrix, transpose_y=True)
+    def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
+        values = ctx.parameter.detach().astype("float32")
+        matrix_Kn = values.t() if ctx.in_columns else values
+        off_KK = paddle.matmul(matrix_Kn, matrix_Kn, transpose_y=True)
         if ctx.axis is not None:  # a rank has some of the columns
             dist.all_reduce(off_KK, group=ctx.axis.group)
         off_KK = off_KK - paddle.eye(off_KK.shape[0])
-        return grad_Kn + (4 * ctx.weight * paddle.matmul(off_KK, matrix)).astype(grad_Kn.dtype)
+        more_Kn = 4 * ctx.weight * paddle.matmul(off_KK, matrix_Kn)
+        return grad + (more_Kn.t() if ctx.in_columns else more_Kn).astype(grad.dtype)
 
 
 def penalty(attachment: Attachment, a: Any, b: Any) -> tuple[Any, Any]:
@@ -61,7 +65,7 @@ def penalty(attachment: Attachment, a: Any, b: Any) -> tuple[Any, Any]:
     if not weight or not paddle.is_grad_enabled():
         return a, b
     split = [attachment.axis if parameter.is_distributed else None for parameter in (a, b)]
-    return WithPenalty.apply(a.t(), weight, split[0]).t(), WithPenalty.apply(b, weight, split[1])
+    return WithPenalty.apply(a, True, weight, split[0]), WithPenalty.apply(b, False, weight, split[1])
 
 
 # ---- the budget -----------------------------------------------------------------------------------------------------
