@@ -78,7 +78,7 @@ def _wants_gradient(*tensors: paddle.Tensor) -> list[bool]:
     return [not tensor.stop_gradient for tensor in tensors]
 
 
-def _wanted(ctx: Any, *gradients: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
+def _wanted(ctx: Any, *gradients: paddle.Tensor | None) -> tuple[paddle.Tensor | None, ...]:
     """None for what is frozen, or lies below everything that is trained: Paddle accepts nothing else there."""
     return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, ctx.wanted, strict=True))
 
@@ -102,7 +102,9 @@ class RMSNorm(PyLayer):
     def backward(ctx: Any, grad: paddle.Tensor) -> tuple[paddle.Tensor | None, ...]:
         normal_RH, scale_RH, weight_H = ctx.saved_tensor()
         grad_RH = grad.reshape(normal_RH.shape)
-        grad_weight_H = paddle.matmul(paddle.ones([1, grad_RH.shape[0]]), grad_RH * normal_RH).flatten()
+        grad_weight_H = None
+        if ctx.wanted[1]:
+            grad_weight_H = paddle.matmul(paddle.ones([1, grad_RH.shape[0]]), grad_RH * normal_RH).flatten()
         grad_RH = grad_RH * weight_H
         along_RH = _row_means(grad_RH * normal_RH).expand(grad_RH.shape)
         return _wanted(ctx, ((grad_RH - normal_RH * along_RH) * scale_RH).reshape(grad.shape), grad_weight_H)
