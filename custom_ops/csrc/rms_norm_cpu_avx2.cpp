@@ -37,6 +37,7 @@ inline __m256i bfloat_bits(__m256 v) {
 // Sixteen floats in two registers.
 struct Lanes {
   static constexpr int64_t kCount = 16;
+  static constexpr bool kStreams = true;
   __m256 v, w;
 
   static Lanes all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
@@ -117,6 +118,8 @@ inline Lanes operator*(const Lanes& a, const Lanes& b) { return {_mm256_mul_ps(a
 }  // namespace
 }  // namespace pllm
 
+// Left to itself the compiler calls what is used twice, and then keeps vectors in memory.
+#define PLLM_INLINE inline __attribute__((always_inline))
 #include "rms_norm_cpu_rows.h"
 
 namespace pllm {

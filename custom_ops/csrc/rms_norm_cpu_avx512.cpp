@@ -27,10 +27,19 @@ namespace {
 // Sixteen floats in one register.
 struct Lanes {
   static constexpr int64_t kCount = 16;
+  static constexpr bool kStreams = true;
   __m512 v;
 
+  // Words 0, 1, 2, ... each in the upper half of a lane; and the upper halves of the lanes, one after the other.
+  static __m512i spread() { return _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16); }
+  static __m512i upper() {
+    return _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
+  }
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
-  static __m512 widen(Bfloat, __m256i bits) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)); }
+  // One permutation of words does what would be a widening and a shift.
+  static __m512 widen(Bfloat, __m256i bits) {
+    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, spread(), _mm512_castsi256_si512(bits)));
+  }
   static __m512 widen(Half, __m256i bits) { return _mm512_cvtph_ps(bits); }
 
   static Lanes all(float value) { return {_mm512_set1_ps(value)}; }
@@ -46,12 +55,14 @@ struct Lanes {
   }
 
   __m256i narrow(Half) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  __m256i narrow(Bfloat) const { return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bfloat_bits(), 16)); }
+  __m256i narrow(Bfloat) const {
+    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper(), bfloat_bits()));
+  }
   // The upper half of each lane is the bf16 nearest to it. Not vcvtneps2bf16, which flushes subnormal numbers to zero.
   __m512i bfloat_bits() const {
     const __m512i bits = _mm512_castps_si512(v);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i rounded = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+    const __m512i up = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+    const __m512i rounded = _mm512_mask_add_epi32(up, _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000)), up, _mm512_set1_epi32(1));
     return _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), bits, _mm512_set1_epi32(0x400000));
   }
 
@@ -100,6 +111,8 @@ inline Lanes operator*(const Lanes& a, const Lanes& b) { return {_mm512_mul_ps(a
 }  // namespace
 }  // namespace pllm
 
+// Left to itself the compiler calls what is used twice, and then keeps vectors in memory.
+#define PLLM_INLINE inline __attribute__((always_inline))
 #include "rms_norm_cpu_rows.h"
 
 namespace pllm {

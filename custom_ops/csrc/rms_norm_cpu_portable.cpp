@@ -12,6 +12,7 @@ namespace {
 // Sixteen floats. Loops of constant length, so that compilers turn them into whatever vectors the target has.
 struct Lanes {
   static constexpr int64_t kCount = 16;
+  static constexpr bool kStreams = false;  // no stores that bypass the caches in plain C++
   float v[kCount];
 
   static Lanes all(float value) {
@@ -38,10 +39,6 @@ struct Lanes {
   template <class T>
   void store(T* p, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) from_float(v[i], p + i);
-  }
-  template <class T>
-  void stream(T* p) const {
-    store(p);
   }
   template <class T>
   Lanes rounded() const {
@@ -76,12 +73,12 @@ struct Lanes {
     for (int i = 0; i < kCount; ++i) r.v[i] = a.v[i] * b.v[i];
     return r;
   }
-  static void fence() {}
 };
 
 }  // namespace
 }  // namespace pllm
 
+#define PLLM_INLINE inline  // forced, it takes the compiler minutes: a vector is a loop here
 #include "rms_norm_cpu_rows.h"
 
 namespace pllm {

@@ -1,63 +1,29 @@
 // RMSNorm of one row after the other in one thread, written once over a vector of sixteen floats, `L`. Each rms_norm_cpu_<isa>.cpp
 // includes this after it has told the compiler its instruction set, so every name here ends up once per instruction set.
 //
-// A row is read twice, the second time from the cache: first its sum, then the elements. No fused multiply-add: with it the bits
-// would depend on the processor, and memory is what these loops wait for.
+// A row is read twice: first its sum, then the elements, from the cache. One loop does the second of a row and the first of the next,
+// so that memory always has reads and writes to do. No fused multiply-add: with it the bits would depend on the processor, and memory
+// is what these loops wait for.
 //
-// No include guard and no includes: the includer brings <cmath>, <cstdint>, rms_norm_cpu_half.h and rms_norm_cpu_table.h, since
+// No include guard and no includes: the includer brings PLLM_INLINE, <cmath>, <cstdint>, rms_norm_cpu_half.h and rms_norm_cpu_table.h, since
 // standard headers must not be compiled for the instruction set.
 
 namespace pllm {
 namespace {
 
-// The row that is normed: x, or x + residual rounded to x's type. T: the type of elements.
-template <class L, class T, bool kResidual>
-struct Row {
-  const T* x;
-  const T* residual;
+// Processors fetch ahead by themselves, but only inside of a page and not for this many streams at once.
+constexpr int64_t kAhead = 2048;  // bytes
+PLLM_INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead); }
 
-  L at(int64_t i) const {
-    const L x_lanes = L::load(x + i);
-    if (!kResidual) return x_lanes;
-    return (x_lanes + L::load(residual + i)).template rounded<T>();
-  }
-  L at(int64_t i, int64_t n) const {
-    const L x_lanes = L::load(x + i, n);
-    if (!kResidual) return x_lanes;
-    return (x_lanes + L::load(residual + i, n)).template rounded<T>();
-  }
-  // Brings in what the next row starts with while this one's results go out, so that memory has reads and writes in flight at once.
-  void prefetch(int64_t i, int64_t stride, int64_t residual_stride) const {
-    __builtin_prefetch(x + stride + i);
-    if (kResidual) __builtin_prefetch(residual + residual_stride + i);
-  }
+struct Nothing {
+  PLLM_INLINE void operator()(int64_t) const {}
+  PLLM_INLINE void operator()(int64_t, int64_t) const {}
 };
 
-template <class Input>
-struct Square {  // term of sum(s * s)
-  Input row;
-  auto operator()(int64_t i) const {
-    const auto s = row.at(i);
-    return s * s;
-  }
-  auto operator()(int64_t i, int64_t n) const {
-    const auto s = row.at(i, n);
-    return s * s;
-  }
-};
-
-template <class L, class T, class W>
-struct Product {  // term of sum((dy * weight) * x)
-  const T* dy;
-  const W* weight;
-  const T* x;
-  L operator()(int64_t i) const { return (L::load(dy + i) * L::load(weight + i)) * L::load(x + i); }
-  L operator()(int64_t i, int64_t n) const { return (L::load(dy + i, n) * L::load(weight + i, n)) * L::load(x + i, n); }
-};
-
-// Sum of term(0) .. term(hidden - 1): four vectors of running sums per block, blocks in double.
-template <class L, class Term>
-double sum_of(const Term& term, int64_t hidden) {
+// Sum of term(0) .. term(hidden - 1): four vectors of running sums per block, blocks in double. `also` is called for the same
+// elements on the way. Both are called with an index for a whole vector, and with a number of elements for the end of a row.
+template <class L, class Term, class Also>
+PLLM_INLINE double sum_of(int64_t hidden, const Term& term, const Also& also) {
   constexpr int64_t n = L::kCount;
   double total = 0;
   for (int64_t begin = 0; begin < hidden; begin += kBlockElements) {
@@ -69,104 +35,200 @@ double sum_of(const Term& term, int64_t hidden) {
       b = b + term(i + n);
       c = c + term(i + 2 * n);
       d = d + term(i + 3 * n);
+      also(i);
+      also(i + n);
+      also(i + 2 * n);
+      also(i + 3 * n);
     }
-    for (; i + n <= end; i += n) a = a + term(i);
-    if (i < end) b = b + term(i, end - i);
+    for (; i + n <= end; i += n) {
+      a = a + term(i);
+      also(i);
+    }
+    if (i < end) {
+      b = b + term(i, end - i);
+      also(i, end - i);
+    }
     total += static_cast<double>(((a + b) + (c + d)).sum());
   }
   return total;
 }
 
+// do_this(0) .. do_this(hidden - 1).
+template <class L, class This>
+PLLM_INLINE void each_of(int64_t hidden, const This& do_this) {
+  int64_t i = 0;
+  for (; i + L::kCount <= hidden; i += L::kCount) do_this(i);
+  if (i < hidden) do_this(i, hidden - i);
+}
+
 template <bool kStream, class L, class T>
-void put(const L& lanes, T* p) {
-  if (kStream) {
+PLLM_INLINE void put(const L& lanes, T* p) {
+  if constexpr (kStream) {
     lanes.stream(p);
   } else {
     lanes.store(p);
   }
 }
 
+// ---- Forward. T: the type of elements, W: of weights.
+
+// The row that is normed: x, or x + residual rounded to x's type.
+template <class L, class T, bool kResidual>
+struct Row {
+  const T* x;
+  const T* residual;
+
+  Row(const pllm_rms_norm_forward& a, int64_t r)
+      : x(static_cast<const T*>(a.x) + r * a.x_stride),
+        residual(kResidual ? static_cast<const T*>(a.residual) + r * a.residual_stride : nullptr) {}
+  PLLM_INLINE L at(int64_t i) const {
+    const L x_lanes = L::load(x + i);
+    if (!kResidual) return x_lanes;
+    return (x_lanes + L::load(residual + i)).template rounded<T>();
+  }
+  PLLM_INLINE L at(int64_t i, int64_t count) const {
+    const L x_lanes = L::load(x + i, count);
+    if (!kResidual) return x_lanes;
+    return (x_lanes + L::load(residual + i, count)).template rounded<T>();
+  }
+};
+
+template <class L, class T, bool kResidual>
+struct Square {  // term of sum(s * s)
+  Row<L, T, kResidual> row;
+
+  PLLM_INLINE L operator()(int64_t i) const {
+    prefetch(row.x + i);
+    if (kResidual) prefetch(row.residual + i);
+    const L s = row.at(i);
+    return s * s;
+  }
+  PLLM_INLINE L operator()(int64_t i, int64_t count) const {
+    const L s = row.at(i, count);
+    return s * s;
+  }
+};
+
+template <class L, class T, class W, bool kResidual, bool kLlama, bool kStream>
+struct Scale {  // writes y, and x + residual
+  Row<L, T, kResidual> row;
+  const W* weight;
+  T* sum;
+  T* y;
+  L invvar;
+
+  Scale(const pllm_rms_norm_forward& a, int64_t r, float invvar_r)
+      : row(a, r),
+        weight(static_cast<const W*>(a.weight)),
+        sum(kResidual ? static_cast<T*>(a.sum) + r * a.sum_stride : nullptr),
+        y(static_cast<T*>(a.y) + r * a.y_stride),
+        invvar(L::all(invvar_r)) {}
+  PLLM_INLINE L normed(const L& s) const {
+    const L n = s * invvar;
+    return kLlama ? n.template rounded<T>() : n;
+  }
+  PLLM_INLINE void operator()(int64_t i) const {
+    const L s = row.at(i);
+    if (kResidual) put<kStream>(s, sum + i);
+    put<kStream>(normed(s) * L::load(weight + i), y + i);
+  }
+  PLLM_INLINE void operator()(int64_t i, int64_t count) const {
+    const L s = row.at(i, count);
+    if (kResidual) s.store(sum + i, count);
+    (normed(s) * L::load(weight + i, count)).store(y + i, count);
+  }
+};
+
 template <class L, class T, class W, bool kResidual, bool kLlama, bool kStream>
 void forward_rows(const pllm_rms_norm_forward& a, int64_t begin, int64_t end) {
   const int64_t hidden = a.shape.hidden;
-  const W* weight = static_cast<const W*>(a.weight);
+  double squares = begin < end ? sum_of<L>(hidden, Square<L, T, kResidual>{{a, begin}}, Nothing()) : 0;
   for (int64_t r = begin; r < end; ++r) {
-    const Row<L, T, kResidual> row = {static_cast<const T*>(a.x) + r * a.x_stride,
-                                      kResidual ? static_cast<const T*>(a.residual) + r * a.residual_stride : nullptr};
-    T* y = static_cast<T*>(a.y) + r * a.y_stride;
-    T* sum = kResidual ? static_cast<T*>(a.sum) + r * a.sum_stride : nullptr;
-
-    const double squares = sum_of<L>(Square<Row<L, T, kResidual>>{row}, hidden);
     const float invvar = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(hidden) + a.shape.epsilon));
     if (a.invvar) a.invvar[r] = invvar;
-
-    const L invvar_lanes = L::all(invvar);
-    const int64_t next_x = r + 1 < end ? a.x_stride : 0, next_residual = r + 1 < end ? a.residual_stride : 0;
-    int64_t i = 0;
-    for (; i + L::kCount <= hidden; i += L::kCount) {
-      row.prefetch(i, next_x, next_residual);
-      const L s = row.at(i);
-      if (kResidual) put<kStream>(s, sum + i);
-      L n = s * invvar_lanes;
-      if (kLlama) n = n.template rounded<T>();
-      put<kStream>(n * L::load(weight + i), y + i);
-    }
-    if (i < hidden) {
-      const int64_t rest = hidden - i;
-      const L s = row.at(i, rest);
-      if (kResidual) s.store(sum + i, rest);
-      L n = s * invvar_lanes;
-      if (kLlama) n = n.template rounded<T>();
-      (n * L::load(weight + i, rest)).store(y + i, rest);
+    const Scale<L, T, W, kResidual, kLlama, kStream> scale(a, r, invvar);
+    if (r + 1 < end) {
+      squares = sum_of<L>(hidden, Square<L, T, kResidual>{{a, r + 1}}, scale);
+    } else {
+      each_of<L>(hidden, scale);
     }
   }
-  if (kStream) L::fence();
+  if constexpr (kStream) L::fence();
 }
 
-// dx of `n` lanes, and what they add to dweight.
-template <class L, class T, bool kLlama>
-struct Gradient {
+// ---- Backward.
+
+template <class L, class T, class W>
+struct Product {  // term of sum((dy * weight) * x)
+  const T* dy;
+  const T* x;
+  const W* weight;
+
+  Product(const pllm_rms_norm_backward& a, int64_t r)
+      : dy(static_cast<const T*>(a.dy) + r * a.dy_stride),
+        x(static_cast<const T*>(a.x) + r * a.x_stride),
+        weight(static_cast<const W*>(a.weight)) {}
+  PLLM_INLINE L operator()(int64_t i) const {
+    prefetch(dy + i);
+    prefetch(x + i);
+    return (L::load(dy + i) * L::load(weight + i)) * L::load(x + i);
+  }
+  PLLM_INLINE L operator()(int64_t i, int64_t count) const {
+    return (L::load(dy + i, count) * L::load(weight + i, count)) * L::load(x + i, count);
+  }
+};
+
+template <class L, class T, class W, bool kLlama, bool kStream>
+struct Gradient {  // writes dx, adds to dweight
+  Product<L, T, W> row;
+  const T* dsum;
+  T* dx;
+  float* dweight;
   L invvar, mean;
-  L dx, dweight;
-  void of(const L& dy, const L& x, const L& weight) {
-    const L n = x * invvar;
-    dx = invvar * (dy * weight - n * mean);
-    dweight = dy * (kLlama ? n.template rounded<T>() : n);
+
+  Gradient(const pllm_rms_norm_backward& a, int64_t r, float mean_r, float* dweight_H)
+      : row(a, r),
+        dsum(a.dsum ? static_cast<const T*>(a.dsum) + r * a.dsum_stride : nullptr),
+        dx(static_cast<T*>(a.dx) + r * a.dx_stride),
+        dweight(dweight_H),
+        invvar(L::all(a.invvar[r])),
+        mean(L::all(mean_r)) {}
+  PLLM_INLINE L of_x(const L& dy, const L& n, const L& weight) const { return invvar * (dy * weight - n * mean); }
+  PLLM_INLINE L of_weight(const L& dy, const L& n) const { return dy * (kLlama ? n.template rounded<T>() : n); }
+
+  PLLM_INLINE void operator()(int64_t i) const {
+    const L dy = L::load(row.dy + i), n = L::load(row.x + i) * invvar;
+    if (dweight) (L::load(dweight + i) + of_weight(dy, n)).store(dweight + i);
+    L result = of_x(dy, n, L::load(row.weight + i));
+    if (dsum) {
+      prefetch(dsum + i);
+      result = result + L::load(dsum + i);
+    }
+    put<kStream>(result, dx + i);
+  }
+  PLLM_INLINE void operator()(int64_t i, int64_t count) const {
+    const L dy = L::load(row.dy + i, count), n = L::load(row.x + i, count) * invvar;
+    if (dweight) (L::load(dweight + i, count) + of_weight(dy, n)).store(dweight + i, count);
+    const L result = of_x(dy, n, L::load(row.weight + i, count));
+    (dsum ? result + L::load(dsum + i, count) : result).store(dx + i, count);
   }
 };
 
 template <class L, class T, class W, bool kLlama, bool kStream>
 void backward_rows(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, float* dweight) {
   const int64_t hidden = a.shape.hidden;
-  const W* weight = static_cast<const W*>(a.weight);
   for (int64_t i = 0; dweight && i < hidden; ++i) dweight[i] = 0.0f;
+  double products = begin < end ? sum_of<L>(hidden, Product<L, T, W>(a, begin), Nothing()) : 0;
   for (int64_t r = begin; r < end; ++r) {
-    const T* dy = static_cast<const T*>(a.dy) + r * a.dy_stride;
-    const T* x = static_cast<const T*>(a.x) + r * a.x_stride;
-    const T* dsum = a.dsum ? static_cast<const T*>(a.dsum) + r * a.dsum_stride : nullptr;
-    T* dx = static_cast<T*>(a.dx) + r * a.dx_stride;
-
-    const double products = sum_of<L>(Product<L, T, W>{dy, weight, x}, hidden);
     const float mean = static_cast<float>(products * a.invvar[r] / static_cast<double>(hidden));
-
-    Gradient<L, T, kLlama> gradient = {L::all(a.invvar[r]), L::all(mean), {}, {}};
-    const int64_t next_dy = r + 1 < end ? a.dy_stride : 0, next_x = r + 1 < end ? a.x_stride : 0;
-    int64_t i = 0;
-    for (; i + L::kCount <= hidden; i += L::kCount) {
-      __builtin_prefetch(dy + next_dy + i);
-      __builtin_prefetch(x + next_x + i);
-      gradient.of(L::load(dy + i), L::load(x + i), L::load(weight + i));
-      if (dweight) (L::load(dweight + i) + gradient.dweight).store(dweight + i);
-      put<kStream>(dsum ? gradient.dx + L::load(dsum + i) : gradient.dx, dx + i);
-    }
-    if (i < hidden) {
-      const int64_t rest = hidden - i;
-      gradient.of(L::load(dy + i, rest), L::load(x + i, rest), L::load(weight + i, rest));
-      if (dweight) (L::load(dweight + i, rest) + gradient.dweight).store(dweight + i, rest);
-      (dsum ? gradient.dx + L::load(dsum + i, rest) : gradient.dx).store(dx + i, rest);
+    const Gradient<L, T, W, kLlama, kStream> gradient(a, r, mean, dweight);
+    if (r + 1 < end) {
+      products = sum_of<L>(hidden, Product<L, T, W>(a, r + 1), gradient);
+    } else {
+      each_of<L>(hidden, gradient);
     }
   }
-  if (kStream) L::fence();
+  if constexpr (kStream) L::fence();
 }
 
 template <class L>
@@ -196,7 +258,8 @@ void finish_columns(W* dweight, const float* partials, int64_t count, int64_t st
 
 template <class L, class T, class W, bool kResidual, bool kLlama>
 void forward_stream(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream) {
-  (stream ? forward_rows<L, T, W, kResidual, kLlama, true> : forward_rows<L, T, W, kResidual, kLlama, false>)(a, begin, end);
+  if (L::kStreams && stream) return forward_rows<L, T, W, kResidual, kLlama, L::kStreams>(a, begin, end);
+  forward_rows<L, T, W, kResidual, kLlama, false>(a, begin, end);
 }
 
 template <class L, class T, class W>
@@ -224,8 +287,8 @@ template <class L, class T, class W>
 void backward_typed(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, bool stream, float* dweight) {
   constexpr bool kHalf = sizeof(T) == 2;
   const bool llama = kHalf && a.shape.rounding == PLLM_ROUND_LLAMA;
-  if (stream) {
-    (llama ? backward_rows<L, T, W, kHalf, true> : backward_rows<L, T, W, false, true>)(a, begin, end, dweight);
+  if (L::kStreams && stream) {
+    (llama ? backward_rows<L, T, W, kHalf, L::kStreams> : backward_rows<L, T, W, false, L::kStreams>)(a, begin, end, dweight);
   } else {
     (llama ? backward_rows<L, T, W, kHalf, false> : backward_rows<L, T, W, false, false>)(a, begin, end, dweight);
   }

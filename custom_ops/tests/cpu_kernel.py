@@ -132,8 +132,7 @@ def backward(
     size = library.pllm_rms_norm_workspace_cpu(shape, want_dweight)
     assert size >= 0
     workspace = Matrix(1, size // 4, "fp32", poison=s.poison)
-    assert want_dweight or size == 0
-    sums = (dweight.pointer, workspace.pointer, size) if want_dweight else (None, None, 0)
+    sums = (dweight.pointer if want_dweight else None, workspace.pointer if size else None, size)
     extra = (dsum.pointer, dsum.stride) if dsum else (None, 0)
     args = native.Backward(
         shape,

@@ -1,0 +1,198 @@
+"""Correctness of the CUDA kernels: beside float64, poison around every tensor, the same bits twice, LLaMA's rounding bit by bit."""
+
+from __future__ import annotations
+
+import itertools
+
+import rms_norm_native as native
+import torch
+from device import NAMES, Device, Setting
+
+LIMIT = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
+# Each way through the launchers: a warp per row, blocks, many packs per thread, rows read twice; odd ones element by element.
+HIDDEN = [
+    1,
+    2,
+    7,
+    8,
+    31,
+    64,
+    129,
+    256,
+    512,
+    768,
+    1000,
+    1024,
+    2048,
+    2056,
+    4096,
+    4097,
+    5120,
+    8192,
+    8200,
+    12288,
+    16384,
+    16392,
+    32768,
+    65535,
+    65536,
+]
+QUICK = [1, 7, 64, 129, 768, 1024, 4096, 4097, 8192, 16384, 65536]
+GUARD = 64  # elements of poison around and between rows' ends
+
+
+class Guarded:
+    """[rows, hidden] with poison before, after and (where `gap`) between the rows. gap keeps 16-byte alignment iff it is a multiple
+    of 8 elements; `offset` moves the start off it."""
+
+    def __init__(self, rows: int, hidden: int, dtype: torch.dtype, gap: int = 0, offset: int = 0):
+        self.whole = torch.empty(2 * GUARD + offset + max(rows, 1) * (hidden + gap), dtype=dtype, device="cuda")
+        self.bytes = self.whole.view(torch.uint8)
+        self.bytes.fill_(0xA5)
+        self.array = self.whole.as_strided((rows, hidden), (hidden + gap, 1), GUARD + offset)
+
+    def put(self, values: torch.Tensor) -> Guarded:
+        self.array.copy_(values)
+        return self
+
+    def take(self) -> torch.Tensor:
+        """A copy of the values; fails if the poison around them is gone."""
+        values = self.array.clone()
+        self.array.copy_(
+            torch.full((1,), 0xA5, dtype=torch.uint8, device="cuda")
+            .repeat(self.whole.element_size())
+            .view(self.whole.dtype)
+        )
+        assert bool((self.bytes == 0xA5).all()), "wrote outside of an output"
+        return values
+
+
+def error(found: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor | None = None) -> float:
+    """The largest difference, relative to `scale` or to the largest value of its row."""
+    if found.numel() == 0:
+        return 0.0
+    scale = exact.abs().amax(-1, keepdim=True) if scale is None else scale
+    return float(((found.double() - exact).abs() / scale.clamp_min(1e-30)).max())
+
+
+def run_once(
+    device: Device, drawn, name: str, weight_type: str, gap: int, offset: int, residual: bool, setting: Setting
+):
+    """(y, invvar, sum or None, dx, dweight, dx without dweight)."""
+    dtype = NAMES[name]
+    x_RH, r_RH, dy_RH, ds_RH, w_H = drawn
+    rows, hidden = x_RH.shape
+
+    def made(values=None, of=dtype):
+        matrix = Guarded(rows, hidden, of, gap, offset)
+        return matrix if values is None else matrix.put(values)
+
+    x, y, dy, dx, dx2 = made(x_RH), made(), made(dy_RH), made(), made()
+    r, total, ds = (made(r_RH), made(), made(ds_RH)) if residual else (None, None, None)
+    weight = Guarded(1, hidden, NAMES[weight_type], 0, offset).put(w_H)
+    invvar = Guarded(1, rows, torch.float32)
+    device.forward_into(
+        x.array, weight.array[0], y.array, invvar.array[0], r and r.array, total and total.array, setting
+    )
+    s = total.array if residual else x.array
+    dweight = Guarded(1, hidden, NAMES[weight_type], 0, offset)
+    workspace = device.workspace(s, weight.array[0])
+    extra = ds.array if residual else None
+    inv_R = invvar.array[0]
+    device.backward_into(dy.array, s, weight.array[0], inv_R, dx.array, dweight.array[0], workspace, extra, setting)
+    bare = device.workspace(s, weight.array[0], want_dweight=False)
+    device.backward_into(dy.array, s, weight.array[0], inv_R, dx2.array, None, bare, extra, setting)
+    torch.cuda.synchronize()
+    found = [each.take() for each in (y, invvar)]
+    found.append(total.take() if residual else None)
+    return [*found, dx.take(), dweight.take(), dx2.take()]
+
+
+def draw(rows: int, hidden: int, name: str, weight_type: str, seed: int):
+    generator = torch.Generator(device="cuda").manual_seed(seed)
+
+    def normal(*shape, of=name):
+        return torch.randn(*shape, generator=generator, device="cuda").to(NAMES[of])
+
+    matrices = [normal(rows, hidden) for _ in range(4)]
+    return [*matrices, 1 + 0.2 * normal(1, hidden, of=weight_type)]
+
+
+def check_one(
+    device: Device,
+    rows: int,
+    hidden: int,
+    name: str,
+    weight_type: str,
+    gap: int,
+    offset: int,
+    residual: bool,
+    llama: bool,
+):
+    setting = Setting(rounding=native.ROUND_LLAMA if llama else native.ROUND_FP32)
+    drawn = draw(rows, hidden, name, weight_type, rows + hidden)
+    found = run_once(device, drawn, name, weight_type, gap, offset, residual, setting)
+    again = run_once(device, drawn, name, weight_type, gap, offset, residual, setting)
+    for a, b in zip(found, again, strict=True):
+        assert a is None or torch.equal(a, b), "other bits the second time"
+    y, invvar, total, dx, dweight, dx2 = found
+    assert torch.equal(dx, dx2), "dx depends on whether dweight is wanted"
+    x, r, dy, ds, w = drawn
+    s = x
+    if residual:
+        s = (x.float() + r.float()).to(x.dtype)
+        assert torch.equal(total, s)
+    s64, dy64, w64 = s.double(), dy.double(), w.double()
+    inv64 = 1 / torch.sqrt((s64**2).mean(1, keepdim=True) + setting.epsilon)
+    n64, g64 = s64 * inv64, dy64 * w64
+    limit, weight_limit = LIMIT[x.dtype], LIMIT[w.dtype]
+    if llama:  # twice rounded
+        limit, weight_limit = 2 * limit, max(2 * limit, weight_limit)
+    if rows == 0:
+        assert not dweight.any()
+        return
+    assert error(invvar[0], inv64[:, 0], inv64[:, 0]) <= 1e-6
+    assert error(y, n64 * w64) <= limit
+    exact_dx = inv64 * (g64 - n64 * (g64 * n64).mean(1, keepdim=True)) + (ds.double() if residual else 0)
+    scale = torch.maximum((inv64 * g64.abs()).amax(1, keepdim=True), exact_dx.abs().amax(1, keepdim=True))
+    assert error(dx, exact_dx, scale) <= limit
+    exact_dw, terms = (dy64 * n64).sum(0), (dy64 * n64).pow(2).sum(0).sqrt()
+    assert error(dweight[0], exact_dw, torch.maximum(exact_dw.abs(), terms)) <= weight_limit
+    # Bit by bit, given the inverse rms that was found.
+    n = s.float() * invvar[0][:, None]
+    expected = ((n.to(x.dtype).float() if llama else n) * w.float()).to(x.dtype)
+    assert torch.equal(y, expected), "y is not rounded as said"
+
+
+def check_nan(device: Device) -> None:
+    for name in NAMES:
+        drawn = draw(6, 4096, name, name, 3)
+        drawn[0][1, 5], drawn[0][2, 9] = float("nan"), float("inf")
+        drawn[0][3] = 0
+        y, invvar, _, dx, dweight, _ = run_once(device, drawn, name, name, 0, 0, False, Setting())
+        assert bool(y[1].isnan().all()) and bool(invvar[0, 1].isnan())
+        assert float(invvar[0, 2]) == 0 and bool(y[2, 9].isnan()) and not y[2, :9].any()
+        assert not y[3].any() and bool(y[[0, 4, 5]].isfinite().all())
+        assert bool(dx[1].isnan().all()) and bool(dweight.isnan().all()) and bool(dx[[0, 4, 5]].isfinite().all())
+
+
+def check_all(device: Device, quick: bool) -> int:
+    """How many combinations were checked."""
+    count = 0
+    for hidden, name in itertools.product(QUICK if quick else HIDDEN, NAMES):
+        for rows in (0, 1, 5, 700) if hidden <= 16392 else (3, 37):
+            for weight_type, gap, offset in ((name, 0, 0), ("fp32", 8, 0), (name, 1, 0), ("fp32", 0, 1)):
+                for residual, llama in (
+                    ((False, False), (True, False), (False, True))
+                    if name != "fp32"
+                    else ((False, False), (True, False))
+                ):
+                    try:
+                        check_one(device, rows, hidden, name, weight_type, gap, offset, residual, llama)
+                    except AssertionError as failure:
+                        where = f"[{rows}, {hidden}] {name}, weight {weight_type}, gap {gap}, offset {offset}, residual {residual}, llama {llama}"
+                        raise AssertionError(f"{where}: {failure}") from failure
+                    count += 1
+    check_one(device, 200_000, 1024, "fp32", "fp32", 0, 0, True, False)  # dweight of very many rows
+    check_nan(device)
+    return count + 2

@@ -1,0 +1,9 @@
+#!/usr/bin/env bash
+# The CUDA kernels of RMSNorm on a GPU: builds them with nvcc, holds them against float64, then times them beside their peers.
+# Needs nvcc and a Python with torch (CUDA) and numpy; no Paddle. NVCC and PYTHON name others than those on the PATH.
+#
+#   custom_ops/tests/gpu/run.sh             # everything, a few minutes
+#   custom_ops/tests/gpu/run.sh --no-times  # correctness alone
+#   custom_ops/tests/gpu/run.sh --quick     # fewer shapes
+set -euo pipefail
+exec "${PYTHON:-python3}" -u "$(dirname "$0")/main.py" "$@"

@@ -1,0 +1,132 @@
+"""The CUDA kernels and launchers where there is no GPU: their own sources, compiled by g++, threads run as fibers.
+
+Shows that indices, bounds, barriers, reductions, the stages of copies, the choice of kernel and the workspace are right. Does not
+show speed, nor what the hardware does about memory; gpu/run.sh does. Copies in the background happen when they are waited for.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import rms_norm_native as native
+from cpu_kernel import Setting, backward, bf16, error, exact_backward, exact_forward, forward, narrow, widen
+from test_cpu_numbers import LIMIT, draw
+
+# Where the sources cannot be taken as they are: what C++ has no word for.
+REPLACED = [
+    (
+        r"extern __shared__ (\w+) (\w+)\[\];",
+        r"\1* \2 = reinterpret_cast<\1*>((reinterpret_cast<uintptr_t>(emulation::block.shared.data()) + 15) / 16 * 16);",
+    ),
+    (
+        r"__device__ inline void copy_16\(void\* shared, const void\* global\) \{",
+        r"\g<0>\n  return emulation::copy_16(shared, global);",
+    ),
+    (r"__device__ inline void copies_end\(\) \{", r"\g<0>\n  return emulation::copies_end();"),
+    (r"__device__ inline void copies_wait\(\) \{", r"\g<0>\n  return emulation::copies_wait(kGroups);"),
+    (
+        r"  void\* pointers\[\] = [^}]*\};\n  return code_of\(cudaLaunchKernel[^;]*;",
+        "  (void)stream;\n  emulation::launch(grid, block, shared, [&] { kernel(args...); });\n  return 0;",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The CUDA library's functions under the names of the CPU's, so that the same helpers call them."""
+    folder = tmp_path_factory.mktemp("emulated")
+    missing = {pattern for pattern, _ in REPLACED}
+    for source in [*native.CSRC.glob("*.cuh"), *native.CSRC.glob("*.cu"), *native.CSRC.glob("*.h")]:
+        text = source.read_text()
+        for pattern, replacement in REPLACED:
+            text, count = re.subn(pattern, replacement, text)
+            missing -= {pattern} if count else set()
+        (folder / source.name).write_text(text)
+    assert not missing
+    shim = native.CSRC.parent / "tests" / "emulation"
+    for header in shim.glob("*.h"):
+        (folder / header.name).write_text(header.read_text().replace("../../csrc/", ""))
+    (folder / "rms_norm_cuda.cu").rename(folder / "emulated.cpp")
+    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-I", str(folder)]
+    path = folder / "emulated.so"
+    subprocess.run(["g++", *flags, str(folder / "emulated.cpp"), "-o", str(path)], check=True)
+    cuda = native.load_cuda(path)
+    return SimpleNamespace(
+        pllm_rms_norm_message=cuda.pllm_rms_norm_message_cuda,
+        pllm_rms_norm_workspace_cpu=cuda.pllm_rms_norm_workspace_cuda,
+        pllm_rms_norm_forward_cpu=lambda args, options: cuda.pllm_rms_norm_forward_cuda(args, None),
+        pllm_rms_norm_backward_cpu=lambda args, options: cuda.pllm_rms_norm_backward_cuda(args, None),
+    )
+
+
+# A warp per row with 1, 2 and 4 packs; blocks with 2 and 4; rows read twice. gap 1 and offset 1: element by element.
+CASES = [
+    ("bf16", 9, 8, {}),
+    ("bf16", 9, 264, {}),
+    ("fp16", 3, 512, {"weight_type": "fp32"}),
+    ("bf16", 3, 1000, {"gap": 8}),
+    ("bf16", 3, 1032, {}),
+    ("fp32", 9, 4, {}),
+    ("fp32", 3, 2052, {}),
+    ("bf16", 3, 4104, {"weight_type": "fp32"}),
+    ("bf16", 3, 8200, {}),
+    ("fp32", 2, 8200, {}),
+    ("fp32", 70, 33, {}),
+    ("fp16", 70, 40, {"gap": 1}),
+    ("bf16", 2, 300, {"offset": 1}),
+    ("fp32", 0, 64, {}),
+    ("fp32", 700, 8, {}),
+    # More rows per block than go into one running sum of dweight.
+    ("fp32", 4300, 4, {}),
+    ("fp32", 2300, 3, {}),
+]
+
+
+@pytest.mark.parametrize(("name", "rows", "hidden", "how"), CASES)
+def test_beside_float64(emulated, name, rows, hidden, how):
+    setting = Setting(**how)
+    weight_type = setting.weight_type or name
+    x, residual, dy, dsum, weight = draw(rows, hidden, name, 21, weight_type)
+    for r, ds in ((None, None), (residual, dsum)):
+        y, invvar, total = forward(emulated, name, x, weight, r, setting)
+        s = x if r is None else narrow(widen(x) + widen(r), name)
+        assert r is None or (total == s).all()
+        assert error(y, exact_forward(widen(s), widen(weight), 1e-6)[0]) <= LIMIT[name]
+        exact_dx, exact_dweight = exact_backward(
+            widen(dy), widen(s), widen(weight), 1e-6, 0 if ds is None else widen(ds)
+        )
+        dx, dweight = backward(emulated, name, dy, s, weight, invvar, ds, setting)
+        scale = np.maximum(
+            np.abs(exact_dx), np.abs(widen(dy) * widen(weight) * invvar[:, None]).max(axis=1, keepdims=True)
+        )
+        assert rows == 0 or (np.abs(widen(dx) - exact_dx) / scale).max() <= LIMIT[name]
+        assert error(dweight, exact_dweight) <= LIMIT[weight_type]
+        bare, _ = backward(emulated, name, dy, s, weight, invvar, ds, setting, want_dweight=False)
+        assert (bare == dx).all()
+
+
+@pytest.mark.parametrize("kib", [0, 54, 100, 160])
+def test_little_shared_memory(emulated, monkeypatch, kib):
+    """No row fits (then it is read twice), or one, or more of them."""
+    x, _, dy, dsum, weight = draw(41, 1032, "bf16", 23)
+    _, invvar, _ = forward(emulated, "bf16", x, weight)
+    plain = backward(emulated, "bf16", dy, x, weight, invvar, dsum)
+    monkeypatch.setenv("EMULATED_SHARED_KIB", str(kib))
+    dx, dweight = backward(emulated, "bf16", dy, x, weight, invvar, dsum)
+    assert error(dx, widen(plain[0])) <= LIMIT["bf16"] and error(dweight, widen(plain[1])) <= LIMIT["bf16"]
+    if kib:
+        assert (dx == plain[0]).all()
+
+
+def test_llamas_rounding(emulated):
+    x, _, dy, _, weight = draw(3, 72, "bf16", 22)
+    setting = Setting(rounding=native.ROUND_LLAMA)
+    y, invvar, _ = forward(emulated, "bf16", x, weight, setting=setting)
+    n = bf16(widen(x).astype(np.float32) * invvar[:, None])
+    assert (y == bf16((widen(n) * widen(weight)).astype(np.float32))).all()
+    _, dweight = backward(emulated, "bf16", dy, x, weight, invvar, setting=setting)
+    assert error(dweight, (widen(dy) * widen(n)).sum(axis=0)) <= LIMIT["bf16"]
