@@ -46,6 +46,7 @@ _AT_MOST_ONE = click.IntRange(1)
 )
 @click.option("--chat", is_flag=True, help="Talk in the terminal.")
 @click.option("--output", type=click.Path(path_type=Path), help="jsonl file for what --input asks. [default: stdout]")
+@click.option("--overwrite", is_flag=True, help="Replace --output where it is there.")
 @click.option(
     "--adapter", type=click.Path(path_type=Path), help="Folder of an adapter that was trained over the model."
 )
