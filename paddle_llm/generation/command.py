@@ -54,8 +54,8 @@ _AT_MOST_ONE = click.IntRange(1)
     "--chat_template",
     "--template",
     "chat_template",
-    help="none: continue texts as they stand; a name, auto, jinja (the tokenizer's own) or a file: ask through it. "
-    "[default: none for texts; for instructions and --chat as in the model's training, else auto]",
+    help="none: continue texts as they stand; auto: ask as in the model's training, else through the tokenizer's own, else "
+    "default; a name, jinja (the tokenizer's own) or a file. [default: none for texts, auto for instructions and --chat]",
 )
 @click.option("--system", default="", help="System text before questions that go through a template.")
 @click.option("--data_format", default="auto", show_default=True, help="Format of --input; auto: by its keys.")

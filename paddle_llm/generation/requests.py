@@ -165,7 +165,8 @@ def reader_of(
 
     Args:
         requests: empty for a chat.
-        asked_for: --chat_template; None: texts as they stand, conversations by the template of the model's training.
+        asked_for: --chat_template; None: texts as they stand, conversations as with auto: by the template of the model's
+            training, else as `choose_template` has it.
         trained_with: --chat_template of that training, where it is known.
         folder: the tokenizer's.
         src_length: the most tokens of a prompt that a template makes.
@@ -181,7 +182,8 @@ def reader_of(
         if system:
             raise UserError(f"--system needs a template ({how})")
         return Reader(codec, None, f"no prompt template: texts are continued as they stand ({how})")
-    chosen = choose_template(asked_for or trained_with or AUTO, codec, folder)
-    why = "as in the model's training" if asked_for is None and trained_with not in (None, AUTO) else chosen.why
+    as_trained = asked_for in (None, AUTO) and trained_with not in (None, AUTO)
+    chosen = choose_template(trained_with if as_trained else asked_for or AUTO, codec, folder)
+    why = "as in the model's training" if as_trained else chosen.why
     encoder = InstructionEncoder(codec, chosen.template, max_length=src_length + 1, src_length=src_length)
     return Reader(codec, encoder, f"prompt template: {chosen.template.name} ({why})", system)
