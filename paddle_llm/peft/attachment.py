@@ -252,6 +252,7 @@ def remember(model: Any, name: str, attachment: Attachment) -> None:
 def _wanting_gradient(layer: Any, inputs: Any, output: Any) -> Any:
     if output.stop_gradient and paddle.is_grad_enabled():
         output.stop_gradient = False
+        return output.clone()  # no leaf: with sequence parallelism PaddleNLP reshapes it in place
     return output
 
 

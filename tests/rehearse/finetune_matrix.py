@@ -56,6 +56,7 @@ def more_rows() -> list[Row]:
         _row(everything, method="full", tied=True, label_smoothing=0.1, vocabulary=121),
         _row(Layout(data=2, sharding=2, sharding_stage=2), method="adapter", micro_batches=2),
         _row(Layout(sharding=2, sharding_stage=3), method="full", family="glm", micro_batches=2),
+        _row(Layout(tensor=2, pipeline=2, sequence_parallel=True), method="LoRA", recompute="full"),
         _row(PP, method="LoRA", family="bloom", vocabulary=121, micro_batch_size=2, recompute="full"),
     ]
 
