@@ -1,5 +1,11 @@
-"""Metadata sits in pyproject.toml; this file serves `python setup.py ...` of older habits."""
+"""Metadata sits in pyproject.toml; here is what needs code: the module `fused_ln` of custom_ops/ and its kernels."""
 
-from setuptools import setup
+import sys
+from pathlib import Path
 
-setup()
+from setuptools import find_packages, setup
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "custom_ops"))
+from installation import options
+
+setup(packages=[*find_packages(include=["paddle_llm*"]), "fused_ln"], **options("custom_ops"))

@@ -43,13 +43,14 @@ def fused_rms_norm(x: Any, weight: Any, epsilon: float, rounding: str = "fp32") 
     if x.dtype in _TYPES and weight.dtype in (paddle.float32, x.dtype) and _own_operator(device):
         attributes = (float(epsilon), _ROUNDINGS[rounding], not weight.stop_gradient)
         return list(paddle._C_ops._run_custom_op("pllm_rms_norm", x, weight, *attributes))
-    if _paddles_runs(x, weight, device):
+    if weight.dtype == x.dtype and device == "gpu" and _paddles_runs():
+        return list(paddle.nn.functional.rms_norm(x, weight.shape, weight, epsilon))
+    if weight.dtype == x.dtype == paddle.float32 and device == "cpu" and not _wants_gradient(x, weight):
         y = paddle.incubate.nn.functional.fused_rms_norm(x, weight, None, epsilon, x.ndim - 1)[0]
         return [y, _inverse_rms(x, epsilon)]
     return _plain(x, weight, epsilon)
 
 
-@cache
 def why_not(device: str | None = None) -> str:
     """Why this package's own operator cannot be had on a device ("cpu", "gpu"); "" where it can. Builds it if need be."""
     device = device or paddle.device.get_device().split(":")[0]
@@ -75,23 +76,25 @@ def _why_not_loaded() -> str:
     return ""
 
 
+@cache
 def _why_no_cuda() -> str:
     return "" if binding.has_cuda() else "nvcc was not found when it was built (set NVCC, or put it on the PATH)"
 
 
-@cache
 def _own_operator(device: str) -> bool:
     reason = why_not(device)
+    _tell(device, reason)
+    return not reason
+
+
+@cache
+def _tell(device: str, reason: str) -> None:
+    """Once: which it is, and why."""
     if not reason:
         _log_line(f"RMSNorm on the {device} by its own fused operator")
     else:
-        fused = (
-            "Paddle's fused operator"
-            if device == "gpu"
-            else "Paddle's plain operations (fused where no gradient is wanted)"
-        )
-        _log_line(f"RMSNorm on the {device} by {fused}: {reason}")
-    return not reason
+        paddles = "Paddle's fused operator" if device == "gpu" and _paddles_runs() else "Paddle's plain operations"
+        _log_line(f"RMSNorm on the {device} by {paddles}: {reason}")
 
 
 def _log_line(line: str) -> None:
@@ -115,12 +118,24 @@ def _device_of(x: Any) -> str:
 # ---- Without the operator.
 
 
-def _paddles_runs(x: Any, weight: Any, device: str) -> bool:
-    """Paddle 3.3.1's has a backward pass on GPUs alone, and on a CPU fp32 alone."""
-    if weight.dtype != x.dtype:
+@cache
+def _paddles_runs() -> bool:
+    """Whether Paddle's own fused RMSNorm runs on this GPU, forward and backward; tried out. On a CPU 3.3.1 has none but for
+    fp32 without a gradient."""
+    if not paddle.in_dynamic_mode():
         return False
-    frozen = x.stop_gradient and weight.stop_gradient or not paddle.is_grad_enabled()
-    return device == "gpu" or (device == "cpu" and x.dtype == paddle.float32 and frozen)
+    x, weight = paddle.ones([1, 8]), paddle.ones([8])
+    x.stop_gradient = False
+    try:
+        with paddle.enable_grad():
+            paddle.nn.functional.rms_norm(x, [8], weight, 1e-6)[0].backward()
+    except Exception:  # a Paddle that lacks it says so in many ways
+        return False
+    return True
+
+
+def _wants_gradient(*tensors: Any) -> bool:
+    return paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in tensors)
 
 
 def _inverse_rms(x: Any, epsilon: float) -> Any:

@@ -45,10 +45,12 @@ def library(say: Callable[[str], None] = print) -> Path:
     Raises:
         BuildError: no compiler, no place to write, or the compiler's own complaint.
     """
-    name, cache = key(), _cache()
-    for folder in (SHIPPED / name, cache / name):
-        if (folder / LIBRARY).is_file():
-            return folder / LIBRARY
+    name = key()
+    if (SHIPPED / name / LIBRARY).is_file():
+        return SHIPPED / name / LIBRARY
+    cache = _cache()
+    if (cache / name / LIBRARY).is_file():
+        return cache / name / LIBRARY
     _compiler()
     with _locked(cache / f"{name}.lock"):
         made, failure = cache / name / LIBRARY, cache / f"{name}.failed"

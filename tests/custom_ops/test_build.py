@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_a_library_that_is_broken_is_told(tmp_path, own_operator):
 @pytest.mark.slow
 def test_eight_processes_at_once_build_once(tmp_path):
     count = tmp_path / "count"
-    path = folder_with(tmp_path, **{"g++": f'echo x >> {count}; exec /usr/bin/g++ "$@"'})
+    path = folder_with(tmp_path, **{"g++": f'echo x >> {count}; exec {shutil.which("g++")} "$@"'})
     settings = {"PATH": f"{path}:/usr/bin:/bin", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
     ranks = [start(PADDLE_TRAINER_ID=str(rank), **settings) for rank in range(8)]
     told = [finished(rank) for rank in ranks]

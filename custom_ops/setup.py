@@ -1,0 +1,14 @@
+"""`python setup.py install`, as older tutorials type it: the module `fused_ln` alone, built for the Paddle that is installed."""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).resolve().parent
+os.chdir(HERE)
+sys.path.insert(0, str(HERE))
+from installation import options  # noqa: E402
+
+setup(name="paddle_llm_fused_ln", version="0.1.0", packages=["fused_ln"], **options("."))
