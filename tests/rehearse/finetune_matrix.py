@@ -71,7 +71,7 @@ FINETUNE_FAST: list[Row] = [
     _row(TP, method="LoRA", key_value_heads=1, recompute="full"),
     _row(SP, family="chatglm_v2", method="LoRA with parts", key_value_heads=2, samples="packed"),
     _row(STAGE2, family="chatglm", method="full", micro_batches=2),
-    _row(TP, family="opt", method="prefix", label_smoothing=0.1, vocabulary=121),
+    _row(TP, family="glm", method="prefix", label_smoothing=0.1, vocabulary=121),
     _row(PP, family="bloom", method="LoRA", samples="packed"),
     _row(PP, method="freeze", key_value_heads=2, recompute="full"),
     _row(
@@ -82,7 +82,7 @@ FINETUNE_FAST: list[Row] = [
         micro_batch_size=2,
         key_value_heads=2,
     ),
-    _row(Layout(data=2), family="glm", method="AdaLoRA", micro_batches=2),
+    _row(Layout(data=2), family="opt", method="AdaLoRA", micro_batches=2, recompute="full"),
     _row(TP, family="bloom", method="prompt", vocabulary=121),
     _row(
         Layout(tensor=2, pipeline=2),
