@@ -4,8 +4,9 @@
 
 PYTHON has torch, transformers, accelerate and peft; without it this one must. Both train LoRA of rank 8 beside every linear
 layer of the blocks of the same LLaMA, on the same rows in the same order, padded to the longest of their batch; two threads,
-float32, no dropout. Torch's threads wait busily unless told otherwise, which costs it much on a machine that others use too: it
-is run both ways, and the faster one counts. The first two steps are left out.
+float32, no dropout. Threads wait passively on both sides, as our entry points set it: those of torch wait busily unless told
+otherwise, which costs it several times as much on a machine that others use too (`--busy_peer` measures that as well). Beside the
+seconds stand those of the processor, of both threads together, which other work on the machine disturbs least.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from step_speed import SHAPE
 BATCH, RANK, WARM_UP = 8, 8, 2
 LONGEST = 384
 _IGNORED = -100
+Ends = tuple[float, float]
 
 
 def make_rows(count: int) -> list[tuple[np.ndarray, int]]:
@@ -44,13 +46,13 @@ def make_rows(count: int) -> list[tuple[np.ndarray, int]]:
 
 
 def clock(base: type) -> Any:
-    """A callback of `base` that notes when each step ends."""
+    """A callback of `base` that notes when each step ends: (seconds, seconds of the processor)."""
 
     class Clock(base):  # type: ignore[misc, valid-type]
-        ends: list[float] = []
+        ends: list[Ends] = []
 
         def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
-            self.ends.append(time.perf_counter())
+            self.ends.append((time.perf_counter(), time.process_time()))
 
     return Clock()
 
@@ -78,7 +80,7 @@ class Rows:
         return {"input_ids": tokens.tolist(), "labels": labels.tolist()}
 
 
-def ours(folder: Path, steps: int) -> tuple[list[float], int]:
+def ours(folder: Path, steps: int) -> tuple[list[Ends], int]:
     """Ends of the steps and the number of trained parameters, of FinetuneTrainer."""
     from paddle_llm.parallel.host import prepare_host
 
@@ -128,7 +130,7 @@ def ours(folder: Path, steps: int) -> tuple[list[float], int]:
     return callback.ends, trained
 
 
-def peer(folder: Path, steps: int) -> tuple[list[float], int]:
+def peer(folder: Path, steps: int) -> tuple[list[Ends], int]:
     """The same of Hugging Face's Trainer and peft."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -177,17 +179,17 @@ def peer(folder: Path, steps: int) -> tuple[list[float], int]:
 class Side(NamedTuple):
     """What is measured: the function, the packages whose versions matter, the environment."""
 
-    train: Callable[[Path, int], tuple[list[float], int]]
+    train: Callable[[Path, int], tuple[list[Ends], int]]
     packages: tuple[str, ...]
     environment: dict[str, str]
 
 
 _PEER = (peer, ("torch", "transformers", "peft", "accelerate"))
-OURS = "ours"
+OURS, PEER, BUSY = "ours", "Hugging Face Trainer + peft", "the same, its threads waiting busily"
 SIDES = {
     OURS: Side(ours, ("paddlepaddle", "paddlenlp"), {}),
-    "Hugging Face Trainer + peft": Side(*_PEER, {}),
-    "the same, OMP_WAIT_POLICY=PASSIVE": Side(*_PEER, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    PEER: Side(*_PEER, {"OMP_WAIT_POLICY": "PASSIVE"}),
+    BUSY: Side(*_PEER, {}),
 }
 
 
@@ -195,9 +197,9 @@ def work(name: str, folder: Path, steps: int) -> None:
     """Print what one side has measured."""
     side = SIDES[name]
     ends, trained = side.train(folder, steps)
-    seconds = [after - before for before, after in zip(ends, ends[1:], strict=False)]
+    took = [[after - before for before, after in zip(a, b, strict=True)] for a, b in zip(ends, ends[1:], strict=False)]
     versions = ", ".join(f"{package} {version(package)}" for package in side.packages)
-    print("RESULT", json.dumps({"seconds": seconds, "trained": trained, "versions": versions}))
+    print("RESULT", json.dumps({"steps": took, "trained": trained, "versions": versions}))
 
 
 # ---- the comparison -------------------------------------------------------------------------------------------------
@@ -205,7 +207,11 @@ def work(name: str, folder: Path, steps: int) -> None:
 
 def measure(name: str, python: str, folder: Path, steps: int) -> dict[str, Any]:
     """What a side prints."""
-    inherited = {key: value for key, value in os.environ.items() if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    inherited = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY")
+    }
     done = subprocess.run(
         [python, "-W", "ignore", __file__, "--side", name, "--folder", str(folder), "--steps", str(steps)],
         env=inherited | {"OMP_NUM_THREADS": "2"} | SIDES[name].environment,
@@ -223,52 +229,66 @@ def main() -> None:
     parser.add_argument("--peer_python", default=sys.executable)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--busy_peer", action="store_true")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
         work(options.side, Path(options.folder), options.steps)
         return
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in SIDES}
+    sides = [name for name in SIDES if name != BUSY or options.busy_peer]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     with tempfile.TemporaryDirectory() as temporary:
         (Path(temporary) / "config.json").write_text(json.dumps(SHAPE))
         for round_number in range(options.rounds):
-            for name in SIDES:
+            for name in sides:
                 python = sys.executable if name == OURS else options.peer_python
-                found[name].append(measure(name, python, Path(temporary), options.steps))
-                median = statistics.median(found[name][-1]["seconds"][WARM_UP - 1 :])
-                print(f"round {round_number + 1}: {name}: {median:.3f} s", file=sys.stderr, flush=True)
+                result = measure(name, python, Path(temporary), options.steps)
+                # Between the ends of steps 1 and 2 lies step 2: the first interval is that of the second step.
+                found[name].append({**result, "steps": result["steps"][WARM_UP - 1 :]})
+                medians = [statistics.median(times) for times in zip(*found[name][-1]["steps"], strict=True)]
+                print(
+                    f"round {round_number + 1}: {name}: {medians[0]:.3f} s, of the processor {medians[1]:.3f} s",
+                    file=sys.stderr,
+                )
     report(found, options.rounds, options.steps)
 
 
 def report(found: dict[str, list[dict[str, Any]]], rounds: int, steps: int) -> None:
     """The page."""
     batches = [make_rows(steps * BATCH)[i : i + BATCH] for i in range(WARM_UP * BATCH, steps * BATCH, BATCH)]
-    real = sum(len(tokens) for batch in batches for tokens, _ in batch)
-    padded = sum(BATCH * max(len(tokens) for tokens, _ in batch) for batch in batches)
-    # Between the ends of steps 1 and 2 lies step 2: the first interval is that of the second step.
-    steps_of = {
-        name: list(zip(*(r["seconds"][WARM_UP - 1 :] for r in results), strict=True)) for name, results in found.items()
-    }
-    medians = {name: sum(map(statistics.median, each)) for name, each in steps_of.items()}
-    least = {name: sum(map(min, each)) for name, each in steps_of.items()}
+    real = sum(len(tokens) for batch in batches for tokens, _ in batch) / len(batches)
+    padded = sum(BATCH * max(len(tokens) for tokens, _ in batch) for batch in batches) / len(batches)
+    figures = {name: figures_of(results) for name, results in found.items()}
     print(f"# Seconds per step of LoRA on a CPU, {date.today()}\n")
-    print(f"{describe()}\n")
+    print(f"{describe()}; load of the machine at the end: {os.getloadavg()[1]:.1f} over five minutes\n")
     for name, results in found.items():
         print(f"- {name}: {results[0]['versions']}; {results[0]['trained']:,} parameters trained")
     print(
         f"\nLLaMA hidden {SHAPE['hidden_size']}, {SHAPE['num_hidden_layers']} layers, vocabulary {SHAPE['vocab_size']}, LoRA of rank "
-        f"{RANK} beside all linear layers, batch {BATCH}, rows of {real / len(batches) / BATCH:.0f} tokens on average, padded to the "
-        f"longest of the batch ({padded / len(batches) / BATCH:.0f}), two threads, float32, one process. {rounds} interleaved rounds "
-        f"of {steps} steps, the first {WARM_UP} left out. A step is the same batch in every round: its median over the rounds, and its "
-        "least, which other work on the machine disturbs less.\n"
+        f"{RANK} beside all linear layers, batch {BATCH}, rows of {real / BATCH:.0f} tokens on average, padded to the longest of the "
+        f"batch ({padded / BATCH:.0f}), two threads, float32, one process. {rounds} interleaved rounds of {steps} steps, the first "
+        f"{WARM_UP} left out. A step is the same batch in every round: its median over the rounds, and its least.\n"
     )
-    print("| | s/step (median) | real tokens/s | s/step (least) | real tokens/s |\n|---|---|---|---|---|")
-    for name in found:
-        cells = [f"{time / len(batches):.3f} | {real / time:,.0f}" for time in (medians[name], least[name])]
-        print(f"| {name} | {' | '.join(cells)} |")
-    ratios = [min(time for name, time in times.items() if name != OURS) / times[OURS] for times in (medians, least)]
-    print(f"\nOur speed beside the faster peer: {ratios[0]:.2f} by medians, {ratios[1]:.2f} by the least.")
+    print("| | s/step (median) | real tokens/s | s/step (least) | processor s/step (median) |\n|---|---|---|---|---|")
+    for name, (median, least, processor) in figures.items():
+        print(f"| {name} | {median:.3f} | {real / median:,.0f} | {least:.3f} | {processor:.3f} |")
+    ratios = [theirs / mine for theirs, mine in zip(figures[PEER], figures[OURS], strict=True)]
+    print(
+        f"\nOur speed beside the peer's: {ratios[0]:.2f} by medians, {ratios[1]:.2f} by the least, {ratios[2]:.2f} by the processor's time."
+    )
+
+
+def figures_of(results: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """Seconds of an average step: by medians over the rounds, by the least, and of the processor by medians."""
+    by_step = list(zip(*(result["steps"] for result in results), strict=True))
+    seconds = [[took[0] for took in rounds] for rounds in by_step]
+    processor = [[took[1] for took in rounds] for rounds in by_step]
+    return (
+        statistics.mean(map(statistics.median, seconds)),
+        statistics.mean(map(min, seconds)),
+        statistics.mean(map(statistics.median, processor)),
+    )
 
 
 if __name__ == "__main__":
