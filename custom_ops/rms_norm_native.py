@@ -53,6 +53,8 @@ def build_cuda(folder: Path, nvcc: str, architectures: list[str]) -> tuple[Path,
     """Compiles the CUDA kernels into `folder`/librms_norm_cuda.so; (its path, what ptxas said)."""
     library = folder / "librms_norm_cuda.so"
     targets = [word for each in architectures for word in ("-gencode", f"arch=compute_{each},code=sm_{each}")]
+    newest = architectures[-1]  # as PTX too, for devices that come later
+    targets += ["-gencode", f"arch=compute_{newest},code=compute_{newest}"]
     command = [nvcc, *CUDA_FLAGS, *targets, "-shared", *map(str, CUDA_SOURCES), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

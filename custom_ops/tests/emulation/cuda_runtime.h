@@ -46,7 +46,7 @@ struct Fiber {
 struct Block {
   dim3 index, size, grid;
   std::vector<Fiber> fibers;
-  std::vector<float> exchanged;      // what each thread gives to a shuffle
+  std::vector<float> exchanged;      // what each thread gives to a shuffle, twice
   std::vector<int64_t> warp_arrived; // how often threads of a warp have come to a shuffle
   int64_t arrived = 0;               // ... of the block to a barrier
   ucontext_t scheduler;
@@ -74,7 +74,7 @@ inline void enter() {
 inline void run_block() {
   const size_t threads = block.size.x * block.size.y;
   block.fibers = std::vector<Fiber>(threads);
-  block.exchanged.assign(threads, 0.0f);
+  block.exchanged.assign(2 * threads, 0.0f);
   block.warp_arrived.assign(threads / 32, 0);
   block.arrived = 0;
   for (size_t t = 0; t < threads; ++t) {
@@ -139,11 +139,12 @@ inline void __syncthreads() {
 
 inline float __shfl_xor_sync(unsigned, float value, int distance) {
   const size_t me = emulation::block.current;
-  emulation::block.exchanged[me] = value;
-  emulation::meet(emulation::block.warp_arrived[me / 32], 32);
-  const float got = emulation::block.exchanged[me ^ static_cast<size_t>(distance)];
-  emulation::meet(emulation::block.warp_arrived[me / 32], 32);
-  return got;
+  int64_t& arrived = emulation::block.warp_arrived[me / 32];
+  // Two boards that take turns: nobody can be two shuffles ahead of its warp.
+  float* board = emulation::block.exchanged.data() + (arrived / 32 % 2 ? emulation::block.fibers.size() : 0);
+  board[me] = value;
+  emulation::meet(arrived, 32);
+  return board[me ^ static_cast<size_t>(distance)];
 }
 
 inline float __uint_as_float(uint32_t bits) { return pllm::float_of(bits); }
