@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -26,7 +27,7 @@ _HERE = Path(__file__).resolve().parent
 _SOURCES = _HERE if (_HERE / "csrc").is_dir() else _HERE.parent
 SHIPPED = _HERE / "lib"
 LIBRARY = "pllm_rms_norm_paddle.so"
-_KERNELS = "librms_norm_cpu.so"
+KERNELS = "librms_norm_cpu.so"
 _CUDA_KERNELS = "librms_norm_cuda.so"
 _TRY_AGAIN = 60.0  # seconds after a failure: ranks of one job do not start in the same second
 # Like Paddle's own cpp_extension, whose set-up module takes seconds to import and tells of ccache.
@@ -81,18 +82,18 @@ def build(folder: Path) -> None:
     import paddle
 
     folder.mkdir(parents=True, exist_ok=True)
-    if (SHIPPED / _KERNELS).is_file():
-        shutil.copy2(SHIPPED / _KERNELS, folder)
+    if (SHIPPED / KERNELS).is_file():
+        shutil.copy2(SHIPPED / KERNELS, folder)
     else:
         build_kernels(folder)
     include = Path(paddle.sysconfig.get_include())
     flags = [*_FLAGS.split(), f"-I{include}", f"-I{include / 'third_party'}", f"-I{_SOURCES / 'csrc'}"]
-    libraries = [f"-L{folder}", f"-l:{_KERNELS}"]  # found beside the binding, wherever that goes
+    libraries = [f"-L{folder}", f"-l:{KERNELS}"]  # found beside the binding, wherever that goes
     nvcc = _nvcc()
     if nvcc is not None:
         _build_cuda(folder, nvcc)
         libraries.append(f"-l:{_CUDA_KERNELS}")
-        flags += ["-DPADDLE_WITH_CUDA", f"-I{_cuda_include(nvcc)}"]
+        flags += ["-DPADDLE_WITH_CUDA", *cuda_includes(nvcc)]
     # Paddle is loaded where a library that is loaded later does not look, so it is named.
     paddle_folder = Path(paddle.__file__).parent / "base"
     libraries += [f"-L{paddle_folder}", "-Wl,--no-as-needed", "-l:libpaddle.so", f"-Wl,-rpath,$ORIGIN:{paddle_folder}"]
@@ -110,7 +111,7 @@ def build_kernels(folder: Path) -> None:
     _compiler()
     with tempfile.TemporaryDirectory() as work:
         try:
-            shutil.move(native().build_cpu(Path(work)), folder / _KERNELS)
+            shutil.move(native().build_cpu(Path(work)), folder / KERNELS)
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             raise BuildError(f"the kernels could not be compiled: {error}") from error
 
@@ -188,8 +189,15 @@ def _nvcc() -> str | None:
     return os.environ.get("NVCC") or shutil.which("nvcc")
 
 
-def _cuda_include(nvcc: str) -> Path:
-    return Path(nvcc).resolve().parents[1] / "include"
+def cuda_includes(nvcc: str) -> list[str]:
+    """-I for where this nvcc has its headers: it says so itself, since what is on the PATH may be a script that calls it."""
+    command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", said, re.M)
+    if top is None:
+        raise BuildError(f"{nvcc} does not say where its headers are")
+    include = Path(top[1]) / "include"
+    return [f"-I{include}", f"-I{include / 'cccl'}"]  # thrust, in CUDA 13 a folder further down
 
 
 def _architectures(nvcc: str) -> list[str]:

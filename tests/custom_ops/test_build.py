@@ -94,6 +94,20 @@ def test_a_library_that_is_broken_is_told(tmp_path, own_operator):
     assert "it cannot be loaded" in said["REASON"] and said["Y"] == "48.0 0.0"
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH: the binding's CUDA part is not compiled")
+def test_the_binding_compiles_for_cuda(own_operator):
+    """Against the headers of the Paddle that is here, which a CPU build has, too."""
+    import paddle
+    from fused_ln import binding
+
+    include = Path(paddle.sysconfig.get_include())
+    flags = [*binding._FLAGS.split(), "-DPADDLE_WITH_CUDA", f"-I{include}", f"-I{include / 'third_party'}"]
+    flags += binding.cuda_includes(shutil.which("nvcc"))
+    source = CUSTOM_OPS / "csrc" / "paddle_rms_norm.cc"
+    done = subprocess.run(["g++", *flags, "-fsyntax-only", str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 def test_eight_processes_at_once_build_once(tmp_path):
     count = tmp_path / "count"
