@@ -17,7 +17,14 @@ from tests.tiny import write_llama
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"
-SCRIPTS = ["one_card.sh", "eight_cards_stage2.sh", "run_trainer_tp4pp2.sh", "many_machines.sh", "slurm.sbatch", "finetune.sh"]
+SCRIPTS = [
+    "one_card.sh",
+    "eight_cards_stage2.sh",
+    "run_trainer_tp4pp2.sh",
+    "many_machines.sh",
+    "slurm.sbatch",
+    "finetune.sh",
+]
 STEPS = 6
 
 
