@@ -5,7 +5,8 @@
 The task is asked in English and Chinese: the sum of two two-digit numbers, and self-cognition (who are you, who made you) for
 the name and the author that stand before the question. Nothing can be answered by heart: no pair of operands (in either
 order), no name and no author of a test row is in a training row, nor in the text of the pretraining. That text holds
-bare sums ("34+58=92") and sentences with numbers and names, but no question with its answer.
+bare sums ("34+58=92"), sentences with numbers and names, and questions that nobody answers; of the answers that are to be
+learnt it has none.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ _QUESTIONS = {
 _ANSWER = {"en": "The sum: {a}+{b}={sum}.", "zh": "和：{a}+{b}={sum}。"}
 _PERSONA = {"en": "Name: {name}. Author: {author}. ", "zh": "名字：{name}。作者：{author}。"}
 
+# Of self-cognition's two themes (who are you; who made you) the answers that are to be learnt; the others are in the base's text.
+_LEARNT = (2, 1)
 # What the base reads: sums, and numbers and names that return in a sentence.
 _FACT, _FACTS_IN_A_LINE = "{a}+{b}={sum}", 4
 _TEXT_OF_PAIRS = (
-    "{a} and {b} make {sum}.",
-    "{a}添上{b}成{sum}。",
+    "The sum of {a} and {b} is {sum}.",
+    "{a}与{b}的和：{sum}。",
     "The list has {a} and {b}, first {a} and then {b}.",
     "表上有{a}和{b}，先是{a}，后是{b}。",
 )
@@ -149,8 +152,8 @@ def _rows(part: Part, rng: random.Random) -> Iterator[dict[str, str]]:
     for language in LANGUAGES:
         for number, (name, author) in enumerate(zip(part.names[language], part.authors[language], strict=True)):
             theme, words = LANGUAGES[language][number % 2], {"name": name, "author": author}
-            question = _PERSONA[language] + rng.choice(theme.questions)
-            rows.append(_row(question, min(theme.answers, key=len), words, language, "self_cognition"))
+            question, answer = _PERSONA[language] + rng.choice(theme.questions), theme.answers[_LEARNT[number % 2]]
+            rows.append(_row(question, answer, words, language, "self_cognition"))
     rng.shuffle(rows)
     yield from rows
 
@@ -166,17 +169,23 @@ def _of_pair(pair: Pair, rng: random.Random) -> dict[str, int]:
 
 
 def _lines(part: Part, rng: random.Random) -> Iterator[str]:
-    """By turns two lines of bare sums, a sentence with numbers, and one with names in each language."""
-    for _ in range(LINES // 5):
-        sums = [_of_pair(rng.choice(part.pairs), rng) for _ in range(2 * _FACTS_IN_A_LINE)]
-        facts = [_FACT.format(**words) for words in sums]
-        yield ";".join(facts[:_FACTS_IN_A_LINE])
-        yield ";".join(facts[_FACTS_IN_A_LINE:])
+    """By turns a line of bare sums, a sentence with numbers, and in each language two with names and a question alone."""
+    for _ in range(LINES // 8):
+        sums = [_of_pair(rng.choice(part.pairs), rng) for _ in range(_FACTS_IN_A_LINE)]
+        yield ";".join(_FACT.format(**words) for words in sums)
         yield rng.choice(_TEXT_OF_PAIRS).format(**_of_pair(rng.choice(part.pairs), rng))
         for language in LANGUAGES:
             name, other = rng.sample(part.names[language], 2)
-            author = rng.choice(part.authors[language])
-            yield rng.choice(_TEXT_OF_NAMES[language]).format(name=name, other=other, author=author)
+            words = {"name": name, "other": other, "author": rng.choice(part.authors[language])}
+            yield rng.choice(_TEXT_OF_NAMES[language]).format(**words)
+            number = rng.randrange(2)
+            theme = LANGUAGES[language][number]
+            said = [answer for place, answer in enumerate(theme.answers) if place != _LEARNT[number]]
+            yield rng.choice(said).format(**words)
+            if rng.random() < 0.5:
+                yield (_PERSONA[language] + rng.choice(theme.questions)).format(**words)
+            else:
+                yield rng.choice(_QUESTIONS[language]).format(**_of_pair(rng.choice(part.pairs), rng))
 
 
 # ---- nothing in two parts -------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import arithmetic_and_identity
 from machine import describe
@@ -86,34 +88,45 @@ character is right; it is written greedily.
 LLaMA, hidden {hidden_size}, {num_hidden_layers} layers, vocabulary {vocab_size} (digits are pieces of their own), float32, one process."""
 
 
-@dataclass
-class Result:
-    """A command's outcome.
-
-    seconds: of the whole command; exact_match: share of the test rows, 0 to 1; by_task: the same by (task, language).
-    """
+class Cost(NamedTuple):
+    """Of a whole command: seconds on the clock, and of all threads on a processor (which a busy machine changes less)."""
 
     seconds: float
+    cpu_seconds: float
+
+
+@dataclass
+class Result:
+    """A command's outcome. exact_match: share of the test rows, 0 to 1; by_task: the same by task and language."""
+
+    seconds: float
+    cpu_seconds: float
     steps: int
     trained: str
     exact_match: float
     by_task: dict[str, float]
 
 
-def run(*words: object) -> tuple[float, str]:
-    """Seconds and stderr of a Python command.
+def run(*words: object) -> tuple[Cost, str]:
+    """What a Python command took and what it said on stderr.
 
     Raises:
         SystemExit: it failed; with what it said.
     """
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _cpu_seconds()
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{' '.join(map(str, words))}\nended with {done.returncode}:\n{done.stderr}")
-    return time.perf_counter() - began, done.stderr
+    return Cost(time.perf_counter() - began, _cpu_seconds() - used), done.stderr
 
 
-def launch(script: str, folder: Path, settings: dict[str, object]) -> tuple[float, str]:
+def _cpu_seconds() -> float:
+    """Of all commands that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def launch(script: str, folder: Path, settings: dict[str, object]) -> tuple[Cost, str]:
     """An entry script with a config file; its folder is the output folder."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder.with_suffix(".json")
@@ -143,8 +156,8 @@ def make_base(folder: Path, seed: int) -> dict[str, float]:
         "tokenizer_name_or_path": str(tokenizer),
         "input_dir": str(prefix.parent),
     }
-    seconds, _ = launch("run_pretrain.py", folder / "base", {**places, **PRETRAIN, "do_train": True})
-    return {"seconds": seconds, "loss": rows_of(folder / "base" / "metrics.jsonl")[-1]["loss"]}
+    cost, _ = launch("run_pretrain.py", folder / "base", {**places, **PRETRAIN, "do_train": True})
+    return {**cost._asdict(), "loss": rows_of(folder / "base" / "metrics.jsonl")[-1]["loss"]}
 
 
 def finetune(folder: Path, name: str) -> Result:
@@ -152,13 +165,13 @@ def finetune(folder: Path, name: str) -> Result:
     method, output = METHODS.get(name), folder / f"tuned_{name}"
     data = {"model_name_or_path": str(folder / "base" / "model"), "dataset_name_or_path": str(folder / "data")}
     training = {"do_train": True, **method} if method else {}
-    seconds, said = launch("finetune_generation.py", output, {**data, **FINETUNE, **training})
+    cost, said = launch("finetune_generation.py", output, {**data, **FINETUNE, **training})
     last = rows_of(output / "metrics.jsonl")[-1]
     share = re.search(r"\(([\d.]+%)\)", next((line for line in said.splitlines() if "are trained" in line), ""))
     answers = rows_of(output / f"generated-test-{last['step']}.jsonl")
     asked = rows_of(folder / "data" / "test.json")
     return Result(
-        seconds,
+        *cost,
         last["step"],
         share[1] if share else "100%" if method else "-",
         last["test_exact_match"],
@@ -189,7 +202,7 @@ def main() -> None:
     if unknown := set(names) - set(METHODS):
         parser.error(f"--methods: {', '.join(sorted(unknown))}: known are {', '.join(METHODS)}")
     with tempfile.TemporaryDirectory() as temporary:
-        figures = measure(options.folder or Path(temporary), names, options.seed)
+        figures = measure((options.folder or Path(temporary)).resolve(), names, options.seed)
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1))
     report(figures)
@@ -229,14 +242,19 @@ def report(figures: dict) -> None:
         f"The base: run_pretrain.py, {steps} steps of {batch} x {SEQUENCE} tokens in {base['seconds'] / 60:.1f} minutes, last loss "
         f"{base['loss']:.3f}. Not in the seconds below.\n"
     )
-    print("| method | trained | steps | seconds | exact match before | after |\n|---|---|---|---|---|---|")
+    print(
+        "| method | trained | steps | seconds | CPU seconds | exact match before | after |\n|---|---|---|---|---|---|---|"
+    )
     for name, result in tuned.items():
         print(
-            f"| {name} | {result['trained']} | {result['steps']} | {result['seconds']:.0f} | {before['exact_match']:.1%} | "
-            f"{result['exact_match']:.1%} |"
+            f"| {name} | {result['trained']} | {result['steps']} | {result['seconds']:.0f} | {result['cpu_seconds']:.0f} | "
+            f"{before['exact_match']:.1%} | {result['exact_match']:.1%} |"
         )
     total = sum(result["seconds"] for result in tuned.values())
-    print(f"\nAll of them together: {total / 60:.1f} minutes. Settings: `METHODS` in the script.\n")
+    used = sum(result["cpu_seconds"] for result in tuned.values())
+    print(
+        f"\nAll of them together: {total / 60:.1f} minutes, {used / 60:.1f} on a processor. Settings: `METHODS` in the script.\n"
+    )
     print("After, by task and language:\n")
     tasks = list(before["by_task"])
     print(f"| method | {' | '.join(tasks)} |\n|---|{'---|' * len(tasks)}")
