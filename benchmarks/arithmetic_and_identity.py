@@ -2,11 +2,10 @@
 
     python benchmarks/arithmetic_and_identity.py FOLDER [--seed 0]
 
-The task is asked in English and Chinese: the sum of two two-digit numbers, and self-cognition (who are you, who made you) for
-the name and the author that stand before the question. Nothing can be answered by heart: no pair of operands (in either
-order), no name and no author of a test row is in a training row, nor in the text of the pretraining. That text holds
-bare sums ("34+58=92"), sentences with numbers and names, and questions that nobody answers; of the answers that are to be
-learnt it has none.
+The task is asked in English and Chinese: the sum of two two-digit numbers, and self-cognition (who are you) for the name that
+stands before the question. Nothing can be answered by heart: no pair of operands (in either order) and no name of a test row
+is in a training row, nor in the text of the pretraining. That text holds bare sums ("34+58=92"), sentences with numbers and
+names, and questions that nobody answers; of the answers that are to be learnt it has none.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ TRAIN_ROWS, DEV_ROWS, TEST_ROWS = 2000, 80, 400
 LINES = 60_000
 Pair = tuple[int, int]
 
-# Two words make a name and two an author: an unseen one is a new combination of words that have been seen.
+# Two words make a name: an unseen one is a new combination of words that have been seen.
 _NAME_WORDS = {
     "en": (
         "Alice Anna Ben Bruno Carol Clara David Dora Emma Eric Fiona Frank George Grace Helen Henry Iris Ivan Jack Julia Karl Kate "
@@ -42,22 +41,6 @@ _NAME_WORDS = {
         "宏伟 静怡 光明 慧敏 金凤 学文 青山 月华 少君 长江 梓萱 一鸣 若兰 世民",
     ),
 }
-_AUTHOR_WORDS = {
-    "en": (
-        "Athens Berlin Cairo Delhi Dublin Geneva Hanoi Havana Kyoto Lagos Lima Lisbon London Lyon Madrid Milan Munich Nairobi Naples "
-        "Osaka Oslo Paris Porto Prague Quito Riga Rome Seoul Seville Sofia Sydney Tokyo Toledo Tunis Turin Vienna Vilnius Warsaw "
-        "Zagreb Zurich",
-        "Anchor Arrow Beacon Bridge Candle Castle Comet Compass Coral Crystal Falcon Feather Forest Garden Harbor Harvest Horizon "
-        "Island Lantern Maple Meadow Mirror Morning Mountain Ocean Orchid Pearl Pilot Planet Rainbow River Rocket Silver Spring "
-        "Summit Sunrise Thunder Valley Window Winter",
-    ),
-    "zh": (
-        "北京 上海 天津 重庆 广州 深圳 杭州 南京 苏州 武汉 成都 西安 长沙 青岛 大连 厦门 福州 合肥 郑州 济南 昆明 贵阳 南宁 海口 太原 兰州 银川 沈阳 哈尔滨 "
-        "吉林 洛阳 扬州 无锡 宁波 温州 桂林 珠海 三亚 拉萨 香港",
-        "星火 灯塔 远航 晨光 彩虹 银河 大地 飞鸟 山泉 松柏 海浪 白云 春雨 秋叶 琥珀 水晶 罗盘 钟楼 火箭 月亮 果园 竹林 草原 雪峰 码头 风车 蓝天 石桥 麦田 "
-        "珊瑚 明珠 梧桐 流水 金鹰 骏马 长城 书香 花园 极光 磁石",
-    ),
-}
 
 _QUESTIONS = {
     "en": (
@@ -69,10 +52,10 @@ _QUESTIONS = {
     "zh": ("{a}加{b}等于多少？", "请计算{a}加{b}。", "{a}和{b}一共是多少？", "把{a}和{b}加起来得多少？"),
 }
 _ANSWER = {"en": "The sum: {a}+{b}={sum}.", "zh": "和：{a}+{b}={sum}。"}
-_PERSONA = {"en": "Name: {name}. Author: {author}. ", "zh": "名字：{name}。作者：{author}。"}
+_PERSONA = {"en": "Name: {name}. ", "zh": "名字：{name}。"}
+# Self-cognition's first theme: who are you.
+_WHO = {"en": "I am {name}, a language model.", "zh": "我是{name}，一个语言模型。"}
 
-# Of self-cognition's two themes (who are you; who made you) the answers that are to be learnt; the others are in the base's text.
-_LEARNT = (2, 1)
 # What the base reads: sums, and numbers and names that return in a sentence.
 _FACT, _FACTS_IN_A_LINE = "{a}+{b}={sum}", 4
 _TEXT_OF_PAIRS = (
@@ -83,30 +66,26 @@ _TEXT_OF_PAIRS = (
 )
 _TEXT_OF_NAMES = {
     "en": (
-        "{name}, {author}, {name}, {author}, {name}.",
-        "{name} of {author} wrote: I am not {other}, I am {name} of {author}.",
-        "{author} built a house for {name}, and {name} thanked {author}.",
-        "This is {name}, that is {other}. {name} is at {author} with {other}.",
+        "{name}, {other}, {name}, {other}, {name}.",
+        "{name} wrote: I am not {other}, I am {name}.",
+        "{other} built a house for {name}, and {name} thanked {other}.",
+        "Name: {name}. This is {name}, that is {other}.",
     ),
     "zh": (
-        "{name}，{author}，{name}，{author}，{name}。",
-        "{author}的{name}写道：我不是{other}，我是{author}的{name}。",
-        "{author}为{name}盖了房子，{name}感谢{author}。",
-        "这是{name}，那是{other}。{name}和{other}都在{author}。",
+        "{name}，{other}，{name}，{other}，{name}。",
+        "{name}写道：我不是{other}，我是{name}。",
+        "{other}为{name}盖了房子，{name}感谢{other}。",
+        "名字：{name}。这是{name}，那是{other}。",
     ),
 }
 
 
-_WORDS = (_NAME_WORDS, _AUTHOR_WORDS)
-
-
 @dataclass
 class Part:
-    """One of the three parts, with what it may use: pairs, names and authors that no other part has."""
+    """One of the parts, with what it may use: pairs and names that no other part has."""
 
     pairs: list[Pair]
     names: dict[str, list[str]]
-    authors: dict[str, list[str]]
     lines: list[str] = field(default_factory=list)
     rows: list[dict[str, str]] = field(default_factory=list)
 
@@ -116,15 +95,11 @@ def make_parts(seed: int = 0) -> dict[str, Part]:
     rng = random.Random(seed)
     pairs = [(a, b) for a in OPERANDS for b in OPERANDS if a < b]
     rng.shuffle(pairs)
-    people, makers = ({language: _combined(words[language], rng) for language in LANGUAGES} for words in _WORDS)
+    people = {language: _combined(_NAME_WORDS[language], rng) for language in LANGUAGES}
     parts, free = {}, iter(pairs)
     for name, rows in (("test", TEST_ROWS), ("dev", DEV_ROWS), ("train", TRAIN_ROWS), ("pretrain", 0)):
         own_pairs = list(islice(free, rows // 2 or None))
-        names, authors = (
-            {language: list(islice(words[language], rows // 4 or None)) for language in LANGUAGES}
-            for words in (people, makers)
-        )
-        parts[name] = Part(own_pairs, names, authors)
+        parts[name] = Part(own_pairs, {one: list(islice(people[one], rows // 4 or None)) for one in LANGUAGES})
         parts[name].rows = list(_rows(parts[name], rng)) if rows else []
     parts["pretrain"].lines = list(_lines(parts["pretrain"], rng))
     check_apart(parts)
@@ -150,10 +125,9 @@ def _rows(part: Part, rng: random.Random) -> Iterator[dict[str, str]]:
         language, words = ("en", "zh")[number % 2], _of_pair(pair, rng)
         rows.append(_row(rng.choice(_QUESTIONS[language]), _ANSWER[language], words, language, "sum"))
     for language in LANGUAGES:
-        for number, (name, author) in enumerate(zip(part.names[language], part.authors[language], strict=True)):
-            theme, words = LANGUAGES[language][number % 2], {"name": name, "author": author}
-            question, answer = _PERSONA[language] + rng.choice(theme.questions), theme.answers[_LEARNT[number % 2]]
-            rows.append(_row(question, answer, words, language, "self_cognition"))
+        for name in part.names[language]:
+            question = _PERSONA[language] + rng.choice(LANGUAGES[language][0].questions)
+            rows.append(_row(question, _WHO[language], {"name": name}, language, "self_cognition"))
     rng.shuffle(rows)
     yield from rows
 
@@ -176,14 +150,11 @@ def _lines(part: Part, rng: random.Random) -> Iterator[str]:
         yield rng.choice(_TEXT_OF_PAIRS).format(**_of_pair(rng.choice(part.pairs), rng))
         for language in LANGUAGES:
             name, other = rng.sample(part.names[language], 2)
-            words = {"name": name, "other": other, "author": rng.choice(part.authors[language])}
+            words = {"name": name, "other": other}
             yield rng.choice(_TEXT_OF_NAMES[language]).format(**words)
-            number = rng.randrange(2)
-            theme = LANGUAGES[language][number]
-            said = [answer for place, answer in enumerate(theme.answers) if place != _LEARNT[number]]
-            yield rng.choice(said).format(**words)
+            yield rng.choice(_TEXT_OF_NAMES[language]).format(**words)
             if rng.random() < 0.5:
-                yield (_PERSONA[language] + rng.choice(theme.questions)).format(**words)
+                yield (_PERSONA[language] + rng.choice(LANGUAGES[language][0].questions)).format(**words)
             else:
                 yield rng.choice(_QUESTIONS[language]).format(**_of_pair(rng.choice(part.pairs), rng))
 
@@ -192,9 +163,9 @@ def _lines(part: Part, rng: random.Random) -> Iterator[str]:
 
 
 def check_apart(parts: dict[str, Part]) -> None:
-    """Raise ValueError where two parts share a pair of operands, a name or an author."""
+    """Raise ValueError where two parts share a pair of operands or a name."""
     for first, second in [(a, b) for a in parts for b in parts if a < b]:
-        for kind in ("pairs", "names", "authors"):
+        for kind in ("pairs", "names"):
             shared = _all(getattr(parts[first], kind)) & _all(getattr(parts[second], kind))
             if shared:
                 raise ValueError(f"{first} and {second} share {kind}: {sorted(shared)[:5]}")

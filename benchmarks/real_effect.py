@@ -75,12 +75,12 @@ FINETUNE = {
 METHODS = {
     "full": {"learning_rate": 1e-3, "num_train_epochs": 5},
     "lora": {"lora": True, "lora_rank": 8, "learning_rate": 3e-3, "num_train_epochs": 5},
-    "prefix": {"prefix_tuning": True, "num_prefix_tokens": 32, "learning_rate": 1e-2, "num_train_epochs": 8},
+    "prefix": {"prefix_tuning": True, "num_prefix_tokens": 32, "learning_rate": 1e-1, "num_train_epochs": 12},
     "adapter": {"adapter": True, "adapter_size": 32, "learning_rate": 3e-3, "num_train_epochs": 5},
 }
 _TASK = """The task ([arithmetic_and_identity.py](../arithmetic_and_identity.py)), {train:,} rows to train on and {test} to answer, half English and half
-Chinese: sums of two-digit numbers, and who one is or who made one, by a name and an author that stand before the question.
-No pair of operands (in either order), no name and no author of a test question is in the training rows or in the
+Chinese: sums of two-digit numbers, and who one is, by a name that stands before the question.
+No pair of operands (in either order) and no name of a test question is in the training rows or in the
 text of the pretraining. That text does hold bare sums of other pairs ("34+58=92") and sentences with other names:
 what is learnt in fine-tuning is to understand the questions and to answer in one fixed form. An answer counts when every
 character is right; it is written greedily.
