@@ -76,7 +76,7 @@ METHODS = {
     "full": {"learning_rate": 1e-3, "num_train_epochs": 5},
     "lora": {"lora": True, "lora_rank": 8, "learning_rate": 3e-3, "num_train_epochs": 5},
     "prefix": {"prefix_tuning": True, "num_prefix_tokens": 32, "learning_rate": 1e-1, "num_train_epochs": 12},
-    "adapter": {"adapter": True, "adapter_size": 32, "learning_rate": 3e-3, "num_train_epochs": 5},
+    "adapter": {"adapter": True, "adapter_size": 32, "learning_rate": 1e-2, "num_train_epochs": 8},
 }
 _TASK = """The task ([arithmetic_and_identity.py](../arithmetic_and_identity.py)), {train:,} rows to train on and {test} to answer, half English and half
 Chinese: sums of two-digit numbers, and who one is, by a name that stands before the question.
