@@ -65,7 +65,7 @@ def through_paddle(threads: int, repeats: int, rows: int, hidden: int, name: str
     try:
         import torch
     except ImportError:
-        pass
+        print("torch is not installed: one peer less", file=sys.stderr)
     else:
         torch.set_num_threads(threads)
         peers["torch F.rms_norm"] = in_torch(torch, rows, hidden, name)

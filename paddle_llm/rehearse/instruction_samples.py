@@ -57,26 +57,16 @@ def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> 
 
 def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[EncodedSample]]:
     from paddle_llm.data.encoded_samples import encode_all
-    from paddle_llm.data.instruction_dataset import load_split
     from paddle_llm.data.text_codec import open_codec
-    from paddle_llm.training.finetune import encoder_of
+    from paddle_llm.training.finetune import conversations_of, encoder_of
 
     config = real.config
     codec = open_codec(checked_tokenizer(real))
     encoder = encoder_of(config, codec, config.tokenizer_name_or_path or config.model_name_or_path)
     found: list[list[EncodedSample]] = []
     for split, count in (("train", wanted.train), ("dev", wanted.evaluation)):
-        conversations = load_split(
-            config.dataset_name_or_path,
-            split,
-            data_format=config.data_format,
-            prompt_templates=config.prompt_templates,
-            skip_bad_rows=config.skip_bad_rows,
-            seed=config.seed,
-        )[:count]
-        if not conversations and count:
-            raise UserError(f"there is no {split} split in {config.dataset_name_or_path}.")
-        encoded = encode_all(conversations, encoder, long_samples="truncate", drop_unlearnable=config.skip_bad_rows)
+        conversations = conversations_of(config, split)[:count] if count else []
+        encoded = encode_all(conversations, encoder, drop_unlearnable=config.skip_bad_rows) if conversations else []
         found.append([encoded[i] for i in range(len(encoded))])
     return found[0], found[1]
 

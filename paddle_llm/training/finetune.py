@@ -142,8 +142,7 @@ def _method(resolved: Resolved) -> Method:
     wrong = [
         f"{flag} = {getattr(resolved.config, flag)}, the adapter has {getattr(kept, setting)}"
         for flag, setting in Method.flags().items()
-        if resolved.origins.get(flag, "default") not in ("default",)
-        and not resolved.origins[flag].startswith("derived")
+        if not resolved.origins[flag].startswith(("default", "derived"))
         and getattr(kept, setting) != getattr(wanted, setting)
     ]
     if kept.name != wanted.name:
@@ -171,20 +170,30 @@ def encoder_of(config: RunConfig, codec: TextCodec, folder: str) -> InstructionE
     )
 
 
-def _split(config: RunConfig, encoder: InstructionEncoder, method: Method, name: str) -> Split:
-    conversations = load_split(
+def conversations_of(config: RunConfig, split: str) -> Sequence[Conversation]:
+    """The rows of a split, as they are read.
+
+    Raises:
+        UserError: there are none, or bad ones.
+    """
+    found = load_split(
         config.dataset_name_or_path,
-        name,
+        split,
         data_format=config.data_format,
         prompt_templates=config.prompt_templates,
         skip_bad_rows=config.skip_bad_rows,
         seed=config.seed,
     )
-    if not conversations:
+    if not found:
         raise UserError(
-            f"there is no {name} split in {config.dataset_name_or_path or './data'}: add {name}.json, or leave "
-            f"{'--do_eval' if name == 'dev' else '--do_predict'} out."
+            f"there is no {split} split in {config.dataset_name_or_path or './data'}: add {split}.json, or leave "
+            f"{'--do_eval' if split == 'dev' else '--do_predict'} out."
         )
+    return found
+
+
+def _split(config: RunConfig, encoder: InstructionEncoder, method: Method, name: str) -> Split:
+    conversations = conversations_of(config, name)
     encoded = encode_all(
         conversations, encoder, long_samples=config.long_samples, drop_unlearnable=config.skip_bad_rows
     )

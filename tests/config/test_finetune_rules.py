@@ -190,6 +190,13 @@ _CASES = [
     ),
     Case("merging", "--merge_weights", notice="--merge_weights has no effect"),
     Case(
+        "merging",
+        "--merge_weights --lora --sharding stage3 --sharding_parallel_degree 2",
+        problem="merge_weights with --sharding stage3",
+        fine="--merge_weights --lora --sharding stage2 --sharding_parallel_degree 2",
+        world=2,
+    ),
+    Case(
         "adapters_are_there",
         "--dataset_name_or_path both --lora --lora_path there",
         problem="lora_path = there: holds no adapter_config.json",

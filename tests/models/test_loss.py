@@ -28,6 +28,24 @@ def by_hand(logits, labels):
     return total / max(count, 1)
 
 
+def test_smoothing_spreads_over_the_whole_vocabulary():
+    """(1 - e) nll + e mean(-log p) by hand, in value and gradient: softmax minus the smoothed target."""
+    rng = np.random.default_rng(1)
+    logits, labels = rng.normal(size=(2, 4, 7)).astype(np.float32) * 3, rng.integers(0, 7, (2, 4))
+    labels[0, :2] = -100
+    criterion, share = CausalLMLoss(config(7)), 0.2
+    criterion.label_smoothing = share
+    given = paddle.to_tensor(logits, stop_gradient=False)
+    found = criterion(given, paddle.to_tensor(labels))
+    found.backward()
+    exact = logits.astype(np.float64)
+    p = np.exp(exact) / np.exp(exact).sum(-1, keepdims=True)
+    target = (1 - share) * np.eye(7)[labels.clip(0)] + share / 7
+    counts = (labels != -100)[..., None]
+    assert float(found) == pytest.approx((-(target * np.log(p)) * counts).sum() / 6, rel=1e-6)
+    assert np.allclose(given.grad.numpy(), (p - target) * counts / 6, atol=1e-7)
+
+
 def test_it_is_the_mean_over_the_labels_that_count():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(2, 5, 7)).astype(np.float32) * 3, rng.integers(0, 7, (2, 5))

@@ -14,6 +14,7 @@ from paddle_llm.data.encoded_samples import EncodedSamples, EncodingReport
 from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.sampler import IGNORED_LABEL
 from paddle_llm.rehearse.case import Case, Sample
+from paddle_llm.rehearse.instruction_samples import PREFIX_FAMILIES
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
 
 SEQUENCE, VOCABULARY = 16, 128
@@ -37,7 +38,6 @@ SETTINGS: dict[str, Any] = {
 }
 # Packed rows are longer than samples, so that several are in each.
 LONGEST_SAMPLE, PACKED_ROW = 16, 24
-PREFIX_FAMILIES = ("chatglm", "glm")  # their samples are read both ways up to the answer
 
 
 def random_samples(

@@ -70,9 +70,15 @@ def ranks_of_adalora(run: Run) -> Findings:
 @fine_tuning
 def merging(run: Run) -> Findings:
     method = _method(run)
-    if not run.config.merge_weights or METHODS[method].mergeable:
+    if not run.config.merge_weights:
         return
-    if method in ("full", "freeze"):
+    if METHODS[method].mergeable:
+        if run.layout.sharding > 1 and run.layout.sharding_stage == 3:
+            yield Problem(
+                "merge_weights with --sharding stage3: no rank has the weights that it would be added to. Leave it out; the adapter "
+                "alone is saved, and `paddle-llm generate --adapter` takes it. Or use --sharding stage2."
+            )
+    elif method in ("full", "freeze"):
         yield Notice("--merge_weights has no effect: the model itself is trained, and saved whole.")
     else:
         yield Problem(
