@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import subprocess
 import sys
 
@@ -23,10 +24,11 @@ def test_float16_sums_are_still_wrong():
 
 
 def test_int16_still_ends_the_process():
-    """`gloo_dtypes.as_movable`."""
+    """`gloo_dtypes.as_movable`. Paddle leaves with 255; a rank that meets the other one's end first is aborted."""
     with pytest.raises(RankError) as failure:
         run_ranks(upstream_gaps.int16_broadcast, 2)
-    assert [outcome.exit_code for outcome in failure.value.outcomes] == [255, 255]
+    codes = [outcome.exit_code for outcome in failure.value.outcomes]
+    assert 255 in codes and set(codes) <= {255, -signal.SIGABRT}
 
 
 def test_sends_are_still_matched_by_number():
