@@ -58,7 +58,29 @@ def load_weights(model: Any, folder: Path, family: Family, *, allow_pickle: bool
         _load_parameters(model, files, family, findings)
     except UserError as error:
         problem = str(error)
-    findings = _agree(findings, problem)
+    _tell(folder, files, _agree(findings, problem))
+
+
+def locate_weights(
+    files: WeightFiles, shapes: dict[str, tuple[int, ...]], family: Family, config: Any
+) -> dict[str, list[Column]]:
+    """Where the files keep each weight (canonical name, full shape without padding), for one process.
+
+    Raises:
+        UserError: weights missing or of the wrong shape.
+    """
+    findings, foreign, found = Findings(), is_hugging_face(files, family.name), {}
+    for name, shape in shapes.items():
+        columns = _locate(files, family.name, name, shape, len(shape) - 1, foreign, config, findings)
+        if columns is not None:
+            found[name] = columns
+    _check_tied_head(files, family.name, config, foreign, findings)
+    _tell(files.folder, files, findings)
+    return found
+
+
+def _tell(folder: Path, files: WeightFiles, findings: Findings) -> None:
+    """Raise UserError for what is missing or wrong; say what is too much."""
     if findings.missing or findings.wrong:
         raise UserError(_describe(folder, findings))
     unexpected = sorted(

@@ -21,12 +21,14 @@ from paddle_llm.models.torch_pickles import scan_torch_pickle
 # bf16 has no numpy type: it is held as uint16 and widened when read.
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
 _NUMPY |= {"BOOL": "?", "U16": "<u2"}  # PaddleNLP writes bf16 as U16, a type that no weight has otherwise
+# As numpy and paddle call what weights are stored in.
+_WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U16": "bfloat16", "uint16": "bfloat16"}
 _LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor is: its file, its dtype as the file spells it, and the bytes [begin, end) of the file.
+    """Where one tensor is: its file, its dtype as the file spells it (numpy's name in .pdparams), and the bytes [begin, end) of the file.
 
     `strides`: in elements; None: row by row.
     """
@@ -72,26 +74,32 @@ class WeightFiles:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entries[name].shape
 
+    def dtype(self, name: str) -> str:
+        """What a tensor is stored in: "float32", "bfloat16", "float16", or as its file spells a type that is no weight's."""
+        stored = self._entries[name].dtype
+        return _WEIGHT_DTYPES.get(stored, stored)
+
+    def view(self, name: str) -> np.ndarray:
+        """A whole tensor as it is stored, read-only and mapped into memory where the file allows it; bf16 as bits in uint16."""
+        entry = self._entries[name]
+        if entry.file.suffix == ".pdparams":
+            return self._pdparams(entry.file)[name]
+        values = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end].view(_NUMPY[entry.dtype])
+        if entry.strides is None:
+            return values.reshape(entry.shape)
+        steps = tuple(stride * values.itemsize for stride in entry.strides)
+        return np.lib.stride_tricks.as_strided(values, entry.shape, steps, writeable=False)
+
     def read(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
         """Entries [start, stop) along `axis`, bf16 widened to fp32, other types as they are stored."""
-        entry = self._entries[name]
-        index = [slice(None)] * len(entry.shape)
+        whole = self.view(name)
+        index = [slice(None)] * whole.ndim
         if index:
             index[axis] = slice(start, stop)
-        if entry.file.suffix == ".pdparams":
-            part = self._pdparams(entry.file)[name][tuple(index)]
-        else:
-            data = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end]
-            values = data.view(_NUMPY[entry.dtype])
-            if entry.strides is None:
-                whole = values.reshape(entry.shape)
-            else:
-                steps = tuple(stride * values.itemsize for stride in entry.strides)
-                whole = np.lib.stride_tricks.as_strided(values, entry.shape, steps, writeable=False)
-            part = np.array(whole[tuple(index)])
+        part = whole[tuple(index)]
         if part.dtype == np.uint16:
             return (part.astype(np.uint32) << 16).view(np.float32)
-        return part
+        return part if self._entries[name].file.suffix == ".pdparams" else np.array(part)
 
     def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
         header, offset = _read_header(file)
@@ -118,7 +126,9 @@ class WeightFiles:
 
     def _scan_pdparams(self, file: Path) -> dict[str, _Entry]:
         self.format = "pd"
-        return {name: _Entry(file, "", tuple(value.shape)) for name, value in self._pdparams(file).items()}
+        return {
+            name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()
+        }
 
     def _scan_torch_pickle(self, file: Path) -> dict[str, _Entry]:
         self.format = "pt"

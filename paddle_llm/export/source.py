@@ -1,0 +1,322 @@
+"""What is exported: a trained model as full tensors under canonical names, read one at a time, wherever it is kept.
+
+A model folder (PaddleNLP's or Hugging Face's names), the output folder of a run, a checkpoint of any layout
+(layout_files.py), an adapter over its base (merged.py). Query, key and value (and the feed-forward's two halves) come
+apart, however the network keeps them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, find_model_folder, read_model_facts
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.models.build import model_configuration
+from paddle_llm.models.load import locate_weights
+from paddle_llm.models.names import compositions
+from paddle_llm.models.outline import outline
+from paddle_llm.models.registry import Family, find_family
+from paddle_llm.models.vocab import plain_config
+from paddle_llm.models.weight_files import WeightFiles
+
+DTYPES = ("float32", "bfloat16", "float16")
+_ADAPTER = "adapter_config.json"
+
+
+class Tensors(Protocol):
+    """Full tensors by canonical name, in PaddleNLP's layout ([in, out] matrices), without vocabulary padding."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def dtype(self, name: str) -> str:
+        """Of a weight, as stored: "float32", "bfloat16" or "float16"."""
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor, not to be written to; bfloat16 as its bits in uint16. It may be mapped from a file."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to be exported: `Tensors` with what else belongs to it.
+
+    Attributes:
+        folder: where its weights are.
+        facts: of its config.json, the vocabulary without padding.
+        config: PaddleNLP's configuration of one process, nothing fused, the vocabulary without padding.
+        tokenizer: the folder with tokenizer_config.json, None where there is none.
+        generation: generation_config.json, {} where there is none.
+        template: --chat_template of its training, where that is recorded.
+        shapes: canonical name -> shape, in the network's order; a tied head is not among them.
+        tensors: where the values come from; fused or not.
+        adapter: the adapter that is added to the weights, if any.
+    """
+
+    folder: Path
+    family: Family
+    facts: ModelFacts
+    config: Any
+    tokenizer: Path | None
+    generation: dict[str, Any]
+    template: str | None
+    shapes: dict[str, tuple[int, ...]]
+    tensors: Tensors
+    adapter: Path | None = None
+
+    def names(self) -> list[str]:
+        """Canonical names (models/names.py) in the network's order; a tied head is not among them."""
+        return list(self.shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """In PaddleNLP's layout ([in, out] for a matrix), without vocabulary padding."""
+        return self.shapes[name]
+
+    def dtype(self, name: str) -> str:
+        """Of a weight, as stored: "float32", "bfloat16" or "float16"."""
+        return self.tensors.dtype(self._stored(name)[0])
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor, not to be written to; bfloat16 as its bits in uint16. It may be mapped from a file."""
+        if name in self.tensors.names():
+            return self.tensors.read(name)
+        parts = []
+        for piece in compositions(self.family.name, name, self.config):
+            whole = self.tensors.read(piece.source)
+            parts.append(whole[:, piece.source_start : piece.source_start + piece.stop - piece.start])
+        return np.concatenate(parts, axis=1)
+
+    def _stored(self, name: str) -> list[str]:
+        """The weights of `tensors` that a weight is read from.
+
+        Raises:
+            UserError: there are none.
+        """
+        if name in self.tensors.names():
+            return [name]
+        stored = [piece.source for piece in compositions(self.family.name, name, self.config)]
+        if not stored or not set(stored) <= set(self.tensors.names()):
+            raise UserError(f"{self.folder} lacks the weight {name}: it is not complete")
+        return stored
+
+
+def open_source(
+    folder: Path, *, adapter: Path | None = None, tokenizer: Path | None = None, allow_pickle: bool = False
+) -> Source:
+    """Find out what a folder holds and open it; every weight is known to be there and of the right shape.
+
+    Args:
+        folder: a model folder; the output folder of a run (its model/, adapter/ or newest checkpoint is taken, and said);
+            checkpoint-N of any layout; an adapter's folder or checkpoint (its base is named in it).
+        adapter: added to the weights of `folder`.
+        tokenizer: folder of the tokenizer, where it is not beside the weights.
+        allow_pickle: read torch's pickles, too, where there is nothing else.
+
+    Raises:
+        UserError: nothing that can be exported is there, it is incomplete, or the adapter is of another base.
+    """
+    chosen = _choose(Path(folder))
+    if adapter is not None:
+        adapter = _choose(Path(adapter), wanted="adapter")
+        if not _needs_base(adapter):
+            raise UserError(f"--adapter {adapter} holds a whole model; an adapter's folder or checkpoint is expected")
+        if _needs_base(chosen):
+            raise UserError(f"{chosen} is an adapter itself: give --adapter with the folder of its base")
+    elif _needs_base(chosen):
+        adapter, chosen = chosen, _base_of(chosen)
+        say(f"{adapter} is an adapter: it is added to its base, {chosen}")
+    source = _open_whole(chosen, allow_pickle)
+    source = replace(source, tokenizer=_tokenizer_folder(tokenizer, (adapter, chosen)))
+    if adapter is None:
+        return source
+    from paddle_llm.export.merged import merge_adapter
+
+    return replace(
+        source,
+        tensors=merge_adapter(source, adapter),
+        adapter=adapter,
+        template=template_of(adapter) or source.template,
+    )
+
+
+def _choose(folder: Path, wanted: str = "model") -> Path:
+    """The model folder, checkpoint or adapter that a folder is or holds."""
+    folder = folder.expanduser()
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder: give a model folder, the output folder of a run, or a checkpoint of it"
+        )
+    if any((folder / name).is_file() for name in (MANIFEST, _ADAPTER, "config.json")):
+        return folder
+    for name in dict.fromkeys((wanted, "model", "adapter")):
+        if (folder / name).is_dir():
+            say(f"{folder} is the output of a run: {folder / name} is taken")
+            return folder / name
+    newest, passed_over = newest_complete(folder)
+    if newest is None:
+        raise UserError(
+            f"{folder} holds no config.json, no model/, no adapter/ and no complete checkpoint: nothing to export there. "
+            + " ".join(passed_over)
+        )
+    for line in [*passed_over, f"{folder} holds no finished model: {newest} is taken"]:
+        say(line)
+    return newest
+
+
+def _needs_base(folder: Path) -> bool:
+    """Whether a folder holds what fine-tuning trained, and not the whole model."""
+    if (folder / _ADAPTER).is_file():
+        return True
+    if not (folder / MANIFEST).is_file():
+        return False
+    method = ((_read_json(folder / MANIFEST).get("identity") or {}).get("method") or {}).get("name", "full")
+    return method != "full"
+
+
+def _base_of(adapter: Path) -> Path:
+    """The model folder that an adapter was trained over, as its own files name it."""
+    if (adapter / _ADAPTER).is_file():
+        described = _read_json(adapter / _ADAPTER)
+        name = described.get("base") or described.get("base_model_name_or_path")
+    else:
+        name = _argument(adapter, "model_name_or_path")
+    problem = f"{adapter} does not say over which model it was trained"
+    if name:
+        problem = f"{adapter} was trained over {name}, which is not here"
+        folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _built_in(name)
+        if folder is not None:
+            return _choose(folder)
+    raise UserError(f"{problem}: name its base, paddle-llm export BASE --adapter {adapter} ...")
+
+
+def _built_in(name: str) -> Path | None:
+    try:
+        return find_model_folder(name)
+    except UserError:
+        return None
+
+
+def _open_whole(folder: Path, allow_pickle: bool) -> Source:
+    """A folder that holds all weights; without its tokenizer."""
+    facts = _unpadded(read_model_facts(folder), str(folder))
+    family = find_family(facts)
+    run = RunConfig(
+        model_name_or_path=str(folder),
+        continue_training=True,
+        device="cpu",
+        fuse_attention_qkv=False,
+        fuse_attention_ffn=False,
+    )
+    config = plain_config(model_configuration(run, Layout(), family, facts.raw, where=str(folder)))
+    shapes = outline(config, family)
+    if (folder / MANIFEST).is_file():
+        from paddle_llm.export.layout_files import open_layout
+
+        tensors: Tensors = open_layout(folder, family, config, shapes)
+    else:
+        tensors = FolderTensors(folder, family, config, shapes, allow_pickle=allow_pickle)
+    generation = folder / "generation_config.json"
+    source = Source(
+        folder=folder,
+        family=family,
+        facts=facts,
+        config=config,
+        tokenizer=None,
+        generation=_read_json(generation) if generation.is_file() else {},
+        template=template_of(folder),
+        shapes=shapes,
+        tensors=tensors,
+    )
+    for name in shapes:
+        if source.dtype(name) not in DTYPES:
+            raise UserError(f"{folder}: {name} is stored as {source.dtype(name)}; weights are {', '.join(DTYPES)}")
+    return source
+
+
+def _unpadded(facts: ModelFacts, where: str) -> ModelFacts:
+    """Facts without what a run of several ranks leaves in the config.json of its checkpoints."""
+    raw = dict(facts.raw)
+    vocabulary = raw.pop("unpadded_vocab_size", None)
+    length = raw.pop("folder_sequence_length", None)
+    if vocabulary is not None:
+        raw["vocab_size"] = vocabulary
+    if length is not None:
+        raw["max_sequence_length"] = length
+    return facts_from_dict(raw, where=where)
+
+
+class FolderTensors:
+    """The weights of a model folder, unfused, whatever names and layouts its files have.
+
+    Args:
+        shapes: of every weight that there must be.
+
+    Raises:
+        UserError: weights missing or of the wrong shape, files broken or of a refused kind.
+    """
+
+    def __init__(
+        self, folder: Path, family: Family, config: Any, shapes: dict[str, tuple[int, ...]], *, allow_pickle: bool
+    ):
+        self._files = WeightFiles(folder, allow_pickle=allow_pickle)
+        self._shapes = shapes
+        self._columns = locate_weights(self._files, shapes, family, config)
+
+    def names(self) -> list[str]:
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._shapes[name]
+
+    def dtype(self, name: str) -> str:
+        return self._files.dtype(self._columns[name][0].source)
+
+    def read(self, name: str) -> np.ndarray:
+        parts = []
+        for column in self._columns[name]:
+            whole = self._files.view(column.source)
+            whole = whole.T if column.transpose else whole
+            parts.append(whole[..., column.source_start : column.source_start + column.stop - column.start])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+
+def _tokenizer_folder(named: Path | None, beside: tuple[Path | None, ...]) -> Path | None:
+    if named is not None:
+        if not (named / "tokenizer_config.json").is_file():
+            raise UserError(f"--tokenizer {named} has no tokenizer_config.json: it is no tokenizer's folder")
+        return named
+    return next((place for place in beside if place and (place / "tokenizer_config.json").is_file()), None)
+
+
+def template_of(folder: Path) -> str | None:
+    """--chat_template of the training whose output a folder is."""
+    found = _argument(folder, "chat_template")
+    return found if isinstance(found, str) else None
+
+
+def _argument(folder: Path, name: str) -> Any:
+    """An argument of the run that wrote a folder, None where there is no record of it."""
+    try:
+        record = json.loads((folder.resolve().parent / "config.resolved.json").read_text(encoding="utf-8"))
+        return record["arguments"][name]["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{file} must hold a JSON object, not a {type(found).__name__}")
+    return found
