@@ -18,6 +18,10 @@ COMMANDS = {
         "Prove a cluster's config on CPU ranks, before paying for GPUs.",
     ),
     "generate": ("paddle_llm.generation.command:generate", "Continue prompts, answer a file, or chat with a model."),
+    "export": (
+        "paddle_llm.export.command:export_command",
+        "Write a model as Hugging Face, FastDeploy or inference load it.",
+    ),
     "board": ("paddle_llm.training.board:board", "Show the curves of an output folder (VisualDL)."),
 }
 

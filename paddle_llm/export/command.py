@@ -1,0 +1,258 @@
+"""`paddle-llm export`: a trained model as others load it, whole and verified, or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paddle_llm import __version__
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
+from paddle_llm.export.staged import RECORD, check_out, check_space, human, staged_folder
+
+if TYPE_CHECKING:
+    from paddle_llm.export.source import Source
+
+TARGETS = {
+    "hf": ("paddle_llm.export.hugging_face:write_hf", "Hugging Face's folder"),
+    "fastdeploy": ("paddle_llm.export.fastdeploy:write_fastdeploy", "FastDeploy 2.x's folder"),
+    "static": ("paddle_llm.export.static:write_static", "a static program for paddle.inference"),
+}
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+@dataclass(frozen=True)
+class Options:
+    """How an export is written.
+
+    Attributes:
+        dtype: "float32", "bfloat16" or "float16"; None: each tensor as it is stored.
+        max_shard_size: bytes of tensors in one file of weights, at most (a tensor is never split).
+    """
+
+    dtype: str | None = None
+    max_shard_size: int = 5 * 10**9
+
+
+class ExportFailed(Exception):
+    """What was written does not hold what it must; it has been removed. The message says what was found."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export has come to.
+
+    Attributes:
+        folder: where it is.
+        files: name -> bytes.
+        findings: of the verification, one for each engine; [] without one.
+        seconds: for all of it.
+    """
+
+    folder: Path
+    target: str
+    files: dict[str, int]
+    findings: list[Any]
+    seconds: float
+
+
+def export(
+    folder: str | Path,
+    target: str,
+    out: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | int = "5GB",
+    verify: bool = True,
+    overwrite: bool = False,
+    allow_pickle: bool = False,
+) -> Exported:
+    """Write what `folder` holds to `out` as others load it: complete and verified, or not at all.
+
+    Args:
+        folder: a model folder, an output folder of a run, a checkpoint of any layout, an adapter.
+        target: "hf", "fastdeploy" or "static".
+        adapter: added to the weights of `folder`.
+        tokenizer: folder of the tokenizer, where it is not beside the weights.
+        dtype: "float32", "bfloat16" or "float16"; None: as stored.
+        max_shard_size: of one file of weights, such as "5GB" or "500MB", or in bytes.
+        verify: compare logits and greedy tokens of the export with those of its source.
+        overwrite: replace an export that is at `out`.
+        allow_pickle: read torch's pickles, too, where there is nothing else.
+
+    Raises:
+        UserError: a mistake of whoever asks; nothing is written.
+        ExportFailed: what was written is not equal to its source, or breaks the target's contract.
+    """
+    begun = time.monotonic()
+    out, options = Path(out).expanduser(), Options(dtype, size_in_bytes(max_shard_size))
+    if target not in TARGETS:
+        raise UserError(f"--target {target!r}: there are {', '.join(TARGETS)}")
+    check_out(out, Path(folder), overwrite)
+    source = _open(folder, adapter, tokenizer, allow_pickle)
+    check_space(out, _weigh(source, options.dtype))
+    with staged_folder(out) as staged:
+        module, _, function = TARGETS[target][0].partition(":")
+        getattr(import_module(module), function)(source, staged, options)
+        findings = _prove(source, staged, target, verify)
+        _record(source, staged, target, options, findings)
+    files = {str(file.relative_to(out)): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
+    return Exported(out, target, files, findings, time.monotonic() - begun)
+
+
+def size_in_bytes(text: str | int) -> int:
+    """5GB -> 5000000000; also MB, KB, GiB, ... or bytes.
+
+    Raises:
+        UserError: it is no size.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(text))
+    unit = _UNITS.get(match.group(2).upper()) if match else None
+    if match is None or unit is None or float(match.group(1)) * unit < 1:
+        raise UserError(f"--max_shard_size {text}: write it like 5GB or 500MB")
+    return int(float(match.group(1)) * unit)
+
+
+def _open(folder: Any, adapter: Any, tokenizer: Any, allow_pickle: bool) -> Source:
+    from paddle_llm.generation.network import start_process
+
+    start_process("cpu")
+    from paddle_llm.export.source import open_source
+
+    return open_source(
+        Path(folder),
+        adapter=Path(adapter) if adapter else None,
+        tokenizer=Path(tokenizer) if tokenizer else None,
+        allow_pickle=allow_pickle,
+    )
+
+
+def _weigh(source: Source, dtype: str | None) -> int:
+    """Bytes of all weights."""
+    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
+    return sum(math.prod(source.shape(name)) * sizes[dtype or source.dtype(name)] for name in source.names())
+
+
+def _prove(source: Source, staged: Path, target: str, wanted: bool) -> list[Any]:
+    """The contract's linter, then every engine's findings.
+
+    Raises:
+        ExportFailed: with every problem.
+    """
+    from paddle_llm.export.lint import lint
+
+    problems = lint(staged, target)
+    if problems:
+        raise ExportFailed("\n".join([f"the export breaks the contract of {target}:", *problems]))
+    if not wanted:
+        return []
+    from paddle_llm.export.verify import verify
+
+    findings = verify(source, staged, target)
+    if any(finding.passed is False for finding in findings):  # None: an engine that is not installed
+        _say_findings(findings)
+        raise ExportFailed(f"the export is not equal to its source, {source.folder}")
+    return findings
+
+
+def _record(source: Source, staged: Path, target: str, options: Options, findings: list[Any]) -> None:
+    """What was exported from where, and what was compared."""
+    record = {
+        "target": target,
+        "source": str(source.folder.resolve()),
+        "adapter": str(source.adapter.resolve()) if source.adapter else None,
+        "family": source.family.name,
+        "dtype": options.dtype or "as stored",
+        "verified": [asdict(finding) for finding in findings],
+        "paddle_llm": __version__,
+    }
+    (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+_EXAMPLE = """\b
+Examples:
+  paddle-llm export output/llama_7b --target hf exports/llama_7b
+  paddle-llm export output/llama_7b/checkpoint-2000 --target fastdeploy exports/served --dtype bfloat16
+  paddle-llm export models/llama-7b --adapter output/lora/adapter --target hf exports/tuned --max_shard_size 2GB
+  paddle-llm export models/chatglm3-6b --target static exports/program
+"""
+
+
+@click.command(name="export", epilog=_EXAMPLE)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--target",
+    required=True,
+    type=click.Choice(list(TARGETS)),
+    help="; ".join(f"{name}: {what}" for name, (_, what) in TARGETS.items()) + ".",
+)
+@click.option("--adapter", type=click.Path(path_type=Path), help="LoRA or AdaLoRA, added to CHECKPOINT's weights.")
+@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. [default: CHECKPOINT]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as stored]")
+@click.option("--max_shard_size", default="5GB", show_default=True, help="Of one file of weights, such as 500MB.")
+@click.option("--no_verify", is_flag=True, help="Do not compare the export with its source (for huge models).")
+@click.option("--overwrite", is_flag=True, help="Replace the export that is at OUT.")
+@click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
+def export_command(checkpoint: Path, out: Path, target: str, no_verify: bool, **options: Any) -> None:
+    """Write the model in CHECKPOINT to the folder OUT as others load it.
+
+    CHECKPOINT is a model folder, the output folder of a run, a checkpoint of any layout, or an adapter. The export is
+    compared with its source, in every engine that is installed; OUT is there when all of it is right, and not before.
+    """
+    try:
+        done = export(checkpoint, target, out, verify=not no_verify, **options)
+    except ExportFailed as failure:
+        say(f"failed: {failure}\nOUT {out} was not written")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        say(f"interrupted; OUT {out} was not written")
+        sys.exit(EXIT_INTERRUPTED)
+    _say_findings(done.findings)
+    if no_verify:
+        say("not compared with its source (--no_verify)")
+    _print_summary(done)
+
+
+def _say_findings(findings: list[Any]) -> None:
+    """One row for each engine, on stderr."""
+    if not findings:
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("engine", "what", "prompts", "greedy tokens", "largest difference of logits", "limit", "")
+    words = {True: "passed", False: "FAILED", None: "not run"}
+    for one in findings:
+        table.add_row(
+            one.engine,
+            one.what,
+            str(one.prompts or "-"),
+            f"{one.tokens_equal} of {one.tokens} equal" if one.tokens else "-",
+            "-" if one.largest_logit_difference is None else f"{one.largest_logit_difference:.1e}",
+            "-" if one.limit is None else f"{one.limit:.1e}",
+            words[one.passed] + (f" ({one.note})" if one.note else ""),
+        )
+    Console(stderr=True).print(table)
+
+
+def _print_summary(done: Exported) -> None:
+    """The result, on stdout."""
+    shards = [size for name, size in done.files.items() if name.endswith((".safetensors", ".pdiparams"))]
+    several = f"{len(shards)} files of weights" if len(shards) > 1 else "1 file of weights"
+    click.echo(
+        f"{done.folder}: {TARGETS[done.target][1]}, {human(sum(done.files.values()))}, {several}, {done.seconds:.1f} s"
+    )

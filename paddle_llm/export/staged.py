@@ -1,0 +1,110 @@
+"""The folder that an export is written to: named when it is whole, removed when it is not; what is there stays until then."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.checkpoint.folder import publish
+from paddle_llm.config.errors import UserError
+
+RECORD = "export.json"  # what was exported from where, and what was compared; the sign of an export of ours
+_SPARE = 64 * 10**6  # for the tokenizer and whatever else is beside the weights
+
+
+def check_out(out: Path, folder: Path, overwrite: bool) -> None:
+    """Raise UserError where nothing may be written."""
+    if out.resolve() == folder.resolve() or out.resolve() in folder.resolve().parents:
+        raise UserError(f"OUT {out} is or holds what is to be exported: name another folder")
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"OUT {out} is a file: name a folder")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"OUT {out} is there and not empty: name another folder, or replace it with --overwrite")
+    if not (out / RECORD).is_file():
+        raise UserError(f"OUT {out} is no export (it has no {RECORD}), and is not replaced: remove it yourself")
+
+
+def check_space(out: Path, needed: int) -> None:
+    """Raise UserError where the disk has no room for `needed` bytes of weights, before anything is written."""
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed + _SPARE:
+        raise UserError(
+            f"OUT {out}: the weights take {human(needed)}, and {parent} has {human(free)} left: make room, name a folder "
+            "on another disk, or ask for 16 bits with --dtype bfloat16"
+        )
+
+
+def human(size: float) -> str:
+    """1500000 -> 1.5 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the body has ended well, and is removed when it has not."""
+    staged = out.with_name(out.name + ".saving")
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"OUT {out} cannot be written: {error.strerror or error}") from None
+    try:
+        with _ends_on_signals():
+            yield staged
+            _publish(staged, out)
+    except BaseException as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"OUT {out}: the disk is full ({error.strerror}). What was written has been removed; make room, or name a "
+                "folder on another disk"
+            ) from None
+        raise
+
+
+def _publish(staged: Path, out: Path) -> None:
+    """Give the folder its name; what is there is removed only when the new one stands in its place."""
+    replaced = out.with_name(out.name + ".replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if out.exists():
+        os.replace(out, replaced)
+    try:
+        publish(staged, out)
+    except BaseException:
+        if replaced.exists() and not out.exists():
+            os.replace(replaced, out)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+@contextmanager
+def _ends_on_signals() -> Iterator[None]:
+    """SIGTERM (of a cluster's scheduler) ends the work as Ctrl-C does, so that nothing is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
