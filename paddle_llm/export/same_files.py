@@ -1,0 +1,99 @@
+"""Does an export say of itself what its source says? What logits of a few short texts need not show: a norm's epsilon,
+positions that no prompt reaches, what ends a text, ids of words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddle_llm.config.errors import UserError
+
+if TYPE_CHECKING:
+    from paddle_llm.export.source import Source
+
+# What says nothing about the network's answers. End tokens are compared by themselves: files may list several.
+_IGNORED = {"architectures", "dtype", "torch_dtype", "paddlenlp_version", "_name_or_path", "eos_token_id", "model_type"}
+_TOKENIZER = "tokenizer.json"
+
+
+def configuration_differences(source: Source, folder: Path) -> list[str]:
+    """Where the folder's config.json makes another network than the source's, or ends texts elsewhere."""
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.config.run_config import RunConfig
+    from paddle_llm.models.build import model_configuration
+    from paddle_llm.models.registry import find_family
+    from paddle_llm.models.vocab import plain_config
+
+    try:
+        facts = read_model_facts(folder)
+        family = find_family(facts)
+        if family.name != source.family.name:
+            return [f"config.json is of {family.title}, the source of {source.family.title}"]
+        run = RunConfig(model_name_or_path=str(folder), device="cpu")
+        config = plain_config(model_configuration(run, Layout(), family, facts.raw, where=str(folder)))
+    except UserError as error:
+        return [str(error)]
+    ours, theirs = source.config.to_dict(), config.to_dict()
+    names = sorted((set(ours) | set(theirs)) - _IGNORED)
+    found = [
+        f"{name} {theirs.get(name)!r}, the source's is {ours.get(name)!r}"
+        for name in names
+        if ours.get(name) != theirs.get(name)
+    ]
+    return found + _end_differences(source, folder, facts.raw)
+
+
+def _end_differences(source: Source, folder: Path, raw: dict[str, Any]) -> list[str]:
+    wanted, stated = end_ids(source), stated_ends(folder, raw)
+    missing = sorted(wanted - stated)
+    return (
+        [f"nothing ends a text at {missing}, where the source does (eos_token_id {sorted(stated)})"] if missing else []
+    )
+
+
+def end_ids(source: Source) -> set[int]:
+    """What ends a text of the source."""
+    return _numbers(source.config.eos_token_id) | _numbers(source.generation.get("eos_token_id"))
+
+
+def stated_ends(folder: Path, raw: dict[str, Any]) -> set[int]:
+    """As transformers reads it: generation_config.json's where it has some, else config.json's."""
+    file = folder / "generation_config.json"
+    stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    return _numbers(raw.get("eos_token_id") if stated is None else stated)
+
+
+def _numbers(ids: Any) -> set[int]:
+    return {number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)}
+
+
+def tokenizer_differences(folder: Path, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> tuple[str, list[str]]:
+    """Who has read the folder's tokenizer, and the texts to which it gives other ids than these."""
+    try:
+        engine, encode = _opened(folder)
+        return engine, other_ids(texts, ids, [encode(text) for text in texts])
+    except UserError as error:
+        return "files", [str(error)]
+
+
+def other_ids(texts: Sequence[str], ids: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> list[str]:
+    """The texts that were given other ids."""
+    triples = zip(texts, ids, found, strict=True)
+    return [f"other ids for {text!r}" for text, wanted, have in triples if list(wanted) != list(have)]
+
+
+def _opened(folder: Path) -> Any:
+    file = folder / _TOKENIZER
+    if file.is_file():
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        return f"tokenizers {tokenizers.__version__}", lambda text: tokenizer.encode(text).ids
+    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.generation.prompts import encode_text
+
+    codec = open_codec(str(folder))
+    return "sentencepiece", lambda text: encode_text(codec, text).ids
