@@ -19,8 +19,7 @@ import paddle
 import paddle.nn.functional as F
 
 from paddle_llm.generation.choice import Choice
-from paddle_llm.generation.decode import agreed, seen_tokens
-from paddle_llm.models.incremental import IncrementalNetwork
+from paddle_llm.generation.decode import agreed, open_network, seen_tokens
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import Axis
 
@@ -92,7 +91,7 @@ def search_beams(
     if not active:
         return [[] for _ in prompts]
     first = [prompts[search.number] for search in active]
-    network = IncrementalNetwork(model, family, first, max(search.room for search in active))
+    network = open_network(model, family, first, max(search.room for search in active))
     seen = seen_tokens(model, first, choice)
     logits, width = network.read_prompts(), 1
     while True:

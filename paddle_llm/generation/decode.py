@@ -15,6 +15,7 @@ import paddle
 import paddle.distributed as dist
 
 from paddle_llm.generation.choice import Choice, Chooser, SeenTokens
+from paddle_llm.generation.static_network import StaticModel, StaticNetwork
 from paddle_llm.models.incremental import IncrementalNetwork
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.vocab import real_vocab_size
@@ -39,6 +40,7 @@ def decode(
     """Continue prompts together. Within `generating(model)`.
 
     Args:
+        model: a network of PaddleNLP, or a `StaticModel`.
         family: the model's, by name.
         rooms: the most new tokens of each.
         stop_ids: tokens that end a text; they are not part of it.
@@ -57,7 +59,7 @@ def decode(
     going = [number for number, room in enumerate(rooms) if room > 0]
     if not going:
         return texts
-    network = IncrementalNetwork(model, family, [prompts[n] for n in going], max(rooms[n] for n in going))
+    network = open_network(model, family, [prompts[n] for n in going], max(rooms[n] for n in going))
     chooser = Chooser(choice, [n if keys is None else keys[n] for n in going])
     seen = seen_tokens(model, [prompts[n] for n in going], choice)
     logits_BV = network.read_prompts()
@@ -85,6 +87,13 @@ def decode(
                 seen.keep_rows(rows)
             tokens_B, going = paddle.index_select(tokens_B, rows), [going[place] for place in lasting]
         logits_BV = network.read(tokens_B)
+
+
+def open_network(model: Any, family: str, prompts: Sequence[Prompt], room: int) -> Any:
+    """A batch of prompts in a network of PaddleNLP, or in a static export: with read_prompts, read and keep_rows."""
+    if isinstance(model, StaticModel):
+        return StaticNetwork(model, prompts, room)
+    return IncrementalNetwork(model, family, prompts, room)
 
 
 def seen_tokens(model: Any, prompts: Sequence[Prompt], choice: Choice) -> SeenTokens | None:

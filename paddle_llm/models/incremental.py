@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import paddle
 
 from paddle_llm.models.head import last_position_alone
+from paddle_llm.models.places import Places
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.vocab import real_vocab_size
 
@@ -64,22 +64,15 @@ class IncrementalNetwork:
     def __init__(self, model: Any, family: str, prompts: Sequence[Prompt], room: int):
         self._model, self._family, self._way = model, family, _WAYS[family]
         self._vocabulary = real_vocab_size(model.config)
-        self._length = max(map(len, prompts))
-        tokens_BT = np.ones((len(prompts), self._length + room), np.int64)
-        self.ids_BS = np.zeros((len(prompts), self._length), np.int64)
-        for row, prompt in enumerate(prompts):
-            padding = self._length - len(prompt)
-            tokens_BT[row, :padding] = 0
-            self.ids_BS[row, padding:] = prompt.ids
-        self._tokens_BT = paddle.to_tensor(tokens_BT)
-        self._positions = self._all_positions(tokens_BT, prompts)
-        self._prefixes = [prompt.prefix for prompt in prompts]
+        self._places = places = Places(prompts, room, blocks=self._way.blocks)
+        self._tokens_BT = paddle.to_tensor(places.tokens_BT)
+        self._positions = paddle.to_tensor(places.positions) if self._way.positions else None
         self._read, self._cache = 0, None
 
     def read_prompts(self) -> paddle.Tensor:
         """Logits [B, V] of the first token behind each prompt."""
         with last_position_alone(self._model, self._family):
-            return self._forward(paddle.to_tensor(self.ids_BS))
+            return self._forward(paddle.to_tensor(self._places.ids_BS))
 
     def read(self, tokens_B: paddle.Tensor) -> paddle.Tensor:
         """Logits [B, V] of the token behind one more token of each row."""
@@ -111,27 +104,7 @@ class IncrementalNetwork:
         tokens_B11T = tokens_BT.unsqueeze([1, 2])
         if start:
             return tokens_B11T
-        return paddle.to_tensor(self._prompt_mask()).unsqueeze(1).astype("int64") * tokens_B11T
-
-    def _prompt_mask(self) -> np.ndarray:
-        """Which position looks at which: backwards, and at all of the prefix. [B, S, S]."""
-        place_S = np.arange(self._length)
-        causal = place_S[:, None] >= place_S
-        lengths = (self._tokens_BT[:, : self._length] == 0).sum(axis=1).numpy()
-        ends_B = lengths + np.array(self._prefixes)
-        return causal[None] | (place_S < ends_B[:, None])[:, None] & (np.array(self._prefixes) > 0)[:, None, None]
-
-    def _all_positions(self, tokens_BT: np.ndarray, prompts: Sequence[Prompt]) -> paddle.Tensor | None:
-        """[B, T] or [B, 2, T]: each row counts from its first token."""
-        if not self._way.positions:
-            return None
-        places_BT = np.maximum(tokens_BT.cumsum(axis=1) - 1, 0)
-        if not self._way.blocks:
-            return paddle.to_tensor(places_BT)
-        prefix_B1 = np.array([prompt.prefix or tokens_BT.shape[1] for prompt in prompts])[:, None]
-        ahead_BT = np.minimum(places_BT, prefix_B1 - 1)
-        behind_BT = np.maximum(places_BT - prefix_B1 + 1, 0)
-        return paddle.to_tensor(np.stack([ahead_BT, behind_BT], axis=1))
+        return paddle.to_tensor(self._places.prompt_mask()).unsqueeze(1).astype("int64") * tokens_B11T
 
 
 def _logits_and_cache(outputs: Any) -> tuple[paddle.Tensor, Any]:

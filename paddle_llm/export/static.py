@@ -1,0 +1,72 @@
+"""The target `static`: a program for paddle.inference that reads prompts and, token by token, what follows (step_program.py)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.export.step_program import save_step_program
+from paddle_llm.export.step_weights import Plan, StepWeights
+from paddle_llm.generation.static_network import STEP
+
+if TYPE_CHECKING:
+    from paddle_llm.export.command import Options
+    from paddle_llm.export.source import Source
+
+# What a tokenizer's folder has of a tokenizer; it may be a model's folder, too.
+_TOKENIZER_FILES = ("*token*.json", "*.model", "vocab.*", "merges.txt", "*.tiktoken", "chat_template*", "*.vocab")
+
+
+def write_static(source: Source, staged: Path, options: Options) -> None:
+    """Write the program, config.json, generation_config.json, the tokenizer and step.json.
+
+    Memory: the program's weights in fp32, and the largest tensor.
+
+    Raises:
+        UserError: another dtype than fp32 is asked for, there is no tokenizer, or the network has something that the program
+            cannot express.
+    """
+    if options.dtype not in (None, "float32"):
+        raise UserError(
+            f"--dtype {options.dtype}: a static program computes on the CPU, where Paddle's kernels are fp32; leave it out "
+            "(16-bit weights are widened), or take --target hf or fastdeploy"
+        )
+    if source.tokenizer is None:
+        raise UserError(
+            f"{source.folder} has no tokenizer_config.json; name the folder of the tokenizer with --tokenizer"
+        )
+    weights = StepWeights(source)
+    save_step_program(weights, staged)
+    source.config.save_pretrained(str(staged))
+    _write_json(staged / STEP, _step(source, weights.plan))
+    if source.generation:
+        _write_json(staged / "generation_config.json", source.generation)
+    for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
+        shutil.copyfile(file, staged / file.name)
+
+
+def _step(source: Source, plan: Plan) -> dict[str, Any]:
+    """What `generation/static_network.py` must know (its `Step`)."""
+    ends: set[int] = set()
+    for ids in (source.config.eos_token_id, source.generation.get("eos_token_id")):
+        ends |= {number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)}
+    return {
+        "family": plan.family,
+        "dtype": "float32",
+        "vocab_size": plan.vocabulary,
+        "layers": plan.layers,
+        "kv_heads": plan.kv_heads,
+        "head_width": plan.width,
+        "max_position_embeddings": plan.most_positions,
+        "position_rows": 0 if plan.slopes is not None else plan.position_rows,
+        "key_places": plan.slopes is not None,
+        "end_ids": sorted(ends),
+        "template": source.template,
+    }
+
+
+def _write_json(file: Path, values: dict[str, Any]) -> None:
+    file.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

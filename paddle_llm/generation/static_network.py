@@ -1,0 +1,306 @@
+"""A static export in paddle.inference, behind the interface of `models/incremental.py`: `generation/decode.py` serves both.
+
+    >>> from paddle_llm.generation.static_network import StaticModel
+    >>> model = StaticModel("exports/program")
+    >>> print(model.generate("The old house", max_new_tokens=40, temperature=0.8))
+
+The keys and values of earlier tokens are in buffers of this process, which the program reads where they are: nothing is
+copied into it but the new tokens, and nothing out of it but their logits, keys and values.
+
+Shapes: B rows, S tokens of the longest prompt, s tokens that are read now, C places of the buffers, L layers, K key-value
+heads, D head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.generation.choice import Choice
+from paddle_llm.models.places import Places
+from paddle_llm.models.prompt import Prompt
+
+STEP = "step.json"  # the sign of a static export, and what its program takes
+_PROGRAM, _WEIGHTS = "model.json", "model.pdiparams"
+_HIDDEN = -1e30  # added to the score of what is not looked at
+_MORE_PLACES = 128  # that a buffer is lengthened by
+
+
+@dataclass(frozen=True)
+class Step:
+    """What step.json says of a program.
+
+    Attributes:
+        family: the network's, by name. dtype: of its arithmetic.
+        vocab_size: V; layers, kv_heads, head_width: L, K, D of the cache [2 L, B, K, C, D].
+        max_position_embeddings: the most tokens of a text, None: as many as one likes.
+        position_rows: of `position_ids`, 0 where the program takes none; key_places: whether it takes those (ALiBi).
+        end_ids: what ends a text. template: what the network was fine-tuned with, if that is known.
+    """
+
+    family: str
+    dtype: str
+    vocab_size: int
+    layers: int
+    kv_heads: int
+    head_width: int
+    max_position_embeddings: int | None
+    position_rows: int
+    key_places: bool
+    end_ids: tuple[int, ...]
+    template: str | None = None
+
+
+def is_static(folder: Path) -> bool:
+    """Whether a folder is a static export."""
+    return (folder / STEP).is_file()
+
+
+def read_step(folder: Path) -> Step:
+    """What a static export says of itself.
+
+    Raises:
+        UserError: it is none, or not complete.
+    """
+    missing = [name for name in (STEP, _PROGRAM, _WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"{folder} is no static export (it has no {missing[0]}): make one with "
+            f"paddle-llm export MODEL_FOLDER OUT --target static"
+        )
+    try:
+        step = Step(**json.loads((folder / STEP).read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / STEP} cannot be read ({error}): export the model anew") from None
+    return Step(**{**vars(step), "end_ids": tuple(step.end_ids)})
+
+
+class StaticModel:
+    """A static export, open. One batch of prompts at a time.
+
+    Args:
+        folder: with model.json, model.pdiparams, step.json and a tokenizer.
+        threads: of the arithmetic; None: the machine's cores, or OMP_NUM_THREADS.
+
+    Attributes:
+        config: a `Step`. codec: the tokenizer's.
+
+    Raises:
+        UserError: it is no static export.
+    """
+
+    def __init__(self, folder: str | Path, threads: int | None = None):
+        self.folder = Path(folder)
+        self.config = read_step(self.folder)
+        self.family = self.config.family
+        self._codec: Any = None
+        self._predictor = _open(self.folder, threads)
+        names = [f"past_{which}_{layer}" for layer in range(self.config.layers) for which in ("k", "v")]
+        self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
+        self._past = [self._inputs[name] for name in names]
+        self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
+        self._given: Any = None
+
+    @property
+    def codec(self) -> Any:
+        if self._codec is None:
+            from paddle_llm.data.text_codec import open_codec
+
+            self._codec = open_codec(str(self.folder))
+        return self._codec
+
+    def open(self, prompts: Sequence[Prompt], room: int) -> StaticNetwork:
+        """One batch of prompts; see `StaticNetwork`."""
+        return StaticNetwork(self, prompts, room)
+
+    def run(self, inputs: dict[str, np.ndarray], past_2LBKCD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Logits [B, V] of the last token, keys and values [2 L, B, K, s, D] of the new ones."""
+        for name, values in inputs.items():
+            self._inputs[name].copy_from_cpu(values)
+        if self._given is not past_2LBKCD:
+            self._share(past_2LBKCD)
+        self._predictor.run()
+        logits_BV, new = (output.copy_to_cpu() for output in self._outputs)
+        return logits_BV, new
+
+    def generate(
+        self,
+        text: str,
+        max_new_tokens: int = 64,
+        *,
+        on_text: Callable[[str], None] | None = None,
+        **choice: Any,
+    ) -> str:
+        """Continue a text as it stands; returns what follows it.
+
+        Args:
+            max_new_tokens: fewer where the model has no positions for them.
+            on_text: told each piece of the text when it is there.
+            choice: temperature, top_k, top_p, repetition_penalty, seed, ...: see `generation/choice.py`.
+        """
+        from paddle_llm.generation.decode import decode
+        from paddle_llm.generation.prompts import encode_text
+
+        prompt = encode_text(self.codec, text)
+        most = self.config.max_position_embeddings
+        room = max_new_tokens if most is None else max(min(max_new_tokens, most - len(prompt)), 0)
+        stream = _Pieces(self.codec, prompt.ids, on_text)
+        found = decode(self, self.family, [prompt], [room], self.end_ids, Choice(**choice), on_token=stream)
+        return stream.end(found[0])
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """What ends a text, as the model's files and its tokenizer say."""
+        own = self.codec.eos_id
+        return frozenset(self.config.end_ids) | (frozenset() if own is None else frozenset([own]))
+
+    def _share(self, past_2LBKCD: np.ndarray) -> None:
+        """Let the program read the buffers where they are."""
+        import paddle
+
+        self._given = past_2LBKCD
+        self._tensors = [paddle.from_dlpack(buffer) for buffer in past_2LBKCD]
+        for handle, tensor in zip(self._past, self._tensors, strict=True):
+            handle.share_external_data(tensor)
+
+
+class StaticNetwork:
+    """One batch of prompts in a static program.
+
+    Args:
+        prompts: none of them empty; shorter ones are padded on the left.
+        room: the most tokens that will follow.
+    """
+
+    def __init__(self, model: StaticModel, prompts: Sequence[Prompt], room: int):
+        self._model, self._step = model, model.config
+        self._places = Places(prompts, room, blocks=self._step.position_rows == 2)
+        self._read = 0
+        self._past_2LBKCD = self._buffers(len(prompts), 1)
+
+    def read_prompts(self) -> Any:
+        """Logits [B, V] of the first token behind each prompt, a paddle.Tensor."""
+        places = self._places
+        seen_BSS = places.prompt_mask() & (places.tokens_BT[:, None, : places.length] == 1)
+        return self._forward(places.ids_BS, seen_BSS)
+
+    def read(self, tokens_B: Any) -> Any:
+        """Logits [B, V] of the token behind one more token of each row."""
+        return self._forward(np.asarray(tokens_B).reshape(-1, 1), None)
+
+    def keep_rows(self, rows: Any) -> None:
+        """Go on with these rows, in this order; one may be there several times."""
+        rows = np.asarray(rows)
+        self._places.keep_rows(rows)
+        self._past_2LBKCD = np.ascontiguousarray(self._past_2LBKCD[:, rows])
+
+    # ---- one run ----------------------------------------------------------------------------------------------------
+
+    def _forward(self, ids_Bs: np.ndarray, seen_BSS: np.ndarray | None) -> Any:
+        import paddle
+
+        start, end = self._read, self._read + ids_Bs.shape[1]
+        inputs = {"input_ids": ids_Bs, "mask": self._mask(start, end, seen_BSS)}
+        positions = self._places.positions[..., start:end]
+        if self._step.position_rows:
+            inputs["position_ids"] = positions.reshape(len(ids_Bs), -1, end - start)
+        if self._step.key_places:
+            inputs["key_places"] = self._key_places(start, end)
+        logits_BV, new = self._model.run(inputs, self._past_2LBKCD)
+        self._keep(new, start, end)
+        self._read = end
+        return paddle.to_tensor(logits_BV)
+
+    def _mask(self, start: int, end: int, seen_BSS: np.ndarray | None) -> np.ndarray:
+        """[B, 1, s, C + s]: what is added to the scores."""
+        capacity = self._past_2LBKCD.shape[3]
+        tokens_BT = self._places.tokens_BT
+        mask = np.full((len(tokens_BT), 1, end - start, capacity + end - start), _HIDDEN, np.float32)
+        mask[..., :start][np.broadcast_to(tokens_BT[:, None, None, :start] == 1, mask[..., :start].shape)] = 0
+        if seen_BSS is None:
+            mask[..., capacity:] = 0
+        else:
+            mask[:, 0, :, capacity:][seen_BSS] = 0
+        return mask
+
+    def _key_places(self, start: int, end: int) -> np.ndarray:
+        """[B, 1, 1, C + s]: how many tokens of its row stand before each one."""
+        capacity, places_BT = self._past_2LBKCD.shape[3], self._places.positions
+        found = np.zeros((len(places_BT), 1, 1, capacity + end - start), np.float32)
+        found[:, 0, 0, :start] = places_BT[:, :start]
+        found[:, 0, 0, capacity:] = places_BT[:, start:end]
+        return found
+
+    def _keep(self, new: np.ndarray, start: int, end: int) -> None:
+        """Put the new keys and values into the buffers; longer buffers where they are full."""
+        if end > self._past_2LBKCD.shape[3]:
+            longer = self._buffers(new.shape[1], end + min(_MORE_PLACES, self._places.tokens_BT.shape[1] - end))
+            longer[:, :, :, :start] = self._past_2LBKCD[:, :, :, :start]
+            self._past_2LBKCD = longer
+        self._past_2LBKCD[:, :, :, start:end] = new
+
+    def _buffers(self, rows: int, places: int) -> np.ndarray:
+        step = self._step
+        return np.zeros((2 * step.layers, rows, step.kv_heads, places, step.head_width), np.float32)
+
+
+class _Pieces:
+    """Turns tokens into pieces of the text behind a prompt as they come."""
+
+    def __init__(self, codec: Any, before: Sequence[int], on_text: Callable[[str], None] | None):
+        self._codec, self._before, self._on_text = codec, list(before), on_text
+        self._prompt = codec.decode(self._before)
+        self._tokens: list[int] = []
+        self._told = ""
+
+    def __call__(self, _: int, token: int) -> None:
+        self._tokens.append(token)
+        if self._on_text is not None:
+            text = self._text(self._tokens)
+            if not text.endswith("\ufffd"):
+                self._tell(text)
+
+    def end(self, tokens: Sequence[int]) -> str:
+        text = self._text(tokens)
+        self._tell(text)
+        return text
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        whole = self._codec.decode([*self._before, *tokens])
+        return whole[len(self._prompt) :] if whole.startswith(self._prompt) else self._codec.decode(list(tokens))
+
+    def _tell(self, text: str) -> None:
+        if self._on_text is not None and text.startswith(self._told) and text != self._told:
+            self._on_text(text[len(self._told) :])
+            self._told = text
+
+
+def _open(folder: Path, threads: int | None) -> Any:
+    """The program in paddle.inference, on the CPU."""
+    threads = _prepare(threads)
+    from paddle import inference
+
+    config = inference.Config(str(folder / _PROGRAM), str(folder / _WEIGHTS))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    return inference.create_predictor(config)
+
+
+def _prepare(threads: int | None) -> int:
+    """Set the process up before paddle is imported, as training does; returns the number of threads."""
+    import os
+    import sys
+
+    from paddle_llm.parallel.host import import_paddle, prepare_host
+
+    if "paddle" not in sys.modules:
+        prepare_host("cpu", threads)
+        import_paddle()
+    return threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
