@@ -221,7 +221,7 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
     if (folder / MANIFEST).is_file():
         from paddle_llm.export.layout_files import open_layout
 
-        tensors: Tensors = open_layout(folder, family, config, shapes)
+        tensors: Tensors = open_layout(folder)
     else:
         tensors = FolderTensors(folder, family, config, shapes, allow_pickle=allow_pickle)
     generation = folder / "generation_config.json"
