@@ -54,6 +54,7 @@ _INFIXES: dict[str, tuple[tuple[str, str], ...]] = {
         (".linear2.", ".fc2."),
     )
 }
+_INFIX_BEGINS = {"opt": "model.decoder."}  # where Hugging Face's names of these families begin
 _TABLES = ("embeddings.weight", "embed_tokens.weight")  # ends of the names of what is indexed, not multiplied
 # The embedding, and the head that is tied to it: its name in PaddleNLP, its name at Hugging Face.
 EMBEDDINGS = {
@@ -150,6 +151,15 @@ def foreign_spellings(family: str, name: str) -> tuple[str, ...]:
     """Hugging Face's name, and the same as a checkpoint of the bare network (without a head) spells it."""
     prefix = _FOREIGN_BASE_PREFIXES[family]
     return (name, name[len(prefix) :]) if prefix and name.startswith(prefix) else (name,)
+
+
+def native_infixes(name: str) -> str:
+    """A name of Hugging Face's with the parts in its middle as PaddleNLP calls them; its beginning stays."""
+    family = next((family for family, begin in _INFIX_BEGINS.items() if name.startswith(begin)), "")
+    spelled = f"{name}."
+    for ours, theirs in _INFIXES.get(family, ()):
+        spelled = spelled.replace(theirs, ours)
+    return spelled[:-1]
 
 
 def tied_head(family: str, config: Any, *, foreign: bool) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +31,8 @@ from paddle_llm.peft.attach import attach, family_of
 from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_of
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
+from paddle_llm.peft.peft_format import CONFIG, TENSORS, PeftTensors, is_peft, method_of_peft
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 _FORMAT = 1
 
 
@@ -106,10 +107,17 @@ def _of_all_ranks(mine: Any) -> list[Any]:
 
 
 def _shape_of(model: Any) -> dict[str, Any]:
-    """What a base must have in common with the one that an adapter was trained on."""
-    config = model.config
+    return base_shape(family_of(model).name, model.config)
+
+
+def base_shape(family: str, config: Any) -> dict[str, Any]:
+    """What a base must have in common with the one that an adapter was trained on.
+
+    Args:
+        config: PaddleNLP's configuration of it.
+    """
     return {
-        "family": family_of(model).name,
+        "family": family,
         "hidden_size": config.hidden_size,
         "layers": getattr(config, "n_layer", None) or config.num_hidden_layers,
         "vocab_size": real_vocab_size(config),
@@ -157,26 +165,56 @@ def continue_from(model: Any, folder: str | Path) -> None:
     _read_tensors(active_attachment(model), Path(folder))
 
 
-def read_method(folder: Path, model: Any = None) -> Method:
-    """The settings of an adapter in a folder, checked against a network where one is given."""
+def read_method(folder: Path, model: Any = None, *, base: dict[str, Any] | None = None) -> Method:
+    """The settings of an adapter in a folder, this library's or Hugging Face PEFT's.
+
+    Args:
+        model: a network that it is to suit.
+        base: the `base_shape` of one that it is to suit.
+    """
+    described = _described(folder)
+    wanted = _shape_of(model) if model is not None else base
+    if is_peft(described):
+        return method_of_peft(folder, described, wanted)
+    method, shape = described["method"], described["model"]
+    if wanted is not None and shape != wanted:
+        differing = ", ".join(f"{key} {value}" for key, value in shape.items() if value != wanted.get(key))
+        raise UserError(f"the adapter in {folder} was trained on another base ({differing}); this one is {wanted}")
+    return Method.from_dict(method)
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """adapter_config.json."""
     try:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        method, shape = described["method"], described["model"]
+        if not is_peft(described):
+            described["method"], described["model"]
     except FileNotFoundError:
         raise UserError(f"{folder} has no {CONFIG}: it is no adapter of this library") from None
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{folder / CONFIG} is not the configuration of an adapter of this library") from None
-    if model is not None and shape != _shape_of(model):
-        wanted = ", ".join(f"{key} {value}" for key, value in shape.items() if value != _shape_of(model).get(key))
-        raise UserError(
-            f"the adapter in {folder} was trained on another base ({wanted}); this one is {_shape_of(model)}"
-        )
-    return Method.from_dict(method)
+    return described
+
+
+def open_tensors(folder: Path, family: str, base: Iterable[str], config: Any) -> WeightFiles:
+    """An adapter's tensors under canonical names, this library's or PEFT's.
+
+    Args:
+        base: canonical names of the base's weights.
+        config: PaddleNLP's configuration of the base.
+
+    Raises:
+        UserError: a file that is missing or broken, or tensors that belong to no weight of the base.
+    """
+    if is_peft(_described(folder)):
+        return PeftTensors(folder, family, base, config)
+    return WeightFiles(folder, file=TENSORS)
 
 
 @paddle.no_grad()
 def _read_tensors(attachment: Attachment, folder: Path) -> None:
-    files = WeightFiles(folder, file=TENSORS)
+    base = {name for names in _of_all_ranks(list(attachment.base)) for name in names}
+    files = open_tensors(folder, attachment.family.name, sorted(base), attachment.model.config)
     mine = adapter_parts(attachment)
     known = {name for names in _of_all_ranks([name for name, *_ in mine]) for name in names}
     different = known.symmetric_difference(files.names())

@@ -1,0 +1,203 @@
+"""An adapter added to the weights of its base, one tensor at a time: bit for bit what `peft.merge` makes of the network.
+
+What can be added is LoRA, rsLoRA and AdaLoRA, and weights of the base that were trained themselves (--modules_to_save,
+--freeze_layers). It comes from an adapter's folder (ours, or Hugging Face PEFT's) or from the checkpoint of such a run. Where
+one of both keeps query, key and value in one matrix and the other does not, columns go where they belong.
+
+Memory: of a merged weight four times its size in fp32, one weight at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import paddle
+
+from paddle_llm.checkpoint.folder import MANIFEST
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.methods import METHODS
+from paddle_llm.export.layout_files import LayoutFiles
+from paddle_llm.models.names import Piece, compositions
+from paddle_llm.peft.method import Method
+from paddle_llm.peft.save import TENSORS, base_shape, open_tensors, read_method
+
+if TYPE_CHECKING:
+    from paddle_llm.export.source import Source, Tensors
+
+
+def merge_adapter(base: Source, folder: Path) -> Merged:
+    """The weights of `base` with an adapter added.
+
+    Args:
+        folder: an adapter's (ours or PEFT's), or a checkpoint of a run that trained one.
+
+    Raises:
+        UserError: a method that cannot be added to weights; an adapter of another base; an incomplete one.
+    """
+    adapter = _Checkpoint(folder, base) if (folder / MANIFEST).is_file() else _Folder(folder, base)
+    if not METHODS[adapter.method.name].mergeable and adapter.method.name != "freeze":
+        raise UserError(
+            f"{folder} was trained by {adapter.method.name}, which adds a computation to the network that no weight of it can "
+            "stand for: it cannot be exported. Answer with it by `paddle-llm generate --adapter`, or train by LoRA."
+        )
+    return Merged(base, adapter)
+
+
+class _Folder:
+    """An adapter's tensors in a folder of their own."""
+
+    def __init__(self, folder: Path, base: Source):
+        self.folder = folder
+        self.method: Method = read_method(folder, base=base_shape(base.family.name, base.config))
+        self._files = open_tensors(folder, base.family.name, base.names(), base.config)
+
+    def names(self) -> list[str]:
+        return self._files.names()
+
+    def read(self, name: str) -> np.ndarray:
+        """As it is stored; bfloat16 as its bits in uint16."""
+        return self._files.view(name)
+
+
+class _Checkpoint:
+    """The same in a checkpoint."""
+
+    def __init__(self, folder: Path, base: Source):
+        files = LayoutFiles(folder)
+        if files.method is None:
+            raise UserError(f"{folder} holds a whole network and no adapter: export it as it is")
+        ours, theirs = base_shape(base.family.name, base.config), base_shape(files.family.name, files.config)
+        if ours != theirs:
+            raise UserError(f"the adapter in {folder} was trained on another base ({theirs}); {base.folder} is {ours}")
+        self.folder, self.method, self._files = folder, files.method, files
+        # A unified checkpoint has the base, too; what was trained of it cannot be told, and all of it is right.
+        self._names = [*files.names(), *files.added]
+
+    def names(self) -> list[str]:
+        return self._names
+
+    def read(self, name: str) -> np.ndarray:
+        return self._files.read(name)
+
+
+class Merged:
+    """The weights of a base with what an adapter changes. The names, shapes and dtypes are the base's.
+
+    Raises:
+        UserError: the adapter has tensors that fit no weight of the base, or lacks some.
+    """
+
+    def __init__(self, base: Source, adapter: _Folder | _Checkpoint):
+        self._base: Tensors = base.tensors
+        self._adapter, self._family, self._config = adapter, base.family.name, base.config
+        own = set(adapter.names())
+        self._layers = {name.removesuffix(".lora_A") for name in own if name.endswith(".lora_A")}
+        self._retrained = {name for name in own if not name.rpartition(".")[2].startswith("lora_")}
+        self._check(own)
+
+    def names(self) -> list[str]:
+        return self._base.names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._base.shape(name)
+
+    def dtype(self, name: str) -> str:
+        return self._base.dtype(name)
+
+    def read(self, name: str) -> np.ndarray:
+        """The whole tensor, not to be written to; bfloat16 as its bits in uint16."""
+        touched = self._touched(name)
+        full = self._base.read(name)
+        if not touched:
+            return full
+        changed, dtype = np.array(full), self._base.dtype(name)
+        deltas: dict[str, np.ndarray | None] = {}
+        for piece in touched:
+            here = (..., slice(piece.start, piece.stop))
+            there = (..., slice(piece.source_start, piece.source_start + piece.stop - piece.start))
+            if piece.source in self._retrained:
+                changed[here] = _stored_as(_fp32(self._adapter.read(piece.source)[there]), dtype)
+            if piece.source not in deltas:
+                deltas[piece.source] = self._delta(piece.source, dtype)
+            delta = deltas[piece.source]
+            if delta is not None:
+                changed[here] = _stored_as(_fp32(changed[here]) + delta[there], dtype)
+        return changed
+
+    def _touched(self, name: str) -> list[Piece]:
+        """Which columns of a weight the adapter changes, and under which name it knows them."""
+        width = self._base.shape(name)[-1]
+        pieces = [Piece(0, width, name, 0), *compositions(self._family, name, self._config)]
+        return [
+            piece
+            for piece in pieces
+            if piece.source in self._retrained or piece.source.removesuffix(".weight") in self._layers
+        ]
+
+    def _delta(self, name: str, dtype: str) -> np.ndarray | None:
+        """What LoRA adds to a weight, [in, out] in fp32; its matrices are rounded as the network would hold them."""
+        layer = name.removesuffix(".weight")
+        if layer not in self._layers:
+            return None
+        a, b = (self._matrix(f"{layer}.{own}", dtype) for own in ("lora_A", "lora_B"))
+        if f"{layer}.lora_E" in self._adapter.names():
+            a = a * self._matrix(f"{layer}.lora_E", dtype)
+        return (paddle.matmul(a, b) * self._adapter.method.scaling).numpy()
+
+    def _matrix(self, name: str, dtype: str) -> paddle.Tensor:
+        values = paddle.to_tensor(_fp32(self._adapter.read(name)), place=paddle.CPUPlace())
+        return values.astype(dtype).astype("float32")
+
+    # --- does it fit ---------------------------------------------------------------------------------------------
+
+    def _check(self, own: set[str]) -> None:
+        where = self._adapter.folder
+        for name in sorted(self._retrained):
+            self._fits(name, tuple(self._adapter.read(name).shape))
+        needed = ("lora_A", "lora_B", *(["lora_E"] if self._adapter.method.name == "adalora" else []))
+        for layer in sorted(self._layers):
+            lacking = [one for one in needed if f"{layer}.{one}" not in own]
+            if lacking:
+                raise UserError(f"{where} lacks {layer}.{lacking[0]}: it is not complete")
+            a, b = (self._adapter.read(f"{layer}.{one}").shape for one in ("lora_A", "lora_B"))
+            self._fits(f"{layer}.weight", (a[0], b[1]))
+        orphans = [name for name in own - self._retrained if name.rpartition(".")[0] not in self._layers]
+        if orphans or not own:
+            raise UserError(
+                f"{where / TENSORS} is not complete: {f'{orphans[0]} stands alone' if orphans else 'empty'}"
+            )
+
+    def _fits(self, name: str, shape: tuple[int, ...]) -> None:
+        """Whether the base has a weight of this name and shape, be it in parts."""
+        known = set(self._base.names())
+        parts: Iterable[Any] = compositions(self._family, name, self._config)
+        if name in known:
+            found = self._base.shape(name)
+        elif parts and all(piece.source in known for piece in parts):
+            found = (self._base.shape(next(iter(parts)).source)[0], max(piece.stop for piece in parts))
+        else:
+            # A matrix of the base that holds this one and others.
+            wide = next(
+                (one for one in known if any(p.source == name for p in compositions(self._family, one, self._config))),
+                "",
+            )
+            if not wide:
+                raise UserError(f"{self._adapter.folder} changes {name}, which its base does not have")
+            found = shape if self._base.shape(wide)[0] == shape[0] else self._base.shape(wide)
+        if found != shape:
+            raise UserError(f"{self._adapter.folder} changes {name} of {list(shape)}; its base has {list(found)}")
+
+
+def _fp32(values: np.ndarray) -> np.ndarray:
+    """In fp32, bits of bfloat16 read as such."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
+
+
+def _stored_as(values: np.ndarray, dtype: str) -> np.ndarray:
+    """fp32 rounded to a dtype, as Paddle does it."""
+    return paddle.to_tensor(values, place=paddle.CPUPlace()).astype(dtype).numpy()

@@ -1,0 +1,197 @@
+"""What a checkpoint's files hold is, tensor by tensor and bit by bit, what the run itself gathered into its model folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.rehearse.ranks import run_ranks
+from tests.instructions import finetune, make_instructions
+from tests.jobs import Toy, config, make_trainer
+from tests.models.building import WRITERS
+
+STEPS = 2
+ODD = 129  # a vocabulary that no tensor-parallel degree here divides
+
+
+class Masked(Toy):
+    """Samples as ChatGLM-6B reads them."""
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform
+
+        sample = super().__getitem__(index)
+        return ChatGLMPretrainTransform(125, 126)(np.append(sample["input_ids"], sample["labels"][-1]))
+
+
+def train(folder: Path, layout: Layout, flags: dict[str, Any]) -> None:
+    """Two steps through the real trainer, a checkpoint, and the gathered model folder. Runs inside ranks."""
+    from paddle_llm.checkpoint.merged_model import save_merged_model
+    from paddle_llm.training.run import start_job
+
+    start_job("cpu", layout.world_size)
+    run = config(folder, max_steps=STEPS, save_steps=STEPS, do_eval=False, **flags)
+    trainer = make_trainer(run, layout, train=Masked(64) if flags.get("model_type") == "chatglm" else None)
+    trainer.train()
+    save_merged_model(trainer.model, layout, folder / "output/model")
+
+
+def trained(folder: Path, layout: Layout, family: str = "llama", flags: Any = None, **shape: Any) -> Path:
+    """The output folder of such a run."""
+    size = "padded_vocab_size" if family == "chatglm_v2" else "vocab_size"
+    WRITERS[family](folder / "llama", **{size: ODD, **shape})
+    degrees: dict[str, Any] = {
+        "tensor_parallel_degree": layout.tensor,
+        "pipeline_parallel_degree": layout.pipeline,
+        "virtual_pp_degree": layout.virtual_stages,
+        "sequence_parallel": layout.sequence_parallel,
+    }
+    if layout.sharding > 1:
+        degrees |= {"sharding": f"stage{layout.sharding_stage}", "sharding_parallel_degree": layout.sharding}
+    run_ranks(train, layout.world_size, folder, layout, degrees | (flags or {}), quiet=True, timeout=240)
+    return folder / "output"
+
+
+def tensors_in(folder: Path) -> dict[str, np.ndarray]:
+    """Of all safetensors files."""
+    found = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="np") as opened:
+            names = opened.keys()
+            found |= {name: opened.get_tensor(name) for name in names}
+    return found
+
+
+def same(files: Any, names: list[str], wanted: dict[str, np.ndarray]) -> None:
+    assert set(names) == set(wanted)
+    for name in names:
+        read = files.read(name)
+        assert read.shape == files.shape(name) == wanted[name].shape, name
+        assert files.dtype(name) == wanted[name].dtype.name == "float32" and np.array_equal(read, wanted[name]), name
+
+
+UNIFIED = {"unified_checkpoint": True}
+FAST: dict[str, tuple] = {
+    "tensor x pipeline, tied": (Layout(tensor=2, pipeline=2), "llama", None, {"tie_word_embeddings": True}),
+    "stage 3": (Layout(sharding=2, sharding_stage=3), "llama", None, {}),
+    "unified": (Layout(tensor=2), "llama", UNIFIED, {}),
+}
+SLOW: dict[str, tuple] = {
+    "one process": (Layout(), "llama", None, {"tie_word_embeddings": True}),
+    "data": (Layout(data=2), "llama", None, {}),
+    "stage 1": (Layout(sharding=2, sharding_stage=1), "llama", None, {}),
+    "stage 2 x pipeline": (Layout(sharding=2, sharding_stage=2, pipeline=2), "llama", None, {}),
+    "stage 3 x tensor": (Layout(sharding=2, sharding_stage=3, tensor=2), "llama", None, {"num_key_value_heads": 2}),
+    "shared key-value heads": (Layout(tensor=4), "llama", None, {"num_key_value_heads": 2}),
+    "sequence parallel": (Layout(tensor=2, sequence_parallel=True), "llama", None, {}),
+    "virtual stages": (
+        Layout(pipeline=4, virtual_stages=2),
+        "llama",
+        {"gradient_accumulation_steps": 4},
+        {"num_hidden_layers": 8, "tie_word_embeddings": True},
+    ),
+    "fused": (
+        Layout(tensor=2),
+        "llama",
+        {"fuse_attention_qkv": True, "fuse_attention_ffn": True},
+        {"num_key_value_heads": 2},
+    ),
+    "unified tensor x pipeline": (Layout(tensor=2, pipeline=2), "llama", UNIFIED, {"tie_word_embeddings": True}),
+    "unified in one process": (Layout(), "llama", UNIFIED, {}),
+    "ChatGLM2 tensor x pipeline": (Layout(tensor=2, pipeline=2), "chatglm_v2", None, {}),
+    "BLOOM tensor x pipeline": (Layout(tensor=2, pipeline=2), "bloom", None, {}),
+    "Qwen2 tensor x pipeline": (Layout(tensor=2, pipeline=2), "qwen2", None, {"num_key_value_heads": 2}),
+    "Qwen2 pipeline, tied": (Layout(pipeline=2), "qwen2", None, {"tie_word_embeddings": True}),
+    "ChatGLM-6B": (Layout(tensor=2), "chatglm", {"model_type": "chatglm"}, {}),
+    "OPT": (Layout(tensor=2), "opt", None, {}),
+    "GLM": (Layout(tensor=2), "glm", None, {}),
+}
+
+
+@pytest.mark.parametrize("case", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+def test_every_layout_gives_back_what_it_trained(case, tmp_path):
+    from paddle_llm.export.layout_files import LayoutFiles
+
+    layout, family, flags, shape = (FAST | SLOW)[case]
+    output = trained(tmp_path, layout, family, flags, **shape)
+    files = LayoutFiles(output / f"checkpoint-{STEPS}")
+    assert files.is_whole and not files.added and files.layout == layout and files.family.name == family
+    wanted = tensors_in(output / "model")
+    same(files, files.names(), wanted)
+    assert files.config.vocab_size == ODD and files.config.tensor_parallel_degree == 1
+    if case in FAST:
+        _wants_all_of(output / f"checkpoint-{STEPS}")
+
+
+def _wants_all_of(checkpoint: Path) -> None:
+    """Without one of its files a checkpoint is refused; with one that its manifest does not list, too."""
+    from paddle_llm.export.layout_files import LayoutFiles
+
+    weights = sorted([*checkpoint.glob("model_state*"), *checkpoint.glob("model*.safetensors")])[-1]
+    weights.rename(checkpoint / "elsewhere")
+    with pytest.raises(UserError, match=f"{weights.name} is missing"):
+        LayoutFiles(checkpoint)
+    shutil.copy(checkpoint / "elsewhere", weights)
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"no manifest\.json"):
+        LayoutFiles(checkpoint)
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": True, "modules_to_save": "embed_tokens"},
+    "adalora": {"adalora": True},
+    "prefix": {"prefix_tuning": True, "num_prefix_tokens": 5},
+    "projected prefix": {"prefix_tuning": True, "num_prefix_tokens": 5, "prefix_projection": True},
+    "adapter": {"adapter": True, "adapter_size": 4},
+    "prompt": {"prompt_tuning": True, "num_prompt_tokens": 4},
+    "freeze": {"freeze_layers": 1},
+    "unified lora": {"lora": True, "unified_checkpoint": True},
+}
+
+
+# (method, tensor-parallel degree, stages); AdaLoRA, prompts and projected prefixes have no pipeline
+TUNED = [(method, tensor, 1) for method in METHODS for tensor in (1, 2)]
+TUNED += [(method, 2, 2) for method in ("lora", "prefix", "adapter", "freeze")]
+FAST_TUNED = ("lora", 2, 1)
+
+
+@pytest.mark.parametrize(
+    "method, tensor, pipeline",
+    [FAST_TUNED, *(pytest.param(*case, marks=pytest.mark.slow) for case in TUNED if case != FAST_TUNED)],
+)
+def test_a_checkpoint_of_fine_tuning_gives_back_what_was_trained(method, tensor, pipeline, tmp_path):
+    """The adapter folder of the same run is written by other code, from the network itself."""
+    from paddle_llm.export.layout_files import LayoutFiles
+
+    folder, flags = make_instructions(tmp_path), METHODS[method]
+    degrees = {"tensor_parallel_degree": tensor, "pipeline_parallel_degree": pipeline}
+    finetune(
+        folder,
+        tmp_path / "out",
+        tensor * pipeline,
+        max_steps=3,
+        do_eval=False,
+        evaluation_strategy="no",
+        **degrees,
+        **flags,
+    )
+    if method == "unified lora" and tensor > 1:  # PaddleNLP loses the other ranks' parts
+        with pytest.raises(UserError, match="first tensor-parallel rank"):
+            LayoutFiles(tmp_path / "out/checkpoint-3")
+        return
+    files = LayoutFiles(tmp_path / "out/checkpoint-3")
+    own = tmp_path / "out" / ("model" if method == "freeze" else "adapter")
+    wanted = tensors_in(own)
+    if method == "freeze":
+        wanted = {name: value for name, value in wanted.items() if ".layers.3." in name}
+    whole = "unified" in method
+    assert files.is_whole == whole and files.method is not None
+    held = files.added if whole else [*files.names(), *files.added]
+    same(files, held, wanted)
