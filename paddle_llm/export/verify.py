@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from paddle_llm.config.errors import UserError
 from paddle_llm.export.comparing import Finding, compare
 from paddle_llm.export.engines import in_paddle, in_processes, in_static
+from paddle_llm.export.engines.in_processes import PADDLEFORMERS_PYTHON
 from paddle_llm.export.engines.question import Answers, EngineFailed, NotRun, Question
 from paddle_llm.export.same_files import configuration_differences, end_ids, other_ids, tokenizer_differences
 from paddle_llm.models.prompt import Prompt
@@ -89,26 +91,37 @@ def verify(
         prompts: texts, or tokens as they are; by default a handful in English and Chinese, or random tokens where the source
             has no tokenizer.
         engines: some of `ENGINES`; by default all that can load the target. What is not installed is among the findings.
-        paddleformers_python: the Python of PaddleFormers' environment.
+        paddleformers_python: the Python of PaddleFormers' environment; by default what the environment variable names.
 
     Returns:
         one finding for each comparison; a difference is a finding with `passed=False`, never an exception.
 
     Raises:
-        UserError: an engine of another name, texts without a tokenizer, or a source that cannot be read.
+        UserError: an engine of another name, no such Python, texts without a tokenizer, or a source that cannot be read.
     """
     unknown = sorted(set(engines or ()) - set(ENGINES))
     if unknown:
         raise UserError(f"there is no engine {unknown[0]!r} to verify with; there are {', '.join(ENGINES)}")
+    python = _paddleformers_python(paddleformers_python)
     question, findings = _question(source, folder, prompts, new_tokens)
     findings += _of_files(source, question)
     expected = in_paddle.answer_of_source(source, question, _stored_dtypes(source, folder, target))
     gc.collect()
     for engine in _ENGINES:
         if target in engine.targets and (engines is None or engine.name in engines):
-            findings += _of_engine(engine, question, expected, end_ids(source), paddleformers_python)
+            findings += _of_engine(engine, question, expected, end_ids(source), python)
             gc.collect()
     return findings
+
+
+def _paddleformers_python(named: Path | None) -> Path | None:
+    named = named or (Path(os.environ[PADDLEFORMERS_PYTHON]) if os.environ.get(PADDLEFORMERS_PYTHON) else None)
+    if named is not None and not named.is_file():
+        raise UserError(
+            f"--paddleformers_python (or {PADDLEFORMERS_PYTHON}) {named}: there is no such file; name DIR/bin/python of an "
+            "environment that launch/paddleformers_env.sh DIR has made"
+        )
+    return named
 
 
 # ---- the question ---------------------------------------------------------------------------------------------------
@@ -199,8 +212,10 @@ def _of_engine(
     except NotRun as reason:
         yield Finding(engine.name, what, passed=None, note=f"not run: {reason}")
         return
-    except EngineFailed as reason:
-        yield Finding(engine.name, what, len(question.prompts), passed=False, note=str(reason))
+    except Exception as reason:  # of a broken export an engine makes whatever comes
+        said = isinstance(reason, EngineFailed | UserError)
+        note = str(reason) if said else f"{type(reason).__name__}: {reason}"
+        yield Finding(engine.name, what, len(question.prompts), passed=False, note=note)
         return
     yield compare(expected, answers)
     if answers.tokenizer_problem:

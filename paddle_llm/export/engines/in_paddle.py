@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_llm.export.engines.question import Answers, EngineFailed, Question, continue_greedily
+from paddle_llm.export.engines.question import Answers, Question, continue_greedily
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
@@ -42,20 +42,16 @@ def answer(question: Question) -> Answers:
     """The exported folder, as `paddle-llm generate` and a continued training load it.
 
     Raises:
-        EngineFailed: the folder cannot be loaded.
+        UserError: the folder cannot be loaded.
     """
     import paddle
 
-    from paddle_llm.config.errors import UserError
     from paddle_llm.config.layout import Layout
     from paddle_llm.config.run_config import RunConfig
     from paddle_llm.models.build import build_model
 
     run = RunConfig(model_name_or_path=str(question.folder), continue_training=True, device=_device())
-    try:
-        model = build_model(run, Layout(), dtype="float32")
-    except UserError as error:
-        raise EngineFailed(str(error)) from error
+    model = build_model(run, Layout(), dtype="float32")
     return _answer(model, question, f"paddle {paddle.__version__}")
 
 
