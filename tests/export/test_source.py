@@ -1,0 +1,178 @@
+"""Whatever a model is kept as, its source hands out the same tensors under the same names, bit by bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.models.names import BASE_PREFIXES
+from paddle_llm.models.registry import FAMILIES
+from paddle_llm.models.weight_files import write_safetensors
+from tests.export.folders import same_bits, write_config, write_native
+from tests.models.building import as_hugging_face
+
+
+def opened(folder: Path, **options):
+    from paddle_llm.export.source import open_source
+
+    return open_source(folder, **options)
+
+
+def assert_holds(source, expected) -> None:
+    assert source.names() == list(expected)
+    for name, value in expected.items():
+        assert source.shape(name) == value.shape
+        assert same_bits(np.ascontiguousarray(source.read(name)), value), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtypes_stay_as_they_are_stored(tmp_path, dtype):
+    weights = write_native(tmp_path, "llama", dtype)
+    source = opened(tmp_path)
+    assert {source.dtype(name) for name in source.names()} == {dtype}
+    assert_holds(source, weights)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("spelling", ["paddlenlp", "hugging_face", "bare", "pdparams"])
+def test_every_spelling_is_the_same_source(tmp_path, family, spelling):
+    weights = write_native(tmp_path, family)
+    file = tmp_path / "model.safetensors"
+    if spelling == "hugging_face":
+        save_file(as_hugging_face(weights, family), file, metadata={"format": "pt"})
+    elif spelling == "bare":  # the network without its head, as PaddleNLP names it
+        write_safetensors(file, {name.removeprefix(BASE_PREFIXES[family]): value for name, value in weights.items()})
+    elif spelling == "pdparams":
+        import paddle
+
+        file.unlink()
+        paddle.save({name: paddle.to_tensor(v) for name, v in weights.items()}, str(tmp_path / "model_state.pdparams"))
+    source = opened(tmp_path)
+    assert_holds(source, weights)
+    assert source.config.vocab_size == 129 and source.facts.vocab_size == 129
+
+
+@pytest.mark.parametrize("heads", [4, 2, 1])
+def test_fused_projections_come_apart(tmp_path, heads):
+    weights = write_native(tmp_path / "apart", "llama", num_key_value_heads=heads)
+    apart = opened(tmp_path / "apart")
+    write_config(
+        tmp_path / "fused", "llama", num_key_value_heads=heads, fuse_attention_qkv=True, fuse_attention_ffn=True
+    )
+    fused = {name: value for name, value in weights.items() if not name.endswith(("q_proj.weight", "gate_proj.weight"))}
+    for layer in range(2):
+        for kind, parts in (("self_attn.qkv", "qkv"), ("mlp.gate_up_fused", ("gate", "up"))):
+            block = kind.partition(".")[0]
+            for part in parts:
+                fused.pop(f"llama.layers.{layer}.{block}.{part}_proj.weight", None)
+            name = f"llama.layers.{layer}.{kind}_proj.weight"
+            fused[name] = np.ascontiguousarray(apart.read(name))  # a source answers in the other fusion, too
+    by_hand = np.concatenate([weights[f"llama.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")], axis=1)
+    assert same_bits(fused["llama.layers.0.mlp.gate_up_fused_proj.weight"], by_hand)
+    write_safetensors(tmp_path / "fused" / "model.safetensors", fused)
+    source = opened(tmp_path / "fused")
+    assert not source.config.fuse_attention_qkv
+    assert_holds(source, weights)
+
+
+def test_a_tied_head_is_no_weight_of_its_own(tmp_path):
+    weights = write_native(tmp_path, "llama", tie_word_embeddings=True)
+    assert "lm_head.weight" not in weights
+    table = weights["llama.embed_tokens.weight"]
+    write_safetensors(tmp_path / "model.safetensors", {**weights, "lm_head.weight": table})
+    assert_holds(opened(tmp_path), weights)
+    write_safetensors(tmp_path / "model.safetensors", {**weights, "lm_head.weight": table + 1})
+    with pytest.raises(UserError, match=r"lm_head.weight differs from llama.embed_tokens"):
+        opened(tmp_path)
+
+
+def test_the_output_folder_of_a_run_is_its_model(tmp_path, capsys):
+    weights = write_native(tmp_path / "output" / "model", "llama")
+    record = {"arguments": {"chat_template": {"value": "chatml", "from": "flag"}}}
+    (tmp_path / "output" / "config.resolved.json").write_text(json.dumps(record))
+    (tmp_path / "output" / "model" / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
+    source = opened(tmp_path / "output")
+    assert "output/model is taken" in capsys.readouterr().err
+    assert_holds(source, weights)
+    assert source.template == "chatml" and source.generation == {"eos_token_id": [2, 7]} and source.tokenizer is None
+
+
+def test_the_tokenizer_is_beside_the_weights_or_named(llama, tmp_path):
+    write_native(tmp_path, "llama")
+    assert opened(llama).tokenizer == llama
+    assert opened(tmp_path).tokenizer is None
+    assert opened(tmp_path, tokenizer=llama).tokenizer == llama
+    with pytest.raises(UserError, match="--tokenizer .* has no tokenizer_config.json"):
+        opened(llama, tokenizer=tmp_path)
+
+
+def test_torch_pickles_are_asked_for(tmp_path):
+    torch = pytest.importorskip("torch", reason="writing a pytorch_model.bin needs the extra hf")
+    weights = write_native(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
+    tensors = {name: torch.from_numpy(value) for name, value in as_hugging_face(weights, "llama").items()}
+    torch.save(tensors, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="--allow_pickle"):
+        opened(tmp_path)
+    assert_holds(opened(tmp_path, allow_pickle=True), weights)
+
+
+def without_a_weight(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["llama.layers.1.mlp.down_proj.weight"], tensors["llama.norm.weight"]
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def of_another_shape(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors["llama.norm.weight"] = tensors["llama.norm.weight"][:-1]
+    write_safetensors(folder / "model.safetensors", tensors)
+
+
+def in_integers(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name: value.astype(np.int8) for name, value in tensors.items()}, folder / "model.safetensors")
+
+
+def without_anything(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil, said",
+    [
+        (
+            without_a_weight,
+            r"2 weights are missing: llama.layers.1.mlp.down_proj.weight \[172, 64\], llama.norm.weight",
+        ),
+        (of_another_shape, r"llama.norm.weight is \[63\], config.json asks for \[64\]"),
+        (in_integers, "stored as I8"),
+        (without_anything, "nothing to export there"),
+    ],
+)
+def test_what_cannot_be_exported_is_told(tmp_path, spoil, said):
+    write_native(tmp_path, "llama")
+    spoil(tmp_path)
+    with pytest.raises(UserError, match=said):
+        opened(tmp_path)
+
+
+def test_an_adapter_needs_its_base(tmp_path):
+    write_native(tmp_path / "model", "llama")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base": "/nowhere/at/all"}))
+    with pytest.raises(UserError, match=r"trained over /nowhere/at/all, which is not here: name its base"):
+        opened(adapter)
+    with pytest.raises(UserError, match="is an adapter itself"):
+        opened(adapter, adapter=adapter)
+    with pytest.raises(UserError, match="holds a whole model"):
+        opened(tmp_path / "model", adapter=tmp_path / "model")
+    with pytest.raises(UserError, match="is no folder"):
+        opened(tmp_path / "absent")
