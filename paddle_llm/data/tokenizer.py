@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,14 @@ def sentencepiece_model(folder: str) -> str | None:
         return None
     except ValueError as error:
         raise UserError(f"{os.path.join(folder, CONFIG_FILE)}: not JSON: {error}.") from error
-    if config.get("tokenizer_class") != "LlamaTokenizer":
+    if _class_name(config) != "LlamaTokenizer":
         return None
     return next((p for p in (os.path.join(folder, n) for n in SENTENCEPIECE_FILES) if os.path.isfile(p)), None)
+
+
+def _class_name(config: dict[str, Any]) -> str | None:
+    """PaddleNLP's name of a tokenizer's class; an export names transformers' as tokenizer_class, and this one beside it."""
+    return config.get("init_class") or config.get("tokenizer_class")
 
 
 def read_sentencepiece(path: str) -> Any:
@@ -60,13 +66,31 @@ def load_tokenizer(folder: str) -> Any:
     from paddlenlp.transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        named = _named_class(folder)
+        return AutoTokenizer.from_pretrained(folder) if named is None else named(folder)
     except Exception as error:  # PaddleNLP raises whatever comes: OSError, ValueError, AttributeError of a None ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"tokenizer {folder}: PaddleNLP cannot load it: {reason}. Give a local folder with {CONFIG_FILE} and the "
             "vocabulary beside it, such as `paddle-llm tokenizer train` writes."
         ) from error
+
+
+def _named_class(folder: str) -> Callable[[str], Any] | None:
+    """What loads a folder in which AutoTokenizer would not find its class (`init_class`), or LlamaTokenizer its file."""
+    path = os.path.join(folder, CONFIG_FILE)
+    if not os.path.isfile(path):
+        return None
+    with open(path, encoding="utf-8") as stream:
+        name = json.load(stream).get("init_class")
+    pieces = sentencepiece_model(folder)
+    renamed = pieces is not None and os.path.basename(pieces) != SENTENCEPIECE_FILES[0]
+    if not name and not renamed:
+        return None
+    import paddlenlp.transformers
+
+    found = getattr(paddlenlp.transformers, name or "LlamaTokenizer").from_pretrained
+    return partial(found, vocab_file=pieces) if renamed else found
 
 
 def _require_tokenizer(folder: str) -> None:

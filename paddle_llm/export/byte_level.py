@@ -1,0 +1,135 @@
+"""Byte-level BPE as a tokenizer.json: from vocab.json and merges.txt (GPT-2, OPT, BLOOM, Qwen2), from tiktoken's ranks (LLaMA 3).
+
+What cuts a text into words is each family's own regular expression, as its published tokenizer.json has it.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import UserError
+
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+_LLAMA3_SPECIALS = 256
+_CUTS = {"Qwen2Tokenizer": _QWEN2}  # PaddleNLP cuts for BLOOM, OPT and GLM as GPT-2 does
+
+
+def from_vocabulary(
+    config: dict[str, Any], ids: dict[str, int], merges: Path, specials: dict[str, int], names: dict[str, str]
+) -> dict[str, Any]:
+    """tokenizer.json of vocab.json and merges.txt.
+
+    Args:
+        ids: vocab.json.
+        config: tokenizer_config.json, whose tokenizer_class tells how texts are cut.
+        specials: special tokens and their ids.
+        names: bos_token, ... -> token.
+    """
+    lines = [
+        line for line in merges.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")
+    ]
+    pairs = [line.split(" ") for line in lines]
+    broken = next((number for number, pair in enumerate(pairs, 1) if len(pair) != 2), None)
+    if broken is not None:
+        raise UserError(f"{merges}: line {broken} holds no pair: {lines[broken - 1]!r}")
+    bos = names.get("bos_token")
+    before = [bos] if config.get("add_bos_token") and bos in specials else []
+    kind = str(config.get("init_class") or config.get("tokenizer_class")).removesuffix("Fast")
+    cut = _CUTS.get(kind)
+    normalizer = {"type": "NFC"} if kind == "Qwen2Tokenizer" else None
+    return _assemble(ids, pairs, specials, cut, before, normalizer, bool(config.get("add_prefix_space")))
+
+
+def from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer.json of tiktoken's ranks, with LLaMA 3's special tokens behind them.
+
+    tiktoken joins the pair whose union has the lowest rank; every pair that makes a token therefore becomes a merge, in that order.
+    """
+    letters = _letters()
+    try:
+        lines = [line.split() for line in path.read_bytes().splitlines() if line]
+        ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
+    except ValueError as error:
+        raise UserError(
+            f"{path}: neither a sentencepiece model of LlamaTokenizer nor tiktoken's ranks: {error}"
+        ) from error
+    found = []
+    for token, rank in ranks.items():
+        splits = ((token[:at], token[at:]) for at in range(1, len(token)))
+        found += [(rank, ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
+
+    def spell(token: bytes) -> str:
+        return "".join(letters[byte] for byte in token)
+
+    pairs = [[spell(a), spell(b)] for *_, a, b in sorted(found)]
+    specials = {token: len(ranks) + number for number, token in enumerate(llama3_specials())}
+    before = ["<|begin_of_text|>"] if config.get("add_bos_token", True) else []
+    ids = {spell(token): rank for token, rank in ranks.items()}
+    made = _assemble(ids, pairs, specials, _LLAMA3, before, None, False)
+    made["model"]["ignore_merges"] = True  # a whole word that is a token is taken as it is, as tiktoken does
+    return made
+
+
+def llama3_specials() -> list[str]:
+    """meta-llama/llama3, llama/tokenizer.py: 256 of them."""
+    first = ["begin_of_text", "end_of_text", *(f"reserved_special_token_{i}" for i in range(4))]
+    first += ["start_header_id", "end_header_id", "reserved_special_token_4", "eot_id"]
+    rest = [f"reserved_special_token_{i}" for i in range(5, _LLAMA3_SPECIALS - 5)]
+    return [f"<|{name}|>" for name in [*first, *rest]]
+
+
+def _assemble(
+    ids: dict[str, int],
+    pairs: list[list[str]],
+    specials: dict[str, int],
+    cut: str | None,
+    before: list[str],
+    normalizer: dict[str, Any] | None,
+    prefix_space: bool,
+) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = sorted(specials.items(), key=lambda item: item[1])
+    levels = {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": cut is None}
+    words: dict[str, Any] = levels
+    if cut is not None:
+        split = {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
+        words = {"type": "Sequence", "pretokenizers": [split, levels]}
+    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": number, "content": token, **flags, "special": True} for token, number in added],
+        "normalizer": normalizer,
+        "pre_tokenizer": words,
+        "post_processor": _around(specials, before),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
+        "model": {**model, "vocab": ids, "merges": pairs},
+    }
+
+
+def _around(ids: dict[str, int], before: list[str]) -> dict[str, Any] | None:
+    if not before:
+        return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    marks = [{"SpecialToken": {"id": token, "type_id": 0}} for token in before]
+    a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    tokens = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in before}
+    return {
+        "type": "TemplateProcessing",
+        "single": [*marks, a],
+        "pair": [*marks, a, *marks, b],
+        "special_tokens": tokens,
+    }
+
+
+def _letters() -> dict[int, str]:
+    """The letter that stands for a byte in GPT-2's vocabulary: itself where it is printed, else one from U+0100 on."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    return {byte: chr(byte) for byte in shown} | {byte: chr(256 + number) for number, byte in enumerate(hidden)}

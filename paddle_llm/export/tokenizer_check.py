@@ -1,0 +1,126 @@
+"""Does a tokenizer.json give the ids of the tokenizer that it was made of? Asked at every export, on a fixed sample of texts."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.export.sentencepiece_model import SentencePieceModel
+
+_TEXTS = 1500
+_LIMIT = 0.01  # a larger share of differing texts is refused
+_WORDS = (
+    "The quick brown fox; jumps (over) 13 lazy dogs, doesn't it?\n"
+    "def add(a, b):\n    return a + b  # 0x1F\n\tif x != y: {'k': [1, 2.5]}\r\n"
+    "今天天气很好，我们一起去公园散步。人工智能的发展：大模型训练、推理与部署！繁體中文。こんにちは 안녕하세요 Привет мир\n"
+    "😀👩‍👩‍👧🇨🇳👍🏽 café naïve ﬁ Ａｂｃ　… — \u00a0\u200b\ufeff e\u0301 \u2581 <0x41> ½ ①"
+)
+
+
+def sample_texts(pieces: Sequence[str], number: int = _TEXTS, leading_blanks: bool = True) -> list[str]:
+    """Texts of words of several languages, code, emoji, random bytes and joined pieces of a vocabulary; always the same ones."""
+    chance = random.Random(0)
+    made = []
+    for turn in range(number):
+        length = chance.randrange(1, 60)
+        if turn % 4 == 0:
+            start = chance.randrange(len(_WORDS))
+            made.append(_WORDS[start : start + length])
+        elif turn % 4 == 1:
+            made.append(bytes(chance.randrange(256) for _ in range(length)).decode("utf-8", "replace"))
+        elif turn % 4 == 2:
+            made.append("".join(chance.choice(_WORDS + "    \n11--") for _ in range(length)))
+        else:
+            made.append("".join(chance.choice(pieces) for _ in range(length // 6 + 1)))
+    return [text if leading_blanks else text.lstrip(" \u2581") for text in made]
+
+
+def check_ids(
+    content: dict[str, Any],
+    folder: Path,
+    *,
+    model: SentencePieceModel | None = None,
+    leading_blanks: bool = True,
+    own: bool = True,
+) -> None:
+    """Compare the ids of a tokenizer.json with those of the folder that it was made of; say what differs.
+
+    Args:
+        model: the sentencepiece model, if it is one.
+        own: made here, and not carried over: then too many differences are refused.
+
+    Raises:
+        UserError: more than 1% of the texts differ, or the `tokenizers` library cannot read it.
+    """
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the library's own errors are bare Exceptions
+        raise UserError(
+            f"tokenizer {folder}: the tokenizers library cannot read its tokenizer.json: {error}"
+        ) from error
+    encode = _encoder(folder)
+    if encode is None:
+        return
+    texts = sample_texts(_pieces(model, tokenizer), leading_blanks=leading_blanks)
+    marks = [token["content"] for token in content.get("added_tokens", [])]
+    texts = [text for text in texts if not any(mark in text for mark in marks)]
+    found = [made.ids for made in tokenizer.encode_batch(texts, add_special_tokens=False)]
+    wanted = [encode(text) for text in texts]
+    other = [number for number in range(len(texts)) if found[number] != wanted[number]]
+    ties = [number for number in other if model is not None and _is_tie(model, found[number], wanted[number])]
+    _report([texts[number] for number in other if number not in ties], len(ties), len(texts), folder, own)
+
+
+def _report(differing: list[str], ties: int, number: int, folder: Path, own: bool) -> None:
+    if ties:
+        say(
+            f"tokenizer.json: in {ties} of {number} sample texts a run such as ----- is cut into the same pieces in another order: ways of "
+            "equal score, between which sentencepiece's rounding decides"
+        )
+    if not differing:
+        return
+    problem = f"{len(differing)} of {number} sample texts get other ids from tokenizer.json than from {folder}, e.g. {differing[0]!r}"
+    if own and len(differing) > _LIMIT * number:
+        raise UserError(
+            f"{problem}. It is not exported: a server would feed the model other tokens than it was trained on"
+        )
+    say(problem)
+
+
+def _is_tie(model: SentencePieceModel, found: Sequence[int], wanted: Sequence[int]) -> bool:
+    """Whether two ways to cut a text are of the same pieces, or of the same score up to the rounding of 32 bits."""
+    if sorted(found) == sorted(wanted):
+        return True
+    if model.model_type != 1:
+        return False
+    scores = [sum(model.pieces[i].score for i in ids) for ids in (found, wanted)]
+    return abs(scores[0] - scores[1]) <= 1e-6 * abs(scores[0])
+
+
+def _pieces(model: SentencePieceModel | None, tokenizer: Any) -> list[str]:
+    if model is not None:
+        texts = (piece.text.replace("\u2581", " ") for piece in model.pieces if piece.type == 1)
+    else:
+        size = tokenizer.get_vocab_size(with_added_tokens=False)
+        chosen = random.Random(1).sample(range(size), min(size, 4000))
+        texts = (tokenizer.decode([number]) for number in sorted(chosen))
+    return [text for text in texts if text] or ["a"]
+
+
+def _encoder(folder: Path) -> Callable[[str], list[int]] | None:
+    """What gives the source's ids; None where it cannot be loaded here (LLaMA 3's wants tiktoken)."""
+    from paddle_llm.data.text_codec import open_codec
+
+    try:
+        codec = open_codec(str(folder))
+    except UserError as error:
+        say(f"tokenizer.json was not compared with its source: {error}")
+        return None
+    return codec.encode
