@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.export.hugging_face import usual_dtype, write_config, write_weights
+from paddle_llm.export.tokenizer_json import write_tokenizer
 
 if TYPE_CHECKING:
     from paddle_llm.export.command import Options
@@ -36,4 +37,5 @@ def write_fastdeploy(source: Source, staged: Path, options: Options) -> None:
     check_fastdeploy(source)
     options = replace(options, dtype=options.dtype or usual_dtype(source))
     write_config(source, staged, options)
+    write_tokenizer(source, staged, "fastdeploy")
     write_weights(source, staged, options)

@@ -13,6 +13,7 @@ import numpy as np
 from paddle_llm.config.console import say
 from paddle_llm.export.dtypes import ITEM_SIZES
 from paddle_llm.export.shard_writer import PlannedTensor, write_shards
+from paddle_llm.export.tokenizer_json import write_tokenizer
 from paddle_llm.models.foreign_config import REMOTE_CODE, hugging_face_config
 from paddle_llm.models.names import hugging_face
 
@@ -30,6 +31,7 @@ def write_hf(source: Source, staged: Path, options: Options) -> None:
         UserError: Hugging Face's network cannot express the source's.
     """
     write_config(source, staged, options)
+    write_tokenizer(source, staged, "hf")
     write_weights(source, staged, options)
     repository = REMOTE_CODE.get(source.family.name)
     if repository:

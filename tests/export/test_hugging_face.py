@@ -1,0 +1,264 @@
+"""Target hf: names, layouts, dtypes, shards and config.json as Hugging Face's own library has them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import paddle
+import pytest
+from safetensors import safe_open
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.export.command import Options
+from paddle_llm.models.registry import FAMILIES
+from tests.export.folders import random_weights, same_bits, stored_in, write_config, write_native
+from tests.models.building import as_hugging_face, build
+
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def exported(folder: Path, **options) -> Path:
+    """The folder's export, beside it."""
+    from paddle_llm.export.hugging_face import write_hf
+    from paddle_llm.export.source import open_source
+
+    out = folder.with_name(folder.name + "-hf")
+    out.mkdir()
+    write_hf(open_source(folder), out, Options(**options))
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_weight_is_there_under_its_name_bit_by_bit(tmp_path, family, dtype):
+    weights = write_native(tmp_path / "model", family, dtype)
+    stored = stored_in(exported(tmp_path / "model"))
+    expected = as_hugging_face(weights, family)
+    assert stored.keys() == expected.keys()
+    for name, value in expected.items():
+        assert stored[name][0] == CODES[dtype]
+        assert same_bits(stored[name][1], value), name
+    assert not any(name.endswith("lm_head.weight") for name in stored) or family in ("llama", "qwen2")
+
+
+# ---- shards ---------------------------------------------------------------------------------------------------------
+
+
+def test_shards_are_named_filled_and_indexed(tmp_path):
+    weights = write_native(tmp_path / "model", "llama")
+    limit = 100_000
+    out = exported(tmp_path / "model", max_shard_size=limit)
+    files = sorted(out.glob("*.safetensors"))
+    count = len(files)
+    assert count > 3 and [f.name for f in files] == [
+        f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)
+    ]
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in weights.values())
+    found, filled = {}, []
+    for file in files:
+        with safe_open(file, framework="np") as shard:  # refuses gaps and overlaps
+            assert shard.metadata() == {"format": "pt"}
+            found |= dict.fromkeys(shard.keys(), file.name)
+            filled.append(sum(shard.get_tensor(name).nbytes for name in shard.keys()))  # noqa: SIM118
+    assert index["weight_map"] == found
+    assert max(filled) <= limit and min(a + b for a, b in zip(filled, filled[1:], strict=False)) > limit
+
+
+def test_a_tensor_larger_than_a_shard_has_one_to_itself(tmp_path):
+    weights = write_native(tmp_path / "model", "llama")
+    out = exported(tmp_path / "model", max_shard_size=1)
+    assert len(list(out.glob("*.safetensors"))) == len(weights) == len(stored_in(out))
+
+
+def test_one_file_has_no_index(tmp_path):
+    write_native(tmp_path / "model", "llama")
+    assert sorted(f.name for f in exported(tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (127, 129), (300, 1000), (4096, 2100)])
+def test_blocks_are_the_rows_of_the_transpose(shape):
+    from paddle_llm.export.shard_writer import PlannedTensor, blocks
+
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    parts = list(blocks(PlannedTensor("w", shape[::-1], "float32", "float32", lambda: values.T)))
+    assert all(part.flags.c_contiguous for part in parts)
+    assert len(parts) == -(-values.nbytes // (32 << 20))
+    assert same_bits(np.concatenate(parts), np.ascontiguousarray(values.T))
+
+
+def test_wide_tensors_begin_at_multiples_of_their_size(tmp_path):
+    """Behind an odd number of 16-bit values a 32-bit one would not."""
+    from paddle_llm.export.shard_writer import PlannedTensor, write_shards
+
+    half, single = np.arange(3, dtype=np.uint16), np.arange(5, dtype=np.float32)
+    tensors = [
+        PlannedTensor("half", (3,), "bfloat16", "bfloat16", lambda: half),
+        PlannedTensor("single", (5,), "float32", "float32", lambda: single),
+    ]
+    (file,) = write_shards(tmp_path, tensors, 10**9)
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    begins = json.loads(file.read_bytes()[8 : 8 + length])["single"]["data_offsets"][0]
+    assert (8 + length + begins) % 4 == 0
+    stored = stored_in(tmp_path)
+    assert same_bits(stored["half"][1], half) and same_bits(stored["single"][1], single)
+
+
+# ---- dtypes ---------------------------------------------------------------------------------------------------------
+
+EDGES = [0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -3.14159, 1e-40, 6.1e-5, 65504.0, 3e38, -1e30]
+
+
+@pytest.mark.parametrize("wanted", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
+def test_dtypes_are_rounded_as_paddle_rounds(stored, wanted):
+    from paddle_llm.export.dtypes import converted
+
+    random = np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.random.default_rng(1).integers(-6, 4, 1000)
+    values = np.concatenate([random, EDGES]).astype(np.float32)
+    if "float16" in (stored, wanted):
+        values = values[np.abs(values) < 65504]
+    held = paddle.to_tensor(values).astype(stored)
+    expected = held.astype("float32").astype(wanted).numpy()
+    assert same_bits(converted(held.numpy(), stored, wanted), expected)
+
+
+def test_what_is_no_number_stays_none_and_what_is_infinite_stays_so():
+    from paddle_llm.export.dtypes import converted
+
+    bits = np.array([0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0x7F800000, 0xFF800000], np.uint32)
+    back = converted(converted(bits.view(np.float32), "float32", "bfloat16"), "bfloat16", "float32")
+    assert np.isnan(back).tolist() == [True, True, True, False, False] and np.isinf(back).sum() == 2
+    half = converted(bits.view(np.float32), "float32", "float16")
+    assert np.isnan(half).tolist() == [True, True, True, False, False]
+
+
+def test_float16_that_would_become_infinite_is_refused(tmp_path):
+    from paddle_llm.models.weight_files import write_safetensors
+
+    weights = write_native(tmp_path / "model", "llama")
+    weights["llama.norm.weight"][5] = 1e5
+    write_safetensors(tmp_path / "model" / "model.safetensors", weights)
+    with pytest.raises(UserError, match=r"model.norm.weight has values beyond the range of float16"):
+        exported(tmp_path / "model", dtype="float16")
+
+
+def test_another_dtype_is_asked_for(tmp_path):
+    weights = write_native(tmp_path / "model", "llama")
+    out = exported(tmp_path / "model", dtype="bfloat16")
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    for name, value in as_hugging_face(weights, "llama").items():
+        expected = paddle.to_tensor(value).astype("bfloat16").numpy()
+        assert same_bits(stored_in(out)[name][1], expected)
+
+
+# ---- config.json ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_configuration_comes_back(tmp_path, family):
+    from paddle_llm.export.source import open_source
+
+    write_native(tmp_path / "model", family)
+    before, after = (
+        open_source(folder).config.to_dict() for folder in (tmp_path / "model", exported(tmp_path / "model"))
+    )
+    unnamed = (
+        {"tie_word_embeddings"} if family == "chatglm_v2" else set()
+    )  # PaddleNLP's default says nothing true of it
+    assert {key for key in before if before[key] != after.get(key)} <= unnamed
+
+
+def llama_config(**changes):
+    from paddlenlp.transformers import LlamaConfig
+
+    from paddle_llm.models.foreign_config import hugging_face_config
+
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 100, "rope_theta": 1e4}
+    return hugging_face_config("llama", LlamaConfig(**sizes, **changes), dtype="float32")
+
+
+def test_positions_of_paddlenlp_that_hugging_face_spells_otherwise():
+    found = llama_config(rope_scaling_type="ntk", rope_scaling_factor=2.0)
+    assert found["rope_theta"] == pytest.approx(1e4 * 2 ** (16 / 14)) and found["max_position_embeddings"] == 200
+    assert "rope_scaling" not in found
+    found = llama_config(rope_scaling_type="dynamic_ntk", rope_scaling_factor=2.0)
+    assert found["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0} and found["rope_theta"] == 1e4
+
+
+@pytest.mark.parametrize(
+    "changes", [{"alibi": True}, {"rope_scaling_type": "yarn"}, {"use_long_sequence_strategies": True}]
+)
+def test_what_hugging_face_cannot_compute_is_refused(changes):
+    with pytest.raises(UserError, match=next(iter(changes))):
+        llama_config(**changes)
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm_v2", "glm"])
+def test_networks_of_their_authors_name_the_code_and_where_it_is(tmp_path, family, capsys):
+    write_native(tmp_path / "model", family)
+    out = exported(tmp_path / "model")
+    code = json.loads((out / "config.json").read_text())["auto_map"]
+    assert code["AutoConfig"].startswith("configuration_") and code["AutoModelForSeq2SeqLM"].startswith("modeling_")
+    said = capsys.readouterr().err
+    assert "THUDM/" in said and "trust_remote_code=True" in said
+    assert not list(out.glob("*.py"))
+
+
+# ---- transformers ---------------------------------------------------------------------------------------------------
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+IN_TRANSFORMERS = {
+    "llama": ("llama", {}),
+    "llama tied": ("llama", {"tie_word_embeddings": True}),
+    "llama 3": ("llama", {"rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8}}),
+    "llama linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+    "llama ntk": ("llama", {"rope_scaling_type": "ntk", "rope_scaling_factor": 4.0}),
+    "qwen2": ("qwen2", {"rope_theta": 1e6}),
+    "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "bloom": ("bloom", {}),
+    "opt": ("opt", {}),
+    "opt 350m": ("opt", {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),
+}
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("name", IN_TRANSFORMERS)
+def test_transformers_computes_the_same_and_would_save_the_same(tmp_path, name):
+    torch = pytest.importorskip("torch", reason="needs the extra hf (torch, transformers)")
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf (torch, transformers)")
+    family, changes = IN_TRANSFORMERS[name]
+    write_native(tmp_path / "model", family, **changes)
+    out = exported(tmp_path / "model", max_shard_size=100_000)
+    model, told = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, torch_dtype="auto")
+    assert type(model).__module__.startswith("transformers.models.") and model.dtype == torch.float32
+    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    ids = np.random.default_rng(0).integers(4, 129, (2, 24))
+    network = build(tmp_path / "model", load=True, length=24)
+    network.eval()
+    expected = network(paddle.to_tensor(ids))
+    expected = (expected[0] if isinstance(expected, tuple) else expected).numpy()
+    with torch.no_grad():
+        found = model.eval()(torch.tensor(ids)).logits.numpy()
+    assert np.abs(found - expected).max() < 1e-4 * expected.std()
+    model.save_pretrained(tmp_path / "theirs")
+    theirs, ours = stored_in(tmp_path / "theirs"), stored_in(out)
+    assert theirs.keys() == ours.keys()
+    assert all(theirs[key][0] == ours[key][0] and same_bits(theirs[key][1], ours[key][1]) for key in theirs)
+
+
+@pytest.mark.hf
+def test_transformers_reads_bf16_without_being_told(tmp_path):
+    torch = pytest.importorskip("torch", reason="needs the extra hf (torch, transformers)")
+    transformers = pytest.importorskip("transformers", reason="needs the extra hf (torch, transformers)")
+    write_config(tmp_path / "model", "llama")
+    weights = random_weights(tmp_path / "model", "llama", "bfloat16")
+    from paddle_llm.models.weight_files import write_safetensors
+
+    write_safetensors(tmp_path / "model" / "model.safetensors", weights)
+    model = transformers.AutoModelForCausalLM.from_pretrained(exported(tmp_path / "model"), torch_dtype="auto")
+    assert model.dtype == torch.bfloat16
+    table = model.model.embed_tokens.weight.detach().view(torch.int16).numpy().view(np.uint16)
+    assert same_bits(table, weights["llama.embed_tokens.weight"])
