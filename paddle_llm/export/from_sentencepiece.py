@@ -23,6 +23,10 @@ from paddle_llm.export.sentencepiece_model import (
 
 _BLANK = "\u2581"
 _MANY = 1_000_000  # more blanks than any text begins with
+# What nmt_nfkc does beside NFKC (builder.cc); the full-width tilde it leaves alone.
+_REMOVED = r"[\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}]"
+_BLANKS = r"[\t\n\x{C}\r\x{61C}\x{1680}\x{200B}\x{200C}\x{200E}\x{200F}\x{2028}\x{2029}\x{2581}\x{FEFF}\x{FFFD}]"
+_HIDDEN = "\ufff0"  # not assigned
 # A text may spell what a byte is called in the vocabulary. Cut behind the "<" it cannot be taken for it.
 _SPELLED_BYTE = "(?<=<)(?=0x[0-9A-F]{2}>)"
 _ALONE = r"\A<(?=0x[0-9A-F]{2}>\z)"
@@ -67,7 +71,7 @@ def _added(token: str, number: int) -> dict[str, Any]:
 def _normalizer(model: SentencePieceModel, goes_on: bool) -> dict[str, Any] | None:
     steps: list[dict[str, Any]] = []
     if model.charsmap:
-        steps.append({"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode()})
+        steps += _rules(model)
     if model.remove_extra_whitespaces:
         # At the end also U+2581 itself: sentencepiece looks there after it has written blanks so.
         steps += [_replace(" {2,}", " "), _replace(r"\A +", ""), _replace(rf"[ {_BLANK}]+\z", "")]
@@ -77,6 +81,24 @@ def _normalizer(model: SentencePieceModel, goes_on: bool) -> dict[str, Any] | No
     if model.escape_whitespaces:
         steps.append({"type": "Replace", "pattern": {"String": " "}, "content": _BLANK})
     return {"type": "Sequence", "normalizers": steps} if steps else None
+
+
+def _rules(model: SentencePieceModel) -> list[dict[str, Any]]:
+    """The rules of normalisation.
+
+    sentencepiece's own two sets are spelled out: `tokenizers` would read the compiled ones otherwise. It looks a short grapheme up as a
+    whole, takes the first rule that fits its beginning, and drops the rest: a mark behind U+FFFD, a line feed behind a carriage
+    return.
+    """
+    if model.rules == "nfkc":
+        return [{"type": "NFKC"}]
+    if model.rules == "nmt_nfkc":
+        kept = [
+            {"type": "Replace", "pattern": {"String": a}, "content": b}
+            for a, b in (("\uff5e", _HIDDEN), (_HIDDEN, "\uff5e"))
+        ]
+        return [_replace(_REMOVED, ""), _replace(_BLANKS, " "), kept[0], {"type": "NFKC"}, kept[1]]
+    return [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode()}]
 
 
 def _replace(pattern: str, content: str) -> dict[str, Any]:

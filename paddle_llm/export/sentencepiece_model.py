@@ -32,7 +32,8 @@ class SentencePieceModel:
     """A model as its file has it.
 
     Attributes:
-        charsmap: the compiled rules of normalisation; empty: identity.
+        rules: the name of the rules of normalisation ("nmt_nfkc", "identity", ...).
+        charsmap: these rules, compiled; empty: identity.
         add_dummy_prefix: a blank is put before every text.
         remove_extra_whitespaces: blanks at the ends are taken off, several become one.
         escape_whitespaces: a blank is written U+2581 in pieces.
@@ -42,6 +43,7 @@ class SentencePieceModel:
     model_type: int = UNIGRAM
     byte_fallback: bool = False
     whitespace_as_suffix: bool = False
+    rules: str = ""
     charsmap: bytes = b""
     add_dummy_prefix: bool = True
     remove_extra_whitespaces: bool = True
@@ -102,7 +104,9 @@ def _read_trainer(model: SentencePieceModel, data: bytes) -> None:
 
 def _read_normalizer(model: SentencePieceModel, data: bytes) -> None:
     for number, value in _fields(data):
-        if number == 2:
+        if number == 1:
+            model.rules = value.decode()
+        elif number == 2:
             model.charsmap = value
         elif number == 3:
             model.add_dummy_prefix = bool(value)
