@@ -1,0 +1,231 @@
+"""`paddle-llm export`: there when all of it is right and not before; what was there before stays until then."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.export import command
+from paddle_llm.export.command import Exported, ExportFailed, export, size_in_bytes
+from paddle_llm.export.staged import check_space, human
+from tests.export.folders import stored_in, write_native
+
+
+@pytest.fixture
+def model(tmp_path) -> Path:
+    write_native(tmp_path / "model", "llama")
+    return tmp_path / "model"
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def beside(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_export_is_verified_recorded_and_told(llama, tmp_path):
+    from paddle_llm.cli import paddle_llm
+
+    out = tmp_path / "exports" / "mine"
+    result = CliRunner().invoke(paddle_llm, ["export", str(llama), str(out), "--target", "hf"], catch_exceptions=False)
+    assert result.exit_code == 0
+    record = json.loads((out / "export.json").read_text())
+    assert record["target"] == "hf" and record["source"] == str(llama.resolve()) and record["adapter"] is None
+    compared = [one for one in record["verified"] if one["largest_logit_difference"] is not None]
+    assert compared and all(one["passed"] and one["tokens_equal"] == one["tokens"] > 0 for one in compared)
+    assert result.stdout.startswith(f"{out}: Hugging Face's folder, ") and "1 file of weights" in result.stdout
+    assert "paddle" in result.stderr and "passed" in result.stderr
+    assert beside(out.parent) == {"mine"}
+
+
+def test_without_verification_it_says_so(model, tmp_path):
+    from paddle_llm.cli import paddle_llm
+
+    words = ["export", str(model), str(tmp_path / "out"), "--target", "hf", "--no_verify", "--max_shard_size", "100KB"]
+    result = CliRunner().invoke(paddle_llm, words, catch_exceptions=False)
+    assert result.exit_code == 0 and "not compared with its source" in result.stderr
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["verified"] == []
+    assert "files of weights" in result.stdout
+
+
+# ---- what is there --------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_that_is_there_is_replaced_when_asked(model, tmp_path):
+    out = tmp_path / "out"
+    export(model, "hf", out, verify=False)
+    (out / "old").write_text("of the first export")
+    with pytest.raises(UserError, match="is there and not empty.*--overwrite"):
+        export(model, "hf", out, verify=False)
+    assert (out / "old").is_file()
+    done = export(model, "hf", out, verify=False, overwrite=True)
+    assert isinstance(done, Exported) and "model.safetensors" in done.files and not (out / "old").exists()
+    assert beside(tmp_path) == {"model", "out"}
+
+
+def test_a_folder_that_is_no_export_is_never_replaced(model, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
+    for out, said in (
+        (tmp_path / "thesis", "is no export"),
+        (model, "is or holds what is to be exported"),
+        (tmp_path, "is or holds what is to be exported"),
+        (tmp_path / "thesis" / "chapter1.tex", "is a file"),
+    ):
+        with pytest.raises(UserError, match=said):
+            export(model, "hf", out, verify=False, overwrite=True)
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
+    assert beside(tmp_path) == {"model", "thesis"}
+
+
+# ---- what fails -----------------------------------------------------------------------------------------------------
+
+
+def spoiled(source, staged, options) -> None:
+    """A writer with a trap: one matrix is not transposed."""
+    from safetensors.numpy import load_file, save_file
+
+    from paddle_llm.export.hugging_face import write_hf
+
+    write_hf(source, staged, options)
+    tensors = load_file(staged / "model.safetensors")
+    name = "model.layers.0.self_attn.o_proj.weight"
+    tensors[name] = np.ascontiguousarray(tensors[name].T)
+    save_file(tensors, staged / "model.safetensors", metadata={"format": "pt"})
+
+
+def full_disk(source, staged, options) -> None:
+    (staged / "model.safetensors").write_bytes(b"half of it")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def broken(source, staged, options) -> None:
+    (staged / "model.safetensors").write_bytes(b"half of it")
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "writer, error, said",
+    [
+        (spoiled, ExportFailed, "not equal to its source"),
+        (full_disk, UserError, "the disk is full"),
+        (broken, ZeroDivisionError, ""),
+    ],
+)
+def test_what_fails_leaves_what_was_there(model, tmp_path, monkeypatch, writer, error, said):
+    out = tmp_path / "out"
+    export(model, "hf", out, verify=False)
+    before = tree(out)
+    monkeypatch.setitem(command.TARGETS, "hf", (f"{__name__}:{writer.__name__}", "a folder"))
+    with pytest.raises(error, match=said):
+        export(model, "hf", out, overwrite=True)
+    assert tree(out) == before and beside(tmp_path) == {"model", "out"}
+
+
+def test_a_failed_verification_ends_with_1_and_a_mistake_with_2(model, tmp_path, monkeypatch):
+    from paddle_llm.cli import paddle_llm
+
+    monkeypatch.setitem(command.TARGETS, "hf", (f"{__name__}:spoiled", "a folder"))
+    result = CliRunner().invoke(paddle_llm, ["export", str(model), str(tmp_path / "out"), "--target", "hf"])
+    assert result.exit_code == 1 and "FAILED" in result.stderr and "was not written" in result.stderr
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "paddle_llm.cli",
+            "export",
+            str(tmp_path / "absent"),
+            str(tmp_path / "out"),
+            "--target",
+            "hf",
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and "absent is no folder" in done.stderr and "Traceback" not in done.stderr
+    assert beside(tmp_path) == {"model"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_leaves_nothing(tmp_path, number):
+    """A model of some hundred megabytes, and a signal as soon as its weights are being written."""
+    write_native(tmp_path / "model", "llama", hidden_size=1024, intermediate_size=8192, num_hidden_layers=4)
+    job = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "paddle_llm.cli",
+            "export",
+            str(tmp_path / "model"),
+            str(tmp_path / "out"),
+            "--target",
+            "hf",
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    weights = tmp_path / "out.saving" / "model.safetensors"
+    while not (weights.exists() and weights.stat().st_size) and job.poll() is None:
+        time.sleep(0.01)
+    job.send_signal(number)
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 130 and "interrupted" in said and "was not written" in said and "Traceback" not in said
+    assert beside(tmp_path) == {"model"}
+
+
+def test_what_a_killed_export_left_is_cleared(model, tmp_path):
+    shutil.copytree(model, tmp_path / "out.saving")
+    (tmp_path / "out.saving" / "stale").touch()
+    export(model, "hf", tmp_path / "out", verify=False)
+    assert beside(tmp_path) == {"model", "out"} and not (tmp_path / "out" / "stale").exists()
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"the weights take 9.0 EB|the weights take .* TB, and .* left: make room"):
+        check_space(tmp_path / "a" / "out", 9 * 10**18)
+    assert not any(tmp_path.iterdir())
+
+
+# ---- words ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("4096", 4096), (7, 7), ("2kb", 2000)],
+)
+def test_sizes(text, size):
+    assert size_in_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "5 apples", "-1GB", "0", "0.0001B"])
+def test_what_is_no_size(text):
+    with pytest.raises(UserError, match="write it like 5GB or 500MB"):
+        size_in_bytes(text)
+
+
+def test_human_sizes():
+    assert [human(n) for n in (12, 1500, 5 * 10**9, 3 * 10**13)] == ["12 bytes", "1.5 kB", "5.0 GB", "30.0 TB"]
+
+
+def test_an_unknown_target_is_told(model, tmp_path):
+    with pytest.raises(UserError, match="hf, fastdeploy, static"):
+        export(model, "onnx", tmp_path / "out")
+
+
+def test_the_weights_are_the_same_through_the_command(model, tmp_path):
+    export(model, "hf", tmp_path / "out", verify=False, dtype="bfloat16")
+    assert {dtype for dtype, _ in stored_in(tmp_path / "out").values()} == {"BF16"}

@@ -1,0 +1,55 @@
+"""Target fastdeploy: the contract of its folder, and what it has no network for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.export.command import Options
+from paddle_llm.models.weight_files import write_safetensors
+from tests.export.folders import same_bits, stored_in, write_native
+from tests.models.building import as_hugging_face
+
+
+def exported(folder: Path, **options) -> Path:
+    from paddle_llm.export.fastdeploy import write_fastdeploy
+    from paddle_llm.export.source import open_source
+
+    out = folder.with_name("out")
+    out.mkdir()
+    write_fastdeploy(open_source(folder), out, Options(**options))
+    return out
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_layout_is_torchs_and_one_key_says_so(tmp_path, family):
+    weights = write_native(tmp_path / "model", family, "bfloat16")
+    out = exported(tmp_path / "model", max_shard_size=100_000)
+    config = json.loads((out / "config.json").read_text())
+    assert config["torch_dtype"] == "bfloat16" and "dtype" not in config and config["architectures"]
+    stored = stored_in(out)
+    for name, value in as_hugging_face(weights, family).items():
+        assert same_bits(stored[name][1], value), name
+    assert all(name.startswith(("model.", "lm_head.")) for name in stored)
+    assert not list(out.glob("*.pdparams")) and (out / "model.safetensors.index.json").is_file()
+
+
+def test_weights_of_two_types_become_those_of_one(tmp_path):
+    weights = write_native(tmp_path / "model", "llama", "bfloat16")
+    weights["llama.norm.weight"] = np.full(64, 1 + 2**-9, np.float32)
+    write_safetensors(tmp_path / "model" / "model.safetensors", weights)
+    stored = stored_in(exported(tmp_path / "model"))
+    assert {dtype for dtype, _ in stored.values()} == {"BF16"}
+    assert (stored["model.norm.weight"][1] == 0x3F80).all()
+
+
+@pytest.mark.parametrize("family", ["chatglm", "chatglm_v2", "bloom", "opt", "glm"])
+def test_families_that_it_does_not_have_are_refused_with_what_can(tmp_path, family):
+    write_native(tmp_path / "model", family)
+    with pytest.raises(UserError, match=r"FastDeploy 2.x has no network for .*--target hf .* --target static"):
+        exported(tmp_path / "model")
+    assert not any((tmp_path / "out").iterdir())
