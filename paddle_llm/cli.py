@@ -22,6 +22,10 @@ COMMANDS = {
         "paddle_llm.export.command:export_command",
         "Write a model as Hugging Face, FastDeploy or inference load it.",
     ),
+    "convert": (
+        "paddle_llm.peft.convert_command:convert",
+        "Write a LoRA adapter in the format of Hugging Face's PEFT, or take one over.",
+    ),
     "board": ("paddle_llm.training.board:board", "Show the curves of an output folder (VisualDL)."),
 }
 

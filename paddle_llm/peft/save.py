@@ -33,7 +33,7 @@ from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.peft_format import CONFIG, TENSORS, PeftTensors, is_peft, method_of_peft
 
-_FORMAT = 1
+FORMAT = 1
 
 
 # ---- saving ---------------------------------------------------------------------------------------------------------
@@ -55,19 +55,26 @@ def save_adapter(model: Any, layout: Layout, folder: str | Path, *, base: str = 
         raise UserError("no adapter is attached to this network, or none is active: nothing to save")
     tensors = _full_tensors(attachment, layout)
     described = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "method": attachment.method.as_dict(),
         "model": _shape_of(model),
         "base": base,
     }
-    on_first_rank(lambda: _write(Path(folder), described, tensors))
+    on_first_rank(lambda: write_adapter(Path(folder), described, tensors))
 
 
-def _write(folder: Path, described: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+def write_adapter(
+    folder: Path, described: dict[str, Any], tensors: dict[str, np.ndarray], *, format: str = "np"
+) -> None:
+    """A folder with these two files, in place of what is there when it is whole.
+
+    Args:
+        format: of `write_safetensors`.
+    """
     staged = folder.with_name(folder.name + ".saving")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    write_safetensors(staged / TENSORS, tensors)
+    write_safetensors(staged / TENSORS, tensors, format=format)
     (staged / CONFIG).write_text(json.dumps(described, indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staged, folder)
@@ -172,7 +179,7 @@ def read_method(folder: Path, model: Any = None, *, base: dict[str, Any] | None 
         model: a network that it is to suit.
         base: the `base_shape` of one that it is to suit.
     """
-    described = _described(folder)
+    described = described_in(folder)
     wanted = _shape_of(model) if model is not None else base
     if is_peft(described):
         return method_of_peft(folder, described, wanted)
@@ -183,7 +190,7 @@ def read_method(folder: Path, model: Any = None, *, base: dict[str, Any] | None 
     return Method.from_dict(method)
 
 
-def _described(folder: Path) -> dict[str, Any]:
+def described_in(folder: Path) -> dict[str, Any]:
     """adapter_config.json."""
     try:
         described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
@@ -206,7 +213,7 @@ def open_tensors(folder: Path, family: str, base: Iterable[str], config: Any) ->
     Raises:
         UserError: a file that is missing or broken, or tensors that belong to no weight of the base.
     """
-    if is_peft(_described(folder)):
+    if is_peft(described_in(folder)):
         return PeftTensors(folder, family, base, config)
     return WeightFiles(folder, file=TENSORS)
 

@@ -33,7 +33,7 @@ def base_folder(folder: Path, family: str, dtype: str = "float32", **shape: Any)
     found = as_hugging_face(weights(build(folder), family), family)
     if dtype == "bfloat16":
         found = {name: (value.view(np.uint32) >> 16).astype(np.uint16) for name, value in found.items()}
-    write_safetensors(folder / "model.safetensors", found)
+    write_safetensors(folder / "model.safetensors", found, format="pt")
     return folder
 
 

@@ -1,0 +1,144 @@
+"""An adapter's folder in the other format: this library's and Hugging Face PEFT's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.models import names
+from paddle_llm.models.build import model_configuration
+from paddle_llm.models.outline import outline
+from paddle_llm.models.registry import find_family
+from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.peft.method import Method
+from paddle_llm.peft.peft_format import BEGIN, TENSORS, PeftTensors, config_of_peft, is_peft, method_of_peft
+from paddle_llm.peft.save import FORMAT, base_shape, described_in, write_adapter
+
+_NO_PLACE = {
+    "adalora": "PEFT divides AdaLoRA's product by the number of ranks that are left, so that the same matrices would mean "
+    "something else. Merge it instead: paddle-llm export",
+    "prefix": "PEFT keeps what a prefix is made of in another form for each model",
+    "prompt": "PEFT puts its tokens before the text alone, here they have a place in the template",
+    "adapter": "PEFT has no adapters of this kind (Houlsby et al. 2019)",
+}
+_FUSED = (".qkv_proj.", ".gate_up_fused_proj.")
+
+
+def to_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable[[Any], Any] = iter) -> None:
+    """Write an adapter of this library's as PEFT's.
+
+    Memory: the adapter.
+
+    Args:
+        base: what PEFT is to load it over; None: what the adapter names.
+        show: wraps what is gone through, for a progress bar.
+
+    Raises:
+        UserError: no LoRA, or something in it that PEFT has no place for.
+    """
+    described = described_in(folder)
+    if is_peft(described):
+        raise UserError(f"{folder} is in PEFT's format already")
+    method, shape = Method.from_dict(described["method"]), described["model"]
+    if method.name != "lora":
+        why = _NO_PLACE.get(method.name, "PEFT knows adapters alone")
+        raise UserError(f"{folder} was trained by {method.name}: {why}.")
+    files = WeightFiles(folder, file=TENSORS)
+    _refuse_fused(folder, files)
+    if method.lora_plus_scale != 1.0:
+        say(f"lora_plus_scale {method.lora_plus_scale} is of training alone, and PEFT has no place for it: left out")
+    where = str(base or described.get("base") or "")
+    tensors, layers, retrained = {}, [], []
+    for name in show(files.names()):
+        layer, _, own = name.rpartition(".")
+        values = files.view(name)
+        if own in ("lora_A", "lora_B"):
+            spelled = names.hugging_face(shape["family"], f"{layer}.weight", 2).name.removesuffix(".weight")
+            tensors[f"{BEGIN}{spelled}.{own}.weight"] = values.T
+            layers += [spelled] if own == "lora_A" else []
+        else:
+            there = names.hugging_face(shape["family"], name, values.ndim)
+            tensors[BEGIN + there.name] = values.T if there.transpose else values
+            retrained.append(there.name)
+    head = _tied_head(folder, where, shape["family"], files)
+    if head is not None:  # PEFT trains a copy of each module that it is told, also of two that share a weight
+        embedding = names.hugging_face(shape["family"], names.EMBEDDINGS[shape["family"]], 2).name
+        tensors[BEGIN + head] = tensors[BEGIN + embedding]
+        retrained.append(head)
+    config = config_of_peft(method, layers, retrained, where, shape["layers"])
+    write_adapter(out, config, tensors, format="pt")
+
+
+def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable[[Any], Any] = iter) -> None:
+    """Write an adapter of PEFT's as this library's. Arguments and memory as in `to_peft`.
+
+    Raises:
+        UserError: it does something that LoRA here does not; its base is not here; it belongs to another one.
+    """
+    described = described_in(folder)
+    if not is_peft(described):
+        raise UserError(f"{folder} is in this library's format already")
+    where, facts = _facts_of_base(folder, base, described.get("base_model_name_or_path"))
+    family, config = find_family(facts), _configuration(where, facts)
+    shape, shapes = base_shape(family.name, config), outline(config, family)
+    method = method_of_peft(folder, described, shape)
+    files = PeftTensors(folder, family.name, list(shapes), config)
+    tensors = {}
+    for name in show(files.names()):
+        tensors[name] = np.ascontiguousarray(files.view(name))
+        layer, _, own = name.rpartition(".")
+        wanted = shapes.get(name)
+        if own in ("lora_A", "lora_B"):
+            inputs, outputs = shapes[f"{layer}.weight"]
+            wanted = (inputs, method.rank) if own == "lora_A" else (method.rank, outputs)
+        if tensors[name].shape != wanted:
+            raise UserError(
+                f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
+            )
+    write_adapter(out, {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": str(where)}, tensors)
+
+
+def _refuse_fused(folder: Path, files: WeightFiles) -> None:
+    fused = next((name for name in files.names() if any(part in name for part in _FUSED)), None)
+    if fused is not None:
+        raise UserError(
+            f"{folder} has {fused}: it was trained with query, key and value (or the feed-forward's halves) in one matrix, which "
+            "Hugging Face's model keeps apart. Train it without --fuse_attention_qkv and --fuse_attention_ffn, or merge it: "
+            "paddle-llm export"
+        )
+
+
+def _tied_head(folder: Path, base: str, family: str, files: WeightFiles) -> str | None:
+    """Hugging Face's name of the head, where it is the embedding and the adapter has trained that."""
+    if names.EMBEDDINGS[family] not in files:
+        return None
+    where, facts = _facts_of_base(folder, None, base)
+    return names.tied_head(family, _configuration(where, facts), foreign=True)
+
+
+def _facts_of_base(folder: Path, base: Path | None, named: str | None) -> tuple[Path, ModelFacts]:
+    name = str(base or named or "")
+    try:
+        where = find_model_folder(name) if name else None
+    except UserError:
+        where = None
+    if where is None:
+        raise UserError(
+            f"{folder} stands over {name or 'a base that it does not name'}, whose config.json is needed and not here: name its "
+            "folder by --base"
+        )
+    return where, read_model_facts(where)
+
+
+def _configuration(folder: Path, facts: ModelFacts) -> Any:
+    """PaddleNLP's of the base, nothing fused."""
+    run = RunConfig(model_name_or_path=str(folder), device="cpu", fuse_attention_qkv=False, fuse_attention_ffn=False)
+    return model_configuration(run, Layout(), find_family(facts), facts.raw, where=str(folder))

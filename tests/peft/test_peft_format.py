@@ -1,0 +1,350 @@
+"""LoRA adapters to and from PEFT's format: the same bits there and back, the same logits in PEFT's own library."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.peft.method import Method
+from tests.export.test_merged import TARGETS, base_folder, merged_in_network, network_of, trained_adapter
+from tests.peft.networks import METHODS, attached, logits, trained_values
+
+PYTHON = os.environ.get("PADDLE_LLM_PEFT_PYTHON")
+with_peft = pytest.mark.skipif(
+    not PYTHON, reason="PADDLE_LLM_PEFT_PYTHON names no Python with torch, transformers and Hugging Face's peft"
+)
+TOKENS = [[5, 9, 17, 33, 2, 71, 4, 12], [90, 3, 3, 45, 60, 7, 101, 8]]
+TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+# family -> a layer that LoRA stands beside, as PEFT's file names it
+NAMES = {
+    "llama": "model.layers.2.self_attn.q_proj",
+    "chatglm_v2": "transformer.encoder.layers.2.self_attention.query_key_value",
+    "bloom": "transformer.h.2.mlp.dense_4h_to_h",
+    "opt": "model.decoder.layers.2.fc1",
+    "qwen2": "model.layers.2.mlp.up_proj",
+}
+RETRAINED = {
+    "llama": ("embed_tokens", "lm_head"),
+    "chatglm_v2": ("output_layer",),
+    "bloom": ("ln_f",),
+    "opt": ("layers.1.linear2",),
+    "qwen2": ("layers.0.self_attn.k_proj",),
+}
+
+
+def made(folder: Path, family: str, **settings: Any) -> tuple[Path, Path]:
+    """(base, adapter of ours over it)."""
+    base = base_folder(folder / "base", family)
+    settings = {"targets": TARGETS[family], "modules_to_save": RETRAINED[family]} | settings
+    return base, trained_adapter(folder / "ours", base, Method("lora", rank=4, **settings))
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    file = folder / CONFIG
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.mark.parametrize("family", NAMES)
+def test_there_and_back_every_bit_is_the_same(family, tmp_path):
+    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.peft.save import load_adapter
+
+    base, ours = made(tmp_path, family, alpha=12.0, rslora=True, dropout=0.05)
+    to_peft(ours, tmp_path / "theirs")
+    described, tensors = (
+        json.loads((tmp_path / "theirs" / CONFIG).read_text()),
+        load_file(tmp_path / "theirs" / TENSORS),
+    )
+    assert described["peft_type"] == "LORA" and described["task_type"] == "CAUSAL_LM" and described["bias"] == "none"
+    assert (described["r"], described["lora_alpha"], described["lora_dropout"]) == (4, 12, 0.05)
+    assert described["use_rslora"] and described["base_model_name_or_path"] == str(base)
+    a, b = (tensors[f"base_model.model.{NAMES[family]}.lora_{which}.weight"] for which in "AB")
+    assert a.shape[0] == b.shape[1] == 4
+    from_peft(tmp_path / "theirs", tmp_path / "back")
+    first, again = load_file(ours / TENSORS), load_file(tmp_path / "back" / TENSORS)
+    assert first.keys() == again.keys()
+    assert all(
+        first[name].tobytes() == again[name].tobytes() and first[name].shape == again[name].shape for name in first
+    )
+    one, other = (json.loads((folder / CONFIG).read_text()) for folder in (ours, tmp_path / "back"))
+    for settings in (one["method"], other["method"]):
+        del settings["targets"], settings["modules_to_save"]  # other patterns for the same layers
+    assert one == other
+    assert (
+        _loaded(base, ours, family)
+        == _loaded(base, tmp_path / "back", family)
+        == _loaded(base, tmp_path / "theirs", family)
+    )
+    assert load_adapter(network_of(base, "float32"), tmp_path / "theirs", Layout()) is not None
+
+
+def _loaded(base: Path, adapter: Path, family: str) -> tuple[dict[str, bytes], bytes]:
+    """(what is trained, logits) of the network with an adapter."""
+    from paddle_llm.peft.save import load_adapter
+
+    model = load_adapter(network_of(base, "float32"), adapter, Layout())
+    model.eval()
+    values = trained_values(model)
+    return {name: values[name].tobytes() for name in sorted(values)}, logits(model, family).tobytes()
+
+
+def test_training_goes_on_and_export_merges_from_either_format(tmp_path):
+    from paddle_llm.export.source import open_source
+    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.save import continue_from, read_method
+
+    base, ours = made(tmp_path, "llama")
+    to_peft(ours, tmp_path / "theirs")
+    method = read_method(tmp_path / "theirs")  # before there is a network
+    model = attached(network_of(base, "float32"), method)
+    continue_from(model, tmp_path / "theirs")
+    first = load_file(ours / TENSORS)
+    values = trained_values(model)
+    assert values.keys() == first.keys() and all(np.array_equal(values[name], first[name]) for name in first)
+    wanted = merged_in_network(base, ours, "float32")
+    source = open_source(tmp_path / "theirs")  # the base is named in it
+    assert source.folder == base and all(np.array_equal(source.read(name), wanted[name]) for name in wanted)
+
+
+def test_layers_that_are_not_in_every_block_are_named_one_by_one(tmp_path):
+    from paddle_llm.peft.convert import from_peft, to_peft
+
+    base, ours = made(tmp_path, "llama", targets=(r".*\.[13]\.self_attn\.q_proj",), modules_to_save=())
+    to_peft(ours, tmp_path / "theirs")
+    described = json.loads((tmp_path / "theirs" / CONFIG).read_text())
+    assert described["target_modules"] == ["model.layers.1.self_attn.q_proj", "model.layers.3.self_attn.q_proj"]
+    assert described["modules_to_save"] is None
+    from_peft(tmp_path / "theirs", tmp_path / "back")
+    assert _loaded(base, ours, "llama") == _loaded(base, tmp_path / "back", "llama")
+
+
+@pytest.mark.parametrize("name", ["adalora", "prefix", "adapter", "prompt"])
+def test_what_peft_cannot_express_is_refused(name, tmp_path):
+    from paddle_llm.peft.convert import to_peft
+
+    base = base_folder(tmp_path / "base", "llama")
+    adapter = trained_adapter(tmp_path / "ours", base, METHODS[name])
+    with pytest.raises(UserError, match=f"trained by {METHODS[name].name}: PEFT"):
+        to_peft(adapter, tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_fused_matrices_are_refused(tmp_path):
+    from paddle_llm.peft.convert import to_peft
+
+    base = base_folder(tmp_path / "base", "llama")
+    adapter = trained_adapter(tmp_path / "ours", base, METHODS["lora"], fuse_attention_qkv=True)
+    with pytest.raises(UserError, match="qkv_proj.*keeps apart.*fuse_attention_qkv"):
+        to_peft(adapter, tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"use_dora": True}, "DoRA"),
+        ({"bias": "lora_only"}, "bias 'lora_only'"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern.*besides r 4"),
+        ({"alpha_pattern": {"q_proj": 2}}, "alpha_pattern.*besides lora_alpha 8"),
+        ({"init_lora_weights": "pissa_niter_4"}, "other weights"),
+        ({"peft_type": "LOHA"}, "LOHA"),
+        ({"layer_replication": [[0, 4], [2, 4]]}, "several times"),
+        ({"r": None}, "no r"),
+    ],
+)
+def test_what_an_adapter_of_pefts_may_ask_for_and_lora_here_does_not_is_refused(changes, message, tmp_path):
+    from paddle_llm.peft.save import load_adapter
+
+    base, theirs = _theirs(tmp_path)
+    edit(theirs, **changes)
+    with pytest.raises(UserError, match=message):
+        load_adapter(network_of(base, "float32"), theirs, Layout())
+
+
+def _theirs(folder: Path) -> tuple[Path, Path]:
+    from paddle_llm.peft.convert import to_peft
+
+    base, ours = made(folder, "llama", modules_to_save=())
+    to_peft(ours, folder / "theirs")
+    return base, folder / "theirs"
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path):
+    from paddle_llm.peft.convert import from_peft
+    from paddle_llm.peft.save import load_adapter
+
+    base, theirs = _theirs(tmp_path)
+    tensors = load_file(theirs / TENSORS)
+    network = network_of(base, "float32")
+
+    def refused(changed: dict[str, np.ndarray], message: str) -> None:
+        save_file(changed, theirs / TENSORS)
+        with pytest.raises(UserError, match=message):
+            load_adapter(network, theirs, Layout())
+
+    first = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
+    refused({name: value for name, value in tensors.items() if name != first}, "does not hold what")
+    refused(tensors | {"base_model.model.model.layers.0.strange.weight": tensors[first]}, "no weight of this base")
+    refused(
+        tensors | {"base_model.model.model.embed_tokens.lora_embedding_A": tensors[first]}, "no weight of this base"
+    )
+    other = base_folder(tmp_path / "other", "llama", hidden_size=32, intermediate_size=80)
+    save_file(tensors, theirs / TENSORS)
+    with pytest.raises(UserError, match=r"is \[64, 4\], over .*other it would be \[32, 4\]"):
+        from_peft(theirs, tmp_path / "back", base=other)
+    (theirs / TENSORS).rename(theirs / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model\.bin.*safe_serialization"):
+        load_adapter(network, theirs, Layout())
+
+
+def test_a_tied_embedding_that_was_trained_goes_with_its_head(tmp_path):
+    from paddle_llm.peft.convert import from_peft, to_peft
+
+    base = base_folder(tmp_path / "base", "llama", tie_word_embeddings=True)
+    method = Method("lora", rank=4, modules_to_save=("embed_tokens",))
+    ours, theirs = trained_adapter(tmp_path / "ours", base, method), tmp_path / "theirs"
+    to_peft(ours, theirs)
+    tensors = load_file(theirs / TENSORS)
+    head, embedding = "base_model.model.lm_head.weight", "base_model.model.model.embed_tokens.weight"
+    assert np.array_equal(tensors[head], tensors[embedding])
+    assert json.loads((theirs / CONFIG).read_text())["modules_to_save"] == ["lm_head", "model.embed_tokens"]
+    from_peft(theirs, tmp_path / "back")
+    assert _loaded(base, ours, "llama") == _loaded(base, tmp_path / "back", "llama")
+    save_file(tensors | {head: tensors[head] + 1}, theirs / TENSORS)
+    with pytest.raises(UserError, match="apart from the other"):
+        from_peft(theirs, tmp_path / "again")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="--base"):
+        to_peft(ours, tmp_path / "unknown")
+
+
+def test_bfloat16_keeps_its_bits(tmp_path):
+    from paddle_llm.peft.convert import from_peft, to_peft
+
+    base = base_folder(tmp_path / "base", "llama", "bfloat16")
+    ours = trained_adapter(tmp_path / "ours", base, METHODS["lora"], "bfloat16")
+    to_peft(ours, tmp_path / "theirs")
+    from_peft(tmp_path / "theirs", tmp_path / "back")
+    assert (ours / TENSORS).read_bytes() == (tmp_path / "back" / TENSORS).read_bytes()
+
+
+# ---- the command ----------------------------------------------------------------------------------------------------
+
+
+def command(*words: Any) -> str:
+    from paddle_llm.peft.convert_command import convert
+
+    return CliRunner().invoke(convert, [*map(str, words)], catch_exceptions=False).stdout
+
+
+def test_the_command(tmp_path):
+    base, ours = made(tmp_path, "llama")
+    ours.rename(tmp_path / "adapter")
+    out = tmp_path / "theirs"
+    assert command(tmp_path, out, "--to", "peft") == f"{out}\n"  # the output folder of a run
+    first = (out / TENSORS).read_bytes()
+    with pytest.raises(UserError, match="not empty.*--overwrite"):
+        command(tmp_path / "adapter", out, "--to", "peft")
+    command(tmp_path / "adapter", out, "--to", "peft", "--overwrite", "--base", base)
+    assert (out / TENSORS).read_bytes() == first and sorted(file.name for file in out.iterdir()) == [CONFIG, TENSORS]
+    with pytest.raises(UserError, match="in PEFT's format already"):
+        command(out, tmp_path / "more", "--to", "peft")
+    with pytest.raises(UserError, match="is no adapter.*not replaced"):
+        command(out, base, "--to", "paddle-llm", "--overwrite")
+    with pytest.raises(UserError, match="no adapter's folder"):
+        command(base, tmp_path / "more", "--to", "peft")
+    with pytest.raises(UserError, match="is or holds"):
+        command(out, tmp_path, "--to", "paddle-llm", "--overwrite")
+    base.rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="--base"):
+        command(out, tmp_path / "back", "--to", "paddle-llm")
+    command(out, tmp_path / "back", "--to", "paddle-llm", "--base", tmp_path / "moved")
+    assert (tmp_path / "back" / TENSORS).exists() and not list(tmp_path.glob("*.saving"))
+
+
+# ---- Hugging Face's own library -------------------------------------------------------------------------------------
+
+
+def library(action: str, *words: Any) -> None:
+    script = Path(__file__).with_name("peft_library.py")
+    done = subprocess.run(
+        [str(PYTHON), str(script), action, *map(str, words)], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "missing" not in done.stderr.lower() and "unexpected" not in done.stderr.lower(), done.stderr
+
+
+def ours_over(base: Path, adapter: Path) -> np.ndarray:
+    from paddle_llm.peft.save import load_adapter
+
+    model = load_adapter(network_of(base, "float32"), adapter, Layout())
+    model.eval()
+    return logits(model, inputs=_inputs())
+
+
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "llama": ("llama", {"num_key_value_heads": 2}, {"modules_to_save": ("embed_tokens", "lm_head")}),
+    "tied": (
+        "llama",
+        {"tie_word_embeddings": True},
+        {"modules_to_save": ("embed_tokens",), "rslora": True, "alpha": 5.0},
+    ),
+    "qwen2": ("qwen2", {}, {"modules_to_save": ("layers.0.self_attn.k_proj",)}),
+    "bloom": ("bloom", {}, {"modules_to_save": ("ln_f", "word_embeddings")}),
+    "opt": ("opt", {}, {"targets": ("linear1", "v_proj")}),
+    "some layers": ("llama", {}, {"targets": (r".*\.[13]\..*_proj",)}),
+}
+
+
+@with_peft
+@pytest.mark.parametrize("case", CASES)
+def test_peft_computes_the_same_with_an_adapter_of_ours(case, tmp_path):
+    from paddle_llm.peft.convert import to_peft
+
+    family, shape, settings = CASES[case]
+    base = base_folder(tmp_path / "base", family, **shape)
+    ours = trained_adapter(tmp_path / "ours", base, Method("lora", rank=4, **settings))
+    to_peft(ours, tmp_path / "theirs")
+    library("read", base, tmp_path / "theirs", tmp_path / "logits.npy", json.dumps(TOKENS))
+    theirs, here = np.load(tmp_path / "logits.npy"), ours_over(base, ours)
+    plain = logits(network_of(base, "float32"), inputs=_inputs())
+    assert np.abs(here - plain).max() > 0.05 * np.abs(plain).max()  # the adapter is no small thing
+    np.testing.assert_allclose(theirs, here, rtol=0, atol=1e-5 * np.abs(here).max())
+
+
+def _inputs() -> dict[str, Any]:
+    import paddle
+
+    return {"input_ids": paddle.to_tensor(TOKENS)}
+
+
+@with_peft
+@pytest.mark.parametrize(
+    "family, settings",
+    [
+        ("llama", {"r": 4, "lora_alpha": 16, "target_modules": "all-linear"}),
+        (
+            "llama",
+            {"r": 3, "lora_alpha": 7, "target_modules": ["q_proj"], "layers_to_transform": [1, 2], "use_rslora": True},
+        ),
+        ("opt", {"r": 4, "lora_alpha": 8, "target_modules": ["fc1", "out_proj"]}),
+        ("bloom", {"r": 4, "lora_alpha": 8, "modules_to_save": ["ln_f"]}),
+    ],
+    ids=["all-linear", "some layers", "opt", "bloom"],
+)
+def test_an_adapter_that_peft_wrote_computes_the_same_here(family, settings, tmp_path):
+    base, theirs = base_folder(tmp_path / "base", family), tmp_path / "theirs"
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    library("write", base, theirs, tmp_path / "settings.json")
+    library("read", base, theirs, tmp_path / "logits.npy", json.dumps(TOKENS))
+    wanted, here = np.load(tmp_path / "logits.npy"), ours_over(base, theirs)
+    np.testing.assert_allclose(here, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
