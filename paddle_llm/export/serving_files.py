@@ -1,0 +1,220 @@
+"""What a server reads beside weights and tokenizer: generation_config.json, the chat template, serve.sh; and the export's README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paddle_llm.config.console import say
+from paddle_llm.data.jinja_templates import AUTO, JINJA
+from paddle_llm.data.templates import EOS, TEMPLATES
+from paddle_llm.data.tokenizer import CONFIG_FILE
+from paddle_llm.export.chat_templates import jinja_form
+
+if TYPE_CHECKING:
+    from paddle_llm.export.comparing import Finding
+    from paddle_llm.export.source import Source
+
+GENERATION = "generation_config.json"
+# What transformers' GenerationConfig and PaddleNLP's have in common; the rest of PaddleNLP's means nothing elsewhere.
+_KEPT = (
+    "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "do_sample", "temperature", "top_k", "top_p",
+    "min_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_beams", "num_beam_groups", "diversity_penalty",
+    "use_cache", "num_return_sequences", "forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id",
+    "suppress_tokens", "bad_words_ids", "stop_strings",
+)  # fmt: skip
+_STRATEGIES = {
+    "sampling": {"do_sample": True},
+    "greedy_search": {"do_sample": False},
+    "beam_search": {"do_sample": False},
+}
+
+
+def write_generation_config(source: Source, staged: Path) -> None:
+    """Write generation_config.json: the ids that begin, end and pad a text, and how the source samples by default.
+
+    What ends a text is all that the source's files name, and what ends an answer in the template of its training. After
+    `write_tokenizer`.
+    """
+    given = source.generation
+    values = {key: given[key] for key in _KEPT if given.get(key) is not None}
+    values |= _STRATEGIES.get(given.get("decode_strategy", ""), {})
+    ends = [*_ids(given.get("eos_token_id")), *_ids(source.config.eos_token_id), *_template_ends(source, staged)]
+    ends = [number for number in dict.fromkeys(ends) if 0 <= number < source.facts.vocab_size]
+    if ends:
+        values["eos_token_id"] = ends if len(ends) > 1 else ends[0]
+    for name in ("bos_token_id", "pad_token_id"):
+        for number in (*_ids(given.get(name)), *_ids(getattr(source.config, name, None))):
+            if 0 <= number < source.facts.vocab_size:
+                values.setdefault(name, number)
+    if "pad_token_id" not in values and ends:
+        values["pad_token_id"] = ends[0]  # a batch is padded with something; what ends a text does no harm
+    (staged / GENERATION).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _ids(value: Any) -> list[int]:
+    return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
+
+
+def _template_ends(source: Source, staged: Path) -> list[int]:
+    """The ids of what ends an answer in the training's template."""
+    template = TEMPLATES.get(source.template or "")
+    if template is None or not (staged / "tokenizer.json").is_file():
+        return []
+    added = json.loads((staged / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
+    numbers = {token["content"]: token["id"] for token in added}
+    return [numbers[piece.text] for piece in template.stops if piece.text != EOS and piece.text in numbers]
+
+
+def write_chat_template(source: Source, staged: Path) -> None:
+    """Put a chat template into the export's tokenizer_config.json: that of the training, else the tokenizer's own.
+
+    A named template of ours is written as Jinja that gives the same text. Without any, it is said that there is none.
+    """
+    path = staged / CONFIG_FILE
+    if source.tokenizer is None or not path.is_file():
+        return
+    config = json.loads(path.read_text(encoding="utf-8"))
+    template, why = _choose(source)
+    if template is None:
+        config.pop("chat_template", None)
+        say(f"no chat template: {why}. Completions work, chat requests do not")
+    else:
+        config["chat_template"] = template
+    path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def _choose(source: Source) -> tuple[str | None, str]:
+    """The template's text, and why there is none."""
+    assert source.tokenizer is not None
+    name = source.template
+    if name in TEMPLATES:
+        return _named(source, name), ""
+    if name not in (None, AUTO, JINJA):
+        file = Path(name)
+        if file.is_file():
+            return file.read_text(encoding="utf-8"), ""
+        return None, f"the training used {name}, which is not here"
+    own = _own(source.tokenizer)
+    if own is not None:
+        return own, ""
+    if name == AUTO:  # what the training took for a tokenizer without one
+        return _named(source, "default"), ""
+    return None, "the tokenizer brings none, and no fine-tuning is on record"
+
+
+def _own(folder: Path) -> str | None:
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    file = folder / "chat_template.jinja"
+    if file.is_file():  # transformers takes it before the one in the configuration
+        return file.read_text(encoding="utf-8")
+    own = config.get("chat_template")
+    if isinstance(own, list):
+        own = next((entry.get("template") for entry in own if entry.get("name") == "default"), None)
+    return own if isinstance(own, str) else None
+
+
+def _named(source: Source, name: str) -> str:
+    from paddle_llm.data.text_codec import open_codec
+
+    codec = open_codec(str(source.tokenizer))
+    blank = codec.encode("a") != codec.follow("a")
+    prefix = "{{ bos_token }}" if codec.prefix_ids == [codec.bos_id] else codec.show(codec.prefix_ids)
+    suffix = codec.show(codec.prefix_lm) if codec.prefix_lm else ""
+    return jinja_form(name, prefix=prefix, suffix=suffix, blank=blank)
+
+
+def write_serving(source: Source, staged: Path) -> None:
+    """Write serve.sh, which serves the folder that it lies in with FastDeploy 2.x."""
+    length = getattr(source.config, "max_position_embeddings", None) or getattr(
+        source.config, "max_sequence_length", None
+    )
+    longest = f"--max-model-len {length} " if length else ""
+    script = staged / "serve.sh"
+    script.write_text(_SERVE.format(longest=longest), encoding="utf-8")
+    script.chmod(0o755)
+
+
+_SERVE = """#!/bin/sh
+# Serves the model in this folder over an API like OpenAI's, with FastDeploy 2.x on a GPU:
+#   sh serve.sh [PORT] [more arguments of the server, such as --tensor-parallel-size 2 or --quantization wint8]
+set -eu
+here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
+port=${{1:-8180}}
+[ "$#" -eq 0 ] || shift
+case $port in
+    '' | *[!0-9]*) echo "usage: sh serve.sh [PORT] [arguments of the server]" >&2; exit 2 ;;
+esac
+exec python -m fastdeploy.entrypoints.openai.api_server \\
+    --model "$here" --port "$port" {longest}--load-choices default_v1 "$@"
+"""
+
+_TITLES = {
+    "hf": "for Hugging Face's transformers",
+    "fastdeploy": "for FastDeploy 2.x",
+    "static": "as a static program for paddle.inference",
+}
+_NOT_PROVEN = {
+    "hf": "Nothing but the engines in the table has been asked.",
+    "fastdeploy": (
+        "FastDeploy 2.x itself was not run: it needs a GPU. The folder keeps its contract (config.json, names, layout and types of the "
+        "weights, tokenizer.json, chat template), and the engines in the table, which read the same files, were asked."
+    ),
+    "static": "The program has been run on a CPU only.",
+}
+_USE = {
+    "hf": 'Load it with `AutoModelForCausalLM.from_pretrained("this folder")`.',
+    "fastdeploy": "Serve it with `sh serve.sh 8180` where FastDeploy 2.x is installed.",
+    "static": 'Answer prompts with `paddle-llm generate --static "this folder"`.',
+}
+
+
+def write_readme(staged: Path, target: str, findings: Sequence[Finding], described: dict[str, Any]) -> None:
+    """Write README.md: what was exported, and what was and was not proven.
+
+    Args:
+        findings: of the verification; [] where there was none.
+        described: the record that goes into export.json (source, adapter, family, dtype, paddle_llm).
+    """
+    adapter = f", with the adapter `{described['adapter']}`" if described.get("adapter") else ""
+    lines = [
+        f"# {described['family']} {_TITLES[target]}",
+        "",
+        f"Exported from `{described['source']}`{adapter} by paddle_llm {described['paddle_llm']}; weights: {described['dtype']}. "
+        + _USE[target],
+        "",
+        "## What was proven",
+        "",
+        *_proven(findings),
+        "",
+        "## What was not",
+        "",
+        _NOT_PROVEN[target],
+        *(f"- {one.engine}: not run. {one.note}" for one in findings if one.passed is None),
+    ]
+    (staged / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _proven(findings: Sequence[Finding]) -> list[str]:
+    ran = [one for one in findings if one.passed is not None]
+    if not ran:
+        return ["Nothing: the export was not compared with its source (`--no_verify`)."]
+    rows = [
+        f"| {one.engine} | {one.what} | {one.prompts or '-'} | {f'{one.tokens_equal} of {one.tokens}' if one.tokens else '-'} "
+        f"| {_figure(one.largest_logit_difference)} | {_figure(one.limit)} | {'passed' if one.passed else 'FAILED'} {one.note} |"
+        for one in ran
+    ]
+    return [
+        "Each engine was given the same prompts as the source and its answers compared. Differences of logits are in standard deviations of "
+        "the source's logits.",
+        "",
+        "| engine | what | prompts | greedy tokens equal | largest difference of logits | limit | |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}"

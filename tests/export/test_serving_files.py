@@ -1,0 +1,239 @@
+"""What a server reads beside the weights: the ids that end a text, chat templates that say what training said, serve.sh, README."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.encode_instruction import InstructionEncoder
+from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.data.jinja_sandbox import compile_template, render
+from paddle_llm.data.templates import BOS, EOS, PREFIX, TEMPLATES
+from paddle_llm.data.text_codec import open_codec
+from paddle_llm.export.chat_templates import jinja_form
+from paddle_llm.export.comparing import Finding
+from paddle_llm.export.serving_files import write_chat_template, write_generation_config, write_readme, write_serving
+from paddle_llm.export.tokenizer_json import write_tokenizer
+
+SPELLED = {PREFIX: "<P>", BOS: "<B>", EOS: "<E>"}
+TALK = (
+    Turn("user", " What is it?\n"),
+    Turn("assistant", "A tree. "),
+    Turn("user", "Où ça {{ 1 }} 'x' \"y\"?"),
+    Turn("assistant", "这里\n\n"),
+    Turn("user", "谢谢"),
+    Turn("assistant", "不客气"),
+)
+SYSTEM = Turn("system", " Be kind.\nAlways. ")
+TOOLS = (
+    Turn("user", "2+2?"),
+    Turn("assistant", "add(2, 2)"),
+    Turn("tool", "4"),
+    Turn("tool", "ok"),
+    Turn("assistant", "4"),
+)
+
+
+def spoken_text(name: str, turns: tuple[Turn, ...], blank: str) -> str:
+    """What training's template says, special tokens spelled out; `blank` where a text is tokenised anew behind another."""
+    text, behind_text = "", False
+    for spoken in TEMPLATES[name].speak(Conversation(turns)):
+        for piece in [*spoken.prompt, *(spoken.answer or [])]:
+            if piece.starts and behind_text and not piece.mark:
+                text += blank
+            text += SPELLED.get(piece.text, piece.text) if piece.mark else piece.text
+            behind_text = not piece.mark and (behind_text or bool(piece.text))
+    return text
+
+
+def rendered(source: str, turns: tuple[Turn, ...], **values: str) -> str:
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    values = {"bos_token": "<B>", "eos_token": "<E>", **values}
+    asked = turns[-1].role != "assistant"
+    return render(compile_template(source, "test"), {"messages": messages, "add_generation_prompt": asked, **values})
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_jinja_form_says_what_training_said(name, blank):
+    form = jinja_form(name, prefix="<P>", blank=bool(blank))
+    talks = [talk[:length] for talk in (TALK, (SYSTEM, *TALK)) for length in range(1, len(talk) + 1)]
+    talks = [talk for talk in talks if talk[-1].role != "system"]
+    if TEMPLATES[name].tools:
+        talks += [TOOLS, TOOLS[:3], TOOLS[:4], (SYSTEM, *TOOLS)]
+    for talk in talks:
+        assert rendered(form, talk) == spoken_text(name, talk, blank), talk
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_turns_out_of_order_are_refused(name):
+    form = jinja_form(name)
+    for talk in [(TALK[0], TALK[2]), TALK[1:], (TALK[0], SYSTEM), *([] if TEMPLATES[name].tools else [TOOLS])]:
+        with pytest.raises(UserError, match="turns|tool"):
+            rendered(form, talk)
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory) -> Path:
+    import pydoc_data.topics
+
+    from paddle_llm.data.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("bpe")
+    train_tokenizer(pydoc_data.topics.topics.values(), str(folder), 700, model_type="bpe")
+    return folder
+
+
+def a_source(tokenizer: Path, template: str | None = None, generation: dict | None = None, **config) -> SimpleNamespace:
+    values = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": None, "max_position_embeddings": 2048, **config}
+    return SimpleNamespace(
+        folder=tokenizer,
+        tokenizer=tokenizer,
+        template=template,
+        generation=generation or {},
+        config=SimpleNamespace(**values),
+        facts=SimpleNamespace(vocab_size=700),
+        family=SimpleNamespace(name="llama"),
+    )
+
+
+@pytest.mark.parametrize("name", ["default", "llama2", "alpaca", "bloomz", "chatglm2"])
+def test_a_server_feeds_the_ids_of_training(name, bpe, tmp_path):
+    import tokenizers
+
+    source = a_source(bpe, name)
+    write_tokenizer(source, tmp_path, "fastdeploy")
+    write_chat_template(source, tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    encoder = InstructionEncoder(open_codec(str(bpe)), TEMPLATES[name], max_length=4000)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    plain = tuple(replace(turn, content=turn.content.strip()) for turn in TALK)
+    for talk in (plain[:1], plain[:3], plain[:5], (replace(SYSTEM, content="Be kind."), *plain[:3])):
+        text = rendered(config["chat_template"], talk, bos_token=config["bos_token"], eos_token=config["eos_token"])
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        assert ids == encoder.prompt(Conversation(talk)).input_ids.tolist()
+
+
+def chat_template(folder: Path) -> str | None:
+    return json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template")
+
+
+def test_the_tokenizers_own_template_is_carried_over(bpe, tmp_path):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(bpe, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    own = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": own}))
+    found = []
+    for _ in range(2):
+        staged = tmp_path / f"out{len(found)}"
+        staged.mkdir()
+        write_tokenizer(a_source(folder), staged, "hf")
+        write_chat_template(a_source(folder), staged)
+        found.append(chat_template(staged))
+        (folder / "chat_template.jinja").write_text("J")  # the second time
+    assert found == ["D", "J"]
+
+
+def test_no_template_is_said(bpe, tmp_path, capsys):
+    write_tokenizer(a_source(bpe), tmp_path, "hf")
+    write_chat_template(a_source(bpe), tmp_path)
+    assert chat_template(tmp_path) is None and "no chat template" in capsys.readouterr().err
+    write_chat_template(a_source(bpe, "auto"), tmp_path)
+    assert chat_template(tmp_path) == jinja_form("default", prefix="{{ bos_token }}", blank=True)
+    write_chat_template(a_source(bpe, str(tmp_path / "gone.jinja")), tmp_path)
+    assert chat_template(tmp_path) is None and "gone.jinja, which is not here" in capsys.readouterr().err
+    (tmp_path / "mine.jinja").write_text("M")
+    write_chat_template(a_source(bpe, str(tmp_path / "mine.jinja")), tmp_path)
+    assert chat_template(tmp_path) == "M"
+
+
+def test_generation_config(bpe, tmp_path):
+    given = {
+        "eos_token_id": [5, 2],
+        "decode_strategy": "sampling",
+        "top_p": 0.7,
+        "trunc_input": True,
+        "paddlenlp_version": "3",
+    }
+    write_generation_config(a_source(bpe, generation=given), tmp_path)
+    found = json.loads((tmp_path / "generation_config.json").read_text())
+    expected = {"eos_token_id": [5, 2], "do_sample": True, "top_p": 0.7, "bos_token_id": 1, "pad_token_id": 5}
+    assert found == expected
+    write_generation_config(a_source(bpe, eos_token_id=9999, pad_token_id=3), tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 1, "pad_token_id": 3}
+
+
+def test_what_ends_an_answer_ends_a_text(bpe, tmp_path):
+    """LLaMA 3 and ChatML end an answer with another token than a text."""
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(bpe, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    marks = ["<|im_start|>", "<|im_end|>"]
+    (folder / "added_tokens.json").write_text(json.dumps({mark: 700 + i for i, mark in enumerate(marks)}))
+    config["additional_special_tokens"] = marks
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    source = a_source(folder, "chatml")
+    source.facts.vocab_size = 702
+    write_tokenizer(source, tmp_path, "fastdeploy")
+    write_generation_config(source, tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 701]
+
+
+@pytest.fixture
+def script(bpe, tmp_path) -> Path:
+    folder = tmp_path / "a folder's name"
+    folder.mkdir()
+    write_serving(a_source(bpe), folder)
+    return folder / "serve.sh"
+
+
+def test_serve_sh_starts_the_server_on_its_own_folder(script, tmp_path):
+    stand_in = tmp_path / "bin" / "python"  # prints its arguments, as nothing here can run the server
+    stand_in.parent.mkdir()
+    stand_in.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    stand_in.chmod(0o755)
+
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        path = f"{stand_in.parent}:/usr/bin:/bin"
+        return subprocess.run(
+            ["sh", str(script), *arguments], env={"PATH": path}, capture_output=True, text=True, cwd="/"
+        )
+
+    server = ["-m", "fastdeploy.entrypoints.openai.api_server"]
+    rest = ["--max-model-len", "2048", "--load-choices", "default_v1"]
+    assert run().stdout.splitlines() == [*server, "--model", str(script.parent), "--port", "8180", *rest]
+    given = run("9000", "--quantization", "wint8").stdout.splitlines()
+    assert given == [*server, "--model", str(script.parent), "--port", "9000", *rest, "--quantization", "wint8"]
+    refused = run("--help")
+    assert refused.returncode == 2 and "usage" in refused.stderr
+
+
+def test_serve_sh_is_clean(script):
+    assert subprocess.run(["sh", "-n", str(script)], capture_output=True).returncode == 0
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    assert subprocess.run(["shellcheck", str(script)], capture_output=True, text=True).stdout == ""
+
+
+def test_the_readme_says_what_was_and_was_not_proven(tmp_path):
+    described = {"source": "/models/a", "adapter": None, "family": "llama", "dtype": "as stored", "paddle_llm": "0"}
+    findings = [
+        Finding("transformers 4", "logits and greedy tokens", 5, 80, 80, 2e-6, 1e-3),
+        Finding("paddleformers", "logits", passed=None, note="not installed"),
+    ]
+    write_readme(tmp_path, "fastdeploy", findings, described)
+    text = (tmp_path / "README.md").read_text()
+    proven, not_proven = text.split("## What was not")
+    assert "| transformers 4 | logits and greedy tokens | 5 | 80 of 80 | 2.0e-06 | 1.0e-03 | passed" in proven
+    assert "FastDeploy 2.x itself was not run: it needs a GPU" in not_proven and "paddleformers: not run" in not_proven
+    write_readme(tmp_path, "hf", [], {**described, "adapter": "/adapters/b"})
+    text = (tmp_path / "README.md").read_text()
+    assert "Nothing: the export was not compared" in text and "/adapters/b" in text
