@@ -78,7 +78,7 @@ _TIED_HEADS = {  # GLM's network has none
     "opt": "lm_head.decoder_weight",
     "qwen2": "lm_head.weight",
 }
-_FOREIGN_TIED_HEAD = "lm_head.weight"
+FOREIGN_TIED_HEAD = "lm_head.weight"
 # Left out by a checkpoint that was saved from the bare network, without its head.
 BASE_PREFIXES = {family: f"{family}." for family in EMBEDDINGS}
 _FOREIGN_BASE_PREFIXES = {
@@ -166,7 +166,7 @@ def tied_head(family: str, config: Any, *, foreign: bool) -> str | None:
     """The copy of the embedding that files may carry besides, as Hugging Face or PaddleNLP names it; None if untied."""
     if not is_tied(family, config):
         return None
-    return _FOREIGN_TIED_HEAD if foreign else _TIED_HEADS.get(family)
+    return FOREIGN_TIED_HEAD if foreign else _TIED_HEADS.get(family)
 
 
 def native_spellings(family: str, name: str) -> tuple[str, ...]:

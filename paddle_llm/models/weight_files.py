@@ -204,8 +204,12 @@ def _read_header(file: Path) -> tuple[dict[str, Any], int]:
     return header, 8 + length
 
 
-def write_safetensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """A safetensors file. Paddle hands bfloat16 out as its bits in uint16, a type that no weight has otherwise."""
+def write_safetensors(file: Path, tensors: dict[str, np.ndarray], *, format: str = "np") -> None:
+    """A safetensors file. Paddle hands bfloat16 out as its bits in uint16, a type that no weight has otherwise.
+
+    Args:
+        format: what it says of itself: "pt" where torch's libraries look for that.
+    """
     kept = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
     specs = {
         key: TensorSpec(
@@ -216,4 +220,4 @@ def write_safetensors(file: Path, tensors: dict[str, np.ndarray]) -> None:
         )
         for key, value in kept.items()
     }
-    serialize_file(specs, file, metadata={"format": "np"})
+    serialize_file(specs, file, metadata={"format": format})

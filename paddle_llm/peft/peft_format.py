@@ -58,11 +58,13 @@ def method_of_peft(folder: Path, described: dict[str, Any], base: dict[str, Any]
         UserError: it does something that LoRA here does not.
     """
     _check(folder, described)
-    keys = PeftFile(folder).names()
-    layers = [match.group(1) for key in keys if (match := _LORA.fullmatch(key))]
-    others = [key for key in keys if not _LORA.fullmatch(key)]
-    if not layers:
-        raise UserError(f"{folder / TENSORS} holds no matrices of LoRA")
+    files = PeftFile(folder)
+    layers = [match.group(1) for key in files.names() if (match := _LORA.fullmatch(key))]
+    others = [key for key in files.names() if not _LORA.fullmatch(key)]
+    strange = [key for key in others if ".lora_" in key]
+    if strange or not layers:
+        what = f"holds {strange[0]}, LoRA beside what is no linear layer" if strange else "holds no matrices of LoRA"
+        raise UserError(f"{folder / TENSORS} {what}")
     return Method(
         "lora",
         rank=int(described["r"]),
@@ -70,7 +72,15 @@ def method_of_peft(folder: Path, described: dict[str, Any], base: dict[str, Any]
         dropout=float(described.get("lora_dropout") or 0.0),
         targets=_targets(layers, base),
         rslora=bool(described.get("use_rslora")),
-        modules_to_save=tuple(dict.fromkeys(_pattern(key, base) for key in others)),
+        modules_to_save=tuple(dict.fromkeys(_pattern(key, base) for key in others if not _is_copy(files, key, others))),
+    )
+
+
+def _is_copy(files: PeftFile, key: str, others: list[str]) -> bool:
+    """Whether it is the head of a base that ties it to its embedding: the same numbers a second time."""
+    return key == names.FOREIGN_TIED_HEAD and any(
+        one != key and files.shape(one) == files.shape(key) and np.array_equal(files.view(one), files.view(key))
+        for one in others
     )
 
 
