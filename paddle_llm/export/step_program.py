@@ -191,9 +191,7 @@ class _Layer(nn.Layer):
         x = self.up(x)
         kind = self.plan.activation
         if kind == "swiglu":
-            from paddle.incubate.nn.functional import swiglu
-
-            return self.down(swiglu(x))
+            return self.down(F.swiglu(x))
         return self.down(F.relu(x) if kind == "relu" else F.gelu(x, approximate=True))
 
 

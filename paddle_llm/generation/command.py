@@ -28,6 +28,7 @@ Examples:
   paddle-llm generate models/llama-7b --prompt "Once" --temperature 0.8 --top_p 0.9 --seed 7
   paddle-llm generate models/llama-7b --adapter output/lora/adapter --input dev.jsonl --output answers.jsonl
   paddle-llm generate models/chatglm3-6b --chat
+  paddle-llm generate exports/program --static --prompt "Once"
   python -m paddle.distributed.launch --gpus 0,1 $(which paddle-llm) generate models/llama-65b --input questions.jsonl
 """
 _ROOM, _ROOM_OF_ANSWERS = 64, 512
@@ -90,6 +91,7 @@ _AT_MOST_ONE = click.IntRange(1)
 @click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. [default: MODEL_FOLDER]")
 @click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: the best there is]")
+@click.option("--static", is_flag=True, help="MODEL_FOLDER is a static export: run its program, in paddle.inference.")
 def generate(
     model_folder: Path,
     prompts: tuple[str, ...],
@@ -141,6 +143,7 @@ def _check_options(
     """Raise UserError for what cannot be, before anything is loaded."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give one with config.json, weights and a tokenizer")
+    _check_static(folder, options)
     given = [name for name, there in (("--prompt", prompts), ("--input", input_file), ("--chat", chat)) if there]
     if len(given) != 1:
         raise UserError(f"{' and '.join(given) or 'nothing to do'}: give one of --prompt, --input and --chat")
@@ -158,16 +161,34 @@ def _check_options(
             raise UserError("--chat shows words as they come, which a search cannot: leave --num_beams out")
 
 
+def _check_static(folder: Path, options: dict[str, Any]) -> None:
+    """Raise UserError where --static and the folder do not fit, or an option is not for a static export."""
+    from paddle_llm.generation.static_network import is_static, read_step
+
+    if not options["static"]:
+        if is_static(folder):
+            raise UserError(f"{folder} is a static export: add --static to run it")
+        return
+    read_step(folder)
+    ranks = os.environ.get("PADDLE_TRAINERS_NUM", "1")
+    refused = [
+        (options["adapter"], "--adapter", "a program's weights are fixed: export the model with its --adapter"),
+        (options["device"] == "gpu", "--device gpu", "it computes on the CPU: leave it out"),
+        (options["allow_pickle"], "--allow_pickle", "it has no pickles: leave it out"),
+        (int(ranks) > 1, f"a launch of {ranks} ranks", "it is not split over ranks: run it in one process"),
+    ]
+    for asked, name, reason in refused:
+        if asked:
+            raise UserError(f"{name} with a static export ({folder}): {reason}")
+
+
 def _prepare(folder: Path, requests: Sequence[Request], options: dict[str, Any]) -> tuple[Generator, Reader]:
     """Load the network, and find out how it is asked."""
-    from paddle_llm.generation.network import load_network, start_process
+    loaded = _load(folder, options)
     from paddle_llm.generation.requests import reader_of
     from paddle_llm.generation.texts import Generator, positions_of
     from paddle_llm.parallel.mesh import current_mesh
 
-    device, layout = start_process(options["device"])
-    places = {name: options[name] for name in ("tokenizer", "adapter", "allow_pickle")}
-    loaded: Loaded = load_network(folder, device, layout, **places)
     positions = positions_of(loaded.model.config) or 1 << 20
     asked_room = options["max_new_tokens"]
     reader = reader_of(
@@ -183,8 +204,18 @@ def _prepare(folder: Path, requests: Sequence[Request], options: dict[str, Any])
     names = ("temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "length_penalty", "seed")
     choice = Choice(**{name: options[name] for name in names})
     ends = frozenset(loaded.end_ids) | reader.stop_ids
-    tensor = current_mesh(layout).tensor
+    tensor = None if options["static"] else current_mesh(loaded.layout).tensor
     return Generator(loaded.model, loaded.family, loaded.codec, ends, choice, room, tensor), reader
+
+
+def _load(folder: Path, options: dict[str, Any]) -> Loaded:
+    from paddle_llm.generation.network import load_network, open_static, start_process
+
+    if options["static"]:
+        return open_static(folder, options["tokenizer"])
+    device, layout = start_process(options["device"])
+    places = {name: options[name] for name in ("tokenizer", "adapter", "allow_pickle")}
+    return load_network(folder, device, layout, **places)
 
 
 def continued(text: str, answer: Answer, codec: Any) -> str:

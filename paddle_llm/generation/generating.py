@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from paddle_llm.generation.static_network import StaticModel
 from paddle_llm.parallel.sharded_weights import resident
 
 
@@ -16,6 +17,9 @@ def generating(model: Any) -> Iterator[None]:
     With sharding stage 3 each rank then holds all weights (collective over the sharding group), as without sharding: a
     network that brought them anew for each token would spend its time on that.
     """
+    if isinstance(model, StaticModel):  # it can do nothing else
+        yield
+        return
     modes = [(layer, layer.training) for layer in model.sublayers(include_self=True)]
     config, split = model.config, model.config.tensor_parallel_output
     model.eval()

@@ -19,9 +19,10 @@ from paddle_llm.data.text_codec import TextCodec
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in evaluation mode with the words that it reads.
+    """A network in evaluation mode, or a static export, with the words that it reads.
 
     Attributes:
+        model: PaddleNLP's, or a `StaticModel`.
         family: the network's, by name.
         end_ids: what ends a text, as the model's own files and its tokenizer say.
         template: what the network was fine-tuned with, where its training's record stands beside it.
@@ -115,6 +116,18 @@ def load_network(
     model.eval()
     ends = _ends_of(folder, facts.raw) | ({codec.eos_id} if codec.eos_id is not None else set())
     return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), _template_of(adapter or folder))
+
+
+def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
+    """A static export in this process, which is set up for it; the tokenizer of another folder if one is given.
+
+    Raises:
+        UserError: the folder is no static export.
+    """
+    from paddle_llm.generation.static_network import StaticModel
+
+    model = StaticModel(folder, tokenizer=tokenizer)
+    return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template)
 
 
 def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:

@@ -14,8 +14,11 @@ heads, D head width, V vocabulary.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,19 +90,20 @@ class StaticModel:
     Args:
         folder: with model.json, model.pdiparams, step.json and a tokenizer.
         threads: of the arithmetic; None: the machine's cores, or OMP_NUM_THREADS.
+        tokenizer: folder of another tokenizer than the export's.
 
     Attributes:
-        config: a `Step`. codec: the tokenizer's.
+        config: a `Step`.
 
     Raises:
         UserError: it is no static export.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None):
+    def __init__(self, folder: str | Path, threads: int | None = None, *, tokenizer: Path | None = None):
         self.folder = Path(folder)
         self.config = read_step(self.folder)
         self.family = self.config.family
-        self._codec: Any = None
+        self._tokenizer = tokenizer or self.folder
         self._predictor = _open(self.folder, threads)
         names = [f"past_{which}_{layer}" for layer in range(self.config.layers) for which in ("k", "v")]
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
@@ -107,13 +111,12 @@ class StaticModel:
         self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
         self._given: Any = None
 
-    @property
+    @cached_property
     def codec(self) -> Any:
-        if self._codec is None:
-            from paddle_llm.data.text_codec import open_codec
+        """The tokenizer, a `TextCodec`."""
+        from paddle_llm.data.text_codec import open_codec
 
-            self._codec = open_codec(str(self.folder))
-        return self._codec
+        return open_codec(str(self._tokenizer))
 
     def open(self, prompts: Sequence[Prompt], room: int) -> StaticNetwork:
         """One batch of prompts; see `StaticNetwork`."""
@@ -288,6 +291,7 @@ def _open(folder: Path, threads: int | None) -> Any:
 
     config = inference.Config(str(folder / _PROGRAM), str(folder / _WEIGHTS))
     config.disable_gpu()
+    config.disable_mkldnn()  # oneDNN took 1.7 times as long a step at batch 1, and prints on stdout
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
     return inference.create_predictor(config)
@@ -295,12 +299,12 @@ def _open(folder: Path, threads: int | None) -> Any:
 
 def _prepare(threads: int | None) -> int:
     """Set the process up before paddle is imported, as training does; returns the number of threads."""
-    import os
-    import sys
-
     from paddle_llm.parallel.host import import_paddle, prepare_host
 
     if "paddle" not in sys.modules:
         prepare_host("cpu", threads)
         import_paddle()
+        import paddle
+
+        paddle.set_device("cpu")
     return threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))

@@ -1,0 +1,190 @@
+"""Static exports: the tokens of the network they were made of, by decode, from Python and by `paddle-llm generate --static`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.generation.choice import Choice
+from paddle_llm.generation.command import generate
+from paddle_llm.models.prompt import Prompt
+from tests.export.static_folders import export_static
+from tests.generation.folders import write_folder
+from tests.generation.test_command import TEXT, rows
+from tests.models.building import build
+
+PROMPTS = [np.random.default_rng(length).integers(10, 390, length).tolist() for length in (7, 2, 19)]
+
+
+def run(*arguments, **options):
+    """(stdout, stderr) of the command in this process."""
+    result = CliRunner().invoke(generate, [*map(str, arguments)], catch_exceptions=False, **options)
+    return result.stdout, result.stderr
+
+
+def refused(*arguments) -> str:
+    with pytest.raises(UserError) as refusal:
+        run(*arguments)
+    return str(refusal.value)
+
+
+@pytest.fixture(scope="module")
+def program(llama, tmp_path_factory):
+    return export_static(llama, tmp_path_factory.mktemp("static") / "program")
+
+
+@pytest.fixture(scope="module")
+def static(program):
+    from paddle_llm.generation.static_network import StaticModel
+
+    return StaticModel(program)
+
+
+@pytest.fixture(scope="module")
+def network(llama):
+    model = build(llama, load=True)
+    model.eval()
+    return model
+
+
+def tokens(model, prompts=PROMPTS, rooms=None, choice=None, stop_ids=(), **options):
+    from paddle_llm.generation.decode import decode
+
+    batch = [Prompt(ids) for ids in prompts]
+    return decode(model, "llama", batch, rooms or [24] * len(batch), stop_ids, choice or Choice(), **options)
+
+
+def test_a_batch_of_unequal_lengths_and_rooms(network, static):
+    rooms = [24, 100, 3]
+    found = tokens(static, rooms=rooms)
+    assert found == tokens(network, rooms=rooms)
+    assert [len(text) for text in found] == rooms
+    assert found == [tokens(static, [ids], [room])[0] for ids, room in zip(PROMPTS, rooms, strict=True)]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        Choice(temperature=1.3, seed=3),
+        Choice(top_k=5, seed=4),
+        Choice(temperature=0.9, top_p=0.8, seed=5),
+        Choice(repetition_penalty=1.4),
+        Choice(repetition_penalty=1.2, top_p=0.9, top_k=20, seed=6),
+        Choice(num_beams=3),
+    ],
+    ids=str,
+)
+def test_the_same_choices(network, static, choice):
+    found = tokens(static, choice=choice)
+    assert found == tokens(network, choice=choice)
+    assert found != tokens(static)
+
+
+def test_several_ends(network, static):
+    free = tokens(static)
+    ends = [free[0][5], free[1][2]]
+    found = tokens(static, stop_ids=ends)
+    assert found == tokens(network, stop_ids=ends)
+    assert found[0] == free[0][: min(free[0].index(end) for end in ends if end in free[0])] and len(found[1]) <= 2
+
+
+def test_tokens_are_told_as_they_come(network, static):
+    told, of_network = [], []
+    found = tokens(static, on_token=lambda *token: told.append(token))
+    tokens(network, on_token=lambda *token: of_network.append(token))
+    assert told == of_network and [number for number, _ in told[:4]] == [0, 1, 2, 0]
+    assert [[token for number, token in told if number == row] for row in range(3)] == found
+
+
+def test_two_batches_at_a_time_do_not_meet(static):
+    from paddle_llm.generation.static_network import StaticNetwork
+
+    def step(network, logits):
+        return network.read(logits.argmax(axis=-1))
+
+    batches = [StaticNetwork(static, [Prompt(ids)], 8) for ids in PROMPTS[:2]]
+    together = [network.read_prompts() for network in batches]
+    for _ in range(4):
+        together = [step(network, logits) for network, logits in zip(batches, together, strict=True)]
+    for ids, logits in zip(PROMPTS, together, strict=False):
+        network = StaticNetwork(static, [Prompt(ids)], 8)
+        alone = network.read_prompts()
+        for _ in range(4):
+            alone = step(network, alone)
+        np.testing.assert_array_equal(alone.numpy(), logits.numpy())
+
+
+# ---- from Python, and by the command --------------------------------------------------------------------------------
+
+
+def test_a_fresh_process_does_what_the_docstring_says(program):
+    from paddle_llm.generation import static_network
+
+    example = [line[8:] for line in static_network.__doc__.splitlines() if line.startswith("    >>> ")]
+    assert len(example) == 3
+    script = "\n".join(example).replace("exports/program", str(program)).replace("temperature=0.8", "top_k=1")
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    by_command = run(program, "--static", "--prompt", "The old house", "--max_new_tokens", "40")[0]
+    assert "The old house" + done.stdout == by_command
+
+
+def test_pieces_of_a_text(static):
+    pieces: list[str] = []
+    whole = static.generate(TEXT, max_new_tokens=12, on_text=pieces.append)
+    assert "".join(pieces) == whole and len(pieces) > 3
+    assert static.generate(TEXT, max_new_tokens=12, temperature=1.0, seed=2) != whole
+
+
+def test_the_command_writes_what_it_writes_for_the_network(llama, program, tmp_path):
+    same = ("--prompt", TEXT, "--max_new_tokens", "12")
+    assert run(program, "--static", *same)[0] == run(llama, *same)[0]
+    sampled = (*same, "--temperature", "0.7", "--seed", "5", "--repetition_penalty", "1.3")
+    assert run(program, "--static", *sampled)[0] == run(llama, *sampled)[0] != run(llama, *same)[0]
+    file = tmp_path / "dev.jsonl"
+    file.write_text("".join(json.dumps({"src": text}) + "\n" for text in ("An object", TEXT, "b")))
+    asked = ("--input", file, "--max_new_tokens", "6", "--batch_size", "2")
+    assert rows(run(program, "--static", *asked)[0]) == rows(run(llama, *asked)[0])
+
+
+def test_chat_streams(llama, program):
+    def talk(*command):
+        return run(
+            *command, "--chat", "--max_new_tokens", "8", "--template", "default", input="An object\nand\n/exit\n"
+        )
+
+    assert talk(program, "--static")[0] == talk(llama)[0] != ""
+
+
+def test_what_cannot_be_is_told(llama, program, tmp_path):
+    asked = ("--prompt", "x")
+    assert "is a static export: add --static" in refused(program, *asked)
+    assert "no static export" in refused(llama, "--static", *asked)
+    assert "export the model with its --adapter" in refused(program, "--static", *asked, "--adapter", tmp_path)
+    assert "on the CPU" in refused(program, "--static", *asked, "--device", "gpu")
+    assert "no pickles" in refused(program, "--static", *asked, "--allow_pickle")
+    assert "128 positions; at most" in refused(program, "--static", *asked, "--max_new_tokens", "127")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "step.json").write_text("{}")
+    assert "it has no model.json" in refused(broken, "--static", *asked)
+    for name in ("model.json", "model.pdiparams"):
+        (broken / name).write_text("")
+    assert "export the model anew" in refused(broken, "--static", *asked)
+
+
+def test_a_text_may_be_longer_than_the_first_buffers(pieces, tmp_path):
+    """The buffers of keys and values are lengthened as they fill."""
+    from paddle_llm.generation.static_network import StaticModel
+
+    folder = write_folder("llama", pieces, tmp_path / "long", num_hidden_layers=1, max_position_embeddings=512)
+    model = build(folder, load=True)
+    model.eval()
+    static = StaticModel(export_static(folder, tmp_path / "program"))
+    assert tokens(static, rooms=[400, 10, 300]) == tokens(model, rooms=[400, 10, 300])
