@@ -1,0 +1,65 @@
+"""Environments that cannot be the tests' own: PaddleFormers, which does not install beside PaddleNLP, and fastdeploy-llm.
+
+They are made once, and kept in `PADDLE_LLM_TEST_ENVIRONMENTS` (by default ~/.cache/paddle_llm/test-environments); a
+package index must be reachable for that. Remove the folder to have them made anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FASTDEPLOY_LLM = "fastdeploy-llm==0.0.8"
+_DONE = "made"  # a file that an environment has when it is whole
+
+
+def folder() -> Path:
+    """Where the environments are kept."""
+    named = os.environ.get("PADDLE_LLM_TEST_ENVIRONMENTS")
+    return Path(named) if named else Path.home() / ".cache" / "paddle_llm" / "test-environments"
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """One process of this machine at a time is within."""
+    folder().mkdir(parents=True, exist_ok=True)
+    with (folder() / f"{name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def paddleformers_python() -> Path:
+    """The Python of PaddleFormers' environment, made by launch/paddleformers_env.sh: about three minutes the first time."""
+
+    def make(place: Path) -> None:
+        script = ROOT / "launch" / "paddleformers_env.sh"
+        subprocess.run([str(script), str(place)], check=True, env=os.environ | {"PYTHON": sys.executable})
+
+    return _made("paddleformers", make) / "bin" / "python"
+
+
+def fastdeploy_llm_path() -> Path:
+    """A folder for PYTHONPATH that holds fastdeploy-llm, pure Python over the packages of this environment."""
+
+    def make(place: Path) -> None:
+        words = ["install", "--quiet", "--no-deps", "--target", str(place), FASTDEPLOY_LLM]
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+
+    return _made("fastdeploy-llm", make)
+
+
+def _made(name: str, make: Callable[[Path], None]) -> Path:
+    place = folder() / name
+    with alone(name):
+        if not (place / _DONE).is_file():
+            shutil.rmtree(place, ignore_errors=True)  # what was interrupted
+            make(place)
+            (place / _DONE).touch()
+    return place

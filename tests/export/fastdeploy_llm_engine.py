@@ -1,0 +1,221 @@
+"""A CPU engine for fastdeploy-llm 0.0.8, and a front end over it: in place of the package's own `engine.py`, which needs a GPU.
+
+Run as `python fastdeploy_llm_engine.py serve FOLDER QUESTIONS.json` it starts the package's `ServingModel` (its tokenizer, queue,
+batching and streaming), asks it each of the texts as a task of its own, and writes what is streamed, a JSON object per
+task and line. The package starts its engine by `fastdeploy_llm.model.launch`: that is replaced, and starts this file as
+`python fastdeploy_llm_engine.py engine FOLDER PID`.
+
+The engine speaks the package's protocol: pickled inputs in shared memory, flags beside them, each step's tokens in a
+file of the working folder. The names of the shared memory are the machine's: one instance at a time (environments.alone).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+import threading
+import time
+from multiprocessing import resource_tracker, shared_memory
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NEW_TOKENS = 24
+_NOTHING = -1  # in a step's file: no token for this place
+_LAST_STEP_SECONDS = 0.2
+_LONGEST_SECONDS = 200
+
+
+# ---- the front end: the package's own, but for `launch` ---------------------------------------------------------------
+
+
+def serve(folder: str, questions: str) -> None:
+    import fastdeploy_llm.model
+    from fastdeploy_llm import Config, ServingModel
+
+    _remove_leftovers()
+    fastdeploy_llm.model.launch = lambda device_ids, **options: subprocess.Popen(
+        [sys.executable, __file__, "engine", folder, str(os.getpid())], start_new_session=True
+    )
+    config = Config(folder)
+    config.max_batch_size, config.max_seq_len, config.max_dec_len = 3, 256, NEW_TOKENS
+    model = ServingModel(config)
+    model.start()
+    ended = threading.Event()
+    try:
+        tasks = [_task(number, text) for number, text in enumerate(json.loads(Path(questions).read_text()))]
+        streamed = _streamed(tasks, ended)
+        for task in tasks:
+            model.add_request(task)
+        until = time.monotonic() + _LONGEST_SECONDS
+        while not ended.wait(0.2):
+            if not model.runner_thread.is_alive() or time.monotonic() > until:
+                sys.exit(f"fastdeploy-llm has not answered: {streamed}")
+        while model.model._is_engine_busy():  # it is told after the last token
+            time.sleep(0.05)
+        for number in range(len(tasks)):
+            print(json.dumps({"task": number, **streamed[number]}), flush=True)
+    finally:
+        model.force_stop()
+
+
+def _remove_leftovers() -> None:
+    """Of an instance that was killed; the package itself does not get over them."""
+    for name in ("shm_infer_output_data", "shm_infer_input_data"):
+        with contextlib.suppress(FileNotFoundError):
+            shared_memory.SharedMemory(name=name).unlink()
+
+
+def _task(number: int, text: str) -> Any:
+    from fastdeploy_llm import Task
+
+    task = Task(number)
+    task.from_dict(
+        {
+            "text": text,
+            "req_id": number,
+            "max_dec_len": NEW_TOKENS - number % 3,
+            "min_dec_len": 2,
+            "topp": 0.0,
+            "temperature": 1.0,
+            "penalty_score": 1.0,
+            "frequency_score": 0.0,
+            "presence_score": 0.0,
+            "eos_token_id": 2,
+        }
+    )
+    task.check(NEW_TOKENS)
+    return task
+
+
+def _streamed(tasks: list[Any], ended: threading.Event) -> dict[int, dict[str, Any]]:
+    """What each task is told, filled while it comes."""
+    told: dict[int, dict[str, Any]] = {task.task_id: {"tokens": [], "text": "", "ended": False} for task in tasks}
+
+    def hear(call_back_task: Any, token_tuple: tuple[int, str], index: int, is_last_token: bool, sender: Any) -> None:
+        one = told[call_back_task.task_id]
+        assert index == len(one["tokens"]) and not one["ended"]
+        one["tokens"].append(token_tuple[0])
+        one["text"] += token_tuple[1]
+        one["ended"] = is_last_token
+        if all(other["ended"] for other in told.values()):
+            ended.set()
+
+    for task in tasks:
+        task.call_back_func = hear
+    return told
+
+
+# ---- the engine ------------------------------------------------------------------------------------------------------
+
+
+class Engine:
+    """Continues up to `max_batch_size` texts greedily over a static export; each keeps its place until it is replaced."""
+
+    def __init__(self, folder: str):
+        from paddle_llm.generation.static_network import StaticModel
+
+        self._model = StaticModel(folder)
+        self._texts: dict[int, list[int]] = {}
+
+    def predict(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
+        """Steps until `stop_nums` places have stopped, each step's tokens in a file; the state of every place."""
+        from paddle_llm.models.prompt import Prompt
+
+        stopped = inputs["stop_flags"].reshape(-1).copy()
+        counts, most = inputs["step_idx"].reshape(-1).copy(), inputs["max_length"].reshape(-1)
+        last = inputs["tgt_ids"].reshape(-1).copy()
+        end = int(inputs["eos_token_id"].reshape(-1)[0])
+        for place in np.flatnonzero(inputs["dyinput_flags"]):
+            self._texts[place] = inputs["input_ids"][place, : int(inputs["seq_len_encoder"][place, 0])].tolist()
+        # Those that go on are read again with what they have said: a prompt as any other.
+        going = [int(place) for place in np.flatnonzero(~stopped)]
+        network = self._model.open([Prompt(self._texts[place]) for place in going], int(most.max()) + 1)
+        logits_BV, step = network.read_prompts(), 0
+        while True:
+            step += 1
+            chosen_B = logits_BV.numpy().argmax(axis=-1)
+            said = np.full(len(stopped), _NOTHING, np.int64)
+            for row, place in enumerate(going):
+                if stopped[place]:
+                    continue
+                token = end if counts[place] >= most[place] else int(chosen_B[row])
+                said[place] = last[place] = token
+                counts[place] += 1
+                stopped[place] = token == end
+                if token != end:
+                    self._texts[place].append(token)
+            _write_step(step, said)
+            if stopped.sum() >= int(inputs["stop_nums"][0]):
+                break
+            logits_BV = network.read(chosen_B)
+        lengths = np.array([len(self._texts.get(place, ())) for place in range(len(stopped))], np.int64)
+        # One type for all: the buffer has room for that, pickled.
+        state = {"finished_ids": last, "step_idx": counts, "stop_flags": stopped.astype(np.int64)}
+        state |= {"seq_lens_decoder": lengths, "tgt_pos": lengths - 1}
+        return {name: values.reshape(-1, 1) for name, values in state.items()}
+
+
+def _write_step(step: int, tokens: np.ndarray) -> None:
+    """As the package's GPU operator does: a sign that the file is whole, the sign of int64, the tokens."""
+    name = f"real_time_save.temp_ids_rank_0_step_{step}"
+    Path(f"{name}.part").write_bytes(b"1" + b"1" + struct.pack(f"{len(tokens)}l", *tokens.tolist()))
+    os.replace(f"{name}.part", name)
+
+
+def run_engine(folder: str, front_end: int) -> None:
+    """Answer the front end until it is gone."""
+    engine = Engine(folder)
+    begin, finish, ready = (_flag(name) for name in ("pd_infer_flag_begin", "pd_infer_flag_end", "flag_infer_ready"))
+    output = _shared("shm_infer_output_data")
+    ready[0] = 1
+    while _runs(front_end):
+        if begin[0] != 1:
+            time.sleep(0.001)
+            continue
+        given = _shared("shm_infer_input_data")
+        inputs = pickle.loads(bytes(given.buf))
+        given.close()
+        state = pickle.dumps(engine.predict(inputs))
+        # The front end looks for a file first and for the flag then: a flag right behind the last file would hide it.
+        time.sleep(_LAST_STEP_SECONDS)
+        output.buf[: len(state) + 4] = len(state).to_bytes(4, "big") + state
+        finish[0], begin[0] = 1, 0
+
+
+def _shared(name: str) -> shared_memory.SharedMemory:
+    memory = shared_memory.SharedMemory(name=name)
+    # It is the front end's to remove; Python 3.11 would remove it when this process ends, too.
+    resource_tracker.unregister(memory._name, "shared_memory")
+    return memory
+
+
+_KEPT = []
+
+
+def _flag(name: str) -> np.ndarray:
+    _KEPT.append(_shared(f"shm_{name}"))
+    return np.ndarray([1], np.int32, buffer=_KEPT[-1].buf)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError:
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if sys.argv[1] == "serve":
+        serve(sys.argv[2], sys.argv[3])
+    else:
+        run_engine(sys.argv[2], int(sys.argv[3]))

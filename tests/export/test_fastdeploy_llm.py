@@ -1,0 +1,76 @@
+"""FastDeploy 1.x's own front end answers from our static export: the one piece of FastDeploy that runs without a GPU.
+
+Its engine is a small one for the CPU (fastdeploy_llm_engine.py). Nothing is proven here of FastDeploy's GPU engines, nor of 2.x.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.export import fastdeploy_llm_engine
+from tests.export.environments import ROOT, alone, fastdeploy_llm_path
+from tests.generation.folders import VOCABULARY, train_pieces, write_folder
+
+TEXTS = [
+    "The",
+    "Every object has an identity",
+    "今天天气很好",
+    "x = [1, 2]",
+    "if the class defines",
+    "A",
+    "return value + 1",
+]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("source")
+    sizes = {"num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": VOCABULARY - 1}  # every token is a piece
+    return write_folder("llama", train_pieces(folder), folder / "llama", **sizes)
+
+
+def greedy(folder: Path, rooms: list[int]) -> list[list[int]]:
+    """What the source continues the texts with: PaddleNLP's network, through no export."""
+    from paddle_llm.generation.choice import Choice
+    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.generating import generating
+    from paddle_llm.generation.network import load_network, start_process
+    from paddle_llm.generation.prompts import encode_text
+
+    loaded = load_network(folder, *start_process("cpu"))
+    prompts = [encode_text(loaded.codec, text) for text in TEXTS]
+    with generating(loaded.model):
+        return decode(loaded.model, loaded.family, prompts, rooms, loaded.end_ids, Choice())
+
+
+@pytest.mark.slow
+def test_its_serving_model_streams_our_greedy_tokens(tmp_path, source):
+    """Seven tasks of unequal lengths through three places: texts go on in the middle while others are put in."""
+    from paddle_llm.export.command import export
+
+    export(source, "static", tmp_path / "static", verify=False)
+    (tmp_path / "questions.json").write_text(json.dumps(TEXTS))
+    (tmp_path / "work").mkdir()  # it writes its log and its steps' files where it stands
+    with alone("fastdeploy-llm-serving"):
+        done = subprocess.run(
+            [sys.executable, fastdeploy_llm_engine.__file__, "serve", tmp_path / "static", tmp_path / "questions.json"],
+            cwd=tmp_path / "work",
+            env=os.environ | {"PYTHONPATH": f"{fastdeploy_llm_path()}:{ROOT}", "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=280,
+        )
+    assert done.returncode == 0, done.stderr[-4000:]
+    streamed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"task"')]
+    rooms = [fastdeploy_llm_engine.NEW_TOKENS - number % 3 for number in range(len(TEXTS))]
+    expected = greedy(source, rooms)
+    # It closes each text with the end token of config.json, whether the network has said it or there is no room.
+    assert [one["tokens"] for one in streamed] == [[*tokens, 2] for tokens in expected]
+    assert all(one["text"] for one in streamed)
+    assert len({tuple(tokens) for tokens in expected}) == len(TEXTS)
