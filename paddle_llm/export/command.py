@@ -101,7 +101,7 @@ def export(
         raise UserError(f"--target {target!r}: there are {', '.join(TARGETS)}")
     check_out(out, Path(folder), overwrite)
     source = _open(folder, adapter, tokenizer, allow_pickle)
-    check_space(out, _weigh(source, options.dtype))
+    check_space(out, _weigh(source, "float32" if target == "static" else options.dtype))
     with staged_folder(out) as staged:
         module, _, function = TARGETS[target][0].partition(":")
         getattr(import_module(module), function)(source, staged, options)
@@ -167,17 +167,20 @@ def _prove(source: Source, staged: Path, target: str, wanted: bool) -> list[Any]
 
 
 def _record(source: Source, staged: Path, target: str, options: Options, findings: list[Any]) -> None:
-    """What was exported from where, and what was compared."""
-    record = {
+    """What was exported from where, and what was compared: export.json for programs, README.md for people."""
+    from paddle_llm.export.serving_files import write_readme
+
+    described = {
         "target": target,
         "source": str(source.folder.resolve()),
         "adapter": str(source.adapter.resolve()) if source.adapter else None,
-        "family": source.family.name,
+        "family": source.family.title,
         "dtype": options.dtype or "as stored",
-        "verified": [asdict(finding) for finding in findings],
         "paddle_llm": __version__,
     }
+    record = {**described, "verified": [asdict(finding) for finding in findings]}
     (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_readme(staged, target, findings, described)
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

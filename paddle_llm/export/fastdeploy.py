@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.export.hugging_face import usual_dtype, write_config, write_weights
-from paddle_llm.export.tokenizer_json import write_tokenizer
+from paddle_llm.export.hugging_face import usual_dtype, write_config, write_weights, write_words
+from paddle_llm.export.serving_files import write_serving
 
 if TYPE_CHECKING:
     from paddle_llm.export.command import Options
@@ -37,5 +37,6 @@ def write_fastdeploy(source: Source, staged: Path, options: Options) -> None:
     check_fastdeploy(source)
     options = replace(options, dtype=options.dtype or usual_dtype(source))
     write_config(source, staged, options)
-    write_tokenizer(source, staged, "fastdeploy")
+    write_words(source, staged, "fastdeploy")
+    write_serving(source, staged)
     write_weights(source, staged, options)

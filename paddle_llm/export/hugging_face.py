@@ -12,6 +12,7 @@ import numpy as np
 
 from paddle_llm.config.console import say
 from paddle_llm.export.dtypes import ITEM_SIZES
+from paddle_llm.export.serving_files import write_chat_template, write_generation_config
 from paddle_llm.export.shard_writer import PlannedTensor, write_shards
 from paddle_llm.export.tokenizer_json import write_tokenizer
 from paddle_llm.models.foreign_config import REMOTE_CODE, hugging_face_config
@@ -31,7 +32,7 @@ def write_hf(source: Source, staged: Path, options: Options) -> None:
         UserError: Hugging Face's network cannot express the source's.
     """
     write_config(source, staged, options)
-    write_tokenizer(source, staged, "hf")
+    write_words(source, staged, "hf")
     write_weights(source, staged, options)
     repository = REMOTE_CODE.get(source.family.name)
     if repository:
@@ -39,6 +40,13 @@ def write_hf(source: Source, staged: Path, options: Options) -> None:
             f"{source.family.title}: transformers loads it with the authors' own code, which is not part of the export: copy the "
             f"configuration_*.py and modeling_*.py of {repository} into the folder, and load it with trust_remote_code=True"
         )
+
+
+def write_words(source: Source, staged: Path, target: str) -> None:
+    """Tokenizer, chat template, and what ends a text."""
+    write_tokenizer(source, staged, target)
+    write_chat_template(source, staged)
+    write_generation_config(source, staged)
 
 
 def write_weights(source: Source, staged: Path, options: Options) -> None:

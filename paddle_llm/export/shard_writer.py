@@ -9,7 +9,9 @@ import json
 import math
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,8 @@ INDEX = "model.safetensors.index.json"
 _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 _BLOCK = 32 << 20  # bytes that are transposed, converted and written at a time
 _TILE = 128  # rows and columns of a tile: two tiles fit into a core's second cache
-_FLUSHED = 256 << 20  # bytes that may wait for the disk
+_ALONE = 512 << 20  # bytes of a tensor beside which no other one is held
+_WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,31 @@ def plan_shards(tensors: Sequence[PlannedTensor], max_shard_size: int) -> list[l
 def _write_shard(file: Path, tensors: list[PlannedTensor], advance: Callable[[int], None]) -> None:
     # Wider types first: where narrow ones come between, a wide tensor would not begin at a multiple of its size.
     tensors = sorted(tensors, key=lambda tensor: -ITEM_SIZES[tensor.dtype])
-    with file.open("wb", buffering=0) as stream:
+    with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as workers:
         _write_all(stream, _header(tensors))
-        waiting = 0
-        for tensor in tensors:
-            for block in blocks(tensor):
-                _write_all(stream, block.reshape(-1).view(np.uint8))
-                advance(block.nbytes)
-                waiting += block.nbytes
-                if waiting > _FLUSHED:
-                    os.fdatasync(stream.fileno())
-                    waiting = 0
+        for block in _ahead(workers, tensors):
+            begin = stream.tell()
+            _write_all(stream, block.reshape(-1).view(np.uint8))
+            # The disk is given its work now, and not all of it at the end.
+            os.posix_fadvise(stream.fileno(), begin, block.nbytes, os.POSIX_FADV_DONTNEED)
+            advance(block.nbytes)
         os.fsync(stream.fileno())
+
+
+def _ahead(workers: ThreadPoolExecutor, tensors: list[PlannedTensor]) -> Iterator[np.ndarray]:
+    """The blocks of all tensors in order, some of them made while others are written."""
+    making: deque[Future[np.ndarray]] = deque()
+    for tensor in tensors:
+        while making and tensor.nbytes > _ALONE:
+            yield making.popleft().result()
+        for part in _parts(tensor):
+            making.append(workers.submit(_block, part, tensor))
+            if len(making) > _WORKERS:
+                yield making.popleft().result()
+        while making and tensor.nbytes > _ALONE:
+            yield making.popleft().result()
+    while making:
+        yield making.popleft().result()
 
 
 def _header(tensors: list[PlannedTensor]) -> bytes:
@@ -127,16 +143,24 @@ def _write_all(stream: BinaryIO, data: bytes | np.ndarray) -> None:
 
 def blocks(tensor: PlannedTensor) -> Iterator[np.ndarray]:
     """The tensor's rows in its file's type, some at a time, each block contiguous."""
+    for part in _parts(tensor):
+        yield _block(part, tensor)
+
+
+def _parts(tensor: PlannedTensor) -> Iterator[np.ndarray]:
+    """Some rows at a time, as they lie."""
     values = tensor.read()
     if values.shape != tensor.shape:
         raise ValueError(f"{tensor.name} is {values.shape}, planned as {tensor.shape}")
     rows = values.reshape(1) if values.ndim == 0 else values
-    row = max(1, rows.nbytes // max(len(rows), 1))
-    step = max(1, _BLOCK // row)
+    step = max(1, _BLOCK * len(rows) // max(rows.nbytes, 1))
     step += -step % _TILE
     for start in range(0, len(rows), step):
-        part = _contiguous(rows[start : start + step])
-        yield np.ascontiguousarray(converted(part, tensor.stored, tensor.dtype, tensor.name))
+        yield rows[start : start + step]
+
+
+def _block(part: np.ndarray, tensor: PlannedTensor) -> np.ndarray:
+    return np.ascontiguousarray(converted(_contiguous(part), tensor.stored, tensor.dtype, tensor.name))
 
 
 def _contiguous(part: np.ndarray) -> np.ndarray:
