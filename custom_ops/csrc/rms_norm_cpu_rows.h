@@ -11,9 +11,11 @@
 namespace pllm {
 namespace {
 
-// Processors fetch ahead by themselves, but only inside of a page and not for this many streams at once.
-constexpr int64_t kAhead = 2048;  // bytes
-PLLM_INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead); }
+// Processors fetch ahead by themselves, but only inside of a page and not for this many streams at once. Not for long: a row is
+// read twice and then never again.
+constexpr int64_t kAhead = 4096;  // bytes
+constexpr int kReading = 0, kNotForLong = 0;
+PLLM_INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead, kReading, kNotForLong); }
 
 struct Nothing {
   PLLM_INLINE void operator()(int64_t) const {}
