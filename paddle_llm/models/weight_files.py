@@ -102,7 +102,7 @@ class WeightFiles:
         return part if self._entries[name].file.suffix == ".pdparams" else np.array(part)
 
     def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
-        header, offset = _read_header(file)
+        header, offset = read_header(file)
         self.format = (header.pop("__metadata__", None) or {}).get("format", self.format)
         entries, size = {}, file.stat().st_size
         for name, tensor in header.items():
@@ -188,7 +188,7 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_header(file: Path) -> tuple[dict[str, Any], int]:
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """The JSON header of a safetensors file, and the byte where tensors begin."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")

@@ -1,0 +1,368 @@
+"""Every way in which an export would load without an error and answer garbage: a good folder damaged, and what the linter says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import deserialize
+from safetensors.numpy import load_file, save_file
+
+from paddle_llm.export.command import Options
+from paddle_llm.export.lint import lint
+from paddle_llm.models.names import hugging_face
+from tests.export.folders import write_native
+from tests.export.static_folders import export_static
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.fixture(scope="module")
+def sharded(llama, tmp_path_factory) -> Path:
+    """A good export for FastDeploy, in several shards."""
+    from paddle_llm.export.fastdeploy import write_fastdeploy
+    from paddle_llm.export.source import open_source
+
+    out = tmp_path_factory.mktemp("good") / "sharded"
+    out.mkdir()
+    write_fastdeploy(open_source(llama), out, Options(max_shard_size=200_000))
+    return out
+
+
+@pytest.fixture
+def good(sharded, tmp_path) -> Path:
+    """A copy of it to be damaged."""
+    return Path(shutil.copytree(sharded, tmp_path / "good"))
+
+
+def change_json(path: Path, **changes) -> None:
+    """Keys set; those set to None removed."""
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+
+
+def change_tensors(folder: Path, change: Callable[[dict], dict], metadata: dict | None = None) -> None:
+    """Every file of weights written anew, and the index with it."""
+    where, total = {}, 0
+    for file in sorted(folder.glob("*.safetensors")):
+        tensors = change(load_file(file))
+        save_file({n: np.ascontiguousarray(v) for n, v in tensors.items()}, file, metadata=metadata or {"format": "pt"})
+        where |= dict.fromkeys(tensors, file.name)
+        total += sum(value.nbytes for value in tensors.values())
+    change_json(folder / INDEX, weight_map=where, metadata={"total_size": total})
+
+
+def only_problem(folder: Path, target: str = "fastdeploy") -> str:
+    problems = lint(folder, target)
+    assert len(problems) == 1, problems
+    return problems[0]
+
+
+def test_a_good_folder_has_no_problems(good):
+    assert len(list(good.glob("model-*.safetensors"))) == 3
+    assert lint(good, "fastdeploy") == [] == lint(good, "hf")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm", "chatglm_v2", "bloom", "opt", "glm"])
+def test_the_folders_of_all_families_are_good(family, tmp_path):
+    from paddle_llm.export.hugging_face import write_hf
+    from paddle_llm.export.source import open_source
+
+    write_native(tmp_path / "model", family, "bfloat16")
+    (tmp_path / "out").mkdir()
+    write_hf(open_source(tmp_path / "model"), tmp_path / "out", Options())
+    assert lint(tmp_path / "out", "hf") == []
+
+
+def test_values_are_not_read(good):
+    """Of a file of weights no more than its header: a huge model is linted in no time."""
+    for file in good.glob("*.safetensors"):
+        header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+        size = file.stat().st_size
+        with file.open("r+b") as stream:
+            stream.truncate(header)
+            stream.truncate(size)  # a hole
+    assert lint(good, "fastdeploy") == []
+
+
+# ---- config.json ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architectures": []}, "names no architectures.*write it"),
+        ({"dtype": "float32"}, "both torch_dtype and dtype.*remove dtype"),
+        ({"torch_dtype": None}, "neither torch_dtype nor dtype.*write torch_dtype"),
+        ({"torch_dtype": None, "dtype": "float32"}, "takes matrices to be .in, out.*call it torch_dtype"),
+        ({"torch_dtype": "fp32"}, "torch_dtype 'fp32': write one of"),
+        ({"torch_dtype": "bfloat16"}, "says bfloat16, but .* stored as float32: set torch_dtype"),
+        ({"eos_token_id": 401}, "eos_token_id 401 is no token of a vocabulary of 401"),
+        ({"hidden_size": None}, "lacks hidden_size"),
+        ({"model_type": "mamba"}, "model_type 'mamba'"),
+    ],
+)
+def test_config(good, changes, said):
+    change_json(good / "config.json", **changes)
+    assert re.search(said, only_problem(good)), lint(good, "fastdeploy")
+
+
+def test_a_config_that_is_no_json(good):
+    (good / "config.json").write_text("{")
+    assert "config.json cannot be read" in only_problem(good)
+    (good / "config.json").unlink()
+    assert "config.json is missing" in only_problem(good)
+
+
+def test_another_depth_and_width(good):
+    change_json(good / "config.json", num_hidden_layers=3)
+    assert "model.layers.2.input_layernorm.weight" in only_problem(good) and "missing" in only_problem(good)
+    change_json(good / "config.json", num_hidden_layers=1)
+    assert "no weight of llama is called so; it is skipped without a word" in only_problem(good)
+
+
+# ---- weights --------------------------------------------------------------------------------------------------------
+
+
+def test_the_prefix_llama_is_kept(good):
+    change_tensors(good, lambda tensors: {name.replace("model.", "llama."): value for name, value in tensors.items()})
+    problems = lint(good, "fastdeploy")
+    assert any("PaddleNLP's name; Hugging Face's begins with 'model.'" in one and "random" in one for one in problems)
+    assert any("missing: the network would run with random numbers" in one for one in problems)
+
+
+def test_weights_are_not_transposed(good):
+    change_tensors(
+        good, lambda tensors: {n: v.T if v.ndim == 2 and "embed" not in n else v for n, v in tensors.items()}
+    )
+    said = only_problem(good)
+    assert "stored as [in, out]" in said and "self_attn.k_proj.weight" in said and "transpose every matrix" in said
+
+
+def test_square_matrices_that_are_not_transposed_are_told_by_who_wrote_them(good):
+    """Their shape says nothing: the file's own word counts, which Paddle's writers do not give."""
+    change_tensors(good, lambda tensors: tensors, metadata={"format": "np"})
+    problems = lint(good, "fastdeploy")
+    assert len(problems) == len(list(good.glob("*.safetensors")))
+    assert all('"format": \'np\' and not "pt": square matrices may lie' in one for one in problems)
+
+
+def test_a_missing_tensor(good):
+    change_tensors(good, lambda tensors: {n: v for n, v in tensors.items() if n != "model.layers.1.mlp.up_proj.weight"})
+    said = only_problem(good)
+    assert said.startswith("model.layers.1.mlp.up_proj.weight missing") and "export it again" in said
+
+
+def test_a_wrong_shape(good):
+    def cut(tensors):
+        return {n: v[:-1] if n == "model.embed_tokens.weight" else v for n, v in tensors.items()}
+
+    change_tensors(good, cut)
+    said = only_problem(good)
+    assert "model.embed_tokens.weight has the shape [400, 64]; by config.json it must be [401, 64]" in said
+
+
+def test_another_type(good):
+    change_tensors(good, lambda tensors: {n: v.astype(np.float16) if "norm" in n else v for n, v in tensors.items()})
+    assert "config.json says float32, but model.layers.0.input_layernorm.weight" in only_problem(good)
+    assert lint(good, "hf") == []  # transformers makes one type of them
+    change_tensors(good, lambda tensors: {n: v.astype(np.float64) for n, v in tensors.items()})
+    assert "only float32, bfloat16 and float16 are read" in only_problem(good)
+
+
+def test_a_tied_head_with_weights_of_its_own(good):
+    change_json(good / "config.json", tie_word_embeddings=True)
+    said = only_problem(good)
+    assert "lm_head.weight is stored although the head is tied" in said and "remove it" in said
+
+
+def test_an_unknown_tensor(good):
+    change_tensors(
+        good,
+        lambda tensors: {
+            **tensors,
+            **({"model.extra": np.zeros(3, np.float32)} if "lm_head.weight" in tensors else {}),
+        },
+    )
+    assert only_problem(good).startswith("model.extra: no weight of llama is called so")
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "target", "said"), [
+    ("model_state.pdparams", "fastdeploy", "FastDeploy reads it instead of the safetensors; remove it"),
+    ("model_state.pdparams", "hf", "PaddleNLP may read it"),
+    ("sentencepiece.bpe.model", "fastdeploy", "tokenizer of 3 tokens, without a word; remove it"),
+])  # fmt: skip
+def test_a_file_that_is_left_over(good, name, target, said):
+    (good / name).write_bytes(b"x")
+    assert said in only_problem(good, target) and name in only_problem(good, target)
+
+
+def shards(folder: Path) -> list[Path]:
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_shards_by_other_names(good):
+    index = json.loads((good / INDEX).read_text())
+    for file in shards(good):
+        file.rename(good / file.name.replace("model-", "model_"))
+    index["weight_map"] = {name: file.replace("model-", "model_") for name, file in index["weight_map"].items()}
+    (good / INDEX).write_text(json.dumps(index))
+    assert "shards must be named model-0000i-of-0000N.safetensors" in only_problem(good)
+
+
+def test_a_shard_is_missing(good):
+    gone = shards(good)[1]
+    gone.unlink()
+    problems = lint(good, "fastdeploy")
+    assert any(gone.name in one and "is missing" in one for one in problems)
+    assert any("which does not hold it" in one for one in problems)
+
+
+def test_shards_of_another_export(good):
+    shutil.copyfile(shards(good)[0], good / "model-00001-of-00002.safetensors")
+    problems = lint(good, "fastdeploy")
+    assert any("the shards are of 2 and of" in one for one in problems)
+    assert any("both hold" in one and "remove the file that is a leftover" in one for one in problems)
+
+
+def test_no_weights(good):
+    for file in shards(good):
+        file.unlink()
+    assert "no weights" in only_problem(good)
+
+
+def test_a_shard_that_is_cut_off(good):
+    shards(good)[0].write_bytes(b"abc")
+    assert any("no safetensors file, or cut off" in one for one in lint(good, "fastdeploy"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda index: index["weight_map"].pop("lm_head.weight"), f"{INDEX} lacks lm_head.weight, which a shard holds"),
+        (
+            lambda index: index["weight_map"].update({"model.no": "model-1"}),
+            "says that model.no is in model-1, which does not",
+        ),
+        (lambda index: index["metadata"].update(total_size=3), "gives total_size 3; the tensors have"),
+        (lambda index: index.pop("metadata"), "cannot be read (KeyError('metadata'))"),
+    ],
+)
+def test_the_index_and_the_files_disagree(good, change, said):
+    index = json.loads((good / INDEX).read_text())
+    change(index)
+    (good / INDEX).write_text(json.dumps(index))
+    assert said in only_problem(good)
+
+
+def test_the_index_names_another_shard(good):
+    index = json.loads((good / INDEX).read_text())
+    other = next(file for file in index["weight_map"].values() if file != index["weight_map"]["lm_head.weight"])
+    held = index["weight_map"]["lm_head.weight"]
+    index["weight_map"]["lm_head.weight"] = other
+    (good / INDEX).write_text(json.dumps(index))
+    assert f"says that lm_head.weight is in {other}; it is in {held}" in only_problem(good)
+    (good / INDEX).unlink()
+    assert f"{INDEX} is missing" in only_problem(good)
+
+
+def test_one_file_beside_shards(good):
+    save_file({"a": np.zeros(1, np.float32)}, good / "model.safetensors", metadata={"format": "pt"})
+    assert any(f"model.safetensors stands beside {INDEX}, and wins" in one for one in lint(good, "fastdeploy"))
+    (good / INDEX).unlink()
+    assert any("which nothing reads: remove them" in one for one in lint(good, "fastdeploy"))
+
+
+# ---- tokenizer and what a server reads ------------------------------------------------------------------------------
+
+
+def test_no_tokenizer(good):
+    (good / "tokenizer.json").unlink()
+    assert "tokenizer.json is missing" in only_problem(good) and "next to no tokens" in only_problem(good)
+    (good / "tokenizer_config.json").unlink()
+    assert "reads no prompt" in only_problem(good) and lint(good, "hf") == []
+
+
+def test_a_tokenizer_of_three_tokens(good):
+    content = json.loads((good / "tokenizer.json").read_text())
+    content["model"] |= {"vocab": content["model"]["vocab"][:3]}
+    content |= {"added_tokens": content["added_tokens"][:3], "post_processor": None}
+    (good / "tokenizer.json").write_text(json.dumps(content))
+    change_json(good / "tokenizer_config.json", pad_token=None)
+    assert "the tokenizer has 3 tokens, the model a vocabulary of 401: it has lost its pieces" in only_problem(good)
+    (good / "tokenizer.json").write_text("{}")
+    assert "tokenizer.json cannot be read" in only_problem(good)
+
+
+def test_a_tokenizer_of_another_model(good):
+    content = json.loads((good / "tokenizer.json").read_text())
+    content["model"]["vocab"] += [[f"word{i}", -1.0] for i in range(5)]
+    (good / "tokenizer.json").write_text(json.dumps(content))
+    assert "the tokenizer has ids up to 404, the model a vocabulary of 401" in only_problem(good)
+
+
+def test_a_special_token_that_the_vocabulary_lacks(good):
+    change_json(good / "tokenizer_config.json", pad_token="[PAD]")
+    assert "pad_token '[PAD]' is not in tokenizer.json" in only_problem(good)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{% for m in messages %}", "the chat template does not render"),
+        ("{{ raise_exception('no') }}", "the chat template does not render"),
+        ("hello", "the chat template loses what the user says"),
+        ([{"name": "rag", "template": "x"}], "chat_template holds no template"),
+    ],
+)
+def test_a_chat_template_that_does_not_work(good, template, said):
+    change_json(good / "tokenizer_config.json", chat_template=template)
+    assert said in only_problem(good)
+
+
+def test_ids_that_end_a_text(good):
+    change_json(good / "generation_config.json", eos_token_id=[2, 500])
+    assert "generation_config.json: eos_token_id 500 is no token of a vocabulary of 401" in only_problem(good)
+
+
+def test_an_export_for_somebody_else(good):
+    (good / "export.json").write_text(json.dumps({"target": "hf"}))
+    assert "this is an export for hf, not for fastdeploy" in only_problem(good)
+
+
+# ---- static ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def program(llama, tmp_path_factory) -> Path:
+    return export_static(llama, tmp_path_factory.mktemp("static") / "out")
+
+
+def test_static(program, tmp_path):
+    assert lint(program, "static") == []
+    folder = Path(shutil.copytree(program, tmp_path / "out"))
+    change_json(folder / "step.json", layers=3, end_ids=[2, 401])
+    layers, ends = lint(folder, "static")
+    assert "step.json says layers 3, config.json 2: the program is of another network" in layers
+    assert "end_ids[1] 401 is no token" in ends
+    change_json(folder / "step.json", layers=2, end_ids=[2], dtype="bfloat16")
+    assert "computes in float32" in only_problem(folder, "static")
+    change_json(folder / "step.json", dtype="float32")
+    (folder / "model.pdiparams").write_bytes(b"0" * 100)
+    assert "model.pdiparams is smaller than the embedding alone" in only_problem(folder, "static")
+    (folder / "model.pdiparams").unlink()
+    assert only_problem(folder, "static").startswith("model.pdiparams missing")
+
+
+def test_the_names_that_are_expected_are_those_of_the_one_mapping(sharded):
+    """What the linter takes for granted: a good folder's names are names.py's."""
+    held = {name for file in sharded.glob("*.safetensors") for name, _ in deserialize(file.read_bytes())}
+    assert hugging_face("llama", "llama.layers.0.self_attn.q_proj.weight", 2).name in held
