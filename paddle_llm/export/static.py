@@ -26,8 +26,7 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
     Memory: the program's weights in fp32, and the largest tensor.
 
     Raises:
-        UserError: another dtype than fp32 is asked for, there is no tokenizer, or the network has something that the program
-            cannot express.
+        UserError: another dtype than fp32 is asked for, or there is no tokenizer.
     """
     if options.dtype not in (None, "float32"):
         raise UserError(

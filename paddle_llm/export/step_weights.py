@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.models.names import EMBEDDINGS, HEADS, is_tied
 
 if TYPE_CHECKING:
@@ -90,7 +89,7 @@ class Plan:
 
     Attributes:
         heads, kv_heads, width: N, K, D.
-        activation: swiglu (gate | up), silu, gelu (by tanh), relu.
+        activation: swiglu (gate | up), gelu (by tanh), relu.
         epsilon: of the norms; rms: whether they are RMSNorms.
         scales: of the queries, by layer.
         norm_first: a norm before attention and MLP; else behind each sum (OPT-350m).
@@ -121,11 +120,7 @@ class Plan:
 
 
 class StepWeights:
-    """The tensors of the step program, one at a time, in fp32.
-
-    Raises:
-        UserError: the network has something that the program cannot express.
-    """
+    """The tensors of the step program, one at a time, in fp32."""
 
     def __init__(self, source: Source):
         self._source, self._family, self._config = source, source.family.name, source.config
@@ -201,7 +196,7 @@ class StepWeights:
             kv_heads=(columns - hidden) // (2 * width),
             width=width,
             vocabulary=self._source.shape(EMBEDDINGS[family])[0],
-            activation=_activation(family, config),
+            activation=_activation(family),
             epsilon=_epsilon(family, config),
             rms=rms,
             scales=_scales(family, config, layers, width),
@@ -252,13 +247,10 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return np.concatenate([first, rest]).astype(np.float32)
 
 
-def _activation(family: str, config: Any) -> str:
+def _activation(family: str) -> str:
     if family in ("llama", "qwen2", "chatglm_v2"):
         return "swiglu"
-    name = config.hidden_act if family == "opt" else "gelu"
-    if name not in ("relu", "gelu"):
-        raise UserError(f"hidden_act {name!r}: a static program has relu and gelu for OPT; export --target hf")
-    return str(name)
+    return "relu" if family == "opt" else "gelu"
 
 
 def _epsilon(family: str, config: Any) -> float:

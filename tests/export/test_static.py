@@ -1,0 +1,163 @@
+"""Static programs of every family continue prompts as PaddleNLP's networks do, token for token; what cannot be is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.generation.choice import Choice
+from paddle_llm.models.prompt import Prompt
+from tests.export.static_folders import export_static
+from tests.generation.folders import write_folder
+from tests.models.building import build
+
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "high_freq_factor": 4.0,
+    "low_freq_factor": 1.0,
+    "original_max_position_embeddings": 32,
+}
+# name -> (family, overrides of config.json)
+NETWORKS = {
+    "llama, grouped queries, a tied head": ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "llama 3.1's angles": ("llama", {"rope_scaling": _LLAMA3, "num_hidden_layers": 2}),
+    "linear positions": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "num_hidden_layers": 2}),
+    "dynamic positions": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "num_hidden_layers": 2}),
+    "qwen2": ("qwen2", {"num_key_value_heads": 2, "num_hidden_layers": 2}),
+    "chatglm2": ("chatglm_v2", {}),
+    "bloom": ("bloom", {"n_layer": 2}),
+    "bloom, 6 heads, normed residuals": (
+        "bloom",
+        {"n_head": 6, "hidden_size": 48, "n_layer": 2, "apply_residual_connection_post_layernorm": True},
+    ),
+    "opt": ("opt", {"init_std": 0.3}),
+    "opt, narrow embedding, norms behind": (
+        "opt",
+        {"init_std": 0.3, "do_layer_norm_before": False, "word_embed_proj_dim": 32},
+    ),
+    "chatglm-6b": ("chatglm", {}),
+    "glm": ("glm", {}),
+}
+
+
+def prompts(family: str, lengths: tuple[int, ...]) -> list[Prompt]:
+    rows = [np.random.default_rng([length, row]).integers(10, 390, length) for row, length in enumerate(lengths)]
+    return [Prompt(ids.tolist(), len(ids) - 1 if family in ("chatglm", "glm") else 0) for ids in rows]
+
+
+def opened(family: str, overrides: dict, pieces, tmp_path):
+    """A network, and the static export of its folder."""
+    from paddle_llm.generation.static_network import StaticModel
+
+    folder = write_folder(family, pieces, tmp_path / "model", **overrides)
+    model = build(folder, load=True)
+    model.eval()
+    return model, StaticModel(export_static(folder, tmp_path / "program"))
+
+
+def decoded(network, family: str, asked: list[Prompt], room: int, batch: int) -> list[list[int]]:
+    from paddle_llm.generation.decode import decode
+
+    texts: list[list[int]] = []
+    for start in range(0, len(asked), batch):
+        part = asked[start : start + batch]
+        texts += decode(network, family, part, [room] * len(part), (), Choice())
+    return texts
+
+
+def logits_behind(network, family: str, asked: list[Prompt], tokens_NB) -> np.ndarray:
+    """[N + 1, B, V]: behind the prompts, and behind each of some given tokens; the last two rows change places on the way."""
+    import paddle
+
+    from paddle_llm.generation.decode import open_network
+
+    with paddle.no_grad():
+        batch = open_network(network, family, asked, len(tokens_NB) + 1)
+        found = [batch.read_prompts().numpy()]
+        for step, tokens_B in enumerate(tokens_NB):
+            if step == len(tokens_NB) // 2:
+                batch.keep_rows(paddle.to_tensor([0, 2, 1]))
+            found.append(batch.read(paddle.to_tensor(tokens_B)).numpy())
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_logits_and_tokens_of_the_network(name, pieces, tmp_path):
+    family, overrides = NETWORKS[name]
+    model, static = opened(family, overrides, pieces, tmp_path)
+    asked = prompts(family, (5, 17, 9))
+    tokens_NB = np.random.default_rng(0).integers(10, 390, (6, 3))
+    ours, theirs = (logits_behind(network, family, asked, tokens_NB) for network in (model, static))
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=2e-5 * np.abs(ours).max())
+    assert np.abs(ours[1:] - ours[:-1]).max(axis=(1, 2)).min() > 0.1 * np.abs(ours).max()  # tokens make a difference
+    assert decoded(static, family, asked, 12, 3) == decoded(model, family, asked, 12, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "overrides"),
+    [
+        ("llama", {"num_key_value_heads": 2}),
+        ("llama", {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+        ("chatglm_v2", {}),
+        ("bloom", {}),
+    ],
+    ids=["llama", "llama tied", "chatglm2", "bloom"],
+)
+def test_all_greedy_tokens_of_fifty_prompts(family, overrides, pieces, tmp_path):
+    lengths = tuple(3 + number % 47 for number in range(50))
+    model, static = opened(family, overrides, pieces, tmp_path)
+    ours, theirs = (decoded(network, family, prompts(family, lengths), 64, 8) for network in (model, static))
+    assert sum(map(len, ours)) == 50 * 64 and len({token for text in ours for token in text}) > 50
+    assert theirs == ours
+
+
+def test_16_bits_are_widened(pieces, tmp_path):
+    """The program of a bfloat16 model is that of the same weights in fp32."""
+    from safetensors.numpy import load_file, save_file
+
+    from paddle_llm.models.weight_files import write_safetensors
+
+    folder = write_folder("llama", pieces, tmp_path / "model", num_hidden_layers=1)
+    file = folder / "model.safetensors"
+    bits = {name: (tensor.view(np.uint32) >> 16).astype(np.uint16) for name, tensor in load_file(file).items()}
+    save_file({name: (values.astype(np.uint32) << 16).view(np.float32) for name, values in bits.items()}, file)
+    wide = export_static(folder, tmp_path / "wide")
+    write_safetensors(file, bits)
+    narrow = export_static(folder, tmp_path / "narrow")
+    assert (wide / "model.pdiparams").read_bytes() == (narrow / "model.pdiparams").read_bytes()
+    assert json.loads((narrow / "step.json").read_text())["dtype"] == "float32"
+
+
+def test_what_is_in_the_folder(llama_program):
+    names = {file.name for file in llama_program.iterdir()}
+    assert {"model.json", "model.pdiparams", "step.json", "config.json", "tokenizer_config.json"} <= names
+    assert "sentencepiece.bpe.model" in names and not any(name.endswith(".safetensors") for name in names)
+    step = json.loads((llama_program / "step.json").read_text())
+    assert (step["family"], step["vocab_size"], step["layers"]) == ("llama", 401, 2) and step["end_ids"] == [2]
+
+
+@pytest.fixture(scope="module")
+def llama_program(pieces, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    return export_static(write_folder("llama", pieces, folder / "llama", num_hidden_layers=2), folder / "program")
+
+
+def test_what_cannot_be_is_refused(pieces, tmp_path):
+    from paddle_llm.export.command import Options
+    from paddle_llm.export.source import open_source
+    from paddle_llm.export.static import write_static
+
+    folder = write_folder("bloom", pieces, tmp_path / "bloom", n_layer=1)
+    staged = tmp_path / "staged"
+    staged.mkdir()
+    with pytest.raises(UserError, match="computes on the CPU, where Paddle's kernels are fp32"):
+        write_static(open_source(folder), staged, Options(dtype="bfloat16"))
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match="name the folder of the tokenizer"):
+        write_static(open_source(folder), staged, Options())
+    assert not any(staged.iterdir())
