@@ -12,9 +12,21 @@ from paddle_llm.config.errors import UserError
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
+    from paddle_llm.models.registry import Family
 
-# What says nothing about the network's answers. End tokens are compared by themselves: files may list several.
-_IGNORED = {"architectures", "dtype", "torch_dtype", "paddlenlp_version", "_name_or_path", "eos_token_id", "model_type"}
+# Words in the names of keys that only a training reads.
+_OF_TRAINING = (
+    "dropout",
+    "initializer",
+    "init_weights",
+    "seq_length",
+    "long_sequence",
+    "dpo",
+    "checkpoint",
+    "parallel",
+)
+_OF_TRAINING += ("pretraining_tp", "slow_but_exact", "use_", "_fast_entry", "mp_degree")
+_UNDECLARED = {"rope_scaling", "bos_token_id"}
 _TOKENIZER = "tokenizer.json"
 
 
@@ -24,6 +36,7 @@ def configuration_differences(source: Source, folder: Path) -> list[str]:
     from paddle_llm.config.model_facts import read_model_facts
     from paddle_llm.config.run_config import RunConfig
     from paddle_llm.models.build import model_configuration
+    from paddle_llm.models.names import is_tied
     from paddle_llm.models.registry import find_family
     from paddle_llm.models.vocab import plain_config
 
@@ -37,13 +50,22 @@ def configuration_differences(source: Source, folder: Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     ours, theirs = source.config.to_dict(), config.to_dict()
-    names = sorted((set(ours) | set(theirs)) - _IGNORED)
     found = [
         f"{name} {theirs.get(name)!r}, the source's is {ours.get(name)!r}"
-        for name in names
+        for name in _read_by_the_network(family)
         if ours.get(name) != theirs.get(name)
     ]
+    if is_tied(family.name, config) != is_tied(family.name, source.config):
+        found.append("tie_word_embeddings is not the source's")
     return found + _end_differences(source, folder, facts.raw)
+
+
+def _read_by_the_network(family: Family) -> list[str]:
+    """Keys of a configuration that change answers: those that the family's class declares, but for training's."""
+    from paddlenlp.transformers import PretrainedConfig
+
+    own = set(family.load("config_class")().to_dict()) - set(PretrainedConfig().to_dict())
+    return sorted(name for name in own | _UNDECLARED if not any(word in name for word in _OF_TRAINING))
 
 
 def _end_differences(source: Source, folder: Path, raw: dict[str, Any]) -> list[str]:

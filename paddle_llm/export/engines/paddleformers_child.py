@@ -27,10 +27,11 @@ def main(asked: str, heard: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="float32")
     model.eval()
     answers = [continued(model, ids, question["new_tokens"]) for ids in question["prompts"]]
-    ends = model.generation_config.eos_token_id
+    generation = model.generation_config  # None where it has not found one
+    ends = None if generation is None else generation.eos_token_id
     more = {
         "engine": f"paddleformers {version('paddleformers')} (paddle {paddle.__version__})",
-        "end_ids": ends if isinstance(ends, list) else [] if ends is None else [ends],
+        "end_ids": ends if isinstance(ends, list) else None if ends is None else [ends],
         **read_texts(folder, question["texts"]),
     }
     tokens, logits = zip(*answers, strict=True)
