@@ -55,26 +55,19 @@ def to_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable
     _refuse_fused(folder, files)
     if method.lora_plus_scale != 1.0:
         say(f"lora_plus_scale {method.lora_plus_scale} is of training alone, and PEFT has no place for it: left out")
-    where = str(base or described.get("base") or "")
-    tensors, layers, retrained = {}, [], []
-    for name in show(files.names()):
-        layer, _, own = name.rpartition(".")
-        values = files.view(name)
-        if own in ("lora_A", "lora_B"):
-            spelled = names.hugging_face(shape["family"], f"{layer}.weight", 2).name.removesuffix(".weight")
-            tensors[f"{BEGIN}{spelled}.{own}.weight"] = values.T
-            layers += [spelled] if own == "lora_A" else []
-        else:
-            there = names.hugging_face(shape["family"], name, values.ndim)
-            tensors[BEGIN + there.name] = values.T if there.transpose else values
-            retrained.append(there.name)
-    head = _tied_head(folder, where, shape["family"], files)
+    where, family = str(base or described.get("base") or ""), shape["family"]
+    tensors, layers, retrained = _in_peft_names(files, family, show)
+    both = next((layer for layer in layers if f"{layer}.weight" in retrained or f"{layer}.bias" in retrained), None)
+    if both is not None:
+        raise UserError(
+            f"{folder}: {both} has LoRA beside it and was trained itself (modules_to_save); PEFT does one of both to a layer. "
+            "Merge it instead: paddle-llm export"
+        )
+    head = _tied_head(folder, where, family, files)
     if head is not None:  # PEFT trains a copy of each module that it is told, also of two that share a weight
-        embedding = names.hugging_face(shape["family"], names.EMBEDDINGS[shape["family"]], 2).name
-        tensors[BEGIN + head] = tensors[BEGIN + embedding]
+        tensors[BEGIN + head] = tensors[BEGIN + names.hugging_face(family, names.EMBEDDINGS[family], 2).name]
         retrained.append(head)
-    config = config_of_peft(method, layers, retrained, where, shape["layers"])
-    write_adapter(out, config, tensors, format="pt")
+    write_adapter(out, config_of_peft(method, layers, retrained, where, shape["layers"]), tensors, format="pt")
 
 
 def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable[[Any], Any] = iter) -> None:
@@ -104,6 +97,25 @@ def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callab
                 f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
             )
     write_adapter(out, {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": str(where)}, tensors)
+
+
+def _in_peft_names(
+    files: WeightFiles, family: str, show: Callable[[Any], Any]
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+    """Tensors as PEFT's file has them; Hugging Face's names of the layers beside which LoRA stands and of weights."""
+    tensors, layers, retrained = {}, [], []
+    for name in show(files.names()):
+        layer, _, own = name.rpartition(".")
+        values = files.view(name)
+        if own in ("lora_A", "lora_B"):
+            spelled = names.hugging_face(family, f"{layer}.weight", 2).name.removesuffix(".weight")
+            tensors[f"{BEGIN}{spelled}.{own}.weight"] = values.T
+            layers += [spelled] if own == "lora_A" else []
+        else:
+            there = names.hugging_face(family, name, values.ndim)
+            tensors[BEGIN + there.name] = values.T if there.transpose else values
+            retrained.append(there.name)
+    return tensors, layers, retrained
 
 
 def _refuse_fused(folder: Path, files: WeightFiles) -> None:

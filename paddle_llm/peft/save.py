@@ -228,6 +228,9 @@ def _read_tensors(attachment: Attachment, folder: Path) -> None:
     if different:
         raise UserError(f"{folder / TENSORS} does not hold what {CONFIG} says: {', '.join(sorted(different)[:3])} ...")
     for name, parameter, shard in mine:
+        wanted = unpad(attachment.family.name, name, np.broadcast_to(0, shard.shape), attachment.model.config).shape
+        if files.shape(name) != wanted:
+            raise UserError(f"{folder}: {name} is {list(files.shape(name))}, this network has {list(wanted)}")
         length = files.shape(name)[shard.axis]
         parts = [files.read(name, shard.axis, start, min(stop, length)) for start, stop in shard.ranges]
         values = np.concatenate(parts, axis=shard.axis).astype(np.float32, copy=False)

@@ -38,7 +38,7 @@ RETRAINED = {
     "chatglm_v2": ("output_layer",),
     "bloom": ("ln_f",),
     "opt": ("layers.1.linear2",),
-    "qwen2": ("layers.0.self_attn.k_proj",),
+    "qwen2": ("norm", "layers.0.input_layernorm"),
 }
 
 
@@ -148,6 +148,15 @@ def test_fused_matrices_are_refused(tmp_path):
         to_peft(adapter, tmp_path / "theirs")
 
 
+def test_a_layer_that_was_trained_itself_beside_its_lora_is_refused(tmp_path):
+    """PEFT wraps the one into the other and looks for other names (0.17): it loads, and computes something else."""
+    from paddle_llm.peft.convert import to_peft
+
+    base, ours = made(tmp_path, "llama", modules_to_save=("layers.0.self_attn.q_proj",))
+    with pytest.raises(UserError, match="q_proj has LoRA beside it and was trained itself"):
+        to_peft(ours, tmp_path / "theirs")
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -194,13 +203,13 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     first = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
     refused({name: value for name, value in tensors.items() if name != first}, "does not hold what")
     refused(tensors | {"base_model.model.model.layers.0.strange.weight": tensors[first]}, "strange.* matches no part")
-    refused(
-        tensors | {"base_model.model.model.embed_tokens.lora_embedding_A": tensors[first]}, "no weight of this base"
-    )
+    refused(tensors | {"base_model.model.model.embed_tokens.lora_embedding_A": tensors[first]}, "no linear layer")
     other = base_folder(tmp_path / "other", "llama", hidden_size=32, intermediate_size=80)
     save_file(tensors, theirs / TENSORS)
-    with pytest.raises(UserError, match=r"is \[64, 4\], over .*other it would be \[32, 4\]"):
+    with pytest.raises(UserError, match=r"is \[\d+, 4\], over .*other it would be \[\d+, 4\]"):
         from_peft(theirs, tmp_path / "back", base=other)
+    with pytest.raises(UserError, match=r"is \[\d+, 4\], this network has \[\d+, 4\]"):
+        load_adapter(network_of(other, "float32"), theirs, Layout())
     (theirs / TENSORS).rename(theirs / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model\.bin.*safe_serialization"):
         load_adapter(network, theirs, Layout())
@@ -298,7 +307,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {"tie_word_embeddings": True},
         {"modules_to_save": ("embed_tokens",), "rslora": True, "alpha": 5.0},
     ),
-    "qwen2": ("qwen2", {}, {"modules_to_save": ("layers.0.self_attn.k_proj",)}),
+    "qwen2": ("qwen2", {}, {"modules_to_save": ("norm", "layers.0.input_layernorm")}),
     "bloom": ("bloom", {}, {"modules_to_save": ("ln_f", "word_embeddings")}),
     "opt": ("opt", {}, {"targets": ("linear1", "v_proj")}),
     "some layers": ("llama", {}, {"targets": (r".*\.[13]\..*_proj",)}),

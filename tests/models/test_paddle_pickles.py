@@ -1,0 +1,82 @@
+"""A .pdparams is read through a map of the file: what paddle.load gives, without its memory, and nothing of it is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.models.paddle_pickles import scan_paddle_pickle
+
+
+def _written(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """Large and small tensors of three dtypes, as paddle.save writes a state."""
+    import paddle
+
+    numbers = np.random.default_rng(0)
+    large = paddle.to_tensor(numbers.standard_normal((300, 200)).astype(np.float32))
+    state = {
+        "large": large,
+        "half": large.astype("float16"),
+        "bfloat16": large.astype("bfloat16"),
+        "small": large[0, :7],
+        "again": paddle.to_tensor(numbers.standard_normal((17, 20_000)).astype(np.float32)),
+    }
+    paddle.save(state, str(folder / "model_state.pdparams"))
+    return folder / "model_state.pdparams", {name: value.numpy() for name, value in state.items()}
+
+
+def test_every_tensor_is_what_was_saved(tmp_path):
+    file, wanted = _written(tmp_path)
+    found = scan_paddle_pickle(file)
+    assert found.keys() == wanted.keys()
+    for name, tensor in found.items():
+        values = tensor.view()
+        assert values.dtype == wanted[name].dtype and np.array_equal(values, wanted[name]), name
+    assert isinstance(found["large"].data, range) and isinstance(found["small"].data, bytes)
+    assert found["bfloat16"].dtype == np.uint16
+
+
+def test_columns_first_and_empty(tmp_path):
+    state = {"f": np.asfortranarray(np.arange(60_000.0).reshape(200, 300)), "none": np.zeros((0, 3), np.float32)}
+    (tmp_path / "a.pdparams").write_bytes(pickle.dumps(state, protocol=4))
+    found = scan_paddle_pickle(tmp_path / "a.pdparams")
+    assert all(np.array_equal(found[name].view(), state[name]) for name in state)
+
+
+def test_scanning_reads_no_large_tensor(tmp_path):
+    file, _ = _written(tmp_path)
+    scan_paddle_pickle(file)
+    tracemalloc.start()
+    found = scan_paddle_pickle(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 5 and peak < 300_000 < file.stat().st_size
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.mkdir, ("made_by_a_pickle",)
+
+
+@pytest.mark.parametrize("kind", ["evil", "objects", "cut", "list", "text"])
+def test_what_is_no_file_of_weights_is_refused(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file, _ = _written(tmp_path)
+    contents = {
+        "evil": pickle.dumps({"w": _Evil()}, protocol=4),
+        "objects": pickle.dumps({"w": np.array([None, "x"], dtype=object)}, protocol=4),
+        "cut": file.read_bytes()[:200_000],
+        "list": pickle.dumps([np.zeros(3)], protocol=4),
+        "text": b"not a pickle at all",
+    }
+    file.write_bytes(contents[kind])
+    message = "posix.mkdir" if kind == "evil" else "no file of weights"
+    with pytest.raises(UserError, match=message):
+        scan_paddle_pickle(file)
+    assert not (tmp_path / "made_by_a_pickle").exists()
