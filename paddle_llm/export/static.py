@@ -40,14 +40,14 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
     weights = StepWeights(source)
     save_step_program(weights, staged)
     source.config.save_pretrained(str(staged))
-    _write_json(staged / STEP, _step(source, weights.plan))
+    _write_json(staged / STEP, describe_step(source, weights.plan))
     if source.generation:
         _write_json(staged / "generation_config.json", source.generation)
     for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
         shutil.copyfile(file, staged / file.name)
 
 
-def _step(source: Source, plan: Plan) -> dict[str, Any]:
+def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
     """What `generation/static_network.py` must know (its `Step`)."""
     ends: set[int] = set()
     for ids in (source.config.eos_token_id, source.generation.get("eos_token_id")):
