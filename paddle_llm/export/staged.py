@@ -20,7 +20,11 @@ _SPARE = 64 * 10**6  # for the tokenizer and whatever else is beside the weights
 
 
 def check_out(out: Path, folder: Path, overwrite: bool) -> None:
-    """Raise UserError where nothing may be written."""
+    """Raise UserError where there is nothing to export or nothing may be written; before paddle is imported."""
+    if not folder.expanduser().is_dir():
+        raise UserError(
+            f"{folder} is no folder: give a model folder, the output folder of a run, or a checkpoint of it"
+        )
     if out.resolve() == folder.resolve() or out.resolve() in folder.resolve().parents:
         raise UserError(f"OUT {out} is or holds what is to be exported: name another folder")
     if not out.exists():
