@@ -70,7 +70,8 @@ def from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     specials = {token: len(ranks) + number for number, token in enumerate(llama3_specials())}
     before = ["<|begin_of_text|>"] if config.get("add_bos_token", True) else []
     ids = {spell(token): rank for token, rank in ranks.items()}
-    made = _assemble(ids, pairs, specials, _LLAMA3, before, None, False)
+    # PaddleNLP composes characters before it asks tiktoken; the published tokenizer does not.
+    made = _assemble(ids, pairs, specials, _LLAMA3, before, {"type": "NFC"}, False)
     made["model"]["ignore_merges"] = True  # a whole word that is a token is taken as it is, as tiktoken does
     return made
 

@@ -44,7 +44,6 @@ _MARKS = {
     "mask_token": "[MASK]",
     "pad_token": "<pad>",
     "unk_token": "<unk>",
-    "num_image_tokens": 0,
 }
 PUBLISHED = {
     "ChatGLMTokenizer": Published(
@@ -65,7 +64,7 @@ PUBLISHED = {
 def write_published(source: Source, name: str, staged: Path) -> None:
     """Write the files of PaddleNLP's tokenizer class `name` as transformers' remote code reads them.
 
-    The code itself is copied where it lies beside the tokenizer or the model; else tokenizer_config.json points to its repository.
+    The code itself is copied where it lies beside the tokenizer or the model; else it is said where it is.
 
     Raises:
         UserError: a file of the vocabulary is missing.
@@ -94,12 +93,15 @@ def write_published(source: Source, name: str, staged: Path) -> None:
     )
     if code is not None:
         shutil.copyfile(code, staged / code.name)
-    where = published.module if code is not None else f"{repository}--{published.module}"
     kept = {
         key: value for key, value in given.items() if key not in ("auto_map", "name_or_path", "added_tokens_decoder")
     }
     config = {**published.settings, **kept, "init_class": name, "tokenizer_class": published.kind}
-    config["auto_map"] = {"AutoTokenizer": [f"{where}.{published.kind}", None]}
+    config["auto_map"] = {"AutoTokenizer": [f"{published.module}.{published.kind}", None]}
     (staged / CONFIG_FILE).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    origin = f"{code.name}, which is in the export" if code is not None else f"the code of {repository}, from the hub"
-    say(f"tokenizer: transformers reads {published.kind} only with trust_remote_code=True: {origin}")
+    wants = (
+        f"{code.name}, which is in the export"
+        if code is not None
+        else f"copy {published.module}.py of {repository} into the folder"
+    )
+    say(f"tokenizer: transformers reads {published.kind} with its authors' code only (trust_remote_code=True): {wants}")

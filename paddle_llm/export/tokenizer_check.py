@@ -74,7 +74,7 @@ def check_ids(
     found = [made.ids for made in tokenizer.encode_batch(texts, add_special_tokens=False)]
     wanted = [encode(text) for text in texts]
     other = [number for number in range(len(texts)) if found[number] != wanted[number]]
-    ties = [number for number in other if model is not None and _is_tie(model, found[number], wanted[number])]
+    ties = [number for number in other if model is not None and is_tie(model, found[number], wanted[number])]
     _report([texts[number] for number in other if number not in ties], len(ties), len(texts), folder, own)
 
 
@@ -94,7 +94,7 @@ def _report(differing: list[str], ties: int, number: int, folder: Path, own: boo
     say(problem)
 
 
-def _is_tie(model: SentencePieceModel, found: Sequence[int], wanted: Sequence[int]) -> bool:
+def is_tie(model: SentencePieceModel, found: Sequence[int], wanted: Sequence[int]) -> bool:
     """Whether two ways to cut a text are of the same pieces, or of the same score up to the rounding of 32 bits."""
     if sorted(found) == sorted(wanted):
         return True

@@ -34,7 +34,6 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_
 _OURS = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
 # Templates that go on behind a special token without the blank that sentencepiece puts in front of a text (data/templates.py).
 _GO_ON = ("chatml", "llama3")
-_WEIGHTS = (".safetensors", ".pdparams", ".pdopt", ".bin", ".pdiparams", ".pt", ".pth")
 
 
 @dataclass
@@ -57,17 +56,13 @@ def write_tokenizer(source: Source, staged: Path, target: str) -> None:
     """Write the tokenizer of `source` into the export's folder, as the target loads it.
 
     hf, fastdeploy: tokenizer.json, tokenizer_config.json, special_tokens_map.json (hf: and tokenizer.model, or whatever the vocabulary
-    is kept in); ChatGLM and GLM (hf): the published repository's files. static: the source's own files. Without a tokenizer nothing
-    is written, and said.
+    is kept in); ChatGLM and GLM (hf): the published repository's files. Without a tokenizer nothing is written, and said.
 
     Raises:
         UserError: a tokenizer that the target cannot have: ids would differ from the source's.
     """
     if source.tokenizer is None:
         say(f"{source.folder} has no tokenizer: the export has none either (name one with --tokenizer)")
-        return
-    if target == "static":
-        _copy_as_it_is(source.tokenizer, staged)
         return
     read = _read(source.tokenizer)
     name = str(read.config.get("init_class") or read.config.get("tokenizer_class"))
@@ -81,14 +76,6 @@ def write_tokenizer(source: Source, staged: Path, target: str) -> None:
         for file in originals:
             copied = SENTENCEPIECE if file.suffix == ".model" else file.name
             shutil.copyfile(file, staged / copied)
-
-
-def _copy_as_it_is(folder: Path, staged: Path) -> None:
-    """Every file of a tokenizer's folder that is no weight and no other part of a model."""
-    for file in sorted(folder.iterdir()):
-        others = file.suffix in _WEIGHTS or file.name.endswith(".index.json") or (staged / file.name).exists()
-        if file.is_file() and not others and file.name not in ("config.json", "generation_config.json", "export.json"):
-            shutil.copyfile(file, staged / file.name)
 
 
 def _read(folder: Path) -> _Read:
