@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.export.sentencepiece_model import SentencePieceModel
+from paddle_llm.export.sentencepiece_model import BPE, NORMAL, UNIGRAM, SentencePieceModel
 
 _TEXTS = 1500
 _LIMIT = 0.01  # a larger share of differing texts is refused
@@ -75,10 +76,17 @@ def check_ids(
     wanted = [encode(text) for text in texts]
     other = [number for number in range(len(texts)) if found[number] != wanted[number]]
     ties = [number for number in other if model is not None and is_tie(model, found[number], wanted[number])]
-    _report([texts[number] for number in other if number not in ties], len(ties), len(texts), folder, own)
+    shared = _sharing_a_score(model) if model is not None else 0
+    _report([texts[number] for number in other if number not in ties], len(ties), len(texts), folder, own, shared)
 
 
-def _report(differing: list[str], ties: int, number: int, folder: Path, own: bool) -> None:
+def _sharing_a_score(model: SentencePieceModel) -> int:
+    """How many pieces of a bpe model have the score of another one: those that were put into a trained vocabulary (Chinese LLaMA)."""
+    scores = Counter(piece.score for piece in model.pieces if piece.type == NORMAL)
+    return sum(number for number in scores.values() if number > 1) if model.model_type == BPE else 0
+
+
+def _report(differing: list[str], ties: int, number: int, folder: Path, own: bool, shared: int) -> None:
     if ties:
         say(
             f"tokenizer.json: in {ties} of {number} sample texts a run such as ----- is cut into the same pieces in another order: ways of "
@@ -87,6 +95,12 @@ def _report(differing: list[str], ties: int, number: int, folder: Path, own: boo
     if not differing:
         return
     problem = f"{len(differing)} of {number} sample texts get other ids from tokenizer.json than from {folder}, e.g. {differing[0]!r}"
+    if shared:
+        say(
+            f"{problem}. {shared} of its pieces share a score; of such sentencepiece joins the leftmost first, and tokenizer.json must put "
+            "them into an order. The text stays the same; transformers' own conversion has this, too"
+        )
+        return
     if own and len(differing) > _LIMIT * number:
         raise UserError(
             f"{problem}. It is not exported: a server would feed the model other tokens than it was trained on"
@@ -98,7 +112,7 @@ def is_tie(model: SentencePieceModel, found: Sequence[int], wanted: Sequence[int
     """Whether two ways to cut a text are of the same pieces, or of the same score up to the rounding of 32 bits."""
     if sorted(found) == sorted(wanted):
         return True
-    if model.model_type != 1:
+    if model.model_type != UNIGRAM:
         return False
     scores = [sum(model.pieces[i].score for i in ids) for ids in (found, wanted)]
     return abs(scores[0] - scores[1]) <= 1e-6 * abs(scores[0])
@@ -106,7 +120,7 @@ def is_tie(model: SentencePieceModel, found: Sequence[int], wanted: Sequence[int
 
 def _pieces(model: SentencePieceModel | None, tokenizer: Any) -> list[str]:
     if model is not None:
-        texts = (piece.text.replace("\u2581", " ") for piece in model.pieces if piece.type == 1)
+        texts = (piece.text.replace("\u2581", " ") for piece in model.pieces if piece.type == NORMAL)
     else:
         size = tokenizer.get_vocab_size(with_added_tokens=False)
         chosen = random.Random(1).sample(range(size), min(size, 4000))

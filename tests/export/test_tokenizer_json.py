@@ -9,6 +9,7 @@ import json
 import os
 import pydoc_data.topics
 import random
+import struct
 import unicodedata
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,6 +186,28 @@ def test_few_differences_are_said(ours, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(from_sentencepiece, "_merges", lambda model: right(model)[:-8])
     export(ours["bpe"], tmp_path / "wrong")
     assert "sample texts get other ids from tokenizer.json than from" in capsys.readouterr().err
+
+
+def test_pieces_that_share_a_score_are_said(ours, tmp_path, capsys):
+    """A vocabulary put together of two, as Chinese LLaMA's: what was added has the score 0, all of it."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    content = (ours["bpe"] / "sentencepiece.bpe.model").read_bytes()
+    known = {piece.text for piece in read_model(ours["bpe"] / "sentencepiece.bpe.model").pieces}
+    chance = random.Random(0)
+    for _ in range(1500):
+        start = chance.randrange(len(CHINESE))
+        text = CHINESE[start : start + chance.choice((2, 3))].replace(" ", "\u2581")
+        if text not in known and "\n" not in text:
+            known.add(text)
+            piece = b"\x0a" + bytes([len(text.encode())]) + text.encode() + b"\x15" + struct.pack("<f", 0.0)
+            content += b"\x0a" + bytes([len(piece)]) + piece
+    (folder / "sentencepiece.bpe.model").write_bytes(content)
+    (folder / "tokenizer_config.json").write_bytes((ours["bpe"] / "tokenizer_config.json").read_bytes())
+    export(folder, tmp_path / "out")
+    said = capsys.readouterr().err
+    assert "of its pieces share a score; of such sentencepiece joins the leftmost first" in said
+    assert "sample texts get other ids from tokenizer.json" in said
 
 
 def test_the_same_twice(ours, tmp_path):
