@@ -79,7 +79,7 @@ def compare(expected: Answers, found: Answers) -> Finding:
         tally.largest,
         LIMIT,
         not tally.wrong,
-        "; ".join([*_shortened(tally.wrong), *_shortened(tally.ties)]),
+        "; ".join([*_shortened(tally.wrong), *_shortened(tally.ties), *([found.note] if found.note else [])]),
     )
 
 

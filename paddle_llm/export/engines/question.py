@@ -42,6 +42,7 @@ class Answers:
         text_ids: ids of the texts, where the engine has read the folder's tokenizer.
         tokenizer_problem: why it could not.
         end_ids: what ends a text, as the engine has read it; None where it reads no such thing.
+        note: how it was asked, where that must be known.
     """
 
     engine: str
@@ -50,6 +51,7 @@ class Answers:
     text_ids: Sequence[Sequence[int]] | None = None
     tokenizer_problem: str = ""
     end_ids: Collection[int] | None = None
+    note: str = ""
 
 
 class NotRun(Exception):

@@ -1,0 +1,190 @@
+"""The engines that are no part of this process: transformers on torch, PaddleFormers, the static program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.export.environments import paddleformers_python
+from tests.generation.folders import train_pieces, write_folder
+from tests.models.building import WRITERS
+
+WEIGHTS = "model.safetensors"
+LOGITS, TOKENIZER = "logits and greedy tokens", "tokenizer"
+GROUPED = {"num_key_value_heads": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process():
+    from paddle_llm.generation.network import start_process
+
+    start_process("cpu")
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory) -> Path:
+    return train_pieces(tmp_path_factory.mktemp("pieces"))
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory, pieces) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "llama"
+    return write_folder("llama", pieces, folder, num_hidden_layers=2, **GROUPED)
+
+
+def exported(source: Path, folder: Path, target: str) -> Path:
+    from paddle_llm.export.command import export
+
+    export(source, target, folder, verify=False)
+    return folder
+
+
+def found_by(engine: str, source: Path, folder: Path, target: str, **options) -> dict[str, object]:
+    """What the engine has found, by what was compared."""
+    from paddle_llm.export.source import open_source
+    from paddle_llm.export.verify import verify
+
+    findings = verify(open_source(source), folder, target, engines=[engine], **options)
+    return {finding.what: finding for finding in findings if finding.engine.startswith(engine)}
+
+
+def passed(findings: dict, *what: str) -> bool:
+    assert set(findings) == set(what), findings
+    return all(findings[one].passed for one in what)
+
+
+def damage(folder: Path, change) -> Path:
+    tensors = change(load_file(folder / WEIGHTS))
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
+    )
+    return folder
+
+
+def with_paddlenlps_prefix(tensors):
+    return {name.replace("model.", "llama.", 1): value for name, value in tensors.items()}
+
+
+def not_transposed(tensors):
+    square = {name for name, value in tensors.items() if value.ndim == 2 and value.shape[0] == value.shape[1]}
+    assert square
+    return {name: value.T if name in square else value for name, value in tensors.items()}
+
+
+# ---- transformers on torch --------------------------------------------------------------------------------------------
+
+
+def torch_is_here() -> None:
+    reason = "transformers on torch answers in the extra hf alone"
+    pytest.importorskip("torch", reason=reason)
+    pytest.importorskip("transformers", reason=reason)
+
+
+@pytest.mark.hf
+def test_transformers_answers_as_the_source(tmp_path, llama):
+    torch_is_here()
+    folder = exported(llama, tmp_path / "hf", "hf")
+    findings = found_by("transformers", llama, folder, "hf")
+    assert passed(findings, LOGITS, TOKENIZER)
+    logits = findings[LOGITS]
+    assert "torch" in logits.engine and logits.tokens_equal == logits.tokens == 16 * logits.prompts
+    assert 0 < logits.largest_logit_difference < logits.limit / 10
+
+
+@pytest.mark.slow
+@pytest.mark.hf
+@pytest.mark.parametrize("family", ["qwen2", "bloom", "opt"])
+def test_transformers_answers_as_other_families(tmp_path, pieces, family):
+    torch_is_here()
+    source = write_folder(family, pieces, tmp_path / family)
+    folder = exported(source, tmp_path / "hf", "hf")
+    assert passed(found_by("transformers", source, folder, "hf"), LOGITS, TOKENIZER)
+
+
+@pytest.mark.slow
+@pytest.mark.hf
+@pytest.mark.parametrize("trap", [with_paddlenlps_prefix, not_transposed])
+def test_transformers_sees_a_trap(tmp_path, llama, trap):
+    torch_is_here()
+    folder = damage(exported(llama, tmp_path / "fastdeploy", "fastdeploy"), trap)
+    assert found_by("transformers", llama, folder, "fastdeploy")[LOGITS].passed is False
+
+
+def test_a_family_without_a_network_there_is_said(tmp_path, pieces):
+    source = write_folder("chatglm_v2", pieces, tmp_path / "chatglm2")
+    finding = found_by("transformers", source, source, "hf")[LOGITS]
+    assert finding.passed is None and "remote code" in finding.note
+
+
+def test_where_torch_is_not_installed_that_is_said(llama, monkeypatch):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
+    finding = found_by("transformers", llama, llama, "hf")[LOGITS]
+    assert finding.passed is None and "torch not installed" in finding.note and "pip install" in finding.note
+
+
+# ---- PaddleFormers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("target", ["fastdeploy", "hf"])
+def test_paddleformers_answers_as_the_source(tmp_path, llama, target):
+    """What FastDeploy 2.x falls back to for LLaMA loads the export. Its environment is made the first time."""
+    python = paddleformers_python()
+    folder = exported(llama, tmp_path / "export", target)
+    before = sorted(folder.iterdir())
+    findings = found_by("paddleformers", llama, folder, target, paddleformers_python=python)
+    assert passed(findings, LOGITS, TOKENIZER)
+    logits = findings[LOGITS]
+    assert logits.tokens_equal == logits.tokens == 16 * logits.prompts and logits.largest_logit_difference > 0
+    assert sorted(folder.iterdir()) == before  # it writes a file of its own into what it loads
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("trap", [with_paddlenlps_prefix, not_transposed])
+def test_paddleformers_sees_what_it_loads_without_a_word(tmp_path, llama, trap):
+    python = paddleformers_python()
+    folder = damage(exported(llama, tmp_path / "export", "fastdeploy"), trap)
+    finding = found_by("paddleformers", llama, folder, "fastdeploy", paddleformers_python=python)[LOGITS]
+    assert finding.passed is False and "logits differ" in finding.note
+
+
+# ---- the static program -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["llama", "chatglm_v2", "bloom"])
+def test_the_static_program_answers_as_the_source(tmp_path, pieces, family):
+    source = write_folder(family, pieces, tmp_path / family)
+    folder = exported(source, tmp_path / "static", "static")
+    findings = found_by("paddle.inference", source, folder, "static")
+    assert passed(findings, LOGITS) and findings[LOGITS].tokens_equal > 0
+
+
+def test_a_static_program_of_other_weights_is_seen(tmp_path, pieces, llama):
+    other = write_folder("llama", pieces, tmp_path / "other", seed=6, num_hidden_layers=2, **GROUPED)
+    folder = exported(other, tmp_path / "static", "static")
+    assert found_by("paddle.inference", llama, folder, "static")[LOGITS].passed is False
+
+
+def test_a_static_program_without_its_weights_is_seen(tmp_path, llama):
+    folder = exported(llama, tmp_path / "static", "static")
+    (folder / "model.pdiparams").unlink()
+    finding = found_by("paddle.inference", llama, folder, "static")[LOGITS]
+    assert finding.passed is False and "model.pdiparams" in finding.note
+
+
+def test_every_family_has_an_engine_for_each_target():
+    """A target that nothing compares would be exported unseen."""
+    from paddle_llm.export import verify
+
+    for target in ("hf", "fastdeploy", "static"):
+        always = [engine for engine in verify._ENGINES if target in engine.targets and engine.families is None]
+        assert always, target
+    assert set(verify._WITH_GENERATE) < set(WRITERS)
