@@ -77,6 +77,7 @@ def export(
     verify: bool = True,
     overwrite: bool = False,
     allow_pickle: bool = False,
+    paddleformers_python: str | Path | None = None,
 ) -> Exported:
     """Write what `folder` holds to `out` as others load it: complete and verified, or not at all.
 
@@ -90,6 +91,7 @@ def export(
         verify: compare logits and greedy tokens of the export with those of its source.
         overwrite: replace an export that is at `out`.
         allow_pickle: read torch's pickles, too, where there is nothing else.
+        paddleformers_python: the Python of an environment with PaddleFormers, for the verification.
 
     Raises:
         UserError: a mistake of whoever asks; nothing is written.
@@ -105,7 +107,7 @@ def export(
     with staged_folder(out) as staged:
         module, _, function = TARGETS[target][0].partition(":")
         getattr(import_module(module), function)(source, staged, options)
-        findings = _prove(source, staged, target, verify)
+        findings = _prove(source, staged, target, verify, paddleformers_python)
         _record(source, staged, target, options, findings)
     files = {str(file.relative_to(out)): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
     return Exported(out, target, files, findings, time.monotonic() - begun)
@@ -144,7 +146,7 @@ def _weigh(source: Source, dtype: str | None) -> int:
     return sum(math.prod(source.shape(name)) * sizes[dtype or source.dtype(name)] for name in source.names())
 
 
-def _prove(source: Source, staged: Path, target: str, wanted: bool) -> list[Any]:
+def _prove(source: Source, staged: Path, target: str, wanted: bool, python: str | Path | None) -> list[Any]:
     """The contract's linter, then every engine's findings.
 
     Raises:
@@ -159,7 +161,7 @@ def _prove(source: Source, staged: Path, target: str, wanted: bool) -> list[Any]
         return []
     from paddle_llm.export.verify import verify
 
-    findings = verify(source, staged, target)
+    findings = verify(source, staged, target, paddleformers_python=Path(python) if python else None)
     if any(finding.passed is False for finding in findings):  # None: an engine that is not installed
         _say_findings(findings)
         raise ExportFailed(f"the export is not equal to its source, {source.folder}")
@@ -208,6 +210,11 @@ Examples:
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as stored]")
 @click.option("--max_shard_size", default="5GB", show_default=True, help="Of one file of weights, such as 500MB.")
 @click.option("--no_verify", is_flag=True, help="Do not compare the export with its source (for huge models).")
+@click.option(
+    "--paddleformers_python",
+    type=click.Path(path_type=Path),
+    help="Python of an environment with PaddleFormers (launch/paddleformers_env.sh makes one): one engine more to compare with.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the export that is at OUT.")
 @click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
 def export_command(checkpoint: Path, out: Path, target: str, no_verify: bool, **options: Any) -> None:
@@ -238,7 +245,7 @@ def _say_findings(findings: list[Any]) -> None:
     from rich.table import Table
 
     table = Table("engine", "what", "prompts", "greedy tokens", "largest difference of logits", "limit", "")
-    words = {True: "passed", False: "FAILED", None: "not run"}
+    words = {True: "passed", False: "FAILED"}
     for one in findings:
         table.add_row(
             one.engine,
@@ -247,7 +254,7 @@ def _say_findings(findings: list[Any]) -> None:
             f"{one.tokens_equal} of {one.tokens} equal" if one.tokens else "-",
             "-" if one.largest_logit_difference is None else f"{one.largest_logit_difference:.1e}",
             "-" if one.limit is None else f"{one.limit:.1e}",
-            words[one.passed] + (f" ({one.note})" if one.note else ""),
+            ": ".join(filter(None, (words.get(one.passed), one.note))),
         )
     Console(stderr=True).print(table)
 

@@ -20,6 +20,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, find_model_folder, read_model_facts
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.generation.network import template_of
 from paddle_llm.models.build import model_configuration
 from paddle_llm.models.load import locate_weights
 from paddle_llm.models.names import compositions
@@ -295,12 +296,6 @@ def _tokenizer_folder(named: Path | None, beside: tuple[Path | None, ...]) -> Pa
             raise UserError(f"--tokenizer {named} has no tokenizer_config.json: it is no tokenizer's folder")
         return named
     return next((place for place in beside if place and (place / "tokenizer_config.json").is_file()), None)
-
-
-def template_of(folder: Path) -> str | None:
-    """--chat_template of the training whose output a folder is."""
-    found = _argument(folder, "chat_template")
-    return found if isinstance(found, str) else None
 
 
 def _argument(folder: Path, name: str) -> Any:

@@ -115,7 +115,7 @@ def load_network(
         _put_over(model, adapter, folder, layout)
     model.eval()
     ends = _ends_of(folder, facts.raw) | ({codec.eos_id} if codec.eos_id is not None else set())
-    return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), _template_of(adapter or folder))
+    return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), template_of(adapter or folder))
 
 
 def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
@@ -134,7 +134,8 @@ def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
     from paddle_llm.peft.save import CONFIG, load_adapter
 
     load_adapter(model, adapter, layout)
-    base = json.loads((adapter / CONFIG).read_text(encoding="utf-8")).get("base")
+    described = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
+    base = described.get("base") or described.get("base_model_name_or_path")
     if base and Path(base).resolve() != folder.resolve():
         say(f"{adapter} was trained over {base}; its shape fits {folder}, whose weights may be others")
 
@@ -155,7 +156,7 @@ def _ends_of(folder: Path, config: dict[str, Any]) -> set[int]:
     return found
 
 
-def _template_of(folder: Path) -> str | None:
+def template_of(folder: Path) -> str | None:
     """--chat_template of the training whose output the folder is."""
     record = folder.resolve().parent / "config.resolved.json"
     try:
