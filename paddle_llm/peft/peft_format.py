@@ -26,7 +26,7 @@ CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 BEGIN = "base_model.model."
 _LORA = re.compile(r"(.+)\.(lora_[AB])\.weight")
 _IN_A_LIST = re.compile(r"(?:.*\.)?([a-z]+)\.(\d+)\.(.+)")  # layers.7.self_attn.q_proj
-# Settings that change what is computed, and which value of them leaves it as it is here.
+# Settings that, where they are given at all, ask for something that LoRA here does not do.
 _OTHERWISE = {
     "use_dora": "DoRA scales whole columns of the merged weight",
     "lora_bias": "biases beside LoRA's matrices",
@@ -59,7 +59,7 @@ def method_of_peft(folder: Path, described: dict[str, Any], base: dict[str, Any]
     """
     _check(folder, described)
     files = PeftFile(folder)
-    layers = [match.group(1) for key in files.names() if (match := _LORA.fullmatch(key))]
+    layers = list(dict.fromkeys(match.group(1) for key in files.names() if (match := _LORA.fullmatch(key))))
     others = [key for key in files.names() if not _LORA.fullmatch(key)]
     strange = [key for key in others if ".lora_" in key]
     if strange or not layers:
@@ -108,7 +108,7 @@ def _targets(layers: list[str], base: dict[str, Any] | None) -> tuple[str, ...]:
     """Patterns that match these layers and no others."""
     numbers: dict[str, list[int]] = {}
     for layer in layers:
-        match = _IN_A_LIST.fullmatch(native_layer(layer))
+        match = _IN_A_LIST.fullmatch(names.native_infixes(layer))
         if match is None:
             raise UserError(
                 f"LoRA beside {layer}, which is in no transformer block: put it into modules_to_save instead"
@@ -131,13 +131,8 @@ def _pattern(key: str, base: dict[str, Any] | None) -> str:
         for known in (names.EMBEDDINGS[family], names.HEADS.get(family, "")):
             if known and key in names.foreign_spellings(family, names.hugging_face(family, known, 2).name):
                 return known
-    match = _IN_A_LIST.fullmatch(native_layer(key))
+    match = _IN_A_LIST.fullmatch(names.native_infixes(key))
     return f"{match.group(1)}.{match.group(2)}.{match.group(3)}" if match else ".".join(key.split(".")[-2:])
-
-
-def native_layer(name: str) -> str:
-    """Hugging Face's name of something in a block, its end spelled as PaddleNLP does (OPT's two linear layers)."""
-    return names.native_infixes(name)
 
 
 def config_of_peft(method: Method, layers: list[str], retrained: list[str], base: str, blocks: int) -> dict[str, Any]:

@@ -76,6 +76,12 @@ def test_there_and_back_every_bit_is_the_same(family, tmp_path):
     assert all(
         first[name].tobytes() == again[name].tobytes() and first[name].shape == again[name].shape for name in first
     )
+    assert len(json.loads((tmp_path / "back" / CONFIG).read_text())["method"]["targets"]) == len(
+        described["target_modules"]
+    )
+    assert not any(
+        "|" in target for target in json.loads((tmp_path / "back" / CONFIG).read_text())["method"]["targets"]
+    )
     one, other = (json.loads((folder / CONFIG).read_text()) for folder in (ours, tmp_path / "back"))
     for settings in (one["method"], other["method"]):
         del settings["targets"], settings["modules_to_save"]  # other patterns for the same layers
