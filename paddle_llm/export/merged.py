@@ -9,9 +9,8 @@ Memory: of a merged weight four times its size in fp32, one weight at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -171,22 +170,15 @@ class Merged:
             )
 
     def _fits(self, name: str, shape: tuple[int, ...]) -> None:
-        """Whether the base has a weight of this name and shape, be it in parts."""
-        known = set(self._base.names())
-        parts: Iterable[Any] = compositions(self._family, name, self._config)
+        """Raise UserError unless the base has a weight of this name and shape, alone, in parts or as a part of one."""
+        known, found = set(self._base.names()), None
+        pieces = compositions(self._family, name, self._config)
         if name in known:
             found = self._base.shape(name)
-        elif parts and all(piece.source in known for piece in parts):
-            found = (self._base.shape(next(iter(parts)).source)[0], max(piece.stop for piece in parts))
-        else:
-            # A matrix of the base that holds this one and others.
-            wide = next(
-                (one for one in known if any(p.source == name for p in compositions(self._family, one, self._config))),
-                "",
-            )
-            if not wide:
-                raise UserError(f"{self._adapter.folder} changes {name}, which its base does not have")
-            found = shape if self._base.shape(wide)[0] == shape[0] else self._base.shape(wide)
+        elif pieces and all(piece.source in known for piece in pieces):
+            found = (self._base.shape(pieces[0].source)[0], max(piece.stop for piece in pieces))
+        if found is None:
+            raise UserError(f"{self._adapter.folder} changes {name}, which its base does not have")
         if found != shape:
             raise UserError(f"{self._adapter.folder} changes {name} of {list(shape)}; its base has {list(found)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,39 @@ def test_an_adapter_of_fused_matrices_is_taken_apart(tmp_path):
             cuts = [wanted[one.source][:, one.source_start : one.source_start + one.stop - one.start] for one in pieces]
             whole = np.concatenate(cuts, axis=1)
         assert np.array_equal(source.read(name), whole), name
+
+
+class Held:
+    """Tensors in memory."""
+
+    def __init__(self, values: dict[str, np.ndarray]):
+        self._values = values
+
+    def names(self) -> list[str]:
+        return list(self._values)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._values[name].shape
+
+    def dtype(self, name: str) -> str:
+        return self._values[name].dtype.name
+
+    def read(self, name: str) -> np.ndarray:
+        return self._values[name]
+
+
+def test_a_base_of_fused_matrices_takes_an_adapter_of_separate_ones(tmp_path):
+    """A checkpoint of a run with --fuse_attention_qkv keeps them so."""
+    from paddle_llm.export.merged import merge_adapter
+    from paddle_llm.export.source import open_source
+
+    base = base_folder(tmp_path / "base", "llama", num_key_value_heads=2)
+    method = Method("lora", rank=4, targets=("k_proj", "gate_proj"), modules_to_save=("layers.1.mlp.up_proj",))
+    adapter = trained_adapter(tmp_path / "adapter", base, method)
+    fused = base_values(network_of(base, "float32", fuse_attention_qkv=True, fuse_attention_ffn=True))
+    assert "llama.layers.0.self_attn.qkv_proj.weight" in fused
+    source = replace(open_source(base), tensors=Held(fused))
+    same(replace(source, tensors=merge_adapter(source, adapter)), merged_in_network(base, adapter, "float32"))
 
 
 @pytest.mark.parametrize("method", ["prefix", "adapter", "prompt"])
