@@ -1,4 +1,5 @@
-"""Byte-level BPE as a tokenizer.json: from vocab.json and merges.txt (GPT-2, OPT, BLOOM, Qwen2), from tiktoken's ranks (LLaMA 3).
+"""Byte-level BPE as a tokenizer.json: from vocab.json and merges.txt (GPT-2, OPT, BLOOM, Qwen2), from tiktoken's ranks
+(LLaMA 3).
 
 What cuts a text into words is each family's own regular expression, as its published tokenizer.json has it.
 """
@@ -48,7 +49,8 @@ def from_vocabulary(
 def from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """tokenizer.json of tiktoken's ranks, with LLaMA 3's special tokens behind them.
 
-    tiktoken joins the pair whose union has the lowest rank; every pair that makes a token therefore becomes a merge, in that order.
+    tiktoken joins the pair whose union has the lowest rank; every pair that makes a token therefore becomes a merge, in
+    that order.
     """
     letters = _letters()
     try:

@@ -1,8 +1,8 @@
 """The named templates (data/templates.py) as Jinja, for servers: the same text, with the special tokens spelled out.
 
-`{{ bos_token }}` and `{{ eos_token }}` are filled in by whoever renders. What stands in «» is filled in here: «prefix», what the tokenizer
-itself puts before a text; «suffix», what ChatGLM-6B's puts behind one; «blank», a blank where training tokenises a text anew behind
-another one, for a tokenizer that puts one there.
+`{{ bos_token }}` and `{{ eos_token }}` are filled in by whoever renders. What stands in «» is filled in here: «prefix»,
+what the tokenizer itself puts before a text; «suffix», what ChatGLM-6B's puts behind one; «blank», a blank where
+training tokenises a text anew behind another one, for a tokenizer that puts one there.
 """
 
 from __future__ import annotations

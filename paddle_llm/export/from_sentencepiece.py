@@ -1,7 +1,7 @@
 """A sentencepiece model as a tokenizer.json (the format of the `tokenizers` library) that gives the same ids.
 
-The text is normalised as a whole, gets its blank in front by Prepend (not by Metaspace, which gives none to a text that begins with a
-blank), and is not cut into words: sentencepiece does not cut it either.
+The text is normalised as a whole, gets its blank in front by Prepend (not by Metaspace, which gives none to a text that
+begins with a blank), and is not cut into words: sentencepiece does not cut it either.
 """
 
 from __future__ import annotations
@@ -43,10 +43,11 @@ def tokenizer_json(
     """The content of tokenizer.json.
 
     Args:
-        added: special tokens, and what stands behind the model's own pieces, with their ids. They are found in a text before all else.
+        added: special tokens, and what stands behind the model's own pieces, with their ids. They are found in a text
+            before all else.
         before, behind: special tokens that every text gets.
-        goes_on: only the start of the whole text gets a blank, and not what stands behind a special token, too; a text that begins
-            with a blank then gets none.
+        goes_on: only the start of the whole text gets a blank, and not what stands behind a special token, too; a text
+            that begins with a blank then gets none.
     """
     known = {piece.text: number for number, piece in enumerate(model.pieces)}
     ids = {**{model.pieces[i].text: i for i in [*model.ids_of(UNKNOWN), *model.ids_of(CONTROL)]}, **added}
@@ -86,9 +87,9 @@ def _normalizer(model: SentencePieceModel, goes_on: bool) -> dict[str, Any] | No
 def _rules(model: SentencePieceModel) -> list[dict[str, Any]]:
     """The rules of normalisation.
 
-    sentencepiece's own two sets are spelled out: `tokenizers` would read the compiled ones otherwise. It looks a short grapheme up as a
-    whole, takes the first rule that fits its beginning, and drops the rest: a mark behind U+FFFD, a line feed behind a carriage
-    return.
+    sentencepiece's own two sets are spelled out: `tokenizers` would read the compiled ones otherwise. It looks a short
+    grapheme up as a whole, takes the first rule that fits its beginning, and drops the rest: a mark behind U+FFFD, a
+    line feed behind a carriage return.
     """
     if model.rules == "nfkc":
         return [{"type": "NFKC"}]
@@ -167,8 +168,8 @@ def _bpe(model: SentencePieceModel) -> dict[str, Any]:
 def _merges(model: SentencePieceModel) -> list[list[str]]:
     """Every way in which two pieces make a third, the best piece first.
 
-    sentencepiece joins the neighbours whose union has the highest score, wherever they come from; `tokenizers` the pair that stands
-    first in its list.
+    sentencepiece joins the neighbours whose union has the highest score, wherever they come from; `tokenizers` the pair
+    that stands first in its list.
     """
     ids = {piece.text: number for number, piece in enumerate(model.pieces) if piece.type == NORMAL}
     found = []
@@ -194,6 +195,6 @@ def _unigram(model: SentencePieceModel) -> dict[str, Any]:
 
 
 def _bonus(symbol: str) -> float:
-    """What sentencepiece's unigram gives to a symbol of the user's: found out by trying (0.2.3), on symbols of blanks, which compete
-    with one another."""
+    """What sentencepiece's unigram gives to a symbol of the user's: found out by trying (0.2.3), on symbols of blanks,
+    which compete with one another."""
     return 0.1 * len(symbol.encode()) - 0.1

@@ -1,7 +1,8 @@
-"""Does an export keep the contract of its target? Every way in which a folder loads without an error and answers garbage.
+"""Does an export keep the contract of its target? Every way in which a folder loads without an error and answers
+garbage.
 
-For FastDeploy 2.x: what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py); for Hugging Face: what
-from_pretrained does. Fast on huge models: of the weights only the headers are read (lint_weights.py).
+For FastDeploy 2.x: what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py); for Hugging Face:
+what from_pretrained does. Fast on huge models: of the weights only the headers are read (lint_weights.py).
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The contract of an export's weight files: their names, what is in them, of which types and shapes. Headers are read, never values.
+"""The contract of an export's weight files: their names, what is in them, of which types and shapes. Headers are read,
+never values.
 
-Whether a matrix lies as torch has it, [out, in], its shape tells wherever the two sides differ. A square one lies as the other
-matrices do, and as the file's own metadata say: "format": "pt" (Paddle's writers say "np" or "pd"). One that alone was transposed only
-the comparison of logits can find.
+Whether a matrix lies as torch has it, [out, in], its shape tells wherever the two sides differ. A square one lies as
+the other matrices do, and as the file's own metadata say: "format": "pt" (Paddle's writers say "np" or "pd"). One that
+alone was transposed only the comparison of logits can find.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ AGAIN = "export it again with paddle-llm export"
 
 @dataclass(frozen=True)
 class Stored:
-    """What a header says of a tensor; `dtype` as numpy and torch call it, or as the file does where it is no weight's type."""
+    """What a header says of a tensor; `dtype` as numpy and torch call it, or as the file does where it is no weight's
+    type."""
 
     file: str
     dtype: str
@@ -184,7 +186,8 @@ def _name_problems(missing: list[str], unknown: list[str], family: str, config: 
 
 
 def lint_types(stored: dict[str, Stored], stated: str, target: str) -> list[str]:
-    """Whether weights are of the type that config.json states: all of them for FastDeploy, most bytes for Hugging Face."""
+    """Whether weights are of the type that config.json states: all of them for FastDeploy, most bytes for Hugging
+    Face."""
     strange = sorted({one.dtype for one in stored.values()} - set(_TYPES.values()))
     if strange:
         return [f"weights are stored as {', '.join(strange)}; only float32, bfloat16 and float16 are read: {AGAIN}"]

@@ -1,5 +1,5 @@
-"""Tokenizers that transformers reads with its models' own code only (ChatGLM, GLM): their files as the published repositories have
-them."""
+"""Tokenizers that transformers reads with its models' own code only (ChatGLM, GLM): their files as the published
+repositories have them."""
 
 from __future__ import annotations
 

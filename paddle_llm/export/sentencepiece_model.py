@@ -1,7 +1,7 @@
 """What a sentencepiece model file holds: pieces, scores and the normaliser, read by field numbers.
 
-Not by sentencepiece's own generated module: that of 0.2.3 refuses the protobuf which visualdl needs. Numbers and defaults are those
-of sentencepiece_model.proto (google/sentencepiece, v0.2.0).
+Not by sentencepiece's own generated module: that of 0.2.3 refuses the protobuf which visualdl needs. Numbers and
+defaults are those of sentencepiece_model.proto (google/sentencepiece, v0.2.0).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a server reads beside weights and tokenizer: generation_config.json, the chat template, serve.sh; and the export's README."""
+"""What a server reads beside weights and tokenizer: generation_config.json, the chat template, serve.sh; and the
+export's README."""
 
 from __future__ import annotations
 
@@ -160,7 +161,7 @@ _NOT_PROVEN = {
     "hf": "Nothing but the engines in the table has been asked.",
     "fastdeploy": (
         "FastDeploy 2.x itself was not run: it needs a GPU. The folder keeps its contract (config.json, names, layout and types of the "
-        "weights, tokenizer.json, chat template), and the engines in the table, which read the same files, were asked."
+        "weights, tokenizer.json), and the engines in the table, which read the same files, were asked."
     ),
     "static": "The program has been run on a CPU only.",
 }
@@ -192,9 +193,23 @@ def write_readme(staged: Path, target: str, findings: Sequence[Finding], describ
         "## What was not",
         "",
         _NOT_PROVEN[target],
-        *(f"- {one.engine}: not run. {one.note}" for one in findings if one.passed is None),
+        *_lacking_words(staged, target),
+        "",
+        *(f"- {one.engine}: not run: {one.note.removeprefix('not run: ')}" for one in findings if one.passed is None),
     ]
-    (staged / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (staged / "README.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+
+
+def _lacking_words(staged: Path, target: str) -> list[str]:
+    """What a server will miss."""
+    path = staged / CONFIG_FILE
+    if (
+        target == "fastdeploy"
+        and path.is_file()
+        and "chat_template" not in json.loads(path.read_text(encoding="utf-8"))
+    ):
+        return ["It has no chat template, as its source has none: completions work, chat requests do not."]
+    return []
 
 
 def _proven(findings: Sequence[Finding]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Does a tokenizer.json give the ids of the tokenizer that it was made of? Asked at every export, on a fixed sample of texts."""
+"""Does a tokenizer.json give the ids of the tokenizer that it was made of? Asked at every export, on a fixed sample of
+texts."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ _WORDS = (
 
 
 def sample_texts(pieces: Sequence[str], number: int = _TEXTS, leading_blanks: bool = True) -> list[str]:
-    """Texts of words of several languages, code, emoji, random bytes and joined pieces of a vocabulary; always the same ones."""
+    """Texts of words of several languages, code, emoji, random bytes and joined pieces of a vocabulary; always the same
+    ones."""
     chance = random.Random(0)
     made = []
     for turn in range(number):
@@ -81,7 +83,8 @@ def check_ids(
 
 
 def _sharing_a_score(model: SentencePieceModel) -> int:
-    """How many pieces of a bpe model have the score of another one: those that were put into a trained vocabulary (Chinese LLaMA)."""
+    """How many pieces of a bpe model have the score of another one: those that were put into a trained vocabulary
+    (Chinese LLaMA)."""
     scores = Counter(piece.score for piece in model.pieces if piece.type == NORMAL)
     return sum(number for number in scores.values() if number > 1) if model.model_type == BPE else 0
 

@@ -1,8 +1,9 @@
-"""The tokenizer's files in an export: a tokenizer.json that gives the source's ids, and what transformers wants beside it.
+"""The tokenizer's files in an export: a tokenizer.json that gives the source's ids, and what transformers wants beside
+it.
 
-The class is PreTrainedTokenizerFast: every version of transformers takes tokenizer.json for it as it stands, where LlamaTokenizer of
-transformers 5 builds another one of its pieces. `init_class` is PaddleNLP's own name for the class, by which the folder is read
-here (data/tokenizer.py).
+The class is PreTrainedTokenizerFast: every version of transformers takes tokenizer.json for it as it stands, where
+LlamaTokenizer of transformers 5 builds another one of its pieces. `init_class` is PaddleNLP's own name for the class,
+by which the folder is read here (data/tokenizer.py).
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Classes that only PaddleNLP has, or that transformers would build otherwise than tokenizer.json says.
 _OURS = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
-# Templates that go on behind a special token without the blank that sentencepiece puts in front of a text (data/templates.py).
+# Templates that go on behind a special token without the blank that sentencepiece puts in front of a text
+# (data/templates.py).
 _GO_ON = ("chatml", "llama3")
 
 
@@ -55,8 +57,9 @@ class _Read:
 def write_tokenizer(source: Source, staged: Path, target: str) -> None:
     """Write the tokenizer of `source` into the export's folder, as the target loads it.
 
-    hf, fastdeploy: tokenizer.json, tokenizer_config.json, special_tokens_map.json (hf: and tokenizer.model, or whatever the vocabulary
-    is kept in); ChatGLM and GLM (hf): the published repository's files. Without a tokenizer nothing is written, and said.
+    hf, fastdeploy: tokenizer.json, tokenizer_config.json, special_tokens_map.json (hf: and tokenizer.model, or whatever
+    the vocabulary is kept in); ChatGLM and GLM (hf): the published repository's files. Without a tokenizer nothing is
+    written, and said.
 
     Raises:
         UserError: a tokenizer that the target cannot have: ids would differ from the source's.

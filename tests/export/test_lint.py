@@ -1,4 +1,5 @@
-"""Every way in which an export would load without an error and answer garbage: a good folder damaged, and what the linter says."""
+"""Every way in which an export would load without an error and answer garbage: a good folder damaged, and what the
+linter says."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a server reads beside the weights: the ids that end a text, chat templates that say what training said, serve.sh, README."""
+"""What a server reads beside the weights: the ids that end a text, chat templates that say what training said,
+serve.sh, README."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ TOOLS = (
 
 
 def spoken_text(name: str, turns: tuple[Turn, ...], blank: str) -> str:
-    """What training's template says, special tokens spelled out; `blank` where a text is tokenised anew behind another."""
+    """What training's template says, special tokens spelled out; `blank` where a text is tokenised anew behind
+    another."""
     text, behind_text = "", False
     for spoken in TEMPLATES[name].speak(Conversation(turns)):
         for piece in [*spoken.prompt, *(spoken.answer or [])]:
@@ -227,13 +229,19 @@ def test_the_readme_says_what_was_and_was_not_proven(tmp_path):
     described = {"source": "/models/a", "adapter": None, "family": "llama", "dtype": "as stored", "paddle_llm": "0"}
     findings = [
         Finding("transformers 4", "logits and greedy tokens", 5, 80, 80, 2e-6, 1e-3),
-        Finding("paddleformers", "logits", passed=None, note="not installed"),
+        Finding("paddleformers", "logits", passed=None, note="not run: it is not installed"),
     ]
     write_readme(tmp_path, "fastdeploy", findings, described)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    write_readme(tmp_path, "fastdeploy", findings, described)
     text = (tmp_path / "README.md").read_text()
+    assert "It has no chat template" in text
     proven, not_proven = text.split("## What was not")
     assert "| transformers 4 | logits and greedy tokens | 5 | 80 of 80 | 2.0e-06 | 1.0e-03 | passed" in proven
-    assert "FastDeploy 2.x itself was not run: it needs a GPU" in not_proven and "paddleformers: not run" in not_proven
+    assert (
+        "FastDeploy 2.x itself was not run: it needs a GPU" in not_proven
+        and "- paddleformers: not run: it is not installed\n" in not_proven
+    )
     write_readme(tmp_path, "hf", [], {**described, "adapter": "/adapters/b"})
     text = (tmp_path / "README.md").read_text()
     assert "Nothing: the export was not compared" in text and "/adapters/b" in text

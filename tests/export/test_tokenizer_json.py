@@ -1,4 +1,5 @@
-"""tokenizer.json gives the ids of the tokenizer that it was made of: on 10,000 texts of English, Chinese, code, emoji and random bytes."""
+"""tokenizer.json gives the ids of the tokenizer that it was made of: on 10,000 texts of English, Chinese, code, emoji
+and random bytes."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ NUMBER = 10_000
 
 
 def texts(number: int = NUMBER) -> list[str]:
-    """A sixth each of English, Chinese, code, emoji, random bytes read as text, and runs of blanks, digits and signs."""
+    """A sixth each of English, Chinese, code, emoji, random bytes read as text, and runs of blanks, digits and
+    signs."""
     chance = random.Random(0)
 
     def part(of: str) -> str:
@@ -152,8 +154,8 @@ def test_bpe_agrees_on_10_000_texts(settings, tmp_path):
 
 @pytest.mark.parametrize("settings", [None, *SETTINGS.values()], ids=["ours", *SETTINGS])
 def test_unigram_agrees_but_for_ties(settings, ours, tmp_path):
-    """Ways of equal score to cut a text, between which the rounding of sentencepiece's 32 bits decides: the same pieces in another
-    order (-------- and then -, or the other way round), or sums that are equal to 7 digits."""
+    """Ways of equal score to cut a text, between which the rounding of sentencepiece's 32 bits decides: the same pieces
+    in another order (-------- and then -, or the other way round), or sums that are equal to 7 digits."""
     folder = train(tmp_path / "tokenizer", "unigram", **settings) if settings else ours["unigram"]
     tokenizer = export(folder, tmp_path / "out")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / "sentencepiece.bpe.model"))
@@ -363,7 +365,8 @@ def test_vocabulary_and_merges(kind, tmp_path):
 
 
 def test_ranks_of_tiktoken(tmp_path):
-    """LLaMA 3. Against its definition: of a word's bytes, the pair whose union has the lowest rank is joined, until none has one."""
+    """LLaMA 3. Against its definition: of a word's bytes, the pair whose union has the lowest rank is joined, until
+    none has one."""
     import regex
 
     from paddle_llm.export.byte_level import _LLAMA3, _letters
