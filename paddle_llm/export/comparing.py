@@ -5,8 +5,8 @@ chosen the same tokens, in units of the standard deviation of the source's logit
 network in another engine sums in another order, which in fp32 moves them by at most 0.00004 of that in the small networks of
 benchmarks/export_agreement.py, more in deep ones. Swapped layers or heads, a matrix that is not transposed or another RoPE
 move them by 2 and more there, weights with half their bits cut off by 0.02: `LIMIT` stands between. (What may stay below
-it, such as another epsilon of the norms, same_files.py finds in the configuration.) It is the same for 16-bit exports: the source's weights are rounded to the export's dtype before it is asked, and
-the arithmetic is fp32 on both sides.
+it, such as another epsilon of the norms, same_files.py finds in the configuration.) It is the same for 16-bit exports: the
+source's weights are rounded to the export's dtype before it is asked, and the arithmetic is fp32 on both sides.
 
 **Ties.** Where the tokens part because the source's logits of both are no further apart than twice the limit (each may
 have moved by it), rounding has chosen: that is said, and the rest of that prompt, a text of its own, is not compared.

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.export.environments import paddleformers_python
+from tests.export.environments import ROOT, paddleformers_python
 from tests.generation.folders import train_pieces, write_folder
 from tests.models.building import WRITERS
 
@@ -143,7 +145,24 @@ def test_paddleformers_answers_as_the_source(tmp_path, llama, target):
     assert passed(findings, LOGITS, TOKENIZER)
     logits = findings[LOGITS]
     assert logits.tokens_equal == logits.tokens == 16 * logits.prompts and logits.largest_logit_difference > 0
+    assert "without pad_token_id 0" in logits.note
     assert sorted(folder.iterdir()) == before  # it writes a file of its own into what it loads
+
+
+def test_an_engine_that_ends_without_an_answer_has_failed(llama):
+    python = Path(shutil.which("false"))
+    finding = found_by("paddleformers", llama, llama, "hf", paddleformers_python=python)[LOGITS]
+    assert finding.passed is False and "exit code 1" in finding.note
+
+
+def test_the_script_of_its_environment_writes_over_nothing(tmp_path):
+    script = ROOT / "launch" / "paddleformers_env.sh"
+    (tmp_path / "thesis.txt").write_text("years of work")
+    done = subprocess.run([script, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 2 and "no virtual environment" in done.stderr
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
+    done = subprocess.run([script], capture_output=True, text=True)
+    assert done.returncode == 2 and "Usage: launch/paddleformers_env.sh DIR" in done.stderr
 
 
 @pytest.mark.slow
