@@ -45,7 +45,7 @@ def _run(command: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.timeout(600)  # a dozen commands, each with its imports
+@pytest.mark.timeout(900)  # a score of commands, each with its imports
 def test_the_commands_run_as_typed(tmp_path):
     (tmp_path / "my_text").mkdir()
     for name, text in list(topics.items()):
