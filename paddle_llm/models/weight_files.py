@@ -1,8 +1,8 @@
 """The weight files of a folder as one table of tensors, of which slices are read.
 
 Reads safetensors (one file or several with an index) through a memory map, so that a slice costs its own pages only;
-PaddleNLP's .pdparams (one or several with an index), which are pickles and can only be read whole, one file at a time; and,
-where that is allowed, torch's pickles (`torch_pickles.py`) through a memory map again.
+PaddleNLP's .pdparams (one or several with an index) likewise (`paddle_pickles.py`), or by Paddle itself, whole, one file at a
+time, where they were written in a way of old; and, where that is allowed, torch's pickles (`torch_pickles.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from safetensors import TensorSpec, serialize_file
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.models.paddle_pickles import PickledTensor, scan_paddle_pickle
 from paddle_llm.models.torch_pickles import scan_torch_pickle
 
 # bf16 has no numpy type: it is held as uint16 and widened when read.
@@ -30,7 +31,7 @@ _LARGEST_HEADER = 100_000_000
 class _Entry:
     """Where one tensor is: its file, its dtype as the file spells it (numpy's name in .pdparams), and the bytes [begin, end) of the file.
 
-    `strides`: in elements; None: row by row.
+    `strides`: in elements; None: row by row. `pickled`: where it is in a .pdparams that can be mapped.
     """
 
     file: Path
@@ -39,6 +40,7 @@ class _Entry:
     begin: int = 0
     end: int = 0
     strides: tuple[int, ...] | None = None
+    pickled: PickledTensor | None = None
 
 
 class WeightFiles:
@@ -82,6 +84,8 @@ class WeightFiles:
     def view(self, name: str) -> np.ndarray:
         """A whole tensor as it is stored, read-only and mapped into memory where the file allows it; bf16 as bits in uint16."""
         entry = self._entries[name]
+        if entry.pickled is not None:
+            return entry.pickled.view()
         if entry.file.suffix == ".pdparams":
             return self._pdparams(entry.file)[name]
         values = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end].view(_NUMPY[entry.dtype])
@@ -99,7 +103,7 @@ class WeightFiles:
         part = whole[tuple(index)]
         if part.dtype == np.uint16:
             return (part.astype(np.uint32) << 16).view(np.float32)
-        return part if self._entries[name].file.suffix == ".pdparams" else np.array(part)
+        return np.array(part)
 
     def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
         header, offset = read_header(file)
@@ -126,9 +130,13 @@ class WeightFiles:
 
     def _scan_pdparams(self, file: Path) -> dict[str, _Entry]:
         self.format = "pd"
-        return {
-            name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()
-        }
+        try:
+            found = scan_paddle_pickle(file)
+        except UserError:  # written in another way, which Paddle itself may know
+            return {
+                name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()
+            }
+        return {name: _Entry(file, one.dtype.name, one.shape, pickled=one) for name, one in found.items()}
 
     def _scan_torch_pickle(self, file: Path) -> dict[str, _Entry]:
         self.format = "pt"

@@ -57,6 +57,23 @@ def test_every_spelling_is_the_same_source(tmp_path, family, spelling):
     assert source.config.vocab_size == 129 and source.facts.vocab_size == 129
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_of_paddle_are_mapped_or_read_by_paddle(tmp_path, protocol):
+    """Protocol 2, of old, has no place in the file that is the tensor's bytes."""
+    import paddle
+
+    weights = write_native(tmp_path, "llama", "bfloat16", hidden_size=256)
+    (tmp_path / "model.safetensors").unlink()
+    saved = {name: paddle.to_tensor(bits).view("bfloat16") for name, bits in weights.items()}
+    paddle.save(saved, str(tmp_path / "model_state.pdparams"), protocol=protocol)
+    source = opened(tmp_path)
+    assert_holds(source, weights)
+    base = source.read("llama.layers.0.self_attn.o_proj.weight")
+    while not isinstance(base, np.memmap) and getattr(base, "base", None) is not None:
+        base = base.base
+    assert isinstance(base, np.memmap) == (protocol == 4)
+
+
 @pytest.mark.parametrize("heads", [4, 2, 1])
 def test_fused_projections_come_apart(tmp_path, heads):
     weights = write_native(tmp_path / "apart", "llama", num_key_value_heads=heads)
