@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from paddlenlp.trainer import EarlyStoppingCallback
 
+from paddle_llm.config.console import say
 from paddle_llm.data.instruction_formats import Conversation
 from paddle_llm.data.sampler import IGNORED_LABEL
 from paddle_llm.models.full_weights import family_name
@@ -23,6 +24,12 @@ from paddle_llm.peft.attachment import active_attachment
 from paddle_llm.training.pretrain_trainer import PretrainTrainer
 from paddle_llm.training.token_mean import criterion_of
 
+# PaddleNLP 3.0.0b4 looks for the optimizer state of every weight (KeyError), and of a tensor that it does not know, LoRA's
+# say, it writes the part of the first tensor-parallel rank alone.
+_NOT_UNIFIED = (
+    "--unified_checkpoint: PaddleNLP cannot resume from one where weights are frozen and ranks are several; checkpoints are "
+    "written rank by rank"
+)
 Scorer = Callable[[PretrainTrainer, Sequence[Conversation], str], dict[str, float]]
 
 
@@ -53,9 +60,12 @@ class FinetuneTrainer(PretrainTrainer):
     def __init__(
         self, model=None, args=None, *, answers: Answers | None = None, patience: int | None = None, **kwargs: Any
     ):
+        if args is not None and args.unified_checkpoint and args.world_size > 1 and _is_partly_frozen(model):
+            args.unified_checkpoint = False
+            say(_NOT_UNIFIED)
         super().__init__(model=model, args=args, **kwargs)
         self._answers = answers
-        self._frozen = any(parameter.stop_gradient for parameter in self.model.parameters())
+        self._frozen = _is_partly_frozen(self.model)
         self._base = on_first_rank(self._digest_of_frozen) if self._frozen else None
         budget = adalora.follow(self)
         if budget is not None:
@@ -124,6 +134,10 @@ class Patience(EarlyStoppingCallback):
 
     def restore(self, state: dict[str, Any]) -> None:
         self.early_stopping_patience_counter = int(state["evaluations"])
+
+
+def _is_partly_frozen(model: Any) -> bool:
+    return any(parameter.stop_gradient for parameter in model.parameters())
 
 
 @contextmanager

@@ -50,6 +50,19 @@ def test_a_cancelled_training_continues_bit_for_bit(folder, tmp_path, method):
     assert trained < checkpoint < trained + 20_000  # nothing of what is frozen
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "freeze"])
+def test_on_several_ranks_a_part_of_the_network_is_not_saved_unified(folder, tmp_path, method):
+    """PaddleNLP's unified checkpoint of one does not resume."""
+    flags = METHODS[method] | {"tensor_parallel_degree": 2, "unified_checkpoint": True}
+    whole = finetune(folder, tmp_path / "whole", 2, **flags)
+    finetune(folder, tmp_path / "cut", 2, until=4, **flags)
+    assert (tmp_path / "cut/checkpoint-3/model_state.tp01.pdparams").exists()
+    continued = finetune(folder, tmp_path / "cut", 2, **flags)
+    for one, other in zip(whole, continued, strict=True):
+        assert all(np.array_equal(other["trained"][name], value) for name, value in one["trained"].items())
+
+
 def test_another_base_another_method_is_refused_at_resume(folder, tmp_path):
     finetune(folder, tmp_path / "run", until=3, lora=True)
     other = tmp_path / "other"
