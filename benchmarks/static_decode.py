@@ -126,6 +126,8 @@ def paddlenlp_generate(folder: Path) -> Generate:
         with paddle.no_grad():
             found, _ = model.generate(
                 paddle.to_tensor(ids_BS),
+                attention_mask=paddle.ones(ids_BS.shape, "int64"),
+                position_ids=paddle.arange(PROMPT).expand(ids_BS.shape),
                 max_new_tokens=NEW,
                 decode_strategy="greedy_search",
                 eos_token_id=LLAMA["eos_token_id"],

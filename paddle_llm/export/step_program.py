@@ -14,23 +14,28 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
 from paddle.static import InputSpec
 
-from paddle_llm.export.step_weights import Plan, StepWeights
+from paddle_llm.export.step_file import Store, fill_weights
+from paddle_llm.export.step_weights import Plan, StepWeights, Weight
 
 PROGRAM = "model"  # .json and .pdiparams
 
 
 def save_step_program(weights: StepWeights, folder: Path) -> None:
-    """Write `model.json` and `model.pdiparams` for paddle.inference."""
+    """Write `model.json` and `model.pdiparams` for paddle.inference.
+
+    Memory: the largest tensor. Paddle writes the program with weights that were never touched, so that they take no memory;
+    their values are then put into the file one by one.
+    """
     layer = StepProgram(weights)
     layer.eval()
     program = paddle.jit.to_static(layer, input_spec=[layer.inputs()], full_graph=True)
     paddle.jit.save(program, str(folder / PROGRAM))
+    fill_weights(folder / f"{PROGRAM}.pdiparams", layer.store.weights)
 
 
 class StepProgram(nn.Layer):
@@ -48,22 +53,23 @@ class StepProgram(nn.Layer):
     def __init__(self, weights: StepWeights):
         super().__init__()
         self.plan = plan = weights.plan
-        self.embedding_VH = _constant(weights.embedding_VH())
-        self.position_tables = nn.ParameterList([_constant(table) for table in weights.position_tables()])
+        self.store = store = Store()
+        self.embedding_VH = store.parameter(weights.embedding_VH())
+        self.position_tables = nn.ParameterList([store.parameter(table) for table in weights.position_tables()])
         project_in, project_out = weights.projections()
-        self.project_in = _Linear(project_in, None) if project_in is not None else None
-        self.project_out = _Linear(project_out, None) if project_out is not None else None
-        self.first_norm = _norm(plan, weights.norm("first"))
-        self.layers = nn.LayerList([_Layer(plan, weights, number) for number in range(plan.layers)])
-        self.last_norm = _norm(plan, weights.norm("last"))
+        self.project_in = _Linear(store, project_in, None) if project_in is not None else None
+        self.project_out = _Linear(store, project_out, None) if project_out is not None else None
+        self.first_norm = _norm(store, plan, weights.norm("first"))
+        self.layers = nn.LayerList([_Layer(store, plan, weights, number) for number in range(plan.layers)])
+        self.last_norm = _norm(store, plan, weights.norm("last"))
         head_HV = weights.head_HV()
-        self.head = _Linear(head_HV, None) if head_HV is not None else None
+        self.head = _Linear(store, head_HV, None) if head_HV is not None else None
         if plan.rotary is not None:
-            self.angles = _constant(plan.rotary)
+            self.angles = store.constant(plan.rotary)
         if plan.blocks is not None:
-            self.blocks = _constant(plan.blocks)
+            self.blocks = store.constant(plan.blocks)
         if plan.slopes is not None:
-            self.slopes = _constant(plan.slopes.reshape(1, -1, 1, 1))
+            self.slopes = store.constant(plan.slopes.reshape(1, -1, 1, 1))
 
     def inputs(self) -> dict[str, InputSpec]:
         """What the program takes, with None for what differs from step to step."""
@@ -137,15 +143,15 @@ def past_names(layers: int) -> list[str]:
 
 
 class _Layer(nn.Layer):
-    def __init__(self, plan: Plan, weights: StepWeights, number: int):
+    def __init__(self, store: Store, plan: Plan, weights: StepWeights, number: int):
         super().__init__()
         self.plan, self.scale = plan, plan.scales[number]
-        self.norm_1 = _norm(plan, weights.norm("attention", number))
-        self.qkv = _Linear(*weights.linear("qkv", number))
-        self.out = _Linear(*weights.linear("out", number))
-        self.norm_2 = _norm(plan, weights.norm("mlp", number))
-        self.up = _Linear(*weights.linear("up", number))
-        self.down = _Linear(*weights.linear("down", number))
+        self.norm_1 = _norm(store, plan, weights.norm("attention", number))
+        self.qkv = _Linear(store, *weights.linear("qkv", number))
+        self.out = _Linear(store, *weights.linear("out", number))
+        self.norm_2 = _norm(store, plan, weights.norm("mlp", number))
+        self.up = _Linear(store, *weights.linear("up", number))
+        self.down = _Linear(store, *weights.linear("down", number))
 
     def forward(self, hidden: Any, mask: Any, turn: Any, past: Any) -> tuple[Any, Any, Any]:
         plan = self.plan
@@ -196,19 +202,19 @@ class _Layer(nn.Layer):
 
 
 class _Linear(nn.Layer):
-    def __init__(self, weight: np.ndarray, bias: np.ndarray | None):
+    def __init__(self, store: Store, weight: Weight, bias: Weight | None):
         super().__init__()
-        self.weight = _constant(weight)
-        self.bias = None if bias is None else _constant(bias)
+        self.weight = store.parameter(weight)
+        self.bias = None if bias is None else store.parameter(bias)
 
     def forward(self, x: Any) -> Any:
         return F.linear(x, self.weight, self.bias)
 
 
 class _RMSNorm(nn.Layer):
-    def __init__(self, weight: np.ndarray, epsilon: float):
+    def __init__(self, store: Store, weight: Weight, epsilon: float):
         super().__init__()
-        self.weight, self.epsilon = _constant(weight), epsilon
+        self.weight, self.epsilon = store.parameter(weight), epsilon
 
     def forward(self, x: Any) -> Any:
         scale = paddle.rsqrt(paddle.mean(x * x, axis=-1, keepdim=True) + self.epsilon)
@@ -216,24 +222,16 @@ class _RMSNorm(nn.Layer):
 
 
 class _LayerNorm(nn.Layer):
-    def __init__(self, weight: np.ndarray, bias: np.ndarray, epsilon: float):
+    def __init__(self, store: Store, weight: Weight, bias: Weight, epsilon: float):
         super().__init__()
-        self.weight, self.bias, self.epsilon = _constant(weight), _constant(bias), epsilon
+        self.weight, self.bias, self.epsilon = store.parameter(weight), store.parameter(bias), epsilon
 
     def forward(self, x: Any) -> Any:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 
-def _norm(plan: Plan, tensors: tuple[np.ndarray, np.ndarray | None] | None) -> nn.Layer | None:
+def _norm(store: Store, plan: Plan, tensors: tuple[Weight, Weight | None] | None) -> nn.Layer | None:
     if tensors is None:
         return None
     weight, bias = tensors
-    return _RMSNorm(weight, plan.epsilon) if bias is None else _LayerNorm(weight, bias, plan.epsilon)
-
-
-def _constant(array: np.ndarray) -> Any:
-    """A weight of the program."""
-    tensor = paddle.to_tensor(np.ascontiguousarray(array, np.float32))
-    parameter = paddle.base.framework.EagerParamBase.from_tensor(tensor)
-    parameter.stop_gradient = True
-    return parameter
+    return _RMSNorm(store, weight, plan.epsilon) if bias is None else _LayerNorm(store, weight, bias, plan.epsilon)

@@ -10,8 +10,9 @@ Shapes: H hidden, N heads, K key-value heads, D head width, V vocabulary, P posi
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -83,6 +84,13 @@ _NAMES = {
 _OPT_OFFSET = 2  # OPT's table of positions begins with two rows that nothing reads
 
 
+class Weight(NamedTuple):
+    """A tensor of the program: its shape, and what reads it, in fp32. The values are not kept."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], np.ndarray]
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the step program must know of a network.
@@ -131,22 +139,22 @@ class StepWeights:
 
     # ---- tensors ----------------------------------------------------------------------------------------------------
 
-    def embedding_VH(self) -> np.ndarray:
-        return self._read(EMBEDDINGS[self._family])
+    def embedding_VH(self) -> Weight:
+        return self._one(EMBEDDINGS[self._family])
 
-    def head_HV(self) -> np.ndarray | None:
+    def head_HV(self) -> Weight | None:
         """None: the embedding is the head."""
         tied = self._family == "glm" or is_tied(self._family, self._config)
-        return None if tied else self._read(HEADS[self._family])
+        return None if tied else self._one(HEADS[self._family])
 
-    def position_tables(self) -> list[np.ndarray]:
-        return [self._read(name) for name in self._names.positions if name in self._known]
+    def position_tables(self) -> list[Weight]:
+        return [self._one(name) for name in self._names.positions if name in self._known]
 
-    def projections(self) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def projections(self) -> tuple[Weight | None, Weight | None]:
         """OPT's from a narrower embedding and back to it."""
         return self._if_there("opt.embeddings.project_in.weight"), self._if_there("opt.decoder.project_out.weight")
 
-    def norm(self, which: str, layer: int | None = None) -> tuple[np.ndarray, np.ndarray | None] | None:
+    def norm(self, which: str, layer: int | None = None) -> tuple[Weight, Weight | None] | None:
         """(weight, bias) of "first", "last", or of a layer's "attention" and "mlp"; None where there is none."""
         names = self._names
         if layer is None:
@@ -155,25 +163,35 @@ class StepWeights:
             name = names.layer.format(layer) + names.norms[which == "mlp"]
         if name is None or f"{name}.weight" not in self._known:
             return None
-        return self._read(f"{name}.weight"), self._if_there(f"{name}.bias")
+        return self._one(f"{name}.weight"), self._if_there(f"{name}.bias")
 
-    def linear(self, which: str, layer: int) -> tuple[np.ndarray, np.ndarray | None]:
+    def linear(self, which: str, layer: int) -> tuple[Weight, Weight | None]:
         """(weight [in, out], bias) of a layer's "qkv", "out", "up" or "down"."""
         parts = getattr(self._names, which)
         parts = [parts] if isinstance(parts, str) else parts
         names = [self._names.layer.format(layer) + part for part in parts]
-        weight = np.concatenate([self._read(f"{name}.weight") for name in names], axis=1)
-        biases = [self._if_there(f"{name}.bias") for name in names]
-        bias = None if biases[0] is None else np.concatenate(biases)
-        if which == "qkv" and self._columns is not None:
-            weight, bias = weight[:, self._columns], None if bias is None else bias[self._columns]
-        return np.ascontiguousarray(weight), bias
+        columns = self._columns if which == "qkv" else None
+        bias = f"{names[0]}.bias" in self._known
+        return (
+            self._side_by_side([f"{name}.weight" for name in names], columns),
+            self._side_by_side([f"{name}.bias" for name in names], columns) if bias else None,
+        )
 
-    def _read(self, name: str) -> np.ndarray:
-        return in_fp32(self._source.read(name))
+    def _one(self, name: str) -> Weight:
+        return Weight(self._source.shape(name), lambda: in_fp32(self._source.read(name)))
 
-    def _if_there(self, name: str) -> np.ndarray | None:
-        return self._read(name) if name in self._known else None
+    def _if_there(self, name: str) -> Weight | None:
+        return self._one(name) if name in self._known else None
+
+    def _side_by_side(self, names: list[str], columns: np.ndarray | None) -> Weight:
+        """Weights next to each other, the columns in another order where one is given."""
+        parts = [self._one(name) for name in names]
+
+        def read() -> np.ndarray:
+            whole = np.concatenate([part.read() for part in parts], axis=-1) if len(parts) > 1 else parts[0].read()
+            return whole if columns is None else whole[..., columns]
+
+        return Weight((*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)), read)
 
     # ---- settings ---------------------------------------------------------------------------------------------------
 
