@@ -123,6 +123,20 @@ def test_a_server_feeds_the_ids_of_training(name, bpe, tmp_path):
         assert ids == encoder.prompt(Conversation(talk)).input_ids.tolist()
 
 
+@pytest.mark.hf
+@pytest.mark.parametrize("name", ["default", "llama2"])
+def test_transformers_feeds_the_ids_of_training(name, bpe, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    write_tokenizer(a_source(bpe, name), tmp_path, "fastdeploy")
+    write_chat_template(a_source(bpe, name), tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    encoder = InstructionEncoder(open_codec(str(bpe)), TEMPLATES[name], max_length=4000)
+    talk = tuple(replace(turn, content=turn.content.strip()) for turn in (SYSTEM, *TALK[:3]))
+    messages = [{"role": turn.role, "content": turn.content} for turn in talk]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+    assert ids == encoder.prompt(Conversation(talk)).input_ids.tolist()
+
+
 def chat_template(folder: Path) -> str | None:
     return json.loads((folder / "tokenizer_config.json").read_text()).get("chat_template")
 

@@ -330,6 +330,13 @@ def test_the_export_is_read_here_again(ours, tmp_path):
     assert load_tokenizer(str(tmp_path / "out"))("Hello 世界")["input_ids"] == [1, *wanted]
 
 
+def test_hugging_faces_name_of_the_model_file_is_found_by_training(ours, tmp_path):
+    """A published LLaMA: LlamaTokenizer with tokenizer.model, which PaddleNLP's class of that name does not look for."""
+    (tmp_path / "tokenizer.model").write_bytes((ours["bpe"] / "sentencepiece.bpe.model").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", "legacy": False}))
+    assert load_tokenizer(str(tmp_path))("Hello")["input_ids"] == load_tokenizer(str(ours["bpe"]))("Hello")["input_ids"]
+
+
 # ---- other kinds ----------------------------------------------------------------------------------------------------
 
 
