@@ -39,7 +39,7 @@ def write_generation_config(source: Source, staged: Path) -> None:
     What ends a text is all that the source's files name, and what ends an answer in the template of its training. After
     `write_tokenizer`.
     """
-    given = source.generation
+    given = _as_transformers_means(source.generation)
     values = {key: given[key] for key in _KEPT if given.get(key) is not None}
     values |= _STRATEGIES.get(given.get("decode_strategy", ""), {})
     ends = [*_ids(given.get("eos_token_id")), *_ids(source.config.eos_token_id), *_template_ends(source, staged)]
@@ -53,6 +53,18 @@ def write_generation_config(source: Source, staged: Path) -> None:
     if "pad_token_id" not in values and ends:
         values["pad_token_id"] = ends[0]  # a batch is padded with something; what ends a text does no harm
     (staged / GENERATION).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _as_transformers_means(given: dict[str, Any]) -> dict[str, Any]:
+    """PaddleNLP's max_length counts the new tokens (0: not set), that of transformers the prompt's, too."""
+    if "paddlenlp_version" not in given and "decode_strategy" not in given:
+        return given
+    lengths = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
+    found = {key: value for key, value in given.items() if key not in lengths}
+    for theirs, meant in lengths.items():
+        if given.get(theirs) and not found.get(meant):
+            found[meant] = given[theirs]
+    return {key: value for key, value in found.items() if value or key not in lengths.values()}
 
 
 def _ids(value: Any) -> list[int]:

@@ -183,6 +183,13 @@ def test_generation_config(bpe, tmp_path):
     found = json.loads((tmp_path / "generation_config.json").read_text())
     expected = {"eos_token_id": [5, 2], "do_sample": True, "top_p": 0.7, "bos_token_id": 1, "pad_token_id": 5}
     assert found == expected
+    given = {"decode_strategy": "greedy_search", "max_length": 40, "min_length": 0, "min_new_tokens": 0}  # PaddleNLP's
+    write_generation_config(a_source(bpe, generation=given, pad_token_id=3), tmp_path)
+    found = json.loads((tmp_path / "generation_config.json").read_text())
+    ids = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 3}
+    assert found == {"max_new_tokens": 40, "do_sample": False, **ids}
+    write_generation_config(a_source(bpe, generation={"max_length": 40}, pad_token_id=3), tmp_path)  # transformers'
+    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"max_length": 40, **ids}
     write_generation_config(a_source(bpe, eos_token_id=9999, pad_token_id=3), tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 1, "pad_token_id": 3}
 
