@@ -45,8 +45,8 @@ def check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed + _SPARE:
         raise UserError(
-            f"OUT {out}: the weights take {human(needed)}, and {parent} has {human(free)} left: make room, name a folder "
-            "on another disk, or ask for 16 bits with --dtype bfloat16"
+            f"OUT {out}: the weights take {human(needed)}, what is beside them up to {human(_SPARE)}, and {parent} has "
+            f"{human(free)} left: make room, or name a folder on another disk"
         )
 
 

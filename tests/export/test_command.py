@@ -200,7 +200,7 @@ def test_what_a_killed_export_left_is_cleared(model, tmp_path):
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match=r"the weights take 9.0 EB|the weights take .* TB, and .* left: make room"):
+    with pytest.raises(UserError, match=r"the weights take 9000000.0 TB, .* left: make room"):
         check_space(tmp_path / "a" / "out", 9 * 10**18)
     assert not any(tmp_path.iterdir())
 
