@@ -171,6 +171,12 @@ def test_the_configuration_comes_back(tmp_path, family):
     assert {key for key in before if before[key] != after.get(key)} <= unnamed
 
 
+def test_tokens_are_those_that_the_source_names(tmp_path):
+    write_native(tmp_path / "model", "llama", eos_token_id=[5, 6], pad_token_id=None)
+    config = json.loads((exported(tmp_path / "model") / "config.json").read_text())
+    assert config["eos_token_id"] == [5, 6] and config["bos_token_id"] == 1 and "pad_token_id" not in config
+
+
 def llama_config(**changes):
     from paddlenlp.transformers import LlamaConfig
 
