@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import special_tokens
+from paddle_llm.data.text_codec import open_codec
 from paddle_llm.data.tokenizer import CONFIG_FILE, sentencepiece_model
 from paddle_llm.export.byte_level import from_tiktoken, from_vocabulary
 from paddle_llm.export.from_sentencepiece import tokenizer_json
@@ -135,15 +136,21 @@ def _from_pieces(read: _Read, path: Path, template: str | None) -> dict[str, Any
     _require_no_gap(added, len(ids), read.folder)
     before = [read.names["bos_token"]] if read.config.get("add_bos_token", True) and "bos_token" in read.names else []
     behind = [read.names["eos_token"]] if read.config.get("add_eos_token") and "eos_token" in read.names else []
-    goes_on = template in _GO_ON and model.add_dummy_prefix
+    goes_on = template in _GO_ON and _follows_otherwise(read.folder)
     if goes_on:
         say(
             f"tokenizer: the template {template} goes on behind its special tokens without a blank, and so does tokenizer.json; for that "
-            "a text which begins with a blank gets no second one, as sentencepiece would give it"
+            "a text which begins with a blank, or with what the rules of normalisation take away, gets none in front, as sentencepiece would give it"
         )
     content = tokenizer_json(model, added, before, behind, goes_on=goes_on)
-    check_ids(content, read.folder, model=model, leading_blanks=not goes_on)
+    check_ids(content, read.folder, model=model, plain_starts=goes_on)
     return content
+
+
+def _follows_otherwise(folder: Path) -> bool:
+    """Whether training tokenises a text otherwise behind other text than alone."""
+    codec = open_codec(str(folder))
+    return codec.follow("a") != codec.encode("a")
 
 
 def _name_the_ends(read: _Read, model: SentencePieceModel, path: Path) -> None:

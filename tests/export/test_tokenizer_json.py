@@ -267,6 +267,15 @@ def test_a_template_that_goes_on_behind_its_marks(ours, tmp_path, capsys):
     assert tokenizer.encode("user\nHi there", add_special_tokens=False).ids == codec.encode("user\nHi there")
 
 
+def test_such_a_template_where_a_line_break_is_a_blank(tmp_path, capsys):
+    """By sentencepiece's default rules: training cannot tell what stands behind a line break from a start."""
+    folder = train(tmp_path / "tokenizer", "unigram")
+    tokenizer, codec = export(folder, tmp_path / "out", template="chatml"), open_codec(str(folder))
+    mark, follow = codec.mark("</s>"), codec.follow("user  Ａ there")
+    assert tokenizer.encode("</s>user  Ａ there", add_special_tokens=False).ids == [mark, *follow]
+    assert "goes on" not in capsys.readouterr().err
+
+
 def with_added(folder: Path, source: Path, added: dict[str, int]) -> Path:
     folder.mkdir()
     for file in source.iterdir():
