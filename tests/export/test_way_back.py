@@ -70,8 +70,6 @@ CHECKPOINTS: dict[str, tuple] = {
         {"fuse_attention_qkv": True, "fuse_attention_ffn": True},
         {"num_key_value_heads": 2, "tie_word_embeddings": True},
     ),
-}
-SLOW: dict[str, tuple] = {
     "llama, padded, with stages": ("llama", Layout(tensor=2, pipeline=2), {}, {}),
     "chatglm2, padded": ("chatglm_v2", Layout(tensor=2), {}, {}),
     "bloom, padded": ("bloom", Layout(tensor=2), {}, {}),
@@ -81,10 +79,11 @@ SLOW: dict[str, tuple] = {
 }
 
 
-@pytest.mark.parametrize("case", [*CHECKPOINTS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.slow  # the fast tests of layout_files.py read such a checkpoint, too
+@pytest.mark.parametrize("case", CHECKPOINTS)
 def test_a_checkpoint_of_several_ranks_comes_back(tmp_path, case):
     """Its vocabulary of 129 is padded to 130 in the checkpoint's files, and in no export."""
-    family, layout, flags, shape = (CHECKPOINTS | SLOW)[case]
+    family, layout, flags, shape = CHECKPOINTS[case]
     output = trained(tmp_path, layout, family, flags, **shape)
     out = exported(output / "checkpoint-2")
     # What the run gathered itself, in the fusion that it was trained in.
