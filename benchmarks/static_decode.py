@@ -269,7 +269,7 @@ def report(found: dict[tuple[str, int], list[dict[str, Any]]], versions: dict[st
         print(f"- {name}: {said}")
     print(
         f"\nLLaMA hidden {LLAMA['hidden_size']}, {LLAMA['num_hidden_layers']} layers, vocabulary {LLAMA['vocab_size']}, float32, two "
-        f"threads: prompts of {PROMPT} tokens and {NEW} new ones, the prompts' reading included. interleaved rounds: {rounds}, in each of which every side "
+        f"threads: prompts of {PROMPT} tokens and {NEW} new ones, the prompts' reading included. Interleaved rounds: {rounds}, in each of which every side "
         "has its turn; medians, and the best round. Ratios are those of the static export to the side, by medians.\n"
     )
     for batch in BATCHES:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.export.step_plan import Plan
 from paddle_llm.export.step_program import save_step_program
-from paddle_llm.export.step_weights import Plan, StepWeights
+from paddle_llm.export.step_weights import StepWeights
 from paddle_llm.generation.static_network import STEP
 
 if TYPE_CHECKING:

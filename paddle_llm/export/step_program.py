@@ -20,7 +20,8 @@ from paddle import nn
 from paddle.static import InputSpec
 
 from paddle_llm.export.step_file import Store, fill_weights
-from paddle_llm.export.step_weights import Plan, StepWeights, Weight
+from paddle_llm.export.step_plan import Plan
+from paddle_llm.export.step_weights import StepWeights, Weight
 
 PROGRAM = "model"  # .json and .pdiparams
 
