@@ -244,19 +244,23 @@ def _say_findings(findings: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("engine", "what", "prompts", "greedy tokens", "largest difference of logits", "limit", "")
-    words = {True: "passed", False: "FAILED"}
+    table = Table("engine", "compared", "tokens equal", "logits differ by", "")
+    table.columns[0].no_wrap = True
+    words = {True: "passed", False: "FAILED", None: "not run"}
     for one in findings:
         table.add_row(
             one.engine,
             one.what,
-            str(one.prompts or "-"),
-            f"{one.tokens_equal} of {one.tokens} equal" if one.tokens else "-",
-            "-" if one.largest_logit_difference is None else f"{one.largest_logit_difference:.1e}",
-            "-" if one.limit is None else f"{one.limit:.1e}",
-            ": ".join(filter(None, (words.get(one.passed), one.note))),
+            f"{one.tokens_equal} of {one.tokens}" if one.tokens else "",
+            ""
+            if one.largest_logit_difference is None
+            else f"{one.largest_logit_difference:.0e} (limit {one.limit:.0e})",
+            words[one.passed],
         )
     Console(stderr=True).print(table)
+    for one in findings:
+        if one.note:  # too long for a column
+            say(f"{one.engine}, {one.what}: {one.note}")
 
 
 def _print_summary(done: Exported) -> None:
