@@ -244,20 +244,22 @@ def _say_findings(findings: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("engine", "compared", "tokens equal", "logits differ by", "")
-    table.columns[0].no_wrap = True
+    table = Table("engine", "compared", "tokens", "logits", "")
+    for column in table.columns[1:]:
+        column.no_wrap = True
     words = {True: "passed", False: "FAILED", None: "not run"}
     for one in findings:
         table.add_row(
             one.engine,
             one.what,
             f"{one.tokens_equal} of {one.tokens}" if one.tokens else "",
-            ""
-            if one.largest_logit_difference is None
-            else f"{one.largest_logit_difference:.0e} (limit {one.limit:.0e})",
+            "" if one.largest_logit_difference is None else f"{one.largest_logit_difference:.0e}",
             words[one.passed],
         )
     Console(stderr=True).print(table)
+    limits = {one.limit for one in findings if one.limit is not None}
+    if limits:
+        say(f"logits: largest difference in standard deviations of the source's, at most {max(limits):.0e}")
     for one in findings:
         if one.note:  # too long for a column
             say(f"{one.engine}, {one.what}: {one.note}")
