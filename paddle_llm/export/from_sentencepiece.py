@@ -1,7 +1,9 @@
 """A sentencepiece model as a tokenizer.json (the format of the `tokenizers` library) that gives the same ids.
 
 The text is normalised as a whole, gets its blank in front by Prepend (not by Metaspace, which gives none to a text that
-begins with a blank), and is not cut into words: sentencepiece does not cut it either.
+begins with a blank), and is not cut into words: sentencepiece does not cut it either. What stands behind a special token
+is a text of its own, with a blank in front, as in training (data/encode_instruction.py) and in Meta's and PaddleNLP's
+tokenizers.
 """
 
 from __future__ import annotations
@@ -37,8 +39,6 @@ def tokenizer_json(
     added: dict[str, int],
     before: Iterable[str] = (),
     behind: Iterable[str] = (),
-    *,
-    goes_on: bool = False,
 ) -> dict[str, Any]:
     """The content of tokenizer.json.
 
@@ -46,8 +46,6 @@ def tokenizer_json(
         added: special tokens, and what stands behind the model's own pieces, with their ids. They are found in a text
             before all else.
         before, behind: special tokens that every text gets.
-        goes_on: only the start of the whole text gets a blank, and not what stands behind a special token, too; a text
-            that begins with a blank then gets none.
     """
     known = {piece.text: number for number, piece in enumerate(model.pieces)}
     ids = {**{model.pieces[i].text: i for i in [*model.ids_of(UNKNOWN), *model.ids_of(CONTROL)]}, **added}
@@ -56,8 +54,8 @@ def tokenizer_json(
         "truncation": None,
         "padding": None,
         "added_tokens": [_added(token, number) for token, number in sorted(ids.items(), key=lambda item: item[1])],
-        "normalizer": _normalizer(model, goes_on),
-        "pre_tokenizer": _pre_tokenizer(model, goes_on),
+        "normalizer": _normalizer(model),
+        "pre_tokenizer": _pre_tokenizer(model),
         "post_processor": _post_processor({**known, **ids}, list(before), list(behind)),
         "decoder": _decoder(model),
         "model": _bpe(model) if model.model_type == BPE else _unigram(model),
@@ -69,7 +67,7 @@ def _added(token: str, number: int) -> dict[str, Any]:
     return {"id": number, "content": token, **flags, "special": True}
 
 
-def _normalizer(model: SentencePieceModel, goes_on: bool) -> dict[str, Any] | None:
+def _normalizer(model: SentencePieceModel) -> dict[str, Any] | None:
     steps: list[dict[str, Any]] = []
     if model.charsmap:
         steps += _rules(model)
@@ -77,7 +75,7 @@ def _normalizer(model: SentencePieceModel, goes_on: bool) -> dict[str, Any] | No
         # At the end also U+2581 itself: sentencepiece looks there after it has written blanks so.
         steps += [_replace(" {2,}", " "), _replace(r"\A +", ""), _replace(rf"[ {_BLANK}]+\z", "")]
     space = _BLANK if model.escape_whitespaces else " "
-    if model.add_dummy_prefix and not goes_on:
+    if model.add_dummy_prefix:
         steps.append({"type": "Prepend", "prepend": space})
     if model.escape_whitespaces:
         steps.append({"type": "Replace", "pattern": {"String": " "}, "content": _BLANK})
@@ -106,16 +104,14 @@ def _replace(pattern: str, content: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
-def _pre_tokenizer(model: SentencePieceModel, goes_on: bool) -> dict[str, Any] | None:
+def _pre_tokenizer(model: SentencePieceModel) -> dict[str, Any] | None:
     patterns = []
     symbols = sorted((model.pieces[i].text for i in model.ids_of(USER_DEFINED)), key=len, reverse=True)
     if model.model_type != BPE:
         patterns = [_SPELLED_BYTE] if model.ids_of(BYTE) else []
     elif symbols:  # bpe never joins one with what stands beside it; between two of them a byte's name would stand alone
         patterns = ["|".join(map(re.escape, symbols)), _ALONE]
-    first = {"type": "Metaspace", "replacement": _BLANK, "prepend_scheme": "first", "split": False}
-    cuts: list[dict[str, Any]] = [first] if goes_on else []
-    cuts += [
+    cuts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in patterns
     ]

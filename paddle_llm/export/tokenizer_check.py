@@ -24,7 +24,7 @@ _WORDS = (
 )
 
 
-def sample_texts(pieces: Sequence[str], number: int = _TEXTS, plain_starts: bool = False) -> list[str]:
+def sample_texts(pieces: Sequence[str], number: int = _TEXTS) -> list[str]:
     """Texts of words of several languages, code, emoji, random bytes and joined pieces of a vocabulary; always the same
     ones."""
     chance = random.Random(0)
@@ -40,7 +40,7 @@ def sample_texts(pieces: Sequence[str], number: int = _TEXTS, plain_starts: bool
             made.append("".join(chance.choice(_WORDS + "    \n11--") for _ in range(length)))
         else:
             made.append("".join(chance.choice(pieces) for _ in range(length // 6 + 1)))
-    return [text for text in made if not plain_starts or text[:1].isalnum()]
+    return made
 
 
 def check_ids(
@@ -48,14 +48,12 @@ def check_ids(
     folder: Path,
     *,
     model: SentencePieceModel | None = None,
-    plain_starts: bool = False,
     own: bool = True,
 ) -> None:
     """Compare the ids of a tokenizer.json with those of the folder that it was made of; say what differs.
 
     Args:
         model: the sentencepiece model, if it is one.
-        plain_starts: only on texts that begin with a letter or a digit.
         own: made here, and not carried over: then too many differences are refused.
 
     Raises:
@@ -72,7 +70,7 @@ def check_ids(
     encode = _encoder(folder)
     if encode is None:
         return
-    texts = sample_texts(_pieces(model, tokenizer), plain_starts=plain_starts)
+    texts = sample_texts(_pieces(model, tokenizer))
     marks = [token["content"] for token in content.get("added_tokens", [])]
     texts = [text for text in texts if not any(mark in text for mark in marks)]
     found = [made.ids for made in tokenizer.encode_batch(texts, add_special_tokens=False)]

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import special_tokens
-from paddle_llm.data.text_codec import open_codec
 from paddle_llm.data.tokenizer import CONFIG_FILE, sentencepiece_model
 from paddle_llm.export.byte_level import from_tiktoken, from_vocabulary
 from paddle_llm.export.from_sentencepiece import tokenizer_json
@@ -34,9 +33,6 @@ CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Classes that only PaddleNLP has, or that transformers would build otherwise than tokenizer.json says.
 _OURS = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
-# Templates that go on behind a special token without the blank that sentencepiece puts in front of a text
-# (data/templates.py).
-_GO_ON = ("chatml", "llama3")
 
 
 @dataclass
@@ -73,7 +69,7 @@ def write_tokenizer(source: Source, staged: Path, target: str) -> None:
     if name in PUBLISHED:
         write_published(source, name, staged)
         return
-    content, originals = _convert(read, source.template)
+    content, originals = _convert(read)
     (staged / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     _write_config(read, name, content, staged)
     if target == "hf":
@@ -96,7 +92,7 @@ def _read(folder: Path) -> _Read:
     return read
 
 
-def _convert(read: _Read, template: str | None) -> tuple[dict[str, Any], list[Path]]:
+def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
     """tokenizer.json, and the source's files that it was made of."""
     folder = read.folder
     pieces = sentencepiece_model(str(folder))
@@ -106,7 +102,7 @@ def _convert(read: _Read, template: str | None) -> tuple[dict[str, Any], list[Pa
         check_ids(content, folder, own=False)
         return content, [Path(pieces)] if pieces else named
     if pieces:
-        content = _from_pieces(read, Path(pieces), template)
+        content = _from_pieces(read, Path(pieces))
         return content, [Path(pieces)]
     vocabulary, merges, ranks = folder / "vocab.json", folder / "merges.txt", folder / SENTENCEPIECE
     if vocabulary.is_file() and merges.is_file():
@@ -128,7 +124,7 @@ def _convert(read: _Read, template: str | None) -> tuple[dict[str, Any], list[Pa
     )
 
 
-def _from_pieces(read: _Read, path: Path, template: str | None) -> dict[str, Any]:
+def _from_pieces(read: _Read, path: Path) -> dict[str, Any]:
     model = read_model(path)
     _name_the_ends(read, model, path)
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
@@ -136,21 +132,9 @@ def _from_pieces(read: _Read, path: Path, template: str | None) -> dict[str, Any
     _require_no_gap(added, len(ids), read.folder)
     before = [read.names["bos_token"]] if read.config.get("add_bos_token", True) and "bos_token" in read.names else []
     behind = [read.names["eos_token"]] if read.config.get("add_eos_token") and "eos_token" in read.names else []
-    goes_on = template in _GO_ON and _follows_otherwise(read.folder)
-    if goes_on:
-        say(
-            f"tokenizer: the template {template} goes on behind its special tokens without a blank, and so does tokenizer.json; for that "
-            "a text which begins with a blank, or with what the rules of normalisation take away, gets none in front, as sentencepiece would give it"
-        )
-    content = tokenizer_json(model, added, before, behind, goes_on=goes_on)
-    check_ids(content, read.folder, model=model, plain_starts=goes_on)
+    content = tokenizer_json(model, added, before, behind)
+    check_ids(content, read.folder, model=model)
     return content
-
-
-def _follows_otherwise(folder: Path) -> bool:
-    """Whether training tokenises a text otherwise behind other text than alone."""
-    codec = open_codec(str(folder))
-    return codec.follow("a") != codec.encode("a")
 
 
 def _name_the_ends(read: _Read, model: SentencePieceModel, path: Path) -> None:

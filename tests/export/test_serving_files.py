@@ -194,8 +194,9 @@ def test_generation_config(bpe, tmp_path):
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 1, "pad_token_id": 3}
 
 
-def test_what_ends_an_answer_ends_a_text(bpe, tmp_path):
-    """LLaMA 3 and ChatML end an answer with another token than a text."""
+@pytest.fixture
+def with_marks(bpe, tmp_path) -> SimpleNamespace:
+    """A source whose tokenizer has ChatML's marks behind its vocabulary, trained with that template."""
     folder = tmp_path / "tokenizer"
     shutil.copytree(bpe, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -205,9 +206,27 @@ def test_what_ends_an_answer_ends_a_text(bpe, tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     source = a_source(folder, "chatml")
     source.facts.vocab_size = 702
-    write_tokenizer(source, tmp_path, "fastdeploy")
-    write_generation_config(source, tmp_path)
+    return source
+
+
+def test_what_ends_an_answer_ends_a_text(with_marks, tmp_path):
+    """LLaMA 3 and ChatML end an answer with another token than a text."""
+    write_tokenizer(with_marks, tmp_path, "fastdeploy")
+    write_generation_config(with_marks, tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 701]
+
+
+def test_chatml_feeds_the_ids_of_training(with_marks, tmp_path):
+    """Text behind a mark starts anew there, with a blank."""
+    import tokenizers
+
+    write_tokenizer(with_marks, tmp_path, "fastdeploy")
+    write_chat_template(with_marks, tmp_path)
+    encoder = InstructionEncoder(open_codec(str(with_marks.tokenizer)), TEMPLATES["chatml"], max_length=4000)
+    tokenizer = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for talk in (TALK[:1], TALK[:5], (SYSTEM, *TALK[:3]), TOOLS[:4]):
+        ids = tokenizer.encode(rendered(chat_template(tmp_path), talk), add_special_tokens=False).ids
+        assert ids == encoder.prompt(Conversation(talk)).input_ids.tolist()
 
 
 @pytest.fixture

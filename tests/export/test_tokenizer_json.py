@@ -89,9 +89,9 @@ def train(folder: Path, kind: str, size: int = 2500, **settings) -> Path:
     return folder
 
 
-def export(folder: Path, out: Path, target: str = "hf", template: str | None = None) -> tokenizers.Tokenizer:
+def export(folder: Path, out: Path, target: str = "hf") -> tokenizers.Tokenizer:
     out.mkdir(parents=True)
-    write_tokenizer(SimpleNamespace(tokenizer=folder, folder=folder, template=template), out, target)
+    write_tokenizer(SimpleNamespace(tokenizer=folder, folder=folder, template=None), out, target)
     return tokenizers.Tokenizer.from_file(str(out / "tokenizer.json"))
 
 
@@ -256,24 +256,6 @@ def test_special_tokens_are_found_in_a_text_and_what_follows_starts_anew(ours, t
     tokenizer, codec = export(ours["bpe"], tmp_path / "out"), open_codec(str(ours["bpe"]))
     for text in ("<s>[INST] Hello [/INST] Yes</s><s>[INST] 你好", "a</s>b", "</s> b", "<pad><pad>x"):
         assert tokenizer.encode(text, add_special_tokens=False).ids == codec.encode_with_marks(text), text
-
-
-def test_a_template_that_goes_on_behind_its_marks(ours, tmp_path, capsys):
-    """chatml: "<|im_start|>user" is one text, in training: no blank behind the mark."""
-    tokenizer, codec = export(ours["bpe"], tmp_path / "out", template="chatml"), open_codec(str(ours["bpe"]))
-    assert "the template chatml goes on behind its special tokens" in capsys.readouterr().err
-    mark, follow = codec.mark("</s>"), codec.follow("user\nHi there")
-    assert tokenizer.encode("</s>user\nHi there", add_special_tokens=False).ids == [mark, *follow]
-    assert tokenizer.encode("user\nHi there", add_special_tokens=False).ids == codec.encode("user\nHi there")
-
-
-def test_such_a_template_where_a_line_break_is_a_blank(tmp_path, capsys):
-    """By sentencepiece's default rules: training cannot tell what stands behind a line break from a start."""
-    folder = train(tmp_path / "tokenizer", "unigram")
-    tokenizer, codec = export(folder, tmp_path / "out", template="chatml"), open_codec(str(folder))
-    mark, follow = codec.mark("</s>"), codec.follow("user  Ａ there")
-    assert tokenizer.encode("</s>user  Ａ there", add_special_tokens=False).ids == [mark, *follow]
-    assert "goes on" not in capsys.readouterr().err
 
 
 def with_added(folder: Path, source: Path, added: dict[str, int]) -> Path:
