@@ -171,7 +171,7 @@ def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
     if any(folder.glob("model_state.tp*.pdparams")) or any(folder.glob("model_state.*pp*.pdparams")):
         raise UserError(
             f"{folder} holds the parts of one layout (model_state.tp..), not a model folder; take the merged model of that "
-            "run, or continue the run itself with --resume_from_checkpoint"
+            "run, make one of it (paddle-llm export FOLDER --target hf OUT), or continue the run with --resume_from_checkpoint"
         )
     if any(folder.glob("pytorch_model*.bin")):
         raise UserError(
