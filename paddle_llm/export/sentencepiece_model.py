@@ -77,6 +77,10 @@ def read_model(path: Path) -> SentencePieceModel:
         raise UserError(
             f"{path}: a sentencepiece model of whole words or single characters; only unigram and bpe can be exported."
         )
+    if model.whitespace_as_suffix:
+        raise UserError(
+            f"{path}: its blanks stand behind the words (treat_whitespace_as_suffix), which tokenizer.json cannot say."
+        )
     return model
 
 

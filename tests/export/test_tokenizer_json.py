@@ -454,6 +454,19 @@ def test_what_cannot_be_read_is_refused(tmp_path):
         export(folder, tmp_path / "b")
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "said"),
+    [
+        ("char", {}, "only unigram and bpe can be exported"),
+        ("bpe", {"treat_whitespace_as_suffix": True}, "blanks stand behind the words"),
+    ],
+)
+def test_models_that_tokenizer_json_cannot_express_are_refused(kind, settings, said, tmp_path):
+    folder = train(tmp_path / "tokenizer", kind, 700, hard_vocab_limit=False, **settings)
+    with pytest.raises(UserError, match=said):
+        export(folder, tmp_path / "out")
+
+
 def test_no_tokenizer_is_said(tmp_path, capsys):
     write_tokenizer(SimpleNamespace(tokenizer=None, folder=tmp_path, template=None), tmp_path, "hf")
     assert "has no tokenizer" in capsys.readouterr().err and not list(tmp_path.iterdir())
