@@ -2,7 +2,7 @@
 
 **The limit.** Logits are compared at the prompt's last position and at each token behind it, as long as both sides have
 chosen the same tokens, in units of the standard deviation of the source's logits over the vocabulary there. The same
-network in another engine sums in another order, which in fp32 moves them by at most 0.00004 of that in the small networks of
+network in another engine sums in another order, which in fp32 moves them by at most 0.00007 of that in the small networks of
 benchmarks/export_agreement.py, more in deep ones. Swapped layers or heads, a matrix that is not transposed or another RoPE
 move them by 2 and more there, weights with half their bits cut off by 0.02: `LIMIT` stands between. (What may stay below
 it, such as another epsilon of the norms, same_files.py finds in the configuration.) It is the same for 16-bit exports: the
