@@ -114,7 +114,9 @@ def _ahead(workers: ThreadPoolExecutor, tensors: list[PlannedTensor]) -> Iterato
         while making and tensor.nbytes > _ALONE:
             yield making.popleft().result()
         for part in _parts(tensor):
-            making.append(workers.submit(_block, part, tensor))
+            # Memory of the main thread's: what a worker allocates comes as fresh pages each time.
+            room = None if _row_by_row(part) else np.empty(part.shape, part.dtype)
+            making.append(workers.submit(_block, part, tensor, room))
             if len(making) > _WORKERS:
                 yield making.popleft().result()
         while making and tensor.nbytes > _ALONE:
@@ -159,15 +161,24 @@ def _parts(tensor: PlannedTensor) -> Iterator[np.ndarray]:
         yield rows[start : start + step]
 
 
-def _block(part: np.ndarray, tensor: PlannedTensor) -> np.ndarray:
-    return np.ascontiguousarray(converted(_contiguous(part), tensor.stored, tensor.dtype, tensor.name))
+def _block(part: np.ndarray, tensor: PlannedTensor, room: np.ndarray | None = None) -> np.ndarray:
+    """Rows of a tensor, contiguous and in its file's type.
+
+    Args:
+        room: for a part that lies column by column.
+    """
+    return np.ascontiguousarray(converted(_contiguous(part, room), tensor.stored, tensor.dtype, tensor.name))
 
 
-def _contiguous(part: np.ndarray) -> np.ndarray:
+def _row_by_row(part: np.ndarray) -> bool:
+    return part.ndim != 2 or part.flags.c_contiguous or abs(part.strides[0]) > abs(part.strides[1])
+
+
+def _contiguous(part: np.ndarray, room: np.ndarray | None) -> np.ndarray:
     """A matrix that lies column by column, copied tile by tile: numpy's own copy reads memory across its rows."""
-    if part.ndim != 2 or part.flags.c_contiguous or abs(part.strides[0]) > abs(part.strides[1]):
+    if _row_by_row(part):
         return np.ascontiguousarray(part)
-    out = np.empty(part.shape, part.dtype)
+    out = np.empty(part.shape, part.dtype) if room is None else room
     for top in range(0, part.shape[0], _TILE):
         for left in range(0, part.shape[1], _TILE):
             tile = slice(top, top + _TILE), slice(left, left + _TILE)
