@@ -75,14 +75,15 @@ def different_tokens(source: Any) -> float:
     return float(np.mean([len(set(tokens)) for tokens in answers.tokens]))
 
 
-def rows(folder: Path, python: Path | None) -> Iterator[tuple[bool, list[str]]]:
+def rows(folder: Path, titles: list[str], python: Path | None) -> Iterator[tuple[bool, list[str]]]:
     """(whether it agrees, cells) of each comparison."""
     from paddle_llm.export.command import export
     from paddle_llm.export.source import open_source
     from paddle_llm.export.verify import ENGINES, verify
 
     pieces = train_pieces(folder)
-    for title, (family, sizes) in MODELS.items():
+    for title in titles:
+        family, sizes = MODELS[title]
         model = write_folder(family, pieces, folder / title, **sizes)
         variety = f"{different_tokens(open_source(model)):.0f}"
         for target in TARGETS:
@@ -113,7 +114,8 @@ def _said(one: Any) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--paddleformers_python", type=Path)
-    python = parser.parse_args().paddleformers_python
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    asked = parser.parse_args()
     from paddle_llm.generation.network import start_process
 
     start_process("cpu")
@@ -127,7 +129,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     agree = True
     with tempfile.TemporaryDirectory() as folder:
-        for fine, cells in rows(Path(folder), python):
+        for fine, cells in rows(Path(folder), asked.models, asked.paddleformers_python):
             agree &= fine
             print(f"| {' | '.join(cells)} |", flush=True)
     sys.exit(0 if agree else 1)
