@@ -103,6 +103,11 @@ def export(
         raise UserError(f"--target {target!r}: there are {', '.join(TARGETS)}")
     check_out(out, Path(folder), overwrite)
     source = _open(folder, adapter, tokenizer, allow_pickle)
+    if target == "fastdeploy" and source.tokenizer is None:
+        raise UserError(
+            f"--target fastdeploy: {source.folder} has no tokenizer, without which FastDeploy reads no prompt: name its folder "
+            "with --tokenizer"
+        )
     check_space(out, _weigh(source, "float32" if target == "static" else options.dtype))
     with staged_folder(out) as staged:
         module, _, function = TARGETS[target][0].partition(":")
@@ -177,7 +182,7 @@ def _record(source: Source, staged: Path, target: str, options: Options, finding
         "source": str(source.folder.resolve()),
         "adapter": str(source.adapter.resolve()) if source.adapter else None,
         "family": source.family.title,
-        "dtype": options.dtype or "as stored",
+        "dtype": options.dtype or ("float32" if target == "static" else "as stored"),
         "paddle_llm": __version__,
     }
     record = {**described, "verified": [asdict(finding) for finding in findings]}

@@ -234,3 +234,10 @@ def test_an_unknown_target_is_told(model, tmp_path):
 def test_the_weights_are_the_same_through_the_command(model, tmp_path):
     export(model, "hf", tmp_path / "out", verify=False, dtype="bfloat16")
     assert {dtype for dtype, _ in stored_in(tmp_path / "out").values()} == {"BF16"}
+
+
+def test_fastdeploy_without_a_tokenizer_is_refused_before_anything_is_written(tmp_path):
+    write_native(tmp_path / "llama", "llama")
+    with pytest.raises(UserError, match="has no tokenizer, .* with --tokenizer"):
+        export(tmp_path / "llama", "fastdeploy", tmp_path / "out")
+    assert beside(tmp_path) == {"llama"}
