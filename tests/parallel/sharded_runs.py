@@ -133,6 +133,34 @@ def shared(
     return {name: p.numpy() for name, p in model.named_parameters()}, held
 
 
+def told_again() -> list[bool]:
+    """Whether what was raised once, and lost, is raised at the next occasions: the next gradient, the end of the step."""
+    import paddle
+    from paddle.distributed import fleet
+
+    from paddle_llm.parallel.same_order import OrderError, SameOrder
+
+    fleet_of(2)
+    first, second = paddle.nn.Linear(2, 2).parameters()
+    order = SameOrder(fleet.get_hybrid_communicate_group().get_sharding_parallel_group(), [first, second])
+    order.check(0, [first])
+    order.end_of_backward()
+    order.end_of_step()
+    told = []
+    for occasion in (
+        lambda: order.check(0, [second]),
+        lambda: order.check(0, [first]),
+        order.end_of_backward,
+        order.end_of_step,
+    ):
+        try:
+            occasion()
+            told.append(False)
+        except OrderError as error:
+            told.append("reduces the gradients of" in str(error))
+    return told
+
+
 def finished_when_waited_for(buckets: Any) -> None:
     """Reductions as on a GPU: the sum arrives when it is waited for, not when the call returns."""
     from types import SimpleNamespace

@@ -11,7 +11,14 @@ import pytest
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.jobs import config
-from tests.parallel.sharded_runs import alone, finished_when_waited_for, held_by_trainer, quickstart_loads, shared
+from tests.parallel.sharded_runs import (
+    alone,
+    finished_when_waited_for,
+    held_by_trainer,
+    quickstart_loads,
+    shared,
+    told_again,
+)
 from tests.tiny import write_llama
 
 STEPS, MICRO_BATCHES = 2, 4
@@ -52,6 +59,10 @@ def test_a_rank_whose_parameters_take_no_part_is_told(step):
     assert told == ([0, 1] if step == 0 else [1])
     assert "rank 1 reduces the gradients of linear_" in caught.value.outcomes[1].stderr
     assert all(outcome.state == "raised" for outcome in caught.value.outcomes)
+
+
+def test_what_a_hook_raised_and_lost_is_raised_again():
+    assert run_ranks(told_again, 2) == [[True] * 4] * 2
 
 
 DEGREES = [
