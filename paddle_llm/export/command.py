@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sys
 import time
@@ -17,7 +18,7 @@ import click
 from paddle_llm import __version__
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
-from paddle_llm.export.staged import RECORD, check_out, check_space, human, staged_folder
+from paddle_llm.export.staged import RECORD, check_apart, check_out, check_space, human, staged_folder
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
@@ -98,11 +99,14 @@ def export(
         ExportFailed: what was written is not equal to its source, or breaks the target's contract.
     """
     begun = time.monotonic()
-    out, options = Path(out).expanduser(), Options(dtype, size_in_bytes(max_shard_size))
+    out, options = Path(out).expanduser().resolve(), Options(dtype, size_in_bytes(max_shard_size))
     if target not in TARGETS:
         raise UserError(f"--target {target!r}: there are {', '.join(TARGETS)}")
     check_out(out, Path(folder), overwrite)
+    _check_engines(paddleformers_python)
+    _say_what_does_nothing(target, options, paddleformers_python, verify)
     source = _open(folder, adapter, tokenizer, allow_pickle)
+    check_apart(out, source.folder, source.adapter, source.tokenizer)
     if target == "fastdeploy" and source.tokenizer is None:
         raise UserError(
             f"--target fastdeploy: {source.folder} has no tokenizer, without which FastDeploy reads no prompt: name its folder "
@@ -116,6 +120,25 @@ def export(
         _record(source, staged, target, options, findings)
     files = {str(file.relative_to(out)): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
     return Exported(out, target, files, findings, time.monotonic() - begun)
+
+
+def _check_engines(python: str | Path | None) -> None:
+    """Raise UserError for what only shows after all has been written."""
+    if python is not None and not os.access(Path(python).expanduser(), os.X_OK):
+        raise UserError(
+            f"--paddleformers_python {python}: there is no such program; name DIR/bin/python of an environment that "
+            "launch/paddleformers_env.sh DIR has made"
+        )
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        raise UserError("an export is written by one process: start it without paddle.distributed.launch")
+
+
+def _say_what_does_nothing(target: str, options: Options, python: str | Path | None, verify: bool) -> None:
+    if target == "static" and options.max_shard_size != Options.max_shard_size:
+        say("--max_shard_size has no effect: a static program has one file of weights")
+    if python is not None and (target == "static" or not verify):
+        why = "PaddleFormers reads no static program" if target == "static" else "nothing is compared (--no_verify)"
+        say(f"--paddleformers_python has no effect: {why}")
 
 
 def size_in_bytes(text: str | int) -> int:

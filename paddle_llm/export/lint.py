@@ -19,6 +19,9 @@ from paddle_llm.export.lint_weights import AGAIN, lint_files, lint_tensors, lint
 _DTYPES = ("float32", "bfloat16", "float16")
 _PROGRAM = ("model.json", "model.pdiparams", "step.json", "config.json", CONFIG_FILE)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_FEW_TOKENS = (
+    256  # a tokenizer that has lost its pieces has a handful; one's own may be much smaller than the vocabulary
+)
 
 
 def lint(folder: Path, target: str) -> list[str]:
@@ -153,7 +156,7 @@ def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Ite
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= size:
         yield f"the tokenizer has ids up to {highest}, the model a vocabulary of {size}: they do not belong together; give the right --tokenizer"
-    elif 2 * tokenizer.get_vocab_size(with_added_tokens=True) < size:
+    elif tokenizer.get_vocab_size(with_added_tokens=True) < min(_FEW_TOKENS, size // 2):
         yield (
             f"the tokenizer has {tokenizer.get_vocab_size(with_added_tokens=True)} tokens, the model a vocabulary of {size}: it has lost its "
             "pieces, or is another model's; give the right --tokenizer"

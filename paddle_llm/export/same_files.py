@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.export.ends import end_ids, ids_in
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
@@ -69,27 +70,18 @@ def _read_by_the_network(family: Family) -> list[str]:
 
 
 def _end_differences(source: Source, folder: Path, raw: dict[str, Any]) -> list[str]:
-    wanted, stated = end_ids(source), stated_ends(folder, raw)
+    wanted, stated = set(end_ids(source)), stated_ends(folder, raw)
     missing = sorted(wanted - stated)
     return (
         [f"nothing ends a text at {missing}, where the source does (eos_token_id {sorted(stated)})"] if missing else []
     )
 
 
-def end_ids(source: Source) -> set[int]:
-    """What ends a text of the source."""
-    return _numbers(source.config.eos_token_id) | _numbers(source.generation.get("eos_token_id"))
-
-
 def stated_ends(folder: Path, raw: dict[str, Any]) -> set[int]:
     """As transformers reads it: generation_config.json's where it has some, else config.json's."""
     file = folder / "generation_config.json"
     stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
-    return _numbers(raw.get("eos_token_id") if stated is None else stated)
-
-
-def _numbers(ids: Any) -> set[int]:
-    return {number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)}
+    return set(ids_in(raw.get("eos_token_id") if stated is None else stated))
 
 
 def tokenizer_differences(folder: Path, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> tuple[str, list[str]]:

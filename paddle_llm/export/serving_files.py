@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.console import say
 from paddle_llm.data.jinja_templates import AUTO, JINJA
-from paddle_llm.data.templates import EOS, TEMPLATES
+from paddle_llm.data.templates import TEMPLATES
 from paddle_llm.data.tokenizer import CONFIG_FILE
 from paddle_llm.export.chat_templates import jinja_form
+from paddle_llm.export.ends import end_ids, ids_in
 
 if TYPE_CHECKING:
     from paddle_llm.export.comparing import Finding
@@ -36,18 +37,16 @@ _STRATEGIES = {
 def write_generation_config(source: Source, staged: Path) -> None:
     """Write generation_config.json: the ids that begin, end and pad a text, and how the source samples by default.
 
-    What ends a text is all that the source's files name, and what ends an answer in the template of its training. After
-    `write_tokenizer`.
+    What ends a text is all that ends one of the source (ends.py).
     """
     given = _as_transformers_means(source.generation)
     values = {key: given[key] for key in _KEPT if given.get(key) is not None}
     values |= _STRATEGIES.get(given.get("decode_strategy", ""), {})
-    ends = [*_ids(given.get("eos_token_id")), *_ids(source.config.eos_token_id), *_template_ends(source, staged)]
-    ends = [number for number in dict.fromkeys(ends) if 0 <= number < source.facts.vocab_size]
+    ends = end_ids(source)
     if ends:
         values["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     for name in ("bos_token_id", "pad_token_id"):
-        for number in (*_ids(given.get(name)), *_ids(getattr(source.config, name, None))):
+        for number in (*ids_in(given.get(name)), *ids_in(getattr(source.config, name, None))):
             if 0 <= number < source.facts.vocab_size:
                 values.setdefault(name, number)
     if "pad_token_id" not in values and ends:
@@ -65,20 +64,6 @@ def _as_transformers_means(given: dict[str, Any]) -> dict[str, Any]:
         if given.get(theirs) and not found.get(meant):
             found[meant] = given[theirs]
     return {key: value for key, value in found.items() if value or key not in lengths.values()}
-
-
-def _ids(value: Any) -> list[int]:
-    return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
-
-
-def _template_ends(source: Source, staged: Path) -> list[int]:
-    """The ids of what ends an answer in the training's template."""
-    template = TEMPLATES.get(source.template or "")
-    if template is None or not (staged / "tokenizer.json").is_file():
-        return []
-    added = json.loads((staged / "tokenizer.json").read_text(encoding="utf-8"))["added_tokens"]
-    numbers = {token["content"]: token["id"] for token in added}
-    return [numbers[piece.text] for piece in template.stops if piece.text != EOS and piece.text in numbers]
 
 
 def write_chat_template(source: Source, staged: Path) -> None:

@@ -132,6 +132,7 @@ def open_source(
             raise UserError(f"--adapter {adapter} holds a whole model; an adapter's folder or checkpoint is expected")
         if _needs_base(chosen):
             raise UserError(f"{chosen} is an adapter itself: give --adapter with the folder of its base")
+        _say_other_base(adapter, chosen)
     elif _needs_base(chosen):
         adapter, chosen = chosen, _base_of(chosen)
         say(f"{adapter} is an adapter: it is added to its base, {chosen}")
@@ -197,6 +198,16 @@ def _base_of(adapter: Path) -> Path:
         if folder is not None:
             return _choose(folder)
     raise UserError(f"{problem}: name its base, paddle-llm export BASE --adapter {adapter} ...")
+
+
+def _say_other_base(adapter: Path, base: Path) -> None:
+    """What `paddle-llm generate` says, too: an adapter fits every base of the same shape."""
+    try:
+        own = _base_of(adapter)
+    except UserError:
+        return
+    if own.resolve() != base.resolve():
+        say(f"{adapter} was trained over {own}; its shape fits {base}, whose weights may be others")
 
 
 def _built_in(name: str) -> Path | None:

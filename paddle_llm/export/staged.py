@@ -6,6 +6,7 @@ import errno
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from paddle_llm.checkpoint.folder import publish
 from paddle_llm.config.errors import UserError
 
 RECORD = "export.json"  # what was exported from where, and what was compared; the sign of an export of ours
+_MARK = ".export-under-way"  # in a folder that is being written, and may be removed
 _SPARE = 64 * 10**6  # for the tokenizer and whatever else is beside the weights
 
 
@@ -25,8 +27,7 @@ def check_out(out: Path, folder: Path, overwrite: bool) -> None:
         raise UserError(
             f"{folder} is no folder: give a model folder, the output folder of a run, or a checkpoint of it"
         )
-    if out.resolve() == folder.resolve() or out.resolve() in folder.resolve().parents:
-        raise UserError(f"OUT {out} is or holds what is to be exported: name another folder")
+    check_apart(out, folder)
     if not out.exists():
         return
     if not out.is_dir():
@@ -37,6 +38,16 @@ def check_out(out: Path, folder: Path, overwrite: bool) -> None:
         raise UserError(f"OUT {out} is there and not empty: name another folder, or replace it with --overwrite")
     if not (out / RECORD).is_file():
         raise UserError(f"OUT {out} is no export (it has no {RECORD}), and is not replaced: remove it yourself")
+
+
+def check_apart(out: Path, *read: Path | None) -> None:
+    """Raise UserError where OUT is or holds something that the export reads."""
+    for place in read:
+        if place is None:
+            continue
+        place = place.expanduser().resolve()
+        if out.resolve() == place or out.resolve() in place.parents:
+            raise UserError(f"OUT {out} is or holds {place}, which is read for the export: name another folder")
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -63,14 +74,18 @@ def human(size: float) -> str:
 def staged_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the body has ended well, and is removed when it has not."""
     staged = out.with_name(out.name + ".saving")
+    if staged.exists() and not (staged / _MARK).is_file():
+        raise UserError(f"{staged} is in the way: an export is written there first, and this one is none; move it")
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
+        (staged / _MARK).touch()
     except OSError as error:
         raise UserError(f"OUT {out} cannot be written: {error.strerror or error}") from None
     try:
         with _ends_on_signals():
             yield staged
+            (staged / _MARK).unlink()
             _publish(staged, out)
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
@@ -84,8 +99,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
 
 def _publish(staged: Path, out: Path) -> None:
     """Give the folder its name; what is there is removed only when the new one stands in its place."""
-    replaced = out.with_name(out.name + ".replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
+    # A folder of its own: somebody's may have any other name.
+    replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent)) / out.name
     if out.exists():
         os.replace(out, replaced)
     try:
@@ -94,7 +109,8 @@ def _publish(staged: Path, out: Path) -> None:
         if replaced.exists() and not out.exists():
             os.replace(replaced, out)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
+    finally:
+        shutil.rmtree(replaced.parent, ignore_errors=True)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.export.ends import end_ids
 from paddle_llm.export.step_plan import Plan
 from paddle_llm.export.step_program import save_step_program
 from paddle_llm.export.step_weights import StepWeights
@@ -42,17 +43,14 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
     save_step_program(weights, staged)
     source.config.save_pretrained(str(staged))
     _write_json(staged / STEP, describe_step(source, weights.plan))
-    if source.generation:
-        _write_json(staged / "generation_config.json", source.generation)
+    ends = {"eos_token_id": end_ids(source)} if end_ids(source) else {}
+    _write_json(staged / "generation_config.json", {**source.generation, **ends})
     for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
         shutil.copyfile(file, staged / file.name)
 
 
 def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
     """What `generation/static_network.py` must know (its `Step`)."""
-    ends: set[int] = set()
-    for ids in (source.config.eos_token_id, source.generation.get("eos_token_id")):
-        ends |= {number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)}
     return {
         "family": plan.family,
         "dtype": "float32",
@@ -63,7 +61,7 @@ def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
         "max_position_embeddings": plan.most_positions,
         "position_rows": 0 if plan.slopes is not None else plan.position_rows,
         "key_places": plan.slopes is not None,
-        "end_ids": sorted(ends),
+        "end_ids": sorted(end_ids(source)),
         "template": source.template,
     }
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.export.comparing import Finding, compare
+from paddle_llm.export.ends import end_ids
 from paddle_llm.export.engines import in_paddle, in_processes, in_static
 from paddle_llm.export.engines.in_processes import PADDLEFORMERS_PYTHON
 from paddle_llm.export.engines.question import Answers, EngineFailed, NotRun, Question
-from paddle_llm.export.same_files import configuration_differences, end_ids, other_ids, tokenizer_differences
+from paddle_llm.export.same_files import configuration_differences, other_ids, tokenizer_differences
 from paddle_llm.models.prompt import Prompt
 
 if TYPE_CHECKING:

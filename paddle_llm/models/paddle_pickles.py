@@ -7,6 +7,7 @@ name any function to be called; here numpy's three for arrays are known, and any
 
 from __future__ import annotations
 
+import codecs
 import pickle
 from collections import OrderedDict
 from collections.abc import Callable
@@ -17,6 +18,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from paddle_llm.config.errors import UserError
+
+
+class _Forbidden(pickle.UnpicklingError):
+    """Something that is not among `_KNOWN`."""
+
+
+class RefusedPickle(UserError):
+    """A pickle that names something else than tensors: nobody is to run it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
     """The tensors of one file by name; what is no tensor is left out. Memory: nothing to speak of.
 
     Raises:
-        UserError: no file of paddle.save's (protocol 4), cut off, or a pickle that names something else than tensors.
+        RefusedPickle: it names something else than tensors.
+        UserError: no file of paddle.save's, or cut off.
     """
     try:
         with file.open("rb") as stream:
@@ -57,9 +67,18 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
         if not isinstance(found, dict):
             raise ValueError(f"it holds a {type(found).__name__}, not weights by name")
         return {str(name): array.tensor(file, size) for name, array in found.items() if isinstance(array, _Array)}
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{file} is refused: {error}; weights need nothing of the kind") from None
-    except (ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+    except _Forbidden as error:
+        raise RefusedPickle(f"{file} is refused: {error}; weights need nothing of the kind") from None
+    except (
+        pickle.UnpicklingError,
+        ValueError,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise UserError(
             f"{file} is no file of weights of PaddlePaddle's, or cut off ({error}); save it again"
         ) from None
@@ -91,6 +110,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): codecs.encode,  # how protocol 2 spells bytes
 }
 
 
@@ -103,7 +123,7 @@ class _Reader(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}")
+            raise _Forbidden(f"its pickle asks for {module}.{name}")
         return _KNOWN[(module, name)]
 
     def _take(self, width: int) -> None:

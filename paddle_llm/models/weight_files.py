@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import TensorSpec, serialize_file
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.models.paddle_pickles import PickledTensor, scan_paddle_pickle
+from paddle_llm.models.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
 from paddle_llm.models.torch_pickles import scan_torch_pickle
 
 # bf16 has no numpy type: it is held as uint16 and widened when read.
@@ -132,6 +132,8 @@ class WeightFiles:
         self.format = "pd"
         try:
             found = scan_paddle_pickle(file)
+        except RefusedPickle:
+            raise
         except UserError:  # written in another way, which Paddle itself may know
             return {
                 name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()

@@ -58,7 +58,7 @@ def _find(adapter: Path) -> Path:
 
 
 def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
-    from paddle_llm.peft.peft_format import CONFIG
+    from paddle_llm.peft.peft_format import CONFIG, TENSORS
 
     if out.resolve() == adapter.resolve() or out.resolve() in adapter.resolve().parents:
         raise UserError(f"OUT {out} is or holds what is to be converted: name another folder")
@@ -68,6 +68,9 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
         raise UserError(f"OUT {out} is there and not empty: name another folder, or replace it with --overwrite")
     if not (out / CONFIG).is_file():
         raise UserError(f"OUT {out} is no adapter (it has no {CONFIG}), and is not replaced: remove it yourself")
+    more = sorted({file.name for file in out.iterdir()} - {CONFIG, TENSORS, "README.md"})
+    if more:
+        raise UserError(f"OUT {out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")
 
 
 def _start_process() -> None:

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.export import command
-from paddle_llm.export.command import Exported, ExportFailed, export, size_in_bytes
+from paddle_llm.export.command import Exported, ExportFailed, Options, export, size_in_bytes
 from paddle_llm.export.staged import check_space, human
 from tests.export.folders import stored_in, write_native
 
@@ -87,8 +87,8 @@ def test_a_folder_that_is_no_export_is_never_replaced(model, tmp_path):
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     for out, said in (
         (tmp_path / "thesis", "is no export"),
-        (model, "is or holds what is to be exported"),
-        (tmp_path, "is or holds what is to be exported"),
+        (model, "is or holds .*, which is read for the export"),
+        (tmp_path, "is or holds .*, which is read for the export"),
         (tmp_path / "thesis" / "chapter1.tex", "is a file"),
     ):
         with pytest.raises(UserError, match=said):
@@ -195,6 +195,9 @@ def test_interrupted_it_leaves_nothing(tmp_path, number):
 def test_what_a_killed_export_left_is_cleared(model, tmp_path):
     shutil.copytree(model, tmp_path / "out.saving")
     (tmp_path / "out.saving" / "stale").touch()
+    with pytest.raises(UserError, match="out.saving is in the way"):
+        export(model, "hf", tmp_path / "out", verify=False)
+    (tmp_path / "out.saving" / ".export-under-way").touch()
     export(model, "hf", tmp_path / "out", verify=False)
     assert beside(tmp_path) == {"model", "out"} and not (tmp_path / "out" / "stale").exists()
 
@@ -241,3 +244,35 @@ def test_fastdeploy_without_a_tokenizer_is_refused_before_anything_is_written(tm
     with pytest.raises(UserError, match="has no tokenizer, .* with --tokenizer"):
         export(tmp_path / "llama", "fastdeploy", tmp_path / "out")
     assert beside(tmp_path) == {"llama"}
+
+
+@pytest.mark.parametrize("what", ["adapter", "tokenizer"])
+def test_nothing_that_is_read_is_replaced(what, model, tmp_path):
+    """An export that is the tokenizer's folder of the next one, or an adapter's."""
+    (tmp_path / "read").mkdir()
+    (tmp_path / "read" / "export.json").write_text("{}")
+    (tmp_path / "read" / "tokenizer_config.json").write_text("{}")
+    before = tree(tmp_path / "read")
+    with pytest.raises(UserError):
+        export(model, "hf", tmp_path / "read", overwrite=True, verify=False, **{what: tmp_path / "read"})
+    assert tree(tmp_path / "read") == before and beside(tmp_path) == {"model", "read"}
+
+
+def test_a_replaced_export_leaves_nothing_behind_and_takes_nothing_else(model, tmp_path):
+    (tmp_path / "out.replaced").mkdir()
+    (tmp_path / "out.replaced" / "mine").touch()
+    for _ in range(2):
+        export(model, "hf", tmp_path / "out", overwrite=True, verify=False)
+    assert beside(tmp_path) == {"model", "out", "out.replaced"} and (tmp_path / "out.replaced" / "mine").exists()
+
+
+def test_options_without_an_effect_are_told(capsys):
+    command._say_what_does_nothing("static", Options(max_shard_size=10_000_000), sys.executable, True)
+    said = capsys.readouterr().err
+    assert "--max_shard_size has no effect" in said and "--paddleformers_python has no effect" in said
+
+
+def test_a_program_that_is_not_there_is_told_before_anything_is_written(model, tmp_path):
+    with pytest.raises(UserError, match="--paddleformers_python /nowhere: there is no such program"):
+        export(model, "hf", tmp_path / "out", paddleformers_python="/nowhere")
+    assert beside(tmp_path) == {"model"}

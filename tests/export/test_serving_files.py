@@ -16,10 +16,12 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode_instruction import InstructionEncoder
 from paddle_llm.data.instruction_formats import Conversation, Turn
 from paddle_llm.data.jinja_sandbox import compile_template, render
+from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.templates import BOS, EOS, PREFIX, TEMPLATES
 from paddle_llm.data.text_codec import open_codec
 from paddle_llm.export.chat_templates import jinja_form
 from paddle_llm.export.comparing import Finding
+from paddle_llm.export.ends import end_ids
 from paddle_llm.export.serving_files import write_chat_template, write_generation_config, write_readme, write_serving
 from paddle_llm.export.tokenizer_json import write_tokenizer
 
@@ -191,7 +193,8 @@ def test_generation_config(bpe, tmp_path):
     write_generation_config(a_source(bpe, generation={"max_length": 40}, pad_token_id=3), tmp_path)  # transformers'
     assert json.loads((tmp_path / "generation_config.json").read_text()) == {"max_length": 40, **ids}
     write_generation_config(a_source(bpe, eos_token_id=9999, pad_token_id=3), tmp_path)
-    assert json.loads((tmp_path / "generation_config.json").read_text()) == {"bos_token_id": 1, "pad_token_id": 3}
+    found = json.loads((tmp_path / "generation_config.json").read_text())
+    assert found == {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": 3}  # the tokenizer's own end
 
 
 @pytest.fixture
@@ -285,3 +288,19 @@ def test_the_readme_says_what_was_and_was_not_proven(tmp_path):
     write_readme(tmp_path, "hf", [], {**described, "adapter": "/adapters/b"})
     text = (tmp_path / "README.md").read_text()
     assert "Nothing: the export was not compared" in text and "/adapters/b" in text
+
+
+def test_what_ends_an_answer_in_the_tokenizers_own_template_ends_texts(bpe, tmp_path):
+    """--chat_template auto is what most trainings use: the template is the tokenizer's, and `generate` stops at its end."""
+    folder = tmp_path / "own"
+    shutil.copytree(bpe, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = (
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    codec = open_codec(str(folder))
+    encoder = InstructionEncoder(codec, choose_template("auto", codec, str(folder)).template, max_length=100)
+    source = a_source(folder, "auto", eos_token_id=7)
+    assert end_ids(source) == [7, *dict.fromkeys([*encoder.stop_ids, codec.eos_id])]

@@ -165,7 +165,7 @@ def test_unigram_agrees_but_for_ties(settings, ours, tmp_path):
     found = ids_of(tokenizer, [samples[number] for number in other])
     wanted = processor.encode([samples[number] for number in other])
     assert all(tokenizer_check.is_tie(model, a, b) for a, b in zip(found, wanted, strict=True))
-    assert len(other) < (0.003 if "<n>" not in str(settings) else 0.02) * NUMBER
+    assert len(other) < (0.005 if "<n>" not in str(settings) else 0.02) * NUMBER
     assert tokenizer.decode_batch(found) == tokenizer.decode_batch(wanted)
 
 

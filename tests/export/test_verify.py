@@ -15,24 +15,12 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.export.comparing import LIMIT, compare
 from paddle_llm.export.engines.question import Answers
 from paddle_llm.models.prompt import Prompt
-from tests.generation.folders import VOCABULARY, train_pieces, write_folder
+from tests.generation.folders import VOCABULARY, write_folder
 from tests.models.building import WRITERS
 
 WEIGHTS = "model.safetensors"
 LAYERS = 2
 LOGITS, TOKENIZER, CONFIGURATION = "logits and greedy tokens", "tokenizer", "configuration and end tokens"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def process():
-    from paddle_llm.generation.network import start_process
-
-    start_process("cpu")
-
-
-@pytest.fixture(scope="module")
-def pieces(tmp_path_factory) -> Path:
-    return train_pieces(tmp_path_factory.mktemp("pieces"))
 
 
 @pytest.fixture(scope="module")

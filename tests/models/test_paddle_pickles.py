@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.models.paddle_pickles import scan_paddle_pickle
+from paddle_llm.models.paddle_pickles import RefusedPickle, scan_paddle_pickle
 
 
 def _written(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -80,3 +80,17 @@ def test_what_is_no_file_of_weights_is_refused(kind, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=message):
         scan_paddle_pickle(file)
     assert not (tmp_path / "made_by_a_pickle").exists()
+
+
+def test_what_is_refused_is_not_run_by_paddle_either(tmp_path):
+    """WeightFiles hands files of older protocols to Paddle, whose reader runs whatever a pickle names."""
+    from paddle_llm.models.weight_files import WeightFiles
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    (tmp_path / "model_state.pdparams").write_bytes(pickle.dumps({"w": Evil()}, protocol=4))
+    with pytest.raises(RefusedPickle, match="its pickle asks for posix.mkdir"):
+        WeightFiles(tmp_path)
+    assert not (tmp_path / "ran").exists()
