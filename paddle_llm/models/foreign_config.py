@@ -46,9 +46,17 @@ def hugging_face_config(family: str, config: Any, *, dtype: str) -> dict[str, An
     if getattr(config, "use_long_sequence_strategies", False):
         raise UserError("use_long_sequence_strategies is PaddleNLP's own: Hugging Face's networks have no such thing")
     values = _WRITERS[family](config)
-    values |= {name: getattr(config, name, None) for name in _TOKENS}
+    values |= {name: _in_vocabulary(getattr(config, name, None), config.vocab_size) for name in _TOKENS}
     values |= {"tie_word_embeddings": is_tied(family, config), "torch_dtype": dtype, "use_cache": True}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _in_vocabulary(ids: Any, size: int) -> Any:
+    """Without what no token has: PaddleNLP fills in its classes' defaults, those of the published vocabularies."""
+    if isinstance(ids, list):
+        kept = [number for number in ids if 0 <= number < size]
+        return kept or None
+    return ids if ids is not None and 0 <= ids < size else None
 
 
 def _same(config: Any, *names: str) -> dict[str, Any]:

@@ -268,3 +268,10 @@ def test_transformers_reads_bf16_without_being_told(tmp_path):
     assert model.dtype == torch.bfloat16
     table = model.model.embed_tokens.weight.detach().view(torch.int16).numpy().view(np.uint16)
     assert same_bits(table, weights["llama.embed_tokens.weight"])
+
+
+def test_ids_that_no_token_has_are_left_out(tmp_path):
+    """Qwen2's class says 151643 where a config.json says nothing."""
+    write_native(tmp_path / "model", "qwen2", bos_token_id=151643, eos_token_id=[151643, 5])
+    config = json.loads((exported(tmp_path / "model") / "config.json").read_text())
+    assert config["eos_token_id"] == [5] and "bos_token_id" not in config
