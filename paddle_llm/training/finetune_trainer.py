@@ -21,6 +21,7 @@ from paddle_llm.models.head import labelled_positions_alone
 from paddle_llm.parallel.first_rank import on_first_rank
 from paddle_llm.peft import adalora
 from paddle_llm.peft.attachment import active_attachment
+from paddle_llm.peft.targets import anywhere
 from paddle_llm.training.pretrain_trainer import PretrainTrainer
 from paddle_llm.training.token_mean import criterion_of
 
@@ -60,12 +61,14 @@ class FinetuneTrainer(PretrainTrainer):
     def __init__(
         self, model=None, args=None, *, answers: Answers | None = None, patience: int | None = None, **kwargs: Any
     ):
-        if args is not None and args.unified_checkpoint and args.world_size > 1 and _is_partly_frozen(model):
+        # Asked of all ranks: a pipeline stage sees its own layers only, and all stages save and resume alike.
+        frozen = anywhere(model is not None and _is_partly_frozen(model))
+        if frozen and args is not None and args.unified_checkpoint and args.world_size > 1:
             args.unified_checkpoint = False
             say(_NOT_UNIFIED)
         super().__init__(model=model, args=args, **kwargs)
         self._answers = answers
-        self._frozen = _is_partly_frozen(self.model)
+        self._frozen = frozen or anywhere(_is_partly_frozen(self.model))
         self._base = on_first_rank(self._digest_of_frozen) if self._frozen else None
         budget = adalora.follow(self)
         if budget is not None:
