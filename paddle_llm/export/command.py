@@ -198,6 +198,7 @@ def _prove(source: Source, staged: Path, target: str, wanted: bool, python: str 
 
 def _record(source: Source, staged: Path, target: str, options: Options, findings: list[Any]) -> None:
     """What was exported from where, and what was compared: export.json for programs, README.md for people."""
+    from paddle_llm.export.hugging_face import usual_dtype
     from paddle_llm.export.serving_files import write_readme
 
     described = {
@@ -205,7 +206,7 @@ def _record(source: Source, staged: Path, target: str, options: Options, finding
         "source": str(source.folder.resolve()),
         "adapter": str(source.adapter.resolve()) if source.adapter else None,
         "family": source.family.title,
-        "dtype": options.dtype or ("float32" if target == "static" else "as stored"),
+        "dtype": options.dtype or {"static": "float32", "fastdeploy": usual_dtype(source)}.get(target, "as stored"),
         "paddle_llm": __version__,
     }
     record = {**described, "verified": [asdict(finding) for finding in findings]}

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.export.hugging_face import usual_dtype, write_config, write_weights, write_words
 from paddle_llm.export.serving_files import write_serving
@@ -36,6 +37,9 @@ def write_fastdeploy(source: Source, staged: Path, options: Options) -> None:
     """
     check_fastdeploy(source)
     options = replace(options, dtype=options.dtype or usual_dtype(source))
+    others = sorted({source.dtype(name) for name in source.names()} - {options.dtype})
+    if others:
+        say(f"weights that are stored as {' and '.join(others)} become {options.dtype}: FastDeploy reads one type")
     write_config(source, staged, options)
     write_words(source, staged, "fastdeploy")
     write_serving(source, staged)

@@ -63,6 +63,8 @@ class WeightFiles:
         self.format: str | None = None
         self._entries: dict[str, _Entry] = {}
         self._held: tuple[Path, dict[str, np.ndarray]] | None = None
+        if file and not (folder / file).is_file():
+            raise UserError(f"{folder} has no {file}: it is not complete")
         scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle}
         for one in [folder / file] if file else _weight_files(folder, allow_pickle):
             self._entries.update(scans.get(one.suffix, self._scan_safetensors)(one))

@@ -38,11 +38,12 @@ def test_the_layout_is_torchs_and_one_key_says_so(tmp_path, family):
     assert not list(out.glob("*.pdparams")) and (out / "model.safetensors.index.json").is_file()
 
 
-def test_weights_of_two_types_become_those_of_one(tmp_path):
+def test_weights_of_two_types_become_those_of_one(tmp_path, capsys):
     weights = write_native(tmp_path / "model", "llama", "bfloat16")
     weights["llama.norm.weight"] = np.full(64, 1 + 2**-9, np.float32)
     write_safetensors(tmp_path / "model" / "model.safetensors", weights)
     stored = stored_in(exported(tmp_path / "model"))
+    assert "weights that are stored as float32 become bfloat16" in capsys.readouterr().err
     assert {dtype for dtype, _ in stored.values()} == {"BF16"}
     assert (stored["model.norm.weight"][1] == 0x3F80).all()
 
