@@ -124,11 +124,9 @@ def export(
 
 def _check_engines(python: str | Path | None) -> None:
     """Raise UserError for what only shows after all has been written."""
-    if python is not None and not os.access(Path(python).expanduser(), os.X_OK):
-        raise UserError(
-            f"--paddleformers_python {python}: there is no such program; name DIR/bin/python of an environment that "
-            "launch/paddleformers_env.sh DIR has made"
-        )
+    from paddle_llm.export.verify import find_paddleformers
+
+    find_paddleformers(Path(python) if python else None)
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
         raise UserError("an export is written by one process: start it without paddle.distributed.launch")
 

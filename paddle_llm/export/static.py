@@ -43,8 +43,8 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
     save_step_program(weights, staged)
     source.config.save_pretrained(str(staged))
     _write_json(staged / STEP, describe_step(source, weights.plan))
-    ends = {"eos_token_id": end_ids(source)} if end_ids(source) else {}
-    _write_json(staged / "generation_config.json", {**source.generation, **ends})
+    ends = end_ids(source)
+    _write_json(staged / "generation_config.json", source.generation | ({"eos_token_id": ends} if ends else {}))
     for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
         shutil.copyfile(file, staged / file.name)
 

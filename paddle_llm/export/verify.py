@@ -103,7 +103,7 @@ def verify(
     unknown = sorted(set(engines or ()) - set(ENGINES))
     if unknown:
         raise UserError(f"there is no engine {unknown[0]!r} to verify with; there are {', '.join(ENGINES)}")
-    python = _paddleformers_python(paddleformers_python)
+    python = find_paddleformers(paddleformers_python)
     question, findings = _question(source, folder, prompts, new_tokens)
     findings += _of_files(source, question)
     expected = in_paddle.answer_of_source(source, question, _stored_dtypes(source, folder, target))
@@ -115,11 +115,16 @@ def verify(
     return findings
 
 
-def _paddleformers_python(named: Path | None) -> Path | None:
+def find_paddleformers(named: Path | None) -> Path | None:
+    """The Python of PaddleFormers' environment, named or in the environment variable; None: neither.
+
+    Raises:
+        UserError: it is no program.
+    """
     named = named or (Path(os.environ[PADDLEFORMERS_PYTHON]) if os.environ.get(PADDLEFORMERS_PYTHON) else None)
-    if named is not None and not named.is_file():
+    if named is not None and not (named.is_file() and os.access(named, os.X_OK)):
         raise UserError(
-            f"--paddleformers_python (or {PADDLEFORMERS_PYTHON}) {named}: there is no such file; name DIR/bin/python of an "
+            f"--paddleformers_python (or {PADDLEFORMERS_PYTHON}) {named}: there is no such program; name DIR/bin/python of an "
             "environment that launch/paddleformers_env.sh DIR has made"
         )
     return named
