@@ -50,7 +50,7 @@ def configuration_differences(source: Source, folder: Path) -> list[str]:
         config = plain_config(model_configuration(run, Layout(), family, facts.raw, where=str(folder)))
     except UserError as error:
         return [str(error)]
-    ours, theirs = source.config.to_dict(), config.to_dict()
+    ours, theirs = _with_plain_rope(source.config), _with_plain_rope(config)
     found = [
         f"{name} {theirs.get(name)!r}, the source's is {ours.get(name)!r}"
         for name in _read_by_the_network(family)
@@ -59,6 +59,23 @@ def configuration_differences(source: Source, folder: Path) -> list[str]:
     if is_tied(family.name, config) != is_tied(family.name, source.config):
         found.append("tie_word_embeddings is not the source's")
     return found + _end_differences(source, folder, facts.raw)
+
+
+def _with_plain_rope(config: Any) -> dict[str, Any]:
+    """A configuration with what PaddleNLP alone can say spelled as everybody's: its "ntk" is a larger base and more
+    positions, and no scaling is looked at beside llama3's."""
+    values = config.to_dict()
+    kind, factor = values.get("rope_scaling_type"), values.get("rope_scaling_factor")
+    llama3 = (values.get("rope_scaling") or {}).get("rope_type") == "llama3"
+    if kind == "ntk" and not llama3:
+        from paddlenlp.transformers.llama.modeling import LlamaNTKScalingRotaryEmbedding
+
+        width = config.hidden_size // config.num_attention_heads
+        values["rope_theta"] = LlamaNTKScalingRotaryEmbedding(width, 1, config.rope_theta, factor).base
+        values["max_position_embeddings"] = int(config.max_position_embeddings * factor)
+    if kind in (None, "ntk") or llama3:
+        values |= {name: None for name in ("rope_scaling_type", "rope_scaling_factor") if name in values}
+    return values
 
 
 def _read_by_the_network(family: Family) -> list[str]:

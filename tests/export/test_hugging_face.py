@@ -194,6 +194,33 @@ def test_positions_of_paddlenlp_that_hugging_face_spells_otherwise():
     assert found["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0} and found["rope_theta"] == 1e4
 
 
+STRETCHED = {"rope_scaling_type": "ntk", "rope_scaling_factor": 4.0}
+
+
+def test_the_same_positions_spelled_otherwise_are_no_difference(tmp_path):
+    """And others are one: the two files are compared by what they mean."""
+    from paddle_llm.export.same_files import configuration_differences
+    from paddle_llm.export.source import open_source
+
+    write_native(tmp_path / "model", "llama", **STRETCHED)
+    source, out = open_source(tmp_path / "model"), exported(tmp_path / "model")
+    assert configuration_differences(source, out) == []
+    written = json.loads((out / "config.json").read_text())
+    assert (written["max_position_embeddings"], "rope_scaling" in written) == (512, False)
+    for name, value in (("rope_theta", 10000.0), ("max_position_embeddings", 128)):
+        (out / "config.json").write_text(json.dumps(written | {name: value}))
+        assert [line.split()[0] for line in configuration_differences(source, out)] == [name]
+
+
+@pytest.mark.slow
+def test_stretched_positions_pass_every_engine(tmp_path):
+    from paddle_llm.export.command import export
+
+    write_native(tmp_path / "model", "llama", **STRETCHED)
+    findings = export(tmp_path / "model", "hf", tmp_path / "out").findings
+    assert findings and all(finding.passed is not False for finding in findings)
+
+
 @pytest.mark.parametrize(
     "changes", [{"alibi": True}, {"rope_scaling_type": "yarn"}, {"use_long_sequence_strategies": True}]
 )
@@ -221,7 +248,7 @@ IN_TRANSFORMERS = {
     "llama tied": ("llama", {"tie_word_embeddings": True}),
     "llama 3": ("llama", {"rope_theta": 5e5, "rope_scaling": {**LLAMA3, "original_max_position_embeddings": 8}}),
     "llama linear": ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
-    "llama ntk": ("llama", {"rope_scaling_type": "ntk", "rope_scaling_factor": 4.0}),
+    "llama ntk": ("llama", STRETCHED),
     "qwen2": ("qwen2", {"rope_theta": 1e6}),
     "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
     "bloom": ("bloom", {}),
