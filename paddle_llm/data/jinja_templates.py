@@ -20,6 +20,7 @@ from paddle_llm.data.text_codec import TextCodec
 from paddle_llm.data.tokenizer import CONFIG_FILE
 
 AUTO, JINJA = "auto", "jinja"
+TEMPLATE_FILE = "chat_template.jinja"  # beside a tokenizer
 _HOLE = "\ue0f2question\ue0f2"
 _MARKS = re.compile(f"{GENERATION_BEGINS}(.*?){GENERATION_ENDS}", re.DOTALL)
 
@@ -164,7 +165,7 @@ def choose_template(name: str | None, codec: TextCodec, folder: str | None) -> C
         return Chosen(template, "as asked for")
     config = _tokenizer_config(folder)
     if name in (None, AUTO, JINJA):
-        source = _own_template(config, folder)
+        source = own_template(folder)
         if source is not None:
             return Chosen(
                 JinjaTemplate(source, _values(config), codec, f"{folder}"), "the tokenizer's own chat template"
@@ -186,15 +187,22 @@ def _tokenizer_config(folder: str | None) -> dict[str, Any]:
         return json.load(stream)
 
 
-def _own_template(config: dict[str, Any], folder: str | None) -> str | None:
-    own = config.get("chat_template")
+def own_template(folder: str | None) -> str | None:
+    """The template that a tokenizer brings, as transformers (4.50 and later) finds it: a file of its own before the one in
+    tokenizer_config.json; None where it brings none."""
+    file = os.path.join(folder or "", TEMPLATE_FILE)
+    if folder and os.path.isfile(file):
+        with open(file, encoding="utf-8") as stream:
+            return stream.read()
+    own = _tokenizer_config(folder).get("chat_template")
     if isinstance(own, list):  # several, by name
         own = next((entry.get("template") for entry in own if entry.get("name") == "default"), None)
-    file = os.path.join(folder or "", "chat_template.jinja")  # where transformers 4.50 and later writes it
-    if own is None and folder and os.path.isfile(file):
-        with open(file, encoding="utf-8") as stream:
-            own = stream.read()
-    return own
+    return own if isinstance(own, str) else None
+
+
+def names_a_file(name: str | None) -> bool:
+    """Whether a --chat_template is the path of a file with a template in it."""
+    return name is not None and name not in (AUTO, JINJA, *TEMPLATES)
 
 
 def _values(config: dict[str, Any]) -> dict[str, Any]:

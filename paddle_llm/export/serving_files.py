@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.console import say
-from paddle_llm.data.jinja_templates import AUTO, JINJA
+from paddle_llm.data.jinja_templates import AUTO, names_a_file, own_template
 from paddle_llm.data.templates import TEMPLATES
 from paddle_llm.data.tokenizer import CONFIG_FILE
 from paddle_llm.export.chat_templates import jinja_form
@@ -90,12 +90,9 @@ def _choose(source: Source) -> tuple[str | None, str]:
     name = source.template
     if name in TEMPLATES:
         return _named(source, name), ""
-    if name not in (None, AUTO, JINJA):
-        file = Path(name)
-        if file.is_file():
-            return file.read_text(encoding="utf-8"), ""
-        return None, f"the training used {name}, which is not here"
-    own = _own(source.tokenizer)
+    if names_a_file(name):
+        return read_template_file(source)
+    own = own_template(str(source.tokenizer))
     if own is not None:
         return own, ""
     if name == AUTO:  # what the training took for a tokenizer without one
@@ -103,15 +100,12 @@ def _choose(source: Source) -> tuple[str | None, str]:
     return None, "the tokenizer brings none, and no fine-tuning is on record"
 
 
-def _own(folder: Path) -> str | None:
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    file = folder / "chat_template.jinja"
-    if file.is_file():  # transformers takes it before the one in the configuration
-        return file.read_text(encoding="utf-8")
-    own = config.get("chat_template")
-    if isinstance(own, list):
-        own = next((entry.get("template") for entry in own if entry.get("name") == "default"), None)
-    return own if isinstance(own, str) else None
+def read_template_file(source: Source) -> tuple[str | None, str]:
+    """The template that the training read from a file of its own, and why there is none."""
+    file = Path(source.template or "")
+    if file.is_file():
+        return file.read_text(encoding="utf-8"), ""
+    return None, f"the training used {file}, which is not here"
 
 
 def _named(source: Source, name: str) -> str:

@@ -7,8 +7,11 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.jinja_templates import TEMPLATE_FILE, names_a_file
 from paddle_llm.export.ends import end_ids
+from paddle_llm.export.serving_files import read_template_file
 from paddle_llm.export.step_plan import Plan
 from paddle_llm.export.step_program import save_step_program
 from paddle_llm.export.step_weights import StepWeights
@@ -42,15 +45,17 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
     weights = StepWeights(source)
     save_step_program(weights, staged)
     source.config.save_pretrained(str(staged))
-    _write_json(staged / STEP, describe_step(source, weights.plan))
     ends = end_ids(source)
     _write_json(staged / "generation_config.json", source.generation | ({"eos_token_id": ends} if ends else {}))
     for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
-        shutil.copyfile(file, staged / file.name)
+        if file.is_file():
+            shutil.copyfile(file, staged / file.name)
+    template = _template_of_program(source, staged)
+    _write_json(staged / STEP, {**describe_step(source, weights.plan), "template": template})
 
 
 def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
-    """What `generation/static_network.py` must know (its `Step`)."""
+    """What `generation/static_network.py` must know (its `Step`), but for the template."""
     return {
         "family": plan.family,
         "dtype": "float32",
@@ -62,8 +67,19 @@ def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
         "position_rows": 0 if plan.slopes is not None else plan.position_rows,
         "key_places": plan.slopes is not None,
         "end_ids": sorted(end_ids(source)),
-        "template": source.template,
     }
+
+
+def _template_of_program(source: Source, staged: Path) -> str | None:
+    """What step.json is to say of the training's template: its name, or the file beside it that it is written to."""
+    if not names_a_file(source.template):
+        return source.template
+    text, why = read_template_file(source)
+    if text is None:
+        say(f"no chat template: {why}. Whoever asks questions must name one with --chat_template")
+        return source.template
+    (staged / TEMPLATE_FILE).write_text(text, encoding="utf-8")
+    return TEMPLATE_FILE
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

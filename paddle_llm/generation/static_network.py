@@ -44,7 +44,7 @@ class Step:
         vocab_size: V; layers, kv_heads, head_width: L, K, D of the cache [2 L, B, K, C, D].
         max_position_embeddings: the most tokens of a text, None: as many as one likes.
         position_rows: of `position_ids`, 0 where the program takes none; key_places: whether it takes those (ALiBi).
-        end_ids: what ends a text. template: what the network was fine-tuned with, if that is known.
+        end_ids: what ends a text. template: what the network was fine-tuned with, if that is known: a name, or a file.
     """
 
     family: str
@@ -81,7 +81,10 @@ def read_step(folder: Path) -> Step:
         step = Step(**json.loads((folder / STEP).read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise UserError(f"{folder / STEP} cannot be read ({error}): export the model anew") from None
-    return Step(**{**vars(step), "end_ids": tuple(step.end_ids)})
+    template = step.template
+    if template and (folder / template).is_file():
+        template = str(folder / template)
+    return Step(**{**vars(step), "end_ids": tuple(step.end_ids), "template": template})
 
 
 class StaticModel:

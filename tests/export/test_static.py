@@ -156,6 +156,38 @@ def llama_program(pieces, tmp_path_factory):
     return export_static(write_folder("llama", pieces, folder / "llama", num_hidden_layers=2), folder / "program")
 
 
+def test_a_template_from_a_file_goes_with_the_program(pieces, tmp_path):
+    """To another machine, where the file of the training is not; another --tokenizer does not take it away."""
+    from click.testing import CliRunner
+
+    from paddle_llm.generation.command import generate
+
+    run, theirs = tmp_path / "run", tmp_path / "training" / "mine.jinja"
+    folder = write_folder("llama", pieces, run / "model", num_hidden_layers=1)
+    (folder / "chat_template.jinja").write_text("{{ 'of the tokenizer' }}")
+    theirs.parent.mkdir()
+    theirs.write_text("{% for message in messages %}<<{{ message['content'] }}>>{% endfor %}")
+    (run / "config.resolved.json").write_text(json.dumps({"arguments": {"chat_template": {"value": str(theirs)}}}))
+    program = export_static(folder, tmp_path / "program").rename(tmp_path / "moved")
+    theirs.unlink()
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(json.dumps({"src": "Who?", "tgt": "I."}))
+    for more in ([], ["--tokenizer", str(folder)]):
+        words = [str(program), "--static", "--input", str(asked), "--max_new_tokens", "2", *more]
+        result = CliRunner().invoke(generate, words, catch_exceptions=False)
+        assert "<<Who?>>" in json.loads(result.stdout)["prompt"], result.stderr
+        assert "as in the model's training" in result.stderr
+    assert str(theirs) not in (program / "step.json").read_text()
+
+
+def test_a_template_that_is_gone_is_told(pieces, tmp_path, capsys):
+    folder = write_folder("llama", pieces, tmp_path / "run" / "model", num_hidden_layers=1)
+    record = {"arguments": {"chat_template": {"value": "/gone/mine.jinja"}}}
+    (tmp_path / "run" / "config.resolved.json").write_text(json.dumps(record))
+    export_static(folder, tmp_path / "program")
+    assert "the training used /gone/mine.jinja, which is not here" in capsys.readouterr().err
+
+
 def test_what_cannot_be_is_refused(pieces, tmp_path):
     from paddle_llm.export.command import Options
     from paddle_llm.export.source import open_source
