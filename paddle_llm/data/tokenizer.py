@@ -19,6 +19,7 @@ from paddle_llm.data.files import write_atomically
 CONFIG_FILE = "tokenizer_config.json"
 # The first name is PaddleNLP's for LLaMA, the second Hugging Face's (and PaddleNLP's newer hub folders').
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "tokenizer.model")
+FAST_FILE = "tokenizer.json"
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 _LONGEST_LINE = 4000  # sentencepiece drops longer ones from training without a word
 
@@ -82,14 +83,18 @@ def _named_class(folder: str) -> Callable[[str], Any] | None:
     if not os.path.isfile(path):
         return None
     with open(path, encoding="utf-8") as stream:
-        name = json.load(stream).get("init_class")
-    pieces = sentencepiece_model(folder)
+        config = json.load(stream)
+    name, pieces = config.get("init_class"), sentencepiece_model(folder)
     renamed = pieces is not None and os.path.basename(pieces) != SENTENCEPIECE_FILES[0]
-    if not name and not renamed:
+    if renamed:
+        name = name or "LlamaTokenizer"
+    elif pieces is None and _class_name(config) == "LlamaTokenizer" and os.path.isfile(os.path.join(folder, FAST_FILE)):
+        name = "LlamaTokenizerFast"  # as in an export for FastDeploy, which has no sentencepiece model
+    if not name:
         return None
     import paddlenlp.transformers
 
-    found = getattr(paddlenlp.transformers, name or "LlamaTokenizer").from_pretrained
+    found = getattr(paddlenlp.transformers, name).from_pretrained
     return partial(found, vocab_file=pieces) if renamed else found
 
 

@@ -194,6 +194,8 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         if name == "LlamaTokenizer":
             config.setdefault("add_bos_token", True)
             config.setdefault("add_eos_token", False)
+            if "bos_token" not in read.names:  # PaddleNLP would make one, behind the vocabulary
+                config |= {"add_bos_token": False, "bos_token": None}
         config.setdefault("padding_side", "left")
         config |= read.names
         config["added_tokens_decoder"] = {

@@ -54,3 +54,31 @@ def test_families_that_it_does_not_have_are_refused_with_what_can(tmp_path, fami
     with pytest.raises(UserError, match=r"FastDeploy 2.x has no network for .*--target hf .* --target static"):
         exported(tmp_path / "model")
     assert not any((tmp_path / "out").iterdir())
+
+
+def test_the_folder_is_generated_with_and_exported_again(llama, tmp_path):
+    """Its tokenizer is a tokenizer.json alone."""
+    from paddle_llm.export.command import export
+
+    served = export(llama, "fastdeploy", tmp_path / "served", verify=False).folder
+    wanted = generated(llama)
+    assert generated(served) == wanted
+    for target in ("hf", "fastdeploy", "static"):
+        out = export(served, target, tmp_path / target, verify=False).folder
+        assert generated(out, static=target == "static") == wanted
+
+
+def generated(folder: Path, static: bool = False) -> list[list[int]]:
+    """Ids of prompts and of what a folder's model answers to them, as `paddle-llm generate` reads and decodes it."""
+    from paddle_llm.generation.choice import Choice
+    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.generating import generating
+    from paddle_llm.generation.network import load_network, open_static, start_process
+    from paddle_llm.generation.prompts import encode_text
+
+    loaded = open_static(folder) if static else load_network(folder, *start_process("cpu"))
+    texts = ["The old house", "人工智能的发展", "def add(a, b):\n    return a +", "😀 ok"]
+    prompts = [encode_text(loaded.codec, text) for text in texts]
+    with generating(loaded.model):
+        answers = decode(loaded.model, loaded.family, prompts, [8] * len(prompts), loaded.end_ids, Choice())
+    return [*(list(prompt.ids) for prompt in prompts), *answers]

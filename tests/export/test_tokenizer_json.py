@@ -321,6 +321,33 @@ def test_the_export_is_read_here_again(ours, tmp_path):
     assert load_tokenizer(str(tmp_path / "out"))("Hello 世界")["input_ids"] == [1, *wanted]
 
 
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_folder_without_a_sentencepiece_model_is_read_here_again(kind, ours, tmp_path):
+    """FastDeploy's: tokenizer.json alone, for generating, training, and exporting once more."""
+    folder = with_added(tmp_path / "tokenizer", ours[kind], {"<|end|>": 2500, "<|user|>": 2501})
+    export(folder, tmp_path / "out", "fastdeploy")
+    export(tmp_path / "out", tmp_path / "again", "hf")
+    source, samples = open_codec(str(folder)), texts(600)
+    for place in (tmp_path / "out", tmp_path / "again"):
+        codec = open_codec(str(place))
+        assert [codec.encode(text) for text in samples] == [source.encode(text) for text in samples]
+        assert [codec.follow(text) for text in samples] == [source.follow(text) for text in samples]
+        assert (codec.prefix_ids, codec.eos_id, codec.pad_id) == (source.prefix_ids, source.eos_id, source.pad_id)
+        assert codec.mark("<|user|>") == 2501 and codec.specials == source.specials
+        ids = source.encode("Hello 世界 😀\n\tif x:")
+        assert codec.decode(ids) == source.decode(ids)
+        assert load_tokenizer(str(place))("Hello 世界")["input_ids"] == [1, *source.encode("Hello 世界")]
+    assert (tmp_path / "again" / "tokenizer.json").read_text() == (tmp_path / "out" / "tokenizer.json").read_text()
+
+
+def test_a_token_that_the_source_does_not_have_is_not_made(tmp_path):
+    """PaddleNLP's class would give a BOS an id behind the vocabulary."""
+    train(tmp_path / "tokenizer", "bpe", 1000, bos_id=-1, eos_id=1)
+    export(tmp_path / "tokenizer", tmp_path / "out", "fastdeploy")
+    codec = open_codec(str(tmp_path / "out"))
+    assert (codec.bos_id, codec.prefix_ids, codec.eos_id) == (None, [], 1)
+
+
 def test_hugging_faces_name_of_the_model_file_is_found_by_training(ours, tmp_path):
     """A published LLaMA: LlamaTokenizer with tokenizer.model, which PaddleNLP's class of that name does not look for."""
     (tmp_path / "tokenizer.model").write_bytes((ours["bpe"] / "sentencepiece.bpe.model").read_bytes())
