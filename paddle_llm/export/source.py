@@ -18,7 +18,7 @@ from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, find_model_folder, read_model_facts
+from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.generation.network import template_of
 from paddle_llm.models.build import model_configuration
@@ -28,6 +28,7 @@ from paddle_llm.models.outline import outline
 from paddle_llm.models.registry import Family, find_family
 from paddle_llm.models.vocab import plain_config
 from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.peft.base import base_named_in, find_base, say_other_base, why_not_found
 
 DTYPES = ("float32", "bfloat16", "float16")
 _ADAPTER = "adapter_config.json"
@@ -187,16 +188,13 @@ def _needs_base(folder: Path) -> bool:
 def _base_of(adapter: Path) -> Path:
     """The model folder that an adapter was trained over, as its own files name it."""
     if (adapter / _ADAPTER).is_file():
-        described = _read_json(adapter / _ADAPTER)
-        name = described.get("base") or described.get("base_model_name_or_path")
+        name = base_named_in(_read_json(adapter / _ADAPTER))
     else:
         name = _argument(adapter, "model_name_or_path")
-    problem = f"{adapter} does not say over which model it was trained"
-    if name:
-        problem = f"{adapter} was trained over {name}, which is not here"
-        folder = Path(name).expanduser() if Path(name).expanduser().is_dir() else _built_in(name)
-        if folder is not None:
-            return _choose(folder)
+    base = find_base(name, adapter) if name else None
+    if base is not None:
+        return _choose(base)
+    problem = why_not_found(name, adapter) if name else f"{adapter} does not say over which model it was trained"
     raise UserError(f"{problem}: name its base, paddle-llm export BASE --adapter {adapter} ...")
 
 
@@ -206,15 +204,7 @@ def _say_other_base(adapter: Path, base: Path) -> None:
         own = _base_of(adapter)
     except UserError:
         return
-    if own.resolve() != base.resolve():
-        say(f"{adapter} was trained over {own}; its shape fits {base}, whose weights may be others")
-
-
-def _built_in(name: str) -> Path | None:
-    try:
-        return find_model_folder(name)
-    except UserError:
-        return None
+    say_other_base(str(own), adapter, base)
 
 
 def _open_whole(folder: Path, allow_pickle: bool) -> Source:

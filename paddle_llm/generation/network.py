@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.text_codec import TextCodec
@@ -131,13 +130,13 @@ def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
 
 
 def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
-    from paddle_llm.peft.save import CONFIG, load_adapter
+    from paddle_llm.peft.base import base_named_in, say_other_base
+    from paddle_llm.peft.save import described_in, load_adapter
 
     load_adapter(model, adapter, layout)
-    described = json.loads((adapter / CONFIG).read_text(encoding="utf-8"))
-    base = described.get("base") or described.get("base_model_name_or_path")
-    if base and Path(base).resolve() != folder.resolve():
-        say(f"{adapter} was trained over {base}; its shape fits {folder}, whose weights may be others")
+    base = base_named_in(described_in(adapter))
+    if base:
+        say_other_base(base, adapter, folder)
 
 
 def _tokenizer_folder(folder: Path, tokenizer: Path | None) -> Path:

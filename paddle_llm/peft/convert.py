@@ -11,13 +11,14 @@ import numpy as np
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
+from paddle_llm.config.model_facts import ModelFacts, read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models import names
 from paddle_llm.models.build import model_configuration
 from paddle_llm.models.outline import outline
 from paddle_llm.models.registry import find_family
 from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.peft.base import base_named_in, find_base, lasting_name, why_not_found
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.peft_format import BEGIN, TENSORS, PeftTensors, config_of_peft, is_peft, method_of_peft
 from paddle_llm.peft.save import FORMAT, base_shape, described_in, write_adapter
@@ -55,7 +56,7 @@ def to_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable
     _refuse_fused(folder, files)
     if method.lora_plus_scale != 1.0:
         say(f"lora_plus_scale {method.lora_plus_scale} is of training alone, and PEFT has no place for it: left out")
-    where, family = str(base or described.get("base") or ""), shape["family"]
+    where, family = _lasting_base(folder, base, described), shape["family"]
     tensors, layers, retrained = _in_peft_names(files, family, show)
     both = next((layer for layer in layers if f"{layer}.weight" in retrained or f"{layer}.bias" in retrained), None)
     if both is not None:
@@ -79,7 +80,8 @@ def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callab
     described = described_in(folder)
     if not is_peft(described):
         raise UserError(f"{folder} is in this library's format already")
-    where, facts = _facts_of_base(folder, base, described.get("base_model_name_or_path"))
+    named = _lasting_base(folder, base, described)
+    where, facts = _facts_of_base(folder, named)
     family, config = find_family(facts), _configuration(where, facts)
     shape, shapes = base_shape(family.name, config), outline(config, family)
     method = method_of_peft(folder, described, shape)
@@ -96,7 +98,7 @@ def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callab
             raise UserError(
                 f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
             )
-    write_adapter(out, {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": str(where)}, tensors)
+    write_adapter(out, {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}, tensors)
 
 
 def _in_peft_names(
@@ -132,21 +134,19 @@ def _tied_head(folder: Path, base: str, family: str, files: WeightFiles) -> str 
     """Hugging Face's name of the head, where it is the embedding and the adapter has trained that."""
     if names.EMBEDDINGS[family] not in files:
         return None
-    where, facts = _facts_of_base(folder, None, base)
-    return names.tied_head(family, _configuration(where, facts), foreign=True)
+    return names.tied_head(family, _configuration(*_facts_of_base(folder, base)), foreign=True)
 
 
-def _facts_of_base(folder: Path, base: Path | None, named: str | None) -> tuple[Path, ModelFacts]:
-    name = str(base or named or "")
-    try:
-        where = find_model_folder(name) if name else None
-    except UserError:
-        where = None
+def _lasting_base(folder: Path, base: Path | None, described: dict[str, Any]) -> str:
+    """What is to be stored: the base's folder, or its name where it has none here; "": it has none at all."""
+    return lasting_name(str(base)) if base else lasting_name(base_named_in(described) or "", folder)
+
+
+def _facts_of_base(folder: Path, base: str) -> tuple[Path, ModelFacts]:
+    where = find_base(base, folder) if base else None
     if where is None:
-        raise UserError(
-            f"{folder} stands over {name or 'a base that it does not name'}, whose config.json is needed and not here: name its "
-            "folder by --base"
-        )
+        problem = why_not_found(base, folder) if base else f"{folder} stands over a base that it does not name"
+        raise UserError(f"{problem}: its config.json is needed, name its folder by --base")
     return where, read_model_facts(where)
 
 

@@ -29,6 +29,7 @@ from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.sharded_weights import visiting
 from paddle_llm.peft.attach import attach, family_of
 from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_of
+from paddle_llm.peft.base import lasting_name
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.peft_format import CONFIG, TENSORS, PeftTensors, is_peft, method_of_peft
@@ -45,7 +46,7 @@ def save_adapter(model: Any, layout: Layout, folder: str | Path, *, base: str = 
     Memory: the adapter, in host memory of the first rank of each pipeline stage.
 
     Args:
-        base: the base model's name, for whoever reads the folder.
+        base: the base model's name, for whoever reads the folder; a path is kept absolute.
 
     Raises:
         UserError: nothing is attached.
@@ -58,7 +59,7 @@ def save_adapter(model: Any, layout: Layout, folder: str | Path, *, base: str = 
         "format": FORMAT,
         "method": attachment.method.as_dict(),
         "model": _shape_of(model),
-        "base": base,
+        "base": lasting_name(base),
     }
     on_first_rank(lambda: write_adapter(Path(folder), described, tensors))
 

@@ -1,0 +1,59 @@
+"""Over which model an adapter stands: the name that its files give, and the folder which that is here."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.model_facts import find_model_folder
+
+
+def base_named_in(described: dict[str, Any]) -> str | None:
+    """What an adapter_config.json calls its base, this library's or PEFT's."""
+    return described.get("base") or described.get("base_model_name_or_path") or None
+
+
+def lasting_name(base: str, adapter: Path | None = None) -> str:
+    """A base's name as an adapter keeps it: a folder by its absolute path, which is true wherever one calls from; a
+    name such as facebook/llama-7b as it is.
+
+    Args:
+        adapter: the folder that gives the name, which may be a path from there.
+    """
+    folder = _folder(base, adapter) if base else None
+    return base if folder is None else os.path.abspath(folder)
+
+
+def find_base(name: str, adapter: Path) -> Path | None:
+    """The folder of an adapter's base: a path from here, or else from the adapter's own folder; a built-in name that
+    PaddleNLP has downloaded. None: it is not here."""
+    try:
+        return _folder(name, adapter) or find_model_folder(name)
+    except UserError:
+        return None
+
+
+def why_not_found(name: str, adapter: Path) -> str:
+    """What to say where `find_base` finds none; of a relative path both places."""
+    places = [os.path.abspath(place) for place in _places(name, adapter)]
+    tried = f" (neither {places[0]} nor {places[1]} is a folder)" if len(places) > 1 else ""
+    return f"{adapter} was trained over {name}, which is not here{tried}"
+
+
+def say_other_base(name: str, adapter: Path, base: Path) -> None:
+    """An adapter fits every base of the same shape: tell whoever puts it over another one than its own."""
+    own = find_base(name, adapter)
+    if (own or Path(name)).resolve() != base.resolve():
+        say(f"{adapter} was trained over {own or name}; its shape fits {base}, whose weights may be others")
+
+
+def _folder(name: str, adapter: Path | None) -> Path | None:
+    return next((place for place in _places(name, adapter) if place.is_dir()), None)
+
+
+def _places(name: str, adapter: Path | None) -> list[Path]:
+    here = Path(name).expanduser()
+    return [here] if here.is_absolute() or adapter is None else [here, adapter / here]
