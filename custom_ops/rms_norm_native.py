@@ -118,6 +118,7 @@ def load_cpu(path: Path) -> ctypes.CDLL:
     options = ctypes.POINTER(CpuOptions)
     library.pllm_rms_norm_message.restype = ctypes.c_char_p
     library.pllm_rms_norm_cpu_isa_name.restype = ctypes.c_char_p
+    library.pllm_rms_norm_cpu_cache.restype = ctypes.c_int64
     library.pllm_rms_norm_workspace_cpu.argtypes = [ctypes.POINTER(Shape), ctypes.c_int]
     library.pllm_rms_norm_workspace_cpu.restype = ctypes.c_int64
     library.pllm_rms_norm_forward_cpu.argtypes = [ctypes.POINTER(Forward), options]

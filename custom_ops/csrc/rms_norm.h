@@ -100,8 +100,8 @@ typedef struct {
 /* Instruction sets, in rising order. PORTABLE is plain C++ (arm64, old x86-64). */
 enum { PLLM_ISA_BEST = 0, PLLM_ISA_PORTABLE = 1, PLLM_ISA_AVX2 = 2, PLLM_ISA_AVX512 = 3 };
 
-/* How results are stored. STREAM bypasses the caches, where outputs are aligned to 64 bytes (32 for 16-bit types): faster by up to
- * a third once tensors do not fit into the caches, worse below. AUTO goes by the size of the last cache. */
+/* How results are stored. STREAM bypasses the caches, where rows of the outputs start at multiples of 64 bytes: faster by up to a
+ * third once tensors do not fit into the caches, worse below. AUTO: where tensors together have more bytes than the last cache. */
 enum { PLLM_STORES_AUTO = 0, PLLM_STORES_CACHE = 1, PLLM_STORES_STREAM = 2 };
 
 typedef struct {
@@ -114,6 +114,9 @@ typedef struct {
 PLLM_API int pllm_rms_norm_cpu_isa(void);
 /* "portable", "avx2", "avx512"; NULL for anything else. */
 PLLM_API const char* pllm_rms_norm_cpu_isa_name(int isa);
+
+/* Bytes of the last cache, as AUTO takes them. */
+PLLM_API int64_t pllm_rms_norm_cpu_cache(void);
 
 /* Bytes that backward needs, whatever the number of threads: at most 1 KiB x hidden, none if dweight is not wanted. Minus a code
  * on error. */

@@ -3,9 +3,9 @@
 // Which thread does what never shows in the result: a row is one thread's, and dweight is summed over parts of the rows that
 // depend on the shape alone.
 #include <omp.h>
-#include <unistd.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <initializer_list>
 
 #include "rms_norm.h"
@@ -43,13 +43,18 @@ struct Plan {
 };
 
 // Stores that bypass the caches save the reading of each line before it is overwritten, a third of forward's traffic. They pay once
-// the tensors would not stay in the last cache anyway; below that whoever reads the result next wants it there.
+// the tensors would not stay in the last cache anyway; below that whoever reads the result next wants it there. Linux's own figure:
+// sysconf's is that of a whole socket on some processors and machines (384 MiB, say, where these threads have 32).
 int64_t cache_bytes() {
-#if defined(_SC_LEVEL3_CACHE_SIZE)
-  static const int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
-  if (bytes > 0) return bytes;
-#endif
-  return int64_t{32} << 20;
+  static const int64_t bytes = [] {
+    long long kib = 0;
+    if (std::FILE* file = std::fopen("/sys/devices/system/cpu/cpu0/cache/index3/size", "re")) {
+      if (std::fscanf(file, "%lldK", &kib) != 1) kib = 0;
+      std::fclose(file);
+    }
+    return kib > 0 ? int64_t{kib} << 10 : int64_t{32} << 20;
+  }();
+  return bytes;
 }
 
 // `tensors`: how many matrices are read and written.
@@ -68,9 +73,10 @@ int plan_of(const pllm_cpu_options* options, const pllm_rms_norm_shape& shape, i
   return PLLM_OK;
 }
 
-bool is_aligned(const void* pointer, int64_t stride, int64_t lanes, const pllm_rms_norm_shape& shape) {
-  const int64_t bytes = lanes * size_of(shape.x_type);
-  return reinterpret_cast<uintptr_t>(pointer) % static_cast<uintptr_t>(bytes) == 0 && stride % lanes == 0;
+// Every row starts on a cache line, so that none is written in parts.
+bool is_aligned(const void* pointer, int64_t stride, const pllm_rms_norm_shape& shape) {
+  constexpr int64_t kLine = 64;
+  return reinterpret_cast<uintptr_t>(pointer) % kLine == 0 && stride * size_of(shape.x_type) % kLine == 0;
 }
 
 // Part `index` of `count` parts of [0, total), in multiples of `unit`.
@@ -90,9 +96,7 @@ int64_t rows_per_partial(int64_t rows) {
 }
 int64_t partials_of(int64_t rows) { return rows ? (rows + rows_per_partial(rows) - 1) / rows_per_partial(rows) : 0; }
 
-// Each partial has two rows of the workspace: its total, and the block of rows that is being summed. Rows start on a cache line.
-int64_t padded(int64_t hidden) { return (hidden + 15) / 16 * 16; }
-
+// Each partial has two rows of the workspace: its total, and the block of rows that is being summed.
 void sum_partial(const pllm_rms_norm_backward& a, const CpuKernels& kernels, bool stream, int64_t index) {
   float* total = static_cast<float*>(a.workspace) + index * 2 * padded(a.shape.hidden);
   float* block = total + padded(a.shape.hidden);
@@ -126,6 +130,8 @@ const char* pllm_rms_norm_cpu_isa_name(int isa) {
   }
 }
 
+int64_t pllm_rms_norm_cpu_cache(void) { return pllm::cache_bytes(); }
+
 int64_t pllm_rms_norm_workspace_cpu(const pllm_rms_norm_shape* shape, int want_dweight) {
   if (int code = pllm::check(*shape)) return -code;
   if (!want_dweight) return 0;
@@ -137,9 +143,8 @@ int pllm_rms_norm_forward_cpu(const pllm_rms_norm_forward* args, const pllm_cpu_
   if (int code = pllm::check(a)) return code;
   Plan plan;
   if (int code = pllm::plan_of(options, a.shape, a.residual ? 4 : 2, &plan)) return code;
-  const int64_t lanes = plan.kernels->lanes;
-  const bool stream = plan.stream && pllm::is_aligned(a.y, a.y_stride, lanes, a.shape) &&
-                      (!a.sum || pllm::is_aligned(a.sum, a.sum_stride, lanes, a.shape));
+  const bool stream = plan.stream && pllm::is_aligned(a.y, a.y_stride, a.shape) &&
+                      (!a.sum || pllm::is_aligned(a.sum, a.sum_stride, a.shape));
 #pragma omp parallel for schedule(static, 1) num_threads(plan.threads)
   for (int t = 0; t < plan.threads; ++t) {
     const Range range = pllm::part_of(a.shape.rows, t, plan.threads, 1);
@@ -154,7 +159,7 @@ int pllm_rms_norm_backward_cpu(const pllm_rms_norm_backward* args, const pllm_cp
   if (int code = pllm::check(a, pllm_rms_norm_workspace_cpu(&a.shape, a.dweight != nullptr))) return code;
   Plan plan;
   if (int code = pllm::plan_of(options, a.shape, a.dsum ? 4 : 3, &plan)) return code;
-  const bool stream = plan.stream && pllm::is_aligned(a.dx, a.dx_stride, plan.kernels->lanes, a.shape);
+  const bool stream = plan.stream && pllm::is_aligned(a.dx, a.dx_stride, a.shape);
   if (!a.dweight) {
 #pragma omp parallel for schedule(static, 1) num_threads(plan.threads)
     for (int t = 0; t < plan.threads; ++t) {

@@ -18,12 +18,11 @@
 #pragma GCC target("avx2,f16c")
 #endif
 
+// Left to itself the compiler calls what is used twice, and then keeps vectors in memory.
+#define PLLM_INLINE inline __attribute__((always_inline))
+
 namespace pllm {
 namespace {
-
-// Eight 16-bit numbers and eight floats, either way.
-inline __m256 widen(Bfloat, __m128i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)); }
-inline __m256 widen(Half, __m128i bits) { return _mm256_cvtph_ps(bits); }
 
 // The upper half of each lane is the bf16 nearest to it.
 inline __m256i bfloat_bits(__m256 v) {
@@ -42,10 +41,9 @@ struct Lanes {
 
   static Lanes all(float value) { return {_mm256_set1_ps(value), _mm256_set1_ps(value)}; }
   static Lanes load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
-  template <class T>
-  static Lanes load(const T* p) {
+  static Lanes load(const Half* p) {
     const __m128i* q = reinterpret_cast<const __m128i*>(p);
-    return {widen(T(), _mm_loadu_si128(q)), widen(T(), _mm_loadu_si128(q + 1))};
+    return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
   }
   template <class T>  // through a buffer: AVX2 has no masks for 16 bits, and it is once per row
   static Lanes load(const T* p, int64_t n) {
@@ -54,13 +52,11 @@ struct Lanes {
     return load(buffer);
   }
 
-  __m256i narrow(Half) const {
+  static Lanes load_sums(const float* p) { return load(p); }
+
+  __m256i halves() const {
     return _mm256_set_m128i(_mm256_cvtps_ph(w, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
                             _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
-  }
-  __m256i narrow(Bfloat) const {
-    const __m256i packed = _mm256_packus_epi32(_mm256_srli_epi32(bfloat_bits(v), 16), _mm256_srli_epi32(bfloat_bits(w), 16));
-    return _mm256_permute4x64_epi64(packed, 0xd8);  // packing interleaves 128-bit halves
   }
 
   void store(float* p) const {
@@ -71,20 +67,15 @@ struct Lanes {
     _mm256_stream_ps(p, v);
     _mm256_stream_ps(p + 8, w);
   }
-  template <class T>
-  void store(T* p) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(T()));
-  }
+  void store(Half* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves()); }
   template <class T>
   void store(T* p, int64_t n) const {
     T buffer[kCount];
     store(buffer);
     std::memcpy(p, buffer, static_cast<size_t>(n) * sizeof(T));
   }
-  template <class T>
-  void stream(T* p) const {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(T()));
-  }
+  void stream(Half* p) const { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), halves()); }
+  void store_sums(float* p) const { store(p); }
   static void fence() { _mm_sfence(); }
 
   template <class T>
@@ -115,11 +106,47 @@ inline Lanes operator+(const Lanes& a, const Lanes& b) { return {_mm256_add_ps(a
 inline Lanes operator-(const Lanes& a, const Lanes& b) { return {_mm256_sub_ps(a.v, b.v), _mm256_sub_ps(a.w, b.w)}; }
 inline Lanes operator*(const Lanes& a, const Lanes& b) { return {_mm256_mul_ps(a.v, b.v), _mm256_mul_ps(a.w, b.w)}; }
 
+// What Pairs asks for, eight pairs at a time.
+inline __m256 even_of(__m256i bits) { return _mm256_castsi256_ps(_mm256_slli_epi32(bits, 16)); }
+inline __m256 odd_of(__m256i bits) {
+  return _mm256_castsi256_ps(_mm256_and_si256(bits, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+PLLM_INLINE void unzip(const Bfloat* p, Lanes* even, Lanes* odd) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  const __m256i low = _mm256_loadu_si256(q), high = _mm256_loadu_si256(q + 1);
+  *even = {even_of(low), even_of(high)};
+  *odd = {odd_of(low), odd_of(high)};
+}
+inline __m256 in_order(__m256 v) { return _mm256_castpd_ps(_mm256_permute4x64_pd(_mm256_castps_pd(v), 0xd8)); }  // shuffles keep to 128-bit halves
+PLLM_INLINE void unzip(const float* p, Lanes* even, Lanes* odd) {
+  const __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8), c = _mm256_loadu_ps(p + 16), d = _mm256_loadu_ps(p + 24);
+  *even = {in_order(_mm256_shuffle_ps(a, b, 0x88)), in_order(_mm256_shuffle_ps(c, d, 0x88))};
+  *odd = {in_order(_mm256_shuffle_ps(a, b, 0xdd)), in_order(_mm256_shuffle_ps(c, d, 0xdd))};
+}
+inline __m256i zipped(__m256 even, __m256 odd) {
+  return _mm256_blend_epi16(_mm256_srli_epi32(bfloat_bits(even), 16), bfloat_bits(odd), 0xaa);
+}
+PLLM_INLINE void zip(const Lanes& even, const Lanes& odd, Bfloat* p) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), zipped(even.v, odd.v));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p) + 1, zipped(even.w, odd.w));
+}
+PLLM_INLINE void zip_stream(const Lanes& even, const Lanes& odd, Bfloat* p) {
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), zipped(even.v, odd.v));
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p) + 1, zipped(even.w, odd.w));
+}
+PLLM_INLINE void zip(const Lanes& even, const Lanes& odd, float* p) {
+  const auto zip_eight = [](__m256 e, __m256 o, float* q) {
+    const __m256 low = _mm256_unpacklo_ps(e, o), high = _mm256_unpackhi_ps(e, o);
+    _mm256_storeu_ps(q, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(q + 8, _mm256_permute2f128_ps(low, high, 0x31));
+  };
+  zip_eight(even.v, odd.v, p);
+  zip_eight(even.w, odd.w, p + 16);
+}
+
 }  // namespace
 }  // namespace pllm
 
-// Left to itself the compiler calls what is used twice, and then keeps vectors in memory.
-#define PLLM_INLINE inline __attribute__((always_inline))
 #include "rms_norm_cpu_rows.h"
 
 namespace pllm {

@@ -21,6 +21,9 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
+// Left to itself the compiler calls what is used twice, and then keeps vectors in memory.
+#define PLLM_INLINE inline __attribute__((always_inline))
+
 namespace pllm {
 namespace {
 
@@ -30,34 +33,15 @@ struct Lanes {
   static constexpr bool kStreams = true;
   __m512 v;
 
-  // Words 0, 1, 2, ... each in the upper half of a lane; and the upper halves of the lanes, one after the other.
-  static __m512i spread() { return _mm512_slli_epi32(_mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0), 16); }
-  static __m512i upper() {
-    return _mm512_set_epi16(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  }
   static __mmask16 first(int64_t n) { return static_cast<__mmask16>((1u << n) - 1u); }
-  // One permutation of words does what would be a widening and a shift.
-  static __m512 widen(Bfloat, __m256i bits) {
-    return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xaaaaaaaau, spread(), _mm512_castsi256_si512(bits)));
-  }
-  static __m512 widen(Half, __m256i bits) { return _mm512_cvtph_ps(bits); }
-
   static Lanes all(float value) { return {_mm512_set1_ps(value)}; }
   static Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static Lanes load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first(n), p)}; }
-  template <class T>
-  static Lanes load(const T* p) {
-    return {widen(T(), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
-  }
-  template <class T>
-  static Lanes load(const T* p, int64_t n) {
-    return {widen(T(), _mm256_maskz_loadu_epi16(first(n), p))};
-  }
+  static Lanes load(const Half* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+  static Lanes load(const Half* p, int64_t n) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))}; }
+  static Lanes load_sums(const float* p) { return load(p); }
 
-  __m256i narrow(Half) const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-  __m256i narrow(Bfloat) const {
-    return _mm512_castsi512_si256(_mm512_permutexvar_epi16(upper(), bfloat_bits()));
-  }
+  __m256i halves() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   // The upper half of each lane is the bf16 nearest to it. Not vcvtneps2bf16, which flushes subnormal numbers to zero.
   __m512i bfloat_bits() const {
     const __m512i bits = _mm512_castps_si512(v);
@@ -69,18 +53,10 @@ struct Lanes {
   void store(float* p) const { _mm512_storeu_ps(p, v); }
   void store(float* p, int64_t n) const { _mm512_mask_storeu_ps(p, first(n), v); }
   void stream(float* p) const { _mm512_stream_ps(p, v); }
-  template <class T>
-  void store(T* p) const {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(T()));
-  }
-  template <class T>
-  void store(T* p, int64_t n) const {
-    _mm256_mask_storeu_epi16(p, first(n), narrow(T()));
-  }
-  template <class T>
-  void stream(T* p) const {
-    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(T()));
-  }
+  void store(Half* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), halves()); }
+  void store(Half* p, int64_t n) const { _mm256_mask_storeu_epi16(p, first(n), halves()); }
+  void stream(Half* p) const { _mm256_stream_si256(reinterpret_cast<__m256i*>(p), halves()); }
+  void store_sums(float* p) const { store(p); }
   static void fence() { _mm_sfence(); }
 
   template <class T>
@@ -88,7 +64,7 @@ struct Lanes {
     return round_to(T());
   }
   Lanes round_to(float) const { return *this; }
-  Lanes round_to(Half) const { return {_mm512_cvtph_ps(narrow(Half()))}; }
+  Lanes round_to(Half) const { return {_mm512_cvtph_ps(halves())}; }
   Lanes round_to(Bfloat) const {
     return {_mm512_castsi512_ps(_mm512_and_si512(bfloat_bits(), _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
   }
@@ -108,11 +84,34 @@ inline Lanes operator+(const Lanes& a, const Lanes& b) { return {_mm512_add_ps(a
 inline Lanes operator-(const Lanes& a, const Lanes& b) { return {_mm512_sub_ps(a.v, b.v)}; }
 inline Lanes operator*(const Lanes& a, const Lanes& b) { return {_mm512_mul_ps(a.v, b.v)}; }
 
+// What Pairs asks for.
+PLLM_INLINE void unzip(const Bfloat* p, Lanes* even, Lanes* odd) {
+  const __m512i bits = _mm512_loadu_si512(p);
+  even->v = _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16));
+  odd->v = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+}
+PLLM_INLINE void unzip(const float* p, Lanes* even, Lanes* odd) {
+  const __m512 low = _mm512_loadu_ps(p), high = _mm512_loadu_ps(p + 16);
+  const __m512i places = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+  even->v = _mm512_permutex2var_ps(low, places, high);
+  odd->v = _mm512_permutex2var_ps(low, _mm512_add_epi32(places, _mm512_set1_epi32(1)), high);
+}
+PLLM_INLINE __m512i zipped(const Lanes& even, const Lanes& odd) {
+  return _mm512_mask_blend_epi16(0xaaaaaaaau, _mm512_srli_epi32(even.bfloat_bits(), 16), odd.bfloat_bits());
+}
+PLLM_INLINE void zip(const Lanes& even, const Lanes& odd, Bfloat* p) { _mm512_storeu_si512(p, zipped(even, odd)); }
+PLLM_INLINE void zip_stream(const Lanes& even, const Lanes& odd, Bfloat* p) {
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), zipped(even, odd));
+}
+PLLM_INLINE void zip(const Lanes& even, const Lanes& odd, float* p) {
+  const __m512i places = _mm512_set_epi32(23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+  _mm512_storeu_ps(p, _mm512_permutex2var_ps(even.v, places, odd.v));
+  _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(even.v, _mm512_add_epi32(places, _mm512_set1_epi32(8)), odd.v));
+}
+
 }  // namespace
 }  // namespace pllm
 
-// Left to itself the compiler calls what is used twice, and then keeps vectors in memory.
-#define PLLM_INLINE inline __attribute__((always_inline))
 #include "rms_norm_cpu_rows.h"
 
 namespace pllm {

@@ -6,6 +6,8 @@
 #include "rms_norm_cpu_half.h"
 #include "rms_norm_cpu_table.h"
 
+#define PLLM_INLINE inline  // forced, it takes the compiler minutes: a vector is a loop here
+
 namespace pllm {
 namespace {
 
@@ -40,6 +42,9 @@ struct Lanes {
   void store(T* p, int64_t n) const {
     for (int64_t i = 0; i < n; ++i) from_float(v[i], p + i);
   }
+  static void fence() {}  // nothing to wait for
+  static Lanes load_sums(const float* p) { return load(p); }
+  void store_sums(float* p) const { store(p); }
   template <class T>
   Lanes rounded() const {
     Lanes r;
@@ -75,10 +80,25 @@ struct Lanes {
   }
 };
 
+// What Pairs asks for.
+template <class T>
+void unzip(const T* p, Lanes* even, Lanes* odd) {
+  for (int i = 0; i < Lanes::kCount; ++i) {
+    even->v[i] = to_float(p[2 * i]);
+    odd->v[i] = to_float(p[2 * i + 1]);
+  }
+}
+template <class T>
+void zip(const Lanes& even, const Lanes& odd, T* p) {
+  for (int i = 0; i < Lanes::kCount; ++i) {
+    from_float(even.v[i], p + 2 * i);
+    from_float(odd.v[i], p + 2 * i + 1);
+  }
+}
+
 }  // namespace
 }  // namespace pllm
 
-#define PLLM_INLINE inline  // forced, it takes the compiler minutes: a vector is a loop here
 #include "rms_norm_cpu_rows.h"
 
 namespace pllm {

@@ -1,12 +1,14 @@
-// RMSNorm of one row after the other in one thread, written once over a vector of sixteen floats, `L`. Each rms_norm_cpu_<isa>.cpp
-// includes this after it has told the compiler its instruction set, so every name here ends up once per instruction set.
+// RMSNorm of one row after the other in one thread, written once over a vector of floats, `L`: `Lanes`, sixteen of them, or `Pairs`, which
+// is two of those, for bf16. Each rms_norm_cpu_<isa>.cpp includes this after it has told the compiler its instruction set, so every
+// name here ends up once per instruction set.
 //
 // A row is read twice: first its sum, then the elements, from the cache. One loop does the second of a row and the first of the next,
 // so that memory always has reads and writes to do. No fused multiply-add: with it the bits would depend on the processor, and memory
 // is what these loops wait for.
 //
-// No include guard and no includes: the includer brings PLLM_INLINE, <cmath>, <cstdint>, rms_norm_cpu_half.h and rms_norm_cpu_table.h, since
-// standard headers must not be compiled for the instruction set.
+// No include guard, and no includes of what is compiled alone: the includer brings PLLM_INLINE, <cmath>, <cstdint>, <cstring>,
+// rms_norm_cpu_half.h and rms_norm_cpu_table.h, since standard headers must not be compiled for the instruction set.
+#include "rms_norm_cpu_pairs.h"
 
 namespace pllm {
 namespace {
@@ -22,35 +24,33 @@ struct Nothing {
   PLLM_INLINE void operator()(int64_t, int64_t) const {}
 };
 
-// Sum of term(0) .. term(hidden - 1): four vectors of running sums per block, blocks in double. `also` is called for the same
+// Sum of term(0) .. term(hidden - 1): running sums in sixty-four lanes per block, blocks in double. `also` is called for the same
 // elements on the way. Both are called with an index for a whole vector, and with a number of elements for the end of a row.
 template <class L, class Term, class Also>
 PLLM_INLINE double sum_of(int64_t hidden, const Term& term, const Also& also) {
-  constexpr int64_t n = L::kCount;
+  constexpr int64_t n = L::kCount, kSums = 64 / n;
   double total = 0;
   for (int64_t begin = 0; begin < hidden; begin += kBlockElements) {
     const int64_t end = begin + kBlockElements < hidden ? begin + kBlockElements : hidden;
-    L a = L::all(0.0f), b = a, c = a, d = a;
+    L sums[kSums];
+    for (L& sum : sums) sum = L::all(0.0f);
     int64_t i = begin;
-    for (; i + 4 * n <= end; i += 4 * n) {
-      a = a + term(i);
-      b = b + term(i + n);
-      c = c + term(i + 2 * n);
-      d = d + term(i + 3 * n);
-      also(i);
-      also(i + n);
-      also(i + 2 * n);
-      also(i + 3 * n);
+    for (; i + 64 <= end; i += 64) {
+      for (int64_t k = 0; k < kSums; ++k) sums[k] = sums[k] + term(i + k * n);
+      for (int64_t k = 0; k < kSums; ++k) also(i + k * n);
     }
     for (; i + n <= end; i += n) {
-      a = a + term(i);
+      sums[0] = sums[0] + term(i);
       also(i);
     }
     if (i < end) {
-      b = b + term(i, end - i);
+      sums[1] = sums[1] + term(i, end - i);
       also(i, end - i);
     }
-    total += static_cast<double>(((a + b) + (c + d)).sum());
+    for (int64_t k = kSums / 2; k > 0; k /= 2) {
+      for (int64_t j = 0; j < k; ++j) sums[j] = sums[j] + sums[j + k];
+    }
+    total += static_cast<double>(sums[0].sum());
   }
   return total;
 }
@@ -180,8 +180,8 @@ struct Product {  // term of sum((dy * weight) * x)
   }
 };
 
-template <class L, class T, class W, bool kLlama, bool kStream>
-struct Gradient {  // writes dx, adds to dweight
+template <class L, class T, class W, bool kLlama, bool kStream, bool kDsum>
+struct Gradient {  // writes dx, adds to the sums of dweight
   Product<L, T, W> row;
   const T* dsum;
   T* dx;
@@ -190,7 +190,7 @@ struct Gradient {  // writes dx, adds to dweight
 
   Gradient(const pllm_rms_norm_backward& a, int64_t r, float mean_r, float* dweight_H)
       : row(a, r),
-        dsum(a.dsum ? static_cast<const T*>(a.dsum) + r * a.dsum_stride : nullptr),
+        dsum(kDsum ? static_cast<const T*>(a.dsum) + r * a.dsum_stride : nullptr),
         dx(static_cast<T*>(a.dx) + r * a.dx_stride),
         dweight(dweight_H),
         invvar(L::all(a.invvar[r])),
@@ -200,9 +200,9 @@ struct Gradient {  // writes dx, adds to dweight
 
   PLLM_INLINE void operator()(int64_t i) const {
     const L dy = L::load(row.dy + i), n = L::load(row.x + i) * invvar;
-    if (dweight) (L::load(dweight + i) + of_weight(dy, n)).store(dweight + i);
+    if (dweight) (L::load_sums(dweight + i) + of_weight(dy, n)).store_sums(dweight + i);
     L result = of_x(dy, n, L::load(row.weight + i));
-    if (dsum) {
+    if (kDsum) {
       prefetch(dsum + i);
       result = result + L::load(dsum + i);
     }
@@ -210,20 +210,20 @@ struct Gradient {  // writes dx, adds to dweight
   }
   PLLM_INLINE void operator()(int64_t i, int64_t count) const {
     const L dy = L::load(row.dy + i, count), n = L::load(row.x + i, count) * invvar;
-    if (dweight) (L::load(dweight + i, count) + of_weight(dy, n)).store(dweight + i, count);
+    if (dweight) (L::load_sums(dweight + i) + of_weight(dy, n)).store_sums(dweight + i);  // padded: lanes of no element add zero
     const L result = of_x(dy, n, L::load(row.weight + i, count));
-    (dsum ? result + L::load(dsum + i, count) : result).store(dx + i, count);
+    (kDsum ? result + L::load(dsum + i, count) : result).store(dx + i, count);
   }
 };
 
-template <class L, class T, class W, bool kLlama, bool kStream>
+template <class L, class T, class W, bool kLlama, bool kStream, bool kDsum>
 void backward_rows(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, float* dweight) {
   const int64_t hidden = a.shape.hidden;
-  for (int64_t i = 0; dweight && i < hidden; ++i) dweight[i] = 0.0f;
+  for (int64_t i = 0; dweight && i < padded(hidden); ++i) dweight[i] = 0.0f;
   double products = begin < end ? sum_of<L>(hidden, Product<L, T, W>(a, begin), Nothing()) : 0;
   for (int64_t r = begin; r < end; ++r) {
     const float mean = static_cast<float>(products * a.invvar[r] / static_cast<double>(hidden));
-    const Gradient<L, T, W, kLlama, kStream> gradient(a, r, mean, dweight);
+    const Gradient<L, T, W, kLlama, kStream, kDsum> gradient(a, r, mean, dweight);
     if (r + 1 < end) {
       products = sum_of<L>(hidden, Product<L, T, W>(a, r + 1), gradient);
     } else {
@@ -235,10 +235,7 @@ void backward_rows(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, 
 
 template <class L>
 void add(float* into, const float* from, int64_t hidden) {
-  for (int64_t i = 0; i < hidden; i += L::kCount) {
-    const int64_t rest = hidden - i < L::kCount ? hidden - i : L::kCount;
-    (L::load(into + i, rest) + L::load(from + i, rest)).store(into + i, rest);
-  }
+  for (int64_t i = 0; i < padded(hidden); i += L::kCount) (L::load(into + i) + L::load(from + i)).store(into + i);
 }
 
 // Sixteen partial sums at a time, so that no running sum has more than a few terms.
@@ -249,7 +246,7 @@ void finish_columns(W* dweight, const float* partials, int64_t count, int64_t st
     L total = L::all(0.0f);
     for (int64_t first = 0; first < count; first += 16) {
       L sum = L::all(0.0f);
-      for (int64_t p = first; p < count && p < first + 16; ++p) sum = sum + L::load(partials + p * stride + i, rest);
+      for (int64_t p = first; p < count && p < first + 16; ++p) sum = sum + L::load_sums(partials + p * stride + i);
       total = total + sum;
     }
     total.store(dweight + i, rest);
@@ -280,9 +277,14 @@ void forward(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool st
   const bool mixed = a.shape.weight_type != a.shape.x_type;
   switch (a.shape.x_type) {
     case PLLM_FLOAT16: return (mixed ? forward_typed<L, Half, float> : forward_typed<L, Half, Half>)(a, begin, end, stream);
-    case PLLM_BFLOAT16: return (mixed ? forward_typed<L, Bfloat, float> : forward_typed<L, Bfloat, Bfloat>)(a, begin, end, stream);
+    case PLLM_BFLOAT16: return (mixed ? forward_typed<Pairs, Bfloat, float> : forward_typed<Pairs, Bfloat, Bfloat>)(a, begin, end, stream);
     default: return forward_typed<L, float, float>(a, begin, end, stream);
   }
+}
+
+template <class L, class T, class W, bool kLlama, bool kStream>
+void backward_wanted(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, float* dweight) {
+  (a.dsum ? backward_rows<L, T, W, kLlama, kStream, true> : backward_rows<L, T, W, kLlama, kStream, false>)(a, begin, end, dweight);
 }
 
 template <class L, class T, class W>
@@ -290,9 +292,9 @@ void backward_typed(const pllm_rms_norm_backward& a, int64_t begin, int64_t end,
   constexpr bool kHalf = sizeof(T) == 2;
   const bool llama = kHalf && a.shape.rounding == PLLM_ROUND_LLAMA;
   if (L::kStreams && stream) {
-    (llama ? backward_rows<L, T, W, kHalf, L::kStreams> : backward_rows<L, T, W, false, L::kStreams>)(a, begin, end, dweight);
+    (llama ? backward_wanted<L, T, W, kHalf, L::kStreams> : backward_wanted<L, T, W, false, L::kStreams>)(a, begin, end, dweight);
   } else {
-    (llama ? backward_rows<L, T, W, kHalf, false> : backward_rows<L, T, W, false, false>)(a, begin, end, dweight);
+    (llama ? backward_wanted<L, T, W, kHalf, false> : backward_wanted<L, T, W, false, false>)(a, begin, end, dweight);
   }
 }
 
@@ -303,23 +305,24 @@ void backward(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, bool 
     case PLLM_FLOAT16:
       return (mixed ? backward_typed<L, Half, float> : backward_typed<L, Half, Half>)(a, begin, end, stream, dweight);
     case PLLM_BFLOAT16:
-      return (mixed ? backward_typed<L, Bfloat, float> : backward_typed<L, Bfloat, Bfloat>)(a, begin, end, stream, dweight);
+      return (mixed ? backward_typed<Pairs, Bfloat, float> : backward_typed<Pairs, Bfloat, Bfloat>)(a, begin, end, stream, dweight);
     default: return backward_typed<L, float, float>(a, begin, end, stream, dweight);
   }
 }
 
 template <class L>
 void finish(const pllm_rms_norm_backward& a, const float* partials, int64_t count, int64_t stride, int64_t begin, int64_t end) {
+  const bool pairs = a.shape.x_type == PLLM_BFLOAT16;  // the order of its sums
   switch (a.shape.weight_type) {
     case PLLM_FLOAT16: return finish_columns<L>(static_cast<Half*>(a.dweight), partials, count, stride, begin, end);
-    case PLLM_BFLOAT16: return finish_columns<L>(static_cast<Bfloat*>(a.dweight), partials, count, stride, begin, end);
-    default: return finish_columns<L>(static_cast<float*>(a.dweight), partials, count, stride, begin, end);
+    case PLLM_BFLOAT16: return finish_columns<Pairs>(static_cast<Bfloat*>(a.dweight), partials, count, stride, begin, end);
+    default: return (pairs ? finish_columns<Pairs, float> : finish_columns<L, float>)(static_cast<float*>(a.dweight), partials, count, stride, begin, end);
   }
 }
 
 template <class L>
 const CpuKernels* kernels_of() {
-  static const CpuKernels kernels = {forward<L>, backward<L>, add<L>, finish<L>, L::kCount};
+  static const CpuKernels kernels = {forward<L>, backward<L>, add<L>, finish<L>};
   return &kernels;
 }
 

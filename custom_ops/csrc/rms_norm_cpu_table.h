@@ -15,17 +15,19 @@ constexpr int64_t kBlockElements = 1024;
 constexpr int64_t kBlockRows = 32;
 constexpr int64_t kMaxPartials = 128;
 
+// Rows of partial sums are padded to what the widest vector of any instruction set works on at once, and start on a cache line.
+inline int64_t padded(int64_t hidden) { return (hidden + 31) / 32 * 32; }
+
 struct CpuKernels {
-  // Rows [begin, end). `stream`: outputs bypass the caches (they are aligned to a vector, and larger than the caches anyway).
+  // Rows [begin, end). `stream`: outputs bypass the caches (they are aligned to a cache line, and larger than the caches anyway).
   void (*forward)(const pllm_rms_norm_forward& args, int64_t begin, int64_t end, bool stream);
-  // Likewise; `dweight` [hidden] receives the rows' sum of dy * n; null: not wanted.
+  // Likewise; `dweight` [padded(hidden)] receives the rows' sum of dy * n in an order of their own; null: not wanted.
   void (*backward)(const pllm_rms_norm_backward& args, int64_t begin, int64_t end, bool stream, float* dweight);
-  // into[i] += from[i] for i in [0, hidden).
+  // into[i] += from[i] for i in [0, padded(hidden)).
   void (*add)(float* into, const float* from, int64_t hidden);
   // The backward's dweight[begin, end) = sum of `count` partial sums, rows of partials [count, stride].
   void (*finish)(const pllm_rms_norm_backward& args, const float* partials, int64_t count, int64_t stride, int64_t begin,
                  int64_t end);
-  int64_t lanes;  // outputs are streamed where they are aligned to this many elements
 };
 
 const CpuKernels* portable_kernels();
