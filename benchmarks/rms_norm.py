@@ -4,13 +4,16 @@
 
 Bare kernel: custom_ops/csrc through ctypes, on buffers that are warm. Its ceiling is the same number of bytes through a plain loop
 that reads and writes as many streams (2 read, 1 written: the triad) or through memcpy, whichever is faster. Kernel and ceilings
-take turns; every figure is the median. Needs a quiet machine.
+take turns; every figure is the median. What does not fit into the last cache is timed on several sets of buffers in turn, so that no
+run finds there what the one before it left. Needs a quiet machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import itertools
+import math
 import statistics
 import subprocess
 import sys
@@ -139,6 +142,17 @@ def medians(runs: list[Callable[[], None]], repeats: int) -> list[float]:
     return [statistics.median(column) for column in zip(*turns, strict=True)]
 
 
+def in_turn(runs: list[Callable[[], None]], first: int) -> Callable[[], None]:
+    """Does one of `runs` per call, from number `first` on."""
+    turns = itertools.cycle(runs[first % len(runs) :] + runs[: first % len(runs)])
+    return lambda: next(turns)()
+
+
+def sets_of_buffers(moved: int, cache: int) -> int:
+    """How many there must be so that none of them is in the cache when its turn comes: 1 where all is to stay there."""
+    return 1 if moved < 2 * cache else math.ceil(8 * cache / moved)
+
+
 def bare(threads: int, repeats: int, shapes: list[tuple[int, int]], names: list[str], folder: Path) -> list[str]:
     """The section of the bare kernel: a table's lines."""
     kernels = native.load_cpu(native.build_cpu(folder))
@@ -155,12 +169,15 @@ def bare(threads: int, repeats: int, shapes: list[tuple[int, int]], names: list[
     ]
     for name in names:
         for rows, hidden in shapes:
-            bench = Bench(kernels, memory, threads, rows, hidden, name)
+            matrix = rows * hidden * np.dtype(TYPES[name][1]).itemsize
+            sets = sets_of_buffers(2 * matrix, kernels.pllm_rms_norm_cpu_cache())
+            benches = [Bench(kernels, memory, threads, rows, hidden, name) for _ in range(sets)]
             for case in CASES:
-                ceilings = bench.ceilings(case)
-                kernel, *found = medians([bench.kernel(case), *(run for run, _ in ceilings)], repeats)
-                ceiling = min(each * factor for each, (_, factor) in zip(found, ceilings, strict=True))
-                moved = bench.inputs[0].nbytes * (case.inputs + case.outputs) / 2**20
+                streams, copies = zip(*(bench.ceilings(case) for bench in benches), strict=True)
+                runs = [[bench.kernel(case) for bench in benches], [run for run, _ in streams], [run for run, _ in copies]]
+                kernel, *found = medians([in_turn(each, first) for first, each in enumerate(runs)], repeats)
+                ceiling = min(each * factor for each, (_, factor) in zip(found, benches[0].ceilings(case), strict=True))
+                moved = matrix * (case.inputs + case.outputs) / 2**20
                 call = case.direction + (" with residual" if case.residual else "")
                 lines.append(
                     f"| {name} | {rows}x{hidden} | {call} | {moved:.0f} | {ceiling * 1e3:.3f} | {kernel * 1e3:.3f} | {kernel / ceiling:.2f} |"

@@ -161,22 +161,24 @@ void forward_rows(const pllm_rms_norm_forward& a, int64_t begin, int64_t end) {
 // ---- Backward.
 
 template <class L, class T, class W>
-struct Product {  // term of sum((dy * weight) * x)
+struct Product {  // term of sum((dy * weight) * (x * invvar)), which overflows only where the formula does
   const T* dy;
   const T* x;
   const W* weight;
+  L invvar;
 
   Product(const pllm_rms_norm_backward& a, int64_t r)
       : dy(static_cast<const T*>(a.dy) + r * a.dy_stride),
         x(static_cast<const T*>(a.x) + r * a.x_stride),
-        weight(static_cast<const W*>(a.weight)) {}
+        weight(static_cast<const W*>(a.weight)),
+        invvar(L::all(a.invvar[r])) {}
   PLLM_INLINE L operator()(int64_t i) const {
     prefetch(dy + i);
     prefetch(x + i);
-    return (L::load(dy + i) * L::load(weight + i)) * L::load(x + i);
+    return (L::load(dy + i) * L::load(weight + i)) * (L::load(x + i) * invvar);
   }
   PLLM_INLINE L operator()(int64_t i, int64_t count) const {
-    return (L::load(dy + i, count) * L::load(weight + i, count)) * L::load(x + i, count);
+    return (L::load(dy + i, count) * L::load(weight + i, count)) * (L::load(x + i, count) * invvar);
   }
 };
 
@@ -186,20 +188,19 @@ struct Gradient {  // writes dx, adds to the sums of dweight
   const T* dsum;
   T* dx;
   float* dweight;
-  L invvar, mean;
+  L mean;
 
   Gradient(const pllm_rms_norm_backward& a, int64_t r, float mean_r, float* dweight_H)
       : row(a, r),
         dsum(kDsum ? static_cast<const T*>(a.dsum) + r * a.dsum_stride : nullptr),
         dx(static_cast<T*>(a.dx) + r * a.dx_stride),
         dweight(dweight_H),
-        invvar(L::all(a.invvar[r])),
         mean(L::all(mean_r)) {}
-  PLLM_INLINE L of_x(const L& dy, const L& n, const L& weight) const { return invvar * (dy * weight - n * mean); }
+  PLLM_INLINE L of_x(const L& dy, const L& n, const L& weight) const { return row.invvar * (dy * weight - n * mean); }
   PLLM_INLINE L of_weight(const L& dy, const L& n) const { return dy * (kLlama ? n.template rounded<T>() : n); }
 
   PLLM_INLINE void operator()(int64_t i) const {
-    const L dy = L::load(row.dy + i), n = L::load(row.x + i) * invvar;
+    const L dy = L::load(row.dy + i), n = L::load(row.x + i) * row.invvar;
     if (dweight) (L::load_sums(dweight + i) + of_weight(dy, n)).store_sums(dweight + i);
     L result = of_x(dy, n, L::load(row.weight + i));
     if (kDsum) {
@@ -209,7 +210,7 @@ struct Gradient {  // writes dx, adds to the sums of dweight
     put<kStream>(result, dx + i);
   }
   PLLM_INLINE void operator()(int64_t i, int64_t count) const {
-    const L dy = L::load(row.dy + i, count), n = L::load(row.x + i, count) * invvar;
+    const L dy = L::load(row.dy + i, count), n = L::load(row.x + i, count) * row.invvar;
     if (dweight) (L::load_sums(dweight + i) + of_weight(dy, n)).store_sums(dweight + i);  // padded: lanes of no element add zero
     const L result = of_x(dy, n, L::load(row.weight + i, count));
     (kDsum ? result + L::load(dsum + i, count) : result).store(dx + i, count);
@@ -222,7 +223,7 @@ void backward_rows(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, 
   for (int64_t i = 0; dweight && i < padded(hidden); ++i) dweight[i] = 0.0f;
   double products = begin < end ? sum_of<L>(hidden, Product<L, T, W>(a, begin), Nothing()) : 0;
   for (int64_t r = begin; r < end; ++r) {
-    const float mean = static_cast<float>(products * a.invvar[r] / static_cast<double>(hidden));
+    const float mean = static_cast<float>(products / static_cast<double>(hidden));
     const Gradient<L, T, W, kLlama, kStream, kDsum> gradient(a, r, mean, dweight);
     if (r + 1 < end) {
       products = sum_of<L>(hidden, Product<L, T, W>(a, r + 1), gradient);

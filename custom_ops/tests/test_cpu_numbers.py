@@ -135,6 +135,16 @@ def test_nan_and_infinity_pass_as_the_formula_says(library, name):
             assert kinds(widen(dx)) == kinds(exact_dx) and kinds(widen(dweight)) == kinds(exact_dweight)
 
 
+@pytest.mark.parametrize(("x_scale", "dy_scale"), [(1e15, 1e24), (1e-15, 1e-28)])
+def test_nothing_overflows_that_the_formula_can_hold(library, x_scale, dy_scale):
+    x, _, dy, _, weight = draw(5, 200, "fp32", 12)
+    x, dy = x * np.float32(x_scale), dy * np.float32(dy_scale)
+    _, invvar, _ = forward(library, "fp32", x, weight, setting=Setting(epsilon=0.0))
+    dx, dweight = backward(library, "fp32", dy, x, weight, invvar, setting=Setting(epsilon=0.0))
+    exact_dx, exact_dweight = exact_backward(widen(dy), widen(x), widen(weight), 0.0)
+    assert error(dx, exact_dx) <= LIMIT["fp32"] and error(dweight, exact_dweight) <= LIMIT["fp32"]
+
+
 def kinds(array: np.ndarray) -> list:
     """Of each element: NaN, an infinity with its sign, or finite."""
     return np.where(np.isnan(array), 2, np.where(np.isinf(array), np.sign(array), 0)).ravel().tolist()
