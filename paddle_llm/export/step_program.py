@@ -2,11 +2,15 @@
 
 PaddleNLP's networks concatenate each layer's cache anew at every token, turn it around, and repeat its key-value heads;
 as a saved program they would also copy all of it in and out. Here a step is given the keys and values of earlier tokens
-in buffers that may be longer than what is in them (a mask says so), and gives back those of its own tokens alone, which
-the host puts into the buffers (`generation/static_network.py`): nothing is copied twice, and the program has no state.
+in buffers of the host (`generation/static_network.py`), which may be longer than what is in them (a mask says so), and
+writes those of its own tokens into them: nothing is copied, and the program has no state.
 
-Shapes: B rows, s tokens that are read, C places of the buffers, T = C + s, L layers, H hidden, N heads, K key-value heads,
-G = N / K, D head width, V vocabulary.
+A step of one token is hundreds of operations that take some microseconds each, most of it for being called at all: this is
+written for few of them. What can be settled at export is (`step_weights.py`), what is the same in all layers is made once, in
+full size: on a CPU an addition or multiplication that broadcasts takes 5 to 25 times as long as one that does not.
+
+Shapes: B rows, s tokens that are read, C places of the buffers, H hidden, N heads, K key-value heads, G = N / K, D head
+width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
@@ -21,7 +26,7 @@ from paddle.static import InputSpec
 
 from paddle_llm.export.step_file import Store, fill_weights
 from paddle_llm.export.step_plan import Plan
-from paddle_llm.export.step_weights import StepWeights, Weight
+from paddle_llm.export.step_weights import StepWeights, Weight, scaled
 
 PROGRAM = "model"  # .json and .pdiparams
 
@@ -40,15 +45,16 @@ def save_step_program(weights: StepWeights, folder: Path) -> None:
 
 
 class StepProgram(nn.Layer):
-    """Tokens in, logits of the last one and all new keys and values out.
+    """Tokens in, logits of the last one out; keys and values go into the buffers.
 
     Inputs, by name:
         input_ids: int64 [B, s]; position_ids: int64 [B, R, s], R of `Plan.position_rows`.
-        mask: [B, 1, s, T], added to the scores: 0, or a number far below zero for what is not looked at.
-        key_places: BLOOM only; [B, 1, 1, T]: how many tokens of its row stand before each one.
-        past_k_0, past_v_0, ...: [B, K, C, D] of each layer.
+        places: int64 [2], the first place of the buffers that the tokens take, and the first one behind them.
+        mask: [B, 1, s, C], added to the scores: 0, or a number far below zero for what is not looked at.
+        key_places: BLOOM only; [B, 1, 1, C]: how many tokens of its row stand before each one.
+        past_k_0, past_v_0, ...: [B, K, C, D] of each layer, written to.
 
-    Outputs: logits [B, V], and keys and values of the new tokens [2 L, B, K, s, D], in the order of the past.
+    Output: logits [B, V].
     """
 
     def __init__(self, weights: StepWeights):
@@ -66,9 +72,9 @@ class StepProgram(nn.Layer):
         head_HV = weights.head_HV()
         self.head = _Linear(store, head_HV, None) if head_HV is not None else None
         if plan.rotary is not None:
-            self.angles = store.constant(plan.rotary)
+            self.angles = store.constant(np.concatenate([-plan.rotary, plan.rotary]))
         if plan.blocks is not None:
-            self.blocks = store.constant(plan.blocks)
+            self.blocks = store.constant(np.tile(plan.blocks, 2))
         if plan.slopes is not None:
             self.slopes = store.constant(plan.slopes.reshape(1, -1, 1, 1))
 
@@ -78,6 +84,7 @@ class StepProgram(nn.Layer):
         specs = {
             "input_ids": InputSpec([None, None], "int64", "input_ids"),
             "position_ids": InputSpec([None, plan.position_rows, None], "int64", "position_ids"),
+            "places": InputSpec([2], "int64", "places"),
             "mask": InputSpec([None, 1, None, None], "float32", "mask"),
         }
         if plan.slopes is not None:
@@ -87,16 +94,14 @@ class StepProgram(nn.Layer):
             specs[name] = InputSpec([None, plan.kv_heads, None, plan.width], "float32", name)
         return specs
 
-    def forward(self, inputs: dict[str, paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor]:
+    def forward(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
         plan = self.plan
         hidden = self._embed(inputs)
         turn = self._rotary(inputs)
         mask = self._mask(inputs)
-        new = []
+        places = inputs["places"][:1], inputs["places"][1:]
         for number, layer in enumerate(self.layers):
-            past = inputs[f"past_k_{number}"], inputs[f"past_v_{number}"]
-            hidden, key, value = layer(hidden, mask, turn, past)
-            new += [key, value]
+            hidden = layer(hidden, mask, turn, (inputs[f"past_k_{number}"], inputs[f"past_v_{number}"]), places)
         last_BH = hidden[:, -1]
         if self.last_norm is not None:
             last_BH = self.last_norm(last_BH)
@@ -106,7 +111,7 @@ class StepProgram(nn.Layer):
             logits_BV = paddle.matmul(last_BH, self.embedding_VH, transpose_y=True)
         else:
             logits_BV = self.head(last_BH)
-        return logits_BV[:, : plan.vocabulary], paddle.stack(new)
+        return logits_BV if logits_BV.shape[-1] == plan.vocabulary else logits_BV[:, : plan.vocabulary]
 
     def _embed(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
         hidden = F.embedding(inputs["input_ids"], self.embedding_VH)
@@ -118,24 +123,26 @@ class StepProgram(nn.Layer):
         return hidden if self.first_norm is None else self.first_norm(hidden)
 
     def _rotary(self, inputs: dict[str, paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor] | None:
-        """Cosines and sines [B, s, 1, D], the first half of the sines negative."""
+        """Cosines and sines [B, N + 2 K, s, D] of queries, keys and values: the first half of the sines negative, values not turned."""
         if self.plan.rotary is None:
             return None
-        places_BRs = inputs["position_ids"].astype("float32")
-        place = places_BRs[:, 0].unsqueeze([2, 3])
+        place = inputs["position_ids"].astype("float32").unsqueeze(-1)  # [B, R, s, 1]
         if self.plan.blocks is not None:
-            place = place * (1 - self.blocks) + places_BRs[:, 1].unsqueeze([2, 3]) * self.blocks
-        angle = place * self.angles
-        cosine, sine = paddle.cos(angle), paddle.sin(angle)
-        return paddle.concat([cosine, cosine], axis=-1), paddle.concat([-sine, sine], axis=-1)
+            place = place[:, :1] * (1 - self.blocks) + place[:, 1:] * self.blocks
+        angle_B1sD = place * self.angles
+        return self._of_heads(paddle.cos(angle_B1sD), 1.0), self._of_heads(paddle.sin(angle_B1sD), 0.0)
+
+    def _of_heads(self, turned_B1sD: paddle.Tensor, of_values: float) -> paddle.Tensor:
+        values_B1sD = paddle.full_like(turned_B1sD, of_values)
+        heads, kv_heads = self.plan.heads, self.plan.kv_heads
+        return paddle.concat([turned_B1sD] * (heads + kv_heads) + [values_B1sD] * kv_heads, axis=1)
 
     def _mask(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
-        """What is added to the scores [B, K, G s, T]."""
-        mask = inputs["mask"]
-        group = self.plan.heads // self.plan.kv_heads
-        if self.plan.slopes is not None:
-            mask = mask + inputs["key_places"] * self.slopes
-        return mask if group == 1 else paddle.tile(mask, [1, 1, group, 1])
+        """What is added to the scores [B, K, G s, C]."""
+        mask, kv_heads = inputs["mask"], self.plan.kv_heads
+        if self.plan.slopes is not None:  # N = K
+            return mask + inputs["key_places"] * self.slopes
+        return paddle.tile(mask, [1, kv_heads, self.plan.heads // kv_heads, 1])
 
 
 def past_names(layers: int) -> list[str]:
@@ -146,7 +153,7 @@ def past_names(layers: int) -> list[str]:
 class _Layer(nn.Layer):
     def __init__(self, store: Store, plan: Plan, weights: StepWeights, number: int):
         super().__init__()
-        self.plan, self.scale = plan, plan.scales[number]
+        self.plan = plan
         self.norm_1 = _norm(store, plan, weights.norm("attention", number))
         self.qkv = _Linear(store, *weights.linear("qkv", number))
         self.out = _Linear(store, *weights.linear("out", number))
@@ -154,45 +161,36 @@ class _Layer(nn.Layer):
         self.up = _Linear(store, *weights.linear("up", number))
         self.down = _Linear(store, *weights.linear("down", number))
 
-    def forward(self, hidden: Any, mask: Any, turn: Any, past: Any) -> tuple[Any, Any, Any]:
-        plan = self.plan
-        if not plan.norm_first:
-            attended, key, value = self._attention(hidden, mask, turn, past)
-            hidden = self.norm_1(hidden + attended)
-            return self.norm_2(hidden + self._mlp(hidden)), key, value
+    def forward(self, hidden: Any, mask: Any, turn: Any, past: Any, places: Any) -> Any:
+        if not self.plan.norm_first:
+            hidden = self.norm_1(hidden + self._attention(hidden, mask, turn, past, places))
+            return self.norm_2(hidden + self._mlp(hidden))
         normed = self.norm_1(hidden)
-        attended, key, value = self._attention(normed, mask, turn, past)
-        hidden = self._residual(hidden, normed) + attended
+        hidden = self._residual(hidden, normed) + self._attention(normed, mask, turn, past, places)
         normed = self.norm_2(hidden)
-        return self._residual(hidden, normed) + self._mlp(normed), key, value
+        return self._residual(hidden, normed) + self._mlp(normed)
 
     def _residual(self, hidden: Any, normed: Any) -> Any:
         if self.plan.residual is None:
             return hidden
         return normed if self.plan.residual == 1 else normed * self.plan.residual
 
-    def _attention(self, x: Any, mask: Any, turn: Any, past: Any) -> tuple[Any, Any, Any]:
+    def _attention(self, x: Any, mask: Any, turn: Any, past: Any, places: Any) -> Any:
         plan = self.plan
         heads, kv_heads, width = plan.heads, plan.kv_heads, plan.width
-        states = self.qkv(x).reshape([0, 0, heads + 2 * kv_heads, width])
-        turned, value = paddle.split(states, [heads + kv_heads, kv_heads], axis=2)
+        states = self.qkv(x).reshape([0, 0, heads + 2 * kv_heads, width]).transpose([0, 2, 1, 3])
         if turn is not None:
             cosine, sine = turn
-            first, second = paddle.split(turned, 2, axis=-1)
-            turned = turned * cosine + paddle.concat([second, first], axis=-1) * sine
-        query, key = paddle.split(turned, [heads, kv_heads], axis=2)
-        key, value = key.transpose([0, 2, 1, 3]), value.transpose([0, 2, 1, 3])  # [B, K, s, D]
-        query = (query * self.scale).reshape([0, 0, kv_heads, heads // kv_heads, width])
-        query = query.transpose([0, 2, 3, 1, 4]).reshape([0, kv_heads, -1, width])  # [B, K, G s, D]
-        past_k, past_v = past
-        scores = [paddle.matmul(query, states, transpose_y=True) for states in (past_k, key)]
-        weights = F.softmax(paddle.concat(scores, axis=-1) + mask, axis=-1)
-        places, new = paddle.shape(past_k)[2], paddle.shape(key)[2]
-        before, now = paddle.split(weights, [places, new], axis=-1)
-        output = paddle.matmul(before, past_v) + paddle.matmul(now, value)
-        output = output.reshape([0, kv_heads, heads // kv_heads, -1, width])
-        output = output.transpose([0, 3, 1, 2, 4]).reshape([0, 0, heads * width])
-        return self.out(output), key, value
+            states = states * cosine + paddle.roll(states, width // 2, axis=-1) * sine
+        query, key, value = paddle.split(states, [heads, kv_heads, kv_heads], axis=1)
+        keys, values = _write(past[0], key, places), _write(past[1], value, places)
+        if heads != kv_heads:
+            query = query.reshape([0, kv_heads, -1, width])  # [B, K, G s, D]
+        weights = F.softmax(paddle.matmul(query, keys, transpose_y=True) + mask, axis=-1)
+        output = paddle.matmul(weights, values)
+        if heads != kv_heads:
+            output = output.reshape([0, heads, -1, width])
+        return self.out(output.transpose([0, 2, 1, 3]).reshape([0, 0, heads * width]))
 
     def _mlp(self, x: Any) -> Any:
         x = self.up(x)
@@ -200,6 +198,15 @@ class _Layer(nn.Layer):
         if kind == "swiglu":
             return self.down(F.swiglu(x))
         return self.down(F.relu(x) if kind == "relu" else F.gelu(x, approximate=True))
+
+
+def _write(buffer: Any, states: Any, places: Any) -> Any:
+    """Put states [B, K, s, D] into a buffer [B, K, C, D], there where it is.
+
+    `buffer[:, :, start:end] = states` would copy the buffer; Paddle's operation in place has no name of its own.
+    """
+    start, end = places
+    return paddle._C_ops.set_value_with_tensor_(buffer, states, start, end, [1], [2], [], [])
 
 
 class _Linear(nn.Layer):
@@ -213,13 +220,16 @@ class _Linear(nn.Layer):
 
 
 class _RMSNorm(nn.Layer):
+    """RMSNorm by the operation of the L2 norm, x / sqrt(sum(x^2) + H epsilon), the root of H in the weight: two operations, not six."""
+
     def __init__(self, store: Store, weight: Weight, epsilon: float):
         super().__init__()
-        self.weight, self.epsilon = store.parameter(weight), epsilon
+        self.hidden = weight.shape[0]
+        self.weight, self.epsilon = store.parameter(scaled(weight, self.hidden**0.5)), epsilon
 
     def forward(self, x: Any) -> Any:
-        scale = paddle.rsqrt(paddle.mean(x * x, axis=-1, keepdim=True) + self.epsilon)
-        return x * scale * self.weight
+        normed, _ = paddle._C_ops.norm(x, -1, self.hidden * self.epsilon, True)
+        return normed * self.weight
 
 
 class _LayerNorm(nn.Layer):

@@ -1,8 +1,9 @@
 """How each family's weights and settings become those of the one step program (`step_program.py`).
 
 The seven families differ in names, in the order of columns of fused matrices, in norms, activations and positions. All
-that is settled here, when the program is written: it is given q | k | v side by side in every family, and rotary heads
-whose pairs are (i, i + D/2). A permutation of the columns of queries and keys alike leaves their products as they are.
+that is settled here, when the program is written: it is given q | k | v side by side in every family, queries that are scaled
+already, and rotary heads whose pairs are (i, i + D/2). A permutation of the columns of queries and keys alike leaves their
+products as they are.
 
 Shapes: H hidden, N heads, K key-value heads, D head width, V vocabulary, P positions.
 """
@@ -134,12 +135,11 @@ class StepWeights:
         parts = getattr(self._names, which)
         parts = [parts] if isinstance(parts, str) else parts
         names = [self._names.layer.format(layer) + part for part in parts]
-        columns = self._columns if which == "qkv" else None
-        bias = f"{names[0]}.bias" in self._known
-        return (
-            self._side_by_side([f"{name}.weight" for name in names], columns),
-            self._side_by_side([f"{name}.bias" for name in names], columns) if bias else None,
-        )
+        weight = self._side_by_side([f"{name}.weight" for name in names])
+        bias = self._side_by_side([f"{name}.bias" for name in names]) if f"{names[0]}.bias" in self._known else None
+        if which != "qkv":
+            return weight, bias
+        return self._scaled_queries(weight, layer), None if bias is None else self._scaled_queries(bias, layer)
 
     def _one(self, name: str) -> Weight:
         return Weight(self._source.shape(name), lambda: in_fp32(self._source.read(name)))
@@ -147,15 +147,26 @@ class StepWeights:
     def _if_there(self, name: str) -> Weight | None:
         return self._one(name) if name in self._known else None
 
-    def _side_by_side(self, names: list[str], columns: np.ndarray | None) -> Weight:
-        """Weights next to each other, the columns in another order where one is given."""
+    def _side_by_side(self, names: list[str]) -> Weight:
+        """Weights next to each other."""
         parts = [self._one(name) for name in names]
 
         def read() -> np.ndarray:
-            whole = np.concatenate([part.read() for part in parts], axis=-1) if len(parts) > 1 else parts[0].read()
-            return whole if columns is None else whole[..., columns]
+            return np.concatenate([part.read() for part in parts], axis=-1) if len(parts) > 1 else parts[0].read()
 
         return Weight((*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)), read)
+
+    def _scaled_queries(self, qkv: Weight, layer: int) -> Weight:
+        """q | k | v with rotary pairs (i, i + D/2), the columns of the queries times the scale of the scores."""
+        plan = self.plan
+        factors = np.ones(qkv.shape[-1], np.float32)
+        factors[: plan.heads * plan.width] = plan.scales[layer]
+
+        def read() -> np.ndarray:
+            whole = qkv.read()
+            return (whole if self._columns is None else whole[..., self._columns]) * factors
+
+        return Weight(qkv.shape, read)
 
     # ---- settings ---------------------------------------------------------------------------------------------------
 
@@ -212,6 +223,10 @@ class StepWeights:
         order = rotary_order(self._family, self._config, width)
         columns = np.concatenate([part.ravel() for part in (query[:, order], key[:, order], value)])
         return None if np.array_equal(columns, np.arange(len(columns))) else columns
+
+
+def scaled(weight: Weight, factor: float) -> Weight:
+    return Weight(weight.shape, lambda: weight.read() * np.float32(factor))
 
 
 def in_fp32(values: np.ndarray) -> np.ndarray:

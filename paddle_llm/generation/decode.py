@@ -59,14 +59,17 @@ def decode(
     going = [number for number, room in enumerate(rooms) if room > 0]
     if not going:
         return texts
-    network = open_network(model, family, [prompts[n] for n in going], max(rooms[n] for n in going))
+    likeliest = not choice.samples and choice.repetition_penalty == 1
+    network = open_network(
+        model, family, [prompts[n] for n in going], max(rooms[n] for n in going), tensors=not likeliest
+    )
     chooser = Chooser(choice, [n if keys is None else keys[n] for n in going])
     seen = seen_tokens(model, [prompts[n] for n in going], choice)
     logits_BV = network.read_prompts()
     while True:
         tokens_B = agreed(chooser(seen(logits_BV) if seen else logits_BV), tensor)
-        lasting = []
-        for place, token in enumerate(tokens_B.numpy().tolist()):
+        lasting, tokens = [], tokens_B.tolist()
+        for place, token in enumerate(tokens):
             number = going[place]
             if token in stop_ids:
                 continue
@@ -85,14 +88,18 @@ def decode(
             chooser.keep_rows(lasting)
             if seen:
                 seen.keep_rows(rows)
-            tokens_B, going = paddle.index_select(tokens_B, rows), [going[place] for place in lasting]
+            tokens_B, going = paddle.to_tensor([tokens[n] for n in lasting]), [going[n] for n in lasting]
         logits_BV = network.read(tokens_B)
 
 
-def open_network(model: Any, family: str, prompts: Sequence[Prompt], room: int) -> Any:
-    """A batch of prompts in a network of PaddleNLP, or in a static export: with read_prompts, read and keep_rows."""
+def open_network(model: Any, family: str, prompts: Sequence[Prompt], room: int, *, tensors: bool = True) -> Any:
+    """A batch of prompts in a network of PaddleNLP, or in a static export: with read_prompts, read and keep_rows.
+
+    Args:
+        tensors: whether logits must be a paddle.Tensor; a static export has them cheaper.
+    """
     if isinstance(model, StaticModel):
-        return StaticNetwork(model, prompts, room)
+        return StaticNetwork(model, prompts, room, tensors=tensors)
     return IncrementalNetwork(model, family, prompts, room)
 
 

@@ -4,8 +4,8 @@
     >>> model = StaticModel("exports/program")
     >>> print(model.generate("The old house", max_new_tokens=40, temperature=0.8))
 
-The keys and values of earlier tokens are in buffers of this process, which the program reads where they are: nothing is
-copied into it but the new tokens, and nothing out of it but their logits, keys and values.
+The keys and values are in buffers of this process, which the program reads and writes where they are: nothing is copied
+into it but the new tokens, and nothing out of it but their logits.
 
 Shapes: B rows, S tokens of the longest prompt, s tokens that are read now, C places of the buffers, L layers, K key-value
 heads, D head width, V vocabulary.
@@ -14,8 +14,6 @@ heads, D head width, V vocabulary.
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,12 +24,14 @@ import numpy as np
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.generation.choice import Choice
+from paddle_llm.generation.inference import open_program
 from paddle_llm.models.places import Places
 from paddle_llm.models.prompt import Prompt
 
 STEP = "step.json"  # the sign of a static export, and what its program takes
 _PROGRAM, _WEIGHTS = "model.json", "model.pdiparams"
 _HIDDEN = -1e30  # added to the score of what is not looked at
+_PLACES = "places"  # the input that says where the new keys and values belong
 _MORE_PLACES = 128  # that a buffer is lengthened by
 
 
@@ -107,11 +107,13 @@ class StaticModel:
         self.config = read_step(self.folder)
         self.family = self.config.family
         self._tokenizer = tokenizer or self.folder
-        self._predictor = _open(self.folder, threads)
+        self._predictor = open_program(self.folder / _PROGRAM, self.folder / _WEIGHTS, threads)
         names = [f"past_{which}_{layer}" for layer in range(self.config.layers) for which in ("k", "v")]
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
+        if _PLACES not in self._inputs:
+            raise UserError(f"{self.folder / _PROGRAM} is not of this version: export the model anew")
         self._past = [self._inputs[name] for name in names]
-        self._outputs = [self._predictor.get_output_handle(name) for name in self._predictor.get_output_names()]
+        self._logits = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
         self._given: Any = None
 
     @cached_property
@@ -125,15 +127,14 @@ class StaticModel:
         """One batch of prompts; see `StaticNetwork`."""
         return StaticNetwork(self, prompts, room)
 
-    def run(self, inputs: dict[str, np.ndarray], past_2LBKCD: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Logits [B, V] of the last token, keys and values [2 L, B, K, s, D] of the new ones."""
+    def run(self, inputs: dict[str, np.ndarray], past_2LBKCD: np.ndarray) -> np.ndarray:
+        """Logits [B, V] of the last token; the keys and values of the new ones are put into the buffers."""
         for name, values in inputs.items():
             self._inputs[name].copy_from_cpu(values)
         if self._given is not past_2LBKCD:
             self._share(past_2LBKCD)
         self._predictor.run()
-        logits_BV, new = (output.copy_to_cpu() for output in self._outputs)
-        return logits_BV, new
+        return self._logits.copy_to_cpu()
 
     def generate(
         self,
@@ -167,7 +168,7 @@ class StaticModel:
         return frozenset(self.config.end_ids) | (frozenset() if own is None else frozenset([own]))
 
     def _share(self, past_2LBKCD: np.ndarray) -> None:
-        """Let the program read the buffers where they are."""
+        """Let the program read and write the buffers where they are."""
         import paddle
 
         self._given = past_2LBKCD
@@ -182,74 +183,85 @@ class StaticNetwork:
     Args:
         prompts: none of them empty; shorter ones are padded on the left.
         room: the most tokens that will follow.
+        tensors: whether logits come as a paddle.Tensor. Else they are a numpy array, which has its largest element found at
+            once; a tensor, and what is done with it, costs a thirtieth of a step of a small network.
     """
 
-    def __init__(self, model: StaticModel, prompts: Sequence[Prompt], room: int):
-        self._model, self._step = model, model.config
+    def __init__(self, model: StaticModel, prompts: Sequence[Prompt], room: int, *, tensors: bool = True):
+        self._model, self._step, self._tensors = model, model.config, tensors
         self._places = Places(prompts, room, blocks=self._step.position_rows == 2)
         self._read = 0
-        self._past_2LBKCD = self._buffers(len(prompts), 1)
+        self._past_2LBKCD = self._buffers(len(prompts), 0)
+        self._mask_B11C = self._step_mask()
 
     def read_prompts(self) -> Any:
-        """Logits [B, V] of the first token behind each prompt, a paddle.Tensor."""
+        """Logits [B, V] of the first token behind each prompt."""
         places = self._places
+        self._make_room(places.length)
+        mask_B1SC = np.full((len(places.ids_BS), 1, places.length, self._capacity), _HIDDEN, np.float32)
         seen_BSS = places.prompt_mask() & (places.tokens_BT[:, None, : places.length] == 1)
-        return self._forward(places.ids_BS, seen_BSS)
+        mask_B1SC[:, 0, :, : places.length][seen_BSS] = 0
+        logits_BV = self._forward(places.ids_BS, mask_B1SC)
+        self._mask_B11C = self._step_mask()
+        return logits_BV
 
     def read(self, tokens_B: Any) -> Any:
         """Logits [B, V] of the token behind one more token of each row."""
-        return self._forward(np.asarray(tokens_B).reshape(-1, 1), None)
+        self._make_room(self._read + 1)
+        self._mask_B11C[..., self._read] = 0
+        return self._forward(np.asarray(tokens_B).reshape(-1, 1), self._mask_B11C)
 
     def keep_rows(self, rows: Any) -> None:
         """Go on with these rows, in this order; one may be there several times."""
         rows = np.asarray(rows)
         self._places.keep_rows(rows)
         self._past_2LBKCD = np.ascontiguousarray(self._past_2LBKCD[:, rows])
+        self._mask_B11C = self._mask_B11C[rows]
 
     # ---- one run ----------------------------------------------------------------------------------------------------
 
-    def _forward(self, ids_Bs: np.ndarray, seen_BSS: np.ndarray | None) -> Any:
+    @property
+    def _capacity(self) -> int:
+        """C."""
+        return self._past_2LBKCD.shape[3]
+
+    def _forward(self, ids_Bs: np.ndarray, mask_B1sC: np.ndarray) -> Any:
+        start, end = self._read, self._read + ids_Bs.shape[1]
+        inputs = {"input_ids": ids_Bs, _PLACES: np.array([start, end]), "mask": mask_B1sC}
+        if self._step.position_rows:
+            inputs["position_ids"] = self._places.positions[..., start:end].reshape(len(ids_Bs), -1, end - start)
+        if self._step.key_places:
+            inputs["key_places"] = self._key_places(end)
+        logits_BV = self._model.run(inputs, self._past_2LBKCD)
+        self._read = end
+        if not self._tensors:
+            return logits_BV
         import paddle
 
-        start, end = self._read, self._read + ids_Bs.shape[1]
-        inputs = {"input_ids": ids_Bs, "mask": self._mask(start, end, seen_BSS)}
-        positions = self._places.positions[..., start:end]
-        if self._step.position_rows:
-            inputs["position_ids"] = positions.reshape(len(ids_Bs), -1, end - start)
-        if self._step.key_places:
-            inputs["key_places"] = self._key_places(start, end)
-        logits_BV, new = self._model.run(inputs, self._past_2LBKCD)
-        self._keep(new, start, end)
-        self._read = end
         return paddle.to_tensor(logits_BV)
 
-    def _mask(self, start: int, end: int, seen_BSS: np.ndarray | None) -> np.ndarray:
-        """[B, 1, s, C + s]: what is added to the scores."""
-        capacity = self._past_2LBKCD.shape[3]
+    def _step_mask(self) -> np.ndarray:
+        """[B, 1, 1, C]: what is added to the scores of the next token, but for its own."""
         tokens_BT = self._places.tokens_BT
-        mask = np.full((len(tokens_BT), 1, end - start, capacity + end - start), _HIDDEN, np.float32)
-        mask[..., :start][np.broadcast_to(tokens_BT[:, None, None, :start] == 1, mask[..., :start].shape)] = 0
-        if seen_BSS is None:
-            mask[..., capacity:] = 0
-        else:
-            mask[:, 0, :, capacity:][seen_BSS] = 0
+        mask = np.full((len(tokens_BT), 1, 1, self._capacity), _HIDDEN, np.float32)
+        mask[:, 0, 0, : self._read][tokens_BT[:, : self._read] == 1] = 0
         return mask
 
-    def _key_places(self, start: int, end: int) -> np.ndarray:
-        """[B, 1, 1, C + s]: how many tokens of its row stand before each one."""
-        capacity, places_BT = self._past_2LBKCD.shape[3], self._places.positions
-        found = np.zeros((len(places_BT), 1, 1, capacity + end - start), np.float32)
-        found[:, 0, 0, :start] = places_BT[:, :start]
-        found[:, 0, 0, capacity:] = places_BT[:, start:end]
+    def _key_places(self, end: int) -> np.ndarray:
+        """[B, 1, 1, C]: how many tokens of its row stand before each one."""
+        places_BT = self._places.positions
+        found = np.zeros((len(places_BT), 1, 1, self._capacity), np.float32)
+        found[:, 0, 0, :end] = places_BT[:, :end]
         return found
 
-    def _keep(self, new: np.ndarray, start: int, end: int) -> None:
-        """Put the new keys and values into the buffers; longer buffers where they are full."""
-        if end > self._past_2LBKCD.shape[3]:
-            longer = self._buffers(new.shape[1], end + min(_MORE_PLACES, self._places.tokens_BT.shape[1] - end))
-            longer[:, :, :, :start] = self._past_2LBKCD[:, :, :, :start]
+    def _make_room(self, end: int) -> None:
+        """Longer buffers where they are full."""
+        if end > self._capacity:
+            rows, total = self._places.tokens_BT.shape
+            longer = self._buffers(rows, end + min(_MORE_PLACES, total - end))
+            longer[:, :, :, : self._read] = self._past_2LBKCD[:, :, :, : self._read]
             self._past_2LBKCD = longer
-        self._past_2LBKCD[:, :, :, start:end] = new
+            self._mask_B11C = self._step_mask()
 
     def _buffers(self, rows: int, places: int) -> np.ndarray:
         step = self._step
@@ -285,31 +297,3 @@ class _Pieces:
         if self._on_text is not None and text.startswith(self._told) and text != self._told:
             self._on_text(text[len(self._told) :])
             self._told = text
-
-
-def _open(folder: Path, threads: int | None) -> Any:
-    """The program in paddle.inference, on the CPU."""
-    threads = _prepare(threads)
-    from paddle import inference
-
-    config = inference.Config(str(folder / _PROGRAM), str(folder / _WEIGHTS))
-    config.disable_gpu()
-    config.disable_mkldnn()  # oneDNN took 1.7 times as long a step at batch 1, and prints on stdout
-    config.disable_glog_info()
-    config.set_cpu_math_library_num_threads(threads)
-    return inference.create_predictor(config)
-
-
-def _prepare(threads: int | None) -> int:
-    """Set the process up before paddle is imported, as training does; returns the number of threads."""
-    from paddle_llm.parallel.host import import_paddle, prepare_host
-
-    if "paddle" not in sys.modules:
-        # A step is some hundred short operations: threads that wait a millisecond for the next one save a fifth of it.
-        os.environ.setdefault("KMP_BLOCKTIME", "1")
-        prepare_host("cpu", threads)
-        import_paddle()
-        import paddle
-
-        paddle.set_device("cpu")
-    return threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))

@@ -1,0 +1,69 @@
+"""Opening a saved program: its process, and the memory that it gets."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from pathlib import Path
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+
+_LARGE = 36 << 20
+
+
+def _huge_pages_are_there() -> bool:
+    enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return enabled.is_file() and "[never]" not in enabled.read_text()
+
+
+def _anonymous_huge_bytes() -> int:
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
+
+
+@pytest.mark.skipif(not _huge_pages_are_there(), reason="this machine has no transparent huge pages")
+def test_large_memory_moves_into_huge_pages_unharmed():
+    from paddle_llm.generation.inference import _use_huge_pages
+
+    with mmap.mmap(-1, _LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
+        values = bytes(range(256)) * (_LARGE // 256)
+        memory.write(values)
+        before = _anonymous_huge_bytes()
+        _use_huge_pages()
+        assert memory[:] == values
+        if _kernel() >= (6, 1):  # before, it happens by and by
+            assert _anonymous_huge_bytes() - before >= _LARGE // 2
+
+
+def _kernel() -> tuple[int, ...]:
+    return tuple(map(int, Path("/proc/sys/kernel/osrelease").read_text().split(".")[:2]))
+
+
+def test_a_program_with_other_inputs_is_refused(tmp_path):
+    """A step of an earlier version, say, which did not write its keys and values itself."""
+    import paddle
+    from paddle.static import InputSpec
+
+    from paddle_llm.generation.static_network import StaticModel
+
+    tokens = InputSpec([None, None], "int64", "input_ids")
+    paddle.jit.save(paddle.jit.to_static(paddle.nn.Embedding(8, 4), input_spec=[tokens]), str(tmp_path / "model"))
+    (tmp_path / "step.json").write_text(json.dumps(_STEP))
+    with pytest.raises(UserError, match="export the model anew"):
+        StaticModel(tmp_path)
+
+
+_STEP = {
+    "family": "llama",
+    "dtype": "float32",
+    "vocab_size": 8,
+    "layers": 1,
+    "kv_heads": 1,
+    "head_width": 4,
+    "max_position_embeddings": 16,
+    "position_rows": 1,
+    "key_places": False,
+    "end_ids": [],
+}
