@@ -24,9 +24,18 @@ int type_of(const Tensor& tensor) {
 // The kernels take rows at any distance, but a view may be anything.
 Tensor in_rows(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : tensor.contiguous(); }
 
+// Undefined where nothing but Invvar was used.
+Tensor gradient_like(const Tensor& x, const Tensor& dy) {
+  if (!dy.initialized()) return paddle::zeros(x.shape(), x.dtype(), x.place());
+  PD_CHECK(dy.shape() == x.shape() && dy.dtype() == x.dtype() && dy.place() == x.place(), "RMSNorm: y's gradient is not like y");
+  return in_rows(dy);
+}
+
 pllm_rms_norm_shape shape_of(const Tensor& x, const Tensor& weight, float epsilon, int rounding) {
   const int64_t hidden = weight.numel();
-  PD_CHECK(!x.shape().empty() && x.shape().back() == hidden, "RMSNorm: x is [..., hidden], weight [hidden]; weight has ", hidden);
+  PD_CHECK(!x.shape().empty() && x.shape().back() == hidden && hidden > 0,
+           "RMSNorm: x is [..., hidden], weight [hidden] with hidden 1 or more; weight has ", hidden);
+  PD_CHECK(x.place() == weight.place(), "RMSNorm: x is on ", x.place(), ", weight on ", weight.place());
   return {x.numel() / hidden, hidden, epsilon, type_of(x), type_of(weight), rounding};
 }
 
@@ -64,8 +73,9 @@ std::vector<Tensor> forward(const Tensor& x_any, const Tensor& weight_any, float
 // A frozen weight (weight_gradient false) costs nothing, and its gradient is zero.
 std::vector<Tensor> backward(const Tensor& dy_any, const Tensor& x_any, const Tensor& weight_any, const Tensor& invvar,
                              float epsilon, int rounding, bool weight_gradient) {
-  const Tensor dy = in_rows(dy_any), x = in_rows(x_any), weight = in_rows(weight_any);
+  const Tensor x = in_rows(x_any), weight = in_rows(weight_any);
   const pllm_rms_norm_shape shape = shape_of(x, weight, epsilon, rounding);
+  const Tensor dy = gradient_like(x, dy_any);
   Tensor dx = paddle::empty(x.shape(), x.dtype(), x.place());
   Tensor dweight = weight_gradient ? paddle::empty(weight.shape(), weight.dtype(), x.place())
                                    : paddle::zeros(weight.shape(), weight.dtype(), x.place());

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <initializer_list>
+#include <vector>
 
 #include "rms_norm.h"
 #include "rms_norm_check.h"
@@ -79,6 +80,13 @@ bool is_aligned(const void* pointer, int64_t stride, const pllm_rms_norm_shape& 
   return reinterpret_cast<uintptr_t>(pointer) % kLine == 0 && stride * size_of(shape.x_type) % kLine == 0;
 }
 
+struct alignas(64) CacheLine {
+  char bytes[64];
+};
+size_t lines_of(const pllm_rms_norm_shape& shape) {  // that hold a row
+  return static_cast<size_t>((shape.hidden * size_of(shape.x_type) + 63) / 64);
+}
+
 // Part `index` of `count` parts of [0, total), in multiples of `unit`.
 struct Range {
   int64_t begin, end;
@@ -148,7 +156,8 @@ int pllm_rms_norm_forward_cpu(const pllm_rms_norm_forward* args, const pllm_cpu_
 #pragma omp parallel for schedule(static, 1) num_threads(plan.threads)
   for (int t = 0; t < plan.threads; ++t) {
     const Range range = pllm::part_of(a.shape.rows, t, plan.threads, 1);
-    plan.kernels->forward(a, range.begin, range.end, stream);
+    std::vector<pllm::CacheLine> spare_row(a.residual ? pllm::lines_of(a.shape) : 0);
+    plan.kernels->forward(a, range.begin, range.end, stream, spare_row.data());
   }
   return PLLM_OK;
 }

@@ -25,7 +25,7 @@ struct Nothing {
 };
 
 // Sum of term(0) .. term(hidden - 1): running sums in sixty-four lanes per block, blocks in double. `also` is called for the same
-// elements on the way. Both are called with an index for a whole vector, and with a number of elements for the end of a row.
+// elements on the way, before term, which may overwrite what it reads. Both are called with an index for a whole vector, and with a number of elements for the end of a row.
 template <class L, class Term, class Also>
 PLLM_INLINE double sum_of(int64_t hidden, const Term& term, const Also& also) {
   constexpr int64_t n = L::kCount, kSums = 64 / n;
@@ -36,16 +36,16 @@ PLLM_INLINE double sum_of(int64_t hidden, const Term& term, const Also& also) {
     for (L& sum : sums) sum = L::all(0.0f);
     int64_t i = begin;
     for (; i + 64 <= end; i += 64) {
-      for (int64_t k = 0; k < kSums; ++k) sums[k] = sums[k] + term(i + k * n);
       for (int64_t k = 0; k < kSums; ++k) also(i + k * n);
+      for (int64_t k = 0; k < kSums; ++k) sums[k] = sums[k] + term(i + k * n);
     }
     for (; i + n <= end; i += n) {
-      sums[0] = sums[0] + term(i);
       also(i);
+      sums[0] = sums[0] + term(i);
     }
     if (i < end) {
-      sums[1] = sums[1] + term(i, end - i);
       also(i, end - i);
+      sums[1] = sums[1] + term(i, end - i);
     }
     for (int64_t k = kSums / 2; k > 0; k /= 2) {
       for (int64_t j = 0; j < k; ++j) sums[j] = sums[j] + sums[j + k];
@@ -74,53 +74,46 @@ PLLM_INLINE void put(const L& lanes, T* p) {
 
 // ---- Forward. T: the type of elements, W: of weights.
 
-// The row that is normed: x, or x + residual rounded to x's type.
 template <class L, class T, bool kResidual>
-struct Row {
+struct Square {  // term of sum(s * s); s: x, or x + residual rounded to x's type, which is left in `row` for the second reading
   const T* x;
   const T* residual;
+  T* row;
 
-  Row(const pllm_rms_norm_forward& a, int64_t r)
+  Square(const pllm_rms_norm_forward& a, int64_t r, void* spare_row)
       : x(static_cast<const T*>(a.x) + r * a.x_stride),
-        residual(kResidual ? static_cast<const T*>(a.residual) + r * a.residual_stride : nullptr) {}
-  PLLM_INLINE L at(int64_t i) const {
-    const L x_lanes = L::load(x + i);
-    if (!kResidual) return x_lanes;
-    return (x_lanes + L::load(residual + i)).template rounded<T>();
-  }
-  PLLM_INLINE L at(int64_t i, int64_t count) const {
-    const L x_lanes = L::load(x + i, count);
-    if (!kResidual) return x_lanes;
-    return (x_lanes + L::load(residual + i, count)).template rounded<T>();
-  }
-};
-
-template <class L, class T, bool kResidual>
-struct Square {  // term of sum(s * s)
-  Row<L, T, kResidual> row;
-
+        residual(kResidual ? static_cast<const T*>(a.residual) + r * a.residual_stride : nullptr),
+        row(static_cast<T*>(spare_row)) {}
   PLLM_INLINE L operator()(int64_t i) const {
-    prefetch(row.x + i);
-    if (kResidual) prefetch(row.residual + i);
-    const L s = row.at(i);
+    prefetch(x + i);
+    L s = L::load(x + i);
+    if (kResidual) {
+      prefetch(residual + i);
+      (s + L::load(residual + i)).store(row + i);
+      s = L::load(row + i);
+    }
     return s * s;
   }
   PLLM_INLINE L operator()(int64_t i, int64_t count) const {
-    const L s = row.at(i, count);
+    L s = L::load(x + i, count);
+    if (kResidual) {
+      (s + L::load(residual + i, count)).store(row + i, count);
+      s = L::load(row + i, count);
+    }
     return s * s;
   }
 };
 
 template <class L, class T, class W, bool kResidual, bool kLlama, bool kStream>
 struct Scale {  // writes y, and x + residual
-  Row<L, T, kResidual> row;
+  const T* row;
   const W* weight;
   T* sum;
   T* y;
   L invvar;
 
-  Scale(const pllm_rms_norm_forward& a, int64_t r, float invvar_r)
-      : row(a, r),
+  Scale(const pllm_rms_norm_forward& a, int64_t r, const void* spare_row, float invvar_r)
+      : row(kResidual ? static_cast<const T*>(spare_row) : static_cast<const T*>(a.x) + r * a.x_stride),
         weight(static_cast<const W*>(a.weight)),
         sum(kResidual ? static_cast<T*>(a.sum) + r * a.sum_stride : nullptr),
         y(static_cast<T*>(a.y) + r * a.y_stride),
@@ -130,27 +123,27 @@ struct Scale {  // writes y, and x + residual
     return kLlama ? n.template rounded<T>() : n;
   }
   PLLM_INLINE void operator()(int64_t i) const {
-    const L s = row.at(i);
+    const L s = L::load(row + i);
     if (kResidual) put<kStream>(s, sum + i);
     put<kStream>(normed(s) * L::load(weight + i), y + i);
   }
   PLLM_INLINE void operator()(int64_t i, int64_t count) const {
-    const L s = row.at(i, count);
+    const L s = L::load(row + i, count);
     if (kResidual) s.store(sum + i, count);
     (normed(s) * L::load(weight + i, count)).store(y + i, count);
   }
 };
 
 template <class L, class T, class W, bool kResidual, bool kLlama, bool kStream>
-void forward_rows(const pllm_rms_norm_forward& a, int64_t begin, int64_t end) {
+void forward_rows(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, void* spare_row) {
   const int64_t hidden = a.shape.hidden;
-  double squares = begin < end ? sum_of<L>(hidden, Square<L, T, kResidual>{{a, begin}}, Nothing()) : 0;
+  double squares = begin < end ? sum_of<L>(hidden, Square<L, T, kResidual>(a, begin, spare_row), Nothing()) : 0;
   for (int64_t r = begin; r < end; ++r) {
     const float invvar = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(hidden) + a.shape.epsilon));
     if (a.invvar) a.invvar[r] = invvar;
-    const Scale<L, T, W, kResidual, kLlama, kStream> scale(a, r, invvar);
+    const Scale<L, T, W, kResidual, kLlama, kStream> scale(a, r, spare_row, invvar);
     if (r + 1 < end) {
-      squares = sum_of<L>(hidden, Square<L, T, kResidual>{{a, r + 1}}, scale);
+      squares = sum_of<L>(hidden, Square<L, T, kResidual>(a, r + 1, spare_row), scale);
     } else {
       each_of<L>(hidden, scale);
     }
@@ -257,29 +250,29 @@ void finish_columns(W* dweight, const float* partials, int64_t count, int64_t st
 // ---- From the types of arguments to the loops above.
 
 template <class L, class T, class W, bool kResidual, bool kLlama>
-void forward_stream(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream) {
-  if (L::kStreams && stream) return forward_rows<L, T, W, kResidual, kLlama, L::kStreams>(a, begin, end);
-  forward_rows<L, T, W, kResidual, kLlama, false>(a, begin, end);
+void forward_stream(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream, void* spare_row) {
+  if (L::kStreams && stream) return forward_rows<L, T, W, kResidual, kLlama, L::kStreams>(a, begin, end, spare_row);
+  forward_rows<L, T, W, kResidual, kLlama, false>(a, begin, end, spare_row);
 }
 
 template <class L, class T, class W>
-void forward_typed(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream) {
+void forward_typed(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream, void* spare_row) {
   constexpr bool kHalf = sizeof(T) == 2;  // for fp32 the two roundings are one
   const bool llama = kHalf && a.shape.rounding == PLLM_ROUND_LLAMA;
   if (a.residual) {
-    (llama ? forward_stream<L, T, W, true, kHalf> : forward_stream<L, T, W, true, false>)(a, begin, end, stream);
+    (llama ? forward_stream<L, T, W, true, kHalf> : forward_stream<L, T, W, true, false>)(a, begin, end, stream, spare_row);
   } else {
-    (llama ? forward_stream<L, T, W, false, kHalf> : forward_stream<L, T, W, false, false>)(a, begin, end, stream);
+    (llama ? forward_stream<L, T, W, false, kHalf> : forward_stream<L, T, W, false, false>)(a, begin, end, stream, spare_row);
   }
 }
 
 template <class L>
-void forward(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream) {
+void forward(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream, void* spare_row) {
   const bool mixed = a.shape.weight_type != a.shape.x_type;
   switch (a.shape.x_type) {
-    case PLLM_FLOAT16: return (mixed ? forward_typed<L, Half, float> : forward_typed<L, Half, Half>)(a, begin, end, stream);
-    case PLLM_BFLOAT16: return (mixed ? forward_typed<Pairs, Bfloat, float> : forward_typed<Pairs, Bfloat, Bfloat>)(a, begin, end, stream);
-    default: return forward_typed<L, float, float>(a, begin, end, stream);
+    case PLLM_FLOAT16: return (mixed ? forward_typed<L, Half, float> : forward_typed<L, Half, Half>)(a, begin, end, stream, spare_row);
+    case PLLM_BFLOAT16: return (mixed ? forward_typed<Pairs, Bfloat, float> : forward_typed<Pairs, Bfloat, Bfloat>)(a, begin, end, stream, spare_row);
+    default: return forward_typed<L, float, float>(a, begin, end, stream, spare_row);
   }
 }
 

@@ -20,7 +20,8 @@ inline int64_t padded(int64_t hidden) { return (hidden + 31) / 32 * 32; }
 
 struct CpuKernels {
   // Rows [begin, end). `stream`: outputs bypass the caches (they are aligned to a cache line, and larger than the caches anyway).
-  void (*forward)(const pllm_rms_norm_forward& args, int64_t begin, int64_t end, bool stream);
+  // `spare_row`: room for a row of x's type, of the thread's own; used with a residual.
+  void (*forward)(const pllm_rms_norm_forward& args, int64_t begin, int64_t end, bool stream, void* spare_row);
   // Likewise; `dweight` [padded(hidden)] receives the rows' sum of dy * n in an order of their own; null: not wanted.
   void (*backward)(const pllm_rms_norm_backward& args, int64_t begin, int64_t end, bool stream, float* dweight);
   // into[i] += from[i] for i in [0, padded(hidden)).
