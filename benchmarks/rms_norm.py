@@ -174,7 +174,11 @@ def bare(threads: int, repeats: int, shapes: list[tuple[int, int]], names: list[
             benches = [Bench(kernels, memory, threads, rows, hidden, name) for _ in range(sets)]
             for case in CASES:
                 streams, copies = zip(*(bench.ceilings(case) for bench in benches), strict=True)
-                runs = [[bench.kernel(case) for bench in benches], [run for run, _ in streams], [run for run, _ in copies]]
+                runs = [
+                    [bench.kernel(case) for bench in benches],
+                    [run for run, _ in streams],
+                    [run for run, _ in copies],
+                ]
                 kernel, *found = medians([in_turn(each, first) for first, each in enumerate(runs)], repeats)
                 ceiling = min(each * factor for each, (_, factor) in zip(found, benches[0].ceilings(case), strict=True))
                 moved = matrix * (case.inputs + case.outputs) / 2**20
