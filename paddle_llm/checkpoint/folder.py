@@ -16,6 +16,7 @@ from pathlib import Path
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.out_folder import flush
 
 MANIFEST = "manifest.json"
 LEFT = "left-"  # before the name of a checkpoint whose course was left by resuming an older one
@@ -48,10 +49,10 @@ def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int
         "files": files,
     }
     for name in files:
-        _flush(folder / name)
+        flush(folder / name)
     target = folder / MANIFEST
     target.write_text(json.dumps(record, indent=1))
-    _flush(target)
+    flush(target)
 
 
 def publish(staged: Path, final: Path) -> None:
@@ -59,15 +60,7 @@ def publish(staged: Path, final: Path) -> None:
     if final.exists():
         shutil.rmtree(final)
     os.replace(staged, final)
-    _flush(final.parent)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    flush(final.parent)
 
 
 def read_manifest(folder: str | Path) -> dict:

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +19,9 @@ import click
 from paddle_llm import __version__
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
-from paddle_llm.export.staged import RECORD, check_apart, check_out, check_space, human, staged_folder
+from paddle_llm.config.out_folder import check_apart, staged_folder
+from paddle_llm.export.place import RECORD, check_out, check_space, human
+from paddle_llm.export.proof import ExportFailed, Proof, check_proof, prove, say_findings
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
@@ -42,10 +45,6 @@ class Options:
 
     dtype: str | None = None
     max_shard_size: int = 5 * 10**9
-
-
-class ExportFailed(Exception):
-    """What was written does not hold what it must; it has been removed. The message says what was found."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ def export(
     verify: bool = True,
     overwrite: bool = False,
     allow_pickle: bool = False,
+    engines: Collection[str] | None = None,
     paddleformers_python: str | Path | None = None,
 ) -> Exported:
     """Write what `folder` holds to `out` as others load it: complete and verified, or not at all.
@@ -92,19 +92,24 @@ def export(
         verify: compare logits and greedy tokens of the export with those of its source.
         overwrite: replace an export that is at `out`.
         allow_pickle: read torch's pickles, too, where there is nothing else.
+        engines: that compare: some of export/verify.py's `ENGINES`; None: all that are installed and can load the target.
         paddleformers_python: the Python of an environment with PaddleFormers, for the verification.
 
     Raises:
         UserError: a mistake of whoever asks; nothing is written.
-        ExportFailed: what was written is not equal to its source, or breaks the target's contract.
+        ExportFailed: what was written is not equal to its source, breaks the target's contract, or could not be compared.
     """
     begun = time.monotonic()
     out, options = Path(out).expanduser().resolve(), Options(dtype, size_in_bytes(max_shard_size))
     if target not in TARGETS:
         raise UserError(f"--target {target!r}: there are {', '.join(TARGETS)}")
     check_out(out, Path(folder), overwrite)
-    _check_engines(paddleformers_python)
-    _say_what_does_nothing(target, options, paddleformers_python, verify)
+    proof = Proof(verify, None if engines is None else tuple(engines), paddleformers_python)
+    check_proof(target, proof)
+    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
+        raise UserError("an export is written by one process: start it without paddle.distributed.launch")
+    if target == "static" and options.max_shard_size != Options.max_shard_size:
+        say("--max_shard_size has no effect: a static program has one file of weights")
     source = _open(folder, adapter, tokenizer, allow_pickle)
     check_apart(out, source.folder, source.adapter, source.tokenizer)
     if target == "fastdeploy" and source.tokenizer is None:
@@ -116,27 +121,10 @@ def export(
     with staged_folder(out) as staged:
         module, _, function = TARGETS[target][0].partition(":")
         getattr(import_module(module), function)(source, staged, options)
-        findings = _prove(source, staged, target, verify, paddleformers_python)
+        findings = prove(source, staged, target, proof)
         _record(source, staged, target, options, findings)
     files = {str(file.relative_to(out)): file.stat().st_size for file in sorted(out.rglob("*")) if file.is_file()}
     return Exported(out, target, files, findings, time.monotonic() - begun)
-
-
-def _check_engines(python: str | Path | None) -> None:
-    """Raise UserError for what only shows after all has been written."""
-    from paddle_llm.export.verify import find_paddleformers
-
-    find_paddleformers(Path(python) if python else None)
-    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
-        raise UserError("an export is written by one process: start it without paddle.distributed.launch")
-
-
-def _say_what_does_nothing(target: str, options: Options, python: str | Path | None, verify: bool) -> None:
-    if target == "static" and options.max_shard_size != Options.max_shard_size:
-        say("--max_shard_size has no effect: a static program has one file of weights")
-    if python is not None and (target == "static" or not verify):
-        why = "PaddleFormers reads no static program" if target == "static" else "nothing is compared (--no_verify)"
-        say(f"--paddleformers_python has no effect: {why}")
 
 
 def size_in_bytes(text: str | int) -> int:
@@ -168,30 +156,9 @@ def _open(folder: Any, adapter: Any, tokenizer: Any, allow_pickle: bool) -> Sour
 
 def _weigh(source: Source, dtype: str | None) -> int:
     """Bytes of all weights."""
-    sizes = {"float32": 4, "bfloat16": 2, "float16": 2}
-    return sum(math.prod(source.shape(name)) * sizes[dtype or source.dtype(name)] for name in source.names())
+    from paddle_llm.export.dtypes import ITEM_SIZES
 
-
-def _prove(source: Source, staged: Path, target: str, wanted: bool, python: str | Path | None) -> list[Any]:
-    """The contract's linter, then every engine's findings.
-
-    Raises:
-        ExportFailed: with every problem.
-    """
-    from paddle_llm.export.lint import lint
-
-    problems = lint(staged, target)
-    if problems:
-        raise ExportFailed("\n".join([f"the export breaks the contract of {target}:", *problems]))
-    if not wanted:
-        return []
-    from paddle_llm.export.verify import verify
-
-    findings = verify(source, staged, target, paddleformers_python=Path(python) if python else None)
-    if any(finding.passed is False for finding in findings):  # None: an engine that is not installed
-        _say_findings(findings)
-        raise ExportFailed(f"the export is not equal to its source, {source.folder}")
-    return findings
+    return sum(math.prod(source.shape(name)) * ITEM_SIZES[dtype or source.dtype(name)] for name in source.names())
 
 
 def _record(source: Source, staged: Path, target: str, options: Options, findings: list[Any]) -> None:
@@ -238,6 +205,12 @@ Examples:
 @click.option("--max_shard_size", default="5GB", show_default=True, help="Of one file of weights, such as 500MB.")
 @click.option("--no_verify", is_flag=True, help="Do not compare the export with its source (for huge models).")
 @click.option(
+    "--engines",
+    callback=lambda context, option, names: names if names is None else [name.strip() for name in names.split(",")],
+    help="Compare by these alone, of paddle, paddle.inference, transformers and paddleformers, with commas between. "
+    "[default: all that are installed]",
+)
+@click.option(
     "--paddleformers_python",
     type=click.Path(path_type=Path),
     help="Python of an environment with PaddleFormers (launch/paddleformers_env.sh makes one): one engine more to compare with.",
@@ -258,38 +231,10 @@ def export_command(checkpoint: Path, out: Path, target: str, no_verify: bool, **
     except KeyboardInterrupt:
         say(f"interrupted; OUT {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
-    _say_findings(done.findings)
+    say_findings(done.findings)
     if no_verify:
         say("not compared with its source (--no_verify)")
     _print_summary(done)
-
-
-def _say_findings(findings: list[Any]) -> None:
-    """One row for each engine, on stderr."""
-    if not findings:
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("engine", "compared", "tokens", "logits", "")
-    for column in table.columns[1:]:
-        column.no_wrap = True
-    words = {True: "passed", False: "FAILED", None: "not run"}
-    for one in findings:
-        table.add_row(
-            one.engine,
-            one.what,
-            f"{one.tokens_equal} of {one.tokens}" if one.tokens else "",
-            "" if one.largest_logit_difference is None else f"{one.largest_logit_difference:.0e}",
-            words[one.passed],
-        )
-    Console(stderr=True).print(table)
-    limits = {one.limit for one in findings if one.limit is not None}
-    if limits:
-        say(f"logits: largest difference in standard deviations of the source's, at most {max(limits):.0e}")
-    for one in findings:
-        if one.note:  # too long for a column
-            say(f"{one.engine}, {one.what}: {one.note}")
 
 
 def _print_summary(done: Exported) -> None:

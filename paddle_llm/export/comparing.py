@@ -37,7 +37,8 @@ class Finding:
         largest_logit_difference: in standard deviations of the source's logits; None where none are compared.
         limit: of that.
         passed: None: not run.
-        note: why it failed or did not run; ties.
+        ended: the engine ended before it had answered (passed is False: nothing is known of the export).
+        note: why it failed, ended or did not run; ties.
     """
 
     engine: str
@@ -49,6 +50,7 @@ class Finding:
     limit: float | None = None
     passed: bool | None = True
     note: str = ""
+    ended: bool = False
 
 
 @dataclass

@@ -17,7 +17,7 @@ from paddle_llm.export.comparing import Finding, compare
 from paddle_llm.export.ends import end_ids
 from paddle_llm.export.engines import in_paddle, in_processes, in_static
 from paddle_llm.export.engines.in_processes import PADDLEFORMERS_PYTHON
-from paddle_llm.export.engines.question import Answers, EngineFailed, NotRun, Question
+from paddle_llm.export.engines.question import Answers, EngineEnded, EngineFailed, NotRun, Question
 from paddle_llm.export.same_files import configuration_differences, other_ids, tokenizer_differences
 from paddle_llm.models.prompt import Prompt
 
@@ -98,11 +98,9 @@ def verify(
         one finding for each comparison; a difference is a finding with `passed=False`, never an exception.
 
     Raises:
-        UserError: an engine of another name, no such Python, texts without a tokenizer, or a source that cannot be read.
+        UserError: engines that are none or cannot load the target, no such Python, texts without a tokenizer, or a source that cannot be read.
     """
-    unknown = sorted(set(engines or ()) - set(ENGINES))
-    if unknown:
-        raise UserError(f"there is no engine {unknown[0]!r} to verify with; there are {', '.join(ENGINES)}")
+    check_engines(engines, target)
     python = find_paddleformers(paddleformers_python)
     question, findings = _question(source, folder, prompts, new_tokens)
     findings += _of_files(source, question)
@@ -115,6 +113,20 @@ def verify(
     return findings
 
 
+def check_engines(engines: Collection[str] | None, target: str) -> None:
+    """Raise UserError for a name that no engine has, or where none of them can load the target."""
+    if engines is None:
+        return
+    unknown = sorted(set(engines) - set(ENGINES))
+    if unknown:
+        raise UserError(f"there is no engine {unknown[0]!r} to verify with; there are {', '.join(ENGINES)}")
+    able = [engine.name for engine in _ENGINES if target in engine.targets]
+    if not set(engines) & set(able):
+        raise UserError(
+            f"none of the engines {', '.join(engines) or '(none)'} loads the target {target}: {', '.join(able)} can"
+        )
+
+
 def find_paddleformers(named: Path | None) -> Path | None:
     """The Python of PaddleFormers' environment, named or in the environment variable; None: neither.
 
@@ -122,6 +134,7 @@ def find_paddleformers(named: Path | None) -> Path | None:
         UserError: it is no program.
     """
     named = named or (Path(os.environ[PADDLEFORMERS_PYTHON]) if os.environ.get(PADDLEFORMERS_PYTHON) else None)
+    named = named.expanduser() if named is not None else None
     if named is not None and not (named.is_file() and os.access(named, os.X_OK)):
         raise UserError(
             f"--paddleformers_python (or {PADDLEFORMERS_PYTHON}) {named}: there is no such program; name DIR/bin/python of an "
@@ -218,10 +231,12 @@ def _of_engine(
     except NotRun as reason:
         yield Finding(engine.name, what, passed=None, note=f"not run: {reason}")
         return
+    except (EngineFailed, UserError) as reason:
+        yield Finding(engine.name, what, len(question.prompts), passed=False, note=str(reason))
+        return
     except Exception as reason:  # of a broken export an engine makes whatever comes
-        said = isinstance(reason, EngineFailed | UserError)
-        note = str(reason) if said else f"{type(reason).__name__}: {reason}"
-        yield Finding(engine.name, what, len(question.prompts), passed=False, note=note)
+        note = str(reason) if isinstance(reason, EngineEnded) else f"it ended with {type(reason).__name__}: {reason}"
+        yield Finding(engine.name, what, len(question.prompts), passed=False, note=note, ended=True)
         return
     yield compare(expected, answers)
     if answers.tokenizer_problem:

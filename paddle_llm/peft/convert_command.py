@@ -10,7 +10,8 @@ from typing import Any
 import click
 
 from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
+from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
+from paddle_llm.config.out_folder import check_apart, check_replaceable
 
 _EXAMPLE = """\b
 Examples:
@@ -41,7 +42,11 @@ def convert(adapter: Path, out: Path, target: str, base: Path | None, overwrite:
     from paddle_llm.peft import convert as formats
 
     write = formats.to_peft if target == "peft" else formats.from_peft
-    write(source, out, base=base.expanduser() if base else None, show=_progress)
+    try:
+        write(source, out, base=base.expanduser() if base else None, show=_progress)
+    except KeyboardInterrupt:
+        say(f"interrupted; OUT {out} was not written")
+        sys.exit(EXIT_INTERRUPTED)
     click.echo(out)
 
 
@@ -60,14 +65,10 @@ def _find(adapter: Path) -> Path:
 def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     from paddle_llm.peft.peft_format import CONFIG, TENSORS
 
-    if out.resolve() == adapter.resolve() or out.resolve() in adapter.resolve().parents:
-        raise UserError(f"OUT {out} is or holds what is to be converted: name another folder")
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    check_apart(out, adapter)
+    check_replaceable(out, CONFIG, "adapter", overwrite)
+    if not out.exists():
         return
-    if not overwrite:
-        raise UserError(f"OUT {out} is there and not empty: name another folder, or replace it with --overwrite")
-    if not (out / CONFIG).is_file():
-        raise UserError(f"OUT {out} is no adapter (it has no {CONFIG}), and is not replaced: remove it yourself")
     more = sorted({file.name for file in out.iterdir()} - {CONFIG, TENSORS, "README.md"})
     if more:
         raise UserError(f"OUT {out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")

@@ -7,8 +7,6 @@ adapter_model.safetensors   what the method has added, and what it has trained o
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import paddle.distributed as dist
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.out_folder import staged_folder
 from paddle_llm.models.full_weights import assemble
 from paddle_llm.models.shards import Shard
 from paddle_llm.models.vocab import real_vocab_size, unpad
@@ -71,14 +70,13 @@ def write_adapter(
 
     Args:
         format: of `write_safetensors`.
+
+    Raises:
+        UserError: it cannot be written, or the disk is full.
     """
-    staged = folder.with_name(folder.name + ".saving")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    write_safetensors(staged / TENSORS, tensors, format=format)
-    (staged / CONFIG).write_text(json.dumps(described, indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staged, folder)
+    with staged_folder(folder) as staged:
+        write_safetensors(staged / TENSORS, tensors, format=format)
+        (staged / CONFIG).write_text(json.dumps(described, indent=1))
 
 
 def adapter_parts(attachment: Attachment) -> list[tuple[str, Any, Shard]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from click.testing import CliRunner
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.export import command
-from paddle_llm.export.command import Exported, ExportFailed, Options, export, size_in_bytes
-from paddle_llm.export.staged import check_space, human
+from paddle_llm.export.command import Exported, ExportFailed, export, size_in_bytes
+from paddle_llm.export.place import check_space, human
 from tests.export.folders import stored_in, write_native
 
 
@@ -87,8 +86,8 @@ def test_a_folder_that_is_no_export_is_never_replaced(model, tmp_path):
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     for out, said in (
         (tmp_path / "thesis", "is no export"),
-        (model, "is or holds .*, which is read for the export"),
-        (tmp_path, "is or holds .*, which is read for the export"),
+        (model, "is or holds .*, which is read for it"),
+        (tmp_path, "is or holds .*, which is read for it"),
         (tmp_path / "thesis" / "chapter1.tex", "is a file"),
     ):
         with pytest.raises(UserError, match=said):
@@ -192,16 +191,6 @@ def test_interrupted_it_leaves_nothing(tmp_path, number):
     assert beside(tmp_path) == {"model"}
 
 
-def test_what_a_killed_export_left_is_cleared(model, tmp_path):
-    shutil.copytree(model, tmp_path / "out.saving")
-    (tmp_path / "out.saving" / "stale").touch()
-    with pytest.raises(UserError, match="out.saving is in the way"):
-        export(model, "hf", tmp_path / "out", verify=False)
-    (tmp_path / "out.saving" / ".export-under-way").touch()
-    export(model, "hf", tmp_path / "out", verify=False)
-    assert beside(tmp_path) == {"model", "out"} and not (tmp_path / "out" / "stale").exists()
-
-
 def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
     with pytest.raises(UserError, match=r"the weights take 9000000.0 TB, .* left: make room"):
         check_space(tmp_path / "a" / "out", 9 * 10**18)
@@ -266,10 +255,19 @@ def test_a_replaced_export_leaves_nothing_behind_and_takes_nothing_else(model, t
     assert beside(tmp_path) == {"model", "out", "out.replaced"} and (tmp_path / "out.replaced" / "mine").exists()
 
 
-def test_options_without_an_effect_are_told(capsys):
-    command._say_what_does_nothing("static", Options(max_shard_size=10_000_000), sys.executable, True)
-    said = capsys.readouterr().err
-    assert "--max_shard_size has no effect" in said and "--paddleformers_python has no effect" in said
+def test_options_without_an_effect_are_told(model, tmp_path, capsys):
+    def said(target: str, **options) -> str:
+        with pytest.raises(UserError):  # what is read behind them
+            export(model, target, tmp_path / "out", tokenizer=tmp_path / "none", **options)
+        return capsys.readouterr().err
+
+    python = {"paddleformers_python": sys.executable}
+    told = said("static", max_shard_size="10MB", **python)
+    assert "--max_shard_size has no effect" in told and "--paddleformers_python has no effect: PaddleF" in told
+    told = said("hf", verify=False, engines=["paddle"], **python)
+    assert "--engines has no effect" in told and "--paddleformers_python has no effect: nothing" in told
+    assert "it is not among --engines" in said("hf", engines=["paddle"], **python)
+    assert "no effect" not in said("hf", engines=["paddle", "paddleformers"], **python)
 
 
 def test_a_program_that_is_not_there_is_told_before_anything_is_written(model, tmp_path):

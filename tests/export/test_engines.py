@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
+import json
+import re
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from tests.export.environments import ROOT, paddleformers_python
@@ -94,7 +96,9 @@ def test_transformers_answers_as_other_families(tmp_path, pieces, family):
 def test_transformers_sees_a_trap(tmp_path, llama, trap):
     torch_is_here()
     folder = damage(exported(llama, tmp_path / "fastdeploy", "fastdeploy"), trap)
-    assert found_by("transformers", llama, folder, "fastdeploy")[LOGITS].passed is False
+    finding = found_by("transformers", llama, folder, "fastdeploy")[LOGITS]
+    # Without any weight that it knows transformers gives up; the other layout it loads without a word.
+    assert finding.passed is False and finding.ended == (trap is with_paddlenlps_prefix)
 
 
 def test_a_family_without_a_network_there_is_said(tmp_path, pieces):
@@ -131,10 +135,81 @@ def test_paddleformers_answers_as_the_source(tmp_path, llama, target):
     assert sorted(folder.iterdir()) == before  # it writes a file of its own into what it loads
 
 
-def test_an_engine_that_ends_without_an_answer_has_failed(llama):
-    python = Path(shutil.which("false"))
+# How a program ends -> what is said of it. Each is started in place of PaddleFormers' Python.
+ENDS = {
+    "a signal": ("echo loading >&2; echo 'no memory left' >&2; kill -9 $$", "it was ended by SIGKILL .*no memory left"),
+    "an exception": (
+        "for i in 1 2 3 4 5 6 7 8 9; do echo \"  line $i\" >&2; done; echo 'KeyError: rope' >&2; exit 1",
+        "it ended with exit code 1; its last words:.*line 9.*KeyError: rope",
+    ),
+    "no word": ("exit 7", "it ended with exit code 7, without a word"),
+    "no answer": ("exit 0", "it ended without an answer"),
+    "never": ("echo waiting >&2; exec sleep 60", "it had not answered after 2 s; its last words:.*waiting"),
+}
+
+
+def program(folder: Path, text: str) -> Path:
+    file = folder / "python"
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return file
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_how_an_engine_ended_is_told(end, llama, tmp_path, monkeypatch):
+    """It says nothing of the export: that is another outcome than a difference."""
+    from paddle_llm.export.engines import in_processes
+
+    monkeypatch.setattr(in_processes, "_PATIENCE", 2)
+    python = program(tmp_path, ENDS[end][0])
     finding = found_by("paddleformers", llama, llama, "hf", paddleformers_python=python)[LOGITS]
-    assert finding.passed is False and "exit code 1" in finding.note
+    assert finding.passed is False and finding.ended
+    assert re.match(ENDS[end][1], finding.note, re.DOTALL), finding.note
+    assert "line 1\n" not in finding.note
+
+
+def test_a_program_that_does_not_start_is_told(llama, tmp_path):
+    (tmp_path / "python").write_text("#!/nowhere/sh\n")
+    (tmp_path / "python").chmod(0o755)
+    finding = found_by("paddleformers", llama, llama, "hf", paddleformers_python=tmp_path / "python")[LOGITS]
+    assert finding.ended and "does not start: No such file" in finding.note
+
+
+def test_an_export_whose_engine_ended_is_not_called_unequal(llama, tmp_path):
+    """It is not published, and what to do is said: leave that engine out."""
+    words = ["export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python"]
+    words.append(program(tmp_path, "echo 'no memory left' >&2; exit 1"))
+    result = invoked(*words, "--engines", "paddle, paddleformers")
+    assert result.exit_code == 1 and not (tmp_path / "out").exists()
+    assert "not equal" not in result.stderr and "no memory left" in result.stderr
+    assert "could not be compared with its source" in result.stderr and "--engines paddle " in result.stderr
+    result = invoked(*words[:-2], "--engines", "paddle")
+    assert result.exit_code == 0
+    engines = [one["engine"] for one in json.loads((tmp_path / "out" / "export.json").read_text())["verified"]]
+    assert not any(engine.startswith("transformers") for engine in engines)
+
+
+def test_engines_that_cannot_be_asked_are_refused(llama, tmp_path, monkeypatch):
+    from paddle_llm.config.errors import UserError
+
+    monkeypatch.delenv("PADDLE_LLM_PADDLEFORMERS_PYTHON", raising=False)
+    out = tmp_path / "out"
+    for engines, target, said in (
+        ("torch", "hf", "no engine 'torch'"),
+        ("transformers", "static", "loads the target static: paddle.inference can"),
+        ("", "hf", "no engine ''"),
+    ):
+        with pytest.raises(UserError, match=said):
+            invoked("export", llama, out, "--target", target, "--engines", engines)
+    result = invoked("export", llama, out, "--target", "hf", "--engines", "paddleformers")
+    assert result.exit_code == 1 and "--engines names paddleformers, which has not run" in result.stderr
+    assert not out.exists()
+
+
+def invoked(*words):
+    from paddle_llm.cli import paddle_llm
+
+    return CliRunner().invoke(paddle_llm, [*map(str, words)], catch_exceptions=False)
 
 
 def test_the_script_of_its_environment_writes_over_nothing(tmp_path):

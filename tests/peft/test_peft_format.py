@@ -286,6 +286,29 @@ def test_the_command(tmp_path):
     assert (tmp_path / "back" / TENSORS).exists() and not list(tmp_path.glob("*.saving"))
 
 
+def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, capsys):
+    from paddle_llm.peft import save
+    from paddle_llm.peft.convert_command import convert
+
+    _, ours = made(tmp_path, "llama")
+    out = tmp_path / "theirs"
+    command(ours, out, "--to", "peft")
+    before = (out / TENSORS).read_bytes()
+
+    def half_of_it(file: Path, *_: Any, **__: Any) -> None:
+        file.write_bytes(before[:100])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(save, "write_safetensors", half_of_it)
+    (tmp_path / "new.saving").mkdir()
+    (tmp_path / "new.saving" / "thesis.txt").touch()
+    for place in (out, tmp_path / "new"):
+        result = CliRunner().invoke(convert, [str(ours), str(place), "--to", "peft", "--overwrite"])
+        assert result.exit_code == 130 and f"interrupted; OUT {place} was not written" in result.stderr
+    assert (out / TENSORS).read_bytes() == before and (tmp_path / "new.saving" / "thesis.txt").is_file()
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "ours", "theirs", "new.saving"}
+
+
 # ---- Hugging Face's own library -------------------------------------------------------------------------------------
 
 

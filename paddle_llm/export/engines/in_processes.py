@@ -3,7 +3,7 @@ install beside PaddleNLP.
 
 A child is a script of this folder, run by the path with the engine's own Python: it imports nothing of this package. It is
 given a question as JSON, and leaves an .npz: `tokens` [P, N], `logits` [P, N, V] fp32 and `heard`, JSON with what else it
-has found.
+has found. Exit code 3: it says on stderr what is wrong with the folder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,13 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_llm.export.engines.question import Answers, EngineFailed, NotRun, Question
+from paddle_llm.export.engines.question import Answers, EngineEnded, EngineFailed, NotRun, Question
 
 PADDLEFORMERS_PYTHON = "PADDLE_LLM_PADDLEFORMERS_PYTHON"
 _HERE = Path(__file__).parent
-_LAST_WORDS = 3
+_LAST_WORDS = 8  # lines
+_SAYS_WHAT_IS_WRONG = 3
+_PATIENCE = 4 * 3600.0  # seconds; a model of 100 GB is read in minutes, and answers 5 prompts in some more
 
 
 def answer_of_transformers(question: Question) -> Answers:
@@ -32,7 +35,8 @@ def answer_of_transformers(question: Question) -> Answers:
 
     Raises:
         NotRun: not installed.
-        EngineFailed: it does not load the folder.
+        EngineFailed: it has not found the weights as they must be.
+        EngineEnded: before it had answered.
     """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
@@ -48,7 +52,7 @@ def answer_of_paddleformers(question: Question, python: Path | None) -> Answers:
 
     Raises:
         NotRun: no such environment is named.
-        EngineFailed: it does not load the folder.
+        EngineEnded: before it had answered.
     """
     if python is None:
         raise NotRun(
@@ -73,19 +77,45 @@ def _ask(python: Path, script: str, question: Question, folder: Path | None = No
                 }
             )
         )
-        done = subprocess.run(
-            [str(python), str(_HERE / script), str(asked), str(heard)],
-            env=_environment(),
-            capture_output=True,
-            text=True,
-            errors="replace",
-        )
-        if done.returncode or not heard.is_file():
-            words = [line for line in done.stderr.splitlines() if line.strip()][-_LAST_WORDS:]
-            raise EngineFailed("\n".join(words) or f"it ended with exit code {done.returncode}")
+        _run([str(python), str(_HERE / script), str(asked), str(heard)])
+        if not heard.is_file():
+            raise EngineEnded("it ended without an answer")
         with np.load(heard) as found:
             more = json.loads(str(found["heard"]))
             return Answers(tokens=found["tokens"].tolist(), logits_NV=list(found["logits"]), **more)
+
+
+def _run(words: list[str]) -> None:
+    try:
+        done = subprocess.run(
+            words, env=_environment(), capture_output=True, text=True, errors="replace", timeout=_PATIENCE
+        )
+    except subprocess.TimeoutExpired as error:
+        said = error.stderr or b""  # bytes, whatever is asked for (CPython 3.11)
+        text = said.decode(errors="replace") if isinstance(said, bytes) else said
+        raise EngineEnded(_with_last_words(f"it had not answered after {_PATIENCE:.0f} s", text)) from None
+    except OSError as error:
+        raise EngineEnded(f"{words[0]} does not start: {error.strerror or error}") from None
+    if done.returncode == _SAYS_WHAT_IS_WRONG:
+        raise EngineFailed(_with_last_words("", done.stderr))
+    if done.returncode:
+        raise EngineEnded(_with_last_words(_how_it_ended(done.returncode), done.stderr))
+
+
+def _how_it_ended(code: int) -> str:
+    """Of a process, by its exit code."""
+    if code > 0:
+        return f"it ended with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    return f"it was ended by {name}" + (" (as when the memory is full)" if -code == signal.SIGKILL else "")
+
+
+def _with_last_words(how: str, said: str) -> str:
+    words = [line for line in said.splitlines() if line.strip()][-_LAST_WORDS:]
+    return "\n".join([*([f"{how}; its last words:" if words else f"{how}, without a word"] if how else []), *words])
 
 
 def _environment() -> dict[str, str]:

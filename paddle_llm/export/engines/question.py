@@ -59,7 +59,11 @@ class NotRun(Exception):
 
 
 class EngineFailed(Exception):
-    """The engine did not load the folder or did not answer: its own last words."""
+    """The engine has looked at the folder and says what is wrong with it."""
+
+
+class EngineEnded(Exception):
+    """The engine ended before it had answered: how, and its own last words. Whose fault that is, is not known."""
 
 
 def continue_greedily(network: Any, new_tokens: int) -> tuple[list[list[int]], list[np.ndarray]]:

@@ -25,7 +25,8 @@ def main(asked: str, heard: str) -> None:
     # transformers gives what it does not find random values, and says so in a line that nobody reads.
     wrong = {kind: sorted(map(str, found)) for kind, found in loading.items() if found}
     if wrong:
-        sys.exit(f"transformers did not find the model's weights as they should be: {wrong}")
+        print(f"transformers did not find the model's weights as they should be: {wrong}", file=sys.stderr)
+        sys.exit(3)  # which in_processes.py knows
     model.eval()
     ends = model.generation_config.eos_token_id
     answers = [continued(model, ids, question["new_tokens"]) for ids in question["prompts"]]

@@ -1,0 +1,132 @@
+"""The folder that a command writes: whether it may, and how it appears whole or not at all.
+
+What is written stands under a name of its own until it is finished. What was at the place stays until then; what is
+interrupted, fails or finds no room is removed, and what a killed process has left is removed by the next one.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import UserError
+
+MARK = ".being-written"  # in a folder that is being written, and may be removed
+
+
+def check_replaceable(out: Path, sign: str, kind: str, overwrite: bool) -> None:
+    """Raise UserError where something stands at OUT that may not be replaced.
+
+    Args:
+        sign: a file that whatever may be replaced has.
+        kind: what that is, such as "export".
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise UserError(f"OUT {out} is a file: name a folder")
+    if not any(out.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"OUT {out} is there and not empty: name another folder, or replace it with --overwrite")
+    if not (out / sign).is_file():
+        raise UserError(f"OUT {out} is no {kind} (it has no {sign}), and is not replaced: remove it yourself")
+
+
+def check_apart(out: Path, *read: Path | None) -> None:
+    """Raise UserError where OUT is or holds something that is read for it."""
+    for place in read:
+        if place is None:
+            continue
+        place = place.expanduser().resolve()
+        if out.resolve() == place or out.resolve() in place.parents:
+            raise UserError(f"OUT {out} is or holds {place}, which is read for it: name another folder")
+
+
+@contextmanager
+def staged_folder(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the body has ended well, and is removed when it has not.
+
+    Raises:
+        UserError: it cannot be made, or the disk is full.
+    """
+    staged = _free_name(out)
+    try:
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        (staged / MARK).touch()
+    except OSError as error:
+        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
+    try:
+        with _ends_on_signals():
+            yield staged
+            (staged / MARK).unlink()
+            _publish(staged, out)
+    except BaseException as error:
+        shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{out}: the disk is full ({error.strerror}). What was written has been removed; make room, or name a folder "
+                "on another disk"
+            ) from None
+        raise
+
+
+def _free_name(out: Path) -> Path:
+    """Where to write first: no folder's name but that of one which a killed process has left."""
+    names = (f"{out.name}.saving{number or ''}" for number in count())
+    return next(place for place in map(out.with_name, names) if not place.exists() or (place / MARK).is_file())
+
+
+def _publish(staged: Path, out: Path) -> None:
+    """Give the folder its name; what is there is removed only when the new one stands in its place."""
+    # A folder of its own: somebody's may have any other name.
+    replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent)) / out.name
+    if out.exists():
+        os.replace(out, replaced)
+    try:
+        os.replace(staged, out)
+        flush(out.parent)
+    except BaseException:
+        if replaced.exists() and not out.exists():
+            os.replace(replaced, out)
+        raise
+    finally:
+        shutil.rmtree(replaced.parent, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _ends_on_signals() -> Iterator[None]:
+    """SIGTERM (of a cluster's scheduler) ends the work as Ctrl-C does, so that nothing is left behind; unless somebody
+    has other plans for it."""
+    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if not mine:
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
