@@ -22,7 +22,7 @@ def converted(values: np.ndarray, stored: str, wanted: str, name: str = "a weigh
     """
     if stored == wanted:
         return values
-    wide = _widened(values) if stored == "bfloat16" else values.astype(np.float32)
+    wide = widened(values)
     if wanted == "bfloat16":
         return _as_bfloat16(wide)
     if wanted == "float32":
@@ -36,8 +36,11 @@ def converted(values: np.ndarray, stored: str, wanted: str, name: str = "a weigh
     return half
 
 
-def _widened(bits: np.ndarray) -> np.ndarray:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
+def widened(values: np.ndarray) -> np.ndarray:
+    """In fp32; uint16 are bits of bfloat16."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32)
 
 
 def _as_bfloat16(wide: np.ndarray) -> np.ndarray:

@@ -14,9 +14,9 @@ from typing import Any
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.tokenizer import CONFIG_FILE
+from paddle_llm.export.dtypes import ITEM_SIZES
 from paddle_llm.export.lint_weights import AGAIN, lint_files, lint_tensors, lint_types
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _PROGRAM = ("model.json", "model.pdiparams", "step.json", "config.json", CONFIG_FILE)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FEW_TOKENS = (
@@ -39,7 +39,7 @@ def lint(folder: Path, target: str) -> list[str]:
         return problems
     problems += _config_problems(raw, target)
     stated = [raw[key] for key in ("torch_dtype", "dtype") if key in raw]
-    if len(stated) == 1 and stated[0] in _DTYPES:
+    if len(stated) == 1 and stated[0] in ITEM_SIZES:
         problems += lint_types(stored, stated[0], target)
     try:
         family, config, shapes, size = _network(folder, raw)
@@ -73,24 +73,20 @@ def _config_problems(raw: dict[str, Any], target: str) -> Iterator[str]:
         yield "config.json has neither torch_dtype nor dtype, which FastDeploy refuses: write torch_dtype, the type of the stored weights"
     elif keys == ["dtype"] and target == "fastdeploy":
         yield "config.json says dtype, by which FastDeploy takes matrices to be [in, out]; these are [out, in]: call it torch_dtype"
-    elif raw[keys[0]] not in _DTYPES:
-        yield f"config.json says {keys[0]} {raw[keys[0]]!r}: write one of {', '.join(_DTYPES)}"
+    elif raw[keys[0]] not in ITEM_SIZES:
+        yield f"config.json says {keys[0]} {raw[keys[0]]!r}: write one of {', '.join(ITEM_SIZES)}"
 
 
 def _network(folder: Path, raw: dict[str, Any]) -> tuple[str, Any, dict[str, tuple[int, ...]], int]:
     """Family, PaddleNLP's configuration, the shapes of all weights, the vocabulary's size: by config.json."""
-    from paddle_llm.config.layout import Layout
     from paddle_llm.config.model_facts import facts_from_dict
-    from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.models.build import model_configuration
+    from paddle_llm.models.build import plain_configuration
     from paddle_llm.models.outline import outline
     from paddle_llm.models.registry import find_family
-    from paddle_llm.models.vocab import plain_config
 
     facts = facts_from_dict(raw, where="it")
     family = find_family(facts)
-    run = RunConfig(model_name_or_path=str(folder), device="cpu", fuse_attention_qkv=False, fuse_attention_ffn=False)
-    config = plain_config(model_configuration(run, Layout(), family, facts.raw, where=str(folder)))
+    config = plain_configuration(folder, family, facts.raw)
     return family.name, config, outline(config, family), facts.vocab_size
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.export.shard_writer import CODES, INDEX, ONE_FILE
 from paddle_llm.models.names import FOREIGN_SIGNS, hugging_face, tied_head
 from paddle_llm.models.weight_files import read_header
 
-ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
-_TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+_TYPES = {code: dtype for dtype, code in CODES.items()}
 _SHOWN = 3
 AGAIN = "export it again with paddle-llm export"
 

@@ -18,6 +18,7 @@ import paddle
 from paddle_llm.checkpoint.folder import MANIFEST
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.methods import METHODS
+from paddle_llm.export.dtypes import widened
 from paddle_llm.export.layout_files import LayoutFiles
 from paddle_llm.models.names import Piece, compositions
 from paddle_llm.peft.method import Method
@@ -118,12 +119,12 @@ class Merged:
             here = (..., slice(piece.start, piece.stop))
             there = (..., slice(piece.source_start, piece.source_start + piece.stop - piece.start))
             if piece.source in self._retrained:
-                changed[here] = _stored_as(_fp32(self._adapter.read(piece.source)[there]), dtype)
+                changed[here] = _stored_as(widened(self._adapter.read(piece.source)[there]), dtype)
             if piece.source not in deltas:
                 deltas[piece.source] = self._delta(piece.source, dtype)
             delta = deltas[piece.source]
             if delta is not None:
-                changed[here] = _stored_as(_fp32(changed[here]) + delta[there], dtype)
+                changed[here] = _stored_as(widened(changed[here]) + delta[there], dtype)
         return changed
 
     def _touched(self, name: str) -> list[Piece]:
@@ -147,7 +148,7 @@ class Merged:
         return (paddle.matmul(a, b) * self._adapter.method.scaling).numpy()
 
     def _matrix(self, name: str, dtype: str) -> paddle.Tensor:
-        values = paddle.to_tensor(_fp32(self._adapter.read(name)), place=paddle.CPUPlace())
+        values = paddle.to_tensor(widened(self._adapter.read(name)), place=paddle.CPUPlace())
         return values.astype(dtype).astype("float32")
 
     # --- does it fit ---------------------------------------------------------------------------------------------
@@ -181,13 +182,6 @@ class Merged:
             raise UserError(f"{self._adapter.folder} changes {name}, which its base does not have")
         if found != shape:
             raise UserError(f"{self._adapter.folder} changes {name} of {list(shape)}; its base has {list(found)}")
-
-
-def _fp32(values: np.ndarray) -> np.ndarray:
-    """In fp32, bits of bfloat16 read as such."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
 
 
 def _stored_as(values: np.ndarray, dtype: str) -> np.ndarray:

@@ -33,21 +33,17 @@ _TOKENIZER = "tokenizer.json"
 
 def configuration_differences(source: Source, folder: Path) -> list[str]:
     """Where the folder's config.json makes another network than the source's, or ends texts elsewhere."""
-    from paddle_llm.config.layout import Layout
     from paddle_llm.config.model_facts import read_model_facts
-    from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.models.build import model_configuration
+    from paddle_llm.models.build import plain_configuration
     from paddle_llm.models.names import is_tied
     from paddle_llm.models.registry import find_family
-    from paddle_llm.models.vocab import plain_config
 
     try:
         facts = read_model_facts(folder)
         family = find_family(facts)
         if family.name != source.family.name:
             return [f"config.json is of {family.title}, the source of {source.family.title}"]
-        run = RunConfig(model_name_or_path=str(folder), device="cpu")
-        config = plain_config(model_configuration(run, Layout(), family, facts.raw, where=str(folder)))
+        config = plain_configuration(folder, family, facts.raw)
     except UserError as error:
         return [str(error)]
     ours, theirs = _with_plain_rope(source.config), _with_plain_rope(config)

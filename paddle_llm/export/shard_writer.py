@@ -21,8 +21,8 @@ import numpy as np
 
 from paddle_llm.export.dtypes import ITEM_SIZES, converted
 
-INDEX = "model.safetensors.index.json"
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
+ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
+CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 _BLOCK = 32 << 20  # bytes that are transposed, converted and written at a time
 _TILE = 128  # rows and columns of a tile: two tiles fit into a core's second cache
 _ALONE = 512 << 20  # bytes of a tensor beside which no other one is held
@@ -66,9 +66,7 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size:
     """
     shards = plan_shards(tensors, max_shard_size)
     count = len(shards)
-    names = (
-        ["model.safetensors"] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
-    )
+    names = [ONE_FILE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     with _progress(sum(tensor.nbytes for tensor in tensors)) as advance:
         for name, shard in zip(names, shards, strict=True):
             _write_shard(folder / name, shard, advance)
@@ -130,7 +128,7 @@ def _header(tensors: list[PlannedTensor]) -> bytes:
     at = 0
     for tensor in tensors:
         offsets = [at, at + tensor.nbytes]
-        table[tensor.name] = {"dtype": _CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        table[tensor.name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
         at += tensor.nbytes
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

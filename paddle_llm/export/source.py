@@ -17,20 +17,17 @@ import numpy as np
 from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
-from paddle_llm.config.run_config import RunConfig
-from paddle_llm.generation.network import template_of
-from paddle_llm.models.build import model_configuration
+from paddle_llm.export.dtypes import ITEM_SIZES
+from paddle_llm.generation.network import recorded_argument, template_of
+from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.load import locate_weights
 from paddle_llm.models.names import compositions
 from paddle_llm.models.outline import outline
 from paddle_llm.models.registry import Family, find_family
-from paddle_llm.models.vocab import plain_config
 from paddle_llm.models.weight_files import WeightFiles
 from paddle_llm.peft.base import base_named_in, find_base, say_other_base, why_not_found
 
-DTYPES = ("float32", "bfloat16", "float16")
 _ADAPTER = "adapter_config.json"
 
 
@@ -190,7 +187,7 @@ def _base_of(adapter: Path) -> Path:
     if (adapter / _ADAPTER).is_file():
         name = base_named_in(_read_json(adapter / _ADAPTER))
     else:
-        name = _argument(adapter, "model_name_or_path")
+        name = recorded_argument(adapter, "model_name_or_path")
     base = find_base(name, adapter) if name else None
     if base is not None:
         return _choose(base)
@@ -211,14 +208,7 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
     """A folder that holds all weights; without its tokenizer."""
     facts = _unpadded(read_model_facts(folder), str(folder))
     family = find_family(facts)
-    run = RunConfig(
-        model_name_or_path=str(folder),
-        continue_training=True,
-        device="cpu",
-        fuse_attention_qkv=False,
-        fuse_attention_ffn=False,
-    )
-    config = plain_config(model_configuration(run, Layout(), family, facts.raw, where=str(folder)))
+    config = plain_configuration(folder, family, facts.raw)
     shapes = outline(config, family)
     if (folder / MANIFEST).is_file():
         from paddle_llm.export.layout_files import open_layout
@@ -239,8 +229,8 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
         tensors=tensors,
     )
     for name in shapes:
-        if source.dtype(name) not in DTYPES:
-            raise UserError(f"{folder}: {name} is stored as {source.dtype(name)}; weights are {', '.join(DTYPES)}")
+        if source.dtype(name) not in ITEM_SIZES:
+            raise UserError(f"{folder}: {name} is stored as {source.dtype(name)}; weights are {', '.join(ITEM_SIZES)}")
     return source
 
 
@@ -297,15 +287,6 @@ def _tokenizer_folder(named: Path | None, beside: tuple[Path | None, ...]) -> Pa
             raise UserError(f"--tokenizer {named} has no tokenizer_config.json: it is no tokenizer's folder")
         return named
     return next((place for place in beside if place and (place / "tokenizer_config.json").is_file()), None)
-
-
-def _argument(folder: Path, name: str) -> Any:
-    """An argument of the run that wrote a folder, None where there is no record of it."""
-    try:
-        record = json.loads((folder.resolve().parent / "config.resolved.json").read_text(encoding="utf-8"))
-        return record["arguments"][name]["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def _read_json(file: Path) -> dict[str, Any]:

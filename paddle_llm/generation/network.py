@@ -157,9 +157,14 @@ def _ends_of(folder: Path, config: dict[str, Any]) -> set[int]:
 
 def template_of(folder: Path) -> str | None:
     """--chat_template of the training whose output the folder is."""
+    return recorded_argument(folder, "chat_template")
+
+
+def recorded_argument(folder: Path, name: str) -> str | None:
+    """A word that the training was given whose output a folder is, None where there is no record of it."""
     record = folder.resolve().parent / "config.resolved.json"
     try:
-        name = json.loads(record.read_text(encoding="utf-8"))["arguments"]["chat_template"]["value"]
+        value = json.loads(record.read_text(encoding="utf-8"))["arguments"][name]["value"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return name if isinstance(name, str) else None
+    return value if isinstance(value, str) else None

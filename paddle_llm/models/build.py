@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
@@ -14,7 +15,7 @@ from paddle_llm.models.configure import translate
 from paddle_llm.models.hub import model_folder
 from paddle_llm.models.registry import Family, check_layout, find_family
 from paddle_llm.models.switches import apply_switches, say_notices
-from paddle_llm.models.vocab import pad_config
+from paddle_llm.models.vocab import pad_config, plain_config
 from paddle_llm.parallel.sequence_parallel import mend_fused_reduction
 from paddle_llm.parallel.shared_weights import count_shared_weights_once
 
@@ -63,6 +64,16 @@ def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: 
     model_config = family.load("config_class")(**values)
     apply_switches(model_config, config, layout, family)
     return model_config
+
+
+def plain_configuration(folder: Path, family: Family, raw: dict[str, Any]) -> Any:
+    """PaddleNLP's configuration of a folder's model as one process has it: nothing fused, the vocabulary without padding.
+
+    Args:
+        raw: what its config.json says.
+    """
+    run = RunConfig(model_name_or_path=str(folder), device="cpu", fuse_attention_qkv=False, fuse_attention_ffn=False)
+    return plain_config(model_configuration(run, Layout(), family, raw, where=str(folder)))
 
 
 def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: str) -> Any:

@@ -10,11 +10,9 @@ import numpy as np
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts, read_model_facts
-from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models import names
-from paddle_llm.models.build import model_configuration
+from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.outline import outline
 from paddle_llm.models.registry import find_family
 from paddle_llm.models.weight_files import WeightFiles
@@ -82,7 +80,8 @@ def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callab
         raise UserError(f"{folder} is in this library's format already")
     named = _lasting_base(folder, base, described)
     where, facts = _facts_of_base(folder, named)
-    family, config = find_family(facts), _configuration(where, facts)
+    family = find_family(facts)
+    config = plain_configuration(where, family, facts.raw)
     shape, shapes = base_shape(family.name, config), outline(config, family)
     method = method_of_peft(folder, described, shape)
     files = PeftTensors(folder, family.name, list(shapes), config)
@@ -134,7 +133,8 @@ def _tied_head(folder: Path, base: str, family: str, files: WeightFiles) -> str 
     """Hugging Face's name of the head, where it is the embedding and the adapter has trained that."""
     if names.EMBEDDINGS[family] not in files:
         return None
-    return names.tied_head(family, _configuration(*_facts_of_base(folder, base)), foreign=True)
+    where, facts = _facts_of_base(folder, base)
+    return names.tied_head(family, plain_configuration(where, find_family(facts), facts.raw), foreign=True)
 
 
 def _lasting_base(folder: Path, base: Path | None, described: dict[str, Any]) -> str:
@@ -148,9 +148,3 @@ def _facts_of_base(folder: Path, base: str) -> tuple[Path, ModelFacts]:
         problem = why_not_found(base, folder) if base else f"{folder} stands over a base that it does not name"
         raise UserError(f"{problem}: its config.json is needed, name its folder by --base")
     return where, read_model_facts(where)
-
-
-def _configuration(folder: Path, facts: ModelFacts) -> Any:
-    """PaddleNLP's of the base, nothing fused."""
-    run = RunConfig(model_name_or_path=str(folder), device="cpu", fuse_attention_qkv=False, fuse_attention_ffn=False)
-    return model_configuration(run, Layout(), find_family(facts), facts.raw, where=str(folder))

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from paddle_llm.export.dtypes import widened
 from paddle_llm.export.engines.question import Answers, Question, continue_greedily
 
 if TYPE_CHECKING:
@@ -53,13 +52,6 @@ def answer(question: Question) -> Answers:
     run = RunConfig(model_name_or_path=str(question.folder), continue_training=True, device=_device())
     model = build_model(run, Layout(), dtype="float32")
     return _answer(model, question, f"paddle {paddle.__version__}")
-
-
-def widened(values: np.ndarray) -> np.ndarray:
-    """fp32 of what a source reads: bfloat16 comes as its bits."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32)
 
 
 def _answer(model: Any, question: Question, engine: str) -> Answers:
