@@ -13,7 +13,7 @@ import signal
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
         UserError: it cannot be made, or the disk is full.
     """
     staged = _free_name(out)
+    absent = [folder for folder in out.absolute().parents if not folder.exists()]
     try:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
@@ -73,6 +74,9 @@ def staged_folder(out: Path) -> Iterator[Path]:
             _publish(staged, out)
     except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
+        for folder in absent:
+            with suppress(OSError):  # somebody has put something there
+                folder.rmdir()
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{out}: the disk is full ({error.strerror}). What was written has been removed; make room, or name a folder "

@@ -43,6 +43,8 @@ def test_what_fails_leaves_what_was_there(end, raised, tmp_path):
     write(tmp_path / "out", "old")
     with pytest.raises(raised):
         write(tmp_path / "out", "new", end)
+    with pytest.raises(raised):
+        write(tmp_path / "new" / "er" / "out", "new", end)
     assert names(tmp_path) == {"out"} and (tmp_path / "out" / "file").read_text() == "old"
 
 
