@@ -36,7 +36,7 @@ enum { PLLM_FLOAT32 = 0, PLLM_FLOAT16 = 1, PLLM_BFLOAT16 = 2 };
  * uses the rounded n, and dx takes the rounding as the identity. The two are the same for fp32. */
 enum { PLLM_ROUND_FP32 = 0, PLLM_ROUND_LLAMA = 1 };
 
-/* What every launcher returns: one of these, or minus a cudaError_t. */
+/* What every launcher returns: one of these, or PLLM_CUDA_ERROR + a cudaError_t. */
 enum {
   PLLM_OK = 0,
   PLLM_BAD_SHAPE = 1,     /* rows < 0, or hidden outside 1..65536 */
@@ -47,7 +47,8 @@ enum {
   PLLM_BAD_STRIDE = 6,    /* rows of an output overlap */
   PLLM_MISALIGNED = 7,    /* a pointer is no multiple of its element's size */
   PLLM_BAD_WORKSPACE = 8, /* smaller than pllm_rms_norm_workspace_* says */
-  PLLM_BAD_OPTION = 9     /* of pllm_cpu_options: threads < 0, an instruction set that this processor lacks */
+  PLLM_BAD_OPTION = 9,    /* of pllm_cpu_options: threads < 0, an instruction set that this processor lacks */
+  PLLM_CUDA_ERROR = 1000  /* never by itself: CUDA's begin at 1 */
 };
 
 
@@ -136,7 +137,7 @@ PLLM_API int pllm_rms_norm_backward_cpu(const pllm_rms_norm_backward* args, cons
 /* Bytes that backward needs on the current device. Minus a code on error. */
 PLLM_API int64_t pllm_rms_norm_workspace_cuda(const pllm_rms_norm_shape* shape, int want_dweight);
 
-/* Likewise for a code or minus a cudaError_t. */
+/* Likewise, and for CUDA's errors. */
 PLLM_API const char* pllm_rms_norm_message_cuda(int code);
 
 /* `stream` is a cudaStream_t. */

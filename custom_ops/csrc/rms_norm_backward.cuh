@@ -16,9 +16,16 @@ constexpr int kMaxStages = 4;
 // partial[0 .. kCount) of one pack (+)= sums, which start again at zero.
 template <int kCount>
 __device__ inline void flush(float (&sums)[kCount], float* partial, bool first) {
+  if (!first) {
+    float before[kCount];  // read at once: the compiler may not move a load before a store
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) before[i] = partial[i];
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) sums[i] += before[i];
+  }
 #pragma unroll
   for (int i = 0; i < kCount; ++i) {
-    partial[i] = first ? sums[i] : partial[i] + sums[i];
+    partial[i] = sums[i];
     sums[i] = 0.0f;
   }
 }

@@ -11,8 +11,7 @@
 namespace pllm {
 namespace {
 
-// -(cudaError_t), so that it cannot be taken for a code of rms_norm.h.
-int code_of(cudaError_t error) { return -static_cast<int>(error); }
+int code_of(cudaError_t error) { return error == cudaSuccess ? PLLM_OK : PLLM_CUDA_ERROR + static_cast<int>(error); }
 
 template <class T>
 struct Same {
@@ -32,8 +31,11 @@ unsigned threads_for(int64_t packs) { return static_cast<unsigned>(divide_up(pac
 // Rows beyond this are taken by blocks that have done one (the grid's own bound is 2^31 - 1).
 unsigned blocks_for(int64_t blocks) { return static_cast<unsigned>(std::min<int64_t>(blocks, 1 << 30)); }
 
+constexpr int kStaticShared = 2 * kWarp * sizeof(float);  // bytes: RowSum's, of every kernel that has one
+
 struct Device {
   int processors, shared_per_processor, shared_per_block;
+  int dynamic_shared() const { return shared_per_block - kStaticShared; }
 };
 
 int ask(Device* device) {
@@ -148,7 +150,8 @@ int backward_by_registers(const pllm_rms_norm_backward& a, int64_t packs, int st
                           void* stream) {
   const auto kernel = backward_in_registers<T, W, kPacks>;
   const void* function = reinterpret_cast<const void*>(kernel);
-  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
+  // All that there is, not what this call takes: the attribute is the function's, and another thread may be between here and launch.
+  cudaError_t error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, device.dynamic_shared());
   if (error == cudaSuccess) {
     error = cudaFuncSetAttribute(function, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
@@ -185,10 +188,10 @@ int backward(const pllm_rms_norm_backward& a, const Device& device, void* stream
   const int64_t packs = a.shape.hidden / kCount;
   const int each = packs_per_thread(packs);
   if (each == 0) return backward_by_columns<T, W, true>(a, device, stream);
-  // As many rows on their way as shared memory holds. 1 KiB per block is the system's, 256 bytes are RowSum's.
+  // As many rows on their way as shared memory holds. 1 KiB per block is the system's.
   const int64_t row = static_cast<int64_t>(persistent_threads(packs)) * each * 16 * (a.dsum ? 3 : 2);
-  const int64_t room = std::min<int64_t>(device.shared_per_block - 256,
-                                         device.shared_per_processor / blocks_per_processor(packs) - 1024 - 256);
+  const int64_t room = std::min<int64_t>(device.dynamic_shared(),
+                                         device.shared_per_processor / blocks_per_processor(packs) - 1024 - kStaticShared);
   const int stages = static_cast<int>(std::min<int64_t>(room / row, kMaxStages));
   if (stages < 1) return backward_by_columns<T, W, true>(a, device, stream);
   switch (each) {
@@ -204,13 +207,13 @@ int backward(const pllm_rms_norm_backward& a, const Device& device, void* stream
 extern "C" {
 
 const char* pllm_rms_norm_message_cuda(int code) {
-  return code < 0 ? cudaGetErrorString(static_cast<cudaError_t>(-code)) : pllm::message(code);
+  return code > PLLM_CUDA_ERROR ? cudaGetErrorString(static_cast<cudaError_t>(code - PLLM_CUDA_ERROR)) : pllm::message(code);
 }
 
 int64_t pllm_rms_norm_workspace_cuda(const pllm_rms_norm_shape* shape, int want_dweight) {
   if (int code = pllm::check(*shape)) return -code;
   pllm::Device device;
-  if (int code = pllm::ask(&device)) return code;
+  if (int code = pllm::ask(&device)) return -code;
   return pllm::workspace_of(*shape, want_dweight, device);
 }
 

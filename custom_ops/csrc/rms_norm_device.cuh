@@ -6,6 +6,7 @@
 #include <cuda_fp16.h>
 
 #include <cstdint>
+#include <type_traits>
 
 namespace pllm {
 
@@ -88,6 +89,16 @@ template <class T, bool kVector>
 __device__ inline Pack<T, kVector> load(const Pack<T, kVector>* p) {
   return *p;
 }
+// The read-only path, for what no output may be: the compiler need not keep such a load behind the stores that come before it.
+template <class T, bool kVector>
+__device__ inline Pack<T, kVector> load_read_only(const Pack<T, kVector>* p) {
+  using Scalar = typename std::conditional<sizeof(T) == 4, uint32_t, uint16_t>::type;
+  union {
+    typename std::conditional<kVector, uint4, Scalar>::type word;
+    Pack<T, kVector> pack;
+  } both = {__ldg(reinterpret_cast<const decltype(both.word)*>(p))};
+  return both.pack;
+}
 template <class T, bool kVector>
 __device__ inline void store(Pack<T, kVector>* p, const Pack<T, kVector>& value) {
   *p = value;
@@ -104,7 +115,7 @@ struct Weights {
     Weights made;
     const Pack<W, kVector>* p = static_cast<const Pack<W, kVector>*>(weight) + pack * kPacks;
 #pragma unroll
-    for (int i = 0; i < kPacks; ++i) made.packs[i] = load(p + i);
+    for (int i = 0; i < kPacks; ++i) made.packs[i] = load_read_only(p + i);
     return made;
   }
   __device__ void forget() {

@@ -38,9 +38,9 @@ __device__ inline float squares_of(const Pack<T, kVector>& s) {
 }
 
 template <class T, class W, bool kVector>
-__device__ inline Pack<T, kVector> normed(const Pack<T, kVector>& s, float invvar, const void* weight, int64_t pack, bool llama) {
+__device__ inline Pack<T, kVector> normed(const Pack<T, kVector>& s, float invvar,
+                                          const Weights<W, Pack<T, kVector>::kCount>& w, bool llama) {
   constexpr int kCount = Pack<T, kVector>::kCount;
-  const Weights<W, kCount> w = Weights<W, kCount>::of(weight, pack);
   float value[kCount], weights[kCount];
   s.unpack(value);
   w.unpack(weights);
@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(forward_threads(kPacks), forward_blocks(kPacks
   // The bound is the same for all threads of a row, and rows share barriers with none.
   for (int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y; row < a.shape.rows; row += step) {
     const P* x = reinterpret_cast<const P*>(static_cast<const T*>(a.x) + row * a.x_stride);
-    P s[kPacks];
+    P s[kPacks] = {};  // zeros add nothing; left out, ptxas would carry what was there before the `if` from row to row
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       const int pack = threadIdx.x + k * blockDim.x;
@@ -80,23 +80,33 @@ __global__ void __launch_bounds__(forward_threads(kPacks), forward_blocks(kPacks
     if (a.residual) {
       const P* residual = reinterpret_cast<const P*>(static_cast<const T*>(a.residual) + row * a.residual_stride);
       P* sum = reinterpret_cast<P*>(static_cast<T*>(a.sum) + row * a.sum_stride);
+      // Loop by loop, so that all loads are under way at once: none is moved before a store that might be to the same place, and
+      // the compiler makes a branch of a sum's `if`.
+      P r[kPacks] = {};
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
         const int pack = threadIdx.x + k * blockDim.x;
-        if (pack < packs) s[k] = add(s[k], load(residual + pack));
+        if (pack < packs) r[k] = load(residual + pack);
       }
-      // Not in the loop above: the compiler may not move a load before a store that might be to the same place.
 #pragma unroll
       for (int k = 0; k < kPacks; ++k) {
         const int pack = threadIdx.x + k * blockDim.x;
-        if (pack < packs) store(sum + pack, s[k]);
+        if (pack < packs) store(sum + pack, s[k] = add(s[k], r[k]));
       }
+    }
+    // Before the sum over the row, which they need not wait for; but for many that are wider than x, for want of registers.
+    constexpr bool kEarly = sizeof(W) == sizeof(T) || kPacks < 4;
+    Weights<W, P::kCount> weight[kPacks] = {};
+#pragma unroll
+    for (int k = 0; k < kPacks; ++k) {
+      const int pack = threadIdx.x + k * blockDim.x;
+      if (kEarly && pack < packs) weight[k] = Weights<W, P::kCount>::of(a.weight, pack);
     }
     float squares = 0.0f;
 #pragma unroll
     for (int k = 0; k < kPacks; ++k) {
       s[k].forget();
-      if (threadIdx.x + k * blockDim.x < packs) squares += squares_of(s[k]);
+      squares += squares_of(s[k]);
     }
     const float invvar = inverse_rms(row_sum(squares), a.shape);
     if (a.invvar && threadIdx.x == 0) a.invvar[row] = invvar;
@@ -105,7 +115,9 @@ __global__ void __launch_bounds__(forward_threads(kPacks), forward_blocks(kPacks
     for (int k = 0; k < kPacks; ++k) {
       const int pack = threadIdx.x + k * blockDim.x;
       s[k].forget();
-      if (pack < packs) store(y + pack, normed<T, W>(s[k], invvar, a.weight, pack, llama));
+      if (pack >= packs) continue;
+      if (!kEarly) weight[k] = Weights<W, P::kCount>::of(a.weight, pack);
+      store(y + pack, normed<T, W>(s[k], invvar, weight[k], llama));
     }
   }
 }
@@ -140,7 +152,7 @@ __global__ void __launch_bounds__(1024) forward_in_two_reads(const pllm_rms_norm
     if (a.invvar && threadIdx.x == 0) a.invvar[row] = invvar;
     P* y = reinterpret_cast<P*>(static_cast<T*>(a.y) + row * a.y_stride);
     for (int pack = threadIdx.x; pack < packs; pack += blockDim.x) {
-      store(y + pack, normed<T, W>(load(s + pack), invvar, a.weight, pack, llama));
+      store(y + pack, normed<T, W>(load(s + pack), invvar, Weights<W, P::kCount>::of(a.weight, pack), llama));
     }
   }
 }

@@ -6,6 +6,8 @@ import ctypes
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import rms_norm_native as native
@@ -26,7 +28,8 @@ def kernels(said: str) -> dict[str, tuple[int, int]]:
     return found
 
 
-def check(tmp_path, architecture: str) -> None:
+def check(tmp_path, architecture: str):
+    """The library."""
     library, said = native.build_cuda(tmp_path, NVCC, [architecture])
     assert "warning" not in said, said
     found = kernels(said)
@@ -41,16 +44,28 @@ def check(tmp_path, architecture: str) -> None:
     assert (
         loaded.pllm_rms_norm_forward_cuda and loaded.pllm_rms_norm_backward_cuda and loaded.pllm_rms_norm_workspace_cuda
     )
+    return library
 
 
 @needs_nvcc
 def test_compiles_without_spills(tmp_path):
-    check(tmp_path, "90")
+    library = check(tmp_path, "90")
+    # Where no GPU is seen, CUDA's own words reach the user.
+    asked = f"""
+import pathlib, rms_norm_native as native
+cuda = native.load_cuda(pathlib.Path({str(library)!r}))
+code = cuda.pllm_rms_norm_workspace_cuda(native.Shape(4, 64, 1e-6, 0, 0, 0), 1)
+print(code, cuda.pllm_rms_norm_message_cuda(-code).decode())
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(native.CSRC.parent)}
+    done = subprocess.run([sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True)
+    code, words = done.stdout.strip().split(" ", 1)
+    assert int(code) < -1000 and re.search("CUDA driver|CUDA-capable", words), done.stdout
 
 
 @needs_nvcc
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["70", "75", "80", "86", "89", "100"])
+@pytest.mark.parametrize("architecture", ["70", "75", "80", "86", "89", "100", "120"])
 def test_compiles_for_every_architecture(tmp_path, architecture):
     if architecture not in native.cuda_architectures(NVCC):
         pytest.skip(f"this nvcc does not know sm_{architecture}")

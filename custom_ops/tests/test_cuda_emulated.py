@@ -30,7 +30,8 @@ REPLACED = [
     (r"__device__ inline void copies_wait\(\) \{", r"\g<0>\n  return emulation::copies_wait(kGroups);"),
     (
         r"  void\* pointers\[\] = [^}]*\};\n  return code_of\(cudaLaunchKernel[^;]*;",
-        "  (void)stream;\n  emulation::launch(grid, block, shared, [&] { kernel(args...); });\n  return 0;",
+        "  (void)stream;\n  const auto run = [&] { kernel(args...); };\n"
+        "  return code_of(emulation::launch(reinterpret_cast<const void*>(kernel), grid, block, shared, run));",
     ),
 ]
 
@@ -120,6 +121,29 @@ def test_little_shared_memory(emulated, monkeypatch, kib):
     assert error(dx, widen(plain[0])) <= LIMIT["bf16"] and error(dweight, widen(plain[1])) <= LIMIT["bf16"]
     if kib:
         assert (dx == plain[0]).all()
+
+
+def test_threads_do_not_take_shared_memory_from_each_other(emulated):
+    """Rows long and short through the same function: a limit that falls is an error of the emulation's."""
+    for hidden in (4096, 264, 2048):
+        x, _, dy, dsum, weight = draw(3, hidden, "bf16", 24)
+        _, invvar, _ = forward(emulated, "bf16", x, weight)
+        exact = exact_backward(widen(dy), widen(x), widen(weight), 1e-6, widen(dsum))[0]
+        assert error(backward(emulated, "bf16", dy, x, weight, invvar, dsum)[0], exact) <= LIMIT["bf16"]
+
+
+@pytest.mark.parametrize("number", [1, 35, 100])
+def test_cudas_errors_are_told_from_our_own(emulated, monkeypatch, number):
+    shape = native.Shape(4, 64, 1e-6, native.FLOAT32, native.FLOAT32, native.ROUND_FP32)
+    bad = native.Shape(4, 0, 1e-6, native.FLOAT32, native.FLOAT32, native.ROUND_FP32)
+    monkeypatch.setenv("EMULATED_ERROR", str(number))
+    arguments = native.Backward(shape)
+    codes = [
+        -emulated.pllm_rms_norm_workspace_cpu(shape, 1),
+        emulated.pllm_rms_norm_backward_cpu(arguments, None),
+    ]
+    assert [emulated.pllm_rms_norm_message(code) for code in codes] == [f"CUDA error {number}".encode()] * 2
+    assert b"hidden" in emulated.pllm_rms_norm_message(-emulated.pllm_rms_norm_workspace_cpu(bad, 1))
 
 
 def test_llamas_rounding(emulated):

@@ -10,7 +10,9 @@
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "../../csrc/rms_norm_cpu_half.h"
@@ -96,8 +98,16 @@ inline void run_block() {
   }
 }
 
+// Bytes of dynamic shared memory that each function may have: 48 KiB until it is given more.
+inline std::map<const void*, int64_t> shared_limits;
+inline int64_t shared_limit(const void* function) {
+  const auto found = shared_limits.find(function);
+  return found == shared_limits.end() ? 48 << 10 : found->second;
+}
+
 // kernel<<<grid, size, shared>>>, block after block; shared memory begins as rubbish.
-inline void launch(dim3 grid, dim3 size, int64_t shared, const std::function<void()>& body) {
+inline int launch(const void* kernel, dim3 grid, dim3 size, int64_t shared, const std::function<void()>& body) {
+  if (shared > shared_limit(kernel)) return 1;  // cudaErrorInvalidValue
   block.grid = grid;
   block.size = size;
   block.body = &body;
@@ -108,6 +118,7 @@ inline void launch(dim3 grid, dim3 size, int64_t shared, const std::function<voi
       run_block();
     }
   }
+  return 0;
 }
 
 inline Fiber& self() { return block.fibers[block.current]; }
@@ -147,6 +158,10 @@ inline float __shfl_xor_sync(unsigned, float value, int distance) {
   return board[me ^ static_cast<size_t>(distance)];
 }
 
+template <class T>
+inline T __ldg(const T* p) {
+  return *p;
+}
 inline float __uint_as_float(uint32_t bits) { return pllm::float_of(bits); }
 inline uint32_t __float_as_uint(float value) { return pllm::bits_of(value); }
 
@@ -161,15 +176,35 @@ enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin
 };
 enum { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared };
-inline cudaError_t cudaGetDevice(int* id) { return *id = 0; }
+inline cudaError_t cudaGetDevice(int* id) {
+  const char* error = std::getenv("EMULATED_ERROR");
+  *id = 0;
+  return error ? std::atoi(error) : cudaSuccess;
+}
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   const char* shared = std::getenv("EMULATED_SHARED_KIB");  // per block and per multiprocessor
   *value = attribute == cudaDevAttrMultiProcessorCount ? 2 : (shared ? std::atoi(shared) : 227) << 10;
   return cudaSuccess;
 }
-inline cudaError_t cudaFuncSetAttribute(const void*, int, int) { return cudaSuccess; }
+// A limit may not fall while the device stays the same: that is what, between another thread's setting and launch, makes the launch
+// fail; so it is an error here.
+inline cudaError_t cudaFuncSetAttribute(const void* function, int attribute, int value) {
+  static int of_device = 0;
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
+  int device = 0;
+  cudaDeviceGetAttribute(&device, cudaDevAttrMaxSharedMemoryPerBlockOptin, 0);
+  if (device != of_device) emulation::shared_limits.clear();
+  of_device = device;
+  const auto found = emulation::shared_limits.find(function);
+  if (found != emulation::shared_limits.end() && value < found->second) return 1;  // cudaErrorInvalidValue
+  emulation::shared_limits[function] = value;
+  return cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, void*) {
   std::memset(p, value, bytes);
   return cudaSuccess;
 }
-inline const char* cudaGetErrorString(cudaError_t) { return "an error of CUDA's"; }
+inline const char* cudaGetErrorString(cudaError_t error) {
+  static std::string said;
+  return (said = "CUDA error " + std::to_string(error)).c_str();
+}

@@ -69,8 +69,7 @@ class Device:
     def workspace(self, x_RH, weight_H, want_dweight: bool = True, setting: Setting = PLAIN) -> torch.Tensor:
         """Bytes for backward, poisoned."""
         size = self.library.pllm_rms_norm_workspace_cuda(self._shape(x_RH, weight_H, setting), int(want_dweight))
-        if size < 0:
-            self._check(int(-size) if -size < 100 else int(size))
+        self._check(max(-size, 0))
         return torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")
 
     def backward_into(
