@@ -6,7 +6,7 @@ import itertools
 
 import rms_norm_native as native
 import torch
-from device import NAMES, Device, Setting
+from device import NAMES, Device, Setting, free_bytes
 
 LIMIT = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 # Each way through the launchers: a warp per row, blocks, many packs per thread, rows read twice; odd ones element by element.
@@ -38,6 +38,9 @@ HIDDEN = [
     65536,
 ]
 QUICK = [1, 7, 64, 129, 768, 1024, 4096, 4097, 8192, 16384, 65536]
+MANY_ROWS = 200_000
+# For each element of a matrix, at most: a dozen of them in fp32, ten temporaries of float64.
+BYTES_PER_ELEMENT = 160
 GUARD = 64  # elements of poison around and between rows' ends
 
 
@@ -176,11 +179,18 @@ def check_nan(device: Device) -> None:
         assert bool(dx[1].isnan().all()) and bool(dweight.isnan().all()) and bool(dx[[0, 4, 5]].isfinite().all())
 
 
-def check_all(device: Device, quick: bool) -> int:
-    """How many combinations were checked."""
-    count = 0
+def fits(rows: int, hidden: int) -> bool:
+    return rows * hidden * BYTES_PER_ELEMENT <= free_bytes()
+
+
+def check_all(device: Device, quick: bool) -> tuple[int, list[str]]:
+    """How many combinations were checked, and which were not since the card's memory is too small."""
+    count, left_out = 0, []
     for hidden, name in itertools.product(QUICK if quick else HIDDEN, NAMES):
         for rows in (0, 1, 5, 700) if hidden <= 16392 else (3, 37):
+            if not fits(rows, hidden):
+                left_out.append(f"[{rows}, {hidden}] {name}")
+                continue
             for weight_type, gap, offset in ((name, 0, 0), ("fp32", 8, 0), (name, 1, 0), ("fp32", 0, 1)):
                 for residual, llama in (
                     ((False, False), (True, False), (False, True))
@@ -193,6 +203,11 @@ def check_all(device: Device, quick: bool) -> int:
                         where = f"[{rows}, {hidden}] {name}, weight {weight_type}, gap {gap}, offset {offset}, residual {residual}, llama {llama}"
                         raise AssertionError(f"{where}: {failure}") from failure
                     count += 1
-    check_one(device, 200_000, 1024, "fp32", "fp32", 0, 0, True, False)  # dweight of very many rows
+    many = MANY_ROWS
+    while not fits(many, 1024):
+        many //= 2
+    if many < MANY_ROWS:
+        left_out.append(f"more than {many} rows of 1024 ({MANY_ROWS} are asked for)")
+    check_one(device, many, 1024, "fp32", "fp32", 0, 0, True, False)  # dweight of very many rows
     check_nan(device)
-    return count + 2
+    return count + 2, left_out

@@ -4,6 +4,11 @@
 #
 #   custom_ops/tests/gpu/run.sh             # everything, a few minutes
 #   custom_ops/tests/gpu/run.sh --no-times  # correctness alone
+#   custom_ops/tests/gpu/run.sh --no-checks # times alone
 #   custom_ops/tests/gpu/run.sh --quick     # fewer shapes
+#
+# Liger's Triton kernel is timed where it can be imported. Where there is neither it nor a network, its wheel can be brought along:
+#   pip download --no-deps liger-kernel     # where there is a network
+#   LIGER_WHEEL=path/of/liger_kernel-VERSION-py3-none-any.whl custom_ops/tests/gpu/run.sh
 set -euo pipefail
 exec "${PYTHON:-python3}" -u "$(dirname "$0")/main.py" "$@"
