@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import shutil
 import sys
@@ -33,8 +34,9 @@ class BuildWithKernels(build_py):
         try:
             binding.build_kernels(binding.SHIPPED)
             _say(f"fused RMSNorm: kernels built into {binding.SHIPPED}")
-            if importlib.util.find_spec("paddle") is None:
-                _say("fused RMSNorm: Paddle is not to be seen here; its binding will be built at first use")
+            reason = _why_no_paddle()
+            if reason:
+                _say(f"fused RMSNorm: {reason}; its binding will be built at first use")
                 return
             binding.build(binding.SHIPPED / binding.key())
             _say("fused RMSNorm: binding to Paddle built")
@@ -47,6 +49,18 @@ class BuildWithKernels(build_py):
         installed = Path(self.build_lib) / "fused_ln"
         added = [str(path) for name in ("csrc", "lib") for path in (installed / name).rglob("*") if path.is_file()]
         return [*super().get_outputs(include_bytecode), *added, str(installed / "rms_norm_native.py")]
+
+
+def _why_no_paddle() -> str:
+    if importlib.util.find_spec("paddle") is None:
+        return "Paddle is not to be seen here"
+    try:
+        importlib.import_module("paddle")
+    except Exception as error:  # a Paddle for GPUs without its CUDA libraries, a numpy that it does not know, ...
+        return (
+            f"Paddle is here, but cannot be imported ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
+        )
+    return ""
 
 
 def _load(path: Path) -> ModuleType:

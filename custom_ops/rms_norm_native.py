@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -26,26 +27,38 @@ ISA_BEST, ISA_PORTABLE, ISA_AVX2, ISA_AVX512 = 0, 1, 2, 3
 STORES_AUTO, STORES_CACHE, STORES_STREAM = 0, 1, 2
 
 
+def compiler() -> list[str]:
+    """The words of $CXX (g++)."""
+    return shlex.split(os.environ.get("CXX", "")) or ["g++"]
+
+
 def build_cpu(folder: Path, flags: list[str] | None = None) -> Path:
-    """Compiles the CPU's kernels into `folder`/librms_norm_cpu.so with $CXX (g++); side by side, since each file takes seconds."""
-    compiler = os.environ.get("CXX", "g++")
-    flags = CPU_FLAGS + (flags or [])
+    """Compiles the CPU's kernels into `folder`/librms_norm_cpu.so with $CXX (g++); side by side, since each file takes seconds.
+
+    Raises:
+        RuntimeError: with what the compiler said.
+    """
+    command = [*compiler(), *CPU_FLAGS, *(flags or [])]
     objects = [folder / f"{source.stem}.o" for source in CPU_SOURCES]
     jobs = [
-        subprocess.Popen([compiler, *flags, "-c", str(source), "-o", str(target)])
+        subprocess.Popen([*command, "-c", str(source), "-o", str(target)], stderr=subprocess.PIPE, text=True)
         for source, target in zip(CPU_SOURCES, objects, strict=True)
     ]
-    if any([job.wait() for job in jobs]):
-        raise RuntimeError(f"{compiler} could not compile {CSRC}")
+    said = [job.communicate()[1] for job in jobs]
     library = folder / "librms_norm_cpu.so"
-    subprocess.run([compiler, *flags, "-shared", *map(str, objects), "-o", str(library)], check=True)
-    return library
+    if not any(job.returncode for job in jobs):
+        link = [*command, "-shared", *map(str, objects), "-o", str(library)]
+        done = subprocess.run(link, stderr=subprocess.PIPE, text=True, check=False)
+        if not done.returncode:
+            return library
+        said = [done.stderr]
+    raise RuntimeError(f"{command[0]} could not compile {CSRC}:\n{''.join(said)}")
 
 
 def cuda_architectures(nvcc: str) -> list[str]:
     """What this nvcc compiles for, of the architectures that the kernels are written for: ["75", "80", ...]."""
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    wanted = ["70", "75", "80", "86", "89", "90", "100"]
+    wanted = ["70", "75", "80", "86", "89", "90", "100", "120"]
     return [each for each in wanted if f"compute_{each}" in listed.split()]
 
 

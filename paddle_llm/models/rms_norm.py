@@ -17,23 +17,47 @@ _SWITCH = "uses_fused_rms_norm"
 
 
 def why_not_fused() -> str:
-    """Why this device's RMSNorm cannot be fused; "" where it can. Builds the operator at first use, which takes a while.
+    """Why this job's RMSNorm cannot be fused; "" where it can. Builds the operator at first use, which takes a while.
 
-    On a GPU `fused_ln` always has something fused, Paddle's if not its own; on a CPU the plain one here is faster than that.
+    Called by all ranks of a job: either all of them have it, or none takes it. On a GPU that has no own operator `fused_ln`
+    has Paddle's, where that runs; on a CPU the plain RMSNorm here is faster than that.
     """
     import paddle
 
     device = paddle.device.get_device().split(":")[0]
+    reason, otherwise = _why_not_here(device)
+    reasons = _of_all_ranks(reason)
+    lacking = [rank for rank, theirs in enumerate(reasons) if theirs]
+    if not lacking or (len(lacking) == len(reasons) and otherwise):
+        return ""
+    if len(reasons) == 1:
+        return reason
+    who = "no rank has it" if len(lacking) == len(reasons) else f"{len(lacking)} of {len(reasons)} ranks lack it"
+    return f"{who} (rank {lacking[0]}: {reasons[lacking[0]]})"
+
+
+def _why_not_here(device: str) -> tuple[str, bool]:
+    """(why this rank has no operator of ours, whether it is fused all the same)."""
     module = _fused_ln()
     if module is None:
-        return "the module fused_ln is neither installed nor in this clone"
-    if device == "gpu":
-        return ""
+        return "the module fused_ln is neither installed nor in this clone", False
     if not hasattr(module, "why_not"):
-        return (
-            f"the module fused_ln that is installed ({getattr(module, '__file__', None)}) is somebody else's, for GPUs"
-        )
-    return str(module.why_not(device))
+        if device == "gpu":
+            return "", True
+        file = getattr(module, "__file__", None)
+        return f"the module fused_ln that is installed ({file}) is somebody else's, for GPUs", False
+    reason = str(module.why_not(device))
+    return reason, bool(reason) and device == "gpu" and module.without.paddles_runs()
+
+
+def _of_all_ranks(mine: str) -> list[str]:
+    import paddle.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    found: list[str] = []
+    dist.all_gather_object(found, mine)
+    return found
 
 
 def _fused_ln() -> ModuleType | None:

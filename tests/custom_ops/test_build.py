@@ -66,15 +66,27 @@ def test_a_compiler_that_fails_is_asked_once(tmp_path):
     count = tmp_path / "count"
     path = folder_with(tmp_path, **{"g++": f"echo x >> {count}; sleep 1; echo 'x.cpp:1: error: no room' >&2; exit 1"})
     settings = {"PATH": f"{path}:/usr/bin:/bin", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
-    for said, _ in [finished(rank) for rank in [start(**settings) for _ in range(3)]]:
-        assert "could not be compiled" in said["REASON"] and said["Y"] == "48.0 0.0"
+    told = [finished(rank)[0] for rank in [start(**settings) for _ in range(3)]]
+    (note,) = (tmp_path / "cache").rglob("*.failed")
+    assert note.read_text() == "the kernels could not be compiled: x.cpp:1: error: no room"
+    for said in told:
+        assert said["REASON"].startswith(note.read_text()) and said["Y"] == "48.0 0.0"
+    # That the compiler may have been mended since, who waited is told.
+    assert sum(f"to try again at once, delete {note}" in said["REASON"] for said in told) == 2
     tried = len(count.read_text().split())
     assert tried == 4  # the kernels, side by side
-    (note,) = (tmp_path / "cache").rglob("*.failed")
     os.utime(note, (0, 0))
     finished(start(**settings))
     assert len(count.read_text().split()) == 2 * tried
     assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+def test_the_compiler_may_be_words(tmp_path):
+    """CXX="ccache g++", say."""
+    path = folder_with(tmp_path, **{"wrap": 'test "$1" = g++ && echo "y.cpp:2: error: wrapped" >&2; exit 1'})
+    settings = {"PATH": f"{path}:/usr/bin:/bin", "CXX": "wrap g++", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
+    assert "y.cpp:2: error: wrapped" in finished(start(**settings))[0]["REASON"]
+    assert finished(start(**settings | {"CXX": "none g++"}))[0]["REASON"] == "no C++ compiler: none is not on the PATH"
 
 
 def test_a_place_that_cannot_be_written_is_told(tmp_path):
@@ -89,6 +101,7 @@ def test_a_library_that_is_broken_is_told(tmp_path, own_operator):
     built = binding.library()
     folder = tmp_path / "rms_norm" / built.parent.name
     folder.mkdir(parents=True)
+    shutil.copy(built.parent / "facts.json", folder)
     (folder / built.name).write_text("no library")
     said, _ = finished(start(PADDLE_EXTENSION_DIR=str(tmp_path)))
     assert "it cannot be loaded" in said["REASON"] and said["Y"] == "48.0 0.0"

@@ -10,6 +10,7 @@ import pytest
 from paddle_llm.config.layout import Layout
 from paddle_llm.models import rms_norm
 from paddle_llm.rehearse.oracle import prove
+from paddle_llm.rehearse.ranks import run_ranks
 from tests import tiny
 from tests.models.building import WRITERS, batch, build
 from tests.rehearse.cases import make_case
@@ -68,6 +69,73 @@ def test_a_machine_that_cannot_build_it_trains_all_the_same(tmp_path, capsys, mo
     model = build(tiny.write_llama(tmp_path), use_fused_rms_norm=True)
     assert "--use_fused_rms_norm is off: no C++ compiler; the plain RMSNorm" in capsys.readouterr().err
     assert not model.config.use_fused_rms_norm
+
+
+def _reason_of_a_rank(lacking: list[int]) -> str:
+    import paddle.distributed as dist
+
+    from paddle_llm.training.run import start_job
+
+    start_job("cpu", 2)
+    dist.init_parallel_env()
+    fused_ln.why_not = lambda device: "no C++ compiler" if dist.get_rank() in lacking else ""
+    return rms_norm.why_not_fused()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        ([], ""),
+        ([1], "1 of 2 ranks lack it (rank 1: no C++ compiler)"),
+        ([0, 1], "no rank has it (rank 0: no C++ compiler)"),
+    ],
+)
+def test_either_all_ranks_have_it_or_none_takes_it(lacking, told):
+    assert run_ranks(_reason_of_a_rank, 2, lacking) == [told, told]
+
+
+@pytest.mark.parametrize(("paddles", "told"), [(True, ""), (False, "no nvcc")])
+def test_on_a_gpu_paddles_own_will_do(monkeypatch, paddles, told):
+    monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
+    asked = []
+    monkeypatch.setattr(fused_ln, "why_not", lambda device: asked.append(device) or "no nvcc")
+    monkeypatch.setattr(fused_ln.without, "paddles_runs", lambda: paddles)
+    assert rms_norm.why_not_fused() == told
+    assert asked == ["gpu"], "asked, and built, before there is a model"
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma"])
+def test_paddlenlps_own_models_find_it(calls, family):
+    """Without anything of paddle_llm's: the configuration says so, with LLaMA's second switch, which has no default."""
+    import paddlenlp.transformers as nlp
+
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "vocab_size": 64,
+    }
+    shape |= {"num_key_value_heads": 2} | ({"head_dim": 16} if family == "Gemma" else {})
+    config = getattr(nlp, f"{family}Config")(**shape)
+    config.use_fused_rms_norm = config.use_fast_layer_norm = False
+    model = getattr(nlp, f"{family}ForCausalLM")(config)
+    tokens = paddle.to_tensor(np.random.default_rng(0).integers(0, 64, [2, 9]))
+
+    def found() -> list[np.ndarray]:
+        model.clear_gradients()
+        loss = model(input_ids=tokens[:, :-1], labels=tokens[:, 1:])
+        loss = loss[0] if isinstance(loss, tuple) else loss
+        loss.backward()
+        return [loss.numpy(), *(parameter.grad.numpy() for parameter in model.parameters())]
+
+    plain = found()
+    assert not calls
+    config.use_fused_rms_norm = model.config.use_fused_rms_norm = True
+    fused = found()
+    assert len(calls) == 5
+    for one, two in zip(fused, plain, strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max(), rtol=0)
 
 
 def test_somebody_elses_module_is_not_taken_on_a_cpu(tmp_path, monkeypatch):

@@ -1,0 +1,141 @@
+"""What `fused_ln` does where its operator cannot be had, or is not for the tensors at hand; and what it says of it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+import fused_ln
+import numpy as np
+import paddle
+import pytest
+from fused_ln import without
+
+from tests.custom_ops.test_operator import EPSILON, LIMITS, assert_close, formula, norm, results, values
+
+pytestmark = pytest.mark.usefixtures("own_operator")
+
+
+@pytest.fixture
+def nothing_built(monkeypatch):
+    monkeypatch.setattr(fused_ln, "_library", lambda: (None, "no C++ compiler"))
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What the log says from now on."""
+    lines: list[str] = []
+    fused_ln._tell.cache_clear()
+    monkeypatch.setattr(fused_ln._log, "info", lines.append)
+    yield lines
+    fused_ln._tell.cache_clear()
+
+
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.parametrize("weight_type", LIMITS)
+@pytest.mark.parametrize("dtype", LIMITS)
+def test_values_and_gradients_without_it(nothing_built, dtype, weight_type, frozen):
+    x = values(2, 5, 48, dtype=dtype, frozen=frozen)
+    weight = values(48, dtype=weight_type, seed=1, frozen=frozen)
+    y, invvar = fused_ln.fused_rms_norm(x, weight, EPSILON)
+    assert (y.dtype, invvar.dtype, invvar.stop_gradient) == (weight.dtype, paddle.float32, True)
+    assert tuple(invvar.shape) == (2, 5)
+    assert_close(results(norm, x, weight), results(formula, x, weight), max(2e-6, LIMITS[dtype], LIMITS[weight_type]))
+
+
+@pytest.mark.parametrize("types", [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")], ids=str)
+def test_llamas_rounding_is_the_same_without_it(types, monkeypatch):
+    """And of the mixed types that the operator has no such rounding for, it is unfused LLaMA's."""
+    x, weight = values(64, 96, dtype=types[0]), values(96, dtype=types[1], seed=1)
+    wide = x.astype("float32")
+    normed = wide * paddle.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
+    unfused = normed.astype(types[1]).astype("float32") * weight.astype(
+        "float32"
+    )  # exact, then rounded as LLaMA's product
+    unfused = unfused.astype(types[1]).astype("float32").numpy()
+    found = [fused_ln.fused_rms_norm(x, weight, EPSILON, rounding="llama")[0]]
+    monkeypatch.setattr(fused_ln, "_library", lambda: (None, "no C++ compiler"))
+    found.append(fused_ln.fused_rms_norm(x, weight, EPSILON, rounding="llama")[0])
+    for y in found:
+        assert (y.astype("float32").numpy() == unfused).mean() > 0.999
+    assert (norm(x, weight).astype("float32").numpy() != unfused).mean() > 0.05
+    with pytest.raises(ValueError, match="not 'no'"):
+        fused_ln.fused_rms_norm(x, weight, EPSILON, rounding="no")
+
+
+def test_fp64_is_computed_in_fp64():
+    x, weight = values(3, 8).astype("float64"), values(8, seed=1).astype("float64")
+    y, invvar = fused_ln.fused_rms_norm(x, weight, EPSILON)
+    assert y.dtype == invvar.dtype == paddle.float64
+    np.testing.assert_allclose(y.numpy(), formula(x, weight).numpy(), rtol=1e-14)
+
+
+def test_rows_that_are_too_long_are_computed_and_told(said):
+    x, weight = values(2, 65537), values(65537, seed=1)
+    assert_close(results(norm, x, weight), results(formula, x, weight), 1e-5)
+    assert said == ["RMSNorm on the cpu by Paddle's plain operations: its rows hold up to 65536 numbers"]
+
+
+def test_the_log_names_the_way_that_is_taken(said, monkeypatch):
+    norm(values(2, 8, dtype="float16"), values(8, dtype="bfloat16"))
+    norm(values(2, 8), values(8))
+    assert said == ["RMSNorm on the cpu by its own fused operator"]
+    norm(values(2, 8).astype("float64"), values(8))
+    assert said[1:] == ["RMSNorm on the cpu by Paddle's plain operations: it has no fp64"]
+
+
+def test_every_rank_says_why_it_is_slower(said, nothing_built, monkeypatch):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "3")
+    norm(values(2, 8), values(8))
+    assert said == ["rank 3: RMSNorm on the cpu by Paddle's plain operations: no C++ compiler"]
+
+
+def test_an_operator_that_does_not_run_is_not_taken(monkeypatch, said):
+    """Known when it is first asked for, before any model is built."""
+
+    def broken(x, weight):
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    assert without.try_out(broken, "cpu").endswith("no kernel image is available for execution on the device")
+    assert without.try_out(lambda x, weight: x * 1.5 + weight * 0, "cpu") == "it computes something else"
+    assert without.try_out(lambda x, weight: without._plain(x, weight, 0.0, "fp32")[0], "cpu") == ""
+    fused_ln._why_not_running.cache_clear()
+    monkeypatch.setattr(fused_ln, "_own", lambda x, weight, epsilon, rounding: broken(x, weight))
+    try:
+        assert fused_ln.why_not("cpu").startswith("it does not run: RuntimeError")
+        norm(values(2, 8), values(8))
+    finally:
+        fused_ln._why_not_running.cache_clear()
+    assert "Paddle's plain operations: it does not run" in said[0]
+
+
+def test_a_first_question_while_a_program_is_recorded_is_not_the_last_word():
+    without._why_not_paddles.cache_clear()
+    fused_ln._why_not_running.cache_clear()
+    asked = []
+
+    def recorded(x):
+        asked.append((without.paddles_runs(), fused_ln.why_not("cpu")))
+        return norm(x, paddle.ones([8]))
+
+    paddle.jit.to_static(recorded, full_graph=True)(values(2, 8))
+    assert asked == [(False, "")]
+    assert not without._why_not_paddles.cache_info().currsize and not fused_ln._why_not_running.cache_info().currsize
+
+
+def test_a_paddle_without_the_mark_for_to_static(monkeypatch):
+    """Those before 3.2: the module imports all the same."""
+    monkeypatch.setitem(sys.modules, "paddle.jit.marker", ModuleType("marker"))
+    original = fused_ln.fused_rms_norm
+    try:
+        assert importlib.reload(fused_ln).fused_rms_norm is not original
+
+        def recorded(x):
+            return norm(x, paddle.ones([8]))
+
+        y = paddle.jit.to_static(recorded, full_graph=True)(paddle.ones([2, 8]))
+        assert float(y.sum()) == pytest.approx(16, abs=1e-3)
+    finally:
+        monkeypatch.undo()
+        importlib.reload(fused_ln)
