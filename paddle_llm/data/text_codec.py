@@ -185,7 +185,8 @@ class PaddleNLPCodec(TextCodec):
     def decode(self, ids: Iterable[int]) -> str:
         # Not `decode`: ChatGLM-6B's takes the image tokens off the ids twice (paddlenlp 3.0.0b4).
         tokens = self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
-        return self.tokenizer.convert_tokens_to_string(tokens)
+        # None: an id behind the tokenizer's own, which a padded vocabulary of a model has.
+        return self.tokenizer.convert_tokens_to_string([token for token in tokens if token is not None])
 
 
 def open_codec(tokenizer: Any) -> TextCodec:

@@ -20,6 +20,8 @@ CONFIG_FILE = "tokenizer_config.json"
 # The first name is PaddleNLP's for LLaMA, the second Hugging Face's (and PaddleNLP's newer hub folders').
 SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "tokenizer.model")
 FAST_FILE = "tokenizer.json"
+# tokenizer.json as it stands: transformers' name of that class, its name since transformers 5, and PaddleNLP's.
+_BARE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "PretrainedTokenizerFast")
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 _LONGEST_LINE = 4000  # sentencepiece drops longer ones from training without a word
 
@@ -90,12 +92,34 @@ def _named_class(folder: str) -> Callable[[str], Any] | None:
         name = name or "LlamaTokenizer"
     elif pieces is None and _class_name(config) == "LlamaTokenizer" and os.path.isfile(os.path.join(folder, FAST_FILE)):
         name = "LlamaTokenizerFast"  # as in an export for FastDeploy, which has no sentencepiece model
+    elif _class_name(config) in _BARE_CLASSES and os.path.isfile(os.path.join(folder, FAST_FILE)):
+        return _load_bare  # LLaMA 3's, and what transformers' save_pretrained writes
     if not name:
         return None
     import paddlenlp.transformers
 
     found = getattr(paddlenlp.transformers, name).from_pretrained
     return partial(found, vocab_file=pieces) if renamed else found
+
+
+def _load_bare(folder: str) -> Any:
+    """A tokenizer.json of no class of its own. PaddleNLP's base class reads it, but knows of no token that stands before
+    or behind a text: tokenizer.json does."""
+    from paddlenlp.transformers import PretrainedTokenizerFast
+
+    loaded = PretrainedTokenizerFast.from_pretrained(folder)
+    backend = loaded.backend_tokenizer
+    asked = backend.encode("a")
+    marks = asked.special_tokens_mask
+    before, behind = marks.index(0), marks[::-1].index(0)
+    ids = asked.ids
+
+    def build(text: list[int], other: list[int] | None = None) -> list[int]:
+        return [*ids[:before], *text, *(other or []), *ids[len(ids) - behind :]]
+
+    loaded.build_inputs_with_special_tokens = build
+    loaded.verbose = False  # else it logs an error for each token that a tokenizer has none of
+    return loaded
 
 
 def _require_tokenizer(folder: str) -> None:

@@ -188,6 +188,8 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         config = dict(read.config)
         if not sentencepiece_model(str(read.folder)) and name.endswith("Fast"):
             config.pop("init_class", None)
+        if name == "TokenizersBackend":  # transformers 5's name of the class, which transformers 4 lacks
+            config["tokenizer_class"] = CLASS
     else:
         config = {key: read.config[key] for key in kept if read.config.get(key) is not None}
         config |= {"tokenizer_class": CLASS, "init_class": name, "clean_up_tokenization_spaces": False}
@@ -201,6 +203,9 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         config["added_tokens_decoder"] = {
             str(token["id"]): {key: token[key] for key in token if key != "id"} for token in content["added_tokens"]
         }
+    if config.get("tokenizer_class") == CLASS:
+        # This class alone gives token_type_ids, too, unless it is told; no network here has them, and `generate` refuses.
+        config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     (staged / CONFIG_FILE).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     listed = read.config.get("additional_special_tokens")
     mapped: dict[str, Any] = {**read.names, **({"additional_special_tokens": listed} if listed else {})}

@@ -101,6 +101,20 @@ def test_transformers_sees_a_trap(tmp_path, llama, trap):
     assert finding.passed is False and finding.ended == (trap is with_paddlenlps_prefix)
 
 
+@pytest.mark.slow
+@pytest.mark.hf
+def test_transformers_sees_a_tokenizer_that_gives_what_the_network_does_not_take(tmp_path, llama):
+    """The class PreTrainedTokenizerFast gives token_type_ids, unless it is told; `generate` refuses them."""
+    torch_is_here()
+    folder = exported(llama, tmp_path / "hf", "hf")
+    file = folder / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["model_input_names"]
+    file.write_text(json.dumps(config))
+    finding = found_by("transformers", llama, folder, "hf")[TOKENIZER]
+    assert finding.passed is False and "token_type_ids" in finding.note
+
+
 def test_a_family_without_a_network_there_is_said(tmp_path, pieces):
     source = write_folder("chatglm_v2", pieces, tmp_path / "chatglm2")
     finding = found_by("transformers", source, source, "hf")[LOGITS]

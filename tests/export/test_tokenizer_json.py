@@ -298,6 +298,7 @@ def test_transformers_gives_the_same_ids(kind, ours, tmp_path):
         3,
     )
     processor = sentencepiece.SentencePieceProcessor(model_file=str(ours[kind] / "sentencepiece.bpe.model"))
+    assert list(tokenizer("Hello")) == ["input_ids", "attention_mask"]  # all of it goes into `generate`
     samples = texts(600)
     found = tokenizer(samples)["input_ids"]
     wanted = [[1, *ids] for ids in processor.encode(samples)]

@@ -33,7 +33,7 @@ def main(asked: str, heard: str) -> None:
     more = {
         "engine": f"transformers {transformers.__version__} (torch {torch.__version__})",
         "end_ids": ends if isinstance(ends, list) else [] if ends is None else [ends],
-        **read_texts(folder, question["texts"]),
+        **read_texts(folder, question["texts"], model),
     }
     tokens, logits = zip(*answers, strict=True)
     np.savez(heard, tokens=np.stack(tokens), logits=np.stack(logits), heard=np.array(json.dumps(more)))
@@ -53,12 +53,14 @@ def continued(model: Any, ids: list[int], new_tokens: int) -> tuple[np.ndarray, 
     return found.sequences[0, len(ids) :].numpy(), logits_NV
 
 
-def read_texts(folder: str, texts: list[str]) -> dict[str, Any]:
+def read_texts(folder: str, texts: list[str], model: Any) -> dict[str, Any]:
     """Ids of the texts, or why there are none: the weights are compared all the same."""
     if not texts or not (Path(folder) / "tokenizer_config.json").is_file():
         return {}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        # As everybody calls it: the network must take all that the tokenizer gives.
+        model.generate(**tokenizer(texts[0], return_tensors="pt"))
         return {"text_ids": [list(tokenizer(text)["input_ids"]) for text in texts]}
     except Exception as error:  # it raises whatever comes
         return {"tokenizer_problem": f"{type(error).__name__}: {error}"}
