@@ -30,6 +30,8 @@ import numpy as np
 from machine import describe
 from step_speed import SHAPE
 
+from paddle_llm.parallel.host import mkl_cpu_type, processor
+
 LLAMA = SHAPE | {"num_hidden_layers": 8, "vocab_size": 32000, "initializer_range": 0.05, "eos_token_id": 2}
 PROMPT, NEW, BATCHES = 64, 128, (1, 8)
 Generate = Callable[[np.ndarray], list[list[int]]]
@@ -166,8 +168,12 @@ class Side(NamedTuple):
 
 
 _PADDLE = ("paddlepaddle", "paddlenlp")
-_MKL = "7" if "avx512vl" in Path("/proc/cpuinfo").read_text() else "5"  # for AMD's; Intel's take no notice
-_TUNED = {"MKL_DEBUG_CPU_TYPE": _MKL, "MKL_NUM_THREADS": "2", "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
+_TUNED = {
+    "MKL_DEBUG_CPU_TYPE": mkl_cpu_type(processor()) or "",
+    "MKL_NUM_THREADS": "2",
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "KMP_BLOCKTIME": "0",
+}
 STATIC, OURS, NLP, NLP_TUNED, TORCH = (
     "static export, paddle.inference",
     "our loop, PaddleNLP's network",

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+from paddle_llm.parallel.host import mkl_cpu_type, processor
+
 # Read when paddle is imported, by this process and by the ranks that tests start.
 os.environ.setdefault("GLOG_minloglevel", "2")
-os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+if kind := mkl_cpu_type(processor()):
+    os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)

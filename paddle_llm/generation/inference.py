@@ -11,7 +11,6 @@ from typing import Any
 
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # of <linux/mman.h>; the second since Linux 6.1
 _PAGE = 2 << 20
-_AVX512 = frozenset(("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"))
 _LARGE = 32 << 20  # bytes; less of weights stays in a processor's cache
 
 
@@ -42,29 +41,12 @@ def _prepare(threads: int | None) -> int:
     if "paddle" not in sys.modules:
         # A step is some hundred short operations: threads that wait a millisecond for the next one save a fifth of it.
         os.environ.setdefault("KMP_BLOCKTIME", "1")
-        # AVX-512 of AMD's, which MKL leaves aside unless told: a prompt takes 2/3 of the time, a step of 8 rows 4/5.
-        if _is_amd_with_avx512(_processor()):
-            os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "7")
         prepare_host("cpu", threads)
         import_paddle()
         import paddle
 
         paddle.set_device("cpu")
     return threads or int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
-
-
-def _processor() -> str:
-    """What Linux says of it."""
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return ""
-
-
-def _is_amd_with_avx512(described: str) -> bool:
-    """Whether a processor is AMD's and has what MKL's kernels for AVX-512 use (Zen 4 and later)."""
-    flags = next((line.split() for line in described.splitlines() if line.startswith("flags")), [])
-    return "AuthenticAMD" in described and _AVX512.issubset(flags)
 
 
 def _use_huge_pages() -> None:

@@ -12,10 +12,14 @@ import io
 import os
 import sys
 import warnings
+from pathlib import Path
 
 # mallopt's parameter numbers (glibc malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEEP_BYTES = 1 << 30
+
+# What MKL's kernels for AVX-512 use.
+_AVX512 = frozenset(("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"))
 
 # Upstream's own housekeeping, which no user can act on (paddle 3.3.1, paddlenlp 3.0.0b4).
 _UPSTREAM_NOISE = (
@@ -45,9 +49,10 @@ def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
     if device != "cpu":
         return []
     said = []
-    if _is_amd() and "MKL_DEBUG_CPU_TYPE" not in os.environ:
-        os.environ["MKL_DEBUG_CPU_TYPE"] = "5"
-        said.append("MKL_DEBUG_CPU_TYPE=5 (the wheel's MKL takes a slow path on AMD)")
+    kind = mkl_cpu_type(processor())
+    if kind and "MKL_DEBUG_CPU_TYPE" not in os.environ:
+        os.environ["MKL_DEBUG_CPU_TYPE"] = kind
+        said.append(f"MKL_DEBUG_CPU_TYPE={kind} (the wheel's MKL takes a slow path on AMD)")
     threads = cpu_threads or _threads_wished() or _fair_share()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("MKL_NUM_THREADS", str(threads))
@@ -70,12 +75,27 @@ def import_paddle() -> None:
             sys.stderr.write(line)
 
 
-def _is_amd() -> bool:
+def processor() -> str:
+    """What Linux says of this machine's processors; "" where it is not Linux."""
     try:
-        with open("/proc/cpuinfo") as file:
-            return any(line.startswith("vendor_id") and "AuthenticAMD" in line for line in file)
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
-        return False
+        return ""
+
+
+def mkl_cpu_type(described: str) -> str | None:
+    """The MKL_DEBUG_CPU_TYPE that makes the wheel's MKL (2019) use what an AMD processor has; None for Intel's, which it knows.
+
+    Left to itself it takes SSE on AMD. 5: AVX2. 7: AVX-512 (Zen 4 and later): a LLaMA step of hidden size 512 in fp32 takes 0.6
+    of the time with it.
+
+    Args:
+        described: /proc/cpuinfo.
+    """
+    if "AuthenticAMD" not in described:
+        return None
+    flags = next((line.split() for line in described.splitlines() if line.startswith("flags")), [])
+    return "7" if _AVX512.issubset(flags) else "5"
 
 
 def _threads_wished() -> int | None:

@@ -25,9 +25,13 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from paddle_llm.parallel.host import mkl_cpu_type, processor
+
 PRELOAD = ["paddle", "paddlenlp.trainer"]
 # Read by paddle and its math library when they are imported, which the server does.
-SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MKL_DEBUG_CPU_TYPE": "5"}
+SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+if _kind := mkl_cpu_type(processor()):
+    SERVER_ENVIRONMENT["MKL_DEBUG_CPU_TYPE"] = _kind
 
 
 @dataclass

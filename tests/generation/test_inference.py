@@ -41,16 +41,6 @@ def _kernel() -> tuple[int, ...]:
     return tuple(map(int, Path("/proc/sys/kernel/osrelease").read_text().split(".")[:2]))
 
 
-def test_which_processors_are_told_to_use_avx512():
-    from paddle_llm.generation.inference import _is_amd_with_avx512
-
-    zen3 = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx avx2 fma\n"
-    zen4 = zen3.replace("fma", "fma avx512f avx512cd avx512bw avx512dq avx512vl avx512_vnni")
-    assert _is_amd_with_avx512(zen4 + zen4)
-    assert not any(map(_is_amd_with_avx512, (zen3, zen4.replace("AuthenticAMD", "GenuineIntel"), "")))
-    assert not _is_amd_with_avx512(zen4.replace("avx512dq", ""))  # it would end at the first matmul
-
-
 def test_a_program_with_other_inputs_is_refused(tmp_path):
     """A step of an earlier version, say, which did not write its keys and values itself."""
     import paddle

@@ -1,0 +1,50 @@
+"""What is set before paddle is imported: in processes of their own, since it can be set once only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from paddle_llm.parallel.host import mkl_cpu_type, processor
+
+_ZEN3 = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx avx2 fma\n"
+_ZEN4 = _ZEN3.replace("fma", "fma avx512f avx512cd avx512bw avx512dq avx512vl avx512_vnni")
+
+
+def test_mkl_is_told_what_an_amd_processor_has():
+    assert mkl_cpu_type(_ZEN4 + _ZEN4) == "7"
+    assert mkl_cpu_type(_ZEN3) == "5"
+    assert mkl_cpu_type(_ZEN4.replace("avx512dq", "")) == "5"  # with 7 it would end at the first matmul
+    assert mkl_cpu_type(_ZEN4.replace("AuthenticAMD", "GenuineIntel")) is None
+    assert mkl_cpu_type("") is None
+
+
+def _mkl_after_preparing(environment: dict[str, str]) -> str:
+    code = "from paddle_llm.parallel.host import prepare_host; prepare_host('cpu'); import os; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"
+    inherited = {name: value for name, value in os.environ.items() if name != "MKL_DEBUG_CPU_TYPE"}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def test_the_users_own_word_stays():
+    assert _mkl_after_preparing({}) == str(mkl_cpu_type(processor()))
+    assert _mkl_after_preparing({"MKL_DEBUG_CPU_TYPE": "5"}) == "5"
+
+
+def test_products_have_the_same_bits_wherever_their_operands_lie():
+    """Resume to the bit rests on it: a process that goes on has its tensors at other addresses."""
+    import numpy as np
+    import paddle
+
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((96, 520), (520, 1376)))
+    kept, products = [], set()
+    for size in (1, 3, 100, 4097, 70_001):
+        kept.append(paddle.ones([size]))  # moves what is allocated behind it
+        product = paddle.matmul(paddle.to_tensor(a), paddle.to_tensor(b))
+        kept.append(product)
+        products.add(product.numpy().tobytes())
+    assert len(products) == 1
