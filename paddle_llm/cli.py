@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
+import signal
+import sys
 from importlib import import_module
+from typing import Any
 
 import click
 
 from paddle_llm import __version__
-from paddle_llm.config.errors import exit_on_user_error
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from paddle_llm.config.out_folder import disk_problem
 
 # name -> (where the click command stands, its line in --help)
 COMMANDS = {
@@ -36,6 +42,27 @@ class LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """What a command raises becomes one line: a Ctrl-C, wherever it comes (click's own answer is the exit code that
+        errors have), and troubles of the disk."""
+        try:
+            return super().invoke(ctx)
+        except (Exception, KeyboardInterrupt) as error:
+            if _was_interrupted(error):
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break into the exit
+                say("interrupted")
+                sys.exit(EXIT_INTERRUPTED)
+            problem = disk_problem(error)
+            if problem is not None:
+                raise UserError(problem) from error
+            raise
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        close = difflib.get_close_matches(args[0], COMMANDS, 1) if args and args[0] not in COMMANDS else []
+        if close:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
@@ -45,6 +72,14 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether a Ctrl-C is what an error comes of: modules that are being imported turn it into one of their own."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, KeyboardInterrupt):
+        behind = behind.__cause__ or behind.__context__
+    return behind is not None or "KeyboardInterrupt" in str(error)
 
 
 @click.group(

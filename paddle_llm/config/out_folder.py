@@ -21,6 +21,17 @@ from typing import Any
 from paddle_llm.config.errors import UserError
 
 MARK = ".being-written"  # in a folder that is being written, and may be removed
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_DISK = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EIO,
+    errno.EFBIG,
+    errno.ESTALE,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+)
 
 
 def check_replaceable(out: Path, sign: str, kind: str, overwrite: bool) -> None:
@@ -52,12 +63,22 @@ def check_apart(out: Path, *read: Path | None) -> None:
             raise UserError(f"OUT {out} is or holds {place}, which is read for it: name another folder")
 
 
+def check_writable(file: Path, option: str) -> None:
+    """Raise UserError where a file cannot be written: found out by trying it, since the rights alone do not tell."""
+    parent = next(folder for folder in file.absolute().parents if folder.exists())
+    try:
+        with tempfile.TemporaryFile(dir=parent):
+            return
+    except OSError as error:
+        raise UserError(f"{option} {file} cannot be written: {parent}: {error.strerror}. Name another file") from None
+
+
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the body has ended well, and is removed when it has not.
 
     Raises:
-        UserError: it cannot be made, or the disk is full.
+        UserError: it cannot be made, the disk is full, or something else of the disk stands in the way.
     """
     staged = _free_name(out)
     absent = [folder for folder in out.absolute().parents if not folder.exists()]
@@ -77,12 +98,20 @@ def staged_folder(out: Path) -> Iterator[Path]:
         for folder in absent:
             with suppress(OSError):  # somebody has put something there
                 folder.rmdir()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"{out}: the disk is full ({error.strerror}). What was written has been removed; make room, or name a folder "
-                "on another disk"
-            ) from None
+        problem = disk_problem(error)
+        if problem is not None:
+            raise UserError(f"OUT {out} was not written. {problem}") from None
         raise
+
+
+def disk_problem(error: BaseException) -> str | None:
+    """What to tell of an error that is the disk's or its rights', None for any other."""
+    if not isinstance(error, OSError) or error.errno not in (*_FULL, *_DISK):
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    if error.errno in _FULL:
+        return f"{where}the disk is full ({error.strerror}): make room, or write to another one"
+    return f"{where}{error.strerror}"
 
 
 def _free_name(out: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from paddle_llm.config.errors import UserError
@@ -35,3 +36,6 @@ def write_atomically(path: Path, content: bytes | memoryview, hint: str = "") ->
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}. {hint}".rstrip()) from error
+    finally:
+        with suppress(OSError):  # there is none when all went well, or no folder
+            temporary.unlink()

@@ -15,6 +15,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, is_first_rank
+from paddle_llm.config.out_folder import check_writable
 from paddle_llm.generation.choice import Choice
 
 if TYPE_CHECKING:
@@ -151,6 +152,8 @@ def _check_options(
         raise UserError("--output is for what --input asks")
     if output is not None and output.exists() and not (options["overwrite"] and output.is_file()):
         raise UserError(f"--output {output} is there: name another file, or replace it with --overwrite")
+    if output is not None:
+        check_writable(output, "--output")
     sampled = [name for name in ("temperature", "top_p", "top_k") if options[name]]
     if options["num_beams"] > 1 and sampled:
         raise UserError(f"--num_beams {options['num_beams']} searches, --{sampled[0]} samples: keep one of them")
@@ -252,7 +255,11 @@ def _write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
     if output is None:
         sys.stdout.write(lines)
     else:
-        write_atomically(output, lines.encode())
+        try:
+            write_atomically(output, lines.encode())
+        except UserError as error:  # minutes of work, or hours
+            sys.stdout.write(lines)
+            raise UserError(f"--output {error} The answers are on stdout instead") from None
         say(f"{len(rows)} answers: {output}")
     pairs = [(row["generated"], row["reference"]) for row in rows if "reference" in row]
     if pairs:

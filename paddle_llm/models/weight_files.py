@@ -8,12 +8,14 @@ time, where they were written in a way of old; and, where that is allowed, torch
 from __future__ import annotations
 
 import json
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import TensorSpec, serialize_file
+from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.models.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
@@ -67,7 +69,10 @@ class WeightFiles:
             raise UserError(f"{folder} has no {file}: it is not complete")
         scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle}
         for one in [folder / file] if file else _weight_files(folder, allow_pickle):
-            self._entries.update(scans.get(one.suffix, self._scan_safetensors)(one))
+            try:
+                self._entries.update(scans.get(one.suffix, self._scan_safetensors)(one))
+            except OSError as error:
+                raise UserError(f"{one} cannot be read: {error.strerror or error}") from None
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -221,6 +226,9 @@ def write_safetensors(file: Path, tensors: dict[str, np.ndarray], *, format: str
 
     Args:
         format: what it says of itself: "pt" where torch's libraries look for that.
+
+    Raises:
+        OSError: the disk is full, or has another trouble (safetensors has an error of its own for that).
     """
     kept = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
     specs = {
@@ -232,4 +240,10 @@ def write_safetensors(file: Path, tensors: dict[str, np.ndarray], *, format: str
         )
         for key, value in kept.items()
     }
-    serialize_file(specs, file, metadata={"format": format})
+    try:
+        serialize_file(specs, file, metadata={"format": format})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number.group(1)), os.strerror(int(number.group(1))), str(file)) from None

@@ -14,9 +14,10 @@ from click.testing import CliRunner
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.generation.chat import Streamed
-from paddle_llm.generation.command import generate
+from paddle_llm.generation.command import _write, generate
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.generation.folders import VOCABULARY, write_folder
+from tests.peft.disk import no_room
 
 TEXT = "The class statement defines"
 
@@ -100,6 +101,19 @@ def test_instructions_are_answered_beside_their_references(llama, tmp_path):
     assert "1 of 3 answers have a reference" in told and "exact_match" in told and "prompt template: default" in told
     alone = run(llama, "--prompt", TEXT, "--max_new_tokens", "6", "--template", "default")[0]
     assert found[1]["generated"] == alone.removesuffix("\n")
+
+
+def test_an_output_that_cannot_be_written_is_told_first(llama, tmp_path, monkeypatch):
+    file = tmp_path / "prompts.txt"
+    file.write_text(TEXT)
+    monkeypatch.setattr("paddle_llm.generation.command._load", None)  # what would take long is not begun
+    assert "x.jsonl cannot be written" in refused(llama, "--input", file, "--output", file / "x.jsonl")
+
+
+def test_answers_that_find_no_room_are_not_lost(tmp_path, capsys):
+    with no_room(), pytest.raises(UserError, match="on stdout instead"):
+        _write([{"prompt": "a", "generated": "b"}], tmp_path / "x.jsonl")
+    assert rows(capsys.readouterr().out) == [{"prompt": "a", "generated": "b"}] and not list(tmp_path.iterdir())
 
 
 def test_rows_without_answers_in_every_format(llama, tmp_path):

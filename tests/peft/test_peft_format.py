@@ -17,6 +17,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.peft.method import Method
 from tests.export.test_merged import TARGETS, base_folder, merged_in_network, network_of, trained_adapter
+from tests.peft.disk import no_room
 from tests.peft.networks import METHODS, attached, logits, trained_values
 
 PYTHON = os.environ.get("PADDLE_LLM_PEFT_PYTHON")
@@ -307,6 +308,16 @@ def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
         assert result.exit_code == 130 and f"interrupted; OUT {place} was not written" in result.stderr
     assert (out / TENSORS).read_bytes() == before and (tmp_path / "new.saving" / "thesis.txt").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"base", "ours", "theirs", "new.saving"}
+
+
+def test_where_nothing_can_be_written_nothing_is_left(tmp_path):
+    _, ours = made(tmp_path, "llama")
+    before = set(tmp_path.iterdir())
+    with no_room(), pytest.raises(UserError, match="theirs was not written.*too large"):
+        command(ours, tmp_path / "theirs", "--to", "peft")
+    with pytest.raises(UserError, match="cannot be written: Not a directory"):
+        command(ours, ours / CONFIG / "theirs", "--to", "peft")
+    assert set(tmp_path.iterdir()) == before
 
 
 # ---- Hugging Face's own library -------------------------------------------------------------------------------------
