@@ -37,7 +37,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "LLaMA, 2 key-value heads of 8": ("llama", {**_LLAMA, "rope_theta": 500000.0}),
     "LLaMA, 2 key-value heads of 8, tied": ("llama", {**_LLAMA, "tie_word_embeddings": True}),
     "ChatGLM2": ("chatglm_v2", _CHATGLM2),
-    "BLOOM": ("bloom", {**_WIDE, "hidden_size": 128, "n_layer": 4, "n_head": 8}),
+    "BLOOM": ("bloom", {**_WIDE, "hidden_size": 256, "n_layer": 4, "n_head": 16}),
 }
 _CHINESE = (
     "今天天气很好，我们一起去公园散步。",
