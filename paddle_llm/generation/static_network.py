@@ -24,7 +24,7 @@ import numpy as np
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.generation.choice import Choice
-from paddle_llm.generation.inference import open_program
+from paddle_llm.generation.whole_program import open_whole_program
 from paddle_llm.models.places import Places
 from paddle_llm.models.prompt import Prompt
 
@@ -79,7 +79,7 @@ def read_step(folder: Path) -> Step:
         )
     try:
         step = Step(**json.loads((folder / STEP).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / STEP} cannot be read ({error}): export the model anew") from None
     template = step.template
     if template and (folder / template).is_file():
@@ -99,7 +99,7 @@ class StaticModel:
         config: a `Step`.
 
     Raises:
-        UserError: it is no static export.
+        UserError: it is no static export, or a file of it is cut off or cannot be read.
     """
 
     def __init__(self, folder: str | Path, threads: int | None = None, *, tokenizer: Path | None = None):
@@ -107,7 +107,7 @@ class StaticModel:
         self.config = read_step(self.folder)
         self.family = self.config.family
         self._tokenizer = tokenizer or self.folder
-        self._predictor = open_program(self.folder / _PROGRAM, self.folder / _WEIGHTS, threads)
+        self._predictor = open_whole_program(self.folder / _PROGRAM, self.folder / _WEIGHTS, threads)
         names = [f"past_{which}_{layer}" for layer in range(self.config.layers) for which in ("k", "v")]
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
         if _PLACES not in self._inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -51,6 +52,13 @@ def network(llama):
     model = build(llama, load=True)
     model.eval()
     return model
+
+
+@pytest.mark.parametrize(("name", "rest"), [("model.pdiparams", -1), ("model.pdiparams", 1000), ("model.json", -9)])
+def test_what_is_cut_off_is_told(program, tmp_path, name, rest):
+    folder = shutil.copytree(program, tmp_path / "cut")
+    (folder / name).write_bytes((program / name).read_bytes()[:rest])
+    assert f"{name} is cut off" in refused(folder, "--static", "--prompt", "x")
 
 
 def tokens(model, prompts=PROMPTS, rooms=None, choice=None, stop_ids=(), **options):
