@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import fused_ln
 import numpy as np
 import paddle
@@ -12,6 +14,7 @@ from paddle_llm.models import rms_norm
 from paddle_llm.rehearse.oracle import prove
 from paddle_llm.rehearse.ranks import run_ranks
 from tests import tiny
+from tests.generation.folders import train_pieces, write_folder
 from tests.models.building import WRITERS, batch, build
 from tests.rehearse.cases import make_case
 
@@ -191,3 +194,26 @@ def test_layouts_are_one_process(tmp_path, name):
     family, layout, settings = (LAYOUTS | MORE_LAYOUTS)[name]
     verdict = prove(make_case(tmp_path, layout, family=family, use_fused_rms_norm=True, evaluation=3, **settings))
     assert verdict.passed, verdict.failures[0]
+
+
+def test_exports_turn_it_off(tmp_path):
+    """A model that was trained with it is anybody's, with no such operator: neither its folder nor an export names one."""
+    from paddle_llm.checkpoint.merged_model import save_merged_model
+    from paddle_llm.export.command import Options
+    from paddle_llm.export.hugging_face import write_hf
+    from paddle_llm.export.source import open_source
+    from paddle_llm.export.static import write_static
+
+    trained = write_folder("llama", train_pieces(tmp_path), tmp_path / "llama")
+    model = build(trained, use_fused_rms_norm=True)
+    assert model.config.use_fused_rms_norm
+    save_merged_model(model, Layout(), tmp_path / "model")
+    for write in (write_hf, write_static):
+        folder = tmp_path / write.__name__
+        folder.mkdir()
+        write(open_source(tmp_path / "model", tokenizer=trained), folder, Options())
+    programs = [file.read_text() for file in tmp_path.rglob("model.json")]
+    configs = [json.loads(file.read_text()) for file in tmp_path.rglob("config.json")]
+    assert len(programs) == 1 and "matmul" in programs[0] and "pllm_rms_norm" not in programs[0]
+    assert len(configs) == 4 and not any(config.get("use_fused_rms_norm") for config in configs)
+    assert "use_fused_rms_norm" not in (tmp_path / "write_hf" / "config.json").read_text()
