@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Collection
@@ -19,9 +20,10 @@ import click
 from paddle_llm import __version__
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
-from paddle_llm.config.out_folder import check_apart, staged_folder
-from paddle_llm.export.place import RECORD, check_out, check_space, human
+from paddle_llm.config.out_folder import staged_folder
+from paddle_llm.export.place import RECORD, check_out, check_outside, check_space, human
 from paddle_llm.export.proof import ExportFailed, Proof, check_proof, prove, say_findings
+from paddle_llm.export.what_is_there import Found, find
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
@@ -32,6 +34,7 @@ TARGETS = {
     "static": ("paddle_llm.export.static:write_static", "a static program for paddle.inference"),
 }
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_LEAST_BYTES = 10**6  # of a size that is written without a unit
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def export(
         adapter: added to the weights of `folder`.
         tokenizer: folder of the tokenizer, where it is not beside the weights.
         dtype: "float32", "bfloat16" or "float16"; None: as stored.
-        max_shard_size: of one file of weights, such as "5GB" or "500MB", or in bytes.
+        max_shard_size: of one file of weights, such as "5GB" or "500MB", or (a number) in bytes.
         verify: compare logits and greedy tokens of the export with those of its source.
         overwrite: replace an export that is at `out`.
         allow_pickle: read torch's pickles, too, where there is nothing else.
@@ -100,6 +103,10 @@ def export(
         ExportFailed: what was written is not equal to its source, breaks the target's contract, or could not be compared.
     """
     begun = time.monotonic()
+    if not str(folder) or not str(out):
+        raise UserError(
+            "CHECKPOINT and OUT name folders; one of them is empty (a variable of the shell that is not set?)"
+        )
     out, options = Path(out).expanduser().resolve(), Options(dtype, size_in_bytes(max_shard_size))
     if target not in TARGETS:
         raise UserError(f"--target {target!r}: there are {', '.join(TARGETS)}")
@@ -110,8 +117,9 @@ def export(
         raise UserError("an export is written by one process: start it without paddle.distributed.launch")
     if target == "static" and options.max_shard_size != Options.max_shard_size:
         say("--max_shard_size has no effect: a static program has one file of weights")
-    source = _open(folder, adapter, tokenizer, allow_pickle)
-    check_apart(out, source.folder, source.adapter, source.tokenizer)
+    found = find(Path(folder), adapter=_path(adapter), tokenizer=_path(tokenizer))
+    check_outside(out, found.model, found.adapter, found.tokenizer)
+    source = _open(found, allow_pickle)
     if target == "fastdeploy" and source.tokenizer is None:
         raise UserError(
             f"--target fastdeploy: {source.folder} has no tokenizer, without which FastDeploy reads no prompt: name its folder "
@@ -137,21 +145,22 @@ def size_in_bytes(text: str | int) -> int:
     unit = _UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None or float(match.group(1)) * unit < 1:
         raise UserError(f"--max_shard_size {text}: write it like 5GB or 500MB")
+    if isinstance(text, str) and not match.group(2) and float(text) < _LEAST_BYTES:
+        raise UserError(f"--max_shard_size {text} would be {text.strip()} bytes: write it like 5GB or 500MB")
     return int(float(match.group(1)) * unit)
 
 
-def _open(folder: Any, adapter: Any, tokenizer: Any, allow_pickle: bool) -> Source:
+def _path(named: str | Path | None) -> Path | None:
+    return Path(named) if named else None
+
+
+def _open(found: Found, allow_pickle: bool) -> Source:
     from paddle_llm.generation.network import start_process
 
     start_process("cpu")
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source import open_found
 
-    return open_source(
-        Path(folder),
-        adapter=Path(adapter) if adapter else None,
-        tokenizer=Path(tokenizer) if tokenizer else None,
-        allow_pickle=allow_pickle,
-    )
+    return open_found(found, allow_pickle=allow_pickle)
 
 
 def _weigh(source: Source, dtype: str | None) -> int:
@@ -191,12 +200,12 @@ Examples:
 
 
 @click.command(name="export", epilog=_EXAMPLE)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path())
+@click.argument("out", type=click.Path())
 @click.option(
     "--target",
     required=True,
-    type=click.Choice(list(TARGETS)),
+    type=click.Choice(list(TARGETS), case_sensitive=False),
     help="; ".join(f"{name}: {what}" for name, (_, what) in TARGETS.items()) + ".",
 )
 @click.option("--adapter", type=click.Path(path_type=Path), help="LoRA or AdaLoRA, added to CHECKPOINT's weights.")
@@ -217,7 +226,7 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the export that is at OUT.")
 @click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
-def export_command(checkpoint: Path, out: Path, target: str, no_verify: bool, **options: Any) -> None:
+def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **options: Any) -> None:
     """Write the model in CHECKPOINT to the folder OUT as others load it.
 
     CHECKPOINT is a model folder, the output folder of a run, a checkpoint of any layout, or an adapter. The export is
@@ -229,6 +238,7 @@ def export_command(checkpoint: Path, out: Path, target: str, no_verify: bool, **
         say(f"failed: {failure}\nOUT {out} was not written")
         sys.exit(1)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second of two: nothing is left to be interrupted
         say(f"interrupted; OUT {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
     say_findings(done.findings)

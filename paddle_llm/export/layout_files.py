@@ -18,10 +18,10 @@ from typing import Protocol
 
 import numpy as np
 
-from paddle_llm.checkpoint.folder import read_manifest
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.export.what_is_there import manifest_of_weights
 from paddle_llm.models.full_weights import assemble
 from paddle_llm.models.names import IGNORED_ENDS, canonical_name, is_tied
 from paddle_llm.models.outline import outline
@@ -61,7 +61,7 @@ class LayoutFiles:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        manifest = read_manifest(self.folder)
+        manifest = manifest_of_weights(self.folder)
         self.layout = Layout(**manifest["layout"])
         described = (manifest.get("identity") or {}).get("method")
         self.method = None if described is None else Method.from_dict(described)

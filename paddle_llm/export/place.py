@@ -22,6 +22,14 @@ def check_out(out: Path, folder: Path, overwrite: bool) -> None:
     check_replaceable(out, RECORD, "export", overwrite)
 
 
+def check_outside(out: Path, *read: Path | None) -> None:
+    """Raise UserError where OUT is or holds a folder that is read, or lies in one: a model's folder stays as it is."""
+    check_apart(out, *read)
+    for place in read:
+        if place is not None and place.expanduser().resolve() in out.resolve().parents:
+            raise UserError(f"OUT {out} is inside {place}, which is read for it: name a folder outside")
+
+
 def check_space(out: Path, needed: int) -> None:
     """Raise UserError where the disk has no room for `needed` bytes of weights, before anything is written."""
     parent = next(folder for folder in out.absolute().parents if folder.exists())

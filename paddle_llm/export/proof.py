@@ -34,10 +34,11 @@ class ExportFailed(Exception):
 
 def check_proof(target: str, proof: Proof) -> None:
     """Raise UserError for what would only show after all has been written; say what has no effect."""
-    from paddle_llm.export.verify import check_engines, find_paddleformers
+    from paddle_llm.export.verify import asks_paddleformers, check_engines, find_paddleformers
 
     check_engines(proof.engines, target)
-    find_paddleformers(Path(proof.python) if proof.python else None)
+    if proof.wanted and asks_paddleformers(target, proof.engines):
+        find_paddleformers(Path(proof.python) if proof.python else None)
     nothing = "nothing is compared (--no_verify)"
     if proof.engines is not None and not proof.wanted:
         say(f"--engines has no effect: {nothing}")

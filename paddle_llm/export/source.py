@@ -7,28 +7,24 @@ apart, however the network keeps them.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
-from paddle_llm.config.console import say
+from paddle_llm.checkpoint.folder import MANIFEST
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
 from paddle_llm.export.dtypes import ITEM_SIZES
-from paddle_llm.generation.network import recorded_argument, template_of
+from paddle_llm.export.what_is_there import Found, find, read_json
+from paddle_llm.generation.network import template_of
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.load import locate_weights
 from paddle_llm.models.names import compositions
 from paddle_llm.models.outline import outline
 from paddle_llm.models.registry import Family, find_family
 from paddle_llm.models.weight_files import WeightFiles
-from paddle_llm.peft.base import base_named_in, find_base, say_other_base, why_not_found
-
-_ADAPTER = "adapter_config.json"
 
 
 class Tensors(Protocol):
@@ -123,19 +119,13 @@ def open_source(
     Raises:
         UserError: nothing that can be exported is there, it is incomplete, or the adapter is of another base.
     """
-    chosen = _choose(Path(folder))
-    if adapter is not None:
-        adapter = _choose(Path(adapter), wanted="adapter")
-        if not _needs_base(adapter):
-            raise UserError(f"--adapter {adapter} holds a whole model; an adapter's folder or checkpoint is expected")
-        if _needs_base(chosen):
-            raise UserError(f"{chosen} is an adapter itself: give --adapter with the folder of its base")
-        _say_other_base(adapter, chosen)
-    elif _needs_base(chosen):
-        adapter, chosen = chosen, _base_of(chosen)
-        say(f"{adapter} is an adapter: it is added to its base, {chosen}")
-    source = _open_whole(chosen, allow_pickle)
-    source = replace(source, tokenizer=_tokenizer_folder(tokenizer, (adapter, chosen)))
+    return open_found(find(Path(folder), adapter=adapter, tokenizer=tokenizer), allow_pickle=allow_pickle)
+
+
+def open_found(found: Found, *, allow_pickle: bool = False) -> Source:
+    """`open_source` of folders that are known already."""
+    adapter = found.adapter
+    source = replace(_open_whole(found.model, allow_pickle), tokenizer=found.tokenizer)
     if adapter is None:
         return source
     from paddle_llm.export.merged import merge_adapter
@@ -146,62 +136,6 @@ def open_source(
         adapter=adapter,
         template=template_of(adapter) or source.template,
     )
-
-
-def _choose(folder: Path, wanted: str = "model") -> Path:
-    """The model folder, checkpoint or adapter that a folder is or holds."""
-    folder = folder.expanduser()
-    if not folder.is_dir():
-        raise UserError(
-            f"{folder} is no folder: give a model folder, the output folder of a run, or a checkpoint of it"
-        )
-    if any((folder / name).is_file() for name in (MANIFEST, _ADAPTER, "config.json")):
-        return folder
-    for name in dict.fromkeys((wanted, "model", "adapter")):
-        if (folder / name).is_dir():
-            say(f"{folder} is the output of a run: {folder / name} is taken")
-            return folder / name
-    newest, passed_over = newest_complete(folder)
-    if newest is None:
-        raise UserError(
-            f"{folder} holds no config.json, no model/, no adapter/ and no complete checkpoint: nothing to export there. "
-            + " ".join(passed_over)
-        )
-    for line in [*passed_over, f"{folder} holds no finished model: {newest} is taken"]:
-        say(line)
-    return newest
-
-
-def _needs_base(folder: Path) -> bool:
-    """Whether a folder holds what fine-tuning trained, and not the whole model."""
-    if (folder / _ADAPTER).is_file():
-        return True
-    if not (folder / MANIFEST).is_file():
-        return False
-    method = ((_read_json(folder / MANIFEST).get("identity") or {}).get("method") or {}).get("name", "full")
-    return method != "full"
-
-
-def _base_of(adapter: Path) -> Path:
-    """The model folder that an adapter was trained over, as its own files name it."""
-    if (adapter / _ADAPTER).is_file():
-        name = base_named_in(_read_json(adapter / _ADAPTER))
-    else:
-        name = recorded_argument(adapter, "model_name_or_path")
-    base = find_base(name, adapter) if name else None
-    if base is not None:
-        return _choose(base)
-    problem = why_not_found(name, adapter) if name else f"{adapter} does not say over which model it was trained"
-    raise UserError(f"{problem}: name its base, paddle-llm export BASE --adapter {adapter} ...")
-
-
-def _say_other_base(adapter: Path, base: Path) -> None:
-    """What `paddle-llm generate` says, too: an adapter fits every base of the same shape."""
-    try:
-        own = _base_of(adapter)
-    except UserError:
-        return
-    say_other_base(str(own), adapter, base)
 
 
 def _open_whole(folder: Path, allow_pickle: bool) -> Source:
@@ -223,7 +157,7 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
         facts=facts,
         config=config,
         tokenizer=None,
-        generation=_read_json(generation) if generation.is_file() else {},
+        generation=read_json(generation) if generation.is_file() else {},
         template=template_of(folder),
         shapes=shapes,
         tensors=tensors,
@@ -279,21 +213,3 @@ class FolderTensors:
             whole = whole.T if column.transpose else whole
             parts.append(whole[..., column.source_start : column.source_start + column.stop - column.start])
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
-
-
-def _tokenizer_folder(named: Path | None, beside: tuple[Path | None, ...]) -> Path | None:
-    if named is not None:
-        if not (named / "tokenizer_config.json").is_file():
-            raise UserError(f"--tokenizer {named} has no tokenizer_config.json: it is no tokenizer's folder")
-        return named
-    return next((place for place in beside if place and (place / "tokenizer_config.json").is_file()), None)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} must hold a JSON object, not a {type(found).__name__}")
-    return found

@@ -60,14 +60,14 @@ _ENGINES = (
         ("hf", "fastdeploy"),
         lambda question, _: in_processes.answer_of_transformers(question),
         _WITH_GENERATE,
-        "it has no such network without remote code",
+        "transformers has no network of this family without remote code",
     ),
     _Engine(
         "paddleformers",
         ("hf", "fastdeploy"),
         in_processes.answer_of_paddleformers,
         _IN_PADDLEFORMERS,
-        "it has no such network for the CPU",
+        "PaddleFormers has no network of this family for the CPU",
     ),
 )
 ENGINES = tuple(engine.name for engine in _ENGINES)
@@ -101,7 +101,7 @@ def verify(
         UserError: engines that are none or cannot load the target, no such Python, texts without a tokenizer, or a source that cannot be read.
     """
     check_engines(engines, target)
-    python = find_paddleformers(paddleformers_python)
+    python = find_paddleformers(paddleformers_python) if asks_paddleformers(target, engines) else None
     question, findings = _question(source, folder, prompts, new_tokens)
     findings += _of_files(source, question)
     expected = in_paddle.answer_of_source(source, question, _stored_dtypes(source, folder, target))
@@ -127,6 +127,13 @@ def check_engines(engines: Collection[str] | None, target: str) -> None:
         )
 
 
+def asks_paddleformers(target: str, engines: Collection[str] | None) -> bool:
+    """Whether it is among those that a verification asks."""
+    return target in next(engine.targets for engine in _ENGINES if engine.name == "paddleformers") and (
+        engines is None or "paddleformers" in engines
+    )
+
+
 def find_paddleformers(named: Path | None) -> Path | None:
     """The Python of PaddleFormers' environment, named or in the environment variable; None: neither.
 
@@ -139,6 +146,11 @@ def find_paddleformers(named: Path | None) -> Path | None:
         raise UserError(
             f"--paddleformers_python (or {PADDLEFORMERS_PYTHON}) {named}: there is no such program; name DIR/bin/python of an "
             "environment that launch/paddleformers_env.sh DIR has made"
+        )
+    if named is not None and not in_processes.has_paddleformers(named):
+        raise UserError(
+            f"--paddleformers_python (or {PADDLEFORMERS_PYTHON}) {named}: it is no Python with PaddleFormers; "
+            "launch/paddleformers_env.sh DIR makes an environment, of which DIR/bin/python is one"
         )
     return named
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,7 @@ def test_a_folder_that_is_no_export_is_never_replaced(model, tmp_path):
         (tmp_path / "thesis", "is no export"),
         (model, "is or holds .*, which is read for it"),
         (tmp_path, "is or holds .*, which is read for it"),
+        (model / "sub", "is inside .*, which is read for it"),
         (tmp_path / "thesis" / "chapter1.tex", "is a file"),
     ):
         with pytest.raises(UserError, match=said):
@@ -202,7 +204,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
 
 @pytest.mark.parametrize(
     "text, size",
-    [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("4096", 4096), (7, 7), ("2kb", 2000)],
+    [("5GB", 5 * 10**9), ("500MB", 5 * 10**8), ("1.5 GiB", 3 * 2**29), ("4096000", 4096000), (7, 7), ("2kb", 2000)],
 )
 def test_sizes(text, size):
     assert size_in_bytes(text) == size
@@ -214,8 +216,35 @@ def test_what_is_no_size(text):
         size_in_bytes(text)
 
 
+def test_a_small_size_without_a_unit_is_no_size():
+    with pytest.raises(UserError, match="5 would be 5 bytes: write it like 5GB"):
+        size_in_bytes("5")
+
+
 def test_human_sizes():
     assert [human(n) for n in (12, 1500, 5 * 10**9, 3 * 10**13)] == ["12 bytes", "1.5 kB", "5.0 GB", "30.0 TB"]
+
+
+@pytest.mark.parametrize(
+    "write, said",
+    [
+        (lambda folder: (folder / "step.json").write_text("{}"), "is a static export, .* export its source"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "a config.json and no weights .*: nothing to export"),
+    ],
+)
+def test_a_wrong_folder_is_told_by_its_files_alone(model, tmp_path, write, said):
+    """In the first second: paddle takes ten."""
+    write(model)
+    code = (
+        "import sys\nfrom paddle_llm.export.command import export\n"
+        "try:\n    export(*sys.argv[1:])\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
+        "print('paddle' in sys.modules)"
+    )
+    words = [sys.executable, "-c", code, str(model), "hf", str(tmp_path / "out")]
+    told = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    assert re.search(f"UserError .*{said}", told) and told.endswith("False\n"), told
+    with pytest.raises(UserError, match="one of them is empty"):
+        export("", "hf", tmp_path / "out")
 
 
 def test_an_unknown_target_is_told(model, tmp_path):

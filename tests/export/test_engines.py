@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,7 @@ ENDS = {
 
 def program(folder: Path, text: str) -> Path:
     file = folder / "python"
-    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exit 0  # asked whether it has PaddleFormers\n{text}\n')
     file.chmod(0o755)
     return file
 
@@ -182,11 +183,13 @@ def test_how_an_engine_ended_is_told(end, llama, tmp_path, monkeypatch):
     assert "line 1\n" not in finding.note
 
 
-def test_a_program_that_does_not_start_is_told(llama, tmp_path):
-    (tmp_path / "python").write_text("#!/nowhere/sh\n")
+@pytest.mark.parametrize("text", ["#!/nowhere/sh\n", f'#!/bin/sh\nexec {sys.executable} "$@"\n'])
+def test_a_python_without_paddleformers_is_told_before_anything_is_written(text, llama, tmp_path):
+    (tmp_path / "python").write_text(text)
     (tmp_path / "python").chmod(0o755)
-    finding = found_by("paddleformers", llama, llama, "hf", paddleformers_python=tmp_path / "python")[LOGITS]
-    assert finding.ended and "does not start: No such file" in finding.note
+    result = invoked("export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python", tmp_path / "python")
+    assert result.exit_code != 0 and "it is no Python with PaddleFormers" in str(result.exception)
+    assert {path.name for path in tmp_path.iterdir()} == {"python"}
 
 
 def test_an_export_whose_engine_ended_is_not_called_unequal(llama, tmp_path):

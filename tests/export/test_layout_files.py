@@ -132,9 +132,14 @@ def test_every_layout_gives_back_what_it_trained(case, tmp_path):
 
 
 def _wants_all_of(checkpoint: Path) -> None:
-    """Without one of its files a checkpoint is refused; with one that its manifest does not list, too."""
+    """Without one of its weights' files or its manifest a checkpoint is refused; the optimizer's state is not asked for."""
     from paddle_llm.export.layout_files import LayoutFiles
 
+    states = [*checkpoint.glob("optimizer*"), *checkpoint.glob("master_weights*")]
+    assert states
+    for file in states:
+        file.unlink()
+    assert LayoutFiles(checkpoint).is_whole
     weights = sorted([*checkpoint.glob("model_state*"), *checkpoint.glob("model*.safetensors")])[-1]
     weights.rename(checkpoint / "elsewhere")
     with pytest.raises(UserError, match=f"{weights.name} is missing"):

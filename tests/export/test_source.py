@@ -180,6 +180,22 @@ def test_what_cannot_be_exported_is_told(tmp_path, spoil, said):
         opened(tmp_path)
 
 
+def test_what_a_folder_lacks_is_told_in_its_own_words(tmp_path):
+    write_native(tmp_path / "output" / "mine" / "model", "llama")
+    with pytest.raises(UserError, match=r"nothing to export there\. did you mean .*/mine\?$"):
+        opened(tmp_path / "output")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    with pytest.raises(UserError, match=r"nothing to export there\.$"):
+        opened(adapter)
+    (adapter / "adapter_model.safetensors").touch()
+    with pytest.raises(UserError, match="adapter's folder without its adapter_config.json"):
+        opened(adapter)
+    (adapter / "adapter_config.json").write_text('{"base": "x",\n "method" 1}')
+    with pytest.raises(UserError, match="adapter_config.json is not valid JSON: line 2, column 11"):
+        opened(adapter)
+
+
 def test_an_adapter_needs_its_base(tmp_path):
     write_native(tmp_path / "model", "llama")
     adapter = tmp_path / "adapter"

@@ -64,6 +64,16 @@ def answer_of_paddleformers(question: Question, python: Path | None) -> Answers:
         return _ask(python, "paddleformers_child.py", question, folder)
 
 
+def has_paddleformers(python: Path) -> bool:
+    """Whether a program is a Python in whose environment PaddleFormers is; without importing it."""
+    looked = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('paddleformers') else 1)"
+    try:
+        done = subprocess.run([str(python), "-c", looked], env=_environment(), capture_output=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return done.returncode == 0
+
+
 def _ask(python: Path, script: str, question: Question, folder: Path | None = None) -> Answers:
     with tempfile.TemporaryDirectory(prefix="paddle_llm_verify_") as scratch:
         asked, heard = Path(scratch) / "question.json", Path(scratch) / "answers.npz"
