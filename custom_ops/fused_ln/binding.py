@@ -165,7 +165,7 @@ def key() -> str:
     facts = [paddle.version.full_version, paddle.version.commit, str(paddle.version.cuda()), platform.machine(), _FLAGS]
     digest = hashlib.sha256(" ".join(facts).encode())
     sources = [path for path in (_SOURCES / "csrc").iterdir() if path.is_file()]
-    for source in [_SOURCES / "rms_norm_native.py", *sorted(sources)]:
+    for source in [Path(__file__), _SOURCES / "rms_norm_native.py", *sorted(sources)]:
         digest.update(source.read_bytes())
     return f"paddle{paddle.version.full_version}-{digest.hexdigest()[:16]}"
 

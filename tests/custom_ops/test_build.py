@@ -107,6 +107,15 @@ def test_a_library_that_is_broken_is_told(tmp_path, own_operator):
     assert "it cannot be loaded" in said["REASON"] and said["Y"] == "48.0 0.0"
 
 
+def test_an_installation_beside_a_paddle_that_cannot_be_imported(tmp_path):
+    (tmp_path / "paddle").mkdir()
+    (tmp_path / "paddle" / "__init__.py").write_text("raise OSError('libcudart.so.13: not found')")
+    code = "import installation; print(installation._why_no_paddle())"
+    settings = environment(PYTHONPATH=f"{tmp_path}:{CUSTOM_OPS}")
+    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
+    assert done.stdout == "Paddle is here, but cannot be imported (OSError: libcudart.so.13: not found)\n", done.stderr
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH: the binding's CUDA part is not compiled")
 def test_the_binding_compiles_for_cuda(own_operator):
     """Against the headers of the Paddle that is here, which a CPU build has, too."""
