@@ -107,9 +107,11 @@ def generate(
     The likeliest token is taken at each step, unless --temperature, --top_p or --top_k asks for sampling, or --num_beams
     for a search. Under paddle.distributed.launch the ranks share the model (tensor parallel), and the first one prints.
     """
+    from paddle_llm.generation.folders import check_folders
     from paddle_llm.generation.requests import Request, read_requests
 
-    _check_options(model_folder, prompts, input_file, chat, output, options)
+    _check_options(prompts, input_file, chat, output, options)
+    model_folder = check_folders(model_folder.expanduser(), options)
     requests = [Request(text, where="--prompt") for text in prompts]
     if input_file is not None:
         requests = read_requests(input_file, data_format)
@@ -139,12 +141,9 @@ def generate(
 
 
 def _check_options(
-    folder: Path, prompts: Sequence[str], input_file: Path | None, chat: bool, output: Path | None, options: dict
+    prompts: Sequence[str], input_file: Path | None, chat: bool, output: Path | None, options: dict
 ) -> None:
     """Raise UserError for what cannot be, before anything is loaded."""
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give one with config.json, weights and a tokenizer")
-    _check_static(folder, options)
     given = [name for name, there in (("--prompt", prompts), ("--input", input_file), ("--chat", chat)) if there]
     if len(given) != 1:
         raise UserError(f"{' and '.join(given) or 'nothing to do'}: give one of --prompt, --input and --chat")
@@ -162,27 +161,6 @@ def _check_options(
             raise UserError("--chat needs a terminal, which ranks of a launch do not have: run it in one process")
         if options["num_beams"] > 1:
             raise UserError("--chat shows words as they come, which a search cannot: leave --num_beams out")
-
-
-def _check_static(folder: Path, options: dict[str, Any]) -> None:
-    """Raise UserError where --static and the folder do not fit, or an option is not for a static export."""
-    from paddle_llm.generation.static_network import is_static, read_step
-
-    if not options["static"]:
-        if is_static(folder):
-            raise UserError(f"{folder} is a static export: add --static to run it")
-        return
-    read_step(folder)
-    ranks = os.environ.get("PADDLE_TRAINERS_NUM", "1")
-    refused = [
-        (options["adapter"], "--adapter", "a program's weights are fixed: export the model with its --adapter"),
-        (options["device"] == "gpu", "--device gpu", "it computes on the CPU: leave it out"),
-        (options["allow_pickle"], "--allow_pickle", "it has no pickles: leave it out"),
-        (int(ranks) > 1, f"a launch of {ranks} ranks", "it is not split over ranks: run it in one process"),
-    ]
-    for asked, name, reason in refused:
-        if asked:
-            raise UserError(f"{name} with a static export ({folder}): {reason}")
 
 
 def _prepare(folder: Path, requests: Sequence[Request], options: dict[str, Any]) -> tuple[Generator, Reader]:

@@ -104,7 +104,7 @@ def load_network(
     from paddle_llm.models.build import build_model
     from paddle_llm.models.registry import find_family
 
-    codec = open_codec(str(_tokenizer_folder(folder, tokenizer)))
+    codec = open_codec(str(tokenizer or folder))
     facts = read_model_facts(folder)
     stored = str(facts.raw.get("torch_dtype") or facts.raw.get("dtype") or "float32")
     dtype = stored if device == "gpu" and stored in ("bfloat16", "float16") else "float32"
@@ -137,12 +137,6 @@ def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
     base = base_named_in(described_in(adapter))
     if base:
         say_other_base(base, adapter, folder)
-
-
-def _tokenizer_folder(folder: Path, tokenizer: Path | None) -> Path:
-    if tokenizer is None and not (folder / "tokenizer_config.json").is_file():
-        raise UserError(f"{folder} has no tokenizer_config.json; name the folder of the tokenizer with --tokenizer")
-    return tokenizer or folder
 
 
 def _ends_of(folder: Path, config: dict[str, Any]) -> set[int]:

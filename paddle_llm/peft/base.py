@@ -1,7 +1,8 @@
-"""Over which model an adapter stands: the name that its files give, and the folder which that is here."""
+"""Which adapter a folder is, and over which model it stands: the name that its files give, the folder which that is here."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,45 @@ from typing import Any
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import find_model_folder
+from paddle_llm.peft.peft_format import CONFIG, TENSORS
+
+
+def adapter_folder(folder: Path) -> Path:
+    """The adapter that a folder is, or that the output folder of a run holds, which is said.
+
+    Raises:
+        UserError: it is and holds none.
+    """
+    if (folder / CONFIG).is_file():
+        return folder
+    if (folder / "adapter" / CONFIG).is_file():
+        say(f"{folder} is the output of a run: {folder / 'adapter'} is taken")
+        return folder / "adapter"
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder; an adapter's is expected (a run writes one to OUTPUT/adapter)")
+    if (folder / TENSORS).is_file():
+        raise UserError(f"{folder} has {TENSORS} and no {CONFIG}: the adapter is not complete, fetch that file, too")
+    raise UserError(f"{folder} has no {CONFIG}: it is no adapter's folder (a run writes one to OUTPUT/adapter)")
+
+
+def read_described(folder: Path) -> dict[str, Any]:
+    """adapter_config.json, this library's or PEFT's.
+
+    Raises:
+        UserError: there is none, or it is no table.
+    """
+    file = folder / CONFIG
+    try:
+        described = json.loads(file.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no {CONFIG}: it is no adapter of this library") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+    if not isinstance(described, dict):
+        raise UserError(f"{file} must hold a JSON object, not a {type(described).__name__}")
+    return described
 
 
 def base_named_in(described: dict[str, Any]) -> str | None:

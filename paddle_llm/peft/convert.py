@@ -10,7 +10,7 @@ import numpy as np
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.model_facts import ModelFacts, read_model_facts
+from paddle_llm.config.model_facts import ModelFacts, looks_local, read_model_facts
 from paddle_llm.models import names
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.outline import outline
@@ -31,7 +31,7 @@ _NO_PLACE = {
 _FUSED = (".qkv_proj.", ".gate_up_fused_proj.")
 
 
-def to_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable[[Any], Any] = iter) -> None:
+def to_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: Callable[[Any], Any] = iter) -> str:
     """Write an adapter of this library's as PEFT's.
 
     Memory: the adapter.
@@ -40,8 +40,11 @@ def to_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable
         base: what PEFT is to load it over; None: what the adapter names.
         show: wraps what is gone through, for a progress bar.
 
+    Returns:
+        the base that it names: a folder, the name of a model, or "".
+
     Raises:
-        UserError: no LoRA, or something in it that PEFT has no place for.
+        UserError: no LoRA, something in it that PEFT has no place for, or `base` is of another shape.
     """
     described = described_in(folder)
     if is_peft(described):
@@ -55,6 +58,8 @@ def to_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable
     if method.lora_plus_scale != 1.0:
         say(f"lora_plus_scale {method.lora_plus_scale} is of training alone, and PEFT has no place for it: left out")
     where, family = _lasting_base(folder, base, described), shape["family"]
+    if base is not None:
+        _check_shape(folder, where, shape)
     tensors, layers, retrained = _in_peft_names(files, family, show)
     both = next((layer for layer in layers if f"{layer}.weight" in retrained or f"{layer}.bias" in retrained), None)
     if both is not None:
@@ -67,10 +72,11 @@ def to_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable
         tensors[BEGIN + head] = tensors[BEGIN + names.hugging_face(family, names.EMBEDDINGS[family], 2).name]
         retrained.append(head)
     write_adapter(out, config_of_peft(method, layers, retrained, where, shape["layers"]), tensors, format="pt")
+    return where
 
 
-def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callable[[Any], Any] = iter) -> None:
-    """Write an adapter of PEFT's as this library's. Arguments and memory as in `to_peft`.
+def from_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: Callable[[Any], Any] = iter) -> str:
+    """Write an adapter of PEFT's as this library's. Arguments, result and memory as in `to_peft`.
 
     Raises:
         UserError: it does something that LoRA here does not; its base is not here; it belongs to another one.
@@ -98,6 +104,7 @@ def from_peft(folder: Path, out: Path, *, base: Path | None = None, show: Callab
                 f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
             )
     write_adapter(out, {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}, tensors)
+    return named
 
 
 def _in_peft_names(
@@ -137,9 +144,37 @@ def _tied_head(folder: Path, base: str, family: str, files: WeightFiles) -> str 
     return names.tied_head(family, plain_configuration(where, find_family(facts), facts.raw), foreign=True)
 
 
-def _lasting_base(folder: Path, base: Path | None, described: dict[str, Any]) -> str:
-    """What is to be stored: the base's folder, or its name where it has none here; "": it has none at all."""
-    return lasting_name(str(base)) if base else lasting_name(base_named_in(described) or "", folder)
+def _lasting_base(folder: Path, base: str | Path | None, described: dict[str, Any]) -> str:
+    """What is to be stored: the base's folder, or its name where it has none here; "": it has none at all.
+
+    Raises:
+        UserError: `base` is written like a folder, and there is none.
+    """
+    if base is None:
+        return lasting_name(base_named_in(described) or "", folder)
+    place = Path(base).expanduser()
+    if place.is_dir():
+        if not (place / "config.json").is_file() and (place / "model" / "config.json").is_file():
+            say(f"--base {base} is the output of a run: {place / 'model'} is taken")
+            place = place / "model"
+        return lasting_name(str(place))
+    if looks_local(str(base)):
+        raise UserError(f"--base {base}: there is no such folder")
+    return str(base)
+
+
+def _check_shape(folder: Path, base: str, shape: dict[str, Any]) -> None:
+    """Raise UserError where the base is another one than the adapter's; say so where that cannot be known."""
+    where = find_base(base, folder)
+    if where is None:
+        say(f"--base {base} is no folder here: it is stored as a model's name, and not compared with the adapter")
+        return
+    facts = read_model_facts(where)
+    family = find_family(facts)
+    found = base_shape(family.name, plain_configuration(where, family, facts.raw))
+    differing = ", ".join(f"{key} {shape.get(key)}, not {found[key]}" for key in found if shape.get(key) != found[key])
+    if differing:
+        raise UserError(f"--base {where} is not what {folder} was trained over, which had {differing}")
 
 
 def _facts_of_base(folder: Path, base: str) -> tuple[Path, ModelFacts]:

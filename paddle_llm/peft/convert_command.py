@@ -12,6 +12,8 @@ import click
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
 from paddle_llm.config.out_folder import check_apart, check_replaceable
+from paddle_llm.peft.base import adapter_folder
+from paddle_llm.peft.peft_format import CONFIG, TENSORS
 
 _EXAMPLE = """\b
 Examples:
@@ -24,47 +26,41 @@ Examples:
 @click.command(epilog=_EXAMPLE)
 @click.argument("adapter", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--to", "target", required=True, type=click.Choice(["peft", "paddle-llm"]), help="The format of OUT.")
 @click.option(
-    "--base", type=click.Path(path_type=Path), help="The model that it stands over. [default: what ADAPTER says]"
+    "--to",
+    "target",
+    required=True,
+    type=click.Choice(["peft", "paddle-llm"], case_sensitive=False),
+    help="The format of OUT.",
 )
+@click.option("--base", help="The model that it stands over. [default: what ADAPTER says]")
 @click.option("--overwrite", is_flag=True, help="Replace the adapter that is at OUT.")
-def convert(adapter: Path, out: Path, target: str, base: Path | None, overwrite: bool) -> None:
+def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: bool) -> None:
     """Write the LoRA adapter in ADAPTER to the folder OUT, in the format of Hugging Face's PEFT or of this library.
 
     Values are kept bit for bit. What one of both formats cannot express is refused with the reason. `generate`, `export`
     and fine-tuning read PEFT's format as it is, too.
     """
     adapter, out = adapter.expanduser(), out.expanduser()
-    source = _find(adapter)
+    source = adapter_folder(adapter)
     _check_out(out, source, overwrite)
-    _start_process()
-    from paddle_llm.peft import convert as formats
-
-    write = formats.to_peft if target == "peft" else formats.from_peft
     try:
-        write(source, out, base=base.expanduser() if base else None, show=_progress)
+        _start_process()
+        from paddle_llm.peft import convert as formats
+
+        write = formats.to_peft if target == "peft" else formats.from_peft
+        written = write(source, out, base=base, show=_progress)
     except KeyboardInterrupt:
         say(f"interrupted; OUT {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
-    click.echo(out)
-
-
-def _find(adapter: Path) -> Path:
-    """The adapter's folder, or that of a run's output."""
-    from paddle_llm.peft.peft_format import CONFIG
-
-    if not (adapter / CONFIG).is_file() and (adapter / "adapter" / CONFIG).is_file():
-        say(f"{adapter} is the output of a run: {adapter / 'adapter'} is taken")
-        return adapter / "adapter"
-    if not (adapter / CONFIG).is_file():
-        raise UserError(f"{adapter} has no {CONFIG}: it is no adapter's folder (a run writes one to OUTPUT/adapter)")
-    return adapter
+    format = "Hugging Face's PEFT" if target == "peft" else "this library"
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    click.echo(
+        f"{out}: a LoRA adapter in the format of {format}, {size:.1f} MB, over {written or 'a base without a name'}"
+    )
 
 
 def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
-    from paddle_llm.peft.peft_format import CONFIG, TENSORS
-
     check_apart(out, adapter)
     check_replaceable(out, CONFIG, "adapter", overwrite)
     if not out.exists():

@@ -28,7 +28,7 @@ from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.sharded_weights import visiting
 from paddle_llm.peft.attach import attach, family_of
 from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_of
-from paddle_llm.peft.base import lasting_name
+from paddle_llm.peft.base import lasting_name, read_described
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.peft_format import CONFIG, TENSORS, PeftTensors, is_peft, method_of_peft
@@ -190,15 +190,10 @@ def read_method(folder: Path, model: Any = None, *, base: dict[str, Any] | None 
 
 
 def described_in(folder: Path) -> dict[str, Any]:
-    """adapter_config.json."""
-    try:
-        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not is_peft(described):
-            described["method"], described["model"]
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {CONFIG}: it is no adapter of this library") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{folder / CONFIG} is not the configuration of an adapter of this library") from None
+    """adapter_config.json, with what an adapter of this library or of PEFT's says there."""
+    described = read_described(folder)
+    if not is_peft(described) and not all(isinstance(described.get(key), dict) for key in ("method", "model")):
+        raise UserError(f"{folder / CONFIG} is not the configuration of an adapter of this library")
     return described
 
 

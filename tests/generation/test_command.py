@@ -103,6 +103,24 @@ def test_instructions_are_answered_beside_their_references(llama, tmp_path):
     assert found[1]["generated"] == alone.removesuffix("\n")
 
 
+def test_the_folder_of_a_run_and_what_is_no_model(llama, tmp_path, monkeypatch):
+    run_folder = tmp_path / "run"
+    shutil.copytree(llama, run_folder / "model")
+    out, told = run(run_folder, "--prompt", TEXT, "--max_new_tokens", "3")
+    assert out.startswith(TEXT) and f"{run_folder / 'model'} is taken" in told
+    monkeypatch.setattr("paddle_llm.generation.command._load", None)  # all else is told before that
+    (run_folder / "model").rename(tmp_path / "model")
+    assert "no config.json" in refused(run_folder, "--prompt", TEXT)
+    (run_folder / "adapter").mkdir()
+    (run_folder / "adapter" / "adapter_config.json").write_text('{"base": "models/x"}')
+    for folder in (run_folder, run_folder / "adapter"):
+        assert f"generate models/x --adapter {run_folder / 'adapter'}" in refused(folder, "--prompt", TEXT)
+    assert "no tokenizer's folder" in refused(llama, "--prompt", TEXT, "--tokenizer", run_folder)
+    (tmp_path / "model" / "tokenizer_config.json").unlink()
+    assert "with --tokenizer" in refused(tmp_path / "model", "--prompt", TEXT)
+    assert "no such folder" in refused(llama, "--prompt", TEXT, "--tokenizer", tmp_path / "nowhere")
+
+
 def test_an_output_that_cannot_be_written_is_told_first(llama, tmp_path, monkeypatch):
     file = tmp_path / "prompts.txt"
     file.write_text(TEXT)

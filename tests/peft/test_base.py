@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.peft.base import adapter_folder, read_described
 from paddle_llm.peft.method import Method
 from tests.export.test_merged import base_folder, network_of, trained_adapter
 
@@ -94,3 +95,18 @@ def test_generating_over_another_base_is_told(adapter, tmp_path, monkeypatch, ca
     assert "was trained over" not in capsys.readouterr().err
     network._put_over(network_of(tmp_path / "base", "float32"), adapter, tmp_path / "other", Layout())
     assert "whose weights may be others" in capsys.readouterr().err
+
+
+def test_a_description_that_cannot_be_read_is_told_by_its_place(tmp_path):
+    (tmp_path / CONFIG).write_text('{\n "method": {},,\n}')
+    with pytest.raises(UserError, match=r"adapter_config\.json is not valid JSON: line 2, column 15"):
+        read_described(tmp_path)
+    (tmp_path / CONFIG).write_text("[]")
+    with pytest.raises(UserError, match="must hold a JSON object, not a list"):
+        read_described(tmp_path)
+
+
+def test_an_adapter_without_its_description_is_told(tmp_path):
+    (tmp_path / "adapter_model.safetensors").touch()
+    with pytest.raises(UserError, match="not complete"):
+        adapter_folder(tmp_path)

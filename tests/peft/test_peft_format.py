@@ -266,7 +266,7 @@ def test_the_command(tmp_path):
     base, ours = made(tmp_path, "llama")
     ours.rename(tmp_path / "adapter")
     out = tmp_path / "theirs"
-    assert command(tmp_path, out, "--to", "peft") == f"{out}\n"  # the output folder of a run
+    assert command(tmp_path, out, "--to", "peft").startswith(f"{out}: a LoRA adapter")  # the output folder of a run
     first = (out / TENSORS).read_bytes()
     with pytest.raises(UserError, match="not empty.*--overwrite"):
         command(tmp_path / "adapter", out, "--to", "peft")
@@ -308,6 +308,24 @@ def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
         assert result.exit_code == 130 and f"interrupted; OUT {place} was not written" in result.stderr
     assert (out / TENSORS).read_bytes() == before and (tmp_path / "new.saving" / "thesis.txt").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"base", "ours", "theirs", "new.saving"}
+
+
+def test_a_base_that_cannot_be_is_refused(tmp_path, capsys):
+    from paddle_llm.peft.convert import to_peft
+
+    base, ours = made(tmp_path, "llama", modules_to_save=())
+    other = base_folder(tmp_path / "other", "llama", num_hidden_layers=1)
+    out = tmp_path / "theirs"
+    with pytest.raises(UserError, match=r"other is not what .* had layers \d+, not 1$"):
+        to_peft(ours, out, base=other)
+    with pytest.raises(UserError, match="nowhere: there is no such folder"):
+        to_peft(ours, out, base=tmp_path / "nowhere")
+    assert not out.exists()
+    (tmp_path / "run").mkdir()
+    base.rename(tmp_path / "run" / "model")
+    assert to_peft(ours, out, base=tmp_path / "run") == str(tmp_path / "run" / "model")
+    assert to_peft(ours, tmp_path / "more", base="someone/llama") == "someone/llama"
+    assert "not compared" in capsys.readouterr().err
 
 
 def test_where_nothing_can_be_written_nothing_is_left(tmp_path):
