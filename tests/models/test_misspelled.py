@@ -1,0 +1,41 @@
+"""Keys of a config.json that are nearly right are told, and foreign ones are not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.models.build import plain_configuration
+from paddle_llm.models.registry import find_family
+from tests.models.building import WRITERS
+
+SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "models").iterdir())
+
+
+def configuration(folder: Path):
+    facts = read_model_facts(folder)
+    return plain_configuration(folder, find_family(facts), facts.raw)
+
+
+def test_a_key_that_is_nearly_right_is_told_once(tmp_path, capsys):
+    WRITERS["llama"](tmp_path)
+    file = tmp_path / "config.json"
+    raw = json.loads(file.read_text())
+    raw.pop("rms_norm_eps", None)
+    file.write_text(json.dumps(raw | {"rms_norm_epss": 1e-5, "use_of_somebody_else": 1}))
+    for _ in range(2):
+        assert configuration(tmp_path).rms_norm_eps == 1e-6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rms_norm_epss is no setting" in line and "1e-06 is taken" in line
+    file.write_text(json.dumps(raw | {"rms_norm_epss": 1e-5, "rms_norm_eps": 1e-5}))
+    configuration(tmp_path)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
+def test_published_keys_are_left_alone(folder, capsys):
+    configuration(folder)
+    assert "is no setting" not in capsys.readouterr().err
