@@ -94,10 +94,11 @@ def staged_folder(out: Path) -> Iterator[Path]:
             (staged / MARK).unlink()
             _publish(staged, out)
     except BaseException as error:
-        shutil.rmtree(staged, ignore_errors=True)
-        for folder in absent:
-            with suppress(OSError):  # somebody has put something there
-                folder.rmdir()
+        with _ignores_ctrl_c():  # a second one, of somebody in a hurry, would leave half of it
+            shutil.rmtree(staged, ignore_errors=True)
+            for folder in absent:
+                with suppress(OSError):  # somebody has put something there
+                    folder.rmdir()
         problem = disk_problem(error)
         if problem is not None:
             raise UserError(f"OUT {out} was not written. {problem}") from None
@@ -144,6 +145,18 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _ignores_ctrl_c() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

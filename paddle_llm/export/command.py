@@ -125,7 +125,9 @@ def export(
             f"--target fastdeploy: {source.folder} has no tokenizer, without which FastDeploy reads no prompt: name its folder "
             "with --tokenizer"
         )
-    check_space(out, _weigh(source, "float32" if target == "static" else options.dtype))
+    size = _weigh(source, "float32" if target == "static" else options.dtype)
+    check_space(out, size)
+    say(f"writing {source.family.title}, {human(size)} of weights, to {out}")
     with staged_folder(out) as staged:
         module, _, function = TARGETS[target][0].partition(":")
         getattr(import_module(module), function)(source, staged, options)
@@ -172,7 +174,6 @@ def _weigh(source: Source, dtype: str | None) -> int:
 
 def _record(source: Source, staged: Path, target: str, options: Options, findings: list[Any]) -> None:
     """What was exported from where, and what was compared: export.json for programs, README.md for people."""
-    from paddle_llm.export.hugging_face import usual_dtype
     from paddle_llm.export.serving_files import write_readme
 
     described = {
@@ -180,12 +181,23 @@ def _record(source: Source, staged: Path, target: str, options: Options, finding
         "source": str(source.folder.resolve()),
         "adapter": str(source.adapter.resolve()) if source.adapter else None,
         "family": source.family.title,
-        "dtype": options.dtype or {"static": "float32", "fastdeploy": usual_dtype(source)}.get(target, "as stored"),
+        "dtype": _dtype_of(source, target, options),
         "paddle_llm": __version__,
     }
     record = {**described, "verified": [asdict(finding) for finding in findings]}
     (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_readme(staged, target, findings, described)
+
+
+def _dtype_of(source: Source, target: str, options: Options) -> str:
+    """What the export's weights are of, in words: several types only where they were stored so and are not to be of one."""
+    from paddle_llm.export.hugging_face import usual_dtype
+
+    if options.dtype or target == "static":
+        return options.dtype or "float32"
+    usual = usual_dtype(source)
+    more = sorted({source.dtype(name) for name in source.names()} - {usual}) if target == "hf" else []
+    return " and ".join([usual, *more])
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------

@@ -36,10 +36,11 @@ def write_fastdeploy(source: Source, staged: Path, options: Options) -> None:
         UserError: FastDeploy has no network for the family.
     """
     check_fastdeploy(source)
+    why = "as --dtype says" if options.dtype else "FastDeploy reads one type"
     options = replace(options, dtype=options.dtype or usual_dtype(source))
     others = sorted({source.dtype(name) for name in source.names()} - {options.dtype})
     if others:
-        say(f"weights that are stored as {' and '.join(others)} become {options.dtype}: FastDeploy reads one type")
+        say(f"weights that are stored as {' and '.join(others)} become {options.dtype}: {why}")
     write_config(source, staged, options)
     write_words(source, staged, "fastdeploy")
     write_serving(source, staged)

@@ -60,6 +60,7 @@ def prove(source: Source, staged: Path, target: str, proof: Proof) -> list[Findi
     """
     from paddle_llm.export.lint import lint
 
+    say(f"checking the files against the contract of {target}")
     problems = lint(staged, target)
     if problems:
         raise ExportFailed("\n".join([f"the export breaks the contract of {target}:", *problems]))

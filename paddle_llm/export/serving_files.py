@@ -139,6 +139,10 @@ port=${{1:-8180}}
 case $port in
     '' | *[!0-9]*) echo "usage: sh serve.sh [PORT] [arguments of the server]" >&2; exit 2 ;;
 esac
+python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("fastdeploy") is None)' || {{
+    echo "serve.sh: FastDeploy 2.x is not installed for $(command -v python || echo python): https://github.com/PaddlePaddle/FastDeploy" >&2
+    exit 1
+}}
 exec python -m fastdeploy.entrypoints.openai.api_server \\
     --model "$here" --port "$port" {longest}--load-choices default_v1 "$@"
 """
@@ -155,6 +159,14 @@ _NOT_PROVEN = {
         "weights, tokenizer.json), and the engines in the table, which read the same files, were asked."
     ),
     "static": "The program has been run on a CPU only.",
+}
+_NOTHING_PROVEN = {
+    "hf": "Whether it computes what its source does: no engine has been asked.",
+    "fastdeploy": (
+        "Whether it computes what its source does: no engine has been asked, and FastDeploy 2.x itself was not run. The folder keeps its "
+        "contract (config.json, names, layout and types of the weights, tokenizer.json)."
+    ),
+    "static": "The program has not been run.",
 }
 _USE = {
     "hf": 'Load it with `AutoModelForCausalLM.from_pretrained("this folder")`.',
@@ -183,7 +195,7 @@ def write_readme(staged: Path, target: str, findings: Sequence[Finding], describ
         "",
         "## What was not",
         "",
-        _NOT_PROVEN[target],
+        (_NOT_PROVEN if any(one.passed is not None for one in findings) else _NOTHING_PROVEN)[target],
         *_lacking_words(staged, target),
         "",
         *(f"- {one.engine}: not run: {one.note.removeprefix('not run: ')}" for one in findings if one.passed is None),
@@ -214,7 +226,7 @@ def _proven(findings: Sequence[Finding]) -> list[str]:
     ]
     return [
         "Each engine was given the same prompts as the source and its answers compared. Differences of logits are in standard deviations of "
-        "the source's logits.",
+        "the source's logits. Where a row is of the tokenizer, its ids for the same prompts were compared.",
         "",
         "| engine | what | prompts | greedy tokens equal | largest difference of logits | limit | |",
         "|---|---|---|---|---|---|---|",

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from paddle_llm.config.console import say
 from paddle_llm.export.dtypes import ITEM_SIZES, converted
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -26,6 +28,7 @@ CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors'
 _BLOCK = 32 << 20  # bytes that are transposed, converted and written at a time
 _TILE = 128  # rows and columns of a tile: two tiles fit into a core's second cache
 _ALONE = 512 << 20  # bytes of a tensor beside which no other one is held
+_SILENCE = 15.0  # seconds between two lines of a log
 _WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
@@ -186,9 +189,10 @@ def _contiguous(part: np.ndarray, room: np.ndarray | None) -> np.ndarray:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal; gives what is called with the bytes that have been written."""
+    """A bar on stderr, where that is a terminal, and lines now and then in a log; gives what is called with the bytes that
+    have been written."""
     if not sys.stderr.isatty():
-        yield lambda written: None
+        yield _lines(total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -197,3 +201,17 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("weights", total=total)
         yield lambda written: bar.advance(task, written)
+
+
+def _lines(total: int) -> Callable[[int], None]:
+    """What says how far it has come, every `_SILENCE` seconds."""
+    done, said = 0, time.monotonic()
+
+    def advance(written: int) -> None:
+        nonlocal done, said
+        done += written
+        if time.monotonic() - said >= _SILENCE:
+            said = time.monotonic()
+            say(f"weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB ({100 * done // max(total, 1)}%)")
+
+    return advance

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ from paddle_llm.data.jinja_templates import TEMPLATE_FILE, names_a_file
 from paddle_llm.export.ends import end_ids
 from paddle_llm.export.serving_files import read_template_file
 from paddle_llm.export.step_plan import Plan
-from paddle_llm.export.step_program import save_step_program
+from paddle_llm.export.step_program import PROGRAM, save_step_program
 from paddle_llm.export.step_weights import StepWeights
 from paddle_llm.generation.static_network import STEP
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from paddle_llm.export.command import Options
     from paddle_llm.export.source import Source
 
+WEIGHTS = f"{PROGRAM}.pdiparams"
 # What a tokenizer's folder has of a tokenizer; it may be a model's folder, too.
 _TOKENIZER_FILES = ("*token*.json", "*.model", "vocab.*", "merges.txt", "*.tiktoken", "chat_template*", "*.vocab")
 
@@ -32,6 +35,7 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
 
     Raises:
         UserError: another dtype than fp32 is asked for, or there is no tokenizer.
+        OSError: of the disk.
     """
     if options.dtype not in (None, "float32"):
         raise UserError(
@@ -43,7 +47,11 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
             f"{source.folder} has no tokenizer_config.json; name the folder of the tokenizer with --tokenizer"
         )
     weights = StepWeights(source)
-    save_step_program(weights, staged)
+    try:
+        save_step_program(weights, staged)
+    except Exception:
+        _ask_for_room(staged / WEIGHTS, 4 * sum(math.prod(source.shape(name)) for name in source.names()))
+        raise
     source.config.save_pretrained(str(staged))
     ends = end_ids(source)
     _write_json(staged / "generation_config.json", source.generation | ({"eos_token_id": ends} if ends else {}))
@@ -52,6 +60,14 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
             shutil.copyfile(file, staged / file.name)
     template = _template_of_program(source, staged)
     _write_json(staged / STEP, {**describe_step(source, weights.plan), "template": template})
+
+
+def _ask_for_room(file: Path, size: int) -> None:
+    """Raise OSError where the disk has no room for all of a file: Paddle does not look whether what it writes arrives."""
+    with file.open("ab") as opened:
+        written = opened.tell()
+        if written < size:
+            os.posix_fallocate(opened.fileno(), written, size - written)
 
 
 def describe_step(source: Source, plan: Plan) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.export.comparing import Finding, compare
 from paddle_llm.export.ends import end_ids
@@ -102,6 +103,7 @@ def verify(
     """
     check_engines(engines, target)
     python = find_paddleformers(paddleformers_python) if asks_paddleformers(target, engines) else None
+    say("comparing: what the source answers")
     question, findings = _question(source, folder, prompts, new_tokens)
     findings += _of_files(source, question)
     expected = in_paddle.answer_of_source(source, question, _stored_dtypes(source, folder, target))
@@ -239,6 +241,7 @@ def _of_engine(
     try:
         if engine.families is not None and question.family not in engine.families:
             raise NotRun(engine.lacking)
+        say(f"comparing: {engine.name}")
         answers = engine.answer(question, python)
     except NotRun as reason:
         yield Finding(engine.name, what, passed=None, note=f"not run: {reason}")

@@ -65,6 +65,18 @@ def test_without_verification_it_says_so(model, tmp_path):
     assert result.exit_code == 0 and "not compared with its source" in result.stderr
     assert json.loads((tmp_path / "out" / "export.json").read_text())["verified"] == []
     assert "files of weights" in result.stdout
+    assert "weights, to " in result.stderr and "checking the files" in result.stderr  # which stage it is in, in a log
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "weights: float32. " in readme and "table" not in readme
+
+
+def test_a_log_is_told_how_far_the_weights_are(tmp_path, monkeypatch, capsys):
+    from paddle_llm.export import shard_writer
+
+    monkeypatch.setattr(shard_writer, "_SILENCE", 0)
+    write_native(tmp_path / "model", "llama")
+    export(tmp_path / "model", "hf", tmp_path / "out", verify=False)
+    assert "(100%)" in capsys.readouterr().err
 
 
 # ---- what is there --------------------------------------------------------------------------------------------------
@@ -166,9 +178,12 @@ def test_a_failed_verification_ends_with_1_and_a_mistake_with_2(model, tmp_path,
     assert beside(tmp_path) == {"model"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_interrupted_it_leaves_nothing(tmp_path, number):
-    """A signal as soon as weights are being written: it comes then, or in the verification behind."""
+@pytest.mark.parametrize(
+    "numbers",
+    [(signal.SIGINT, signal.SIGINT, signal.SIGINT), pytest.param((signal.SIGTERM,), marks=pytest.mark.slow)],
+)
+def test_interrupted_it_leaves_nothing(tmp_path, numbers):
+    """A signal as soon as weights are being written, and more of them from somebody in a hurry."""
     write_native(tmp_path / "model", "llama", hidden_size=512, intermediate_size=4096)
     job = subprocess.Popen(
         [
@@ -187,7 +202,9 @@ def test_interrupted_it_leaves_nothing(tmp_path, number):
     weights = tmp_path / "out.saving" / "model.safetensors"
     while not (weights.exists() and weights.stat().st_size) and job.poll() is None:
         time.sleep(0.01)
-    job.send_signal(number)
+    for number in numbers:
+        job.send_signal(number)
+        time.sleep(0.02)
     _, said = job.communicate(timeout=120)
     assert job.returncode == 130 and "interrupted" in said and "was not written" in said and "Traceback" not in said
     assert beside(tmp_path) == {"model"}

@@ -187,8 +187,10 @@ def test_how_an_engine_ended_is_told(end, llama, tmp_path, monkeypatch):
 def test_a_python_without_paddleformers_is_told_before_anything_is_written(text, llama, tmp_path):
     (tmp_path / "python").write_text(text)
     (tmp_path / "python").chmod(0o755)
-    result = invoked("export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python", tmp_path / "python")
-    assert result.exit_code != 0 and "it is no Python with PaddleFormers" in str(result.exception)
+    from paddle_llm.config.errors import UserError
+
+    with pytest.raises(UserError, match="it is no Python with PaddleFormers"):
+        invoked("export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python", tmp_path / "python")
     assert {path.name for path in tmp_path.iterdir()} == {"python"}
 
 

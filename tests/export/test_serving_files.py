@@ -243,14 +243,13 @@ def script(bpe, tmp_path) -> Path:
 def test_serve_sh_starts_the_server_on_its_own_folder(script, tmp_path):
     stand_in = tmp_path / "bin" / "python"  # prints its arguments, as nothing here can run the server
     stand_in.parent.mkdir()
-    stand_in.write_text('#!/bin/sh\nfor a in "$@"; do echo "$a"; done\n')
+    asked = '[ "$1" != -c ] || exit "${ABSENT:-0}"'  # whether FastDeploy is there
+    stand_in.write_text(f'#!/bin/sh\n{asked}\nfor a in "$@"; do echo "$a"; done\n')
     stand_in.chmod(0o755)
 
-    def run(*arguments: str) -> subprocess.CompletedProcess:
-        path = f"{stand_in.parent}:/usr/bin:/bin"
-        return subprocess.run(
-            ["sh", str(script), *arguments], env={"PATH": path}, capture_output=True, text=True, cwd="/"
-        )
+    def run(*arguments: str, absent: int = 0) -> subprocess.CompletedProcess:
+        environment = {"PATH": f"{stand_in.parent}:/usr/bin:/bin", "ABSENT": str(absent)}
+        return subprocess.run(["sh", str(script), *arguments], env=environment, capture_output=True, text=True, cwd="/")
 
     server = ["-m", "fastdeploy.entrypoints.openai.api_server"]
     rest = ["--max-model-len", "2048", "--load-choices", "default_v1"]
@@ -259,6 +258,9 @@ def test_serve_sh_starts_the_server_on_its_own_folder(script, tmp_path):
     assert given == [*server, "--model", str(script.parent), "--port", "9000", *rest, "--quantization", "wint8"]
     refused = run("--help")
     assert refused.returncode == 2 and "usage" in refused.stderr
+    lacking = run(absent=1)
+    assert lacking.returncode == 1 and lacking.stdout == "" and len(lacking.stderr.splitlines()) == 1
+    assert f"FastDeploy 2.x is not installed for {stand_in}" in lacking.stderr
 
 
 def test_serve_sh_is_clean(script):
@@ -287,7 +289,10 @@ def test_the_readme_says_what_was_and_was_not_proven(tmp_path):
     )
     write_readme(tmp_path, "hf", [], {**described, "adapter": "/adapters/b"})
     text = (tmp_path / "README.md").read_text()
-    assert "Nothing: the export was not compared" in text and "/adapters/b" in text
+    assert (
+        "Nothing: the export was not compared" in text and "/adapters/b" in text and "no engine has been asked" in text
+    )
+    assert "table" not in text
 
 
 def test_what_ends_an_answer_in_the_tokenizers_own_template_ends_texts(bpe, tmp_path):

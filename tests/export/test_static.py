@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +156,19 @@ def test_what_is_in_the_folder(llama_program):
 def llama_program(pieces, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     return export_static(write_folder("llama", pieces, folder / "llama", num_hidden_layers=2), folder / "program")
+
+
+def test_a_disk_that_fills_is_told_as_such(pieces, tmp_path):
+    """Paddle writes as much as there is room for and says nothing."""
+    source = write_folder("llama", pieces, tmp_path / "model", num_hidden_layers=2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, hard))
+    try:
+        with pytest.raises(OSError) as told:
+            export_static(source, tmp_path / "program")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert told.value.errno == errno.EFBIG
 
 
 def test_a_template_from_a_file_goes_with_the_program(pieces, tmp_path):
