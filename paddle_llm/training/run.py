@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, exit_on_user_error
 from paddle_llm.config.help import help_text, wants_help
+from paddle_llm.config.model_facts import find_model_folder, has_weights
 from paddle_llm.config.old_names import Entry
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
+from paddle_llm.config.run_config import RunConfig
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -68,6 +70,8 @@ def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     if resolved.facts is None:
         resolved = _with_downloaded_model(resolved)
     start = _choose_start(resolved, args)
+    if config.do_train and start is None:
+        _say_first_weights(config)
     trainer = kind.build_trainer(resolved, args)
     _open_output(resolved, start)
     if start and step_of(start) >= args.max_steps:
@@ -133,6 +137,17 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
 
     start = on_first_rank(choose)
     return Path(start) if start else None
+
+
+def _say_first_weights(config: RunConfig) -> None:
+    """Whose weights the first step has, where somebody may expect others."""
+    name = config.model_name_or_path
+    if config.continue_training:
+        say(f"training starts from the weights of {name}")
+        return
+    folder = find_model_folder(name)
+    if folder is not None and has_weights(folder):
+        say(f"{name} holds weights; training starts from random ones (--continue_training 1 starts from them)")
 
 
 def _open_output(resolved: Resolved, start: Path | None) -> None:
