@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.instruction_paths import near
 from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Round, Turn
 from paddle_llm.data.jinja_sandbox import GENERATION_BEGINS, GENERATION_ENDS, compile_template, render
 from paddle_llm.data.templates import TEMPLATES, Piece, Spoken, Template
@@ -176,7 +177,7 @@ def choose_template(name: str | None, codec: TextCodec, folder: str | None) -> C
     if os.path.isfile(name):
         with open(name, encoding="utf-8") as stream:
             return Chosen(JinjaTemplate(stream.read(), _values(config), codec, name), "as asked for")
-    raise UserError(f"--chat_template {name}: is none of auto, jinja, {', '.join(TEMPLATES)}, and no file.")
+    raise _unknown(name)
 
 
 def _tokenizer_config(folder: str | None) -> dict[str, Any]:
@@ -203,6 +204,17 @@ def own_template(folder: str | None) -> str | None:
 def names_a_file(name: str | None) -> bool:
     """Whether a --chat_template is the path of a file with a template in it."""
     return name is not None and name not in (AUTO, JINJA, *TEMPLATES)
+
+
+def check_template(name: str) -> None:
+    """Raise UserError where a --chat_template is no template's name and no file; needs no tokenizer."""
+    if names_a_file(name) and not os.path.isfile(name):
+        raise _unknown(name)
+
+
+def _unknown(name: str) -> UserError:
+    known = (AUTO, JINJA, *TEMPLATES)
+    return UserError(f"--chat_template {name}: is none of {', '.join(known)}, and no file.{near(name, *known)}")
 
 
 def _values(config: dict[str, Any]) -> dict[str, Any]:

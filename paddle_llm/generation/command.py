@@ -33,12 +33,18 @@ Examples:
   python -m paddle.distributed.launch --gpus 0,1 $(which paddle-llm) generate models/llama-65b --input questions.jsonl
 """
 _ROOM, _ROOM_OF_ANSWERS = 64, 512
+_BETWEEN = "---"  # a line between the answers to several prompts
 _AT_MOST_ONE = click.IntRange(1)
 
 
 @click.command(epilog=_EXAMPLE)
 @click.argument("model_folder", type=click.Path(path_type=Path))
-@click.option("--prompt", "prompts", multiple=True, help="Text to continue. May be given several times.")
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    help=f"Text to continue. May be given several times: a line {_BETWEEN} is between the answers.",
+)
 @click.option(
     "--input",
     "input_file",
@@ -134,7 +140,9 @@ def generate(
     if not is_first_rank():
         return
     if input_file is None:
-        for request, answer in zip(requests, answers, strict=True):
+        for number, (request, answer) in enumerate(zip(requests, answers, strict=True)):
+            if number:
+                click.echo(_BETWEEN)
             click.echo(answer.text if reader.encoder else continued(request.text, answer, generator.codec))
         return
     _write(_rows(requests, encoded, answers, generator.codec, reader), output)
@@ -144,6 +152,9 @@ def _check_options(
     prompts: Sequence[str], input_file: Path | None, chat: bool, output: Path | None, options: dict
 ) -> None:
     """Raise UserError for what cannot be, before anything is loaded."""
+    from paddle_llm.data.jinja_templates import check_template
+    from paddle_llm.generation.requests import NONE
+
     given = [name for name, there in (("--prompt", prompts), ("--input", input_file), ("--chat", chat)) if there]
     if len(given) != 1:
         raise UserError(f"{' and '.join(given) or 'nothing to do'}: give one of --prompt, --input and --chat")
@@ -153,6 +164,8 @@ def _check_options(
         raise UserError(f"--output {output} is there: name another file, or replace it with --overwrite")
     if output is not None:
         check_writable(output, "--output")
+    if options["chat_template"] not in (None, NONE):
+        check_template(options["chat_template"])
     sampled = [name for name in ("temperature", "top_p", "top_k") if options[name]]
     if options["num_beams"] > 1 and sampled:
         raise UserError(f"--num_beams {options['num_beams']} searches, --{sampled[0]} samples: keep one of them")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.instruction_paths import near
 from paddle_llm.data.encode_instruction import DoesNotFit, InstructionEncoder
 from paddle_llm.data.instruction_files import SUFFIXES, read_rows
 from paddle_llm.data.instruction_formats import (
@@ -72,7 +73,7 @@ def _read_instructions(path: Path, data_format: str) -> list[Request]:
     whole = [_with_answer(row.value) for row in rows]
     name = recognise([row for row in whole if isinstance(row, dict)], str(path)) if data_format == AUTO else data_format
     if name not in FORMATS:
-        raise UserError(f"--data_format {name}: is none of {AUTO}, {', '.join(FORMATS)}.")
+        raise UserError(f"--data_format {name}: is none of {AUTO}, {', '.join(FORMATS)}.{near(name, *FORMATS)}")
     found = []
     for row, value in zip(rows, whole, strict=True):
         where = f"{path}, line {row.line}"

@@ -57,7 +57,7 @@ def test_sampling_follows_its_seed_and_not_the_batch(llama):
     assert one == again != other
     more = ("--prompt", TEXT, "--prompt", "An object", "--prompt", TEXT)
     together, apart = (run(llama, *more, *choice, "--seed", "1", "--batch_size", size)[0] for size in "31")
-    assert together == apart and together.startswith(one)
+    assert together == apart and together.startswith(f"{one}---\nAn object") and together.count("\n---\n") == 2
     assert run(llama, "--prompt", TEXT, *choice, "--top_k", "1") == run(
         llama, "--prompt", TEXT, "--max_new_tokens", "9"
     )
@@ -70,7 +70,7 @@ def test_a_template_asks(llama):
     assert with_system[0] != asked
 
 
-def test_what_cannot_be_is_told(llama, tmp_path):
+def test_what_cannot_be_is_told(llama, tmp_path, monkeypatch):
     assert "128 positions; at most" in refused(llama, "--prompt", TEXT, "--max_new_tokens", "126")
     assert "empty" in refused(llama, "--prompt", "")
     assert "no folder" in refused(tmp_path / "none", "--prompt", "x")
@@ -81,6 +81,8 @@ def test_what_cannot_be_is_told(llama, tmp_path):
     assert "no such file" in refused(llama, "--input", tmp_path / "none.jsonl")
     assert "needs a template" in refused(llama, "--prompt", "x", "--system", "y")
     assert "none of auto" in refused(llama, "--prompt", "x", "--chat_template", "lama")
+    monkeypatch.setattr("paddle_llm.generation.command._load", None)
+    assert "Did you mean llama2?" in refused(llama, "--prompt", "x", "--chat_template", "lama2")
     assert "paddle-llm generate output" in CliRunner().invoke(generate, ["--help"]).output
 
 
