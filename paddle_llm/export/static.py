@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +49,9 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
         )
     weights = StepWeights(source)
     try:
-        save_step_program(weights, staged)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's, of its own conversion
+            save_step_program(weights, staged)
     except Exception:
         _ask_for_room(staged / WEIGHTS, 4 * sum(math.prod(source.shape(name)) for name in source.names()))
         raise

@@ -196,6 +196,13 @@ def test_what_a_folder_lacks_is_told_in_its_own_words(tmp_path):
         opened(adapter)
 
 
+def test_a_checkpoint_without_the_list_of_its_files_is_told(tmp_path, capsys):
+    write_native(tmp_path / "checkpoint-3", "llama")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
+    opened(tmp_path / "checkpoint-3")
+    assert "checkpoint-3 has no manifest.json" in capsys.readouterr().err
+
+
 def test_an_adapter_needs_its_base(tmp_path):
     write_native(tmp_path / "model", "llama")
     adapter = tmp_path / "adapter"
