@@ -47,9 +47,13 @@ class LazyGroup(click.Group):
         errors have), and troubles of the disk."""
         try:
             return super().invoke(ctx)
+        except SystemExit as end:
+            if end.code == EXIT_INTERRUPTED:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break into the exit
+            raise
         except (Exception, KeyboardInterrupt) as error:
             if _was_interrupted(error):
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break into the exit
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
                 say("interrupted")
                 sys.exit(EXIT_INTERRUPTED)
             problem = disk_problem(error)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.filesize import decimal
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
@@ -54,10 +55,8 @@ def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: 
         say(f"interrupted; OUT {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
     format = "Hugging Face's PEFT" if target == "peft" else "this library"
-    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    click.echo(
-        f"{out}: a LoRA adapter in the format of {format}, {size:.1f} MB, over {written or 'a base without a name'}"
-    )
+    size = decimal(sum(file.stat().st_size for file in out.iterdir()))
+    click.echo(f"{out}: a LoRA adapter in the format of {format}, {size}, over {written or 'a base without a name'}")
 
 
 def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:

@@ -131,6 +131,13 @@ def test_a_file_cut_off_is_told(tmp_path, length):
         build(folder, load=True)
 
 
+def test_weights_that_cannot_be_read_are_told(tmp_path):
+    WRITERS["llama"](tmp_path)
+    (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")  # a file, whose first byte is an input/output error
+    with pytest.raises(UserError, match="model.safetensors cannot be read: Input/output error"):
+        build(tmp_path, load=True)
+
+
 def test_a_corrupt_header_is_told(tmp_path):
     folder = _saved_llama(tmp_path)
     file = folder / "model.safetensors"

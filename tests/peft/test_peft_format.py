@@ -266,7 +266,7 @@ def test_the_command(tmp_path):
     base, ours = made(tmp_path, "llama")
     ours.rename(tmp_path / "adapter")
     out = tmp_path / "theirs"
-    assert command(tmp_path, out, "--to", "peft").startswith(f"{out}: a LoRA adapter")  # the output folder of a run
+    assert command(tmp_path, out, "--to", "peft").endswith(f"over {base}\n")  # the output folder of a run
     first = (out / TENSORS).read_bytes()
     with pytest.raises(UserError, match="not empty.*--overwrite"):
         command(tmp_path / "adapter", out, "--to", "peft")
