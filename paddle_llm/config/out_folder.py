@@ -101,13 +101,13 @@ def staged_folder(out: Path) -> Iterator[Path]:
                     folder.rmdir()
         problem = disk_problem(error)
         if problem is not None:
-            raise UserError(f"OUT {out} was not written. {problem}") from None
+            raise UserError(f"OUT {out} was not written: {problem}") from None
         raise
 
 
 def disk_problem(error: BaseException) -> str | None:
     """What to tell of an error that is the disk's or its rights', None for any other."""
-    if not isinstance(error, OSError) or error.errno not in (*_FULL, *_DISK):
+    if True or error.errno not in (*_FULL, *_DISK):
         return None
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in _FULL:
