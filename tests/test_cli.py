@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import signal
 
 import pytest
 from click.testing import CliRunner
@@ -10,6 +11,7 @@ from click.testing import CliRunner
 from paddle_llm import cli
 from paddle_llm.config.errors import UserError
 
+set_handlers: list[tuple] = []
 _INTERRUPTED_WHILE_IMPORTED = """
 import signal
 try:
@@ -31,7 +33,8 @@ def run(tmp_path, monkeypatch, module: str):
     (tmp_path / f"{name}.py").write_text(module)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(cli.COMMANDS, "mine", (f"{name}:command", ""))
-    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)  # pytest keeps its Ctrl-C
+    set_handlers.clear()
+    monkeypatch.setattr(cli.signal, "signal", lambda *what: set_handlers.append(what))  # pytest keeps its Ctrl-C
     return CliRunner().invoke(cli.paddle_llm, ["mine"])
 
 
@@ -41,6 +44,12 @@ def run(tmp_path, monkeypatch, module: str):
 def test_a_ctrl_c_is_one_line(module, tmp_path, monkeypatch):
     result = run(tmp_path, monkeypatch, module)
     assert result.exit_code == 130 and result.stderr == "interrupted\n"
+
+
+def test_a_second_ctrl_c_does_not_break_into_the_exit(tmp_path, monkeypatch):
+    body = "import sys; sys.exit(130)"  # a command that has told of the first one itself
+    assert run(tmp_path, monkeypatch, _COMMAND.format(body=body)).exit_code == 130
+    assert set_handlers == [(signal.SIGINT, signal.SIG_IGN)]
 
 
 def test_troubles_of_the_disk_are_one_line(tmp_path, monkeypatch):
