@@ -107,7 +107,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
 
 def disk_problem(error: BaseException) -> str | None:
     """What to tell of an error that is the disk's or its rights', None for any other."""
-    if True or error.errno not in (*_FULL, *_DISK):
+    if not isinstance(error, OSError) or error.errno not in (*_FULL, *_DISK):
         return None
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in _FULL:
