@@ -9,7 +9,7 @@ from typing import Any
 from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.model_facts import looks_local
+from paddle_llm.config.model_facts import has_weights, looks_local
 from paddle_llm.generation.static_network import is_static, read_step
 from paddle_llm.peft.base import adapter_folder, base_named_in, read_described
 from paddle_llm.peft.peft_format import CONFIG
@@ -67,6 +67,10 @@ def _model_folder(folder: Path) -> Path:
             base = base_named_in(read_described(adapter)) or "BASE"
             raise UserError(f"{adapter} is an adapter: paddle-llm generate {base} --adapter {adapter} ...")
     if (folder / "config.json").is_file():
+        if not has_weights(folder) and not any(folder.glob("*.bin")):  # torch's: the loader has more to say of those
+            raise UserError(
+                f"{folder} holds no weights (model.safetensors or model_state.pdparams), only a config.json"
+            )
         return folder
     if (folder / "model" / "config.json").is_file():
         say(f"{folder} is the output of a run: {folder / 'model'} is taken")

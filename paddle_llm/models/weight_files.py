@@ -188,10 +188,7 @@ def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
             "--allow_pickle (nothing but tensors is taken from them), or convert them to safetensors with Hugging Face's "
             "save_pretrained(..., safe_serialization=True)"
         )
-    raise UserError(
-        f"{folder} holds no weights (model.safetensors, model_state.pdparams, or either with an index); for random weights "
-        "set continue_training to 0"
-    )
+    raise UserError(f"{folder} holds no weights (model.safetensors, model_state.pdparams, or either with an index)")
 
 
 def _indexed_files(index: Path) -> list[Path]:

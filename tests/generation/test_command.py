@@ -118,6 +118,9 @@ def test_the_folder_of_a_run_and_what_is_no_model(llama, tmp_path, monkeypatch):
     for folder in (run_folder, run_folder / "adapter"):
         assert f"generate models/x --adapter {run_folder / 'adapter'}" in refused(folder, "--prompt", TEXT)
     assert "no tokenizer's folder" in refused(llama, "--prompt", TEXT, "--tokenizer", run_folder)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    assert "holds no weights" in refused(tmp_path / "model", "--prompt", TEXT)
+    (tmp_path / "model" / "model.safetensors").touch()
     (tmp_path / "model" / "tokenizer_config.json").unlink()
     assert "with --tokenizer" in refused(tmp_path / "model", "--prompt", TEXT)
     assert "no such folder" in refused(llama, "--prompt", TEXT, "--tokenizer", tmp_path / "nowhere")
