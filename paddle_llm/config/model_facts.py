@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.json_object import read_json_object
 
 # Every name under which a family keeps the same number. The first one present counts.
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -76,16 +76,9 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
             f"{folder} is no folder here. A name built into PaddleNLP must be downloaded first, which needs a network; "
             f"without one give a local folder: --model_name_or_path /path/to/{name}"
         )
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: a model folder needs its config.json.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold a JSON object, not a {type(raw).__name__}.")
+    if not path.is_file():
+        raise UserError(f"{path} does not exist: a model folder needs its config.json.")
+    raw = read_json_object(path)
     return facts_from_dict(raw, where=str(path))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from paddle_llm.export.dtypes import widened
 from paddle_llm.export.step_plan import Plan, activation, alibi_slopes, epsilon, rotary_angles, rotary_order, scales
 from paddle_llm.models.names import EMBEDDINGS, HEADS, is_tied
 
@@ -142,7 +143,7 @@ class StepWeights:
         return self._scaled_queries(weight, layer), None if bias is None else self._scaled_queries(bias, layer)
 
     def _one(self, name: str) -> Weight:
-        return Weight(self._source.shape(name), lambda: in_fp32(self._source.read(name)))
+        return Weight(self._source.shape(name), lambda: widened(self._source.read(name)))
 
     def _if_there(self, name: str) -> Weight | None:
         return self._one(name) if name in self._known else None
@@ -227,10 +228,3 @@ class StepWeights:
 
 def scaled(weight: Weight, factor: float) -> Weight:
     return Weight(weight.shape, lambda: weight.read() * np.float32(factor))
-
-
-def in_fp32(values: np.ndarray) -> np.ndarray:
-    """What a source reads: bfloat16 comes as its bits."""
-    if values.dtype == np.uint16:
-        return (values.astype(np.uint32) << 16).view(np.float32)
-    return values.astype(np.float32, copy=False)

@@ -3,7 +3,6 @@ wrong folder is told in the first second."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.json_object import read_json_object
 from paddle_llm.config.model_facts import has_weights, read_model_facts
 from paddle_llm.generation.network import recorded_argument
 from paddle_llm.models.registry import find_family
@@ -68,7 +68,7 @@ def manifest_of_weights(folder: Path) -> dict[str, Any]:
     """
     if not (folder / MANIFEST).is_file():
         raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}")
-    manifest = read_json(folder / MANIFEST)
+    manifest = read_json_object(folder / MANIFEST)
     for name, size in (manifest.get("files") or {}).items():
         if not _OF_WEIGHTS.match(Path(name).name):
             continue
@@ -78,19 +78,6 @@ def manifest_of_weights(folder: Path) -> dict[str, Any]:
             problem = f"{name} is missing" if found is None else f"{name} has {found} bytes, not {size}"
             raise UserError(f"{folder} is not a complete checkpoint: {problem}. Name another one")
     return manifest
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """Raises UserError where a file cannot be read, or holds no object."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    if not isinstance(found, dict):
-        raise UserError(f"{file} must hold a JSON object, not a {type(found).__name__}")
-    return found
 
 
 def _choose(folder: Path, wanted: str = "model") -> Path:
@@ -151,14 +138,14 @@ def _needs_base(folder: Path) -> bool:
         return True
     if not (folder / MANIFEST).is_file():
         return False
-    method = ((read_json(folder / MANIFEST).get("identity") or {}).get("method") or {}).get("name", "full")
+    method = ((read_json_object(folder / MANIFEST).get("identity") or {}).get("method") or {}).get("name", "full")
     return method != "full"
 
 
 def _base_of(adapter: Path) -> Path:
     """The model folder that an adapter was trained over, as its own files name it."""
     if (adapter / ADAPTER).is_file():
-        name = base_named_in(read_json(adapter / ADAPTER))
+        name = base_named_in(read_json_object(adapter / ADAPTER))
     else:
         name = recorded_argument(adapter, "model_name_or_path")
     base = find_base(name, adapter) if name else None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.json_object import read_json_object
 from paddle_llm.config.model_facts import find_model_folder
 from paddle_llm.peft.peft_format import CONFIG, TENSORS
 
@@ -38,17 +38,9 @@ def read_described(folder: Path) -> dict[str, Any]:
         UserError: there is none, or it is no table.
     """
     file = folder / CONFIG
-    try:
-        described = json.loads(file.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no {CONFIG}: it is no adapter of this library") from None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read: {error}") from None
-    if not isinstance(described, dict):
-        raise UserError(f"{file} must hold a JSON object, not a {type(described).__name__}")
-    return described
+    if not file.is_file():
+        raise UserError(f"{folder} has no {CONFIG}: it is no adapter of this library")
+    return read_json_object(file)
 
 
 def base_named_in(described: dict[str, Any]) -> str | None:
