@@ -16,7 +16,6 @@ from pathlib import Path
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.out_folder import flush
 
 MANIFEST = "manifest.json"
 LEFT = "left-"  # before the name of a checkpoint whose course was left by resuming an older one
@@ -27,9 +26,9 @@ def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
     return Path(output_dir) / f"checkpoint-{step}"
 
 
-def staging_folder(output_dir: str | Path, step: int) -> Path:
-    """Where the checkpoint of `step` is written before it is renamed."""
-    return Path(output_dir) / f".saving-{step}"
+def staging_folder(output_dir: str | Path, what: int | str) -> Path:
+    """Where the checkpoint of a step, or a folder of another name, is written before it is renamed."""
+    return Path(output_dir) / f".saving-{what}"
 
 
 def clear_staging(output_dir: str | Path) -> None:
@@ -39,7 +38,7 @@ def clear_staging(output_dir: str | Path) -> None:
 
 
 def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int, identity: dict | None = None) -> None:
-    """List every file of `folder` with its size, flushed to disk: the last file of a checkpoint."""
+    """List every file of `folder` with its size: the last file of a checkpoint."""
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     record = {
         "step": step,
@@ -48,19 +47,7 @@ def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int
         "identity": identity,
         "files": files,
     }
-    for name in files:
-        flush(folder / name)
-    target = folder / MANIFEST
-    target.write_text(json.dumps(record, indent=1))
-    flush(target)
-
-
-def publish(staged: Path, final: Path) -> None:
-    """Give a finished folder its real name, replacing an older one of the same name."""
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(staged, final)
-    flush(final.parent)
+    (folder / MANIFEST).write_text(json.dumps(record, indent=1))
 
 
 def read_manifest(folder: str | Path) -> dict:

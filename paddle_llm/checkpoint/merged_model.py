@@ -8,8 +8,9 @@ from pathlib import Path
 
 import paddle.distributed as dist
 
-from paddle_llm.checkpoint.folder import publish
+from paddle_llm.checkpoint.folder import staging_folder
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.out_folder import publish
 from paddle_llm.models.full_weights import family_name, full_weights
 from paddle_llm.models.names import EMBEDDINGS
 from paddle_llm.models.vocab import plain_config
@@ -25,7 +26,7 @@ def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) ->
 
     Memory: one stage's full weights on the first rank of each stage, in host memory.
     """
-    staged = folder.with_name(folder.name + ".saving")
+    staged = staging_folder(folder.parent, folder.name)
     rank = dist.get_rank()
     if rank == 0:
         shutil.rmtree(staged, ignore_errors=True)

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.errors import UserError
 
-# What a run writes; `--overwrite_output_dir` removes these and nothing else.
-OURS = ("metrics.jsonl", "visualdl", "config.resolved.json", "model", "model.saving")
+# What a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
+_WRITTEN = ("metrics.jsonl", "visualdl", "config.resolved.json", "model", "adapter", "generated-*.jsonl")
 
 
 def choose_start(
-    output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None
+    output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None, read: Iterable[str | None] = ()
 ) -> tuple[Path | None, list[str]]:
     """Decide where a run starts from. Changes nothing: the run may still fail for another mistake. Called by one process.
 
     Args:
         resume: a checkpoint folder, True or None (the newest complete one, if there is any), or False (never).
+        read: folders that the run reads, such as its model.
 
     Returns:
         The checkpoint to continue from (None: from the beginning) and lines to say.
 
     Raises:
-        UserError: not writable; not empty and neither continued nor overwritten; the named checkpoint is incomplete.
+        UserError: not writable; not empty and neither continued nor overwritten; the named checkpoint is incomplete; what
+            would be overwritten is read.
     """
     output = Path(output_dir)
     _check_writable(output)
@@ -33,6 +36,8 @@ def choose_start(
         checkpoints.read_manifest(resume)
         return Path(resume), []
     if not do_train or (overwrite and resume is not True):
+        if do_train:
+            _check_spares(output, read)
         return None, []
     newest, said = (None, []) if resume is False else checkpoints.newest_complete(output)
     if newest is not None:
@@ -85,14 +90,32 @@ def _check_writable(output: Path) -> None:
         ) from None
 
 
+def _check_spares(output: Path, read: Iterable[str | None]) -> None:
+    """Raise UserError where `--overwrite_output_dir` would remove what the run reads: of a job that ends early nothing would
+    be left."""
+    for folder in filter(None, read):
+        place = Path(folder).resolve()
+        for path in map(Path.resolve, _ours(output)):
+            if path == place or path in place.parents:
+                raise UserError(
+                    f"--overwrite_output_dir would remove {path}, and {folder} is read for this run: name another --output_dir."
+                )
+
+
 def _remove_ours(output: Path) -> None:
     checkpoints.clear_staging(output)
-    folders = [path for _, path in checkpoints.list_checkpoints(output)]
-    for path in [*(output / name for name in OURS), *folders, *output.glob(f"{checkpoints.LEFT}*")]:
+    for path in _ours(output):
         if path.is_dir():
             shutil.rmtree(path)
         else:
-            path.unlink(missing_ok=True)
+            path.unlink()
+
+
+def _ours(output: Path) -> list[Path]:
+    """What earlier runs have written there."""
+    folders = [path for _, path in checkpoints.list_checkpoints(output)]
+    written = [path for pattern in (*_WRITTEN, f"{checkpoints.LEFT}*") for path in output.glob(pattern)]
+    return folders + written
 
 
 def _is_of_a_young_run(name: str) -> bool:

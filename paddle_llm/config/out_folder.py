@@ -1,12 +1,14 @@
 """The folder that a command writes: whether it may, and how it appears whole or not at all.
 
 What is written stands under a name of its own until it is finished. What was at the place stays until then; what is
-interrupted, fails or finds no room is removed, and what a killed process has left is removed by the next one.
+interrupted, fails or finds no room is removed, and what a killed process has left is removed by the next one. Two commands
+that write to one place do not meet there: the second is refused while the first is at it.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -17,10 +19,11 @@ from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from paddle_llm.config.errors import UserError
 
-MARK = ".being-written"  # in a folder that is being written, and may be removed
+MARK = ".being-written"  # in a folder that is being written: locked by whoever writes; unlocked, it may be removed
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK = (
     errno.EACCES,
@@ -78,21 +81,25 @@ def staged_folder(out: Path) -> Iterator[Path]:
     """A folder that becomes `out` when the body has ended well, and is removed when it has not.
 
     Raises:
-        UserError: it cannot be made, the disk is full, or something else of the disk stands in the way.
+        UserError: it cannot be made, another command writes to the same place, something has come to stand there
+            meanwhile, the disk is full, or something else of the disk stands in the way.
     """
-    staged = _free_name(out)
     absent = [folder for folder in out.absolute().parents if not folder.exists()]
+    before = _identity(out)
     try:
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        (staged / MARK).touch()
+        out.parent.mkdir(parents=True, exist_ok=True)
+        staged, lock = _claim(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
     try:
         with _ends_on_signals():
             yield staged
+            if _identity(out) != before:
+                raise UserError(
+                    f"OUT {out} was not written: somebody else has written there meanwhile. Name another folder"
+                )
             (staged / MARK).unlink()
-            _publish(staged, out)
+            publish(staged, out)
     except BaseException as error:
         with _ignores_ctrl_c():  # a second one, of somebody in a hurry, would leave half of it
             shutil.rmtree(staged, ignore_errors=True)
@@ -103,6 +110,8 @@ def staged_folder(out: Path) -> Iterator[Path]:
         if problem is not None:
             raise UserError(f"OUT {out} was not written: {problem}") from None
         raise
+    finally:
+        os.close(lock)
 
 
 def disk_problem(error: BaseException) -> str | None:
@@ -115,21 +124,75 @@ def disk_problem(error: BaseException) -> str | None:
     return f"{where}{error.strerror}"
 
 
+def _claim(out: Path) -> tuple[Path, int]:
+    """The folder to write in first, and the lock on it. It has its name only when it is locked, so that nobody takes it
+    for what a killed process has left."""
+    made = out.with_name(f".{out.name}.new-{uuid4().hex}")
+    made.mkdir()
+    lock = os.open(made / MARK, os.O_CREAT | os.O_RDWR)
+    try:
+        _is_locked(lock)
+        return made.rename(_free_name(out)), lock
+    except BaseException:
+        os.close(lock)
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
 def _free_name(out: Path) -> Path:
-    """Where to write first: no folder's name but that of one which a killed process has left."""
+    """No folder's name but that of one which a killed process has left."""
     names = (f"{out.name}.saving{number or ''}" for number in count())
-    return next(place for place in map(out.with_name, names) if not place.exists() or (place / MARK).is_file())
+    for place in map(out.with_name, names):
+        if (place / MARK).is_file():
+            _remove_what_is_left(place, out)
+        if not place.exists():
+            return place
+    raise AssertionError("numbers do not end")
 
 
-def _publish(staged: Path, out: Path) -> None:
-    """Give the folder its name; what is there is removed only when the new one stands in its place."""
+def _remove_what_is_left(staged: Path, out: Path) -> None:
+    """Raise UserError where somebody is still writing it."""
+    lock = os.open(staged / MARK, os.O_RDWR)
+    try:
+        if _is_locked(lock):
+            raise UserError(f"OUT {out} is being written by another command: wait for it, or name another folder")
+        shutil.rmtree(staged)
+    finally:
+        os.close(lock)
+
+
+def _is_locked(lock: int) -> bool:
+    """Whether another process holds the lock; if not, this one has it from now on."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return False
+    return False
+
+
+def _identity(out: Path) -> tuple[int, int] | None:
+    """Tells one folder from another at the same place; None where nothing is."""
+    try:
+        found = out.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def publish(staged: Path, out: Path) -> None:
+    """Give a finished folder its name when every file of it is on the disk; what is there is removed only when the new one
+    stands in its place."""
+    for path in staged.rglob("*"):
+        _flush(path)
     # A folder of its own: somebody's may have any other name.
     replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent)) / out.name
     if out.exists():
         os.replace(out, replaced)
     try:
         os.replace(staged, out)
-        flush(out.parent)
+        _flush(out.parent)
     except BaseException:
         if replaced.exists() and not out.exists():
             os.replace(replaced, out)
@@ -138,7 +201,7 @@ def _publish(staged: Path, out: Path) -> None:
         shutil.rmtree(replaced.parent, ignore_errors=True)
 
 
-def flush(path: Path) -> None:
+def _flush(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:

@@ -16,6 +16,7 @@ from paddlenlp.trainer import Trainer
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.out_folder import publish
 from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.training.meter import Meter
 
@@ -106,7 +107,7 @@ class CheckpointedTrainer(Trainer):
         checkpoints.write_manifest(
             staged, step=step, layout=self.layout, global_batch=self.global_batch, identity=self._identity()
         )
-        checkpoints.publish(staged, final)
+        publish(staged, final)
         staged.parent.rmdir()
         checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 

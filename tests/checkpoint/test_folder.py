@@ -10,6 +10,7 @@ from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.output_folder import choose_start, open_output_folder
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.out_folder import publish
 
 ONE_PROCESS = Layout()
 
@@ -20,7 +21,7 @@ def _save(output, step, layout=ONE_PROCESS):
     (staged / "model_state.pdparams").write_bytes(b"x" * 100)
     (staged / "optimizer.pdopt").write_bytes(b"y" * 50)
     checkpoints.write_manifest(staged, step=step, layout=layout, global_batch=8)
-    checkpoints.publish(staged, checkpoints.checkpoint_folder(output, step))
+    publish(staged, checkpoints.checkpoint_folder(output, step))
 
 
 def test_the_newest_complete_one_is_taken_by_number(tmp_path):
@@ -136,9 +137,25 @@ def test_somebody_elses_folder_is_refused_untouched(tmp_path):
 
 def test_overwriting_removes_what_a_run_wrote(tmp_path):
     _save(tmp_path, 5)
-    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    for name in ("metrics.jsonl", "generated-5.jsonl", "generated-test-5.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    for name in ("adapter", "model", "visualdl"):
+        (tmp_path / name).mkdir()
     assert _prepare(tmp_path, overwrite=True) == (None, [])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoint-5", "adapter/"])
+def test_what_is_read_is_not_overwritten(name, tmp_path, monkeypatch):
+    """A job that ends in its first minute would have cost the model that it began with."""
+    _save(tmp_path / "run", 5)
+    for folder in ("model", "adapter"):
+        (tmp_path / "run" / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"would remove .*, and run/{name} is read for this run"):
+        choose_start("run", do_train=True, overwrite=True, resume=None, read=("elsewhere", None, f"run/{name}"))
+    read = ("run", "running", "facebook/llama-7b")
+    assert choose_start("run", do_train=True, overwrite=True, resume=None, read=read) == (None, [])
 
 
 def test_the_launchers_log_folder_is_not_in_the_way(tmp_path):

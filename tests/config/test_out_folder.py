@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,36 @@ def test_leftovers_are_removed_and_what_is_somebodys_is_not(tmp_path):
     write(tmp_path / "out")
     assert names(tmp_path) == {"out", "out.saving"} and names(tmp_path / "out.saving") == {"thesis.txt"}
     assert names(tmp_path / "out") == {"file"}
+
+
+def test_what_another_command_writes_is_left_alone(tmp_path):
+    with staged_folder(tmp_path / "out") as first:
+        (first / "weights").touch()
+        with pytest.raises(UserError, match="is being written by another command"):
+            write(tmp_path / "out")
+        assert names(first) == {MARK, "weights"} and names(tmp_path) == {"out.saving"}
+    assert names(tmp_path / "out") == {"weights"}
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """The lock goes with the process, however it ends."""
+    script = (
+        "import os, pathlib, sys; from paddle_llm.config.out_folder import staged_folder\n"
+        "with staged_folder(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], check=False)
+    assert done.returncode == -signal.SIGKILL and names(tmp_path) == {"out.saving"}
+    write(tmp_path / "out")
+    assert names(tmp_path) == {"out"}
+
+
+def test_what_appears_meanwhile_is_not_replaced(tmp_path):
+    write(tmp_path / "out", "old")
+    with pytest.raises(UserError, match="somebody else has written there"), staged_folder(tmp_path / "out"):
+        (tmp_path / "out").rename(tmp_path / "before")
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.txt").touch()
+    assert names(tmp_path) == {"before", "out"} and names(tmp_path / "out") == {"thesis.txt"}
 
 
 def test_sigterm_ends_it_unless_somebody_has_other_plans(tmp_path):
