@@ -69,8 +69,11 @@ def _start_ranks(device: str, layout: Layout) -> None:
     import paddle.distributed as dist
     from paddle.distributed import fleet
 
+    from paddle_llm.parallel.leaving import keep_exit_code
+
     if dist.is_initialized():  # by an earlier call
         return
+    keep_exit_code()
     if device == "cpu":
         from paddle_llm.parallel.gloo import install_gloo_backend
 

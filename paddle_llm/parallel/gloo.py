@@ -33,7 +33,9 @@ def install_gloo_backend() -> None:
     from paddle_llm.parallel.gloo_fleet import patch_fleet
     from paddle_llm.parallel.gloo_ops import OPERATORS
     from paddle_llm.parallel.gloo_rendezvous import create_group
+    from paddle_llm.parallel.leaving import keep_exit_code
 
+    keep_exit_code()
     # "auto", which the launcher passes on, takes an older path on CPUs that knows no groups.
     os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     paddle.set_device("cpu")

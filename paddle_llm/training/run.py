@@ -91,6 +91,7 @@ def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
 def start_job(device: str, world_size: int) -> None:
     """Import paddle, choose the device, and bring up what it lacks for several ranks on a CPU."""
     from paddle_llm.parallel.host import import_paddle
+    from paddle_llm.parallel.leaving import keep_exit_code
 
     import_paddle()
     import paddle
@@ -98,6 +99,8 @@ def start_job(device: str, world_size: int) -> None:
 
     logger.set_level("ERROR")
     paddle.set_device(device)
+    if world_size > 1:
+        keep_exit_code()
     if world_size > 1 and device == "cpu":
         from paddle_llm.parallel.gloo import install_gloo_backend
 

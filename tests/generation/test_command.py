@@ -17,6 +17,7 @@ from paddle_llm.generation.chat import Streamed
 from paddle_llm.generation.command import _write, generate
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.generation.folders import VOCABULARY, write_folder
+from tests.launched import told
 from tests.peft.disk import no_room
 
 TEXT = "The class statement defines"
@@ -291,5 +292,5 @@ def test_under_paddles_launch(llama, tmp_path):
     script = str(Path(sys.executable).with_name("paddle-llm"))
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(tmp_path)]
     done = subprocess.run([*launch, script, *command, "--device", "cpu"], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, told(done, tmp_path)
     assert run(*command[1:])[0] in done.stdout

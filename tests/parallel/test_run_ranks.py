@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.rehearse.ranks import RankError, run_ranks
+from tests.launched import told
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -99,8 +100,8 @@ def test_under_the_launcher(mode, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
-    assert all("total 3" in log for log in logs), done.stdout + done.stderr
-    assert (done.returncode == 0) == (mode == "end")
+    assert all("total 3" in log for log in logs), told(done, tmp_path / "log")
+    assert (done.returncode == 0) == (mode == "end"), told(done, tmp_path / "log")
     assert ("rank 1 is gone" in logs[0]) == (mode == "kill")
 
 
