@@ -70,7 +70,7 @@ def library(say: Callable[[str], None] = print) -> Path:
         age = time.time() - failure.stat().st_mtime if failure.is_file() else _TRY_AGAIN
         if age < _TRY_AGAIN:
             raise BuildError(f"{failure.read_text()} (tried {age:.0f} s ago; to try again at once, delete {failure})")
-        say(f"building the fused RMSNorm for this Paddle, once: {made.parent}")
+        say(f"building the fused RMSNorm for this Paddle, once (about 20 s): {made.parent}")
         try:
             work = cache / f"{name}.work"
             shutil.rmtree(work, ignore_errors=True)  # of a process that was killed in the middle

@@ -25,6 +25,7 @@ class Abilities:
         sequence_parallel: whether its layers can split activations along the sequence.
         recompute_granularities: what `--recompute_granularity` may say; its layers ignore others in silence.
         dropout: whether its layers have dropout at all.
+        fused_rms_norm: whether its norm is an RMSNorm that can be fused.
         replicates_key_value_heads: whether every tensor rank keeps all of them where they do not divide by the degree.
     """
 
@@ -34,6 +35,7 @@ class Abilities:
     sequence_parallel: bool = False
     recompute_granularities: tuple[str, ...] = ("full",)
     dropout: bool = False
+    fused_rms_norm: bool = False
     replicates_key_value_heads: bool = False
 
 
@@ -43,6 +45,7 @@ ABILITIES: dict[str, Abilities] = {
         pipeline=True,
         sequence_parallel=True,
         recompute_granularities=_ALL_GRANULARITIES,
+        fused_rms_norm=True,
         replicates_key_value_heads=True,
     ),
     "chatglm": Abilities(title="ChatGLM-6B"),
@@ -53,12 +56,17 @@ ABILITIES: dict[str, Abilities] = {
         sequence_parallel=True,
         recompute_granularities=_ALL_GRANULARITIES,
         dropout=True,
+        fused_rms_norm=True,
     ),
     "bloom": Abilities(title="BLOOM", pipeline=True, dropout=True),
     "opt": Abilities(title="OPT", dropout=True),
     "glm": Abilities(title="GLM", dropout=True),
     "qwen2": Abilities(
-        title="Qwen2", pipeline=True, sequence_parallel=True, recompute_granularities=_ALL_GRANULARITIES
+        title="Qwen2",
+        pipeline=True,
+        sequence_parallel=True,
+        recompute_granularities=_ALL_GRANULARITIES,
+        fused_rms_norm=True,
     ),
 }
 

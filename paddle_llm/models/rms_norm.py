@@ -6,6 +6,7 @@ PaddleNLP's LLaMA and Qwen2 import `fused_ln` themselves where `config.use_fused
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -65,10 +66,24 @@ def _fused_ln() -> ModuleType | None:
         if folder and folder not in sys.path:
             sys.path.append(folder)
         try:
-            return importlib.import_module("fused_ln")
+            module = importlib.import_module("fused_ln")
         except ImportError:
             continue
+        _tell_as_we_do()
+        return module
     return None
+
+
+def _tell_as_we_do() -> None:
+    """What `fused_ln` logs reads like all that a training says, and not like Paddle's log, whose handler it would go to."""
+    log = logging.getLogger("fused_ln")
+    if log.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
 
 
 # ---- ChatGLM2: its RMSNorm has no such branch, and does not keep its configuration.

@@ -14,7 +14,6 @@ from paddle_llm.models.rms_norm import why_not_fused
 # Fields of RunConfig that PaddleNLP's models read under the same name.
 _SAME_NAME = (
     "use_flash_attention",
-    "use_fused_rms_norm",
     "use_fused_rope",
     "recompute",
     "recompute_granularity",
@@ -25,15 +24,6 @@ _SAME_NAME = (
     "fuse_sequence_parallel_allreduce",
 )
 _KERNELS = ("use_flash_attention", "use_fused_rms_norm", "use_fused_rope")
-# Those that a family's layers look for; ChatGLM2's norm is taught to (`rms_norm.py`).
-_KERNELS_OF = {
-    "llama": _KERNELS,
-    "qwen2": _KERNELS,
-    "chatglm_v2": ("use_flash_attention", "use_fused_rms_norm"),
-    "opt": (),
-    "glm": (),
-}
-_USUAL_KERNELS = ("use_flash_attention",)
 # What PaddleNLP's configuration calls the dropout of hidden states and of attention's probabilities.
 _DROPOUT_NAMES = {
     "opt": (("hidden_dropout_prob",), ("attention_probs_dropout_prob",)),
@@ -53,6 +43,7 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
         setattr(config, name, default)
     for name in _SAME_NAME:
         setattr(config, name, getattr(run, name))
+    config.use_fused_rms_norm = bool(run.use_fused_rms_norm)
     for name in unavailable_kernels(run, family):
         setattr(config, name, False)
     # Read by LLaMA's fused RMSNorm without a default: another module of PaddleNLP's, `fast_ln`.
@@ -73,7 +64,7 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
 
 def notices(run: RunConfig, family: Family) -> list[str]:
     """One line for each switch that this family or machine cannot honour."""
-    kernels = _KERNELS_OF.get(family.name, _USUAL_KERNELS)
+    kernels = _kernels_of(family)
     lines = [f"--{name} is off: {reason}" for name, reason in unavailable_kernels(run, family).items()]
     if run.recompute and run.recompute_granularity not in family.abilities.recompute_granularities:
         lines.append(
@@ -105,7 +96,7 @@ def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
     """The kernel switches that are asked for, that the family has, and that this machine does not have; and why."""
     import paddle
 
-    asked = [name for name in _KERNELS_OF.get(family.name, _USUAL_KERNELS) if getattr(run, name)]
+    asked = [name for name in _kernels_of(family) if getattr(run, name)]
     on_gpu = paddle.device.get_device().startswith("gpu")
     reasons = {
         "use_flash_attention": "" if on_gpu else "it needs a GPU; the plain attention computes the same",
@@ -115,6 +106,16 @@ def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
         reason = why_not_fused()
         reasons["use_fused_rms_norm"] = f"{reason}; the plain RMSNorm computes the same" if reason else ""
     return {name: reasons[name] for name in asked if reasons[name]}
+
+
+def _kernels_of(family: Family) -> tuple[str, ...]:
+    """The switches that the family's layers look for; ChatGLM2's norm is taught to (`rms_norm.py`)."""
+    has = {
+        "use_flash_attention": family.name not in ("opt", "glm"),
+        "use_fused_rms_norm": family.abilities.fused_rms_norm,
+        "use_fused_rope": family.name in ("llama", "qwen2"),
+    }
+    return tuple(name for name in _KERNELS if has[name])
 
 
 def say_notices(run: RunConfig, family: Family) -> None:

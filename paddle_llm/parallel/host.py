@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 # mallopt's parameter numbers (glibc malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
@@ -66,13 +69,34 @@ def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
 
 
 def import_paddle() -> None:
-    """Import paddle without its advice against the OMP_NUM_THREADS that `prepare_host` has just chosen."""
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said):
+    """Import paddle without its advice against the OMP_NUM_THREADS that `prepare_host` has just chosen, and with logs that
+    tell what is wrong and not what is done."""
+    stream = _WithoutAdvice(sys.stderr)
+    with contextlib.redirect_stderr(stream):
         import paddle  # noqa: F401
-    for line in said.getvalue().splitlines(keepends=True):
-        if "OMP_NUM_THREADS" not in line:
-            sys.stderr.write(line)
+    for log in (logging.root, *logging.root.manager.loggerDict.values()):
+        for handler in getattr(log, "handlers", ()):
+            if getattr(handler, "stream", None) is stream:
+                handler.setLevel(logging.WARNING)
+                handler.addFilter(lambda record: re.match(_UPSTREAM_NOISE, record.getMessage()) is None)
+
+
+class _WithoutAdvice(io.TextIOBase):
+    """A stream that leaves lines about OMP_NUM_THREADS out. The logs that Paddle sets up when it is imported write to it for as
+    long as the process lives, so that it passes everything else on."""
+
+    def __init__(self, stream: Any):
+        self._stream, self._begun = stream, ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in lines:
+            if "OMP_NUM_THREADS" not in line:
+                self._stream.write(f"{line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
 
 
 def processor() -> str:

@@ -343,6 +343,27 @@ def test_what_is_derived(model: Path) -> None:
     assert found.origins["per_device_eval_batch_size"].startswith("derived: a pipeline")
 
 
+@pytest.mark.parametrize(
+    "device, flags, on",
+    [
+        ("cpu", "", True),
+        ("gpu", "", False),
+        ("gpu", "--use_fused_rms_norm 1", True),
+        ("cpu", "--use_fused_rms_norm 0", False),
+    ],
+)
+def test_the_fused_norm_is_on_where_it_wins(device: str, flags: str, on: bool, model: Path) -> None:
+    found = resolve([*base(model), *flags.split()], world_size=1, device=device)
+    assert found.config.use_fused_rms_norm is on
+
+
+def test_no_fused_norm_is_asked_of_a_model_without_an_rms_norm(tmp_path: Path) -> None:
+    from tests.tiny import write_bloom
+
+    found = resolve([*base(write_bloom(tmp_path)), "--device", "cpu"], world_size=1)
+    assert found.config.use_fused_rms_norm is False
+
+
 def test_less_perplexity_is_better(model: Path) -> None:
     """PaddleNLP would take the worst model for the best: to it, more is better of everything but the loss."""
     flags = "--do_eval --load_best_model_at_end --metric_for_best_model ppl --device cpu"

@@ -48,3 +48,25 @@ def test_products_have_the_same_bits_wherever_their_operands_lie():
         kept.append(product)
         products.add(product.numpy().tobytes())
     assert len(products) == 1
+
+
+_LOGGING = """
+import logging, sys, warnings
+from paddle_llm.parallel.host import import_paddle, prepare_host
+prepare_host("cpu", 2)
+import_paddle()
+from paddle.distributed.fleet.utils import log_util
+for log in (logging.getLogger(), log_util.logger):
+    log.setLevel("INFO")
+    log.info("what is done")
+    log.warning("what is wrong")
+    log.warning("While using tensor parallelism, the grad clip of original optimizer will be changed.")
+"""
+
+
+def test_upstreams_logs_tell_what_is_wrong_alone():
+    """Their handlers are made while Paddle is imported, and that is when its advice about threads is left out."""
+    done = subprocess.run([sys.executable, "-c", _LOGGING], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert [line.split(" - ")[-1] for line in lines if "what" in line] == ["what is wrong"] * 2
+    assert "OMP_NUM_THREADS" not in done.stderr and "grad clip" not in done.stderr
