@@ -196,6 +196,14 @@ def test_layouts_are_one_process(tmp_path, name):
     assert verdict.passed, verdict.failures[0]
 
 
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts_are_one_process_without_it(tmp_path, name):
+    """The matrix of tests/rehearse has it on, as a user has on a CPU."""
+    family, layout, settings = LAYOUTS[name]
+    verdict = prove(make_case(tmp_path, layout, family=family, use_fused_rms_norm=False, evaluation=3, **settings))
+    assert verdict.passed, verdict.failures[0]
+
+
 def test_exports_turn_it_off(tmp_path):
     """A model that was trained with it is anybody's, with no such operator: neither its folder nor an export names one."""
     from paddle_llm.checkpoint.merged_model import save_merged_model

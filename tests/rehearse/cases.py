@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.data.encode_instruction import EncodedSample
@@ -87,7 +88,8 @@ def make_config(
         lengths = {"max_length": LONGEST_SAMPLE} | (
             {"zero_padding": True, "max_seq_length": PACKED_ROW} if packed else {}
         )
-    settings = {**SETTINGS, **lengths, "model_name_or_path": str(model_folder), **settings}
+    fused = {"use_fused_rms_norm": ABILITIES[family].fused_rms_norm}  # as the reader says for a CPU
+    settings = {**SETTINGS, **lengths, **fused, "model_name_or_path": str(model_folder), **settings}
     micro = settings["per_device_train_batch_size"]
     return RunConfig(
         tensor_parallel_degree=layout.tensor,
