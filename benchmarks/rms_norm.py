@@ -153,6 +153,12 @@ def sets_of_buffers(moved: int, cache: int) -> int:
     return 1 if moved < 2 * cache else math.ceil(8 * cache / moved)
 
 
+def cache_of_machine() -> int:
+    """Bytes of the last cache, the part of other cores in it included; 0 where Linux does not tell."""
+    file = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
+    return int(file.read_text().strip().removesuffix("K")) << 10 if file.is_file() else 0
+
+
 def bare(threads: int, repeats: int, shapes: list[tuple[int, int]], names: list[str], folder: Path) -> list[str]:
     """The section of the bare kernel: a table's lines."""
     kernels = native.load_cpu(native.build_cpu(folder))
@@ -161,6 +167,7 @@ def bare(threads: int, repeats: int, shapes: list[tuple[int, int]], names: list[
     subprocess.run(["g++", *flags, str(HERE / "memory.cpp"), "-o", str(library)], check=True)
     memory = ctypes.CDLL(str(library))
     isa = kernels.pllm_rms_norm_cpu_isa_name(kernels.pllm_rms_norm_cpu_isa()).decode()
+    cache = cache_of_machine() or kernels.pllm_rms_norm_cpu_cache()
     lines = [
         f"## Bare kernel ({isa}, {threads} threads, warm buffers)",
         "",
@@ -170,7 +177,7 @@ def bare(threads: int, repeats: int, shapes: list[tuple[int, int]], names: list[
     for name in names:
         for rows, hidden in shapes:
             matrix = rows * hidden * np.dtype(TYPES[name][1]).itemsize
-            sets = sets_of_buffers(2 * matrix, kernels.pllm_rms_norm_cpu_cache())
+            sets = sets_of_buffers(2 * matrix, cache)
             benches = [Bench(kernels, memory, threads, rows, hidden, name) for _ in range(sets)]
             for case in CASES:
                 streams, copies = zip(*(bench.ceilings(case) for bench in benches), strict=True)

@@ -14,6 +14,13 @@
 #include "rms_norm_cpu_table.h"
 
 namespace pllm {
+
+#if defined(__x86_64__)
+const bool kReadOnce = (__builtin_cpu_init(), __builtin_cpu_is("amd"));
+#else
+const bool kReadOnce = false;
+#endif
+
 namespace {
 
 const CpuKernels* kernels_for(int isa) {
@@ -44,8 +51,10 @@ struct Plan {
 };
 
 // Stores that bypass the caches save the reading of each line before it is overwritten, a third of forward's traffic. They pay once
-// the tensors would not stay in the last cache anyway; below that whoever reads the result next wants it there. Linux's own figure:
-// sysconf's is that of a whole socket on some processors and machines (384 MiB, say, where these threads have 32).
+// the tensors would not stay in the last cache anyway; below that whoever reads the result next wants it there. At most as much is
+// counted as a few cores have: a socket's (of 260 MiB, say) is everybody's, and a virtual machine does not say how many there are. Linux's own
+// figure: sysconf's is that of a whole socket where these threads have a part of their own, too.
+constexpr long long kMostKib = 32 << 10;
 int64_t cache_bytes() {
   static const int64_t bytes = [] {
     long long kib = 0;
@@ -53,7 +62,7 @@ int64_t cache_bytes() {
       if (std::fscanf(file, "%lldK", &kib) != 1) kib = 0;
       std::fclose(file);
     }
-    return kib > 0 ? int64_t{kib} << 10 : int64_t{32} << 20;
+    return kib > 0 && kib < kMostKib ? int64_t{kib} << 10 : int64_t{kMostKib} << 10;
   }();
   return bytes;
 }

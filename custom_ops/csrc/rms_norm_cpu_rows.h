@@ -13,11 +13,15 @@
 namespace pllm {
 namespace {
 
-// Processors fetch ahead by themselves, but only inside of a page and not for this many streams at once. Not for long: a row is
-// read twice and then never again.
-constexpr int64_t kAhead = 4096;  // bytes
-constexpr int kReading = 0, kNotForLong = 0;
-PLLM_INLINE void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead, kReading, kNotForLong); }
+// Processors fetch ahead by themselves, but only inside of a page and not for this many streams at once. A row is read twice and then
+// never again: AMD's are fastest where that is said (`kOnce`; by 5 to 10%). Intel's then keep a line in no cache but the first, which is too
+// small for a row, and the second reading goes to memory: forward and backward take two to four times as long.
+template <bool kOnce>
+PLLM_INLINE void prefetch(const void* p) {
+  constexpr int64_t kAhead = kOnce ? 4096 : 8192;  // bytes
+  constexpr int kReading = 0, kNotForLong = 0, kSecondCache = 2;
+  __builtin_prefetch(static_cast<const char*>(p) + kAhead, kReading, kOnce ? kNotForLong : kSecondCache);
+}
 
 struct Nothing {
   PLLM_INLINE void operator()(int64_t) const {}
@@ -74,7 +78,7 @@ PLLM_INLINE void put(const L& lanes, T* p) {
 
 // ---- Forward. T: the type of elements, W: of weights.
 
-template <class L, class T, bool kResidual>
+template <class L, class T, bool kResidual, bool kOnce>
 struct Square {  // term of sum(s * s); s: x, or x + residual rounded to x's type, which is left in `row` for the second reading
   const T* x;
   const T* residual;
@@ -85,10 +89,10 @@ struct Square {  // term of sum(s * s); s: x, or x + residual rounded to x's typ
         residual(kResidual ? static_cast<const T*>(a.residual) + r * a.residual_stride : nullptr),
         row(static_cast<T*>(spare_row)) {}
   PLLM_INLINE L operator()(int64_t i) const {
-    prefetch(x + i);
+    prefetch<kOnce>(x + i);
     L s = L::load(x + i);
     if (kResidual) {
-      prefetch(residual + i);
+      prefetch<kOnce>(residual + i);
       (s + L::load(residual + i)).store(row + i);
       s = L::load(row + i);
     }
@@ -134,16 +138,16 @@ struct Scale {  // writes y, and x + residual
   }
 };
 
-template <class L, class T, class W, bool kResidual, bool kLlama, bool kStream>
+template <class L, class T, class W, bool kResidual, bool kLlama, bool kStream, bool kOnce>
 void forward_rows(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, void* spare_row) {
   const int64_t hidden = a.shape.hidden;
-  double squares = begin < end ? sum_of<L>(hidden, Square<L, T, kResidual>(a, begin, spare_row), Nothing()) : 0;
+  double squares = begin < end ? sum_of<L>(hidden, Square<L, T, kResidual, kOnce>(a, begin, spare_row), Nothing()) : 0;
   for (int64_t r = begin; r < end; ++r) {
     const float invvar = static_cast<float>(1.0 / std::sqrt(squares / static_cast<double>(hidden) + a.shape.epsilon));
     if (a.invvar) a.invvar[r] = invvar;
     const Scale<L, T, W, kResidual, kLlama, kStream> scale(a, r, spare_row, invvar);
     if (r + 1 < end) {
-      squares = sum_of<L>(hidden, Square<L, T, kResidual>(a, r + 1, spare_row), scale);
+      squares = sum_of<L>(hidden, Square<L, T, kResidual, kOnce>(a, r + 1, spare_row), scale);
     } else {
       each_of<L>(hidden, scale);
     }
@@ -153,7 +157,7 @@ void forward_rows(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, vo
 
 // ---- Backward.
 
-template <class L, class T, class W>
+template <class L, class T, class W, bool kOnce>
 struct Product {  // term of sum((dy * weight) * (x * invvar)), which overflows only where the formula does
   const T* dy;
   const T* x;
@@ -166,8 +170,8 @@ struct Product {  // term of sum((dy * weight) * (x * invvar)), which overflows 
         weight(static_cast<const W*>(a.weight)),
         invvar(L::all(a.invvar[r])) {}
   PLLM_INLINE L operator()(int64_t i) const {
-    prefetch(dy + i);
-    prefetch(x + i);
+    prefetch<kOnce>(dy + i);
+    prefetch<kOnce>(x + i);
     return (L::load(dy + i) * L::load(weight + i)) * (L::load(x + i) * invvar);
   }
   PLLM_INLINE L operator()(int64_t i, int64_t count) const {
@@ -175,9 +179,9 @@ struct Product {  // term of sum((dy * weight) * (x * invvar)), which overflows 
   }
 };
 
-template <class L, class T, class W, bool kLlama, bool kStream, bool kDsum>
+template <class L, class T, class W, bool kLlama, bool kStream, bool kOnce, bool kDsum>
 struct Gradient {  // writes dx, adds to the sums of dweight
-  Product<L, T, W> row;
+  Product<L, T, W, kOnce> row;
   const T* dsum;
   T* dx;
   float* dweight;
@@ -197,7 +201,7 @@ struct Gradient {  // writes dx, adds to the sums of dweight
     if (dweight) (L::load_sums(dweight + i) + of_weight(dy, n)).store_sums(dweight + i);
     L result = of_x(dy, n, L::load(row.weight + i));
     if (kDsum) {
-      prefetch(dsum + i);
+      prefetch<kOnce>(dsum + i);
       result = result + L::load(dsum + i);
     }
     put<kStream>(result, dx + i);
@@ -210,16 +214,16 @@ struct Gradient {  // writes dx, adds to the sums of dweight
   }
 };
 
-template <class L, class T, class W, bool kLlama, bool kStream, bool kDsum>
+template <class L, class T, class W, bool kLlama, bool kStream, bool kOnce, bool kDsum>
 void backward_rows(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, float* dweight) {
   const int64_t hidden = a.shape.hidden;
   for (int64_t i = 0; dweight && i < padded(hidden); ++i) dweight[i] = 0.0f;
-  double products = begin < end ? sum_of<L>(hidden, Product<L, T, W>(a, begin), Nothing()) : 0;
+  double products = begin < end ? sum_of<L>(hidden, Product<L, T, W, kOnce>(a, begin), Nothing()) : 0;
   for (int64_t r = begin; r < end; ++r) {
     const float mean = static_cast<float>(products / static_cast<double>(hidden));
-    const Gradient<L, T, W, kLlama, kStream, kDsum> gradient(a, r, mean, dweight);
+    const Gradient<L, T, W, kLlama, kStream, kOnce, kDsum> gradient(a, r, mean, dweight);
     if (r + 1 < end) {
-      products = sum_of<L>(hidden, Product<L, T, W>(a, r + 1), gradient);
+      products = sum_of<L>(hidden, Product<L, T, W, kOnce>(a, r + 1), gradient);
     } else {
       each_of<L>(hidden, gradient);
     }
@@ -251,8 +255,13 @@ void finish_columns(W* dweight, const float* partials, int64_t count, int64_t st
 
 template <class L, class T, class W, bool kResidual, bool kLlama>
 void forward_stream(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool stream, void* spare_row) {
-  if (L::kStreams && stream) return forward_rows<L, T, W, kResidual, kLlama, L::kStreams>(a, begin, end, spare_row);
-  forward_rows<L, T, W, kResidual, kLlama, false>(a, begin, end, spare_row);
+  if constexpr (L::kStreams) {
+    if constexpr (!kLlama) {  // the usual rounding alone, for each variant takes seconds to compile
+      if (stream && kReadOnce) return forward_rows<L, T, W, kResidual, kLlama, true, true>(a, begin, end, spare_row);
+    }
+    if (stream) return forward_rows<L, T, W, kResidual, kLlama, true, false>(a, begin, end, spare_row);
+  }
+  forward_rows<L, T, W, kResidual, kLlama, false, false>(a, begin, end, spare_row);
 }
 
 template <class L, class T, class W>
@@ -276,20 +285,27 @@ void forward(const pllm_rms_norm_forward& a, int64_t begin, int64_t end, bool st
   }
 }
 
-template <class L, class T, class W, bool kLlama, bool kStream>
+template <class L, class T, class W, bool kLlama, bool kStream, bool kOnce>
 void backward_wanted(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, float* dweight) {
-  (a.dsum ? backward_rows<L, T, W, kLlama, kStream, true> : backward_rows<L, T, W, kLlama, kStream, false>)(a, begin, end, dweight);
+  (a.dsum ? backward_rows<L, T, W, kLlama, kStream, kOnce, true> : backward_rows<L, T, W, kLlama, kStream, kOnce, false>)(a, begin, end, dweight);
+}
+
+template <class L, class T, class W, bool kLlama>
+void backward_stream(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, bool stream, float* dweight) {
+  if constexpr (L::kStreams) {
+    if constexpr (!kLlama) {
+      if (stream && kReadOnce) return backward_wanted<L, T, W, kLlama, true, true>(a, begin, end, dweight);
+    }
+    if (stream) return backward_wanted<L, T, W, kLlama, true, false>(a, begin, end, dweight);
+  }
+  backward_wanted<L, T, W, kLlama, false, false>(a, begin, end, dweight);
 }
 
 template <class L, class T, class W>
 void backward_typed(const pllm_rms_norm_backward& a, int64_t begin, int64_t end, bool stream, float* dweight) {
   constexpr bool kHalf = sizeof(T) == 2;
   const bool llama = kHalf && a.shape.rounding == PLLM_ROUND_LLAMA;
-  if (L::kStreams && stream) {
-    (llama ? backward_wanted<L, T, W, kHalf, L::kStreams> : backward_wanted<L, T, W, false, L::kStreams>)(a, begin, end, dweight);
-  } else {
-    (llama ? backward_wanted<L, T, W, kHalf, false> : backward_wanted<L, T, W, false, false>)(a, begin, end, dweight);
-  }
+  (llama ? backward_stream<L, T, W, kHalf> : backward_stream<L, T, W, false>)(a, begin, end, stream, dweight);
 }
 
 template <class L>

@@ -15,6 +15,9 @@ constexpr int64_t kBlockElements = 1024;
 constexpr int64_t kBlockRows = 32;
 constexpr int64_t kMaxPartials = 128;
 
+// Whether what is fetched ahead is said to be read once (rms_norm_cpu_rows.h).
+extern const bool kReadOnce;
+
 // Rows of partial sums are padded to what the widest vector of any instruction set works on at once, and start on a cache line.
 inline int64_t padded(int64_t hidden) { return (hidden + 31) / 32 * 32; }
 

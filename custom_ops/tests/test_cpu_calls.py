@@ -231,8 +231,9 @@ def test_the_best_instruction_set_is_named(library):
         assert library.pllm_rms_norm_cpu_isa() >= native.ISA_AVX2
 
 
-def test_the_last_cache_is_that_of_one_core_and_not_of_a_socket(library):
-    """sysconf may tell twelve times as much; stores then go through the caches, and forward takes 1.4 times as long."""
+def test_the_last_cache_is_that_of_a_few_cores_and_not_of_a_socket(library):
+    """sysconf may tell twelve times as much, and so may Linux in a virtual machine; stores then go through the caches, and forward
+    takes 1.4 to 2.7 times as long."""
     size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    expected = int(size.read_text().strip().removesuffix("K")) << 10 if size.exists() else 32 << 20
-    assert library.pllm_rms_norm_cpu_cache() == expected
+    told = int(size.read_text().strip().removesuffix("K")) << 10 if size.exists() else 32 << 20
+    assert library.pllm_rms_norm_cpu_cache() == min(told, 32 << 20)
