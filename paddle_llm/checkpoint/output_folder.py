@@ -11,7 +11,11 @@ from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.errors import UserError
 
 # What a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
-_WRITTEN = ("metrics.jsonl", "visualdl", "config.resolved.json", "model", "adapter", "generated-*.jsonl")
+_WRITTEN = (
+    *("metrics.jsonl", "visualdl", "config.resolved.json", "model", "adapter"),
+    *("generated-[0-9]*.jsonl", "generated-test-[0-9]*.jsonl"),
+    *("model.saving", "adapter.saving", ".model.replaced-*", ".adapter.replaced-*"),  # of killed processes
+)
 
 
 def choose_start(

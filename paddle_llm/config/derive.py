@@ -8,9 +8,17 @@ from typing import Any
 from paddle_llm.config.device import adapt_to_cpu
 from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.config.parallel_words import words_at_work
 from paddle_llm.config.rules.core import Run
 from paddle_llm.config.run_config import SCORES, RunConfig
+
+FUSED_WHY = "on a CPU, if the model has an RMSNorm"
+
+
+def fuses_rms_norm(device: str, facts: ModelFacts) -> bool:
+    """`--use_fused_rms_norm` where it is absent: on a CPU a step takes 2 to 5% less with it."""
+    return device == "cpu" and facts.model_type in ABILITIES and ABILITIES[facts.model_type].fused_rms_norm
 
 
 def derive(run: Run) -> tuple[dict[str, Any], dict[str, str], list[str]]:
@@ -50,10 +58,8 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
         found.append(("tokenizer_name_or_path", config.model_name_or_path, "model_name_or_path"))
     if run.folder is not None:
         found.append(("model_name_or_path", str(run.folder), f"where {config.model_name_or_path} is on this machine"))
-    if config.use_fused_rms_norm is None:
-        facts = run.known_facts
-        fuses = run.device == "cpu" and facts is not None and ABILITIES[facts.model_type].fused_rms_norm
-        found.append(("use_fused_rms_norm", fuses, "on a CPU, if the model has an RMSNorm"))
+    if config.use_fused_rms_norm is None and run.known_facts is not None:
+        found.append(("use_fused_rms_norm", fuses_rms_norm(run.device, run.known_facts), FUSED_WHY))
     if config.data_seed is None:
         found.append(("data_seed", config.seed, "seed"))
     if config.decay_steps is None and config.max_steps > 0:

@@ -87,19 +87,19 @@ def staged_folder(out: Path) -> Iterator[Path]:
     absent = [folder for folder in out.absolute().parents if not folder.exists()]
     before = _identity(out)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         staged, lock = _claim(out)
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
     try:
         with _ends_on_signals():
             yield staged
+            _flush_all(staged)
             if _identity(out) != before:
                 raise UserError(
                     f"OUT {out} was not written: somebody else has written there meanwhile. Name another folder"
                 )
-            (staged / MARK).unlink()
-            publish(staged, out)
+            (staged / MARK).unlink()  # at the last moment: without it nobody takes the folder for a leftover
+            _rename(staged, out)
     except BaseException as error:
         with _ignores_ctrl_c():  # a second one, of somebody in a hurry, would leave half of it
             shutil.rmtree(staged, ignore_errors=True)
@@ -128,7 +128,7 @@ def _claim(out: Path) -> tuple[Path, int]:
     """The folder to write in first, and the lock on it. It has its name only when it is locked, so that nobody takes it
     for what a killed process has left."""
     made = out.with_name(f".{out.name}.new-{uuid4().hex}")
-    made.mkdir()
+    made.mkdir(parents=True)
     lock = os.open(made / MARK, os.O_CREAT | os.O_RDWR)
     try:
         _is_locked(lock)
@@ -154,7 +154,8 @@ def _remove_what_is_left(staged: Path, out: Path) -> None:
     """Raise UserError where somebody is still writing it."""
     lock = os.open(staged / MARK, os.O_RDWR)
     try:
-        if _is_locked(lock):
+        # The mark that was opened may have been removed since, and another command's stand at its place.
+        if _is_locked(lock) or os.fstat(lock).st_ino != os.stat(staged / MARK).st_ino:
             raise UserError(f"OUT {out} is being written by another command: wait for it, or name another folder")
         shutil.rmtree(staged)
     finally:
@@ -172,20 +173,29 @@ def _is_locked(lock: int) -> bool:
     return False
 
 
-def _identity(out: Path) -> tuple[int, int] | None:
-    """Tells one folder from another at the same place; None where nothing is."""
+def _identity(out: Path) -> tuple[int, ...] | None:
+    """Tells one folder from another at the same place, and from itself with other entries; None where nothing is."""
     try:
         found = out.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
 def publish(staged: Path, out: Path) -> None:
-    """Give a finished folder its name when every file of it is on the disk; what is there is removed only when the new one
-    stands in its place."""
-    for path in staged.rglob("*"):
-        _flush(path)
+    """Give a finished folder its name when all of it is on the disk; what is there is removed only when the new one stands in
+    its place."""
+    _flush_all(staged)
+    _rename(staged, out)
+
+
+def _flush_all(folder: Path) -> None:
+    for path in (*folder.rglob("*"), folder):
+        if not path.is_symlink():
+            _flush(path)
+
+
+def _rename(staged: Path, out: Path) -> None:
     # A folder of its own: somebody's may have any other name.
     replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent)) / out.name
     if out.exists():

@@ -129,6 +129,7 @@ def export(
     check_space(out, size)
     say(f"writing {source.family.title}, {human(size)} of weights, to {out}")
     with staged_folder(out) as staged:
+        check_out(out, Path(folder), overwrite)  # again: since then somebody may have written there
         module, _, function = TARGETS[target][0].partition(":")
         getattr(import_module(module), function)(source, staged, options)
         findings = prove(source, staged, target, proof)

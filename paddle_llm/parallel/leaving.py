@@ -23,6 +23,7 @@ def _leave_when_python_has_ended() -> None:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "on_exit"):  # another C library than glibc
         return
-    libc.fflush(None)
+    for stream in ("stdout", "stderr"):  # not all of them, as with NULL: it would wait for a thread that reads
+        libc.fflush(ctypes.c_void_p.in_dll(libc, stream))
     # Of what is registered for the end the last comes first; on_exit hands its function the exit code.
     libc.on_exit(libc._exit, None)

@@ -109,11 +109,16 @@ def start_job(device: str, world_size: int) -> None:
 
 def _with_downloaded_model(resolved: Resolved) -> Resolved:
     """A built-in name that no folder stands for: its shape is known only after PaddleNLP has fetched it."""
+    from paddle_llm.config.derive import FUSED_WHY, fuses_rms_norm
     from paddle_llm.config.model_facts import read_model_facts
     from paddle_llm.models.hub import model_folder
 
-    folder = model_folder(resolved.config.model_name_or_path, weights=resolved.config.continue_training)
-    return replace(resolved, facts=read_model_facts(folder))
+    config, origins = resolved.config, resolved.origins
+    facts = read_model_facts(model_folder(config.model_name_or_path, weights=config.continue_training))
+    if config.use_fused_rms_norm is None:
+        config = config.model_copy(update={"use_fused_rms_norm": fuses_rms_norm(str(config.device), facts)})
+        origins = {**origins, "use_fused_rms_norm": f"derived: {FUSED_WHY}"}
+    return replace(resolved, facts=facts, config=config, origins=origins)
 
 
 def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:

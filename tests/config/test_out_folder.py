@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.config import out_folder
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.out_folder import MARK, check_apart, check_replaceable, staged_folder
 
@@ -69,6 +70,23 @@ def test_what_another_command_writes_is_left_alone(tmp_path):
     assert names(tmp_path / "out") == {"weights"}
 
 
+def test_the_second_is_refused_until_the_first_has_all_on_the_disk(tmp_path, monkeypatch):
+    """Writing a large folder to the disk takes minutes, in which it is not a leftover, and OUT is nobody's."""
+    refused = []
+
+    def flush(path):
+        with pytest.raises(UserError, match="is being written by another command"):
+            write(tmp_path / "out")
+        refused.append(path.name)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / "thesis.txt").touch()
+
+    monkeypatch.setattr(out_folder, "_flush", flush)
+    with pytest.raises(UserError, match="somebody else has written there"):
+        write(tmp_path / "out")
+    assert set(refused) == {"file", MARK, "out.saving"} and names(tmp_path) == {"out"}
+
+
 def test_what_a_killed_process_left_is_removed(tmp_path):
     """The lock goes with the process, however it ends."""
     script = (
@@ -88,6 +106,10 @@ def test_what_appears_meanwhile_is_not_replaced(tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").touch()
     assert names(tmp_path) == {"before", "out"} and names(tmp_path / "out") == {"thesis.txt"}
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="somebody else has written there"), staged_folder(tmp_path / "empty"):
+        (tmp_path / "empty" / "thesis.txt").touch()
+    assert names(tmp_path / "empty") == {"thesis.txt"}
 
 
 def test_sigterm_ends_it_unless_somebody_has_other_plans(tmp_path):
