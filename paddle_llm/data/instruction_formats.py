@@ -7,7 +7,7 @@ name the row, so that reasons can be counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from paddle_llm.config.errors import UserError
@@ -33,13 +33,21 @@ class BadRow(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """What one side says. `bears_loss`: what the data says about it, None where it says nothing; `input`: the second field of
-    an alpaca instruction, which only the alpaca template sets apart."""
+    """One message of a conversation.
+
+    Attributes:
+        role: SYSTEM, USER, ASSISTANT or TOOL.
+        content: The text.
+        bears_loss: The loss flag of the data; None if the data has none.
+        input: The second field of an alpaca instruction, which only the alpaca template sets apart.
+        fields: Further keys of the message as a Jinja template sees them: tool_calls, reasoning_content, name, tool_call_id.
+    """
 
     role: str
     content: str
     bears_loss: bool | None = None
     input: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def text(self) -> str:
@@ -57,12 +65,19 @@ class Round:
 
 @dataclass(frozen=True)
 class Conversation:
-    """One sample before any template. `where`: file and line."""
+    """One sample before any template.
+
+    Attributes:
+        turns: The messages in order.
+        where: File and line, for messages.
+        fields: Further variables of a Jinja template that the row brings: tools, documents.
+    """
 
     turns: tuple[Turn, ...]
     task: str = ""
     language: str = ""
     where: str = ""
+    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def system(self) -> str:
