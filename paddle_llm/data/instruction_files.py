@@ -20,7 +20,8 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.instruction_formats import FORMATS, BadRow, Conversation, read_row, recognise
 from paddle_llm.data.prompted_tasks import PromptTemplates
-from paddle_llm.data.sources import COMPRESSIONS, ReadOptions, Source, read_blocks
+from paddle_llm.data.sources import ReadOptions, Source, read_blocks
+from paddle_llm.data.text_files import COMPRESSIONS
 
 SUFFIXES = {".jsonl": "json", ".json": "json", ".ndjson": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 SPLITS = {"train": ("train",), "dev": ("dev", "valid", "validation", "val", "eval"), "test": ("test",)}

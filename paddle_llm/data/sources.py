@@ -7,23 +7,20 @@ of documents, `parse_block` turns a block into documents or says which row is ba
 from __future__ import annotations
 
 import glob
-import gzip
 import json
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.text_files import TextStream, compression_of
 
 KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}
 KINDS |= {".parquet": "parquet"}
-COMPRESSIONS = (".gz", ".zst")
 DOCUMENT_MODES = ("line", "blank_line", "file")
 BLOCK_BYTES = 1 << 20
-_BOM = b"\xef\xbb\xbf"
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 _LEADING_BLANKS = re.compile(rb"(?:[ \t\r]*\n)*")
 
@@ -81,7 +78,7 @@ def find_sources(inputs: list[str], kind: str = "auto") -> list[Source]:
             source = _source(path, kind)
             if source is None and explicit:
                 raise UserError(
-                    f"{path}: the suffix does not say what it holds ({', '.join(KINDS)}, also with {' or '.join(COMPRESSIONS)}). "
+                    f"{path}: the suffix does not say what it holds ({', '.join(KINDS)}, also with .gz or .zst). "
                     "Say it with --format text, jsonl or parquet."
                 )
             if source is not None:
@@ -109,9 +106,8 @@ def _expand(item: str) -> Iterator[tuple[str, bool]]:
 
 
 def _source(path: str, kind: str) -> Source | None:
-    stem, suffix = os.path.splitext(path.lower())
-    compression = suffix if suffix in COMPRESSIONS else ""
-    by_suffix = KINDS.get(os.path.splitext(stem)[1] if compression else suffix)
+    compression = compression_of(path)
+    by_suffix = KINDS.get(os.path.splitext(path.lower().removesuffix(compression))[1])
     chosen = by_suffix if kind == "auto" else kind
     return None if chosen is None else Source(path, chosen, compression, os.path.getsize(path))
 
@@ -128,27 +124,25 @@ def read_blocks(sources: list[Source], options: ReadOptions, block_bytes: int = 
                 yield from _parquet_blocks(source, options)
             else:
                 yield from _byte_blocks(source, options, block_bytes)
-        except (OSError, EOFError, zlib.error) as error:
+        except OSError as error:
             raise UserError(f"{source.path}: cannot be read to its end: {error or type(error).__name__}.") from error
 
 
 def _byte_blocks(source: Source, options: ReadOptions, block_bytes: int) -> Iterator[Block]:
     mode = "line" if source.kind == "jsonl" else options.document
-    row, told, pending = 1, 0, []
-    with open(source.path, "rb") as raw, _decompressed(raw, source.compression) as stream:
-        first = True
-        while chunk := _read(stream, block_bytes, source):
-            if first:
-                chunk, first = chunk.removeprefix(_BOM), False
+    row, counted, pending = 1, 0, []
+    with TextStream(source.path, source.compression or None) as stream:
+        stream.report()
+        while chunk := stream.read(block_bytes):
             cut = _last_border(chunk, mode)
             if not cut:
                 pending.append(chunk)
                 continue
             payload, pending = b"".join([*pending, chunk[:cut]]), [chunk[cut:]]
-            yield Block(source, row, payload, raw.tell() - told)
-            row, told = row + payload.count(b"\n"), raw.tell()
+            yield Block(source, row, payload, stream.consumed - counted)
+            row, counted = row + payload.count(b"\n"), stream.consumed
         if payload := b"".join(pending):
-            yield Block(source, row, payload, raw.tell() - told)
+            yield Block(source, row, payload, stream.consumed - counted)
 
 
 def _last_border(chunk: bytes, mode: str) -> int:
@@ -158,27 +152,6 @@ def _last_border(chunk: bytes, mode: str) -> int:
     if mode == "blank_line":
         return max((match.end() for match in _BLANK_LINE.finditer(chunk)), default=0)
     return 0
-
-
-def _decompressed(raw: IO[bytes], compression: str) -> IO[bytes]:
-    if compression == ".gz":
-        return gzip.GzipFile(fileobj=raw)
-    if compression == ".zst":
-        import zstandard
-
-        return zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
-    return raw
-
-
-def _read(stream: IO[bytes], count: int, source: Source) -> bytes:
-    if source.compression != ".zst":
-        return stream.read(count)
-    import zstandard
-
-    try:
-        return stream.read(count)
-    except zstandard.ZstdError as error:
-        raise OSError(str(error)) from error
 
 
 def _parquet_blocks(source: Source, options: ReadOptions) -> Iterator[Block]:

@@ -75,8 +75,9 @@ def test_the_format_is_told_with_its_reason_and_can_be_forced(tmp_path: Path, ca
 
 def test_bad_rows_are_refused_with_their_count_and_skipped_only_when_asked(tmp_path: Path, capsys) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text(
-        '{"src": "q", "tgt": "a"}\n\n{"src": "q"}\nno json\n{"src": "r"}\n\xff\n{"src": "s", "tgt": "b"}\n', "latin-1"
+    path.write_bytes(
+        '{"src": "明", "tgt": "a"}\n\n{"src": "q"}\nno json\n{"src": "r"}\n'.encode()
+        + b'\xff\n{"src": "s", "tgt": "b"}\n'
     )
     with pytest.raises(UserError) as refused:
         load_conversations([str(path)])

@@ -64,7 +64,7 @@ def test_folders_are_walked_in_order_and_leave_out_other_files(tmp_path: Path) -
 
 def test_bad_rows_are_named_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    rows = ['{"text": "ok"}', "", "{broken", '{"body": "x"}', '{"text": 7}', '{"text": null}', "[1]", '"text"', "5"]
+    rows = ['{"text": "ok 明"}', "", "{broken", '{"body": "x"}', '{"text": 7}', '{"text": null}', "[1]", '"text"', "5"]
     path.write_bytes("\n".join(rows).encode() + b'\n{"text": "\xff"}\n{"text": "last"}\n')
     problems = {
         d.row: bad_row(s, d) for s, d in read_documents(find_sources([str(path)]), ReadOptions()) if d.text is None
