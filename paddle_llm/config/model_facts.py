@@ -171,11 +171,6 @@ def looks_local(name: str) -> bool:
     return "/" in name and owner not in _SHIPPED_OWNERS and Path(owner).is_dir()
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether there are weights beside the config.json."""
-    return any(folder.glob("*.safetensors")) or any(folder.glob("*.pdparams"))
-
-
 def with_numbers(raw: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
     """A config.json with other numbers, each under the spellings that it has there; those that it lacks stay absent.
 

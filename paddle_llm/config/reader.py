@@ -17,12 +17,13 @@ from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.finetune_names import FINETUNE_NAMES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.layout_rules import layout_of
-from paddle_llm.config.model_facts import ModelFacts, find_model_folder, has_weights, read_model_facts
+from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
 from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
 from paddle_llm.config.rules.all import RULES
 from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, RunConfig, fields_of
 from paddle_llm.config.values import BadValue, is_null, kind_of, parse
+from paddle_llm.config.weight_choice import has_weights
 
 # Words from other trainers, too far from the name here for difflib.
 _HINTS = {

@@ -12,7 +12,8 @@ from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.json_object import read_json_object
-from paddle_llm.config.model_facts import has_weights, read_model_facts
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.weight_choice import has_weights
 from paddle_llm.generation.network import recorded_argument
 from paddle_llm.models.registry import find_family
 from paddle_llm.peft.base import base_named_in, find_base, say_other_base, why_not_found

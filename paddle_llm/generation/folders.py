@@ -9,7 +9,8 @@ from typing import Any
 from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.model_facts import has_weights, looks_local
+from paddle_llm.config.model_facts import looks_local
+from paddle_llm.config.weight_choice import has_weights
 from paddle_llm.generation.static_network import is_static, read_step
 from paddle_llm.peft.base import adapter_folder, base_named_in, read_described
 from paddle_llm.peft.peft_format import CONFIG

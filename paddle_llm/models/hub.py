@@ -7,7 +7,8 @@ from pathlib import Path
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.model_facts import find_model_folder, has_weights
+from paddle_llm.config.model_facts import find_model_folder
+from paddle_llm.config.weight_choice import has_weights
 from paddle_llm.parallel.first_rank import on_first_rank
 
 _WEIGHTS = [

@@ -58,7 +58,9 @@ def load_weights(model: Any, folder: Path, family: Family, *, allow_pickle: bool
         _load_parameters(model, files, family, findings)
     except UserError as error:
         problem = str(error)
-    _tell(folder, files, _agree(findings, problem))
+    union = _agree(findings, problem)
+    assert files is not None  # a rank that could not open them has stopped all ranks
+    _report(folder, files, union)
 
 
 def locate_weights(
@@ -75,19 +77,34 @@ def locate_weights(
         if columns is not None:
             found[name] = columns
     _check_tied_head(files, family.name, config, foreign, findings)
-    _tell(files.folder, files, findings)
+    _report(files.folder, files, findings)
     return found
 
 
-def _tell(folder: Path, files: WeightFiles, findings: Findings) -> None:
-    """Raise UserError for what is missing or wrong; say what is too much."""
+def _report(folder: Path, files: WeightFiles, findings: Findings) -> None:
+    """Report what was not read of the folder's files and tensors.
+
+    Raises:
+        UserError: If weights are missing or wrong.
+    """
     if findings.missing or findings.wrong:
         raise UserError(_describe(folder, findings))
     unexpected = sorted(
         name for name in files.names() if name not in findings.used and not name.endswith(names.IGNORED_ENDS)
     )
     if unexpected:
-        say(f"{folder}: {len(unexpected)} tensors are not of this model and were left out: {_shorten(unexpected)}")
+        say(f"{folder}: {len(unexpected)} tensors are not part of this model and were left out: {_shorten(unexpected)}")
+    if files.copies:
+        say(
+            f"{folder}: {len(files.copies)} tensors are in more than one file: {_shorten(sorted(files.copies))}. "
+            "The copy in the file that the index names is read."
+        )
+    if files.unlisted:
+        say(
+            f"{folder}: {len(files.unlisted)} tensors are not in the index and were not read: {_shorten(sorted(files.unlisted))}"
+        )
+    if files.unread:
+        say(f"{folder}: {len(files.unread)} other files of weights were not read: {_shorten(list(files.unread))}")
 
 
 def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: Findings) -> None:
@@ -124,6 +141,27 @@ def is_hugging_face(files: WeightFiles, family: str) -> bool:
     return files.format not in ("np", "pd")
 
 
+def _spellings(
+    files: WeightFiles, family: str, canonical: str, ndim: int, foreign: bool
+) -> tuple[tuple[str, ...], bool]:
+    """The names that a weight may have in these files, and whether it is stored transposed.
+
+    The names of a bare network lack the prefix of the network. As in transformers, all names of a folder have it or none.
+    """
+    if not foreign:
+        full, transpose = canonical, False
+        spellings, prefix = names.native_spellings(family, canonical), names.BASE_PREFIXES[family]
+    else:
+        there = names.hugging_face(family, canonical, ndim)
+        full, transpose = there.name, there.transpose
+        spellings, prefix = names.foreign_spellings(family, full), names.FOREIGN_BASE_PREFIXES[family]
+    return ((full,) if prefix and _has_prefix(files, prefix) else spellings), transpose
+
+
+def _has_prefix(files: WeightFiles, prefix: str) -> bool:
+    return any(name.startswith(prefix) for name in files.names())
+
+
 def _locate(
     files: WeightFiles,
     family: str,
@@ -138,11 +176,7 @@ def _locate(
 
     def find(canonical: str, ndim: int) -> tuple[str, bool] | None:
         """The name in the files, and whether it is stored transposed."""
-        if foreign:
-            there = names.hugging_face(family, canonical, ndim)
-            spellings, transpose = names.foreign_spellings(family, there.name), there.transpose
-        else:
-            spellings, transpose = names.native_spellings(family, canonical), False
+        spellings, transpose = _spellings(files, family, canonical, ndim, foreign)
         return next(((spelling, transpose) for spelling in spellings if spelling in files), None)
 
     direct = find(name, len(shape))
@@ -154,6 +188,8 @@ def _locate(
             wanted = shape[::-1] if transpose else shape
             findings.wrong.append(f"{source} is {list(stored)}, config.json asks for {list(wanted)}")
             return None
+        if not _is_weight(files, source, findings):
+            return None
         return [Column(0, shape[axis], source, 0, transpose)]
     columns = []
     for piece in names.compositions(family, name, config):
@@ -161,6 +197,8 @@ def _locate(
         if found is None:
             break
         findings.used.add(found[0])
+        if not _is_weight(files, found[0], findings):
+            return None
         columns.append(Column(piece.start, piece.stop, found[0], piece.source_start, found[1]))
     else:
         if columns:
@@ -168,6 +206,15 @@ def _locate(
     spelled = names.hugging_face(family, name, len(shape)).name if foreign else name
     findings.missing.append(f"{spelled} {list(shape)}")
     return None
+
+
+def _is_weight(files: WeightFiles, source: str, findings: Findings) -> bool:
+    if files.is_weight(source):
+        return True
+    findings.wrong.append(
+        f"{source} is stored as {files.dtype(source)} (quantized weights are not read: use fp32, fp16 or bf16)"
+    )
+    return False
 
 
 def _wide_enough(files: WeightFiles, columns: list[Column], shape: tuple[int, ...], findings: Findings) -> bool:
@@ -210,14 +257,16 @@ def read_shard(files: WeightFiles, columns: list[Column], shard: Shard, shape: t
 def _check_tied_head(files: WeightFiles, family: str, config: Any, foreign: bool, findings: Findings) -> None:
     """Files may carry the tied head besides; PaddleNLP's model has the embedding in its place."""
     head = names.tied_head(family, config, foreign=foreign)
+    prefix = names.FOREIGN_BASE_PREFIXES[family]
+    if foreign and prefix and names.FOREIGN_TIED_HEAD in files and not _has_prefix(files, prefix):
+        findings.wrong.append(
+            f"{names.FOREIGN_TIED_HEAD} is beside names without {prefix!r}, which transformers refuses, too: "
+            f"add {prefix!r} to the other names, or remove the head"
+        )
     if head is None or head not in files:
         return
     findings.used.add(head)
-    spelled = names.EMBEDDINGS[family]
-    if foreign:
-        spellings = names.foreign_spellings(family, names.hugging_face(family, spelled, 2).name)
-    else:
-        spellings = names.native_spellings(family, spelled)
+    spellings, _ = _spellings(files, family, names.EMBEDDINGS[family], 2, foreign)
     embedding = next((spelling for spelling in spellings if spelling in files), None)
     if embedding is None or files.shape(head) != files.shape(embedding):
         return
@@ -225,7 +274,10 @@ def _check_tied_head(files: WeightFiles, family: str, config: Any, foreign: bool
     for start in range(0, rows, 8192):
         stop = min(start + 8192, rows)
         if not np.array_equal(files.read(head, 0, start, stop), files.read(embedding, 0, start, stop)):
-            findings.wrong.append(f"{head} differs from {embedding}, which this model uses as its head")
+            remedy = ""
+            if family in names.TIED_BY_CONFIGURATION:
+                remedy = f"; set tie_word_embeddings to false to use {head}, or remove it from the files"
+            findings.wrong.append(f"{head} differs from {embedding}, which this model uses as its head{remedy}")
             return
 
 

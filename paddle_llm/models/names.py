@@ -78,10 +78,11 @@ _TIED_HEADS = {  # GLM's network has none
     "opt": "lm_head.decoder_weight",
     "qwen2": "lm_head.weight",
 }
+TIED_BY_CONFIGURATION = ("llama", "qwen2")  # the other families are always tied, or never
 FOREIGN_TIED_HEAD = "lm_head.weight"
 # Left out by a checkpoint that was saved from the bare network, without its head.
 BASE_PREFIXES = {family: f"{family}." for family in EMBEDDINGS}
-_FOREIGN_BASE_PREFIXES = {
+FOREIGN_BASE_PREFIXES = {
     "llama": "model.",
     "chatglm": "",
     "chatglm_v2": "",
@@ -131,7 +132,7 @@ def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
 
 def is_tied(family: str, config: Any) -> bool:
     """Whether the head is the embedding: by configuration in LLaMA and Qwen2, always in the others but ChatGLM2."""
-    if family in ("llama", "qwen2"):
+    if family in TIED_BY_CONFIGURATION:
         return bool(config.tie_word_embeddings)
     return family != "chatglm_v2"
 
@@ -149,7 +150,7 @@ def hugging_face(family: str, name: str, ndim: int) -> ForeignTensor:
 
 def foreign_spellings(family: str, name: str) -> tuple[str, ...]:
     """Hugging Face's name, and the same as a checkpoint of the bare network (without a head) spells it."""
-    prefix = _FOREIGN_BASE_PREFIXES[family]
+    prefix = FOREIGN_BASE_PREFIXES[family]
     return (name, name[len(prefix) :]) if prefix and name.startswith(prefix) else (name,)
 
 

@@ -8,6 +8,7 @@ time, where they were written in a way of old; and, where that is allowed, torch
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -18,14 +19,29 @@ import numpy as np
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.weight_choice import WeightChoice, choose_weights, unique_keys
 from paddle_llm.models.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
 from paddle_llm.models.torch_pickles import scan_torch_pickle
 
 # bf16 has no numpy type: it is held as uint16 and widened when read.
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
 _NUMPY |= {"BOOL": "?", "U16": "<u2"}  # PaddleNLP writes bf16 as U16, a type that no weight has otherwise
+# Bits of the types that safetensors has besides; quantized folders hold them.
+_OTHER_BITS = {
+    "U32": 32,
+    "U64": 64,
+    "C64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+_OTHER_BITS |= {"F8_E4M3FN": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
 # As numpy and paddle call what weights are stored in.
 _WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U16": "bfloat16", "uint16": "bfloat16"}
+_FLOATS = {"float32", "float16", "bfloat16", "F64", "float64"}  # what weights are read from; F64 becomes float32
 _LARGEST_HEADER = 100_000_000
 
 
@@ -49,30 +65,57 @@ class WeightFiles:
     """Tensors of a folder by name.
 
     Attributes:
-        format: what safetensors' metadata say ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for .pdparams,
-            "pt" for torch's pickles, None where the files say nothing.
+        format: what safetensors' metadata contain ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for .pdparams,
+            "pt" for torch's pickles, None where the files do not contain it.
+        unread: names of files in the folder that look like weights and are not read.
+        copies: tensors that a second file holds, too; the index decides which copy is read.
+        unlisted: tensors that a file holds and the index does not name; they are not read.
 
     Args:
-        allow_pickle: read torch's pickles, too, where there is nothing else.
+        allow_pickle: whether to read torch's pickles where the folder has nothing else.
         file: read this safetensors file of the folder alone.
 
     Raises:
-        UserError: no weights in the folder, a file missing, cut off or corrupt, or a format that is not read.
+        UserError: If the folder has no weights, a file is missing, cut off or corrupt, or a format is not supported.
     """
 
     def __init__(self, folder: Path, *, allow_pickle: bool = False, file: str | None = None):
         self.folder = folder
         self.format: str | None = None
+        self.copies: set[str] = set()
+        self.unlisted: set[str] = set()
         self._entries: dict[str, _Entry] = {}
         self._held: tuple[Path, dict[str, np.ndarray]] | None = None
         if file and not (folder / file).is_file():
             raise UserError(f"{folder} has no {file}: it is not complete")
+        choice = WeightChoice((folder / file,)) if file else choose_weights(folder, allow_pickle=allow_pickle)
+        self.unread = choice.unread
+        for one in choice.files:
+            self._add(one, self._scan(one), choice.index)
+        absent = sorted(name for name in choice.index or () if name not in self._entries)
+        if absent and choice.index is not None and choice.index_file is not None:
+            raise UserError(
+                f"{choice.index_file} names {choice.index[absent[0]].name} for {absent[0]}, which is not in that file"
+                + (f" ({len(absent)} tensors in all)" if len(absent) > 1 else "")
+                + ". Fetch the index and its files again."
+            )
+
+    def _scan(self, file: Path) -> dict[str, _Entry]:
         scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle}
-        for one in [folder / file] if file else _weight_files(folder, allow_pickle):
-            try:
-                self._entries.update(scans.get(one.suffix, self._scan_safetensors)(one))
-            except OSError as error:
-                raise UserError(f"{one} cannot be read: {error.strerror or error}") from None
+        try:
+            return scans.get(file.suffix, self._scan_safetensors)(file)
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+
+    def _add(self, file: Path, found: dict[str, _Entry], index: dict[str, Path] | None) -> None:
+        """Keep the tensors for which the index names this file."""
+        for name, entry in found.items():
+            if index is None or index.get(name) == file:
+                self._entries[name] = entry
+            elif name in index:
+                self.copies.add(name)
+            else:
+                self.unlisted.add(name)
 
     def names(self) -> list[str]:
         return list(self._entries)
@@ -88,6 +131,10 @@ class WeightFiles:
         stored = self._entries[name].dtype
         return _WEIGHT_DTYPES.get(stored, stored)
 
+    def is_weight(self, name: str) -> bool:
+        """Whether a tensor is of floating-point numbers of 16 bits or more, as every weight is that is not quantized."""
+        return self.dtype(name) in _FLOATS
+
     def view(self, name: str) -> np.ndarray:
         """A whole tensor as it is stored, read-only and mapped into memory where the file allows it; bf16 as bits in uint16."""
         entry = self._entries[name]
@@ -95,6 +142,10 @@ class WeightFiles:
             return entry.pickled.view()
         if entry.file.suffix == ".pdparams":
             return self._pdparams(entry.file)[name]
+        if entry.dtype not in _NUMPY:
+            raise UserError(
+                f"{entry.file}: {name} is stored as {entry.dtype}, which is not read; use fp32, fp16 or bf16 weights"
+            )
         values = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end].view(_NUMPY[entry.dtype])
         if entry.strides is None:
             return values.reshape(entry.shape)
@@ -114,25 +165,18 @@ class WeightFiles:
 
     def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
         header, offset = read_header(file)
-        self.format = (header.pop("__metadata__", None) or {}).get("format", self.format)
+        metadata = header.pop("__metadata__", None)
+        if isinstance(metadata, dict):
+            self.format = metadata.get("format", self.format)
         entries, size = {}, file.stat().st_size
         for name, tensor in header.items():
-            try:
-                begin, end = (offset + at for at in tensor["data_offsets"])
-                shape, dtype = tuple(tensor["shape"]), tensor["dtype"]
-            except (KeyError, TypeError, ValueError):
-                raise UserError(
-                    f"{file} is corrupt: its entry for {name} cannot be read; fetch the file again"
-                ) from None
-            if dtype not in _NUMPY:
-                raise UserError(
-                    f"{file}: {name} is stored as {dtype}, which is not read; use fp32, fp16 or bf16 weights"
-                )
-            if end > size:
-                raise UserError(f"{file} is cut off: {size} bytes, {name} ends at {end}; fetch the file again")
-            if end - begin != int(np.prod(shape)) * np.dtype(_NUMPY[dtype]).itemsize:
+            dtype, shape, begin, end = _described(file, name, tensor)
+            if offset + end > size:
+                raise UserError(f"{file} is cut off: {size} bytes, {name} ends at {offset + end}; fetch the file again")
+            if 8 * (end - begin) != math.prod(shape) * _bits(file, name, dtype):
                 raise UserError(f"{file} is corrupt: {name} has the wrong number of bytes; fetch the file again")
-            entries[name] = _Entry(file, dtype, shape, begin, end)
+            entries[name] = _Entry(file, dtype, shape, offset + begin, offset + end)
+        _check_contiguous(file, entries, offset, size)
         return entries
 
     def _scan_pdparams(self, file: Path) -> dict[str, _Entry]:
@@ -168,38 +212,37 @@ class WeightFiles:
         return self._held[1]
 
 
-def _weight_files(folder: Path, allow_pickle: bool) -> list[Path]:
-    """The files that hold the folder's weights: safetensors before .pdparams before torch's pickles."""
-    pickles = ("pytorch_model.bin",) if allow_pickle else ()
-    for single in ("model.safetensors", "model_state.pdparams", *pickles):
-        index = folder / f"{single}.index.json"
-        if index.is_file():
-            return _indexed_files(index)
-        if (folder / single).is_file():
-            return [folder / single]
-    if any(folder.glob("model_state.tp*.pdparams")) or any(folder.glob("model_state.*pp*.pdparams")):
-        raise UserError(
-            f"{folder} holds the parts of one layout (model_state.tp..), not a model folder; take the merged model of that "
-            "run, make one of it (paddle-llm export FOLDER --target hf OUT), or continue the run with --resume_from_checkpoint"
-        )
-    if any(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder} holds torch pickles (pytorch_model*.bin), a format that can carry code. To read them all the same give "
-            "--allow_pickle (nothing but tensors is taken from them), or convert them to safetensors with Hugging Face's "
-            "save_pretrained(..., safe_serialization=True)"
-        )
-    raise UserError(f"{folder} holds no weights (model.safetensors, model_state.pdparams, or either with an index)")
-
-
-def _indexed_files(index: Path) -> list[Path]:
+def _described(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, and the bytes [begin, end) behind the header, of one entry of a header."""
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is not an index of weight files ({error}); fetch it again") from None
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise UserError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch the files again")
-    return [index.parent / name for name in names]
+        dtype, shape, (begin, end) = tensor["dtype"], tuple(tensor["shape"]), tensor["data_offsets"]
+        numbers = (*shape, begin, end)
+        if any(type(number) is not int or number < 0 for number in numbers) or begin > end or type(dtype) is not str:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file} is corrupt: its entry for {name} cannot be read; fetch the file again") from None
+    return dtype, shape, begin, end
+
+
+def _bits(file: Path, name: str, dtype: str) -> int:
+    if dtype in _NUMPY:
+        return 8 * np.dtype(_NUMPY[dtype]).itemsize
+    if dtype not in _OTHER_BITS:
+        raise UserError(f"{file}: {name} is stored as {dtype}, which is not read; use fp32, fp16 or bf16 weights")
+    return _OTHER_BITS[dtype]
+
+
+def _check_contiguous(file: Path, entries: dict[str, _Entry], offset: int, size: int) -> None:
+    """Raise UserError where tensors overlap or leave bytes of the file out, which safetensors' own reader refuses, too."""
+    at = offset
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != at:
+            raise UserError(
+                f"{file} is corrupt: {name} does not begin where the tensor before it ends; fetch the file again"
+            )
+        at = entry.end
+    if at != size:
+        raise UserError(f"{file} is corrupt: {size - at} bytes behind the last tensor; fetch the file again")
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
@@ -210,9 +253,10 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
             raise UserError(f"{file} is no safetensors file, or cut off ({size} bytes); fetch the file again")
         try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            raise UserError(f"{file} is corrupt: its header is not JSON; fetch the file again") from None
+            header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if "occurs twice" in str(error) else "its header is not JSON"
+            raise UserError(f"{file} is corrupt: {reason}; fetch the file again") from None
     if not isinstance(header, dict):
         raise UserError(f"{file} is corrupt: its header is not a table; fetch the file again")
     return header, 8 + length

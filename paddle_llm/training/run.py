@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, exit_on_user_error
 from paddle_llm.config.help import help_text, wants_help
-from paddle_llm.config.model_facts import find_model_folder, has_weights
+from paddle_llm.config.model_facts import find_model_folder
 from paddle_llm.config.old_names import Entry
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.config.weight_choice import has_weights
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments

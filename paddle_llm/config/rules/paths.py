@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.model_facts import has_weights, looks_local
+from paddle_llm.config.model_facts import looks_local
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.weight_choice import has_weights
 
 
 def tokenizer_is_there(run: Run) -> Findings:
