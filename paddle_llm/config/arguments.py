@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.paths import PathError, expand_path
+
 FLAG = "flag"
 
 
@@ -78,8 +80,12 @@ def read_arguments(argv: list[str], known: Collection[str]) -> Arguments:
 
 
 def _read_file(name: str, result: Arguments) -> None:
-    path = Path(name).expanduser()
     result.unread = True
+    try:
+        path = Path(expand_path(name))
+    except PathError as error:
+        result.problems.append(f"{name}: {error}.")
+        return
     duplicates: list[str] = []
 
     def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

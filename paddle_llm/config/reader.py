@@ -22,7 +22,7 @@ from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
 from paddle_llm.config.rules.all import RULES
 from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, RunConfig, fields_of
-from paddle_llm.config.values import BadValue, is_null, kind_of, parse
+from paddle_llm.config.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
 from paddle_llm.config.weight_choice import has_weights
 
 # Words from other trainers, too far from the name here for difflib.
@@ -97,6 +97,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
 
     given = _merge(translated.given, fields, problems)
     config, bad, own = _typed(given, script, problems)
+    notices += _expanded_paths(config, given, bad)
     if arguments.unread:
         raise ConfigError(problems)
     seen = guarded(config, bad)
@@ -181,6 +182,9 @@ def _typed(
         elif not is_null(one.raw):
             try:
                 values[name] = parse(name, True if one.raw is BARE else one.raw)
+            except BadPath as error:
+                problems.append(f"{one.spelled()} = {_shown(one.raw)}: {error}.")
+                bad.add(name)
             except BadValue as error:
                 problems.append(f"{one.spelled()} = {_shown(one.raw)}: expected {error}.{_close(name, one.raw)}")
                 bad.add(name)
@@ -194,6 +198,16 @@ def _typed(
     written = {name: value for name, value in values.items() if name not in bad}
     own = entry_defaults(entry, written)
     return RunConfig(**{name: default.value for name, default in own.items()} | written), frozenset(bad), own
+
+
+def _expanded_paths(config: RunConfig, given: dict[str, Given], bad: frozenset[str]) -> list[str]:
+    """One line for each path in which ~ or a variable was replaced."""
+    written = {name: _shown(one.raw) for name, one in given.items() if name in PATH_FIELDS and name not in bad}
+    return [
+        f"{given[name].spelled()} = {text} is read as {getattr(config, name)}."
+        for name, text in written.items()
+        if ("~" in text or "$" in text) and text != getattr(config, name) and not is_null(given[name].raw)
+    ]
 
 
 def _range(message: str) -> str:

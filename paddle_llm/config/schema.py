@@ -54,7 +54,7 @@ def _field(name: str, definition: dict[str, Any]) -> dict[str, Any]:
 def _kind(option: dict[str, Any]) -> dict[str, Any]:
     if option.get("type") == "boolean":
         return {"enum": [True, False, 0, 1]}
-    return {key: value for key, value in option.items() if key not in ("title", "description", "default")}
+    return {key: value for key, value in option.items() if key not in ("title", "description", "default", "path")}
 
 
 def _old(rule: Renamed | Stale | Refused, fields: Container[str]) -> dict[str, Any] | None:

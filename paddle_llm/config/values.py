@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import types
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin
 
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.paths import PathError, expand_blend, expand_path
 
 _TRUE = ("true", "1", "yes", "on", "y", "t")
 _FALSE = ("false", "0", "no", "off", "n", "f")
@@ -27,23 +27,20 @@ WORD_LISTS = (
 )
 
 
-# Folders: in JSON no shell turns ~ into the home directory.
-_FOLDERS = (
-    "model_name_or_path",
-    "tokenizer_name_or_path",
-    "output_dir",
-    "data_cache",
-    "resume_from_checkpoint",
-    "dataset_name_or_path",
-    "prompt_templates",
-    "chat_template",
-    "lora_path",
-    "prefix_path",
-)
+# Fields whose value is a path, or a blend of paths; each is declared as such where the field is.
+PATH_FIELDS: dict[str, str] = {
+    name: str(field.json_schema_extra["path"])
+    for name, field in RunConfig.model_fields.items()
+    if isinstance(field.json_schema_extra, dict) and "path" in field.json_schema_extra
+}
 
 
 class BadValue(ValueError):
     """A value that does not fit its field. The text says what was expected."""
+
+
+class BadPath(BadValue):
+    """A path that cannot be expanded. The text says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +99,28 @@ def parse(name: str, raw: Any) -> Any:
 
     Raises:
         BadValue: with what was expected.
+        BadPath: If a path names a variable that is not defined.
     """
     kind = kind_of(name)
     if is_null(raw):
         return RunConfig.model_fields[name].get_default(call_default_factory=True)
-    if name in WORD_LISTS and isinstance(raw, list) and all(isinstance(word, str) for word in raw):
-        return " ".join(raw)
-    value = _convert(kind, raw)
-    return os.path.expanduser(value) if name in _FOLDERS else value
+    value = " ".join(map(str, raw)) if is_word_list(name, raw) else _convert(kind, raw)
+    if name not in PATH_FIELDS:
+        return value
+    try:
+        return expand_blend(value) if PATH_FIELDS[name] == "blend" else expand_path(value)
+    except PathError as error:
+        raise BadPath(str(error)) from None
+
+
+def is_word_list(name: str, raw: Any) -> bool:
+    """Whether `raw` is a list of words for a text field; the weights of a blend may be numbers."""
+    kinds = (str, int, float) if PATH_FIELDS.get(name) == "blend" else (str,)
+    return (
+        name in WORD_LISTS
+        and isinstance(raw, list)
+        and all(isinstance(word, kinds) and not isinstance(word, bool) for word in raw)
+    )
 
 
 def _convert(kind: Kind, raw: Any) -> Any:

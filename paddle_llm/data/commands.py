@@ -14,6 +14,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.path_option import PATH
 from paddle_llm.data.finetune_commands import finetune_options, self_cognition, show_finetune
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class ManyInputs(click.Command):
 
 _READING = [
     click.option(
-        "--input", "inputs", multiple=True, required=True, metavar="FILES...",
+        "--input", "inputs", multiple=True, required=True, type=PATH, metavar="FILES...",
         help="Files, folders or globs: .txt, .md, .jsonl, .json (lines), .parquet; text and jsonl also .gz or .zst.",
     ),
     click.option("--format", "kind", type=_FORMATS, default="auto", show_default=True, help="Of every input; auto: by suffix."),
@@ -71,7 +72,7 @@ def tokenizer() -> None:
 
 @tokenizer.command(cls=ManyInputs)
 @_reading
-@click.option("--output_dir", required=True, help="Folder to write.")
+@click.option("--output_dir", required=True, type=PATH, help="Folder to write.")
 @click.option(
     "--vocab_size", type=click.IntRange(min=261), required=True, help="Pieces, with 4 special ones and 256 bytes."
 )
@@ -131,8 +132,8 @@ def data() -> None:
 
 @data.command(cls=ManyInputs)
 @_reading
-@click.option("--tokenizer", required=True, help="Tokenizer folder.")
-@click.option("--output_prefix", required=True, help="Writes PREFIX.bin, PREFIX.idx and PREFIX.meta.json.")
+@click.option("--tokenizer", required=True, type=PATH, help="Tokenizer folder.")
+@click.option("--output_prefix", required=True, type=PATH, help="Writes PREFIX.bin, PREFIX.idx and PREFIX.meta.json.")
 @click.option("--workers", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default="all cores")
 def build(
     inputs: tuple[str, ...],
@@ -173,8 +174,8 @@ def build(
 
 
 @data.command()
-@click.argument("prefix", required=False)
-@click.option("--tokenizer", help="Tokenizer folder: compared with the corpus's, and shows samples as text.")
+@click.argument("prefix", required=False, type=PATH)
+@click.option("--tokenizer", type=PATH, help="Tokenizer folder: compared with the corpus's, and shows samples as text.")
 @click.option(
     "--samples", "--num", "samples", type=click.IntRange(min=0), default=3, show_default=True, help="How many to show."
 )

@@ -10,17 +10,18 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.path_option import BLEND, PATH
 
 if TYPE_CHECKING:
     from paddle_llm.data.inspect_finetune import FinetuneInspection
 
 _OPTIONS = [
-    click.option("--finetune", metavar="FILE", help='Instructions: a file, a folder with train.json, or "0.3 a.jsonl 0.7 b/".'),
+    click.option("--finetune", type=BLEND, metavar="FILE", help='Instructions: a file, a folder with train.json, or "0.3 a.jsonl 0.7 b/".'),
     click.option("--data_format", default="auto", show_default=True, help="Format of every file; auto: by its keys."),
-    click.option("--prompt_templates", metavar="FILE", help="Templates that turn raw records into inputs and targets."),
+    click.option("--prompt_templates", type=PATH, metavar="FILE", help="Templates that turn raw records into inputs and targets."),
     click.option("--skip_bad_rows", is_flag=True, help="Leave out and count rows that hold no conversation."),
     click.option(
-        "--chat_template", "--template", "chat_template", default="auto", show_default=True,
+        "--chat_template", "--template", "chat_template", type=PATH, default="auto", show_default=True,
         help="Prompt template: a name, jinja (the tokenizer's own), a file; auto: the tokenizer's own, else default.",
     ),
     click.option("--loss_on", type=click.Choice(["answers", "last", "all"]), default="answers", show_default=True),
@@ -102,7 +103,7 @@ def _print_figures(found: FinetuneInspection) -> None:
     "--name", required=True, help="What the model is to call itself; for two languages also `zh=小鹏,en=Little Peng`."
 )
 @click.option("--author", required=True, help="Who made it; by language in the same way.")
-@click.option("--output", required=True, metavar="FILE", help="jsonl to write.")
+@click.option("--output", required=True, type=PATH, metavar="FILE", help="jsonl to write.")
 @click.option("--language", default="zh,en", show_default=True, help="Which languages, by comma.")
 @click.option("--overwrite", is_flag=True, help="Replace what is there.")
 def self_cognition(name: str, author: str, output: str, language: str, overwrite: bool) -> None:

@@ -21,6 +21,7 @@ from paddle_llm import __version__
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
 from paddle_llm.config.out_folder import staged_folder
+from paddle_llm.config.path_option import PATH, PATHLIB
 from paddle_llm.export.place import RECORD, check_out, check_outside, check_space, human
 from paddle_llm.export.proof import ExportFailed, Proof, check_proof, prove, say_findings
 from paddle_llm.export.what_is_there import Found, find
@@ -213,16 +214,16 @@ Examples:
 
 
 @click.command(name="export", epilog=_EXAMPLE)
-@click.argument("checkpoint", type=click.Path())
-@click.argument("out", type=click.Path())
+@click.argument("checkpoint", type=PATH)
+@click.argument("out", type=PATH)
 @click.option(
     "--target",
     required=True,
     type=click.Choice(list(TARGETS), case_sensitive=False),
     help="; ".join(f"{name}: {what}" for name, (_, what) in TARGETS.items()) + ".",
 )
-@click.option("--adapter", type=click.Path(path_type=Path), help="LoRA or AdaLoRA, added to CHECKPOINT's weights.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. [default: CHECKPOINT]")
+@click.option("--adapter", type=PATHLIB, help="LoRA or AdaLoRA, added to CHECKPOINT's weights.")
+@click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: CHECKPOINT]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as stored]")
 @click.option("--max_shard_size", default="5GB", show_default=True, help="Of one file of weights, such as 500MB.")
 @click.option("--no_verify", is_flag=True, help="Do not compare the export with its source (for huge models).")
@@ -234,7 +235,7 @@ Examples:
 )
 @click.option(
     "--paddleformers_python",
-    type=click.Path(path_type=Path),
+    type=PATHLIB,
     help="Python of an environment with PaddleFormers (launch/paddleformers_env.sh makes one): one engine more to compare with.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the export that is at OUT.")

@@ -16,6 +16,7 @@ import click
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, is_first_rank
 from paddle_llm.config.out_folder import check_writable
+from paddle_llm.config.path_option import PATH, PATHLIB
 from paddle_llm.generation.choice import Choice
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _AT_MOST_ONE = click.IntRange(1)
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("model_folder", type=click.Path(path_type=Path))
+@click.argument("model_folder", type=PATHLIB)
 @click.option(
     "--prompt",
     "prompts",
@@ -48,20 +49,19 @@ _AT_MOST_ONE = click.IntRange(1)
 @click.option(
     "--input",
     "input_file",
-    type=click.Path(path_type=Path),
+    type=PATHLIB,
     help="Instructions in any format of fine-tuning (jsonl, json, csv, parquet), with answers or without; of another "
     "suffix: one prompt per line. Writes jsonl.",
 )
 @click.option("--chat", is_flag=True, help="Talk in the terminal.")
-@click.option("--output", type=click.Path(path_type=Path), help="jsonl file for what --input asks. [default: stdout]")
+@click.option("--output", type=PATHLIB, help="jsonl file for what --input asks. [default: stdout]")
 @click.option("--overwrite", is_flag=True, help="Replace --output where it is there.")
-@click.option(
-    "--adapter", type=click.Path(path_type=Path), help="Folder of an adapter that was trained over the model."
-)
+@click.option("--adapter", type=PATHLIB, help="Folder of an adapter that was trained over the model.")
 @click.option(
     "--chat_template",
     "--template",
     "chat_template",
+    type=PATH,
     help="none: continue texts as they stand; auto: ask as in the model's training, else through the tokenizer's own, else "
     "default; a name, jinja (the tokenizer's own) or a file. [default: none for texts, auto for instructions and --chat]",
 )
@@ -95,7 +95,7 @@ _AT_MOST_ONE = click.IntRange(1)
     help="Of the search: above 0 longer texts gain, below 0 they lose.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the sampling.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), help="Folder of the tokenizer. [default: MODEL_FOLDER]")
+@click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: MODEL_FOLDER]")
 @click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: the best there is]")
 @click.option("--static", is_flag=True, help="MODEL_FOLDER is a static export: run its program, in paddle.inference.")

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
 from paddle_llm.config.out_folder import check_apart, check_replaceable
+from paddle_llm.config.path_option import PATH, PATHLIB
 from paddle_llm.peft.base import adapter_folder
 from paddle_llm.peft.peft_format import CONFIG, TENSORS
 
@@ -25,8 +26,8 @@ Examples:
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("adapter", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("adapter", type=PATHLIB)
+@click.argument("out", type=PATHLIB)
 @click.option(
     "--to",
     "target",
@@ -34,7 +35,7 @@ Examples:
     type=click.Choice(["peft", "paddle-llm"], case_sensitive=False),
     help="The format of OUT.",
 )
-@click.option("--base", help="The model that it stands over. [default: what ADAPTER says]")
+@click.option("--base", type=PATH, help="The model that it stands over. [default: what ADAPTER says]")
 @click.option("--overwrite", is_flag=True, help="Replace the adapter that is at OUT.")
 def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: bool) -> None:
     """Write the LoRA adapter in ADAPTER to the folder OUT, in the format of Hugging Face's PEFT or of this library.

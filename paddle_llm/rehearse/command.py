@@ -16,6 +16,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
+from paddle_llm.config.path_option import PATH
 
 _FAILED = 1
 _BROKEN = 4
@@ -27,7 +28,7 @@ _BROKEN = 4
 @click.option("--ranks", type=click.IntRange(min=1), default=8, show_default=True, help="CPU ranks to run at once.")
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Optimizer steps.")
 @click.option("--synthetic", is_flag=True, help="Random tokens: without the config's corpus and tokenizer.")
-@click.option("--json", "json_file", metavar="FILE", help="Write the verdict as JSON, too.")
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the verdict as JSON, too.")
 def rehearse(
     words: tuple[str, ...], world_size: int, ranks: int, steps: int, synthetic: bool, json_file: str | None
 ) -> None:

@@ -1,8 +1,15 @@
-"""What all groups of fields share: frozen, no unknown names, no conversions in silence."""
+"""What all groups of fields share: frozen, no unknown names, no conversions in silence; and how a path is declared."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
+
+# `Field(..., json_schema_extra=PATH)`: the value is a path, in which ~ and variables of the environment are expanded.
+PATH: dict[str, Any] = {"path": "one"}
+# The value is one path, or weights and paths in turn.
+BLEND: dict[str, Any] = {"path": "blend"}
 
 
 class Group(BaseModel):

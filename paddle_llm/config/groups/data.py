@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from paddle_llm.config.groups.base import Group
+from paddle_llm.config.groups.base import BLEND, PATH, Group
 
 
 class DataFields(Group):
@@ -14,6 +14,7 @@ class DataFields(Group):
 
     input_dir: str = Field(
         "",
+        json_schema_extra=BLEND,
         description="Corpus: a folder of .bin/.idx pairs, the prefix of one pair, or a weighted blend of prefixes such as "
         '"0.3 /a/prefix 0.7 /b/prefix". Required.',
     )
@@ -30,7 +31,7 @@ class DataFields(Group):
         "mmap", description="Format of the corpus. Both are read through the same memory map."
     )
     data_cache: str | None = Field(
-        None, description="Folder for the sample index. Absent: index-cache/ beside the corpus."
+        None, json_schema_extra=PATH, description="Folder for the sample index. Absent: index-cache/ beside the corpus."
     )
     share_folder: bool = Field(
         False,

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from paddle_llm.config.groups.base import Group
+from paddle_llm.config.groups.base import BLEND, PATH, Group
 
 
 class InstructionFields(Group):
@@ -14,6 +14,7 @@ class InstructionFields(Group):
 
     dataset_name_or_path: str | None = Field(
         None,
+        json_schema_extra=BLEND,
         description="Instructions: a file (json, jsonl, csv, parquet), a folder with train.json and dev.json, or a weighted "
         'blend such as "0.3 a.jsonl 0.7 b/". Absent: ./data, where PaddleNLP\'s first scripts looked.',
     )
@@ -21,10 +22,13 @@ class InstructionFields(Group):
         "auto", "src_tgt", "content_summary", "alpaca", "sharegpt", "messages", "prompted", "query_response"
     ] = Field("auto", description="What the rows look like. auto: recognised by their keys, and said.")
     prompt_templates: str | None = Field(
-        None, description="File of templates that turn raw records into inputs and targets (P3, xP3)."
+        None,
+        json_schema_extra=PATH,
+        description="File of templates that turn raw records into inputs and targets (P3, xP3).",
     )
     chat_template: str = Field(
         "auto",
+        json_schema_extra=PATH,
         description="How a conversation becomes text: default, llama2, llama3, chatglm, chatglm2, chatglm3, bloomz, alpaca, "
         "chatml, jinja (the tokenizer's own) or a file. auto: the tokenizer's own, else default.",
     )

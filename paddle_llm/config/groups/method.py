@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from paddle_llm.config.groups.base import Group
+from paddle_llm.config.groups.base import PATH, Group
 
 
 class MethodFields(Group):
@@ -28,7 +28,9 @@ class MethodFields(Group):
     modules_to_save: list[str] | None = Field(
         None, description="Layers trained whole beside the method and saved with it, such as the head."
     )
-    lora_path: str | None = Field(None, description="Folder of a LoRA or AdaLoRA adapter to go on from.")
+    lora_path: str | None = Field(
+        None, json_schema_extra=PATH, description="Folder of a LoRA or AdaLoRA adapter to go on from."
+    )
     adalora: bool = Field(
         False, description="AdaLoRA (Zhang et al. 2023): LoRA that moves its ranks to where they count."
     )
@@ -52,7 +54,7 @@ class MethodFields(Group):
     prefix_projection: bool = Field(
         False, description="Make the prefix by a small network that is left out after training."
     )
-    prefix_path: str | None = Field(None, description="Folder of a prefix to go on from.")
+    prefix_path: str | None = Field(None, json_schema_extra=PATH, description="Folder of a prefix to go on from.")
     prompt_tuning: bool = Field(
         False, description="Prompt tuning (Lester et al. 2021): trained embeddings in front of the text."
     )

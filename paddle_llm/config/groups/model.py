@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from paddle_llm.config.groups.base import Group
+from paddle_llm.config.groups.base import PATH, Group
 
 
 class ModelFields(Group):
@@ -12,11 +12,14 @@ class ModelFields(Group):
 
     model_name_or_path: str = Field(
         "",
+        json_schema_extra=PATH,
         description="Folder of the model (a config.json is enough for random weights), or a name built into PaddleNLP, "
         "which is looked up over the network. Required.",
     )
     tokenizer_name_or_path: str | None = Field(
-        None, description="Folder or built-in name of the tokenizer. Absent: the one in --model_name_or_path."
+        None,
+        json_schema_extra=PATH,
+        description="Folder or built-in name of the tokenizer. Absent: the one in --model_name_or_path.",
     )
     model_type: str | None = Field(
         None,

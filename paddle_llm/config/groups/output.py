@@ -6,16 +6,20 @@ from typing import Literal
 
 from pydantic import Field
 
-from paddle_llm.config.groups.base import Group
+from paddle_llm.config.groups.base import PATH, Group
 
 
 class OutputFields(Group):
     """Output and resume"""
 
-    output_dir: str = Field("", description="Folder for metrics, curves and checkpoints. Required.")
+    output_dir: str = Field(
+        "", json_schema_extra=PATH, description="Folder for metrics, curves and checkpoints. Required."
+    )
     overwrite_output_dir: bool = Field(False, description="Start anew in a folder that is not empty.")
     resume_from_checkpoint: str | None = Field(
-        None, description="A checkpoint-<step> folder. Absent: the newest complete one in --output_dir, if any."
+        None,
+        json_schema_extra=PATH,
+        description="A checkpoint-<step> folder. Absent: the newest complete one in --output_dir, if any.",
     )
     logging_steps: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl (PaddleNLP: 500).")
     logging_first_step: bool = Field(False, description="Write a row for the first step, too.")
