@@ -1,18 +1,23 @@
 # Two commands for a fresh clone: `make quickstart` and `make test`.
+# `make test HF=1` also installs the reference libraries (extra `hf`) and runs the tests that need them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+HF ?=
+INSTALLED := $(BIN)/installed$(if $(HF),-hf)
 
 .PHONY: quickstart test test-all lint install parity
 
-$(BIN)/installed: pyproject.toml
+$(BIN)/installed: EXTRAS := cpu,test
+$(BIN)/installed-hf: EXTRAS := cpu,test,hf
+$(BIN)/installed $(BIN)/installed-hf: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[cpu,test]'
+	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
 	$(BIN)/python -m pip check
 	touch $@
 
-install: $(BIN)/installed
+install: $(INSTALLED)
 
 quickstart: install
 	launch/quickstart.sh
@@ -26,7 +31,7 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: lint
+test-all: lint $(BIN)/installed-hf
 	$(BIN)/python -m pytest
 
 # Every layout beside one process: the whole matrix, the table on stdout.

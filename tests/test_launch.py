@@ -12,7 +12,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.helpers.skips import needs
 from tests.tiny import write_llama
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +148,6 @@ def test_another_device_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_manifest_fits_its_configuration() -> None:
-    yaml = pytest.importorskip("yaml")
     manifest = yaml.safe_load((LAUNCH / "paddlejob.yaml").read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v1", "PaddleJob")
     worker = manifest["spec"]["paddleReplicaSpecs"]["Worker"]
@@ -169,8 +170,7 @@ def test_the_manifest_fits_its_configuration() -> None:
 
 
 def test_shellcheck() -> None:
-    if shutil.which("shellcheck") is None:
-        pytest.skip("no shellcheck on this machine (Debian: apt-get install shellcheck)")
+    needs("shellcheck", shutil.which("shellcheck") is not None, "Debian: apt-get install shellcheck")
     files = [str(path) for path in sorted([*LAUNCH.glob("*.sh"), LAUNCH / "slurm.sbatch"])]
     found = subprocess.run(["shellcheck", "-x", "-P", str(LAUNCH), *files], capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stdout

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import rms_norm_native as native
 
+from tests.helpers.skips import needs
+
 FUZZ = Path(__file__).with_name("fuzz_cpu.cpp")
 SANITIZERS = [
     "-fsanitize=address,undefined",
@@ -58,12 +60,12 @@ def test_the_sanitizer_sees_one_element_too_far(tmp_path):
 
 def test_compiles_for_arm64(tmp_path):
     compiler = shutil.which("aarch64-linux-gnu-g++")
-    if compiler is None:
-        pytest.skip("no aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)")
+    needs(
+        "the arm64 compiler and emulator", compiler is not None, "aarch64-linux-gnu-g++ (Debian: g++-aarch64-linux-gnu)"
+    )
     program = tmp_path / "fuzz"
     compile_fuzz(compiler, program, ["-Wall", "-Wextra", "-Werror", "-static"], native.CPU_SOURCES)
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    if emulator is None:
-        pytest.skip("compiled; no qemu-aarch64 (Debian: qemu-user) to run it")
+    needs("the arm64 compiler and emulator", emulator is not None, "compiled; qemu-aarch64 (Debian: qemu-user) runs it")
     done = subprocess.run([emulator, str(program), "60"], capture_output=True, text=True, check=False)
     assert done.stdout == "60 trials, 0 failures\n", done.stderr[-2000:]

@@ -212,10 +212,10 @@ def test_a_jinja_template_that_forgets_is_refused(tmp_path: Path, tokenizer_fold
         jinja_encoder(tmp_path, tokenizer_folder, "{{ messages.append(1) }}")
 
 
-@pytest.mark.hf
 @pytest.mark.parametrize("source", [JINJA, MARKED])
 def test_jinja_is_rendered_as_transformers_renders_it(tmp_path: Path, tokenizer_folder: str, source: str) -> None:
-    utils = pytest.importorskip("transformers.utils.chat_template_utils")
+    from transformers.utils import chat_template_utils as utils
+
     encoder = jinja_encoder(tmp_path, tokenizer_folder, source)
     conversation = talk(" ask ", "one\n", "more", "  two", system="Hi")
     messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]

@@ -106,7 +106,6 @@ def test_llama3_is_metas(codecs) -> None:
 
 
 def test_llama3s_own_tokenizer(tmp_path: Path) -> None:
-    pytest.importorskip("tiktoken")
     codec = open_codec(llama3_folder(tmp_path / "llama3"))
     begin, start, end, eot = map(codec.mark, LLAMA3_MARKS)
     ids, learnt = encoded(codec, "llama3", [("user", "hi <|eot_id|>"), ("assistant", "yo")])

@@ -64,15 +64,8 @@ def not_transposed(tensors):
 # ---- transformers on torch --------------------------------------------------------------------------------------------
 
 
-def torch_is_here() -> None:
-    reason = "transformers on torch answers in the extra hf alone"
-    pytest.importorskip("torch", reason=reason)
-    pytest.importorskip("transformers", reason=reason)
-
-
 @pytest.mark.hf
 def test_transformers_answers_as_the_source(tmp_path, llama):
-    torch_is_here()
     folder = exported(llama, tmp_path / "hf", "hf")
     findings = found_by("transformers", llama, folder, "hf")
     assert passed(findings, LOGITS, TOKENIZER)
@@ -85,7 +78,6 @@ def test_transformers_answers_as_the_source(tmp_path, llama):
 @pytest.mark.hf
 @pytest.mark.parametrize("family", ["qwen2", "bloom", "opt"])
 def test_transformers_answers_as_other_families(tmp_path, pieces, family):
-    torch_is_here()
     source = write_folder(family, pieces, tmp_path / family)
     folder = exported(source, tmp_path / "hf", "hf")
     assert passed(found_by("transformers", source, folder, "hf"), LOGITS, TOKENIZER)
@@ -95,7 +87,6 @@ def test_transformers_answers_as_other_families(tmp_path, pieces, family):
 @pytest.mark.hf
 @pytest.mark.parametrize("trap", [with_paddlenlps_prefix, not_transposed])
 def test_transformers_sees_a_trap(tmp_path, llama, trap):
-    torch_is_here()
     folder = damage(exported(llama, tmp_path / "fastdeploy", "fastdeploy"), trap)
     finding = found_by("transformers", llama, folder, "fastdeploy")[LOGITS]
     # Without any weight that it knows transformers gives up; the other layout it loads without a word.
@@ -106,7 +97,6 @@ def test_transformers_sees_a_trap(tmp_path, llama, trap):
 @pytest.mark.hf
 def test_transformers_sees_a_tokenizer_that_gives_what_the_network_does_not_take(tmp_path, llama):
     """The class PreTrainedTokenizerFast gives token_type_ids, unless it is told; `generate` refuses them."""
-    torch_is_here()
     folder = exported(llama, tmp_path / "hf", "hf")
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())

@@ -260,8 +260,9 @@ IN_TRANSFORMERS = {
 @pytest.mark.hf
 @pytest.mark.parametrize("name", IN_TRANSFORMERS)
 def test_transformers_computes_the_same_and_would_save_the_same(tmp_path, name):
-    torch = pytest.importorskip("torch", reason="needs the extra hf (torch, transformers)")
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf (torch, transformers)")
+    import torch
+    import transformers
+
     family, changes = IN_TRANSFORMERS[name]
     write_native(tmp_path / "model", family, **changes)
     out = exported(tmp_path / "model", max_shard_size=100_000)
@@ -284,8 +285,9 @@ def test_transformers_computes_the_same_and_would_save_the_same(tmp_path, name):
 
 @pytest.mark.hf
 def test_transformers_reads_bf16_without_being_told(tmp_path):
-    torch = pytest.importorskip("torch", reason="needs the extra hf (torch, transformers)")
-    transformers = pytest.importorskip("transformers", reason="needs the extra hf (torch, transformers)")
+    import torch
+    import transformers
+
     write_config(tmp_path / "model", "llama")
     weights = random_weights(tmp_path / "model", "llama", "bfloat16")
     from paddle_llm.models.weight_files import write_safetensors

@@ -24,6 +24,7 @@ from paddle_llm.export.comparing import Finding
 from paddle_llm.export.ends import end_ids
 from paddle_llm.export.serving_files import write_chat_template, write_generation_config, write_readme, write_serving
 from paddle_llm.export.tokenizer_json import write_tokenizer
+from tests.helpers.skips import needs
 
 SPELLED = {PREFIX: "<P>", BOS: "<B>", EOS: "<E>"}
 TALK = (
@@ -125,10 +126,10 @@ def test_a_server_feeds_the_ids_of_training(name, bpe, tmp_path):
         assert ids == encoder.prompt(Conversation(talk)).input_ids.tolist()
 
 
-@pytest.mark.hf
 @pytest.mark.parametrize("name", ["default", "llama2"])
 def test_transformers_feeds_the_ids_of_training(name, bpe, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="the extra hf is not installed")
+    import transformers
+
     write_tokenizer(a_source(bpe, name), tmp_path, "fastdeploy")
     write_chat_template(a_source(bpe, name), tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
@@ -265,8 +266,7 @@ def test_serve_sh_starts_the_server_on_its_own_folder(script, tmp_path):
 
 def test_serve_sh_is_clean(script):
     assert subprocess.run(["sh", "-n", str(script)], capture_output=True).returncode == 0
-    if shutil.which("shellcheck") is None:
-        pytest.skip("shellcheck is not installed")
+    needs("shellcheck", shutil.which("shellcheck") is not None)
     assert subprocess.run(["shellcheck", str(script)], capture_output=True, text=True).stdout == ""
 
 

@@ -128,8 +128,10 @@ def test_the_tokenizer_is_beside_the_weights_or_named(llama, tmp_path):
         opened(llama, tokenizer=tmp_path)
 
 
+@pytest.mark.hf
 def test_torch_pickles_are_asked_for(tmp_path):
-    torch = pytest.importorskip("torch", reason="writing a pytorch_model.bin needs the extra hf")
+    import torch
+
     weights = write_native(tmp_path, "llama")
     (tmp_path / "model.safetensors").unlink()
     tensors = {name: torch.from_numpy(value) for name, value in as_hugging_face(weights, "llama").items()}

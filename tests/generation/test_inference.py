@@ -13,7 +13,7 @@ from paddle_llm.config.errors import UserError
 _LARGE = 36 << 20
 
 
-def _huge_pages_are_there() -> bool:
+def _has_huge_pages() -> bool:
     enabled = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     return enabled.is_file() and "[never]" not in enabled.read_text()
 
@@ -23,7 +23,6 @@ def _anonymous_huge_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
 
 
-@pytest.mark.skipif(not _huge_pages_are_there(), reason="this machine has no transparent huge pages")
 def test_large_memory_moves_into_huge_pages_unharmed():
     from paddle_llm.generation.inference import _use_huge_pages
 
@@ -33,7 +32,7 @@ def test_large_memory_moves_into_huge_pages_unharmed():
         before = _anonymous_huge_bytes()
         _use_huge_pages()
         assert memory[:] == values
-        if _kernel() >= (6, 1):  # before, it happens by and by
+        if _kernel() >= (6, 1) and _has_huge_pages():  # older kernels move it later, in the background
             assert _anonymous_huge_bytes() - before >= _LARGE // 2
 
 

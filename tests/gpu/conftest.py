@@ -9,6 +9,7 @@ from functools import cache
 import pytest
 
 from paddle_llm.config.device import find_device, why_no_gpu
+from tests.helpers.skips import needs
 
 
 @cache
@@ -32,4 +33,4 @@ def _enough_gpus(request: pytest.FixtureRequest) -> None:
     found = gpus()
     if found < needed:
         why = why_no_gpu() or f"this machine has {found}"
-        pytest.skip(f"needs {needed} GPU{'s' if needed > 1 else ''}: {why}")
+        needs("a GPU", False, f"{needed} for this test; {why}")

@@ -79,6 +79,7 @@ def test_these_go_with_every_layout(method):
         ("adalora", Layout(sharding=2, sharding_stage=3), None, {}, "Use --sharding stage2"),
         ("prompt", Layout(), "llama", {"packed": True}, "Leave --zero_padding out"),
         ("prompt", Layout(), "chatglm", {}, "not offered for ChatGLM-6B"),
+        ("prefix", Layout(), "glm", {"prefix_projection": True}, "--prefix_projection is not offered for GLM"),
         ("prefix", Layout(), "bloom", {"packed": True}, "prefix tuning with --zero_padding is not offered for BLOOM"),
     ],
 )

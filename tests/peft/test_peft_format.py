@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,8 @@ from tests.export.test_merged import TARGETS, base_folder, merged_in_network, ne
 from tests.peft.disk import no_room
 from tests.peft.networks import METHODS, attached, logits, trained_values
 
-PYTHON = os.environ.get("PADDLE_LLM_PEFT_PYTHON")
-with_peft = pytest.mark.skipif(
-    not PYTHON, reason="PADDLE_LLM_PEFT_PYTHON names no Python with torch, transformers and Hugging Face's peft"
-)
+PYTHON = os.environ.get("PADDLE_LLM_PEFT_PYTHON", sys.executable)  # another one for another version of peft
+with_peft = pytest.mark.hf
 TOKENS = [[5, 9, 17, 33, 2, 71, 4, 12], [90, 3, 3, 45, 60, 7, 101, 8]]
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # family -> a layer that LoRA stands beside, as PEFT's file names it

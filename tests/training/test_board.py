@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import pytest
 from paddle_llm.config.errors import UserError
 from paddle_llm.training.board import find_logs
 from tests.chromium import find_chromium, open_page
+from tests.helpers.skips import needs
 
 LOSSES = [7.0 - 0.25 * step for step in range(20)]
 BOARD = [sys.executable, "-c", "from paddle_llm.training.board import board; board()"]
@@ -108,10 +108,7 @@ for (const name of ['fillText', 'beginPath', 'moveTo', 'lineTo', 'bezierCurveTo'
 @pytest.mark.browser
 def test_the_loss_curve_is_drawn(address: str, tmp_path: Path) -> None:
     chromium = find_chromium()
-    if chromium is None:
-        reason = "no chromium on this machine: the page was not looked at (Debian: apt-get install chromium)"
-        assert "CI" not in os.environ, reason
-        pytest.skip(reason)
+    needs("chromium", chromium is not None, "Debian: apt-get install chromium")
     with open_page(chromium, tmp_path / "profile") as page:
         page.before_load(RECORD_CANVAS)
         page.go(address)
