@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import paddle.distributed as dist
 
@@ -12,6 +13,8 @@ from paddle_llm.checkpoint.folder import staging_folder
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import publish
 from paddle_llm.models.full_weights import family_name, full_weights
+from paddle_llm.models.generation_settings import write_generation
+from paddle_llm.models.machine_paths import remove_paths
 from paddle_llm.models.names import EMBEDDINGS
 from paddle_llm.models.vocab import plain_config
 from paddle_llm.models.weight_files import write_safetensors
@@ -21,10 +24,15 @@ INDEX = "model.safetensors.index.json"
 ONE_FILE = "model.safetensors"
 
 
-def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) -> None:
+def save_merged_model(
+    model, layout: Layout, folder: Path, *, tokenizer=None, generation: dict[str, Any] | None = None
+) -> None:
     """Gather `model` and write it to `folder`, complete or not at all. Collective over all ranks.
 
     Memory: one stage's full weights on the first rank of each stage, in host memory.
+
+    Args:
+        generation: the content of generation_config.json.
     """
     staged = staging_folder(folder.parent, folder.name)
     rank = dist.get_rank()
@@ -49,6 +57,8 @@ def save_merged_model(model, layout: Layout, folder: Path, *, tokenizer=None) ->
         _write_config(model, staged)
         if tokenizer is not None:
             tokenizer.save_pretrained(str(staged))
+        write_generation(staged, generation or {})
+        remove_paths(staged)
         publish(staged, folder)
     _barrier()
 

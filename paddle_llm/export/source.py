@@ -15,12 +15,12 @@ import numpy as np
 
 from paddle_llm.checkpoint.folder import MANIFEST
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.json_object import read_json_object
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
 from paddle_llm.export.dtypes import ITEM_SIZES
 from paddle_llm.export.what_is_there import Found, find
 from paddle_llm.generation.network import template_of
 from paddle_llm.models.build import plain_configuration
+from paddle_llm.models.generation_settings import read_generation
 from paddle_llm.models.load import locate_weights
 from paddle_llm.models.names import compositions
 from paddle_llm.models.outline import outline
@@ -151,14 +151,13 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
         tensors: Tensors = open_layout(folder)
     else:
         tensors = FolderTensors(folder, family, config, shapes, allow_pickle=allow_pickle)
-    generation = folder / "generation_config.json"
     source = Source(
         folder=folder,
         family=family,
         facts=facts,
         config=config,
         tokenizer=None,
-        generation=read_json_object(generation) if generation.is_file() else {},
+        generation=read_generation(folder),
         template=template_of(folder),
         shapes=shapes,
         tensors=tensors,

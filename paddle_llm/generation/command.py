@@ -34,6 +34,7 @@ Examples:
   python -m paddle.distributed.launch --gpus 0,1 $(which paddle-llm) generate models/llama-65b --input questions.jsonl
 """
 _ROOM, _ROOM_OF_ANSWERS = 64, 512
+_DEFAULTS = {"repetition_penalty": 1.0, "num_beams": 1, "length_penalty": 1.0}
 _BETWEEN = "---"  # a line between the answers to several prompts
 _AT_MOST_ONE = click.IntRange(1)
 
@@ -179,6 +180,8 @@ def _check_options(
 def _prepare(folder: Path, requests: Sequence[Request], options: dict[str, Any]) -> tuple[Generator, Reader]:
     """Load the network, and find out how it is asked."""
     loaded = _load(folder, options)
+    if not options["static"]:
+        _report_settings(folder, options)
     from paddle_llm.generation.requests import reader_of
     from paddle_llm.generation.texts import Generator, positions_of
     from paddle_llm.parallel.mesh import current_mesh
@@ -200,6 +203,18 @@ def _prepare(folder: Path, requests: Sequence[Request], options: dict[str, Any])
     ends = frozenset(loaded.end_ids) | reader.stop_ids
     tensor = None if options["static"] else current_mesh(loaded.layout).tensor
     return Generator(loaded.model, loaded.family, loaded.codec, ends, choice, room, tensor), reader
+
+
+def _report_settings(folder: Path, options: dict[str, Any]) -> None:
+    """Report the defaults of generation_config.json that are not applied."""
+    from paddle_llm.models.generation_settings import describe_unapplied, read_generation
+
+    given = [name for name, value in options.items() if value is not None and value != _DEFAULTS.get(name)]
+    if {"temperature", "top_p", "top_k"} & set(given):
+        given += ["do_sample", "decode_strategy"]
+    line = describe_unapplied(read_generation(folder), given, folder)
+    if line:
+        say(line)
 
 
 def _load(folder: Path, options: dict[str, Any]) -> Loaded:

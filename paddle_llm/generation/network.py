@@ -14,6 +14,7 @@ from typing import Any
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.models.generation_settings import end_ids, read_generation
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,8 @@ def load_network(
     if adapter is not None:
         _put_over(model, adapter, folder, layout)
     model.eval()
-    ends = _ends_of(folder, facts.raw) | ({codec.eos_id} if codec.eos_id is not None else set())
+    settings = read_generation(folder)
+    ends = {*end_ids(settings, facts.raw, folder), *([] if codec.eos_id is None else [codec.eos_id])}
     return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), template_of(adapter or folder))
 
 
@@ -140,16 +142,6 @@ def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
     base = base_named_in(described_in(adapter))
     if base:
         say_other_base(base, adapter, folder)
-
-
-def _ends_of(folder: Path, config: dict[str, Any]) -> set[int]:
-    """Several in newer folders: LLaMA 3 ends a text in one way and an answer in another."""
-    found = set()
-    file = folder / "generation_config.json"
-    for source in (config, json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}):
-        ids = source.get("eos_token_id")
-        found |= {number for number in (ids if isinstance(ids, list) else [ids]) if isinstance(number, int)}
-    return found
 
 
 def template_of(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from paddlenlp.trainer import Trainer
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import publish
+from paddle_llm.models.generation_settings import write_generation
 from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.training.meter import Meter
 
@@ -37,6 +38,7 @@ class CheckpointedTrainer(Trainer):
 
     Attributes:
         stateful: name -> what is saved and restored beside network and optimizer.
+        generation_settings: the content of generation_config.json in every checkpoint.
     """
 
     layout: Layout
@@ -46,6 +48,7 @@ class CheckpointedTrainer(Trainer):
 
     def __init__(self, *args, **kwargs):
         self.stateful: dict[str, Stateful] = {}
+        self.generation_settings: dict[str, Any] = {}
         super().__init__(*args, **kwargs)
 
     def _whole_weights(self, keep: bool = True):
@@ -90,6 +93,7 @@ class CheckpointedTrainer(Trainer):
             paddle.save(what.state(), str(self._file_of(staged, name)))
         if args.process_index == 0:
             self._correct_paths(staged, meter_state)
+            write_generation(staged, self.generation_settings)
         _barrier()
         if args.process_index == 0:
             self._publish(staged, final)

@@ -32,6 +32,7 @@ from paddle_llm.peft.method import Method, method_of
 from paddle_llm.peft.prompt import PromptedDataset
 from paddle_llm.peft.save import continue_from, read_method, save_adapter
 from paddle_llm.training.finetune_trainer import Answers, FinetuneTrainer
+from paddle_llm.training.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.sample_order import global_batch_of
 from paddle_llm.training.token_mean import criterion_of
@@ -84,6 +85,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
         tokenizer=tokenizer,
     )
     trainer.predict_dataset = splits["test"].samples if "test" in splits else None
+    trainer.generation_settings = settings_of(resolved, sorted(encoder.stop_ids))
     return trainer
 
 
@@ -119,7 +121,8 @@ def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
         if method.adds_tensors:
             merge(trainer.model)
         folders.append(output / "model")
-        save_merged_model(trainer.model, layout, folders[-1], tokenizer=trainer.tokenizer)
+        settings = trainer.generation_settings
+        save_merged_model(trainer.model, layout, folders[-1], tokenizer=trainer.tokenizer, generation=settings)
     if is_first_rank():
         print(*folders, sep="\n")
 

@@ -13,6 +13,7 @@ from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_s
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import sample_transform
+from paddle_llm.training.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.pretrain_trainer import PretrainTrainer
 from paddle_llm.training.sample_order import global_batch_of
@@ -34,6 +35,8 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTraine
         tokenizer=tokenizer,
     )
     trainer.predict_dataset = splits.test
+    ends = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    trainer.generation_settings = settings_of(resolved, ends)
     return trainer
 
 
@@ -57,6 +60,8 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
 def save(trainer: PretrainTrainer, resolved: Resolved) -> None:
     """The trained weights as one folder that any layout, `generate` and --continue_training 1 load."""
     folder = Path(resolved.config.output_dir) / "model"
-    save_merged_model(trainer.model, resolved.layout, folder, tokenizer=trainer.tokenizer)
+    save_merged_model(
+        trainer.model, resolved.layout, folder, tokenizer=trainer.tokenizer, generation=trainer.generation_settings
+    )
     if is_first_rank():
         print(folder)

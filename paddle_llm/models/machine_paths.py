@@ -1,0 +1,36 @@
+"""JSON files that are saved for others hold no path of the machine that wrote them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+# The keys under which PaddleNLP and transformers keep where something was read from.
+_KEYS = {
+    "name_or_path", "_name_or_path", "tokenizer_file", "vocab_file", "merges_file", "sp_model_file", "spm_file", "source_spm",
+    "special_tokens_map_file", "added_tokens_file", "added_tokens_decoder_file", "full_tokenizer_file", "pretrained_model_name_or_path",
+    "pretrained_vocab_files", "cache_dir", "model_name_or_path", "tokenizer_name_or_path",
+}  # fmt: skip
+_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def remove_paths(folder: Path) -> None:
+    """Remove these keys from the folder's configuration files; their readers find the files by their usual names."""
+    for name in _FILES:
+        file = folder / name
+        if not file.is_file():
+            continue
+        found = json.loads(file.read_text(encoding="utf-8"))
+        kept = without_paths(found)
+        if kept != found:
+            file.write_text(json.dumps(kept, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+
+
+def without_paths(value: Any) -> Any:
+    """A JSON value without these keys, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_paths(one) for key, one in value.items() if key not in _KEYS}
+    if isinstance(value, list):
+        return [without_paths(one) for one in value]
+    return value
