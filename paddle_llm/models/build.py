@@ -13,7 +13,7 @@ from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models.configure import translate
 from paddle_llm.models.hub import model_folder
-from paddle_llm.models.misspelled import say_misspelled
+from paddle_llm.models.misspelled import report_unknown, say_misspelled
 from paddle_llm.models.registry import Family, check_layout, find_family
 from paddle_llm.models.switches import apply_switches, say_notices
 from paddle_llm.models.vocab import pad_config, plain_config
@@ -63,6 +63,7 @@ def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: 
     """PaddleNLP's configuration object of the model, this run's switches set, the vocabulary not yet padded."""
     values = translate(family, raw, where)
     say_misspelled(family, values, where)
+    report_unknown(family, values, raw, where)
     model_config = family.load("config_class")(**values)
     apply_switches(model_config, config, layout, family)
     return model_config

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.models.config_fields import quantization_of, refused_fields
 from paddle_llm.models.registry import Family
 
 # Keys of config.json that say nothing about the network, or that PaddleNLP sets itself.
@@ -21,6 +22,7 @@ _DROPPED = {
     "dtype",
     "paddlenlp_version",
     "quantization_config",
+    "transformers_weights",
     "tensor_parallel_degree",
     "tensor_parallel_rank",
     "tensor_parallel_output",
@@ -40,8 +42,10 @@ def translate(family: Family, raw: dict[str, Any], where: str) -> dict[str, Any]
     """
     values = {key: value for key, value in raw.items() if key not in _DROPPED}
     problems: list[str] = []
-    if raw.get("quantization_config") is not None or raw.get("quantization_bit"):
-        problems.append("the weights are quantised; take a folder with full-precision weights")
+    quantization = quantization_of(raw)
+    if quantization:
+        problems.append(f"the weights are quantized ({quantization}); use a folder with full-precision weights")
+    problems += refused_fields(raw)
     _TRANSLATORS[family.name](values, raw, problems)
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
@@ -52,10 +56,16 @@ def translate(family: Family, raw: dict[str, Any], where: str) -> dict[str, Any]
 
 
 def _rename(values: dict[str, Any], names: dict[str, str]) -> None:
+    """Move values to PaddleNLP's names.
+
+    Raises:
+        UserError: If both names are present with different values.
+    """
     for old, new in names.items():
         if old in values:
             value = values.pop(old)
-            values.setdefault(new, value)
+            if values.setdefault(new, value) != value:
+                raise UserError(f"config.json: {old} {value!r} contradicts {new} {values[new]!r}. Remove one of them.")
 
 
 def _expect(raw: dict[str, Any], problems: list[str], **wanted: Any) -> None:
@@ -71,6 +81,7 @@ def _llama(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> 
     _rename(values, {"n_inner": "intermediate_size", "n_positions": "max_position_embeddings"})
     _rename(values, {"activation_function": "hidden_act"})
     _expect(raw, problems, hidden_act=("silu", "swish"), attention_bias=False, mlp_bias=False)
+    _expect(raw, problems, attention_dropout=(0.0, 0, None))
     hidden, heads = values.get("hidden_size"), values.get("num_attention_heads")
     head = raw.get("head_dim")
     if head is not None and hidden is not None and heads and head * heads != hidden:
@@ -80,18 +91,29 @@ def _llama(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> 
 
 def _rope(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
     """`rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5) -> PaddleNLP's keys."""
-    parameters = values.pop("rope_parameters", None) or values.pop("rope_scaling", None) or {}
-    if parameters and not isinstance(parameters, dict):
+    new, old = values.pop("rope_parameters", None), values.pop("rope_scaling", None)
+    parameters = new or old or {}
+    if any(not isinstance(one, dict) for one in (new, old) if one):
         problems.append(f"rope parameters {parameters!r} (an object is expected)")
         return
+    if new and old and _kind_of_rope(new) != _kind_of_rope(old):
+        problems.append(f"rope_parameters {new!r} beside rope_scaling {old!r} (keep one of them)")
     if "rope_theta" in parameters:
         values["rope_theta"] = parameters["rope_theta"]
-    if parameters.get("partial_rotary_factor", raw.get("partial_rotary_factor", 1.0)) != 1.0:
-        problems.append("partial_rotary_factor other than 1")
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    if parameters.get("partial_rotary_factor", 1.0) != 1.0:
+        problems.append(f"partial_rotary_factor {parameters['partial_rotary_factor']!r} (only 1.0)")
+    kind = _kind_of_rope(parameters)
+    unknown = sorted(set(parameters) - _ROPE_FIELDS.get(kind, set(parameters)) - _ROPE_FIELDS["default"])
+    if unknown:
+        problems.append(f"RoPE of type {kind!r} with {', '.join(unknown)}, which is not known")
     if kind in ("linear", "dynamic"):
         values["rope_scaling_type"] = {"linear": "linear", "dynamic": "dynamic_ntk"}[kind]
-        values["rope_scaling_factor"] = parameters.get("factor", 1.0)
+        values["rope_scaling_factor"] = parameters.get("factor")
+        if type(parameters.get("factor")) not in (int, float) or parameters["factor"] < 1:
+            problems.append(f"RoPE of type {kind!r} with factor {parameters.get('factor')!r} (a number of at least 1)")
+        original = parameters.get("original_max_position_embeddings")
+        if kind == "dynamic" and original not in (None, raw.get("max_position_embeddings")):
+            problems.append(f"RoPE of type 'dynamic' with original_max_position_embeddings {original!r}")
     elif kind == "llama3":
         keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
         missing = [key for key in keys if key not in parameters]
@@ -100,6 +122,19 @@ def _rope(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> N
         values["rope_scaling"] = {"rope_type": "llama3", **{key: parameters.get(key) for key in keys}}
     elif kind not in ("default", None):
         problems.append(f"RoPE of type {kind!r} (only default, linear, dynamic, llama3)")
+
+
+# What an entry of each type may hold, beside what is in every one.
+_ROPE_FIELDS: dict[str | None, set[str]] = {
+    "default": {"rope_type", "type", "rope_theta", "partial_rotary_factor"},
+    "linear": {"factor", "original_max_position_embeddings"},
+    "dynamic": {"factor", "original_max_position_embeddings"},
+    "llama3": {"factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+}
+
+
+def _kind_of_rope(parameters: dict[str, Any]) -> str:
+    return str(parameters.get("rope_type", parameters.get("type")) or "default")
 
 
 def _chatglm(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
@@ -122,6 +157,7 @@ def _chatglm_v2(values: dict[str, Any], raw: dict[str, Any], problems: list[str]
 
 
 def _bloom(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
+    _expect(raw, problems, tie_word_embeddings=True)
     _rename(values, {"n_embed": "hidden_size", "n_embd": "hidden_size", "num_hidden_layers": "n_layer"})
     _rename(values, {"num_attention_heads": "n_head", "num_layers": "n_layer"})
     # Exactness across Megatron's old tensor-parallel slices: changes nothing but the order of a sum, and costs a lot.
@@ -148,7 +184,10 @@ def _glm(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> No
 
 
 def _qwen2(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
-    _expect(raw, problems, hidden_act="silu", use_sliding_window=False, attention_dropout=(0.0, 0))
+    _expect(raw, problems, hidden_act=("silu", "swish"), use_sliding_window=False, attention_dropout=(0.0, 0))
+    windowed = sorted({str(one) for one in raw.get("layer_types") or ()} - {"full_attention"})
+    if windowed:
+        problems.append(f"layer_types with {', '.join(windowed)} (only 'full_attention')")
     hidden, heads, head = values.get("hidden_size"), values.get("num_attention_heads"), raw.get("head_dim")
     if head is not None and hidden is not None and heads and head * heads != hidden:
         problems.append(f"head_dim {head} with hidden_size {hidden} and {heads} heads (only hidden_size / heads)")

@@ -7,8 +7,10 @@ from functools import cache
 from typing import Any
 
 from paddle_llm.config.console import say
+from paddle_llm.models.config_fields import unknown_fields
 from paddle_llm.models.registry import Family
 
+_SHOWN = 8
 _CLOSE = 0.85  # at 0.7 use_fast_layer_norm, which other versions have, counted as use_fused_rms_norm
 
 
@@ -23,6 +25,20 @@ def say_misspelled(family: Family, values: dict[str, Any], where: str) -> None:
         _say_once(
             f"{where}/config.json: {key} is no setting of this model, and {meant} is not there: {default!r} is taken for it"
         )
+
+
+def report_unknown(family: Family, values: dict[str, Any], raw: dict[str, Any], where: str) -> None:
+    """One line about the fields of a config.json that this model does not use; once in a process.
+
+    Args:
+        values: of the config.json, under PaddleNLP's names.
+        raw: of the config.json, as it is.
+    """
+    close = {key for key, _, _ in misspelled(family, values)}
+    unknown = [key for key in unknown_fields(family.name, raw, set(_defaults(family))) if key not in close]
+    if unknown:
+        shown = ", ".join(unknown[:_SHOWN]) + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
+        _say_once(f"{where}/config.json: {len(unknown)} fields are unknown for {family.title} and not used: {shown}")
 
 
 def misspelled(family: Family, values: dict[str, Any]) -> list[tuple[str, str, Any]]:

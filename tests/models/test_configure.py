@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import paddle
 import pytest
@@ -55,17 +57,56 @@ def test_rope_scaling_is_honoured_in_both_spellings(tmp_path, scaling):
         (tiny.write_llama, {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         (tiny.write_llama, {"attention_bias": True}, "attention_bias"),
         (tiny.write_llama, {"hidden_act": "gelu"}, "hidden_act"),
-        (tiny.write_llama, {"quantization_config": {"bits": 4}}, "quantised"),
+        (
+            tiny.write_llama,
+            {"quantization_config": {"bits": 4, "quant_method": "gptq"}},
+            r"quantized \(quantization_config: gptq",
+        ),
+        (tiny.write_llama, {"quantization_config": {"quant_method": "fp8"}}, "fp8"),
+        (tiny.write_llama, {"quantization_config": {"load_in_4bit": True}}, "bitsandbytes"),
+        (tiny.write_llama, {"attention_dropout": 0.1}, "attention_dropout"),
+        (tiny.write_llama, {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        (tiny.write_llama, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        (tiny.write_llama, {"rope_scaling": {"type": "linear"}}, "factor None"),
+        (tiny.write_llama, {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention"),
+        (
+            tiny.write_llama,
+            {"rope_parameters": {"rope_type": "default"}, "rope_scaling": {"type": "yarn", "factor": 2}},
+            "keep one of them",
+        ),
+        (tiny.write_llama, {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}}, "beta_fast"),
+        (tiny.write_qwen2, {"use_sliding_window": True}, "use_sliding_window"),
+        (tiny.write_qwen2, {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
+        (tiny.write_qwen2, {"use_mrope": True}, "use_mrope"),
+        (tiny.write_qwen2, {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "yarn"),
+        (tiny.write_bloom, {"tie_word_embeddings": False}, "tie_word_embeddings"),
+        (tiny.write_bloom, {"num_attention_heads": 2}, "contradicts"),
+        (tiny.write_opt, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
+        (tiny.write_opt, {"activation_function": "gelu"}, "activation_function"),
         (tiny.write_chatglm2, {"kv_channels": 32}, "kv_channels 32"),
         (tiny.write_chatglm2, {"rope_ratio": 50}, "rope_ratio"),
         (tiny.write_chatglm2, {"rmsnorm": False}, "rmsnorm"),
         (tiny.write_chatglm, {"position_encoding_2d": False}, "position_encoding_2d"),
-        (tiny.write_chatglm, {"quantization_bit": 4}, "quantised"),
+        (tiny.write_chatglm, {"quantization_bit": 4}, "quantized"),
     ],
 )
 def test_what_paddlenlp_cannot_express_is_refused(tmp_path, writer, override, message):
     with pytest.raises(UserError, match=message):
         build(writer(tmp_path, **override))
+
+
+@pytest.mark.parametrize("writer", [tiny.write_llama, tiny.write_qwen2, tiny.write_bloom, tiny.write_opt])
+def test_what_transformers_writes_by_default_is_known(tmp_path, writer, capsys):
+    """Every field of the library's configuration class, at its default, is honoured or harmless."""
+    transformers = pytest.importorskip("transformers")
+    raw = json.loads(writer(tmp_path).joinpath("config.json").read_text())
+    transformers.AutoConfig.for_model(raw.pop("model_type"), **raw).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    everything = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(everything | saved))
+    capsys.readouterr()
+    build(tmp_path)
+    assert "unknown" not in capsys.readouterr().err
 
 
 def test_all_problems_are_told_at_once(tmp_path):

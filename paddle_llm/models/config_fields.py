@@ -1,0 +1,131 @@
+"""Which fields of a config.json are known: an allow-list per family, and what changes the mathematics and is refused.
+
+A field is translated (configure.py), harmless (here), refused unless it has its neutral value (here and configure.py), or
+unknown. Unknown fields are reported once: transformers ignores them in silence.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Fields of every configuration of transformers 4.55 and 5, of PaddleNLP's, and of widely used tools, that do not change the network.
+HARMLESS = frozenset({
+    "_name_or_path", "architectures", "auto_map", "model_type", "transformers_version", "paddlenlp_version", "torch_dtype", "dtype",
+    "transformers_weights", "tokenizer_class", "finetuning_task", "task_specific_params", "id2label", "label2id", "num_labels",
+    "problem_type", "prefix", "torchscript", "use_bfloat16", "tf_legacy_loss", "return_dict", "output_attentions",
+    "output_hidden_states", "use_cache", "is_decoder", "chunk_size_feed_forward", "cross_attention_hidden_size", "initializer_range",
+    "tie_encoder_decoder", "decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "unk_token_id",
+    "cls_token_id", "mask_token_id", "tie_word_embeddings", "quantization_config", "_attn_implementation", "attn_implementation",
+    "_attn_implementation_autoset", "gradient_checkpointing", "pretraining_tp", "model_max_length", "use_flash_attn", "use_cache_quantization",
+    "unsloth_version", "unsloth_fixed", "unsloth_training_completed", "_unwrapped_model",
+    # defaults of generation, which older folders keep in config.json
+    "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
+    "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
+    "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
+    "begin_suppress_tokens",
+    # written by this project and by PaddleNLP about a run's layout
+    "unpadded_vocab_size", "folder_sequence_length", "tensor_parallel_degree", "tensor_parallel_rank", "tensor_parallel_output",
+    "pipeline_parallel_degree", "sequence_parallel", "virtual_pp_degree", "seq_length", "dpo_config", "fuse_attention_qkv",
+    "fuse_attention_ffn",
+})  # fmt: skip
+
+# Fields that a family's networks of transformers or PaddleNLP read, or that its published folders carry without effect.
+_OF_FAMILY: dict[str, frozenset[str]] = {
+    "llama": frozenset({
+        "hidden_act", "activation_function", "attention_bias", "mlp_bias", "head_dim", "attention_dropout", "rope_theta", "rope_scaling",
+        "rope_parameters", "partial_rotary_factor", "max_sequence_length", "n_embd", "n_layer", "n_head", "n_inner", "n_positions",
+    }),
+    "qwen2": frozenset({
+        "hidden_act", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "layer_types", "use_mrope",
+        "sliding_window", "use_sliding_window", "max_window_layers", "attention_dropout",
+    }),
+    "bloom": frozenset({
+        "n_embed", "n_embd", "num_hidden_layers", "num_attention_heads", "num_layers", "slow_but_exact", "offset_alibi", "skip_bias_add",
+        "skip_bias_add_qkv", "bias_dropout_fusion", "masked_softmax_fusion", "attention_softmax_in_fp32", "n_inner", "eos_token",
+    }),
+    "opt": frozenset({
+        "do_layer_norm_before", "ffn_dim", "dropout", "attention_dropout", "activation_function", "activation_dropout", "init_std",
+        "word_embed_proj_dim", "layerdrop", "enable_bias", "layer_norm_elementwise_affine", "_remove_final_layer_norm",
+    }),
+    "chatglm": frozenset({"num_layers", "quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection", "activation"}),
+    "chatglm_v2": frozenset({
+        "num_layers", "padded_vocab_size", "seq_length", "multi_query_attention", "rope_ratio", "original_rope", "quantization_bit",
+        "pre_seq_len", "prefix_projection", "classifier_dropout", "interleaved_qkv",
+    }),
+    "glm": frozenset({"num_hidden_layers", "relative_encoding", "spell_length", "checkpoint_activations", "checkpoint_num_layers"}),
+}  # fmt: skip
+
+# Fields of other networks that change the mathematics, with the values at which they do not. Networks of these families
+# ignore them; a folder that sets one was trained by other code.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "pruned_heads": ({}, []),
+    "attn_logit_softcapping": (None, 0, 0.0),
+    "final_logit_softcapping": (None, 0, 0.0),
+    "logit_softcapping": (None, 0, 0.0),
+    "logits_soft_cap": (None, 0, 0.0),
+    "query_pre_attn_scalar": (None,),
+    "logit_scale": (None, 1, 1.0),
+    "logits_scaling": (None, 1, 1.0),
+    "embedding_multiplier": (None, 1, 1.0),
+    "residual_multiplier": (None, 1, 1.0),
+    "attention_multiplier": (None, 1, 1.0),
+    "scale_emb": (None, 1, 1.0),
+    "scale_depth": (None,),
+    "dim_model_base": (None,),
+    "use_qk_norm": (None, False),
+    "qk_layernorm": (None, False),
+    "use_parallel_residual": (None, False),
+    "parallel_attn": (None, False),
+    "clip_qkv": (None,),
+    "num_experts": (None, 0, 1),
+    "num_local_experts": (None, 0, 1),
+    "n_routed_experts": (None, 0),
+    "attention_chunk_size": (None,),
+    "no_rope_layers": (None, []),
+    "partial_rotary_factor": (None, 1, 1.0),
+    "rotary_pct": (None, 1, 1.0),
+    "rotary_dim": (None,),
+    "scale_attention_softmax_in_fp32": (None, True),
+    "use_mrope": (None, False),
+    "alibi_bias_max": (None,),
+    "softmax_scale": (None,),
+}
+
+
+def refused_fields(raw: dict[str, Any]) -> list[str]:
+    """What a config.json asks for that no network of these families does."""
+    return [
+        f"{key} {raw[key]!r} (only {' or '.join(map(repr, neutral[:2]))})"
+        for key, neutral in _NEUTRAL.items()
+        if key in raw and raw[key] not in neutral
+    ]
+
+
+def unknown_fields(family: str, raw: dict[str, Any], read: set[str]) -> list[str]:
+    """Fields that are on no list.
+
+    Args:
+        read: what PaddleNLP's configuration class of the family reads.
+    """
+    known = HARMLESS | _OF_FAMILY[family] | _NEUTRAL.keys() | read
+    return sorted(key for key in raw if key not in known)
+
+
+def quantization_of(raw: dict[str, Any]) -> str | None:
+    """How a folder's weights are quantized, None where they are not."""
+    for key in ("quantization_config", "compression_config"):
+        described = raw.get(key)
+        if isinstance(described, dict):
+            method = (
+                described.get("quant_method") or described.get("quant_algo") or described.get("weight_quantize_algo")
+            )
+            if method is None and (described.get("load_in_4bit") or described.get("load_in_8bit")):
+                method = "bitsandbytes"
+            return f"{key}: {method or described}"
+        if described is not None:
+            return f"{key}: {described!r}"
+    bits = raw.get("quantization_bit")
+    return f"quantization_bit: {bits}" if bits else None
