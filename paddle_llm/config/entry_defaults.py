@@ -79,8 +79,8 @@ def _when(written: Mapping[str, Any]) -> dict[str, Default]:
 
 def fitting_length(config: RunConfig, asked: Container[str], facts: ModelFacts | None) -> dict[str, Default]:
     """The lengths of fine-tuning's samples and rows, where nobody gave them, for a model of fewer positions than they need."""
-    limit = facts.max_position_embeddings if facts else None
-    if limit is None or "max_length" in asked or (facts and facts.rope_is_scaled):
+    limit = facts.position_limit if facts else None
+    if limit is None or "max_length" in asked:
         return {}
     room = limit - (config.num_prompt_tokens if config.prompt_tuning else 0)
     if not 2 <= room < config.max_length:

@@ -9,6 +9,7 @@ from typing import Any
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.json_object import read_json_object
+from paddle_llm.config.positions import LENGTH_KEYS, position_limit, rope_scaling
 
 # Every name under which a family keeps the same number. The first one present counts.
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -19,7 +20,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "head_dim": ("head_dim", "kv_channels"),
     "intermediate_size": ("intermediate_size", "ffn_hidden_size", "inner_hidden_size", "ffn_dim", "n_inner"),
     "vocab_size": ("padded_vocab_size", "vocab_size"),
-    "max_position_embeddings": ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions"),
+    "max_position_embeddings": LENGTH_KEYS,
     "tie_word_embeddings": ("tie_word_embeddings",),
 }
 # Families that have no such key: what their code builds.
@@ -58,9 +59,14 @@ class ModelFacts:
     @property
     def rope_is_scaled(self) -> bool:
         """Positions beyond max_position_embeddings are meant to work (RoPE scaling is set up)."""
-        rope = self.raw.get("rope_scaling") or self.raw.get("rope_parameters") or {}
-        kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else "default"
-        return bool(kind not in ("default", None) or self.raw.get("rope_scaling_type"))
+        return rope_scaling(self.raw)[0] is not None
+
+    @property
+    def position_limit(self) -> int | None:
+        """Longest sequence, RoPE scaling included; None where any length works (BLOOM's ALiBi, dynamic NTK)."""
+        if self.max_position_embeddings is None:
+            return None
+        return position_limit({**self.raw, "max_position_embeddings": self.max_position_embeddings})
 
 
 def read_model_facts(folder: str | Path) -> ModelFacts:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from paddle_llm.config.positions import position_limit
 from paddle_llm.export.dtypes import widened
 from paddle_llm.export.step_plan import Plan, activation, alibi_slopes, epsilon, rotary_angles, rotary_order, scales
 from paddle_llm.models.names import EMBEDDINGS, HEADS, is_tied
@@ -201,7 +202,8 @@ class StepWeights:
             slopes=alibi_slopes(heads) if family == "bloom" else None,
             position_rows=2 if two_rows else 1,
             position_offset=_OPT_OFFSET if family == "opt" else 0,
-            most_positions=getattr(config, "max_position_embeddings", None)
+            most_positions=position_limit(config)
+            or getattr(config, "max_position_embeddings", None)
             or getattr(config, "max_sequence_length", None),
         )
 

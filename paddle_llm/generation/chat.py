@@ -73,7 +73,11 @@ class Chat:
         from paddle_llm.generation.decode import decode
 
         generator = self._generator
-        prompt = with_learnt_prompt(self._reader(Request(conversation=conversation)), generator.model)
+        read = self._reader(Request(conversation=conversation))
+        prompt = with_learnt_prompt(read, generator.model)
+        if read.is_cut or read.dropped_rounds:
+            done = "its beginning was cut off" if read.is_cut else f"{read.dropped_rounds} oldest rounds were dropped"
+            say(f"The conversation is longer than the model's positions: {done}. Use /clear to start again.")
         shown = Streamed(generator.codec)
         try:
             decode(

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from paddle_llm.generation.network import Loaded
     from paddle_llm.generation.requests import Reader, Request
     from paddle_llm.generation.texts import Answer, Generator
+    from paddle_llm.models.prompt import Prompt
 
 _EXAMPLE = """\b
 Examples:
@@ -136,6 +137,7 @@ def generate(
     if not reader.encoder:
         for prompt in encoded:
             generator.check_room(prompt)
+    _say_fitted(requests, encoded, generator)
     with generating(generator.model), _progress(len(encoded), shown=input_file is not None) as on_batch:
         answers = generator(encoded, range(len(encoded)), options["batch_size"], on_batch)
     if not is_first_rank():
@@ -147,6 +149,25 @@ def generate(
             click.echo(answer.text if reader.encoder else continued(request.text, answer, generator.codec))
         return
     _write(_rows(requests, encoded, answers, generator.codec, reader), output)
+
+
+def _say_fitted(requests: Sequence[Request], encoded: Sequence[Prompt], generator: Generator) -> None:
+    """Report how many prompts were cut, and how many answers get less room than they should."""
+    from paddle_llm.generation.texts import positions_of, with_learnt_prompt
+
+    short = [generator.room_behind(with_learnt_prompt(prompt, generator.model)) < generator.room for prompt in encoded]
+    kinds = {
+        "prompts were truncated: the beginning of the question was cut off": [prompt.is_cut for prompt in encoded],
+        "prompts were truncated: their oldest rounds were dropped": [prompt.dropped_rounds > 0 for prompt in encoded],
+        "answers are shorter than --max_new_tokens allows": short,
+    }
+    for what, which in kinds.items():
+        first = next((request.where for request, one in zip(requests, which, strict=True) if one), None)
+        if first is not None:
+            say(
+                f"{sum(which)} of {len(encoded)} {what} (first: {first}). The model has {positions_of(generator.model.config)} "
+                f"positions, {generator.room} are kept for an answer. Shorten the prompts, or lower --max_new_tokens."
+            )
 
 
 def _check_options(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.positions import position_limit
 from paddle_llm.data.text_codec import TextCodec
 from paddle_llm.generation.choice import Choice
 from paddle_llm.models.prompt import Prompt
@@ -91,9 +92,17 @@ class Generator:
             )
 
     def room_behind(self, prompt: Prompt) -> int:
-        """The most tokens that can follow."""
+        """Return how many tokens can follow.
+
+        Raises:
+            UserError: If the prompt fills all positions of the model.
+        """
         most = positions_of(self.model.config)
-        return self.room if most is None else max(min(self.room, most - len(prompt)), 0)
+        if most is None:
+            return self.room
+        if len(prompt) >= most:
+            raise UserError(f"The prompt has {len(prompt)} tokens and the model {most} positions. Shorten the prompt.")
+        return min(self.room, most - len(prompt))
 
 
 def with_learnt_prompt(prompt: Prompt, model: Any) -> Prompt:
@@ -110,4 +119,4 @@ def with_learnt_prompt(prompt: Prompt, model: Any) -> Prompt:
 
 def positions_of(config: Any) -> int | None:
     """How many tokens a model has positions for; None: as many as one likes (BLOOM)."""
-    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_sequence_length", None)
+    return position_limit(config)

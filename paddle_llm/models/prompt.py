@@ -8,10 +8,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens to read before the first one that is generated. prefix: how many of them see each other (ChatGLM-6B), else 0."""
+    """Tokens to read before the first one that is generated.
+
+    Attributes:
+        prefix: number of tokens that see each other (ChatGLM-6B), else 0.
+        is_cut: the beginning of a question was cut off to fit.
+        dropped_rounds: number of oldest rounds that were dropped to fit.
+    """
 
     ids: Sequence[int]
     prefix: int = 0
+    is_cut: bool = False
+    dropped_rounds: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)

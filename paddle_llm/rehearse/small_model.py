@@ -126,7 +126,9 @@ def _positions(facts: ModelFacts, sequence: int, length: int) -> int:
     limit = facts.max_position_embeddings
     if limit == sequence:
         return length
-    return length // 2 if limit is not None and limit < sequence else 2 * length
+    if limit is None or limit > sequence:
+        return 2 * length
+    return -(-length * limit // sequence)  # the same share of the sequence, so that the same scaling covers it
 
 
 def _special(raw: dict[str, Any]) -> set[int]:

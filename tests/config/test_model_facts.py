@@ -123,3 +123,26 @@ def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_raw_is_the_whole_file(tmp_path: Path) -> None:
     folder = write_llama(tmp_path)
     assert read_model_facts(folder).raw == json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("writer", "overrides", "limit"),
+    [
+        (write_llama, {"max_position_embeddings": 64}, 64),
+        (write_llama, {"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
+        (write_llama, {"max_position_embeddings": 64, "rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}, None),
+        (write_llama, {"max_position_embeddings": 64, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, 64),
+        (write_llama, {"max_position_embeddings": 64, "rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, 64),
+        (write_llama, {"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": "4"}}, 64),
+        (write_llama, {"max_position_embeddings": 64, "rope_scaling": None}, 64),
+        (
+            write_llama,
+            {"max_position_embeddings": 64, "rope_scaling_type": "ntk", "rope_scaling_factor": 2.0},
+            128,
+        ),
+        (write_bloom, {}, None),
+    ],
+)
+def test_position_limit(tmp_path: Path, writer: object, overrides: dict[str, object], limit: int | None) -> None:
+    writer(tmp_path, **overrides)
+    assert read_model_facts(tmp_path).position_limit == limit

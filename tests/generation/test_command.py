@@ -52,6 +52,17 @@ def test_a_text_is_continued_as_it_stands(llama):
     assert "no prompt template" in told
 
 
+def test_prompts_that_are_cut_are_counted(llama, tmp_path):
+    long = " ".join([TEXT] * 60)
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps({"instruction": q}) + "\n" for q in ("Why?", long, long)))
+    _, told = run(llama, "--chat_template", "default", "--input", tmp_path / "q.jsonl", "--max_new_tokens", 2)
+    assert "2 of 3 prompts were truncated: the beginning of the question was cut off (first: " in told
+    assert "q.jsonl, line 2)" in told and "positions, 2 are kept for an answer" in told
+    _, told = run(llama, "--chat_template", "default", "--prompt", "Why?", "--max_new_tokens", 2)
+    assert "truncated" not in told
+    assert "are more than the model's" in refused(llama, "--prompt", long)
+
+
 def test_sampling_follows_its_seed_and_not_the_batch(llama):
     choice = ("--temperature", "2", "--max_new_tokens", "9")
     one, again, other = (run(llama, "--prompt", TEXT, *choice, "--seed", seed)[0] for seed in "112")

@@ -70,17 +70,18 @@ def vocabulary(run: Run) -> Findings:
 
 
 def positions(run: Run) -> Findings:
-    facts, config, limit = run.facts, run.config, run.facts.max_position_embeddings
-    if limit is None or facts.rope_is_scaled:
+    facts, config, limit = run.facts, run.config, run.facts.position_limit
+    if limit is None:
         return
     name, length = "max_seq_length", config.max_seq_length
     if run.entry == "finetune":  # a packed row may be longer than the model's positions: they start anew in each sample
         name, length = "max_length", config.max_length
     prompt = config.num_prompt_tokens if config.prompt_tuning else 0
     if length + prompt > limit:
+        scaled = f" ({facts.max_position_embeddings}, scaled)" if limit != facts.max_position_embeddings else ""
         also = f" and num_prompt_tokens = {prompt} are" if prompt else " is"
         yield Problem(
-            f"{name} = {length}{also} more than the {limit} positions of {_model(run)}: "
+            f"{name} = {length}{also} more than the {limit} positions of {_model(run)}{scaled}: "
             "shorten it, or set max_position_embeddings or rope_scaling in the model's config.json."
         )
 
