@@ -1,4 +1,4 @@
-"""Where instructions are on this machine, seen without opening them; `data/instruction_files.py` reads them, by the same names."""
+"""Where instruction data is on this machine, found by names only; `data/instruction_files.py` reads the files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import difflib
 import glob
 from pathlib import Path
 
-SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation", "val", "eval"), "test": ("test",)}
+from paddle_llm.config.data_splits import SPLIT_NAMES, TRAIN, survey
+
 CHAT_TEMPLATES = (
     "auto",
     "default",
@@ -39,12 +40,15 @@ def blend_of(text: str) -> list[str]:
 
 
 def has_split(path: str, split: str) -> bool:
-    """A folder with files of that name, or for train: a file, a pattern, or a folder in which no file has a split's name."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        return split == "train"
-    found = {name for name, names in SPLIT_NAMES.items() if any(_stem(one) in names for one in folder.iterdir())}
-    return split in found or (split == "train" and not found and any(one.is_file() for one in folder.iterdir()))
+    """Whether a path holds a split: a folder or pattern by the names of its files; one file holds train only.
+
+    Raises:
+        UserError: If the names in a folder are ambiguous.
+    """
+    place = str(Path(path).expanduser())
+    if Path(place).is_file():
+        return split == TRAIN
+    return bool(survey(place).check().of(split))
 
 
 def near(path: str, *wanted: str) -> str:

@@ -1,123 +1,64 @@
-"""Instruction data as one record, `Conversation`, and a reader for each format that people have it in.
+"""Formats of instruction rows: how each is recognised by its keys, and how its rows become conversations.
 
-A format is recognised by the keys of a row. A reader turns a row into turns or raises `BadRow` with a reason that does not
-name the row, so that reasons can be counted.
+A key of a row is used, or passed on to the chat template, or refused, or counted as ignored. A key that is null counts as absent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.instructions.conversation import (
+    ASSISTANT,
+    ROLES,
+    SYSTEM,
+    TOOL,
+    USER,
+    BadRow,
+    Conversation,
+    Round,
+    Turn,
+)
+from paddle_llm.data.instructions.messages import Notes, check_order, check_text, read_messages
+from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, refuse_preferences, template_fields
 
-SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
-# As ShareGPT, OpenAI, SWIFT and ChatGLM3 spell them.
-ROLES = {"system": SYSTEM, "developer": SYSTEM, "human": USER, "user": USER, "gpt": ASSISTANT, "assistant": ASSISTANT}
-ROLES |= {
-    "chatgpt": ASSISTANT,
-    "bot": ASSISTANT,
-    "model": ASSISTANT,
-    "tool": TOOL,
-    "observation": TOOL,
-    "function": TOOL,
-}
+__all__ = [
+    "ASSISTANT", "FORMATS", "ROLES", "SYSTEM", "TOOL", "USER", "BadRow", "Conversation", "Format", "Round", "Turn",
+    "known_formats", "matching_formats", "read_row", "recognise",
+]  # fmt: skip
+
 _TASK_KEYS = ("task", "task_name", "dataset")
 _LANGUAGE_KEYS = ("language", "lang")
-
-
-class BadRow(Exception):
-    """A row that holds no conversation; the message is the reason."""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message of a conversation.
-
-    Attributes:
-        role: SYSTEM, USER, ASSISTANT or TOOL.
-        content: The text.
-        bears_loss: The loss flag of the data; None if the data has none.
-        input: The second field of an alpaca instruction, which only the alpaca template sets apart.
-        fields: Further keys of the message as a Jinja template sees them: tool_calls, reasoning_content, name, tool_call_id.
-    """
-
-    role: str
-    content: str
-    bears_loss: bool | None = None
-    input: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def text(self) -> str:
-        """content and input, as every template but alpaca's has them."""
-        return f"{self.content}\n{self.input}" if self.input else self.content
-
-
-@dataclass(frozen=True)
-class Round:
-    """What is asked (a user's turn, or tools' replies) and the answer; None: the answer that is to be generated."""
-
-    asked: tuple[Turn, ...]
-    answer: Turn | None
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """One sample before any template.
-
-    Attributes:
-        turns: The messages in order.
-        where: File and line, for messages.
-        fields: Further variables of a Jinja template that the row brings: tools, documents.
-    """
-
-    turns: tuple[Turn, ...]
-    task: str = ""
-    language: str = ""
-    where: str = ""
-    fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    @property
-    def system(self) -> str:
-        """The system turn's text; empty without one."""
-        return self.turns[0].content if self.turns and self.turns[0].role == SYSTEM else ""
-
-    def rounds(self) -> list[Round]:
-        """The turns after the system's, cut behind each answer."""
-        rounds: list[Round] = []
-        asked: list[Turn] = []
-        for turn in self.turns:
-            if turn.role == ASSISTANT:
-                rounds.append(Round(tuple(asked), turn))
-                asked = []
-            elif turn.role != SYSTEM:
-                asked.append(turn)
-        return [*rounds, Round(tuple(asked), None)] if asked else rounds
-
-    def without_first_round(self) -> Conversation:
-        """The same without its oldest question and all that answers it; the last round always stays."""
-        starts = [i for i, turn in enumerate(self.turns) if turn.role == USER]
-        if len(starts) < 2:
-            return self
-        return replace(self, turns=(*self.turns[: starts[0]], *self.turns[starts[1] :]))
-
-    def prompt(self) -> Conversation:
-        """The same without the last answer."""
-        return replace(self, turns=self.turns[:-1]) if self.turns[-1].role == ASSISTANT else self
-
 
 Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class Format:
-    """required: the keys that tell it; example: for messages."""
+    """A format of rows.
+
+    Attributes:
+        required: Keys by which it is recognised.
+        read: Reads the turns of a row without null keys; counts ignored keys of messages.
+        example: A row, for messages.
+        optional: Further keys that it uses.
+        without: Keys with which a row is of another format.
+    """
 
     required: tuple[str, ...]
-    read: Callable[[Row], list[Turn]]
+    read: Callable[[Row, Notes], list[Turn]]
     example: str
+    optional: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def matches(self, row: Row) -> bool:
+        """Whether a row has the keys of the format."""
+        return all(row.get(key) is not None for key in self.required) and all(
+            row.get(key) is None for key in self.without
+        )
 
 
 def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
@@ -133,10 +74,16 @@ def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
 
 def _system(row: Row) -> list[Turn]:
     context = row.get("context")
-    system = row.get("system") or (context.get("system") if isinstance(context, dict) else None)
-    if system is not None and not isinstance(system, str):
-        raise BadRow(f"'system' holds {type(system).__name__}, not text")
-    return [Turn(SYSTEM, system)] if system else []
+    found = {key: row[key] for key in SYSTEMS if row.get(key) is not None}
+    if isinstance(context, dict) and context.get("system") is not None:
+        found["context"] = context["system"]
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise BadRow(f"{key!r} holds {type(text).__name__}, not text")
+    texts = {text for text in found.values() if text}
+    if len(texts) > 1:
+        raise BadRow(f"{' and '.join(map(repr, found))} hold different system texts")
+    return [Turn(SYSTEM, text) for text in texts]
 
 
 def _history(row: Row) -> list[Turn]:
@@ -144,12 +91,12 @@ def _history(row: Row) -> list[Turn]:
     turns = []
     for pair in row.get("history") or []:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, str) and x for x in pair):
-            raise BadRow("'history' is no list of [question, answer]")
+            raise BadRow("'history' is not a list of [question, answer]")
         turns += [Turn(USER, pair[0]), Turn(ASSISTANT, pair[1])]
     return turns
 
 
-def _read_src_tgt(row: Row) -> list[Turn]:
+def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
     lists = [isinstance(row.get(key), list) for key in ("src", "tgt")]
     if not any(lists):
         return [*_system(row), Turn(USER, _text(row, "src", may_be_empty=True)), Turn(ASSISTANT, _text(row, "tgt"))]
@@ -162,75 +109,90 @@ def _read_src_tgt(row: Row) -> list[Turn]:
     return turns
 
 
-def _read_pair(question: str, answer: str) -> Callable[[Row], list[Turn]]:
-    def read(row: Row) -> list[Turn]:
-        asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"))
-        return [*_system(row), *_history(row), asked, Turn(ASSISTANT, _text(row, answer))]
-
-    return read
-
-
-def _read_alpaca(row: Row) -> list[Turn]:
-    further = _text(row, "input", may_be_empty=True) if row.get("input") is not None else ""
-    asked = Turn(USER, _text(row, "instruction"), input=further)
-    return [*_system(row), *_history(row), asked, Turn(ASSISTANT, _text(row, "output"))]
+def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: str = "") -> list[Turn]:
+    """A question and an answer; `further` is the key of a text that belongs to the question, such as a passage."""
+    value = row.get(further)
+    more = _text(row, further, may_be_empty=True) if value is not None and not isinstance(value, dict) else ""
+    asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input=more)
+    return [*_system(row), *_history(row), asked, Turn(ASSISTANT, _text(row, answer))]
 
 
-def _read_messages(key: str) -> Callable[[Row], list[Turn]]:
-    def read(row: Row) -> list[Turn]:
-        messages = row.get(key)
-        if not isinstance(messages, list) or not messages:
-            raise BadRow(f"{key!r} is no list of messages")
-        turns = [_read_message(message) for message in messages]
-        return turns if turns[0].role == SYSTEM else [*_system(row), *turns]
+def _read_list(row: Row, notes: Notes, key: str) -> list[Turn]:
+    turns = read_messages(row.get(key) or [], key, notes)
+    system = _system(row)
+    if turns[0].role != SYSTEM:
+        return [*system, *turns]
+    if system and system[0].content != turns[0].content:
+        raise BadRow("has a system text beside the messages and another one in them")
+    return turns
 
-    return read
+
+def _read_prompt_completion(row: Row, notes: Notes) -> list[Turn]:
+    """TRL's prompts and completions: texts, or lists of messages of which the completion alone is learned."""
+    values = [row.get("prompt"), row.get("completion")]
+    if not any(isinstance(value, list) for value in values):
+        return _read_pair(row, notes, "prompt", "completion")
+    if not all(isinstance(value, list) for value in values):
+        raise BadRow("'prompt' and 'completion' are not both texts or both lists of messages")
+    asked, answered = (read_messages(row[key], key, notes) for key in ("prompt", "completion"))
+    unlearned = [
+        Turn(t.role, t.content, False, t.input, t.fields) if t.role == ASSISTANT and t.bears_loss is None else t
+        for t in asked
+    ]
+    return [*(() if asked[0].role == SYSTEM else _system(row)), *unlearned, *answered]
 
 
-def _read_message(message: Any) -> Turn:
-    if not isinstance(message, dict):
-        raise BadRow("a message is no object")
-    name = message.get("from", message.get("role"))
-    if name not in ROLES:
-        raise BadRow(f"the role {name!r} is none of {', '.join(ROLES)}")
-    content = message.get("value", message.get("content"))
-    if isinstance(content, list):  # OpenAI's list of parts
-        if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-            raise BadRow("a message holds more than text")
-        content = "".join(part["text"] for part in content)
-    if not isinstance(content, str):
-        tools = " (tool calls as objects are not offered: write them as text)" if message.get("tool_calls") else ""
-        raise BadRow(f"a message's content holds {'nothing' if content is None else type(content).__name__}{tools}")
-    role = ROLES[name]
-    flag = message.get("loss", message.get("weight"))
-    if flag is not None and flag not in (0, 1):
-        raise BadRow("'loss' (or 'weight') is neither true (1) nor false (0)")
-    if flag and role != ASSISTANT:
-        raise BadRow(f"asks for loss on a turn of the {role}, which is no answer")
-    return Turn(role, content, None if flag is None else bool(flag))
+def _pair(
+    question: str, answer: str, optional: tuple[str, ...] = (), further: str = "", without: tuple[str, ...] = ()
+) -> Format:
+    keys = [question, *([further] if further else []), answer]
+    example = "{" + ", ".join(f'"{key}"' for key in keys) + (', "history"' if "history" in optional else "") + "}"
+    read = partial(_read_pair, question=question, answer=answer, further=further)
+    return Format((question, answer), read, example, (*optional, *([further] if further else [])), without)
 
 
 FORMATS = {
-    "src_tgt": Format(("src", "tgt"), _read_src_tgt, '{"src": "...", "tgt": "..."}, or lists for several turns'),
-    "content_summary": Format(("content", "summary"), _read_pair("content", "summary"), '{"content", "summary"}'),
-    "alpaca": Format(("instruction", "output"), _read_alpaca, '{"instruction", "input", "output"[, "system", "history"]}'),
-    "sharegpt": Format(("conversations",), _read_messages("conversations"), '{"conversations": [{"from", "value"}]}'),
-    "messages": Format(("messages",), _read_messages("messages"), '{"messages": [{"role", "content"[, "loss"]}]}'),
-    "prompted": Format(("inputs", "targets"), _read_pair("inputs", "targets"), '{"inputs", "targets"[, "task", "language"]}'),
-    "query_response": Format(
-        ("query", "response"), _read_pair("query", "response"), '{"query", "response"[, "system", "history"]}'
+    "src_tgt": Format(
+        ("src", "tgt"), _read_src_tgt, '{"src": "...", "tgt": "..."}, or lists for several turns', ("context",)
+    ),
+    "content_summary": _pair("content", "summary"),
+    "alpaca": _pair("instruction", "output", ("history",), further="input"),
+    "sharegpt": Format(
+        ("conversations",), partial(_read_list, key="conversations"), '{"conversations": [{"from", "value"}], "tools"}'
+    ),
+    "messages": Format(
+        ("messages",), partial(_read_list, key="messages"), '{"messages": [{"role", "content", "loss"}], "tools"}'
+    ),
+    "prompted": _pair("inputs", "targets"),
+    "query_response": _pair("query", "response", ("history",)),
+    "prompt_completion": Format(
+        ("prompt", "completion"), _read_prompt_completion, '{"prompt", "completion"}: texts, or lists of messages'
+    ),
+    "prompt_response": _pair("prompt", "response", ("history",)),
+    "instruction_response": _pair("instruction", "response", ("context",), further="input"),
+    "question_answer": _pair("question", "answer", further="context"),
+    "question_response": _pair("question", "response"),
+    "input_output": _pair("input", "output", without=("instruction",)),
+    "conversation": Format(
+        ("conversation",), partial(_read_list, key="conversation"), '{"conversation": [{"human", "assistant"}], "system"}'
     ),
 }  # fmt: skip
+
+
+def matching_formats(row: Row) -> list[str]:
+    """The names of the formats whose keys a row has."""
+    return [name for name, known in FORMATS.items() if known.matches(row)]
 
 
 def recognise(rows: list[Row], where: str) -> str:
     """The name of the format of the first of `rows` that has one.
 
     Raises:
-        UserError: no format's keys are there, or those of several.
+        UserError: If a row has the keys of no format or of several, or is preference data.
     """
     for row in rows:
-        matches = [name for name, known in FORMATS.items() if all(key in row for key in known.required)]
+        refuse_preferences(row, where)
+        matches = matching_formats(row)
         if len(matches) > 1:
             keys = ", ".join("+".join(FORMATS[name].required) for name in matches)
             raise UserError(
@@ -238,11 +200,23 @@ def recognise(rows: list[Row], where: str) -> str:
             )
         if matches:
             return matches[0]
-    found = ", ".join(rows[0]) if rows else "no rows"
-    raise UserError(f"{where}: no known format; its keys are: {found}. Known are\n{known_formats()}\n{_WAYS_ON}")
+    for row in rows:  # a key that is null in every row
+        named = [name for name, known in FORMATS.items() if all(key in row for key in known.required)]
+        if len(named) == 1:
+            return named[0]
+    found = ", ".join(map(str, rows[0])) if rows else "no rows"
+    raise UserError(
+        f"{where}: no known format; its keys are: {found}. Known are\n{known_formats()}\n{_WAYS_ON}{_text_hint(rows)}"
+    )
 
 
 _WAYS_ON = "Rename the keys, or turn the columns into inputs and targets with a file of templates (--prompt_templates)."
+
+
+def _text_hint(rows: list[Row]) -> str:
+    if rows and isinstance(rows[0].get("text"), str):
+        return " Rows with a text alone are a corpus: `paddle-llm data build`, then pretraining."
+    return ""
 
 
 def known_formats() -> str:
@@ -250,37 +224,35 @@ def known_formats() -> str:
     return "\n".join(f"  {name}: {known.example}" for name, known in FORMATS.items())
 
 
-def read_row(row: Any, format_name: str, where: str = "") -> Conversation:
+def read_row(row: Any, format_name: str, where: str = "", notes: Notes | None = None) -> Conversation:
     """A row in a known format as a conversation.
 
+    Args:
+        notes: Counts what is to be reported.
+
     Raises:
-        BadRow: with the reason.
+        BadRow: With the reason.
     """
     if not isinstance(row, dict):
         raise BadRow(f"is a JSON {type(row).__name__}, not an object")
-    turns = FORMATS[format_name].read(row)
-    _check_order(turns)
-    task, language = (_first(row, keys) for keys in (_TASK_KEYS, _LANGUAGE_KEYS))
-    return Conversation(tuple(turns), task, language, where)
+    known, counted = FORMATS[format_name], Notes()
+    for key in known.required:
+        if row.get(key) is None:
+            _text(row, key)
+    present = {key: value for key, value in row.items() if value is not None}
+    turns = known.read(present, counted)
+    check_order(turns)
+    fields = template_fields(present)
+    used = {*known.required, *known.optional, *_TASK_KEYS, *_LANGUAGE_KEYS}
+    count_ignored(present, used, format_name, counted)
+    for turn in turns:
+        check_text((turn.content, turn.input, turn.fields))
+    check_text(fields)
+    if notes is not None:
+        notes.add(counted)
+    task, language = (_first(present, keys) for keys in (_TASK_KEYS, _LANGUAGE_KEYS))
+    return Conversation(tuple(turns), task, language, where, fields)
 
 
 def _first(row: Row, keys: tuple[str, ...]) -> str:
     return next((str(row[key]) for key in keys if row.get(key)), "")
-
-
-def _check_order(turns: list[Turn]) -> None:
-    """[system,] then questions and answers by turns (a tool's reply counts as a question), an answer last."""
-    spoken = turns[1:] if turns and turns[0].role == SYSTEM else turns
-    if not spoken or spoken[0].role != USER:
-        raise BadRow("does not start with the user")
-    for before, turn in zip(spoken, spoken[1:], strict=False):
-        if turn.role == SYSTEM:
-            raise BadRow("has a system turn that is not the first")
-        if turn.role == before.role != TOOL:
-            raise BadRow(f"has two turns of the {turn.role} in a row")
-        if turn.role == TOOL and before.role == USER or turn.role == USER and before.role == TOOL:
-            raise BadRow("has a tool's turn without the assistant's before and after it")
-    if spoken[-1].role != ASSISTANT:
-        raise BadRow(f"ends with a turn of the {spoken[-1].role}: there is no answer to learn")
-    if any(turn.role == ASSISTANT and not turn.content.strip() for turn in spoken):
-        raise BadRow("has an empty answer")

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.instruction_formats import TOOL, Conversation, Round, Turn
+from paddle_llm.data.instructions.messages import irregular
 
 PREFIX, BOS, EOS = "<prefix>", "<bos>", "<eos>"  # the tokenizer's own, whatever they are called there
 
@@ -74,6 +75,8 @@ class Template:
         """
         spoken: list[Spoken] = []
         rounds = conversation.rounds()
+        if reason := irregular(conversation.turns):
+            raise UserError(f"{conversation.where}: {reason}, which the template {self.name} cannot write.")
         for number, part in enumerate(rounds):
             if not self.tools and any(turn.role == TOOL for turn in part.asked):
                 raise UserError(

@@ -19,8 +19,9 @@ class InstructionFields(Group):
         'blend such as "0.3 a.jsonl 0.7 b/". Absent: ./data, where PaddleNLP\'s first scripts looked.',
     )
     data_format: Literal[
-        "auto", "src_tgt", "content_summary", "alpaca", "sharegpt", "messages", "prompted", "query_response"
-    ] = Field("auto", description="What the rows look like. auto: recognised by their keys, and said.")
+        "auto", "src_tgt", "content_summary", "alpaca", "sharegpt", "messages", "prompted", "query_response", "prompt_completion",
+        "prompt_response", "instruction_response", "question_answer", "question_response", "input_output", "conversation",
+    ] = Field("auto", description="Format of the rows. auto: recognised by their keys, and reported.")  # fmt: skip
     prompt_templates: str | None = Field(
         None,
         json_schema_extra=PATH,

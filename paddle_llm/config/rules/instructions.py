@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import CHAT_TEMPLATES, blend_of, has_split, is_there, near
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, fine_tuning
 from paddle_llm.config.rules.settings import Findings
@@ -74,7 +75,10 @@ def instructions_are_there(run: Run) -> Findings:
             "(json, jsonl, csv, parquet), or a folder with train.json and dev.json."
         )
     if parts and not missing:
-        yield from _splits(run, parts)
+        try:
+            yield from _splits(run, parts)
+        except UserError as error:
+            yield Problem(f"dataset_name_or_path: {error}")
 
 
 def _splits(run: Run, parts: list[str]) -> Findings:

@@ -1,0 +1,160 @@
+"""LLaMA-Factory's `dataset_info.json` beside the data: which columns and role names a file has.
+
+Rows of a file that it describes are renamed to the keys and roles of our formats. Ranking and KTO data is left out.
+See LLaMA-Factory, src/llamafactory/data/parser.py (DatasetAttr) and converter.py.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.json_object import read_json_object
+
+FILE = "dataset_info.json"
+_SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
+_KNOWN = {*_SOURCES, "formatting", "ranking", "columns", "tags", "split", "subset", "folder", "num_samples", "hub_url"}
+_COLUMNS = ("prompt", "query", "response", "history", "messages", "system", "tools", "images", "videos", "audios")
+_PREFERENCES = ("chosen", "rejected", "kto_tag")
+_ALPACA = {"prompt": "instruction", "query": "input", "response": "output"}
+_TAGS = {
+    "role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt", "observation_tag": "observation",
+    "function_tag": "function_call", "system_tag": "system",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What `dataset_info.json` says of one file.
+
+    Attributes:
+        name: The name of the data set.
+        where: The file that says it.
+        sharegpt: Whether rows hold lists of messages; else one question and one answer.
+        columns: Column names by LLaMA-Factory's names of their use.
+        tags: Key and role names of messages by LLaMA-Factory's names of their use.
+        preference: Whether the rows are answers to be preferred or avoided.
+        ignored: Attributes that have no effect here.
+    """
+
+    name: str
+    where: str
+    sharegpt: bool
+    columns: Mapping[str, str]
+    tags: Mapping[str, str]
+    preference: bool = False
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def format(self) -> str:
+        """The name of the format that renamed rows have."""
+        return "sharegpt" if self.sharegpt else "alpaca"
+
+    def rename(self, row: Any) -> Any:
+        """A row with the keys and roles of `format`; columns that are not named keep their names and are ignored."""
+        if not isinstance(row, Mapping):
+            return row
+        targets = {} if self.sharegpt else _ALPACA
+        renamed = {
+            "conversations" if use == "messages" else targets.get(use, use): row.get(column)
+            for use, column in self.columns.items()
+        }
+        if self.sharegpt:
+            messages = renamed.get("conversations")
+            renamed["conversations"] = [self._message(m) for m in messages] if isinstance(messages, list) else messages
+        others = {key: value for key, value in row.items() if key not in self.columns.values()}
+        clashes = {
+            key: value for key, value in others.items() if key in ("tools", "system", "history", "input", *renamed)
+        }
+        return {**{key: value for key, value in others.items() if key not in clashes}, **renamed}
+
+    def _message(self, message: Any) -> Any:
+        if not isinstance(message, Mapping):
+            return message
+        roles = {self.tags[f"{role}_tag"]: known for role, known in _ROLES.items() if f"{role}_tag" in self.tags}
+        renamed = {
+            key: value for key, value in message.items() if key not in (self.tags["role_tag"], self.tags["content_tag"])
+        }
+        role = message.get(self.tags["role_tag"])
+        return {**renamed, "from": roles.get(role, role), "value": message.get(self.tags["content_tag"])}
+
+
+_ROLES = {
+    "user": "human", "assistant": "gpt", "observation": "observation", "function": "function_call", "system": "system",
+}  # fmt: skip
+
+
+def info_of(path: str) -> FileInfo | None:
+    """What the nearest dataset_info.json, beside a file or one folder above, says of the file; None if nothing.
+
+    Raises:
+        UserError: If that file is not valid.
+    """
+    place = Path(os.path.abspath(path))
+    for folder in place.parents[:2]:
+        if (folder / FILE).is_file():
+            found = _read(folder / FILE, (folder / FILE).stat().st_mtime_ns).get(str(place.relative_to(folder)))
+            if found is not None:
+                return found
+    return None
+
+
+@lru_cache(maxsize=32)
+def _read(path: Path, changed: int) -> dict[str, FileInfo]:
+    """Entries by file name. A file that describes something else, as `datasets` writes them, has none."""
+    entries = read_json_object(path)
+    found: dict[str, FileInfo] = {}
+    for name, entry in entries.items():
+        if not isinstance(entry, dict) or not set(entry) & set(_SOURCES):
+            continue
+        file = entry.get("file_name")
+        if isinstance(file, str):
+            found[os.path.normpath(file)] = _entry(path, name, entry)
+    return found
+
+
+def _entry(path: Path, name: str, entry: dict[str, Any]) -> FileInfo:
+    formatting = entry.get("formatting", "alpaca")
+    columns, tags = entry.get("columns", {}), entry.get("tags", {})
+    if (
+        formatting not in ("alpaca", "sharegpt", "openai")
+        or not isinstance(columns, dict)
+        or not isinstance(tags, dict)
+    ):
+        raise UserError(
+            f"{path}: {name}: the formatting {formatting!r}, or its columns or tags, are not understood. Correct the entry."
+        )
+    unknown = [key for key in columns if key not in (*_COLUMNS, *_PREFERENCES)] + [
+        key for key in tags if key not in _TAGS
+    ]
+    if unknown:
+        raise UserError(f"{path}: {name}: unknown columns or tags: {', '.join(unknown)}. Correct the entry.")
+    sharegpt = formatting != "alpaca"
+    used = {use: str(column) for use, column in columns.items() if use in _COLUMNS and column}
+    defaults = {"messages": "conversations"} if sharegpt else {} if columns else _ALPACA
+    openai = {
+        "role_tag": "role",
+        "content_tag": "content",
+        "user_tag": "user",
+        "assistant_tag": "assistant",
+        "observation_tag": "tool",
+    }
+    known_tags = {**_TAGS, **(openai if formatting == "openai" else {})}
+    return FileInfo(
+        name,
+        str(path),
+        sharegpt,
+        {**defaults, **used},
+        {**known_tags, **{tag: str(word) for tag, word in tags.items() if word}},
+        bool(entry.get("ranking")) or any(columns.get(use) for use in _PREFERENCES),
+        tuple(
+            key
+            for key in ("num_samples", "split", "subset", *sorted(set(entry) - _KNOWN))
+            if entry.get(key) is not None
+        ),
+    )

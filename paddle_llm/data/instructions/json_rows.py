@@ -1,0 +1,233 @@
+"""Rows of JSON files: one object per line, arrays, objects over several lines, and concatenations of these.
+
+A file is read completely or refused: text between or behind the values is an error. In a file with one object per line, a line
+that is not JSON is a bad row, and the other lines are read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator
+from itertools import chain
+from typing import Any, NamedTuple
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.sources import ReadOptions, Source, read_blocks
+
+_WRAPPERS = ("data", "rows", "examples", "instances", "records", "samples", "items")
+_BLANKS = " \t\r\n"
+
+
+class Row(NamedTuple):
+    """A row of a file.
+
+    Attributes:
+        line: The line that it starts on, from 1; the row of a parquet file.
+        value: The row, or None if it cannot be read.
+        problem: Why it cannot be read.
+    """
+
+    line: int
+    value: Any
+    problem: str = ""
+
+
+class _DuplicateKey(ValueError):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _DuplicateKey(f"has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def json_rows(source: Source) -> Iterator[Row]:
+    """Yield every row of a JSON file.
+
+    Raises:
+        UserError: If the file is an array, or objects over several lines, that ends early or is followed by other text.
+    """
+    blocks = read_blocks([source], ReadOptions("line"))
+    first = next((block for block in blocks if block.payload and not block.payload.isspace()), None)
+    if first is None:
+        return
+    if _one_object_per_line(first.payload):
+        for block in chain([first], blocks):
+            yield from _line_rows(block.payload, block.first_row)
+        return
+    payload = first.payload + b"".join(block.payload for block in blocks)
+    yield from _values(source.path, payload, first.first_row)
+
+
+def _one_object_per_line(payload: bytes) -> bool:
+    """Whether the first line that is not blank is a whole value, or no beginning of one; a file of one value is not such a file."""
+    line = next(line for line in payload.split(b"\n") if line.strip())
+    if line.lstrip()[:1] == b"[":
+        return False
+    try:
+        json.loads(line)
+    except json.JSONDecodeError as error:
+        # An object that goes on fails where the line ends.
+        return not (line.lstrip()[:1] == b"{" and error.pos >= len(error.doc.rstrip(_BLANKS)))
+    except (ValueError, RecursionError):
+        return True
+    return b"\n" in payload.strip()
+
+
+def _line_rows(payload: bytes, first_row: int) -> Iterator[Row]:
+    try:
+        lines: list[str] | list[bytes] = payload.decode("utf-8").split("\n")
+    except UnicodeDecodeError:
+        lines = payload.split(b"\n")
+    for number, line in enumerate(lines, first_row):
+        if line and not line.isspace():
+            yield from _rows_of_line(number, line)
+
+
+def _rows_of_line(number: int, line: str | bytes) -> Iterator[Row]:
+    try:
+        text = line if isinstance(line, str) else line.decode("utf-8")
+        values = list(_sequence(text))
+    except UnicodeDecodeError:
+        yield Row(number, None, "not UTF-8")
+    except _DuplicateKey as error:
+        yield Row(number, None, str(error))
+    except RecursionError:
+        yield Row(number, None, "JSON that is nested too deeply")
+    except ValueError:
+        yield Row(number, None, "not JSON")
+    else:
+        yield from (Row(number, value) for _, value in values)
+
+
+def _sequence(text: str, at: int = 0) -> Iterator[tuple[int, Any]]:
+    """Yield (position, value) of JSON values with only blanks between them."""
+    at = _skip(text, at)
+    while at < len(text):
+        value, end = _DECODER.raw_decode(text, at)
+        yield at, value
+        at = _skip(text, end)
+
+
+def _skip(text: str, at: int, also: str = "") -> int:
+    blanks = _BLANKS + also
+    while at < len(text) and text[at] in blanks:
+        at += 1
+    return at
+
+
+def _values(path: str, payload: bytes, first_row: int) -> Iterator[Row]:
+    """Rows of arrays and of objects over several lines, each with the line that it starts on."""
+    try:
+        text = payload.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = payload.count(b"\n", 0, error.start) + first_row
+        raise UserError(f"{path}, line {line}: not UTF-8: {error.reason}. Correct the line.") from error
+    line, counted, at = first_row, 0, 0
+    values = _items(text)
+    singles = 0
+    while True:
+        try:
+            at, value, single = next(values)
+        except StopIteration:
+            return
+        except (_Broken, _DuplicateKey, RecursionError) as error:
+            broken = error.at if isinstance(error, _Broken) else at
+            line += text.count("\n", counted, broken)
+            reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
+            raise UserError(
+                f"{path}, line {line}: {reason}. Correct the file, or write one JSON object per line."
+            ) from None
+        line, counted = line + text.count("\n", counted, at), at
+        singles += single
+        if single and singles == 1 and (inner := _wrapped(path, value)) is not None:
+            if _skip(text, _DECODER.raw_decode(text, at)[1]) < len(text):
+                raise UserError(
+                    f"{path}: more text follows the object that holds the rows. Write one JSON object per line."
+                )
+            yield from (Row(line, item) for item in inner)
+            return
+        yield Row(line, value)
+
+
+class _Broken(ValueError):
+    def __init__(self, message: str, at: int):
+        super().__init__(message)
+        self.at = at
+
+
+def _items(text: str) -> Iterator[tuple[int, Any, bool]]:
+    """Yield (position, row, whether it is outside an array) of a sequence of arrays and objects."""
+    at = _skip(text, 0)
+    while at < len(text):
+        if text[at] == "[":
+            at = yield from _array(text, at)
+        elif text[at] == "{":
+            value, end = _decode(text, at, "the JSON object breaks off here")
+            yield at, value, True
+            at = end
+        else:
+            raise _Broken(f"text that is not JSON behind the rows: {text[at : at + 30].splitlines()[0]!r}", at)
+        at = _skip(text, at)
+
+
+def _array(text: str, at: int) -> Generator[tuple[int, Any, bool], None, int]:
+    """Yield the items of an array that starts at `at`. Returns the position behind it."""
+    at = _skip(text, at + 1)
+    comma = True
+    while text[at : at + 1] != "]":
+        if not comma:
+            raise _Broken("the JSON array breaks off here: a comma is missing", at)
+        value, end = _decode(text, at, "the JSON array breaks off here")
+        yield at, value, False
+        at = _skip(text, end)
+        comma = text[at : at + 1] == ","
+        at = _skip(text, at + 1) if comma else at
+    return at + 1
+
+
+def _decode(text: str, at: int, what: str) -> tuple[Any, int]:
+    try:
+        return _DECODER.raw_decode(text, at)
+    except _DuplicateKey as error:
+        raise _Broken(str(error), at) from None
+    except json.JSONDecodeError as error:
+        raise _Broken(f"{what}: {error.msg}", min(error.pos, len(text))) from None
+    except ValueError as error:  # an integer of thousands of digits
+        raise _Broken(f"{what}: {error}", at) from None
+
+
+def _wrapped(path: str, value: Any) -> list[Any] | None:
+    """The rows of a file that is one object, such as {"version": ..., "data": [...]}; None if the object is a row itself.
+
+    Raises:
+        UserError: If the object holds several lists of rows, as splits of one file.
+    """
+    if not isinstance(value, dict):
+        return None
+    lists = [
+        key for key, item in value.items() if isinstance(item, list) and item and all(isinstance(i, dict) for i in item)
+    ]
+    known = [key for key in lists if key.lower() in _WRAPPERS]
+    scalars = all(not isinstance(item, dict | list) for key, item in value.items() if key not in lists)
+    if len(lists) == 1 and known and scalars:
+        others = [key for key in value if key not in lists]
+        say(
+            f"{path}: the rows are those of the key {lists[0]!r}"
+            + (f"; ignored keys: {', '.join(others)}" if others else "")
+        )
+        return value[lists[0]]
+    splits = [key for key in lists if key.lower() in ("train", "dev", "valid", "validation", "val", "eval", "test")]
+    if splits or len(known) > 1:
+        keys = splits or known
+        raise UserError(
+            f"{path}: one object with the rows of {', '.join(keys)}. Write each to a file, one JSON object per line."
+        )
+    return None
