@@ -29,7 +29,10 @@ from paddle_llm.generation.prompts import encode_prompt, encode_text, stop_ids
 from paddle_llm.models.prompt import Prompt
 
 NONE = "none"
-_ANSWERS = {"src": "tgt", "content": "summary", "instruction": "output", "inputs": "targets", "query": "response"}
+_ANSWERS = {
+    "src": "tgt", "content": "summary", "instruction": "output", "inputs": "targets", "query": "response", "prompt": "completion",
+    "question": "answer",
+}  # fmt: skip
 _UNKNOWN = "?"  # stands for an answer that is not there
 
 
@@ -92,9 +95,12 @@ def _with_answer(row: Any) -> Any:
     """A row without its last answer gets one, so that it can be read like the others."""
     if not isinstance(row, dict):
         return row
+    pairs = {known.required for known in FORMATS.values() if known.matches(row)}
     for question, answer in _ANSWERS.items():
-        if question not in row:
+        if row.get(question) is None or (pairs and (question, answer) not in pairs):
             continue
+        if question == "prompt" and isinstance(row[question], list):  # TRL's lists of messages
+            return row if row.get(answer) else {**row, answer: [{"role": ASSISTANT, "content": _UNKNOWN}]}
         if isinstance(row[question], list):
             given = list(row.get(answer) or [])
             return {**row, answer: [*given, _UNKNOWN]} if len(given) == len(row[question]) - 1 else row
@@ -103,7 +109,7 @@ def _with_answer(row: Any) -> Any:
     for key in ("messages", "conversations"):
         turns = row.get(key)
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
-            role = ROLES.get(turns[-1].get("from", turns[-1].get("role")))
+            role = ROLES.get(str(turns[-1].get("role") or turns[-1].get("from")).lower())
             if role not in (None, ASSISTANT):
                 return {**row, key: [*turns, {"role": ASSISTANT, "content": _UNKNOWN}]}
     return row
