@@ -19,6 +19,10 @@ from paddle_llm.config.out_folder import disk_problem
 COMMANDS = {
     "tokenizer": ("paddle_llm.data.commands:tokenizer", "Train a sentencepiece tokenizer on your text."),
     "data": ("paddle_llm.data.commands:data", "Turn text into a tokenised corpus; look into one."),
+    "check-model": (
+        "paddle_llm.inspection.command:check_model",
+        "Print what is understood of a model, tokenizer or adapter folder.",
+    ),
     "rehearse": (
         "paddle_llm.rehearse.command:rehearse",
         "Prove a cluster's config on CPU ranks, before paying for GPUs.",

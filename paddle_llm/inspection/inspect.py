@@ -1,0 +1,72 @@
+"""One folder, read by the readers of training and generation, described in a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.jinja_templates import JINJA
+from paddle_llm.inspection.adapter import inspect_adapter
+from paddle_llm.inspection.comparison import compare, compare_networks
+from paddle_llm.inspection.model import inspect_model
+from paddle_llm.inspection.report import Level, Report, Section
+from paddle_llm.inspection.tokenizer import has_tokenizer, inspect_tokenizer
+from paddle_llm.peft.peft_format import CONFIG as ADAPTER_CONFIG
+
+_MODEL_CONFIG = "config.json"
+
+
+def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False, allow_pickle: bool = False) -> Report:
+    """Describe a model, tokenizer or adapter folder, or the output folder of a run.
+
+    Args:
+        quick: Read the files only: import neither Paddle nor, for the comparison, transformers.
+        networks: Compare logits with transformers on torch.
+        allow_pickle: Read torch's pickles, too.
+
+    Raises:
+        UserError: If the folder has nothing of that kind.
+    """
+    report = Report(str(folder))
+    chosen = _choose(folder)
+    parts = Section("folder", {"path": str(chosen)})
+    report.sections.append(parts)
+    base: Path | None = None
+    if (chosen / ADAPTER_CONFIG).is_file():
+        section, base = inspect_adapter(chosen)
+        report.sections.append(section)
+    has_model = (chosen / _MODEL_CONFIG).is_file()
+    vocab_size = None
+    if has_model:
+        sections = inspect_model(chosen, quick=quick, allow_pickle=allow_pickle)
+        vocab_size = sections[0].facts.get("vocabulary")
+        report.sections += sections
+    elif base is not None:
+        parts.facts["base"] = str(base)
+        parts.add(Level.NOTE, f"the base is described by: paddle-llm check-model {base}")
+    codec, sample = None, None
+    if has_tokenizer(chosen):
+        sections, codec = inspect_tokenizer(chosen, vocab_size)
+        report.sections += sections
+        if sections[-1].facts.get("template") == JINJA:
+            sample = sections[-1].facts.get("sample ids")
+    if not quick and (has_model or codec is not None):
+        readable = has_model and vocab_size is not None
+        compared = compare(chosen, model=readable, codec=codec, sample_ids=sample)
+        if networks and has_model and not report.has(Level.REFUSED):
+            compare_networks(compared, chosen)
+        report.sections.append(compared)
+    return report
+
+
+def _choose(folder: Path) -> Path:
+    """The folder itself, or the model or adapter that the output folder of a run holds."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give a folder with a model, a tokenizer or an adapter.")
+    for one in (folder, folder / "model", folder / "adapter"):
+        if any((one / name).is_file() for name in (_MODEL_CONFIG, ADAPTER_CONFIG)) or has_tokenizer(one):
+            return one
+    raise UserError(
+        f"{folder} has no {_MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
+        "Give a folder with a model, a tokenizer or an adapter."
+    )

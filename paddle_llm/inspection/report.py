@@ -1,0 +1,94 @@
+"""The report of `paddle-llm check-model`: sections of facts and findings, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from paddle_llm.config.console import collected
+from paddle_llm.config.errors import UserError
+
+
+class Level(str, Enum):
+    """What a finding means for a run that reads the folder."""
+
+    AGREES = "agrees"  # a comparison that passed
+    NOTE = "note"  # reported when the folder is read
+    NOT_COMPARED = "not compared"
+    DIFFERS = "differs"  # a comparison that failed
+    REFUSED = "refused"  # the folder is not read
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line about a folder."""
+
+    level: Level
+    text: str
+
+
+@dataclass
+class Section:
+    """Facts and findings about one part of a folder.
+
+    Attributes:
+        title: "model", "weights", "tokenizer" ...
+        facts: Values by name, ready for JSON.
+        findings: What is ignored, refused or compared.
+    """
+
+    title: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, level: Level, text: str) -> None:
+        finding = Finding(level, text)
+        if finding not in self.findings:
+            self.findings.append(finding)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read a part of the folder: reports become notes, a user error becomes a refusal and ends the block."""
+        with collected() as lines:
+            try:
+                yield
+            except UserError as error:
+                self.add(Level.REFUSED, str(error))
+            finally:
+                for line in lines:
+                    self.add(Level.NOTE, line)
+
+
+@dataclass
+class Report:
+    """All sections of one folder.
+
+    Attributes:
+        folder: The folder as the user named it.
+        sections: In the order in which they are printed.
+    """
+
+    folder: str
+    sections: list[Section] = field(default_factory=list)
+
+    def has(self, level: Level) -> bool:
+        return any(finding.level is level for section in self.sections for finding in section.findings)
+
+    @property
+    def exit_code(self) -> int:
+        """2 if a part is refused, 1 if a comparison failed, else 0."""
+        return 2 if self.has(Level.REFUSED) else 1 if self.has(Level.DIFFERS) else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report ready for JSON."""
+        sections = {
+            section.title: {
+                **section.facts,
+                "findings": [{"level": finding.level.value, "text": finding.text} for finding in section.findings],
+            }
+            for section in self.sections
+        }
+        return {"folder": self.folder, "exit_code": self.exit_code, **sections}

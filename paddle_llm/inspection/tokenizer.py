@@ -1,0 +1,139 @@
+"""The sections "tokenizer" and "chat template" of a folder with a tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.data.encode_instruction import EncodedSample, InstructionEncoder
+from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.jinja_templates import choose_template
+from paddle_llm.data.text_codec import TextCodec, open_codec
+from paddle_llm.inspection.report import Level, Section
+
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model")
+TRAINED = ("⟦", "⟧")  # around text that is trained
+SAMPLE = Conversation(
+    (
+        Turn("system", "Be brief."),
+        Turn("user", "What is 2 + 2?"),
+        Turn(ASSISTANT, "4"),
+        Turn("user", "你好"),
+        Turn(ASSISTANT, "Hello! 😀"),
+    ),
+    where="the sample conversation",
+)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def inspect_tokenizer(folder: Path, vocab_size: int | None) -> tuple[list[Section], TextCodec | None]:
+    """Describe the tokenizer and the chat template of a folder.
+
+    Args:
+        vocab_size: Size of the model's vocabulary, None if the folder has no model.
+
+    Returns:
+        The sections, and the tokenizer if it can be read.
+    """
+    section, template = Section("tokenizer"), Section("chat template")
+    codec: TextCodec | None = None
+    with section.reading():
+        codec = open_codec(str(folder))
+        _describe(section, codec, vocab_size)
+    if codec is None:
+        return [section], None
+    with template.reading():
+        _describe_template(template, codec, folder)
+    return [section, template], codec
+
+
+def _describe(section: Section, codec: TextCodec, vocab_size: int | None) -> None:
+    size = vocabulary_of(codec)
+    section.facts |= {
+        "read by": type(codec).__name__,
+        "tokens": size,
+        "bos": _token(codec, codec.bos_id),
+        "eos": _token(codec, codec.eos_id),
+        "pad": _token(codec, codec.pad_id),
+        "in front of a text": codec.show(codec.prefix_ids) or None,
+        "special tokens": {name: codec.mark(name) for name in sorted(codec.specials, key=lambda n: codec.mark(n) or 0)},
+    }
+    if vocab_size is None or size is None:
+        return
+    section.facts["model's vocabulary"] = vocab_size
+    largest = max([size - 1, *(number for number in section.facts["special tokens"].values() if number is not None)])
+    if largest >= vocab_size:
+        section.add(
+            Level.REFUSED,
+            f"The tokenizer has ids up to {largest}, the model has {vocab_size} embeddings. "
+            "Use the tokenizer that the model was trained with.",
+        )
+    elif size < vocab_size:
+        section.add(Level.NOTE, f"tokens {size}, embeddings {vocab_size}: the last {vocab_size - size} have no token")
+
+
+def vocabulary_of(codec: TextCodec) -> int | None:
+    """Return the number of tokens, added ones included; None if the tokenizer does not tell."""
+    for owner in (getattr(codec, "tokenizer", None), getattr(codec, "_processor", None)):
+        if owner is not None:
+            try:
+                return len(owner)
+            except (TypeError, NotImplementedError):
+                return None
+    return None
+
+
+def _token(codec: TextCodec, number: int | None) -> dict[str, Any] | None:
+    return None if number is None else {"id": number, "token": codec.show([number])}
+
+
+def _describe_template(section: Section, codec: TextCodec, folder: Path) -> None:
+    chosen = choose_template(None, codec, str(folder))
+    section.facts |= {"template": chosen.template.name, "why": chosen.why}
+    encoder = InstructionEncoder(codec, chosen.template, max_length=4096)
+    section.facts["answers end with"] = [_token(codec, number) for number in encoder.stop_ids]
+    conversation = SAMPLE
+    sample, reason = _encode(encoder, conversation)
+    if sample is None:  # many templates take no system message
+        conversation = Conversation(SAMPLE.turns[1:], where=SAMPLE.where)
+        sample, second = _encode(encoder, conversation)
+        if sample is not None:
+            section.add(Level.NOTE, f"a system message is refused: {reason}")
+    if sample is None:
+        section.add(Level.REFUSED, second)
+        return
+    section.facts["sample"] = "".join(_marked(codec, sample))
+    section.facts["sample ids"] = [int(sample.input_ids[0]), *_targets(sample)]
+
+
+def _encode(encoder: InstructionEncoder, conversation: Conversation) -> tuple[EncodedSample | None, str]:
+    from paddle_llm.config.errors import UserError
+    from paddle_llm.data.encode_instruction import DoesNotFit
+
+    try:
+        return encoder(conversation), ""
+    except (UserError, DoesNotFit) as error:
+        return None, str(error)
+
+
+def _targets(sample: EncodedSample) -> list[int]:
+    """Every id behind the first one: the inputs, and the last target, which is not an input."""
+    trained = [int(label) for label in sample.labels]
+    shown = [int(number) for number in sample.input_ids[1:]]
+    return [*shown, trained[-1]] if trained and trained[-1] >= 0 else shown
+
+
+def _marked(codec: TextCodec, sample: EncodedSample) -> Iterator[str]:
+    """The text of a sample, with marks around the runs of ids that are trained."""
+    ids = [int(sample.input_ids[0]), *_targets(sample)]
+    bears = [False, *(int(label) >= 0 for label in sample.labels)][: len(ids)]
+    start = 0
+    for at in range(1, len(ids) + 1):
+        if at == len(ids) or bears[at] != bears[start]:
+            text = codec.show(ids[start:at])
+            yield f"{TRAINED[0]}{text}{TRAINED[1]}" if bears[start] else text
+            start = at

@@ -1,0 +1,167 @@
+"""`paddle-llm check-model`: facts, refusals and comparisons of folders, as text and as JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file, save_file
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.inspection.command import check_model
+from paddle_llm.inspection.report import Level, Report, Section
+from tests.data.test_bare_tokenizer import BEGIN, END, TURN, write_bare
+from tests.generation.folders import train_pieces, write_folder
+
+ROOT = Path(__file__).parents[2]
+LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
+         "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 303, "max_position_embeddings": 64}  # fmt: skip
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    "<{{ m.role }}>{{ m.content }}<|eot_id|>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def checked(folder: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+    """(exit code, the report) of `check-model --json`."""
+    done = CliRunner().invoke(check_model, [str(folder), "--json", *flags], catch_exceptions=True)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    report = json.loads(done.stdout)
+    assert report["exit_code"] == done.exit_code
+    return done.exit_code, report
+
+
+def found(section: dict[str, Any], level: str) -> str:
+    return "\n".join(one["text"] for one in section["findings"] if one["level"] == level)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    return write_folder("llama", train_pieces(folder), folder / "mine")
+
+
+def copied(source: Path, target: Path) -> Path:
+    target.mkdir()
+    for file in source.iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    return target
+
+
+def test_a_model_folder(llama):
+    code, report = checked(llama)
+    assert code == 0
+    assert report["model"]["family"] == "LLaMA" and report["model"]["RoPE"] == "default, theta 10000"
+    sizes = sum(value.size for value in load_file(llama / "model.safetensors").values())
+    assert report["weights"]["parameters"] == report["weights"]["stored numbers"] == sizes
+    assert report["weights"]["files read"] == ["model.safetensors"]
+    assert "all 39 weights" in found(report["weights"], "agrees")
+    assert report["tokenizer"]["eos"] == {"id": 2, "token": "</s>"} and report["tokenizer"]["tokens"] == 400
+    assert report["chat template"]["sample"].endswith("⟦Hello! 😀</s>⟧")
+    assert "LlamaConfig has the same sizes" in found(report["transformers"], "agrees")
+
+
+def test_every_difference_and_refusal_is_named(llama, tmp_path):
+    broken = copied(llama, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    code, report = checked(broken)
+    assert code == 2 and "model.layers.1.mlp.up_proj.weight" in found(report["weights"], "refused")
+
+    config = json.loads((llama / "config.json").read_text())
+    scaled = copied(llama, tmp_path / "scaled")
+    rope = {"rope_type": "longrope", "factor": 4.0}
+    (scaled / "config.json").write_text(json.dumps({**config, "rope_scaling": rope, "vocab_size": 399}))
+    code, report = checked(scaled, "--quick")
+    assert code == 2 and "longrope" in found(report["model"], "refused")
+    assert "399 embeddings" in found(report["tokenizer"], "refused")
+
+
+def test_a_tokenizer_folder_with_a_template(tmp_path):
+    folder = tmp_path / "tokenizer"
+    write_bare(folder, "PreTrainedTokenizerFast")
+    (folder / "chat_template.jinja").write_text(CHAT)
+    code, report = checked(folder)
+    assert code == 0, report
+    assert "model" not in report and report["tokenizer"]["in front of a text"] == BEGIN
+    assert {BEGIN, END, TURN} <= report["tokenizer"]["special tokens"].keys()
+    assert report["chat template"]["template"] == "jinja"
+    assert "no system message" in found(report["chat template"], "note")
+    sample = report["chat template"]["sample"]
+    assert sample == (
+        f"{BEGIN}<user>What is 2 + 2?{TURN}<assistant>⟦4{TURN}⟧<user>你好{TURN}<assistant>⟦Hello! 😀{TURN}⟧"
+    )
+    agrees = found(report["transformers"], "agrees")
+    assert "gives the same ids" in agrees and "for the sample conversation" in agrees
+
+
+def test_a_configuration_without_weights(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "torch_dtype": "bfloat16"}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7], "temperature": 0.5}))
+    code, report = checked(tmp_path)
+    assert code == 0 and "no weight files" in found(report["weights"], "note")
+    assert report["model"]["end ids"] == [2, 7] and report["model"]["declared dtype"] == "bfloat16"
+
+
+def test_a_configuration_that_transformers_reads_differently(tmp_path):
+    # GPT-2's name of the size is read here; transformers' LlamaConfig takes its default of 4096.
+    (tmp_path / "config.json").write_text(
+        json.dumps({key.replace("hidden_size", "n_embd"): value for key, value in LLAMA.items()})
+    )
+    code, report = checked(tmp_path)
+    assert code == 1 and "hidden_size 4096 in transformers, 32 here" in found(report["transformers"], "differs")
+
+
+def test_adapters(tmp_path):
+    described = {"peft_type": "LOHA", "base_model_name_or_path": "nobody/here", "r": 4}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    code, report = checked(tmp_path)
+    assert code == 2 and report["adapter"]["kind"] == "LOHA" and "LOHA" in found(report["adapter"], "refused")
+
+
+def test_nothing_to_check(tmp_path):
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match="Give a folder with a model, a tokenizer or an adapter"):
+            CliRunner().invoke(check_model, [str(folder)], catch_exceptions=False)
+
+
+def test_exit_codes_of_findings():
+    codes = {Level.AGREES: 0, Level.NOTE: 0, Level.NOT_COMPARED: 0, Level.DIFFERS: 1, Level.REFUSED: 2}
+    for level, code in codes.items():
+        section = Section("model")
+        section.add(level, "text")
+        assert Report("folder", [section]).exit_code == code
+    both = Section("weights")
+    both.add(Level.DIFFERS, "text")
+    both.add(Level.REFUSED, "text")
+    assert Report("folder", [both]).exit_code == 2
+
+
+@pytest.mark.hf
+def test_the_commands_of_the_documentation_run(llama, tmp_path, monkeypatch):
+    commands = re.findall(r"^    (paddle-llm .*)$", (ROOT / "docs" / "check_model.md").read_text(), re.M)
+    assert len(commands) == 4
+    (tmp_path / "models").mkdir()
+    copied(llama, tmp_path / "models" / "mine")
+    monkeypatch.chdir(tmp_path)
+    printed = {}
+    for command in commands:
+        program, name, *words = shlex.split(command)
+        assert (program, name) == ("paddle-llm", check_model.name)
+        done = CliRunner().invoke(check_model, words)
+        assert done.exit_code == 0, f"{command}\n{done.output}\n{done.exception}"
+        printed[words[-1]] = done.stdout
+    assert "\x1b" not in printed["models/mine"] and "no problem found" in printed["models/mine"]
+    assert json.loads(printed["--json"])["tokenizer"]["tokens"] == 400
+    assert "80 of 80 greedy tokens equal" in printed["--compare"]
+    script = Path(sys.executable).parent / "paddle-llm"
+    done = subprocess.run([script, "check-model", "models/mine", "--quick"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == printed["--quick"], done.stderr
