@@ -1,5 +1,8 @@
-"""What a template needs of a tokenizer: ids of a text at the start of a line of thought and behind other text, ids of
-special tokens by name, and never one for the other: a text that spells `</s>` or `<|user|>` stays text."""
+"""What a template needs of a tokenizer: ids of a text at the beginning and behind other text, and ids of special tokens by name.
+
+Text stays text: a document or a question in which `</s>` or `<|user|>` is written gets no id of a special token from `encode` and
+`follow`. `encode_with_marks` is for text in which special tokens are meant where they are written.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,28 @@ from typing import Any
 
 from paddle_llm.data.encode import special_tokens
 from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, read_sentencepiece, sentencepiece_model
+from paddle_llm.data.tokenizers.fast_backend import FastBackend
+from paddle_llm.data.tokenizers.folder import Reader, reader_of
+from paddle_llm.data.tokenizers.plain_text import require_text
 
 _TEXT = -1
-_ANCHOR = "\n"  # no piece of any vocabulary goes across it
+_ANCHOR = "\n"  # no piece of a vocabulary with a blank in front of words goes across it
+_UNKNOWN = "\ufffd"
 
 
 class TextCodec:
-    """Base: subclasses give `_ids(text)`, `mark(name)` and the fields.
+    """Base: subclasses give `_ids(text)`, `_decode(ids)`, `_has(id)`, `mark(name)` and the fields.
 
     Attributes:
         name: of the tokenizer, for messages.
         bos_id, eos_id, pad_id: None where the tokenizer has none; pad_id falls back to eos_id.
         prefix_ids: what the tokenizer itself puts before a text ([bos], [gMASK, sop], nothing).
-        prefix_lm: (id of [gMASK], id of <sop>) for ChatGLM-6B, whose two marks stand behind the context; else None.
+        prefix_lm: (id of [gMASK], id of <sop>) for ChatGLM-6B, which puts these two behind the context; else None.
         specials: the special tokens as text.
+        starts_after_specials: whether text behind a special token gets the blank that a text's beginning gets.
     """
+
+    starts_after_specials = True
 
     def __init__(self, name: str, specials: Iterable[str]):
         self.name = name
@@ -45,8 +55,28 @@ class TextCodec:
         raise NotImplementedError
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text for people to read."""
+        """Text for people to read. An id without a token, which a padded vocabulary of a model has, becomes U+FFFD."""
+        shown, run = "", []
+        for number in map(int, ids):
+            if self._has(number):
+                run.append(number)
+                continue
+            shown += self._decode_behind(run, bool(shown)) + _UNKNOWN
+            run = []
+        return shown + self._decode_behind(run, bool(shown))
+
+    def _decode(self, ids: list[int]) -> str:
         raise NotImplementedError
+
+    def _has(self, number: int) -> bool:
+        """Whether an id has a token."""
+        raise NotImplementedError
+
+    def _decode_behind(self, ids: list[int], continuing: bool) -> str:
+        """Text of ids, with the blank in front of it where other text comes before."""
+        if not ids or not continuing:
+            return self._decode(ids) if ids else ""
+        return self._decode([*self._anchor, *ids])[len(self._decode(self._anchor)) :]
 
     def show(self, ids: Iterable[int]) -> str:
         """Text for people to read, with special tokens by name and the blank at its start, where there is one."""
@@ -69,13 +99,22 @@ class TextCodec:
         self._has_dummy = joined[: len(self._anchor)] == self._anchor and joined[len(self._anchor) :] != self._ids("a")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text that starts anew."""
-        return self._safe(text) if text else []
+        """Ids of a text at the beginning.
+
+        Raises:
+            NotText: If the text holds a lone surrogate.
+        """
+        return self._safe(require_text(text)) if text else []
 
     def follow(self, text: str) -> list[int]:
-        """Ids of a text behind other text: without the blank that some tokenizers put before a start."""
+        """Ids of a text behind other text: without the blank that some tokenizers put before the first word.
+
+        Raises:
+            NotText: If the text holds a lone surrogate.
+        """
         if not text or not self._has_dummy:
             return self.encode(text)
+        require_text(text)
         joined = self._safe(_ANCHOR + text)
         return joined[len(self._anchor) :] if joined[: len(self._anchor)] == self._anchor else self.encode(text)
 
@@ -102,7 +141,14 @@ class TextCodec:
         return text.endswith(tuple(self.specials))
 
     def encode_with_marks(self, text: str, start: bool = True) -> list[int]:
-        """Ids of a text in which special tokens are meant where they are spelled, as in what a Jinja template renders."""
+        """Ids of a text in which special tokens are meant where they are written, as in what a Jinja template renders.
+
+        Args:
+            start: whether the text is at the beginning, and not behind other text.
+
+        Raises:
+            NotText: If the text holds a lone surrogate.
+        """
         if self._pattern is None:
             return self.encode(text) if start else self.follow(text)
         ids: list[int] = []
@@ -138,8 +184,11 @@ class SentencePieceCodec(TextCodec):
         number = self._processor.piece_to_id(name)
         return number if self._processor.id_to_piece(number) == name else None
 
-    def decode(self, ids: Iterable[int]) -> str:
-        return self._processor.decode([int(i) for i in ids])
+    def _decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+    def _has(self, number: int) -> bool:
+        return 0 <= number < self._processor.get_piece_size()
 
 
 class PaddleNLPCodec(TextCodec):
@@ -147,6 +196,7 @@ class PaddleNLPCodec(TextCodec):
 
     def __init__(self, tokenizer: Any, name: str = ""):
         self.tokenizer = tokenizer
+        self._known: dict[int, bool] = {}
         added = getattr(tokenizer, "added_tokens_encoder", None) or {}
         # The marks of ChatGLM2 and 3 stand in a table of their own, as do those of LLaMA 3 and Qwen.
         tables = (
@@ -182,25 +232,112 @@ class PaddleNLPCodec(TextCodec):
         is_it = number != unknown or name == getattr(self.tokenizer, "unk_token", None)
         return int(number) if is_it else None
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def _decode(self, ids: list[int]) -> str:
         # Not `decode`: ChatGLM-6B's takes the image tokens off the ids twice (paddlenlp 3.0.0b4).
-        tokens = self.tokenizer.convert_ids_to_tokens([int(i) for i in ids])
-        # None: an id behind the tokenizer's own, which a padded vocabulary of a model has.
-        return self.tokenizer.convert_tokens_to_string([token for token in tokens if token is not None])
+        return self.tokenizer.convert_tokens_to_string(self.tokenizer.convert_ids_to_tokens(ids))
+
+    def _has(self, number: int) -> bool:
+        if number not in self._known:
+            try:
+                self._known[number] = number >= 0 and self.tokenizer.convert_ids_to_tokens([number]) != [None]
+            except Exception:  # sentencepiece's IndexError and others, which depend on the class
+                self._known[number] = False
+        return self._known[number]
+
+
+class TransformersCodec(TextCodec):
+    """A tokenizer that transformers reads."""
+
+    def __init__(self, tokenizer: Any, name: str = ""):
+        self.tokenizer = tokenizer
+        self._fast = FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
+        added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        super().__init__(name or tokenizer.name_or_path, [*added, *tokenizer.all_special_tokens])
+        self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self._protected = {self.mark(token) for token in self.specials} - {None, tokenizer.unk_token_id}
+        self.prefix_ids = self._added_before()
+        self._probe()
+        if self._fast is not None:
+            self._has_dummy, self.starts_after_specials = self._fast.prepends, self._fast.starts_after_specials
+
+    def _added_before(self) -> list[int]:
+        """What the tokenizer puts before a text when a user calls it."""
+        text = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self.tokenizer("a")["input_ids"]
+        starts = range(len(whole) - len(text) + 1)
+        return whole[: next((at for at in starts if whole[at : at + len(text)] == text), 0)]
+
+    def _ids(self, text: str) -> list[int]:
+        if self._fast is not None:
+            return self._fast.encode_literal(text)
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+    def _safe(self, text: str) -> list[int]:
+        ids = self._ids(text)
+        return ids if self._protected.isdisjoint(ids) else self._apart(text, continuing=False)
+
+    def follow(self, text: str) -> list[int]:
+        """Ids of a text behind other text (see `TextCodec.follow`)."""
+        if self._fast is None:
+            return super().follow(text)
+        ids = self._fast.encode_literal(require_text(text), continuing=True)
+        return ids if self._protected.isdisjoint(ids) else self._apart(text, continuing=True)
+
+    def _apart(self, text: str, continuing: bool) -> list[int]:
+        """Ids of a text in which a special token is a piece of the vocabulary, too: it is cut into parts that are not."""
+        pieces = self._harmless_parts(text) if self._pattern is not None and self._pattern.search(text) else list(text)
+        ids: list[int] = []
+        for number, part in enumerate(pieces):
+            found = self._part(part, continuing or number > 0)
+            if not self._protected.isdisjoint(found) and len(part) > 1:
+                found = [i for at, sign in enumerate(part) for i in self._part(sign, continuing or number + at > 0)]
+            ids += found
+        return ids
+
+    def _part(self, text: str, continuing: bool) -> list[int]:
+        if self._fast is None:
+            return self._behind(text) if continuing and self._has_dummy else self._ids(text)
+        return self._fast.encode_literal(text, continuing)
+
+    def encode_with_marks(self, text: str, start: bool = True) -> list[int]:
+        """Ids of a text in which special tokens are meant where they are written (see `TextCodec.encode_with_marks`)."""
+        if self._fast is None:
+            return super().encode_with_marks(require_text(text), start)
+        match = None if start or self._pattern is None else self._pattern.search(require_text(text))
+        if start or not self._has_dummy:
+            return self._fast.encode(require_text(text))
+        at = match.start() if match else len(text)
+        return [*self._fast.encode_literal(text[:at], continuing=True), *self._fast.encode(text[at:])]
+
+    def mark(self, name: str) -> int | None:
+        if self._fast is not None:
+            return self._fast.id_of(name)
+        number = self.tokenizer.convert_tokens_to_ids(name)
+        return number if number != self.tokenizer.unk_token_id or name == self.tokenizer.unk_token else None
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _has(self, number: int) -> bool:
+        if self._fast is not None:
+            return self._fast.has(number)
+        return 0 <= number < len(self.tokenizer)
 
 
 def open_codec(tokenizer: Any) -> TextCodec:
-    """The codec of a tokenizer folder, or of a PaddleNLP tokenizer that is loaded.
+    """The codec of a tokenizer folder, or of a tokenizer that `load_tokenizer` loaded.
 
     Raises:
-        UserError: no tokenizer there.
+        UserError: If the folder holds no tokenizer.
     """
-    if not isinstance(tokenizer, str | os.PathLike):
-        return PaddleNLPCodec(tokenizer)
-    folder = os.fspath(tokenizer)
-    path = sentencepiece_model(folder)
-    if path and not os.path.isfile(os.path.join(folder, "added_tokens.json")):
-        processor = read_sentencepiece(path)
-        if all(processor.id_to_piece(processor.piece_to_id(token)) == token for token in special_tokens(folder)):
-            return SentencePieceCodec(folder, path)
-    return PaddleNLPCodec(load_tokenizer(folder), folder)
+    name = ""
+    if isinstance(tokenizer, str | os.PathLike):
+        name = os.fspath(tokenizer)
+        path = sentencepiece_model(name)
+        if path is not None and reader_of(name) is Reader.SENTENCEPIECE:
+            return SentencePieceCodec(name, path)
+        tokenizer = load_tokenizer(name)
+    if type(tokenizer).__module__.startswith("transformers."):
+        return TransformersCodec(tokenizer, name)
+    return PaddleNLPCodec(tokenizer, name)

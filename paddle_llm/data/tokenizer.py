@@ -1,5 +1,5 @@
-"""Tokenizers: training one with sentencepiece, loading one as PaddleNLP does, and telling two apart. Paddle-free until
-`load_tokenizer` is called."""
+"""Tokenizers: training one with sentencepiece, loading one, and comparing two by a fingerprint. Paddle and transformers are
+imported when a folder needs them."""
 
 from __future__ import annotations
 
@@ -15,57 +15,52 @@ from typing import Any
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.files import write_atomically
+from paddle_llm.data.tokenizers.folder import (
+    CONFIG_FILE,
+    FAST_FILE,
+    SENTENCEPIECE_FILES,
+    Reader,
+    read_config,
+    read_sentencepiece,
+    reader_of,
+    sentencepiece_model,
+)
+from paddle_llm.data.tokenizers.hugging_face import load_with_transformers
 
-CONFIG_FILE = "tokenizer_config.json"
-# The first name is PaddleNLP's for LLaMA, the second Hugging Face's (and PaddleNLP's newer hub folders').
-SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "tokenizer.model")
-FAST_FILE = "tokenizer.json"
-# tokenizer.json as it stands: transformers' name of that class, its name since transformers 5, and PaddleNLP's.
-_BARE_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend", "PretrainedTokenizerFast")
+__all__ = [
+    "CONFIG_FILE",
+    "FAST_FILE",
+    "SENTENCEPIECE_FILES",
+    "find_fingerprint",
+    "fingerprint",
+    "load_tokenizer",
+    "open_decoder",
+    "read_sentencepiece",
+    "sentencepiece_model",
+    "train_tokenizer",
+]
+_VOCABULARY_FILES = {FAST_FILE, "vocab.json", *SENTENCEPIECE_FILES}
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 _LONGEST_LINE = 4000  # sentencepiece drops longer ones from training without a word
 
 
-def sentencepiece_model(folder: str) -> str | None:
-    """The path of the folder's sentencepiece model if PaddleNLP would use it as LlamaTokenizer, else None."""
-    try:
-        with open(os.path.join(folder, CONFIG_FILE), encoding="utf-8") as stream:
-            config = json.load(stream)
-    except OSError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{os.path.join(folder, CONFIG_FILE)}: not JSON: {error}.") from error
-    if _class_name(config) != "LlamaTokenizer":
-        return None
-    return next((p for p in (os.path.join(folder, n) for n in SENTENCEPIECE_FILES) if os.path.isfile(p)), None)
-
-
-def _class_name(config: dict[str, Any]) -> str | None:
-    """PaddleNLP's name of a tokenizer's class; an export names transformers' as tokenizer_class, and this one beside it."""
-    return config.get("init_class") or config.get("tokenizer_class")
-
-
-def read_sentencepiece(path: str) -> Any:
-    """A SentencePieceProcessor.
-
-    Raises:
-        UserError: the file is no sentencepiece model.
-    """
-    import sentencepiece
-
-    try:
-        return sentencepiece.SentencePieceProcessor(model_file=path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: not a sentencepiece model: {error}.") from error
-
-
 def load_tokenizer(folder: str) -> Any:
-    """The tokenizer that PaddleNLP's AutoTokenizer makes of a folder (or of a built-in name, which it downloads).
+    """The tokenizer of a folder, or of a built-in name of PaddleNLP, which PaddleNLP downloads.
+
+    transformers' AutoTokenizer reads every folder that it has a class for; PaddleNLP's reads the others, and folders of
+    PaddleNLP's LlamaTokenizer (`tokenizers.folder.reader_of`). Both kinds have eos_token_id, pad_token_id, len,
+    save_pretrained and __call__.
 
     Raises:
-        UserError: no such folder and no network, or nothing in it that PaddleNLP knows.
+        UserError: If the folder does not exist or no library can read it.
     """
     _require_tokenizer(folder)
+    if reader_of(folder) is Reader.TRANSFORMERS:
+        return load_with_transformers(folder)
+    return _load_with_paddlenlp(folder)
+
+
+def _load_with_paddlenlp(folder: str) -> Any:
     from paddlenlp.transformers import AutoTokenizer
 
     try:
@@ -81,19 +76,10 @@ def load_tokenizer(folder: str) -> Any:
 
 def _named_class(folder: str) -> Callable[[str], Any] | None:
     """What loads a folder in which AutoTokenizer would not find its class (`init_class`), or LlamaTokenizer its file."""
-    path = os.path.join(folder, CONFIG_FILE)
-    if not os.path.isfile(path):
-        return None
-    with open(path, encoding="utf-8") as stream:
-        config = json.load(stream)
-    name, pieces = config.get("init_class"), sentencepiece_model(folder)
+    name, pieces = read_config(folder).get("init_class"), sentencepiece_model(folder)
     renamed = pieces is not None and os.path.basename(pieces) != SENTENCEPIECE_FILES[0]
     if renamed:
         name = name or "LlamaTokenizer"
-    elif pieces is None and _class_name(config) == "LlamaTokenizer" and os.path.isfile(os.path.join(folder, FAST_FILE)):
-        name = "LlamaTokenizerFast"  # as in an export for FastDeploy, which has no sentencepiece model
-    elif _class_name(config) in _BARE_CLASSES and os.path.isfile(os.path.join(folder, FAST_FILE)):
-        return _load_bare  # LLaMA 3's, and what transformers' save_pretrained writes
     if not name:
         return None
     import paddlenlp.transformers
@@ -102,30 +88,10 @@ def _named_class(folder: str) -> Callable[[str], Any] | None:
     return partial(found, vocab_file=pieces) if renamed else found
 
 
-def _load_bare(folder: str) -> Any:
-    """A tokenizer.json of no class of its own. PaddleNLP's base class reads it, but knows of no token that stands before
-    or behind a text: tokenizer.json does."""
-    from paddlenlp.transformers import PretrainedTokenizerFast
-
-    loaded = PretrainedTokenizerFast.from_pretrained(folder)
-    backend = loaded.backend_tokenizer
-    asked = backend.encode("a")
-    marks = asked.special_tokens_mask
-    before, behind = marks.index(0), marks[::-1].index(0)
-    ids = asked.ids
-
-    def build(text: list[int], other: list[int] | None = None) -> list[int]:
-        return [*ids[:before], *text, *(other or []), *ids[len(ids) - behind :]]
-
-    loaded.build_inputs_with_special_tokens = build
-    loaded.verbose = False  # else it logs an error for each token that a tokenizer has none of
-    return loaded
-
-
 def _require_tokenizer(folder: str) -> None:
     if os.path.isdir(folder):
         names = set(os.listdir(folder))
-        if CONFIG_FILE not in names:
+        if CONFIG_FILE not in names and not ("config.json" in names and names & _VOCABULARY_FILES):
             raise UserError(
                 f"tokenizer {folder}: the folder has no {CONFIG_FILE}. Train one with `paddle-llm tokenizer train "
                 f"--input FILES --output_dir {folder} --vocab_size N`, or copy the model's tokenizer files into it."
@@ -135,32 +101,58 @@ def _require_tokenizer(folder: str) -> None:
 
 
 def fingerprint(folder: str) -> str:
-    """A hash of what every id stands for: the same for copies of a tokenizer under other file names and for additions
-    behind a sentencepiece vocabulary, which change no id of a text; another for another vocabulary.
+    """A hash of the meaning of every id.
+
+    Copies of a tokenizer under other file names have the same fingerprint, and so have additions behind a sentencepiece
+    vocabulary, which change no id of a text. Another vocabulary, another EOS or another first word has another one.
 
     Raises:
-        UserError: the folder holds no tokenizer.
+        UserError: If the folder holds no tokenizer.
     """
     _require_tokenizer(folder)
-    path = sentencepiece_model(folder)
-    loaded = None if path else load_tokenizer(folder)
-    if (
-        loaded is None or type(loaded).__name__ == "LlamaTokenizer"
-    ):  # the latter: a built-in name, or no class in its files
-        processor = read_sentencepiece(path) if loaded is None else loaded.sp_model
-        vocabulary: Iterable[tuple[int, str]] = enumerate(
-            f"{processor.id_to_piece(i)}\t{processor.get_score(i)!r}" for i in range(processor.get_piece_size())
-        )
-    else:
-        vocabulary = sorted((i, token) for token, i in loaded.get_vocab().items())
     digest = hashlib.sha256()
-    for number, token in vocabulary:
-        digest.update(f"{number}\t{token}\n".encode("utf-8", "surrogatepass"))
+    for line in _meanings(folder):
+        digest.update(f"{line}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:20]
 
 
+def _meanings(folder: str) -> Iterator[str]:
+    """One line per id, and one per setting that changes ids."""
+    reader, path = reader_of(folder), sentencepiece_model(folder)
+    loaded = load_tokenizer(folder) if path is None or reader is Reader.TRANSFORMERS else None
+    processor = None
+    if path is not None:
+        processor = _processor(path, optional=os.path.isfile(os.path.join(folder, FAST_FILE)))
+    elif type(loaded).__name__ == "LlamaTokenizer":  # PaddleNLP's: a built-in name, or a folder that names no class
+        processor = loaded.sp_model
+    if processor is None:
+        yield from (f"{number}\t{token}" for token, number in sorted(loaded.get_vocab().items(), key=_by_id))
+        return
+    for i in range(processor.get_piece_size()):
+        yield f"{i}\t{processor.id_to_piece(i)}\t{processor.get_score(i)!r}"
+    if reader is Reader.TRANSFORMERS:
+        if loaded.eos_token_id != processor.eos_id():
+            yield f"eos\t{loaded.eos_token_id}"
+        if read_config(folder).get("add_prefix_space") is False:
+            yield "add_prefix_space\tfalse"
+
+
+def _processor(path: str, optional: bool) -> Any:
+    """The sentencepiece model; None where a tokenizer.json has the vocabulary and the file is tiktoken's (LLaMA 3)."""
+    try:
+        return read_sentencepiece(path)
+    except UserError:
+        if optional:
+            return None
+        raise
+
+
+def _by_id(item: tuple[str, int]) -> tuple[int, str]:
+    return item[1], item[0]
+
+
 def find_fingerprint(folder: str | None) -> str | None:
-    """The fingerprint of the tokenizer in a local folder; None when there is none to compare with."""
+    """The fingerprint of the tokenizer in a local folder; None where the folder holds none."""
     if not folder or not os.path.isfile(os.path.join(folder, CONFIG_FILE)):
         return None
     return fingerprint(folder)
@@ -271,9 +263,12 @@ def open_decoder(folder: str) -> Callable[[Iterable[int]], str]:
     """A function from ids to text, for people to read.
 
     Raises:
-        UserError: the folder holds no tokenizer.
+        UserError: If the folder holds no tokenizer.
     """
     _require_tokenizer(folder)
     path = sentencepiece_model(folder)
-    decode = read_sentencepiece(path).decode if path else load_tokenizer(folder).decode
+    if path is not None and reader_of(folder) is Reader.SENTENCEPIECE:
+        decode = read_sentencepiece(path).decode
+    else:
+        decode = load_tokenizer(folder).decode
     return lambda ids: decode([int(i) for i in ids])

@@ -53,6 +53,7 @@ def encode_blocks(blocks: Iterable[Block], folder: str, options: ReadOptions, wo
 def _start_worker(folder: str, options: ReadOptions) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the threads
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()

@@ -1,0 +1,232 @@
+"""What the files of a tokenizer folder say, and which library reads it.
+
+Three readers exist. `TRANSFORMERS` is the rule: its AutoTokenizer defines the ids of folders that other people publish.
+`SENTENCEPIECE` reads a folder by the sentencepiece model alone. It is used only where every setting of the folder is on a list
+of settings that do not change an id. `PADDLENLP` reads what transformers cannot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.config.errors import UserError
+
+CONFIG_FILE = "tokenizer_config.json"
+SPECIALS_FILE = "special_tokens_map.json"
+ADDED_FILE = "added_tokens.json"
+FAST_FILE = "tokenizer.json"
+# The first name is PaddleNLP's for LLaMA, the second Hugging Face's (and PaddleNLP's newer hub folders').
+SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "tokenizer.model")
+BARE_CLASS = "PreTrainedTokenizerFast"
+# Names of the class that takes tokenizer.json without changes: in transformers 4, in transformers 5, in PaddleNLP.
+BARE_CLASSES = (BARE_CLASS, "TokenizersBackend", "PretrainedTokenizerFast")
+# Classes that PaddleNLP has and transformers lacks (or has without a reader of the vocabulary files).
+PADDLENLP_CLASSES = (
+    "BloomTokenizer",
+    "ChatGLMTokenizer",
+    "ChatGLMv2Tokenizer",
+    "ErnieTokenizer",
+    "GLMBertTokenizer",
+    "GLMChineseTokenizer",
+    "GLMGPT2Tokenizer",
+    "GLMTokenizer",
+    "GPTChineseTokenizer",
+    "GPTTokenizer",
+    "GPTTokenizerFast",
+    "Llama3Tokenizer",
+    "QWenTokenizer",
+    "YuanTokenizer",
+)
+# Settings of LlamaTokenizer that change no id of a text and no special token, with the values that do not.
+_ANY: tuple[object, ...] = ()
+_HARMLESS: dict[str, tuple[object, ...]] = {
+    "_from_auto": _ANY,
+    "add_bos_token": (True, False),
+    "add_eos_token": (False,),
+    "add_prefix_space": (True, None),
+    "auto_map": (None,),
+    "chat_template": _ANY,
+    "clean_up_tokenization_spaces": (False, None),
+    "decode_with_prefix_space": (False,),
+    "from_slow": _ANY,
+    "init_class": ("LlamaTokenizer",),
+    "legacy": (True, None),
+    "mask_token": (None,),
+    "model_input_names": _ANY,
+    "model_max_length": _ANY,
+    "name_or_path": _ANY,
+    "padding_side": _ANY,
+    "sep_token": (None,),
+    "cls_token": (None,),
+    "sp_model_kwargs": ({}, None),
+    "special_tokens_map_file": _ANY,
+    "tokenizer_class": ("LlamaTokenizer", *BARE_CLASSES),
+    "tokenizer_file": _ANY,
+    "truncation_side": _ANY,
+    "use_default_system_prompt": _ANY,
+}
+_SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
+_LISTED_KEYS = ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
+# transformers writes these, PaddleNLP writes or reads none of them in a folder of LlamaTokenizer.
+_HUGGING_FACE_KEYS = ("legacy", "add_prefix_space", "extra_special_tokens")
+# PaddleNLP's class writes these names, whatever the model has.
+_PADDLENLP_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+_ABSENT = "a default name of a token that the model lacks"
+_PADDLENLP_ADDED = {"additional_special_tokens", "added_tokens_decoder", ADDED_FILE, _ABSENT}
+_PADDLENLP_KEY = "decode_with_prefix_space"
+
+
+class Reader(Enum):
+    """The library whose ids a folder has."""
+
+    SENTENCEPIECE = "sentencepiece"
+    TRANSFORMERS = "transformers"
+    PADDLENLP = "PaddleNLP"
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; {} where no file exists.
+
+    Raises:
+        UserError: If the file does not hold a JSON object.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as stream:
+            found = json.load(stream)
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON: {error}. Copy the file again from where the model comes from.") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}. Make it a readable file.") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: holds {type(found).__name__} instead of a JSON object. Copy the file again.")
+    return found
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The folder's tokenizer_config.json; {} where it has none."""
+    return read_json(os.path.join(folder, CONFIG_FILE))
+
+
+def class_name(config: dict[str, Any]) -> str | None:
+    """The name of the tokenizer's class. An export writes transformers' name as tokenizer_class and PaddleNLP's as init_class."""
+    name = config.get("init_class") or config.get("tokenizer_class")
+    return name if isinstance(name, str) else None
+
+
+def token_text(token: Any) -> str | None:
+    """The text of a token that a JSON file gives as text or as an object with `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
+
+
+def sentencepiece_model(folder: str | Path) -> str | None:
+    """The path of the sentencepiece model of a LlamaTokenizer folder; None for every other folder."""
+    if class_name(read_config(folder)) != "LlamaTokenizer":
+        return None
+    return next((p for p in (os.path.join(folder, n) for n in SENTENCEPIECE_FILES) if os.path.isfile(p)), None)
+
+
+def read_sentencepiece(path: str) -> Any:
+    """A SentencePieceProcessor.
+
+    Raises:
+        UserError: If the file is not a sentencepiece model.
+    """
+    import sentencepiece
+
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: not a sentencepiece model: {error}.") from error
+
+
+def reader_of(folder: str) -> Reader:
+    """The library that reads a tokenizer folder. Names of built-in tokenizers go to PaddleNLP.
+
+    Raises:
+        UserError: If a JSON file or the sentencepiece model of the folder is damaged.
+    """
+    if not os.path.isdir(folder):
+        return Reader.PADDLENLP
+    config = read_config(folder)
+    name, pieces = class_name(config), sentencepiece_model(folder)
+    fast = os.path.isfile(os.path.join(folder, FAST_FILE))
+    ours = pieces is not None and _is_paddles(config, pieces)
+    if pieces is not None and ours:
+        processor = read_sentencepiece(pieces)
+        settings = _changing_settings(folder, config, processor)
+        if not settings:
+            return Reader.SENTENCEPIECE
+        if not fast and settings <= _PADDLENLP_ADDED and _is_paddlenlps_list(config):
+            return Reader.PADDLENLP
+        return Reader.TRANSFORMERS
+    if fast:
+        return Reader.TRANSFORMERS
+    if pieces is not None:
+        read_sentencepiece(pieces)  # its message about a damaged file is clearer than that of transformers
+    if name in PADDLENLP_CLASSES or (name is None and os.path.isfile(os.path.join(folder, SENTENCEPIECE_FILES[0]))):
+        return Reader.PADDLENLP
+    return Reader.TRANSFORMERS
+
+
+def _is_paddles(config: dict[str, Any], pieces: str) -> bool:
+    """Whether the folder has PaddleNLP's name of the model file, or is an export of this package."""
+    exported = config.get("init_class") == "LlamaTokenizer" and config.get("tokenizer_class") in BARE_CLASSES
+    return exported or os.path.basename(pieces) == SENTENCEPIECE_FILES[0]
+
+
+def _is_paddlenlps_list(config: dict[str, Any]) -> bool:
+    """Whether the added tokens of a folder are PaddleNLP's to number."""
+    if any(config.get(key) is not None for key in _HUGGING_FACE_KEYS):
+        return False
+    return not config.get("added_tokens_decoder") or _PADDLENLP_KEY in config
+
+
+def _changing_settings(folder: str, config: dict[str, Any], processor: Any) -> set[str]:
+    """Settings of a folder that are not on the list of harmless ones, by name of the key or of the file."""
+    named = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
+    found: set[str] = set()
+    mapped = read_json(os.path.join(folder, SPECIALS_FILE))
+    for key, value in [*config.items(), *mapped.items()]:
+        if key in _SPECIAL_KEYS:
+            text = token_text(value)
+            number = processor.piece_to_id(text) if text is not None else -1
+            is_piece = text is not None and processor.id_to_piece(number) == text
+            absent = named.get(key, -1) < 0
+            if absent and not is_piece and text == _PADDLENLP_DEFAULTS.get(key):
+                found.add(_ABSENT)
+            elif not (value is None and absent) and not (is_piece and number == named.get(key, number)):
+                found.add(key)
+        elif key in _LISTED_KEYS:
+            if not all(_is_piece(processor, *entry) for entry in _listed(value)):
+                found.add(key)
+        elif key not in _HARMLESS or (_HARMLESS[key] is not _ANY and value not in _HARMLESS[key]):
+            found.add(key)
+    added = read_json(os.path.join(folder, ADDED_FILE))
+    if not all(_is_piece(processor, number, token) for token, number in added.items()):
+        found.add(ADDED_FILE)
+    return found
+
+
+def _listed(value: Any) -> list[tuple[Any, Any]]:
+    """(id or None, token) of a list of tokens or of an added_tokens_decoder."""
+    if isinstance(value, dict):
+        return list(value.items())
+    return [(None, token) for token in value or []]
+
+
+def _is_piece(processor: Any, number: Any, token: Any) -> bool:
+    """Whether a token is a control piece of the model, under the id that the folder gives it."""
+    text = token_text(token)
+    if text is None:
+        return False
+    found = processor.piece_to_id(text)
+    if processor.id_to_piece(found) != text or not (processor.is_control(found) or processor.is_unknown(found)):
+        return False
+    return number is None or str(number) == str(found)

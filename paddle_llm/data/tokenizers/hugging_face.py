@@ -1,0 +1,138 @@
+"""Tokenizer folders through transformers' AutoTokenizer: local files only, no code from the folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
+from paddle_llm.core.transformers_import import import_transformers, repair_sentencepiece_proto
+from paddle_llm.data.tokenizers.folder import (
+    BARE_CLASS,
+    BARE_CLASSES,
+    CONFIG_FILE,
+    FAST_FILE,
+    PADDLENLP_CLASSES,
+    SENTENCEPIECE_FILES,
+    read_config,
+)
+
+SOURCE = "paddle_llm_source"  # attribute of a loaded tokenizer: the folder that it comes from
+_PATH_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "special_tokens_map_file")
+_reported: set[str] = set()
+
+
+def load_with_transformers(folder: str) -> Any:
+    """The tokenizer that transformers' AutoTokenizer makes of a folder.
+
+    Differences to a bare `AutoTokenizer.from_pretrained(folder)`: names that only transformers 5 or PaddleNLP writes are
+    translated, a sentencepiece model may have PaddleNLP's file name, and a tokenizer.json that the named class cannot take
+    is used as it is, which is reported.
+
+    Raises:
+        UserError: If transformers cannot read the folder.
+    """
+    config = read_config(folder)
+    translated = _translate(folder, config)
+    if any(os.path.isfile(os.path.join(folder, name)) for name in SENTENCEPIECE_FILES):
+        repair_sentencepiece_proto()
+    try:
+        tokenizer = _load(folder, translated)
+    except UserError as error:
+        if not os.path.isfile(os.path.join(folder, FAST_FILE)) or translated.get("tokenizer_class") == BARE_CLASS:
+            raise
+        tokenizer = _load(folder, {**translated, "tokenizer_class": BARE_CLASS})
+        _report(
+            f"tokenizer {folder}: transformers cannot read it as {translated.get('tokenizer_class')} ({error}). "
+            f"{FAST_FILE} is used as it is."
+        )
+    setattr(tokenizer, SOURCE, folder)
+    return tokenizer
+
+
+def _translate(folder: str, config: dict[str, Any]) -> dict[str, Any]:
+    """tokenizer_config.json as transformers 4.55 reads it."""
+    made = {key: value for key, value in config.items() if key not in _PATH_KEYS}
+    fast = os.path.isfile(os.path.join(folder, FAST_FILE))
+    named = made.get("tokenizer_class") or made.get("init_class")
+    if fast and named in (*BARE_CLASSES, *PADDLENLP_CLASSES):
+        made["tokenizer_class"] = BARE_CLASS
+    elif named:
+        made["tokenizer_class"] = named
+    if isinstance(made.get("extra_special_tokens"), list):  # transformers 5; version 4.55 expects a mapping
+        more = [*(made.get("additional_special_tokens") or []), *made.pop("extra_special_tokens")]
+        made["additional_special_tokens"] = more
+    if made.get("tokenizer_class") == BARE_CLASS:
+        # Else the class gives token_type_ids, which no model here takes.
+        made.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    return made
+
+
+def _load(folder: str, config: dict[str, Any]) -> Any:
+    transformers = import_transformers()
+    with _view(folder, config) as path, _quiet(transformers):
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the Rust library is a BaseException
+            text = str(error).strip() or type(error).__name__
+            reason = " ".join(text.replace(path, folder).split())[:300].rstrip(". ")
+            raise UserError(
+                f"tokenizer {folder}: transformers cannot load it: {reason}. Give a local folder with {CONFIG_FILE} and the "
+                "vocabulary beside it."
+            ) from error
+    _name_files(tokenizer, folder, path)
+    return tokenizer
+
+
+def _name_files(tokenizer: Any, folder: str, path: str) -> None:
+    """Replace the temporary folder's name by the real one in what the tokenizer keeps."""
+    tokenizer.name_or_path = folder
+    for key in _PATH_KEYS:
+        tokenizer.init_kwargs.pop(key, None)
+    kept = getattr(tokenizer, "vocab_file", None)
+    if isinstance(kept, str) and kept.startswith(path):
+        name = os.path.relpath(kept, path)
+        if not os.path.isfile(os.path.join(folder, name)):  # PaddleNLP's name of the sentencepiece model
+            name = SENTENCEPIECE_FILES[0]
+        tokenizer.vocab_file = os.path.join(folder, name)
+
+
+@contextmanager
+def _view(folder: str, config: dict[str, Any]) -> Iterator[str]:
+    """A folder of links to the files of `folder`, with another tokenizer_config.json and transformers' file names."""
+    with tempfile.TemporaryDirectory(prefix="tokenizer-") as path:
+        for entry in os.scandir(folder):
+            if entry.name != CONFIG_FILE:
+                os.symlink(os.path.abspath(entry.path), os.path.join(path, entry.name))
+        pieces = [os.path.join(path, name) for name in SENTENCEPIECE_FILES]
+        if os.path.isfile(pieces[0]) and not os.path.lexists(pieces[1]):
+            os.rename(*pieces)
+        with open(os.path.join(path, CONFIG_FILE), "w", encoding="utf-8") as stream:
+            json.dump(config, stream)
+        yield path
+
+
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    """No advice of transformers on settings that the folder's owner chose."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def _report(line: str) -> None:
+    """Report once in a process."""
+    if line not in _reported:
+        _reported.add(line)
+        say(line)
