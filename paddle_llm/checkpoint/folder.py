@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,7 +38,15 @@ def clear_staging(output_dir: str | Path) -> None:
         shutil.rmtree(leftover)
 
 
-def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int, identity: dict | None = None) -> None:
+def write_manifest(
+    folder: Path,
+    *,
+    step: int,
+    layout: Layout,
+    global_batch: int,
+    identity: dict | None = None,
+    settings: dict | None = None,
+) -> None:
     """List every file of `folder` with its size: the last file of a checkpoint."""
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     record = {
@@ -45,6 +54,7 @@ def write_manifest(folder: Path, *, step: int, layout: Layout, global_batch: int
         "layout": asdict(layout),
         "global_batch": global_batch,
         "identity": identity,
+        "settings": settings,
         "files": files,
     }
     (folder / MANIFEST).write_text(json.dumps(record, indent=1))
@@ -144,8 +154,11 @@ def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> None:
         )
 
 
-def check_identity(folder: str | Path, identity: dict) -> None:
+def check_identity(folder: str | Path, identity: dict, changed: Iterable[str] = ()) -> None:
     """Refuse to continue with another network or other data: neither would be noticed later.
+
+    Args:
+        changed: settings of the data that differ, to name in the message.
 
     Raises:
         UserError: with what differs.
@@ -160,10 +173,12 @@ def check_identity(folder: str | Path, identity: dict) -> None:
     ]
     if differing:
         raise UserError(f"{folder} was saved with another network: {', '.join(differing)}. Use its config.json.")
-    if saved["data"] != identity["data"]:
+    rows = saved.get("rows")
+    if saved["data"] != identity["data"] or (rows is not None and rows != identity.get("rows")):
+        named = "; ".join(changed) or "the content of the files, their split, the lengths, the template or a seed"
         raise UserError(
-            f"{folder} was saved with other data: the files, their split, the lengths, the template or a seed differ, so that its "
-            "position would mean something else. Give what it was trained with, or start from the model/ folder with --continue_training 1."
+            f"{folder} was saved with other data. Different: {named}. Its position would mean other samples. Give the data "
+            "that it was trained with, or begin another training from what it has trained."
         )
     if saved.get("method") != identity.get("method"):
         was, now = (found.get("method") or {} for found in (saved, identity))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -84,6 +85,13 @@ class EncodedSamples:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    def digest(self) -> str:
+        """Return a digest of every token, label and length."""
+        found = hashlib.sha256()
+        for array in (self.lengths, self._ids, self._labels, self._prefixes):
+            found.update(np.ascontiguousarray(array).data)
+        return found.hexdigest()
 
     def __getitem__(self, index: int) -> EncodedSample:
         end = int(self._ends[index])

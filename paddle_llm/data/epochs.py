@@ -32,6 +32,11 @@ class ShuffledEpochs:
         epoch, sample = self._locate(index)
         return f"epoch {epoch}, sample {sample}"
 
+    def digest(self) -> str | None:
+        """Return a digest of the data set's content; None where it cannot tell."""
+        own = getattr(self._dataset, "digest", None)
+        return None if own is None else own()
+
     def _locate(self, index: int) -> tuple[int, int]:
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} of {self._length}")

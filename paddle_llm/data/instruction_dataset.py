@@ -5,6 +5,7 @@ An item depends on the files, the encoder and the seed alone: not on the layout,
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -126,6 +127,10 @@ class InstructionDataset:
         except DoesNotFit as error:
             raise UserError(f"{found.where}: {error}. Raise --src_length.") from error
 
+    def digest(self) -> str | None:
+        """Return a digest of the content of all samples; None where they are encoded at each access."""
+        return self._samples.digest() if isinstance(self._samples, EncodedSamples) else None
+
     def sample_ids(self, index: int) -> str:
         """Where item `index` came from: file and line."""
         if isinstance(self._samples, EncodedSamples):
@@ -167,6 +172,13 @@ class PackedDataset:
         else:
             row["position_ids"] = np.concatenate([np.arange(length) for length in lengths])
         return {**row, "segment_lengths": lengths}
+
+    def digest(self) -> str:
+        """Return a digest of all samples and of their rows."""
+        rows = hashlib.sha256(self._samples.digest().encode())
+        for row in self.packing.rows:
+            rows.update(np.asarray(row, np.int64).tobytes() + b"|")
+        return rows.hexdigest()
 
     def sample_ids(self, index: int) -> str:
         """Where the samples of row `index` came from."""

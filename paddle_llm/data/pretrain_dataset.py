@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.blend import Blend, parse_input_dir, split_bounds
 from paddle_llm.data.checks import check_corpus, verify_index
+from paddle_llm.data.files import data_key
 from paddle_llm.data.indexed import open_corpus
 from paddle_llm.data.order import Origin, SampleOrder
 from paddle_llm.data.tokenizer import find_fingerprint
@@ -62,6 +64,15 @@ class PretrainDataset:
         """Where item `index` came from; `str` of it is readable: corpus, epoch, sample, documents."""
         order, position = self._locate(index)
         return order.origin(position)
+
+    def digest(self) -> str:
+        """Return a key of the corpora's content, their parts and weights; blocks of each file are read, not all of it."""
+        found = hashlib.sha256(repr(list(self._blend.shares)).encode())
+        for order in self._orders:
+            paths = (order.corpus.data_path, order.corpus.index_path)
+            keys = (data_key(path) for path in paths if path.is_file())
+            found.update(f"{order.first} {order.stop} {' '.join(keys)}\n".encode())
+        return found.hexdigest()
 
     def prepare(self) -> None:
         """Build the orders that this length needs and that are too large to be made on the fly; one rank does it."""

@@ -43,6 +43,11 @@ class PromptedDataset:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         return with_prompt(self._samples[index], self._method)
 
+    def digest(self) -> str | None:
+        """Return a digest of the samples' content; None where they cannot tell."""
+        own = getattr(self._samples, "digest", None)
+        return None if own is None else own()
+
     def sample_ids(self, index: int) -> str:
         """Where item `index` came from."""
         return self._samples.sample_ids(index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,13 +39,16 @@ class CheckpointedTrainer(Trainer):
 
     Attributes:
         stateful: name -> what is saved and restored beside network and optimizer.
+        settings: record of the training's settings for its checkpoints; None: not recorded.
         generation_settings: the content of generation_config.json in every checkpoint.
     """
 
     layout: Layout
     meter: Meter
+    settings: dict[str, Any] | None = None
     sharded_weights: ShardedWeights | None = None
     _resumed_from: Path | None = None
+    _rows: str | None = None
 
     def __init__(self, *args, **kwargs):
         self.stateful: dict[str, Stateful] = {}
@@ -109,20 +113,40 @@ class CheckpointedTrainer(Trainer):
     def _publish(self, staged: Path, final: Path) -> None:
         step = self.state.global_step
         checkpoints.write_manifest(
-            staged, step=step, layout=self.layout, global_batch=self.global_batch, identity=self._identity()
+            staged,
+            step=step,
+            layout=self.layout,
+            global_batch=self.global_batch,
+            identity=self._identity(),
+            settings=self.settings,
         )
         publish(staged, final)
         staged.parent.rmdir()
         checkpoints.rotate(self.args.output_dir, self.args.save_total_limit, self.state.best_model_checkpoint)
 
     def _identity(self) -> dict:
-        """What a resumed run must have in common with the checkpoint: the network's shape and the beginning of the data."""
+        """What a resumed run must have in common with the checkpoint: the network's shape, the first samples in
+        their order, and the content of the whole data (`rows`; None where the data set cannot tell)."""
         config = getattr(self.model, "config", None)
+        if self._rows is None and hasattr(self.train_dataset, "digest"):
+            self._rows = self.train_dataset.digest()
         samples = (self.train_dataset[i] for i in range(min(8, len(self.train_dataset))))
         digest = hashlib.sha256()
         for sample in samples:
             digest.update(np.ascontiguousarray(sample["input_ids"]).tobytes())
-        return {"model": {key: getattr(config, key, None) for key in _SHAPE}, "data": digest.hexdigest()}
+        model = {key: getattr(config, key, None) for key in _SHAPE}
+        return {"model": model, "data": digest.hexdigest(), "rows": self._rows}
+
+    def check_resume(self, start: Path, changed: Iterable[str] = ()) -> None:
+        """Refuse a checkpoint of another network or other data, before anything is written.
+
+        Args:
+            changed: settings of the data that differ, to name in the message.
+
+        Raises:
+            UserError: with what differs.
+        """
+        checkpoints.check_identity(start, self._identity(), changed)
 
     def _correct_paths(self, staged: Path, meter_state: dict) -> None:
         """What upstream wrote while the folder had its temporary name, with the name that it will have."""

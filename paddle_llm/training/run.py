@@ -74,6 +74,7 @@ def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     if config.do_train and start is None:
         _say_first_weights(config)
     trainer = kind.build_trainer(resolved, args)
+    _check_resume(resolved, start, trainer, args.max_steps)
     _open_output(resolved, start)
     if start and step_of(start) >= args.max_steps:
         say(f"{start} has all {args.max_steps} steps already: nothing is left to train")
@@ -126,6 +127,7 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
     """On the first rank: may the output folder be used; on all: where to resume from. Nothing is written yet."""
     from paddle_llm.checkpoint.folder import check_layout
     from paddle_llm.checkpoint.output_folder import choose_start
+    from paddle_llm.checkpoint.settings import check_settings
     from paddle_llm.parallel.first_rank import on_first_rank
     from paddle_llm.training.sample_order import global_batch_of
 
@@ -143,10 +145,26 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
             say(line)
         if start is not None:
             check_layout(start, resolved.layout, global_batch_of(args))
+            for line in check_settings(start, resolved):
+                say(line)
         return str(start) if start else None
 
     start = on_first_rank(choose)
     return Path(start) if start else None
+
+
+def _check_resume(resolved: Resolved, start: Path | None, trainer: PretrainTrainer, steps: int) -> None:
+    """Record the settings for the checkpoints of this run, and compare its length and data with the one it continues."""
+    from paddle_llm.checkpoint.settings import changed_data_settings, check_length, record_of
+
+    if not resolved.config.do_train:
+        return
+    trainer.settings = record_of(resolved, steps)
+    if start is None:
+        return
+    for line in check_length(start, resolved, steps):
+        say(line)
+    trainer.check_resume(start, changed_data_settings(start, resolved))
 
 
 def _say_first_weights(config: RunConfig) -> None:

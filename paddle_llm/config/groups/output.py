@@ -21,6 +21,10 @@ class OutputFields(Group):
         json_schema_extra=PATH,
         description="A checkpoint-<step> folder. Absent: the newest complete one in --output_dir, if any.",
     )
+    resume_with_changed_settings: bool = Field(
+        False,
+        description="Continue a checkpoint although settings that change the training differ; each is reported.",
+    )
     logging_steps: int = Field(10, ge=1, description="Steps between rows of metrics.jsonl (PaddleNLP: 500).")
     logging_first_step: bool = Field(False, description="Write a row for the first step, too.")
     report_to: list[str] = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
 from paddle_llm.config.run_config import LOSSES, SCORES, RunConfig
+from paddle_llm.config.steps import step_notices, warmup_problems
 
 
 def max_steps(run: Run) -> Findings:
@@ -37,12 +38,7 @@ def warmup(run: Run) -> Findings:
         yield Notice(f"--warmup_ratio has no effect: --warmup_steps {config.warmup_steps} wins.")
     if (config.warmup_steps or config.warmup_ratio) and config.lr_scheduler_type == "constant":
         yield Notice("warmup has no effect with --lr_scheduler_type constant; there is constant_with_warmup.")
-    end = config.decay_steps if config.decay_steps is not None else config.max_steps
-    if end > 0 and config.warmup_steps >= end and config.lr_scheduler_type != "constant":
-        yield Problem(
-            f"warmup_steps = {config.warmup_steps} does not end before the schedule does at step {end}: "
-            "the learning rate would never come down."
-        )
+    yield from map(Problem, warmup_problems(config, config.max_steps if config.max_steps > 0 else None))
 
 
 def when_to_evaluate(run: Run) -> Findings:
@@ -65,18 +61,8 @@ def evaluations_and_checkpoints_happen(run: Run) -> Findings:
     config = run.config
     if not config.do_train or config.max_steps <= 0:
         return
-    if config.do_eval and config.evaluation_strategy in (None, "steps") and config.eval_steps > config.max_steps:
-        yield Notice(
-            f"eval_steps {config.eval_steps} > max_steps {config.max_steps}: no evaluation before the last step."
-        )
-    if config.save_strategy == "steps" and config.save_steps > config.max_steps:
-        yield Notice(
-            f"save_steps {config.save_steps} > max_steps {config.max_steps}: no checkpoint before the last step."
-        )
-    if config.logging_steps > config.max_steps and not config.logging_first_step:
-        yield Notice(
-            f"logging_steps {config.logging_steps} > max_steps {config.max_steps}: no loss before the last step."
-        )
+    training = f"max_steps {config.max_steps}"
+    yield from map(Notice, step_notices(config, config.max_steps, run.asked, training))
 
 
 def best_model(run: Run) -> Findings:

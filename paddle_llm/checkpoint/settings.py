@@ -1,0 +1,162 @@
+"""The settings of a training, recorded beside its checkpoints and compared when it is resumed.
+
+A changed setting is refused unless it is on a list: of settings without effect on the weights, or of those that another
+check covers. A new field is compared without anybody having to think of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.checkpoint.folder import read_manifest
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.groups.finetune import GenerationFields
+from paddle_llm.config.groups.method import MethodFields
+from paddle_llm.config.reader import Resolved
+from paddle_llm.config.run_config import fields_of
+from paddle_llm.config.steps import schedule_of
+
+FLAG = "--resume_with_changed_settings"
+
+# No effect on the weights that a training gives, beyond rounding.
+FREE = frozenset(
+    {
+        *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changed_settings"),
+        *("logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm", "skip_profile_timer"),
+        *("save_strategy", "save_steps", "save_total_limit", "merge_weights", "model_format"),
+        *("do_train", "do_eval", "do_predict", "evaluation_strategy", "eval_steps", "eval_iters"),
+        *("per_device_eval_batch_size", *GenerationFields.model_fields),
+        *("device", "cpu_threads", "dataloader_num_workers", "data_cache", "share_folder", "data_impl"),
+        *("use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "fuse_sequence_parallel_allreduce"),
+        *("recompute", "recompute_granularity", "recompute_use_reentrant", "no_recompute_layers"),
+        *("pp_recompute_interval", "offload_recompute_inputs", "offload_optim", "release_grads"),
+        *("nan_policy", "allow_pickle", "continue_training"),
+    }
+)
+# Read where the training begins only, or compared by content: what a path holds counts, not its name.
+BY_CONTENT = frozenset(
+    {
+        *("model_name_or_path", "tokenizer_name_or_path", "model_type", "lora_path", "prefix_path"),
+        *("dataset_name_or_path", "input_dir", "prompt_templates", "chat_template", "data_format"),
+        *("skip_bad_rows", "long_samples"),
+    }
+)
+# `check_layout` and `check_identity` compare the layout, the global batch and the method of fine-tuning.
+CHECKED_ELSEWHERE = frozenset(
+    {
+        *("tensor_parallel_degree", "pipeline_parallel_degree", "virtual_pp_degree", "sequence_parallel"),
+        *("sharding", "sharding_parallel_degree", "data_parallel_degree", "hybrid_parallel_topo_order"),
+        *("per_device_train_batch_size", "gradient_accumulation_steps", "num_hidden_layers"),
+        *(MethodFields.model_fields.keys() - {"label_smoothing", "lr_decay_ratio"}),
+    }
+)
+# Compared by what follows from them: the learning rate of every step.
+SCHEDULE = frozenset(
+    {
+        *("max_steps", "num_train_epochs", "learning_rate", "min_learning_rate", "lr_decay_ratio"),
+        *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "decay_steps", "lr_end", "power"),
+    }
+)
+
+
+def compared_fields(entry: str) -> list[str]:
+    """Return the fields that must be equal: all that no list names."""
+    return [name for name in fields_of(entry) if name not in FREE | BY_CONTENT | CHECKED_ELSEWHERE | SCHEDULE]
+
+
+def record_of(resolved: Resolved, steps: int) -> dict[str, Any]:
+    """Return what a checkpoint keeps of its training's settings, as JSON.
+
+    Args:
+        steps: optimizer steps of the whole training.
+    """
+    config = resolved.config
+    schedule = schedule_of(config, steps)
+    if config.adalora:
+        schedule["steps of AdaLoRA's budget"] = steps
+    return {
+        "entry": resolved.entry,
+        "steps": steps,
+        "schedule": schedule,
+        "compared": {name: getattr(config, name) for name in compared_fields(resolved.entry)},
+        "by_content": {name: getattr(config, name) for name in fields_of(resolved.entry) if name in BY_CONTENT},
+    }
+
+
+def check_settings(start: Path, resolved: Resolved) -> list[str]:
+    """Compare the settings of a run with those of the checkpoint that it continues, apart from its length.
+
+    Returns:
+        Lines to report.
+
+    Raises:
+        UserError: If a setting differs and the user has not allowed it.
+    """
+    saved = _saved(start)
+    if saved is None:
+        return [f"{start} has no record of the settings that it was trained with: they are not compared."]
+    now = record_of(resolved, 1)["compared"]
+    changed = _differences(saved["compared"], now)
+    return _judge(start, changed, resolved, "Give the same values")
+
+
+def check_length(start: Path, resolved: Resolved, steps: int) -> list[str]:
+    """Compare length and schedule, which are known after the data is read.
+
+    Returns:
+        Lines to report.
+
+    Raises:
+        UserError: If the learning rate of a step differs and the user has not allowed it.
+    """
+    saved = _saved(start)
+    if saved is None:
+        return []
+    changed = _differences(saved["schedule"], record_of(resolved, steps)["schedule"])
+    length = f"the training has {steps} steps, not {saved['steps']}"
+    if changed:
+        if steps != saved["steps"]:
+            changed = [length, *changed]
+        advice = "Give the same --num_train_epochs or --max_steps, learning rates and warm-up"
+        return _judge(start, changed, resolved, f"The learning-rate schedule would jump. {advice}")
+    if steps != saved["steps"]:
+        return [f"{start}: {length}; the learning-rate schedule up to there is the same."]
+    return []
+
+
+def changed_data_settings(start: Path, resolved: Resolved) -> list[str]:
+    """Return "name old -> new" of the settings that say which data is read and how."""
+    saved = _saved(start)
+    return [] if saved is None else _differences(saved["by_content"], record_of(resolved, 1)["by_content"])
+
+
+def _saved(start: Path) -> dict[str, Any] | None:
+    return read_manifest(start).get("settings")
+
+
+def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A field that one side does not know is of another version of this program: it is not compared."""
+    return [
+        f"{name} {_shown(saved[name])} -> {_shown(now[name])}"
+        for name in saved
+        if name in now and saved[name] != now[name]
+    ]
+
+
+def _shown(value: Any) -> str:
+    return "none" if value is None or value == "" else str(value)
+
+
+def _judge(start: Path, changed: list[str], resolved: Resolved, advice: str) -> list[str]:
+    if not changed:
+        return []
+    told = f"{start} was trained with other settings: {'; '.join(changed)}."
+    if resolved.config.resume_with_changed_settings:
+        return [f"{told} The run continues with the new ones ({FLAG})."]
+    output = Path(resolved.config.output_dir)
+    further = "--model_name_or_path" if resolved.entry == "pretrain" else "its model or adapter"
+    raise UserError(
+        f"{told} {advice}; or continue with the new ones: {FLAG}; or begin another training from what {output} holds "
+        f"({further}, another --output_dir)."
+    )

@@ -1,0 +1,141 @@
+"""Settings beside a checkpoint: what may change when a training is resumed, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.settings import (
+    BY_CONTENT,
+    CHECKED_ELSEWHERE,
+    FREE,
+    SCHEDULE,
+    changed_data_settings,
+    check_length,
+    check_settings,
+    compared_fields,
+    record_of,
+)
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.reader import Resolved, resolve
+from paddle_llm.config.run_config import FIELD_NAMES
+from tests.tiny import write_llama
+
+_STEPS = 16
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_llama(tmp_path_factory.mktemp("settings") / "m")
+
+
+def run(model, *flags: str, entry: str = "finetune") -> Resolved:
+    given = ["--model_name_or_path", str(model), "--output_dir", "o", "--do_train", "--report_to", "none"]
+    own = ["--dataset_name_or_path", "x.jsonl", "--max_length", "64"]
+    return resolve([*given, *(own if entry == "finetune" else ["--input_dir", "c", "--max_seq_length", "64"]), *flags],
+                   world_size=1, entry=entry, device="cpu")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(model, tmp_path_factory):
+    """A checkpoint of `run(model)`, trained for 16 steps."""
+    folder = tmp_path_factory.mktemp("run") / "checkpoint-16"
+    folder.mkdir()
+    settings = json.loads(json.dumps(record_of(run(model), _STEPS)))
+    checkpoints.write_manifest(folder, step=16, layout=Layout(), global_batch=1, settings=settings)
+    return folder
+
+
+def test_every_listed_field_exists_and_is_on_one_list():
+    lists = (FREE, BY_CONTENT, CHECKED_ELSEWHERE, SCHEDULE)
+    assert set().union(*lists) - set(FIELD_NAMES) <= {"model_format"}
+    shared = [name for name in FIELD_NAMES if sum(name in one for one in lists) > 1]
+    assert set(shared) <= {"lora_path", "prefix_path", "merge_weights"}
+    for name in ("seed", "weight_decay", "loss_on", "max_length", "zero_padding", "label_smoothing", "max_grad_norm"):
+        assert name in compared_fields("finetune")
+
+
+@pytest.mark.parametrize(
+    ("flags", "changed"),
+    [
+        (("--seed", "7"), "seed 42 -> 7; data_seed 42 -> 7"),
+        (("--loss_on", "all"), "loss_on answers -> all"),
+        (("--weight_decay", "0.1"), "weight_decay 0.01 -> 0.1"),
+        (("--max_length", "32"), "max_length 64 -> 32"),
+        (("--zero_padding",), "zero_padding False -> True"),
+        (("--label_smoothing", "0.1"), "label_smoothing 0.0 -> 0.1"),
+    ],
+)
+def test_a_changed_setting_is_refused_with_both_values_and_can_be_allowed(model, start, flags, changed):
+    with pytest.raises(UserError) as refused:
+        check_settings(start, run(model, *flags))
+    message = str(refused.value)
+    assert all(part in message for part in changed.split("; "))
+    assert "Give the same values; or continue with the new ones: --resume_with_changed_settings" in message
+    (line,) = check_settings(start, run(model, *flags, "--resume_with_changed_settings"))
+    assert changed.split("; ")[0] in line and "continues with the new ones" in line
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        (),
+        ("--save_steps", "3", "--logging_steps", "1"),
+        ("--output_dir", "elsewhere"),
+        ("--recompute", "--dataloader_num_workers", "2"),
+        ("--dataset_name_or_path", "moved.jsonl"),  # the rows themselves are compared
+        ("--num_train_epochs", "7"),  # compared as steps
+    ],
+)
+def test_what_does_not_change_the_training_may_change(model, start, flags):
+    assert check_settings(start, run(model, *flags)) == []
+
+
+def test_another_length_is_refused_where_it_changes_the_learning_rate(model, start):
+    assert check_length(start, run(model), _STEPS) == []
+    with pytest.raises(UserError) as refused:
+        check_length(start, run(model), 48)
+    assert "the training has 48 steps, not 16; warmup_steps 0 -> 1; decay_steps 16 -> 48" in str(refused.value)
+    assert "learning-rate schedule would jump" in str(refused.value)
+    (line,) = check_length(start, run(model, "--resume_with_changed_settings"), 48)
+    assert "decay_steps 16 -> 48" in line
+    with pytest.raises(UserError, match="learning_rate 2e-05 -> 0.0001"):
+        check_length(start, run(model, "--learning_rate", "1e-4"), _STEPS)
+
+
+def test_another_length_is_reported_where_the_learning_rate_stays(model, tmp_path):
+    constant = run(model, "--lr_scheduler_type", "constant")
+    settings = json.loads(json.dumps(record_of(constant, _STEPS)))
+    checkpoints.write_manifest(tmp_path, step=16, layout=Layout(), global_batch=1, settings=settings)
+    (line,) = check_length(tmp_path, constant, 48)
+    assert "48 steps, not 16; the learning-rate schedule up to there is the same" in line
+
+
+def test_changed_settings_of_the_data_are_named(model, start):
+    found = changed_data_settings(start, run(model, "--dataset_name_or_path", "y.jsonl", "--chat_template", "alpaca"))
+    assert found == ["dataset_name_or_path x.jsonl -> y.jsonl", "chat_template auto -> alpaca"]
+
+
+def test_other_rows_are_other_data(tmp_path):
+    identity = {"model": {"hidden_size": 8}, "data": "first", "rows": "all"}
+    checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
+    checkpoints.check_identity(tmp_path, identity)
+    with pytest.raises(UserError, match="saved with other data. Different: chat_template auto -> alpaca"):
+        checkpoints.check_identity(tmp_path, {**identity, "rows": "others"}, ["chat_template auto -> alpaca"])
+
+
+def test_an_older_checkpoint_without_a_record_is_reported(model, tmp_path):
+    identity = {"model": {"hidden_size": 8}, "data": "first"}
+    checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
+    assert "has no record of the settings" in check_settings(tmp_path, run(model))[0]
+    assert check_length(tmp_path, run(model), 3) == []
+    checkpoints.check_identity(tmp_path, {**identity, "rows": "any"})
+
+
+def test_pretraining_compares_its_own_fields(model):
+    assert {"split", "max_seq_length"} <= set(compared_fields("pretrain"))
+    assert "loss_on" not in compared_fields("pretrain")
+    assert record_of(run(model, entry="pretrain"), 3)["by_content"]["input_dir"] == "c"

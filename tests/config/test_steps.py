@@ -1,0 +1,60 @@
+"""Warm-up, schedule and intervals against the length of a training, whichever way it is counted."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.config.steps import check_counted_steps, schedule_of, warmup_of, warmup_problems
+
+
+def config(**fields: object) -> RunConfig:
+    return RunConfig(**{"learning_rate": 1e-3, "min_learning_rate": 1e-4, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps", "problem"),
+    [
+        ({"warmup_steps": 10}, 10, "warmup_steps = 10 is not shorter"),
+        ({"warmup_steps": 9}, 10, None),
+        ({"warmup_ratio": 1.0}, 10, "warmup_ratio = 1 (10 steps) is not shorter"),
+        ({"warmup_ratio": 0.5}, 10, None),
+        ({"warmup_ratio": 0.5, "decay_steps": 5}, 10, "which ends at step 5"),
+        ({"warmup_steps": 5, "decay_steps": 5}, None, "which ends at step 5"),
+        ({"warmup_steps": 5}, None, None),
+        ({"warmup_steps": 11, "lr_scheduler_type": "constant_with_warmup"}, 10, "warmup_steps = 11"),
+        ({"warmup_steps": 10, "lr_scheduler_type": "constant_with_warmup"}, 10, None),
+        ({"warmup_steps": 11, "lr_scheduler_type": "constant"}, 10, None),
+    ],
+)
+def test_a_warmup_must_end_before_the_schedule(fields, steps, problem):
+    found = list(warmup_problems(config(**fields), steps))
+    assert (problem is None and not found) or problem in found[0]
+
+
+def test_epochs_are_checked_as_steps_are():
+    said: list[str] = []
+    origins = {"warmup_ratio": "flag", "save_steps": "default"}
+    run = config(num_train_epochs=2, warmup_ratio=0.01, save_steps=50, logging_steps=20, decay_steps=40)
+    assert check_counted_steps(run, 10, origins, said.append) == []
+    assert said == [
+        "warmup_ratio 0.01 of 10 steps is less than one step: there is no warm-up.",
+        "decay_steps 40 > the 10 steps of 2 epochs: the learning rate does not reach min_learning_rate within this training.",
+        "save_steps 50 > the 10 steps of 2 epochs: no checkpoint before the last step.",
+        "logging_steps 20 > the 10 steps of 2 epochs: no loss before the last step.",
+    ]
+    (problem,) = check_counted_steps(config(warmup_steps=1000), 10, origins, said.append)
+    assert problem.startswith(
+        "warmup_steps = 1000 is not shorter than the learning-rate schedule, which ends at step 10"
+    )
+    assert check_counted_steps(config(warmup_steps=1000, max_steps=10), 10, origins, said.append) == []
+
+
+def test_a_schedule_names_what_the_rate_follows_from_and_nothing_else():
+    assert warmup_of(config(warmup_steps=3, warmup_ratio=0.5), 10) == 3
+    assert schedule_of(config(lr_scheduler_type="constant"), 10) == schedule_of(
+        config(lr_scheduler_type="constant", warmup_steps=3), 99
+    )
+    assert schedule_of(config(decay_steps=5), 10) == schedule_of(config(decay_steps=5), 99)
+    assert schedule_of(config(), 10) != schedule_of(config(), 11)
+    assert schedule_of(config(warmup_ratio=0.2), 10) == schedule_of(config(warmup_steps=2), 10)
