@@ -1,0 +1,25 @@
+"""A JSON file that cannot be read is one message, whatever is wrong with it."""
+
+from __future__ import annotations
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.json_object import read_json_object
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "holds a number that cannot be read"),
+        (b'{"a": "\xff"}', "cannot be read"),
+        (b"{,}", "line 1, column 2"),
+        (b"[]", "must hold a JSON object, not a list"),
+    ],
+    ids=["depth", "digits", "bytes", "syntax", "list"],
+)
+def test_unreadable_files_are_refused(tmp_path, content, message):
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_json_object(tmp_path / "config.json")
