@@ -285,15 +285,18 @@ class TransformersCodec(TextCodec):
         return ids if self._protected.isdisjoint(ids) else self._apart(text, continuing=True)
 
     def _apart(self, text: str, continuing: bool) -> list[int]:
-        """Ids of a text in which a special token is a piece of the vocabulary, too: it is cut into parts that are not."""
-        pieces = self._harmless_parts(text) if self._pattern is not None and self._pattern.search(text) else list(text)
-        ids: list[int] = []
-        for number, part in enumerate(pieces):
-            found = self._part(part, continuing or number > 0)
-            if not self._protected.isdisjoint(found) and len(part) > 1:
-                found = [i for at, sign in enumerate(part) for i in self._part(sign, continuing or number + at > 0)]
-            ids += found
-        return ids
+        """Ids of a text whose special token is a piece of the vocabulary, too: the token is cut in two, or into characters.
+
+        A special token of one character cannot be cut; such text keeps its id.
+        """
+        halves = self._harmless_parts(text) if self._pattern is not None and self._pattern.search(text) else [text]
+        for parts in (halves, list(text)):
+            ids: list[int] = []
+            for number, part in enumerate(parts):
+                ids += self._part(part, continuing or number > 0)
+            if self._protected.isdisjoint(ids):
+                return ids
+        return self._part(text, continuing)
 
     def _part(self, text: str, continuing: bool) -> list[int]:
         if self._fast is None:

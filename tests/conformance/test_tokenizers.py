@@ -1,0 +1,283 @@
+"""Ids, special ids and decoded text of other people's tokenizer folders equal those of transformers' AutoTokenizer.
+
+What is compared is what reaches a training sample, a corpus on disk and the text of `generate`, not transformers with itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.core.transformers_import import import_transformers, repair_sentencepiece_proto
+from paddle_llm.data.build import build_corpus
+from paddle_llm.data.encode import open_encoder
+from paddle_llm.data.encode_instruction import InstructionEncoder
+from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.data.templates import TEMPLATES
+from paddle_llm.data.text_codec import TextCodec, TransformersCodec, open_codec
+from paddle_llm.data.tokenizer import fingerprint
+from paddle_llm.data.tokenizers.folder import Reader, reader_of
+from paddle_llm.data.tokenizers.plain_text import NotText
+from tests.conformance import tokenizer_folders as made
+
+ALL = [
+    *made.SENTENCEPIECE_KINDS,
+    "bpe map file",
+    *made.FAST_KINDS,
+    *made.TRANSLATED_KINDS,
+    *made.VOCABULARY_KINDS,
+    "tiktoken beside",
+    "no class",
+]
+THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
+
+
+@cache
+def texts() -> list[str]:
+    return made.hard_texts(10_000 if THOROUGH else 2_000)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    return made.write_all(tmp_path_factory.mktemp("tokenizers"))
+
+
+def reference(folder: Path) -> Any:
+    """The folder as a user of transformers loads it; one that 4.55 refuses: its tokenizer.json with the named tokens."""
+    transformers = import_transformers()
+    repair_sentencepiece_proto()
+    transformers.utils.logging.set_verbosity_error()
+    if folder.name not in made.TRANSLATED_KINDS:
+        return transformers.AutoTokenizer.from_pretrained(str(folder))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    named = {key: config.get(key) for key in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"),
+        additional_special_tokens=config.get("extra_special_tokens"),
+        **named,
+    )
+
+
+def differing(found: list[Any], wanted: list[Any]) -> list[tuple[str, Any, Any]]:
+    """The first three texts with other values."""
+    rows = zip(texts(), found, wanted, strict=True)
+    return [(text, a, b) for text, a, b in rows if list(a) != list(b)][:3]
+
+
+def special_ids(tokenizer: Any) -> set[int]:
+    """Ids of special tokens, without the unknown token, which text may have."""
+    listed = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return {*listed, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_ids_and_text_equal_autotokenizer(kind: str, folders: dict[str, Path]) -> None:
+    tokenizer = reference(folders[kind])
+    codec, encoder = open_codec(str(folders[kind])), open_encoder(str(folders[kind]))
+    assert (codec.bos_id, codec.eos_id) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert codec.pad_id == (tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+    assert (encoder.eos_id, encoder.vocab_size) == (tokenizer.eos_token_id, len(tokenizer))
+    marked = tokenizer(texts(), add_special_tokens=False)["input_ids"]
+    assert not differing(encoder.encode(texts()), marked), "ids of a document"
+    assert not differing([codec.encode_with_marks(text) for text in texts()], marked), "ids of a rendered template"
+    whole = tokenizer("lamp")["input_ids"]
+    assert whole[: len(codec.prefix_ids) + 1] == [*codec.prefix_ids, *codec.encode("lamp")][: len(codec.prefix_ids) + 1]
+    literal = tokenizer(texts(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    specials = special_ids(tokenizer)
+    found = [codec.encode(text) for text in texts()]
+    # Where the vocabulary itself has the special token as a piece, transformers gives its id although it must not.
+    wanted = [ids if specials.isdisjoint(ids) else own for ids, own in zip(literal, found, strict=True)]
+    assert not differing(found, wanted), "ids of text that stays text"
+    assert all(specials.isdisjoint(ids) for ids in found)
+    shown = tokenizer.batch_decode(marked, skip_special_tokens=True)
+    assert not differing([codec.decode(ids) for ids in marked], shown), "decoded text"
+
+
+@pytest.mark.parametrize(
+    "kind", ["bpe", "unigram", *[k for k, (_, c) in made.SENTENCEPIECE_KINDS.items() if "legacy" in c]]
+)
+def test_paddlenlps_file_name_changes_no_setting(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    """sentencepiece.bpe.model with transformers' settings gives transformers' ids; sentencepiece alone may give other ones only
+    for ways to cut a text that have the same score (unigram)."""
+    folder = made.with_paddles_name(folders[kind], tmp_path / "tokenizer")
+    tokenizer, codec, encoder = reference(folders[kind]), open_codec(str(folder)), open_encoder(str(folder))
+    assert (codec.eos_id, codec.bos_id) == (tokenizer.eos_token_id, tokenizer.bos_token_id)
+    plain = [text for text in texts() if not any(special in text for special in made.SPECIALS)]
+    wanted = tokenizer(plain, add_special_tokens=False)["input_ids"]
+    other = [(a.tolist(), b) for a, b in zip(encoder.encode(plain), wanted, strict=True) if a.tolist() != b]
+    if kind == "unigram":
+        assert len(other) <= len(plain) // 100 and all(codec.decode(a) == codec.decode(b) for a, b in other)
+    else:
+        assert not other
+    assert not [
+        text for text, ids in zip(plain, encoder.encode(plain), strict=True) if codec.encode(text) != ids.tolist()
+    ]
+
+
+def test_sentencepiece_alone_reads_only_harmless_settings(folders: dict[str, Path], tmp_path: Path) -> None:
+    readers = {}
+    for kind in made.SENTENCEPIECE_KINDS:
+        if made.SENTENCEPIECE_KINDS[kind][1].get("tokenizer_class") is None:
+            readers[kind] = reader_of(str(made.with_paddles_name(folders[kind], tmp_path / kind)))
+    direct = {kind for kind, reader in readers.items() if reader is Reader.SENTENCEPIECE}
+    assert direct == {"bpe", "bpe legacy true", "bpe nmt_nfkc", "unigram"}
+    assert all(reader_of(str(folders[kind])) is Reader.TRANSFORMERS for kind in ALL)
+
+
+@pytest.mark.parametrize(
+    "kind", ["bpe added tokens", "bpe no prefix space", "unigram", "qwen2 fast", "bare, more tokens"]
+)
+def test_a_corpus_holds_these_ids(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    rows = [text for text in texts()[:600] if text]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows), encoding="utf-8")
+    build_corpus([str(tmp_path / "in.jsonl")], str(folders[kind]), str(tmp_path / "out"))
+    tokenizer = reference(folders[kind])
+    documents = tokenizer(rows, add_special_tokens=False)["input_ids"]
+    wanted = [i for ids in documents if ids for i in (*ids, tokenizer.eos_token_id)]
+    assert np.fromfile(tmp_path / "out.bin", np.uint16).tolist() == wanted
+
+
+@pytest.mark.parametrize(
+    "kind", ["bpe", "bpe added tokens", "bpe legacy false", "gpt2", "bare", "llama no bos", "unigram"]
+)
+def test_a_training_sample_holds_these_ids(kind: str, folders: dict[str, Path]) -> None:
+    tokenizer = reference(folders[kind])
+    encoder = InstructionEncoder(open_codec(str(folders[kind])), TEMPLATES["default"], max_length=4000)
+    added = len(tokenizer("a")["input_ids"]) - len(tokenizer("a", add_special_tokens=False)["input_ids"])
+    prefix = tokenizer("a")["input_ids"][:added]
+    pairs = [pair for pair in zip(texts()[14:300:2], texts()[15:300:2], strict=True) if all(map(str.strip, pair))]
+    for question, answer in pairs:
+        sample = encoder(Conversation((Turn("user", question), Turn("assistant", answer))))
+        asked, answered = tokenizer([question, answer], add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
+        if special_ids(tokenizer).isdisjoint([*asked, *answered]):
+            wanted = [*prefix, *asked, *answered, tokenizer.eos_token_id]
+            assert [*sample.input_ids, sample.labels[-1]] == wanted
+
+
+@pytest.mark.parametrize(
+    "kind", ["bpe", "bpe added tokens", "unigram legacy false", "qwen2 fast", "gpt2 files", "bare"]
+)
+def test_what_transformers_saves_is_read_alike(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    reference(folders[kind]).save_pretrained(str(tmp_path / "saved"))
+    before, after = open_codec(str(folders[kind])), open_codec(str(tmp_path / "saved"))
+    assert [after.encode_with_marks(t) for t in texts()[:300]] == [before.encode_with_marks(t) for t in texts()[:300]]
+    assert (after.eos_id, after.bos_id, after.prefix_ids) == (before.eos_id, before.bos_id, before.prefix_ids)
+
+
+@cache
+def _codec(path: str) -> TextCodec:
+    return open_codec(path)
+
+
+FRAGMENTS = st.sampled_from(
+    [*made.SPECIALS, "<", "/s>", "s>", "|>", "<|", "＜／ｓ＞", "＜s＞", " ", "\n", "a", "今", "😀", "\u0301", "!"]
+)
+
+
+@given(parts=st.lists(st.one_of(FRAGMENTS, st.text(max_size=4)), max_size=8))
+def test_text_stays_text(parts: list[str], folders: dict[str, Path]) -> None:
+    """No text gets an id of a special token, at the beginning or behind other text, and none is lost."""
+    text = "".join(parts)
+    for kind in (
+        "bpe",
+        "bpe added tokens",
+        "unigram added tokens",
+        "bare, more tokens",
+        "gpt2",
+        "qwen2 fast",
+        "llama first",
+    ):
+        codec = _codec(str(folders[kind]))
+        assert isinstance(codec, TransformersCodec)
+        ids = special_ids(codec.tokenizer)
+        assert ids.isdisjoint(codec.encode(text)) and ids.isdisjoint(codec.follow(text)), kind
+        assert codec.encode_with_marks(text) == codec.tokenizer(text, add_special_tokens=False)["input_ids"], kind
+        if kind in ("bpe", "gpt2", "bare, more tokens"):
+            assert codec.decode(codec.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "bpe legacy false", "unigram", "gpt2 fast", "llama legacy"])
+def test_text_behind_text_gets_no_blank(kind: str, folders: dict[str, Path]) -> None:
+    codec = _codec(str(folders[kind]))
+    assert codec.encode("lamp") != codec.follow("lamp")
+    assert codec.decode([*codec.encode("old"), *codec.follow("lamp")]).strip() == "oldlamp"
+    assert codec.encode_with_marks("lamp", start=False) == codec.follow("lamp")
+
+
+@pytest.mark.parametrize("kind", ["bpe", "gpt2", "qwen2 files", "paddles"])
+def test_ids_without_a_token_become_replacement_characters(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders.get(kind) or made.with_paddles_name(folders["bpe"], tmp_path / "tokenizer")
+    codec = open_codec(str(folder))
+    ids = [*codec.encode("old"), 5000, -1, *codec.follow(" lamp"), 2**31 - 1]
+    assert codec.decode(ids) == "old\ufffd\ufffd lamp\ufffd"
+    assert "lamp" in codec.show(ids)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "gpt2", "paddles"])
+def test_a_lone_surrogate_is_one_error(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders.get(kind) or made.with_paddles_name(folders["bpe"], tmp_path / "tokenizer")
+    codec = open_codec(str(folder))
+    for encode in (codec.encode, codec.follow, codec.encode_with_marks):
+        with pytest.raises(NotText, match=r"lone surrogate U\+D83D at character 6"):
+            encode("lamp \ud83d")
+
+
+def test_a_corpus_row_with_a_lone_surrogate_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "lamp"}\n{"text": "lamp \\ud83d"}\n')
+    for kind in ("bpe", "qwen2"):
+        with pytest.raises(UserError, match=r"in\.jsonl.* 2: not text"):
+            build_corpus([str(tmp_path / "in.jsonl")], str(folders[kind]), str(tmp_path / "out"))
+        report = build_corpus(
+            [str(tmp_path / "in.jsonl")], str(folders[kind]), str(tmp_path / kind), skip_bad_rows=True
+        )
+        assert (report.n_documents, report.bad_rows) == (1, 1)
+
+
+def test_fingerprints_tell_settings_apart(folders: dict[str, Path], tmp_path: Path) -> None:
+    prints = {
+        kind: fingerprint(str(folders[kind])) for kind in ("bpe", "bpe legacy true", "bpe added tokens", "unigram")
+    }
+    prints["no blank"] = fingerprint(str(folders["bpe no prefix space"]))
+    assert (
+        prints.pop("bpe legacy true")
+        == prints["bpe"]
+        == fingerprint(str(made.with_paddles_name(folders["bpe"], tmp_path / "copy")))
+    )
+    assert len(set(prints.values())) == len(prints)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "[]"),
+        ("tokenizer.json", '{"model": {"type": "BPE"}}'),
+        ("tokenizer_config.json", "[]"),
+        ("tokenizer_config.json", '{"tokenizer_class": 5}'),
+        ("tokenizer_config.json", '{"tokenizer_class": "Qwen2Tokenizer", "eos_token": 7}'),
+        ("tokenizer_config.json", '{"auto_map": {"AutoTokenizer": ["a.B", null]}, "tokenizer_class": "B"}'),
+        ("special_tokens_map.json", "7"),
+        ("added_tokens.json", '{"<x>": "y"}'),
+    ],
+)
+def test_a_damaged_folder_is_one_message(name: str, content: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["qwen2"], tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / name).write_text(content)
+    try:
+        codec = open_codec(str(tmp_path / "tokenizer"))
+    except UserError as error:
+        assert "\n" not in str(error) and str(tmp_path / "tokenizer") in str(error)
+    else:
+        assert codec.encode("lamp")
