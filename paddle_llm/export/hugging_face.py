@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from paddle_llm.config.console import say
+from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from paddle_llm.export.dtypes import ITEM_SIZES
 from paddle_llm.export.serving_files import write_chat_template, write_generation_config
 from paddle_llm.export.shard_writer import PlannedTensor, write_shards
-from paddle_llm.export.tokenizer_json import write_tokenizer
 from paddle_llm.models.foreign_config import REMOTE_CODE, hugging_face_config
 from paddle_llm.models.names import hugging_face
 

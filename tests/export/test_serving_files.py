@@ -19,11 +19,11 @@ from paddle_llm.data.jinja_sandbox import compile_template, render
 from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.templates import BOS, EOS, PREFIX, TEMPLATES
 from paddle_llm.data.text_codec import open_codec
+from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from paddle_llm.export.chat_templates import jinja_form
 from paddle_llm.export.comparing import Finding
 from paddle_llm.export.ends import end_ids
 from paddle_llm.export.serving_files import write_chat_template, write_generation_config, write_readme, write_serving
-from paddle_llm.export.tokenizer_json import write_tokenizer
 from tests.helpers.skips import needs
 
 SPELLED = {PREFIX: "<P>", BOS: "<B>", EOS: "<E>"}

@@ -22,10 +22,10 @@ import tokenizers
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.text_codec import SentencePieceCodec, open_codec
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
-from paddle_llm.export import tokenizer_check
-from paddle_llm.export.byte_level import llama3_specials
-from paddle_llm.export.sentencepiece_model import CONTROL, USER_DEFINED, read_model
-from paddle_llm.export.tokenizer_json import write_tokenizer
+from paddle_llm.data.tokenizers import tokenizer_check
+from paddle_llm.data.tokenizers.byte_level import llama3_specials
+from paddle_llm.data.tokenizers.sentencepiece_model import CONTROL, USER_DEFINED, read_model
+from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 
 ENGLISH = "\n".join(pydoc_data.topics.topics.values())
 CHINESE = (Path(__file__).parents[2] / "README_zh.md").read_text(encoding="utf-8")
@@ -178,7 +178,7 @@ def test_unigram_agrees_but_for_ties(settings, ours, tmp_path):
 
 def test_a_broken_conversion_is_refused(ours, tmp_path, monkeypatch):
     """The export's own check sees it: merges in another order, here."""
-    from paddle_llm.export import from_sentencepiece
+    from paddle_llm.data.tokenizers import from_sentencepiece
 
     right = from_sentencepiece._merges
     monkeypatch.setattr(from_sentencepiece, "_merges", lambda model: right(model)[::-1])
@@ -187,7 +187,7 @@ def test_a_broken_conversion_is_refused(ours, tmp_path, monkeypatch):
 
 
 def test_few_differences_are_said(ours, tmp_path, monkeypatch, capsys):
-    from paddle_llm.export import from_sentencepiece
+    from paddle_llm.data.tokenizers import from_sentencepiece
 
     right = from_sentencepiece._merges
     export(ours["bpe"], tmp_path / "right")
@@ -402,7 +402,7 @@ def test_ranks_of_tiktoken(tmp_path):
     none has one."""
     import regex
 
-    from paddle_llm.export.byte_level import _LLAMA3, _letters
+    from paddle_llm.data.tokenizers.byte_level import _LLAMA3, _letters
 
     source = byte_level(tmp_path / "bytes", "Qwen2Tokenizer")
     bytes_of = {letter: byte for byte, letter in _letters().items()}

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from paddle_llm.export.sentencepiece_model import (
+from paddle_llm.data.tokenizers.sentencepiece_model import (
     BPE,
     BYTE,
     CONTROL,

@@ -12,7 +12,7 @@ from typing import Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.export.sentencepiece_model import BPE, NORMAL, UNIGRAM, SentencePieceModel
+from paddle_llm.data.tokenizers.sentencepiece_model import BPE, NORMAL, UNIGRAM, SentencePieceModel
 
 _TEXTS = 1500
 _LIMIT = 0.01  # a larger share of differing texts is refused

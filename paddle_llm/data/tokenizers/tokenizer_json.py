@@ -12,20 +12,17 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import special_tokens
 from paddle_llm.data.tokenizer import CONFIG_FILE, sentencepiece_model
-from paddle_llm.export.byte_level import from_tiktoken, from_vocabulary
-from paddle_llm.export.from_sentencepiece import tokenizer_json
-from paddle_llm.export.published_tokenizers import PUBLISHED, write_published
-from paddle_llm.export.sentencepiece_model import SentencePieceModel, read_model
-from paddle_llm.export.tokenizer_check import check_ids
-
-if TYPE_CHECKING:
-    from paddle_llm.export.source import Source
+from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
+from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
+from paddle_llm.data.tokenizers.published_tokenizers import PUBLISHED, write_published
+from paddle_llm.data.tokenizers.sentencepiece_model import SentencePieceModel, read_model
+from paddle_llm.data.tokenizers.tokenizer_check import check_ids
 
 TOKENIZER, SPECIALS_MAP, ADDED = "tokenizer.json", "special_tokens_map.json", "added_tokens.json"
 SENTENCEPIECE = "tokenizer.model"  # Hugging Face's name of the model file
@@ -33,6 +30,25 @@ CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Classes that only PaddleNLP has, or that transformers would build otherwise than tokenizer.json says.
 _OURS = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
+
+
+class TokenizerSource(Protocol):
+    """Where a tokenizer is read from.
+
+    Attributes:
+        folder: the model's folder.
+        tokenizer: the folder with tokenizer_config.json, None where it does not exist.
+        template: --chat_template of the model's training, where that is recorded.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def tokenizer(self) -> Path | None: ...
+
+    @property
+    def template(self) -> str | None: ...
 
 
 @dataclass
@@ -51,7 +67,7 @@ class _Read:
     added: dict[str, int] = field(default_factory=dict)
 
 
-def write_tokenizer(source: Source, staged: Path, target: str) -> None:
+def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
     """Write the tokenizer of `source` into the export's folder, as the target loads it.
 
     hf, fastdeploy: tokenizer.json, tokenizer_config.json, special_tokens_map.json (hf: and tokenizer.model, or whatever

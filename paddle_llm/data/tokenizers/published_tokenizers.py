@@ -14,7 +14,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.data.tokenizer import CONFIG_FILE
 
 if TYPE_CHECKING:
-    from paddle_llm.export.source import Source
+    from paddle_llm.data.tokenizers.tokenizer_json import TokenizerSource
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ PUBLISHED = {
 }
 
 
-def write_published(source: Source, name: str, staged: Path) -> None:
+def write_published(source: TokenizerSource, name: str, staged: Path) -> None:
     """Write the files of PaddleNLP's tokenizer class `name` as transformers' remote code reads them.
 
     The code itself is copied where it lies beside the tokenizer or the model; else it is said where it is.
