@@ -58,16 +58,22 @@ def json_rows(source: Source) -> Iterator[Row]:
     first = next((block for block in blocks if block.payload and not block.payload.isspace()), None)
     if first is None:
         return
-    if _one_object_per_line(first.payload):
-        for block in chain([first], blocks):
+    second = next(blocks, None)
+    others = chain([second] if second else [], blocks)
+    one_line = second is None and b"\n" not in first.payload.strip()
+    if _one_object_per_line(first.payload, one_line):
+        for block in chain([first], others):
             yield from _line_rows(block.payload, block.first_row)
         return
-    payload = first.payload + b"".join(block.payload for block in blocks)
+    payload = first.payload + b"".join(block.payload for block in others)
     yield from _values(source.path, payload, first.first_row)
 
 
-def _one_object_per_line(payload: bytes) -> bool:
-    """Whether the first line that is not blank is a whole value, or no beginning of one; a file of one value is not such a file."""
+def _one_object_per_line(payload: bytes, one_line: bool) -> bool:
+    """Whether the first line that is not blank is a whole value, or no beginning of one.
+
+    A file of one line is not such a file: it may be an object that holds the rows.
+    """
     line = next(line for line in payload.split(b"\n") if line.strip())
     if line.lstrip()[:1] == b"[":
         return False
@@ -78,7 +84,7 @@ def _one_object_per_line(payload: bytes) -> bool:
         return not (line.lstrip()[:1] == b"{" and error.pos >= len(error.doc.rstrip(_BLANKS)))
     except (ValueError, RecursionError):
         return True
-    return b"\n" in payload.strip()
+    return not one_line
 
 
 def _line_rows(payload: bytes, first_row: int) -> Iterator[Row]:
@@ -190,6 +196,8 @@ def _array(text: str, at: int) -> Generator[tuple[int, Any, bool], None, int]:
         at = _skip(text, end)
         comma = text[at : at + 1] == ","
         at = _skip(text, at + 1) if comma else at
+        if comma and text[at : at + 1] == "]":
+            raise _Broken("a comma before the end of the JSON array", at)
     return at + 1
 
 

@@ -66,6 +66,17 @@ def parsed(value: Any, key: str, *kinds: type) -> Any:
     return value
 
 
+def unpacked(value: Any) -> Any:
+    """The object that an item of a list holds as JSON text, as `datasets` 5 writes objects of different keys; else the item."""
+    if isinstance(value, str) and value[:1] == "{":
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+        return found if isinstance(found, dict) else value
+    return value
+
+
 def read_messages(value: Any, key: str, notes: Notes) -> list[Turn]:
     """Turns of a list of messages, of pairs of a question and an answer, or of texts in turn.
 
@@ -80,6 +91,7 @@ def read_messages(value: Any, key: str, notes: Notes) -> list[Turn]:
     messages = parsed(value, key, list)
     if not messages:
         raise BadRow(f"{key!r} is an empty list")
+    messages = [unpacked(message) for message in messages]
     if all(isinstance(message, str) for message in messages):
         return [Turn((USER, ASSISTANT)[number % 2], _checked(text)) for number, text in enumerate(messages)]
     turns: list[Turn] = []
@@ -173,6 +185,7 @@ def _tool_calls(message: Mapping[str, Any]) -> list[Any]:
     calls = parsed(message["tool_calls"], "tool_calls", list) if "tool_calls" in message else []
     if "function_call" in message:  # OpenAI's form before tools
         calls = [*calls, {"type": "function", "function": parsed(message["function_call"], "function_call", dict)}]
+    calls = [unpacked(call) for call in calls]
     if not all(isinstance(call, Mapping) for call in calls):
         raise BadRow("'tool_calls' is not a list of objects")
     return calls

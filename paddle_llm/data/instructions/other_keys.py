@@ -7,7 +7,7 @@ from typing import Any
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.instructions.conversation import BadRow
-from paddle_llm.data.instructions.messages import MULTIMODAL, Notes, parsed
+from paddle_llm.data.instructions.messages import MULTIMODAL, Notes, parsed, unpacked
 
 Row = Mapping[str, Any]
 SYSTEMS = ("system", "system_prompt", "system_message")
@@ -33,14 +33,15 @@ def template_fields(row: Row) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     tools = parsed(row["tools"], "tools", list) if row.get("tools") else []
     if row.get("functions"):  # OpenAI's form before tools
-        functions = parsed(row["functions"], "functions", list)
+        functions = [unpacked(one) for one in parsed(row["functions"], "functions", list)]
         tools = [*tools, *({"type": "function", "function": function} for function in functions)]
+    tools = [unpacked(tool) for tool in tools]
     if not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRow("'tools' is not a list of objects")
     if tools:
         fields["tools"] = tools
     if row.get("documents"):
-        fields["documents"] = parsed(row["documents"], "documents", list)
+        fields["documents"] = [unpacked(one) for one in parsed(row["documents"], "documents", list)]
     if row.get("chat_template_kwargs"):
         further = parsed(row["chat_template_kwargs"], "chat_template_kwargs", dict)
         fields |= {key: value for key, value in further.items() if value is not None}

@@ -19,7 +19,7 @@ _BATCH = 1024
 
 
 def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
-    """Yield the rows of a file with cells, named by its first line; a cell may hold line ends between quotes.
+    """Yield the rows of a file with cells, named by its first line. Cells may hold line ends between quotes; missing cells are null.
 
     Raises:
         UserError: If the quotes do not match, or two columns have one name.
@@ -31,8 +31,8 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
         _check_names(source.path, list(reader.fieldnames or ()))
         line = reader.line_num + 1
         for value in reader:
-            if None in value or None in value.values():
-                yield Row(line, None, "has another number of cells than the first line")
+            if None in value:
+                yield Row(line, None, "has more cells than the first line")
             else:
                 yield Row(line, value)
             line = reader.line_num + 1
@@ -43,8 +43,7 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
 
 
 def parquet_rows(source: Source) -> Iterator[Row]:
-    """Yield the rows of a parquet file. Keys that are null are left out: where files of several schemas were joined, every row has
-    the keys of all.
+    """Yield the rows of a parquet file.
 
     Raises:
         UserError: If the file cannot be read, or two columns have one name.
@@ -61,13 +60,14 @@ def parquet_rows(source: Source) -> Iterator[Row]:
             for batch in table.iter_batches(batch_size=_BATCH):
                 for value in batch.to_pylist(maps_as_pydicts="strict"):
                     row += 1
-                    yield Row(row, without_nulls(value))
+                    yield Row(row, value)
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{source.path}: cannot be read as parquet: {error}. Write the file again.") from error
 
 
 def without_nulls(value: Any) -> Any:
-    """A value without the keys, at any depth, whose value is null."""
+    """A value without the keys, at any depth, whose value is null: where files of several schemas were joined, every object has the
+    keys of all."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
