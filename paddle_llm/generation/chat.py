@@ -8,6 +8,7 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.instruction_formats import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.generation.prompts import check_text
 from paddle_llm.generation.requests import Reader, Request
 from paddle_llm.generation.texts import Generator, with_learnt_prompt
 
@@ -37,6 +38,9 @@ class Chat:
             except (EOFError, KeyboardInterrupt):
                 print(file=sys.stderr)
                 return
+            except UnicodeDecodeError as error:
+                say(f"error: the line is not {error.encoding} text: {error.reason}. Write it in {error.encoding}.")
+                continue
             if line == "/exit":
                 return
             if line == "/clear":
@@ -61,6 +65,7 @@ class Chat:
     def _turn(self, line: str) -> None:
         turns = (*self._turns, Turn(USER, line))
         try:
+            check_text(line, "this question")
             answer = self._answer(Conversation(turns, where="this question"))
         except UserError as error:
             say(f"error: {error}")

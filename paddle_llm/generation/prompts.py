@@ -35,6 +35,20 @@ def encode_text(codec: TextCodec, text: str) -> Prompt:
     return Prompt(ids, len(ids) - 1)
 
 
+def check_text(text: str, where: str) -> None:
+    """Refuse text with lone surrogates, which bytes of another encoding on a command line become.
+
+    Raises:
+        UserError: If a character cannot be written as UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: not UTF-8 text at character {error.start + 1}: {ascii(text[error.start])}. Write it in UTF-8."
+        ) from None
+
+
 def stop_ids(encoder: InstructionEncoder) -> frozenset[int]:
     """What ends an answer: what the template's answers end with, and the tokenizer's end of sentence."""
     end = encoder.codec.eos_id

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import near
 from paddle_llm.data.encode_instruction import DoesNotFit, InstructionEncoder
@@ -25,7 +27,8 @@ from paddle_llm.data.instruction_formats import (
 )
 from paddle_llm.data.jinja_templates import AUTO, choose_template
 from paddle_llm.data.text_codec import TextCodec
-from paddle_llm.generation.prompts import encode_prompt, encode_text, stop_ids
+from paddle_llm.data.text_files import read_lines
+from paddle_llm.generation.prompts import check_text, encode_prompt, encode_text, stop_ids
 from paddle_llm.models.prompt import Prompt
 
 NONE = "none"
@@ -55,16 +58,47 @@ def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
     Raises:
         UserError: no such file, an unknown format, a row that holds no question.
     """
+    if path.is_dir():
+        raise UserError(f"--input {path} is a folder. Name a file of prompts.")
     if not path.is_file():
-        raise UserError(f"--input {path}: there is no such file")
-    if not any(path.name.lower().endswith(suffix) for suffix in _instruction_suffixes()):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        found = [Request(line, where=f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()]
-    else:
+        why = (
+            "is not a regular file. Write the prompts to a file"
+            if path.exists()
+            else f"does not exist.{near(str(path))}"
+        )
+        raise UserError(f"--input {path} {why.rstrip('.')}.")
+    if any(path.name.lower().endswith(suffix) for suffix in _instruction_suffixes()):
         found = _read_instructions(path, data_format)
+    else:
+        found = _read_lines(path, data_format)
     if not found:
-        raise UserError(f"--input {path}: holds no prompts")
+        raise UserError(f"--input {path} holds no prompts. Write one prompt per line, or rows of instructions.")
     return found
+
+
+def _read_lines(path: Path, data_format: str) -> list[Request]:
+    """One prompt per line; empty lines are skipped and counted."""
+    if data_format != AUTO:
+        raise UserError(
+            f"--data_format {data_format} is for rows of instructions, and {path} is read as one prompt per line. "
+            f"Rename it to end in one of {', '.join(SUFFIXES)}, or leave --data_format out."
+        )
+    lines = list(read_lines(path))
+    found = [Request(line, where=f"{path}, line {number}") for number, line in lines if line.strip()]
+    if len(found) < len(lines):
+        say(f"{path}: {len(lines) - len(found)} of {len(lines)} lines are empty and are skipped.")
+    if found and all(_is_json_object(request.text) for request in found):
+        say(
+            f"{path}: every line is a JSON object and is continued as text. Rename the file to .jsonl to read it as rows."
+        )
+    return found
+
+
+def _is_json_object(line: str) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _instruction_suffixes() -> list[str]:
@@ -137,8 +171,10 @@ class Reader:
         """A request as tokens.
 
         Raises:
-            UserError: a prompt that is empty or has no room.
+            UserError: a prompt that is empty or has no room, or that is not text.
         """
+        for text in (request.text, self.system):
+            check_text(text, request.where or "the prompt")
         if self.encoder is None:
             return encode_text(self.codec, request.text)
         conversation = request.conversation or question(request.text, self.system)

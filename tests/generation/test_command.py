@@ -90,7 +90,7 @@ def test_what_cannot_be_is_told(llama, tmp_path, monkeypatch):
     assert "nothing to do" in refused(llama)
     assert "keep one" in refused(llama, "--prompt", "x", "--num_beams", "2", "--top_p", "0.5")
     assert "leave --num_beams out" in refused(llama, "--chat", "--num_beams", "2")
-    assert "no such file" in refused(llama, "--input", tmp_path / "none.jsonl")
+    assert "does not exist" in refused(llama, "--input", tmp_path / "none.jsonl")
     assert "needs a template" in refused(llama, "--prompt", "x", "--system", "y")
     assert "none of auto" in refused(llama, "--prompt", "x", "--chat_template", "lama")
     monkeypatch.setattr("paddle_llm.generation.command._load", None)

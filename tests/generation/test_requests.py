@@ -1,0 +1,112 @@
+"""Prompt files: encodings, line ends, compression; whatever the bytes are, prompts or one message."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.generation.prompts import check_text
+from paddle_llm.generation.requests import read_requests
+
+
+def texts(path: Path) -> list[str]:
+    return [request.text for request in read_requests(path)]
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "expected"),
+    [
+        ("a.txt", b"\xef\xbb\xbfHello\nWorld\n", ["Hello", "World"]),
+        (
+            "b.txt",
+            "Hello\r\nWorld\u2028more\x0cand\x85so\x1cend".encode(),
+            ["Hello", "World\u2028more\x0cand\x85so\x1cend"],
+        ),
+        ("c.txt", "\u4f60\u597d\nb".encode("utf-16"), ["\u4f60\u597d", "b"]),
+        ("d.txt", "\u4f60\u597d\nb\n".encode("utf-16-le"), ["\u4f60\u597d", "b"]),
+        ("e.txt.gz", gzip.compress(b"Hello\n\nWorld"), ["Hello", "World"]),
+        ("f", b"no suffix", ["no suffix"]),
+    ],
+)
+def test_prompts_are_the_lines_of_the_text(name, payload, expected, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(payload)
+    assert texts(file) == expected
+
+
+def test_zstandard(tmp_path):
+    import zstandard
+
+    file = tmp_path / "p.txt.zst"
+    file.write_bytes(zstandard.compress(b"Hello\nWorld\n"))
+    assert texts(file) == ["Hello", "World"]
+
+
+def test_what_is_left_out_or_doubtful_is_reported(tmp_path, capsys):
+    file = tmp_path / "p.txt"
+    file.write_text('{"a": 1}\n\n \n{"b": 2}\n')
+    assert texts(file) == ['{"a": 1}', '{"b": 2}']
+    told = capsys.readouterr().err
+    assert "2 of 4 lines are empty and are skipped." in told
+    assert "every line is a JSON object and is continued as text. Rename the file to .jsonl" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "payload", "message"),
+    [
+        ("gbk.txt", "\u4f60\u597d\uff0c\u4e16\u754c\n".encode("gbk"), "iconv -f GBK -t UTF-8"),
+        ("cut.txt.gz", gzip.compress(b"Hello\n" * 99)[:-9], "cannot be read to its end"),
+        ("no.txt.gz", b"Hello", "cannot be read"),
+        ("empty.txt", b"", "holds no prompts"),
+        ("blank.txt", b"\n \n", "holds no prompts"),
+        ("packed.txt", b"PK\x03\x04....", "holds zip data"),
+        ("bad.txt", "\u00e9\u00e9\u00e9\n".encode() + b"\xff\n", "line 2: not UTF-8"),
+    ],
+)
+def test_what_cannot_be_read_is_one_message(name, payload, message, tmp_path):
+    file = tmp_path / name
+    file.write_bytes(payload)
+    with pytest.raises(UserError, match=message):
+        read_requests(file)
+
+
+def test_a_folder_a_missing_file_and_a_format_without_rows(tmp_path):
+    (tmp_path / "prompts.txt").write_text("Hello\n")
+    with pytest.raises(UserError, match="is a folder. Name a file"):
+        read_requests(tmp_path)
+    with pytest.raises(UserError, match="prompt.txt does not exist. Did you mean prompts.txt"):
+        read_requests(tmp_path / "prompt.txt")
+    with pytest.raises(UserError, match="is not a regular file"):
+        read_requests(Path("/dev/null"))
+    with pytest.raises(UserError, match="--data_format alpaca is for rows of instructions"):
+        read_requests(tmp_path / "prompts.txt", "alpaca")
+
+
+def test_bytes_of_another_encoding_on_the_command_line_are_refused():
+    check_text("\u4f60\U0001f600", "--prompt")
+    with pytest.raises(UserError, match=r"--prompt: not UTF-8 text at character 2: '.udcc4'. Write it in UTF-8"):
+        check_text("a\udcc4", "--prompt")
+
+
+@pytest.fixture(scope="module")
+def fuzz_folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@settings(derandomize=True, max_examples=150, deadline=None)
+@given(st.binary(max_size=200) | st.text(max_size=80).map(lambda text: text.encode("utf-16", "surrogatepass")))
+def test_any_bytes_give_prompts_or_one_message(fuzz_folder, payload):
+    file = fuzz_folder / "p.txt"
+    file.write_bytes(payload)
+    try:
+        found = texts(file)
+    except UserError:
+        return
+    for text in found:
+        text.encode("utf-8")
+        assert "\n" not in text
