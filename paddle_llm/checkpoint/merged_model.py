@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +26,22 @@ ONE_FILE = "model.safetensors"
 
 
 def save_merged_model(
-    model, layout: Layout, folder: Path, *, tokenizer=None, generation: dict[str, Any] | None = None
+    model,
+    layout: Layout,
+    folder: Path,
+    *,
+    tokenizer=None,
+    generation: dict[str, Any] | None = None,
+    extra: Callable[[Path], None] | None = None,
 ) -> None:
     """Gather `model` and write it to `folder`, complete or not at all. Collective over all ranks.
 
     Memory: one stage's full weights on the first rank of each stage, in host memory.
 
     Args:
+        tokenizer: Tokenizer that is saved beside the weights.
         generation: the content of generation_config.json.
+        extra: Function that writes further files to the folder, on the first rank, as the last one.
     """
     staged = staging_folder(folder.parent, folder.name)
     rank = dist.get_rank()
@@ -59,6 +68,8 @@ def save_merged_model(
             tokenizer.save_pretrained(str(staged))
         write_generation(staged, generation or {})
         remove_paths(staged)
+        if extra is not None:
+            extra(staged)
         publish(staged, folder)
     _barrier()
 

@@ -12,13 +12,18 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.data.chat.notes import has_tool_calls, notes_of_built_in
+from paddle_llm.data.chat.rendering import RowRefused
+from paddle_llm.data.chat.special_text import pattern_of
+from paddle_llm.data.chat.tokens import encode_rendered
+from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Turn
 from paddle_llm.data.jinja_templates import JinjaTemplate
 from paddle_llm.data.templates import BOS, EOS, PREFIX, Piece, Spoken, Template
 from paddle_llm.data.text_codec import TextCodec
 
 IGNORED = -100
 LOSS_ON = ("answers", "last", "all")
+SPECIAL_TEXT_AS = ("text", "tokens")
 
 
 class DoesNotFit(Exception):
@@ -31,7 +36,7 @@ class EncodedSample:
 
     input_ids: int32 [L]; labels: int32 [L], labels[i] is the target behind input_ids[i], -100 where there is no loss;
     prefix: for a prefix LM the number of positions that see each other, else 0; cut_question, cut_answer: whether one was;
-    dropped_rounds: oldest rounds left out.
+    dropped_rounds: oldest rounds left out; notes: kinds of what is to be reported (data/chat/notes.py).
     """
 
     input_ids: np.ndarray
@@ -40,6 +45,7 @@ class EncodedSample:
     cut_question: bool = False
     cut_answer: bool = False
     dropped_rounds: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def answer_tokens(self) -> int:
@@ -68,6 +74,7 @@ class InstructionEncoder:
         src_length: most tokens before an answer; None: max_length - 1.
         tgt_length: most tokens of an answer with its end; None: what is left.
         loss_on: answers, the last answer only, or all tokens. What a turn says itself (`Turn.bears_loss`) goes first.
+        special_text_as: Whether special-token text in content stays text ("text") or becomes special tokens ("tokens").
 
     Raises:
         UserError: lengths that leave no room, an unknown loss_on.
@@ -82,7 +89,10 @@ class InstructionEncoder:
         src_length: int | None = None,
         tgt_length: int | None = None,
         loss_on: str = "answers",
+        special_text_as: str = "text",
     ):
+        if special_text_as not in SPECIAL_TEXT_AS:
+            raise UserError(f"--special_tokens_in_content {special_text_as}: is none of {', '.join(SPECIAL_TEXT_AS)}.")
         if loss_on not in LOSS_ON:
             raise UserError(f"--loss_on {loss_on}: is none of {', '.join(LOSS_ON)}.")
         if max_length < 2:
@@ -94,6 +104,9 @@ class InstructionEncoder:
         self.codec, self.template, self.loss_on = codec, template, loss_on
         self.max_length, self.tgt_length = max_length, tgt_length
         self.src_length = max_length - 1 if src_length is None else src_length
+        self.protects = special_text_as == "text"
+        specials = template.specials if isinstance(template, JinjaTemplate) else pattern_of(codec.specials)
+        self._specials = specials
         self.stop_ids = [self._mark(piece) for piece in template.stops]
 
     def __call__(self, conversation: Conversation) -> EncodedSample:
@@ -101,8 +114,9 @@ class InstructionEncoder:
 
         Raises:
             DoesNotFit: src_length has no room for the template around an empty question.
+            RowRefused: If the template cannot write the conversation.
         """
-        rounds, dropped = self._fitting_rounds(conversation)
+        rounds, notes, dropped = self._fitting_rounds(conversation)
         ids, bears, ends = self._lay_out(rounds)
         if self.loss_on == "all":
             bears = [True] * len(ids)
@@ -117,6 +131,7 @@ class InstructionEncoder:
             any(r.cut_question for r in rounds),
             any(r.cut_answer for r in rounds),
             dropped,
+            notes,
         )
 
     def prompt(self, conversation: Conversation) -> EncodedSample:
@@ -124,7 +139,7 @@ class InstructionEncoder:
         asked = conversation.prompt()
         dropped = 0
         while True:
-            rounds = self._rounds(asked)
+            rounds, _ = self._rounds(asked)
             ids = [i for r in rounds for i in (*r.prompt, *r.answer)]
             shorter = asked.without_first_round()
             if len(ids) <= self.src_length or shorter is asked:
@@ -134,11 +149,12 @@ class InstructionEncoder:
         cut = any(r.cut_question for r in rounds)
         return EncodedSample(np.array(ids, np.int32), np.empty(0, np.int32), prefix, cut, False, dropped)
 
-    def _fitting_rounds(self, conversation: Conversation) -> tuple[list[_Round], int]:
-        """The newest rounds that fit, and how many older ones do not; the last one is cut where it must be."""
+    def _fitting_rounds(self, conversation: Conversation) -> tuple[list[_Round], tuple[str, ...], int]:
+        """The newest rounds that fit, what is to be reported, and how many older rounds do not fit; the last one is cut where it
+        must be."""
         dropped = 0
         while True:
-            rounds = self._rounds(conversation)
+            rounds, notes = self._rounds(conversation)
             shorter = conversation.without_first_round()
             if sum(map(len, rounds)) <= self.max_length or shorter is conversation:
                 break
@@ -146,17 +162,63 @@ class InstructionEncoder:
             conversation = shorter
         room = self.max_length - sum(map(len, rounds)) + len(rounds[-1].answer)
         self._cut_answer(rounds[-1], room)
-        return [r for r in rounds if len(r)], dropped
+        return [r for r in rounds if len(r)], notes, dropped
 
-    def _rounds(self, conversation: Conversation) -> list[_Round]:
+    def _rounds(self, conversation: Conversation) -> tuple[list[_Round], tuple[str, ...]]:
+        """The rounds of a conversation, and what is to be reported about it."""
+        if isinstance(self.template, JinjaTemplate):
+            return self._written_rounds(self.template, conversation)
+        if has_tool_calls(conversation):
+            raise RowRefused(f"the template {self.template.name} does not write tool_calls", conversation.where)
         spoken = self.template.speak(conversation)
         made = [self._encode_round(part, number, spoken) for number, part in enumerate(spoken)]
         if any(len(r.prompt) > self.src_length for r in made):
-            cuttable = self.template.speak_cuttable(conversation)
-            for number, part in enumerate(cuttable):
+            for number, part in enumerate(spoken):
                 if len(made[number].prompt) > self.src_length:
-                    self._cut_question(made[number], part, number, cuttable, conversation)
-        return made
+                    pieces = self._pieces(part.prompt, self._behind_text(spoken, number), apart=True)
+                    self._cut_question(made[number], pieces, number == len(spoken) - 1)
+        return made, tuple(notes_of_built_in(conversation, self._specials, self.protects))
+
+    def _written_rounds(
+        self, template: JinjaTemplate, conversation: Conversation
+    ) -> tuple[list[_Round], tuple[str, ...]]:
+        """The same for a Jinja template: the text is tokenized as a whole, and cut where its answers begin and end."""
+        written = template.write(conversation, self.protects)
+        positions = [position for answer in written.answers for position in (answer.begin, answer.end)]
+        ids, bounds = encode_rendered(self.codec, written.text, written.cuts, positions)
+        turns = conversation.turns
+        last_turn = max((n for n, turn in enumerate(turns) if turn.role == ASSISTANT), default=-1)
+        made: list[_Round] = []
+        at = 0
+        for number, answer in enumerate(written.answers):
+            begin, end = (
+                max(bounds[2 * number].before, at),
+                bounds[2 * number + 1].before + bounds[2 * number + 1].split,
+            )
+            is_last = number == len(written.answers) - 1 and not written.is_open
+            eos = None if answer.is_ended else self._mark(Piece(EOS, mark=True))
+            own = [*ids[begin:end], *([eos] if is_last and eos is not None else [])]
+            bears = self._bears(turns[answer.message], answer.message == last_turn)
+            made.append(_Round(ids[at:begin], own, bears, None if is_last else eos, False))
+            at = end
+        if written.is_open or not made:
+            made.append(_Round(ids[at:], [], False, None, False))
+        made[-1].prompt += self.codec.prefix_lm or ()
+        if self.tgt_length is not None:
+            for part in made:
+                self._cut_answer(part, self.tgt_length)
+        if any(len(part.prompt) > self.src_length for part in made):
+            self._cut_prompts(template, conversation, made)
+        return made, written.notes
+
+    def _cut_prompts(self, template: JinjaTemplate, conversation: Conversation, made: list[_Round]) -> None:
+        prompts = template.cuttable_prompts(conversation)
+        if prompts is None or len(prompts) != len(made):
+            longest = max(len(part.prompt) for part in made)
+            raise DoesNotFit(f"needs {longest} tokens before an answer (--src_length {self.src_length})")
+        for number, (part, prompt) in enumerate(zip(made, prompts, strict=True)):
+            if len(part.prompt) > self.src_length:
+                self._cut_question(part, self._pieces(prompt, number > 0, apart=True), number == len(made) - 1)
 
     def _encode_round(self, part: Spoken, number: int, spoken: list[Spoken]) -> _Round:
         last = number == len(spoken) - 1
@@ -179,12 +241,13 @@ class InstructionEncoder:
             return turn.bears_loss
         return last or self.loss_on != "last"
 
-    def _cut_question(
-        self, made: _Round, part: Spoken, number: int, spoken: list[Spoken], conversation: Conversation
-    ) -> None:
-        """Take the beginning of the question away, token by token; what the template puts around it stays."""
-        pieces = self._pieces(part.prompt, self._behind_text(spoken, number), apart=True)
-        marks = list(self.codec.prefix_lm or ()) if number == len(spoken) - 1 else []
+    def _cut_question(self, made: _Round, pieces: list[tuple[list[int], bool]], is_last: bool) -> None:
+        """Take the beginning of the question away, token by token; what the template puts around it stays.
+
+        Args:
+            pieces: (ids, whether they are a question's) of what is before the answer.
+        """
+        marks = list(self.codec.prefix_lm or ()) if is_last else []
         excess = sum(len(ids) for ids, _ in pieces) + len(marks) - self.src_length
         prompt: list[int] = []
         for ids, question in pieces:
@@ -229,9 +292,10 @@ class InstructionEncoder:
             if piece.starts and (piece.text or pending):
                 flush()
                 follows = False
-            if piece.spelled != spelled or (apart and piece.question):
+            is_spelled = piece.spelled or not self.protects
+            if is_spelled != spelled or (apart and piece.question):
                 flush()
-            spelled = piece.spelled
+            spelled = is_spelled
             pending += piece.text
             if apart and piece.question:
                 flush(question=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -10,6 +11,8 @@ import numpy as np
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.chat.notes import sentence
+from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.encode_instruction import IGNORED, DoesNotFit, EncodedSample, InstructionEncoder
 from paddle_llm.data.instruction_formats import Conversation
 
@@ -19,7 +22,8 @@ LONG_SAMPLES = ("truncate", "refuse", "drop")
 
 @dataclass
 class EncodingReport:
-    """What was done to samples, by count. `examples`: where the first of each kind stand."""
+    """What was done to samples, by count. `examples`: where the first of each kind are. `notes`: counts of what data/chat/notes.py
+    has a sentence for. `reasons`: counts of why templates refused rows."""
 
     samples: int = 0
     cut_questions: int = 0
@@ -28,13 +32,19 @@ class EncodingReport:
     does_not_fit: int = 0
     no_loss: int = 0
     too_long: int = 0
+    refused: int = 0
     tokens: int = 0
     answer_tokens: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
 
     def note(self, kind: str, where: str) -> None:
         """Count one of a kind, and remember where."""
-        setattr(self, kind, getattr(self, kind) + 1)
+        if hasattr(self, kind):
+            setattr(self, kind, getattr(self, kind) + 1)
+        else:
+            self.notes[kind] += 1
         seen = self.examples.setdefault(kind, [])
         if len(seen) < _SHOWN:
             seen.append(where)
@@ -42,7 +52,7 @@ class EncodingReport:
     @property
     def left_out(self) -> int:
         """Samples that are not trained on."""
-        return self.does_not_fit + self.no_loss + self.too_long
+        return self.does_not_fit + self.no_loss + self.too_long + self.refused
 
     def lines(self) -> list[str]:
         """What a user should know, one line each; nothing where nothing was done."""
@@ -53,11 +63,14 @@ class EncodingReport:
             "does_not_fit": "samples left out: the template alone is longer than src_length",
             "too_long": "samples left out: longer than max_length",
             "no_loss": "samples left out: no token of theirs bears loss",
+            "refused": f"samples left out: {'; '.join(self.reasons)}",
         }
+        counts = {what: (getattr(self, kind), kind) for kind, what in told.items()}
+        counts |= {sentence(kind): (count, kind) for kind, count in self.notes.items()}
         return [
-            f"{getattr(self, kind)} {what} (first: {'; '.join(self.examples[kind])})"
-            for kind, what in told.items()
-            if getattr(self, kind)
+            f"{count} {what} (first: {'; '.join(self.examples[kind])})"
+            for what, (count, kind) in counts.items()
+            if count
         ]
 
 
@@ -138,6 +151,10 @@ def _encoded(
         except DoesNotFit:
             report.note("does_not_fit", where)
             continue
+        except RowRefused as error:
+            report.note("refused", where)
+            report.reasons[error.reason] += 1
+            continue
         is_cut = sample.cut_question or sample.cut_answer or sample.dropped_rounds > 0
         if is_cut and long_samples != "truncate":
             report.note("too_long", where)
@@ -153,6 +170,8 @@ def _encoded(
         if not bearing:
             report.note("no_loss", where)
             continue
+        for kind in sample.notes:
+            report.note(kind, where)
         report.samples += 1
         report.tokens += len(sample.input_ids)
         report.answer_tokens += bearing
@@ -168,9 +187,10 @@ def _refuse(report: EncodingReport, long_samples: str, drop_unlearnable: bool, e
     for kind, what in (
         ("does_not_fit", f"have no room for the template before the answer within --src_length {encoder.src_length}"),
         ("no_loss", "have no token that bears loss"),
+        ("refused", f"cannot be written with the chat template ({'; '.join(report.reasons)})"),
     ):
         if getattr(report, kind) and not drop_unlearnable:
             raise UserError(
-                f"{getattr(report, kind)} samples {what}, the first: {'; '.join(report.examples[kind])}. Mend them, raise the "
-                "length, or leave them out with --skip_bad_rows."
+                f"{getattr(report, kind)} samples {what}, the first: {'; '.join(report.examples[kind])}. Correct them, "
+                f"{'choose another --chat_template' if kind == 'refused' else 'raise the length'}, or leave them out with --skip_bad_rows."
             )

@@ -22,7 +22,13 @@ _OPTIONS = [
     click.option("--skip_bad_rows", is_flag=True, help="Leave out and count rows that hold no conversation."),
     click.option(
         "--chat_template", "--template", "chat_template", type=PATH, default="auto", show_default=True,
-        help="Prompt template: a name, jinja (the tokenizer's own), a file; auto: the tokenizer's own, else default.",
+        help="Prompt template: a name, jinja (the tokenizer's own), a name in its list, a file; auto: the one of the model's "
+        "training, else the tokenizer's own, else default.",
+    ),
+    click.option("--chat_template_date", metavar="YYYY-MM-DD", help="Date that a template writes which asks for today's."),
+    click.option(
+        "--special_tokens_in_content", type=click.Choice(["text", "tokens"]), default="text", show_default=True,
+        help="What the text of a special token inside a message becomes.",
     ),
     click.option("--loss_on", type=click.Choice(["answers", "last", "all"]), default="answers", show_default=True),
     click.option("--max_length", type=int, default=2048, show_default=True, help="Most tokens of a sample."),
@@ -48,6 +54,8 @@ def show_finetune(
     prompt_templates: str | None,
     skip_bad_rows: bool,
     chat_template: str,
+    chat_template_date: str | None,
+    special_tokens_in_content: str,
     loss_on: str,
     max_length: int,
     src_length: int | None,
@@ -64,12 +72,16 @@ def show_finetune(
     if tokenizer is None:
         raise UserError("--finetune needs --tokenizer FOLDER: samples are shown as the model gets them.")
     codec = open_codec(tokenizer)
-    chosen = choose_template(chat_template, codec, tokenizer)
+    chosen = choose_template(chat_template, codec, tokenizer, date=chat_template_date)
     lengths = {"max_length": max_length, "src_length": src_length, "tgt_length": tgt_length}
-    encoder = InstructionEncoder(codec, chosen.template, loss_on=loss_on, **lengths)
+    encoder = InstructionEncoder(
+        codec, chosen.template, loss_on=loss_on, special_text_as=special_tokens_in_content, **lengths
+    )
     options = {"prompt_templates": prompt_templates, "skip_bad_rows": skip_bad_rows}
     conversations = load_split(path, data_format=data_format, flag="--finetune", **options)
     say(f"template {chosen.template.name}: {chosen.why}")
+    for line in chosen.notices:
+        say(line)
     found = inspect_conversations(conversations, encoder, row_length=row_length or max_length)
     colours = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
     for number in range(0, len(found.samples), max(len(found.samples) // max(samples, 1), 1))[:samples]:

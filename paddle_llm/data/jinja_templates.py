@@ -1,204 +1,257 @@
-"""A chat template as `tokenizer_config.json` carries it (Jinja), and which template a run uses.
-
-The answers are found by rendering the conversation up to each of them: what a longer rendering adds is the answer. A template
-that marks them itself ({% generation %}) is believed.
-"""
+"""Which chat template a run uses: a built-in one, the tokenizer's (Jinja), or a file."""
 
 from __future__ import annotations
 
-import json
 import os
-import re
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.chat_template_files import (
+    DEFAULT,
+    TOOL_USE,
+    FoundTemplates,
+    TrainingTemplate,
+    find_templates,
+    read_record,
+    read_text,
+)
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import near
-from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Round, Turn
-from paddle_llm.data.jinja_sandbox import GENERATION_BEGINS, GENERATION_ENDS, compile_template, render
-from paddle_llm.data.templates import TEMPLATES, Piece, Spoken, Template
+from paddle_llm.data.chat.forms import built_in_as_jinja
+from paddle_llm.data.chat.rendering import Renderer, RowRefused, check_date
+from paddle_llm.data.chat.special_text import ordinary_added_tokens, pattern_of
+from paddle_llm.data.chat.values import special_token_values
+from paddle_llm.data.chat.writing import Written, write
+from paddle_llm.data.instruction_formats import ASSISTANT, SYSTEM, Conversation, Turn
+from paddle_llm.data.templates import EOS, TEMPLATES, Piece, Template
 from paddle_llm.data.text_codec import TextCodec
-from paddle_llm.data.tokenizer import CONFIG_FILE
 
 AUTO, JINJA = "auto", "jinja"
-TEMPLATE_FILE = "chat_template.jinja"  # beside a tokenizer
 _HOLE = "\ue0f2question\ue0f2"
-_MARKS = re.compile(f"{GENERATION_BEGINS}(.*?){GENERATION_ENDS}", re.DOTALL)
 
 
 class JinjaTemplate:
-    """A Jinja chat template.
+    """One or several Jinja chat templates, of which transformers' rule takes one for each conversation.
 
     Args:
-        source: the template.
-        values: what it may name beside the messages: bos_token, eos_token ...
-        codec: whose special tokens end an answer.
-        where: the file, for messages.
+        found: The templates by name.
+        values: Variables beside the messages: bos_token, eos_token and the tokenizer's further special tokens.
+        codec: The tokenizer.
+        choice: Name of the one to use for every conversation; None for transformers' rule.
+        date: Date that `strftime_now` writes; None to refuse a template that calls it.
+        ordinary: Added tokens that are not special.
+
+    Raises:
+        UserError: If one of them is not valid Jinja, or none can be chosen.
     """
 
     name = JINJA
 
-    def __init__(self, source: str, values: dict[str, Any], codec: TextCodec, where: str):
-        self._template = compile_template(source, where)
-        self._values, self._codec, self._where = values, codec, where
-        self._marks_answers = re.search(r"\{%-?\s*generation\s*-?%\}", source) is not None
+    def __init__(
+        self,
+        found: FoundTemplates,
+        values: Mapping[str, Any],
+        codec: TextCodec,
+        *,
+        choice: str | None = None,
+        date: str | None = None,
+        ordinary: frozenset[str] = frozenset(),
+    ):
+        check_date(date)
+        self.found, self.date, self._choice = found, date, choice
+        self.specials = pattern_of(set(codec.specials) - ordinary)
+        used = [choice] if choice else [name for name in (DEFAULT, TOOL_USE) if name in found.by_name]
+        if not used:
+            raise UserError(
+                f"{found.where} has several chat templates and none is named default: {', '.join(found.by_name)}. "
+                f"Name one with --chat_template {next(iter(found.by_name))}."
+            )
+        self._renderers = {
+            name: Renderer(found.by_name[name], _label(found, name), values, date) for name in used if name is not None
+        }
 
     @property
     def stops(self) -> tuple[Piece, ...]:
-        """What a rendered answer ends with; EOS where that is no special token."""
-        asked = (Turn("user", "a"), Turn(ASSISTANT, "b"))
-        _, spans = self._render(Conversation(asked))
-        text, (begin, end) = _, spans[-1]
-        marks = [mark for mark in self._codec.specials if text[begin:end].endswith(mark)]
-        return (Piece(marks[0] if marks else "<eos>", mark=True),)
+        """The token that ends an answer of text; EOS if the template writes none."""
+        asked = Conversation((Turn("user", "a"), Turn(ASSISTANT, "b")))
+        try:
+            written = write(asked, next(iter(self._renderers.values())), specials=self.specials)
+        except RowRefused:
+            return (Piece(EOS, mark=True),)
+        if not written.answers or not written.answers[-1].is_ended or self.specials is None:
+            return (Piece(EOS, mark=True),)
+        answer = written.answers[-1]
+        marks = self.specials.findall(written.text, answer.begin, answer.end)
+        return (Piece(marks[-1], mark=True),)
 
-    def speak(self, conversation: Conversation) -> list[Spoken]:
-        """Every round as pieces.
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know about the template before it is used, one line each."""
+        lines = []
+        for renderer in self._renderers.values():
+            if renderer.tests_clock and self.date is None:
+                lines.append(
+                    f"the chat template of {renderer.where} writes today's date where strftime_now is defined: it is not, so that "
+                    "samples do not depend on the day; the template's own fixed date is written (another: --chat_template_date)"
+                )
+        if len(self.found.by_name) > 1:
+            rule = self._choice or ", ".join(
+                {DEFAULT: DEFAULT, TOOL_USE: f"{TOOL_USE} for rows with tools"}[name] for name in self._renderers
+            )
+            lines.append(f"chat templates of {self.found.where}: {', '.join(self.found.by_name)}; used: {rule}")
+        lines += [f"{file} also holds a chat template; transformers does not read it" for file in self.found.ignored]
+        return lines
+
+    def renderer(self, conversation: Conversation) -> Renderer:
+        """The template that a conversation is written with.
 
         Raises:
-            UserError: the template refuses the conversation, or writes what was said differently when more follows.
+            UserError: If no template has the name `default` and the conversation has no tools.
         """
-        text, spans = self._render(conversation)
-        spoken, at = [], 0
-        for part, (begin, end) in zip(conversation.rounds(), spans, strict=True):
-            answer = None if part.answer is None else [Piece(text[begin:end], spelled=True)]
-            spoken.append(Spoken([Piece(text[at:begin], spelled=True)], answer, part.answer))
-            at = end
-        return spoken
+        name = self._choice or self.found.choose(conversation.fields.get("tools") is not None)
+        if name is None:
+            raise UserError(
+                f"{conversation.where}: has no tools, and {self.found.where} has no chat template named default, only "
+                f"{', '.join(self.found.by_name)}. Name one with --chat_template."
+            )
+        return self._renderers[name]
 
-    def speak_cuttable(self, conversation: Conversation) -> list[Spoken]:
-        """The same, with the questions in pieces of their own: tokenised apart, which is done only where one is too long."""
-        holes = tuple(
-            t if t.role in ("system", ASSISTANT) else replace(t, content=_HOLE, input="") for t in conversation.turns
+    def write(self, conversation: Conversation, protect: bool = True) -> Written:
+        """The text of a conversation and the spans of its answers.
+
+        Args:
+            protect: Whether special-token text stays text in content.
+
+        Raises:
+            RowRefused: If the template cannot write it.
+        """
+        try:
+            return write(conversation, self.renderer(conversation), specials=self.specials, protect=protect)
+        except RowRefused as error:
+            raise RowRefused(error.reason, conversation.where) from error
+
+    def cuttable_prompts(self, conversation: Conversation) -> list[list[Piece]] | None:
+        """What is before each answer, with the questions in separate pieces; None if they cannot be told apart."""
+        rounds = conversation.rounds()
+        turns = tuple(
+            t if t.role in (SYSTEM, ASSISTANT) else replace(t, content=_HOLE, input="") for t in conversation.turns
         )
+        try:
+            whole, hollow = self.write(conversation), self.write(replace(conversation, turns=turns))
+        except RowRefused:
+            return None
+        starts = [0, *(answer.end for answer in hollow.answers)]
+        ends = [answer.begin for answer in hollow.answers] + ([len(hollow.text)] if hollow.is_open else [])
+        if len(ends) != len(rounds):
+            return None
         made = []
-        whole, hollow = self.speak(conversation), self.speak(replace(conversation, turns=holes))
-        for full, spoken, part in zip(whole, hollow, conversation.rounds(), strict=True):
-            texts = spoken.prompt[0].text.split(_HOLE)
+        for begin, end, part in zip(starts, ends, rounds, strict=False):
+            texts = hollow.text[begin:end].split(_HOLE)
+            if len(texts) != len(part.asked) + 1:
+                return None
             prompt = [Piece(texts[0], spelled=True)]
-            for turn, text in zip(part.asked, texts[1:], strict=False):
-                content = (
-                    turn.text if turn.text in full.prompt[0].text else turn.text.strip()
-                )  # some templates strip it
+            for turn, text in zip(part.asked, texts[1:], strict=True):
+                content = turn.text if turn.text in whole.text else turn.text.strip()  # some templates strip it
                 prompt += [Piece(content, question=True), Piece(text, spelled=True)]
-            made.append(replace(full, prompt=prompt))
+            made.append(prompt)
         return made
 
-    def _render(self, conversation: Conversation) -> tuple[str, list[tuple[int, int]]]:
-        """The whole text, and from where to where each answer stands in it (for one to be generated: its end, twice)."""
-        messages = [{"role": turn.role, "content": turn.text} for turn in conversation.turns]
-        open_end = not messages or messages[-1]["role"] != ASSISTANT
-        whole = self._text(messages, open_end, conversation)
-        if self._marks_answers:
-            text, spans = _unmark(whole)
-        else:
-            text, spans = whole, self._answers(messages, whole, conversation)
-        rounds: list[Round] = conversation.rounds()
-        if len(spans) != sum(part.answer is not None for part in rounds):
-            raise UserError(
-                f"{self._where}: marks {len(spans)} answers in the {len(rounds)} rounds of {conversation.where}."
-            )
-        return text, [*spans, *([(len(text),) * 2] if open_end else [])]  # type: ignore[list-item]
-
-    def _text(self, messages: list[dict[str, str]], add_generation_prompt: bool, conversation: Conversation) -> str:
-        try:
-            return render(
-                self._template, {"messages": messages, "add_generation_prompt": add_generation_prompt, **self._values}
-            )
-        except UserError as error:
-            raise UserError(f"{conversation.where}: the chat template of {self._where} refuses it: {error}") from error
-
-    def _answers(self, messages: list[dict[str, str]], whole: str, conversation: Conversation) -> list[tuple[int, int]]:
-        spans = []
-        for number, message in enumerate(messages):
-            if message["role"] != ASSISTANT:
-                continue
-            before = self._text(messages[:number], True, conversation)
-            upto = self._text(messages[: number + 1], False, conversation)
-            if not upto.startswith(before) or not whole.startswith(upto.rstrip()):
-                raise UserError(
-                    f"{conversation.where}: the chat template of {self._where} writes earlier turns differently when more follow, so "
-                    "that its answers cannot be told. Put {% generation %} ... {% endgeneration %} around the assistant's text in "
-                    f"it, or choose another with --chat_template ({', '.join(TEMPLATES)})."
-                )
-            spans.append((len(before), len(before) + self._learnt(upto[len(before) :], message["content"])))
-        return spans
-
-    def _learnt(self, text: str, content: str) -> int:
-        """How much of what an answer adds is the model's to write: up to the first special token behind the content."""
-        at = max(text.find(content.strip()), 0) + len(content.strip())
-        ends = [text.find(mark, at) + len(mark) for mark in self._codec.specials if mark in text[at:]]
-        return min(ends) if ends else len(text)
+    def as_trained(self) -> TrainingTemplate:
+        """The template as a folder keeps it beside the weights."""
+        templates = {DEFAULT: self.found.by_name[self._choice]} if self._choice else dict(self.found.by_name)
+        return TrainingTemplate(JINJA, templates, {"date": self.date} if self.date else {})
 
 
-def _unmark(text: str) -> tuple[str, list[tuple[int, int]]]:
-    spans, parts, at, length = [], [], 0, 0
-    for match in _MARKS.finditer(text):
-        parts += [text[at : match.start()], match[1]]
-        length += match.start() - at
-        spans.append((length, length + len(match[1])))
-        length, at = length + len(match[1]), match.end()
-    return "".join([*parts, text[at:]]), spans
+def _label(found: FoundTemplates, name: str) -> str:
+    return found.where if len(found.by_name) == 1 else f"{found.where} ({name})"
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A template and why it was taken."""
+    """A template and why it was taken.
+
+    Attributes:
+        template: The template.
+        why: The reason, for messages.
+        codec: The tokenizer.
+        folder: The folder of the tokenizer.
+    """
 
     template: Template | JinjaTemplate
     why: str
+    codec: TextCodec | None = field(default=None, repr=False)
+
+    @property
+    def notices(self) -> list[str]:
+        """What a user should know about it, one line each."""
+        return self.template.notices if isinstance(self.template, JinjaTemplate) else []
+
+    def as_trained(self) -> TrainingTemplate:
+        """The template as a folder keeps it beside the weights: a built-in one in its Jinja form."""
+        if isinstance(self.template, JinjaTemplate):
+            return self.template.as_trained()
+        assert self.codec is not None
+        return TrainingTemplate(self.template.name, {DEFAULT: built_in_as_jinja(self.template.name, self.codec)})
 
 
-def choose_template(name: str | None, codec: TextCodec, folder: str | None) -> Chosen:
+def choose_template(
+    name: str | None, codec: TextCodec, folder: str | None, *, date: str | None = None, trained: str | None = None
+) -> Chosen:
     """The template of a run.
 
     Args:
-        name: of a built-in one; `jinja`: the tokenizer's own; a path: a file with Jinja in it; auto or None: the tokenizer's own
-            where it has one, else default.
-        folder: the tokenizer's.
+        name: A built-in one; `jinja`: the tokenizer's; a name in its list; a file with Jinja in it; auto or None: the one that the
+            model was trained with where that is recorded, else the tokenizer's, else default.
+        folder: Folder of the tokenizer.
+        date: Date for `strftime_now`, YYYY-MM-DD.
+        trained: Folder with the record of the training, where it is not the tokenizer's (an adapter's).
 
     Raises:
-        UserError: no such template, or the tokenizer lacks a special token that it needs.
+        UserError: If the name is unknown, the tokenizer lacks a special token that the template needs, or the template found is not
+            the recorded one.
     """
     if name in TEMPLATES:
-        template = TEMPLATES[name]
-        _require_marks(template, codec)
-        return Chosen(template, "as asked for")
-    config = _tokenizer_config(folder)
-    if name in (None, AUTO, JINJA):
-        source = own_template(folder)
-        if source is not None:
-            return Chosen(
-                JinjaTemplate(source, _values(config), codec, f"{folder}"), "the tokenizer's own chat template"
+        return _built_in(name, codec, "as asked for")
+    asked = None if name in (None, AUTO, JINJA) else str(name)
+    recorded = trained or folder
+    if asked is None:
+        record = read_record(recorded)
+        if record is not None and record.name in TEMPLATES and name != JINJA:
+            return _built_in(record.name, codec, "as in the model's training")
+        date = date or (record.settings.get("date") if record else None)
+        found = find_templates(recorded) or find_templates(folder)
+        if found is None and name == JINJA:
+            raise UserError(
+                f"--chat_template jinja: {folder} has no chat template. Name a built-in template or a file."
             )
-        if name == JINJA:
-            raise UserError(f"--chat_template jinja: {folder} has no chat_template in its {CONFIG_FILE}.")
-        return Chosen(TEMPLATES["default"], "the tokenizer brings no chat template")
-    if os.path.isfile(name):
-        with open(name, encoding="utf-8") as stream:
-            return Chosen(JinjaTemplate(stream.read(), _values(config), codec, name), "as asked for")
-    raise _unknown(name)
+        if found is None:
+            return _built_in("default", codec, "the tokenizer brings no chat template")
+        why = "as in the model's training" if record is not None else "the tokenizer's own chat template"
+        return _jinja(found, codec, folder, date, None, why)
+    found = None if os.path.isfile(asked) else find_templates(folder)
+    choice = asked.removeprefix(f"{JINJA}:")
+    if found is not None and choice in found.by_name:
+        return _jinja(found, codec, folder, date, choice, "as asked for")
+    if os.path.isfile(asked):
+        source = FoundTemplates({DEFAULT: read_text(Path(asked))}, asked)
+        return _jinja(source, codec, folder, date, None, "as asked for")
+    raise _unknown(asked, folder)
 
 
-def _tokenizer_config(folder: str | None) -> dict[str, Any]:
-    path = os.path.join(folder or "", CONFIG_FILE)
-    if not folder or not os.path.isfile(path):
-        return {}
-    with open(path, encoding="utf-8") as stream:
-        return json.load(stream)
+def _built_in(name: str, codec: TextCodec, why: str) -> Chosen:
+    template = TEMPLATES[name]
+    _require_marks(template, codec)
+    return Chosen(template, why, codec)
 
 
-def own_template(folder: str | None) -> str | None:
-    """The template that a tokenizer brings, as transformers (4.50 and later) finds it: a file of its own before the one in
-    tokenizer_config.json; None where it brings none."""
-    file = os.path.join(folder or "", TEMPLATE_FILE)
-    if folder and os.path.isfile(file):
-        with open(file, encoding="utf-8") as stream:
-            return stream.read()
-    own = _tokenizer_config(folder).get("chat_template")
-    if isinstance(own, list):  # several, by name
-        own = next((entry.get("template") for entry in own if entry.get("name") == "default"), None)
-    return own if isinstance(own, str) else None
+def _jinja(
+    found: FoundTemplates, codec: TextCodec, folder: str | None, date: str | None, choice: str | None, why: str
+) -> Chosen:
+    values, ordinary = special_token_values(codec, folder), ordinary_added_tokens(folder)
+    template = JinjaTemplate(found, values, codec, choice=choice, date=date, ordinary=ordinary)
+    return Chosen(template, why, codec)
 
 
 def names_a_file(name: str | None) -> bool:
@@ -206,20 +259,23 @@ def names_a_file(name: str | None) -> bool:
     return name is not None and name not in (AUTO, JINJA, *TEMPLATES)
 
 
-def check_template(name: str) -> None:
-    """Raise UserError where a --chat_template is no template's name and no file; needs no tokenizer."""
-    if names_a_file(name) and not os.path.isfile(name):
-        raise _unknown(name)
+def check_template(name: str, folder: str | None = None) -> None:
+    """Raise UserError if a --chat_template is not the name of a template and not a file; needs no tokenizer.
+
+    Args:
+        folder: Folder of the tokenizer, whose list of templates may have the name.
+    """
+    if name in (AUTO, JINJA, *TEMPLATES) or os.path.isfile(name):
+        return
+    found = find_templates(folder)
+    if found is None or name.removeprefix(f"{JINJA}:") not in found.by_name:
+        raise _unknown(name, folder)
 
 
-def _unknown(name: str) -> UserError:
-    known = (AUTO, JINJA, *TEMPLATES)
+def _unknown(name: str, folder: str | None) -> UserError:
+    found = find_templates(folder)
+    known = (AUTO, JINJA, *TEMPLATES, *(found.by_name if found else ()))
     return UserError(f"--chat_template {name}: is none of {', '.join(known)}, and no file.{near(name, *known)}")
-
-
-def _values(config: dict[str, Any]) -> dict[str, Any]:
-    tokens = {key: value for key, value in config.items() if key.endswith("_token") and not key.startswith("add_")}
-    return {key: value.get("content") if isinstance(value, dict) else value for key, value in tokens.items()}
 
 
 def _require_marks(template: Template, codec: TextCodec) -> None:

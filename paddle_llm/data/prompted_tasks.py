@@ -126,8 +126,8 @@ def _template(entry: Any, path: str, number: int) -> PromptTemplate:
     choices = entry.get("answer_choices")
     return PromptTemplate(
         name,
-        compile_template(inputs + _SPLIT + targets, f"{where} ({name})", strict=True),
-        compile_template(str(choices), f"{where} ({name})", strict=True) if choices else None,
+        compile_template(inputs + _SPLIT + targets, f"{where} ({name})"),
+        compile_template(str(choices), f"{where} ({name})") if choices else None,
         str(entry.get("task") or ""),
         str(entry.get("language") or ""),
     )

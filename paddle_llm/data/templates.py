@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.instruction_formats import TOOL, Conversation, Round, Turn
 from paddle_llm.data.instructions.messages import irregular
 
@@ -71,16 +71,16 @@ class Template:
         """Every round as pieces.
 
         Raises:
-            UserError: a tool's turn, which this format has no words for.
+            RowRefused: If it has a tool's turn, which this format cannot write.
         """
         spoken: list[Spoken] = []
         rounds = conversation.rounds()
         if reason := irregular(conversation.turns):
-            raise UserError(f"{conversation.where}: {reason}, which the template {self.name} cannot write.")
+            raise RowRefused(f"{reason}, which the template {self.name} cannot write", conversation.where)
         for number, part in enumerate(rounds):
             if not self.tools and any(turn.role == TOOL for turn in part.asked):
-                raise UserError(
-                    f"{conversation.where}: the template {self.name} has no tool turns; chatglm3 and chatml have."
+                raise RowRefused(
+                    f"the template {self.name} has no tool turns; chatglm3 and chatml have.", conversation.where
                 )
             last = number == len(rounds) - 1
             prompt = [*(self.after if number else ()), *self.ask(conversation, part, number)]
@@ -89,10 +89,6 @@ class Template:
             )
             spoken.append(Spoken(prompt, answer, part.answer, None if last else self.learnt_end))
         return spoken
-
-    def speak_cuttable(self, conversation: Conversation) -> list[Spoken]:
-        """The same, with the questions in pieces of their own."""
-        return self.speak(conversation)
 
 
 def _mark(name: str) -> Piece:

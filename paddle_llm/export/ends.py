@@ -24,7 +24,7 @@ def ids_in(value: Any) -> list[int]:
 def _of_words(source: Source) -> list[int]:
     """What ends an answer in the training's template, and the tokenizer's own end."""
     from paddle_llm.data.encode_instruction import InstructionEncoder
-    from paddle_llm.data.jinja_templates import choose_template
+    from paddle_llm.data.jinja_templates import AUTO, choose_template
     from paddle_llm.data.text_codec import open_codec
 
     if source.tokenizer is None:
@@ -32,8 +32,10 @@ def _of_words(source: Source) -> list[int]:
     try:
         codec = open_codec(str(source.tokenizer))
         found = [] if codec.eos_id is None else [codec.eos_id]
-        if source.template is not None:
-            template = choose_template(source.template, codec, str(source.tokenizer)).template
+        if source.trained is not None or source.template is not None:
+            name = AUTO if source.trained is not None else source.template
+            trained = str(source.trained) if source.trained is not None else None
+            template = choose_template(name, codec, str(source.tokenizer), trained=trained).template
             found = [*InstructionEncoder(codec, template, max_length=2).stop_ids, *found]
         return found
     except UserError:  # a tokenizer or a template that is not here any more: whoever writes them says so

@@ -138,7 +138,7 @@ def _tokenizer_problems(folder: Path, target: str, size: int) -> Iterator[str]:
     elif target == "fastdeploy" or "auto_map" not in values:
         yield f"tokenizer.json is missing: {values.get('tokenizer_class')} would load with next to no tokens, without a word; {AGAIN}"
     if values.get("chat_template") is not None:
-        yield from _template_problems(values)
+        yield from _template_problems(folder, values)
 
 
 def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Iterator[str]:
@@ -164,22 +164,26 @@ def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Ite
             yield f"{CONFIG_FILE}: {key} {text!r} is not in tokenizer.json, and would get an id behind the model's vocabulary: correct it"
 
 
-def _template_problems(config: dict[str, Any]) -> Iterator[str]:
-    from paddle_llm.data.jinja_sandbox import compile_template, render
+def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    from paddle_llm.config.chat_template_files import DEFAULT, find_templates
+    from paddle_llm.data.chat.rendering import Renderer
 
-    template = config["chat_template"]
-    if isinstance(template, list):
-        template = next((one.get("template") for one in template if one.get("name") == "default"), None)
-    if not isinstance(template, str) or not template.strip():
+    try:
+        found = find_templates(folder)
+    except UserError as error:
+        yield str(error)
+        return
+    template = found.by_name.get(DEFAULT) if found else None
+    if not template or not template.strip():
         yield f"{CONFIG_FILE}: chat_template holds no template: write one, or remove the key"
         return
     tokens = {key: value for key, value in config.items() if key.endswith("_token") and not key.startswith("add_")}
-    values = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items()}
+    values = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items() if token}
     asked = [{"role": "user", "content": "7*6?"}]
     talk = [*asked, {"role": "assistant", "content": "It is 42."}, {"role": "user", "content": "Sure?"}]
     try:
-        compiled = compile_template(template, CONFIG_FILE)
-        texts = [render(compiled, {"messages": m, "add_generation_prompt": True, **values}) for m in (asked, talk)]
+        renderer = Renderer(template, CONFIG_FILE, values, date="2024-07-26")
+        texts = [renderer(messages, add_generation_prompt=True).text for messages in (asked, talk)]
     except UserError as error:
         yield f"the chat template does not render: {error}: correct chat_template in {CONFIG_FILE}"
         return

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddle_llm.config.chat_template_files import DEFAULT, TrainingTemplate, find_templates
 from paddle_llm.config.console import say
-from paddle_llm.data.jinja_templates import AUTO, names_a_file, own_template
+from paddle_llm.data.jinja_templates import AUTO, JINJA, choose_template, names_a_file
 from paddle_llm.data.templates import TEMPLATES
 from paddle_llm.data.tokenizer import CONFIG_FILE
-from paddle_llm.export.chat_templates import jinja_form
 from paddle_llm.export.ends import end_ids, ids_in
 
 if TYPE_CHECKING:
@@ -69,53 +69,52 @@ def _as_transformers_means(given: dict[str, Any]) -> dict[str, Any]:
 def write_chat_template(source: Source, staged: Path) -> None:
     """Put a chat template into the export's tokenizer_config.json: that of the training, else the tokenizer's own.
 
-    A named template of ours is written as Jinja that gives the same text. Without any, it is said that there is none.
+    A built-in template is written as Jinja that gives the same text. A missing template is reported.
     """
     path = staged / CONFIG_FILE
     if source.tokenizer is None or not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
-    template, why = _choose(source)
+    template, why = chosen_template(source)
+    config.pop("chat_template", None)
     if template is None:
-        config.pop("chat_template", None)
         say(f"no chat template: {why}. Completions work, chat requests do not")
     else:
-        config["chat_template"] = template
+        named = [{"name": name, "template": text} for name, text in template.templates.items()]
+        config["chat_template"] = template.templates[DEFAULT] if list(template.templates) == [DEFAULT] else named
     path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    if template is not None and is_recorded(source):
+        template.write_record(staged)
 
 
-def _choose(source: Source) -> tuple[str | None, str]:
-    """The template's text, and why there is none."""
+def is_recorded(source: Source) -> bool:
+    """Whether it is known which chat template the source was trained with."""
+    return source.trained is not None or source.template is not None
+
+
+def chosen_template(source: Source) -> tuple[TrainingTemplate | None, str]:
+    """The template that the source was trained with, else the tokenizer's own; or None, and why.
+
+    Raises:
+        UserError: If the template found is not the recorded one.
+    """
     assert source.tokenizer is not None
-    name = source.template
-    if name in TEMPLATES:
-        return _named(source, name), ""
-    if names_a_file(name):
-        return read_template_file(source)
-    own = own_template(str(source.tokenizer))
-    if own is not None:
-        return own, ""
-    if name == AUTO:  # what the training took for a tokenizer without one
-        return _named(source, "default"), ""
-    return None, "the tokenizer brings none, and no fine-tuning is on record"
-
-
-def read_template_file(source: Source) -> tuple[str | None, str]:
-    """The template that the training read from a file of its own, and why there is none."""
-    file = Path(source.template or "")
-    if file.is_file():
-        return file.read_text(encoding="utf-8"), ""
-    return None, f"the training used {file}, which is not here"
-
-
-def _named(source: Source, name: str) -> str:
     from paddle_llm.data.text_codec import open_codec
 
-    codec = open_codec(str(source.tokenizer))
-    blank = codec.encode("a") != codec.follow("a")
-    prefix = "{{ bos_token }}" if codec.prefix_ids == [codec.bos_id] else codec.show(codec.prefix_ids)
-    suffix = codec.show(codec.prefix_lm) if codec.prefix_lm else ""
-    return jinja_form(name, prefix=prefix, suffix=suffix, blank=blank)
+    tokenizer, name = str(source.tokenizer), source.template
+    if source.trained is not None:
+        codec = open_codec(tokenizer)
+        return choose_template(AUTO, codec, tokenizer, trained=str(source.trained)).as_trained(), ""
+    found = find_templates(tokenizer)
+    if names_a_file(name) and not Path(str(name)).is_file() and not (found and name in found.by_name):
+        return None, f"the training used {name}, which does not exist"
+    if name in TEMPLATES or names_a_file(name):
+        return choose_template(name, open_codec(tokenizer), tokenizer).as_trained(), ""
+    if found is not None:
+        return TrainingTemplate(JINJA, found.by_name), ""
+    if name == AUTO:  # what the training took for a tokenizer without one
+        return choose_template("default", open_codec(tokenizer), tokenizer).as_trained(), ""
+    return None, "the tokenizer brings none, and no fine-tuning is on record"
 
 
 def write_serving(source: Source, staged: Path) -> None:

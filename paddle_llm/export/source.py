@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddle_llm.checkpoint.folder import MANIFEST
+from paddle_llm.config.chat_template_files import RECORD_FILE
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
 from paddle_llm.export.dtypes import ITEM_SIZES
@@ -53,6 +54,7 @@ class Source:
         tokenizer: the folder with tokenizer_config.json, None where there is none.
         generation: generation_config.json, {} where there is none.
         template: --chat_template of its training, where that is recorded.
+        trained: Folder with the record of the template that it was trained with; None without a record.
         shapes: canonical name -> shape, in the network's order; a tied head is not among them.
         tensors: where the values come from; fused or not.
         adapter: the adapter that is added to the weights, if any.
@@ -68,6 +70,7 @@ class Source:
     shapes: dict[str, tuple[int, ...]]
     tensors: Tensors
     adapter: Path | None = None
+    trained: Path | None = None
 
     def names(self) -> list[str]:
         """Canonical names (models/names.py) in the network's order; a tied head is not among them."""
@@ -136,6 +139,7 @@ def open_found(found: Found, *, allow_pickle: bool = False) -> Source:
         tensors=merge_adapter(source, adapter),
         adapter=adapter,
         template=template_of(adapter) or source.template,
+        trained=_with_record(adapter) or source.trained,
     )
 
 
@@ -159,6 +163,7 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
         tokenizer=None,
         generation=read_generation(folder),
         template=template_of(folder),
+        trained=_with_record(folder),
         shapes=shapes,
         tensors=tensors,
     )
@@ -166,6 +171,10 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
         if source.dtype(name) not in ITEM_SIZES:
             raise UserError(f"{folder}: {name} is stored as {source.dtype(name)}; weights are {', '.join(ITEM_SIZES)}")
     return source
+
+
+def _with_record(folder: Path) -> Path | None:
+    return folder if (folder / RECORD_FILE).is_file() else None
 
 
 def _unpadded(facts: ModelFacts, where: str) -> ModelFacts:

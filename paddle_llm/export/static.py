@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.jinja_templates import TEMPLATE_FILE, names_a_file
 from paddle_llm.export.ends import end_ids
-from paddle_llm.export.serving_files import read_template_file
+from paddle_llm.export.serving_files import chosen_template, is_recorded
 from paddle_llm.export.step_plan import Plan
 from paddle_llm.export.step_program import PROGRAM, save_step_program
 from paddle_llm.export.step_weights import StepWeights
@@ -61,8 +60,8 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
     for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
         if file.is_file():
             shutil.copyfile(file, staged / file.name)
-    template = _template_of_program(source, staged)
-    _write_json(staged / STEP, {**describe_step(source, weights.plan), "template": template})
+    _write_template(source, staged)
+    _write_json(staged / STEP, {**describe_step(source, weights.plan), "template": source.template})
 
 
 def _ask_for_room(file: Path, size: int) -> None:
@@ -89,16 +88,15 @@ def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
     }
 
 
-def _template_of_program(source: Source, staged: Path) -> str | None:
-    """What step.json is to say of the training's template: its name, or the file beside it that it is written to."""
-    if not names_a_file(source.template):
-        return source.template
-    text, why = read_template_file(source)
-    if text is None:
-        say(f"no chat template: {why}. Whoever asks questions must name one with --chat_template")
-        return source.template
-    (staged / TEMPLATE_FILE).write_text(text, encoding="utf-8")
-    return TEMPLATE_FILE
+def _write_template(source: Source, staged: Path) -> None:
+    """Write the template of the training beside the tokenizer, as a model folder has it."""
+    if not is_recorded(source):
+        return
+    template, why = chosen_template(source)
+    if template is None:
+        say(f"no chat template: {why}. Name one with --chat_template to ask questions")
+    else:
+        template.write(staged)
 
 
 def _write_json(file: Path, values: dict[str, Any]) -> None:

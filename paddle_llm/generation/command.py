@@ -67,6 +67,7 @@ _AT_MOST_ONE = click.IntRange(1)
     help="none: continue texts as they stand; auto: ask as in the model's training, else through the tokenizer's own, else "
     "default; a name, jinja (the tokenizer's own) or a file. [default: none for texts, auto for instructions and --chat]",
 )
+@click.option("--chat_template_date", metavar="YYYY-MM-DD", help="Date that a template writes which asks for today's.")
 @click.option("--system", default="", help="System text before questions that go through a template.")
 @click.option("--data_format", default="auto", show_default=True, help="Format of --input; auto: by its keys.")
 @click.option(
@@ -118,7 +119,7 @@ def generate(
     from paddle_llm.generation.folders import check_folders
     from paddle_llm.generation.requests import Request, read_requests
 
-    _check_options(prompts, input_file, chat, output, options)
+    _check_options(model_folder, prompts, input_file, chat, output, options)
     model_folder = check_folders(model_folder.expanduser(), options)
     requests = [Request(text, where="--prompt") for text in prompts]
     if input_file is not None:
@@ -171,7 +172,12 @@ def _say_fitted(requests: Sequence[Request], encoded: Sequence[Prompt], generato
 
 
 def _check_options(
-    prompts: Sequence[str], input_file: Path | None, chat: bool, output: Path | None, options: dict
+    model_folder: Path,
+    prompts: Sequence[str],
+    input_file: Path | None,
+    chat: bool,
+    output: Path | None,
+    options: dict[str, Any],
 ) -> None:
     """Raise UserError for what cannot be, before anything is loaded."""
     from paddle_llm.data.jinja_templates import check_template
@@ -187,7 +193,7 @@ def _check_options(
     if output is not None:
         check_writable(output, "--output")
     if options["chat_template"] not in (None, NONE):
-        check_template(options["chat_template"])
+        check_template(options["chat_template"], str(options["tokenizer"] or model_folder))
     sampled = [name for name in ("temperature", "top_p", "top_k") if options[name]]
     if options["num_beams"] > 1 and sampled:
         raise UserError(f"--num_beams {options['num_beams']} searches, --{sampled[0]} samples: keep one of them")
@@ -214,6 +220,8 @@ def _prepare(folder: Path, requests: Sequence[Request], options: dict[str, Any])
         loaded.codec,
         asked_for=options["chat_template"],
         trained_with=loaded.template,
+        trained=loaded.template_folder,
+        date=options["chat_template_date"],
         folder=str(options["tokenizer"] or folder),
         src_length=max(positions - (asked_room or min(_ROOM_OF_ANSWERS, positions // 2)), 1),
         system=options["system"],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.chat_template_files import RECORD_FILE
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.text_codec import TextCodec
@@ -25,7 +26,8 @@ class Loaded:
         model: PaddleNLP's, or a `StaticModel`.
         family: the network's, by name.
         end_ids: what ends a text, as the model's own files and its tokenizer say.
-        template: what the network was fine-tuned with, where its training's record stands beside it.
+        template: --chat_template of the fine-tuning, if a resolved configuration beside the folder has it.
+        template_folder: Folder that may have the record of the fine-tuning's template.
     """
 
     model: Any
@@ -34,6 +36,7 @@ class Loaded:
     layout: Layout
     end_ids: Collection[int]
     template: str | None = None
+    template_folder: Path | None = None
 
 
 def start_process(device: str | None) -> tuple[str, Layout]:
@@ -119,7 +122,7 @@ def load_network(
     model.eval()
     settings = read_generation(folder)
     ends = {*end_ids(settings, facts.raw, folder), *([] if codec.eos_id is None else [codec.eos_id])}
-    return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), template_of(adapter or folder))
+    return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), *_template_of(folder, adapter))
 
 
 def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
@@ -131,7 +134,7 @@ def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
     from paddle_llm.generation.static_network import StaticModel
 
     model = StaticModel(folder, tokenizer=tokenizer)
-    return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template)
+    return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, folder)
 
 
 def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
@@ -144,8 +147,17 @@ def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
         say_other_base(base, adapter, folder)
 
 
+def _template_of(folder: Path, adapter: Path | None) -> tuple[str | None, Path]:
+    """--chat_template of the training, and the folder that keeps the record of it."""
+    for trained in (adapter, folder):
+        if trained is not None and (trained / RECORD_FILE).is_file():
+            return None, trained
+    return template_of(adapter or folder), folder
+
+
 def template_of(folder: Path) -> str | None:
-    """--chat_template of the training whose output the folder is."""
+    """--chat_template of the training whose output the folder is, from the resolved configuration beside it (folders without a
+    record of their template)."""
     return recorded_argument(folder, "chat_template")
 
 

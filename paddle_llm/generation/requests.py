@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.chat_template_files import RECORD_FILE
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import near
@@ -201,6 +202,8 @@ def reader_of(
     asked_for: str | None,
     trained_with: str | None,
     folder: str,
+    trained: Path | None = None,
+    date: str | None = None,
     src_length: int,
     system: str = "",
 ) -> Reader:
@@ -212,6 +215,8 @@ def reader_of(
             training, else as `choose_template` has it.
         trained_with: --chat_template of that training, where it is known.
         folder: the tokenizer's.
+        trained: Folder with the record of the training's template; None: that of the tokenizer.
+        date: Date for a template that asks for today's.
         src_length: the most tokens of a prompt that a template makes.
 
     Raises:
@@ -226,7 +231,11 @@ def reader_of(
             raise UserError(f"--system needs a template ({how})")
         return Reader(codec, None, f"no prompt template: texts are continued as they stand ({how})")
     as_trained = asked_for in (None, AUTO) and trained_with not in (None, AUTO)
-    chosen = choose_template(trained_with if as_trained else asked_for or AUTO, codec, folder)
+    name = trained_with if as_trained else asked_for or AUTO
+    where = str(trained) if trained is not None and (trained / RECORD_FILE).is_file() else None
+    chosen = choose_template(name, codec, folder, date=date, trained=where)
+    for line in chosen.notices:
+        say(line)
     why = "as in the model's training" if as_trained else chosen.why
     encoder = InstructionEncoder(codec, chosen.template, max_length=src_length + 1, src_length=src_length)
     return Reader(codec, encoder, f"prompt template: {chosen.template.name} ({why})", system)

@@ -7,7 +7,7 @@ adapter_model.safetensors   what the method has added, and what it has trained o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,21 @@ FORMAT = 1
 # ---- saving ---------------------------------------------------------------------------------------------------------
 
 
-def save_adapter(model: Any, layout: Layout, folder: str | Path, *, base: str = "") -> None:
+def save_adapter(
+    model: Any,
+    layout: Layout,
+    folder: str | Path,
+    *,
+    base: str = "",
+    extra: Callable[[Path], None] | None = None,
+) -> None:
     """Write the active adapter, complete or not at all. Collective over all ranks.
 
     Memory: the adapter, in host memory of the first rank of each pipeline stage.
 
     Args:
         base: the base model's name, for whoever reads the folder; a path is kept absolute.
+        extra: Function that writes further files to the folder.
 
     Raises:
         UserError: nothing is attached.
@@ -60,16 +68,22 @@ def save_adapter(model: Any, layout: Layout, folder: str | Path, *, base: str = 
         "model": _shape_of(model),
         "base": lasting_name(base),
     }
-    on_first_rank(lambda: write_adapter(Path(folder), described, tensors))
+    on_first_rank(lambda: write_adapter(Path(folder), described, tensors, extra=extra))
 
 
 def write_adapter(
-    folder: Path, described: dict[str, Any], tensors: dict[str, np.ndarray], *, format: str = "np"
+    folder: Path,
+    described: dict[str, Any],
+    tensors: dict[str, np.ndarray],
+    *,
+    format: str = "np",
+    extra: Callable[[Path], None] | None = None,
 ) -> None:
     """A folder with these two files, in place of what is there when it is whole.
 
     Args:
         format: of `write_safetensors`.
+        extra: Function that writes further files to the folder.
 
     Raises:
         UserError: it cannot be written, or the disk is full.
@@ -77,6 +91,8 @@ def write_adapter(
     with staged_folder(folder) as staged:
         write_safetensors(staged / TENSORS, tensors, format=format)
         (staged / CONFIG).write_text(json.dumps(described, indent=1))
+        if extra is not None:
+            extra(staged)
 
 
 def adapter_parts(attachment: Attachment) -> list[tuple[str, Any, Shard]]:

@@ -16,6 +16,7 @@ import paddle.distributed as dist
 from paddlenlp.trainer import Trainer
 
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.config.chat_template_files import TrainingTemplate
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import publish
 from paddle_llm.models.generation_settings import write_generation
@@ -41,12 +42,14 @@ class CheckpointedTrainer(Trainer):
         stateful: name -> what is saved and restored beside network and optimizer.
         settings: record of the training's settings for its checkpoints; None: not recorded.
         generation_settings: the content of generation_config.json in every checkpoint.
+        chat_template: Chat template of the training; None without one.
     """
 
     layout: Layout
     meter: Meter
     settings: dict[str, Any] | None = None
     sharded_weights: ShardedWeights | None = None
+    chat_template: TrainingTemplate | None = None
     _resumed_from: Path | None = None
     _rows: str | None = None
 
@@ -110,8 +113,14 @@ class CheckpointedTrainer(Trainer):
         """Where this rank keeps the state of `stateful[name]`."""
         return folder / f"{name}_{self.args.process_index}.pdstate"
 
+    def write_chat_template(self, folder: Path) -> None:
+        """Write the chat template of the training beside what is saved; nothing for a training without one."""
+        if self.chat_template is not None:
+            self.chat_template.write(folder)
+
     def _publish(self, staged: Path, final: Path) -> None:
         step = self.state.global_step
+        self.write_chat_template(staged)
         checkpoints.write_manifest(
             staged,
             step=step,

@@ -21,7 +21,7 @@ from paddle_llm.data.encode_instruction import InstructionEncoder
 from paddle_llm.data.encoded_samples import encode_all
 from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset, load_split
 from paddle_llm.data.instruction_formats import Conversation
-from paddle_llm.data.jinja_templates import choose_template
+from paddle_llm.data.jinja_templates import Chosen, choose_template
 from paddle_llm.data.text_codec import TextCodec, open_codec
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.models.build import build_model
@@ -63,7 +63,8 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
     folder = config.tokenizer_name_or_path or config.model_name_or_path
     tokenizer = load_tokenizer(folder)
     codec = open_codec(tokenizer)
-    encoder = encoder_of(config, codec, folder)
+    chosen = template_of(config, codec, folder)
+    encoder = _encoder(config, codec, chosen)
     method = _method(resolved)
     asked = {"train": config.do_train, "dev": config.do_eval, "test": config.do_predict}
     splits = {name: _split(config, encoder, method, name) for name, wanted in asked.items() if wanted}
@@ -85,6 +86,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
         eval_dataset=splits["dev"].samples if "dev" in splits else None,
         tokenizer=tokenizer,
     )
+    trainer.chat_template = chosen.as_trained()
     trainer.predict_dataset = splits["test"].samples if "test" in splits else None
     trainer.generation_settings = settings_of(resolved, sorted(encoder.stop_ids))
     return trainer
@@ -117,13 +119,21 @@ def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
     folders = []
     if method.adds_tensors:
         folders.append(output / "adapter")
-        save_adapter(trainer.model, layout, folders[-1], base=config.model_name_or_path)
+        save_adapter(
+            trainer.model, layout, folders[-1], base=config.model_name_or_path, extra=trainer.write_chat_template
+        )
     if not method.adds_tensors or config.merge_weights:
         if method.adds_tensors:
             merge(trainer.model)
         folders.append(output / "model")
-        settings = trainer.generation_settings
-        save_merged_model(trainer.model, layout, folders[-1], tokenizer=trainer.tokenizer, generation=settings)
+        save_merged_model(
+            trainer.model,
+            layout,
+            folders[-1],
+            tokenizer=trainer.tokenizer,
+            generation=trainer.generation_settings,
+            extra=trainer.write_chat_template,
+        )
     if is_first_rank():
         print(*folders, sep="\n")
 
@@ -161,16 +171,28 @@ def _method(resolved: Resolved) -> Method:
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def encoder_of(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
-    """Template and lengths of a job; the template is said."""
-    chosen = choose_template(config.chat_template, codec, folder)
+def template_of(config: RunConfig, codec: TextCodec, folder: str) -> Chosen:
+    """The chat template of a job, which is reported."""
+    chosen = choose_template(config.chat_template, codec, folder, date=config.chat_template_date)
     say(f"prompt template: {chosen.template.name} ({chosen.why})")
+    for line in chosen.notices:
+        say(line)
+    return chosen
+
+
+def encoder_of(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
+    """Template and lengths of a job; the template is reported."""
+    return _encoder(config, codec, template_of(config, codec, folder))
+
+
+def _encoder(config: RunConfig, codec: TextCodec, chosen: Chosen) -> InstructionEncoder:
     return InstructionEncoder(
         codec,
         chosen.template,
         max_length=config.max_length,
         src_length=config.src_length,
         loss_on=config.loss_on,
+        special_text_as=config.special_tokens_in_content,
     )
 
 

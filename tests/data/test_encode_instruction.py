@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from paddle_llm.config.errors import UserError
@@ -202,30 +201,19 @@ def test_a_jinja_template_that_marks_its_answers_is_believed(tmp_path: Path, tok
     assert codec.show([i for i in sample.labels.tolist() if i != IGNORED]) == "one</s>two</s>"
 
 
-def test_a_jinja_template_that_forgets_is_refused(tmp_path: Path, tokenizer_folder: str) -> None:
+def test_answers_that_a_jinja_template_forgets_are_not_learned(tmp_path: Path, tokenizer_folder: str, capsys) -> None:
     forgets = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '...' }}{% endfor %}"
-    with pytest.raises(UserError, match="writes earlier turns differently when more follow"):
-        jinja_encoder(tmp_path, tokenizer_folder, forgets)(talk("ask", "one", "more", "two"))
-    with pytest.raises(UserError, match="no valid Jinja .line 1"):
+    encoder = jinja_encoder(tmp_path, tokenizer_folder, forgets)
+    sample = encode_all([talk("ask", "one", "more", "two")], encoder)[0]
+    assert encoder.codec.show(sample.input_ids) == " ask...moretwo"
+    assert encoder.codec.show([i for i in sample.labels.tolist() if i != IGNORED]) == "two</s>"
+    reported = capsys.readouterr().err
+    assert "1 samples: the chat template writes earlier answers differently" in reported
+    assert "EOS is learned" in reported
+
+
+def test_a_jinja_template_that_is_broken_is_refused(tmp_path: Path, tokenizer_folder: str) -> None:
+    with pytest.raises(UserError, match="not valid Jinja .line 1"):
         jinja_encoder(tmp_path, tokenizer_folder, "{% for %}")
     with pytest.raises(UserError, match="SecurityError"):
-        jinja_encoder(tmp_path, tokenizer_folder, "{{ messages.append(1) }}")
-
-
-@pytest.mark.parametrize("source", [JINJA, MARKED])
-def test_jinja_is_rendered_as_transformers_renders_it(tmp_path: Path, tokenizer_folder: str, source: str) -> None:
-    from transformers.utils import chat_template_utils as utils
-
-    encoder = jinja_encoder(tmp_path, tokenizer_folder, source)
-    conversation = talk(" ask ", "one\n", "more", "  two", system="Hi")
-    messages = [{"role": turn.role, "content": turn.content} for turn in conversation.turns]
-    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
-    (expected,), _ = utils.render_jinja_template([messages], chat_template=source, **tokens)
-    text, answers = encoder.template._render(conversation)
-    assert text == expected
-    if source is MARKED:
-        _, (indices,) = utils.render_jinja_template(
-            [messages], chat_template=source, return_assistant_tokens_mask=True, **tokens
-        )
-        assert answers == indices
-    assert np.all([text[a:b].endswith("</s>") for a, b in answers])
+        jinja_encoder(tmp_path, tokenizer_folder, "{{ messages.append(1) }}")(talk("ask", "one"))

@@ -201,7 +201,7 @@ def test_promptsource_files_are_read_and_templates_cannot_reach_python(tmp_path:
     with pytest.raises(UserError, match="neither JSON nor YAML"):
         PromptTemplates(str(path))
     path.write_text("- {name: broken, inputs: '{{ x', targets: y}")
-    with pytest.raises(UserError, match="template 1 .broken.: no valid Jinja"):
+    with pytest.raises(UserError, match="template 1 .broken. is not valid Jinja"):
         PromptTemplates(str(path))
     path.write_text("- {name: x, input: y}")
     with pytest.raises(UserError, match="has no inputs and targets .its keys: name, input"):

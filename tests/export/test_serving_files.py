@@ -13,14 +13,14 @@ from types import SimpleNamespace
 import pytest
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.chat.forms import jinja_form
+from paddle_llm.data.chat.rendering import Renderer
 from paddle_llm.data.encode_instruction import InstructionEncoder
 from paddle_llm.data.instruction_formats import Conversation, Turn
-from paddle_llm.data.jinja_sandbox import compile_template, render
 from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.templates import BOS, EOS, PREFIX, TEMPLATES
 from paddle_llm.data.text_codec import open_codec
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
-from paddle_llm.export.chat_templates import jinja_form
 from paddle_llm.export.comparing import Finding
 from paddle_llm.export.ends import end_ids
 from paddle_llm.export.serving_files import write_chat_template, write_generation_config, write_readme, write_serving
@@ -62,7 +62,7 @@ def rendered(source: str, turns: tuple[Turn, ...], **values: str) -> str:
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     values = {"bos_token": "<B>", "eos_token": "<E>", **values}
     asked = turns[-1].role != "assistant"
-    return render(compile_template(source, "test"), {"messages": messages, "add_generation_prompt": asked, **values})
+    return Renderer(source, "test", values)(messages, add_generation_prompt=asked).text
 
 
 @pytest.mark.parametrize("blank", ["", " "])
@@ -102,6 +102,7 @@ def a_source(tokenizer: Path, template: str | None = None, generation: dict | No
         folder=tokenizer,
         tokenizer=tokenizer,
         template=template,
+        trained=None,
         generation=generation or {},
         config=SimpleNamespace(**values),
         facts=SimpleNamespace(vocab_size=700),
@@ -158,7 +159,7 @@ def test_the_tokenizers_own_template_is_carried_over(bpe, tmp_path):
         write_chat_template(a_source(folder), staged)
         found.append(chat_template(staged))
         (folder / "chat_template.jinja").write_text("J")  # the second time
-    assert found == ["D", "J"]
+    assert found == [own, "J"]
 
 
 def test_no_template_is_said(bpe, tmp_path, capsys):
@@ -168,7 +169,7 @@ def test_no_template_is_said(bpe, tmp_path, capsys):
     write_chat_template(a_source(bpe, "auto"), tmp_path)
     assert chat_template(tmp_path) == jinja_form("default", prefix="{{ bos_token }}", blank=True)
     write_chat_template(a_source(bpe, str(tmp_path / "gone.jinja")), tmp_path)
-    assert chat_template(tmp_path) is None and "gone.jinja, which is not here" in capsys.readouterr().err
+    assert chat_template(tmp_path) is None and "gone.jinja, which does not exist" in capsys.readouterr().err
     (tmp_path / "mine.jinja").write_text("M")
     write_chat_template(a_source(bpe, str(tmp_path / "mine.jinja")), tmp_path)
     assert chat_template(tmp_path) == "M"

@@ -31,7 +31,18 @@ class InstructionFields(Group):
         "auto",
         json_schema_extra=PATH,
         description="How a conversation becomes text: default, llama2, llama3, chatglm, chatglm2, chatglm3, bloomz, alpaca, "
-        "chatml, jinja (the tokenizer's own) or a file. auto: the tokenizer's own, else default.",
+        "chatml, jinja (the tokenizer's own), the name of one in the tokenizer's list, or a file. auto: the one the model was "
+        "trained with, else the tokenizer's own, else default.",
+    )
+    chat_template_date: str | None = Field(
+        None,
+        description="Date (YYYY-MM-DD) that a template writes which asks for today's (strftime_now). Absent: such a template is "
+        "refused, or writes its own fixed date where it has one.",
+    )
+    special_tokens_in_content: Literal["text", "tokens"] = Field(
+        "text",
+        description="What the text of a special token inside a message becomes: text, so that data cannot end an answer or open a "
+        "turn, or tokens, as in transformers' apply_chat_template. Counted and reported either way.",
     )
     max_length: int = Field(
         2048, ge=2, description="Tokens of a sample, question and answer (PaddleNLP: 2048; before: src + tgt_length)."

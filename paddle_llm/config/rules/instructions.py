@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
+from paddle_llm.config.chat_template_files import find_templates
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import CHAT_TEMPLATES, blend_of, has_split, is_there, near
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, fine_tuning
@@ -98,13 +100,30 @@ def _splits(run: Run, parts: list[str]) -> Findings:
             )
 
 
+def _named_templates(run: Run) -> list[str]:
+    """Names in the list of templates that the tokenizer's folder brings."""
+    try:
+        found = find_templates(run.config.tokenizer_name_or_path or run.config.model_name_or_path)
+    except (OSError, UserError):
+        return []
+    return list(found.by_name) if found else []
+
+
 @fine_tuning
 def template_is_there(run: Run) -> Findings:
     name, file = run.config.chat_template, run.config.prompt_templates
-    if run.here and name not in CHAT_TEMPLATES and not Path(name).exists():
-        yield Problem(
-            f"chat_template = {name}: neither a template nor a file. There are {', '.join(CHAT_TEMPLATES)}.{near(name, *CHAT_TEMPLATES)}"
-        )
+    if run.here and name not in CHAT_TEMPLATES and not Path(name).is_file():
+        found = _named_templates(run)
+        if name.removeprefix("jinja:") not in found:
+            known = (*CHAT_TEMPLATES, *found)
+            yield Problem(
+                f"chat_template = {name}: neither a template nor a file. There are {', '.join(known)}.{near(name, *known)}"
+            )
+    try:
+        if run.config.chat_template_date is not None:
+            datetime.strptime(run.config.chat_template_date, "%Y-%m-%d")
+    except ValueError:
+        yield Problem(f"chat_template_date = {run.config.chat_template_date}: not a date. Write it as YYYY-MM-DD.")
     if run.here and file is not None and not Path(file).is_file():
         yield Problem(f"prompt_templates = {file}: there is no such file.{near(file)}")
 

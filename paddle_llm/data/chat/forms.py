@@ -7,6 +7,8 @@ training tokenises a text anew behind another one, for a tokenizer that puts one
 
 from __future__ import annotations
 
+from paddle_llm.data.text_codec import TextCodec
+
 _TURNS = (
     "{{ raise_exception('user and assistant must take turns, the user first; a system message only before them') }}"
 )
@@ -147,3 +149,11 @@ def jinja_form(name: str, *, prefix: str = "", suffix: str = "", blank: bool = F
     text = text.replace("'\\n«blank»'", "'\\n '" if blank else "'\\n'")
     text = text.replace("«blank»", "{{ ' ' }}" if blank else "")
     return text.replace("«prefix»", prefix).replace("«suffix»", suffix)
+
+
+def built_in_as_jinja(name: str, codec: TextCodec) -> str:
+    """A built-in template as Jinja for a tokenizer: transformers renders the text that the template writes."""
+    blank = codec.encode("a") != codec.follow("a")
+    prefix = "{{ bos_token }}" if codec.prefix_ids == [codec.bos_id] else codec.show(codec.prefix_ids)
+    suffix = codec.show(codec.prefix_lm) if codec.prefix_lm else ""
+    return jinja_form(name, prefix=prefix, suffix=suffix, blank=blank)

@@ -1,0 +1,248 @@
+"""Where the assistant's answers lie in a rendered conversation.
+
+A template that marks answers by {% generation %} is believed. Otherwise the conversation is rendered up to each answer, with the
+generation prompt, and up to its end: what the second rendering adds is the answer. Where later messages change what the template
+writes for earlier ones (reasoning that is dropped, a system text that moves), the answer is found by markers around its content.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paddle_llm.data.chat.rendering import RowRefused
+from paddle_llm.data.chat.special_text import unused_characters
+from paddle_llm.data.instruction_formats import ASSISTANT
+
+Message = dict[str, Any]
+Render = Callable[[list[Message], bool], str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The span of an answer.
+
+    Attributes:
+        begin: First character.
+        end: Character behind the last one; the end token is part of the answer.
+        message: Number of the message.
+        is_ended: Whether the template ends it with a special token.
+    """
+
+    begin: int
+    end: int
+    message: int
+    is_ended: bool
+
+
+class NotLocated(Exception):
+    """An answer that cannot be found in the rendering."""
+
+
+class AnswerFinder:
+    """Finds answers in the renderings of one conversation.
+
+    Args:
+        render: Function from messages and add_generation_prompt to text.
+        messages: The conversation.
+        whole: Its rendering.
+        specials: Pattern of the special tokens that may end an answer.
+    """
+
+    def __init__(self, render: Render, messages: list[Message], whole: str, specials: re.Pattern[str] | None):
+        self._render, self._messages, self._whole, self._specials = render, messages, whole, specials
+        self._begin, self._end, self._probe_content = unused_characters(f"{whole}{messages}", 3)
+
+    def find(self) -> tuple[list[Answer], list[int]]:
+        """The answers, and the numbers of the earlier assistant messages that cannot be found in the rendering.
+
+        Raises:
+            NotLocated: If the last answer cannot be found.
+        """
+        found: list[Answer] = []
+        missing: list[int] = []
+        numbers = [number for number, message in enumerate(self._messages) if message["role"] == ASSISTANT]
+        at = 0
+        for number in numbers:
+            try:
+                answer = self._answer(number)
+                if answer.begin < at:
+                    raise NotLocated
+            except (NotLocated, RowRefused):
+                if number == numbers[-1]:
+                    raise
+                missing.append(number)
+                continue
+            found.append(answer)
+            at = answer.end
+        return found, missing
+
+    def alone(self, number: int) -> tuple[str, Answer]:
+        """The last answer behind the prompt that generation makes: the text and the span.
+
+        Raises:
+            NotLocated: If the template does not write the answer's content.
+        """
+        before = self._render(self._messages[:number], True)
+        upto = self._render(self._messages[: number + 1], False)
+        _, end = self._content_span(self._messages[: number + 1], number, upto)
+        begin = self._after_header(number, before, upto)
+        if begin is None:
+            raise NotLocated
+        stop, is_ended = self._stop(upto, begin, end, number)
+        text = before + upto[begin:stop]
+        return text, Answer(len(before), len(text), number, is_ended)
+
+    # ---- one answer ---------------------------------------------------------------------------------------------------
+
+    def _answer(self, number: int) -> Answer:
+        whole, is_last = self._whole, number == len(self._messages) - 1
+        before = self._render(self._messages[:number], True)
+        upto = whole if is_last else self._render(self._messages[: number + 1], False)
+        begin = len(before) if upto.startswith(before) else self._common_header(number, before, upto)
+        if begin is not None and whole.startswith(upto[:begin]):
+            # A text that is only added when the conversation ends here (an EOS) is not part of the answer.
+            stop, is_ended = self._stop(upto, begin, self._behind_content(upto, begin, number), number)
+            if whole.startswith(upto[:stop]):
+                return Answer(begin, stop, number, is_ended)
+        return self._by_markers(number, begin, upto)
+
+    def _common_header(self, number: int, before: str, upto: str) -> int | None:
+        """Where the answer begins if the generation prompt opens a block that this answer does not have; None if before and
+        upto differ in more than that."""
+        probe = self._probe(number)
+        begin = len(os.path.commonprefix([before, probe, upto]))
+        base = self._render(self._messages[:number], False)
+        return begin if before.startswith(base) and begin >= len(base) else None
+
+    def _probe(self, number: int) -> str:
+        """The conversation up to an answer of one unlikely character."""
+        message = {"role": ASSISTANT, "content": self._probe_content}
+        return self._render([*self._messages[:number], message], False)
+
+    def _after_header(self, number: int, before: str, upto: str) -> int | None:
+        if upto.startswith(before):
+            return len(before)
+        begin, _ = self._content_span(self._messages[: number + 1], number, upto)
+        return begin
+
+    def _by_markers(self, number: int, begin: int | None, upto: str) -> Answer:
+        whole = self._whole
+        if begin is None or not whole.startswith(upto[:begin]):
+            begin = None
+        first, last = self._content_span(self._messages, number, whole)
+        if begin is None:
+            begin = first
+            if begin is None:
+                raise NotLocated
+            before = self._render(self._messages[:number], True)
+            own_first, _ = self._content_span(self._messages[: number + 1], number, upto)
+            header = len(before) if upto.startswith(before) else own_first
+            lead = upto[header:own_first] if header is not None and own_first is not None else ""
+            if lead and whole[:begin].endswith(lead):
+                begin -= len(lead)
+        if last is None or last < begin:
+            raise NotLocated
+        _, own_last = self._content_span(self._messages[: number + 1], number, upto)
+        if own_last is None:
+            raise NotLocated
+        stop, is_ended = self._stop(upto, own_last, own_last, number)
+        tail = upto[own_last:stop]
+        if not whole.startswith(tail, last):
+            raise NotLocated
+        return Answer(begin, last + len(tail), number, is_ended)
+
+    def _content_span(self, messages: list[Message], number: int, plain: str) -> tuple[int | None, int | None]:
+        """Begin and end of an answer's content in a rendering, each None if it cannot be told."""
+        content = messages[number].get("content")
+        if not isinstance(content, str):
+            return None, None
+        spans: list[int | None] = []
+        for mark, marked in ((self._begin, self._begin + content), (self._end, content + self._end)):
+            changed = [*messages[:number], {**messages[number], "content": marked}, *messages[number + 1 :]]
+            try:
+                text = self._render(changed, not messages or messages[-1]["role"] != ASSISTANT)
+            except RowRefused:
+                spans.append(None)
+                continue
+            spans.append(_marker_in(text, plain, mark, mark == self._begin, len(content) - len(content.strip())))
+        return spans[0], spans[1]
+
+    # ---- its end ------------------------------------------------------------------------------------------------------
+
+    def _behind_content(self, upto: str, begin: int, number: int) -> int:
+        content = self._messages[number].get("content")
+        stripped = content.strip() if isinstance(content, str) else ""
+        at = upto.find(stripped, begin) if stripped else -1
+        return at + len(stripped) if at >= 0 else begin
+
+    def _stop(self, upto: str, begin: int, content_end: int | None, number: int) -> tuple[int, bool]:
+        """Where an answer ends in the rendering that ends with it, and whether it ends with a special token.
+
+        It ends with the first special token behind its content. Behind tool calls, which may hold special tokens, it is the last
+        one that also ends an answer of text, or else the last one.
+        """
+        at = begin if content_end is None else content_end
+        marks = list(self._specials.finditer(upto, at)) if self._specials else []
+        if not marks:
+            return max(len(upto.rstrip()), min(at, len(upto))), False
+        message = self._messages[number]
+        if set(message) <= {"role", "content"} and at > begin:
+            return marks[0].end(), True
+        usual = self._usual_end(number)
+        same = [mark for mark in marks if mark[0] == usual]
+        return (same or marks)[-1].end(), True
+
+    def _usual_end(self, number: int) -> str | None:
+        try:
+            probe = self._probe(number)
+        except RowRefused:
+            return None
+        mark = self._specials.search(probe, probe.find(self._probe_content)) if self._specials else None
+        return mark[0] if mark else None
+
+
+def _marker_in(text: str, plain: str, mark: str, is_begin: bool, blanks: int) -> int | None:
+    """Position of a marker in the rendering without it; None if the marker changes more than blanks that the template strips."""
+    at = text.find(mark)
+    if at < 0 or text.count(mark) != 1:
+        return None
+    for kept in range(blanks + 1):
+        if is_begin and text[:at] + text[at + 1 + kept :] == plain:
+            return at
+        if not is_begin and text[: at - kept] + text[at + 1 :] == plain:
+            return at - kept
+    return None
+
+
+def marked_answers(
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    messages: list[Message],
+    render: Render,
+    specials: re.Pattern[str] | None,
+) -> tuple[list[Answer], bool]:
+    """Answers of a template with {% generation %}, and whether an end token was added that the marks leave out.
+
+    Raises:
+        RowRefused: If it cannot be told which message a mark belongs to.
+    """
+    numbers = [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
+    filled = [(begin, end) for begin, end in spans if end > begin]
+    if len(spans) == len(numbers):
+        owners = [number for number, (begin, end) in zip(numbers, spans, strict=True) if end > begin]
+    else:
+        ends = [(len(render(messages[: number + 1], False)), number) for number in numbers]
+        owners = [next((number for length, number in ends if end <= length), numbers[-1]) for _, end in filled]
+    answers, extended = [], False
+    for (begin, end), owner in zip(filled, owners, strict=True):
+        is_ended = specials is not None and any(match.end() == end for match in specials.finditer(text, begin, end))
+        if not is_ended and specials is not None:
+            mark = specials.match(text, end)
+            if mark and not any(begin <= other < mark.end() for other, _ in filled if other > begin):
+                end, is_ended, extended = mark.end(), True, True
+        answers.append(Answer(begin, end, owner, is_ended))
+    return answers, extended

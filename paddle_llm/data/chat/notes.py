@@ -1,0 +1,64 @@
+"""What is reported about the rows of a data set: a kind for each row, one sentence with a count for each kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from paddle_llm.data.chat.special_text import has_special_text
+from paddle_llm.data.chat.writing import (
+    EARLIER_UNTRAINED,
+    END_ADDED,
+    EOS_ADDED,
+    LAST_ONLY,
+    NOT_WRITTEN,
+    REWORDED,
+    SPECIAL_TEXT,
+    SPECIAL_TOKENS,
+    TOOL_CALLS,
+)
+from paddle_llm.data.instruction_formats import Conversation
+
+SPECIAL_TEXT_FLAG = "--special_tokens_in_content"
+_SENTENCES = {
+    SPECIAL_TEXT: f"samples contain the text of special tokens, which stays text ({SPECIAL_TEXT_FLAG} tokens makes it special tokens)",
+    SPECIAL_TOKENS: "samples contain the text of special tokens, which becomes special tokens",
+    EOS_ADDED: "samples: the chat template ends answers without a special token; EOS is learned behind them",
+    END_ADDED: "samples: the chat template's {% generation %} leaves out the token that ends an answer; it is learned",
+    LAST_ONLY: "samples: the chat template writes the question differently once it is answered; only the last answer is learned, "
+    "behind the prompt that generation uses",
+    EARLIER_UNTRAINED: "samples: the chat template writes earlier answers differently once more follows; those that could not be "
+    "found again are not learned",
+    REWORDED: "samples: the chat template leaves out or changes a part of an answer's content (such as its reasoning)",
+}
+
+
+def sentence(kind: str) -> str:
+    """What a kind means, to be written behind a count."""
+    if kind.startswith(NOT_WRITTEN):
+        return f"samples: the chat template does not write their {kind.removeprefix(NOT_WRITTEN)!r}; it is ignored"
+    return _SENTENCES[kind]
+
+
+def notes_of_built_in(conversation: Conversation, specials: re.Pattern[str] | None, protect: bool) -> Iterator[str]:
+    """Kinds for a conversation that a built-in template writes: it takes roles and content alone."""
+    if any(has_special_text(turn.text, specials) for turn in conversation.turns):
+        yield SPECIAL_TEXT if protect else SPECIAL_TOKENS
+    yield from (NOT_WRITTEN + key for key in dropped_fields(conversation))
+
+
+def dropped_fields(conversation: Conversation) -> list[str]:
+    """Names of the fields that a built-in template does not write, each once."""
+    keys = [key for key, value in conversation.fields.items() if value]
+    keys += [
+        key
+        for turn in conversation.turns
+        for key, value in turn.fields.items()
+        if value and key not in ("role", "content")
+    ]
+    return list(dict.fromkeys(keys))
+
+
+def has_tool_calls(conversation: Conversation) -> bool:
+    """Whether a message carries tool calls as objects."""
+    return any(turn.fields.get(TOOL_CALLS) for turn in conversation.turns)
