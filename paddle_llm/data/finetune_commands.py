@@ -66,6 +66,7 @@ def show_finetune(
     from paddle_llm.data.encode_instruction import InstructionEncoder
     from paddle_llm.data.inspect_finetune import inspect_conversations, marked
     from paddle_llm.data.instruction_dataset import load_split
+    from paddle_llm.data.instructions.inspection import describe_data
     from paddle_llm.data.jinja_templates import choose_template
     from paddle_llm.data.text_codec import open_codec
 
@@ -78,6 +79,7 @@ def show_finetune(
         codec, chosen.template, loss_on=loss_on, special_text_as=special_tokens_in_content, **lengths
     )
     options = {"prompt_templates": prompt_templates, "skip_bad_rows": skip_bad_rows}
+    click.echo("\n".join([*describe_data(path, data_format, prompt_templates), ""]))
     conversations = load_split(path, data_format=data_format, flag="--finetune", **options)
     say(f"template {chosen.template.name}: {chosen.why}")
     for line in chosen.notices:

@@ -69,7 +69,7 @@ def load_conversations(
     return loaded
 
 
-class _RowReader:
+class RowReader:
     """Reads the rows of one file; chooses the format of each by its keys.
 
     Attributes:
@@ -143,7 +143,7 @@ class _RowReader:
 def _load_file(path: str, data_format: str, prompted: PromptTemplates | None, loaded: Loaded) -> None:
     rows = read_rows(path)
     head = list(islice(rows, _LOOK_AT))
-    reader = _RowReader(path, data_format, prompted)
+    reader = RowReader(path, data_format, prompted)
     reader.look_at(head)
     before, bad = len(loaded.conversations), sum(loaded.reasons.values())
     word = "row" if kind_of_file(path) == "parquet" else "line"
@@ -166,7 +166,7 @@ def _load_file(path: str, data_format: str, prompted: PromptTemplates | None, lo
     _report_notes(path, reader, loaded.conversations[before:])
 
 
-def _report_notes(path: str, reader: _RowReader, conversations: list[Conversation]) -> None:
+def _report_notes(path: str, reader: RowReader, conversations: list[Conversation]) -> None:
     ignored = reader.notes.ignored
     if ignored:
         say(f"{path}: ignored keys: " + ", ".join(f"{key} ({count:,})" for key, count in ignored.most_common()))

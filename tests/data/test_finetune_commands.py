@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
@@ -40,6 +41,29 @@ def test_inspect_shows_samples_with_the_learnt_tokens_marked(tmp_path: Path, tok
     assert "Traceback" not in refused.stderr and "--skip_bad_rows" in refused.stderr
     both = run("inspect", "corpus", "--finetune", path)
     assert both.returncode == 2 and "one of the two" in both.stderr
+
+
+def test_inspect_lists_the_files_of_a_folder(tmp_path: Path, tokenizer_folder: str) -> None:
+    row = json.dumps({"src": "q", "tgt": "a"}) + "\n"
+    contents = {
+        "data/train_0.jsonl": row.encode(), "data/test.json": (row + "{}\n").encode("utf-16"), "val.jsonl.gz": gzip.compress(row.encode()),
+        "holdout.jsonl": row.encode(), "README.md": b"# Data", "dev.csv": b"a,b\nx,y\n",
+    }  # fmt: skip
+    for name, content in contents.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    shown = run("inspect", "--finetune", tmp_path, "--tokenizer", tokenizer_folder)
+    assert shown.returncode == 0, shown.stderr
+    expected = [
+        f"train  {tmp_path}/data/train_0.jsonl: 1 rows; UTF-8; format src_tgt, by its keys src, tgt",
+        f"dev    {tmp_path}/dev.csv: 0 rows; UTF-8; cannot be read: {tmp_path}/dev.csv: no known format; its keys are: a, b. Known are",
+        f"dev    {tmp_path}/val.jsonl.gz: 1 rows; UTF-8 in .gz; format src_tgt, by its keys src, tgt",
+        f"test   {tmp_path}/data/test.json: 1 rows, 1 bad; UTF-16 LE with byte order mark; format src_tgt, by its keys src, tgt",
+        f"left out  {tmp_path}/README.md: holds no rows by its name or suffix",
+        f"left out  {tmp_path}/holdout.jsonl: its name marks held-out data",
+    ]
+    assert shown.stdout.splitlines()[:6] == expected
+    assert "samples: 1, left out: 0" in shown.stdout
 
 
 def test_self_cognition_writes_a_file_that_training_reads(tmp_path: Path) -> None:
