@@ -45,6 +45,8 @@ FINETUNE_NAMES: dict[str, Renamed | Stale | Refused] = {
     # --- LoRA
     "r": Renamed("lora_rank"),
     "target_modules": Renamed("lora_target_modules"),
+    "use_dora": Renamed("dora"),
+    "use_rslora": Renamed("rslora"),
     "use_quick_lora": Stale("it computes the same in another order", (True, False)),
     "pissa": Refused(_PISSA, _OFF),
     "lora_use_mixer": Refused("MosLoRA is not offered. Use --lora", _OFF),

@@ -24,6 +24,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "lora_target_modules": ("lora", "adalora"),
     "lora_path": ("lora", "adalora"),
     "rslora": ("lora",),
+    "dora": ("lora",),
     "lora_plus_scale": ("lora",),
     "adalora_init_rank": ("adalora",),
     "adalora_warmup_ratio": ("adalora",),

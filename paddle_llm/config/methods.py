@@ -59,7 +59,14 @@ NO_PACKED_PREFIX = ("bloom", "chatglm", "glm")
 
 
 def method_problems(
-    method: str, layout: Layout, family: str | None = None, *, packed: bool = False, prefix_projection: bool = False
+    method: str,
+    layout: Layout,
+    family: str | None = None,
+    *,
+    packed: bool = False,
+    prefix_projection: bool = False,
+    dora: bool = False,
+    lora_dropout: float = 0.0,
 ) -> Iterator[str]:
     """Everything that keeps a method from running like this: what, and what to do.
 
@@ -69,6 +76,8 @@ def method_problems(
         packed: `zero_padding`.
     """
     row = METHODS[method]
+    if method == "lora" and dora:
+        yield from _dora_problems(layout, lora_dropout)
     if layout.pipeline > 1 and row.no_pipeline:
         able = ", ".join(name for name, one in METHODS.items() if not one.no_pipeline)
         yield (
@@ -91,3 +100,13 @@ def method_problems(
     if packed and method == "prefix" and family in NO_PACKED_PREFIX:
         title = ABILITIES[family].title
         yield f"{row.title} with --zero_padding is not offered for {title}: its attention takes the prefix for part of the row."
+
+
+def _dora_problems(layout: Layout, dropout: float) -> Iterator[str]:
+    if layout.sharding > 1 and layout.sharding_stage == 3:
+        yield "--dora with --sharding stage3: DoRA needs the norm of whole weights in each step. Use --sharding stage2."
+    if layout.tensor > 1 and dropout:
+        yield (
+            f"--dora with tensor_parallel_degree = {layout.tensor} and lora_dropout = {dropout}: DoRA multiplies the dropped input by "
+            "the whole weight. Set lora_dropout to 0, or tensor_parallel_degree to 1."
+        )

@@ -33,7 +33,7 @@ from paddle_llm.models.weight_files import WeightFiles
 from paddle_llm.peft.method import Method
 
 _UNIFIED = "model.safetensors"
-_LORA = {"lora_A": 0, "lora_B": 1}  # the axis along which each of the two may be cut
+_LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # the axis of the weight along which each may be cut
 _HEADS_OF_PREFIX = ("prefix_key", "prefix_value")  # [tokens, key-value heads, width]
 
 
@@ -166,8 +166,15 @@ class LayoutFiles:
         parts = self._parts[name]
         degree, local = len(parts), list(parts[0].shape)
         layer, _, own = name.rpartition(".")
-        # LoRA's matrices are cut like the weight that they stand beside: A along its inputs, B along its outputs.
+        # LoRA's matrices are cut like the layer's weight: A along its inputs, B and DoRA's magnitudes along its outputs.
         like = f"{layer}.weight" if own in _LORA else name
+        if own == "lora_magnitude" and like in self.network:
+            outputs, (part,) = self.network[like][1], local
+            if part == outputs:
+                return [Shard((outputs,), 0, ((0, outputs),))]
+            family, config = self.family.name, self._padded
+            cuts = [shard_of(family, like, [1, part], True, config, degree, rank) for rank in range(degree)]
+            return [Shard((cut.shape[1],), 0, cut.ranges) for cut in cuts]
         if like in self.network:
             axis, full = split_axis(self.family.name, like, len(local)), self.network[like]
             if local[axis] != full[axis] and _LORA.get(own, axis) == axis:

@@ -20,7 +20,8 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.methods import METHODS
 from paddle_llm.export.dtypes import widened
 from paddle_llm.export.layout_files import LayoutFiles
-from paddle_llm.models.names import Piece, compositions
+from paddle_llm.models.names import EMBEDDINGS, Piece, compositions, is_tied
+from paddle_llm.peft.merge import TIED_EMBEDDING
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.save import TENSORS, base_shape, open_tensors, read_method
 
@@ -28,16 +29,17 @@ if TYPE_CHECKING:
     from paddle_llm.export.source import Source, Tensors
 
 
-def merge_adapter(base: Source, folder: Path) -> Merged:
+def merge_adapter(base: Source, folder: Path, *, allow_pickle: bool = False) -> Merged:
     """The weights of `base` with an adapter added.
 
     Args:
         folder: an adapter's (ours or PEFT's), or a checkpoint of a run that trained one.
+        allow_pickle: whether to read PEFT's adapter_model.bin.
 
     Raises:
         UserError: a method that cannot be added to weights; an adapter of another base; an incomplete one.
     """
-    adapter = _Checkpoint(folder, base) if (folder / MANIFEST).is_file() else _Folder(folder, base)
+    adapter = _Checkpoint(folder, base) if (folder / MANIFEST).is_file() else _Folder(folder, base, allow_pickle)
     if not METHODS[adapter.method.name].mergeable and adapter.method.name != "freeze":
         raise UserError(
             f"{folder} was trained by {adapter.method.name}, which adds a computation to the network that no weight of it can "
@@ -49,10 +51,11 @@ def merge_adapter(base: Source, folder: Path) -> Merged:
 class _Folder:
     """An adapter's tensors in a folder of their own."""
 
-    def __init__(self, folder: Path, base: Source):
-        self.folder = folder
-        self.method: Method = read_method(folder, base=base_shape(base.family.name, base.config))
-        self._files = open_tensors(folder, base.family.name, base.names(), base.config)
+    def __init__(self, folder: Path, base: Source, allow_pickle: bool):
+        self.folder, shape = folder, base_shape(base.family.name, base.config)
+        self.method: Method = read_method(folder, base=shape, allow_pickle=allow_pickle)
+        ndims = {name: len(base.shapes[name]) for name in base.names()}
+        self._files = open_tensors(folder, base.family.name, ndims, base.config, allow_pickle=allow_pickle)
 
     def names(self) -> list[str]:
         return self._files.names()
@@ -114,7 +117,7 @@ class Merged:
         if not touched:
             return full
         changed, dtype = np.array(full), self._base.dtype(name)
-        deltas: dict[str, np.ndarray | None] = {}
+        deltas: dict[str, tuple[np.ndarray, np.ndarray | None] | None] = {}
         for piece in touched:
             here = (..., slice(piece.start, piece.stop))
             there = (..., slice(piece.source_start, piece.source_start + piece.stop - piece.start))
@@ -122,9 +125,13 @@ class Merged:
                 changed[here] = _stored_as(widened(self._adapter.read(piece.source)[there]), dtype)
             if piece.source not in deltas:
                 deltas[piece.source] = self._delta(piece.source, dtype)
-            delta = deltas[piece.source]
-            if delta is not None:
-                changed[here] = _stored_as(widened(changed[here]) + delta[there], dtype)
+            found = deltas[piece.source]
+            if found is not None:
+                delta, magnitude = found
+                merged = widened(changed[here]) + delta[there]
+                if magnitude is not None:
+                    merged = _of_magnitude(merged, magnitude[there])
+                changed[here] = _stored_as(merged, dtype)
         return changed
 
     def _touched(self, name: str) -> list[Piece]:
@@ -137,15 +144,21 @@ class Merged:
             if piece.source in self._retrained or piece.source.removesuffix(".weight") in self._layers
         ]
 
-    def _delta(self, name: str, dtype: str) -> np.ndarray | None:
-        """What LoRA adds to a weight, [in, out] in fp32; its matrices are rounded as the network would hold them."""
+    def _delta(self, name: str, dtype: str) -> tuple[np.ndarray, np.ndarray | None] | None:
+        """What LoRA adds to a weight [in, out], and DoRA's magnitudes [out], in fp32.
+
+        The adapter's tensors are rounded as the network would hold them.
+        """
         layer = name.removesuffix(".weight")
         if layer not in self._layers:
             return None
         a, b = (self._matrix(f"{layer}.{own}", dtype) for own in ("lora_A", "lora_B"))
         if f"{layer}.lora_E" in self._adapter.names():
             a = a * self._matrix(f"{layer}.lora_E", dtype)
-        return (paddle.matmul(a, b) * self._adapter.method.scaling).numpy()
+        method = self._adapter.method
+        scaling = method.scaling if method.name == "adalora" else method.scaling_of(layer)
+        magnitude = self._matrix(f"{layer}.lora_magnitude", dtype).numpy() if method.dora else None
+        return (paddle.matmul(a, b) * scaling).numpy(), magnitude
 
     def _matrix(self, name: str, dtype: str) -> paddle.Tensor:
         values = paddle.to_tensor(widened(self._adapter.read(name)), place=paddle.CPUPlace())
@@ -157,7 +170,12 @@ class Merged:
         where = self._adapter.folder
         for name in sorted(self._retrained):
             self._fits(name, tuple(self._adapter.read(name).shape))
-        needed = ("lora_A", "lora_B", *(["lora_E"] if self._adapter.method.name == "adalora" else []))
+        method = self._adapter.method
+        more = [*(["lora_E"] if method.name == "adalora" else []), *(["lora_magnitude"] if method.dora else [])]
+        needed = ("lora_A", "lora_B", *more)
+        tied = EMBEDDINGS[self._family].removesuffix(".weight")
+        if tied in self._layers and is_tied(self._family, self._config):
+            raise UserError(TIED_EMBEDDING.format(f"{where}, {tied}"))
         for layer in sorted(self._layers):
             lacking = [one for one in needed if f"{layer}.{one}" not in own]
             if lacking:
@@ -187,3 +205,10 @@ class Merged:
 def _stored_as(values: np.ndarray, dtype: str) -> np.ndarray:
     """fp32 rounded to a dtype, as Paddle does it."""
     return paddle.to_tensor(values, place=paddle.CPUPlace()).astype(dtype).numpy()
+
+
+def _of_magnitude(merged: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    """DoRA: columns scaled to these norms, in fp32, as `peft.dora` does it."""
+    values = paddle.to_tensor(merged, place=paddle.CPUPlace())
+    norm = paddle.sqrt(paddle.square(values).sum(axis=0))
+    return (paddle.to_tensor(magnitude, place=paddle.CPUPlace()) / norm * values).numpy()

@@ -136,7 +136,7 @@ def open_found(found: Found, *, allow_pickle: bool = False) -> Source:
 
     return replace(
         source,
-        tensors=merge_adapter(source, adapter),
+        tensors=merge_adapter(source, adapter, allow_pickle=allow_pickle),
         adapter=adapter,
         template=template_of(adapter) or source.template,
         trained=_with_record(adapter) or source.trained,

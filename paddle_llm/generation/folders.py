@@ -13,7 +13,8 @@ from paddle_llm.config.model_facts import looks_local
 from paddle_llm.config.weight_choice import has_weights
 from paddle_llm.generation.static_network import is_static, read_step
 from paddle_llm.peft.base import adapter_folder, base_named_in, read_described
-from paddle_llm.peft.peft_format import CONFIG
+from paddle_llm.peft.peft_config import check_settings
+from paddle_llm.peft.peft_format import CONFIG, is_peft
 
 _TOKENIZER = "tokenizer_config.json"
 
@@ -33,6 +34,9 @@ def check_folders(folder: Path, options: dict[str, Any]) -> Path:
     _check_tokenizer(folder, options["tokenizer"])
     if options["adapter"]:
         options["adapter"] = adapter_folder(options["adapter"].expanduser())
+        described = read_described(options["adapter"])
+        if is_peft(described):  # refused before paddle and the model are loaded
+            check_settings(options["adapter"], described)
     return folder
 
 

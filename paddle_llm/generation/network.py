@@ -118,7 +118,7 @@ def load_network(
     run = RunConfig(model_name_or_path=str(folder), continue_training=True, device=device, allow_pickle=allow_pickle)
     model = build_model(run, layout, dtype=dtype)
     if adapter is not None:
-        _put_over(model, adapter, folder, layout)
+        _put_over(model, adapter, folder, layout, allow_pickle)
     model.eval()
     settings = read_generation(folder)
     ends = {*end_ids(settings, facts.raw, folder), *([] if codec.eos_id is None else [codec.eos_id])}
@@ -137,11 +137,11 @@ def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
     return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, folder)
 
 
-def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout) -> None:
+def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout, allow_pickle: bool) -> None:
     from paddle_llm.peft.base import base_named_in, say_other_base
     from paddle_llm.peft.save import described_in, load_adapter
 
-    load_adapter(model, adapter, layout)
+    load_adapter(model, adapter, layout, allow_pickle=allow_pickle)
     base = base_named_in(described_in(adapter))
     if base:
         say_other_base(base, adapter, folder)

@@ -50,7 +50,15 @@ def attach(
     Raises:
         UserError: a method that this layout or family cannot have, or a pattern that matches nothing.
     """
-    problems = list(method_problems(method.name, layout, family.name, prefix_projection=method.prefix_projection))
+    problems = list(
+        method_problems(
+            method.name,
+            layout,
+            family.name,
+            prefix_projection=method.prefix_projection,
+            dora=method.dora,
+        )
+    )
     if problems:
         raise UserError("\n".join(problems))
     active = active_attachment(model)

@@ -48,7 +48,7 @@ class Attachment:
     Attributes:
         added: the method's own tensors that this rank holds a part of.
         retrained: canonical name -> weight of the base that is trained as well.
-        merges: layer -> the function that computes what to add to its weight.
+        merges: layer -> the function that computes its weight with the method in it.
         axis: of tensor parallelism.
         penalty_share: AdaLoRA: what part of the penalty each backward pass adds; 0 where nobody divides the budget.
     """
@@ -58,7 +58,7 @@ class Attachment:
         self.axis: Axis = current_mesh(layout).tensor
         self.added: list[Added] = []
         self.retrained: dict[str, Any] = {}
-        self.merges: dict[str, tuple[Any, Callable[[], Any]]] = {}
+        self.merges: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
         self.base = dict(canonical_parameters(model, family.name))
         self.penalty_share = 0.0
         self.is_on = True
@@ -141,9 +141,9 @@ class Attachment:
         for name in names:
             self.retrained[name] = self.base[name]
 
-    def mergeable(self, path: str, layer: Any, delta: Callable[[], Any]) -> None:
-        """`delta()` is what the method adds to the layer's weight, fp32, this rank's part."""
-        self.merges[path] = (layer, delta)
+    def mergeable(self, path: str, layer: Any, merged: Callable[[Any], Any]) -> None:
+        """`merged(weight)` is the layer's weight with the method in it, both in fp32, this rank's part."""
+        self.merges[path] = (layer, merged)
 
     # --- on and off ------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,8 @@ from paddle_llm.models.registry import find_family
 from paddle_llm.models.weight_files import WeightFiles
 from paddle_llm.peft.base import base_named_in, find_base, lasting_name, why_not_found
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.peft_format import BEGIN, TENSORS, PeftTensors, config_of_peft, is_peft, method_of_peft
+from paddle_llm.peft.peft_config import config_of_peft, method_of_peft
+from paddle_llm.peft.peft_format import BEGIN, OWN, TENSORS, PeftTensors, is_peft
 from paddle_llm.peft.save import FORMAT, base_shape, described_in, write_adapter
 
 _NO_PLACE = {
@@ -61,22 +62,28 @@ def to_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: Ca
     if base is not None:
         _check_shape(folder, where, shape)
     tensors, layers, retrained = _in_peft_names(files, family, show)
-    both = next((layer for layer in layers if f"{layer}.weight" in retrained or f"{layer}.bias" in retrained), None)
-    if both is not None:
-        raise UserError(
-            f"{folder}: {both} has LoRA beside it and was trained itself (modules_to_save); PEFT does one of both to a layer. "
-            "Merge it instead: paddle-llm export"
-        )
     head = _tied_head(folder, where, family, files)
-    if head is not None:  # PEFT trains a copy of each module that it is told, also of two that share a weight
-        tensors[BEGIN + head] = tensors[BEGIN + names.hugging_face(family, names.EMBEDDINGS[family], 2).name]
-        retrained.append(head)
+    if head is not None:  # PEFT trains a copy of each module in modules_to_save, also of two that share a weight
+        embedding = names.hugging_face(family, names.EMBEDDINGS[family], 2).name
+        if embedding in retrained and BEGIN + embedding in tensors:
+            tensors[BEGIN + head] = tensors[BEGIN + embedding]
+            retrained.append(head)
     write_adapter(out, config_of_peft(method, layers, retrained, where, shape["layers"]), tensors, format="pt")
     return where
 
 
-def from_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: Callable[[Any], Any] = iter) -> str:
-    """Write an adapter of PEFT's as this library's. Arguments, result and memory as in `to_peft`.
+def from_peft(
+    folder: Path,
+    out: Path,
+    *,
+    base: str | Path | None = None,
+    show: Callable[[Any], Any] = iter,
+    allow_pickle: bool = False,
+) -> str:
+    """Write an adapter of PEFT's as this library's. Other arguments, result and memory as in `to_peft`.
+
+    Args:
+        allow_pickle: whether to read adapter_model.bin.
 
     Raises:
         UserError: it does something that LoRA here does not; its base is not here; it belongs to another one.
@@ -89,16 +96,17 @@ def from_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: 
     family = find_family(facts)
     config = plain_configuration(where, family, facts.raw)
     shape, shapes = base_shape(family.name, config), outline(config, family)
-    method = method_of_peft(folder, described, shape)
-    files = PeftTensors(folder, family.name, list(shapes), config)
+    method = method_of_peft(folder, described, shape, allow_pickle=allow_pickle)
+    ndims = {name: len(one) for name, one in shapes.items()}
+    files = PeftTensors(folder, described, family.name, ndims, config, allow_pickle=allow_pickle)
     tensors = {}
     for name in show(files.names()):
         tensors[name] = np.ascontiguousarray(files.view(name))
         layer, _, own = name.rpartition(".")
         wanted = shapes.get(name)
-        if own in ("lora_A", "lora_B"):
-            inputs, outputs = shapes[f"{layer}.weight"]
-            wanted = (inputs, method.rank) if own == "lora_A" else (method.rank, outputs)
+        if own in OWN:
+            (inputs, outputs), rank = shapes[f"{layer}.weight"], method.rank_of(layer)
+            wanted = {"lora_A": (inputs, rank), "lora_B": (rank, outputs), "lora_magnitude": (outputs,)}[own]
         if tensors[name].shape != wanted:
             raise UserError(
                 f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
@@ -109,20 +117,32 @@ def from_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: 
 
 def _in_peft_names(
     files: WeightFiles, family: str, show: Callable[[Any], Any]
-) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-    """Tensors as PEFT's file has them; Hugging Face's names of the layers beside which LoRA stands and of weights."""
-    tensors, layers, retrained = {}, [], []
+) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
+    """Tensors as PEFT's file has them; Hugging Face's name of each layer with LoRA -> its canonical name; names of weights."""
+    tensors, retrained = {}, []
+    layers = {
+        names.hugging_face(family, f"{layer}.weight", 2).name.removesuffix(".weight"): layer
+        for layer, _, own in (name.rpartition(".") for name in files.names())
+        if own == "lora_A"
+    }
     for name in show(files.names()):
         layer, _, own = name.rpartition(".")
         values = files.view(name)
-        if own in ("lora_A", "lora_B"):
-            spelled = names.hugging_face(family, f"{layer}.weight", 2).name.removesuffix(".weight")
-            tensors[f"{BEGIN}{spelled}.{own}.weight"] = values.T
-            layers += [spelled] if own == "lora_A" else []
-        else:
-            there = names.hugging_face(family, name, values.ndim)
-            tensors[BEGIN + there.name] = values.T if there.transpose else values
-            retrained.append(there.name)
+        if own in OWN:
+            there = names.hugging_face(family, f"{layer}.weight", 2)
+            module = f"{BEGIN}{there.name.removesuffix('.weight')}"
+            if own == "lora_magnitude":
+                tensors[f"{module}.lora_magnitude_vector"] = values
+            elif there.transpose:
+                tensors[f"{module}.{own}.weight"] = values.T
+            else:
+                tensors[f"{module}.{own.replace('lora_', 'lora_embedding_')}"] = values.T
+            continue
+        there = names.hugging_face(family, name, values.ndim)
+        module, _, last = there.name.rpartition(".")
+        written = f"{module}.base_layer.{last}" if module in layers else there.name
+        tensors[BEGIN + written] = values.T if there.transpose else values
+        retrained.append(there.name)
     return tensors, layers, retrained
 
 

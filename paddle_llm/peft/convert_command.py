@@ -37,7 +37,8 @@ Examples:
 )
 @click.option("--base", type=PATH, help="The model that it stands over. [default: what ADAPTER says]")
 @click.option("--overwrite", is_flag=True, help="Replace the adapter that is at OUT.")
-def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: bool) -> None:
+@click.option("--allow_pickle", is_flag=True, help="Read PEFT's adapter_model.bin where ADAPTER has no safetensors.")
+def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: bool, allow_pickle: bool) -> None:
     """Write the LoRA adapter in ADAPTER to the folder OUT, in the format of Hugging Face's PEFT or of this library.
 
     Values are kept bit for bit. What one of both formats cannot express is refused with the reason. `generate`, `export`
@@ -50,8 +51,10 @@ def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: 
         _start_process()
         from paddle_llm.peft import convert as formats
 
-        write = formats.to_peft if target == "peft" else formats.from_peft
-        written = write(source, out, base=base, show=_progress)
+        if target == "peft":
+            written = formats.to_peft(source, out, base=base, show=_progress)
+        else:
+            written = formats.from_peft(source, out, base=base, show=_progress, allow_pickle=allow_pickle)
     except KeyboardInterrupt:
         say(f"interrupted; OUT {out} was not written")
         sys.exit(EXIT_INTERRUPTED)

@@ -11,15 +11,24 @@ from typing import Any
 import paddle
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.models.names import EMBEDDINGS, is_tied
 from paddle_llm.peft.attachment import active_attachment, adapters_of
+
+TIED_EMBEDDING = (
+    "LoRA on the embedding cannot be merged: {}. The head is the same weight in this base and would change, too. Use base and "
+    "adapter side by side (paddle-llm generate --adapter)."
+)
 
 
 @paddle.no_grad()
 def merge(model: Any) -> None:
-    """Add the active adapter to the weights: the same outputs, within rounding, at the cost of the base. Not collective.
+    """Add the active adapter to the weights: the same outputs, within rounding, at the cost of the base.
+
+    Collective over tensor-parallel ranks with DoRA, otherwise not.
 
     Raises:
-        UserError: nothing that can be added to weights is active, or the weights are sharded (stage 3).
+        UserError: If nothing that can be added to weights is active, the weights are sharded (stage 3), or the adapter has LoRA
+            on an embedding that is the head, too.
     """
     attachment = active_attachment(model)
     if attachment is None or not attachment.method.mergeable:
@@ -32,10 +41,13 @@ def merge(model: Any) -> None:
         raise UserError(
             "the weights are sharded (stage 3) and cannot be merged here: save the adapter, load it in one process"
         )
-    for path, (layer, delta) in attachment.merges.items():
+    tied = EMBEDDINGS[attachment.family.name].removesuffix(".weight")
+    if tied in attachment.merges and is_tied(attachment.family.name, model.config):
+        raise UserError(TIED_EMBEDDING.format(tied))
+    for path, (layer, merged) in attachment.merges.items():
         weight = layer.weight
         adapters.merged[path] = weight.detach().cpu().clone()
-        weight.set_value((weight.astype("float32") + delta()).astype(weight.dtype))
+        weight.set_value(merged(weight.astype("float32")).astype(weight.dtype))
         layer._is_merged = True
 
 

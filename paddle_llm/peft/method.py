@@ -30,6 +30,9 @@ class Method:
         targets: linear layers of the transformer blocks: the end of a name, a regular expression for a whole name, or
             "all-linear"; () is that, too.
         rslora: Kalajdzievski 2023.
+        dora: LoRA with a trained magnitude for each output (DoRA, Liu et al. 2024).
+        ranks, alphas: (pattern like those of `targets`, value) of the layers with another rank or alpha; the first match
+            counts.
         lora_plus_scale: how much faster B learns than A (LoRA+, Hayou et al. 2024).
         modules_to_save: parts of the base that are trained as they are and saved beside: patterns like `targets`.
         num_prefix_tokens, prefix_projection: prefix tuning (Li and Liang 2021); the projection is a network that makes
@@ -48,6 +51,9 @@ class Method:
     dropout: float = 0.0
     targets: tuple[str, ...] = ()
     rslora: bool = False
+    dora: bool = False
+    ranks: tuple[tuple[str, int], ...] = ()
+    alphas: tuple[tuple[str, float], ...] = ()
     lora_plus_scale: float = 1.0
     modules_to_save: tuple[str, ...] = ()
     num_prefix_tokens: int = 64
@@ -63,10 +69,31 @@ class Method:
     orthogonal_weight: float = 0.1
 
     @property
+    def scale_alpha(self) -> float:
+        """Alpha of the layers that `alphas` does not name."""
+        return 2 * self.rank if self.alpha is None else self.alpha
+
+    def rank_of(self, path: str) -> int:
+        """The rank of LoRA's matrices of a layer.
+
+        Args:
+            path: the layer's canonical name.
+        """
+        return next((value for pattern, value in self.ranks if pattern_matches(pattern, path)), self.rank)
+
+    def alpha_of(self, path: str) -> float:
+        """Alpha of a layer."""
+        return next((value for pattern, value in self.alphas if pattern_matches(pattern, path)), self.scale_alpha)
+
+    def scaling_of(self, path: str) -> float:
+        """The factor of LoRA's product in a layer."""
+        rank = self.rank_of(path)
+        return self.alpha_of(path) / (rank**0.5 if self.rslora else rank)
+
+    @property
     def scaling(self) -> float:
-        """What LoRA's product is multiplied by."""
-        alpha = 2 * self.rank if self.alpha is None else self.alpha
-        return alpha / (self.rank**0.5 if self.rslora else self.rank)
+        """The factor of LoRA's product in the layers that `ranks` and `alphas` do not name."""
+        return self.scale_alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     @property
     def adds_tensors(self) -> bool:
@@ -106,8 +133,12 @@ class Method:
         if unknown or values.get("name") not in METHODS:
             what = f"unknown settings {unknown}" if unknown else f"unknown method {values.get('name')!r}"
             raise UserError(f"adapter_config.json: {what}; was it written by this library?")
-        lists = {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
+        lists = {key: _as_tuple(value) for key, value in values.items() if isinstance(value, list | tuple)}
         return cls(**{**values, **lists})
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(one) for one in value) if isinstance(value, list | tuple) else value
 
 
 # Fields of RunConfig -> of Method, where the former are given.
@@ -117,6 +148,7 @@ _SETTINGS = {
     "lora_dropout": "dropout",
     "lora_target_modules": "targets",
     "rslora": "rslora",
+    "dora": "dora",
     "lora_plus_scale": "lora_plus_scale",
     "modules_to_save": "modules_to_save",
     "num_prefix_tokens": "num_prefix_tokens",

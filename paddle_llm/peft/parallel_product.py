@@ -29,7 +29,7 @@ class Cut:
     """How a linear layer is cut.
 
     Attributes:
-        kind: "plain", "column", "row" or "shared".
+        kind: "plain", "column", "row" or "shared"; "embedding" for a table that is indexed.
         sequence: whether what comes in (row: goes out) is this rank's part of the sequence.
         axis: of tensor parallelism.
     """

@@ -1,42 +1,39 @@
-"""LoRA adapters as Hugging Face's PEFT (0.17) keeps them: what is the same there, under which names, and what is not.
+"""The tensors of an adapter of Hugging Face's PEFT (0.17 to 0.21): their names and layouts, and those of this library.
 
-    adapter_config.json         peft_type "LORA", r, lora_alpha, use_rslora, target_modules, modules_to_save, ...
-    adapter_model.safetensors   base_model.model.<layer>.lora_A.weight [r, in], .lora_B.weight [out, r]; and
-                                base_model.model.<layer>.weight of what modules_to_save names
+    base_model.model.<layer>.lora_A.weight [r, in], .lora_B.weight [out, r]         LoRA on a linear layer
+    base_model.model.<layer>.lora_embedding_A [r, words], .lora_embedding_B [width, r]   LoRA on an embedding
+    base_model.model.<layer>.lora_magnitude_vector [out]                             DoRA
+    base_model.model.<layer>.weight, .bias                                           weights of the base that were trained;
+                                                                                     `.base_layer.` before the last part in
+                                                                                     a layer with LoRA
 
-Here a layer has `lora_A` [in, r] and `lora_B` [r, out], the transposes. Both add lora_alpha / r (with rsLoRA lora_alpha /
-sqrt(r)) times the product. Names of layers are those of models/names.py.
+Here a layer has `lora_A` [in, r] and `lora_B` [r, out], the transposes, and `lora_magnitude` [out]. Both libraries add
+lora_alpha / r (with rsLoRA lora_alpha / sqrt(r)) times the product. Names of layers are those of models/names.py.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.models import names
+from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
 from paddle_llm.models.weight_files import WeightFiles
-from paddle_llm.peft.method import Method
+from paddle_llm.peft.peft_targets import checked, is_target, saved_modules
 
-CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 BEGIN = "base_model.model."
-_LORA = re.compile(r"(.+)\.(lora_[AB])\.weight")
-_IN_A_LIST = re.compile(r"(?:.*\.)?([a-z]+)\.(\d+)\.(.+)")  # layers.7.self_attn.q_proj
-# Settings that, where they are given at all, ask for something that LoRA here does not do.
-_OTHERWISE = {
-    "use_dora": "DoRA scales whole columns of the merged weight",
-    "lora_bias": "biases beside LoRA's matrices",
-    "layer_replication": "layers that are used several times",
-    "target_parameters": "LoRA on parameters that are no layer's weight",
-    "trainable_token_indices": "single rows of the embedding",
-    "megatron_config": "Megatron's layers",
-    "alora_invocation_tokens": "LoRA that sets in at a token",
-}
-_CHANGES_BASE = ("pissa", "olora", "corda", "loftq")  # values of init_lora_weights that take something off the base
+OWN = ("lora_A", "lora_B", "lora_magnitude")  # the last parts of the names of what LoRA adds, here
+_ADAPTER = "default"  # PEFT's name of an adapter: not in files, but in what torch.save keeps of a model
+_LORA = re.compile(
+    r"(?P<layer>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])|lora_magnitude_vector(?:\.weight)?)"
+)
 
 
 def is_peft(described: dict[str, Any]) -> bool:
@@ -44,194 +41,160 @@ def is_peft(described: dict[str, Any]) -> bool:
     return "peft_type" in described
 
 
-# ---- settings -------------------------------------------------------------------------------------------------------
+class PeftFile(WeightFiles):
+    """The tensors of an adapter of PEFT: `<layer>.lora_A`, `.lora_B`, `.lora_magnitude`, and weights of the base.
 
+    Layouts are the file's. The names of layers and weights are Hugging Face's.
 
-def method_of_peft(folder: Path, described: dict[str, Any], base: dict[str, Any] | None = None) -> Method:
-    """The settings of an adapter of PEFT's as this library's.
+    Attributes:
+        lora: the layers with LoRA, in the file's order.
+        embeddings: those of them that the file has as embeddings.
+        weights: the weights of the base.
 
     Args:
-        described: its adapter_config.json.
-        base: `base_shape` of the network that it is put over; without it layers are named one by one.
+        described: the adapter's adapter_config.json.
+        allow_pickle: whether to read adapter_model.bin where the folder has no safetensors.
 
     Raises:
-        UserError: it does something that LoRA here does not.
+        UserError: If the file is missing or broken, or holds a tensor that is not part of a LoRA adapter.
     """
-    _check(folder, described)
-    files = PeftFile(folder)
-    layers = list(dict.fromkeys(match.group(1) for key in files.names() if (match := _LORA.fullmatch(key))))
-    others = [key for key in files.names() if not _LORA.fullmatch(key)]
-    strange = [key for key in others if ".lora_" in key]
-    if strange or not layers:
-        what = f"holds {strange[0]}, LoRA beside what is no linear layer" if strange else "holds no matrices of LoRA"
-        raise UserError(f"{folder / TENSORS} {what}")
-    return Method(
-        "lora",
-        rank=int(described["r"]),
-        alpha=float(described["lora_alpha"]),
-        dropout=float(described.get("lora_dropout") or 0.0),
-        targets=_targets(layers, base),
-        rslora=bool(described.get("use_rslora")),
-        modules_to_save=tuple(dict.fromkeys(_pattern(key, base) for key in others if not _is_copy(files, key, others))),
-    )
 
+    def __init__(self, folder: Path, described: dict[str, Any], *, allow_pickle: bool = False):
+        super().__init__(folder, file=_tensor_file(folder, allow_pickle))
+        self.file = next(iter(self._entries.values())).file if self._entries else folder / TENSORS
+        self.lora: list[str] = []
+        self.embeddings: set[str] = set()
+        self.weights: list[str] = []
+        self._wrapped: set[str] = set()
+        entries, named = {}, 0
+        for key, entry in self._entries.items():
+            if not key.startswith(BEGIN):
+                raise UserError(
+                    f"{self.file}: tensor name {key!r} does not begin with {BEGIN!r}. Save the adapter with PEFT's "
+                    "save_pretrained."
+                )
+            plain = re.sub(rf"\.{_ADAPTER}(?=\.|$)", "", key.removeprefix(BEGIN))
+            named += plain != key.removeprefix(BEGIN)
+            name = self._own_name(plain)
+            if name in entries:
+                raise UserError(f"{self.file}: two tensors for {name}. Save the adapter again.")
+            entries[name] = entry
+        self._entries = entries
+        self._report(named)
+        self._check_complete(bool(described.get("use_dora")))
 
-def _is_copy(files: PeftFile, key: str, others: list[str]) -> bool:
-    """Whether it is the head of a base that ties it to its embedding: the same numbers a second time."""
-    return key == names.FOREIGN_TIED_HEAD and any(
-        one != key and files.shape(one) == files.shape(key) and np.array_equal(files.view(one), files.view(key))
-        for one in others
-    )
-
-
-def _check(folder: Path, described: dict[str, Any]) -> None:
-    """Refuse what an adapter of PEFT's may ask for and LoRA here does not do."""
-    kind = described.get("peft_type")
-    problems = [] if kind == "LORA" else [f"it is {kind}, and LORA alone is taken over"]
-    problems += [f"{name}: {what}" for name, what in _OTHERWISE.items() if described.get(name)]
-    for name, rest in (("rank_pattern", "r"), ("alpha_pattern", "lora_alpha")):
-        other = sorted({value for value in (described.get(name) or {}).values() if value != described.get(rest)})
-        if other:
-            problems.append(f"{name}: {other} besides {rest} {described.get(rest)}; here all layers have one")
-    if described.get("bias", "none") != "none":
-        problems.append(f"bias {described['bias']!r}: biases that are trained; list their layers in modules_to_save")
-    start = described.get("init_lora_weights")
-    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
-        problems.append(f"init_lora_weights {start!r}: it stands over a base with other weights; save it as plain LoRA")
-    if problems:
-        raise UserError(f"{folder}: an adapter of PEFT's that cannot be expressed here: {'; '.join(problems)}")
-    if not isinstance(described.get("r"), int) or not isinstance(described.get("lora_alpha"), int | float):
-        raise UserError(f"{folder / CONFIG} says no r or no lora_alpha: it is not PEFT's, or cut off")
-
-
-def _targets(layers: list[str], base: dict[str, Any] | None) -> tuple[str, ...]:
-    """Patterns that match these layers and no others."""
-    numbers: dict[str, list[int]] = {}
-    for layer in layers:
-        match = _IN_A_LIST.fullmatch(names.native_infixes(layer))
+    def _own_name(self, key: str) -> str:
+        """The name here of one of PEFT's tensors."""
+        match = _LORA.fullmatch(key)
         if match is None:
-            raise UserError(
-                f"LoRA beside {layer}, which is in no transformer block: put it into modules_to_save instead"
-            )
-        numbers.setdefault(f"{match.group(1)}/{match.group(3)}", []).append(int(match.group(2)))
-    found = []
-    for end, where in numbers.items():
-        stack, _, layer = end.partition("/")
-        if base is not None and sorted(where) == list(range(base["layers"])):
-            found.append(layer)
-        else:
-            found.append(rf".*\.{stack}\.({'|'.join(map(str, sorted(where)))})\.{re.escape(layer)}")
-    return tuple(found)
+            if ".lora_" in f".{key}":
+                raise UserError(f"{self.file}: {key} is not a tensor of LoRA on a linear layer or an embedding.")
+            name = key.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            if ".base_layer." in key:
+                self._wrapped.add(name)
+            self.weights.append(name)
+            return name
+        layer = match["layer"]
+        if layer not in self.lora:
+            self.lora.append(layer)
+        if match["embedding"]:
+            self.embeddings.add(layer)
+        part = match["linear"] or match["embedding"]
+        return f"{layer}.lora_{part}" if part else f"{layer}.lora_magnitude"
 
-
-def _pattern(key: str, base: dict[str, Any] | None) -> str:
-    """What names a weight of the base in `Method.modules_to_save`."""
-    if base is not None:
-        family = base["family"]
-        for known in (names.EMBEDDINGS[family], names.HEADS.get(family, "")):
-            if known and key in names.foreign_spellings(family, names.hugging_face(family, known, 2).name):
-                return known
-    match = _IN_A_LIST.fullmatch(names.native_infixes(key))
-    return f"{match.group(1)}.{match.group(2)}.{match.group(3)}" if match else ".".join(key.split(".")[-2:])
-
-
-def config_of_peft(method: Method, layers: list[str], retrained: list[str], base: str, blocks: int) -> dict[str, Any]:
-    """adapter_config.json for PEFT.
-
-    Args:
-        layers, retrained: Hugging Face's names of the layers beside which LoRA stands, and of weights of the base.
-        base: what `base_model_name_or_path` is to say.
-        blocks: number of transformer blocks in the base.
-    """
-    ends: dict[str, list[str]] = {}
-    for layer in layers:
-        ends.setdefault(layer.rpartition(".")[2], []).append(layer)
-    everywhere = all(_in_every_block(found, blocks) for found in ends.values())
-    alpha = 2 * method.rank if method.alpha is None else method.alpha
-    return {
-        "alpha_pattern": {},
-        "base_model_name_or_path": base,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_alpha": int(alpha) if float(alpha).is_integer() else alpha,
-        "lora_dropout": method.dropout,
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in retrained}) or None,
-        "peft_type": "LORA",
-        "r": method.rank,
-        "rank_pattern": {},
-        "target_modules": sorted(ends) if everywhere else sorted(layers),
-        "task_type": "CAUSAL_LM",
-        "use_dora": False,
-        "use_rslora": method.rslora,
-    }
-
-
-def _in_every_block(layers: list[str], blocks: int) -> bool:
-    """Whether these layers are one of each block: their common end names them then, and nothing else in a block."""
-    found = [_IN_A_LIST.fullmatch(layer) for layer in layers]
-    rests = {match.group(3) for match in found if match}
-    return len(rests) == 1 and sorted(int(match.group(2)) for match in found if match) == list(range(blocks))
-
-
-# ---- tensors --------------------------------------------------------------------------------------------------------
-
-
-class PeftFile(WeightFiles):
-    """The tensors of PEFT's adapter_model.safetensors, without the beginning that all their names have."""
-
-    def __init__(self, folder: Path):
-        if not (folder / TENSORS).is_file():
-            found = [file.name for file in folder.glob("adapter_model*")]
-            raise UserError(
-                f"{folder} has no {TENSORS}"
-                + (f", but {found[0]}, which is not read: save it with safe_serialization=True" if found else "")
-            )
-        super().__init__(folder, file=TENSORS)
-        strange = [name for name in self._entries if not name.startswith(BEGIN)]
+    def _report(self, named: int) -> None:
+        if named:
+            say(f"{self.file}: {named} tensor names contain the adapter's name {_ADAPTER!r}, which is ignored")
+        layers = set(self.lora)
+        strange = sorted(name for name in self._wrapped if name.rpartition(".")[0] not in layers)
         if strange:
-            raise UserError(f"{folder / TENSORS}: {strange[0]} is no name that PEFT gives")
-        # Older versions name the adapter in between.
-        self._entries = {
-            name.removeprefix(BEGIN).replace(".default.", "."): entry for name, entry in self._entries.items()
-        }
+            raise UserError(
+                f"{self.file}: {strange[0]} is named as a weight of a layer with LoRA, and the file has no LoRA for it. "
+                "Save the adapter again."
+            )
+        plain = sorted(set(self.weights) - self._wrapped)
+        inside = [name for name in plain if name.rpartition(".")[0] in layers]
+        if inside:
+            say(
+                f"{self.file}: {len(inside)} weights of layers with LoRA are named as PEFT before 0.6 named them, "
+                f"{inside[0]} for instance; they are read, newer releases of PEFT ignore them"
+            )
+
+    def _check_complete(self, dora: bool) -> None:
+        if not self.lora:
+            raise UserError(f"{self.file} holds no matrices of LoRA. Fetch the file again.")
+        for layer in self.lora:
+            for own in OWN[: 3 if dora else 2]:
+                if f"{layer}.{own}" not in self._entries:
+                    raise UserError(f"{self.file}: {layer} has no {own}. The file is incomplete; fetch it again.")
+            if not dora and f"{layer}.lora_magnitude" in self._entries:
+                raise UserError(
+                    f"{self.file}: {layer} has lora_magnitude_vector, and use_dora is not true in {CONFIG}. Correct {CONFIG}."
+                )
+
+
+def _tensor_file(folder: Path, allow_pickle: bool) -> str:
+    """The file that PEFT would read: safetensors before a pickle."""
+    if (folder / TENSORS).is_file():
+        return TENSORS
+    if not (folder / PICKLE).is_file():
+        raise UserError(f"{folder} has no {TENSORS}. Fetch the file, it belongs to the adapter.")
+    if not allow_pickle:
+        raise UserError(
+            f"{folder} has no {TENSORS}, only {PICKLE}, a pickle, which can carry code. Add --allow_pickle (nothing but tensors "
+            "is taken from it), or save the adapter with safe_serialization=True."
+        )
+    return PICKLE
 
 
 class PeftTensors(PeftFile):
     """The same under canonical names, in PaddleNLP's layout.
 
     Args:
-        base: canonical names of the base's weights.
+        described: the adapter's adapter_config.json.
+        base: canonical name -> number of dimensions of the base's weights.
         config: PaddleNLP's configuration of the base.
 
     Raises:
-        UserError: tensors that belong to no weight of the base; a tied head that was trained apart from its embedding.
+        UserError: If tensors belong to no weight of the base or are missing, if the vocabulary differs, or if a tied head was
+            trained apart from its embedding.
     """
 
-    def __init__(self, folder: Path, family: str, base: Iterable[str], config: Any):
-        super().__init__(folder)
-        known = {}
-        for name in base:
-            spelled = names.hugging_face(family, name, 2)
-            known.update({one: name for one in names.foreign_spellings(family, spelled.name)})
-        entries, self._stored, strange = self._entries, {}, []
-        self._check_tied_head(family, config)
-        for key in self._entries:
-            match = _LORA.fullmatch(key)
-            weight = known.get(f"{match.group(1)}.weight" if match else key)
+    def __init__(
+        self,
+        folder: Path,
+        described: dict[str, Any],
+        family: str,
+        base: Mapping[str, int],
+        config: Any,
+        *,
+        allow_pickle: bool = False,
+    ):
+        super().__init__(folder, described, allow_pickle=allow_pickle)
+        self._family, self._config = family, config
+        self._foreign = {names.hugging_face(family, name, ndim).name: name for name, ndim in base.items()}
+        self._ndim = dict(base)
+        self._tied_head = names.tied_head(family, config, foreign=True)
+        self._check_tied_head(described)
+        self._stored: dict[str, tuple[str, bool]] = {}
+        strange = []
+        for key, entry in self._entries.items():
+            layer, _, own = key.rpartition(".")
+            weight = self._foreign.get(f"{layer}.weight" if own in OWN else key)
             if weight is None:
                 strange.append(key)
-            elif match:
-                self._stored[f"{weight.removesuffix('.weight')}.{match.group(2)}"] = (key, True)
+            elif own in OWN:
+                self._stored[f"{weight.removesuffix('.weight')}.{own}"] = (key, own != "lora_magnitude")
             else:
-                matrix = len(entries[key].shape) == 2
+                matrix = len(entry.shape) == 2
                 self._stored[weight] = (key, matrix and names.hugging_face(family, weight, 2).transpose)
         if strange:
             raise UserError(
                 f"{folder} has {strange[0]} and {len(strange) - 1} more tensors that belong to no weight of this base: it is of "
                 "another one, or the base keeps several matrices in one (--fuse_attention_qkv, --fuse_attention_ffn: leave them out)"
             )
+        self._check_vocabulary()
+        checked(folder, lambda: self._check_against(described))
 
     def names(self) -> list[str]:
         return list(self._stored)
@@ -256,22 +219,91 @@ class PeftTensors(PeftFile):
         part = np.array(self.view(name)[tuple(index)])
         return (part.astype(np.uint32) << 16).view(np.float32) if part.dtype == np.uint16 else part
 
-    def _check_tied_head(self, family: str, config: Any) -> None:
-        """PEFT trains a copy of each of the two; here they are one."""
-        head = names.tied_head(family, config, foreign=True)
+    # --- does it fit ---------------------------------------------------------------------------------------------
+
+    def _check_vocabulary(self) -> None:
+        """Raise UserError where the vocabulary was resized for the adapter: the shapes alone would not name the cause."""
+        words = real_vocab_size(self._config)
+        for name in self._stored:
+            layer, _, own = name.rpartition(".")
+            axis = vocabulary_axis(self._family, f"{layer}.weight" if own in OWN else name)
+            if axis is None or own == ("lora_B" if axis == 0 else "lora_A") or (own == "lora_magnitude" and axis == 0):
+                continue
+            shape = self.shape(name)
+            found = shape[min(axis, len(shape) - 1)]
+            if found != words:
+                raise UserError(
+                    f"{self.folder}: {self._stored[name][0]} has {found} rows, the base has a vocabulary of {words}: the "
+                    f"vocabulary was resized before the adapter was trained. In transformers, resize the base with "
+                    f"model.resize_token_embeddings({found}), save it, and use that folder as the base."
+                )
+
+    def _check_against(self, described: dict[str, Any]) -> None:
+        """Raise UserError where the file holds LoRA for other layers than adapter_config.json names, or not all of them."""
+        head = names.HEADS.get(self._family, "")
+        for foreign, name in self._foreign.items():
+            module, _, last = foreign.rpartition(".")
+            if last != "weight" or self._ndim[name] != 2:
+                continue
+            is_table = not names.hugging_face(self._family, name, 2).transpose
+            asked = is_target(described, module, family=self._family, is_linear=not is_table, is_head=name == head)
+            if asked != (module in self.lora):
+                what = (
+                    "names it and the file has no LoRA for it"
+                    if asked
+                    else "does not name it and the file has LoRA for it"
+                )
+                raise UserError(
+                    f"{self.folder}: {CONFIG} and {self.file.name} differ about {module}: target_modules (with exclude_modules, "
+                    f"modules_to_save and layers_to_transform) {what}. Fetch both files again."
+                )
+            if module in self.lora and is_table != (module in self.embeddings):
+                right = "lora_embedding_A" if is_table else "lora_A.weight"
+                raise UserError(
+                    f"{self.folder}: {module} has no {right}. Save the adapter with PEFT's save_pretrained."
+                )
+        there = set(self.weights)
+        known = [*self._foreign, *([self._tied_head] if self._tied_head in there else [])]
+        for entry, weights in saved_modules(described, known).items():
+            missing = [name for name in weights if name not in there]
+            if missing:
+                raise UserError(
+                    f"{self.folder}: modules_to_save names {entry!r}, and {self.file.name} has no {missing[0]}. "
+                    "The file is incomplete; fetch it again."
+                )
+            if not weights:
+                say(f"{self.folder}: modules_to_save names {entry!r}, which this base does not have; it is ignored")
+        biases = [name for name in self._foreign if name.endswith(".bias") and name.rpartition(".")[0] in self.lora]
+        if described.get("bias") in ("all", "lora_only") and biases and not there.intersection(biases):
+            say(
+                f"{self.folder}: bias is {described['bias']!r}, and {self.file.name} holds no biases of the layers with LoRA: PEFT "
+                "did not save them; those of the base are used"
+            )
+
+    def _check_tied_head(self, described: dict[str, Any]) -> None:
+        """Keep the embedding alone of an embedding and the head that is tied to it.
+
+        With modules_to_save PEFT trains a copy of each of the two; otherwise it loads both into one weight, as here.
+        """
+        head = self._tied_head
         if head is None:
             return
-        spelled = names.foreign_spellings(family, names.hugging_face(family, names.EMBEDDINGS[family], 2).name)
-        embedding = next((one for one in spelled if one in self._entries), None)
-        if head not in self._entries and embedding is None:
-            return
-        if (
-            embedding is None
-            or head not in self._entries
-            or not np.array_equal(WeightFiles.view(self, head), WeightFiles.view(self, embedding))
-        ):
+        if head.removesuffix(".weight") in self.lora:
+            raise UserError(
+                f"{self.folder}: LoRA on {head.removesuffix('.weight')}, which is the embedding in this base "
+                "(tie_word_embeddings). LoRA on one of two tied weights is not offered; merge the adapter with PEFT."
+            )
+        embedding = names.hugging_face(self._family, names.EMBEDDINGS[self._family], 2).name
+        present = [name for name in (head, embedding) if name in self._entries]
+        copied = {name for names_ in saved_modules(described, [head, embedding]).values() for name in names_}
+        apart = len(present) == 1 and present[0] in copied
+        if len(present) == 2:
+            apart = not np.array_equal(WeightFiles.view(self, head), WeightFiles.view(self, embedding))
+        if apart:
             raise UserError(
                 f"{self.folder}: the embedding and the head are one weight in this base, and the adapter has trained one of them "
                 "apart from the other; that cannot be expressed here"
             )
-        del self._entries[head]
+        if head in present:
+            entry = self._entries.pop(head)
+            self._entries.setdefault(embedding, entry)

@@ -7,7 +7,7 @@ adapter_model.safetensors   what the method has added, and what it has trained o
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_o
 from paddle_llm.peft.base import lasting_name, read_described
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.peft_format import CONFIG, TENSORS, PeftTensors, is_peft, method_of_peft
+from paddle_llm.peft.peft_config import method_of_peft
+from paddle_llm.peft.peft_format import CONFIG, TENSORS, PeftTensors, is_peft
 
 FORMAT = 1
 
@@ -149,10 +150,15 @@ def base_shape(family: str, config: Any) -> dict[str, Any]:
 # ---- loading --------------------------------------------------------------------------------------------------------
 
 
-def load_adapter(model: Any, folder: str | Path, layout: Layout, name: str = "default") -> Any:
+def load_adapter(
+    model: Any, folder: str | Path, layout: Layout, name: str = "default", *, allow_pickle: bool = False
+) -> Any:
     """Put an adapter over a network and make it the active one. Collective over all ranks.
 
     Where an adapter of this name and these settings is attached already, its values are replaced (to go on training).
+
+    Args:
+        allow_pickle: whether to read PEFT's adapter_model.bin.
 
     Returns:
         the network, the object that was given.
@@ -161,7 +167,7 @@ def load_adapter(model: Any, folder: str | Path, layout: Layout, name: str = "de
         UserError: no adapter there, one of another base or for another layout, or a file that is incomplete.
     """
     folder = Path(folder)
-    method = read_method(folder, model)
+    method = read_method(folder, model, allow_pickle=allow_pickle)
     adapters = adapters_of(model)
     found = adapters.by_name.get(name) if adapters is not None else None
     if found is not None and found.method == method:
@@ -173,31 +179,34 @@ def load_adapter(model: Any, folder: str | Path, layout: Layout, name: str = "de
         attach(model, method, layout, family_of(model), seed=0, name=name, quiet=True)
         attachment = active_attachment(model)
         attachment.keep_base()
-    _read_tensors(attachment, folder)
+    _read_tensors(attachment, folder, allow_pickle)
     return model
 
 
-def continue_from(model: Any, folder: str | Path) -> None:
+def continue_from(model: Any, folder: str | Path, *, allow_pickle: bool = False) -> None:
     """Give the active adapter the values of another of the same structure, to go on training. Collective over all ranks.
 
     Raises:
         UserError: no adapter there, one of another base, or one that has other tensors.
     """
-    read_method(Path(folder), model)
-    _read_tensors(active_attachment(model), Path(folder))
+    read_method(Path(folder), model, allow_pickle=allow_pickle)
+    _read_tensors(active_attachment(model), Path(folder), allow_pickle)
 
 
-def read_method(folder: Path, model: Any = None, *, base: dict[str, Any] | None = None) -> Method:
+def read_method(
+    folder: Path, model: Any = None, *, base: dict[str, Any] | None = None, allow_pickle: bool = False
+) -> Method:
     """The settings of an adapter in a folder, this library's or Hugging Face PEFT's.
 
     Args:
         model: a network that it is to suit.
         base: the `base_shape` of one that it is to suit.
+        allow_pickle: whether to read PEFT's adapter_model.bin.
     """
     described = described_in(folder)
     wanted = _shape_of(model) if model is not None else base
     if is_peft(described):
-        return method_of_peft(folder, described, wanted)
+        return method_of_peft(folder, described, wanted, allow_pickle=allow_pickle)
     method, shape = described["method"], described["model"]
     if wanted is not None and shape != wanted:
         differing = ", ".join(f"{key} {value}" for key, value in shape.items() if value != wanted.get(key))
@@ -213,25 +222,31 @@ def described_in(folder: Path) -> dict[str, Any]:
     return described
 
 
-def open_tensors(folder: Path, family: str, base: Iterable[str], config: Any) -> WeightFiles:
+def open_tensors(
+    folder: Path, family: str, base: Mapping[str, int], config: Any, *, allow_pickle: bool = False
+) -> WeightFiles:
     """An adapter's tensors under canonical names, this library's or PEFT's.
 
     Args:
-        base: canonical names of the base's weights.
+        base: canonical name -> number of dimensions of the base's weights.
         config: PaddleNLP's configuration of the base.
+        allow_pickle: whether to read PEFT's adapter_model.bin.
 
     Raises:
         UserError: a file that is missing or broken, or tensors that belong to no weight of the base.
     """
-    if is_peft(described_in(folder)):
-        return PeftTensors(folder, family, base, config)
+    described = described_in(folder)
+    if is_peft(described):
+        return PeftTensors(folder, described, family, base, config, allow_pickle=allow_pickle)
     return WeightFiles(folder, file=TENSORS)
 
 
 @paddle.no_grad()
-def _read_tensors(attachment: Attachment, folder: Path) -> None:
-    base = {name for names in _of_all_ranks(list(attachment.base)) for name in names}
-    files = open_tensors(folder, attachment.family.name, sorted(base), attachment.model.config)
+def _read_tensors(attachment: Attachment, folder: Path, allow_pickle: bool) -> None:
+    mine_of_base = {name: len(parameter.shape) for name, parameter in attachment.base.items()}
+    base = {name: ndim for table in _of_all_ranks(mine_of_base) for name, ndim in table.items()}
+    config = attachment.model.config
+    files = open_tensors(folder, attachment.family.name, base, config, allow_pickle=allow_pickle)
     mine = adapter_parts(attachment)
     known = {name for names in _of_all_ranks([name for name, *_ in mine]) for name in names}
     different = known.symmetric_difference(files.names())

@@ -9,6 +9,7 @@ from typing import Any
 import paddle.distributed as dist
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.models.names import EMBEDDINGS, HEADS
 from paddle_llm.peft.attachment import Attachment
 from paddle_llm.peft.method import ALL_LINEAR, matches, pattern_matches
 from paddle_llm.peft.parallel_product import Cut, cut_of
@@ -43,10 +44,40 @@ def target_layers(attachment: Attachment) -> list[tuple[str, Any, Cut]]:
         return linears
     if ALL_LINEAR in targets:
         raise UserError(f"lora_target_modules: {ALL_LINEAR} stands for all of them; leave out the other names.")
+    outside = [found for found in _outside_blocks(attachment) if _is_named(targets, found[0])]
     for pattern in targets:
-        if not anywhere(any(pattern_matches(pattern, path) for path, *_ in linears)):
+        named = any(_is_named((pattern,), path) for path, *_ in outside)
+        if not anywhere(named or any(pattern_matches(pattern, path) for path, *_ in linears)):
             raise UserError(f"lora_target_modules: {pattern!r} {_why_not(attachment, pattern)} {_offer(linears)}")
-    return [found for found in linears if matches(targets, found[0])]
+    if outside:
+        _check_layout(attachment, outside[0][0])
+    return [found for found in linears if matches(targets, found[0])] + outside
+
+
+def _outside_blocks(attachment: Attachment) -> Iterator[tuple[str, Any, Cut]]:
+    """The embedding and a head that is not tied to it."""
+    from paddle import nn
+
+    family = attachment.family.name
+    for path, layer in attachment.layers():
+        if f"{path}.weight" == EMBEDDINGS[family] and isinstance(layer, nn.Embedding):
+            yield path, layer, Cut("embedding", False, attachment.axis)
+        elif f"{path}.weight" == HEADS.get(family) and layer._parameters.get("weight") is not None:
+            yield path, layer, Cut("plain", False, attachment.axis)
+
+
+def _is_named(targets: tuple[str, ...], path: str) -> bool:
+    """Whether a target is the end of a name; regular expressions name layers of the blocks only."""
+    return any(path == target or path.endswith(f".{target}") for target in targets)
+
+
+def _check_layout(attachment: Attachment, path: str) -> None:
+    layout = attachment.layout
+    if layout.tensor > 1 or layout.pipeline > 1 or (layout.sharding > 1 and layout.sharding_stage == 3):
+        raise UserError(
+            f"LoRA on {path} is not offered on this layout: {layout}. Use data parallelism or sharding stage 1 or 2, or leave "
+            f"{path.rpartition('.')[2]} out of lora_target_modules."
+        )
 
 
 def matching_weights(attachment: Attachment, patterns: tuple[str, ...], field: str) -> list[str]:
@@ -64,7 +95,7 @@ def _names_weight(pattern: str, name: str) -> bool:
 
 def _why_not(attachment: Attachment, pattern: str) -> str:
     if any(pattern_matches(pattern, path) for path, _ in attachment.layers()):
-        return "is no linear layer of a transformer block (train it whole by --modules_to_save)."
+        return "is not a linear layer of a transformer block (train it whole by --modules_to_save)."
     return "matches no layer."
 
 

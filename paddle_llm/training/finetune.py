@@ -73,7 +73,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
         check_length(resolved, args.max_steps)
     model = build_network(config, layout, method, find_family(resolved.facts), weights_dtype(config))
     if config.lora_path or config.prefix_path:
-        continue_from(model, config.lora_path or config.prefix_path)
+        continue_from(model, config.lora_path or config.prefix_path, allow_pickle=config.allow_pickle)
     trainer = FinetuneTrainer(
         model=model,
         args=args,
@@ -151,7 +151,7 @@ def _method(resolved: Resolved) -> Method:
     path = resolved.config.lora_path or resolved.config.prefix_path
     if not path:
         return wanted
-    stored = read_method(Path(path))
+    stored = read_method(Path(path), allow_pickle=resolved.config.allow_pickle)
     kept = replace(stored, **{name: getattr(wanted, name) for name in _OF_TRAINING})
     wrong = [
         f"{flag} = {getattr(resolved.config, flag)}, the adapter has {getattr(kept, setting)}"

@@ -1,35 +1,87 @@
-"""Run by the Python of an environment with torch, transformers and Hugging Face's peft: what that library makes of a folder.
+"""What Hugging Face's peft and transformers compute from a folder, in this process. Needs the extra `hf`."""
 
-python peft_library.py read  BASE ADAPTER LOGITS.npy TOKENS  logits [B, S, V] of the base with the adapter
-python peft_library.py write BASE ADAPTER SETTINGS.json      an adapter with random values, as peft saves it
-"""
+from __future__ import annotations
 
-import json
-import sys
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+
+TOKENS = [[5, 9, 17, 33, 2, 71, 4, 12], [90, 3, 3, 45, 60, 7, 101, 8]]
 
 
-def main(action: str, base: str, adapter: str, other: str, tokens: str = "") -> None:
-    model = AutoModelForCausalLM.from_pretrained(base, torch_dtype=torch.float32).eval()
-    if action == "read":
-        model = PeftModel.from_pretrained(model, adapter).eval()
-        with torch.no_grad():
-            np.save(other, model(torch.tensor(json.loads(tokens))).logits.numpy())
-        return
-    with open(other) as stream:
-        settings = json.load(stream)
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **settings))
-    torch.manual_seed(3)
+def base_model(base: Path) -> Any:
+    """The base in fp32, in evaluation mode."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(base, torch_dtype=torch.float32).eval()
+
+
+def loaded(base: Path, adapter: Path, *, trains: bool = False) -> Any:
+    """The base with an adapter, in evaluation mode. Fails where peft misses tensors or knows no place for them.
+
+    Args:
+        trains: whether the adapter's tensors have gradients.
+    """
+    from peft import PeftConfig, get_peft_model, load_peft_weights, set_peft_model_state_dict
+
+    with quiet():
+        config = PeftConfig.from_pretrained(adapter)
+        config.inference_mode = not trains
+        model = get_peft_model(base_model(base), config)
+        state = set_peft_model_state_dict(model, load_peft_weights(str(adapter), device="cpu"))
+    missing = [name for name in state.missing_keys if ".lora_" in name or ".modules_to_save." in name]
+    assert not missing and not state.unexpected_keys, (missing, state.unexpected_keys)
+    return model.eval()
+
+
+def logits(model: Any, tokens: list[list[int]] | None = None) -> np.ndarray:
+    """[B, S, V]"""
+    import torch
+
     with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn_like(parameter))
-    model.save_pretrained(adapter)
+        return model(torch.tensor(tokens or TOKENS)).logits.numpy()
 
 
-if __name__ == "__main__":
-    main(*sys.argv[1:])
+def gradients(model: Any, weights_BSV: np.ndarray) -> dict[str, np.ndarray]:
+    """Gradients of the weighted sum of all logits, by the names of adapter_model.safetensors."""
+    import torch
+    from peft import get_peft_model_state_dict
+
+    (model(torch.tensor(TOKENS)).logits * torch.tensor(weights_BSV)).sum().backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    with quiet():
+        named = get_peft_model_state_dict(model, state_dict=found)
+    return {name: value.numpy() for name, value in named.items()}
+
+
+def write(base: Path, adapter: Path, seed: int = 3, **settings: Any) -> Any:
+    """An adapter with random values, as peft saves it; the model that was saved, in evaluation mode.
+
+    Args:
+        settings: of LoraConfig.
+    """
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    with quiet():
+        model = get_peft_model(base_model(base), LoraConfig(task_type="CAUSAL_LM", **settings))
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(0.1 * torch.randn_like(parameter))
+        model.save_pretrained(adapter)
+    return model.eval()
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without peft's warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

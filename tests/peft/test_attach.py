@@ -102,7 +102,7 @@ def test_first_values_depend_on_the_seed_and_names_only(tmp_path):
     ("targets", "told"),
     [
         (("q_proj", "quory"), "'quory' matches no layer"),
-        (("embed_tokens",), "'embed_tokens' is no linear layer of a transformer block"),
+        (("norm",), "'norm' is not a linear layer of a transformer block"),
         (("q_proj(",), "neither the name of a layer nor a regular expression"),
         (("all-linear", "q_proj"), "leave out the other names"),
     ],

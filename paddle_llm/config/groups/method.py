@@ -22,6 +22,9 @@ class MethodFields(Group):
         "attention alone does not (Dettmers et al. 2023).",
     )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023): for high ranks.")
+    dora: bool = Field(
+        False, description="DoRA (Liu et al. 2024): LoRA that also trains the magnitude of each output. With --lora."
+    )
     lora_plus_scale: float = Field(
         1.0, gt=0, description="Learning rate of B over that of A (LoRA+, Hayou et al. 2024, who advise 16). 1: plain."
     )

@@ -35,7 +35,11 @@ def method_goes_with_the_rest(run: Run) -> Findings:
     config, method = run.config, _method(run)
     family = run.known_facts.model_type if run.known_facts else None
     packed, projection = config.zero_padding, config.prefix_projection
-    yield from map(Problem, method_problems(method, run.layout, family, packed=packed, prefix_projection=projection))
+    dora, dropout = config.dora, config.lora_dropout
+    problems = method_problems(
+        method, run.layout, family, packed=packed, prefix_projection=projection, dora=dora, lora_dropout=dropout
+    )
+    yield from map(Problem, problems)
 
 
 @fine_tuning

@@ -1,0 +1,197 @@
+"""Every field of PEFT's `adapter_config.json` (LoraConfig of PEFT 0.17 to 0.21) and what this library does with it.
+
+A field is on exactly one of three lists. *honoured*: its value changes what is computed here as it does in PEFT. *harmless*: no
+value of it changes what a trained adapter computes. *refused*: a value other than "off" is an error that names the field.
+What is on no list is refused, too, unless its value is "off".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+HONOURED, HARMLESS, REFUSED = "honoured", "harmless", "refused"
+PEFT_VERSIONS = ("0.17", "0.21")  # the first and the last release whose fields are listed
+
+
+@dataclass(frozen=True)
+class PeftField:
+    """One field.
+
+    Attributes:
+        name: key in adapter_config.json.
+        group: HONOURED, HARMLESS or REFUSED.
+        note: what an honoured field does, why a harmless one has no effect, what a refused one would need.
+        since: the first minor release of PEFT with this field, "" for 0.17 or before; "before 0.17" where it has gone.
+        values: the values that are honoured, () for all that PEFT allows.
+    """
+
+    name: str
+    group: str
+    note: str
+    since: str = ""
+    values: tuple[Any, ...] = ()
+
+
+_BIASES = ("none", "all", "lora_only")
+_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+_CHANGES_BASE = (
+    "the adapter belongs to base weights that this initialisation has changed. Save it with "
+    "save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes it plain LoRA"
+)
+
+FIELDS: tuple[PeftField, ...] = (
+    PeftField("peft_type", HONOURED, "kind of adapter; others are refused by name", values=("LORA",)),
+    PeftField("task_type", HONOURED, "task of the base model", values=("CAUSAL_LM", None)),
+    PeftField("base_model_name_or_path", HONOURED, "the base: a folder, or a name that `--base` or MODEL replaces"),
+    PeftField("r", HONOURED, "rank"),
+    PeftField("lora_alpha", HONOURED, "scaling: alpha / r, with use_rslora alpha / sqrt(r)"),
+    PeftField("lora_dropout", HONOURED, "dropout before the matrices, where training continues"),
+    PeftField("target_modules", HONOURED, "layers with LoRA: list of names, regular expression, all-linear or null"),
+    PeftField("exclude_modules", HONOURED, "layers without LoRA: list of names or regular expression"),
+    PeftField("layers_to_transform", HONOURED, "numbers of the transformer blocks with LoRA"),
+    PeftField("layers_pattern", HONOURED, "name of the list of blocks that layers_to_transform counts"),
+    PeftField("rank_pattern", HONOURED, "other ranks of some layers: name or regular expression -> rank"),
+    PeftField("alpha_pattern", HONOURED, "other lora_alpha of some layers"),
+    PeftField("use_rslora", HONOURED, "rank-stabilised scaling"),
+    PeftField("use_dora", HONOURED, "DoRA: a trained magnitude for each output"),
+    PeftField("bias", HONOURED, "trained biases of the base", values=_BIASES),
+    PeftField("modules_to_save", HONOURED, "layers of the base that were trained whole"),
+    PeftField(
+        "init_lora_weights",
+        HONOURED,
+        "how training began; refused where it changed the weights of the base",
+        values=_STARTS,
+    ),
+    PeftField("auto_mapping", HARMLESS, "class of the base model in Python"),
+    PeftField("peft_version", HARMLESS, "version that wrote the adapter", "0.18"),
+    PeftField("revision", HARMLESS, "revision of the base model on the Hub"),
+    PeftField("inference_mode", HARMLESS, "whether PEFT freezes the adapter after loading"),
+    PeftField("fan_in_fan_out", HARMLESS, "for GPT-2's Conv1D; PEFT ignores it for the layers of these families"),
+    PeftField("megatron_core", HARMLESS, "name of a Python module; without megatron_config it is not used"),
+    PeftField("qalora_group_size", HARMLESS, "without use_qalora it is not used"),
+    PeftField("loftq_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights loftq"),
+    PeftField("eva_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights eva"),
+    PeftField("corda_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights corda"),
+    PeftField(
+        "lora_ga_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights lora_ga", "0.19"
+    ),
+    PeftField("velora_config", HARMLESS, "compresses what training's backward pass keeps", "0.20"),
+    PeftField("runtime_config", HARMLESS, "where PEFT computes; not saved by PEFT"),
+    PeftField("merge_weights", HARMLESS, "whether evaluation merged the adapter in memory", "before 0.17"),
+    PeftField("enable_lora", REFUSED, "LoRA on parts of a fused matrix", "before 0.17"),
+    PeftField("megatron_config", REFUSED, "layers of Megatron"),
+    PeftField("trainable_token_indices", REFUSED, "single rows of the embedding that were trained"),
+    PeftField("layer_replication", REFUSED, "blocks of the base that are used several times"),
+    PeftField("lora_bias", REFUSED, "biases in LoRA's second matrix"),
+    PeftField("target_parameters", REFUSED, "LoRA on parameters that are not the weight of a layer"),
+    PeftField("use_qalora", REFUSED, "LoRA on inputs pooled in groups (QALoRA)"),
+    PeftField("alora_invocation_tokens", REFUSED, "LoRA that begins at a token (aLoRA)", "0.18"),
+    PeftField("arrow_config", REFUSED, "routing over several adapters (Arrow)", "0.18"),
+    PeftField("ensure_weight_tying", REFUSED, "adapters that embedding and head share", "0.18"),
+    PeftField("use_bdlora", REFUSED, "block-diagonal matrices (BD-LoRA)", "0.19"),
+    PeftField("monteclora_config", REFUSED, "LoRA drawn at random (MonteCLoRA)", "0.20"),
+    PeftField("kasa_config", REFUSED, "a base without its smallest singular values (KaSA)", "0.21"),
+)
+BY_NAME = {field.name: field for field in FIELDS}
+
+
+def problems_of(described: dict[str, Any]) -> Iterator[str]:
+    """Everything in an adapter_config.json of PEFT that cannot be computed here, each with its field's name and value.
+
+    Args:
+        described: the content of the file.
+    """
+    kind = described.get("peft_type")
+    if kind != "LORA":
+        yield f"peft_type {kind!r} (LORA is the only kind that is read)"
+        return  # other kinds have other fields
+    for name, value in described.items():
+        field = BY_NAME.get(name)
+        if field is None and not is_off(value):
+            yield f"{name} {_shown(value)} (not a field of PEFT {' to '.join(PEFT_VERSIONS)})"
+        elif field is not None and field.group == REFUSED and not is_off(value):
+            yield f"{name} {_shown(value)} ({field.note})"
+        elif field is not None and field.values and not _one_of(value, field.values):
+            yield f"{name} {_shown(value)} ({_why_not(field, value)})"
+    yield from _wrong_types(described)
+
+
+def unknown_and_off(described: dict[str, Any]) -> list[str]:
+    """Fields on no list whose value is "off": they are ignored, and that is reported."""
+    return sorted(name for name, value in described.items() if name not in BY_NAME and is_off(value))
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value switches a feature off: null, false, or nothing in it."""
+    return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _one_of(value: Any, values: tuple[Any, ...]) -> bool:
+    """Whether `value` is one of `values`; 1 is not True."""
+    return any(type(value) is type(one) and value == one for one in values)
+
+
+def _why_not(field: PeftField, value: Any) -> str:
+    if field.name == "init_lora_weights" and isinstance(value, str):
+        return _CHANGES_BASE
+    return f"read are {', '.join(map(repr, field.values))}"
+
+
+def _wrong_types(described: dict[str, Any]) -> Iterator[str]:
+    """Honoured fields whose values PEFT would not accept."""
+    tables = ("rank_pattern", "alpha_pattern")
+    checks = {
+        "r": _is_positive_integer,
+        "lora_alpha": _is_number,
+        "lora_dropout": lambda value: value is None or (_is_number(value) and 0 <= value < 1),
+        "use_rslora": lambda value: value is None or isinstance(value, bool),
+        "use_dora": lambda value: value is None or isinstance(value, bool),
+        "target_modules": _is_names,
+        "exclude_modules": _is_names,
+        "modules_to_save": lambda value: value is None or (isinstance(value, list) and _is_names(value)),
+        "layers_pattern": _is_names,
+        "layers_to_transform": lambda value: (
+            value is None or all(_is_integer(one) for one in (value if isinstance(value, list) else [value]))
+        ),
+        "rank_pattern": lambda value: value is None or _is_table(value, _is_positive_integer),
+        "alpha_pattern": lambda value: value is None or _is_table(value, _is_number),
+    }
+    for name, check in checks.items():
+        if name in described and not check(described[name]):
+            what = "a table of names and numbers" if name in tables else "a value that PEFT accepts"
+            yield f"{name} {_shown(described[name])} (not {what})"
+    if isinstance(described.get("target_modules"), str):
+        for name in ("layers_to_transform", "layers_pattern"):
+            if not is_off(described.get(name)):
+                yield f"{name} {_shown(described[name])} (PEFT allows it with a list of target_modules only)"
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_positive_integer(value: Any) -> bool:
+    return _is_integer(value) and value > 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def _is_names(value: Any) -> bool:
+    return value is None or isinstance(value, str) or all(isinstance(one, str) for one in _listed(value))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_table(value: Any, is_value: Any) -> bool:
+    return isinstance(value, dict) and all(is_value(one) for one in value.values())
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

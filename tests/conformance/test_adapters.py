@@ -1,0 +1,322 @@
+"""PEFT adapters: settings, logits, merged weights and gradients here and in Hugging Face's peft 0.17.1."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.layout import Layout
+from paddle_llm.peft.method import Method
+from paddle_llm.peft.peft_config import check_settings
+from paddle_llm.peft.peft_fields import BY_NAME, FIELDS, HARMLESS, HONOURED, REFUSED, problems_of
+from tests.export.test_merged import base_folder, network_of, trained_adapter
+from tests.peft import peft_library
+from tests.peft.networks import attached, logits
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PLAIN = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}
+SHAPES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "tied": {"tie_word_embeddings": True},
+    "qwen2": {},
+    "bloom": {},
+    "opt": {},
+}
+
+# ---- fields ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.hf
+def test_every_field_of_the_installed_peft_is_on_exactly_one_list():
+    import peft
+
+    fields = {field.name for field in dataclasses.fields(peft.LoraConfig)}
+    listed = {field.name for field in FIELDS if not field.since}
+    assert fields == listed and len(BY_NAME) == len(FIELDS)
+    assert {field.group for field in FIELDS} == {HONOURED, HARMLESS, REFUSED}
+    saved = {kind.value for kind in peft.PeftType} - {"LORA"}
+    assert saved and all(list(problems_of({**PLAIN, "peft_type": kind})) for kind in saved)
+
+
+@pytest.mark.hf
+def test_what_peft_saves_by_default_is_accepted(tmp_path):
+    import peft
+
+    peft.LoraConfig(**{name: value for name, value in PLAIN.items() if name != "peft_type"}).save_pretrained(tmp_path)
+    check_settings(tmp_path, json.loads((tmp_path / CONFIG).read_text()))
+
+
+ON = st.one_of(
+    st.just(True),
+    st.integers(1, 9),
+    st.text("abc", min_size=1, max_size=5),
+    st.lists(st.integers(0, 9), min_size=1, max_size=3),
+    st.dictionaries(st.text("abc", min_size=1, max_size=3), st.integers(0, 9), min_size=1, max_size=2),
+)
+NAMES = st.sampled_from([field.name for field in FIELDS if field.group == REFUSED]) | st.from_regex(
+    r"(use|loha)_[a-z]{3,9}(_config)?", fullmatch=True
+)
+
+
+@settings(max_examples=200)
+@given(name=NAMES, value=ON)
+def test_a_field_that_is_refused_or_unknown_is_named_unless_it_is_off(name, value):
+    if BY_NAME.get(name) is not None and BY_NAME[name].group != REFUSED:
+        return
+    (problem,) = problems_of({**PLAIN, name: value})
+    assert problem.startswith(f"{name} ")
+    with pytest.raises(UserError, match=name):
+        check_settings(Path("adapter"), {**PLAIN, name: value})
+    for off in (None, False, [], {}):
+        assert not list(problems_of({**PLAIN, name: off}))
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        *(("init_lora_weights", one) for one in ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "loftq", "lora_ga")),
+        *(("init_lora_weights", one) for one in ("strange", 1, [True])),
+        *(("task_type", one) for one in ("SEQ_CLS", "TOKEN_CLS", "FEATURE_EXTRACTION", "strange")),
+        *(("bias", one) for one in ("lora", True, None)),
+        *(("r", one) for one in (0, -1, 2.0, True, None, "4")),
+        *(("lora_alpha", one) for one in (None, "8", float("nan"), [8])),
+        *(("rank_pattern", one) for one in ({"q_proj": 0}, {"q_proj": None}, ["q_proj"])),
+        *(("layers_to_transform", one) for one in ("0", [0.5], [None])),
+        ("target_modules", [1]),
+        ("modules_to_save", "lm_head"),
+        ("use_dora", "yes"),
+    ],
+)  # fmt: skip
+def test_values_that_are_not_honoured_are_refused_by_name(name, value):
+    assert [one for one in problems_of({**PLAIN, name: value}) if one.startswith(f"{name} ")]
+
+
+# ---- logits, merged weights -----------------------------------------------------------------------------------------
+
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "ranks and alphas": (
+        "llama",
+        {
+            "target_modules": ["q_proj", "v_proj", "down_proj"],
+            "rank_pattern": {"v_proj": 2, r"layers\.[02]\.self_attn\.q_proj": 6, "model.layers.1.mlp.down_proj": 3},
+            "alpha_pattern": {"q_proj": 5, r".*\.3\.mlp\.down_proj": 1.5},
+        },
+    ),
+    "some layers, rslora": (
+        "llama",
+        {
+            "target_modules": ["q_proj", "up_proj"],
+            "layers_to_transform": [1, 2],
+            "layers_pattern": "layers",
+            "use_rslora": True,
+            "lora_alpha": 7,
+        },
+    ),
+    "dora": ("llama", {"target_modules": "all-linear", "use_dora": True, "rank_pattern": {"q_proj": 2}}),
+    "dora, bloom": ("bloom", {"target_modules": ["query_key_value", "dense"], "use_dora": True, "use_rslora": True}),
+    "dora, bias all": ("opt", {"target_modules": ["v_proj", "fc1"], "use_dora": True, "bias": "all"}),
+    "bias all": ("qwen2", {"target_modules": ["q_proj", "o_proj"], "bias": "all"}),
+    "bias all, bloom": ("bloom", {"target_modules": ["dense"], "bias": "all"}),
+    "bias lora_only": ("qwen2", {"target_modules": ["q_proj", "k_proj"], "bias": "lora_only"}),
+    "regular expression": ("llama", {"target_modules": r".*\.[13]\.(self_attn|mlp)\.(q|gate)_proj"}),
+    "excluded": ("llama", {"target_modules": "all-linear", "exclude_modules": r".*\.0\..*|.*down_proj"}),
+    "defaults": ("qwen2", {}),
+    "modules to save": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]}),
+    "modules to save, in a target": ("llama", {"target_modules": "all-linear", "modules_to_save": ["mlp"]}),
+    "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding, dora": ("llama", {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True}),
+    "embedding, tied": ("tied", {"target_modules": ["embed_tokens", "q_proj"]}),
+    "embedding, bloom": ("bloom", {"target_modules": ["word_embeddings", "query_key_value"]}),
+    "head": ("llama", {"target_modules": ["lm_head", "q_proj"], "rank_pattern": {"lm_head": 2}}),
+    "head, dora": ("qwen2", {"target_modules": ["lm_head", "q_proj"], "use_dora": True}),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bases(tmp_path_factory):
+    """Name of a shape -> its folder, made on demand."""
+    made: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in made:
+            family = "llama" if name == "tied" else name
+            made[name] = base_folder(tmp_path_factory.mktemp(name) / "base", family, **SHAPES[name])
+        return made[name]
+
+    return folder
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("case", CASES)
+def test_peft_adapters_compute_the_same_here(case, bases, tmp_path):
+    shape, described = CASES[case]
+    tied = shape in ("tied", "bloom") and case.startswith("embedding")
+    compare(bases(shape), tmp_path, {"r": 4, "lora_alpha": 8, **described}, merges=not tied)
+
+
+def compare(base: Path, folder: Path, described: dict[str, Any], *, merges: bool = True) -> None:
+    """An adapter that peft writes with these settings: logits, merged weights and its conversions there and back."""
+    from paddle_llm.export.source import open_source
+    from paddle_llm.peft.convert import from_peft, to_peft
+
+    theirs = folder / "theirs"
+    peft_library.write(base, theirs, **described)
+    model = peft_library.loaded(base, theirs)
+    wanted = peft_library.logits(model)
+    close(ours_over(base, theirs), wanted)
+    from_peft(theirs, folder / "ours")
+    close(ours_over(base, folder / "ours"), wanted)
+    to_peft(folder / "ours", folder / "again")
+    close(peft_library.logits(peft_library.loaded(base, folder / "again")), wanted)
+    if not merges:
+        with pytest.raises(UserError, match="embedding cannot be merged"):
+            open_source(base, adapter=theirs)
+        return
+    with peft_library.quiet():
+        merged = {name: value.numpy() for name, value in model.merge_and_unload().state_dict().items()}
+    source = open_source(base, adapter=theirs)
+    from paddle_llm.models.names import hugging_face
+
+    for name in source.names():
+        ours = source.read(name)
+        there = hugging_face(source.family.name, name, ours.ndim)
+        close(ours.T if there.transpose else ours, merged[there.name])
+
+
+def close(found: np.ndarray, wanted: np.ndarray) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
+
+
+def ours_over(base: Path, adapter: Path) -> np.ndarray:
+    import paddle
+
+    from paddle_llm.peft.save import load_adapter
+
+    model = load_adapter(network_of(base, "float32"), adapter, Layout())
+    model.eval()
+    return logits(model, inputs={"input_ids": paddle.to_tensor(peft_library.TOKENS)})
+
+
+# ---- gradients, training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize("shape, targets", [("llama", ("all-linear",)), ("opt", ("v_proj", "linear1", "out_proj"))])
+def test_gradients_of_dora_are_those_of_peft(shape, targets, bases, tmp_path):
+    """Of A, B and the magnitudes; the norm is a constant in the backward pass of both."""
+    import paddle
+    from safetensors.numpy import load_file, save_file
+
+    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.save import load_adapter
+
+    base = bases(shape)
+    method = Method("lora", rank=3, dora=True, targets=targets, ranks=(("v_proj", 2),))
+    ours, theirs = trained_adapter(tmp_path / "ours", base, method), tmp_path / "theirs"
+    to_peft(ours, theirs)
+    model = load_adapter(network_of(base, "float32"), ours, Layout())
+    model.eval()
+    found = model(input_ids=paddle.to_tensor(peft_library.TOKENS))
+    found = found[0] if isinstance(found, tuple) else found
+    weights_BSV = np.random.default_rng(0).standard_normal(found.shape).astype(np.float32)
+    (found * paddle.to_tensor(weights_BSV)).sum().backward()
+    gradients = {name: parameter.grad.numpy() for name, parameter in trainable(model).items()}
+    wanted = peft_library.gradients(peft_library.loaded(base, theirs, trains=True), weights_BSV)
+    # The same renaming as that of the tensors: gradients are written and converted as an adapter.
+    (tmp_path / "slopes").mkdir()
+    shutil.copy(ours / CONFIG, tmp_path / "slopes")
+    save_file(gradients, tmp_path / "slopes" / TENSORS)
+    to_peft(tmp_path / "slopes", tmp_path / "renamed")
+    renamed = load_file(tmp_path / "renamed" / TENSORS)
+    assert renamed.keys() == wanted.keys() and any("magnitude" in name for name in wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(renamed[name], value, rtol=0, atol=2e-5 * np.abs(value).max(), err_msg=name)
+
+
+@pytest.mark.hf
+def test_dora_begins_as_the_base_and_as_peft_begins(bases):
+    import paddle
+    from peft import LoraConfig, get_peft_model
+
+    base = bases("llama")
+    model = attached(network_of(base, "float32"), Method("lora", rank=4, dora=True, targets=("q_proj", "down_proj")))
+    model.eval()
+    close(
+        logits(model, inputs={"input_ids": paddle.to_tensor(peft_library.TOKENS)}),
+        peft_library.logits(peft_library.base_model(base)),
+    )
+    peft = get_peft_model(
+        peft_library.base_model(base), LoraConfig(use_dora=True, target_modules=["q_proj", "down_proj"])
+    )
+    ours = trainable(model)
+    for name, parameter in peft.named_parameters():
+        if "magnitude" in name:
+            layer = name.removeprefix("base_model.model.model.").partition(".lora_")[0]
+            found = ours[f"llama.{layer}.lora_magnitude"].numpy()
+            np.testing.assert_allclose(found, parameter.detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.hf
+def test_dropout_in_dora_is_that_of_peft(bases, monkeypatch):
+    """With a mask that both libraries use: dropout that keeps every second input."""
+    import paddle
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from paddle_llm.peft import lora
+
+    base = bases("llama")
+    settings = {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["q_proj"], "lora_dropout": 0.5}
+    theirs = get_peft_model(peft_library.base_model(base), LoraConfig(**settings))
+    method = Method("lora", rank=4, alpha=8.0, dora=True, targets=("q_proj",), dropout=0.5)
+    ours = attached(network_of(base, "float32"), method)
+    with torch.no_grad():
+        named = dict(theirs.named_parameters())
+        values = np.random.default_rng(0)
+        for name, parameter in trainable(ours).items():
+            value = values.standard_normal(parameter.shape).astype(np.float32)
+            parameter.set_value(paddle.to_tensor(value))
+            layer, _, own = name.rpartition(".")
+            end = "lora_magnitude_vector.default.weight" if own == "lora_magnitude" else f"{own}.default.weight"
+            named[f"base_model.model.model.{layer.removeprefix('llama.')}.{end}"].copy_(torch.tensor(value.T))
+    monkeypatch.setattr(lora.F, "dropout", lambda x, p: x * paddle.arange(x.shape[-1], dtype=x.dtype) % 2)
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: x * torch.arange(x.shape[-1], dtype=x.dtype) % 2)
+    ours.train()
+    theirs.train()
+    close(
+        logits(ours, inputs={"input_ids": paddle.to_tensor(peft_library.TOKENS)}),
+        theirs(torch.tensor(peft_library.TOKENS)).logits.detach().numpy(),
+    )
+
+
+def trainable(model: Any) -> dict[str, Any]:
+    from paddle_llm.peft.attach import trainable_tensors
+
+    return {name: parameter for name, parameter, _ in trainable_tensors(model)}
+
+
+@pytest.mark.hf
+def test_a_pickled_adapter_is_read_where_that_is_allowed(bases, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    from paddle_llm.peft.convert import from_peft
+
+    theirs = tmp_path / "theirs"
+    peft_library.write(bases("llama"), theirs, r=4, target_modules=["q_proj"])
+    torch.save(load_file(theirs / TENSORS), theirs / "adapter_model.bin")
+    from_peft(theirs, tmp_path / "one")  # safetensors come first, as in peft
+    (theirs / TENSORS).unlink()
+    with pytest.raises(UserError, match="adapter_model.bin.*--allow_pickle"):
+        from_peft(theirs, tmp_path / "two")
+    from_peft(theirs, tmp_path / "two", allow_pickle=True)
+    assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
