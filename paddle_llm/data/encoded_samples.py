@@ -15,6 +15,7 @@ from paddle_llm.data.chat.notes import sentence
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.encode_instruction import IGNORED, DoesNotFit, EncodedSample, InstructionEncoder
 from paddle_llm.data.instruction_formats import Conversation
+from paddle_llm.data.tokenizers.plain_text import NotText
 
 _SHOWN = 3
 LONG_SAMPLES = ("truncate", "refuse", "drop")
@@ -155,6 +156,9 @@ def _encoded(
             report.note("refused", where)
             report.reasons[error.reason] += 1
             continue
+        except NotText as error:
+            raise UserError(f"{where}: {error}") from error
+        encoder.codec.require_rows([sample.input_ids.max(initial=-1), sample.labels.max(initial=-1)], where)
         is_cut = sample.cut_question or sample.cut_answer or sample.dropped_rounds > 0
         if is_cut and long_samples != "truncate":
             report.note("too_long", where)

@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import special_tokens
 from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, read_sentencepiece, sentencepiece_model
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
@@ -32,6 +34,8 @@ class TextCodec:
         prefix_ids: what the tokenizer itself puts before a text ([bos], [gMASK, sop], nothing).
         prefix_lm: (id of [gMASK], id of <sop>) for ChatGLM-6B, which puts these two behind the context; else None.
         specials: the special tokens as text.
+        vocab_size: number of ids without added tokens.
+        rows: rows of the model's embedding; None where no model is given (`fit_to_model`).
         starts_after_specials: whether text behind a special token gets the blank that a text's beginning gets.
     """
 
@@ -44,8 +48,57 @@ class TextCodec:
         self.pad_id: int | None = None
         self.prefix_ids: list[int] = []
         self.prefix_lm: tuple[int, int] | None = None
+        self.vocab_size = 0
+        self.rows: int | None = None
         self.specials = sorted({s for s in specials if s}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self.specials))) if self.specials else None
+
+    def fit_to_model(self, rows: int) -> None:
+        """Compare the tokenizer with a model's embedding, and choose an id for padding that the model has.
+
+        Tokens that the model lacks are reported; a text or template that needs one is refused by `require_rows`.
+
+        Raises:
+            UserError: If the vocabulary or the end of sentence does not fit.
+        """
+        self.rows = rows
+        own = (
+            "Use the model's own tokenizer, or a config.json with a larger vocab_size and a model that has these rows."
+        )
+        if self.vocab_size > rows or (self.eos_id is not None and self.eos_id >= rows):
+            largest = max(self.vocab_size - 1, self.eos_id or 0)
+            raise UserError(
+                f"tokenizer {self.name}: its ids go up to {largest}, the model's vocabulary has {rows} (ids 0 to {rows - 1}). {own}"
+            )
+        outside = {name: self.mark(name) or 0 for name in self.specials if (self.mark(name) or 0) >= rows}
+        if outside:
+            named = ", ".join(
+                f"{name} {number}" for name, number in sorted(outside.items(), key=lambda item: item[1])[:8]
+            )
+            say(
+                f"tokenizer {self.name}: {len(outside)} special tokens have ids that the model's {rows} embeddings lack: {named}. "
+                "Text that needs one is refused."
+            )
+        if self.pad_id is not None and self.pad_id >= rows:
+            other = self.eos_id if self.eos_id is not None else 0
+            say(
+                f"tokenizer {self.name}: its pad id {self.pad_id} is outside the model. Rows are padded with {other}, without loss."
+            )
+            self.pad_id = other
+
+    def require_rows(self, ids: Iterable[int], where: str) -> None:
+        """Check the ids of a sample or prompt.
+
+        Raises:
+            UserError: If the model has no embedding for one of them.
+        """
+        largest = max((int(i) for i in ids), default=-1) if self.rows is not None else -1
+        if self.rows is not None and largest >= self.rows:
+            name = next((name for name in self.specials if self.mark(name) == largest), "")
+            raise UserError(
+                f"{where}: needs token id {largest} {name}, the model's vocabulary has {self.rows} (ids 0 to {self.rows - 1}). "
+                "Use the model's own tokenizer, or a --chat_template without this token."
+            )
 
     def _ids(self, text: str) -> list[int]:
         raise NotImplementedError
@@ -170,6 +223,7 @@ class SentencePieceCodec(TextCodec):
         self._processor = read_sentencepiece(model_path)
         super().__init__(folder, special_tokens(folder))
         known = self._processor
+        self.vocab_size = known.get_piece_size()
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (known.bos_id(), known.eos_id()))
         self.pad_id = known.pad_id() if known.pad_id() >= 0 else self.eos_id
         with open(os.path.join(folder, CONFIG_FILE), encoding="utf-8") as stream:
@@ -211,6 +265,7 @@ class PaddleNLPCodec(TextCodec):
         super().__init__(name or type(tokenizer).__name__, [*more, *map(str, added), *self._commands])
         self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self.vocab_size = tokenizer.vocab_size
         # Asked with a stand-in for the text: which ids go before it, and which behind.
         around = [int(i) for i in tokenizer.build_inputs_with_special_tokens([_TEXT])]
         self.prefix_ids, behind = around[: around.index(_TEXT)], around[around.index(_TEXT) + 1 :]
@@ -255,6 +310,7 @@ class TransformersCodec(TextCodec):
         super().__init__(name or tokenizer.name_or_path, [*added, *tokenizer.all_special_tokens])
         self.bos_id, self.eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self.eos_id
+        self.vocab_size = tokenizer.vocab_size
         self._protected = {self.mark(token) for token in self.specials} - {None, tokenizer.unk_token_id}
         self.prefix_ids = self._added_before()
         self._probe()

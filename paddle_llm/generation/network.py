@@ -113,6 +113,7 @@ def load_network(
 
     codec = open_codec(str(tokenizer or folder))
     facts = read_model_facts(folder)
+    codec.fit_to_model(facts.vocab_size)
     stored = str(facts.raw.get("torch_dtype") or facts.raw.get("dtype") or "float32")
     dtype = stored if device == "gpu" and stored in ("bfloat16", "float16") else "float32"
     run = RunConfig(model_name_or_path=str(folder), continue_training=True, device=device, allow_pickle=allow_pickle)

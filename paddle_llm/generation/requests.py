@@ -29,6 +29,7 @@ from paddle_llm.data.instruction_formats import (
 from paddle_llm.data.jinja_templates import AUTO, choose_template
 from paddle_llm.data.text_codec import TextCodec
 from paddle_llm.data.text_files import read_lines
+from paddle_llm.data.tokenizers.plain_text import NotText
 from paddle_llm.generation.prompts import check_text, encode_prompt, encode_text, stop_ids
 from paddle_llm.models.prompt import Prompt
 
@@ -176,13 +177,17 @@ class Reader:
         """
         for text in (request.text, self.system):
             check_text(text, request.where or "the prompt")
-        if self.encoder is None:
-            return encode_text(self.codec, request.text)
-        conversation = request.conversation or question(request.text, self.system)
+        prompt = self._encode(request)
+        self.codec.require_rows(prompt.ids, request.where or "the prompt")
+        return prompt
+
+    def _encode(self, request: Request) -> Prompt:
         try:
-            return encode_prompt(self.encoder, conversation)
-        except DoesNotFit as error:
-            raise UserError(f"{request.where}: {error}") from error
+            if self.encoder is None:
+                return encode_text(self.codec, request.text)
+            return encode_prompt(self.encoder, request.conversation or question(request.text, self.system))
+        except (DoesNotFit, NotText) as error:
+            raise UserError(f"{request.where or 'the prompt'}: {error}") from error
 
     @property
     def stop_ids(self) -> frozenset[int]:

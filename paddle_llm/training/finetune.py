@@ -63,6 +63,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
     folder = config.tokenizer_name_or_path or config.model_name_or_path
     tokenizer = load_tokenizer(folder)
     codec = open_codec(tokenizer)
+    codec.fit_to_model(resolved.facts.vocab_size)
     chosen = template_of(config, codec, folder)
     encoder = _encoder(config, codec, chosen)
     method = _method(resolved)
