@@ -114,6 +114,10 @@ def open_corpus(prefix: str) -> Corpus:
             f"corpus {prefix}: empty ({max(corpus.n_documents, 0)} documents, {corpus.n_tokens} tokens). "
             "Build it again from input that holds text."
         )
+    if int(corpus.doc_idx[0]) != 0:
+        raise UserError(
+            f"{corpus.index_path}: corrupt: its documents begin at sequence {int(corpus.doc_idx[0])}, not 0. Build the corpus again."
+        )
     if int(corpus.doc_idx[-1]) != len(corpus.sizes):
         raise UserError(
             f"{corpus.index_path}: corrupt: its documents end at sequence {int(corpus.doc_idx[-1])} of "
@@ -138,7 +142,13 @@ def _open_mmap(prefix: str) -> Corpus:
     index_path, data_path = Path(prefix + ".idx"), Path(prefix + ".bin")
     header = read_header(index_path)
     expected = header.index_bytes
-    if (actual := index_path.stat().st_size) != expected:
+    actual = index_path.stat().st_size
+    if header.n_sequences and actual == expected + header.n_sequences:
+        raise UserError(
+            f"{index_path}: it has sequence modes, as Megatron writes them for multimodal data, which is not supported. Build the "
+            "corpus from text."
+        )
+    if actual != expected:
         raise UserError(
             f"{index_path}: corrupt: its header promises {header.n_sequences} sequences and {header.n_doc_idx - 1} "
             f"documents, {expected} bytes in all; the file has {actual}. Copy or build the corpus again."

@@ -20,7 +20,16 @@ MAGIC = b"MMIDIDX\x00\x00"
 LAZY_MAGIC = b"TNTIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 HEADER_BYTES = _HEADER.size
-DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4"}  # 6 and 7 are floats: no token ids
+DTYPES = {
+    1: "u1",
+    2: "i1",
+    3: "<i2",
+    4: "<i4",
+    5: "<i8",
+    8: "<u2",
+    9: "<u4",
+    10: "<u8",
+}  # 6 and 7 are floats: not token ids
 _CODES = {np.dtype(name): code for code, name in DTYPES.items()}
 _ROWS = 1 << 20
 
