@@ -38,12 +38,20 @@ class Answer:
     is_ended: bool
 
 
+_SHARED = 8  # characters by which the ends of two prompts are recognised as equal
+# Kinds of notes about the last answer.
+PROMPT_DIFFERS, BLOCK_NOT_OPENED = "prompt_differs", "block_not_opened"
+
+
 class NotLocated(Exception):
     """An answer that cannot be found in the rendering."""
 
 
 class AnswerFinder:
     """Finds answers in the renderings of one conversation.
+
+    Attributes:
+        notes: Kinds of what is to be reported about the last answer.
 
     Args:
         render: Function from messages and add_generation_prompt to text.
@@ -54,6 +62,7 @@ class AnswerFinder:
 
     def __init__(self, render: Render, messages: list[Message], whole: str, specials: re.Pattern[str] | None):
         self._render, self._messages, self._whole, self._specials = render, messages, whole, specials
+        self.notes: list[str] = []
         self._begin, self._end, self._probe_content = unused_characters(f"{whole}{messages}", 3)
 
     def find(self) -> tuple[list[Answer], list[int]]:
@@ -103,6 +112,8 @@ class AnswerFinder:
         before = self._render(self._messages[:number], True)
         upto = whole if is_last else self._render(self._messages[: number + 1], False)
         begin = len(before) if upto.startswith(before) else self._common_header(number, before, upto)
+        if is_last and (begin is None or begin < len(before)):
+            self.notes.append(PROMPT_DIFFERS if begin is None else BLOCK_NOT_OPENED)
         if begin is not None and whole.startswith(upto[:begin]):
             # A text that is only added when the conversation ends here (an EOS) is not part of the answer.
             stop, is_ended = self._stop(upto, begin, self._behind_content(upto, begin, number), number)
@@ -140,8 +151,7 @@ class AnswerFinder:
                 raise NotLocated
             before = self._render(self._messages[:number], True)
             own_first, _ = self._content_span(self._messages[: number + 1], number, upto)
-            header = len(before) if upto.startswith(before) else own_first
-            lead = upto[header:own_first] if header is not None and own_first is not None else ""
+            lead = upto[len(before) : own_first] if upto.startswith(before) else self._lead(number, before)
             if lead and whole[:begin].endswith(lead):
                 begin -= len(lead)
         if last is None or last < begin:
@@ -154,6 +164,14 @@ class AnswerFinder:
         if not whole.startswith(tail, last):
             raise NotLocated
         return Answer(begin, last + len(tail), number, is_ended)
+
+    def _lead(self, number: int, before: str) -> str:
+        """What a template writes between a generation prompt that it rewrites and the content: the shortest text behind which
+        both renderings end alike."""
+        probe = self._probe(number)
+        head = probe[: probe.find(self._probe_content)]
+        shared = before[-_SHARED:]
+        return next((head[at:] for at in range(len(head), -1, -1) if shared and head[:at].endswith(shared)), "")
 
     def _content_span(self, messages: list[Message], number: int, plain: str) -> tuple[int | None, int | None]:
         """Begin and end of an answer's content in a rendering, each None if it cannot be told."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from paddle_llm.data.chat.answers import BLOCK_NOT_OPENED, PROMPT_DIFFERS
 from paddle_llm.data.chat.special_text import has_special_text
 from paddle_llm.data.chat.writing import (
     EARLIER_UNTRAINED,
@@ -25,6 +26,9 @@ _SENTENCES = {
     SPECIAL_TOKENS: "samples contain the text of special tokens, which becomes special tokens",
     EOS_ADDED: "samples: the chat template ends answers without a special token; EOS is learned behind them",
     END_ADDED: "samples: the chat template's {% generation %} leaves out the token that ends an answer; it is learned",
+    PROMPT_DIFFERS: "samples: the chat template writes the question differently once it is answered (a system text may be missing), so "
+    "that the prompt of generation is another than the trained one",
+    BLOCK_NOT_OPENED: "samples: the generation prompt opens a block (such as <think>) that these answers are written without",
     LAST_ONLY: "samples: the chat template writes the question differently once it is answered; only the last answer is learned, "
     "behind the prompt that generation uses",
     EARLIER_UNTRAINED: "samples: the chat template writes earlier answers differently once more follows; those that could not be "

@@ -6,7 +6,7 @@ refused without one, since a sample must not depend on the day.
 
 from __future__ import annotations
 
-import os
+import importlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.transformers_import import import_transformers
 
 DATE_FLAG = "--chat_template_date"
 DATE_FORMAT = "%Y-%m-%d"
@@ -92,17 +93,14 @@ class Renderer:
             RowRefused: If the template raises, or uses what the sandbox withholds.
             UserError: If it asks for the date of the day.
         """
-        from transformers.utils.chat_template_utils import _render_with_assistant_indices
-
+        render_marked = _machinery()._render_with_assistant_indices
         given = {"tools": None, "documents": None, **self.values, **variables}
         tools, documents = given.pop("tools"), given.pop("documents")
         given["strftime_now"] = self._clock()
         compiled = _compile(self.source, self.where)
         try:
             if self.marks_answers:
-                text, spans = _render_with_assistant_indices(
-                    compiled, messages, tools, documents, add_generation_prompt, **given
-                )
+                text, spans = render_marked(compiled, messages, tools, documents, add_generation_prompt, **given)
                 return Rendered(text, tuple(spans))
             text = compiled.render(
                 messages=messages,
@@ -146,14 +144,17 @@ def _refuse_clock(where: str) -> Callable[[str], str]:
     return strftime_now
 
 
+def _machinery() -> Any:
+    import_transformers()
+    return importlib.import_module("transformers.utils.chat_template_utils")
+
+
 @lru_cache(maxsize=64)
 def _compile(source: str, where: str) -> Any:
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import jinja2
-    from transformers.utils.chat_template_utils import _compile_jinja_template
 
     try:
-        return _compile_jinja_template(source)
+        return _machinery()._compile_jinja_template(source)
     except jinja2.TemplateError as error:
         line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise UserError(f"The chat template of {where} is not valid Jinja{line}: {error}. Correct it.") from error

@@ -112,7 +112,7 @@ def _located(
     finder = AnswerFinder(render, messages, rendered.text, specials)
     try:
         answers, missing = finder.find()
-        return rendered.text, answers, [EARLIER_UNTRAINED] if missing else []
+        return rendered.text, answers, [*finder.notes, *([EARLIER_UNTRAINED] if missing else [])]
     except NotLocated:
         pass
     if is_open:
