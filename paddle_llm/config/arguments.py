@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.config_file import read_config_file
 from paddle_llm.core.paths import PathError, expand_path
 
 FLAG = "flag"
@@ -86,45 +86,11 @@ def _read_file(name: str, result: Arguments) -> None:
     except PathError as error:
         result.problems.append(f"{name}: {error}.")
         return
-    duplicates: list[str] = []
-
-    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in seen:
-                duplicates.append(key)
-            seen[key] = value
-        return seen
-
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=collect)
-    except FileNotFoundError:
-        result.problems.append(f"{name}: there is no such file. The first argument is CONFIG.json or a --flag.")
-        return
-    except IsADirectoryError:
-        result.problems.append(f"{name} is a folder. The first argument is CONFIG.json or a --flag.")
-        return
-    except UnicodeDecodeError:
-        result.problems.append(f"{name} is no text. The first argument is CONFIG.json or a --flag.")
-        return
-    except OSError as error:
-        result.problems.append(f"{name} cannot be read: {error.strerror}.")
-        return
-    except json.JSONDecodeError as error:
-        result.problems.append(f"{name} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}.")
-        return
-    if not isinstance(content, dict):
-        result.problems.append(f"{name} must hold one JSON object of keys and values, not a {_json_name(content)}.")
-        return
-    result.unread = False
-    for key in dict.fromkeys(duplicates):
-        result.problems.append(f'{name}: the key "{key}" stands there more than once. Keep one.')
+    read = read_config_file(name, path)
+    result.problems += read.problems
+    result.unread = not read.is_read
     # "$schema" is for editors: it names configs/schema.json.
-    result.given += [Given(key, value, f"file {name}") for key, value in content.items() if key != "$schema"]
-
-
-def _json_name(value: Any) -> str:
-    return {list: "list", str: "text", type(None): "null", bool: "boolean"}.get(type(value), "number")
+    result.given += [Given(key, value, f"file {name}") for key, value in read.values.items() if key != "$schema"]
 
 
 def _read_flags(argv: list[str], known: Collection[str], result: Arguments) -> None:

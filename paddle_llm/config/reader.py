@@ -15,6 +15,7 @@ from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_n
 from paddle_llm.config.entry_defaults import Default, entry_defaults, fitting_length
 from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.finetune_names import FINETUNE_NAMES
+from paddle_llm.config.foreign_names import VALUES, counterpart, dialect_of
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.layout_rules import layout_of
 from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
@@ -95,10 +96,17 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     problems = arguments.problems + translated.problems
     notices = arguments.notices + translated.notices
 
+    dialect = dialect_of({one.name for one in arguments.given if counterpart(one.name, one.raw) != ""})
+    if dialect is not None:
+        trainer, keys = dialect
+        problems.append(
+            f"The config is written for {trainer} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}). Its keys are not "
+            "translated; each is named below with its counterpart."
+        )
     given = _merge(translated.given, fields, problems)
     config, bad, own = _typed(given, script, problems)
     notices += _expanded_paths(config, given, bad)
-    if arguments.unread:
+    if arguments.unread or dialect is not None:
         raise ConfigError(problems)
     seen = guarded(config, bad)
     here = device is None
@@ -149,7 +157,11 @@ def _merge(given: list[Given], fields: frozenset[str], problems: list[str]) -> d
     merged: dict[str, Given] = {}
     for one in given:
         if one.name not in fields:
-            problems.append(_unknown(one, fields))
+            use = counterpart(one.name, True if one.raw is BARE else one.raw)
+            if use is None or one.name in _HINTS:
+                problems.append(_unknown(one, fields))
+            elif use:
+                problems.append(f"{one.spelled()} = {_brief(one.raw)} is not a key of this program. {use}.")
             continue
         before = merged.get(one.name)
         if before is not None and before.origin == one.origin and before.raw != one.raw:
@@ -214,7 +226,15 @@ def _range(message: str) -> str:
     return message.replace("Input should be", "must be")
 
 
+def _brief(raw: Any) -> str:
+    text = _shown(True if raw is BARE else raw)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 def _close(name: str, raw: Any) -> str:
+    foreign = VALUES.get(name, {}).get(str(raw))
+    if foreign:
+        return f" Use {foreign}."
     close = difflib.get_close_matches(str(raw), kind_of(name).choices, 1)
     return f" Did you mean {close[0]}?" if close else ""
 

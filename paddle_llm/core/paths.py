@@ -21,8 +21,11 @@ def expand_path(text: str) -> str:
         text: one path as written. Text without `$` and a leading `~` is returned unchanged.
 
     Raises:
-        PathError: If a variable is not defined or empty, a user is unknown, or the text is a shell expression.
+        PathError: If a variable is not defined or empty, a user is unknown, the text is a shell expression, or it contains
+            a NUL character or a lone surrogate.
     """
+    if "\0" in text or not _is_utf8(text):
+        raise PathError("no path contains such a character. Write the path again")
     expanded = _DOLLAR.sub(_value, text)
     if not expanded.startswith("~"):
         return expanded
@@ -62,6 +65,15 @@ def _value(match: re.Match[str]) -> str:
     if not value:
         raise PathError(f"the environment variable {name} is empty. Set it, or write the path in full")
     return value
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a path can be given to the system; `surrogateescape` marks bytes of a name in another encoding."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_weight(word: str) -> bool:

@@ -81,7 +81,7 @@ def test_file_and_flags(tmp_path: Path) -> None:
         ('{"a": 1,}', "not valid JSON"),
         ("[]", "one JSON object of keys and values, not a list"),
         ("null", "not a null"),
-        ('{"a": 1, "b": 2, "a": 1}', 'the key "a" stands there more than once'),
+        ('{"a": 1, "b": 2, "a": 1}', 'the key "a" is given more than once'),
     ],
 )
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
@@ -95,4 +95,4 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     assert "there is no such file" in read("nowhere.json").problems[0]
     assert "is a folder" in read(str(tmp_path)).problems[0]
     (tmp_path / "weights.json").write_bytes(bytes(range(256)))
-    assert "is no text" in read(str(tmp_path / "weights.json")).problems[0]
+    assert "is not text" in read(str(tmp_path / "weights.json")).problems[0]

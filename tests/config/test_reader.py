@@ -167,7 +167,7 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, model: Path) -> None:
     flags = "--adam_beta2 1.5 --tensor_parallel_degree 3 --do_eval --split 1,0,0 --max_seq_length 4096 --save_steps"
     told = problems_of([str(path), *base(model), *flags.split()], world_size=8, device="gpu")
     expected = [
-        'the key "seed" stands there more than once',
+        'the key "seed" is given more than once',
         '"lora" in ' + str(path) + " belongs to finetune_generation.py",
         '"to_static" in ' + str(path) + " = true is not offered",
         '"learing_rate" in ' + str(path) + " is unknown. Did you mean learning_rate?",

@@ -1,0 +1,185 @@
+"""One config file: plain JSON in UTF-8, or one message that says where it is not, and what to write.
+
+JSON with comments, trailing commas or repeated keys is refused and not guessed at: editors, shells and other programs that
+read the same file would see another config.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+_FIRST = "The first argument is CONFIG.json or a --flag"
+_PLAIN = "A config is plain JSON"
+_MOST_BYTES = 1 << 24
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+# Lines of the outermost level.
+_YAML = re.compile(r"""^["']?([A-Za-z_$][\w.-]*)["']?\s*:(?:\s+(.*)|\s*)$""")
+_TOML = re.compile(r"""^["']?([A-Za-z_][\w.-]*)["']?\s*=\s*(.*)$""")
+_OTHER = {".yaml": "YAML", ".yml": "YAML", ".toml": "TOML", ".ini": "INI", ".cfg": "INI"}
+_NESTED = "..."
+
+
+@dataclass
+class ConfigFile:
+    """What a config file holds.
+
+    Attributes:
+        values: keys of the object; those of a YAML or TOML file as far as they are visible.
+        problems: what is wrong with the file, complete lines.
+        is_read: whether `values` is what the file says. If not, what seems absent may not be.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    is_read: bool = False
+
+
+def read_config_file(name: str, path: Path) -> ConfigFile:
+    """Read a config.
+
+    Args:
+        name: as the user wrote it, for messages.
+    """
+    text, problem = _text_of(name, path)
+    if problem:
+        return ConfigFile(problems=[problem])
+    repeated: list[str] = []
+    constants: list[str] = []
+
+    def collect(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in seen:
+                repeated.append(key)
+            seen[key] = value
+        return seen
+
+    try:
+        content = json.loads(text, object_pairs_hook=collect, parse_constant=constants.append)
+    except json.JSONDecodeError as error:
+        return _not_json(name, path, text, error)
+    except RecursionError:
+        return ConfigFile(problems=[f"{name}: values are nested too deeply. {_PLAIN}: keys and values."])
+    except ValueError as error:  # a whole number of thousands of digits
+        return ConfigFile(problems=[f"{name} is not valid JSON: {error}."])
+    if not isinstance(content, dict):
+        return ConfigFile(problems=[f"{name} must hold one JSON object of keys and values, not a {_kind_of(content)}."])
+    found = ConfigFile(content, is_read=True)
+    for key in dict.fromkeys(repeated):
+        found.problems.append(f'{name}: the key "{key}" is given more than once. Keep one.')
+    for constant in dict.fromkeys(constants):
+        found.problems.append(f"{name}: {constant} is not a JSON value. Write a number, or null for the default.")
+    return found
+
+
+def _text_of(name: str, path: Path) -> tuple[str, str]:
+    """The text, or what is wrong."""
+    try:
+        with open(path, "rb") as stream:
+            raw = stream.read(_MOST_BYTES + 1)
+    except FileNotFoundError:
+        return "", f"{name}: there is no such file. {_FIRST}."
+    except IsADirectoryError:
+        return "", f"{name} is a folder. {_FIRST}."
+    except (OSError, ValueError) as error:
+        return "", f"{name} cannot be read: {getattr(error, 'strerror', None) or error}. {_FIRST}."
+    if len(raw) > _MOST_BYTES:
+        return "", f"{name} is larger than 16 MiB, which no config is. {_FIRST}."
+    encoding = next((one for mark, one in _MARKS if raw.startswith(mark)), "UTF-16" if _is_utf16(raw[:200]) else None)
+    if encoding:
+        return "", (
+            f"{name} is {encoding} text, and a config is UTF-8. Convert it: iconv -f {encoding} -t UTF-8 {name} > new.json"
+        )
+    if b"\0" in raw:
+        return "", f"{name} is not text. {_FIRST}."
+    try:
+        return raw.decode("utf-8-sig"), ""
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        return "", (
+            f"{name} is not text in UTF-8: line {line}, byte 0x{raw[error.start]:02x}. "
+            f"Convert it, for example: iconv -f GBK -t UTF-8 {name} > new.json"
+        )
+
+
+def _is_utf16(head: bytes) -> bool:
+    """Every second byte of ASCII text in UTF-16 is zero, and no other one."""
+    even, odd = head[::2], head[1::2]
+    return any(
+        b"\0" not in one and len(other) > 1 and not other.strip(b"\0") for one, other in ((even, odd), (odd, even))
+    )
+
+
+def _not_json(name: str, path: Path, text: str, error: json.JSONDecodeError) -> ConfigFile:
+    """What is wrong with text that is not JSON; of YAML and TOML also the keys, so that their counterparts can be named."""
+    kind = _OTHER.get(path.suffix.lower())
+    body = re.sub(r"(?m)^\s*(//|#).*$", "", text).lstrip()
+    is_object = body.startswith(("{", "[{")) or text.lstrip().startswith("/*")
+    values = {} if is_object else _visible_keys(text, _TOML if kind in ("TOML", "INI") else _YAML)
+    if kind is None and values:
+        kind = "YAML"
+    elif kind is None and not is_object:
+        values = _visible_keys(text, _TOML)
+        kind = "TOML" if values else None
+    if kind is not None and (values or path.suffix.lower() in _OTHER):
+        return ConfigFile(
+            values,
+            [f'{name} is {kind}, and a config is JSON. Write its keys as one JSON object: {{"key": value, ...}}.'],
+        )
+    where = f"{name} is not valid JSON: line {error.lineno}, column {error.colno}: "
+    return ConfigFile(problems=[where + _cause(text, error)])
+
+
+def _visible_keys(text: str, pattern: re.Pattern[str]) -> dict[str, Any]:
+    """Keys of the outermost level with their values as text; `...` where the value is a block."""
+    found: dict[str, Any] = {}
+    lines = [line.rstrip() for line in text.splitlines()]
+    for number, line in enumerate(lines):
+        match = pattern.match(line)
+        if match is None:
+            continue
+        value = re.sub(r"\s+#.*$", "", match[2] or "").strip().strip("\"'")
+        following = next((later for later in lines[number + 1 :] if later and not later.lstrip().startswith("#")), "")
+        nested = not value and (following.startswith((" ", "\t", "- ")))
+        found[match[1]] = (
+            _NESTED if nested or value in ("|", ">") else {"true": True, "false": False}.get(value.lower(), value)
+        )
+    return found
+
+
+def _cause(text: str, error: json.JSONDecodeError) -> str:
+    rest, before = text[error.pos :], text[: error.pos].rstrip()
+    if not text.strip():
+        return f'the file is empty. {_PLAIN}: {{"key": value, ...}}.'
+    if rest.startswith(("//", "/*", "#")) or re.match(r"\s*(//|/\*|#)", rest):
+        return f"a comment. {_PLAIN}, without comments. Remove it."
+    if rest[:1] in ("}", "]") and before.endswith(","):
+        return f"a comma in front of {rest[:1]}. {_PLAIN}, without trailing commas. Remove it."
+    if rest[:1] == "'":
+        return "a single quote. Write double quotes."
+    if rest[:1] in ("\u201c", "\u201d", "\uff02"):
+        return f"a typographic quote {rest[:1]}. Write a plain double quote."
+    literal = re.match(r"(True|False|None)\b", rest)
+    if literal:
+        return f"{literal[1]} is Python. Write { {'True': 'true', 'False': 'false', 'None': 'null'}[literal[1]] }."
+    if error.msg.startswith("Expecting property name") and re.match(r"[A-Za-z_]", rest):
+        return "a key without quotes. Write it in double quotes."
+    if error.msg.startswith("Extra data"):
+        return "text after the end of the object. Keep one object."
+    if error.msg.startswith("Invalid \\escape"):
+        return "a backslash. Write it twice, or use / in paths."
+    return f"{error.msg}. Correct it there, or on the line before."
+
+
+def _kind_of(value: Any) -> str:
+    return {list: "list", str: "text", type(None): "null", bool: "boolean"}.get(type(value), "number")
