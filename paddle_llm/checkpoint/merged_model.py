@@ -1,23 +1,25 @@
-"""One model folder from any layout: full tensors in safetensors, one file per pipeline stage, under PaddleNLP's names."""
+"""One model folder from any layout: full tensors in safetensors, one file per pipeline stage, in one of two formats."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle.distributed as dist
 
 from paddle_llm.checkpoint.folder import staging_folder
+from paddle_llm.checkpoint.model_formats import HF, PADDLENLP, tensors_to_save, write_config, write_tokenizer
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import publish
 from paddle_llm.models.full_weights import family_name, full_weights
 from paddle_llm.models.generation_settings import write_generation
 from paddle_llm.models.machine_paths import remove_paths
 from paddle_llm.models.names import EMBEDDINGS
-from paddle_llm.models.vocab import plain_config
 from paddle_llm.models.weight_files import write_safetensors
 from paddle_llm.parallel.mesh import current_mesh
 
@@ -33,6 +35,8 @@ def save_merged_model(
     tokenizer=None,
     generation: dict[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
+    tokenizer_source: str | None = None,
+    model_format: str = PADDLENLP,
 ) -> None:
     """Gather `model` and write it to `folder`, complete or not at all. Collective over all ranks.
 
@@ -42,6 +46,8 @@ def save_merged_model(
         tokenizer: Tokenizer that is saved beside the weights.
         generation: the content of generation_config.json.
         extra: Function that writes further files to the folder, on the first rank, as the last one.
+        tokenizer_source: the folder or built-in name that it was read from.
+        model_format: "paddlenlp", or "hf": transformers loads the folder as it is.
     """
     staged = staging_folder(folder.parent, folder.name)
     rank = dist.get_rank()
@@ -57,15 +63,16 @@ def save_merged_model(
     family = family_name(model)
     for key, value in full_weights(model, family, layout):
         if writes and not (stage > 0 and key == EMBEDDINGS[family]):  # a tied head, written by the first stage
-            tensors[key] = value
+            tensors |= tensors_to_save(model_format, family, model.config, key, value)
     if writes:
-        write_safetensors(staged / name, tensors)
+        write_safetensors(staged / name, tensors, format="pt" if model_format == HF else "np")
     files = _share({key: (name, value.nbytes) for key, value in tensors.items()})
     if rank == 0:
         _write_index(staged, files)
-        _write_config(model, staged)
+        pads = generation is None or "pad_token_id" in generation
+        write_config(model_format, model, family, staged, dtype=_usual_dtype(tensors), pads=pads)
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(staged))
+            write_tokenizer(model_format, tokenizer, tokenizer_source, staged)
         write_generation(staged, generation or {})
         remove_paths(staged)
         if extra is not None:
@@ -91,10 +98,12 @@ def _write_index(folder: Path, files: dict) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=1))
 
 
-def _write_config(model, folder: Path) -> None:
-    config = plain_config(model.config)
-    config.architectures = [type(model).__name__.removesuffix("Pipe")]
-    config.save_pretrained(str(folder))
+def _usual_dtype(tensors: dict[str, np.ndarray]) -> str:
+    """What most bytes are of."""
+    sizes: Counter[str] = Counter()
+    for value in tensors.values():
+        sizes["bfloat16" if value.dtype == np.uint16 else value.dtype.name] += value.nbytes
+    return sizes.most_common(1)[0][0] if sizes else "float32"
 
 
 def _barrier() -> None:

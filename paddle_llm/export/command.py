@@ -25,6 +25,7 @@ from paddle_llm.config.path_option import PATH, PATHLIB
 from paddle_llm.export.place import RECORD, check_out, check_outside, check_space, human
 from paddle_llm.export.proof import ExportFailed, Proof, check_proof, prove, say_findings
 from paddle_llm.export.what_is_there import Found, find
+from paddle_llm.models.machine_paths import portable_name
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
@@ -180,8 +181,8 @@ def _record(source: Source, staged: Path, target: str, options: Options, finding
 
     described = {
         "target": target,
-        "source": str(source.folder.resolve()),
-        "adapter": str(source.adapter.resolve()) if source.adapter else None,
+        "source": portable_name(source.folder),
+        "adapter": portable_name(source.adapter) if source.adapter else None,
         "family": source.family.title,
         "dtype": _dtype_of(source, target, options),
         "paddle_llm": __version__,

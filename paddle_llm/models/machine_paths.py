@@ -34,3 +34,8 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, list):
         return [without_paths(one) for one in value]
     return value
+
+
+def portable_name(folder: Path) -> str:
+    """A folder's name with its parent's, such as "llama_7b/model", for a record that other machines read."""
+    return "/".join(folder.resolve().parts[-2:]).lstrip("/")

@@ -66,6 +66,7 @@ _DROPPED = frozenset(
         "save_strategy",
         "save_steps",
         "save_total_limit",
+        "model_format",
         "unified_checkpoint",
         "unified_checkpoint_config",
         "skip_profile_timer",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.checkpoint.merged_model import save_merged_model
+from paddle_llm.checkpoint.model_formats import check_format
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, is_first_rank
 from paddle_llm.config.layout import Layout
@@ -101,6 +102,7 @@ def build_network(config: RunConfig, layout: Layout, method: Method, family: Fam
     """
     config = config.model_copy(update={"max_seq_length": _longest_row(config, layout)})
     model = build_model(config, layout, dtype=dtype)
+    check_format(config.model_format, family.name, model.config)
     attach(model, method, layout, family, config.seed, **options)
     criterion_of(model).label_smoothing = config.label_smoothing
     return model
@@ -134,6 +136,8 @@ def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
             tokenizer=trainer.tokenizer,
             generation=trainer.generation_settings,
             extra=trainer.write_chat_template,
+            tokenizer_source=config.tokenizer_name_or_path or config.model_name_or_path,
+            model_format=config.model_format,
         )
     if is_first_rank():
         print(*folders, sep="\n")

@@ -7,11 +7,13 @@ from pathlib import Path
 from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.checkpoint.merged_model import save_merged_model
+from paddle_llm.checkpoint.model_formats import check_format
 from paddle_llm.config.errors import is_first_rank
 from paddle_llm.config.reader import Resolved
 from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_samples
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.models.build import build_model
+from paddle_llm.models.full_weights import family_name
 from paddle_llm.models.registry import sample_transform
 from paddle_llm.training.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
@@ -25,6 +27,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTraine
     tokenizer = load_tokenizer(config.tokenizer_name_or_path or config.model_name_or_path)
     splits = _build_data(resolved, args, tokenizer)
     model = build_model(config, layout, dtype=weights_dtype(config))
+    check_format(config.model_format, family_name(model), model.config)
     trainer = PretrainTrainer(
         model=model,
         args=args,
@@ -62,8 +65,15 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
 def save(trainer: PretrainTrainer, resolved: Resolved) -> None:
     """The trained weights as one folder that any layout, `generate` and --continue_training 1 load."""
     folder = Path(resolved.config.output_dir) / "model"
+    config = resolved.config
     save_merged_model(
-        trainer.model, resolved.layout, folder, tokenizer=trainer.tokenizer, generation=trainer.generation_settings
+        trainer.model,
+        resolved.layout,
+        folder,
+        tokenizer=trainer.tokenizer,
+        tokenizer_source=config.tokenizer_name_or_path or config.model_name_or_path,
+        generation=trainer.generation_settings,
+        model_format=config.model_format,
     )
     if is_first_rank():
         print(folder)

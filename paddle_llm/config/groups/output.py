@@ -38,6 +38,9 @@ class OutputFields(Group):
     )
     save_steps: int = Field(500, ge=1, description="Steps between checkpoints.")
     save_total_limit: int | None = Field(None, ge=1, description="Keep this many checkpoints. Absent: all.")
+    model_format: Literal["paddlenlp", "hf"] = Field(
+        "paddlenlp", description="Format of the folder model/. hf: transformers loads it as it is."
+    )
     unified_checkpoint: bool = Field(
         False, description="PaddleNLP's checkpoint format that does not depend on the layout."
     )
