@@ -10,6 +10,7 @@ import os
 import shutil
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,9 +26,10 @@ from paddle_llm.data.encode_instruction import InstructionEncoder
 from paddle_llm.data.instruction_formats import Conversation, Turn
 from paddle_llm.data.templates import TEMPLATES
 from paddle_llm.data.text_codec import TextCodec, TransformersCodec, open_codec
-from paddle_llm.data.tokenizer import fingerprint
+from paddle_llm.data.tokenizer import fingerprint, load_tokenizer
 from paddle_llm.data.tokenizers.folder import Reader, reader_of
 from paddle_llm.data.tokenizers.plain_text import NotText
+from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from tests.conformance import tokenizer_folders as made
 
 ALL = [
@@ -281,3 +283,45 @@ def test_a_damaged_folder_is_one_message(name: str, content: str, folders: dict[
         assert "\n" not in str(error) and str(tmp_path / "tokenizer") in str(error)
     else:
         assert codec.encode("lamp")
+
+
+def machine_paths(folder: Path) -> list[str]:
+    """Text files of a folder that name a path of this machine."""
+    texts_of = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".model"}
+    return [name for name, content in texts_of.items() if b"/tmp/" in content or str(folder.parent).encode() in content]
+
+
+SAVED = [k for k in ALL if k not in ("bpe legacy true", "bpe adds eos", "gpt2 clean up", "neox", "bloom", "cohere")]
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(
+    kind: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """What is saved beside a trained model, and what an export writes."""
+    sample, source = texts()[:200], folders[kind]
+    wanted = reference(source)(sample)["input_ids"]
+    load_tokenizer(str(source)).save_pretrained(str(tmp_path / "saved"))
+    (tmp_path / "exported").mkdir()
+    write_tokenizer(SimpleNamespace(tokenizer=source, folder=source, template=None), tmp_path / "exported", "hf")
+    for folder in (tmp_path / "saved", tmp_path / "exported"):
+        assert not machine_paths(folder)
+        theirs = import_transformers().AutoTokenizer.from_pretrained(str(folder))
+        assert theirs(sample)["input_ids"] == wanted, folder.name
+        ours = open_codec(str(folder))
+        plain = theirs(sample, add_special_tokens=False)["input_ids"]
+        assert [ours.encode_with_marks(text) for text in sample] == plain, folder.name
+        assert (ours.eos_id, ours.prefix_ids) == (open_codec(str(source)).eos_id, open_codec(str(source)).prefix_ids)
+        assert fingerprint(str(folder)) == fingerprint(str(source))
+
+
+def test_a_settings_folder_with_paddles_file_name_is_saved_for_transformers(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    source = made.with_paddles_name(folders["bpe added tokens"], tmp_path / "tokenizer")
+    load_tokenizer(str(source)).save_pretrained(str(tmp_path / "saved"))
+    wanted = reference(folders["bpe added tokens"])(texts()[:200])["input_ids"]
+    assert (
+        import_transformers().AutoTokenizer.from_pretrained(str(tmp_path / "saved"))(texts()[:200])["input_ids"]
+        == wanted
+    )

@@ -21,8 +21,8 @@ from paddle_llm.data.tokenizers.folder import (
     SENTENCEPIECE_FILES,
     read_config,
 )
+from paddle_llm.data.tokenizers.saving import copy_when_saved
 
-SOURCE = "paddle_llm_source"  # attribute of a loaded tokenizer: the folder that it comes from
 _PATH_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "special_tokens_map_file")
 _reported: set[str] = set()
 
@@ -44,14 +44,18 @@ def load_with_transformers(folder: str) -> Any:
     try:
         tokenizer = _load(folder, translated)
     except UserError as error:
+        if not {FAST_FILE, "vocab.json", *SENTENCEPIECE_FILES} & set(os.listdir(folder)):
+            raise UserError(
+                f"tokenizer {folder}: its class is {translated.get('tokenizer_class')}, and it holds no {FAST_FILE}, no sentencepiece "
+                f"model ({' or '.join(SENTENCEPIECE_FILES[::-1])}) and no vocab.json with merges.txt. Copy the vocabulary into it."
+            ) from error
         if not os.path.isfile(os.path.join(folder, FAST_FILE)) or translated.get("tokenizer_class") == BARE_CLASS:
             raise
-        tokenizer = _load(folder, {**translated, "tokenizer_class": BARE_CLASS})
-        _report(
-            f"tokenizer {folder}: transformers cannot read it as {translated.get('tokenizer_class')} ({error}). "
-            f"{FAST_FILE} is used as it is."
-        )
-    setattr(tokenizer, SOURCE, folder)
+        failed = translated.get("tokenizer_class")
+        translated = {**translated, "tokenizer_class": BARE_CLASS}
+        tokenizer = _load(folder, translated)
+        _report(f"tokenizer {folder}: transformers cannot read it as {failed} ({error}). {FAST_FILE} is used as it is.")
+    copy_when_saved(tokenizer, folder, translated)
     return tokenizer
 
 

@@ -17,8 +17,9 @@ from typing import Any, Protocol
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import special_tokens
-from paddle_llm.data.tokenizer import CONFIG_FILE, sentencepiece_model
+from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, sentencepiece_model
 from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
+from paddle_llm.data.tokenizers.folder import Reader, reader_of
 from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
 from paddle_llm.data.tokenizers.published_tokenizers import PUBLISHED, write_published
 from paddle_llm.data.tokenizers.sentencepiece_model import SentencePieceModel, read_model
@@ -59,12 +60,19 @@ class _Read:
         config: tokenizer_config.json.
         names: bos_token, eos_token, ... -> the token.
         added: special tokens and what stands behind the vocabulary -> id.
+        loaded: the tokenizer that transformers makes of the folder; None where it does not read it.
     """
 
     folder: Path
     config: dict[str, Any]
     names: dict[str, str] = field(default_factory=dict)
     added: dict[str, int] = field(default_factory=dict)
+    loaded: Any = None
+
+    @property
+    def is_converted(self) -> bool:
+        """Whether transformers makes the fast tokenizer of vocabulary files."""
+        return self.loaded is not None and self.loaded.is_fast and not (self.folder / TOKENIZER).is_file()
 
 
 def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
@@ -96,7 +104,8 @@ def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
 
 def _read(folder: Path) -> _Read:
     config = _json(folder / CONFIG_FILE)
-    read = _Read(folder, config)
+    transformers_reads = reader_of(str(folder)) is Reader.TRANSFORMERS
+    read = _Read(folder, config, loaded=load_tokenizer(str(folder)) if transformers_reads else None)
     mapped = _json(folder / SPECIALS_MAP)
     for name in _NAMES:
         token = config.get(name, mapped.get(name))
@@ -112,6 +121,10 @@ def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
     """tokenizer.json, and the source's files that it was made of."""
     folder = read.folder
     pieces = sentencepiece_model(str(folder))
+    if read.is_converted:
+        content = json.loads(read.loaded.backend_tokenizer.to_str())
+        names = ("vocab.json", "merges.txt", SENTENCEPIECE)
+        return content, [Path(pieces)] if pieces else [folder / name for name in names if (folder / name).is_file()]
     if (folder / TOKENIZER).is_file():
         content = _json(folder / TOKENIZER)
         named = [folder / name for name in ("vocab.json", "merges.txt") if (folder / name).is_file()]
@@ -199,9 +212,9 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         "chat_template",
         "additional_special_tokens",
     )
-    carried = (read.folder / TOKENIZER).is_file() and name not in _OURS
+    carried = read.is_converted or ((read.folder / TOKENIZER).is_file() and name not in _OURS)
     if carried:  # transformers' own folder: it knows best
-        config = dict(read.config)
+        config = dict(read.config if read.loaded is None else read.loaded.source_config)
         if not sentencepiece_model(str(read.folder)) and name.endswith("Fast"):
             config.pop("init_class", None)
         if name == "TokenizersBackend":  # transformers 5's name of the class, which transformers 4 lacks

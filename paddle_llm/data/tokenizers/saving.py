@@ -1,0 +1,63 @@
+"""Saving a tokenizer that transformers has read: the source's files are copied, not written again.
+
+transformers' own `save_pretrained` writes a tokenizer.json of what it has in memory and the paths of the machine. Copies keep the
+ids by construction and load in every version of transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from functools import partial
+from typing import Any
+
+from paddle_llm.data.tokenizers.folder import ADDED_FILE, CONFIG_FILE, FAST_FILE, SENTENCEPIECE_FILES, SPECIALS_FILE
+
+_FILES = {
+    FAST_FILE,
+    SPECIALS_FILE,
+    ADDED_FILE,
+    *SENTENCEPIECE_FILES,
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+}
+_FOLDERS = {"additional_chat_templates"}
+
+
+def copy_when_saved(tokenizer: Any, folder: str, config: dict[str, Any]) -> None:
+    """Let `tokenizer.save_pretrained` copy the files of `folder`; after tokens were added it writes its own again.
+
+    `source_config` of the tokenizer is then the content of tokenizer_config.json. The trainer and PaddleNLP call `save_pretrained` of the object that they hold, so the method of this object is replaced.
+
+    Args:
+        config: tokenizer_config.json with which transformers has read the folder.
+    """
+    named = {**config, "tokenizer_class": config.get("tokenizer_class") or type(tokenizer).__name__}
+    tokenizer.source_config = named
+    tokenizer.save_pretrained = partial(_save, tokenizer, len(tokenizer), folder, named)
+
+
+def _save(
+    tokenizer: Any, size: int, source: str, config: dict[str, Any], save_directory: str, **options: Any
+) -> tuple[str, ...]:
+    if len(tokenizer) != size or not os.path.isdir(source):
+        return type(tokenizer).save_pretrained(tokenizer, save_directory, **options)
+    os.makedirs(save_directory, exist_ok=True)
+    written = [os.path.join(save_directory, CONFIG_FILE)]
+    for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
+        target = os.path.join(save_directory, entry.name)
+        if entry.name == SENTENCEPIECE_FILES[0]:  # transformers finds the model by the other name only
+            target = os.path.join(save_directory, SENTENCEPIECE_FILES[1])
+        if entry.is_dir() and entry.name in _FOLDERS:
+            shutil.copytree(entry.path, target, dirs_exist_ok=True)
+        elif entry.is_file() and entry.name in {*_FILES, *tokenizer.vocab_files_names.values()}:
+            shutil.copyfile(entry.path, target)
+            written.append(target)
+    with open(written[0], "w", encoding="utf-8") as stream:
+        stream.write(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+    return tuple(written)
