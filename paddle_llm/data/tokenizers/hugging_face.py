@@ -46,7 +46,7 @@ def load_with_transformers(folder: str) -> Any:
     except UserError as error:
         if not {FAST_FILE, "vocab.json", *SENTENCEPIECE_FILES} & set(os.listdir(folder)):
             raise UserError(
-                f"tokenizer {folder}: its class is {translated.get('tokenizer_class')}, and it holds no {FAST_FILE}, no sentencepiece "
+                f"tokenizer {folder}: transformers cannot load it: its class is {translated.get('tokenizer_class')}, and it holds no {FAST_FILE}, no sentencepiece "
                 f"model ({' or '.join(SENTENCEPIECE_FILES[::-1])}) and no vocab.json with merges.txt. Copy the vocabulary into it."
             ) from error
         if not os.path.isfile(os.path.join(folder, FAST_FILE)) or translated.get("tokenizer_class") == BARE_CLASS:
