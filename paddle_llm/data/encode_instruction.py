@@ -17,6 +17,7 @@ from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.chat.special_text import pattern_of
 from paddle_llm.data.chat.tokens import encode_rendered
 from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.instructions.conversation import calls_as_text
 from paddle_llm.data.jinja_templates import JinjaTemplate
 from paddle_llm.data.templates import BOS, EOS, PREFIX, Piece, Spoken, Template
 from paddle_llm.data.text_codec import TextCodec
@@ -168,6 +169,7 @@ class InstructionEncoder:
         """The rounds of a conversation, and what is to be reported about it."""
         if isinstance(self.template, JinjaTemplate):
             return self._written_rounds(self.template, conversation)
+        conversation = calls_as_text(conversation)
         if has_tool_calls(conversation):
             raise RowRefused(f"the template {self.template.name} does not write tool_calls", conversation.where)
         spoken = self.template.speak(conversation)

@@ -173,9 +173,12 @@ def _report_notes(path: str, reader: RowReader, conversations: list[Conversation
     if reader.info and reader.info.ignored:
         say(f"{path}: ignored settings of {reader.info.where}: {', '.join(reader.info.ignored)}")
     if reader.notes.calls_as_text:
-        say(f"{path}: {reader.notes.calls_as_text:,} tool calls are written as text in the data, and are read as text")
+        say(
+            f"{path}: {reader.notes.calls_as_text:,} tool calls are text in the data: a chat template with tool calls gets them as such, "
+            "any other template as text"
+        )
     rows = Counter(key for one in conversations for key in one.fields)
-    messages = Counter(key for one in conversations for turn in one.turns for key in turn.fields)
+    messages = Counter(key for one in conversations for turn in one.turns for key in turn.fields if key != "content")
     if rows or messages:
         parts = [f"{key} ({count:,} rows)" for key, count in rows.items()]
         parts += [f"{key} ({count:,} messages)" for key, count in messages.items()]

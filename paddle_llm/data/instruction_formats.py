@@ -240,11 +240,11 @@ def read_row(row: Any, format_name: str, where: str = "", notes: Notes | None = 
         if row.get(key) is None:
             _text(row, key)
     present = {key: value for key, value in row.items() if value is not None}
+    used = {*known.required, *known.optional, *_TASK_KEYS, *_LANGUAGE_KEYS}
+    count_ignored(present, used, format_name, counted)
     turns = known.read(present, counted)
     check_order(turns)
     fields = template_fields(present)
-    used = {*known.required, *known.optional, *_TASK_KEYS, *_LANGUAGE_KEYS}
-    count_ignored(present, used, format_name, counted)
     for turn in turns:
         check_text((turn.content, turn.input, turn.fields))
     check_text(fields)

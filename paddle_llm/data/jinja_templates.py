@@ -25,6 +25,7 @@ from paddle_llm.data.chat.special_text import ordinary_added_tokens, pattern_of
 from paddle_llm.data.chat.values import special_token_values
 from paddle_llm.data.chat.writing import Written, write
 from paddle_llm.data.instruction_formats import ASSISTANT, SYSTEM, Conversation, Turn
+from paddle_llm.data.instructions.conversation import calls_as_text
 from paddle_llm.data.templates import EOS, TEMPLATES, Piece, Template
 from paddle_llm.data.text_codec import TextCodec
 
@@ -127,9 +128,13 @@ class JinjaTemplate:
         Raises:
             RowRefused: If the template cannot write it.
         """
+        renderer = self.renderer(conversation)
         try:
-            return write(conversation, self.renderer(conversation), specials=self.specials, protect=protect)
+            return write(conversation, renderer, specials=self.specials, protect=protect)
         except RowRefused as error:
+            textual = calls_as_text(conversation)
+            if textual is not conversation:
+                return self.write(textual, protect)
             raise RowRefused(error.reason, conversation.where) from error
 
     def cuttable_prompts(self, conversation: Conversation) -> list[list[Piece]] | None:

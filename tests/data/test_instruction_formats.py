@@ -10,7 +10,11 @@ import pytest
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.instruction_formats import FORMATS, BadRow, Conversation, read_row, recognise
+from paddle_llm.data.instructions.messages import Notes
+from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.prompted_tasks import PromptTemplates
+from paddle_llm.data.templates import TEMPLATES
+from paddle_llm.data.text_codec import open_codec
 
 U, A, S, T = "user", "assistant", "system", "tool"
 ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
@@ -149,7 +153,7 @@ def test_rounds_and_dropping_the_oldest() -> None:
     assert [r.answer for r in shorter.prompt().rounds()] == [None]
 
 
-TEMPLATES = {
+PROMPTS = {
     "templates": [
         {"name": "ask", "inputs": "Is this good? {{ text }}", "targets": "{{ answer_choices[label] }}",
          "answer_choices": "no ||| yes", "task": "sentiment", "language": "en"},
@@ -176,7 +180,7 @@ def pairs(templates: PromptTemplates, row: dict[str, Any]) -> list[tuple[str, ..
 
 def test_templates_turn_raw_records_into_conversations(tmp_path: Path) -> None:
     path = tmp_path / "t.json"
-    path.write_text(json.dumps(TEMPLATES))
+    path.write_text(json.dumps(PROMPTS))
     templates = PromptTemplates(str(path))
     good, bad = {"text": "Fine", "label": 1}, {"text": "Dull", "label": 0, "language": "de"}
     first = ("Is this good? Fine", "yes", "sentiment", "en")
@@ -206,3 +210,110 @@ def test_promptsource_files_are_read_and_templates_cannot_reach_python(tmp_path:
     path.write_text("- {name: x, input: y}")
     with pytest.raises(UserError, match="has no inputs and targets .its keys: name, input"):
         PromptTemplates(str(path))
+
+
+CALL = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+CALLS = {
+    "conversations": [
+        {"from": "human", "value": "q"}, {"from": "Function_Call", "value": '{"name": "f", "arguments": "{\\"x\\": 1}"}'},
+        {"from": "observation", "value": "4"}, {"from": "gpt", "value": "a", "reasoning_content": "r", "score": 1},
+    ],
+    "tools": '[{"name": "f"}]', "id": 7, "images": [],
+}  # fmt: skip
+
+
+def test_tools_calls_and_reasoning_become_fields_and_other_keys_are_counted() -> None:
+    notes = Notes()
+    found = read_row(CALLS, "sharegpt", "f", notes)
+    assert found.fields == {"tools": [{"name": "f"}]}
+    assert found.turns[1].fields == {"content": "", "tool_calls": [CALL]} and found.turns[3].fields == {
+        "reasoning_content": "r"
+    }
+    assert notes.ignored == {"id": 1, "score of messages": 1} and notes.calls_as_text == 1
+    legacy = {
+        "messages": [
+            {"role": "user", "content": "q", "name": "Ann"},
+            {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
+            {"role": "function", "name": "f", "content": "4"}, {"role": "assistant", "content": "a", "tool_calls": None},
+        ],
+        "functions": [{"name": "f"}], "documents": [{"title": "t"}], "chat_template_kwargs": {"enable_thinking": False},
+    }  # fmt: skip
+    openai = read_row(legacy, "messages")
+    assert openai.turns[1].fields == {
+        "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    }
+    assert openai.turns[0].fields == {"name": "Ann"} and openai.turns[3].fields == {} and openai.turns[1].content == ""
+    assert openai.fields == {
+        "tools": [{"type": "function", "function": {"name": "f"}}], "documents": [{"title": "t"}], "enable_thinking": False,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("template", "call"),
+    [("{{ m.tool_calls[0].function.arguments.x if m.tool_calls }}", "1"), ("", CALLS["conversations"][1]["value"])],
+)
+def test_calls_that_are_text_in_the_data_are_calls_or_text(
+    template: str, call: str, tmp_path: Path, tokenizer_folder: str
+) -> None:
+    source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}" + template + "</s>{% endfor %}"
+    (tmp_path / "t.jinja").write_text(source)
+    codec = open_codec(tokenizer_folder)
+    chosen = choose_template(str(tmp_path / "t.jinja"), codec, tokenizer_folder).template
+    written = chosen.write(read_row(CALLS, "sharegpt"))
+    assert written.text == f"<user>q</s><assistant>{call}</s><tool>4</s><assistant>a</s>"
+    assert [written.text[a.begin : a.end].removeprefix("<assistant>") for a in written.answers] == [
+        f"{call}</s>",
+        "a</s>",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [{"role": "user", "content": "q"}], "images": ["a.png"]}, "has 'images': multimodal"),
+        ({"prompt": "q", "completion": "a", "input": "more"}, "has 'input': the format prompt_completion does not use it"),
+        ({"query": "q", "response": "a", "weight": 0.5}, "has 'weight': rows are not weighted"),
+        ({"messages": [{"role": "user", "content": "q", "videos": ["v"]}]}, "a message has 'videos'"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5}]}, "neither true"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0, "loss": True}]}, "contradict"),
+        ({"messages": [{"role": "user", "content": "q\ud83d"}, {"role": "assistant", "content": "a"}]}, r"lone surrogate .ud83d"),
+        ({"messages": "[{"}, "holds text that is not JSON"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": "f"}, "'tools' holds text"),
+        ({"system": "s", "system_prompt": "t", "query": "q", "response": "a"}, "different system texts"),
+        ({"prompt": [{"role": "user", "content": "q"}], "completion": "a"}, "not both texts or both lists"),
+    ],
+)  # fmt: skip
+def test_keys_that_would_change_what_is_learned_are_refused(row: dict[str, Any], reason: str) -> None:
+    (name,) = [name for name, known in FORMATS.items() if known.matches(row)]
+    with pytest.raises(BadRow, match=reason):
+        read_row(row, name)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"chosen": [{"role": "user", "content": "q"}], "rejected": []},
+        {"prompt": "q", "completion": "a", "label": True},
+        {"query": "q", "response": "a", "rejected_response": "b"},
+        {"prompt": "q", "completions": ["a", "b"], "labels": [True, False]},
+        {"messages": [], "kto_tag": True},
+    ],
+)
+def test_preference_data_is_refused_with_the_reason(row: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="f: preference data"):
+        recognise([row], "f")
+
+
+def test_answers_in_a_prompt_of_messages_are_not_learned() -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    row = {"prompt": [*turns, turns[0]], "completion": [turns[1]]}
+    assert [turn.bears_loss for turn in read_row(row, "prompt_completion").turns] == [None, False, None, None]
+
+
+def test_other_orders_are_left_to_the_chat_template() -> None:
+    turns = [{"role": r, "content": r} for r in ("user", "user", "assistant", "assistant")]
+    found = read_row({"messages": turns}, "messages")
+    assert [turn.role for turn in found.turns] == ["user", "user", "assistant", "assistant"]
+    with pytest.raises(UserError, match="two turns of the user in a row, which the template default cannot write"):
+        TEMPLATES["default"].speak(found)

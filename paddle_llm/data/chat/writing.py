@@ -131,7 +131,8 @@ def _located(
 def _rewordings(conversation: Conversation, text: str, answers: tuple[Answer, ...]) -> Iterator[str]:
     """A note if an answer's content is not in its span: the template drops or changes a part of it."""
     for answer in answers:
-        content = conversation.turns[answer.message].text.strip()
+        turn = conversation.turns[answer.message]
+        content = str(turn.fields.get("content", turn.text)).strip()
         if content and content not in text[answer.begin : answer.end]:
             yield REWORDED
 

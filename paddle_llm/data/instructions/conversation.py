@@ -44,7 +44,8 @@ class Turn:
         content: The text.
         bears_loss: The loss flag of the data; None if the data has none.
         input: The second field of an alpaca instruction, which only the alpaca template sets apart.
-        fields: Further keys of the message as a Jinja template sees them: tool_calls, reasoning_content, name, tool_call_id.
+        fields: Further keys of the message as a Jinja template sees them: tool_calls, reasoning_content, name, tool_call_id. A
+            `content` in it replaces the text; such a turn is a tool call that the data writes as text.
     """
 
     role: str
@@ -110,3 +111,18 @@ class Conversation:
     def prompt(self) -> Conversation:
         """The same without the last answer."""
         return replace(self, turns=self.turns[:-1]) if self.turns[-1].role == ASSISTANT else self
+
+
+def calls_as_text(conversation: Conversation) -> Conversation:
+    """The same for a template without tool calls: calls that the data writes as text are text again."""
+    if not any("content" in turn.fields for turn in conversation.turns):
+        return conversation
+    return replace(conversation, turns=tuple(map(_call_as_text, conversation.turns)))
+
+
+def _call_as_text(turn: Turn) -> Turn:
+    if "content" not in turn.fields:
+        return turn
+    return replace(
+        turn, fields={key: value for key, value in turn.fields.items() if key not in ("content", "tool_calls")}
+    )

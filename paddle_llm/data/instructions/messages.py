@@ -141,7 +141,9 @@ def read_message(message: Mapping[str, Any], notes: Notes) -> Turn:
             raise BadRow(f"a message of the {role} has tool calls")
         fields["tool_calls"] = calls
     _ignore(message, _USED, notes)
-    notes.calls_as_text += is_call(message)
+    if is_call(message) and not calls:
+        notes.calls_as_text += 1
+        fields |= _calls_of_text(content)
     return Turn(role, content, _flag(message, role), fields=fields)
 
 
@@ -179,6 +181,19 @@ def _content(message: Mapping[str, Any], may_be_absent: bool) -> str:
     if not isinstance(content, str):
         raise BadRow(f"a message's content holds {'nothing' if content is None else type(content).__name__}, not text")
     return content
+
+
+def _calls_of_text(text: str) -> dict[str, Any]:
+    """Fields of a message whose text is one tool call, or a list of them, as JSON (LLaMA-Factory, ms-swift); empty for other text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    found = found if isinstance(found, list) else [found]
+    if not found or not all(isinstance(call, dict) and isinstance(call.get("name"), str) for call in found):
+        return {}
+    functions = [{**call, "arguments": unpacked(call["arguments"])} if "arguments" in call else call for call in found]
+    return {"content": "", "tool_calls": [{"type": "function", "function": function} for function in functions]}
 
 
 def _tool_calls(message: Mapping[str, Any]) -> list[Any]:
