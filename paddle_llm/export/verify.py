@@ -20,6 +20,7 @@ from paddle_llm.export.engines import in_paddle, in_processes, in_static
 from paddle_llm.export.engines.in_processes import PADDLEFORMERS_PYTHON
 from paddle_llm.export.engines.question import Answers, EngineEnded, EngineFailed, NotRun, Question
 from paddle_llm.export.same_files import configuration_differences, other_ids, tokenizer_differences
+from paddle_llm.export.same_template import template_differences
 from paddle_llm.models.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -229,6 +230,10 @@ def _of_files(source: Source, question: Question) -> Iterator[Finding]:
     """What logits of a few short texts need not show."""
     differences = configuration_differences(source, question.folder)
     yield Finding("files", "configuration and end tokens", passed=not differences, note="; ".join(differences))
+    compared = template_differences(source, question.folder)
+    if compared is not None:
+        count, differences = compared
+        yield Finding("files", "chat template", count, passed=not differences, note="; ".join(differences))
     if question.texts:
         engine, differences = tokenizer_differences(question.folder, question.texts, question.text_ids)
         yield _tokenizer_finding(engine, question, differences)
