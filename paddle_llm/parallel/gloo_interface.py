@@ -7,6 +7,7 @@ machine. `GLOO_SOCKET_IFNAME` replaces that choice.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import ipaddress
 import os
@@ -29,12 +30,23 @@ def choose_interface(own_host: str) -> None:
         own_host: host part of this rank's endpoint, an address or a name.
 
     Raises:
-        UserError: If the name of this machine has no address, and no interface has that of the endpoint.
+        UserError: If the endpoint's address is another machine's; if the name of this machine has no address, and no interface has that of the endpoint; if the user's
+            interface does not exist.
     """
-    if os.environ.get(INTERFACE):
+    chosen = os.environ.get(INTERFACE)
+    if chosen:
+        if chosen not in _interfaces():
+            raise UserError(
+                f"{INTERFACE} = {chosen} is not a network interface of this machine. Use {' or '.join(_interfaces())}, or unset it."
+            )
         return
     name = socket.gethostname()
     named, wanted = _addresses_of(name), _addresses_of(own_host)
+    if wanted and not any(map(_is_here, wanted)):
+        raise UserError(
+            f"The address that the launcher uses for this rank is not an address of this machine: {min(wanted)}. Correct the line "
+            f"of {name} in /etc/hosts, or give the launcher --host ADDRESS (one machine: --host 127.0.0.1)."
+        )
     if named and (named & wanted or not _only_loopback(named) or _only_loopback(wanted)):
         return
     found = next((interface for interface in _interfaces() if _address_of(interface) in wanted), None)
@@ -55,6 +67,17 @@ def _addresses_of(host: str) -> set[str]:
         return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
     except (OSError, UnicodeError):
         return set()
+
+
+def _is_here(address: str) -> bool:
+    """Whether an address belongs to an interface of this machine: no other one can be bound."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
 
 
 def _only_loopback(addresses: set[str]) -> bool:

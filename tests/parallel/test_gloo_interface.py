@@ -29,16 +29,21 @@ def test_a_machine_without_a_resolvable_name_uses_the_interface_of_its_endpoint(
 
 def test_a_choice_of_the_user_is_kept(monkeypatch, capsys):
     monkeypatch.setattr(socket, "gethostname", lambda: _NO_NAME)
-    monkeypatch.setenv(INTERFACE, "eth7")
-    choose_interface("127.0.0.1")
-    assert os.environ[INTERFACE] == "eth7"
+    monkeypatch.setenv(INTERFACE, "lo")
+    choose_interface("192.0.2.7")
+    assert os.environ[INTERFACE] == "lo"
     assert capsys.readouterr().err == ""
+    monkeypatch.setenv(INTERFACE, "no-such-device")
+    with pytest.raises(UserError, match="no-such-device is not a network interface of this machine. Use .*lo"):
+        choose_interface("127.0.0.1")
 
 
 def test_without_name_and_interface_one_message_names_the_remedy(monkeypatch):
     monkeypatch.setattr(socket, "gethostname", lambda: _NO_NAME)
     with pytest.raises(UserError, match=f"cannot be resolved: {_NO_NAME}. Add the line '127.0.0.1 {_NO_NAME}'"):
-        choose_interface("192.0.2.7")  # RFC 5737: nobody's address
+        choose_interface("also-unknown.invalid")
+    with pytest.raises(UserError, match="not an address of this machine: 192.0.2.7. Correct the line of"):
+        choose_interface("192.0.2.7")  # RFC 5737: nobody's address; a stale line in /etc/hosts has this effect
 
 
 def test_a_name_that_leads_to_the_endpoint_changes_nothing(monkeypatch, capsys):

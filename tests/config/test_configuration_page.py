@@ -1,0 +1,52 @@
+"""docs/configuration_files.md: its commands are understood, its keys are those of the table."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from paddle_llm import cli
+from paddle_llm.config.errors import ConfigError
+from paddle_llm.config.foreign_names import COUNTERPARTS
+from paddle_llm.config.reader import _HINTS, resolve
+from paddle_llm.config.run_config import FIELD_NAMES
+
+_PAGE = (Path(__file__).parents[2] / "docs" / "configuration_files.md").read_text(encoding="utf-8")
+_COMMANDS = re.findall(r"^    (\S.*)$", _PAGE, re.M)
+
+
+def test_the_page_has_commands_of_both_kinds():
+    assert {command.split()[0] for command in _COMMANDS} == {"python", "paddle-llm"}
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_every_command_is_understood(command, tmp_path):
+    words = command.split()
+    if words[0] == "python":
+        config = tmp_path / "CONFIG.json"
+        config.write_text("{}")
+        with pytest.raises(ConfigError) as refused:  # an empty config lacks what is required, and nothing else is wrong
+            resolve(
+                [str(config), *words[3:]],
+                world_size=1,
+                entry="finetune" if "finetune" in words[1] else "pretrain",
+                device="cpu",
+            )
+        assert all("missing" in line or "nothing to do" in line for line in refused.value.problems)
+        return
+    group = cli.paddle_llm
+    command_of = group.get_command(None, words[1])
+    with command_of.make_context(words[1], words[2:]) as context:
+        assert context.params["input_file"] is not None
+
+
+def test_every_foreign_key_and_every_flag_of_the_page_exists():
+    rows = [line.split("|") for line in _PAGE.splitlines() if line.startswith("| `")]
+    assert len(rows) > 10
+    for row in rows:
+        for key in re.findall(r"`([a-z_]+)(?::[^`]*)?`", row[1]):
+            assert key in COUNTERPARTS or key in _HINTS, key
+    others = {"help"}
+    assert set(re.findall(r"--([a-z_]+)", _PAGE)) <= {*FIELD_NAMES, *others, "input", "output", "max_new_tokens"}
