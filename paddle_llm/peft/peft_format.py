@@ -74,6 +74,8 @@ class PeftFile(WeightFiles):
                     "save_pretrained."
                 )
             plain = re.sub(rf"\.{_ADAPTER}(?=\.|$)", "", key.removeprefix(BEGIN))
+            if self._is_second_copy(key):
+                continue
             named += plain != key.removeprefix(BEGIN)
             name = self._own_name(plain)
             if name in entries:
@@ -82,6 +84,13 @@ class PeftFile(WeightFiles):
         self._entries = entries
         self._report(named)
         self._check_complete(bool(described.get("use_dora")))
+
+    def _is_second_copy(self, key: str) -> bool:
+        """Whether PEFT wrote a bias of a module in modules_to_save a second time, which bias "all" makes it do."""
+        for part in (".modules_to_save.", ".original_module."):
+            if part in key and key.replace(part, ".") in self._entries:
+                return True
+        return False
 
     def _own_name(self, key: str) -> str:
         """The name here of one of PEFT's tensors."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from paddle_llm.config.errors import UserError
@@ -204,6 +204,99 @@ def ours_over(base: Path, adapter: Path) -> np.ndarray:
     model = load_adapter(network_of(base, "float32"), adapter, Layout())
     model.eval()
     return logits(model, inputs={"input_ids": paddle.to_tensor(peft_library.TOKENS)})
+
+
+LINEARS = {
+    "llama": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "qwen2": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+    "bloom": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
+    "opt": ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"],
+}
+OTHERS = {
+    "llama": ["lm_head", "embed_tokens", "norm"],
+    "qwen2": ["lm_head", "embed_tokens", "input_layernorm"],
+    "bloom": ["ln_f"],
+    "opt": ["final_layer_norm"],
+}  # fmt: skip
+
+
+@st.composite
+def adapters(draw: Any) -> tuple[str, dict[str, Any]]:
+    """(family, settings of LoraConfig): what people combine, with names, numbers and expressions mixed."""
+    family = draw(st.sampled_from(sorted(LINEARS)))
+    names = draw(st.lists(st.sampled_from(LINEARS[family]), min_size=1, max_size=4, unique=True))
+    patterns = st.one_of(
+        st.sampled_from(LINEARS[family]),
+        st.builds(lambda number, name: rf"\.{number}\..*{name}", st.integers(0, 3), st.sampled_from(LINEARS[family])),
+        st.builds(lambda name: f"(self_attn|self_attention|mlp).{name}", st.sampled_from(LINEARS[family])),
+    )
+    found: dict[str, Any] = {
+        "r": draw(st.integers(1, 5)),
+        "lora_alpha": draw(st.one_of(st.integers(1, 32), st.sampled_from([0.5, 7.5]))),
+        "use_rslora": draw(st.booleans()),
+        "use_dora": draw(st.booleans()),
+        "bias": draw(st.sampled_from(["none", "none", "all", "lora_only"])),
+        "rank_pattern": draw(st.dictionaries(patterns, st.integers(1, 6), max_size=3)),
+        "alpha_pattern": draw(st.dictionaries(patterns, st.integers(1, 40), max_size=3)),
+        "target_modules": draw(
+            st.sampled_from(
+                [names, names, "all-linear", rf".*[.]({'|'.join(names)})", rf".*[.][02][.].*({'|'.join(names)})"]
+            )
+        ),
+        "modules_to_save": draw(st.none() | st.lists(st.sampled_from(OTHERS[family]), min_size=1, unique=True)),
+        "exclude_modules": draw(st.none() | st.lists(st.sampled_from(LINEARS[family]), max_size=1)),
+    }
+    if isinstance(found["target_modules"], list):
+        found["layers_to_transform"] = draw(
+            st.none() | st.lists(st.integers(0, 3), min_size=1, max_size=3) | st.integers(0, 3)
+        )
+    return family, found
+
+
+def check_generated(bases: Any, networks: dict[str, Any], folder: Path, family: str, described: dict[str, Any]) -> None:
+    """Logits here and in peft of an adapter that peft writes."""
+    import paddle
+
+    from paddle_llm.peft.save import load_adapter, set_active
+
+    base, theirs = bases(family), folder / "theirs"
+    shutil.rmtree(theirs, ignore_errors=True)
+    try:
+        peft_library.write(base, theirs, **described)
+    except ValueError:  # peft itself refuses it: no layer is left
+        return
+    if family not in networks:
+        networks[family] = network_of(base, "float32")
+        networks[family].eval()
+    model = load_adapter(networks[family], theirs, Layout())
+    found = logits(model, inputs={"input_ids": paddle.to_tensor(peft_library.TOKENS)})
+    set_active(model, None)
+    close(found, peft_library.logits(peft_library.loaded(base, theirs)))
+
+
+@pytest.mark.hf
+def test_generated_adapters_compute_the_same_here(bases, tmp_path):
+    networks: dict[str, Any] = {}
+
+    @settings(max_examples=12, phases=[Phase.generate])  # shrinking costs minutes
+    @given(adapter=adapters())
+    def compares(adapter):
+        check_generated(bases, networks, tmp_path, *adapter)
+
+    compares()
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+def test_many_generated_adapters_compute_the_same_here(bases, tmp_path):
+    networks: dict[str, Any] = {}
+
+    @settings(max_examples=500, phases=[Phase.generate])
+    @given(adapter=adapters())
+    def compares(adapter):
+        check_generated(bases, networks, tmp_path, *adapter)
+
+    compares()
 
 
 # ---- gradients, training --------------------------------------------------------------------------------------------

@@ -69,6 +69,7 @@ def _row(layout: Layout, **options: Any) -> Row:
 # Every family, every method, every two of data, tensor and pipeline; what is most easily got wrong.
 FINETUNE_FAST: list[Row] = [
     _row(TP, method="LoRA", key_value_heads=1, recompute="full"),
+    _row(SP, method="DoRA", key_value_heads=1, vocabulary=121),
     _row(SP, family="chatglm_v2", method="LoRA with parts", key_value_heads=2, samples="packed"),
     _row(STAGE2, family="chatglm", method="full", micro_batches=2),
     _row(TP, family="glm", method="prefix", label_smoothing=0.1, vocabulary=121),

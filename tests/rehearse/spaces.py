@@ -48,6 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "lora_plus_scale": 4.0,
         "modules_to_save": [_FINAL_NORM, _EMBEDDING],
     },
+    "DoRA": {"lora": True, "dora": True, "rslora": True, "adam_epsilon": 1e-2},
     "prefix": {"prefix_tuning": True, "num_prefix_tokens": 4},
     "projected prefix": {"prefix_tuning": True, "num_prefix_tokens": 4, "prefix_projection": True},
     "adapter": {"adapter": True, "adapter_size": 4, "adam_epsilon": 1e-2},

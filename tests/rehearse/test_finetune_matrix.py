@@ -111,7 +111,12 @@ def _method_problems(row: Row, folder: Any) -> list[str]:
     packed = row["samples"] == "packed"
     return list(
         method_problems(
-            method.name, layout_of(row), row["family"], packed=packed, prefix_projection=method.prefix_projection
+            method.name,
+            layout_of(row),
+            row["family"],
+            packed=packed,
+            prefix_projection=method.prefix_projection,
+            dora=method.dora,
         )
     )
 
