@@ -84,7 +84,7 @@ class GenerationEvaluation:
             trainer.model,
             self._family.name,
             self._codec,
-            stop_ids(self._encoder),
+            stop_ids(self._encoder) | set(_listed(trainer.generation_settings.get("eos_token_id"))),
             choice_of(config),
             room_of(config),
             current_mesh(self._layout).tensor,
@@ -151,6 +151,10 @@ def room_of(config: RunConfig) -> int:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """One JSON object per line, all or nothing."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def _listed(ids: Any) -> list[int]:
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _of_all_ranks(mine: dict[int, Row]) -> dict[int, Row]:
