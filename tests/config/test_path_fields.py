@@ -18,11 +18,12 @@ from paddle_llm.config.values import PATH_FIELDS, kind_of, parse
 # Text that is not a path. A new text field or option belongs here, or is declared as a path.
 _WORDS = {
     *("model_type", "split", "device", "run_name", "metric_for_best_model", "unified_checkpoint_config"),
+    "chat_template_date",
     *("sharding", "tensor_parallel_config", "pipeline_parallel_config", "sharding_parallel_config"),
 }
 _WORDS_OF_COMMANDS = {
     *("text_key", "data_format", "name", "author", "language", "prompts", "system", "max_shard_size", "engines"),
-    *("host", "words"),
+    *("host", "words", "chat_template_date"),
 }
 _LOOKS_LIKE_A_PATH = re.compile(r"(_dir|_path|_file|_folder|_cache|_checkpoint|_templates?|^output|^input)$")
 
