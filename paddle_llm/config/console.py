@@ -28,3 +28,13 @@ def collected() -> Iterator[list[str]]:
         yield lines
     finally:
         _collectors.remove(lines)
+
+
+_SAID: set[str] = set()
+
+
+def say_once(line: str) -> None:
+    """`say` a line that this process has not said yet: several readers of one file may find the same."""
+    if line not in _SAID:
+        _SAID.add(line)
+        say(line)

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.console import say
+from paddle_llm.config.console import say_once
 from paddle_llm.config.errors import UserError
 from paddle_llm.models import names
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.peft_fields import problems_of, unknown_and_off
+from paddle_llm.peft.peft_fields import problems_of, unknown_and_off, without_effect
 from paddle_llm.peft.peft_format import CONFIG, PeftFile
 from paddle_llm.peft.peft_targets import checked, is_target, value_of
 
@@ -38,7 +38,10 @@ def check_settings(folder: Path, described: dict[str, Any]) -> None:
         )
     ignored = unknown_and_off(described)
     if ignored:
-        say(f"{folder / CONFIG}: unknown fields that are switched off are ignored: {', '.join(ignored)}")
+        say_once(f"{folder / CONFIG}: unknown fields that are switched off are ignored: {', '.join(ignored)}")
+
+    for name, why in without_effect(described).items():
+        say_once(f"{folder / CONFIG}: {name} is ignored: it {why}")
 
 
 def method_of_peft(

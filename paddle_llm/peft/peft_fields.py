@@ -7,6 +7,7 @@ What is on no list is refused, too, unless its value is "off".
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,13 +72,13 @@ FIELDS: tuple[PeftField, ...] = (
     PeftField("fan_in_fan_out", HARMLESS, "for GPT-2's Conv1D; PEFT ignores it for the layers of these families"),
     PeftField("megatron_core", HARMLESS, "name of a Python module; without megatron_config it is not used"),
     PeftField("qalora_group_size", HARMLESS, "without use_qalora it is not used"),
-    PeftField("loftq_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights loftq"),
-    PeftField("eva_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights eva"),
-    PeftField("corda_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights corda"),
+    PeftField("loftq_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights loftq"),
+    PeftField("eva_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights eva"),
+    PeftField("corda_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights corda"),
     PeftField(
-        "lora_ga_config", HARMLESS, "acts on training's begin alone, and only with init_lora_weights lora_ga", "0.19"
+        "lora_ga_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights lora_ga", "0.19"
     ),
-    PeftField("velora_config", HARMLESS, "compresses what training's backward pass keeps", "0.20"),
+    PeftField("velora_config", HARMLESS, "changes what the backward pass keeps in memory", "0.20"),
     PeftField("runtime_config", HARMLESS, "where PEFT computes; not saved by PEFT"),
     PeftField("merge_weights", HARMLESS, "whether evaluation merged the adapter in memory", "before 0.17"),
     PeftField("enable_lora", REFUSED, "LoRA on parts of a fused matrix", "before 0.17"),
@@ -95,6 +96,19 @@ FIELDS: tuple[PeftField, ...] = (
     PeftField("kasa_config", REFUSED, "a base without its smallest singular values (KaSA)", "0.21"),
 )
 BY_NAME = {field.name: field for field in FIELDS}
+
+
+def table(group: str) -> str:
+    """The fields of one list as a table in Markdown, for docs/adapters.md.
+
+    Args:
+        group: HONOURED, HARMLESS or REFUSED.
+    """
+    rows = [f"| field | PEFT | {'what it does' if group != HARMLESS else 'why it has no effect'} |", "|---|---|---|"]
+    for field in (field for field in FIELDS if field.group == group):
+        values = f": {', '.join(f'`{json.dumps(value)}`' for value in field.values)}" if field.values else ""
+        rows.append(f"| `{field.name}` | {_releases(field.since)} | {field.note}{values} |")
+    return "\n".join(rows)
 
 
 def problems_of(described: dict[str, Any]) -> Iterator[str]:
@@ -123,9 +137,19 @@ def unknown_and_off(described: dict[str, Any]) -> list[str]:
     return sorted(name for name, value in described.items() if name not in BY_NAME and is_off(value))
 
 
+def without_effect(described: dict[str, Any]) -> dict[str, str]:
+    """Harmless fields that hold the settings of a feature -> why they have no effect here: ignored, and reported."""
+    names = [name for name, value in described.items() if name.endswith("_config") and not is_off(value)]
+    return {name: BY_NAME[name].note for name in names if name in BY_NAME and BY_NAME[name].group == HARMLESS}
+
+
 def is_off(value: Any) -> bool:
     """Whether a value switches a feature off: null, false, or nothing in it."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
+
+
+def _releases(since: str) -> str:
+    return since if since.startswith("before") else f"from {since}" if since else "all"
 
 
 def _one_of(value: Any, values: tuple[Any, ...]) -> bool:

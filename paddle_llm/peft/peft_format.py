@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.console import say
+from paddle_llm.config.console import say_once
 from paddle_llm.config.errors import UserError
 from paddle_llm.models import names
 from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
@@ -113,7 +113,7 @@ class PeftFile(WeightFiles):
 
     def _report(self, named: int) -> None:
         if named:
-            say(f"{self.file}: {named} tensor names contain the adapter's name {_ADAPTER!r}, which is ignored")
+            say_once(f"{self.file}: {named} tensor names contain the adapter's name {_ADAPTER!r}, which is ignored")
         layers = set(self.lora)
         strange = sorted(name for name in self._wrapped if name.rpartition(".")[0] not in layers)
         if strange:
@@ -124,7 +124,7 @@ class PeftFile(WeightFiles):
         plain = sorted(set(self.weights) - self._wrapped)
         inside = [name for name in plain if name.rpartition(".")[0] in layers]
         if inside:
-            say(
+            say_once(
                 f"{self.file}: {len(inside)} weights of layers with LoRA are named as PEFT before 0.6 named them, "
                 f"{inside[0]} for instance; they are read, newer releases of PEFT ignore them"
             )
@@ -281,10 +281,12 @@ class PeftTensors(PeftFile):
                     "The file is incomplete; fetch it again."
                 )
             if not weights:
-                say(f"{self.folder}: modules_to_save names {entry!r}, which this base does not have; it is ignored")
+                say_once(
+                    f"{self.folder}: modules_to_save names {entry!r}, which this base does not have; it is ignored"
+                )
         biases = [name for name in self._foreign if name.endswith(".bias") and name.rpartition(".")[0] in self.lora]
         if described.get("bias") in ("all", "lora_only") and biases and not there.intersection(biases):
-            say(
+            say_once(
                 f"{self.folder}: bias is {described['bias']!r}, and {self.file.name} holds no biases of the layers with LoRA: PEFT "
                 "did not save them; those of the base are used"
             )
