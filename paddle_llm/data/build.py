@@ -28,13 +28,19 @@ _NAMED_PROBLEMS = 5
 
 @dataclass
 class BuildReport:
-    """What a build made. `problems`: the first bad rows, when they were to be skipped."""
+    """What a build made.
+
+    Attributes:
+        special_tokens: special tokens that are written in documents and became token ids.
+        problems: the first bad rows, where bad rows are skipped.
+    """
 
     n_documents: int = 0
     n_tokens: int = 0
     max_token_id: int = 0
     empty_documents: int = 0
     bad_rows: int = 0
+    special_tokens: int = 0
     problems: list[str] = field(default_factory=list)
 
     def add(self, encoded: Encoded) -> None:
@@ -43,6 +49,7 @@ class BuildReport:
         self.max_token_id = max(self.max_token_id, encoded.max_id)
         self.empty_documents += encoded.empty
         self.bad_rows += len(encoded.problems)
+        self.special_tokens += encoded.special_tokens
         self.problems += encoded.problems[: _NAMED_PROBLEMS - len(self.problems)]
 
 
@@ -100,7 +107,7 @@ def build_corpus(
                 f"no document in {len(sources)} input files ({report.empty_documents} empty, {report.bad_rows} bad rows); "
                 "nothing was written."
             )
-        counts = {k: v for k, v in asdict(report).items() if k != "problems"}
+        counts = {k: v for k, v in asdict(report).items() if k not in ("problems", "special_tokens")}
         output.finish(token_dtype(encoder.vocab_size), {**meta, **counts})
     return report
 

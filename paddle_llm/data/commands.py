@@ -167,6 +167,11 @@ def build(
         say(f"left out: {problem}")
     if report.bad_rows or report.empty_documents:
         say(f"left out: {report.bad_rows} bad rows, {report.empty_documents} empty documents")
+    if report.special_tokens:
+        say(
+            f"{report.special_tokens} special tokens are written in the documents and became token ids, as in transformers. "
+            "Remove them from the text if they must not end or begin documents."
+        )
     say(
         f"{output_prefix}: {report.n_documents} documents, {report.n_tokens} tokens, "
         f"{report.n_tokens / (time.monotonic() - began):.0f} tokens/s"

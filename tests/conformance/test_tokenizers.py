@@ -325,3 +325,19 @@ def test_a_settings_folder_with_paddles_file_name_is_saved_for_transformers(
         import_transformers().AutoTokenizer.from_pretrained(str(tmp_path / "saved"))(texts()[:200])["input_ids"]
         == wanted
     )
+
+
+def test_sentencepiece_speeds_up_only_what_it_encodes_alike(folders: dict[str, Path], tmp_path: Path) -> None:
+    faster = {kind for kind in made.SENTENCEPIECE_KINDS if getattr(open_encoder(str(folders[kind])), "_pieces", None)}
+    assert {"bpe", "bpe legacy true", "bpe added tokens"} <= faster
+    assert not faster & {"unigram", "bpe legacy false", "bpe no prefix space", "bpe nmt_nfkc", "gemma"}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "qwen2", "paddles"])
+def test_special_tokens_in_documents_are_counted(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = folders.get(kind) or made.with_paddles_name(folders["bpe"], tmp_path / "tokenizer")
+    end = open_codec(str(folder)).specials
+    written = next(token for token in end if token in ("</s>", "<|im_end|>"))
+    (tmp_path / "in.txt").write_text(f"lamp {written} river {written}\nlamp\n")
+    report = build_corpus([str(tmp_path / "in.txt")], str(folder), str(tmp_path / "out"))
+    assert report.special_tokens == 2
