@@ -113,7 +113,8 @@ def _compare_template(section: Section, theirs: Any, codec: TextCodec, sample_id
         except Exception as error:  # a template may raise any exception
             reason = _line(error)
             continue
-        if wanted == sample_ids or [*wanted, codec.eos_id] == sample_ids:
+        # A sample ends with its last answer; EOS is added where the template writes no end token.
+        if wanted[: len(sample_ids)] == sample_ids or [*wanted, codec.eos_id] == sample_ids:
             section.add(Level.AGREES, f"chat template: the same {len(sample_ids)} ids for the sample conversation")
         else:
             at = next((i for i, pair in enumerate(zip(wanted, sample_ids, strict=False)) if pair[0] != pair[1]), None)

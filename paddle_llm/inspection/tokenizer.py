@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.data.encode_instruction import EncodedSample, InstructionEncoder
+from paddle_llm.config.chat_template_files import find_templates
+from paddle_llm.config.errors import UserError
+from paddle_llm.data.encode_instruction import DoesNotFit, EncodedSample, InstructionEncoder
 from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Turn
 from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.text_codec import TextCodec, open_codec
@@ -52,7 +54,8 @@ def inspect_tokenizer(folder: Path, vocab_size: int | None) -> tuple[list[Sectio
 
 
 def _describe(section: Section, codec: TextCodec, vocab_size: int | None) -> None:
-    size = vocabulary_of(codec)
+    ids = {name: codec.mark(name) for name in codec.specials}
+    size = max([codec.vocab_size - 1, *(number for number in ids.values() if number is not None)]) + 1
     section.facts |= {
         "read by": type(codec).__name__,
         "tokens": size,
@@ -60,31 +63,14 @@ def _describe(section: Section, codec: TextCodec, vocab_size: int | None) -> Non
         "eos": _token(codec, codec.eos_id),
         "pad": _token(codec, codec.pad_id),
         "in front of a text": codec.show(codec.prefix_ids) or None,
-        "special tokens": {name: codec.mark(name) for name in sorted(codec.specials, key=lambda n: codec.mark(n) or 0)},
+        "special tokens": dict(sorted(ids.items(), key=lambda item: item[1] or 0)),
     }
-    if vocab_size is None or size is None:
+    if vocab_size is None:
         return
     section.facts["model's vocabulary"] = vocab_size
-    largest = max([size - 1, *(number for number in section.facts["special tokens"].values() if number is not None)])
-    if largest >= vocab_size:
-        section.add(
-            Level.REFUSED,
-            f"The tokenizer has ids up to {largest}, the model has {vocab_size} embeddings. "
-            "Use the tokenizer that the model was trained with.",
-        )
-    elif size < vocab_size:
+    codec.fit_to_model(vocab_size)
+    if size < vocab_size:
         section.add(Level.NOTE, f"tokens {size}, embeddings {vocab_size}: the last {vocab_size - size} have no token")
-
-
-def vocabulary_of(codec: TextCodec) -> int | None:
-    """Return the number of tokens, added ones included; None if the tokenizer does not tell."""
-    for owner in (getattr(codec, "tokenizer", None), getattr(codec, "_processor", None)):
-        if owner is not None:
-            try:
-                return len(owner)
-            except (TypeError, NotImplementedError):
-                return None
-    return None
 
 
 def _token(codec: TextCodec, number: int | None) -> dict[str, Any] | None:
@@ -93,7 +79,10 @@ def _token(codec: TextCodec, number: int | None) -> dict[str, Any] | None:
 
 def _describe_template(section: Section, codec: TextCodec, folder: Path) -> None:
     chosen = choose_template(None, codec, str(folder))
-    section.facts |= {"template": chosen.template.name, "why": chosen.why}
+    found = find_templates(folder)
+    section.facts |= {"template": chosen.template.name, "why": chosen.why, "source": found.where if found else None}
+    if found is not None:
+        section.facts |= {"names": list(found.by_name), "files not read": list(found.ignored)}
     encoder = InstructionEncoder(codec, chosen.template, max_length=4096)
     section.facts["answers end with"] = [_token(codec, number) for number in encoder.stop_ids]
     conversation = SAMPLE
@@ -111,9 +100,6 @@ def _describe_template(section: Section, codec: TextCodec, folder: Path) -> None
 
 
 def _encode(encoder: InstructionEncoder, conversation: Conversation) -> tuple[EncodedSample | None, str]:
-    from paddle_llm.config.errors import UserError
-    from paddle_llm.data.encode_instruction import DoesNotFit
-
     try:
         return encoder(conversation), ""
     except (UserError, DoesNotFit) as error:

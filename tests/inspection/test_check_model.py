@@ -82,7 +82,7 @@ def test_every_difference_and_refusal_is_named(llama, tmp_path):
     (scaled / "config.json").write_text(json.dumps({**config, "rope_scaling": rope, "vocab_size": 399}))
     code, report = checked(scaled, "--quick")
     assert code == 2 and "longrope" in found(report["model"], "refused")
-    assert "399 embeddings" in found(report["tokenizer"], "refused")
+    assert "the model's vocabulary has 399" in found(report["tokenizer"], "refused")
 
 
 def test_a_tokenizer_folder_with_a_template(tmp_path):
@@ -94,6 +94,7 @@ def test_a_tokenizer_folder_with_a_template(tmp_path):
     assert "model" not in report and report["tokenizer"]["in front of a text"] == BEGIN
     assert {BEGIN, END, TURN} <= report["tokenizer"]["special tokens"].keys()
     assert report["chat template"]["template"] == "jinja"
+    assert report["chat template"]["source"] == str(folder / "chat_template.jinja")
     assert "no system message" in found(report["chat template"], "note")
     sample = report["chat template"]["sample"]
     assert sample == (

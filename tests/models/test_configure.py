@@ -98,7 +98,8 @@ def test_what_paddlenlp_cannot_express_is_refused(tmp_path, writer, override, me
 @pytest.mark.parametrize("writer", [tiny.write_llama, tiny.write_qwen2, tiny.write_bloom, tiny.write_opt])
 def test_what_transformers_writes_by_default_is_known(tmp_path, writer, capsys):
     """Every field of the library's configuration class, at its default, is honoured or harmless."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     raw = json.loads(writer(tmp_path).joinpath("config.json").read_text())
     transformers.AutoConfig.for_model(raw.pop("model_type"), **raw).save_pretrained(tmp_path)
     saved = json.loads((tmp_path / "config.json").read_text())

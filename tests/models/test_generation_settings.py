@@ -65,9 +65,9 @@ def test_settings_that_are_not_applied_are_named():
     assert set(unapplied({"bad_words_ids": [[3]], "some_new_setting": 2})) == {"bad_words_ids", "some_new_setting"}
 
 
-@pytest.mark.hf
 def test_transformers_reads_what_is_written(tmp_path):
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     write_generation(tmp_path, settings_to_save({"eos_token_id": [2, 270], "top_k": 5, "do_sample": True}, {}, [], 300))
     read = transformers.GenerationConfig.from_pretrained(tmp_path)
     assert read.eos_token_id == [2, 270] and read.top_k == 5
