@@ -26,7 +26,7 @@ from paddle_llm.models.load import locate_weights
 from paddle_llm.models.names import compositions
 from paddle_llm.models.outline import outline
 from paddle_llm.models.registry import Family, find_family
-from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.models.weight_files import DOUBLE, WeightFiles
 
 
 class Tensors(Protocol):
@@ -213,7 +213,8 @@ class FolderTensors:
         return self._shapes[name]
 
     def dtype(self, name: str) -> str:
-        return self._files.dtype(self._columns[name][0].source)
+        stored = self._files.dtype(self._columns[name][0].source)
+        return "float32" if stored in DOUBLE else stored
 
     def read(self, name: str) -> np.ndarray:
         parts = []
@@ -221,4 +222,5 @@ class FolderTensors:
             whole = self._files.view(column.source)
             whole = whole.T if column.transpose else whole
             parts.append(whole[..., column.source_start : column.source_start + column.stop - column.start])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        whole = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return whole.astype(np.float32) if whole.dtype == np.float64 else whole

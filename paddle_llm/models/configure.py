@@ -69,10 +69,11 @@ def _rename(values: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _expect(raw: dict[str, Any], problems: list[str], **wanted: Any) -> None:
-    """A key may be absent or say one of the wanted values."""
+    """A key may be absent or have one of the wanted values; null counts as false where false is wanted, as in Python."""
     for key, value in wanted.items():
         allowed = value if isinstance(value, tuple) else (value,)
-        if raw.get(key, allowed[0]) not in allowed:
+        found = raw.get(key, allowed[0])
+        if found not in allowed and not (found is None and not allowed[0]):
             problems.append(f"{key} {raw[key]!r} (only {' or '.join(map(repr, allowed))})")
 
 

@@ -17,7 +17,7 @@ from paddle_llm.models import names
 from paddle_llm.models.registry import Family
 from paddle_llm.models.shards import Shard, shard_of
 from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
-from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.models.weight_files import DOUBLE, WeightFiles
 
 _SHOWN = 8
 
@@ -94,6 +94,9 @@ def _report(folder: Path, files: WeightFiles, findings: Findings) -> None:
     )
     if unexpected:
         say(f"{folder}: {len(unexpected)} tensors are not part of this model and were left out: {_shorten(unexpected)}")
+    double = sorted(name for name in findings.used if name in files and files.dtype(name) in DOUBLE)
+    if double:
+        say(f"{folder}: {len(double)} weights are stored in float64 and read as float32: {_shorten(double)}")
     if files.copies:
         say(
             f"{folder}: {len(files.copies)} tensors are in more than one file: {_shorten(sorted(files.copies))}. "

@@ -41,7 +41,8 @@ _OTHER_BITS = {
 _OTHER_BITS |= {"F8_E4M3FN": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
 # As numpy and paddle call what weights are stored in.
 _WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U16": "bfloat16", "uint16": "bfloat16"}
-_FLOATS = {"float32", "float16", "bfloat16", "F64", "float64"}  # what weights are read from; F64 becomes float32
+DOUBLE = ("F64", "float64")
+_FLOATS = {"float32", "float16", "bfloat16", *DOUBLE}  # what weights are read from; 64 bits become 32
 _LARGEST_HEADER = 100_000_000
 
 

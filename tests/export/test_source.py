@@ -218,3 +218,11 @@ def test_an_adapter_needs_its_base(tmp_path):
         opened(tmp_path / "model", adapter=tmp_path / "model")
     with pytest.raises(UserError, match="is no folder"):
         opened(tmp_path / "absent")
+
+
+def test_weights_in_float64_are_read_as_float32(tmp_path, capsys):
+    weights = write_native(tmp_path, "llama")
+    tensors = {name: value.astype(np.float64) for name, value in as_hugging_face(weights, "llama").items()}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert_holds(opened(tmp_path), weights)
+    assert "stored in float64 and read as float32" in capsys.readouterr().err

@@ -110,6 +110,16 @@ def test_what_transformers_writes_by_default_is_known(tmp_path, writer, capsys):
     assert "unknown" not in capsys.readouterr().err
 
 
+def test_null_counts_as_false_where_false_is_wanted(tmp_path):
+    folder = tiny.write_llama(tmp_path)
+    raw = json.loads((folder / "config.json").read_text())
+    raw |= dict.fromkeys(
+        ("attention_bias", "mlp_bias", "attention_dropout", "rope_scaling", "head_dim", "quantization_config")
+    )
+    (folder / "config.json").write_text(json.dumps(raw))
+    build(folder)
+
+
 def test_all_problems_are_told_at_once(tmp_path):
     with pytest.raises(UserError) as error:
         build(tiny.write_llama(tmp_path, head_dim=32, mlp_bias=True, hidden_act="gelu"))
