@@ -289,7 +289,7 @@ class InstructionEncoder:
             if piece.mark:
                 flush()
                 runs.append((self._marks(piece), False))
-                follows = False
+                follows = self._continues_behind(piece)
                 continue
             if piece.starts and (piece.text or pending):
                 flush()
@@ -308,9 +308,16 @@ class InstructionEncoder:
         return number > 0 and self._is_text(spoken[number - 1].answer or [])
 
     def _is_text(self, pieces: list[Piece]) -> bool:
-        """Whether pieces end in text, which what follows then continues, and not in a special token."""
+        """Whether text behind the pieces continues them."""
         last = next((piece for piece in reversed(pieces) if piece.text), None)
-        return last is not None and not last.mark and not (last.spelled and self.codec.ends_in_mark(last.text))
+        if last is None or (last.spelled and self.codec.ends_in_mark(last.text)):
+            return False
+        return not last.mark or self._continues_behind(last)
+
+    def _continues_behind(self, mark: Piece) -> bool:
+        """Whether the tokenizer takes text behind a special token for more of the same text (`legacy: false`). What is put in front
+        of a text is not a part of it."""
+        return not self.codec.starts_after_specials and mark.text not in (PREFIX, BOS)
 
     def _marks(self, piece: Piece) -> list[int]:
         return self.codec.prefix_ids if piece.text == PREFIX else [self._mark(piece)]

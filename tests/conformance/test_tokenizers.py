@@ -341,3 +341,19 @@ def test_special_tokens_in_documents_are_counted(kind: str, folders: dict[str, P
     (tmp_path / "in.txt").write_text(f"lamp {written} river {written}\nlamp\n")
     report = build_corpus([str(tmp_path / "in.txt")], str(folder), str(tmp_path / "out"))
     assert report.special_tokens == 2
+
+
+@pytest.mark.parametrize("settings", [{}, {"legacy": False}, {"legacy": False, "add_prefix_space": False}])
+def test_text_behind_a_special_token_of_a_template(
+    settings: dict[str, Any], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    tokens = {"500": made.token("<|im_start|>"), "501": made.token("<|im_end|>")}
+    config = {**made.LLAMA, **settings, "added_tokens_decoder": tokens}
+    model = (folders["bpe"] / "tokenizer.model").read_bytes()
+    folder = made.write(tmp_path / "tokenizer", config, {"tokenizer.model": model})
+    encoder = InstructionEncoder(open_codec(str(folder)), TEMPLATES["chatml"], max_length=400)
+    turns = (Turn("user", "lamp"), Turn("assistant", "river"), Turn("user", " old"), Turn("assistant", "mirror"))
+    sample = encoder(Conversation(turns))
+    parts = [f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>" for turn in turns]
+    wanted = reference(folder)("\n".join(parts), add_special_tokens=False)["input_ids"]
+    assert [*sample.input_ids, sample.labels[-1]] == wanted
