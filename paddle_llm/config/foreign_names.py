@@ -136,8 +136,6 @@ COUNTERPARTS: dict[str, str] = {
     "eval_packing": "Evaluation is not packed. Remove it",
     "use_peft": _LORA,
     "lora_modules_to_save": "Use --modules_to_save",
-    "use_rslora": "Use --rslora",
-    "use_dora": "DoRA is a variant of LoRA. --help lists the variants of --lora",
     "lora_task_type": "Language models are trained only. Remove it",
     "task_type": "Language models are trained only. Remove it",
     "peft_type": _LORA,
