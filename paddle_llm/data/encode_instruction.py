@@ -186,17 +186,14 @@ class InstructionEncoder:
     ) -> tuple[list[_Round], tuple[str, ...]]:
         """The same for a Jinja template: the text is tokenized as a whole, and cut where its answers begin and end."""
         written = template.write(conversation, self.protects)
-        positions = [position for answer in written.answers for position in (answer.begin, answer.end)]
-        ids, bounds = encode_rendered(self.codec, written.text, written.cuts, positions)
+        spans = [(answer.begin, answer.end) for answer in written.answers]
+        ids, bounds = encode_rendered(self.codec, written.text, written.cuts, spans)
         turns = conversation.turns
         last_turn = max((n for n, turn in enumerate(turns) if turn.role == ASSISTANT), default=-1)
         made: list[_Round] = []
         at = 0
         for number, answer in enumerate(written.answers):
-            begin, end = (
-                max(bounds[2 * number].before, at),
-                bounds[2 * number + 1].before + bounds[2 * number + 1].split,
-            )
+            begin, end = max(bounds[number][0], at), max(bounds[number][1], at)
             is_last = number == len(written.answers) - 1 and not written.is_open
             eos = None if answer.is_ended else self._mark(Piece(EOS, mark=True))
             own = [*ids[begin:end], *([eos] if is_last and eos is not None else [])]

@@ -215,6 +215,10 @@ class TextCodec:
                 at = match.end()
         return ids
 
+    def encode_with_offsets(self, text: str, start: bool) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """Ids as of `encode_with_marks`, and the characters of each token; None if the tokenizer does not tell them."""
+        return None
+
 
 class SentencePieceCodec(TextCodec):
     """A LlamaTokenizer folder through sentencepiece alone: PaddleNLP's ids without importing it."""
@@ -368,6 +372,12 @@ class TransformersCodec(TextCodec):
             return self._fast.encode(require_text(text))
         at = match.start() if match else len(text)
         return [*self._fast.encode_literal(text[:at], continuing=True), *self._fast.encode(text[at:])]
+
+    def encode_with_offsets(self, text: str, start: bool) -> tuple[list[int], list[tuple[int, int]]] | None:
+        """Ids and characters of each token (see `TextCodec.encode_with_offsets`)."""
+        if self._fast is None or not (start or not self._has_dummy):
+            return None
+        return self._fast.encode_with_offsets(require_text(text))
 
     def mark(self, name: str) -> int | None:
         if self._fast is not None:

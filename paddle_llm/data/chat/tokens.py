@@ -1,62 +1,62 @@
-"""A rendered conversation as token ids, with the tokens in which given characters lie."""
+"""A rendered conversation as token ids, with the tokens in which given spans of characters lie."""
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from typing import NamedTuple
+from itertools import accumulate
 
 from paddle_llm.data.text_codec import TextCodec
 
 
-class Boundary(NamedTuple):
-    """A position of a text among its tokens.
-
-    Attributes:
-        before: Number of tokens that end at or before the position.
-        split: Whether the position lies inside the token that follows these.
-    """
-
-    before: int
-    split: bool
-
-
 def encode_rendered(
-    codec: TextCodec, text: str, cuts: Sequence[int], positions: Sequence[int]
-) -> tuple[list[int], list[Boundary]]:
+    codec: TextCodec, text: str, cuts: Sequence[int], spans: Sequence[tuple[int, int]]
+) -> tuple[list[int], list[tuple[int, int]]]:
     """Encode a whole rendering at once, as `apply_chat_template` does, so that no boundary of an answer changes a token.
 
     Args:
         cuts: Positions at which the text is cut, so that a special-token text stays text.
-        positions: Positions in the text, rising.
+        spans: Begin and end in characters, rising.
 
     Returns:
-        The ids, and where each position lies among them.
+        The ids, and for each span its first token and the one behind its last. A token that lies partly in a span belongs to it.
     """
     ids: list[int] = []
-    found: list[Boundary] = []
+    found: list[int] = []
+    positions = [(position, is_end) for span in spans for position, is_end in zip(span, (False, True), strict=True)]
     edges = [0, *cuts, len(text)]
     for number, (begin, end) in enumerate(zip(edges, edges[1:], strict=False)):
-        part = codec.encode_with_marks(text[begin:end], start=number == 0)
-        is_last = number == len(edges) - 2
-        while len(found) < len(positions) and (positions[len(found)] < end or is_last):
-            inside = positions[len(found)] - begin
-            before, split = _boundary(codec, text[begin:end], inside, part, start=number == 0)
-            found.append(Boundary(len(ids) + before, split))
-        ids += part
-    return ids, found
+        part, start, is_last = text[begin:end], number == 0, number == len(edges) - 2
+        encoded = codec.encode_with_offsets(part, start)
+        own = codec.encode_with_marks(part, start=start) if encoded is None else encoded[0]
+        while len(found) < len(positions) and (positions[len(found)][0] < end or is_last):
+            position, is_end = positions[len(found)]
+            if encoded is None:
+                inside = _tokens_before(codec, part, position - begin, own, start, is_end)
+            else:
+                inside = _by_offsets(encoded[1], position - begin, is_end)
+            found.append(len(ids) + inside)
+        ids += own
+    return ids, list(zip(found[::2], found[1::2], strict=True))
 
 
-def _boundary(codec: TextCodec, text: str, position: int, ids: list[int], *, start: bool) -> Boundary:
-    if position >= len(text):
-        return Boundary(len(ids), False)
-    if position <= 0:
-        return Boundary(0, False)
+def _by_offsets(offsets: list[tuple[int, int]], position: int, is_end: bool) -> int:
+    """How many tokens begin before a position (the end of a span), or end at or before it (its begin)."""
+    if is_end:
+        return bisect_left(list(accumulate((begin for begin, _ in offsets), max)), position)
+    return bisect_right(list(accumulate((end for _, end in offsets), max)), position)
+
+
+def _tokens_before(codec: TextCodec, text: str, position: int, ids: list[int], start: bool, is_end: bool) -> int:
+    """The same for a tokenizer that does not tell the characters of a token: the text before the position is encoded alone."""
+    if position >= len(text) or position <= 0:
+        return len(ids) if position > 0 else 0
     before = codec.encode_with_marks(text[:position], start=start)
     if ids[: len(before)] == before:
-        return Boundary(len(before), False)
+        return len(before)
     # A token lies on both sides. It is the first one with which the text is longer than the text before the position.
     count = next((n for n, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), min(len(ids), len(before)))
     target = len(codec.show(before))
     while count < len(ids) and len(codec.show(ids[: count + 1])) <= target:
         count += 1
-    return Boundary(count, True)
+    return count + is_end

@@ -33,6 +33,13 @@ class FastBackend:
         """Ids of a text in which special tokens are recognised."""
         return self._encode(self._backend, text, literal=False)
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids as of `encode`, and the characters of each token: first, and behind the last."""
+        with self._lock:
+            self._backend.encode_special_tokens = False
+            found = self._backend.encode(text, add_special_tokens=False)
+        return found.ids, found.offsets
+
     def encode_literal(self, text: str, continuing: bool = False) -> list[int]:
         """Ids of a text in which special tokens are only text.
 

@@ -1,0 +1,65 @@
+"""The chat template of a fine-tuning is in every folder that it writes, and the one that is used afterwards."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from paddle_llm.config.chat_template_files import read_record
+from paddle_llm.config.errors import UserError
+from paddle_llm.core.transformers_import import import_transformers
+from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.data.jinja_templates import choose_template
+from paddle_llm.data.text_codec import open_codec
+from paddle_llm.export.source import open_source
+from tests.instructions import finetune, make_instructions
+
+OWN = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+TALK = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "2 apples"}]
+WRITTEN = "[user]How many?</s>[assistant]2 apples</s>"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = make_instructions(tmp_path_factory.mktemp("instructions"), train=8, dev=2)
+    (folder / "llama/chat_template.jinja").write_text(OWN)
+    return folder
+
+
+def text_of(folder: Path, tokenizer: Path) -> str:
+    codec = open_codec(str(tokenizer))
+    chosen = choose_template("auto", codec, str(tokenizer), trained=str(folder))
+    assert chosen.why == "as in the model's training"
+    turns = tuple(Turn(message["role"], message["content"]) for message in TALK)
+    return chosen.template.write(Conversation(turns)).text
+
+
+def test_the_tokenizers_template_stays_with_every_folder(base, tmp_path) -> None:
+    finetune(base, tmp_path, lora=True, lora_rank=2, merge_weights=True, model_format="hf", max_steps=3)
+    for name in ("model", "adapter", "checkpoint-3"):
+        assert text_of(tmp_path / name, base / "llama") == WRITTEN
+    theirs = import_transformers().AutoTokenizer.from_pretrained(str(tmp_path / "model"))
+    assert theirs.apply_chat_template(TALK, tokenize=False) == WRITTEN
+    assert open_source(tmp_path / "model").trained == tmp_path / "model"
+    (tmp_path / "model/chat_template.jinja").write_text(OWN.replace("[", "("))
+    with pytest.raises(UserError, match=r"is not the one .*Restore it, name the template to use with --chat_template"):
+        read_record(tmp_path / "model")
+
+
+def test_a_built_in_template_stays_as_jinja(base, tmp_path) -> None:
+    folder = tmp_path / "base"
+    shutil.copytree(base / "llama", folder)
+    output = tmp_path / "output"
+    finetune(
+        base, output, model_name_or_path=folder, chat_template="llama2", model_format="hf", max_steps=1, save_steps=1
+    )
+    assert read_record(output / "model").name == "llama2"
+    theirs = import_transformers().AutoTokenizer.from_pretrained(str(output / "model"))
+    assert theirs.apply_chat_template(TALK, tokenize=False) == "<s>[INST] How many? [/INST] 2 apples </s>"
+    codec = open_codec(str(output / "model"))
+    assert choose_template("auto", codec, str(output / "model")).template.name == "llama2"
