@@ -16,6 +16,7 @@ from paddle_llm.data.instructions.data_files import DEFAULT_DATA, find_files
 from paddle_llm.data.instructions.dataset_info import FileInfo, info_of
 from paddle_llm.data.instructions.json_rows import Row
 from paddle_llm.data.instructions.messages import Notes, check_text
+from paddle_llm.data.instructions.other_keys import refuse_preferences
 from paddle_llm.data.instructions.rows import read_rows
 from paddle_llm.data.instructions.table_rows import without_nulls
 from paddle_llm.data.prompted_tasks import PromptTemplates
@@ -135,6 +136,7 @@ class RowReader:
             raise BadRow(f"is a JSON {type(value).__name__}, not an object")
         keys = frozenset(key for key, item in value.items() if item is not None)
         if keys not in self._by_keys:
+            refuse_preferences(value, where)
             found = recognise([value], where) if matching_formats(value) or self._first is None else self._first
             self._by_keys[keys] = found
         return self._by_keys[keys]

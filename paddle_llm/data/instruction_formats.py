@@ -74,6 +74,9 @@ def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
 
 def _system(row: Row) -> list[Turn]:
     context = row.get("context")
+    others = sorted(set(context) - {"system"}) if isinstance(context, dict) else []
+    if others:
+        raise BadRow(f"'context' holds {', '.join(map(str, others))}; only its system is used")
     found = {key: row[key] for key in SYSTEMS if row.get(key) is not None}
     if isinstance(context, dict) and context.get("system") is not None:
         found["context"] = context["system"]
@@ -97,6 +100,8 @@ def _history(row: Row) -> list[Turn]:
 
 
 def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
+    if not isinstance(row.get("context") or {}, dict):
+        raise BadRow("'context' holds text that the format src_tgt does not use; join it with src")
     lists = [isinstance(row.get(key), list) for key in ("src", "tgt")]
     if not any(lists):
         return [*_system(row), Turn(USER, _text(row, "src", may_be_empty=True)), Turn(ASSISTANT, _text(row, "tgt"))]
@@ -109,11 +114,15 @@ def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
     return turns
 
 
-def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: str = "") -> list[Turn]:
-    """A question and an answer; `further` is the key of a text that belongs to the question, such as a passage."""
-    value = row.get(further)
-    more = _text(row, further, may_be_empty=True) if value is not None and not isinstance(value, dict) else ""
-    asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input=more)
+def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: tuple[str, ...] = ()) -> list[Turn]:
+    """A question and an answer; `further` are keys of a text that belongs to the question, such as a passage."""
+    texts = {
+        key: _text(row, key, may_be_empty=True) for key in further if key in row and not isinstance(row[key], dict)
+    }
+    more = [text for text in texts.values() if text]
+    if len(more) > 1:
+        raise BadRow(f"{' and '.join(map(repr, texts))} both hold text; join them")
+    asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input="".join(more))
     return [*_system(row), *_history(row), asked, Turn(ASSISTANT, _text(row, answer))]
 
 
@@ -143,12 +152,12 @@ def _read_prompt_completion(row: Row, notes: Notes) -> list[Turn]:
 
 
 def _pair(
-    question: str, answer: str, optional: tuple[str, ...] = (), further: str = "", without: tuple[str, ...] = ()
+    question: str, answer: str, *further: str, optional: tuple[str, ...] = (), without: tuple[str, ...] = ()
 ) -> Format:
-    keys = [question, *([further] if further else []), answer]
-    example = "{" + ", ".join(f'"{key}"' for key in keys) + (', "history"' if "history" in optional else "") + "}"
+    keys = [question, *further[:1], answer, *optional]
+    example = "{" + ", ".join(f'"{key}"' for key in keys) + "}"
     read = partial(_read_pair, question=question, answer=answer, further=further)
-    return Format((question, answer), read, example, (*optional, *([further] if further else [])), without)
+    return Format((question, answer), read, example, (*optional, *further), without)
 
 
 FORMATS = {
@@ -156,7 +165,7 @@ FORMATS = {
         ("src", "tgt"), _read_src_tgt, '{"src": "...", "tgt": "..."}, or lists for several turns', ("context",)
     ),
     "content_summary": _pair("content", "summary"),
-    "alpaca": _pair("instruction", "output", ("history",), further="input"),
+    "alpaca": _pair("instruction", "output", "input", optional=("history",)),
     "sharegpt": Format(
         ("conversations",), partial(_read_list, key="conversations"), '{"conversations": [{"from", "value"}], "tools"}'
     ),
@@ -164,13 +173,13 @@ FORMATS = {
         ("messages",), partial(_read_list, key="messages"), '{"messages": [{"role", "content", "loss"}], "tools"}'
     ),
     "prompted": _pair("inputs", "targets"),
-    "query_response": _pair("query", "response", ("history",)),
+    "query_response": _pair("query", "response", optional=("history",)),
     "prompt_completion": Format(
         ("prompt", "completion"), _read_prompt_completion, '{"prompt", "completion"}: texts, or lists of messages'
     ),
-    "prompt_response": _pair("prompt", "response", ("history",)),
-    "instruction_response": _pair("instruction", "response", ("context",), further="input"),
-    "question_answer": _pair("question", "answer", further="context"),
+    "prompt_response": _pair("prompt", "response", optional=("history",)),
+    "instruction_response": _pair("instruction", "response", "input", "context"),
+    "question_answer": _pair("question", "answer", "context"),
     "question_response": _pair("question", "response"),
     "input_output": _pair("input", "output", without=("instruction",)),
     "conversation": Format(

@@ -18,7 +18,7 @@ from paddle_llm.config.data_splits import (
     survey,
 )
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.instructions.dataset_info import info_of
+from paddle_llm.data.instructions.dataset_info import FILE, info_of
 
 DEFAULT_DATA = "data"
 _SHOWN = 5
@@ -63,6 +63,8 @@ def data_folder(path: str) -> DataFolder:
 
 
 def _named_file(path: str) -> str:
+    if os.path.basename(path) == FILE:
+        raise UserError(f"{path}: it describes data and holds no rows. Give the file that it names, or the folder.")
     info = info_of(path)
     if info is not None and info.preference:
         raise UserError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.json_object import read_json_object
+from paddle_llm.data.instructions.conversation import BadRow
 
 FILE = "dataset_info.json"
 _SOURCES = ("file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url", "cloud_file_name")
@@ -59,6 +60,10 @@ class FileInfo:
         """A row with the keys and roles of `format`; columns that are not named keep their names and are ignored."""
         if not isinstance(row, Mapping):
             return row
+        needed = ("messages",) if self.sharegpt else ("prompt", "response")
+        for use in needed:
+            if use in self.columns and row.get(self.columns[use]) is None:
+                raise BadRow(f"has no {self.columns[use]!r}, the column of {self.name} for {use} in {FILE}")
         targets = {} if self.sharegpt else _ALPACA
         renamed = {
             "conversations" if use == "messages" else targets.get(use, use): row.get(column)
@@ -98,7 +103,9 @@ def info_of(path: str) -> FileInfo | None:
     place = Path(os.path.abspath(path))
     for folder in place.parents[:2]:
         if (folder / FILE).is_file():
-            found = _read(folder / FILE, (folder / FILE).stat().st_mtime_ns).get(str(place.relative_to(folder)))
+            entries = _read(folder / FILE, (folder / FILE).stat().st_mtime_ns)
+            relative = place.relative_to(folder)
+            found = next((entries[str(name)] for name in (relative, *relative.parents) if str(name) in entries), None)
             if found is not None:
                 return found
     return None
