@@ -120,9 +120,9 @@ def class_name(config: dict[str, Any]) -> str | None:
 
 
 def token_text(token: Any) -> str | None:
-    """The text of a token that a JSON file gives as text or as an object with `content`."""
+    """The text of a token that a JSON file gives as text or as an object with `content`; None for everything else."""
     text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    return text if isinstance(text, str) and not any("\ud800" <= sign <= "\udfff" for sign in text) else None
 
 
 def sentencepiece_model(folder: str | Path) -> str | None:
@@ -218,7 +218,7 @@ def _listed(value: Any) -> list[tuple[Any, Any]]:
     """(id or None, token) of a list of tokens or of an added_tokens_decoder."""
     if isinstance(value, dict):
         return list(value.items())
-    return [(None, token) for token in value or []]
+    return [(None, token) for token in value] if isinstance(value, list) else [(None, value)] * (value is not None)
 
 
 def _is_piece(processor: Any, number: Any, token: Any) -> bool:

@@ -69,8 +69,15 @@ def _translate(folder: str, config: dict[str, Any]) -> dict[str, Any]:
     elif named:
         made["tokenizer_class"] = named
     if isinstance(made.get("extra_special_tokens"), list):  # transformers 5; version 4.55 expects a mapping
-        more = [*(made.get("additional_special_tokens") or []), *made.pop("extra_special_tokens")]
-        made["additional_special_tokens"] = more
+        listed = made.get("additional_special_tokens")
+        more = made.pop("extra_special_tokens")
+        made["additional_special_tokens"] = [*listed, *more] if isinstance(listed, list) else more
+    for key, value in made.items():
+        if key.endswith("_token") and isinstance(value, dict) and "content" in value:
+            made[key] = {
+                "__type": "AddedToken",
+                **value,
+            }  # transformers writes the type, and does not read a token without it
     if made.get("tokenizer_class") == BARE_CLASS:
         # Else the class gives token_type_ids, which no model here takes.
         made.setdefault("model_input_names", ["input_ids", "attention_mask"])
@@ -82,6 +89,7 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
     with _view(folder, config) as path, _quiet(transformers):
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            tokenizer("a")  # some settings fail only in a call
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # a panic of the Rust library is a BaseException

@@ -59,5 +59,5 @@ def _save(
             shutil.copyfile(entry.path, target)
             written.append(target)
     with open(written[0], "w", encoding="utf-8") as stream:
-        stream.write(json.dumps(config, ensure_ascii=False, indent=2) + "\n")
+        stream.write(json.dumps(config, indent=2) + "\n")
     return tuple(written)
