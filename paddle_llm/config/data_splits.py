@@ -29,6 +29,7 @@ SPLIT_NAMES = {
     TEST: ("test", "testing"),
     HELD_OUT: ("holdout", "heldout"),
 }
+UNNAMED = "its name names no split"
 _EVAL = ("eval", "evaluation")
 _CHINESE = {TRAIN: ("训练",), DEV: ("验证", "开发集", "评估"), TEST: ("测试",)}
 _SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
@@ -134,7 +135,7 @@ def survey(path: str) -> DataFolder:
         found.unnamed = True
         found.files[TRAIN] = [os.path.join(base, name) for name in unnamed]
     else:
-        found.left_out.update({os.path.join(base, name): "its name names no split" for name in unnamed})
+        found.left_out.update({os.path.join(base, name): UNNAMED for name in unnamed})
     _separate_eval(found, base)
     _check_shards(found, base)
     return found

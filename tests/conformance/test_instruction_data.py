@@ -389,7 +389,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
         (["train/test.jsonl", "train/a.jsonl"], "train/test.jsonl.*test and train"),
         (["train.arrow", "test.jsonl"], "train.arrow.*format that is not read"),
         (["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"], "train_gen, train_sft"),
-        (["a.jsonl", "test.jsonl"], "no training data.*test: .*test.jsonl"),
+        (["a.jsonl", "test.jsonl"], "no training data.*test: .*test.jsonl.*rename the training files after train"),
         (["holdout.jsonl", "a.jsonl"], "no training data"),
     ):
         folder = layout(tmp_path / names[0].replace("/", "_"), [n for n in names if not n.endswith(".arrow")])

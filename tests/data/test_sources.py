@@ -117,3 +117,17 @@ def test_inputs_that_are_none_are_named(tmp_path: Path) -> None:
         texts(tmp_path / "*.jsonl")
     with pytest.raises(UserError, match="no file to read"):
         texts(tmp_path)
+
+
+def test_encodings_of_corpora(tmp_path: Path) -> None:
+    lines = ["one", "two 明月", "three\u2028of\x85three\x0c", "four " * 100]
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
+        (tmp_path / "a.txt").write_bytes("\r\n".join(lines).encode(encoding))
+        (tmp_path / "b.jsonl").write_bytes("\n".join(json.dumps({"text": t}) for t in lines).encode(encoding))
+        (tmp_path / "c.txt.gz").write_bytes(gzip.compress("\n".join(lines).encode(encoding)))
+        for block_bytes in (7, 1 << 20):
+            for name in ("a.txt", "b.jsonl", "c.txt.gz"):
+                assert texts(tmp_path / name, block_bytes=block_bytes) == lines, (encoding, name)
+    (tmp_path / "d.txt").write_bytes(b"an ascii line\n" * 50 + "你好\n".encode("gbk"))
+    with pytest.raises(UserError, match="d.txt: not UTF-8; it looks like GBK.*iconv -f GBK"):
+        list(read_documents(find_sources([str(tmp_path / "d.txt")]), ReadOptions()))

@@ -13,6 +13,7 @@ from paddle_llm.config.data_splits import (
     SUFFIXES,
     TEST,
     TRAIN,
+    UNNAMED,
     DataFolder,
     splits_of_name,
     survey,
@@ -88,7 +89,7 @@ def describe(found: DataFolder) -> list[str]:
 
 def _report(found: DataFolder) -> None:
     counts = ", ".join(f"{split}: {len(found.of(split))} files" for split in (TRAIN, DEV, TEST) if found.of(split))
-    if found.unnamed:
+    if found.unnamed and found.of(TRAIN):
         _say_once(
             f"{found.path}: no file has the name of a split; all are read as train ({len(found.of(TRAIN))} files)"
         )
@@ -120,5 +121,11 @@ def _nothing(path: str | None, asked: str, flag: str, found: DataFolder) -> str:
     others = [file for split in (DEV, TEST, HELD_OUT) for file in found.of(split)]
     if os.path.isdir(asked) or others or found.left_out:
         seen = "; ".join(line for line in [*describe(found)][:_SHOWN])
-        return f"{flag} {asked}: the folder holds no training data{f' ({seen})' if seen else ''}. Give {form}."
+        unnamed = sum(reason == UNNAMED for reason in found.left_out.values())
+        remedy = (
+            f"Name a file itself, or rename the training files after train ({unnamed} have no split's name)."
+            if unnamed
+            else ""
+        )
+        return f"{flag} {asked}: the folder holds no training data{f' ({seen})' if seen else ''}. {remedy or f'Give {form}.'}"
     return f"{flag} {asked}: no such file or folder. Give {form}."
