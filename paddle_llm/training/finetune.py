@@ -25,13 +25,13 @@ from paddle_llm.data.instruction_formats import Conversation
 from paddle_llm.data.jinja_templates import Chosen, choose_template
 from paddle_llm.data.text_codec import TextCodec, open_codec
 from paddle_llm.data.tokenizer import load_tokenizer
-from paddle_llm.models.build import build_model
+from paddle_llm.models.build import build_model, plain_configuration
 from paddle_llm.models.registry import Family, find_family
 from paddle_llm.peft.attach import attach
 from paddle_llm.peft.merge import merge
 from paddle_llm.peft.method import Method, method_of
 from paddle_llm.peft.prompt import PromptedDataset
-from paddle_llm.peft.save import continue_from, read_method, save_adapter
+from paddle_llm.peft.save import base_shape, continue_from, read_method, save_adapter
 from paddle_llm.training.finetune_trainer import Answers, FinetuneTrainer
 from paddle_llm.training.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
@@ -156,7 +156,10 @@ def _method(resolved: Resolved) -> Method:
     path = resolved.config.lora_path or resolved.config.prefix_path
     if not path:
         return wanted
-    stored = read_method(Path(path), allow_pickle=resolved.config.allow_pickle)
+    family = find_family(resolved.facts)
+    base = plain_configuration(Path(resolved.config.model_name_or_path), family, resolved.facts.raw)
+    shape = base_shape(family.name, base)
+    stored = read_method(Path(path), base=shape, allow_pickle=resolved.config.allow_pickle)
     kept = replace(stored, **{name: getattr(wanted, name) for name in _OF_TRAINING})
     wrong = [
         f"{flag} = {getattr(resolved.config, flag)}, the adapter has {getattr(kept, setting)}"

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.peft_config import check_settings
 from paddle_llm.peft.peft_fields import BY_NAME, FIELDS, HARMLESS, HONOURED, REFUSED, problems_of
+from tests.export.environments import ROOT, peft_path
 from tests.export.test_merged import base_folder, network_of, trained_adapter
 from tests.peft import peft_library
 from tests.peft.networks import attached, logits
@@ -45,6 +49,50 @@ def test_every_field_of_the_installed_peft_is_on_exactly_one_list():
     assert {field.group for field in FIELDS} == {HONOURED, HARMLESS, REFUSED}
     saved = {kind.value for kind in peft.PeftType} - {"LORA"}
     assert saved and all(list(problems_of({**PLAIN, "peft_type": kind})) for kind in saved)
+
+
+NEWER = ("0.18.1", "0.19.1", "0.20.0", "0.21.0")
+_WRITE = """
+import dataclasses, json, sys
+from pathlib import Path
+import numpy as np, peft
+from tests.peft import peft_library
+base, folder, cases = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+for name, settings in cases.items():
+    model = peft_library.write(base, folder / name, **settings)
+    np.save(folder / f"{name}.npy", peft_library.logits(model))
+fields = [field.name for field in dataclasses.fields(peft.LoraConfig)]
+print(json.dumps([peft.__version__, fields, [kind.value for kind in peft.PeftType]]))
+"""
+
+
+@pytest.mark.hf
+@pytest.mark.slow
+@pytest.mark.parametrize("version", NEWER)
+def test_newer_releases_have_the_fields_of_the_table_and_write_the_same_adapters(version, bases, tmp_path):
+    number = tuple(map(int, version.split(".")[:2]))
+    newer = ("dora", "ranks and alphas", "embedding", "modules to save", "some layers, rslora")
+    cases = {name: {"r": 4, "lora_alpha": 8, **CASES[name][1]} for name in newer}
+    paths = os.pathsep.join([str(peft_path(version)), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-c", _WRITE, str(bases("llama")), str(tmp_path), json.dumps(cases)],
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, fields, kinds = json.loads(done.stdout.splitlines()[-1])
+    assert found == version
+    listed = {
+        field.name
+        for field in FIELDS
+        if not field.since or (field.since[0].isdigit() and tuple(map(int, field.since.split("."))) <= number)
+    }
+    assert set(fields) == listed
+    assert all(list(problems_of({**PLAIN, "peft_type": kind})) for kind in kinds if kind != "LORA")
+    for name in cases:
+        close(ours_over(bases("llama"), tmp_path / name), np.load(tmp_path / f"{name}.npy"))
 
 
 @pytest.mark.hf

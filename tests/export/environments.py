@@ -55,6 +55,16 @@ def fastdeploy_llm_path() -> Path:
     return _made("fastdeploy-llm", make)
 
 
+def peft_path(version: str) -> Path:
+    """A folder for PYTHONPATH that holds another release of Hugging Face's peft, over the packages of this environment."""
+
+    def make(place: Path) -> None:
+        words = ["install", "--quiet", "--no-deps", "--target", str(place), f"peft=={version}"]
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True)
+
+    return _made(f"peft-{version}", make)
+
+
 def _made(name: str, make: Callable[[Path], None]) -> Path:
     place = folder() / name
     with alone(name):
