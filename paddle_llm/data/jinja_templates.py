@@ -30,6 +30,7 @@ from paddle_llm.data.templates import EOS, TEMPLATES, Piece, Template
 from paddle_llm.data.text_codec import TextCodec
 
 AUTO, JINJA = "auto", "jinja"
+_SPECIAL_TEXT = "special_tokens_in_content"  # in the settings of a record
 _HOLE = "\ue0f2question\ue0f2"
 
 
@@ -181,24 +182,32 @@ class Chosen:
         template: The template.
         why: The reason, for messages.
         codec: The tokenizer.
-        folder: The folder of the tokenizer.
+        special_text_as: "tokens" if the model was trained with special-token text in content as special tokens.
     """
 
     template: Template | JinjaTemplate
     why: str
     codec: TextCodec | None = field(default=None, repr=False)
+    special_text_as: str = "text"
 
     @property
     def notices(self) -> list[str]:
         """What a user should know about it, one line each."""
         return self.template.notices if isinstance(self.template, JinjaTemplate) else []
 
-    def as_trained(self) -> TrainingTemplate:
-        """The template as a folder keeps it beside the weights: a built-in one in its Jinja form."""
+    def as_trained(self, special_text_as: str = "text") -> TrainingTemplate:
+        """The template as a folder keeps it beside the weights: a built-in one in its Jinja form.
+
+        Args:
+            special_text_as: What special-token text in content became.
+        """
+        settings = {} if special_text_as == "text" else {_SPECIAL_TEXT: special_text_as}
         if isinstance(self.template, JinjaTemplate):
-            return self.template.as_trained()
+            kept = self.template.as_trained()
+            return replace(kept, settings={**kept.settings, **settings})
         assert self.codec is not None
-        return TrainingTemplate(self.template.name, {DEFAULT: built_in_as_jinja(self.template.name, self.codec)})
+        source = built_in_as_jinja(self.template.name, self.codec)
+        return TrainingTemplate(self.template.name, {DEFAULT: source}, settings)
 
 
 def choose_template(
@@ -223,8 +232,9 @@ def choose_template(
     recorded = trained or folder
     if asked is None:
         record = read_record(recorded)
+        special = (record.settings if record else {}).get(_SPECIAL_TEXT, "text")
         if record is not None and record.name in TEMPLATES and name != JINJA:
-            return _built_in(record.name, codec, "as in the model's training")
+            return replace(_built_in(record.name, codec, "as in the model's training"), special_text_as=special)
         date = date or (record.settings.get("date") if record else None)
         found = find_templates(recorded) or find_templates(folder)
         if found is None and name == JINJA:
@@ -234,7 +244,7 @@ def choose_template(
         if found is None:
             return _built_in("default", codec, "the tokenizer brings no chat template")
         why = "as in the model's training" if record is not None else "the tokenizer's own chat template"
-        return _jinja(found, codec, folder, date, None, why)
+        return replace(_jinja(found, codec, folder, date, None, why), special_text_as=special)
     found = None if os.path.isfile(asked) else find_templates(folder)
     choice = asked.removeprefix(f"{JINJA}:")
     if found is not None and choice in found.by_name:

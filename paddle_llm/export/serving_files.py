@@ -104,7 +104,8 @@ def chosen_template(source: Source) -> tuple[TrainingTemplate | None, str]:
     tokenizer, name = str(source.tokenizer), source.template
     if source.trained is not None:
         codec = open_codec(tokenizer)
-        return choose_template(AUTO, codec, tokenizer, trained=str(source.trained)).as_trained(), ""
+        chosen = choose_template(AUTO, codec, tokenizer, trained=str(source.trained))
+        return chosen.as_trained(chosen.special_text_as), ""
     found = find_templates(tokenizer)
     if names_a_file(name) and not Path(str(name)).is_file() and not (found and name in found.by_name):
         return None, f"the training used {name}, which does not exist"

@@ -242,5 +242,11 @@ def reader_of(
     for line in chosen.notices:
         say(line)
     why = "as in the model's training" if as_trained else chosen.why
-    encoder = InstructionEncoder(codec, chosen.template, max_length=src_length + 1, src_length=src_length)
+    encoder = InstructionEncoder(
+        codec,
+        chosen.template,
+        max_length=src_length + 1,
+        src_length=src_length,
+        special_text_as=chosen.special_text_as,
+    )
     return Reader(codec, encoder, f"prompt template: {chosen.template.name} ({why})", system)

@@ -34,6 +34,8 @@ _DROPPED = frozenset(
         "src_length",
         "pad_to_multiple_of",
         "chat_template",
+        "chat_template_date",
+        "special_tokens_in_content",
         "data_format",
         "prompt_templates",
         "tokenizer_name_or_path",

@@ -88,7 +88,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
         eval_dataset=splits["dev"].samples if "dev" in splits else None,
         tokenizer=tokenizer,
     )
-    trainer.chat_template = chosen.as_trained()
+    trainer.chat_template = chosen.as_trained(config.special_tokens_in_content)
     trainer.predict_dataset = splits["test"].samples if "test" in splits else None
     trainer.generation_settings = settings_of(resolved, sorted(encoder.stop_ids))
     return trainer

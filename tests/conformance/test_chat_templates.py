@@ -413,6 +413,8 @@ def test_the_template_of_a_training_travels_and_is_checked(families, tokenizers_
         with pytest.raises(UserError, match="is not the one that the model was trained with"):
             Both(folder)
         assert Both(folder, "chatml").chosen.template.name == "chatml"
+    families["chatml"].chosen.as_trained("tokens").write(folder)
+    assert Both(folder).chosen.special_text_as == "tokens" and families["chatml"].chosen.special_text_as == "text"
 
 
 @pytest.mark.parametrize("name", ["default", "chatml", "alpaca", "chatglm2"])
