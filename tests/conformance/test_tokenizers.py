@@ -31,6 +31,7 @@ from paddle_llm.data.tokenizers.folder import Reader, reader_of
 from paddle_llm.data.tokenizers.plain_text import NotText
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from tests.conformance import tokenizer_folders as made
+from tests.data.chat_tokenizers import chatglm3_folder, chatglm_folder
 
 ALL = [
     *made.SENTENCEPIECE_KINDS,
@@ -361,3 +362,20 @@ def test_text_behind_a_special_token_of_a_template(
     parts = [f"<|im_start|>{turn.role}\n{turn.content}<|im_end|>" for turn in turns]
     wanted = reference(folder)("\n".join(parts), add_special_tokens=False)["input_ids"]
     assert [*sample.input_ids, sample.labels[-1]] == wanted
+
+
+@given(parts=st.lists(st.one_of(FRAGMENTS, st.text(max_size=4)), max_size=8))
+def test_text_stays_text_in_paddlenlps_folders(parts: list[str], paddlenlp_folders: dict[str, Path]) -> None:
+    text = "".join(parts)
+    for kind, folder in paddlenlp_folders.items():
+        codec = _codec(str(folder))
+        ids = {codec.mark(name) for name in codec.specials} - {codec.mark("<unk>")}
+        assert ids.isdisjoint(codec.encode(text)) and ids.isdisjoint(codec.follow(text)), kind
+
+
+@pytest.fixture(scope="session")
+def paddlenlp_folders(folders: dict[str, Path], tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("paddlenlp")
+    chatglm = {"ChatGLM-6B": chatglm_folder, "ChatGLM3": chatglm3_folder}
+    plain = {kind: made.with_paddles_name(folders[kind], root / kind) for kind in ("bpe", "unigram")}
+    return plain | {kind: Path(write(root / kind)) for kind, write in chatglm.items()}
