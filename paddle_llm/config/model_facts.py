@@ -90,6 +90,9 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
 
 def facts_from_dict(raw: dict[str, Any], *, where: str) -> ModelFacts:
     """The facts of a config.json already read; `where` names it in messages."""
+    named = raw.get("architectures") or []
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise UserError(f"{where}: architectures must be a list of class names, not {named!r}.")
     family = _family(raw)
     numbers = {name: _number(raw, name, where) for name in _KEYS if name != "tie_word_embeddings"}
     if family == "chatglm_v2" and raw.get("multi_query_attention") is False:
@@ -102,7 +105,7 @@ def facts_from_dict(raw: dict[str, Any], *, where: str) -> ModelFacts:
     heads, hidden = numbers["num_attention_heads"] or 0, numbers["hidden_size"] or 0
     return ModelFacts(
         model_type=family,
-        architectures=tuple(raw.get("architectures") or ()),
+        architectures=tuple(named),
         hidden_size=hidden,
         num_hidden_layers=numbers["num_hidden_layers"] or 0,
         num_attention_heads=heads,

@@ -70,7 +70,7 @@ def choose_weights(folder: Path, *, allow_pickle: bool = False) -> WeightChoice:
     first = named or _first(folder, (*_ORDER, *_ORDER_OF_PICKLES) if allow_pickle else _ORDER)
     if first is None:
         raise UserError(_why_none(folder))
-    if not first.is_file():
+    if not _exists(first):
         raise UserError(f"{first} does not exist or is a broken link: {_target(first)}. Fetch the file again.")
     if not first.name.endswith(_INDEX):
         return WeightChoice((first,), unread=_unread(folder, {first}))
@@ -88,7 +88,7 @@ def _named_in_config(folder: Path) -> Path | None:
     """What the key `transformers_weights` of config.json names."""
     try:
         named = json.loads((folder / "config.json").read_text(encoding="utf-8-sig")).get("transformers_weights")
-    except (OSError, ValueError, AttributeError):  # the reader of config.json reports that
+    except (OSError, ValueError, AttributeError, RecursionError):  # the reader of config.json reports that
         return None
     if named is None:
         return None
@@ -99,8 +99,22 @@ def _named_in_config(folder: Path) -> Path | None:
     return _inside(folder, named, folder / "config.json")
 
 
+def _exists(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
 def _target(link: Path) -> str:
-    return str(link.readlink()) if link.is_symlink() else link.name
+    try:
+        return str(link.readlink()) if link.is_symlink() else _shortened(link.name)
+    except (OSError, ValueError):
+        return _shortened(link.name)
 
 
 def _read_index(file: Path) -> dict[str, Path]:
@@ -116,13 +130,13 @@ def _read_index(file: Path) -> dict[str, Path]:
             raise TypeError("weight_map is not a table of file names")
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror or error}. Fetch it again.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = "it has no weight_map" if isinstance(error, KeyError) else str(error)
         raise UserError(f"{file} is not an index of weight files: {reason}. Fetch it again.") from None
     if not weight_map:
         raise UserError(f"{file} is not an index of weight files: its weight_map is empty. Fetch it again.")
     index = {tensor: _inside(file.parent, name, file) for tensor, name in weight_map.items()}
-    missing = sorted({path.name for path in index.values() if not path.is_file()})
+    missing = sorted({_shortened(path.name) for path in index.values() if not _exists(path)})
     if missing:
         raise UserError(f"{file.parent} lacks {', '.join(missing)}, which {file.name} names. Fetch the files again.")
     return index

@@ -184,9 +184,17 @@ def _glm(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> No
     values["output_predict"] = True  # else the network ends before its head
 
 
+_QWEN2_KEY_VALUE_HEADS = 32  # the default of Qwen2Config, in transformers and in PaddleNLP
+
+
 def _qwen2(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
     _expect(raw, problems, hidden_act=("silu", "swish"), use_sliding_window=False, attention_dropout=(0.0, 0))
-    windowed = sorted({str(one) for one in raw.get("layer_types") or ()} - {"full_attention"})
+    if "num_key_value_heads" not in raw and values.get("num_attention_heads") != _QWEN2_KEY_VALUE_HEADS:
+        problems.append(
+            f"num_key_value_heads is absent, which means {_QWEN2_KEY_VALUE_HEADS} in transformers; write the number of the model"
+        )
+    kinds = raw.get("layer_types") or []
+    windowed = sorted({str(one) for one in (kinds if isinstance(kinds, list) else [kinds])} - {"full_attention"})
     if windowed:
         problems.append(f"layer_types with {', '.join(windowed)} (only 'full_attention')")
     hidden, heads, head = values.get("hidden_size"), values.get("num_attention_heads"), raw.get("head_dim")
