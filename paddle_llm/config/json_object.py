@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.downloads import failed_download
 
 
 def read_json_object(file: Path) -> dict[str, Any]:
@@ -18,6 +19,8 @@ def read_json_object(file: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
+        if problem := failed_download(file.read_bytes()):
+            raise UserError(f"{file}: {problem}.") from None
         raise UserError(f"{file} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.downloads import failed_download
 
 COMPRESSIONS = (".gz", ".zst")
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}
@@ -36,6 +37,9 @@ _HEAD_BYTES = 1 << 16
 _SURE_BYTES = 1000  # this many undecodable bytes refuse a file before its end
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _TWO_BYTES = re.compile(rb"[\x81-\xfe][\x40-\xfe]")
+_LEAST_EVIDENCE = 8  # bytes above ASCII, below which a guess is worthless
+_MULTI_BYTE = ("big5", "cp932", "cp949", "cp950", "shift_jis", "euc_", "johab", "hz", "iso2022")
+_ONE_BYTE_HINT = "ENCODING may be CP1252 (Western European), CP1250 (Central European), CP1251 (Cyrillic) or another one; compare the result"
 _COMMON_GBK = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
 
 _reported: set[tuple[str, str]] = set()
@@ -132,11 +136,14 @@ class TextStream:
         except BaseException:
             self.close()
             raise
+        if problem := failed_download(self._head, pages=False):
+            self.close()
+            raise UserError(f"{self.path}: {problem}.")
         self.encoding = detect_encoding(self._head)
         self._head = self._head[len(self.encoding.mark) :]
         utf8 = self.encoding.name == "utf-8"
         self._decoder = codecs.getincrementaldecoder(self.encoding.name)("surrogateescape" if utf8 else "strict")
-        self._undecodable = self._continuations = 0
+        self._undecodable = self._continuations = self._lines = self._bad_line = 0
         self._sample = b""
 
     def __enter__(self) -> TextStream:
@@ -193,11 +200,15 @@ class TextStream:
             invalid = len(_ESCAPED.findall(text)) if not _is_clean(text) else 0
             self._undecodable += invalid
             self._continuations += len(state) + len(chunk) - cut - len(text)
-            if invalid and not self._sample:
-                self._sample = chunk[:_HEAD_BYTES]
+            if invalid and not self._bad_line:
+                first = _ESCAPED.search(text)
+                self._bad_line = self._lines + 1 + text.count("\n", 0, first.start() if first else 0)
+        self._lines += chunk.count(b"\n")
+        if self._bad_line and len(self._sample) < _HEAD_BYTES:
+            self._sample += chunk[:_HEAD_BYTES]
         most = self._undecodable > self._continuations
         if most and (end or self._undecodable >= _SURE_BYTES):
-            raise UserError(not_utf8(self.path, self._sample))
+            raise UserError(not_utf8(self.path, self._sample, self._bad_line))
 
     def _read_head(self) -> bytes:
         head = self._read(_HEAD_BYTES)
@@ -235,7 +246,9 @@ class TextStream:
             if type(error).__name__ != "ZstdError":  # zstandard is imported on use only
                 raise
             reason = str(error)
-        raise UserError(f"{self.path}: cannot be read to its end: {reason}.")
+        if isinstance(self._stream, gzip.GzipFile) and "gzipped" in reason:
+            raise UserError(f"{self.path}: is not compressed with gzip, as its suffix says. Rename it without .gz.")
+        raise UserError(f"{self.path}: cannot be read to its end: {reason}. Copy or compress the file again.")
 
     def report(self) -> None:
         """Print the encoding once per file, if it is not plain UTF-8."""
@@ -280,17 +293,25 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
     yield from ((number, line.removesuffix("\r")) for number, line in enumerate(lines, 1))
 
 
-def not_utf8(path: str, sample: bytes) -> str:
-    """The message for a file that is in another encoding, with the command that converts it."""
+def not_utf8(path: str, sample: bytes, line: int = 0) -> str:
+    """The message for a file that is in another encoding, with the command that converts it.
+
+    Args:
+        sample: Bytes of the file.
+        line: The first line that is not UTF-8, from 1; 0 if it is not known.
+    """
     guesses = guess_encodings(sample)
     looks = f"; it looks like {' or '.join(guesses)}" if guesses else ""
+    if not guesses:
+        looks = f"; {_ONE_BYTE_HINT}"
+    where = f"{path}, line {line}" if line else path
     convert = f"iconv -f {guesses[0] if guesses else 'ENCODING'} -t UTF-8"
     compression = compression_of(path)
     stem, suffix = os.path.splitext(path[: len(path) - len(compression)])
     source, target = shlex.quote(path), shlex.quote(f"{stem}.utf8{suffix}")
     unpack = {".gz": "gzip -dc", ".zst": "zstd -dc"}.get(compression)
     command = f"{unpack} {source} | {convert} > {target}" if unpack else f"{convert} {source} > {target}"
-    return f"{path}: not UTF-8{looks}. Convert it with: {command}"
+    return f"{where}: not UTF-8{looks}. Convert it with: {command}"
 
 
 def guess_encodings(sample: bytes) -> list[str]:
@@ -303,10 +324,13 @@ def guess_encodings(sample: bytes) -> list[str]:
     except ImportError:
         return guesses
     best = from_bytes(sample[:4096]).best()
-    if best is not None and best.encoding not in ("ascii", "utf_8") and not best.encoding.startswith(("gb", "utf")):
-        guesses.append(best.encoding.upper().replace("_", "-"))
-    elif best is not None and best.encoding.startswith("gb") and not guesses:
+    name = best.encoding if best is not None else ""
+    if name.startswith("gb") and not guesses:
         guesses.append("GBK")
+    elif (
+        name.startswith(_MULTI_BYTE) and _high_bytes(sample) >= _LEAST_EVIDENCE
+    ):  # one-byte encodings decode everything, so that a guess would be worthless
+        guesses.append(name.upper().replace("_", "-"))
     return guesses
 
 

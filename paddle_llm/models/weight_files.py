@@ -20,6 +20,7 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.weight_choice import WeightChoice, choose_weights, unique_keys
+from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.models.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
 from paddle_llm.models.torch_pickles import scan_torch_pickle
 
@@ -249,10 +250,13 @@ def _check_contiguous(file: Path, entries: dict[str, _Entry], offset: int, size:
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
     """The JSON header of a safetensors file, and the byte where tensors begin."""
     with file.open("rb") as stream:
+        if problem := failed_download(stream.read(HEAD_BYTES)):
+            raise UserError(f"{file}: {problem}.")
+        stream.seek(0)
         length = int.from_bytes(stream.read(8), "little")
         size = file.stat().st_size
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
-            raise UserError(f"{file} is no safetensors file, or cut off ({size} bytes); fetch the file again")
+            raise UserError(f"{file} is not a safetensors file, or is cut off ({size} bytes). Fetch the file again.")
         try:
             header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.instruction_files import load_conversations
 from paddle_llm.data.instruction_formats import FORMATS, BadRow, Conversation, read_row, recognise
 from paddle_llm.data.instructions.messages import Notes
 from paddle_llm.data.jinja_templates import choose_template
@@ -122,7 +123,7 @@ def test_flags_task_and_language_are_kept() -> None:
         ("messages", {"messages": [{"role": "user", "content": "q", "loss": "yes"}]}, "neither true"),
         ("messages", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [1]}]},
          "not a list of objects"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "more than text"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts other than text"),
         ("src_tgt", ["q", "a"], "is a JSON list, not an object"),
     ],
 )  # fmt: skip
@@ -321,3 +322,29 @@ def test_other_orders_are_left_to_the_chat_template() -> None:
     assert [turn.role for turn in found.turns] == ["user", "user", "assistant", "assistant"]
     with pytest.raises(UserError, match="two turns of the user in a row, which the template default cannot write"):
         TEMPLATES["default"].speak(found)
+
+
+@pytest.mark.parametrize("key", ["loss", "weight", "train", "training", "train_on_turn"])
+def test_loss_flags_of_other_trainers_are_honoured(key: str) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", key: False}]
+    assert read_row({"messages": turns}, "messages").turns[1].bears_loss is False
+
+
+@pytest.mark.parametrize("key", ["masked", "mask", "loss_mask", "training_detail"])
+def test_keys_that_exclude_parts_of_a_turn_are_refused(key: str) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", key: True}]
+    with pytest.raises(BadRow, match=f"'{key}'"):
+        read_row({"messages": turns}, "messages")
+
+
+@pytest.mark.parametrize("label", [True, False, 0, 1, "false", "True"])
+def test_verdicts_on_answers_are_preference_data(label: object, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"prompt": "q", "completion": "a", "label": label}))
+    with pytest.raises(UserError, match="preference data"):
+        load_conversations([str(path)])
+
+
+def test_tools_that_are_null_as_text_are_absent() -> None:
+    row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": "null"}
+    assert read_row(row, "messages").fields == {}

@@ -113,3 +113,18 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
     assert read_text(tmp_path / "packed.jsonl") == "one\n"
     with pytest.raises(UserError, match="absent.txt: cannot be read: No such file"):
         read_text(tmp_path / "absent.txt")
+
+
+def test_one_byte_encodings_are_not_guessed_and_the_line_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    for encoding, text in (("latin-1", "naïve"), ("cp1251", "да"), ("cp1252", "“quoted”")):
+        path.write_bytes(b"first\nsecond\n" + text.encode(encoding))
+        with pytest.raises(UserError, match=r"a\.txt, line 3: not UTF-8; ENCODING may be CP1252.*iconv -f ENCODING"):
+            read_text(path)
+
+
+def test_a_gz_suffix_on_plain_text_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt.gz"
+    path.write_text("plain")
+    with pytest.raises(UserError, match=r"Rename it without \.gz"):
+        read_text(path)

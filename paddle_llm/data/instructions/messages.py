@@ -15,12 +15,17 @@ from paddle_llm.data.instructions.conversation import ASSISTANT, ROLES, SYSTEM, 
 
 # Keys that a chat template sees, as `apply_chat_template` passes them.
 MESSAGE_FIELDS = ("tool_calls", "reasoning_content", "thinking", "reasoning", "name", "tool_call_id")
-_USED = {"role", "from", "content", "value", "loss", "weight", "train", "function_call", *MESSAGE_FIELDS}
+# Loss flags: OpenAI's weight, ours and ms-swift's loss, axolotl's train, training and train_on_turn.
+_FLAGS = ("loss", "weight", "train", "training", "train_on_turn")
+_USED = {"role", "from", "content", "value", "function_call", *_FLAGS, *MESSAGE_FIELDS}
 # Keys that change what is to be learned, and that no format expresses.
 MULTIMODAL = ("image", "images", "video", "videos", "audio", "audios", "image_url", "objects")
 _REFUSED = {
     **dict.fromkeys(MULTIMODAL, "multimodal data is not supported"),
-    "loss_scale": "give loss 0 or 1 for each message",
+    **dict.fromkeys(
+        ("loss_scale", "loss_mask", "mask", "masked", "training_detail", "train_detail"),
+        "give loss 0 or 1 for each message",
+    ),
 }
 _CALL_ROLES = ("function_call", "tool_call")
 _PAIRS = (
@@ -172,7 +177,8 @@ def _content(message: Mapping[str, Any], may_be_absent: bool) -> str:
         texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         kinds = {part.get("type", "text") for part in content if isinstance(part, Mapping)}
         if not all(isinstance(text, str) for text in texts) or kinds - {"text", "input_text", "output_text"}:
-            raise BadRow("a message holds more than text: multimodal data is not supported")
+            others = ", ".join(sorted(map(repr, kinds - {"text", "input_text", "output_text"})))
+            raise BadRow(f"a message holds parts other than text ({others or 'without text'}), which are not supported")
         content = "".join(texts)
     if content is None and may_be_absent:
         return ""
@@ -207,7 +213,7 @@ def _tool_calls(message: Mapping[str, Any]) -> list[Any]:
 
 
 def _flag(message: Mapping[str, Any], role: str) -> bool | None:
-    flags = {key: message[key] for key in ("loss", "weight", "train") if key in message}
+    flags = {key: message[key] for key in _FLAGS if key in message}
     if any(not isinstance(flag, bool | int | float) or flag not in (0, 1) for flag in flags.values()):
         raise BadRow("'loss' (or 'weight') is neither true (1) nor false (0)")
     values = {bool(flag) for flag in flags.values()}

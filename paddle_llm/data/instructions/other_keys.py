@@ -31,7 +31,7 @@ def template_fields(row: Row) -> dict[str, Any]:
         BadRow: If they are not lists of objects.
     """
     fields: dict[str, Any] = {}
-    tools = parsed(row["tools"], "tools", list) if row.get("tools") else []
+    tools = parsed(row["tools"], "tools", list) if row.get("tools") not in (None, "", "null", "None") else []
     if row.get("functions"):  # OpenAI's form before tools
         functions = [unpacked(one) for one in parsed(row["functions"], "functions", list)]
         tools = [*tools, *({"type": "function", "function": function} for function in functions)]
@@ -55,7 +55,8 @@ def refuse_preferences(row: Row, where: str) -> None:
         UserError: If the row has such keys.
     """
     found = [key for key in _PREFERENCES if row.get(key) is not None]
-    if not found and isinstance(row.get("label"), bool) and ({"completion", "messages", "response"} & set(row)):
+    is_verdict = row.get("label") in (0, 1) or str(row.get("label")).lower() in ("true", "false", "0", "1")
+    if not found and is_verdict and ({"completion", "messages", "response"} & set(row)):
         found = ["label"]
     if not found and row.get("completions") is not None and row.get("labels") is not None:
         found = ["completions", "labels"]

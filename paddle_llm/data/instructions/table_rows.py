@@ -1,6 +1,7 @@
 """Rows of csv, tsv and parquet files.
 
-Cells of csv are text as written: `datasets` turns columns of numbers into numbers, and the words NA, null and None into nulls.
+Cells of csv are text as written: `datasets` turns columns of numbers into numbers. Words such as NA and null are missing values,
+as in `datasets`; their number is reported.
 """
 
 from __future__ import annotations
@@ -10,32 +11,66 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.data.instructions.json_rows import Row
 from paddle_llm.data.sources import Source
 from paddle_llm.data.text_files import read_text
 
 _BATCH = 1024
+# What pandas.read_csv, and `datasets` through it, reads as a missing value (pandas 3.0, pandas/_libs/parsers.pyx, STR_NA_VALUES).
+_MISSING = frozenset(
+    [
+        "#N/A",
+        "#N/A N/A",
+        "#NA",
+        "-1.#IND",
+        "-1.#QNAN",
+        "-NaN",
+        "-nan",
+        "1.#IND",
+        "1.#QNAN",
+        "<NA>",
+        "N/A",
+        "NA",
+        "NULL",
+        "NaN",
+        "None",
+        "n/a",
+        "nan",
+        "null",
+    ]
+)
+_OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",": "commas"}
 
 
 def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
     """Yield the rows of a file with cells, named by its first line. Cells may hold line ends between quotes; missing cells are null.
 
     Raises:
-        UserError: If the quotes do not match, or two columns have one name.
+        UserError: If the quotes do not match, two columns have one name, or the cells are separated in another way.
     """
     text = read_text(source.path)
+    missing = 0
     csv.field_size_limit(1 << 30)
     try:
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         _check_names(source.path, list(reader.fieldnames or ()))
+        _check_delimiter(source.path, list(reader.fieldnames or ()))
         line = reader.line_num + 1
         for value in reader:
             if None in value:
                 yield Row(line, None, "has more cells than the first line")
             else:
-                yield Row(line, value)
+                found = {name: None if cell in _MISSING else cell for name, cell in value.items()}
+                missing += sum(found[name] is None and cell is not None for name, cell in value.items())
+                yield Row(line, found)
             line = reader.line_num + 1
+        if missing:
+            say(
+                f"{source.path}: {missing} cells with NA, null, None, nan or the like are read as missing values, as by datasets"
+            )
     except csv.Error as error:
         raise UserError(
             f"{source.path}: cannot be read as csv: line {reader.line_num}: {error}. Correct the quotes."
@@ -54,6 +89,10 @@ def parquet_rows(source: Source) -> Iterator[Row]:
     if source.compression:
         raise UserError(f"{source.path}: a parquet file inside {source.compression}. Unpack it first.")
     row = 0
+    with open(source.path, "rb") as stream:
+        problem = failed_download(stream.read(HEAD_BYTES))
+    if problem is not None:
+        raise UserError(f"{source.path}: {problem}.")
     try:
         with pyarrow.parquet.ParquetFile(source.path) as table:
             _check_names(source.path, table.schema_arrow.names)
@@ -73,6 +112,16 @@ def without_nulls(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nulls(item) for item in value]
     return value
+
+
+def _check_delimiter(path: str, names: list[str]) -> None:
+    """Refuse a table of one column whose name holds another delimiter."""
+    found = [one for one in _OTHER_DELIMITERS if len(names) == 1 and one in names[0]]
+    if found:
+        wanted = "tabs" if ".tsv" in path.lower() else "commas"
+        raise UserError(
+            f"{path}: the cells are separated by {_OTHER_DELIMITERS[found[0]]}, not by {wanted}. Write the file with {wanted}, or as jsonl."
+        )
 
 
 def _check_names(path: str, names: list[str]) -> None:

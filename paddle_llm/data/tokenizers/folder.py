@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIALS_FILE = "special_tokens_map.json"
@@ -100,6 +101,10 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError) as error:
+        with open(path, "rb") as stream:
+            problem = failed_download(stream.read(HEAD_BYTES))
+        if problem is not None:
+            raise UserError(f"{path}: {problem}.") from error
         raise UserError(f"{path}: not JSON: {error}. Copy the file again from where the model comes from.") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Make it a readable file.") from error
@@ -143,6 +148,10 @@ def read_sentencepiece(path: str) -> Any:
     try:
         return sentencepiece.SentencePieceProcessor(model_file=path)
     except (OSError, RuntimeError) as error:
+        with open(path, "rb") as stream:
+            problem = failed_download(stream.read(HEAD_BYTES))
+        if problem is not None:
+            raise UserError(f"{path}: {problem}.") from error
         raise UserError(f"{path}: not a sentencepiece model: {error}.") from error
 
 
