@@ -71,16 +71,20 @@ def find_templates(folder: str | Path | None) -> FoundTemplates | None:
     if files:
         where = str(folder / (TEMPLATE_FILE if len(files) == 1 and files[0][0] == DEFAULT else ""))
         sources.append(({name: read_text(file) for name, file in files}, where))
+    unread: list[str] = []
     for name in (CONFIG_FILE, PROCESSOR_FILE):
         file = folder / name
         if file.is_file():
+            if sources and _is_paddlenlp(file):
+                unread.append(str(file))
+                continue
             found = _in_json(file)
             if found:
                 sources.append((found, str(file)))
     if not sources:
         return None
     (by_name, where), *others = sources
-    return FoundTemplates(by_name, where, tuple(other for templates, other in others if templates != by_name))
+    return FoundTemplates(by_name, where, (*unread, *(other for templates, other in others if templates != by_name)))
 
 
 def read_text(file: Path) -> str:
@@ -105,6 +109,29 @@ def _plain_newlines(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def keeps_template(folder: str | Path | None) -> bool:
+    """Whether a folder has a chat template or the record of one."""
+    return folder is not None and ((Path(folder) / RECORD_FILE).is_file() or find_templates(folder) is not None)
+
+
+def copy_templates(source: Path, target: Path) -> None:
+    """Copy the template files and the record of a folder, where it has them."""
+    for name in (TEMPLATE_FILE, RECORD_FILE):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if (source / ADDITIONAL_FOLDER).is_dir():
+        shutil.copytree(source / ADDITIONAL_FOLDER, target / ADDITIONAL_FOLDER)
+
+
+def _is_paddlenlp(file: Path) -> bool:
+    """Whether a file is a chat template in PaddleNLP's own format."""
+    try:
+        values = json.loads(file.read_text(encoding="utf-8-sig"))
+    except ValueError:
+        return False
+    return isinstance(values, dict) and "chat_template" not in values and bool({"conversation", "query"} & set(values))
+
+
 def _in_json(file: Path) -> dict[str, str]:
     try:
         values = json.loads(file.read_text(encoding="utf-8-sig"))
@@ -113,7 +140,7 @@ def _in_json(file: Path) -> dict[str, str]:
     if not isinstance(values, dict):
         return {}
     if file.name == PROCESSOR_FILE and "chat_template" not in values:
-        if {"conversation", "query"} & set(values):
+        if _is_paddlenlp(file):
             raise UserError(
                 f"{file} is a chat template in PaddleNLP's own format, which is not read: keys {', '.join(sorted(values))}. "
                 f"Write it as Jinja to {TEMPLATE_FILE} and remove it, or choose a built-in template with --chat_template."

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddle_llm.checkpoint.folder import MANIFEST
-from paddle_llm.config.chat_template_files import RECORD_FILE
+from paddle_llm.config.chat_template_files import RECORD_FILE, keeps_template
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
 from paddle_llm.export.dtypes import ITEM_SIZES
@@ -139,7 +139,7 @@ def open_found(found: Found, *, allow_pickle: bool = False) -> Source:
         tensors=merge_adapter(source, adapter, allow_pickle=allow_pickle),
         adapter=adapter,
         template=template_of(adapter) or source.template,
-        trained=_with_record(adapter) or source.trained,
+        trained=adapter if keeps_template(adapter) else source.trained,
     )
 
 

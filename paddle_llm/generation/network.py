@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.chat_template_files import RECORD_FILE
+from paddle_llm.config.chat_template_files import RECORD_FILE, keeps_template
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.text_codec import TextCodec
@@ -135,7 +135,8 @@ def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
     from paddle_llm.generation.static_network import StaticModel
 
     model = StaticModel(folder, tokenizer=tokenizer)
-    return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, folder)
+    kept = folder if (folder / RECORD_FILE).is_file() else None
+    return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, kept)
 
 
 def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout, allow_pickle: bool) -> None:
@@ -148,12 +149,14 @@ def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout, allow_pic
         say_other_base(base, adapter, folder)
 
 
-def _template_of(folder: Path, adapter: Path | None) -> tuple[str | None, Path]:
-    """--chat_template of the training, and the folder that keeps the record of it."""
-    for trained in (adapter, folder):
-        if trained is not None and (trained / RECORD_FILE).is_file():
-            return None, trained
-    return template_of(adapter or folder), folder
+def _template_of(folder: Path, adapter: Path | None) -> tuple[str | None, Path | None]:
+    """--chat_template of the training where only a configuration has it, and the folder that keeps its template: an adapter's (also
+    one of another trainer) goes before the base's."""
+    if keeps_template(adapter):
+        return None, adapter or folder
+    if (folder / RECORD_FILE).is_file():
+        return None, folder
+    return template_of(adapter or folder), None
 
 
 def template_of(folder: Path) -> str | None:

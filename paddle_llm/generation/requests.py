@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.chat_template_files import RECORD_FILE
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import near
@@ -220,7 +219,7 @@ def reader_of(
             training, else as `choose_template` has it.
         trained_with: --chat_template of that training, where it is known.
         folder: the tokenizer's.
-        trained: Folder with the record of the training's template; None: that of the tokenizer.
+        trained: Folder that keeps the template of the training; None: that of the tokenizer.
         date: Date for a template that asks for today's.
         src_length: the most tokens of a prompt that a template makes.
 
@@ -237,7 +236,7 @@ def reader_of(
         return Reader(codec, None, f"no prompt template: texts are continued as they stand ({how})")
     as_trained = asked_for in (None, AUTO) and trained_with not in (None, AUTO)
     name = trained_with if as_trained else asked_for or AUTO
-    where = str(trained) if trained is not None and (trained / RECORD_FILE).is_file() else None
+    where = str(trained) if trained is not None else None
     chosen = choose_template(name, codec, folder, date=date, trained=where)
     for line in chosen.notices:
         say(line)

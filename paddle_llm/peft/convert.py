@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from paddle_llm.config.chat_template_files import copy_templates
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, looks_local, read_model_facts
@@ -68,7 +70,13 @@ def to_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: Ca
         if embedding in retrained and BEGIN + embedding in tensors:
             tensors[BEGIN + head] = tensors[BEGIN + embedding]
             retrained.append(head)
-    write_adapter(out, config_of_peft(method, layers, retrained, where, shape["layers"]), tensors, format="pt")
+    write_adapter(
+        out,
+        config_of_peft(method, layers, retrained, where, shape["layers"]),
+        tensors,
+        format="pt",
+        extra=partial(copy_templates, folder),
+    )
     return where
 
 
@@ -111,7 +119,8 @@ def from_peft(
             raise UserError(
                 f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
             )
-    write_adapter(out, {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}, tensors)
+    described = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}
+    write_adapter(out, described, tensors, extra=partial(copy_templates, folder))
     return named
 
 

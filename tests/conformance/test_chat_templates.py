@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from paddle_llm.config.chat_template_files import copy_templates, read_record
 from paddle_llm.config.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
 from paddle_llm.data.chat.rendering import RowRefused
@@ -409,6 +410,9 @@ def test_the_template_of_a_training_travels_and_is_checked(families, tokenizers_
         for talk in talks(FAMILIES[name]):
             assert both.reference(talk) == families[name].reference(talk) == both.text(talk)
         assert both.chosen.why == "as in the model's training"
+        (tmp_path / f"copy{number}").mkdir()
+        copy_templates(folder, tmp_path / f"copy{number}")
+        assert read_record(folder) is not None and read_record(tmp_path / f"copy{number}") == read_record(folder)
         (folder / "chat_template.jinja").write_text(QWEN3 + " ")
         with pytest.raises(UserError, match="is not the one that the model was trained with"):
             Both(folder)
@@ -439,6 +443,8 @@ def test_other_files_are_read_or_refused(tokenizers_of, tmp_path) -> None:
     )
     with pytest.raises(UserError, match="PaddleNLP's own format"):
         Both(folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    assert any("chat_template.json also holds" in line for line in Both(folder).chosen.notices)
     (folder / "chat_template.json").unlink()
     (folder / "chat_template.jinja").write_bytes("\ufeffx".encode())
     with pytest.raises(UserError, match="byte order mark"):
