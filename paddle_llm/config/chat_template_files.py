@@ -237,7 +237,7 @@ def read_record(folder: str | Path | None) -> Record | None:
         return None
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-        record = Record(values["name"], values["digests"], values.get("settings") or {})
+        record = Record(str(values["name"]), dict(values["digests"]), dict(values.get("settings") or {}))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is not a record of a chat template. Restore it, or remove it.") from None
     found = find_templates(folder)

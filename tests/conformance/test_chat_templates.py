@@ -434,6 +434,15 @@ def test_a_built_in_template_travels_as_jinja(tokenizers_of, tmp_path, name) -> 
         assert again.ids(talk) == again.reference(talk, tokenize=True)[: len(again.ids(talk))]
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"name": "jinja", "digests": 3}', '{"name": 1, "digests": {"default": 2}}']
+)
+def test_a_broken_record_is_refused(tmp_path, text) -> None:
+    (tmp_path / "training_chat_template.json").write_text(text)
+    with pytest.raises(UserError, match=r"training_chat_template\.json"):
+        read_record(tmp_path)
+
+
 def test_other_files_are_read_or_refused(tokenizers_of, tmp_path) -> None:
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], None)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))  # a processor's

@@ -91,7 +91,9 @@ def test_generating_over_another_base_is_told(adapter, tmp_path, monkeypatch, ca
 
     monkeypatch.chdir(tmp_path)
     named(adapter, "../base")
-    network._put_over(network_of(tmp_path / "base", "float32"), adapter, tmp_path / "base", Layout(), allow_pickle=False)
+    network._put_over(
+        network_of(tmp_path / "base", "float32"), adapter, tmp_path / "base", Layout(), allow_pickle=False
+    )
     assert "was trained over" not in capsys.readouterr().err
     network._put_over(network_of(tmp_path / "base", "float32"), adapter, tmp_path / "other", Layout())
     assert "whose weights may be others" in capsys.readouterr().err

@@ -91,6 +91,8 @@ def ordinary_added_tokens(folder: str | None) -> frozenset[str]:
             values = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             continue  # refused where the tokenizer is loaded
+        if not isinstance(values, dict):
+            continue
         tokens = values.get("added_tokens") if name == "tokenizer.json" else values.get("added_tokens_decoder")
         for token in tokens.values() if isinstance(tokens, dict) else tokens or []:
             if isinstance(token, dict) and isinstance(token.get("content"), str):
