@@ -329,6 +329,30 @@ def test_fields_that_a_template_does_not_write_are_reported_or_refused(families,
     assert len(left) == 1 and left.report.refused == 1
 
 
+@pytest.mark.parametrize(
+    ("source", "reported"),
+    [
+        ("{% for m in messages if m.role != 'system' %}", "does not write the content of their system messages"),
+        ("{% for m in messages if m.role != 'user' %}", "does not write the content of their user messages"),
+        ("{% for m in messages if m.role != 'tool' %}", "does not write the content of their tool messages"),
+        ("{% for m in messages %}{% set m = {'role': m.role, 'content': m.content[:24]} %}", "system messages in another way"),
+        ("{% for m in messages %}", None),
+    ],
+)  # fmt: skip
+def test_questions_that_a_template_does_not_write_are_reported(families, tmp_path, capsys, source, reported) -> None:
+    path = tmp_path / "own.jinja"
+    end = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    path.write_text(source + end + "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+    codec = families["chatml"].codec
+    template = choose_template(str(path), codec, None).template
+    system = Turn("system", "  Answer in one short sentence.  ")
+    talk = Conversation((system, U1, A1, Turn("tool", "a result of the tool"), A2), where="here")
+    encode_all([talk], InstructionEncoder(codec, template, max_length=512))
+    found = [line for line in capsys.readouterr().err.splitlines() if "messages" in line]
+    assert len(found) == (reported is not None)
+    assert reported is None or "1 samples: the chat template" in found[0] and reported in found[0]
+
+
 def test_a_template_that_refuses_refuses_as_transformers_does(families) -> None:
     for name, talk in (("gemma", (SYSTEM, U1, A1)), ("mistral", (U1, U2, A1)), ("llama 3.1", (U1, Turn(ASSISTANT, "", fields={"tool_calls": [CALL, CALL]})))):  # fmt: skip
         both, conversation = families[name], Conversation(talk, where="a, line 3")

@@ -95,7 +95,9 @@ def test_generating_over_another_base_is_told(adapter, tmp_path, monkeypatch, ca
         network_of(tmp_path / "base", "float32"), adapter, tmp_path / "base", Layout(), allow_pickle=False
     )
     assert "was trained over" not in capsys.readouterr().err
-    network._put_over(network_of(tmp_path / "base", "float32"), adapter, tmp_path / "other", Layout())
+    network._put_over(
+        network_of(tmp_path / "base", "float32"), adapter, tmp_path / "other", Layout(), allow_pickle=False
+    )
     assert "whose weights may be others" in capsys.readouterr().err
 
 

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from paddle_llm.data.chat.answers import BLOCK_NOT_OPENED, PROMPT_DIFFERS
 from paddle_llm.data.chat.special_text import has_special_text
 from paddle_llm.data.chat.writing import (
+    CHANGED,
     EARLIER_UNTRAINED,
     END_ADDED,
     EOS_ADDED,
     LAST_ONLY,
+    LEFT_OUT,
     NOT_WRITTEN,
     REWORDED,
     SPECIAL_TEXT,
@@ -41,6 +43,10 @@ def sentence(kind: str) -> str:
     """What a kind means, to be written behind a count."""
     if kind.startswith(NOT_WRITTEN):
         return f"samples: the chat template does not write their {kind.removeprefix(NOT_WRITTEN)!r}; it is ignored"
+    if kind.startswith(LEFT_OUT):
+        return f"samples: the chat template does not write the content of their {kind.removeprefix(LEFT_OUT)} messages"
+    if kind.startswith(CHANGED):
+        return f"samples: the chat template writes the content of their {kind.removeprefix(CHANGED)} messages in another way"
     return _SENTENCES[kind]
 
 

@@ -16,6 +16,7 @@ SPECIAL_TEXT, SPECIAL_TOKENS = "special_text", "special_tokens"
 EOS_ADDED, END_ADDED = "eos_added", "end_added"
 LAST_ONLY, EARLIER_UNTRAINED, REWORDED = "last_only", "earlier_untrained", "reworded"
 NOT_WRITTEN = "not_written:"
+LEFT_OUT, CHANGED = "left_out:", "changed:"  # with the role
 TOOL_CALLS = "tool_calls"
 
 
@@ -97,6 +98,7 @@ def write(
     if any(not answer.is_ended for answer in moved):
         notes.append(EOS_ADDED)
     notes += _rewordings(conversation, unmarked.text, moved)
+    notes += _lost_questions(conversation, renderer, plain, is_open)
     notes += _not_written(conversation, renderer, plain, is_open)
     return Written(unmarked.text, unmarked.cuts, moved, is_open, tuple(dict.fromkeys(notes)))
 
@@ -135,6 +137,30 @@ def _rewordings(conversation: Conversation, text: str, answers: tuple[Answer, ..
         content = str(turn.fields.get("content", turn.text)).strip()
         if content and content not in text[answer.begin : answer.end]:
             yield REWORDED
+
+
+def _lost_questions(conversation: Conversation, renderer: Renderer, plain: Rendered, is_open: bool) -> Iterator[str]:
+    """A note if the content of a message that is not an answer is not in the text: the template drops or changes it."""
+    messages = messages_of(conversation)
+    for number, turn in enumerate(conversation.turns):
+        content = messages[number]["content"]
+        if (
+            turn.role == ASSISTANT
+            or not isinstance(content, str)
+            or not content.strip()
+            or content.strip() in plain.text
+        ):
+            continue
+        other = {**messages[number], "content": content[::-1]}
+        try:
+            changed = renderer(
+                [*messages[:number], other, *messages[number + 1 :]],
+                add_generation_prompt=is_open,
+                **conversation.fields,
+            )
+        except RowRefused:
+            changed = None
+        yield (LEFT_OUT if changed == plain else CHANGED) + turn.role
 
 
 def _not_written(conversation: Conversation, renderer: Renderer, plain: Rendered, is_open: bool) -> Iterator[str]:
