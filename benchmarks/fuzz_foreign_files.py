@@ -17,6 +17,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from collections import Counter
@@ -118,20 +119,37 @@ class Worker:
             self._process = None
 
 
-def fuzz(count: int, seed: int, limit: float, kinds: list[str]) -> list[dict[str, Any]]:
+def fuzz(count: int, seed: int, limit: float, kinds: list[str], workers: int = 1) -> list[dict[str, Any]]:
     """Run `count` items, the kinds in turn."""
-    worker, found = Worker(limit), []
-    try:
-        for number in range(count):
-            kind = kinds[number % len(kinds)]
-            started = time.perf_counter()
-            result = worker(kind, number // len(kinds), seed)
-            found.append(
-                {"kind": kind, "number": number // len(kinds), **result, "seconds": time.perf_counter() - started}
-            )
-    finally:
-        worker.close()
-    return found
+    found: list[dict[str, Any]] = []
+    lock = threading.Lock()
+    items = iter([(kinds[number % len(kinds)], number // len(kinds)) for number in range(count)])
+
+    def work() -> None:
+        worker = Worker(limit)
+        try:
+            while True:
+                with lock:
+                    item = next(items, None)
+                if item is None:
+                    return
+                started = time.perf_counter()
+                result = worker(*item, seed)
+                with lock:
+                    found.append(
+                        {"kind": item[0], "number": item[1], **result, "seconds": time.perf_counter() - started}
+                    )
+                    if len(found) % 500 == 0:
+                        print(f"{len(found)} of {count}", file=sys.stderr, flush=True)
+        finally:
+            worker.close()
+
+    threads = [threading.Thread(target=work) for _ in range(workers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sorted(found, key=lambda one: (kinds.index(one["kind"]), one["number"]))
 
 
 def page(found: list[dict[str, Any]], seed: int, seconds: float) -> str:
@@ -170,6 +188,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--limit", type=float, default=30.0, help="seconds for one item")
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     parser.add_argument("--only", type=int, help="run this number of each kind in this process and print the outcome")
     parser.add_argument("--json", action="store_true")
@@ -183,7 +202,7 @@ def main() -> int:
             print(kind, json.dumps(outcome_of(kind, given.only, given.seed), ensure_ascii=False))
         return 0
     started = time.perf_counter()
-    found = fuzz(given.count, given.seed, given.limit, given.kinds)
+    found = fuzz(given.count, given.seed, given.limit, given.kinds, given.workers)
     print(json.dumps(found) if given.json else page(found, given.seed, time.perf_counter() - started))
     return int(any(one["outcome"] in FAULTS for one in found))
 

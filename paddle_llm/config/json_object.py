@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.core.downloads import failed_download
 
 
@@ -17,7 +18,7 @@ def read_json_object(file: Path) -> dict[str, Any]:
         UserError: the file cannot be read, or holds none; of what is no JSON with line and column.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"))
+        found = json_text.loads(file.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         if problem := failed_download(file.read_bytes()):
             raise UserError(f"{file}: {problem}.") from None

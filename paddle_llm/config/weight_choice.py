@@ -16,12 +16,12 @@ An index decides for every tensor which file it comes from. Files that look like
 from __future__ import annotations
 
 import fnmatch
-import json
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 
 SAFETENSORS, PDPARAMS, TORCH = "model.safetensors", "model_state.pdparams", "pytorch_model.bin"
 _INDEX = ".index.json"
@@ -87,7 +87,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 def _named_in_config(folder: Path) -> Path | None:
     """What the key `transformers_weights` of config.json names."""
     try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8-sig")).get("transformers_weights")
+        named = json_text.loads((folder / "config.json").read_text(encoding="utf-8-sig")).get("transformers_weights")
     except (OSError, ValueError, AttributeError, RecursionError):  # the reader of config.json reports that
         return None
     if named is None:
@@ -124,7 +124,7 @@ def _read_index(file: Path) -> dict[str, Path]:
         UserError: If the index cannot be read, contradicts itself, or names a file that does not exist.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+        found = json_text.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
         weight_map = found["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise TypeError("weight_map is not a table of file names")

@@ -6,7 +6,6 @@ sentencepiece itself, in a tenth of the time; for transformers' fast tokenizers 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.data.mmap_format import token_dtype
 from paddle_llm.data.sources import Block, Document, ReadOptions, bad_row, parse_block
 from paddle_llm.data.tokenizer import (
@@ -151,7 +151,7 @@ def special_tokens(folder: str) -> list[str]:
         path = os.path.join(folder, name)
         if os.path.isfile(path):
             with open(path, encoding="utf-8") as stream:
-                values = json.load(stream)
+                values = json_text.loads(stream.read())
             tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
             listed += values.get("additional_special_tokens") or []
             listed += (values.get("added_tokens_decoder") or {}).values()

@@ -7,7 +7,6 @@ A document is a run of tokens; `pointers` and `doc_idx` are the arrays of the .i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import struct
 import zipfile
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.data.files import data_key
 from paddle_llm.data.mmap_format import DTYPES, HEADER_BYTES, LAZY_MAGIC, read_header
 
@@ -238,7 +238,7 @@ def _read_meta(corpus: Corpus) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = json_text.loads(path.read_text(encoding="utf-8"))
         recorded = meta["data_key"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: unreadable ({error}). Delete it, or build the corpus again.") from error

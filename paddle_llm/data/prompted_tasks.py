@@ -16,12 +16,12 @@ apply (Bach et al. 2022, "PromptSource", section 3).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.data.instruction_formats import ASSISTANT, USER, BadRow, Conversation, Turn
 from paddle_llm.data.jinja_sandbox import compile_template, render
 
@@ -98,7 +98,7 @@ def _load(path: str) -> list[dict[str, Any]]:
         Loader.add_constructor(tag, lambda loader, node: loader.construct_mapping(node, deep=True))
     try:
         with open(path, encoding="utf-8") as stream:
-            content = json.load(stream) if path.endswith(".json") else yaml.load(stream, Loader)
+            content = json_text.loads(stream.read()) if path.endswith(".json") else yaml.load(stream, Loader)
     except OSError as error:
         raise UserError(f"--prompt_templates {path}: cannot be read: {error.strerror}.") from error
     except (ValueError, yaml.YAMLError) as error:

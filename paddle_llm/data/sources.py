@@ -7,7 +7,6 @@ of documents, `parse_block` turns a block into documents or says which row is ba
 from __future__ import annotations
 
 import glob
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.data.text_files import TextStream, compression_of
 
 KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}
@@ -199,7 +199,7 @@ def _lines(payload: bytes) -> list[str] | list[bytes]:
 
 def _json_row(row: int, line: str | bytes, key: str) -> Document:
     try:
-        value = json.loads(line)
+        value = json_text.loads(line)
         text = value[key]
     except UnicodeDecodeError as error:
         return Document(row, None, f"not UTF-8: {error}")

@@ -6,7 +6,6 @@ Text stays text: a document or a question in which `</s>` or `<|user|>` is writt
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from typing import Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.data.encode import special_tokens
 from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, read_sentencepiece, sentencepiece_model
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
@@ -231,7 +231,7 @@ class SentencePieceCodec(TextCodec):
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (known.bos_id(), known.eos_id()))
         self.pad_id = known.pad_id() if known.pad_id() >= 0 else self.eos_id
         with open(os.path.join(folder, CONFIG_FILE), encoding="utf-8") as stream:
-            adds_bos = json.load(stream).get("add_bos_token", True)
+            adds_bos = json_text.loads(stream.read()).get("add_bos_token", True)
         self.prefix_ids = [self.bos_id] if adds_bos and self.bos_id is not None else []
         self._probe()
 

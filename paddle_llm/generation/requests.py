@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import near
+from paddle_llm.core import json_text
 from paddle_llm.data.encode_instruction import DoesNotFit, InstructionEncoder
 from paddle_llm.data.instruction_files import SUFFIXES, read_rows
 from paddle_llm.data.instruction_formats import (
@@ -97,7 +97,7 @@ def _read_lines(path: Path, data_format: str) -> list[Request]:
 
 def _is_json_object(line: str) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        return isinstance(json_text.loads(line), dict)
     except (ValueError, RecursionError):
         return False
 

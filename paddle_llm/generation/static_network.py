@@ -13,7 +13,6 @@ heads, D head width, V vocabulary.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.generation.choice import Choice
 from paddle_llm.generation.whole_program import open_whole_program
 from paddle_llm.models.places import Places
@@ -78,7 +78,7 @@ def read_step(folder: Path) -> Step:
             f"paddle-llm export MODEL_FOLDER OUT --target static"
         )
     try:
-        step = Step(**json.loads((folder / STEP).read_text(encoding="utf-8")))
+        step = Step(**json_text.loads((folder / STEP).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / STEP} cannot be read ({error}): export the model anew") from None
     template = step.template

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import find_model_folder
 from paddle_llm.config.weight_choice import has_weights
+from paddle_llm.core import json_text
 from paddle_llm.parallel.first_rank import on_first_rank
 
 _WEIGHTS = [
@@ -41,7 +41,7 @@ def _download(name: str, weights: bool) -> str:
         folder = Path(resolve_file_path(name, ["config.json"])).parent
         if weights:
             file = Path(resolve_file_path(name, _WEIGHTS))
-            parts = json.loads(file.read_text())["weight_map"].values() if file.suffix == ".json" else []
+            parts = json_text.loads(file.read_text())["weight_map"].values() if file.suffix == ".json" else []
             for part in sorted(set(parts)):
                 resolve_file_path(name, [part])
     except Exception as error:  # whatever the hubs' clients raise; a missing file comes as None

@@ -7,7 +7,6 @@ time, where they were written in a way of old; and, where that is allowed, torch
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.weight_choice import WeightChoice, choose_weights, unique_keys
+from paddle_llm.core import json_text
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.models.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
 from paddle_llm.models.torch_pickles import scan_torch_pickle
@@ -258,7 +258,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
             raise UserError(f"{file} is not a safetensors file, or is cut off ({size} bytes). Fetch the file again.")
         try:
-            header = json.loads(stream.read(length), object_pairs_hook=unique_keys)
+            header = json_text.loads(stream.read(length), object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             reason = str(error) if "occurs twice" in str(error) else "its header is not JSON"
             raise UserError(f"{file} is corrupt: {reason}; fetch the file again") from None

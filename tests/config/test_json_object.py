@@ -12,7 +12,7 @@ from paddle_llm.config.json_object import read_json_object
     ("content", "message"),
     [
         (b"[" * 200_000, "nested too deeply"),
-        (b'{"a": ' + b"9" * 5000 + b"}", "holds a number that cannot be read"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number with too many digits"),
         (b'{"a": "\xff"}', "cannot be read"),
         (b"{,}", "line 1, column 2"),
         (b"[]", "must hold a JSON object, not a list"),

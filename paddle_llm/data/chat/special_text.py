@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core import json_text
+
 
 def pattern_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern for the texts of special tokens, longest first; None without any. Single characters are not protected."""
@@ -88,7 +90,7 @@ def ordinary_added_tokens(folder: str | None) -> frozenset[str]:
         if not folder or not file.is_file():
             continue
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
+            values = json_text.loads(file.read_text(encoding="utf-8"))
         except ValueError:
             continue  # refused where the tokenizer is loaded
         if not isinstance(values, dict):

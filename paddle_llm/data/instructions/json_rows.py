@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.data.sources import ReadOptions, Source, read_blocks
 
 _WRAPPERS = ("data", "rows", "examples", "instances", "records", "samples", "items")
@@ -78,7 +79,7 @@ def _one_object_per_line(payload: bytes, one_line: bool) -> bool:
     if line.lstrip()[:1] == b"[":
         return False
     try:
-        json.loads(line)
+        json_text.loads(line)
     except json.JSONDecodeError as error:
         # An object that goes on fails where the line ends.
         return not (line.lstrip()[:1] == b"{" and error.pos >= len(error.doc.rstrip(_BLANKS)))

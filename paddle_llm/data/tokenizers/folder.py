@@ -7,13 +7,13 @@ of settings that do not change an id. `PADDLENLP` reads what transformers cannot
 
 from __future__ import annotations
 
-import json
 import os
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core import json_text
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 
 CONFIG_FILE = "tokenizer_config.json"
@@ -97,7 +97,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            found = json.load(stream)
+            found = json_text.loads(stream.read())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError) as error:

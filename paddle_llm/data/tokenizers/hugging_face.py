@@ -90,6 +90,8 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             tokenizer("a")  # some settings fail only in a call
+            # A special token that is not in the vocabulary fails only when its id is asked for.
+            _ = tokenizer.all_special_ids, tokenizer.unk_token_id
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
         except BaseException as error:  # a panic of the Rust library is a BaseException
