@@ -25,10 +25,6 @@ def read_json_object(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{file} cannot be read: {error}") from None
-    except RecursionError:
-        raise UserError(f"{file} is nested too deeply to be read. Fetch the file again.") from None
-    except ValueError as error:  # an integer of more than 4,300 digits
-        raise UserError(f"{file} holds a number that cannot be read: {error}. Fetch the file again.") from None
     if not isinstance(found, dict):
         raise UserError(f"{file} must hold a JSON object, not a {type(found).__name__}")
     return found

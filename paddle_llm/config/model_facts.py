@@ -158,9 +158,15 @@ def find_model_folder(name: str) -> Path | None:
         UserError: `name` is written like a path, and there is no such folder.
     """
     path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, is_file = path.is_dir(), path.is_file()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"model_name_or_path = {name[:80]!r} cannot be a folder: {error.args[-1]}. Name a folder."
+        ) from None
+    if is_folder:
         return path
-    if path.is_file():
+    if is_file:
         raise UserError(f"model_name_or_path = {name} is a file: give the folder that holds config.json.")
     if looks_local(name):
         raise UserError(f"model_name_or_path = {name}: there is no such folder.")

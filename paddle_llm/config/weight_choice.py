@@ -16,6 +16,7 @@ An index decides for every tensor which file it comes from. Files that look like
 from __future__ import annotations
 
 import fnmatch
+import os
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +26,7 @@ from paddle_llm.core import json_text
 
 SAFETENSORS, PDPARAMS, TORCH = "model.safetensors", "model_state.pdparams", "pytorch_model.bin"
 _INDEX = ".index.json"
+_LONGEST_NAME = 255  # bytes, on every common file system
 _ORDER = (SAFETENSORS, SAFETENSORS + _INDEX, PDPARAMS + _INDEX, PDPARAMS)
 _ORDER_OF_PICKLES = (TORCH, TORCH + _INDEX)
 _OF_WEIGHTS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz")
@@ -165,6 +167,12 @@ def _inside(folder: Path, name: str, where: Path) -> Path:
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
         raise UserError(f"{where} names a file outside of its folder: {name!r}. Put the file into the folder.")
+    try:
+        is_possible = max(len(os.fsencode(part)) for part in parts.parts) <= _LONGEST_NAME and "\0" not in name
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise UserError(f"{where} names a file that cannot exist: {name[:80]!r}. Fetch it again.")
     return folder / name
 
 

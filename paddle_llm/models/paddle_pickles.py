@@ -71,6 +71,7 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
         raise RefusedPickle(f"{file} is refused: {error}; weights need nothing of the kind") from None
     except (
         pickle.UnpicklingError,
+        MemoryError,  # a damaged length
         ValueError,
         EOFError,
         KeyError,

@@ -210,6 +210,8 @@ class WeightFiles:
                 state = paddle.load(str(file), return_numpy=True)
             except Exception as error:  # paddle raises anything here, by what the broken bytes say
                 raise UserError(f"{file} cannot be read ({type(error).__name__}); it is cut off or corrupt") from error
+            if not isinstance(state, dict):
+                raise UserError(f"{file} holds a {type(state).__name__}, not weights by name; fetch the file again")
             self._held = (file, {name: value for name, value in state.items() if isinstance(value, np.ndarray)})
         return self._held[1]
 

@@ -44,8 +44,15 @@ def read_described(folder: Path) -> dict[str, Any]:
 
 
 def base_named_in(described: dict[str, Any]) -> str | None:
-    """What an adapter_config.json calls its base, this library's or PEFT's."""
-    return described.get("base") or described.get("base_model_name_or_path") or None
+    """What an adapter_config.json calls its base, this library's or PEFT's.
+
+    Raises:
+        UserError: If the name of the base is not text.
+    """
+    named = described.get("base") or described.get("base_model_name_or_path") or None
+    if named is not None and not isinstance(named, str):
+        raise UserError(f"{CONFIG}: the base model is {named!r}. Write the folder or the name of the base as text.")
+    return named
 
 
 def lasting_name(base: str, adapter: Path | None = None) -> str:

@@ -158,3 +158,5 @@ def _compile(source: str, where: str) -> Any:
     except jinja2.TemplateError as error:
         line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
         raise UserError(f"The chat template of {where} is not valid Jinja{line}: {error}. Correct it.") from error
+    except (SyntaxError, RecursionError) as error:  # of the Python that Jinja makes: {% continue %} outside of a loop
+        raise UserError(f"The chat template of {where} is not valid Jinja: {error}. Correct it.") from error

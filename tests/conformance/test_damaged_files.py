@@ -1,0 +1,87 @@
+"""Damage that the fuzzer found to end in a traceback: each is refused with one message."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+}
+
+
+def architectures(folder: Path) -> None:
+    from paddle_llm.config.model_facts import read_model_facts
+
+    (folder / "config.json").write_text(json.dumps({**LLAMA, "architectures": 5}))
+    read_model_facts(folder)
+
+
+def long_model_name(folder: Path) -> None:
+    from paddle_llm.config.model_facts import find_model_folder
+
+    find_model_folder("x" * 2000)
+
+
+def long_name_in_index(folder: Path) -> None:
+    from paddle_llm.models.weight_files import WeightFiles
+
+    index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors" * 50}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    WeightFiles(folder)
+
+
+def nested_index(folder: Path) -> None:
+    from paddle_llm.models.weight_files import WeightFiles
+
+    (folder / "model.safetensors.index.json").write_bytes(b"[" * 100_000)
+    WeightFiles(folder)
+
+
+def pickle_of_text(folder: Path) -> None:
+    from paddle_llm.models.weight_files import WeightFiles
+
+    (folder / "model_state.pdparams").write_bytes(pickle.dumps("weights", protocol=2))
+    WeightFiles(folder)
+
+
+def base_of_an_adapter(folder: Path) -> None:
+    from paddle_llm.peft.base import base_named_in
+
+    base_named_in({"base_model_name_or_path": ["a", "b"]})
+
+
+def continue_outside_of_a_loop(folder: Path) -> None:
+    from paddle_llm.data.chat.rendering import Renderer
+
+    Renderer("{% continue %}{{ messages }}", "template.jinja")
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        architectures,
+        long_model_name,
+        long_name_in_index,
+        nested_index,
+        pickle_of_text,
+        base_of_an_adapter,
+        continue_outside_of_a_loop,
+    ],
+    ids=lambda read: read.__name__,
+)
+def test_damage_is_refused(read: Callable[[Path], None], tmp_path: Path) -> None:
+    with pytest.raises(UserError) as refused:
+        read(tmp_path)
+    assert len(str(refused.value)) < 1000
