@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.data.jinja_templates import names_a_file
 from paddle_llm.export.ends import end_ids
 from paddle_llm.export.serving_files import chosen_template, is_recorded
 from paddle_llm.export.step_plan import Plan
@@ -61,7 +62,9 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
         if file.is_file():
             shutil.copyfile(file, staged / file.name)
     _write_template(source, staged)
-    _write_json(staged / STEP, {**describe_step(source, weights.plan), "template": source.template})
+    # A file's path means nothing on another machine: its text is in the folder.
+    name = None if names_a_file(source.template) else source.template
+    _write_json(staged / STEP, {**describe_step(source, weights.plan), "template": name})
 
 
 def _ask_for_room(file: Path, size: int) -> None:

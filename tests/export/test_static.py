@@ -200,7 +200,7 @@ def test_a_template_that_is_gone_is_told(pieces, tmp_path, capsys):
     record = {"arguments": {"chat_template": {"value": "/gone/mine.jinja"}}}
     (tmp_path / "run" / "config.resolved.json").write_text(json.dumps(record))
     export_static(folder, tmp_path / "program")
-    assert "the training used /gone/mine.jinja, which is not here" in capsys.readouterr().err
+    assert "the training used /gone/mine.jinja, which does not exist" in capsys.readouterr().err
 
 
 def test_what_cannot_be_is_refused(pieces, tmp_path):
