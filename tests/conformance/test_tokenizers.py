@@ -36,6 +36,7 @@ from tests.data.chat_tokenizers import chatglm3_folder, chatglm_folder
 ALL = [
     *made.SENTENCEPIECE_KINDS,
     "bpe map file",
+    "bpe map file wins",
     *made.FAST_KINDS,
     *made.TRANSLATED_KINDS,
     *made.VOCABULARY_KINDS,

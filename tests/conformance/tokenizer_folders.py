@@ -314,6 +314,12 @@ def write_all(root: Path) -> dict[str, Path]:
         special_tokens_map={"eos_token": "<|im_end|>", "bos_token": "<s>", "unk_token": "<unk>", "pad_token": "<pad>"},
         added_tokens={"<|im_end|>": 500},
     )
+    made["bpe map file wins"] = write(
+        root / "bpe map file wins",
+        LLAMA,
+        {"tokenizer.model": models_of["bpe"]},
+        special_tokens_map={"eos_token": "<|im_end|>"},
+    )
     for name, (content, config) in [*FAST_KINDS.items(), *TRANSLATED_KINDS.items()]:
         made[name] = write(root / name, config, {"tokenizer.json": fast[content]})
     made["tiktoken beside"] = write(

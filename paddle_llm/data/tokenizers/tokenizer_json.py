@@ -19,7 +19,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import special_tokens
 from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, sentencepiece_model
 from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
-from paddle_llm.data.tokenizers.folder import Reader, reader_of
+from paddle_llm.data.tokenizers.folder import Reader, reader_of, token_text
 from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
 from paddle_llm.data.tokenizers.published_tokenizers import PUBLISHED, write_published
 from paddle_llm.data.tokenizers.sentencepiece_model import SentencePieceModel, read_model
@@ -108,7 +108,8 @@ def _read(folder: Path) -> _Read:
     read = _Read(folder, config, loaded=load_tokenizer(str(folder)) if transformers_reads else None)
     mapped = _json(folder / SPECIALS_MAP)
     for name in _NAMES:
-        token = config.get(name, mapped.get(name))
+        # Where the two files differ, transformers decides.
+        token = config.get(name, mapped.get(name)) if read.loaded is None else getattr(read.loaded, name)
         if token:
             read.names[name] = _text(token)
     read.added = {str(token): int(number) for token, number in _json(folder / ADDED).items()}
@@ -215,6 +216,7 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
     carried = read.is_converted or ((read.folder / TOKENIZER).is_file() and name not in _OURS)
     if carried:  # transformers' own folder: it knows best
         config = dict(read.config if read.loaded is None else read.loaded.source_config)
+        config |= {key: token for key, token in read.names.items() if token_text(config.get(key)) != token}
         if not sentencepiece_model(str(read.folder)) and name.endswith("Fast"):
             config.pop("init_class", None)
         if name == "TokenizersBackend":  # transformers 5's name of the class, which transformers 4 lacks
