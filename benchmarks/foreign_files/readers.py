@@ -327,6 +327,8 @@ def template(folder: Path, rng: random.Random) -> str:
         raise Different("refused by transformers and rendered here", str(error)) from None
     ids = [*map(int, sample.input_ids[:1]), *(int(i) for i in sample.input_ids[1:]), *map(int, sample.labels[-1:])]
     # What stands behind the last answer is not part of a sample; EOS is added where the template writes no end token.
+    if not ids and not wanted:
+        return EQUAL
     if not ids:
         raise Different("nothing is rendered", repr(theirs.decode(wanted)))
     if ids[:-1] != list(wanted)[: len(ids) - 1] or ids[-1] not in (codec.eos_id, *wanted[len(ids) - 1 : len(ids)]):
