@@ -125,6 +125,9 @@ def survey(path: str) -> DataFolder:
     base = path if is_folder else _fixed_part(path)
     names = sorted(_walk(path)) if is_folder else sorted(os.path.relpath(f, base) for f in _matches(path))
     found = DataFolder(path)
+    if is_folder and (problem := _download_cache(path, names)):
+        found.problems.append(problem)
+        return found
     if is_folder and (declared := _declared(path, names, found)) is not None:
         _sort_declared(found, declared, names)
         return found
@@ -139,6 +142,17 @@ def survey(path: str) -> DataFolder:
     _separate_eval(found, base)
     _check_shards(found, base)
     return found
+
+
+def _download_cache(path: str, names: list[str]) -> str:
+    """The message for a folder of huggingface_hub's cache, which holds every revision that was downloaded; else empty."""
+    revisions = sorted(
+        {parts[1] for name in names if len(parts := PurePath(name).parts) > 2 and parts[0] == "snapshots"}
+    )
+    if not revisions or not any(os.path.isdir(os.path.join(path, beside)) for beside in ("blobs", "refs")):
+        return ""
+    example = os.path.join(path, "snapshots", revisions[0])
+    return f"{path}: a download cache with {len(revisions)} revisions of a data set. Name the folder of one, such as {example}."
 
 
 def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> None:

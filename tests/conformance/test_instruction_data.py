@@ -470,3 +470,15 @@ def test_splits_that_a_readme_declares_equal_the_reference(datasets: Any, tmp_pa
     write(folder / "README.md", f"---\nconfigs:\n{two}---\n")
     with pytest.raises(UserError, match="several configurations: a, b"):
         find_files(str(folder))
+
+
+def test_a_download_cache_is_not_read_with_all_its_revisions(tmp_path: Path) -> None:
+    cache = tmp_path / "datasets--a--b"
+    for revision in ("0a1", "0b2"):
+        write(cache / "snapshots" / revision / "train.jsonl", J(A) + "\n")
+    (cache / "refs").mkdir()
+    with pytest.raises(UserError, match="2 revisions of a data set. Name the folder of one, such as .*0a1"):
+        find_files(str(cache))
+    assert find_files(str(cache / "snapshots" / "0a1")) == [str(cache / "snapshots" / "0a1" / "train.jsonl")]
+    joined = write(tmp_path / "joined.jsonl", f"{J(A)}\n\ufeff{J(B)}\n")
+    assert ours(joined) == [A, B]

@@ -101,7 +101,7 @@ def _line_rows(payload: bytes, first_row: int) -> Iterator[Row]:
 def _rows_of_line(number: int, line: str | bytes) -> Iterator[Row]:
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
-        values = list(_sequence(text))
+        values = list(_sequence(text.removeprefix("\ufeff")))  # a mark inside a file: files were joined
     except UnicodeDecodeError:
         yield Row(number, None, "not UTF-8")
     except _DuplicateKey as error:

@@ -96,6 +96,7 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
             raise
         except BaseException as error:  # a panic of the Rust library is a BaseException
             text = str(error).strip() or type(error).__name__
+            text = text.split(", or contain one of the following strings")[0]  # followed by the names of all models
             reason = " ".join(text.replace(path, folder).split())[:300].rstrip(". ")
             raise UserError(
                 f"tokenizer {folder}: transformers cannot load it: {reason}. Give a local folder with {CONFIG_FILE} and the "
