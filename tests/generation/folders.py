@@ -36,7 +36,8 @@ def write_folder(family: str, pieces: Path, folder: Path, seed: int = 5, **overr
     """A folder of a family that `paddle-llm generate` takes."""
     words = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
     size = "padded_vocab_size" if family == "chatglm_v2" else "vocab_size"
-    overrides = {size: VOCABULARY, "initializer_range": 0.3, **overrides}
+    spread = "init_std" if family == "opt" else "initializer_range"
+    overrides = {size: VOCABULARY, spread: 0.3, **overrides}
     if family == "chatglm":
         names = {
             "bos_token_id": "<sop>",
