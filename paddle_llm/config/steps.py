@@ -84,25 +84,20 @@ def step_notices(config: RunConfig, steps: int, asked: Container[str], training:
             yield f"{name} {getattr(config, name)} > {training}: no {what} before the last step."
 
 
-def check_counted_steps(
-    config: RunConfig, steps: int, origins: dict[str, str], report: Callable[[str], None]
-) -> list[str]:
-    """Check the length of a training that is counted in epochs, when the data is known.
+def report_counted_steps(config: RunConfig, steps: int, origins: dict[str, str], report: Callable[[str], None]) -> None:
+    """Report what does not fit the length of a training that is counted in epochs, when the data is known.
+
+    A warm-up that is too long is reported, not refused as with `--max_steps`: published commands with `--num_train_epochs 1
+    --warmup_steps 20` are tried on a few rows first.
 
     Args:
         origins: of the resolved config; tells what the user has set.
         report: is called with each notice.
-
-    Returns:
-        Problems, empty where there are none.
     """
     if config.max_steps > 0:  # checked by the rules already
-        return []
-    problems = [
-        f"{problem} (num_train_epochs = {config.num_train_epochs:g} of this data: {steps} steps.)"
-        for problem in warmup_problems(config, steps)
-    ]
+        return
+    for problem in warmup_problems(config, steps):
+        report(f"warning: {problem} (num_train_epochs = {config.num_train_epochs:g} of this data: {steps} steps.)")
     asked = {name for name, origin in origins.items() if not origin.startswith(("default", "derived"))}
     for line in step_notices(config, steps, asked, f"the {steps} steps of {config.num_train_epochs:g} epochs"):
         report(line)
-    return problems

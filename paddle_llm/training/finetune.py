@@ -35,7 +35,7 @@ from paddle_llm.peft.save import base_shape, continue_from, read_method, save_ad
 from paddle_llm.training.finetune_trainer import Answers, FinetuneTrainer
 from paddle_llm.training.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
-from paddle_llm.training.sample_order import check_length, global_batch_of
+from paddle_llm.training.sample_order import global_batch_of, report_length
 from paddle_llm.training.token_mean import criterion_of
 
 Samples = InstructionDataset | PackedDataset | PromptedDataset
@@ -72,7 +72,7 @@ def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTraine
     splits = {name: _split(config, encoder, method, name) for name, wanted in asked.items() if wanted}
     if "train" in splits:
         _set_steps(config, args, len(splits["train"].samples))
-        check_length(resolved, args.max_steps)
+        report_length(resolved, args.max_steps)
     model = build_network(config, layout, method, find_family(resolved.facts), weights_dtype(config))
     if config.lora_path or config.prefix_path:
         continue_from(model, config.lora_path or config.prefix_path, allow_pickle=config.allow_pickle)

@@ -18,7 +18,7 @@ from paddle_llm.models.registry import sample_transform
 from paddle_llm.training.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.pretrain_trainer import PretrainTrainer
-from paddle_llm.training.sample_order import check_length, global_batch_of
+from paddle_llm.training.sample_order import global_batch_of, report_length
 
 
 def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTrainer:
@@ -48,7 +48,7 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
     config = resolved.config
     train = training_samples(config, global_batch_of(args)) if config.do_train else 0
     if train:
-        check_length(resolved, train // global_batch_of(args))
+        report_length(resolved, train // global_batch_of(args))
     evaluation = config.eval_iters * args.per_device_eval_batch_size * resolved.layout.data_world_size
     return build_pretrain_datasets(
         config,

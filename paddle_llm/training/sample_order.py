@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from paddle_llm.config.console import say
-from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.reader import Resolved
-from paddle_llm.config.steps import check_counted_steps
+from paddle_llm.config.steps import report_counted_steps
 from paddle_llm.data.epochs import ShuffledEpochs
 
 
@@ -14,18 +13,13 @@ def global_batch_of(args) -> int:
     return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
 
 
-def check_length(resolved: Resolved, steps: int) -> None:
-    """Check warm-up, schedule and intervals against the length of a training that was counted in epochs.
+def report_length(resolved: Resolved, steps: int) -> None:
+    """Report warm-up, schedule and intervals that do not fit the length of a training that was counted in epochs.
 
     Args:
         steps: optimizer steps of the whole training.
-
-    Raises:
-        ConfigError: If the warm-up does not end before the schedule.
     """
-    problems = check_counted_steps(resolved.config, steps, resolved.origins, say)
-    if problems:
-        raise ConfigError(problems)
+    report_counted_steps(resolved.config, steps, resolved.origins, say)
 
 
 def in_global_order(dataset, args):

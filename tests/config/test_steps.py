@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.config.steps import check_counted_steps, schedule_of, warmup_of, warmup_problems
+from paddle_llm.config.steps import report_counted_steps, schedule_of, warmup_of, warmup_problems
 
 
 def config(**fields: object) -> RunConfig:
@@ -36,18 +36,21 @@ def test_epochs_are_checked_as_steps_are():
     said: list[str] = []
     origins = {"warmup_ratio": "flag", "save_steps": "default"}
     run = config(num_train_epochs=2, warmup_ratio=0.01, save_steps=50, logging_steps=20, decay_steps=40)
-    assert check_counted_steps(run, 10, origins, said.append) == []
+    report_counted_steps(run, 10, origins, said.append)
     assert said == [
         "warmup_ratio 0.01 of 10 steps is less than one step: there is no warm-up.",
         "decay_steps 40 > the 10 steps of 2 epochs: the learning rate does not reach min_learning_rate within this training.",
         "save_steps 50 > the 10 steps of 2 epochs: no checkpoint before the last step.",
         "logging_steps 20 > the 10 steps of 2 epochs: no loss before the last step.",
     ]
-    (problem,) = check_counted_steps(config(warmup_steps=1000), 10, origins, said.append)
-    assert problem.startswith(
-        "warmup_steps = 1000 is not shorter than the learning-rate schedule, which ends at step 10"
+    said.clear()
+    report_counted_steps(config(warmup_steps=1000), 10, origins, said.append)
+    assert said[0].startswith(
+        "warning: warmup_steps = 1000 is not shorter than the learning-rate schedule, which ends at step 10"
     )
-    assert check_counted_steps(config(warmup_steps=1000, max_steps=10), 10, origins, said.append) == []
+    said.clear()
+    report_counted_steps(config(warmup_steps=1000, max_steps=10), 10, origins, said.append)
+    assert said == []
 
 
 def test_a_schedule_names_what_the_rate_follows_from_and_nothing_else():

@@ -99,7 +99,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     cases = {"cut.txt.gz": whole[:-9], "no.txt.gz": b"plain", "no.txt.zst": b"plain", "no.parquet": b"plain"}
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=f"{name}: cannot be read to its end"):
+        with pytest.raises(UserError, match=f"{name}: (cannot be read to its end|is not compressed with gzip)"):
             texts(tmp_path / name)
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"no column 'text' \(it has body\)"):
@@ -129,5 +129,5 @@ def test_encodings_of_corpora(tmp_path: Path) -> None:
             for name in ("a.txt", "b.jsonl", "c.txt.gz"):
                 assert texts(tmp_path / name, block_bytes=block_bytes) == lines, (encoding, name)
     (tmp_path / "d.txt").write_bytes(b"an ascii line\n" * 50 + "你好\n".encode("gbk"))
-    with pytest.raises(UserError, match="d.txt: not UTF-8; it looks like GBK.*iconv -f GBK"):
+    with pytest.raises(UserError, match="d.txt, line 51: not UTF-8; it looks like GBK.*iconv -f GBK"):
         list(read_documents(find_sources([str(tmp_path / "d.txt")]), ReadOptions()))

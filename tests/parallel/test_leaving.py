@@ -30,9 +30,9 @@ sys.exit(1)
 """
 
 
-@pytest.mark.parametrize("end, code", [("ours", 1), ("paddle's", -signal.SIGABRT)])
-def test_a_peer_that_goes_late_changes_no_exit_code(end, code):
-    """Paddle's end, without ours: when this fails, Paddle has mended it, and `leaving.py` can go."""
+@pytest.mark.parametrize("end, codes", [("ours", {1}), ("paddle's", {-signal.SIGABRT, -signal.SIGSEGV})])
+def test_a_peer_that_goes_late_changes_no_exit_code(end, codes):
+    """Without our end a signal ends the process. When that fails, Paddle has fixed it, and `leaving.py` can go."""
     from paddle.base import core
 
     from paddle_llm.parallel.gloo_rendezvous import free_port
@@ -47,7 +47,7 @@ def test_a_peer_that_goes_late_changes_no_exit_code(end, code):
         server.stdin.close()
         assert server.stdout.read() == ""  # until it is closed
         del peer
-        assert server.wait(30) == code
+        assert server.wait(30) in codes
 
 
 @pytest.mark.parametrize("ending, code", [("sys.exit(3)", 3), ("1 / 0", 1), ("", 0)])
