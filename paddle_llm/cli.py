@@ -14,6 +14,7 @@ from paddle_llm import __version__
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 from paddle_llm.config.out_folder import disk_problem
+from paddle_llm.core.output import escape_unencodable
 from paddle_llm.core.transformers_import import hide_torch_from_transformers
 
 # name -> (where the click command stands, its line in --help)
@@ -110,6 +111,7 @@ def paddle_llm() -> None:
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     hide_torch_from_transformers()
+    escape_unencodable()
     with exit_on_user_error():
         paddle_llm(prog_name="paddle-llm")
 

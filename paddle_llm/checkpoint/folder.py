@@ -174,7 +174,7 @@ def check_identity(folder: str | Path, identity: dict, changed: Iterable[str] = 
     if differing:
         raise UserError(f"{folder} was saved with another network: {', '.join(differing)}. Use its config.json.")
     rows = saved.get("rows")
-    if saved["data"] != identity["data"] or (rows is not None and rows != identity.get("rows")):
+    if _other_samples(saved, identity) or (rows is not None and rows != identity.get("rows")):
         named = "; ".join(changed) or "the content of the files, their split, the lengths, the template or a seed"
         raise UserError(
             f"{folder} was saved with other data. Different: {named}. Its position would mean other samples. Give the data "
@@ -192,6 +192,13 @@ def check_identity(folder: str | Path, identity: dict, changed: Iterable[str] = 
         raise UserError(
             f"{folder} holds what was trained over another base model: give the --model_name_or_path (and adapter) that it began with."
         )
+
+
+def _other_samples(saved: dict, identity: dict) -> bool:
+    """Whether the first samples differ. A longer training may have more of them: those that both have are compared."""
+    if "samples" not in saved:  # written by version 0.1, which hashed them together
+        return saved["data"] != identity["data"]
+    return any(was != now for was, now in zip(saved["samples"], identity["samples"], strict=False))
 
 
 def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:

@@ -88,9 +88,9 @@ def detect_encoding(head: bytes) -> TextEncoding:
     # ASCII characters, blanks and line ends of UTF-16 have a zero byte in the upper half. Valid UTF-8 text may hold NUL characters;
     # in it the zero bytes must be frequent.
     even, odd = head[::2].count(0), head[1::2].count(0)
-    least = 0.1 * len(head) / 2 if _decodes(head, "utf-8") else 1
+    least = max(2.0, 0.1 * len(head) / 2) if _decodes(head, "utf-8") else 1
     name = "utf-16-le" if odd > even else "utf-16-be"
-    if max(even, odd) >= least and even != odd and _decodes(head, name):
+    if (max(even, odd) >= least or 2 * max(even, odd) == len(head)) and even != odd and _decodes(head, name):
         return TextEncoding(name)
     return TextEncoding()
 

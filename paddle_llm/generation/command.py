@@ -17,6 +17,7 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, is_first_rank
 from paddle_llm.config.out_folder import check_writable
 from paddle_llm.config.path_option import PATH, PATHLIB
+from paddle_llm.core.output import stdout_is_unicode
 from paddle_llm.generation.choice import Choice
 
 if TYPE_CHECKING:
@@ -287,13 +288,14 @@ def _write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
     from paddle_llm.data.files import write_atomically
 
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    printed = lines if stdout_is_unicode() else "".join(json.dumps(row) + "\n" for row in rows)
     if output is None:
-        sys.stdout.write(lines)
+        sys.stdout.write(printed)
     else:
         try:
-            write_atomically(output, lines.encode())
+            write_atomically(output, lines.encode("utf-8", "backslashreplace"))  # a file name may hold surrogates
         except UserError as error:  # minutes of work, or hours
-            sys.stdout.write(lines)
+            sys.stdout.write(printed)
             raise UserError(f"--output {error} The answers are on stdout instead") from None
         say(f"{len(rows)} answers: {output}")
     pairs = [(row["generated"], row["reference"]) for row in rows if "reference" in row]

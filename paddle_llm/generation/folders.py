@@ -10,7 +10,7 @@ from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import looks_local
-from paddle_llm.config.weight_choice import has_weights
+from paddle_llm.config.weight_choice import choose_weights, has_weights
 from paddle_llm.generation.static_network import is_static, read_step
 from paddle_llm.peft.base import adapter_folder, base_named_in, read_described
 from paddle_llm.peft.peft_config import check_settings
@@ -73,9 +73,7 @@ def _model_folder(folder: Path) -> Path:
             raise UserError(f"{adapter} is an adapter: paddle-llm generate {base} --adapter {adapter} ...")
     if (folder / "config.json").is_file():
         if not has_weights(folder) and not any(folder.glob("*.bin")):  # torch's: the loader has more to say of those
-            raise UserError(
-                f"{folder} holds no weights (model.safetensors or model_state.pdparams), only a config.json"
-            )
+            choose_weights(folder)  # raises with what the folder holds in their place
         return folder
     if (folder / "model" / "config.json").is_file():
         say(f"{folder} is the output of a run: {folder / 'model'} is taken")

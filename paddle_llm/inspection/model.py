@@ -11,7 +11,13 @@ from paddle_llm.config.model_facts import ModelFacts, read_model_facts
 from paddle_llm.config.weight_choice import choose_weights, has_weights
 from paddle_llm.inspection.report import Level, Section
 from paddle_llm.models.configure import translate
-from paddle_llm.models.generation_settings import GENERATION, describe_unapplied, end_ids, read_generation
+from paddle_llm.models.generation_settings import (
+    GENERATION,
+    describe_unapplied,
+    end_ids,
+    read_generation,
+    unreachable_ends,
+)
 from paddle_llm.models.names import IGNORED_ENDS
 from paddle_llm.models.registry import Family, find_family
 from paddle_llm.models.weight_files import WeightFiles
@@ -96,7 +102,10 @@ def _is_number(value: Any) -> bool:
 
 def _describe_generation(section: Section, folder: Path, facts: ModelFacts | None) -> None:
     settings = read_generation(folder)
-    section.facts["end ids"] = end_ids(settings, facts.raw if facts else {}, folder)
+    ends = end_ids(settings, facts.raw if facts else {}, folder)
+    section.facts["end ids"] = ends
+    if facts and (line := unreachable_ends(ends, facts.vocab_size)):
+        section.add(Level.NOTE, line)
     section.facts[GENERATION] = settings or None
     line = describe_unapplied(settings, (), folder)
     if line:

@@ -78,6 +78,15 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
     return list(dict.fromkeys((*ids, *_token_ids(config.get(name), f"{where}/config.json: {name}"))))
 
 
+def unreachable_ends(ends: Iterable[int], vocab_size: int) -> str | None:
+    """One line about end ids that the model cannot generate, or None."""
+    beyond = sorted(number for number in ends if number >= vocab_size)
+    if not beyond:
+        return None
+    named = ", ".join(map(str, beyond))
+    return f"end ids outside the model's vocabulary of {vocab_size}, which it can never generate: {named}"
+
+
 def _token_ids(value: Any, where: str) -> list[int]:
     found = value if isinstance(value, list) else [] if value is None else [value]
     if any(type(number) is not int for number in found):

@@ -39,6 +39,7 @@ class Findings:
 
     missing: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
+    not_finite: list[str] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
 
 
@@ -87,7 +88,7 @@ def _report(folder: Path, files: WeightFiles, findings: Findings) -> None:
     Raises:
         UserError: If weights are missing or wrong.
     """
-    if findings.missing or findings.wrong:
+    if findings.missing or findings.wrong or findings.not_finite:
         raise UserError(_describe(folder, findings))
     unexpected = sorted(
         name for name in files.names() if name not in findings.used and not name.endswith(names.IGNORED_ENDS)
@@ -127,6 +128,8 @@ def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: F
         if columns is None:
             continue
         values = read_shard(files, columns, shard, tuple(shape))
+        if not np.isfinite(values).all():
+            findings.not_finite.append(columns[0].source)
         with paddle.no_grad():
             parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
     _check_tied_head(files, family.name, config, foreign, findings)
@@ -303,6 +306,7 @@ def _agree(findings: Findings, problem: str | None) -> Findings:
     for one, _ in everyone:
         union.missing += [line for line in one.missing if line not in union.missing]
         union.wrong += [line for line in one.wrong if line not in union.wrong]
+        union.not_finite += [line for line in one.not_finite if line not in union.not_finite]
         union.used |= one.used
     return union
 
@@ -315,7 +319,13 @@ def _describe(folder: Path, findings: Findings) -> str:
         lines.append(
             f"{folder}: {len(findings.wrong)} weights have the wrong shape or value: {_shorten(findings.wrong)}"
         )
-    lines.append("the folder's config.json and its weights are not of the same model; fetch the folder again")
+    if findings.not_finite:
+        lines.append(
+            f"{folder}: {len(findings.not_finite)} weights hold NaN or infinity: {_shorten(findings.not_finite)}. Use a checkpoint "
+            "from before the training failed, or fetch the folder again."
+        )
+    if findings.missing or findings.wrong:
+        lines.append("the folder's config.json and its weights are not of the same model; fetch the folder again")
     return "\n".join(lines)
 
 

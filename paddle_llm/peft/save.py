@@ -252,6 +252,12 @@ def _read_tensors(attachment: Attachment, folder: Path, allow_pickle: bool) -> N
     different = known.symmetric_difference(files.names())
     if different:
         raise UserError(f"{folder / TENSORS} does not hold what {CONFIG} says: {', '.join(sorted(different)[:3])} ...")
+    # All tensors on every rank, so that all ranks end alike; an adapter is small.
+    broken = [name for name in files.names() if not np.isfinite(files.read(name, 0, 0, files.shape(name)[0])).all()]
+    if broken:
+        raise UserError(
+            f"{folder}: {len(broken)} tensors hold NaN or infinity, the first is {broken[0]}. Use an earlier checkpoint."
+        )
     for name, parameter, shard in mine:
         wanted = unpad(attachment.family.name, name, np.broadcast_to(0, shard.shape), attachment.model.config).shape
         if files.shape(name) != wanted:

@@ -139,12 +139,16 @@ class CheckpointedTrainer(Trainer):
         config = getattr(self.model, "config", None)
         if self._rows is None and hasattr(self.train_dataset, "digest"):
             self._rows = self.train_dataset.digest()
-        samples = (self.train_dataset[i] for i in range(min(8, len(self.train_dataset))))
-        digest = hashlib.sha256()
-        for sample in samples:
-            digest.update(np.ascontiguousarray(sample["input_ids"]).tobytes())
+        first = [self.train_dataset[i]["input_ids"] for i in range(min(8, len(self.train_dataset)))]
+        contents = [np.ascontiguousarray(ids).tobytes() for ids in first]
+        samples = [hashlib.sha256(content).hexdigest()[:16] for content in contents]
         model = {key: getattr(config, key, None) for key in _SHAPE}
-        return {"model": model, "data": digest.hexdigest(), "rows": self._rows}
+        return {
+            "model": model,
+            "data": hashlib.sha256(b"".join(contents)).hexdigest(),
+            "samples": samples,
+            "rows": self._rows,
+        }
 
     def check_resume(self, start: Path, changed: Iterable[str] = ()) -> None:
         """Refuse a checkpoint of another network or other data, before anything is written.

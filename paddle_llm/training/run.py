@@ -22,6 +22,7 @@ from paddle_llm.config.old_names import Entry
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.config.weight_choice import has_weights
+from paddle_llm.core.output import escape_unencodable
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
     """Entry point of the scripts. Exit code 2 for a user's mistake, told by rank 0 alone."""
     argv = sys.argv[1:] if argv is None else argv
+    escape_unencodable()
     if wants_help(argv):
         print(help_text(entry))
         return

@@ -139,3 +139,13 @@ def test_pretraining_compares_its_own_fields(model):
     assert {"split", "max_seq_length"} <= set(compared_fields("pretrain"))
     assert "loss_on" not in compared_fields("pretrain")
     assert record_of(run(model, entry="pretrain"), 3)["by_content"]["input_dir"] == "c"
+
+
+def test_a_longer_training_of_the_same_data_goes_on_and_other_data_does_not(tmp_path):
+    identity = {"model": {"hidden_size": 8}, "data": "two", "samples": ["a", "b"], "rows": "all"}
+    checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
+    longer = {**identity, "data": "four", "samples": ["a", "b", "c", "d"]}
+    checkpoints.check_identity(tmp_path, longer)
+    for other in ({"samples": ["a", "c", "b", "d"]}, {"rows": "others"}):
+        with pytest.raises(UserError, match="other data"):
+            checkpoints.check_identity(tmp_path, {**longer, **other})

@@ -128,3 +128,8 @@ def test_a_gz_suffix_on_plain_text_is_named(tmp_path: Path) -> None:
     path.write_text("plain")
     with pytest.raises(UserError, match=r"Rename it without \.gz"):
         read_text(path)
+
+
+@pytest.mark.parametrize("content", [b"la\0mp", b"lamp\0", b"a b\0\nc d\n" * 2, "灯\0".encode()])
+def test_a_nul_character_in_utf8_does_not_make_it_utf16(content: bytes) -> None:
+    assert detect_encoding(content).name == "utf-8"

@@ -13,6 +13,7 @@ from paddle_llm.models.generation_settings import (
     read_generation,
     settings_to_save,
     unapplied,
+    unreachable_ends,
     write_generation,
 )
 from paddle_llm.models.machine_paths import remove_paths
@@ -82,3 +83,8 @@ def test_paths_of_the_machine_are_removed_and_nothing_else(tmp_path):
     remove_paths(tmp_path)
     assert json.loads(file.read_text()) == {"eos_token": "</s>", "list": [{"a": 1}]}
     assert "vocab_file" in (tmp_path / "tokenizer.json").read_text()
+
+
+def test_ends_that_the_model_cannot_generate_are_named():
+    assert unreachable_ends([2, 299], 300) is None
+    assert unreachable_ends([2, 32000, 300], 300).endswith("which it can never generate: 300, 32000")

@@ -195,3 +195,15 @@ def _saved_llama(folder: Path) -> Path:
     tiny.write_llama(folder)
     save_file(as_hugging_face(weights(build(folder), "llama"), "llama"), folder / "model.safetensors")
     return folder
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    folder = _saved_llama(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    name = next(one for one in tensors if "q_proj" in one)
+    tensors[name] = tensors[name].copy()
+    tensors[name].flat[3] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "np"})
+    with pytest.raises(UserError, match=f"1 weights hold NaN or infinity: {name}"):
+        build(folder, load=True)
