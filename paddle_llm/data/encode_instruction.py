@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.data.chat.notes import has_tool_calls, notes_of_built_in
+from paddle_llm.data.chat.notes import has_tool_calls, is_about_the_prompt, notes_of_built_in
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.chat.special_text import pattern_of
 from paddle_llm.data.chat.tokens import encode_rendered
@@ -140,7 +140,7 @@ class InstructionEncoder:
         asked = conversation.prompt()
         dropped = 0
         while True:
-            rounds, _ = self._rounds(asked)
+            rounds, notes = self._rounds(asked)
             ids = [i for r in rounds for i in (*r.prompt, *r.answer)]
             shorter = asked.without_first_round()
             if len(ids) <= self.src_length or shorter is asked:
@@ -148,7 +148,8 @@ class InstructionEncoder:
             asked, dropped = shorter, dropped + 1
         prefix = len(ids) - 1 if self.codec.prefix_lm else 0
         cut = any(r.cut_question for r in rounds)
-        return EncodedSample(np.array(ids, np.int32), np.empty(0, np.int32), prefix, cut, False, dropped)
+        about = tuple(filter(is_about_the_prompt, notes))
+        return EncodedSample(np.array(ids, np.int32), np.empty(0, np.int32), prefix, cut, False, dropped, about)
 
     def _fitting_rounds(self, conversation: Conversation) -> tuple[list[_Round], tuple[str, ...], int]:
         """The newest rounds that fit, what is to be reported, and how many older rounds do not fit; the last one is cut where it

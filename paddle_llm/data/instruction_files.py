@@ -165,10 +165,11 @@ def _load_file(path: str, data_format: str, prompted: PromptTemplates | None, lo
         f"{path}: {len(loaded.conversations) - before} conversations; format {reader.describe()}"
         + (f"; {bad} bad rows" if bad else "")
     )
-    _report_notes(path, reader, loaded.conversations[before:])
+    report_notes(path, reader, loaded.conversations[before:])
 
 
-def _report_notes(path: str, reader: RowReader, conversations: list[Conversation]) -> None:
+def report_notes(path: str, reader: RowReader, conversations: list[Conversation]) -> None:
+    """Report what of the rows has no effect, and what the chat template gets beside the messages."""
     ignored = reader.notes.ignored
     if ignored:
         say(f"{path}: ignored keys: " + ", ".join(f"{key} ({count:,})" for key, count in ignored.most_common()))

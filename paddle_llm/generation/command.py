@@ -154,7 +154,8 @@ def generate(
 
 
 def _say_fitted(requests: Sequence[Request], encoded: Sequence[Prompt], generator: Generator) -> None:
-    """Report how many prompts were cut, and how many answers get less room than they should."""
+    """Report what the template does not write, how many prompts were cut, and how many answers are limited by the positions."""
+    from paddle_llm.data.chat.notes import sentence
     from paddle_llm.generation.texts import positions_of, with_learnt_prompt
 
     short = [generator.room_behind(with_learnt_prompt(prompt, generator.model)) < generator.room for prompt in encoded]
@@ -163,6 +164,9 @@ def _say_fitted(requests: Sequence[Request], encoded: Sequence[Prompt], generato
         "prompts were truncated: their oldest rounds were dropped": [prompt.dropped_rounds > 0 for prompt in encoded],
         "answers are shorter than --max_new_tokens allows": short,
     }
+    for kind in dict.fromkeys(kind for prompt in encoded for kind in prompt.notes):
+        those = [request.where for request, prompt in zip(requests, encoded, strict=True) if kind in prompt.notes]
+        say(f"{len(those)} {sentence(kind)} (first: {those[0]})")
     for what, which in kinds.items():
         first = next((request.where for request, one in zip(requests, which, strict=True) if one), None)
         if first is not None:

@@ -17,7 +17,7 @@ def encode_prompt(encoder: InstructionEncoder, conversation: Conversation) -> Pr
     """
     sample = encoder.prompt(conversation)
     ids = sample.input_ids.tolist() or _beginning(encoder.codec)
-    return Prompt(ids, sample.prefix, sample.cut_question, sample.dropped_rounds)
+    return Prompt(ids, sample.prefix, sample.cut_question, sample.dropped_rounds, sample.notes)
 
 
 def encode_text(codec: TextCodec, text: str) -> Prompt:

@@ -12,7 +12,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import near
 from paddle_llm.core import json_text
 from paddle_llm.data.encode_instruction import DoesNotFit, InstructionEncoder
-from paddle_llm.data.instruction_files import SUFFIXES, read_rows
+from paddle_llm.data.instruction_files import SUFFIXES, RowReader, read_rows, report_notes
 from paddle_llm.data.instruction_formats import (
     ASSISTANT,
     FORMATS,
@@ -22,8 +22,6 @@ from paddle_llm.data.instruction_formats import (
     BadRow,
     Conversation,
     Turn,
-    read_row,
-    recognise,
 )
 from paddle_llm.data.jinja_templates import AUTO, choose_template
 from paddle_llm.data.text_codec import TextCodec
@@ -108,22 +106,29 @@ def _instruction_suffixes() -> list[str]:
 
 def _read_instructions(path: Path, data_format: str) -> list[Request]:
     rows = list(read_rows(str(path)))
+    if data_format not in (AUTO, *FORMATS):
+        known = ", ".join((AUTO, *FORMATS))
+        raise UserError(f"--data_format {data_format}: is none of {known}.{near(data_format, *FORMATS)}")
     whole = [_with_answer(row.value) for row in rows]
-    name = recognise([row for row in whole if isinstance(row, dict)], str(path)) if data_format == AUTO else data_format
-    if name not in FORMATS:
-        raise UserError(f"--data_format {name}: is none of {AUTO}, {', '.join(FORMATS)}.{near(name, *FORMATS)}")
+    reader = RowReader(str(path), data_format, None)
+    reader.look_at([row._replace(value=value) for row, value in zip(rows, whole, strict=True)])
     found = []
     for row, value in zip(rows, whole, strict=True):
         where = f"{path}, line {row.line}"
         try:
             if row.problem:
                 raise BadRow(row.problem)
-            conversation = read_row(value, name, where)
+            (conversation,) = reader.read(value, where)
         except BadRow as bad:
-            raise UserError(f"{where}: {bad}") from bad
+            raise UserError(f"{where}: {bad}. Correct the row.{_if_text(row.value)}") from bad
         reference = conversation.turns[-1].content if value is row.value else None
         found.append(Request(conversation=conversation, reference=reference, where=where))
+    report_notes(str(path), reader, [one.conversation for one in found if one.conversation is not None])
     return found
+
+
+def _if_text(value: Any) -> str:
+    return " A list of plain texts is read from a .txt file with one text per line." if isinstance(value, str) else ""
 
 
 def _with_answer(row: Any) -> Any:

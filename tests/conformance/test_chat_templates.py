@@ -351,6 +351,8 @@ def test_questions_that_a_template_does_not_write_are_reported(families, tmp_pat
     found = [line for line in capsys.readouterr().err.splitlines() if "messages" in line]
     assert len(found) == (reported is not None)
     assert reported is None or "1 samples: the chat template" in found[0] and reported in found[0]
+    prompt = InstructionEncoder(codec, template, max_length=512).prompt(talk)
+    assert len(prompt.notes) == (reported is not None)  # `generate` reports them, too
 
 
 def test_a_template_that_refuses_refuses_as_transformers_does(families) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,20 @@ def test_any_bytes_give_prompts_or_one_message(fuzz_folder, payload):
     for text in found:
         text.encode("utf-8")
         assert "\n" not in text
+
+
+def test_rows_are_read_as_training_reads_them_and_what_has_no_effect_is_reported(tmp_path, capsys):
+    file = tmp_path / "rows.jsonl"
+    rows = [
+        {"messages": [{"role": "user", "content": "q"}], "continue_final_message": True},
+        {"question": "q", "choices": ["a", "b"]},
+        {"instruction": "q", "tools": [{"name": "f"}]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [request.conversation.turns[0].content for request in read_requests(file)] == ["q", "q", "q"]
+    reported = capsys.readouterr().err
+    assert "ignored keys: continue_final_message (1), choices (1)" in reported
+    assert "for the chat template: tools (1 rows)" in reported
+    file.write_text('["one", "two"]')
+    with pytest.raises(UserError, match=r"a \.txt file with one text per line"):
+        read_requests(file)

@@ -50,6 +50,11 @@ def sentence(kind: str) -> str:
     return _SENTENCES[kind]
 
 
+def is_about_the_prompt(kind: str) -> bool:
+    """Whether a kind is about what comes before an answer, so that it matters for generation, too."""
+    return kind in (SPECIAL_TEXT, SPECIAL_TOKENS) or kind.startswith((NOT_WRITTEN, LEFT_OUT, CHANGED))
+
+
 def notes_of_built_in(conversation: Conversation, specials: re.Pattern[str] | None, protect: bool) -> Iterator[str]:
     """Kinds for a conversation that a built-in template writes: it takes roles and content alone."""
     if any(has_special_text(turn.text, specials) for turn in conversation.turns):
