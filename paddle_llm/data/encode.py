@@ -109,13 +109,16 @@ class TransformersEncoder:
         added = self._tokenizer.added_tokens_decoder.items()
         specials = {*self._tokenizer.all_special_ids, *(number for number, token in added if token.special)}
         self.special_ids = sorted(specials - {self._tokenizer.unk_token_id})
-        self._pieces = equal_sentencepiece(folder, self._tokenizer) if self._fast is not None else None
+        # Such a tokenizer reads special tokens as text everywhere; so do documents.
+        self._literal = bool(getattr(self._tokenizer, "split_special_tokens", False))
+        plain = self._fast is not None and not self._literal
+        self._pieces = equal_sentencepiece(folder, self._tokenizer) if plain else None
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         if self._pieces is not None:
             return self._encode_by_pieces(texts)
         if self._fast is not None:
-            return [np.array(ids, dtype=np.int32) for ids in self._fast.encode_batch(texts)]
+            return [np.array(ids, dtype=np.int32) for ids in self._fast.encode_batch(texts, self._literal)]
         encoded = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return [np.array(ids, dtype=np.int32) for ids in encoded]
 

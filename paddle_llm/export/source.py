@@ -15,6 +15,7 @@ import numpy as np
 
 from paddle_llm.checkpoint.folder import MANIFEST
 from paddle_llm.config.chat_template_files import RECORD_FILE, keeps_template
+from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
 from paddle_llm.export.dtypes import ITEM_SIZES
@@ -134,12 +135,20 @@ def open_found(found: Found, *, allow_pickle: bool = False) -> Source:
         return source
     from paddle_llm.export.merged import merge_adapter
 
+    trained = adapter if keeps_template(adapter) else source.trained
+    if found.tokenizer == adapter:
+        from paddle_llm.data.text_codec import open_codec
+
+        say(f"tokenizer: the one beside the adapter, {adapter}")
+        open_codec(str(adapter)).fit_to_model(source.facts.vocab_size)
+        if trained is None and template_of(adapter) is None and keeps_template(source.folder):
+            trained = source.folder  # the tokenizer beside the adapter brings no template: the base's stays
     return replace(
         source,
         tensors=merge_adapter(source, adapter, allow_pickle=allow_pickle),
         adapter=adapter,
         template=template_of(adapter) or source.template,
-        trained=adapter if keeps_template(adapter) else source.trained,
+        trained=trained,
     )
 
 

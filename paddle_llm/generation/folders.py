@@ -37,6 +37,9 @@ def check_folders(folder: Path, options: dict[str, Any]) -> Path:
         described = read_described(options["adapter"])
         if is_peft(described):  # refused before paddle and the model are loaded
             check_settings(options["adapter"], described)
+        if options["tokenizer"] is None and (options["adapter"] / _TOKENIZER).is_file():
+            options["tokenizer"] = options["adapter"]
+            say(f"tokenizer: the one beside the adapter, {options['adapter']}")
     return folder
 
 

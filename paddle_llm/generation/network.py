@@ -159,7 +159,10 @@ def _template_of(folder: Path, adapter: Path | None) -> tuple[str | None, Path |
         return None, adapter or folder
     if (folder / RECORD_FILE).is_file():
         return None, folder
-    return template_of(adapter or folder), None
+    named = template_of(adapter or folder)
+    # A tokenizer beside the adapter may bring no template: the base's stays.
+    kept = adapter is not None and named is None and keeps_template(folder)
+    return named, folder if kept else None
 
 
 def template_of(folder: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, looks_local, read_model_facts
 from paddle_llm.models import names
 from paddle_llm.models.build import plain_configuration
+from paddle_llm.models.machine_paths import remove_paths
 from paddle_llm.models.outline import outline
 from paddle_llm.models.registry import find_family
 from paddle_llm.models.weight_files import WeightFiles
@@ -24,6 +26,11 @@ from paddle_llm.peft.peft_config import config_of_peft, method_of_peft
 from paddle_llm.peft.peft_format import BEGIN, OWN, TENSORS, PeftTensors, is_peft
 from paddle_llm.peft.save import FORMAT, base_shape, described_in, write_adapter
 
+# A tokenizer that other trainers save beside an adapter.
+TOKENIZER_FILES = (
+    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "sentencepiece.bpe.model", "vocab.json", "merges.txt",
+)  # fmt: skip
 _NO_PLACE = {
     "adalora": "PEFT divides AdaLoRA's product by the number of ranks that are left, so that the same matrices would mean "
     "something else. Merge it instead: paddle-llm export",
@@ -75,7 +82,7 @@ def to_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: Ca
         config_of_peft(method, layers, retrained, where, shape["layers"]),
         tensors,
         format="pt",
-        extra=partial(copy_templates, folder),
+        extra=partial(_copy_beside, folder),
     )
     return where
 
@@ -120,8 +127,17 @@ def from_peft(
                 f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
             )
     described = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}
-    write_adapter(out, described, tensors, extra=partial(copy_templates, folder))
+    write_adapter(out, described, tensors, extra=partial(_copy_beside, folder))
     return named
+
+
+def _copy_beside(source: Path, target: Path) -> None:
+    """Copy the chat template and the tokenizer of an adapter's folder, where it has them."""
+    copy_templates(source, target)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    remove_paths(target)
 
 
 def _in_peft_names(

@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
+from paddle_llm.config.chat_template_files import ADDITIONAL_FOLDER, RECORD_FILE, TEMPLATE_FILE
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
 from paddle_llm.config.out_folder import check_apart, check_replaceable
@@ -68,7 +69,10 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     check_replaceable(out, CONFIG, "adapter", overwrite)
     if not out.exists():
         return
-    more = sorted({file.name for file in out.iterdir()} - {CONFIG, TENSORS, "README.md"})
+    from paddle_llm.peft.convert import TOKENIZER_FILES
+
+    ours = {CONFIG, TENSORS, "README.md", TEMPLATE_FILE, RECORD_FILE, ADDITIONAL_FOLDER, *TOKENIZER_FILES}
+    more = sorted({file.name for file in out.iterdir()} - ours)
     if more:
         raise UserError(f"OUT {out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")
 

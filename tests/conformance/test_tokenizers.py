@@ -380,3 +380,22 @@ def paddlenlp_folders(folders: dict[str, Path], tmp_path_factory) -> dict[str, P
     chatglm = {"ChatGLM-6B": chatglm_folder, "ChatGLM3": chatglm3_folder}
     plain = {kind: made.with_paddles_name(folders[kind], root / kind) for kind in ("bpe", "unigram")}
     return plain | {kind: Path(write(root / kind)) for kind, write in chatglm.items()}
+
+
+def test_documents_of_a_tokenizer_that_splits_special_tokens(tmp_path):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    backend.train_from_iterator(
+        ["lamp river"], trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<e>"])
+    )
+    auto = import_transformers().PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<e>", split_special_tokens=True
+    )
+    auto.save_pretrained(tmp_path)
+    text = "lamp<e>river"
+    wanted = import_transformers().AutoTokenizer.from_pretrained(str(tmp_path))(text)["input_ids"]
+    assert open_encoder(str(tmp_path)).encode([text])[0].tolist() == wanted
+    assert auto.eos_token_id not in wanted

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from paddle_llm.config.chat_template_files import read_record
 from paddle_llm.config.errors import UserError
@@ -14,7 +16,11 @@ from paddle_llm.data.instruction_formats import Conversation, Turn
 from paddle_llm.data.jinja_templates import choose_template
 from paddle_llm.data.text_codec import open_codec
 from paddle_llm.export.source import open_source
+from paddle_llm.generation.folders import check_folders
+from paddle_llm.generation.network import _template_of
+from paddle_llm.peft.convert import from_peft, to_peft
 from tests.instructions import finetune, make_instructions
+from tests.models.building import as_hugging_face, build, weights
 
 OWN = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
@@ -49,6 +55,48 @@ def test_the_tokenizers_template_stays_with_every_folder(base, tmp_path) -> None
     (tmp_path / "model/chat_template.jinja").write_text(OWN.replace("[", "("))
     with pytest.raises(UserError, match=r"is not the one .*Restore it, name the template to use with --chat_template"):
         read_record(tmp_path / "model")
+
+
+def test_a_tokenizer_beside_an_adapter_goes_before_the_bases(base, tmp_path, capsys) -> None:
+    model = tmp_path / "base"
+    shutil.copytree(base / "llama", model)
+    save_file(
+        as_hugging_face(weights(build(model), "llama"), "llama"), model / "model.safetensors", metadata={"format": "pt"}
+    )
+    finetune(base, tmp_path / "out", model_name_or_path=model, lora=True, lora_rank=2, max_steps=1, save_steps=1)
+    adapter, peft, back = tmp_path / "out/adapter", tmp_path / "peft", tmp_path / "back"
+    to_peft(adapter, peft, base=model)
+    for name in ("chat_template.jinja", "training_chat_template.json"):  # as an adapter of another trainer
+        (peft / name).unlink()
+    for name in ("tokenizer_config.json", "sentencepiece.bpe.model"):
+        shutil.copyfile(model / name, peft / name)
+    settings = json.loads((peft / "tokenizer_config.json").read_text())
+    (peft / "tokenizer_config.json").write_text(
+        json.dumps({**settings, "eos_token": "<pad>", "name_or_path": "/home/me"})
+    )
+    capsys.readouterr()
+    source = open_source(model, adapter=peft)
+    assert source.tokenizer == peft and source.trained == model  # the template is the base's
+    assert f"tokenizer: the one beside the adapter, {peft}" in capsys.readouterr().err
+    options = {"static": False, "tokenizer": None, "adapter": peft, "device": "cpu", "allow_pickle": False}
+    assert check_folders(model, options) == model and options["tokenizer"] == peft
+    assert _template_of(model, peft) == (None, model)
+    from_peft(peft, back, base=model)
+    kept = json.loads((back / "tokenizer_config.json").read_text())
+    assert kept["eos_token"] == "<pad>" and "name_or_path" not in kept
+    size = json.loads((model / "config.json").read_text())["vocab_size"]
+    end = {
+        "content": "<|end|>",
+        "special": True,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "single_word": False,
+    }
+    larger = {**settings, "legacy": True, "eos_token": "<|end|>", "added_tokens_decoder": {str(size): end}}
+    (peft / "tokenizer_config.json").write_text(json.dumps(larger))
+    with pytest.raises(UserError, match="the model's vocabulary has"):
+        open_source(model, adapter=peft)
 
 
 def test_a_built_in_template_stays_as_jinja(base, tmp_path) -> None:

@@ -48,11 +48,18 @@ class FastBackend:
         """
         return self._encode(self._continuing if continuing else self._backend, text, literal=True)
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts in which special tokens are recognised, with all threads of the library."""
+    def encode_batch(self, texts: list[str], literal: bool = False) -> list[list[int]]:
+        """Ids of texts, with all threads of the library.
+
+        Args:
+            literal: special tokens are only text; else they are recognised.
+        """
         with self._lock:
-            self._backend.encode_special_tokens = False
-            return [one.ids for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+            self._backend.encode_special_tokens = literal
+            try:
+                return [one.ids for one in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+            finally:
+                self._backend.encode_special_tokens = False
 
     def has(self, number: int) -> bool:
         """Whether an id has a token."""
