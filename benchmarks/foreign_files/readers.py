@@ -301,7 +301,8 @@ def _chat_tokenizer() -> tuple[str, Any, Any]:
 
 def template(folder: Path, rng: random.Random) -> str:
     """Chat templates: valid ones with changes, and random sequences of Jinja."""
-    from paddle_llm.data.encode_instruction import InstructionEncoder
+    from paddle_llm.config.errors import UserError
+    from paddle_llm.data.encode_instruction import IGNORED, DoesNotFit, InstructionEncoder
     from paddle_llm.data.instruction_formats import Conversation, Turn
     from paddle_llm.data.jinja_templates import choose_template
 
@@ -317,7 +318,10 @@ def template(folder: Path, rng: random.Random) -> str:
     roles = rng.choice((["user", "assistant"], ["system", "user", "assistant"], ["user", "assistant"] * 2))
     turns = tuple(Turn(role, rng.choice(texts)) for role in roles)
     chosen = choose_template(None, codec, str(folder))
-    sample = InstructionEncoder(codec, chosen.template, max_length=2000)(Conversation(turns, where="row 1"))
+    try:
+        sample = InstructionEncoder(codec, chosen.template, max_length=2000)(Conversation(turns, where="row 1"))
+    except DoesNotFit as error:  # a bad row in the commands
+        raise UserError(str(error)) from None
     if any("<|" in turn.content for turn in turns):
         return ACCEPTED  # special tokens written as text are protected here
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
@@ -325,7 +329,11 @@ def template(folder: Path, rng: random.Random) -> str:
         wanted = theirs.apply_chat_template(messages, chat_template=source.replace("\r\n", "\n"))
     except Exception as error:
         raise Different("refused by transformers and rendered here", str(error)) from None
-    ids = [*map(int, sample.input_ids[:1]), *(int(i) for i in sample.input_ids[1:]), *map(int, sample.labels[-1:])]
+    ids = [
+        *map(int, sample.input_ids[:1]),
+        *(int(i) for i in sample.input_ids[1:]),
+        *(int(i) for i in sample.labels[-1:] if i != IGNORED),
+    ]
     # What stands behind the last answer is not part of a sample; EOS is added where the template writes no end token.
     if not ids and not wanted:
         return EQUAL

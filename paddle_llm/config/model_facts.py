@@ -138,6 +138,9 @@ def _tied(raw: dict[str, Any], family: str) -> bool:
     return family in _ALWAYS_TIED or bool(raw.get("tie_word_embeddings", family == "opt"))
 
 
+_LARGEST = 100_000_000  # above every size of a published model; larger ones only exhaust the memory
+
+
 def _number(raw: dict[str, Any], name: str, where: str) -> int | None:
     for key in _KEYS[name]:
         value = raw.get(key)
@@ -145,6 +148,8 @@ def _number(raw: dict[str, Any], name: str, where: str) -> int | None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{where}: {key} must be a whole number of at least 1, not {value!r}.")
+        if value > _LARGEST:
+            raise UserError(f"{where}: {key} {value} is larger than that of any model. Correct it.")
         return value
     return None
 

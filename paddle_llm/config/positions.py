@@ -29,7 +29,10 @@ def position_limit(config: Mapping[str, Any] | Any) -> int | None:
     kind, factor = rope_scaling(config)
     if not isinstance(length, int) or kind in _OPEN:
         return None
-    return int(length * factor) if kind in _DIVIDED else length
+    return int(min(length * factor, float(_LONGEST))) if kind in _DIVIDED else length
+
+
+_LONGEST = 1 << 40  # a factor beyond it is a mistake that other checks name; here it must only not overflow
 
 
 def rope_scaling(config: Mapping[str, Any] | Any) -> tuple[str | None, float]:

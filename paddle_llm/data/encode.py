@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.core import json_text
 from paddle_llm.data.mmap_format import token_dtype
 from paddle_llm.data.sources import Block, Document, ReadOptions, bad_row, parse_block
 from paddle_llm.data.tokenizer import (
@@ -28,7 +27,7 @@ from paddle_llm.data.tokenizer import (
 )
 from paddle_llm.data.tokenizers.equal_sentencepiece import equal_sentencepiece
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
-from paddle_llm.data.tokenizers.folder import Reader, reader_of
+from paddle_llm.data.tokenizers.folder import SPECIALS_FILE, Reader, read_json, reader_of
 
 
 class TextEncoder(Protocol):
@@ -150,14 +149,11 @@ def special_tokens(folder: str) -> list[str]:
     """Every special token that a folder's files name, with LlamaTokenizer's own three."""
     tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
     listed: list[Any] = []
-    for name in (CONFIG_FILE, "special_tokens_map.json"):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            with open(path, encoding="utf-8") as stream:
-                values = json_text.loads(stream.read())
-            tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
-            listed += values.get("additional_special_tokens") or []
-            listed += (values.get("added_tokens_decoder") or {}).values()
+    for name in (CONFIG_FILE, SPECIALS_FILE):
+        values = read_json(os.path.join(folder, name))
+        tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
+        listed += values.get("additional_special_tokens") or []
+        listed += (values.get("added_tokens_decoder") or {}).values()
     spelled = (t["content"] if isinstance(t, dict) else t for t in [*tokens.values(), *listed] if t)
     return sorted({token for token in spelled if isinstance(token, str)})
 

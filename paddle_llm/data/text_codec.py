@@ -13,11 +13,10 @@ from typing import Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.core import json_text
 from paddle_llm.data.encode import special_tokens
-from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, read_sentencepiece, sentencepiece_model
+from paddle_llm.data.tokenizer import load_tokenizer, read_sentencepiece, sentencepiece_model
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
-from paddle_llm.data.tokenizers.folder import Reader, reader_of
+from paddle_llm.data.tokenizers.folder import Reader, read_config, reader_of
 from paddle_llm.data.tokenizers.plain_text import require_text
 
 _TEXT = -1
@@ -230,8 +229,7 @@ class SentencePieceCodec(TextCodec):
         self.vocab_size = known.get_piece_size()
         self.bos_id, self.eos_id = (i if i >= 0 else None for i in (known.bos_id(), known.eos_id()))
         self.pad_id = known.pad_id() if known.pad_id() >= 0 else self.eos_id
-        with open(os.path.join(folder, CONFIG_FILE), encoding="utf-8") as stream:
-            adds_bos = json_text.loads(stream.read()).get("add_bos_token", True)
+        adds_bos = read_config(folder).get("add_bos_token", True)
         self.prefix_ids = [self.bos_id] if adds_bos and self.bos_id is not None else []
         self._probe()
 

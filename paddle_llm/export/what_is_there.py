@@ -16,7 +16,7 @@ from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.weight_choice import has_weights
 from paddle_llm.generation.network import recorded_argument
 from paddle_llm.models.registry import find_family
-from paddle_llm.peft.base import base_named_in, find_base, say_other_base, why_not_found
+from paddle_llm.peft.base import base_named_in, find_base, has_tokenizer, say_other_base, why_not_found
 
 ADAPTER = "adapter_config.json"
 _ADAPTERS_TENSORS = "adapter_model.safetensors"
@@ -57,6 +57,8 @@ def find(folder: Path, *, adapter: Path | None = None, tokenizer: Path | None = 
         adapter, chosen = chosen, _base_of(chosen)
         say(f"{adapter} is an adapter: it is added to its base, {chosen}")
     _check_model(chosen)
+    if adapter is not None and tokenizer is None and not has_tokenizer(adapter):
+        return Found(chosen, adapter, _tokenizer_folder(None, (chosen,)))
     return Found(chosen, adapter, _tokenizer_folder(tokenizer, (adapter, chosen)))
 
 

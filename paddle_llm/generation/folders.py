@@ -12,7 +12,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import looks_local
 from paddle_llm.config.weight_choice import choose_weights, has_weights
 from paddle_llm.generation.static_network import is_static, read_step
-from paddle_llm.peft.base import adapter_folder, base_named_in, read_described
+from paddle_llm.peft.base import adapter_folder, base_named_in, has_tokenizer, read_described
 from paddle_llm.peft.peft_config import check_settings
 from paddle_llm.peft.peft_format import CONFIG, is_peft
 
@@ -37,7 +37,7 @@ def check_folders(folder: Path, options: dict[str, Any]) -> Path:
         described = read_described(options["adapter"])
         if is_peft(described):  # refused before paddle and the model are loaded
             check_settings(options["adapter"], described)
-        if options["tokenizer"] is None and (options["adapter"] / _TOKENIZER).is_file():
+        if options["tokenizer"] is None and has_tokenizer(options["adapter"]):
             options["tokenizer"] = options["adapter"]
             say(f"tokenizer: the one beside the adapter, {options['adapter']}")
     return folder

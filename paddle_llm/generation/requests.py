@@ -142,7 +142,9 @@ def _with_answer(row: Any) -> Any:
         if question == "prompt" and isinstance(row[question], list):  # TRL's lists of messages
             return row if row.get(answer) else {**row, answer: [{"role": ASSISTANT, "content": _UNKNOWN}]}
         if isinstance(row[question], list):
-            given = list(row.get(answer) or [])
+            given = row.get(answer) or []
+            if not isinstance(given, list):
+                return row
             return {**row, answer: [*given, _UNKNOWN]} if len(given) == len(row[question]) - 1 else row
         if not row.get(answer):
             return {**row, answer: _UNKNOWN}

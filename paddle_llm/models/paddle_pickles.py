@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import pickle
+import struct
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
         TypeError,
         AttributeError,
         OverflowError,
+        struct.error,
     ) as error:
         raise UserError(
             f"{file} is no file of weights of PaddlePaddle's, or cut off ({error}); save it again"

@@ -168,7 +168,9 @@ class WeightFiles:
     def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
         header, offset = read_header(file)
         metadata = header.pop("__metadata__", None)
-        if isinstance(metadata, dict):
+        if metadata is not None and not _is_metadata(metadata):
+            raise UserError(f"{file} is corrupt: its __metadata__ is not a table of texts. Fetch the file again.")
+        if metadata is not None:
             self.format = metadata.get("format", self.format)
         entries, size = {}, file.stat().st_size
         for name, tensor in header.items():
@@ -226,6 +228,11 @@ def _described(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...]
     except (KeyError, TypeError, ValueError):
         raise UserError(f"{file} is corrupt: its entry for {name} cannot be read; fetch the file again") from None
     return dtype, shape, begin, end
+
+
+def _is_metadata(metadata: Any) -> bool:
+    """Whether it is what safetensors' own reader takes."""
+    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
 
 
 def _bits(file: Path, name: str, dtype: str) -> int:

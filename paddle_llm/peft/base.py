@@ -89,8 +89,18 @@ def say_other_base(name: str, adapter: Path, base: Path) -> None:
         say(f"{adapter} was trained over {own or name}; its shape fits {base}, whose weights may be others")
 
 
+def has_tokenizer(adapter: Path) -> bool:
+    """Whether a tokenizer is beside an adapter, which then goes before the base's. One that cannot be read is reported."""
+    if (adapter / "tokenizer_config.json").is_file():
+        return True
+    if (adapter / "tokenizer.json").is_file():
+        say(f"{adapter} has a tokenizer.json without tokenizer_config.json: the base's tokenizer is used")
+    return False
+
+
 def _folder(name: str, adapter: Path | None) -> Path | None:
-    return next((place for place in _places(name, adapter) if place.is_dir()), None)
+    # os.path, since pathlib raises for a name that no file can have.
+    return next((place for place in _places(name, adapter) if os.path.isdir(place)), None)
 
 
 def _places(name: str, adapter: Path | None) -> list[Path]:

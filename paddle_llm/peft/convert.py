@@ -23,13 +23,13 @@ from paddle_llm.models.weight_files import WeightFiles
 from paddle_llm.peft.base import base_named_in, find_base, lasting_name, why_not_found
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.peft_config import config_of_peft, method_of_peft
-from paddle_llm.peft.peft_format import BEGIN, OWN, TENSORS, PeftTensors, is_peft
+from paddle_llm.peft.peft_format import BEGIN, CONFIG, OWN, TENSORS, PeftTensors, is_peft
 from paddle_llm.peft.save import FORMAT, base_shape, described_in, write_adapter
 
 # A tokenizer that other trainers save beside an adapter.
 TOKENIZER_FILES = (
     "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "sentencepiece.bpe.model", "vocab.json", "merges.txt",
+    "sentencepiece.bpe.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "qwen.tiktoken", "tiktoken.model",
 )  # fmt: skip
 _NO_PLACE = {
     "adalora": "PEFT divides AdaLoRA's product by the number of ranks that are left, so that the same matrices would mean "
@@ -138,6 +138,10 @@ def _copy_beside(source: Path, target: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     remove_paths(target)
+    known = {CONFIG, TENSORS, "adapter_model.bin", "README.md", *(path.name for path in target.iterdir())}
+    others = sorted(path.name for path in source.iterdir() if path.name not in known and not path.name.startswith("."))
+    if others:
+        say(f"{source}: not copied: {', '.join(others[:8])}{' ...' if len(others) > 8 else ''}")
 
 
 def _in_peft_names(

@@ -130,7 +130,7 @@ class Method:
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - known)
-        if unknown or values.get("name") not in METHODS:
+        if unknown or not isinstance(values.get("name"), str) or values["name"] not in METHODS:
             what = f"unknown settings {unknown}" if unknown else f"unknown method {values.get('name')!r}"
             raise UserError(f"adapter_config.json: {what}; was it written by this library?")
         lists = {key: _as_tuple(value) for key, value in values.items() if isinstance(value, list | tuple)}

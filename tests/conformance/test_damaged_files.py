@@ -85,3 +85,17 @@ def test_damage_is_refused(read: Callable[[Path], None], tmp_path: Path) -> None
     with pytest.raises(UserError) as refused:
         read(tmp_path)
     assert len(str(refused.value)) < 1000
+
+
+def test_values_that_no_file_name_and_no_method_can_be(tmp_path):
+    from paddle_llm.models.paddle_pickles import scan_paddle_pickle
+    from paddle_llm.peft.base import find_base
+    from paddle_llm.peft.method import Method
+
+    assert find_base("x" * 300, tmp_path) is None
+    with pytest.raises(UserError, match="unknown method"):
+        Method.from_dict({"name": {"lora": 1}})
+    cut = tmp_path / "model_state.pdparams"
+    cut.write_bytes(b"\x80\x04\x95\x00")
+    with pytest.raises(UserError, match="cut off"):
+        scan_paddle_pickle(cut)

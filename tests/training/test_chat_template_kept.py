@@ -81,7 +81,9 @@ def test_a_tokenizer_beside_an_adapter_goes_before_the_bases(base, tmp_path, cap
     options = {"static": False, "tokenizer": None, "adapter": peft, "device": "cpu", "allow_pickle": False}
     assert check_folders(model, options) == model and options["tokenizer"] == peft
     assert _template_of(model, peft) == (None, model)
+    (peft / "events.log").write_text("x")
     from_peft(peft, back, base=model)
+    assert "not copied: events.log" in capsys.readouterr().err
     kept = json.loads((back / "tokenizer_config.json").read_text())
     assert kept["eos_token"] == "<pad>" and "name_or_path" not in kept
     size = json.loads((model / "config.json").read_text())["vocab_size"]
