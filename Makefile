@@ -31,8 +31,9 @@ lint: install
 test: lint
 	$(BIN)/python -m pytest -m "not slow"
 
+# Also the slow tests, and the thorough profile of tests/conformance: 10,000 texts for each tokenizer, 500 generated inputs.
 test-all: lint $(BIN)/installed-hf
-	$(BIN)/python -m pytest
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest
 
 # Every layout beside one process: the whole matrix, the table on stdout.
 parity: install

@@ -1,6 +1,7 @@
 """Settings of the conformance suites: each compares what this project reads or writes with the owner's library.
 
-Hypothesis runs derandomised: the same inputs on every machine. `HYPOTHESIS_PROFILE=thorough` runs more of them (slow suite).
+Hypothesis runs derandomised: the same inputs on every machine. `HYPOTHESIS_PROFILE=thorough`, which
+`make test-all` sets, runs more of them.
 """
 
 from __future__ import annotations
