@@ -22,8 +22,10 @@ from paddle_llm.config.out_folder import publish
 from paddle_llm.models.generation_settings import write_generation
 from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.training.meter import Meter
+from paddle_llm.training.random_states import random_states, restore_random_states
 
 METER_STATE = "meter.json"
+_RANDOM_STATES = "random_states"
 _SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
 
 
@@ -98,6 +100,7 @@ class CheckpointedTrainer(Trainer):
             self.state.best_model_checkpoint = str(final)
         for name, what in self.stateful.items():
             paddle.save(what.state(), str(self._file_of(staged, name)))
+        paddle.save(random_states(), str(self._file_of(staged, _RANDOM_STATES)))
         if args.process_index == 0:
             self._correct_paths(staged, meter_state)
             write_generation(staged, self.generation_settings)
@@ -112,6 +115,17 @@ class CheckpointedTrainer(Trainer):
     def _file_of(self, folder: Path, name: str) -> Path:
         """Where this rank keeps the state of `stateful[name]`."""
         return folder / f"{name}_{self.args.process_index}.pdstate"
+
+    def _load_rng_state(self, checkpoint):
+        """Called by the loop before the first step of a resumed training. PaddleNLP's own method depends on the number of
+        visible devices (see `random_states`); it still reads checkpoints of earlier versions, which have its file alone."""
+        if checkpoint is None:
+            return
+        file = self._file_of(Path(checkpoint), _RANDOM_STATES)
+        if file.exists():
+            restore_random_states(paddle.load(str(file), return_numpy=True))
+        else:
+            super()._load_rng_state(checkpoint)
 
     def write_chat_template(self, folder: Path) -> None:
         """Write the chat template of the training beside what is saved; nothing for a training without one."""
