@@ -83,6 +83,17 @@ def make_trainer(run: RunConfig, layout: Layout | None = None, train=None, evalu
     )
 
 
+def make_poisoned_trainer(run: RunConfig):
+    """A trainer whose activations overflow in the fourth step: a real NaN through the real loss."""
+    trainer = make_trainer(run)
+
+    def overflow(layer, inputs, output):
+        return output * float("nan") if trainer.state.global_step == 3 and trainer.model.training else output
+
+    trainer.model.llama.embed_tokens.register_forward_post_hook(overflow)
+    return trainer
+
+
 def rows(output: Path) -> list[dict]:
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 

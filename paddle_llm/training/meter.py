@@ -74,7 +74,7 @@ class Meter:
         tokens, self._micro_tokens = self._micro_tokens, 0
         own, self._micro_labels = self._micro_labels, 0
         weight = float(own) if labels is None else labels
-        if skipped or not math.isfinite(loss):  # with fp16, Paddle's loss scaler skips such a step itself
+        if skipped or not math.isfinite(loss):
             self.skipped_steps += 1
         else:
             self.window.loss_times_labels += loss * weight

@@ -32,7 +32,7 @@ class NanGuard:
 
     Attributes:
         policy: "stop" or "skip".
-        skipped: the last update was skipped.
+        skipped: whether the last update was skipped, by this policy or by the loss scaler.
     """
 
     def __init__(self, policy: str, trainer: PretrainTrainer):
@@ -68,6 +68,7 @@ class NanGuard:
         losses = _all_losses(trainer.step_loss)
         if _scaler_overflowed(trainer) and all(map(math.isfinite, losses)):
             say(f"step {trainer.state.global_step + 1}: gradients overflow fp16, no update; the loss scale is lowered")
+            self.skipped = True  # by the optimizer, which has the scaler's flag
             return
         story = _tell(norm, losses, trainer)
         if self.policy == "stop":

@@ -24,6 +24,7 @@ from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.training.checkpointed_trainer import CheckpointedTrainer
 from paddle_llm.training.evaluation import mean_loss
 from paddle_llm.training.grad_norm import GradNormReader, RecordingClip
+from paddle_llm.training.loss_scaling import unscale_main_gradients
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.nan_guard import NanGuard
 from paddle_llm.training.options import TrainerOptions
@@ -176,6 +177,11 @@ class PretrainTrainer(CheckpointedTrainer):
                 matrices = {parameter.name for parameter in self.model.parameters() if parameter.ndim > 1}
                 self.optimizer._apply_decay_param_fun = matrices.__contains__
         return self.optimizer
+
+    def _wrap_amp_model(self, args, model):
+        super()._wrap_amp_model(args, model)
+        if args.amp_master_grad and "_unscale" not in vars(self.scaler):  # not one that fleet has replaced
+            unscale_main_gradients(self.scaler)
 
     def _wrap_model(self, model, training=True):
         wrapped = super()._wrap_model(model, training)

@@ -1,0 +1,31 @@
+"""The fp16 loss scaler of one process and of plain data parallelism, where gradients are summed in fp32."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import paddle
+from paddle import _legacy_C_ops
+from paddle.distributed.fleet.utils.hybrid_parallel_util import obtain_optimizer_parameters_list
+
+
+def unscale_main_gradients(scaler: paddle.amp.GradScaler) -> None:
+    """Make a scaler unscale and check `main_grad`, the fp32 gradients of `amp_master_grad`.
+
+    Paddle's `GradScaler._unscale` (3.3.1) reads 16-bit gradients, which `MixPrecisionLayer` has released: the loss scale
+    stays in the gradients and no overflow is found. PaddleNLP (3.0.0b4, `_wrap_amp_model`) replaces it in sharded, tensor
+    and pipeline layouts only. Fleet's `MixPrecisionScaler` needs a hybrid communicate group and cannot be used here.
+    """
+    scaler._unscale = MethodType(_unscale, scaler)
+
+
+def _unscale(self: paddle.amp.GradScaler, optimizer: Any) -> None:
+    if not self._enable:
+        return
+    parameters = obtain_optimizer_parameters_list(optimizer)
+    gradients = [parameter.main_grad for parameter in parameters if parameter.main_grad is not None]
+    found_inf = paddle.zeros([1], dtype="bool")
+    if gradients:
+        _legacy_C_ops.check_finite_and_unscale(gradients, self._scale, gradients, found_inf)
+    self._found_inf = found_inf
