@@ -4,10 +4,8 @@ tokenizer needs PaddleNLP; what is under way is bounded, so memory does not grow
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
 import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -16,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode import BlockEncoder, Encoded
 from paddle_llm.data.sources import Block, ReadOptions
+from paddle_llm.parallel.process.parent import end_with_creator
 
 _BLOCKS_PER_WORKER = 3
 
@@ -54,16 +53,8 @@ def _start_worker(folder: str, options: ReadOptions) -> None:
     global _encoder
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the threads
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with, args=(parent.sentinel,), daemon=True).start()
+    end_with_creator()  # a worker waits on a queue that it keeps open itself
     _encoder = BlockEncoder(folder, options)
-
-
-def _end_with(parent: int) -> None:
-    # A worker waits on a queue that it keeps open itself: it would outlive a killed parent for ever.
-    multiprocessing.connection.wait([parent])
-    os._exit(1)
 
 
 def _encode(block: Block) -> Encoded:

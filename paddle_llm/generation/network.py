@@ -51,7 +51,9 @@ def start_process(device: str | None) -> tuple[str, Layout]:
     """
     from paddle_llm.config.device import find_device, why_no_gpu
     from paddle_llm.parallel.host import import_paddle, prepare_host
+    from paddle_llm.parallel.process.parent import end_with_launcher
 
+    end_with_launcher()
     found = find_device()
     if device == "gpu" and found != "gpu":
         raise UserError(f"--device gpu, but {why_no_gpu()}: give --device cpu, or leave it out")

@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 from paddle_llm.parallel.host import mkl_cpu_type, processor
+from paddle_llm.parallel.process.parent import end_with_creator
 
 PRELOAD = ["paddle", "paddlenlp.trainer"]
 # Read by paddle and its math library when they are imported, which the server does.
@@ -132,6 +133,7 @@ def start_server() -> None:
 def _run_rank(
     pipe: Connection, log: str, variables: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
+    end_with_creator()
     # The server's own stderr is that of whatever test started it.
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 2)

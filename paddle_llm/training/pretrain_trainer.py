@@ -19,6 +19,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
+from paddle_llm.parallel.process.parent import worker_initializer
 from paddle_llm.parallel.sharded_gradients import ShardedGradients
 from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.training.checkpointed_trainer import CheckpointedTrainer
@@ -113,6 +114,11 @@ class PretrainTrainer(CheckpointedTrainer):
             accumulation=self.args.gradient_accumulation_steps,
             announce=self.token_mean.announce,
         )
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        loader = super().get_eval_dataloader(eval_dataset)
+        loader.worker_init_fn = worker_initializer()
+        return loader
 
     def _get_train_sampler(self):
         args = self.args

@@ -23,6 +23,7 @@ from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.config.weight_choice import has_weights
 from paddle_llm.core.output import escape_unencodable
+from paddle_llm.parallel.process.parent import end_with_launcher
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -37,6 +38,7 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
     if wants_help(argv):
         print(help_text(entry))
         return
+    end_with_launcher()
     with exit_on_user_error():
         world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
         resolved = resolve(argv, world_size=world_size, entry=entry)

@@ -18,6 +18,7 @@ import paddle.distributed as dist
 
 from paddle_llm.data.sampler import IGNORED_LABEL
 from paddle_llm.models.loss import CausalLMLoss
+from paddle_llm.parallel.process.parent import worker_initializer
 
 
 class GlobalBatchLoader(paddle.io.DataLoader):
@@ -29,7 +30,7 @@ class GlobalBatchLoader(paddle.io.DataLoader):
     """
 
     def __init__(self, *args, accumulation: int, announce: Callable[[int], None], **kwargs):
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, worker_init_fn=worker_initializer(), **kwargs)
         self._accumulation, self._announce = accumulation, announce
 
     def __iter__(self) -> Iterator[Any]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.rehearse.ranks import RankError, run_ranks
+from tests.helpers.processes import descendants, running, wait_until
 from tests.launched import told
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -117,3 +118,27 @@ def test_ranks_of_gpus_have_one_each_and_are_not_forked():
     """CUDA does not survive a fork; what the ranks do with their GPUs is in tests/gpu."""
     assert run_ranks(_device_of_this_rank, 2, device="gpu") == [("0", "nccl", "spawn"), ("1", "nccl", "spawn")]
     assert run_ranks(_device_of_this_rank, 1) == [(None, "gloo", "forkserver")]
+
+
+CALLER = """
+import sys
+from paddle_llm.rehearse.ranks import run_ranks
+from tests.parallel.test_run_ranks import wait_for_long
+run_ranks(wait_for_long, 2, sys.argv[1])
+"""
+
+
+def wait_for_long(folder: str) -> None:
+    (Path(folder) / os.environ["PADDLE_TRAINER_ID"]).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def test_ranks_end_when_their_caller_is_killed(tmp_path):
+    caller = subprocess.Popen([sys.executable, "-c", CALLER, str(tmp_path)], cwd=REPOSITORY)
+    marks = [tmp_path / "0", tmp_path / "1"]
+    wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks), 60, "the ranks have started")
+    started = descendants(caller.pid)
+    assert {int(mark.read_text()) for mark in marks} < set(started)
+    caller.kill()
+    caller.wait()
+    wait_until(lambda: not running(started), 10, "the ranks and their server have ended")

@@ -1,0 +1,1 @@
+"""Processes of a job: which process ends when another one has ended."""

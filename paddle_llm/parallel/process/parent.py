@@ -1,0 +1,118 @@
+"""End this process when the process that it works for has ended, also by SIGKILL.
+
+Nobody can pass a SIGKILL on. A rank whose launcher was killed would train on, beside the job that is started in its
+place; a data loading worker whose rank was killed would wait forever. Each of them watches its parent in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from paddle_llm.parallel.lifeline import EXIT_PEER_LOST
+
+# paddle.distributed.launch (3.3.1) sets it for each rank that it starts, and has another value of it, or none, itself.
+LAUNCHER_VARIABLE = "PADDLE_BACKUP_ENV_PATH"
+_POLL_SECONDS = 0.5
+_watching = False
+
+
+def end_with_launcher() -> None:
+    """Watch the launcher that started this rank; exit with code 75 when it has ended. Without a launcher: do nothing."""
+    global _watching
+    launcher = find_launcher()
+    if launcher is None or _watching:
+        return
+    _watching = True
+    watch = partial(_end_after, launcher, process_start(launcher))
+    threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
+def find_launcher() -> int | None:
+    """Process id of the launcher that started this rank.
+
+    It is the nearest ancestor without this rank's `LAUNCHER_VARIABLE`: a shell script between the two passes it on.
+
+    Returns:
+        Process id, -1 if the launcher has ended already, or None for a process that no launcher started.
+    """
+    own = os.environ.get(LAUNCHER_VARIABLE)
+    if own is None:
+        return None
+    mark = f"{LAUNCHER_VARIABLE}={own}".encode()
+    pid = os.getppid()
+    while pid > 0 and mark in _proc(pid, "environ").split(b"\0"):
+        pid = _parent_of(pid)
+    if pid <= 0:  # outside of this process's container
+        return None
+    # An orphan belongs to init or to a session manager. The launcher is a Python program.
+    return pid if b"python" in _proc(pid, "cmdline").split(b"\0")[0] else -1
+
+
+def process_start(pid: int) -> str | None:
+    """Return the start time of a process in clock ticks since boot, or None if it has ended (a zombie has)."""
+    state, *fields = _proc(pid, "stat").rpartition(b")")[2].split() or [b"X"]
+    return None if state in (b"Z", b"X") else fields[18].decode()
+
+
+def end_with_creator() -> None:
+    """In a process of `multiprocessing`: exit when the process that created it has ended."""
+    creator = multiprocessing.parent_process()
+    if creator is None:
+        return
+
+    def watch() -> None:
+        multiprocessing.connection.wait([creator.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, name="creator watch", daemon=True).start()
+
+
+def worker_initializer() -> Callable[[int], None]:
+    """Return a `worker_init_fn` for Paddle's DataLoader: a worker exits when this process has ended.
+
+    Paddle 3.3.1: the worker passes the time-out of `queue.get` as the argument `block`, so that it never looks for its
+    parent. The pipes of `multiprocessing` do not tell either, since workers that are forked later hold them open.
+    """
+    return partial(_watch_forking_process, os.getpid())
+
+
+def _watch_forking_process(parent: int, worker: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_POLL_SECONDS)
+        from paddle.base import core
+
+        core._cleanup_mmap_fds()  # batches in shared memory that nobody will read
+        os._exit(1)
+
+    threading.Thread(target=watch, name="rank watch", daemon=True).start()
+
+
+def _end_after(launcher: int, started: str | None) -> None:
+    while started is not None and process_start(launcher) == started:
+        time.sleep(_POLL_SECONDS)
+    rank = os.environ.get("PADDLE_TRAINER_ID", "0")
+    with contextlib.suppress(OSError):
+        print(f"rank {rank}: the launcher has ended; this rank stops", file=sys.stderr, flush=True)
+    os._exit(EXIT_PEER_LOST)
+
+
+def _parent_of(pid: int) -> int:
+    fields = _proc(pid, "stat").rpartition(b")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def _proc(pid: int, name: str) -> bytes:
+    """Return a file of a process in /proc; nothing if the process has ended or belongs to somebody else."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    return b""
