@@ -7,6 +7,7 @@ from typing import Any
 
 import paddle
 
+from paddle_llm.models.attention_kernels import checked_functional
 from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.replace_forward import replace_forward
 from paddle_llm.models.segments import (
@@ -22,13 +23,17 @@ from paddle_llm.models.segments import (
 
 def install_segments() -> None:
     """Replace methods of PaddleNLP's classes. Called once, before a network is built."""
+    from paddlenlp.transformers.llama import fusion_ops
     from paddlenlp.transformers.llama import modeling as llama
     from paddlenlp.transformers.llama import modeling_pp as llama_pipeline
     from paddlenlp.transformers.qwen2 import modeling as qwen2
     from paddlenlp.transformers.qwen2 import modeling_pp as qwen2_pipeline
 
+    # PaddleNLP 3.0.0b4 asks for a causal mask beside every other mask (fusion_flash_attention).
+    fusion_ops.F = checked_functional()
     for modeling, network in ((llama, llama.LlamaForCausalLM), (qwen2, qwen2.Qwen2ForCausalLM)):
         modeling.scaled_dot_product_attention = _rotary_attention(modeling.scaled_dot_product_attention)
+        modeling.is_casual_mask = _is_square_and_causal(modeling.is_casual_mask)
         _take_segments(network, "attn_mask_startend_row_indices")
     for pipeline in (llama_pipeline.LlamaForCausalLMPipe, qwen2_pipeline.Qwen2ForCausalLMPipe):
         _take_segments_in_stages(pipeline)
@@ -41,7 +46,10 @@ def install_segments() -> None:
 
 
 def _rotary_attention(original: Any) -> Any:
-    """LLaMA's and Qwen2's attention, which without flash attention does not look at where samples end."""
+    """LLaMA's and Qwen2's attention, by sample where the rows are packed.
+
+    PaddleNLP ignores where samples end without flash attention, and with it calls FlashMask on every card and in 32 bits.
+    """
 
     @wraps(original)
     def attention(
@@ -56,16 +64,28 @@ def _rotary_attention(original: Any) -> Any:
         **named: Any,
     ) -> Any:
         ends = attention_mask if is_ends(attention_mask) else attn_mask_startend_row_indices
-        if ends is None or config.use_flash_attention:
-            named.update(attn_mask_startend_row_indices=ends, sequence_parallel=sequence_parallel)
-            mask = None if is_ends(attention_mask) else attention_mask
-            return original(query_states, config, key_states, value_states, mask, *others, **named)
+        if ends is None:
+            named["sequence_parallel"] = sequence_parallel
+            return original(query_states, config, key_states, value_states, attention_mask, *others, **named)
         batch, length, heads, width = query_states.shape
         output = attend(query_states, key_states, value_states, ends)
         rows = [batch * length] if sequence_parallel else [batch, length]
         return output.reshape([*rows, heads * width])
 
     return attention
+
+
+def _is_square_and_causal(original: Any) -> Any:
+    """Whether a mask may be dropped for the kernel's causal one.
+
+    PaddleNLP 3.0.0b4 takes the mask of one token behind a cache, a row [B, 1, 1, T], for causal: padding is attended to.
+    """
+
+    @wraps(original)
+    def is_causal(attention_mask: paddle.Tensor) -> bool:
+        return attention_mask.shape[-2] == attention_mask.shape[-1] and original(attention_mask)
+
+    return is_causal
 
 
 def _take_segments(network: Any, name: str) -> None:

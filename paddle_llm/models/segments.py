@@ -15,8 +15,9 @@ it passes through layers, recompute and pipeline stages as any other tensor does
 ChatGLM-6B and GLM read a prefix both ways: their batches bring `prefix_lengths` [B, K] besides, and their mask is spelled out.
 
 What it costs: attention is computed sample by sample on a CPU (neighbours below 128 tokens together under one small mask),
-by FlashMask's kernel on a GPU in 16 bits, which leaves out what is hidden. Only in 32 bits on a GPU, and with dropout of
-attention's probabilities, is the S x S mask spelled out.
+by FlashMask's kernel on a GPU in 16 bits, which leaves out what is hidden (`attention_kernels.py`: which GPUs have it). Flash
+attention with ALiBi takes an S x S mask in 16 bits. Otherwise, that is in 32 bits or on an older GPU, and with dropout of
+attention's probabilities on a CPU, the S x S scores are computed in full.
 
 Shapes: B rows, S positions of a row, K samples of a row, N heads, D head width.
 """
@@ -29,6 +30,7 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
+from paddle_llm.models.attention_kernels import fused_attention, has_flash_kernels, on_gpu, repeated_heads
 from paddle_llm.models.cpu_kernels import MIN_BLOCK, CausalAttention
 
 
@@ -99,19 +101,44 @@ def attend(
     slopes: list[float] | None = None,
     dropout: float = 0.0,
 ) -> paddle.Tensor:
-    """softmax(q k^T / sqrt(D)) v [B, S, N, D], each position looking backwards within its sample.
+    """Compute softmax(q k^T / sqrt(D)) v [B, S, N, D], each position looking backwards within its sample.
 
     Args:
-        slopes: [N], of ALiBi (Press et al. 2022); None: none.
-        dropout: of the probabilities; 0 outside training.
+        k_BSND: Keys, for fewer heads than the queries' where several queries share one; values alike.
+        slopes: Slopes [N] of ALiBi (Press et al. 2022), None without it.
+        dropout: Dropout of the probabilities; 0 outside training.
     """
+    if has_flash_kernels(q_BSND, k_BSND, v_BSND):
+        if slopes is None:
+            columns_B1S1 = ends_BS.unsqueeze([1, -1])
+            return F.flashmask_attention(q_BSND, k_BSND, v_BSND, columns_B1S1, dropout=dropout, causal=True)
+        mask_BNSS = alibi_mask(seen_backwards(ends_BS), positions_of(ends_BS), slopes, v_BSND.dtype)
+        return fused_attention(q_BSND, k_BSND, v_BSND, attn_mask=mask_BNSS, dropout_p=dropout)
+    k_BSND, v_BSND = (repeated_heads(states, q_BSND.shape[2]) for states in (k_BSND, v_BSND))
     plain = all(tensor.dtype == paddle.float32 for tensor in (q_BSND, k_BSND, v_BSND))
-    if plain and not dropout and q_BSND.place.is_cpu_place():
+    if plain and not dropout and not on_gpu(q_BSND):
         return _by_sample(q_BSND, k_BSND, v_BSND, ends_BS, slopes)
-    if q_BSND.dtype in (paddle.float16, paddle.bfloat16) and slopes is None and q_BSND.place.is_gpu_place():
-        columns_B1S1 = ends_BS.unsqueeze([1, -1])
-        return F.flashmask_attention(q_BSND, k_BSND, v_BSND, columns_B1S1, dropout=dropout, causal=True)
     return _under_a_mask(q_BSND, k_BSND, v_BSND, ends_BS, slopes, dropout)
+
+
+def seen_backwards(ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """[B, 1, S, S] of booleans: which position looks at which, backwards within its sample."""
+    position_S = paddle.arange(ends_BS.shape[1], dtype="int32")
+    query_S1 = position_S.unsqueeze(1)
+    return ((query_S1 >= position_S) & (query_S1 < ends_BS.unsqueeze(1))).unsqueeze(1)
+
+
+def alibi_mask(
+    seen_B1ST: paddle.Tensor, position_BT: paddle.Tensor, slopes: list[float], dtype: paddle.dtype
+) -> paddle.Tensor:
+    """[B, N, S, T] in `dtype`, added to the scores: ALiBi (Press et al. 2022) where a key is seen, else the lowest number.
+
+    Args:
+        position_BT: Position of each key in its sample, [B or 1, T].
+    """
+    slopes_N1 = paddle.to_tensor(slopes, dtype="float32").unsqueeze(1)
+    bias_BN1T = (slopes_N1 * position_BT.astype("float32").unsqueeze(1)).astype(dtype).unsqueeze(2)
+    return paddle.where(seen_B1ST, bias_BN1T, paddle.full([1], paddle.finfo(dtype).min, dtype))
 
 
 def _by_sample(q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[float] | None) -> paddle.Tensor:
@@ -166,8 +193,7 @@ def _under_a_mask(
     if slopes is not None:
         slopes_N1 = paddle.to_tensor(slopes, dtype="float32").unsqueeze(1)
         scores = scores + (slopes_N1 * position_S.astype("float32")).unsqueeze([0, 2])
-    query_S1 = position_S.unsqueeze(1)
-    seen_B1SS = ((query_S1 >= position_S) & (query_S1 < ends_BS.unsqueeze(1))).unsqueeze(1)
+    seen_B1SS = seen_backwards(ends_BS)
     weights = F.softmax(paddle.where(seen_B1SS, scores, paddle.full([1], -1e30)), axis=-1).astype(v.dtype)
     weights = F.dropout(weights, dropout)
     return paddle.matmul(weights, v).transpose([0, 2, 1, 3])

@@ -18,7 +18,7 @@ from typing import Any
 
 import paddle
 
-from paddle_llm.models.segments import ends_of, is_ends
+from paddle_llm.models.segments import ends_of, is_ends, seen_backwards
 from paddle_llm.models.shards import Shard
 from paddle_llm.peft.attachment import Attachment, whole
 from paddle_llm.peft.parallel_product import summed_gradient
@@ -103,17 +103,18 @@ def _with_prefix(mask: Any, count: int, value: float = 0.0) -> paddle.Tensor:
 
 def _causal(queries: int, keys: int, dtype: Any) -> paddle.Tensor:
     """[1, 1, S, T]: the last S of T positions, each looking backwards."""
-    return paddle.triu(paddle.full([1, 1, queries, keys], _HIDDEN, "float32"), diagonal=keys - queries + 1).astype(
-        dtype
-    )
+    hidden = paddle.full([1, 1, queries, keys], _hidden(dtype), "float32")
+    return paddle.triu(hidden, diagonal=keys - queries + 1).astype(dtype)
+
+
+def _hidden(dtype: Any) -> float:
+    """What hides a key in a mask of this type: finite, which -1e30 is not in float16."""
+    return max(_HIDDEN, paddle.finfo(dtype).min)
 
 
 def _of_segments(ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     """[B, 1, S, S]: each position looks backwards in its sample (`models/segments.py`)."""
-    place_S = paddle.arange(ends_BS.shape[1], dtype="int32")
-    query_S1 = place_S.unsqueeze(1)
-    seen = ((query_S1 >= place_S) & (query_S1 < ends_BS.unsqueeze(1))).unsqueeze(1)
-    return paddle.where(seen, paddle.zeros([1]), paddle.full([1], _HIDDEN)).astype(dtype)
+    return paddle.where(seen_backwards(ends_BS), paddle.zeros([1]), paddle.full([1], _hidden(dtype))).astype(dtype)
 
 
 # ---- LLaMA, Qwen2: their layers call a function of queries, keys and values [B, S, N, D] ------------------------------
