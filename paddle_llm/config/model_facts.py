@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.adapter_folders import adapters_below, instead_of_model
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.json_object import read_json_object
 from paddle_llm.config.positions import LENGTH_KEYS, position_limit, rope_scaling
@@ -83,7 +84,8 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
             f"without one give a local folder: --model_name_or_path /path/to/{name}"
         )
     if not path.is_file():
-        raise UserError(f"{path} does not exist: a model folder needs its config.json.")
+        problem = instead_of_model(path.parent) or f"{path} does not exist: a model folder needs its config.json."
+        raise UserError(problem + adapters_below(path.parent))
     raw = read_json_object(path)
     return facts_from_dict(raw, where=str(path))
 

@@ -18,6 +18,7 @@ from paddle_llm.models.registry import Family
 from paddle_llm.models.shards import Shard, shard_of
 from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
 from paddle_llm.models.weight_files import DOUBLE, WeightFiles
+from paddle_llm.models.wrapper_names import why_empty, why_wrapped
 
 _SHOWN = 8
 
@@ -89,7 +90,7 @@ def _report(folder: Path, files: WeightFiles, findings: Findings) -> None:
         UserError: If weights are missing or wrong.
     """
     if findings.missing or findings.wrong or findings.not_finite:
-        raise UserError(_describe(folder, findings))
+        raise UserError(_describe(folder, files, findings))
     unexpected = sorted(
         name for name in files.names() if name not in findings.used and not name.endswith(names.IGNORED_ENDS)
     )
@@ -311,7 +312,7 @@ def _agree(findings: Findings, problem: str | None) -> Findings:
     return union
 
 
-def _describe(folder: Path, findings: Findings) -> str:
+def _describe(folder: Path, files: WeightFiles, findings: Findings) -> str:
     lines = []
     if findings.missing:
         lines.append(f"{folder}: {len(findings.missing)} weights are missing: {_shorten(findings.missing)}")
@@ -325,7 +326,11 @@ def _describe(folder: Path, findings: Findings) -> str:
             "from before the training failed, or fetch the folder again."
         )
     if findings.missing or findings.wrong:
-        lines.append("the folder's config.json and its weights are not of the same model; fetch the folder again")
+        unused = [name for name in files.names() if name not in findings.used]
+        cause = why_wrapped(unused) or why_empty({name: files.shape(name) for name in files.names()})
+        lines.append(
+            cause or "the folder's config.json and its weights are not of the same model; fetch the folder again"
+        )
     return "\n".join(lines)
 
 

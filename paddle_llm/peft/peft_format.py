@@ -25,6 +25,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.models import names
 from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
 from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.models.wrapper_names import why_empty, why_wrapped
 from paddle_llm.peft.peft_targets import checked, is_target, saved_modules
 
 CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -34,6 +35,7 @@ _ADAPTER = "default"  # PEFT's name of an adapter: not in files, but in what tor
 _LORA = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])|lora_magnitude_vector(?:\.weight)?)"
 )
+_NAMED = re.compile(r".+\.lora_[AB]\.(?P<name>[^.]+)\.weight")
 
 
 def is_peft(described: dict[str, Any]) -> bool:
@@ -67,7 +69,15 @@ class PeftFile(WeightFiles):
         self.weights: list[str] = []
         self._wrapped: set[str] = set()
         entries, named = {}, 0
+        shapes = {key: entry.shape for key, entry in self._entries.items()}
+        if problem := why_wrapped(shapes, known=("base_model", "base_layer")) or why_empty(shapes):
+            raise UserError(f"{self.file}: {problem}")
         for key, entry in self._entries.items():
+            if key.startswith(BEGIN + BEGIN):
+                raise UserError(
+                    f"{self.file}: tensor name {key!r} begins with {BEGIN!r} twice: PEFT put one adapter over another. Save the "
+                    "inner adapter with save_pretrained."
+                )
             if not key.startswith(BEGIN):
                 raise UserError(
                     f"{self.file}: tensor name {key!r} does not begin with {BEGIN!r}. Save the adapter with PEFT's "
@@ -96,6 +106,11 @@ class PeftFile(WeightFiles):
         """The name here of one of PEFT's tensors."""
         match = _LORA.fullmatch(key)
         if match is None:
+            if other := _NAMED.fullmatch(key):
+                raise UserError(
+                    f"{self.file}: {key} contains the adapter's name {other['name']!r}, so that PEFT does not read it. Save the "
+                    "adapter with save_pretrained, or remove the name from the names of the tensors."
+                )
             if ".lora_" in f".{key}":
                 raise UserError(f"{self.file}: {key} is not a tensor of LoRA on a linear layer or an embedding.")
             name = key.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
@@ -199,8 +214,8 @@ class PeftTensors(PeftFile):
                 self._stored[weight] = (key, matrix and names.hugging_face(family, weight, 2).transpose)
         if strange:
             raise UserError(
-                f"{folder} has {strange[0]} and {len(strange) - 1} more tensors that belong to no weight of this base: it is of "
-                "another one, or the base keeps several matrices in one (--fuse_attention_qkv, --fuse_attention_ffn: leave them out)"
+                f"{folder}: {len(strange)} tensors belong to no weight of this base, the first is {strange[0]}: the adapter is of "
+                "another base, or this one keeps several matrices in one (--fuse_attention_qkv, --fuse_attention_ffn: leave them out)"
             )
         self._check_vocabulary()
         checked(folder, lambda: self._check_against(described))

@@ -19,6 +19,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import staged_folder
 from paddle_llm.models.full_weights import assemble
+from paddle_llm.models.names import canonical_parameters
 from paddle_llm.models.shards import Shard
 from paddle_llm.models.vocab import real_vocab_size, unpad
 from paddle_llm.models.weight_files import WeightFiles, write_safetensors
@@ -176,6 +177,8 @@ def load_adapter(
         attachment = found
     else:
         set_active(model, None)
+        # Before anything is attached, so that a message names the tensors of the file.
+        _open_over(dict(canonical_parameters(model, family_of(model).name)), model, folder, allow_pickle)
         attach(model, method, layout, family_of(model), seed=0, name=name, quiet=True)
         attachment = active_attachment(model)
         attachment.keep_base()
@@ -241,12 +244,16 @@ def open_tensors(
     return WeightFiles(folder, file=TENSORS)
 
 
+def _open_over(base: Mapping[str, Any], model: Any, folder: Path, allow_pickle: bool) -> WeightFiles:
+    """An adapter's tensors for a network, whose weights of this rank are `base`. Collective over all ranks."""
+    mine = {name: len(parameter.shape) for name, parameter in base.items()}
+    ndims = {name: ndim for table in _of_all_ranks(mine) for name, ndim in table.items()}
+    return open_tensors(folder, family_of(model).name, ndims, model.config, allow_pickle=allow_pickle)
+
+
 @paddle.no_grad()
 def _read_tensors(attachment: Attachment, folder: Path, allow_pickle: bool) -> None:
-    mine_of_base = {name: len(parameter.shape) for name, parameter in attachment.base.items()}
-    base = {name: ndim for table in _of_all_ranks(mine_of_base) for name, ndim in table.items()}
-    config = attachment.model.config
-    files = open_tensors(folder, attachment.family.name, base, config, allow_pickle=allow_pickle)
+    files = _open_over(attachment.base, attachment.model, folder, allow_pickle)
     mine = adapter_parts(attachment)
     known = {name for names in _of_all_ranks([name for name, *_ in mine]) for name in names}
     different = known.symmetric_difference(files.names())

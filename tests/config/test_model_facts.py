@@ -107,6 +107,16 @@ def test_missing_folder_names_the_local_form(tmp_path: Path) -> None:
         read_model_facts(tmp_path)
 
 
+def test_an_adapter_in_place_of_a_model_is_named(tmp_path: Path) -> None:
+    adapter = tmp_path / "run" / "checkpoint-7"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    with pytest.raises(UserError, match=r"is an adapter.*org/base.*--lora_path .*checkpoint-7"):
+        read_model_facts(adapter)
+    with pytest.raises(UserError, match=r"needs its config.json. Adapters are in .*checkpoint-7\."):
+        read_model_facts(adapter.parent)
+
+
 def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
     folder = write_llama(tmp_path / "here")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import load_file, save_file
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
@@ -461,3 +462,30 @@ def test_a_pickled_adapter_is_read_where_that_is_allowed(bases, tmp_path):
         from_peft(theirs, tmp_path / "two")
     from_peft(theirs, tmp_path / "two", allow_pickle=True)
     assert (tmp_path / "one" / TENSORS).read_bytes() == (tmp_path / "two" / TENSORS).read_bytes()
+
+
+RENAMED = {
+    "module": ("base_model.", "module.base_model."),
+    "_orig_mod": ("base_model.model.", "base_model.model._orig_mod."),
+    "_fsdp_wrapped_module": ("layers.1.", "layers.1._fsdp_wrapped_module."),
+    "_checkpoint_wrapped_module": (".self_attn", "._checkpoint_wrapped_module.self_attn"),
+    "sft": ("lora_A.weight", "lora_A.sft.weight"),
+    "twice": ("base_model.model.", "base_model.model.base_model.model."),
+}
+
+
+@pytest.mark.hf
+def test_names_that_peft_leaves_out_are_refused_with_what_added_them(bases, tmp_path):
+    from peft import PeftModel
+
+    from paddle_llm.peft.save import read_method
+
+    base = bases("llama")
+    peft_library.write(base, tmp_path, r=4, target_modules=["q_proj"])
+    tensors = load_file(tmp_path / TENSORS)
+    for word, (old, new) in RENAMED.items():
+        save_file({key.replace(old, new): value for key, value in tensors.items()}, tmp_path / TENSORS)
+        with pytest.warns(UserWarning, match="missing adapter keys"):
+            PeftModel.from_pretrained(peft_library.base_model(base), tmp_path)
+        with pytest.raises(UserError, match=word):
+            read_method(tmp_path)

@@ -107,6 +107,33 @@ def test_missing_weights_are_all_named_with_their_shapes(tmp_path):
     assert "model.norm.weight [64]" in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "cause"),
+    [
+        ("", "module.", "'module', which DistributedDataParallel"),
+        ("layers.1", "layers.1._fsdp_wrapped_module", "FSDP"),
+        ("", "_orig_mod.", "torch.compile"),
+        ("", "base_model.model.", "merge_and_unload"),
+        ("q_proj.", "q_proj.base_layer.", "merge_and_unload"),
+    ],
+)
+def test_names_that_a_wrapper_added_are_refused_with_the_cause(old, new, cause, tmp_path):
+    folder = _saved_llama(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({name.replace(old, new, 1): value for name, value in tensors.items()}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=cause):
+        build(folder, load=True)
+
+
+def test_weights_without_values_are_refused_with_the_cause(tmp_path):
+    folder = _saved_llama(tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.0.mlp.up_proj.weight"] = np.zeros(0, "float32")
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"no values.*up_proj.weight \[0\].*ZeRO stage 3"):
+        build(folder, load=True)
+
+
 def test_wrong_shapes_are_told(tmp_path):
     folder = _saved_llama(tmp_path)
     tiny.write_llama(folder, intermediate_size=96)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.config.adapter_folders import adapters_below
 from paddle_llm.config.method_choice import CHOICES, SETTINGS, chosen, flags_of
 from paddle_llm.config.methods import METHODS, method_problems
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, Unknown, fine_tuning
@@ -97,7 +98,8 @@ def adapters_are_there(run: Run) -> Findings:
         path = getattr(run.config, name)
         if run.here and path and not (Path(path) / "adapter_config.json").is_file():
             what = "holds no adapter_config.json" if Path(path).is_dir() else "there is no such folder"
-            yield Problem(f"{name} = {path}: {what}. Give a folder that a fine-tuning of this library wrote.")
+            further = adapters_below(Path(path)) or " Give the folder of an adapter."
+            yield Problem(f"{name} = {path}: {what}.{further}")
 
 
 RULES: list[Rule] = [
