@@ -31,7 +31,7 @@ FREE = frozenset(
         *("use_flash_attention", "use_fused_rms_norm", "use_fused_rope", "fuse_sequence_parallel_allreduce"),
         *("recompute", "recompute_granularity", "recompute_use_reentrant", "no_recompute_layers"),
         *("pp_recompute_interval", "offload_recompute_inputs", "offload_optim", "release_grads"),
-        *("nan_policy", "allow_pickle", "continue_training"),
+        *("nan_policy", "allow_pickle", "continue_training", "deterministic"),
     }
 )
 # Read where the training begins only, or compared by content: what a path holds counts, not its name.

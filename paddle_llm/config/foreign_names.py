@@ -68,7 +68,7 @@ COUNTERPARTS: dict[str, str] = {
     "lr_scheduler_kwargs": "Use --min_learning_rate, --decay_steps, --lr_end and --power",
     "use_cpu": "Use --device cpu",
     "use_mps_device": "Use --device cpu or gpu",
-    "full_determinism": "Runs are deterministic on a CPU. Use --seed",
+    "full_determinism": "Use --deterministic 1 (GPU; a CPU always is) and --seed",
     "per_gpu_train_batch_size": "Use --per_device_train_batch_size",
     "per_gpu_eval_batch_size": "Use --per_device_eval_batch_size",
     "group_by_length": "Use --zero_padding, which packs samples into rows",

@@ -16,6 +16,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.parallel.process.determinism import set_deterministic_environment
+
 # mallopt's parameter numbers (glibc malloc.h).
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 _KEEP_BYTES = 1 << 30
@@ -35,12 +37,13 @@ _UPSTREAM_NOISE = (
 _USUAL_WARNING = "the grad clip of original optimizer will be changed"
 
 
-def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
+def prepare_host(device: str, cpu_threads: int | None = None, deterministic: bool = False) -> list[str]:
     """Set the process up for `device` before paddle is imported.
 
     Args:
         device: "cpu" or "gpu".
         cpu_threads: the user's `--cpu_threads`; wins over everything.
+        deterministic: `--deterministic`; on a CPU it has no effect.
 
     Returns:
         Lines to say once: what was set and how to override it.
@@ -53,7 +56,7 @@ def prepare_host(device: str, cpu_threads: int | None = None) -> list[str]:
     warnings.filterwarnings("ignore", message=_UPSTREAM_NOISE)
     os.environ.setdefault("GLOG_minloglevel", "2")  # every process group would tell of its store
     if device != "cpu":
-        return []
+        return set_deterministic_environment() if deterministic else []
     said = []
     kind = mkl_cpu_type(processor())
     if kind and "MKL_DEBUG_CPU_TYPE" not in os.environ:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.console import say
+from paddle_llm.config.errors import UserError
 from paddle_llm.config.old_names import Entry
 from paddle_llm.config.reader import resolve
+from paddle_llm.parallel.process.determinism import is_deterministic
 from paddle_llm.training.run import run
 
 if TYPE_CHECKING:
@@ -38,11 +40,16 @@ def _run(entry: Entry, config: str | Path | None, fields: dict[str, Any]) -> Any
     resolved = resolve([*([str(config)] if config else []), *_as_flags(fields)], world_size=1, entry=entry)
     for line in resolved.notices:
         say(line)
+    settings = resolved.config
     if "paddle" not in sys.modules:
         from paddle_llm.parallel.host import prepare_host
 
-        for line in prepare_host(resolved.config.device, resolved.config.cpu_threads):
+        for line in prepare_host(settings.device, settings.cpu_threads, settings.deterministic):
             say(line)
+    elif settings.deterministic and settings.device != "cpu" and not is_deterministic():
+        raise UserError(
+            "--deterministic 1 has no effect after paddle is imported: restart Python and call this function first."
+        )
     return run(resolved, entry)
 
 

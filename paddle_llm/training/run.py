@@ -47,7 +47,8 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
         _require_paddle()
         from paddle_llm.parallel.host import prepare_host
 
-        for line in prepare_host(resolved.config.device, resolved.config.cpu_threads):
+        config = resolved.config
+        for line in prepare_host(config.device, config.cpu_threads, config.deterministic):
             say(line)
         run(resolved, entry)
 

@@ -40,6 +40,7 @@ CASES = [
     ),
     Case("precision_switches", "--bf16 --scale_loss 1024", notice="no effect with --bf16"),
     Case("precision_switches", "--bf16 --amp_master_grad", problem="needs --fp16_opt_level O2, not O1"),
+    Case("determinism", "--deterministic 1", notice="no effect on a CPU", fine="--deterministic 0", device="cpu"),
     Case("recompute_switches", "--recompute_granularity core_attn", notice="no effect without --recompute"),
     Case("reporters", "--report_to tensorbord", problem="expected visualdl, wandb", fine="--report_to none"),
     Case("reporters", "--report_to wandb visualdl", problem="the package wandb is not installed"),

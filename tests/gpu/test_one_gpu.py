@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.parallel.process.determinism import DETERMINISTIC
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, compare, rounding_floor
 from paddle_llm.rehearse.oracle import run_case
@@ -28,8 +29,6 @@ from tests.rehearse.cases import make_case
 CURVE_STEPS = 30
 BF16_LIMIT = 0.01  # of each loss
 DEVICE, HOST = "Place(gpu:0)", "Place(gpu_pinned)"
-# Sums of a scatter (the embedding's gradient) in one order.
-DETERMINISTIC = {"FLAGS_cudnn_deterministic": "1", "FLAGS_embedding_deterministic": "1"}
 
 
 def case_on_gpu(folder: Path, layout: Layout | None = None, **settings: Any) -> Case:

@@ -71,6 +71,11 @@ class TrainingFields(Group):
     seed: int = Field(
         42, ge=0, description="Seed of weights, dropout and, without --data_seed, of the order of samples."
     )
+    deterministic: bool = Field(
+        False,
+        description="GPU: choose kernels that give the same bits in every run, which exact resume needs there; slower. On a "
+        "CPU they always do.",
+    )
     bf16: bool = Field(False, description="Compute in bfloat16 (GPU).")
     fp16: bool = Field(False, description="Compute in float16 with loss scaling (GPU).")
     fp16_opt_level: Literal["O0", "O1", "O2"] = Field(

@@ -86,6 +86,11 @@ def precision_switches(run: Run) -> Findings:
         yield Notice("--scale_loss has no effect with --bf16, which needs no loss scaling.")
 
 
+def determinism(run: Run) -> Findings:
+    if run.config.deterministic and run.device == "cpu":
+        yield Notice("--deterministic has no effect on a CPU, where every run gives the same bits.")
+
+
 def recompute_switches(run: Run) -> Findings:
     for name in ("recompute_granularity", "no_recompute_layers", "recompute_use_reentrant", "offload_recompute_inputs"):
         if name in run.asked and not run.config.recompute and getattr(run.config, name) not in (None, False, "full"):
@@ -147,6 +152,7 @@ RULES: list[Rule] = [
     device_name,
     one_precision,
     precision_switches,
+    determinism,
     recompute_switches,
     reporters,
     unified_checkpoint_words,

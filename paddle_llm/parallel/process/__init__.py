@@ -1,1 +1,1 @@
-"""Processes of a job: which process ends when another one has ended."""
+"""The processes of a job: device, environment, and which process ends when another one has ended."""

@@ -1,0 +1,85 @@
+"""`--deterministic 1`: what it sets, and that it does so before paddle is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.parallel.process.determinism import DETERMINISTIC
+from paddle_llm.training import notebook
+from tests.tiny import write_llama
+
+# The entry script on a machine that seems to have a GPU, up to the import of paddle.
+_START = """
+import json, os, sys
+from paddle_llm.config import reader
+from paddle_llm.training import run
+reader.has_gpu = reader.paddle_has_gpu = lambda: True
+reader.find_device = lambda: "gpu"
+run.run = lambda resolved, entry: print(json.dumps(["paddle" in sys.modules, dict(os.environ)]))
+run.main(sys.argv[1:])
+"""
+
+
+def _start(tmp_path, *flags: str, **environment: str) -> tuple[bool, dict[str, str], str]:
+    model = write_llama(tmp_path / "model")
+    required = [
+        "--model_name_or_path",
+        str(model),
+        "--do_train",
+        "--input_dir",
+        str(tmp_path / "data"),
+        *("--max_seq_length", "16", "--max_steps"),
+        "1",
+    ]
+    command = [sys.executable, "-c", _START, *required, "--output_dir", str(tmp_path / "output"), *flags]
+    clean = {name: value for name, value in os.environ.items() if name not in DETERMINISTIC}
+    done = subprocess.run(command, env=clean | environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return *json.loads(done.stdout.splitlines()[-1]), done.stderr
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    (tmp_path / "data").mkdir()
+    for suffix in ("bin", "idx"):
+        (tmp_path / f"data/c.{suffix}").touch()
+
+
+def test_the_environment_is_set_before_paddle_is_imported(tmp_path, corpus):
+    imported, environment, said = _start(tmp_path, "--deterministic", "1")
+    assert not imported and environment.items() >= DETERMINISTIC.items()
+    assert all(f"{name}={value}" in said for name, value in DETERMINISTIC.items())
+
+
+def test_without_the_flag_nothing_is_set(tmp_path, corpus):
+    _, environment, _ = _start(tmp_path)
+    assert not DETERMINISTIC.keys() & environment.keys()
+
+
+def test_a_value_of_the_user_is_kept_and_reported(tmp_path, corpus):
+    _, environment, said = _start(tmp_path, "--deterministic", "1", NCCL_ALGO="Tree")
+    assert environment["NCCL_ALGO"] == "Tree" and "NCCL_ALGO=Tree of the environment is kept" in said
+
+
+def test_it_is_refused_when_paddle_is_imported_already(tmp_path, corpus, monkeypatch):
+    import paddle  # noqa: F401
+
+    from paddle_llm.config import reader
+
+    for name, value in {"has_gpu": True, "paddle_has_gpu": True, "find_device": "gpu"}.items():
+        monkeypatch.setattr(reader, name, lambda value=value: value)
+    settings = {"input_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "output"), "do_train": True}
+    with pytest.raises(UserError, match="after paddle is imported"):
+        notebook.pretrain(
+            model_name_or_path=str(write_llama(tmp_path / "model")),
+            max_steps=1,
+            max_seq_length=16,
+            deterministic=True,
+            **settings,
+        )
