@@ -6,6 +6,7 @@ unknown. Unknown fields are reported once: transformers ignores them in silence.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 # Fields of every configuration of transformers 4.55 and 5, of PaddleNLP's, and of widely used tools, that do not change the network.
@@ -95,13 +96,24 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
+# Numbers that a network computes with; 0, null or text would fail in it, or turn its values into NaN.
+_ABOVE_ZERO = ("rope_theta", "rms_norm_eps", "layer_norm_epsilon", "layernorm_epsilon")
+
+
+def is_above_zero(value: Any) -> bool:
+    """Whether a value of a JSON file is a finite number above 0."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
 def refused_fields(raw: dict[str, Any]) -> list[str]:
     """What a config.json asks for that no network of these families does."""
-    return [
+    refused = [
         f"{key} {raw[key]!r} (only {' or '.join(map(repr, neutral[:2]))})"
         for key, neutral in _NEUTRAL.items()
         if key in raw and raw[key] not in neutral
     ]
+    wrong = [key for key in _ABOVE_ZERO if key in raw and not is_above_zero(raw[key])]
+    return refused + [f"{key} {raw[key]!r} (a number above 0 is expected)" for key in wrong]
 
 
 def unknown_fields(family: str, raw: dict[str, Any], read: set[str]) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.models.config_fields import quantization_of, refused_fields
+from paddle_llm.models.config_fields import is_above_zero, quantization_of, refused_fields
 from paddle_llm.models.registry import Family
 
 # Keys of config.json that say nothing about the network, or that PaddleNLP sets itself.
@@ -99,8 +99,12 @@ def _rope(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> N
         return
     if new and old and _kind_of_rope(new) != _kind_of_rope(old):
         problems.append(f"rope_parameters {new!r} beside rope_scaling {old!r} (keep one of them)")
-    if "rope_theta" in parameters:
-        values["rope_theta"] = parameters["rope_theta"]
+    named = {parameters[key] for key in ("rope_type", "type") if isinstance(parameters.get(key), str)}
+    if len(named) > 1:  # transformers takes one or the other, depending on the network and its version
+        problems.append(
+            f"RoPE with rope_type {parameters['rope_type']!r} beside type {parameters['type']!r} (keep one)"
+        )
+    _rope_theta(values, parameters, problems)
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         problems.append(f"partial_rotary_factor {parameters['partial_rotary_factor']!r} (only 1.0)")
     kind = _kind_of_rope(parameters)
@@ -120,9 +124,24 @@ def _rope(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> N
         missing = [key for key in keys if key not in parameters]
         if missing:
             problems.append(f"RoPE of type llama3 without {', '.join(missing)}")
+        wrong = [key for key in keys if key in parameters and not is_above_zero(parameters[key])]
+        problems += [
+            f"RoPE of type llama3 with {key} {parameters[key]!r} (a number above 0 is expected)" for key in wrong
+        ]
         values["rope_scaling"] = {"rope_type": "llama3", **{key: parameters.get(key) for key in keys}}
     elif kind not in ("default", None):
         problems.append(f"RoPE of type {kind!r} (only default, linear, dynamic, llama3)")
+
+
+def _rope_theta(values: dict[str, Any], parameters: dict[str, Any], problems: list[str]) -> None:
+    """Take `rope_theta` from the RoPE parameters, where transformers 5 keeps it."""
+    theta = parameters.get("rope_theta")
+    if theta is None:
+        return
+    if not is_above_zero(theta):
+        problems.append(f"rope_theta {theta!r} in the RoPE parameters (a number above 0 is expected)")
+    elif values.setdefault("rope_theta", theta) != theta:  # transformers 4 reads one, transformers 5 the other
+        problems.append(f"rope_theta {values['rope_theta']!r} beside {theta!r} in the RoPE parameters (keep one)")
 
 
 # What an entry of each type may hold, beside what is in every one.

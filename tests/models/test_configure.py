@@ -75,6 +75,29 @@ def test_rope_scaling_is_honoured_in_both_spellings(tmp_path, scaling):
             "keep one of them",
         ),
         (tiny.write_llama, {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "beta_fast": 32}}, "beta_fast"),
+        (tiny.write_llama, {"rope_theta": False}, "rope_theta False"),
+        (tiny.write_llama, {"rope_theta": "10000.0"}, "rope_theta '10000.0'"),
+        (tiny.write_llama, {"rms_norm_eps": "1e-5"}, "rms_norm_eps '1e-5'"),
+        (tiny.write_llama, {"rope_parameters": {"rope_theta": 0}}, "rope_theta 0 in the RoPE parameters"),
+        (tiny.write_llama, {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "beside 500000.0"),
+        (
+            tiny.write_llama,
+            {"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2.0}},
+            "'linear' beside type 'dynamic'",
+        ),
+        (
+            tiny.write_llama,
+            {
+                "rope_scaling": {
+                    "rope_type": "llama3",
+                    "factor": "8.0",
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "original_max_position_embeddings": 8,
+                }
+            },
+            "llama3 with factor '8.0'",
+        ),
         (tiny.write_qwen2, {"use_sliding_window": True}, "use_sliding_window"),
         (tiny.write_qwen2, {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         (tiny.write_qwen2, {"use_mrope": True}, "use_mrope"),
