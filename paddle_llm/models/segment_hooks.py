@@ -8,6 +8,7 @@ from typing import Any
 import paddle
 
 from paddle_llm.models.attention_kernels import checked_functional
+from paddle_llm.models.causal_masks import leave_out_causal_masks
 from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.replace_forward import replace_forward
 from paddle_llm.models.segments import (
@@ -31,9 +32,13 @@ def install_segments() -> None:
 
     # PaddleNLP 3.0.0b4 asks for a causal mask beside every other mask (fusion_flash_attention).
     fusion_ops.F = checked_functional()
-    for modeling, network in ((llama, llama.LlamaForCausalLM), (qwen2, qwen2.Qwen2ForCausalLM)):
+    for modeling, base, network in (
+        (llama, llama.LlamaModel, llama.LlamaForCausalLM),
+        (qwen2, qwen2.Qwen2Model, qwen2.Qwen2ForCausalLM),
+    ):
         modeling.scaled_dot_product_attention = _rotary_attention(modeling.scaled_dot_product_attention)
         modeling.is_casual_mask = _is_square_and_causal(modeling.is_casual_mask)
+        leave_out_causal_masks(modeling, base)
         _take_segments(network, "attn_mask_startend_row_indices")
     for pipeline in (llama_pipeline.LlamaForCausalLMPipe, qwen2_pipeline.Qwen2ForCausalLMPipe):
         _take_segments_in_stages(pipeline)

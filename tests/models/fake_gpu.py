@@ -133,6 +133,9 @@ def without_cpu_kernels() -> Iterator[None]:
 
 def network(folder: Path, family: str, *, flash: bool, **fields: Any) -> Any:
     """A network of random weights as it is built on a GPU; inside `without_cpu_kernels`."""
-    WRITERS[family](folder, **{"init_std" if family == "opt" else "initializer_range": 0.2})
+    fields_of_config = {"init_std" if family == "opt" else "initializer_range": 0.2}
+    if family in ("llama", "qwen2"):
+        fields_of_config["num_key_value_heads"] = 2
+    WRITERS[family](folder, **fields_of_config)
     with mock.patch.object(paddle.device, "get_device", lambda: "gpu:0"):
         return build(folder, length=32, use_flash_attention=flash, **fields)

@@ -130,3 +130,19 @@ def kernels_of(family: str, case: str, flash: bool, card: str) -> set[str]:
     if not flash or family not in FLASH_FAMILIES:
         return set()
     return {"causal"} if case == "plain" and family in CAUSAL_FAMILIES else {"masked"}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_no_mask_is_made_and_no_copy_waited_for_in_a_whole_row(networks, family, monkeypatch):
+    """PaddleNLP builds [B, 1, S, S] three times and copies a number from the device, to drop the mask afterwards."""
+    model = networks(family, True, False)
+    base = getattr(model, model.base_model_prefix)
+
+    def forbidden(*_: object) -> None:
+        raise AssertionError("a mask is made, or a copy waited for")
+
+    monkeypatch.setattr(type(base), "_prepare_decoder_attention_mask", staticmethod(forbidden))
+    monkeypatch.setattr(paddle.Tensor, "item", forbidden)
+    with on_fake_gpu(Kernels()):
+        for inputs in (batch(family), packed_batch(family)):
+            step(model, inputs)
