@@ -135,6 +135,7 @@ def survey(path: str) -> DataFolder:
     for name in names:
         _sort_file(found, base, name, unnamed)
     if not found.files and not found.problems:
+        _check_saved_to_disk(found, unnamed)
         found.unnamed = True
         found.files[TRAIN] = [os.path.join(base, name) for name in unnamed]
     else:
@@ -142,6 +143,14 @@ def survey(path: str) -> DataFolder:
     _separate_eval(found, base)
     _check_shards(found, base)
     return found
+
+
+def _check_saved_to_disk(found: DataFolder, unnamed: list[str]) -> None:
+    """Refuse a folder of `save_to_disk` without names of splits, whose rows are in .arrow files only."""
+    arrow = sorted(path for path in found.left_out if path.lower().endswith(".arrow"))
+    if arrow and not unnamed:
+        remedy = _convert(arrow[0]).replace("['train']", "")
+        found.problems.append(f"{arrow[0]}: a format that is not read. {remedy}, and name that file.")
 
 
 def _download_cache(path: str, names: list[str]) -> str:
@@ -162,8 +171,8 @@ def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> N
         found.left_out[path] = "holds no rows by its name or suffix"
         if splits and splits != {HELD_OUT} and os.path.splitext(name.lower())[1] in _OTHER_DATA:
             found.problems.append(
-                f"{path}: a file of the split {' and '.join(sorted(splits))} in a format that is not read. Convert it to jsonl or "
-                "parquet (datasets: load_dataset(...).to_parquet), or move it out of the folder."
+                f"{path}: a file of the split {' and '.join(sorted(splits))} in a format that is not read. {_convert(path)}, or move it "
+                "out of the folder."
             )
     elif len(splits) > 1:
         found.problems.append(
@@ -176,6 +185,13 @@ def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> N
         found.files.setdefault(splits.pop(), []).append(path)
     else:
         unnamed.append(name)
+
+
+def _convert(path: str) -> str:
+    """How to write a file that is not read in a format that is."""
+    if path.lower().endswith(".arrow"):
+        return "Write it as parquet with datasets: load_from_disk(FOLDER)['train'].to_parquet('train.parquet')"
+    return "Convert it to jsonl or parquet (datasets: load_dataset(...).to_parquet)"
 
 
 def splits_of_path(relative: str) -> set[str]:

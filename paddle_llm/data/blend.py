@@ -51,6 +51,12 @@ def split_weights(value: str, flag: str, what: str = "FILE") -> list[tuple[float
         UserError: words that are no pairs, a weight that is none.
     """
     words = value.split()
+    paths = [path.strip() for path in value.split(",") if path.strip()]
+    if len(paths) > 1 and all(os.path.exists(path) for path in paths):
+        weighted = " ".join(f"1 {path}" for path in paths)
+        raise UserError(
+            f"{flag} {value!r}: paths are not separated by commas. Give a folder, a pattern, or a mixture by weight: {weighted!r}"
+        )
     if len(words) == 1:
         return None
     form = (

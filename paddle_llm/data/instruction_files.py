@@ -85,6 +85,7 @@ class RowReader:
         self._joined = kind_of_file(path) == "parquet" and not prompted
         self._by_keys: dict[frozenset[Any], str] = {}
         self._first: str | None = None
+        self._columns: set[str] = set()
         self.formats: Counter[str] = Counter()
         self.notes = Notes()
 
@@ -123,11 +124,24 @@ class RowReader:
         if self._joined:
             value = without_nulls(value)
         if self.info:
+            self._columns |= set(value) & self.info.named if isinstance(value, dict) else set()
             value = self.info.rename(value)
         name = self._format(value, where)
         conversation = read_row(value, name, where, self.notes)
         self.formats[name] += 1
         yield conversation
+
+    def check_columns(self) -> None:
+        """Refuse a column of dataset_info.json that no row has, after all rows were read.
+
+        Raises:
+            UserError: With the names of the columns.
+        """
+        missing = sorted(self.info.named - self._columns) if self.info else []
+        if self.info and missing and self.formats:
+            raise UserError(
+                f"{self.path}: no row has {', '.join(map(repr, missing))}, which {self.info.where} names as a column. Correct the entry."
+            )
 
     def _format(self, value: Any, where: str) -> str:
         if self._given or self.info:
@@ -159,6 +173,7 @@ def _load_file(path: str, data_format: str, prompted: PromptTemplates | None, lo
             loaded.reasons[str(reason)] += 1
             if len(loaded.examples) < _SHOWN:
                 loaded.examples.append(f"{where}: {reason}")
+    reader.check_columns()
     loaded.formats[path] = reader.describe().split(",")[0]
     bad = sum(loaded.reasons.values()) - bad
     say(

@@ -22,7 +22,7 @@ from paddle_llm.data.instructions.conversation import (
     Round,
     Turn,
 )
-from paddle_llm.data.instructions.messages import Notes, check_order, check_text, read_messages
+from paddle_llm.data.instructions.messages import Notes, check_order, check_text, parsed, read_messages
 from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, refuse_preferences, template_fields
 
 __all__ = [
@@ -66,10 +66,16 @@ def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
         raise BadRow(f"has no key {key!r}")
     value = row[key]
     if not isinstance(value, str):
-        raise BadRow(f"{key!r} holds {'nothing' if value is None else type(value).__name__}, not text")
+        raise BadRow(f"{key!r} holds {_kind(value)}, not text")
     if not value.strip() and not may_be_empty:
         raise BadRow(f"{key!r} is empty")
     return value
+
+
+def _kind(value: Any) -> str:
+    if value is None or value != value:
+        return "nothing" if value is None else "NaN (a missing value is null in JSON)"
+    return type(value).__name__
 
 
 def _system(row: Row) -> list[Turn]:
@@ -90,9 +96,10 @@ def _system(row: Row) -> list[Turn]:
 
 
 def _history(row: Row) -> list[Turn]:
-    """Rounds before the last one: [[question, answer], ...]."""
+    """Rounds before the last one: [[question, answer], ...], or its JSON text, as a csv holds it."""
     turns = []
-    for pair in row.get("history") or []:
+    value = row.get("history") or []
+    for pair in parsed(value, "history", list) if isinstance(value, str) else value:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, str) and x for x in pair):
             raise BadRow("'history' is not a list of [question, answer]")
         turns += [Turn(USER, pair[0]), Turn(ASSISTANT, pair[1])]
@@ -213,7 +220,11 @@ def recognise(rows: list[Row], where: str) -> str:
         named = [name for name, known in FORMATS.items() if all(key in row for key in known.required)]
         if len(named) == 1:
             return named[0]
-    found = ", ".join(map(str, rows[0])) if rows else "no rows"
+    # Quotes show blanks and marks in a name that make it another one.
+    names = [
+        key if key.isprintable() and key == key.strip() else repr(key) for key in map(str, rows[0] if rows else ())
+    ]
+    found = ", ".join(names) or "no rows"
     raise UserError(
         f"{where}: no known format; its keys are: {found}. Known are\n{known_formats()}\n{_WAYS_ON}{_text_hint(rows)}"
     )

@@ -172,7 +172,7 @@ def _parquet_blocks(source: Source, options: ReadOptions) -> Iterator[Block]:
                 texts = batch.column(0).to_pylist()
                 yield Block(source, row, texts, int(len(texts) * bytes_per_row))
                 row += len(texts)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise OSError(str(error)) from error
 
 

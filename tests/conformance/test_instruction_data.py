@@ -88,6 +88,8 @@ FILES = {
     "bom.csv": "\ufeffa,b\nx,y\n",
     "blank_lines.csv": "a,b\n\nx,y\n\n",
     "cr.csv": "a,b\rx,y\r",
+    "index.csv": ",a,\ni,x,\nj,y,z\n",
+    "blank_start.csv": "\n\na,b\nx,y\n",
     "numbers.tsv": "a\tb\nx1\ty \"q\" z\n",
 }  # fmt: skip
 DAMAGED = {
@@ -177,6 +179,13 @@ def test_other_delimiters_are_named(tmp_path: Path, delimiter: str) -> None:
         list(read_rows(str(path)))
 
 
+def test_a_nul_character_in_csv_is_refused_where_the_reference_drops_it(datasets: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "nul.csv", "a,b\nx\0,y\n")
+    assert reference(datasets, path) == [{"a": "x", "b": "y"}]
+    with pytest.raises(UserError, match=r"nul.csv, line 2: a NUL character"):
+        list(read_rows(str(path)))
+
+
 def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.parquet", "a.csv"):
         path = write(tmp_path / name, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
@@ -203,6 +212,22 @@ def test_documented_differences(datasets: Any, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"s.jsonl, line 1: holds half of a character"):
         load_conversations([str(surrogate)])
     assert len(load_conversations([str(surrogate)], skip_bad_rows=True).conversations) == 1
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pyarrow.array([2**61], pyarrow.timestamp("us")),
+        pyarrow.array([2**30], pyarrow.date32()),
+        pyarrow.array([b"\xff"]).view(pyarrow.string()),
+    ],
+)
+def test_parquet_values_without_a_python_value_are_refused(datasets: Any, tmp_path: Path, column: Any) -> None:
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"src": ["q"], "at": column}), path)
+    assert reference(datasets, path) == REFUSED
+    with pytest.raises(UserError, match=r"a.parquet: the column 'at' has a value that cannot be read"):
+        list(read_rows(str(path)))
 
 
 def test_parquet_columns_of_every_type_equal_the_reference(datasets: Any, tmp_path: Path) -> None:
@@ -435,7 +460,8 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
     for names, message in (
         (["train.jsonl", "test_train.jsonl"], "test_train.jsonl.*has words of the splits test and train"),
         (["train/test.jsonl", "train/a.jsonl"], "train/test.jsonl.*test and train"),
-        (["train.arrow", "test.jsonl"], "train.arrow.*format that is not read"),
+        (["train.arrow", "test.jsonl"], "train.arrow.*format that is not read.*load_from_disk"),
+        (["data-00000-of-00001.arrow", "state.json", "dataset_info.json"], r"load_from_disk\(FOLDER\).to_parquet"),
         (["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"], "train_gen, train_sft"),
         (["a.jsonl", "test.jsonl"], "no training data.*test: .*test.jsonl.*rename the training files after train"),
         (["holdout.jsonl", "a.jsonl"], "no training data"),

@@ -100,3 +100,29 @@ def test_other_peoples_files_of_that_name_are_passed_over(tmp_path: Path) -> Non
     (tmp_path / "dataset_info.json").write_text(json.dumps({"a": {"file_name": "a.json", "columns": {"promt": "src"}}}))
     with pytest.raises(UserError, match="unknown columns or tags: promt"):
         find_files(str(tmp_path))
+
+
+def test_a_column_that_no_row_has_is_refused_and_unnamed_columns_are_reported(tmp_path: Path, capsys) -> None:
+    columns = {"prompt": "q", "query": "more", "response": "output"}
+    rows = [{"q": "q", "output": "a"}, {"q": "r", "output": "b", "more": "m", "input": "left out"}]
+    folder(tmp_path, {"a": {"file_name": "sub\\a.json", "columns": columns}})
+    (tmp_path / "sub").mkdir()
+    folder(tmp_path / "sub", {}, a=rows)
+    assert turns(tmp_path / "sub" / "a.json") == [[(U, "q"), (A, "a")], [(U, "r\nm"), (A, "b")]]
+    assert "ignored keys: input (not in dataset_info.json) (1)" in capsys.readouterr().err
+    folder(tmp_path / "sub", {}, a=rows[:1])
+    with pytest.raises(UserError, match="no row has 'more', which .*dataset_info.json names as a column"):
+        load_conversations([str(tmp_path / "sub" / "a.json")])
+
+
+def test_entries_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    swapped = {"prompt": "output", "response": "instruction"}
+    rows = [{"instruction": "q", "output": "a"}]
+    folder(tmp_path, {"x": {"file_name": "a.json"}, "y": {"file_name": "a.json"}}, a=rows)
+    assert turns(tmp_path / "a.json") == [[(U, "q"), (A, "a")]]
+    folder(tmp_path, {"x": {"file_name": "a.json"}, "y": {"file_name": "a.json", "columns": swapped}})
+    with pytest.raises(UserError, match="differently under x and y"):
+        load_conversations([str(tmp_path / "a.json")])
+    folder(tmp_path, {"x": {"file_name": "a.json", "format": "sharegpt"}})
+    with pytest.raises(UserError, match="Did you mean 'formatting'"):
+        load_conversations([str(tmp_path / "a.json")])

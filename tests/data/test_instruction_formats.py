@@ -114,7 +114,10 @@ def test_flags_task_and_language_are_kept() -> None:
         ("src_tgt", {"src": "q", "tgt": ["a"]}, "not lists of the same length"),
         ("alpaca", {"instruction": "", "output": "a"}, "'instruction' is empty"),
         ("alpaca", {"instruction": "q", "output": "a", "history": ["p"]}, "'history' is not a list"),
+        ("alpaca", {"instruction": "q", "output": "a", "history": "[['p', 'o']]"}, "'history' holds text that is not JSON"),
+        ("alpaca", {"instruction": "q", "output": "a", "input": float("nan")}, "'input' holds NaN"),
         ("messages", {"messages": []}, "is an empty list"),
+        ("messages", {"messages": [{"role": "system", "content": "s"}] * 2}, "has a system turn that is not the first"),
         ("messages", {"messages": [{"role": "narrator", "content": "x"}]}, "the role 'narrator' is not one of"),
         ("messages", {"messages": [{"role": "user", "content": "q"}]}, "there is no answer to learn"),
         ("messages", {"messages": [{"role": "assistant", "content": "a"}]}, "does not start with the user"),
@@ -132,7 +135,16 @@ def test_a_bad_row_says_why(name: str, row: Any, reason: str) -> None:
         read_row(row, name)
 
 
+@pytest.mark.parametrize("history", ["", "[]", None, '[["p", "o"]]', [["p", "o"]]])
+def test_history_may_be_json_text(history: Any) -> None:
+    row = read_row({"instruction": "q", "output": "a", "history": history}, "alpaca")
+    before = ["p", "o"] if history and history != "[]" else []
+    assert [turn.content for turn in row.turns] == [*before, "q", "a"]
+
+
 def test_unknown_and_ambiguous_keys_are_told_with_the_ways_on() -> None:
+    with pytest.raises(UserError, match="its keys are: instruction, ' output'"):
+        recognise([{"instruction": "q", " output": "a"}], "f")
     with pytest.raises(UserError, match="its keys are: frage, antwort") as unknown:
         recognise([{"frage": "q", "antwort": "a"}], "f.json")
     assert all(name in str(unknown.value) for name in FORMATS) and "--prompt_templates" in str(unknown.value)

@@ -101,6 +101,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: (cannot be read to its end|is not compressed with gzip)"):
             texts(tmp_path / name)
+    bytes_as_text = pyarrow.table({"text": pyarrow.array([b"\xff"]).view(pyarrow.string())})
+    pyarrow.parquet.write_table(bytes_as_text, tmp_path / "bytes.parquet")
+    with pytest.raises(UserError, match="bytes.parquet: cannot be read to its end.*invalid start byte"):
+        texts(tmp_path / "bytes.parquet")
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"]}), tmp_path / "b.parquet")
     with pytest.raises(UserError, match=r"no column 'text' \(it has body\)"):
         texts(tmp_path / "b.parquet")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ class FileInfo:
         sharegpt: Whether rows hold lists of messages; else one question and one answer.
         columns: Column names by LLaMA-Factory's names of their use.
         tags: Key and role names of messages by LLaMA-Factory's names of their use.
+        named: The columns that the file itself names; the others of `columns` are LLaMA-Factory's defaults.
         preference: Whether the rows are answers to be preferred or avoided.
         ignored: Attributes that have no effect here.
     """
@@ -48,6 +49,7 @@ class FileInfo:
     sharegpt: bool
     columns: Mapping[str, str]
     tags: Mapping[str, str]
+    named: frozenset[str] = frozenset()
     preference: bool = False
     ignored: tuple[str, ...] = ()
 
@@ -57,7 +59,7 @@ class FileInfo:
         return "sharegpt" if self.sharegpt else "alpaca"
 
     def rename(self, row: Any) -> Any:
-        """A row with the keys and roles of `format`; columns that are not named keep their names and are ignored."""
+        """A row with the keys and roles of `format`; columns that are not named are ignored, and named so that this is reported."""
         if not isinstance(row, Mapping):
             return row
         needed = ("messages",) if self.sharegpt else ("prompt", "response")
@@ -73,10 +75,9 @@ class FileInfo:
             messages = renamed.get("conversations")
             renamed["conversations"] = [self._message(m) for m in messages] if isinstance(messages, list) else messages
         others = {key: value for key, value in row.items() if key not in self.columns.values()}
-        clashes = {
-            key: value for key, value in others.items() if key in ("tools", "system", "history", "input", *renamed)
-        }
-        return {**{key: value for key, value in others.items() if key not in clashes}, **renamed}
+        used = ("tools", "system", "history", "input", *renamed)
+        others = {f"{key} (not in {FILE})" if key in used else key: value for key, value in others.items()}
+        return {**others, **renamed}
 
     def _message(self, message: Any) -> Any:
         if not isinstance(message, Mapping):
@@ -107,25 +108,37 @@ def info_of(path: str) -> FileInfo | None:
             relative = place.relative_to(folder)
             found = next((entries[str(name)] for name in (relative, *relative.parents) if str(name) in entries), None)
             if found is not None:
-                return found
+                return _one_of(found, path)
     return None
 
 
+def _one_of(found: list[FileInfo], path: str) -> FileInfo:
+    """The entry of a file; several that name it must agree, because none was chosen."""
+    if any(replace(info, name=found[0].name) != found[0] for info in found):
+        names = " and ".join(info.name for info in found)
+        raise UserError(
+            f"{path}: {found[0].where} describes the file differently under {names}. Keep one of the entries."
+        )
+    return found[0]
+
+
 @lru_cache(maxsize=32)
-def _read(path: Path, changed: int) -> dict[str, FileInfo]:
-    """Entries by file name. A file that describes something else, as `datasets` writes them, has none."""
+def _read(path: Path, changed: int) -> dict[str, list[FileInfo]]:
+    """Entries by file name, which may be written as on Windows. A file that describes something else, as `datasets` writes them, has none."""
     entries = read_json_object(path)
-    found: dict[str, FileInfo] = {}
+    found: dict[str, list[FileInfo]] = {}
     for name, entry in entries.items():
         if not isinstance(entry, dict) or not set(entry) & set(_SOURCES):
             continue
         file = entry.get("file_name")
         if isinstance(file, str):
-            found[os.path.normpath(file)] = _entry(path, name, entry)
+            found.setdefault(os.path.normpath(file.replace("\\", "/")), []).append(_entry(path, name, entry))
     return found
 
 
 def _entry(path: Path, name: str, entry: dict[str, Any]) -> FileInfo:
+    if "format" in entry and "formatting" not in entry:
+        raise UserError(f"{path}: {name}: 'format' is not a setting of LLaMA-Factory. Did you mean 'formatting'?")
     formatting = entry.get("formatting", "alpaca")
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
     if (
@@ -158,6 +171,7 @@ def _entry(path: Path, name: str, entry: dict[str, Any]) -> FileInfo:
         sharegpt,
         {**defaults, **used},
         {**known_tags, **{tag: str(word) for tag, word in tags.items() if word}},
+        frozenset(used.values()),
         bool(entry.get("ranking")) or any(columns.get(use) for use in _PREFERENCES),
         tuple(
             key

@@ -72,6 +72,7 @@ def _describe(path: str, split: str, data_format: str, prompt_templates: str | N
                 counts[bool(made)] += len(made) or 1
             except BadRow:
                 counts[False] += 1
+        reader.check_columns()
         form = f"format {reader.describe()}"
     except UserError as error:
         form = f"cannot be read: {str(error).splitlines()[0]}"

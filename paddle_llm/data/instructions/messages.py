@@ -249,10 +249,10 @@ def check_order(turns: list[Turn]) -> None:
         BadRow: With the reason.
     """
     spoken = turns[1:] if turns and turns[0].role == SYSTEM else turns
-    if not spoken or spoken[0].role != USER:
-        raise BadRow("does not start with the user")
     if any(turn.role == SYSTEM for turn in spoken):
         raise BadRow("has a system turn that is not the first")
+    if not spoken or spoken[0].role != USER:
+        raise BadRow("does not start with the user")
     for before, turn in zip(spoken, spoken[1:], strict=False):
         if turn.role == TOOL and before.role == USER:
             raise BadRow("has a tool's turn without the assistant's before it")

@@ -52,12 +52,18 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
         UserError: If the quotes do not match, two columns have one name, or the cells are separated in another way.
     """
     text = read_text(source.path)
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{source.path}, line {line}: a NUL character, which csv cannot hold. Write the file again.")
     missing = 0
     csv.field_size_limit(1 << 30)
+    cells = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        _check_names(source.path, list(reader.fieldnames or ()))
-        _check_delimiter(source.path, list(reader.fieldnames or ()))
+        names = _column_names(cells)
+        _check_names(source.path, names)
+        _check_delimiter(source.path, names)
+        reader = csv.DictReader([], names)
+        reader.reader, reader.line_num = cells, cells.line_num
         line = reader.line_num + 1
         for value in reader:
             if None in value:
@@ -73,8 +79,14 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
             )
     except csv.Error as error:
         raise UserError(
-            f"{source.path}: cannot be read as csv: line {reader.line_num}: {error}. Correct the quotes."
+            f"{source.path}: cannot be read as csv: line {cells.line_num}: {error}. Correct the quotes."
         ) from error
+
+
+def _column_names(cells: Iterator[list[str]]) -> list[str]:
+    """The names in the first line that is not empty. A column without one is named as pandas names it: `Unnamed: 0`."""
+    first = next((row for row in cells if row), [])
+    return [name or f"Unnamed: {number}" for number, name in enumerate(first)]
 
 
 def parquet_rows(source: Source) -> Iterator[Row]:
@@ -97,11 +109,30 @@ def parquet_rows(source: Source) -> Iterator[Row]:
         with pyarrow.parquet.ParquetFile(source.path) as table:
             _check_names(source.path, table.schema_arrow.names)
             for batch in table.iter_batches(batch_size=_BATCH):
-                for value in batch.to_pylist(maps_as_pydicts="strict"):
+                for value in _objects(source.path, batch):
                     row += 1
                     yield Row(row, value)
     except (pyarrow.ArrowException, OSError, KeyError) as error:
         raise UserError(f"{source.path}: cannot be read as parquet: {error}. Write the file again.") from error
+
+
+def _objects(path: str, batch: Any) -> list[dict[str, Any]]:
+    """The rows of a batch as Python objects.
+
+    Raises:
+        UserError: If a value has none: a date after the year 9999, text that is not UTF-8.
+    """
+    try:
+        return batch.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError):
+        for name in batch.schema.names:
+            try:
+                batch.column(name).to_pylist(maps_as_pydicts="strict")
+            except (ValueError, OverflowError) as error:
+                raise UserError(
+                    f"{path}: the column {name!r} has a value that cannot be read: {error}. Correct or drop the column."
+                ) from None
+        raise
 
 
 def without_nulls(value: Any) -> Any:
