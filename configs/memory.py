@@ -88,6 +88,17 @@ def _visiting(facts: ModelFacts, layout: Layout) -> float:
     return max(count.layers / facts.num_hidden_layers, count.lookups, count.head) / layout.tensor
 
 
+def _in_flight(config: RunConfig, gradients: float, facts: ModelFacts, layout: Layout) -> float:
+    """Bytes of gradients that stages 2 and 3 reduce at one time; by default 16 matrices of average size, 32 to 2048 MB.
+
+    As `paddle_llm.parallel.sharded_gradients.default_bucket_bytes`, with seven matrices in a layer.
+    """
+    if config.sharding_comm_buffer_size_MB > 0:
+        return config.sharding_comm_buffer_size_MB * 2**20
+    matrices = 7 * -(-facts.num_hidden_layers // layout.pipeline)
+    return min(max(16 * gradients / matrices, 32 * 2**20), 2 * 2**30)
+
+
 def memory_per_rank(config: RunConfig, facts: ModelFacts, layout: Layout) -> RankMemory:
     """Bytes on the fullest rank, for mixed precision O2 with AdamW and full recompute."""
     parameters, d = parameters_per_rank(facts, layout), layout.sharding
@@ -95,7 +106,9 @@ def memory_per_rank(config: RunConfig, facts: ModelFacts, layout: Layout) -> Ran
     return RankMemory(
         parameters=parameters,
         weights=2 * (parameters / d + _visiting(facts, layout) if layout.sharding_stage == 3 else parameters),
-        gradients=gradient * parameters / (d if layout.sharding_stage >= 2 else 1),
+        gradients=gradient * parameters / d + _in_flight(config, gradient * parameters, facts, layout)
+        if layout.sharding_stage >= 2
+        else gradient * parameters,
         optimizer=12 * parameters / (d if layout.sharding_stage >= 1 else 1),  # fp32 master weight and two moments
         activations=_activations(config, facts, layout),
     )

@@ -1,18 +1,20 @@
-"""Gradients on their way to the ranks that own them: collected into buckets, each bucket reduced by one collective.
+"""Reduce gradients to the ranks that own them, in buckets: one collective per bucket.
 
-A gradient leaves its parameter when its bucket is sent, on every rank; on the owner the sum comes back to it. So a
-parameter that gets a second gradient meanwhile (its layer is used twice, and recomputed) loses nothing: what comes back
-is added to what is there.
+A gradient leaves its parameter when its bucket is sent, on every rank. It is divided by the number of ranks before it is
+reduced, so that the reduction gives the mean and no intermediate value grows with the number of ranks (in float16 a sum
+over 16 ranks overflows four bits earlier). The owner adds up the means of a step's micro-batches in `sums`, apart from
+the parameters: a mean that was reduced once is never sent again. `hand_over` makes them the parameters' gradients.
 
-What is under way at one time is limited. A third of the limit may wait, a third may be on its way (a bucket is one
-flat copy of its gradients; on a GPU its reduction runs beside the backward pass), a third is the gradient that has just
-been made. A gradient larger than that goes alone, in its own memory.
+The memory in flight is limited. A part of the limit may wait, a part belongs to the buckets that are being reduced (a
+bucket is one flat copy of its gradients; on a GPU its reduction runs beside the backward pass), a part is the gradient
+that has just been computed. A gradient larger than a part is sent alone, in its own memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +23,13 @@ import paddle.distributed as dist
 
 from paddle_llm.parallel.same_order import SameOrder
 
+IN_FLIGHT = 2  # buckets that are being reduced at one time
+PARTS = IN_FLIGHT + 2  # of the limit: one for each of them, one that waits, one for the newest gradient
+
 
 @dataclass
 class _Sent:
-    """A bucket on its way: its flat tensor, whose gradients it has, and the collective's task."""
+    """A bucket that is being reduced: the task, the flat tensor, and the parameters whose gradients it holds."""
 
     task: Any
     flat: paddle.Tensor
@@ -34,28 +39,32 @@ class _Sent:
 
 
 class GradientBuckets:
-    """Takes gradients and sums them over a group on their owners.
+    """Collects gradients and averages them over a group on their owners.
 
     Args:
-        group: the sharding group; `rank` is this process's place in it.
-        owner: the rank in the group that owns a parameter.
-        limit: bytes that may be under way at one time.
+        group: the sharding group; `rank` is this process's rank in it.
+        owner: maps a parameter to the rank in the group that owns it.
+        limit: bytes that may be in flight at one time.
         order: checks that all ranks send the same.
+
+    Attributes:
+        sums: by parameter name, the gradients that this rank owns, summed over the micro-batches reduced so far.
     """
 
     def __init__(self, group: Any, rank: int, owner: Callable[[Any], int], limit: int, order: SameOrder):
         self._group = group
         self._rank = rank
         self._owner = owner
-        self._capacity = limit // 3
+        self._capacity = limit // PARTS
         self._order = order
-        # By owner and type; a parameter's name leads to it and the bytes of its gradient.
+        # By owner and dtype: the name of a parameter, the parameter, the bytes of its gradient.
         self._waiting: dict[tuple[int, paddle.dtype], dict[str, tuple[Any, int]]] = {}
-        self._sent: _Sent | None = None
+        self._sent: deque[_Sent] = deque()
+        self.sums: dict[str, paddle.Tensor] = {}
 
     @paddle.no_grad()
     def add(self, parameter: Any) -> None:
-        """Take the gradient of a parameter, if it has one; it may be sent now, or wait for others of the same owner."""
+        """Collect the gradient of a parameter, if it has one: send it now, or let it wait for others of the same owner."""
         gradient = gradient_of(parameter)
         if gradient is None:
             return
@@ -71,20 +80,20 @@ class GradientBuckets:
 
     @paddle.no_grad()
     def send_all(self) -> None:
-        """A backward pass has ended: let nothing wait for the next one."""
+        """A backward pass has ended: send what waits."""
         while self._waiting:
             self._send_fullest()
         self._order.end_of_backward()
 
     @paddle.no_grad()
-    def settle(self) -> None:
-        """Wait for what is on its way; its owner has the sum then."""
-        sent, self._sent = self._sent, None
-        if sent is None:
-            return
-        sent.task.wait()
-        if sent.owner == self._rank:
-            _give_back(sent)
+    def hand_over(self, parameters: Iterable[Any]) -> None:
+        """Wait for all reductions; the sums become the gradients of these parameters, which this rank owns."""
+        while self._sent:
+            self._finish_oldest()
+        for parameter in parameters:
+            total = self.sums.pop(parameter.name, None)
+            if total is not None:
+                _set_gradient(parameter, total)
 
     def _waiting_bytes(self) -> int:
         return sum(_bytes(bucket) for bucket in self._waiting.values())
@@ -94,22 +103,42 @@ class GradientBuckets:
         self._send(key[0], [parameter for parameter, _ in self._waiting.pop(key).values()])
 
     def _send(self, owner: int, parameters: list) -> None:
-        self.settle()
+        while len(self._sent) >= IN_FLIGHT:
+            self._finish_oldest()
         self._order.check(owner, parameters)
         shapes = [list(gradient_of(p).shape) for p in parameters]
-        flat = _taken(parameters)
+        flat = _take(parameters)
+        flat.scale_(1.0 / self._group.nranks)
         task = dist.reduce(flat, dst=self._group.ranks[owner], group=self._group, sync_op=False)
-        self._sent = _Sent(task, flat, parameters, shapes, owner)
+        self._sent.append(_Sent(task, flat, parameters, shapes, owner))
         if task.is_completed():  # always on a CPU, where a collective is done when it returns
-            self.settle()
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        sent = self._sent.popleft()
+        sent.task.wait()
+        if sent.owner == self._rank:
+            self._add_up(sent)
+
+    def _add_up(self, sent: _Sent) -> None:
+        """Add the means, views of the flat tensor, to the sums of this step."""
+        start = 0
+        for parameter, shape in zip(sent.parameters, sent.shapes, strict=True):
+            end = start + math.prod(shape)
+            part = sent.flat[start:end].reshape(shape)
+            start = end
+            if parameter.name in self.sums:
+                self.sums[parameter.name].add_(part)
+            else:
+                self.sums[parameter.name] = part
 
 
 def _bytes(bucket: dict[str, tuple[Any, int]]) -> int:
     return sum(size for _, size in bucket.values())
 
 
-def _taken(parameters: list) -> paddle.Tensor:
-    """The gradients as one flat tensor, and gone from their parameters. One alone keeps its memory."""
+def _take(parameters: list) -> paddle.Tensor:
+    """Move the gradients out of their parameters into one flat tensor. A single gradient keeps its memory."""
     parts = [gradient_of(p).reshape([-1]) for p in parameters]
     flat = paddle.concat(parts) if len(parts) > 1 else parts[0]
     for parameter in parameters:
@@ -117,20 +146,11 @@ def _taken(parameters: list) -> paddle.Tensor:
     return flat
 
 
-def _give_back(sent: _Sent) -> None:
-    """The sums to their parameters, as views of the flat tensor."""
-    start = 0
-    for parameter, shape in zip(sent.parameters, sent.shapes, strict=True):
-        end = start + math.prod(shape)
-        part = sent.flat[start:end].reshape(shape)
-        start = end
-        newer = gradient_of(parameter)
-        if newer is not None:
-            newer.add_(part)
-        elif hasattr(parameter, "main_grad"):
-            parameter.main_grad = part
-        else:
-            parameter._copy_gradient_from(part)  # shares its memory, in spite of the name
+def _set_gradient(parameter: Any, gradient: paddle.Tensor) -> None:
+    if hasattr(parameter, "main_grad"):
+        parameter.main_grad = gradient
+    else:
+        parameter._copy_gradient_from(gradient)  # shares its memory, in spite of the name
 
 
 def gradient_of(parameter: Any) -> paddle.Tensor | None:

@@ -9,9 +9,11 @@ several known courses at the same time.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from typing import Any, NoReturn
 
+import paddle
 import paddle.distributed as dist
 
 _END = (-1, ())  # of a backward pass
@@ -70,11 +72,21 @@ class SameOrder:
         self._last = content
 
     def _compare(self, content: tuple) -> None:
+        if self._all_have(content):
+            return
         found: list[tuple] = []
         dist.all_gather_object(found, content, group=self._group)
         others = [rank for rank, other in enumerate(found) if other != content]
         if others:
             self._fail(f"{self._tell(content)}; rank {others[0]} of the group {self._tell(found[others[0]])}")
+
+    def _all_have(self, content: tuple) -> bool:
+        """Whether the ranks' digests are equal: one small all-reduce. The contents themselves take several collectives."""
+        digest = int.from_bytes(hashlib.blake2b(repr(content).encode(), digest_size=7).digest(), "big")
+        bounds = paddle.to_tensor([digest, -digest], dtype="int64")
+        dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=self._group)
+        largest, negated_smallest = bounds.tolist()
+        return largest == -negated_smallest
 
     def _tell(self, *contents: tuple) -> str:
         told = []

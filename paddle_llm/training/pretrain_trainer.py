@@ -220,8 +220,8 @@ class PretrainTrainer(CheckpointedTrainer):
     def training_step(self, model, inputs, step_control=0):
         self.meter.add_tokens(self.tokens_of(inputs), count_labels(inputs))
         loss = super().training_step(model, inputs)
-        if self.sharded_gradients is not None:
-            self.sharded_gradients.settle()  # the loss scaler reads gradients before the optimizer's step
+        if self.sharded_gradients is not None and (step_control + 1) % self.args.gradient_accumulation_steps == 0:
+            self.sharded_gradients.hand_over()  # the loss scaler reads gradients before the optimizer's step
         return loss
 
     def _check_loss_valid(self, loss):

@@ -124,13 +124,38 @@ def shared(
         model.skip = skip == (dist.get_rank(), step)
         for index in range(dist.get_rank(), micro_batches, 2):
             (model(batch(step * micro_batches + index)) * 2 / micro_batches).backward()
-            gradients.settle()
-            held.append({n for n, p in model.named_parameters() if gradient_buckets.gradient_of(p) is not None})
+            left = {n for n, p in model.named_parameters() if gradient_buckets.gradient_of(p) is not None}
+            held.append(left | {n for n, p in model.named_parameters() if p.name in gradients.sums})
+        gradients.hand_over()
         optimizer.step()
         optimizer.clear_grad()
     owned = {n for n, p in model.named_parameters() if p.trainable and gradients.owner(p) == gradients.rank}
     assert all(names <= owned for names in held)
     return {name: p.numpy() for name, p in model.named_parameters()}, held
+
+
+def mean_over_ranks(values: list[float], micro_batches: int, dtype: str) -> list[float]:
+    """What the owner of a parameter of one element holds when each rank's gradient is its value in every micro-batch."""
+    import paddle
+    import paddle.distributed as dist
+    from paddle.distributed import fleet
+
+    from paddle_llm.parallel.gradient_buckets import GradientBuckets, gradient_of
+    from paddle_llm.parallel.same_order import SameOrder
+
+    fleet_of(2)
+    group = fleet.get_hybrid_communicate_group().get_sharding_parallel_group()
+    parameter = paddle.nn.Linear(1, 1, bias_attr=False).weight
+    parameter._clear_data()
+    paddle.zeros([1, 1], dtype=dtype)._share_buffer_to(parameter)
+    buckets = GradientBuckets(group, dist.get_rank(), lambda p: 0, 1024, SameOrder(group, [parameter]))
+    for _ in range(micro_batches):
+        parameter._copy_gradient_from(paddle.full([1, 1], values[dist.get_rank()], dtype=dtype))
+        buckets.add(parameter)
+        buckets.send_all()
+    buckets.hand_over([parameter])
+    gradient = gradient_of(parameter)
+    return [] if gradient is None else gradient.astype("float32").flatten().tolist()
 
 
 def told_again() -> list[bool]:
@@ -201,7 +226,7 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
     from tests.jobs import config, make_trainer
 
     start_job("cpu", layout.world_size)
-    sharded_gradients.BUCKET_MB = bucket_mb
+    sharded_gradients.default_bucket_bytes = lambda parameters: int(bucket_mb * 2**20)
     trainer = make_trainer(config(folder, max_steps=1, do_eval=False, **changes), layout)
     parameters = [p for p in trainer.model.parameters() if p.trainable]
     elements, allocated, after, base = [], [], [], []
@@ -210,7 +235,9 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
         return core.host_memory_stat_current_value("Allocated", 0)
 
     def held() -> int:
-        return sum(gradient_of(p).size for p in parameters if gradient_of(p) is not None)
+        sums = trainer.sharded_gradients.sums.values() if trainer.sharded_gradients else ()
+        in_parameters = [gradient_of(p) for p in parameters if gradient_of(p) is not None]
+        return sum(gradient.size for gradient in [*in_parameters, *sums])
 
     def sample(flat: int = 0) -> None:
         elements.append(held() + flat)

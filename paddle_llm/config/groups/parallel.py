@@ -47,8 +47,8 @@ class ParallelFields(Group):
     sharding_comm_buffer_size_MB: int = Field(
         -1,
         ge=-1,
-        description="Size of the buckets in which stages 2 and 3, and stage 1 with its fusing words, reduce gradients. "
-        "-1: 32 for stages 2 and 3, Paddle's own for stage 1.",
+        description="MB of gradients that stages 2 and 3 reduce at one time, in buckets; size of a bucket of stage 1 with its "
+        "fusing words. -1: what 16 matrices of average size need, from 32 to 2048; for stage 1 Paddle's own.",
     )
     hybrid_parallel_topo_order: Literal["pp_first", "sharding_first"] = Field(
         "pp_first",
