@@ -241,8 +241,8 @@ def compare(base: Path, folder: Path, described: dict[str, Any], *, merges: bool
         close(ours.T if there.transpose else ours, merged[there.name])
 
 
-def close(found: np.ndarray, wanted: np.ndarray) -> None:
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * max(np.abs(wanted).max(), 1e-3))
+def close(found: np.ndarray, wanted: np.ndarray, *, rounding: float = 1e-5) -> None:
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=rounding * max(np.abs(wanted).max(), 1e-3))
 
 
 def ours_over(base: Path, adapter: Path) -> np.ndarray:
@@ -320,7 +320,8 @@ def check_generated(bases: Any, networks: dict[str, Any], folder: Path, family: 
     model = load_adapter(networks[family], theirs, Layout())
     found = logits(model, inputs={"input_ids": paddle.to_tensor(peft_library.TOKENS)})
     set_active(model, None)
-    close(found, peft_library.logits(peft_library.loaded(base, theirs)))
+    # A scale of up to 31, in several layers, multiplies the rounding errors of float32 (above 1e-5 for 1 of 500 adapters).
+    close(found, peft_library.logits(peft_library.loaded(base, theirs)), rounding=5e-5)
 
 
 @pytest.mark.hf
