@@ -73,6 +73,8 @@ class JinjaTemplate:
         self._renderers = {
             name: Renderer(found.by_name[name], _label(found, name), values, date) for name in used if name is not None
         }
+        for renderer in self._renderers.values():
+            _require_content(renderer)
 
     @property
     def stops(self) -> tuple[Piece, ...]:
@@ -170,6 +172,20 @@ class JinjaTemplate:
         return TrainingTemplate(JINJA, templates, {"date": self.date} if self.date else {})
 
 
+def _require_content(renderer: Renderer) -> None:
+    """Raise UserError if a template writes nothing of a conversation: an empty text, or the name of a file in its place."""
+    question, answer = "zebra", "quartz"
+    try:
+        text = renderer([{"role": "user", "content": question}, {"role": ASSISTANT, "content": answer}]).text.lower()
+    except UserError:
+        return  # reported for the rows
+    if question not in text and answer not in text:
+        raise UserError(
+            f"The chat template of {renderer.where} writes neither the question nor the answer of a conversation: it is empty, it is the "
+            "name of a file, or it takes content as a list of parts only. Correct it, or name another template with --chat_template."
+        )
+
+
 def _label(found: FoundTemplates, name: str) -> str:
     return found.where if len(found.by_name) == 1 else f"{found.where} ({name})"
 
@@ -264,7 +280,9 @@ def _built_in(name: str, codec: TextCodec, why: str) -> Chosen:
 def _jinja(
     found: FoundTemplates, codec: TextCodec, folder: str | None, date: str | None, choice: str | None, why: str
 ) -> Chosen:
-    values, ordinary = special_token_values(codec, folder), ordinary_added_tokens(folder)
+    values = special_token_values(codec, folder)
+    named = {token for value in values.values() for token in (value if isinstance(value, list) else [value])}
+    ordinary = ordinary_added_tokens(folder) - named  # an eos_token is special, whatever its entry says
     template = JinjaTemplate(found, values, codec, choice=choice, date=date, ordinary=ordinary)
     return Chosen(template, why, codec)
 

@@ -228,8 +228,18 @@ def test_what_is_trained_is_what_the_template_writes_for_the_assistant(families:
     assert families["qwq"].trained(once) == thought.removeprefix("<think>\n")  # the prompt opens the block
 
 
-def test_marks_are_the_assistant_masks_of_transformers(families: dict[str, Both]) -> None:
-    both = families["marked"]
+# The newline behind the end token inside the mark (SmolLM3), and the header, too.
+NEWLINE_MARKED = MARKED.replace(
+    "'<|im_end|>' }}{% endgeneration %}{{- '\\n' }}", "'<|im_end|>\\n' }}{% endgeneration %}"
+)
+HEADER_MARKED = NEWLINE_MARKED.replace("{{- '<|im_start|>assistant\\n' }}{% gen", "{%+ gen", 1).replace(
+    "generation %}{{- mess", "generation %}{{- '<|im_start|>assistant\\n' + mess"
+)
+
+
+@pytest.mark.parametrize("source", [MARKED, NEWLINE_MARKED, HEADER_MARKED, "{# {% generation %} #}" + MARKED])
+def test_marks_are_the_assistant_masks_of_transformers(source: str, tokenizers_of, tmp_path) -> None:
+    both = Both(write_folder(tmp_path / "t", tokenizers_of["bytes"], source))
     for talk in [*talks(FAMILIES["marked"]), Conversation((U1, Turn(ASSISTANT, "\n\nblank first")))]:
         sample = both.encoder(talk)
         reference = both.reference(talk, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
@@ -467,6 +477,35 @@ def test_a_broken_record_is_refused(tmp_path, text) -> None:
     (tmp_path / "training_chat_template.json").write_text(text)
     with pytest.raises(UserError, match=r"training_chat_template\.json"):
         read_record(tmp_path)
+
+
+def test_generation_in_a_comment_marks_nothing(families, tokenizers_of, tmp_path) -> None:
+    talk = Conversation((U1, A1, U2, A2))
+    both = Both(write_folder(tmp_path / "t", tokenizers_of["bytes"], "{# {% generation %} #}" + CHATML))
+    assert both.trained(talk) == "It is 4.<|im_end|>Yes,\nsure<|im_end|>"
+
+
+def test_an_eos_token_is_special_whatever_its_entry_says(tokenizers_of, tmp_path) -> None:
+    folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], CHATML, eos_token="<|im_end|>")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] and token["content"] != "<|im_end|>"
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert Both(folder).trained(Conversation((U1, A1))) == "It is 4.<|im_end|>"  # once
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "",
+        "chat_template.jinja",
+        "{% for m in messages %}{{ m.role }}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
+    ],
+)
+def test_a_template_that_writes_nothing_of_a_conversation_is_refused(source: str, tokenizers_of, tmp_path) -> None:
+    folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], source)
+    with pytest.raises(UserError, match="neither the question nor the answer"):
+        Both(folder)
 
 
 def test_other_files_are_read_or_refused(tokenizers_of, tmp_path) -> None:

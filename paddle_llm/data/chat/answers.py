@@ -257,7 +257,8 @@ def marked_answers(
         owners = [next((number for length, number in ends if end <= length), numbers[-1]) for _, end in filled]
     answers, extended = [], False
     for (begin, end), owner in zip(filled, owners, strict=True):
-        is_ended = specials is not None and any(match.end() == end for match in specials.finditer(text, begin, end))
+        last = begin + len(text[begin:end].rstrip())  # a mark may hold the newline behind the end token
+        is_ended = specials is not None and any(match.end() == last for match in specials.finditer(text, begin, end))
         if not is_ended and specials is not None:
             mark = specials.match(text, end)
             if mark and not any(begin <= other < mark.end() for other, _ in filled if other > begin):

@@ -20,7 +20,8 @@ from paddle_llm.core.transformers_import import import_transformers
 DATE_FLAG = "--chat_template_date"
 DATE_FORMAT = "%Y-%m-%d"
 _TESTS_CLOCK = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
-_MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_MARKS_ANSWERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
 class RowRefused(UserError):
@@ -74,7 +75,7 @@ class Renderer:
     @property
     def marks_answers(self) -> bool:
         """Whether the template marks the assistant's text by {% generation %}."""
-        return _MARKS_ANSWERS.search(self.source) is not None
+        return _MARKS_ANSWERS.search(_COMMENT.sub("", self.source)) is not None
 
     @property
     def tests_clock(self) -> bool:
