@@ -10,7 +10,9 @@ ChatGLM2/3
   alone, cannot give back a missing cache.
 - In a pipeline, the rotary embedding is taken for position ids where none are given, and left out; recompute of whole
   layers is not done; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256
-  are wrong; its weights lack the beginning of their names in one process.
+  are wrong; its weights lack the beginning of their names in one process; it makes a mask [B, 1, S, S] and sends it along.
+- The rotary embedding gives queries and keys the type of its table (O1: float32): no fused attention takes them beside
+  16-bit values.
 - Its RMSNorm knows no fused one.
 
 BLOOM, ChatGLM2/3
@@ -18,6 +20,7 @@ BLOOM, ChatGLM2/3
   everywhere, in ChatGLM2 on a CPU and with flash attention. So do, on a CPU, the parts of a sequence of ChatGLM2.
 
 ChatGLM-6B
+- Flash attention: the types of queries, keys, values and mask differ (O1), so that Paddle computes without a fused kernel.
 - The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the
   number of tokens of the prefix, one per sample, in place of S x S booleans.
 
@@ -27,20 +30,21 @@ Shapes: B batch, S sequence, N heads, D head width, H = N x D.
 from __future__ import annotations
 
 import copy
-from functools import partial
+from functools import partial, wraps
 from types import MethodType
 from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 
+from paddle_llm.models.attention_kernels import added_mask, checked_functional, fused_attention
 from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.names import BASE_PREFIXES
 from paddle_llm.models.opt_glm_corrections import correct_glm, correct_opt, with_loss
 from paddle_llm.models.prefix_mask import prefix_mask
 from paddle_llm.models.rms_norm import offer_fused_norm, use_fused_norm
-from paddle_llm.models.segment_hooks import chatglm2_attention, install_segments
-from paddle_llm.models.segments import packed_prefix_mask
+from paddle_llm.models.segment_hooks import chatglm2_attention, install_segments, is_causal_marker
+from paddle_llm.models.segments import first_places, is_ends, packed_prefix_mask
 
 _done: set[str] = set()
 _CHATGLM2_PREFIX = BASE_PREFIXES["chatglm_v2"]
@@ -136,18 +140,20 @@ def _flash_core_attention(
     value_SBND: paddle.Tensor,
     attention_mask: paddle.Tensor,
 ) -> paddle.Tensor:
-    """Attention through Paddle's fused kernel; the mask is added to the scores. Returns [S, B, H]."""
+    """Attention through Paddle's fused kernel; the mask is added to the scores, or says that it is the causal one. Returns [S, B, H]."""
     query, key, value = (tensor.transpose([1, 0, 2, 3]) for tensor in (query_SBND, key_SBND, value_SBND))
+    length, batch = query_SBND.shape[:2]
+    causal = is_causal_marker(attention_mask, length)
     with named_random_state("local_seed"):
-        output_BSND = F.scaled_dot_product_attention(
+        output_BSND = fused_attention(
             query,
             key,
             value,
-            attn_mask=attention_mask.astype(query.dtype),
+            attn_mask=None if causal else attention_mask,
+            is_causal=causal,
             dropout_p=self.config.attention_dropout,
             training=self.training,
         )
-    length, batch = query_SBND.shape[:2]
     output = output_BSND.transpose([1, 0, 2, 3]).reshape([length, batch, self.hidden_size_per_partition])
     return output.reshape([length * batch, -1]) if self.config.sequence_parallel else output
 
@@ -157,7 +163,19 @@ def _correct_chatglm2() -> None:
 
     modeling.recompute = partial(modeling.recompute, use_reentrant=False)
     modeling.seed_guard_context = named_random_state
+    modeling.apply_rotary_pos_emb = _in_type_of_states(modeling.apply_rotary_pos_emb)
     offer_fused_norm(modeling.RMSNorm)
+
+
+def _in_type_of_states(rotate: Any) -> Any:
+    """The rotary embedding with results in the type of the states, whatever its table's type is (O1: float32)."""
+
+    @wraps(rotate)
+    def rotated(states: paddle.Tensor, table: paddle.Tensor) -> paddle.Tensor:
+        result = rotate(states, table)
+        return result if result.dtype == states.dtype else result.astype(states.dtype)
+
+    return rotated
 
 
 def _correct_chatglm2_pipeline() -> None:
@@ -165,13 +183,23 @@ def _correct_chatglm2_pipeline() -> None:
     from paddlenlp.transformers.chatglm_v2 import modeling_pp
 
     block, parse, give = modeling_pp.GLMBlock, modeling_pp.parse_args, modeling_pp.return_args
-    embed = modeling_pp.EmbeddingPipe.forward
+    embed, words = modeling_pp.EmbeddingPipe.forward, modeling_pp.Embedding.forward
 
     def embedding_forward(self: Any, args: Any) -> Any:
         input_ids, mask, positions, *_ = parse(args)
         if positions is None:
             positions = paddle.arange(input_ids.shape[1]).expand(input_ids.shape)
-        return embed(self, (input_ids, mask, positions))
+        if mask is not None and not is_ends(mask):
+            return embed(self, (input_ids, mask, positions))
+        hidden = words(self, input_ids)
+        if self.config.sequence_parallel:
+            hidden = modeling_pp.ScatterOp.apply(hidden.reshape([-1, hidden.shape[-1]]))
+        if mask is None:
+            mask = paddle.zeros([1, 1, 1, 1], hidden.dtype)
+        else:
+            mask = added_mask(first_places(mask), hidden.dtype).unsqueeze([1, 2])
+        table = modeling_pp.forward_impl(self, self.config.max_sequence_length, self.config.kv_channels // 2)
+        return give(hidden, mask, positions, table[positions].transpose([1, 0, 2, 3]))
 
     def block_forward(self: Any, args: Any) -> Any:
         hidden, mask, positions, rotary, *_ = parse(args)
@@ -209,6 +237,7 @@ def _correct_chatglm2_pipeline() -> None:
 def _correct_chatglm() -> None:
     from paddlenlp.transformers.chatglm import modeling
 
+    modeling.F = checked_functional()
     forward = modeling.ChatGLMForCausalLM.forward
 
     def with_criterion(

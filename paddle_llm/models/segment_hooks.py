@@ -147,32 +147,46 @@ def _described(lengths: paddle.Tensor, length: int, position_ids: Any, name: str
 
 
 def _install_in_chatglm2() -> None:
-    """Its encoder turns a mask of booleans into numbers that are added. Where samples begin goes that way, as [B, 1, 1, S]."""
+    """Its encoder turns a mask of booleans into numbers that are added. Where samples begin goes that way, as [B, 1, 1, S].
+
+    Whole rows need no mask: [1, 1, 1, 1] stands for the causal one (`is_causal_marker`). PaddleNLP 3.0.0b4 has no causal
+    flash attention here, and in a pipeline it sends the mask [B, 1, S, S] to every stage and copies it in every layer.
+    """
     from paddlenlp.transformers.chatglm_v2 import modeling, modeling_pp
 
-    get_masks, embed = modeling.ChatGLMv2PretrainedModel.get_masks, modeling_pp.EmbeddingPipe.forward
-    core_attention = modeling.CoreAttention.forward
+    get_masks = modeling.ChatGLMv2PretrainedModel.get_masks
 
     def masks(self: Any, input_ids: Any, past_key_values: Any, padding_mask: Any = None) -> paddle.Tensor:
         if is_ends(padding_mask):
             return first_places(padding_mask).unsqueeze([1, 2])
+        if padding_mask is None and not past_key_values and self.config.use_flash_attention:
+            return paddle.ones([1, 1, 1, 1], dtype="bool")
         return get_masks(self, input_ids, past_key_values, padding_mask=padding_mask)
-
-    def embedding_forward(self: Any, args: Any) -> Any:
-        inputs = args if isinstance(args, (tuple, list)) else (args,)
-        if len(inputs) < 2 or not is_ends(inputs[1]):
-            return embed(self, args)
-        hidden, _, *others = embed(self, (inputs[0], None, *inputs[2:]))
-        hides = paddle.full([1], paddle.finfo(hidden.dtype).min, hidden.dtype)
-        begins = paddle.where(first_places(inputs[1]), paddle.zeros([1], hidden.dtype), hides)
-        return (hidden, begins.unsqueeze([1, 2]), *others)
 
     modeling.ChatGLMv2PretrainedModel.get_masks = masks
     modeling_pp.ChatGLMv2ForCausalLMPipe.get_masks = masks
     modeling_pp.ChatGLMv2ForCausalLMPipe._prepare_pipeline_inputs_func = staticmethod(stage_inputs)
-    modeling_pp.EmbeddingPipe.forward = embedding_forward
-    modeling.CoreAttention.forward = chatglm2_attention(core_attention)
+    modeling.CoreAttention.forward = chatglm2_attention(_with_causal_mask(modeling.CoreAttention.forward))
     _take_segments(modeling.ChatGLMv2ForCausalLM, "attention_mask")
+
+
+def is_causal_marker(mask: paddle.Tensor, length: int) -> bool:
+    """Whether a mask of ChatGLM2's layers stands for the causal one of `length` queries."""
+    return mask.shape[-2:] == [1, 1] and length > 1
+
+
+def _with_causal_mask(original: Any) -> Any:
+    """ChatGLM2's plain attention, which makes the causal mask where there is only its marker."""
+
+    @wraps(original)
+    def attention(self: Any, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, mask: Any) -> Any:
+        length = query.shape[0]
+        if is_causal_marker(mask, length):
+            lowest = paddle.full([1, 1, length, length], paddle.finfo(mask.dtype).min, mask.dtype)
+            mask = paddle.triu(lowest, diagonal=1)
+        return original(self, query, key, value, mask)
+
+    return attention
 
 
 def chatglm2_attention(original: Any) -> Any:
@@ -181,7 +195,7 @@ def chatglm2_attention(original: Any) -> Any:
     @wraps(original)
     def attention(self: Any, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, mask: Any) -> Any:
         length, batch = query.shape[:2]
-        if mask.shape[2] != 1 or length == 1 or key.shape[0] != length:
+        if mask.shape[2] != 1 or length == 1 or key.shape[0] != length or is_causal_marker(mask, length):
             return original(self, query, key, value, mask)
         states = [state.transpose([1, 0, 2, 3]) for state in (query, key, value)]
         dropout = self.config.attention_dropout if self.training else 0.0

@@ -18,6 +18,7 @@ from typing import Any
 
 import paddle
 
+from paddle_llm.models.segment_hooks import is_causal_marker
 from paddle_llm.models.segments import ends_of, is_ends, seen_backwards
 from paddle_llm.models.shards import Shard
 from paddle_llm.peft.attachment import Attachment, whole
@@ -162,7 +163,10 @@ def _in_chatglm2(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
     attend = core.forward
 
     def attention(query: Any, key: Any, value: Any, attention_mask: Any) -> Any:
-        if attention_mask.shape[2] == 1 < query.shape[0]:  # where packed samples begin
+        length = query.shape[0]
+        if is_causal_marker(attention_mask, length):
+            attention_mask = _causal(length, length, attention_mask.dtype)
+        elif attention_mask.shape[2] == 1 < length:  # where packed samples begin
             attention_mask = _of_segments(ends_of(attention_mask[:, 0, 0] == 0), attention_mask.dtype)
         states = []
         for tensor, prefix in zip((key, value), pair(), strict=True):

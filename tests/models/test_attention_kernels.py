@@ -22,7 +22,7 @@ PREFIX_LM = ("chatglm", "glm")
 CARDS = {"new": {}, "old": {"capability": (7, 5)}, "32 bits": {"half": False}}
 FLASH_FAMILIES = ("llama", "qwen2", "chatglm", "chatglm_v2", "bloom")
 FLASHMASK_FAMILIES = ("llama", "qwen2", "chatglm_v2", "opt")
-CAUSAL_FAMILIES = ("llama", "qwen2")
+CAUSAL_FAMILIES = ("llama", "qwen2", "chatglm_v2")
 
 
 @pytest.fixture(scope="module", autouse=True)

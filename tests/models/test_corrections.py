@@ -58,3 +58,29 @@ def test_chatglm_without_our_criterion_is_paddlenlps(tmp_path):
     assert abs(float(network(**inputs)[0]) - ours * share) < 1e-5
     with paddle.no_grad():
         assert network(**inputs, return_dict=True).loss is not None
+
+
+def test_chatglm2s_rotary_embedding_keeps_the_type_of_queries_and_keys():
+    """Under O1 its table has more bits than they have (here float64 and float32), and Paddle selects its kernel by type."""
+    from paddlenlp.transformers.chatglm_v2 import modeling
+
+    correct_models()
+    table = modeling.RotaryEmbedding(8)(5).astype("float64").unsqueeze(1)
+    assert modeling.apply_rotary_pos_emb(paddle.randn([5, 2, 4, 16]), table).dtype == paddle.float32
+
+
+def test_chatglm2s_pipeline_sends_no_mask_of_whole_rows(tmp_path):
+    """A number stands for it, of which each layer makes the mask that PaddleNLP sends."""
+    from paddlenlp.transformers.chatglm_v2 import modeling_pp
+
+    model = build(tiny.write_chatglm2(tmp_path))
+    inputs = batch("chatglm_v2")["input_ids"]
+    embedding, layer = modeling_pp.EmbeddingPipe(model.config), modeling_pp.GLMBlockPipe(model.config, 1)
+    embedding.set_state_dict(model.chatglm_v2.embedding.state_dict())
+    layer.set_state_dict(model.chatglm_v2.encoder.layers[0].state_dict())
+    hidden, mask, positions, table = embedding(inputs)
+    assert mask.shape == [1, 1, 1, 1]
+    full = embedding((inputs, paddle.ones(inputs.shape, "bool")))
+    assert full[1].shape == [2, 1, 16, 16], "PaddleNLP sends the mask in another form: look at the correction again"
+    np.testing.assert_array_equal(table.numpy(), full[3].numpy())
+    np.testing.assert_array_equal(layer((hidden, mask, positions, table))[0].numpy(), layer(full)[0].numpy())
