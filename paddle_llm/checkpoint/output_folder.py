@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.output_lock import RUN_LOCK
 from paddle_llm.config.errors import UserError
 
 # What a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
@@ -35,7 +36,7 @@ def choose_start(
             would be overwritten is read.
     """
     output = Path(output_dir)
-    _check_writable(output)
+    check_writable(output)
     if isinstance(resume, str):
         checkpoints.read_manifest(resume)
         return Path(resume), []
@@ -49,7 +50,9 @@ def choose_start(
     if resume is True:
         raise UserError(f"--resume_from_checkpoint: there is no complete checkpoint in {output}. " + " ".join(said))
     entries = output.iterdir() if output.exists() else ()
-    in_the_way = sorted(entry.name for entry in entries if not _is_launcher_log(entry))
+    in_the_way = sorted(
+        entry.name for entry in entries if not _is_launcher_log(entry) and not entry.name.startswith(RUN_LOCK)
+    )
     if in_the_way and all(_is_of_a_young_run(name) for name in in_the_way):
         return None, [*said, f"{output} holds a run that ended before its first checkpoint: it starts anew"]
     if in_the_way:
@@ -78,8 +81,12 @@ def open_output_folder(output_dir: str, *, do_train: bool, overwrite: bool, star
     ]
 
 
-def _check_writable(output: Path) -> None:
-    """Try it, and leave nothing behind."""
+def check_writable(output: Path) -> None:
+    """Write a file there, and leave nothing behind.
+
+    Raises:
+        UserError: If that fails.
+    """
     absent = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
         output.mkdir(parents=True, exist_ok=True)

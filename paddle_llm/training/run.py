@@ -64,8 +64,17 @@ def _require_paddle() -> None:
 
 def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     """Run one job of this process's rank; paddle must not be imported before."""
+    from paddle_llm.checkpoint.output_lock import release_output_folder
+
+    start_job(resolved.config.device, resolved.layout.world_size)
+    try:
+        return _run(resolved, entry)
+    finally:
+        release_output_folder()
+
+
+def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     config, layout = resolved.config, resolved.layout
-    start_job(config.device, layout.world_size)
     from paddle_llm.checkpoint.folder import step_of
     from paddle_llm.training.arguments import training_arguments
 
@@ -129,9 +138,10 @@ def _with_downloaded_model(resolved: Resolved) -> Resolved:
 
 
 def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
-    """On the first rank: may the output folder be used; on all: where to resume from. Nothing is written yet."""
+    """On the first rank: lock the output folder and check it; on all: where to resume from. Nothing else is written yet."""
     from paddle_llm.checkpoint.folder import check_layout
-    from paddle_llm.checkpoint.output_folder import choose_start
+    from paddle_llm.checkpoint.output_folder import check_writable, choose_start
+    from paddle_llm.checkpoint.output_lock import hold_output_folder
     from paddle_llm.checkpoint.settings import check_settings
     from paddle_llm.parallel.first_rank import on_first_rank
     from paddle_llm.training.sample_order import global_batch_of
@@ -139,6 +149,8 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
     config = resolved.config
 
     def choose() -> str | None:
+        check_writable(Path(config.output_dir))
+        hold_output_folder(config.output_dir)
         start, said = choose_start(
             config.output_dir,
             do_train=config.do_train,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.checkpoint.output_lock import RUN_LOCK, hold_output_folder, release_output_folder
 from tests.corpus import make_corpus
+from tests.helpers.processes import descendants, running, wait_until
 from tests.jobs import numbers, rows
 
 ROOT = Path(__file__).parents[2]
@@ -67,22 +70,35 @@ def test_the_tutorials_command_runs_as_typed(corpus, tmp_path):
     assert any((tmp_path / "output" / "visualdl").iterdir())
 
 
-def test_a_killed_job_continues_as_if_nothing_had_happened(corpus, tmp_path):
-    """SIGKILL one rank after the first checkpoint: the other ends and names it; started again, the rows are the same."""
-    whole = _launch(2, _flags(corpus, tmp_path / "whole"), tmp_path / "log1")
-    whole.communicate(timeout=240)
+@pytest.fixture(scope="module")
+def whole(corpus, tmp_path_factory):
+    """The rows of a run that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    job = _launch(2, _flags(corpus, folder / "output"), folder / "log")
+    job.communicate(timeout=240)
+    return numbers(folder / "output")
+
+
+@pytest.mark.parametrize("victim", ["rank 1", "launcher"])
+def test_a_killed_job_continues_as_if_nothing_had_happened(victim, corpus, whole, tmp_path):
+    """SIGKILL after the first checkpoint: all processes end; started again, the rows are those of one run."""
     flags = _flags(corpus, tmp_path / "killed")
     job = _launch(2, [*flags, "--max_steps", "4000", "--decay_steps", "8", "--warmup_ratio", "0"], tmp_path / "log2")
     _wait_for(lambda: (tmp_path / "killed" / "checkpoint-4" / "manifest.json").exists(), job)
-    victim = _rank_process(job.pid, 1)
-    os.kill(victim, signal.SIGKILL)
+    started = descendants(job.pid)
+    assert len(started) >= 4  # two ranks, and a data loading worker of each
+    os.kill(job.pid if victim == "launcher" else _rank_process(job.pid, 1), signal.SIGKILL)
     job.communicate(timeout=120)
     assert job.returncode != 0
+    wait_until(lambda: not running(started), 20, "all processes of the job have ended")
+    if victim == "launcher":  # the ranks may have got further before they ended
+        flags += ["--resume_from_checkpoint", str(tmp_path / "killed" / "checkpoint-4")]
     again = _launch(2, flags, tmp_path / "log3")
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err + out
-    assert "continuing from" in (tmp_path / "log3" / "workerlog.0").read_text()
-    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    log = (tmp_path / "log3" / "workerlog.0").read_text()
+    assert f"{RUN_LOCK} is stale" in log and ("continuing from" in log or victim == "launcher")
+    assert numbers(tmp_path / "killed") == whole
 
 
 def _wait_for(condition, job: subprocess.Popen, seconds: float = 120) -> None:
@@ -144,6 +160,17 @@ def test_an_output_folder_in_use_is_refused_untouched(corpus, tmp_path):
     done = _alone(_flags(corpus, tmp_path / "output"))
     assert done.returncode == 2 and "--overwrite_output_dir" in done.stderr and "Traceback" not in done.stderr
     assert [p.name for p in (tmp_path / "output").iterdir()] == ["thesis.tex"]
+
+
+def test_a_second_job_is_refused(corpus, tmp_path):
+    hold_output_folder(tmp_path / "output")
+    try:
+        done = _alone(_flags(corpus, tmp_path / "output"))
+    finally:
+        release_output_folder()
+    holder = f"process {os.getpid()} on host {socket.gethostname()}"
+    assert done.returncode == 2 and f"is in use by another job: {holder}." in done.stderr, done.stderr
+    assert not (tmp_path / "output").exists()
 
 
 def test_a_mistake_costs_nothing(corpus, tmp_path):
