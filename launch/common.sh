@@ -18,22 +18,48 @@ FLAGS=()
 # The comment at the head of the calling script is its help.
 usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; }
 
-# gpu: one rank per card in GPUS (a list like 0,1,2), or on cards 0 to RANKS-1; cpu: RANKS ranks.
+# gpu: one rank per card in GPUS (a list like 0,1,2), or on the first RANKS cards; cpu: RANKS ranks.
 choose_device() {
   case $DEVICE in
     gpu)
-      GPUS=${GPUS:-$(seq -s, 0 $((RANKS - 1)))}
+      choose_cards
       LAUNCH+=(--gpus "$GPUS")
       ;;
     cpu)
       LAUNCH+=(--nproc_per_node "$RANKS")
       FLAGS+=(--device cpu)
+      # The launcher (3.3.1) looks each rank up in this list, also for a CPU; the ranks hide all cards again.
+      CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((RANKS - 1)))
+      export CUDA_VISIBLE_DEVICES
       ;;
     *)
       echo "error: DEVICE is '$DEVICE': it is gpu or cpu." >&2
       exit 2
       ;;
   esac
+}
+
+# GPUS, where it is not set, is the first RANKS of CUDA_VISIBLE_DEVICES, or 0 to RANKS-1.
+choose_cards() {
+  local visible=${CUDA_VISIBLE_DEVICES-all} card cards
+  if [[ $visible == all ]]; then
+    GPUS=${GPUS:-$(seq -s, 0 $((RANKS - 1)))}
+    return
+  fi
+  IFS=, read -ra cards <<<"$visible"
+  if [[ -z ${GPUS:-} ]]; then
+    if ((${#cards[@]} < RANKS)); then
+      echo "error: CUDA_VISIBLE_DEVICES=$visible has ${#cards[@]} cards and $RANKS are needed. Unset it, or give GPUS=LIST." >&2
+      exit 2
+    fi
+    GPUS=$(IFS=, && echo "${cards[*]:0:RANKS}")
+  fi
+  for card in ${GPUS//,/ }; do
+    if [[ ,$visible, != *,$card,* ]]; then
+      echo "error: GPUS=$GPUS: CUDA_VISIBLE_DEVICES=$visible does not have card $card. Change one of the two." >&2
+      exit 2
+    fi
+  done
 }
 
 child=
@@ -83,6 +109,8 @@ main() {
   while ((code != 0 && code != 2 && code != 3 && restarts < MAX_RESTART)) && [[ -z $stopped ]]; do
     restarts=$((restarts + 1))
     echo "$(basename "$0"): the job ended with $code; restart $restarts of $MAX_RESTART" >&2
+    # Ranks that are still ending hold the lock of the output folder.
+    export PADDLE_LLM_LOCK_WAIT=${PADDLE_LLM_LOCK_WAIT:-120}
     mapfile -t more < <("$PYTHON" "$ROOT/launch/restart_flags.py" "$started" "${arguments[@]}")
     run_once "${arguments[@]}" "${more[@]}"
   done

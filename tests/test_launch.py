@@ -32,7 +32,7 @@ STEPS = 6
 
 def environment(**changes: str) -> dict[str, str]:
     """This process's, without what a launcher or a scheduler left in it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PADDLE_", "SLURM_", "FLAGS_"))}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PADDLE_", "SLURM_", "FLAGS_", "CUDA_"))}
     return kept | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | changes
 
 
@@ -94,6 +94,51 @@ def test_cards_of_one_machine(recorder: Path) -> None:
     assert "--device" not in line
     assert after("--gpus", words("one_card.sh", "x.json", recorder=recorder)) == "0"
     assert after("--gpus", words("one_card.sh", "x.json", recorder=recorder, GPUS="5")) == "5"
+
+
+def test_cards_are_taken_from_those_that_are_visible(recorder: Path) -> None:
+    visible = {"CUDA_VISIBLE_DEVICES": "2,3,GPU-5d"}
+    assert after("--gpus", words("finetune.sh", "x.json", recorder=recorder, **visible)) == "2"
+    assert (
+        after("--gpus", words("eight_cards_stage2.sh", "x.json", recorder=recorder, RANKS="3", **visible))
+        == "2,3,GPU-5d"
+    )
+    assert after("--gpus", words("finetune.sh", "x.json", recorder=recorder, GPUS="3,2", **visible)) == "3,2"
+    assert after("--gpus", words("finetune.sh", "x.json", recorder=recorder, CUDA_VISIBLE_DEVICES="all")) == "0"
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": "2,3"}, "CUDA_VISIBLE_DEVICES=2,3 has 2 cards and 8 are needed."),
+        ({"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES= has 0 cards and 8 are needed."),
+        ({"CUDA_VISIBLE_DEVICES": "12,3", "GPUS": "2"}, "GPUS=2: CUDA_VISIBLE_DEVICES=12,3 does not have card 2."),
+    ],
+)
+def test_cards_that_are_not_visible_are_refused(env: dict[str, str], message: str, tmp_path: Path) -> None:
+    ended = run("eight_cards_stage2.sh", "x.json", cwd=tmp_path, **env)
+    assert ended.returncode == 2 and ended.stderr.startswith(f"error: {message}")
+    assert len(ended.stderr.splitlines()) == 1
+
+
+def test_on_a_cpu_the_launcher_has_a_card_for_each_rank(tmp_path: Path) -> None:
+    """It looks ranks up in CUDA_VISIBLE_DEVICES (3.3.1), whatever their device."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES"\n')
+    python.chmod(0o755)
+    env = {"PYTHON": str(python), "DEVICE": "cpu", "RANKS": "3", "CUDA_VISIBLE_DEVICES": "7"}
+    assert run("eight_cards_stage2.sh", "x.json", cwd=tmp_path, **env).stdout == "0,1,2\n"
+
+
+def test_a_restart_waits_for_the_lock_of_the_output_folder(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/bash\ncase $1 in *.py) exec {sys.executable} "$@" ;; esac\n'
+        'echo "${PADDLE_LLM_LOCK_WAIT-none}"\nexit 75\n'
+    )
+    python.chmod(0o755)
+    ended = run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="2")
+    assert ended.returncode == 75 and ended.stdout.split() == ["none", "120", "120"]
 
 
 def test_flags_alone_are_enough(recorder: Path) -> None:
@@ -291,6 +336,7 @@ printf 'localhost\\nother\\n'
 """
 SRUN = """#!/bin/bash
 while [[ $1 == -* ]]; do shift; done
+[[ $SRUN_CPUS_PER_TASK == 3 && $PADDLE_LLM_LOCK_WAIT == 330 ]] || exit 1
 SLURM_NODEID=0 "$@" & first=$!
 SLURM_NODEID=1 "$@" & second=$!
 wait $first && wait $second
@@ -312,6 +358,8 @@ def test_slurm_starts_many_machines(job: Path, tmp_path: Path) -> None:
         SLURM_JOB_NODELIST="here[1-2]",
         SLURM_JOB_NUM_NODES="2",
         SLURM_JOB_ID=str(os.getpid()),
+        SLURM_CPUS_PER_TASK="3",
+        SLURM_RESTART_COUNT="1",
     )
     assert_trained(ended, output)
     assert (tmp_path / "log" / "node0").is_dir() and (tmp_path / "log" / "node1").is_dir()
