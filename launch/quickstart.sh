@@ -18,7 +18,8 @@ step "3/5 the corpus, tokenised"
 "$PYTHON" -m paddle_llm.cli data build --input "$RUN"/text.jsonl --tokenizer "$RUN"/tokenizer --output_prefix "$RUN"/data/python --workers 2
 
 step "4/5 pretraining on 8 CPU ranks: tp2 x pp2 x sharding2 (stage 2)"
-"$PYTHON" -m paddle.distributed.launch --nproc_per_node 8 --log_dir "$RUN"/log run_pretrain.py configs/pretrain/quickstart.json "$@"
+# The launcher looks each rank up in this list, also for a CPU; the ranks hide all cards again.
+CUDA_VISIBLE_DEVICES=0,1,2,3,4,5,6,7 "$PYTHON" -m paddle.distributed.launch --nproc_per_node 8 --log_dir "$RUN"/log run_pretrain.py configs/pretrain/quickstart.json "$@"
 
 step "5/5 what it learnt"
 "$PYTHON" launch/quickstart_report.py "$RUN"/output "$RUN"/data/python

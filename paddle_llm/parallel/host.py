@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ def prepare_host(device: str, cpu_threads: int | None = None, deterministic: boo
     os.environ.setdefault("GLOG_minloglevel", "2")  # every process group would tell of its store
     if device != "cpu":
         return set_deterministic_environment() if deterministic else []
+    hide_cards(os.environ)
     said = []
     kind = mkl_cpu_type(processor())
     if kind and "MKL_DEBUG_CPU_TYPE" not in os.environ:
@@ -72,6 +74,16 @@ def prepare_host(device: str, cpu_threads: int | None = None, deterministic: boo
         said.append("freed memory is kept for reuse")
     said.insert(0, f"{threads} CPU thread{'s' * (threads > 1)} per rank (change: --cpu_threads N)")
     return ["CPU: " + "; ".join(said)]
+
+
+def hide_cards(environment: MutableMapping[str, str]) -> None:
+    """Hide all GPUs in an environment for a process on the CPU.
+
+    A GPU build of Paddle asks CUDA for its devices when it is imported, whatever the device of the job is: it would take
+    memory of a card, and a process that is forked afterwards cannot use CUDA.
+    """
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    environment.pop("FLAGS_selected_gpus", None)  # the launcher's choice, where the variable had a list
 
 
 def import_paddle() -> None:

@@ -78,15 +78,18 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
 
 
 def _start_process() -> None:
+    """Prepare this process for the CPU: a conversion leaves the cards of the machine alone."""
     if "paddle" in sys.modules:
         return
     from paddle_llm.parallel.host import import_paddle, prepare_host
 
     prepare_host("cpu")
     import_paddle()
+    import paddle
     from paddlenlp.utils.log import logger
 
     logger.set_level("ERROR")
+    paddle.set_device("cpu")
 
 
 def _progress(things: Iterable[Any]) -> Iterator[Any]:

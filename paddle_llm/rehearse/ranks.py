@@ -25,14 +25,16 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from paddle_llm.parallel.host import mkl_cpu_type, processor
+from paddle_llm.parallel.host import hide_cards, mkl_cpu_type, processor
 from paddle_llm.parallel.process.parent import end_with_creator
 
 PRELOAD = ["paddle", "paddlenlp.trainer"]
 # Read by paddle and its math library when they are imported, which the server does.
-SERVER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 if _kind := mkl_cpu_type(processor()):
-    SERVER_ENVIRONMENT["MKL_DEBUG_CPU_TYPE"] = _kind
+    RANK_ENVIRONMENT["MKL_DEBUG_CPU_TYPE"] = _kind
+SERVER_ENVIRONMENT = dict(RANK_ENVIRONMENT)
+hide_cards(SERVER_ENVIRONMENT)  # CUDA does not survive the fork
 
 
 @dataclass
@@ -101,7 +103,7 @@ def run_ranks(
     failed_first: list[int] = []
     with tempfile.TemporaryDirectory(prefix="ranks-") as logs:
         try:
-            with _environment(SERVER_ENVIRONMENT):
+            with _environment(RANK_ENVIRONMENT if device == "gpu" else SERVER_ENVIRONMENT):
                 for rank in range(world_size):
                     mine, theirs = context.Pipe()
                     variables = {**_rank_environment(rank, world_size, ports, device), **(env or {})}

@@ -47,6 +47,7 @@ class PretrainTrainer(CheckpointedTrainer):
     def __init__(
         self, model=None, args=None, *, layout: Layout | None = None, options: TrainerOptions | None = None, **kwargs
     ):
+        _check_device(args)
         self.layout = layout or _layout_of(args)
         self.options = options or TrainerOptions()
         kwargs.setdefault("data_collator", collate_numpy)
@@ -277,6 +278,19 @@ class PretrainTrainer(CheckpointedTrainer):
         if isinstance(self.model_wrapped, PipelineLayer):  # evaluation without training
             self.model_wrapped = fleet.distributed_model(self.model_wrapped)
         return self.model_wrapped
+
+
+def _check_device(args) -> None:
+    """Refuse `device="cpu"` while Paddle is on a GPU. TrainingArguments (PaddleNLP 3.0.0b4) do not set the device.
+
+    Raises:
+        UserError: If Paddle's device is another one.
+    """
+    found = paddle.get_device()
+    if args is not None and args.device == "cpu" and found != "cpu":
+        raise UserError(
+            f'TrainingArguments(device="cpu"), but Paddle is on {found}. Call paddle.set_device("cpu") before the model is built.'
+        )
 
 
 def _layout_of(args) -> Layout:

@@ -34,6 +34,19 @@ def test_the_users_own_word_stays():
     assert _mkl_after_preparing({"MKL_DEBUG_CPU_TYPE": "5"}) == "5"
 
 
+def test_a_process_on_the_cpu_sees_no_card():
+    """A GPU build of Paddle would take one when it is imported. The launcher's list and choice are hidden too."""
+    code = (
+        "import os; from paddle_llm.parallel.host import prepare_host; prepare_host('{}'); "
+        "print([os.environ.get(name) for name in ('CUDA_VISIBLE_DEVICES', 'FLAGS_selected_gpus')])"
+    )
+    seen = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1", "FLAGS_selected_gpus": "1"}
+    for device, left in (("cpu", ["", None]), ("gpu", ["0,1", "1"])):
+        command = [sys.executable, "-c", code.format(device)]
+        done = subprocess.run(command, env=seen, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{left}\n"
+
+
 def test_products_have_the_same_bits_wherever_their_operands_lie():
     """Resume to the bit rests on it: a process that goes on has its tensors at other addresses."""
     import numpy as np

@@ -85,6 +85,7 @@ if sys.argv[1] == "kill":
 
 @pytest.mark.parametrize("mode", ["end", "kill"])
 def test_under_the_launcher(mode, tmp_path):
+    """Also where CUDA_VISIBLE_DEVICES is set: the launcher then gives the ranks cards, and no backend."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [
@@ -98,7 +99,7 @@ def test_under_the_launcher(mode, tmp_path):
         script,
         mode,
     ]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
     assert all("total 3" in log for log in logs), told(done, tmp_path / "log")
@@ -106,18 +107,23 @@ def test_under_the_launcher(mode, tmp_path):
     assert ("rank 1 is gone" in logs[0]) == (mode == "kill")
 
 
-def _device_of_this_rank() -> tuple[str | None, str | None, str]:
+def _device_of_this_rank() -> tuple[str | None, ...]:
     return (
+        os.environ.get("CUDA_VISIBLE_DEVICES"),
         os.environ.get("FLAGS_selected_gpus"),  # noqa: SIM112
         os.environ.get("PADDLE_DISTRI_BACKEND"),
         multiprocessing.get_start_method(),
     )
 
 
-def test_ranks_of_gpus_have_one_each_and_are_not_forked():
+def test_ranks_of_gpus_have_one_each_and_are_not_forked(monkeypatch):
     """CUDA does not survive a fork; what the ranks do with their GPUs is in tests/gpu."""
-    assert run_ranks(_device_of_this_rank, 2, device="gpu") == [("0", "nccl", "spawn"), ("1", "nccl", "spawn")]
-    assert run_ranks(_device_of_this_rank, 1) == [(None, "gloo", "forkserver")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    assert run_ranks(_device_of_this_rank, 2, device="gpu") == [
+        ("4,7", "0", "nccl", "spawn"),
+        ("4,7", "1", "nccl", "spawn"),
+    ]
+    assert run_ranks(_device_of_this_rank, 1) == [("", None, "gloo", "forkserver")]
 
 
 CALLER = """

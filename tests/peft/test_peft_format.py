@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -383,3 +386,13 @@ def _inputs() -> dict[str, Any]:
     import paddle
 
     return {"input_ids": paddle.to_tensor(peft_library.TOKENS)}
+
+
+def test_a_conversion_leaves_the_cards_alone():
+    code = (
+        "from paddle_llm.peft.convert_command import _start_process; _start_process(); "
+        "import os, paddle; print([os.environ['CUDA_VISIBLE_DEVICES'], paddle.get_device()])"
+    )
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "['', 'cpu']\n"

@@ -247,3 +247,12 @@ def test_other_data_or_another_network_is_refused(tmp_path):
         make_trainer(config(tmp_path), train=Other(24)).train(checkpoint)
     with pytest.raises(UserError, match="num_hidden_layers 4 -> 3"):
         make_trainer(config(tmp_path, num_hidden_layers=3)).train(checkpoint)
+
+
+def test_a_cpu_job_is_refused_while_paddle_is_on_a_gpu(tmp_path, monkeypatch):
+    """TrainingArguments do not set the device, and the weights would be on the card already."""
+    import paddle
+
+    monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
+    with pytest.raises(UserError, match=r'but Paddle is on gpu:0. Call paddle.set_device\("cpu"\) before the model'):
+        make_trainer(config(tmp_path))
