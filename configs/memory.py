@@ -83,7 +83,7 @@ def _activations(config: RunConfig, facts: ModelFacts, layout: Layout) -> float:
 
 
 def _visiting(facts: ModelFacts, layout: Layout) -> float:
-    """Elements that stage 3 gathers at a time: a layer, or the embedding or head where that is more."""
+    """Elements of the largest unit that stage 3 gathers: a layer, the embedding or the head. A rank holds two units."""
     count = count_parameters(facts)
     return max(count.layers / facts.num_hidden_layers, count.lookups, count.head) / layout.tensor
 
@@ -105,7 +105,7 @@ def memory_per_rank(config: RunConfig, facts: ModelFacts, layout: Layout) -> Ran
     gradient = 4 if config.amp_master_grad else 2
     return RankMemory(
         parameters=parameters,
-        weights=2 * (parameters / d + _visiting(facts, layout) if layout.sharding_stage == 3 else parameters),
+        weights=2 * (parameters / d + 2 * _visiting(facts, layout) if layout.sharding_stage == 3 else parameters),
         gradients=gradient * parameters / d + _in_flight(config, gradient * parameters, facts, layout)
         if layout.sharding_stage >= 2
         else gradient * parameters,

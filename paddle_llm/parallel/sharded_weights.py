@@ -4,7 +4,7 @@ A unit is a transformer block (an element of the network's outermost LayerLists)
 holds parameters itself, or says that it computes with those of others (`borrowed_layers`). Just before a unit computes, in the forward pass and again in the backward pass, the owners of
 its weights broadcast them to their sharding group, all of a unit's at once; afterwards everybody but the owner frees
 them. Beyond its own share a rank holds one unit at a time, and sends each weight twice per micro batch instead of once
-per step. (ZeRO stage 3, Rajbhandari et al. 2020, section 5.3: parameters partitioned, broadcast by their owner.)
+per step. With `prefetch` the weights of the next unit arrive while one computes, and a rank holds two units. (ZeRO stage 3, Rajbhandari et al. 2020, section 5.3: parameters partitioned, broadcast by their owner.)
 
 Why not Paddle's GroupShardedStage3 (paddle 3.3.1): it runs on GPUs only; it cuts the weights into flat slices under new
 names, for which AdamW's decay function, the optimizer state and the checkpoints of the other stages mean nothing; and
@@ -18,7 +18,7 @@ What uses a weight that is not there raises ("holds no memory").
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -61,9 +61,19 @@ class ShardedWeights:
         gradients: of the same optimizer, with `broadcast_weights=False`.
         offload: an owner's weights lie in host memory (pinned, on a GPU) while nobody computes with them. During the
             update all that a rank owns are on the device.
+        prefetch: broadcast the weights of the next unit while one computes. It pays where collectives run beside the
+            computation (on a GPU), and costs the memory of a second unit.
     """
 
-    def __init__(self, model: nn.Layer, optimizer: Any, gradients: ShardedGradients, *, offload: bool = False):
+    def __init__(
+        self,
+        model: nn.Layer,
+        optimizer: Any,
+        gradients: ShardedGradients,
+        *,
+        offload: bool = False,
+        prefetch: bool = False,
+    ):
         self.group, self.rank = gradients.group, gradients.rank
         known = {p.name for p in optimizer._inner_opt._origin_parameter_list}
         self.units = list(_units(model, known))
@@ -71,6 +81,8 @@ class ShardedWeights:
         self._owners = {name: gradients.owner(p) for name, p in self._parameters.items()}
         self._open: dict[Hashable, tuple[Any, ...]] = {}  # who needs which weights now
         self._users = dict.fromkeys(self._parameters, 0)
+        self._arriving: dict[Hashable, list[Any]] = {}  # whose broadcasts have not been waited for
+        self._order = _Order() if prefetch else None
         self._in_backward = False
         self._host: dict[str, Any] | None = {} if offload else None
         self._register_hooks(model)
@@ -138,19 +150,31 @@ class ShardedWeights:
 
     # --- coming and going ----------------------------------------------------------------------------------------
 
-    @paddle.no_grad()
     def _bring(self, user: Hashable, parameters: Any) -> None:
         """Let a user have its weights: broadcast those that are away, all at once."""
+        self._start(user, parameters)
+        for task in self._arriving.pop(user, ()):
+            task.wait()
+
+    @paddle.no_grad()
+    def _start(self, user: Hashable, parameters: Any) -> None:
+        """Begin the broadcasts of a user's weights, to be waited for."""
         if user in self._open:
             return
         self._open[user] = tuple(parameters)
         tasks = []
-        for parameter in parameters:
+        for parameter in self._open[user]:
             if not self._users[parameter.name]:
                 tasks.append(self._broadcast(parameter))
             self._users[parameter.name] += 1
-        for task in tasks:
-            task.wait()
+        self._arriving[user] = tasks
+
+    def _visit(self, unit: Unit) -> None:
+        """A unit computes now: let it have its weights, and begin to bring those of the unit that follows."""
+        self._bring(unit, unit.parameters)
+        following = self._order.after(unit) if self._order else None
+        if following is not None:
+            self._start(following, following.parameters)
 
     def _broadcast(self, parameter: Any) -> Any:
         if self.owner(parameter) != self.rank:
@@ -162,6 +186,8 @@ class ShardedWeights:
 
     def _drop(self, user: Hashable) -> None:
         """A user needs its weights no more: free those that nobody else needs."""
+        for task in self._arriving.pop(user, ()):
+            task.wait()
         for parameter in self._open.pop(user, ()):
             self._users[parameter.name] -= 1
             if not self._users[parameter.name]:
@@ -173,7 +199,11 @@ class ShardedWeights:
 
     def _store(self, parameter: Any) -> None:
         """With offload: the owner's copy in host memory becomes what it has on the device."""
-        if self._host is not None and self.owner(parameter) == self.rank:
+        if self._host is None or self.owner(parameter) != self.rank:
+            return
+        if parameter.name in self._host:
+            self._host[parameter.name].copy_(parameter.detach(), True)  # pinned memory is expensive to allocate
+        else:
             self._host[parameter.name] = _on_host(parameter)
 
     # --- forward and backward ------------------------------------------------------------------------------------
@@ -190,10 +220,17 @@ class ShardedWeights:
 
     def _start_forward(self) -> None:
         self._in_backward = False
+        self._begin_phase("forward")
         self._drop_units()  # the first unit's, after a backward pass; anything, after an exception
 
     def _start_backward(self) -> None:
+        if not self._in_backward:
+            self._begin_phase("backward")
         self._in_backward = True
+
+    def _begin_phase(self, name: str) -> None:
+        if self._order:
+            self._order.begin(name)
 
     def _before_forward(self, unit: Unit):
         def bring(layer, inputs) -> None:
@@ -201,7 +238,7 @@ class ShardedWeights:
             if self._in_backward:
                 self._begin_backward(unit)
             else:
-                self._bring(unit, unit.parameters)
+                self._visit(unit)
 
         return bring
 
@@ -214,12 +251,12 @@ class ShardedWeights:
         return drop
 
     def _begin_backward(self, unit: Unit) -> None:
-        self._drop_units(but=unit)
-        self._bring(unit, unit.parameters)
+        self._drop_units(but=(unit, *self._arriving))
+        self._visit(unit)
 
-    def _drop_units(self, but: Unit | None = None) -> None:
+    def _drop_units(self, but: Collection[Hashable] = ()) -> None:
         for user in list(self._open):
-            if isinstance(user, Unit) and user is not but:
+            if isinstance(user, Unit) and user not in but:
                 self._drop(user)
 
     def _refuse_when_away(self, parameters: list[Any]):
@@ -253,6 +290,29 @@ class ShardedWeights:
         """With offload: what this rank owns is on the device."""
         for name, copy in self._host.items():
             _on_device(copy)._share_buffer_to(self._parameters[name])
+
+
+class _Order:
+    """The order in which units compute in a forward and in a backward pass: what it was the last time is expected again."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, list[Unit]] = {}
+        self._phase, self._seen, self._expected = "", [], []
+
+    def begin(self, phase: str) -> None:
+        """A pass begins: "forward" or "backward"."""
+        if self._seen:
+            self._last[self._phase] = self._seen
+        self._phase, self._seen, self._expected = phase, [], self._last.get(phase, [])
+
+    def after(self, unit: Unit) -> Unit | None:
+        """The unit that follows this one, which computes now; None if that is not known."""
+        if not self._seen or self._seen[-1] is not unit:
+            self._seen.append(unit)
+        position = len(self._seen)
+        if position < len(self._expected) and self._expected[position - 1] is unit:
+            return self._expected[position]
+        return None
 
 
 def _send_round_what_is_here(optimizer: Any) -> None:
@@ -316,4 +376,4 @@ def _on_host(parameter: Any) -> Any:
 
 
 def _on_device(copy: Any) -> Any:
-    return copy.cuda() if copy.place.is_cuda_pinned_place() else copy.clone()
+    return copy.cuda(blocking=False) if copy.place.is_cuda_pinned_place() else copy.clone()

@@ -209,8 +209,13 @@ class PretrainTrainer(CheckpointedTrainer):
                 bucket_mb=self.args.sharding_comm_buffer_size_MB,
             )
         if stage == 3:
-            offload = self.options.offload_weights
-            self.sharded_weights = ShardedWeights(self.model, self.optimizer, self.sharded_gradients, offload=offload)
+            self.sharded_weights = ShardedWeights(
+                self.model,
+                self.optimizer,
+                self.sharded_gradients,
+                offload=self.options.offload_weights,
+                prefetch=paddle.get_device() != "cpu",  # gloo's collectives are over when the call returns
+            )
 
     # --- one step ----------------------------------------------------------------------------------------------
 

@@ -116,7 +116,10 @@ def start_job(device: str, world_size: int) -> None:
     logger.set_level("ERROR")
     paddle.set_device(device)
     if world_size > 1:
+        from paddle_llm.parallel.first_broadcast import broadcast_weight_by_weight
+
         keep_exit_code()
+        broadcast_weight_by_weight()
     if world_size > 1 and device == "cpu":
         from paddle_llm.parallel.gloo import install_gloo_backend
 

@@ -159,6 +159,13 @@ CASES = [
     ),
     Case(
         "sharded_weights",
+        "--sharding stage3 --tensor_parallel_degree 2 --bf16",
+        notice="keeps a 16-bit copy of its weights",
+        fine="--sharding stage3 --tensor_parallel_degree 2 --bf16 --recompute",
+        world=4,
+    ),
+    Case(
+        "sharded_weights",
         "--sharding stage3 --unified_checkpoint",
         problem="unified_checkpoint does not resume",
         fine="--sharding stage2 --unified_checkpoint",

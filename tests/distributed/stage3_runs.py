@@ -25,6 +25,7 @@ class Run:
         frozen: parameters whose name contains one of these are not trained.
         evaluate: between the micro batches and after each step.
         offload: an owner's weights are in host memory between uses.
+        prefetch: the next unit's weights are brought while one computes.
         unused: the network has a layer that it never calls.
     """
 
@@ -34,6 +35,7 @@ class Run:
     frozen: tuple[str, ...] = ()
     evaluate: bool = False
     offload: bool = False
+    prefetch: bool = False
     unused: bool = False
 
     def write(self, folder: Path) -> None:
@@ -51,7 +53,8 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
 
     Returns {"losses", "evaluations", "weights": {name: full array}; of the elements of weights: "held" (the most that were
     there when a forward or backward computation was looked at), "looks" (how often), "rest" (when a step was over), "all";
-    with stage 3 "own" (those that this rank owns and keeps on the device), "unit" (of the largest unit, without its own)}.
+    with stage 3 "own" (those that this rank owns and keeps on the device), "unit" (of the largest unit, without its own),
+    "units" (of the two largest); with prefetch "ahead" (how many times weights were on their way before they were needed)}.
     """
     import paddle
     from paddle.distributed import fleet
@@ -75,8 +78,10 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
             model.recompute_enable()
         wrapped, optimizer = fleet.distributed_model(model), fleet.distributed_optimizer(optimizer)
         gradients = ShardedGradients(optimizer, broadcast_weights=stage == 2)
-        weights = ShardedWeights(model, optimizer, gradients, offload=run.offload) if stage == 3 else None
+        switches = {"offload": run.offload, "prefetch": run.prefetch}
+        weights = ShardedWeights(model, optimizer, gradients, **switches) if stage == 3 else None
     watch = _Watch(model)
+    ahead = _count_ahead(weights) if run.prefetch and weights else []
     found: dict[str, Any] = {"losses": [], "evaluations": [], "rest": []}
     for step in range(STEPS):
         for micro in range(MICRO_BATCHES):
@@ -93,15 +98,29 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
             found["evaluations"].append(_evaluate(model, inputs))
     family = run.family
     found["weights"] = {name: value for name, value in full_weights(model, family, layout) if value is not None}
-    found["held"], found["looks"] = watch.most, watch.looks
+    found["held"], found["looks"], found["ahead"] = watch.most, watch.looks, sum(ahead)
     if weights is not None:
         found["own"] = 0 if run.offload else sum(p.size for p in model.parameters() if weights.owner(p) == weights.rank)
-        found["unit"] = max(
+        sizes = [
             sum(p.size for p in unit.parameters if run.offload or weights.owner(p) != weights.rank)
             for unit in weights.units
-        )
+        ]
+        found["unit"], found["units"] = max(sizes), sum(sorted(sizes)[-2:])
     found["all"] = sum(p.size for p in model.parameters())
     return found
+
+
+def _count_ahead(weights: Any) -> list[int]:
+    """For every unit that begins to compute: 1 where its weights were on their way before."""
+    ahead: list[int] = []
+    visit = weights._visit
+
+    def counted(unit: Any) -> None:
+        ahead.append(int(unit in weights._arriving))
+        visit(unit)
+
+    weights._visit = counted
+    return ahead
 
 
 class _Watch:

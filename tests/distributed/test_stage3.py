@@ -41,6 +41,10 @@ RUNS = {
     "chatglm2, recomputed": Run("chatglm_v2", fields=_recompute()),
     "a layer that is never called": Run(unused=True),
     "offload": Run(offload=True, evaluate=True),
+    "prefetch": Run(prefetch=True),
+    "prefetch, evaluation": Run("bloom", prefetch=True, evaluate=True),
+    "prefetch, frozen, recomputed": Run(prefetch=True, frozen=("embed", "layers.0"), fields=_recompute()),
+    "prefetch, offload": Run("chatglm_v2", prefetch=True, offload=True),
 }  # fmt: skip
 
 
@@ -71,10 +75,21 @@ def test_a_rank_holds_its_own_weights_and_one_unit(name, ranks):
     for rank in ranks:
         two, three = rank[name]
         assert three["looks"] > 100 and two["held"] == two["all"]
-        assert three["held"] == three["own"] + three["unit"]
+        if RUNS[name].prefetch:
+            assert three["own"] + three["unit"] < three["held"] <= three["own"] + three["units"]
+        else:
+            assert three["held"] == three["own"] + three["unit"]
         assert set(three["rest"]) == {three["own"]}
     if not RUNS[name].offload:
         assert sum(rank[name][1]["own"] for rank in ranks) == ranks[0][name][1]["all"]
+
+
+@pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.prefetch])
+def test_weights_are_on_their_way_before_they_are_needed(name, ranks):
+    """From the second pass on, of all units but the first: three more at least in every forward and backward pass."""
+    passes = 2 * STEPS * MICRO_BATCHES
+    for rank in ranks:
+        assert rank[name][1]["ahead"] >= 3 * (passes - 2)
 
 
 SHORT = {"max_steps": 6, "logging_steps": 1, "eval_steps": 3, "save_steps": 3, "learning_rate": 1e-3, "adam_epsilon": 1e-4}  # fmt: skip

@@ -59,6 +59,30 @@ def fleet_of(sharding: int) -> None:
     fleet.init(is_collective=True, strategy=strategy)
 
 
+def equal_after_wrapping(fused: bool) -> tuple[bool, int]:
+    """(whether both ranks have the same weights after fleet has wrapped the network, fused buffers made for it)."""
+    import paddle
+    import paddle.distributed as dist
+    from paddle.distributed import fleet, parallel
+
+    from paddle_llm.parallel.first_broadcast import broadcast_weight_by_weight
+
+    fleet_of(2)
+    buffers = []
+    build_groups = parallel.build_groups
+    parallel.build_groups = lambda *args: buffers.extend(build_groups(*args)) or build_groups(*args)
+    if not fused:
+        broadcast_weight_by_weight()
+    paddle.seed(dist.get_rank())
+    model = paddle.nn.Linear(WIDTH, WIDTH)
+    before, after = [], []
+    dist.all_gather_object(before, model.weight.numpy())
+    fleet.distributed_model(model)
+    dist.all_gather_object(after, model.weight.numpy())
+    assert (before[0] != before[1]).any()
+    return bool((after[0] == after[1]).all() and (after[0] == before[0]).all()), len(buffers)
+
+
 def adamw(parameters: list, max_norm: float) -> Any:
     import paddle
 

@@ -16,6 +16,7 @@ from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.jobs import config
 from tests.parallel.sharded_runs import (
     alone,
+    equal_after_wrapping,
     finished_when_waited_for,
     held_by_trainer,
     mean_over_ranks,
@@ -52,6 +53,12 @@ def test_sums_that_arrive_late_are_added_to_what_came_meanwhile(bucket_mb):
     for weights, _ in run_ranks(shared, 2, *arguments):
         for name, expected in one_process(UNCLIPPED).items():
             np.testing.assert_allclose(weights[name], expected, atol=2e-7, err_msg=name)
+
+
+def test_weights_are_made_equal_without_fused_copies():
+    """`first_broadcast`; upstream makes the copies."""
+    assert run_ranks(equal_after_wrapping, 2, False) == [(True, 0)] * 2
+    assert run_ranks(equal_after_wrapping, 2, True) == [(True, 1)] * 2
 
 
 def test_gradients_are_averaged_before_they_can_overflow():

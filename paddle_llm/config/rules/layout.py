@@ -41,6 +41,11 @@ def sharded_weights(run: Run) -> Findings:
             "unified_checkpoint does not resume with --sharding stage3, whose weights PaddleNLP looks for whole: leave it out; "
             "the weights of <output_dir>/model load in any layout."
         )
+    if (config.bf16 or config.fp16) and config.fp16_opt_level != "O2" and not config.recompute:
+        yield Notice(
+            f"fp16_opt_level = {config.fp16_opt_level} with --sharding stage3: each layer keeps a 16-bit copy of its weights until "
+            "its backward pass. Use --fp16_opt_level O2 or --recompute to avoid the copies."
+        )
 
 
 def _stage_3_with_pipeline(run: Run) -> str:
