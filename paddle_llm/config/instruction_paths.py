@@ -6,7 +6,8 @@ import difflib
 import glob
 from pathlib import Path
 
-from paddle_llm.config.data_splits import SPLIT_NAMES, TRAIN, survey
+from paddle_llm.config.data_splits import survey
+from paddle_llm.config.split_names import SPLIT_NAMES, TRAIN
 
 CHAT_TEMPLATES = (
     "auto",

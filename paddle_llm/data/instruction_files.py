@@ -9,8 +9,8 @@ from itertools import islice
 from typing import Any
 
 from paddle_llm.config.console import say
-from paddle_llm.config.data_splits import SPLIT_NAMES, SUFFIXES, kind_of_file
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.split_names import SPLIT_NAMES, SUFFIXES, kind_of_file
 from paddle_llm.data.instruction_formats import FORMATS, BadRow, Conversation, matching_formats, read_row, recognise
 from paddle_llm.data.instructions.data_files import DEFAULT_DATA, find_files
 from paddle_llm.data.instructions.dataset_info import FileInfo, info_of

@@ -16,8 +16,9 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.data_splits import kind_of_file, survey
+from paddle_llm.config.data_splits import survey
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.split_names import kind_of_file
 from paddle_llm.data.instruction_files import find_files, load_conversations, read_rows
 from paddle_llm.data.instruction_formats import read_row, recognise
 from paddle_llm.data.instructions.table_rows import without_nulls
@@ -470,6 +471,11 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
         (folder / names[0]).touch()
         with pytest.raises(UserError, match=f"(?s){message}"):
             find_files(str(folder))
+    folder = layout(tmp_path / "beside", ["train.jsonl"])
+    for name in ("train.txt", "train_config.yaml", "training_args.bin"):
+        (folder / name).touch()
+    assert [Path(f).name for f in find_files(str(folder))] == ["train.jsonl"]
+    assert "train.txt, train_config.yaml, training_args.bin: a format that is not read" in capsys.readouterr().err
     folder = layout(
         tmp_path / "mixed", ["train.jsonl", "extra.jsonl", "holdout.jsonl", "val.jsonl", "eval.jsonl", "README.md"]
     )
@@ -484,7 +490,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
     assert [Path(f).name for f in find_files(f"{folder}/*.jsonl")] == ["train.jsonl"]
 
 
-def test_splits_that_a_readme_declares_equal_the_reference(datasets: Any, tmp_path: Path) -> None:
+def test_splits_that_a_readme_declares_equal_the_reference(datasets: Any, tmp_path: Path, capsys: Any) -> None:
     folder = layout(tmp_path / "declared", ["a.jsonl", "b.jsonl", "c.jsonl"])
     entries = "  - split: train\n    path: a.jsonl\n  - split: test\n    path: [b.jsonl]\n"
     write(folder / "README.md", f"---\nconfigs:\n- config_name: default\n  data_files:\n{entries}---\n# Data\n")
@@ -492,6 +498,17 @@ def test_splits_that_a_readme_declares_equal_the_reference(datasets: Any, tmp_pa
     assert set(expected) == {"train", "test"}
     for split in expected:
         assert [row.value for f in find_files(str(folder), split) for row in read_rows(f)] == expected[split].to_list()
+    layout(folder, ["en/train.jsonl", "zh/train.jsonl", "zh/test.jsonl"])
+    write(folder / "README.md", "---\nconfigs:\n- config_name: default\n  data_dir: zh\n  sep: ';'\n---\n")
+    expected = datasets.load_dataset(str(folder))
+    assert set(expected) == {"train", "test"}
+    for split in expected:
+        assert [row.value for f in find_files(str(folder), split) for row in read_rows(f)] == expected[split].to_list()
+    assert "settings of the configuration that have no effect: sep" in capsys.readouterr().err
+    two = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("en", "zh"))
+    write(folder / "README.md", f"---\nconfigs:\n{two}---\n")
+    with pytest.raises(UserError, match="several configurations: en, zh"):
+        find_files(str(folder))
     two = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in "ab")
     write(folder / "README.md", f"---\nconfigs:\n{two}---\n")
     with pytest.raises(UserError, match="several configurations: a, b"):

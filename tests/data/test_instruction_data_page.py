@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from paddle_llm.config.data_splits import SPLIT_NAMES, SUFFIXES
+from paddle_llm.config.split_names import SPLIT_NAMES, SUFFIXES
 from paddle_llm.data.instruction_formats import FORMATS, ROLES
 from paddle_llm.data.instructions.messages import MESSAGE_FIELDS
 

@@ -127,6 +127,7 @@ def test_flags_task_and_language_are_kept() -> None:
         ("messages", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [1]}]},
          "not a list of objects"),
         ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts other than text"),
+        ("messages", {"messages": [{"role": "user", "content": ["one", "two"]}]}, "a list of texts"),
         ("src_tgt", ["q", "a"], "is a JSON list, not an object"),
     ],
 )  # fmt: skip

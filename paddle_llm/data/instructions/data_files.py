@@ -6,7 +6,9 @@ import os
 from collections import Counter
 
 from paddle_llm.config.console import say
-from paddle_llm.config.data_splits import (
+from paddle_llm.config.data_splits import survey
+from paddle_llm.config.errors import UserError
+from paddle_llm.config.split_names import (
     COMPRESSIONS,
     DEV,
     HELD_OUT,
@@ -16,9 +18,7 @@ from paddle_llm.config.data_splits import (
     UNNAMED,
     DataFolder,
     splits_of_name,
-    survey,
 )
-from paddle_llm.config.errors import UserError
 from paddle_llm.data.instructions.dataset_info import FILE, info_of
 
 DEFAULT_DATA = "data"

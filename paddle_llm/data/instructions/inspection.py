@@ -6,8 +6,8 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from paddle_llm.config.data_splits import DEV, TEST, TRAIN, DataFolder, kind_of_file
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.split_names import DEV, TEST, TRAIN, DataFolder, kind_of_file
 from paddle_llm.data.blend import split_weights
 from paddle_llm.data.instruction_files import RowReader
 from paddle_llm.data.instruction_formats import BadRow

@@ -175,6 +175,8 @@ def is_call(message: Mapping[str, Any]) -> bool:
 def _content(message: Mapping[str, Any], may_be_absent: bool) -> str:
     content = message.get("content", message.get("value"))
     if isinstance(content, list):  # OpenAI's list of parts
+        if len(content) > 1 and any(isinstance(part, str) for part in content):
+            raise BadRow("a message holds a list of texts; join them to one")
         texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         kinds = {part.get("type", "text") for part in content if isinstance(part, Mapping)}
         if not all(isinstance(text, str) for text in texts) or kinds - {"text", "input_text", "output_text"}:
