@@ -22,9 +22,9 @@ _NEUTRAL = {
     "decoder_start_token_id", "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     "cache_implementation", "cache_config", "return_legacy_cache", "num_return_sequences", "max_length", "num_assistant_tokens",
     "num_assistant_tokens_schedule", "max_matching_ngram_size", "prefill_chunk_size", "disable_compile", "chat_format", "low_memory",
-    "encoder_no_repeat_ngram_size", "is_assistant", "assistant_confidence_threshold", "assistant_early_exit",
-    "assistant_lookbehind", "target_lookbehind", "prompt_lookup_num_tokens", "guidance_scale", "max_window_size",
-    "compile_config", "token_healing", "renormalize_logits", "remove_invalid_values", "num_beam_groups", "diversity_penalty",
+    "is_assistant", "assistant_confidence_threshold", "assistant_early_exit",
+    "assistant_lookbehind", "target_lookbehind", "prompt_lookup_num_tokens", "max_window_size", "compile_config",
+    "remove_invalid_values",
 }  # fmt: skip
 # Values at which a setting does nothing, in transformers 4.55 or PaddleNLP.
 _OFF: dict[str, tuple[Any, ...]] = {
@@ -41,6 +41,12 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "typical_p": (1, 1.0),
     "epsilon_cutoff": (0, 0.0),
     "eta_cutoff": (0, 0.0),
+    "encoder_no_repeat_ngram_size": (0,),
+    "guidance_scale": (1, 1.0),
+    "token_healing": (False,),
+    "renormalize_logits": (False,),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0, 0.0),
     "top_h": (None,),
     "exponential_decay_length_penalty": (None,),
 }

@@ -63,6 +63,17 @@ def test_settings_that_are_not_applied_are_named():
     assert line is not None and "do_sample=true, temperature=0.6, top_p=0.9" in line and "repetition" not in line
     assert set(unapplied(sampling, ["temperature", "do_sample"])) == {"top_p"}
     assert describe_unapplied({"do_sample": False, "temperature": 0.6}, [], "m") is None
+    changing = {
+        "encoder_no_repeat_ngram_size": 2,
+        "guidance_scale": 1.5,
+        "token_healing": True,
+        "num_beam_groups": 2,
+        "diversity_penalty": 0.5,
+    }
+    assert unapplied(changing) == changing
+    assert (
+        unapplied({"guidance_scale": 1.0, "token_healing": False, "num_beam_groups": 1, "diversity_penalty": 0.0}) == {}
+    )
     assert set(unapplied({"bad_words_ids": [[3]], "some_new_setting": 2})) == {"bad_words_ids", "some_new_setting"}
 
 
