@@ -35,6 +35,11 @@ from paddle_llm.config.split_names import (
 )
 
 _EVAL = ("eval", "evaluation")
+# Files that mark a folder below the data as the output of a training, or as a model or adapter.
+_OF_MODELS = {
+    "config.resolved.json", "tokenizer_config.json", "adapter_config.json", "training_args.bin", "trainer_state.json",
+    "model.safetensors", "model.safetensors.index.json", "model_state.pdparams", "pytorch_model.bin",
+}  # fmt: skip
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
@@ -49,8 +54,8 @@ def survey(path: str) -> DataFolder:
     """
     is_folder = os.path.isdir(path)
     base = path if is_folder else _fixed_part(path)
-    names = sorted(_walk(path)) if is_folder else sorted(os.path.relpath(f, base) for f in _matches(path))
     found = DataFolder(path)
+    names = sorted(_walk(path, found) if is_folder else (os.path.relpath(f, base) for f in _matches(path)))
     if is_folder and (problem := _download_cache(path, names)):
         found.problems.append(problem)
         return found
@@ -142,14 +147,18 @@ def _convert(path: str) -> str:
     return "Convert it to jsonl or parquet (datasets: load_dataset(...).to_parquet)"
 
 
-def _walk(folder: str) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, without hidden files and folders."""
+def _walk(folder: str, found: DataFolder) -> Iterator[str]:
+    """Paths of all files below a folder, relative to it, without hidden files and folders and those of models."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:
             folders[:] = []
             continue
         seen.add(real)
+        if root != folder and not _OF_MODELS.isdisjoint(names):
+            found.left_out[root] = "the output of a training, a model or an adapter"
+            folders[:] = []
+            continue
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         paths = (os.path.join(root, name) for name in names if not name.startswith("."))
         yield from (os.path.relpath(path, folder) for path in paths if os.path.isfile(path))

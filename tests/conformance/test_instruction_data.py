@@ -490,6 +490,15 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
     assert [Path(f).name for f in find_files(f"{folder}/*.jsonl")] == ["train.jsonl"]
 
 
+def test_outputs_and_models_below_the_data_are_left_out(tmp_path: Path, capsys) -> None:
+    files = ["train.jsonl", "more/train_2.jsonl", "out/metrics.jsonl", "out/checkpoint-2/train.bin"]
+    folder = layout(tmp_path / "data", files)
+    for name in ("out/config.resolved.json", "base/tokenizer_config.json", "lora/adapter_config.json"):
+        write(folder / name, "{}")
+    assert {Path(f).name for f in find_files(str(folder))} == {"train.jsonl", "train_2.jsonl"}
+    assert "base, lora, out: the output of a training, a model or an adapter" in capsys.readouterr().err
+
+
 def test_splits_that_a_readme_declares_equal_the_reference(datasets: Any, tmp_path: Path, capsys: Any) -> None:
     folder = layout(tmp_path / "declared", ["a.jsonl", "b.jsonl", "c.jsonl"])
     entries = "  - split: train\n    path: a.jsonl\n  - split: test\n    path: [b.jsonl]\n"
