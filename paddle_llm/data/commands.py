@@ -14,6 +14,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.config.number_option import Finite
 from paddle_llm.config.path_option import PATH
 from paddle_llm.data.finetune_commands import finetune_options, self_cognition, show_finetune
 
@@ -79,7 +80,7 @@ def tokenizer() -> None:
 @click.option("--model_type", type=click.Choice(["unigram", "bpe"]), default="unigram", show_default=True)
 @click.option(
     "--character_coverage",
-    type=click.FloatRange(0.9, 1.0),
+    type=Finite(0.9, 1.0),
     default=0.9995,
     show_default=True,
     help="Share of the characters that get a piece of their own; the rest is spelled in bytes.",

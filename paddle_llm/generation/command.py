@@ -15,6 +15,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, is_first_rank
+from paddle_llm.config.number_option import Finite
 from paddle_llm.config.out_folder import check_writable
 from paddle_llm.config.path_option import PATH, PATHLIB
 from paddle_llm.core.output import stdout_is_unicode
@@ -77,18 +78,14 @@ _AT_MOST_ONE = click.IntRange(1)
     help=f"Longest answer. [default: {_ROOM}; with a template {_ROOM_OF_ANSWERS}]",
 )
 @click.option("--batch_size", default=8, show_default=True, type=_AT_MOST_ONE, help="Prompts at a time.")
-@click.option(
-    "--temperature", type=click.FloatRange(0, min_open=True), help="Sample; below 1 sharpens. [default: greedy]"
-)
-@click.option(
-    "--top_p", type=click.FloatRange(0, 1, min_open=True), help="Sample from the likeliest tokens of this mass."
-)
+@click.option("--temperature", type=Finite(0, min_open=True), help="Sample; below 1 sharpens. [default: greedy]")
+@click.option("--top_p", type=Finite(0, 1, min_open=True), help="Sample from the likeliest tokens of this mass.")
 @click.option("--top_k", type=click.IntRange(0), help="Sample from this many likeliest tokens; 0: from all.")
 @click.option(
     "--repetition_penalty",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0, min_open=True),
+    type=Finite(0, min_open=True),
     help="Above 1: tokens that are there already become less likely.",
 )
 @click.option("--num_beams", default=1, show_default=True, type=_AT_MOST_ONE, help="Beams of a search; 1: none.")
@@ -96,6 +93,7 @@ _AT_MOST_ONE = click.IntRange(1)
     "--length_penalty",
     default=1.0,
     show_default=True,
+    type=Finite(),
     help="Of the search: above 0 longer texts gain, below 0 they lose.",
 )
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the sampling.")
@@ -193,6 +191,8 @@ def _check_options(
         raise UserError(f"{' and '.join(given) or 'nothing to do'}: give one of --prompt, --input and --chat")
     if output is not None and input_file is None:
         raise UserError("--output is for what --input asks")
+    if output is not None and input_file is not None and output.exists() and output.resolve() == input_file.resolve():
+        raise UserError(f"--output {output} is the file of --input, which would be lost. Name another file.")
     if output is not None and output.exists() and not (options["overwrite"] and output.is_file()):
         raise UserError(f"--output {output} is there: name another file, or replace it with --overwrite")
     if output is not None:

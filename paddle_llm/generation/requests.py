@@ -61,11 +61,11 @@ def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
         raise UserError(f"--input {path} is a folder. Name a file of prompts.")
     if not path.is_file():
         why = (
-            "is not a regular file. Write the prompts to a file"
+            "is not a regular file. Write the prompts to a file."
             if path.exists()
             else f"does not exist.{near(str(path))}"
         )
-        raise UserError(f"--input {path} {why.rstrip('.')}.")
+        raise UserError(f"--input {path} {why}")
     if any(path.name.lower().endswith(suffix) for suffix in _instruction_suffixes()):
         found = _read_instructions(path, data_format)
     else:
