@@ -27,6 +27,8 @@ _MARKS = (
 # Lines of the outermost level.
 _YAML = re.compile(r"""^["']?([A-Za-z_$][\w.-]*)["']?\s*:(?:\s+(.*)|\s*)$""")
 _TOML = re.compile(r"""^["']?([A-Za-z_][\w.-]*)["']?\s*=\s*(.*)$""")
+# Numbers of other languages: hexadecimal, octal and binary; a leading zero, sign or point; digits in groups; a point at the end.
+_NUMBER = re.compile(r"[-+]?(0[xXoObB][0-9a-fA-F_]+|0\d+|\.\d+|\d+_[\d_]+|\d+\.(?!\d))[\d.eE_+-]*|\+\d[\d.eE_+-]*")
 _OTHER = {".yaml": "YAML", ".yml": "YAML", ".toml": "TOML", ".ini": "INI", ".cfg": "INI"}
 _NESTED = "..."
 
@@ -174,6 +176,18 @@ def _cause(text: str, error: json.JSONDecodeError) -> str:
     literal = re.match(r"(True|False|None)\b", rest)
     if literal:
         return f"{literal[1]} is Python. Write { {'True': 'true', 'False': 'false', 'None': 'null'}[literal[1]] }."
+    number = _NUMBER.match(text, _start_of_word(text, error.pos))
+    if number:
+        return f"{number[0]} is not a JSON number. Write it in decimal, such as 42, 0.1 or 1e-4."
+    if error.msg.startswith("Unterminated string"):
+        return "a text without a closing double quote."
+    if not rest.strip() and error.msg.startswith("Expecting"):
+        return "the file ends before its object does. Close it with }."
+    if error.msg.startswith("Invalid control character"):
+        return "a tab or line break inside a text. Write \\t or \\n, or close the text with a double quote."
+    word = re.match(r"[^\W\d]\w*", rest)
+    if word and error.msg.startswith("Expecting value"):
+        return f"{word[0][:40]} is not a JSON value. Write text in double quotes; true, false and null without."
     if error.msg.startswith("Expecting property name") and re.match(r"[A-Za-z_]", rest):
         return "a key without quotes. Write it in double quotes."
     if error.msg.startswith("Extra data"):
@@ -181,6 +195,13 @@ def _cause(text: str, error: json.JSONDecodeError) -> str:
     if error.msg.startswith("Invalid \\escape"):
         return "a backslash. Write it twice, or use / in paths."
     return f"{error.msg}. Correct it there, or on the line before."
+
+
+def _start_of_word(text: str, position: int) -> int:
+    """Where the word or number begins in which a character is."""
+    while position > 0 and re.match(r"[\w.+-]", text[position - 1]):
+        position -= 1
+    return position
 
 
 def _kind_of(value: Any) -> str:

@@ -65,7 +65,9 @@ FINETUNE_NAMES: dict[str, Renamed | Stale | Refused] = {
     "add_bias": Stale(_OF_REFT, _OFF),
     "dropout": Refused(_OF_REFT + "; the dropout of LoRA is --lora_dropout", (0.0,)),
     "neftune": Refused("noise on embeddings is not offered", _OFF),
-    "neftune_noise_alpha": Stale("it belongs to NEFTune, which is not offered", (5.0,)),
+    "neftune_noise_alpha": Stale(
+        "it belongs to NEFTune, which is not offered", (0.0,)
+    ),  # transformers: 5 switches it on
     "use_ssa": Refused("shifted sparse attention is not offered", _OFF),
     "ssa_group_size_ratio": Stale("it belongs to shifted sparse attention, which is not offered", (0.25,)),
     # --- evaluation by generating

@@ -371,12 +371,18 @@ DIALECTS: dict[str, frozenset[str]] = {
     ),
 }  # fmt: skip
 
+_FOLDER = "the folder of a checkpoint"
+_NEWEST = "the newest complete checkpoint of output_dir is continued without it"
 # Values of other trainers for fields that have the same name.
 VALUES: dict[str, dict[str, str]] = {
     "optim": {name: "adamw" for name in ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adam", "adamw_apex_fused")},
     "adapter": {name: "`lora`: true" for name in ("lora", "qlora", "dora")},
     "lr_scheduler_type": {"cosine_with_min_lr": "cosine, which ends at --min_learning_rate", "WarmupDecayLR": "linear"},
     "evaluation_strategy": {"steps_per_epoch": "epoch"},
+    "resume_from_checkpoint": {
+        **dict.fromkeys(("true", "latest", "last", "auto", "1", "yes"), f"{_FOLDER}, or remove it: {_NEWEST}"),
+        **dict.fromkeys(("false", "0", "no"), "--overwrite_output_dir to start from the beginning, or remove it"),
+    },
 }
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, "", "none", "None", "null", "no", "false", "False", [], {})
 # false asks for something else than what happens here.

@@ -232,7 +232,8 @@ def _brief(raw: Any) -> str:
 
 
 def _close(name: str, raw: Any) -> str:
-    foreign = VALUES.get(name, {}).get(str(raw))
+    values = VALUES.get(name, {})
+    foreign = values.get(str(raw)) or values.get(str(raw).lower())
     if foreign:
         return f" Use {foreign}."
     close = difflib.get_close_matches(str(raw), kind_of(name).choices, 1)

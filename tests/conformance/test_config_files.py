@@ -142,7 +142,17 @@ def test_a_foreign_key_that_asks_for_nothing_passes(folder):
         (b'{"seed": None}', "None is Python. Write null."),
         (b'{"output_dir": "C:\\data"}', "a backslash."),
         (b'{"max_steps": 1} {"max_steps": 2}', "text after the end of the object."),
-        (b'{"max_steps": 1', "Expecting ',' delimiter"),
+        (b'{"max_steps": 1', "the file ends before its object does."),
+        (b'{"output_dir": "x', "a text without a closing double quote."),
+        (b'{"output_dir": "a\tb"}', "a tab or line break inside a text."),
+        (b'{"max_steps": 1 "seed": 2}', "Expecting ',' delimiter"),
+        (b'{"seed": 0x2a}', "0x2a is not a JSON number."),
+        (b'{"seed": -042}', "-042 is not a JSON number."),
+        (b'{"seed": [1_000]}', "1_000 is not a JSON number."),
+        (b'{"learning_rate": +1e-4}', "+1e-4 is not a JSON number."),
+        (b'{"learning_rate":.1e-4}', ".1e-4 is not a JSON number."),
+        (b'{"learning_rate": 1.}', "1. is not a JSON number."),
+        (b'{"do_train": yes}', "yes is not a JSON value."),
         ('{\u201cmax_steps\u201d: 1}'.encode(), "a typographic quote"),
         (b"", "the file is empty."),
         (b"\n \n", "the file is empty."),
@@ -164,6 +174,35 @@ def test_what_is_not_plain_json_is_one_problem_with_its_cause(text, told, folder
     found = problems(file)
     assert told in found[0] and str(file) in found[0]
     assert not told.startswith(("line", "a ")) or len(found) == 1
+
+
+def test_words_in_place_of_a_checkpoint_folder_are_refused_with_the_remedy(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    file = folder / "resume.json"
+    for value, told in (
+        (True, "newest complete"),
+        ("latest", "newest complete"),
+        (False, "overwrite"),
+        ("False", "overwrite"),
+    ):
+        file.write_text(json.dumps({**_OWN, "resume_from_checkpoint": value}))
+        (line,) = [line for line in problems(file) if "resume_from_checkpoint" in line]
+        assert told in line
+    (folder / "latest").mkdir()
+    file.write_text(json.dumps({**_OWN, "resume_from_checkpoint": "latest"}))
+    assert not any("resume_from_checkpoint" in line for line in problems(file))
+
+
+def test_noise_of_neftune_that_another_trainer_would_add_is_reported(folder):
+    model = write_llama(folder / "neftune")
+    flags = ["--model_name_or_path", str(model), "--do_train", "--output_dir", "o", "--continue_training", "0"]
+
+    def notices(value: str) -> list[str]:
+        resolved = resolve([*flags, "--neftune_noise_alpha", value], world_size=1, entry="finetune", device="cpu")
+        return [line for line in resolved.notices if "neftune" in line]
+
+    assert "NEFTune, which is not offered" in notices("5")[0]
+    assert notices("0") == notices("null") == []
 
 
 def test_a_byte_order_mark_is_no_problem(folder):

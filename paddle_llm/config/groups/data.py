@@ -42,4 +42,4 @@ class DataFields(Group):
         ge=0,
         description="Processes that read ahead. 0: the training process reads; a memory map is fast enough for most.",
     )
-    data_seed: int | None = Field(None, ge=0, description="Seed of the order of samples. Absent: --seed.")
+    data_seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the order of samples. Absent: --seed.")

@@ -69,7 +69,7 @@ class TrainingFields(Group):
         1.0, ge=0, description="Gradients are clipped to this norm over all ranks. 0: no clipping."
     )
     seed: int = Field(
-        42, ge=0, description="Seed of weights, dropout and, without --data_seed, of the order of samples."
+        42, ge=0, lt=2**32, description="Seed of weights, dropout and, without --data_seed, of the order of samples."
     )
     deterministic: bool = Field(
         False,

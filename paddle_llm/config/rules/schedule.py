@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from paddle_llm.config.foreign_names import VALUES
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
 from paddle_llm.config.run_config import LOSSES, SCORES, RunConfig
@@ -115,7 +118,11 @@ def resume_and_overwrite(run: Run) -> Findings:
     config = run.config
     if config.resume_from_checkpoint and config.overwrite_output_dir:
         yield Notice("--overwrite_output_dir with --resume_from_checkpoint: the run continues from that checkpoint.")
-    if config.resume_from_checkpoint and not config.do_train:
+    word = config.resume_from_checkpoint or ""
+    use = VALUES["resume_from_checkpoint"].get(word.lower())
+    if use and not Path(word).exists():
+        yield Problem(f"resume_from_checkpoint = {word}: no such folder exists. Use {use}.")
+    elif config.resume_from_checkpoint and not config.do_train:
         yield Problem(
             "resume_from_checkpoint continues a training, but do_train is false. To evaluate a trained model: "
             f"--model_name_or_path OUTPUT_DIR/model{' --continue_training 1' if run.entry == 'pretrain' else ''}"
