@@ -32,6 +32,7 @@ from paddle_llm.config.split_names import (
     base_word,
     kind_of_file,
     splits_of_path,
+    stem_of,
 )
 
 _EVAL = ("eval", "evaluation")
@@ -76,6 +77,7 @@ def survey(path: str) -> DataFolder:
         found.left_out.update({os.path.join(base, name): UNNAMED for name in unnamed})
     _separate_eval(found, base)
     _check_shards(found, base)
+    _check_formats(found)
     return found
 
 
@@ -112,7 +114,9 @@ def _download_cache(path: str, names: list[str]) -> str:
 def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> None:
     path = os.path.join(base, name)
     splits = splits_of_path(name)
-    if kind_of_file(name) is None or os.path.basename(name).lower() in NO_ROWS:
+    if not os.path.exists(path) and kind_of_file(name) is not None:
+        found.problems.append(f"{path}: a link to a file that does not exist. Fetch the data again.")
+    elif kind_of_file(name) is None or os.path.basename(name).lower() in NO_ROWS:
         is_data = os.path.splitext(name.lower())[1] in OTHER_DATA
         found.left_out[path] = "a format that is not read" if is_data else "holds no rows by its name or suffix"
     elif len(splits) > 1:
@@ -126,6 +130,25 @@ def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> N
         found.files.setdefault(splits.pop(), []).append(path)
     else:
         unnamed.append(name)
+
+
+def _check_formats(found: DataFolder) -> None:
+    """Refuse files of a split with one name in several formats, which are copies of the same rows; note several formats."""
+    for split, files in found.files.items():
+        by_stem: dict[str, dict[str, str]] = {}
+        for path in files:
+            by_stem.setdefault(stem_of(os.path.basename(path)), {})[str(kind_of_file(path))] = path
+        copies = next((list(kinds.values()) for kinds in by_stem.values() if len(kinds) > 1), None)
+        if copies and split != HELD_OUT:
+            found.problems.append(
+                f"{' and '.join(copies)}: one name in several formats, which datasets does not read together; they seem to hold the "
+                "same rows. Name one by a pattern, or remove the others."
+            )
+        kinds = sorted({str(kind_of_file(path)) for path in files})
+        if len(kinds) > 1 and not copies:
+            found.notes.append(
+                f"{found.path}: the {split} data is in several formats, all of which are read: {', '.join(kinds)}"
+            )
 
 
 def _check_unread(found: DataFolder, base: str) -> None:
@@ -161,7 +184,8 @@ def _walk(folder: str, found: DataFolder) -> Iterator[str]:
             continue
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
         paths = (os.path.join(root, name) for name in names if not name.startswith("."))
-        yield from (os.path.relpath(path, folder) for path in paths if os.path.isfile(path))
+        # A link to a missing file is a file of the data that cannot be read: _sort_file refuses it.
+        yield from (os.path.relpath(path, folder) for path in paths if os.path.isfile(path) or os.path.islink(path))
 
 
 def _matches(pattern: str) -> list[str]:

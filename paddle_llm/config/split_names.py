@@ -79,14 +79,14 @@ def kind_of_file(path: str) -> str | None:
 
 def splits_of_name(name: str) -> set[str]:
     """The splits whose words the name of a file or folder contains."""
-    stem = _stem(name)
+    stem = stem_of(name)
     found = {_SPLIT_OFWORD[word] for word in map(base_word, WORD.findall(stem)) if word in _SPLIT_OFWORD}
     found |= {split for split, words in _CHINESE.items() if any(word in stem for word in words)}
     found |= {HELD_OUT} if _HELD_OUT.search(stem) else set()
     return found - {HELD_OUT} if found & {DEV, TEST} else found
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
     """A name without the suffixes of a data file; a folder's name as it is."""
     stem, suffix = os.path.splitext(name)
     if suffix.lower() in COMPRESSIONS:

@@ -466,11 +466,20 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
         (["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"], "train_gen, train_sft"),
         (["a.jsonl", "test.jsonl"], "no training data.*test: .*test.jsonl.*rename the training files after train"),
         (["holdout.jsonl", "a.jsonl"], "no training data"),
+        (["train.csv", "train.jsonl"], "train.csv and .*train.jsonl: one name in several formats"),
+        (["json/data.jsonl", "csv/data.csv.gz"], "one name in several formats"),
     ):
         folder = layout(tmp_path / names[0].replace("/", "_"), [n for n in names if not n.endswith(".arrow")])
         (folder / names[0]).touch()
         with pytest.raises(UserError, match=f"(?s){message}"):
             find_files(str(folder))
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "dev.jsonl").symlink_to("nowhere")
+    with pytest.raises(UserError, match="dev.jsonl: a link to a file that does not exist"):
+        find_files(str(tmp_path / "links"))
+    folder = layout(tmp_path / "several", ["train_a.jsonl", "train_b.csv"])
+    assert len(find_files(str(folder))) == 2
+    assert "the train data is in several formats, all of which are read: csv, json" in capsys.readouterr().err
     folder = layout(tmp_path / "beside", ["train.jsonl"])
     for name in ("train.txt", "train_config.yaml", "training_args.bin"):
         (folder / name).touch()
