@@ -20,8 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
-from paddle_llm.parallel.lifeline import EXIT_PEER_LOST
+from paddle_llm.config.errors import EXIT_PEER_LOST, UserError
 from paddle_llm.parallel.process.parent import process_start
 
 RUN_LOCK = ".run.lock"

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
+EXIT_PEER_LOST = 75  # another process of the job has ended; started again, the job resumes
 EXIT_INTERRUPTED = 130
 
 

@@ -76,6 +76,7 @@ def _start_ranks(device: str, layout: Layout) -> None:
     import paddle.distributed as dist
     from paddle.distributed import fleet
 
+    from paddle_llm.parallel import lifeline
     from paddle_llm.parallel.leaving import keep_exit_code
 
     if dist.is_initialized():  # by an earlier call
@@ -90,6 +91,8 @@ def _start_ranks(device: str, layout: Layout) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Current global rank")
         fleet.init(is_collective=True, strategy=strategy, log_level="WARNING")
+    if device != "cpu":
+        lifeline.start_on_gpus()
 
 
 def load_network(

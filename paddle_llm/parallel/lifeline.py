@@ -1,14 +1,18 @@
-"""Who is still there: a rank that dies is named by all the others instead of leaving them to hang.
+"""Detect lost ranks: a rank that dies is named by all the others instead of leaving them to hang.
 
-Every rank keeps a connection to rank 0. The system closes it at the moment a process ends, however it ends; a rank that
-is there but frozen is silent. Rank 0 tells the others. A rank that leaves in good order says so first.
-A loss that gloo notices becomes a `PeerLostError`; a rank that waits for something else is ended.
+Every rank keeps a connection to rank 0. The system closes it at the moment a process ends, however it ends, and gives
+it up when the other host does not answer any more. Rank 0 reports a loss to the others. A rank that ends in good order
+reports that first. A loss that gloo notices becomes a `PeerLostError`; a rank that waits for something else is ended.
+
+On a CPU a rank whose process exists but sends nothing for `PEER_TIMEOUT_SECONDS` is lost, too. Not so on a GPU: there
+Python stands still for minutes while kernels are compiled or NCCL connects its first ranks.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import json
 import os
 import selectors
@@ -19,10 +23,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+from paddle_llm.config.errors import EXIT_PEER_LOST
+
 PEER_TIMEOUT_SECONDS = float(os.environ.get("PADDLE_LLM_PEER_TIMEOUT", "60"))
 HEARTBEAT_SECONDS = min(5.0, PEER_TIMEOUT_SECONDS / 4)
 GRACE_SECONDS = 10.0
-EXIT_PEER_LOST = 75
 _KEY = "paddle_llm/lifeline"
 
 
@@ -50,11 +55,24 @@ def _restore(rank: int | None, message: str) -> PeerLostError:
 _current: _Lifeline | None = None
 
 
-def start(store: Any) -> None:
-    """Connect this rank (once); `store` is the job's TCPStore, through which rank 0 says where it listens."""
+def start(store: Any, silence: float | None = PEER_TIMEOUT_SECONDS) -> None:
+    """Connect this rank, if it is not connected yet.
+
+    Args:
+        store: TCPStore of the job, through which rank 0 publishes its address.
+        silence: Seconds without a message after which a connected rank is lost, or None for no limit.
+    """
     global _current
     if _current is None and int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
-        _current = _Lifeline(store)
+        _current = _Lifeline(store, silence)
+
+
+def start_on_gpus() -> None:
+    """Connect this rank of a job on GPUs. Called after `fleet.init`; jobs on CPUs are connected by their first group."""
+    from paddle.distributed import collective
+
+    if collective._default_store is not None:
+        start(collective._default_store, silence=None)
 
 
 def check() -> None:
@@ -84,7 +102,8 @@ def naming_the_lost(suspect: int | None = None) -> Iterator[None]:
 class _Lifeline:
     """This rank's end: a thread that listens to the others (rank 0) or to rank 0 (the others)."""
 
-    def __init__(self, store: Any):
+    def __init__(self, store: Any, silence: float | None):
+        self._silence = silence
         self.rank = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
         self.world_size = int(os.environ["PADDLE_TRAINERS_NUM"])
         self.lost: tuple[int, str] | None = None
@@ -123,6 +142,7 @@ class _Lifeline:
         self._send({"rank": self.rank})
 
     def _adopt(self, line: socket.socket, rank: int | None) -> None:
+        _give_up_on_dead_hosts(line)
         with self._lock:
             self._peers[line] = _Peer(rank, time.monotonic())
         self._selector.register(line, selectors.EVENT_READ)
@@ -142,20 +162,23 @@ class _Lifeline:
                 self._send({})
                 next_beat = now + HEARTBEAT_SECONDS
             for peer in list(self._peers.values()):
-                if now - peer.last_sign > PEER_TIMEOUT_SECONDS:
-                    self._lose(peer.rank, f"no sign of life for {PEER_TIMEOUT_SECONDS:.0f} s")
+                if self._silence is not None and now - peer.last_sign > self._silence:
+                    self._lose(peer.rank, f"no sign of life for {self._silence:.0f} s")
         self._end_unless_it_ends()
 
     def _read(self, line: Any) -> None:
         peer = self._peers[line]
+        why = "its process ended without a word: killed, or out of memory"
         try:
             data = line.recv(65536)
-        except OSError:
+        except OSError as error:
             data = b""
+            if error.errno in (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH):
+                why = f"its host does not answer: {error.strerror}"
         if not data:
             self._drop(line)
             if not peer.said_goodbye:
-                self._lose(peer.rank, "its process ended without a word: killed, or out of memory")
+                self._lose(peer.rank, why)
             return
         peer.last_sign = time.monotonic()
         *complete, peer.rest = (peer.rest + data).split(b"\n")
@@ -245,6 +268,16 @@ class _Lifeline:
         self._peers.clear()
         atexit.unregister(self._say_goodbye)
         sys.excepthook = self._previous_hook
+
+
+def _give_up_on_dead_hosts(line: socket.socket) -> None:
+    """Let the system end a connection to a host that lost power or network, also while Python stands still."""
+    probe = max(1, round(PEER_TIMEOUT_SECONDS / 6))
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, probe)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5)
+    line.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(PEER_TIMEOUT_SECONDS * 1000))  # of what was sent
 
 
 class _Peer:

@@ -17,6 +17,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.parallel_words import words_at_work
 from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.parallel import lifeline
 
 _SINGLE = -1  # PaddleNLP's word for "degree not set"
 
@@ -26,13 +27,15 @@ class SilentChangeError(RuntimeError):
 
 
 def training_arguments(config: RunConfig, layout: Layout) -> TrainingArguments:
-    """The TrainingArguments of one run; initialises the process groups of `layout`.
+    """The TrainingArguments of one run; initialises the process groups of `layout` and watches for lost ranks.
 
     Raises:
         SilentChangeError: an argument came out different from what was given.
     """
     given = _given(config, layout)
     args = TrainingArguments(**given)
+    if config.device != "cpu":
+        lifeline.start_on_gpus()
     changed = {
         name: (value, getattr(args, name, None))
         for name, value in given.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import sys
@@ -86,3 +87,22 @@ def wait_beyond_the_limit(limit_ms: int) -> str:
     except RuntimeError:
         return "too late"
     return "in time"
+
+
+def on_gpus(how: str) -> str:
+    """What a job on GPUs has: a store and the lifeline, no gloo. Rank 2 is lost or busy; the others sleep."""
+    from paddle.base import core
+
+    from paddle_llm.parallel import lifeline
+
+    lifeline.GRACE_SECONDS = 1.0
+    rank, size = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINERS_NUM"])
+    host, port = os.environ["PADDLE_MASTER"].split(":")
+    store = core.TCPStore(host, int(port), rank == 0, size, 30)
+    lifeline.start(store, silence=None)
+    if rank == 2 and how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == 2:
+        ctypes.PyDLL(None).sleep(4)  # holds Python, as a compiler's or NCCL's call does
+    time.sleep(5)
+    return "went on"

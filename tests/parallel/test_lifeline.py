@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from paddle_llm.config.errors import EXIT_PEER_LOST
 from paddle_llm.parallel import lifeline
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.parallel import lost_ranks
@@ -30,7 +31,7 @@ def test_the_lost_rank_is_named_by_all(how, why):
     # Rank 0 waits for rank 1, not for the lost one; of a frozen rank the connections stand: such ranks are ended.
     ended = [0, 1] if how == "frozen" else [0]
     for rank in ended:
-        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", lifeline.EXIT_PEER_LOST)
+        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_PEER_LOST)
     for rank in {0, 1, 2} - set(ended):
         message, waited = outcomes[rank].value
         assert message.startswith(f"PeerLostError: rank 3 is gone ({why}")
@@ -39,7 +40,7 @@ def test_the_lost_rank_is_named_by_all(how, why):
 
 def test_a_rank_that_waits_for_nothing_is_ended_too():
     outcomes = outcomes_of(lost_ranks.lose_while_others_compute, 2)
-    assert outcomes[0].exit_code == lifeline.EXIT_PEER_LOST
+    assert outcomes[0].exit_code == EXIT_PEER_LOST
     assert "rank 0: rank 1 is gone" in outcomes[0].stderr
 
 
@@ -52,3 +53,31 @@ def test_a_collective_waits_as_long_as_the_job_allows():
     """And no longer: the limit that Paddle fixes at 30 s is really set."""
     assert run_ranks(lost_ranks.wait_beyond_the_limit, 2, 60_000) == ["in time", "in time"]
     assert "too late" in run_ranks(lost_ranks.wait_beyond_the_limit, 2, 500)
+
+
+def test_ranks_on_gpus_end_when_one_is_killed():
+    outcomes = outcomes_of(lost_ranks.on_gpus, 3, "killed")
+    for rank in (0, 1):
+        assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_PEER_LOST)
+        assert f"rank {rank}: rank 2 is gone (its process ended without a word" in outcomes[rank].stderr
+
+
+def test_a_busy_rank_on_a_gpu_is_not_lost():
+    """Python stands still for longer than the limit that holds on a CPU."""
+    assert run_ranks(lost_ranks.on_gpus, 3, "busy", env={"PADDLE_LLM_PEER_TIMEOUT": "1"}) == ["went on"] * 3
+
+
+def test_a_training_on_gpus_is_watched(tmp_path, monkeypatch):
+    from paddle.distributed import collective
+
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.config.run_config import RunConfig
+    from paddle_llm.training.arguments import training_arguments
+
+    started = []
+    monkeypatch.setattr(lifeline, "start", lambda store, silence: started.append((store, silence)))
+    monkeypatch.setattr(collective, "_default_store", "the store of the job")
+    training_arguments(RunConfig(output_dir=str(tmp_path), device="gpu"), Layout())
+    assert started == [("the store of the job", None)]
+    training_arguments(RunConfig(output_dir=str(tmp_path), device="cpu"), Layout())
+    assert len(started) == 1  # there the first gloo group does it

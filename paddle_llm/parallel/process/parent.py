@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from paddle_llm.parallel.lifeline import EXIT_PEER_LOST
+from paddle_llm.config.errors import EXIT_PEER_LOST
 
 # paddle.distributed.launch (3.3.1) sets it for each rank that it starts, and has another value of it, or none, itself.
 LAUNCHER_VARIABLE = "PADDLE_BACKUP_ENV_PATH"
