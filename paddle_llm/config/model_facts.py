@@ -11,6 +11,7 @@ from paddle_llm.config.adapter_folders import adapters_below, instead_of_model
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.json_object import read_json_object
 from paddle_llm.config.positions import LENGTH_KEYS, position_limit, rope_scaling
+from paddle_llm.core.downloads import other_layout
 
 # Every name under which a family keeps the same number. The first one present counts.
 _KEYS: dict[str, tuple[str, ...]] = {
@@ -84,7 +85,10 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
             f"without one give a local folder: --model_name_or_path /path/to/{name}"
         )
     if not path.is_file():
-        problem = instead_of_model(path.parent) or f"{path} does not exist: a model folder needs its config.json."
+        problem = (
+            instead_of_model(path.parent)
+            or f"{path} does not exist: a model folder needs its config.json.{other_layout(path.parent)}"
+        )
         raise UserError(problem + adapters_below(path.parent))
     raw = read_json_object(path)
     return facts_from_dict(raw, where=str(path))

@@ -1,6 +1,9 @@
-"""Recognises files whose download went wrong: a git-lfs pointer or an HTML page under the name of the real file."""
+"""Recognises downloads that cannot be read as they are: a git-lfs pointer or an HTML page under the name of the real file, and
+folders that hold a model in another layout."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype html", b"<html")
@@ -20,3 +23,22 @@ def failed_download(head: bytes, pages: bool = True) -> str | None:
     if pages and start.startswith(_PAGES):
         return "holds an HTML page, not the file itself. Download the file again"
     return None
+
+
+def other_layout(folder: Path) -> str:
+    """A sentence, with a blank in front, on what a folder without config.json or tokenizer holds in their place; "" if that is not known."""
+    try:
+        below = sorted(one for one in [*folder.glob("snapshots/*"), *folder.glob("*")] if one.is_dir())
+        for one in below:
+            if (one / "config.json").is_file() or (one / "tokenizer_config.json").is_file():
+                cache = (
+                    "It is a download cache" if one.parent.name == "snapshots" else "The files are one folder further"
+                )
+                return f" {cache}: give {one}."
+        if any(folder.glob("consolidated.*.pth")):
+            return " It holds Meta's own format (consolidated.*.pth). Convert it with transformers, or fetch the Hugging Face folder."
+        if any(folder.glob("*.gguf")):
+            return " It holds GGUF files, which are not read. Fetch the folder that they were made from."
+    except OSError:
+        pass
+    return ""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.downloads import other_layout
 from paddle_llm.data.files import write_atomically
 from paddle_llm.data.tokenizers.folder import (
     CONFIG_FILE,
@@ -93,7 +94,7 @@ def _require_tokenizer(folder: str) -> None:
         names = set(os.listdir(folder))
         if CONFIG_FILE not in names and not ("config.json" in names and names & _VOCABULARY_FILES):
             raise UserError(
-                f"tokenizer {folder}: the folder has no {CONFIG_FILE}. Train one with `paddle-llm tokenizer train "
+                f"tokenizer {folder}: the folder has no {CONFIG_FILE}.{other_layout(Path(folder))} Train one with `paddle-llm tokenizer train "
                 f"--input FILES --output_dir {folder} --vocab_size N`, or copy the model's tokenizer files into it."
             )
     elif os.path.exists(folder) or folder.startswith((".", "/", "~")):

@@ -108,7 +108,8 @@ def _why_nothing(folder: Path, passed_over: list[str]) -> str:
     if (folder / _ADAPTERS_TENSORS).is_file():
         return f"{folder} is an adapter's folder without its {ADAPTER}, which says what it is: copy that file, too"
     signs = ("config.json", ADAPTER, MANIFEST, "model", "adapter")
-    inside = sorted(one for one in folder.iterdir() if one.is_dir() and any((one / sign).exists() for sign in signs))
+    below = [*folder.iterdir(), *folder.glob("snapshots/*")]  # of a download cache
+    inside = sorted(one for one in below if one.is_dir() and any((one / sign).exists() for sign in signs))
     meant = [f"did you mean {inside[0]}?"] if inside else []
     problem = (
         f"{folder} holds no config.json, no model/, no adapter/ and no complete checkpoint: nothing to export there."

@@ -11,6 +11,7 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import looks_local
 from paddle_llm.config.weight_choice import choose_weights, has_weights
+from paddle_llm.core.downloads import other_layout
 from paddle_llm.generation.static_network import is_static, read_step
 from paddle_llm.peft.base import adapter_folder, base_named_in, has_tokenizer, read_described
 from paddle_llm.peft.peft_config import check_settings
@@ -86,7 +87,7 @@ def _model_folder(folder: Path) -> Path:
         raise UserError(
             f"{folder} holds no finished model; its newest checkpoint becomes one by: paddle-llm export {newest} OUT --target hf"
         )
-    raise UserError(f"{folder} has no config.json: it is no model's folder")
+    raise UserError(f"{folder} has no config.json: it is no model's folder.{other_layout(folder)}")
 
 
 def _check_tokenizer(folder: Path, tokenizer: Path | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.downloads import other_layout
 from paddle_llm.data.jinja_templates import JINJA
 from paddle_llm.inspection.adapter import inspect_adapter
 from paddle_llm.inspection.comparison import compare, compare_networks
@@ -68,5 +69,5 @@ def _choose(folder: Path) -> Path:
             return one
     raise UserError(
         f"{folder} has no {_MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
-        "Give a folder with a model, a tokenizer or an adapter."
+        f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder)}"
     )

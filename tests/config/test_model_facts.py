@@ -117,6 +117,23 @@ def test_an_adapter_in_place_of_a_model_is_named(tmp_path: Path) -> None:
         read_model_facts(adapter.parent)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("snapshots/0123abc/config.json", "download cache: give .*snapshots/0123abc"),
+        ("Qwen2-0.5B/config.json", "one folder further: give .*Qwen2-0.5B"),
+        ("consolidated.00.pth", "Meta's own format"),
+        ("model-q4_k_m.gguf", "GGUF files"),
+    ],
+)
+def test_a_folder_in_another_layout_is_named(tmp_path: Path, name: str, message: str) -> None:
+    file = tmp_path / "models--a--b" / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"{}")
+    with pytest.raises(UserError, match=message):
+        read_model_facts(tmp_path / "models--a--b")
+
+
 def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
     folder = write_llama(tmp_path / "here")

@@ -291,6 +291,29 @@ def test_a_damaged_folder_is_one_message(name: str, content: str, folders: dict[
         assert codec.encode("lamp")
 
 
+def test_a_tokenizer_with_dropout_is_refused(tmp_path: Path) -> None:
+    """The same text would get other ids in every rank and in a resumed run."""
+    folder = made.write(tmp_path / "t", made.FAST_KINDS["qwen2"][1], {"tokenizer.json": made.byte_level(dropout=0.5)})
+    with pytest.raises(UserError, match="BPE dropout of 0.5"):
+        open_codec(str(folder))
+
+
+def test_listed_special_tokens_may_be_objects(tmp_path: Path) -> None:
+    """transformers 4.55 reads them with a `__type` only; other tools write them without."""
+    listed = [made.token("<a>"), {**made.token("<b>"), "__type": "AddedToken"}]
+    config = {**made.FAST_KINDS["qwen2"][1], "additional_special_tokens": listed}
+    codec = open_codec(str(made.write(tmp_path / "t", config, {"tokenizer.json": made.byte_level(made.QWEN2_CUTS)})))
+    assert {"<a>", "<b>"} <= set(codec.specials) and len(codec.encode_with_marks("<b><a>")) == 2
+
+
+def test_why_tokenizer_json_is_used_as_it_is_is_one_sentence(tmp_path: Path, capsys) -> None:
+    config = {**made.LLAMA, "tokenizer_class": "LlamaTokenizerFast", "bos_token": None, "add_bos_token": True}
+    open_codec(str(made.write(tmp_path / "t", config, {"tokenizer.json": made.like_llama("first")})))
+    said = capsys.readouterr().err
+    assert "cannot read it as LlamaTokenizerFast (add_bos_token = True but bos_token = None)" in " ".join(said.split())
+    assert "Give a local folder" not in said
+
+
 def machine_paths(folder: Path) -> list[str]:
     """Text files of a folder that name a path of this machine."""
     texts_of = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".model"}

@@ -24,6 +24,8 @@ from paddle_llm.data.tokenizers.folder import (
 from paddle_llm.data.tokenizers.saving import copy_when_saved
 
 _PATH_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "special_tokens_map_file")
+_CANNOT = ": transformers cannot load it: "
+_REMEDY = f". Give a local folder with {CONFIG_FILE} and the vocabulary beside it."
 _reported: set[str] = set()
 
 
@@ -51,10 +53,13 @@ def load_with_transformers(folder: str) -> Any:
             ) from error
         if not os.path.isfile(os.path.join(folder, FAST_FILE)) or translated.get("tokenizer_class") == BARE_CLASS:
             raise
-        failed = translated.get("tokenizer_class")
+        named = translated.get("tokenizer_class")
+        failed = f"as {named}" if named else "without a tokenizer_class"
         translated = {**translated, "tokenizer_class": BARE_CLASS}
         tokenizer = _load(folder, translated)
-        _report(f"tokenizer {folder}: transformers cannot read it as {failed} ({error}). {FAST_FILE} is used as it is.")
+        _report(
+            f"tokenizer {folder}: transformers cannot read it {failed} ({_reason(error)}). {FAST_FILE} is used as it is."
+        )
     copy_when_saved(tokenizer, folder, translated)
     return tokenizer
 
@@ -73,15 +78,19 @@ def _translate(folder: str, config: dict[str, Any]) -> dict[str, Any]:
         more = made.pop("extra_special_tokens")
         made["additional_special_tokens"] = [*listed, *more] if isinstance(listed, list) else more
     for key, value in made.items():
-        if key.endswith("_token") and isinstance(value, dict) and "content" in value:
-            made[key] = {
-                "__type": "AddedToken",
-                **value,
-            }  # transformers writes the type, and does not read a token without it
+        if key.endswith("_token"):
+            made[key] = _typed(value)
+        elif key == "additional_special_tokens" and isinstance(value, list):
+            made[key] = [_typed(one) for one in value]
     if made.get("tokenizer_class") == BARE_CLASS:
         # Else the class gives token_type_ids, which no model here takes.
         made.setdefault("model_input_names", ["input_ids", "attention_mask"])
     return made
+
+
+def _typed(token: Any) -> Any:
+    """A token with the type that transformers writes, without which it does not read an object as a token."""
+    return {"__type": "AddedToken", **token} if isinstance(token, dict) and "content" in token else token
 
 
 def _load(folder: str, config: dict[str, Any]) -> Any:
@@ -98,12 +107,25 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
             text = str(error).strip() or type(error).__name__
             text = text.split(", or contain one of the following strings")[0]  # followed by the names of all models
             reason = " ".join(text.replace(path, folder).split())[:300].rstrip(". ")
-            raise UserError(
-                f"tokenizer {folder}: transformers cannot load it: {reason}. Give a local folder with {CONFIG_FILE} and the "
-                "vocabulary beside it."
-            ) from error
+            raise UserError(f"tokenizer {folder}{_CANNOT}{reason}{_REMEDY}") from error
+    _require_one_result(tokenizer, folder)
     _name_files(tokenizer, folder, path)
     return tokenizer
+
+
+def _reason(error: UserError) -> str:
+    """The reason of `_load` without the folder and the remedy."""
+    return str(error).partition(_CANNOT)[2].removesuffix(_REMEDY)
+
+
+def _require_one_result(tokenizer: Any, folder: str) -> None:
+    """Raise UserError if a text gets other ids each time: ranks and resumed runs would train on different samples."""
+    dropout = getattr(tokenizer.backend_tokenizer.model, "dropout", None) if tokenizer.is_fast else None
+    if dropout:
+        raise UserError(
+            f"tokenizer {folder}: {FAST_FILE} has a BPE dropout of {dropout:g}, so that the same text gets other ids each time. "
+            "Set dropout to null in it."
+        )
 
 
 def _name_files(tokenizer: Any, folder: str, path: str) -> None:
