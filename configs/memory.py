@@ -79,7 +79,9 @@ def _activations(config: RunConfig, facts: ModelFacts, layout: Layout) -> float:
     one_layer = 2 * s * b * (8 * h / split + (12 * h + mlp) / t)
     # 16-bit logits, their fp32 copy, its softmax, and the fp32 gradient.
     logits = 14 * s * b * facts.vocab_size / t
-    return inputs + one_layer + logits
+    # BLOOM: ALiBi and the causal mask in 16 bits, one for all samples (Press et al., arXiv:2108.12409).
+    mask = 2 * s * s * facts.num_attention_heads / t if facts.model_type == "bloom" else 0
+    return inputs + one_layer + logits + mask
 
 
 def _visiting(facts: ModelFacts, layout: Layout) -> float:

@@ -26,6 +26,7 @@ from paddlenlp.transformers.bloom.modeling import (
 )
 from paddlenlp.transformers.model_utils import PipelinePretrainedModel
 
+from paddle_llm.models.bloom_attention import layer_mask, states_dtype
 from paddle_llm.models.segments import is_ends
 
 _SHARED = "bloom_embedding"
@@ -147,21 +148,14 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
 def attention_biases(
     hidden_BSH: paddle.Tensor, mask_BS: paddle.Tensor | None, config: BloomConfig
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """What is added to the scores of a block: ALiBi (Press et al. 2022) [B x N, 1, S], and what hides positions.
-
-    The latter is [S, S], or [B x N, S, S] with a mask.
-    """
+    """What is added to the scores of a block: ALiBi (Press et al. 2022) [B x N, 1, S], and the mask (`bloom_attention.py`)."""
     batch, length = hidden_BSH.shape[:2]
     heads = config.n_head // config.tensor_parallel_degree
     first = config.tensor_parallel_rank * heads
     tokens_BS = paddle.ones([batch, length], dtype="bool") if mask_BS is None else mask_BS.astype("bool")
     alibi_BNS = build_alibi_tensor(tokens_BS, config.n_head, dtype=hidden_BSH.dtype)[:, first : first + heads]
-    allowed = paddle.tril(paddle.ones([length, length], dtype="bool"))
-    if mask_BS is not None:
-        allowed = (allowed & tokens_BS.unsqueeze(1)).repeat_interleave(heads, axis=0)
-    hidden = paddle.full([1], paddle.finfo(paddle.float32).min)
-    bias = paddle.where(allowed, paddle.zeros([1]), hidden)
-    return alibi_BNS.reshape([batch * heads, 1, length]), bias
+    mask = layer_mask(mask_BS, length, length, config, states_dtype(hidden_BSH))
+    return alibi_BNS.reshape([batch * heads, 1, length]), mask
 
 
 def _parse(args: Any) -> tuple[paddle.Tensor, paddle.Tensor | None]:

@@ -8,6 +8,7 @@ from typing import Any
 import paddle
 
 from paddle_llm.models.attention_kernels import checked_functional
+from paddle_llm.models.bloom_attention import attn_mask, bloom_attention, whole_rows_mask
 from paddle_llm.models.causal_masks import leave_out_causal_masks
 from paddle_llm.models.named_random_state import named_random_state
 from paddle_llm.models.replace_forward import replace_forward
@@ -216,40 +217,19 @@ def _install_in_bloom() -> None:
 
     from paddle_llm.models import bloom_pipeline
 
-    prepare, attend_all = modeling.BloomModel._prepare_attn_mask, modeling.BloomAttention.forward
     forward = modeling.BloomForCausalLM.forward
-
-    @wraps(prepare)
-    def attn_mask(
-        self: Any, attention_mask: paddle.Tensor, input_shape: Any, *args: Any, **others: Any
-    ) -> paddle.Tensor:
-        begins = attention_mask.ndim == 4 and attention_mask.shape[2] == 1 < input_shape[1]
-        if begins:
-            return ends_of(attention_mask[:, 0, 0])
-        return prepare(self, attention_mask, input_shape, *args, **others)
-
-    @wraps(attend_all)
-    def attention(
-        self: Any, hidden_states: Any, residual: Any, alibi: Any, attention_mask: Any, *args: Any, **others: Any
-    ) -> Any:
-        if not is_ends(attention_mask):
-            return attend_all(self, hidden_states, residual, alibi, attention_mask, *args, **others)
-        states = self._split_heads(self.query_key_value(hidden_states))
-        slopes = alibi[: self.num_heads, 0, 1].astype("float32").tolist()
-        dropout = self.config.attention_dropout if self.training else 0.0
-        with named_random_state("local_seed"):
-            output = attend(*states, attention_mask, slopes=slopes, dropout=dropout)
-        output = self.dense(output.reshape([*output.shape[:2], -1]))
-        return modeling.dropout_add(output, residual, self.hidden_dropout, self.training), None
 
     @wraps(forward)
     def with_begins(self: Any, *args: Any, **inputs: Any) -> Any:
-        if is_ends(inputs.get("attention_mask")):
-            inputs["attention_mask"] = first_places(inputs["attention_mask"]).unsqueeze([1, 2])
+        mask = inputs.get("attention_mask")
+        if is_ends(mask):
+            inputs["attention_mask"] = first_places(mask).unsqueeze([1, 2])
+        elif mask is None and len(args) <= 1 and all(inputs.get(name) is None for name in ("cache", "past_key_values")):
+            inputs["attention_mask"] = whole_rows_mask()
         return forward(self, *args, **inputs)
 
     modeling.BloomModel._prepare_attn_mask = attn_mask
-    modeling.BloomAttention.forward = attention
+    modeling.BloomAttention.forward = bloom_attention(modeling.BloomAttention.forward)
     replace_forward(modeling.BloomForCausalLM, with_begins)
     bloom_pipeline.BloomForCausalLMPipe._prepare_pipeline_inputs_func = staticmethod(stage_inputs)
     _take_segments(modeling.BloomForCausalLM, "attention_mask")
