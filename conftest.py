@@ -1,3 +1,3 @@
 """Settings of every test of this repository."""
 
-pytest_plugins = ["tests.helpers.skips"]
+pytest_plugins = ["tests.helpers.skips", "tests.helpers.leftovers"]
