@@ -228,7 +228,7 @@ def _install_in_bloom() -> None:
             inputs["attention_mask"] = whole_rows_mask()
         return forward(self, *args, **inputs)
 
-    modeling.BloomModel._prepare_attn_mask = attn_mask
+    modeling.BloomModel._prepare_attn_mask = wraps(modeling.BloomModel._prepare_attn_mask)(attn_mask)
     modeling.BloomAttention.forward = bloom_attention(modeling.BloomAttention.forward)
     replace_forward(modeling.BloomForCausalLM, with_begins)
     bloom_pipeline.BloomForCausalLMPipe._prepare_pipeline_inputs_func = staticmethod(stage_inputs)
