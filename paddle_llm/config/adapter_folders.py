@@ -9,6 +9,25 @@ CONFIG = "adapter_config.json"
 _SHOWN = 3
 
 
+# Files of adapters that are not read -> what wrote them and what to do.
+_OTHERS = {
+    "lora_config.json": "PaddleNLP's LoRA, which is not read: merge it with PaddleNLP (llm/tools/merge_lora_params.py)",
+    "prefix_model_config.json": "PaddleNLP's prefix tuning, which is not read: train it again here (--prefix_tuning)",
+    "adapters.safetensors": "MLX's LoRA, which is not read: fuse it into its base (mlx_lm.fuse)",
+}
+
+
+def what_it_holds(folder: Path) -> str:
+    """A sentence on a folder that is not an adapter as it is read here: adapters of other libraries, adapters one level below
+    (checkpoint-100), a model; empty if nothing is known."""
+    for name, what in _OTHERS.items():
+        if (folder / name).is_file():
+            return f" {name} is of {what}."
+    if found := adapters_below(folder):
+        return found
+    return " It holds a whole model." if (folder / "config.json").is_file() else ""
+
+
 def adapters_below(folder: Path) -> str:
     """A sentence that names the adapters one level below a folder, such as checkpoint-100; empty without any."""
     found = sorted(file.parent for file in folder.glob(f"*/{CONFIG}"))

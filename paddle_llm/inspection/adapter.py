@@ -6,6 +6,7 @@ from pathlib import Path
 
 from paddle_llm.inspection.report import Level, Section
 from paddle_llm.peft.base import base_named_in, find_base, read_described, why_not_found
+from paddle_llm.peft.convert import open_over_base
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.peft_format import is_peft
 from paddle_llm.peft.save import read_method
@@ -26,6 +27,9 @@ def inspect_adapter(folder: Path) -> tuple[Section, Path | None]:
         if is_peft(described):
             section.facts["kind"] = described.get("peft_type")
         method = read_method(folder)
+        if base is not None and is_peft(described):
+            open_over_base(folder, str(base))
+            section.facts["fits its base"] = "yes, by names and shapes"
         _describe(section, method)
         if named and base is None:
             section.add(Level.NOTE, f"{why_not_found(named, folder)}; name the base where the adapter is used")

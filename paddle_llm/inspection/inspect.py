@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.config.adapter_folders import what_it_holds
 from paddle_llm.config.errors import UserError
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.data.jinja_templates import JINJA
@@ -69,5 +70,5 @@ def _choose(folder: Path) -> Path:
             return one
     raise UserError(
         f"{folder} has no {_MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
-        f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder)}"
+        f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder) or what_it_holds(folder)}"
     )

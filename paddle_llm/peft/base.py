@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.adapter_folders import adapters_below
+from paddle_llm.config.adapter_folders import what_it_holds
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.json_object import read_json_object
@@ -29,7 +29,7 @@ def adapter_folder(folder: Path) -> Path:
         raise UserError(f"{folder} is no folder; an adapter's is expected (a run writes one to OUTPUT/adapter)")
     if (folder / TENSORS).is_file():
         raise UserError(f"{folder} has {TENSORS} and no {CONFIG}: the adapter is not complete, fetch that file, too")
-    below = adapters_below(folder) or " A run writes one to OUTPUT/adapter."
+    below = what_it_holds(folder) or " A run writes one to OUTPUT/adapter."
     raise UserError(f"{folder} has no {CONFIG}, so it is not an adapter.{below}")
 
 

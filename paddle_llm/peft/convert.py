@@ -107,28 +107,43 @@ def from_peft(
     if not is_peft(described):
         raise UserError(f"{folder} is in this library's format already")
     named = _lasting_base(folder, base, described)
-    where, facts = _facts_of_base(folder, named)
+    method, shape, files = open_over_base(folder, named, allow_pickle=allow_pickle)
+    tensors = {name: np.ascontiguousarray(files.view(name)) for name in show(files.names())}
+    described = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}
+    write_adapter(out, described, tensors, extra=partial(_copy_beside, folder))
+    return named
+
+
+def open_over_base(
+    folder: Path, base: str, *, allow_pickle: bool = False
+) -> tuple[Method, dict[str, Any], PeftTensors]:
+    """An adapter of PEFT's with the names and shapes that its base asks for.
+
+    Returns:
+        Its method, the `base_shape` of the base, and its tensors.
+
+    Raises:
+        UserError: If it does something that LoRA here does not, or belongs to another base.
+    """
+    described = described_in(folder)
+    where, facts = _facts_of_base(folder, base)
     family = find_family(facts)
     config = plain_configuration(where, family, facts.raw)
     shape, shapes = base_shape(family.name, config), outline(config, family)
     method = method_of_peft(folder, described, shape, allow_pickle=allow_pickle)
     ndims = {name: len(one) for name, one in shapes.items()}
     files = PeftTensors(folder, described, family.name, ndims, config, allow_pickle=allow_pickle)
-    tensors = {}
-    for name in show(files.names()):
-        tensors[name] = np.ascontiguousarray(files.view(name))
+    for name in files.names():
         layer, _, own = name.rpartition(".")
         wanted = shapes.get(name)
         if own in OWN:
             (inputs, outputs), rank = shapes[f"{layer}.weight"], method.rank_of(layer)
             wanted = {"lora_A": (inputs, rank), "lora_B": (rank, outputs), "lora_magnitude": (outputs,)}[own]
-        if tensors[name].shape != wanted:
+        if files.shape(name) != wanted:
             raise UserError(
-                f"{folder}: {name} is {list(tensors[name].shape)}, over {where} it would be {list(wanted or ())}"
+                f"{folder}: {name} is {list(files.shape(name))}, over {where} it would be {list(wanted or ())}"
             )
-    described = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}
-    write_adapter(out, described, tensors, extra=partial(_copy_beside, folder))
-    return named
+    return method, shape, files
 
 
 def _copy_beside(source: Path, target: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
+from paddle_llm.config.adapter_folders import what_it_holds
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import staged_folder
@@ -221,7 +222,9 @@ def described_in(folder: Path) -> dict[str, Any]:
     """adapter_config.json, with what an adapter of this library or of PEFT's says there."""
     described = read_described(folder)
     if not is_peft(described) and not all(isinstance(described.get(key), dict) for key in ("method", "model")):
-        raise UserError(f"{folder / CONFIG} is not the configuration of an adapter of this library")
+        raise UserError(
+            f"{folder / CONFIG} is neither of PEFT (it has no peft_type) nor of this library.{what_it_holds(folder)}"
+        )
     return described
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+from paddle_llm.config.adapter_folders import what_it_holds
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama, write_llama_hf5
@@ -132,6 +134,22 @@ def test_a_folder_in_another_layout_is_named(tmp_path: Path, name: str, message:
     file.write_bytes(b"{}")
     with pytest.raises(UserError, match=message):
         read_model_facts(tmp_path / "models--a--b")
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        ("lora_config.json", "PaddleNLP's LoRA.*merge_lora_params"),
+        ("adapters.safetensors", "MLX's LoRA"),
+        ("config.json", "a whole model"),
+        ("checkpoint-1/adapter_config.json", "Adapters are in .*checkpoint-1"),
+    ],
+)
+def test_what_is_given_as_an_adapter_is_named(file: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).touch()
+    assert re.search(said, what_it_holds(tmp_path))
+    assert what_it_holds(tmp_path / "nothing") == ""
 
 
 def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
@@ -126,6 +127,21 @@ def test_adapters(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps(described))
     code, report = checked(tmp_path)
     assert code == 2 and report["adapter"]["kind"] == "LOHA" and "LOHA" in found(report["adapter"], "refused")
+
+
+def test_an_adapter_is_compared_with_its_base(llama, tmp_path):
+    described = {"peft_type": "LORA", "base_model_name_or_path": str(llama), "r": 2, "target_modules": ["q_proj"]}
+    config = json.loads((Path(llama) / "config.json").read_text())
+    width, layers = config["hidden_size"], range(config["num_hidden_layers"])
+    names = [f"base_model.model.model.layers.{number}.self_attn.q_proj.lora" for number in layers]
+    tensors = {f"{name}_A.weight": np.zeros((2, width), "float32") for name in names}
+    tensors |= {f"{name}_B.weight": np.zeros((width, 2), "float32") for name in names}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(described))
+    for further, code in (({}, 0), ({"base_model.model.other": np.zeros(2, "float32")}, 2)):
+        save_file(tensors | further, tmp_path / "adapter_model.safetensors")
+        found_code, report = checked(tmp_path)
+        assert found_code == code and ("fits its base" in report["adapter"]) == (code == 0)
+    assert "belong to no weight of this base" in found(report["adapter"], "refused")
 
 
 def test_nothing_to_check(tmp_path):

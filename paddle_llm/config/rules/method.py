@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.adapter_folders import adapters_below
+from paddle_llm.config.adapter_folders import what_it_holds
 from paddle_llm.config.method_choice import CHOICES, SETTINGS, chosen, flags_of
 from paddle_llm.config.methods import METHODS, method_problems
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, Unknown, fine_tuning
@@ -98,7 +98,7 @@ def adapters_are_there(run: Run) -> Findings:
         path = getattr(run.config, name)
         if run.here and path and not (Path(path) / "adapter_config.json").is_file():
             what = "holds no adapter_config.json" if Path(path).is_dir() else "there is no such folder"
-            further = adapters_below(Path(path)) or " Give the folder of an adapter."
+            further = what_it_holds(Path(path)) or " Give the folder of an adapter."
             yield Problem(f"{name} = {path}: {what}.{further}")
 
 
