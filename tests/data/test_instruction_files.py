@@ -100,6 +100,24 @@ def test_bad_rows_are_refused_with_their_count_and_skipped_only_when_asked(tmp_p
         load_conversations([str(tmp_path / "b.json")])
 
 
+@pytest.mark.parametrize(
+    ("line", "cause"),
+    [
+        ('{"src": "a\tb", "tgt": "b"}', "not JSON: a tab"),
+        ('{"src": "a\nb", "tgt": "b"}', "not JSON: a text breaks off"),
+        ('{"src": "a", "tgt": "b"},', "not JSON: a comma behind the object"),
+        ("{'src': 'a', 'tgt': 'b'}", "not JSON: single quotes"),
+        ("# rows", "not JSON: a comment"),
+        ("rows", "not JSON"),
+    ],
+)
+def test_the_cause_of_a_line_that_is_not_json_is_named(line: str, cause: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{line}\n{{"src": "q", "tgt": "a"}}\n')
+    with pytest.raises(UserError, match=f"a.jsonl, line 1: {cause}"):
+        load_conversations([str(file)])
+
+
 def test_folders_hold_splits_under_several_names(tmp_path: Path, monkeypatch) -> None:
     for name in (
         "paddle/train.json",

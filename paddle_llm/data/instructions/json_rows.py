@@ -108,10 +108,23 @@ def _rows_of_line(number: int, line: str | bytes) -> Iterator[Row]:
         yield Row(number, None, str(error))
     except RecursionError:
         yield Row(number, None, "JSON that is nested too deeply")
+    except json.JSONDecodeError as error:
+        yield Row(number, None, _why_not_json(error))
     except ValueError:
         yield Row(number, None, "not JSON")
     else:
         yield from (Row(number, value) for _, value in values)
+
+
+def _why_not_json(error: json.JSONDecodeError) -> str:
+    """The usual mistakes of files that were not written by a JSON library."""
+    if error.msg.startswith("Invalid control character"):
+        return "not JSON: a tab or another control character in a text; escape it, as \\t"
+    if error.msg.startswith("Unterminated string"):
+        return "not JSON: a text breaks off at the end of the line; write \\n for a line end in a text"
+    found = error.doc[error.pos : error.pos + 1]
+    causes = {",": "a comma behind the object", "'": "single quotes", "/": "a comment", "#": "a comment"}
+    return f"not JSON: {causes[found]}" if found in causes else "not JSON"
 
 
 def _sequence(text: str, at: int = 0) -> Iterator[tuple[int, Any]]:
