@@ -145,15 +145,14 @@ def test_no_mask_is_made_in_whole_rows(networks, family, monkeypatch):
 
 # Not ChatGLM-6B: PaddleNLP compares the largest position with the length of its rotary table (chatglm/modeling.py:120).
 @pytest.mark.parametrize("family", sorted({*FLASH_FAMILIES} - {"chatglm"}))
-def test_no_copy_from_the_device_is_waited_for(networks, family, monkeypatch):
+def test_no_copy_from_the_device_is_waited_for(networks, family):
     model = networks(family, True, False)
-    kernels = Kernels()
-    with on_fake_gpu(kernels):
+    with on_fake_gpu(Kernels()), pytest.MonkeyPatch.context() as patch:  # undone before the kernels are
         model(**packed_batch(family))  # slopes of ALiBi are read once
         for name in ("scaled_dot_product_attention", "flashmask_attention"):  # the checks of the spy copy
-            monkeypatch.setattr(paddle.nn.functional, name, lambda query, *others, **named: query)
+            patch.setattr(paddle.nn.functional, name, lambda query, *others, **named: query)
         for name in ("item", "numpy", "tolist", "__float__", "__bool__", "__int__"):
-            monkeypatch.setattr(paddle.Tensor, name, forbidden)
+            patch.setattr(paddle.Tensor, name, forbidden)
         for inputs in (batch(family), packed_batch(family)):
             model(**inputs)[0].backward()
 
