@@ -18,7 +18,7 @@ from paddle_llm.models.registry import Family
 from paddle_llm.models.shards import Shard, shard_of
 from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
 from paddle_llm.models.weight_files import DOUBLE, WeightFiles
-from paddle_llm.models.wrapper_names import why_empty, why_wrapped
+from paddle_llm.models.wrapper_names import why_adapter, why_empty, why_wrapped
 
 _SHOWN = 8
 
@@ -327,7 +327,8 @@ def _describe(folder: Path, files: WeightFiles, findings: Findings) -> str:
         )
     if findings.missing or findings.wrong:
         unused = [name for name in files.names() if name not in findings.used]
-        cause = why_wrapped(unused) or why_empty({name: files.shape(name) for name in files.names()})
+        cause = why_adapter(files.names()) or why_wrapped(unused)
+        cause = cause or why_empty({name: files.shape(name) for name in files.names()})
         lines.append(
             cause or "the folder's config.json and its weights are not of the same model; fetch the folder again"
         )

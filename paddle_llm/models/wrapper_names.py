@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 # The part of a name -> what adds it.
@@ -32,6 +33,17 @@ def why_wrapped(keys: Iterable[str], known: Iterable[str] = ()) -> str:
                     remedy = "Merge the adapter with PEFT (merge_and_unload) before the model is saved"
                 return f"names of tensors contain {part!r}, which {wrappers[part]} adds: {key}. {remedy}."
     return ""
+
+
+def why_adapter(keys: Iterable[str]) -> str:
+    """Why a folder holds no weights of a model, and the remedy, if all its tensors are those of LoRA; else empty."""
+    names = list(keys)
+    if not names or any(not re.search(r"\blora_[A-Za-z]", name) for name in names):
+        return ""
+    return (
+        "all tensors are those of LoRA, as in a checkpoint of its training. Name model/ or adapter/ of that training, or "
+        "continue it with --resume_from_checkpoint."
+    )
 
 
 def why_empty(shapes: Mapping[str, tuple[int, ...]]) -> str:

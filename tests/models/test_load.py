@@ -125,6 +125,15 @@ def test_names_that_a_wrapper_added_are_refused_with_the_cause(old, new, cause, 
         build(folder, load=True)
 
 
+def test_a_checkpoint_that_holds_lora_alone_is_named_as_that(tmp_path):
+    folder = _saved_llama(tmp_path)
+    (folder / "model.safetensors").unlink()
+    lora = {f"llama.layers.{i}.self_attn.q_proj.lora_{part}": np.ones(2, "float32") for i in (0, 1) for part in "AB"}
+    paddle.save({name: paddle.to_tensor(value) for name, value in lora.items()}, str(folder / "model_state.pdparams"))
+    with pytest.raises(UserError, match=r"all tensors are those of LoRA.*model/ or adapter/"):
+        build(folder, load=True)
+
+
 def test_weights_without_values_are_refused_with_the_cause(tmp_path):
     folder = _saved_llama(tmp_path)
     tensors = load_file(folder / "model.safetensors")
