@@ -20,6 +20,15 @@ from paddle_llm.config.layout import Layout
 
 MANIFEST = "manifest.json"
 LEFT = "left-"  # before the name of a checkpoint whose course was left by resuming an older one
+# What a manifest must hold to be used; keys that later versions added may be absent.
+_MANIFEST_KEYS = {"step": int, "layout": dict, "global_batch": int, "files": dict}
+_OF_OTHER_TRAINERS = (
+    "trainer_state.json",
+    "model.safetensors",
+    "pytorch_model.bin",
+    "model_state.pdparams",
+    "config.json",
+)
 _NAME = re.compile(r"checkpoint-(\d+)$")
 
 
@@ -69,8 +78,20 @@ def read_manifest(folder: str | Path) -> dict:
     folder = Path(folder)
     problem = _incomplete(folder)
     if problem:
-        raise UserError(f"{folder} is not a complete checkpoint: {problem}. Name another one, or leave the flag away.")
+        raise UserError(f"{folder} is not a complete checkpoint: {problem}. {_remedy(folder)}")
     return json.loads((folder / MANIFEST).read_text())
+
+
+def _remedy(folder: Path) -> str:
+    """What to do with a folder that cannot be continued, by what it holds."""
+    below = [path.name for _, path in list_checkpoints(folder)]
+    if below:
+        return f"Name one of its checkpoints: {', '.join(below)}."
+    if (folder / "adapter_config.json").is_file():
+        return "An adapter is trained further with --lora_path or --prefix_path."
+    if not (folder / MANIFEST).exists() and any((folder / name).is_file() for name in _OF_OTHER_TRAINERS):
+        return "Checkpoints of other trainers are not continued: train from the weights with --model_name_or_path."
+    return "Name another one, or leave the flag away."
 
 
 def step_of(folder: str | Path) -> int:
@@ -83,12 +104,14 @@ def _incomplete(folder: Path) -> str | None:
     if not folder.is_dir():
         return "there is no such folder"
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
+        record = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
         return f"it has no {MANIFEST}"
-    except (ValueError, KeyError):
+    except (OSError, ValueError, RecursionError):
         return f"its {MANIFEST} cannot be read"
-    for name, size in files.items():
+    if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in _MANIFEST_KEYS.items()):
+        return f"its {MANIFEST} is not one of this program"
+    for name, size in record["files"].items():
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

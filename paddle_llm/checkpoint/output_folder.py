@@ -59,6 +59,7 @@ def choose_start(
         raise UserError(
             f"--output_dir {output} is not empty ({', '.join(in_the_way[:5])}{', ...' if len(in_the_way) > 5 else ''}) and "
             "has no complete checkpoint to continue from: name another folder, or give --overwrite_output_dir."
+            + "".join(f" {line}." for line in said)
         )
     return None, said
 
@@ -95,6 +96,8 @@ def check_writable(output: Path) -> None:
         probe.unlink()
         for folder in absent:
             folder.rmdir()
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"--output_dir {output} is, or is below, a file or a broken link. Name a folder.") from None
     except OSError as error:
         raise UserError(
             f"--output_dir {output} cannot be written: {error.strerror or error}. Name another folder."

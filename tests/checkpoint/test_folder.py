@@ -37,6 +37,9 @@ def test_the_newest_complete_one_is_taken_by_number(tmp_path):
         (lambda f: (f / "optimizer.pdopt").unlink(), "optimizer.pdopt is missing"),
         (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
+        (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is not one of this program"),
+        (lambda f: (f / "manifest.json").write_text('{"files": {}}'), "manifest.json is not one of this program"),
     ],
 )
 def test_a_broken_one_is_passed_over_and_told(tmp_path, harm, said):
@@ -47,6 +50,40 @@ def test_a_broken_one_is_passed_over_and_told(tmp_path, harm, said):
     assert newest.name == "checkpoint-5" and said in lines[0]
     with pytest.raises(UserError, match=said):
         checkpoints.read_manifest(tmp_path / "checkpoint-10")
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["checkpoint-5/manifest.json", "metrics.jsonl"], "Name one of its checkpoints: checkpoint-5."),
+        (["adapter_config.json", "adapter_model.safetensors"], "--lora_path"),
+        (["model.safetensors", "trainer_state.json", "optimizer.pt"], "Checkpoints of other trainers"),
+        (["model_state.pdparams", "optimizer.pdopt", "config.json"], "Checkpoints of other trainers"),
+        (["notes.txt"], "Name another one"),
+    ],
+)
+def test_what_is_not_a_checkpoint_of_ours_is_refused_with_the_remedy(tmp_path, names, told):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(UserError, match="has no manifest.json") as refusal:
+        checkpoints.read_manifest(tmp_path)
+    assert told in str(refusal.value)
+
+
+def test_an_output_folder_that_is_a_file_or_a_broken_link_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "absent")
+    for name in ("file", "file/below", "link"):
+        with pytest.raises(UserError, match="a file or a broken link"):
+            choose_start(str(tmp_path / name), do_train=True, overwrite=False, resume=None)
+
+
+def test_why_checkpoints_of_an_output_folder_are_not_continued(tmp_path):
+    _save(tmp_path, 5)
+    (tmp_path / "checkpoint-5" / "manifest.json").write_text("{")
+    with pytest.raises(UserError, match="checkpoint-5 is passed over: its manifest.json cannot be read"):
+        choose_start(str(tmp_path), do_train=True, overwrite=False, resume=None)
 
 
 def test_another_layout_is_refused_with_both_named(tmp_path):
