@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from contextlib import nullcontext
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from paddlenlp.trainer import Trainer
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.config.chat_template_files import TrainingTemplate
+from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import publish
 from paddle_llm.models.generation_settings import write_generation
@@ -26,7 +28,42 @@ from paddle_llm.training.random_states import random_states, restore_random_stat
 
 METER_STATE = "meter.json"
 _RANDOM_STATES = "random_states"
-_SHAPE = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
+# Of the network's configuration: what a resumed training must find as it was.
+_NETWORK = (
+    *(
+        "hidden_size",
+        "num_hidden_layers",
+        "intermediate_size",
+        "num_attention_heads",
+        "vocab_size",
+        "num_key_value_heads",
+    ),
+    *(
+        "head_dim",
+        "hidden_act",
+        "tie_word_embeddings",
+        "rope_theta",
+        "rope_scaling",
+        "rope_scaling_type",
+        "rope_scaling_factor",
+    ),
+    *("rms_norm_eps", "layer_norm_epsilon", "layernorm_epsilon", "use_sliding_window", "sliding_window"),
+)
+
+
+@contextmanager
+def _readable(folder: str | Path | None) -> Iterator[None]:
+    """Turn what `paddle.load` raises for a damaged file into a message.
+
+    Raises:
+        UserError: If a file of the checkpoint has the right size and cannot be read.
+    """
+    try:
+        yield
+    except (ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"{folder}: a file of this checkpoint is damaged: {error} Name an older one with --resume_from_checkpoint."
+        ) from error
 
 
 class Stateful(Protocol):
@@ -76,6 +113,14 @@ class CheckpointedTrainer(Trainer):
         with paddle.utils.unique_name.guard():
             return super().train(resume_from_checkpoint, ignore_keys_for_eval)
 
+    def _load_from_checkpoint(self, resume_from_checkpoint=None):
+        with _readable(resume_from_checkpoint):
+            return super()._load_from_checkpoint(resume_from_checkpoint)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        with _readable(checkpoint):
+            return super()._load_optimizer_and_scheduler(checkpoint)
+
     def _set_state_dict_in_model(self, state_dict):
         super()._set_state_dict_in_model(state_dict)
         if self.sharded_weights is not None:
@@ -92,6 +137,12 @@ class CheckpointedTrainer(Trainer):
         try:
             with self._whole_weights(keep=args.should_save_model_state):
                 super()._save_checkpoint(model, metrics)
+        except OSError as error:
+            why = error.strerror or error
+            raise UserError(
+                f"{final} cannot be written: {why}. Make room or keep fewer with --save_total_limit, and start again: the "
+                "training continues from the newest complete checkpoint."
+            ) from error
         finally:
             for name, value in restore.items():
                 setattr(args, name, value)
@@ -156,7 +207,7 @@ class CheckpointedTrainer(Trainer):
         first = [self.train_dataset[i]["input_ids"] for i in range(min(8, len(self.train_dataset)))]
         contents = [np.ascontiguousarray(ids).tobytes() for ids in first]
         samples = [hashlib.sha256(content).hexdigest()[:16] for content in contents]
-        model = {key: getattr(config, key, None) for key in _SHAPE}
+        model = {key: getattr(config, key, None) for key in _NETWORK}
         return {
             "model": model,
             "data": hashlib.sha256(b"".join(contents)).hexdigest(),

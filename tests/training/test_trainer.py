@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 
 import numpy as np
 import paddle
@@ -247,6 +249,36 @@ def test_other_data_or_another_network_is_refused(tmp_path):
         make_trainer(config(tmp_path), train=Other(24)).train(checkpoint)
     with pytest.raises(UserError, match="num_hidden_layers 4 -> 3"):
         make_trainer(config(tmp_path, num_hidden_layers=3)).train(checkpoint)
+
+
+def test_another_network_of_the_same_shape_is_refused(tmp_path):
+    make_trainer(config(tmp_path)).train()
+    other = make_trainer(config(tmp_path))
+    other.model.config.rope_theta = 500_000.0
+    with pytest.raises(UserError, match="rope_theta 10000.0 -> 500000.0"):
+        other.train(str(tmp_path / "output" / "checkpoint-5"))
+
+
+def test_a_damaged_file_of_the_right_size_is_one_message(tmp_path):
+    make_trainer(config(tmp_path)).train()
+    checkpoint = tmp_path / "output" / "checkpoint-5"
+    for name in ("model_state.pdparams", "optimizer.pdopt"):
+        file = checkpoint / name
+        content = file.read_bytes()
+        file.write_bytes(bytes(len(content)))
+        with pytest.raises(UserError, match="checkpoint-5: a file of this checkpoint is damaged"):
+            make_trainer(config(tmp_path)).train(str(checkpoint))
+        file.write_bytes(content)
+
+
+def test_a_checkpoint_that_finds_no_room_is_one_message(tmp_path, monkeypatch):
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(paddle, "save", full)
+    with pytest.raises(UserError, match="checkpoint-5 cannot be written: No space left on device"):
+        make_trainer(config(tmp_path)).train()
+    assert not (tmp_path / "output" / "checkpoint-5").exists()
 
 
 def test_a_cpu_job_is_refused_while_paddle_is_on_a_gpu(tmp_path, monkeypatch):
