@@ -7,6 +7,10 @@ import re
 
 # $$ is a dollar sign. ${...} is matched whole, so that what a shell alone understands is refused and not taken literally.
 _DOLLAR = re.compile(r"\$(?:\$|([A-Za-z_][A-Za-z0-9_]*)|\{([^}]*)\}|(\())")
+_LONGEST = 255  # of one file or folder, on every common file system
+# What is no path here, and would become the name of a folder.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_OF_WINDOWS = re.compile(r"(?:^|[/\\])(%[A-Za-z_][A-Za-z0-9_]*%)(?=[/\\]|$)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -21,12 +25,20 @@ def expand_path(text: str) -> str:
         text: one path as written. Text without `$` and a leading `~` is returned unchanged.
 
     Raises:
-        PathError: If a variable is not defined or empty, a user is unknown, the text is a shell expression, or it contains
-            a NUL character or a lone surrogate.
+        PathError: If a variable is not defined or empty, a user is unknown, the text is a shell expression, an address or a
+            variable of Windows, or it contains a NUL character or a lone surrogate.
     """
     if "\0" in text or not _is_utf8(text):
         raise PathError("no path contains such a character. Write the path again")
+    if address := _ADDRESS.match(text):
+        raise PathError(
+            f"{address[0]} begins an address, and only local files are read and written. Write a local path"
+        )
+    if windows := _OF_WINDOWS.search(text):
+        raise PathError(f"{windows[1]} is a variable on Windows only. Write $NAME, or the path in full")
     expanded = _DOLLAR.sub(_value, text)
+    if any(len(part.encode("utf-8", "surrogateescape")) > _LONGEST for part in expanded.split("/")):
+        raise PathError(f"a name of more than {_LONGEST} bytes, which no file can have. Write a shorter one")
     if not expanded.startswith("~"):
         return expanded
     home = os.path.expanduser(expanded)
