@@ -88,7 +88,7 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
         return
     values = hugging_face_config(family, config, dtype=dtype)
     if not pads:
-        values.pop("pad_token_id", None)
+        values["pad_token_id"] = None
     (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if family in REMOTE_CODE:
         say(

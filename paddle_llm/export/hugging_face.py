@@ -58,7 +58,7 @@ def write_config(source: Source, staged: Path, options: Options) -> None:
     config = hugging_face_config(source.family.name, source.config, dtype=options.dtype or usual_dtype(source))
     if source.facts.raw.get("pad_token_id") is None:
         # PaddleNLP's default, 0, is a word in many vocabularies, and transformers never trains the row of the padding.
-        config.pop("pad_token_id", None)
+        config["pad_token_id"] = None
     (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

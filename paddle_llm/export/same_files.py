@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.export.ends import end_ids, ids_in
+from paddle_llm.models.foreign_config import in_vocabulary
 
 if TYPE_CHECKING:
     from paddle_llm.export.source import Source
@@ -46,7 +47,7 @@ def configuration_differences(source: Source, folder: Path) -> list[str]:
         config = plain_configuration(folder, family, facts.raw)
     except UserError as error:
         return [str(error)]
-    ours, theirs = _with_plain_rope(source.config), _with_plain_rope(config)
+    ours, theirs = _comparable(source.config), _comparable(config)
     found = [
         f"{name} {theirs.get(name)!r}, the source's is {ours.get(name)!r}"
         for name in _read_by_the_network(family)
@@ -55,6 +56,11 @@ def configuration_differences(source: Source, folder: Path) -> list[str]:
     if is_tied(family.name, config) != is_tied(family.name, source.config):
         found.append("tie_word_embeddings is not the source's")
     return found + _end_differences(source, folder, facts.raw)
+
+
+def _comparable(config: Any) -> dict[str, Any]:
+    """A configuration's values; an id that no token has counts as none."""
+    return _with_plain_rope(config) | {"bos_token_id": in_vocabulary(config.bos_token_id, config.vocab_size)}
 
 
 def _with_plain_rope(config: Any) -> dict[str, Any]:

@@ -36,6 +36,8 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 def hugging_face_config(family: str, config: Any, *, dtype: str) -> dict[str, Any]:
     """What config.json says beside weights under Hugging Face's names.
 
+    A value of None is kept: without the key, transformers would take its class's default (LLaMA: bos_token_id 1).
+
     Args:
         config: PaddleNLP's, plain (`vocab.plain_config`).
         dtype: of the weights: "float32", "bfloat16" or "float16".
@@ -46,12 +48,11 @@ def hugging_face_config(family: str, config: Any, *, dtype: str) -> dict[str, An
     if getattr(config, "use_long_sequence_strategies", False):
         raise UserError("use_long_sequence_strategies is PaddleNLP's own: Hugging Face's networks have no such thing")
     values = _WRITERS[family](config)
-    values |= {name: _in_vocabulary(getattr(config, name, None), config.vocab_size) for name in _TOKENS}
-    values |= {"tie_word_embeddings": is_tied(family, config), "torch_dtype": dtype, "use_cache": True}
-    return {name: value for name, value in values.items() if value is not None}
+    values |= {name: in_vocabulary(getattr(config, name, None), config.vocab_size) for name in _TOKENS}
+    return values | {"tie_word_embeddings": is_tied(family, config), "torch_dtype": dtype, "use_cache": True}
 
 
-def _in_vocabulary(ids: Any, size: int) -> Any:
+def in_vocabulary(ids: Any, size: int) -> Any:
     """Without what no token has: PaddleNLP fills in its classes' defaults, those of the published vocabularies."""
     if isinstance(ids, list):
         kept = [number for number in ids if 0 <= number < size]

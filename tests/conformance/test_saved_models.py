@@ -86,6 +86,54 @@ def test_other_families_are_saved_for_transformers(family, tmp_path):
     _compare(tmp_path / "model", _logits(tmp_path / "config"))
 
 
+SHAPES = {
+    "llama": ("LlamaConfig", {"intermediate_size": 128, "num_key_value_heads": 2}),
+    "qwen2": (
+        "Qwen2Config",
+        {"intermediate_size": 128, "num_key_value_heads": 2, "sliding_window": None, "use_sliding_window": False},
+    ),
+    "bloom": ("BloomConfig", {}),
+    "opt": ("OPTConfig", {"ffn_dim": 128, "word_embed_proj_dim": 64}),
+}
+IDS_IN_CONFIG = [
+    {"bos_token_id": None, "eos_token_id": 7, "pad_token_id": None},
+    {"bos_token_id": 5, "eos_token_id": [7, 8], "pad_token_id": 9},
+    {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0},
+]
+# About the file, or without effect on the network.
+_NOT_COMPARED = {"_name_or_path", "transformers_version", "torch_dtype", "use_cache", "max_window_layers"}
+
+
+@pytest.mark.parametrize("ids", IDS_IN_CONFIG, ids=str)
+@pytest.mark.parametrize("family", SHAPES)
+def test_transformers_reads_the_same_configuration_from_an_export(family, ids, tmp_path):
+    """Also what is null in the source: without the key, transformers takes its class's default."""
+    import transformers
+
+    from paddle_llm.export.command import Options
+    from paddle_llm.export.hugging_face import write_config
+    from paddle_llm.export.same_files import configuration_differences
+    from paddle_llm.export.source import open_source
+
+    name, changes = SHAPES[family]
+    sizes = {
+        "vocab_size": 128,
+        "hidden_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
+    described = getattr(transformers, name)(**sizes | changes | ids)
+    transformers.AutoModelForCausalLM.from_config(described).save_pretrained(tmp_path / "theirs")
+    (tmp_path / "ours").mkdir()
+    source = open_source(tmp_path / "theirs")
+    write_config(source, tmp_path / "ours", Options())
+    theirs, ours = (
+        transformers.AutoConfig.from_pretrained(tmp_path / folder).to_dict() for folder in ("theirs", "ours")
+    )
+    assert {key: ours[key] for key in theirs if key not in _NOT_COMPARED and ours[key] != theirs[key]} == {}
+    assert configuration_differences(source, tmp_path / "ours") == []
+
+
 def test_a_job_saves_a_folder_for_transformers_and_goes_on_from_it(tmp_path):
     """Two tensor ranks; the tokenizer, which PaddleNLP reads, is converted; the next job starts from the folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -174,7 +174,7 @@ def test_the_configuration_comes_back(tmp_path, family):
 def test_tokens_are_those_that_the_source_names(tmp_path):
     write_native(tmp_path / "model", "llama", eos_token_id=[5, 6], pad_token_id=None)
     config = json.loads((exported(tmp_path / "model") / "config.json").read_text())
-    assert config["eos_token_id"] == [5, 6] and config["bos_token_id"] == 1 and "pad_token_id" not in config
+    assert config["eos_token_id"] == [5, 6] and config["bos_token_id"] == 1 and config["pad_token_id"] is None
 
 
 def llama_config(**changes):
@@ -299,8 +299,8 @@ def test_transformers_reads_bf16_without_being_told(tmp_path):
     assert same_bits(table, weights["llama.embed_tokens.weight"])
 
 
-def test_ids_that_no_token_has_are_left_out(tmp_path):
+def test_ids_that_no_token_has_are_written_as_null(tmp_path):
     """Qwen2's class says 151643 where a config.json says nothing."""
     write_native(tmp_path / "model", "qwen2", bos_token_id=151643, eos_token_id=[151643, 5])
     config = json.loads((exported(tmp_path / "model") / "config.json").read_text())
-    assert config["eos_token_id"] == [5] and "bos_token_id" not in config
+    assert config["eos_token_id"] == [5] and config["bos_token_id"] is None
