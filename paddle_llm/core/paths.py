@@ -30,6 +30,8 @@ def expand_path(text: str) -> str:
     """
     if "\0" in text or not _is_utf8(text):
         raise PathError("no path contains such a character. Write the path again")
+    if text and not text.strip():
+        raise PathError("a path of blanks. Write a path, or leave it out")
     if address := _ADDRESS.match(text):
         raise PathError(
             f"{address[0]} begins an address, and only local files are read and written. Write a local path"

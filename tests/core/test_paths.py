@@ -54,6 +54,7 @@ def test_a_path_is_expanded(written: str, read: str) -> None:
         ("${DATA:-x}", "understood by a shell only"),
         ("${}", "understood by a shell only"),
         ("$(pwd)/x", "run by a shell only"),
+        (" \t", "a path of blanks"),
         ("out/" + "a" * 256, "more than 255 bytes"),
         ("\u4e2d" * 86, "more than 255 bytes"),
         ("%USERPROFILE%/out", "%USERPROFILE% is a variable on Windows only"),
