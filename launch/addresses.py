@@ -10,6 +10,12 @@ from __future__ import annotations
 import socket
 import sys
 import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paddle_llm.config.errors import UserError
+from paddle_llm.parallel.gloo_interface import address_towards
 
 
 def resolve(host: str, patience: float = 300.0) -> str:
@@ -28,19 +34,15 @@ def resolve(host: str, patience: float = 300.0) -> str:
             time.sleep(2)
 
 
-def address_towards(ip: str) -> str:
-    """The address of this machine's interface that leads to `ip`; nothing is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((ip, 9))
-        return str(probe.getsockname()[0])
-
-
 if __name__ == "__main__":
     name, _, port = sys.argv[1].rpartition(":")
     if not name or not port.isdigit():
         sys.exit(f"error: MASTER is {sys.argv[1]!r}: it is HOST:PORT of the first machine.")
     try:
         master = resolve(name)
+        own = address_towards(master)
     except OSError as error:
         sys.exit(f"error: MASTER: {name} has no address: {error.strerror}.")
-    print(f"{master}:{port}", address_towards(master))
+    except UserError as error:
+        sys.exit(f"error: MASTER: {error}")
+    print(f"{master}:{port}", own)

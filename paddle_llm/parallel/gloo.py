@@ -34,10 +34,10 @@ def install_gloo_backend() -> None:
     from paddle_llm.parallel.gloo_collectives import METHODS
     from paddle_llm.parallel.gloo_fleet import patch_fleet
     from paddle_llm.parallel.gloo_ops import OPERATORS
-    from paddle_llm.parallel.gloo_rendezvous import create_group, own_host
+    from paddle_llm.parallel.gloo_rendezvous import create_group
     from paddle_llm.parallel.leaving import keep_exit_code
 
-    choose_interface(own_host())
+    choose_interface()
     keep_exit_code()
     # "auto", which the launcher passes on, takes an older path on CPUs that knows no groups.
     os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"

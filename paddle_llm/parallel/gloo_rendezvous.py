@@ -19,6 +19,7 @@ from paddle.base import core
 
 from paddle_llm.config.console import say
 from paddle_llm.parallel import lifeline
+from paddle_llm.parallel.gloo_interface import own_host
 from paddle_llm.parallel.gloo_p2p import Mailroom
 from paddle_llm.parallel.gloo_timeout import job_timeout_ms, set_group_timeout
 
@@ -83,11 +84,6 @@ def mailroom() -> Mailroom:
 
 def global_rank() -> int:
     return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
-
-
-def own_host() -> str:
-    """The name under which other ranks reach this one."""
-    return os.environ.get("PADDLE_CURRENT_ENDPOINT", "127.0.0.1:0").rsplit(":", 1)[0] or "127.0.0.1"
 
 
 def free_port() -> int:

@@ -24,6 +24,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from paddle_llm.config.errors import EXIT_PEER_LOST
+from paddle_llm.parallel.gloo_interface import own_host
 
 PEER_TIMEOUT_SECONDS = float(os.environ.get("PADDLE_LLM_PEER_TIMEOUT", "60"))
 HEARTBEAT_SECONDS = min(5.0, PEER_TIMEOUT_SECONDS / 4)
@@ -126,7 +127,7 @@ class _Lifeline:
     # ---- connecting
 
     def _listen(self, store: Any) -> None:
-        host = os.environ.get("PADDLE_CURRENT_ENDPOINT", "127.0.0.1:0").rsplit(":", 1)[0] or "127.0.0.1"
+        host = own_host()
         listener = socket.socket()
         listener.bind(("127.0.0.1" if host in ("127.0.0.1", "localhost") else "", 0))
         listener.listen(1024)

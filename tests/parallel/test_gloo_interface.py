@@ -8,60 +8,84 @@ import socket
 import pytest
 
 from paddle_llm.config.errors import UserError
-from paddle_llm.parallel.gloo_interface import INTERFACE, choose_interface
+from paddle_llm.parallel.gloo_interface import INTERFACE, _address_of, choose_interface, own_host
 
 _NO_NAME = "no-such-machine.invalid"  # RFC 2606: never resolved
 
 
-@pytest.fixture(autouse=True)
-def _no_choice_of_the_user(monkeypatch):
+@pytest.fixture
+def choose(monkeypatch):
+    """Choose on a machine with a name, in a job whose launcher gave the rank this endpoint."""
     monkeypatch.setenv(INTERFACE, "")
 
+    def call(name: str, host: str, *, master: str = "127.0.0.1", machines: int = 1) -> str:
+        monkeypatch.setattr(socket, "gethostname", lambda: name)
+        monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", f"{host}:6170")
+        monkeypatch.setenv("PADDLE_MASTER", f"{master}:6171")
+        monkeypatch.setenv("PADDLE_NNODES", str(machines))
+        choose_interface()
+        return os.environ[INTERFACE]
 
-def test_a_machine_without_a_resolvable_name_uses_the_interface_of_its_endpoint(monkeypatch, capsys):
-    monkeypatch.setattr(socket, "gethostname", lambda: _NO_NAME)
-    choose_interface("127.0.0.1")
-    assert os.environ[INTERFACE] == "lo"
+    return call
+
+
+def network() -> tuple[str, str]:
+    """An interface of this machine and its address; loopback on a machine without a network."""
+    found = [(name, _address_of(name)) for _, name in socket.if_nameindex()]
+    return next(((name, address) for name, address in found if address and name != "lo"), ("lo", "127.0.0.1"))
+
+
+def test_a_machine_without_a_resolvable_name_uses_the_interface_of_its_endpoint(choose, capsys):
+    assert choose(_NO_NAME, "127.0.0.1") == "lo"
     assert capsys.readouterr().err == (
-        f"The name of this machine cannot be resolved: {_NO_NAME}. Ranks are connected through the network interface lo.\n"
+        "Ranks are connected through the network interface lo, address 127.0.0.1: the name of this machine, "
+        f"{_NO_NAME}, cannot be resolved.\n"
     )
 
 
-def test_a_choice_of_the_user_is_kept(monkeypatch, capsys):
-    monkeypatch.setattr(socket, "gethostname", lambda: _NO_NAME)
+def test_a_name_that_leads_to_another_machine_is_not_used(choose, monkeypatch):
+    """A stale line in /etc/hosts, or a name that stands for the address in front of a NAT."""
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: resolve("192.0.2.7" if host == "vm" else host, port))
+    assert choose("vm", "127.0.0.1") == "lo"
+
+
+def test_a_choice_of_the_user_is_kept(choose, monkeypatch, capsys):
     monkeypatch.setenv(INTERFACE, "lo")
-    choose_interface("192.0.2.7")
-    assert os.environ[INTERFACE] == "lo"
+    assert choose(_NO_NAME, "192.0.2.7", master="192.0.2.8", machines=2) == "lo"
+    assert own_host() == "127.0.0.1"
     assert capsys.readouterr().err == ""
     monkeypatch.setenv(INTERFACE, "no-such-device")
     with pytest.raises(UserError, match="no-such-device is not a network interface of this machine. Use .*lo"):
-        choose_interface("127.0.0.1")
+        choose_interface()
 
 
-def test_without_name_and_interface_one_message_names_the_remedy(monkeypatch):
-    monkeypatch.setattr(socket, "gethostname", lambda: _NO_NAME)
+def test_without_name_and_interface_one_message_names_the_remedy(choose):
     with pytest.raises(UserError, match=f"cannot be resolved: {_NO_NAME}. Add the line '127.0.0.1 {_NO_NAME}'"):
-        choose_interface("also-unknown.invalid")
+        choose(_NO_NAME, "also-unknown.invalid")
     with pytest.raises(UserError, match="not an address of this machine: 192.0.2.7. Correct the line of"):
-        choose_interface("192.0.2.7")  # RFC 5737: nobody's address; a stale line in /etc/hosts has this effect
+        choose(_NO_NAME, "192.0.2.7")  # RFC 5737: nobody's address
 
 
-def test_a_name_that_leads_to_the_endpoint_changes_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
-    choose_interface("127.0.0.1")
-    assert os.environ[INTERFACE] == ""
+def test_a_name_that_leads_to_the_endpoint_changes_nothing(choose, capsys):
+    assert choose("localhost", "127.0.0.1") == ""
+    assert choose("localhost", "127.0.0.1", machines=2) == ""  # all of them are this machine
     assert capsys.readouterr().err == ""
 
 
-def test_a_loopback_name_is_not_used_where_the_endpoint_is_in_the_network(monkeypatch):
+def test_a_loopback_name_is_not_used_where_the_endpoint_is_in_the_network(choose):
     """Debian's 127.0.1.1: another machine would connect to itself."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.7", 9))  # nothing is sent
-        except OSError:
-            return  # a machine without a network: its loopback address is right
-        address = str(probe.getsockname()[0])
-    monkeypatch.setattr(socket, "gethostname", lambda: "localhost")
-    choose_interface(address)
-    expected = "" if address.startswith("127.") else [n for _, n in socket.if_nameindex() if n != "lo"]
-    assert os.environ[INTERFACE] in expected
+    interface, address = network()
+    assert choose("localhost", address) == ("" if interface == "lo" else interface)
+
+
+def test_on_several_machines_the_way_to_the_master_decides(choose, capsys):
+    interface, address = network()
+    if interface == "lo":
+        with pytest.raises(UserError, match="The first machine of the job cannot be reached: 192.0.2.8"):
+            choose("localhost", "127.0.1.1", master="192.0.2.8", machines=2)
+        return
+    assert choose("localhost", "127.0.1.1", master=address, machines=2) == interface
+    assert own_host() == address  # and not the 127.0.1.1 that the launcher found
+    expected = f"through the network interface {interface}, address {address}: the way to {address}.\n"
+    assert capsys.readouterr().err.endswith(expected)
