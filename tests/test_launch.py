@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.processes import wait_until
 from tests.helpers.skips import needs
 from tests.tiny import write_llama
 
@@ -276,20 +277,19 @@ def assert_trained(ended: subprocess.CompletedProcess[str], output: Path) -> dic
 def test_one_card_on_a_cpu_goes_on_after_a_failure(job: Path, tmp_path: Path) -> None:
     """The trainer is killed behind its first checkpoint; the script starts it again and no step is lost or doubled."""
     output = tmp_path / "output"
-    killed = []
+    killed: list[int] = []
     env = environment(DEVICE="cpu", LOG_DIR=str(tmp_path / "log"), MAX_RESTART="1")
     command = ["bash", str(LAUNCH / "one_card.sh"), str(job / "config.json"), "--output_dir", str(output)]
     command += ["--overwrite_output_dir", "1"]
     with subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as started:
+        wait_until(lambda: killed.extend(trainers(output)) or killed or started.poll() is not None, 180, "the trainer")
         deadline = time.monotonic() + 180
-        while not killed and started.poll() is None and time.monotonic() < deadline:
-            if (output / "checkpoint-2").is_dir():
-                killed = trainers(output)
-                for process in killed:
-                    os.kill(process, signal.SIGKILL)
-            time.sleep(0.01)
+        while not (output / "checkpoint-2").is_dir() and started.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.001)  # the rest of the training takes some tens of milliseconds
+        for process in killed:
+            os.kill(process, signal.SIGKILL)
         stdout, stderr = started.communicate(timeout=180)
     assert killed, stdout + stderr
     assert "restart 1 of 1" in stderr

@@ -247,7 +247,7 @@ def test_starting_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     lengths = np.random.RandomState(0).randint(1, 60, 100_000)
     prefix = write_corpus(tmp_path / "c", [np.zeros(n, dtype=np.uint16) for n in lengths])
     train_of(prefix, 1000)
-    began = time.perf_counter()
+    began = time.process_time()
     dataset = train_of(prefix, 100_000)
     assert dataset[99_999]["input_ids"].shape == (S,)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0

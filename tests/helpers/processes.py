@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import resource
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,6 +20,16 @@ def is_running(pid: int) -> bool:
 def running(pids: Iterable[int]) -> list[int]:
     """Return those of `pids` that are running."""
     return [pid for pid in pids if is_running(pid)]
+
+
+@contextmanager
+def processor_seconds_of_children() -> Iterator[list[float]]:
+    """Yield a list that afterwards has one entry: what the children that ended in the block spent, whatever else ran."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent: list[float] = []
+    yield spent
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def descendants(pid: int) -> list[int]:

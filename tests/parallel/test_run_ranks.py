@@ -55,12 +55,12 @@ def test_results_come_by_rank():
     [
         ("raise", "rank 1 raised:\nTraceback .*KeyError: 'a key'"),
         ("die", "rank 1 died with exit code 7"),
-        ("hang", r"stuck after 2 s, killed: ranks \[1\]"),
+        ("hang", r"stuck after 6 s, killed: ranks \[1\]"),
     ],
 )
 def test_what_went_wrong_is_told_with_the_rank(how, message):
     with pytest.raises(RankError) as failure:
-        run_ranks(misbehave, 3, how, timeout=2)
+        run_ranks(misbehave, 3, how, timeout=6)
     assert re.search(message, str(failure.value), re.DOTALL)
     assert failure.value.rank == 1 and isinstance(failure.value.exception, KeyError) == (how == "raise")
     assert [outcome.value for outcome in failure.value.outcomes] == ["fine", None, "fine"]

@@ -97,11 +97,14 @@ def batch_of_one_direction() -> bool:
 
     paddle.distributed.init_parallel_env()
     pg = paddle.distributed.collective._get_default_group().process_group
+    store = paddle.distributed.collective._default_store
     if paddle.distributed.get_rank() == 1:
+        store.get("the send begins")
         time.sleep(1.0)
         pg.recv(paddle.ones([1]), 0, True)
         return True
     since = time.monotonic()
+    store.set("the send begins", b"1")
     pg._start_coalescing()
     pg.send(paddle.ones([1]), 1, True)
     collected = time.monotonic() - since < 0.5
