@@ -21,6 +21,7 @@ from typing import Any
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.core import json_text
+from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -100,6 +101,8 @@ def read_text(file: Path) -> str:
         raise UserError(f"The chat template {file} is not UTF-8: {error}. Convert it to UTF-8.") from None
     except OSError as error:
         raise UserError(f"The chat template {file} cannot be read: {error.strerror}. Name another file.") from None
+    if problem := failed_download(text[:HEAD_BYTES].encode(), pages=False):
+        raise UserError(f"The chat template {file} {problem}.")
     if text.startswith("\ufeff"):
         raise UserError(f"The chat template {file} starts with a byte order mark. Save it as UTF-8 without one.")
     return _plain_newlines(text)

@@ -70,7 +70,7 @@ _AT_MOST_ONE = click.IntRange(1)
     "default; a name, jinja (the tokenizer's own) or a file. [default: none for texts, auto for instructions and --chat]",
 )
 @click.option("--chat_template_date", metavar="YYYY-MM-DD", help="Date that a template writes which asks for today's.")
-@click.option("--system", default="", help="System text before questions that go through a template.")
+@click.option("--system", default="", help="System text before questions that go through a template and have none.")
 @click.option("--data_format", default="auto", show_default=True, help="Format of --input; auto: by its keys.")
 @click.option(
     "--max_new_tokens",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +191,18 @@ class Reader:
         try:
             if self.encoder is None:
                 return encode_text(self.codec, request.text)
-            return encode_prompt(self.encoder, request.conversation or question(request.text, self.system))
+            return encode_prompt(self.encoder, self._asked(request))
         except (DoesNotFit, NotText) as error:
             raise UserError(f"{request.where or 'the prompt'}: {error}") from error
+
+    def _asked(self, request: Request) -> Conversation:
+        """The conversation of a request, behind the system text where it has none of its own."""
+        asked = request.conversation
+        if asked is None:
+            return question(request.text, self.system)
+        if not self.system or any(turn.role == SYSTEM for turn in asked.turns):
+            return asked
+        return replace(asked, turns=(Turn(SYSTEM, self.system), *asked.turns))
 
     @property
     def stop_ids(self) -> frozenset[int]:

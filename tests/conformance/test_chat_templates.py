@@ -523,3 +523,6 @@ def test_other_files_are_read_or_refused(tokenizers_of, tmp_path) -> None:
     (folder / "chat_template.jinja").write_bytes("\ufeffx".encode())
     with pytest.raises(UserError, match="byte order mark"):
         Both(folder)
+    (folder / "chat_template.jinja").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match="git-lfs pointer"):
+        Both(folder)

@@ -291,6 +291,19 @@ def test_a_damaged_folder_is_one_message(name: str, content: str, folders: dict[
         assert codec.encode("lamp")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git-lfs pointer"),
+        ("", "tokenizer.json is empty"),
+    ],
+)
+def test_a_failed_download_of_tokenizer_json_is_named(content: str, message: str, tmp_path: Path) -> None:
+    folder = made.write(tmp_path / "t", made.FAST_KINDS["qwen2"][1], {"tokenizer.json": content})
+    with pytest.raises(UserError, match=message):
+        open_codec(str(folder))
+
+
 def test_a_tokenizer_with_dropout_is_refused(tmp_path: Path) -> None:
     """The same text would get other ids in every rank and in a resumed run."""
     folder = made.write(tmp_path / "t", made.FAST_KINDS["qwen2"][1], {"tokenizer.json": made.byte_level(dropout=0.5)})

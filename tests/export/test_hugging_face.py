@@ -177,6 +177,24 @@ def test_tokens_are_those_that_the_source_names(tmp_path):
     assert config["eos_token_id"] == [5, 6] and config["bos_token_id"] == 1 and config["pad_token_id"] is None
 
 
+@pytest.mark.parametrize("family", ["llama", "bloom", "opt"])
+def test_a_token_that_the_source_does_not_have_gets_no_default_of_transformers(family):
+    from types import SimpleNamespace
+
+    import transformers
+
+    from paddle_llm.models import foreign_config
+
+    named = SimpleNamespace(
+        bos_token_id=None, eos_token_id=None, pad_token_id=None, vocab_size=300, tie_word_embeddings=True
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(foreign_config._WRITERS, family, lambda config: {"model_type": family})
+        written = foreign_config.hugging_face_config(family, named, dtype="float32")
+    found = transformers.AutoConfig.for_model(**written)
+    assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (None, None, None)
+
+
 def llama_config(**changes):
     from paddlenlp.transformers import LlamaConfig
 

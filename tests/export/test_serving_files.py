@@ -170,9 +170,9 @@ def test_no_template_is_said(bpe, tmp_path, capsys):
     assert chat_template(tmp_path) == jinja_form("default", prefix="{{ bos_token }}", blank=True)
     write_chat_template(a_source(bpe, str(tmp_path / "gone.jinja")), tmp_path)
     assert chat_template(tmp_path) is None and "gone.jinja, which does not exist" in capsys.readouterr().err
-    (tmp_path / "mine.jinja").write_text("M")
+    (tmp_path / "mine.jinja").write_text("{{ messages[0].content }}")
     write_chat_template(a_source(bpe, str(tmp_path / "mine.jinja")), tmp_path)
-    assert chat_template(tmp_path) == "M"
+    assert chat_template(tmp_path) == "{{ messages[0].content }}"
 
 
 def test_generation_config(bpe, tmp_path):

@@ -82,6 +82,15 @@ def test_a_template_asks(llama):
     assert with_system[0] != asked
 
 
+def test_a_system_text_is_put_before_rows_that_have_none(llama, tmp_path):
+    bare, own = {"role": "user", "content": "Why?"}, {"role": "system", "content": "Be short."}
+    file = tmp_path / "q.jsonl"
+    file.write_text("".join(json.dumps({"messages": one}) + "\n" for one in ([bare], [own, bare])))
+    asked = rows(run(llama, "--input", file, "--max_new_tokens", 1, "--template", "alpaca", "--system", "Be kind.")[0])
+    assert "Be kind." in asked[0]["prompt"]
+    assert "Be short." in asked[1]["prompt"] and "Be kind." not in asked[1]["prompt"]
+
+
 def test_what_cannot_be_is_told(llama, tmp_path, monkeypatch):
     assert "128 positions; at most" in refused(llama, "--prompt", TEXT, "--max_new_tokens", "126")
     assert "empty" in refused(llama, "--prompt", "")

@@ -7,18 +7,22 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
+from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.transformers_import import import_transformers, repair_sentencepiece_proto
 from paddle_llm.data.tokenizers.folder import (
+    ADDED_FILE,
     BARE_CLASS,
     BARE_CLASSES,
     CONFIG_FILE,
     FAST_FILE,
     PADDLENLP_CLASSES,
     SENTENCEPIECE_FILES,
+    SPECIALS_FILE,
     read_config,
 )
 from paddle_llm.data.tokenizers.saving import copy_when_saved
@@ -107,10 +111,25 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
             text = str(error).strip() or type(error).__name__
             text = text.split(", or contain one of the following strings")[0]  # followed by the names of all models
             reason = " ".join(text.replace(path, folder).split())[:300].rstrip(". ")
+            reason = _broken_file(folder) or reason
             raise UserError(f"tokenizer {folder}{_CANNOT}{reason}{_REMEDY}") from error
     _require_one_result(tokenizer, folder)
     _name_files(tokenizer, folder, path)
     return tokenizer
+
+
+def _broken_file(folder: str) -> str | None:
+    """A file of the folder whose download went wrong, and the remedy; None if there is none."""
+    for name in (FAST_FILE, *SENTENCEPIECE_FILES, "vocab.json", "merges.txt", SPECIALS_FILE, ADDED_FILE):
+        file = Path(folder, name)
+        if not file.is_file():
+            continue
+        with file.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+        problem = failed_download(head) if head else "is empty. Copy it again"
+        if problem:
+            return f"{name} {problem}"
+    return None
 
 
 def _reason(error: UserError) -> str:
