@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +20,7 @@ from paddle_llm.config.foreign_names import VALUES, counterpart, dialect_of
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.layout_rules import layout_of
 from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
-from paddle_llm.config.old_names import KNOWN_NAMES, Entry, translate
+from paddle_llm.config.old_names import KNOWN_NAMES, SCRIPTS, Entry, translate
 from paddle_llm.config.rules.all import RULES
 from paddle_llm.config.rules.core import Problem, Run, Unknown, check, guarded
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, RunConfig, fields_of
@@ -107,7 +108,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     config, bad, own = _typed(given, script, problems)
     notices += _expanded_paths(config, given, bad)
     if arguments.unread or dialect is not None:
-        raise ConfigError(problems)
+        raise ConfigError(problems + (translated.notices if dialect is not None else []))
     seen = guarded(config, bad)
     here = device is None
     device = _device(seen, device, problems, notices)
@@ -158,8 +159,10 @@ def _merge(given: list[Given], fields: frozenset[str], problems: list[str]) -> d
     for one in given:
         if one.name not in fields:
             use = counterpart(one.name, True if one.raw is BARE else one.raw)
-            if use is None or one.name in _HINTS:
+            if use is None or _HINTS.get(one.name) in fields:
                 problems.append(_unknown(one, fields))
+            elif use and (script := _other_script(use, fields)):
+                problems.append(f"{one.spelled()} belongs to {script}: remove it here. For {script}: {use}.")
             elif use:
                 problems.append(f"{one.spelled()} = {_brief(one.raw)} is not a key of this program. {use}.")
             continue
@@ -168,6 +171,14 @@ def _merge(given: list[Given], fields: frozenset[str], problems: list[str]) -> d
             problems.append(f"{before.spelled()} and {one.spelled()} mean the same and differ: keep one.")
         merged[one.name] = one
     return merged
+
+
+def _other_script(use: str, fields: frozenset[str]) -> str | None:
+    """The other script, where all keys that a counterpart names are keys of that one."""
+    named = [name for name in re.findall(r"--([a-z_0-9]+)", use) if name in FIELD_NAMES]
+    if not named or fields.intersection(named):
+        return None
+    return SCRIPTS["finetune" if named[0] in FINETUNE_ONLY else "pretrain"]
 
 
 def _unknown(one: Given, fields: frozenset[str]) -> str:

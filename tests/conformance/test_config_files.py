@@ -205,6 +205,25 @@ def test_noise_of_neftune_that_another_trainer_would_add_is_reported(folder):
     assert notices("0") == notices("null") == []
 
 
+@pytest.mark.parametrize("name", ["a.json", "a.yaml"])
+def test_noise_of_neftune_is_reported_in_a_config_of_another_trainer(folder, name):
+    keys = {"stage": "sft", "finetuning_type": "lora", "template": "qwen", "neftune_noise_alpha": 5}
+    file = folder / name
+    file.write_text(json.dumps(keys) if name == "a.json" else "".join(f"{key}: {keys[key]}\n" for key in keys))
+    assert any("NEFTune, which is not offered" in line for line in problems(file))
+
+
+def test_keys_of_fine_tuning_name_their_script_in_a_config_for_pretraining(folder):
+    file = folder / "script.json"
+    keys = {"stage": "pt", "dataset": "a", "template": "qwen", "cutoff_len": 8, "lora_target": "all"}
+    file.write_text(json.dumps(keys))
+    found = {key: next(line for line in problems(file, "pretrain") if line.startswith(f'"{key}"')) for key in keys}
+    for key in ("dataset", "template", "lora_target"):
+        assert "belongs to finetune_generation.py: remove it here" in found[key]
+    assert "--max_seq_length" in found["cutoff_len"]
+    assert not any("Did you mean" in line or "--help" in line for line in found.values())
+
+
 def test_a_byte_order_mark_is_no_problem(folder):
     file = folder / "mark.json"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({**_OWN, "seed": "x"}).encode())
