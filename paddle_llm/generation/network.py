@@ -16,7 +16,7 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.text_codec import TextCodec
-from paddle_llm.models.generation_settings import end_ids, read_generation, unreachable_ends
+from paddle_llm.models.generation_settings import additional_ends, end_ids, read_generation, unreachable_ends
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ def load_network(
     ends = {*end_ids(settings, facts.raw, folder), *([] if codec.eos_id is None else [codec.eos_id])}
     if line := unreachable_ends(ends, facts.vocab_size):
         say(f"{folder}: {line}. Correct eos_token_id in config.json or generation_config.json.")
+    if line := additional_ends(settings, ends):
+        say(f"{folder}: {line}")
     return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), *_template_of(folder, adapter))
 
 

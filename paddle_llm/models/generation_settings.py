@@ -84,6 +84,16 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
     return list(dict.fromkeys((*ids, *_token_ids(config.get(name), f"{where}/config.json: {name}"))))
 
 
+def additional_ends(settings: dict[str, Any], ends: Iterable[int]) -> str | None:
+    """One line about end ids that generation_config.json lacks, or None; transformers ends a text at that file's ids alone."""
+    stated = _token_ids(settings.get("eos_token_id"), "eos_token_id")
+    more = sorted(set(ends) - set(stated)) if stated else []
+    if not more:
+        return None
+    theirs, ours = ", ".join(map(str, stated)), ", ".join(map(str, more))
+    return f"{GENERATION} ends a text at {theirs}; here it also ends at {ours} (config.json or the tokenizer)"
+
+
 def unreachable_ends(ends: Iterable[int], vocab_size: int) -> str | None:
     """One line about end ids that the model cannot generate, or None."""
     beyond = sorted(number for number in ends if number >= vocab_size)
