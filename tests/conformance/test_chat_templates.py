@@ -365,6 +365,19 @@ def test_questions_that_a_template_does_not_write_are_reported(families, tmp_pat
     assert len(prompt.notes) == (reported is not None)  # `generate` reports them, too
 
 
+def test_a_template_that_writes_no_answers_is_refused(families, tmp_path) -> None:
+    """An empty answer would be trained; one of which a part is written (qwen 3 drops earlier reasoning) is trained."""
+    path = tmp_path / "own.jinja"
+    path.write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.role == 'user' else m.answer }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    codec = families["chatml"].codec
+    encoder = InstructionEncoder(codec, choose_template(str(path), codec, None).template, max_length=512)
+    with pytest.raises(UserError, match="does not write the content of answers"):
+        encode_all([Conversation((U1, A1), where="here")], encoder)
+
+
 def test_a_template_that_refuses_refuses_as_transformers_does(families) -> None:
     for name, talk in (("gemma", (SYSTEM, U1, A1)), ("mistral", (U1, U2, A1)), ("llama 3.1", (U1, Turn(ASSISTANT, "", fields={"tool_calls": [CALL, CALL]})))):  # fmt: skip
         both, conversation = families[name], Conversation(talk, where="a, line 3")

@@ -97,8 +97,8 @@ def write(
     )
     if any(not answer.is_ended for answer in moved):
         notes.append(EOS_ADDED)
-    notes += _rewordings(conversation, unmarked.text, moved)
-    notes += _lost_questions(conversation, renderer, plain, is_open)
+    notes += _rewordings(conversation, renderer, plain, unmarked.text, moved)
+    notes += _lost_questions(conversation, renderer, plain)
     notes += _not_written(conversation, renderer, plain, is_open)
     return Written(unmarked.text, unmarked.cuts, moved, is_open, tuple(dict.fromkeys(notes)))
 
@@ -130,16 +130,38 @@ def _located(
 # ---- what the template leaves out ------------------------------------------------------------------------------------
 
 
-def _rewordings(conversation: Conversation, text: str, answers: tuple[Answer, ...]) -> Iterator[str]:
-    """A note if an answer's content is not in its span: the template drops or changes a part of it."""
+def _rewordings(
+    conversation: Conversation, renderer: Renderer, plain: Rendered, text: str, answers: tuple[Answer, ...]
+) -> Iterator[str]:
+    """A note if an answer's content is not in its span: the template drops or changes a part of it.
+
+    Raises:
+        RowRefused: If the template writes nothing of it, so that an empty answer would be trained.
+    """
     for answer in answers:
         turn = conversation.turns[answer.message]
         content = str(turn.fields.get("content", turn.text)).strip()
-        if content and content not in text[answer.begin : answer.end]:
-            yield REWORDED
+        if not content or content in text[answer.begin : answer.end]:
+            continue
+        if _with_content(conversation, renderer, answer.message, f"x{content}x") == plain:
+            raise RowRefused(
+                f"the chat template of {renderer.where} does not write the content of answers", conversation.where
+            )
+        yield REWORDED
 
 
-def _lost_questions(conversation: Conversation, renderer: Renderer, plain: Rendered, is_open: bool) -> Iterator[str]:
+def _with_content(conversation: Conversation, renderer: Renderer, number: int, content: str) -> Rendered | None:
+    """The conversation with another content in one message; None if the template refuses it."""
+    messages = messages_of(conversation)
+    messages[number] = {**messages[number], "content": content}
+    is_open = messages[-1]["role"] != ASSISTANT
+    try:
+        return renderer(messages, add_generation_prompt=is_open, **conversation.fields)
+    except RowRefused:
+        return None
+
+
+def _lost_questions(conversation: Conversation, renderer: Renderer, plain: Rendered) -> Iterator[str]:
     """A note if the content of a message that is not an answer is not in the text: the template drops or changes it."""
     messages = messages_of(conversation)
     for number, turn in enumerate(conversation.turns):
@@ -151,15 +173,7 @@ def _lost_questions(conversation: Conversation, renderer: Renderer, plain: Rende
             or content.strip() in plain.text
         ):
             continue
-        other = {**messages[number], "content": content[::-1]}
-        try:
-            changed = renderer(
-                [*messages[:number], other, *messages[number + 1 :]],
-                add_generation_prompt=is_open,
-                **conversation.fields,
-            )
-        except RowRefused:
-            changed = None
+        changed = _with_content(conversation, renderer, number, f"x{content}x")
         yield (LEFT_OUT if changed == plain else CHANGED) + turn.role
 
 
