@@ -32,8 +32,11 @@ _RETRY_SECONDS = 1.0
 _held: OutputLock | None = None
 
 
-def hold_output_folder(output_dir: str | Path) -> None:
+def hold_output_folder(output_dir: str | Path) -> bool:
     """Lock the output folder for this process until `release_output_folder`. Called by the first rank.
+
+    Returns:
+        Whether this call has locked it: False if this process holds the lock already.
 
     Raises:
         UserError: If another job holds the lock, also after the seconds in `PADDLE_LLM_LOCK_WAIT`.
@@ -41,10 +44,11 @@ def hold_output_folder(output_dir: str | Path) -> None:
     """
     global _held
     if _held is not None and _held.folder == Path(output_dir).resolve():
-        return
+        return False
     release_output_folder()
     _held = OutputLock(Path(output_dir).resolve(), _patience())
     atexit.register(release_output_folder)
+    return True
 
 
 def release_output_folder() -> None:
@@ -67,7 +71,7 @@ class OutputLock:
         self.folder, self.path = folder, folder / RUN_LOCK
         self._made = [path for path in (folder, *folder.parents) if not path.exists()]
         self._content = json.dumps({**_identity(), "id": uuid4().hex})
-        self._released = threading.Event()
+        self._released, self._pid = threading.Event(), os.getpid()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._acquire(time.monotonic() + patience, patience)
@@ -99,6 +103,8 @@ class OutputLock:
 
     def release(self) -> None:
         self._released.set()
+        if os.getpid() != self._pid:  # a forked process
+            return
         if _read(self.path) == self._content:
             self.path.unlink(missing_ok=True)
         self._remove_made()

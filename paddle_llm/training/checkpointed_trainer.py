@@ -17,11 +17,13 @@ import paddle.distributed as dist
 from paddlenlp.trainer import Trainer
 
 from paddle_llm.checkpoint import folder as checkpoints
+from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output_folder
 from paddle_llm.config.chat_template_files import TrainingTemplate
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.out_folder import publish
 from paddle_llm.models.generation_settings import write_generation
+from paddle_llm.parallel.first_rank import on_first_rank
 from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.random_states import random_states, restore_random_states
@@ -109,9 +111,16 @@ class CheckpointedTrainer(Trainer):
             for name, what in self.stateful.items():
                 what.restore(paddle.load(str(self._file_of(self._resumed_from, name)), return_numpy=True))
             resume_from_checkpoint = str(resume_from_checkpoint)
-        # Accumulators are saved under generated names: a second training in one process must count from zero again.
-        with paddle.utils.unique_name.guard():
-            return super().train(resume_from_checkpoint, ignore_keys_for_eval)
+        locked = on_first_rank(
+            lambda: hold_output_folder(self.args.output_dir)
+        )  # a notebook's; a job has locked it before
+        try:
+            # Accumulators are saved under generated names: a second training in one process must count from zero again.
+            with paddle.utils.unique_name.guard():
+                return super().train(resume_from_checkpoint, ignore_keys_for_eval)
+        finally:
+            if locked:
+                release_output_folder()
 
     def _load_from_checkpoint(self, resume_from_checkpoint=None):
         with _readable(resume_from_checkpoint):

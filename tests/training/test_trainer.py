@@ -10,6 +10,7 @@ import numpy as np
 import paddle
 import pytest
 
+from paddle_llm.checkpoint.output_lock import RUN_LOCK
 from paddle_llm.config.errors import TrainingStopped, UserError
 from paddle_llm.training.schedule import learning_rate_factor
 from tests.jobs import EPOCH, VOCABULARY, Toy, config, make_poisoned_trainer, make_trainer, numbers, rows, weights
@@ -288,3 +289,15 @@ def test_a_cpu_job_is_refused_while_paddle_is_on_a_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
     with pytest.raises(UserError, match=r'but Paddle is on gpu:0. Call paddle.set_device\("cpu"\) before the model'):
         make_trainer(config(tmp_path))
+
+
+def test_a_training_from_python_locks_its_output_folder_too(tmp_path):
+    trainer = make_trainer(config(tmp_path))
+    (tmp_path / "output").mkdir(exist_ok=True)
+    lock = tmp_path / "output" / RUN_LOCK
+    lock.write_text('{"host": "elsewhere", "pid": 7}')
+    with pytest.raises(UserError, match="in use by another job: process 7 on host elsewhere"):
+        trainer.train()
+    lock.unlink()
+    trainer.train()
+    assert not lock.exists() and rows(tmp_path / "output")
