@@ -209,10 +209,11 @@ def _pretrain_trainer(
     import paddle
 
     from paddle_llm.models.build import build_model
+    from paddle_llm.training.options import weights_dtype
     from paddle_llm.training.pretrain_trainer import PretrainTrainer
 
     with paddle.utils.unique_name.guard():
-        model = build_model(config, layout, dtype="float32")
+        model = build_model(config, layout, dtype=weights_dtype(config))
     data = {f"{name}_dataset": InOrder(part) for name, part in samples.items()}
     return PretrainTrainer(model=model, layout=layout, **data, **kwargs)
 
@@ -229,11 +230,12 @@ def _finetune_trainer(
     from paddle_llm.peft.prompt import with_prompt
     from paddle_llm.training.finetune import build_network, collator_of
     from paddle_llm.training.finetune_trainer import FinetuneTrainer
+    from paddle_llm.training.options import weights_dtype
 
     method = method_of(config)
     family = find_family(read_model_facts(config.model_name_or_path))
     with paddle.utils.unique_name.guard():
-        model = build_network(config, layout, method, family, "float32", quiet=True)
+        model = build_network(config, layout, method, family, weights_dtype(config), quiet=True)
     if method.name == "prompt":
         samples = {name: [with_prompt(sample, method) for sample in part] for name, part in samples.items()}
     data = {f"{name}_dataset": InOrder(part) for name, part in samples.items()}

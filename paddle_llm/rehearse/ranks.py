@@ -143,12 +143,15 @@ def _run_rank(
         del os.environ[name]
     os.environ.update(variables)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    imported_too_early = "paddle" in sys.modules and variables["PADDLE_DISTRI_BACKEND"] == "nccl"
     # Importing paddlenlp in the server has looked at the environment for the job's size already.
     import paddle
 
     paddle.distributed.parallel._global_parallel_env = None
     paddle.distributed.collective._global_env = None
     try:
+        if imported_too_early:
+            raise RuntimeError(f"paddle is imported before FLAGS_selected_gpus is set, by {fn.__module__}")
         message = ("returned", fn(*args), None, "")
         payload = pickle.dumps(message)
     except BaseException as error:

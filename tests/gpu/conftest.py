@@ -1,15 +1,23 @@
-"""Tests of real GPUs: skipped, each with the reason, where this machine or its Paddle has too few of them."""
+"""Tests of real GPUs: skipped, each with the reason, where this machine or its Paddle has too few of them.
+
+A test with the parameter `device` runs on the CPU and, where there is one, on a GPU: its logic is proven on any machine.
+The mark `gpu` is on all tests of this folder that need a GPU; `make test-gpu` runs these.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 
 from paddle_llm.config.device import find_device, why_no_gpu
 from tests.helpers.skips import needs
+
+FOLDER = Path(__file__).parent
+DEVICES = ("cpu", "gpu")
 
 
 @cache
@@ -23,12 +31,31 @@ def gpus() -> int:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "gpus(n): needs n GPUs and a GPU build of Paddle")
+    config.addinivalue_line("markers", "gpu: needs a GPU and a GPU build of Paddle")
+    config.addinivalue_line("markers", "gpus(n): needs n of them, where it runs on GPUs")
+    config.addinivalue_line("markers", "cpu_only: is about tests of GPUs and needs none")
 
 
-@pytest.fixture(autouse=True)
-def _enough_gpus(request: pytest.FixtureRequest) -> None:
-    marker = request.node.get_closest_marker("gpus")
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", DEVICES)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if FOLDER not in item.path.parents or item.get_closest_marker("cpu_only"):
+            continue
+        chosen = getattr(item, "callspec", None)
+        if chosen is None or chosen.params.get("device") != "cpu":
+            item.add_marker(pytest.mark.gpu)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test before its fixtures are made."""
+    if item.get_closest_marker("gpu") is None:
+        return
+    marker = item.get_closest_marker("gpus")
     needed = marker.args[0] if marker else 1
     found = gpus()
     if found < needed:

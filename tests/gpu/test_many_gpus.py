@@ -1,13 +1,13 @@
-"""The matrix of tests/rehearse/matrix.py over NCCL: every layout that fits this machine's GPUs equals one GPU.
+"""Several GPUs: the matrix of tests/rehearse/matrix.py over NCCL, 16 bits in every kind of layout, a killed rank.
 
-Never run: no machine with several GPUs and a GPU build of Paddle was at hand when this was written. The limits are those of
+Never run on GPUs: no machine with several GPUs and a GPU build of Paddle was at hand when this was written. The limits are those of
 CPU ranks (float32, TF32 off); NCCL sums in other orders than gloo, so the later steps' rounding floor may need measuring.
-
-    python -m pytest tests/gpu -rs
+`make test-gpu` runs these tests.
 """
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +15,23 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.parallel.lifeline import EXIT_PEER_LOST, PeerLostError
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.oracle import prove
-from paddle_llm.rehearse.ranks import run_ranks
+from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.gpu.conftest import gpus
-from tests.gpu.test_one_gpu import HOST, case_on_gpu, places_of_states, with_settings
+from tests.gpu.on_ranks import lose_a_rank, places_of_states
+from tests.gpu.trainings import (
+    BF16,
+    FP16,
+    HALF_LIMIT,
+    PLACES,
+    TIMEOUT,
+    assert_close,
+    case_on,
+    train,
+    with_settings,
+)
 from tests.rehearse.matrix import Matrix, build_matrix
 from tests.rehearse.options import Judge, layout_of
 from tests.rehearse.proving import Prover
@@ -62,21 +74,74 @@ def on_gpu(case: Case) -> Case:
     return replace(case, config=case.config.model_copy(update={"device": "gpu"}))
 
 
-def offloaded(folder: Path, stage: int) -> Case:
-    return with_settings(
-        case_on_gpu(folder, Layout(sharding=2, sharding_stage=stage)), sharding=f"stage{stage} offload"
-    )
+def offloaded(device: str, folder: Path, stage: int) -> Case:
+    layout = Layout(sharding=2, sharding_stage=stage)
+    settings = {"sharding": f"stage{stage} offload", "offload_optim": True}
+    return with_settings(case_on(device, folder, layout), **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.gpus(2)
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_sharding_with_offload_equals_one_gpu(tmp_path: Path, stage: int) -> None:
-    verdict = prove(offloaded(tmp_path, stage))
+def test_sharding_with_offload_equals_one_device(tmp_path: Path, device: str, stage: int) -> None:
+    verdict = prove(offloaded(device, tmp_path, stage))
     assert verdict.passed, verdict.failures[0]
 
 
+@pytest.mark.slow
 @pytest.mark.gpus(2)
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_sharded_states_are_in_host_memory(tmp_path: Path, stage: int) -> None:
-    for found in run_ranks(places_of_states, 2, offloaded(tmp_path, stage), device="gpu"):
-        assert found == {"moment1": {HOST}, "moment2": {HOST}}
+def test_sharded_states_are_in_host_memory(tmp_path: Path, device: str, stage: int) -> None:
+    for found in run_ranks(places_of_states, 2, offloaded(device, tmp_path, stage), device=device):
+        assert found == {name: {PLACES[device][True]} for name in ("moment1", "moment2")}
+
+
+# ---- 16 bits: against one device in 16 bits -------------------------------------------------------------------------
+
+TIED = {"model": {"tie_word_embeddings": True}}
+RECOMPUTE = {"recompute": True, "recompute_granularity": "full"}
+HALF = {
+    "stage 1": (Layout(sharding=2, sharding_stage=1), {}),
+    "stage 2": (Layout(sharding=2, sharding_stage=2), {}),
+    "stage 2, small buckets": (Layout(sharding=2, sharding_stage=2), {"sharding_comm_buffer_size_MB": 1}),
+    "tied weights in a pipeline": (Layout(pipeline=2), TIED),
+    "stage 3 with recompute": (Layout(sharding=2, sharding_stage=3), RECOMPUTE),
+    "sequence parallel": (Layout(tensor=2, sequence_parallel=True), {}),
+    "data parallel": (Layout(data=2), {}),
+}
+FAST_HALF = ("stage 2", "tied weights in a pipeline", "stage 3 with recompute")
+
+
+@pytest.mark.gpus(2)
+@pytest.mark.parametrize("precision", [BF16, pytest.param(FP16, marks=pytest.mark.slow)], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "name", [name if name in FAST_HALF else pytest.param(name, marks=pytest.mark.slow) for name in HALF]
+)
+def test_gradients_in_32_bits_of_16_bit_weights(tmp_path: Path, device: str, name: str, precision: dict) -> None:
+    """With amp_master_grad gradients are in `main_grad`, which each of these layouts reduces in its own way."""
+    layout, settings = HALF[name]
+    case = case_on(device, tmp_path, layout, evaluation=0, **precision, **settings)
+    ranks, (alone,) = train(case), train(case.alone())
+    for rank in ranks:
+        assert_close(rank, alone, HALF_LIMIT if device == "gpu" else 1e-4)
+        assert rank.skipped == 0
+    if device == "gpu":
+        assert {rank.device for rank in ranks} == {"gpu:0", "gpu:1"}
+
+
+# ---- a lost rank ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpus(2)
+@pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_rank_ends_the_others(tmp_path: Path, device: str, stage: int) -> None:
+    """The other one waits in a collective of the second step, on a GPU in a kernel of NCCL."""
+    layout = Layout(sharding=2, sharding_stage=stage) if stage else Layout(data=2)
+    case = case_on(device, tmp_path, layout, evaluation=0)
+    with pytest.raises(RankError) as failure:
+        run_ranks(lose_a_rank, 2, case, device=device, timeout=TIMEOUT, grace=60, quiet=True)
+    left, killed = failure.value.outcomes
+    assert killed.exit_code == -signal.SIGKILL
+    # On a CPU the collective is left by an exception, which the entry scripts turn into the same exit code.
+    assert left.exit_code == EXIT_PEER_LOST or (device == "cpu" and type(left.exception) is PeerLostError), left
+    assert "rank 0: rank 1 is gone" in left.stderr

@@ -1,15 +1,12 @@
 """What one GPU changes: 16 bits, kernels, memory in the host. Each against the same training without it.
 
-Never run: no GPU with a GPU build of Paddle was at hand when this was written. The limits are expectations, to be
-replaced by measured ones: bfloat16 rounds to 8 bits (2^-9 = 0.2%), which a mean over tokens averages; float32 without
-TF32 differs by the order of sums alone, as on a CPU.
-
-    python -m pytest tests/gpu -rs
+Never run on a GPU: none with a GPU build of Paddle was at hand when this was written. The limits are expectations, to be
+replaced by measured ones; float32 without TF32 differs by the order of sums alone, as on a CPU. `make test-gpu` runs these tests.
 """
 
 from __future__ import annotations
 
-import tempfile
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,26 +14,137 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_llm.config.layout import Layout
-from paddle_llm.parallel.process.determinism import DETERMINISTIC
+from paddle_llm.config.families import ABILITIES
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, compare, rounding_floor
 from paddle_llm.rehearse.oracle import run_case
 from paddle_llm.rehearse.ranks import run_ranks
 from paddle_llm.rehearse.record import RankRecord
-from tests.rehearse.cases import make_case
+from tests.gpu.on_ranks import Trained, places_of_states
+from tests.gpu.trainings import (
+    BF16,
+    DETERMINISTIC,
+    FP16,
+    HALF_LIMIT,
+    PLACES,
+    assert_close,
+    case_on,
+    one,
+    with_settings,
+)
+from tests.rehearse.cases import WRITERS
 
-CURVE_STEPS = 30
-BF16_LIMIT = 0.01  # of each loss
-DEVICE, HOST = "Place(gpu:0)", "Place(gpu_pinned)"
+CURVE_STEPS = {"cpu": 3, "gpu": 30}
+LEVELS = {
+    "bf16 O1": {"bf16": True, "fp16_opt_level": "O1"},
+    "bf16 O2": BF16,
+    "fp16 O1": {"fp16": True, "fp16_opt_level": "O1"},
+    "fp16 O2": FP16,
+}
+FIRST = ("llama", "bf16 O2", "full")  # of each parameter the value that is fast enough for every `make test`
 
 
-def case_on_gpu(folder: Path, layout: Layout | None = None, **settings: Any) -> Case:
-    return make_case(folder, layout or Layout(), **{"device": "gpu", **settings})
+def mostly_slow(values: Any) -> list[Any]:
+    return [value if value in FIRST else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
-def with_settings(case: Case, **settings: Any) -> Case:
-    return replace(case, config=case.config.model_copy(update=settings))
+FLASH = [family for family in WRITERS if family not in ("opt", "glm")]
+FLASHMASK = ("llama", "qwen2", "chatglm_v2", "opt")
+FUSED_NORM = [family for family in WRITERS if ABILITIES[family].fused_rms_norm]
+FUSED_ROPE = ("llama", "qwen2")
+
+
+@pytest.fixture
+def curve_case(tmp_path: Path, device: str) -> Case:
+    """Steps over the same eight samples, which it learns by heart."""
+    steps = CURVE_STEPS[device]
+    settings = {"max_steps": steps, "learning_rate": 3e-3, "adam_epsilon": 1e-8}
+    case = case_on(device, tmp_path, evaluation=0, global_batch=8, **settings)
+    return replace(case, train=case.train[:8] * steps)
+
+
+# ---- 16 bits --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", mostly_slow(LEVELS))
+def test_the_curve_of_16_bits_is_that_of_32(curve_case: Case, device: str, level: str) -> None:
+    plain, found = one(curve_case), one(with_settings(curve_case, **LEVELS[level]))
+    assert len(found.losses) == CURVE_STEPS[device]
+    np.testing.assert_allclose(found.losses, plain.losses, rtol=HALF_LIMIT)
+    if device == "gpu":
+        assert found.losses != plain.losses, "16 bits leave no trace: they were not used"
+        assert found.losses[-1] < found.losses[0] - 0.5
+        wide = {"bf16": "bfloat16", "fp16": "float16"}[level[:4]] if level.endswith("O2") else "float32"
+        assert wide in found.dtypes, "the network is not built in the type of --fp16_opt_level O2"
+
+
+@pytest.mark.parametrize(
+    "master", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["amp_master_grad", "plain"]
+)
+def test_the_scaler_lowers_a_scale_that_overflows(curve_case: Case, device: str, master: bool) -> None:
+    """The first steps overflow: they are counted as skipped, and the training goes on with a lower scale."""
+    begin = 2.0**28
+    found = one(with_settings(curve_case, **FP16 | {"amp_master_grad": master}), scale_loss=begin)
+    if device == "cpu":
+        assert found.scale is None and found.skipped == 0
+        return
+    assert found.scale is not None and found.scale < begin
+    assert 0 < found.skipped < CURVE_STEPS[device] // 2
+    # A skipped step's row has neither loss nor norm. Norms are those of unscaled gradients.
+    taken = [loss for loss in found.losses if math.isfinite(loss)]
+    assert len(taken) == CURVE_STEPS[device] - found.skipped and taken[-1] < taken[0]
+    norms = [norm for norm in found.norms if math.isfinite(norm)]
+    assert norms and max(norms) < 1000
+    assert all(np.isfinite(value).all() for value in found.weights.values())
+
+
+# ---- kernels --------------------------------------------------------------------------------------------------------
+
+
+def with_and_without(case: Case, switch: dict[str, Any]) -> tuple[Trained, Trained]:
+    return one(with_settings(case, **switch)), one(with_settings(case, **dict.fromkeys(switch, False)))
+
+
+@pytest.mark.parametrize("family", mostly_slow(FLASH))
+def test_flash_attention_trains_as_plain_attention_does(tmp_path: Path, device: str, family: str) -> None:
+    case = case_on(device, tmp_path, family=family, evaluation=0, **BF16)
+    flash, plain = with_and_without(case, {"use_flash_attention": True})
+    assert_close(flash, plain, HALF_LIMIT)
+    if device == "gpu":
+        assert "attention" in flash.kernels and "attention" not in plain.kernels
+        assert flash.losses != plain.losses, "flash attention leaves no trace: it was not used"
+
+
+@pytest.mark.parametrize("family", mostly_slow(WRITERS))
+def test_packed_rows_train_as_in_32_bits(tmp_path: Path, device: str, family: str) -> None:
+    """In 16 bits by FlashMask's kernel, which float32 does not have."""
+    case = case_on(device, tmp_path, family=family, entry="finetune", packed=True, evaluation=0)
+    found, expected = one(with_settings(case, **BF16, use_flash_attention=True)), one(case)
+    assert_close(found, expected, HALF_LIMIT)
+    if device == "gpu" and family in FLASHMASK:
+        assert "flashmask" in found.kernels and "flashmask" not in expected.kernels
+
+
+@pytest.mark.parametrize("family", mostly_slow(FLASH))
+def test_a_prefix_with_flash_attention_trains_as_without(tmp_path: Path, device: str, family: str) -> None:
+    settings = {"prefix_tuning": True, "num_prefix_tokens": 4, "learning_rate": 0.1, **BF16}
+    case = case_on(device, tmp_path, family=family, entry="finetune", evaluation=0, **settings)
+    flash, plain = with_and_without(case, {"use_flash_attention": True})
+    assert_close(flash, plain, HALF_LIMIT)
+    assert flash.losses[-1] != flash.losses[0]
+
+
+@pytest.mark.parametrize("family", mostly_slow(FUSED_NORM))
+def test_fused_norm_and_rotary_embedding_train_as_plain_ones(tmp_path: Path, device: str, family: str) -> None:
+    rope = {"use_fused_rope": True} if family in FUSED_ROPE else {}
+    case = case_on(device, tmp_path, family=family, evaluation=0, **BF16)
+    fused, plain = with_and_without(case, {"use_fused_rms_norm": True, **rope})
+    assert_close(fused, plain, HALF_LIMIT)
+    if device == "gpu" and rope:
+        assert "rope" in fused.kernels and "rope" not in plain.kernels
+
+
+# ---- float32: nothing but the order of sums may differ --------------------------------------------------------------
 
 
 def run(case: Case) -> RankRecord:
@@ -44,81 +152,45 @@ def run(case: Case) -> RankRecord:
     return record
 
 
-def losses(record: RankRecord) -> np.ndarray:
-    """[steps] training losses."""
-    return np.array([step.scalars["loss"] for _, step in sorted(record.steps.items())])
-
-
-def assert_equal(one: Case, other: Case) -> None:
+def assert_equal(case: Case, other: Case) -> None:
     """Every loss, norm, gradient, weight and moment, within what another order of sums does."""
-    record = run(one)
-    swapped = one.rounded_differently()
+    record = run(case)
+    swapped = case.rounded_differently()
     assert swapped is not None
     found = compare(record, [run(other)], rounding_floor(record, run(swapped)), FIRST_STEP_LIMITS)
     failures = [difference for difference in found if not difference.passed]
     assert found and not failures, failures[0]
 
 
-@pytest.fixture
-def curve_case(tmp_path: Path) -> Case:
-    """Thirty steps over the same eight samples, which it learns by heart."""
-    settings = {"max_steps": CURVE_STEPS, "learning_rate": 3e-3, "adam_epsilon": 1e-8}
-    case = case_on_gpu(tmp_path, evaluation=0, global_batch=8, **settings)
-    return replace(case, train=case.train[:8] * CURVE_STEPS)
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(WRITERS))
+def test_a_gpu_trains_as_the_cpu_does(tmp_path: Path, device: str, family: str) -> None:
+    case = case_on("cpu", tmp_path, family=family)
+    assert_equal(case, with_settings(case, device=device))
 
 
-@pytest.mark.parametrize("level", ["O1", "O2"])
-def test_the_curve_of_bf16_is_that_of_fp32(curve_case: Case, level: str) -> None:
-    plain = losses(run(curve_case))
-    half = with_settings(curve_case, bf16=True, fp16_opt_level=level, amp_master_grad=level == "O2")
-    found = losses(run(half))
-    assert len(found) == CURVE_STEPS and found[-1] < found[0] - 0.5
-    assert not np.array_equal(found, plain), "16 bits leave no trace: they were not used"
-    np.testing.assert_allclose(found, plain, rtol=BF16_LIMIT)
-
-
-def test_the_curve_of_flash_attention_is_that_of_plain_attention(curve_case: Case) -> None:
-    """The kernels know 16 bits only."""
-    plain = with_settings(curve_case, bf16=True, fp16_opt_level="O2", amp_master_grad=True)
-    found = losses(run(with_settings(plain, use_flash_attention=True)))
-    expected = losses(run(plain))
-    assert not np.array_equal(found, expected), "flash attention leaves no trace: it was not used"
-    np.testing.assert_allclose(found, expected, rtol=BF16_LIMIT)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize("granularity", ["full", "full_attn", "core_attn"])
-def test_recompute_changes_nothing(tmp_path: Path, granularity: str) -> None:
-    case = case_on_gpu(tmp_path)
+def test_recompute_changes_nothing(tmp_path: Path, device: str, granularity: str) -> None:
+    case = case_on(device, tmp_path)
     assert_equal(case, with_settings(case, recompute=True, recompute_granularity=granularity))
 
 
-def test_four_micro_batches_of_one_are_one_of_four(tmp_path: Path) -> None:
-    case = case_on_gpu(tmp_path, global_batch=4)
+@pytest.mark.slow
+def test_four_micro_batches_of_one_are_one_of_four(tmp_path: Path, device: str) -> None:
+    case = case_on(device, tmp_path, global_batch=4)
     assert case.config.gradient_accumulation_steps == 4
     assert_equal(case, with_settings(case, per_device_train_batch_size=4, gradient_accumulation_steps=1))
 
 
-def test_optimizer_states_in_host_memory_change_nothing(tmp_path: Path) -> None:
-    case = case_on_gpu(tmp_path)
+@pytest.mark.slow
+def test_optimizer_states_in_host_memory_change_nothing(tmp_path: Path, device: str) -> None:
+    case = case_on(device, tmp_path)
     assert_equal(case, with_settings(case, offload_optim=True))
 
 
-def places_of_states(case: Case) -> dict[str, set[str]]:
-    """Where the moments lie between two steps; on a rank of its own."""
-    from paddle_llm.training.run import start_job
-
-    start_job("gpu", case.layout.world_size)
-    from paddle_llm.rehearse.oracle import trainer_of
-    from paddle_llm.training.grad_norm import innermost
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = trainer_of(case, folder)
-        trainer.train()
-        states = innermost(trainer.optimizer)._accumulators
-        return {name: {str(held.place) for held in states[name].values()} for name in ("moment1", "moment2")}
-
-
-@pytest.mark.parametrize(("offload", "place"), [(False, DEVICE), (True, HOST)])
-def test_offloaded_states_are_in_host_memory(tmp_path: Path, offload: bool, place: str) -> None:
-    (found,) = run_ranks(places_of_states, 1, case_on_gpu(tmp_path, offload_optim=offload), device="gpu")
-    assert found == {"moment1": {place}, "moment2": {place}}
+@pytest.mark.parametrize("offload", [False, True])
+def test_offloaded_states_are_in_host_memory(tmp_path: Path, device: str, offload: bool) -> None:
+    case = case_on(device, tmp_path, offload_optim=offload, max_steps=1, evaluation=0)
+    (found,) = run_ranks(places_of_states, 1, case, device=device)
+    assert found == {name: {PLACES[device][offload]} for name in ("moment1", "moment2")}

@@ -1,0 +1,204 @@
+"""What ranks do in the tests of this folder, on a CPU or a GPU.
+
+Neither this module nor one that it imports may import Paddle: a rank reads FLAGS_* and the number of its card from the
+environment when Paddle is imported, and `run_ranks` sets that environment after it has imported the rank's function.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.rehearse.case import Case
+
+
+@dataclass
+class Trained:
+    """One rank after a training.
+
+    Attributes:
+        device: Paddle's name of it, such as "gpu:0".
+        losses: Loss of the global batch, by step; NaN where the step's row has none.
+        norms: Gradient norm before clipping, by step; NaN likewise.
+        skipped: Steps without an update.
+        scale: Scale of the loss at the end; None without a loss scaler.
+        dtypes: Types of the weights.
+        kernels: Names of the fused functions of Paddle that were called.
+        weights: float32, by name; empty under sharding stage 3.
+    """
+
+    device: str
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    skipped: int = 0
+    scale: float | None = None
+    dtypes: set[str] = field(default_factory=set)
+    kernels: set[str] = field(default_factory=set)
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+def train(case: Case, output: Path | None, resume: Path | None, settings: dict[str, Any]) -> Trained:
+    """Train a case through the product's own trainer.
+
+    Args:
+        output: Folder of checkpoints; None: a temporary one.
+        resume: Checkpoint to continue from.
+        settings: Fields of RunConfig in place of the oracle's.
+    """
+    import paddle
+
+    with _trainer(case, output, settings) as trainer:
+        trained = Trained(paddle.device.get_device())
+        _watch(trainer, trained)
+        with _called_kernels(trained.kernels):
+            trainer.train(resume_from_checkpoint=resume)
+        trained.skipped = trainer.meter.skipped_steps
+        scaler = getattr(trainer, "scaler", None)
+        if trainer.do_grad_scaling and scaler is not None:
+            trained.scale = float(scaler._scale)
+        trained.dtypes = {str(parameter.dtype).split(".")[-1] for parameter in trainer.model.parameters()}
+        if trainer.sharded_weights is None:
+            weights = trainer.model.state_dict()
+            trained.weights = {name: value.astype("float32").numpy() for name, value in weights.items()}
+    return trained
+
+
+def places_of_states(case: Case) -> dict[str, set[str]]:
+    """Where the moments are between two steps."""
+    with _trainer(case) as trainer:
+        from paddle_llm.training.grad_norm import innermost
+
+        trainer.train()
+        states = innermost(trainer.optimizer)._accumulators
+        return {name: {str(held.place) for held in states[name].values()} for name in ("moment1", "moment2")}
+
+
+def lose_a_rank(case: Case) -> list[float]:
+    """Rank 1 is killed after the first step."""
+    with _trainer(case) as trainer:
+        trained = Trained("")
+        _watch(trainer, trained, dies=trainer.args.process_index == 1)
+        trainer.train()
+    return trained.losses
+
+
+@contextmanager
+def _trainer(case: Case, output: Path | None = None, settings: dict[str, Any] | None = None) -> Iterator[Any]:
+    from paddle_llm.training.run import start_job
+
+    assert case.config.device is not None
+    start_job(case.config.device, case.layout.world_size)
+    from paddle_llm.rehearse.oracle import trainer_of
+
+    with tempfile.TemporaryDirectory(prefix="gpu-test-") as folder:
+        yield trainer_of(case, str(output or folder), **(settings or {}))
+
+
+def _watch(trainer: Any, trained: Trained, dies: bool = False) -> None:
+    from paddlenlp.trainer import TrainerCallback
+
+    def number(value: float | None) -> float:
+        return math.nan if value is None else value
+
+    class Watch(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "learning_rate" in logs:
+                trained.losses.append(number(logs["loss"]))
+                trained.norms.append(number(logs["grad_norm"]))
+
+        def on_step_end(self, args, state, control, **kwargs):
+            if dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    trainer.add_callback(Watch())
+
+
+@contextmanager
+def _called_kernels(called: set[str]) -> Iterator[None]:
+    """Record which of Paddle's fused functions are called; they are called as they are."""
+    from functools import wraps
+    from unittest import mock
+
+    import paddle.nn.functional as F
+    from paddlenlp.transformers.llama import fusion_ops
+    from paddlenlp.transformers.qwen2 import modeling as qwen2
+
+    def recorded(name: str, function: Any) -> Any:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            called.add(name)
+            return function(*args, **kwargs)
+
+        return call
+
+    functions = {
+        "attention": [(F, "scaled_dot_product_attention")],
+        "flashmask": [(F, "flashmask_attention")],
+        "rope": [(module, "fused_rotary_position_embedding") for module in (fusion_ops, qwen2)],
+    }
+    patches = [
+        mock.patch.object(module, attribute, recorded(name, getattr(module, attribute)))
+        for name, places in functions.items()
+        for module, attribute in places
+    ]
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+# ---- single operations ----------------------------------------------------------------------------------------------
+
+
+def packed_attention(device: str, dtype: str, states: list[np.ndarray], ends_BS: np.ndarray) -> list[np.ndarray]:
+    """Attention of packed rows and the gradients of its sum of squares by queries, keys and values, in float32.
+
+    Args:
+        states: Queries, keys and values [B, S, N, D] in float32.
+    """
+    import paddle
+
+    paddle.set_device(device)
+    from paddle_llm.models.segments import attend
+
+    tensors = [paddle.to_tensor(one).astype(dtype) for one in states]
+    for tensor in tensors:
+        tensor.stop_gradient = False
+    output = attend(*tensors, paddle.to_tensor(ends_BS))
+    output.astype("float32").square().sum().backward()
+    return [one.astype("float32").numpy() for one in (output, *(tensor.grad for tensor in tensors))]
+
+
+def fused_norm(device: str, dtype: str, x_RH: np.ndarray, weight_H: np.ndarray) -> list[np.ndarray]:
+    """`fused_ln`'s RMSNorm and the gradients of its sum of squares by input and weight, in float32."""
+    import paddle
+
+    paddle.set_device(device)
+    from paddle_llm.models.rms_norm import why_not_fused
+
+    reason = why_not_fused()
+    assert not reason, reason
+    import fused_ln
+
+    x, weight = (paddle.to_tensor(values).astype(dtype) for values in (x_RH, weight_H))
+    x.stop_gradient = weight.stop_gradient = False
+    output = fused_ln.fused_rms_norm(x, weight, 1e-6)[0]
+    output.astype("float32").square().sum().backward()
+    return [one.astype("float32").numpy() for one in (output, x.grad, weight.grad)]
+
+
+def environment(names: list[str]) -> dict[str, str | None]:
+    """Variables of this rank's environment."""
+    return {name: os.environ.get(name) for name in names}

@@ -1,0 +1,82 @@
+"""Cases of this folder and how they are run: the same on a CPU and on a GPU.
+
+Everything that a CPU does not honour (16 bits, flash attention, fused kernels, offload) is asked for on both devices; on a
+CPU the product leaves it out. A test asserts what a GPU must do with it if `device` is "gpu".
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.parallel.process.determinism import DETERMINISTIC
+from paddle_llm.rehearse.case import Case
+from paddle_llm.rehearse.ranks import run_ranks
+from tests.gpu import on_ranks
+from tests.gpu.on_ranks import Trained
+from tests.rehearse.cases import make_case
+
+# The proof of 32 bits is of float32, not of TF32, which rounds what is multiplied to 10 bits.
+ENVIRONMENT = {"NVIDIA_TF32_OVERRIDE": "0"}
+BF16 = {"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
+FP16 = {"fp16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
+# An expectation, of each loss: bfloat16 rounds to 8 bits (2^-9 = 0.2%), which a mean over tokens averages.
+HALF_LIMIT = 0.01
+TIMEOUT = 300.0
+# Where optimizer states are, without and with --offload_optim.
+PLACES = {"cpu": ("Place(cpu)", "Place(cpu)"), "gpu": ("Place(gpu:0)", "Place(gpu_pinned)")}
+
+
+def case_on(device: str, folder: Path, layout: Layout | None = None, **settings: Any) -> Case:
+    return make_case(folder, layout or Layout(), **{"device": device, **settings})
+
+
+def with_settings(case: Case, **settings: Any) -> Case:
+    return replace(case, config=case.config.model_copy(update=settings))
+
+
+def train(
+    case: Case,
+    output: Path | None = None,
+    resume: Path | None = None,
+    *,
+    card: int | None = None,
+    **settings: Any,
+) -> list[Trained]:
+    """Train a case on the ranks of its layout, on deterministic kernels.
+
+    Args:
+        output, resume, settings: See `on_ranks.train`.
+        card: Number of the only rank's card; None: the rank's own.
+    """
+    device = case.config.device or "cpu"
+    chosen = {} if card is None else {"FLAGS_selected_gpus": str(card)}
+    return run_ranks(
+        on_ranks.train,
+        case.layout.world_size,
+        case,
+        output,
+        resume,
+        settings,
+        timeout=TIMEOUT,
+        quiet=True,
+        device=device,
+        env={**ENVIRONMENT, **DETERMINISTIC, **chosen},
+    )
+
+
+def one(case: Case, **settings: Any) -> Trained:
+    """Train a case in one process."""
+    (trained,) = train(case, **settings)
+    return trained
+
+
+def assert_close(found: Trained, expected: Trained, limit: float) -> None:
+    """Losses and gradient norms are those of `expected` within `limit` (norms: five times that)."""
+    assert len(found.losses) == len(expected.losses) > 0
+    np.testing.assert_allclose(found.losses, expected.losses, rtol=limit)
+    np.testing.assert_allclose(found.norms, expected.norms, rtol=5 * limit)
