@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 HF ?=
 INSTALLED := $(BIN)/installed$(if $(HF),-hf)
 
-.PHONY: quickstart test test-all lint install parity
+.PHONY: quickstart test test-all test-gpu lint install parity
 
 $(BIN)/installed: EXTRAS := cpu,test
 $(BIN)/installed-hf: EXTRAS := cpu,test,hf
@@ -38,3 +38,14 @@ test-all: lint $(BIN)/installed-hf
 # Every layout beside one process: the whole matrix, the table on stdout.
 parity: install
 	@$(BIN)/python benchmarks/parity.py $(PARITY)
+
+# On a machine with GPUs, in an environment with the GPU build of Paddle: make test-gpu PYTHON=path/of/python. Never installs
+# anything: the extra `cpu` would overwrite that build. The kernels' tests need torch, which may be in another environment.
+GPU_RESULTS ?= gpu_results
+KERNEL_PYTHON ?= $(PYTHON)
+GPU_TESTS ?= tests/gpu
+test-gpu:
+	rm -f $(GPU_RESULTS)/*.json
+	-$(PYTHON) -m pytest $(GPU_TESTS) -m gpu -p tests.helpers.gpu_report --gpu-results $(GPU_RESULTS)/paddle_llm.json
+	-PYTHON=$(KERNEL_PYTHON) custom_ops/tests/gpu/run.sh --results $(GPU_RESULTS) --no-table
+	@$(PYTHON) -m tests.helpers.gpu_results $(GPU_RESULTS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parent / "csrc"
 CPU_SOURCES = [CSRC / f"rms_norm_{name}.cpp" for name in ("cpu", "cpu_portable", "cpu_avx2", "cpu_avx512")]
+CUDA_LIBRARY = "librms_norm_cuda.so"
 CUDA_SOURCES = [CSRC / "rms_norm_cuda.cu"]
 # No contraction to fused multiply-adds: the bits would depend on the processor. Never -march=native: the instruction set is
 # chosen at run time.
@@ -64,7 +65,7 @@ def cuda_architectures(nvcc: str) -> list[str]:
 
 def build_cuda(folder: Path, nvcc: str, architectures: list[str]) -> tuple[Path, str]:
     """Compiles the CUDA kernels into `folder`/librms_norm_cuda.so; (its path, what ptxas said)."""
-    library = folder / "librms_norm_cuda.so"
+    library = folder / CUDA_LIBRARY
     targets = [word for each in architectures for word in ("-gencode", f"arch=compute_{each},code=sm_{each}")]
     newest = architectures[-1]  # as PTX too, for devices that come later
     targets += ["-gencode", f"arch=compute_{newest},code=compute_{newest}"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import rms_norm_native as native
 import torch
@@ -167,7 +169,7 @@ def check_one(
     assert torch.equal(y, expected), "y is not rounded as said"
 
 
-def check_nan(device: Device) -> None:
+def check_nan(device: Device) -> str:
     for name in NAMES:
         drawn = draw(6, 4096, name, name, 3)
         drawn[0][1, 5], drawn[0][2, 9] = float("nan"), float("inf")
@@ -177,37 +179,44 @@ def check_nan(device: Device) -> None:
         assert float(invvar[0, 2]) == 0 and bool(y[2, 9].isnan()) and not y[2, :9].any()
         assert not y[3].any() and bool(y[[0, 4, 5]].isfinite().all())
         assert bool(dx[1].isnan().all()) and bool(dweight.isnan().all()) and bool(dx[[0, 4, 5]].isfinite().all())
+    return ", ".join(NAMES)
 
 
 def fits(rows: int, hidden: int) -> bool:
     return rows * hidden * BYTES_PER_ELEMENT <= free_bytes()
 
 
-def check_all(device: Device, quick: bool) -> tuple[int, list[str]]:
-    """How many combinations were checked, and which were not since the card's memory is too small."""
-    count, left_out = 0, []
+def checks(device: Device, quick: bool) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Name and function of each check; the functions return what they checked and raise AssertionError."""
     for hidden, name in itertools.product(QUICK if quick else HIDDEN, NAMES):
-        for rows in (0, 1, 5, 700) if hidden <= 16392 else (3, 37):
-            if not fits(rows, hidden):
-                left_out.append(f"[{rows}, {hidden}] {name}")
-                continue
-            for weight_type, gap, offset in ((name, 0, 0), ("fp32", 8, 0), (name, 1, 0), ("fp32", 0, 1)):
-                for residual, llama in (
-                    ((False, False), (True, False), (False, True))
-                    if name != "fp32"
-                    else ((False, False), (True, False))
-                ):
-                    try:
-                        check_one(device, rows, hidden, name, weight_type, gap, offset, residual, llama)
-                    except AssertionError as failure:
-                        where = f"[{rows}, {hidden}] {name}, weight {weight_type}, gap {gap}, offset {offset}, residual {residual}, llama {llama}"
-                        raise AssertionError(f"{where}: {failure}") from failure
-                    count += 1
+        yield f"rows of {hidden} in {name}", partial(check_width, device, hidden, name)
+    yield "many rows", partial(check_many_rows, device)
+    yield "nan and inf", partial(check_nan, device)
+
+
+def check_width(device: Device, hidden: int, name: str) -> str:
+    """All combinations of rows, types of the weight, strides, residual and rounding for one width and type."""
+    count, left_out = 0, []
+    for rows in (0, 1, 5, 700) if hidden <= 16392 else (3, 37):
+        if not fits(rows, hidden):
+            left_out.append(str(rows))
+            continue
+        for weight_type, gap, offset in ((name, 0, 0), ("fp32", 8, 0), (name, 1, 0), ("fp32", 0, 1)):
+            for residual, llama in ((False, False), (True, False), *([(False, True)] if name != "fp32" else [])):
+                try:
+                    check_one(device, rows, hidden, name, weight_type, gap, offset, residual, llama)
+                except AssertionError as failure:
+                    where = f"{rows} rows, weight {weight_type}, gap {gap}, offset {offset}, residual {residual}, llama {llama}"
+                    raise AssertionError(f"{where}: {failure}") from failure
+                count += 1
+    missing = f"; the card has too little memory for {', '.join(left_out)} rows" if left_out else ""
+    return f"{count} combinations{missing}"
+
+
+def check_many_rows(device: Device) -> str:
+    """The weight's gradient of very many rows."""
     many = MANY_ROWS
     while not fits(many, 1024):
         many //= 2
-    if many < MANY_ROWS:
-        left_out.append(f"more than {many} rows of 1024 ({MANY_ROWS} are asked for)")
-    check_one(device, many, 1024, "fp32", "fp32", 0, 0, True, False)  # dweight of very many rows
-    check_nan(device)
-    return count + 2, left_out
+    check_one(device, many, 1024, "fp32", "fp32", 0, 0, True, False)
+    return f"{many} of {MANY_ROWS} rows, which is what the card has memory for" if many < MANY_ROWS else f"{many} rows"
