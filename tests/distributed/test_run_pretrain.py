@@ -90,7 +90,7 @@ def test_a_killed_job_continues_as_if_nothing_had_happened(victim, corpus, whole
     os.kill(job.pid if victim == "launcher" else _rank_process(job.pid, 1), signal.SIGKILL)
     job.communicate(timeout=120)
     assert job.returncode != 0
-    wait_until(lambda: not running(started), 20, "all processes of the job have ended")
+    wait_until(lambda: not running(started), 60, "all processes of the job have ended")
     if victim == "launcher":  # the ranks may have got further before they ended
         flags += ["--resume_from_checkpoint", str(tmp_path / "killed" / "checkpoint-4")]
     again = _launch(2, flags, tmp_path / "log3")
