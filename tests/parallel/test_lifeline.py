@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from paddle_llm.config.errors import EXIT_PEER_LOST
 from paddle_llm.parallel import lifeline
+from paddle_llm.parallel.gloo_rendezvous import free_port
 from paddle_llm.rehearse.ranks import RankError, run_ranks
+from tests.helpers.processes import wait_until
 from tests.parallel import lost_ranks
 
 
@@ -62,6 +70,38 @@ def test_ranks_on_gpus_end_when_one_is_killed():
     for rank in (0, 1):
         assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_PEER_LOST)
         assert f"rank {rank}: rank 2 is gone (its process ended without a word" in outcomes[rank].stderr
+
+
+NODE = """
+import ctypes, os
+from paddle.base import core
+from paddle_llm.parallel import lifeline
+rank, size = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINERS_NUM"])
+host, port = os.environ["PADDLE_MASTER"].split(":")
+store = core.TCPStore(host, int(port), rank == 0, size, 200)
+lifeline.GRACE_SECONDS = 1.0
+lifeline.start(store, silence=None)
+open(f"rank{rank}", "w").write(str(os.getpid()))
+ctypes.CDLL(None).sleep(250)
+"""
+
+
+@pytest.mark.slow
+def test_the_launcher_of_the_other_node_ends_too(tmp_path):
+    """The launcher's own master (HTTP) does not report a lost node to the others (3.3.1)."""
+    (tmp_path / "node.py").write_text(NODE)
+    launch = [sys.executable, "-m", "paddle.distributed.launch", "--master", f"127.0.0.1:{free_port()}"]
+    launch += ["--host", "127.0.0.1", "--nnodes", "2", "--nproc_per_node", "1"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    nodes = [
+        subprocess.Popen([*launch, "--rank", node, "--log_dir", f"log{node}", "node.py"], cwd=tmp_path, env=environment)
+        for node in "01"
+    ]
+    marks = [tmp_path / "rank0", tmp_path / "rank1"]
+    wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks), 150, "both ranks have started")
+    os.kill(int(marks[1].read_text()), signal.SIGKILL)
+    assert [node.wait(60) != 0 for node in nodes] == [True, True]
+    assert "rank 0: rank 1 is gone" in (tmp_path / "log0" / "workerlog.0").read_text()
 
 
 def test_a_busy_rank_on_a_gpu_is_not_lost():

@@ -21,6 +21,7 @@ from paddle_llm.config.errors import EXIT_PEER_LOST
 
 # paddle.distributed.launch (3.3.1) sets it for each rank that it starts, and has another value of it, or none, itself.
 LAUNCHER_VARIABLE = "PADDLE_BACKUP_ENV_PATH"
+_SESSION_MANAGERS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "containerd-shim")
 _POLL_SECONDS = 0.5
 _watching = False
 
@@ -53,8 +54,7 @@ def find_launcher() -> int | None:
         pid = _parent_of(pid)
     if pid <= 0:  # outside of this process's container
         return None
-    # An orphan belongs to init or to a session manager. The launcher is a Python program.
-    return pid if b"python" in _proc(pid, "cmdline").split(b"\0")[0] else -1
+    return -1 if _adopts_orphans(pid) else pid
 
 
 def process_start(pid: int) -> str | None:
@@ -104,6 +104,13 @@ def _end_after(launcher: int, started: str | None) -> None:
     with contextlib.suppress(OSError):
         print(f"rank {rank}: the launcher has ended; this rank stops", file=sys.stderr, flush=True)
     os._exit(EXIT_PEER_LOST)
+
+
+def _adopts_orphans(pid: int) -> bool:
+    """Return whether a process is init or a session manager, and not a launcher that is the first one of a container."""
+    if pid != 1 and _proc(pid, "comm").strip().decode(errors="replace") not in _SESSION_MANAGERS:
+        return False
+    return b"python" not in _proc(pid, "cmdline").split(b"\0")[0]
 
 
 def _parent_of(pid: int) -> int:

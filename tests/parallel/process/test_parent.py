@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -57,9 +58,10 @@ def test_a_rank_ends_when_its_launcher_is_killed(wrapper, tmp_path):
 
 
 def test_a_rank_whose_launcher_has_ended_before_it_looks_ends_too(tmp_path):
-    """An orphan's parent is init or a session manager; a shell that sets the variable itself is in their place here."""
+    """An orphan's parent is init or a session manager; a shell of such a name is in their place here."""
+    manager = shutil.copy(shutil.which("sh"), tmp_path / "tini")
     script = 'export PADDLE_BACKUP_ENV_PATH=log/backup_env.0.json; "$@"; exit $?'
-    rank = start("sh", "-c", script, "sh", sys.executable, "-c", RANK, str(tmp_path / "rank"))
+    rank = start(str(manager), "-c", script, "tini", sys.executable, "-c", RANK, str(tmp_path / "rank"))
     _, said = rank.communicate(timeout=100)
     assert rank.returncode == 75 and b"the launcher has ended" in said
 
