@@ -74,7 +74,9 @@ def _show(report: Report) -> None:
             for line in more:
                 console.print(Text(f"      {line}"))
         console.print()
-    verdict = {0: "no problem found", 1: "a comparison failed", 2: "a part of this folder is refused"}[report.exit_code]
+    partly = any(finding.level.value == "not compared" for section in report.sections for finding in section.findings)
+    nothing = "no problem found in what was compared" if partly else "no problem found"
+    verdict = {0: nothing, 1: "a comparison failed", 2: "a part of this folder is refused"}[report.exit_code]
     console.print(Text(f"{report.folder}: {verdict}", style="bold green" if report.exit_code == 0 else "bold red"))
 
 

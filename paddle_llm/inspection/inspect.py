@@ -8,7 +8,6 @@ from paddle_llm.config.adapter_folders import what_it_holds
 from paddle_llm.config.errors import UserError
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.data.jinja_templates import JINJA
-from paddle_llm.inspection.adapter import inspect_adapter
 from paddle_llm.inspection.comparison import compare, compare_networks
 from paddle_llm.inspection.model import inspect_model
 from paddle_llm.inspection.report import Level, Report, Section
@@ -35,6 +34,8 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
     report.sections.append(parts)
     base: Path | None = None
     if (chosen / ADAPTER_CONFIG).is_file():
+        from paddle_llm.inspection.adapter import inspect_adapter  # imports Paddle
+
         section, base = inspect_adapter(chosen)
         report.sections.append(section)
     has_model = (chosen / _MODEL_CONFIG).is_file()

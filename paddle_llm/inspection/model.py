@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, read_model_facts
 from paddle_llm.config.weight_choice import choose_weights, has_weights
 from paddle_llm.inspection.report import Level, Section
@@ -20,7 +21,7 @@ from paddle_llm.models.generation_settings import (
 )
 from paddle_llm.models.names import IGNORED_ENDS
 from paddle_llm.models.registry import Family, find_family
-from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.models.weight_files import WeightFiles, is_finite
 
 _NO_ROPE = {"bloom": "none (ALiBi)", "opt": "none (learned positions)", "glm": "none (learned positions)"}
 
@@ -52,7 +53,9 @@ def inspect_model(folder: Path, *, quick: bool, allow_pickle: bool = False) -> l
         weights.facts["files read"] = [file.name for file in choice.files]
         files = WeightFiles(folder, allow_pickle=allow_pickle)
         _describe_files(weights, files)
-    if facts and family and files and not quick and not model_is_refused(model):
+    if files and quick:
+        weights.add(Level.NOT_COMPARED, "names, shapes and values of the weights (--quick)")
+    elif facts and family and files and not model_is_refused(model):
         with weights.reading():
             _compare_with_network(weights, folder, family, facts, files)
     return [model, weights]
@@ -133,11 +136,18 @@ def _compare_with_network(
 
     start_process("cpu")
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.load import locate_weights
+    from paddle_llm.models.load import describe_not_finite, locate_weights
     from paddle_llm.models.outline import outline
 
     config = plain_configuration(folder, family, facts.raw)
     shapes = outline(config, family)
     section.facts["parameters"] = sum(math.prod(shape) for shape in shapes.values())
     found = locate_weights(files, shapes, family, config)
-    section.add(Level.AGREES, f"all {len(found)} weights of the network are in the files, with the right shapes")
+    sources = sorted({column.source for columns in found.values() for column in columns})
+    broken = [name for name in sources if not is_finite(files.view(name))]
+    if broken:
+        raise UserError(describe_not_finite(folder, broken))
+    section.add(
+        Level.AGREES,
+        f"all {len(found)} weights of the network are in the files, with the right shapes and finite values",
+    )

@@ -17,7 +17,7 @@ from paddle_llm.models import names
 from paddle_llm.models.registry import Family
 from paddle_llm.models.shards import Shard, shard_of
 from paddle_llm.models.vocab import real_vocab_size, vocabulary_axis
-from paddle_llm.models.weight_files import DOUBLE, WeightFiles
+from paddle_llm.models.weight_files import DOUBLE, WeightFiles, is_finite
 from paddle_llm.models.wrapper_names import why_adapter, why_empty, why_wrapped
 
 _SHOWN = 8
@@ -129,7 +129,7 @@ def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: F
         if columns is None:
             continue
         values = read_shard(files, columns, shard, tuple(shape))
-        if not np.isfinite(values).all():
+        if not is_finite(values):
             findings.not_finite.append(columns[0].source)
         with paddle.no_grad():
             parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
@@ -312,6 +312,13 @@ def _agree(findings: Findings, problem: str | None) -> Findings:
     return union
 
 
+def describe_not_finite(folder: Path, sources: list[str]) -> str:
+    return (
+        f"{folder}: {len(sources)} weights hold NaN or infinity: {_shorten(sources)}. Use a checkpoint from before the training "
+        "failed, or fetch the folder again."
+    )
+
+
 def _describe(folder: Path, files: WeightFiles, findings: Findings) -> str:
     lines = []
     if findings.missing:
@@ -321,10 +328,7 @@ def _describe(folder: Path, files: WeightFiles, findings: Findings) -> str:
             f"{folder}: {len(findings.wrong)} weights have the wrong shape or value: {_shorten(findings.wrong)}"
         )
     if findings.not_finite:
-        lines.append(
-            f"{folder}: {len(findings.not_finite)} weights hold NaN or infinity: {_shorten(findings.not_finite)}. Use a checkpoint "
-            "from before the training failed, or fetch the folder again."
-        )
+        lines.append(describe_not_finite(folder, findings.not_finite))
     if findings.missing or findings.wrong:
         unused = [name for name in files.names() if name not in findings.used]
         cause = why_adapter(files.names()) or why_wrapped(unused)

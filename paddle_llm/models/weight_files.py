@@ -218,6 +218,21 @@ class WeightFiles:
         return self._held[1]
 
 
+def is_finite(values: np.ndarray) -> bool:
+    """Whether an array of weights has neither NaN nor infinity; bf16 may be given as bits in uint16.
+
+    It is read piece by piece, so that a mapped tensor needs little memory.
+    """
+    rows = values if values.ndim > 1 else values.reshape(-1, 1)
+    step = max((1 << 22) // max(rows[:1].size, 1), 1)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        finite = (part & 0x7F80) != 0x7F80 if part.dtype == np.uint16 else np.isfinite(part)
+        if not finite.all():
+            return False
+    return True
+
+
 def _described(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
     """dtype, shape, and the bytes [begin, end) behind the header, of one entry of a header."""
     try:

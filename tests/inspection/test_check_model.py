@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 from paddle_llm.config.errors import UserError
 from paddle_llm.inspection.command import check_model
 from paddle_llm.inspection.report import Level, Report, Section
+from paddle_llm.models.weight_files import is_finite
 from tests.data.test_bare_tokenizer import BEGIN, END, TURN, write_bare
 from tests.generation.folders import train_pieces, write_folder
 
@@ -84,6 +85,40 @@ def test_every_difference_and_refusal_is_named(llama, tmp_path):
     code, report = checked(scaled, "--quick")
     assert code == 2 and "longrope" in found(report["model"], "refused")
     assert "the model's vocabulary has 399" in found(report["tokenizer"], "refused")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_as_training_does(llama, tmp_path, value):
+    broken = copied(llama, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].copy()
+    tensors["model.norm.weight"][3] = value
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    code, report = checked(broken)
+    assert code == 2 and "1 weights hold NaN or infinity: model.norm.weight" in found(report["weights"], "refused")
+
+
+def test_bfloat16_is_searched_by_its_bits():
+    bits = np.array([[0x3F80, 0x7F7F, 0xFF7F, 0x0001]] * 3, np.uint16)
+    assert is_finite(bits) and is_finite(np.float32(2.0).reshape(()))
+    for wrong in (0x7F80, 0xFF80, 0x7FC0, 0xFFFF):
+        bits[2, 1] = wrong
+        assert not is_finite(bits)
+
+
+def test_a_quick_check_names_what_it_did_not_compare(llama):
+    printed = CliRunner().invoke(check_model, [str(llama), "--quick"]).stdout
+    assert "not compared: names, shapes and values of the weights (--quick)" in printed
+    assert printed.splitlines()[-1].endswith("no problem found in what was compared")
+
+
+def test_a_folder_that_does_not_exist_is_refused_before_paddle_is_imported():
+    code = (
+        "import sys; from paddle_llm import cli; sys.argv[1:] = ['check-model', 'nothere']\n"
+        "try: cli.main()\nexcept SystemExit as end: print(end.code, {'paddle', 'transformers'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "2 set()\n" and "nothere is not a folder" in done.stderr
 
 
 def test_a_tokenizer_folder_with_a_template(tmp_path):
