@@ -120,7 +120,7 @@ def test_its_name_says_its_method(path: Path) -> None:
     methods = list(chosen({name: getattr(config, name) for name in CHOICES})) or ["full"]
     assert methods == [path.stem.rpartition("_")[2]]
     assert not read(path).config.early_stopping_patience
-    strange = [line for line in read(path).notices if "is no folder here" not in line]
+    strange = [line for line in read(path).notices if "is not a folder here" not in line]
     assert strange == [], "a shipped config has nothing that is said to be without effect"
 
 

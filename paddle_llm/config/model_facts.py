@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.adapter_folders import adapters_below, instead_of_model
+from paddle_llm.config.builtin_names import downloaded, folder_like, why_unknown
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.json_object import read_json_object
 from paddle_llm.config.positions import LENGTH_KEYS, position_limit, rope_scaling
@@ -81,7 +81,7 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
     if not path.parent.is_dir():
         name = Path(folder).name
         raise UserError(
-            f"{folder} is no folder here. A name built into PaddleNLP must be downloaded first, which needs a network; "
+            f"{folder} is not a folder here. A name built into PaddleNLP must be downloaded first, which needs a network; "
             f"without one give a local folder: --model_name_or_path /path/to/{name}"
         )
     if not path.is_file():
@@ -166,7 +166,7 @@ def find_model_folder(name: str) -> Path | None:
     Looked for in this order: `name` itself, PaddleNLP's download cache, the shapes shipped in configs/models/.
 
     Raises:
-        UserError: `name` is written like a path, and there is no such folder.
+        UserError: If no such folder exists, and PaddleNLP cannot know the name.
     """
     path = Path(name).expanduser()
     try:
@@ -180,9 +180,10 @@ def find_model_folder(name: str) -> Path | None:
     if is_file:
         raise UserError(f"model_name_or_path = {name} is a file: give the folder that holds config.json.")
     if looks_local(name):
-        raise UserError(f"model_name_or_path = {name}: there is no such folder.")
-    home = Path(os.environ.get("PPNLP_HOME") or Path.home() / ".paddlenlp")
-    candidates = [home / "models" / name]
+        raise UserError(f"model_name_or_path = {name}: there is no such folder.{folder_like(name)}")
+    if problem := why_unknown(name):
+        raise UserError(f"model_name_or_path = {name}: {problem}")
+    candidates = [downloaded(name)]
     owner, _, model = name.rpartition("/")
     if owner in _SHIPPED_OWNERS:
         candidates.append(Path(__file__).resolve().parents[2] / "configs" / "models" / model.lower())

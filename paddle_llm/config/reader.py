@@ -299,11 +299,11 @@ def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> tuple[
     if Path(name).expanduser().is_dir():
         return None, facts
     if folder is not None and (has_weights(folder) or not loads):
-        notices.append(f"{name} is no folder here: {folder} stands for it.")
+        notices.append(f"{name} is not a folder here: {folder} is used in its place.")
         return folder, facts
-    missing = "its weights must be downloaded" if facts else "its shape cannot be checked before it is downloaded"
+    missing = "Its weights must be downloaded" if facts else "Its shape cannot be checked before it is downloaded"
     notices.append(
-        f"{name} is no folder here but a name built into PaddleNLP, or a mistake: {missing}. "
+        f"{name} is not a folder here: it is a name that PaddleNLP knows, or a mistake. {missing}. "
         f"Without a network give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
     )
     return None, facts

@@ -72,6 +72,7 @@ def show_finetune(
 
     if tokenizer is None:
         raise UserError("--finetune needs --tokenizer FOLDER: samples are shown as the model gets them.")
+    described = describe_data(path, data_format, prompt_templates)  # before the libraries of the tokenizer are imported
     codec = open_codec(tokenizer)
     chosen = choose_template(chat_template, codec, tokenizer, date=chat_template_date)
     lengths = {"max_length": max_length, "src_length": src_length, "tgt_length": tgt_length}
@@ -79,7 +80,7 @@ def show_finetune(
         codec, chosen.template, loss_on=loss_on, special_text_as=special_tokens_in_content, **lengths
     )
     options = {"prompt_templates": prompt_templates, "skip_bad_rows": skip_bad_rows}
-    click.echo("\n".join([*describe_data(path, data_format, prompt_templates), ""]))
+    click.echo("\n".join([*described, ""]))
     conversations = load_split(path, data_format=data_format, flag="--finetune", **options)
     say(f"template {chosen.template.name}: {chosen.why}")
     for line in chosen.notices:

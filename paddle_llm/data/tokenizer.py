@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.builtin_names import folder_like, why_unknown
 from paddle_llm.config.errors import UserError
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.data.files import write_atomically
@@ -98,7 +99,11 @@ def _require_tokenizer(folder: str) -> None:
                 f"--input FILES --output_dir {folder} --vocab_size N`, or copy the model's tokenizer files into it."
             )
     elif os.path.exists(folder) or folder.startswith((".", "/", "~")):
-        raise UserError(f"tokenizer {folder}: no such folder. Give a folder that holds {CONFIG_FILE} and a vocabulary.")
+        raise UserError(
+            f"tokenizer {folder}: no such folder.{folder_like(folder)} Give a folder that holds {CONFIG_FILE} and a vocabulary."
+        )
+    elif problem := why_unknown(folder):
+        raise UserError(f"tokenizer {folder}: {problem} Give a folder that holds {CONFIG_FILE} and a vocabulary.")
 
 
 def fingerprint(folder: str) -> str:

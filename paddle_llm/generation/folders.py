@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.checkpoint.folder import newest_complete
+from paddle_llm.config.builtin_names import folder_like, why_unknown
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import looks_local
@@ -97,5 +98,8 @@ def _check_tokenizer(folder: Path, tokenizer: Path | None) -> None:
             raise UserError(f"{folder} has no {_TOKENIZER}; name the folder of the tokenizer with --tokenizer")
     elif tokenizer.is_dir() and not (tokenizer / _TOKENIZER).is_file():
         raise UserError(f"--tokenizer {tokenizer} has no {_TOKENIZER}: it is no tokenizer's folder")
-    elif not tokenizer.is_dir() and looks_local(str(tokenizer)):
-        raise UserError(f"--tokenizer {tokenizer}: there is no such folder")
+    elif not tokenizer.is_dir():
+        if problem := why_unknown(str(tokenizer)):
+            raise UserError(f"--tokenizer {tokenizer}: {problem}")
+        if looks_local(str(tokenizer)):
+            raise UserError(f"--tokenizer {tokenizer}: there is no such folder.{folder_like(str(tokenizer))}")

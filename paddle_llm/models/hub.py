@@ -36,7 +36,7 @@ def model_folder(name: str, *, weights: bool) -> Path:
 def _download(name: str, weights: bool) -> str:
     from paddlenlp.utils.download import resolve_file_path
 
-    say(f"{name} is no folder here: PaddleNLP is asked to download it")
+    say(f"{name} is not a folder here: PaddleNLP is asked to download it")
     try:
         folder = Path(resolve_file_path(name, ["config.json"])).parent
         if weights:

@@ -231,7 +231,7 @@ def _check_shape(folder: Path, base: str, shape: dict[str, Any]) -> None:
     """Raise UserError where the base is another one than the adapter's; say so where that cannot be known."""
     where = find_base(base, folder)
     if where is None:
-        say(f"--base {base} is no folder here: it is stored as a model's name, and not compared with the adapter")
+        say(f"--base {base} is not a folder here: it is stored as a model's name, and not compared with the adapter")
         return
     facts = read_model_facts(where)
     family = find_family(facts)

@@ -191,3 +191,19 @@ def test_raw_is_the_whole_file(tmp_path: Path) -> None:
 def test_position_limit(tmp_path: Path, writer: object, overrides: dict[str, object], limit: int | None) -> None:
     writer(tmp_path, **overrides)
     assert read_model_facts(tmp_path).position_limit == limit
+
+
+def test_a_name_without_an_owner_that_paddlenlp_lacks_is_a_mistake(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
+    (tmp_path / "my_llama").mkdir()
+    for name, told in (
+        ("my_lama", "Did you mean my_llama?"),
+        ("./my_lama", "Did you mean my_llama?"),
+        ("other", "not a name built into PaddleNLP."),
+    ):
+        with pytest.raises(UserError, match=re.escape(told)):
+            find_model_folder(name)
+    assert find_model_folder("gpt2-en") is None and find_model_folder("facebook/opt-1.3b") is not None
+    (tmp_path / "cache/models/other").mkdir(parents=True)
+    assert find_model_folder("other") is None  # downloaded, without its config.json

@@ -110,7 +110,7 @@ def test_a_built_in_name_is_built_from_its_shipped_shape() -> None:
     assert found.config.model_name_or_path.endswith("configs/models/llama-7b")
     assert found.origins["model_name_or_path"] == "derived: where facebook/llama-7b is on this machine"
     assert found.asked["model_name_or_path"] == "facebook/llama-7b"
-    assert any("stands for it" in line for line in found.notices)
+    assert any("is used in its place" in line for line in found.notices)
 
 
 def test_a_downloaded_built_in_name_is_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

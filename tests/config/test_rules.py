@@ -67,7 +67,7 @@ CASES = [
     Case(
         "tokenizer_is_there",
         "--input_dir there --tokenizer_name_or_path facebook/llama-7b",
-        notice="a name built into PaddleNLP, or a mistake",
+        notice="a name that PaddleNLP knows, or a mistake",
         here=True,
     ),
     Case(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.config.builtin_names import BARE_NAMES
 from paddle_llm.config.not_offered import NOT_OFFERED
 from paddle_llm.config.old_names import OLD_NAMES
 from paddle_llm.config.parallel_words import WORDS
@@ -57,3 +58,30 @@ def test_every_word_of_the_parallel_configs_is_upstreams() -> None:
     ]
     for ours in WORDS.values():
         assert any(set(ours) == set(theirs) for theirs in lists), ours
+
+
+def _tables_of_names() -> set[str]:
+    """The keys of every `..._PRETRAINED_INIT_CONFIGURATION` and of every file's table in a `..._RESOURCE_FILES_MAP`."""
+    names: set[str] = set()
+    spec = find_spec("paddlenlp")
+    assert spec is not None and spec.submodule_search_locations
+    for path in Path(spec.submodule_search_locations[0], "transformers").rglob("*.py"):
+        text = path.read_bytes()
+        if b"pretrained_init_configuration" not in text.lower() and b"files_map" not in text.lower():
+            continue
+        bodies = ast.parse(text).body
+        bodies += [line for one in bodies if isinstance(one, ast.ClassDef) for line in one.body]
+        for node in bodies:
+            if not isinstance(node, ast.Assign) or not isinstance(node.value, ast.Dict):
+                continue
+            called = ast.unparse(node.targets[0]).lower()
+            tables = [node.value] if called.endswith("pretrained_init_configuration") else []
+            if called.endswith("pretrained_resource_files_map"):
+                tables = [one for one in node.value.values if isinstance(one, ast.Dict)]
+            names |= {key.value for one in tables for key in one.keys if isinstance(key, ast.Constant)}
+    return names
+
+
+def test_every_built_in_name_without_an_owner_is_in_the_table() -> None:
+    bare = {name for name in _tables_of_names() if "/" not in name} - {"model_state"}
+    assert bare == BARE_NAMES

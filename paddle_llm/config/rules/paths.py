@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.config.builtin_names import folder_like, why_unknown
 from paddle_llm.config.model_facts import looks_local
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
@@ -14,14 +15,15 @@ def tokenizer_is_there(run: Run) -> Findings:
     name = run.config.tokenizer_name_or_path
     if not run.here or not name or name == run.config.model_name_or_path or Path(name).is_dir():
         return
-    if looks_local(name):
+    unknown = why_unknown(name)
+    if unknown or looks_local(name):
         yield Problem(
-            f"tokenizer_name_or_path = {name}: there is no such folder. "
+            f"tokenizer_name_or_path = {name}: {unknown or f'there is no such folder.{folder_like(name)}'} "
             f"Make one: paddle-llm tokenizer train --input FILES --output_dir {name} --vocab_size N"
         )
     else:
         yield Notice(
-            f"tokenizer_name_or_path = {name} is no folder here but a name built into PaddleNLP, or a mistake: it is "
+            f"tokenizer_name_or_path = {name} is not a folder here: it is a name that PaddleNLP knows, or a mistake. It is "
             "looked up over the network."
         )
 
