@@ -146,12 +146,7 @@ def timed(holder, name):
         finally: own["seconds"] += time.perf_counter() - began
     setattr(holder, name, wrapper)
 from paddle_llm.training import pretrain_trainer as ours, reports
-ours.count_labels = (lambda f: (lambda x: _timed_call(f, x)))(ours.count_labels)
-def _timed_call(f, x):
-    began = time.perf_counter()
-    try: return f(x)
-    finally: own["seconds"] += time.perf_counter() - began
-timed(trainer, "_check_loss_valid"); timed(trainer, "_maybe_log_save_evaluate")
+timed(trainer.scalars, "read"); timed(trainer, "_check_loss_valid"); timed(trainer, "_maybe_log_save_evaluate")
 for callback in trainer.callback_handler.callbacks:
     if type(callback).__module__ == reports.__name__:
         for event in ("on_load_data_end", "on_substep_end", "on_step_end"):

@@ -13,13 +13,7 @@ from contextlib import contextmanager
 from functools import reduce
 from typing import Any, NamedTuple
 
-import numpy as np
 import paddle
-
-from paddle_llm.models.loss import IGNORE_INDEX
-
-# Below this share of positions it pays to copy their hidden states.
-_WORTH_PICKING = 0.9
 
 
 class _Head(NamedTuple):
@@ -53,28 +47,26 @@ def last_position_alone(model: Any, family: str) -> Iterator[None]:
 
 
 @contextmanager
-def labelled_positions_alone(model: Any, family: str, labels_BS: paddle.Tensor) -> Iterator[paddle.Tensor]:
-    """Logits [1, M, V] of the positions whose label is not -100, of all rows; gives their labels [1, M].
+def given_positions_alone(
+    model: Any, family: str, positions_M: paddle.Tensor, labels_shape: tuple[int, int]
+) -> Iterator[None]:
+    """Logits [1, M, V] of the given positions of all rows.
 
-    Where that is most of them, all positions and all labels as they are. Not for sequence parallelism, whose heads are
-    given a part of the positions.
+    Not for sequence parallelism, whose heads are given a part of the positions.
+
+    Args:
+        positions_M: Indices into the flattened labels, on the device (`data/counted_batches.py`).
+        labels_shape: B and S.
     """
-    places_M = np.flatnonzero(labels_BS.numpy() != IGNORE_INDEX)
-    rows, length = labels_BS.shape
-    if len(places_M) > _WORTH_PICKING * rows * length:
-        yield labels_BS
-        return
-    if not len(places_M):
-        places_M = np.zeros(1, np.int64)  # of loss zero, and with gradients of zero
+    rows, length = labels_shape
 
     def picked(hidden: paddle.Tensor, length_axis: int) -> paddle.Tensor:
-        places = places_M if length_axis == 1 else places_M % length * rows + places_M // length
-        chosen = paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), paddle.to_tensor(places))
+        indices_M = positions_M if length_axis == 1 else positions_M % length * rows + positions_M // length
+        chosen = paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), indices_M)
         return chosen.unsqueeze(1 - length_axis)
 
-    labels_1M = paddle.gather(labels_BS.flatten(), paddle.to_tensor(places_M)).unsqueeze(0)
     with _given(model, family, picked):
-        yield labels_1M
+        yield
 
 
 @contextmanager

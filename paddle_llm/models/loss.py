@@ -35,14 +35,14 @@ class CausalLMLoss(paddle.nn.Layer):
 
     Attributes:
         divisor: divides the sum in place of the number of labels that count, where that differs between batches whose
-            losses are averaged afterwards; None: the mean.
+            losses are averaged afterwards, a number or a scalar in fp32; None: the mean.
         label_smoothing: share of the target's probability that is spread over the whole vocabulary (Szegedy et al. 2016,
             section 7); padding of the vocabulary has no part in it.
     """
 
     def __init__(self, config: Any):
         super().__init__()
-        self.divisor: float | None = None
+        self.set_divisor(None)
         self.label_smoothing = 0.0
         degree = max(config.tensor_parallel_degree, 1)
         self.parallel = degree > 1 and config.tensor_parallel_output
@@ -52,6 +52,15 @@ class CausalLMLoss(paddle.nn.Layer):
         self.real_columns = min(max(self.vocab_size - first, 0), local)
         self.padding = local - self.real_columns
         self.parallel_cross_entropy = mpu.ParallelCrossEntropy(ignore_index=IGNORE_INDEX) if self.parallel else None
+
+    @property
+    def divisor(self) -> float | paddle.Tensor | None:
+        return self._divisor[0]
+
+    def set_divisor(self, value: float | paddle.Tensor | None) -> None:
+        self._divisor = (
+            value,
+        )  # Paddle makes a buffer of an attribute that is a tensor, and takes no number for it again
 
     def forward(self, logits_BSV: paddle.Tensor, labels_BS: paddle.Tensor) -> paddle.Tensor:
         """Returns the loss, a scalar in fp32."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import paddle
 from paddlenlp.trainer import TrainerCallback
 
 from paddle_llm.models.full_weights import family_name
@@ -112,7 +113,7 @@ class Recorder(TrainerCallback):
 
     # --- copies ------------------------------------------------------------------------------------------------
 
-    def _copy_gradients(self, norm: float) -> None:
+    def _copy_gradients(self, norm: paddle.Tensor) -> None:
         gradients = self._step(self._trainer.state.global_step + 1).tensors["gradient"]
         for name, parameter in self._parameters:
             gradient = _gradient_of(parameter)

@@ -7,7 +7,8 @@ import math
 import paddle
 import paddle.distributed as dist
 
-from paddle_llm.training.token_mean import count_labels, criterion_of, mean_of_each_batch
+from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT
+from paddle_llm.training.token_mean import criterion_of, mean_of_each_batch
 
 
 def mean_loss(trainer, model, dataloader) -> float:
@@ -16,14 +17,17 @@ def mean_loss(trainer, model, dataloader) -> float:
     Args:
         trainer: a Trainer, for its prediction step and callbacks.
         model: as the prediction step wants it: fleet's wrapper in a pipeline, else the bare network.
+        dataloader: of batches that `CountedBatches` has made.
     """
     model.eval()
     loss_times_tokens, tokens = 0.0, 0
     criterion = criterion_of(model)
     with mean_of_each_batch(criterion):
         for inputs in dataloader:
-            loss_times_tokens += _loss_sum(trainer, model, criterion, inputs)
-            tokens += count_labels(inputs)
+            del inputs[TOKEN_COUNT]
+            count = inputs.pop(LABEL_COUNT)
+            loss_times_tokens += _loss_sum(trainer, model, criterion, inputs, count)
+            tokens += count
             trainer.control = trainer.callback_handler.on_prediction_step(trainer.args, trainer.state, trainer.control)
     model.train()
     if dist.get_world_size() > 1:
@@ -33,12 +37,11 @@ def mean_loss(trainer, model, dataloader) -> float:
     return loss_times_tokens / tokens
 
 
-def _loss_sum(trainer, model, criterion, inputs) -> float:
-    """Sum of the losses of a batch's labels that count; zero for a batch of padding alone."""
-    count = count_labels(inputs)
+def _loss_sum(trainer, model, criterion, inputs, count: int) -> float:
+    """Sum of the losses of a batch's `count` labels; zero for a batch of padding alone."""
     if trainer.args.pipeline_parallel_degree > 1 and criterion is not None:
         # A pipeline averages the means of its micro batches, of which padded ones hold fewer labels: divide all alike.
         count = math.prod(inputs["labels"].shape)
-        criterion.divisor = count / trainer.args.gradient_accumulation_steps
+        criterion.set_divisor(count / trainer.args.gradient_accumulation_steps)
     loss, _, _ = trainer.prediction_step(model, inputs, prediction_loss_only=True)
     return float(loss) * count if count else 0.0

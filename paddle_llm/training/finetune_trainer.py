@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
+import paddle
 from paddlenlp.trainer import EarlyStoppingCallback
 
 from paddle_llm.config.console import say
+from paddle_llm.data.counted_batches import LABELLED_POSITIONS, POSITION_LABELS, CountedBatches, instruction_tokens
 from paddle_llm.data.instruction_formats import Conversation
-from paddle_llm.data.sampler import IGNORED_LABEL
 from paddle_llm.models.full_weights import family_name
-from paddle_llm.models.head import labelled_positions_alone
+from paddle_llm.models.head import given_positions_alone
 from paddle_llm.parallel.first_rank import on_first_rank
 from paddle_llm.peft import adalora
 from paddle_llm.peft.attachment import active_attachment
@@ -31,6 +31,8 @@ _NOT_UNIFIED = (
     "--unified_checkpoint: PaddleNLP cannot resume from one where weights are frozen and ranks are several; checkpoints are "
     "written rank by rank"
 )
+# On a GPU the head computes logits for a multiple of this many positions: tensors of ever new sizes fragment its memory.
+_PICK_MULTIPLE = 256
 Scorer = Callable[[PretrainTrainer, Sequence[Conversation], str], dict[str, float]]
 
 
@@ -77,19 +79,20 @@ class FinetuneTrainer(PretrainTrainer):
             self.stateful["patience"] = Patience(patience)
             self.add_callback(self.stateful["patience"])
 
-    def tokens_of(self, inputs) -> int:
-        if "segment_lengths" in inputs:
-            return int(np.asarray(inputs["segment_lengths"]).sum())
-        labels_BS = np.asarray(inputs["labels"])
-        # A sample ends with what it is to say; the last label belongs to the token in front of the end.
-        places_S = np.arange(1, labels_BS.shape[1] + 1)
-        return int(((labels_BS != IGNORED_LABEL) * places_S).max(axis=1).sum())
+    def counted_batches(self, collate):
+        layout = self.layout
+        picks = layout.pipeline == 1 and not layout.sequence_parallel and criterion_of(self.model) is not None
+        multiple = _PICK_MULTIPLE if paddle.device.get_device().startswith("gpu") else 1
+        return CountedBatches(collate, instruction_tokens, multiple if picks else None)
 
     def compute_loss(self, model, inputs, return_outputs=False):
-        if self.layout.sequence_parallel or criterion_of(self.model) is None:
+        if LABELLED_POSITIONS not in inputs:
             return super().compute_loss(model, inputs, return_outputs)
-        with labelled_positions_alone(self.model, family_name(self.model), inputs["labels"]) as labels:
-            return super().compute_loss(model, {**inputs, "labels": labels}, return_outputs)
+        inputs = dict(inputs)
+        positions = inputs.pop(LABELLED_POSITIONS)
+        shape, inputs["labels"] = inputs["labels"].shape, inputs.pop(POSITION_LABELS)
+        with given_positions_alone(self.model, family_name(self.model), positions, shape):
+            return super().compute_loss(model, inputs, return_outputs)
 
     def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
         conversations = self._answers.conversations.get(metric_key_prefix) if self._answers else None

@@ -139,7 +139,7 @@ def _gather(values: list[float]) -> list[list[float]]:
         return [values]
     rows: list[paddle.Tensor] = []
     dist.all_gather(rows, paddle.to_tensor(values, dtype="float64"))
-    return [row.tolist() for row in rows]
+    return paddle.stack(rows).tolist()
 
 
 def _peak_memory_bytes() -> int:

@@ -57,7 +57,7 @@ class NanGuard:
         return step
 
     def check(self, norm: float) -> None:
-        """Called with the global gradient norm, before any parameter is changed, on all ranks.
+        """Called with the global gradient norm, before any parameter is changed, on all ranks; the step's scalars are read.
 
         Raises:
             TrainingStopped: it is not finite, and the policy is "stop".
@@ -65,7 +65,7 @@ class NanGuard:
         if math.isfinite(norm):
             return
         trainer = self._trainer
-        losses = _all_losses(trainer.step_loss)
+        losses = _all_losses(trainer.scalars.loss)
         if _scaler_overflowed(trainer) and all(map(math.isfinite, losses)):
             say(f"step {trainer.state.global_step + 1}: gradients overflow fp16, no update; the loss scale is lowered")
             self.skipped = True  # by the optimizer, which has the scaler's flag

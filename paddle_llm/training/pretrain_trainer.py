@@ -7,6 +7,7 @@ schedule, what happens to a step's loss, the rows of metrics, evaluation and sav
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import paddle
@@ -18,6 +19,7 @@ from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.collate import collate_numpy
+from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches, labels_as_tokens
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.process.parent import worker_initializer
 from paddle_llm.parallel.sharded_gradients import ShardedGradients
@@ -33,7 +35,8 @@ from paddle_llm.training.random_states import seed_random_states
 from paddle_llm.training.reports import CurveWriter, MetricsFile, ProgressReport, StepFlow
 from paddle_llm.training.sample_order import global_batch_of, in_global_order
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
-from paddle_llm.training.token_mean import GlobalBatchLoader, TokenMean, count_labels
+from paddle_llm.training.step_scalars import StepScalars
+from paddle_llm.training.token_mean import GlobalBatchLoader, TokenMean
 
 
 class PretrainTrainer(CheckpointedTrainer):
@@ -68,7 +71,7 @@ class PretrainTrainer(CheckpointedTrainer):
             model_ranks=self.layout.tensor * self.layout.pipeline,
         )
         self.nan_guard = NanGuard(self.options.nan_policy, self)
-        self.step_loss = math.nan
+        self.scalars = StepScalars()
         self.grad_norm_reader: GradNormReader | None = None
         self.sharded_gradients: ShardedGradients | None = None
         self.sharded_weights: ShardedWeights | None = None
@@ -110,7 +113,7 @@ class PretrainTrainer(CheckpointedTrainer):
         return GlobalBatchLoader(
             self.train_dataset,
             batch_sampler=self._get_train_sampler(),
-            collate_fn=self.data_collator,
+            collate_fn=self.counted_batches(self.data_collator),
             num_workers=self.args.dataloader_num_workers,
             accumulation=self.args.gradient_accumulation_steps,
             announce=self.token_mean.announce,
@@ -119,7 +122,12 @@ class PretrainTrainer(CheckpointedTrainer):
     def get_eval_dataloader(self, eval_dataset=None):
         loader = super().get_eval_dataloader(eval_dataset)
         loader.worker_init_fn = worker_initializer()
+        loader.collate_fn = self.counted_batches(loader.collate_fn)
         return loader
+
+    def counted_batches(self, collate: Callable[[list], dict]) -> CountedBatches:
+        """A collator whose batches carry what the loop must know of them on the host."""
+        return CountedBatches(collate, labels_as_tokens)
 
     def _get_train_sampler(self):
         args = self.args
@@ -193,7 +201,7 @@ class PretrainTrainer(CheckpointedTrainer):
     def _wrap_model(self, model, training=True):
         wrapped = super()._wrap_model(model, training)
         if training and self.grad_norm_reader is None:
-            self.grad_norm_reader = GradNormReader(self.optimizer, self.nan_guard.check)
+            self.grad_norm_reader = GradNormReader(self.optimizer, self._check_norm)
             self.nan_guard.guard(self.optimizer)
             self._shard()
         return wrapped
@@ -219,12 +227,8 @@ class PretrainTrainer(CheckpointedTrainer):
 
     # --- one step ----------------------------------------------------------------------------------------------
 
-    def tokens_of(self, inputs) -> int:
-        """Tokens of a batch, without padding."""
-        return count_labels(inputs)
-
     def training_step(self, model, inputs, step_control=0):
-        self.meter.add_tokens(self.tokens_of(inputs), count_labels(inputs))
+        self.meter.add_tokens(inputs.pop(TOKEN_COUNT), inputs.pop(LABEL_COUNT))
         loss = super().training_step(model, inputs)
         if self.sharded_gradients is not None and (step_control + 1) % self.args.gradient_accumulation_steps == 0:
             self.sharded_gradients.hand_over()  # the loss scaler reads gradients before the optimizer's step
@@ -232,20 +236,26 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def _check_loss_valid(self, loss):
         """Called by the loop once per optimizer step with the loss summed since the last call: the step's mean."""
-        self.step_loss = float(loss)
+        self.scalars.start(loss.clone(), self.token_mean.labels)
         self.meter.learning_rate = float(self.optimizer.get_lr())
         # Each step is accounted for here; the loop's own running sum would carry a NaN for ever.
         loss.zero_()
 
+    def _check_norm(self, norm: paddle.Tensor) -> None:
+        """Called with the norm before the update."""
+        self.scalars.read(norm)
+        self.nan_guard.check(self.scalars.grad_norm)
+
     def _maybe_log_save_evaluate(self, tr_loss, model, epoch, ignore_keys_for_eval, **kwargs):
         if self.state.global_step != self.meter.step:
-            self.meter.end_step(
-                self.state.global_step, self.step_loss, labels=self.token_mean.labels, skipped=self.nan_guard.skipped
-            )
-            self._total_loss_scalar += 0.0 if self.nan_guard.skipped else self.step_loss
+            if not self.scalars.is_read:  # no gradient took part in a norm
+                self.scalars.read(None)
+            loss, skipped = self.scalars.loss, self.nan_guard.skipped
+            self.meter.end_step(self.state.global_step, loss, labels=self.scalars.labels, skipped=skipped)
+            self._total_loss_scalar += 0.0 if skipped else loss
         if self.control.should_log and self.meter.window.steps:
             consumed = self.state.global_step * self.global_batch
-            row = self.meter.row(grad_norm=self.grad_norm_reader.last, consumed_samples=consumed)
+            row = self.meter.row(grad_norm=self.scalars.grad_norm, consumed_samples=consumed)
             self.log({**row, "epoch": self.epoch_of(consumed)})
         metrics = self.evaluate() if self.control.should_evaluate else None
         if self.control.should_save:

@@ -7,24 +7,28 @@ over all ranks before its first micro batch computes, and every micro batch divi
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from paddle_llm.data.sampler import IGNORED_LABEL
+from paddle_llm.data.counted_batches import LABEL_COUNT
 from paddle_llm.models.loss import CausalLMLoss
 from paddle_llm.parallel.process.parent import worker_initializer
 
 
 class GlobalBatchLoader(paddle.io.DataLoader):
-    """A DataLoader that reads the micro batches of a global batch together and counts their labels.
+    """A DataLoader that announces the labels of a global batch before it hands out its first micro-batch.
+
+    It is one global batch ahead: with each micro-batch that it hands out it takes one of the next global batch, so that
+    workers collate while the device computes.
 
     Args:
+        collate_fn: a `CountedBatches`.
         accumulation: micro batches of this rank in a global batch.
         announce: is called with this rank's number of labels before the first of them is handed out.
     """
@@ -34,17 +38,24 @@ class GlobalBatchLoader(paddle.io.DataLoader):
         self._accumulation, self._announce = accumulation, announce
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(super().__iter__())
-        while micro_batches := list(islice(batches, self._accumulation)):
-            self._announce(sum(map(count_labels, micro_batches)))
-            yield from micro_batches
+        loaded = super().__iter__()
+        batches = (
+            batch for batch in loaded
+        )  # Paddle's own iterator (3.3.1) fails when it is asked again after its end
+        ahead = deque(islice(batches, self._accumulation))
+        while ahead:
+            self._announce(sum(batch[LABEL_COUNT] for batch in ahead))
+            for _ in range(len(ahead)):
+                yield ahead.popleft()
+                ahead.extend(islice(batches, 1))
 
 
 class TokenMean:
     """Sets the divisor of a network's loss for each global batch.
 
     Attributes:
-        labels: of the current global batch, on average over the data ranks; None before the first.
+        labels: of the current global batch, on average over the data ranks; a scalar tensor on the device where ranks are
+            several; None before the first.
 
     Args:
         model: the bare network or PipelineLayer; one with another loss than ours is left alone.
@@ -55,19 +66,24 @@ class TokenMean:
     def __init__(self, model: Any, *, micro_batches: int, data_ranks: int, model_ranks: int):
         self._criterion = criterion_of(model)
         self._micro_batches, self._data_ranks, self._model_ranks = micro_batches, data_ranks, model_ranks
-        self.labels: float | None = None
+        self.labels: float | paddle.Tensor | None = None
 
     def announce(self, labels: int) -> None:
-        """This rank's number of labels in the global batch that comes now. Collective over all ranks."""
+        """This rank's number of labels in the global batch that comes now. Collective over all ranks.
+
+        The sum over ranks stays on the device: the loss needs it there.
+        """
         if self._criterion is None:
             return
-        count = float(labels)
-        if dist.get_world_size() > 1:
-            total = paddle.to_tensor([count], dtype="float64")
-            dist.all_reduce(total)
-            count = float(total) / self._model_ranks
+        if dist.get_world_size() == 1:
+            self.labels = float(labels)
+            self._criterion.set_divisor(max(self.labels, 1.0) / self._micro_batches)
+            return
+        total = paddle.to_tensor([float(labels)], dtype="float64")
+        dist.all_reduce(total)
+        count = total.squeeze() / self._model_ranks
         self.labels = count / self._data_ranks
-        self._criterion.divisor = max(count, 1.0) / self._micro_batches
+        self._criterion.set_divisor((count.clip(min=1.0) / self._micro_batches).astype("float32"))
 
 
 def criterion_of(model: Any) -> CausalLMLoss | None:
@@ -83,14 +99,11 @@ def mean_of_each_batch(criterion: CausalLMLoss | None) -> Iterator[None]:
     if criterion is None:
         yield
         return
-    before = criterion.divisor, criterion.label_smoothing
-    criterion.divisor, criterion.label_smoothing = None, 0.0
+    divisor, smoothing = criterion.divisor, criterion.label_smoothing
+    criterion.set_divisor(None)
+    criterion.label_smoothing = 0.0
     try:
         yield
     finally:
-        criterion.divisor, criterion.label_smoothing = before
-
-
-def count_labels(inputs: Any) -> int:
-    """Labels that bear loss in a batch."""
-    return int(np.count_nonzero(np.asarray(inputs["labels"]) != IGNORED_LABEL))
+        criterion.set_divisor(divisor)
+        criterion.label_smoothing = smoothing

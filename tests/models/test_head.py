@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
+from paddle_llm.data.counted_batches import (
+    LABELLED_POSITIONS,
+    POSITION_LABELS,
+    CountedBatches,
+    instruction_tokens,
+)
 from tests.models.building import WRITERS, batch, build
 
 IGNORED = -100
+
+
+def _picked(labels, multiple: int) -> dict:
+    return CountedBatches(lambda samples: {"labels": labels}, instruction_tokens, multiple)([])
 
 
 def _loss_and_gradients(model, inputs):
@@ -21,11 +33,11 @@ def _loss_and_gradients(model, inputs):
 
 
 @pytest.mark.parametrize("family", WRITERS)
-@pytest.mark.parametrize("labelled", [5, 0])
-def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelled):
+@pytest.mark.parametrize(("labelled", "multiple"), [(5, 1), (5, 8), (0, 1)])
+def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelled, multiple):
     import paddle
 
-    from paddle_llm.models.head import labelled_positions_alone
+    from paddle_llm.models.head import given_positions_alone
 
     model = build(WRITERS[family](tmp_path / family))
     model.eval()
@@ -37,10 +49,13 @@ def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelle
     inputs["labels"] = paddle.to_tensor(np.where(keep.reshape(labels.shape), labels, IGNORED))
 
     loss, gradients, _ = _loss_and_gradients(model, inputs)
-    with labelled_positions_alone(model, family, inputs["labels"]) as picked:
-        found, found_gradients, logits = _loss_and_gradients(model, {**inputs, "labels": picked})
+    picked = _picked(inputs["labels"], multiple)
+    positions, labels = (paddle.to_tensor(picked[name]) for name in (LABELLED_POSITIONS, POSITION_LABELS))
+    with given_positions_alone(model, family, positions, inputs["labels"].shape):
+        found, found_gradients, logits = _loss_and_gradients(model, {**inputs, "labels": labels})
 
-    assert list(logits.shape[:2]) == [1, max((inputs["labels"] != IGNORED).sum().item(), 1)]
+    count = int((inputs["labels"] != IGNORED).sum())
+    assert list(logits.shape[:2]) == [1, max(math.ceil(count / multiple), 1) * multiple]
     assert found == pytest.approx(loss, rel=1e-6, abs=1e-7)
     assert (loss != 0) == bool(labelled)
     for name, gradient in gradients.items():
@@ -50,12 +65,9 @@ def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelle
             np.testing.assert_allclose(found_gradients[name], gradient, rtol=2e-5, atol=2e-7, err_msg=name)
 
 
-def test_labels_almost_everywhere_are_taken_as_they_are(tmp_path):
-    from paddle_llm.models.head import labelled_positions_alone
-
-    model = build(WRITERS["llama"](tmp_path / "llama"))
-    inputs = batch("llama")
-    with labelled_positions_alone(model, "llama", inputs["labels"]) as picked:
-        assert picked is inputs["labels"]
-        logits = model(**inputs)[1]
-    assert logits.shape[:2] == inputs["labels"].shape
+def test_labels_almost_everywhere_are_taken_as_they_are():
+    labels = np.ones((2, 16), np.int64)
+    assert LABELLED_POSITIONS not in _picked(labels, 1)
+    labels[:, :2] = IGNORED  # 28 of 32 positions
+    assert len(_picked(labels, 1)[LABELLED_POSITIONS]) == 28
+    assert LABELLED_POSITIONS not in _picked(labels, 32)

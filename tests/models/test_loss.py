@@ -108,3 +108,15 @@ def test_logits_that_are_no_numbers_make_a_loss_that_is_none():
     upstream = paddle.nn.functional.cross_entropy(logits_BSV, labels_BS)
     assert float(upstream) == pytest.approx(np.log(8)), "Paddle has mended its softmax"
     assert np.isnan(float(CausalLMLoss(config(8))(logits_BSV, labels_BS)))
+
+
+def test_a_divisor_on_the_device_gives_the_same_bits_and_is_no_part_of_the_state():
+    criterion = CausalLMLoss(config(8))
+    logits_BSV = paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 5, 8), np.float32))
+    labels_BS = paddle.ones([2, 5], dtype="int64")
+    losses = []
+    for divisor in (7 / 3, paddle.to_tensor(7 / 3, dtype="float64").astype("float32")):
+        criterion.set_divisor(divisor)
+        losses.append(float(criterion(logits_BSV, labels_BS)))
+    assert losses[0] == losses[1] and not criterion.state_dict()
+    criterion.set_divisor(2.0)  # as an evaluation sets it in between

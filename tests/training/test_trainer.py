@@ -194,7 +194,8 @@ def test_another_global_batch_is_refused(tmp_path):
         other.train(str(tmp_path / "output" / "checkpoint-5"))
 
 
-def test_the_timers_that_were_asked_for_are_printed(tmp_path, capsys):
+def test_the_timers_that_were_asked_for_are_printed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("paddlenlp.trainer.plugins.timer._GLOBAL_TIMERS", None)  # of all later trainers, too
     make_trainer(config(tmp_path, max_steps=2, skip_profile_timer=False, do_eval=False)).train()
     said = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("step ") and "optimizer-step" in line

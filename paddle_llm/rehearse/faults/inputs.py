@@ -64,7 +64,7 @@ def mean_of_each_rank() -> Iterator[None]:
 
     def announce_own(self, labels):
         self.labels = float(labels)
-        self._criterion.divisor = labels * self._data_ranks / self._micro_batches
+        self._criterion.set_divisor(labels * self._data_ranks / self._micro_batches)
 
     with patch.object(TokenMean, "announce", announce_own):
         yield
@@ -83,7 +83,7 @@ def mean_of_each_micro_batch() -> Iterator[None]:
 
     def announce_nothing(self, labels):
         announce(self, labels)
-        self._criterion.divisor = None
+        self._criterion.set_divisor(None)
 
     with patch.object(TokenMean, "announce", announce_nothing):
         yield

@@ -1,0 +1,50 @@
+"""The scalars of an optimizer step that the host needs: its loss, its gradient norm, the labels of its global batch.
+
+Each copy from the device makes the host wait for everything that it has queued there. All three are copied together, once
+per optimizer step, where the norm is checked before the update.
+"""
+
+from __future__ import annotations
+
+import math
+
+import paddle
+
+
+class StepScalars:
+    """Scalars of the current step.
+
+    Attributes:
+        loss: this rank's mean over its micro-batches, whose sums were all divided by the same number.
+        grad_norm: global norm before clipping; None before the first step.
+        labels: of the global batch, on average over the data ranks; None if the loss is not ours.
+        is_read: Whether they are those of the current step.
+    """
+
+    def __init__(self) -> None:
+        self.loss = math.nan
+        self.grad_norm: float | None = None
+        self.labels: float | None = None
+        self.is_read = False
+        self._pending: tuple[paddle.Tensor, float | paddle.Tensor | None] | None = None
+
+    def start(self, loss: paddle.Tensor, labels: float | paddle.Tensor | None) -> None:
+        """Keep the loss and the labels of a step on the device."""
+        self._pending, self.is_read = (loss, labels), False
+
+    def read(self, norm: paddle.Tensor | None) -> None:
+        """Copy the step's scalars to the host.
+
+        Raises:
+            RuntimeError: If no step has been started.
+        """
+        if self._pending is None:
+            raise RuntimeError("no step has been started: there is no loss to read")
+        loss, labels = self._pending
+        given = {"loss": loss, "grad_norm": norm, "labels": labels}
+        on_device = {name: value for name, value in given.items() if isinstance(value, paddle.Tensor)}
+        values = paddle.concat([value.astype("float64").reshape([1]) for value in on_device.values()]).tolist()
+        copied = given | dict(zip(on_device, values, strict=True))
+        self.loss, self.labels = copied["loss"], copied["labels"]
+        self.grad_norm = copied["grad_norm"] if norm is not None else self.grad_norm
+        self.is_read = True
