@@ -52,11 +52,11 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
 
 
 def _squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
-    """The sum of squares in fp32, [1], by the kernel that fleet's clip uses: it reads a gradient once and keeps no copy.
+    """The sum of squares in fp32, [1], by the kernel that fleet's clip uses: it reads a gradient once and makes no copy.
 
     Its result has the type of its input: of 16-bit gradients it would overflow (fp16, above a norm of 256) or keep 8 bits.
     """
-    return _squared_l2_norm(gradient.astype("float32"))
+    return _squared_l2_norm(gradient if gradient.dtype == paddle.float32 else gradient.astype("float32"))
 
 
 class GradNormReader:
