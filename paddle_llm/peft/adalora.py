@@ -14,6 +14,7 @@ Every rank sees the same importance: each tensor's part is computed where its gr
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,20 +129,24 @@ class Budget:
             gradient_of: parameter -> its gradient, None where another rank has it.
         """
         scores = np.zeros(self.kept.shape)
+        products = _on_host(_weighted_gradients(self.attachment.added, gradient_of))
         for row, tensors in enumerate(self._tensors.values()):
             for which, tensor in tensors.items():
-                scores[row] += self._part(which, tensor, gradient_of(tensor.parameter))
+                scores[row] += self._part(which, tensor, products.get(tensor.name))
         mesh = current_mesh(self.attachment.layout)
         for axis in (mesh.tensor, mesh.sharding):
             scores = _summed(scores, axis)
         self._scores = scores
 
-    def _part(self, which: str, tensor: Added, gradient: Any) -> np.ndarray | float:
-        """What this rank's part of a tensor adds to the scores [K] of its triplets."""
+    def _part(self, which: str, tensor: Added, product: np.ndarray | None) -> np.ndarray | float:
+        """What this rank's part of a tensor adds to the scores [K] of its triplets.
+
+        Args:
+            product: |w dL/dw|; None where another rank has the gradient.
+        """
         whole_elsewhere = not tensor.shard.is_split and self.attachment.axis.rank > 0
-        if gradient is None:
+        if product is None:
             return 0.0
-        product = (tensor.parameter.astype("float32") * gradient.astype("float32")).abs().numpy()
         importance = self._running.setdefault(tensor.name, _Running()).update(product)
         if whole_elsewhere:
             return 0.0
@@ -175,6 +180,26 @@ class Budget:
     def restore(self, state: dict[str, Any]) -> None:
         self.kept = state["kept"]
         self._running = {name: _Running(*means) for name, means in state["running"].items()}
+
+
+def _weighted_gradients(added: Iterable[Added], gradient_of: Any) -> dict[str, paddle.Tensor]:
+    """|w dL/dw| in fp32 of the tensors whose gradients this rank has, by name."""
+    found = {}
+    for tensor in added:
+        gradient = gradient_of(tensor.parameter)
+        if gradient is not None:
+            found[tensor.name] = (tensor.parameter.astype("float32") * gradient.astype("float32")).abs()
+    return found
+
+
+def _on_host(tensors: dict[str, paddle.Tensor]) -> dict[str, np.ndarray]:
+    """Tensors of one type, copied from the device together."""
+    if not tensors:
+        return {}
+    flat = paddle.concat([tensor.flatten() for tensor in tensors.values()]).numpy()
+    ends = np.cumsum([tensor.size for tensor in tensors.values()])[:-1]
+    parts = np.split(flat, ends)
+    return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
 
 
 def _summed(values: np.ndarray, axis: Axis) -> np.ndarray:

@@ -97,6 +97,12 @@ def test_one_copy_per_step_of_a_fine_tuning(tmp_path, family, settings):
     _check(_copies(_case(tmp_path, family=family, entry="finetune", **settings), str(tmp_path / "output")))
 
 
+def test_adalora_copies_the_importance_of_all_tensors_together(tmp_path):
+    copies = _copies(_case(tmp_path, entry="finetune", adalora=True), str(tmp_path / "output"))
+    for step in range(1, STEPS):
+        assert len([copy for copy in copies if copy.ours and copy.step == step]) == 2
+
+
 @pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(sharding=2, sharding_stage=2)], ids=str)
 @pytest.mark.parametrize("entry", ["pretrain", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_one_copy_per_step_in_a_layout(tmp_path, layout, entry):
