@@ -58,7 +58,10 @@ def start(host: Host, *command: str, env: dict[str, str]) -> subprocess.Popen:
     return subprocess.Popen(host.command(*command), cwd=ROOT, env=env, **pipes)
 
 
-@pytest.mark.parametrize("names_resolve", [True, False], ids=["127.0.1.1", "no address"])
+@pytest.mark.parametrize(
+    "names_resolve",
+    [pytest.param(True, id="127.0.1.1"), pytest.param(False, id="no address", marks=pytest.mark.slow)],
+)
 def test_ranks_on_two_hosts_meet(names_resolve, tmp_path):
     with two_hosts(tmp_path, names_resolve=names_resolve) as hosts:
         jobs = [
