@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 HF ?=
 INSTALLED := $(BIN)/installed$(if $(HF),-hf)
 
-.PHONY: quickstart test test-all test-gpu lint install parity
+.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity
 
 $(BIN)/installed: EXTRAS := cpu,test
 $(BIN)/installed-hf: EXTRAS := cpu,test,hf
@@ -38,6 +38,10 @@ test-all: lint $(BIN)/installed-hf
 # Every layout beside one process: the whole matrix, the table on stdout.
 parity: install
 	@$(BIN)/python benchmarks/parity.py $(PARITY)
+
+# The branches for GPUs of our own Python, on a CPU: patched predicates, and a report by branch.
+fake-gpu: install
+	$(BIN)/python -m tests.helpers.gpu_branches
 
 # On a machine with GPUs, in an environment with the GPU build of Paddle: make test-gpu PYTHON=path/of/python. Never installs
 # anything: the extra `cpu` would overwrite that build. The kernels' tests need torch, which may be in another environment.
