@@ -401,6 +401,16 @@ def test_prompts_that_differ_between_training_and_generation_are_reported(famili
     assert "opens a block" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("header", ["<|im_start|>{{ m.role }}\n", "{{ '<|user|>' if m.role == 'user' else '\n' }}"])
+def test_a_header_that_is_learned_for_want_of_a_generation_prompt_is_reported(families, tmp_path, capsys, header) -> None:
+    (tmp_path / "own.jinja").write_text("{% for m in messages %}" + header + "{{ m.content }}<|im_end|>{% endfor %}")
+    codec = families["chatml"].codec
+    template = choose_template(str(tmp_path / "own.jinja"), codec, None).template
+    encode_all([Conversation((U1, A1), where="here")], InstructionEncoder(codec, template, max_length=512))
+    reported = [line for line in capsys.readouterr().err.splitlines() if "no generation prompt" in line]
+    assert len(reported) == ("role }}" in header)  # a blank alone is no header
+
+
 @pytest.mark.parametrize(("files", "config", "tools", "expected"), [
     ({}, [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}], False, "D"),
     ({}, [{"name": "default", "template": "D"}, {"name": "tool_use", "template": "T"}], True, "T"),

@@ -1,6 +1,6 @@
 """Where the assistant's answers lie in a rendered conversation.
 
-A template that marks answers by {% generation %} is believed. Otherwise the conversation is rendered up to each answer, with the
+A template that marks answers by {% generation %} is trusted. Otherwise the conversation is rendered up to each answer, with the
 generation prompt, and up to its end: what the second rendering adds is the answer. Where later messages change what the template
 writes for earlier ones (reasoning that is dropped, a system text that moves), the answer is found by markers around its content.
 """
@@ -40,7 +40,7 @@ class Answer:
 
 _SHARED = 8  # characters by which the ends of two prompts are recognised as equal
 # Kinds of notes about the last answer.
-PROMPT_DIFFERS, BLOCK_NOT_OPENED = "prompt_differs", "block_not_opened"
+PROMPT_DIFFERS, BLOCK_NOT_OPENED, HEADER_LEARNED = "prompt_differs", "block_not_opened", "header_learned"
 
 
 class NotLocated(Exception):
@@ -114,12 +114,21 @@ class AnswerFinder:
         begin = len(before) if upto.startswith(before) else self._common_header(number, before, upto)
         if is_last and (begin is None or begin < len(before)):
             self.notes.append(PROMPT_DIFFERS if begin is None else BLOCK_NOT_OPENED)
+        elif is_last and self._has_header(number, before, upto):
+            self.notes.append(HEADER_LEARNED)
         if begin is not None and whole.startswith(upto[:begin]):
             # A text that is only added when the conversation ends here (an EOS) is not part of the answer.
             stop, is_ended = self._stop(upto, begin, self._behind_content(upto, begin, number), number)
             if whole.startswith(upto[:stop]):
                 return Answer(begin, stop, number, is_ended)
         return self._by_markers(number, begin, upto)
+
+    def _has_header(self, number: int, before: str, upto: str) -> bool:
+        """Whether a template without a generation prompt writes more than blanks between a prompt and the answer's content."""
+        content = self._messages[number].get("content")
+        stripped = content.strip() if isinstance(content, str) else ""
+        header, found, _ = upto[len(before) :].partition(stripped) if stripped else ("", "", "")
+        return bool(found and header.strip()) and before == self._render(self._messages[:number], False)
 
     def _common_header(self, number: int, before: str, upto: str) -> int | None:
         """Where the answer begins if the generation prompt opens a block that this answer does not have; None if before and

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from paddle_llm.data.chat.answers import BLOCK_NOT_OPENED, PROMPT_DIFFERS
+from paddle_llm.data.chat.answers import BLOCK_NOT_OPENED, HEADER_LEARNED, PROMPT_DIFFERS
 from paddle_llm.data.chat.special_text import has_special_text
 from paddle_llm.data.chat.writing import (
     CHANGED,
@@ -31,6 +31,8 @@ _SENTENCES = {
     PROMPT_DIFFERS: "samples: the chat template writes the question differently once it is answered (a system text may be missing), so "
     "that the prompt of generation is another than the trained one",
     BLOCK_NOT_OPENED: "samples: the generation prompt opens a block (such as <think>) that these answers are written without",
+    HEADER_LEARNED: "samples: the chat template has no generation prompt; what it writes in front of an answer (such as "
+    "<|im_start|>assistant) is learned as a part of the answer",
     LAST_ONLY: "samples: the chat template writes the question differently once it is answered; only the last answer is learned, "
     "behind the prompt that generation uses",
     EARLIER_UNTRAINED: "samples: the chat template writes earlier answers differently once more follows; those that could not be "
