@@ -107,7 +107,10 @@ def from_peft(
     if not is_peft(described):
         raise UserError(f"{folder} is in this library's format already")
     named = _lasting_base(folder, base, described)
-    method, shape, files = open_over_base(folder, named, allow_pickle=allow_pickle)
+    try:
+        method, shape, files = open_over_base(folder, named, allow_pickle=allow_pickle)
+    except UserError as error:
+        raise UserError(f"{error}{_which_base(folder, named) if base is None else ''}") from error
     tensors = {name: np.ascontiguousarray(files.view(name)) for name in show(files.names())}
     described = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": named}
     write_adapter(out, described, tensors, extra=partial(_copy_beside, folder))
@@ -239,6 +242,16 @@ def _check_shape(folder: Path, base: str, shape: dict[str, Any]) -> None:
     differing = ", ".join(f"{key} {shape.get(key)}, not {found[key]}" for key in found if shape.get(key) != found[key])
     if differing:
         raise UserError(f"--base {where} is not what {folder} was trained over, which had {differing}")
+
+
+def _which_base(folder: Path, named: str) -> str:
+    """Return the base that was found by the name in the adapter's files, for a message; "" where there is none."""
+    where = find_base(named, folder) if named else None
+    return (
+        f" The adapter was compared with the base that its {CONFIG} names, {named}, as it is in {where}. Name another one with --base."
+        if where
+        else ""
+    )
 
 
 def _facts_of_base(folder: Path, base: str) -> tuple[Path, ModelFacts]:

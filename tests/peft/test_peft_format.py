@@ -313,7 +313,7 @@ def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
 
 
 def test_a_base_that_cannot_be_is_refused(tmp_path, capsys):
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.convert import from_peft, to_peft
 
     base, ours = made(tmp_path, "llama", modules_to_save=())
     other = base_folder(tmp_path / "other", "llama", num_hidden_layers=1)
@@ -327,6 +327,13 @@ def test_a_base_that_cannot_be_is_refused(tmp_path, capsys):
     base.rename(tmp_path / "run" / "model")
     assert to_peft(ours, out, base=tmp_path / "run") == str(tmp_path / "run" / "model")
     assert to_peft(ours, tmp_path / "more", base="someone/llama") == "someone/llama"
+    described = json.loads((tmp_path / "more" / "adapter_config.json").read_text())
+    described["base_model_name_or_path"] = "meta-llama/Llama-2-7b"  # a built-in name, with a shape in configs/models
+    (tmp_path / "more" / "adapter_config.json").write_text(json.dumps(described))
+    with pytest.raises(
+        UserError, match=r"names, meta-llama/Llama-2-7b, as it is in .*llama-2-7b. Name another one with --base"
+    ):
+        from_peft(tmp_path / "more", out)
     assert "not compared" in capsys.readouterr().err
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_llm.config.adapter_folders import what_it_holds
+from paddle_llm.config.builtin_names import folder_like
 from paddle_llm.config.method_choice import CHOICES, SETTINGS, chosen, flags_of
 from paddle_llm.config.methods import METHODS, method_problems
 from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, Unknown, fine_tuning
@@ -92,14 +93,17 @@ def merging(run: Run) -> Findings:
         )
 
 
+_ADAPTERS = {"lora_path": "an adapter of this library or of PEFT", "prefix_path": "an adapter of this library"}
+
+
 @fine_tuning
 def adapters_are_there(run: Run) -> Findings:
     for name in ("lora_path", "prefix_path"):
         path = getattr(run.config, name)
         if run.here and path and not (Path(path) / "adapter_config.json").is_file():
             what = "holds no adapter_config.json" if Path(path).is_dir() else "there is no such folder"
-            further = what_it_holds(Path(path)) or " Give the folder of an adapter."
-            yield Problem(f"{name} = {path}: {what}.{further}")
+            further = what_it_holds(Path(path)) if Path(path).is_dir() else folder_like(path)
+            yield Problem(f"{name} = {path}: {what}.{further} Give {_ADAPTERS[name]}.")
 
 
 RULES: list[Rule] = [
