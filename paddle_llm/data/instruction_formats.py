@@ -129,7 +129,12 @@ def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: tupl
     more = [text for text in texts.values() if text]
     if len(more) > 1:
         raise BadRow(f"{' and '.join(map(repr, texts))} both hold text; join them")
-    asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input="".join(more))
+    if (
+        more and isinstance(row.get(question), str) and not row[question].strip()
+    ):  # the whole question is in the other key
+        asked = Turn(USER, more[0])
+    else:
+        asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input="".join(more))
     return [*_system(row), *_history(row), asked, Turn(ASSISTANT, _text(row, answer))]
 
 
@@ -189,6 +194,7 @@ FORMATS = {
     "question_answer": _pair("question", "answer", "context"),
     "question_response": _pair("question", "response"),
     "input_output": _pair("input", "output", without=("instruction",)),
+    "input_target": _pair("input", "target", without=("instruction",)),
     "conversation": Format(
         ("conversation",), partial(_read_list, key="conversation"), '{"conversation": [{"human", "assistant"}], "system"}'
     ),

@@ -10,6 +10,7 @@ from typing import Any
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.instruction_paths import near
+from paddle_llm.config.split_names import kind_of_file
 from paddle_llm.core import json_text
 from paddle_llm.data.encode_instruction import DoesNotFit, InstructionEncoder
 from paddle_llm.data.instruction_files import SUFFIXES, RowReader, read_rows, report_notes
@@ -23,6 +24,7 @@ from paddle_llm.data.instruction_formats import (
     Conversation,
     Turn,
 )
+from paddle_llm.data.instructions.json_rows import Row
 from paddle_llm.data.jinja_templates import AUTO, choose_template
 from paddle_llm.data.text_codec import TextCodec
 from paddle_llm.data.text_files import read_lines
@@ -31,10 +33,12 @@ from paddle_llm.generation.prompts import check_text, encode_prompt, encode_text
 from paddle_llm.models.prompt import Prompt
 
 NONE = "none"
-_ANSWERS = {
-    "src": "tgt", "content": "summary", "instruction": "output", "inputs": "targets", "query": "response", "prompt": "completion",
-    "question": "answer",
-}  # fmt: skip
+_ANSWERS = (
+    ("src", "tgt"), ("content", "summary"), ("instruction", "output"), ("instruction", "response"), ("inputs", "targets"),
+    ("query", "response"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response"),
+    ("input", "output"), ("input", "target"),
+)  # fmt: skip
+_PREFERRED = ("chosen", "rejected")  # answers of preference data, which a prompt does not need
 _UNKNOWN = "?"  # stands for an answer that is not there
 
 
@@ -109,12 +113,14 @@ def _read_instructions(path: Path, data_format: str) -> list[Request]:
     if data_format not in (AUTO, *FORMATS):
         known = ", ".join((AUTO, *FORMATS))
         raise UserError(f"--data_format {data_format}: is none of {known}.{near(data_format, *FORMATS)}")
+    rows = _without_preferences(str(path), rows)
+    word = "row" if kind_of_file(str(path)) == "parquet" else "line"
     whole = [_with_answer(row.value) for row in rows]
     reader = RowReader(str(path), data_format, None)
     reader.look_at([row._replace(value=value) for row, value in zip(rows, whole, strict=True)])
     found = []
     for row, value in zip(rows, whole, strict=True):
-        where = f"{path}, line {row.line}"
+        where = f"{path}, {word} {row.line}"
         try:
             if row.problem:
                 raise BadRow(row.problem)
@@ -131,12 +137,30 @@ def _if_text(value: Any) -> str:
     return " A list of plain texts is read from a .txt file with one text per line." if isinstance(value, str) else ""
 
 
+def _without_preferences(path: str, rows: list[Row]) -> list[Row]:
+    """Rows of preference data as their prompts alone.
+
+    Raises:
+        UserError: If such a row has no prompt of its own.
+    """
+    found = []
+    for row in rows:
+        keys = [key for key in _PREFERRED if isinstance(row.value, dict) and row.value.get(key) is not None]
+        if keys and row.value.get("prompt") is None and row.value.get("instruction") is None:
+            raise UserError(f"{path}: preference data without a prompt. Give rows with a prompt alone.")
+        found.append(row._replace(value={k: v for k, v in row.value.items() if k not in keys}) if keys else row)
+    count = sum(one is not row for one, row in zip(found, rows, strict=True))
+    if count:
+        say(f"{path}: {count} rows are preference data: their prompts are answered, chosen and rejected are not used")
+    return found
+
+
 def _with_answer(row: Any) -> Any:
     """A row without its last answer gets one, so that it can be read like the others."""
     if not isinstance(row, dict):
         return row
     pairs = {known.required for known in FORMATS.values() if known.matches(row)}
-    for question, answer in _ANSWERS.items():
+    for question, answer in _ANSWERS:
         if row.get(question) is None or (pairs and (question, answer) not in pairs):
             continue
         if question == "prompt" and isinstance(row[question], list):  # TRL's lists of messages

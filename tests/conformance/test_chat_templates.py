@@ -402,7 +402,9 @@ def test_prompts_that_differ_between_training_and_generation_are_reported(famili
 
 
 @pytest.mark.parametrize("header", ["<|im_start|>{{ m.role }}\n", "{{ '<|user|>' if m.role == 'user' else '\n' }}"])
-def test_a_header_that_is_learned_for_want_of_a_generation_prompt_is_reported(families, tmp_path, capsys, header) -> None:
+def test_a_header_that_is_learned_for_want_of_a_generation_prompt_is_reported(
+    families, tmp_path, capsys, header
+) -> None:
     (tmp_path / "own.jinja").write_text("{% for m in messages %}" + header + "{{ m.content }}<|im_end|>{% endfor %}")
     codec = families["chatml"].codec
     template = choose_template(str(tmp_path / "own.jinja"), codec, None).template

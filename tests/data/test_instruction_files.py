@@ -16,6 +16,7 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.data.instruction_dataset import Mixture, load_split
 from paddle_llm.data.instruction_files import find_files, load_conversations, read_rows
 from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.data.instructions.inspection import describe_data
 
 ROWS = [{"src": f"Frage {i}, 问 “x”\nzwei", "tgt": f"Antwort {i}"} for i in range(5)]
 
@@ -175,3 +176,12 @@ def test_a_mixture_keeps_the_weights_and_every_row(tmp_path: Path, capsys) -> No
     for commas in (f"{a},{b}", f"{a}, {b}"):
         with pytest.raises(UserError, match=f"not separated by commas.*1 {a} 1 {b}"):
             load_split(commas)
+
+
+def test_data_that_is_inspected_and_then_loaded_reports_a_file_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.csv").write_text("instruction,input,output\nq,NA,a\n")
+    describe_data(str(tmp_path / "a.csv"))
+    load_conversations([str(tmp_path / "a.csv")])
+    assert capsys.readouterr().err.count("cells with NA") == 1

@@ -66,6 +66,8 @@ ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
     ("question_answer", {"question": "q", "answer": "a", "context": "c"}, [(U, "q\nc"), (A, "a")]),
     ("question_response", {"id": 1, "system_prompt": "s", "question": "q", "response": "a"}, [(S, "s"), (U, "q"), (A, "a")]),
     ("input_output", {"input": "q", "output": "a", "instruction": None}, [(U, "q"), (A, "a")]),
+    ("alpaca", {"instruction": "", "input": "q", "output": "a"}, [(U, "q"), (A, "a")]),
+    ("input_target", {"kind": "NLI", "input": "q", "target": "a"}, [(U, "q"), (A, "a")]),
     ("alpaca", {"instruction": "q", "input": None, "output": "a"}, [(U, "q"), (A, "a")]),
     ("conversation", {"system": "s", "conversation": [{"human": "q", "assistant": "a"}]}, [(S, "s"), (U, "q"), (A, "a")]),
     ("conversation", {"conversation": [{"system": "s", "input": "q", "output": "a"}]}, [(S, "s"), (U, "q"), (A, "a")]),

@@ -128,3 +128,34 @@ def test_rows_are_read_as_training_reads_them_and_what_has_no_effect_is_reported
     file.write_text('["one", "two"]')
     with pytest.raises(UserError, match=r"a \.txt file with one text per line"):
         read_requests(file)
+
+
+def test_prompts_of_preference_data_are_answered_and_that_is_reported(tmp_path, capsys):
+    file = tmp_path / "dpo.jsonl"
+    texts = {"prompt": "q", "chosen": "a", "rejected": "b"}
+    lists = {key: [{"role": "user" if key == "prompt" else "assistant", "content": "q"}] for key in texts}
+    file.write_text("".join(json.dumps(row) + "\n" for row in (texts, lists, {"prompt": "r"})))
+    found = read_requests(file)
+    assert [one.conversation.turns[0].content for one in found] == ["q", "q", "r"]
+    assert all(one.reference is None for one in found)
+    assert "2 rows are preference data: their prompts are answered" in capsys.readouterr().err
+    file.write_text(json.dumps({"chosen": lists["prompt"] + lists["chosen"], "rejected": []}) + "\n")
+    with pytest.raises(UserError, match="preference data without a prompt"):
+        read_requests(file)
+
+
+def test_rows_of_a_parquet_file_are_called_rows(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table({"input": ["q"], "kind": ["NLI"]}), tmp_path / "a.parquet")
+    assert [one.where for one in read_requests(tmp_path / "a.parquet")] == [f"{tmp_path}/a.parquet, row 1"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"), [({"target": "a"}, "a"), ({"target": ""}, None), ({}, None), ({"output": "b"}, "b")]
+)
+def test_rows_with_an_input_alone_are_asked(tmp_path, answer, reference):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"input": "q", **answer}))
+    (found,) = read_requests(tmp_path / "a.jsonl")
+    assert found.conversation.turns[0].content == "q" and found.reference == reference

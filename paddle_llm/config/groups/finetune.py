@@ -20,7 +20,8 @@ class InstructionFields(Group):
     )
     data_format: Literal[
         "auto", "src_tgt", "content_summary", "alpaca", "sharegpt", "messages", "prompted", "query_response", "prompt_completion",
-        "prompt_response", "instruction_response", "question_answer", "question_response", "input_output", "conversation",
+        "prompt_response", "instruction_response", "question_answer", "question_response", "input_output", "input_target",
+        "conversation",
     ] = Field("auto", description="Format of the rows. auto: recognised by their keys, and reported.")  # fmt: skip
     prompt_templates: str | None = Field(
         None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 
-from paddle_llm.config.console import say
+from paddle_llm.config.console import say_once
 from paddle_llm.config.data_splits import survey
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.split_names import (
@@ -23,7 +23,6 @@ from paddle_llm.data.instructions.dataset_info import FILE, info_of
 
 DEFAULT_DATA = "data"
 _SHOWN = 5
-_reported: set[str] = set()
 
 
 def find_files(path: str | None, split: str = TRAIN, flag: str = "--dataset_name_or_path") -> list[str]:
@@ -74,7 +73,7 @@ def _named_file(path: str) -> str:
         )
     others = splits_of_name(os.path.basename(path)) - {TRAIN}
     if others:
-        _say_once(f"{path}: read as it is named itself, although its name says {' and '.join(sorted(others))}")
+        say_once(f"{path}: read as it is named itself, although its name says {' and '.join(sorted(others))}")
     return path
 
 
@@ -90,13 +89,11 @@ def describe(found: DataFolder) -> list[str]:
 def _report(found: DataFolder) -> None:
     counts = ", ".join(f"{split}: {len(found.of(split))} files" for split in (TRAIN, DEV, TEST) if found.of(split))
     if found.unnamed and found.of(TRAIN):
-        _say_once(
-            f"{found.path}: no file has the name of a split; all are read as train ({len(found.of(TRAIN))} files)"
-        )
+        say_once(f"{found.path}: no file has the name of a split; all are read as train ({len(found.of(TRAIN))} files)")
     elif counts:
-        _say_once(f"{found.path}: {counts}")
+        say_once(f"{found.path}: {counts}")
     for note in found.notes:
-        _say_once(note)
+        say_once(note)
     reasons = Counter(found.left_out.values())
     for reason, count in reasons.items():
         names = [
@@ -105,13 +102,7 @@ def _report(found: DataFolder) -> None:
             if r == reason
         ]
         more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
-        _say_once(f"{found.path}: left out: {', '.join(names[:_SHOWN])}{more}: {reason}")
-
-
-def _say_once(line: str) -> None:
-    if line not in _reported:
-        _reported.add(line)
-        say(line)
+        say_once(f"{found.path}: left out: {', '.join(names[:_SHOWN])}{more}: {reason}")
 
 
 def _nothing(path: str | None, asked: str, flag: str, found: DataFolder) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-from paddle_llm.config.console import say
+from paddle_llm.config.console import say_once
 from paddle_llm.config.errors import UserError
 from paddle_llm.core import json_text
 from paddle_llm.data.sources import ReadOptions, Source, read_blocks
@@ -241,7 +241,7 @@ def _wrapped(path: str, value: Any) -> list[Any] | None:
     scalars = all(not isinstance(item, dict | list) for key, item in value.items() if key not in lists)
     if len(lists) == 1 and known and scalars:
         others = [key for key in value if key not in lists]
-        say(
+        say_once(
             f"{path}: the rows are those of the key {lists[0]!r}"
             + (f"; ignored keys: {', '.join(others)}" if others else "")
         )

@@ -11,7 +11,7 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from paddle_llm.config.console import say
+from paddle_llm.config.console import say_once
 from paddle_llm.config.errors import UserError
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.data.instructions.json_rows import Row
@@ -74,7 +74,7 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
                 yield Row(line, found)
             line = reader.line_num + 1
         if missing:
-            say(
+            say_once(
                 f"{source.path}: {missing} cells with NA, null, None, nan or the like are read as missing values, as by datasets"
             )
     except csv.Error as error:
