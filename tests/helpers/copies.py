@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import paddle_llm
+
 METHODS = ("item", "numpy", "tolist", "__float__", "__bool__", "__array__", "__int__")
+_ROOT = Path(paddle_llm.__file__).parents[1]
 _TENSOR_METHODS = ("paddle/base/dygraph/", "paddle/tensor/")  # where these methods themselves are
 
 
@@ -84,9 +87,5 @@ def _copy(step: int, method: str) -> Copy:
 
 
 def _in_package(file: str) -> str:
-    parts = Path(file).parts
-    for package in ("site-packages", "paddle_llm"):
-        if package in parts:
-            last = len(parts) - 1 - parts[::-1].index(package)
-            return "/".join(parts[last + (package == "site-packages") :])
-    return file
+    """The path within site-packages or this repository."""
+    return file.rpartition("/site-packages/")[2].removeprefix(f"{_ROOT}/")

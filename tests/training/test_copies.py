@@ -30,6 +30,10 @@ UPSTREAM = {
     "paddle/distributed/communication/all_gather.py:132": ("start", "the lengths of pickled objects"),
     "paddle/distributed/communication/all_gather.py:136": ("start", "pickled objects"),
     "paddle/distributed/communication/serialization_utils.py:34": ("start", "pickled objects"),
+    "paddle/distributed/fleet/meta_parallel/pipeline_parallel.py:1781": (
+        "step",
+        "the type of the loss, on all but the last stage",
+    ),
     # ChatGLM-6B, twice in each micro-batch.
     "paddlenlp/transformers/chatglm/modeling.py:120": ("step", "whether a position is beyond the cached RoPE table"),
     "paddlenlp/transformers/chatglm/modeling.py:126": ("start", "the length of the RoPE table"),
@@ -87,6 +91,7 @@ def test_one_copy_per_step_of_a_pretraining(tmp_path, family):
         ("llama", {}),
         ("llama", {"packed": True, "lora": True}),
         ("qwen2", {"packed": True}),
+        ("bloom", {"packed": True}),
         ("chatglm_v2", {"packed": True}),
         ("chatglm", {}),
         ("llama", {"prefix_tuning": True}),
@@ -103,7 +108,9 @@ def test_adalora_copies_the_importance_of_all_tensors_together(tmp_path):
         assert len([copy for copy in copies if copy.ours and copy.step == step]) == 2
 
 
-@pytest.mark.parametrize("layout", [Layout(tensor=2), Layout(sharding=2, sharding_stage=2)], ids=str)
+@pytest.mark.parametrize(
+    "layout", [Layout(tensor=2), Layout(sharding=2, sharding_stage=2), Layout(pipeline=2)], ids=str
+)
 @pytest.mark.parametrize("entry", ["pretrain", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_one_copy_per_step_in_a_layout(tmp_path, layout, entry):
     for copies in run_ranks(_copies, 2, _case(tmp_path, layout, entry=entry), str(tmp_path / "output"), quiet=True):
