@@ -30,10 +30,12 @@ UPSTREAM = {
     "paddle/distributed/communication/all_gather.py:132": ("start", "the lengths of pickled objects"),
     "paddle/distributed/communication/all_gather.py:136": ("start", "pickled objects"),
     "paddle/distributed/communication/serialization_utils.py:34": ("start", "pickled objects"),
-    "paddle/distributed/fleet/meta_parallel/pipeline_parallel.py:1781": (
-        "step",
-        "the type of the loss, on all but the last stage",
-    ),
+    # A pipeline: stages agree on shapes once; then the last one reads losses (through PaddleNLP's `to_tensor`, from
+    # pipeline_parallel.py:585, twice per micro-batch), the others the type of the loss.
+    "paddle/distributed/fleet/meta_parallel/pp_utils/p2p_communication.py:88": ("start", "the size of a message"),
+    "paddle/distributed/fleet/meta_parallel/pp_utils/p2p_communication.py:96": ("start", "shapes and types"),
+    "paddlenlp/utils/paddle_patch.py:94": ("step", "the losses of all micro-batches"),
+    "paddle/distributed/fleet/meta_parallel/pipeline_parallel.py:1781": ("step", "the type of the loss"),
     # ChatGLM-6B, twice in each micro-batch.
     "paddlenlp/transformers/chatglm/modeling.py:120": ("step", "whether a position is beyond the cached RoPE table"),
     "paddlenlp/transformers/chatglm/modeling.py:126": ("start", "the length of the RoPE table"),
