@@ -48,8 +48,9 @@ fake-gpu: install
 GPU_RESULTS ?= gpu_results
 KERNEL_PYTHON ?= $(PYTHON)
 GPU_TESTS ?= tests/gpu
+GPU_MARKS ?= gpu
 test-gpu:
 	rm -f $(GPU_RESULTS)/*.json
-	-$(PYTHON) -m pytest $(GPU_TESTS) -m gpu -p tests.helpers.gpu_report --gpu-results $(GPU_RESULTS)/paddle_llm.json
+	-$(PYTHON) -m pytest $(GPU_TESTS) -m '$(GPU_MARKS)' -p tests.helpers.gpu_report --gpu-results $(GPU_RESULTS)/paddle_llm.json
 	-PYTHON=$(KERNEL_PYTHON) custom_ops/tests/gpu/run.sh --results $(GPU_RESULTS) --no-table
 	@$(PYTHON) -m tests.helpers.gpu_results $(GPU_RESULTS)

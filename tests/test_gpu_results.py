@@ -157,5 +157,18 @@ def test_make_installs_nothing():
     words = ["test-gpu", "PYTHON=/x/python", "GPU_RESULTS=out"]
     shown = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "pip" not in shown and ".venv" not in shown
-    assert "/x/python -m pytest tests/gpu -m gpu" in shown and "--gpu-results out/paddle_llm.json" in shown
+    assert "/x/python -m pytest tests/gpu -m 'gpu'" in shown and "--gpu-results out/paddle_llm.json" in shown
     assert "PYTHON=/x/python custom_ops/tests/gpu/run.sh --results out" in shown
+
+
+@pytest.mark.slow
+def test_make_prints_one_table_of_both(tmp_path, machine):
+    """Without a GPU every row is a skip with its reason."""
+    words = [f"PYTHON={sys.executable}", f"GPU_RESULTS={tmp_path}/out", "GPU_TESTS=tests/gpu/test_operations.py"]
+    environment = machine | {"CUDA_VISIBLE_DEVICES": ""}
+    ended = subprocess.run(["make", "test-gpu", *words], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    head, _, *rows = cells(ended.stdout)
+    assert head == list(gpu_results.COLUMNS) and len(rows) == 7
+    assert rows[0][0] == "custom_ops: all" and all(row[1].startswith("skipped: needs a GPU") for row in rows)
+    assert (tmp_path / "out" / gpu_results.REPORT).is_file()

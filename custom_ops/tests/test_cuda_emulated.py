@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,8 +39,8 @@ REPLACED = [
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The CUDA library's functions under the names of the CPU's, so that the same helpers call them."""
+def path(tmp_path_factory):
+    """The CUDA library for this CPU."""
     folder = tmp_path_factory.mktemp("emulated")
     missing = {pattern for pattern, _ in REPLACED}
     for source in [*native.CSRC.glob("*.cuh"), *native.CSRC.glob("*.cu"), *native.CSRC.glob("*.h")]:
@@ -55,6 +57,12 @@ def emulated(tmp_path_factory):
     flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-I", str(folder)]
     path = folder / "emulated.so"
     subprocess.run(["g++", *flags, str(folder / "emulated.cpp"), "-o", str(path)], check=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def emulated(path):
+    """The CUDA library's functions under the names of the CPU's, so that the same helpers call them."""
     cuda = native.load_cuda(path)
     return SimpleNamespace(
         pllm_rms_norm_message=cuda.pllm_rms_norm_message_cuda,
@@ -154,3 +162,40 @@ def test_llamas_rounding(emulated):
     assert (y == bf16((widen(n) * widen(weight)).astype(np.float32))).all()
     _, dweight = backward(emulated, "bf16", dy, x, weight, invvar, setting=setting)
     assert error(dweight, (widen(dy) * widen(n)).sum(axis=0)) <= LIMIT["bf16"]
+
+
+@pytest.mark.slow
+@pytest.mark.hf  # torch
+def test_the_checks_for_gpus_run(path, monkeypatch):
+    """`gpu/check.py`, with torch's tensors in host memory; a kernel that is wrong is reported."""
+    import torch
+
+    monkeypatch.syspath_prepend(Path(__file__).parent / "gpu")
+    import check
+    import device
+
+    for module in (check, device):
+        monkeypatch.setattr(module, "WHERE", "cpu")
+    monkeypatch.setattr(check, "ROWS", (0, 5))
+    monkeypatch.setattr(check, "MANY_ROWS", 40)
+    monkeypatch.setattr(check, "QUICK", [7, 64])
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=None))
+    for name, found in {"mem_get_info": (1 << 30, 1 << 30), "memory_reserved": 0, "memory_allocated": 0}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda found=found: found)
+    card = device.Device(path)
+    checks = dict(check.checks(card, quick=True))
+    assert list(checks) == [f"rows of {hidden} in {name}" for hidden in (7, 64) for name in device.NAMES] + [
+        "many rows",
+        "nan and inf",
+    ]
+    assert checks["rows of 7 in bf16"]() == "24 combinations"
+    assert checks["many rows"]() == "40 rows" and checks["nan and inf"]() == "fp32, fp16, bf16"
+    with monkeypatch.context() as patch:
+        patch.setattr(device.Device, "backward_into", lambda *_, **__: None)
+        with pytest.raises(AssertionError, match="rows, weight fp32, gap"):
+            checks["rows of 7 in fp32"]()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, 1))
+    assert "too little memory" in checks["rows of 64 in fp16"]()
+    for name in ("check", "device"):
+        del sys.modules[name]

@@ -124,7 +124,7 @@ def test_gradients_in_32_bits_of_16_bit_weights(tmp_path: Path, device: str, nam
     ranks, (alone,) = train(case), train(case.alone())
     for rank in ranks:
         assert_close(rank, alone, HALF_LIMIT if device == "gpu" else 1e-4)
-        assert rank.skipped == 0
+        assert rank.skipped == alone.skipped < len(alone.losses)
     if device == "gpu":
         assert {rank.device for rank in ranks} == {"gpu:0", "gpu:1"}
 

@@ -32,7 +32,14 @@ PLACES = {"cpu": ("Place(cpu)", "Place(cpu)"), "gpu": ("Place(gpu:0)", "Place(gp
 
 
 def case_on(device: str, folder: Path, layout: Layout | None = None, **settings: Any) -> Case:
-    return make_case(folder, layout or Layout(), **{"device": device, **settings})
+    """A case without fused kernels, as is the default on a GPU."""
+    return make_case(folder, layout or Layout(), **{"device": device, "use_fused_rms_norm": False, **settings})
+
+
+def family_case(device: str, folder: Path, family: str, **settings: Any) -> Case:
+    """A case of a family. ChatGLM-6B's samples end in marks, which random tokens of pretraining do not have."""
+    entry = "finetune" if family == "chatglm" else "pretrain"
+    return case_on(device, folder, family=family, **{"entry": entry, **settings})
 
 
 def with_settings(case: Case, **settings: Any) -> Case:

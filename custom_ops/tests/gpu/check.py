@@ -8,7 +8,7 @@ from functools import partial
 
 import rms_norm_native as native
 import torch
-from device import NAMES, Device, Setting, free_bytes
+from device import NAMES, WHERE, Device, Setting, free_bytes
 
 LIMIT = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
 # Each way through the launchers: a warp per row, blocks, many packs per thread, rows read twice; odd ones element by element.
@@ -40,7 +40,7 @@ HIDDEN = [
     65536,
 ]
 QUICK = [1, 7, 64, 129, 768, 1024, 4096, 4097, 8192, 16384, 65536]
-MANY_ROWS = 200_000
+ROWS, MANY_ROWS = (0, 1, 5, 700), 200_000
 # For each element of a matrix, at most: a dozen of them in fp32, ten temporaries of float64.
 BYTES_PER_ELEMENT = 160
 GUARD = 64  # elements of poison around and between rows' ends
@@ -51,7 +51,7 @@ class Guarded:
     of 8 elements; `offset` moves the start off it."""
 
     def __init__(self, rows: int, hidden: int, dtype: torch.dtype, gap: int = 0, offset: int = 0):
-        self.whole = torch.empty(2 * GUARD + offset + max(rows, 1) * (hidden + gap), dtype=dtype, device="cuda")
+        self.whole = torch.empty(2 * GUARD + offset + max(rows, 1) * (hidden + gap), dtype=dtype, device=WHERE)
         self.bytes = self.whole.view(torch.uint8)
         self.bytes.fill_(0xA5)
         self.array = self.whole.as_strided((rows, hidden), (hidden + gap, 1), GUARD + offset)
@@ -64,7 +64,7 @@ class Guarded:
         """A copy of the values; fails if the poison around them is gone."""
         values = self.array.clone()
         self.array.copy_(
-            torch.full((1,), 0xA5, dtype=torch.uint8, device="cuda")
+            torch.full((1,), 0xA5, dtype=torch.uint8, device=WHERE)
             .repeat(self.whole.element_size())
             .view(self.whole.dtype)
         )
@@ -114,10 +114,10 @@ def run_once(
 
 
 def draw(rows: int, hidden: int, name: str, weight_type: str, seed: int):
-    generator = torch.Generator(device="cuda").manual_seed(seed)
+    generator = torch.Generator(device=WHERE).manual_seed(seed)
 
     def normal(*shape, of=name):
-        return torch.randn(*shape, generator=generator, device="cuda").to(NAMES[of])
+        return torch.randn(*shape, generator=generator, device=WHERE).to(NAMES[of])
 
     matrices = [normal(rows, hidden) for _ in range(4)]
     return [*matrices, 1 + 0.2 * normal(1, hidden, of=weight_type)]
@@ -197,7 +197,7 @@ def checks(device: Device, quick: bool) -> Iterator[tuple[str, Callable[[], str]
 def check_width(device: Device, hidden: int, name: str) -> str:
     """All combinations of rows, types of the weight, strides, residual and rounding for one width and type."""
     count, left_out = 0, []
-    for rows in (0, 1, 5, 700) if hidden <= 16392 else (3, 37):
+    for rows in ROWS if hidden <= 16392 else (3, 37):
         if not fits(rows, hidden):
             left_out.append(str(rows))
             continue

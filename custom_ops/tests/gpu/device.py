@@ -12,6 +12,7 @@ from pathlib import Path
 import rms_norm_native as native
 import torch
 
+WHERE = "cuda"  # torch's name of the device; tests without a GPU replace it
 TYPES = {torch.float32: native.FLOAT32, torch.float16: native.FLOAT16, torch.bfloat16: native.BFLOAT16}
 NAMES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -76,7 +77,7 @@ class Device:
         """Bytes for backward, poisoned."""
         size = self.library.pllm_rms_norm_workspace_cuda(self._shape(x_RH, weight_H, setting), int(want_dweight))
         self._check(max(-size, 0))
-        return torch.full((size,), 0xFF, dtype=torch.uint8, device="cuda")
+        return torch.full((size,), 0xFF, dtype=torch.uint8, device=WHERE)
 
     def backward_into(
         self,
