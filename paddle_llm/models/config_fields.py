@@ -28,7 +28,7 @@ HARMLESS = frozenset({
     # written by this project and by PaddleNLP about a run's layout
     "unpadded_vocab_size", "folder_sequence_length", "tensor_parallel_degree", "tensor_parallel_rank", "tensor_parallel_output",
     "pipeline_parallel_degree", "sequence_parallel", "virtual_pp_degree", "seq_length", "dpo_config", "fuse_attention_qkv",
-    "fuse_attention_ffn",
+    "fuse_attention_ffn", "use_fast_layer_norm",
 })  # fmt: skip
 
 # Fields that a family's networks of transformers or PaddleNLP read, or that its published folders carry without effect.

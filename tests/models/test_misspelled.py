@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models.build import plain_configuration
+from paddle_llm.models.config_fields import unknown_fields
 from paddle_llm.models.registry import find_family
+from paddle_llm.models.switches import apply_switches
 from tests.models.building import WRITERS
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "models").iterdir())
@@ -34,6 +38,17 @@ def test_a_key_that_is_nearly_right_is_told_once(tmp_path, capsys):
     file.write_text(json.dumps(raw | {"rms_norm_epss": 1e-5, "rms_norm_eps": 1e-5}))
     configuration(tmp_path)
     assert "is no setting" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_a_training_writes_is_known(name, tmp_path):
+    WRITERS[name](tmp_path)
+    facts = read_model_facts(tmp_path)
+    family = find_family(facts)
+    config = plain_configuration(tmp_path, family, facts.raw)
+    apply_switches(config, RunConfig(), Layout(), family)
+    read = set(vars(family.load("config_class")()))
+    assert unknown_fields(family.name, config.to_dict(), read) == []
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
