@@ -200,8 +200,8 @@ def check_identity(folder: str | Path, identity: dict, changed: Iterable[str] = 
     if _other_samples(saved, identity) or (rows is not None and rows != identity.get("rows")):
         named = "; ".join(changed) or "the content of the files, their split, the lengths, the template or a seed"
         raise UserError(
-            f"{folder} was saved with other data. Different: {named}. Its position would mean other samples. Give the data "
-            "that it was trained with, or begin another training from what it has trained."
+            f"{folder} was saved with other data. Different: {named}. Resuming there would continue at other samples. "
+            "Use the original data, or start a new run (another --output_dir) from its adapter or model."
         )
     if saved.get("method") != identity.get("method"):
         was, now = (found.get("method") or {} for found in (saved, identity))

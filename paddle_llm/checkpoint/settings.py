@@ -116,13 +116,17 @@ def check_length(start: Path, resolved: Resolved, steps: int) -> list[str]:
     changed = _differences(saved["schedule"], record_of(resolved, steps)["schedule"])
     length = f"the training has {steps} steps, not {saved['steps']}"
     if changed:
-        if steps != saved["steps"]:
-            changed = [length, *changed]
+        typed = [line for line in changed if _is_typed(line.split()[0], resolved)]
+        changed = [length, *typed] if steps != saved["steps"] else typed or changed
         advice = "Give the same --num_train_epochs or --max_steps, learning rates and warm-up"
         return _judge(start, changed, resolved, f"The learning-rate schedule would jump. {advice}")
     if steps != saved["steps"]:
         return [f"{start}: {length}; the learning-rate schedule up to there is the same."]
     return []
+
+
+def _is_typed(name: str, resolved: Resolved) -> bool:
+    return not resolved.origins.get(name, "default").startswith(("default", "derived"))
 
 
 def changed_data_settings(start: Path, resolved: Resolved) -> list[str]:

@@ -1,4 +1,4 @@
-"""The type of a real number that a `paddle-llm` command takes: a finite one, as in a config."""
+"""The types of numbers that a `paddle-llm` command takes: whole ones, and finite ones, as in a config."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import Any
 import click
 
 
+class Whole(click.IntRange):
+    """A range of whole numbers. click's own message calls each an `integer range`."""
+
+    name = "whole number"
+
+
 class Finite(click.FloatRange):
     """A range of finite numbers. `click.FloatRange` accepts `nan`, which no comparison excludes, and `inf`."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The number.

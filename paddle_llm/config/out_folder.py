@@ -47,13 +47,13 @@ def check_replaceable(out: Path, sign: str, kind: str, overwrite: bool) -> None:
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"OUT {out} is a file: name a folder")
+        raise UserError(f"{out} is a file: name a folder")
     if not any(out.iterdir()):
         return
     if not overwrite:
-        raise UserError(f"OUT {out} is there and not empty: name another folder, or replace it with --overwrite")
+        raise UserError(f"{out} exists and is not empty: name another folder, or replace it with --overwrite")
     if not (out / sign).is_file():
-        raise UserError(f"OUT {out} is no {kind} (it has no {sign}), and is not replaced: remove it yourself")
+        raise UserError(f"{out} is no {kind} (it has no {sign}), and is not replaced: remove it yourself")
 
 
 def check_apart(out: Path, *read: Path | None) -> None:
@@ -63,7 +63,7 @@ def check_apart(out: Path, *read: Path | None) -> None:
             continue
         place = place.expanduser().resolve()
         if out.resolve() == place or out.resolve() in place.parents:
-            raise UserError(f"OUT {out} is or holds {place}, which is read for it: name another folder")
+            raise UserError(f"{out} is or holds {place}, which is read for it: name another folder")
 
 
 def check_writable(file: Path, option: str) -> None:
@@ -96,7 +96,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
             _flush_all(staged)
             if _identity(out) != before:
                 raise UserError(
-                    f"OUT {out} was not written: somebody else has written there meanwhile. Name another folder"
+                    f"{out} was not written: somebody else has written there meanwhile. Name another folder"
                 )
             (staged / MARK).unlink()  # at the last moment: without it nobody takes the folder for a leftover
             _rename(staged, out)
@@ -108,7 +108,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
                     folder.rmdir()
         problem = disk_problem(error)
         if problem is not None:
-            raise UserError(f"OUT {out} was not written: {problem}") from None
+            raise UserError(f"{out} was not written: {problem}") from None
         raise
     finally:
         os.close(lock)
@@ -156,7 +156,7 @@ def _remove_what_is_left(staged: Path, out: Path) -> None:
     try:
         # The mark that was opened may have been removed since, and another command's stand at its place.
         if _is_locked(lock) or os.fstat(lock).st_ino != os.stat(staged / MARK).st_ino:
-            raise UserError(f"OUT {out} is being written by another command: wait for it, or name another folder")
+            raise UserError(f"{out} is being written by another command: wait for it, or name another folder")
         shutil.rmtree(staged)
     finally:
         os.close(lock)

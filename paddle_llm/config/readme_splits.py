@@ -111,4 +111,7 @@ def sort_declared(found: DataFolder, declared: dict[str, list[str]], names: list
     used = {path for files in found.files.values() for path in files}
     for name in names:
         if (path := os.path.join(found.path, name)) not in used:
-            found.left_out.setdefault(path, "README.md does not declare it as data")
+            is_itself = name.lower() == "readme.md"
+            found.left_out.setdefault(
+                path, "documentation, not data" if is_itself else "README.md does not declare it as data"
+            )

@@ -211,7 +211,7 @@ def _why_none(folder: Path) -> str:
     if any(folder.glob("pytorch_model*.bin")):
         if any((folder / name).is_file() for name in _ORDER_OF_PICKLES):
             return (
-                f"{folder} holds torch pickles (pytorch_model*.bin), a format that can carry code. To read them all the same give "
+                f"{folder} holds torch pickles (pytorch_model*.bin), a format that can carry code. To read them anyway give "
                 "--allow_pickle (nothing but tensors is taken from them), or convert them to safetensors with Hugging Face's "
                 "save_pretrained(..., safe_serialization=True)"
             )

@@ -14,8 +14,9 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
-from paddle_llm.config.number_option import Finite
+from paddle_llm.config.number_option import Finite, Whole
 from paddle_llm.config.path_option import PATH
+from paddle_llm.core.counts import counted
 from paddle_llm.data.finetune_commands import finetune_options, self_cognition, show_finetune
 
 if TYPE_CHECKING:
@@ -74,9 +75,7 @@ def tokenizer() -> None:
 @tokenizer.command(cls=ManyInputs)
 @_reading
 @click.option("--output_dir", required=True, type=PATH, help="Folder to write.")
-@click.option(
-    "--vocab_size", type=click.IntRange(min=261), required=True, help="Pieces, with 4 special ones and 256 bytes."
-)
+@click.option("--vocab_size", type=Whole(min=261), required=True, help="Pieces, with 4 special ones and 256 bytes.")
 @click.option("--model_type", type=click.Choice(["unigram", "bpe"]), default="unigram", show_default=True)
 @click.option(
     "--character_coverage",
@@ -87,7 +86,7 @@ def tokenizer() -> None:
 )
 @click.option(
     "--max_lines",
-    type=click.IntRange(min=1),
+    type=Whole(min=1),
     default=1_000_000,
     show_default=True,
     help="Lines to train on, drawn at random.",
@@ -122,7 +121,7 @@ def train(
     with progress_bar(sources, "reading") as advance:
         size = train_tokenizer(texts(advance), **options)
     if skipped:
-        say(f"{len(skipped)} bad rows left out")
+        say(f"{counted(len(skipped), 'bad row')} left out")
     say(f"tokenizer with {size} pieces written to {options['output_dir']}")
 
 
@@ -135,7 +134,7 @@ def data() -> None:
 @_reading
 @click.option("--tokenizer", required=True, type=PATH, help="Tokenizer folder.")
 @click.option("--output_prefix", required=True, type=PATH, help="Writes PREFIX.bin, PREFIX.idx and PREFIX.meta.json.")
-@click.option("--workers", type=click.IntRange(min=1), default=len(os.sched_getaffinity(0)), show_default="all cores")
+@click.option("--workers", type=Whole(min=1), default=len(os.sched_getaffinity(0)), show_default="all cores")
 def build(
     inputs: tuple[str, ...],
     kind: str,
@@ -167,7 +166,7 @@ def build(
     for problem in report.problems:
         say(f"left out: {problem}")
     if report.bad_rows or report.empty_documents:
-        say(f"left out: {report.bad_rows} bad rows, {report.empty_documents} empty documents")
+        say(f"left out: {counted(report.bad_rows, 'bad row')}, {counted(report.empty_documents, 'empty document')}")
     if report.special_tokens:
         say(
             f"{report.special_tokens} special tokens are written in the documents and became token ids, as in transformers. "
@@ -183,7 +182,7 @@ def build(
 @click.argument("prefix", required=False, type=PATH)
 @click.option("--tokenizer", type=PATH, help="Tokenizer folder: compared with the corpus's, and shows samples as text.")
 @click.option(
-    "--samples", "--num", "samples", type=click.IntRange(min=0), default=3, show_default=True, help="How many to show."
+    "--samples", "--num", "samples", type=Whole(min=0), default=3, show_default=True, help="How many to show."
 )
 @finetune_options
 def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: str | None, **options: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.split_names import SPLIT_NAMES, SUFFIXES, kind_of_file
+from paddle_llm.core.counts import counted
 from paddle_llm.data.instruction_formats import FORMATS, BadRow, Conversation, matching_formats, read_row, recognise
 from paddle_llm.data.instructions.data_files import DEFAULT_DATA, find_files
 from paddle_llm.data.instructions.dataset_info import FileInfo, info_of
@@ -177,8 +178,8 @@ def _load_file(path: str, data_format: str, prompted: PromptTemplates | None, lo
     loaded.formats[path] = reader.describe().split(",")[0]
     bad = sum(loaded.reasons.values()) - bad
     say(
-        f"{path}: {len(loaded.conversations) - before} conversations; format {reader.describe()}"
-        + (f"; {bad} bad rows" if bad else "")
+        f"{path}: {counted(len(loaded.conversations) - before, 'conversation')}; format {reader.describe()}"
+        + (f"; {counted(bad, 'bad row')}" if bad else "")
     )
     report_notes(path, reader, loaded.conversations[before:])
 
@@ -207,7 +208,7 @@ def _judge(loaded: Loaded, skip_bad_rows: bool) -> None:
     bad = sum(loaded.reasons.values())
     if bad:
         reasons = "; ".join(f"{count} x {reason}" for reason, count in loaded.reasons.most_common(_SHOWN))
-        summary = f"{bad} bad rows ({reasons}). The first:\n  " + "\n  ".join(loaded.examples)
+        summary = f"{counted(bad, 'bad row')} ({reasons}). The first:\n  " + "\n  ".join(loaded.examples)
         if not skip_bad_rows:
             raise UserError(f"{summary}\nCorrect them, or leave them out with --skip_bad_rows.")
         say(f"left out: {summary}")

@@ -232,7 +232,7 @@ def recognise(rows: list[Row], where: str) -> str:
     ]
     found = ", ".join(names) or "no rows"
     raise UserError(
-        f"{where}: no known format; its keys are: {found}. Known are\n{known_formats()}\n{_WAYS_ON}{_text_hint(rows)}"
+        f"{where}: no known format; its keys are: {found}.\nThe formats are\n{known_formats()}\n{_WAYS_ON}{_text_hint(rows)}"
     )
 
 

@@ -307,7 +307,7 @@ def check_template(name: str, folder: str | None = None) -> None:
 
 def _unknown(name: str, folder: str | None) -> UserError:
     found = find_templates(folder)
-    known = (AUTO, JINJA, *TEMPLATES, *(found.by_name if found else ()))
+    known = tuple(dict.fromkeys((AUTO, *TEMPLATES, JINJA, *(found.by_name if found else ()))))
     return UserError(f"--chat_template {name}: is none of {', '.join(known)}, and no file.{near(name, *known)}")
 
 

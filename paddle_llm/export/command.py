@@ -250,11 +250,11 @@ def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **op
     try:
         done = export(checkpoint, target, out, verify=not no_verify, **options)
     except ExportFailed as failure:
-        say(f"failed: {failure}\nOUT {out} was not written")
+        say(f"failed: {failure}\n{out} was not written")
         sys.exit(1)
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second of two: nothing is left to be interrupted
-        say(f"interrupted; OUT {out} was not written")
+        say(f"interrupted; {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
     say_findings(done.findings)
     if no_verify:

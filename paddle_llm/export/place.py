@@ -27,7 +27,7 @@ def check_outside(out: Path, *read: Path | None) -> None:
     check_apart(out, *read)
     for place in read:
         if place is not None and place.expanduser().resolve() in out.resolve().parents:
-            raise UserError(f"OUT {out} is inside {place}, which is read for it: name a folder outside")
+            raise UserError(f"{out} is inside {place}, which is read for it: name a folder outside")
 
 
 def check_space(out: Path, needed: int) -> None:
@@ -36,7 +36,7 @@ def check_space(out: Path, needed: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < needed + _SPARE:
         raise UserError(
-            f"OUT {out}: the weights take {human(needed)}, what is beside them up to {human(_SPARE)}, and {parent} has "
+            f"{out}: the weights take {human(needed)}, what is beside them up to {human(_SPARE)}, and {parent} has "
             f"{human(free)} left: make room, or name a folder on another disk"
         )
 

@@ -88,7 +88,8 @@ def _why(source: Source, findings: list[Finding], failed: list[Finding]) -> str:
 
     ended = [finding.engine for finding in failed if finding.ended]
     if len(ended) < len(failed):
-        return f"the export is not equal to its source, {source.folder}"
+        found = [f"{one.engine}, {one.what}{f': {one.note}' if one.note else ''}" for one in failed if not one.ended]
+        return "\n".join([f"the export differs from its source, {source.folder}:", *found])
     others = [
         name for name in ENGINES if name not in ended and any(one.engine.startswith(f"{name} ") for one in findings)
     ]

@@ -104,7 +104,7 @@ def verify(
     """
     check_engines(engines, target)
     python = find_paddleformers(paddleformers_python) if asks_paddleformers(target, engines) else None
-    say("asking the source")
+    say("running the source")
     question, findings = _question(source, folder, prompts, new_tokens)
     findings += _of_files(source, question)
     expected = in_paddle.answer_of_source(source, question, _stored_dtypes(source, folder, target))
@@ -246,7 +246,7 @@ def _of_engine(
     try:
         if engine.families is not None and question.family not in engine.families:
             raise NotRun(engine.lacking)
-        say(f"asking {engine.name}")
+        say(f"running {engine.name}")
         answers = engine.answer(question, python)
     except NotRun as reason:
         yield Finding(engine.name, what, passed=None, note=f"not run: {reason}")

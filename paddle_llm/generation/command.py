@@ -15,7 +15,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, is_first_rank
-from paddle_llm.config.number_option import Finite
+from paddle_llm.config.number_option import Finite, Whole
 from paddle_llm.config.out_folder import check_writable
 from paddle_llm.config.path_option import PATH, PATHLIB
 from paddle_llm.core.output import stdout_is_unicode
@@ -39,7 +39,7 @@ Examples:
 _ROOM, _ROOM_OF_ANSWERS = 64, 512
 _DEFAULTS = {"repetition_penalty": 1.0, "num_beams": 1, "length_penalty": 1.0}
 _BETWEEN = "---"  # a line between the answers to several prompts
-_AT_MOST_ONE = click.IntRange(1)
+_AT_MOST_ONE = Whole(1)
 
 
 @click.command(epilog=_EXAMPLE)
@@ -80,7 +80,7 @@ _AT_MOST_ONE = click.IntRange(1)
 @click.option("--batch_size", default=8, show_default=True, type=_AT_MOST_ONE, help="Prompts at a time.")
 @click.option("--temperature", type=Finite(0, min_open=True), help="Sample; below 1 sharpens. [default: greedy]")
 @click.option("--top_p", type=Finite(0, 1, min_open=True), help="Sample from the likeliest tokens of this mass.")
-@click.option("--top_k", type=click.IntRange(0), help="Sample from this many likeliest tokens; 0: from all.")
+@click.option("--top_k", type=Whole(0), help="Sample from this many likeliest tokens; 0: from all.")
 @click.option(
     "--repetition_penalty",
     default=1.0,
@@ -96,7 +96,7 @@ _AT_MOST_ONE = click.IntRange(1)
     type=Finite(),
     help="Of the search: above 0 longer texts gain, below 0 they lose.",
 )
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the sampling.")
+@click.option("--seed", default=0, show_default=True, type=Whole(0), help="Seed of the sampling.")
 @click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: MODEL_FOLDER]")
 @click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: the best there is]")

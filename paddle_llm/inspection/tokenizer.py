@@ -11,10 +11,15 @@ from paddle_llm.config.errors import UserError
 from paddle_llm.data.encode_instruction import DoesNotFit, EncodedSample, InstructionEncoder
 from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Turn
 from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.text_codec import TextCodec, open_codec
+from paddle_llm.data.text_codec import PaddleNLPCodec, SentencePieceCodec, TextCodec, TransformersCodec, open_codec
 from paddle_llm.inspection.report import Level, Section
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model")
+_LIBRARIES = {
+    SentencePieceCodec: "sentencepiece",
+    PaddleNLPCodec: "PaddleNLP's AutoTokenizer",
+    TransformersCodec: "transformers' AutoTokenizer",
+}
 TRAINED = ("⟦", "⟧")  # around text that is trained
 SAMPLE = Conversation(
     (
@@ -57,7 +62,7 @@ def _describe(section: Section, codec: TextCodec, vocab_size: int | None) -> Non
     ids = {name: codec.mark(name) for name in codec.specials}
     size = max([codec.vocab_size - 1, *(number for number in ids.values() if number is not None)]) + 1
     section.facts |= {
-        "read by": type(codec).__name__,
+        "read by": _LIBRARIES[type(codec)],
         "tokens": size,
         "bos": _token(codec, codec.bos_id),
         "eos": _token(codec, codec.eos_id),

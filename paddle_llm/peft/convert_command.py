@@ -57,7 +57,7 @@ def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: 
         else:
             written = formats.from_peft(source, out, base=base, show=_progress, allow_pickle=allow_pickle)
     except KeyboardInterrupt:
-        say(f"interrupted; OUT {out} was not written")
+        say(f"interrupted; {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
     format = "Hugging Face's PEFT" if target == "peft" else "this library"
     size = decimal(sum(file.stat().st_size for file in out.iterdir()))
@@ -74,7 +74,7 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     ours = {CONFIG, TENSORS, "README.md", TEMPLATE_FILE, RECORD_FILE, ADDITIONAL_FOLDER, *TOKENIZER_FILES}
     more = sorted({file.name for file in out.iterdir()} - ours)
     if more:
-        raise UserError(f"OUT {out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")
+        raise UserError(f"{out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")
 
 
 def _start_process() -> None:

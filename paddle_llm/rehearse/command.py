@@ -16,6 +16,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
+from paddle_llm.config.number_option import Whole
 from paddle_llm.config.path_option import PATH
 
 _FAILED = 1
@@ -24,9 +25,9 @@ _BROKEN = 4
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG.json [--key value ...]")
-@click.option("--world_size", type=click.IntRange(min=1), required=True, help="Ranks (GPUs) that CONFIG is meant for.")
-@click.option("--ranks", type=click.IntRange(min=1), default=8, show_default=True, help="CPU ranks to run at once.")
-@click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Optimizer steps.")
+@click.option("--world_size", type=Whole(min=1), required=True, help="Ranks (GPUs) that CONFIG is meant for.")
+@click.option("--ranks", type=Whole(min=1), default=8, show_default=True, help="CPU ranks to run at once.")
+@click.option("--steps", type=Whole(min=1), default=3, show_default=True, help="Optimizer steps.")
 @click.option("--synthetic", is_flag=True, help="Random tokens: without the config's corpus and tokenizer.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the verdict as JSON, too.")
 def rehearse(

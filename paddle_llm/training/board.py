@@ -11,6 +11,7 @@ import click
 
 from paddle_llm.config.console import say
 from paddle_llm.config.errors import UserError, exit_on_user_error
+from paddle_llm.config.number_option import Whole
 from paddle_llm.config.path_option import PATH
 
 LOG_FOLDER = "visualdl"
@@ -94,7 +95,7 @@ def serve(logs: Path, host: str, port: int) -> None:
     epilog="Example: paddle-llm board output/llama_7b --port 8040. On another machine's run: ssh -L 8040:localhost:8040."
 )
 @click.argument("folder", type=PATH, metavar="DIR")
-@click.option("--port", default=8040, show_default=True, type=click.IntRange(0, 65535), help="0 takes any free one.")
+@click.option("--port", default=8040, show_default=True, type=Whole(0, 65535), help="0 takes any free one.")
 @click.option("--host", default="localhost", show_default=True, help="0.0.0.0 lets other machines in.")
 def board(folder: str, port: int, host: str) -> None:
     """Show the curves (loss, speed, ...) of the run in DIR in a browser; prints the page's address, runs until Ctrl-C.

@@ -170,7 +170,9 @@ def _method(resolved: Resolved) -> Method:
     if kept.name != wanted.name:
         wrong.append(f"it is of {kept.name}, asked for is {wanted.name}")
     if wrong:
-        raise UserError(f"training goes on from {path}, which is otherwise: {'; '.join(wrong)}. Leave those flags out.")
+        raise UserError(
+            f"training continues {path}, and its settings differ: {'; '.join(wrong)}. Leave out those flags."
+        )
     if kept != wanted:
         say(f"the settings of {path} are kept: {kept.describe()}")
     return kept

@@ -201,7 +201,12 @@ class ProgressReport(TrainerCallback):
         table = Table(title="training finished", show_header=False)
         rows = {
             "steps": f"{state.global_step} ({_clock(time.perf_counter() - self._began)})",
-            "loss": f"{_loss(self._first)} at step {self._first['step']}, {_loss(self._last)} at step {state.global_step}",
+            "loss": ", ".join(
+                dict.fromkeys(
+                    f"{_loss(row)} at step {step}"
+                    for row, step in ((self._first, self._first["step"]), (self._last, state.global_step))
+                )
+            ),
             "evaluation loss": f"{self._last['eval_loss']:.4f} (perplexity {self._last['eval_ppl']:.2f})"
             if "eval_loss" in self._last
             else "",

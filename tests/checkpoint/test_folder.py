@@ -203,7 +203,7 @@ def test_the_launchers_log_folder_is_not_in_the_way(tmp_path):
 
 def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(UserError, match="is, or is below, a file"):
         _prepare(tmp_path / "file")
 
 

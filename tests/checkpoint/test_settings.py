@@ -98,10 +98,10 @@ def test_another_length_is_refused_where_it_changes_the_learning_rate(model, sta
     assert check_length(start, run(model), _STEPS) == []
     with pytest.raises(UserError) as refused:
         check_length(start, run(model), 48)
-    assert "the training has 48 steps, not 16; warmup_steps 0 -> 1; decay_steps 16 -> 48" in str(refused.value)
+    assert "other settings: the training has 48 steps, not 16. The learning-rate" in str(refused.value)
     assert "learning-rate schedule would jump" in str(refused.value)
     (line,) = check_length(start, run(model, "--resume_with_changed_settings"), 48)
-    assert "decay_steps 16 -> 48" in line
+    assert "48 steps, not 16" in line
     with pytest.raises(UserError, match="learning_rate 2e-05 -> 0.0001"):
         check_length(start, run(model, "--learning_rate", "1e-4"), _STEPS)
 

@@ -56,7 +56,7 @@ def test_inspect_lists_the_files_of_a_folder(tmp_path: Path, tokenizer_folder: s
     assert shown.returncode == 0, shown.stderr
     expected = [
         f"train  {tmp_path}/data/train_0.jsonl: 1 rows; UTF-8; format src_tgt, by its keys src, tgt",
-        f"dev    {tmp_path}/dev.csv: 0 rows; UTF-8; cannot be read: {tmp_path}/dev.csv: no known format; its keys are: a, b. Known are",
+        f"dev    {tmp_path}/dev.csv: 0 rows; UTF-8; cannot be read: {tmp_path}/dev.csv: no known format; its keys are: a, b.",
         f"dev    {tmp_path}/val.jsonl.gz: 1 rows; UTF-8 in .gz; format src_tgt, by its keys src, tgt",
         f"test   {tmp_path}/data/test.json: 1 rows, 1 bad; UTF-16 LE with byte order mark; format src_tgt, by its keys src, tgt",
         f"left out  {tmp_path}/README.md: holds no rows by its name or suffix",

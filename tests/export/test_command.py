@@ -90,7 +90,7 @@ def test_a_folder_that_is_there_is_replaced_when_asked(model, tmp_path):
     out = tmp_path / "out"
     export(model, "hf", out, verify=False)
     (out / "old").write_text("of the first export")
-    with pytest.raises(UserError, match="is there and not empty.*--overwrite"):
+    with pytest.raises(UserError, match="exists and is not empty.*--overwrite"):
         export(model, "hf", out, verify=False)
     assert (out / "old").is_file()
     done = export(model, "hf", out, verify=False, overwrite=True)
@@ -143,7 +143,7 @@ def broken(source, staged, options) -> None:
 @pytest.mark.parametrize(
     "writer, error, said",
     [
-        (spoiled, ExportFailed, "not equal to its source"),
+        (spoiled, ExportFailed, r"differs from its source, .*:\n(?s:.*)logits and greedy tokens"),
         (full_disk, UserError, "the disk is full"),
         (broken, ZeroDivisionError, ""),
     ],

@@ -307,7 +307,7 @@ def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
     (tmp_path / "new.saving" / "thesis.txt").touch()
     for place in (out, tmp_path / "new"):
         result = CliRunner().invoke(convert, [str(ours), str(place), "--to", "peft", "--overwrite"])
-        assert result.exit_code == 130 and f"interrupted; OUT {place} was not written" in result.stderr
+        assert result.exit_code == 130 and f"interrupted; {place} was not written" in result.stderr
     assert (out / TENSORS).read_bytes() == before and (tmp_path / "new.saving" / "thesis.txt").is_file()
     assert {path.name for path in tmp_path.iterdir()} == {"base", "ours", "theirs", "new.saving"}
 

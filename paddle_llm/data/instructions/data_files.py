@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections import Counter
 
@@ -19,6 +20,7 @@ from paddle_llm.config.split_names import (
     DataFolder,
     splits_of_name,
 )
+from paddle_llm.core.counts import counted
 from paddle_llm.data.instructions.dataset_info import FILE, info_of
 
 DEFAULT_DATA = "data"
@@ -87,9 +89,13 @@ def describe(found: DataFolder) -> list[str]:
 
 
 def _report(found: DataFolder) -> None:
-    counts = ", ".join(f"{split}: {len(found.of(split))} files" for split in (TRAIN, DEV, TEST) if found.of(split))
+    counts = ", ".join(
+        f"{split}: {counted(len(found.of(split)), 'file')}" for split in (TRAIN, DEV, TEST) if found.of(split)
+    )
     if found.unnamed and found.of(TRAIN):
-        say_once(f"{found.path}: no file has the name of a split; all are read as train ({len(found.of(TRAIN))} files)")
+        say_once(
+            f"{found.path}: no file has the name of a split; all are read as train ({counted(len(found.of(TRAIN)), 'file')})"
+        )
     elif counts:
         say_once(f"{found.path}: {counts}")
     for note in found.notes:
@@ -119,4 +125,5 @@ def _nothing(path: str | None, asked: str, flag: str, found: DataFolder) -> str:
             else ""
         )
         return f"{flag} {asked}: the folder holds no training data{f' ({seen})' if seen else ''}. {remedy or f'Give {form}.'}"
-    return f"{flag} {asked}: no such file or folder. Give {form}."
+    missing = "no file matches" if glob.has_magic(asked) else "no such file or folder"
+    return f"{flag} {asked}: {missing}. Give {form}."
