@@ -12,6 +12,7 @@ import pytest
 
 from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.data.counted_batches import LABELLED_POSITIONS
 from paddle_llm.export.engines import in_paddle
 from paddle_llm.models import cpu_kernels
 from paddle_llm.models.loss import CausalLMLoss
@@ -20,7 +21,8 @@ from paddle_llm.parallel.sharded_gradients import default_bucket_bytes
 from paddle_llm.parallel.sharded_weights import ShardedWeights
 from paddle_llm.peft import adalora
 from paddle_llm.rehearse import oracle, record
-from paddle_llm.training import nan_guard, pretrain_trainer
+from paddle_llm.training import finetune_trainer, nan_guard, pretrain_trainer
+from paddle_llm.training.finetune_trainer import FinetuneTrainer
 from paddle_llm.training.loss_scaling import unscale_main_gradients
 from paddle_llm.training.meter import Meter
 from paddle_llm.training.pretrain_trainer import PretrainTrainer
@@ -60,6 +62,21 @@ def test_an_export_names_the_device(card: None) -> None:
 def test_the_scaler_tells_an_overflow_from_a_step_that_is_not_a_number(found: bool) -> None:
     trainer = SimpleNamespace(do_grad_scaling=True, scaler=SimpleNamespace(_found_inf=paddle.to_tensor([found])))
     assert nan_guard._scaler_overflowed(trainer) is found
+
+
+def test_labelled_positions_of_fine_tuning_are_of_few_different_numbers(
+    card: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of ever new sizes would fragment the memory of a GPU; the loader rounds their number up."""
+    monkeypatch.setattr(finetune_trainer, "criterion_of", lambda model: "criterion")
+    trainer = SimpleNamespace(layout=Layout(), model=None)
+    sizes = set()
+    for labelled in (3, 200, 257):
+        labels = np.full((1, 1024), -100)
+        labels[0, :labelled] = 1
+        batches = FinetuneTrainer.counted_batches(trainer, lambda samples, labels=labels: {"labels": labels})
+        sizes.add(len(batches([])[LABELLED_POSITIONS]))
+    assert sizes == {256, 512}
 
 
 def test_adalora_refuses_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
