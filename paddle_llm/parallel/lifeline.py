@@ -100,6 +100,17 @@ def naming_the_lost(suspect: int | None = None) -> Iterator[None]:
         raise _current.explain(error, suspect) from error
 
 
+@contextlib.contextmanager
+def exit_on_lost_rank() -> Iterator[None]:
+    """Turn a PeerLostError into exit code 75, without a traceback: the watch has named the lost rank in one line."""
+    try:
+        yield
+    except PeerLostError as error:
+        if _current is None or _current.lost is None:
+            print(f"{error}; this rank stops", file=sys.stderr, flush=True)
+        sys.exit(EXIT_PEER_LOST)
+
+
 class _Lifeline:
     """This rank's end: a thread that listens to the others (rank 0) or to rank 0 (the others)."""
 
@@ -169,7 +180,7 @@ class _Lifeline:
 
     def _read(self, line: Any) -> None:
         peer = self._peers[line]
-        why = "its process ended without a word: killed, or out of memory"
+        why = "its process ended without an error message: killed, or out of memory"
         try:
             data = line.recv(65536)
         except OSError as error:

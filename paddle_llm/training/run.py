@@ -23,7 +23,8 @@ from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.config.weight_choice import has_weights
 from paddle_llm.core.output import escape_unencodable
-from paddle_llm.parallel.process.parent import end_with_launcher
+from paddle_llm.parallel.lifeline import exit_on_lost_rank
+from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_reports
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -39,9 +40,10 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
         print(help_text(entry))
         return
     end_with_launcher()
-    with exit_on_user_error():
+    with exit_on_user_error(), exit_on_lost_rank():
         world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
-        resolved = resolve(argv, world_size=world_size, entry=entry)
+        with first_rank_reports():
+            resolved = resolve(argv, world_size=world_size, entry=entry)
         for line in resolved.notices:
             say(line)
         _require_paddle()

@@ -91,13 +91,15 @@ def test_a_killed_job_continues_as_if_nothing_had_happened(victim, corpus, whole
     job.communicate(timeout=120)
     assert job.returncode != 0
     wait_until(lambda: not running(started), 60, "all processes of the job have ended")
+    first = (tmp_path / "log2" / "workerlog.0").read_text()
+    assert "Traceback" not in first and ("rank 0: rank 1 is gone" in first or victim == "launcher")
     if victim == "launcher":  # the ranks may have got further before they ended
         flags += ["--resume_from_checkpoint", str(tmp_path / "killed" / "checkpoint-4")]
     again = _launch(2, flags, tmp_path / "log3")
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err + out
     log = (tmp_path / "log3" / "workerlog.0").read_text()
-    assert f"{RUN_LOCK} is stale" in log and ("continuing from" in log or victim == "launcher")
+    assert (f"{RUN_LOCK} is stale" in log or victim == "rank 1") and ("continuing from" in log or victim == "launcher")
     assert numbers(tmp_path / "killed") == whole
 
 
@@ -119,8 +121,14 @@ def _rank_process(launcher: int, rank: int) -> int:
     raise AssertionError(f"no process of rank {rank} among {children}")
 
 
-def test_mistakes_are_told_once_together_with_exit_code_2(corpus, tmp_path):
+@pytest.mark.parametrize("slower", [0, 1])
+def test_mistakes_are_told_once_together_with_exit_code_2(slower, corpus, tmp_path, monkeypatch):
+    """Whichever rank comes to them first: the launcher ends all ranks when one has exited."""
     flags = _flags(corpus, tmp_path / "output")
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import os, time\nif os.environ.get('PADDLE_TRAINER_ID') == '{slower}': time.sleep(4)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
     flags += ["--learing_rate", "0.1", "--tensor_parallel_degree", "3", "--save_steps", "zero"]
     job = _launch(2, flags, tmp_path / "log")
     out, err = job.communicate(timeout=120)

@@ -27,7 +27,7 @@ def outcomes_of(fn, world_size, *args, **kwargs):
 @pytest.mark.parametrize(
     ("how", "why"),
     [
-        ("killed", "its process ended without a word"),
+        ("killed", "its process ended without an error message"),
         ("raised", "it raised ValueError: no such file: corpus.bin"),
         ("frozen", "no sign of life for 5 s"),
     ],
@@ -69,7 +69,7 @@ def test_ranks_on_gpus_end_when_one_is_killed():
     outcomes = outcomes_of(lost_ranks.on_gpus, 3, "killed")
     for rank in (0, 1):
         assert (outcomes[rank].state, outcomes[rank].exit_code) == ("died", EXIT_PEER_LOST)
-        assert f"rank {rank}: rank 2 is gone (its process ended without a word" in outcomes[rank].stderr
+        assert f"rank {rank}: rank 2 is gone (its process ended without an error message" in outcomes[rank].stderr
 
 
 NODE = """

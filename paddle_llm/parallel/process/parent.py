@@ -13,16 +13,17 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from paddle_llm.config.errors import EXIT_PEER_LOST
+from paddle_llm.config.errors import EXIT_PEER_LOST, UserError, is_first_rank
 
 # paddle.distributed.launch (3.3.1) sets it for each rank that it starts, and has another value of it, or none, itself.
 LAUNCHER_VARIABLE = "PADDLE_BACKUP_ENV_PATH"
 _SESSION_MANAGERS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "containerd-shim")
 _POLL_SECONDS = 0.5
+_SECONDS_TO_REPORT = 20.0
 _watching = False
 
 
@@ -35,6 +36,20 @@ def end_with_launcher() -> None:
     _watching = True
     watch = partial(_end_after, launcher, process_start(launcher))
     threading.Thread(target=watch, name="launcher watch", daemon=True).start()
+
+
+@contextlib.contextmanager
+def first_rank_reports() -> Iterator[None]:
+    """In other ranks than the first: delay a UserError that all ranks raise, until the launcher ends this rank.
+
+    The launcher ends all ranks as soon as one has exited. The first rank may be slower, and it is the one that prints.
+    """
+    try:
+        yield
+    except UserError:
+        if not is_first_rank() and find_launcher() is not None:
+            time.sleep(_SECONDS_TO_REPORT)
+        raise
 
 
 def find_launcher() -> int | None:
