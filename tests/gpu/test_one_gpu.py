@@ -126,7 +126,8 @@ def test_packed_rows_train_as_in_32_bits(tmp_path: Path, device: str, family: st
         assert "flashmask" in found.kernels and "flashmask" not in expected.kernels
 
 
-@pytest.mark.parametrize("family", mostly_slow(FLASH))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FLASH)
 def test_a_prefix_with_flash_attention_trains_as_without(tmp_path: Path, device: str, family: str) -> None:
     settings = {"prefix_tuning": True, "num_prefix_tokens": 4, "learning_rate": 0.1, **BF16}
     case = case_on(device, tmp_path, family=family, entry="finetune", evaluation=0, **settings)
@@ -135,7 +136,8 @@ def test_a_prefix_with_flash_attention_trains_as_without(tmp_path: Path, device:
     assert flash.losses[-1] != flash.losses[0]
 
 
-@pytest.mark.parametrize("family", mostly_slow(FUSED_NORM))
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FUSED_NORM)
 def test_fused_norm_and_rotary_embedding_train_as_plain_ones(tmp_path: Path, device: str, family: str) -> None:
     rope = {"use_fused_rope": True} if family in FUSED_ROPE else {}
     case = family_case(device, tmp_path, family, evaluation=0, **BF16)
@@ -190,7 +192,7 @@ def test_optimizer_states_in_host_memory_change_nothing(tmp_path: Path, device: 
     assert_equal(case, with_settings(case, offload_optim=True))
 
 
-@pytest.mark.parametrize("offload", [False, True])
+@pytest.mark.parametrize("offload", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_offloaded_states_are_in_host_memory(tmp_path: Path, device: str, offload: bool) -> None:
     case = case_on(device, tmp_path, offload_optim=offload, max_steps=1, evaluation=0)
     (found,) = run_ranks(places_of_states, 1, case, device=device)

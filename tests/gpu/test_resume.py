@@ -43,6 +43,7 @@ def test_a_resumed_training_is_the_whole_one(tmp_path: Path, device: str, precis
     )
 
 
+@pytest.mark.slow
 @pytest.mark.gpus(2)
 def test_another_card_draws_what_the_first_would_have_drawn(tmp_path: Path, device: str) -> None:
     whole, rest = whole_and_resumed(device, tmp_path, card=1)
