@@ -12,7 +12,7 @@ import click
 
 from paddle_llm import __version__
 from paddle_llm.config.console import say
-from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
+from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, was_interrupted
 from paddle_llm.config.out_folder import disk_problem
 from paddle_llm.core.output import escape_unencodable
 from paddle_llm.core.transformers_import import hide_torch_from_transformers
@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break into the exit
             raise
         except (Exception, KeyboardInterrupt) as error:
-            if _was_interrupted(error):
+            if was_interrupted(error):
                 signal.signal(signal.SIGINT, signal.SIG_IGN)
                 say("interrupted")
                 sys.exit(EXIT_INTERRUPTED)
@@ -82,14 +82,6 @@ class LazyGroup(click.Group):
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
-
-
-def _was_interrupted(error: BaseException) -> bool:
-    """Whether a Ctrl-C is what an error comes of: modules that are being imported turn it into one of their own."""
-    behind: BaseException | None = error
-    while behind is not None and not isinstance(behind, KeyboardInterrupt):
-        behind = behind.__cause__ or behind.__context__
-    return behind is not None or "KeyboardInterrupt" in str(error)
 
 
 @click.group(

@@ -60,3 +60,11 @@ def exit_on_user_error() -> Iterator[None]:
         if is_first_rank():
             print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def was_interrupted(error: BaseException) -> bool:
+    """Whether an error results from a Ctrl-C: a module that is being imported, and Paddle, turn it into one of their own."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, KeyboardInterrupt):
+        cause = cause.__cause__ or cause.__context__
+    return cause is not None or "KeyboardInterrupt" in str(error)

@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from paddle_llm.config.console import say
-from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError
+from paddle_llm.config.errors import UserError, was_interrupted
 from paddle_llm.config.number_option import Whole
 from paddle_llm.config.path_option import PATH
 
@@ -53,13 +53,10 @@ def rehearse(
     """
     try:
         passed = _rehearse(list(words), world_size, ranks, steps, synthetic, json_file)
-    except KeyboardInterrupt:
-        say("interrupted")
-        sys.exit(EXIT_INTERRUPTED)
     except (UserError, click.ClickException, BrokenPipeError):
         raise
     except Exception as error:
-        if "KeyboardInterrupt" in str(error):  # which Paddle wraps
+        if was_interrupted(error):
             raise
         traceback.print_exc()
         sys.exit(_BROKEN)

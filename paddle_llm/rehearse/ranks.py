@@ -28,7 +28,7 @@ from typing import Any
 from paddle_llm.parallel.host import hide_cards, mkl_cpu_type, processor
 from paddle_llm.parallel.process.parent import end_with_creator
 
-PRELOAD = ["paddle", "paddlenlp.trainer"]
+PRELOAD = ["paddle_llm.rehearse.fork_server", "paddle", "paddlenlp.trainer"]
 # Read by paddle and its math library when they are imported, which the server does.
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 if _kind := mkl_cpu_type(processor()):
@@ -136,6 +136,7 @@ def _run_rank(
     pipe: Connection, log: str, variables: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     end_with_creator()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the fork server
     # The server's own stderr is that of whatever test started it.
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 2)

@@ -313,7 +313,8 @@ def a_rank_among(family: list[psutil.Process]) -> bool:
     return False
 
 
-def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", ["the server imports", "the ranks run"])
+def test_ctrl_c_ends_everything(moment: str, tmp_path: Path) -> None:
     model = write_llama(tmp_path / "model", vocab_size=400)
     config = write_config(tmp_path, None, model_name_or_path=str(model), tensor_parallel_degree=2)
     line = [sys.executable, "-m", "paddle_llm.cli", "rehearse", config, "--world_size", "2", "--synthetic"]
@@ -326,14 +327,15 @@ def test_ctrl_c_ends_everything(tmp_path: Path) -> None:
                 break
         family: list[psutil.Process] = []
         deadline = time.monotonic() + 100
-        while not a_rank_among(family) and time.monotonic() < deadline:
-            time.sleep(0.2)
+        while not (family if moment == "the server imports" else a_rank_among(family)) and time.monotonic() < deadline:
+            time.sleep(0.02)
             family = psutil.Process(process.pid).children(recursive=True)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         rest = process.stderr.read()
-        assert process.wait(60) == 130
+        # Python ends by the signal itself, which is 130 for a shell, if Paddle was being imported.
+        assert process.wait(60) in (130, -signal.SIGINT), rest
     assert "interrupted" in rest
-    assert "Traceback" not in rest
+    assert "Traceback" not in rest, rest
     _, alive = psutil.wait_procs(family, timeout=15)
     assert family
     assert not alive
