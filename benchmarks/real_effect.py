@@ -73,8 +73,8 @@ FINETUNE = {
 }
 # Adapters of any kind start from nothing, so they take larger steps than the weights themselves.
 METHODS = {
-    "full": {"learning_rate": 1e-3, "num_train_epochs": 5},
-    "lora": {"lora": True, "lora_rank": 8, "learning_rate": 3e-3, "num_train_epochs": 5},
+    "full": {"learning_rate": 1e-3, "num_train_epochs": 10},
+    "lora": {"lora": True, "lora_rank": 16, "learning_rate": 3e-3, "num_train_epochs": 12},
     "prefix": {"prefix_tuning": True, "num_prefix_tokens": 32, "learning_rate": 1e-1, "num_train_epochs": 12},
     "adapter": {"adapter": True, "adapter_size": 32, "learning_rate": 1e-2, "num_train_epochs": 8},
 }
@@ -82,7 +82,7 @@ _TASK = """The task ([arithmetic_and_identity.py](../arithmetic_and_identity.py)
 Chinese: sums of two-digit numbers, and who one is, by a name that stands before the question.
 No pair of operands (in either order) and no name of a test question is in the training rows or in the
 text of the pretraining. That text does hold bare sums of other pairs ("34+58=92") and sentences with other names:
-what is learnt in fine-tuning is to understand the questions and to answer in one fixed form. An answer counts when every
+what is learned in fine-tuning is to understand the questions and to answer in one fixed form. An answer counts when every
 character is right; it is written greedily.
 
 LLaMA, hidden {hidden_size}, {num_hidden_layers} layers, vocabulary {vocab_size} (digits are pieces of their own), float32, one process."""

@@ -77,6 +77,7 @@ def test_every_command_is_run_here_or_elsewhere():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # two minutes on two idle cores, for eight ranks
 def test_the_quickstart_learns():
     """`make quickstart` without the installation: its script exits 1 if the model is no better than frequencies."""
     environment = os.environ | {"PYTHON": sys.executable}
