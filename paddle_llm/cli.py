@@ -16,6 +16,7 @@ from paddle_llm.config.errors import EXIT_INTERRUPTED, UserError, exit_on_user_e
 from paddle_llm.config.out_folder import disk_problem
 from paddle_llm.core.output import escape_unencodable
 from paddle_llm.core.transformers_import import hide_torch_from_transformers
+from paddle_llm.parallel.lifeline import exit_on_lost_rank
 
 # name -> (where the click command stands, its line in --help)
 COMMANDS = {
@@ -104,7 +105,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2."""
     hide_torch_from_transformers()
     escape_unencodable()
-    with exit_on_user_error():
+    with exit_on_user_error(), exit_on_lost_rank():
         paddle_llm(prog_name="paddle-llm")
 
 

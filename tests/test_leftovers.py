@@ -1,4 +1,4 @@
-"""A session fails if a process that its tests started still runs at its end, also an orphan in a session of its own."""
+"""A session fails if a process that its tests started still runs at its end, also an orphan in another session."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def _remedy(folder: Path) -> str:
         return "An adapter is trained further with --lora_path or --prefix_path."
     if not (folder / MANIFEST).exists() and any((folder / name).is_file() for name in _OF_OTHER_TRAINERS):
         return "Checkpoints of other trainers are not continued: train from the weights with --model_name_or_path."
-    return "Name another one, or leave the flag away."
+    return "Name another one, or leave out the flag."
 
 
 def step_of(folder: str | Path) -> int:

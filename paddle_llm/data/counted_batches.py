@@ -4,7 +4,7 @@ The loader hands out batches on the device. Counting their labels there makes th
 micro-batch; here they are counted with numpy in the loader's worker and travel as plain integers, which Paddle's DataLoader
 leaves on the host.
 
-Shapes: B rows, S positions, M positions that bear loss.
+Shapes: B rows, S positions, M positions with a label.
 """
 
 from __future__ import annotations

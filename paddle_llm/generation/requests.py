@@ -141,7 +141,7 @@ def _without_preferences(path: str, rows: list[Row]) -> list[Row]:
     """Rows of preference data as their prompts alone.
 
     Raises:
-        UserError: If such a row has no prompt of its own.
+        UserError: If such a row has no prompt.
     """
     found = []
     for row in rows:
@@ -220,7 +220,7 @@ class Reader:
             raise UserError(f"{request.where or 'the prompt'}: {error}") from error
 
     def _asked(self, request: Request) -> Conversation:
-        """The conversation of a request, behind the system text where it has none of its own."""
+        """The conversation of a request, with the system text in front if it has none."""
         asked = request.conversation
         if asked is None:
             return question(request.text, self.system)

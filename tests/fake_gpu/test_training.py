@@ -91,7 +91,7 @@ def test_adalora_refuses_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def parameter() -> Any:
-    """A parameter with a gradient in `main_grad` and none of its own, as `MixPrecisionLayer` leaves it."""
+    """A parameter with a gradient in `main_grad` and an empty `grad`, as `MixPrecisionLayer` leaves it."""
     made = paddle.create_parameter([2], "float32")
     made.main_grad = paddle.to_tensor([1.0, 2.0])
     return made

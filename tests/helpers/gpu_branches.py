@@ -78,7 +78,7 @@ class Lane:
 
 
 def run_lane() -> Lane:
-    """Run the lane under coverage.py in a process of its own."""
+    """Run the lane under coverage.py in a separate process."""
     asked = [question for file in sources() for question in questions(file)]
     with tempfile.TemporaryDirectory(prefix="fake-gpu-") as folder:
         answers, measured = Path(folder) / "answers.json", Path(folder) / "coverage.json"

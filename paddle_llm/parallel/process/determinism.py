@@ -39,5 +39,5 @@ def set_deterministic_environment() -> list[str]:
 
 
 def is_deterministic() -> bool:
-    """Whether the environment has all settings, by whoever set them."""
+    """Whether the environment has all settings, set by `set_deterministic_environment` or by the user."""
     return all(os.environ.get(name) == value for name, value in DETERMINISTIC.items())

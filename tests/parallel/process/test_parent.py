@@ -22,7 +22,7 @@ end_with_launcher()
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(200)
 """
-# What paddle.distributed.launch does: a child in a session of its own, with the variable that the launcher does not have.
+# What paddle.distributed.launch does: a child in a new session, with the variable that the launcher does not have.
 LAUNCHER = """
 import os, subprocess, sys, time
 environment = os.environ | {"PADDLE_BACKUP_ENV_PATH": "log/backup_env.0.json", "PADDLE_TRAINER_ID": "0"}
