@@ -105,10 +105,20 @@ def exit_on_lost_rank() -> Iterator[None]:
     """Turn a PeerLostError into exit code 75, without a traceback: the watch has named the lost rank in one line."""
     try:
         yield
-    except PeerLostError as error:
+    except Exception as error:
+        loss = _loss_behind(error)
+        if loss is None:
+            raise
         if _current is None or _current.lost is None:
-            print(f"{error}; this rank stops", file=sys.stderr, flush=True)
+            print(f"{loss}; this rank stops", file=sys.stderr, flush=True)
         sys.exit(EXIT_PEER_LOST)
+
+
+def _loss_behind(error: BaseException | None) -> PeerLostError | None:
+    """The PeerLostError that caused `error`: Paddle raises a SystemError for what a hook raises in a backward pass."""
+    while error is not None and not isinstance(error, PeerLostError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 class _Lifeline:
@@ -267,7 +277,7 @@ class _Lifeline:
 
     def _say_why(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
         """A rank that ends with a traceback is lost to the others; one that ends because of a loss adds no news."""
-        if not isinstance(error, PeerLostError):
+        if _loss_behind(error) is None:
             name = f"it raised {kind.__name__}: {error}".splitlines()[0][:500]
             self._send({"lost": [self.rank, name]})
         self._failed = True
