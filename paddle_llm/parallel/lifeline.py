@@ -54,6 +54,7 @@ def _restore(rank: int | None, message: str) -> PeerLostError:
 
 
 _current: _Lifeline | None = None
+_raised: PeerLostError | None = None  # the last one on this rank: Paddle may raise another error in its place
 
 
 def start(store: Any, silence: float | None = PEER_TIMEOUT_SECONDS) -> None:
@@ -79,7 +80,7 @@ def start_on_gpus() -> None:
 def check() -> None:
     """Raise PeerLostError when a rank is known to be lost; for loops that wait."""
     if _current is not None and _current.lost is not None:
-        raise PeerLostError(*_current.lost)
+        raise _remembered(PeerLostError(*_current.lost))
 
 
 @contextlib.contextmanager
@@ -95,9 +96,14 @@ def naming_the_lost(suspect: int | None = None) -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         if isinstance(error, PeerLostError) or not (isinstance(error, OSError) or "gloo" in str(error)):
             raise
-        if _current is None:
-            raise PeerLostError(suspect, str(error)) from error
-        raise _current.explain(error, suspect) from error
+        told = PeerLostError(suspect, str(error)) if _current is None else _current.explain(error, suspect)
+        raise _remembered(told) from error
+
+
+def _remembered(error: PeerLostError) -> PeerLostError:
+    global _raised
+    _raised = error
+    return error
 
 
 @contextlib.contextmanager
@@ -115,10 +121,14 @@ def exit_on_lost_rank() -> Iterator[None]:
 
 
 def _loss_behind(error: BaseException | None) -> PeerLostError | None:
-    """The PeerLostError that caused `error`: Paddle raises a SystemError for what a hook raises in a backward pass."""
+    """The PeerLostError that caused `error`, if one did.
+
+    Of what a hook raises in a backward pass, Paddle 3.3.1 makes a SystemError with the cause, or, in a recomputed part,
+    an OSError without it: there this rank's own memory of the loss decides.
+    """
     while error is not None and not isinstance(error, PeerLostError):
         error = error.__cause__ or error.__context__
-    return error
+    return error or _raised
 
 
 class _Lifeline:

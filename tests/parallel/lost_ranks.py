@@ -57,26 +57,31 @@ def _be_lost(how: str) -> None:
             os._exit(1)
 
 
-def lose_in_backward() -> object:
+def lose_in_backward(recomputed: bool) -> object:
     """Rank 1 dies; rank 0 reduces a gradient with it at the end of a backward pass, as sharded gradients are."""
     paddle, rank = start()
     from paddle.base import core
+    from paddle.distributed.fleet.utils import recompute
 
     from paddle_llm.parallel.lifeline import exit_on_lost_rank
 
-    weight = paddle.ones([8])
-    weight.stop_gradient = False
+    weight, part = paddle.ones([8]), paddle.ones([8])
+    weight.stop_gradient = part.stop_gradient = False
+
+    def loss():
+        doubled = recompute(lambda x: x * weight, part) if recomputed else part * weight
+        return doubled.sum()
 
     def reduce_at_the_end(*_):
         core.eager._add_backward_final_hook(lambda: paddle.distributed.all_reduce(weight.grad))
 
     weight._register_backward_hook(reduce_at_the_end)
-    (weight * 2).sum().backward()
+    loss().backward()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     try:
         with exit_on_lost_rank():
-            (weight * 2).sum().backward()
+            loss().backward()
     except SystemExit as leaving:
         return leaving.code
     return "went on"

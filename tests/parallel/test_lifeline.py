@@ -54,9 +54,10 @@ def test_a_rank_that_waits_for_nothing_is_ended_too():
     assert "rank 0: rank 1 is gone" in outcomes[0].stderr
 
 
-def test_a_loss_in_a_backward_pass_has_no_traceback():
-    """Paddle raises a SystemError there, with the PeerLostError as its cause."""
-    lost = outcomes_of(lost_ranks.lose_in_backward, 2)[0]
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_loss_in_a_backward_pass_has_no_traceback(recomputed):
+    """Paddle raises another error there, with the PeerLostError as its cause or without it."""
+    lost = outcomes_of(lost_ranks.lose_in_backward, 2, recomputed)[0]
     assert lost.value == EXIT_PEER_LOST, lost.trace
     assert "rank 0: rank 1 is gone" in lost.stderr
 
