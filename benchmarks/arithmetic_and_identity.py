@@ -20,7 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.data.self_cognition import LANGUAGES
+from paddle_llm.data.instructions.self_cognition import LANGUAGES
 
 OPERANDS = range(10, 100)
 TRAIN_ROWS, DEV_ROWS, TEST_ROWS = 2000, 80, 400

@@ -81,7 +81,7 @@ def one_process(source: str, tokenizer: str, prefix: str) -> None:
 
 
 def ours(source: str, tokenizer: str, prefix: str, workers: str) -> None:
-    from paddle_llm.data.build import build_corpus
+    from paddle_llm.data.corpus.build import build_corpus
 
     began = time.perf_counter()
     made = build_corpus([source], tokenizer, prefix, workers=int(workers), overwrite=True)

@@ -24,7 +24,7 @@ from machine import describe
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from paddle_llm.config.errors import UserError  # noqa: E402
+from paddle_llm.core.errors import UserError  # noqa: E402
 from tests.generation.folders import train_pieces, write_folder  # noqa: E402
 
 PROMPTS, NEW_TOKENS = 50, 64
@@ -63,9 +63,9 @@ def texts() -> list[str]:
 
 def different_tokens(source: Any) -> float:
     """Of the 64 tokens that the source continues a prompt with: how many different ones there are, on average."""
-    from paddle_llm.data.text_codec import open_codec
-    from paddle_llm.export.engines.in_paddle import answer_of_source
-    from paddle_llm.export.engines.question import Question
+    from paddle_llm.data.tokenizers.text_codec import open_codec
+    from paddle_llm.export.verification.engines.in_paddle import answer_of_source
+    from paddle_llm.export.verification.engines.question import Question
     from paddle_llm.generation.prompts import encode_text
 
     codec = open_codec(str(source.tokenizer))
@@ -77,9 +77,9 @@ def different_tokens(source: Any) -> float:
 
 def rows(folder: Path, titles: list[str], python: Path | None) -> Iterator[tuple[bool, list[str]]]:
     """(whether it agrees, cells) of each comparison."""
-    from paddle_llm.export.command import export
-    from paddle_llm.export.source import open_source
-    from paddle_llm.export.verify import ENGINES, verify
+    from paddle_llm.export import export
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.verification.verify import ENGINES, verify
 
     pieces = train_pieces(folder)
     for title in titles:

@@ -37,7 +37,7 @@ SHAPE = {"vocab_size": 32000, "hidden_size": 2048, "intermediate_size": 5504, "n
 def _write_model(folder: Path, dtype: str, layers: int) -> None:
     """A LLaMA of random bits under PaddleNLP's names."""
     sys.path.insert(0, str(ROOT))
-    from paddle_llm.models.weight_files import write_safetensors
+    from paddle_llm.models.weights.files import write_safetensors
 
     folder.mkdir()
     config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": layers, **SHAPE}
@@ -70,9 +70,9 @@ import json, sys, time
 from pathlib import Path
 from paddle_llm.generation.network import start_process
 start_process("cpu")
-from paddle_llm.export.command import Options
-from paddle_llm.export.hugging_face import write_config, write_weights
-from paddle_llm.export.source import open_source
+from paddle_llm.export.options import Options
+from paddle_llm.export.targets.hugging_face import write_config, write_weights
+from paddle_llm.export.source.source import open_source
 def memory(which):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

@@ -82,7 +82,7 @@ class Rows:
 
 def ours(folder: Path, steps: int) -> tuple[list[Ends], int]:
     """Ends of the steps and the number of trained parameters, of FinetuneTrainer."""
-    from paddle_llm.parallel.host import prepare_host
+    from paddle_llm.parallel.process.environment import prepare_host
 
     prepare_host("cpu")
     from paddlenlp.trainer import TrainerCallback
@@ -92,9 +92,9 @@ def ours(folder: Path, steps: int) -> tuple[list[Ends], int]:
     from paddle_llm.models.registry import FAMILIES
     from paddle_llm.peft.method import method_of
     from paddle_llm.training.finetune import build_network, collator_of
-    from paddle_llm.training.finetune_trainer import FinetuneTrainer
     from paddle_llm.training.options import TrainerOptions
     from paddle_llm.training.run import start_job
+    from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
 
     start_job("cpu", 1)
     from paddle_llm.training.arguments import training_arguments

@@ -37,8 +37,8 @@ def outcome_of(kind: str, number: int, seed: int) -> dict[str, Any]:
     """Run one item in this process."""
     from foreign_files.readers import KINDS, Different
 
-    from paddle_llm.config.console import collected
-    from paddle_llm.config.errors import UserError
+    from paddle_llm.core.console import collected
+    from paddle_llm.core.errors import UserError
 
     rng = random.Random(f"{seed}/{kind}/{number}")
     with tempfile.TemporaryDirectory(prefix="foreign-") as folder, collected() as lines:

@@ -22,7 +22,7 @@ from pathlib import Path
 from machine import describe
 from step_speed import SHAPE
 
-from paddle_llm.data.instruction_dataset import load_split
+from paddle_llm.data.samples.dataset import load_split
 
 ROOT = Path(__file__).resolve().parents[1]
 PIECES, ROW, BATCH, WARM_UP = 4000, 1024, 8, 2

@@ -5,7 +5,7 @@
 Forward + backward of one [rows, hidden]: the bare kernels (through ctypes, on warm buffers), the operator in Paddle, torch's
 F.rms_norm where torch can be imported, PaddleNLP's formula. In two settings, each in a process of its own: the allocator as
 it comes, which gives large results fresh pages from the system each time, and pages kept, as the entry scripts do
-(parallel/host.py). A training step: LLaMA with the operator on and off, in turns, one process. All figures are medians.
+(parallel/process/environment.py). A training step: LLaMA with the operator on and off, in turns, one process. All figures are medians.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SEQUENCE, BATCH = 512, 4
 
 def prepare(threads: int, kept: bool) -> None:
     """The environment that the entry scripts make; without keeping pages, if so asked."""
-    from paddle_llm.parallel import host
+    from paddle_llm.parallel.process import environment as host
 
     if not kept:
         host._keep_memory_pages = lambda: False

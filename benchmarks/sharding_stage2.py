@@ -57,7 +57,7 @@ def step_seconds(folder: Path, layout: Layout, micro_batches: int, steps: int) -
     from paddle_llm.models.build import build_model
     from paddle_llm.training.arguments import training_arguments
     from paddle_llm.training.options import TrainerOptions
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
     ends: list[float] = []
 

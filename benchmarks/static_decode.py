@@ -30,7 +30,7 @@ import numpy as np
 from machine import describe
 from step_speed import SHAPE
 
-from paddle_llm.parallel.host import mkl_cpu_type, processor
+from paddle_llm.parallel.process.environment import mkl_cpu_type, processor
 
 LLAMA = SHAPE | {"num_hidden_layers": 8, "vocab_size": 32000, "initializer_range": 0.05, "eos_token_id": 2}
 PROMPT, NEW, BATCHES = 64, 128, (1, 8)
@@ -54,11 +54,11 @@ def write_models(folder: Path) -> None:
 
     from paddle_llm.config.layout import Layout
     from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.export.source import open_source
-    from paddle_llm.export.step_program import save_step_program
-    from paddle_llm.export.step_weights import StepWeights
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.static.program import save_step_program
+    from paddle_llm.export.targets.static.weights import StepWeights
     from paddle_llm.models.build import build_model
-    from paddle_llm.models.names import canonical_parameters, hugging_face
+    from paddle_llm.models.weights.names import canonical_parameters, hugging_face
 
     hf, paddlenlp, static = (folder / name for name in ("hf", "paddlenlp", "static"))
     for place in (hf, paddlenlp, static):
@@ -77,7 +77,7 @@ def write_models(folder: Path) -> None:
     source = open_source(hf)
     weights = StepWeights(source)
     save_step_program(weights, static)
-    from paddle_llm.export.static import describe_step
+    from paddle_llm.export.targets.static.target import describe_step
 
     (static / "step.json").write_text(json.dumps(describe_step(source, weights.plan)))
 
@@ -104,9 +104,9 @@ def our_dygraph(folder: Path) -> Generate:
 
 
 def _by_decode(model: Any) -> Generate:
-    from paddle_llm.generation.choice import Choice
     from paddle_llm.generation.decode import decode
-    from paddle_llm.generation.generating import generating
+    from paddle_llm.generation.eval_mode import generating
+    from paddle_llm.generation.sampling import Choice
     from paddle_llm.models.prompt import Prompt
 
     def run(ids_BS: np.ndarray) -> list[list[int]]:

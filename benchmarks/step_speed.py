@@ -105,7 +105,7 @@ print("STEPS", json.dumps(clock.times))
 _OURS = (
     """
 import sys
-from paddle_llm.parallel.host import prepare_host
+from paddle_llm.parallel.process.environment import prepare_host
 prepare_host("cpu")
 """
     + _DATA.replace("LABELS", "1:")
@@ -122,7 +122,7 @@ start_job("cpu", 1)
 from paddle_llm.models.build import build_model
 from paddle_llm.training.arguments import training_arguments
 from paddle_llm.training.options import TrainerOptions
-from paddle_llm.training.pretrain_trainer import PretrainTrainer
+from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 folder, steps = sys.argv[1], int(sys.argv[2])
 run = RunConfig(model_name_or_path=folder, output_dir=folder + "/p", do_train=True, device="cpu", max_steps=steps, logging_steps=1,
                 save_strategy="no", per_device_train_batch_size=4, max_seq_length=512, learning_rate=3e-4)
@@ -178,7 +178,7 @@ def _run(code: str, folder: Path, steps: int, environment: dict[str, str]) -> tu
 
 def _same_environment() -> dict[str, str]:
     """What prepare_host sets, for the peer in the same environment."""
-    code = "import os; from paddle_llm.parallel.host import prepare_host; b = dict(os.environ); prepare_host('cpu'); import json; print(json.dumps({k: v for k, v in os.environ.items() if b.get(k) != v}))"
+    code = "import os; from paddle_llm.parallel.process.environment import prepare_host; b = dict(os.environ); prepare_host('cpu'); import json; print(json.dumps({k: v for k, v in os.environ.items() if b.get(k) != v}))"
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 

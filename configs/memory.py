@@ -93,7 +93,7 @@ def _visiting(facts: ModelFacts, layout: Layout) -> float:
 def _in_flight(config: RunConfig, gradients: float, facts: ModelFacts, layout: Layout) -> float:
     """Bytes of gradients that stages 2 and 3 reduce at one time; by default 16 matrices of average size, 32 to 2048 MB.
 
-    As `paddle_llm.parallel.sharded_gradients.default_bucket_bytes`, with seven matrices in a layer.
+    As `paddle_llm.parallel.zero.stage2.default_bucket_bytes`, with seven matrices in a layer.
     """
     if config.sharding_comm_buffer_size_MB > 0:
         return config.sharding_comm_buffer_size_MB * 2**20

@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.parallel.gloo_interface import address_towards
+from paddle_llm.core.errors import UserError
+from paddle_llm.parallel.gloo.interface import address_towards
 
 
 def resolve(host: str, patience: float = 300.0) -> str:

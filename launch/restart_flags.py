@@ -15,7 +15,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
-from paddle_llm.config.arguments import read_arguments
+from paddle_llm.config.parsing.arguments import read_arguments
 from paddle_llm.config.run_config import FIELD_NAMES
 
 

@@ -6,9 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from paddle_llm.training.finetune_trainer import FinetuneTrainer
-    from paddle_llm.training.notebook import finetune, pretrain
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.api import finetune, pretrain
+    from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 __version__ = "0.1.0"
 __all__ = ["FinetuneTrainer", "PretrainTrainer", "finetune", "pretrain"]

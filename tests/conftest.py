@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from paddle_llm.parallel.host import mkl_cpu_type, processor
+from paddle_llm.parallel.process.environment import mkl_cpu_type, processor
 
 # Read when paddle is imported, by this process and by the ranks that tests start.
 os.environ.setdefault("GLOG_minloglevel", "2")

@@ -64,7 +64,7 @@ def make_trainer(run: RunConfig, layout: Layout | None = None, train=None, evalu
     from paddle_llm.models.build import build_model
     from paddle_llm.training.arguments import training_arguments
     from paddle_llm.training.options import TrainerOptions
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
     layout = layout or Layout()
     args = training_arguments(run, layout)

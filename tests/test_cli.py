@@ -8,8 +8,8 @@ import signal
 import pytest
 from click.testing import CliRunner
 
-from paddle_llm import cli
-from paddle_llm.config.errors import UserError
+from paddle_llm.cli import main as cli
+from paddle_llm.core.errors import UserError
 
 set_handlers: list[tuple] = []
 _INTERRUPTED_WHILE_IMPORTED = """

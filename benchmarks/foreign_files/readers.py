@@ -52,7 +52,7 @@ class Different(Exception):
 def config(folder: Path, rng: random.Random) -> str:
     """config.json: facts, family, positions, translation to PaddleNLP's configuration."""
     from paddle_llm.config.model_facts import read_model_facts
-    from paddle_llm.models.configure import translate
+    from paddle_llm.models.configuration.configure import translate
     from paddle_llm.models.registry import find_family
 
     (folder / "config.json").write_bytes(as_bytes(mutate(rng.choice(samples.CONFIGS), rng), rng))
@@ -77,7 +77,12 @@ def config(folder: Path, rng: random.Random) -> str:
 
 def generation(folder: Path, rng: random.Random) -> str:
     """generation_config.json."""
-    from paddle_llm.models.generation_settings import describe_unapplied, end_ids, read_generation, settings_to_save
+    from paddle_llm.models.configuration.generation_settings import (
+        describe_unapplied,
+        end_ids,
+        read_generation,
+        settings_to_save,
+    )
 
     (folder / "generation_config.json").write_bytes(as_bytes(mutate(samples.GENERATION, rng), rng))
     settings = read_generation(folder)
@@ -100,7 +105,7 @@ def _shapes() -> tuple[Any, Any, Any]:
 
     start_process("cpu")
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.outline import outline
+    from paddle_llm.models.weights.outline import outline
 
     raw = dict(samples.CONFIGS[0])
     family = find_family(facts_from_dict(raw, where="sample"))
@@ -111,8 +116,8 @@ def _shapes() -> tuple[Any, Any, Any]:
 
 def weights(folder: Path, rng: random.Random) -> str:
     """Safetensors: one file, or shards with an index, with damaged headers, bytes, shapes, dtypes and offsets."""
-    from paddle_llm.models.load import locate_weights
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
+    from paddle_llm.models.weights.load import locate_weights
 
     tensors = samples.weights()
     names = list(tensors)
@@ -195,7 +200,7 @@ def pickles(folder: Path, rng: random.Random) -> str:
     """PaddleNLP's .pdparams, with changed bytes."""
     import pickle
 
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
 
     tensors = {name: value for name, value in samples.weights().items() if ".0." in name}
     data = pickle.dumps(tensors, protocol=rng.choice((2, 4)))
@@ -248,9 +253,9 @@ def _write_tokenizer(folder: Path, kind: str, rng: random.Random, *, hostile: bo
 
 def tokenizer(folder: Path, rng: random.Random) -> str:
     """tokenizer_config.json, tokenizer.json, special_tokens_map.json, added_tokens.json."""
-    from paddle_llm.data.encode import open_encoder
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.corpus.encode import open_encoder
     from paddle_llm.data.tokenizer import fingerprint
+    from paddle_llm.data.tokenizers.text_codec import open_codec
 
     _write_tokenizer(folder, rng.choice(("byte level", "byte level", "unigram", "bpe")), rng, hostile=True)
     codec = open_codec(str(folder))
@@ -290,7 +295,7 @@ def _chat_tokenizer() -> tuple[str, Any, Any]:
 
     import transformers
 
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.tokenizers.text_codec import open_codec
 
     folder = tempfile.mkdtemp(prefix="foreign-")
     config = {key: value for key, value in samples.BYTE_LEVEL_CONFIG.items() if key != "chat_template"}
@@ -301,10 +306,10 @@ def _chat_tokenizer() -> tuple[str, Any, Any]:
 
 def template(folder: Path, rng: random.Random) -> str:
     """Chat templates: valid ones with changes, and random sequences of Jinja."""
-    from paddle_llm.config.errors import UserError
-    from paddle_llm.data.encode_instruction import IGNORED, DoesNotFit, InstructionEncoder
-    from paddle_llm.data.instruction_formats import Conversation, Turn
-    from paddle_llm.data.jinja_templates import choose_template
+    from paddle_llm.core.errors import UserError
+    from paddle_llm.data.chat.jinja_templates import choose_template
+    from paddle_llm.data.instructions.formats import Conversation, Turn
+    from paddle_llm.data.samples.encode import IGNORED, DoesNotFit, InstructionEncoder
 
     source_folder, codec, theirs = _chat_tokenizer()
     parts = [rng.choice(samples.TEMPLATE_PARTS) for _ in range(rng.randint(1, 14))]
@@ -349,7 +354,7 @@ def template(folder: Path, rng: random.Random) -> str:
 
 def rows(folder: Path, rng: random.Random) -> str:
     """Instruction files of every kind."""
-    from paddle_llm.data.instruction_files import load_conversations
+    from paddle_llm.data.instructions.files import load_conversations
 
     file = _write_rows(folder, rng)
     skip = rng.random() < 0.5
@@ -419,9 +424,9 @@ def prompts(folder: Path, rng: random.Random) -> str:
 
 def corpus(folder: Path, rng: random.Random) -> str:
     """.bin/.idx pairs."""
-    from paddle_llm.data.checks import verify_index
-    from paddle_llm.data.indexed import open_corpus
-    from paddle_llm.data.mmap_format import SizesFile, write_index
+    from paddle_llm.data.corpus.checks import verify_index
+    from paddle_llm.data.corpus.indexed import open_corpus
+    from paddle_llm.data.corpus.mmap_format import SizesFile, write_index
 
     sizes = np.array([rng.randint(1, 9) for _ in range(20)], "<i4")
     (folder / "c.bin").write_bytes(np.arange(int(sizes.sum()), dtype="<u2").tobytes())

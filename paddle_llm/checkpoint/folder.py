@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 
 MANIFEST = "manifest.json"
 LEFT = "left-"  # before the name of a checkpoint whose course was left by resuming an older one

@@ -15,12 +15,12 @@ import paddle.distributed as dist
 from paddle_llm.checkpoint.folder import staging_folder
 from paddle_llm.checkpoint.model_formats import HF, PADDLENLP, tensors_to_save, write_config, write_tokenizer
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.out_folder import publish
-from paddle_llm.models.full_weights import family_name, full_weights
-from paddle_llm.models.generation_settings import write_generation
-from paddle_llm.models.machine_paths import remove_paths
-from paddle_llm.models.names import EMBEDDINGS
-from paddle_llm.models.weight_files import write_safetensors
+from paddle_llm.core.atomic_output import publish
+from paddle_llm.models.configuration.generation_settings import write_generation
+from paddle_llm.models.configuration.machine_paths import remove_paths
+from paddle_llm.models.weights.files import write_safetensors
+from paddle_llm.models.weights.full_weights import family_name, full_weights
+from paddle_llm.models.weights.names import EMBEDDINGS
 from paddle_llm.parallel.mesh import current_mesh
 
 INDEX = "model.safetensors.index.json"

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
-from paddle_llm.models.foreign_config import REMOTE_CODE, hugging_face_config
-from paddle_llm.models.names import compositions, hugging_face
-from paddle_llm.models.vocab import plain_config
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.configuration.to_hugging_face import REMOTE_CODE, hugging_face_config
+from paddle_llm.models.weights.names import compositions, hugging_face
+from paddle_llm.models.weights.vocabulary import plain_config
 
 PADDLENLP, HF = "paddlenlp", "hf"
 _FUSED = {".qkv_proj.weight": ("q", "k", "v"), ".gate_up_fused_proj.weight": ("gate", "up")}

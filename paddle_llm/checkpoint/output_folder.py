@@ -9,7 +9,7 @@ from pathlib import Path
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.output_lock import RUN_LOCK
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 
 # What a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
 _WRITTEN = (

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import EXIT_PEER_LOST, UserError
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import EXIT_PEER_LOST, UserError
 from paddle_llm.parallel.process.parent import process_start
 
 RUN_LOCK = ".run.lock"

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.checkpoint.folder import read_manifest
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.groups.finetune import GenerationFields
-from paddle_llm.config.groups.method import MethodFields
+from paddle_llm.config.fields.finetune import GenerationFields
+from paddle_llm.config.fields.method import MethodFields
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import fields_of
 from paddle_llm.config.steps import schedule_of
+from paddle_llm.core.errors import UserError
 
 FLAG = "--resume_with_changed_settings"
 

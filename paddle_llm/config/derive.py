@@ -9,8 +9,8 @@ from paddle_llm.config.device import adapt_to_cpu
 from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts
-from paddle_llm.config.parallel_words import words_at_work
-from paddle_llm.config.rules.core import Run
+from paddle_llm.config.paddle_switches import words_at_work
+from paddle_llm.config.rules.engine import Run
 from paddle_llm.config.run_config import SCORES, RunConfig
 
 FUSED_WHY = "on a CPU, if the model has an RMSNorm"

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from paddle_llm.config.entry_defaults import LEARNING_RATES, entry_defaults
-from paddle_llm.config.groups.base import Group
-from paddle_llm.config.old_names import SCRIPTS
+from paddle_llm.config.fields.base import Group
+from paddle_llm.config.legacy.translate import SCRIPTS
+from paddle_llm.config.parsing.values import Kind, kind_of
 from paddle_llm.config.run_config import GROUPS, RunConfig, fields_of
-from paddle_llm.config.values import Kind, kind_of
 
 SCHEMAS = {"pretrain": "configs/schema.json", "finetune": "configs/schema_finetune.json"}
 _TYPES: dict[type, str] = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT"}

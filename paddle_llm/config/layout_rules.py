@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.old_names import SCRIPTS
+from paddle_llm.config.legacy.translate import SCRIPTS
 from paddle_llm.config.run_config import RunConfig
 
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.adapter_folders import adapters_below, instead_of_model
-from paddle_llm.config.builtin_names import downloaded, folder_like, why_unknown
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.json_object import read_json_object
+from paddle_llm.config.local_files.adapters import adapters_below, instead_of_model
+from paddle_llm.config.local_files.published_names import downloaded, folder_like, why_unknown
 from paddle_llm.config.positions import LENGTH_KEYS, position_limit, rope_scaling
 from paddle_llm.core.downloads import other_layout
+from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import read_json_object
 
 # Every name under which a family keeps the same number. The first one present counts.
 _KEYS: dict[str, tuple[str, ...]] = {

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.groups.base import Group
-from paddle_llm.config.groups.data import DataFields
-from paddle_llm.config.groups.finetune import GenerationFields, InstructionFields
-from paddle_llm.config.groups.method import MethodFields
-from paddle_llm.config.groups.model import ModelFields
-from paddle_llm.config.groups.output import OutputFields
-from paddle_llm.config.groups.parallel import ParallelFields
-from paddle_llm.config.groups.training import TrainingFields
+from paddle_llm.config.fields.base import Group
+from paddle_llm.config.fields.data import DataFields
+from paddle_llm.config.fields.finetune import GenerationFields, InstructionFields
+from paddle_llm.config.fields.method import MethodFields
+from paddle_llm.config.fields.model import ModelFields
+from paddle_llm.config.fields.output import OutputFields
+from paddle_llm.config.fields.parallel import ParallelFields
+from paddle_llm.config.fields.training import TrainingFields
 
 GROUPS: tuple[type[Group], ...] = (
     ModelFields,

@@ -13,10 +13,10 @@ from typing import Any
 
 from paddle_llm.config.entry_defaults import entry_defaults
 from paddle_llm.config.help import SCHEMAS
-from paddle_llm.config.name_kinds import Refused, Renamed, Stale
-from paddle_llm.config.old_names import names_of
+from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale
+from paddle_llm.config.legacy.translate import names_of
+from paddle_llm.config.parsing.values import WORD_LISTS
 from paddle_llm.config.run_config import RunConfig, fields_of
-from paddle_llm.config.values import WORD_LISTS
 
 _TITLES = {"pretrain": "paddle_llm pretraining", "finetune": "paddle_llm fine-tuning"}
 

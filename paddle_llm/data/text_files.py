@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.console import say
 from paddle_llm.core.downloads import failed_download
+from paddle_llm.core.errors import UserError
 
 COMPRESSIONS = (".gz", ".zst")
 _MAGIC = {b"\x1f\x8b": ".gz", b"\x28\xb5\x2f\xfd": ".zst"}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 
 if TYPE_CHECKING:
-    from paddle_llm.export.source import Source
+    from paddle_llm.export.source.source import Source
 
 
 def end_ids(source: Source) -> list[int]:
@@ -23,9 +23,9 @@ def ids_in(value: Any) -> list[int]:
 
 def _of_words(source: Source) -> list[int]:
     """What ends an answer in the training's template, and the tokenizer's own end."""
-    from paddle_llm.data.encode_instruction import InstructionEncoder
-    from paddle_llm.data.jinja_templates import AUTO, choose_template
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.chat.jinja_templates import AUTO, choose_template
+    from paddle_llm.data.samples.encode import InstructionEncoder
+    from paddle_llm.data.tokenizers.text_codec import open_codec
 
     if source.tokenizer is None:
         return []

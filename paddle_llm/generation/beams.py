@@ -18,8 +18,8 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.generation.choice import Choice
 from paddle_llm.generation.decode import agreed, open_network, seen_tokens
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import Axis
 

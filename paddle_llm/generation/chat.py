@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.instruction_formats import ASSISTANT, SYSTEM, USER, Conversation, Turn
-from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.formats import ASSISTANT, SYSTEM, USER, Conversation, Turn
+from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.generation.prompts import check_text
 from paddle_llm.generation.requests import Reader, Request
 from paddle_llm.generation.texts import Generator, with_learnt_prompt

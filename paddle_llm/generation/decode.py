@@ -14,11 +14,11 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from paddle_llm.generation.choice import Choice, Chooser, SeenTokens
+from paddle_llm.generation.sampling import Choice, Chooser, SeenTokens
 from paddle_llm.generation.static_network import StaticModel, StaticNetwork
 from paddle_llm.models.incremental import IncrementalNetwork
 from paddle_llm.models.prompt import Prompt
-from paddle_llm.models.vocab import real_vocab_size
+from paddle_llm.models.weights.vocabulary import real_vocab_size
 from paddle_llm.parallel.mesh import Axis
 
 OnToken = Callable[[int, int], None]  # (number of the prompt, token)

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.checkpoint.folder import newest_complete
-from paddle_llm.config.builtin_names import folder_like, why_unknown
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
+from paddle_llm.config.local_files.published_names import folder_like, why_unknown
+from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import looks_local
-from paddle_llm.config.weight_choice import choose_weights, has_weights
+from paddle_llm.core.console import say
 from paddle_llm.core.downloads import other_layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.generation.static_network import is_static, read_step
 from paddle_llm.peft.base import adapter_folder, base_named_in, has_tokenizer, read_described
-from paddle_llm.peft.peft_config import check_settings
-from paddle_llm.peft.peft_format import CONFIG, is_peft
+from paddle_llm.peft.hugging_face.config import check_settings
+from paddle_llm.peft.hugging_face.format import CONFIG, is_peft
 
 _TOKENIZER = "tokenizer_config.json"
 

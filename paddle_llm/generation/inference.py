@@ -36,7 +36,7 @@ def open_program(program: Path, weights: Path, threads: int | None) -> Any:
 
 def _prepare(threads: int | None) -> int:
     """Set the process up before paddle is imported, as training does; returns the number of threads."""
-    from paddle_llm.parallel.host import import_paddle, prepare_host
+    from paddle_llm.parallel.process.environment import import_paddle, prepare_host
 
     if "paddle" not in sys.modules:
         # A step is some hundred short operations: threads that wait a millisecond for the next one save a fifth of it.

@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.chat_template_files import RECORD_FILE, keeps_template
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.data.text_codec import TextCodec
-from paddle_llm.models.generation_settings import additional_ends, end_ids, read_generation, unreachable_ends
+from paddle_llm.config.local_files.chat_templates import RECORD_FILE, keeps_template
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.tokenizers.text_codec import TextCodec
+from paddle_llm.models.configuration.generation_settings import (
+    additional_ends,
+    end_ids,
+    read_generation,
+    unreachable_ends,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,7 @@ def start_process(device: str | None) -> tuple[str, Layout]:
         UserError: a GPU is asked for where there is none.
     """
     from paddle_llm.config.device import find_device, why_no_gpu
-    from paddle_llm.parallel.host import import_paddle, prepare_host
+    from paddle_llm.parallel.process.environment import import_paddle, prepare_host
     from paddle_llm.parallel.process.parent import end_with_launcher
 
     end_with_launcher()
@@ -76,14 +81,14 @@ def _start_ranks(device: str, layout: Layout) -> None:
     import paddle.distributed as dist
     from paddle.distributed import fleet
 
-    from paddle_llm.parallel import lifeline
-    from paddle_llm.parallel.leaving import keep_exit_code
+    from paddle_llm.parallel.process import failure_detection as lifeline
+    from paddle_llm.parallel.process.exit_code import keep_exit_code
 
     if dist.is_initialized():  # by an earlier call
         return
     keep_exit_code()
     if device == "cpu":
-        from paddle_llm.parallel.gloo import install_gloo_backend
+        from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
         install_gloo_backend()
     strategy = fleet.DistributedStrategy()
@@ -113,7 +118,7 @@ def load_network(
     """
     from paddle_llm.config.model_facts import read_model_facts
     from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.tokenizers.text_codec import open_codec
     from paddle_llm.models.build import build_model
     from paddle_llm.models.registry import find_family
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.encode_instruction import InstructionEncoder
-from paddle_llm.data.instruction_formats import Conversation
-from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.samples.encode import InstructionEncoder
+from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.models.prompt import Prompt
 
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.instruction_paths import near
-from paddle_llm.config.split_names import kind_of_file
+from paddle_llm.config.local_files.instruction_data import near
+from paddle_llm.config.local_files.split_names import kind_of_file
 from paddle_llm.core import json_text
-from paddle_llm.data.encode_instruction import DoesNotFit, InstructionEncoder
-from paddle_llm.data.instruction_files import SUFFIXES, RowReader, read_rows, report_notes
-from paddle_llm.data.instruction_formats import (
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.jinja_templates import AUTO, choose_template
+from paddle_llm.data.instructions.files import SUFFIXES, RowReader, read_rows, report_notes
+from paddle_llm.data.instructions.formats import (
     ASSISTANT,
     FORMATS,
     ROLES,
@@ -25,10 +25,10 @@ from paddle_llm.data.instruction_formats import (
     Turn,
 )
 from paddle_llm.data.instructions.json_rows import Row
-from paddle_llm.data.jinja_templates import AUTO, choose_template
-from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
 from paddle_llm.data.text_files import read_lines
 from paddle_llm.data.tokenizers.plain_text import NotText
+from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.generation.prompts import check_text, encode_prompt, encode_text, stop_ids
 from paddle_llm.models.prompt import Prompt
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.core import json_text
-from paddle_llm.generation.choice import Choice
+from paddle_llm.core.errors import UserError
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.generation.whole_program import open_whole_program
-from paddle_llm.models.places import Places
 from paddle_llm.models.prompt import Prompt
+from paddle_llm.models.token_positions import Places
 
 STEP = "step.json"  # the sign of a static export, and what its program takes
 _PROGRAM, _WEIGHTS = "model.json", "model.pdiparams"
@@ -119,7 +119,7 @@ class StaticModel:
     @cached_property
     def codec(self) -> Any:
         """The tokenizer, a `TextCodec`."""
-        from paddle_llm.data.text_codec import open_codec
+        from paddle_llm.data.tokenizers.text_codec import open_codec
 
         return open_codec(str(self._tokenizer))
 
@@ -149,7 +149,7 @@ class StaticModel:
         Args:
             max_new_tokens: fewer where the model has no positions for them.
             on_text: told each piece of the text when it is there.
-            choice: temperature, top_k, top_p, repetition_penalty, seed, ...: see `generation/choice.py`.
+            choice: temperature, top_k, top_p, repetition_penalty, seed, ...: see `generation/sampling.py`.
         """
         from paddle_llm.generation.decode import decode
         from paddle_llm.generation.prompts import encode_text

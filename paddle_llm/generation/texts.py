@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.positions import position_limit
-from paddle_llm.data.text_codec import TextCodec
-from paddle_llm.generation.choice import Choice
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.tokenizers.text_codec import TextCodec
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import Axis
 
@@ -108,7 +108,7 @@ class Generator:
 def with_learnt_prompt(prompt: Prompt, model: Any) -> Prompt:
     """The prompt as a network with prompt tuning reads it; the same for others."""
     from paddle_llm.peft.attachment import active_attachment
-    from paddle_llm.peft.prompt import with_prompt
+    from paddle_llm.peft.methods.prompt import with_prompt
 
     attachment = active_attachment(model)
     if attachment is None or attachment.method.name != "prompt":

@@ -8,7 +8,7 @@ import struct
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.generation.inference import open_program
 
 _FLOAT32 = 5  # of Paddle's VarType; nothing else is exported

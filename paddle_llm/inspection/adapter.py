@@ -6,9 +6,9 @@ from pathlib import Path
 
 from paddle_llm.inspection.report import Level, Section
 from paddle_llm.peft.base import base_named_in, find_base, read_described, why_not_found
-from paddle_llm.peft.convert import open_over_base
+from paddle_llm.peft.hugging_face.convert import open_over_base
+from paddle_llm.peft.hugging_face.format import is_peft
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.peft_format import is_peft
 from paddle_llm.peft.save import read_method
 
 

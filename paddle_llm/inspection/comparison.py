@@ -6,9 +6,9 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.console import collected
 from paddle_llm.config.model_facts import read_model_facts
-from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.core.console import collected
+from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.inspection.report import Level, Section
 from paddle_llm.inspection.tokenizer import SAMPLE
 
@@ -138,8 +138,8 @@ def compare_networks(section: Section, folder: Path) -> None:
         from paddle_llm.generation.network import start_process
 
         start_process("cpu")
-        from paddle_llm.export.source import open_source
-        from paddle_llm.export.verify import verify
+        from paddle_llm.export.source.source import open_source
+        from paddle_llm.export.verification.verify import verify
 
         with collected():  # which engine is asked
             findings = verify(open_source(folder), folder, "hf", engines=["transformers"])

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.adapter_folders import what_it_holds
-from paddle_llm.config.errors import UserError
+from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.core.downloads import other_layout
-from paddle_llm.data.jinja_templates import JINJA
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.jinja_templates import JINJA
 from paddle_llm.inspection.comparison import compare, compare_networks
 from paddle_llm.inspection.model import inspect_model
 from paddle_llm.inspection.report import Level, Report, Section
 from paddle_llm.inspection.tokenizer import has_tokenizer, inspect_tokenizer
-from paddle_llm.peft.peft_format import CONFIG as ADAPTER_CONFIG
+from paddle_llm.peft.hugging_face.format import CONFIG as ADAPTER_CONFIG
 
 _MODEL_CONFIG = "config.json"
 

@@ -7,21 +7,21 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import ModelFacts, read_model_facts
-from paddle_llm.config.weight_choice import choose_weights, has_weights
+from paddle_llm.core.errors import UserError
 from paddle_llm.inspection.report import Level, Section
-from paddle_llm.models.configure import translate
-from paddle_llm.models.generation_settings import (
+from paddle_llm.models.configuration.configure import translate
+from paddle_llm.models.configuration.generation_settings import (
     GENERATION,
     describe_unapplied,
     end_ids,
     read_generation,
     unreachable_ends,
 )
-from paddle_llm.models.names import IGNORED_ENDS
 from paddle_llm.models.registry import Family, find_family
-from paddle_llm.models.weight_files import WeightFiles, is_finite
+from paddle_llm.models.weights.files import WeightFiles, is_finite
+from paddle_llm.models.weights.names import IGNORED_ENDS
 
 _NO_ROPE = {"bloom": "none (ALiBi)", "opt": "none (learned positions)", "glm": "none (learned positions)"}
 
@@ -136,8 +136,8 @@ def _compare_with_network(
 
     start_process("cpu")
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.load import describe_not_finite, locate_weights
-    from paddle_llm.models.outline import outline
+    from paddle_llm.models.weights.load import describe_not_finite, locate_weights
+    from paddle_llm.models.weights.outline import outline
 
     config = plain_configuration(folder, family, facts.raw)
     shapes = outline(config, family)

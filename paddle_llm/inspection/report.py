@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from paddle_llm.config.console import collected
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.console import collected
+from paddle_llm.core.errors import UserError
 
 
 class Level(str, Enum):

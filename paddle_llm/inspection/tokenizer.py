@@ -6,12 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.chat_template_files import find_templates
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.encode_instruction import DoesNotFit, EncodedSample, InstructionEncoder
-from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Turn
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.text_codec import PaddleNLPCodec, SentencePieceCodec, TextCodec, TransformersCodec, open_codec
+from paddle_llm.config.local_files.chat_templates import find_templates
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.samples.encode import DoesNotFit, EncodedSample, InstructionEncoder
+from paddle_llm.data.tokenizers.text_codec import (
+    PaddleNLPCodec,
+    SentencePieceCodec,
+    TextCodec,
+    TransformersCodec,
+    open_codec,
+)
 from paddle_llm.inspection.report import Level, Section
 
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model")

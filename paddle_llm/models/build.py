@@ -11,12 +11,12 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.models.configure import translate
-from paddle_llm.models.hub import model_folder
-from paddle_llm.models.misspelled import report_unknown, say_misspelled
+from paddle_llm.models.configuration.configure import translate
+from paddle_llm.models.configuration.hub import model_folder
+from paddle_llm.models.configuration.misspelled_fields import report_unknown, say_misspelled
+from paddle_llm.models.configuration.switches import apply_switches, say_notices
 from paddle_llm.models.registry import Family, check_layout, find_family
-from paddle_llm.models.switches import apply_switches, say_notices
-from paddle_llm.models.vocab import pad_config, plain_config
+from paddle_llm.models.weights.vocabulary import pad_config, plain_config
 from paddle_llm.parallel.sequence_parallel import mend_fused_reduction
 from paddle_llm.parallel.shared_weights import count_shared_weights_once
 
@@ -49,11 +49,11 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     pad_config(model_config, layout.tensor)  # the reader of the configuration has said so
     model = build_network(model_config, layout, family, dtype=dtype)
     if config.continue_training:
-        from paddle_llm.models.load import load_weights
+        from paddle_llm.models.weights.load import load_weights
 
         load_weights(model, folder, family, allow_pickle=config.allow_pickle)
     else:
-        from paddle_llm.models.init import initialise
+        from paddle_llm.models.weights.initialization import initialise
 
         initialise(model, family, config.seed)
     return model
@@ -83,9 +83,9 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     """The network with memory for its weights, which are not set to anything in particular."""
     import paddle
 
-    from paddle_llm.models import cpu_kernels
-    from paddle_llm.models.corrections import correct_models, correct_network
     from paddle_llm.models.loss import CausalLMLoss
+    from paddle_llm.models.patches import cpu_ops as cpu_kernels
+    from paddle_llm.models.patches.corrections import correct_models, correct_network
 
     correct_models()
     if paddle.device.get_device() == "cpu":

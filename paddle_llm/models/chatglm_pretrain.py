@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts
+from paddle_llm.core.errors import UserError
 
 NOTICE = (
     "ChatGLM-6B: each window of tokens is cut once, at a point that depends on its tokens, into context + [gMASK] + <sop> "

@@ -16,9 +16,9 @@ from typing import Any
 import paddle
 
 from paddle_llm.models.head import last_position_alone
-from paddle_llm.models.places import Places
 from paddle_llm.models.prompt import Prompt
-from paddle_llm.models.vocab import real_vocab_size
+from paddle_llm.models.token_positions import Places
+from paddle_llm.models.weights.vocabulary import real_vocab_size
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import paddle.nn.functional as F
 from paddle.distributed import fleet
 from paddle.distributed.fleet.layers.mpu import mp_ops
 
-from paddle_llm.models.vocab import real_vocab_size
+from paddle_llm.models.weights.vocabulary import real_vocab_size
 
 IGNORE_INDEX = -100
 # Far below any logit; not -inf, since -inf - -inf is not a number.

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.families import ABILITIES, Abilities, layout_problems
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ FAMILIES: dict[str, Family] = {
             name="bloom",
             config_class="paddlenlp.transformers.bloom.configuration:BloomConfig",
             model_class="paddlenlp.transformers.bloom.modeling:BloomForCausalLM",
-            pipeline_class="paddle_llm.models.bloom_pipeline:BloomForCausalLMPipe",
+            pipeline_class="paddle_llm.models.patches.bloom_pipeline:BloomForCausalLMPipe",
         ),
         Family(
             name="opt",

@@ -1,6 +1,6 @@
 """The parts of a sharded tensor, brought together on the first rank of the axis that splits it.
 
-What the parts mean (along which axis, in which sections) the models' room knows: `models/full_weights.py`.
+What the parts mean (along which axis, in which sections) the models' room knows: `models/weights/full_weights.py`.
 """
 
 from __future__ import annotations

@@ -8,19 +8,19 @@ from typing import Any
 
 import paddle.distributed as dist
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.methods import method_problems
-from paddle_llm.models.full_weights import family_name
-from paddle_llm.models.names import canonical_parameters
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
 from paddle_llm.models.registry import FAMILIES, Family
-from paddle_llm.models.shards import Shard, shard_of
+from paddle_llm.models.weights.full_weights import family_name
+from paddle_llm.models.weights.names import canonical_parameters
+from paddle_llm.models.weights.shards import Shard, shard_of
 from paddle_llm.parallel.mesh import current_mesh
-from paddle_llm.peft import bottleneck, lora, prefix, prompt
 from paddle_llm.peft.attachment import Attachment, active_attachment, remember
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
+from paddle_llm.peft.methods import bottleneck, lora, prefix, prompt
 from paddle_llm.peft.targets import anywhere, matching_weights
 
 _INSTALL = {

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import paddle
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.models.init import draw_normal
-from paddle_llm.models.names import ADDED, EMBEDDINGS, canonical_parameters
+from paddle_llm.core.errors import UserError
 from paddle_llm.models.registry import Family
-from paddle_llm.models.shards import Shard, shard_of, split_axis
+from paddle_llm.models.weights.initialization import draw_normal
+from paddle_llm.models.weights.names import ADDED, EMBEDDINGS, canonical_parameters
+from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
 from paddle_llm.parallel.mesh import Axis, current_mesh
 from paddle_llm.peft.method import Method
 

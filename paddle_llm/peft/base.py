@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.adapter_folders import what_it_holds
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.json_object import read_json_object
+from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.config.model_facts import find_model_folder
-from paddle_llm.peft.peft_format import CONFIG, TENSORS
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import read_json_object
+from paddle_llm.peft.hugging_face.format import CONFIG, TENSORS
 
 
 def adapter_folder(folder: Path) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 import paddle
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.models.names import EMBEDDINGS, is_tied
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights.names import EMBEDDINGS, is_tied
 from paddle_llm.peft.attachment import active_attachment, adapters_of
 
 TIED_EMBEDDING = (

@@ -8,9 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.method_choice import CHOICES, chosen
 from paddle_llm.config.methods import METHODS
+from paddle_llm.core.errors import UserError
 
 if TYPE_CHECKING:
     from paddle_llm.config.run_config import RunConfig

@@ -15,26 +15,26 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 
-from paddle_llm.config.adapter_folders import what_it_holds
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.out_folder import staged_folder
-from paddle_llm.models.full_weights import assemble
-from paddle_llm.models.names import canonical_parameters
-from paddle_llm.models.shards import Shard
-from paddle_llm.models.vocab import real_vocab_size, unpad
-from paddle_llm.models.weight_files import WeightFiles, write_safetensors
-from paddle_llm.parallel.first_rank import on_first_rank
+from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.core.atomic_output import staged_folder
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights.files import WeightFiles, write_safetensors
+from paddle_llm.models.weights.full_weights import assemble
+from paddle_llm.models.weights.names import canonical_parameters
+from paddle_llm.models.weights.shards import Shard
+from paddle_llm.models.weights.vocabulary import real_vocab_size, unpad
 from paddle_llm.parallel.gather import gathered
 from paddle_llm.parallel.mesh import current_mesh
-from paddle_llm.parallel.sharded_weights import visiting
+from paddle_llm.parallel.process.first_rank import on_first_rank
+from paddle_llm.parallel.zero.stage3 import visiting
 from paddle_llm.peft.attach import attach, family_of
 from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_of
 from paddle_llm.peft.base import lasting_name, read_described
+from paddle_llm.peft.hugging_face.config import method_of_peft
+from paddle_llm.peft.hugging_face.format import CONFIG, TENSORS, PeftTensors, is_peft
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.peft_config import method_of_peft
-from paddle_llm.peft.peft_format import CONFIG, TENSORS, PeftTensors, is_peft
 
 FORMAT = 1
 

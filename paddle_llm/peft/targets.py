@@ -8,11 +8,11 @@ from typing import Any
 
 import paddle.distributed as dist
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.models.names import EMBEDDINGS, HEADS
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights.names import EMBEDDINGS, HEADS
 from paddle_llm.peft.attachment import Attachment
 from paddle_llm.peft.method import ALL_LINEAR, matches, pattern_matches
-from paddle_llm.peft.parallel_product import Cut, cut_of
+from paddle_llm.peft.methods.parallel_product import Cut, cut_of
 
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
 # The linear layers that write to the residual stream, one of the attention and one of the feed-forward network.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts
+from paddle_llm.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from paddle_llm.models.full_weights import assemble
+from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.rehearse.record import TENSORS, Part, RankRecord
 
 SCALARS = ("loss", "grad_norm", "eval_loss")

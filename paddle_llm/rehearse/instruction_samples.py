@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.data.encode_instruction import IGNORED, EncodedSample
-from paddle_llm.data.encoded_samples import EncodedSamples, EncodingReport
-from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset
+from paddle_llm.core.errors import ConfigError, UserError
+from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
+from paddle_llm.data.samples.encode import IGNORED, EncodedSample
+from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
 from paddle_llm.rehearse.case import Sample
 from paddle_llm.rehearse.samples import SYNTHETIC, Samples, Wanted, checked_tokenizer
 from paddle_llm.rehearse.small_model import SmallModel
@@ -56,8 +56,8 @@ def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> 
 
 
 def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[EncodedSample]]:
-    from paddle_llm.data.encoded_samples import encode_all
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.samples.encoded_samples import encode_all
+    from paddle_llm.data.tokenizers.text_codec import open_codec
     from paddle_llm.training.finetune import conversations_of, encoder_of
 
     config = real.config

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from paddle_llm.config.run_config import RunConfig
     from paddle_llm.rehearse.compare import Difference, Floor
     from paddle_llm.rehearse.record import RankRecord
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 TIMEOUT = 300.0
 _PAD_ID = 0  # of what nobody looks at
@@ -210,7 +210,7 @@ def _pretrain_trainer(
 
     from paddle_llm.models.build import build_model
     from paddle_llm.training.options import weights_dtype
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
     with paddle.utils.unique_name.guard():
         model = build_model(config, layout, dtype=weights_dtype(config))
@@ -227,10 +227,10 @@ def _finetune_trainer(
     from paddle_llm.config.model_facts import read_model_facts
     from paddle_llm.models.registry import find_family
     from paddle_llm.peft.method import method_of
-    from paddle_llm.peft.prompt import with_prompt
+    from paddle_llm.peft.methods.prompt import with_prompt
     from paddle_llm.training.finetune import build_network, collator_of
-    from paddle_llm.training.finetune_trainer import FinetuneTrainer
     from paddle_llm.training.options import weights_dtype
+    from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
 
     method = method_of(config)
     family = find_family(read_model_facts(config.model_name_or_path))

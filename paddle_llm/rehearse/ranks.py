@@ -25,7 +25,7 @@ from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from paddle_llm.parallel.host import hide_cards, mkl_cpu_type, processor
+from paddle_llm.parallel.process.environment import hide_cards, mkl_cpu_type, processor
 from paddle_llm.parallel.process.parent import end_with_creator
 
 PRELOAD = ["paddle_llm.rehearse.fork_server", "paddle", "paddlenlp.trainer"]

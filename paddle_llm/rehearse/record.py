@@ -15,13 +15,13 @@ import numpy as np
 import paddle
 from paddlenlp.trainer import TrainerCallback
 
-from paddle_llm.models.full_weights import family_name
-from paddle_llm.models.shards import Shard
-from paddle_llm.parallel.gradient_owners import owns
+from paddle_llm.models.weights.full_weights import family_name
+from paddle_llm.models.weights.shards import Shard
 from paddle_llm.parallel.mesh import current_mesh
+from paddle_llm.parallel.zero.owners import owns
 from paddle_llm.peft.attach import all_tensors
-from paddle_llm.training.grad_norm import innermost
-from paddle_llm.training.pretrain_trainer import PretrainTrainer
+from paddle_llm.training.metrics.grad_norm import innermost
+from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 TENSORS = ("gradient", "weight", "moment1", "moment2")
 

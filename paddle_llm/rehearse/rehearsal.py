@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key, reference_of
 from paddle_llm.rehearse.ranks import RankError

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.reader import Resolved
+from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.rehearse.case import Sample
 from paddle_llm.rehearse.small_model import SmallModel
 
@@ -100,7 +100,7 @@ def checked_tokenizer(real: Resolved) -> Any:
 
 def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Runs of max_seq_length + 1 tokens, checked as a training does."""
-    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_samples
+    from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
 
     assert real.facts is not None
     with tempfile.TemporaryDirectory(prefix="rehearse-index-") as cache:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import ConfigError, UserError
-from paddle_llm.config.groups.finetune import GenerationFields
+from paddle_llm.config.fields.finetune import GenerationFields
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.reader import Resolved, entry_of, resolve
 from paddle_llm.config.run_config import RunConfig, fields_of
-from paddle_llm.rehearse.faces import faces_of
+from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.rehearse.small_model import SmallModel, small_model
+from paddle_llm.rehearse.sub_layouts import faces_of
 
 LEARNING_RATE, ADAM_EPSILON, CLIPPED_AT = 1e-3, 1e-4, 0.1
 
@@ -116,7 +116,7 @@ def read_real(argv: list[str], world_size: int) -> Resolved:
         raise UserError("a rehearsal is a short training, but do_train is false: give --do_train")
     if resolved.facts is not None:
         return resolved
-    from paddle_llm.models.hub import model_folder
+    from paddle_llm.models.configuration.hub import model_folder
 
     model_folder(resolved.config.model_name_or_path, weights=False)
     return resolve(argv, world_size=world_size, entry=entry, device=resolved.config.device)

@@ -14,10 +14,10 @@ from typing import Any
 from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.parallel_words import words_at_work
+from paddle_llm.config.paddle_switches import words_at_work
 from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.parallel import lifeline
+from paddle_llm.parallel.process import failure_detection as lifeline
 
 _SINGLE = -1  # PaddleNLP's word for "degree not set"
 

@@ -12,31 +12,31 @@ from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.checkpoint.merged_model import save_merged_model
 from paddle_llm.checkpoint.model_formats import check_format
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError, is_first_rank
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError, is_first_rank
+from paddle_llm.data.chat.jinja_templates import Chosen, choose_template
 from paddle_llm.data.collate import PadAndStack
-from paddle_llm.data.encode_instruction import InstructionEncoder
-from paddle_llm.data.encoded_samples import encode_all
-from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset, load_split
-from paddle_llm.data.instruction_formats import Conversation
-from paddle_llm.data.jinja_templates import Chosen, choose_template
-from paddle_llm.data.text_codec import TextCodec, open_codec
+from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset, load_split
+from paddle_llm.data.samples.encode import InstructionEncoder
+from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.models.build import build_model, plain_configuration
 from paddle_llm.models.registry import Family, find_family
 from paddle_llm.peft.attach import attach
 from paddle_llm.peft.merge import merge
 from paddle_llm.peft.method import Method, method_of
-from paddle_llm.peft.prompt import PromptedDataset
+from paddle_llm.peft.methods.prompt import PromptedDataset
 from paddle_llm.peft.save import base_shape, continue_from, read_method, save_adapter
-from paddle_llm.training.finetune_trainer import Answers, FinetuneTrainer
-from paddle_llm.training.generation_settings import settings_of
+from paddle_llm.training.epochs import global_batch_of, report_length
+from paddle_llm.training.evaluation.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
-from paddle_llm.training.sample_order import global_batch_of, report_length
-from paddle_llm.training.token_mean import criterion_of
+from paddle_llm.training.step.loss_normalization import criterion_of
+from paddle_llm.training.trainers.finetune_trainer import Answers, FinetuneTrainer
 
 Samples = InstructionDataset | PackedDataset | PromptedDataset
 # What a training that goes on from an adapter may change of its method.
@@ -274,7 +274,7 @@ def _answers(
     config = resolved.config
     if not config.eval_with_do_generation:
         return None
-    from paddle_llm.training.generation_evaluation import GenerationEvaluation
+    from paddle_llm.training.evaluation.generation import GenerationEvaluation
 
     scorer = GenerationEvaluation(codec, encoder, config, resolved.layout, find_family(resolved.facts))
     prefixes = {"dev": "eval", "test": "test"}

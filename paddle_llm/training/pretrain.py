@@ -8,17 +8,17 @@ from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.checkpoint.merged_model import save_merged_model
 from paddle_llm.checkpoint.model_formats import check_format
-from paddle_llm.config.errors import is_first_rank
 from paddle_llm.config.reader import Resolved
-from paddle_llm.data.pretrain_dataset import build_pretrain_datasets, training_samples
+from paddle_llm.core.errors import is_first_rank
+from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.models.build import build_model
-from paddle_llm.models.full_weights import family_name
 from paddle_llm.models.registry import sample_transform
-from paddle_llm.training.generation_settings import settings_of
+from paddle_llm.models.weights.full_weights import family_name
+from paddle_llm.training.epochs import global_batch_of, report_length
+from paddle_llm.training.evaluation.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
-from paddle_llm.training.pretrain_trainer import PretrainTrainer
-from paddle_llm.training.sample_order import global_batch_of, report_length
+from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 
 def build_trainer(resolved: Resolved, args: TrainingArguments) -> PretrainTrainer:

@@ -20,8 +20,8 @@ import numpy as np
 import paddle
 from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 
-from paddle_llm.config.console import say
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.console import say
 from paddle_llm.parallel.mesh import current_mesh
 
 # Paddle's and PaddleNLP's names. What is replicated over tensor-parallel ranks, what is split, weights when they are made.

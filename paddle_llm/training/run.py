@@ -14,22 +14,22 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError, exit_on_user_error
 from paddle_llm.config.help import help_text, wants_help
+from paddle_llm.config.legacy.translate import Entry
+from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import find_model_folder
-from paddle_llm.config.old_names import Entry
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.config.weight_choice import has_weights
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError, exit_on_user_error
 from paddle_llm.core.output import escape_unencodable
-from paddle_llm.parallel.lifeline import exit_on_lost_rank
+from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_reports
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
 
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 
 def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
         for line in resolved.notices:
             say(line)
         _require_paddle()
-        from paddle_llm.parallel.host import prepare_host
+        from paddle_llm.parallel.process.environment import prepare_host
 
         config = resolved.config
         for line in prepare_host(config.device, config.cpu_threads, config.deterministic):
@@ -108,8 +108,8 @@ def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
 
 def start_job(device: str, world_size: int) -> None:
     """Import paddle, choose the device, and bring up what it lacks for several ranks on a CPU."""
-    from paddle_llm.parallel.host import import_paddle
-    from paddle_llm.parallel.leaving import keep_exit_code
+    from paddle_llm.parallel.process.environment import import_paddle
+    from paddle_llm.parallel.process.exit_code import keep_exit_code
 
     import_paddle()
     import paddle
@@ -118,12 +118,12 @@ def start_job(device: str, world_size: int) -> None:
     logger.set_level("ERROR")
     paddle.set_device(device)
     if world_size > 1:
-        from paddle_llm.parallel.first_broadcast import broadcast_weight_by_weight
+        from paddle_llm.parallel.zero.first_broadcast import broadcast_weight_by_weight
 
         keep_exit_code()
         broadcast_weight_by_weight()
     if world_size > 1 and device == "cpu":
-        from paddle_llm.parallel.gloo import install_gloo_backend
+        from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
         install_gloo_backend()
 
@@ -132,7 +132,7 @@ def _with_downloaded_model(resolved: Resolved) -> Resolved:
     """A built-in name that no folder stands for: its shape is known only after PaddleNLP has fetched it."""
     from paddle_llm.config.derive import FUSED_WHY, fuses_rms_norm
     from paddle_llm.config.model_facts import read_model_facts
-    from paddle_llm.models.hub import model_folder
+    from paddle_llm.models.configuration.hub import model_folder
 
     config, origins = resolved.config, resolved.origins
     facts = read_model_facts(model_folder(config.model_name_or_path, weights=config.continue_training))
@@ -148,8 +148,8 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
     from paddle_llm.checkpoint.output_folder import check_writable, choose_start
     from paddle_llm.checkpoint.output_lock import hold_output_folder
     from paddle_llm.checkpoint.settings import check_settings
-    from paddle_llm.parallel.first_rank import on_first_rank
-    from paddle_llm.training.sample_order import global_batch_of
+    from paddle_llm.parallel.process.first_rank import on_first_rank
+    from paddle_llm.training.epochs import global_batch_of
 
     config = resolved.config
 
@@ -203,7 +203,7 @@ def _say_first_weights(config: RunConfig) -> None:
 def _open_output(resolved: Resolved, start: Path | None) -> None:
     """On the first rank, when nothing of the user's can be wrong any more: clear the folder, write config.resolved.json."""
     from paddle_llm.checkpoint.output_folder import open_output_folder
-    from paddle_llm.parallel.first_rank import on_first_rank
+    from paddle_llm.parallel.process.first_rank import on_first_rank
 
     config = resolved.config
 

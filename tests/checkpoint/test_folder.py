@@ -8,9 +8,9 @@ import pytest
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.output_folder import choose_start, open_output_folder
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.out_folder import publish
+from paddle_llm.core.atomic_output import publish
+from paddle_llm.core.errors import UserError
 
 ONE_PROCESS = Layout()
 

@@ -57,7 +57,7 @@ def test_every_layout_saves_what_one_process_holds(layout, tied, tmp_path):
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
-    from paddle_llm.models.weight_files import write_safetensors
+    from paddle_llm.models.weights.files import write_safetensors
 
     bits = np.arange(12, dtype=np.uint16).reshape(3, 4)
     write_safetensors(tmp_path / "m.safetensors", {"w": bits, "x": np.ones(3, np.float32)})

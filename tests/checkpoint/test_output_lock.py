@@ -22,14 +22,14 @@ from paddle_llm.checkpoint.output_lock import (
     hold_output_folder,
     release_output_folder,
 )
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from tests.helpers.processes import is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
 HOLD = """
 import sys, time
 from paddle_llm.checkpoint.output_lock import hold_output_folder
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 try:
     hold_output_folder(sys.argv[1])
 except UserError as error:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.reader import resolve
+from paddle_llm.core.errors import ConfigError
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama
 
 WRITERS = {

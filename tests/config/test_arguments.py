@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.arguments import BARE, Arguments, read_arguments
+from paddle_llm.config.parsing.arguments import BARE, Arguments, read_arguments
 
 KNOWN = {"logging_steps", "dataloader_num_workers", "fp16", "fp16_opt_level", "report_to"}
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm import cli
-from paddle_llm.config.errors import ConfigError
-from paddle_llm.config.foreign_names import COUNTERPARTS
+from paddle_llm.cli import main as cli
+from paddle_llm.config.legacy.other_trainers import COUNTERPARTS
 from paddle_llm.config.reader import _HINTS, resolve
 from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.core.errors import ConfigError
 
 _PAGE = (Path(__file__).parents[2] / "docs" / "configuration_files.md").read_text(encoding="utf-8")
 _COMMANDS = re.findall(r"^    (\S.*)$", _PAGE, re.M)

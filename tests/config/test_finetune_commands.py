@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from paddle_llm.config.entry_defaults import LEARNING_RATES
-from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import fields_of
+from paddle_llm.core.errors import ConfigError
 from tests.tiny import write_llama
 
 # As typed there, with --device cpu, a small model and --nproc_per_node in place of --gpus; no word of the data.
@@ -301,13 +301,13 @@ def test_derived_settings_of_methods(model: Path) -> None:
 
 
 def test_names_are_those_of_the_data_room() -> None:
-    from paddle_llm.config.instruction_paths import CHAT_TEMPLATES, SPLIT_NAMES
-    from paddle_llm.config.values import kind_of
-    from paddle_llm.data.encode_instruction import LOSS_ON
-    from paddle_llm.data.encoded_samples import LONG_SAMPLES
-    from paddle_llm.data.instruction_files import DEFAULT_DATA, SPLITS
-    from paddle_llm.data.instruction_formats import FORMATS
-    from paddle_llm.data.templates import TEMPLATES
+    from paddle_llm.config.local_files.instruction_data import CHAT_TEMPLATES, SPLIT_NAMES
+    from paddle_llm.config.parsing.values import kind_of
+    from paddle_llm.data.chat.templates import TEMPLATES
+    from paddle_llm.data.instructions.files import DEFAULT_DATA, SPLITS
+    from paddle_llm.data.instructions.formats import FORMATS
+    from paddle_llm.data.samples.encode import LOSS_ON
+    from paddle_llm.data.samples.encoded_samples import LONG_SAMPLES
 
     assert SPLIT_NAMES == SPLITS and DEFAULT_DATA == "data"
     assert set(CHAT_TEMPLATES) == {"auto", "jinja", *TEMPLATES}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from paddle_llm.config.help import default_text, defaults_table, finetune_table, help_text, type_text, wants_help
+from paddle_llm.config.parsing.values import kind_of
 from paddle_llm.config.run_config import FIELD_NAMES, fields_of
-from paddle_llm.config.values import kind_of
 
 
 def test_help_lists_every_field_once_within_the_width() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.json_object import read_json_object
+from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import read_json_object
 
 
 @pytest.mark.parametrize(

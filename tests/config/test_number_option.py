@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from click.testing import CliRunner
 
-from paddle_llm.generation.command import generate
+from paddle_llm.cli.generate import generate
 
 FLAGS = ("--temperature", "--top_p", "--repetition_penalty", "--length_penalty")
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.arguments import BARE, FLAG, Given
-from paddle_llm.config.finetune_names import FINETUNE_NAMES
-from paddle_llm.config.name_kinds import Refused, Renamed, Stale, is_neutral
-from paddle_llm.config.not_offered import NOT_OFFERED
-from paddle_llm.config.old_names import OLD_NAMES, Translated, names_of, translate
+from paddle_llm.config.legacy.finetune_names import FINETUNE_NAMES
+from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale, is_neutral
+from paddle_llm.config.legacy.not_offered import NOT_OFFERED
+from paddle_llm.config.legacy.translate import OLD_NAMES, Translated, names_of, translate
+from paddle_llm.config.parsing.arguments import BARE, FLAG, Given
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, fields_of
 
 ALL = names_of("finetune")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config import out_folder
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.out_folder import MARK, check_apart, check_replaceable, staged_folder
+from paddle_llm.core import atomic_output as out_folder
+from paddle_llm.core.atomic_output import MARK, check_apart, check_replaceable, staged_folder
+from paddle_llm.core.errors import UserError
 
 
 def write(out: Path, text: str = "new", end: BaseException | None = None) -> None:
@@ -90,7 +90,7 @@ def test_the_second_is_refused_until_the_first_has_all_on_the_disk(tmp_path, mon
 def test_what_a_killed_process_left_is_removed(tmp_path):
     """The lock goes with the process, however it ends."""
     script = (
-        "import os, pathlib, sys; from paddle_llm.config.out_folder import staged_folder\n"
+        "import os, pathlib, sys; from paddle_llm.core.atomic_output import staged_folder\n"
         "with staged_folder(pathlib.Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], check=False)

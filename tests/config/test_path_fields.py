@@ -8,12 +8,12 @@ import re
 import click
 import pytest
 
-from paddle_llm import cli
-from paddle_llm.config.errors import ConfigError, UserError
-from paddle_llm.config.path_option import PathOption
+from paddle_llm.cli import main as cli
+from paddle_llm.cli.path_option import PathOption
+from paddle_llm.config.parsing.values import PATH_FIELDS, kind_of, parse
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
-from paddle_llm.config.values import PATH_FIELDS, kind_of, parse
+from paddle_llm.core.errors import ConfigError, UserError
 
 # Text that is not a path. A new text field or option belongs here, or is declared as a path.
 _WORDS = {

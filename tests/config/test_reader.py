@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from paddle_llm.config import device as device_module
-from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import fields_of
+from paddle_llm.core.errors import ConfigError
 from tests.tiny import write_bloom, write_llama
 
 # A command that people have: pretraining on 8 cards with sharding stage 2, from a public tutorial of 2023, as typed there.

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.builtin_names import BARE_NAMES
-from paddle_llm.config.not_offered import NOT_OFFERED
-from paddle_llm.config.old_names import OLD_NAMES
-from paddle_llm.config.parallel_words import WORDS
+from paddle_llm.config.legacy.not_offered import NOT_OFFERED
+from paddle_llm.config.legacy.translate import OLD_NAMES
+from paddle_llm.config.local_files.published_names import BARE_NAMES
+from paddle_llm.config.paddle_switches import WORDS
 from paddle_llm.config.run_config import FIELD_NAMES
 
 KNOWN = set(FIELD_NAMES) | set(NOT_OFFERED) | set(OLD_NAMES)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.arguments import BARE
+from paddle_llm.config.parsing.arguments import BARE
+from paddle_llm.config.parsing.values import BadValue, kind_of, parse
 from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
-from paddle_llm.config.values import BadValue, kind_of, parse
 
 
 @pytest.mark.parametrize("raw", [True, 1, "1", "true", "True", "TRUE", "yes", "on", " true "])

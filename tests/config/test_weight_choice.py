@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.weight_choice import choose_weights, has_weights
+from paddle_llm.config.local_files.weights import choose_weights, has_weights
+from paddle_llm.core.errors import UserError
 
 ST, ST_INDEX = "model.safetensors", "model.safetensors.index.json"
 PD, PD_INDEX = "model_state.pdparams", "model_state.pdparams.index.json"

@@ -17,11 +17,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
+from paddle_llm.peft.hugging_face.config import check_settings
+from paddle_llm.peft.hugging_face.fields import BY_NAME, FIELDS, HARMLESS, HONOURED, REFUSED, problems_of
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.peft_config import check_settings
-from paddle_llm.peft.peft_fields import BY_NAME, FIELDS, HARMLESS, HONOURED, REFUSED, problems_of
 from tests.export.environments import ROOT, peft_path
 from tests.export.test_merged import base_folder, network_of, trained_adapter
 from tests.peft import peft_library
@@ -214,8 +214,8 @@ def test_peft_adapters_compute_the_same_here(case, bases, tmp_path):
 
 def compare(base: Path, folder: Path, described: dict[str, Any], *, merges: bool = True) -> None:
     """An adapter that peft writes with these settings: logits, merged weights and its conversions there and back."""
-    from paddle_llm.export.source import open_source
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 
     theirs = folder / "theirs"
     peft_library.write(base, theirs, **described)
@@ -233,7 +233,7 @@ def compare(base: Path, folder: Path, described: dict[str, Any], *, merges: bool
     with peft_library.quiet():
         merged = {name: value.numpy() for name, value in model.merge_and_unload().state_dict().items()}
     source = open_source(base, adapter=theirs)
-    from paddle_llm.models.names import hugging_face
+    from paddle_llm.models.weights.names import hugging_face
 
     for name in source.names():
         ours = source.read(name)
@@ -359,7 +359,7 @@ def test_gradients_of_dora_are_those_of_peft(shape, targets, bases, tmp_path):
     import paddle
     from safetensors.numpy import load_file, save_file
 
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.hugging_face.convert import to_peft
     from paddle_llm.peft.save import load_adapter
 
     base = bases(shape)
@@ -415,7 +415,7 @@ def test_dropout_in_dora_is_that_of_peft(bases, monkeypatch):
     import torch
     from peft import LoraConfig, get_peft_model
 
-    from paddle_llm.peft import lora
+    from paddle_llm.peft.methods import lora
 
     base = bases("llama")
     settings = {"r": 4, "lora_alpha": 8, "use_dora": True, "target_modules": ["q_proj"], "lora_dropout": 0.5}
@@ -452,7 +452,7 @@ def test_a_pickled_adapter_is_read_where_that_is_allowed(bases, tmp_path):
     import torch
     from safetensors.torch import load_file
 
-    from paddle_llm.peft.convert import from_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft
 
     theirs = tmp_path / "theirs"
     peft_library.write(bases("llama"), theirs, r=4, target_modules=["q_proj"])

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from paddle_llm.config.chat_template_files import copy_templates, read_record
-from paddle_llm.config.errors import UserError
+from paddle_llm.config.local_files.chat_templates import copy_templates, read_record
+from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
+from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.chat.rendering import RowRefused
-from paddle_llm.data.encode_instruction import IGNORED, InstructionEncoder
-from paddle_llm.data.encoded_samples import encode_all
-from paddle_llm.data.instruction_formats import ASSISTANT, Conversation, Turn
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.text_codec import open_codec
+from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
+from paddle_llm.data.samples.encoded_samples import encode_all
+from paddle_llm.data.tokenizers.text_codec import open_codec
 from tests.conformance.template_families import CHATML, FAMILIES, MARKED, QWEN3, QWEN25, Family
 
 SPECIALS = [

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.errors import ConfigError
-from paddle_llm.config.foreign_names import COUNTERPARTS, DIALECTS, VALUES
-from paddle_llm.config.old_names import KNOWN_NAMES
+from paddle_llm.config.legacy.other_trainers import COUNTERPARTS, DIALECTS, VALUES
+from paddle_llm.config.legacy.translate import KNOWN_NAMES
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import FIELD_NAMES
+from paddle_llm.core.errors import ConfigError
 from tests.tiny import write_llama
 
 _OWN = {"do_train": True, "output_dir": "o", "report_to": "none", "max_steps": 1}

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.checks import verify_index
-from paddle_llm.data.indexed import open_corpus
-from paddle_llm.data.mmap_format import write_index
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.checks import verify_index
+from paddle_llm.data.corpus.indexed import open_corpus
+from paddle_llm.data.corpus.mmap_format import write_index
 
 MEGATRON = "megatron-core==0.16.1"
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")

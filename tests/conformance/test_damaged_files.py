@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 
 LLAMA = {
     "model_type": "llama",
@@ -35,7 +35,7 @@ def long_model_name(folder: Path) -> None:
 
 
 def long_name_in_index(folder: Path) -> None:
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
 
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors" * 50}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -43,14 +43,14 @@ def long_name_in_index(folder: Path) -> None:
 
 
 def nested_index(folder: Path) -> None:
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
 
     (folder / "model.safetensors.index.json").write_bytes(b"[" * 100_000)
     WeightFiles(folder)
 
 
 def pickle_of_text(folder: Path) -> None:
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
 
     (folder / "model_state.pdparams").write_bytes(pickle.dumps("weights", protocol=2))
     WeightFiles(folder)
@@ -88,7 +88,7 @@ def test_damage_is_refused(read: Callable[[Path], None], tmp_path: Path) -> None
 
 
 def test_values_that_no_file_name_and_no_method_can_be(tmp_path):
-    from paddle_llm.models.paddle_pickles import scan_paddle_pickle
+    from paddle_llm.models.weights.paddle_pickles import scan_paddle_pickle
     from paddle_llm.peft.base import find_base
     from paddle_llm.peft.method import Method
 

@@ -7,9 +7,9 @@ import pytest
 
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.positions import position_limit
-from paddle_llm.generation.choice import Choice
 from paddle_llm.generation.decode import decode
-from paddle_llm.generation.generating import generating
+from paddle_llm.generation.eval_mode import generating
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from tests.models.building import build
 

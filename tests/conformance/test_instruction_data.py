@@ -16,11 +16,11 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.data_splits import survey
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.split_names import kind_of_file
-from paddle_llm.data.instruction_files import find_files, load_conversations, read_rows
-from paddle_llm.data.instruction_formats import read_row, recognise
+from paddle_llm.config.local_files.data_splits import survey
+from paddle_llm.config.local_files.split_names import kind_of_file
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.files import find_files, load_conversations, read_rows
+from paddle_llm.data.instructions.formats import read_row, recognise
 from paddle_llm.data.instructions.table_rows import without_nulls
 
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"

@@ -110,10 +110,10 @@ def test_transformers_reads_the_same_configuration_from_an_export(family, ids, t
     """Also what is null in the source: without the key, transformers takes its class's default."""
     import transformers
 
-    from paddle_llm.export.command import Options
-    from paddle_llm.export.hugging_face import write_config
-    from paddle_llm.export.same_files import configuration_differences
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.options import Options
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.hugging_face import write_config
+    from paddle_llm.export.verification.files import configuration_differences
 
     name, changes = SHAPES[family]
     sizes = {
@@ -138,7 +138,7 @@ def test_a_job_saves_a_folder_for_transformers_and_goes_on_from_it(tmp_path):
     """Two tensor ranks; the tokenizer, which PaddleNLP reads, is converted; the next job starts from the folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.tokenizers.text_codec import open_codec
     from tests.instructions import finetune, make_instructions
 
     folder = make_instructions(tmp_path / "data")

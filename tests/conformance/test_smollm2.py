@@ -114,10 +114,10 @@ def texts() -> list[str]:
 @pytest.fixture(scope="module")
 def samples(folder: Path) -> list[tuple[list[dict[str, str]], list[int], list[int]]]:
     """(messages, ids, label of each id) of every row, by the template of the folder."""
-    from paddle_llm.data.encode_instruction import InstructionEncoder
-    from paddle_llm.data.instruction_formats import read_row, recognise
-    from paddle_llm.data.jinja_templates import choose_template
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.chat.jinja_templates import choose_template
+    from paddle_llm.data.instructions.formats import read_row, recognise
+    from paddle_llm.data.samples.encode import InstructionEncoder
+    from paddle_llm.data.tokenizers.text_codec import open_codec
 
     codec = open_codec(str(folder))
     encoder = InstructionEncoder(codec, choose_template(None, codec, str(folder)).template, max_length=1024)
@@ -144,7 +144,7 @@ def reference(folder, texts, samples, tmp_path_factory) -> tuple[Path, dict[str,
 
 def test_ten_thousand_texts_have_the_same_ids(folder, texts, reference):
     """With special tokens recognised (documents), and with their text kept as text (questions and answers)."""
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.tokenizers.text_codec import open_codec
 
     codec = open_codec(str(folder))
     ways = {"marked": lambda text: codec.encode_with_marks(text, start=False), "split": codec.encode}
@@ -157,7 +157,7 @@ def test_ten_thousand_texts_have_the_same_ids(folder, texts, reference):
 
 
 def test_the_template_gives_the_same_ids(folder, samples, reference):
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.tokenizers.text_codec import open_codec
 
     codec = open_codec(str(folder))
     for (_, ids, _), wanted in zip(samples, reference[1]["templates"], strict=True):

@@ -18,17 +18,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers, repair_sentencepiece_proto
-from paddle_llm.data.build import build_corpus
-from paddle_llm.data.encode import open_encoder
-from paddle_llm.data.encode_instruction import InstructionEncoder
-from paddle_llm.data.instruction_formats import Conversation, Turn
-from paddle_llm.data.templates import TEMPLATES
-from paddle_llm.data.text_codec import TextCodec, TransformersCodec, open_codec
+from paddle_llm.data.chat.templates import TEMPLATES
+from paddle_llm.data.corpus.build import build_corpus
+from paddle_llm.data.corpus.encode import open_encoder
+from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizer import fingerprint, load_tokenizer
 from paddle_llm.data.tokenizers.folder import Reader, reader_of
 from paddle_llm.data.tokenizers.plain_text import NotText
+from paddle_llm.data.tokenizers.text_codec import TextCodec, TransformersCodec, open_codec
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from tests.conformance import tokenizer_folders as made
 from tests.data.chat_tokenizers import chatglm3_folder, chatglm_folder

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import given, note
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from tests.conformance.weight_folders import FAMILIES, Plan, config_of, plans, write
 
 pytestmark = pytest.mark.hf
@@ -55,8 +55,8 @@ def read_by_transformers(folder: Path) -> tuple[dict[str, np.ndarray] | str, lis
 def _network(family: str, tied: bool, folder: Path) -> tuple[Any, Any, dict[str, tuple[int, ...]]]:
     from paddle_llm.config.model_facts import facts_from_dict
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.outline import outline
     from paddle_llm.models.registry import find_family
+    from paddle_llm.models.weights.outline import outline
 
     raw = config_of(family, tied=tied)
     found = find_family(facts_from_dict(raw, where="the test"))
@@ -70,10 +70,10 @@ def read_by_us(plan: Plan, folder: Path) -> dict[str, np.ndarray]:
     Raises:
         UserError: If the folder is refused.
     """
-    from paddle_llm.models.load import locate_weights, read_shard
-    from paddle_llm.models.names import EMBEDDINGS, hugging_face
-    from paddle_llm.models.shards import Shard
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
+    from paddle_llm.models.weights.load import locate_weights, read_shard
+    from paddle_llm.models.weights.names import EMBEDDINGS, hugging_face
+    from paddle_llm.models.weights.shards import Shard
 
     family, config, shapes = _network(plan.family, plan.tied, Path(plan.family))
     files = WeightFiles(folder, allow_pickle=True)
@@ -135,7 +135,7 @@ def test_the_index_decides_between_two_copies(index_first, tmp_path):
 
     from safetensors.numpy import save_file
 
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
 
     one, two = np.zeros(3, np.float32), np.ones(3, np.float32)
     save_file({"a": one}, tmp_path / "model-00001-of-00002.safetensors")

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.models import rms_norm
+from paddle_llm.models.patches import rms_norm
 from paddle_llm.rehearse.oracle import prove
 from paddle_llm.rehearse.ranks import run_ranks
 from tests import tiny
@@ -207,10 +207,10 @@ def test_layouts_are_one_process_without_it(tmp_path, name):
 def test_exports_turn_it_off(tmp_path):
     """A model that was trained with it is anybody's, with no such operator: neither its folder nor an export names one."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
-    from paddle_llm.export.command import Options
-    from paddle_llm.export.hugging_face import write_hf
-    from paddle_llm.export.source import open_source
-    from paddle_llm.export.static import write_static
+    from paddle_llm.export.options import Options
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.hugging_face import write_hf
+    from paddle_llm.export.targets.static.target import write_static
 
     trained = write_folder("llama", train_pieces(tmp_path), tmp_path / "llama")
     model = build(trained, use_fused_rms_norm=True)

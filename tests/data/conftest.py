@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llm.data.mmap_format import SizesFile, write_index
+from paddle_llm.data.corpus.mmap_format import SizesFile, write_index
 from paddle_llm.data.tokenizer import train_tokenizer
 
 CHINESE = "床前明月光，疑是地上霜。舉頭望明月，低頭思故鄉。白日依山盡，黃河入海流。欲窮千里目，更上一層樓。"

@@ -9,9 +9,9 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
-from paddle_llm.data.encode import open_encoder
-from paddle_llm.data.text_codec import open_codec
+from paddle_llm.data.corpus.encode import open_encoder
 from paddle_llm.data.tokenizer import fingerprint, load_tokenizer
+from paddle_llm.data.tokenizers.text_codec import open_codec
 
 BEGIN, END, TURN = "<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"
 SAMPLES = ["The quick brown fox 12345", "  two blanks,\n\ttab", "今天天气很好 😀", f"a {TURN} spelled"]

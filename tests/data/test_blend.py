@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.blend import Blend, parse_input_dir, split_bounds
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.blend import Blend, parse_input_dir, split_bounds
 from tests.data.conftest import numbered_documents, write_corpus
 
 

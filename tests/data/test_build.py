@@ -15,13 +15,13 @@ import numpy as np
 import psutil
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.build import build_corpus
-from paddle_llm.data.encode import PaddleNLPEncoder
-from paddle_llm.data.indexed import open_corpus
-from paddle_llm.data.inspect import inspect_corpus
-from paddle_llm.data.mmap_format import token_dtype
-from paddle_llm.data.sources import read_blocks
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.build import build_corpus
+from paddle_llm.data.corpus.encode import PaddleNLPEncoder
+from paddle_llm.data.corpus.indexed import open_corpus
+from paddle_llm.data.corpus.inspect import inspect_corpus
+from paddle_llm.data.corpus.mmap_format import token_dtype
+from paddle_llm.data.corpus.sources import read_blocks
 from paddle_llm.data.tokenizer import train_tokenizer
 from tests.data.conftest import english_and_chinese
 
@@ -56,14 +56,14 @@ def test_the_number_of_workers_changes_no_byte(
     tmp_path: Path, jsonl: Writer, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = [str(jsonl(f"{i}.jsonl", english_and_chinese(200, seed=i))) for i in range(2)]
-    monkeypatch.setattr("paddle_llm.data.build.read_blocks", lambda s, o: read_blocks(s, o, block_bytes=2000))
+    monkeypatch.setattr("paddle_llm.data.corpus.build.read_blocks", lambda s, o: read_blocks(s, o, block_bytes=2000))
     for workers in (1, 2, 3):
         build_corpus(inputs, tokenizer_folder, str(tmp_path / str(workers)), workers=workers)
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
 
 
 def test_workers_do_without_paddle() -> None:
-    code = "import paddle_llm.data.workers, sys; assert not {'paddle', 'paddlenlp'} & set(sys.modules)"
+    code = "import paddle_llm.data.corpus.workers, sys; assert not {'paddle', 'paddlenlp'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -196,7 +196,7 @@ def test_inspection_finds_what_was_changed_afterwards(tmp_path: Path, jsonl: Wri
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, tokenizer_folder: str) -> None:
     """Peak memory of the building process (VmHWM: ru_maxrss is inherited from this one), 3 MB of input against 24 MB."""
     code = (
-        "import re, sys; from paddle_llm.data.build import build_corpus\n"
+        "import re, sys; from paddle_llm.data.corpus.build import build_corpus\n"
         "build_corpus([sys.argv[1]], sys.argv[2], sys.argv[3])\n"
         "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )

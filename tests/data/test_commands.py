@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from paddle_llm.data.commands import data, tokenizer
+from paddle_llm.cli.data import data, tokenizer
 from tests.data.conftest import CHINESE, english_and_chinese
 
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.encode_instruction import IGNORED, DoesNotFit, InstructionEncoder
-from paddle_llm.data.encoded_samples import encode_all
-from paddle_llm.data.instruction_formats import Conversation, Turn
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.templates import TEMPLATES
-from paddle_llm.data.text_codec import TextCodec, open_codec
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.templates import TEMPLATES
+from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.samples.encode import IGNORED, DoesNotFit, InstructionEncoder
+from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 
 LONG = "the quick brown fox jumps over the lazy dog and the moon 床前明月光 " * 4
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.instruction_dataset import load_split
-from paddle_llm.data.self_cognition import LANGUAGES, self_cognition_rows
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.self_cognition import LANGUAGES, self_cognition_rows
+from paddle_llm.data.samples.dataset import load_split
 from tests.data.conftest import english_and_chinese
 
 
@@ -93,7 +93,7 @@ def test_self_cognition_has_about_a_hundred_different_questions(language: str) -
 
 
 def test_an_empty_name_is_refused(tmp_path: Path) -> None:
-    from paddle_llm.data.self_cognition import write_self_cognition
+    from paddle_llm.data.instructions.self_cognition import write_self_cognition
 
     with pytest.raises(UserError, match="must not be empty"):
         write_self_cognition({"en": " "}, {"en": "x"}, ["en"], str(tmp_path / "a.jsonl"))

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.build import build_corpus
-from paddle_llm.data.checks import check_corpus, largest_token, verify_index
-from paddle_llm.data.indexed import open_corpus
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.build import build_corpus
+from paddle_llm.data.corpus.checks import check_corpus, largest_token, verify_index
+from paddle_llm.data.corpus.indexed import open_corpus
 from tests.data.conftest import numbered_documents, write_corpus
 
 
@@ -149,7 +149,7 @@ def test_ids_beyond_the_vocabulary(prefix: str, tmp_path: Path) -> None:
 def test_the_largest_id_is_remembered_until_the_data_changes(
     prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paddle_llm.data.checks._REMEMBER_ABOVE_TOKENS", 0)
+    monkeypatch.setattr("paddle_llm.data.corpus.checks._REMEMBER_ABOVE_TOKENS", 0)
     corpus = open_corpus(prefix)
     highest = largest_token(corpus, tmp_path / "cache")
     (note,) = (tmp_path / "cache").iterdir()

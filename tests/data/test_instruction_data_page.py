@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 
-from paddle_llm.config.split_names import SPLIT_NAMES, SUFFIXES
-from paddle_llm.data.instruction_formats import FORMATS, ROLES
+from paddle_llm.config.local_files.split_names import SPLIT_NAMES, SUFFIXES
+from paddle_llm.data.instructions.formats import FORMATS, ROLES
 from paddle_llm.data.instructions.messages import MESSAGE_FIELDS
 
 ROOT = Path(__file__).parents[2]

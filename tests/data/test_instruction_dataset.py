@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.collate import PadAndStack
-from paddle_llm.data.encode_instruction import IGNORED, InstructionEncoder
-from paddle_llm.data.encoded_samples import EncodedSamples, encode_all
 from paddle_llm.data.epochs import ShuffledEpochs
-from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset
-from paddle_llm.data.instruction_formats import Conversation, Turn
-from paddle_llm.data.templates import TEMPLATES
-from paddle_llm.data.text_codec import open_codec
+from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
+from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
+from paddle_llm.data.samples.encoded_samples import EncodedSamples, encode_all
+from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform
 from tests.data.chat_tokenizers import chatglm_folder
 from tests.data.conftest import english_and_chinese

@@ -12,11 +12,11 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.instruction_dataset import Mixture, load_split
-from paddle_llm.data.instruction_files import find_files, load_conversations, read_rows
-from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.files import find_files, load_conversations, read_rows
+from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.instructions.inspection import describe_data
+from paddle_llm.data.samples.dataset import Mixture, load_split
 
 ROWS = [{"src": f"Frage {i}, 问 “x”\nzwei", "tgt": f"Antwort {i}"} for i in range(5)]
 

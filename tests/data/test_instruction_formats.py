@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.instruction_files import load_conversations
-from paddle_llm.data.instruction_formats import FORMATS, BadRow, Conversation, read_row, recognise
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.templates import TEMPLATES
+from paddle_llm.data.instructions.files import load_conversations
+from paddle_llm.data.instructions.formats import FORMATS, BadRow, Conversation, read_row, recognise
 from paddle_llm.data.instructions.messages import Notes
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.prompted_tasks import PromptTemplates
-from paddle_llm.data.templates import TEMPLATES
-from paddle_llm.data.text_codec import open_codec
+from paddle_llm.data.instructions.prompted_tasks import PromptTemplates
+from paddle_llm.data.tokenizers.text_codec import open_codec
 
 U, A, S, T = "user", "assistant", "system", "tool"
 ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_llm.data.packing import pack
+from paddle_llm.data.samples.packing import pack
 
 
 def lengths_like_instructions(count: int, seed: int = 0) -> np.ndarray:

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.data.build import build_corpus
-from paddle_llm.data.indexed import open_corpus
-from paddle_llm.data.order import SampleOrder
-from paddle_llm.data.pretrain_dataset import PretrainDataset, Splits, build_pretrain_datasets, samples_per_epoch
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.build import build_corpus
+from paddle_llm.data.corpus.dataset import PretrainDataset, Splits, build_pretrain_datasets, samples_per_epoch
+from paddle_llm.data.corpus.indexed import open_corpus
+from paddle_llm.data.corpus.order import SampleOrder
 from paddle_llm.data.tokenizer import train_tokenizer
 from tests.data.conftest import english_and_chinese, numbered_documents, write_corpus
 
@@ -137,7 +137,7 @@ def test_a_large_order_is_cached_by_content(tmp_path: Path, prefix: str, documen
 
 
 def test_a_rebuilt_corpus_is_read_anew_through_the_front_door(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paddle_llm.data.order.CACHE_ABOVE_ENTRIES", 0)
+    monkeypatch.setattr("paddle_llm.data.corpus.order.CACHE_ABOVE_ENTRIES", 0)
     train_of(prefix, 30)
     longer = numbered_documents(50, seed=3)
     write_corpus(prefix, longer)
@@ -149,7 +149,7 @@ def test_a_rebuilt_corpus_is_read_anew_through_the_front_door(prefix: str, monke
 
 
 def test_a_cache_that_cannot_be_written_is_named(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paddle_llm.data.order.CACHE_ABOVE_ENTRIES", 0)
+    monkeypatch.setattr("paddle_llm.data.corpus.order.CACHE_ABOVE_ENTRIES", 0)
     with pytest.raises(UserError, match="order-.*cannot be written: .*--data_cache"):
         train_of(prefix, 30, data_cache=prefix + ".bin")
 

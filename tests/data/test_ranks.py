@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.data.conftest import numbered_documents, write_corpus
 
@@ -24,8 +24,8 @@ def open_and_read(prefix: str, vocab_size: int) -> list[int] | str:
 
 
 def _read(prefix: str, vocab_size: int) -> list[int] | str:
-    import paddle_llm.data.order as order
-    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets
+    import paddle_llm.data.corpus.order as order
+    from paddle_llm.data.corpus.dataset import build_pretrain_datasets
 
     order.CACHE_ABOVE_ENTRIES = 0
     config = RunConfig(input_dir=prefix, split="1,0,0")

@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.sources import ReadOptions, bad_row, find_sources, parse_block, read_blocks, read_documents
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.sources import ReadOptions, bad_row, find_sources, parse_block, read_blocks, read_documents
 
 DOCUMENTS = ["one", "two 明月", "three " * 50, "four"]
 

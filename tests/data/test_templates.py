@@ -1,6 +1,6 @@
 """Token ids of every template against its published format, tokenised by hand; which tokens bear loss.
 
-Golden strings: see the sources in `paddle_llm/data/templates.py`. `<x>` stands for one token, everything between tokens is one
+Golden strings: see the sources in `paddle_llm/data/chat/templates.py`. `<x>` stands for one token, everything between tokens is one
 text for the tokenizer, as the published code has it.
 """
 
@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.encode_instruction import IGNORED, InstructionEncoder
-from paddle_llm.data.instruction_formats import Conversation, Turn
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.templates import TEMPLATES
-from paddle_llm.data.text_codec import PaddleNLPCodec, TextCodec, open_codec
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.templates import TEMPLATES
+from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
+from paddle_llm.data.tokenizers.text_codec import PaddleNLPCodec, TextCodec, open_codec
 from tests.data.chat_tokenizers import CHATML_MARKS, LLAMA3_MARKS, chatglm3_folder, chatglm_folder, llama3_folder
 from tests.data.conftest import english_and_chinese
 

@@ -10,7 +10,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.text_files import TextStream, detect_encoding, read_lines, read_text
 
 TEXT = '{"instruction": "你好，世界 é\u2028", "output": "好\x0c\x85"}\r\n' * 3

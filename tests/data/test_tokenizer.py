@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.encode import PaddleNLPEncoder, SentencePieceEncoder, open_encoder
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.encode import PaddleNLPEncoder, SentencePieceEncoder, open_encoder
 from paddle_llm.data.tokenizer import find_fingerprint, fingerprint, load_tokenizer, open_decoder, train_tokenizer
 from tests.data.conftest import CHINESE, english_and_chinese
 from tests.tiny import write_llama

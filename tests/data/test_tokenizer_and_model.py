@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.text_codec import TextCodec, open_codec
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 
 
 def with_settings(folder: str, out: Path, **settings) -> TextCodec:

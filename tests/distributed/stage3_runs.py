@@ -59,9 +59,9 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
     import paddle
     from paddle.distributed import fleet
 
-    from paddle_llm.models.full_weights import full_weights
-    from paddle_llm.parallel.sharded_gradients import ShardedGradients
-    from paddle_llm.parallel.sharded_weights import ShardedWeights, held_weight_elements
+    from paddle_llm.models.weights.full_weights import full_weights
+    from paddle_llm.parallel.zero.stage2 import ShardedGradients
+    from paddle_llm.parallel.zero.stage3 import ShardedWeights, held_weight_elements
 
     # The owner of a parameter is found by its name.
     with paddle.utils.unique_name.guard():
@@ -137,7 +137,7 @@ class _Watch:
                 parameter._register_backward_hook(lambda *_: self._look())
 
     def _look(self) -> None:
-        from paddle_llm.parallel.sharded_weights import held_weight_elements
+        from paddle_llm.parallel.zero.stage3 import held_weight_elements
 
         self.looks += 1
         self.most = max(self.most, held_weight_elements(self._model))

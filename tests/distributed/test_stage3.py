@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.distributed.stage3_runs import MICRO_BATCHES, STEPS, Run, both_stages
 from tests.jobs import Toy, config, make_trainer, numbers, rows, weights
@@ -153,7 +153,7 @@ def _best_model(folder: Path, layout: Layout) -> tuple[str, dict, int, int]:
     """(the best checkpoint, the weights after training, elements held after training, elements owned)."""
     import paddle
 
-    from paddle_llm.parallel.sharded_weights import held_weight_elements
+    from paddle_llm.parallel.zero.stage3 import held_weight_elements
     from paddle_llm.training.run import start_job
 
     start_job("cpu", layout.world_size)

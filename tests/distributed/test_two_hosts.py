@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import EXIT_PEER_LOST
+from paddle_llm.core.errors import EXIT_PEER_LOST
 from tests.corpus import make_corpus
 from tests.distributed.test_run_pretrain import TUTORIAL
 from tests.helpers.hosts import Host, two_hosts
@@ -19,7 +19,7 @@ from tests.jobs import numbers
 
 ROOT = Path(__file__).parents[2]
 SUM = """
-from paddle_llm.parallel.gloo import install_gloo_backend
+from paddle_llm.parallel.gloo.backend import install_gloo_backend
 install_gloo_backend()
 import paddle
 paddle.distributed.init_parallel_env()
@@ -76,7 +76,7 @@ def test_ranks_on_two_hosts_meet(names_resolve, tmp_path):
 def sum_of_ranks() -> int:
     import paddle
 
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     install_gloo_backend()
     paddle.distributed.init_parallel_env()

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.export import command
-from paddle_llm.export.command import Exported, ExportFailed, export, size_in_bytes
-from paddle_llm.export.place import check_space, human
+from paddle_llm.core.errors import UserError
+from paddle_llm.export import Exported, command, export, size_in_bytes
+from paddle_llm.export.targets.output_folder import check_space, human
+from paddle_llm.export.verification.report import ExportFailed
 from tests.export.folders import stored_in, write_native
 
 
@@ -40,7 +40,7 @@ def beside(folder: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", ["model", pytest.param("llama", marks=pytest.mark.slow)])
 def test_an_export_is_verified_recorded_and_told(kind, tmp_path, request):
-    from paddle_llm.cli import paddle_llm
+    from paddle_llm.cli.main import paddle_llm
 
     source = request.getfixturevalue(kind)
 
@@ -62,7 +62,7 @@ def test_an_export_is_verified_recorded_and_told(kind, tmp_path, request):
 
 
 def test_without_verification_it_says_so(model, tmp_path):
-    from paddle_llm.cli import paddle_llm
+    from paddle_llm.cli.main import paddle_llm
 
     words = ["export", str(model), str(tmp_path / "out"), "--target", "hf", "--no_verify", "--max_shard_size", "100KB"]
     result = CliRunner().invoke(paddle_llm, words, catch_exceptions=False)
@@ -75,7 +75,7 @@ def test_without_verification_it_says_so(model, tmp_path):
 
 
 def test_a_log_is_told_how_far_the_weights_are(tmp_path, monkeypatch, capsys):
-    from paddle_llm.export import shard_writer
+    from paddle_llm.export.targets import shard_writer
 
     monkeypatch.setattr(shard_writer, "_SILENCE", 0)
     write_native(tmp_path / "model", "llama")
@@ -121,7 +121,7 @@ def spoiled(source, staged, options) -> None:
     """A writer with a trap: one matrix is not transposed."""
     from safetensors.numpy import load_file, save_file
 
-    from paddle_llm.export.hugging_face import write_hf
+    from paddle_llm.export.targets.hugging_face import write_hf
 
     write_hf(source, staged, options)
     tensors = load_file(staged / "model.safetensors")
@@ -159,7 +159,7 @@ def test_what_fails_leaves_what_was_there(model, tmp_path, monkeypatch, writer, 
 
 
 def test_a_failed_verification_ends_with_1_and_a_mistake_with_2(model, tmp_path, monkeypatch):
-    from paddle_llm.cli import paddle_llm
+    from paddle_llm.cli.main import paddle_llm
 
     monkeypatch.setitem(command.TARGETS, "hf", (f"{__name__}:spoiled", "a folder"))
     result = CliRunner().invoke(paddle_llm, ["export", str(model), str(tmp_path / "out"), "--target", "hf"])
@@ -257,7 +257,7 @@ def test_a_wrong_folder_is_told_by_its_files_alone(model, tmp_path, write, said)
     """In the first second: paddle takes ten."""
     write(model)
     code = (
-        "import sys\nfrom paddle_llm.export.command import export\n"
+        "import sys\nfrom paddle_llm.export import export\n"
         "try:\n    export(*sys.argv[1:])\nexcept Exception as error:\n    print(type(error).__name__, error)\n"
         "print('paddle' in sys.modules)"
     )

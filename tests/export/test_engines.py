@@ -23,7 +23,7 @@ GROUPED = {"num_key_value_heads": 2}
 
 
 def exported(source: Path, folder: Path, target: str) -> Path:
-    from paddle_llm.export.command import export
+    from paddle_llm.export import export
 
     export(source, target, folder, verify=False)
     return folder
@@ -31,8 +31,8 @@ def exported(source: Path, folder: Path, target: str) -> Path:
 
 def found_by(engine: str, source: Path, folder: Path, target: str, **options) -> dict[str, object]:
     """What the engine has found, by what was compared."""
-    from paddle_llm.export.source import open_source
-    from paddle_llm.export.verify import verify
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.verification.verify import verify
 
     findings = verify(open_source(source), folder, target, engines=[engine], **options)
     return {finding.what: finding for finding in findings if finding.engine.startswith(engine)}
@@ -163,7 +163,7 @@ def program(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize("end", ENDS)
 def test_how_an_engine_ended_is_told(end, llama, tmp_path, monkeypatch):
     """It says nothing of the export: that is another outcome than a difference."""
-    from paddle_llm.export.engines import in_processes
+    from paddle_llm.export.verification.engines import in_processes
 
     monkeypatch.setattr(in_processes, "_PATIENCE", 2)
     python = program(tmp_path, ENDS[end][0])
@@ -177,7 +177,7 @@ def test_how_an_engine_ended_is_told(end, llama, tmp_path, monkeypatch):
 def test_a_python_without_paddleformers_is_told_before_anything_is_written(text, llama, tmp_path):
     (tmp_path / "python").write_text(text)
     (tmp_path / "python").chmod(0o755)
-    from paddle_llm.config.errors import UserError
+    from paddle_llm.core.errors import UserError
 
     with pytest.raises(UserError, match="it is no Python with PaddleFormers"):
         invoked("export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python", tmp_path / "python")
@@ -199,7 +199,7 @@ def test_an_export_whose_engine_ended_is_not_called_unequal(llama, tmp_path):
 
 
 def test_engines_that_cannot_be_asked_are_refused(llama, tmp_path, monkeypatch):
-    from paddle_llm.config.errors import UserError
+    from paddle_llm.core.errors import UserError
 
     monkeypatch.delenv("PADDLE_LLM_PADDLEFORMERS_PYTHON", raising=False)
     out = tmp_path / "out"
@@ -216,7 +216,7 @@ def test_engines_that_cannot_be_asked_are_refused(llama, tmp_path, monkeypatch):
 
 
 def invoked(*words):
-    from paddle_llm.cli import paddle_llm
+    from paddle_llm.cli.main import paddle_llm
 
     return CliRunner().invoke(paddle_llm, [*map(str, words)], catch_exceptions=False)
 
@@ -270,7 +270,7 @@ def test_a_static_program_without_its_weights_is_seen(tmp_path, llama):
 
 def test_every_family_has_an_engine_for_each_target():
     """A target that nothing compares would be exported unseen."""
-    from paddle_llm.export import verify
+    from paddle_llm.export.verification import verify
 
     for target in ("hf", "fastdeploy", "static"):
         always = [engine for engine in verify._ENGINES if target in engine.targets and engine.families is None]

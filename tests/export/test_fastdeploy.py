@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.export.command import Options
-from paddle_llm.models.weight_files import write_safetensors
+from paddle_llm.core.errors import UserError
+from paddle_llm.export.options import Options
+from paddle_llm.models.weights.files import write_safetensors
 from tests.export.folders import same_bits, stored_in, write_native
 from tests.models.building import as_hugging_face
 
 
 def exported(folder: Path, **options) -> Path:
-    from paddle_llm.export.fastdeploy import write_fastdeploy
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.fastdeploy import write_fastdeploy
 
     out = folder.with_name("out")
     out.mkdir()
@@ -58,7 +58,7 @@ def test_families_that_it_does_not_have_are_refused_with_what_can(tmp_path, fami
 
 def test_the_folder_is_generated_with_and_exported_again(llama, tmp_path):
     """Its tokenizer is a tokenizer.json alone."""
-    from paddle_llm.export.command import export
+    from paddle_llm.export import export
 
     served = export(llama, "fastdeploy", tmp_path / "served", verify=False).folder
     wanted = generated(llama)
@@ -70,11 +70,11 @@ def test_the_folder_is_generated_with_and_exported_again(llama, tmp_path):
 
 def generated(folder: Path, static: bool = False) -> list[list[int]]:
     """Ids of prompts and of what a folder's model answers to them, as `paddle-llm generate` reads and decodes it."""
-    from paddle_llm.generation.choice import Choice
     from paddle_llm.generation.decode import decode
-    from paddle_llm.generation.generating import generating
+    from paddle_llm.generation.eval_mode import generating
     from paddle_llm.generation.network import load_network, open_static, start_process
     from paddle_llm.generation.prompts import encode_text
+    from paddle_llm.generation.sampling import Choice
 
     loaded = open_static(folder) if static else load_network(folder, *start_process("cpu"))
     texts = ["The old house", "人工智能的发展", "def add(a, b):\n    return a +", "😀 ok"]

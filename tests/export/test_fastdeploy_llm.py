@@ -37,11 +37,11 @@ def source(tmp_path_factory) -> Path:
 
 def greedy(folder: Path, rooms: list[int]) -> list[list[int]]:
     """What the source continues the texts with: PaddleNLP's network, through no export."""
-    from paddle_llm.generation.choice import Choice
     from paddle_llm.generation.decode import decode
-    from paddle_llm.generation.generating import generating
+    from paddle_llm.generation.eval_mode import generating
     from paddle_llm.generation.network import load_network, start_process
     from paddle_llm.generation.prompts import encode_text
+    from paddle_llm.generation.sampling import Choice
 
     loaded = load_network(folder, *start_process("cpu"))
     prompts = [encode_text(loaded.codec, text) for text in TEXTS]
@@ -52,7 +52,7 @@ def greedy(folder: Path, rooms: list[int]) -> list[list[int]]:
 @pytest.mark.slow
 def test_its_serving_model_streams_our_greedy_tokens(tmp_path, source):
     """Seven tasks of unequal lengths through three places: texts go on in the middle while others are put in."""
-    from paddle_llm.export.command import export
+    from paddle_llm.export import export
 
     export(source, "static", tmp_path / "static", verify=False)
     (tmp_path / "questions.json").write_text(json.dumps(TEXTS))

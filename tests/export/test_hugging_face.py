@@ -10,8 +10,8 @@ import paddle
 import pytest
 from safetensors import safe_open
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.export.command import Options
+from paddle_llm.core.errors import UserError
+from paddle_llm.export.options import Options
 from paddle_llm.models.registry import FAMILIES
 from tests.export.folders import random_weights, same_bits, stored_in, write_config, write_native
 from tests.models.building import as_hugging_face, build
@@ -21,8 +21,8 @@ CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def exported(folder: Path, **options) -> Path:
     """The folder's export, beside it."""
-    from paddle_llm.export.hugging_face import write_hf
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.hugging_face import write_hf
 
     out = folder.with_name(folder.name + "-hf")
     out.mkdir()
@@ -80,7 +80,7 @@ def test_one_file_has_no_index(tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 1), (127, 129), (300, 1000), (4096, 2100)])
 def test_blocks_are_the_rows_of_the_transpose(shape):
-    from paddle_llm.export.shard_writer import PlannedTensor, blocks
+    from paddle_llm.export.targets.shard_writer import PlannedTensor, blocks
 
     values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     parts = list(blocks(PlannedTensor("w", shape[::-1], "float32", "float32", lambda: values.T)))
@@ -91,7 +91,7 @@ def test_blocks_are_the_rows_of_the_transpose(shape):
 
 def test_wide_tensors_begin_at_multiples_of_their_size(tmp_path):
     """Behind an odd number of 16-bit values a 32-bit one would not."""
-    from paddle_llm.export.shard_writer import PlannedTensor, write_shards
+    from paddle_llm.export.targets.shard_writer import PlannedTensor, write_shards
 
     half, single = np.arange(3, dtype=np.uint16), np.arange(5, dtype=np.float32)
     tensors = [
@@ -114,7 +114,7 @@ EDGES = [0.0, -0.0, 1.0, 1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-8 + 2**-20, -3.14159,
 @pytest.mark.parametrize("wanted", ["bfloat16", "float16", "float32"])
 @pytest.mark.parametrize("stored", ["float32", "bfloat16", "float16"])
 def test_dtypes_are_rounded_as_paddle_rounds(stored, wanted):
-    from paddle_llm.export.dtypes import converted
+    from paddle_llm.export.source.dtypes import converted
 
     random = np.random.default_rng(0).standard_normal(1000) * 10.0 ** np.random.default_rng(1).integers(-6, 4, 1000)
     values = np.concatenate([random, EDGES]).astype(np.float32)
@@ -126,7 +126,7 @@ def test_dtypes_are_rounded_as_paddle_rounds(stored, wanted):
 
 
 def test_what_is_no_number_stays_none_and_what_is_infinite_stays_so():
-    from paddle_llm.export.dtypes import converted
+    from paddle_llm.export.source.dtypes import converted
 
     bits = np.array([0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0x7F800000, 0xFF800000], np.uint32)
     back = converted(converted(bits.view(np.float32), "float32", "bfloat16"), "bfloat16", "float32")
@@ -136,7 +136,7 @@ def test_what_is_no_number_stays_none_and_what_is_infinite_stays_so():
 
 
 def test_float16_that_would_become_infinite_is_refused(tmp_path):
-    from paddle_llm.models.weight_files import write_safetensors
+    from paddle_llm.models.weights.files import write_safetensors
 
     weights = write_native(tmp_path / "model", "llama")
     weights["llama.norm.weight"][5] = 1e5
@@ -159,7 +159,7 @@ def test_another_dtype_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_configuration_comes_back(tmp_path, family):
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     write_native(tmp_path / "model", family)
     before, after = (
@@ -183,7 +183,7 @@ def test_a_token_that_the_source_does_not_have_gets_no_default_of_transformers(f
 
     import transformers
 
-    from paddle_llm.models import foreign_config
+    from paddle_llm.models.configuration import to_hugging_face as foreign_config
 
     named = SimpleNamespace(
         bos_token_id=None, eos_token_id=None, pad_token_id=None, vocab_size=300, tie_word_embeddings=True
@@ -198,7 +198,7 @@ def test_a_token_that_the_source_does_not_have_gets_no_default_of_transformers(f
 def llama_config(**changes):
     from paddlenlp.transformers import LlamaConfig
 
-    from paddle_llm.models.foreign_config import hugging_face_config
+    from paddle_llm.models.configuration.to_hugging_face import hugging_face_config
 
     sizes = {"hidden_size": 64, "num_attention_heads": 4, "max_position_embeddings": 100, "rope_theta": 1e4}
     return hugging_face_config("llama", LlamaConfig(**sizes, **changes), dtype="float32")
@@ -217,8 +217,8 @@ STRETCHED = {"rope_scaling_type": "ntk", "rope_scaling_factor": 4.0}
 
 def test_the_same_positions_spelled_otherwise_are_no_difference(tmp_path):
     """And others are one: the two files are compared by what they mean."""
-    from paddle_llm.export.same_files import configuration_differences
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.verification.files import configuration_differences
 
     write_native(tmp_path / "model", "llama", **STRETCHED)
     source, out = open_source(tmp_path / "model"), exported(tmp_path / "model")
@@ -232,7 +232,7 @@ def test_the_same_positions_spelled_otherwise_are_no_difference(tmp_path):
 
 @pytest.mark.slow
 def test_stretched_positions_pass_every_engine(tmp_path):
-    from paddle_llm.export.command import export
+    from paddle_llm.export import export
 
     write_native(tmp_path / "model", "llama", **STRETCHED)
     findings = export(tmp_path / "model", "hf", tmp_path / "out").findings
@@ -308,7 +308,7 @@ def test_transformers_reads_bf16_without_being_told(tmp_path):
 
     write_config(tmp_path / "model", "llama")
     weights = random_weights(tmp_path / "model", "llama", "bfloat16")
-    from paddle_llm.models.weight_files import write_safetensors
+    from paddle_llm.models.weights.files import write_safetensors
 
     write_safetensors(tmp_path / "model" / "model.safetensors", weights)
     model = transformers.AutoModelForCausalLM.from_pretrained(exported(tmp_path / "model"), torch_dtype="auto")

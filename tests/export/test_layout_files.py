@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.instructions import finetune, make_instructions
 from tests.jobs import Toy, config, make_trainer
@@ -118,7 +118,7 @@ SLOW: dict[str, tuple] = {
 
 @pytest.mark.parametrize("case", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_every_layout_gives_back_what_it_trained(case, tmp_path):
-    from paddle_llm.export.layout_files import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
 
     layout, family, flags, shape = (FAST | SLOW)[case]
     output = trained(tmp_path, layout, family, flags, **shape)
@@ -133,7 +133,7 @@ def test_every_layout_gives_back_what_it_trained(case, tmp_path):
 
 def _wants_all_of(checkpoint: Path) -> None:
     """Without one of its weights' files or its manifest a checkpoint is refused; the optimizer's state is not asked for."""
-    from paddle_llm.export.layout_files import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
 
     states = [*checkpoint.glob("optimizer*"), *checkpoint.glob("master_weights*")]
     assert states
@@ -174,7 +174,7 @@ FAST_TUNED = ("lora", 2, 1)
 )
 def test_a_checkpoint_of_fine_tuning_gives_back_what_was_trained(method, tensor, pipeline, tmp_path):
     """The adapter folder of the same run is written by other code, from the network itself."""
-    from paddle_llm.export.layout_files import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
 
     folder, flags = make_instructions(tmp_path), METHODS[method]
     degrees = {"tensor_parallel_degree": tensor, "pipeline_parallel_degree": pipeline}
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_fine_tuning_gives_back_what_was_trained(method, tensor,
 
 def _is_refused_as_of_two_ranks(checkpoint: Path) -> None:
     """PaddleNLP keeps one rank's part of what it does not know; checkpoints of earlier versions may be so."""
-    from paddle_llm.export.layout_files import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["layout"]["tensor"] = 2

@@ -14,9 +14,9 @@ import pytest
 from safetensors import deserialize
 from safetensors.numpy import load_file, save_file
 
-from paddle_llm.export.command import Options
-from paddle_llm.export.lint import lint
-from paddle_llm.models.names import hugging_face
+from paddle_llm.export.options import Options
+from paddle_llm.export.verification.contract import lint
+from paddle_llm.models.weights.names import hugging_face
 from tests.export.folders import write_native
 from tests.export.static_folders import export_static
 
@@ -26,8 +26,8 @@ INDEX = "model.safetensors.index.json"
 @pytest.fixture(scope="module")
 def sharded(llama, tmp_path_factory) -> Path:
     """A good export for FastDeploy, in several shards."""
-    from paddle_llm.export.fastdeploy import write_fastdeploy
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.fastdeploy import write_fastdeploy
 
     out = tmp_path_factory.mktemp("good") / "sharded"
     out.mkdir()
@@ -71,8 +71,8 @@ def test_a_good_folder_has_no_problems(good):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm", "chatglm_v2", "bloom", "opt", "glm"])
 def test_the_folders_of_all_families_are_good(family, tmp_path):
-    from paddle_llm.export.hugging_face import write_hf
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.hugging_face import write_hf
 
     write_native(tmp_path / "model", family, "bfloat16")
     (tmp_path / "out").mkdir()

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
 from tests.instructions import finetune, make_instructions
 from tests.models.building import WRITERS, as_hugging_face, build, weights
@@ -28,7 +28,7 @@ TARGETS = {
 
 def base_folder(folder: Path, family: str, dtype: str = "float32", **shape: Any) -> Path:
     """A model folder with random weights under Hugging Face's names."""
-    from paddle_llm.models.weight_files import write_safetensors
+    from paddle_llm.models.weights.files import write_safetensors
 
     WRITERS[family](folder, **shape)
     found = as_hugging_face(weights(build(folder), family), family)
@@ -83,7 +83,7 @@ def same(source: Any, wanted: dict[str, np.ndarray]) -> None:
     ],
 )
 def test_merging_is_what_the_network_computes(kind, dtype, trained_in, tmp_path):
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     method = {
         "lora": Method("lora", rank=4, targets=("q_proj", "v_proj")),
@@ -103,7 +103,7 @@ def test_merging_is_what_the_network_computes(kind, dtype, trained_in, tmp_path)
 
 @pytest.mark.parametrize("family", TARGETS)
 def test_every_family(family, tmp_path):
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     base = base_folder(tmp_path / "base", family)
     adapter = trained_adapter(tmp_path / "adapter", base, Method("lora", rank=4, targets=TARGETS[family]))
@@ -112,8 +112,8 @@ def test_every_family(family, tmp_path):
 
 def test_an_adapter_of_fused_matrices_is_taken_apart(tmp_path):
     """Trained with --fuse_attention_qkv and _ffn over a folder that keeps all of them apart."""
-    from paddle_llm.export.source import open_source
-    from paddle_llm.models.names import compositions
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.models.weights.names import compositions
 
     fused = {"fuse_attention_qkv": True, "fuse_attention_ffn": True}
     base = base_folder(tmp_path / "base", "llama", num_key_value_heads=2)
@@ -151,8 +151,8 @@ class Held:
 
 def test_a_base_of_fused_matrices_takes_an_adapter_of_separate_ones(tmp_path):
     """A checkpoint of a run with --fuse_attention_qkv keeps them so."""
-    from paddle_llm.export.merged import merge_adapter
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.merged_adapter import merge_adapter
+    from paddle_llm.export.source.source import open_source
 
     base = base_folder(tmp_path / "base", "llama", num_key_value_heads=2)
     method = Method("lora", rank=4, targets=("k_proj", "gate_proj"), modules_to_save=("layers.1.mlp.up_proj",))
@@ -165,7 +165,7 @@ def test_a_base_of_fused_matrices_takes_an_adapter_of_separate_ones(tmp_path):
 
 @pytest.mark.parametrize("method", ["prefix", "adapter", "prompt"])
 def test_what_cannot_be_merged_is_refused(method, tmp_path):
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     base = base_folder(tmp_path / "base", "llama")
     adapter = trained_adapter(tmp_path / "adapter", base, METHODS[method])
@@ -174,7 +174,7 @@ def test_what_cannot_be_merged_is_refused(method, tmp_path):
 
 
 def test_another_base_is_refused(tmp_path):
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     base = base_folder(tmp_path / "base", "llama")
     adapter = trained_adapter(tmp_path / "adapter", base, METHODS["lora"])
@@ -193,7 +193,7 @@ def test_another_base_is_refused(tmp_path):
 def test_an_incomplete_adapter_is_refused(tmp_path):
     from safetensors.numpy import load_file, save_file
 
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     base = base_folder(tmp_path / "base", "llama")
     adapter = trained_adapter(tmp_path / "adapter", base, METHODS["lora"])
@@ -212,7 +212,7 @@ def test_an_incomplete_adapter_is_refused(tmp_path):
 )
 def test_a_checkpoint_merges_like_the_folder_of_its_run(method, tensor, tmp_path):
     """The last checkpoint, over the base that the run's record names; and the model that the run merged itself."""
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
     from tests.export.test_layout_files import tensors_in
 
     folder = make_instructions(tmp_path)

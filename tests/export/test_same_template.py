@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.text_codec import open_codec
+from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.tokenizer import train_tokenizer
-from paddle_llm.export.same_template import template_differences
-from paddle_llm.export.serving_files import write_chat_template
+from paddle_llm.data.tokenizers.text_codec import open_codec
+from paddle_llm.export.targets.serving_files import write_chat_template
+from paddle_llm.export.verification.chat_template import template_differences
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"
 

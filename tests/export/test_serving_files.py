@@ -12,18 +12,23 @@ from types import SimpleNamespace
 
 import pytest
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.forms import jinja_form
+from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.chat.rendering import Renderer
-from paddle_llm.data.encode_instruction import InstructionEncoder
-from paddle_llm.data.instruction_formats import Conversation, Turn
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.templates import BOS, EOS, PREFIX, TEMPLATES
-from paddle_llm.data.text_codec import open_codec
+from paddle_llm.data.chat.templates import BOS, EOS, PREFIX, TEMPLATES
+from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.samples.encode import InstructionEncoder
+from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
-from paddle_llm.export.comparing import Finding
 from paddle_llm.export.ends import end_ids
-from paddle_llm.export.serving_files import write_chat_template, write_generation_config, write_readme, write_serving
+from paddle_llm.export.targets.serving_files import (
+    write_chat_template,
+    write_generation_config,
+    write_readme,
+    write_serving,
+)
+from paddle_llm.export.verification.compare import Finding
 from tests.helpers.skips import needs
 
 SPELLED = {PREFIX: "<P>", BOS: "<B>", EOS: "<E>"}

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.models.names import BASE_PREFIXES
+from paddle_llm.core.errors import UserError
 from paddle_llm.models.registry import FAMILIES
-from paddle_llm.models.weight_files import write_safetensors
+from paddle_llm.models.weights.files import write_safetensors
+from paddle_llm.models.weights.names import BASE_PREFIXES
 from tests.export.folders import same_bits, write_config, write_native
 from tests.models.building import as_hugging_face
 
 
 def opened(folder: Path, **options):
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     return open_source(folder, **options)
 

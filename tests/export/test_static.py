@@ -10,8 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.generation.choice import Choice
+from paddle_llm.core.errors import UserError
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from tests.export.static_folders import export_static
 from tests.generation.folders import VOCABULARY, write_folder
@@ -131,7 +131,7 @@ def test_16_bits_are_widened(pieces, tmp_path):
     """The program of a bfloat16 model is that of the same weights in fp32."""
     from safetensors.numpy import load_file, save_file
 
-    from paddle_llm.models.weight_files import write_safetensors
+    from paddle_llm.models.weights.files import write_safetensors
 
     folder = write_folder("llama", pieces, tmp_path / "model", num_hidden_layers=1)
     file = folder / "model.safetensors"
@@ -175,7 +175,7 @@ def test_a_template_from_a_file_goes_with_the_program(pieces, tmp_path):
     """To another machine, where the file of the training is not; another --tokenizer does not take it away."""
     from click.testing import CliRunner
 
-    from paddle_llm.generation.command import generate
+    from paddle_llm.cli.generate import generate
 
     run, theirs = tmp_path / "run", tmp_path / "training" / "mine.jinja"
     folder = write_folder("llama", pieces, run / "model", num_hidden_layers=1)
@@ -204,9 +204,9 @@ def test_a_template_that_is_gone_is_told(pieces, tmp_path, capsys):
 
 
 def test_what_cannot_be_is_refused(pieces, tmp_path):
-    from paddle_llm.export.command import Options
-    from paddle_llm.export.source import open_source
-    from paddle_llm.export.static import write_static
+    from paddle_llm.export.options import Options
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.targets.static.target import write_static
 
     folder = write_folder("bloom", pieces, tmp_path / "bloom", n_layer=1)
     staged = tmp_path / "staged"

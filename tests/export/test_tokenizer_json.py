@@ -19,12 +19,12 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.text_codec import SentencePieceCodec, open_codec
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
 from paddle_llm.data.tokenizers import tokenizer_check
 from paddle_llm.data.tokenizers.byte_level import llama3_specials
 from paddle_llm.data.tokenizers.sentencepiece_model import CONTROL, USER_DEFINED, read_model
+from paddle_llm.data.tokenizers.text_codec import SentencePieceCodec, open_codec
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 
 ENGLISH = "\n".join(pydoc_data.topics.topics.values())

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.export.comparing import LIMIT, compare
-from paddle_llm.export.engines.question import Answers
+from paddle_llm.core.errors import UserError
+from paddle_llm.export.verification.compare import LIMIT, compare
+from paddle_llm.export.verification.engines.question import Answers
 from paddle_llm.models.prompt import Prompt
 from tests.generation.folders import VOCABULARY, write_folder
 from tests.models.building import WRITERS
@@ -35,8 +35,8 @@ def export(tmp_path, llama) -> Path:
 
 
 def verified(source: Path, folder: Path, **options):
-    from paddle_llm.export.source import open_source
-    from paddle_llm.export.verify import verify
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.verification.verify import verify
 
     return verify(open_source(source), folder, "hf", **{"engines": ["paddle"], **options})
 
@@ -57,9 +57,9 @@ def test_an_export_that_is_its_source_passes(llama, export):
 
 def test_the_greedy_texts_are_texts(llama, export):
     """A network that repeats one token would agree with many a wrong one."""
-    from paddle_llm.export import verify
-    from paddle_llm.export.engines import in_paddle
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.verification import verify
+    from paddle_llm.export.verification.engines import in_paddle
 
     question, _ = verify._question(open_source(llama), export, None, 16)
     answers = in_paddle.answer(question)

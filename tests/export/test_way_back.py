@@ -25,7 +25,7 @@ LLAMAS: dict[str, dict[str, Any]] = {
 
 
 def exported(folder: Path, **options: Any) -> Path:
-    from paddle_llm.export.command import export
+    from paddle_llm.export import export
 
     return export(folder, "hf", folder.with_name(folder.name + "-hf"), verify=False, **options).folder
 

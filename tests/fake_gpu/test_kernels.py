@@ -12,8 +12,8 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from paddle_llm.generation.generating import generating
-from paddle_llm.models import attention_kernels, rms_norm
+from paddle_llm.generation.eval_mode import generating
+from paddle_llm.models.patches import attention_kernels, rms_norm
 from tests.custom_ops import conftest as _fused_ln_on_the_path  # noqa: F401
 from tests.models.building import batch
 from tests.models.fake_gpu import Kernels, network, without_cpu_kernels
@@ -71,7 +71,7 @@ def test_the_fused_rotary_embedding_is_left_while_a_network_generates() -> None:
     layer = SimpleNamespace(use_fused_rope=True, training=True)
     config = SimpleNamespace(tensor_parallel_output=True)
     model = SimpleNamespace(sublayers=lambda include_self: [layer], config=config, eval=lambda: None)
-    with mock.patch("paddle_llm.generation.generating.resident", lambda model: mock.MagicMock()), generating(model):
+    with mock.patch("paddle_llm.generation.eval_mode.resident", lambda model: mock.MagicMock()), generating(model):
         assert not layer.use_fused_rope
     assert layer.use_fused_rope
 

@@ -12,16 +12,18 @@ import paddle
 import pytest
 
 from paddle_llm.config.device import find_device, why_no_gpu
-from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.parallel_words import buckets_are_used
+from paddle_llm.config.paddle_switches import buckets_are_used
 from paddle_llm.config.reader import Resolved, resolve
+from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.generation import folders, network
-from paddle_llm.parallel import gloo, leaving, lifeline
-from paddle_llm.parallel.host import prepare_host
+from paddle_llm.parallel.gloo.backend import backend as gloo
+from paddle_llm.parallel.process import exit_code as leaving
+from paddle_llm.parallel.process import failure_detection as lifeline
 from paddle_llm.parallel.process.determinism import DETERMINISTIC
+from paddle_llm.parallel.process.environment import prepare_host
 from paddle_llm.rehearse.shrink import read_real
-from paddle_llm.training import notebook
+from paddle_llm.training import api as notebook
 from paddle_llm.training.arguments import training_arguments
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.run import start_job
@@ -226,7 +228,7 @@ def test_a_notebook_on_a_gpu_starts_the_job(
 
 
 def test_arguments_for_a_cpu_are_refused_on_a_gpu(card: None) -> None:
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
     with pytest.raises(UserError, match="Paddle is on gpu:0"):
         PretrainTrainer(model=None, args=SimpleNamespace(device="cpu"))
@@ -247,7 +249,7 @@ def test_weights_in_16_bits_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("paddle_llm.models.build.build_model", build)
     codec = SimpleNamespace(fit_to_model=lambda size: None)
-    monkeypatch.setattr("paddle_llm.data.text_codec.open_codec", lambda folder: codec)
+    monkeypatch.setattr("paddle_llm.data.tokenizers.text_codec.open_codec", lambda folder: codec)
     with pytest.raises(InterruptedError):
         network.load_network(write_llama(tmp_path / "model", torch_dtype=stored), "gpu", Layout())
     assert asked == [dtype]

@@ -10,22 +10,24 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.counted_batches import LABELLED_POSITIONS
-from paddle_llm.export.engines import in_paddle
-from paddle_llm.models import cpu_kernels
+from paddle_llm.export.verification.engines import in_paddle
 from paddle_llm.models.loss import CausalLMLoss
-from paddle_llm.parallel import gradient_buckets, sharded_weights
-from paddle_llm.parallel.sharded_gradients import default_bucket_bytes
-from paddle_llm.parallel.sharded_weights import ShardedWeights
-from paddle_llm.peft import adalora
+from paddle_llm.models.patches import cpu_ops as cpu_kernels
+from paddle_llm.parallel.zero import buckets as gradient_buckets
+from paddle_llm.parallel.zero import stage3 as sharded_weights
+from paddle_llm.parallel.zero.stage2 import default_bucket_bytes
+from paddle_llm.parallel.zero.stage3 import ShardedWeights
+from paddle_llm.peft.methods import adalora
 from paddle_llm.rehearse import oracle, record
-from paddle_llm.training import finetune_trainer, nan_guard, pretrain_trainer
-from paddle_llm.training.finetune_trainer import FinetuneTrainer
-from paddle_llm.training.loss_scaling import unscale_main_gradients
-from paddle_llm.training.meter import Meter
-from paddle_llm.training.pretrain_trainer import PretrainTrainer
+from paddle_llm.training.metrics.meter import Meter
+from paddle_llm.training.step import nan_guard
+from paddle_llm.training.step.loss_scaling import unscale_main_gradients
+from paddle_llm.training.trainers import finetune_trainer, pretrain_trainer
+from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
+from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 from tests.models.fake_gpu import network, without_cpu_kernels
 from tests.rehearse.cases import make_case
 

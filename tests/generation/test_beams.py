@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from paddle_llm.generation.choice import Choice
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from tests.models.building import build
 from tests.tiny import write_llama

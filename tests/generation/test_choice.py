@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_llm.generation.choice import Choice, Chooser, SeenTokens
+from paddle_llm.generation.sampling import Choice, Chooser, SeenTokens
 
 PROBABILITIES = np.array([0.05, 0.4, 0.25, 0.2, 0.1])
 DRAWS = 4000

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.cli.generate import _write, generate
+from paddle_llm.core.errors import UserError
 from paddle_llm.generation.chat import Streamed
-from paddle_llm.generation.command import _write, generate
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.generation.folders import VOCABULARY, write_folder
 from tests.launched import told
@@ -106,7 +106,7 @@ def test_what_cannot_be_is_told(llama, tmp_path, monkeypatch):
     assert "would be lost" in refused(llama, *both)
     assert "needs a template" in refused(llama, "--prompt", "x", "--system", "y")
     assert "none of auto" in refused(llama, "--prompt", "x", "--chat_template", "lama")
-    monkeypatch.setattr("paddle_llm.generation.command._load", None)
+    monkeypatch.setattr("paddle_llm.cli.generate._load", None)
     assert "Did you mean llama2?" in refused(llama, "--prompt", "x", "--chat_template", "lama2")
     assert "paddle-llm generate output" in CliRunner().invoke(generate, ["--help"]).output
 
@@ -135,7 +135,7 @@ def test_the_folder_of_a_run_and_what_is_no_model(llama, tmp_path, monkeypatch):
     shutil.copytree(llama, run_folder / "model")
     out, told = run(run_folder, "--prompt", TEXT, "--max_new_tokens", "3")
     assert out.startswith(TEXT) and f"{run_folder / 'model'} is taken" in told
-    monkeypatch.setattr("paddle_llm.generation.command._load", None)  # all else is told before that
+    monkeypatch.setattr("paddle_llm.cli.generate._load", None)  # all else is told before that
     (run_folder / "model").rename(tmp_path / "model")
     assert "no config.json" in refused(run_folder, "--prompt", TEXT)
     (run_folder / "adapter").mkdir()
@@ -154,7 +154,7 @@ def test_the_folder_of_a_run_and_what_is_no_model(llama, tmp_path, monkeypatch):
 def test_an_output_that_cannot_be_written_is_told_first(llama, tmp_path, monkeypatch):
     file = tmp_path / "prompts.txt"
     file.write_text(TEXT)
-    monkeypatch.setattr("paddle_llm.generation.command._load", None)  # what would take long is not begun
+    monkeypatch.setattr("paddle_llm.cli.generate._load", None)  # what would take long is not begun
     assert "x.jsonl cannot be written" in refused(llama, "--input", file, "--output", file / "x.jsonl")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_llm.generation.choice import Choice
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from tests.generation.folders import write_folder
 from tests.models.building import WRITERS, build
@@ -41,7 +41,7 @@ def without_cache(network, prompt: Prompt) -> list[int]:
     """The likeliest tokens by computing everything anew for each."""
     import paddle
 
-    from paddle_llm.data.instruction_dataset import prefix_positions
+    from paddle_llm.data.samples.dataset import prefix_positions
 
     (model, family), ids = network, list(prompt.ids)
     for _ in range(STEPS):
@@ -92,8 +92,8 @@ def test_likeliest_tokens_are_paddlenlps(network):
 
 @pytest.mark.parametrize("family", ["llama", "chatglm"])
 def test_text_in_and_out(tmp_path, pieces, family):
+    from paddle_llm.cli.generate import continued
     from paddle_llm.config.layout import Layout
-    from paddle_llm.generation.command import continued
     from paddle_llm.generation.network import load_network
     from paddle_llm.generation.prompts import encode_text
     from paddle_llm.generation.texts import Generator

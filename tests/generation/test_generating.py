@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_llm.generation.generating import generating
+from paddle_llm.generation.eval_mode import generating
 from tests import tiny
 from tests.models.building import build
 

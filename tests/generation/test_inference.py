@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 
 _LARGE = 36 << 20
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.generation.choice import Choice
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.generation.test_families import STEPS, prompts
 from tests.models.building import WRITERS, build
@@ -17,7 +17,7 @@ TWO = Layout(tensor=2)
 def generated(folder: Path, layout: Layout) -> dict[tuple[str, str], list[list[int]]]:
     """On one rank: what each family generates in each way, as in a training, whose logits stay split."""
     from paddle_llm.generation.decode import decode
-    from paddle_llm.generation.generating import generating
+    from paddle_llm.generation.eval_mode import generating
     from paddle_llm.parallel.mesh import current_mesh
     from tests.models.layouts import start_fleet
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.generation.choice import Choice
-from paddle_llm.generation.command import generate
+from paddle_llm.cli.generate import generate
+from paddle_llm.core.errors import UserError
+from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from tests.export.static_folders import export_static
 from tests.generation.folders import write_folder

@@ -75,7 +75,7 @@ def train(case: Case, output: Path | None, resume: Path | None, settings: dict[s
 def places_of_states(case: Case) -> dict[str, set[str]]:
     """Where the moments are between two steps."""
     with _trainer(case) as trainer:
-        from paddle_llm.training.grad_norm import innermost
+        from paddle_llm.training.metrics.grad_norm import innermost
 
         trainer.train()
         states = innermost(trainer.optimizer)._accumulators
@@ -171,7 +171,7 @@ def packed_attention(device: str, dtype: str, states: list[np.ndarray], ends_BS:
     import paddle
 
     paddle.set_device(device)
-    from paddle_llm.models.segments import attend
+    from paddle_llm.models.patches.segments import attend
 
     tensors = [paddle.to_tensor(one).astype(dtype) for one in states]
     for tensor in tensors:
@@ -186,7 +186,7 @@ def fused_norm(device: str, dtype: str, x_RH: np.ndarray, weight_H: np.ndarray) 
     import paddle
 
     paddle.set_device(device)
-    from paddle_llm.models.rms_norm import why_not_fused
+    from paddle_llm.models.patches.rms_norm import why_not_fused
 
     reason = why_not_fused()
     assert not reason, reason

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.parallel.lifeline import EXIT_PEER_LOST, PeerLostError
+from paddle_llm.parallel.process.failure_detection import EXIT_PEER_LOST, PeerLostError
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.oracle import prove
 from paddle_llm.rehearse.ranks import RankError, run_ranks

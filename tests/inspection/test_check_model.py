@@ -15,10 +15,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.inspection.command import check_model
+from paddle_llm.cli.check_model import check_model
+from paddle_llm.core.errors import UserError
 from paddle_llm.inspection.report import Level, Report, Section
-from paddle_llm.models.weight_files import is_finite
+from paddle_llm.models.weights.files import is_finite
 from tests.data.test_bare_tokenizer import BEGIN, END, TURN, write_bare
 from tests.generation.folders import train_pieces, write_folder
 
@@ -114,7 +114,7 @@ def test_a_quick_check_names_what_it_did_not_compare(llama):
 
 def test_a_folder_that_does_not_exist_is_refused_before_paddle_is_imported():
     code = (
-        "import sys; from paddle_llm import cli; sys.argv[1:] = ['check-model', 'nothere']\n"
+        "import sys; from paddle_llm.cli import main as cli; sys.argv[1:] = ['check-model', 'nothere']\n"
         "try: cli.main()\nexcept SystemExit as end: print(end.code, {'paddle', 'transformers'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -36,14 +36,14 @@ def build(
 
 def weights(model: Any, family: str) -> dict[str, np.ndarray]:
     """This rank's weights by canonical name."""
-    from paddle_llm.models.names import canonical_parameters
+    from paddle_llm.models.weights.names import canonical_parameters
 
     return {name: value.numpy() for name, value in canonical_parameters(model, family)}
 
 
 def as_hugging_face(tensors: dict[str, np.ndarray], family: str) -> dict[str, np.ndarray]:
     """Full weights under Hugging Face's names, in its layout."""
-    from paddle_llm.models.names import hugging_face
+    from paddle_llm.models.weights.names import hugging_face
 
     found = {}
     for name, value in tensors.items():

@@ -1,6 +1,6 @@
 """Attention as on a GPU, on the Python layer: networks built as there, and functions in place of Paddle's kernels.
 
-The functions check what the kernels of Paddle 3.3.1 require (`models/attention_kernels.py`) and compute the mathematics.
+The functions check what the kernels of Paddle 3.3.1 require (`models/patches/attention_kernels.py`) and compute the mathematics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from unittest import mock
 import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.models import attention_kernels, cpu_kernels
+from paddle_llm.models.patches import attention_kernels
+from paddle_llm.models.patches import cpu_ops as cpu_kernels
 from tests.models.building import WRITERS, build
 
 
@@ -108,7 +109,7 @@ def on_fake_gpu(kernels: Kernels) -> Iterator[None]:
         mock.patch.object(attention_kernels, "built_with_flash_kernels", lambda: True),
         mock.patch.object(paddle.device.cuda, "get_device_capability", lambda number=None: kernels.capability),
     ]
-    with mock.patch.multiple("paddle_llm.models.segments", on_gpu=lambda tensor: True):
+    with mock.patch.multiple("paddle_llm.models.patches.segments", on_gpu=lambda tensor: True):
         for patch in patches:
             patch.start()
         try:

@@ -15,7 +15,7 @@ def start_fleet(layout: Layout) -> None:
     """Bring up gloo and fleet on this rank."""
     from paddle.distributed import fleet
 
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     install_gloo_backend()
     strategy = fleet.DistributedStrategy()
@@ -81,8 +81,8 @@ def _take_step(model: Any, optimizer: Any, inputs: dict[str, Any], layout: Layou
 
 def parts(model: Any, family: str) -> dict[str, tuple]:
     """This rank's weights and where they belong in the full ones."""
-    from paddle_llm.models.names import canonical_parameters
-    from paddle_llm.models.shards import shard_of
+    from paddle_llm.models.weights.names import canonical_parameters
+    from paddle_llm.models.weights.shards import shard_of
 
     config, found = model.config, {}
     for name, parameter in canonical_parameters(model, family):

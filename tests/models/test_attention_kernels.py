@@ -10,7 +10,7 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.methods import NO_PACKED_PREFIX, method_problems
-from paddle_llm.data.instruction_dataset import prefix_positions
+from paddle_llm.data.samples.dataset import prefix_positions
 from paddle_llm.models.incremental import IncrementalNetwork
 from paddle_llm.models.prompt import Prompt
 from tests.models.building import WRITERS, batch

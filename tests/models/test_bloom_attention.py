@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.bloom_attention import layer_mask
+from paddle_llm.models.patches.bloom_attention import layer_mask
 from tests import tiny
 from tests.models.building import batch, build
 
@@ -31,7 +31,7 @@ def test_whole_rows_share_one_mask(tmp_path):
 @pytest.mark.parametrize("flash", [False, True])
 def test_padding_is_hidden_in_a_pipeline_too(tmp_path, flash):
     """The mask of a pipeline's layer [B, S] is that of the network in one process."""
-    from paddle_llm.models.bloom_pipeline import attention_biases
+    from paddle_llm.models.patches.bloom_pipeline import attention_biases
 
     config = build(tiny.write_bloom(tmp_path)).config
     config.use_flash_attention = flash

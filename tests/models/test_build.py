@@ -6,9 +6,9 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.errors import UserError
 from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import FAMILIES
 from tests import tiny

@@ -6,10 +6,10 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.core.errors import UserError
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform, context_length
-from paddle_llm.models.prefix_mask import prefix_mask
+from paddle_llm.models.patches.prefix_mask import prefix_mask
 from paddle_llm.models.registry import sample_transform
 from tests import tiny
 from tests.models.building import batch, build

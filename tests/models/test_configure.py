@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from tests import tiny
 from tests.models.building import build
 

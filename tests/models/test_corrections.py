@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 
-from paddle_llm.models.corrections import correct_models, correct_network
+from paddle_llm.models.patches.corrections import correct_models, correct_network
 from tests import tiny
 from tests.models.building import batch, build
 

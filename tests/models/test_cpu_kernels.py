@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models import cpu_kernels
+from paddle_llm.models.patches import cpu_ops as cpu_kernels
 from tests import tiny
 from tests.models.building import batch, build
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.models.generation_settings import (
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.configuration.generation_settings import (
     additional_ends,
     describe_unapplied,
     end_ids,
@@ -17,7 +17,7 @@ from paddle_llm.models.generation_settings import (
     unreachable_ends,
     write_generation,
 )
-from paddle_llm.models.machine_paths import remove_paths
+from paddle_llm.models.configuration.machine_paths import remove_paths
 
 
 @pytest.mark.parametrize(

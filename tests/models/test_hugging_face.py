@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from tests.models.building import build
 
 torch = pytest.importorskip("torch", reason="parity with Hugging Face needs the extra hf (torch, transformers)")

@@ -10,10 +10,10 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from paddle_llm.models import attention_kernels
-from paddle_llm.models.attention_kernels import added_mask, fused_attention, has_flash_kernels
-from paddle_llm.models.corrections import correct_models, correct_network
-from paddle_llm.models.segments import segment_ends
+from paddle_llm.models.patches import attention_kernels
+from paddle_llm.models.patches.attention_kernels import added_mask, fused_attention, has_flash_kernels
+from paddle_llm.models.patches.corrections import correct_models, correct_network
+from paddle_llm.models.patches.segments import segment_ends
 from tests import tiny
 from tests.models.building import build
 from tests.models.fake_gpu import Kernels, on_fake_gpu, softmax_attention, without_cpu_kernels
@@ -97,7 +97,7 @@ def compare_layers(plain, flash, masks, run) -> None:
 
 
 def test_a_layer_of_blooms_pipeline_computes_the_same_with_flash_attention(tmp_path):
-    from paddle_llm.models.bloom_pipeline import BloomBlockPipe
+    from paddle_llm.models.patches.bloom_pipeline import BloomBlockPipe
 
     layers, hidden = [], paddle.randn([2, 6, 64])
     for flash in (False, True):

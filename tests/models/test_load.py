@@ -10,9 +10,9 @@ import paddle
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.errors import UserError
 from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import FAMILIES
 from tests import tiny

@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 from paddle_llm.models.loss import CausalLMLoss
-from paddle_llm.models.vocab import pad_config, padded_vocab_size, plain_config, unpad
+from paddle_llm.models.weights.vocabulary import pad_config, padded_vocab_size, plain_config, unpad
 from tests import tiny
 from tests.models.building import build
 

@@ -6,11 +6,11 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.full_weights import assemble
-from paddle_llm.models.init import draw_normal
-from paddle_llm.models.names import EMBEDDINGS, canonical_parameters, hugging_face
 from paddle_llm.models.registry import FAMILIES
-from paddle_llm.models.shards import Shard, shard_of, split_axis
+from paddle_llm.models.weights.full_weights import assemble
+from paddle_llm.models.weights.initialization import draw_normal
+from paddle_llm.models.weights.names import EMBEDDINGS, canonical_parameters, hugging_face
+from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
 from tests.models.building import WRITERS, build
 
 

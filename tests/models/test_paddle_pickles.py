@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.models.paddle_pickles import RefusedPickle, scan_paddle_pickle
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights.paddle_pickles import RefusedPickle, scan_paddle_pickle
 
 
 def _written(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
@@ -84,7 +84,7 @@ def test_what_is_no_file_of_weights_is_refused(kind, tmp_path, monkeypatch):
 
 def test_what_is_refused_is_not_run_by_paddle_either(tmp_path):
     """WeightFiles hands files of older protocols to Paddle, whose reader runs whatever a pickle names."""
-    from paddle_llm.models.weight_files import WeightFiles
+    from paddle_llm.models.weights.files import WeightFiles
 
     class Evil:
         def __reduce__(self):

@@ -9,9 +9,9 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.models.torch_pickles import scan_torch_pickle
-from paddle_llm.models.weight_files import WeightFiles
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights.files import WeightFiles
+from paddle_llm.models.weights.torch_pickles import scan_torch_pickle
 
 torch = pytest.importorskip("torch", reason="files of torch are written by torch (extra hf)")
 pytestmark = pytest.mark.hf

@@ -274,7 +274,7 @@ def check_all(group_lists: list[list[list[int]]]) -> dict[str, list[str]]:
     """Run every check; each entry of `group_lists` is a set of disjoint groups that work at the same time."""
     import paddle
 
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     install_gloo_backend()
     paddle.distributed.init_parallel_env()
@@ -297,7 +297,7 @@ def make_many_groups(count: int) -> list[float]:
     """Two disjoint groups at a time, each used once; returns what the last member of each sum gave."""
     import paddle
 
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     install_gloo_backend()
     paddle.distributed.init_parallel_env()

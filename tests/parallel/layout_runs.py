@@ -25,7 +25,7 @@ def train(layout: dict[str, Any], model: dict[str, Any]) -> tuple[list[float], d
 
     plan = Layout(**layout)
     if plan.world_size > 1:
-        from paddle_llm.parallel.gloo import install_gloo_backend
+        from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
         install_gloo_backend()
     from paddlenlp.utils.log import logger
@@ -36,7 +36,7 @@ def train(layout: dict[str, Any], model: dict[str, Any]) -> tuple[list[float], d
         _check_mesh(plan, arguments)
         network = _network(plan, arguments, model)
         losses = _run(network, arguments)
-    from paddle_llm.models.full_weights import full_weights
+    from paddle_llm.models.weights.full_weights import full_weights
 
     weights = {name: array for name, array in full_weights(network, "llama", plan) if array is not None}
     return losses, weights

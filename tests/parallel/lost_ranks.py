@@ -12,8 +12,8 @@ import time
 def start(grace: float = 1.0):
     import paddle
 
-    from paddle_llm.parallel import lifeline
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
+    from paddle_llm.parallel.process import failure_detection as lifeline
 
     lifeline.GRACE_SECONDS = grace
     install_gloo_backend()
@@ -63,7 +63,7 @@ def lose_in_backward(recomputed: bool) -> object:
     from paddle.base import core
     from paddle.distributed.fleet.utils import recompute
 
-    from paddle_llm.parallel.lifeline import exit_on_lost_rank
+    from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 
     weight, part = paddle.ones([8]), paddle.ones([8])
     weight.stop_gradient = part.stop_gradient = False
@@ -106,7 +106,7 @@ def leave_one_by_one() -> str:
 def wait_beyond_the_limit(limit_ms: int) -> str:
     """Rank 0 is late by more than gloo's (shortened) limit."""
     paddle, rank = start()
-    from paddle_llm.parallel import gloo_rendezvous
+    from paddle_llm.parallel.gloo.backend import rendezvous as gloo_rendezvous
 
     gloo_rendezvous.job_timeout_ms = lambda: limit_ms
     group = paddle.distributed.new_group([0, 1])
@@ -123,7 +123,7 @@ def on_gpus(how: str) -> str:
     """What a job on GPUs has: a store and the lifeline, no gloo. Rank 2 is lost or busy; the others sleep."""
     from paddle.base import core
 
-    from paddle_llm.parallel import lifeline
+    from paddle_llm.parallel.process import failure_detection as lifeline
 
     lifeline.GRACE_SECONDS = 1.0
     rank, size = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINERS_NUM"])

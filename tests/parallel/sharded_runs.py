@@ -49,7 +49,7 @@ def batch(index: int) -> Any:
 
 def fleet_of(sharding: int) -> None:
     """Fleet with `sharding` ranks that share, and nothing else."""
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     install_gloo_backend()
     from paddle.distributed import fleet
@@ -65,7 +65,7 @@ def equal_after_wrapping(fused: bool) -> tuple[bool, int]:
     import paddle.distributed as dist
     from paddle.distributed import fleet, parallel
 
-    from paddle_llm.parallel.first_broadcast import broadcast_weight_by_weight
+    from paddle_llm.parallel.zero.first_broadcast import broadcast_weight_by_weight
 
     fleet_of(2)
     buffers = []
@@ -135,8 +135,8 @@ def shared(
     fleet_of(2)
     import paddle.distributed as dist
 
-    from paddle_llm.parallel import gradient_buckets
-    from paddle_llm.parallel.sharded_gradients import ShardedGradients
+    from paddle_llm.parallel.zero import buckets as gradient_buckets
+    from paddle_llm.parallel.zero.stage2 import ShardedGradients
 
     if prepare:
         prepare(gradient_buckets)
@@ -164,8 +164,8 @@ def mean_over_ranks(values: list[float], micro_batches: int, dtype: str) -> list
     import paddle.distributed as dist
     from paddle.distributed import fleet
 
-    from paddle_llm.parallel.gradient_buckets import GradientBuckets, gradient_of
-    from paddle_llm.parallel.same_order import SameOrder
+    from paddle_llm.parallel.zero.buckets import GradientBuckets, gradient_of
+    from paddle_llm.parallel.zero.order_check import SameOrder
 
     fleet_of(2)
     group = fleet.get_hybrid_communicate_group().get_sharding_parallel_group()
@@ -187,7 +187,7 @@ def told_again() -> list[bool]:
     import paddle
     from paddle.distributed import fleet
 
-    from paddle_llm.parallel.same_order import OrderError, SameOrder
+    from paddle_llm.parallel.zero.order_check import OrderError, SameOrder
 
     fleet_of(2)
     first, second = paddle.nn.Linear(2, 2).parameters()
@@ -244,8 +244,8 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
     from paddle.base import core
     from paddlenlp.trainer import TrainerCallback
 
-    from paddle_llm.parallel import sharded_gradients
-    from paddle_llm.parallel.gradient_buckets import gradient_of
+    from paddle_llm.parallel.zero import stage2 as sharded_gradients
+    from paddle_llm.parallel.zero.buckets import gradient_of
     from paddle_llm.training.run import start_job
     from tests.jobs import config, make_trainer
 
@@ -311,7 +311,7 @@ def quickstart_loads(degree: int) -> dict[str, list[int]]:
     from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
 
-    from paddle_llm.parallel.gradient_owners import choose_owners
+    from paddle_llm.parallel.zero.owners import choose_owners
 
     def loads(owners: Any) -> list[int]:
         return [sum(p.size for p in owned if p.trainable) for owned in owners]

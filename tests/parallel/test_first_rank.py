@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.errors import ConfigError, UserError
-from paddle_llm.parallel.first_rank import on_first_rank
+from paddle_llm.core.errors import ConfigError, UserError
+from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.rehearse.ranks import run_ranks
 
 
@@ -14,7 +14,7 @@ def calls() -> list[str]:
 
     import paddle
 
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     said = []
 

@@ -7,8 +7,8 @@ import socket
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.parallel.gloo_interface import INTERFACE, _address_of, choose_interface, own_host
+from paddle_llm.core.errors import UserError
+from paddle_llm.parallel.gloo.interface import INTERFACE, _address_of, choose_interface, own_host
 
 _NO_NAME = "no-such-machine.invalid"  # RFC 2606: never resolved
 

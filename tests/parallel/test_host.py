@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from paddle_llm.parallel.host import mkl_cpu_type, processor
+from paddle_llm.parallel.process.environment import mkl_cpu_type, processor
 
 _ZEN3 = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx avx2 fma\n"
 _ZEN4 = _ZEN3.replace("fma", "fma avx512f avx512cd avx512bw avx512dq avx512vl avx512_vnni")
@@ -21,7 +21,7 @@ def test_mkl_is_told_what_an_amd_processor_has():
 
 
 def _mkl_after_preparing(environment: dict[str, str]) -> str:
-    code = "from paddle_llm.parallel.host import prepare_host; prepare_host('cpu'); import os; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"
+    code = "from paddle_llm.parallel.process.environment import prepare_host; prepare_host('cpu'); import os; print(os.environ.get('MKL_DEBUG_CPU_TYPE'))"
     inherited = {name: value for name, value in os.environ.items() if name != "MKL_DEBUG_CPU_TYPE"}
     command = [sys.executable, "-c", code]
     return subprocess.run(
@@ -37,7 +37,7 @@ def test_the_users_own_word_stays():
 def test_a_process_on_the_cpu_sees_no_card():
     """A GPU build of Paddle would take one when it is imported. The launcher's list and choice are hidden too."""
     code = (
-        "import os; from paddle_llm.parallel.host import prepare_host; prepare_host('{}'); "
+        "import os; from paddle_llm.parallel.process.environment import prepare_host; prepare_host('{}'); "
         "print([os.environ.get(name) for name in ('CUDA_VISIBLE_DEVICES', 'FLAGS_selected_gpus')])"
     )
     seen = os.environ | {"CUDA_VISIBLE_DEVICES": "0,1", "FLAGS_selected_gpus": "1"}
@@ -65,7 +65,7 @@ def test_products_have_the_same_bits_wherever_their_operands_lie():
 
 _LOGGING = """
 import logging, sys, warnings
-from paddle_llm.parallel.host import import_paddle, prepare_host
+from paddle_llm.parallel.process.environment import import_paddle, prepare_host
 prepare_host("cpu", 2)
 import_paddle()
 from paddle.distributed.fleet.utils import log_util

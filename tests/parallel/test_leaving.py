@@ -22,7 +22,7 @@ from paddle.base import core
 store = core.TCPStore("127.0.0.1", int(sys.argv[1]), True, 0, 30)
 ctypes.pythonapi.Py_IncRef(ctypes.py_object(store))
 if sys.argv[2] == "ours":
-    from paddle_llm.parallel.leaving import keep_exit_code
+    from paddle_llm.parallel.process.exit_code import keep_exit_code
     keep_exit_code()
 print("it serves", flush=True)
 sys.stdin.readline()
@@ -35,7 +35,7 @@ def test_a_peer_that_goes_late_changes_no_exit_code(end, codes):
     """Without our end a signal ends the process. When that fails, Paddle has fixed it, and `leaving.py` can go."""
     from paddle.base import core
 
-    from paddle_llm.parallel.gloo_rendezvous import free_port
+    from paddle_llm.parallel.gloo.rendezvous import free_port
 
     port = free_port()
     command = [sys.executable, "-c", SERVER, str(port), end]
@@ -53,7 +53,7 @@ def test_a_peer_that_goes_late_changes_no_exit_code(end, codes):
 @pytest.mark.parametrize("ending, code", [("sys.exit(3)", 3), ("1 / 0", 1), ("", 0)])
 def test_what_a_process_says_last_is_written(ending, code, tmp_path):
     script = (
-        "import atexit, sys; from paddle_llm.parallel.leaving import keep_exit_code; keep_exit_code()\n"
+        "import atexit, sys; from paddle_llm.parallel.process.exit_code import keep_exit_code; keep_exit_code()\n"
         f"atexit.register(print, 'the end'); print('a word'); {ending}"
     )
     with open(tmp_path / "log", "w") as log:  # not a terminal: written in blocks

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import EXIT_PEER_LOST
-from paddle_llm.parallel import lifeline
-from paddle_llm.parallel.gloo_rendezvous import free_port
+from paddle_llm.core.errors import EXIT_PEER_LOST
+from paddle_llm.parallel.gloo.rendezvous import free_port
+from paddle_llm.parallel.process import failure_detection as lifeline
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.helpers.processes import wait_until
 from tests.parallel import lost_ranks

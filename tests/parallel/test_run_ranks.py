@@ -68,7 +68,7 @@ def test_what_went_wrong_is_told_with_the_rank(how, message):
 
 SCRIPT = """
 import os, signal, sys
-from paddle_llm.parallel.gloo import install_gloo_backend
+from paddle_llm.parallel.gloo.backend import install_gloo_backend
 install_gloo_backend()
 import paddle
 paddle.distributed.init_parallel_env()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.parallel.gradient_buckets import PARTS
-from paddle_llm.parallel.sharded_gradients import LARGEST_LIMIT, LEAST_LIMIT, MATRICES_IN_A_BUCKET, default_bucket_bytes
+from paddle_llm.parallel.zero.buckets import PARTS
+from paddle_llm.parallel.zero.stage2 import LARGEST_LIMIT, LEAST_LIMIT, MATRICES_IN_A_BUCKET, default_bucket_bytes
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.jobs import config
 from tests.parallel.sharded_runs import (

@@ -16,7 +16,7 @@ def operators(dtype: str) -> dict[str, np.ndarray]:
     from paddle.distributed import fleet
     from paddle.distributed.fleet.layers.mpu import mp_ops
 
-    from paddle_llm.parallel.gloo import install_gloo_backend
+    from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     install_gloo_backend()
     strategy = fleet.DistributedStrategy()

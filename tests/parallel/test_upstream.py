@@ -122,9 +122,9 @@ def test_the_fused_hook_still_takes_an_argument_that_no_one_gives():
 def test_nothing_is_patched_until_installed():
     """Importing the room brings no paddle; nothing changes for a GPU job or a single process."""
     code = (
-        "import sys, paddle_llm.parallel.gloo, paddle_llm.parallel.gather, paddle_llm.parallel.mesh\n"
-        "import paddle_llm.parallel.first_rank, paddle_llm.parallel.lifeline, paddle_llm.parallel.shared_weights\n"
+        "import sys, paddle_llm.parallel.gloo.backend, paddle_llm.parallel.gather, paddle_llm.parallel.mesh\n"
+        "import paddle_llm.parallel.process.first_rank, paddle_llm.parallel.process.failure_detection, paddle_llm.parallel.shared_weights\n"
         "import paddle_llm.parallel.sequence_parallel\n"
-        "assert 'paddle' not in sys.modules and not paddle_llm.parallel.gloo.is_installed()"
+        "assert 'paddle' not in sys.modules and not paddle_llm.parallel.gloo.backend.is_installed()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -73,7 +73,7 @@ def p2p_chain() -> str:
     """0 -> 1 -> 2, with gloo's limit shortened: the numbers of the operations differ, so the second never arrives."""
     import paddle
 
-    from paddle_llm.parallel.gloo_timeout import set_group_timeout
+    from paddle_llm.parallel.gloo.timeout import set_group_timeout
 
     paddle.distributed.init_parallel_env()
     rank = paddle.distributed.get_rank()
@@ -117,7 +117,7 @@ def keys_without_a_group() -> list[bool]:
     import paddle
     from paddle.base import core
 
-    from paddle_llm.parallel import gloo_rendezvous
+    from paddle_llm.parallel.gloo.backend import rendezvous as gloo_rendezvous
 
     asked: list[bool] = []
 

@@ -69,7 +69,7 @@ def trained_values(model: Any) -> dict[str, np.ndarray]:
 
 def base_values(model: Any) -> dict[str, np.ndarray]:
     """This rank's part of the network's own weights, by canonical name."""
-    from paddle_llm.models.names import canonical_parameters
+    from paddle_llm.models.weights.names import canonical_parameters
     from paddle_llm.peft.attach import family_of
 
     return {name: parameter.numpy() for name, parameter in canonical_parameters(model, family_of(model).name)}

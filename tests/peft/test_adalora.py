@@ -13,7 +13,7 @@ METHOD = Method("adalora", rank=2, initial_rank=4, warmup_ratio=0.2, final_ratio
 
 
 def test_the_budget_falls_with_the_cube():
-    from paddle_llm.peft.adalora import budget_at
+    from paddle_llm.peft.methods.adalora import budget_at
 
     left = [budget_at(step, 20, METHOD, matrices=10) for step in range(1, 21)]
     assert left[:3] == [40, 40, 40] and left[13:] == [20] * 7
@@ -50,8 +50,8 @@ def test_the_least_important_are_taken_away(tmp_path):
     """Importance is what eq. 8 to 11 of the paper say, here of one step: 0.15^2 * 0.85 |w g|^2."""
     import paddle
 
-    from paddle_llm.peft.adalora import BETA, Budget
     from paddle_llm.peft.attachment import active_attachment
+    from paddle_llm.peft.methods.adalora import BETA, Budget
 
     model = attached(network(tmp_path), METHOD)
     set_trained(model)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paddle_llm.peft.peft_fields import HARMLESS, HONOURED, REFUSED, table
+from paddle_llm.peft.hugging_face.fields import HARMLESS, HONOURED, REFUSED, table
 from tests.export.test_merged import base_folder
 from tests.instructions import VOCABULARY, make_instructions
 

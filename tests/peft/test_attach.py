@@ -7,8 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
 from tests.models.building import WRITERS, batch
 from tests.peft.networks import METHODS, attached, base_values, logits, network, set_trained, trained_values

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.peft.base import adapter_folder, read_described
 from paddle_llm.peft.method import Method
 from tests.export.test_merged import base_folder, network_of, trained_adapter
@@ -33,8 +33,8 @@ def written(adapter: Path, key: str = "base") -> str:
 
 
 def test_a_relative_base_is_found_from_here_and_from_the_adapters_folder(adapter, tmp_path, monkeypatch):
-    from paddle_llm.export.source import open_source
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.peft.hugging_face.convert import to_peft
 
     (tmp_path / "some" / "where").mkdir(parents=True)
     for place, base in ((tmp_path, "base"), (tmp_path / "some" / "where", "../base")):
@@ -47,7 +47,7 @@ def test_a_relative_base_is_found_from_here_and_from_the_adapters_folder(adapter
 
 def test_the_one_from_here_is_taken_where_both_are(adapter, tmp_path, monkeypatch):
     """What an adapter's path has always meant."""
-    from paddle_llm.export.source import open_source
+    from paddle_llm.export.source.source import open_source
 
     base_folder(tmp_path / "here" / "models", "llama", num_hidden_layers=1)
     base_folder(adapter / "models", "llama", num_hidden_layers=1)
@@ -56,8 +56,8 @@ def test_the_one_from_here_is_taken_where_both_are(adapter, tmp_path, monkeypatc
 
 
 def test_a_base_that_is_in_neither_place_names_both_and_what_to_do(adapter, tmp_path, monkeypatch):
-    from paddle_llm.export.source import open_source
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 
     to_peft(adapter, tmp_path / "theirs")
     (tmp_path / "elsewhere").mkdir()
@@ -71,7 +71,7 @@ def test_a_base_that_is_in_neither_place_names_both_and_what_to_do(adapter, tmp_
 
 def test_what_is_saved_names_its_base_wherever_one_calls_from(adapter, tmp_path, monkeypatch):
     from paddle_llm.config.layout import Layout
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
     from paddle_llm.peft.save import load_adapter, save_adapter
 
     monkeypatch.chdir(tmp_path)

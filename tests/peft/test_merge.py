@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from tests.models.building import WRITERS
 from tests.peft.networks import METHODS, attached, base_values, logits, network, set_trained
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.methods import METHODS, method_problems
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import CHOICES, Method, matches, method_of
 
 

@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
 from tests.export.test_merged import TARGETS, base_folder, merged_in_network, network_of, trained_adapter
 from tests.peft import peft_library
@@ -54,7 +54,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("family", NAMES)
 def test_there_and_back_every_bit_is_the_same(family, tmp_path):
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
     from paddle_llm.peft.save import load_adapter
 
     base, ours = made(tmp_path, family, alpha=12.0, rslora=True, dropout=0.05)
@@ -103,8 +103,8 @@ def _loaded(base: Path, adapter: Path, family: str) -> tuple[dict[str, bytes], b
 
 
 def test_training_goes_on_and_export_merges_from_either_format(tmp_path):
-    from paddle_llm.export.source import open_source
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.export.source.source import open_source
+    from paddle_llm.peft.hugging_face.convert import to_peft
     from paddle_llm.peft.save import continue_from, read_method
 
     base, ours = made(tmp_path, "llama")
@@ -121,7 +121,7 @@ def test_training_goes_on_and_export_merges_from_either_format(tmp_path):
 
 
 def test_layers_that_are_not_in_every_block_are_named_one_by_one(tmp_path):
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 
     base, ours = made(tmp_path, "llama", targets=(r".*\.[13]\.self_attn\.q_proj",), modules_to_save=())
     to_peft(ours, tmp_path / "theirs")
@@ -134,7 +134,7 @@ def test_layers_that_are_not_in_every_block_are_named_one_by_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["adalora", "prefix", "adapter", "prompt"])
 def test_what_peft_cannot_express_is_refused(name, tmp_path):
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.hugging_face.convert import to_peft
 
     base = base_folder(tmp_path / "base", "llama")
     adapter = trained_adapter(tmp_path / "ours", base, METHODS[name])
@@ -144,7 +144,7 @@ def test_what_peft_cannot_express_is_refused(name, tmp_path):
 
 
 def test_fused_matrices_are_refused(tmp_path):
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.hugging_face.convert import to_peft
 
     base = base_folder(tmp_path / "base", "llama")
     adapter = trained_adapter(tmp_path / "ours", base, METHODS["lora"], fuse_attention_qkv=True)
@@ -180,7 +180,7 @@ def test_what_an_adapter_of_pefts_may_ask_for_and_lora_here_does_not_is_refused(
 
 
 def _theirs(folder: Path) -> tuple[Path, Path]:
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.hugging_face.convert import to_peft
 
     base, ours = made(folder, "llama", modules_to_save=())
     to_peft(ours, folder / "theirs")
@@ -188,7 +188,7 @@ def _theirs(folder: Path) -> tuple[Path, Path]:
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
-    from paddle_llm.peft.convert import from_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft
     from paddle_llm.peft.save import load_adapter
 
     base, theirs = _theirs(tmp_path)
@@ -225,7 +225,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_a_tied_embedding_that_was_trained_goes_with_its_head(tmp_path):
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 
     base = base_folder(tmp_path / "base", "llama", tie_word_embeddings=True)
     method = Method("lora", rank=4, modules_to_save=("embed_tokens",))
@@ -246,7 +246,7 @@ def test_a_tied_embedding_that_was_trained_goes_with_its_head(tmp_path):
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 
     base = base_folder(tmp_path / "base", "llama", "bfloat16")
     ours = trained_adapter(tmp_path / "ours", base, METHODS["lora"], "bfloat16")
@@ -259,7 +259,7 @@ def test_bfloat16_keeps_its_bits(tmp_path):
 
 
 def command(*words: Any) -> str:
-    from paddle_llm.peft.convert_command import convert
+    from paddle_llm.cli.convert import convert
 
     return CliRunner().invoke(convert, [*map(str, words)], catch_exceptions=False).stdout
 
@@ -290,8 +290,8 @@ def test_the_command(tmp_path):
 
 
 def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, capsys):
+    from paddle_llm.cli.convert import convert
     from paddle_llm.peft import save
-    from paddle_llm.peft.convert_command import convert
 
     _, ours = made(tmp_path, "llama")
     out = tmp_path / "theirs"
@@ -313,7 +313,7 @@ def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
 
 
 def test_a_base_that_cannot_be_is_refused(tmp_path, capsys):
-    from paddle_llm.peft.convert import from_peft, to_peft
+    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 
     base, ours = made(tmp_path, "llama", modules_to_save=())
     other = base_folder(tmp_path / "other", "llama", num_hidden_layers=1)
@@ -376,7 +376,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.hf
 @pytest.mark.parametrize("case", CASES)
 def test_peft_computes_the_same_with_an_adapter_of_ours(case, tmp_path):
-    from paddle_llm.peft.convert import to_peft
+    from paddle_llm.peft.hugging_face.convert import to_peft
 
     family, shape, settings = CASES[case]
     base = base_folder(tmp_path / "base", family, **shape)
@@ -397,7 +397,7 @@ def _inputs() -> dict[str, Any]:
 
 def test_a_conversion_leaves_the_cards_alone():
     code = (
-        "from paddle_llm.peft.convert_command import _start_process; _start_process(); "
+        "from paddle_llm.cli.convert import _start_process; _start_process(); "
         "import os, paddle; print([os.environ['CUDA_VISIBLE_DEVICES'], paddle.get_device()])"
     )
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}

@@ -47,7 +47,7 @@ def test_generation_with_a_cache_is_that_without(tmp_path, family, name):
     model = adapted(tmp_path, family, name)
     ids = np.random.default_rng(1).integers(5, 100, (2, 7))
     if name == "prompt":
-        from paddle_llm.peft.prompt import with_prompt
+        from paddle_llm.peft.methods.prompt import with_prompt
 
         ids = np.stack([with_prompt({"input_ids": row}, METHODS[name])["input_ids"] for row in ids])
     assert np.array_equal(greedy(model, ids), recomputed(model, ids))
@@ -56,7 +56,7 @@ def test_generation_with_a_cache_is_that_without(tmp_path, family, name):
 @pytest.mark.parametrize("family", ["llama", "qwen2", "bloom"])
 @pytest.mark.parametrize("name", ["prefix", "prompt"])
 def test_padding_on_the_left_changes_nothing(tmp_path, family, name):
-    from paddle_llm.peft.prompt import with_prompt
+    from paddle_llm.peft.methods.prompt import with_prompt
 
     model = adapted(tmp_path, family, name)
     rows = [np.random.default_rng(1).integers(5, 100, length) for length in (7, 4)]
@@ -116,9 +116,9 @@ def test_a_prefix_is_keys_and_values_before_the_token_s(tmp_path, projected):
 def test_a_prompt_of_words_is_those_words(tmp_path, family):
     import paddle
 
-    from paddle_llm.models.names import EMBEDDINGS
+    from paddle_llm.models.weights.names import EMBEDDINGS
     from paddle_llm.peft.attach import trainable_tensors
-    from paddle_llm.peft.prompt import with_prompt
+    from paddle_llm.peft.methods.prompt import with_prompt
     from tests.peft.networks import base_values
 
     model, words = adapted(tmp_path, family, "prompt"), np.array([17, 5, 90])
@@ -131,7 +131,7 @@ def test_a_prompt_of_words_is_those_words(tmp_path, family):
 
 
 def test_a_prompt_stands_before_a_sample_and_bears_no_loss():
-    from paddle_llm.peft.prompt import FIRST_PROMPT_ID, with_prompt
+    from paddle_llm.peft.methods.prompt import FIRST_PROMPT_ID, with_prompt
 
     sample = {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 7, 2])}
     longer = with_prompt(sample, Method("prompt", num_prompt_tokens=2))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.peft.networks import METHODS, attached, base_values, logits, network, set_trained, trained_values

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.model_facts import ModelFacts, read_model_facts
+from paddle_llm.core.errors import UserError
 from paddle_llm.planner.flops import count_parameters, flops_per_token, mfu, parameter_count, peak_flops
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
 

@@ -10,10 +10,10 @@ import numpy as np
 from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.data.encode_instruction import EncodedSample
-from paddle_llm.data.encoded_samples import EncodedSamples, EncodingReport
-from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.sampler import IGNORED_LABEL
+from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
+from paddle_llm.data.samples.encode import EncodedSample
+from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
 from paddle_llm.rehearse.case import Case, Sample
 from paddle_llm.rehearse.instruction_samples import PREFIX_FAMILIES
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2

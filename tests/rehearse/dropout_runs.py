@@ -34,8 +34,8 @@ def run_with_dropout(case: Case, folder: Path, resume_from: Path | None = None, 
     from paddle_llm.training.run import start_job
 
     start_job("cpu", case.layout.world_size)
-    from paddle_llm.models.full_weights import family_name
-    from paddle_llm.models.names import canonical_parameters
+    from paddle_llm.models.weights.full_weights import family_name
+    from paddle_llm.models.weights.names import canonical_parameters
     from paddle_llm.rehearse.oracle import trainer_of
 
     masks: list[np.ndarray] = []

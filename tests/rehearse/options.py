@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import ConfigError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.errors import ConfigError
 from paddle_llm.rehearse.case import Case
 from tests.rehearse.cases import make_case, make_config
 from tests.rehearse.spaces import FINETUNING, METHODS, PLAIN, Row, space_of

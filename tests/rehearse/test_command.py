@@ -18,10 +18,10 @@ import numpy as np
 import psutil
 import pytest
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
-from paddle_llm.data.encode_instruction import EncodedSample
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.rehearse.instruction_samples import _short
 from paddle_llm.rehearse.rehearsal import Face, cases_of, run_faces
 from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
@@ -106,7 +106,7 @@ def test_a_rehearsal_that_breaks_says_nothing_about_the_layout(tmp_path: Path, m
     """Exit code 1 is a proof that something differs; a crash is none."""
     from click.testing import CliRunner
 
-    from paddle_llm.rehearse import command as module
+    from paddle_llm.cli import rehearse as module
 
     def breaks(*_: Any) -> None:
         raise ZeroDivisionError("on purpose")
@@ -212,7 +212,7 @@ def read_own_samples(folder: Path, corpus: Path, **settings: Any):
 
 
 def test_its_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path) -> None:
-    from paddle_llm.data.pretrain_dataset import build_pretrain_datasets
+    from paddle_llm.data.corpus.dataset import build_pretrain_datasets
 
     real, small, found = read_own_samples(tmp_path, corpus)
     wanted = {"train_samples": 8, "eval_samples": 1, "predict_samples": 0}
@@ -226,7 +226,7 @@ def test_its_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path)
 
 
 def test_nothing_is_left_beside_a_large_corpus(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("paddle_llm.data.order.CACHE_ABOVE_ENTRIES", 0)  # as if its order were worth keeping
+    monkeypatch.setattr("paddle_llm.data.corpus.order.CACHE_ABOVE_ENTRIES", 0)  # as if its order were worth keeping
     before = files_in(corpus)
     assert read_own_samples(tmp_path, corpus)[2].train
     assert files_in(corpus) == before

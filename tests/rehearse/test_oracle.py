@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.models.shards import Shard
+from paddle_llm.models.weights.shards import Shard
 from paddle_llm.rehearse.compare import (
     FIRST_STEP_LIMITS,
     QUANTITIES,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.data.instruction_dataset import InstructionDataset, PackedDataset
+from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.oracle import prove, reference_of
 from tests.rehearse.cases import instruction_samples, make_case

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_llm.config.errors import ConfigError, UserError
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import facts_from_dict
 from paddle_llm.config.reader import Resolved
-from paddle_llm.rehearse.faces import faces_of
+from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.rehearse.oracle import reference_key
 from paddle_llm.rehearse.rehearsal import cases_of
 from paddle_llm.rehearse.samples import global_batch, synthetic_samples, wanted_by
 from paddle_llm.rehearse.shrink import ADAM_EPSILON, LEARNING_RATE, Shrunk, read_real, shrink
 from paddle_llm.rehearse.small_model import Fold, small_model
+from paddle_llm.rehearse.sub_layouts import faces_of
 from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
 
 ROOT = Path(__file__).parents[2]

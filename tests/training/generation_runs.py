@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.data.instruction_formats import Conversation, Turn
+from paddle_llm.data.instructions.formats import Conversation, Turn
 from tests import jobs
 
 STEPS = 4
@@ -75,11 +75,11 @@ def train_one(run: Run, model: Path, tokenizer: str, output: Path) -> dict[str, 
 
 
 def evaluation_of(config: Any, layout: Layout, tokenizer: str) -> Any:
-    from paddle_llm.data.encode_instruction import InstructionEncoder
-    from paddle_llm.data.templates import TEMPLATES
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.chat.templates import TEMPLATES
+    from paddle_llm.data.samples.encode import InstructionEncoder
+    from paddle_llm.data.tokenizers.text_codec import open_codec
     from paddle_llm.models.registry import FAMILIES
-    from paddle_llm.training.generation_evaluation import GenerationEvaluation
+    from paddle_llm.training.evaluation.generation import GenerationEvaluation
 
     codec = open_codec(tokenizer)
     encoder = InstructionEncoder(codec, TEMPLATES["default"], max_length=120)

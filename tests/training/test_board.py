@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.training.board import find_logs
+from paddle_llm.cli.board import find_logs
+from paddle_llm.core.errors import UserError
 from tests.chromium import find_chromium, open_page
 from tests.helpers.skips import needs
 
 LOSSES = [7.0 - 0.25 * step for step in range(20)]
-BOARD = [sys.executable, "-c", "from paddle_llm.training.board import board; board()"]
+BOARD = [sys.executable, "-c", "from paddle_llm.cli.board import board; board()"]
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save_file
 
-from paddle_llm.config.chat_template_files import read_record
-from paddle_llm.config.errors import UserError
+from paddle_llm.config.local_files.chat_templates import read_record
+from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
-from paddle_llm.data.instruction_formats import Conversation, Turn
-from paddle_llm.data.jinja_templates import choose_template
-from paddle_llm.data.text_codec import open_codec
-from paddle_llm.export.source import open_source
+from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.tokenizers.text_codec import open_codec
+from paddle_llm.export.source.source import open_source
 from paddle_llm.generation.folders import check_folders
 from paddle_llm.generation.network import _template_of
-from paddle_llm.peft.convert import from_peft, to_peft
+from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 from tests.instructions import finetune, make_instructions
 from tests.models.building import as_hugging_face, build, weights
 

@@ -26,7 +26,7 @@ UPSTREAM = {
     "paddlenlp/trainer/trainer.py:750": ("start", "whether ranks resume"),
     "paddlenlp/trainer/trainer.py:883": ("start", "the number of parameters, summed over ranks"),
     "paddlenlp/trainer/trainer.py:1351": ("end", "the loss since the last row; the step's loss is taken out before"),
-    # Stages 2 and 3 compare the order of gradients between ranks during the first step (parallel/same_order.py).
+    # Stages 2 and 3 compare the order of gradients between ranks during the first step (parallel/zero/order_check.py).
     "paddle/distributed/communication/all_gather.py:132": ("start", "the lengths of pickled objects"),
     "paddle/distributed/communication/all_gather.py:136": ("start", "pickled objects"),
     "paddle/distributed/communication/serialization_utils.py:34": ("start", "pickled objects"),
@@ -49,7 +49,7 @@ def _copies(case: Case, folder: str, prepare=lambda trainer: None) -> list[Copy]
     from paddle_llm.training.run import start_job
 
     start_job("cpu", case.layout.world_size)
-    from paddle_llm.models import cpu_kernels
+    from paddle_llm.models.patches import cpu_ops as cpu_kernels
     from paddle_llm.rehearse.oracle import trainer_of
     from tests.models.fake_gpu import Kernels, on_fake_gpu, without_cpu_kernels
 

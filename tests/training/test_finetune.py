@@ -11,8 +11,8 @@ import paddle
 import pytest
 from safetensors.numpy import load_file
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.config.run_config import SCORES
+from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.instructions import VOCABULARY, finetune, make_instructions
 from tests.jobs import rows
@@ -89,12 +89,12 @@ def _losses_by_hand(folder: str, batch: int) -> dict[str, float]:
     import paddle
     import paddle.nn.functional as F
 
-    from paddle_llm.data.encode_instruction import InstructionEncoder
+    from paddle_llm.data.chat.jinja_templates import choose_template
     from paddle_llm.data.epochs import ShuffledEpochs
-    from paddle_llm.data.instruction_dataset import InstructionDataset, load_split
-    from paddle_llm.data.jinja_templates import choose_template
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.samples.dataset import InstructionDataset, load_split
+    from paddle_llm.data.samples.encode import InstructionEncoder
     from paddle_llm.data.tokenizer import load_tokenizer
+    from paddle_llm.data.tokenizers.text_codec import open_codec
     from tests.models.building import build
 
     codec = open_codec(load_tokenizer(f"{folder}/llama"))

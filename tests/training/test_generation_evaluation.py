@@ -99,8 +99,8 @@ def test_layouts_generate_the_same(folder, alone, name):
 
 
 def test_layouts_without_words_are_refused():
-    from paddle_llm.config.errors import UserError
-    from paddle_llm.training.generation_evaluation import refuse_layout
+    from paddle_llm.core.errors import UserError
+    from paddle_llm.training.evaluation.generation import refuse_layout
 
     refuse_layout(Layout(tensor=2, sharding=2, sharding_stage=3))
     with pytest.raises(UserError, match="pipeline"):

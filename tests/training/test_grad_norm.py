@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.training.grad_norm import RecordingClip
+from paddle_llm.training.metrics.grad_norm import RecordingClip
 
 
 def _norm_of(gradients: list[paddle.Tensor]) -> float:

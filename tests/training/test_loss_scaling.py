@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.config.errors import TrainingStopped
+from paddle_llm.core.errors import TrainingStopped
 from tests.jobs import config, make_poisoned_trainer, make_trainer, rows, weights
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.rules import instructions, layout, method, model, paths, schedule, settings, words
-from paddle_llm.config.rules.core import Rule
+from paddle_llm.config.rules import instructions, layout, method, model, paths, schedule, settings
+from paddle_llm.config.rules import paddle_switches as words
+from paddle_llm.config.rules.engine import Rule
 
 RULES: list[Rule] = [
     *settings.RULES,

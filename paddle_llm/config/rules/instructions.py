@@ -5,11 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from paddle_llm.config.chat_template_files import find_templates
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.instruction_paths import CHAT_TEMPLATES, blend_of, has_split, is_there, near
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, fine_tuning
+from paddle_llm.config.local_files.chat_templates import find_templates
+from paddle_llm.config.local_files.instruction_data import CHAT_TEMPLATES, blend_of, has_split, is_there, near
+from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, fine_tuning
 from paddle_llm.config.rules.settings import Findings
+from paddle_llm.core.errors import UserError
 
 
 @fine_tuning

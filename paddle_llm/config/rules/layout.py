@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 from dataclasses import replace
 
-from paddle_llm.config.parallel_words import words_at_work
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
+from paddle_llm.config.paddle_switches import words_at_work
+from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
 
 _STAGES = ("stage1", "stage2", "stage3")

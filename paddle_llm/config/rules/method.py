@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.adapter_folders import what_it_holds
-from paddle_llm.config.builtin_names import folder_like
+from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.method_choice import CHOICES, SETTINGS, chosen, flags_of
 from paddle_llm.config.methods import METHODS, method_problems
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, Unknown, fine_tuning
+from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, Unknown, fine_tuning
 from paddle_llm.config.rules.settings import Findings
 
 

@@ -10,7 +10,7 @@ from paddle_llm.config.families import (
     tensor_problems,
 )
 from paddle_llm.config.model_facts import ModelFacts
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, Unknown
+from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, Unknown
 from paddle_llm.config.rules.settings import Findings
 
 

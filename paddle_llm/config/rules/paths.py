@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.builtin_names import folder_like, why_unknown
+from paddle_llm.config.local_files.published_names import folder_like, why_unknown
+from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import looks_local
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
+from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
-from paddle_llm.config.weight_choice import has_weights
 
 
 def tokenizer_is_there(run: Run) -> Findings:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.foreign_names import VALUES
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run
+from paddle_llm.config.legacy.other_trainers import VALUES
+from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
 from paddle_llm.config.run_config import LOSSES, SCORES, RunConfig
 from paddle_llm.config.steps import step_notices, warmup_problems

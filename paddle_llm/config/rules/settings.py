@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from paddle_llm.config.rules.core import Notice, Problem, Rule, Run, pretraining
+from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, pretraining
 
 Findings = Iterator[Problem | Notice]
 

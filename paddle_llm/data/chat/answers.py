@@ -15,7 +15,7 @@ from typing import Any
 
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.chat.special_text import unused_characters
-from paddle_llm.data.instruction_formats import ASSISTANT
+from paddle_llm.data.instructions.formats import ASSISTANT
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], bool], str]

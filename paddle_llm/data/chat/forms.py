@@ -1,4 +1,4 @@
-"""The named templates (data/templates.py) as Jinja, for servers: the same text, with the special tokens spelled out.
+"""The named templates (data/chat/templates.py) as Jinja, for servers: the same text, with the special tokens spelled out.
 
 `{{ bos_token }}` and `{{ eos_token }}` are filled in by whoever renders. What stands in «» is filled in here: «prefix»,
 what the tokenizer itself puts before a text; «suffix», what ChatGLM-6B's puts behind one; «blank», a blank where
@@ -7,7 +7,7 @@ training tokenises a text anew behind another one, for a tokenizer that puts one
 
 from __future__ import annotations
 
-from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 _TURNS = (
     "{{ raise_exception('user and assistant must take turns, the user first; a system message only before them') }}"

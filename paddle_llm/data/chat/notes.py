@@ -20,7 +20,7 @@ from paddle_llm.data.chat.writing import (
     SPECIAL_TOKENS,
     TOOL_CALLS,
 )
-from paddle_llm.data.instruction_formats import Conversation
+from paddle_llm.data.instructions.formats import Conversation
 
 SPECIAL_TEXT_FLAG = "--special_tokens_in_content"
 _SENTENCES = {

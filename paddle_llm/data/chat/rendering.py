@@ -14,7 +14,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
 
 DATE_FLAG = "--chat_template_date"

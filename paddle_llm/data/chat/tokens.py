@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 
 def encode_rendered(

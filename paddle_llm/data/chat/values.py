@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.chat_template_files import CONFIG_FILE
+from paddle_llm.config.local_files.chat_templates import CONFIG_FILE
 from paddle_llm.core import json_text
-from paddle_llm.data.text_codec import TextCodec
+from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _LIST = "additional_special_tokens"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from paddle_llm.data.chat.answers import Answer, AnswerFinder, Message, NotLocated, Render, marked_answers
 from paddle_llm.data.chat.rendering import Rendered, Renderer, RowRefused
 from paddle_llm.data.chat.special_text import Unmarked, has_special_text, unused_characters, with_marks
-from paddle_llm.data.instruction_formats import ASSISTANT, Conversation
+from paddle_llm.data.instructions.formats import ASSISTANT, Conversation
 
 # Kinds of notes; notes.py has the sentence for each.
 SPECIAL_TEXT, SPECIAL_TOKENS = "special_text", "special_tokens"

@@ -6,10 +6,8 @@ import glob
 import os
 from collections import Counter
 
-from paddle_llm.config.console import say_once
-from paddle_llm.config.data_splits import survey
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.split_names import (
+from paddle_llm.config.local_files.data_splits import survey
+from paddle_llm.config.local_files.split_names import (
     COMPRESSIONS,
     DEV,
     HELD_OUT,
@@ -20,7 +18,9 @@ from paddle_llm.config.split_names import (
     DataFolder,
     splits_of_name,
 )
+from paddle_llm.core.console import say_once
 from paddle_llm.core.counts import counted
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.dataset_info import FILE, info_of
 
 DEFAULT_DATA = "data"

@@ -13,8 +13,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.json_object import read_json_object
+from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import read_json_object
 from paddle_llm.data.instructions.conversation import BadRow
 
 FILE = "dataset_info.json"

@@ -6,14 +6,14 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.split_names import DEV, TEST, TRAIN, DataFolder, kind_of_file
-from paddle_llm.data.blend import split_weights
-from paddle_llm.data.instruction_files import RowReader
-from paddle_llm.data.instruction_formats import BadRow
+from paddle_llm.config.local_files.split_names import DEV, TEST, TRAIN, DataFolder, kind_of_file
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.blend import split_weights
 from paddle_llm.data.instructions.data_files import data_folder
+from paddle_llm.data.instructions.files import RowReader
+from paddle_llm.data.instructions.formats import BadRow
+from paddle_llm.data.instructions.prompted_tasks import PromptTemplates
 from paddle_llm.data.instructions.rows import read_rows
-from paddle_llm.data.prompted_tasks import PromptTemplates
 from paddle_llm.data.text_files import TextStream, compression_of
 
 _LOOK_AT = 100

@@ -11,10 +11,10 @@ from collections.abc import Generator, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-from paddle_llm.config.console import say_once
-from paddle_llm.config.errors import UserError
 from paddle_llm.core import json_text
-from paddle_llm.data.sources import ReadOptions, Source, read_blocks
+from paddle_llm.core.console import say_once
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.sources import ReadOptions, Source, read_blocks
 
 _WRAPPERS = ("data", "rows", "examples", "instances", "records", "samples", "items")
 _BLANKS = " \t\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.conversation import BadRow
 from paddle_llm.data.instructions.messages import MULTIMODAL, Notes, parsed, unpacked
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from paddle_llm.config.errors import UserError
-from paddle_llm.config.split_names import SUFFIXES, kind_of_file
+from paddle_llm.config.local_files.split_names import SUFFIXES, kind_of_file
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.sources import Source
 from paddle_llm.data.instructions.json_rows import Row, json_rows
 from paddle_llm.data.instructions.table_rows import csv_rows, parquet_rows
-from paddle_llm.data.sources import Source
 from paddle_llm.data.text_files import compression_of
 
 

@@ -11,11 +11,11 @@ import io
 from collections.abc import Iterator
 from typing import Any
 
-from paddle_llm.config.console import say_once
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.console import say_once
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.sources import Source
 from paddle_llm.data.instructions.json_rows import Row
-from paddle_llm.data.sources import Source
 from paddle_llm.data.text_files import read_text
 
 _BATCH = 1024

@@ -10,7 +10,7 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 
 _QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

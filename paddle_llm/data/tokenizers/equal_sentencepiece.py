@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.folder import FAST_FILE, read_config, read_sentencepiece, sentencepiece_model
 from paddle_llm.data.tokenizers.sentencepiece_model import BPE, BYTE, NORMAL, USER_DEFINED, read_model
 

@@ -12,9 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.errors import UserError
 from paddle_llm.core import json_text
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
+from paddle_llm.core.errors import UserError
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIALS_FILE = "special_tokens_map.json"

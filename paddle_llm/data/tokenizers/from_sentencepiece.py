@@ -2,7 +2,7 @@
 
 The text is normalised as a whole, gets its blank in front by Prepend (not by Metaspace, which gives none to a text that
 begins with a blank), and is not cut into words: sentencepiece does not cut it either. What stands behind a special token
-is a text of its own, with a blank in front, as in training (data/encode_instruction.py) and in Meta's and PaddleNLP's
+is a text of its own, with a blank in front, as in training (data/samples/encode.py) and in Meta's and PaddleNLP's
 tokenizers.
 """
 

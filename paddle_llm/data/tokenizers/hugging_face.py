@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.console import say
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
+from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers, repair_sentencepiece_proto
 from paddle_llm.data.tokenizers.folder import (
     ADDED_FILE,

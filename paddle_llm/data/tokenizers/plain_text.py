@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.errors import UserError
 
 
 class NotText(UserError):

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizer import CONFIG_FILE
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.sentencepiece_model import BPE, NORMAL, UNIGRAM, SentencePieceModel
 
 _TEXTS = 1500
@@ -132,7 +132,7 @@ def _pieces(model: SentencePieceModel | None, tokenizer: Any) -> list[str]:
 
 def _encoder(folder: Path) -> Callable[[str], list[int]] | None:
     """What gives the source's ids; None where it cannot be loaded here (LLaMA 3's wants tiktoken)."""
-    from paddle_llm.data.text_codec import open_codec
+    from paddle_llm.data.tokenizers.text_codec import open_codec
 
     try:
         codec = open_codec(str(folder))

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from paddle_llm.config.console import say
-from paddle_llm.config.errors import UserError
-from paddle_llm.data.encode import special_tokens
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.encode import special_tokens
 from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, sentencepiece_model
 from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
 from paddle_llm.data.tokenizers.folder import Reader, reader_of, token_text

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from paddle_llm.config.errors import EXIT_PEER_LOST, UserError, is_first_rank
+from paddle_llm.core.errors import EXIT_PEER_LOST, UserError, is_first_rank
 
 # paddle.distributed.launch (3.3.1) sets it for each rank that it starts, and has another value of it, or none, itself.
 LAUNCHER_VARIABLE = "PADDLE_BACKUP_ENV_PATH"

@@ -89,7 +89,7 @@ def replicated_key_values() -> Iterator[None]:
     from paddle.distributed import fleet
     from paddle.distributed.collective import _c_identity
 
-    from paddle_llm.models import corrections
+    from paddle_llm.models.patches import corrections
 
     def project(linear, hidden):
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
@@ -149,7 +149,7 @@ def left_over_gradients() -> Iterator[None]:
     entry="finetune",
 )
 def lora_replicas() -> Iterator[None]:
-    from paddle_llm.peft import parallel_product
+    from paddle_llm.peft.methods import parallel_product
 
     summed = parallel_product.summed_gradient
 

@@ -17,7 +17,7 @@ from paddle_llm.rehearse.faults.registry import DP2, FORWARD, TP2, fault
     alone=False,
 )
 def swapped_shards() -> Iterator[None]:
-    from paddle_llm.models import init
+    from paddle_llm.models.weights import initialization as init
 
     shard_of = init.shard_of
 
@@ -60,7 +60,7 @@ def micro_batch_twice() -> Iterator[None]:
     tensors=".",
 )
 def mean_of_each_rank() -> Iterator[None]:
-    from paddle_llm.training.token_mean import TokenMean
+    from paddle_llm.training.step.loss_normalization import TokenMean
 
     def announce_own(self, labels):
         self.labels = float(labels)
@@ -77,7 +77,7 @@ def mean_of_each_rank() -> Iterator[None]:
     layout=DP2,
 )
 def mean_of_each_micro_batch() -> Iterator[None]:
-    from paddle_llm.training.token_mean import TokenMean
+    from paddle_llm.training.step.loss_normalization import TokenMean
 
     announce = TokenMean.announce
 
@@ -99,7 +99,8 @@ def mean_of_ranks_in_evaluation() -> Iterator[None]:
     import paddle
     import paddle.distributed as dist
 
-    from paddle_llm.training import evaluation, pretrain_trainer
+    from paddle_llm.training.evaluation.mean_loss import mean_loss as evaluation
+    from paddle_llm.training.trainers import pretrain_trainer
 
     mean_loss = evaluation.mean_loss
 

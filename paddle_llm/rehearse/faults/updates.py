@@ -113,7 +113,7 @@ def two_owners() -> Iterator[None]:
     tensors=r"embed_tokens\.weight$",
 )
 def stale_parameter() -> Iterator[None]:
-    from paddle_llm.parallel.sharded_gradients import ShardedGradients
+    from paddle_llm.parallel.zero.stage2 import ShardedGradients
 
     broadcast = ShardedGradients._broadcast_parameters
 
@@ -137,7 +137,7 @@ def stale_parameter() -> Iterator[None]:
     tensors=NORMS,
 )
 def decayed_norms() -> Iterator[None]:
-    from paddle_llm.training.pretrain_trainer import PretrainTrainer
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
     create = PretrainTrainer.create_optimizer
 

@@ -1,0 +1,1 @@
+"""The `paddle-llm` command: one module per command group, imported on use."""

@@ -1,0 +1,104 @@
+"""`paddle-llm convert`: a LoRA adapter to and from the format of Hugging Face's PEFT."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.filesize import decimal
+
+from paddle_llm.cli.path_option import PATH, PATHLIB
+from paddle_llm.config.local_files.chat_templates import ADDITIONAL_FOLDER, RECORD_FILE, TEMPLATE_FILE
+from paddle_llm.core.atomic_output import check_apart, check_replaceable
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError
+from paddle_llm.peft.base import adapter_folder
+from paddle_llm.peft.hugging_face.format import CONFIG, TENSORS
+
+_EXAMPLE = """\b
+Examples:
+  paddle-llm convert output/lora/adapter peft_adapter --to peft
+  paddle-llm convert output/lora/adapter peft_adapter --to peft --base meta-llama/Llama-2-7b-hf
+  paddle-llm convert downloaded_adapter adapter --to paddle-llm --base models/llama-7b
+"""
+
+
+@click.command(epilog=_EXAMPLE)
+@click.argument("adapter", type=PATHLIB)
+@click.argument("out", type=PATHLIB)
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Choice(["peft", "paddle-llm"], case_sensitive=False),
+    help="The format of OUT.",
+)
+@click.option("--base", type=PATH, help="The model that it stands over. [default: what ADAPTER says]")
+@click.option("--overwrite", is_flag=True, help="Replace the adapter that is at OUT.")
+@click.option("--allow_pickle", is_flag=True, help="Read PEFT's adapter_model.bin where ADAPTER has no safetensors.")
+def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: bool, allow_pickle: bool) -> None:
+    """Write the LoRA adapter in ADAPTER to the folder OUT, in the format of Hugging Face's PEFT or of this library.
+
+    Values are kept bit for bit. What one of both formats cannot express is refused with the reason. `generate`, `export`
+    and fine-tuning read PEFT's format as it is, too.
+    """
+    adapter, out = adapter.expanduser(), out.expanduser()
+    source = adapter_folder(adapter)
+    _check_out(out, source, overwrite)
+    try:
+        _start_process()
+        from paddle_llm.peft.hugging_face import convert as formats
+
+        if target == "peft":
+            written = formats.to_peft(source, out, base=base, show=_progress)
+        else:
+            written = formats.from_peft(source, out, base=base, show=_progress, allow_pickle=allow_pickle)
+    except KeyboardInterrupt:
+        say(f"interrupted; {out} was not written")
+        sys.exit(EXIT_INTERRUPTED)
+    format = "Hugging Face's PEFT" if target == "peft" else "this library"
+    size = decimal(sum(file.stat().st_size for file in out.iterdir()))
+    click.echo(f"{out}: a LoRA adapter in the format of {format}, {size}, over {written or 'a base without a name'}")
+
+
+def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
+    check_apart(out, adapter)
+    check_replaceable(out, CONFIG, "adapter", overwrite)
+    if not out.exists():
+        return
+    from paddle_llm.peft.hugging_face.convert import TOKENIZER_FILES
+
+    ours = {CONFIG, TENSORS, "README.md", TEMPLATE_FILE, RECORD_FILE, ADDITIONAL_FOLDER, *TOKENIZER_FILES}
+    more = sorted({file.name for file in out.iterdir()} - ours)
+    if more:
+        raise UserError(f"{out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")
+
+
+def _start_process() -> None:
+    """Prepare this process for the CPU: a conversion leaves the cards of the machine alone."""
+    if "paddle" in sys.modules:
+        return
+    from paddle_llm.parallel.process.environment import import_paddle, prepare_host
+
+    prepare_host("cpu")
+    import_paddle()
+    import paddle
+    from paddlenlp.utils.log import logger
+
+    logger.set_level("ERROR")
+    paddle.set_device("cpu")
+
+
+def _progress(things: Iterable[Any]) -> Iterator[Any]:
+    """The same, with a bar on a terminal."""
+    listed = list(things)
+    if not sys.stderr.isatty():
+        yield from listed
+        return
+    from rich.console import Console
+    from rich.progress import track
+
+    yield from track(listed, "tensors", console=Console(stderr=True), transient=True)

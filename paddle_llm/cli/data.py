@@ -1,0 +1,251 @@
+"""The commands `paddle-llm tokenizer train`, `paddle-llm data build` and `paddle-llm data inspect`; those for instructions stand in
+`finetune_commands.py`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from paddle_llm.cli.instructions import finetune_options, self_cognition, show_finetune
+from paddle_llm.cli.number_option import Finite, Whole
+from paddle_llm.cli.path_option import PATH
+from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted
+from paddle_llm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from paddle_llm.data.corpus.inspect import Inspection
+    from paddle_llm.data.corpus.sources import Source
+
+_FORMATS = click.Choice(["auto", "text", "jsonl", "parquet"])
+_DOCUMENTS = click.Choice(["line", "blank_line", "file"])
+
+
+class ManyInputs(click.Command):
+    """Lets `--input a b c` (what a shell makes of `--input *.txt`) mean three inputs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread, inside = [], False
+        for arg in args:
+            if arg.startswith("-"):
+                inside = arg == "--input"
+                spread.append(arg)
+                taken = False
+            elif inside and taken:
+                spread += ["--input", arg]
+            else:
+                spread.append(arg)
+                taken = True
+        return super().parse_args(ctx, spread)
+
+
+_READING = [
+    click.option(
+        "--input", "inputs", multiple=True, required=True, type=PATH, metavar="FILES...",
+        help="Files, folders or globs: .txt, .md, .jsonl, .json (lines), .parquet; text and jsonl also .gz or .zst.",
+    ),
+    click.option("--format", "kind", type=_FORMATS, default="auto", show_default=True, help="Of every input; auto: by suffix."),
+    click.option("--text_key", default="text", show_default=True, help="Key (jsonl) or column (parquet) that holds the text."),
+    click.option(
+        "--document", type=_DOCUMENTS, default="line", show_default=True,
+        help="What one document is in a text file: a line, what stands between blank lines, or the whole file.",
+    ),
+    click.option("--skip_bad_rows", is_flag=True, help="Leave out and count rows without text, instead of stopping."),
+    click.option("--overwrite", is_flag=True, help="Replace what is there."),
+]  # fmt: skip
+
+
+def _reading(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(_READING):
+        command = option(command)
+    return command
+
+
+@click.group()
+def tokenizer() -> None:
+    """Train a sentencepiece tokenizer on your text."""
+
+
+@tokenizer.command(cls=ManyInputs)
+@_reading
+@click.option("--output_dir", required=True, type=PATH, help="Folder to write.")
+@click.option("--vocab_size", type=Whole(min=261), required=True, help="Pieces, with 4 special ones and 256 bytes.")
+@click.option("--model_type", type=click.Choice(["unigram", "bpe"]), default="unigram", show_default=True)
+@click.option(
+    "--character_coverage",
+    type=Finite(0.9, 1.0),
+    default=0.9995,
+    show_default=True,
+    help="Share of the characters that get a piece of their own; the rest is spelled in bytes.",
+)
+@click.option(
+    "--max_lines",
+    type=Whole(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="Lines to train on, drawn at random.",
+)
+def train(
+    inputs: tuple[str, ...], kind: str, text_key: str, document: str, skip_bad_rows: bool, **options: Any
+) -> None:
+    """Train a tokenizer and write it as a folder that PaddleNLP's AutoTokenizer loads.
+
+    \b
+    Example:
+      paddle-llm tokenizer train --input my_text/ --output_dir tok --vocab_size 8000
+    """
+    from paddle_llm.data.corpus.sources import ReadOptions, bad_row, find_sources, parse_block, read_blocks
+    from paddle_llm.data.tokenizer import train_tokenizer
+
+    reading = ReadOptions(document, text_key)
+    sources = find_sources(list(inputs), kind)
+    skipped = []
+
+    def texts(advance: Callable[[int], None]) -> Iterator[str]:
+        for block in read_blocks(sources, reading):
+            for found in parse_block(block, reading):
+                if found.text is not None:
+                    yield found.text
+                elif skip_bad_rows:
+                    skipped.append(found.row)
+                else:
+                    raise UserError(f"{bad_row(block.source, found)}. Mend the row, or give --skip_bad_rows.")
+            advance(block.read_bytes)
+
+    with progress_bar(sources, "reading") as advance:
+        size = train_tokenizer(texts(advance), **options)
+    if skipped:
+        say(f"{counted(len(skipped), 'bad row')} left out")
+    say(f"tokenizer with {size} pieces written to {options['output_dir']}")
+
+
+@click.group()
+def data() -> None:
+    """Turn text into a tokenised corpus; look into one."""
+
+
+@data.command(cls=ManyInputs)
+@_reading
+@click.option("--tokenizer", required=True, type=PATH, help="Tokenizer folder.")
+@click.option("--output_prefix", required=True, type=PATH, help="Writes PREFIX.bin, PREFIX.idx and PREFIX.meta.json.")
+@click.option("--workers", type=Whole(min=1), default=len(os.sched_getaffinity(0)), show_default="all cores")
+def build(
+    inputs: tuple[str, ...],
+    kind: str,
+    text_key: str,
+    document: str,
+    output_prefix: str,
+    skip_bad_rows: bool,
+    **options: Any,
+) -> None:
+    """Tokenise text into a corpus that paddlenlp.data and Megatron read; every document ends with EOS.
+
+    \b
+    Example:
+      paddle-llm data build --input 'text/**/*.jsonl.zst' --tokenizer tok --output_prefix corpus/mine --workers 8
+    """
+    from paddle_llm.data.corpus.build import build_corpus
+    from paddle_llm.data.corpus.sources import ReadOptions
+
+    began = time.monotonic()
+    report = build_corpus(
+        list(inputs),
+        output_prefix=output_prefix,
+        kind=kind,
+        options=ReadOptions(document, text_key),
+        skip_bad_rows=skip_bad_rows,
+        progress=progress_bar,
+        **options,
+    )
+    for problem in report.problems:
+        say(f"left out: {problem}")
+    if report.bad_rows or report.empty_documents:
+        say(f"left out: {counted(report.bad_rows, 'bad row')}, {counted(report.empty_documents, 'empty document')}")
+    if report.special_tokens:
+        say(
+            f"{report.special_tokens} special tokens are written in the documents and became token ids, as in transformers. "
+            "Remove them from the text if they must not end or begin documents."
+        )
+    say(
+        f"{output_prefix}: {report.n_documents} documents, {report.n_tokens} tokens, "
+        f"{report.n_tokens / (time.monotonic() - began):.0f} tokens/s"
+    )
+
+
+@data.command()
+@click.argument("prefix", required=False, type=PATH)
+@click.option("--tokenizer", type=PATH, help="Tokenizer folder: compared with the corpus's, and shows samples as text.")
+@click.option(
+    "--samples", "--num", "samples", type=Whole(min=0), default=3, show_default=True, help="How many to show."
+)
+@finetune_options
+def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: str | None, **options: Any) -> None:
+    """Count a corpus, show lengths and samples, check the index against the data; fails when they disagree. With --finetune: show
+    what fine-tuning sees of a file of instructions, the tokens that bear loss marked.
+
+    \b
+    Example:
+      paddle-llm data inspect corpus/mine --tokenizer tok
+      paddle-llm data inspect --finetune train.jsonl --tokenizer tok --chat_template llama2
+    """
+    if (prefix is None) == (finetune is None):
+        raise UserError("name a corpus (PREFIX) or a file of instructions (--finetune FILE), one of the two.")
+    if finetune is not None:
+        show_finetune(finetune, tokenizer, samples, **options)
+        return
+    from paddle_llm.data.corpus.inspect import inspect_corpus, raise_problems
+
+    corpus, found = inspect_corpus(prefix, tokenizer)
+    print_inspection(corpus.prefix, found)
+    if samples and tokenizer:
+        from paddle_llm.data.tokenizer import open_decoder
+
+        decode = open_decoder(tokenizer)
+        step = max(corpus.n_documents // samples, 1)
+        for number in range(0, corpus.n_documents, step)[:samples]:
+            click.echo(f"\ndocument {number}: {decode(corpus.document(number)[:200])}")
+    raise_problems(prefix, found)
+    click.echo("\nindex and data agree")
+
+
+data.add_command(self_cognition)
+
+
+def print_inspection(prefix: str, found: Inspection) -> None:
+    """Figures and the histogram of lengths, on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    click.echo(f"{prefix}: {found.n_documents} documents, {found.n_tokens} tokens ({found.dtype})")
+    mean = found.n_tokens / found.n_documents
+    click.echo(f"tokens per document: shortest {found.shortest}, mean {mean:.1f}, longest {found.longest}")
+    ended = (
+        "not recorded" if found.not_ended_by_eos is None else f"{found.n_documents - found.not_ended_by_eos} documents"
+    )
+    click.echo(f"largest token id: {found.max_token_id}; ended by EOS: {ended}")
+    table = Table("tokens", "documents", "")
+    most = max(count for _, _, count in found.histogram)
+    for shortest, longest, count in found.histogram:
+        table.add_row(f"{shortest} to {longest}", str(count), "█" * max(round(40 * count / most), 1))
+    Console().print(table)
+
+
+@contextmanager
+def progress_bar(sources: list[Source], what: str = "tokenising") -> Iterator[Callable[[int], None]]:
+    """A bar over the bytes of the sources, on stderr when it is a terminal; gives a function to call with bytes done."""
+    if not sys.stderr.isatty():
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=sum(source.size for source in sources))
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,81 @@
+"""`paddle-llm export`: write a model in the format of another library."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import click
+
+from paddle_llm.cli.path_option import PATH, PATHLIB
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import EXIT_INTERRUPTED
+from paddle_llm.export.api import TARGETS, Exported, export
+from paddle_llm.export.targets.output_folder import human
+from paddle_llm.export.verification.report import ExportFailed, say_findings
+
+_EXAMPLE = """\b
+Examples:
+  paddle-llm export output/llama_7b --target hf exports/llama_7b
+  paddle-llm export output/llama_7b/checkpoint-2000 --target fastdeploy exports/served --dtype bfloat16
+  paddle-llm export models/llama-7b --adapter output/lora/adapter --target hf exports/tuned --max_shard_size 2GB
+  paddle-llm export models/chatglm3-6b --target static exports/program
+"""
+
+
+@click.command(name="export", epilog=_EXAMPLE)
+@click.argument("checkpoint", type=PATH)
+@click.argument("out", type=PATH)
+@click.option(
+    "--target",
+    required=True,
+    type=click.Choice(list(TARGETS), case_sensitive=False),
+    help="; ".join(f"{name}: {what}" for name, (_, what) in TARGETS.items()) + ".",
+)
+@click.option("--adapter", type=PATHLIB, help="LoRA or AdaLoRA, added to CHECKPOINT's weights.")
+@click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: CHECKPOINT]")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as stored]")
+@click.option("--max_shard_size", default="5GB", show_default=True, help="Of one file of weights, such as 500MB.")
+@click.option("--no_verify", is_flag=True, help="Do not compare the export with its source (for huge models).")
+@click.option(
+    "--engines",
+    callback=lambda context, option, names: names if names is None else [name.strip() for name in names.split(",")],
+    help="Compare by these alone, of paddle, paddle.inference, transformers and paddleformers, with commas between. "
+    "[default: all that are installed]",
+)
+@click.option(
+    "--paddleformers_python",
+    type=PATHLIB,
+    help="Python of an environment with PaddleFormers (launch/paddleformers_env.sh makes one): one engine more to compare with.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace the export that is at OUT.")
+@click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
+def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **options: Any) -> None:
+    """Write the model in CHECKPOINT to the folder OUT as others load it.
+
+    CHECKPOINT is a model folder, the output folder of a run, a checkpoint of any layout, or an adapter. The export is
+    compared with its source, in every engine that is installed; OUT is there when all of it is right, and not before.
+    """
+    try:
+        done = export(checkpoint, target, out, verify=not no_verify, **options)
+    except ExportFailed as failure:
+        say(f"failed: {failure}\n{out} was not written")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second of two: nothing is left to be interrupted
+        say(f"interrupted; {out} was not written")
+        sys.exit(EXIT_INTERRUPTED)
+    say_findings(done.findings)
+    if no_verify:
+        say("not compared with its source (--no_verify)")
+    _print_summary(done)
+
+
+def _print_summary(done: Exported) -> None:
+    """The result, on stdout."""
+    shards = [size for name, size in done.files.items() if name.endswith((".safetensors", ".pdiparams"))]
+    several = f"{len(shards)} files of weights" if len(shards) > 1 else "1 file of weights"
+    click.echo(
+        f"{done.folder}: {TARGETS[done.target][1]}, {human(sum(done.files.values()))}, {several}, {done.seconds:.1f} s"
+    )

@@ -1,0 +1,166 @@
+"""`paddle-llm rehearse`: a config that is meant for a cluster, made small, run on CPU ranks, proven equal to one process."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from paddle_llm.cli.number_option import Whole
+from paddle_llm.cli.path_option import PATH
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError, was_interrupted
+
+_FAILED = 1
+_BROKEN = 4
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG.json [--key value ...]")
+@click.option("--world_size", type=Whole(min=1), required=True, help="Ranks (GPUs) that CONFIG is meant for.")
+@click.option("--ranks", type=Whole(min=1), default=8, show_default=True, help="CPU ranks to run at once.")
+@click.option("--steps", type=Whole(min=1), default=3, show_default=True, help="Optimizer steps.")
+@click.option("--synthetic", is_flag=True, help="Random tokens: without the config's corpus and tokenizer.")
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the verdict as JSON, too.")
+def rehearse(
+    words: tuple[str, ...], world_size: int, ranks: int, steps: int, synthetic: bool, json_file: str | None
+) -> None:
+    """Rehearse a cluster's config on this machine's CPU, before paying for GPUs.
+
+    The config is checked as the cluster would read it, and so are its tokenizer and the first samples of its corpus. Then
+    the model and the layout's degrees are made small, every rule of divisibility kept, and trained for a few steps on CPU
+    ranks: loss, gradient norm, every gradient, weight and Adam moment must equal those of one process. Where --ranks are
+    too few for all dimensions of the layout at once, several faces of it are run. Any --key value of the config may be
+    given, as in training.
+
+    A config of fine-tuning is known by its keys: its method is rehearsed, with the instructions that it names.
+
+    Exit code: 0 equal, 1 not equal, 2 a mistake in the config, its data or tokenizer, 4 the
+    rehearsal itself broke: nothing is known.
+
+    \b
+    Example:
+      paddle-llm rehearse configs/pretrain/llama_2_70b_tp8_pp4_sharding2_stage1.json --world_size 64
+      paddle-llm rehearse my.json --world_size 16 --ranks 4 --synthetic --sharding stage2
+    """
+    try:
+        passed = _rehearse(list(words), world_size, ranks, steps, synthetic, json_file)
+    except (UserError, click.ClickException, BrokenPipeError):
+        raise
+    except Exception as error:
+        if was_interrupted(error):
+            raise
+        traceback.print_exc()
+        sys.exit(_BROKEN)
+    sys.exit(0 if passed else _FAILED)
+
+
+def _rehearse(
+    words: list[str], world_size: int, ranks: int, steps: int, synthetic: bool, json_file: str | None
+) -> bool:
+    began = time.monotonic()
+    if json_file is not None:
+        _check_writable(json_file)
+    from paddle_llm.rehearse.shrink import read_real, shrink
+
+    real = read_real(words, world_size)
+    for line in real.notices:
+        say(line)
+    with tempfile.TemporaryDirectory(prefix="rehearse-") as folder, progress() as begin:
+        shrunk = shrink(real, ranks, steps, Path(folder))
+        _prepare()
+        begin("tokenizer and corpus" if not synthetic else "random tokens")
+        samples = _samples(real, shrunk, synthetic)
+        from paddle_llm.rehearse.rehearsal import cases_of, run_faces
+
+        faces = run_faces(cases_of(shrunk, samples), begin)
+    seconds = time.monotonic() - began
+    from rich.console import Console
+
+    from paddle_llm.rehearse.report import as_json, print_report
+
+    print_report(shrunk, faces, real.layout, seconds, Console(width=None if sys.stdout.isatty() else 120))
+    if json_file is not None:
+        data = "random tokens" if synthetic else real.config.input_dir or real.config.dataset_name_or_path
+        verdict = as_json(shrunk, faces, real.layout, data, seconds)
+        Path(json_file).expanduser().write_text(json.dumps(verdict, indent=1) + "\n")
+    return all(face.passed for face in faces)
+
+
+def _check_writable(json_file: str) -> None:
+    """Now, and not when the verdict has been found: the file is opened, and left as it was.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = Path(json_file).expanduser()
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: there is no folder {path.parent}.")
+    existed = path.exists()
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise UserError(f"--json {json_file} cannot be written: {error.strerror}. Name another file.") from error
+    if not existed:
+        path.unlink()
+
+
+def _prepare() -> None:
+    """Quiet libraries, and ranks that import paddle while this process does."""
+    from paddle_llm.parallel.process.environment import prepare_host
+    from paddle_llm.rehearse.ranks import start_server
+
+    if "paddle" not in sys.modules:
+        prepare_host("cpu", cpu_threads=1)
+    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")  # for the server; `prepare_host` quiets this process
+    start_server()
+
+
+def _samples(real, shrunk, synthetic: bool):
+    from paddle_llm.rehearse import instruction_samples as instructions
+    from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
+
+    wanted = wanted_by(shrunk.faces)
+    if real.entry == "finetune":
+        small = shrunk.faces[0].config
+        return (
+            instructions.synthetic(shrunk.model, small, wanted)
+            if synthetic
+            else instructions.own(real, shrunk.model, small, wanted)
+        )
+    if synthetic:
+        return synthetic_samples(shrunk.model, wanted, real.config.seed)
+    return own_samples(real, shrunk.model, wanted)
+
+
+@contextmanager
+def progress() -> Iterator[Callable[[str], None]]:
+    """On stderr: what runs now and its seconds, a line each; gives a function to call with what runs next."""
+    if not sys.stderr.isatty():
+        began = time.monotonic()
+        yield lambda text: say(f"{time.monotonic() - began:4.0f} s  {text}")
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(finished_text="✓"), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+
+        def finish() -> None:
+            for task in bar.task_ids:
+                bar.update(task, total=1, completed=1)
+
+        def begin(text: str) -> None:
+            finish()
+            bar.add_task(text, total=None)
+
+        yield begin
+        finish()

@@ -1,0 +1,1 @@
+"""Names of fields that other programs and earlier versions used, and their translation."""

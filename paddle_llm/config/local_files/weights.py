@@ -1,0 +1,231 @@
+"""Which files of a model folder hold its weights, and which of them each tensor is read from.
+
+The order is the one of the libraries that write the folders: `_get_resolved_checkpoint_files` of transformers 4.55
+(modeling_utils.py) for its names, `_resolve_model_file_path` of PaddleNLP 3.0.0b4 (model_utils.py) for `.pdparams`.
+
+1. the file that the key `transformers_weights` of config.json names
+2. `model.safetensors`, also where an index is beside it
+3. `model.safetensors.index.json`
+4. `model_state.pdparams.index.json`
+5. `model_state.pdparams`
+6. `pytorch_model.bin`, then `pytorch_model.bin.index.json`; only with --allow_pickle
+
+An index decides for every tensor which file it comes from. Files that look like weights and are not read are reported.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from paddle_llm.core import json_text
+from paddle_llm.core.errors import UserError
+
+SAFETENSORS, PDPARAMS, TORCH = "model.safetensors", "model_state.pdparams", "pytorch_model.bin"
+_INDEX = ".index.json"
+_LONGEST_NAME = 255  # bytes, on every common file system
+_ORDER = (SAFETENSORS, SAFETENSORS + _INDEX, PDPARAMS + _INDEX, PDPARAMS)
+_ORDER_OF_PICKLES = (TORCH, TORCH + _INDEX)
+_OF_WEIGHTS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz")
+# Files with such a suffix that a training writes beside the weights, and that hold none.
+_STATE = (
+    "training_args.bin", "optimizer*", "master_weights*", "scheduler*", "scaler*", "rng_state*", "random_states*", "*_state.pt",
+    "generation_config*",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class WeightChoice:
+    """The files that a folder's weights are read from.
+
+    Attributes:
+        files: in the order of their names.
+        index: tensor -> file; None where one file holds everything.
+        index_file: the index that said so.
+        unread: names of the folder's other files that look like weights, relative to the folder.
+    """
+
+    files: tuple[Path, ...]
+    index: dict[str, Path] | None = None
+    index_file: Path | None = None
+    unread: tuple[str, ...] = field(default=())
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights that are read without --allow_pickle; their files may still be incomplete."""
+    return _first(folder, _ORDER) is not None or _named_in_config(folder) is not None
+
+
+def choose_weights(folder: Path, *, allow_pickle: bool = False) -> WeightChoice:
+    """The files that hold the weights of `folder`.
+
+    Args:
+        allow_pickle: also accept pickles of torch where the folder has nothing else.
+
+    Raises:
+        UserError: If the folder holds no weights, an index is broken, or a file that it names does not exist.
+    """
+    named = _named_in_config(folder)
+    first = named or _first(folder, (*_ORDER, *_ORDER_OF_PICKLES) if allow_pickle else _ORDER)
+    if first is None:
+        raise UserError(_why_none(folder))
+    if not _exists(first):
+        raise UserError(f"{first} does not exist or is a broken link: {_target(first)}. Fetch the file again.")
+    if not first.name.endswith(_INDEX):
+        return WeightChoice((first,), unread=_unread(folder, {first}))
+    index = _read_index(first)
+    files = tuple(sorted(set(index.values())))
+    return WeightChoice(files, index, first, _unread(folder, {first, *files}))
+
+
+def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The first of these files; a broken link counts, so that it is reported and nothing else is read in its place."""
+    return next((folder / name for name in names if (folder / name).is_file() or (folder / name).is_symlink()), None)
+
+
+def _named_in_config(folder: Path) -> Path | None:
+    """What the key `transformers_weights` of config.json names."""
+    try:
+        named = json_text.loads((folder / "config.json").read_text(encoding="utf-8-sig")).get("transformers_weights")
+    except (OSError, ValueError, AttributeError, RecursionError):  # the reader of config.json reports that
+        return None
+    if named is None:
+        return None
+    if not isinstance(named, str) or not named.endswith((".safetensors", ".safetensors" + _INDEX)):
+        raise UserError(
+            f"{folder}/config.json: transformers_weights is {named!r}. Name a .safetensors file or its index, or remove the key."
+        )
+    return _inside(folder, named, folder / "config.json")
+
+
+def _exists(file: Path) -> bool:
+    try:
+        return file.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:77]}..."
+
+
+def _target(link: Path) -> str:
+    try:
+        return str(link.readlink()) if link.is_symlink() else _shortened(link.name)
+    except (OSError, ValueError):
+        return _shortened(link.name)
+
+
+def _read_index(file: Path) -> dict[str, Path]:
+    """Tensor -> file.
+
+    Raises:
+        UserError: If the index cannot be read, contradicts itself, or names a file that does not exist.
+    """
+    try:
+        found = json_text.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+        weight_map = found["weight_map"]
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise TypeError("weight_map is not a table of file names")
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Fetch it again.") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        reason = "it has no weight_map" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{file} is not an index of weight files: {reason}. Fetch it again.") from None
+    if not weight_map:
+        raise UserError(f"{file} is not an index of weight files: its weight_map is empty. Fetch it again.")
+    index = {tensor: _inside(file.parent, name, file) for tensor, name in weight_map.items()}
+    missing = sorted({_shortened(path.name) for path in index.values() if not _exists(path)})
+    if missing:
+        raise UserError(f"{file.parent} lacks {', '.join(missing)}, which {file.name} names. Fetch the files again.")
+    return index
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object in which a key may occur twice only with the same value.
+
+    Raises:
+        ValueError: If two values of a key differ.
+    """
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found and found[key] != value:
+            raise ValueError(f"{key} occurs twice with different values")
+        found[key] = value
+    return found
+
+
+def _inside(folder: Path, name: str, where: Path) -> Path:
+    """A file of the folder or of one below it.
+
+    Raises:
+        UserError: If the name leads out of the folder.
+    """
+    parts = PurePosixPath(name)
+    if parts.is_absolute() or ".." in parts.parts or not parts.parts:
+        raise UserError(f"{where} names a file outside of its folder: {name!r}. Put the file into the folder.")
+    try:
+        is_possible = max(len(os.fsencode(part)) for part in parts.parts) <= _LONGEST_NAME and "\0" not in name
+    except UnicodeEncodeError:
+        is_possible = False
+    if not is_possible:
+        raise UserError(f"{where} names a file that cannot exist: {name[:80]!r}. Fetch it again.")
+    return folder / name
+
+
+def _unread(folder: Path, read: set[Path]) -> tuple[str, ...]:
+    """Other files that look like weights, also one folder below (`original/consolidated.00.pth`)."""
+    found = []
+    try:
+        for one in sorted(folder.iterdir()):
+            if one.is_dir():
+                inner = [file for file in sorted(one.iterdir()) if file not in read and _looks_like_weights(file)]
+                # checkpoint-N and adapters are models of their own
+                if inner and not (one / "config.json").is_file() and not (one / "adapter_config.json").is_file():
+                    found.append(f"{one.name}/")
+            elif one not in read and _looks_like_weights(one):
+                found.append(one.name)
+    except OSError:  # a folder that may not be listed; what was named in it can be read all the same
+        return ()
+    return tuple(found)
+
+
+def _looks_like_weights(file: Path) -> bool:
+    if any(fnmatch.fnmatch(file.name, pattern) for pattern in _STATE):
+        return False
+    return file.name.endswith(
+        (*_OF_WEIGHTS, *(f"{suffix}{_INDEX}" for suffix in (".safetensors", ".bin", ".pdparams")))
+    )
+
+
+def _why_none(folder: Path) -> str:
+    """What the folder holds in place of weights that can be read."""
+    if any(folder.glob("model_state.tp*.pdparams")) or any(folder.glob("model_state.*pp*.pdparams")):
+        return (
+            f"{folder} holds the parts of one layout (model_state.tp..), not a model folder; take the merged model of that "
+            "run, make one of it (paddle-llm export FOLDER --target hf OUT), or continue the run with --resume_from_checkpoint"
+        )
+    if any(folder.glob("pytorch_model*.bin")):
+        if any((folder / name).is_file() for name in _ORDER_OF_PICKLES):
+            return (
+                f"{folder} holds torch pickles (pytorch_model*.bin), a format that can carry code. To read them anyway give "
+                "--allow_pickle (nothing but tensors is taken from them), or convert them to safetensors with Hugging Face's "
+                "save_pretrained(..., safe_serialization=True)"
+            )
+        return (
+            f"{folder} holds no weights that can be read: {', '.join(_unread(folder, set()))}. "
+            f"Add {TORCH}{_INDEX}, which names the files, or one {TORCH}, and give --allow_pickle."
+        )
+    others = _unread(folder, set())
+    seen = (
+        f" It holds {', '.join(others[:8])}, which are not read: transformers reads none of them either."
+        if others
+        else ""
+    )
+    return (
+        f"{folder} holds no weights ({SAFETENSORS}, {PDPARAMS}, or either with an index).{seen} "
+        "Rename the file or fetch the folder again."
+    )

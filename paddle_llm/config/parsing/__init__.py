@@ -1,0 +1,1 @@
+"""Read flags and config files into raw values."""

@@ -1,0 +1,59 @@
+"""Jinja templates of records (--prompt_templates), run in Jinja's sandbox. Chat templates are rendered in data/chat/rendering.py."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+
+from paddle_llm.core.errors import UserError
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _tojson(
+    value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+):
+    # Jinja's own escapes what HTML would misread.
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+@lru_cache
+def _environment() -> jinja2.Environment:
+    made = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        extensions=[jinja2.ext.loopcontrols], undefined=jinja2.StrictUndefined
+    )
+    made.filters["tojson"] = _tojson
+    made.globals["raise_exception"] = _raise_exception
+    return made
+
+
+def compile_template(source: str, where: str) -> jinja2.Template:
+    """Compile a template in which an unknown name is an error.
+
+    Raises:
+        UserError: If it is not valid Jinja.
+    """
+    try:
+        return _environment().from_string(source)
+    except jinja2.TemplateError as error:
+        line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+        raise UserError(f"{where} is not valid Jinja{line}: {error}. Correct it.") from error
+
+
+def render(template: jinja2.Template, values: dict[str, Any]) -> str:
+    """Fill a template.
+
+    Raises:
+        UserError: If it raised, or used what the sandbox withholds.
+    """
+    try:
+        return template.render(**values)
+    except Exception as error:  # a template may raise any exception
+        raise UserError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,1 @@
+"""Pretraining corpora: from text files to .bin/.idx files to samples."""

@@ -1,0 +1,191 @@
+"""`paddle-llm data build`: text files to a .bin/.idx corpus. The same bytes come out whatever the number of workers, memory
+stays flat whatever the size of the input, and a build that ends early leaves nothing that looks finished."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from paddle_llm.core.atomic_files import data_key
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.encode import Encoded, open_encoder
+from paddle_llm.data.corpus.mmap_format import SizesFile, token_dtype, write_index
+from paddle_llm.data.corpus.sources import ReadOptions, Source, find_sources, read_blocks
+from paddle_llm.data.corpus.workers import encode_blocks
+from paddle_llm.data.tokenizer import fingerprint
+
+_SUFFIXES = (".bin", ".idx", ".meta.json")
+_BUILDING = ".building"
+_NAMED_PROBLEMS = 5
+
+
+@dataclass
+class BuildReport:
+    """What a build made.
+
+    Attributes:
+        special_tokens: special tokens that are written in documents and became token ids.
+        problems: the first bad rows, where bad rows are skipped.
+    """
+
+    n_documents: int = 0
+    n_tokens: int = 0
+    max_token_id: int = 0
+    empty_documents: int = 0
+    bad_rows: int = 0
+    special_tokens: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, encoded: Encoded) -> None:
+        self.n_documents += len(encoded.sizes)
+        self.n_tokens += len(encoded.ids)
+        self.max_token_id = max(self.max_token_id, encoded.max_id)
+        self.empty_documents += encoded.empty
+        self.bad_rows += len(encoded.problems)
+        self.special_tokens += encoded.special_tokens
+        self.problems += encoded.problems[: _NAMED_PROBLEMS - len(self.problems)]
+
+
+def build_corpus(
+    inputs: list[str],
+    tokenizer: str,
+    output_prefix: str,
+    *,
+    workers: int = 1,
+    kind: str = "auto",
+    options: ReadOptions | None = None,
+    skip_bad_rows: bool = False,
+    overwrite: bool = False,
+    progress: Callable[[list[Source]], Any] | None = None,
+) -> BuildReport:
+    """Tokenise files into PREFIX.bin, PREFIX.idx and PREFIX.meta.json; every document ends with EOS.
+
+    Documents stand in the order of the input. Those without a token are left out and counted.
+
+    Args:
+        inputs: files, folders, globs (`sources.find_sources`); kind: their format, "auto" by suffix.
+        tokenizer: a folder.
+        workers: processes that tokenise; 1 stays in this one.
+        skip_bad_rows: count rows that hold no text instead of stopping at the first.
+        overwrite: replace a finished corpus at the prefix.
+        progress: given the sources, a context manager that gives a function to call with the bytes just read.
+
+    Raises:
+        UserError: input, tokenizer or output that cannot be used; a bad row, with file and line; no document at all.
+    """
+    options = options or ReadOptions()
+    sources = find_sources(inputs, kind)
+    encoder = open_encoder(tokenizer)
+    meta = {
+        "format": 1,
+        "tokenizer_fingerprint": fingerprint(tokenizer),
+        "vocab_size": encoder.vocab_size,
+        "eos_id": encoder.eos_id,
+        "dtype": token_dtype(encoder.vocab_size).name,
+    }
+    if encoder.eos_id is None or encoder.eos_id < 0:
+        raise UserError(f"tokenizer {tokenizer}: has no end-of-sentence token, which every document must end with.")
+    report = BuildReport()
+    with _Output(output_prefix, overwrite) as output, (progress or _no_progress)(sources) as advance:
+        results = encode_blocks(read_blocks(sources, options), tokenizer, options, workers)
+        for encoded in results:
+            if encoded.problems and not skip_bad_rows:
+                results.close()
+                raise UserError(f"{encoded.problems[0]}. Mend the row, or leave such rows out with --skip_bad_rows.")
+            report.add(encoded)
+            output.append(encoded)
+            advance(encoded.read_bytes)
+        if not report.n_documents:
+            raise UserError(
+                f"no document in {len(sources)} input files ({report.empty_documents} empty, {report.bad_rows} bad rows); "
+                "nothing was written."
+            )
+        counts = {k: v for k, v in asdict(report).items() if k not in ("problems", "special_tokens")}
+        output.finish(token_dtype(encoder.vocab_size), {**meta, **counts})
+    return report
+
+
+@contextmanager
+def _no_progress(sources: list[Source]) -> Iterator[Callable[[int], None]]:
+    yield lambda count: None
+
+
+class _Output:
+    """The three files under temporary names, and their renaming. What a killed build left behind is overwritten; a build
+    that still runs holds a lock."""
+
+    def __init__(self, prefix: str, overwrite: bool):
+        self._prefix, self._overwrite = prefix, overwrite
+        self._hash = hashlib.sha256()
+        self._finished = False
+
+    def __enter__(self) -> _Output:
+        if not os.path.basename(self._prefix):
+            raise UserError(f"--output_prefix {self._prefix}: is a folder; add a name, as in {self._prefix}corpus.")
+        finished = Path(self._prefix + ".idx")
+        if finished.exists() and not self._overwrite:
+            raise UserError(f"{finished}: a corpus is there already. Give another --output_prefix, or --overwrite.")
+        try:
+            finished.parent.mkdir(parents=True, exist_ok=True)
+            self._data = self._open(".bin")
+            self._sizes = SizesFile(self._open(".sizes"))
+        except OSError as error:
+            raise UserError(f"--output_prefix {self._prefix}: cannot be written: {error.strerror}.") from error
+        return self
+
+    def _open(self, suffix: str) -> BinaryIO:
+        stream = open(self._prefix + suffix + _BUILDING, "ab+")  # noqa: SIM115 (held for the whole build)
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.close()
+            raise UserError(f"--output_prefix {self._prefix}: another build is writing there now.") from None
+        stream.truncate(0)
+        return stream
+
+    def append(self, encoded: Encoded) -> None:
+        raw = encoded.ids.tobytes()
+        self._hash.update(raw)
+        self._write(lambda: (self._data.write(raw), self._sizes.append(encoded.sizes)))
+
+    def finish(self, dtype: Any, meta: dict[str, Any]) -> None:
+        self._write(lambda: self._rename(dtype, meta))
+
+    def _rename(self, dtype: Any, meta: dict[str, Any]) -> None:
+        self._data.flush()
+        os.fsync(self._data.fileno())
+        with open(self._prefix + ".idx" + _BUILDING, "wb") as stream:
+            write_index(stream, dtype, self._sizes.count, self._sizes)
+            stream.flush()
+            os.fsync(stream.fileno())
+        meta = {
+            **meta,
+            "data_key": data_key(Path(self._prefix + ".bin" + _BUILDING)),
+            "data_sha256": self._hash.hexdigest(),
+        }
+        Path(self._prefix + ".meta.json" + _BUILDING).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        Path(self._prefix + ".sizes" + _BUILDING).unlink()
+        # The index makes a corpus: an older one goes before its tokens do, the new one comes last.
+        Path(self._prefix + ".idx").unlink(missing_ok=True)
+        for suffix in (".meta.json", ".bin", ".idx"):
+            os.replace(self._prefix + suffix + _BUILDING, self._prefix + suffix)
+        self._finished = True
+
+    def _write(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise UserError(f"--output_prefix {self._prefix}: writing failed: {error.strerror}.") from error
+
+    def __exit__(self, *exception: Any) -> None:
+        for suffix in () if self._finished else (*_SUFFIXES, ".sizes"):
+            Path(self._prefix + suffix + _BUILDING).unlink(missing_ok=True)
+        self._sizes.close()
+        self._data.close()

@@ -1,0 +1,250 @@
+"""Opens a corpus of token ids and refuses files that do not fit together: .bin/.idx in the mmap format of Megatron and
+PaddleNLP, in PaddleNLP's `lazy` format, and the older _ids.npy/_idx.npz pair. Nothing here imports paddle.
+
+A document is a run of tokens; `pointers` and `doc_idx` are the arrays of the .idx file (see `data.mmap_format`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.core import json_text
+from paddle_llm.core.atomic_files import data_key
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.mmap_format import DTYPES, HEADER_BYTES, LAZY_MAGIC, read_header
+
+_HASH_BYTES = 4 << 20
+
+
+@dataclass
+class Corpus:
+    """An open corpus. Its arrays are memory maps: opening costs the same for a thousand documents and a billion.
+
+    Attributes:
+        prefix: the path without suffix, as the user gave it.
+        tokens: [n_tokens] memory map of uint16 or int32 ids.
+        data_path, index_path: the two files.
+        meta: what `data build` recorded in PREFIX.meta.json; empty for a corpus made by another tool.
+    """
+
+    prefix: str
+    tokens: np.ndarray
+    data_path: Path
+    index_path: Path
+    sizes: np.ndarray
+    pointers: np.ndarray  # of each sequence, in units of `pointer_unit` per token
+    pointer_unit: int
+    doc_idx: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def n_documents(self) -> int:
+        return len(self.doc_idx) - 1
+
+    @property
+    def n_tokens(self) -> int:
+        return len(self.tokens)
+
+    def doc_start(self, document: int) -> int:
+        """The first token of a document; `doc_start(n_documents)` is the number of tokens."""
+        sequence = int(self.doc_idx[document])
+        if sequence == len(self.sizes):
+            return self.n_tokens
+        return int(self.pointers[sequence]) // self.pointer_unit
+
+    def doc_lengths(self, first: int, stop: int) -> np.ndarray:
+        """Tokens in each of the documents [first, stop): int64 [stop - first]."""
+        sequences = np.asarray(self.doc_idx[first : stop + 1])
+        inner = np.minimum(sequences, max(len(self.sizes) - 1, 0))
+        starts = np.asarray(self.pointers)[inner] // self.pointer_unit
+        starts[sequences == len(self.sizes)] = self.n_tokens
+        return np.diff(starts)
+
+    def document(self, document: int) -> np.ndarray:
+        """The ids of one document, int64 [length] (a copy: it outlives the corpus)."""
+        return np.asarray(self.tokens[self.doc_start(document) : self.doc_start(document + 1)], dtype=np.int64)
+
+    def content_key(self) -> str:
+        """Changes whenever the order of samples would: a hash of the whole index and the size of the data."""
+        digest = hashlib.sha256(str(self.data_path.stat().st_size).encode())
+        with open(self.index_path, "rb") as stream:
+            while block := stream.read(_HASH_BYTES):
+                digest.update(block)
+        return digest.hexdigest()[:20]
+
+
+def clean_prefix(path: str) -> str:
+    """The prefix behind what people type: `p`, `p.bin`, `p.idx`, `p_ids.npy`, `p_idx.npz` all mean `p`."""
+    for suffix in (".bin", ".idx", "_ids.npy", "_idx.npz"):
+        if path.endswith(suffix) and os.path.isfile(path):
+            return path[: -len(suffix)]
+    return path
+
+
+def corpus_exists(prefix: str) -> bool:
+    """Whether a finished corpus of either format lies at the prefix."""
+    return os.path.isfile(prefix + ".idx") or os.path.isfile(prefix + "_idx.npz")
+
+
+def open_corpus(prefix: str) -> Corpus:
+    """Open a corpus and compare its files' sizes with its index; constant time.
+
+    Raises:
+        UserError: missing, empty, truncated or unreadable, with the file and the figures.
+    """
+    prefix = clean_prefix(prefix)
+    if os.path.isfile(prefix + ".idx"):
+        with open(prefix + ".idx", "rb") as stream:
+            lazy = stream.read(len(LAZY_MAGIC)) == LAZY_MAGIC
+        corpus = _open_lazy(prefix) if lazy else _open_mmap(prefix)
+    elif os.path.isfile(prefix + "_idx.npz"):
+        corpus = _open_npy_pair(prefix)
+    else:
+        raise UserError(_missing(prefix))
+    if corpus.n_documents < 1 or corpus.n_tokens < 1:
+        raise UserError(
+            f"corpus {prefix}: empty ({max(corpus.n_documents, 0)} documents, {corpus.n_tokens} tokens). "
+            "Build it again from input that holds text."
+        )
+    if int(corpus.doc_idx[0]) != 0:
+        raise UserError(
+            f"{corpus.index_path}: corrupt: its documents begin at sequence {int(corpus.doc_idx[0])}, not 0. Build the corpus again."
+        )
+    if int(corpus.doc_idx[-1]) != len(corpus.sizes):
+        raise UserError(
+            f"{corpus.index_path}: corrupt: its documents end at sequence {int(corpus.doc_idx[-1])} of "
+            f"{len(corpus.sizes)}. Build the corpus again."
+        )
+    corpus.meta = _read_meta(corpus)
+    return corpus
+
+
+def _missing(prefix: str) -> str:
+    build = f"Build one with `paddle-llm data build --input FILES --tokenizer DIR --output_prefix {prefix}`."
+    if os.path.isfile(prefix + ".bin.building"):
+        return f"corpus {prefix}: its build is not finished (or was killed): there is no {prefix}.idx. {build}"
+    if os.path.isfile(prefix + ".bin") or os.path.isfile(prefix + "_ids.npy"):
+        return (
+            f"corpus {prefix}: the tokens are there, the index ({prefix}.idx or {prefix}_idx.npz) is missing. {build}"
+        )
+    return f"no corpus at {prefix}: there is no {prefix}.idx (nor the older {prefix}_idx.npz). {build}"
+
+
+def _open_mmap(prefix: str) -> Corpus:
+    index_path, data_path = Path(prefix + ".idx"), Path(prefix + ".bin")
+    header = read_header(index_path)
+    expected = header.index_bytes
+    actual = index_path.stat().st_size
+    if header.n_sequences and actual == expected + header.n_sequences:
+        raise UserError(
+            f"{index_path}: it has sequence modes, as Megatron writes them for multimodal data, which is not supported. Build the "
+            "corpus from text."
+        )
+    if actual != expected:
+        raise UserError(
+            f"{index_path}: corrupt: its header promises {header.n_sequences} sequences and {header.n_doc_idx - 1} "
+            f"documents, {expected} bytes in all; the file has {actual}. Copy or build the corpus again."
+        )
+    _require_data(prefix, data_path)
+    sizes = _map(index_path, np.int32, HEADER_BYTES, header.n_sequences)
+    pointers = _map(index_path, np.int64, HEADER_BYTES + 4 * header.n_sequences, header.n_sequences)
+    doc_idx = _map(index_path, np.int64, HEADER_BYTES + 12 * header.n_sequences, header.n_doc_idx)
+    itemsize = header.dtype.itemsize
+    wanted = int(pointers[-1]) + int(sizes[-1]) * itemsize if header.n_sequences else 0
+    _require_size(data_path, wanted, itemsize, index_path)
+    tokens = _map(data_path, header.dtype, 0, wanted // itemsize)
+    return Corpus(prefix, tokens, data_path, index_path, sizes, pointers, itemsize, doc_idx)
+
+
+def _open_lazy(prefix: str) -> Corpus:
+    index_path, data_path = Path(prefix + ".idx"), Path(prefix + ".bin")
+    head = struct.Struct("<8sQQQQQQ")
+    raw = index_path.read_bytes()
+    try:
+        _, version, code, itemsize, n_items, n_sizes, n_doc_idx = head.unpack_from(raw)
+        # After the head: n_items + 1 offsets of dimensions, as many of data (in tokens), sizes, and the documents.
+        offsets_at = head.size + 8 * (n_items + 1)
+        pointers = np.frombuffer(raw, "<i8", n_items, offsets_at)
+        sizes = np.frombuffer(raw, "<i4", n_sizes, offsets_at + 8 * (n_items + 1))
+        doc_idx = np.frombuffer(raw, "<i8", n_doc_idx, offsets_at + 8 * (n_items + 1) + 4 * n_sizes)
+        if version != 1 or code not in DTYPES or n_sizes != n_items:
+            raise ValueError(f"version {version}, dtype code {code}, {n_sizes} sizes of {n_items} sequences")
+    except (struct.error, ValueError) as error:
+        raise UserError(f"{index_path}: corrupt: {error}. Build the corpus again.") from error
+    _require_data(prefix, data_path)
+    wanted = int(sizes.sum(dtype=np.int64)) * itemsize
+    _require_size(data_path, wanted, itemsize, index_path)
+    return Corpus(
+        prefix, _map(data_path, DTYPES[code], 0, wanted // itemsize), data_path, index_path, sizes, pointers, 1, doc_idx
+    )
+
+
+def _require_data(prefix: str, data_path: Path) -> None:
+    if not data_path.is_file():
+        raise UserError(
+            f"corpus {prefix}: the index is there, the tokens ({data_path}) are missing. Copy them beside it."
+        )
+
+
+def _require_size(data_path: Path, wanted: int, itemsize: int, index_path: Path) -> None:
+    if (actual := data_path.stat().st_size) != wanted:
+        what = "truncated" if actual < wanted else "longer than its index says"
+        raise UserError(
+            f"{data_path}: {what}: {index_path.name} describes {wanted} bytes ({wanted // itemsize} tokens), the file has "
+            f"{actual} ({actual // itemsize} tokens). Copy or build the corpus again."
+        )
+
+
+def _map(path: Path, dtype: Any, offset: int, count: int) -> np.ndarray:
+    if count == 0:  # an empty file cannot be mapped
+        return np.empty(0, dtype=dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))
+
+
+def _open_npy_pair(prefix: str) -> Corpus:
+    index_path, data_path = Path(prefix + "_idx.npz"), Path(prefix + "_ids.npy")
+    _require_data(prefix, data_path)
+    try:
+        with np.load(index_path) as arrays:
+            sizes, doc_idx = arrays["lens"], arrays["docs"].astype(np.int64)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(
+            f"{index_path}: not an index with `lens` and `docs`: {error}. Build the corpus again."
+        ) from error
+    try:
+        tokens = np.load(data_path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{data_path}: truncated or not a .npy file: {error}. Copy or build the corpus again."
+        ) from error
+    ends = np.cumsum(sizes, dtype=np.int64)
+    if len(sizes) and int(ends[-1]) != len(tokens):
+        raise UserError(
+            f"{data_path}: {len(tokens)} tokens, but {index_path.name} describes {int(ends[-1])}. Build the corpus again."
+        )
+    return Corpus(prefix, tokens, data_path, index_path, sizes, ends - sizes, 1, doc_idx)
+
+
+def _read_meta(corpus: Corpus) -> dict[str, Any]:
+    path = Path(corpus.prefix + ".meta.json")
+    if not path.is_file():
+        return {}
+    try:
+        meta = json_text.loads(path.read_text(encoding="utf-8"))
+        recorded = meta["data_key"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: unreadable ({error}). Delete it, or build the corpus again.") from error
+    if recorded != data_key(corpus.data_path):
+        raise UserError(
+            f"{path}: describes another corpus than {corpus.data_path} ({meta.get('n_tokens')} tokens recorded, "
+            f"{corpus.n_tokens} there). If another tool rebuilt the corpus, delete the .meta.json; else build it again."
+        )
+    return meta

@@ -1,0 +1,284 @@
+"""Formats of instruction rows: how each is recognised by its keys, and how its rows become conversations.
+
+A key of a row is used, or passed on to the chat template, or refused, or counted as ignored. A key that is null counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.conversation import (
+    ASSISTANT,
+    ROLES,
+    SYSTEM,
+    TOOL,
+    USER,
+    BadRow,
+    Conversation,
+    Round,
+    Turn,
+)
+from paddle_llm.data.instructions.messages import Notes, check_order, check_text, parsed, read_messages
+from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, refuse_preferences, template_fields
+
+__all__ = [
+    "ASSISTANT", "FORMATS", "ROLES", "SYSTEM", "TOOL", "USER", "BadRow", "Conversation", "Format", "Round", "Turn",
+    "known_formats", "matching_formats", "read_row", "recognise",
+]  # fmt: skip
+
+_TASK_KEYS = ("task", "task_name", "dataset")
+_LANGUAGE_KEYS = ("language", "lang")
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of rows.
+
+    Attributes:
+        required: Keys by which it is recognised.
+        read: Reads the turns of a row without null keys; counts ignored keys of messages.
+        example: A row, for messages.
+        optional: Further keys that it uses.
+        without: Keys with which a row is of another format.
+    """
+
+    required: tuple[str, ...]
+    read: Callable[[Row, Notes], list[Turn]]
+    example: str
+    optional: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+
+    def matches(self, row: Row) -> bool:
+        """Whether a row has the keys of the format."""
+        return all(row.get(key) is not None for key in self.required) and all(
+            row.get(key) is None for key in self.without
+        )
+
+
+def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
+    if key not in row:
+        raise BadRow(f"has no key {key!r}")
+    value = row[key]
+    if not isinstance(value, str):
+        raise BadRow(f"{key!r} holds {_kind(value)}, not text")
+    if not value.strip() and not may_be_empty:
+        raise BadRow(f"{key!r} is empty")
+    return value
+
+
+def _kind(value: Any) -> str:
+    if value is None or value != value:
+        return "nothing" if value is None else "NaN (a missing value is null in JSON)"
+    return type(value).__name__
+
+
+def _system(row: Row) -> list[Turn]:
+    context = row.get("context")
+    others = sorted(set(context) - {"system"}) if isinstance(context, dict) else []
+    if others:
+        raise BadRow(f"'context' holds {', '.join(map(str, others))}; only its system is used")
+    found = {key: row[key] for key in SYSTEMS if row.get(key) is not None}
+    if isinstance(context, dict) and context.get("system") is not None:
+        found["context"] = context["system"]
+    for key, text in found.items():
+        if not isinstance(text, str):
+            raise BadRow(f"{key!r} holds {type(text).__name__}, not text")
+    texts = {text for text in found.values() if text}
+    if len(texts) > 1:
+        raise BadRow(f"{' and '.join(map(repr, found))} hold different system texts")
+    return [Turn(SYSTEM, text) for text in texts]
+
+
+def _history(row: Row) -> list[Turn]:
+    """Rounds before the last one: [[question, answer], ...], or its JSON text, as a csv holds it."""
+    turns = []
+    value = row.get("history") or []
+    for pair in parsed(value, "history", list) if isinstance(value, str) else value:
+        if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, str) and x for x in pair):
+            raise BadRow("'history' is not a list of [question, answer]")
+        turns += [Turn(USER, pair[0]), Turn(ASSISTANT, pair[1])]
+    return turns
+
+
+def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
+    if not isinstance(row.get("context") or {}, dict):
+        raise BadRow("'context' holds text that the format src_tgt does not use; join it with src")
+    lists = [isinstance(row.get(key), list) for key in ("src", "tgt")]
+    if not any(lists):
+        return [*_system(row), Turn(USER, _text(row, "src", may_be_empty=True)), Turn(ASSISTANT, _text(row, "tgt"))]
+    if not all(lists) or len(row["src"]) != len(row["tgt"]) or not row["src"]:
+        raise BadRow("'src' and 'tgt' are not lists of the same length")
+    turns = _system(row)
+    for source, target in zip(row["src"], row["tgt"], strict=True):
+        turns.append(Turn(USER, _text({"src": source}, "src", may_be_empty=True)))
+        turns.append(Turn(ASSISTANT, _text({"tgt": target}, "tgt")))
+    return turns
+
+
+def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: tuple[str, ...] = ()) -> list[Turn]:
+    """A question and an answer; `further` are keys of a text that belongs to the question, such as a passage."""
+    texts = {
+        key: _text(row, key, may_be_empty=True) for key in further if key in row and not isinstance(row[key], dict)
+    }
+    more = [text for text in texts.values() if text]
+    if len(more) > 1:
+        raise BadRow(f"{' and '.join(map(repr, texts))} both hold text; join them")
+    if (
+        more and isinstance(row.get(question), str) and not row[question].strip()
+    ):  # the whole question is in the other key
+        asked = Turn(USER, more[0])
+    else:
+        asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input="".join(more))
+    return [*_system(row), *_history(row), asked, Turn(ASSISTANT, _text(row, answer))]
+
+
+def _read_list(row: Row, notes: Notes, key: str) -> list[Turn]:
+    turns = read_messages(row.get(key) or [], key, notes)
+    system = _system(row)
+    if turns[0].role != SYSTEM:
+        return [*system, *turns]
+    if system and system[0].content != turns[0].content:
+        raise BadRow("has a system text beside the messages and another one in them")
+    return turns
+
+
+def _read_prompt_completion(row: Row, notes: Notes) -> list[Turn]:
+    """TRL's prompts and completions: texts, or lists of messages of which the completion alone is learned."""
+    values = [row.get("prompt"), row.get("completion")]
+    if not any(isinstance(value, list) for value in values):
+        return _read_pair(row, notes, "prompt", "completion")
+    if not all(isinstance(value, list) for value in values):
+        raise BadRow("'prompt' and 'completion' are not both texts or both lists of messages")
+    asked, answered = (read_messages(row[key], key, notes) for key in ("prompt", "completion"))
+    unlearned = [
+        Turn(t.role, t.content, False, t.input, t.fields) if t.role == ASSISTANT and t.bears_loss is None else t
+        for t in asked
+    ]
+    return [*(() if asked[0].role == SYSTEM else _system(row)), *unlearned, *answered]
+
+
+def _pair(
+    question: str, answer: str, *further: str, optional: tuple[str, ...] = (), without: tuple[str, ...] = ()
+) -> Format:
+    keys = [question, *further[:1], answer, *optional]
+    example = "{" + ", ".join(f'"{key}"' for key in keys) + "}"
+    read = partial(_read_pair, question=question, answer=answer, further=further)
+    return Format((question, answer), read, example, (*optional, *further), without)
+
+
+FORMATS = {
+    "src_tgt": Format(
+        ("src", "tgt"), _read_src_tgt, '{"src": "...", "tgt": "..."}, or lists for several turns', ("context",)
+    ),
+    "content_summary": _pair("content", "summary"),
+    "alpaca": _pair("instruction", "output", "input", optional=("history",)),
+    "sharegpt": Format(
+        ("conversations",), partial(_read_list, key="conversations"), '{"conversations": [{"from", "value"}], "tools"}'
+    ),
+    "messages": Format(
+        ("messages",), partial(_read_list, key="messages"), '{"messages": [{"role", "content", "loss"}], "tools"}'
+    ),
+    "prompted": _pair("inputs", "targets"),
+    "query_response": _pair("query", "response", optional=("history",)),
+    "prompt_completion": Format(
+        ("prompt", "completion"), _read_prompt_completion, '{"prompt", "completion"}: texts, or lists of messages'
+    ),
+    "prompt_response": _pair("prompt", "response", optional=("history",)),
+    "instruction_response": _pair("instruction", "response", "input", "context"),
+    "question_answer": _pair("question", "answer", "context"),
+    "question_response": _pair("question", "response"),
+    "input_output": _pair("input", "output", without=("instruction",)),
+    "input_target": _pair("input", "target", without=("instruction",)),
+    "conversation": Format(
+        ("conversation",), partial(_read_list, key="conversation"), '{"conversation": [{"human", "assistant"}], "system"}'
+    ),
+}  # fmt: skip
+
+
+def matching_formats(row: Row) -> list[str]:
+    """The names of the formats whose keys a row has."""
+    return [name for name, known in FORMATS.items() if known.matches(row)]
+
+
+def recognise(rows: list[Row], where: str) -> str:
+    """The name of the format of the first of `rows` that has one.
+
+    Raises:
+        UserError: If a row has the keys of no format or of several, or is preference data.
+    """
+    for row in rows:
+        refuse_preferences(row, where)
+        matches = matching_formats(row)
+        if len(matches) > 1:
+            keys = ", ".join("+".join(FORMATS[name].required) for name in matches)
+            raise UserError(
+                f"{where}: could be {' or '.join(matches)} (it has {keys}). Say which with --data_format {matches[0]}."
+            )
+        if matches:
+            return matches[0]
+    for row in rows:  # a key that is null in every row
+        named = [name for name, known in FORMATS.items() if all(key in row for key in known.required)]
+        if len(named) == 1:
+            return named[0]
+    # Quotes show blanks and marks in a name that make it another one.
+    names = [
+        key if key.isprintable() and key == key.strip() else repr(key) for key in map(str, rows[0] if rows else ())
+    ]
+    found = ", ".join(names) or "no rows"
+    raise UserError(
+        f"{where}: no known format; its keys are: {found}.\nThe formats are\n{known_formats()}\n{_WAYS_ON}{_text_hint(rows)}"
+    )
+
+
+_WAYS_ON = "Rename the keys, or turn the columns into inputs and targets with a file of templates (--prompt_templates)."
+
+
+def _text_hint(rows: list[Row]) -> str:
+    if rows and isinstance(rows[0].get("text"), str):
+        return " Rows with a text alone are a corpus: `paddle-llm data build`, then pretraining."
+    return ""
+
+
+def known_formats() -> str:
+    """One line per format."""
+    return "\n".join(f"  {name}: {known.example}" for name, known in FORMATS.items())
+
+
+def read_row(row: Any, format_name: str, where: str = "", notes: Notes | None = None) -> Conversation:
+    """A row in a known format as a conversation.
+
+    Args:
+        notes: Counts what is to be reported.
+
+    Raises:
+        BadRow: With the reason.
+    """
+    if not isinstance(row, dict):
+        raise BadRow(f"is a JSON {type(row).__name__}, not an object")
+    known, counted = FORMATS[format_name], Notes()
+    for key in known.required:
+        if row.get(key) is None:
+            _text(row, key)
+    present = {key: value for key, value in row.items() if value is not None}
+    used = {*known.required, *known.optional, *_TASK_KEYS, *_LANGUAGE_KEYS}
+    count_ignored(present, used, format_name, counted)
+    turns = known.read(present, counted)
+    check_order(turns)
+    fields = template_fields(present)
+    for turn in turns:
+        check_text((turn.content, turn.input, turn.fields))
+    check_text(fields)
+    if notes is not None:
+        notes.add(counted)
+    task, language = (_first(present, keys) for keys in (_TASK_KEYS, _LANGUAGE_KEYS))
+    return Conversation(tuple(turns), task, language, where, fields)
+
+
+def _first(row: Row, keys: tuple[str, ...]) -> str:
+    return next((str(row[key]) for key in keys if row.get(key)), "")

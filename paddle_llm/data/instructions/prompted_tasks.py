@@ -1,0 +1,133 @@
+"""A file of prompt templates that turns raw records (any columns) into inputs and targets, as P3 and xP3 were made.
+
+JSON or YAML; a list of templates, or `{"templates": [...]}`; promptsource's own files (`!Template`, `jinja: "input ||| target"`,
+`answer_choices: "no ||| yes"`) are read as they are. A template:
+
+    name: is_it_positive
+    inputs: "Review: {{ text }}\\nIs it positive?"
+    targets: "{{ answer_choices[label] }}"
+    answer_choices: "no ||| yes"      # optional
+    task: sentiment                   # optional: only for records whose `task` is this; otherwise names the task
+    language: en                      # optional
+
+A record gives one sample per template that applies to it. As in promptsource, a template whose target comes out empty does not
+apply (Bach et al. 2022, "PromptSource", section 3).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from paddle_llm.core import json_text
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.jinja_sandbox import compile_template, render
+from paddle_llm.data.instructions.formats import ASSISTANT, USER, BadRow, Conversation, Turn
+
+_BORDER = "|||"
+_SPLIT = "\x1f"
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """What to ask and what to answer, as compiled Jinja; `task` also selects records that name a task."""
+
+    name: str
+    both: Any  # inputs and targets in one, so that a variable set in the first is known in the second
+    choices: Any | None
+    task: str
+    language: str
+
+    def apply(self, row: dict[str, Any]) -> tuple[str, str] | None:
+        """(inputs, targets) of a record; None where the template does not apply.
+
+        Raises:
+            BadRow: a column is missing, or does not fit.
+        """
+        if self.task and row.get("task", self.task) != self.task:
+            return None
+        columns = dict(row)
+        if self.choices is not None:
+            columns["answer_choices"] = [c.strip() for c in self._render(self.choices, columns).split(_BORDER)]
+        inputs, _, targets = self._render(self.both, columns).partition(_SPLIT)
+        return (inputs.strip(), targets.strip()) if targets.strip() else None
+
+    def _render(self, template: Any, columns: dict[str, Any]) -> str:
+        try:
+            return render(template, columns)
+        except UserError as error:
+            raise BadRow(f"the template {self.name!r} cannot be filled: {error}") from error
+
+
+class PromptTemplates:
+    """The templates of a file.
+
+    Raises:
+        UserError: the file is missing, no JSON or YAML, or holds something that is no template.
+    """
+
+    def __init__(self, path: str):
+        self.path = path
+        entries = _load(path)
+        self.templates = [_template(entry, path, number) for number, entry in enumerate(entries, 1)]
+        self.applied = dict.fromkeys((t.name for t in self.templates), 0)
+
+    def conversations(self, row: Any, where: str) -> Iterator[Conversation]:
+        """One conversation per template that applies to the record."""
+        if not isinstance(row, dict):
+            raise BadRow(f"is a JSON {type(row).__name__}, not an object")
+        made = [(template, found) for template in self.templates if (found := template.apply(row))]
+        if not made:
+            raise BadRow("no template applies")
+        for template, (inputs, targets) in made:
+            self.applied[template.name] += 1
+            language = template.language or str(row.get("language") or row.get("lang") or "")
+            task = template.task or str(row.get("task") or template.name)
+            turns = (Turn(USER, inputs), Turn(ASSISTANT, targets))
+            yield Conversation(turns, task, language, f"{where} with {template.name!r}")
+
+
+def _load(path: str) -> list[dict[str, Any]]:
+    import yaml  # JSON is YAML, but json's messages are better
+
+    class Loader(yaml.SafeLoader):
+        """Safe, and reads promptsource's two tags as plain mappings."""
+
+    for tag in ("!Template", "!TemplateMetadata"):
+        Loader.add_constructor(tag, lambda loader, node: loader.construct_mapping(node, deep=True))
+    try:
+        with open(path, encoding="utf-8") as stream:
+            content = json_text.loads(stream.read()) if path.endswith(".json") else yaml.load(stream, Loader)
+    except OSError as error:
+        raise UserError(f"--prompt_templates {path}: cannot be read: {error.strerror}.") from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"--prompt_templates {path}: neither JSON nor YAML: {error}") from error
+    found = content.get("templates") if isinstance(content, dict) else content
+    found = list(found.values()) if isinstance(found, dict) else found
+    if not isinstance(found, list) or not found:
+        raise UserError(f"--prompt_templates {path}: holds no list of templates (each with name, inputs, targets).")
+    return found
+
+
+def _template(entry: Any, path: str, number: int) -> PromptTemplate:
+    where = f"--prompt_templates {path}, template {number}"
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: is no object with name, inputs and targets.")
+    if "jinja" in entry:
+        inputs, border, targets = str(entry["jinja"]).partition(_BORDER)
+        if not border:
+            raise UserError(f"{where}: `jinja` has no {_BORDER} between input and target.")
+    elif isinstance(entry.get("inputs"), str) and isinstance(entry.get("targets"), str):
+        inputs, targets = entry["inputs"], entry["targets"]
+    else:
+        raise UserError(f"{where}: has no inputs and targets (its keys: {', '.join(map(str, entry)) or 'none'}).")
+    name = str(entry.get("name") or f"template {number}")
+    choices = entry.get("answer_choices")
+    return PromptTemplate(
+        name,
+        compile_template(inputs + _SPLIT + targets, f"{where} ({name})"),
+        compile_template(str(choices), f"{where} ({name})") if choices else None,
+        str(entry.get("task") or ""),
+        str(entry.get("language") or ""),
+    )

@@ -1,0 +1,1 @@
+"""Instruction samples: token ids and labels of conversations, packed or padded."""

@@ -1,0 +1,90 @@
+"""Target hf: a folder that transformers loads, or (ChatGLM, GLM) that has the layout which its authors published."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from paddle_llm.core.console import say
+from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
+from paddle_llm.export.source.dtypes import ITEM_SIZES
+from paddle_llm.export.targets.serving_files import write_chat_template, write_generation_config
+from paddle_llm.export.targets.shard_writer import PlannedTensor, write_shards
+from paddle_llm.models.configuration.to_hugging_face import REMOTE_CODE, hugging_face_config
+from paddle_llm.models.weights.names import hugging_face
+
+if TYPE_CHECKING:
+    from paddle_llm.export.options import Options
+    from paddle_llm.export.source.source import Source
+
+
+def write_hf(source: Source, staged: Path, options: Options) -> None:
+    """Write the folder: weights, config.json, tokenizer, generation_config.json.
+
+    A tied head is stored once, as the embedding.
+
+    Raises:
+        UserError: Hugging Face's network cannot express the source's.
+    """
+    write_config(source, staged, options)
+    write_words(source, staged, "hf")
+    write_weights(source, staged, options)
+    repository = REMOTE_CODE.get(source.family.name)
+    if repository:
+        say(
+            f"{source.family.title}: transformers loads it with the authors' own code, which is not part of the export: copy the "
+            f"configuration_*.py and modeling_*.py of {repository} into the folder, and load it with trust_remote_code=True"
+        )
+
+
+def write_words(source: Source, staged: Path, target: str) -> None:
+    """Tokenizer, chat template, and what ends a text."""
+    write_tokenizer(source, staged, target)
+    write_chat_template(source, staged)
+    write_generation_config(source, staged)
+
+
+def write_weights(source: Source, staged: Path, options: Options) -> None:
+    """The weights under Hugging Face's names, [out, in] matrices."""
+    write_shards(staged, planned(source, options.dtype), options.max_shard_size)
+
+
+def write_config(source: Source, staged: Path, options: Options) -> None:
+    config = hugging_face_config(source.family.name, source.config, dtype=options.dtype or usual_dtype(source))
+    if source.facts.raw.get("pad_token_id") is None:
+        # PaddleNLP's default, 0, is a word in many vocabularies, and transformers never trains the row of the padding.
+        config["pad_token_id"] = None
+    (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def planned(source: Source, dtype: str | None) -> list[PlannedTensor]:
+    """Every weight of a source as it shall stand in Hugging Face's files.
+
+    Args:
+        dtype: None: as stored.
+    """
+    return [_planned(source, name, dtype or source.dtype(name)) for name in source.names()]
+
+
+def _planned(source: Source, name: str, dtype: str) -> PlannedTensor:
+    shape = source.shape(name)
+    there = hugging_face(source.family.name, name, len(shape))
+
+    def read() -> np.ndarray:
+        values = source.read(name)
+        return values.T if there.transpose else values
+
+    return PlannedTensor(there.name, shape[::-1] if there.transpose else shape, dtype, source.dtype(name), read)
+
+
+def usual_dtype(source: Source) -> str:
+    """What most bytes of the weights are stored in."""
+    bytes_of: Counter[str] = Counter()
+    for name in source.names():
+        bytes_of[source.dtype(name)] += math.prod(source.shape(name)) * ITEM_SIZES[source.dtype(name)]
+    return bytes_of.most_common(1)[0][0]

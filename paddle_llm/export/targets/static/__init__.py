@@ -1,0 +1,1 @@
+"""The static program for paddle.inference."""

@@ -1,0 +1,228 @@
+"""Does an export keep the contract of its target? Every way in which a folder loads without an error and answers
+garbage.
+
+For FastDeploy 2.x: what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py); for Hugging Face:
+what from_pretrained does. Fast on huge models: of the weights only the headers are read (lint_weights.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.core.errors import UserError
+from paddle_llm.data.tokenizer import CONFIG_FILE
+from paddle_llm.export.source.dtypes import ITEM_SIZES
+from paddle_llm.export.verification.contract_weights import AGAIN, lint_files, lint_tensors, lint_types
+
+_PROGRAM = ("model.json", "model.pdiparams", "step.json", "config.json", CONFIG_FILE)
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_FEW_TOKENS = (
+    256  # a tokenizer that has lost its pieces has a handful; one's own may be much smaller than the vocabulary
+)
+
+
+def lint(folder: Path, target: str) -> list[str]:
+    """What is wrong with an export, each with what to do; [] when its contract holds.
+
+    Args:
+        target: "hf", "fastdeploy" or "static".
+    """
+    if target == "static":
+        return list(_lint_static(folder))
+    raw, problems = _read(folder / "config.json")
+    stored, of_files = lint_files(folder, target)
+    problems += of_files
+    if raw is None:
+        return problems
+    problems += _config_problems(raw, target)
+    stated = [raw[key] for key in ("torch_dtype", "dtype") if key in raw]
+    if len(stated) == 1 and stated[0] in ITEM_SIZES:
+        problems += lint_types(stored, stated[0], target)
+    try:
+        family, config, shapes, size = _network(folder, raw)
+    except UserError as error:
+        return [*problems, f"config.json: {error}"]
+    problems += lint_tensors(stored, family, config, shapes) if stored else []
+    problems += _id_problems(raw, "config.json", size)
+    problems += _tokenizer_problems(folder, target, size)
+    problems += _generation_problems(folder, size)
+    return [*problems, *_record_problems(folder, target)]
+
+
+def _read(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The JSON object in a file, None with a problem where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None, [f"{path.name} is missing; {AGAIN}"]
+    except (OSError, ValueError) as error:
+        return None, [f"{path.name} cannot be read ({error}); {AGAIN}"]
+    return (found, []) if isinstance(found, dict) else (None, [f"{path.name} holds no object; {AGAIN}"])
+
+
+def _config_problems(raw: dict[str, Any], target: str) -> Iterator[str]:
+    if not raw.get("architectures"):
+        yield 'config.json names no architectures, by which the network is chosen: write it, such as ["LlamaForCausalLM"]'
+    keys = [key for key in ("torch_dtype", "dtype") if key in raw]
+    if len(keys) == 2:
+        yield "config.json has both torch_dtype and dtype, which FastDeploy refuses: remove dtype (torch_dtype says that matrices are [out, in])"
+    elif not keys:
+        yield "config.json has neither torch_dtype nor dtype, which FastDeploy refuses: write torch_dtype, the type of the stored weights"
+    elif keys == ["dtype"] and target == "fastdeploy":
+        yield "config.json says dtype, by which FastDeploy takes matrices to be [in, out]; these are [out, in]: call it torch_dtype"
+    elif raw[keys[0]] not in ITEM_SIZES:
+        yield f"config.json says {keys[0]} {raw[keys[0]]!r}: write one of {', '.join(ITEM_SIZES)}"
+
+
+def _network(folder: Path, raw: dict[str, Any]) -> tuple[str, Any, dict[str, tuple[int, ...]], int]:
+    """Family, PaddleNLP's configuration, the shapes of all weights, the vocabulary's size: by config.json."""
+    from paddle_llm.config.model_facts import facts_from_dict
+    from paddle_llm.models.build import plain_configuration
+    from paddle_llm.models.registry import find_family
+    from paddle_llm.models.weights.outline import outline
+
+    facts = facts_from_dict(raw, where="it")
+    family = find_family(facts)
+    config = plain_configuration(folder, family, facts.raw)
+    return family.name, config, outline(config, family), facts.vocab_size
+
+
+def _id_problems(values: dict[str, Any], where: str, size: int) -> Iterator[str]:
+    for key in _IDS:
+        given = values.get(key)
+        for number in given if isinstance(given, list) else [given]:
+            if number is not None and not (isinstance(number, int) and 0 <= number < size):
+                yield f"{where}: {key} {number!r} is no token of a vocabulary of {size}: correct it, or remove the key"
+
+
+def _generation_problems(folder: Path, size: int) -> Iterator[str]:
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return
+    values, problems = _read(path)
+    yield from problems
+    if values is not None:
+        yield from _id_problems(values, path.name, size)
+
+
+def _record_problems(folder: Path, target: str) -> Iterator[str]:
+    """export.json, which the export's command writes last, says for whom the folder is."""
+    record = _read(folder / "export.json")[0]
+    if record is not None and record.get("target") not in (None, target):
+        yield f"export.json says that this is an export for {record['target']}, not for {target}: name the right one, or {AGAIN}"
+
+
+# ---- tokenizer ------------------------------------------------------------------------------------------------------
+
+
+def _tokenizer_problems(folder: Path, target: str, size: int) -> Iterator[str]:
+    if (folder / "sentencepiece.bpe.model").is_file():
+        yield (
+            "sentencepiece.bpe.model is left over: where there is no tokenizer.json it is read as a tokenizer of 3 tokens, without a word; "
+            "remove it (Hugging Face's name of the file is tokenizer.model)"
+        )
+    config = folder / CONFIG_FILE
+    if not config.is_file():
+        if target == "fastdeploy":
+            yield f"{CONFIG_FILE} is missing, without which FastDeploy reads no prompt: name the tokenizer's folder with --tokenizer"
+        return
+    values, problems = _read(config)
+    yield from problems
+    if values is None:
+        return
+    if (folder / "tokenizer.json").is_file():
+        yield from _vocabulary_problems(folder, values, size)
+    elif target == "fastdeploy" or "auto_map" not in values:
+        yield f"tokenizer.json is missing: {values.get('tokenizer_class')} would load with next to no tokens, without a word; {AGAIN}"
+    if values.get("chat_template") is not None:
+        yield from _template_problems(folder, values)
+
+
+def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Iterator[str]:
+    import tokenizers
+
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as error:  # the library's own errors are bare Exceptions
+        yield f"tokenizer.json cannot be read ({error}); {AGAIN}"
+        return
+    highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if highest >= size:
+        yield f"the tokenizer has ids up to {highest}, the model a vocabulary of {size}: they do not belong together; give the right --tokenizer"
+    elif tokenizer.get_vocab_size(with_added_tokens=True) < min(_FEW_TOKENS, size // 2):
+        yield (
+            f"the tokenizer has {tokenizer.get_vocab_size(with_added_tokens=True)} tokens, the model a vocabulary of {size}: it has lost its "
+            "pieces, or is another model's; give the right --tokenizer"
+        )
+    for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        token = config.get(key)
+        text = token.get("content") if isinstance(token, dict) else token
+        if text is not None and tokenizer.token_to_id(text) is None:
+            yield f"{CONFIG_FILE}: {key} {text!r} is not in tokenizer.json, and would get an id behind the model's vocabulary: correct it"
+
+
+def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
+    from paddle_llm.config.local_files.chat_templates import DEFAULT, find_templates
+    from paddle_llm.data.chat.rendering import Renderer
+
+    try:
+        found = find_templates(folder)
+    except UserError as error:
+        yield str(error)
+        return
+    template = found.by_name.get(DEFAULT) if found else None
+    if not template or not template.strip():
+        yield f"{CONFIG_FILE}: chat_template holds no template: write one, or remove the key"
+        return
+    tokens = {key: value for key, value in config.items() if key.endswith("_token") and not key.startswith("add_")}
+    values = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items() if token}
+    asked = [{"role": "user", "content": "7*6?"}]
+    talk = [*asked, {"role": "assistant", "content": "It is 42."}, {"role": "user", "content": "Sure?"}]
+    try:
+        renderer = Renderer(template, CONFIG_FILE, values, date="2024-07-26")
+        texts = [renderer(messages, add_generation_prompt=True).text for messages in (asked, talk)]
+    except UserError as error:
+        yield f"the chat template does not render: {error}: correct chat_template in {CONFIG_FILE}"
+        return
+    if "7*6?" not in texts[0] or "Sure?" not in texts[1]:
+        yield f"the chat template loses what the user says ({texts[1]!r}): correct chat_template in {CONFIG_FILE}"
+
+
+# ---- static ---------------------------------------------------------------------------------------------------------
+
+
+def _lint_static(folder: Path) -> Iterator[str]:
+    absent = [name for name in _PROGRAM if not (folder / name).is_file()]
+    if absent:
+        yield f"{', '.join(absent)} missing; {AGAIN}"
+        return
+    raw, problems = _read(folder / "config.json")
+    step, more = _read(folder / "step.json")
+    yield from [*problems, *more]
+    if raw is None or step is None:
+        return
+    from paddle_llm.config.model_facts import facts_from_dict
+
+    facts = facts_from_dict(raw, where="config.json")
+    of_config = {
+        "family": facts.model_type,
+        "vocab_size": facts.vocab_size,
+        "layers": facts.num_hidden_layers,
+        "kv_heads": facts.num_key_value_heads,
+        "head_width": facts.head_dim,
+    }
+    for key, value in of_config.items():
+        if step.get(key) != value:
+            yield f"step.json says {key} {step.get(key)!r}, config.json {value!r}: the program is of another network; {AGAIN}"
+    ends = {f"end_ids[{i}]": number for i, number in enumerate(step.get("end_ids") or [])}
+    for key, number in ends.items():
+        if not (isinstance(number, int) and 0 <= number < facts.vocab_size):
+            yield f"step.json: {key} {number!r} is no token of a vocabulary of {facts.vocab_size}; {AGAIN}"
+    if step.get("dtype") != "float32":
+        yield f"step.json says dtype {step.get('dtype')!r}; a static program computes in float32: {AGAIN}"
+    if (folder / "model.pdiparams").stat().st_size < 4 * facts.vocab_size * facts.hidden_size:
+        yield f"model.pdiparams is smaller than the embedding alone: it is cut off; {AGAIN}"
+    yield from _generation_problems(folder, facts.vocab_size)

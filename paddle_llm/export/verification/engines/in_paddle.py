@@ -1,0 +1,71 @@
+"""PaddleNLP's network in this process: with the source's tensors, and with an exported folder that our own loader reads."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from paddle_llm.export.source.dtypes import widened
+from paddle_llm.export.verification.engines.question import Answers, Question, continue_greedily
+
+if TYPE_CHECKING:
+    from paddle_llm.export.source.source import Source
+
+
+def answer_of_source(source: Source, question: Question, dtypes: dict[str, str]) -> Answers:
+    """The source's own answers: its tensors go into the network one by one, through nothing that an export goes through.
+
+    Args:
+        dtypes: what the export keeps each weight in; the source's are rounded to it, the arithmetic is fp32.
+    """
+    import paddle
+
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.config.run_config import RunConfig
+    from paddle_llm.models.build import build_network
+    from paddle_llm.models.configuration.switches import apply_switches
+    from paddle_llm.models.weights.names import canonical_parameters
+
+    config = copy.deepcopy(source.config)
+    run = RunConfig(model_name_or_path=str(source.folder), continue_training=True, device=_device())
+    apply_switches(config, run, Layout(), source.family)
+    model = build_network(config, Layout(), source.family, dtype="float32")
+    for name, parameter in canonical_parameters(model, source.family.name):
+        values = paddle.to_tensor(widened(source.read(name)))
+        with paddle.no_grad():
+            parameter.set_value(values.astype(dtypes[name]).astype("float32"))
+    return _answer(model, question, "source")
+
+
+def answer(question: Question) -> Answers:
+    """The exported folder, as `paddle-llm generate` and a continued training load it.
+
+    Raises:
+        UserError: the folder cannot be loaded.
+    """
+    import paddle
+
+    from paddle_llm.config.layout import Layout
+    from paddle_llm.config.run_config import RunConfig
+    from paddle_llm.models.build import build_model
+
+    run = RunConfig(model_name_or_path=str(question.folder), continue_training=True, device=_device())
+    model = build_model(run, Layout(), dtype="float32")
+    return _answer(model, question, f"paddle {paddle.__version__}")
+
+
+def _answer(model: Any, question: Question, engine: str) -> Answers:
+    import paddle
+
+    from paddle_llm.generation.eval_mode import generating
+    from paddle_llm.models.incremental import IncrementalNetwork
+
+    with generating(model), paddle.no_grad():
+        network = IncrementalNetwork(model, question.family, question.prompts, question.new_tokens)
+        return Answers(engine, *continue_greedily(network, question.new_tokens))
+
+
+def _device() -> str:
+    import paddle
+
+    return paddle.device.get_device().split(":")[0]

@@ -1,0 +1,16 @@
+"""The static program in paddle.inference, in this process."""
+
+from __future__ import annotations
+
+from paddle_llm.export.verification.engines.question import Answers, Question, continue_greedily
+
+
+def answer(question: Question) -> Answers:
+    """The program that a static export is, by the loop that it is used with."""
+    import paddle
+
+    from paddle_llm.generation.static_network import StaticModel, StaticNetwork
+
+    model = StaticModel(question.folder)
+    network = StaticNetwork(model, question.prompts, question.new_tokens)
+    return Answers(f"paddle.inference {paddle.__version__}", *continue_greedily(network, question.new_tokens))

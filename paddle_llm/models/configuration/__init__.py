@@ -1,0 +1,1 @@
+"""The configuration of a network, from a model folder and back."""

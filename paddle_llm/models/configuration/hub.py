@@ -1,0 +1,53 @@
+"""A model name becomes a local folder: itself, one that stands for it, or a download by PaddleNLP."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paddle_llm.config.local_files.weights import has_weights
+from paddle_llm.config.model_facts import find_model_folder
+from paddle_llm.core import json_text
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.parallel.process.first_rank import on_first_rank
+
+_WEIGHTS = [
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "model_state.pdparams.index.json",
+    "model_state.pdparams",
+]
+
+
+def model_folder(name: str, *, weights: bool) -> Path:
+    """The folder with a model's config.json, and its weights if they are wanted. All ranks call it together.
+
+    Raises:
+        UserError: no such folder, or a name that cannot be downloaded (no network, no such model).
+    """
+    found = find_model_folder(name)
+    # Whoever names a folder means that one: what it lacks is told when it is read.
+    if found is not None and (not weights or has_weights(found) or Path(name).expanduser().is_dir()):
+        return found
+    folder = Path(on_first_rank(lambda: _download(name, weights)))
+    return folder if folder.is_dir() else Path(_download(name, weights))  # another machine, with a disk of its own
+
+
+def _download(name: str, weights: bool) -> str:
+    from paddlenlp.utils.download import resolve_file_path
+
+    say(f"{name} is not a folder here: PaddleNLP is asked to download it")
+    try:
+        folder = Path(resolve_file_path(name, ["config.json"])).parent
+        if weights:
+            file = Path(resolve_file_path(name, _WEIGHTS))
+            parts = json_text.loads(file.read_text())["weight_map"].values() if file.suffix == ".json" else []
+            for part in sorted(set(parts)):
+                resolve_file_path(name, [part])
+    except Exception as error:  # whatever the hubs' clients raise; a missing file comes as None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"model_name_or_path = {name}: no such folder, and PaddleNLP cannot download a model of that name ({reason}). "
+            f"Give a local folder that holds config.json{' and weights' if weights else ''}."
+        ) from error
+    return str(folder)

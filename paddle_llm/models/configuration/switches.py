@@ -1,0 +1,160 @@
+"""This run's switches on PaddleNLP's configuration of a model: kernels, recompute, layout, dropout, sequence length."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.patches.rms_norm import why_not_fused
+from paddle_llm.models.registry import Family
+
+# Fields of RunConfig that PaddleNLP's models read under the same name.
+_SAME_NAME = (
+    "use_flash_attention",
+    "use_fused_rope",
+    "recompute",
+    "recompute_granularity",
+    "recompute_use_reentrant",
+    "no_recompute_layers",
+    "pp_recompute_interval",
+    "offload_recompute_inputs",
+    "fuse_sequence_parallel_allreduce",
+)
+_KERNELS = ("use_flash_attention", "use_fused_rms_norm", "use_fused_rope")
+# What PaddleNLP's configuration calls the dropout of hidden states and of attention's probabilities.
+_DROPOUT_NAMES = {
+    "opt": (("hidden_dropout_prob",), ("attention_probs_dropout_prob",)),
+    "glm": (("embedding_dropout_prob", "output_dropout_prob"), ("attention_dropout_prob",)),
+}
+_USUAL_DROPOUT_NAMES = (("hidden_dropout",), ("attention_dropout",))
+
+
+def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
+    """Set what this run asks for on `config` (PaddleNLP's, of the model), with every attribute its models read.
+
+    Kernels that the device does not have are left out; `notices` says which.
+    """
+    from paddlenlp.transformers.configuration_utils import LlmMetaConfig
+
+    for name, default in LlmMetaConfig._get_defaults().items():
+        setattr(config, name, default)
+    for name in _SAME_NAME:
+        setattr(config, name, getattr(run, name))
+    config.use_fused_rms_norm = bool(run.use_fused_rms_norm)
+    for name in unavailable_kernels(run, family):
+        setattr(config, name, False)
+    # Read by LLaMA's fused RMSNorm without a default: another module of PaddleNLP's, `fast_ln`.
+    config.use_fast_layer_norm = False
+    if run.no_recompute_layers and _recomputes_all_or_none(run, family):
+        config.no_recompute_layers = None
+    _set_layout(config, run, layout)
+    if run.num_hidden_layers is not None:
+        setattr(config, "n_layer" if family.name == "bloom" else "num_hidden_layers", run.num_hidden_layers)
+    for name in ("fuse_attention_qkv", "fuse_attention_ffn"):
+        if getattr(run, name) is not None and family.name == "llama":
+            setattr(config, name, getattr(run, name))
+    _set_dropout(config, run, family)
+    _set_sequence_length(config, run, layout, family)
+    # Keeping keys and values costs memory in training; evaluation and `generate` ask for them where they need them.
+    config.use_cache = False
+
+
+def notices(run: RunConfig, family: Family) -> list[str]:
+    """One line for each switch that this family or machine cannot honour."""
+    kernels = _kernels_of(family)
+    lines = [f"--{name} is off: {reason}" for name, reason in unavailable_kernels(run, family).items()]
+    if run.recompute and run.recompute_granularity not in family.abilities.recompute_granularities:
+        lines.append(
+            f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
+        )
+    if run.recompute and run.no_recompute_layers and _recomputes_all_or_none(run, family):
+        lines.append(f"--no_recompute_layers is off: {family.title} recomputes all layers or none")
+    fused = [name for name in ("fuse_attention_qkv", "fuse_attention_ffn") if getattr(run, name)]
+    if family.name != "llama":
+        lines += [f"--{name} is off: {family.title} keeps its own layout of weights" for name in fused]
+    without = [name for name in _KERNELS if getattr(run, name) and name not in kernels]
+    lines += [f"--{name} is off: {family.title} has no such kernel in PaddleNLP" for name in without]
+    if run.recompute and run.pp_recompute_interval != 1:
+        lines.append("--pp_recompute_interval is off: PaddleNLP's pipelines do not read it; use --no_recompute_layers")
+    return lines
+
+
+def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
+    """Whether `--no_recompute_layers` cannot be honoured."""
+    stages = run.pipeline_parallel_degree > 1
+    if family.name == "bloom":
+        return not stages
+    if family.name == "qwen2":
+        return stages and run.recompute_granularity == "full"
+    return family.name in ("chatglm", "opt", "glm")
+
+
+def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
+    """The kernel switches that are asked for, that the family has, and that this machine does not have; and why."""
+    import paddle
+
+    asked = [name for name in _kernels_of(family) if getattr(run, name)]
+    on_gpu = paddle.device.get_device().startswith("gpu")
+    reasons = {
+        "use_flash_attention": "" if on_gpu else "it needs a GPU; the plain attention computes the same",
+        "use_fused_rope": "" if on_gpu else "it needs a GPU; the plain rotary embedding computes the same",
+    }
+    if "use_fused_rms_norm" in asked:
+        reason = why_not_fused()
+        reasons["use_fused_rms_norm"] = f"{reason}; the plain RMSNorm computes the same" if reason else ""
+    return {name: reasons[name] for name in asked if reasons[name]}
+
+
+def _kernels_of(family: Family) -> tuple[str, ...]:
+    """The switches that the family's layers look for; ChatGLM2's norm is taught to (`rms_norm.py`)."""
+    has = {
+        "use_flash_attention": family.name not in ("opt", "glm"),
+        "use_fused_rms_norm": family.abilities.fused_rms_norm,
+        "use_fused_rope": family.name in ("llama", "qwen2"),
+    }
+    return tuple(name for name in _KERNELS if has[name])
+
+
+def say_notices(run: RunConfig, family: Family) -> None:
+    for line in notices(run, family):
+        say(line)
+
+
+def _set_layout(config: Any, run: RunConfig, layout: Layout) -> None:
+    config.tensor_parallel_degree = layout.tensor
+    config.tensor_parallel_rank = 0
+    config.tensor_parallel_output = True
+    config.pipeline_parallel_degree = layout.pipeline
+    config.virtual_pp_degree = layout.virtual_stages
+    config.sequence_parallel = layout.sequence_parallel and layout.tensor > 1
+    if layout.tensor > 1:
+        from paddle.distributed import fleet
+
+        config.tensor_parallel_rank = fleet.get_hybrid_communicate_group().get_model_parallel_rank()
+
+
+def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
+    if not family.abilities.dropout:
+        asked = [n for n in ("hidden_dropout_prob", "attention_probs_dropout_prob") if getattr(run, n)]
+        if asked:
+            raise UserError(
+                f"--{asked[0]} {getattr(run, asked[0])}: {family.title} has no dropout in PaddleNLP; leave it out"
+            )
+        return
+    asked_for = (run.hidden_dropout_prob, run.attention_probs_dropout_prob)
+    for value, names in zip(asked_for, _DROPOUT_NAMES.get(family.name, _USUAL_DROPOUT_NAMES), strict=True):
+        for name in names if value is not None else ():
+            setattr(config, name, value)
+
+
+def _set_sequence_length(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
+    """Sequence parallelism flattens [B, S] and reads S from the configuration to unfold it."""
+    if family.name in ("llama", "qwen2"):
+        config.seq_length = run.max_seq_length
+    elif family.name == "chatglm_v2" and config.sequence_parallel:
+        # The same number is the size of its table of positions, which is then cut to this run's sequences.
+        config.folder_sequence_length = config.max_sequence_length
+        config.max_sequence_length = run.max_seq_length

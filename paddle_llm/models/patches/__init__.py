@@ -1,0 +1,1 @@
+"""Corrections and additions to PaddleNLP's networks."""

@@ -1,0 +1,135 @@
+"""Masks and ALiBi of BLOOM's layers, in one process and in a pipeline.
+
+PaddleNLP 3.0.0b4 makes the mask [B x N, S, T] in float32, three times over, and adds ALiBi to it in every layer: 2 GB are kept
+and 6 GB taken at the peak for 4 rows of 2048 tokens of BLOOM-7B1. Here a layer is given
+
+    ends [B, S] int32           packed rows (`segments.py`)
+    [B or 1, N, S, T]           with flash attention: ALiBi and mask in one, in the type of the states
+    [S, T] or [B x N, S, T]     otherwise: the mask in float32; ALiBi comes apart from it
+
+and the first dimension is 1, or absent, where all rows have the same mask: whole rows, which is what training has.
+
+Shapes: B rows, S queries, T keys, N attention heads of this rank, D head width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache, wraps
+from typing import Any
+
+import paddle
+
+from paddle_llm.models.patches.attention_kernels import fused_attention
+from paddle_llm.models.patches.dropout_rng import named_random_state
+from paddle_llm.models.patches.segments import alibi_mask, attend, ends_of, is_ends
+
+
+def slopes_of(config: Any) -> list[float]:
+    """Slopes of ALiBi (Press et al. 2022) of this rank's heads [N]."""
+    heads = config.n_head // config.tensor_parallel_degree
+    first = config.tensor_parallel_rank * heads
+    return _all_slopes(config.n_head)[first : first + heads]
+
+
+@lru_cache
+def _all_slopes(heads: int) -> list[float]:
+    """As PaddleNLP computes them. Once for a process: the copy from the device is waited for."""
+    from paddlenlp.transformers.bloom.modeling import build_alibi_tensor
+
+    with paddle.amp.auto_cast(False):
+        return build_alibi_tensor(paddle.ones([1, 2]), heads, "float32")[0, :, 1].tolist()
+
+
+def layer_mask(mask: paddle.Tensor | None, length: int, total: int, config: Any, dtype: paddle.dtype) -> paddle.Tensor:
+    """The mask that a layer is given, for rows that are not packed.
+
+    Args:
+        mask: Positions that hold a token [B, T], or what queries see [B, 1, S or 1, T]; None where all is seen that is
+            not ahead.
+        length: Number of queries S, the last ones of the keys.
+        total: Number of keys T.
+        dtype: Type of queries, keys and values.
+    """
+    seen_B1ST = paddle.tril(paddle.ones([1, 1, length, total], dtype="bool"), diagonal=total - length)
+    position_BT = paddle.arange(total, dtype="int64").unsqueeze(0)
+    if mask is not None and mask.ndim == 2:
+        seen_B1ST = seen_B1ST & mask.astype("bool").unsqueeze([1, 2])
+        tokens_BT = mask.astype("int64")
+        position_BT = (tokens_BT.cumsum(axis=1) - 1) * tokens_BT
+    elif mask is not None:
+        seen_B1ST = seen_B1ST & mask.astype("bool")
+    if config.use_flash_attention:
+        return alibi_mask(seen_B1ST, position_BT, slopes_of(config), dtype)
+    lowest = paddle.full([1], paddle.finfo(paddle.float32).min)
+    bias_B1ST = paddle.where(seen_B1ST, paddle.zeros([1]), lowest)
+    rows = bias_B1ST.shape[0]
+    if rows == 1:
+        return bias_B1ST[0, 0]
+    heads = config.n_head // config.tensor_parallel_degree
+    return bias_B1ST.expand([rows, heads, length, total]).reshape([rows * heads, length, total])
+
+
+def attn_mask(
+    self: Any, attention_mask: paddle.Tensor, input_shape: Any, past_key_values_length: int, num_heads: int
+) -> paddle.Tensor:
+    """For `BloomModel._prepare_attn_mask`: what its layers are given.
+
+    Args:
+        attention_mask: [B, T] or [B, S, T] or [B, 1, S, T] as PaddleNLP takes it; [B, 1, 1, S] says where packed samples
+            begin; [1, 1, 1, 1] stands for whole rows.
+    """
+    length = input_shape[1]
+    mask = attention_mask.unsqueeze(1) if attention_mask.ndim == 3 else attention_mask
+    if mask.ndim == 4 and mask.shape[2] == 1 < length:
+        if mask.shape[3] > 1:
+            return ends_of(mask[:, 0, 0])
+        mask = None
+    dtype = states_dtype(self.word_embeddings.weight)
+    return layer_mask(mask, length, length + past_key_values_length, self.config, dtype)
+
+
+def whole_rows_mask() -> paddle.Tensor:
+    """What stands for the mask of whole rows until `attn_mask` makes it: [1, 1, 1, 1]."""
+    return paddle.ones([1, 1, 1, 1], dtype="bool")
+
+
+def states_dtype(weight: paddle.Tensor) -> Any:
+    """The type of a layer's queries, keys and values: that of AMP, else that of the weights."""
+    return paddle.get_autocast_dtype() if paddle.is_autocast_enabled() else weight.dtype
+
+
+def bloom_attention(original: Any) -> Any:
+    """BLOOM's attention, by sample where rows are packed, and by Paddle's fused kernel with flash attention."""
+    from paddlenlp.transformers.bloom import modeling
+
+    @wraps(original)
+    def attention(
+        self: Any,
+        hidden_states: Any,
+        residual: Any,
+        alibi: Any,
+        attention_mask: Any,
+        layer_past: Any = None,
+        head_mask: Any = None,
+        use_cache: bool = False,
+        output_attentions: bool = False,
+    ) -> Any:
+        packed = is_ends(attention_mask)
+        if not packed and not self.config.use_flash_attention:
+            rest = (layer_past, head_mask, use_cache, output_attentions)
+            return original(self, hidden_states, residual, alibi, attention_mask, *rest)
+        q_BSND, k_BTND, v_BTND = self._split_heads(self.query_key_value(hidden_states))
+        if layer_past is not None:
+            k_BTND, v_BTND = (paddle.concat(two, axis=1) for two in zip(layer_past, (k_BTND, v_BTND), strict=True))
+        dropout = self.config.attention_dropout if self.training else 0.0
+        with named_random_state("local_seed"):
+            if packed:
+                slopes = slopes_of(self.config)
+                output = attend(q_BSND, k_BTND, v_BTND, attention_mask, slopes=slopes, dropout=dropout)
+            else:
+                output = fused_attention(q_BSND, k_BTND, v_BTND, attention_mask, dropout_p=dropout)
+        output = self.dense(output.reshape([*output.shape[:2], -1]))
+        present = (k_BTND, v_BTND) if use_cache else None
+        return modeling.dropout_add(output, residual, self.hidden_dropout, self.training), present
+
+    return attention

@@ -1,0 +1,116 @@
+"""The fused RMSNorm of custom_ops/ (`fused_ln`) in the networks.
+
+PaddleNLP's LLaMA and Qwen2 import `fused_ln` themselves where `config.use_fused_rms_norm` is set; ChatGLM2 gets it here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+# Of a clone that is run without having been installed.
+_IN_THE_CLONE = Path(__file__).resolve().parents[3] / "custom_ops"
+_SWITCH = "uses_fused_rms_norm"
+
+
+def why_not_fused() -> str:
+    """Why this job's RMSNorm cannot be fused; "" where it can. Builds the operator at first use, which takes a while.
+
+    Called by all ranks of a job: either all of them have it, or none takes it. On a GPU that has no own operator `fused_ln`
+    has Paddle's, where that runs; on a CPU the plain RMSNorm here is faster than that.
+    """
+    import paddle
+
+    device = paddle.device.get_device().split(":")[0]
+    reason, otherwise = _why_not_here(device)
+    reasons = _of_all_ranks(reason)
+    lacking = [rank for rank, theirs in enumerate(reasons) if theirs]
+    if not lacking or (len(lacking) == len(reasons) and otherwise):
+        return ""
+    if len(reasons) == 1:
+        return reason
+    who = "no rank has it" if len(lacking) == len(reasons) else f"{len(lacking)} of {len(reasons)} ranks lack it"
+    return f"{who} (rank {lacking[0]}: {reasons[lacking[0]]})"
+
+
+def _why_not_here(device: str) -> tuple[str, bool]:
+    """(why this rank has no operator of ours, whether it is fused all the same)."""
+    module = _fused_ln()
+    if module is None:
+        return "the module fused_ln is neither installed nor in this clone", False
+    if not hasattr(module, "why_not"):
+        if device == "gpu":
+            return "", True
+        file = getattr(module, "__file__", None)
+        return f"the module fused_ln that is installed ({file}) is somebody else's, for GPUs", False
+    reason = str(module.why_not(device))
+    return reason, bool(reason) and device == "gpu" and module.without.paddles_runs()
+
+
+def _of_all_ranks(mine: str) -> list[str]:
+    import paddle.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [mine]
+    found: list[str] = []
+    dist.all_gather_object(found, mine)
+    return found
+
+
+def _fused_ln() -> ModuleType | None:
+    for folder in ("", str(_IN_THE_CLONE)):
+        if folder and folder not in sys.path:
+            sys.path.append(folder)
+        try:
+            module = importlib.import_module("fused_ln")
+        except ImportError:
+            continue
+        _tell_as_we_do()
+        return module
+    return None
+
+
+def _tell_as_we_do() -> None:
+    """What `fused_ln` logs reads like all that a training says, and not like Paddle's log, whose handler it would go to."""
+    log = logging.getLogger("fused_ln")
+    if log.handlers:
+        return
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+# ---- ChatGLM2: its RMSNorm has no such branch, and does not keep its configuration.
+
+
+def offer_fused_norm(norm: type) -> None:
+    """Give ChatGLM2's class RMSNorm the branch."""
+    plain = norm.forward  # type: ignore[attr-defined]
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        if not is_fused(self):
+            return plain(self, hidden_states)
+        import fused_ln
+
+        return fused_ln.fused_rms_norm(hidden_states, self.weight, self.epsilon)[0]
+
+    norm.forward = forward  # type: ignore[attr-defined]
+
+
+def use_fused_norm(model: Any) -> None:
+    """Make the RMSNorms of this ChatGLM2 take it."""
+    from paddlenlp.transformers.chatglm_v2.modeling import RMSNorm
+
+    for layer in model.sublayers():
+        if isinstance(layer, RMSNorm):
+            setattr(layer, _SWITCH, True)
+
+
+def is_fused(norm: Any) -> bool:
+    return getattr(norm, _SWITCH, False)

@@ -1,0 +1,199 @@
+"""Packed rows: several samples one behind the other in a row, none of which sees another.
+
+What a batch says
+    input_ids, labels  [B, S]
+    segment_lengths    [B, K] int64: the lengths of a row's samples in order, filled up with zeros. What is left of a row
+                       behind them is padding (labels -100).
+    position_ids       [B, S] int64, from 0 in each sample; made here where it is absent.
+Without `segment_lengths` a row is one sample; padding on its right needs no mask then (nothing that counts looks at it),
+padding on its left an `attention_mask` [B, S] of zeros and ones.
+
+How it reaches the attention: as `ends` [B, S] int32, for each position the index behind the last one of its sample. That
+is what FlashMask (Wang et al. 2024) calls the start of a column's masked rows and PaddleNLP `attn_mask_startend_row_indices`:
+it passes through layers, recompute and pipeline stages as any other tensor does, so that no micro batch meets another's.
+
+ChatGLM-6B and GLM read a prefix both ways: their batches bring `prefix_lengths` [B, K] besides, and their mask is spelled out.
+
+What it costs: attention is computed sample by sample on a CPU (neighbours below 128 tokens together under one small mask),
+by FlashMask's kernel on a GPU in 16 bits, which leaves out what is hidden (`attention_kernels.py`: which GPUs have it). Flash
+attention with ALiBi takes an S x S mask in 16 bits. Otherwise, that is in 32 bits or on an older GPU, and with dropout of
+attention's probabilities on a CPU, the S x S scores are computed in full.
+
+Shapes: B rows, S positions of a row, K samples of a row, N heads, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import paddle
+import paddle.nn.functional as F
+
+from paddle_llm.models.patches.attention_kernels import fused_attention, has_flash_kernels, on_gpu, repeated_heads
+from paddle_llm.models.patches.cpu_ops import MIN_BLOCK, CausalAttention
+
+
+def segment_ends(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+    """`ends` [B, S] of rows of `length` positions; padding is a sample of its own."""
+    behind_BK = lengths_BK.astype("int64").cumsum(axis=1)
+    rows = behind_BK.shape[0]
+    position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    behind_BK = paddle.concat([behind_BK, paddle.full([rows, 1], length, dtype="int64")], axis=1)
+    sample_BS = paddle.searchsorted(behind_BK, position_BS, right=True)
+    return paddle.take_along_axis(behind_BK, sample_BS, axis=1).astype("int32")
+
+
+def segment_positions(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+    """`position_ids` [B, S] int64 of the same rows, from 0 in each sample and in the padding."""
+    lengths_BK = lengths_BK.astype("int64")
+    behind_BK = lengths_BK.cumsum(axis=1)
+    rows = behind_BK.shape[0]
+    position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    begin_BK = paddle.concat([paddle.zeros([rows, 1], dtype="int64"), behind_BK], axis=1)
+    sample_BS = paddle.searchsorted(behind_BK, position_BS, right=True)
+    return position_BS - paddle.take_along_axis(begin_BK, sample_BS, axis=1)
+
+
+def first_places(ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """[B, S] of booleans: where a sample begins."""
+    return paddle.concat([paddle.ones_like(ends_BS[:, :1]), ends_BS[:, 1:] - ends_BS[:, :-1]], axis=1).astype("bool")
+
+
+def ends_of(first_BS: paddle.Tensor) -> paddle.Tensor:
+    """`ends` from where samples begin."""
+    rows, length = first_BS.shape
+    place_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    begin_BS = paddle.where(first_BS.astype("bool"), place_BS, paddle.full([1], length, dtype="int64"))
+    behind_BS = paddle.concat([begin_BS[:, 1:], paddle.full([rows, 1], length, dtype="int64")], axis=1)
+    return paddle.cummin(behind_BS.flip(1), axis=1)[0].flip(1).astype("int32")
+
+
+def positions_of(ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """`position_ids` [B, S] int64 from `ends`."""
+    rows, length = ends_BS.shape
+    place_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    return place_BS - paddle.cummax(place_BS * first_places(ends_BS).astype("int64"), axis=1)[0]
+
+
+def is_ends(mask: Any) -> bool:
+    """Whether what stands in a mask's place is `ends`: masks are of booleans, floats or int64."""
+    return mask is not None and mask.dtype == paddle.int32
+
+
+def lengths_of(ends_BS: paddle.Tensor) -> list[int]:
+    """The lengths of all samples of all rows, in order, padding too."""
+    found = []
+    for ends in ends_BS.numpy():
+        at = 0
+        while at < len(ends):
+            found.append(int(ends[at]) - at)
+            at = int(ends[at])
+    return found
+
+
+def attend(
+    q_BSND: paddle.Tensor,
+    k_BSND: paddle.Tensor,
+    v_BSND: paddle.Tensor,
+    ends_BS: paddle.Tensor,
+    *,
+    slopes: list[float] | None = None,
+    dropout: float = 0.0,
+) -> paddle.Tensor:
+    """Compute softmax(q k^T / sqrt(D)) v [B, S, N, D], each position looking backwards within its sample.
+
+    Args:
+        k_BSND: Keys, for fewer heads than the queries' where several queries share one; values alike.
+        slopes: Slopes [N] of ALiBi (Press et al. 2022), None without it.
+        dropout: Dropout of the probabilities; 0 outside training.
+    """
+    if has_flash_kernels(q_BSND, k_BSND, v_BSND):
+        if slopes is None:
+            columns_B1S1 = ends_BS.unsqueeze([1, -1])
+            return F.flashmask_attention(q_BSND, k_BSND, v_BSND, columns_B1S1, dropout=dropout, causal=True)
+        mask_BNSS = alibi_mask(seen_backwards(ends_BS), positions_of(ends_BS), slopes, v_BSND.dtype)
+        return fused_attention(q_BSND, k_BSND, v_BSND, attn_mask=mask_BNSS, dropout_p=dropout)
+    k_BSND, v_BSND = (repeated_heads(states, q_BSND.shape[2]) for states in (k_BSND, v_BSND))
+    plain = all(tensor.dtype == paddle.float32 for tensor in (q_BSND, k_BSND, v_BSND))
+    if plain and not dropout and not on_gpu(q_BSND):
+        return _by_sample(q_BSND, k_BSND, v_BSND, ends_BS, slopes)
+    return _under_a_mask(q_BSND, k_BSND, v_BSND, ends_BS, slopes, dropout)
+
+
+def seen_backwards(ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """[B, 1, S, S] of booleans: which position looks at which, backwards within its sample."""
+    position_S = paddle.arange(ends_BS.shape[1], dtype="int32")
+    query_S1 = position_S.unsqueeze(1)
+    return ((query_S1 >= position_S) & (query_S1 < ends_BS.unsqueeze(1))).unsqueeze(1)
+
+
+def alibi_mask(
+    seen_B1ST: paddle.Tensor, position_BT: paddle.Tensor, slopes: list[float], dtype: paddle.dtype
+) -> paddle.Tensor:
+    """[B, N, S, T] in `dtype`, added to the scores: ALiBi (Press et al. 2022) where a key is seen, else the lowest number.
+
+    Args:
+        position_BT: Position of each key in its sample, [B or 1, T].
+    """
+    slopes_N1 = paddle.to_tensor(slopes, dtype="float32").unsqueeze(1)
+    bias_BN1T = (slopes_N1 * position_BT.astype("float32").unsqueeze(1)).astype(dtype).unsqueeze(2)
+    return paddle.where(seen_B1ST, bias_BN1T, paddle.full([1], paddle.finfo(dtype).min, dtype))
+
+
+def _by_sample(q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[float] | None) -> paddle.Tensor:
+    shape = q.shape
+    groups = grouped(lengths_of(ends_BS))
+    sizes = [sum(group) for group in groups]
+    parts = [paddle.split(x.reshape([1, -1, *x.shape[2:]]), sizes, axis=1) for x in (q, k, v)]
+    outputs = [
+        CausalAttention.apply(*qkv, group if len(group) > 1 else None, slopes)
+        for group, qkv in zip(groups, zip(*parts, strict=True), strict=True)
+    ]
+    return paddle.concat(outputs, axis=1).reshape(shape)
+
+
+def grouped(lengths: list[int]) -> list[list[int]]:
+    """Neighbours whose lengths add up to no more than a block of the attention's: one small mask costs less than calls."""
+    groups: list[list[int]] = []
+    room = 0
+    for length in lengths:
+        if length > room:
+            groups.append([])
+            room = MIN_BLOCK
+        groups[-1].append(length)
+        room -= length
+    return groups
+
+
+def packed_prefix_mask(lengths_BK: paddle.Tensor, prefixes_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+    """[B, 1, S, S] of booleans: each position looks at the prefix of its sample, and backwards in its sample.
+
+    Args:
+        prefixes_BK: the length of each sample's prefix.
+    """
+    ends_BS = segment_ends(lengths_BK, length).astype("int64")
+    place_BS = positions_of(ends_BS.astype("int32"))
+    rows = ends_BS.shape[0]
+    behind_BK = lengths_BK.astype("int64").cumsum(axis=1)
+    sample_BS = paddle.searchsorted(behind_BK, paddle.arange(length, dtype="int64").expand([rows, length]), right=True)
+    prefixes_BK = paddle.concat([prefixes_BK.astype("int64"), paddle.zeros([rows, 1], dtype="int64")], axis=1)
+    in_prefix_BS = place_BS < paddle.take_along_axis(prefixes_BK, sample_BS, axis=1)
+    same_BSS = ends_BS.unsqueeze(1) == ends_BS.unsqueeze(2)
+    backwards_BSS = place_BS.unsqueeze(1) <= place_BS.unsqueeze(2)
+    return (same_BSS & (backwards_BSS | in_prefix_BS.unsqueeze(1))).unsqueeze(1)
+
+
+def _under_a_mask(
+    q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[float] | None, dropout: float
+) -> paddle.Tensor:
+    q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))
+    scores = paddle.matmul(q * (1.0 / math.sqrt(q.shape[-1])), k, transpose_y=True).astype("float32")
+    position_S = paddle.arange(ends_BS.shape[1], dtype="int32")
+    if slopes is not None:
+        slopes_N1 = paddle.to_tensor(slopes, dtype="float32").unsqueeze(1)
+        scores = scores + (slopes_N1 * position_S.astype("float32")).unsqueeze([0, 2])
+    seen_B1SS = seen_backwards(ends_BS)
+    weights = F.softmax(paddle.where(seen_B1SS, scores, paddle.full([1], -1e30)), axis=-1).astype(v.dtype)
+    weights = F.dropout(weights, dropout)
+    return paddle.matmul(weights, v).transpose([0, 2, 1, 3])

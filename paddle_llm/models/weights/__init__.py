@@ -1,0 +1,1 @@
+"""Read, name, shard and initialise the weights of a network."""

@@ -1,0 +1,319 @@
+"""The weight files of a folder as one table of tensors, of which slices are read.
+
+Reads safetensors (one file or several with an index) through a memory map, so that a slice costs its own pages only;
+PaddleNLP's .pdparams (one or several with an index) likewise (`paddle_pickles.py`), or by Paddle itself, whole, one file at a
+time, where they were written in a way of old; and, where that is allowed, torch's pickles (`torch_pickles.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, TensorSpec, serialize_file
+
+from paddle_llm.config.local_files.weights import WeightChoice, choose_weights, unique_keys
+from paddle_llm.core import json_text
+from paddle_llm.core.downloads import HEAD_BYTES, failed_download
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
+from paddle_llm.models.weights.torch_pickles import scan_torch_pickle
+
+# bf16 has no numpy type: it is held as uint16 and widened when read.
+_NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
+_NUMPY |= {"BOOL": "?", "U16": "<u2"}  # PaddleNLP writes bf16 as U16, a type that no weight has otherwise
+# Bits of the types that safetensors has besides; quantized folders hold them.
+_OTHER_BITS = {
+    "U32": 32,
+    "U64": 64,
+    "C64": 64,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+}
+_OTHER_BITS |= {"F8_E4M3FN": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
+# As numpy and paddle call what weights are stored in.
+_WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U16": "bfloat16", "uint16": "bfloat16"}
+DOUBLE = ("F64", "float64")
+_FLOATS = {"float32", "float16", "bfloat16", *DOUBLE}  # what weights are read from; 64 bits become 32
+_LARGEST_HEADER = 100_000_000
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """Where one tensor is: its file, its dtype as the file spells it (numpy's name in .pdparams), and the bytes [begin, end) of the file.
+
+    `strides`: in elements; None: row by row. `pickled`: where it is in a .pdparams that can be mapped.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int = 0
+    end: int = 0
+    strides: tuple[int, ...] | None = None
+    pickled: PickledTensor | None = None
+
+
+class WeightFiles:
+    """Tensors of a folder by name.
+
+    Attributes:
+        format: what safetensors' metadata contain ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for .pdparams,
+            "pt" for torch's pickles, None where the files do not contain it.
+        unread: names of files in the folder that look like weights and are not read.
+        copies: tensors that a second file holds, too; the index decides which copy is read.
+        unlisted: tensors that a file holds and the index does not name; they are not read.
+
+    Args:
+        allow_pickle: whether to read torch's pickles where the folder has nothing else.
+        file: read this safetensors file of the folder alone.
+
+    Raises:
+        UserError: If the folder has no weights, a file is missing, cut off or corrupt, or a format is not supported.
+    """
+
+    def __init__(self, folder: Path, *, allow_pickle: bool = False, file: str | None = None):
+        self.folder = folder
+        self.format: str | None = None
+        self.copies: set[str] = set()
+        self.unlisted: set[str] = set()
+        self._entries: dict[str, _Entry] = {}
+        self._held: tuple[Path, dict[str, np.ndarray]] | None = None
+        if file and not (folder / file).is_file():
+            raise UserError(f"{folder} has no {file}: it is not complete")
+        choice = WeightChoice((folder / file,)) if file else choose_weights(folder, allow_pickle=allow_pickle)
+        self.unread = choice.unread
+        for one in choice.files:
+            self._add(one, self._scan(one), choice.index)
+        absent = sorted(name for name in choice.index or () if name not in self._entries)
+        if absent and choice.index is not None and choice.index_file is not None:
+            raise UserError(
+                f"{choice.index_file} names {choice.index[absent[0]].name} for {absent[0]}, which is not in that file"
+                + (f" ({len(absent)} tensors in all)" if len(absent) > 1 else "")
+                + ". Fetch the index and its files again."
+            )
+
+    def _scan(self, file: Path) -> dict[str, _Entry]:
+        scans = {".pdparams": self._scan_pdparams, ".bin": self._scan_torch_pickle}
+        try:
+            return scans.get(file.suffix, self._scan_safetensors)(file)
+        except OSError as error:
+            raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+
+    def _add(self, file: Path, found: dict[str, _Entry], index: dict[str, Path] | None) -> None:
+        """Keep the tensors for which the index names this file."""
+        for name, entry in found.items():
+            if index is None or index.get(name) == file:
+                self._entries[name] = entry
+            elif name in index:
+                self.copies.add(name)
+            else:
+                self.unlisted.add(name)
+
+    def names(self) -> list[str]:
+        return list(self._entries)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._entries[name].shape
+
+    def dtype(self, name: str) -> str:
+        """What a tensor is stored in: "float32", "bfloat16", "float16", or as its file spells a type that is no weight's."""
+        stored = self._entries[name].dtype
+        return _WEIGHT_DTYPES.get(stored, stored)
+
+    def is_weight(self, name: str) -> bool:
+        """Whether a tensor is of floating-point numbers of 16 bits or more, as every weight is that is not quantized."""
+        return self.dtype(name) in _FLOATS
+
+    def view(self, name: str) -> np.ndarray:
+        """A whole tensor as it is stored, read-only and mapped into memory where the file allows it; bf16 as bits in uint16."""
+        entry = self._entries[name]
+        if entry.pickled is not None:
+            return entry.pickled.view()
+        if entry.file.suffix == ".pdparams":
+            return self._pdparams(entry.file)[name]
+        if entry.dtype not in _NUMPY:
+            raise UserError(
+                f"{entry.file}: {name} is stored as {entry.dtype}, which is not read; use fp32, fp16 or bf16 weights"
+            )
+        values = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end].view(_NUMPY[entry.dtype])
+        if entry.strides is None:
+            return values.reshape(entry.shape)
+        steps = tuple(stride * values.itemsize for stride in entry.strides)
+        return np.lib.stride_tricks.as_strided(values, entry.shape, steps, writeable=False)
+
+    def read(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        """Entries [start, stop) along `axis`, bf16 widened to fp32, other types as they are stored."""
+        whole = self.view(name)
+        index = [slice(None)] * whole.ndim
+        if index:
+            index[axis] = slice(start, stop)
+        part = whole[tuple(index)]
+        if part.dtype == np.uint16:
+            return (part.astype(np.uint32) << 16).view(np.float32)
+        return np.array(part)
+
+    def _scan_safetensors(self, file: Path) -> dict[str, _Entry]:
+        header, offset = read_header(file)
+        metadata = header.pop("__metadata__", None)
+        if metadata is not None and not _is_metadata(metadata):
+            raise UserError(f"{file} is corrupt: its __metadata__ is not a table of texts. Fetch the file again.")
+        if metadata is not None:
+            self.format = metadata.get("format", self.format)
+        entries, size = {}, file.stat().st_size
+        for name, tensor in header.items():
+            dtype, shape, begin, end = _described(file, name, tensor)
+            if offset + end > size:
+                raise UserError(f"{file} is cut off: {size} bytes, {name} ends at {offset + end}; fetch the file again")
+            if 8 * (end - begin) != math.prod(shape) * _bits(file, name, dtype):
+                raise UserError(f"{file} is corrupt: {name} has the wrong number of bytes; fetch the file again")
+            entries[name] = _Entry(file, dtype, shape, offset + begin, offset + end)
+        _check_contiguous(file, entries, offset, size)
+        return entries
+
+    def _scan_pdparams(self, file: Path) -> dict[str, _Entry]:
+        self.format = "pd"
+        try:
+            found = scan_paddle_pickle(file)
+        except RefusedPickle:
+            raise
+        except UserError:  # written in another way, which Paddle itself may know
+            return {
+                name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()
+            }
+        return {name: _Entry(file, one.dtype.name, one.shape, pickled=one) for name, one in found.items()}
+
+    def _scan_torch_pickle(self, file: Path) -> dict[str, _Entry]:
+        self.format = "pt"
+        return {
+            name: _Entry(file, one.dtype, one.shape, one.begin, one.end, one.strides)
+            for name, one in scan_torch_pickle(file).items()
+        }
+
+    def _pdparams(self, file: Path) -> dict[str, np.ndarray]:
+        """The tensors of one .pdparams; the file read last is held."""
+        import paddle
+
+        if self._held is None or self._held[0] != file:
+            self._held = None
+            try:
+                state = paddle.load(str(file), return_numpy=True)
+            except Exception as error:  # paddle raises anything here, by what the broken bytes say
+                raise UserError(f"{file} cannot be read ({type(error).__name__}); it is cut off or corrupt") from error
+            if not isinstance(state, dict):
+                raise UserError(f"{file} holds a {type(state).__name__}, not weights by name; fetch the file again")
+            self._held = (file, {name: value for name, value in state.items() if isinstance(value, np.ndarray)})
+        return self._held[1]
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether an array of weights has neither NaN nor infinity; bf16 may be given as bits in uint16.
+
+    It is read piece by piece, so that a mapped tensor needs little memory.
+    """
+    rows = values if values.ndim > 1 else values.reshape(-1, 1)
+    step = max((1 << 22) // max(rows[:1].size, 1), 1)
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        finite = (part & 0x7F80) != 0x7F80 if part.dtype == np.uint16 else np.isfinite(part)
+        if not finite.all():
+            return False
+    return True
+
+
+def _described(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """dtype, shape, and the bytes [begin, end) behind the header, of one entry of a header."""
+    try:
+        dtype, shape, (begin, end) = tensor["dtype"], tuple(tensor["shape"]), tensor["data_offsets"]
+        numbers = (*shape, begin, end)
+        if any(type(number) is not int or number < 0 for number in numbers) or begin > end or type(dtype) is not str:
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{file} is corrupt: its entry for {name} cannot be read; fetch the file again") from None
+    return dtype, shape, begin, end
+
+
+def _is_metadata(metadata: Any) -> bool:
+    """Whether it is what safetensors' own reader takes."""
+    return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+
+
+def _bits(file: Path, name: str, dtype: str) -> int:
+    if dtype in _NUMPY:
+        return 8 * np.dtype(_NUMPY[dtype]).itemsize
+    if dtype not in _OTHER_BITS:
+        raise UserError(f"{file}: {name} is stored as {dtype}, which is not read; use fp32, fp16 or bf16 weights")
+    return _OTHER_BITS[dtype]
+
+
+def _check_contiguous(file: Path, entries: dict[str, _Entry], offset: int, size: int) -> None:
+    """Raise UserError where tensors overlap or leave bytes of the file out, which safetensors' own reader refuses, too."""
+    at = offset
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if entry.begin != at:
+            raise UserError(
+                f"{file} is corrupt: {name} does not begin where the tensor before it ends; fetch the file again"
+            )
+        at = entry.end
+    if at != size:
+        raise UserError(f"{file} is corrupt: {size - at} bytes behind the last tensor; fetch the file again")
+
+
+def read_header(file: Path) -> tuple[dict[str, Any], int]:
+    """The JSON header of a safetensors file, and the byte where tensors begin."""
+    with file.open("rb") as stream:
+        if problem := failed_download(stream.read(HEAD_BYTES)):
+            raise UserError(f"{file}: {problem}.")
+        stream.seek(0)
+        length = int.from_bytes(stream.read(8), "little")
+        size = file.stat().st_size
+        if size < 8 or length > min(size - 8, _LARGEST_HEADER):
+            raise UserError(f"{file} is not a safetensors file, or is cut off ({size} bytes). Fetch the file again.")
+        try:
+            header = json_text.loads(stream.read(length), object_pairs_hook=unique_keys)
+        except (ValueError, RecursionError) as error:
+            reason = str(error) if "occurs twice" in str(error) else "its header is not JSON"
+            raise UserError(f"{file} is corrupt: {reason}; fetch the file again") from None
+    if not isinstance(header, dict):
+        raise UserError(f"{file} is corrupt: its header is not a table; fetch the file again")
+    return header, 8 + length
+
+
+def write_safetensors(file: Path, tensors: dict[str, np.ndarray], *, format: str = "np") -> None:
+    """A safetensors file. Paddle hands bfloat16 out as its bits in uint16, a type that no weight has otherwise.
+
+    Args:
+        format: what it says of itself: "pt" where torch's libraries look for that.
+
+    Raises:
+        OSError: the disk is full, or has another trouble (safetensors has an error of its own for that).
+    """
+    kept = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
+    specs = {
+        key: TensorSpec(
+            dtype="bfloat16" if value.dtype == np.uint16 else value.dtype.name,
+            shape=list(value.shape),
+            data_ptr=value.ctypes.data,
+            data_len=value.nbytes,
+        )
+        for key, value in kept.items()
+    }
+    try:
+        serialize_file(specs, file, metadata={"format": format})
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number.group(1)), os.strerror(int(number.group(1))), str(file)) from None

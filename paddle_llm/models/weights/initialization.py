@@ -1,0 +1,79 @@
+"""Random weights that depend on the seed and the parameter's name only, not on the layout.
+
+Every full tensor is drawn in blocks along the axis that tensor parallelism splits, each block from a stream of its own
+keyed by (seed, name, block). A rank draws the blocks that it holds, so that one process and any layout start from the
+same weights, replicas are equal, and a rank's cost is that of its part.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.models.registry import Family
+from paddle_llm.models.weights.names import canonical_parameters
+from paddle_llm.models.weights.shards import Shard, shard_of
+from paddle_llm.models.weights.vocabulary import real_vocab_size, vocabulary_axis
+
+_BLOCK = 64
+_STANDARD_DEVIATION = 0.02
+
+
+def initialise(model: Any, family: Family, seed: int) -> None:
+    """Set every parameter of this rank.
+
+    Matrices are normal with the configuration's `initializer_range` (0.02 where it has none; matrices that write to the
+    residual stream divided by sqrt(2 layers) as in Megatron and PaddleNLP's LLaMA), biases 0, norms 1.
+    """
+    import paddle
+
+    config = model.config
+    layers = getattr(config, "n_layer", None) or config.num_hidden_layers
+    deviation = getattr(config, "initializer_range", None) or _STANDARD_DEVIATION
+    degree, rank = max(config.tensor_parallel_degree, 1), config.tensor_parallel_rank
+    for name, parameter in canonical_parameters(model, family.name):
+        split = bool(getattr(parameter, "is_distributed", False))
+        shard = shard_of(family.name, name, parameter.shape, split, config, degree, rank)
+        if len(parameter.shape) < 2:
+            values = np.full(parameter.shape, 1.0 if name.endswith(".weight") else 0.0, np.float32)
+        else:
+            scale = 1 / math.sqrt(2 * layers) if name.endswith(family.residual_outputs or ("\0",)) else 1.0
+            values = draw_normal(seed, name, shard) * np.float32(deviation * scale)
+            clear_padding(values, shard, vocabulary_axis(family.name, name), real_vocab_size(config))
+        with paddle.no_grad():
+            parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
+
+
+def clear_padding(values: np.ndarray, shard: Shard, axis: int | None, real_size: int) -> None:
+    """Zero the rows or columns of a rank's part that pad the vocabulary."""
+    if axis is None or shard.shape[axis] == real_size:
+        return
+    first = shard.ranges[0][0] if axis == shard.axis else 0
+    keep = max(real_size - first, 0)
+    if axis == 0:
+        values[keep:] = 0
+    else:
+        values[:, keep:] = 0
+
+
+def draw_normal(seed: int, name: str, shard: Shard) -> np.ndarray:
+    """A rank's part of the standard normal tensor of this seed and name, fp32."""
+    parts = [_draw_range(seed, name, shard, start, stop) for start, stop in shard.ranges]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=shard.axis)
+
+
+def _draw_range(seed: int, name: str, shard: Shard, start: int, stop: int) -> np.ndarray:
+    shape = list(shard.shape)
+    others = shape[: shard.axis] + shape[shard.axis + 1 :]
+    first = start // _BLOCK
+    blocks = [_draw_block(seed, name, index, others) for index in range(first, -(-stop // _BLOCK))]
+    values = np.concatenate(blocks)[start - first * _BLOCK : stop - first * _BLOCK]
+    return np.ascontiguousarray(np.moveaxis(values, 0, shard.axis))
+
+
+def _draw_block(seed: int, name: str, index: int, others: list[int]) -> np.ndarray:
+    entropy = np.random.SeedSequence([seed, zlib.crc32(name.encode()), index])
+    return np.random.Generator(np.random.Philox(entropy)).standard_normal((_BLOCK, *others), dtype=np.float32)

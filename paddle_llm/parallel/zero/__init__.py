@@ -1,0 +1,1 @@
+"""ZeRO: sharding stages 2 and 3."""

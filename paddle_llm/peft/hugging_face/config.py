@@ -1,0 +1,218 @@
+"""`adapter_config.json` of Hugging Face's PEFT as this library's `Method`, and the other way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.core.console import say_once
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights import names
+from paddle_llm.peft.hugging_face.fields import problems_of, unknown_and_off, without_effect
+from paddle_llm.peft.hugging_face.format import CONFIG, PeftFile
+from paddle_llm.peft.hugging_face.targets import checked, is_target, value_of
+from paddle_llm.peft.method import Method
+
+_IN_A_LIST = re.compile(r"(?:.*\.)?([a-z]+)\.(\d+)\.(.+)")  # layers.7.self_attn.q_proj
+_RANK, _ALPHA = 8, 8  # PEFT's defaults of r and lora_alpha
+
+
+def check_settings(folder: Path, described: dict[str, Any]) -> None:
+    """Refuse an adapter of PEFT that needs what LoRA here does not do. Reads no tensors.
+
+    Args:
+        described: the content of the folder's adapter_config.json.
+
+    Raises:
+        UserError: If a field is unknown or refused, or has a value that is not honoured; all such fields are named.
+    """
+    problems = list(problems_of(described))
+    if problems:
+        raise UserError(
+            f"{folder / CONFIG} asks for what is not offered here: {'; '.join(problems)}. Use plain LoRA or DoRA, or merge the "
+            "adapter into its base with PEFT (merge_and_unload)."
+        )
+    ignored = unknown_and_off(described)
+    if ignored:
+        say_once(f"{folder / CONFIG}: unknown fields that are switched off are ignored: {', '.join(ignored)}")
+
+    for name, why in without_effect(described).items():
+        say_once(f"{folder / CONFIG}: {name} is ignored: it {why}")
+
+
+def method_of_peft(
+    folder: Path, described: dict[str, Any], base: dict[str, Any] | None = None, *, allow_pickle: bool = False
+) -> Method:
+    """The settings of an adapter of PEFT as this library's.
+
+    Args:
+        described: its adapter_config.json.
+        base: `base_shape` of the network that it is put over; without it layers are named one by one.
+        allow_pickle: whether to read adapter_model.bin.
+
+    Raises:
+        UserError: If the adapter needs what LoRA here does not do, or its files are incomplete.
+    """
+    check_settings(folder, described)
+    files = PeftFile(folder, described, allow_pickle=allow_pickle)
+    if base is None:
+        checked(folder, lambda: _check_targets(folder, described, files))
+    rank, alpha = described.get("r", _RANK), float(described.get("lora_alpha", _ALPHA))
+    ranks = {
+        one: checked(folder, lambda one=one: value_of(described.get("rank_pattern"), one, rank)) for one in files.lora
+    }
+    alphas = {
+        one: float(checked(folder, lambda one=one: value_of(described.get("alpha_pattern"), one, alpha)))
+        for one in files.lora
+    }
+    for layer, wanted in ranks.items():
+        for own, axis in (("lora_A", 0), ("lora_B", 1)):
+            shape = files.shape(f"{layer}.{own}")
+            if len(shape) != 2 or shape[axis] != wanted:
+                raise UserError(
+                    f"{folder}: {own} of {layer} is {list(shape)}, which is not of rank {wanted} ({CONFIG}: r {rank}, rank_pattern "
+                    f"{described.get('rank_pattern') or {}}). The two files do not belong together."
+                )
+    return Method(
+        "lora",
+        rank=rank,
+        alpha=alpha,
+        dropout=float(described.get("lora_dropout") or 0.0),
+        targets=_targets(files.lora, base),
+        rslora=bool(described.get("use_rslora")),
+        dora=bool(described.get("use_dora")),
+        ranks=_exceptions(ranks, rank, base),
+        alphas=_exceptions(alphas, alpha, base),
+        modules_to_save=tuple(
+            dict.fromkeys(_pattern(key, base) for key in files.weights if not _is_copy(files, key, files.weights))
+        ),
+    )
+
+
+def _check_targets(folder: Path, described: dict[str, Any], files: PeftFile) -> None:
+    """What can be compared without the base: whether the layers of the file are those of adapter_config.json."""
+    for layer in files.lora:
+        if not is_target(described, layer, family=None, is_linear=layer not in files.embeddings, is_head=False):
+            raise UserError(
+                f"{folder}: {CONFIG} does not name {layer} (target_modules, exclude_modules, modules_to_save, "
+                f"layers_to_transform), and {files.file.name} has LoRA for it. Fetch both files again."
+            )
+
+
+def _is_copy(files: PeftFile, key: str, others: list[str]) -> bool:
+    """Whether it is the head of a base that ties it to its embedding: the same numbers a second time."""
+    return key == names.FOREIGN_TIED_HEAD and any(
+        one != key and files.shape(one) == files.shape(key) and np.array_equal(files.view(one), files.view(key))
+        for one in others
+    )
+
+
+def _targets(layers: list[str], base: dict[str, Any] | None) -> tuple[str, ...]:
+    """Patterns that match these layers and no others."""
+    found = []
+    for rest, numbers in _by_kind(layers, base).items():
+        if numbers is None:
+            found.append(rest)
+            continue
+        stack, _, layer = rest.partition("/")
+        if _is_everywhere(numbers, base):
+            found.append(layer)
+        else:
+            found.append(rf".*\.{stack}\.({'|'.join(map(str, sorted(numbers)))})\.{re.escape(layer)}")
+    return tuple(found)
+
+
+def _by_kind(layers: list[str], base: dict[str, Any] | None) -> dict[str, list[int] | None]:
+    """ "layers/self_attn.q_proj" -> numbers of blocks; the pattern of a layer outside of the blocks -> None."""
+    kinds: dict[str, list[int] | None] = {}
+    for layer in layers:
+        match = _IN_A_LIST.fullmatch(names.native_infixes(layer))
+        if match is None:
+            kinds[_pattern(f"{layer}.weight", base).removesuffix(".weight")] = None
+        else:
+            numbers = kinds.setdefault(f"{match.group(1)}/{match.group(3)}", [])
+            assert numbers is not None
+            numbers.append(int(match.group(2)))
+    return kinds
+
+
+def _is_everywhere(numbers: list[int], base: dict[str, Any] | None) -> bool:
+    return base is not None and sorted(numbers) == list(range(base["layers"]))
+
+
+def _exceptions(values: Mapping[str, Any], default: Any, base: dict[str, Any] | None) -> tuple[tuple[str, Any], ...]:
+    """(pattern, value) of the layers whose value is not the default: few patterns, and each matches those layers only."""
+    found = []
+    for value in dict.fromkeys(value for value in values.values() if value != default):
+        layers = [layer for layer, one in values.items() if one == value]
+        found += [(pattern, value) for pattern in _targets(layers, base)]
+    return tuple(found)
+
+
+def _pattern(key: str, base: dict[str, Any] | None) -> str:
+    """What names a weight of the base in `Method.modules_to_save`."""
+    if base is not None:
+        family = base["family"]
+        for known in (names.EMBEDDINGS[family], names.HEADS.get(family, "")):
+            if known and key in names.foreign_spellings(family, names.hugging_face(family, known, 2).name):
+                return known
+    match = _IN_A_LIST.fullmatch(names.native_infixes(key))
+    return f"{match.group(1)}.{match.group(2)}.{match.group(3)}" if match else ".".join(key.split(".")[-2:])
+
+
+def config_of_peft(
+    method: Method, layers: Mapping[str, str], retrained: list[str], base: str, blocks: int
+) -> dict[str, Any]:
+    """adapter_config.json for PEFT.
+
+    Args:
+        layers: Hugging Face's name of each layer with LoRA -> its canonical name.
+        retrained: Hugging Face's names of weights of the base that were trained.
+        base: the value of `base_model_name_or_path`.
+        blocks: number of transformer blocks in the base.
+    """
+    ends: dict[str, list[str]] = {}
+    for layer in layers:
+        ends.setdefault(layer.rpartition(".")[2], []).append(layer)
+    everywhere = all(_in_every_block(found, blocks) for found in ends.values())
+    modules = {name.rpartition(".")[0] for name in retrained if name.endswith(".weight")} - set(layers)
+    with_bias = any(name.endswith(".bias") and name.rpartition(".")[0] not in modules for name in retrained)
+    return {
+        "alpha_pattern": {
+            layer: _number(method.alpha_of(path))
+            for layer, path in layers.items()
+            if method.alpha_of(path) != method.scale_alpha
+        },
+        "base_model_name_or_path": base,
+        "bias": "all" if with_bias else "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": _number(method.scale_alpha),
+        "lora_dropout": method.dropout,
+        "modules_to_save": sorted(modules) or None,
+        "peft_type": "LORA",
+        "r": method.rank,
+        "rank_pattern": {
+            layer: method.rank_of(path) for layer, path in layers.items() if method.rank_of(path) != method.rank
+        },
+        "target_modules": sorted(ends) if everywhere else sorted(layers),
+        "task_type": "CAUSAL_LM",
+        "use_dora": method.dora,
+        "use_rslora": method.rslora,
+    }
+
+
+def _number(value: float) -> float:
+    return int(value) if float(value).is_integer() else value
+
+
+def _in_every_block(layers: list[str], blocks: int) -> bool:
+    """Whether these layers are one of each block: their common end names them then, and nothing else in a block."""
+    found = [_IN_A_LIST.fullmatch(layer) for layer in layers]
+    rests = {match.group(3) for match in found if match}
+    return len(rests) == 1 and sorted(int(match.group(2)) for match in found if match) == list(range(blocks))

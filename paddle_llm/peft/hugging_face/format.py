@@ -1,0 +1,335 @@
+"""The tensors of an adapter of Hugging Face's PEFT (0.17 to 0.21): their names and layouts, and those of this library.
+
+    base_model.model.<layer>.lora_A.weight [r, in], .lora_B.weight [out, r]         LoRA on a linear layer
+    base_model.model.<layer>.lora_embedding_A [r, words], .lora_embedding_B [width, r]   LoRA on an embedding
+    base_model.model.<layer>.lora_magnitude_vector [out]                             DoRA
+    base_model.model.<layer>.weight, .bias                                           weights of the base that were trained;
+                                                                                     `.base_layer.` before the last part in
+                                                                                     a layer with LoRA
+
+Here a layer has `lora_A` [in, r] and `lora_B` [r, out], the transposes, and `lora_magnitude` [out]. Both libraries add
+lora_alpha / r (with rsLoRA lora_alpha / sqrt(r)) times the product. Names of layers are those of models/weights/names.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paddle_llm.core.console import say_once
+from paddle_llm.core.errors import UserError
+from paddle_llm.models.weights import names
+from paddle_llm.models.weights.files import WeightFiles
+from paddle_llm.models.weights.vocabulary import real_vocab_size, vocabulary_axis
+from paddle_llm.models.weights.wrapper_names import why_empty, why_wrapped
+from paddle_llm.peft.hugging_face.targets import checked, is_target, saved_modules
+
+CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+BEGIN = "base_model.model."
+OWN = ("lora_A", "lora_B", "lora_magnitude")  # the last parts of the names of what LoRA adds, here
+_ADAPTER = "default"  # PEFT's name of an adapter: not in files, but in what torch.save keeps of a model
+_LORA = re.compile(
+    r"(?P<layer>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])|lora_magnitude_vector(?:\.weight)?)"
+)
+_NAMED = re.compile(r".+\.lora_[AB]\.(?P<name>[^.]+)\.weight")
+
+
+def is_peft(described: dict[str, Any]) -> bool:
+    """Whether an adapter_config.json is PEFT's."""
+    return "peft_type" in described
+
+
+class PeftFile(WeightFiles):
+    """The tensors of an adapter of PEFT: `<layer>.lora_A`, `.lora_B`, `.lora_magnitude`, and weights of the base.
+
+    Layouts are the file's. The names of layers and weights are Hugging Face's.
+
+    Attributes:
+        lora: the layers with LoRA, in the file's order.
+        embeddings: those of them that the file has as embeddings.
+        weights: the weights of the base.
+
+    Args:
+        described: the adapter's adapter_config.json.
+        allow_pickle: whether to read adapter_model.bin where the folder has no safetensors.
+
+    Raises:
+        UserError: If the file is missing or broken, or holds a tensor that is not part of a LoRA adapter.
+    """
+
+    def __init__(self, folder: Path, described: dict[str, Any], *, allow_pickle: bool = False):
+        super().__init__(folder, file=_tensor_file(folder, allow_pickle))
+        self.file = next(iter(self._entries.values())).file if self._entries else folder / TENSORS
+        self.lora: list[str] = []
+        self.embeddings: set[str] = set()
+        self.weights: list[str] = []
+        self._wrapped: set[str] = set()
+        entries, named = {}, 0
+        shapes = {key: entry.shape for key, entry in self._entries.items()}
+        if problem := why_wrapped(shapes, known=("base_model", "base_layer")) or why_empty(shapes):
+            raise UserError(f"{self.file}: {problem}")
+        for key, entry in self._entries.items():
+            if key.startswith(BEGIN + BEGIN):
+                raise UserError(
+                    f"{self.file}: tensor name {key!r} begins with {BEGIN!r} twice: PEFT put one adapter over another. Save the "
+                    "inner adapter with save_pretrained."
+                )
+            if not key.startswith(BEGIN):
+                raise UserError(
+                    f"{self.file}: tensor name {key!r} does not begin with {BEGIN!r}. Save the adapter with PEFT's "
+                    "save_pretrained."
+                )
+            plain = re.sub(rf"\.{_ADAPTER}(?=\.|$)", "", key.removeprefix(BEGIN))
+            if self._is_second_copy(key):
+                continue
+            named += plain != key.removeprefix(BEGIN)
+            name = self._own_name(plain)
+            if name in entries:
+                raise UserError(f"{self.file}: two tensors for {name}. Save the adapter again.")
+            entries[name] = entry
+        self._entries = entries
+        self._report(named)
+        self._check_complete(bool(described.get("use_dora")))
+
+    def _is_second_copy(self, key: str) -> bool:
+        """Whether PEFT wrote a bias of a module in modules_to_save a second time, which bias "all" makes it do."""
+        for part in (".modules_to_save.", ".original_module."):
+            if part in key and key.replace(part, ".") in self._entries:
+                return True
+        return False
+
+    def _own_name(self, key: str) -> str:
+        """The name here of one of PEFT's tensors."""
+        match = _LORA.fullmatch(key)
+        if match is None:
+            if other := _NAMED.fullmatch(key):
+                raise UserError(
+                    f"{self.file}: {key} contains the adapter's name {other['name']!r}, so that PEFT does not read it. Save the "
+                    "adapter with save_pretrained, or remove the name from the names of the tensors."
+                )
+            if ".lora_" in f".{key}":
+                raise UserError(f"{self.file}: {key} is not a tensor of LoRA on a linear layer or an embedding.")
+            name = key.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
+            if ".base_layer." in key:
+                self._wrapped.add(name)
+            self.weights.append(name)
+            return name
+        layer = match["layer"]
+        if layer not in self.lora:
+            self.lora.append(layer)
+        if match["embedding"]:
+            self.embeddings.add(layer)
+        part = match["linear"] or match["embedding"]
+        return f"{layer}.lora_{part}" if part else f"{layer}.lora_magnitude"
+
+    def _report(self, named: int) -> None:
+        if named:
+            say_once(f"{self.file}: {named} tensor names contain the adapter's name {_ADAPTER!r}, which is ignored")
+        layers = set(self.lora)
+        strange = sorted(name for name in self._wrapped if name.rpartition(".")[0] not in layers)
+        if strange:
+            raise UserError(
+                f"{self.file}: {strange[0]} is named as a weight of a layer with LoRA, and the file has no LoRA for it. "
+                "Save the adapter again."
+            )
+        plain = sorted(set(self.weights) - self._wrapped)
+        inside = [name for name in plain if name.rpartition(".")[0] in layers]
+        if inside:
+            say_once(
+                f"{self.file}: {len(inside)} weights of layers with LoRA are named as PEFT before 0.6 named them, "
+                f"{inside[0]} for instance; they are read, newer releases of PEFT ignore them"
+            )
+
+    def _check_complete(self, dora: bool) -> None:
+        if not self.lora:
+            raise UserError(f"{self.file} holds no matrices of LoRA. Fetch the file again.")
+        for layer in self.lora:
+            for own in OWN[: 3 if dora else 2]:
+                if f"{layer}.{own}" not in self._entries:
+                    raise UserError(f"{self.file}: {layer} has no {own}. The file is incomplete; fetch it again.")
+            if not dora and f"{layer}.lora_magnitude" in self._entries:
+                raise UserError(
+                    f"{self.file}: {layer} has lora_magnitude_vector, and use_dora is not true in {CONFIG}. Correct {CONFIG}."
+                )
+
+
+def _tensor_file(folder: Path, allow_pickle: bool) -> str:
+    """The file that PEFT would read: safetensors before a pickle."""
+    if (folder / TENSORS).is_file():
+        return TENSORS
+    if not (folder / PICKLE).is_file():
+        raise UserError(f"{folder} has no {TENSORS}. Fetch the file, it belongs to the adapter.")
+    if not allow_pickle:
+        raise UserError(
+            f"{folder} has no {TENSORS}, only {PICKLE}, a pickle, which can carry code. Add --allow_pickle (nothing but tensors "
+            "is taken from it), or save the adapter with safe_serialization=True."
+        )
+    return PICKLE
+
+
+class PeftTensors(PeftFile):
+    """The same under canonical names, in PaddleNLP's layout.
+
+    Args:
+        described: the adapter's adapter_config.json.
+        base: canonical name -> number of dimensions of the base's weights.
+        config: PaddleNLP's configuration of the base.
+
+    Raises:
+        UserError: If tensors belong to no weight of the base or are missing, if the vocabulary differs, or if a tied head was
+            trained apart from its embedding.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        described: dict[str, Any],
+        family: str,
+        base: Mapping[str, int],
+        config: Any,
+        *,
+        allow_pickle: bool = False,
+    ):
+        super().__init__(folder, described, allow_pickle=allow_pickle)
+        self._family, self._config = family, config
+        self._foreign = {names.hugging_face(family, name, ndim).name: name for name, ndim in base.items()}
+        self._ndim = dict(base)
+        self._tied_head = names.tied_head(family, config, foreign=True)
+        self._check_tied_head(described)
+        self._stored: dict[str, tuple[str, bool]] = {}
+        strange = []
+        for key, entry in self._entries.items():
+            layer, _, own = key.rpartition(".")
+            weight = self._foreign.get(f"{layer}.weight" if own in OWN else key)
+            if weight is None:
+                strange.append(key)
+            elif own in OWN:
+                self._stored[f"{weight.removesuffix('.weight')}.{own}"] = (key, own != "lora_magnitude")
+            else:
+                matrix = len(entry.shape) == 2
+                self._stored[weight] = (key, matrix and names.hugging_face(family, weight, 2).transpose)
+        if strange:
+            raise UserError(
+                f"{folder}: {len(strange)} tensors belong to no weight of this base, the first is {strange[0]}: the adapter is of "
+                "another base, or this one keeps several matrices in one (--fuse_attention_qkv, --fuse_attention_ffn: leave them out)"
+            )
+        self._check_vocabulary()
+        checked(folder, lambda: self._check_against(described))
+
+    def names(self) -> list[str]:
+        return list(self._stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.view(name).shape)
+
+    def dtype(self, name: str) -> str:
+        return super().dtype(self._stored[name][0])
+
+    def view(self, name: str) -> np.ndarray:
+        key, transposed = self._stored[name]
+        values = super().view(key)
+        return values.T if transposed else values
+
+    def read(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        index = [slice(None)] * len(self.shape(name))
+        index[axis] = slice(start, stop)
+        part = np.array(self.view(name)[tuple(index)])
+        return (part.astype(np.uint32) << 16).view(np.float32) if part.dtype == np.uint16 else part
+
+    # --- does it fit ---------------------------------------------------------------------------------------------
+
+    def _check_vocabulary(self) -> None:
+        """Raise UserError where the vocabulary was resized for the adapter: the shapes alone would not name the cause."""
+        words = real_vocab_size(self._config)
+        for name in self._stored:
+            layer, _, own = name.rpartition(".")
+            axis = vocabulary_axis(self._family, f"{layer}.weight" if own in OWN else name)
+            if axis is None or own == ("lora_B" if axis == 0 else "lora_A") or (own == "lora_magnitude" and axis == 0):
+                continue
+            shape = self.shape(name)
+            found = shape[min(axis, len(shape) - 1)]
+            if found != words:
+                raise UserError(
+                    f"{self.folder}: {self._stored[name][0]} has {found} rows, the base has a vocabulary of {words}: the "
+                    f"vocabulary was resized before the adapter was trained. In transformers, resize the base with "
+                    f"model.resize_token_embeddings({found}), save it, and use that folder as the base."
+                )
+
+    def _check_against(self, described: dict[str, Any]) -> None:
+        """Raise UserError where the file holds LoRA for other layers than adapter_config.json names, or not all of them."""
+        head = names.HEADS.get(self._family, "")
+        for foreign, name in self._foreign.items():
+            module, _, last = foreign.rpartition(".")
+            if last != "weight" or self._ndim[name] != 2:
+                continue
+            is_table = not names.hugging_face(self._family, name, 2).transpose
+            asked = is_target(described, module, family=self._family, is_linear=not is_table, is_head=name == head)
+            if asked != (module in self.lora):
+                what = (
+                    "names it and the file has no LoRA for it"
+                    if asked
+                    else "does not name it and the file has LoRA for it"
+                )
+                raise UserError(
+                    f"{self.folder}: {CONFIG} and {self.file.name} differ about {module}: target_modules (with exclude_modules, "
+                    f"modules_to_save and layers_to_transform) {what}. Fetch both files again."
+                )
+            if module in self.lora and is_table != (module in self.embeddings):
+                right = "lora_embedding_A" if is_table else "lora_A.weight"
+                raise UserError(
+                    f"{self.folder}: {module} has no {right}. Save the adapter with PEFT's save_pretrained."
+                )
+        there = set(self.weights)
+        known = [*self._foreign, *([self._tied_head] if self._tied_head in there else [])]
+        for entry, weights in saved_modules(described, known).items():
+            missing = [name for name in weights if name not in there]
+            if missing:
+                raise UserError(
+                    f"{self.folder}: modules_to_save names {entry!r}, and {self.file.name} has no {missing[0]}. "
+                    "The file is incomplete; fetch it again."
+                )
+            if not weights:
+                say_once(
+                    f"{self.folder}: modules_to_save names {entry!r}, which this base does not have; it is ignored"
+                )
+        biases = [name for name in self._foreign if name.endswith(".bias") and name.rpartition(".")[0] in self.lora]
+        if described.get("bias") in ("all", "lora_only") and biases and not there.intersection(biases):
+            say_once(
+                f"{self.folder}: bias is {described['bias']!r}, and {self.file.name} holds no biases of the layers with LoRA: PEFT "
+                "did not save them; those of the base are used"
+            )
+
+    def _check_tied_head(self, described: dict[str, Any]) -> None:
+        """Keep the embedding alone of an embedding and the head that is tied to it.
+
+        With modules_to_save PEFT trains a copy of each of the two; otherwise it loads both into one weight, as here.
+        """
+        head = self._tied_head
+        if head is None:
+            return
+        if head.removesuffix(".weight") in self.lora:
+            raise UserError(
+                f"{self.folder}: LoRA on {head.removesuffix('.weight')}, which is the embedding in this base "
+                "(tie_word_embeddings). LoRA on one of two tied weights is not offered; merge the adapter with PEFT."
+            )
+        embedding = names.hugging_face(self._family, names.EMBEDDINGS[self._family], 2).name
+        present = [name for name in (head, embedding) if name in self._entries]
+        copied = {name for names_ in saved_modules(described, [head, embedding]).values() for name in names_}
+        apart = len(present) == 1 and present[0] in copied
+        if len(present) == 2:
+            apart = not np.array_equal(WeightFiles.view(self, head), WeightFiles.view(self, embedding))
+        if apart:
+            raise UserError(
+                f"{self.folder}: the embedding and the head are one weight in this base, and the adapter has trained one of them "
+                "apart from the other; that cannot be expressed here"
+            )
+        if head in present:
+            entry = self._entries.pop(head)
+            self._entries.setdefault(embedding, entry)

@@ -1,0 +1,112 @@
+"""Which layers an `adapter_config.json` of PEFT names: the rules of PEFT 0.17 (tuners_utils.py, utils/other.py).
+
+Names of modules are Hugging Face's, without a trailing `.weight`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from paddle_llm.core.errors import UserError
+
+ALL_LINEAR = "all-linear"
+_Answer = TypeVar("_Answer")
+# PEFT's defaults where target_modules is null (utils/constants.py): two projections, or the fused one.
+_DEFAULTS = {
+    "llama": ["q_proj", "v_proj"],
+    "qwen2": ["q_proj", "v_proj"],
+    "opt": ["q_proj", "v_proj"],
+    "bloom": ["query_key_value"],
+    "chatglm": ["query_key_value"],
+    "chatglm_v2": ["query_key_value"],
+}
+
+
+def is_target(described: dict[str, Any], module: str, *, family: str | None, is_linear: bool, is_head: bool) -> bool:
+    """Whether PEFT puts LoRA on a module.
+
+    Args:
+        family: of the base; None where it is not known (target_modules null then names every module).
+        is_linear: whether the module is a linear layer.
+        is_head: whether it makes the logits.
+    """
+    if _is_excluded(described, module):
+        return False
+    targets = described.get("target_modules")
+    if targets is None:
+        if family is None:
+            return True
+        targets = _DEFAULTS.get(family, [])
+    if isinstance(targets, str):
+        if targets.lower() == ALL_LINEAR:
+            return is_linear and not is_head
+        return re.fullmatch(targets, module) is not None
+    if module in targets:  # a whole name: PEFT does not look at layers_to_transform then
+        return True
+    return _ends_with_one(module, targets) and _is_in_chosen_block(described, module)
+
+
+def value_of(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """The value of the first pattern that matches a module, of rank_pattern or alpha_pattern."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def saved_modules(described: dict[str, Any], weights: Iterable[str]) -> dict[str, list[str]]:
+    """Entry of modules_to_save -> the weights of the base that PEFT saves for it.
+
+    Args:
+        weights: Hugging Face's names of the base's weights.
+    """
+    weights = list(weights)
+    return {
+        entry: [name for name in weights if any(module.endswith(entry) for module in _modules_above(name))]
+        for entry in described.get("modules_to_save") or []
+    }
+
+
+def checked(folder: Path, ask: Callable[[], _Answer]) -> _Answer:
+    """`ask()`, with an error of the user's where adapter_config.json holds an invalid regular expression."""
+    try:
+        return ask()
+    except re.error as error:
+        raise UserError(
+            f"{folder}: invalid regular expression in adapter_config.json: {error.pattern!r} ({error}). "
+            "Correct target_modules, exclude_modules, modules_to_save, rank_pattern or alpha_pattern."
+        ) from None
+
+
+def _is_excluded(described: dict[str, Any], module: str) -> bool:
+    excluded = described.get("exclude_modules")
+    if excluded and isinstance(excluded, str) and re.fullmatch(excluded, module):
+        return True
+    if excluded and not isinstance(excluded, str) and _ends_with_one(module, excluded):
+        return True
+    saved = described.get("modules_to_save") or []
+    return any(re.match(rf"(^|.*\.){entry}($|\..*)", module) for entry in saved)
+
+
+def _ends_with_one(module: str, ends: Iterable[str]) -> bool:
+    return any(module == end or module.endswith(f".{end}") for end in ends)
+
+
+def _is_in_chosen_block(described: dict[str, Any], module: str) -> bool:
+    numbers = described.get("layers_to_transform")
+    if numbers is None or numbers == []:
+        return True
+    patterns = described.get("layers_pattern") or [r"[^.]*"]
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        found = re.match(rf".*\.{pattern}\.(\d+)\.", module)
+        if found is not None:
+            return int(found.group(1)) in (numbers if isinstance(numbers, list) else [numbers])
+    return False
+
+
+def _modules_above(weight: str) -> list[str]:
+    parts = weight.split(".")
+    return [".".join(parts[:end]) for end in range(1, len(parts))]

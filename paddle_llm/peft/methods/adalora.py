@@ -1,0 +1,245 @@
+"""AdaLoRA (Zhang et al. 2023): W + P diag(E) Q, of which ranks are taken away where they matter least.
+
+Here P is `lora_A` [in, r], E `lora_E` [r] and Q `lora_B` [r, out]. A triplet is a column of P, an entry of E and a row of Q.
+
+    penalty      gamma (|P^T P - 1|^2 + |Q Q^T - 1|^2) keeps the triplets apart (eq. 4); its gradient is added in the
+                 backward pass, once per optimizer step, so that the loss that is told remains that of the data
+    importance   s(E_i) + mean_j s(P_ji) + mean_j s(Q_ij), s = the running mean of |w dL/dw| times that of its deviation
+                 (eq. 8 to 11, beta 0.85 each)
+    budget       all triplets of all matrices: `initial_rank` each until the warm-up's end, from there falling with the cube
+                 to `rank` each on average where the last part begins (eq. 12); the least important E are set to zero
+
+Every rank sees the same importance: each tensor's part is computed where its gradient is, and summed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.distributed as dist
+from paddle.autograd import PyLayer
+from paddlenlp.trainer import TrainerCallback
+
+from paddle_llm.core.errors import UserError
+from paddle_llm.parallel.mesh import Axis, current_mesh
+from paddle_llm.parallel.zero.buckets import gradient_of
+from paddle_llm.parallel.zero.owners import owns
+from paddle_llm.peft.attachment import Added, Attachment, active_attachment
+
+BETA = 0.85
+
+
+# ---- the penalty ----------------------------------------------------------------------------------------------------
+
+
+class WithPenalty(PyLayer):
+    """A parameter itself; its gradient has that of weight * |W W^T - 1|^2 besides, W [K, n] the rows that should be orthogonal.
+
+    The parameter is kept, and not saved for the backward pass: what recompute hands back of a transposed view is in the
+    wrong order (paddle 3.3.1, which loses its strides).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Any, in_columns: bool, weight: float, axis: Axis | None) -> paddle.Tensor:
+        ctx.parameter, ctx.in_columns, ctx.weight, ctx.axis = parameter, in_columns, weight, axis
+        return parameter.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
+        values = ctx.parameter.detach().astype("float32")
+        matrix_Kn = values.t() if ctx.in_columns else values
+        off_KK = paddle.matmul(matrix_Kn, matrix_Kn, transpose_y=True)
+        if ctx.axis is not None:  # a rank has some of the columns
+            dist.all_reduce(off_KK, group=ctx.axis.group)
+        off_KK = off_KK - paddle.eye(off_KK.shape[0])
+        more_Kn = 4 * ctx.weight * paddle.matmul(off_KK, matrix_Kn)
+        return grad + (more_Kn.t() if ctx.in_columns else more_Kn).astype(grad.dtype)
+
+
+def penalty(attachment: Attachment, a: Any, b: Any) -> tuple[Any, Any]:
+    """P and Q as the forward pass uses them in training."""
+    weight = attachment.method.orthogonal_weight * attachment.penalty_share
+    if not weight or not paddle.is_grad_enabled():
+        return a, b
+    split = [attachment.axis if parameter.is_distributed else None for parameter in (a, b)]
+    return WithPenalty.apply(a, True, weight, split[0]), WithPenalty.apply(b, False, weight, split[1])
+
+
+# ---- the budget -----------------------------------------------------------------------------------------------------
+
+
+def budget_at(step: int, steps: int, method: Any, matrices: int) -> int:
+    """Triplets that remain after optimizer step `step` (1 for the first) of `steps`, over all matrices (eq. 12)."""
+    first, last = method.initial_rank * matrices, method.rank * matrices
+    begin, end = round(method.warmup_ratio * steps), steps - round(method.final_ratio * steps)
+    if step < begin:
+        return first
+    if step >= end:
+        return last
+    left = 1 - (step - begin) / (end - begin)
+    return round(last + (first - last) * left**3)
+
+
+@dataclass
+class _Running:
+    """Running means of one tensor: |w dL/dw|, and how far it is from its mean."""
+
+    sensitivity: np.ndarray | float = 0.0
+    uncertainty: np.ndarray | float = 0.0
+
+    def update(self, now: np.ndarray) -> np.ndarray:
+        self.sensitivity = BETA * self.sensitivity + (1 - BETA) * now
+        self.uncertainty = BETA * self.uncertainty + (1 - BETA) * np.abs(now - self.sensitivity)
+        return self.sensitivity * self.uncertainty
+
+
+@dataclass
+class Budget:
+    """Importance of all triplets, and which remain.
+
+    Args:
+        attachment: of AdaLoRA.
+        steps: of the whole training.
+
+    Attributes:
+        kept: [matrices, initial rank], False for what has been taken away.
+    """
+
+    attachment: Attachment
+    steps: int
+    kept: np.ndarray = field(init=False)
+    _running: dict[str, _Running] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._tensors: dict[str, dict[str, Added]] = {}
+        for tensor in self.attachment.added:
+            path, _, which = tensor.name.rpartition(".")
+            self._tensors.setdefault(path, {})[which] = tensor
+        self.kept = np.ones((len(self._tensors), self.attachment.method.initial_rank), bool)
+        self._scores = np.zeros(self.kept.shape)
+
+    def observe(self, gradient_of: Any) -> None:
+        """Take in one step's gradients, reduced, before the update. Collective over tensor and sharding ranks.
+
+        Args:
+            gradient_of: parameter -> its gradient, None where another rank has it.
+        """
+        scores = np.zeros(self.kept.shape)
+        products = _on_host(_weighted_gradients(self.attachment.added, gradient_of))
+        for row, tensors in enumerate(self._tensors.values()):
+            for which, tensor in tensors.items():
+                scores[row] += self._part(which, tensor, products.get(tensor.name))
+        mesh = current_mesh(self.attachment.layout)
+        for axis in (mesh.tensor, mesh.sharding):
+            scores = _summed(scores, axis)
+        self._scores = scores
+
+    def _part(self, which: str, tensor: Added, product: np.ndarray | None) -> np.ndarray | float:
+        """What this rank's part of a tensor adds to the scores [K] of its triplets.
+
+        Args:
+            product: |w dL/dw|; None where another rank has the gradient.
+        """
+        whole_elsewhere = not tensor.shard.is_split and self.attachment.axis.rank > 0
+        if product is None:
+            return 0.0
+        importance = self._running.setdefault(tensor.name, _Running()).update(product)
+        if whole_elsewhere:
+            return 0.0
+        if which == "lora_E":
+            return importance
+        across = 0 if which == "lora_A" else 1
+        return importance.sum(axis=across) / tensor.shard.shape[across]
+
+    @paddle.no_grad()
+    def divide(self, step: int) -> None:
+        """After the update of a step: choose what remains, where it is time to, and set the rest to zero."""
+        method = self.attachment.method
+        end = self.steps - round(method.final_ratio * self.steps)
+        if step == end or (step < end and step % method.budget_interval == 0):
+            left = budget_at(step, self.steps, method, len(self.kept))
+            order = np.argsort(-self._scores, axis=None, kind="stable")
+            self.kept = np.zeros(self.kept.size, bool)
+            self.kept[order[:left]] = True
+            self.kept = self.kept.reshape(self._scores.shape)
+        elif step < end:
+            return  # between two divisions what was taken away may come back (section 3.3)
+        for row, tensors in enumerate(self._tensors.values()):
+            parameter = tensors["lora_E"].parameter
+            parameter.set_value(parameter * paddle.to_tensor(self.kept[row]).astype(parameter.dtype))
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint: what a resumed training must know. Each rank has its own."""
+        running = {name: (one.sensitivity, one.uncertainty) for name, one in self._running.items()}
+        return {"kept": self.kept, "running": running}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.kept = state["kept"]
+        self._running = {name: _Running(*means) for name, means in state["running"].items()}
+
+
+def _weighted_gradients(added: Iterable[Added], gradient_of: Any) -> dict[str, paddle.Tensor]:
+    """|w dL/dw| in fp32 of the tensors whose gradients this rank has, by name."""
+    found = {}
+    for tensor in added:
+        gradient = gradient_of(tensor.parameter)
+        if gradient is not None:
+            found[tensor.name] = (tensor.parameter.astype("float32") * gradient.astype("float32")).abs()
+    return found
+
+
+def _on_host(tensors: dict[str, paddle.Tensor]) -> dict[str, np.ndarray]:
+    """Tensors of one type, copied from the device together."""
+    if not tensors:
+        return {}
+    flat = paddle.concat([tensor.flatten() for tensor in tensors.values()]).numpy()
+    ends = np.cumsum([tensor.size for tensor in tensors.values()])[:-1]
+    parts = np.split(flat, ends)
+    return {name: part.reshape(tensor.shape) for (name, tensor), part in zip(tensors.items(), parts, strict=True)}
+
+
+def _summed(values: np.ndarray, axis: Axis) -> np.ndarray:
+    if axis.size == 1:
+        return values
+    tensor = paddle.to_tensor(values)
+    dist.all_reduce(tensor, group=axis.group)
+    return tensor.numpy()
+
+
+class BudgetCallback(TrainerCallback):
+    """Divides the budget while a trainer trains (`follow`)."""
+
+    def __init__(self, trainer: Any, attachment: Attachment):
+        self.budget = Budget(attachment, trainer.args.max_steps)
+        self._trainer = trainer
+        # The penalty counts once per step: each backward pass has a part of it.
+        attachment.penalty_share = 1 / trainer.args.gradient_accumulation_steps
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.grad_norm_reader.observers.append(lambda norm: self.budget.observe(self._gradient_of))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.budget.divide(state.global_step)
+
+    def _gradient_of(self, parameter: Any) -> Any:
+        return gradient_of(parameter) if owns(self._trainer.optimizer, parameter) else None
+
+
+def follow(trainer: Any) -> BudgetCallback | None:
+    """Let AdaLoRA's budget follow the steps of a trainer whose network has it; None for another network.
+
+    Called once the trainer is made. The trainer is a `PretrainTrainer`: its `grad_norm_reader` tells when gradients are
+    reduced and not applied yet. Not for float16, whose loss is scaled and the penalty is not.
+    """
+    attachment = active_attachment(trainer.model)
+    if attachment is None or attachment.method.name != "adalora":
+        return None
+    if trainer.args.fp16:
+        raise UserError("AdaLoRA with --fp16: its penalty knows nothing of the loss scale. Use --bf16, or --lora.")
+    callback = BudgetCallback(trainer, attachment)
+    trainer.add_callback(callback)
+    return callback

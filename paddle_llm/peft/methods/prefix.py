@@ -1,0 +1,266 @@
+"""Prefix tuning (Li and Liang 2021): in every layer, keys and values that are learnt stand before those of the tokens.
+
+Without projection they are parameters of each attention layer, `prefix_key` and `prefix_value` [P, G, D]; with projection
+(section 4.3 of the paper) one network makes them for all layers: embeddings [P, H] -> tanh(H x H) -> each layer's keys and
+values. Every token sees the whole prefix, its own position does not change, and the cache of generation does not contain
+it; so neither trainer nor generation knows that it is there. GLM (2022) keeps hidden states in place of keys and values:
+there the prefix is `prefix_hidden` [P, H].
+
+With tensor parallelism a rank holds the prefixes of its heads; where key-value heads are not divided, all of them.
+
+Shapes: P prefix tokens, B batch, S sequence, T keys, N heads of this rank, G key-value heads, D head width, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import paddle
+
+from paddle_llm.models.patches.segment_hooks import is_causal_marker
+from paddle_llm.models.patches.segments import ends_of, is_ends, seen_backwards
+from paddle_llm.models.weights.shards import Shard
+from paddle_llm.peft.attachment import Attachment, whole
+from paddle_llm.peft.methods.parallel_product import summed_gradient
+
+_DEVIATION = 0.02
+_HIDDEN = -1e30
+KeysValues = Callable[[], tuple[paddle.Tensor, paddle.Tensor]]  # [P, G, D] each
+_Install = Callable[[Attachment, str, Any, Any], None]
+
+
+def install(attachment: Attachment) -> None:
+    """Give every attention layer its prefix."""
+    family = attachment.family.name
+    ending, install_in = _FAMILIES[family]
+    layers = [(path, layer) for path, layer in attachment.layers() if path.endswith(ending)]
+    trunk = _Trunk(attachment) if attachment.method.prefix_projection else None
+    for path, layer in layers:
+        install_in(attachment, path, layer, trunk)
+
+
+# ---- where keys and values come from --------------------------------------------------------------------------------
+
+
+class _Trunk:
+    """The part of the projection that all layers share: [P, H], computed where it is used (also by recompute)."""
+
+    def __init__(self, attachment: Attachment):
+        count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
+        model = attachment.model
+        self.width = width
+        self._embedding = attachment.add(model, "prefix_embedding", "", whole((count, width)), _DEVIATION)
+        self._weight = attachment.add(model, "prefix_weight", "", whole((width, width)), 1 / width**0.5)
+        self._bias = attachment.add(model, "prefix_bias", "", whole((width,)), 0.0)
+
+    def __call__(self) -> paddle.Tensor:
+        return paddle.tanh(paddle.nn.functional.linear(self._embedding, self._weight, self._bias))
+
+
+def _keys_values(
+    attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None, groups: int, divided: bool, shared: bool
+) -> KeysValues:
+    """A layer's prefix.
+
+    Args:
+        groups: key-value heads of the whole model.
+        divided: whether this rank holds 1 / degree of them.
+        shared: whether every rank holds all and uses some.
+    """
+    config, axis = attachment.model.config, attachment.axis
+    count, width = attachment.method.num_prefix_tokens, config.hidden_size // config.num_attention_heads
+    part = groups // axis.size
+    ranges = ((axis.rank * part, (axis.rank + 1) * part),) if divided else ((0, groups),)
+    if trunk is None:
+        shard = Shard((count, groups, width), 1, ranges)
+        pair = [attachment.add(layer, f"prefix_{what}", path, shard, _DEVIATION) for what in ("key", "value")]
+        return lambda: tuple(summed_gradient(tensor, axis, shared) for tensor in pair)  # type: ignore[return-value]
+    shard = Shard((trunk.width, groups, width), 1, ranges)
+    matrices = [attachment.add(layer, f"prefix_{what}_weight", path, shard, _DEVIATION) for what in ("key", "value")]
+    heads = sum(stop - start for start, stop in ranges)
+
+    def project() -> Any:
+        hidden_PH = summed_gradient(trunk(), axis, divided or shared)
+        cuts = [summed_gradient(matrix, axis, shared).reshape([trunk.width, heads * width]) for matrix in matrices]
+        return tuple(paddle.matmul(hidden_PH, cut).reshape([count, heads, width]) for cut in cuts)
+
+    return project
+
+
+def _repeated(tensor_PGD: paddle.Tensor, heads: int) -> paddle.Tensor:
+    """[P, N, D]: each key-value head for all of its queries."""
+    groups = tensor_PGD.shape[1]
+    return tensor_PGD if groups == heads else tensor_PGD.repeat_interleave(heads // groups, axis=1)
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
+
+
+def _with_prefix(mask: Any, count: int, value: float = 0.0) -> paddle.Tensor:
+    """A mask [..., T] that is added to the scores, for [..., P + T]."""
+    return paddle.concat([paddle.full([*mask.shape[:-1], count], value, mask.dtype), mask], axis=-1)
+
+
+def _causal(queries: int, keys: int, dtype: Any) -> paddle.Tensor:
+    """[1, 1, S, T]: the last S of T positions, each looking backwards."""
+    hidden = paddle.full([1, 1, queries, keys], _hidden(dtype), "float32")
+    return paddle.triu(hidden, diagonal=keys - queries + 1).astype(dtype)
+
+
+def _hidden(dtype: Any) -> float:
+    """What hides a key in a mask of this type: finite, which -1e30 is not in float16."""
+    return max(_HIDDEN, paddle.finfo(dtype).min)
+
+
+def _of_segments(ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
+    """[B, 1, S, S]: each position looks backwards in its sample (`models/patches/segments.py`)."""
+    return paddle.where(seen_backwards(ends_BS), paddle.zeros([1]), paddle.full([1], _hidden(dtype))).astype(dtype)
+
+
+# ---- LLaMA, Qwen2: their layers call a function of queries, keys and values [B, S, N, D] ------------------------------
+
+
+def _in_rotary(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+    axis, groups = attachment.axis, attachment.model.config.num_key_value_heads
+    indices = getattr(layer, "kv_indices", None)
+    divided = axis.size > 1 and indices is None
+    pair = _keys_values(attachment, path, layer, trunk, groups, divided, indices is not None)
+    count, attend = attachment.method.num_prefix_tokens, layer.attn_func
+
+    def attention(
+        query: Any, config: Any, key: Any, value: Any, attention_mask: Any, *others: Any, **named: Any
+    ) -> Any:
+        batch, length, total = query.shape[0], query.shape[1], key.shape[1]
+        ends = named.pop("attn_mask_startend_row_indices", None)
+        ends = attention_mask if is_ends(attention_mask) else ends
+        if ends is not None:
+            attention_mask = _of_segments(ends, query.dtype)
+        elif attention_mask is None:
+            attention_mask = _causal(length, total, query.dtype)
+        prefix = pair()
+        if indices is not None:
+            prefix = tuple(paddle.index_select(tensor, indices, axis=1) for tensor in prefix)
+        prefix = [
+            _repeated(tensor, key.shape[2]).astype(key.dtype).unsqueeze(0).expand([batch, -1, -1, -1])
+            for tensor in prefix
+        ]
+        key, value = (paddle.concat(two, axis=1) for two in zip(prefix, (key, value), strict=True))
+        # The additive mask of [B, 1, S, T] is what PaddleNLP's functions want.
+        mask = _with_prefix(attention_mask.astype(query.dtype), count).expand([batch, 1, length, count + total])
+        return attend(query, config, key, value, mask, *others, **named)
+
+    attachment.replace(layer, "attn_func", attention)
+
+
+# ---- ChatGLM2/3: a layer of its own for queries, keys and values [S, B, N, D] -----------------------------------------
+
+
+def _in_chatglm2(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+    groups = attachment.model.config.multi_query_group_num
+    pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
+    count, core = attachment.method.num_prefix_tokens, layer.core_attention
+    attend = core.forward
+
+    def attention(query: Any, key: Any, value: Any, attention_mask: Any) -> Any:
+        length = query.shape[0]
+        if is_causal_marker(attention_mask, length):
+            attention_mask = _causal(length, length, attention_mask.dtype)
+        elif attention_mask.shape[2] == 1 < length:  # where packed samples begin
+            attention_mask = _of_segments(ends_of(attention_mask[:, 0, 0] == 0), attention_mask.dtype)
+        states = []
+        for tensor, prefix in zip((key, value), pair(), strict=True):
+            prefix = _repeated(prefix, tensor.shape[2]).astype(tensor.dtype).unsqueeze(1)
+            states.append(paddle.concat([prefix.expand([-1, tensor.shape[1], -1, -1]), tensor], axis=0))
+        return attend(query, *states, _with_prefix(attention_mask, count))
+
+    attachment.replace(core, "forward", attention)
+
+
+# ---- the others: the prefix comes as what has been cached -------------------------------------------------------------
+
+
+def _in_cache(names: str, cache: str, mask: str, axis: int, *, alibi: bool = False, last: bool = False) -> _Install:
+    """For layers whose `forward` takes the keys and values of earlier tokens, and returns them with its own.
+
+    Args:
+        names: of `forward`'s arguments, in order.
+        cache, mask: which of them.
+        axis: along which the cache is as long as it has tokens; 0: [T, B, N, D], 1: [B, T, N, D], 2: [B, N, T, D].
+        alibi: whether there is an `alibi` [..., T] to lengthen.
+        last: where the new cache is in what is returned: at the end, or second.
+    """
+
+    def install_in(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+        groups = attachment.model.config.num_attention_heads
+        pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
+        count, forward = attachment.method.num_prefix_tokens, layer.forward
+
+        def attention(*args: Any, **named: Any) -> Any:
+            inputs = {**dict(zip(names.split(), args, strict=False)), **named}
+            rows = next(iter(inputs.values())).shape[1 if axis == 0 else 0]
+            prefix = [_as_cache(tensor, rows, axis) for tensor in pair()]
+            cached = inputs.get(cache)
+            if cached is not None:
+                prefix = [paddle.concat([one, old], axis=axis) for one, old in zip(prefix, cached, strict=True)]
+            kind = getattr(layer, "Cache", None)
+            inputs[cache] = kind(*prefix) if kind is not None else tuple(prefix)
+            if is_ends(inputs[mask]):
+                inputs[mask] = _of_segments(inputs[mask], "float32")
+            inputs[mask] = _with_prefix(inputs[mask], count)
+            if alibi:
+                inputs["alibi"] = _with_prefix(inputs["alibi"], count)
+            outputs = forward(**inputs)
+            return _without_prefix(outputs, count, axis, last) if inputs.get("use_cache") else outputs
+
+        attachment.replace(layer, "forward", attention)
+
+    return install_in
+
+
+def _as_cache(tensor_PND: paddle.Tensor, rows: int, axis: int) -> paddle.Tensor:
+    if axis == 2:
+        tensor_PND = tensor_PND.transpose([1, 0, 2])
+    at = 1 if axis == 0 else 0
+    shape = [-1, -1, -1]
+    shape.insert(at, rows)
+    return tensor_PND.unsqueeze(at).expand(shape)
+
+
+def _without_prefix(outputs: Any, count: int, axis: int, last: bool) -> Any:
+    where = len(outputs) - 1 if last else 1
+    cache = outputs[where]
+    kept = [paddle.slice(tensor, [axis], [count], [tensor.shape[axis]]) for tensor in cache]
+    kept = type(cache)(*kept) if hasattr(cache, "_fields") else tuple(kept)
+    return (*outputs[:where], kept, *outputs[where + 1 :])
+
+
+# ---- GLM: what is cached are hidden states [B, T, H] ------------------------------------------------------------------
+
+
+def _in_glm(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+    count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
+    prefix_PH = attachment.add(layer, "prefix_hidden", path, whole((count, width)), _DEVIATION)
+    forward = layer.forward
+
+    def attention(hidden_states: Any, ltor_mask: Any, cache: Any = None) -> Any:
+        prefix = prefix_PH.unsqueeze(0).expand([hidden_states.shape[0], -1, -1])
+        cache = prefix if cache is None else paddle.concat([prefix, cache], axis=1)
+        return forward(hidden_states, _with_prefix(ltor_mask, count, 1.0), cache)  # its mask multiplies
+
+    attachment.replace(layer, "forward", attention)
+
+
+_BLOOM = "hidden_states residual alibi attention_mask layer_past head_mask use_cache output_attentions"
+_OPT = "query key value attn_mask use_cache cache"
+_CHATGLM = "hidden_states attention_mask position_ids use_cache cache layer_id rotary_embeds"
+# family -> (the end of an attention layer's name, what gives it a prefix)
+_FAMILIES: dict[str, tuple[str, _Install]] = {
+    "llama": (".self_attn", _in_rotary),
+    "qwen2": (".self_attn", _in_rotary),
+    "chatglm_v2": (".self_attention", _in_chatglm2),
+    "bloom": (".self_attention", _in_cache(_BLOOM, "layer_past", "attention_mask", 1, alibi=True)),
+    "opt": (".self_attn", _in_cache(_OPT, "cache", "attn_mask", 2, last=True)),
+    "chatglm": (".attention", _in_cache(_CHATGLM, "cache", "attention_mask", 0)),
+    "glm": (".attention", _in_glm),
+}

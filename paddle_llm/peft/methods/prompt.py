@@ -1,0 +1,72 @@
+"""Prompt tuning (Lester et al. 2021): learnt embeddings in front of what the model reads.
+
+They take the place of tokens with ids of their own, from `FIRST_PROMPT_ID` on, which `with_prompt` puts before a sample: so
+masks, positions, padding on the left and generation treat them as any other token, and only the embedding knows.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+
+from paddle_llm.models.loss import IGNORE_INDEX
+from paddle_llm.models.weights.names import EMBEDDINGS
+from paddle_llm.peft.attachment import Attachment, whole
+from paddle_llm.peft.method import Method
+
+FIRST_PROMPT_ID = 2**30
+_DEVIATION = 0.02
+
+
+def with_prompt(sample: dict[str, np.ndarray], method: Method) -> dict[str, np.ndarray]:
+    """A sample (`input_ids` [S], `labels` [S] or none) with the prompt in front, which bears no labels."""
+    count = method.num_prompt_tokens
+    ids = np.arange(FIRST_PROMPT_ID, FIRST_PROMPT_ID + count, dtype=np.int64)
+    extended = {**sample, "input_ids": np.concatenate([ids, sample["input_ids"]])}
+    if "labels" in sample:
+        extended["labels"] = np.concatenate([np.full(count, IGNORE_INDEX, np.int64), sample["labels"]])
+    return extended
+
+
+class PromptedDataset:
+    """Another data set with the prompt in front of every sample."""
+
+    def __init__(self, samples: Any, method: Method):
+        self._samples, self._method = samples, method
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return with_prompt(self._samples[index], self._method)
+
+    def digest(self) -> str | None:
+        """Return a digest of the samples' content; None where they cannot tell."""
+        own = getattr(self._samples, "digest", None)
+        return None if own is None else own()
+
+    def sample_ids(self, index: int) -> str:
+        """Where item `index` came from."""
+        return self._samples.sample_ids(index)
+
+
+def install(attachment: Attachment) -> None:
+    """Teach the embedding the new ids."""
+    table = attachment.base[EMBEDDINGS[attachment.family.name]]
+    embedding = next(layer for layer in attachment.model.sublayers() if layer._parameters.get("weight") is table)
+    path = EMBEDDINGS[attachment.family.name].removesuffix(".weight")
+    count = attachment.method.num_prompt_tokens
+    prompt_PH = attachment.add(embedding, "prompt", path, whole((count, table.shape[1])), _DEVIATION, table.dtype)
+    embed = embedding.forward
+
+    def forward(ids_BS: Any) -> paddle.Tensor:
+        places_BS = ids_BS >= FIRST_PROMPT_ID
+        tokens_BSH = embed(paddle.where(places_BS, paddle.zeros_like(ids_BS), ids_BS))
+        number_BS = paddle.clip(ids_BS - FIRST_PROMPT_ID, 0, count - 1)
+        learnt_BSH = F.embedding(number_BS, prompt_PH)
+        return paddle.where(places_BS.unsqueeze(-1), learnt_BSH, tokens_BSH)
+
+    attachment.replace(embedding, "forward", forward)

@@ -1,0 +1,1 @@
+"""Evaluate a network during training."""

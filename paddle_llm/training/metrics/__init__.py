@@ -1,0 +1,1 @@
+"""Measure, collect and report the metrics of a run."""

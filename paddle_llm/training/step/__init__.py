@@ -1,0 +1,1 @@
+"""Parts of one optimizer step: loss normalisation, loss scaling, non-finite values."""
