@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from paddle_llm.training.api import finetune, pretrain
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["FinetuneTrainer", "PretrainTrainer", "finetune", "pretrain"]
-_HOMES = {
-    "FinetuneTrainer": "finetune_trainer",
-    "PretrainTrainer": "pretrain_trainer",
-    "finetune": "notebook",
-    "pretrain": "notebook",
+_MODULES = {
+    "FinetuneTrainer": "trainers.finetune_trainer",
+    "PretrainTrainer": "trainers.pretrain_trainer",
+    "finetune": "api",
+    "pretrain": "api",
 }
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     # Importing paddlenlp takes seconds; `import paddle_llm` must not.
-    if name in _HOMES:
-        return getattr(import_module(f"paddle_llm.training.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"paddle_llm.training.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'paddle_llm' has no attribute {name!r}")
