@@ -17,7 +17,7 @@ from paddle_llm.config.paddle_switches import buckets_are_used
 from paddle_llm.config.reader import Resolved, resolve
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.generation import folders, network
-from paddle_llm.parallel.gloo.backend import backend as gloo
+from paddle_llm.parallel.gloo import backend as gloo
 from paddle_llm.parallel.process import exit_code as leaving
 from paddle_llm.parallel.process import failure_detection as lifeline
 from paddle_llm.parallel.process.determinism import DETERMINISTIC

@@ -106,7 +106,7 @@ def leave_one_by_one() -> str:
 def wait_beyond_the_limit(limit_ms: int) -> str:
     """Rank 0 is late by more than gloo's (shortened) limit."""
     paddle, rank = start()
-    from paddle_llm.parallel.gloo.backend import rendezvous as gloo_rendezvous
+    from paddle_llm.parallel.gloo import rendezvous as gloo_rendezvous
 
     gloo_rendezvous.job_timeout_ms = lambda: limit_ms
     group = paddle.distributed.new_group([0, 1])

@@ -117,7 +117,7 @@ def keys_without_a_group() -> list[bool]:
     import paddle
     from paddle.base import core
 
-    from paddle_llm.parallel.gloo.backend import rendezvous as gloo_rendezvous
+    from paddle_llm.parallel.gloo import rendezvous as gloo_rendezvous
 
     asked: list[bool] = []
 

@@ -99,7 +99,7 @@ def mean_of_ranks_in_evaluation() -> Iterator[None]:
     import paddle
     import paddle.distributed as dist
 
-    from paddle_llm.training.evaluation.mean_loss import mean_loss as evaluation
+    from paddle_llm.training.evaluation import mean_loss as evaluation
     from paddle_llm.training.trainers import pretrain_trainer
 
     mean_loss = evaluation.mean_loss
