@@ -41,7 +41,7 @@ parity: install
 
 # The branches for GPUs of our own Python, on a CPU: patched predicates, and a report by branch.
 fake-gpu: install
-	$(BIN)/python -m tests.helpers.gpu_branches
+	$(BIN)/python -m tests.helpers.gpu.branches
 
 # On a machine with GPUs, in an environment with the GPU build of Paddle: make test-gpu PYTHON=path/of/python. Never installs
 # anything: the extra `cpu` would overwrite that build. The kernels' tests need torch, which may be in another environment.
@@ -51,6 +51,6 @@ GPU_TESTS ?= tests/gpu
 GPU_MARKS ?= gpu
 test-gpu:
 	rm -f $(GPU_RESULTS)/*.json
-	-$(PYTHON) -m pytest $(GPU_TESTS) -m '$(GPU_MARKS)' -p tests.helpers.gpu_report --gpu-results $(GPU_RESULTS)/paddle_llm.json
+	-$(PYTHON) -m pytest $(GPU_TESTS) -m '$(GPU_MARKS)' -p tests.helpers.gpu.report --gpu-results $(GPU_RESULTS)/paddle_llm.json
 	-PYTHON=$(KERNEL_PYTHON) custom_ops/tests/gpu/run.sh --results $(GPU_RESULTS) --no-table
-	@$(PYTHON) -m tests.helpers.gpu_results $(GPU_RESULTS)
+	@$(PYTHON) -m tests.helpers.gpu.results $(GPU_RESULTS)

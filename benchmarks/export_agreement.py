@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from paddle_llm.core.errors import UserError  # noqa: E402
-from tests.generation.folders import train_pieces, write_folder  # noqa: E402
+from tests.helpers.models.folders import train_pieces, write_folder  # noqa: E402
 
 PROMPTS, NEW_TOKENS = 50, 64
 TARGETS = ("hf", "fastdeploy", "static")

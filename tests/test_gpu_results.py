@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import gpu_results
-from tests.helpers.gpu_results import Result
+from tests.helpers.gpu import results as gpu_results
+from tests.helpers.gpu.results import Result
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = """
@@ -62,7 +62,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def pytest_rows(folder: Path, environment: dict[str, str], sample: str = SAMPLE) -> list[Result]:
     """The rows that a real session of `sample` writes into `folder`/results."""
     (folder / "test_sample.py").write_text(sample)
-    plugins = ("tests.helpers.skips", "tests.helpers.gpu_report", "no:cacheprovider")
+    plugins = ("tests.helpers.skips", "tests.helpers.gpu.report", "no:cacheprovider")
     command = [sys.executable, "-m", "pytest", *(word for name in plugins for word in ("-p", name))]
     command += ["--gpu-results", str(folder / "results/paddle_llm.json"), "--rootdir", str(folder), str(folder)]
     subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -75,7 +75,7 @@ def sampled(tmp_path_factory: pytest.TempPathFactory, machine: dict[str, str]) -
 
 
 def main(folder: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "tests.helpers.gpu_results", str(folder)]
+    command = [sys.executable, "-m", "tests.helpers.gpu.results", str(folder)]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 

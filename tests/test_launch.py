@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.helpers.models.tiny import write_llama
 from tests.helpers.processes import wait_until
 from tests.helpers.skips import needs
-from tests.tiny import write_llama
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "launch"

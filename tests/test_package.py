@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.models.tiny import write_llama
 from tests.helpers.processes import processor_seconds_of_children
-from tests.tiny import write_llama
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from paddle_llm.config.help import defaults_table, finetune_table
-from tests.jobs import Toy, config, make_trainer, rows
+from tests.helpers.pretrain_jobs import Toy, config, make_trainer, rows
 
 ROOT = Path(__file__).parents[1]
 README, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README_zh.md"))

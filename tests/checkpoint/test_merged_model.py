@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.jobs import config
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
+from tests.helpers.pretrain_jobs import config
 
 
 def _save(folder: Path, layout: Layout) -> None:

@@ -22,7 +22,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve
 from paddle_llm.config.run_config import FIELD_NAMES
 from paddle_llm.core.errors import UserError
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 _STEPS = 16
 

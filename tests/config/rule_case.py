@@ -8,7 +8,7 @@ from typing import Any
 
 from paddle_llm.config.reader import resolve
 from paddle_llm.core.errors import ConfigError
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama
+from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama
 
 WRITERS = {
     "llama": write_llama,

@@ -14,7 +14,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import fields_of
 from paddle_llm.core.errors import ConfigError
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 # As typed there, with --device cpu, a small model and --nproc_per_node in place of --gpus; no word of the data.
 COMMANDS = {

@@ -14,7 +14,7 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 SHARED = {"input_dir": "./data", "output_dir": "./output", "max_seq_length": 64, "do_train": True}
 

@@ -11,7 +11,7 @@ import pytest
 from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
 from paddle_llm.core.errors import UserError
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama, write_llama_hf5
+from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama, write_llama_hf5
 
 
 def shape(facts: ModelFacts) -> tuple[object, ...]:

@@ -16,7 +16,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import fields_of
 from paddle_llm.core.errors import ConfigError
-from tests.tiny import write_bloom, write_llama
+from tests.helpers.models.tiny import write_bloom, write_llama
 
 # A command that people have: pretraining on 8 cards with sharding stage 2, from a public tutorial of 2023, as typed there.
 COMMAND_1 = r"""
@@ -358,7 +358,7 @@ def test_the_fused_norm_is_on_where_it_wins(device: str, flags: str, on: bool, m
 
 
 def test_no_fused_norm_is_asked_of_a_model_without_an_rms_norm(tmp_path: Path) -> None:
-    from tests.tiny import write_bloom
+    from tests.helpers.models.tiny import write_bloom
 
     found = resolve([*base(write_bloom(tmp_path)), "--device", "cpu"], world_size=1)
     assert found.config.use_fused_rms_norm is False

@@ -24,8 +24,8 @@ from paddle_llm.peft.hugging_face.fields import BY_NAME, FIELDS, HARMLESS, HONOU
 from paddle_llm.peft.method import Method
 from tests.export.environments import ROOT, peft_path
 from tests.export.test_merged import base_folder, network_of, trained_adapter
+from tests.helpers.models.adapters import attached, logits
 from tests.peft import peft_library
-from tests.peft.networks import attached, logits
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PLAIN = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"]}

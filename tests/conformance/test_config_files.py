@@ -15,7 +15,7 @@ from paddle_llm.config.legacy.translate import KNOWN_NAMES
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import FIELD_NAMES
 from paddle_llm.core.errors import ConfigError
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 _OWN = {"do_train": True, "output_dir": "o", "report_to": "none", "max_steps": 1}
 

@@ -11,7 +11,7 @@ from paddle_llm.generation.decode import decode
 from paddle_llm.generation.eval_mode import generating
 from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
-from tests.models.building import build
+from tests.helpers.models.networks import build
 
 torch = pytest.importorskip("torch", reason="parity with Hugging Face needs the extra hf (torch, transformers)")
 transformers = pytest.importorskip("transformers", reason="parity with Hugging Face needs the extra hf")

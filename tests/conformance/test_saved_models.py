@@ -10,8 +10,8 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.jobs import config
-from tests.models.building import WRITERS, build
+from tests.helpers.models.networks import WRITERS, build
+from tests.helpers.pretrain_jobs import config
 
 pytestmark = pytest.mark.hf
 IDS = np.arange(3, 19).reshape(2, 8)
@@ -139,7 +139,7 @@ def test_a_job_saves_a_folder_for_transformers_and_goes_on_from_it(tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from paddle_llm.data.tokenizers.text_codec import open_codec
-    from tests.instructions import finetune, make_instructions
+    from tests.helpers.finetune_jobs import finetune, make_instructions
 
     folder = make_instructions(tmp_path / "data")
     (folder / "llama/generation_config.json").write_text('{"eos_token_id": [2, 270], "do_sample": true, "top_p": 0.9}')

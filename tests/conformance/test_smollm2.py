@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.data.conftest import english_and_chinese
 from tests.export.environments import ROOT, smollm2_folder
-from tests.jobs import rows
+from tests.helpers.corpus import english_and_chinese
+from tests.helpers.pretrain_jobs import rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.hf, pytest.mark.timeout(3600)]
 STEP_SECONDS = 1200  # limit of one process
@@ -169,7 +169,7 @@ def test_the_template_gives_the_same_ids(folder, samples, reference):
 def test_logits_are_the_same(folder, samples, reference):
     import paddle
 
-    from tests.models.building import build
+    from tests.helpers.models.networks import build
 
     network = build(folder, load=True, length=512)
     network.eval()

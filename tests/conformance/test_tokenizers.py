@@ -31,7 +31,7 @@ from paddle_llm.data.tokenizers.plain_text import NotText
 from paddle_llm.data.tokenizers.text_codec import TextCodec, TransformersCodec, open_codec
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from tests.conformance import tokenizer_folders as made
-from tests.data.chat_tokenizers import chatglm3_folder, chatglm_folder
+from tests.helpers.chat_tokenizers import chatglm3_folder, chatglm_folder
 
 ALL = [
     *made.SENTENCEPIECE_KINDS,

@@ -13,9 +13,9 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.models.patches import rms_norm
 from paddle_llm.rehearse.oracle import prove
 from paddle_llm.rehearse.ranks import run_ranks
-from tests import tiny
-from tests.generation.folders import train_pieces, write_folder
-from tests.models.building import WRITERS, batch, build
+from tests.helpers.models import tiny
+from tests.helpers.models.folders import train_pieces, write_folder
+from tests.helpers.models.networks import WRITERS, batch, build
 from tests.rehearse.cases import make_case
 
 pytestmark = pytest.mark.usefixtures("own_operator")

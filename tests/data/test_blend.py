@@ -9,7 +9,7 @@ import pytest
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import Blend, parse_input_dir, split_bounds
-from tests.data.conftest import numbered_documents, write_corpus
+from tests.helpers.corpus import numbered_documents, write_corpus
 
 
 def test_input_dir_is_a_prefix_a_folder_or_a_blend(tmp_path: Path) -> None:

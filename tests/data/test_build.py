@@ -23,7 +23,7 @@ from paddle_llm.data.corpus.inspect import inspect_corpus
 from paddle_llm.data.corpus.mmap_format import token_dtype
 from paddle_llm.data.corpus.sources import read_blocks
 from paddle_llm.data.tokenizer import train_tokenizer
-from tests.data.conftest import english_and_chinese
+from tests.helpers.corpus import english_and_chinese
 
 Writer = Callable[[str, list[str]], Path]
 SUFFIXES = (".bin", ".idx", ".meta.json")

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from paddle_llm.cli.data import data, tokenizer
-from tests.data.conftest import CHINESE, english_and_chinese
+from tests.helpers.corpus import CHINESE, english_and_chinese
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

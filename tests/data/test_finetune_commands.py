@@ -13,7 +13,7 @@ import pytest
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.self_cognition import LANGUAGES, self_cognition_rows
 from paddle_llm.data.samples.dataset import load_split
-from tests.data.conftest import english_and_chinese
+from tests.helpers.corpus import english_and_chinese
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.build import build_corpus
 from paddle_llm.data.corpus.checks import check_corpus, largest_token, verify_index
 from paddle_llm.data.corpus.indexed import open_corpus
-from tests.data.conftest import numbered_documents, write_corpus
+from tests.helpers.corpus import numbered_documents, write_corpus
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, encode_all
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform
-from tests.data.chat_tokenizers import chatglm_folder
-from tests.data.conftest import english_and_chinese
+from tests.helpers.chat_tokenizers import chatglm_folder
+from tests.helpers.corpus import english_and_chinese
 
 
 def talks(count: int) -> list[Conversation]:

@@ -16,7 +16,7 @@ from paddle_llm.data.corpus.dataset import PretrainDataset, Splits, build_pretra
 from paddle_llm.data.corpus.indexed import open_corpus
 from paddle_llm.data.corpus.order import SampleOrder
 from paddle_llm.data.tokenizer import train_tokenizer
-from tests.data.conftest import english_and_chinese, numbered_documents, write_corpus
+from tests.helpers.corpus import english_and_chinese, numbered_documents, write_corpus
 
 S = 16
 FIRST_SAMPLES, FIRST_TOKENS = [27, 17, 9], [477, 522, 144]

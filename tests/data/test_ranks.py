@@ -9,7 +9,7 @@ import pytest
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.data.conftest import numbered_documents, write_corpus
+from tests.helpers.corpus import numbered_documents, write_corpus
 
 
 def open_and_read(prefix: str, vocab_size: int) -> list[int] | str:

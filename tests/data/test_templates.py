@@ -17,8 +17,8 @@ from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
 from paddle_llm.data.tokenizers.text_codec import PaddleNLPCodec, TextCodec, open_codec
-from tests.data.chat_tokenizers import CHATML_MARKS, LLAMA3_MARKS, chatglm3_folder, chatglm_folder, llama3_folder
-from tests.data.conftest import english_and_chinese
+from tests.helpers.chat_tokenizers import CHATML_MARKS, LLAMA3_MARKS, chatglm3_folder, chatglm_folder, llama3_folder
+from tests.helpers.corpus import english_and_chinese
 
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
 ALPACA_INPUT = (

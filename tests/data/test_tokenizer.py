@@ -11,8 +11,8 @@ import pytest
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.encode import PaddleNLPEncoder, SentencePieceEncoder, open_encoder
 from paddle_llm.data.tokenizer import find_fingerprint, fingerprint, load_tokenizer, open_decoder, train_tokenizer
-from tests.data.conftest import CHINESE, english_and_chinese
-from tests.tiny import write_llama
+from tests.helpers.corpus import CHINESE, english_and_chinese
+from tests.helpers.models.tiny import write_llama
 
 AWKWARD = [
     "plain", "  two blanks lead", "trail  ", "tab\tand\nlines\n\n", "", " ", "emoji \U0001f600 é Ω ﷽", "a\x00b", "▁x <0x0A>",

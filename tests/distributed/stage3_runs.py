@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
-from tests.models.building import WRITERS, batch, build
-from tests.models.layouts import start_fleet
+from tests.helpers.models.layout_steps import start_fleet
+from tests.helpers.models.networks import WRITERS, batch, build
 
 STEPS, MICRO_BATCHES = 2, 2
 

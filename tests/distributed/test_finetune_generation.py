@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.instructions import job, make_instructions
-from tests.jobs import rows
-from tests.launched import told
+from tests.helpers.finetune_jobs import job, make_instructions
+from tests.helpers.launcher_output import launcher_report
+from tests.helpers.pretrain_jobs import rows
 
 ROOT = Path(__file__).parents[2]
 HERE = "--device cpu --continue_training 0 --max_length 96"  # not typed there: no GPU, random weights, few positions
@@ -82,7 +82,7 @@ def test_a_pipeline_through_the_launcher(folder):
     """Command 5."""
     launcher = ["-u", "-m", "paddle.distributed.launch", "--nproc_per_node", "4", "--log_dir", "log"]
     done = _run(launcher, f"{PIPELINE} {HERE}", folder)
-    assert done.returncode == 0, told(done, folder / "log")
+    assert done.returncode == 0, launcher_report(done, folder / "log")
     found = rows(folder / "checkpoints")
     assert [row["step"] for row in found if "loss" in row] == [1, 2, 3] and "eval_loss" in found[-1]
     assert list((folder / "checkpoints/model").glob("*.safetensors"))

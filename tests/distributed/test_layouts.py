@@ -12,7 +12,7 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.jobs import Toy, config, make_trainer, numbers, rows
+from tests.helpers.pretrain_jobs import Toy, config, make_trainer, numbers, rows
 
 STEPS = {
     "max_steps": 6,

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.checkpoint.output_lock import RUN_LOCK, hold_output_folder, release_output_folder
-from tests.corpus import make_corpus
+from tests.helpers.corpus import make_corpus
+from tests.helpers.pretrain_jobs import numbers, rows
 from tests.helpers.processes import descendants, processor_seconds_of_children, running, wait_until
-from tests.jobs import numbers, rows
 
 ROOT = Path(__file__).parents[2]
 # The pretraining command of a public 2023 tutorial, with `--nproc_per_node` for `--gpus`, a device and shorter lengths.

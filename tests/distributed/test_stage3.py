@@ -15,8 +15,8 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.distributed.stage3_runs import MICRO_BATCHES, STEPS, Run, both_stages
-from tests.jobs import Toy, config, make_trainer, numbers, rows, weights
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
+from tests.helpers.pretrain_jobs import Toy, config, make_trainer, numbers, rows, weights
 
 LAYOUT = Layout(sharding=2, sharding_stage=3)
 

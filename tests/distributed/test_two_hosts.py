@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.core.errors import EXIT_PEER_LOST
-from tests.corpus import make_corpus
 from tests.distributed.test_run_pretrain import TUTORIAL
+from tests.helpers.corpus import make_corpus
 from tests.helpers.hosts import Host, two_hosts
+from tests.helpers.pretrain_jobs import numbers
 from tests.helpers.processes import wait_until
-from tests.jobs import numbers
 
 ROOT = Path(__file__).parents[2]
 SUM = """

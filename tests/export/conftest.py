@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.generation.folders import train_pieces, write_folder
+from tests.helpers.models.folders import train_pieces, write_folder
 
 
 @pytest.fixture(scope="session", autouse=True)

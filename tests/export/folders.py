@@ -9,7 +9,7 @@ import numpy as np
 import safetensors
 
 from paddle_llm.models.weights.files import write_safetensors
-from tests.models.building import WRITERS
+from tests.helpers.models.networks import WRITERS
 
 # Tiny, with query heads that outnumber key-value heads where the family has that, and a vocabulary that no degree divides.
 SHAPES: dict[str, dict[str, Any]] = {
@@ -30,7 +30,7 @@ def write_config(folder: Path, family: str, **changes: Any) -> Path:
 def random_weights(folder: Path, family: str, dtype: str = "float32", seed: int = 0) -> dict[str, np.ndarray]:
     """Values for every weight of a folder's config.json, by canonical name; bfloat16 as its bits."""
     from paddle_llm.models.weights.names import canonical_parameters
-    from tests.models.building import build
+    from tests.helpers.models.networks import build
 
     random, found = np.random.default_rng(seed), {}
     for name, parameter in canonical_parameters(build(folder), family):

@@ -14,8 +14,8 @@ from click.testing import CliRunner
 from safetensors.numpy import load_file, save_file
 
 from tests.export.environments import ROOT, paddleformers_python
-from tests.generation.folders import write_folder
-from tests.models.building import WRITERS
+from tests.helpers.models.folders import write_folder
+from tests.helpers.models.networks import WRITERS
 
 WEIGHTS = "model.safetensors"
 LOGITS, TOKENIZER = "logits and greedy tokens", "tokenizer"

@@ -12,7 +12,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.export.options import Options
 from paddle_llm.models.weights.files import write_safetensors
 from tests.export.folders import same_bits, stored_in, write_native
-from tests.models.building import as_hugging_face
+from tests.helpers.models.networks import as_hugging_face
 
 
 def exported(folder: Path, **options) -> Path:

@@ -15,7 +15,7 @@ import pytest
 
 from tests.export import fastdeploy_llm_engine
 from tests.export.environments import ROOT, alone, fastdeploy_llm_path
-from tests.generation.folders import VOCABULARY, train_pieces, write_folder
+from tests.helpers.models.folders import VOCABULARY, train_pieces, write_folder
 
 TEXTS = [
     "The",

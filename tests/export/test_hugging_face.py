@@ -14,7 +14,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.export.options import Options
 from paddle_llm.models.registry import FAMILIES
 from tests.export.folders import random_weights, same_bits, stored_in, write_config, write_native
-from tests.models.building import as_hugging_face, build
+from tests.helpers.models.networks import as_hugging_face, build
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 

@@ -14,9 +14,9 @@ from safetensors import safe_open
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.instructions import finetune, make_instructions
-from tests.jobs import Toy, config, make_trainer
-from tests.models.building import WRITERS
+from tests.helpers.finetune_jobs import finetune, make_instructions
+from tests.helpers.models.networks import WRITERS
+from tests.helpers.pretrain_jobs import Toy, config, make_trainer
 
 STEPS = 2
 ODD = 129  # a vocabulary that no tensor-parallel degree here divides

@@ -13,9 +13,9 @@ import pytest
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
-from tests.instructions import finetune, make_instructions
-from tests.models.building import WRITERS, as_hugging_face, build, weights
-from tests.peft.networks import METHODS, attached, base_values, set_trained
+from tests.helpers.finetune_jobs import finetune, make_instructions
+from tests.helpers.models.adapters import METHODS, attached, base_values, set_trained
+from tests.helpers.models.networks import WRITERS, as_hugging_face, build, weights
 
 TARGETS = {
     "llama": ("q_proj", "down_proj"),

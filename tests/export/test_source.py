@@ -14,7 +14,7 @@ from paddle_llm.models.registry import FAMILIES
 from paddle_llm.models.weights.files import write_safetensors
 from paddle_llm.models.weights.names import BASE_PREFIXES
 from tests.export.folders import same_bits, write_config, write_native
-from tests.models.building import as_hugging_face
+from tests.helpers.models.networks import as_hugging_face
 
 
 def opened(folder: Path, **options):

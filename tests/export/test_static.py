@@ -14,8 +14,8 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from tests.export.static_folders import export_static
-from tests.generation.folders import VOCABULARY, write_folder
-from tests.models.building import build
+from tests.helpers.models.folders import VOCABULARY, write_folder
+from tests.helpers.models.networks import build
 
 _LLAMA3 = {
     "rope_type": "llama3",

@@ -15,8 +15,8 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.export.verification.compare import LIMIT, compare
 from paddle_llm.export.verification.engines.question import Answers
 from paddle_llm.models.prompt import Prompt
-from tests.generation.folders import VOCABULARY, write_folder
-from tests.models.building import WRITERS
+from tests.helpers.models.folders import VOCABULARY, write_folder
+from tests.helpers.models.networks import WRITERS
 
 WEIGHTS = "model.safetensors"
 LAYERS = 2

@@ -13,9 +13,9 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.models.registry import FAMILIES
 from tests.export.folders import same_bits, stored_in, write_native
 from tests.export.test_layout_files import trained
-from tests.instructions import finetune, make_instructions
-from tests.jobs import config, make_trainer, numbers
-from tests.models.building import weights
+from tests.helpers.finetune_jobs import finetune, make_instructions
+from tests.helpers.models.networks import weights
+from tests.helpers.pretrain_jobs import config, make_trainer, numbers
 
 LLAMAS: dict[str, dict[str, Any]] = {
     "tied": {"tie_word_embeddings": True},

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import gpu_branches, gpu_questions
-from tests.helpers.gpu_branches import LEFT_OUT, run_lane
+from tests.helpers.gpu import branches as gpu_branches
+from tests.helpers.gpu import questions as gpu_questions
+from tests.helpers.gpu.branches import LEFT_OUT, run_lane
 
 
 @pytest.mark.timeout(600)

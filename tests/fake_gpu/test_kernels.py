@@ -15,8 +15,8 @@ import pytest
 from paddle_llm.generation.eval_mode import generating
 from paddle_llm.models.patches import attention_kernels, rms_norm
 from tests.custom_ops import conftest as _fused_ln_on_the_path  # noqa: F401
-from tests.models.building import batch
-from tests.models.fake_gpu import Kernels, network, without_cpu_kernels
+from tests.helpers.gpu.kernels import Kernels, network, without_cpu_kernels
+from tests.helpers.models.networks import batch
 from tests.models.test_attention_kernels import packed_batch, step
 
 # ---- attention ------------------------------------------------------------------------------------------------------

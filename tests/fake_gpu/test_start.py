@@ -28,7 +28,7 @@ from paddle_llm.training.arguments import training_arguments
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.run import start_job
 from tests.fake_gpu.conftest import CARD
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 
 @pytest.fixture

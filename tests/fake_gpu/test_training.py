@@ -28,7 +28,7 @@ from paddle_llm.training.step.loss_scaling import unscale_main_gradients
 from paddle_llm.training.trainers import finetune_trainer, pretrain_trainer
 from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
-from tests.models.fake_gpu import network, without_cpu_kernels
+from tests.helpers.gpu.kernels import network, without_cpu_kernels
 from tests.rehearse.cases import make_case
 
 # ---- one process ----------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ import pytest
 
 from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
-from tests.models.building import build
-from tests.tiny import write_llama
+from tests.helpers.models.networks import build
+from tests.helpers.models.tiny import write_llama
 
 VOCABULARY, LENGTH, ENDS = 5, 3, (1, 3)
 PROMPTS = [[2, 4, 0, 2], [4, 2]]

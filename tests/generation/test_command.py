@@ -16,8 +16,8 @@ from paddle_llm.cli.generate import _write, generate
 from paddle_llm.core.errors import UserError
 from paddle_llm.generation.chat import Streamed
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.generation.folders import VOCABULARY, write_folder
-from tests.launched import told
+from tests.helpers.launcher_output import launcher_report
+from tests.helpers.models.folders import VOCABULARY, write_folder
 from tests.peft.disk import no_room
 
 TEXT = "The class statement defines"
@@ -203,8 +203,8 @@ def save_trained(name: str, base: Path, folder: Path) -> Path:
     """An adapter over a model folder, as if it had been trained."""
     from paddle_llm.config.layout import Layout
     from paddle_llm.peft.save import save_adapter
-    from tests.models.building import build
-    from tests.peft.networks import METHODS, attached, set_trained
+    from tests.helpers.models.adapters import METHODS, attached, set_trained
+    from tests.helpers.models.networks import build
 
     model = attached(build(base, load=True), METHODS[name])
     set_trained(model)
@@ -316,5 +316,5 @@ def test_under_paddles_launch(llama, tmp_path):
     script = str(Path(sys.executable).with_name("paddle-llm"))
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--nproc_per_node", "2", "--log_dir", str(tmp_path)]
     done = subprocess.run([*launch, script, *command, "--device", "cpu"], capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, told(done, tmp_path)
+    assert done.returncode == 0, launcher_report(done, tmp_path)
     assert run(*command[1:])[0] in done.stdout

@@ -7,8 +7,8 @@ import pytest
 
 from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
-from tests.generation.folders import write_folder
-from tests.models.building import WRITERS, build
+from tests.helpers.models.folders import write_folder
+from tests.helpers.models.networks import WRITERS, build
 
 LENGTHS = (7, 3, 9)
 STEPS = 8

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from paddle_llm.generation.eval_mode import generating
-from tests import tiny
-from tests.models.building import build
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import build
 
 
 def test_the_fused_rotary_embedding_is_off_while_a_network_generates(tmp_path):

@@ -8,7 +8,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.generation.sampling import Choice
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.generation.test_families import STEPS, prompts
-from tests.models.building import WRITERS, build
+from tests.helpers.models.networks import WRITERS, build
 
 CHOICES = {"greedy": Choice(), "drawn": Choice(temperature=1.5, seed=2), "beams": Choice(num_beams=3)}
 TWO = Layout(tensor=2)
@@ -19,7 +19,7 @@ def generated(folder: Path, layout: Layout) -> dict[tuple[str, str], list[list[i
     from paddle_llm.generation.decode import decode
     from paddle_llm.generation.eval_mode import generating
     from paddle_llm.parallel.mesh import current_mesh
-    from tests.models.layouts import start_fleet
+    from tests.helpers.models.layout_steps import start_fleet
 
     if layout.tensor > 1:
         start_fleet(layout)

@@ -16,9 +16,9 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.generation.sampling import Choice
 from paddle_llm.models.prompt import Prompt
 from tests.export.static_folders import export_static
-from tests.generation.folders import write_folder
 from tests.generation.test_command import TEXT, rows
-from tests.models.building import build
+from tests.helpers.models.folders import write_folder
+from tests.helpers.models.networks import build
 
 PROMPTS = [np.random.default_rng(length).integers(10, 390, length).tolist() for length in (7, 2, 19)]
 

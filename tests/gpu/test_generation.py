@@ -7,8 +7,8 @@ from pathlib import Path
 
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.gpu.trainings import ENVIRONMENT, TIMEOUT
-from tests.instructions import flags_of, job, make_instructions
-from tests.jobs import rows
+from tests.helpers.finetune_jobs import flags_of, job, make_instructions
+from tests.helpers.pretrain_jobs import rows
 
 # So small that 16-bit weights stay what they are: whatever the kernels of training round, the answers are the same.
 LEARNING_RATE = 1e-12

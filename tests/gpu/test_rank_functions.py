@@ -12,7 +12,7 @@ from tests.gpu import on_ranks
 
 pytestmark = pytest.mark.cpu_only
 # Modules whose functions are given to `run_ranks` in this folder.
-MODULES = ("tests.gpu.on_ranks", "tests.instructions", "paddle_llm.rehearse.oracle")
+MODULES = ("tests.gpu.on_ranks", "tests.helpers.finetune_jobs", "paddle_llm.rehearse.oracle")
 
 
 def test_their_modules_do_not_import_paddle():
@@ -27,7 +27,7 @@ def test_each_rank_has_its_card_and_nccl():
 
 
 def test_a_function_that_imports_paddle_too_early_is_refused():
-    from tests.models.fake_gpu import network
+    from tests.helpers.gpu.kernels import network
 
     with pytest.raises(RankError, match=r"paddle is imported before .* by tests\.models\.fake_gpu"):
         run_ranks(network, 1, device="gpu", quiet=True)

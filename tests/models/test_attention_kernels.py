@@ -13,9 +13,9 @@ from paddle_llm.config.methods import NO_PACKED_PREFIX, method_problems
 from paddle_llm.data.samples.dataset import prefix_positions
 from paddle_llm.models.incremental import IncrementalNetwork
 from paddle_llm.models.prompt import Prompt
-from tests.models.building import WRITERS, batch
-from tests.models.fake_gpu import Kernels, network, on_fake_gpu, without_cpu_kernels
-from tests.peft.networks import METHODS, attached, set_trained
+from tests.helpers.gpu.kernels import Kernels, network, on_fake_gpu, without_cpu_kernels
+from tests.helpers.models.adapters import METHODS, attached, set_trained
+from tests.helpers.models.networks import WRITERS, batch
 
 CASES = ["plain", "left-padded", "decode", "prefix", "prefix decode", "packed", "prefix packed"]
 PREFIX_LM = ("chatglm", "glm")

@@ -7,8 +7,8 @@ import paddle
 import pytest
 
 from paddle_llm.models.patches.bloom_attention import layer_mask
-from tests import tiny
-from tests.models.building import batch, build
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import batch, build
 
 
 def masks_of_layers(model, inputs) -> list[paddle.Tensor]:

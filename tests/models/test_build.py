@@ -11,8 +11,8 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import FAMILIES
-from tests import tiny
-from tests.models.building import WRITERS, batch, build, weights
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import WRITERS, batch, build, weights
 
 
 @pytest.mark.parametrize("family", FAMILIES)

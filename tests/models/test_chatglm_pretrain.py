@@ -11,8 +11,8 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform, context_length
 from paddle_llm.models.patches.prefix_mask import prefix_mask
 from paddle_llm.models.registry import sample_transform
-from tests import tiny
-from tests.models.building import batch, build
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import batch, build
 
 GMASK, SOP = 125, 126
 

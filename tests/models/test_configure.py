@@ -9,8 +9,8 @@ import paddle
 import pytest
 
 from paddle_llm.core.errors import UserError
-from tests import tiny
-from tests.models.building import build
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import build
 
 
 def logits(folder, **fields):

@@ -9,8 +9,8 @@ import numpy as np
 import paddle
 
 from paddle_llm.models.patches.corrections import correct_models, correct_network
-from tests import tiny
-from tests.models.building import batch, build
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import batch, build
 
 
 def test_chatglm2s_flash_attention_does_not_mix_samples(tmp_path):

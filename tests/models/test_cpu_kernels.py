@@ -9,8 +9,8 @@ import paddle
 import pytest
 
 from paddle_llm.models.patches import cpu_ops as cpu_kernels
-from tests import tiny
-from tests.models.building import batch, build
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import batch, build
 
 CONFIG = SimpleNamespace(use_flash_attention=False, context_parallel_degree=1, attention_dropout=0.0)
 

@@ -13,7 +13,7 @@ from paddle_llm.data.counted_batches import (
     CountedBatches,
     instruction_tokens,
 )
-from tests.models.building import WRITERS, batch, build
+from tests.helpers.models.networks import WRITERS, batch, build
 
 IGNORED = -100
 

@@ -7,7 +7,7 @@ import paddle
 import pytest
 
 from paddle_llm.core.errors import UserError
-from tests.models.building import build
+from tests.helpers.models.networks import build
 
 torch = pytest.importorskip("torch", reason="parity with Hugging Face needs the extra hf (torch, transformers)")
 transformers = pytest.importorskip("transformers", reason="parity with Hugging Face needs the extra hf")

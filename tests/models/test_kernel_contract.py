@@ -14,9 +14,9 @@ from paddle_llm.models.patches import attention_kernels
 from paddle_llm.models.patches.attention_kernels import added_mask, fused_attention, has_flash_kernels
 from paddle_llm.models.patches.corrections import correct_models, correct_network
 from paddle_llm.models.patches.segments import segment_ends
-from tests import tiny
-from tests.models.building import build
-from tests.models.fake_gpu import Kernels, on_fake_gpu, softmax_attention, without_cpu_kernels
+from tests.helpers.gpu.kernels import Kernels, on_fake_gpu, softmax_attention, without_cpu_kernels
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import build
 
 
 def states(length: int = 5, total: int = 5, dtype: str = "float32") -> list[paddle.Tensor]:

@@ -9,8 +9,8 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.models.building import WRITERS, build
-from tests.models.layouts import assert_covers, rows, step, steps
+from tests.helpers.models.layout_steps import assert_covers, rows, step, steps
+from tests.helpers.models.networks import WRITERS, build
 
 ODD = {"vocab_size": 121}
 TIED = {"tie_word_embeddings": True}

@@ -15,8 +15,8 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.build import build_model
 from paddle_llm.models.registry import FAMILIES
-from tests import tiny
-from tests.models.building import WRITERS, as_hugging_face, build, weights
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import WRITERS, as_hugging_face, build, weights
 
 
 def assert_same(model, expected, family):

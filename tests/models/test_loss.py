@@ -10,8 +10,8 @@ import pytest
 
 from paddle_llm.models.loss import CausalLMLoss
 from paddle_llm.models.weights.vocabulary import pad_config, padded_vocab_size, plain_config, unpad
-from tests import tiny
-from tests.models.building import build
+from tests.helpers.models import tiny
+from tests.helpers.models.networks import build
 
 
 def config(vocab_size, **values):

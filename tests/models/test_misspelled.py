@@ -14,7 +14,7 @@ from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.known_fields import unknown_fields
 from paddle_llm.models.configuration.switches import apply_switches
 from paddle_llm.models.registry import find_family
-from tests.models.building import WRITERS
+from tests.helpers.models.networks import WRITERS
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "models").iterdir())
 

@@ -11,7 +11,7 @@ from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.models.weights.initialization import draw_normal
 from paddle_llm.models.weights.names import EMBEDDINGS, canonical_parameters, hugging_face
 from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
-from tests.models.building import WRITERS, build
+from tests.helpers.models.networks import WRITERS, build
 
 
 @pytest.mark.parametrize("family", ["llama", "bloom", "opt", "qwen2"])

@@ -13,7 +13,7 @@ import numpy as np
 import paddle
 import pytest
 
-from tests.models.building import WRITERS, as_hugging_face, batch, build, weights
+from tests.helpers.models.networks import WRITERS, as_hugging_face, batch, build, weights
 
 LENGTH, HEADS, LAYERS, WIDTH = 12, 4, 4, 16
 

@@ -19,7 +19,7 @@ from paddle_llm.models.patches.segments import (
     segment_ends,
     segment_positions,
 )
-from tests.models.building import WRITERS, build
+from tests.helpers.models.networks import WRITERS, build
 
 LENGTHS = [[5, 3, 9], [11, 1, 0]]  # the second row has two samples and padding
 ROW = 20

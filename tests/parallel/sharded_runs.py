@@ -247,7 +247,7 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
     from paddle_llm.parallel.zero import stage2 as sharded_gradients
     from paddle_llm.parallel.zero.buckets import gradient_of
     from paddle_llm.training.run import start_job
-    from tests.jobs import config, make_trainer
+    from tests.helpers.pretrain_jobs import config, make_trainer
 
     start_job("cpu", layout.world_size)
     sharded_gradients.default_bucket_bytes = lambda parameters: int(bucket_mb * 2**20)

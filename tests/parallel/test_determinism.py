@@ -12,7 +12,7 @@ import pytest
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.process.determinism import DETERMINISTIC
 from paddle_llm.training import api as notebook
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 # The entry script on a machine that seems to have a GPU, up to the import of paddle.
 _START = """

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.rehearse.ranks import RankError, run_ranks
+from tests.helpers.launcher_output import launcher_report
 from tests.helpers.processes import descendants, running, wait_until
-from tests.launched import told
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -102,8 +102,8 @@ def test_under_the_launcher(mode, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
-    assert all("total 3" in log for log in logs), told(done, tmp_path / "log")
-    assert (done.returncode == 0) == (mode == "end"), told(done, tmp_path / "log")
+    assert all("total 3" in log for log in logs), launcher_report(done, tmp_path / "log")
+    assert (done.returncode == 0) == (mode == "end"), launcher_report(done, tmp_path / "log")
     assert ("rank 1 is gone" in logs[0]) == (mode == "kill")
 
 

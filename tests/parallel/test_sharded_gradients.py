@@ -13,7 +13,8 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.parallel.zero.buckets import PARTS
 from paddle_llm.parallel.zero.stage2 import LARGEST_LIMIT, LEAST_LIMIT, MATRICES_IN_A_BUCKET, default_bucket_bytes
 from paddle_llm.rehearse.ranks import RankError, run_ranks
-from tests.jobs import config
+from tests.helpers.models.tiny import write_llama
+from tests.helpers.pretrain_jobs import config
 from tests.parallel.sharded_runs import (
     alone,
     equal_after_wrapping,
@@ -24,7 +25,6 @@ from tests.parallel.sharded_runs import (
     shared,
     told_again,
 )
-from tests.tiny import write_llama
 
 STEPS, MICRO_BATCHES = 2, 4
 ALL_IN_ONE, SOME, EACH_ALONE = 32, 1e-3, 1e-9  # MB

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from paddle_llm.peft.method import Method
-from tests.models.building import batch
-from tests.peft.networks import attached, network, set_trained
+from tests.helpers.models.adapters import attached, network, set_trained
+from tests.helpers.models.networks import batch
 
 METHOD = Method("adalora", rank=2, initial_rank=4, warmup_ratio=0.2, final_ratio=0.3, budget_interval=1)
 

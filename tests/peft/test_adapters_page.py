@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 
 from paddle_llm.peft.hugging_face.fields import HARMLESS, HONOURED, REFUSED, table
 from tests.export.test_merged import base_folder
-from tests.instructions import VOCABULARY, make_instructions
+from tests.helpers.finetune_jobs import VOCABULARY, make_instructions
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")

@@ -10,8 +10,8 @@ import pytest
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
-from tests.models.building import WRITERS, batch
-from tests.peft.networks import METHODS, attached, base_values, logits, network, set_trained, trained_values
+from tests.helpers.models.adapters import METHODS, attached, base_values, logits, network, set_trained, trained_values
+from tests.helpers.models.networks import WRITERS, batch
 
 FAMILIES = sorted(WRITERS)
 EVERYWHERE = [name for name in METHODS if name != "prompt"]

@@ -7,8 +7,8 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
-from tests.models.building import WRITERS
-from tests.peft.networks import METHODS, attached, base_values, logits, network, set_trained
+from tests.helpers.models.adapters import METHODS, attached, base_values, logits, network, set_trained
+from tests.helpers.models.networks import WRITERS
 
 
 @pytest.mark.parametrize("family", sorted(WRITERS))
@@ -59,7 +59,7 @@ def test_in_bfloat16_too(tmp_path):
 def test_a_merged_network_is_a_plain_model_folder(tmp_path):
     from paddle_llm.checkpoint.merged_model import save_merged_model
     from paddle_llm.peft.merge import merge
-    from tests.models.building import build
+    from tests.helpers.models.networks import build
 
     model = attached(network(tmp_path), METHODS["lora"])
     set_trained(model)

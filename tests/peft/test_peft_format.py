@@ -18,9 +18,9 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
 from tests.export.test_merged import TARGETS, base_folder, merged_in_network, network_of, trained_adapter
+from tests.helpers.models.adapters import METHODS, attached, logits, trained_values
 from tests.peft import peft_library
 from tests.peft.disk import no_room
-from tests.peft.networks import METHODS, attached, logits, trained_values
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # family -> a layer that LoRA stands beside, as PEFT's file names it

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.peft.method import Method
-from tests.peft.networks import METHODS, attached, logits, network, set_trained
+from tests.helpers.models.adapters import METHODS, attached, logits, network, set_trained
 
 STEPS = 5
 
@@ -119,7 +119,7 @@ def test_a_prompt_of_words_is_those_words(tmp_path, family):
     from paddle_llm.models.weights.names import EMBEDDINGS
     from paddle_llm.peft.attach import trainable_tensors
     from paddle_llm.peft.methods.prompt import with_prompt
-    from tests.peft.networks import base_values
+    from tests.helpers.models.adapters import base_values
 
     model, words = adapted(tmp_path, family, "prompt"), np.array([17, 5, 90])
     ((_, prompt, _),) = trainable_tensors(model)

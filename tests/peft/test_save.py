@@ -13,7 +13,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.peft.method import Method
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.peft.networks import METHODS, attached, base_values, logits, network, set_trained, trained_values
+from tests.helpers.models.adapters import METHODS, attached, base_values, logits, network, set_trained, trained_values
 
 WITH_HEAD = Method("lora", rank=4, targets=("q_proj",), modules_to_save=("lm_head", "embed_tokens"))
 

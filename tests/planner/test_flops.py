@@ -9,7 +9,15 @@ import pytest
 from paddle_llm.config.model_facts import ModelFacts, read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.planner.flops import count_parameters, flops_per_token, mfu, parameter_count, peak_flops
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
+from tests.helpers.models.tiny import (
+    write_bloom,
+    write_chatglm,
+    write_chatglm2,
+    write_glm,
+    write_llama,
+    write_opt,
+    write_qwen2,
+)
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
@@ -66,7 +74,7 @@ def test_parameters_equal_those_that_paddlenlp_builds(tmp_path: Path, write, cla
 
 @pytest.mark.parametrize("overrides", [{}, {"word_embed_proj_dim": 32, "do_layer_norm_before": False}])
 def test_parameters_of_opt_are_those_of_the_network_with_its_head_tied(tmp_path: Path, overrides) -> None:
-    from tests.models.building import build, weights
+    from tests.helpers.models.networks import build, weights
 
     folder = write_opt(tmp_path, **overrides)
     built = weights(build(folder), "opt")

@@ -16,7 +16,15 @@ from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
 from paddle_llm.rehearse.case import Case, Sample
 from paddle_llm.rehearse.instruction_samples import PREFIX_FAMILIES
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_glm, write_llama, write_opt, write_qwen2
+from tests.helpers.models.tiny import (
+    write_bloom,
+    write_chatglm,
+    write_chatglm2,
+    write_glm,
+    write_llama,
+    write_opt,
+    write_qwen2,
+)
 
 SEQUENCE, VOCABULARY = 16, 128
 WRITERS = {

@@ -27,9 +27,9 @@ from paddle_llm.rehearse.rehearsal import Face, cases_of, run_faces
 from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
 from paddle_llm.rehearse.shrink import read_real, shrink
 from paddle_llm.rehearse.small_model import small_model
-from tests.corpus import VOCABULARY, make_corpus
-from tests.instructions import make_instructions
-from tests.tiny import write_chatglm, write_llama
+from tests.helpers.corpus import VOCABULARY, make_corpus
+from tests.helpers.finetune_jobs import make_instructions
+from tests.helpers.models.tiny import write_chatglm, write_llama
 
 ROOT = Path(__file__).parents[2]
 QUANTITIES = {"loss", "grad_norm", "gradient", "weight", "moment1", "moment2", "eval_loss"}

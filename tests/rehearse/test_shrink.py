@@ -21,7 +21,7 @@ from paddle_llm.rehearse.samples import global_batch, synthetic_samples, wanted_
 from paddle_llm.rehearse.shrink import ADAM_EPSILON, LEARNING_RATE, Shrunk, read_real, shrink
 from paddle_llm.rehearse.small_model import Fold, small_model
 from paddle_llm.rehearse.sub_layouts import faces_of
-from tests.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
+from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs" / "pretrain").glob("*.json"))

@@ -9,7 +9,7 @@ from typing import Any
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.instructions.formats import Conversation, Turn
-from tests import jobs
+from tests.helpers import pretrain_jobs as jobs
 
 STEPS = 4
 

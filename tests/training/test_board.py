@@ -16,7 +16,7 @@ import pytest
 
 from paddle_llm.cli.board import find_logs
 from paddle_llm.core.errors import UserError
-from tests.chromium import find_chromium, open_page
+from tests.helpers.chromium import find_chromium, open_page
 from tests.helpers.skips import needs
 
 LOSSES = [7.0 - 0.25 * step for step in range(20)]

@@ -19,8 +19,8 @@ from paddle_llm.export.source.source import open_source
 from paddle_llm.generation.folders import check_folders
 from paddle_llm.generation.network import _template_of
 from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
-from tests.instructions import finetune, make_instructions
-from tests.models.building import as_hugging_face, build, weights
+from tests.helpers.finetune_jobs import finetune, make_instructions
+from tests.helpers.models.networks import as_hugging_face, build, weights
 
 OWN = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content }}{{ eos_token }}{% endfor %}"

@@ -51,7 +51,7 @@ def _copies(case: Case, folder: str, prepare=lambda trainer: None) -> list[Copy]
     start_job("cpu", case.layout.world_size)
     from paddle_llm.models.patches import cpu_ops as cpu_kernels
     from paddle_llm.rehearse.oracle import trainer_of
-    from tests.models.fake_gpu import Kernels, on_fake_gpu, without_cpu_kernels
+    from tests.helpers.gpu.kernels import Kernels, on_fake_gpu, without_cpu_kernels
 
     with ExitStack() as stack:
         stack.enter_context(without_cpu_kernels())

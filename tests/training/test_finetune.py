@@ -14,9 +14,9 @@ from safetensors.numpy import load_file
 from paddle_llm.config.run_config import SCORES
 from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.ranks import RankError, run_ranks
-from tests.instructions import VOCABULARY, finetune, make_instructions
-from tests.jobs import rows
-from tests.tiny import write_llama
+from tests.helpers.finetune_jobs import VOCABULARY, finetune, make_instructions
+from tests.helpers.models.tiny import write_llama
+from tests.helpers.pretrain_jobs import rows
 
 METHODS = {
     "full": {},
@@ -95,7 +95,7 @@ def _losses_by_hand(folder: str, batch: int) -> dict[str, float]:
     from paddle_llm.data.samples.encode import InstructionEncoder
     from paddle_llm.data.tokenizer import load_tokenizer
     from paddle_llm.data.tokenizers.text_codec import open_codec
-    from tests.models.building import build
+    from tests.helpers.models.networks import build
 
     codec = open_codec(load_tokenizer(f"{folder}/llama"))
     encoder = InstructionEncoder(codec, choose_template("auto", codec, f"{folder}/llama").template, max_length=96)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paddle_llm.training.run import _say_first_weights
-from tests.jobs import config
+from tests.helpers.pretrain_jobs import config
 
 
 def test_weights_that_are_left_aside_are_told(tmp_path, capsys, monkeypatch):

@@ -11,8 +11,8 @@ import pytest
 from paddle_llm.config.layout import Layout
 from paddle_llm.data.tokenizer import train_tokenizer
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.data.conftest import english_and_chinese
-from tests.tiny import write_llama
+from tests.helpers.corpus import english_and_chinese
+from tests.helpers.models.tiny import write_llama
 from tests.training import generation_runs
 from tests.training.generation_runs import Run
 

@@ -48,7 +48,7 @@ def test_all_micro_batches_are_handed_out_in_order(accumulation):
 def test_counts_stay_on_the_host_with_paddles_own_loader(workers):
     from paddle_llm.data.collate import collate_numpy
     from paddle_llm.data.counted_batches import CountedBatches, labels_as_tokens
-    from tests.jobs import SEQUENCE, Toy
+    from tests.helpers.pretrain_jobs import SEQUENCE, Toy
 
     announced: list[int] = []
     loader = GlobalBatchLoader(

@@ -12,7 +12,7 @@ import paddle
 import pytest
 
 from paddle_llm.core.errors import TrainingStopped
-from tests.jobs import config, make_poisoned_trainer, make_trainer, rows, weights
+from tests.helpers.pretrain_jobs import config, make_poisoned_trainer, make_trainer, rows, weights
 
 
 def _with_loss_scaler(trainer, monkeypatch, scale: float, main_gradients: bool = False) -> None:

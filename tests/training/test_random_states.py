@@ -13,8 +13,8 @@ import pytest
 
 from paddle_llm.training import random_states as states_module
 from paddle_llm.training.random_states import random_states, restore_random_states
-from tests.jobs import VOCABULARY, config, make_trainer, numbers
-from tests.tiny import write_bloom
+from tests.helpers.models.tiny import write_bloom
+from tests.helpers.pretrain_jobs import VOCABULARY, config, make_trainer, numbers
 
 
 def _gpu_build(core, count: int) -> SimpleNamespace:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from visualdl import LogReader
 
-from tests.jobs import config, make_trainer, rows
+from tests.helpers.pretrain_jobs import config, make_trainer, rows
 
 ROOT = Path(__file__).parents[2]
 RUN = """
 from pathlib import Path
 import sys
-from tests.jobs import config, make_trainer
+from tests.helpers.pretrain_jobs import config, make_trainer
 run = config(Path(sys.argv[1]), disable_tqdm=False, logging_steps=2)
 make_trainer(run).train()
 """

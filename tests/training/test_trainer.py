@@ -13,8 +13,18 @@ import pytest
 from paddle_llm.checkpoint.output_lock import RUN_LOCK
 from paddle_llm.core.errors import TrainingStopped, UserError
 from paddle_llm.training.schedule import learning_rate_factor
-from tests.jobs import EPOCH, VOCABULARY, Toy, config, make_poisoned_trainer, make_trainer, numbers, rows, weights
-from tests.tiny import write_bloom
+from tests.helpers.models.tiny import write_bloom
+from tests.helpers.pretrain_jobs import (
+    EPOCH,
+    VOCABULARY,
+    Toy,
+    config,
+    make_poisoned_trainer,
+    make_trainer,
+    numbers,
+    rows,
+    weights,
+)
 
 KEYS = {
     "step",

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.helpers import gpu_results
+from tests.helpers.gpu import results as gpu_results
 
 PACKAGES = ("torch", "triton", "liger-kernel")
 FILE = "custom_ops.json"

@@ -9,7 +9,7 @@ from typing import Any
 
 from paddle_llm.data.tokenizer import train_tokenizer
 from paddle_llm.rehearse.ranks import run_ranks
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 VOCABULARY = 312
 _NAMES = (

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from tests.data.conftest import english_and_chinese
+from tests.helpers.corpus import english_and_chinese
 
 LLAMA3_MARKS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 CHATML_MARKS = ["<|im_start|>", "<|im_end|>"]

@@ -1,6 +1,6 @@
 """Results of GPU tests: one row per test, one table, and one file to attach to an issue.
 
-`make test-gpu` and `custom_ops/tests/gpu/run.sh` write rows as JSON; `python -m tests.helpers.gpu_results FOLDER` prints
+`make test-gpu` and `custom_ops/tests/gpu/run.sh` write rows as JSON; `python -m tests.helpers.gpu.results FOLDER` prints
 the rows of all JSON files of a folder as one table and writes `gpu_results.md` there. Only the standard library is used:
 the environment of the kernels' tests has no Paddle.
 """
@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 
 REPORT = "gpu_results.md"
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 COLUMNS = ("test", "result", "seconds", "card", "versions")
 FAILURES = ("failed", "error")
 _LONGEST_TRACE = 6000  # characters; the end of a trace tells more than its beginning

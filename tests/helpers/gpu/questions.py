@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("paddle_llm", "custom_ops/fused_ln")
 # Name of a function -> its value on a GPU; DEVICE: a string that names one; ASKED: whatever it returns, it was called.
 DEVICE, ASKED = "device", "asked"

@@ -1,6 +1,6 @@
-"""Pytest plugin: `--gpu-results FILE` writes every test of the session as rows of `gpu_results.py`.
+"""Pytest plugin: `--gpu-results FILE` writes every test of the session as rows of `tests/helpers/gpu/results.py`.
 
-Load it with `-p tests.helpers.gpu_report`, as `make test-gpu` does.
+Load it with `-p tests.helpers.gpu.report`, as `make test-gpu` does.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import gpu_results
+from tests.helpers.gpu import results as gpu_results
 
 PACKAGES = ("paddlepaddle-gpu", "paddlepaddle", "paddlenlp")
 

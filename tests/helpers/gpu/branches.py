@@ -1,6 +1,6 @@
 """The fake-GPU lane: runs tests that patch the device's predicates, and shows that every branch for GPUs was executed.
 
-`make fake-gpu` (`python -m tests.helpers.gpu_branches`) prints coverage by branch of the modules that ask for the device,
+`make fake-gpu` (`python -m tests.helpers.gpu.branches`) prints coverage by branch of the modules that ask for the device,
 and every question and line for GPUs that no test of the lane reached. `tests/fake_gpu/test_branches.py` requires that
 these are exactly the ones that `LEFT_OUT` lists.
 """
@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.helpers.gpu_questions import PACKAGES, ROOT, Question, gpu_lines, questions, sources
+from tests.helpers.gpu.questions import PACKAGES, ROOT, Question, gpu_lines, questions, sources
 
 # What the lane runs: in one process, on a CPU.
 LANE = (
@@ -93,7 +93,7 @@ def run_lane() -> Lane:
             "-m",
             "pytest",
         ]
-        command += ["-q", "-p", "no:cacheprovider", "-p", "tests.helpers.gpu_probe", "--gpu-answers", str(answers)]
+        command += ["-q", "-p", "no:cacheprovider", "-p", "tests.helpers.gpu.probe", "--gpu-answers", str(answers)]
         command += ["-m", "not slow", *LANE, *(f"--ignore={file}" for file in DESELECTED)]
         ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
         if not answers.exists():

@@ -10,7 +10,7 @@ import numpy as np
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-from tests.tiny import write_llama
+from tests.helpers.models.tiny import write_llama
 
 SEQUENCE, VOCABULARY, EPOCH = 16, 128, 40
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.peft.method import Method
-from tests.models.building import WRITERS, batch, build
+from tests.helpers.models.networks import WRITERS, batch, build
 
 METHODS = {
     "lora": Method("lora", rank=4),

@@ -18,7 +18,7 @@ import paddle.nn.functional as F
 
 from paddle_llm.models.patches import attention_kernels
 from paddle_llm.models.patches import cpu_ops as cpu_kernels
-from tests.models.building import WRITERS, build
+from tests.helpers.models.networks import WRITERS, build
 
 
 @dataclass

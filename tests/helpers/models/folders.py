@@ -10,7 +10,7 @@ from typing import Any
 import sentencepiece
 from safetensors.numpy import save_file
 
-from tests.models.building import WRITERS, as_hugging_face, build, weights
+from tests.helpers.models.networks import WRITERS, as_hugging_face, build, weights
 
 VOCABULARY = 401  # no tensor-parallel degree divides it
 MARKS = ["<sop>", "<eop>", "[MASK]", "[gMASK]", "<n>", "<|tab|>", "<|blank_2|>"]

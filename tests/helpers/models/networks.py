@@ -9,7 +9,7 @@ import numpy as np
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-from tests import tiny
+from tests.helpers.models import tiny
 
 WRITERS = {
     "llama": tiny.write_llama,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.layout import Layout
-from tests.models.building import batch, build
+from tests.helpers.models.networks import batch, build
 
 
 def start_fleet(layout: Layout) -> None:

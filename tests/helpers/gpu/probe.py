@@ -1,6 +1,6 @@
-"""Pytest plugin: `--gpu-answers FILE` records the answers that the questions of `gpu_questions.py` get in this process.
+"""Pytest plugin: `--gpu-answers FILE` records the answers that the questions of `tests/helpers/gpu/questions.py` get in this process.
 
-Load it with `-p tests.helpers.gpu_probe`: modules are compiled with a call around each question when they are imported.
+Load it with `-p tests.helpers.gpu.probe`: modules are compiled with a call around each question when they are imported.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.gpu_questions import PACKAGES, ROOT, Question, described, wrapped
+from tests.helpers.gpu.questions import PACKAGES, ROOT, Question, described, wrapped
 
 _HOOK = "__gpu_question__"
 _answers: dict[str, set[str]] = defaultdict(set)
