@@ -30,6 +30,7 @@ _OF_OTHER_TRAINERS = (
     "config.json",
 )
 _NAME = re.compile(r"checkpoint-(\d+)$")
+_ALL_FILES, _WEIGHT_FILES = re.compile(""), re.compile(r"model|config\.json")
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
@@ -82,6 +83,18 @@ def read_manifest(folder: str | Path) -> dict:
     return json.loads((folder / MANIFEST).read_text())
 
 
+def read_weights_manifest(folder: Path) -> dict:
+    """Read the manifest of a checkpoint and check the files of its weights; files of the optimizer may be missing.
+
+    Raises:
+        UserError: If the manifest is missing, or a file of the weights is missing or has another size.
+    """
+    problem = _incomplete(folder, _WEIGHT_FILES)
+    if problem:
+        raise UserError(f"{folder} is not a complete checkpoint: {problem}. Choose another checkpoint.")
+    return json.loads((folder / MANIFEST).read_text())
+
+
 def _remedy(folder: Path) -> str:
     """What to do with a folder that cannot be continued, by what it holds."""
     below = [path.name for _, path in list_checkpoints(folder)]
@@ -99,8 +112,12 @@ def step_of(folder: str | Path) -> int:
     return int(read_manifest(folder)["step"])
 
 
-def _incomplete(folder: Path) -> str | None:
-    """What is missing from a checkpoint folder, None where nothing is."""
+def _incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None:
+    """Return what is wrong with a checkpoint folder, or None.
+
+    Args:
+        names: Pattern that a file's name must begin with for the file to be checked.
+    """
     if not folder.is_dir():
         return "there is no such folder"
     try:
@@ -113,6 +130,8 @@ def _incomplete(folder: Path) -> str | None:
         return f"its {MANIFEST} is not one of this program"
     for name, size in record["files"].items():
         path = folder / name
+        if not names.match(path.name):
+            continue
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:

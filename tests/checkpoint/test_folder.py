@@ -52,6 +52,19 @@ def test_a_broken_one_is_passed_over_and_told(tmp_path, harm, said):
         checkpoints.read_manifest(tmp_path / "checkpoint-10")
 
 
+def test_weights_are_readable_without_the_optimizer_state(tmp_path):
+    _save(tmp_path, 5)
+    folder = tmp_path / "checkpoint-5"
+    (folder / "optimizer.pdopt").unlink()
+    assert checkpoints.read_weights_manifest(folder)["step"] == 5
+    os.truncate(folder / "model_state.pdparams", 10)
+    with pytest.raises(UserError, match=r"model_state\.pdparams has 10 bytes, not 100\. Choose another checkpoint\.$"):
+        checkpoints.read_weights_manifest(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match=r"it has no manifest\.json\. Choose another checkpoint\.$"):
+        checkpoints.read_weights_manifest(folder)
+
+
 @pytest.mark.parametrize(
     ("names", "told"),
     [

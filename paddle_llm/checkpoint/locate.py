@@ -1,0 +1,395 @@
+"""Resolve the folder that a user names: a model, an adapter, a checkpoint or the output folder of a run.
+
+Every command that takes such a folder resolves it here, so that all commands accept the same folders and report the same
+messages. The module reads file names and small JSON files only. It imports neither Paddle nor torch, so a wrong folder is
+reported within the first second.
+
+============================  ==========================================================================================
+caller                        functions
+============================  ==========================================================================================
+`paddle-llm export`           `locate_export_source`: model, adapter and tokenizer in one call
+`paddle-llm generate`         `locate_model`, `locate_adapter`, `locate_tokenizer`, `report_other_base`
+`paddle-llm convert`          `locate_adapter`, `locate_base`; gives `peft.hugging_face.convert` the resolved `BaseModel`
+`paddle-llm check-model`      `locate_base`
+============================  ==========================================================================================
+
+`peft` and `data` come before `checkpoint` in the import order: they receive resolved folders and resolve none. An adapter's
+name for its base model is resolved by `locate_base` alone: `BaseModel.folder` is what a reader opens, `BaseModel.name` what
+a writer stores, and `BaseModel.problem` the reason to report when a reader needs a folder and none was found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
+from paddle_llm.config.local_files.adapters import CONFIG as ADAPTER_CONFIG
+from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.config.local_files.published_names import folder_like, why_unknown
+from paddle_llm.config.local_files.weights import choose_weights, has_weights
+from paddle_llm.config.model_facts import find_model_folder, looks_local, read_model_facts
+from paddle_llm.core.console import say
+from paddle_llm.core.downloads import other_layout
+from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import read_json_object
+from paddle_llm.models.registry import find_family
+
+MODEL_CONFIG = "config.json"
+ADAPTER_TENSORS = "adapter_model.safetensors"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+STATIC_PROGRAM = "step.json"
+RESOLVED_CONFIG = "config.resolved.json"
+
+
+@dataclass(frozen=True)
+class ModelFolders:
+    """Folders that a command reads.
+
+    Attributes:
+        model: Model folder or checkpoint that holds the weights.
+        adapter: Adapter folder or checkpoint that is added to the weights; None for a whole model.
+        tokenizer: Folder that contains tokenizer_config.json; None if neither `adapter` nor `model` contains it.
+    """
+
+    model: Path
+    adapter: Path | None = None
+    tokenizer: Path | None = None
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """Base model of an adapter.
+
+    Attributes:
+        name: Name to store in an adapter: the absolute path of a local folder, a published name, or "" if unknown.
+        folder: Local folder of the base; None if it is not on this machine.
+        problem: Sentence without its final period that says why `folder` is None; "" otherwise.
+    """
+
+    name: str
+    folder: Path | None
+    problem: str = ""
+
+
+def locate_export_source(folder: Path, *, adapter: Path | None = None, tokenizer: Path | None = None) -> ModelFolders:
+    """Locate everything that an export of `folder` reads.
+
+    Args:
+        folder: Model folder, adapter folder, checkpoint, or output folder of a run. An adapter is combined with the base
+            that it names.
+        adapter: Adapter folder, checkpoint of an adapter, or output folder of a run, to be added to `folder`.
+        tokenizer: Tokenizer folder; by default the one beside the adapter, else the one beside the weights.
+
+    Raises:
+        UserError: If a folder does not contain what is needed, or its model family is not supported.
+    """
+    model = _locate_model_or_adapter(folder)
+    if adapter is not None:
+        adapter = locate_adapter(adapter, allow_checkpoint=True)
+        if _needs_base(model):
+            raise UserError(f"{model} is an adapter. Give the folder of its base model before --adapter {adapter}.")
+        report_other_base(adapter, model)
+    elif _needs_base(model):
+        adapter, model = model, _require_base(model)
+        say(f"{adapter} is an adapter: adding it to its base model {model}.")
+    _check_export_source(model)
+    return ModelFolders(model, adapter, locate_tokenizer(model, adapter=adapter, named=tokenizer))
+
+
+def locate_model(folder: Path) -> Path:
+    """Return the model folder that `folder` is, or the `model/` of a run; weights must be present.
+
+    Raises:
+        UserError: If `folder` is an adapter, holds only checkpoints, or contains no model.
+    """
+    folder = folder.expanduser()
+    _check_is_folder(folder, "a folder with config.json, weights and a tokenizer, or the output folder of a run")
+    for adapter in (folder, folder / "adapter"):
+        if (adapter / ADAPTER_CONFIG).is_file() and not (folder / "model").is_dir():
+            base = _name_in(read_json_object(adapter / ADAPTER_CONFIG)) or "BASE"
+            raise UserError(f"{adapter} is an adapter, not a model. Give its base model: {base} --adapter {adapter}.")
+    if (folder / MODEL_CONFIG).is_file():
+        _check_weights(folder)
+        return folder
+    if (folder / "model" / MODEL_CONFIG).is_file():
+        return _part_of_run(folder, "model")
+    newest, skipped = newest_complete(folder)
+    if newest is not None:
+        raise UserError(
+            f"{folder} contains no finished model, only checkpoints. "
+            f"Convert the newest one: paddle-llm export {newest} OUT --target hf."
+        )
+    raise UserError(_why_no_model(folder, skipped))
+
+
+def locate_adapter(folder: Path, *, allow_checkpoint: bool = False) -> Path:
+    """Return the adapter folder that `folder` is, or the `adapter/` of a run.
+
+    Args:
+        folder: Adapter folder or output folder of a run.
+        allow_checkpoint: Whether a checkpoint of an adapter training is accepted, too; of an output folder without
+            `adapter/` and `model/` the newest complete checkpoint.
+
+    Raises:
+        UserError: If `folder` contains no adapter.
+    """
+    folder = folder.expanduser()
+    _check_is_folder(folder, "an adapter folder; a run writes one to OUTPUT/adapter")
+    if (folder / ADAPTER_CONFIG).is_file():
+        return folder
+    if (folder / "adapter" / ADAPTER_CONFIG).is_file():
+        return _part_of_run(folder, "adapter")
+    if allow_checkpoint:
+        checkpoint = _checkpoint_in(folder)
+        if checkpoint is not None and _needs_base(checkpoint):
+            return checkpoint
+    if (folder / ADAPTER_TENSORS).is_file():
+        raise UserError(_without_adapter_config(folder))
+    contents = what_it_holds(folder) or " A run writes one to OUTPUT/adapter."
+    raise UserError(f"{folder} is not an adapter: it has no {ADAPTER_CONFIG}.{contents}")
+
+
+def locate_base(adapter: Path, name: str | Path | None = None) -> BaseModel:
+    """Locate the base model of an adapter.
+
+    A relative path is tried from the working directory, then from the adapter's folder. Any other name is looked up in
+    PaddleNLP's download cache. An output folder of a run stands for its `model/`.
+
+    Args:
+        adapter: Adapter folder, or checkpoint of an adapter training.
+        name: Folder or published name that the user gave; by default the base that the adapter's files name.
+
+    Returns:
+        The base; `folder` is None where the name is unknown or the model is not on this machine.
+
+    Raises:
+        UserError: If `name` is written like a path and does not exist, or the adapter's files cannot be read.
+    """
+    if name is not None:
+        folder = Path(name).expanduser()
+        if not os.path.isdir(folder) and looks_local(str(name)):
+            raise UserError(f"--base {name} does not exist.{folder_like(str(name))} Give a model folder.")
+        tried = [folder]
+    else:
+        name = _base_name(adapter)
+        if not name:
+            return BaseModel("", None, f"{adapter} does not name its base model")
+        folder = Path(name).expanduser()
+        tried = [folder] if folder.is_absolute() else [folder, adapter / folder]
+    # os.path, because pathlib raises for a name that no file can have.
+    found = next((one for one in tried if os.path.isdir(one)), None)
+    if found is not None:
+        found = _model_of_run(found)
+        return BaseModel(os.path.abspath(found), found)
+    try:
+        found = find_model_folder(str(name))
+    except UserError:
+        found = None
+    if found is not None:
+        return BaseModel(str(name), found)
+    places = " and ".join(os.path.abspath(one) for one in tried)
+    return BaseModel(str(name), None, f"base model {name} of adapter {adapter} was not found (tried {places})")
+
+
+def locate_tokenizer(
+    model: Path,
+    *,
+    adapter: Path | None = None,
+    named: Path | None = None,
+    allow_published_name: bool = False,
+    required: bool = False,
+) -> Path | None:
+    """Return the tokenizer to use: the named one, else the one beside the adapter, else the one beside the weights.
+
+    Args:
+        model: Model folder.
+        adapter: Adapter folder.
+        named: Value of --tokenizer.
+        allow_published_name: Whether `named` may be a name that PaddleNLP knows instead of a folder.
+        required: Whether a missing tokenizer is an error.
+
+    Raises:
+        UserError: If `named` is not a tokenizer, or no tokenizer is found and `required` is true.
+    """
+    if named is not None:
+        named = named.expanduser()
+        _check_named_tokenizer(named, allow_published_name)
+        return named
+    if adapter is not None and has_tokenizer(adapter):
+        return adapter
+    if (model / TOKENIZER_CONFIG).is_file():
+        return model
+    if required:
+        raise UserError(f"{model} has no {TOKENIZER_CONFIG}. Give a tokenizer folder with --tokenizer.")
+    return None
+
+
+def has_tokenizer(adapter: Path) -> bool:
+    """Return whether an adapter folder contains a tokenizer; report one that is incomplete and therefore not used."""
+    if (adapter / TOKENIZER_CONFIG).is_file():
+        return True
+    if (adapter / "tokenizer.json").is_file():
+        say(f"{adapter} has a tokenizer.json but no {TOKENIZER_CONFIG}: using the tokenizer of the base model.")
+    return False
+
+
+def report_other_base(adapter: Path, model: Path) -> None:
+    """Report an adapter that is added to another model than the one it was trained with: only the shapes are compared."""
+    own = locate_base(adapter)
+    if own.name and (own.folder or Path(own.name)).resolve() != model.resolve():
+        say(
+            f"{adapter} was trained with base model {own.folder or own.name}. The shapes of {model} are the same, "
+            "but its weights may differ."
+        )
+
+
+def recorded_argument(folder: Path, name: str) -> str | None:
+    """Return a text argument of the training whose output `folder` is, from the config.resolved.json beside it.
+
+    Returns:
+        The value; None if there is no record, or the value is not text.
+    """
+    record = folder.resolve().parent / RESOLVED_CONFIG
+    try:
+        value = json.loads(record.read_text(encoding="utf-8"))["arguments"][name]["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def _check_is_folder(folder: Path, expected: str) -> None:
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Give {expected}.")
+
+
+def _locate_model_or_adapter(folder: Path) -> Path:
+    """Return the model folder, adapter folder or checkpoint that `folder` is or contains; a finished model goes first."""
+    folder = folder.expanduser()
+    _check_is_folder(folder, "a model folder, the output folder of a run, or one of its checkpoints")
+    if any((folder / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG, MODEL_CONFIG)):
+        return folder
+    for part in ("model", "adapter"):
+        if (folder / part).is_dir():
+            return _part_of_run(folder, part)
+    newest = _checkpoint_in(folder)
+    if newest is None:
+        raise UserError(_why_no_model(folder, newest_complete(folder)[1]))
+    return newest
+
+
+def _checkpoint_in(folder: Path) -> Path | None:
+    """Return the checkpoint that `folder` is, or the newest complete one of a run that has written no model or adapter."""
+    if (folder / MANIFEST).is_file():
+        return folder
+    if any((folder / name).exists() for name in (MODEL_CONFIG, "model", "adapter")):
+        return None
+    newest, skipped = newest_complete(folder)
+    if newest is not None:
+        for line in [*skipped, f"{folder} contains no finished model: using checkpoint {newest}."]:
+            say(line)
+    return newest
+
+
+def _part_of_run(folder: Path, part: str) -> Path:
+    say(f"{folder} is the output folder of a run: using {folder / part}.")
+    return folder / part
+
+
+def _model_of_run(folder: Path) -> Path:
+    """Return the `model/` of a run's output folder; any other folder unchanged."""
+    if not (folder / MODEL_CONFIG).is_file() and (folder / "model" / MODEL_CONFIG).is_file():
+        return _part_of_run(folder, "model")
+    return folder
+
+
+def _needs_base(folder: Path) -> bool:
+    """Return whether a folder holds an adapter or the checkpoint of an adapter training, instead of a whole model."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return True
+    if not (folder / MANIFEST).is_file():
+        return False
+    method = ((read_json_object(folder / MANIFEST).get("identity") or {}).get("method") or {}).get("name", "full")
+    return bool(method != "full")
+
+
+def _require_base(adapter: Path) -> Path:
+    base = locate_base(adapter)
+    if base.folder is None:
+        problem = base.problem[0].upper() + base.problem[1:]
+        raise UserError(
+            f"{problem}. Give the folder of the base model: paddle-llm export BASE --adapter {adapter} OUT."
+        )
+    return _locate_model_or_adapter(base.folder)
+
+
+def _base_name(adapter: Path) -> str | None:
+    if (adapter / ADAPTER_CONFIG).is_file():
+        return _name_in(read_json_object(adapter / ADAPTER_CONFIG))
+    return recorded_argument(adapter, "model_name_or_path")
+
+
+def _name_in(described: dict[str, Any]) -> str | None:
+    """Return the name of the base in an adapter_config.json, in this library's format or PEFT's."""
+    name = described.get("base") or described.get("base_model_name_or_path") or None
+    if name is not None and not isinstance(name, str):
+        raise UserError(
+            f"{ADAPTER_CONFIG}: the base model is {name!r}. Write the folder or the name of the base as text."
+        )
+    return name
+
+
+def _check_weights(folder: Path) -> None:
+    """Raise UserError if a model folder has no file of weights; torch pickles count, since the loader explains them better."""
+    if not has_weights(folder) and not any(folder.glob("*.bin")):
+        choose_weights(folder)
+
+
+def _check_export_source(folder: Path) -> None:
+    """Check what config.json and the file names of an export's source show without reading tensors."""
+    if (folder / STATIC_PROGRAM).is_file():
+        raise UserError(
+            f"{folder} is a static export: its weights are stored in the layout of the program. "
+            "Export the original model again (export.json names it)."
+        )
+    find_family(read_model_facts(folder))
+    if (folder / MANIFEST).is_file():
+        return
+    if any(folder.glob("model_state.tp*.pdparams")):
+        raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}. Choose another checkpoint.")
+    _check_weights(folder)
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / "trainer_state.json").is_file():
+        say(f"{folder} has no {MANIFEST}: the checkpoint may be incomplete.")
+
+
+def _check_named_tokenizer(tokenizer: Path, allow_published_name: bool) -> None:
+    if tokenizer.is_dir() or not allow_published_name:
+        if not (tokenizer / TOKENIZER_CONFIG).is_file():
+            raise UserError(f"--tokenizer {tokenizer} has no {TOKENIZER_CONFIG}. Give a tokenizer folder.")
+        return
+    if problem := why_unknown(str(tokenizer)):
+        raise UserError(f"--tokenizer {tokenizer}: {problem}")
+    if looks_local(str(tokenizer)):
+        raise UserError(
+            f"--tokenizer {tokenizer} does not exist.{folder_like(str(tokenizer))} Give a tokenizer folder."
+        )
+
+
+def _without_adapter_config(folder: Path) -> str:
+    return f"{folder} is an incomplete adapter: it has {ADAPTER_TENSORS} but no {ADAPTER_CONFIG}. Copy that file there, too."
+
+
+def _why_no_model(folder: Path, skipped: list[str]) -> str:
+    """Say what is missing from a folder without a model, with the skipped checkpoints and the likeliest folder instead."""
+    if (folder / ADAPTER_TENSORS).is_file():
+        return _without_adapter_config(folder)
+    signs = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")
+    below = [one for one in [*folder.iterdir(), *folder.glob("snapshots/*")] if one.is_dir()]
+    likely = sorted(one for one in below if any((one / sign).exists() for sign in signs))
+    hint = other_layout(folder) or (f" Did you mean {likely[0]}?" if likely else "")
+    problem = f"{folder} contains no model: it has no {MODEL_CONFIG}, model/, adapter/ or complete checkpoint."
+    return " ".join([problem, *skipped]) + (hint or " Give a model folder or the output folder of a run.")
