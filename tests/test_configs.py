@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.method_choice import CHOICES, chosen
+from paddle_llm.config.methods import CHOICES, chosen
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.reader import resolve
 from paddle_llm.planner.flops import parameter_count

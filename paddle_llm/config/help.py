@@ -8,11 +8,10 @@ import textwrap
 from collections.abc import Iterator
 from typing import Any
 
-from paddle_llm.config.entry_defaults import LEARNING_RATES, entry_defaults
+from paddle_llm.config.defaults import LEARNING_RATES, entry_defaults
 from paddle_llm.config.fields.base import Group
-from paddle_llm.config.legacy.translate import SCRIPTS
 from paddle_llm.config.parsing.values import Kind, kind_of
-from paddle_llm.config.run_config import GROUPS, RunConfig, fields_of
+from paddle_llm.config.run_config import GROUPS, SCRIPTS, RunConfig, fields_of
 
 SCHEMAS = {"pretrain": "configs/schema.json", "finetune": "configs/schema_finetune.json"}
 _TYPES: dict[type, str] = {bool: "true|false", int: "INT", float: "NUMBER", str: "TEXT"}

@@ -1,8 +1,10 @@
-"""How a job's ranks are divided: data x sharding x tensor x pipeline."""
+"""The layout of a job: how its ranks are divided into data x sharding x tensor x pipeline."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from paddle_llm.config.run_config import SCRIPTS, RunConfig
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,94 @@ class Layout:
         if self.pipeline > 1:
             parts.append(f"pp{self.pipeline}" + (f"v{self.virtual_stages}" if self.virtual_stages > 1 else ""))
         return " x ".join(parts) or "one process"
+
+
+@dataclass
+class Degrees:
+    """A layout with what there is to say about it; `layout` is None when something is wrong."""
+
+    layout: Layout | None = None
+    problems: list[str] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
+
+
+def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> Degrees:
+    """Divide `world_size` ranks as `config` asks: data and sharding degrees follow where they are absent."""
+    result = Degrees()
+    zero = [name for name in _DEGREES if getattr(config, name) == 0]
+    if zero:
+        result.problems += [f"{name} = 0: a degree is at least 1 (-1: not given)." for name in zero]
+        return result
+    tensor, pipeline = max(config.tensor_parallel_degree, 1), max(config.pipeline_parallel_degree, 1)
+    sharding, data = config.sharding_parallel_degree, config.data_parallel_degree
+    if sharding > 1 and not config.sharding_stage:
+        result.problems.append(
+            f"sharding_parallel_degree = {sharding} without --sharding: nothing would be shared and gradients would not be "
+            f"averaged. Add --sharding stage1, or use --data_parallel_degree {sharding}."
+        )
+        return result
+    fixed = tensor * pipeline * max(sharding, 1) * max(data, 1)
+    asked = _named(tensor=tensor, pipeline=pipeline, sharding=sharding, data=data)
+    if world_size == 1 and fixed > 1:
+        result.problems.append(
+            f"{asked} needs {fixed} processes, this is one: start it with\n"
+            f"       python -m paddle.distributed.launch --nproc_per_node {fixed} {SCRIPTS[entry]} ..."
+        )
+    elif world_size % fixed:
+        verb = "is more than" if fixed > world_size else "does not divide"
+        result.problems.append(
+            f"{asked} = {fixed} ranks {verb} the job's {world_size}: start it on {_nearest(fixed, world_size)} ranks, "
+            "or change a degree."
+        )
+    else:
+        _fill(result, config, world_size // fixed, (tensor, pipeline, sharding, data), asked, world_size)
+    return result
+
+
+_DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree", "data_parallel_degree")
+
+
+def _fill(
+    result: Degrees, config: RunConfig, rest: int, degrees: tuple[int, int, int, int], asked: str, world_size: int
+) -> None:
+    """Give the ranks that no explicit degree uses to sharding, else to data."""
+    tensor, pipeline, sharding, data = degrees
+    if config.sharding_stage and sharding == -1:
+        sharding, rest = rest, 1
+    if data == -1:
+        data, rest = rest, 1
+    if rest > 1:
+        used = world_size // rest
+        result.problems.append(
+            f"{asked} = {used} ranks, the job has {world_size}: {world_size - used} would be idle. Start it on {used} ranks, "
+            f"leave out --data_parallel_degree, or raise a degree."
+        )
+        return
+    stage = config.sharding_stage if sharding > 1 else 0
+    if config.sharding_stage and not stage:
+        where = (
+            "one process" if world_size == 1 else f"this layout (tensor {tensor} x pipeline {pipeline} x data {data})"
+        )
+        result.notices.append(
+            f"--sharding {config.sharding}: {where} leaves nothing to shard; each rank keeps everything."
+        )
+    result.layout = Layout(
+        data=max(data, 1),
+        sharding=max(sharding, 1),
+        tensor=tensor,
+        pipeline=pipeline,
+        sharding_stage=stage,
+        virtual_stages=config.virtual_pp_degree,
+        sequence_parallel=config.sequence_parallel,
+    )
+
+
+def _named(**degrees: int) -> str:
+    """`tensor_parallel_degree 2 x pipeline_parallel_degree 2`, of those above one."""
+    parts = [f"{name}_parallel_degree {degree}" for name, degree in degrees.items() if degree > 1]
+    return " x ".join(parts) or "one rank"
+
+
+def _nearest(fixed: int, world_size: int) -> str:
+    below, above = world_size // fixed * fixed, (world_size // fixed + 1) * fixed
+    return f"{below} or {above}" if below else str(above)

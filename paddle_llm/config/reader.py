@@ -10,21 +10,19 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from paddle_llm.config.derive import derive
+from paddle_llm.config.defaults import Default, derive, entry_defaults, fitting_length
 from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_no_gpu
-from paddle_llm.config.entry_defaults import Default, entry_defaults, fitting_length
-from paddle_llm.config.layout import Layout
-from paddle_llm.config.layout_rules import layout_of
-from paddle_llm.config.legacy.finetune_names import FINETUNE_NAMES
+from paddle_llm.config.layout import Layout, layout_of
 from paddle_llm.config.legacy.other_trainers import VALUES, counterpart, dialect_of
-from paddle_llm.config.legacy.translate import KNOWN_NAMES, SCRIPTS, Entry, translate
+from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES
+from paddle_llm.config.legacy.translate import KNOWN_NAMES, translate
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
 from paddle_llm.config.parsing.arguments import BARE, Given, read_arguments
 from paddle_llm.config.parsing.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
-from paddle_llm.config.rules.all import RULES
+from paddle_llm.config.rules import RULES
 from paddle_llm.config.rules.engine import Problem, Run, Unknown, check, guarded
-from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, RunConfig, fields_of
+from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, SCRIPTS, Entry, RunConfig, fields_of
 from paddle_llm.core.errors import ConfigError, UserError
 
 # Words from other trainers, too far from the name here for difflib.

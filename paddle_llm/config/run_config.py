@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from paddle_llm.config.fields.base import Group
 from paddle_llm.config.fields.data import DataFields
 from paddle_llm.config.fields.finetune import GenerationFields, InstructionFields
@@ -10,6 +12,9 @@ from paddle_llm.config.fields.model import ModelFields
 from paddle_llm.config.fields.output import OutputFields
 from paddle_llm.config.fields.parallel import ParallelFields
 from paddle_llm.config.fields.training import TrainingFields
+
+Entry = Literal["pretrain", "finetune"]
+SCRIPTS: dict[str, str] = {"pretrain": "run_pretrain.py", "finetune": "finetune_generation.py"}
 
 GROUPS: tuple[type[Group], ...] = (
     ModelFields,

@@ -11,7 +11,7 @@ from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.entry_defaults import entry_defaults
+from paddle_llm.config.defaults import entry_defaults
 from paddle_llm.config.help import SCHEMAS
 from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale
 from paddle_llm.config.legacy.translate import names_of

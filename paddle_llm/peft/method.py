@@ -8,8 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from paddle_llm.config.method_choice import CHOICES, chosen
-from paddle_llm.config.methods import METHODS
+from paddle_llm.config.methods import CHOICES, METHODS, chosen
 from paddle_llm.core.errors import UserError
 
 if TYPE_CHECKING:

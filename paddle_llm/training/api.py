@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from paddle_llm.config.legacy.translate import Entry
 from paddle_llm.config.reader import resolve
+from paddle_llm.config.run_config import Entry
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.process.determinism import is_deterministic

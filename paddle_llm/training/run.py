@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddle_llm.config.help import help_text, wants_help
-from paddle_llm.config.legacy.translate import Entry
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import find_model_folder
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
-from paddle_llm.config.run_config import RunConfig
+from paddle_llm.config.run_config import Entry, RunConfig
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, exit_on_user_error
 from paddle_llm.core.output import escape_unencodable
@@ -130,7 +129,7 @@ def start_job(device: str, world_size: int) -> None:
 
 def _with_downloaded_model(resolved: Resolved) -> Resolved:
     """A built-in name that no folder stands for: its shape is known only after PaddleNLP has fetched it."""
-    from paddle_llm.config.derive import FUSED_WHY, fuses_rms_norm
+    from paddle_llm.config.defaults import FUSED_WHY, fuses_rms_norm
     from paddle_llm.config.model_facts import read_model_facts
     from paddle_llm.models.configuration.hub import model_folder
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from paddle_llm.config.entry_defaults import LEARNING_RATES
+from paddle_llm.config.defaults import LEARNING_RATES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import fields_of

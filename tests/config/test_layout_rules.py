@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from paddle_llm.config.layout import Layout
-from paddle_llm.config.layout_rules import Degrees, layout_of
+from paddle_llm.config.layout import Degrees, Layout, layout_of
 from paddle_llm.config.run_config import RunConfig
 
 

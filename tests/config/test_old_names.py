@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.legacy.finetune_names import FINETUNE_NAMES
 from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale, is_neutral
-from paddle_llm.config.legacy.not_offered import NOT_OFFERED
-from paddle_llm.config.legacy.translate import OLD_NAMES, Translated, names_of, translate
+from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES, NOT_OFFERED, OLD_NAMES
+from paddle_llm.config.legacy.translate import Translated, names_of, translate
 from paddle_llm.config.parsing.arguments import BARE, FLAG, Given
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, fields_of
 

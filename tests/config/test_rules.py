@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from paddle_llm.config.rules.all import RULES
+from paddle_llm.config.rules import RULES
 from tests.config.rule_case import Case, check, said
 from tests.config.test_finetune_rules import CASES as FINETUNE_CASES
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.legacy.not_offered import NOT_OFFERED
-from paddle_llm.config.legacy.translate import OLD_NAMES
+from paddle_llm.config.legacy.paddlenlp import NOT_OFFERED, OLD_NAMES
 from paddle_llm.config.local_files.published_names import BARE_NAMES
 from paddle_llm.config.paddle_switches import WORDS
 from paddle_llm.config.run_config import FIELD_NAMES

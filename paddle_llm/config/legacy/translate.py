@@ -1,43 +1,14 @@
-"""The one table of names that PaddleNLP's commands had since 2023, and what they are called here.
-
-Four generations of PaddleNLP are meant: A (April 2023, 2.5), B (June 2023, 2.6rc), C (2.6 to 2.8), D (3.0).
-"""
+"""Translate the names of `paddlenlp.py` to the fields of today."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from paddle_llm.config.legacy.finetune_names import FINETUNE_NAMES
 from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale, is_neutral
-from paddle_llm.config.legacy.not_offered import NOT_OFFERED
+from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES, NOT_OFFERED, OLD_NAMES
 from paddle_llm.config.parsing.arguments import BARE, Given
-from paddle_llm.config.run_config import FINETUNE_ONLY, PRETRAIN_ONLY
-
-Entry = Literal["pretrain", "finetune"]
-SCRIPTS: dict[str, str] = {"pretrain": "run_pretrain.py", "finetune": "finetune_generation.py"}
-
-
-def _no_cuda(raw: Any) -> Any:
-    return None if is_neutral(raw, (False,)) else "cpu"
-
-
-def _positive(raw: Any) -> Any:
-    return None if is_neutral(raw, (-1, 0)) else raw
-
-
-OLD_NAMES: dict[str, Renamed | Stale | Refused] = {
-    # --- both scripts
-    "sharding_degree": Renamed("sharding_parallel_degree"),  # A to D, deprecated since B
-    "no_cuda": Renamed("device", convert=_no_cuda),  # A to D
-    "max_evaluate_steps": Renamed("eval_iters", convert=_positive),  # C, D
-    "benchmark": Stale("give --max_steps for a short run", (False,)),  # B, C
-    "profiler_options": Stale("profiling is not part of training", ("",)),  # B
-    # --- run_pretrain.py, A to C
-    "config_name": Refused("put the config.json into the folder of --model_name_or_path"),
-    "skip_warmup": Stale("a memory map is never read through beforehand", (True, False)),
-    "initializer_range": Stale("PaddleNLP never read it; set it in the model's config.json"),
-}
+from paddle_llm.config.run_config import FINETUNE_ONLY, PRETRAIN_ONLY, SCRIPTS, Entry
 
 KNOWN_NAMES: frozenset[str] = frozenset(OLD_NAMES) | frozenset(FINETUNE_NAMES) | frozenset(NOT_OFFERED)
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.config.local_files.published_names import folder_like
-from paddle_llm.config.method_choice import CHOICES, SETTINGS, chosen, flags_of
-from paddle_llm.config.methods import METHODS, method_problems
+from paddle_llm.config.methods import CHOICES, METHODS, SETTINGS, chosen, flags_of, method_problems
 from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, Unknown, fine_tuning
 from paddle_llm.config.rules.settings import Findings
 
