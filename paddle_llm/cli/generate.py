@@ -289,7 +289,7 @@ def _rows(requests: Any, encoded: Any, answers: Any, codec: Any, reader: Reader)
 
 
 def _write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
-    from paddle_llm.core.atomic_files import write_atomically
+    from paddle_llm.core.atomic_output import write_atomically
 
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     printed = lines if stdout_is_unicode() else "".join(json.dumps(row) + "\n" for row in rows)

@@ -1,8 +1,10 @@
-"""The folder that a command writes: whether it may, and how it appears whole or not at all.
+"""Files and folders that are written completely or not at all.
 
-What is written stands under a name of its own until it is finished. What was at the place stays until then; what is
-interrupted, fails or finds no room is removed, and what a killed process has left is removed by the next one. Two commands
-that write to one place do not meet there: the second is refused while the first is at it.
+Every output is written under a temporary name beside its final one, flushed to disk and renamed. Until then the previous
+output stays in place. An interrupted or failed write removes its temporary output; the leftover of a killed process is removed
+by the next writer. Two commands cannot write the same folder: a lock makes the second one fail.
+
+Outputs get the permissions that the umask of the process allows, also where a library created a file with mode 0600.
 """
 
 from __future__ import annotations
@@ -12,18 +14,19 @@ import fcntl
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from typing import Any
+from types import FrameType
 from uuid import uuid4
 
 from paddle_llm.core.errors import UserError
 
-MARK = ".being-written"  # in a folder that is being written: locked by whoever writes; unlocked, it may be removed
+MARK = ".being-written"  # in a folder that is being written, locked by its writer; a folder with an unlocked mark is a leftover
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _DISK = (
     errno.EACCES,
@@ -37,74 +40,147 @@ _DISK = (
 )
 
 
-def check_replaceable(out: Path, sign: str, kind: str, overwrite: bool) -> None:
-    """Raise UserError where something stands at OUT that may not be replaced.
+# ---- checks before writing -------------------------------------------------------------------------------------------
+
+
+def check_replaceable(out: Path, marker_file: str, kind: str, overwrite: bool) -> None:
+    """Check that a command may write the folder `out`.
 
     Args:
-        sign: a file that whatever may be replaced has.
-        kind: what that is, such as "export".
+        out: Folder to write.
+        marker_file: Name of a file that every replaceable folder contains.
+        kind: Noun for such a folder in messages, such as "export".
+        overwrite: Whether the user allowed replacing a folder that contains `marker_file`.
+
+    Raises:
+        UserError: If `out` is a file or a non-empty folder that may not be replaced.
     """
     if not out.exists():
         return
     if not out.is_dir():
-        raise UserError(f"{out} is a file: name a folder")
+        raise UserError(f"{out} is a file. Choose a folder.")
     if not any(out.iterdir()):
         return
     if not overwrite:
-        raise UserError(f"{out} exists and is not empty: name another folder, or replace it with --overwrite")
-    if not (out / sign).is_file():
-        raise UserError(f"{out} is no {kind} (it has no {sign}), and is not replaced: remove it yourself")
+        raise UserError(
+            f"{out} already exists and is not empty. Choose another folder, or replace it with --overwrite."
+        )
+    if not (out / marker_file).is_file():
+        raise UserError(f"{out} is not an {kind} (it has no {marker_file}) and is not replaced. Remove it yourself.")
 
 
-def check_apart(out: Path, *read: Path | None) -> None:
-    """Raise UserError where OUT is or holds something that is read for it."""
-    for place in read:
-        if place is None:
+def check_apart(out: Path, *inputs: Path | None) -> None:
+    """Check that no input of a command lies in its output folder.
+
+    Raises:
+        UserError: If `out` is an input or contains one.
+    """
+    for source in inputs:
+        if source is None:
             continue
-        place = place.expanduser().resolve()
-        if out.resolve() == place or out.resolve() in place.parents:
-            raise UserError(f"{out} is or holds {place}, which is read for it: name another folder")
+        source = source.expanduser().resolve()
+        if out.resolve() == source or out.resolve() in source.parents:
+            raise UserError(f"{out} is or contains the input {source}. Choose another folder.")
 
 
 def check_writable(file: Path, option: str) -> None:
-    """Raise UserError where a file cannot be written: found out by trying it, since the rights alone do not tell."""
+    """Check that a file can be created, by creating a temporary one: permission bits alone do not decide.
+
+    Args:
+        file: Path of the file; its folder need not exist yet.
+        option: Option that the path was given with, for the message.
+
+    Raises:
+        UserError: If the nearest existing folder cannot be written.
+    """
     parent = next(folder for folder in file.absolute().parents if folder.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):
             return
     except OSError as error:
-        raise UserError(f"{option} {file} cannot be written: {parent}: {error.strerror}. Name another file") from None
+        raise UserError(
+            f"{option} {file} cannot be written: {parent}: {error.strerror}. Choose another file."
+        ) from None
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: bytes | memoryview, hint: str = "") -> None:
+    """Write a file completely or not at all, and create its folder.
+
+    Args:
+        path: File to write; an existing one is replaced.
+        content: Bytes of the file.
+        hint: Sentence that ends the error message, with a remedy.
+
+    Raises:
+        UserError: If the file cannot be written.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        _flush(temporary)
+        _replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}. {hint}".rstrip()) from error
+    finally:
+        with suppress(OSError):  # it does not exist after a success, or when its folder could not be created
+            temporary.unlink()
+
+
+def allow_readers(path: Path) -> None:
+    """Give a file the read and write permissions that the umask allows; further ones stay as they are."""
+    mode = stat.S_IMODE(path.stat().st_mode)
+    wanted = mode | (0o666 & ~_umask())
+    if wanted != mode:
+        path.chmod(wanted)
+
+
+def _umask() -> int:
+    """The umask of this process. `os.umask` can only read it by changing it, which other threads would notice."""
+    with suppress(OSError), open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    umask = os.umask(0o077)
+    os.umask(umask)
+    return umask
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
 def staged_folder(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the body has ended well, and is removed when it has not.
+    """Yield a folder that becomes `out` if the body succeeds and is removed if it does not.
 
     Raises:
-        UserError: it cannot be made, another command writes to the same place, something has come to stand there
-            meanwhile, the disk is full, or something else of the disk stands in the way.
+        UserError: If the folder cannot be created, another command is writing `out`, `out` has changed meanwhile, the disk
+            is full, or the file system refuses a write.
     """
     absent = [folder for folder in out.absolute().parents if not folder.exists()]
     before = _identity(out)
     try:
         staged, lock = _claim(out)
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{out} cannot be written: {error.strerror or error}. Choose another folder.") from None
     try:
-        with _ends_on_signals():
+        with _interrupt_on_sigterm():
             yield staged
-            _flush_all(staged)
+            _finish_files(staged)
             if _identity(out) != before:
                 raise UserError(
-                    f"{out} was not written: somebody else has written there meanwhile. Name another folder"
+                    f"{out} was not written: another process has written it meanwhile. Choose another folder."
                 )
-            (staged / MARK).unlink()  # at the last moment: without it nobody takes the folder for a leftover
-            _rename(staged, out)
+            (staged / MARK).unlink()  # at the last moment: a folder with this mark is never mistaken for a finished one
+            _publish(staged, out)
     except BaseException as error:
-        with _ignores_ctrl_c():  # a second one, of somebody in a hurry, would leave half of it
+        with _ignored_ctrl_c():  # a second Ctrl-C would leave half of the folder
             shutil.rmtree(staged, ignore_errors=True)
             for folder in absent:
-                with suppress(OSError):  # somebody has put something there
+                with suppress(OSError):  # another process has put something into it
                     folder.rmdir()
         problem = disk_problem(error)
         if problem is not None:
@@ -114,56 +190,75 @@ def staged_folder(out: Path) -> Iterator[Path]:
         os.close(lock)
 
 
+def publish(staged: Path, out: Path) -> None:
+    """Flush a finished folder to disk and rename it to `out`. A previous `out` is removed only after that."""
+    _finish_files(staged)
+    _publish(staged, out)
+
+
 def disk_problem(error: BaseException) -> str | None:
-    """What to tell of an error that is the disk's or its rights', None for any other."""
+    """Describe an error of the disk or of permissions.
+
+    Returns:
+        Message for the user; None for every other error.
+    """
     if not isinstance(error, OSError) or error.errno not in (*_FULL, *_DISK):
         return None
     where = f"{error.filename}: " if error.filename else ""
     if error.errno in _FULL:
-        return f"{where}the disk is full ({error.strerror}): make room, or write to another one"
+        return f"{where}the disk is full ({error.strerror}). Free some space, or write to another disk."
     return f"{where}{error.strerror}"
 
 
 def _claim(out: Path) -> tuple[Path, int]:
-    """The folder to write in first, and the lock on it. It has its name only when it is locked, so that nobody takes it
-    for what a killed process has left."""
-    made = out.with_name(f".{out.name}.new-{uuid4().hex}")
-    made.mkdir(parents=True)
-    lock = os.open(made / MARK, os.O_CREAT | os.O_RDWR)
+    """Create and lock the temporary folder of `out`.
+
+    It gets its recognisable name only after it is locked, so that no other writer takes it for a leftover.
+
+    Returns:
+        Folder and file descriptor of the lock.
+    """
+    unlocked = out.with_name(f".{out.name}.new-{uuid4().hex}")
+    unlocked.mkdir(parents=True)
+    lock = os.open(unlocked / MARK, os.O_CREAT | os.O_RDWR)
     try:
         _is_locked(lock)
-        return made.rename(_free_name(out)), lock
+        return unlocked.rename(_free_name(out)), lock
     except BaseException:
         os.close(lock)
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(unlocked, ignore_errors=True)
         raise
 
 
 def _free_name(out: Path) -> Path:
-    """No folder's name but that of one which a killed process has left."""
+    """Return a name that no folder has, after removing leftovers of killed processes."""
     names = (f"{out.name}.saving{number or ''}" for number in count())
-    for place in map(out.with_name, names):
-        if (place / MARK).is_file():
-            _remove_what_is_left(place, out)
-        if not place.exists():
-            return place
-    raise AssertionError("numbers do not end")
+    for candidate in map(out.with_name, names):
+        if (candidate / MARK).is_file():
+            _remove_leftover(candidate, out)
+        if not candidate.exists():
+            return candidate
+    raise AssertionError("unreachable: count() is infinite")
 
 
-def _remove_what_is_left(staged: Path, out: Path) -> None:
-    """Raise UserError where somebody is still writing it."""
+def _remove_leftover(staged: Path, out: Path) -> None:
+    """Remove the temporary folder of a killed process.
+
+    Raises:
+        UserError: If its writer is still running.
+    """
     lock = os.open(staged / MARK, os.O_RDWR)
     try:
-        # The mark that was opened may have been removed since, and another command's stand at its place.
+        # The opened mark may have been removed since, and replaced by the mark of another command.
         if _is_locked(lock) or os.fstat(lock).st_ino != os.stat(staged / MARK).st_ino:
-            raise UserError(f"{out} is being written by another command: wait for it, or name another folder")
+            raise UserError(f"{out} is being written by another command. Wait for it, or choose another folder.")
         shutil.rmtree(staged)
     finally:
         os.close(lock)
 
 
 def _is_locked(lock: int) -> bool:
-    """Whether another process holds the lock; if not, this one has it from now on."""
+    """Return whether another process holds the lock; if none does, this process takes it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -174,7 +269,7 @@ def _is_locked(lock: int) -> bool:
 
 
 def _identity(out: Path) -> tuple[int, ...] | None:
-    """Tells one folder from another at the same place, and from itself with other entries; None where nothing is."""
+    """Return a key that changes when a folder is replaced or gets other entries; None if it does not exist."""
     try:
         found = out.stat()
     except OSError:
@@ -182,27 +277,24 @@ def _identity(out: Path) -> tuple[int, ...] | None:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def publish(staged: Path, out: Path) -> None:
-    """Give a finished folder its name when all of it is on the disk; what is there is removed only when the new one stands in
-    its place."""
-    _flush_all(staged)
-    _rename(staged, out)
-
-
-def _flush_all(folder: Path) -> None:
+def _finish_files(folder: Path) -> None:
+    """Set the permissions of all files of a folder and flush everything to disk."""
     for path in (*folder.rglob("*"), folder):
-        if not path.is_symlink():
-            _flush(path)
+        if path.is_symlink():
+            continue
+        if path.is_file():
+            with suppress(PermissionError):  # written by a rank that runs as another user
+                allow_readers(path)
+        _flush(path)
 
 
-def _rename(staged: Path, out: Path) -> None:
-    # A folder of its own: somebody's may have any other name.
+def _publish(staged: Path, out: Path) -> None:
+    # The previous folder moves into a new one: any fixed name may already be in use.
     replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent)) / out.name
     if out.exists():
         os.replace(out, replaced)
     try:
-        os.replace(staged, out)
-        _flush(out.parent)
+        _replace(staged, out)
     except BaseException:
         if replaced.exists() and not out.exists():
             os.replace(replaced, out)
@@ -211,8 +303,14 @@ def _rename(staged: Path, out: Path) -> None:
         shutil.rmtree(replaced.parent, ignore_errors=True)
 
 
+def _replace(source: Path, target: Path) -> None:
+    """Rename a file or folder and flush the new name to disk."""
+    os.replace(source, target)
+    _flush(target.parent)
+
+
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -220,8 +318,11 @@ def _flush(path: Path) -> None:
         os.close(handle)
 
 
+# ---- signals ---------------------------------------------------------------------------------------------------------
+
+
 @contextmanager
-def _ignores_ctrl_c() -> Iterator[None]:
+def _ignored_ctrl_c() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -233,18 +334,20 @@ def _ignores_ctrl_c() -> Iterator[None]:
 
 
 @contextmanager
-def _ends_on_signals() -> Iterator[None]:
-    """SIGTERM (of a cluster's scheduler) ends the work as Ctrl-C does, so that nothing is left behind; unless somebody
-    has other plans for it."""
-    mine = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if not mine:
+def _interrupt_on_sigterm() -> Iterator[None]:
+    """Turn SIGTERM (sent by cluster schedulers) into KeyboardInterrupt, so that the temporary folder is removed.
+
+    A handler that another part of the program has installed stays in place.
+    """
+    is_default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if threading.current_thread() is not threading.main_thread() or not is_default:
         yield
         return
 
-    def end(number: int, frame: Any) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
-from paddle_llm.core.atomic_files import write_atomically
+from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.folder import (

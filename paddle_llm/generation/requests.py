@@ -9,9 +9,9 @@ from typing import Any
 
 from paddle_llm.config.local_files.instruction_data import near
 from paddle_llm.config.local_files.split_names import kind_of_file
-from paddle_llm.core import json_text
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.chat.jinja_templates import AUTO, choose_template
 from paddle_llm.data.instructions.files import SUFFIXES, RowReader, read_rows, report_notes
 from paddle_llm.data.instructions.formats import (
@@ -99,7 +99,7 @@ def _read_lines(path: Path, data_format: str) -> list[Request]:
 
 def _is_json_object(line: str) -> bool:
     try:
-        return isinstance(json_text.loads(line), dict)
+        return isinstance(parse_json(line), dict)
     except (ValueError, RecursionError):
         return False
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.core import json_text
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.generation.sampling import Choice
 from paddle_llm.generation.whole_program import open_whole_program
 from paddle_llm.models.prompt import Prompt
@@ -78,7 +78,7 @@ def read_step(folder: Path) -> Step:
             f"paddle-llm export MODEL_FOLDER OUT --target static"
         )
     try:
-        step = Step(**json_text.loads((folder / STEP).read_text(encoding="utf-8")))
+        step = Step(**parse_json((folder / STEP).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{folder / STEP} cannot be read ({error}): export the model anew") from None
     template = step.template

@@ -86,7 +86,7 @@ def test_a_family_by_architecture_alone(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("{", "not valid JSON: line 1"),
-        ("[]", "must hold a JSON object"),
+        ("[]", "must contain a JSON object"),
         (
             '{"model_type": "llama"}',
             "lacks hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, vocab_size",

@@ -102,9 +102,9 @@ def test_a_folder_that_is_no_export_is_never_replaced(model, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     for out, said in (
-        (tmp_path / "thesis", "is no export"),
-        (model, "is or holds .*, which is read for it"),
-        (tmp_path, "is or holds .*, which is read for it"),
+        (tmp_path / "thesis", "is not an export"),
+        (model, "is or contains the input"),
+        (tmp_path, "is or contains the input"),
         (model / "sub", "is inside .*, which is read for it"),
         (tmp_path / "thesis" / "chapter1.tex", "is a file"),
     ):

@@ -106,7 +106,7 @@ def test_a_description_that_cannot_be_read_is_told_by_its_place(tmp_path):
     with pytest.raises(UserError, match=r"adapter_config\.json is not valid JSON: line 2, column 15"):
         read_described(tmp_path)
     (tmp_path / CONFIG).write_text("[]")
-    with pytest.raises(UserError, match="must hold a JSON object, not a list"):
+    with pytest.raises(UserError, match="must contain a JSON object, not a list"):
         read_described(tmp_path)
 
 

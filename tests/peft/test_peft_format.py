@@ -276,11 +276,11 @@ def test_the_command(tmp_path):
     assert (out / TENSORS).read_bytes() == first and sorted(file.name for file in out.iterdir()) == [CONFIG, TENSORS]
     with pytest.raises(UserError, match="in PEFT's format already"):
         command(out, tmp_path / "more", "--to", "peft")
-    with pytest.raises(UserError, match="is no adapter.*not replaced"):
+    with pytest.raises(UserError, match="is not an adapter.*not replaced"):
         command(out, base, "--to", "paddle-llm", "--overwrite")
     with pytest.raises(UserError, match="so it is not an adapter"):
         command(base, tmp_path / "more", "--to", "peft")
-    with pytest.raises(UserError, match="is or holds"):
+    with pytest.raises(UserError, match="is or contains"):
         command(out, tmp_path, "--to", "paddle-llm", "--overwrite")
     base.rename(tmp_path / "moved")
     with pytest.raises(UserError, match="--base"):

@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.core import json_text
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -130,7 +130,7 @@ def copy_templates(source: Path, target: Path) -> None:
 def _is_paddlenlp(file: Path) -> bool:
     """Whether a file is a chat template in PaddleNLP's own format."""
     try:
-        values = json_text.loads(file.read_text(encoding="utf-8-sig"))
+        values = parse_json(file.read_text(encoding="utf-8-sig"))
     except ValueError:
         return False
     return isinstance(values, dict) and "chat_template" not in values and bool({"conversation", "query"} & set(values))
@@ -138,7 +138,7 @@ def _is_paddlenlp(file: Path) -> bool:
 
 def _in_json(file: Path) -> dict[str, str]:
     try:
-        values = json_text.loads(file.read_text(encoding="utf-8-sig"))
+        values = parse_json(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise UserError(f"{file} is not JSON: {error}. Correct the file.") from None
     if not isinstance(values, dict):
@@ -240,7 +240,7 @@ def read_record(folder: str | Path | None) -> Record | None:
     if not folder or not file.is_file():
         return None
     try:
-        values = json_text.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_text(encoding="utf-8"))
         record = Record(str(values["name"]), dict(values["digests"]), dict(values.get("settings") or {}))
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{file} is not a record of a chat template. Restore it, or remove it.") from None
@@ -264,6 +264,6 @@ def _remove_templates(folder: Path) -> None:
     shutil.rmtree(folder / ADDITIONAL_FOLDER, ignore_errors=True)
     config = folder / CONFIG_FILE
     if config.is_file():
-        values = json_text.loads(config.read_text(encoding="utf-8"))
+        values = parse_json(config.read_text(encoding="utf-8"))
         if values.pop("chat_template", None) is not None:
             config.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

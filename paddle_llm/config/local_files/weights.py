@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from paddle_llm.core import json_text
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 
 SAFETENSORS, PDPARAMS, TORCH = "model.safetensors", "model_state.pdparams", "pytorch_model.bin"
 _INDEX = ".index.json"
@@ -89,7 +89,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 def _named_in_config(folder: Path) -> Path | None:
     """What the key `transformers_weights` of config.json names."""
     try:
-        named = json_text.loads((folder / "config.json").read_text(encoding="utf-8-sig")).get("transformers_weights")
+        named = parse_json((folder / "config.json").read_text(encoding="utf-8-sig")).get("transformers_weights")
     except (OSError, ValueError, AttributeError, RecursionError):  # the reader of config.json reports that
         return None
     if named is None:
@@ -126,7 +126,7 @@ def _read_index(file: Path) -> dict[str, Path]:
         UserError: If the index cannot be read, contradicts itself, or names a file that does not exist.
     """
     try:
-        found = json_text.loads(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+        found = parse_json(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
         weight_map = found["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise TypeError("weight_map is not a table of file names")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.core import json_text
+from paddle_llm.core.json_files import parse_json
 
 _FIRST = "The first argument is CONFIG.json or a --flag"
 _PLAIN = "A config is plain JSON"
@@ -69,7 +69,7 @@ def read_config_file(name: str, path: Path) -> ConfigFile:
         return seen
 
     try:
-        content = json_text.loads(text, object_pairs_hook=collect, parse_constant=constants.append)
+        content = parse_json(text, object_pairs_hook=collect, parse_constant=constants.append)
     except json.JSONDecodeError as error:
         return _not_json(name, path, text, error)
     except RecursionError:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.core import json_text
+from paddle_llm.core.json_files import parse_json
 
 
 def pattern_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
@@ -90,7 +90,7 @@ def ordinary_added_tokens(folder: str | None) -> frozenset[str]:
         if not folder or not file.is_file():
             continue
         try:
-            values = json_text.loads(file.read_text(encoding="utf-8"))
+            values = parse_json(file.read_text(encoding="utf-8"))
         except ValueError:
             continue  # refused where the tokenizer is loaded
         if not isinstance(values, dict):

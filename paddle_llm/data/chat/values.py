@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.local_files.chat_templates import CONFIG_FILE
-from paddle_llm.core import json_text
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -42,5 +42,5 @@ def _read(folder: str | None, name: str) -> dict[str, Any]:
     file = Path(folder or "") / name
     if not folder or not file.is_file():
         return {}
-    values = json_text.loads(file.read_text(encoding="utf-8"))
+    values = parse_json(file.read_text(encoding="utf-8"))
     return values if isinstance(values, dict) else {}

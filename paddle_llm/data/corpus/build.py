@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from paddle_llm.core.atomic_files import data_key
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.cache_key import data_key
 from paddle_llm.data.corpus.encode import Encoded, open_encoder
 from paddle_llm.data.corpus.mmap_format import SizesFile, token_dtype, write_index
 from paddle_llm.data.corpus.sources import ReadOptions, Source, find_sources, read_blocks

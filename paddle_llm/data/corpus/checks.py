@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_llm.core.atomic_files import CACHE_HINT, data_key, write_atomically
+from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.corpus.cache_key import CACHE_HINT, data_key
 from paddle_llm.data.corpus.indexed import Corpus
 
 _SCAN_TOKENS = 16 << 20

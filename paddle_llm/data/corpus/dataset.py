@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from paddle_llm.core.atomic_files import data_key
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import Blend, parse_input_dir, split_bounds
+from paddle_llm.data.corpus.cache_key import data_key
 from paddle_llm.data.corpus.checks import check_corpus, verify_index
 from paddle_llm.data.corpus.indexed import open_corpus
 from paddle_llm.data.corpus.order import Origin, SampleOrder

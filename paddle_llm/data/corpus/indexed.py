@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.core import json_text
-from paddle_llm.core.atomic_files import data_key
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
+from paddle_llm.data.corpus.cache_key import data_key
 from paddle_llm.data.corpus.mmap_format import DTYPES, HEADER_BYTES, LAZY_MAGIC, read_header
 
 _HASH_BYTES = 4 << 20
@@ -238,7 +238,7 @@ def _read_meta(corpus: Corpus) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        meta = json_text.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_text(encoding="utf-8"))
         recorded = meta["data_key"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: unreadable ({error}). Delete it, or build the corpus again.") from error

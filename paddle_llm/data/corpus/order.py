@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from paddle_llm.core.atomic_files import CACHE_HINT, write_atomically
+from paddle_llm.core.atomic_output import write_atomically
+from paddle_llm.data.corpus.cache_key import CACHE_HINT
 from paddle_llm.data.corpus.indexed import Corpus
 
 # Smaller orders are made again faster than they are read from disk; larger ones are cached there.

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from paddle_llm.core import json_text
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.text_files import TextStream, compression_of
 
 KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}
@@ -199,7 +199,7 @@ def _lines(payload: bytes) -> list[str] | list[bytes]:
 
 def _json_row(row: int, line: str | bytes, key: str) -> Document:
     try:
-        value = json_text.loads(line)
+        value = parse_json(line)
         text = value[key]
     except UnicodeDecodeError as error:
         return Document(row, None, f"not UTF-8: {error}")

@@ -11,9 +11,9 @@ from collections.abc import Generator, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
 
-from paddle_llm.core import json_text
 from paddle_llm.core.console import say_once
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.corpus.sources import ReadOptions, Source, read_blocks
 
 _WRAPPERS = ("data", "rows", "examples", "instances", "records", "samples", "items")
@@ -79,7 +79,7 @@ def _one_object_per_line(payload: bytes, one_line: bool) -> bool:
     if line.lstrip()[:1] == b"[":
         return False
     try:
-        json_text.loads(line)
+        parse_json(line)
     except json.JSONDecodeError as error:
         # An object that goes on fails where the line ends.
         return not (line.lstrip()[:1] == b"{" and error.pos >= len(error.doc.rstrip(_BLANKS)))

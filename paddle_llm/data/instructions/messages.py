@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from paddle_llm.core import json_text
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.instructions.conversation import ASSISTANT, ROLES, SYSTEM, TOOL, USER, BadRow, Turn
 
 # Keys that a chat template sees, as `apply_chat_template` passes them.
@@ -64,7 +64,7 @@ def parsed(value: Any, key: str, *kinds: type) -> Any:
     """
     if isinstance(value, str):
         try:
-            value = json_text.loads(value)
+            value = parse_json(value)
         except (ValueError, RecursionError):
             raise BadRow(f"{key!r} holds text that is not JSON") from None
     if not isinstance(value, kinds):
@@ -76,7 +76,7 @@ def unpacked(value: Any) -> Any:
     """The object that an item of a list holds as JSON text, as `datasets` 5 writes objects of different keys; else the item."""
     if isinstance(value, str) and value[:1] == "{":
         try:
-            found = json_text.loads(value)
+            found = parse_json(value)
         except (ValueError, RecursionError):
             return value
         return found if isinstance(found, dict) else value
@@ -195,7 +195,7 @@ def _content(message: Mapping[str, Any], may_be_absent: bool) -> str:
 def _calls_of_text(text: str) -> dict[str, Any]:
     """Fields of a message whose text is one tool call, or a list of them, as JSON (LLaMA-Factory, ms-swift); empty for other text."""
     try:
-        found = json_text.loads(text)
+        found = parse_json(text)
     except (ValueError, RecursionError):
         return {}
     found = found if isinstance(found, list) else [found]

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_llm.core import json_text
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.chat.jinja_sandbox import compile_template, render
 from paddle_llm.data.instructions.formats import ASSISTANT, USER, BadRow, Conversation, Turn
 
@@ -98,7 +98,7 @@ def _load(path: str) -> list[dict[str, Any]]:
         Loader.add_constructor(tag, lambda loader, node: loader.construct_mapping(node, deep=True))
     try:
         with open(path, encoding="utf-8") as stream:
-            content = json_text.loads(stream.read()) if path.endswith(".json") else yaml.load(stream, Loader)
+            content = parse_json(stream.read()) if path.endswith(".json") else yaml.load(stream, Loader)
     except OSError as error:
         raise UserError(f"--prompt_templates {path}: cannot be read: {error.strerror}.") from error
     except (ValueError, yaml.YAMLError) as error:

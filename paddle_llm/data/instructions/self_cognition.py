@@ -13,7 +13,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
-from paddle_llm.core.atomic_files import write_atomically
+from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.errors import UserError
 
 

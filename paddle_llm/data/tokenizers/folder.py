@@ -12,9 +12,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.core import json_text
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 
 CONFIG_FILE = "tokenizer_config.json"
 SPECIALS_FILE = "special_tokens_map.json"
@@ -97,7 +97,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8-sig") as stream:
-            found = json_text.loads(stream.read())
+            found = parse_json(stream.read())
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError) as error:

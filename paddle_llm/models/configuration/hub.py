@@ -6,9 +6,9 @@ from pathlib import Path
 
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import find_model_folder
-from paddle_llm.core import json_text
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.parallel.process.first_rank import on_first_rank
 
 _WEIGHTS = [
@@ -41,7 +41,7 @@ def _download(name: str, weights: bool) -> str:
         folder = Path(resolve_file_path(name, ["config.json"])).parent
         if weights:
             file = Path(resolve_file_path(name, _WEIGHTS))
-            parts = json_text.loads(file.read_text())["weight_map"].values() if file.suffix == ".json" else []
+            parts = parse_json(file.read_text())["weight_map"].values() if file.suffix == ".json" else []
             for part in sorted(set(parts)):
                 resolve_file_path(name, [part])
     except Exception as error:  # whatever the hubs' clients raise; a missing file comes as None

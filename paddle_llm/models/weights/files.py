@@ -18,9 +18,10 @@ import numpy as np
 from safetensors import SafetensorError, TensorSpec, serialize_file
 
 from paddle_llm.config.local_files.weights import WeightChoice, choose_weights, unique_keys
-from paddle_llm.core import json_text
+from paddle_llm.core.atomic_output import allow_readers
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.json_files import parse_json
 from paddle_llm.models.weights.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
 from paddle_llm.models.weights.torch_pickles import scan_torch_pickle
 
@@ -282,7 +283,7 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
         if size < 8 or length > min(size - 8, _LARGEST_HEADER):
             raise UserError(f"{file} is not a safetensors file, or is cut off ({size} bytes). Fetch the file again.")
         try:
-            header = json_text.loads(stream.read(length), object_pairs_hook=unique_keys)
+            header = parse_json(stream.read(length), object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             reason = str(error) if "occurs twice" in str(error) else "its header is not JSON"
             raise UserError(f"{file} is corrupt: {reason}; fetch the file again") from None
@@ -317,3 +318,4 @@ def write_safetensors(file: Path, tensors: dict[str, np.ndarray], *, format: str
         if number is None:
             raise
         raise OSError(int(number.group(1)), os.strerror(int(number.group(1))), str(file)) from None
+    allow_readers(file)  # safetensors creates files with mode 0600

@@ -12,7 +12,7 @@ import paddle.distributed as dist
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.core.atomic_files import write_atomically
+from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.formats import Conversation

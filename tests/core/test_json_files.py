@@ -15,7 +15,7 @@ from paddle_llm.core.json_files import read_json_object
         (b'{"a": ' + b"9" * 5000 + b"}", "a number with too many digits"),
         (b'{"a": "\xff"}', "cannot be read"),
         (b"{,}", "line 1, column 2"),
-        (b"[]", "must hold a JSON object, not a list"),
+        (b"[]", "must contain a JSON object, not a list"),
     ],
     ids=["depth", "digits", "bytes", "syntax", "list"],
 )
