@@ -8,7 +8,7 @@ reported within the first second.
 caller                        functions
 ============================  ==========================================================================================
 `paddle-llm export`           `locate_export_source`: model, adapter and tokenizer in one call
-`paddle-llm generate`         `locate_model`, `locate_adapter`, `locate_tokenizer`, `report_other_base`
+`paddle-llm generate`         `locate_model`, `locate_adapter`, `locate_tokenizer` (tokenizer_folder.py), `report_other_base`
 `paddle-llm convert`          `locate_adapter`, `locate_base`; gives `peft.hugging_face.convert` the resolved `BaseModel`
 `paddle-llm check-model`      `locate_base`
 ============================  ==========================================================================================
@@ -20,7 +20,6 @@ a writer stores, and `BaseModel.problem` the reason to report when a reader need
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -28,9 +27,11 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
+from paddle_llm.checkpoint.run_record import recorded_argument
+from paddle_llm.checkpoint.tokenizer_folder import locate_tokenizer
 from paddle_llm.config.local_files.adapters import CONFIG as ADAPTER_CONFIG
 from paddle_llm.config.local_files.adapters import what_it_holds
-from paddle_llm.config.local_files.published_names import folder_like, why_unknown
+from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import find_model_folder, looks_local, read_model_facts
 from paddle_llm.core.console import say
@@ -41,9 +42,7 @@ from paddle_llm.models.registry import find_family
 
 MODEL_CONFIG = "config.json"
 ADAPTER_TENSORS = "adapter_model.safetensors"
-TOKENIZER_CONFIG = "tokenizer_config.json"
 STATIC_PROGRAM = "step.json"
-RESOLVED_CONFIG = "config.resolved.json"
 
 
 @dataclass(frozen=True)
@@ -196,48 +195,6 @@ def locate_base(adapter: Path, name: str | Path | None = None) -> BaseModel:
     return BaseModel(str(name), None, f"base model {name} of adapter {adapter} was not found (tried {places})")
 
 
-def locate_tokenizer(
-    model: Path,
-    *,
-    adapter: Path | None = None,
-    named: Path | None = None,
-    allow_published_name: bool = False,
-    required: bool = False,
-) -> Path | None:
-    """Return the tokenizer to use: the named one, else the one beside the adapter, else the one beside the weights.
-
-    Args:
-        model: Model folder.
-        adapter: Adapter folder.
-        named: Value of --tokenizer.
-        allow_published_name: Whether `named` may be a name that PaddleNLP knows instead of a folder.
-        required: Whether a missing tokenizer is an error.
-
-    Raises:
-        UserError: If `named` is not a tokenizer, or no tokenizer is found and `required` is true.
-    """
-    if named is not None:
-        named = named.expanduser()
-        _check_named_tokenizer(named, allow_published_name)
-        return named
-    if adapter is not None and has_tokenizer(adapter):
-        return adapter
-    if (model / TOKENIZER_CONFIG).is_file():
-        return model
-    if required:
-        raise UserError(f"{model} has no {TOKENIZER_CONFIG}. Give a tokenizer folder with --tokenizer.")
-    return None
-
-
-def has_tokenizer(adapter: Path) -> bool:
-    """Return whether an adapter folder contains a tokenizer; report one that is incomplete and therefore not used."""
-    if (adapter / TOKENIZER_CONFIG).is_file():
-        return True
-    if (adapter / "tokenizer.json").is_file():
-        say(f"{adapter} has a tokenizer.json but no {TOKENIZER_CONFIG}: using the tokenizer of the base model.")
-    return False
-
-
 def report_other_base(adapter: Path, model: Path) -> None:
     """Report an adapter that is added to another model than the one it was trained with: only the shapes are compared."""
     own = locate_base(adapter)
@@ -246,20 +203,6 @@ def report_other_base(adapter: Path, model: Path) -> None:
             f"{adapter} was trained with base model {own.folder or own.name}. The shapes of {model} are the same, "
             "but its weights may differ."
         )
-
-
-def recorded_argument(folder: Path, name: str) -> str | None:
-    """Return a text argument of the training whose output `folder` is, from the config.resolved.json beside it.
-
-    Returns:
-        The value; None if there is no record, or the value is not text.
-    """
-    record = folder.resolve().parent / RESOLVED_CONFIG
-    try:
-        value = json.loads(record.read_text(encoding="utf-8"))["arguments"][name]["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value if isinstance(value, str) else None
 
 
 def _check_is_folder(folder: Path, expected: str) -> None:
@@ -364,19 +307,6 @@ def _check_export_source(folder: Path) -> None:
     _check_weights(folder)
     if re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / "trainer_state.json").is_file():
         say(f"{folder} has no {MANIFEST}: the checkpoint may be incomplete.")
-
-
-def _check_named_tokenizer(tokenizer: Path, allow_published_name: bool) -> None:
-    if tokenizer.is_dir() or not allow_published_name:
-        if not (tokenizer / TOKENIZER_CONFIG).is_file():
-            raise UserError(f"--tokenizer {tokenizer} has no {TOKENIZER_CONFIG}. Give a tokenizer folder.")
-        return
-    if problem := why_unknown(str(tokenizer)):
-        raise UserError(f"--tokenizer {tokenizer}: {problem}")
-    if looks_local(str(tokenizer)):
-        raise UserError(
-            f"--tokenizer {tokenizer} does not exist.{folder_like(str(tokenizer))} Give a tokenizer folder."
-        )
 
 
 def _without_adapter_config(folder: Path) -> str:

@@ -15,10 +15,10 @@ from paddle_llm.checkpoint.locate import (
     locate_base,
     locate_export_source,
     locate_model,
-    locate_tokenizer,
-    recorded_argument,
     report_other_base,
 )
+from paddle_llm.checkpoint.run_record import recorded_argument
+from paddle_llm.checkpoint.tokenizer_folder import locate_tokenizer
 from paddle_llm.core.errors import UserError
 
 _LLAMA = {

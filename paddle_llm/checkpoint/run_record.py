@@ -1,0 +1,22 @@
+"""Read the record that a run leaves beside its model, adapter and checkpoints: `config.resolved.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+RESOLVED_CONFIG = "config.resolved.json"
+
+
+def recorded_argument(folder: Path, name: str) -> str | None:
+    """Return a text argument of the training whose output `folder` is, from the config.resolved.json beside it.
+
+    Returns:
+        The value; None if there is no record, or the value is not text.
+    """
+    record = folder.resolve().parent / RESOLVED_CONFIG
+    try:
+        value = json.loads(record.read_text(encoding="utf-8"))["arguments"][name]["value"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return value if isinstance(value, str) else None
