@@ -90,13 +90,13 @@ def ours(folder: Path, steps: int) -> tuple[list[Ends], int]:
     from paddle_llm.config.layout import Layout
     from paddle_llm.config.run_config import RunConfig
     from paddle_llm.models.registry import FAMILIES
+    from paddle_llm.parallel.process.start import start_process
     from paddle_llm.peft.method import method_of
     from paddle_llm.training.finetune import build_network, collator_of
     from paddle_llm.training.options import TrainerOptions
-    from paddle_llm.training.run import start_job
     from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
 
-    start_job("cpu", 1)
+    start_process("cpu", 1)
     from paddle_llm.training.arguments import training_arguments
 
     config = RunConfig(

@@ -49,9 +49,9 @@ class Tokens:
 
 def step_seconds(folder: Path, layout: Layout, micro_batches: int, steps: int) -> list[float]:
     """One rank of a training; seconds of each step after the warm-up."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     from paddlenlp.trainer import TrainerCallback
 
     from paddle_llm.models.build import build_model

@@ -115,10 +115,10 @@ from paddlenlp.trainer import TrainerCallback as Base
     + _CLOCK
     + """
 import paddle
-from paddle_llm.training.run import start_job
+from paddle_llm.parallel.process.start import start_process
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-start_job("cpu", 1)
+start_process("cpu", 1)
 from paddle_llm.models.build import build_model
 from paddle_llm.training.arguments import training_arguments
 from paddle_llm.training.options import TrainerOptions

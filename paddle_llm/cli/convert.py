@@ -15,6 +15,7 @@ from paddle_llm.config.local_files.chat_templates import ADDITIONAL_FOLDER, RECO
 from paddle_llm.core.atomic_output import check_apart, check_replaceable
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError
+from paddle_llm.parallel.process.start import start_process
 from paddle_llm.peft.base import adapter_folder
 from paddle_llm.peft.hugging_face.format import CONFIG, TENSORS
 
@@ -49,7 +50,7 @@ def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: 
     source = adapter_folder(adapter)
     _check_out(out, source, overwrite)
     try:
-        _start_process()
+        start_process("cpu")  # a conversion uses no GPU
         from paddle_llm.peft.hugging_face import convert as formats
 
         if target == "peft":
@@ -75,21 +76,6 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     more = sorted({file.name for file in out.iterdir()} - ours)
     if more:
         raise UserError(f"{out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")
-
-
-def _start_process() -> None:
-    """Prepare this process for the CPU: a conversion leaves the cards of the machine alone."""
-    if "paddle" in sys.modules:
-        return
-    from paddle_llm.parallel.process.environment import import_paddle, prepare_host
-
-    prepare_host("cpu")
-    import_paddle()
-    import paddle
-    from paddlenlp.utils.log import logger
-
-    logger.set_level("ERROR")
-    paddle.set_device("cpu")
 
 
 def _progress(things: Iterable[Any]) -> Iterator[Any]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-import warnings
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,7 +53,7 @@ def start_process(device: str | None) -> tuple[str, Layout]:
         UserError: a GPU is asked for where there is none.
     """
     from paddle_llm.config.device import find_device, why_no_gpu
-    from paddle_llm.parallel.process.environment import import_paddle, prepare_host
+    from paddle_llm.parallel.process import start
     from paddle_llm.parallel.process.parent import end_with_launcher
 
     end_with_launcher()
@@ -63,41 +61,11 @@ def start_process(device: str | None) -> tuple[str, Layout]:
     if device == "gpu" and found != "gpu":
         raise UserError(f"--device gpu, but {why_no_gpu()}: give --device cpu, or leave it out")
     device = device or found
-    if "paddle" not in sys.modules:
-        prepare_host(device)
-        import_paddle()
-    import paddle
-    from paddlenlp.utils.log import logger
-
-    logger.set_level("ERROR")
-    paddle.set_device(device)
     layout = Layout(tensor=int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
+    start.start_process(device, layout.tensor)
     if layout.tensor > 1:
-        _start_ranks(device, layout)
+        start.start_groups(device, layout)
     return device, layout
-
-
-def _start_ranks(device: str, layout: Layout) -> None:
-    import paddle.distributed as dist
-    from paddle.distributed import fleet
-
-    from paddle_llm.parallel.process import failure_detection as lifeline
-    from paddle_llm.parallel.process.exit_code import keep_exit_code
-
-    if dist.is_initialized():  # by an earlier call
-        return
-    keep_exit_code()
-    if device == "cpu":
-        from paddle_llm.parallel.gloo.backend import install_gloo_backend
-
-        install_gloo_backend()
-    strategy = fleet.DistributedStrategy()
-    strategy.hybrid_configs = {"dp_degree": 1, "mp_degree": layout.tensor, "pp_degree": 1, "sharding_degree": 1}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Current global rank")
-        fleet.init(is_collective=True, strategy=strategy, log_level="WARNING")
-    if device != "cpu":
-        lifeline.start_on_gpus()
 
 
 def load_network(

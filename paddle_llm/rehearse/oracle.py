@@ -140,9 +140,9 @@ def run_case(case: Case, timeout: float = TIMEOUT, env: dict[str, str] | None = 
 
 def run_rank(case: Case) -> RankRecord:
     """One rank of the case's layout; called in a process of its own."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job(case.config.device or "cpu", case.layout.world_size)
+    start_process(case.config.device or "cpu", case.layout.world_size)
     from paddle_llm.rehearse.record import Recorder
 
     with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="rehearse-") as folder:

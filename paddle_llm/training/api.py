@@ -41,12 +41,8 @@ def _run(entry: Entry, config: str | Path | None, fields: dict[str, Any]) -> Any
     for line in resolved.notices:
         say(line)
     settings = resolved.config
-    if "paddle" not in sys.modules:
-        from paddle_llm.parallel.process.environment import prepare_host
-
-        for line in prepare_host(settings.device, settings.cpu_threads, settings.deterministic):
-            say(line)
-    elif settings.deterministic and settings.device != "cpu" and not is_deterministic():
+    is_imported = "paddle" in sys.modules
+    if is_imported and settings.deterministic and settings.device != "cpu" and not is_deterministic():
         raise UserError(
             "--deterministic 1 has no effect after paddle is imported: restart Python and call this function first."
         )

@@ -24,6 +24,7 @@ from paddle_llm.core.errors import UserError, exit_on_user_error
 from paddle_llm.core.output import escape_unencodable
 from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_reports
+from paddle_llm.parallel.process.start import start_process
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -46,11 +47,6 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
         for line in resolved.notices:
             say(line)
         _require_paddle()
-        from paddle_llm.parallel.process.environment import prepare_host
-
-        config = resolved.config
-        for line in prepare_host(config.device, config.cpu_threads, config.deterministic):
-            say(line)
         run(resolved, entry)
 
 
@@ -64,10 +60,17 @@ def _require_paddle() -> None:
 
 
 def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
-    """Run one job of this process's rank; paddle must not be imported before."""
+    """Run one job on this process's rank."""
     from paddle_llm.checkpoint.output_lock import release_output_folder
 
-    start_job(resolved.config.device, resolved.layout.world_size)
+    config = resolved.config
+    start_process(
+        config.device,
+        resolved.layout.world_size,
+        cpu_threads=config.cpu_threads,
+        deterministic=config.deterministic,
+        report=say,
+    )
     try:
         return _run(resolved, entry)
     finally:
@@ -103,28 +106,6 @@ def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     if config.do_predict:
         trainer.evaluate(trainer.predict_dataset, metric_key_prefix="test")
     return trainer
-
-
-def start_job(device: str, world_size: int) -> None:
-    """Import paddle, choose the device, and bring up what it lacks for several ranks on a CPU."""
-    from paddle_llm.parallel.process.environment import import_paddle
-    from paddle_llm.parallel.process.exit_code import keep_exit_code
-
-    import_paddle()
-    import paddle
-    from paddlenlp.utils.log import logger
-
-    logger.set_level("ERROR")
-    paddle.set_device(device)
-    if world_size > 1:
-        from paddle_llm.parallel.zero.first_broadcast import broadcast_weight_by_weight
-
-        keep_exit_code()
-        broadcast_weight_by_weight()
-    if world_size > 1 and device == "cpu":
-        from paddle_llm.parallel.gloo.backend import install_gloo_backend
-
-        install_gloo_backend()
 
 
 def _with_downloaded_model(resolved: Resolved) -> Resolved:

@@ -18,10 +18,10 @@ def _save(folder: Path, layout: Layout) -> None:
     """Random weights depend on the seed alone, so every layout must save the same."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
     from paddle_llm.models.build import build_model
+    from paddle_llm.parallel.process.start import start_process
     from paddle_llm.training.arguments import training_arguments
-    from paddle_llm.training.run import start_job
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     run = config(folder)
     training_arguments(run, layout)
     model = build_model(run, layout, dtype="float32")

@@ -77,9 +77,9 @@ def test_a_machine_that_cannot_build_it_trains_all_the_same(tmp_path, capsys, mo
 def _reason_of_a_rank(lacking: list[int]) -> str:
     import paddle.distributed as dist
 
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", 2)
+    start_process("cpu", 2)
     dist.init_parallel_env()
     fused_ln.why_not = lambda device: "no C++ compiler" if dist.get_rank() in lacking else ""
     return rms_norm.why_not_fused()

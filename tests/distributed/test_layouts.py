@@ -26,9 +26,9 @@ STEPS = {
 
 def _train(folder: Path, layout: Layout, changes: dict, resume: str | None = None) -> int:
     """One rank of a short run in `folder`/output."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     trainer = make_trainer(config(folder, **(STEPS | changes)), layout)
     trainer.train(resume)
     return trainer.state.global_step
@@ -72,9 +72,9 @@ def test_resume_on_the_same_layout_is_exact_to_the_bit(layout, tmp_path):
 
 def _evaluate(folder: Path, layout: Layout, samples: int, changes: dict) -> float:
     """The evaluation loss of the untrained model on one rank."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     return make_trainer(config(folder, **changes), layout, evaluation=Toy(samples)).evaluate()["eval_loss"]
 
 
@@ -89,10 +89,10 @@ def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(tmp_path):
 
 def _argument(folder: Path, layout: Layout, changes: dict) -> str:
     """`sharding_parallel_config` as PaddleNLP is told it, on one rank."""
+    from paddle_llm.parallel.process.start import start_process
     from paddle_llm.training.arguments import training_arguments
-    from paddle_llm.training.run import start_job
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     return training_arguments(config(folder, **changes), layout).sharding_parallel_config
 
 

@@ -98,9 +98,9 @@ SHORT = {"max_steps": 6, "logging_steps": 1, "eval_steps": 3, "save_steps": 3, "
 def _train(folder: Path, layout: Layout, changes: dict, resume: str | None = None) -> None:
     """One rank of a short run in `folder`/output, and the merged model as `run_pretrain.py` saves it."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     trainer = make_trainer(config(folder, **(SHORT | changes)), layout)
     trainer.train(resume)
     save_merged_model(trainer.model, layout, folder / "output" / "model")
@@ -153,10 +153,10 @@ def _best_model(folder: Path, layout: Layout) -> tuple[str, dict, int, int]:
     """(the best checkpoint, the weights after training, elements held after training, elements owned)."""
     import paddle
 
+    from paddle_llm.parallel.process.start import start_process
     from paddle_llm.parallel.zero.stage3 import held_weight_elements
-    from paddle_llm.training.run import start_job
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     # The greatest loss counts as the best, so that it is not the one that training ends with.
     changes = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     trainer = make_trainer(config(folder, **(SHORT | changes)), layout)
@@ -180,13 +180,13 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
 
 def _skip(folder: Path, layout: Layout) -> list[int]:
     """The steps that were skipped, of a run whose fourth step is not a number on one rank."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
     def poison(layer, inputs, output):
         bad = trainer.state.global_step == 3 and trainer.args.process_index == 1 and layer.training
         return output * float("nan") if bad else output
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     trainer = make_trainer(config(folder, **(SHORT | {"nan_policy": "skip", "save_steps": 100})), layout)
     trainer.model.llama.embed_tokens.register_forward_post_hook(poison)
     skipped = []
@@ -213,9 +213,9 @@ def test_a_skipped_update_leaves_the_weights_where_they_are(tmp_path):
 
 def _look_inside(folder: Path, layout: Layout) -> dict:
     """What a user's script sees of the weights after a training."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     trainer = make_trainer(config(folder, max_steps=1, do_eval=False), layout)
     before = weights(trainer.model)
     trainer.train()
@@ -249,7 +249,7 @@ def _bytes(folder: Path, layout: Layout) -> dict[str, int]:
     from paddle.base import core
     from paddlenlp.trainer import TrainerCallback
 
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
     class Peak(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
@@ -261,7 +261,7 @@ def _bytes(folder: Path, layout: Layout) -> dict[str, int]:
             found["peak"] = core.host_memory_stat_peak_value("Allocated", 0)
 
     found: dict[str, int] = {}
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     trainer = make_trainer(config(folder, max_steps=3, do_eval=False, save_steps=100), layout)
     trainer.add_callback(Peak())
     trainer.train()

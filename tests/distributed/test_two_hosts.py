@@ -19,8 +19,8 @@ from tests.helpers.processes import wait_until
 
 ROOT = Path(__file__).parents[2]
 SUM = """
-from paddle_llm.parallel.gloo.backend import install_gloo_backend
-install_gloo_backend()
+from paddle_llm.parallel.process.start import start_process
+start_process("cpu", 2)
 import paddle
 paddle.distributed.init_parallel_env()
 total = paddle.to_tensor([paddle.distributed.get_rank() + 1])

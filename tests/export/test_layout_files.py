@@ -35,9 +35,9 @@ class Masked(Toy):
 def train(folder: Path, layout: Layout, flags: dict[str, Any]) -> None:
     """Two steps through the real trainer, a checkpoint, and the gathered model folder. Runs inside ranks."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     run = config(folder, max_steps=STEPS, save_steps=STEPS, do_eval=False, **flags)
     trainer = make_trainer(run, layout, train=Masked(64) if flags.get("model_type") == "chatglm" else None)
     trainer.train()

@@ -17,16 +17,15 @@ from paddle_llm.config.paddle_switches import buckets_are_used
 from paddle_llm.config.reader import Resolved, resolve
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.generation import folders, network
-from paddle_llm.parallel.gloo import backend as gloo
-from paddle_llm.parallel.process import exit_code as leaving
 from paddle_llm.parallel.process import failure_detection as lifeline
+from paddle_llm.parallel.process import start
 from paddle_llm.parallel.process.determinism import DETERMINISTIC
 from paddle_llm.parallel.process.environment import prepare_host
+from paddle_llm.parallel.process.start import start_process
 from paddle_llm.rehearse.shrink import read_real
 from paddle_llm.training import api as notebook
 from paddle_llm.training.arguments import training_arguments
 from paddle_llm.training.options import trainer_options, weights_dtype
-from paddle_llm.training.run import start_job
 from tests.fake_gpu.conftest import CARD
 from tests.helpers.models.tiny import write_llama
 
@@ -154,16 +153,16 @@ def test_the_host_keeps_its_threads_and_cards(monkeypatch: pytest.MonkeyPatch) -
 def started(card: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the start of a job does, in order; gloo fails."""
     done: list[str] = []
-    monkeypatch.setattr(leaving, "keep_exit_code", lambda: done.append("keep_exit_code"))
-    monkeypatch.setattr(lifeline, "start_on_gpus", lambda: done.append("lifeline"))
+    monkeypatch.setattr(start, "keep_exit_code", lambda: done.append("keep_exit_code"))
+    monkeypatch.setattr(start, "start_on_gpus", lambda: done.append("lifeline"))
     monkeypatch.setattr(paddle, "set_device", lambda name: done.append(f"set_device {name}"))
     monkeypatch.setattr(paddle.distributed.fleet, "init", lambda *_, **__: done.append("fleet.init"))
-    monkeypatch.setattr(gloo, "install_gloo_backend", lambda: pytest.fail("gloo on a GPU"))
+    monkeypatch.setattr(start, "install_gloo_backend", lambda: pytest.fail("gloo on a GPU"))
     return done
 
 
 def test_a_job_uses_nccl(started: list[str]) -> None:
-    start_job("gpu", 2)
+    start_process("gpu", 2)
     assert started == ["set_device gpu", "keep_exit_code"]
 
 

@@ -93,10 +93,10 @@ def lose_a_rank(case: Case) -> list[float]:
 
 @contextmanager
 def _trainer(case: Case, output: Path | None = None, settings: dict[str, Any] | None = None) -> Iterator[Any]:
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
     assert case.config.device is not None
-    start_job(case.config.device, case.layout.world_size)
+    start_process(case.config.device, case.layout.world_size)
     from paddle_llm.rehearse.oracle import trainer_of
 
     with tempfile.TemporaryDirectory(prefix="gpu-test-") as folder:

@@ -244,12 +244,12 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
     from paddle.base import core
     from paddlenlp.trainer import TrainerCallback
 
+    from paddle_llm.parallel.process.start import start_process
     from paddle_llm.parallel.zero import stage2 as sharded_gradients
     from paddle_llm.parallel.zero.buckets import gradient_of
-    from paddle_llm.training.run import start_job
     from tests.helpers.pretrain_jobs import config, make_trainer
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     sharded_gradients.default_bucket_bytes = lambda parameters: int(bucket_mb * 2**20)
     trainer = make_trainer(config(folder, max_steps=1, do_eval=False, **changes), layout)
     parameters = [p for p in trainer.model.parameters() if p.trainable]

@@ -68,8 +68,8 @@ def test_what_went_wrong_is_told_with_the_rank(how, message):
 
 SCRIPT = """
 import os, signal, sys
-from paddle_llm.parallel.gloo.backend import install_gloo_backend
-install_gloo_backend()
+from paddle_llm.parallel.process.start import start_process
+start_process("cpu", 2)
 import paddle
 paddle.distributed.init_parallel_env()
 rank = paddle.distributed.get_rank()

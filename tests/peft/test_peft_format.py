@@ -397,7 +397,7 @@ def _inputs() -> dict[str, Any]:
 
 def test_a_conversion_leaves_the_cards_alone():
     code = (
-        "from paddle_llm.cli.convert import _start_process; _start_process(); "
+        "from paddle_llm.parallel.process.start import start_process; start_process('cpu'); "
         "import os, paddle; print([os.environ['CUDA_VISIBLE_DEVICES'], paddle.get_device()])"
     )
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "0"}

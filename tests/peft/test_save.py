@@ -118,10 +118,10 @@ def test_saved_in_a_layout_and_loaded_in_another(tmp_path, layout, family):
 
 def _start(layout: Layout):
     from paddle_llm.config.run_config import RunConfig
+    from paddle_llm.parallel.process.start import start_process
     from paddle_llm.training.arguments import training_arguments
-    from paddle_llm.training.run import start_job
 
-    start_job("cpu", layout.world_size)
+    start_process("cpu", layout.world_size)
     training_arguments(RunConfig(output_dir="/nowhere", device="cpu", per_device_train_batch_size=1), layout)
 
 

@@ -31,9 +31,9 @@ class Dropped:
 
 def run_with_dropout(case: Case, folder: Path, resume_from: Path | None = None, **settings: Any) -> Dropped:
     """Train a case with dropout on this rank; `settings` are RunConfig's."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", case.layout.world_size)
+    start_process("cpu", case.layout.world_size)
     from paddle_llm.models.weights.full_weights import family_name
     from paddle_llm.models.weights.names import canonical_parameters
     from paddle_llm.rehearse.oracle import trainer_of

@@ -40,10 +40,10 @@ def conversations() -> list[Conversation]:
 
 def train(runs: dict[str, Run], model: Path, tokenizer: str, output: Path) -> dict[str, dict[str, Any]]:
     """On one rank: `train_one` for each run of one layout."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
     (world_size,) = {run.layout.world_size for run in runs.values()}
-    start_job("cpu", world_size)
+    start_process("cpu", world_size)
     return {name: train_one(run, model, tokenizer, output / name) for name, run in runs.items()}
 
 

@@ -46,9 +46,9 @@ UPSTREAM = {
 
 def _copies(case: Case, folder: str, prepare=lambda trainer: None) -> list[Copy]:
     """What one rank copies in a training of STEPS steps without rows in between."""
-    from paddle_llm.training.run import start_job
+    from paddle_llm.parallel.process.start import start_process
 
-    start_job("cpu", case.layout.world_size)
+    start_process("cpu", case.layout.world_size)
     from paddle_llm.models.patches import cpu_ops as cpu_kernels
     from paddle_llm.rehearse.oracle import trainer_of
     from tests.helpers.gpu.kernels import Kernels, on_fake_gpu, without_cpu_kernels

@@ -35,10 +35,8 @@ def install_gloo_backend() -> None:
     from paddle_llm.parallel.gloo.fleet import patch_fleet
     from paddle_llm.parallel.gloo.ops import OPERATORS
     from paddle_llm.parallel.gloo.rendezvous import create_group
-    from paddle_llm.parallel.process.exit_code import keep_exit_code
 
     choose_interface()
-    keep_exit_code()
     # "auto", which the launcher passes on, takes an older path on CPUs that knows no groups.
     os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     paddle.set_device("cpu")

@@ -97,7 +97,7 @@ class PretrainTrainer(CheckpointedTrainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _print_timer(self):
-        """Upstream's goes to its logger, which is set to errors only (`run.start_job`)."""
+        """Upstream's goes to its logger, which is set to errors only (`parallel.process.start`)."""
         if self.timers is not None:
             say(f"step {self.state.global_step}: {self.timers.log(self.timers.timers.keys(), reset=True)}")
         super()._print_timer()  # paddle's own timers of a pipeline (enable_timer)
