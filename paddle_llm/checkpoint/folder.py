@@ -16,18 +16,26 @@ from dataclasses import asdict
 from pathlib import Path
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
+    MANIFEST,
+    MODEL_CONFIG,
+    PDPARAMS,
+    SAFETENSORS,
+    TORCH_WEIGHTS,
+    TRAINER_STATE,
+)
 from paddle_llm.core.errors import UserError
 
-MANIFEST = "manifest.json"
 LEFT = "left-"  # before the name of a checkpoint whose course was left by resuming an older one
 # What a manifest must hold to be used; keys that later versions added may be absent.
 _MANIFEST_KEYS = {"step": int, "layout": dict, "global_batch": int, "files": dict}
 _OF_OTHER_TRAINERS = (
-    "trainer_state.json",
-    "model.safetensors",
-    "pytorch_model.bin",
-    "model_state.pdparams",
-    "config.json",
+    TRAINER_STATE,
+    SAFETENSORS,
+    TORCH_WEIGHTS,
+    PDPARAMS,
+    MODEL_CONFIG,
 )
 _NAME = re.compile(r"checkpoint-(\d+)$")
 _ALL_FILES, _WEIGHT_FILES = re.compile(""), re.compile(r"model|config\.json")
@@ -100,7 +108,7 @@ def _remedy(folder: Path) -> str:
     below = [path.name for _, path in list_checkpoints(folder)]
     if below:
         return f"Name one of its checkpoints: {', '.join(below)}."
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return "An adapter is trained further with --lora_path or --prefix_path."
     if not (folder / MANIFEST).exists() and any((folder / name).is_file() for name in _OF_OTHER_TRAINERS):
         return "Checkpoints of other trainers are not continued: train from the weights with --model_name_or_path."

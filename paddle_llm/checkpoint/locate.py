@@ -34,15 +34,19 @@ from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import find_model_folder, looks_local, read_model_facts
+from paddle_llm.core.artifacts import (
+    ADAPTER_FOLDER,
+    ADAPTER_SAFETENSORS,
+    MODEL_CONFIG,
+    MODEL_FOLDER,
+    STATIC_STEP,
+    TRAINER_STATE,
+)
 from paddle_llm.core.console import say
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
 from paddle_llm.models.registry import find_family
-
-MODEL_CONFIG = "config.json"
-ADAPTER_TENSORS = "adapter_model.safetensors"
-STATIC_PROGRAM = "step.json"
 
 
 @dataclass(frozen=True)
@@ -108,14 +112,14 @@ def locate_model(folder: Path) -> Path:
     """
     folder = folder.expanduser()
     _check_is_folder(folder, "a folder with config.json, weights and a tokenizer, or the output folder of a run")
-    for adapter in (folder, folder / "adapter"):
-        if (adapter / ADAPTER_CONFIG).is_file() and not (folder / "model").is_dir():
+    for adapter in (folder, folder / ADAPTER_FOLDER):
+        if (adapter / ADAPTER_CONFIG).is_file() and not (folder / MODEL_FOLDER).is_dir():
             base = _name_in(read_json_object(adapter / ADAPTER_CONFIG)) or "BASE"
             raise UserError(f"{adapter} is an adapter, not a model. Give its base model: {base} --adapter {adapter}.")
     if (folder / MODEL_CONFIG).is_file():
         _check_weights(folder)
         return folder
-    if (folder / "model" / MODEL_CONFIG).is_file():
+    if (folder / MODEL_FOLDER / MODEL_CONFIG).is_file():
         return _part_of_run(folder, "model")
     newest, skipped = newest_complete(folder)
     if newest is not None:
@@ -141,13 +145,13 @@ def locate_adapter(folder: Path, *, allow_checkpoint: bool = False) -> Path:
     _check_is_folder(folder, "an adapter folder; a run writes one to OUTPUT/adapter")
     if (folder / ADAPTER_CONFIG).is_file():
         return folder
-    if (folder / "adapter" / ADAPTER_CONFIG).is_file():
+    if (folder / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file():
         return _part_of_run(folder, "adapter")
     if allow_checkpoint:
         checkpoint = _checkpoint_in(folder)
         if checkpoint is not None and _needs_base(checkpoint):
             return checkpoint
-    if (folder / ADAPTER_TENSORS).is_file():
+    if (folder / ADAPTER_SAFETENSORS).is_file():
         raise UserError(_without_adapter_config(folder))
     contents = what_it_holds(folder) or " A run writes one to OUTPUT/adapter."
     raise UserError(f"{folder} is not an adapter: it has no {ADAPTER_CONFIG}.{contents}")
@@ -245,7 +249,7 @@ def _part_of_run(folder: Path, part: str) -> Path:
 
 def _model_of_run(folder: Path) -> Path:
     """Return the `model/` of a run's output folder; any other folder unchanged."""
-    if not (folder / MODEL_CONFIG).is_file() and (folder / "model" / MODEL_CONFIG).is_file():
+    if not (folder / MODEL_CONFIG).is_file() and (folder / MODEL_FOLDER / MODEL_CONFIG).is_file():
         return _part_of_run(folder, "model")
     return folder
 
@@ -294,7 +298,7 @@ def _check_weights(folder: Path) -> None:
 
 def _check_export_source(folder: Path) -> None:
     """Check what config.json and the file names of an export's source show without reading tensors."""
-    if (folder / STATIC_PROGRAM).is_file():
+    if (folder / STATIC_STEP).is_file():
         raise UserError(
             f"{folder} is a static export: its weights are stored in the layout of the program. "
             "Export the original model again (export.json names it)."
@@ -305,17 +309,17 @@ def _check_export_source(folder: Path) -> None:
     if any(folder.glob("model_state.tp*.pdparams")):
         raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}. Choose another checkpoint.")
     _check_weights(folder)
-    if re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / "trainer_state.json").is_file():
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / TRAINER_STATE).is_file():
         say(f"{folder} has no {MANIFEST}: the checkpoint may be incomplete.")
 
 
 def _without_adapter_config(folder: Path) -> str:
-    return f"{folder} is an incomplete adapter: it has {ADAPTER_TENSORS} but no {ADAPTER_CONFIG}. Copy that file there, too."
+    return f"{folder} is an incomplete adapter: it has {ADAPTER_SAFETENSORS} but no {ADAPTER_CONFIG}. Copy that file there, too."
 
 
 def _why_no_model(folder: Path, skipped: list[str]) -> str:
     """Say what is missing from a folder without a model, with the skipped checkpoints and the likeliest folder instead."""
-    if (folder / ADAPTER_TENSORS).is_file():
+    if (folder / ADAPTER_SAFETENSORS).is_file():
         return _without_adapter_config(folder)
     signs = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")
     below = [one for one in [*folder.iterdir(), *folder.glob("snapshots/*")] if one.is_dir()]

@@ -15,6 +15,7 @@ import paddle.distributed as dist
 from paddle_llm.checkpoint.folder import staging_folder
 from paddle_llm.checkpoint.model_formats import HF, PADDLENLP, tensors_to_save, write_config, write_tokenizer
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.atomic_output import publish
 from paddle_llm.models.configuration.generation_settings import write_generation
 from paddle_llm.models.configuration.machine_paths import remove_paths
@@ -22,9 +23,6 @@ from paddle_llm.models.weights.files import write_safetensors
 from paddle_llm.models.weights.full_weights import family_name, full_weights
 from paddle_llm.models.weights.names import EMBEDDINGS
 from paddle_llm.parallel.mesh import current_mesh
-
-INDEX = "model.safetensors.index.json"
-ONE_FILE = "model.safetensors"
 
 
 def save_merged_model(
@@ -58,7 +56,7 @@ def save_merged_model(
     mesh = current_mesh(layout)
     stage = mesh.pipeline.rank
     writes = mesh.tensor.rank == mesh.data_rank == 0
-    name = ONE_FILE if layout.pipeline == 1 else f"model-{stage + 1:05}-of-{layout.pipeline:05}.safetensors"
+    name = SAFETENSORS if layout.pipeline == 1 else f"model-{stage + 1:05}-of-{layout.pipeline:05}.safetensors"
     tensors = {}
     family = family_name(model)
     for key, value in full_weights(model, family, layout):
@@ -92,10 +90,10 @@ def _share(mine: dict) -> dict:
 
 def _write_index(folder: Path, files: dict) -> None:
     names = {key: name for key, (name, _) in files.items()}
-    if set(names.values()) == {ONE_FILE}:
+    if set(names.values()) == {SAFETENSORS}:
         return
     index = {"metadata": {"total_size": sum(size for _, size in files.values())}, "weight_map": names}
-    (folder / INDEX).write_text(json.dumps(index, indent=1))
+    (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=1))
 
 
 def _usual_dtype(tensors: dict[str, np.ndarray]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.configuration.to_hugging_face import REMOTE_CODE, hugging_face_config
@@ -89,7 +90,7 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
     values = hugging_face_config(family, config, dtype=dtype)
     if not pads:
         values["pad_token_id"] = None
-    (folder / "config.json").write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / MODEL_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if family in REMOTE_CODE:
         say(
             f"{folder.name}: transformers loads this family with its authors' code: copy the configuration_*.py and modeling_*.py of "

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.output_lock import RUN_LOCK
+from paddle_llm.core.artifacts import METRICS, RESOLVED_CONFIG
 from paddle_llm.core.errors import UserError
 
 # What a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
 _WRITTEN = (
-    *("metrics.jsonl", "visualdl", "config.resolved.json", "model", "adapter"),
+    *(METRICS, "visualdl", RESOLVED_CONFIG, "model", "adapter"),
     *("generated-[0-9]*.jsonl", "generated-test-[0-9]*.jsonl"),
     *("model.saving", "adapter.saving", ".model.replaced-*", ".adapter.replaced-*"),  # of killed processes
 )
@@ -134,7 +135,7 @@ def _ours(output: Path) -> list[Path]:
 
 def _is_of_a_young_run(name: str) -> bool:
     """What a run has written before its first checkpoint; a new start writes each of it anew."""
-    return name in ("metrics.jsonl", "visualdl", "config.resolved.json") or name.startswith(".saving-")
+    return name in (METRICS, "visualdl", RESOLVED_CONFIG) or name.startswith(".saving-")
 
 
 def _is_launcher_log(entry: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-RESOLVED_CONFIG = "config.resolved.json"
+from paddle_llm.core.artifacts import RESOLVED_CONFIG
 
 
 def recorded_argument(folder: Path, name: str) -> str | None:

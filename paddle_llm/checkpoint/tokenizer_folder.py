@@ -6,10 +6,9 @@ from pathlib import Path
 
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.config.model_facts import looks_local
+from paddle_llm.core.artifacts import TOKENIZER_CONFIG, TOKENIZER_JSON
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-
-TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def locate_tokenizer(
@@ -49,7 +48,7 @@ def has_tokenizer(adapter: Path) -> bool:
     """Return whether an adapter folder contains a tokenizer; report one that is incomplete and therefore not used."""
     if (adapter / TOKENIZER_CONFIG).is_file():
         return True
-    if (adapter / "tokenizer.json").is_file():
+    if (adapter / TOKENIZER_JSON).is_file():
         say(f"{adapter} has a tokenizer.json but no {TOKENIZER_CONFIG}: using the tokenizer of the base model.")
     return False
 

@@ -11,10 +11,10 @@ import click
 
 from paddle_llm.cli.number_option import Whole
 from paddle_llm.cli.path_option import PATH
+from paddle_llm.core.artifacts import CURVES_FOLDER
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, exit_on_user_error
 
-LOG_FOLDER = "visualdl"
 _RECORDS = "vdlrecords.*.log"
 
 
@@ -27,11 +27,11 @@ def find_logs(folder: str | Path) -> Path:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the --output_dir of a run.")
-    for candidate in (folder / LOG_FOLDER, folder):
+    for candidate in (folder / CURVES_FOLDER, folder):
         if next(candidate.rglob(_RECORDS), None) is not None:
             return candidate
     raise UserError(
-        f"no curves in {folder}: neither it nor its {LOG_FOLDER}/ holds {_RECORDS}. A run writes them with its first"
+        f"no curves in {folder}: neither it nor its {CURVES_FOLDER}/ holds {_RECORDS}. A run writes them with its first"
         " logging step, unless --report_to leaves visualdl out."
     )
 

@@ -11,13 +11,18 @@ import click
 from rich.filesize import decimal
 
 from paddle_llm.cli.path_option import PATH, PATHLIB
-from paddle_llm.config.local_files.chat_templates import ADDITIONAL_FOLDER, RECORD_FILE, TEMPLATE_FILE
+from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
+    ADAPTER_SAFETENSORS,
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_RECORD,
+    CHAT_TEMPLATES_FOLDER,
+)
 from paddle_llm.core.atomic_output import check_apart, check_replaceable
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.peft.base import adapter_folder
-from paddle_llm.peft.hugging_face.format import CONFIG, TENSORS
 
 _EXAMPLE = """\b
 Examples:
@@ -67,12 +72,20 @@ def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: 
 
 def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     check_apart(out, adapter)
-    check_replaceable(out, CONFIG, "adapter", overwrite)
+    check_replaceable(out, ADAPTER_CONFIG, "adapter", overwrite)
     if not out.exists():
         return
     from paddle_llm.peft.hugging_face.convert import TOKENIZER_FILES
 
-    ours = {CONFIG, TENSORS, "README.md", TEMPLATE_FILE, RECORD_FILE, ADDITIONAL_FOLDER, *TOKENIZER_FILES}
+    ours = {
+        ADAPTER_CONFIG,
+        ADAPTER_SAFETENSORS,
+        "README.md",
+        CHAT_TEMPLATE,
+        CHAT_TEMPLATE_RECORD,
+        CHAT_TEMPLATES_FOLDER,
+        *TOKENIZER_FILES,
+    }
     more = sorted({file.name for file in out.iterdir()} - ours)
     if more:
         raise UserError(f"{out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")

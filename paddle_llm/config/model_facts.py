@@ -9,6 +9,7 @@ from typing import Any
 from paddle_llm.config.local_files.adapters import adapters_below, instead_of_model
 from paddle_llm.config.local_files.published_names import downloaded, folder_like, why_unknown
 from paddle_llm.config.positions import LENGTH_KEYS, position_limit, rope_scaling
+from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
@@ -77,7 +78,7 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
     Raises:
         UserError: there is no such file, it cannot be read, or it lacks a number that every family needs.
     """
-    path = Path(folder).expanduser() / "config.json"
+    path = Path(folder).expanduser() / MODEL_CONFIG
     if not path.parent.is_dir():
         name = Path(folder).name
         raise UserError(
@@ -187,7 +188,7 @@ def find_model_folder(name: str) -> Path | None:
     owner, _, model = name.rpartition("/")
     if owner in _SHIPPED_OWNERS:
         candidates.append(Path(__file__).resolve().parents[2] / "configs" / "models" / model.lower())
-    return next((folder for folder in candidates if (folder / "config.json").is_file()), None)
+    return next((folder for folder in candidates if (folder / MODEL_CONFIG).is_file()), None)
 
 
 def looks_local(name: str) -> bool:

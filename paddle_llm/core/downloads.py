@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.core.artifacts import MODEL_CONFIG, TOKENIZER_CONFIG
+
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _PAGES = (b"<!doctype html", b"<html")
 HEAD_BYTES = 64
@@ -30,7 +32,7 @@ def other_layout(folder: Path) -> str:
     try:
         below = sorted(one for one in [*folder.glob("snapshots/*"), *folder.glob("*")] if one.is_dir())
         for one in below:
-            if (one / "config.json").is_file() or (one / "tokenizer_config.json").is_file():
+            if (one / MODEL_CONFIG).is_file() or (one / TOKENIZER_CONFIG).is_file():
                 cache = (
                     "It is a download cache" if one.parent.name == "snapshots" else "The files are one folder further"
                 )

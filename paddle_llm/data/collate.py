@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-IGNORED = -100
+from paddle_llm.core.artifacts import IGNORE_INDEX
+
 _PER_SEGMENT = ("segment_lengths", "prefix_lengths")
 _PER_TOKEN = ("input_ids", "labels", "position_ids")
 
@@ -61,5 +62,5 @@ class PadAndStack:
         if name == "position_ids":
             # Not counting on: a network's table of positions may be shorter than a packed row.
             return np.concatenate([values, np.repeat(values[..., -1:], more, axis=-1)], axis=-1)
-        fill = IGNORED if name == "labels" else self.pad_id
+        fill = IGNORE_INDEX if name == "labels" else self.pad_id
         return np.pad(values, (0, more), constant_values=fill)

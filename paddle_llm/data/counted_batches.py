@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.data.collate import IGNORED
+from paddle_llm.core.artifacts import IGNORE_INDEX
 
 LABEL_COUNT, TOKEN_COUNT = "label_count", "token_count"
 LABELLED_POSITIONS, POSITION_LABELS = "labelled_positions", "position_labels"
@@ -49,7 +49,7 @@ class CountedBatches:
         batch = self.collate(samples)
         labels_BS = np.asarray(batch["labels"])
         counts: Batch = {
-            LABEL_COUNT: int(np.count_nonzero(labels_BS != IGNORED)),
+            LABEL_COUNT: int(np.count_nonzero(labels_BS != IGNORE_INDEX)),
             TOKEN_COUNT: self.count_tokens(batch),
         }
         return {**batch, **counts, **self._picked(labels_BS)}
@@ -58,7 +58,7 @@ class CountedBatches:
         if self.pick_multiple is None:
             return {}
         labels = labels_BS.reshape(-1)
-        positions_M = np.flatnonzero(labels != IGNORED)
+        positions_M = np.flatnonzero(labels != IGNORE_INDEX)
         size = max(-(-len(positions_M) // self.pick_multiple), 1) * self.pick_multiple
         if size > _WORTH_PICKING * labels.size:
             return {}
@@ -66,13 +66,13 @@ class CountedBatches:
         filling = size - len(positions_M)
         return {
             LABELLED_POSITIONS: np.pad(positions_M, (0, filling)),
-            POSITION_LABELS: np.pad(labels[positions_M], (0, filling), constant_values=IGNORED)[None],
+            POSITION_LABELS: np.pad(labels[positions_M], (0, filling), constant_values=IGNORE_INDEX)[None],
         }
 
 
 def labels_as_tokens(batch: Batch) -> int:
     """Tokens of a pretraining batch: each has a label."""
-    return int(np.count_nonzero(np.asarray(batch["labels"]) != IGNORED))
+    return int(np.count_nonzero(np.asarray(batch["labels"]) != IGNORE_INDEX))
 
 
 def instruction_tokens(batch: Batch) -> int:
@@ -81,4 +81,4 @@ def instruction_tokens(batch: Batch) -> int:
         return int(np.asarray(batch["segment_lengths"]).sum())
     labels_BS = np.asarray(batch["labels"])
     ends_S = np.arange(1, labels_BS.shape[1] + 1)
-    return int(((labels_BS != IGNORED) * ends_S).max(axis=1).sum())
+    return int(((labels_BS != IGNORE_INDEX) * ends_S).max(axis=1).sum())

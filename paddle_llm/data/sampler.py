@@ -9,7 +9,7 @@ import numpy as np
 from paddle.io import BatchSampler
 from paddlenlp.utils.batch_sampler import DistributedBatchSampler
 
-IGNORED_LABEL = -100
+from paddle_llm.core.artifacts import IGNORE_INDEX
 
 
 class GlobalBatchSampler(DistributedBatchSampler):
@@ -107,5 +107,5 @@ class PaddedView:
         if index < len(self.dataset):
             return self.dataset[index]
         sample = dict(self.dataset[index % len(self.dataset)])
-        sample["labels"] = np.full_like(sample["labels"], IGNORED_LABEL)
+        sample["labels"] = np.full_like(sample["labels"], IGNORE_INDEX)
         return sample

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
+from paddle_llm.core.artifacts import MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
 from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.folder import (
-    CONFIG_FILE,
-    FAST_FILE,
     SENTENCEPIECE_FILES,
     Reader,
     read_config,
@@ -30,8 +29,6 @@ from paddle_llm.data.tokenizers.folder import (
 from paddle_llm.data.tokenizers.hugging_face import load_with_transformers
 
 __all__ = [
-    "CONFIG_FILE",
-    "FAST_FILE",
     "SENTENCEPIECE_FILES",
     "find_fingerprint",
     "fingerprint",
@@ -41,7 +38,7 @@ __all__ = [
     "sentencepiece_model",
     "train_tokenizer",
 ]
-_VOCABULARY_FILES = {FAST_FILE, "vocab.json", *SENTENCEPIECE_FILES}
+_VOCABULARY_FILES = {TOKENIZER_JSON, VOCAB_JSON, *SENTENCEPIECE_FILES}
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 _LONGEST_LINE = 4000  # sentencepiece drops longer ones from training without a word
 
@@ -71,7 +68,7 @@ def _load_with_paddlenlp(folder: str) -> Any:
     except Exception as error:  # PaddleNLP raises whatever comes: OSError, ValueError, AttributeError of a None ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"tokenizer {folder}: PaddleNLP cannot load it: {reason}. Give a local folder with {CONFIG_FILE} and the "
+            f"tokenizer {folder}: PaddleNLP cannot load it: {reason}. Give a local folder with {TOKENIZER_CONFIG} and the "
             "vocabulary beside it, such as `paddle-llm tokenizer train` writes."
         ) from error
 
@@ -93,17 +90,17 @@ def _named_class(folder: str) -> Callable[[str], Any] | None:
 def _require_tokenizer(folder: str) -> None:
     if os.path.isdir(folder):
         names = set(os.listdir(folder))
-        if CONFIG_FILE not in names and not ("config.json" in names and names & _VOCABULARY_FILES):
+        if TOKENIZER_CONFIG not in names and not (MODEL_CONFIG in names and names & _VOCABULARY_FILES):
             raise UserError(
-                f"tokenizer {folder}: the folder has no {CONFIG_FILE}.{other_layout(Path(folder))} Train one with `paddle-llm tokenizer train "
+                f"tokenizer {folder}: the folder has no {TOKENIZER_CONFIG}.{other_layout(Path(folder))} Train one with `paddle-llm tokenizer train "
                 f"--input FILES --output_dir {folder} --vocab_size N`, or copy the model's tokenizer files into it."
             )
     elif os.path.exists(folder) or folder.startswith((".", "/", "~")):
         raise UserError(
-            f"tokenizer {folder}: no such folder.{folder_like(folder)} Give a folder that holds {CONFIG_FILE} and a vocabulary."
+            f"tokenizer {folder}: no such folder.{folder_like(folder)} Give a folder that holds {TOKENIZER_CONFIG} and a vocabulary."
         )
     elif problem := why_unknown(folder):
-        raise UserError(f"tokenizer {folder}: {problem} Give a folder that holds {CONFIG_FILE} and a vocabulary.")
+        raise UserError(f"tokenizer {folder}: {problem} Give a folder that holds {TOKENIZER_CONFIG} and a vocabulary.")
 
 
 def fingerprint(folder: str) -> str:
@@ -128,7 +125,7 @@ def _meanings(folder: str) -> Iterator[str]:
     loaded = load_tokenizer(folder) if path is None or reader is Reader.TRANSFORMERS else None
     processor = None
     if path is not None:
-        processor = _processor(path, optional=os.path.isfile(os.path.join(folder, FAST_FILE)))
+        processor = _processor(path, optional=os.path.isfile(os.path.join(folder, TOKENIZER_JSON)))
     elif type(loaded).__name__ == "LlamaTokenizer":  # PaddleNLP's: a built-in name, or a folder that names no class
         processor = loaded.sp_model
     if processor is None:
@@ -159,7 +156,7 @@ def _by_id(item: tuple[str, int]) -> tuple[int, str]:
 
 def find_fingerprint(folder: str | None) -> str | None:
     """The fingerprint of the tokenizer in a local folder; None where the folder holds none."""
-    if not folder or not os.path.isfile(os.path.join(folder, CONFIG_FILE)):
+    if not folder or not os.path.isfile(os.path.join(folder, TOKENIZER_CONFIG)):
         return None
     return fingerprint(folder)
 
@@ -192,7 +189,7 @@ def train_tokenizer(
     Raises:
         UserError: too little text for the vocabulary, a folder in use.
     """
-    if os.path.exists(os.path.join(output_dir, CONFIG_FILE)) and not overwrite:
+    if os.path.exists(os.path.join(output_dir, TOKENIZER_CONFIG)) and not overwrite:
         raise UserError(f"{output_dir}: holds a tokenizer already. Give another --output_dir, or --overwrite.")
     model = io.BytesIO()
     import sentencepiece
@@ -262,7 +259,7 @@ def _write_folder(output_dir: str, model: bytes) -> None:
     folder = Path(output_dir)
     write_atomically(folder / SENTENCEPIECE_FILES[0], model)
     # Last: a folder without it is no tokenizer.
-    write_atomically(folder / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+    write_atomically(folder / TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def open_decoder(folder: str) -> Callable[[Iterable[int]], str]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm import __version__
+from paddle_llm.core.artifacts import EXPORT_RECORD
 from paddle_llm.core.atomic_output import staged_folder
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.options import Options
 from paddle_llm.export.source.find import Found, find
-from paddle_llm.export.targets.output_folder import RECORD, check_out, check_outside, check_space, human
+from paddle_llm.export.targets.output_folder import check_out, check_outside, check_space, human
 from paddle_llm.export.verification.report import Proof, check_proof, prove
 from paddle_llm.models.configuration.machine_paths import portable_name
 
@@ -171,7 +172,7 @@ def _record(source: Source, staged: Path, target: str, options: Options, finding
         "paddle_llm": __version__,
     }
     record = {**described, "verified": [asdict(finding) for finding in findings]}
-    (staged / RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    (staged / EXPORT_RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     write_readme(staged, target, findings, described)
 
 

@@ -10,15 +10,14 @@ from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import looks_local
+from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_FOLDER, MODEL_CONFIG, MODEL_FOLDER, TOKENIZER_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.generation.static_network import is_static, read_step
 from paddle_llm.peft.base import adapter_folder, base_named_in, has_tokenizer, read_described
 from paddle_llm.peft.hugging_face.config import check_settings
-from paddle_llm.peft.hugging_face.format import CONFIG, is_peft
-
-_TOKENIZER = "tokenizer_config.json"
+from paddle_llm.peft.hugging_face.format import is_peft
 
 
 def check_folders(folder: Path, options: dict[str, Any]) -> Path:
@@ -72,17 +71,17 @@ def _model_folder(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give one with config.json, weights and a tokenizer")
-    for adapter in (folder, folder / "adapter"):
-        if (adapter / CONFIG).is_file() and not (folder / "model").is_dir():
+    for adapter in (folder, folder / ADAPTER_FOLDER):
+        if (adapter / ADAPTER_CONFIG).is_file() and not (folder / MODEL_FOLDER).is_dir():
             base = base_named_in(read_described(adapter)) or "BASE"
             raise UserError(f"{adapter} is an adapter: paddle-llm generate {base} --adapter {adapter} ...")
-    if (folder / "config.json").is_file():
+    if (folder / MODEL_CONFIG).is_file():
         if not has_weights(folder) and not any(folder.glob("*.bin")):  # torch's: the loader has more to say of those
             choose_weights(folder)  # raises with what the folder holds in their place
         return folder
-    if (folder / "model" / "config.json").is_file():
+    if (folder / MODEL_FOLDER / MODEL_CONFIG).is_file():
         say(f"{folder} is the output of a run: {folder / 'model'} is taken")
-        return folder / "model"
+        return folder / MODEL_FOLDER
     newest, _ = newest_complete(folder)
     if newest is not None:
         raise UserError(
@@ -94,10 +93,10 @@ def _model_folder(folder: Path) -> Path:
 def _check_tokenizer(folder: Path, tokenizer: Path | None) -> None:
     """Raise UserError where there is no tokenizer: `tokenizer`, or that of the model's folder."""
     if tokenizer is None:
-        if not (folder / _TOKENIZER).is_file():
-            raise UserError(f"{folder} has no {_TOKENIZER}; name the folder of the tokenizer with --tokenizer")
-    elif tokenizer.is_dir() and not (tokenizer / _TOKENIZER).is_file():
-        raise UserError(f"--tokenizer {tokenizer} has no {_TOKENIZER}: it is no tokenizer's folder")
+        if not (folder / TOKENIZER_CONFIG).is_file():
+            raise UserError(f"{folder} has no {TOKENIZER_CONFIG}; name the folder of the tokenizer with --tokenizer")
+    elif tokenizer.is_dir() and not (tokenizer / TOKENIZER_CONFIG).is_file():
+        raise UserError(f"--tokenizer {tokenizer} has no {TOKENIZER_CONFIG}: it is no tokenizer's folder")
     elif not tokenizer.is_dir():
         if problem := why_unknown(str(tokenizer)):
             raise UserError(f"--tokenizer {tokenizer}: {problem}")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.local_files.chat_templates import RECORD_FILE, keeps_template
+from paddle_llm.config.local_files.chat_templates import keeps_template
+from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD, RESOLVED_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.text_codec import TextCodec
@@ -118,7 +119,7 @@ def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
     from paddle_llm.generation.static_network import StaticModel
 
     model = StaticModel(folder, tokenizer=tokenizer)
-    kept = folder if (folder / RECORD_FILE).is_file() else None
+    kept = folder if (folder / CHAT_TEMPLATE_RECORD).is_file() else None
     return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, kept)
 
 
@@ -137,7 +138,7 @@ def _template_of(folder: Path, adapter: Path | None) -> tuple[str | None, Path |
     one of another trainer) goes before the base's."""
     if keeps_template(adapter):
         return None, adapter or folder
-    if (folder / RECORD_FILE).is_file():
+    if (folder / CHAT_TEMPLATE_RECORD).is_file():
         return None, folder
     named = template_of(adapter or folder)
     # A tokenizer beside the adapter may bring no template: the base's stays.
@@ -153,7 +154,7 @@ def template_of(folder: Path) -> str | None:
 
 def recorded_argument(folder: Path, name: str) -> str | None:
     """A word that the training was given whose output a folder is, None where there is no record of it."""
-    record = folder.resolve().parent / "config.resolved.json"
+    record = folder.resolve().parent / RESOLVED_CONFIG
     try:
         value = json.loads(record.read_text(encoding="utf-8"))["arguments"][name]["value"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llm.core.artifacts import STATIC_PROGRAM, STATIC_STEP, STATIC_WEIGHTS
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.generation.sampling import Choice
@@ -28,8 +29,6 @@ from paddle_llm.generation.whole_program import open_whole_program
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.token_positions import Places
 
-STEP = "step.json"  # the sign of a static export, and what its program takes
-_PROGRAM, _WEIGHTS = "model.json", "model.pdiparams"
 _HIDDEN = -1e30  # added to the score of what is not looked at
 _PLACES = "places"  # the input that says where the new keys and values belong
 _MORE_PLACES = 128  # that a buffer is lengthened by
@@ -62,7 +61,7 @@ class Step:
 
 def is_static(folder: Path) -> bool:
     """Whether a folder is a static export."""
-    return (folder / STEP).is_file()
+    return (folder / STATIC_STEP).is_file()
 
 
 def read_step(folder: Path) -> Step:
@@ -71,16 +70,16 @@ def read_step(folder: Path) -> Step:
     Raises:
         UserError: it is none, or not complete.
     """
-    missing = [name for name in (STEP, _PROGRAM, _WEIGHTS) if not (folder / name).is_file()]
+    missing = [name for name in (STATIC_STEP, STATIC_PROGRAM, STATIC_WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise UserError(
             f"{folder} is no static export (it has no {missing[0]}): make one with "
             f"paddle-llm export MODEL_FOLDER OUT --target static"
         )
     try:
-        step = Step(**parse_json((folder / STEP).read_text(encoding="utf-8")))
+        step = Step(**parse_json((folder / STATIC_STEP).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{folder / STEP} cannot be read ({error}): export the model anew") from None
+        raise UserError(f"{folder / STATIC_STEP} cannot be read ({error}): export the model anew") from None
     template = step.template
     if template and (folder / template).is_file():
         template = str(folder / template)
@@ -107,11 +106,11 @@ class StaticModel:
         self.config = read_step(self.folder)
         self.family = self.config.family
         self._tokenizer = tokenizer or self.folder
-        self._predictor = open_whole_program(self.folder / _PROGRAM, self.folder / _WEIGHTS, threads)
+        self._predictor = open_whole_program(self.folder / STATIC_PROGRAM, self.folder / STATIC_WEIGHTS, threads)
         names = [f"past_{which}_{layer}" for layer in range(self.config.layers) for which in ("k", "v")]
         self._inputs = {name: self._predictor.get_input_handle(name) for name in self._predictor.get_input_names()}
         if _PLACES not in self._inputs:
-            raise UserError(f"{self.folder / _PROGRAM} is not of this version: export the model anew")
+            raise UserError(f"{self.folder / STATIC_PROGRAM} is not of this version: export the model anew")
         self._past = [self._inputs[name] for name in names]
         self._logits = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
         self._given: Any = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_FOLDER, MODEL_CONFIG, MODEL_FOLDER
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_templates import JINJA
@@ -12,9 +13,6 @@ from paddle_llm.inspection.comparison import compare, compare_networks
 from paddle_llm.inspection.model import inspect_model
 from paddle_llm.inspection.report import Level, Report, Section
 from paddle_llm.inspection.tokenizer import has_tokenizer, inspect_tokenizer
-from paddle_llm.peft.hugging_face.format import CONFIG as ADAPTER_CONFIG
-
-_MODEL_CONFIG = "config.json"
 
 
 def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False, allow_pickle: bool = False) -> Report:
@@ -38,7 +36,7 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
 
         section, base = inspect_adapter(chosen)
         report.sections.append(section)
-    has_model = (chosen / _MODEL_CONFIG).is_file()
+    has_model = (chosen / MODEL_CONFIG).is_file()
     vocab_size = None
     if has_model:
         sections = inspect_model(chosen, quick=quick, allow_pickle=allow_pickle)
@@ -66,10 +64,10 @@ def _choose(folder: Path) -> Path:
     """The folder itself, or the model or adapter that the output folder of a run holds."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give a folder with a model, a tokenizer or an adapter.")
-    for one in (folder, folder / "model", folder / "adapter"):
-        if any((one / name).is_file() for name in (_MODEL_CONFIG, ADAPTER_CONFIG)) or has_tokenizer(one):
+    for one in (folder, folder / MODEL_FOLDER, folder / ADAPTER_FOLDER):
+        if any((one / name).is_file() for name in (MODEL_CONFIG, ADAPTER_CONFIG)) or has_tokenizer(one):
             return one
     raise UserError(
-        f"{folder} has no {_MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
+        f"{folder} has no {MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
         f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder) or what_it_holds(folder)}"
     )

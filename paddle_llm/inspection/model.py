@@ -9,11 +9,11 @@ from typing import Any
 
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import ModelFacts, read_model_facts
+from paddle_llm.core.artifacts import GENERATION_CONFIG
 from paddle_llm.core.errors import UserError
 from paddle_llm.inspection.report import Level, Section
 from paddle_llm.models.configuration.configure import translate
 from paddle_llm.models.configuration.generation_settings import (
-    GENERATION,
     describe_unapplied,
     end_ids,
     read_generation,
@@ -109,7 +109,7 @@ def _describe_generation(section: Section, folder: Path, facts: ModelFacts | Non
     section.facts["end ids"] = ends
     if facts and (line := unreachable_ends(ends, facts.vocab_size)):
         section.add(Level.NOTE, line)
-    section.facts[GENERATION] = settings or None
+    section.facts[GENERATION_CONFIG] = settings or None
     line = describe_unapplied(settings, (), folder)
     if line:
         section.add(Level.NOTE, line)

@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.local_files.chat_templates import find_templates
+from paddle_llm.core.artifacts import (
+    PADDLENLP_SENTENCEPIECE_MODEL,
+    SENTENCEPIECE_MODEL,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+)
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
@@ -20,7 +26,7 @@ from paddle_llm.data.tokenizers.text_codec import (
 )
 from paddle_llm.inspection.report import Level, Section
 
-TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (TOKENIZER_CONFIG, TOKENIZER_JSON, SENTENCEPIECE_MODEL, PADDLENLP_SENTENCEPIECE_MODEL)
 _LIBRARIES = {
     SentencePieceCodec: "sentencepiece",
     PaddleNLPCodec: "PaddleNLP's AutoTokenizer",

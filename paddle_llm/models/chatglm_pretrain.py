@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.model_facts import ModelFacts
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 
 NOTICE = (
     "ChatGLM-6B: each window of tokens is cut once, at a point that depends on its tokens, into context + [gMASK] + <sop> "
     "+ continuation; the loss is that of the continuation (half to all of the window)"
 )
-_IGNORED = -100
 # What PaddleNLP's configuration takes when config.json is silent.
 _GMASK, _SOP = 130001, 130004
 
@@ -52,7 +52,7 @@ class ChatGLMPretrainTransform:
         size = len(tokens) - 1
         context = context_length(tokens)
         input_ids = np.concatenate([tokens[:context], [self.gmask_id, self.sop_id], tokens[context : size - 2]])
-        labels = np.full(size, _IGNORED, np.int64)
+        labels = np.full(size, IGNORE_INDEX, np.int64)
         labels[context + 1 :] = tokens[context : size - 1]
         positions = np.zeros((2, size), np.int64)
         positions[0] = np.minimum(np.arange(size), context)

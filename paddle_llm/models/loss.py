@@ -18,9 +18,9 @@ import paddle.nn.functional as F
 from paddle.distributed import fleet
 from paddle.distributed.fleet.layers.mpu import mp_ops
 
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.models.weights.vocabulary import real_vocab_size
 
-IGNORE_INDEX = -100
 # Far below any logit; not -inf, since -inf - -inf is not a number.
 _NEVER = -1e30
 

@@ -8,10 +8,16 @@ from typing import Any
 
 from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.config.model_facts import find_model_folder
+from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
+    ADAPTER_FOLDER,
+    ADAPTER_SAFETENSORS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+)
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
-from paddle_llm.peft.hugging_face.format import CONFIG, TENSORS
 
 
 def adapter_folder(folder: Path) -> Path:
@@ -20,17 +26,19 @@ def adapter_folder(folder: Path) -> Path:
     Raises:
         UserError: it is and holds none.
     """
-    if (folder / CONFIG).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return folder
-    if (folder / "adapter" / CONFIG).is_file():
+    if (folder / ADAPTER_FOLDER / ADAPTER_CONFIG).is_file():
         say(f"{folder} is the output of a run: {folder / 'adapter'} is taken")
-        return folder / "adapter"
+        return folder / ADAPTER_FOLDER
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; an adapter's is expected (a run writes one to OUTPUT/adapter)")
-    if (folder / TENSORS).is_file():
-        raise UserError(f"{folder} has {TENSORS} and no {CONFIG}: the adapter is not complete, fetch that file, too")
+    if (folder / ADAPTER_SAFETENSORS).is_file():
+        raise UserError(
+            f"{folder} has {ADAPTER_SAFETENSORS} and no {ADAPTER_CONFIG}: the adapter is not complete, fetch that file, too"
+        )
     below = what_it_holds(folder) or " A run writes one to OUTPUT/adapter."
-    raise UserError(f"{folder} has no {CONFIG}, so it is not an adapter.{below}")
+    raise UserError(f"{folder} has no {ADAPTER_CONFIG}, so it is not an adapter.{below}")
 
 
 def read_described(folder: Path) -> dict[str, Any]:
@@ -39,9 +47,9 @@ def read_described(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or it is no table.
     """
-    file = folder / CONFIG
+    file = folder / ADAPTER_CONFIG
     if not file.is_file():
-        raise UserError(f"{folder} has no {CONFIG}: it is no adapter of this library")
+        raise UserError(f"{folder} has no {ADAPTER_CONFIG}: it is no adapter of this library")
     return read_json_object(file)
 
 
@@ -53,7 +61,9 @@ def base_named_in(described: dict[str, Any]) -> str | None:
     """
     named = described.get("base") or described.get("base_model_name_or_path") or None
     if named is not None and not isinstance(named, str):
-        raise UserError(f"{CONFIG}: the base model is {named!r}. Write the folder or the name of the base as text.")
+        raise UserError(
+            f"{ADAPTER_CONFIG}: the base model is {named!r}. Write the folder or the name of the base as text."
+        )
     return named
 
 
@@ -93,9 +103,9 @@ def say_other_base(name: str, adapter: Path, base: Path) -> None:
 
 def has_tokenizer(adapter: Path) -> bool:
     """Whether a tokenizer is beside an adapter, which then goes before the base's. One that cannot be read is reported."""
-    if (adapter / "tokenizer_config.json").is_file():
+    if (adapter / TOKENIZER_CONFIG).is_file():
         return True
-    if (adapter / "tokenizer.json").is_file():
+    if (adapter / TOKENIZER_JSON).is_file():
         say(f"{adapter} has a tokenizer.json without tokenizer_config.json: the base's tokenizer is used")
     return False
 

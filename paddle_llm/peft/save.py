@@ -17,6 +17,7 @@ import paddle.distributed as dist
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_SAFETENSORS
 from paddle_llm.core.atomic_output import staged_folder
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.files import WeightFiles, write_safetensors
@@ -32,7 +33,7 @@ from paddle_llm.peft.attach import attach, family_of
 from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_of
 from paddle_llm.peft.base import lasting_name, read_described
 from paddle_llm.peft.hugging_face.config import method_of_peft
-from paddle_llm.peft.hugging_face.format import CONFIG, TENSORS, PeftTensors, is_peft
+from paddle_llm.peft.hugging_face.format import PeftTensors, is_peft
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
 
@@ -92,8 +93,8 @@ def write_adapter(
         UserError: it cannot be written, or the disk is full.
     """
     with staged_folder(folder) as staged:
-        write_safetensors(staged / TENSORS, tensors, format=format)
-        (staged / CONFIG).write_text(json.dumps(described, indent=1))
+        write_safetensors(staged / ADAPTER_SAFETENSORS, tensors, format=format)
+        (staged / ADAPTER_CONFIG).write_text(json.dumps(described, indent=1))
         if extra is not None:
             extra(staged)
 
@@ -223,7 +224,7 @@ def described_in(folder: Path) -> dict[str, Any]:
     described = read_described(folder)
     if not is_peft(described) and not all(isinstance(described.get(key), dict) for key in ("method", "model")):
         raise UserError(
-            f"{folder / CONFIG} is neither of PEFT (it has no peft_type) nor of this library.{what_it_holds(folder)}"
+            f"{folder / ADAPTER_CONFIG} is neither of PEFT (it has no peft_type) nor of this library.{what_it_holds(folder)}"
         )
     return described
 
@@ -244,7 +245,7 @@ def open_tensors(
     described = described_in(folder)
     if is_peft(described):
         return PeftTensors(folder, described, family, base, config, allow_pickle=allow_pickle)
-    return WeightFiles(folder, file=TENSORS)
+    return WeightFiles(folder, file=ADAPTER_SAFETENSORS)
 
 
 def _open_over(base: Mapping[str, Any], model: Any, folder: Path, allow_pickle: bool) -> WeightFiles:
@@ -261,7 +262,9 @@ def _read_tensors(attachment: Attachment, folder: Path, allow_pickle: bool) -> N
     known = {name for names in _of_all_ranks([name for name, *_ in mine]) for name in names}
     different = known.symmetric_difference(files.names())
     if different:
-        raise UserError(f"{folder / TENSORS} does not hold what {CONFIG} says: {', '.join(sorted(different)[:3])} ...")
+        raise UserError(
+            f"{folder / ADAPTER_SAFETENSORS} does not hold what {ADAPTER_CONFIG} says: {', '.join(sorted(different)[:3])} ..."
+        )
     # All tensors on every rank, so that all ranks end alike; an adapter is small.
     broken = [name for name in files.names() if not np.isfinite(files.read(name, 0, 0, files.shape(name)[0])).all()]
     if broken:

@@ -12,9 +12,10 @@ import numpy as np
 
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
-from paddle_llm.data.samples.encode import IGNORED, EncodedSample
+from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
 from paddle_llm.rehearse.case import Sample
 from paddle_llm.rehearse.samples import SYNTHETIC, Samples, Wanted, checked_tokenizer
@@ -33,7 +34,7 @@ def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
             prompt = int(draw.integers(2, longest // 2 + 1))
             answer = int(draw.integers(1, longest - prompt + 1))
             tokens = draw.choice(model.fold.ordinary, prompt + answer + 1).astype(np.int32)
-            labels = np.where(np.arange(len(tokens)) < prompt, IGNORED, tokens)[1:].astype(np.int32)
+            labels = np.where(np.arange(len(tokens)) < prompt, IGNORE_INDEX, tokens)[1:].astype(np.int32)
             yield EncodedSample(tokens[:-1], labels, prompt - 1 if model.facts.model_type in PREFIX_FAMILIES else 0)
 
     return _samples(small, wanted, list(encoded(wanted.train)), list(encoded(wanted.evaluation)))
@@ -73,12 +74,12 @@ def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[Enc
 
 def _short(sample: EncodedSample, scale: float, model: SmallModel) -> EncodedSample:
     """The end of the prompt and the beginning of what follows it, each cut to its share."""
-    first = int(np.argmax(sample.labels != IGNORED))  # what stands here is followed by the first answer
+    first = int(np.argmax(sample.labels != IGNORE_INDEX))  # what stands here is followed by the first answer
     before = max(round(first * scale), 1 if sample.prefix else 0)
     behind = max(int((len(sample.input_ids) - first) * scale), 1)
     part = slice(first - before, first + behind)
     labels = sample.labels[part].copy()
-    learnt = labels != IGNORED
+    learnt = labels != IGNORE_INDEX
     labels[learnt] = model.fold(labels[learnt].astype(np.int64))
     ids = model.fold(sample.input_ids[part].astype(np.int64)).astype(np.int32)
     return EncodedSample(ids, labels, before if sample.prefix else 0)

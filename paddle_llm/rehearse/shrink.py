@@ -17,6 +17,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.reader import Resolved, entry_of, resolve
 from paddle_llm.config.run_config import RunConfig, fields_of
+from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.rehearse.small_model import SmallModel, small_model
 from paddle_llm.rehearse.sub_layouts import faces_of
@@ -138,7 +139,7 @@ def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
     )
     model = small_model(real.facts, real.layout, real.config.max_seq_length, tensor, stages, virtual)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(model.facts.raw, indent=1))
+    (folder / MODEL_CONFIG).write_text(json.dumps(model.facts.raw, indent=1))
     assert read_model_facts(folder) == model.facts
     micro_batches = _micro_batches_of(real, faces.layouts)
     resolved = [

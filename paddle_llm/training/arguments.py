@@ -17,6 +17,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.paddle_switches import words_at_work
 from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.artifacts import CURVES_FOLDER
 from paddle_llm.parallel.process import failure_detection as lifeline
 
 _SINGLE = -1  # PaddleNLP's word for "degree not set"
@@ -86,7 +87,7 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
         # Bars, lines and curves are our own callbacks.
         "report_to": _other_reports(config.report_to),
         "disable_tqdm": config.disable_tqdm,
-        "logging_dir": f"{config.output_dir}/visualdl",
+        "logging_dir": f"{config.output_dir}/{CURVES_FOLDER}",
     }
     given.pop("resume_from_checkpoint", None)
     return given

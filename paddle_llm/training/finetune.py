@@ -15,6 +15,7 @@ from paddle_llm.checkpoint.model_formats import check_format
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.artifacts import ADAPTER_FOLDER, MODEL_FOLDER
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, is_first_rank
 from paddle_llm.data.chat.jinja_templates import Chosen, choose_template
@@ -121,14 +122,14 @@ def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
     method, output = method_of(config), Path(config.output_dir)
     folders = []
     if method.adds_tensors:
-        folders.append(output / "adapter")
+        folders.append(output / ADAPTER_FOLDER)
         save_adapter(
             trainer.model, layout, folders[-1], base=config.model_name_or_path, extra=trainer.write_chat_template
         )
     if not method.adds_tensors or config.merge_weights:
         if method.adds_tensors:
             merge(trainer.model)
-        folders.append(output / "model")
+        folders.append(output / MODEL_FOLDER)
         save_merged_model(
             trainer.model,
             layout,

@@ -9,6 +9,7 @@ from paddlenlp.trainer import TrainingArguments
 from paddle_llm.checkpoint.merged_model import save_merged_model
 from paddle_llm.checkpoint.model_formats import check_format
 from paddle_llm.config.reader import Resolved
+from paddle_llm.core.artifacts import MODEL_FOLDER
 from paddle_llm.core.errors import is_first_rank
 from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
 from paddle_llm.data.tokenizer import load_tokenizer
@@ -64,7 +65,7 @@ def _build_data(resolved: Resolved, args: TrainingArguments, tokenizer):
 
 def save(trainer: PretrainTrainer, resolved: Resolved) -> None:
     """The trained weights as one folder that any layout, `generate` and --continue_training 1 load."""
-    folder = Path(resolved.config.output_dir) / "model"
+    folder = Path(resolved.config.output_dir) / MODEL_FOLDER
     config = resolved.config
     save_merged_model(
         trainer.model,

@@ -19,6 +19,7 @@ from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import find_model_folder
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import Entry, RunConfig
+from paddle_llm.core.artifacts import RESOLVED_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, exit_on_user_error
 from paddle_llm.core.output import escape_unencodable
@@ -191,7 +192,7 @@ def _open_output(resolved: Resolved, start: Path | None) -> None:
         overwrite = config.overwrite_output_dir
         for line in open_output_folder(config.output_dir, do_train=config.do_train, overwrite=overwrite, start=start):
             say(line)
-        record = Path(config.output_dir) / "config.resolved.json"
+        record = Path(config.output_dir) / RESOLVED_CONFIG
         if config.do_train or not record.exists():  # an evaluation leaves the training's record alone
             record.write_text(json.dumps(resolved_as_json(resolved), indent=1))
 

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from paddle_llm.config.local_files.chat_templates import copy_templates, read_record
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
 from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
-from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
+from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from tests.conformance.template_families import CHATML, FAMILIES, MARKED, QWEN3, QWEN25, Family
@@ -124,11 +125,11 @@ class Both:
     def ids(self, conversation: Conversation) -> list[int]:
         sample = self.encoder(conversation)
         last = int(sample.labels[-1])
-        return [*sample.input_ids.tolist(), *([] if last == IGNORED else [last])]
+        return [*sample.input_ids.tolist(), *([] if last == IGNORE_INDEX else [last])]
 
     def trained(self, conversation: Conversation) -> str:
         labels = self.encoder(conversation).labels.tolist()
-        return self.codec.show([i for i in labels if i != IGNORED])
+        return self.codec.show([i for i in labels if i != IGNORE_INDEX])
 
 
 @pytest.fixture(scope="session")
@@ -244,7 +245,7 @@ def test_marks_are_the_assistant_masks_of_transformers(source: str, tokenizers_o
         sample = both.encoder(talk)
         reference = both.reference(talk, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
         mask = reference["assistant_masks"]
-        assert [int(label != IGNORED) for label in sample.labels.tolist()] == mask[1 : len(sample.labels) + 1]
+        assert [int(label != IGNORE_INDEX) for label in sample.labels.tolist()] == mask[1 : len(sample.labels) + 1]
 
 
 def test_a_mark_that_leaves_the_end_out_is_completed_and_reported(tokenizers_of, tmp_path, capsys) -> None:
@@ -294,7 +295,7 @@ def test_hostile_content_is_rendered_alike_and_never_becomes_special_tokens(
     assert written.text == expected or "last_only" in written.notes
     as_tokens = InstructionEncoder(both.codec, both.chosen.template, max_length=4096, special_text_as="tokens")
     free = as_tokens(talk)
-    ids = [*free.input_ids.tolist(), *[i for i in free.labels.tolist()[-1:] if i != IGNORED]]
+    ids = [*free.input_ids.tolist(), *[i for i in free.labels.tolist()[-1:] if i != IGNORE_INDEX]]
     eos = ids[-1:] == [both.codec.eos_id] and "eos_added" in free.notes
     ids = ids[:-1] if eos else ids
     assert ids == both.reference(talk, tokenize=True)[: len(ids)] or "last_only" in free.notes

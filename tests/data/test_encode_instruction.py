@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.instructions.formats import Conversation, Turn
-from paddle_llm.data.samples.encode import IGNORED, DoesNotFit, InstructionEncoder
+from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
@@ -42,7 +43,7 @@ def paddlenlp_example(
     answer = tokenizer(target, max_length=room, truncation=True, add_special_tokens=False)
     ids = answer["input_ids"] + ([tokenizer.eos_token_id] if len(answer["input_ids"]) < room else [])
     everything = asked["input_ids"] + ids
-    return everything[:-1], ([IGNORED] * len(asked["input_ids"]) + ids)[1:]
+    return everything[:-1], ([IGNORE_INDEX] * len(asked["input_ids"]) + ids)[1:]
 
 
 def test_lengths_cut_as_paddlenlp_cuts(codec: TextCodec, tokenizer_folder: str) -> None:
@@ -63,7 +64,7 @@ def test_what_a_template_puts_around_a_question_is_never_cut(codec: TextCodec) -
     encoder = InstructionEncoder(codec, TEMPLATES["llama2"], src_length=50, max_length=100)
     sample = encoder(talk(LONG, "yes", system="Hi"))
     whole = InstructionEncoder(codec, TEMPLATES["llama2"], max_length=1000)(talk(LONG, "yes", system="Hi"))
-    assert int((sample.labels == IGNORED).sum()) == 49 and sample.cut_question and not sample.cut_answer
+    assert int((sample.labels == IGNORE_INDEX).sum()) == 49 and sample.cut_question and not sample.cut_answer
     head = len(codec.encode("[INST] <<SYS>>\nHi\n<</SYS>>\n\n")) + 1
     assert sample.input_ids[:head].tolist() == whole.input_ids[:head].tolist()
     assert sample.input_ids[head:].tolist() == whole.input_ids[head - len(sample.input_ids) :].tolist()
@@ -98,7 +99,7 @@ def test_tgt_length_counts_the_end(codec: TextCodec) -> None:
 
 def learnt(codec: TextCodec, conversation: Conversation, loss_on: str, template: str = "default") -> str:
     sample = InstructionEncoder(codec, TEMPLATES[template], max_length=500, loss_on=loss_on)(conversation)
-    return codec.show([i for i in sample.labels.tolist() if i != IGNORED])
+    return codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX])
 
 
 def test_loss_is_where_it_was_asked_for(codec: TextCodec) -> None:
@@ -180,14 +181,14 @@ def test_a_jinja_template_gives_its_text_and_its_answers(tmp_path: Path, tokeniz
     text = codec.show([*sample.input_ids.tolist(), codec.eos_id])
     # A blank before what follows a special token is the tokenizer's.
     assert text == "<s> <<Hi>>\n[Q] ask\n[A] one</s> \n[Q] more\n[A] two</s>"
-    assert codec.show([i for i in sample.labels.tolist() if i != IGNORED]) == " one</s> two</s>"
+    assert codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX]) == " one</s> two</s>"
     assert encoder.stop_ids == [codec.eos_id]
     prompt = encoder.prompt(talk("ask", "one", "more", "two")).input_ids.tolist()
     assert codec.show(prompt) == "<s> [Q] ask\n[A] one</s> \n[Q] more\n[A]"
     whole = encoder(talk("ask", "one", "more", "two")).input_ids.tolist()
     assert whole[: len(prompt)] == prompt
     cut = jinja_encoder(tmp_path, tokenizer_folder, JINJA, src_length=20)(talk(LONG, "ok"))
-    assert cut.cut_question and int((cut.labels == IGNORED).sum()) == 19
+    assert cut.cut_question and int((cut.labels == IGNORE_INDEX).sum()) == 19
     assert codec.show(cut.input_ids).startswith("<s> [Q] ") and codec.show(cut.input_ids).endswith("明月光\n[A] ok")
     with pytest.raises(UserError, match="f, line 44: the chat template of .* refuses it: TemplateError: too many"):
         encoder(talk(*["a"] * 44))
@@ -198,7 +199,7 @@ def test_a_jinja_template_that_marks_its_answers_is_believed(tmp_path: Path, tok
     codec = encoder.codec
     sample = encoder(talk("ask", "one", "more", "two"))
     assert codec.show([*sample.input_ids.tolist(), codec.eos_id]) == " [Q]ask[A]one</s> [Q]more[A]two</s>"
-    assert codec.show([i for i in sample.labels.tolist() if i != IGNORED]) == "one</s>two</s>"
+    assert codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX]) == "one</s>two</s>"
 
 
 def test_answers_that_a_jinja_template_forgets_are_not_learned(tmp_path: Path, tokenizer_folder: str, capsys) -> None:
@@ -206,7 +207,7 @@ def test_answers_that_a_jinja_template_forgets_are_not_learned(tmp_path: Path, t
     encoder = jinja_encoder(tmp_path, tokenizer_folder, forgets)
     sample = encode_all([talk("ask", "one", "more", "two")], encoder)[0]
     assert encoder.codec.show(sample.input_ids) == " ask...moretwo"
-    assert encoder.codec.show([i for i in sample.labels.tolist() if i != IGNORED]) == "two</s>"
+    assert encoder.codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX]) == "two</s>"
     reported = capsys.readouterr().err
     assert "1 samples: the chat template writes earlier answers differently" in reported
     assert "EOS is learned" in reported

@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.collate import PadAndStack
 from paddle_llm.data.epochs import ShuffledEpochs
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
-from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
+from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, encode_all
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform
@@ -99,7 +100,7 @@ def test_batches_are_padded_on_the_right(samples: EncodedSamples) -> None:
                 batch["input_ids"][row, size:] == 3
             ).all()
             assert (batch["labels"][row, :size] == item["labels"]).all() and (
-                batch["labels"][row, size:] == IGNORED
+                batch["labels"][row, size:] == IGNORE_INDEX
             ).all()
     rows = [packed[i] for i in range(4)]
     batch = PadAndStack(3, length=256)(rows)
@@ -118,7 +119,7 @@ def test_chatglm_6b_has_a_prefix_and_two_rows_of_positions(tmp_path: Path) -> No
     size, prefix = len(item["input_ids"]), int(item["attention_mask"][0])
     gmask, sop = codec.prefix_lm
     assert item["input_ids"][prefix - 1 : prefix + 1].tolist() == [gmask, sop]
-    assert (item["labels"][:prefix] == IGNORED).all() and (item["labels"][prefix:] != IGNORED).all()
+    assert (item["labels"][:prefix] == IGNORE_INDEX).all() and (item["labels"][prefix:] != IGNORE_INDEX).all()
     # The same context and continuation as pretraining lays them out.
     transform = ChatGLMPretrainTransform(gmask, sop)
     window = np.concatenate([item["input_ids"][: prefix - 1], item["input_ids"][prefix + 1 :], [5, 5, 5]])

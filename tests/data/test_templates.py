@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.instructions.formats import Conversation, Turn
-from paddle_llm.data.samples.encode import IGNORED, InstructionEncoder
+from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
 from paddle_llm.data.tokenizers.text_codec import PaddleNLPCodec, TextCodec, open_codec
 from tests.helpers.chat_tokenizers import CHATML_MARKS, LLAMA3_MARKS, chatglm3_folder, chatglm_folder, llama3_folder
@@ -65,8 +66,8 @@ def encoded(codec: TextCodec, name: str, turns: list[tuple[str, str]], **options
     sample = InstructionEncoder(codec, TEMPLATES[name], max_length=1000, **options)(talk(turns))
     assert len(sample.input_ids) == len(sample.labels)
     last = int(sample.labels[-1])
-    assert last != IGNORED
-    return [*sample.input_ids.tolist(), last], [i for i in sample.labels.tolist() if i != IGNORED]
+    assert last != IGNORE_INDEX
+    return [*sample.input_ids.tolist(), last], [i for i in sample.labels.tolist() if i != IGNORE_INDEX]
 
 
 def test_default_is_question_answer_eos(codecs) -> None:
@@ -212,7 +213,7 @@ def test_every_template_has_a_prompt_that_its_training_continues(codecs) -> None
         sample, prompt = encoder(talk(SYSTEM + TWO)), encoder.prompt(talk(SYSTEM + TWO))
         asked = len(prompt.input_ids)
         assert sample.input_ids[:asked].tolist() == prompt.input_ids.tolist(), name
-        assert (sample.labels[asked - 1 :] != IGNORED).all() and sample.labels[asked - 2] == IGNORED, name
+        assert (sample.labels[asked - 1 :] != IGNORE_INDEX).all() and sample.labels[asked - 2] == IGNORE_INDEX, name
         assert [int(sample.labels[-1])] == encoder.stop_ids, name
         assert prompt.prefix == sample.prefix == (asked - 1 if name == "chatglm" else 0)
         assert encoder.prompt(talk((SYSTEM + TWO)[:-1])).input_ids.tolist() == prompt.input_ids.tolist()

@@ -10,7 +10,7 @@ import numpy as np
 from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.data.sampler import IGNORED_LABEL
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
@@ -57,7 +57,7 @@ def random_samples(
     labels = tokens[:, 1:].copy()
     if ignored_labels:
         for number, row in enumerate(labels):
-            row[: number % 5] = IGNORED_LABEL
+            row[: number % 5] = IGNORE_INDEX
     return [{"input_ids": row[:-1], "labels": label} for row, label in zip(tokens, labels, strict=True)]
 
 
@@ -69,7 +69,7 @@ def instruction_samples(count: int, family: str, vocabulary: int, seed: int = 0)
         for number in range(count):
             prompt, answer = (int(length) for length in draw.integers((3, 1), (9, 9)))
             tokens = draw.integers(3, vocabulary, prompt + answer).astype(np.int32)
-            labels = np.where(np.arange(len(tokens)) < prompt, IGNORED_LABEL, tokens)[1:].astype(np.int32)
+            labels = np.where(np.arange(len(tokens)) < prompt, IGNORE_INDEX, tokens)[1:].astype(np.int32)
             prefix = prompt - 1 if family in PREFIX_FAMILIES else 0
             yield EncodedSample(tokens[:-1], labels, prefix), f"sample {number}"
 

@@ -19,15 +19,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import (
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATE_RECORD,
+    CHAT_TEMPLATES_FOLDER,
+    PROCESSOR_CHAT_TEMPLATE,
+    TOKENIZER_CONFIG,
+)
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 
-CONFIG_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
-ADDITIONAL_FOLDER = "additional_chat_templates"
-PROCESSOR_FILE = "chat_template.json"
-RECORD_FILE = "training_chat_template.json"
 DEFAULT, TOOL_USE = "default", "tool_use"
 _NAME = re.compile(r"[\w\-. ]*\w")
 
@@ -68,13 +70,13 @@ def find_templates(folder: str | Path | None) -> FoundTemplates | None:
         return None
     folder = Path(folder)
     sources: list[tuple[dict[str, str], str]] = []
-    files = [(DEFAULT, folder / TEMPLATE_FILE)] if (folder / TEMPLATE_FILE).is_file() else []
-    files += [(file.stem, file) for file in sorted((folder / ADDITIONAL_FOLDER).glob("*.jinja"))]
+    files = [(DEFAULT, folder / CHAT_TEMPLATE)] if (folder / CHAT_TEMPLATE).is_file() else []
+    files += [(file.stem, file) for file in sorted((folder / CHAT_TEMPLATES_FOLDER).glob("*.jinja"))]
     if files:
-        where = str(folder / (TEMPLATE_FILE if len(files) == 1 and files[0][0] == DEFAULT else ""))
+        where = str(folder / (CHAT_TEMPLATE if len(files) == 1 and files[0][0] == DEFAULT else ""))
         sources.append(({name: read_text(file) for name, file in files}, where))
     unread: list[str] = []
-    for name in (CONFIG_FILE, PROCESSOR_FILE):
+    for name in (TOKENIZER_CONFIG, PROCESSOR_CHAT_TEMPLATE):
         file = folder / name
         if file.is_file():
             if sources and _is_paddlenlp(file):
@@ -115,16 +117,18 @@ def _plain_newlines(text: str) -> str:
 
 def keeps_template(folder: str | Path | None) -> bool:
     """Whether a folder has a chat template or the record of one."""
-    return folder is not None and ((Path(folder) / RECORD_FILE).is_file() or find_templates(folder) is not None)
+    return folder is not None and (
+        (Path(folder) / CHAT_TEMPLATE_RECORD).is_file() or find_templates(folder) is not None
+    )
 
 
 def copy_templates(source: Path, target: Path) -> None:
     """Copy the template files and the record of a folder, where it has them."""
-    for name in (TEMPLATE_FILE, RECORD_FILE):
+    for name in (CHAT_TEMPLATE, CHAT_TEMPLATE_RECORD):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    if (source / ADDITIONAL_FOLDER).is_dir():
-        shutil.copytree(source / ADDITIONAL_FOLDER, target / ADDITIONAL_FOLDER)
+    if (source / CHAT_TEMPLATES_FOLDER).is_dir():
+        shutil.copytree(source / CHAT_TEMPLATES_FOLDER, target / CHAT_TEMPLATES_FOLDER)
 
 
 def _is_paddlenlp(file: Path) -> bool:
@@ -143,11 +147,11 @@ def _in_json(file: Path) -> dict[str, str]:
         raise UserError(f"{file} is not JSON: {error}. Correct the file.") from None
     if not isinstance(values, dict):
         return {}
-    if file.name == PROCESSOR_FILE and "chat_template" not in values:
+    if file.name == PROCESSOR_CHAT_TEMPLATE and "chat_template" not in values:
         if _is_paddlenlp(file):
             raise UserError(
                 f"{file} is a chat template in PaddleNLP's own format, which is not read: keys {', '.join(sorted(values))}. "
-                f"Write it as Jinja to {TEMPLATE_FILE} and remove it, or choose a built-in template with --chat_template."
+                f"Write it as Jinja to {CHAT_TEMPLATE} and remove it, or choose a built-in template with --chat_template."
             )
         return {}
     return _named(values.get("chat_template"), file)
@@ -193,7 +197,7 @@ class TrainingTemplate:
         if self.templates:
             _remove_templates(folder)
         for name, source in self.templates.items():
-            file = folder / TEMPLATE_FILE if name == DEFAULT else folder / ADDITIONAL_FOLDER / f"{name}.jinja"
+            file = folder / CHAT_TEMPLATE if name == DEFAULT else folder / CHAT_TEMPLATES_FOLDER / f"{name}.jinja"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(_plain_newlines(source), encoding="utf-8", newline="\n")
         self.write_record(folder)
@@ -201,7 +205,7 @@ class TrainingTemplate:
     def write_record(self, folder: Path) -> None:
         """Write the record alone, beside templates that are in the folder already."""
         record = Record(self.name, digests(self.templates), dict(self.settings))
-        (folder / RECORD_FILE).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
+        (folder / CHAT_TEMPLATE_RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ def read_record(folder: str | Path | None) -> Record | None:
     Raises:
         UserError: If the record cannot be read, or a recorded template is missing or has another text.
     """
-    file = Path(folder or "") / RECORD_FILE
+    file = Path(folder or "") / CHAT_TEMPLATE_RECORD
     if not folder or not file.is_file():
         return None
     try:
@@ -252,17 +256,17 @@ def read_record(folder: str | Path | None) -> Record | None:
         )
         raise UserError(
             f"The chat template of {found.where if found else folder} is not the one that the model was trained with "
-            f"(recorded in {RECORD_FILE}: {record.name}): {', '.join(names)} differs. Restore it, name the template to use "
-            f"with --chat_template, or remove {RECORD_FILE} to accept the one found."
+            f"(recorded in {CHAT_TEMPLATE_RECORD}: {record.name}): {', '.join(names)} differs. Restore it, name the template to use "
+            f"with --chat_template, or remove {CHAT_TEMPLATE_RECORD} to accept the one found."
         )
     return record
 
 
 def _remove_templates(folder: Path) -> None:
-    (folder / TEMPLATE_FILE).unlink(missing_ok=True)
-    (folder / PROCESSOR_FILE).unlink(missing_ok=True)
-    shutil.rmtree(folder / ADDITIONAL_FOLDER, ignore_errors=True)
-    config = folder / CONFIG_FILE
+    (folder / CHAT_TEMPLATE).unlink(missing_ok=True)
+    (folder / PROCESSOR_CHAT_TEMPLATE).unlink(missing_ok=True)
+    shutil.rmtree(folder / CHAT_TEMPLATES_FOLDER, ignore_errors=True)
+    config = folder / TOKENIZER_CONFIG
     if config.is_file():
         values = parse_json(config.read_text(encoding="utf-8"))
         if values.pop("chat_template", None) is not None:

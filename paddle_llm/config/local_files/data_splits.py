@@ -34,12 +34,23 @@ from paddle_llm.config.local_files.split_names import (
     splits_of_path,
     stem_of,
 )
+from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
+    PDPARAMS,
+    RESOLVED_CONFIG,
+    SAFETENSORS,
+    SAFETENSORS_INDEX,
+    TOKENIZER_CONFIG,
+    TORCH_WEIGHTS,
+    TRAINER_STATE,
+    TRAINING_ARGS,
+)
 
 _EVAL = ("eval", "evaluation")
 # Files that mark a folder below the data as the output of a training, or as a model or adapter.
 _OF_MODELS = {
-    "config.resolved.json", "tokenizer_config.json", "adapter_config.json", "training_args.bin", "trainer_state.json",
-    "model.safetensors", "model.safetensors.index.json", "model_state.pdparams", "pytorch_model.bin",
+    RESOLVED_CONFIG, TOKENIZER_CONFIG, ADAPTER_CONFIG, TRAINING_ARGS, TRAINER_STATE,
+    SAFETENSORS, SAFETENSORS_INDEX, PDPARAMS, TORCH_WEIGHTS,
 }  # fmt: skip
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 

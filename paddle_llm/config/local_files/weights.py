@@ -21,18 +21,18 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from paddle_llm.core.artifacts import ADAPTER_CONFIG, MODEL_CONFIG, PDPARAMS, SAFETENSORS, TORCH_WEIGHTS, TRAINING_ARGS
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 
-SAFETENSORS, PDPARAMS, TORCH = "model.safetensors", "model_state.pdparams", "pytorch_model.bin"
 _INDEX = ".index.json"
 _LONGEST_NAME = 255  # bytes, on every common file system
 _ORDER = (SAFETENSORS, SAFETENSORS + _INDEX, PDPARAMS + _INDEX, PDPARAMS)
-_ORDER_OF_PICKLES = (TORCH, TORCH + _INDEX)
+_ORDER_OF_PICKLES = (TORCH_WEIGHTS, TORCH_WEIGHTS + _INDEX)
 _OF_WEIGHTS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz")
 # Files with such a suffix that a training writes beside the weights, and that hold none.
 _STATE = (
-    "training_args.bin", "optimizer*", "master_weights*", "scheduler*", "scaler*", "rng_state*", "random_states*", "*_state.pt",
+    TRAINING_ARGS, "optimizer*", "master_weights*", "scheduler*", "scaler*", "rng_state*", "random_states*", "*_state.pt",
     "generation_config*",
 )  # fmt: skip
 
@@ -89,7 +89,7 @@ def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
 def _named_in_config(folder: Path) -> Path | None:
     """What the key `transformers_weights` of config.json names."""
     try:
-        named = parse_json((folder / "config.json").read_text(encoding="utf-8-sig")).get("transformers_weights")
+        named = parse_json((folder / MODEL_CONFIG).read_text(encoding="utf-8-sig")).get("transformers_weights")
     except (OSError, ValueError, AttributeError, RecursionError):  # the reader of config.json reports that
         return None
     if named is None:
@@ -98,7 +98,7 @@ def _named_in_config(folder: Path) -> Path | None:
         raise UserError(
             f"{folder}/config.json: transformers_weights is {named!r}. Name a .safetensors file or its index, or remove the key."
         )
-    return _inside(folder, named, folder / "config.json")
+    return _inside(folder, named, folder / MODEL_CONFIG)
 
 
 def _exists(file: Path) -> bool:
@@ -184,7 +184,7 @@ def _unread(folder: Path, read: set[Path]) -> tuple[str, ...]:
             if one.is_dir():
                 inner = [file for file in sorted(one.iterdir()) if file not in read and _looks_like_weights(file)]
                 # checkpoint-N and adapters are models of their own
-                if inner and not (one / "config.json").is_file() and not (one / "adapter_config.json").is_file():
+                if inner and not (one / MODEL_CONFIG).is_file() and not (one / ADAPTER_CONFIG).is_file():
                     found.append(f"{one.name}/")
             elif one not in read and _looks_like_weights(one):
                 found.append(one.name)
@@ -217,7 +217,7 @@ def _why_none(folder: Path) -> str:
             )
         return (
             f"{folder} holds no weights that can be read: {', '.join(_unread(folder, set()))}. "
-            f"Add {TORCH}{_INDEX}, which names the files, or one {TORCH}, and give --allow_pickle."
+            f"Add {TORCH_WEIGHTS}{_INDEX}, which names the files, or one {TORCH_WEIGHTS}, and give --allow_pickle."
         )
     others = _unread(folder, set())
     seen = (

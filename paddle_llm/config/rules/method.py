@@ -9,6 +9,7 @@ from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.methods import CHOICES, METHODS, SETTINGS, chosen, flags_of, method_problems
 from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, Unknown, fine_tuning
 from paddle_llm.config.rules.settings import Findings
+from paddle_llm.core.artifacts import ADAPTER_CONFIG
 
 
 def _method(run: Run) -> str:
@@ -99,7 +100,7 @@ _ADAPTERS = {"lora_path": "an adapter of this library or of PEFT", "prefix_path"
 def adapters_are_there(run: Run) -> Findings:
     for name in ("lora_path", "prefix_path"):
         path = getattr(run.config, name)
-        if run.here and path and not (Path(path) / "adapter_config.json").is_file():
+        if run.here and path and not (Path(path) / ADAPTER_CONFIG).is_file():
             what = "holds no adapter_config.json" if Path(path).is_dir() else "there is no such folder"
             further = what_it_holds(Path(path)) if Path(path).is_dir() else folder_like(path)
             yield Problem(f"{name} = {path}: {what}.{further} Give {_ADAPTERS[name]}.")

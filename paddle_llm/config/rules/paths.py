@@ -9,6 +9,7 @@ from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import looks_local
 from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
 from paddle_llm.config.rules.settings import Findings
+from paddle_llm.core.artifacts import MODEL_CONFIG
 
 
 def tokenizer_is_there(run: Run) -> Findings:
@@ -30,7 +31,7 @@ def tokenizer_is_there(run: Run) -> Findings:
 
 def weights_are_there(run: Run) -> Findings:
     folder = Path(run.config.model_name_or_path)
-    if not run.here or not run.config.continue_training or not (folder / "config.json").is_file():
+    if not run.here or not run.config.continue_training or not (folder / MODEL_CONFIG).is_file():
         return
     if not has_weights(folder) and not any(folder.glob("*.bin")):  # torch's files: the loader has more to say of those
         yield Problem(

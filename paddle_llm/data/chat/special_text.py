@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import TOKENIZER_CONFIG, TOKENIZER_JSON
 from paddle_llm.core.json_files import parse_json
 
 
@@ -85,7 +86,7 @@ class Unmarked:
 def ordinary_added_tokens(folder: str | None) -> frozenset[str]:
     """Added tokens of a tokenizer that are not special, such as <think> or <tool_call>: text that content may write as tokens."""
     found: dict[str, bool] = {}
-    for name in ("tokenizer.json", "tokenizer_config.json"):
+    for name in (TOKENIZER_JSON, TOKENIZER_CONFIG):
         file = Path(folder or "") / name
         if not folder or not file.is_file():
             continue
@@ -95,7 +96,7 @@ def ordinary_added_tokens(folder: str | None) -> frozenset[str]:
             continue  # refused where the tokenizer is loaded
         if not isinstance(values, dict):
             continue
-        tokens = values.get("added_tokens") if name == "tokenizer.json" else values.get("added_tokens_decoder")
+        tokens = values.get("added_tokens") if name == TOKENIZER_JSON else values.get("added_tokens_decoder")
         for token in tokens.values() if isinstance(tokens, dict) else tokens or []:
             if isinstance(token, dict) and isinstance(token.get("content"), str):
                 found[token["content"]] = bool(token.get("special"))

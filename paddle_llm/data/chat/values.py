@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.local_files.chat_templates import CONFIG_FILE
+from paddle_llm.core.artifacts import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
@@ -23,10 +23,10 @@ def special_token_values(codec: TextCodec, folder: str | None) -> dict[str, Any]
     tokenizer = getattr(codec, "tokenizer", None)
     if type(tokenizer).__module__.partition(".")[0] == "transformers":
         return dict(tokenizer.special_tokens_map)
-    config = _read(folder, CONFIG_FILE)
+    config = _read(folder, TOKENIZER_CONFIG)
     values = dict(config)
     if "added_tokens_decoder" not in config:  # transformers reads the older file of such folders alone
-        values |= _read(folder, "special_tokens_map.json")
+        values |= _read(folder, SPECIAL_TOKENS_MAP)
     extra = values.get("extra_special_tokens")
     named = {name: values.get(name) for name in _NAMES} | (extra if isinstance(extra, dict) else {})
     found: dict[str, Any] = {name: _text(token) for name, token in named.items() if _text(token)}

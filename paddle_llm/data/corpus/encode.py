@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from paddle_llm.core.artifacts import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.mmap_format import token_dtype
 from paddle_llm.data.corpus.sources import Block, Document, ReadOptions, bad_row, parse_block
 from paddle_llm.data.tokenizer import (
     BOS,
-    CONFIG_FILE,
     EOS,
     UNK,
     load_tokenizer,
@@ -27,7 +27,7 @@ from paddle_llm.data.tokenizer import (
 )
 from paddle_llm.data.tokenizers.equal_sentencepiece import equal_sentencepiece
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
-from paddle_llm.data.tokenizers.folder import SPECIALS_FILE, Reader, read_json, reader_of
+from paddle_llm.data.tokenizers.folder import Reader, read_json, reader_of
 
 
 class TextEncoder(Protocol):
@@ -149,7 +149,7 @@ def special_tokens(folder: str) -> list[str]:
     """Every special token that a folder's files name, with LlamaTokenizer's own three."""
     tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
     listed: list[Any] = []
-    for name in (CONFIG_FILE, SPECIALS_FILE):
+    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP):
         values = read_json(os.path.join(folder, name))
         tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
         listed += values.get("additional_special_tokens") or []

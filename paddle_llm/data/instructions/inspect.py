@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.data.instructions.formats import Conversation
-from paddle_llm.data.samples.encode import IGNORED, EncodedSample, InstructionEncoder
+from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport, encode_all
 from paddle_llm.data.samples.packing import pack
 from paddle_llm.data.tokenizers.text_codec import TextCodec
@@ -78,9 +79,9 @@ def spans(sample: EncodedSample) -> list[tuple[bool, list[int]]]:
     runs: list[tuple[bool, list[int]]] = [(False, [tokens[0]])]
     for token, label in zip(tokens[1:], sample.labels.tolist(), strict=True):
         bears = label == token
-        if label not in (IGNORED, token):
+        if label not in (IGNORE_INDEX, token):
             runs.append((True, [label]))
-        if token == IGNORED:
+        if token == IGNORE_INDEX:
             continue
         if runs[-1][0] == bears:
             runs[-1][1].append(token)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_templates import JinjaTemplate
 from paddle_llm.data.chat.notes import has_tool_calls, is_about_the_prompt, notes_of_built_in
@@ -22,7 +23,6 @@ from paddle_llm.data.instructions.conversation import calls_as_text
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
-IGNORED = -100
 LOSS_ON = ("answers", "last", "all")
 SPECIAL_TEXT_AS = ("text", "tokens")
 
@@ -51,7 +51,7 @@ class EncodedSample:
     @property
     def answer_tokens(self) -> int:
         """Targets that bear loss."""
-        return int((self.labels != IGNORED).sum())
+        return int((self.labels != IGNORE_INDEX).sum())
 
 
 @dataclass
@@ -122,7 +122,7 @@ class InstructionEncoder:
         if self.loss_on == "all":
             bears = [True] * len(ids)
         full = np.array(ids, np.int32)
-        labels = np.where(bears, full, IGNORED)[1:].astype(np.int32)
+        labels = np.where(bears, full, IGNORE_INDEX)[1:].astype(np.int32)
         for position, token in ends:
             labels[position] = token
         return EncodedSample(

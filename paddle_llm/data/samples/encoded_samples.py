@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.notes import sentence
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.instructions.formats import Conversation
-from paddle_llm.data.samples.encode import IGNORED, DoesNotFit, EncodedSample, InstructionEncoder
+from paddle_llm.data.samples.encode import DoesNotFit, EncodedSample, InstructionEncoder
 from paddle_llm.data.tokenizers.plain_text import NotText
 
 _SHOWN = 3
@@ -170,7 +171,7 @@ def _encoded(
         ):
             if done:
                 report.note(kind, where)
-        bearing = int((sample.labels != IGNORED).sum())
+        bearing = int((sample.labels != IGNORE_INDEX).sum())
         if not bearing:
             report.note("no_loss", where)
             continue

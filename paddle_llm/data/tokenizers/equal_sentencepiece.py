@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import TOKENIZER_JSON
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.tokenizers.folder import FAST_FILE, read_config, read_sentencepiece, sentencepiece_model
+from paddle_llm.data.tokenizers.folder import read_config, read_sentencepiece, sentencepiece_model
 from paddle_llm.data.tokenizers.sentencepiece_model import BPE, BYTE, NORMAL, USER_DEFINED, read_model
 
 _SAMPLES = 300
@@ -40,7 +41,7 @@ def equal_sentencepiece(folder: str, tokenizer: Any) -> EqualSentencePiece | Non
         tokenizer: what transformers makes of the folder.
     """
     path, config = sentencepiece_model(folder), read_config(folder)
-    if path is None or Path(folder, FAST_FILE).exists() or config.get("add_prefix_space") is False:
+    if path is None or Path(folder, TOKENIZER_JSON).exists() or config.get("add_prefix_space") is False:
         return None
     if config.get("legacy") is False:  # puts no blank before a text that begins with one
         return None

@@ -12,16 +12,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import (
+    ADDED_TOKENS,
+    PADDLENLP_SENTENCEPIECE_MODEL,
+    SENTENCEPIECE_MODEL,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+)
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 
-CONFIG_FILE = "tokenizer_config.json"
-SPECIALS_FILE = "special_tokens_map.json"
-ADDED_FILE = "added_tokens.json"
-FAST_FILE = "tokenizer.json"
 # The first name is PaddleNLP's for LLaMA, the second Hugging Face's (and PaddleNLP's newer hub folders').
-SENTENCEPIECE_FILES = ("sentencepiece.bpe.model", "tokenizer.model")
+SENTENCEPIECE_FILES = (PADDLENLP_SENTENCEPIECE_MODEL, SENTENCEPIECE_MODEL)
 BARE_CLASS = "PreTrainedTokenizerFast"
 # Names of the class that takes tokenizer.json without changes: in transformers 4, in transformers 5, in PaddleNLP.
 BARE_CLASSES = (BARE_CLASS, "TokenizersBackend", "PretrainedTokenizerFast")
@@ -77,7 +81,7 @@ _HUGGING_FACE_KEYS = ("legacy", "add_prefix_space", "extra_special_tokens")
 # PaddleNLP's class writes these names, whatever the model has.
 _PADDLENLP_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _ABSENT = "a default name of a token that the model lacks"
-_PADDLENLP_ADDED = {"additional_special_tokens", "added_tokens_decoder", ADDED_FILE, _ABSENT}
+_PADDLENLP_ADDED = {"additional_special_tokens", "added_tokens_decoder", ADDED_TOKENS, _ABSENT}
 _PADDLENLP_KEY = "decode_with_prefix_space"
 
 
@@ -115,7 +119,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The folder's tokenizer_config.json; {} where it has none."""
-    return read_json(os.path.join(folder, CONFIG_FILE))
+    return read_json(os.path.join(folder, TOKENIZER_CONFIG))
 
 
 def class_name(config: dict[str, Any]) -> str | None:
@@ -165,7 +169,7 @@ def reader_of(folder: str) -> Reader:
         return Reader.PADDLENLP
     config = read_config(folder)
     name, pieces = class_name(config), sentencepiece_model(folder)
-    fast = os.path.isfile(os.path.join(folder, FAST_FILE))
+    fast = os.path.isfile(os.path.join(folder, TOKENIZER_JSON))
     ours = pieces is not None and _is_paddles(config, pieces)
     if pieces is not None and ours:
         processor = read_sentencepiece(pieces)
@@ -201,7 +205,7 @@ def _changing_settings(folder: str, config: dict[str, Any], processor: Any) -> s
     """Settings of a folder that are not on the list of harmless ones, by name of the key or of the file."""
     named = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
     found: set[str] = set()
-    mapped = read_json(os.path.join(folder, SPECIALS_FILE))
+    mapped = read_json(os.path.join(folder, SPECIAL_TOKENS_MAP))
     for key, value in [*config.items(), *mapped.items()]:
         if key in _SPECIAL_KEYS:
             text = token_text(value)
@@ -217,9 +221,9 @@ def _changing_settings(folder: str, config: dict[str, Any], processor: Any) -> s
                 found.add(key)
         elif key not in _HARMLESS or (_HARMLESS[key] is not _ANY and value not in _HARMLESS[key]):
             found.add(key)
-    added = read_json(os.path.join(folder, ADDED_FILE))
+    added = read_json(os.path.join(folder, ADDED_TOKENS))
     if not all(_is_piece(processor, number, token) for token, number in added.items()):
-        found.add(ADDED_FILE)
+        found.add(ADDED_TOKENS)
     return found
 
 

@@ -10,26 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import (
+    ADDED_TOKENS,
+    MERGES,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_JSON,
+)
 from paddle_llm.core.console import say
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers, repair_sentencepiece_proto
 from paddle_llm.data.tokenizers.folder import (
-    ADDED_FILE,
     BARE_CLASS,
     BARE_CLASSES,
-    CONFIG_FILE,
-    FAST_FILE,
     PADDLENLP_CLASSES,
     SENTENCEPIECE_FILES,
-    SPECIALS_FILE,
     read_config,
 )
 from paddle_llm.data.tokenizers.saving import copy_when_saved
 
 _PATH_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "special_tokens_map_file")
 _CANNOT = ": transformers cannot load it: "
-_REMEDY = f". Give a local folder with {CONFIG_FILE} and the vocabulary beside it."
+_REMEDY = f". Give a local folder with {TOKENIZER_CONFIG} and the vocabulary beside it."
 _reported: set[str] = set()
 
 
@@ -50,19 +54,19 @@ def load_with_transformers(folder: str) -> Any:
     try:
         tokenizer = _load(folder, translated)
     except UserError as error:
-        if not {FAST_FILE, "vocab.json", *SENTENCEPIECE_FILES} & set(os.listdir(folder)):
+        if not {TOKENIZER_JSON, VOCAB_JSON, *SENTENCEPIECE_FILES} & set(os.listdir(folder)):
             raise UserError(
-                f"tokenizer {folder}: transformers cannot load it: its class is {translated.get('tokenizer_class')}, and it holds no {FAST_FILE}, no sentencepiece "
+                f"tokenizer {folder}: transformers cannot load it: its class is {translated.get('tokenizer_class')}, and it holds no {TOKENIZER_JSON}, no sentencepiece "
                 f"model ({' or '.join(SENTENCEPIECE_FILES[::-1])}) and no vocab.json with merges.txt. Copy the vocabulary into it."
             ) from error
-        if not os.path.isfile(os.path.join(folder, FAST_FILE)) or translated.get("tokenizer_class") == BARE_CLASS:
+        if not os.path.isfile(os.path.join(folder, TOKENIZER_JSON)) or translated.get("tokenizer_class") == BARE_CLASS:
             raise
         named = translated.get("tokenizer_class")
         failed = f"as {named}" if named else "without a tokenizer_class"
         translated = {**translated, "tokenizer_class": BARE_CLASS}
         tokenizer = _load(folder, translated)
         _report(
-            f"tokenizer {folder}: transformers cannot read it {failed} ({_reason(error)}). {FAST_FILE} is used as it is."
+            f"tokenizer {folder}: transformers cannot read it {failed} ({_reason(error)}). {TOKENIZER_JSON} is used as it is."
         )
     copy_when_saved(tokenizer, folder, translated)
     return tokenizer
@@ -71,7 +75,7 @@ def load_with_transformers(folder: str) -> Any:
 def _translate(folder: str, config: dict[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json as transformers 4.55 reads it."""
     made = {key: value for key, value in config.items() if key not in _PATH_KEYS}
-    fast = os.path.isfile(os.path.join(folder, FAST_FILE))
+    fast = os.path.isfile(os.path.join(folder, TOKENIZER_JSON))
     named = made.get("tokenizer_class") or made.get("init_class")
     if fast and named in (*BARE_CLASSES, *PADDLENLP_CLASSES):
         made["tokenizer_class"] = BARE_CLASS
@@ -120,7 +124,7 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
 
 def _broken_file(folder: str) -> str | None:
     """A file of the folder whose download went wrong, and the remedy; None if there is none."""
-    for name in (FAST_FILE, *SENTENCEPIECE_FILES, "vocab.json", "merges.txt", SPECIALS_FILE, ADDED_FILE):
+    for name in (TOKENIZER_JSON, *SENTENCEPIECE_FILES, VOCAB_JSON, MERGES, SPECIAL_TOKENS_MAP, ADDED_TOKENS):
         file = Path(folder, name)
         if not file.is_file():
             continue
@@ -142,7 +146,7 @@ def _require_one_result(tokenizer: Any, folder: str) -> None:
     dropout = getattr(tokenizer.backend_tokenizer.model, "dropout", None) if tokenizer.is_fast else None
     if dropout:
         raise UserError(
-            f"tokenizer {folder}: {FAST_FILE} has a BPE dropout of {dropout:g}, so that the same text gets other ids each time. "
+            f"tokenizer {folder}: {TOKENIZER_JSON} has a BPE dropout of {dropout:g}, so that the same text gets other ids each time. "
             "Set dropout to null in it."
         )
 
@@ -165,12 +169,12 @@ def _view(folder: str, config: dict[str, Any]) -> Iterator[str]:
     """A folder of links to the files of `folder`, with another tokenizer_config.json and transformers' file names."""
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as path:
         for entry in os.scandir(folder):
-            if entry.name != CONFIG_FILE:
+            if entry.name != TOKENIZER_CONFIG:
                 os.symlink(os.path.abspath(entry.path), os.path.join(path, entry.name))
         pieces = [os.path.join(path, name) for name in SENTENCEPIECE_FILES]
         if os.path.isfile(pieces[0]) and not os.path.lexists(pieces[1]):
             os.rename(*pieces)
-        with open(os.path.join(path, CONFIG_FILE), "w", encoding="utf-8") as stream:
+        with open(os.path.join(path, TOKENIZER_CONFIG), "w", encoding="utf-8") as stream:
             json.dump(config, stream)
         yield path
 

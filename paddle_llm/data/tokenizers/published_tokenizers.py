@@ -9,9 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddle_llm.core.artifacts import (
+    ADDED_TOKENS,
+    MERGES,
+    SENTENCEPIECE_MODEL,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    VOCAB_JSON,
+)
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.tokenizer import CONFIG_FILE
 
 if TYPE_CHECKING:
     from paddle_llm.data.tokenizers.tokenizer_json import TokenizerSource
@@ -50,11 +57,9 @@ PUBLISHED = {
         ("ice_text.model",), "THUDM/chatglm-6b", "tokenization_chatglm", "ChatGLMTokenizer", {**_PLAIN, **_MARKS}
     ),
     "ChatGLMv2Tokenizer": Published(
-        ("tokenizer.model",), "THUDM/chatglm2-6b", "tokenization_chatglm", "ChatGLMTokenizer", _PLAIN
+        (SENTENCEPIECE_MODEL,), "THUDM/chatglm2-6b", "tokenization_chatglm", "ChatGLMTokenizer", _PLAIN
     ),
-    "GLMGPT2Tokenizer": Published(
-        ("vocab.json", "merges.txt"), "THUDM/glm-10b", "tokenization_glm", "GLMGPT2Tokenizer", {}
-    ),
+    "GLMGPT2Tokenizer": Published((VOCAB_JSON, MERGES), "THUDM/glm-10b", "tokenization_glm", "GLMGPT2Tokenizer", {}),
     "GLMChineseTokenizer": Published(
         ("cog-pretrain.model",), "THUDM/glm-10b-chinese", "tokenization_glm", "GLMChineseTokenizer", {}
     ),
@@ -71,17 +76,17 @@ def write_published(source: TokenizerSource, name: str, staged: Path) -> None:
     """
     folder, published = source.tokenizer, PUBLISHED[name]
     assert folder is not None
-    given = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    given = json.loads((folder / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
     if (
         name == "ChatGLMTokenizer"
         and not (folder / "ice_text.model").is_file()
-        and (folder / "tokenizer.model").is_file()
+        and (folder / SENTENCEPIECE_MODEL).is_file()
     ):
         name, published = (
             "ChatGLMv2Tokenizer",
             PUBLISHED["ChatGLMv2Tokenizer"],
         )  # the published name of both is the same
-    for file in (*published.files, "added_tokens.json", "special_tokens_map.json"):
+    for file in (*published.files, ADDED_TOKENS, SPECIAL_TOKENS_MAP):
         if (folder / file).is_file():
             shutil.copyfile(folder / file, staged / file)
         elif file in published.files:
@@ -98,7 +103,7 @@ def write_published(source: TokenizerSource, name: str, staged: Path) -> None:
     }
     config = {**published.settings, **kept, "init_class": name, "tokenizer_class": published.kind}
     config["auto_map"] = {"AutoTokenizer": [f"{published.module}.{published.kind}", None]}
-    (staged / CONFIG_FILE).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (staged / TOKENIZER_CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     wants = (
         f"{code.name}, which is in the export"
         if code is not None

@@ -12,21 +12,32 @@ import shutil
 from functools import partial
 from typing import Any
 
-from paddle_llm.data.tokenizers.folder import ADDED_FILE, CONFIG_FILE, FAST_FILE, SENTENCEPIECE_FILES, SPECIALS_FILE
+from paddle_llm.core.artifacts import (
+    ADDED_TOKENS,
+    CHAT_TEMPLATE,
+    CHAT_TEMPLATES_FOLDER,
+    MERGES,
+    PROCESSOR_CHAT_TEMPLATE,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_JSON,
+)
+from paddle_llm.data.tokenizers.folder import SENTENCEPIECE_FILES
 
 _FILES = {
-    FAST_FILE,
-    SPECIALS_FILE,
-    ADDED_FILE,
+    TOKENIZER_JSON,
+    SPECIAL_TOKENS_MAP,
+    ADDED_TOKENS,
     *SENTENCEPIECE_FILES,
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
+    CHAT_TEMPLATE,
+    PROCESSOR_CHAT_TEMPLATE,
+    MERGES,
     "spiece.model",
-    "vocab.json",
+    VOCAB_JSON,
     "vocab.txt",
 }
-_FOLDERS = {"additional_chat_templates"}
+_FOLDERS = {CHAT_TEMPLATES_FOLDER}
 
 
 def copy_when_saved(tokenizer: Any, folder: str, config: dict[str, Any]) -> None:
@@ -48,7 +59,7 @@ def _save(
     if len(tokenizer) != size or not os.path.isdir(source):
         return type(tokenizer).save_pretrained(tokenizer, save_directory, **options)
     os.makedirs(save_directory, exist_ok=True)
-    written = [os.path.join(save_directory, CONFIG_FILE)]
+    written = [os.path.join(save_directory, TOKENIZER_CONFIG)]
     for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
         target = os.path.join(save_directory, entry.name)
         if entry.name == SENTENCEPIECE_FILES[0]:  # transformers finds the model by the other name only

@@ -14,10 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from paddle_llm.core.artifacts import (
+    ADDED_TOKENS,
+    MERGES,
+    SENTENCEPIECE_MODEL,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_JSON,
+)
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.encode import special_tokens
-from paddle_llm.data.tokenizer import CONFIG_FILE, load_tokenizer, sentencepiece_model
+from paddle_llm.data.tokenizer import load_tokenizer, sentencepiece_model
 from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
 from paddle_llm.data.tokenizers.folder import Reader, reader_of, token_text
 from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
@@ -25,8 +34,6 @@ from paddle_llm.data.tokenizers.published_tokenizers import PUBLISHED, write_pub
 from paddle_llm.data.tokenizers.sentencepiece_model import SentencePieceModel, read_model
 from paddle_llm.data.tokenizers.tokenizer_check import check_ids
 
-TOKENIZER, SPECIALS_MAP, ADDED = "tokenizer.json", "special_tokens_map.json", "added_tokens.json"
-SENTENCEPIECE = "tokenizer.model"  # Hugging Face's name of the model file
 CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Classes that only PaddleNLP has, or that transformers would build otherwise than tokenizer.json says.
@@ -72,7 +79,7 @@ class _Read:
     @property
     def is_converted(self) -> bool:
         """Whether transformers makes the fast tokenizer of vocabulary files."""
-        return self.loaded is not None and self.loaded.is_fast and not (self.folder / TOKENIZER).is_file()
+        return self.loaded is not None and self.loaded.is_fast and not (self.folder / TOKENIZER_JSON).is_file()
 
 
 def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
@@ -94,25 +101,25 @@ def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
         write_published(source, name, staged)
         return
     content, originals = _convert(read)
-    (staged / TOKENIZER).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    (staged / TOKENIZER_JSON).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     _write_config(read, name, content, staged)
     if target == "hf":
         for file in originals:
-            copied = SENTENCEPIECE if file.suffix == ".model" else file.name
+            copied = SENTENCEPIECE_MODEL if file.suffix == ".model" else file.name
             shutil.copyfile(file, staged / copied)
 
 
 def _read(folder: Path) -> _Read:
-    config = _json(folder / CONFIG_FILE)
+    config = _json(folder / TOKENIZER_CONFIG)
     transformers_reads = reader_of(str(folder)) is Reader.TRANSFORMERS
     read = _Read(folder, config, loaded=load_tokenizer(str(folder)) if transformers_reads else None)
-    mapped = _json(folder / SPECIALS_MAP)
+    mapped = _json(folder / SPECIAL_TOKENS_MAP)
     for name in _NAMES:
         # Where the two files differ, transformers decides.
         token = config.get(name, mapped.get(name)) if read.loaded is None else getattr(read.loaded, name)
         if token:
             read.names[name] = _text(token)
-    read.added = {str(token): int(number) for token, number in _json(folder / ADDED).items()}
+    read.added = {str(token): int(number) for token, number in _json(folder / ADDED_TOKENS).items()}
     for number, token in (config.get("added_tokens_decoder") or {}).items():
         read.added[_text(token)] = int(number)
     return read
@@ -124,17 +131,17 @@ def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
     pieces = sentencepiece_model(str(folder))
     if read.is_converted:
         content = json.loads(read.loaded.backend_tokenizer.to_str())
-        names = ("vocab.json", "merges.txt", SENTENCEPIECE)
+        names = (VOCAB_JSON, MERGES, SENTENCEPIECE_MODEL)
         return content, [Path(pieces)] if pieces else [folder / name for name in names if (folder / name).is_file()]
-    if (folder / TOKENIZER).is_file():
-        content = _json(folder / TOKENIZER)
-        named = [folder / name for name in ("vocab.json", "merges.txt") if (folder / name).is_file()]
+    if (folder / TOKENIZER_JSON).is_file():
+        content = _json(folder / TOKENIZER_JSON)
+        named = [folder / name for name in (VOCAB_JSON, MERGES) if (folder / name).is_file()]
         check_ids(content, folder, own=False)
         return content, [Path(pieces)] if pieces else named
     if pieces:
         content = _from_pieces(read, Path(pieces))
         return content, [Path(pieces)]
-    vocabulary, merges, ranks = folder / "vocab.json", folder / "merges.txt", folder / SENTENCEPIECE
+    vocabulary, merges, ranks = folder / VOCAB_JSON, folder / MERGES, folder / SENTENCEPIECE_MODEL
     if vocabulary.is_file() and merges.is_file():
         ids = _json(vocabulary)
         added = _specials(read, ids)
@@ -150,7 +157,7 @@ def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
         return content, [ranks]
     raise UserError(
         f"tokenizer {folder}: its class is {read.config.get('tokenizer_class')}, and it holds no tokenizer.json, no sentencepiece "
-        f"model ({SENTENCEPIECE} or sentencepiece.bpe.model) and no vocab.json with merges.txt. Name a folder that does with --tokenizer"
+        f"model ({SENTENCEPIECE_MODEL} or sentencepiece.bpe.model) and no vocab.json with merges.txt. Name a folder that does with --tokenizer"
     )
 
 
@@ -200,7 +207,7 @@ def _require_no_gap(added: dict[str, int], size: int, folder: Path) -> None:
     if behind != list(range(size, size + len(behind))):
         raise UserError(
             f"tokenizer {folder}: its added tokens have the ids {behind}, behind a vocabulary of {size}. tokenizer.json numbers them "
-            f"from {size} on without a gap: fill it with tokens that nothing uses (in {ADDED})"
+            f"from {size} on without a gap: fill it with tokens that nothing uses (in {ADDED_TOKENS})"
         )
 
 
@@ -213,7 +220,7 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         "chat_template",
         "additional_special_tokens",
     )
-    carried = read.is_converted or ((read.folder / TOKENIZER).is_file() and name not in _OURS)
+    carried = read.is_converted or ((read.folder / TOKENIZER_JSON).is_file() and name not in _OURS)
     if carried:  # transformers' own folder: it knows best
         config = dict(read.config if read.loaded is None else read.loaded.source_config)
         config |= {key: token for key, token in read.names.items() if token_text(config.get(key)) != token}
@@ -237,10 +244,10 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
     if config.get("tokenizer_class") == CLASS:
         # This class alone gives token_type_ids, too, unless it is told; no network here has them, and `generate` refuses.
         config.setdefault("model_input_names", ["input_ids", "attention_mask"])
-    (staged / CONFIG_FILE).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (staged / TOKENIZER_CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     listed = read.config.get("additional_special_tokens")
     mapped: dict[str, Any] = {**read.names, **({"additional_special_tokens": listed} if listed else {})}
-    (staged / SPECIALS_MAP).write_text(json.dumps(mapped, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    (staged / SPECIAL_TOKENS_MAP).write_text(json.dumps(mapped, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
 def _text(token: Any) -> str:

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
+from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
+    ADAPTER_SAFETENSORS,
+    MANIFEST,
+    MODEL_CONFIG,
+    STATIC_STEP,
+    TOKENIZER_CONFIG,
+    TRAINER_STATE,
+)
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
@@ -18,10 +27,7 @@ from paddle_llm.generation.network import recorded_argument
 from paddle_llm.models.registry import find_family
 from paddle_llm.peft.base import base_named_in, find_base, has_tokenizer, say_other_base, why_not_found
 
-ADAPTER = "adapter_config.json"
-_ADAPTERS_TENSORS = "adapter_model.safetensors"
 _OF_WEIGHTS = re.compile(r"(model|config\.json)")  # at the start of a file's name
-_PROGRAM = "step.json"  # of a static export
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,7 @@ def _choose(folder: Path, wanted: str = "model") -> Path:
         raise UserError(
             f"{folder} is no folder: give a model folder, the output folder of a run, or a checkpoint of it"
         )
-    if any((folder / name).is_file() for name in (MANIFEST, ADAPTER, "config.json")):
+    if any((folder / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG, MODEL_CONFIG)):
         return folder
     for name in dict.fromkeys((wanted, "model", "adapter")):
         if (folder / name).is_dir():
@@ -105,9 +111,11 @@ def _choose(folder: Path, wanted: str = "model") -> Path:
 
 
 def _why_nothing(folder: Path, passed_over: list[str]) -> str:
-    if (folder / _ADAPTERS_TENSORS).is_file():
-        return f"{folder} is an adapter's folder without its {ADAPTER}, which says what it is: copy that file, too"
-    signs = ("config.json", ADAPTER, MANIFEST, "model", "adapter")
+    if (folder / ADAPTER_SAFETENSORS).is_file():
+        return (
+            f"{folder} is an adapter's folder without its {ADAPTER_CONFIG}, which says what it is: copy that file, too"
+        )
+    signs = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")
     below = [*folder.iterdir(), *folder.glob("snapshots/*")]  # of a download cache
     inside = sorted(one for one in below if one.is_dir() and any((one / sign).exists() for sign in signs))
     meant = [f"did you mean {inside[0]}?"] if inside else []
@@ -119,7 +127,7 @@ def _why_nothing(folder: Path, passed_over: list[str]) -> str:
 
 def _check_model(folder: Path) -> None:
     """Raise UserError for what config.json and the names of the files tell already."""
-    if (folder / _PROGRAM).is_file():
+    if (folder / STATIC_STEP).is_file():
         raise UserError(
             f"{folder} is a static export, whose weights are those of a program: export its source once more "
             "(export.json names it)"
@@ -132,13 +140,13 @@ def _check_model(folder: Path) -> None:
             f"{folder} holds a config.json and no weights (model.safetensors, model_state.pdparams, or either with an index): "
             "nothing to export there"
         )
-    if re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / "trainer_state.json").is_file():
+    if re.fullmatch(r"checkpoint-\d+", folder.name) and (folder / TRAINER_STATE).is_file():
         say(f"{folder} has no {MANIFEST}, which lists the files of a complete checkpoint: it may not be one")
 
 
 def _needs_base(folder: Path) -> bool:
     """Whether a folder holds what fine-tuning trained, and not the whole model."""
-    if (folder / ADAPTER).is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         return True
     if not (folder / MANIFEST).is_file():
         return False
@@ -148,8 +156,8 @@ def _needs_base(folder: Path) -> bool:
 
 def _base_of(adapter: Path) -> Path:
     """The model folder that an adapter was trained over, as its own files name it."""
-    if (adapter / ADAPTER).is_file():
-        name = base_named_in(read_json_object(adapter / ADAPTER))
+    if (adapter / ADAPTER_CONFIG).is_file():
+        name = base_named_in(read_json_object(adapter / ADAPTER_CONFIG))
     else:
         name = recorded_argument(adapter, "model_name_or_path")
     base = find_base(name, adapter) if name else None
@@ -170,7 +178,7 @@ def _say_other_base(adapter: Path, base: Path) -> None:
 
 def _tokenizer_folder(named: Path | None, beside: tuple[Path | None, ...]) -> Path | None:
     if named is not None:
-        if not (named / "tokenizer_config.json").is_file():
+        if not (named / TOKENIZER_CONFIG).is_file():
             raise UserError(f"--tokenizer {named} has no tokenizer_config.json: it is no tokenizer's folder")
         return named
-    return next((place for place in beside if place and (place / "tokenizer_config.json").is_file()), None)
+    return next((place for place in beside if place and (place / TOKENIZER_CONFIG).is_file()), None)

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import paddle
 
-from paddle_llm.checkpoint.folder import MANIFEST
 from paddle_llm.config.methods import METHODS
+from paddle_llm.core.artifacts import ADAPTER_SAFETENSORS, MANIFEST
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.dtypes import widened
 from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
 from paddle_llm.models.weights.names import EMBEDDINGS, Piece, compositions, is_tied
 from paddle_llm.peft.merge import TIED_EMBEDDING
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.save import TENSORS, base_shape, open_tensors, read_method
+from paddle_llm.peft.save import base_shape, open_tensors, read_method
 
 if TYPE_CHECKING:
     from paddle_llm.export.source.source import Source, Tensors
@@ -185,7 +185,7 @@ class Merged:
         orphans = [name for name in own - self._retrained if name.rpartition(".")[0] not in self._layers]
         if orphans or not own:
             raise UserError(
-                f"{where / TENSORS} is not complete: {f'{orphans[0]} stands alone' if orphans else 'empty'}"
+                f"{where / ADAPTER_SAFETENSORS} is not complete: {f'{orphans[0]} stands alone' if orphans else 'empty'}"
             )
 
     def _fits(self, name: str, shape: tuple[int, ...]) -> None:

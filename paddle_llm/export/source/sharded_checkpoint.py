@@ -20,6 +20,7 @@ import numpy as np
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.core.artifacts import MODEL_CONFIG, SAFETENSORS
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.find import manifest_of_weights
 from paddle_llm.models.registry import Family, find_family
@@ -32,7 +33,6 @@ from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
 from paddle_llm.models.weights.vocabulary import plain_config, unpad
 from paddle_llm.peft.method import Method
 
-_UNIFIED = "model.safetensors"
 _LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # the axis of the weight along which each may be cut
 _HEADS_OF_PREFIX = ("prefix_key", "prefix_value")  # [tokens, key-value heads, width]
 
@@ -68,7 +68,7 @@ class LayoutFiles:
         facts = read_model_facts(self.folder)
         self.family: Family = find_family(facts)
         self._key_value_heads = facts.num_key_value_heads
-        self._padded = self.family.load("config_class").from_dict(json.loads((self.folder / "config.json").read_text()))
+        self._padded = self.family.load("config_class").from_dict(json.loads((self.folder / MODEL_CONFIG).read_text()))
         self.config = plain_config(self._padded)
         unified = self._is_unified()
         parts = self._parts_of_unified() if unified else self._parts_of_ranks()
@@ -114,7 +114,7 @@ class LayoutFiles:
     # --- which file holds what -----------------------------------------------------------------------------------
 
     def _is_unified(self) -> bool:
-        return any((self.folder / name).is_file() for name in (_UNIFIED, f"{_UNIFIED}.index.json"))
+        return any((self.folder / name).is_file() for name in (SAFETENSORS, f"{SAFETENSORS}.index.json"))
 
     def _parts_of_unified(self) -> dict[str, list[_Part]]:
         files = WeightFiles(self.folder)

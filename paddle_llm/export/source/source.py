@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from paddle_llm.checkpoint.folder import MANIFEST
-from paddle_llm.config.local_files.chat_templates import RECORD_FILE, keeps_template
+from paddle_llm.config.local_files.chat_templates import keeps_template
 from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
+from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD, MANIFEST
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.dtypes import ITEM_SIZES
@@ -183,7 +183,7 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
 
 
 def _with_record(folder: Path) -> Path | None:
-    return folder if (folder / RECORD_FILE).is_file() else None
+    return folder if (folder / CHAT_TEMPLATE_RECORD).is_file() else None
 
 
 def _unpadded(facts: ModelFacts, where: str) -> ModelFacts:

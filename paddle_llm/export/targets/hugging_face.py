@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from paddle_llm.export.source.dtypes import ITEM_SIZES
@@ -59,7 +60,7 @@ def write_config(source: Source, staged: Path, options: Options) -> None:
     if source.facts.raw.get("pad_token_id") is None:
         # PaddleNLP's default, 0, is a word in many vocabularies, and transformers never trains the row of the padding.
         config["pad_token_id"] = None
-    (staged / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (staged / MODEL_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def planned(source: Source, dtype: str | None) -> list[PlannedTensor]:

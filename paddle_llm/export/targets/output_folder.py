@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from paddle_llm.core.artifacts import EXPORT_RECORD
 from paddle_llm.core.atomic_output import check_apart, check_replaceable
 from paddle_llm.core.errors import UserError
 
-RECORD = "export.json"  # what was exported from where, and what was compared; the sign of an export of ours
 _SPARE = 64 * 10**6  # for the tokenizer and whatever else is beside the weights
 
 
@@ -19,7 +19,7 @@ def check_out(out: Path, folder: Path, overwrite: bool) -> None:
             f"{folder} is no folder: give a model folder, the output folder of a run, or a checkpoint of it"
         )
     check_apart(out, folder)
-    check_replaceable(out, RECORD, "export", overwrite)
+    check_replaceable(out, EXPORT_RECORD, "export", overwrite)
 
 
 def check_outside(out: Path, *read: Path | None) -> None:

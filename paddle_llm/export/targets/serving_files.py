@@ -9,17 +9,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.local_files.chat_templates import DEFAULT, TrainingTemplate, find_templates
+from paddle_llm.core.artifacts import GENERATION_CONFIG, TOKENIZER_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.data.chat.jinja_templates import AUTO, JINJA, choose_template, names_a_file
 from paddle_llm.data.chat.templates import TEMPLATES
-from paddle_llm.data.tokenizer import CONFIG_FILE
 from paddle_llm.export.ends import end_ids, ids_in
 
 if TYPE_CHECKING:
     from paddle_llm.export.source.source import Source
     from paddle_llm.export.verification.compare import Finding
 
-GENERATION = "generation_config.json"
 # What transformers' GenerationConfig and PaddleNLP's have in common; the rest of PaddleNLP's means nothing elsewhere.
 _KEPT = (
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "do_sample", "temperature", "top_k", "top_p",
@@ -51,7 +50,7 @@ def write_generation_config(source: Source, staged: Path) -> None:
                 values.setdefault(name, number)
     if "pad_token_id" not in values and ends:
         values["pad_token_id"] = ends[0]  # a batch is padded with something; what ends a text does no harm
-    (staged / GENERATION).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    (staged / GENERATION_CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 def _as_transformers_means(given: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def write_chat_template(source: Source, staged: Path) -> None:
 
     A built-in template is written as Jinja that gives the same text. A missing template is reported.
     """
-    path = staged / CONFIG_FILE
+    path = staged / TOKENIZER_CONFIG
     if source.tokenizer is None or not path.is_file():
         return
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -205,7 +204,7 @@ def write_readme(staged: Path, target: str, findings: Sequence[Finding], describ
 
 def _lacking_words(staged: Path, target: str) -> list[str]:
     """What a server will miss."""
-    path = staged / CONFIG_FILE
+    path = staged / TOKENIZER_CONFIG
     if (
         target == "fastdeploy"
         and path.is_file()

@@ -20,10 +20,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.console import say
 from paddle_llm.export.source.dtypes import ITEM_SIZES, converted
 
-ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 _BLOCK = 32 << 20  # bytes that are transposed, converted and written at a time
 _TILE = 128  # rows and columns of a tile: two tiles fit into a core's second cache
@@ -69,7 +69,7 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size:
     """
     shards = plan_shards(tensors, max_shard_size)
     count = len(shards)
-    names = [ONE_FILE] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
+    names = [SAFETENSORS] if count == 1 else [f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)]
     with _progress(sum(tensor.nbytes for tensor in tensors)) as advance:
         for name, shard in zip(names, shards, strict=True):
             _write_shard(folder / name, shard, advance)
@@ -77,7 +77,7 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size:
         where = {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         total = sum(tensor.nbytes for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": where}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return [folder / name for name in names]
 
 

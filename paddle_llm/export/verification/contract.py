@@ -12,12 +12,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import (
+    EXPORT_RECORD,
+    GENERATION_CONFIG,
+    MODEL_CONFIG,
+    PADDLENLP_SENTENCEPIECE_MODEL,
+    STATIC_PROGRAM,
+    STATIC_STEP,
+    STATIC_WEIGHTS,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+)
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.tokenizer import CONFIG_FILE
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.verification.contract_weights import AGAIN, lint_files, lint_tensors, lint_types
 
-_PROGRAM = ("model.json", "model.pdiparams", "step.json", "config.json", CONFIG_FILE)
+_PROGRAM = (STATIC_PROGRAM, STATIC_WEIGHTS, STATIC_STEP, MODEL_CONFIG, TOKENIZER_CONFIG)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FEW_TOKENS = (
     256  # a tokenizer that has lost its pieces has a handful; one's own may be much smaller than the vocabulary
@@ -32,7 +42,7 @@ def lint(folder: Path, target: str) -> list[str]:
     """
     if target == "static":
         return list(_lint_static(folder))
-    raw, problems = _read(folder / "config.json")
+    raw, problems = _read(folder / MODEL_CONFIG)
     stored, of_files = lint_files(folder, target)
     problems += of_files
     if raw is None:
@@ -46,7 +56,7 @@ def lint(folder: Path, target: str) -> list[str]:
     except UserError as error:
         return [*problems, f"config.json: {error}"]
     problems += lint_tensors(stored, family, config, shapes) if stored else []
-    problems += _id_problems(raw, "config.json", size)
+    problems += _id_problems(raw, MODEL_CONFIG, size)
     problems += _tokenizer_problems(folder, target, size)
     problems += _generation_problems(folder, size)
     return [*problems, *_record_problems(folder, target)]
@@ -99,7 +109,7 @@ def _id_problems(values: dict[str, Any], where: str, size: int) -> Iterator[str]
 
 
 def _generation_problems(folder: Path, size: int) -> Iterator[str]:
-    path = folder / "generation_config.json"
+    path = folder / GENERATION_CONFIG
     if not path.is_file():
         return
     values, problems = _read(path)
@@ -110,7 +120,7 @@ def _generation_problems(folder: Path, size: int) -> Iterator[str]:
 
 def _record_problems(folder: Path, target: str) -> Iterator[str]:
     """export.json, which the export's command writes last, says for whom the folder is."""
-    record = _read(folder / "export.json")[0]
+    record = _read(folder / EXPORT_RECORD)[0]
     if record is not None and record.get("target") not in (None, target):
         yield f"export.json says that this is an export for {record['target']}, not for {target}: name the right one, or {AGAIN}"
 
@@ -119,21 +129,21 @@ def _record_problems(folder: Path, target: str) -> Iterator[str]:
 
 
 def _tokenizer_problems(folder: Path, target: str, size: int) -> Iterator[str]:
-    if (folder / "sentencepiece.bpe.model").is_file():
+    if (folder / PADDLENLP_SENTENCEPIECE_MODEL).is_file():
         yield (
             "sentencepiece.bpe.model is left over: where there is no tokenizer.json it is read as a tokenizer of 3 tokens, without a word; "
             "remove it (Hugging Face's name of the file is tokenizer.model)"
         )
-    config = folder / CONFIG_FILE
+    config = folder / TOKENIZER_CONFIG
     if not config.is_file():
         if target == "fastdeploy":
-            yield f"{CONFIG_FILE} is missing, without which FastDeploy reads no prompt: name the tokenizer's folder with --tokenizer"
+            yield f"{TOKENIZER_CONFIG} is missing, without which FastDeploy reads no prompt: name the tokenizer's folder with --tokenizer"
         return
     values, problems = _read(config)
     yield from problems
     if values is None:
         return
-    if (folder / "tokenizer.json").is_file():
+    if (folder / TOKENIZER_JSON).is_file():
         yield from _vocabulary_problems(folder, values, size)
     elif target == "fastdeploy" or "auto_map" not in values:
         yield f"tokenizer.json is missing: {values.get('tokenizer_class')} would load with next to no tokens, without a word; {AGAIN}"
@@ -145,7 +155,7 @@ def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Ite
     import tokenizers
 
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_JSON))
     except Exception as error:  # the library's own errors are bare Exceptions
         yield f"tokenizer.json cannot be read ({error}); {AGAIN}"
         return
@@ -161,7 +171,7 @@ def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Ite
         token = config.get(key)
         text = token.get("content") if isinstance(token, dict) else token
         if text is not None and tokenizer.token_to_id(text) is None:
-            yield f"{CONFIG_FILE}: {key} {text!r} is not in tokenizer.json, and would get an id behind the model's vocabulary: correct it"
+            yield f"{TOKENIZER_CONFIG}: {key} {text!r} is not in tokenizer.json, and would get an id behind the model's vocabulary: correct it"
 
 
 def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
@@ -175,20 +185,20 @@ def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
         return
     template = found.by_name.get(DEFAULT) if found else None
     if not template or not template.strip():
-        yield f"{CONFIG_FILE}: chat_template holds no template: write one, or remove the key"
+        yield f"{TOKENIZER_CONFIG}: chat_template holds no template: write one, or remove the key"
         return
     tokens = {key: value for key, value in config.items() if key.endswith("_token") and not key.startswith("add_")}
     values = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items() if token}
     asked = [{"role": "user", "content": "7*6?"}]
     talk = [*asked, {"role": "assistant", "content": "It is 42."}, {"role": "user", "content": "Sure?"}]
     try:
-        renderer = Renderer(template, CONFIG_FILE, values, date="2024-07-26")
+        renderer = Renderer(template, TOKENIZER_CONFIG, values, date="2024-07-26")
         texts = [renderer(messages, add_generation_prompt=True).text for messages in (asked, talk)]
     except UserError as error:
-        yield f"the chat template does not render: {error}: correct chat_template in {CONFIG_FILE}"
+        yield f"the chat template does not render: {error}: correct chat_template in {TOKENIZER_CONFIG}"
         return
     if "7*6?" not in texts[0] or "Sure?" not in texts[1]:
-        yield f"the chat template loses what the user says ({texts[1]!r}): correct chat_template in {CONFIG_FILE}"
+        yield f"the chat template loses what the user says ({texts[1]!r}): correct chat_template in {TOKENIZER_CONFIG}"
 
 
 # ---- static ---------------------------------------------------------------------------------------------------------
@@ -199,14 +209,14 @@ def _lint_static(folder: Path) -> Iterator[str]:
     if absent:
         yield f"{', '.join(absent)} missing; {AGAIN}"
         return
-    raw, problems = _read(folder / "config.json")
-    step, more = _read(folder / "step.json")
+    raw, problems = _read(folder / MODEL_CONFIG)
+    step, more = _read(folder / STATIC_STEP)
     yield from [*problems, *more]
     if raw is None or step is None:
         return
     from paddle_llm.config.model_facts import facts_from_dict
 
-    facts = facts_from_dict(raw, where="config.json")
+    facts = facts_from_dict(raw, where=MODEL_CONFIG)
     of_config = {
         "family": facts.model_type,
         "vocab_size": facts.vocab_size,
@@ -223,6 +233,6 @@ def _lint_static(folder: Path) -> Iterator[str]:
             yield f"step.json: {key} {number!r} is no token of a vocabulary of {facts.vocab_size}; {AGAIN}"
     if step.get("dtype") != "float32":
         yield f"step.json says dtype {step.get('dtype')!r}; a static program computes in float32: {AGAIN}"
-    if (folder / "model.pdiparams").stat().st_size < 4 * facts.vocab_size * facts.hidden_size:
+    if (folder / STATIC_WEIGHTS).stat().st_size < 4 * facts.vocab_size * facts.hidden_size:
         yield f"model.pdiparams is smaller than the embedding alone: it is cut off; {AGAIN}"
     yield from _generation_problems(folder, facts.vocab_size)

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.errors import UserError
-from paddle_llm.export.targets.shard_writer import CODES, INDEX, ONE_FILE
+from paddle_llm.export.targets.shard_writer import CODES
 from paddle_llm.models.weights.files import read_header
 from paddle_llm.models.weights.names import FOREIGN_SIGNS, hugging_face, tied_head
 
@@ -41,9 +42,9 @@ def lint_files(folder: Path, target: str) -> tuple[dict[str, Stored], list[str]]
     """Every stored tensor by name, and what is wrong with the files that hold them."""
     problems = _leftovers(folder, target)
     files = sorted(file.name for file in folder.glob("*.safetensors"))
-    index = folder / INDEX
+    index = folder / SAFETENSORS_INDEX
     if not files:
-        return {}, [*problems, f"no weights: neither {ONE_FILE} nor {INDEX} with its shards; {AGAIN}"]
+        return {}, [*problems, f"no weights: neither {SAFETENSORS} nor {SAFETENSORS_INDEX} with its shards; {AGAIN}"]
     stored: dict[str, Stored] = {}
     for name in files:
         try:
@@ -62,13 +63,13 @@ def lint_files(folder: Path, target: str) -> tuple[dict[str, Stored], list[str]]
                 + AGAIN
             )
         stored |= found
-    if ONE_FILE in files and index.is_file():
-        problems.append(f"{ONE_FILE} stands beside {INDEX}, and wins: remove the one that is a leftover")
-    elif ONE_FILE not in files:
+    if SAFETENSORS in files and index.is_file():
+        problems.append(f"{SAFETENSORS} stands beside {SAFETENSORS_INDEX}, and wins: remove the one that is a leftover")
+    elif SAFETENSORS not in files:
         problems += _shard_problems(files, index, stored)
     elif len(files) > 1:
         problems.append(
-            f"{ONE_FILE} stands beside {_few([f for f in files if f != ONE_FILE])}, which nothing reads: remove them"
+            f"{SAFETENSORS} stands beside {_few([f for f in files if f != SAFETENSORS])}, which nothing reads: remove them"
         )
     return stored, problems
 
@@ -106,13 +107,13 @@ def _shard_problems(files: list[str], index: Path, stored: dict[str, Stored]) ->
         if absent:
             yield f"{_few(absent)} of {count} shards is missing; {AGAIN}, or copy it again"
     if not index.is_file():
-        yield f"{INDEX} is missing, without which no shard is read; {AGAIN}"
+        yield f"{SAFETENSORS_INDEX} is missing, without which no shard is read; {AGAIN}"
         return
     try:
         read = json.loads(index.read_text(encoding="utf-8"))
         where, total = dict(read["weight_map"]), read["metadata"]["total_size"]
     except (ValueError, KeyError, TypeError) as error:
-        yield f"{INDEX} cannot be read ({error!r}); {AGAIN}"
+        yield f"{SAFETENSORS_INDEX} cannot be read ({error!r}); {AGAIN}"
         return
     yield from _index_problems(where, total, stored)
 
@@ -120,15 +121,15 @@ def _shard_problems(files: list[str], index: Path, stored: dict[str, Stored]) ->
 def _index_problems(where: dict[str, str], total: Any, stored: dict[str, Stored]) -> Iterator[str]:
     for name, file in sorted(where.items()):
         if name not in stored:
-            yield f"{INDEX} says that {name} is in {file}, which does not hold it; {AGAIN}"
+            yield f"{SAFETENSORS_INDEX} says that {name} is in {file}, which does not hold it; {AGAIN}"
         elif stored[name].file != file:
-            yield f"{INDEX} says that {name} is in {file}; it is in {stored[name].file}; {AGAIN}"
+            yield f"{SAFETENSORS_INDEX} says that {name} is in {file}; it is in {stored[name].file}; {AGAIN}"
     unlisted = sorted(stored.keys() - where.keys())
     if unlisted:
-        yield f"{INDEX} lacks {_few(unlisted)}, which a shard holds and nothing will read; {AGAIN}"
+        yield f"{SAFETENSORS_INDEX} lacks {_few(unlisted)}, which a shard holds and nothing will read; {AGAIN}"
     size = sum(one.nbytes for one in stored.values())
     if total != size:
-        yield f"{INDEX} gives total_size {total}; the tensors have {size} bytes; {AGAIN}"
+        yield f"{SAFETENSORS_INDEX} gives total_size {total}; the tensors have {size} bytes; {AGAIN}"
 
 
 def lint_tensors(stored: dict[str, Stored], family: str, config: Any, shapes: dict[str, tuple[int, ...]]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddle_llm.core.artifacts import GENERATION_CONFIG, TOKENIZER_JSON
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.ends import end_ids, ids_in
 from paddle_llm.models.configuration.to_hugging_face import in_vocabulary
@@ -29,7 +30,6 @@ _OF_TRAINING = (
 )
 _OF_TRAINING += ("pretraining_tp", "slow_but_exact", "use_", "_fast_entry", "mp_degree")
 _UNDECLARED = {"rope_scaling", "bos_token_id"}
-_TOKENIZER = "tokenizer.json"
 
 
 def configuration_differences(source: Source, folder: Path) -> list[str]:
@@ -98,7 +98,7 @@ def _end_differences(source: Source, folder: Path, raw: dict[str, Any]) -> list[
 
 def stated_ends(folder: Path, raw: dict[str, Any]) -> set[int]:
     """As transformers reads it: generation_config.json's where it has some, else config.json's."""
-    file = folder / "generation_config.json"
+    file = folder / GENERATION_CONFIG
     stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     return set(ids_in(raw.get("eos_token_id") if stated is None else stated))
 
@@ -119,7 +119,7 @@ def other_ids(texts: Sequence[str], ids: Sequence[Sequence[int]], found: Sequenc
 
 
 def _opened(folder: Path) -> Any:
-    file = folder / _TOKENIZER
+    file = folder / TOKENIZER_JSON
     if file.is_file():
         import tokenizers
 

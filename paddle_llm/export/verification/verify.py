@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paddle_llm.core.artifacts import STATIC_STEP
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.ends import end_ids
@@ -212,7 +213,7 @@ def _cut(prompt: Prompt, room: int) -> Prompt:
 def _stored_dtypes(source: Source, folder: Path, target: str) -> dict[str, str]:
     """What the export keeps each weight in, by canonical name."""
     if target == "static":
-        dtype = json.loads((folder / "step.json").read_text(encoding="utf-8"))["dtype"]
+        dtype = json.loads((folder / STATIC_STEP).read_text(encoding="utf-8"))["dtype"]
         return dict.fromkeys(source.names(), dtype)
     from paddle_llm.models.weights.files import WeightFiles
     from paddle_llm.models.weights.names import hugging_face

@@ -11,10 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import GENERATION_CONFIG
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
 
-GENERATION = "generation_config.json"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Keys that describe the file or another machine, or that change no text here.
 _NEUTRAL = {
@@ -59,7 +59,7 @@ def read_generation(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the file is not a JSON object, or its ids are not token ids.
     """
-    file = folder / GENERATION
+    file = folder / GENERATION_CONFIG
     if not file.is_file():
         return {}
     settings = read_json_object(file)
@@ -80,7 +80,7 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
         UserError: If an entry is neither an id, a list of ids nor null.
     """
     name = "eos_token_id"
-    ids = _token_ids(settings.get(name), f"{where}/{GENERATION}: {name}")
+    ids = _token_ids(settings.get(name), f"{where}/{GENERATION_CONFIG}: {name}")
     return list(dict.fromkeys((*ids, *_token_ids(config.get(name), f"{where}/config.json: {name}"))))
 
 
@@ -91,7 +91,7 @@ def additional_ends(settings: dict[str, Any], ends: Iterable[int]) -> str | None
     if not more:
         return None
     theirs, ours = ", ".join(map(str, stated)), ", ".join(map(str, more))
-    return f"{GENERATION} ends a text at {theirs}; here it also ends at {ours} (config.json or the tokenizer)"
+    return f"{GENERATION_CONFIG} ends a text at {theirs}; here it also ends at {ours} (config.json or the tokenizer)"
 
 
 def unreachable_ends(ends: Iterable[int], vocab_size: int) -> str | None:
@@ -131,7 +131,9 @@ def describe_unapplied(settings: dict[str, Any], given: Iterable[str], where: ob
     if not found:
         return None
     listed = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in found.items())
-    return f"{where}/{GENERATION}: not applied: {listed}. Greedy decoding is the default; give options to sample."
+    return (
+        f"{where}/{GENERATION_CONFIG}: not applied: {listed}. Greedy decoding is the default; give options to sample."
+    )
 
 
 def settings_to_save(
@@ -160,4 +162,4 @@ def write_generation(folder: Path, settings: dict[str, Any]) -> None:
     """Write the file; nothing where there are no settings."""
     if settings:
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
-        (folder / GENERATION).write_text(text, encoding="utf-8")
+        (folder / GENERATION_CONFIG).write_text(text, encoding="utf-8")

@@ -6,16 +6,17 @@ from pathlib import Path
 
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import find_model_folder
+from paddle_llm.core.artifacts import MODEL_CONFIG, PDPARAMS, PDPARAMS_INDEX, SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.parallel.process.first_rank import on_first_rank
 
 _WEIGHTS = [
-    "model.safetensors.index.json",
-    "model.safetensors",
-    "model_state.pdparams.index.json",
-    "model_state.pdparams",
+    SAFETENSORS_INDEX,
+    SAFETENSORS,
+    PDPARAMS_INDEX,
+    PDPARAMS,
 ]
 
 
@@ -38,7 +39,7 @@ def _download(name: str, weights: bool) -> str:
 
     say(f"{name} is not a folder here: PaddleNLP is asked to download it")
     try:
-        folder = Path(resolve_file_path(name, ["config.json"])).parent
+        folder = Path(resolve_file_path(name, [MODEL_CONFIG])).parent
         if weights:
             file = Path(resolve_file_path(name, _WEIGHTS))
             parts = parse_json(file.read_text())["weight_map"].values() if file.suffix == ".json" else []

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.core.artifacts import GENERATION_CONFIG, MODEL_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
+
 # The keys under which PaddleNLP and transformers keep where something was read from.
 _KEYS = {
     "name_or_path", "_name_or_path", "tokenizer_file", "vocab_file", "merges_file", "sp_model_file", "spm_file", "source_spm",
     "special_tokens_map_file", "added_tokens_file", "added_tokens_decoder_file", "full_tokenizer_file", "pretrained_model_name_or_path",
     "pretrained_vocab_files", "cache_dir", "model_name_or_path", "tokenizer_name_or_path",
 }  # fmt: skip
-_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+_FILES = (MODEL_CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
 
 
 def remove_paths(folder: Path) -> None:

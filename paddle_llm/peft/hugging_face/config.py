@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llm.core.artifacts import ADAPTER_CONFIG
 from paddle_llm.core.console import say_once
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights import names
 from paddle_llm.peft.hugging_face.fields import problems_of, unknown_and_off, without_effect
-from paddle_llm.peft.hugging_face.format import CONFIG, PeftFile
+from paddle_llm.peft.hugging_face.format import PeftFile
 from paddle_llm.peft.hugging_face.targets import checked, is_target, value_of
 from paddle_llm.peft.method import Method
 
@@ -33,15 +34,15 @@ def check_settings(folder: Path, described: dict[str, Any]) -> None:
     problems = list(problems_of(described))
     if problems:
         raise UserError(
-            f"{folder / CONFIG} asks for what is not offered here: {'; '.join(problems)}. Use plain LoRA or DoRA, or merge the "
+            f"{folder / ADAPTER_CONFIG} asks for what is not offered here: {'; '.join(problems)}. Use plain LoRA or DoRA, or merge the "
             "adapter into its base with PEFT (merge_and_unload)."
         )
     ignored = unknown_and_off(described)
     if ignored:
-        say_once(f"{folder / CONFIG}: unknown fields that are switched off are ignored: {', '.join(ignored)}")
+        say_once(f"{folder / ADAPTER_CONFIG}: unknown fields that are switched off are ignored: {', '.join(ignored)}")
 
     for name, why in without_effect(described).items():
-        say_once(f"{folder / CONFIG}: {name} is ignored: it {why}")
+        say_once(f"{folder / ADAPTER_CONFIG}: {name} is ignored: it {why}")
 
 
 def method_of_peft(
@@ -74,7 +75,7 @@ def method_of_peft(
             shape = files.shape(f"{layer}.{own}")
             if len(shape) != 2 or shape[axis] != wanted:
                 raise UserError(
-                    f"{folder}: {own} of {layer} is {list(shape)}, which is not of rank {wanted} ({CONFIG}: r {rank}, rank_pattern "
+                    f"{folder}: {own} of {layer} is {list(shape)}, which is not of rank {wanted} ({ADAPTER_CONFIG}: r {rank}, rank_pattern "
                     f"{described.get('rank_pattern') or {}}). The two files do not belong together."
                 )
     return Method(
@@ -98,7 +99,7 @@ def _check_targets(folder: Path, described: dict[str, Any], files: PeftFile) -> 
     for layer in files.lora:
         if not is_target(described, layer, family=None, is_linear=layer not in files.embeddings, is_head=False):
             raise UserError(
-                f"{folder}: {CONFIG} does not name {layer} (target_modules, exclude_modules, modules_to_save, "
+                f"{folder}: {ADAPTER_CONFIG} does not name {layer} (target_modules, exclude_modules, modules_to_save, "
                 f"layers_to_transform), and {files.file.name} has LoRA for it. Fetch both files again."
             )
 

@@ -12,6 +12,21 @@ import numpy as np
 
 from paddle_llm.config.local_files.chat_templates import copy_templates
 from paddle_llm.config.model_facts import ModelFacts, looks_local, read_model_facts
+from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_SAFETENSORS,
+    ADDED_TOKENS,
+    MERGES,
+    MODEL_CONFIG,
+    MODEL_FOLDER,
+    PADDLENLP_SENTENCEPIECE_MODEL,
+    SENTENCEPIECE_MODEL,
+    SPECIAL_TOKENS_MAP,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_JSON,
+)
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.build import plain_configuration
@@ -22,14 +37,14 @@ from paddle_llm.models.weights.files import WeightFiles
 from paddle_llm.models.weights.outline import outline
 from paddle_llm.peft.base import base_named_in, find_base, lasting_name, why_not_found
 from paddle_llm.peft.hugging_face.config import config_of_peft, method_of_peft
-from paddle_llm.peft.hugging_face.format import BEGIN, CONFIG, OWN, TENSORS, PeftTensors, is_peft
+from paddle_llm.peft.hugging_face.format import BEGIN, OWN, PeftTensors, is_peft
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.save import FORMAT, base_shape, described_in, write_adapter
 
 # A tokenizer that other trainers save beside an adapter.
 TOKENIZER_FILES = (
-    "tokenizer_config.json", "tokenizer.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
-    "sentencepiece.bpe.model", "spiece.model", "vocab.json", "vocab.txt", "merges.txt", "qwen.tiktoken", "tiktoken.model",
+    TOKENIZER_CONFIG, TOKENIZER_JSON, SPECIAL_TOKENS_MAP, ADDED_TOKENS, SENTENCEPIECE_MODEL,
+    PADDLENLP_SENTENCEPIECE_MODEL, "spiece.model", VOCAB_JSON, "vocab.txt", MERGES, "qwen.tiktoken", "tiktoken.model",
 )  # fmt: skip
 _NO_PLACE = {
     "adalora": "PEFT divides AdaLoRA's product by the number of ranks that are left, so that the same matrices would mean "
@@ -63,7 +78,7 @@ def to_peft(folder: Path, out: Path, *, base: str | Path | None = None, show: Ca
     if method.name != "lora":
         why = _NO_PLACE.get(method.name, "PEFT knows adapters alone")
         raise UserError(f"{folder} was trained by {method.name}: {why}.")
-    files = WeightFiles(folder, file=TENSORS)
+    files = WeightFiles(folder, file=ADAPTER_SAFETENSORS)
     _refuse_fused(folder, files)
     if method.lora_plus_scale != 1.0:
         say(f"lora_plus_scale {method.lora_plus_scale} is of training alone, and PEFT has no place for it: left out")
@@ -156,7 +171,13 @@ def _copy_beside(source: Path, target: Path) -> None:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
     remove_paths(target)
-    known = {CONFIG, TENSORS, "adapter_model.bin", "README.md", *(path.name for path in target.iterdir())}
+    known = {
+        ADAPTER_CONFIG,
+        ADAPTER_SAFETENSORS,
+        ADAPTER_PICKLE,
+        "README.md",
+        *(path.name for path in target.iterdir()),
+    }
     others = sorted(path.name for path in source.iterdir() if path.name not in known and not path.name.startswith("."))
     if others:
         say(f"{source}: not copied: {', '.join(others[:8])}{' ...' if len(others) > 8 else ''}")
@@ -221,9 +242,9 @@ def _lasting_base(folder: Path, base: str | Path | None, described: dict[str, An
         return lasting_name(base_named_in(described) or "", folder)
     place = Path(base).expanduser()
     if place.is_dir():
-        if not (place / "config.json").is_file() and (place / "model" / "config.json").is_file():
+        if not (place / MODEL_CONFIG).is_file() and (place / MODEL_FOLDER / MODEL_CONFIG).is_file():
             say(f"--base {base} is the output of a run: {place / 'model'} is taken")
-            place = place / "model"
+            place = place / MODEL_FOLDER
         return lasting_name(str(place))
     if looks_local(str(base)):
         raise UserError(f"--base {base}: there is no such folder")
@@ -248,7 +269,7 @@ def _which_base(folder: Path, named: str) -> str:
     """Return the base that was found by the name in the adapter's files, for a message; "" where there is none."""
     where = find_base(named, folder) if named else None
     return (
-        f" The adapter was compared with the base that its {CONFIG} names, {named}, as it is in {where}. Name another one with --base."
+        f" The adapter was compared with the base that its {ADAPTER_CONFIG} names, {named}, as it is in {where}. Name another one with --base."
         if where
         else ""
     )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_SAFETENSORS
 from paddle_llm.core.console import say_once
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights import names
@@ -28,7 +29,6 @@ from paddle_llm.models.weights.vocabulary import real_vocab_size, vocabulary_axi
 from paddle_llm.models.weights.wrapper_names import why_empty, why_wrapped
 from paddle_llm.peft.hugging_face.targets import checked, is_target, saved_modules
 
-CONFIG, TENSORS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 BEGIN = "base_model.model."
 OWN = ("lora_A", "lora_B", "lora_magnitude")  # the last parts of the names of what LoRA adds, here
 _ADAPTER = "default"  # PEFT's name of an adapter: not in files, but in what torch.save keeps of a model
@@ -63,7 +63,7 @@ class PeftFile(WeightFiles):
 
     def __init__(self, folder: Path, described: dict[str, Any], *, allow_pickle: bool = False):
         super().__init__(folder, file=_tensor_file(folder, allow_pickle))
-        self.file = next(iter(self._entries.values())).file if self._entries else folder / TENSORS
+        self.file = next(iter(self._entries.values())).file if self._entries else folder / ADAPTER_SAFETENSORS
         self.lora: list[str] = []
         self.embeddings: set[str] = set()
         self.weights: list[str] = []
@@ -153,22 +153,22 @@ class PeftFile(WeightFiles):
                     raise UserError(f"{self.file}: {layer} has no {own}. The file is incomplete; fetch it again.")
             if not dora and f"{layer}.lora_magnitude" in self._entries:
                 raise UserError(
-                    f"{self.file}: {layer} has lora_magnitude_vector, and use_dora is not true in {CONFIG}. Correct {CONFIG}."
+                    f"{self.file}: {layer} has lora_magnitude_vector, and use_dora is not true in {ADAPTER_CONFIG}. Correct {ADAPTER_CONFIG}."
                 )
 
 
 def _tensor_file(folder: Path, allow_pickle: bool) -> str:
     """The file that PEFT would read: safetensors before a pickle."""
-    if (folder / TENSORS).is_file():
-        return TENSORS
-    if not (folder / PICKLE).is_file():
-        raise UserError(f"{folder} has no {TENSORS}. Fetch the file, it belongs to the adapter.")
+    if (folder / ADAPTER_SAFETENSORS).is_file():
+        return ADAPTER_SAFETENSORS
+    if not (folder / ADAPTER_PICKLE).is_file():
+        raise UserError(f"{folder} has no {ADAPTER_SAFETENSORS}. Fetch the file, it belongs to the adapter.")
     if not allow_pickle:
         raise UserError(
-            f"{folder} has no {TENSORS}, only {PICKLE}, a pickle, which can carry code. Add --allow_pickle (nothing but tensors "
+            f"{folder} has no {ADAPTER_SAFETENSORS}, only {ADAPTER_PICKLE}, a pickle, which can carry code. Add --allow_pickle (nothing but tensors "
             "is taken from it), or save the adapter with safe_serialization=True."
         )
-    return PICKLE
+    return ADAPTER_PICKLE
 
 
 class PeftTensors(PeftFile):
@@ -278,7 +278,7 @@ class PeftTensors(PeftFile):
                     else "does not name it and the file has LoRA for it"
                 )
                 raise UserError(
-                    f"{self.folder}: {CONFIG} and {self.file.name} differ about {module}: target_modules (with exclude_modules, "
+                    f"{self.folder}: {ADAPTER_CONFIG} and {self.file.name} differ about {module}: target_modules (with exclude_modules, "
                     f"modules_to_save and layers_to_transform) {what}. Fetch both files again."
                 )
             if module in self.lora and is_table != (module in self.embeddings):

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.models.loss import IGNORE_INDEX
+from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.models.weights.names import EMBEDDINGS
 from paddle_llm.peft.attachment import Attachment, whole
 from paddle_llm.peft.method import Method

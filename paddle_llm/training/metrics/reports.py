@@ -18,11 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from paddle_llm.config.run_config import SCORES
+from paddle_llm.core.artifacts import CURVES_FOLDER, METRICS
 
 if TYPE_CHECKING:
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
-
-CURVES = "visualdl"
 
 
 class StepFlow(TrainerCallback):
@@ -104,8 +103,8 @@ class CurveWriter(TrainerCallback):
     """VisualDL's record of the same rows. It is made anew from metrics.jsonl at the start, so resumed curves are one."""
 
     def __init__(self, output_dir: Path):
-        self._folder = output_dir / CURVES
-        self._metrics = output_dir / "metrics.jsonl"
+        self._folder = output_dir / CURVES_FOLDER
+        self._metrics = output_dir / METRICS
         self._writer = None
 
     def on_train_begin(self, args, state, control, **kwargs):

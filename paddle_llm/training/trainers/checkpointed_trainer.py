@@ -20,6 +20,7 @@ from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output_folder
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.chat_templates import TrainingTemplate
+from paddle_llm.core.artifacts import METER_STATE, TRAINER_STATE, TRAINING_ARGS
 from paddle_llm.core.atomic_output import publish
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.configuration.generation_settings import write_generation
@@ -28,7 +29,6 @@ from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.training.metrics.meter import Meter
 from paddle_llm.training.random_states import random_states, restore_random_states
 
-METER_STATE = "meter.json"
 _RANDOM_STATES = "random_states"
 # Of the network's configuration: what a resumed training must find as it was.
 _NETWORK = (
@@ -237,8 +237,8 @@ class CheckpointedTrainer(Trainer):
 
     def _correct_paths(self, staged: Path, meter_state: dict) -> None:
         """What upstream wrote while the folder had its temporary name, with the name that it will have."""
-        self.state.save_to_json(str(staged / "trainer_state.json"))
-        paddle.save(self.args, str(staged / "training_args.bin"))
+        self.state.save_to_json(str(staged / TRAINER_STATE))
+        paddle.save(self.args, str(staged / TRAINING_ARGS))
         (staged / METER_STATE).write_text(json.dumps(meter_state))
 
     def restore_meter(self) -> None:

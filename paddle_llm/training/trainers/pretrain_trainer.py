@@ -16,6 +16,7 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.artifacts import METRICS
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.collate import collate_numpy
@@ -86,7 +87,7 @@ class PretrainTrainer(CheckpointedTrainer):
         assert any(isinstance(c, DefaultFlowCallback) for c in self.callback_handler.callbacks)
         self.add_callback(StepFlow(self))
         if self.args.process_index == 0:
-            self.add_callback(MetricsFile(output / "metrics.jsonl"))
+            self.add_callback(MetricsFile(output / METRICS))
             if self.options.curves:
                 self.add_callback(CurveWriter(output))
             self.add_callback(ProgressReport(bar=not self.args.disable_tqdm))

@@ -10,6 +10,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from paddle_llm.core.artifacts import GENERATION_CONFIG, MERGES, STATIC_STEP
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_templates import names_a_file
@@ -18,7 +19,6 @@ from paddle_llm.export.targets.serving_files import chosen_template, is_recorded
 from paddle_llm.export.targets.static.plan import Plan
 from paddle_llm.export.targets.static.program import PROGRAM, save_step_program
 from paddle_llm.export.targets.static.weights import StepWeights
-from paddle_llm.generation.static_network import STEP
 
 if TYPE_CHECKING:
     from paddle_llm.export.options import Options
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = f"{PROGRAM}.pdiparams"
 # What a tokenizer's folder has of a tokenizer; it may be a model's folder, too.
-_TOKENIZER_FILES = ("*token*.json", "*.model", "vocab.*", "merges.txt", "*.tiktoken", "chat_template*", "*.vocab")
+_TOKENIZER_FILES = ("*token*.json", "*.model", "vocab.*", MERGES, "*.tiktoken", "chat_template*", "*.vocab")
 
 
 def write_static(source: Source, staged: Path, options: Options) -> None:
@@ -57,14 +57,14 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
         raise
     source.config.save_pretrained(str(staged))
     ends = end_ids(source)
-    _write_json(staged / "generation_config.json", source.generation | ({"eos_token_id": ends} if ends else {}))
+    _write_json(staged / GENERATION_CONFIG, source.generation | ({"eos_token_id": ends} if ends else {}))
     for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
         if file.is_file():
             shutil.copyfile(file, staged / file.name)
     _write_template(source, staged)
     # A file's path means nothing on another machine: its text is in the folder.
     name = None if names_a_file(source.template) else source.template
-    _write_json(staged / STEP, {**describe_step(source, weights.plan), "template": name})
+    _write_json(staged / STATIC_STEP, {**describe_step(source, weights.plan), "template": name})
 
 
 def _ask_for_room(file: Path, size: int) -> None:
