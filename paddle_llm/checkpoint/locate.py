@@ -29,12 +29,12 @@ from typing import Any
 from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
 from paddle_llm.checkpoint.run_record import recorded_argument
 from paddle_llm.checkpoint.tokenizer_folder import locate_tokenizer
-from paddle_llm.config.local_files.adapters import CONFIG as ADAPTER_CONFIG
 from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import find_model_folder, looks_local, read_model_facts
 from paddle_llm.core.artifacts import (
+    ADAPTER_CONFIG,
     ADAPTER_FOLDER,
     ADAPTER_SAFETENSORS,
     MODEL_CONFIG,
