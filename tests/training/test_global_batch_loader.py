@@ -47,14 +47,14 @@ def test_all_micro_batches_are_handed_out_in_order(accumulation):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_counts_stay_on_the_host_with_paddles_own_loader(workers):
     from paddle_llm.data.collate import collate_numpy
-    from paddle_llm.data.counted_batches import CountedBatches, labels_as_tokens
+    from paddle_llm.data.counted_batches import CountedBatches
     from tests.helpers.pretrain_jobs import SEQUENCE, Toy
 
     announced: list[int] = []
     loader = GlobalBatchLoader(
         Toy(8),
         batch_size=1,
-        collate_fn=CountedBatches(collate_numpy, labels_as_tokens),
+        collate_fn=CountedBatches(collate_numpy),
         num_workers=workers,
         accumulation=4,
         announce=announced.append,

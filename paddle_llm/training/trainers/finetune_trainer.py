@@ -14,7 +14,12 @@ import paddle
 from paddlenlp.trainer import EarlyStoppingCallback
 
 from paddle_llm.core.console import say
-from paddle_llm.data.counted_batches import LABELLED_POSITIONS, POSITION_LABELS, CountedBatches, instruction_tokens
+from paddle_llm.data.counted_batches import (
+    LABELLED_POSITIONS,
+    POSITION_LABELS,
+    CountedBatches,
+    count_instruction_tokens,
+)
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.models.head import given_positions_alone
 from paddle_llm.models.weights.full_weights import family_name
@@ -83,7 +88,7 @@ class FinetuneTrainer(PretrainTrainer):
         layout = self.layout
         picks = layout.pipeline == 1 and not layout.sequence_parallel and criterion_of(self.model) is not None
         multiple = _PICK_MULTIPLE if paddle.device.get_device().startswith("gpu") else 1
-        return CountedBatches(collate, instruction_tokens, multiple if picks else None)
+        return CountedBatches(collate, count_instruction_tokens, multiple if picks else None)
 
     def compute_loss(self, model, inputs, return_outputs=False):
         if LABELLED_POSITIONS not in inputs:

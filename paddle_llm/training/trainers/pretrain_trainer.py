@@ -20,7 +20,7 @@ from paddle_llm.core.artifacts import METRICS
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.collate import collate_numpy
-from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches, labels_as_tokens
+from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.process.parent import worker_initializer
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
@@ -128,7 +128,7 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def counted_batches(self, collate: Callable[[list], dict]) -> CountedBatches:
         """A collator whose batches carry what the loop must know of them on the host."""
-        return CountedBatches(collate, labels_as_tokens)
+        return CountedBatches(collate)
 
     def _get_train_sampler(self):
         args = self.args
