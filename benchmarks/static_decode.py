@@ -104,15 +104,15 @@ def our_dygraph(folder: Path) -> Generate:
 
 
 def _by_decode(model: Any) -> Generate:
-    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.decoding.decode import decode
     from paddle_llm.generation.eval_mode import generating
-    from paddle_llm.generation.sampling import Choice
+    from paddle_llm.generation.options import DecodeOptions
     from paddle_llm.models.prompt import Prompt
 
     def run(ids_BS: np.ndarray) -> list[list[int]]:
         batch = [Prompt(ids.tolist()) for ids in ids_BS]
         with generating(model):
-            return decode(model, "llama", batch, [NEW] * len(batch), {LLAMA["eos_token_id"]}, Choice())
+            return decode(model, batch, [NEW] * len(batch), DecodeOptions("llama", {LLAMA["eos_token_id"]}))
 
     return run
 

@@ -1,1 +1,4 @@
-"""What generates: decoding, its scores, and `paddle-llm generate`. Importing it imports no paddle."""
+"""Text generation: decoding, prompts, chat, scores, and the machinery of `paddle-llm generate`.
+
+Importing this package does not import Paddle.
+"""

@@ -1,4 +1,4 @@
-"""`paddle-llm generate --chat`: a conversation in the terminal, word by word."""
+"""`paddle-llm generate --chat`: a conversation in the terminal, printed token by token."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.formats import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.generation.prompts import check_text
-from paddle_llm.generation.requests import Reader, Request
-from paddle_llm.generation.texts import Generator, with_learnt_prompt
+from paddle_llm.generation.requests import PromptReader, Request
+from paddle_llm.generation.texts import Generator, with_learned_prompt
 
-_HELP = "/clear starts anew, /exit or Ctrl-D ends, Ctrl-C stops an answer"
-_BROKEN = "\ufffd"  # what a decoder makes of the first bytes of a character
+_HELP = "/clear starts a new conversation, /exit or Ctrl-D quits, Ctrl-C stops an answer"
+_INCOMPLETE = "\ufffd"  # what a decoder returns for the first bytes of a character
 
 
 class Chat:
-    """Reads questions from stdin, prints answers to stdout; prompts and talk go to stderr.
+    """A chat that reads questions from stdin and prints answers to stdout; everything else goes to stderr.
 
-    An answer that is stopped stays in the conversation as far as it went; one that is stopped before its first word
-    takes its question with it.
+    An interrupted answer stays in the conversation as far as it was printed. If nothing was printed, its question is
+    removed too.
     """
 
-    def __init__(self, generator: Generator, reader: Reader):
+    def __init__(self, generator: Generator, reader: PromptReader):
         self._generator, self._reader = generator, reader
         self._turns: tuple[Turn, ...] = ()
         self._answers = 0
 
     def run(self) -> None:
-        """Until the user ends it."""
+        """Chat until the user quits."""
         say(_HELP)
         self._clear()
         while True:
             try:
-                line = self._ask()
+                line = self._read_line()
             except (EOFError, KeyboardInterrupt):
                 print(file=sys.stderr)
                 return
@@ -46,11 +46,11 @@ class Chat:
             if line == "/clear":
                 self._clear()
             elif line.startswith("/"):
-                say(f"{line} is no command: {_HELP}")
+                say(f"unknown command: {line}. {_HELP}.")
             elif line:
-                self._turn(line)
+                self._take_turn(line)
 
-    def _ask(self) -> str:
+    def _read_line(self) -> str:
         if sys.stdin.isatty():
             return input("> ").strip()
         line = sys.stdin.readline()
@@ -62,7 +62,7 @@ class Chat:
         system = self._reader.system
         self._turns = (Turn(SYSTEM, system),) if system else ()
 
-    def _turn(self, line: str) -> None:
+    def _take_turn(self, line: str) -> None:
         turns = (*self._turns, Turn(USER, line))
         try:
             check_text(line, "this question")
@@ -74,55 +74,54 @@ class Chat:
             self._turns = (*turns, Turn(ASSISTANT, answer))
 
     def _answer(self, conversation: Conversation) -> str:
-        """Print the answer while it is made; returns it."""
-        from paddle_llm.generation.decode import decode
+        """Print the answer while it is generated, and return it."""
+        from paddle_llm.generation.decoding.decode import decode  # imports Paddle
 
         generator = self._generator
-        read = self._reader(Request(conversation=conversation))
-        prompt = with_learnt_prompt(read, generator.model)
-        if read.is_cut or read.dropped_rounds:
-            done = "its beginning was cut off" if read.is_cut else f"{read.dropped_rounds} oldest rounds were dropped"
-            say(f"The conversation is longer than the model's positions: {done}. Use /clear to start again.")
-        shown = Streamed(generator.codec)
+        encoded = self._reader(Request(conversation=conversation))
+        prompt = with_learned_prompt(encoded, generator.model)
+        if encoded.is_cut or encoded.dropped_rounds:
+            rounds = encoded.dropped_rounds
+            action = "its beginning was cut off" if encoded.is_cut else f"{rounds} oldest rounds were dropped"
+            say(f"The conversation is longer than the model's positions: {action}. Use /clear to start again.")
+        printer = StreamPrinter(generator.codec)
         try:
             decode(
                 generator.model,
-                generator.family,
                 [prompt],
-                [generator.room_behind(prompt)],
-                generator.stop_ids,
-                generator.choice,
+                [generator.limit_for(prompt)],
+                generator.options,
                 keys=[self._answers],
-                on_token=lambda _, token: shown.add(token),
+                on_token=lambda _, token: printer.add(token),
             )
         except KeyboardInterrupt:
             print(" [stopped]", end="", file=sys.stderr, flush=True)
         self._answers += 1
-        return shown.end().strip()
+        return printer.finish().strip()
 
 
-class Streamed:
-    """Prints a text of which one token after the other becomes known."""
+class StreamPrinter:
+    """Prints a text whose tokens arrive one by one."""
 
     def __init__(self, codec: TextCodec):
         self._codec = codec
         self._tokens: list[int] = []
-        self._shown = ""
+        self._printed = ""
 
     def add(self, token: int) -> None:
-        """One more token. What may still change, half a character, waits."""
+        """Add a token and print the new text, except for an incomplete character."""
         self._tokens.append(token)
         text = self._codec.decode(self._tokens)
-        if not text.endswith(_BROKEN):
+        if not text.endswith(_INCOMPLETE):
             self._print(text)
 
-    def end(self) -> str:
-        """Print what is left; returns the text."""
+    def finish(self) -> str:
+        """Print the rest and return the whole text."""
         self._print(self._codec.decode(self._tokens))
         print(flush=True)
-        return self._shown
+        return self._printed
 
     def _print(self, text: str) -> None:
-        if text.startswith(self._shown):
-            print(text[len(self._shown) :], end="", flush=True)
-            self._shown = text
+        if text.startswith(self._printed):
+            print(text[len(self._printed) :], end="", flush=True)
+            self._printed = text

@@ -1,4 +1,4 @@
-"""A context in which a network generates, in the middle of a training or alone, and is afterwards what it was."""
+"""A context in which a network generates, during training or alone, and after which it is unchanged."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from paddle_llm.generation.static_network import StaticModel
+from paddle_llm.generation.static.program import StaticProgram
 from paddle_llm.parallel.zero.stage3 import resident
 
 
 @contextmanager
 def generating(model: Any) -> Iterator[None]:
-    """Evaluation mode; logits of the whole vocabulary on every tensor-parallel rank; all weights at hand.
+    """Put a network into evaluation mode, with the logits of the whole vocabulary on every tensor-parallel rank.
 
-    The fused rotary embedding is off: PaddleNLP 3.0.0b4 asserts that it has no cache of keys. The plain one computes the same.
+    The fused rotary embedding is off: PaddleNLP 3.0.0b4 asserts that it runs without a cache of keys. The plain one
+    computes the same.
 
-    With sharding stage 3 each rank then holds all weights (collective over the sharding group), as without sharding: a
-    network that brought them anew for each token would spend its time on that.
+    With sharding stage 3, each rank holds all weights meanwhile (collective over the sharding group). Gathering them
+    for each token would dominate the time.
     """
-    if isinstance(model, StaticModel):  # it can do nothing else
+    if isinstance(model, StaticProgram):  # it has no other mode
         yield
         return
     layers = model.sublayers(include_self=True)
     modes = [(layer, layer.training) for layer in layers]
     fused = [layer for layer in layers if getattr(layer, "use_fused_rope", False)]
-    config, split = model.config, model.config.tensor_parallel_output
+    config, parallel_output = model.config, model.config.tensor_parallel_output
     model.eval()
     config.tensor_parallel_output = False
     for layer in fused:
@@ -34,7 +35,7 @@ def generating(model: Any) -> Iterator[None]:
         with resident(model):
             yield
     finally:
-        config.tensor_parallel_output = split
+        config.tensor_parallel_output = parallel_output
         for layer in fused:
             layer.use_fused_rope = True
         for layer, training in modes:

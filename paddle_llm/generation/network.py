@@ -2,65 +2,68 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.checkpoint.locate import report_other_base
+from paddle_llm.checkpoint.run_record import recorded_argument
+from paddle_llm.config.device import find_device, why_no_gpu
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.chat_templates import keeps_template
-from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD, RESOLVED_CONFIG
-from paddle_llm.core.console import say
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.tokenizers.text_codec import TextCodec
-from paddle_llm.models.configuration.generation_settings import (
-    additional_ends,
-    end_ids,
-    read_generation,
-    unreachable_ends,
-)
+from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
+from paddle_llm.generation.static_network import StaticModel
+from paddle_llm.generation.stop_tokens import stop_ids_of_model
+from paddle_llm.models.registry import find_family
+from paddle_llm.parallel.process import start
+from paddle_llm.parallel.process.parent import end_with_launcher
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network in evaluation mode, or a static export, with the words that it reads.
+    """A network in evaluation mode, or a static export, with its tokenizer.
 
     Attributes:
-        model: PaddleNLP's, or a `StaticModel`.
-        family: the network's, by name.
-        end_ids: what ends a text, as the model's own files and its tokenizer say.
-        template: --chat_template of the fine-tuning, if a resolved configuration beside the folder has it.
-        template_folder: Folder that may have the record of the fine-tuning's template.
+        model: A PaddleNLP network or a `StaticModel`.
+        family: Name of the model family.
+        codec: The tokenizer.
+        layout: Layout of the ranks.
+        stop_ids: Token ids that end a text, according to the model's files and its tokenizer.
+        template: --chat_template of fine-tuning, from a resolved configuration beside the folder; None: unknown.
+        template_folder: Folder that may record the chat template of fine-tuning.
     """
 
     model: Any
     family: str
     codec: TextCodec
     layout: Layout
-    end_ids: Collection[int]
+    stop_ids: Collection[int]
     template: str | None = None
     template_folder: Path | None = None
 
 
 def start_process(device: str | None) -> tuple[str, Layout]:
-    """Set this process up before paddle is imported; with several ranks all of them hold a part of the network.
+    """Set up this process before Paddle is imported. With several ranks, each holds a part of the network.
+
+    Args:
+        device: "cpu" or "gpu"; None: the GPU if one is available.
 
     Returns:
-        the device and the layout.
+        The device and the layout.
 
     Raises:
-        UserError: a GPU is asked for where there is none.
+        UserError: If a GPU is requested and none is available.
     """
-    from paddle_llm.config.device import find_device, why_no_gpu
-    from paddle_llm.parallel.process import start
-    from paddle_llm.parallel.process.parent import end_with_launcher
-
     end_with_launcher()
     found = find_device()
     if device == "gpu" and found != "gpu":
-        raise UserError(f"--device gpu, but {why_no_gpu()}: give --device cpu, or leave it out")
+        raise UserError(f"--device gpu: {why_no_gpu()}. Use --device cpu, or drop the option.")
     device = device or found
     layout = Layout(tensor=int(os.environ.get("PADDLE_TRAINERS_NUM", "1")))
     start.start_process(device, layout.tensor)
@@ -78,18 +81,23 @@ def load_network(
     adapter: Path | None = None,
     allow_pickle: bool = False,
 ) -> Loaded:
-    """A network with the folder's weights, an adapter over it where one is given, and its tokenizer.
+    """Load a model folder, its tokenizer, and an adapter if one is given.
 
-    On a GPU weights that are stored in 16 bits stay so; on a CPU they are fp32.
+    On a GPU, 16-bit weights keep their type; on a CPU, all weights are fp32.
+
+    Args:
+        folder: The model folder.
+        device: "cpu" or "gpu".
+        layout: Layout of the ranks.
+        tokenizer: Folder of the tokenizer; None: the model folder.
+        adapter: Folder of an adapter.
+        allow_pickle: Whether pickle files may be read.
 
     Raises:
-        UserError: something of it cannot be loaded, or the adapter is of another base.
+        UserError: If a file cannot be loaded, or the adapter belongs to another base.
     """
-    from paddle_llm.config.model_facts import read_model_facts
-    from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.data.tokenizers.text_codec import open_codec
-    from paddle_llm.models.build import build_model
-    from paddle_llm.models.registry import find_family
+    from paddle_llm.models.build import build_model  # imports Paddle
+    from paddle_llm.peft.save import load_adapter
 
     codec = open_codec(str(tokenizer or folder))
     facts = read_model_facts(folder)
@@ -99,64 +107,43 @@ def load_network(
     run = RunConfig(model_name_or_path=str(folder), continue_training=True, device=device, allow_pickle=allow_pickle)
     model = build_model(run, layout, dtype=dtype)
     if adapter is not None:
-        _put_over(model, adapter, folder, layout, allow_pickle)
+        load_adapter(model, adapter, layout, allow_pickle=allow_pickle)
+        report_other_base(adapter, folder)
     model.eval()
-    settings = read_generation(folder)
-    ends = {*end_ids(settings, facts.raw, folder), *([] if codec.eos_id is None else [codec.eos_id])}
-    if line := unreachable_ends(ends, facts.vocab_size):
-        say(f"{folder}: {line}. Correct eos_token_id in config.json or generation_config.json.")
-    if line := additional_ends(settings, ends):
-        say(f"{folder}: {line}")
-    return Loaded(model, find_family(facts).name, codec, layout, frozenset(ends), *_template_of(folder, adapter))
+    stop_ids = stop_ids_of_model(folder, facts.raw, facts.vocab_size, codec)
+    return Loaded(model, find_family(facts).name, codec, layout, stop_ids, *_training_template(folder, adapter))
 
 
 def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
-    """A static export in this process, which is set up for it; the tokenizer of another folder if one is given.
+    """Open a static export in this process.
+
+    Args:
+        folder: Folder of the export.
+        tokenizer: Folder of a tokenizer that replaces the export's.
 
     Raises:
-        UserError: the folder is no static export.
+        UserError: If the folder is not a static export.
     """
-    from paddle_llm.generation.static_network import StaticModel
-
     model = StaticModel(folder, tokenizer=tokenizer)
     kept = folder if (folder / CHAT_TEMPLATE_RECORD).is_file() else None
     return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, kept)
 
 
-def _put_over(model: Any, adapter: Path, folder: Path, layout: Layout, allow_pickle: bool) -> None:
-    from paddle_llm.peft.base import base_named_in, say_other_base
-    from paddle_llm.peft.save import described_in, load_adapter
+def _training_template(folder: Path, adapter: Path | None) -> tuple[str | None, Path | None]:
+    """Return the --chat_template of training, if only a configuration names it, and the folder that records the template.
 
-    load_adapter(model, adapter, layout, allow_pickle=allow_pickle)
-    base = base_named_in(described_in(adapter))
-    if base:
-        say_other_base(base, adapter, folder)
-
-
-def _template_of(folder: Path, adapter: Path | None) -> tuple[str | None, Path | None]:
-    """--chat_template of the training where only a configuration has it, and the folder that keeps its template: an adapter's (also
-    one of another trainer) goes before the base's."""
+    An adapter's template (also that of another trainer) takes precedence over the base's.
+    """
     if keeps_template(adapter):
         return None, adapter or folder
     if (folder / CHAT_TEMPLATE_RECORD).is_file():
         return None, folder
-    named = template_of(adapter or folder)
-    # A tokenizer beside the adapter may bring no template: the base's stays.
-    kept = adapter is not None and named is None and keeps_template(folder)
-    return named, folder if kept else None
+    named = recorded_template(adapter or folder)
+    # The tokenizer beside the adapter may have no template: then that of the base is used.
+    base_has_template = adapter is not None and named is None and keeps_template(folder)
+    return named, folder if base_has_template else None
 
 
-def template_of(folder: Path) -> str | None:
-    """--chat_template of the training whose output the folder is, from the resolved configuration beside it (folders without a
-    record of their template)."""
+def recorded_template(folder: Path) -> str | None:
+    """Return the --chat_template of the training that wrote a folder, from the resolved configuration beside it."""
     return recorded_argument(folder, "chat_template")
-
-
-def recorded_argument(folder: Path, name: str) -> str | None:
-    """A word that the training was given whose output a folder is, None where there is no record of it."""
-    record = folder.resolve().parent / RESOLVED_CONFIG
-    try:
-        value = json.loads(record.read_text(encoding="utf-8"))["arguments"][name]["value"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value if isinstance(value, str) else None

@@ -1,4 +1,4 @@
-"""Prompts as tokens: a conversation through a template, or text to be continued as it stands; and what ends an answer."""
+"""Prompts as tokens: a conversation through a template, or plain text."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from paddle_llm.models.prompt import Prompt
 
 
 def encode_prompt(encoder: InstructionEncoder, conversation: Conversation) -> Prompt:
-    """What stands before the last answer, as in training.
+    """Encode what precedes the last answer, as in training.
 
     Raises:
-        DoesNotFit: the template around an empty question is longer than the encoder's src_length.
+        DoesNotFit: If the template around an empty question is longer than the encoder's src_length.
     """
     sample = encoder.prompt(conversation)
-    ids = sample.input_ids.tolist() or _beginning(encoder.codec)
+    ids = sample.input_ids.tolist() or _first_token(encoder.codec)
     return Prompt(ids, sample.prefix, sample.cut_question, sample.dropped_rounds, sample.notes)
 
 
 def encode_text(codec: TextCodec, text: str) -> Prompt:
-    """A text to be continued, with what the tokenizer puts around texts.
+    """Encode a plain text, with the tokens that the tokenizer adds around texts.
 
     Raises:
-        UserError: an empty text.
+        UserError: If the text is empty.
     """
     if not text:
-        raise UserError("the prompt is empty; give at least one word")
+        raise UserError("The prompt is empty. Write at least one word.")
     ids = [*codec.prefix_ids, *codec.encode(text)]
     if codec.prefix_lm is None:
         return Prompt(ids)
@@ -49,15 +49,11 @@ def check_text(text: str, where: str) -> None:
         ) from None
 
 
-def stop_ids(encoder: InstructionEncoder) -> frozenset[int]:
-    """What ends an answer: what the template's answers end with, and the tokenizer's end of sentence."""
-    end = encoder.codec.eos_id
-    return frozenset([*encoder.stop_ids, *([] if end is None else [end])])
-
-
-def _beginning(codec: TextCodec) -> list[int]:
-    """An empty prompt: a network must read something."""
+def _first_token(codec: TextCodec) -> list[int]:
+    """Return the token of an empty prompt, since a network must read at least one."""
     known = [token for token in (codec.bos_id, codec.eos_id) if token is not None]
     if not known:
-        raise UserError(f"an empty question, and the tokenizer {codec.name} has no token to begin with")
+        raise UserError(
+            f"The question is empty, and the tokenizer {codec.name} has no BOS or EOS token. Write at least one word."
+        )
     return known[:1]

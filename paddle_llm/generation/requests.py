@@ -1,4 +1,4 @@
-"""What is to be generated: prompts from the command line or a file, as they stand or through a template."""
+"""Requests for answers, from the command line or a file, and their conversion into prompts."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
 from paddle_llm.data.text_files import read_lines
 from paddle_llm.data.tokenizers.plain_text import NotText
 from paddle_llm.data.tokenizers.text_codec import TextCodec
-from paddle_llm.generation.prompts import check_text, encode_prompt, encode_text, stop_ids
+from paddle_llm.generation.prompts import check_text, encode_prompt, encode_text
+from paddle_llm.generation.stop_tokens import stop_ids_of_encoder
 from paddle_llm.models.prompt import Prompt
 
 NONE = "none"
@@ -38,13 +39,20 @@ _ANSWERS = (
     ("query", "response"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response"),
     ("input", "output"), ("input", "target"),
 )  # fmt: skip
-_PREFERRED = ("chosen", "rejected")  # answers of preference data, which a prompt does not need
-_UNKNOWN = "?"  # stands for an answer that is not there
+_PREFERENCES = ("chosen", "rejected")  # the answers of preference data, which a prompt does not need
+_PLACEHOLDER = "?"  # replaces a missing answer, so that the row can be read like the others
 
 
 @dataclass(frozen=True)
 class Request:
-    """One answer that is wanted, behind a text or in a conversation. reference: None where there is none."""
+    """A request for one answer.
+
+    Attributes:
+        text: Text to continue or, with a template, question to answer.
+        conversation: Conversation to continue; None: `text` counts.
+        reference: Expected answer; None: unknown.
+        where: Origin of the request, for messages.
+    """
 
     text: str = ""
     conversation: Conversation | None = None
@@ -56,7 +64,7 @@ class Request:
 
 
 def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
-    """Every request of a file: instructions, with answers or without, or (another suffix) one text per line.
+    """Read every request of a file: rows of instructions with or without answers, or (other suffixes) one text per line.
 
     Raises:
         UserError: no such file, an unknown format, a row that holds no question.
@@ -112,51 +120,51 @@ def _read_instructions(path: Path, data_format: str) -> list[Request]:
     rows = list(read_rows(str(path)))
     if data_format not in (AUTO, *FORMATS):
         known = ", ".join((AUTO, *FORMATS))
-        raise UserError(f"--data_format {data_format}: is none of {known}.{near(data_format, *FORMATS)}")
+        raise UserError(f"--data_format {data_format} is unknown. Use one of {known}.{near(data_format, *FORMATS)}")
     rows = _without_preferences(str(path), rows)
     word = "row" if kind_of_file(str(path)) == "parquet" else "line"
-    whole = [_with_answer(row.value) for row in rows]
+    completed = [_with_answer(row.value) for row in rows]
     reader = RowReader(str(path), data_format, None)
-    reader.look_at([row._replace(value=value) for row, value in zip(rows, whole, strict=True)])
+    reader.look_at([row._replace(value=value) for row, value in zip(rows, completed, strict=True)])
     found = []
-    for row, value in zip(rows, whole, strict=True):
+    for row, value in zip(rows, completed, strict=True):
         where = f"{path}, {word} {row.line}"
         try:
             if row.problem:
                 raise BadRow(row.problem)
             (conversation,) = reader.read(value, where)
         except BadRow as bad:
-            raise UserError(f"{where}: {bad}. Correct the row.{_if_text(row.value)}") from bad
+            raise UserError(f"{where}: {bad}. Correct the row.{_plain_text_hint(row.value)}") from bad
         reference = conversation.turns[-1].content if value is row.value else None
         found.append(Request(conversation=conversation, reference=reference, where=where))
-    report_notes(str(path), reader, [one.conversation for one in found if one.conversation is not None])
+    report_notes(str(path), reader, [request.conversation for request in found if request.conversation is not None])
     return found
 
 
-def _if_text(value: Any) -> str:
+def _plain_text_hint(value: Any) -> str:
     return " A list of plain texts is read from a .txt file with one text per line." if isinstance(value, str) else ""
 
 
 def _without_preferences(path: str, rows: list[Row]) -> list[Row]:
-    """Rows of preference data as their prompts alone.
+    """Reduce rows of preference data to their prompts.
 
     Raises:
         UserError: If such a row has no prompt.
     """
     found = []
     for row in rows:
-        keys = [key for key in _PREFERRED if isinstance(row.value, dict) and row.value.get(key) is not None]
+        keys = [key for key in _PREFERENCES if isinstance(row.value, dict) and row.value.get(key) is not None]
         if keys and row.value.get("prompt") is None and row.value.get("instruction") is None:
-            raise UserError(f"{path}: preference data without a prompt. Give rows with a prompt alone.")
+            raise UserError(f"{path}: preference data without a prompt. Add a prompt to each row.")
         found.append(row._replace(value={k: v for k, v in row.value.items() if k not in keys}) if keys else row)
-    count = sum(one is not row for one, row in zip(found, rows, strict=True))
+    count = sum(reduced is not row for reduced, row in zip(found, rows, strict=True))
     if count:
-        say(f"{path}: {count} rows are preference data: their prompts are answered, chosen and rejected are not used")
+        say(f"{path}: {count} rows are preference data: their prompts are answered, chosen and rejected are ignored")
     return found
 
 
 def _with_answer(row: Any) -> Any:
-    """A row without its last answer gets one, so that it can be read like the others."""
+    """Add a placeholder to a row without a last answer, so that it can be read like the others."""
     if not isinstance(row, dict):
         return row
     pairs = {known.required for known in FORMATS.values() if known.matches(row)}
@@ -164,20 +172,20 @@ def _with_answer(row: Any) -> Any:
         if row.get(question) is None or (pairs and (question, answer) not in pairs):
             continue
         if question == "prompt" and isinstance(row[question], list):  # TRL's lists of messages
-            return row if row.get(answer) else {**row, answer: [{"role": ASSISTANT, "content": _UNKNOWN}]}
+            return row if row.get(answer) else {**row, answer: [{"role": ASSISTANT, "content": _PLACEHOLDER}]}
         if isinstance(row[question], list):
             given = row.get(answer) or []
             if not isinstance(given, list):
                 return row
-            return {**row, answer: [*given, _UNKNOWN]} if len(given) == len(row[question]) - 1 else row
+            return {**row, answer: [*given, _PLACEHOLDER]} if len(given) == len(row[question]) - 1 else row
         if not row.get(answer):
-            return {**row, answer: _UNKNOWN}
+            return {**row, answer: _PLACEHOLDER}
     for key in ("messages", "conversations"):
         turns = row.get(key)
         if isinstance(turns, list) and turns and isinstance(turns[-1], dict):
             role = ROLES.get(str(turns[-1].get("role") or turns[-1].get("from")).lower())
             if role not in (None, ASSISTANT):
-                return {**row, key: [*turns, {"role": ASSISTANT, "content": _UNKNOWN}]}
+                return {**row, key: [*turns, {"role": ASSISTANT, "content": _PLACEHOLDER}]}
     return row
 
 
@@ -185,25 +193,26 @@ def _with_answer(row: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Reader:
-    """Makes prompts of requests.
+class PromptReader:
+    """Converts requests into prompts.
 
     Attributes:
-        encoder: None: texts are continued as they stand.
-        system: stands before each text that is asked as a question.
-        told: what to say about it.
+        codec: The tokenizer.
+        encoder: Encoder of conversations; None: plain text is continued.
+        notice: Line that describes the template, to be reported.
+        system: System message for conversations that have none.
     """
 
     codec: TextCodec
     encoder: InstructionEncoder | None
-    told: str
+    notice: str
     system: str = ""
 
     def __call__(self, request: Request) -> Prompt:
-        """A request as tokens.
+        """Encode a request.
 
         Raises:
-            UserError: a prompt that is empty or has no room, or that is not text.
+            UserError: If the prompt is empty or too long, or is not text.
         """
         for text in (request.text, self.system):
             check_text(text, request.where or "the prompt")
@@ -215,77 +224,81 @@ class Reader:
         try:
             if self.encoder is None:
                 return encode_text(self.codec, request.text)
-            return encode_prompt(self.encoder, self._asked(request))
+            return encode_prompt(self.encoder, self._conversation(request))
         except (DoesNotFit, NotText) as error:
             raise UserError(f"{request.where or 'the prompt'}: {error}") from error
 
-    def _asked(self, request: Request) -> Conversation:
-        """The conversation of a request, with the system text in front if it has none."""
-        asked = request.conversation
-        if asked is None:
+    def _conversation(self, request: Request) -> Conversation:
+        """Return the conversation of a request, with the system message in front if it has none."""
+        conversation = request.conversation
+        if conversation is None:
             return question(request.text, self.system)
-        if not self.system or any(turn.role == SYSTEM for turn in asked.turns):
-            return asked
-        return replace(asked, turns=(Turn(SYSTEM, self.system), *asked.turns))
+        if not self.system or any(turn.role == SYSTEM for turn in conversation.turns):
+            return conversation
+        return replace(conversation, turns=(Turn(SYSTEM, self.system), *conversation.turns))
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """What the template's answers end with."""
-        return frozenset() if self.encoder is None else stop_ids(self.encoder)
+        """Token ids that end an answer; empty without a template."""
+        return frozenset() if self.encoder is None else stop_ids_of_encoder(self.encoder)
 
 
 def question(text: str, system: str = "") -> Conversation:
-    """A conversation that waits for its first answer."""
+    """Return a conversation that consists of a question."""
     return Conversation((*((Turn(SYSTEM, system),) if system else ()), Turn(USER, text)), where="the prompt")
 
 
-def reader_of(
-    requests: Sequence[Request],
-    codec: TextCodec,
-    *,
-    asked_for: str | None,
-    trained_with: str | None,
-    folder: str,
-    trained: Path | None = None,
-    date: str | None = None,
-    src_length: int,
-    system: str = "",
-) -> Reader:
-    """How requests become prompts.
+@dataclass(frozen=True)
+class TemplateSettings:
+    """What determines the chat template of requests.
 
-    Args:
-        requests: empty for a chat.
-        asked_for: --chat_template; None: texts as they stand, conversations as with auto: by the template of the model's
-            training, else as `choose_template` has it.
-        trained_with: --chat_template of that training, where it is known.
-        folder: the tokenizer's.
-        trained: Folder that keeps the template of the training; None: that of the tokenizer.
-        date: Date for a template that asks for today's.
-        src_length: the most tokens of a prompt that a template makes.
+    Attributes:
+        requested: --chat_template; None: plain text for texts, "auto" for conversations. "auto" is the template of the
+            model's training, else that of `choose_template`.
+        trained_with: --chat_template of the model's training; None: unknown.
+        record_folder: Folder that records the template of training; None: the tokenizer folder.
+        tokenizer_folder: Folder of the tokenizer.
+        src_length: Maximum length of a prompt, in tokens, with a template.
+        date: Date for a template that asks for the current one.
+        system: System message for conversations that have none.
+    """
+
+    requested: str | None
+    trained_with: str | None
+    record_folder: Path | None
+    tokenizer_folder: str
+    src_length: int
+    date: str | None = None
+    system: str = ""
+
+
+def choose_reader(requests: Sequence[Request], codec: TextCodec, settings: TemplateSettings) -> PromptReader:
+    """Choose the template of requests; without requests, that of a chat.
 
     Raises:
-        UserError: no such template, or conversations without one.
+        UserError: If the template does not exist, or conversations have no template.
     """
-    texts = bool(requests) and all(request.conversation is None for request in requests)
-    if asked_for == NONE and not texts:
-        raise UserError(f"--chat_template {NONE}: a conversation needs a template; texts are given with --prompt")
-    if texts and asked_for in (None, NONE):
-        how = "as asked for" if asked_for else "--chat_template auto asks through one"
-        if system:
-            raise UserError(f"--system needs a template ({how})")
-        return Reader(codec, None, f"no prompt template: texts are continued as they stand ({how})")
-    as_trained = asked_for in (None, AUTO) and trained_with not in (None, AUTO)
-    name = trained_with if as_trained else asked_for or AUTO
-    where = str(trained) if trained is not None else None
-    chosen = choose_template(name, codec, folder, date=date, trained=where)
+    requested, trained_with = settings.requested, settings.trained_with
+    are_texts = bool(requests) and all(request.conversation is None for request in requests)
+    if requested == NONE and not are_texts:
+        raise UserError(f"--chat_template {NONE}: a conversation needs a template. Use --prompt for plain text.")
+    if are_texts and requested in (None, NONE):
+        reason = "as requested" if requested else "--chat_template auto asks through one"
+        if settings.system:
+            raise UserError(f"--system needs a template ({reason}). Add --chat_template auto, or drop --system.")
+        return PromptReader(codec, None, f"no prompt template: prompts are continued as plain text ({reason})")
+    as_trained = requested in (None, AUTO) and trained_with not in (None, AUTO)
+    name = trained_with if as_trained else requested or AUTO
+    record_folder = str(settings.record_folder) if settings.record_folder is not None else None
+    chosen = choose_template(name, codec, settings.tokenizer_folder, date=settings.date, trained=record_folder)
     for line in chosen.notices:
         say(line)
-    why = "as in the model's training" if as_trained else chosen.why
+    reason = "as in the model's training" if as_trained else chosen.why
     encoder = InstructionEncoder(
         codec,
         chosen.template,
-        max_length=src_length + 1,
-        src_length=src_length,
+        max_length=settings.src_length + 1,
+        src_length=settings.src_length,
         special_text_as=chosen.special_text_as,
     )
-    return Reader(codec, encoder, f"prompt template: {chosen.template.name} ({why})", system)
+    return PromptReader(codec, encoder, f"prompt template: {chosen.template.name} ({reason})", settings.system)

@@ -1,8 +1,8 @@
-"""From prompts to texts: batches of prompts of like length, decoded and turned back into words."""
+"""From prompts to texts: batches of prompts of similar length, decoded and converted back to text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +11,18 @@ import numpy as np
 from paddle_llm.config.positions import position_limit
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.text_codec import TextCodec
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions
 from paddle_llm.models.prompt import Prompt
-from paddle_llm.parallel.mesh import Axis
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a network has said. tokens: its tokens without the one that ends it; text: in words."""
+    """The continuation of a prompt.
+
+    Attributes:
+        tokens: New tokens, without the one that ends the text.
+        text: The same as text.
+    """
 
     tokens: tuple[int, ...]
     text: str
@@ -26,22 +30,19 @@ class Answer:
 
 @dataclass(frozen=True)
 class Generator:
-    """A network with all that is asked of its answers. Used within `generating(model)`.
+    """A network, its tokenizer and the options of its answers. Use it within `generating(model)`.
 
-    Args:
-        family: the model's, by name.
-        stop_ids: tokens that end an answer.
-        room: the most tokens of an answer; fewer where the model has no positions for them.
-        tensor: the mesh's axis of tensor-parallel ranks.
+    Attributes:
+        model: A PaddleNLP network or a `StaticModel`.
+        codec: The tokenizer.
+        options: Options of decoding.
+        max_new_tokens: Maximum length of an answer, in tokens; the positions of the model limit it further.
     """
 
     model: Any
-    family: str
     codec: TextCodec
-    stop_ids: Collection[int]
-    choice: Choice
-    room: int
-    tensor: Axis | None = None
+    options: DecodeOptions
+    max_new_tokens: int
 
     def __call__(
         self,
@@ -50,64 +51,63 @@ class Generator:
         batch_size: int,
         on_batch: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """An answer to each prompt, in the order of the prompts.
+        """Answer each prompt.
 
         Args:
-            keys: a number of each prompt, on which the sampling depends.
-            on_batch: told how many answers there are, after each batch.
+            prompts: Prompts, none of them empty.
+            keys: Number of each prompt, which with the seed determines its random stream.
+            batch_size: Number of prompts decoded together.
+            on_batch: Function called after each batch with the number of answers so far.
+
+        Returns:
+            Answers in the order of the prompts.
         """
-        from paddle_llm.generation.decode import decode
+        from paddle_llm.generation.decoding.decode import decode  # imports Paddle
 
         answers: dict[int, Answer] = {}
-        # Prompts of like length need little padding.
-        order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        # Prompts of similar length need little padding.
+        order = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            part = [with_learnt_prompt(prompts[place], self.model) for place in places]
-            rooms = [self.room_behind(prompt) for prompt in part]
-            found = decode(
-                self.model,
-                self.family,
-                part,
-                rooms,
-                self.stop_ids,
-                self.choice,
-                keys=[keys[place] for place in places],
-                tensor=self.tensor,
-            )
-            answers |= {
-                place: Answer(tuple(ids), self.codec.decode(ids)) for place, ids in zip(places, found, strict=True)
-            }
+            numbers = order[start : start + batch_size]
+            batch = [with_learned_prompt(prompts[number], self.model) for number in numbers]
+            limits = [self.limit_for(prompt) for prompt in batch]
+            found = decode(self.model, batch, limits, self.options, keys=[keys[number] for number in numbers])
+            for number, ids in zip(numbers, found, strict=True):
+                answers[number] = Answer(tuple(ids), self.codec.decode(ids))
             if on_batch is not None:
                 on_batch(len(answers))
-        return [answers[place] for place in range(len(prompts))]
+        return [answers[number] for number in range(len(prompts))]
 
-    def check_room(self, prompt: Prompt) -> None:
-        """Raise UserError where not all the tokens that were asked for can follow."""
-        most, length = positions_of(self.model.config), len(with_learnt_prompt(prompt, self.model))
-        if most is not None and length + self.room > most:
+    def check_length(self, prompt: Prompt) -> None:
+        """Check that `max_new_tokens` tokens can follow a prompt.
+
+        Raises:
+            UserError: If the model has too few positions.
+        """
+        limit, length = position_limit(self.model.config), len(with_learned_prompt(prompt, self.model))
+        if limit is not None and length + self.max_new_tokens > limit:
             raise UserError(
-                f"a prompt of {length} tokens and --max_new_tokens {self.room} are more than the model's {most} positions; "
-                f"at most {max(most - length, 0)} new tokens are left"
+                f"The prompt has {length} tokens, which with --max_new_tokens {self.max_new_tokens} exceeds the model's "
+                f"{limit} positions. Use --max_new_tokens {max(limit - length, 0)} or less, or shorten the prompt."
             )
 
-    def room_behind(self, prompt: Prompt) -> int:
-        """Return how many tokens can follow.
+    def limit_for(self, prompt: Prompt) -> int:
+        """Return the maximum number of tokens that can follow a prompt.
 
         Raises:
             UserError: If the prompt fills all positions of the model.
         """
-        most = positions_of(self.model.config)
-        if most is None:
-            return self.room
-        if len(prompt) >= most:
-            raise UserError(f"The prompt has {len(prompt)} tokens and the model {most} positions. Shorten the prompt.")
-        return min(self.room, most - len(prompt))
+        limit = position_limit(self.model.config)
+        if limit is None:
+            return self.max_new_tokens
+        if len(prompt) >= limit:
+            raise UserError(f"The prompt has {len(prompt)} tokens and the model {limit} positions. Shorten the prompt.")
+        return min(self.max_new_tokens, limit - len(prompt))
 
 
-def with_learnt_prompt(prompt: Prompt, model: Any) -> Prompt:
-    """The prompt as a network with prompt tuning reads it; the same for others."""
-    from paddle_llm.peft.attachment import active_attachment
+def with_learned_prompt(prompt: Prompt, model: Any) -> Prompt:
+    """Return the prompt that a network reads: with prompt tuning, the learned tokens precede it."""
+    from paddle_llm.peft.attachment import active_attachment  # imports Paddle
     from paddle_llm.peft.methods.prompt import with_prompt
 
     attachment = active_attachment(model)
@@ -115,8 +115,3 @@ def with_learnt_prompt(prompt: Prompt, model: Any) -> Prompt:
         return prompt
     ids = with_prompt({"input_ids": np.asarray(prompt.ids)}, attachment.method)["input_ids"].tolist()
     return Prompt(ids, prompt.prefix + len(ids) - len(prompt) if prompt.prefix else 0)
-
-
-def positions_of(config: Any) -> int | None:
-    """How many tokens a model has positions for; None: as many as one likes (BLOOM)."""
-    return position_limit(config)

@@ -7,9 +7,9 @@ import pytest
 
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.positions import position_limit
-from paddle_llm.generation.decode import decode
+from paddle_llm.generation.decoding.decode import decode
 from paddle_llm.generation.eval_mode import generating
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions
 from paddle_llm.models.prompt import Prompt
 from tests.helpers.models.networks import build
 
@@ -47,7 +47,7 @@ def test_a_long_prompt_is_continued_as_transformers_does(name, tmp_path):
     ours = build(tmp_path, load=True, length=64)
     ours.eval()
     with generating(ours):
-        found = decode(ours, "llama", [Prompt(prompt)], [count], (), Choice())
+        found = decode(ours, [Prompt(prompt)], [count], DecodeOptions("llama"))
     assert found == [expected]
     assert read_model_facts(tmp_path).position_limit == limit
     assert position_limit(ours.config) == limit

@@ -70,15 +70,15 @@ def test_the_folder_is_generated_with_and_exported_again(llama, tmp_path):
 
 def generated(folder: Path, static: bool = False) -> list[list[int]]:
     """Ids of prompts and of what a folder's model answers to them, as `paddle-llm generate` reads and decodes it."""
-    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.decoding.decode import decode
     from paddle_llm.generation.eval_mode import generating
     from paddle_llm.generation.network import load_network, open_static, start_process
+    from paddle_llm.generation.options import DecodeOptions
     from paddle_llm.generation.prompts import encode_text
-    from paddle_llm.generation.sampling import Choice
 
     loaded = open_static(folder) if static else load_network(folder, *start_process("cpu"))
     texts = ["The old house", "人工智能的发展", "def add(a, b):\n    return a +", "😀 ok"]
     prompts = [encode_text(loaded.codec, text) for text in texts]
     with generating(loaded.model):
-        answers = decode(loaded.model, loaded.family, prompts, [8] * len(prompts), loaded.end_ids, Choice())
+        answers = decode(loaded.model, prompts, [8] * len(prompts), DecodeOptions(loaded.family, loaded.stop_ids))
     return [*(list(prompt.ids) for prompt in prompts), *answers]

@@ -35,18 +35,18 @@ def source(tmp_path_factory) -> Path:
     return write_folder("llama", train_pieces(folder), folder / "llama", **sizes)
 
 
-def greedy(folder: Path, rooms: list[int]) -> list[list[int]]:
+def greedy(folder: Path, max_new_tokens: list[int]) -> list[list[int]]:
     """What the source continues the texts with: PaddleNLP's network, through no export."""
-    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.decoding.decode import decode
     from paddle_llm.generation.eval_mode import generating
     from paddle_llm.generation.network import load_network, start_process
+    from paddle_llm.generation.options import DecodeOptions
     from paddle_llm.generation.prompts import encode_text
-    from paddle_llm.generation.sampling import Choice
 
     loaded = load_network(folder, *start_process("cpu"))
     prompts = [encode_text(loaded.codec, text) for text in TEXTS]
     with generating(loaded.model):
-        return decode(loaded.model, loaded.family, prompts, rooms, loaded.end_ids, Choice())
+        return decode(loaded.model, prompts, max_new_tokens, DecodeOptions(loaded.family, loaded.stop_ids))
 
 
 @pytest.mark.slow

@@ -21,7 +21,6 @@ from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
-from paddle_llm.export.ends import end_ids
 from paddle_llm.export.targets.serving_files import (
     write_chat_template,
     write_generation_config,
@@ -314,4 +313,4 @@ def test_what_ends_an_answer_in_the_tokenizers_own_template_ends_texts(bpe, tmp_
     codec = open_codec(str(folder))
     encoder = InstructionEncoder(codec, choose_template("auto", codec, str(folder)).template, max_length=100)
     source = a_source(folder, "auto", eos_token_id=7)
-    assert end_ids(source) == [7, *dict.fromkeys([*encoder.stop_ids, codec.eos_id])]
+    assert source.stop_ids() == [7, *dict.fromkeys([*encoder.stop_ids, codec.eos_id])]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions
 from paddle_llm.models.prompt import Prompt
 from tests.export.static_folders import export_static
 from tests.helpers.models.folders import VOCABULARY, write_folder
@@ -63,19 +63,18 @@ def opened(family: str, overrides: dict, pieces, tmp_path):
 
 
 def decoded(network, family: str, asked: list[Prompt], room: int, batch: int) -> list[list[int]]:
-    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.decoding.decode import decode
 
     texts: list[list[int]] = []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
-        texts += decode(network, family, part, [room] * len(part), (), Choice())
+        texts += decode(network, part, [room] * len(part), DecodeOptions(family))
     return texts
 
 
 def logits_behind(network, family: str, asked: list[Prompt], tokens_NB) -> np.ndarray:
     """[N + 1, B, V]: behind the prompts, and behind each of some given tokens; the last two rows change places on the way."""
     import paddle
-
     from paddle_llm.generation.decode import open_network
 
     with paddle.no_grad():

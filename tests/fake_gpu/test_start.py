@@ -17,6 +17,7 @@ from paddle_llm.config.paddle_switches import buckets_are_used
 from paddle_llm.config.reader import Resolved, resolve
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.generation import folders, network
+from paddle_llm.generation.options import GenerateOptions
 from paddle_llm.parallel.process import failure_detection as lifeline
 from paddle_llm.parallel.process import start
 from paddle_llm.parallel.process.determinism import DETERMINISTIC
@@ -248,14 +249,14 @@ def test_weights_in_16_bits_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("paddle_llm.models.build.build_model", build)
     codec = SimpleNamespace(fit_to_model=lambda size: None)
-    monkeypatch.setattr("paddle_llm.data.tokenizers.text_codec.open_codec", lambda folder: codec)
+    monkeypatch.setattr("paddle_llm.generation.network.open_codec", lambda folder: codec)
     with pytest.raises(InterruptedError):
         network.load_network(write_llama(tmp_path / "model", torch_dtype=stored), "gpu", Layout())
     assert asked == [dtype]
 
 
 def test_a_static_program_is_not_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folders, "read_step", lambda folder: None)
-    options = {"static": True, "device": "gpu", "adapter": None, "allow_pickle": False}
+    monkeypatch.setattr(folders, "read_description", lambda folder: None)
+    options = GenerateOptions(static=True, device="gpu")
     with pytest.raises(UserError, match="--device gpu"):
         folders._check_static(tmp_path, options)

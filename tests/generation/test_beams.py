@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions, DecodeStrategy
 from paddle_llm.models.prompt import Prompt
 from tests.helpers.models.networks import build
 from tests.helpers.models.tiny import write_llama
@@ -52,10 +52,10 @@ def worths(model, prompt: list[int], length_penalty: float) -> list[tuple[float,
 
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.5])
 def test_with_beams_for_all_the_best_text_is_found(model, length_penalty):
-    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.decoding.decode import decode
 
-    choice = Choice(num_beams=VOCABULARY**LENGTH, length_penalty=length_penalty)
-    found = decode(model, "llama", [Prompt(ids) for ids in PROMPTS], [LENGTH] * 2, ENDS, choice)
+    strategy = DecodeStrategy(num_beams=VOCABULARY**LENGTH, length_penalty=length_penalty)
+    found = decode(model, [Prompt(ids) for ids in PROMPTS], [LENGTH] * 2, DecodeOptions("llama", ENDS, strategy))
     for ids, text in zip(PROMPTS, found, strict=True):
         (best, expected), (second, _) = worths(model, ids, length_penalty)[:2]
         assert best - second > 1e-4  # rounding does not decide
@@ -68,7 +68,7 @@ def test_texts_are_hugging_faces(tmp_path):
     import torch
     import transformers
 
-    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.decoding.decode import decode
 
     write_llama(tmp_path, vocab_size=40, num_hidden_layers=2, initializer_range=0.25)
     torch.manual_seed(0)
@@ -81,7 +81,9 @@ def test_texts_are_hugging_faces(tmp_path):
     prompts = [np.random.default_rng(seed).integers(10, 40, 4 + seed % 5).tolist() for seed in range(10)]
     for changes in ({}, {"length_penalty": 0.3}, {"length_penalty": -1.0}, {"num_beams": 7}):
         options = {"num_beams": 4, **changes}
-        found = decode(ours, "llama", [Prompt(ids) for ids in prompts], [12] * 10, many, Choice(**options))
+        found = decode(
+            ours, [Prompt(ids) for ids in prompts], [12] * 10, DecodeOptions("llama", many, DecodeStrategy(**options))
+        )
         assert sum(len(text) < 12 for text in found) > 3
         options |= {"max_new_tokens": 12, "do_sample": False, "eos_token_id": many, "pad_token_id": 0}
         for ids, text in zip(prompts, found, strict=True):

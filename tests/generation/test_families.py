@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions, DecodeStrategy
 from paddle_llm.models.prompt import Prompt
 from tests.helpers.models.folders import write_folder
 from tests.helpers.models.networks import WRITERS, build
 
 LENGTHS = (7, 3, 9)
 STEPS = 8
-LIKELIEST = Choice()
+GREEDY = DecodeStrategy()
 
 
 @pytest.fixture(scope="module", params=WRITERS)
@@ -31,14 +31,15 @@ def prompts(family: str) -> list[Prompt]:
     return [Prompt([*row, 125, 126], len(row) + 1) for row in rows] if family == "chatglm" else [*map(Prompt, rows)]
 
 
-def decoded(network, prompts, choice=LIKELIEST, room=STEPS, stop_ids=()):
-    from paddle_llm.generation.decode import decode
+def decoded(network, prompts, strategy=GREEDY, stop_ids=()):
+    from paddle_llm.generation.decoding.decode import decode
 
-    return decode(*network, prompts, [room] * len(prompts), stop_ids, choice)
+    model, family = network
+    return decode(model, prompts, [STEPS] * len(prompts), DecodeOptions(family, stop_ids, strategy))
 
 
 def without_cache(network, prompt: Prompt) -> list[int]:
-    """The likeliest tokens by computing everything anew for each."""
+    """Decode greedily, and compute the whole text again for each token."""
     import paddle
 
     from paddle_llm.data.samples.dataset import prefix_positions
@@ -56,7 +57,7 @@ def without_cache(network, prompt: Prompt) -> list[int]:
     return ids[len(prompt) :]
 
 
-def test_a_batch_is_what_its_prompts_are_alone(network):
+def test_a_batch_gives_the_tokens_of_its_single_prompts(network):
     batch = prompts(network[1])
     together = decoded(network, batch)
     assert together == [decoded(network, [prompt])[0] for prompt in batch]
@@ -64,16 +65,16 @@ def test_a_batch_is_what_its_prompts_are_alone(network):
     assert together[0] == without_cache(network, batch[0])
 
 
-def test_beams_of_a_batch_are_those_of_its_prompts_alone(network):
+def test_beam_search_of_a_batch_gives_the_texts_of_its_single_prompts(network):
     """Rows of the cache change places between the steps."""
-    choice, batch = Choice(num_beams=3, repetition_penalty=1.3), prompts(network[1])
-    together = decoded(network, batch, choice, stop_ids=(50, 60))
-    assert together == [decoded(network, [prompt], choice, stop_ids=(50, 60))[0] for prompt in batch]
+    strategy, batch = DecodeStrategy(num_beams=3, repetition_penalty=1.3), prompts(network[1])
+    together = decoded(network, batch, strategy, stop_ids=(50, 60))
+    assert together == [decoded(network, [prompt], strategy, stop_ids=(50, 60))[0] for prompt in batch]
 
 
 # PaddleNLP's generate takes ChatGLM-6B's mask and positions only from its tokenizer.
 @pytest.mark.parametrize("network", [family for family in WRITERS if family != "chatglm"], indirect=True)
-def test_likeliest_tokens_are_paddlenlps(network):
+def test_greedy_tokens_equal_those_of_paddlenlp(network):
     """Greedy decoding of one prompt, where PaddleNLP's generation is right (GLM: without its cache)."""
     import paddle
 
@@ -91,17 +92,16 @@ def test_likeliest_tokens_are_paddlenlps(network):
 
 
 @pytest.mark.parametrize("family", ["llama", "chatglm"])
-def test_text_in_and_out(tmp_path, pieces, family):
-    from paddle_llm.cli.generate import continued
+def test_generator_answers_texts(tmp_path, pieces, family):
     from paddle_llm.config.layout import Layout
+    from paddle_llm.generation.api import continuation
     from paddle_llm.generation.network import load_network
     from paddle_llm.generation.prompts import encode_text
     from paddle_llm.generation.texts import Generator
 
     loaded = load_network(write_folder(family, pieces, tmp_path), "cpu", Layout())
-    generator = Generator(loaded.model, loaded.family, loaded.codec, loaded.end_ids, LIKELIEST, 10)
+    generator = Generator(loaded.model, loaded.codec, DecodeOptions(loaded.family, loaded.stop_ids), 10)
     texts = ["The class statement defines", "An object"]
     answers = generator([encode_text(loaded.codec, text) for text in texts], range(2), 2)
     for text, answer in zip(texts, answers, strict=True):
-        whole = continued(text, answer, loaded.codec)
-        assert whole.startswith(text) and len(whole) > len(text)
+        assert continuation(text, answer, loaded.codec)

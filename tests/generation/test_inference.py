@@ -1,4 +1,4 @@
-"""Opening a saved program: its process, and the memory that it gets."""
+"""Opening a saved program: process settings and huge pages."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _anonymous_huge_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("AnonHugePages"))
 
 
-def test_large_memory_moves_into_huge_pages_unharmed():
-    from paddle_llm.generation.inference import _use_huge_pages
+def test_large_memory_moves_into_huge_pages_unchanged():
+    from paddle_llm.generation.static.predictor import _use_huge_pages
 
     with mmap.mmap(-1, _LARGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         values = bytes(range(256)) * (_LARGE // 256)
@@ -41,7 +41,7 @@ def _kernel() -> tuple[int, ...]:
 
 
 def test_a_program_with_other_inputs_is_refused(tmp_path):
-    """A step of an earlier version, say, which did not write its keys and values itself."""
+    """Earlier versions exported programs that did not write the keys and values themselves."""
     import paddle
     from paddle.static import InputSpec
 
@@ -50,7 +50,7 @@ def test_a_program_with_other_inputs_is_refused(tmp_path):
     tokens = InputSpec([None, None], "int64", "input_ids")
     paddle.jit.save(paddle.jit.to_static(paddle.nn.Embedding(8, 4), input_spec=[tokens]), str(tmp_path / "model"))
     (tmp_path / "step.json").write_text(json.dumps(_STEP))
-    with pytest.raises(UserError, match="export the model anew"):
+    with pytest.raises(UserError, match="was written by another version. Export the model again"):
         StaticModel(tmp_path)
 
 

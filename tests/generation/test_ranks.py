@@ -5,18 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions, DecodeStrategy
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.generation.test_families import STEPS, prompts
 from tests.helpers.models.networks import WRITERS, build
 
-CHOICES = {"greedy": Choice(), "drawn": Choice(temperature=1.5, seed=2), "beams": Choice(num_beams=3)}
+STRATEGIES = {
+    "greedy": DecodeStrategy(),
+    "drawn": DecodeStrategy(temperature=1.5, seed=2),
+    "beams": DecodeStrategy(num_beams=3),
+}
 TWO = Layout(tensor=2)
 
 
 def generated(folder: Path, layout: Layout) -> dict[tuple[str, str], list[list[int]]]:
     """On one rank: what each family generates in each way, as in a training, whose logits stay split."""
-    from paddle_llm.generation.decode import decode
+    from paddle_llm.generation.decoding.decode import decode
     from paddle_llm.generation.eval_mode import generating
     from paddle_llm.parallel.mesh import current_mesh
     from tests.helpers.models.layout_steps import start_fleet
@@ -28,12 +32,10 @@ def generated(folder: Path, layout: Layout) -> dict[tuple[str, str], list[list[i
         model = build(folder / family, layout=layout)
         model.train()
         with generating(model):
-            for name, choice in CHOICES.items():
+            for name, strategy in STRATEGIES.items():
                 batch = prompts(family)
-                tensor = current_mesh(layout).tensor
-                found[family, name] = decode(
-                    model, family, batch, [STEPS] * len(batch), (50, 60), choice, tensor=tensor
-                )
+                options = DecodeOptions(family, (50, 60), strategy, current_mesh(layout).tensor)
+                found[family, name] = decode(model, batch, [STEPS] * len(batch), options)
         assert model.training and model.config.tensor_parallel_output
     return found
 

@@ -1,4 +1,4 @@
-"""Scores in English and Chinese, against figures by hand."""
+"""Scores in English and Chinese, compared with figures calculated by hand."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_right_and_wrong_answers():
 
 def test_english_by_hand():
     found = score(["the cat sat on a mat"], ["The cat sat on the mat"])
-    # Words right: 5 of 6, pairs 3 of 5 (without case); of BLEU's, which knows case: 5/6, 2/5, 1/4, and half a one of 3.
+    # Without case, 5 of 6 words and 3 of 5 bigrams match. BLEU is case-sensitive: 5/6, 2/5, 1/4, and half of 1/3.
     assert found["rouge1"] == found["rougeL"] == pytest.approx(5 / 6)
     assert found["rouge2"] == pytest.approx(3 / 5)
     assert found["bleu"] == pytest.approx(100 * math.exp(sum(map(math.log, (5 / 6, 2 / 5, 1 / 4, 1 / 6))) / 4))
@@ -35,12 +35,12 @@ def test_chinese_by_character():
     found = score(["我叫小红"], ["我叫小明吗"])
     assert found["rouge1"] == pytest.approx(2 * 3 / (4 + 5))
     assert found["rouge2"] == pytest.approx(2 * 2 / (3 + 4))
-    # 3/4, 2/3, 1/2 and half a one of 1, and a text that is too short.
+    # 3/4, 2/3, 1/2, half of 1/1, and the brevity penalty.
     precision = math.exp(sum(map(math.log, (3 / 4, 2 / 3, 1 / 2, 1 / 2))) / 4)
     assert found["bleu"] == pytest.approx(100 * precision * math.exp(1 - 5 / 4))
 
 
-def test_words_of_ascii_are_those_of_rouge_score():
+def test_ascii_words_equal_those_of_rouge_score():
     from rouge_score.tokenizers import DefaultTokenizer
 
     text = "The cat-sat on 3.5 mats, didn't_it? (Yes)"
@@ -49,6 +49,6 @@ def test_words_of_ascii_are_those_of_rouge_score():
     assert is_chinese("a月") and not is_chinese("naïve —「」")
 
 
-def test_they_know_no_paddle():
+def test_scores_do_not_import_paddle():
     code = "import sys; from paddle_llm.generation.scores import score; score(['a'], ['a']); print('paddle' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

@@ -13,13 +13,14 @@ from click.testing import CliRunner
 
 from paddle_llm.cli.generate import generate
 from paddle_llm.core.errors import UserError
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions, DecodeStrategy
 from paddle_llm.models.prompt import Prompt
 from tests.export.static_folders import export_static
 from tests.generation.test_command import TEXT, rows
 from tests.helpers.models.folders import write_folder
 from tests.helpers.models.networks import build
 
+GREEDY = DecodeStrategy()
 PROMPTS = [np.random.default_rng(length).integers(10, 390, length).tolist() for length in (7, 2, 19)]
 
 
@@ -55,46 +56,47 @@ def network(llama):
 
 
 @pytest.mark.parametrize(("name", "rest"), [("model.pdiparams", -1), ("model.pdiparams", 1000), ("model.json", -9)])
-def test_what_is_cut_off_is_told(program, tmp_path, name, rest):
+def test_a_truncated_file_is_refused(program, tmp_path, name, rest):
     folder = shutil.copytree(program, tmp_path / "cut")
     (folder / name).write_bytes((program / name).read_bytes()[:rest])
-    assert f"{name} is cut off" in refused(folder, "--static", "--prompt", "x")
+    assert f"{name} is truncated" in refused(folder, "--static", "--prompt", "x")
 
 
-def tokens(model, prompts=PROMPTS, rooms=None, choice=None, stop_ids=(), **options):
-    from paddle_llm.generation.decode import decode
+def tokens(model, prompts=PROMPTS, limits=None, strategy=GREEDY, stop_ids=(), **callbacks):
+    from paddle_llm.generation.decoding.decode import decode
 
     batch = [Prompt(ids) for ids in prompts]
-    return decode(model, "llama", batch, rooms or [24] * len(batch), stop_ids, choice or Choice(), **options)
+    options = DecodeOptions("llama", stop_ids, strategy)
+    return decode(model, batch, limits or [24] * len(batch), options, **callbacks)
 
 
-def test_a_batch_of_unequal_lengths_and_rooms(network, static):
-    rooms = [24, 100, 3]
-    found = tokens(static, rooms=rooms)
-    assert found == tokens(network, rooms=rooms)
-    assert [len(text) for text in found] == rooms
-    assert found == [tokens(static, [ids], [room])[0] for ids, room in zip(PROMPTS, rooms, strict=True)]
+def test_prompts_of_unequal_lengths_and_limits_form_a_batch(network, static):
+    limits = [24, 100, 3]
+    found = tokens(static, limits=limits)
+    assert found == tokens(network, limits=limits)
+    assert [len(text) for text in found] == limits
+    assert found == [tokens(static, [ids], [limit])[0] for ids, limit in zip(PROMPTS, limits, strict=True)]
 
 
 @pytest.mark.parametrize(
-    "choice",
+    "strategy",
     [
-        Choice(temperature=1.3, seed=3),
-        Choice(top_k=5, seed=4),
-        Choice(temperature=0.9, top_p=0.8, seed=5),
-        Choice(repetition_penalty=1.4),
-        Choice(repetition_penalty=1.2, top_p=0.9, top_k=20, seed=6),
-        Choice(num_beams=3),
+        DecodeStrategy(temperature=1.3, seed=3),
+        DecodeStrategy(top_k=5, seed=4),
+        DecodeStrategy(temperature=0.9, top_p=0.8, seed=5),
+        DecodeStrategy(repetition_penalty=1.4),
+        DecodeStrategy(repetition_penalty=1.2, top_p=0.9, top_k=20, seed=6),
+        DecodeStrategy(num_beams=3),
     ],
     ids=str,
 )
-def test_the_same_choices(network, static, choice):
-    found = tokens(static, choice=choice)
-    assert found == tokens(network, choice=choice)
+def test_every_strategy_gives_the_tokens_of_the_network(network, static, strategy):
+    found = tokens(static, strategy=strategy)
+    assert found == tokens(network, strategy=strategy)
     assert found != tokens(static)
 
 
-def test_several_ends(network, static):
+def test_several_end_tokens(network, static):
     free = tokens(static)
     ends = [free[0][5], free[1][2]]
     found = tokens(static, stop_ids=ends)
@@ -102,7 +104,7 @@ def test_several_ends(network, static):
     assert found[0] == free[0][: min(free[0].index(end) for end in ends if end in free[0])] and len(found[1]) <= 2
 
 
-def test_tokens_are_told_as_they_come(network, static):
+def test_on_token_is_called_for_each_token(network, static):
     told, of_network = [], []
     found = tokens(static, on_token=lambda *token: told.append(token))
     tokens(network, on_token=lambda *token: of_network.append(token))
@@ -110,18 +112,18 @@ def test_tokens_are_told_as_they_come(network, static):
     assert [[token for number, token in told if number == row] for row in range(3)] == found
 
 
-def test_two_batches_at_a_time_do_not_meet(static):
-    from paddle_llm.generation.static_network import StaticNetwork
+def test_two_open_batches_do_not_interfere(static):
+    from paddle_llm.generation.static.program import StaticBatch
 
     def step(network, logits):
         return network.read(logits.argmax(axis=-1))
 
-    batches = [StaticNetwork(static, [Prompt(ids)], 8) for ids in PROMPTS[:2]]
+    batches = [StaticBatch(static, [Prompt(ids)], 8) for ids in PROMPTS[:2]]
     together = [network.read_prompts() for network in batches]
     for _ in range(4):
         together = [step(network, logits) for network, logits in zip(batches, together, strict=True)]
     for ids, logits in zip(PROMPTS, together, strict=False):
-        network = StaticNetwork(static, [Prompt(ids)], 8)
+        network = StaticBatch(static, [Prompt(ids)], 8)
         alone = network.read_prompts()
         for _ in range(4):
             alone = step(network, alone)
@@ -131,7 +133,7 @@ def test_two_batches_at_a_time_do_not_meet(static):
 # ---- from Python, and by the command --------------------------------------------------------------------------------
 
 
-def test_a_fresh_process_does_what_the_docstring_says(program):
+def test_the_example_of_the_docstring_runs_in_a_fresh_process(program):
     from paddle_llm.generation import static_network
 
     example = [line[8:] for line in static_network.__doc__.splitlines() if line.startswith("    >>> ")]
@@ -143,14 +145,14 @@ def test_a_fresh_process_does_what_the_docstring_says(program):
     assert "The old house" + done.stdout == by_command
 
 
-def test_pieces_of_a_text(static):
+def test_text_is_streamed_in_pieces(static):
     pieces: list[str] = []
     whole = static.generate(TEXT, max_new_tokens=12, on_text=pieces.append)
     assert "".join(pieces) == whole and len(pieces) > 3
     assert static.generate(TEXT, max_new_tokens=12, temperature=1.0, seed=2) != whole
 
 
-def test_the_command_writes_what_it_writes_for_the_network(llama, program, tmp_path):
+def test_the_command_gives_the_same_answers_for_a_static_export(llama, program, tmp_path):
     same = ("--prompt", TEXT, "--max_new_tokens", "12")
     assert run(program, "--static", *same)[0] == run(llama, *same)[0]
     sampled = (*same, "--temperature", "0.7", "--seed", "5", "--repetition_penalty", "1.3")
@@ -170,24 +172,26 @@ def test_chat_streams(llama, program):
     assert talk(program, "--static")[0] == talk(llama)[0] != ""
 
 
-def test_what_cannot_be_is_told(llama, program, tmp_path):
+def test_options_that_do_not_apply_are_refused(llama, program, tmp_path):
     asked = ("--prompt", "x")
-    assert "is a static export: add --static" in refused(program, *asked)
-    assert "no static export" in refused(llama, "--static", *asked)
-    assert "export the model with its --adapter" in refused(program, "--static", *asked, "--adapter", tmp_path)
-    assert "on the CPU" in refused(program, "--static", *asked, "--device", "gpu")
+    assert "is a static export. Add --static" in refused(program, *asked)
+    assert "is not a static export" in refused(llama, "--static", *asked)
+    assert "Export the model with its --adapter" in refused(program, "--static", *asked, "--adapter", tmp_path)
+    assert "it runs on the CPU" in refused(program, "--static", *asked, "--device", "gpu")
     assert "no pickles" in refused(program, "--static", *asked, "--allow_pickle")
-    assert "128 positions; at most" in refused(program, "--static", *asked, "--max_new_tokens", "127")
+    assert "exceeds the model's 128 positions. Use --max_new_tokens" in refused(
+        program, "--static", *asked, "--max_new_tokens", "127"
+    )
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "step.json").write_text("{}")
-    assert "it has no model.json" in refused(broken, "--static", *asked)
+    assert "model.json is missing" in refused(broken, "--static", *asked)
     for name in ("model.json", "model.pdiparams"):
         (broken / name).write_text("")
-    assert "export the model anew" in refused(broken, "--static", *asked)
+    assert "Export the model again" in refused(broken, "--static", *asked)
 
 
-def test_a_text_may_be_longer_than_the_first_buffers(pieces, tmp_path):
+def test_buffers_grow_with_the_text(pieces, tmp_path):
     """The buffers of keys and values are lengthened as they fill."""
     from paddle_llm.generation.static_network import StaticModel
 
@@ -195,4 +199,4 @@ def test_a_text_may_be_longer_than_the_first_buffers(pieces, tmp_path):
     model = build(folder, load=True)
     model.eval()
     static = StaticModel(export_static(folder, tmp_path / "program"))
-    assert tokens(static, rooms=[400, 10, 300]) == tokens(model, rooms=[400, 10, 300])
+    assert tokens(static, limits=[400, 10, 300]) == tokens(model, limits=[400, 10, 300])

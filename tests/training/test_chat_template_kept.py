@@ -16,8 +16,9 @@ from paddle_llm.data.chat.jinja_templates import choose_template
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.export.source.source import open_source
-from paddle_llm.generation.folders import check_folders
-from paddle_llm.generation.network import _template_of
+from paddle_llm.generation.folders import resolve_folders
+from paddle_llm.generation.network import _training_template
+from paddle_llm.generation.options import GenerateOptions
 from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
 from tests.helpers.finetune_jobs import finetune, make_instructions
 from tests.helpers.models.networks import as_hugging_face, build, weights
@@ -78,9 +79,9 @@ def test_a_tokenizer_beside_an_adapter_goes_before_the_bases(base, tmp_path, cap
     source = open_source(model, adapter=peft)
     assert source.tokenizer == peft and source.trained == model  # the template is the base's
     assert f"tokenizer: the one beside the adapter, {peft}" in capsys.readouterr().err
-    options = {"static": False, "tokenizer": None, "adapter": peft, "device": "cpu", "allow_pickle": False}
-    assert check_folders(model, options) == model and options["tokenizer"] == peft
-    assert _template_of(model, peft) == (None, model)
+    folder, options = resolve_folders(model, GenerateOptions(adapter=peft, device="cpu"))
+    assert folder == model and options.tokenizer == peft
+    assert _training_template(model, peft) == (None, model)
     (peft / "events.log").write_text("x")
     from_peft(peft, back, base=model)
     assert "not copied: events.log" in capsys.readouterr().err

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.checkpoint.folder import newest_complete
+from paddle_llm.checkpoint.run_record import recorded_argument
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.core.artifacts import (
@@ -23,7 +24,6 @@ from paddle_llm.core.artifacts import (
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
-from paddle_llm.generation.network import recorded_argument
 from paddle_llm.models.registry import find_family
 from paddle_llm.peft.base import base_named_in, find_base, has_tokenizer, say_other_base, why_not_found
 

@@ -20,7 +20,8 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.source.find import Found, find
-from paddle_llm.generation.network import template_of
+from paddle_llm.generation.network import recorded_template
+from paddle_llm.generation.stop_tokens import ids_in, known_ids, stop_ids_of_tokenizer
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.generation_settings import read_generation
 from paddle_llm.models.registry import Family, find_family
@@ -95,6 +96,13 @@ class Source:
             parts.append(whole[:, piece.source_start : piece.source_start + piece.stop - piece.start])
         return np.concatenate(parts, axis=1)
 
+    def stop_ids(self) -> list[int]:
+        """Return each id at which `paddle-llm generate` ends a text of this model, limited to the vocabulary."""
+        ids = [*ids_in(self.generation.get("eos_token_id")), *ids_in(self.config.eos_token_id)]
+        if self.tokenizer is not None:
+            ids += stop_ids_of_tokenizer(self.tokenizer, self.template, self.trained)
+        return known_ids(ids, self.facts.vocab_size)
+
     def _stored(self, name: str) -> list[str]:
         """The weights of `tensors` that a weight is read from.
 
@@ -141,13 +149,13 @@ def open_found(found: Found, *, allow_pickle: bool = False) -> Source:
 
         say(f"tokenizer: the one beside the adapter, {adapter}")
         open_codec(str(adapter)).fit_to_model(source.facts.vocab_size)
-        if trained is None and template_of(adapter) is None and keeps_template(source.folder):
+        if trained is None and recorded_template(adapter) is None and keeps_template(source.folder):
             trained = source.folder  # the tokenizer beside the adapter brings no template: the base's stays
     return replace(
         source,
         tensors=merge_adapter(source, adapter, allow_pickle=allow_pickle),
         adapter=adapter,
-        template=template_of(adapter) or source.template,
+        template=recorded_template(adapter) or source.template,
         trained=trained,
     )
 
@@ -171,7 +179,7 @@ def _open_whole(folder: Path, allow_pickle: bool) -> Source:
         config=config,
         tokenizer=None,
         generation=read_generation(folder),
-        template=template_of(folder),
+        template=recorded_template(folder),
         trained=_with_record(folder),
         shapes=shapes,
         tensors=tensors,

@@ -13,7 +13,7 @@ from paddle_llm.core.artifacts import GENERATION_CONFIG, TOKENIZER_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.data.chat.jinja_templates import AUTO, JINJA, choose_template, names_a_file
 from paddle_llm.data.chat.templates import TEMPLATES
-from paddle_llm.export.ends import end_ids, ids_in
+from paddle_llm.generation.stop_tokens import ids_in
 
 if TYPE_CHECKING:
     from paddle_llm.export.source.source import Source
@@ -41,7 +41,7 @@ def write_generation_config(source: Source, staged: Path) -> None:
     given = _as_transformers_means(source.generation)
     values = {key: given[key] for key in _KEPT if given.get(key) is not None}
     values |= _STRATEGIES.get(given.get("decode_strategy", ""), {})
-    ends = end_ids(source)
+    ends = source.stop_ids()
     if ends:
         values["eos_token_id"] = ends if len(ends) > 1 else ends[0]
     for name in ("bos_token_id", "pad_token_id"):

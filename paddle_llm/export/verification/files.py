@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.core.artifacts import GENERATION_CONFIG, TOKENIZER_JSON
 from paddle_llm.core.errors import UserError
-from paddle_llm.export.ends import end_ids, ids_in
+from paddle_llm.generation.stop_tokens import ids_in
 from paddle_llm.models.configuration.to_hugging_face import in_vocabulary
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _read_by_the_network(family: Family) -> list[str]:
 
 
 def _end_differences(source: Source, folder: Path, raw: dict[str, Any]) -> list[str]:
-    wanted, stated = set(end_ids(source)), stated_ends(folder, raw)
+    wanted, stated = set(source.stop_ids()), stated_ends(folder, raw)
     missing = sorted(wanted - stated)
     return (
         [f"nothing ends a text at {missing}, where the source does (eos_token_id {sorted(stated)})"] if missing else []

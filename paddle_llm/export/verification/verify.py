@@ -15,7 +15,6 @@ import numpy as np
 from paddle_llm.core.artifacts import STATIC_STEP
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.export.ends import end_ids
 from paddle_llm.export.verification.chat_template import template_differences
 from paddle_llm.export.verification.compare import Finding, compare
 from paddle_llm.export.verification.engines import in_paddle, in_processes, in_static
@@ -112,7 +111,7 @@ def verify(
     gc.collect()
     for engine in _ENGINES:
         if target in engine.targets and (engines is None or engine.name in engines):
-            findings += _of_engine(engine, question, expected, end_ids(source), python)
+            findings += _of_engine(engine, question, expected, source.stop_ids(), python)
             gc.collect()
     return findings
 
@@ -166,7 +165,7 @@ def _question(
     source: Source, folder: Path, prompts: Sequence[str | Prompt] | None, new_tokens: int
 ) -> tuple[Question, list[Finding]]:
     """The prompts in ids of the source, short enough for its positions; a finding where its tokenizer is not of its size."""
-    from paddle_llm.generation.texts import positions_of
+    from paddle_llm.config.positions import position_limit
 
     given = list(prompts) if prompts is not None else list(TEXTS) if source.tokenizer else _random_prompts(source)
     texts = [prompt for prompt in given if isinstance(prompt, str)] or list(TEXTS if source.tokenizer else ())
@@ -177,7 +176,7 @@ def _question(
         note = f"ids beyond the vocabulary of {source.config.vocab_size}: it is not this model's tokenizer"
         findings.append(Finding("source", "tokenizer", len(texts), passed=False, note=note))
         found = _random_prompts(source)
-    positions = positions_of(source.config) or 1 << 20
+    positions = position_limit(source.config) or 1 << 20
     new_tokens = min(new_tokens, max(positions // 2, 1))
     found = [_cut(prompt, positions - new_tokens) for prompt in found]
     ids = [list(encoded[text].ids) for text in texts]

@@ -19,9 +19,10 @@ from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.generation.eval_mode import generating
-from paddle_llm.generation.prompts import encode_prompt, stop_ids
-from paddle_llm.generation.sampling import Choice
+from paddle_llm.generation.options import DecodeOptions, DecodeStrategy
+from paddle_llm.generation.prompts import encode_prompt
 from paddle_llm.generation.scores import score
+from paddle_llm.generation.stop_tokens import ids_in, stop_ids_of_encoder
 from paddle_llm.generation.texts import Generator
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.registry import Family
@@ -80,15 +81,9 @@ class GenerationEvaluation:
         prompts = {number: self._prompt(conversation) for number, conversation in conversations.items()}
         asked = {number: prompt for number, prompt in prompts.items() if prompt is not None}
         config = self._config
-        generator = Generator(
-            trainer.model,
-            self._family.name,
-            self._codec,
-            stop_ids(self._encoder) | set(_listed(trainer.generation_settings.get("eos_token_id"))),
-            choice_of(config),
-            room_of(config),
-            current_mesh(self._layout).tensor,
-        )
+        stop_ids = stop_ids_of_encoder(self._encoder) | set(ids_in(trainer.generation_settings.get("eos_token_id")))
+        options = DecodeOptions(self._family.name, stop_ids, choice_of(config), current_mesh(self._layout).tensor)
+        generator = Generator(trainer.model, self._codec, options, room_of(config))
         with generating(trainer.model), trainer.autocast_smart_context_manager():
             answers = generator(list(asked.values()), list(asked), config.generation_batch_size)
         said = dict(zip(asked, answers, strict=True))
@@ -130,9 +125,9 @@ def refuse_layout(layout: Layout) -> None:
         )
 
 
-def choice_of(config: RunConfig) -> Choice:
+def choice_of(config: RunConfig) -> DecodeStrategy:
     """How words are chosen, as a training's config says it."""
-    return Choice(
+    return DecodeStrategy(
         temperature=config.temperature,
         top_k=config.top_k,
         top_p=config.top_p,
@@ -151,10 +146,6 @@ def room_of(config: RunConfig) -> int:
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """One JSON object per line, all or nothing."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
-
-
-def _listed(ids: Any) -> list[int]:
-    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def _of_all_ranks(mine: dict[int, Row]) -> dict[int, Row]:

@@ -14,7 +14,6 @@ from paddle_llm.core.artifacts import GENERATION_CONFIG, MERGES, STATIC_STEP
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_templates import names_a_file
-from paddle_llm.export.ends import end_ids
 from paddle_llm.export.targets.serving_files import chosen_template, is_recorded
 from paddle_llm.export.targets.static.plan import Plan
 from paddle_llm.export.targets.static.program import PROGRAM, save_step_program
@@ -56,7 +55,7 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
         _ask_for_room(staged / WEIGHTS, 4 * sum(math.prod(source.shape(name)) for name in source.names()))
         raise
     source.config.save_pretrained(str(staged))
-    ends = end_ids(source)
+    ends = source.stop_ids()
     _write_json(staged / GENERATION_CONFIG, source.generation | ({"eos_token_id": ends} if ends else {}))
     for file in sorted({file for pattern in _TOKENIZER_FILES for file in source.tokenizer.glob(pattern)}):
         if file.is_file():
@@ -87,7 +86,7 @@ def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
         "max_position_embeddings": plan.most_positions,
         "position_rows": 0 if plan.slopes is not None else plan.position_rows,
         "key_places": plan.slopes is not None,
-        "end_ids": sorted(end_ids(source)),
+        "end_ids": sorted(source.stop_ids()),
     }
 
 

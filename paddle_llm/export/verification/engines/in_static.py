@@ -9,8 +9,8 @@ def answer(question: Question) -> Answers:
     """The program that a static export is, by the loop that it is used with."""
     import paddle
 
-    from paddle_llm.generation.static_network import StaticModel, StaticNetwork
+    from paddle_llm.generation.static.program import StaticBatch, StaticProgram
 
-    model = StaticModel(question.folder)
-    network = StaticNetwork(model, question.prompts, question.new_tokens)
+    model = StaticProgram(question.folder)
+    network = StaticBatch(model, question.prompts, question.new_tokens)
     return Answers(f"paddle.inference {paddle.__version__}", *continue_greedily(network, question.new_tokens))

@@ -1,0 +1,1 @@
+"""The program of a static export in paddle.inference."""
