@@ -306,10 +306,11 @@ def _chat_tokenizer() -> tuple[str, Any, Any]:
 
 def template(folder: Path, rng: random.Random) -> str:
     """Chat templates: valid ones with changes, and random sequences of Jinja."""
+    from paddle_llm.core.artifacts import IGNORE_INDEX
     from paddle_llm.core.errors import UserError
     from paddle_llm.data.chat.jinja_templates import choose_template
     from paddle_llm.data.instructions.formats import Conversation, Turn
-    from paddle_llm.data.samples.encode import IGNORED, DoesNotFit, InstructionEncoder
+    from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
 
     source_folder, codec, theirs = _chat_tokenizer()
     parts = [rng.choice(samples.TEMPLATE_PARTS) for _ in range(rng.randint(1, 14))]
@@ -337,7 +338,7 @@ def template(folder: Path, rng: random.Random) -> str:
     ids = [
         *map(int, sample.input_ids[:1]),
         *(int(i) for i in sample.input_ids[1:]),
-        *(int(i) for i in sample.labels[-1:] if i != IGNORED),
+        *(int(i) for i in sample.labels[-1:] if i != IGNORE_INDEX),
     ]
     # What stands behind the last answer is not part of a sample; EOS is added where the template writes no end token.
     if not ids and not wanted:

@@ -1,5 +1,4 @@
-"""The commands `paddle-llm tokenizer train`, `paddle-llm data build` and `paddle-llm data inspect`; those for instructions stand in
-`finetune_commands.py`."""
+"""Commands `paddle-llm tokenizer train`, `data build` and `data inspect`; see `instructions.py` for instruction data."""
 
 from __future__ import annotations
 
@@ -28,9 +27,10 @@ _DOCUMENTS = click.Choice(["line", "blank_line", "file"])
 
 
 class ManyInputs(click.Command):
-    """Lets `--input a b c` (what a shell makes of `--input *.txt`) mean three inputs."""
+    """Accepts `--input a b c`, which a shell makes of `--input *.txt`, as three inputs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Repeat `--input` before each further value."""
         spread, inside = [], False
         for arg in args:
             if arg.startswith("-"):
@@ -50,14 +50,14 @@ _READING = [
         "--input", "inputs", multiple=True, required=True, type=PATH, metavar="FILES...",
         help="Files, folders or globs: .txt, .md, .jsonl, .json (lines), .parquet; text and jsonl also .gz or .zst.",
     ),
-    click.option("--format", "kind", type=_FORMATS, default="auto", show_default=True, help="Of every input; auto: by suffix."),
+    click.option("--format", "kind", type=_FORMATS, default="auto", show_default=True, help="Format of all inputs; auto: by suffix."),
     click.option("--text_key", default="text", show_default=True, help="Key (jsonl) or column (parquet) that holds the text."),
     click.option(
         "--document", type=_DOCUMENTS, default="line", show_default=True,
-        help="What one document is in a text file: a line, what stands between blank lines, or the whole file.",
+        help="What one document is in a text file: a line, the text between blank lines, or the whole file.",
     ),
-    click.option("--skip_bad_rows", is_flag=True, help="Leave out and count rows without text, instead of stopping."),
-    click.option("--overwrite", is_flag=True, help="Replace what is there."),
+    click.option("--skip_bad_rows", is_flag=True, help="Skip and count rows without text instead of stopping."),
+    click.option("--overwrite", is_flag=True, help="Replace existing output."),
 ]  # fmt: skip
 
 
@@ -75,32 +75,34 @@ def tokenizer() -> None:
 @tokenizer.command(cls=ManyInputs)
 @_reading
 @click.option("--output_dir", required=True, type=PATH, help="Folder to write.")
-@click.option("--vocab_size", type=Whole(min=261), required=True, help="Pieces, with 4 special ones and 256 bytes.")
+@click.option(
+    "--vocab_size", type=Whole(min=261), required=True, help="Number of pieces, including 4 special ones and 256 bytes."
+)
 @click.option("--model_type", type=click.Choice(["unigram", "bpe"]), default="unigram", show_default=True)
 @click.option(
     "--character_coverage",
     type=Finite(0.9, 1.0),
     default=0.9995,
     show_default=True,
-    help="Share of the characters that get a piece of their own; the rest is spelled in bytes.",
+    help="Share of the characters that get their own piece; the others are written as bytes.",
 )
 @click.option(
     "--max_lines",
     type=Whole(min=1),
     default=1_000_000,
     show_default=True,
-    help="Lines to train on, drawn at random.",
+    help="Number of lines to train on, drawn at random.",
 )
 def train(
     inputs: tuple[str, ...], kind: str, text_key: str, document: str, skip_bad_rows: bool, **options: Any
 ) -> None:
-    """Train a tokenizer and write it as a folder that PaddleNLP's AutoTokenizer loads.
+    """Train a tokenizer and write it as a folder that PaddleNLP's AutoTokenizer can load.
 
     \b
     Example:
       paddle-llm tokenizer train --input my_text/ --output_dir tok --vocab_size 8000
     """
-    from paddle_llm.data.corpus.sources import ReadOptions, bad_row, find_sources, parse_block, read_blocks
+    from paddle_llm.data.corpus.sources import ReadOptions, describe_bad_row, find_sources, parse_block, read_blocks
     from paddle_llm.data.tokenizer import train_tokenizer
 
     reading = ReadOptions(document, text_key)
@@ -115,19 +117,19 @@ def train(
                 elif skip_bad_rows:
                     skipped.append(found.row)
                 else:
-                    raise UserError(f"{bad_row(block.source, found)}. Mend the row, or give --skip_bad_rows.")
+                    raise UserError(f"{describe_bad_row(block.source, found)}. Fix the row, or use --skip_bad_rows.")
             advance(block.read_bytes)
 
     with progress_bar(sources, "reading") as advance:
         size = train_tokenizer(texts(advance), **options)
     if skipped:
-        say(f"{counted(len(skipped), 'bad row')} left out")
+        say(f"{counted(len(skipped), 'bad row')} skipped")
     say(f"tokenizer with {size} pieces written to {options['output_dir']}")
 
 
 @click.group()
 def data() -> None:
-    """Turn text into a tokenised corpus; look into one."""
+    """Tokenize text into a corpus; inspect a corpus or instruction data."""
 
 
 @data.command(cls=ManyInputs)
@@ -144,7 +146,7 @@ def build(
     skip_bad_rows: bool,
     **options: Any,
 ) -> None:
-    """Tokenise text into a corpus that paddlenlp.data and Megatron read; every document ends with EOS.
+    """Tokenize text into a corpus that paddlenlp.data and Megatron can read; every document ends with EOS.
 
     \b
     Example:
@@ -164,12 +166,12 @@ def build(
         **options,
     )
     for problem in report.problems:
-        say(f"left out: {problem}")
+        say(f"skipped: {problem}")
     if report.bad_rows or report.empty_documents:
-        say(f"left out: {counted(report.bad_rows, 'bad row')}, {counted(report.empty_documents, 'empty document')}")
+        say(f"skipped: {counted(report.bad_rows, 'bad row')}, {counted(report.empty_documents, 'empty document')}")
     if report.special_tokens:
         say(
-            f"{report.special_tokens} special tokens are written in the documents and became token ids, as in transformers. "
+            f"{report.special_tokens} special tokens occur as text in the documents and became token ids, as in transformers. "
             "Remove them from the text if they must not end or begin documents."
         )
     say(
@@ -180,14 +182,17 @@ def build(
 
 @data.command()
 @click.argument("prefix", required=False, type=PATH)
-@click.option("--tokenizer", type=PATH, help="Tokenizer folder: compared with the corpus's, and shows samples as text.")
 @click.option(
-    "--samples", "--num", "samples", type=Whole(min=0), default=3, show_default=True, help="How many to show."
+    "--tokenizer", type=PATH, help="Tokenizer folder; it is compared with that of the corpus and decodes samples."
+)
+@click.option(
+    "--samples", "--num", "samples", type=Whole(min=0), default=3, show_default=True, help="Number of samples to show."
 )
 @finetune_options
 def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: str | None, **options: Any) -> None:
-    """Count a corpus, show lengths and samples, check the index against the data; fails when they disagree. With --finetune: show
-    what fine-tuning sees of a file of instructions, the tokens that bear loss marked.
+    """Print statistics and samples of a corpus and check its index against its data; fail if they disagree.
+
+    With --finetune: print what fine-tuning sees of instruction data, with the tokens that have a loss marked.
 
     \b
     Example:
@@ -195,7 +200,7 @@ def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: s
       paddle-llm data inspect --finetune train.jsonl --tokenizer tok --chat_template llama2
     """
     if (prefix is None) == (finetune is None):
-        raise UserError("name a corpus (PREFIX) or a file of instructions (--finetune FILE), one of the two.")
+        raise UserError("give either a corpus (PREFIX) or instruction data (--finetune FILE).")
     if finetune is not None:
         show_finetune(finetune, tokenizer, samples, **options)
         return
@@ -218,7 +223,7 @@ data.add_command(self_cognition)
 
 
 def print_inspection(prefix: str, found: Inspection) -> None:
-    """Figures and the histogram of lengths, on stdout."""
+    """Print statistics and the histogram of lengths to stdout."""
     from rich.console import Console
     from rich.table import Table
 
@@ -237,8 +242,12 @@ def print_inspection(prefix: str, found: Inspection) -> None:
 
 
 @contextmanager
-def progress_bar(sources: list[Source], what: str = "tokenising") -> Iterator[Callable[[int], None]]:
-    """A bar over the bytes of the sources, on stderr when it is a terminal; gives a function to call with bytes done."""
+def progress_bar(sources: list[Source], what: str = "tokenizing") -> Iterator[Callable[[int], None]]:
+    """Show a bar over the bytes of the sources on stderr if it is a terminal.
+
+    Yields:
+        A function to call with the number of bytes just processed.
+    """
     if not sys.stderr.isatty():
         yield lambda count: None
         return

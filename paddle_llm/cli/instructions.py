@@ -1,4 +1,4 @@
-"""What `paddle-llm data` does with instructions: `inspect --finetune` and `self-cognition`."""
+"""Commands `paddle-llm data inspect --finetune` and `paddle-llm data self-cognition`."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ if TYPE_CHECKING:
     from paddle_llm.data.instructions.inspect import FinetuneInspection
 
 _OPTIONS = [
-    click.option("--finetune", type=BLEND, metavar="FILE", help='Instructions: a file, a folder with train.json, or "0.3 a.jsonl 0.7 b/".'),
-    click.option("--data_format", default="auto", show_default=True, help="Format of every file; auto: by its keys."),
+    click.option("--finetune", type=BLEND, metavar="FILE", help='Instruction data: a file, a folder with train.json, or "0.3 a.jsonl 0.7 b/".'),
+    click.option("--data_format", default="auto", show_default=True, help="Format of all files; auto: by the keys of their rows."),
     click.option("--prompt_templates", type=PATH, metavar="FILE", help="Templates that turn raw records into inputs and targets."),
-    click.option("--skip_bad_rows", is_flag=True, help="Leave out and count rows that hold no conversation."),
+    click.option("--skip_bad_rows", is_flag=True, help="Skip and count rows without a conversation."),
     click.option(
         "--chat_template", "--template", "chat_template", type=PATH, default="auto", show_default=True,
-        help="Prompt template: a name, jinja (the tokenizer's own), a name in its list, a file; auto: the one of the model's "
-        "training, else the tokenizer's own, else default.",
+        help="Chat template: a name, jinja (the tokenizer's own), a name in its list, or a file; auto: the one the model was "
+        "trained with, else the tokenizer's own, else default.",
     ),
-    click.option("--chat_template_date", metavar="YYYY-MM-DD", help="Date that a template writes which asks for today's."),
+    click.option("--chat_template_date", metavar="YYYY-MM-DD", help="Date for templates that insert today's date."),
     click.option(
         "--special_tokens_in_content", type=click.Choice(["text", "tokens"]), default="text", show_default=True,
-        help="What the text of a special token inside a message becomes.",
+        help="How the text of a special token inside a message is encoded.",
     ),
     click.option("--loss_on", type=click.Choice(["answers", "last", "all"]), default="answers", show_default=True),
-    click.option("--max_length", type=int, default=2048, show_default=True, help="Most tokens of a sample."),
-    click.option("--src_length", type=int, help="Most tokens before an answer."),
-    click.option("--tgt_length", type=int, help="Most tokens of an answer."),
-    click.option("--row_length", type=int, help="Tokens of a packed row; default: max_length."),
+    click.option("--max_length", type=int, default=2048, show_default=True, help="Maximum number of tokens of a sample."),
+    click.option("--src_length", type=int, help="Maximum number of tokens before an answer."),
+    click.option("--tgt_length", type=int, help="Maximum number of tokens of an answer."),
+    click.option("--row_length", type=int, help="Number of tokens of a packed row; default: max_length."),
 ]  # fmt: skip
 
 
 def finetune_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Adds --finetune and what belongs to it."""
+    """Add --finetune and its options to a command."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -62,7 +62,7 @@ def show_finetune(
     tgt_length: int | None,
     row_length: int | None,
 ) -> None:
-    """Print samples and figures of a file of instructions."""
+    """Print samples and statistics of instruction data."""
     from paddle_llm.data.chat.jinja_templates import choose_template
     from paddle_llm.data.instructions.inspect import inspect_conversations, marked
     from paddle_llm.data.instructions.inspection import describe_data
@@ -71,8 +71,8 @@ def show_finetune(
     from paddle_llm.data.tokenizers.text_codec import open_codec
 
     if tokenizer is None:
-        raise UserError("--finetune needs --tokenizer FOLDER: samples are shown as the model gets them.")
-    described = describe_data(path, data_format, prompt_templates)  # before the libraries of the tokenizer are imported
+        raise UserError("--finetune: --tokenizer is not set. Set it to a tokenizer folder, which encodes the samples.")
+    described = describe_data(path, data_format, prompt_templates)  # before importing the tokenizer's libraries
     codec = open_codec(tokenizer)
     chosen = choose_template(chat_template, codec, tokenizer, date=chat_template_date)
     lengths = {"max_length": max_length, "src_length": src_length, "tgt_length": tgt_length}
@@ -89,7 +89,7 @@ def show_finetune(
     colours = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
     for number in range(0, len(found.samples), max(len(found.samples) // max(samples, 1), 1))[:samples]:
         sample = found.samples[number]
-        counts = f"{len(sample.input_ids)} tokens, {sample.answer_tokens} bear loss"
+        counts = f"{len(sample.input_ids)} tokens, {sample.answer_tokens} with loss"
         click.echo(f"--- {found.samples.wheres[number]} ({counts})\n{marked(sample, codec, *colours)}\n")
     _print_figures(found)
 
@@ -97,32 +97,32 @@ def show_finetune(
 def _print_figures(found: FinetuneInspection) -> None:
     report = found.report
     share = 100 * report.answer_tokens / report.tokens
-    click.echo(f"samples: {report.samples}, left out: {report.left_out}")
-    click.echo(f"tokens: {report.tokens}, of which {report.answer_tokens} bear loss ({share:.1f}%)")
-    cut = f"{report.cut_questions} questions, {report.cut_answers} answers (without EOS)"
-    click.echo(f"cut: {cut}, samples that lost rounds: {report.dropped_rounds}")
+    click.echo(f"samples: {report.samples}, skipped: {report.left_out}")
+    click.echo(f"tokens: {report.tokens}, of which {report.answer_tokens} have a loss ({share:.1f}%)")
+    truncated = f"{report.cut_questions} questions, {report.cut_answers} answers (without EOS)"
+    click.echo(f"truncated: {truncated}, samples that lost rounds: {report.dropped_rounds}")
     lengths = ", ".join(f"{'longest' if p == 100 else f'{p}%'} {n}" for p, n in found.percentiles.items())
-    click.echo(f"tokens of a sample: {lengths}")
+    click.echo(f"tokens per sample: {lengths}")
     for what, counts in (("task", found.tasks), ("language", found.languages)):
         if counts:
             click.echo(f"by {what}: " + ", ".join(f"{name} {count}" for name, count in counts.most_common(20)))
     click.echo(
-        f"padding: {100 * found.padding_batch:.1f}% in batches of {found.batch} padded to their longest, "
-        f"{100 * found.padding_fixed:.1f}% with one sample to a row of {found.row_length}, "
+        f"padding: {100 * found.padding_batch:.1f}% in batches of {found.batch} padded to the longest sample, "
+        f"{100 * found.padding_fixed:.1f}% with one sample per row of {found.row_length}, "
         f"{100 * found.padding_packed:.2f}% packed ({found.rows} rows)"
     )
 
 
 @click.command("self-cognition")
 @click.option(
-    "--name", required=True, help="What the model is to call itself; for two languages also `zh=小鹏,en=Little Peng`."
+    "--name", required=True, help="Name that the model gives itself; for two languages `zh=小鹏,en=Little Peng`."
 )
-@click.option("--author", required=True, help="Who made it; by language in the same way.")
-@click.option("--output", required=True, type=PATH, metavar="FILE", help="jsonl to write.")
-@click.option("--language", default="zh,en", show_default=True, help="Which languages, by comma.")
-@click.option("--overwrite", is_flag=True, help="Replace what is there.")
+@click.option("--author", required=True, help="Author of the model; by language in the same way.")
+@click.option("--output", required=True, type=PATH, metavar="FILE", help="jsonl file to write.")
+@click.option("--language", default="zh,en", show_default=True, help="Languages, separated by commas.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def self_cognition(name: str, author: str, output: str, language: str, overwrite: bool) -> None:
-    """Write questions and answers from which a model learns its name and who made it.
+    """Write questions and answers that teach a model its name and its author.
 
     \b
     Example:
@@ -130,15 +130,15 @@ def self_cognition(name: str, author: str, output: str, language: str, overwrite
     """
     from paddle_llm.data.instructions.self_cognition import write_self_cognition
 
-    languages = [word.strip() for word in language.split(",") if word.strip()]
-    names, authors = (_by_language(word, languages) for word in (name, author))
+    languages = [part.strip() for part in language.split(",") if part.strip()]
+    names, authors = (_by_language(value, languages) for value in (name, author))
     counts = write_self_cognition(names, authors, languages, output, overwrite)
     say(f"{output}: " + ", ".join(f"{count} rows {language}" for language, count in counts.items()))
 
 
-def _by_language(word: str, languages: list[str]) -> dict[str, str]:
-    """`zh=A,en=B`, or one word for all."""
-    parts = dict(part.split("=", 1) for part in word.split(",") if "=" in part)
+def _by_language(value: str, languages: list[str]) -> dict[str, str]:
+    """Parse `zh=A,en=B`, or one value for all languages."""
+    parts = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
     if parts and set(languages) <= {key.strip() for key in parts}:
-        return {key.strip(): value.strip() for key, value in parts.items()}
-    return dict.fromkeys(languages, word)
+        return {key.strip(): text.strip() for key, text in parts.items()}
+    return dict.fromkeys(languages, value)

@@ -1,8 +1,9 @@
-"""Makes batches of samples with numpy alone: a paddle tensor made in a forked dataloader worker crashes it."""
+"""Collates samples into batches with numpy only: creating a paddle tensor in a forked dataloader worker crashes it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -11,37 +12,49 @@ from paddle_llm.core.artifacts import IGNORE_INDEX
 _PER_SEGMENT = ("segment_lengths", "prefix_lengths")
 _PER_TOKEN = ("input_ids", "labels", "position_ids")
 
+Sample = dict[str, np.ndarray]
 
-def collate_numpy(samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Stack samples: B dicts of arrays of shape [...] become one dict of arrays [B, ...]."""
+
+class SampleDataset(Protocol):
+    """A map-style dataset of samples."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Sample: ...
+
+
+def collate_numpy(samples: list[Sample]) -> Sample:
+    """Stack B samples, dicts of arrays [...], into one dict of arrays [B, ...]."""
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
 @dataclass(frozen=True)
 class PadAndStack:
-    """Stacks samples of unequal lengths, padded on the right: input_ids with pad_id, labels with -100, position_ids with the last one.
+    """Stacks samples of unequal lengths, padded on the right.
 
-    Causal attention needs no mask for it: nothing that counts looks to its right. `segment_lengths` (packed rows) are padded with
-    zeros to the most segments of the batch; what is left of a row behind them is padding.
+    input_ids are padded with pad_id, labels with IGNORE_INDEX, and position_ids with their last value. Causal attention
+    needs no mask for padding on the right. `segment_lengths` of packed rows are padded with zeros to the largest number
+    of segments in the batch; the rest of such a row is padding.
 
-    Args:
-        length: pad to it (a pipeline's stages need one shape), None: to the longest of the batch.
-        multiple_of: round the longest up to a multiple of it.
+    Attributes:
+        pad_id: Token id for padding.
+        length: Length of all rows, which a pipeline needs to be constant; None: that of the longest sample.
+        multiple_of: Divisor of the length if it follows the longest sample.
     """
 
     pad_id: int
     length: int | None = None
     multiple_of: int = 1
 
-    def __call__(self, samples: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """B samples of L_b tokens -> arrays [B, L] (position_ids may be [B, 2, L]).
+    def __call__(self, samples: list[Sample]) -> Sample:
+        """Collate B samples of L_b tokens into arrays [B, L]; position_ids may be [B, 2, L].
 
         Raises:
-            ValueError: a sample longer than the fixed length.
+            ValueError: If a sample is longer than the fixed length.
         """
         longest = max(len(sample["input_ids"]) for sample in samples)
         if self.length is not None and longest > self.length:
-            raise ValueError(f"a sample of {longest} tokens does not fit rows of {self.length}")
+            raise ValueError(f"a sample of {longest} tokens does not fit into rows of {self.length} tokens")
         length = self.length if self.length is not None else -(-longest // self.multiple_of) * self.multiple_of
         segments = max((len(sample["segment_lengths"]) for sample in samples if "segment_lengths" in sample), default=0)
         padded = []
@@ -58,9 +71,9 @@ class PadAndStack:
         return collate_numpy(padded)
 
     def _pad(self, name: str, values: np.ndarray, length: int) -> np.ndarray:
-        more = length - values.shape[-1]
+        missing = length - values.shape[-1]
         if name == "position_ids":
-            # Not counting on: a network's table of positions may be shorter than a packed row.
-            return np.concatenate([values, np.repeat(values[..., -1:], more, axis=-1)], axis=-1)
+            # Repeated, not counted up: the network's table of positions may be shorter than a packed row.
+            return np.concatenate([values, np.repeat(values[..., -1:], missing, axis=-1)], axis=-1)
         fill = IGNORE_INDEX if name == "labels" else self.pad_id
-        return np.pad(values, (0, more), constant_values=fill)
+        return np.pad(values, (0, missing), constant_values=fill)

@@ -1,34 +1,34 @@
-"""Which rank reads which samples of the one global order, micro batch by micro batch."""
+"""Assigns the samples of the global order to ranks and micro-batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 from paddle.io import BatchSampler
 from paddlenlp.utils.batch_sampler import DistributedBatchSampler
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
+from paddle_llm.data.collate import Sample, SampleDataset
 
 
 class GlobalBatchSampler(DistributedBatchSampler):
     """Cuts the global order into global batches of G = b * A * D samples and gives each rank its part.
 
-    Micro step j of rank r takes, of a global batch that starts at sample s, the samples s + (j*D + r)*b + [0, b): the union
-    over ranks and micro steps is [s, s + G) whatever the layout. Only whole global batches are given. The first starts at
-    `consumed_samples`; no skipped sample is read.
+    In the global batch that starts at sample s, micro-step j of rank r takes the samples s + (j*D + r)*b + [0, b). The
+    union over ranks and micro-steps is [s, s + G) for every layout. Only complete global batches are used.
 
-    The base class is what PaddleNLP's Trainer tests for before it sets the position on a resume
-    (`set_epoch(consumed_samples=...)`) instead of reading and dropping batches. Epochs are inside the order, so one walk
-    through the sampler is the whole training and the number of the epoch changes nothing.
+    PaddleNLP's Trainer recognizes the base class: on a resume it calls `set_epoch(consumed_samples=...)` instead of
+    reading and dropping batches. The order contains all epochs, so one pass over the sampler is the whole training and
+    the number of the epoch has no effect.
 
     Args:
-        total_samples: length of the global order.
-        micro_batch_size: b, samples per rank and micro step.
-        gradient_accumulation_steps: A, micro steps per step.
-        data_rank, data_world_size: r of D, over data and sharding parallel ranks.
-        consumed_samples: position in the order where the first global batch starts.
+        total_samples: Length of the global order.
+        micro_batch_size: b, samples per rank and micro-step.
+        gradient_accumulation_steps: A, micro-steps per step.
+        data_rank: r, rank among the data and sharding parallel ranks.
+        data_world_size: D, number of these ranks.
+        consumed_samples: Position in the order at which the first global batch starts; earlier samples are not read.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class GlobalBatchSampler(DistributedBatchSampler):
         self.global_batch_size = micro_batch_size * gradient_accumulation_steps * data_world_size
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Yield the sample numbers of each micro-batch of this rank."""
         start = self.consumed_samples
         while start + self.global_batch_size <= self.total_samples:
             for micro_step in range(self.gradient_accumulation_steps):
@@ -62,19 +63,22 @@ class GlobalBatchSampler(DistributedBatchSampler):
             start += self.global_batch_size
 
     def __len__(self) -> int:
-        """Micro steps of the whole order, wherever this walk starts: the Trainer counts its steps by it."""
+        """Return the number of micro-steps of the whole order for any starting position, as the Trainer expects."""
         return self.total_samples // self.global_batch_size * self.gradient_accumulation_steps
 
 
 class EvalBatchSampler(BatchSampler):
-    """Every sample exactly once over the data ranks, in whole batches, as many on every rank (a pipeline and collectives
-    need both). What is missing at the end is filled with indices from `total_samples` on; `PaddedView` turns those into
-    repeated samples whose labels are all ignored, so a mean weighted by labels that count is exact.
+    """Yields every sample exactly once over the data ranks, with the same number of full batches on every rank.
+
+    Pipelines and collectives need equal numbers. Missing samples at the end get indices from `total_samples` on, which
+    `PaddedView` turns into repeated samples with all labels ignored. A mean weighted by label counts is therefore exact.
 
     Args:
-        total_samples: samples to evaluate.
-        micro_batch_size: samples per rank and batch.
-        batches_multiple: every rank's number of batches is a multiple of this (accumulation of a pipeline).
+        total_samples: Number of samples to evaluate.
+        micro_batch_size: Samples per rank and batch.
+        data_rank: Rank among the data and sharding parallel ranks.
+        data_world_size: Number of these ranks.
+        batches_multiple: Divisor of every rank's number of batches (gradient accumulation of a pipeline).
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class EvalBatchSampler(BatchSampler):
         self.n_batches = -(-batches // batches_multiple) * batches_multiple
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Yield the sample numbers of each batch of this rank."""
         for batch in range(self.n_batches):
             first = (batch * self.data_world_size + self.data_rank) * self.batch_size
             yield list(range(first, first + self.batch_size))
@@ -95,15 +100,15 @@ class EvalBatchSampler(BatchSampler):
 
 
 class PaddedView:
-    """A dataset that answers indices past its end with a repeated sample whose `labels` are all ignored (-100)."""
+    """A dataset that returns a repeated sample with all `labels` ignored for indices past its end."""
 
-    def __init__(self, dataset: Any):
+    def __init__(self, dataset: SampleDataset):
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, index: int) -> Sample:
         if index < len(self.dataset):
             return self.dataset[index]
         sample = dict(self.dataset[index % len(self.dataset)])

@@ -1,7 +1,7 @@
 """Reads text files as UTF-8: detects the encoding, decompresses .gz and .zst, and splits rows at newlines only.
 
-Corpora, instruction rows and prompt files all read through `TextStream`. UTF-8 and the Unicode encodings UTF-16 and UTF-32 are
-read, with or without a byte order mark. Every other encoding is refused, because a guess would train on wrong characters.
+Corpora, instruction rows and prompt files are all read by `TextStream`. It reads UTF-8, UTF-16 and UTF-32, with or
+without a byte order mark. Any other encoding is an error, because a guess could train on wrong characters.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _HEAD_BYTES = 1 << 16
-_SURE_BYTES = 1000  # this many undecodable bytes refuse a file before its end
+_SURE_BYTES = 1000  # a file with this many undecodable bytes is rejected before its end
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _TWO_BYTES = re.compile(rb"[\x81-\xfe][\x40-\xfe]")
-_LEAST_EVIDENCE = 8  # bytes above ASCII, below which a guess is worthless
+_LEAST_EVIDENCE = 8  # number of bytes above ASCII below which a guess is useless
 _MULTI_BYTE = ("big5", "cp932", "cp949", "cp950", "shift_jis", "euc_", "johab", "hz", "iso2022")
-_ONE_BYTE_HINT = "ENCODING may be CP1252 (Western European), CP1250 (Central European), CP1251 (Cyrillic) or another one; compare the result"
+_ONE_BYTE_HINT = (
+    "ENCODING may be CP1252 (Western European), CP1250 (Central European), CP1251 (Cyrillic) or another one; "
+    "check the result"
+)
 _COMMON_GBK = re.compile(rb"[\xa1-\xa3\xb0-\xd7][\xa1-\xfe]")
 
 _reported: set[tuple[str, str]] = set()
@@ -47,11 +50,11 @@ _reported: set[tuple[str, str]] = set()
 
 @dataclass(frozen=True)
 class TextEncoding:
-    """How the characters of a file are stored.
+    """Encoding of the characters of a file.
 
     Attributes:
         name: Python's name of the codec: utf-8, utf-16-le, utf-16-be, utf-32-le or utf-32-be.
-        mark: The byte order mark at the start; empty without one.
+        mark: Byte order mark at the start; empty if there is none.
     """
 
     name: str = "utf-8"
@@ -63,16 +66,16 @@ class TextEncoding:
 
 
 def compression_of(path: str | os.PathLike[str]) -> str:
-    """The compression that the suffix of a path names: ".gz", ".zst" or ""."""
+    """Return the compression named by the suffix of a path: ".gz", ".zst" or ""."""
     suffix = os.path.splitext(os.fspath(path).lower())[1]
     return suffix if suffix in COMPRESSIONS else ""
 
 
 def detect_encoding(head: bytes) -> TextEncoding:
-    """Detect the encoding of a text by its byte order mark, or by where its zero bytes are.
+    """Detect the encoding of a text by its byte order mark or by the positions of its zero bytes.
 
     Args:
-        head: The first bytes of the file, decompressed.
+        head: First bytes of the file, decompressed.
 
     Returns:
         UTF-8 unless the bytes prove another Unicode encoding.
@@ -85,8 +88,8 @@ def detect_encoding(head: bytes) -> TextEncoding:
     for name in ("utf-32-le", "utf-32-be"):
         if len(head) >= 8 and _decodes(head, name):
             return TextEncoding(name)
-    # ASCII characters, blanks and line ends of UTF-16 have a zero byte in the upper half. Valid UTF-8 text may hold NUL characters;
-    # in it the zero bytes must be frequent.
+    # In UTF-16, ASCII characters, blanks and line ends have a zero byte in the upper half. Valid UTF-8 text may contain
+    # NUL characters, so it counts as UTF-16 only if zero bytes are frequent.
     even, odd = head[::2].count(0), head[1::2].count(0)
     least = max(2.0, 0.1 * len(head) / 2) if _decodes(head, "utf-8") else 1
     name = "utf-16-le" if odd > even else "utf-16-be"
@@ -96,7 +99,7 @@ def detect_encoding(head: bytes) -> TextEncoding:
 
 
 def _decodes(head: bytes, name: str) -> bool:
-    """Whether bytes decode; as UTF-16 or UTF-32 also without NUL. The last character may be cut if `head` is a part of a file."""
+    """Return whether bytes decode, for UTF-16 and UTF-32 also without NUL; a partial last character is accepted."""
     try:
         text = codecs.getincrementaldecoder(name)("strict").decode(head, final=len(head) < _HEAD_BYTES)
     except UnicodeDecodeError:
@@ -105,24 +108,25 @@ def _decodes(head: bytes, name: str) -> bool:
 
 
 class TextStream:
-    """The bytes of a text file as UTF-8 without byte order mark, decompressed. A context manager.
+    """The bytes of a text file, decompressed, as UTF-8 without byte order mark. A context manager.
 
-    Rows with undecodable bytes are passed on, so that a reader can report their lines. A file in which most of the bytes above
-    ASCII are undecodable is not UTF-8 at all and is refused: its ASCII rows are not a data set.
+    Rows with undecodable bytes are passed on, so that the caller can report their lines. A file in which most of the
+    bytes above ASCII are undecodable is not UTF-8 and is rejected as a whole.
 
     Attributes:
-        encoding: The detected encoding.
+        path: Path of the file.
+        encoding: Detected encoding.
     """
 
     def __init__(self, path: str | os.PathLike[str], compression: str | None = None):
         """Open a file and detect its encoding.
 
         Args:
-            path: A file.
-            compression: ".gz", ".zst" or ""; None: by the suffix, or by the first bytes.
+            path: Path of the file.
+            compression: ".gz", ".zst" or ""; None detects it by the suffix or by the first bytes.
 
         Raises:
-            UserError: If the file cannot be opened, or is compressed in another way.
+            UserError: If the file cannot be opened, or has an unsupported compression.
         """
         self.path = os.fspath(path)
         self._raw: IO[bytes] | None = None
@@ -132,7 +136,7 @@ class TextStream:
             self._head = self._read_head()
         except OSError as error:
             self.close()
-            raise UserError(f"{self.path}: cannot be read: {error.strerror or error}.") from error
+            raise UserError(f"{self.path}: cannot be read: {error.strerror or error}. Check the path.") from error
         except BaseException:
             self.close()
             raise
@@ -159,14 +163,14 @@ class TextStream:
 
     @property
     def consumed(self) -> int:
-        """Bytes of the file on disk that have been read."""
+        """Number of bytes of the file on disk that have been read."""
         return self._raw.tell() if self._raw is not None else 0
 
     def read(self, count: int = -1) -> bytes:
-        """Read about `count` bytes of the file as UTF-8; all of it with -1; b"" at the end.
+        """Read about `count` bytes of the file as UTF-8, or all of it if `count` is -1; return b"" at the end.
 
         Raises:
-            UserError: If the file is damaged, or is not UTF-8.
+            UserError: If the file is damaged or not UTF-8.
         """
         while True:
             if count < 0:
@@ -186,7 +190,7 @@ class TextStream:
                 return self._decoder.decode(chunk, end).encode("utf-8")
             except UnicodeDecodeError as error:
                 raise UserError(
-                    f"{self.path}: {self.encoding} text that is damaged: {error.reason}. Write the file again, in UTF-8."
+                    f"{self.path}: damaged {self.encoding} text: {error.reason}. Write the file again in UTF-8."
                 ) from error
         self._count(chunk, end)
         return chunk
@@ -226,8 +230,8 @@ class TextStream:
             compression = next((kind for start, kind in _MAGIC.items() if magic.startswith(start)), "")
         other = next((kind for start, kind in _OTHER_MAGIC.items() if magic.startswith(start)), None)
         if not compression and other:
-            remedy = "Rename it to .parquet" if other == "parquet" else "Unpack it, or use .gz or .zst"
-            raise UserError(f"{self.path}: holds {other} data, not text. {remedy}.")
+            remedy = "Rename it to .parquet" if other == "parquet" else "Decompress it, or compress it as .gz or .zst"
+            raise UserError(f"{self.path}: contains {other} data, not text. {remedy}.")
         if compression == ".gz":
             return gzip.GzipFile(fileobj=self._raw)
         if compression == ".zst":
@@ -243,11 +247,11 @@ class TextStream:
         except (OSError, EOFError, zlib.error) as error:
             reason = str(error) or type(error).__name__
         except Exception as error:
-            if type(error).__name__ != "ZstdError":  # zstandard is imported on use only
+            if type(error).__name__ != "ZstdError":  # zstandard is imported only if a file needs it
                 raise
             reason = str(error)
         if isinstance(self._stream, gzip.GzipFile) and "gzipped" in reason:
-            raise UserError(f"{self.path}: is not compressed with gzip, as its suffix says. Rename it without .gz.")
+            raise UserError(f"{self.path}: not compressed with gzip, although its suffix is .gz. Rename the file.")
         raise UserError(f"{self.path}: cannot be read to its end: {reason}. Copy or compress the file again.")
 
     def report(self) -> None:
@@ -266,10 +270,10 @@ def _is_clean(text: str) -> bool:
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
-    """Read a whole text file; line ends are kept as they are.
+    """Read a whole text file without changing line ends.
 
     Raises:
-        UserError: If the file cannot be read, or holds bytes that are not text, with the line.
+        UserError: If the file cannot be read or has undecodable bytes; the message gives the line.
     """
     with TextStream(path) as stream:
         stream.report()
@@ -282,10 +286,10 @@ def read_text(path: str | os.PathLike[str]) -> str:
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
-    r"""Yield (number from 1, text) of each line. Lines end at \n or \r\n only: other Unicode line separators are text.
+    r"""Yield (number from 1, text) of each line. Lines end only at \n and \r\n; other Unicode separators are text.
 
     Raises:
-        UserError: If the file cannot be read, or holds bytes that are not text, with the line.
+        UserError: If the file cannot be read or has undecodable bytes; the message gives the line.
     """
     lines = read_text(path).split("\n")
     if not lines[-1]:
@@ -294,11 +298,12 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 
 def not_utf8(path: str, sample: bytes, line: int = 0) -> str:
-    """The message for a file that is in another encoding, with the command that converts it.
+    """Return the message for a file in another encoding, with the command that converts it.
 
     Args:
+        path: Path of the file.
         sample: Bytes of the file.
-        line: The first line that is not UTF-8, from 1; 0 if it is not known.
+        line: First line that is not UTF-8, from 1; 0 if unknown.
     """
     guesses = guess_encodings(sample)
     looks = f"; it looks like {' or '.join(guesses)}" if guesses else ""
@@ -315,7 +320,7 @@ def not_utf8(path: str, sample: bytes, line: int = 0) -> str:
 
 
 def guess_encodings(sample: bytes) -> list[str]:
-    """Guess the encodings of bytes that are not UTF-8, the likeliest first; for a message only."""
+    """Guess the encodings of bytes that are not UTF-8, the most likely first. For messages only."""
     pairs = _TWO_BYTES.findall(sample)
     common = sum(bool(_COMMON_GBK.fullmatch(pair)) for pair in pairs)
     guesses = ["GBK"] if pairs and common >= 0.7 * len(pairs) and 2 * len(pairs) >= _high_bytes(sample) else []
@@ -327,9 +332,8 @@ def guess_encodings(sample: bytes) -> list[str]:
     name = best.encoding if best is not None else ""
     if name.startswith("gb") and not guesses:
         guesses.append("GBK")
-    elif (
-        name.startswith(_MULTI_BYTE) and _high_bytes(sample) >= _LEAST_EVIDENCE
-    ):  # one-byte encodings decode everything, so that a guess would be worthless
+    # One-byte encodings decode everything, so guessing one of them is useless.
+    elif name.startswith(_MULTI_BYTE) and _high_bytes(sample) >= _LEAST_EVIDENCE:
         guesses.append(name.upper().replace("_", "-"))
     return guesses
 

@@ -1,5 +1,4 @@
-"""Tokenizers: training one with sentencepiece, loading one, and comparing two by a fingerprint. Paddle and transformers are
-imported when a folder needs them."""
+"""Loads, trains and fingerprints tokenizers. Paddle and transformers are imported only if a folder needs them."""
 
 from __future__ import annotations
 
@@ -40,15 +39,14 @@ __all__ = [
 ]
 _VOCABULARY_FILES = {TOKENIZER_JSON, VOCAB_JSON, *SENTENCEPIECE_FILES}
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
-_LONGEST_LINE = 4000  # sentencepiece drops longer ones from training without a word
+_LONGEST_LINE = 4000  # characters; sentencepiece silently drops longer lines from training
 
 
 def load_tokenizer(folder: str) -> Any:
-    """The tokenizer of a folder, or of a built-in name of PaddleNLP, which PaddleNLP downloads.
+    """Load the tokenizer of a folder, or of a built-in name of PaddleNLP, which PaddleNLP downloads.
 
-    transformers' AutoTokenizer reads every folder that it has a class for; PaddleNLP's reads the others, and folders of
-    PaddleNLP's LlamaTokenizer (`tokenizers.folder.reader_of`). Both kinds have eos_token_id, pad_token_id, len,
-    save_pretrained and __call__.
+    transformers' AutoTokenizer reads every folder that it has a class for. PaddleNLP's reads the others, and folders of
+    PaddleNLP's LlamaTokenizer (see `tokenizers.folder.reader_of`).
 
     Raises:
         UserError: If the folder does not exist or no library can read it.
@@ -65,16 +63,16 @@ def _load_with_paddlenlp(folder: str) -> Any:
     try:
         named = _named_class(folder)
         return AutoTokenizer.from_pretrained(folder) if named is None else named(folder)
-    except Exception as error:  # PaddleNLP raises whatever comes: OSError, ValueError, AttributeError of a None ...
+    except Exception as error:  # PaddleNLP raises any type: OSError, ValueError, AttributeError of a None, ...
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"tokenizer {folder}: PaddleNLP cannot load it: {reason}. Give a local folder with {TOKENIZER_CONFIG} and the "
-            "vocabulary beside it, such as `paddle-llm tokenizer train` writes."
+            f"tokenizer {folder}: PaddleNLP cannot load it: {reason}. Use a local folder with {TOKENIZER_CONFIG} and a "
+            "vocabulary, such as `paddle-llm tokenizer train` writes."
         ) from error
 
 
 def _named_class(folder: str) -> Callable[[str], Any] | None:
-    """What loads a folder in which AutoTokenizer would not find its class (`init_class`), or LlamaTokenizer its file."""
+    """Return the loader of a folder whose class (`init_class`) or vocabulary file AutoTokenizer would not find, or None."""
     name, pieces = read_config(folder).get("init_class"), sentencepiece_model(folder)
     renamed = pieces is not None and os.path.basename(pieces) != SENTENCEPIECE_FILES[0]
     if renamed:
@@ -92,22 +90,24 @@ def _require_tokenizer(folder: str) -> None:
         names = set(os.listdir(folder))
         if TOKENIZER_CONFIG not in names and not (MODEL_CONFIG in names and names & _VOCABULARY_FILES):
             raise UserError(
-                f"tokenizer {folder}: the folder has no {TOKENIZER_CONFIG}.{other_layout(Path(folder))} Train one with `paddle-llm tokenizer train "
-                f"--input FILES --output_dir {folder} --vocab_size N`, or copy the model's tokenizer files into it."
+                f"tokenizer {folder}: the folder has no {TOKENIZER_CONFIG}.{other_layout(Path(folder))} Train a tokenizer with "
+                f"`paddle-llm tokenizer train --input FILES --output_dir {folder} --vocab_size N`, or copy the model's "
+                "tokenizer files into the folder."
             )
     elif os.path.exists(folder) or folder.startswith((".", "/", "~")):
         raise UserError(
-            f"tokenizer {folder}: no such folder.{folder_like(folder)} Give a folder that holds {TOKENIZER_CONFIG} and a vocabulary."
+            f"tokenizer {folder}: no such folder.{folder_like(folder)} Use a folder with {TOKENIZER_CONFIG} and a vocabulary."
         )
     elif problem := why_unknown(folder):
-        raise UserError(f"tokenizer {folder}: {problem} Give a folder that holds {TOKENIZER_CONFIG} and a vocabulary.")
+        raise UserError(f"tokenizer {folder}: {problem} Use a folder with {TOKENIZER_CONFIG} and a vocabulary.")
 
 
 def fingerprint(folder: str) -> str:
-    """A hash of the meaning of every id.
+    """Return a hash of the meaning of every id.
 
-    Copies of a tokenizer under other file names have the same fingerprint, and so have additions behind a sentencepiece
-    vocabulary, which change no id of a text. Another vocabulary, another EOS or another first word has another one.
+    Copies of a tokenizer under other file names have the same fingerprint. So have tokenizers with tokens added after a
+    sentencepiece vocabulary, which change no id of a text. Another vocabulary, EOS id or treatment of the first word
+    changes the fingerprint.
 
     Raises:
         UserError: If the folder holds no tokenizer.
@@ -120,7 +120,7 @@ def fingerprint(folder: str) -> str:
 
 
 def _meanings(folder: str) -> Iterator[str]:
-    """One line per id, and one per setting that changes ids."""
+    """Yield one line per id, and one per setting that changes ids."""
     reader, path = reader_of(folder), sentencepiece_model(folder)
     loaded = load_tokenizer(folder) if path is None or reader is Reader.TRANSFORMERS else None
     processor = None
@@ -141,7 +141,7 @@ def _meanings(folder: str) -> Iterator[str]:
 
 
 def _processor(path: str, optional: bool) -> Any:
-    """The sentencepiece model; None where a tokenizer.json has the vocabulary and the file is tiktoken's (LLaMA 3)."""
+    """Return the sentencepiece model; None if tokenizer.json has the vocabulary and the file is tiktoken's (LLaMA 3)."""
     try:
         return read_sentencepiece(path)
     except UserError:
@@ -155,7 +155,7 @@ def _by_id(item: tuple[str, int]) -> tuple[int, str]:
 
 
 def find_fingerprint(folder: str | None) -> str | None:
-    """The fingerprint of the tokenizer in a local folder; None where the folder holds none."""
+    """Return the fingerprint of the tokenizer in a local folder; None if the folder holds none."""
     if not folder or not os.path.isfile(os.path.join(folder, TOKENIZER_CONFIG)):
         return None
     return fingerprint(folder)
@@ -173,24 +173,26 @@ def train_tokenizer(
 ) -> int:
     """Train a sentencepiece model and write it as a folder that PaddleNLP's AutoTokenizer loads as LlamaTokenizer.
 
-    Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then 256 bytes (what the vocabulary lacks is spelled in bytes, so no text is
-    lost), then pieces. Text is not normalised; digits are split. The same text gives the same model.
+    Ids: 0 <unk>, 1 <s>, 2 </s>, 3 <pad>, then 256 bytes, then pieces. Characters outside the vocabulary are encoded as
+    bytes, so no text is lost. Text is not normalized; digits are split. The same text gives the same model.
 
     Args:
-        texts: documents; trained on line by line.
-        vocab_size: pieces in all.
-        model_type: unigram or bpe.
-        character_coverage: share of the characters that become pieces of their own; the rest is spelled in bytes.
-        max_lines: at most this many lines, drawn at random, are held in memory.
+        texts: Documents; the model is trained on their lines.
+        output_dir: Folder to write.
+        vocab_size: Total number of pieces.
+        model_type: "unigram" or "bpe".
+        character_coverage: Share of the characters that become pieces; the others are encoded as bytes.
+        max_lines: Maximum number of lines in memory, drawn at random.
+        overwrite: Replace a tokenizer in the folder.
 
     Returns:
         The size of the vocabulary.
 
     Raises:
-        UserError: too little text for the vocabulary, a folder in use.
+        UserError: If the text is too small for the vocabulary, or the folder holds a tokenizer.
     """
     if os.path.exists(os.path.join(output_dir, TOKENIZER_CONFIG)) and not overwrite:
-        raise UserError(f"{output_dir}: holds a tokenizer already. Give another --output_dir, or --overwrite.")
+        raise UserError(f"{output_dir}: contains a tokenizer already. Use another --output_dir or --overwrite.")
     model = io.BytesIO()
     import sentencepiece
 
@@ -234,16 +236,17 @@ def _lines(texts: Iterable[str]) -> Iterator[str]:
 def _training_failed(vocab_size: int, reason: str) -> str:
     if limit := re.search(r"value <= (\d+)", reason):
         return (
-            f"--vocab_size {vocab_size}: the text yields at most {limit[1]} pieces. Give a smaller one, or more text."
+            f"--vocab_size {vocab_size}: too large for the text, which yields at most {limit[1]} pieces. Use a smaller "
+            "value or more text."
         )
     if needed := re.search(r"required_chars\. \d+ vs (\d+)", reason):
         return (
-            f"--vocab_size {vocab_size}: special tokens, bytes and the characters of the text alone are {needed[1]}. Give a "
-            "larger one, or a smaller --character_coverage."
+            f"--vocab_size {vocab_size}: too small: special tokens, bytes and characters of the text need {needed[1]}. "
+            "Use a larger value, or a smaller --character_coverage."
         )
     if "sentences_.empty()" in reason:
-        return "the input holds no text to train on."
-    return f"sentencepiece cannot train: {reason}"
+        return "the input has no text to train on. Give files with text."
+    return f"sentencepiece cannot train: {reason}. Check the text and the options."
 
 
 def _write_folder(output_dir: str, model: bytes) -> None:
@@ -258,12 +261,12 @@ def _write_folder(output_dir: str, model: bytes) -> None:
     }
     folder = Path(output_dir)
     write_atomically(folder / SENTENCEPIECE_FILES[0], model)
-    # Last: a folder without it is no tokenizer.
+    # Written last: a folder without this file does not count as a tokenizer.
     write_atomically(folder / TOKENIZER_CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def open_decoder(folder: str) -> Callable[[Iterable[int]], str]:
-    """A function from ids to text, for people to read.
+    """Return a function from ids to text for display.
 
     Raises:
         UserError: If the folder holds no tokenizer.

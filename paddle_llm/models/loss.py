@@ -10,6 +10,8 @@ Shapes: B batch, S sequence, V vocabulary (this rank's part of it under tensor p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import paddle
@@ -34,15 +36,13 @@ class CausalLMLoss(paddle.nn.Layer):
         config: PaddleNLP's configuration of the model, its vocabulary padded to a multiple of the tensor-parallel degree.
 
     Attributes:
-        divisor: divides the sum in place of the number of labels that count, where that differs between batches whose
-            losses are averaged afterwards, a number or a scalar in fp32; None: the mean.
         label_smoothing: share of the target's probability that is spread over the whole vocabulary (Szegedy et al. 2016,
             section 7); padding of the vocabulary has no part in it.
     """
 
     def __init__(self, config: Any):
         super().__init__()
-        self.set_divisor(None)
+        self._divisor: tuple[float | paddle.Tensor | None] = (None,)
         self.label_smoothing = 0.0
         degree = max(config.tensor_parallel_degree, 1)
         self.parallel = degree > 1 and config.tensor_parallel_output
@@ -53,14 +53,30 @@ class CausalLMLoss(paddle.nn.Layer):
         self.padding = local - self.real_columns
         self.parallel_cross_entropy = mpu.ParallelCrossEntropy(ignore_index=IGNORE_INDEX) if self.parallel else None
 
-    @property
-    def divisor(self) -> float | paddle.Tensor | None:
-        return self._divisor[0]
+    @contextmanager
+    def divided_by(self, divisor: float | paddle.Tensor | None) -> Iterator[None]:
+        """Divide the sum of each batch by `divisor` instead of by its number of labels.
 
-    def set_divisor(self, value: float | paddle.Tensor | None) -> None:
-        self._divisor = (
-            value,
-        )  # Paddle makes a buffer of an attribute that is a tensor, and takes no number for it again
+        For batches whose losses are averaged afterwards although they have unequal numbers of labels.
+
+        Args:
+            divisor: Number or scalar in float32; None for the batch's own number of labels.
+        """
+        # In a tuple, because Paddle makes a buffer of an attribute that is a tensor.
+        before, self._divisor = self._divisor, (divisor,)
+        try:
+            yield
+        finally:
+            self._divisor = before
+
+    @contextmanager
+    def without_smoothing(self) -> Iterator[None]:
+        """Compute the loss without label smoothing."""
+        before, self.label_smoothing = self.label_smoothing, 0.0
+        try:
+            yield
+        finally:
+            self.label_smoothing = before
 
     def forward(self, logits_BSV: paddle.Tensor, labels_BS: paddle.Tensor) -> paddle.Tensor:
         """Returns the loss, a scalar in fp32."""
@@ -78,7 +94,9 @@ class CausalLMLoss(paddle.nn.Layer):
             if self.label_smoothing:
                 loss_BS = loss_BS.reshape(labels_BS.shape) + self.label_smoothing * self._advance(logits_BSV, labels_BS)
             counts_BS = (labels_BS != IGNORE_INDEX).astype("float32")
-            divisor = counts_BS.sum().clip(min=1.0) if self.divisor is None else self.divisor
+            (divisor,) = self._divisor
+            if divisor is None:
+                divisor = counts_BS.sum().clip(min=1.0)
             loss = (loss_BS.reshape(labels_BS.shape) * counts_BS).sum() / divisor
             return loss + not_a_number
 

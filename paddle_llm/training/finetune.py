@@ -36,7 +36,7 @@ from paddle_llm.peft.save import base_shape, continue_from, read_method, save_ad
 from paddle_llm.training.epochs import global_batch_of, report_length
 from paddle_llm.training.evaluation.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype
-from paddle_llm.training.step.loss_normalization import criterion_of
+from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.finetune_trainer import Answers, FinetuneTrainer
 
 Samples = InstructionDataset | PackedDataset | PromptedDataset
@@ -105,7 +105,7 @@ def build_network(config: RunConfig, layout: Layout, method: Method, family: Fam
     model = build_model(config, layout, dtype=dtype)
     check_format(config.model_format, family.name, model.config)
     attach(model, method, layout, family, config.seed, **options)
-    criterion_of(model).label_smoothing = config.label_smoothing
+    find_criterion(model).label_smoothing = config.label_smoothing
     return model
 
 

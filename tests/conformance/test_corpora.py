@@ -127,12 +127,12 @@ def test_damaged_pairs_are_refused(tmp_path: Path) -> None:
 
     cases = {
         "short": ("bin", lambda raw: raw[:-4], "truncated"),
-        "long": ("bin", lambda raw: raw + b"\0\0\0\0", "longer than its index says"),
+        "long": ("bin", lambda raw: raw + b"\0\0\0\0", "longer than its index:"),
         "cut": ("idx", lambda raw: raw[:-8], "corrupt"),
         "version": ("idx", lambda raw: raw[:9] + b"\x02" + raw[10:], "version 2"),
         "floats": ("idx", lambda raw: raw[:17] + b"\x07" + raw[18:], "dtype code 7"),
         "modes": ("idx", lambda raw: raw + bytes(6), "sequence modes"),
-        "start": ("idx", lambda raw: raw[:-40] + b"\x01" + raw[-39:], "begin at sequence 1"),
+        "start": ("idx", lambda raw: raw[:-40] + b"\x01" + raw[-39:], "first document begins at sequence 1"),
         "other": ("idx", lambda raw: b"X" + raw[1:], "not an index in the mmap format"),
     }
     for name, (suffix, change, message) in cases.items():

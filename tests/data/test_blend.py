@@ -31,10 +31,10 @@ def test_input_dir_is_a_prefix_a_folder_or_a_blend(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0.3 /a 0.7", "3 words; a blend is written as"),
-        ("/a /b", "'/a' is no number"),
-        ("0 /a 1 /b", "must be above 0"),
-        ("nan /a 1 /b", "must be above 0"),
+        ("0.3 /a 0.7", "3 words. Write a blend as"),
+        ("/a /b", "the weight '/a' is not a number"),
+        ("0 /a 1 /b", "is not positive"),
+        ("nan /a 1 /b", "is not positive"),
         ("", "empty"),
     ],
 )

@@ -101,12 +101,12 @@ def start_large_build(folder: Path, tokenizer: str) -> tuple[subprocess.Popen[st
 def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path, tokenizer_folder: str) -> None:
     prefix = tmp_path / "corpus"
     process, workers = start_large_build(tmp_path, tokenizer_folder)
-    with pytest.raises(UserError, match="another build is writing there now"):
+    with pytest.raises(UserError, match="another build is writing to it"):
         build_corpus([str(tmp_path / "big.txt")], tokenizer_folder, str(prefix))
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the build was over before it could be killed"
     assert not any(Path(f"{prefix}{suffix}").exists() for suffix in SUFFIXES)
-    with pytest.raises(UserError, match="its build is not finished"):
+    with pytest.raises(UserError, match="incomplete: its build is running or was killed"):
         open_corpus(str(prefix))
     _, alive = psutil.wait_procs(workers, timeout=20)
     assert not alive, "workers outlive a killed build"
@@ -143,7 +143,7 @@ def test_a_finished_corpus_is_not_replaced_unasked(tmp_path: Path, jsonl: Writer
     first, second = jsonl("a.jsonl", ["first"]), jsonl("b.jsonl", ["second", "third"])
     prefix = str(tmp_path / "c")
     build_corpus([str(first)], tokenizer_folder, prefix)
-    with pytest.raises(UserError, match="a corpus is there already"):
+    with pytest.raises(UserError, match="a corpus exists already"):
         build_corpus([str(second)], tokenizer_folder, prefix)
     build_corpus([str(second)], tokenizer_folder, prefix, overwrite=True)
     assert open_corpus(prefix).n_documents == 2
@@ -160,7 +160,7 @@ def test_a_prefix_that_cannot_be_written_is_named(tmp_path: Path, jsonl: Writer,
     source = jsonl("a.jsonl", ["text"])
     with pytest.raises(UserError, match="cannot be written"):
         build_corpus([str(source)], tokenizer_folder, str(source / "corpus"))
-    with pytest.raises(UserError, match="is a folder; add a name"):
+    with pytest.raises(UserError, match="is a folder. Add a name"):
         build_corpus([str(source)], tokenizer_folder, f"{tmp_path}/")
 
 
@@ -185,12 +185,12 @@ def test_inspection_finds_what_was_changed_afterwards(tmp_path: Path, jsonl: Wri
     assert sum(count for _, _, count in found.histogram) == 50
     assert found.not_ended_by_eos == 0
     train_tokenizer(english_and_chinese(300, seed=5), str(tmp_path / "other"), 700)
-    assert "built with the tokenizer" in inspect_corpus(prefix, str(tmp_path / "other"))[1].problems[0]
+    assert "it was built with tokenizer" in inspect_corpus(prefix, str(tmp_path / "other"))[1].problems[0]
     meta = json.loads(Path(prefix + ".meta.json").read_text())
     Path(prefix + ".meta.json").write_text(json.dumps({**meta, "n_documents": 49, "data_sha256": "0"}))
     problems = inspect_corpus(prefix)[1].problems
     assert any("n_documents is 50" in p for p in problems)
-    assert any("other content" in p for p in problems)
+    assert any("has changed since it was built" in p for p in problems)
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, tokenizer_folder: str) -> None:

@@ -52,11 +52,11 @@ def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path, files: list[Pa
     prefix = tmp_path / "c"
     failed = run("data", "build", "--input", bad, "--tokenizer", tokenizer_folder, "--output_prefix", prefix)
     assert failed.returncode == 2
-    assert failed.stderr.count("\n") == 1 and f"{bad}, line 2: has no key 'text' (it has txt)" in failed.stderr
+    assert failed.stderr.count("\n") == 1 and f"{bad}, line 2: no key 'text'; it has txt" in failed.stderr
     skipped = run(
         "data", "build", "--input", bad, "--tokenizer", tokenizer_folder, "--output_prefix", prefix, "--skip_bad_rows"
     )
-    assert skipped.returncode == 0 and "left out: 1 bad row, " in skipped.stderr
+    assert skipped.returncode == 0 and "skipped: 1 bad row, " in skipped.stderr
     absent = run("data", "build", "--input", bad, "--tokenizer", tmp_path / "none", "--output_prefix", prefix)
     assert absent.returncode == 2 and "no such folder" in absent.stderr
 

@@ -30,7 +30,7 @@ def test_inspect_shows_samples_with_the_learnt_tokens_marked(tmp_path: Path, tok
     assert shown.returncode == 0, shown.stderr
     assert f"--- {path}, line 1 (" in shown.stdout and f"--- {path}, line 21 (" in shown.stdout
     assert "<s> ask[[ one</s>]] more 0[[" in shown.stdout
-    assert "samples: 40, left out: 0" in shown.stdout and "by language: en 40" in shown.stdout
+    assert "samples: 40, skipped: 0" in shown.stdout and "by language: en 40" in shown.stdout
     assert "longest 79" in shown.stdout and "packed (" in shown.stdout and "padding: " in shown.stdout
     assert "format src_tgt, by its keys src, tgt" in shown.stderr and "template default" in shown.stderr
     assert "answers cut; they are not ended by EOS" in shown.stderr
@@ -40,7 +40,7 @@ def test_inspect_shows_samples_with_the_learnt_tokens_marked(tmp_path: Path, tok
     assert refused.returncode == 2 and f"{path}, line 41: has no key 'src'" in refused.stderr
     assert "Traceback" not in refused.stderr and "--skip_bad_rows" in refused.stderr
     both = run("inspect", "corpus", "--finetune", path)
-    assert both.returncode == 2 and "one of the two" in both.stderr
+    assert both.returncode == 2 and "give either a corpus (PREFIX) or instruction data" in both.stderr
 
 
 def test_inspect_lists_the_files_of_a_folder(tmp_path: Path, tokenizer_folder: str) -> None:
@@ -63,7 +63,7 @@ def test_inspect_lists_the_files_of_a_folder(tmp_path: Path, tokenizer_folder: s
         f"left out  {tmp_path}/holdout.jsonl: its name marks held-out data",
     ]
     assert shown.stdout.splitlines()[:6] == expected
-    assert "samples: 1, left out: 0" in shown.stdout
+    assert "samples: 1, skipped: 0" in shown.stdout
 
 
 def test_self_cognition_writes_a_file_that_training_reads(tmp_path: Path) -> None:

@@ -52,16 +52,16 @@ def test_all_formats_give_the_same_documents(tmp_path: Path) -> None:
 
 
 def test_missing(tmp_path: Path, prefix: str) -> None:
-    with pytest.raises(UserError, match="no corpus at .*absent.*data build"):
+    with pytest.raises(UserError, match="corpus .*absent: not found.*data build"):
         open_corpus(str(tmp_path / "absent"))
     Path(prefix + ".idx").unlink()
-    with pytest.raises(UserError, match="the tokens are there, the index"):
+    with pytest.raises(UserError, match="incomplete: the tokens exist but no index"):
         open_corpus(prefix)
 
 
 def test_tokens_missing(prefix: str) -> None:
     Path(prefix + ".bin").unlink()
-    with pytest.raises(UserError, match=r"c\.bin\) are missing"):
+    with pytest.raises(UserError, match=r"incomplete: the index exists but not the tokens \(.*c\.bin\)"):
         open_corpus(prefix)
 
 
@@ -80,7 +80,7 @@ def test_truncated_tokens(prefix: str) -> None:
     with pytest.raises(UserError, match=rf"c\.bin: truncated.*\({tokens} tokens\).*\({tokens - 5} tokens\)"):
         open_corpus(prefix)
     edit(prefix + ".bin", lambda raw: raw.extend(b"\0" * 20))
-    with pytest.raises(UserError, match="longer than its index says"):
+    with pytest.raises(UserError, match="longer than its index:"):
         open_corpus(prefix)
 
 
@@ -89,11 +89,11 @@ def test_truncated_tokens(prefix: str) -> None:
     [
         (lambda raw: raw.__setitem__(slice(0, 5), b"xxxxx"), "not an index in the mmap format"),
         (lambda raw: raw.__setitem__(17, 7), "dtype code 7"),
-        (lambda raw: raw.__delitem__(slice(100, 108)), "its header promises 20 sequences"),
-        (lambda raw: raw.__delitem__(slice(20, None)), "a header alone has 34"),
+        (lambda raw: raw.__delitem__(slice(100, 108)), "its header describes 20 sequences"),
+        (lambda raw: raw.__delitem__(slice(20, None)), "the header alone has 34"),
         (
             lambda raw: raw.__setitem__(slice(-8, None), (19).to_bytes(8, "little")),
-            "documents end at sequence 19 of 20",
+            "document ends at sequence 19 of 20",
         ),
         (
             lambda raw: raw.__setitem__(slice(34, 38), (99).to_bytes(4, "little")),
@@ -138,18 +138,18 @@ def test_a_lazy_index_that_is_cut(tmp_path: Path) -> None:
 def test_ids_beyond_the_vocabulary(prefix: str, tmp_path: Path) -> None:
     corpus = open_corpus(prefix)
     highest = int(corpus.tokens.max())
-    with pytest.raises(UserError, match=rf"token id {highest}, the model's vocabulary has {highest}"):
+    with pytest.raises(UserError, match=rf"token id {highest} is outside the model's vocabulary of {highest}"):
         check_corpus(corpus, vocab_size=highest, eos_id=None, fingerprint=None, cache_dir=tmp_path / "cache")
     check_corpus(corpus, vocab_size=highest + 1, eos_id=None, fingerprint=None, cache_dir=tmp_path / "cache")
     negative = write_corpus(tmp_path / "n", [np.array([3, -7, 2])], dtype="<i4")
-    with pytest.raises(UserError, match="token id -7"):
+    with pytest.raises(UserError, match="negative token id: -7"):
         check_corpus(open_corpus(negative), vocab_size=10, eos_id=None, fingerprint=None)
 
 
 def test_the_largest_id_is_remembered_until_the_data_changes(
     prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("paddle_llm.data.corpus.checks._REMEMBER_ABOVE_TOKENS", 0)
+    monkeypatch.setattr("paddle_llm.data.corpus.checks._CACHE_ABOVE_TOKENS", 0)
     corpus = open_corpus(prefix)
     highest = largest_token(corpus, tmp_path / "cache")
     (note,) = (tmp_path / "cache").iterdir()
@@ -166,9 +166,9 @@ def test_another_tokenizer_or_end(
     corpus = open_corpus(str(tmp_path / "c"))
     recorded = corpus.meta["tokenizer_fingerprint"]
     check_corpus(corpus, vocab_size=700, eos_id=2, fingerprint=recorded)
-    with pytest.raises(UserError, match=f"another tokenizer: its fingerprint is {recorded}.*has abc"):
+    with pytest.raises(UserError, match=f"another tokenizer: its fingerprint is {recorded}.*is abc"):
         check_corpus(corpus, vocab_size=700, eos_id=2, fingerprint="abc")
-    with pytest.raises(UserError, match="ends its documents with id 2, .* with 1"):
+    with pytest.raises(UserError, match="documents end with id 2, but the tokenizer's EOS is 1"):
         check_corpus(corpus, vocab_size=700, eos_id=1, fingerprint=recorded)
 
 

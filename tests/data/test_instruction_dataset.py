@@ -107,7 +107,7 @@ def test_batches_are_padded_on_the_right(samples: EncodedSamples) -> None:
     assert batch["position_ids"].shape == (4, 256) and batch["position_ids"].max() < 256
     assert batch["segment_lengths"].shape == (4, max(len(row["segment_lengths"]) for row in rows))
     assert batch["segment_lengths"].sum(1).tolist() == [len(row["input_ids"]) for row in rows]
-    with pytest.raises(ValueError, match="does not fit rows of 16"):
+    with pytest.raises(ValueError, match="does not fit into rows of 16 tokens"):
         PadAndStack(3, length=16)(items)
 
 

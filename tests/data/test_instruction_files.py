@@ -174,7 +174,7 @@ def test_a_mixture_keeps_the_weights_and_every_row(tmp_path: Path, capsys) -> No
     with pytest.raises(UserError, match="--dataset_name_or_path .*: 3 words"):
         load_split(f"0.5 {a} {b}")
     for commas in (f"{a},{b}", f"{a}, {b}"):
-        with pytest.raises(UserError, match=f"not separated by commas.*1 {a} 1 {b}"):
+        with pytest.raises(UserError, match=f"paths are separated by commas.*1 {a} 1 {b}"):
             load_split(commas)
 
 

@@ -13,7 +13,7 @@ from tests.helpers.corpus import numbered_documents, write_corpus
 
 
 def open_and_read(prefix: str, vocab_size: int) -> list[int] | str:
-    """Runs on each rank: first ids of some samples, or the mistake it was told."""
+    """Runs on each rank: first ids of some samples, or the message of the error."""
     import paddle.distributed as dist
 
     dist.init_parallel_env()
@@ -57,7 +57,7 @@ def test_ranks_share_one_cache_and_one_order(prefix: str) -> None:
     assert not list(Path(prefix).parent.glob("index-cache/*.tmp"))
 
 
-def test_every_rank_is_told_of_a_mistake(prefix: str) -> None:
-    told = run_ranks(open_and_read, 2, prefix, 10, timeout=120)
-    assert told[0] == told[1]
-    assert "the model's vocabulary has 10" in told[0]
+def test_a_mistake_is_reported_on_every_rank(prefix: str) -> None:
+    messages = run_ranks(open_and_read, 2, prefix, 10, timeout=120)
+    assert messages[0] == messages[1]
+    assert "the model's vocabulary of 10" in messages[0]

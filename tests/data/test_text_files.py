@@ -126,7 +126,7 @@ def test_one_byte_encodings_are_not_guessed_and_the_line_is_named(tmp_path: Path
 def test_a_gz_suffix_on_plain_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_text("plain")
-    with pytest.raises(UserError, match=r"Rename it without \.gz"):
+    with pytest.raises(UserError, match=r"not compressed with gzip, although its suffix is .gz"):
         read_text(path)
 
 

@@ -80,7 +80,7 @@ def test_bpe_and_replacing(tmp_path: Path) -> None:
     folder = str(tmp_path / "bpe")
     train_tokenizer(english_and_chinese(200), folder, 600, model_type="bpe")
     assert open_encoder(folder).vocab_size == 600
-    with pytest.raises(UserError, match="holds a tokenizer already"):
+    with pytest.raises(UserError, match="contains a tokenizer already"):
         train_tokenizer(english_and_chinese(200), folder, 500)
     train_tokenizer(english_and_chinese(200), folder, 500, overwrite=True)
     assert open_encoder(folder).vocab_size == 500
@@ -90,7 +90,7 @@ def test_bpe_and_replacing(tmp_path: Path) -> None:
     ("texts", "size", "message"),
     [
         (["a few words only"], 5000, "at most"),
-        ([CHINESE * 3], 280, "special tokens, bytes and the characters"),
+        ([CHINESE * 3], 280, "special tokens, bytes and characters of the text need"),
         (["", "\n"], 300, "no text"),
     ],
 )

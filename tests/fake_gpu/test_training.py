@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import MethodType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +22,12 @@ from paddle_llm.parallel.zero.stage2 import default_bucket_bytes
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.peft.methods import adalora
 from paddle_llm.rehearse import oracle, record
+from paddle_llm.training import sharding
 from paddle_llm.training.metrics.meter import Meter
 from paddle_llm.training.step import nan_guard
 from paddle_llm.training.step.loss_scaling import unscale_main_gradients
-from paddle_llm.training.trainers import finetune_trainer, pretrain_trainer
+from paddle_llm.training.trainers import finetune_trainer
 from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
-from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 from tests.helpers.gpu.kernels import network, without_cpu_kernels
 from tests.rehearse.cases import make_case
 
@@ -70,7 +70,7 @@ def test_labelled_positions_of_fine_tuning_are_of_few_different_numbers(
     card: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Logits of ever new sizes would fragment the memory of a GPU; the loader rounds their number up."""
-    monkeypatch.setattr(finetune_trainer, "criterion_of", lambda model: "criterion")
+    monkeypatch.setattr(finetune_trainer, "find_criterion", lambda model: "criterion")
     trainer = SimpleNamespace(layout=Layout(), model=None)
     sizes = set()
     for labelled in (3, 200, 257):
@@ -173,16 +173,21 @@ def test_weights_to_be_saved_are_gathered_in_host_memory() -> None:
 def test_stage_3_prefetches_where_collectives_are_asynchronous(
     card: None, monkeypatch: pytest.MonkeyPatch, stage: int
 ) -> None:
-    asked: dict[str, Any] = {}
-    monkeypatch.setattr(pretrain_trainer, "ShardedGradients", lambda *_, **named: "gradients")
-    monkeypatch.setattr(pretrain_trainer, "ShardedWeights", lambda *_, **named: asked.update(named))
-    options = SimpleNamespace(offload_weights=False)
-    args = SimpleNamespace(sharding_comm_buffer_size_MB=-1)
-    trainer = SimpleNamespace(
-        layout=Layout(sharding=2, sharding_stage=stage), model=None, optimizer=None, options=options, args=args
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(sharding, "GradNormReader", lambda *_: "reader")
+    monkeypatch.setattr(sharding, "ShardedGradients", lambda *_, **named: "gradients")
+    monkeypatch.setattr(sharding, "ShardedWeights", lambda *_, **named: given.update(named) or "weights")
+    applied = sharding.apply_sharding(
+        None,
+        None,
+        Layout(sharding=2, sharding_stage=stage),
+        guard=SimpleNamespace(guard=lambda optimizer: None),
+        check_norm=lambda norm: None,
+        bucket_mb=-1,
+        offload_weights=False,
     )
-    MethodType(PretrainTrainer._shard, trainer)()
-    assert asked.get("prefetch") is (True if stage == 3 else None)
+    assert applied == ("reader", "gradients", "weights" if stage == 3 else None)
+    assert given.get("prefetch") is (True if stage == 3 else None)
 
 
 # ---- ranks and rehearsal --------------------------------------------------------------------------------------------

@@ -62,10 +62,10 @@ def test_what_is_left_out_or_doubtful_is_reported(tmp_path, capsys):
     [
         ("gbk.txt", "\u4f60\u597d\uff0c\u4e16\u754c\n".encode("gbk"), "iconv -f GBK -t UTF-8"),
         ("cut.txt.gz", gzip.compress(b"Hello\n" * 99)[:-9], "cannot be read to its end"),
-        ("no.txt.gz", b"Hello", "is not compressed with gzip"),
+        ("no.txt.gz", b"Hello", "not compressed with gzip"),
         ("empty.txt", b"", "holds no prompts"),
         ("blank.txt", b"\n \n", "holds no prompts"),
-        ("packed.txt", b"PK\x03\x04....", "holds zip data"),
+        ("packed.txt", b"PK\x03\x04....", "contains zip data"),
         ("bad.txt", "\u00e9\u00e9\u00e9\n".encode() + b"\xff\n", "line 2: not UTF-8"),
     ],
 )

@@ -11,7 +11,7 @@ from paddle_llm.data.counted_batches import (
     LABELLED_POSITIONS,
     POSITION_LABELS,
     CountedBatches,
-    instruction_tokens,
+    count_instruction_tokens,
 )
 from tests.helpers.models.networks import WRITERS, batch, build
 
@@ -19,7 +19,7 @@ IGNORED = -100
 
 
 def _picked(labels, multiple: int) -> dict:
-    return CountedBatches(lambda samples: {"labels": labels}, instruction_tokens, multiple)([])
+    return CountedBatches(lambda samples: {"labels": labels}, count_instruction_tokens, multiple)([])
 
 
 def _loss_and_gradients(model, inputs):

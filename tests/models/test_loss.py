@@ -116,7 +116,11 @@ def test_a_divisor_on_the_device_gives_the_same_bits_and_is_no_part_of_the_state
     labels_BS = paddle.ones([2, 5], dtype="int64")
     losses = []
     for divisor in (7 / 3, paddle.to_tensor(7 / 3, dtype="float64").astype("float32")):
-        criterion.set_divisor(divisor)
-        losses.append(float(criterion(logits_BSV, labels_BS)))
-    assert losses[0] == losses[1] and not criterion.state_dict()
-    criterion.set_divisor(2.0)  # as an evaluation sets it in between
+        with criterion.divided_by(divisor):
+            losses.append(float(criterion(logits_BSV, labels_BS)))
+            assert not criterion.state_dict()
+            with criterion.divided_by(2.0):  # as an evaluation does in between
+                assert float(criterion(logits_BSV, labels_BS)) != losses[-1]
+            assert float(criterion(logits_BSV, labels_BS)) == losses[-1]
+    assert losses[0] == losses[1]
+    assert float(criterion(logits_BSV, labels_BS)) == pytest.approx(losses[0] * 7 / 3 / 10)

@@ -1,1 +1,1 @@
-"""Pretraining corpora: from text files to .bin/.idx files to samples."""
+"""Pretraining corpora: text files are tokenized to .bin/.idx files, which are then read as samples."""

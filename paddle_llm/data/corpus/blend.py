@@ -1,4 +1,7 @@
-"""Which corpora `--input_dir` names, how `--split` cuts them, and how a weighted blend takes turns. Free of paddle."""
+"""Parsing of `--input_dir` and `--split`, and the order in which a weighted blend draws from its corpora.
+
+Does not import Paddle.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,18 @@ _BLOCK = 1 << 16
 
 
 def parse_input_dir(input_dir: str) -> list[tuple[float | None, str]]:
-    """What `--input_dir` names: a folder, one prefix, or a weighted blend `"0.3 /a/prefix 0.7 /b/prefix"`.
+    """Parse `--input_dir`: a folder, one prefix, or a weighted blend `"0.3 /a/prefix 0.7 /b/prefix"`.
 
     Returns:
-        (weight, prefix) pairs. The corpora of a folder have no weight (None): each counts by its size.
+        (weight, prefix) pairs. The corpora of a folder have no weight (None): each is weighted by its size.
 
     Raises:
-        UserError: a malformed blend, an empty folder.
+        UserError: If the blend is malformed or the folder holds no corpus.
     """
     words = input_dir.split()
     if not words:
         raise UserError(
-            '--input_dir is empty. Give a folder, a prefix, or a blend such as "0.3 /a/prefix 0.7 /b/prefix".'
+            '--input_dir is empty. Use a folder, a prefix, or a blend such as "0.3 /a/prefix 0.7 /b/prefix".'
         )
     if len(words) == 1 or os.path.exists(input_dir) or corpus_exists(input_dir):
         return [(None, prefix) for prefix in _prefixes(input_dir)]
@@ -33,45 +36,54 @@ def parse_input_dir(input_dir: str) -> list[tuple[float | None, str]]:
 
 def _parse_blend(input_dir: str) -> list[tuple[float | None, str]]:
     blend: list[tuple[float | None, str]] = []
-    for weight, prefix in split_weights(input_dir, "--input_dir", "PREFIX") or []:
+    for weight, prefix in parse_weighted_paths(input_dir, "--input_dir", "PREFIX") or []:
         found = _prefixes(prefix)
         if len(found) > 1:
             raise UserError(
-                f"--input_dir {input_dir!r}: the folder {prefix} holds {len(found)} corpora ({', '.join(found[:4])}); "
-                "in a blend give each its own weight."
+                f"--input_dir {input_dir!r}: the folder {prefix} holds {len(found)} corpora "
+                f"({', '.join(found[:4])}). Give each of them its own weight."
             )
         blend.append((weight, found[0]))
     return blend
 
 
-def split_weights(value: str, flag: str, what: str = "FILE") -> list[tuple[float, str]] | None:
-    """The (weight, path) pairs of `"0.3 a 0.7 b"`; None for a single word, which is no blend.
+def parse_weighted_paths(value: str, flag: str, placeholder: str = "FILE") -> list[tuple[float, str]] | None:
+    """Parse a blend `"0.3 a 0.7 b"` into (weight, path) pairs.
+
+    Args:
+        value: Value of the flag.
+        flag: Name of the flag, for messages.
+        placeholder: What a path is called in messages.
+
+    Returns:
+        The pairs; None if `value` is a single word, which is not a blend.
 
     Raises:
-        UserError: words that are no pairs, a weight that is none.
+        UserError: If the words do not form pairs or a weight is not a positive number.
     """
     words = value.split()
     paths = [path.strip() for path in value.split(",") if path.strip()]
     if len(paths) > 1 and all(os.path.exists(path) for path in paths):
         weighted = " ".join(f"1 {path}" for path in paths)
         raise UserError(
-            f"{flag} {value!r}: paths are not separated by commas. Give a folder, a pattern, or a mixture by weight: {weighted!r}"
+            f"{flag} {value!r}: paths are separated by commas. Give a folder, a pattern, or a blend: {weighted!r}."
         )
     if len(words) == 1:
         return None
+    example = placeholder.lower()
     form = (
-        f'a blend is written as `WEIGHT {what} WEIGHT {what} ...`, as in "0.3 /a/{what.lower()} 0.7 /b/{what.lower()}"'
+        f'Write a blend as `WEIGHT {placeholder} WEIGHT {placeholder} ...`, as in "0.3 /a/{example} 0.7 /b/{example}"'
     )
     if len(words) % 2:
-        raise UserError(f"{flag} {value!r}: {len(words)} words; {form}.")
+        raise UserError(f"{flag} {value!r}: not pairs of weight and path: {len(words)} words. {form}.")
     blend = []
     for number, path in zip(words[::2], words[1::2], strict=True):
         try:
             weight = float(number)
         except ValueError:
-            raise UserError(f"{flag} {value!r}: {number!r} is no number; {form}.") from None
+            raise UserError(f"{flag} {value!r}: the weight {number!r} is not a number. {form}.") from None
         if not 0 < weight < float("inf"):
-            raise UserError(f"{flag} {value!r}: the weight {number} of {path} must be above 0.")
+            raise UserError(f"{flag} {value!r}: weight {number} of {path} is not positive. Use a weight above 0.")
         blend.append((weight, path))
     return blend
 
@@ -86,34 +98,46 @@ def _prefixes(path: str) -> list[str]:
                 found.add(os.path.join(path, name[: -len(suffix)]))
     if not found:
         raise UserError(
-            f"--input_dir {path}: the folder holds no corpus (no .idx, no _idx.npz). Build one with "
+            f"--input_dir {path}: the folder holds no corpus (no .idx or _idx.npz file). Build one with "
             f"`paddle-llm data build --input FILES --tokenizer DIR --output_prefix {os.path.join(path, 'corpus')}`."
         )
     return sorted(found)
 
 
 def split_bounds(split: str, n_documents: int) -> list[tuple[int, int]]:
-    """Cut documents into train, valid and test by `--split`, as in "949,50,1" (any sum; "/" works as well).
+    """Split documents into train, valid and test by `--split`, for example "949,50,1".
+
+    Args:
+        split: One to three shares with any sum, separated by "," or "/".
+        n_documents: Number of documents.
 
     Returns:
-        Three (first, stop) pairs of document numbers, in the corpus's order, which together are all of them.
+        Three (first, stop) pairs of document numbers in the order of the corpus. Together they cover all documents.
+
+    Raises:
+        UserError: If `split` is malformed.
     """
     try:
         parts = [float(part) for part in split.replace("/", ",").split(",")]
     except ValueError:
         parts = []
     if not 1 <= len(parts) <= 3 or any(not 0 <= p < float("inf") for p in parts) or not sum(parts):
-        raise UserError(f"--split {split!r}: give up to three numbers (train,valid,test) not below 0, as in 949,50,1.")
+        raise UserError(
+            f"--split {split!r}: not one to three shares. Use non-negative numbers for train,valid,test, as in 949,50,1."
+        )
     shares = np.cumsum(parts + [0.0] * (3 - len(parts))) / sum(parts)
     ends = [int(round(share * n_documents)) for share in shares]
     return list(zip([0, *ends[:2]], ends, strict=True))
 
 
 class Blend:
-    """Takes turns between corpora so that after any number of samples each is within one of its share.
+    """Draws samples from corpora so that after any number of samples each corpus is within one of its share.
 
-    The j-th sample (from 0) of a corpus with share w is due at time (j + 0.5) / w; samples go in the order they are due
-    (Webster's apportionment). What stands at a position is computed from the position alone, a block at a time.
+    The j-th sample (from 0) of a corpus with share w is due at time (j + 0.5) / w; samples are ordered by due time
+    (Webster's apportionment method). The sample at a position is computed from the position alone, one block at a time.
+
+    Attributes:
+        shares: Normalized weights [K] of K corpora.
     """
 
     def __init__(self, weights: list[float]):
@@ -122,7 +146,7 @@ class Blend:
         self._block: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(corpus, how many samples it gave before) of the sample at a position of the blend."""
+        """Return the corpus of the sample at a position of the blend, and how many samples that corpus gave before."""
         if len(self.shares) == 1:
             return 0, position
         number, at = divmod(position, _BLOCK)
@@ -131,7 +155,7 @@ class Blend:
         return int(self._block[0][at]), int(self._block[1][at])
 
     def counts(self, length: int) -> list[int]:
-        """How many of the first `length` samples each corpus gives."""
+        """Return how many of the first `length` samples come from each corpus."""
         if not length:
             return [0] * len(self.shares)
         if len(self.shares) == 1:
@@ -142,7 +166,7 @@ class Blend:
         return [int(c) for c in before + rest]
 
     def _compute(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        # Up to time t, t samples are due, give or take half a sample per corpus: a margin of one each is enough.
+        # Until time t, t samples are due, plus or minus half a sample per corpus: a margin of one each is enough.
         margin = len(self.shares)
         before = self._due_before(float(max(number * _BLOCK - margin, 0)))
         corpora, given = self._between(before, self._due_before(float((number + 1) * _BLOCK + margin)))
@@ -150,8 +174,11 @@ class Blend:
         return corpora[skip : skip + _BLOCK], given[skip : skip + _BLOCK]
 
     def _due_before(self, time: float) -> np.ndarray:
-        """[K] samples of each corpus due before a time, by the very division that `_between` sorts by."""
-        counts = np.floor(self.shares * time).astype(np.int64)  # exact to one; the loop settles which
+        """Return the number of samples of each corpus [K] that are due before a time.
+
+        Uses the same division as `_between`, so that both agree at the boundary.
+        """
+        counts = np.floor(self.shares * time).astype(np.int64)  # off by at most one; the loops below correct it
         while (late := (counts + 0.5) / self.shares < time).any():
             counts += late
         while (early := (counts > 0) & ((counts - 0.5) / self.shares >= time)).any():

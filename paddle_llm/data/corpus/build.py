@@ -1,5 +1,8 @@
-"""`paddle-llm data build`: text files to a .bin/.idx corpus. The same bytes come out whatever the number of workers, memory
-stays flat whatever the size of the input, and a build that ends early leaves nothing that looks finished."""
+"""Builds a .bin/.idx corpus from text files (`paddle-llm data build`).
+
+The output has the same bytes for any number of workers. Memory use does not depend on the size of the input. An
+interrupted build leaves no file that looks complete.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +26,16 @@ from paddle_llm.data.tokenizer import fingerprint
 
 _SUFFIXES = (".bin", ".idx", ".meta.json")
 _BUILDING = ".building"
-_NAMED_PROBLEMS = 5
+_MAX_NAMED_PROBLEMS = 5
 
 
 @dataclass
 class BuildReport:
-    """What a build made.
+    """Counts of a build.
 
     Attributes:
-        special_tokens: special tokens that are written in documents and became token ids.
-        problems: the first bad rows, where bad rows are skipped.
+        special_tokens: Number of special tokens whose text occurs in documents; they became token ids.
+        problems: Descriptions of the first bad rows, if bad rows are skipped.
     """
 
     n_documents: int = 0
@@ -44,13 +47,14 @@ class BuildReport:
     problems: list[str] = field(default_factory=list)
 
     def add(self, encoded: Encoded) -> None:
+        """Add the counts of one block."""
         self.n_documents += len(encoded.sizes)
         self.n_tokens += len(encoded.ids)
         self.max_token_id = max(self.max_token_id, encoded.max_id)
         self.empty_documents += encoded.empty
         self.bad_rows += len(encoded.problems)
         self.special_tokens += encoded.special_tokens
-        self.problems += encoded.problems[: _NAMED_PROBLEMS - len(self.problems)]
+        self.problems += encoded.problems[: _MAX_NAMED_PROBLEMS - len(self.problems)]
 
 
 def build_corpus(
@@ -65,20 +69,24 @@ def build_corpus(
     overwrite: bool = False,
     progress: Callable[[list[Source]], Any] | None = None,
 ) -> BuildReport:
-    """Tokenise files into PREFIX.bin, PREFIX.idx and PREFIX.meta.json; every document ends with EOS.
+    """Tokenize files into PREFIX.bin, PREFIX.idx and PREFIX.meta.json; every document ends with EOS.
 
-    Documents stand in the order of the input. Those without a token are left out and counted.
+    Documents keep the order of the input. Documents without a token are skipped and counted.
 
     Args:
-        inputs: files, folders, globs (`sources.find_sources`); kind: their format, "auto" by suffix.
-        tokenizer: a folder.
-        workers: processes that tokenise; 1 stays in this one.
-        skip_bad_rows: count rows that hold no text instead of stopping at the first.
-        overwrite: replace a finished corpus at the prefix.
-        progress: given the sources, a context manager that gives a function to call with the bytes just read.
+        inputs: Files, folders and globs (see `sources.find_sources`).
+        tokenizer: Tokenizer folder.
+        output_prefix: PREFIX of the files.
+        workers: Number of processes that tokenize; 1 tokenizes in this process.
+        kind: Format of the files; "auto" chooses by suffix.
+        options: How documents are found in the files.
+        skip_bad_rows: Count rows without text instead of stopping at the first one.
+        overwrite: Replace a complete corpus at the prefix.
+        progress: Function from the sources to a context manager that returns a function, which is called with the
+            number of bytes just read.
 
     Raises:
-        UserError: input, tokenizer or output that cannot be used; a bad row, with file and line; no document at all.
+        UserError: If an input, the tokenizer or the output cannot be used, a row is bad, or there is no document.
     """
     options = options or ReadOptions()
     sources = find_sources(inputs, kind)
@@ -91,21 +99,23 @@ def build_corpus(
         "dtype": token_dtype(encoder.vocab_size).name,
     }
     if encoder.eos_id is None or encoder.eos_id < 0:
-        raise UserError(f"tokenizer {tokenizer}: has no end-of-sentence token, which every document must end with.")
+        raise UserError(
+            f"tokenizer {tokenizer}: it has no EOS token, which must end every document. Use a tokenizer that has one."
+        )
     report = BuildReport()
     with _Output(output_prefix, overwrite) as output, (progress or _no_progress)(sources) as advance:
         results = encode_blocks(read_blocks(sources, options), tokenizer, options, workers)
         for encoded in results:
             if encoded.problems and not skip_bad_rows:
                 results.close()
-                raise UserError(f"{encoded.problems[0]}. Mend the row, or leave such rows out with --skip_bad_rows.")
+                raise UserError(f"{encoded.problems[0]}. Fix the row, or skip such rows with --skip_bad_rows.")
             report.add(encoded)
             output.append(encoded)
             advance(encoded.read_bytes)
         if not report.n_documents:
             raise UserError(
-                f"no document in {len(sources)} input files ({report.empty_documents} empty, {report.bad_rows} bad rows); "
-                "nothing was written."
+                f"no document in {len(sources)} input files: {report.empty_documents} empty documents, "
+                f"{report.bad_rows} bad rows. Give files with text; nothing was written."
             )
         counts = {k: v for k, v in asdict(report).items() if k not in ("problems", "special_tokens")}
         output.finish(token_dtype(encoder.vocab_size), {**meta, **counts})
@@ -118,8 +128,10 @@ def _no_progress(sources: list[Source]) -> Iterator[Callable[[int], None]]:
 
 
 class _Output:
-    """The three files under temporary names, and their renaming. What a killed build left behind is overwritten; a build
-    that still runs holds a lock."""
+    """The files of a corpus under temporary names, renamed when they are complete.
+
+    Files of a killed build are overwritten. A running build holds a lock on its files.
+    """
 
     def __init__(self, prefix: str, overwrite: bool):
         self._prefix, self._overwrite = prefix, overwrite
@@ -128,34 +140,40 @@ class _Output:
 
     def __enter__(self) -> _Output:
         if not os.path.basename(self._prefix):
-            raise UserError(f"--output_prefix {self._prefix}: is a folder; add a name, as in {self._prefix}corpus.")
+            raise UserError(f"--output_prefix {self._prefix}: is a folder. Add a name: {self._prefix}corpus.")
         finished = Path(self._prefix + ".idx")
         if finished.exists() and not self._overwrite:
-            raise UserError(f"{finished}: a corpus is there already. Give another --output_prefix, or --overwrite.")
+            raise UserError(f"{finished}: a corpus exists already. Use another --output_prefix or --overwrite.")
         try:
             finished.parent.mkdir(parents=True, exist_ok=True)
             self._data = self._open(".bin")
             self._sizes = SizesFile(self._open(".sizes"))
         except OSError as error:
-            raise UserError(f"--output_prefix {self._prefix}: cannot be written: {error.strerror}.") from error
+            raise UserError(
+                f"--output_prefix {self._prefix}: cannot be written: {error.strerror}. Use a writable folder."
+            ) from error
         return self
 
     def _open(self, suffix: str) -> BinaryIO:
-        stream = open(self._prefix + suffix + _BUILDING, "ab+")  # noqa: SIM115 (held for the whole build)
+        stream = open(self._prefix + suffix + _BUILDING, "ab+")  # noqa: SIM115 (open during the whole build)
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             stream.close()
-            raise UserError(f"--output_prefix {self._prefix}: another build is writing there now.") from None
+            raise UserError(
+                f"--output_prefix {self._prefix}: another build is writing to it. Wait for it or use another prefix."
+            ) from None
         stream.truncate(0)
         return stream
 
     def append(self, encoded: Encoded) -> None:
+        """Write the documents of one block."""
         raw = encoded.ids.tobytes()
         self._hash.update(raw)
         self._write(lambda: (self._data.write(raw), self._sizes.append(encoded.sizes)))
 
     def finish(self, dtype: Any, meta: dict[str, Any]) -> None:
+        """Write the index and the metadata, and rename all files."""
         self._write(lambda: self._rename(dtype, meta))
 
     def _rename(self, dtype: Any, meta: dict[str, Any]) -> None:
@@ -172,7 +190,7 @@ class _Output:
         }
         Path(self._prefix + ".meta.json" + _BUILDING).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         Path(self._prefix + ".sizes" + _BUILDING).unlink()
-        # The index makes a corpus: an older one goes before its tokens do, the new one comes last.
+        # A corpus exists once its index does: remove an old index before its tokens, and rename the new one last.
         Path(self._prefix + ".idx").unlink(missing_ok=True)
         for suffix in (".meta.json", ".bin", ".idx"):
             os.replace(self._prefix + suffix + _BUILDING, self._prefix + suffix)
@@ -182,7 +200,9 @@ class _Output:
         try:
             action()
         except OSError as error:
-            raise UserError(f"--output_prefix {self._prefix}: writing failed: {error.strerror}.") from error
+            raise UserError(
+                f"--output_prefix {self._prefix}: writing failed: {error.strerror}. Check the disk and its free space."
+            ) from error
 
     def __exit__(self, *exception: Any) -> None:
         for suffix in () if self._finished else (*_SUFFIXES, ".sizes"):

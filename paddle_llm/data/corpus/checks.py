@@ -1,5 +1,8 @@
-"""Checks of an open corpus that read more than file sizes: the whole index, the largest id, the tokenizer behind it. Linear in
-the corpus unless a meta file or a note of an earlier check answers; one rank of a job does them."""
+"""Checks of an open corpus that read more than file sizes: the whole index, the largest id, the tokenizer.
+
+They take time linear in the size of the corpus, unless a meta file or the cached result of an earlier check has the
+answer. One rank of a job performs them.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,15 @@ from paddle_llm.data.corpus.indexed import Corpus
 
 _SCAN_TOKENS = 16 << 20
 _CHECK_ROWS = 4 << 20
-# Reading fewer takes a tenth of a second; a note about them would only litter (or fail in a read-only folder).
-_REMEMBER_ABOVE_TOKENS = 64 << 20
+# A smaller corpus is read in a tenth of a second; its cache file would be clutter, or fail in a read-only folder.
+_CACHE_ABOVE_TOKENS = 64 << 20
 
 
 def verify_index(corpus: Corpus) -> None:
-    """Read the whole index: sequences lie end to end, documents ascend. Linear in the documents; one rank is enough.
+    """Read the whole index and check that sequences are contiguous and documents ascend. Linear in the documents.
 
     Raises:
-        UserError: with the first place that is wrong.
+        UserError: If the index is corrupt; the message gives the first wrong entry.
     """
     expected = 0
     for first in range(0, len(corpus.sizes), _CHECK_ROWS):
@@ -34,7 +37,7 @@ def verify_index(corpus: Corpus) -> None:
             at = int(wrong[0])
             raise UserError(
                 f"{corpus.index_path}: corrupt: sequence {first + at} ({int(sizes[at])} tokens) should start at token "
-                f"{int(ends[at] - sizes[at])}, the index says {int(pointers[at])}. Build the corpus again."
+                f"{int(ends[at] - sizes[at])}, but the index has {int(pointers[at])}. Build the corpus again."
             )
         expected = int(ends[-1])
     doc_idx = np.asarray(corpus.doc_idx)
@@ -45,27 +48,31 @@ def verify_index(corpus: Corpus) -> None:
 
 
 def largest_token(corpus: Corpus, cache_dir: Path | None = None) -> int:
-    """The largest id in the corpus: from its meta file, else by reading it (if it is large, once: it is remembered in `cache_dir`).
+    """Return the largest id in a corpus, from its meta file or by reading all tokens.
+
+    Args:
+        corpus: An open corpus.
+        cache_dir: Folder that stores the result for a large corpus, so that it is read once.
 
     Raises:
-        UserError: an id below zero.
+        UserError: If an id is negative.
     """
     if "max_token_id" in corpus.meta:
         return int(corpus.meta["max_token_id"])
-    remembered = None
-    if cache_dir is not None and corpus.n_tokens > _REMEMBER_ABOVE_TOKENS:
+    cached = None
+    if cache_dir is not None and corpus.n_tokens > _CACHE_ABOVE_TOKENS:
         stamp = corpus.data_path.stat().st_mtime_ns
-        remembered = cache_dir / f"largest-token-{data_key(corpus.data_path)}-{stamp}.txt"
-        if remembered.is_file():
-            return int(remembered.read_text())
+        cached = cache_dir / f"largest-token-{data_key(corpus.data_path)}-{stamp}.txt"
+        if cached.is_file():
+            return int(cached.read_text())
     lowest, highest = 0, 0
     for first in range(0, corpus.n_tokens, _SCAN_TOKENS):
         block = corpus.tokens[first : first + _SCAN_TOKENS]
         lowest, highest = min(lowest, int(block.min())), max(highest, int(block.max()))
     if lowest < 0:
-        raise UserError(f"{corpus.data_path}: holds the token id {lowest}. Build the corpus again.")
-    if remembered is not None:
-        write_atomically(remembered, str(highest).encode(), CACHE_HINT)
+        raise UserError(f"{corpus.data_path}: negative token id: {lowest}. Build the corpus again.")
+    if cached is not None:
+        write_atomically(cached, str(highest).encode(), CACHE_HINT)
     return highest
 
 
@@ -75,29 +82,31 @@ def check_corpus(
     """Compare a corpus with the model and tokenizer that will read it.
 
     Args:
-        vocab_size: rows of the model's embedding.
-        eos_id: the tokenizer's end of sentence; None skips that comparison.
-        fingerprint: of the tokenizer in use (`data.tokenizer.fingerprint`); None when there is no tokenizer.
+        corpus: An open corpus.
+        vocab_size: Rows of the model's embedding.
+        eos_id: EOS id of the tokenizer; None skips that comparison.
+        fingerprint: Fingerprint of the tokenizer in use (`data.tokenizer.fingerprint`); None if there is no tokenizer.
+        cache_dir: Folder for the largest id of a large corpus.
 
     Raises:
-        UserError: what differs, with the figures.
+        UserError: If they differ; the message gives both values.
     """
     recorded = corpus.meta.get("tokenizer_fingerprint")
     if fingerprint is not None and recorded is not None and fingerprint != recorded:
         raise UserError(
-            f"corpus {corpus.prefix} was built with another tokenizer: its fingerprint is {recorded} (vocabulary "
-            f"{corpus.meta.get('vocab_size')}), the tokenizer given has {fingerprint}. Give --tokenizer_name_or_path the "
-            "tokenizer it was built with, or build the corpus again with this one."
+            f"corpus {corpus.prefix}: built with another tokenizer: its fingerprint is {recorded} (vocabulary "
+            f"{corpus.meta.get('vocab_size')}), that of the given tokenizer is {fingerprint}. Set --tokenizer_name_or_path "
+            "to the tokenizer of the corpus, or build the corpus again with this one."
         )
     highest = largest_token(corpus, cache_dir)
     if highest >= vocab_size:
         raise UserError(
-            f"corpus {corpus.prefix} holds the token id {highest}, the model's vocabulary has {vocab_size} (ids 0 to "
-            f"{vocab_size - 1}). Use the model's own tokenizer to build the corpus, or a config.json with a larger vocab_size."
+            f"corpus {corpus.prefix}: token id {highest} is outside the model's vocabulary of {vocab_size} (ids 0 to "
+            f"{vocab_size - 1}). Build the corpus with the model's own tokenizer, or use a config.json with a larger vocab_size."
         )
     recorded_eos = corpus.meta.get("eos_id")
     if eos_id is not None and recorded_eos is not None and eos_id != recorded_eos:
         raise UserError(
-            f"corpus {corpus.prefix} ends its documents with id {recorded_eos}, the tokenizer in use with {eos_id}. "
+            f"corpus {corpus.prefix}: documents end with id {recorded_eos}, but the tokenizer's EOS is {eos_id}. "
             "Build the corpus again with this tokenizer."
         )

@@ -1,4 +1,7 @@
-"""Pretraining datasets over .bin/.idx corpora: train, valid and test, each one global order of samples. Free of paddle."""
+"""Pretraining datasets over .bin/.idx corpora: train, valid and test, each with one global order of samples.
+
+Does not import Paddle.
+"""
 
 from __future__ import annotations
 
@@ -31,13 +34,14 @@ class PretrainDataset:
     """A map-style dataset over the global order of one split of a blend of corpora.
 
     Item i is a dict of int64 arrays: `input_ids` [S] and `labels` [S], where labels[t] is the token after input_ids[t]
-    (no model of PaddleNLP shifts labels). With a `transform`, item i is what that makes of the S + 1 tokens.
+    (PaddleNLP's models do not shift labels). With a `transform`, item i is its result for the S + 1 tokens.
 
-    Item i depends on the corpora's content, the split, the seed, S and the weights; not on the length asked for, the
-    layout, or who reads it. A length beyond one epoch goes on into the next one, which has its own order.
+    Item i depends on the content of the corpora, the split, the seed, S and the weights. It does not depend on the
+    length, the layout, or the rank that reads it. A length beyond one epoch continues with the next epoch, which has
+    its own order.
 
     Attributes:
-        samples_per_epoch: samples of all corpora of the split, each counted once.
+        samples_per_epoch: Number of samples of all corpora of the split, each counted once.
     """
 
     def __init__(
@@ -56,17 +60,17 @@ class PretrainDataset:
         return {"input_ids": tokens_S1[:-1].copy(), "labels": tokens_S1[1:].copy()}
 
     def tokens(self, index: int) -> np.ndarray:
-        """The S + 1 tokens behind item `index`, int64."""
+        """Return the S + 1 tokens of item `index`, int64."""
         order, position = self._locate(index)
         return order.tokens(position)
 
     def sample_ids(self, index: int) -> Origin:
-        """Where item `index` came from; `str` of it is readable: corpus, epoch, sample, documents."""
+        """Return the origin of item `index`; its `str` is readable: corpus, epoch, sample, documents."""
         order, position = self._locate(index)
         return order.origin(position)
 
     def digest(self) -> str:
-        """Return a key of the corpora's content, their parts and weights; blocks of each file are read, not all of it."""
+        """Return a hash of the corpora's content, their splits and weights; only blocks of each file are read."""
         found = hashlib.sha256(repr(list(self._blend.shares)).encode())
         for order in self._orders:
             paths = (order.corpus.data_path, order.corpus.index_path)
@@ -75,7 +79,7 @@ class PretrainDataset:
         return found.hexdigest()
 
     def prepare(self) -> None:
-        """Build the orders that this length needs and that are too large to be made on the fly; one rank does it."""
+        """Build the sample orders of this length that are too large to compute on demand. One rank calls this."""
         for order, count in zip(self._orders, self._blend.counts(self._length), strict=True):
             order.prepare(-(-count // order.samples_per_epoch))
 
@@ -88,7 +92,7 @@ class PretrainDataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three datasets; None where no sample was asked for."""
+    """The three datasets; None if no sample was requested."""
 
     train: PretrainDataset | None
     valid: PretrainDataset | None
@@ -106,105 +110,119 @@ def build_pretrain_datasets(
     vocab_size: int,
     transform: Transform | None = None,
 ) -> Splits:
-    """Open the corpora of `config.input_dir`, check them, and lay out their samples. Called by every rank of a job; the
-    first one checks and builds, the others wait for it.
+    """Open and check the corpora of `config.input_dir` and order their samples.
+
+    Every rank of a job calls this. The first rank checks and builds; the others wait for it.
 
     Args:
-        train_samples: length of the train dataset; may span several epochs.
-        eval_samples, predict_samples: wanted length of valid and test; at most one epoch of them is given, since a
-            sample evaluated twice tells nothing. 0 leaves a split out.
-        seq_length: S, tokens that the model sees per sample.
-        eos_id: the tokenizer's end of sentence, compared with the corpus's; None skips it.
-        vocab_size: rows of the model's embedding; every id of the corpora must be below.
-        transform: makes a sample of its S + 1 tokens (int64), in place of inputs and shifted labels.
+        config: Configuration of the run.
+        train_samples: Length of the train dataset; may span several epochs.
+        eval_samples: Requested length of valid, limited to one epoch, since evaluating a sample twice adds nothing. 0
+            omits the dataset.
+        predict_samples: The same for test.
+        seq_length: S, tokens per sample that the model sees.
+        eos_id: EOS id of the tokenizer, compared with that of the corpus; None skips the comparison.
+        vocab_size: Rows of the model's embedding; all ids of the corpora must be smaller.
+        transform: Function from S + 1 tokens (int64) to a sample; None gives inputs and shifted labels.
 
     Raises:
-        UserError: a corpus missing, broken or of another tokenizer; a split too small for one sample.
+        UserError: If a corpus is missing, broken or of another tokenizer, or a split is too small for one sample.
     """
-    wanted = (train_samples, eval_samples, predict_samples)
-    layouts = _lay_out(config, seq_length)
+    requested = (train_samples, eval_samples, predict_samples)
+    splits = _open_splits(config, seq_length)
     datasets: list[PretrainDataset | None] = []
-    for split, (name, samples) in enumerate(zip(SPLIT_NAMES, wanted, strict=True)):
+    for split, (name, samples) in enumerate(zip(SPLIT_NAMES, requested, strict=True)):
         if samples <= 0:
             datasets.append(None)
             continue
-        orders, weights = _usable(layouts[split], name, config, seq_length)
+        orders, weights = _nonempty_orders(splits[split], name, config, seq_length)
         one_epoch = sum(order.samples_per_epoch for order in orders)
         length = samples if name == "train" else min(samples, one_epoch)
         datasets.append(PretrainDataset(orders, weights, length, transform))
-    _on_first_rank(lambda: _check_and_build(config, layouts[0], datasets, vocab_size, eos_id))
+    _on_first_rank(lambda: _check_and_build(config, splits[0], datasets, vocab_size, eos_id))
     return Splits(*datasets)
 
 
 def samples_per_epoch(config: RunConfig, seq_length: int) -> int:
-    """Samples of seq_length tokens in one epoch of the train split; reads no more than the heads of the files.
+    """Return the number of samples of `seq_length` tokens in one epoch of the train split; reads only file headers.
 
     Raises:
-        UserError: as `build_pretrain_datasets`.
+        UserError: As in `build_pretrain_datasets`.
     """
-    orders, _ = _usable(_lay_out(config, seq_length)[0], "train", config, seq_length)
+    orders, _ = _nonempty_orders(_open_splits(config, seq_length)[0], "train", config, seq_length)
     return sum(order.samples_per_epoch for order in orders)
 
 
 def training_samples(config: RunConfig, global_batch: int) -> int:
-    """Samples of the whole training, a multiple of `global_batch`: of --max_steps, else of --num_train_epochs.
+    """Return the number of samples of the whole training, a multiple of `global_batch`.
+
+    It follows from --max_steps, or else from --num_train_epochs.
 
     Raises:
-        UserError: the epochs hold less than one global batch; and as `build_pretrain_datasets`.
+        UserError: If the epochs hold less than one global batch; and as in `build_pretrain_datasets`.
     """
     if config.max_steps > 0:
         return config.max_steps * global_batch
     available = int(config.num_train_epochs * samples_per_epoch(config, config.max_seq_length))
     if available < global_batch:
         raise UserError(
-            f"--num_train_epochs {config.num_train_epochs:g} of this corpus are {available} samples of {config.max_seq_length} "
-            f"tokens, fewer than one global batch of {global_batch}: give --max_steps, more text, or a smaller batch."
+            f"--num_train_epochs {config.num_train_epochs:g}: {available} samples of {config.max_seq_length} tokens are "
+            f"fewer than one global batch of {global_batch}. Use --max_steps, more text, or a smaller batch."
         )
     return available // global_batch * global_batch
 
 
-Weighted = list[tuple["float | None", SampleOrder]]
+WeightedOrders = list[tuple["float | None", SampleOrder]]
 
 
-def _lay_out(config: RunConfig, seq_length: int) -> list[Weighted]:
-    """(weight, order) of every corpus, for train, valid and test."""
+def _open_splits(config: RunConfig, seq_length: int) -> list[WeightedOrders]:
+    """Open all corpora; return their (weight, order) pairs for train, valid and test."""
     if not config.input_dir:
-        raise UserError("no data: give --input_dir a folder of corpora, a prefix, or a weighted blend.")
+        raise UserError("--input_dir is not set. Set it to a folder of corpora, a prefix, or a weighted blend.")
     seed = config.seed if config.data_seed is None else config.data_seed
-    layouts: list[Weighted] = [[], [], []]
+    splits: list[WeightedOrders] = [[], [], []]
     for weight, prefix in parse_input_dir(config.input_dir):
         corpus = open_corpus(prefix)
         cache_dir = Path(config.data_cache or os.path.join(os.path.dirname(prefix) or ".", "index-cache"))
         for split, (first, stop) in enumerate(split_bounds(config.split, corpus.n_documents)):
             order = SampleOrder(corpus, first, stop, seq_length=seq_length, seed=seed, split=split, cache_dir=cache_dir)
-            layouts[split].append((weight, order))
-    return layouts
+            splits[split].append((weight, order))
+    return splits
 
 
-def _usable(layout: Weighted, name: str, config: RunConfig, seq_length: int) -> tuple[list[SampleOrder], list[float]]:
-    """Orders and weights of one split. Corpora of a folder weigh what they hold, and may hold nothing for a small split."""
-    weighted = layout[0][0] is not None
-    filled = [(w, order) for w, order in layout if order.samples_per_epoch]
-    if not filled or (weighted and len(filled) < len(layout)):
-        short = next(order for _, order in layout if not order.samples_per_epoch)
+def _nonempty_orders(
+    weighted_orders: WeightedOrders, name: str, config: RunConfig, seq_length: int
+) -> tuple[list[SampleOrder], list[float]]:
+    """Return the orders and weights of one split.
+
+    Corpora of a folder are weighted by their number of samples, and some of them may have none in a small split.
+    """
+    weighted = weighted_orders[0][0] is not None
+    filled = [(w, order) for w, order in weighted_orders if order.samples_per_epoch]
+    if not filled or (weighted and len(filled) < len(weighted_orders)):
+        short = next(order for _, order in weighted_orders if not order.samples_per_epoch)
         raise UserError(
-            f"--split {config.split}: the {name} part of {short.corpus.prefix} has {short.stop - short.first} of "
+            f"--split {config.split}: the {name} part of {short.corpus.prefix} is too small: {short.stop - short.first} of "
             f"{short.corpus.n_documents} documents, {short.n_tokens} tokens; one sample of --max_seq_length {seq_length} "
-            f"needs {seq_length + 1}. Give {name} a larger share, use more text, or a shorter sequence."
+            f"needs {seq_length + 1}. Give {name} a larger share, or use more text or a shorter sequence."
         )
     return [order for _, order in filled], [float(order.samples_per_epoch) if w is None else w for w, order in filled]
 
 
 def _check_and_build(
-    config: RunConfig, layout: Weighted, datasets: list[PretrainDataset | None], vocab_size: int, eos_id: int | None
+    config: RunConfig,
+    weighted_orders: WeightedOrders,
+    datasets: list[PretrainDataset | None],
+    vocab_size: int,
+    eos_id: int | None,
 ) -> None:
     tokenizer = config.tokenizer_name_or_path or config.model_name_or_path
     fingerprint = find_fingerprint(tokenizer)
-    if fingerprint is None and any("tokenizer_fingerprint" in order.corpus.meta for _, order in layout):
-        say(f"data: not compared with the tokenizer of the corpus: {tokenizer} is no folder with a tokenizer")
-    if len(layout) > 1 and layout[0][0] is None:
-        say(f"data: {len(layout)} corpora in {config.input_dir}, drawn from in proportion to their size")
-    for _, order in layout:
+    if fingerprint is None and any("tokenizer_fingerprint" in order.corpus.meta for _, order in weighted_orders):
+        say(f"data: tokenizer not compared with that of the corpus: {tokenizer} is not a tokenizer folder")
+    if len(weighted_orders) > 1 and weighted_orders[0][0] is None:
+        say(f"data: {len(weighted_orders)} corpora in {config.input_dir}, sampled in proportion to their size")
+    for _, order in weighted_orders:
         verify_index(order.corpus)
         check_corpus(
             order.corpus, vocab_size=vocab_size, eos_id=eos_id, fingerprint=fingerprint, cache_dir=order.cache_dir
@@ -213,11 +231,11 @@ def _check_and_build(
     for name, dataset in zip(SPLIT_NAMES, datasets, strict=True):
         if dataset is not None:
             dataset.prepare()
-            say(f"data: {name}: {len(dataset)} samples, {dataset.samples_per_epoch} in an epoch")
+            say(f"data: {name}: {len(dataset)} samples, {dataset.samples_per_epoch} per epoch")
 
 
 def _on_first_rank(build: Callable[[], None]) -> None:
-    """Other ranks of a job wait; in one process no process group is needed, nor paddle."""
+    """Run `build` on the first rank while the others wait. One process needs neither a process group nor Paddle."""
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
         from paddle_llm.parallel.process.first_rank import on_first_rank
 

@@ -1,7 +1,8 @@
-"""What a worker of `data build` does: a block of documents in, token ids out.
+"""Encodes blocks of documents as token ids, in the workers of `data build`.
 
-The ids are those of the library that reads the folder (tokenizers/folder.py). For PaddleNLP's LlamaTokenizer they come from
-sentencepiece itself, in a tenth of the time; for transformers' fast tokenizers from the `tokenizers` library in batches.
+The ids are those of the library that reads the tokenizer folder (tokenizers/folder.py). For PaddleNLP's LlamaTokenizer
+they come from sentencepiece directly, which is ten times faster; for transformers' fast tokenizers they come from the
+`tokenizers` library in batches.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from paddle_llm.core.artifacts import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.mmap_format import token_dtype
-from paddle_llm.data.corpus.sources import Block, Document, ReadOptions, bad_row, parse_block
+from paddle_llm.data.corpus.sources import Block, Document, ReadOptions, describe_bad_row, parse_block
 from paddle_llm.data.tokenizer import (
     BOS,
     EOS,
@@ -31,24 +32,30 @@ from paddle_llm.data.tokenizers.folder import Reader, read_json, reader_of
 
 
 class TextEncoder(Protocol):
-    """Turns texts into ids, without EOS; knows its vocabulary's size and its EOS.
+    """Encodes texts as ids without EOS.
 
-    `encode` raises RuntimeError, TypeError or UnicodeEncodeError where a text is none (a lone surrogate).
+    `encode` raises RuntimeError, TypeError or UnicodeEncodeError if a string is not valid text (a lone surrogate).
 
     Attributes:
-        special_ids: ids of special tokens, which a text gets where the token is written in it.
+        vocab_size: Size of the vocabulary.
+        eos_id: EOS id.
+        special_ids: Ids of special tokens, which a text contains if the token's text occurs in it.
     """
 
     vocab_size: int
     eos_id: int
     special_ids: list[int]
 
-    def encode(self, texts: list[str]) -> list[np.ndarray]: ...
+    def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of each text, int32 [length]."""
+        ...
 
 
 class SentencePieceEncoder:
-    """The ids of PaddleNLP's LlamaTokenizer. A special token spelled out in a text becomes that token, and takes the blanks
-    around it, as there."""
+    """Gives the ids of PaddleNLP's LlamaTokenizer.
+
+    As in PaddleNLP, the text of a special token becomes that token and absorbs the blanks around it.
+    """
 
     def __init__(self, model_path: str, specials: list[str]):
         self._processor = read_sentencepiece(model_path)
@@ -60,6 +67,7 @@ class SentencePieceEncoder:
         self._pattern = re.compile(f"({'|'.join(longest_first)})")
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of each text, int32 [length]."""
         arrays = self._processor.encode_as_numpy(texts, num_threads=1)
         search = self._pattern.search
         for i, text in enumerate(texts):
@@ -84,7 +92,7 @@ class SentencePieceEncoder:
 
 
 class PaddleNLPEncoder:
-    """Any other tokenizer, through PaddleNLP."""
+    """Encodes with any other tokenizer, through PaddleNLP."""
 
     def __init__(self, folder: str):
         self._tokenizer = load_tokenizer(folder)
@@ -93,12 +101,13 @@ class PaddleNLPEncoder:
         self.special_ids = sorted({*self._tokenizer.all_special_ids} - {self._tokenizer.unk_token_id})
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of each text, int32 [length]."""
         tokenizer = self._tokenizer
         return [np.array(tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)), dtype=np.int32) for text in texts]
 
 
 class TransformersEncoder:
-    """A tokenizer that transformers reads. A special token written in a text becomes that token, as in transformers."""
+    """Encodes with a tokenizer that transformers reads. As there, the text of a special token becomes that token."""
 
     def __init__(self, folder: str):
         self._tokenizer = load_tokenizer(folder)
@@ -108,12 +117,13 @@ class TransformersEncoder:
         added = self._tokenizer.added_tokens_decoder.items()
         specials = {*self._tokenizer.all_special_ids, *(number for number, token in added if token.special)}
         self.special_ids = sorted(specials - {self._tokenizer.unk_token_id})
-        # Such a tokenizer reads special tokens as text everywhere; so do documents.
+        # A tokenizer with this setting reads special tokens as text everywhere, so also in documents.
         self._literal = bool(getattr(self._tokenizer, "split_special_tokens", False))
         plain = self._fast is not None and not self._literal
         self._pieces = equal_sentencepiece(folder, self._tokenizer) if plain else None
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
+        """Return the ids of each text, int32 [length]."""
         if self._pieces is not None:
             return self._encode_by_pieces(texts)
         if self._fast is not None:
@@ -122,7 +132,7 @@ class TransformersEncoder:
         return [np.array(ids, dtype=np.int32) for ids in encoded]
 
     def _encode_by_pieces(self, texts: list[str]) -> list[np.ndarray]:
-        """Ids by sentencepiece, several times as fast, of texts in which no added token is written."""
+        """Encode texts without added tokens by sentencepiece, which is several times faster, and others as usual."""
         assert self._pieces is not None and self._fast is not None
         arrays = self._pieces.processor.encode_as_numpy(texts, num_threads=1)
         others = [number for number, text in enumerate(texts) if self._pieces.added.search(text)]
@@ -133,7 +143,7 @@ class TransformersEncoder:
 
 
 def open_encoder(folder: str) -> TextEncoder:
-    """The fastest encoder that gives the ids of the folder's tokenizer.
+    """Open the fastest encoder that gives the ids of the folder's tokenizer.
 
     Raises:
         UserError: If the folder holds no tokenizer.
@@ -146,7 +156,7 @@ def open_encoder(folder: str) -> TextEncoder:
 
 
 def special_tokens(folder: str) -> list[str]:
-    """Every special token that a folder's files name, with LlamaTokenizer's own three."""
+    """Return all special tokens named in the files of a folder, and the three of LlamaTokenizer."""
     tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
     listed: list[Any] = []
     for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP):
@@ -154,16 +164,22 @@ def special_tokens(folder: str) -> list[str]:
         tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
         listed += values.get("additional_special_tokens") or []
         listed += (values.get("added_tokens_decoder") or {}).values()
-    spelled = (t["content"] if isinstance(t, dict) else t for t in [*tokens.values(), *listed] if t)
-    return sorted({token for token in spelled if isinstance(token, str)})
+    contents = (t["content"] if isinstance(t, dict) else t for t in [*tokens.values(), *listed] if t)
+    return sorted({token for token in contents if isinstance(token, str)})
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A block's documents as ids, each ended by EOS.
+    """Ids of the documents of a block.
 
-    ids: [sum of sizes] in the corpus's dtype; sizes: int32, one per document; problems: one line per bad row; empty:
-    documents without a token, which are left out; special_tokens: special tokens that are written in documents.
+    Attributes:
+        ids: Ids of all documents, each ended by EOS: [sum of sizes] in the dtype of the corpus.
+        sizes: Number of tokens of each document, int32 [documents].
+        max_id: Largest id.
+        empty: Number of documents without a token, which are skipped.
+        problems: One line per bad row.
+        read_bytes: Number of bytes of the file that the block came from.
+        special_tokens: Number of special tokens whose text occurs in documents.
     """
 
     ids: np.ndarray
@@ -176,7 +192,7 @@ class Encoded:
 
 
 class BlockEncoder:
-    """Encodes blocks; one per worker process."""
+    """Encodes blocks; each worker process has one."""
 
     def __init__(self, folder: str, options: ReadOptions):
         self.encoder = open_encoder(folder)
@@ -190,14 +206,14 @@ class BlockEncoder:
         bad = [document for document in documents if document.text is None] if len(texts) < len(documents) else []
         try:
             arrays = self.encoder.encode(texts) if texts else []
-        except (RuntimeError, TypeError, UnicodeEncodeError):  # which one depends on the tokenizer
-            arrays, unspeakable = self._one_by_one(documents)
-            bad = sorted([*bad, *unspeakable])
+        except (RuntimeError, TypeError, UnicodeEncodeError):  # the type depends on the tokenizer
+            arrays, not_text = self._one_by_one(documents)
+            bad = sorted([*bad, *not_text])
         sizes = np.fromiter(map(len, arrays), dtype=np.int64, count=len(arrays))
         flat = np.concatenate(arrays) if arrays else np.empty(0, dtype=np.int32)
         filled = sizes[sizes > 0]
         if len(filled) and int(filled.max()) >= np.iinfo(np.int32).max:
-            raise UserError(f"{block.source.path}: a document of {int(filled.max())} tokens is too long. Split it.")
+            raise UserError(f"{block.source.path}: document too long: {int(filled.max())} tokens. Split it.")
         ids = np.insert(flat, np.cumsum(filled), self.encoder.eos_id)
         top = int(ids.max()) if len(ids) else 0
         if top > np.iinfo(self._dtype).max:
@@ -207,13 +223,13 @@ class BlockEncoder:
             (filled + 1).astype(np.int32),
             top,
             len(sizes) - len(filled),
-            [bad_row(block.source, document) for document in bad],
+            [describe_bad_row(block.source, document) for document in bad],
             block.read_bytes,
             int(np.isin(flat, self._specials).sum()),
         )
 
     def _one_by_one(self, documents: list[Document]) -> tuple[list[np.ndarray], list[Document]]:
-        """Arrays of the documents that are text, and those that are none: a lone surrogate, which JSON can spell."""
+        """Return the ids of documents that are valid text, and the others: JSON can contain a lone surrogate."""
         arrays, bad = [], []
         for document in documents:
             if document.text is None:

@@ -1,7 +1,8 @@
-"""Opens a corpus of token ids and refuses files that do not fit together: .bin/.idx in the mmap format of Megatron and
-PaddleNLP, in PaddleNLP's `lazy` format, and the older _ids.npy/_idx.npz pair. Nothing here imports paddle.
+"""Opens a corpus of token ids and checks that its files belong together. Does not import Paddle.
 
-A document is a run of tokens; `pointers` and `doc_idx` are the arrays of the .idx file (see `data.mmap_format`).
+Three formats are read: .bin/.idx in the mmap format of Megatron and PaddleNLP, .bin/.idx in PaddleNLP's `lazy` format,
+and the older pair of _ids.npy and _idx.npz. A document is a range of tokens; `pointers` and `doc_idx` are the arrays
+of the .idx file (see `mmap_format`).
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ _HASH_BYTES = 4 << 20
 
 @dataclass
 class Corpus:
-    """An open corpus. Its arrays are memory maps: opening costs the same for a thousand documents and a billion.
+    """An open corpus. Its arrays are memory maps, so opening it takes the same time for any number of documents.
 
     Attributes:
-        prefix: the path without suffix, as the user gave it.
-        tokens: [n_tokens] memory map of uint16 or int32 ids.
-        data_path, index_path: the two files.
-        meta: what `data build` recorded in PREFIX.meta.json; empty for a corpus made by another tool.
+        prefix: Path without suffix, as the user gave it.
+        tokens: Memory map [n_tokens] of uint16 or int32 ids.
+        data_path: File of the tokens.
+        index_path: File of the index.
+        sizes: Number of tokens of each sequence [n_sequences].
+        pointers: Offset of each sequence [n_sequences], in units of `pointer_unit` per token.
+        pointer_unit: Units per token in `pointers`: the item size, or 1.
+        doc_idx: First sequence of each document [n_documents + 1]; the last entry is the number of sequences.
+        meta: Content of PREFIX.meta.json, written by `data build`; empty for a corpus of another tool.
     """
 
     prefix: str
@@ -40,28 +46,30 @@ class Corpus:
     data_path: Path
     index_path: Path
     sizes: np.ndarray
-    pointers: np.ndarray  # of each sequence, in units of `pointer_unit` per token
+    pointers: np.ndarray
     pointer_unit: int
     doc_idx: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
     def n_documents(self) -> int:
+        """Number of documents."""
         return len(self.doc_idx) - 1
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens."""
         return len(self.tokens)
 
     def doc_start(self, document: int) -> int:
-        """The first token of a document; `doc_start(n_documents)` is the number of tokens."""
+        """Return the position of a document's first token; `doc_start(n_documents)` is the number of tokens."""
         sequence = int(self.doc_idx[document])
         if sequence == len(self.sizes):
             return self.n_tokens
         return int(self.pointers[sequence]) // self.pointer_unit
 
     def doc_lengths(self, first: int, stop: int) -> np.ndarray:
-        """Tokens in each of the documents [first, stop): int64 [stop - first]."""
+        """Return the number of tokens of each of the documents [first, stop): int64 [stop - first]."""
         sequences = np.asarray(self.doc_idx[first : stop + 1])
         inner = np.minimum(sequences, max(len(self.sizes) - 1, 0))
         starts = np.asarray(self.pointers)[inner] // self.pointer_unit
@@ -69,11 +77,11 @@ class Corpus:
         return np.diff(starts)
 
     def document(self, document: int) -> np.ndarray:
-        """The ids of one document, int64 [length] (a copy: it outlives the corpus)."""
+        """Return the ids of one document, int64 [length], as a copy that outlives the corpus."""
         return np.asarray(self.tokens[self.doc_start(document) : self.doc_start(document + 1)], dtype=np.int64)
 
     def content_key(self) -> str:
-        """Changes whenever the order of samples would: a hash of the whole index and the size of the data."""
+        """Return a hash of the index and the size of the data, which changes whenever the order of samples would."""
         digest = hashlib.sha256(str(self.data_path.stat().st_size).encode())
         with open(self.index_path, "rb") as stream:
             while block := stream.read(_HASH_BYTES):
@@ -82,7 +90,7 @@ class Corpus:
 
 
 def clean_prefix(path: str) -> str:
-    """The prefix behind what people type: `p`, `p.bin`, `p.idx`, `p_ids.npy`, `p_idx.npz` all mean `p`."""
+    """Return the prefix meant by a path: `p`, `p.bin`, `p.idx`, `p_ids.npy` and `p_idx.npz` all mean `p`."""
     for suffix in (".bin", ".idx", "_ids.npy", "_idx.npz"):
         if path.endswith(suffix) and os.path.isfile(path):
             return path[: -len(suffix)]
@@ -90,15 +98,15 @@ def clean_prefix(path: str) -> str:
 
 
 def corpus_exists(prefix: str) -> bool:
-    """Whether a finished corpus of either format lies at the prefix."""
+    """Return whether the prefix has a complete corpus of any format."""
     return os.path.isfile(prefix + ".idx") or os.path.isfile(prefix + "_idx.npz")
 
 
 def open_corpus(prefix: str) -> Corpus:
-    """Open a corpus and compare its files' sizes with its index; constant time.
+    """Open a corpus and compare the sizes of its files with its index, in constant time.
 
     Raises:
-        UserError: missing, empty, truncated or unreadable, with the file and the figures.
+        UserError: If the corpus is missing, empty, truncated or unreadable; the message gives the file and the sizes.
     """
     prefix = clean_prefix(prefix)
     if os.path.isfile(prefix + ".idx"):
@@ -111,16 +119,17 @@ def open_corpus(prefix: str) -> Corpus:
         raise UserError(_missing(prefix))
     if corpus.n_documents < 1 or corpus.n_tokens < 1:
         raise UserError(
-            f"corpus {prefix}: empty ({max(corpus.n_documents, 0)} documents, {corpus.n_tokens} tokens). "
-            "Build it again from input that holds text."
+            f"corpus {prefix}: empty: {max(corpus.n_documents, 0)} documents, {corpus.n_tokens} tokens. "
+            "Build it again from input with text."
         )
     if int(corpus.doc_idx[0]) != 0:
         raise UserError(
-            f"{corpus.index_path}: corrupt: its documents begin at sequence {int(corpus.doc_idx[0])}, not 0. Build the corpus again."
+            f"{corpus.index_path}: corrupt: its first document begins at sequence {int(corpus.doc_idx[0])}, not 0. "
+            "Build the corpus again."
         )
     if int(corpus.doc_idx[-1]) != len(corpus.sizes):
         raise UserError(
-            f"{corpus.index_path}: corrupt: its documents end at sequence {int(corpus.doc_idx[-1])} of "
+            f"{corpus.index_path}: corrupt: its last document ends at sequence {int(corpus.doc_idx[-1])} of "
             f"{len(corpus.sizes)}. Build the corpus again."
         )
     corpus.meta = _read_meta(corpus)
@@ -130,12 +139,10 @@ def open_corpus(prefix: str) -> Corpus:
 def _missing(prefix: str) -> str:
     build = f"Build one with `paddle-llm data build --input FILES --tokenizer DIR --output_prefix {prefix}`."
     if os.path.isfile(prefix + ".bin.building"):
-        return f"corpus {prefix}: its build is not finished (or was killed): there is no {prefix}.idx. {build}"
+        return f"corpus {prefix}: incomplete: its build is running or was killed; {prefix}.idx does not exist. {build}"
     if os.path.isfile(prefix + ".bin") or os.path.isfile(prefix + "_ids.npy"):
-        return (
-            f"corpus {prefix}: the tokens are there, the index ({prefix}.idx or {prefix}_idx.npz) is missing. {build}"
-        )
-    return f"no corpus at {prefix}: there is no {prefix}.idx (nor the older {prefix}_idx.npz). {build}"
+        return f"corpus {prefix}: incomplete: the tokens exist but no index ({prefix}.idx or {prefix}_idx.npz). {build}"
+    return f"corpus {prefix}: not found: neither {prefix}.idx nor the older {prefix}_idx.npz exists. {build}"
 
 
 def _open_mmap(prefix: str) -> Corpus:
@@ -145,22 +152,22 @@ def _open_mmap(prefix: str) -> Corpus:
     actual = index_path.stat().st_size
     if header.n_sequences and actual == expected + header.n_sequences:
         raise UserError(
-            f"{index_path}: it has sequence modes, as Megatron writes them for multimodal data, which is not supported. Build the "
-            "corpus from text."
+            f"{index_path}: it has sequence modes, which Megatron writes for multimodal data and which are not supported. "
+            "Build the corpus from text."
         )
     if actual != expected:
         raise UserError(
-            f"{index_path}: corrupt: its header promises {header.n_sequences} sequences and {header.n_doc_idx - 1} "
-            f"documents, {expected} bytes in all; the file has {actual}. Copy or build the corpus again."
+            f"{index_path}: corrupt: its header describes {header.n_sequences} sequences and {header.n_doc_idx - 1} "
+            f"documents, {expected} bytes in total, but the file has {actual}. Copy or build the corpus again."
         )
     _require_data(prefix, data_path)
     sizes = _map(index_path, np.int32, HEADER_BYTES, header.n_sequences)
     pointers = _map(index_path, np.int64, HEADER_BYTES + 4 * header.n_sequences, header.n_sequences)
     doc_idx = _map(index_path, np.int64, HEADER_BYTES + 12 * header.n_sequences, header.n_doc_idx)
     itemsize = header.dtype.itemsize
-    wanted = int(pointers[-1]) + int(sizes[-1]) * itemsize if header.n_sequences else 0
-    _require_size(data_path, wanted, itemsize, index_path)
-    tokens = _map(data_path, header.dtype, 0, wanted // itemsize)
+    needed = int(pointers[-1]) + int(sizes[-1]) * itemsize if header.n_sequences else 0
+    _require_size(data_path, needed, itemsize, index_path)
+    tokens = _map(data_path, header.dtype, 0, needed // itemsize)
     return Corpus(prefix, tokens, data_path, index_path, sizes, pointers, itemsize, doc_idx)
 
 
@@ -170,7 +177,7 @@ def _open_lazy(prefix: str) -> Corpus:
     raw = index_path.read_bytes()
     try:
         _, version, code, itemsize, n_items, n_sizes, n_doc_idx = head.unpack_from(raw)
-        # After the head: n_items + 1 offsets of dimensions, as many of data (in tokens), sizes, and the documents.
+        # The header is followed by n_items + 1 offsets of dimensions, as many of data (in tokens), sizes and documents.
         offsets_at = head.size + 8 * (n_items + 1)
         pointers = np.frombuffer(raw, "<i8", n_items, offsets_at)
         sizes = np.frombuffer(raw, "<i4", n_sizes, offsets_at + 8 * (n_items + 1))
@@ -180,25 +187,24 @@ def _open_lazy(prefix: str) -> Corpus:
     except (struct.error, ValueError) as error:
         raise UserError(f"{index_path}: corrupt: {error}. Build the corpus again.") from error
     _require_data(prefix, data_path)
-    wanted = int(sizes.sum(dtype=np.int64)) * itemsize
-    _require_size(data_path, wanted, itemsize, index_path)
-    return Corpus(
-        prefix, _map(data_path, DTYPES[code], 0, wanted // itemsize), data_path, index_path, sizes, pointers, 1, doc_idx
-    )
+    needed = int(sizes.sum(dtype=np.int64)) * itemsize
+    _require_size(data_path, needed, itemsize, index_path)
+    tokens = _map(data_path, DTYPES[code], 0, needed // itemsize)
+    return Corpus(prefix, tokens, data_path, index_path, sizes, pointers, 1, doc_idx)
 
 
 def _require_data(prefix: str, data_path: Path) -> None:
     if not data_path.is_file():
         raise UserError(
-            f"corpus {prefix}: the index is there, the tokens ({data_path}) are missing. Copy them beside it."
+            f"corpus {prefix}: incomplete: the index exists but not the tokens ({data_path}). Copy them to this folder."
         )
 
 
-def _require_size(data_path: Path, wanted: int, itemsize: int, index_path: Path) -> None:
-    if (actual := data_path.stat().st_size) != wanted:
-        what = "truncated" if actual < wanted else "longer than its index says"
+def _require_size(data_path: Path, needed: int, itemsize: int, index_path: Path) -> None:
+    if (actual := data_path.stat().st_size) != needed:
+        what = "truncated" if actual < needed else "longer than its index"
         raise UserError(
-            f"{data_path}: {what}: {index_path.name} describes {wanted} bytes ({wanted // itemsize} tokens), the file has "
+            f"{data_path}: {what}: {index_path.name} describes {needed} bytes ({needed // itemsize} tokens), the file has "
             f"{actual} ({actual // itemsize} tokens). Copy or build the corpus again."
         )
 
@@ -228,7 +234,8 @@ def _open_npy_pair(prefix: str) -> Corpus:
     ends = np.cumsum(sizes, dtype=np.int64)
     if len(sizes) and int(ends[-1]) != len(tokens):
         raise UserError(
-            f"{data_path}: {len(tokens)} tokens, but {index_path.name} describes {int(ends[-1])}. Build the corpus again."
+            f"{data_path}: size differs from its index: {len(tokens)} tokens, but {index_path.name} describes "
+            f"{int(ends[-1])}. Build the corpus again."
         )
     return Corpus(prefix, tokens, data_path, index_path, sizes, ends - sizes, 1, doc_idx)
 
@@ -241,10 +248,10 @@ def _read_meta(corpus: Corpus) -> dict[str, Any]:
         meta = parse_json(path.read_text(encoding="utf-8"))
         recorded = meta["data_key"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: unreadable ({error}). Delete it, or build the corpus again.") from error
+        raise UserError(f"{path}: unreadable: {error}. Delete it, or build the corpus again.") from error
     if recorded != data_key(corpus.data_path):
         raise UserError(
-            f"{path}: describes another corpus than {corpus.data_path} ({meta.get('n_tokens')} tokens recorded, "
-            f"{corpus.n_tokens} there). If another tool rebuilt the corpus, delete the .meta.json; else build it again."
+            f"{path}: describes another corpus than {corpus.data_path}: {meta.get('n_tokens')} tokens are recorded, the "
+            f"file has {corpus.n_tokens}. Delete the .meta.json if another tool rebuilt the corpus; else build it again."
         )
     return meta

@@ -1,4 +1,4 @@
-"""`paddle-llm data inspect`: what a corpus holds, and whether its index agrees with its data."""
+"""Computes statistics of a corpus and checks its index against its data (`paddle-llm data inspect`)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,19 @@ _NO_ID = -1
 
 @dataclass
 class Inspection:
-    """Figures of a corpus. `histogram`: (shortest, longest, documents) per power of two of length; `problems`: what does not
-    agree, empty for a sound corpus."""
+    """Statistics of a corpus.
+
+    Attributes:
+        n_documents: Number of documents.
+        n_tokens: Number of tokens.
+        dtype: Type of the stored ids.
+        shortest: Number of tokens of the shortest document.
+        longest: Number of tokens of the longest document.
+        histogram: (shortest, longest, documents) for each power of two of document lengths.
+        max_token_id: Largest id.
+        not_ended_by_eos: Number of documents that do not end with EOS; None if the EOS id is not recorded.
+        problems: Contradictions between index, data and metadata; empty for an intact corpus.
+    """
 
     n_documents: int
     n_tokens: int
@@ -35,31 +46,32 @@ class Inspection:
 
 
 def inspect_corpus(prefix: str, tokenizer: str | None = None) -> tuple[Corpus, Inspection]:
-    """Read the whole corpus once.
+    """Read a whole corpus once and return it with its statistics.
 
     Args:
-        tokenizer: a folder; its fingerprint is compared with the one recorded.
+        prefix: Prefix of the corpus.
+        tokenizer: Tokenizer folder, whose fingerprint is compared with the recorded one.
 
     Raises:
-        UserError: missing, empty, truncated, or an index that is corrupt.
+        UserError: If the corpus is missing, empty or truncated, or its index is corrupt.
     """
     corpus = open_corpus(prefix)
     verify_index(corpus)
-    counts, shortest, longest, unended = _lengths(corpus)
+    counts, shortest, longest, not_ended = _lengths(corpus)
     histogram = [(max(1 << (b - 1), 1) if b else 0, (1 << b) - 1, n) for b, n in enumerate(counts) if n]
     max_id, digest = _scan(corpus)
     found = Inspection(
-        corpus.n_documents, corpus.n_tokens, corpus.tokens.dtype.name, shortest, longest, histogram, max_id, unended
+        corpus.n_documents, corpus.n_tokens, corpus.tokens.dtype.name, shortest, longest, histogram, max_id, not_ended
     )
     found.problems = _problems(corpus, found, digest, tokenizer)
     return corpus, found
 
 
 def _lengths(corpus: Corpus) -> tuple[list[int], int, int, int | None]:
-    """Documents per bit length of their size, shortest, longest, and how many do not end with the recorded EOS."""
+    """Count documents by the bit length of their size; also return the shortest, the longest and those without EOS."""
     eos = corpus.meta.get("eos_id")
     counts = np.zeros(65, dtype=np.int64)
-    shortest, longest, unended = corpus.n_tokens, 0, 0
+    shortest, longest, not_ended = corpus.n_tokens, 0, 0
     for first in range(0, corpus.n_documents, _SCAN_DOCUMENTS):
         stop = min(first + _SCAN_DOCUMENTS, corpus.n_documents)
         lengths = corpus.doc_lengths(first, stop)
@@ -68,12 +80,12 @@ def _lengths(corpus: Corpus) -> tuple[list[int], int, int, int | None]:
         shortest, longest = min(shortest, int(lengths.min())), max(longest, int(lengths.max()))
         if eos is not None:
             lasts = corpus.doc_start(first) + np.cumsum(lengths) - 1
-            unended += int((np.asarray(corpus.tokens[lasts[lengths > 0]]) != eos).sum()) + int((lengths == 0).sum())
-    return [int(c) for c in counts], shortest, longest, None if eos is None else unended
+            not_ended += int((np.asarray(corpus.tokens[lasts[lengths > 0]]) != eos).sum()) + int((lengths == 0).sum())
+    return [int(c) for c in counts], shortest, longest, None if eos is None else not_ended
 
 
 def _scan(corpus: Corpus) -> tuple[int, str]:
-    """The largest id and the hash of all of them."""
+    """Return the largest id and the hash of all ids."""
     highest, digest = _NO_ID, hashlib.sha256()
     for first in range(0, corpus.n_tokens, _SCAN_TOKENS):
         block = np.ascontiguousarray(corpus.tokens[first : first + _SCAN_TOKENS])
@@ -91,11 +103,11 @@ def _problems(corpus: Corpus, found: Inspection, digest: str, tokenizer: str | N
         ("max_token_id", found.max_token_id),
     ):
         if key in meta and meta[key] != value:
-            problems.append(f"{key} is {value}, {corpus.prefix}.meta.json says {meta[key]}")
+            problems.append(f"{key} is {value}, but {corpus.prefix}.meta.json records {meta[key]}")
     if "data_sha256" in meta and meta["data_sha256"] != digest:
-        problems.append(f"{corpus.data_path} has other content than when it was built (sha256 {digest[:16]}...)")
+        problems.append(f"{corpus.data_path} has changed since it was built (sha256 {digest[:16]}...)")
     if "vocab_size" in meta and found.max_token_id >= meta["vocab_size"]:
-        problems.append(f"the token id {found.max_token_id} is beyond the vocabulary of {meta['vocab_size']}")
+        problems.append(f"token id {found.max_token_id} is outside the vocabulary of {meta['vocab_size']}")
     if found.not_ended_by_eos:
         problems.append(f"{found.not_ended_by_eos} documents do not end with EOS (id {meta['eos_id']})")
     if (
@@ -103,11 +115,15 @@ def _problems(corpus: Corpus, found: Inspection, digest: str, tokenizer: str | N
         and "tokenizer_fingerprint" in meta
         and (given := fingerprint(tokenizer)) != meta["tokenizer_fingerprint"]
     ):
-        problems.append(f"built with the tokenizer {meta['tokenizer_fingerprint']}, {tokenizer} is {given}")
+        problems.append(f"it was built with tokenizer {meta['tokenizer_fingerprint']}, but {tokenizer} is {given}")
     return problems
 
 
 def raise_problems(prefix: str, found: Inspection) -> None:
-    """Raises UserError when index and data do not agree."""
+    """Raise an error if a corpus has problems.
+
+    Raises:
+        UserError: If `found` lists problems.
+    """
     if found.problems:
-        raise UserError(f"corpus {prefix} is not sound: {'; '.join(found.problems)}.")
+        raise UserError(f"corpus {prefix}: damaged: {'; '.join(found.problems)}. Copy or build the corpus again.")

@@ -1,8 +1,9 @@
-"""The one global order of samples of one corpus and split, deterministic in the seed and the epoch, free of paddle.
+"""The global order of samples of one split of a corpus. It depends only on the data, the seed and the epoch.
 
-Epoch by epoch: the split's documents are shuffled, laid end to end, cut into samples of seq_length + 1 tokens that overlap
-by one (sample k of the epoch's text uses tokens [k*S, k*S + S], Megatron's convention), then the samples are shuffled.
-A position in the endless sequence of epochs names one sample; nothing else (layout, workers, steps to run) enters.
+For each epoch, the documents of the split are shuffled, concatenated and cut into samples of seq_length + 1 tokens that
+overlap by one: sample k of the epoch uses tokens [k*S, k*S + S], as in Megatron. Then the samples are shuffled. A
+position in the endless sequence of epochs identifies one sample; layout, workers and number of steps have no effect.
+Does not import Paddle.
 """
 
 from __future__ import annotations
@@ -18,15 +19,20 @@ from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.data.corpus.cache_key import CACHE_HINT
 from paddle_llm.data.corpus.indexed import Corpus
 
-# Smaller orders are made again faster than they are read from disk; larger ones are cached there.
+# Smaller orders are computed faster than they are read from disk; larger ones are cached.
 CACHE_ABOVE_ENTRIES = 1 << 20
 _DOCUMENTS, _SAMPLES = 0, 1
 
 
 @dataclass(frozen=True)
 class EpochOrder:
-    """documents: [N] the split's documents in the order of this epoch; ends: [N] tokens up to and with each of them;
-    samples: [M] which cut of that text stands at each position. All int64."""
+    """Order of one epoch. All arrays are int64.
+
+    Attributes:
+        documents: Documents of the split in the order of this epoch [N].
+        ends: Cumulative number of tokens up to and including each of them [N].
+        samples: Index of the cut at each position [M].
+    """
 
     documents: np.ndarray
     ends: np.ndarray
@@ -35,7 +41,14 @@ class EpochOrder:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a sample came from. `documents` are numbers of the corpus, first to last that contribute a token."""
+    """Origin of a sample.
+
+    Attributes:
+        prefix: Prefix of the corpus.
+        epoch: Number of the epoch, from 0.
+        sample: Index of the cut within the epoch.
+        documents: Numbers of the documents that contribute tokens, in order.
+    """
 
     prefix: str
     epoch: int
@@ -51,10 +64,15 @@ class Origin:
 
 
 def compute_epoch(lengths: np.ndarray, first: int, seq_length: int, seed: int, split: int, epoch: int) -> EpochOrder:
-    """The order of one epoch.
+    """Compute the order of one epoch.
 
     Args:
-        lengths: [N] tokens of the documents first .. first + N.
+        lengths: Number of tokens of the documents first .. first + N - 1 [N].
+        first: Number of the first document.
+        seq_length: S, tokens per sample that the model sees.
+        seed: Seed of the data.
+        split: Number of the split.
+        epoch: Number of the epoch.
     """
     documents = _permutation(len(lengths), seed, split, epoch, _DOCUMENTS)
     ends = np.cumsum(lengths[documents], dtype=np.int64)
@@ -63,16 +81,22 @@ def compute_epoch(lengths: np.ndarray, first: int, seq_length: int, seed: int, s
 
 
 def _permutation(count: int, *key: int) -> np.ndarray:
-    # RandomState, not Generator: numpy promises that its stream never changes, so a run resumes under another numpy.
+    # numpy guarantees that the stream of RandomState never changes, unlike Generator: runs resume with another numpy.
     return np.random.RandomState([k & 0xFFFFFFFF for k in key]).permutation(count).astype(np.int64, copy=False)
 
 
 class SampleOrder:
-    """Samples of the documents [first, stop) of a corpus, one endless sequence of epochs.
+    """Samples of the documents [first, stop) of a corpus, as one endless sequence of epochs.
 
     Args:
-        split: 0 train, 1 valid, 2 test; enters the seed.
-        cache_dir: where large orders are kept; large: of more than cache_above entries (CACHE_ABOVE_ENTRIES).
+        corpus: An open corpus.
+        first: First document.
+        stop: Document after the last one.
+        seq_length: S, tokens per sample that the model sees.
+        seed: Seed of the data.
+        split: 0 train, 1 valid, 2 test; part of the seed.
+        cache_dir: Folder where large orders are cached.
+        cache_above: Number of entries above which an order is large; None: CACHE_ABOVE_ENTRIES.
     """
 
     def __init__(
@@ -98,30 +122,30 @@ class SampleOrder:
         self._epochs: dict[int, EpochOrder] = {}
 
     def prepare(self, n_epochs: int) -> None:
-        """Build what the first n_epochs need on disk; small orders need nothing."""
+        """Write the orders of the first n_epochs to disk; small orders are not cached."""
         if self._cached:
             for epoch in range(n_epochs):
                 if self._read(self.cache_path(epoch)) is None:
                     self._write(epoch)
 
     def epoch(self, epoch: int) -> EpochOrder:
-        """The order of one epoch, kept while it is in use."""
+        """Return the order of one epoch; the last two that were used are kept."""
         if epoch not in self._epochs:
             order = self._from_disk(epoch) if self._cached else self._compute(epoch)
-            while len(self._epochs) > 1:  # a batch at the border of two epochs needs both, never three
+            while len(self._epochs) > 1:  # a batch at the boundary of two epochs needs both, never three
                 self._epochs.pop(next(iter(self._epochs)))
             self._epochs[epoch] = order
         return self._epochs[epoch]
 
     def cache_path(self, epoch: int) -> Path:
-        """Named after everything that enters the order, the corpus by its content: a rebuilt corpus has another."""
+        """Return the cache file of an epoch, named after a hash of everything that determines the order."""
         if not self._key:
             parts = (self.corpus.content_key(), self.first, self.stop, self.seq_length, self.seed, self.split)
             self._key = hashlib.sha256(repr(parts).encode()).hexdigest()[:20]
         return self.cache_dir / f"order-{self._key}-epoch{epoch}.npy"
 
     def tokens(self, position: int) -> np.ndarray:
-        """The seq_length + 1 tokens at a position of the order, int64 [S + 1] (a copy)."""
+        """Return the seq_length + 1 tokens at a position of the order, int64 [S + 1], as a copy."""
         out = np.empty(self.seq_length + 1, dtype=np.int64)
         filled = 0
         for start, count, _ in self._pieces(position):
@@ -130,26 +154,26 @@ class SampleOrder:
         return out
 
     def origin(self, position: int) -> Origin:
-        """Where the sample at a position came from."""
+        """Return the origin of the sample at a position."""
         epoch, slot = divmod(position, self.samples_per_epoch)
         documents = tuple(document for _, _, document in self._pieces(position))
         return Origin(self.corpus.prefix, epoch, int(self.epoch(epoch).samples[slot]), documents)
 
     def _pieces(self, position: int) -> list[tuple[int, int, int]]:
-        """(first token in the corpus, count, document) of each run that makes up a sample."""
+        """Return (first token in the corpus, count, document) of each range of tokens of a sample."""
         epoch, slot = divmod(position, self.samples_per_epoch)
         order = self.epoch(epoch)
         at = int(order.samples[slot]) * self.seq_length
-        wanted = self.seq_length + 1
+        remaining = self.seq_length + 1
         row = int(np.searchsorted(order.ends, at, side="right"))
         pieces = []
-        while wanted:
-            count = min(int(order.ends[row]) - at, wanted)
+        while remaining:
+            count = min(int(order.ends[row]) - at, remaining)
             if count:
                 document = int(order.documents[row])
                 end = self.corpus.doc_start(document + 1)
                 pieces.append((end - (int(order.ends[row]) - at), count, document))
-            at, wanted, row = at + count, wanted - count, row + 1
+            at, remaining, row = at + count, remaining - count, row + 1
         return pieces
 
     def _compute(self, epoch: int) -> EpochOrder:
@@ -159,7 +183,7 @@ class SampleOrder:
     def _from_disk(self, epoch: int) -> EpochOrder:
         path = self.cache_path(epoch)
         flat = self._read(path)
-        if flat is None:  # another machine's folder, or deleted since: the content is the same whoever writes it
+        if flat is None:  # another machine's folder, or deleted since; every writer writes the same content
             self._write(epoch)
             flat = np.load(path, mmap_mode="r")
         count = self.stop - self.first

@@ -1,7 +1,7 @@
 """Finds input files and reads documents from them: text, jsonl and parquet, plain, .gz or .zst, in bounded memory.
 
-Reading is in two halves, so that one process can read and many can parse: `read_blocks` cuts files into blocks at borders
-of documents, `parse_block` turns a block into documents or says which row is bad.
+Reading has two parts, so that one process can read and many can parse: `read_blocks` cuts files into blocks at document
+boundaries, and `parse_block` splits a block into documents and reports bad rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,14 @@ _LEADING_BLANKS = re.compile(rb"(?:[ \t\r]*\n)*")
 
 @dataclass(frozen=True)
 class Source:
-    """One input file. kind: text, jsonl or parquet; compression: "", ".gz" or ".zst"; size in bytes, on disk."""
+    """One input file.
+
+    Attributes:
+        path: Path of the file.
+        kind: "text", "jsonl" or "parquet".
+        compression: "", ".gz" or ".zst".
+        size: Size on disk in bytes.
+    """
 
     path: str
     kind: str
@@ -37,7 +44,12 @@ class Source:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How documents are found. document: what one is in a text file; text_key: jsonl key or parquet column."""
+    """How documents are found in a file.
+
+    Attributes:
+        document: What one document is in a text file, one of DOCUMENT_MODES.
+        text_key: Key (jsonl) or column (parquet) of the text.
+    """
 
     document: str = "line"
     text_key: str = "text"
@@ -45,8 +57,14 @@ class ReadOptions:
 
 @dataclass(frozen=True)
 class Block:
-    """Whole documents of one file, not yet parsed. `first_row`: number (from 1) of the line or row that it starts with;
-    `read_bytes`: bytes of the file behind it."""
+    """Whole documents of one file, not yet parsed.
+
+    Attributes:
+        source: The file.
+        first_row: Number (from 1) of its first line or row.
+        payload: Bytes of the documents, or values of the rows of a parquet file.
+        read_bytes: Number of bytes of the file that it was read from.
+    """
 
     source: Source
     first_row: int
@@ -55,7 +73,7 @@ class Block:
 
 
 class Document(NamedTuple):
-    """A text, or (text is None) a row that holds none, with the reason."""
+    """The text of a row; or, if `text` is None, the reason why the row has no text."""
 
     row: int
     text: str | None
@@ -63,14 +81,16 @@ class Document(NamedTuple):
 
 
 def find_sources(inputs: list[str], kind: str = "auto") -> list[Source]:
-    """The files behind what was typed: files, folders (walked), globs (`**` too). The order is that of `inputs`, names
-    sorted within each; a file named twice is read once.
+    """Return the files meant by paths: files, folders (searched recursively) and globs (`**` too).
+
+    Files are in the order of `inputs`, and sorted by name within each. A file that is named twice is read once.
 
     Args:
-        kind: text, jsonl or parquet for every file; auto goes by the suffix.
+        inputs: Paths and globs.
+        kind: "text", "jsonl" or "parquet" for every file; "auto" chooses by suffix.
 
     Raises:
-        UserError: nothing there, or a suffix that says nothing.
+        UserError: If a path does not exist, no file is found, or the suffix of a named file is unknown.
     """
     found: dict[str, Source] = {}
     for item in inputs:
@@ -78,18 +98,21 @@ def find_sources(inputs: list[str], kind: str = "auto") -> list[Source]:
             source = _source(path, kind)
             if source is None and explicit:
                 raise UserError(
-                    f"{path}: the suffix does not say what it holds ({', '.join(KINDS)}, also with .gz or .zst). "
-                    "Say it with --format text, jsonl or parquet."
+                    f"{path}: unknown suffix ({', '.join(KINDS)} are known, also with .gz or .zst). "
+                    "Set --format to text, jsonl or parquet."
                 )
             if source is not None:
                 found.setdefault(os.path.realpath(path), source)
     if not found:
-        raise UserError(f"--input {' '.join(inputs)}: no file to read ({', '.join(KINDS)}, also compressed).")
+        raise UserError(
+            f"--input {' '.join(inputs)}: no file to read. Give files with one of the suffixes {', '.join(KINDS)}, "
+            "also compressed."
+        )
     return list(found.values())
 
 
 def _expand(item: str) -> Iterator[tuple[str, bool]]:
-    """(path, whether it was named itself) of each file behind one word of the command line."""
+    """Yield (path, whether it was named explicitly) of each file meant by one path."""
     if os.path.isdir(item):
         for folder, folders, names in os.walk(item):
             folders.sort()
@@ -99,10 +122,10 @@ def _expand(item: str) -> Iterator[tuple[str, bool]]:
     elif glob.has_magic(item):
         matches = sorted(path for path in glob.glob(item, recursive=True) if os.path.isfile(path))
         if not matches:
-            raise UserError(f"--input {item}: no file matches.")
+            raise UserError(f"--input {item}: no file matches. Correct the pattern.")
         yield from ((path, False) for path in matches)
     else:
-        raise UserError(f"--input {item}: no such file or folder.")
+        raise UserError(f"--input {item}: no such file or folder. Correct the path.")
 
 
 def _source(path: str, kind: str) -> Source | None:
@@ -113,10 +136,10 @@ def _source(path: str, kind: str) -> Source | None:
 
 
 def read_blocks(sources: list[Source], options: ReadOptions, block_bytes: int = BLOCK_BYTES) -> Iterator[Block]:
-    """Cut files into blocks of about block_bytes, each of whole documents, in order.
+    """Cut files into blocks of about `block_bytes`, each with whole documents, in order.
 
     Raises:
-        UserError: a file that cannot be read to its end, with its name.
+        UserError: If a file cannot be read to its end.
     """
     for source in sources:
         try:
@@ -125,7 +148,8 @@ def read_blocks(sources: list[Source], options: ReadOptions, block_bytes: int = 
             else:
                 yield from _byte_blocks(source, options, block_bytes)
         except OSError as error:
-            raise UserError(f"{source.path}: cannot be read to its end: {error or type(error).__name__}.") from error
+            reason = error or type(error).__name__
+            raise UserError(f"{source.path}: cannot be read to its end: {reason}. Copy the file again.") from error
 
 
 def _byte_blocks(source: Source, options: ReadOptions, block_bytes: int) -> Iterator[Block]:
@@ -134,7 +158,7 @@ def _byte_blocks(source: Source, options: ReadOptions, block_bytes: int) -> Iter
     with TextStream(source.path, source.compression or None) as stream:
         stream.report()
         while chunk := stream.read(block_bytes):
-            cut = _last_border(chunk, mode)
+            cut = _last_boundary(chunk, mode)
             if not cut:
                 pending.append(chunk)
                 continue
@@ -145,8 +169,8 @@ def _byte_blocks(source: Source, options: ReadOptions, block_bytes: int) -> Iter
             yield Block(source, row, payload, stream.consumed - counted)
 
 
-def _last_border(chunk: bytes, mode: str) -> int:
-    """Where the last whole document of a chunk ends; 0 when it may go on in the next chunk."""
+def _last_boundary(chunk: bytes, mode: str) -> int:
+    """Return where the last whole document of a chunk ends; 0 if it may continue in the next chunk."""
     if mode == "line":
         return chunk.rfind(b"\n") + 1
     if mode == "blank_line":
@@ -159,13 +183,13 @@ def _parquet_blocks(source: Source, options: ReadOptions) -> Iterator[Block]:
     import pyarrow.parquet
 
     if source.compression:
-        raise UserError(f"{source.path}: parquet is compressed inside; unpack the file first.")
+        raise UserError(f"{source.path}: compressed parquet file: parquet compresses its content. Decompress the file.")
     try:
         with pyarrow.parquet.ParquetFile(source.path) as table:
             names = table.schema_arrow.names
             if options.text_key not in names:
                 raise UserError(
-                    f"{source.path}: has no column {options.text_key!r} (it has {', '.join(names)}). Name it with --text_key."
+                    f"{source.path}: no column {options.text_key!r}; it has {', '.join(names)}. Set --text_key to one of them."
                 )
             row, bytes_per_row = 1, source.size / max(table.metadata.num_rows, 1)
             for batch in table.iter_batches(batch_size=1024, columns=[options.text_key]):
@@ -177,7 +201,7 @@ def _parquet_blocks(source: Source, options: ReadOptions) -> Iterator[Block]:
 
 
 def parse_block(block: Block, options: ReadOptions) -> Iterator[Document]:
-    """The documents of a block, in order; a bad row is a Document without a text. Blank lines are none."""
+    """Yield the documents of a block, in order. A bad row is a Document without text. Blank lines are skipped."""
     if isinstance(block.payload, list):
         for row, value in enumerate(block.payload, block.first_row):
             yield _checked(row, value, options.text_key)
@@ -190,7 +214,7 @@ def parse_block(block: Block, options: ReadOptions) -> Iterator[Document]:
 
 
 def _lines(payload: bytes) -> list[str] | list[bytes]:
-    """Lines as text, decoded at once; as bytes where one of them is no UTF-8 and has to be found."""
+    """Return lines as text, decoded together; as bytes if one of them is not UTF-8 and has to be found."""
     try:
         return payload.decode("utf-8").split("\n")
     except UnicodeDecodeError:
@@ -209,14 +233,14 @@ def _json_row(row: int, line: str | bytes, key: str) -> Document:
     except (KeyError, TypeError, IndexError):
         if not isinstance(value, dict):
             return Document(row, None, f"is a JSON {type(value).__name__}, not an object")
-        return Document(row, None, f"has no key {key!r} (it has {', '.join(value) or 'none'}); name it with --text_key")
+        return Document(row, None, f"no key {key!r}; it has {', '.join(value) or 'none'}; set it with --text_key")
     return _checked(row, text, key)
 
 
 def _checked(row: int, value: Any, key: str) -> Document:
     if isinstance(value, str):
         return Document(row, value)
-    return Document(row, None, f"{key!r} holds {'nothing' if value is None else type(value).__name__}, not text")
+    return Document(row, None, f"{key!r} holds {'null' if value is None else type(value).__name__}, not text")
 
 
 def _texts(payload: bytes, first_row: int, mode: str) -> Iterator[Document]:
@@ -231,13 +255,13 @@ def _texts(payload: bytes, first_row: int, mode: str) -> Iterator[Document]:
 
 
 def _parts(payload: bytes, mode: str) -> Iterator[tuple[bytes, int]]:
-    """(bytes of a document, line ends up to the next one)."""
+    """Yield (bytes of a document, number of line ends up to the next one)."""
     if mode == "line":
         yield from ((line.removesuffix(b"\r"), 1) for line in payload.split(b"\n"))
     elif mode == "blank_line":
         at = 0
         for end, following in [*((m.start(), m.end()) for m in _BLANK_LINE.finditer(payload)), (len(payload),) * 2]:
-            # A run of blank lines may have been cut by the border of a block: what is left of it is no text.
+            # A block boundary may have cut a run of blank lines; the rest of the run is not text.
             begin = _LEADING_BLANKS.match(payload, at).end()
             yield b"", payload.count(b"\n", at, begin)
             yield payload[begin:end].rstrip(b"\r\n"), payload.count(b"\n", begin, following)
@@ -246,13 +270,6 @@ def _parts(payload: bytes, mode: str) -> Iterator[tuple[bytes, int]]:
         yield payload, 0
 
 
-def read_documents(sources: list[Source], options: ReadOptions) -> Iterator[tuple[Source, Document]]:
-    """Every document of every file, in one process."""
-    for block in read_blocks(sources, options):
-        for document in parse_block(block, options):
-            yield block.source, document
-
-
-def bad_row(source: Source, document: Document) -> str:
-    """The line that names a bad row."""
+def describe_bad_row(source: Source, document: Document) -> str:
+    """Return the file, the number and the problem of a bad row."""
     return f"{source.path}, {'row' if source.kind == 'parquet' else 'line'} {document.row}: {document.problem}"

@@ -1,5 +1,8 @@
-"""Runs the encoder of `data build` over blocks, in order, in one process or many. Workers never import paddle unless the
-tokenizer needs PaddleNLP; what is under way is bounded, so memory does not grow with the input."""
+"""Runs the encoder of `data build` over blocks, in order, in one or more processes.
+
+Workers import Paddle only if the tokenizer needs PaddleNLP. The number of blocks in progress is bounded, so memory use
+does not grow with the input.
+"""
 
 from __future__ import annotations
 
@@ -22,38 +25,38 @@ _encoder: BlockEncoder | None = None  # one per worker process
 
 
 def encode_blocks(blocks: Iterable[Block], folder: str, options: ReadOptions, workers: int) -> Iterator[Encoded]:
-    """Encode blocks with the tokenizer in `folder`; results come in the order of the blocks.
+    """Encode blocks with the tokenizer in `folder`. Results have the order of the blocks.
 
     Raises:
-        UserError: a worker was killed.
+        UserError: If a worker is killed.
     """
     if workers == 1:
         yield from map(BlockEncoder(folder, options), blocks)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker, (folder, options)) as pool:
-        under_way: deque[Future[Encoded]] = deque()
+        pending: deque[Future[Encoded]] = deque()
         try:
             for block in blocks:
-                under_way.append(pool.submit(_encode, block))
-                if len(under_way) >= _BLOCKS_PER_WORKER * workers:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
+                pending.append(pool.submit(_encode, block))
+                if len(pending) >= _BLOCKS_PER_WORKER * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         except BrokenProcessPool as error:
             raise UserError(
-                "a worker of the build was killed, most often because memory ran out. Give fewer --workers."
+                "a worker of the build was killed, most often because memory ran out. Use fewer --workers."
             ) from error
         finally:
-            for future in under_way:
+            for future in pending:
                 future.cancel()
 
 
 def _start_worker(folder: str, options: ReadOptions) -> None:
     global _encoder
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are the threads
-    end_with_creator()  # a worker waits on a queue that it keeps open itself
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers provide the parallelism
+    end_with_creator()  # a worker holds its queue open, so it would not notice the parent's end
     _encoder = BlockEncoder(folder, options)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from paddle_llm.config.local_files.split_names import DEV, TEST, TRAIN, DataFolder, kind_of_file
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.corpus.blend import split_weights
+from paddle_llm.data.corpus.blend import parse_weighted_paths
 from paddle_llm.data.instructions.data_files import data_folder
 from paddle_llm.data.instructions.files import RowReader
 from paddle_llm.data.instructions.formats import BadRow
@@ -49,7 +49,7 @@ def describe_data(value: str, data_format: str = "auto", prompt_templates: str |
     Raises:
         UserError: If a blend is malformed, or the names of files are ambiguous.
     """
-    blend = None if os.path.exists(value) else split_weights(value, "--finetune")
+    blend = None if os.path.exists(value) else parse_weighted_paths(value, "--finetune")
     lines: list[str] = []
     for path in [path for _, path in blend] if blend else [value]:
         found = DataFolder(path, {TRAIN: [path]}) if os.path.isfile(path) else data_folder(path).check()

@@ -14,7 +14,7 @@ import numpy as np
 
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.corpus.blend import Blend, split_weights
+from paddle_llm.data.corpus.blend import Blend, parse_weighted_paths
 from paddle_llm.data.instructions.files import find_files, load_conversations
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.data.samples.encode import DoesNotFit, EncodedSample, InstructionEncoder
@@ -81,7 +81,7 @@ def load_split(
         UserError: nothing there, a malformed mixture, an unknown format, bad rows.
     """
     options = (data_format, prompt_templates, skip_bad_rows)
-    mixed = split_weights(value, flag) if value and not os.path.exists(value) else None
+    mixed = parse_weighted_paths(value, flag) if value and not os.path.exists(value) else None
     if mixed is None:
         files = find_files(value, split, flag)
         return load_conversations(files, *options).conversations if files else []

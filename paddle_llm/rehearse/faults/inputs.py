@@ -60,13 +60,13 @@ def micro_batch_twice() -> Iterator[None]:
     tensors=".",
 )
 def mean_of_each_rank() -> Iterator[None]:
-    from paddle_llm.training.step.loss_normalization import TokenMean
+    from paddle_llm.training.step.loss_normalization import LossNormalizer
 
-    def announce_own(self, labels):
+    def use_own_labels(self, labels):
         self.labels = float(labels)
-        self._criterion.set_divisor(labels * self._data_ranks / self._micro_batches)
+        self.divisor = labels * self._data_ranks / self._micro_batches
 
-    with patch.object(TokenMean, "announce", announce_own):
+    with patch.object(LossNormalizer, "start_global_batch", use_own_labels):
         yield
 
 
@@ -77,15 +77,15 @@ def mean_of_each_rank() -> Iterator[None]:
     layout=DP2,
 )
 def mean_of_each_micro_batch() -> Iterator[None]:
-    from paddle_llm.training.step.loss_normalization import TokenMean
+    from paddle_llm.training.step.loss_normalization import LossNormalizer
 
-    announce = TokenMean.announce
+    start = LossNormalizer.start_global_batch
 
-    def announce_nothing(self, labels):
-        announce(self, labels)
-        self._criterion.set_divisor(None)
+    def start_without_divisor(self, labels):
+        start(self, labels)
+        self.divisor = None
 
-    with patch.object(TokenMean, "announce", announce_nothing):
+    with patch.object(LossNormalizer, "start_global_batch", start_without_divisor):
         yield
 
 

@@ -1,28 +1,32 @@
-"""The mean loss of a data set over all its labels and all ranks, exact where batches hold padding."""
+"""The mean loss of a data set over all labels and all ranks, exact for padded batches."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from contextlib import nullcontext
+from typing import Any
 
 import paddle
 import paddle.distributed as dist
 
 from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT
-from paddle_llm.training.step.loss_normalization import criterion_of, mean_of_each_batch
+from paddle_llm.models.loss import CausalLMLoss
+from paddle_llm.training.step.loss_normalization import find_criterion
 
 
-def mean_loss(trainer, model, dataloader) -> float:
-    """Mean over the labels that count. Collective: every rank brings its own part of the data.
+def mean_loss(trainer: Any, model: Any, dataloader: Iterable[dict[str, Any]]) -> float:
+    """Return the mean loss over all labels of a data set, without label smoothing. Collective over all ranks.
 
     Args:
-        trainer: a Trainer, for its prediction step and callbacks.
-        model: as the prediction step wants it: fleet's wrapper in a pipeline, else the bare network.
-        dataloader: of batches that `CountedBatches` has made.
+        trainer: Trainer whose prediction step and callbacks are used.
+        model: Network as the prediction step expects it: inside fleet's wrapper in a pipeline, without it elsewhere.
+        dataloader: Batches of this rank, made by `CountedBatches`.
     """
     model.eval()
     loss_times_tokens, tokens = 0.0, 0
-    criterion = criterion_of(model)
-    with mean_of_each_batch(criterion):
+    criterion = find_criterion(model)
+    with nullcontext() if criterion is None else criterion.without_smoothing():
         for inputs in dataloader:
             del inputs[TOKEN_COUNT]
             count = inputs.pop(LABEL_COUNT)
@@ -37,11 +41,13 @@ def mean_loss(trainer, model, dataloader) -> float:
     return loss_times_tokens / tokens
 
 
-def _loss_sum(trainer, model, criterion, inputs, count: int) -> float:
-    """Sum of the losses of a batch's `count` labels; zero for a batch of padding alone."""
+def _loss_sum(trainer: Any, model: Any, criterion: CausalLMLoss | None, inputs: dict[str, Any], count: int) -> float:
+    """Return the sum of the losses of a batch's `count` labels; zero for a batch that is only padding."""
+    divided = nullcontext()
     if trainer.args.pipeline_parallel_degree > 1 and criterion is not None:
-        # A pipeline averages the means of its micro batches, of which padded ones hold fewer labels: divide all alike.
+        # A pipeline averages the means of its micro-batches, and padded ones have fewer labels: use one divisor for all.
         count = math.prod(inputs["labels"].shape)
-        criterion.set_divisor(count / trainer.args.gradient_accumulation_steps)
-    loss, _, _ = trainer.prediction_step(model, inputs, prediction_loss_only=True)
+        divided = criterion.divided_by(count / trainer.args.gradient_accumulation_steps)
+    with divided:
+        loss, _, _ = trainer.prediction_step(model, inputs, prediction_loss_only=True)
     return float(loss) * count if count else 0.0

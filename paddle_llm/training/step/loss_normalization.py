@@ -1,15 +1,18 @@
-"""The loss of a step is the mean over the labels of its global batch, however that is divided.
+"""The loss of a step is the mean over all labels of its global batch, whatever the layout.
 
-Averaging the means of micro batches weighs a label by how few others its micro batch has: with samples of unequal length
-the result then depends on batch size, accumulation and the number of ranks. Here the labels of a global batch are counted
-over all ranks before its first micro batch computes, and every micro batch divides its sum by the same number.
+The mean of the means of micro-batches weights a label by the number of other labels in its micro-batch. With samples of
+unequal length, that mean depends on the batch size, the accumulation and the number of ranks. Here the labels of a global
+batch are counted over all ranks before its first micro-batch is computed, and the sum of every micro-batch is divided by
+the same number:
+
+    `GlobalBatchLoader` counts the labels of this rank   ->   `LossNormalizer` sums them over ranks   ->   the loss divides
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
 from typing import Any
 
@@ -20,90 +23,87 @@ from paddle_llm.data.counted_batches import LABEL_COUNT
 from paddle_llm.models.loss import CausalLMLoss
 from paddle_llm.parallel.process.parent import worker_initializer
 
+# Key of the first micro-batch of each global batch: this rank's number of labels in the global batch.
+GLOBAL_BATCH_LABELS = "global_batch_labels"
+
 
 class GlobalBatchLoader(paddle.io.DataLoader):
-    """A DataLoader that announces the labels of a global batch before it hands out its first micro-batch.
+    """DataLoader whose first micro-batch of each global batch carries `GLOBAL_BATCH_LABELS`.
 
-    It is one global batch ahead: with each micro-batch that it hands out it takes one of the next global batch, so that
+    It reads one global batch ahead: for each micro-batch that it returns, it reads one of the next global batch, so that
     workers collate while the device computes.
 
     Args:
-        collate_fn: a `CountedBatches`.
-        accumulation: micro batches of this rank in a global batch.
-        announce: is called with this rank's number of labels before the first of them is handed out.
+        *args: Arguments of `paddle.io.DataLoader`.
+        accumulation: Number of micro-batches of this rank per global batch.
+        **kwargs: Arguments of `paddle.io.DataLoader`; `collate_fn` is a `CountedBatches`.
     """
 
-    def __init__(self, *args, accumulation: int, announce: Callable[[int], None], **kwargs):
+    def __init__(self, *args: Any, accumulation: int, **kwargs: Any):
         super().__init__(*args, worker_init_fn=worker_initializer(), **kwargs)
-        self._accumulation, self._announce = accumulation, announce
+        self._accumulation = accumulation
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         loaded = super().__iter__()
-        batches = (
-            batch for batch in loaded
-        )  # Paddle's own iterator (3.3.1) fails when it is asked again after its end
+        # A generator, because Paddle's own iterator (3.3.1) fails when it is called again after its end.
+        batches = (batch for batch in loaded)
         ahead = deque(islice(batches, self._accumulation))
         while ahead:
-            self._announce(sum(batch[LABEL_COUNT] for batch in ahead))
+            ahead[0] = {**ahead[0], GLOBAL_BATCH_LABELS: sum(batch[LABEL_COUNT] for batch in ahead)}
             for _ in range(len(ahead)):
                 yield ahead.popleft()
                 ahead.extend(islice(batches, 1))
 
 
-class TokenMean:
-    """Sets the divisor of a network's loss for each global batch.
+class LossNormalizer:
+    """Computes the divisor of the loss for each global batch.
 
     Attributes:
-        labels: of the current global batch, on average over the data ranks; a scalar tensor on the device where ranks are
-            several; None before the first.
+        labels: Labels of the current global batch, averaged over the data ranks: a number in a job of one rank, else a
+            scalar tensor on the device; None before the first global batch.
+        divisor: Number or float32 scalar by which the loss of each micro-batch is divided; None before the first global
+            batch, and for a network with another loss than `CausalLMLoss`.
 
     Args:
-        model: the bare network or PipelineLayer; one with another loss than ours is left alone.
-        micro_batches: of all data ranks in a global batch.
-        data_ranks, model_ranks: ranks with different samples; ranks with the same.
+        model: Network without fleet's wrapper, or PipelineLayer.
+        micro_batches: Number of micro-batches per global batch, over all data ranks.
+        data_ranks: Number of ranks that read different samples.
+        model_ranks: Number of ranks that read the same samples.
     """
 
     def __init__(self, model: Any, *, micro_batches: int, data_ranks: int, model_ranks: int):
-        self._criterion = criterion_of(model)
+        self._criterion = find_criterion(model)
         self._micro_batches, self._data_ranks, self._model_ranks = micro_batches, data_ranks, model_ranks
         self.labels: float | paddle.Tensor | None = None
+        self.divisor: float | paddle.Tensor | None = None
 
-    def announce(self, labels: int) -> None:
-        """This rank's number of labels in the global batch that comes now. Collective over all ranks.
+    def start_global_batch(self, labels: int) -> None:
+        """Sum the labels of the next global batch over all ranks. Collective over all ranks.
 
-        The sum over ranks stays on the device: the loss needs it there.
+        The sum stays on the device, where the loss needs it: copying it would make the host wait.
+
+        Args:
+            labels: This rank's number of labels.
         """
         if self._criterion is None:
             return
         if dist.get_world_size() == 1:
             self.labels = float(labels)
-            self._criterion.set_divisor(max(self.labels, 1.0) / self._micro_batches)
+            self.divisor = max(self.labels, 1.0) / self._micro_batches
             return
         total = paddle.to_tensor([float(labels)], dtype="float64")
         dist.all_reduce(total)
         count = total.squeeze() / self._model_ranks
         self.labels = count / self._data_ranks
-        self._criterion.set_divisor((count.clip(min=1.0) / self._micro_batches).astype("float32"))
+        self.divisor = (count.clip(min=1.0) / self._micro_batches).astype("float32")
+
+    def applied(self) -> AbstractContextManager[None]:
+        """Return a context in which the network's loss divides by `divisor`."""
+        return nullcontext() if self._criterion is None else self._criterion.divided_by(self.divisor)
 
 
-def criterion_of(model: Any) -> CausalLMLoss | None:
-    """The loss of a network, also of a PipelineLayer and of what fleet wraps around them."""
+def find_criterion(model: Any) -> CausalLMLoss | None:
+    """Return the loss of a network, of a PipelineLayer, or of either inside fleet's wrapper; None if it is another loss."""
     layer = getattr(model, "_layers", model)
     candidates = [*(getattr(layer, "_loss_fn", None) or []), *layer.sublayers(include_self=True)]
     return next((found for found in candidates if isinstance(found, CausalLMLoss)), None)
-
-
-@contextmanager
-def mean_of_each_batch(criterion: CausalLMLoss | None) -> Iterator[None]:
-    """For evaluation: the loss is again the mean over each batch that it gets, and not smoothed."""
-    if criterion is None:
-        yield
-        return
-    divisor, smoothing = criterion.divisor, criterion.label_smoothing
-    criterion.set_divisor(None)
-    criterion.label_smoothing = 0.0
-    try:
-        yield
-    finally:
-        criterion.set_divisor(divisor)
-        criterion.label_smoothing = smoothing

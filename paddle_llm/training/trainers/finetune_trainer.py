@@ -14,7 +14,12 @@ import paddle
 from paddlenlp.trainer import EarlyStoppingCallback
 
 from paddle_llm.core.console import say
-from paddle_llm.data.counted_batches import LABELLED_POSITIONS, POSITION_LABELS, CountedBatches, instruction_tokens
+from paddle_llm.data.counted_batches import (
+    LABELLED_POSITIONS,
+    POSITION_LABELS,
+    CountedBatches,
+    count_instruction_tokens,
+)
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.models.head import given_positions_alone
 from paddle_llm.models.weights.full_weights import family_name
@@ -22,7 +27,7 @@ from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.peft.attachment import active_attachment
 from paddle_llm.peft.methods import adalora
 from paddle_llm.peft.targets import anywhere
-from paddle_llm.training.step.loss_normalization import criterion_of
+from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 # PaddleNLP 3.0.0b4 looks for the optimizer state of every weight (KeyError), and of a tensor that it does not know, LoRA's
@@ -81,9 +86,9 @@ class FinetuneTrainer(PretrainTrainer):
 
     def counted_batches(self, collate):
         layout = self.layout
-        picks = layout.pipeline == 1 and not layout.sequence_parallel and criterion_of(self.model) is not None
+        picks = layout.pipeline == 1 and not layout.sequence_parallel and find_criterion(self.model) is not None
         multiple = _PICK_MULTIPLE if paddle.device.get_device().startswith("gpu") else 1
-        return CountedBatches(collate, instruction_tokens, multiple if picks else None)
+        return CountedBatches(collate, count_instruction_tokens, multiple if picks else None)
 
     def compute_loss(self, model, inputs, return_outputs=False):
         if LABELLED_POSITIONS not in inputs:

@@ -20,7 +20,7 @@ from paddle_llm.core.artifacts import METRICS
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.collate import collate_numpy
-from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches, labels_as_tokens
+from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.process.parent import worker_initializer
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
@@ -34,7 +34,8 @@ from paddle_llm.training.metrics.step_scalars import StepScalars
 from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.random_states import seed_random_states
 from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
-from paddle_llm.training.step.loss_normalization import GlobalBatchLoader, TokenMean
+from paddle_llm.training.sharding import apply_sharding
+from paddle_llm.training.step.loss_normalization import GLOBAL_BATCH_LABELS, GlobalBatchLoader, LossNormalizer
 from paddle_llm.training.step.loss_scaling import unscale_main_gradients
 from paddle_llm.training.step.nan_guard import NanGuard
 from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTrainer
@@ -65,7 +66,7 @@ class PretrainTrainer(CheckpointedTrainer):
             peak_flops=self.options.peak_flops,
             model_ranks=self.layout.tensor * self.layout.pipeline,
         )
-        self.token_mean = TokenMean(
+        self.loss_normalizer = LossNormalizer(
             self.model,
             micro_batches=self.global_batch // self.args.per_device_train_batch_size,
             data_ranks=self.layout.data_world_size,
@@ -117,7 +118,6 @@ class PretrainTrainer(CheckpointedTrainer):
             collate_fn=self.counted_batches(self.data_collator),
             num_workers=self.args.dataloader_num_workers,
             accumulation=self.args.gradient_accumulation_steps,
-            announce=self.token_mean.announce,
         )
 
     def get_eval_dataloader(self, eval_dataset=None):
@@ -128,7 +128,7 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def counted_batches(self, collate: Callable[[list], dict]) -> CountedBatches:
         """A collator whose batches carry what the loop must know of them on the host."""
-        return CountedBatches(collate, labels_as_tokens)
+        return CountedBatches(collate)
 
     def _get_train_sampler(self):
         args = self.args
@@ -202,42 +202,33 @@ class PretrainTrainer(CheckpointedTrainer):
     def _wrap_model(self, model, training=True):
         wrapped = super()._wrap_model(model, training)
         if training and self.grad_norm_reader is None:
-            self.grad_norm_reader = GradNormReader(self.optimizer, self._check_norm)
-            self.nan_guard.guard(self.optimizer)
-            self._shard()
-        return wrapped
-
-    def _shard(self) -> None:
-        """Stages 2 and 3, on top of fleet's stage 1."""
-        stage = self.layout.sharding_stage if self.layout.sharding > 1 else 0
-        if stage >= 2:
-            self.sharded_gradients = ShardedGradients(
-                self.optimizer,
-                broadcast_weights=stage == 2,
-                pipeline=self.model if isinstance(self.model, PipelineLayer) else None,
-                bucket_mb=self.args.sharding_comm_buffer_size_MB,
-            )
-        if stage == 3:
-            self.sharded_weights = ShardedWeights(
+            self.grad_norm_reader, self.sharded_gradients, self.sharded_weights = apply_sharding(
                 self.model,
                 self.optimizer,
-                self.sharded_gradients,
-                offload=self.options.offload_weights,
-                prefetch=paddle.get_device() != "cpu",  # gloo's collectives are over when the call returns
+                self.layout,
+                guard=self.nan_guard,
+                check_norm=self._check_norm,
+                bucket_mb=self.args.sharding_comm_buffer_size_MB,
+                offload_weights=self.options.offload_weights,
             )
+        return wrapped
 
     # --- one step ----------------------------------------------------------------------------------------------
 
     def training_step(self, model, inputs, step_control=0):
         self.meter.add_tokens(inputs.pop(TOKEN_COUNT), inputs.pop(LABEL_COUNT))
-        loss = super().training_step(model, inputs)
+        labels = inputs.pop(GLOBAL_BATCH_LABELS, None)
+        if labels is not None:  # the first micro-batch of a global batch
+            self.loss_normalizer.start_global_batch(labels)
+        with self.loss_normalizer.applied():
+            loss = super().training_step(model, inputs)
         if self.sharded_gradients is not None and (step_control + 1) % self.args.gradient_accumulation_steps == 0:
             self.sharded_gradients.hand_over()  # the loss scaler reads gradients before the optimizer's step
         return loss
 
     def _check_loss_valid(self, loss):
         """Called by the loop once per optimizer step with the loss summed since the last call: the step's mean."""
-        self.scalars.start(loss.clone(), self.token_mean.labels)
+        self.scalars.start(loss.clone(), self.loss_normalizer.labels)
         self.meter.learning_rate = float(self.optimizer.get_lr())
         # Each step is accounted for here; the loop's own running sum would carry a NaN for ever.
         loss.zero_()
