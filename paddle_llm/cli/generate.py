@@ -166,7 +166,7 @@ def generate(
 def _report_fitting(requests: Sequence[Request], encoded: Sequence[Prompt], generator: Generator) -> None:
     """Report what the template does not write, how many prompts were cut, and how many answers the positions limit."""
     from paddle_llm.config.positions import position_limit
-    from paddle_llm.data.chat.notes import sentence
+    from paddle_llm.data.chat.notes import describe
     from paddle_llm.generation.texts import with_learned_prompt
 
     limits = [generator.limit_for(with_learned_prompt(prompt, generator.model)) for prompt in encoded]
@@ -177,7 +177,7 @@ def _report_fitting(requests: Sequence[Request], encoded: Sequence[Prompt], gene
     }
     for kind in dict.fromkeys(kind for prompt in encoded for kind in prompt.notes):
         where = [request.where for request, prompt in zip(requests, encoded, strict=True) if kind in prompt.notes]
-        say(f"{len(where)} {sentence(kind)} (first: {where[0]})")
+        say(f"{describe(kind, len(where))} (first: {where[0]})")
     for problem, affected in problems.items():
         first = next(
             (request.where for request, is_affected in zip(requests, affected, strict=True) if is_affected), None

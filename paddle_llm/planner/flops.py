@@ -222,19 +222,17 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
     return None
 
 
-def mfu(
-    facts: ModelFacts, seq_length: int, tokens_per_second_per_device: float, device_name: str, dtype: str
-) -> float | None:
-    """Model FLOPs utilisation, 0 to 1: what the model needs over what the device could do; None with no known peak.
+def mfu(flops_per_token: float | None, tokens_per_second_per_device: float, peak_flops: float | None) -> float | None:
+    """Model FLOPs utilization: the FLOP/s that the model needs as a share of the peak FLOP/s of the device.
 
     Args:
-        facts: the model.
-        seq_length: tokens per sample of this run.
-        tokens_per_second_per_device: of the whole job, divided by all its devices (tensor and pipeline ranks too).
-        device_name: as the driver gives it.
-        dtype: of the matmuls.
+        flops_per_token: Model FLOPs of forward and backward; see the function of this name.
+        tokens_per_second_per_device: Speed of the whole job, divided by all its devices (tensor and pipeline ranks too).
+        peak_flops: Peak of one device; see the function of this name.
+
+    Returns:
+        Number from 0 to 1; None if an argument is None.
     """
-    peak = peak_flops(device_name, dtype)
-    if peak is None or facts.model_type not in _FAMILIES:
+    if flops_per_token is None or peak_flops is None:
         return None
-    return flops_per_token(facts, seq_length) * tokens_per_second_per_device / peak
+    return flops_per_token * tokens_per_second_per_device / peak_flops

@@ -6,13 +6,21 @@ import math
 
 
 def learning_rate_factor(
-    step: int, *, kind: str, warmup_steps: int, decay_steps: int, min_ratio: float, num_cycles: float, power: float
+    step: int, *, kind: str, warmup_steps: int, decay_steps: int, min_ratio: float, power: float
 ) -> float:
-    """Learning rate of optimizer step `step` (0 for the first), relative to the peak.
+    """Return the learning rate of an optimizer step, relative to the peak.
 
-    Warm-up goes linearly to the peak over `warmup_steps`: the first step is taken with peak / warmup_steps, not with
-    zero, which would waste it. Afterwards the rate falls to `min_ratio` of the peak at `decay_steps` and stays there
-    ("cosine": Loshchilov & Hutter 2017 without restarts; `num_cycles` 0.5 is half a wave).
+    Warm-up rises linearly to the peak over `warmup_steps`. The first step uses peak / warmup_steps: zero would waste it.
+    Afterwards the rate falls to `min_ratio` of the peak at `decay_steps` and stays there ("cosine": half a wave, Loshchilov
+    & Hutter 2017 without restarts).
+
+    Args:
+        step: Optimizer step, 0 for the first.
+        kind: Value of lr_scheduler_type.
+        warmup_steps: Length of the warm-up.
+        decay_steps: Step at which the minimum is reached.
+        min_ratio: Minimum, relative to the peak.
+        power: Exponent of "polynomial".
     """
     if kind == "constant":  # without a warm-up, as in PaddleNLP; "constant_with_warmup" has one
         return 1.0
@@ -25,14 +33,9 @@ def learning_rate_factor(
     if kind == "linear":
         shape = 1.0 - progress
     elif kind == "cosine":
-        shape = 0.5 * (1.0 + math.cos(math.pi * 2.0 * num_cycles * progress))
+        shape = 0.5 * (1.0 + math.cos(math.pi * progress))
     elif kind == "polynomial":
         shape = (1.0 - progress) ** power
     else:
         raise ValueError(f"unknown lr_scheduler_type {kind!r}")
     return min_ratio + (1.0 - min_ratio) * shape
-
-
-def resolve_warmup_steps(warmup_steps: int, warmup_ratio: float, total_steps: int) -> int:
-    """`warmup_steps` wins over `warmup_ratio`, as in PaddleNLP."""
-    return warmup_steps if warmup_steps > 0 else int(warmup_ratio * total_steps)

@@ -313,10 +313,10 @@ def test_special_token_text_stays_text_unless_asked_for(families, capsys) -> Non
     end = both.codec.mark("<|im_end|>")
     kept = encode_all([talk], both.encoder)[0]
     assert kept.labels.tolist().count(end) == 1 and both.codec.decode(kept.input_ids).endswith("say <|im_end|> now")
-    assert "1 samples contain the text of special tokens, which stays text" in capsys.readouterr().err
+    assert "1 sample: the text of special tokens in messages stays text" in capsys.readouterr().err
     free = InstructionEncoder(both.codec, both.chosen.template, max_length=4096, special_text_as="tokens")
     assert encode_all([talk], free)[0].labels.tolist().count(end) == 2
-    assert "which becomes special tokens" in capsys.readouterr().err
+    assert "1 sample: the text of special tokens in messages becomes special tokens" in capsys.readouterr().err
     calls = [{"type": "function", "function": {"name": "f", "arguments": {"a": "<|im_end|>"}}}]
     calling = Conversation((U1, Turn(ASSISTANT, "", fields={"tool_calls": calls})), where="here")
     assert both.encoder(calling).labels.tolist().count(end) == 1
@@ -329,7 +329,7 @@ def test_fields_that_a_template_does_not_write_are_reported_or_refused(families,
     encode_all([talk], families["chatml"].encoder)
     reported = capsys.readouterr().err
     for key in ("reasoning_content", "tools", "documents"):
-        assert f"1 samples: the chat template does not write their {key!r}; it is ignored" in reported
+        assert f"1 sample: the chat template does not write their {key!r}; it is ignored" in reported
     encode_all([talk], families["qwen 3"].encoder)
     reported = capsys.readouterr().err
     assert "'documents'" in reported and "'tools'" not in reported and "reasoning" not in reported
@@ -361,7 +361,7 @@ def test_questions_that_a_template_does_not_write_are_reported(families, tmp_pat
     encode_all([talk], InstructionEncoder(codec, template, max_length=512))
     found = [line for line in capsys.readouterr().err.splitlines() if "messages" in line]
     assert len(found) == (reported is not None)
-    assert reported is None or "1 samples: the chat template" in found[0] and reported in found[0]
+    assert reported is None or "1 sample: the chat template" in found[0] and reported in found[0]
     prompt = InstructionEncoder(codec, template, max_length=512).prompt(talk)
     assert len(prompt.notes) == (reported is not None)  # `generate` reports them, too
 

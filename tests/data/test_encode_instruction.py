@@ -133,20 +133,20 @@ def test_what_is_cut_is_counted_and_what_cannot_be_learnt_is_refused(codec: Text
     report = encode_all(rows, encoder).report
     assert (report.samples, report.cut_questions, report.cut_answers, report.dropped_rounds) == (4, 2, 2, 1)
     told = capsys.readouterr().err
-    assert "2 answers cut; they are not ended by EOS (first: f, line 2; f, line 4)" in told
+    assert "2 answers cut, without EOS at the end (first: f, line 2; f, line 4)" in told
     dropped = encode_all(rows, encoder, long_samples="drop")
     assert (
         len(dropped) == 1 and dropped.report.too_long == 3 and "3 samples left out: longer" in capsys.readouterr().err
     )
-    with pytest.raises(UserError, match="3 samples are longer than --max_length 60 .*first: f, line 2"):
+    with pytest.raises(UserError, match="Longer than --max_length 60 .*: 3 samples, the first: f, line 2"):
         encode_all(rows, encoder, long_samples="refuse")
     mute = [*rows, talk("ask", "ok", flags={1: False}), talk("ask", "ok", system=LONG)]
-    with pytest.raises(UserError, match="1 samples have no room for the template"):
+    with pytest.raises(UserError, match="The template alone is longer than --src_length .*: 1 sample, the first: "):
         encode_all(mute, encoder)
     kept = encode_all(mute, encoder, drop_unlearnable=True)
     assert len(kept) == 4 and (kept.report.no_loss, kept.report.does_not_fit) == (1, 1)
     told = capsys.readouterr().err
-    assert "1 samples left out: no token of theirs bears loss" in told and "the template alone is longer" in told
+    assert "1 sample left out: no token bears loss" in told and "the template alone is longer" in told
 
 
 # As Hugging Face folders carry them: Zephyr's, and one that marks the assistant's text itself.
@@ -209,7 +209,7 @@ def test_answers_that_a_jinja_template_forgets_are_not_learned(tmp_path: Path, t
     assert encoder.codec.show(sample.input_ids) == " ask...moretwo"
     assert encoder.codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX]) == "two</s>"
     reported = capsys.readouterr().err
-    assert "1 samples: the chat template writes earlier answers differently" in reported
+    assert "1 sample: the chat template writes earlier answers differently" in reported
     assert "EOS is learned" in reported
 
 

@@ -33,7 +33,7 @@ def test_inspect_shows_samples_with_the_learnt_tokens_marked(tmp_path: Path, tok
     assert "samples: 40, skipped: 0" in shown.stdout and "by language: en 40" in shown.stdout
     assert "longest 79" in shown.stdout and "packed (" in shown.stdout and "padding: " in shown.stdout
     assert "format src_tgt, by its keys src, tgt" in shown.stderr and "template default" in shown.stderr
-    assert "answers cut; they are not ended by EOS" in shown.stderr
+    assert "answers cut, without EOS at the end" in shown.stderr
     with open(path, "a") as stream:
         stream.write("{}\n")
     refused = run("inspect", "--finetune", path, "--tokenizer", tokenizer_folder)

@@ -120,7 +120,6 @@ def test_unknown_family_is_refused() -> None:
     strange = ModelFacts(**{**facts.__dict__, "model_type": "mamba"})
     with pytest.raises(UserError, match="mamba.*llama"):
         flops_per_token(strange, 2048)
-    assert mfu(strange, 2048, 1.0, "NVIDIA H200", "bfloat16") is None
 
 
 @pytest.mark.parametrize(
@@ -165,6 +164,8 @@ def test_peak_is_none_where_unknown(device: str, dtype: str) -> None:
 def test_mfu() -> None:
     facts = facts_of("llama-7b")
     # 6 * 6607343616 + 3221225472 = 42865287168 FLOPs per token; 3640 tokens/s need half of an A100's 312e12.
-    share = mfu(facts, 2048, 156e12 / 42_865_287_168, "NVIDIA A100-SXM4-80GB", "bfloat16")
+    needed, peak = flops_per_token(facts, 2048), peak_flops("NVIDIA A100-SXM4-80GB", "bfloat16")
+    share = mfu(needed, 156e12 / 42_865_287_168, peak)
     assert share == pytest.approx(0.5, rel=1e-12)
-    assert mfu(facts, 2048, 1000.0, "cpu", "float32") is None
+    assert mfu(needed, 1000.0, peak_flops("cpu", "float32")) is None
+    assert mfu(None, 1000.0, peak) is None

@@ -92,9 +92,7 @@ def test_learning_rate_of_a_row_is_the_one_its_step_was_taken_with(tmp_path):
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup", "polynomial"])
 def test_schedule_warms_up_to_the_peak_and_ends_at_its_minimum(kind):
     def factor(step):
-        return learning_rate_factor(
-            step, kind=kind, warmup_steps=10, decay_steps=100, min_ratio=0.1, num_cycles=0.5, power=2.0
-        )
+        return learning_rate_factor(step, kind=kind, warmup_steps=10, decay_steps=100, min_ratio=0.1, power=2.0)
 
     assert factor(0) == pytest.approx(0.1)
     assert factor(9) == factor(10) == 1.0
@@ -104,9 +102,7 @@ def test_schedule_warms_up_to_the_peak_and_ends_at_its_minimum(kind):
 
 def test_a_constant_rate_has_no_warmup():
     rates = [
-        learning_rate_factor(
-            s, kind="constant", warmup_steps=10, decay_steps=100, min_ratio=0.1, num_cycles=0.5, power=1.0
-        )
+        learning_rate_factor(s, kind="constant", warmup_steps=10, decay_steps=100, min_ratio=0.1, power=1.0)
         for s in (0, 5, 50)
     ]
     assert rates == [1.0, 1.0, 1.0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from paddle_llm.core.counts import counted
 from paddle_llm.data.chat.answers import BLOCK_NOT_OPENED, HEADER_LEARNED, PROMPT_DIFFERS
 from paddle_llm.data.chat.special_text import has_special_text
 from paddle_llm.data.chat.writing import (
@@ -24,31 +25,35 @@ from paddle_llm.data.instructions.formats import Conversation
 
 SPECIAL_TEXT_FLAG = "--special_tokens_in_content"
 _SENTENCES = {
-    SPECIAL_TEXT: f"samples contain the text of special tokens, which stays text ({SPECIAL_TEXT_FLAG} tokens makes it special tokens)",
-    SPECIAL_TOKENS: "samples contain the text of special tokens, which becomes special tokens",
-    EOS_ADDED: "samples: the chat template ends answers without a special token; EOS is learned behind them",
-    END_ADDED: "samples: the chat template's {% generation %} leaves out the token that ends an answer; it is learned",
-    PROMPT_DIFFERS: "samples: the chat template writes the question differently once it is answered (a system text may be missing), so "
+    SPECIAL_TEXT: f"the text of special tokens in messages stays text ({SPECIAL_TEXT_FLAG} tokens makes it special tokens)",
+    SPECIAL_TOKENS: "the text of special tokens in messages becomes special tokens",
+    EOS_ADDED: "the chat template ends answers without a special token; EOS is learned behind them",
+    END_ADDED: "the chat template's {% generation %} leaves out the token that ends an answer; it is learned",
+    PROMPT_DIFFERS: "the chat template writes the question differently once it is answered (a system text may be missing), so "
     "that the prompt of generation is another than the trained one",
-    BLOCK_NOT_OPENED: "samples: the generation prompt opens a block (such as <think>) that these answers are written without",
-    HEADER_LEARNED: "samples: the chat template has no generation prompt; what it writes in front of an answer (such as "
+    BLOCK_NOT_OPENED: "the generation prompt opens a block (such as <think>) that these answers are written without",
+    HEADER_LEARNED: "the chat template has no generation prompt; what it writes in front of an answer (such as "
     "<|im_start|>assistant) is learned as a part of the answer",
-    LAST_ONLY: "samples: the chat template writes the question differently once it is answered; only the last answer is learned, "
+    LAST_ONLY: "the chat template writes the question differently once it is answered; only the last answer is learned, "
     "behind the prompt that generation uses",
-    EARLIER_UNTRAINED: "samples: the chat template writes earlier answers differently once more follows; those that could not be "
+    EARLIER_UNTRAINED: "the chat template writes earlier answers differently once more follows; those that could not be "
     "found again are not learned",
-    REWORDED: "samples: the chat template leaves out or changes a part of an answer's content (such as its reasoning)",
+    REWORDED: "the chat template leaves out or changes a part of an answer's content (such as its reasoning)",
 }
 
 
-def sentence(kind: str) -> str:
-    """What a kind means, to be written behind a count."""
+def describe(kind: str, count: int) -> str:
+    """Describe a kind of note and how many samples it applies to."""
+    return f"{counted(count, 'sample')}: {_meaning(kind)}"
+
+
+def _meaning(kind: str) -> str:
     if kind.startswith(NOT_WRITTEN):
-        return f"samples: the chat template does not write their {kind.removeprefix(NOT_WRITTEN)!r}; it is ignored"
+        return f"the chat template does not write their {kind.removeprefix(NOT_WRITTEN)!r}; it is ignored"
     if kind.startswith(LEFT_OUT):
-        return f"samples: the chat template does not write the content of their {kind.removeprefix(LEFT_OUT)} messages"
+        return f"the chat template does not write the content of their {kind.removeprefix(LEFT_OUT)} messages"
     if kind.startswith(CHANGED):
-        return f"samples: the chat template writes the content of their {kind.removeprefix(CHANGED)} messages in another way"
+        return f"the chat template writes the content of their {kind.removeprefix(CHANGED)} messages in another way"
     return _SENTENCES[kind]
 
 

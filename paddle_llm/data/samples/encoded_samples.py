@@ -11,8 +11,9 @@ import numpy as np
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.notes import sentence
+from paddle_llm.data.chat.notes import describe
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.data.samples.encode import DoesNotFit, EncodedSample, InstructionEncoder
@@ -59,21 +60,18 @@ class EncodingReport:
     def lines(self) -> list[str]:
         """What a user should know, one line each; nothing where nothing was done."""
         told = {
-            "cut_questions": "questions cut from the left to src_length",
-            "cut_answers": "answers cut; they are not ended by EOS",
-            "dropped_rounds": "samples lost their oldest rounds to max_length",
-            "does_not_fit": "samples left out: the template alone is longer than src_length",
-            "too_long": "samples left out: longer than max_length",
-            "no_loss": "samples left out: no token of theirs bears loss",
-            "refused": f"samples left out: {'; '.join(self.reasons)}",
+            "cut_questions": ("question", "cut from the left to src_length"),
+            "cut_answers": ("answer", "cut, without EOS at the end"),
+            "dropped_rounds": ("sample", "shortened to max_length: the oldest rounds were dropped"),
+            "does_not_fit": ("sample", "left out: the template alone is longer than src_length"),
+            "too_long": ("sample", "left out: longer than max_length"),
+            "no_loss": ("sample", "left out: no token bears loss"),
+            "refused": ("sample", f"left out: {'; '.join(self.reasons)}"),
         }
-        counts = {what: (getattr(self, kind), kind) for kind, what in told.items()}
-        counts |= {sentence(kind): (count, kind) for kind, count in self.notes.items()}
-        return [
-            f"{count} {what} (first: {'; '.join(self.examples[kind])})"
-            for what, (count, kind) in counts.items()
-            if count
-        ]
+        counts = {kind: getattr(self, kind) for kind in told}
+        lines = {kind: f"{counted(counts[kind], noun)} {what}" for kind, (noun, what) in told.items() if counts[kind]}
+        lines |= {kind: describe(kind, count) for kind, count in self.notes.items()}
+        return [f"{line} (first: {'; '.join(self.examples[kind])})" for kind, line in lines.items()]
 
 
 class EncodedSamples:
@@ -186,16 +184,17 @@ def _encoded(
 def _refuse(report: EncodingReport, long_samples: str, drop_unlearnable: bool, encoder: InstructionEncoder) -> None:
     if report.too_long and long_samples == "refuse":
         raise UserError(
-            f"{report.too_long} samples are longer than --max_length {encoder.max_length} (or --src_length {encoder.src_length}), "
-            f"the first: {'; '.join(report.examples['too_long'])}. Raise it, or say --long_samples truncate or drop."
+            f"Longer than --max_length {encoder.max_length} (or --src_length {encoder.src_length}): "
+            f"{counted(report.too_long, 'sample')}, the first: {'; '.join(report.examples['too_long'])}. "
+            "Raise the length, or give --long_samples truncate or drop."
         )
     for kind, what in (
-        ("does_not_fit", f"have no room for the template before the answer within --src_length {encoder.src_length}"),
-        ("no_loss", "have no token that bears loss"),
-        ("refused", f"cannot be written with the chat template ({'; '.join(report.reasons)})"),
+        ("does_not_fit", f"The template alone is longer than --src_length {encoder.src_length}"),
+        ("no_loss", "No token bears loss"),
+        ("refused", f"The chat template cannot write these rows ({'; '.join(report.reasons)})"),
     ):
         if getattr(report, kind) and not drop_unlearnable:
             raise UserError(
-                f"{getattr(report, kind)} samples {what}, the first: {'; '.join(report.examples[kind])}. Correct them, "
+                f"{what}: {counted(getattr(report, kind), 'sample')}, the first: {'; '.join(report.examples[kind])}. Correct them, "
                 f"{'choose another --chat_template' if kind == 'refused' else 'raise the length'}, or leave them out with --skip_bad_rows."
             )

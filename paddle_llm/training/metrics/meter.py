@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 import paddle
 import paddle.distributed as dist
 
+from paddle_llm.planner.flops import mfu
+
 
 @dataclass
 class Window:
@@ -100,7 +102,7 @@ class Meter:
             "learning_rate": self.learning_rate,
             "tokens_per_second": speed,
             "tokens_per_second_per_device": speed / world,
-            "mfu": self._mfu(speed / world),
+            "mfu": mfu(self.flops_per_token, speed / world, self.peak_flops),
             "peak_memory_bytes": int(max(row[3] for row in per_rank)),
             "consumed_samples": consumed_samples,
             "consumed_tokens": self.consumed_tokens,
@@ -108,11 +110,6 @@ class Meter:
             "data_wait_seconds": window.data_wait_seconds / window.steps,
             "skipped_steps": self.skipped_steps,
         }
-
-    def _mfu(self, speed_per_device: float) -> float | None:
-        if self.flops_per_token is None or self.peak_flops is None:
-            return None
-        return speed_per_device * self.flops_per_token / self.peak_flops
 
     def state(self) -> dict:
         """What a checkpoint keeps of every rank (a list, by rank), so that the next row loses nothing."""

@@ -16,6 +16,7 @@ from paddle.distributed.fleet.meta_parallel import PipelineLayer
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.steps import warmup_of
 from paddle_llm.core.artifacts import METRICS
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
@@ -33,7 +34,7 @@ from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, Progre
 from paddle_llm.training.metrics.step_scalars import StepScalars
 from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.random_states import seed_random_states
-from paddle_llm.training.schedule import learning_rate_factor, resolve_warmup_steps
+from paddle_llm.training.schedule import learning_rate_factor
 from paddle_llm.training.sharding import apply_sharding
 from paddle_llm.training.step.loss_normalization import GLOBAL_BATCH_LABELS, GlobalBatchLoader, LossNormalizer
 from paddle_llm.training.step.loss_scaling import unscale_main_gradients
@@ -169,10 +170,9 @@ class PretrainTrainer(CheckpointedTrainer):
             peak = args.learning_rate
             settings = {
                 "kind": args.lr_scheduler_type.value,
-                "warmup_steps": resolve_warmup_steps(args.warmup_steps, args.warmup_ratio, num_training_steps),
+                "warmup_steps": warmup_of(args, num_training_steps),
                 "decay_steps": self.options.decay_steps or num_training_steps,
                 "min_ratio": self._schedule_end() / peak if peak else 0.0,
-                "num_cycles": args.num_cycles,
                 "power": args.power,
             }
             self.lr_scheduler = paddle.optimizer.lr.LambdaDecay(
