@@ -18,10 +18,10 @@ from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES
 from paddle_llm.config.legacy.translate import KNOWN_NAMES, translate
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
-from paddle_llm.config.parsing.arguments import BARE, Given, read_arguments
+from paddle_llm.config.parsing.arguments import BARE, RawValue, read_arguments
 from paddle_llm.config.parsing.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
 from paddle_llm.config.rules import RULES
-from paddle_llm.config.rules.engine import Problem, Run, Unknown, check, guarded
+from paddle_llm.config.rules.engine import Problem, Run, Unknown, check, masked
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, SCRIPTS, Entry, RunConfig, fields_of
 from paddle_llm.core.errors import ConfigError, UserError
 
@@ -60,7 +60,7 @@ class Resolved:
         facts: the model's shape; None for a built-in name that has not been downloaded.
         origins: field -> "default", "flag", "file PATH", "translated from --x", "derived: why", "not honoured on the CPU".
         notices: lines to say once at the start.
-        asked: the values that were asked for, where the device or the layout made them others.
+        requested: Values as given, of the fields that the device or the layout changed.
         entry: the script that it is for.
     """
 
@@ -69,7 +69,7 @@ class Resolved:
     facts: ModelFacts | None
     origins: dict[str, str]
     notices: list[str]
-    asked: dict[str, Any] = field(default_factory=dict)
+    requested: dict[str, Any] = field(default_factory=dict)
     entry: Entry = "pretrain"
 
 
@@ -107,16 +107,16 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     notices += _expanded_paths(config, given, bad)
     if arguments.unread or dialect is not None:
         raise ConfigError(problems + (translated.notices if dialect is not None else []))
-    seen = guarded(config, bad)
-    here = device is None
+    seen = masked(config, bad)
+    is_local = device is None
     device = _device(seen, device, problems, notices)
     folder, facts = _facts(seen, problems, notices)
     if script == "finetune":
         own |= fitting_length(config, given, facts)
         config = config.model_copy(update={name: default.value for name, default in own.items()})
-        seen = guarded(config, bad)
+        seen = masked(config, bad)
     layout = _layout(seen, world_size, script, problems, notices)
-    run = Run(seen, frozenset(given), world_size, device, script, layout, facts, folder, here)
+    run = Run(seen, frozenset(given), world_size, device, script, layout, facts, folder, is_local)
     findings = check(run, RULES)
     problems += [finding.text for finding in findings if isinstance(finding, Problem)]
     notices += [finding.text for finding in findings if not isinstance(finding, Problem)]
@@ -126,8 +126,8 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     origins = {name: "default" for name in fields_of(script)} | {one.name: _origin(one) for one in given.values()}
     origins |= {name: f"default: {default.why}" for name, default in own.items()}
     updates, why, said = derive(replace(run, config=config))
-    asked = {name: getattr(config, name) for name in updates if name in given}
-    return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, asked, script)
+    requested = {name: getattr(config, name) for name in updates if name in given}
+    return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, requested, script)
 
 
 def entry_of(argv: list[str]) -> Entry:
@@ -145,28 +145,28 @@ def resolved_as_json(resolved: Resolved) -> dict[str, Any]:
     arguments = {}
     for name in resolved.origins:
         row = {"value": getattr(resolved.config, name), "origin": resolved.origins[name]}
-        if name in resolved.asked:
-            row["asked"] = resolved.asked[name]
+        if name in resolved.requested:
+            row["asked"] = resolved.requested[name]
         arguments[name] = row
     return {"layout": str(resolved.layout), "world_size": resolved.layout.world_size, "arguments": arguments}
 
 
-def _merge(given: list[Given], fields: frozenset[str], problems: list[str]) -> dict[str, Given]:
-    """One Given per field: flags win over the file; two spellings of one thing in one place must agree."""
-    merged: dict[str, Given] = {}
+def _merge(given: list[RawValue], fields: frozenset[str], problems: list[str]) -> dict[str, RawValue]:
+    """One RawValue per field: flags win over the file; two spellings of one thing in one place must agree."""
+    merged: dict[str, RawValue] = {}
     for one in given:
         if one.name not in fields:
             use = counterpart(one.name, True if one.raw is BARE else one.raw)
             if use is None or _HINTS.get(one.name) in fields:
                 problems.append(_unknown(one, fields))
             elif use and (script := _other_script(use, fields)):
-                problems.append(f"{one.spelled()} belongs to {script}: remove it here. For {script}: {use}.")
+                problems.append(f"{one.display_name()} belongs to {script}: remove it here. For {script}: {use}.")
             elif use:
-                problems.append(f"{one.spelled()} = {_brief(one.raw)} is not a key of this program. {use}.")
+                problems.append(f"{one.display_name()} = {_brief(one.raw)} is not a key of this program. {use}.")
             continue
         before = merged.get(one.name)
         if before is not None and before.origin == one.origin and before.raw != one.raw:
-            problems.append(f"{before.spelled()} and {one.spelled()} mean the same and differ: keep one.")
+            problems.append(f"{before.display_name()} and {one.display_name()} mean the same and differ: keep one.")
         merged[one.name] = one
     return merged
 
@@ -179,7 +179,7 @@ def _other_script(use: str, fields: frozenset[str]) -> str | None:
     return SCRIPTS["finetune" if named[0] in FINETUNE_ONLY else "pretrain"]
 
 
-def _unknown(one: Given, fields: frozenset[str]) -> str:
+def _unknown(one: RawValue, fields: frozenset[str]) -> str:
     name = one.name.replace("-", "_")
     candidates = difflib.get_close_matches(name, sorted(fields), 1, 0.7)
     candidates += [field for field in FIELD_NAMES if field in fields and len(name) > 3 and field.startswith(name)]
@@ -187,45 +187,45 @@ def _unknown(one: Given, fields: frozenset[str]) -> str:
     hint = _HINTS.get(name)
     close = (hint if hint in fields else None) or (name if name in fields else next(iter(candidates), None))
     meant = f" Did you mean {'--' if one.is_flag else ''}{close}?" if close else " --help lists all."
-    return f"{one.spelled()} is unknown.{meant}"
+    return f"{one.display_name()} is unknown.{meant}"
 
 
 def _typed(
-    given: dict[str, Given], entry: str, problems: list[str]
+    given: dict[str, RawValue], entry: str, problems: list[str]
 ) -> tuple[RunConfig, frozenset[str], dict[str, Default]]:
     """The config; the fields whose values do not fit, which hold defaults instead; the defaults that are the entry's own."""
     values: dict[str, Any] = {}
     bad: set[str] = set()
     for name, one in given.items():
         if one.raw is BARE and kind_of(name).base is not bool:
-            problems.append(f"{one.spelled()} needs a value: {kind_of(name)}.")
+            problems.append(f"{one.display_name()} needs a value: {kind_of(name)}.")
             bad.add(name)
         elif not is_null(one.raw):
             try:
                 values[name] = parse(name, True if one.raw is BARE else one.raw)
             except BadPath as error:
-                problems.append(f"{one.spelled()} = {_shown(one.raw)}: {error}.")
+                problems.append(f"{one.display_name()} = {_shown(one.raw)}: {error}.")
                 bad.add(name)
             except BadValue as error:
-                problems.append(f"{one.spelled()} = {_shown(one.raw)}: expected {error}.{_close(name, one.raw)}")
+                problems.append(f"{one.display_name()} = {_shown(one.raw)}: expected {error}.{_close(name, one.raw)}")
                 bad.add(name)
     try:
         RunConfig(**values)
     except ValidationError as error:
         for detail in error.errors():
             name = str(detail["loc"][0])
-            problems.append(f"{given[name].spelled()} = {_shown(given[name].raw)}: {_range(detail['msg'])}.")
+            problems.append(f"{given[name].display_name()} = {_shown(given[name].raw)}: {_range(detail['msg'])}.")
             bad.add(name)
     written = {name: value for name, value in values.items() if name not in bad}
     own = entry_defaults(entry, written)
     return RunConfig(**{name: default.value for name, default in own.items()} | written), frozenset(bad), own
 
 
-def _expanded_paths(config: RunConfig, given: dict[str, Given], bad: frozenset[str]) -> list[str]:
+def _expanded_paths(config: RunConfig, given: dict[str, RawValue], bad: frozenset[str]) -> list[str]:
     """One line for each path in which ~ or a variable was replaced."""
     written = {name: _shown(one.raw) for name, one in given.items() if name in PATH_FIELDS and name not in bad}
     return [
-        f"{given[name].spelled()} = {text} is read as {getattr(config, name)}."
+        f"{given[name].display_name()} = {text} is read as {getattr(config, name)}."
         for name, text in written.items()
         if ("~" in text or "$" in text) and text != getattr(config, name) and not is_null(given[name].raw)
     ]
@@ -255,10 +255,10 @@ def _shown(raw: Any) -> str:
     return str(raw).lower() if isinstance(raw, bool) else str(raw)
 
 
-def _origin(one: Given) -> str:
+def _origin(one: RawValue) -> str:
     if not one.old:
         return one.origin
-    return f"translated from --{one.old}" if one.is_flag else f"translated from {one.spelled()}"
+    return f"translated from --{one.old}" if one.is_flag else f"translated from {one.display_name()}"
 
 
 def _device(config: RunConfig, forced: str | None, problems: list[str], notices: list[str]) -> str:

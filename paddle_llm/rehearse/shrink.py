@@ -111,7 +111,7 @@ def read_real(argv: list[str], world_size: int) -> Resolved:
     """
     entry = entry_of(argv)
     resolved = resolve(argv, world_size=world_size, entry=entry, device="gpu")
-    if resolved.asked.get("device") == "cpu":
+    if resolved.requested.get("device") == "cpu":
         resolved = resolve(argv, world_size=world_size, entry=entry, device="cpu")
     if not resolved.config.do_train:
         raise UserError("a rehearsal is a short training, but do_train is false: give --do_train")
@@ -175,9 +175,9 @@ def _resolve(real: Resolved, face: Layout, model: SmallModel, folder: Path, step
 def _asked(real: Resolved) -> dict[str, Any]:
     """What somebody wrote, as written."""
     written = {
-        name: real.asked.get(name, getattr(real.config, name))
+        name: real.requested.get(name, getattr(real.config, name))
         for name in real.origins
-        if name in real.asked or not real.origins[name].startswith(("default", "derived"))
+        if name in real.requested or not real.origins[name].startswith(("default", "derived"))
     }
     return {name: value for name, value in written.items() if name not in _DROPPED}
 
@@ -315,7 +315,7 @@ def _changes(real: Resolved, faces: list[Resolved], model: SmallModel) -> list[C
     rows += [(name, str(getattr(real.facts, name)), str(getattr(model.facts, name))) for name in _SIZES]
     known = fields_of(real.entry)
     for name in (*(name for name in _COMPARED if name in known), *_not_honoured(faces)):
-        asked = real.asked.get(name, getattr(real.config, name))
+        asked = real.requested.get(name, getattr(real.config, name))
         rows.append((name, _shown(asked), _joined(_shown(getattr(face.config, name)) for face in faces)))
     rows += [(key, str(value), "0") for key, value in real.facts.raw.items() if "dropout" in key and value]
     return [Change(*row) for row in rows if row[1] != row[2]]

@@ -7,21 +7,21 @@ import pytest
 from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale, is_neutral
 from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES, NOT_OFFERED, OLD_NAMES
 from paddle_llm.config.legacy.translate import Translated, names_of, translate
-from paddle_llm.config.parsing.arguments import BARE, FLAG, Given
+from paddle_llm.config.parsing.arguments import BARE, FLAG, RawValue
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, fields_of
 
 ALL = names_of("finetune")
 
 
-def flag(name: str, raw: object) -> Given:
-    return Given(name, raw, FLAG)
+def flag(name: str, raw: object) -> RawValue:
+    return RawValue(name, raw, FLAG)
 
 
-def pretrain(*given: Given) -> Translated:
+def pretrain(*given: RawValue) -> Translated:
     return translate(list(given), "pretrain", frozenset(fields_of("pretrain")))
 
 
-def finetune(*given: Given) -> Translated:
+def finetune(*given: RawValue) -> Translated:
     return translate(list(given), "finetune", frozenset(fields_of("finetune")))
 
 
@@ -89,7 +89,7 @@ def test_tgt_length_becomes_the_sum() -> None:
 
 
 def test_a_file_is_quoted_as_json_and_named() -> None:
-    found = pretrain(Given("sharding_degree", 4, "file old.json"))
+    found = pretrain(RawValue("sharding_degree", 4, "file old.json"))
     assert found.notices == ['"sharding_degree" in old.json: 4 is read as "sharding_parallel_degree": 4']
 
 

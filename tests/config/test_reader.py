@@ -73,14 +73,14 @@ def test_command_1_as_typed_on_eight_gpus() -> None:
     assert (config.sharding, config.report_to, config.disable_tqdm) == ("stage2", ["visualdl"], True)
     assert config.continue_training and config.do_train and config.do_eval and not config.do_predict
     assert found.origins["fp16"] == "flag" and found.origins["seed"] == "default"
-    assert found.asked == {}
+    assert found.requested == {}
 
 
 def test_command_1_on_cpu_ranks_says_what_is_not_honoured() -> None:
     argv = [*typed(COMMAND_1), "--device", "cpu"]
     found = resolve(argv, world_size=8)
     assert not found.config.fp16 and not found.config.use_flash_attention
-    assert found.asked == {"fp16": True, "use_flash_attention": True}
+    assert found.requested == {"fp16": True, "use_flash_attention": True}
     assert found.origins["fp16"] == "not honoured on the CPU"
     assert any(
         line.startswith("--fp16 is not honoured on the CPU: everything is computed in fp32") for line in found.notices
@@ -109,7 +109,7 @@ def test_a_built_in_name_is_built_from_its_shipped_shape() -> None:
     found = resolve([*typed(COMMAND_1), "--continue_training", "0"], world_size=8, device="gpu")
     assert found.config.model_name_or_path.endswith("configs/models/llama-7b")
     assert found.origins["model_name_or_path"] == "derived: where facebook/llama-7b is on this machine"
-    assert found.asked["model_name_or_path"] == "facebook/llama-7b"
+    assert found.requested["model_name_or_path"] == "facebook/llama-7b"
     assert any("is used in its place" in line for line in found.notices)
 
 
@@ -228,7 +228,7 @@ def test_offload_of_sharding_is_offload_optim(model: Path, stage: str) -> None:
     assert found.origins["offload_optim"] == f"derived: --sharding {stage} offload"
     on_cpu = resolve([*base(model), "--sharding", stage, "offload", "--device", "cpu"], world_size=2)
     assert not on_cpu.config.sharding_offload and not on_cpu.config.offload_optim
-    assert on_cpu.config.sharding == stage and on_cpu.asked == {"sharding": f"{stage} offload"}
+    assert on_cpu.config.sharding == stage and on_cpu.requested == {"sharding": f"{stage} offload"}
     said = [line for line in on_cpu.notices if "offload" in line]
     assert said == [
         f"--sharding {stage} offload: offload means nothing on the CPU, where all is in host memory anyway."
@@ -240,7 +240,7 @@ def test_words_without_effect_are_said_and_left_out(model: Path) -> None:
     found = resolve([*base(model), *flags.split()], world_size=2, device="gpu")
     assert found.config.sharding_parallel_config == "enable_release_grads"
     assert found.config.pipeline_parallel_config == ""
-    assert found.asked == {
+    assert found.requested == {
         "sharding_parallel_config": "split_param enable_release_grads",
         "pipeline_parallel_config": "enable_timer",
     }
@@ -326,7 +326,7 @@ def test_a_gpu_with_a_cpu_build_of_paddle_is_said(model: Path, monkeypatch: pyte
 
 def test_one_process_with_stage_2_and_no_degree_runs(model: Path) -> None:
     found = resolve([*base(model), "--sharding", "stage2", "--device", "cpu"], world_size=1)
-    assert found.layout == Layout() and found.config.sharding == "" and found.asked == {"sharding": "stage2"}
+    assert found.layout == Layout() and found.config.sharding == "" and found.requested == {"sharding": "stage2"}
     assert any("leaves nothing to shard" in line for line in found.notices)
 
 

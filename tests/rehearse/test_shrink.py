@@ -82,7 +82,7 @@ def check_face(real: Resolved, small: Shrunk, face: Resolved) -> None:
     assert (config.per_device_train_batch_size > 1) == (real.config.per_device_train_batch_size > 1)
     kept = ("recompute", "recompute_granularity", "weight_decay", "adam_beta1", "adam_beta2", "seed", "do_eval")
     for name in (*kept, "fuse_attention_qkv", "fuse_attention_ffn", "pipeline_parallel_config"):
-        if name in real.asked or real.origins[name] != "default":
+        if name in real.requested or real.origins[name] != "default":
             assert getattr(config, name) == getattr(real.config, name), name
     assert (config.max_grad_norm > 0) == (real.config.max_grad_norm > 0)
     assert (config.learning_rate, config.adam_epsilon) == (LEARNING_RATE, ADAM_EPSILON)

@@ -7,7 +7,7 @@ from typing import Any
 
 from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale, is_neutral
 from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES, NOT_OFFERED, OLD_NAMES
-from paddle_llm.config.parsing.arguments import BARE, Given
+from paddle_llm.config.parsing.arguments import BARE, RawValue
 from paddle_llm.config.run_config import FINETUNE_ONLY, PRETRAIN_ONLY, SCRIPTS, Entry
 
 KNOWN_NAMES: frozenset[str] = frozenset(OLD_NAMES) | frozenset(FINETUNE_NAMES) | frozenset(NOT_OFFERED)
@@ -22,12 +22,12 @@ def names_of(entry: str) -> dict[str, Renamed | Stale | Refused]:
 class Translated:
     """What is left after old names: keys under today's names, and what there is to say."""
 
-    given: list[Given] = field(default_factory=list)
+    given: list[RawValue] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
-def translate(given: list[Given], entry: Entry, fields: frozenset[str] | set[str]) -> Translated:
+def translate(given: list[RawValue], entry: Entry, fields: frozenset[str] | set[str]) -> Translated:
     """Read old names as today's. Keys that are neither a field nor known are passed on as they are.
 
     Args:
@@ -47,35 +47,35 @@ def translate(given: list[Given], entry: Entry, fields: frozenset[str] | set[str
             _rename(one, rule, values, result)
         elif isinstance(rule, Stale):
             if not is_neutral(_plain(one.raw), rule.neutral):
-                result.notices.append(f"{one.spelled()} has no effect: {rule.why}.")
+                result.notices.append(f"{one.display_name()} has no effect: {rule.why}.")
         elif isinstance(rule, Refused):
             if not is_neutral(_plain(one.raw), rule.neutral):
-                result.problems.append(f"{one.spelled()} = {_shown(one.raw)} is not offered: {rule.why}.")
+                result.problems.append(f"{one.display_name()} = {_shown(one.raw)} is not offered: {rule.why}.")
         else:
             result.given.append(one)
     return result
 
 
-def _belongs_elsewhere(one: Given, rule: Renamed | Stale | Refused | None, entry: Entry) -> str:
+def _belongs_elsewhere(one: RawValue, rule: Renamed | Stale | Refused | None, entry: Entry) -> str:
     """What to say where a key, or what it is called today, is the other script's; else ""."""
     if entry == "pretrain":
         there = one.name in FINETUNE_ONLY or one.name in FINETUNE_NAMES
         return (
-            f"{one.spelled()} belongs to {SCRIPTS['finetune']}, not to {SCRIPTS[entry]}: remove it here."
+            f"{one.display_name()} belongs to {SCRIPTS['finetune']}, not to {SCRIPTS[entry]}: remove it here."
             if there
             else ""
         )
     name = rule.new if isinstance(rule, Renamed) else one.name
     if name not in PRETRAIN_ONLY or (isinstance(rule, Renamed) and _asks_for_nothing(one, rule)):
         return ""
-    return f"{one.spelled()} belongs to {SCRIPTS['pretrain']}, not to {SCRIPTS[entry]}: remove it here; {PRETRAIN_ONLY[name]}."
+    return f"{one.display_name()} belongs to {SCRIPTS['pretrain']}, not to {SCRIPTS[entry]}: remove it here; {PRETRAIN_ONLY[name]}."
 
 
-def _asks_for_nothing(one: Given, rule: Renamed) -> bool:
+def _asks_for_nothing(one: RawValue, rule: Renamed) -> bool:
     return rule.convert is not None and rule.convert(_plain(one.raw)) is None
 
 
-def _rename(one: Given, rule: Renamed, values: dict[str, Any], result: Translated) -> None:
+def _rename(one: RawValue, rule: Renamed, values: dict[str, Any], result: Translated) -> None:
     raw = one.raw
     if rule.convert is not None:
         raw = rule.convert(_plain(raw))
@@ -86,17 +86,17 @@ def _rename(one: Given, rule: Renamed, values: dict[str, Any], result: Translate
             raw = int(raw) + int(values[rule.plus])
         except KeyError:
             result.problems.append(
-                f"{one.spelled()} is counted with --{rule.plus}, which is missing: give it, or {rule.new}."
+                f"{one.display_name()} is counted with --{rule.plus}, which is missing: give it, or {rule.new}."
             )
             return
         except (TypeError, ValueError):
-            result.problems.append(f"{one.spelled()} = {_shown(one.raw)}: expected a whole number.")
+            result.problems.append(f"{one.display_name()} = {_shown(one.raw)}: expected a whole number.")
             return
     result.given.append(replace(one, name=rule.new, raw=raw, old=one.name))
     if one.is_flag:
         result.notices.append(f"--{one.name} {_shown(one.raw)} is read as --{rule.new} {_shown(raw)}")
     else:
-        result.notices.append(f'{one.spelled()}: {_shown(one.raw)} is read as "{rule.new}": {_shown(raw)}')
+        result.notices.append(f'{one.display_name()}: {_shown(one.raw)} is read as "{rule.new}": {_shown(raw)}')
 
 
 def _plain(raw: Any) -> Any:

@@ -25,7 +25,7 @@ BARE = _Bare()
 
 
 @dataclass(frozen=True)
-class Given:
+class RawValue:
     """One key that somebody wrote.
 
     Attributes:
@@ -44,7 +44,7 @@ class Given:
     def is_flag(self) -> bool:
         return self.origin == FLAG
 
-    def spelled(self, name: str | None = None) -> str:
+    def display_name(self, name: str | None = None) -> str:
         """The key as its author would recognise it: `--key`, or `"key" in file x.json`."""
         name = name or self.old or self.name
         return f"--{name}" if self.is_flag else f'"{name}" in {self.origin.removeprefix("file ")}'
@@ -58,7 +58,7 @@ class Arguments:
         unread: the file that was named holds something that could not be read, so that what seems absent may not be.
     """
 
-    given: list[Given] = field(default_factory=list)
+    given: list[RawValue] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
     unread: bool = False
@@ -90,17 +90,17 @@ def _read_file(name: str, result: Arguments) -> None:
     result.problems += read.problems
     result.unread = not read.is_read
     # "$schema" is for editors: it names configs/schema.json.
-    result.given += [Given(key, value, f"file {name}") for key, value in read.values.items() if key != "$schema"]
+    result.given += [RawValue(key, value, f"file {name}") for key, value in read.values.items() if key != "$schema"]
 
 
 def _read_flags(argv: list[str], known: Collection[str], result: Arguments) -> None:
-    flags: dict[str, Given] = {}
+    flags: dict[str, RawValue] = {}
     for name, values in _split(_unglue(argv, known, result), result):
         raw: Any = BARE if not values else values[0] if len(values) == 1 else values
         before = flags.get(name)
         if before is not None and before.raw != raw:
             result.notices.append(f"--{name} is given twice; the last one counts: {_shown(raw)}.")
-        flags[name] = Given(name, raw, FLAG)
+        flags[name] = RawValue(name, raw, FLAG)
     result.given += flags.values()
 
 

@@ -1,4 +1,4 @@
-"""What a rule between fields is: a function that looks at a Run and yields problems and notices."""
+"""Rules between fields: functions that look at a Run and yield problems and notices."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
+
+from pydantic import PrivateAttr
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import ModelFacts
@@ -15,40 +17,42 @@ from paddle_llm.config.run_config import RunConfig
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that must be mended: what, where, what to do."""
+    """A mistake that stops the run. `text` says what is wrong, where, and what to do."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Notice:
-    """Something worth one line at the start."""
+    """A fact worth one line at the start of the run."""
 
     text: str
 
 
+Findings = Iterator[Problem | Notice]
+
+
 class Unknown(Exception):
-    """A rule asked for something that is not known, because another mistake hides it. The rule has no say then."""
+    """Raised when a rule reads a value that another mistake hides. The rule is skipped then."""
 
 
-_READS = {"sharding_stage": "sharding", "sharding_offload": "sharding"}
+class MaskedConfig(RunConfig):
+    """A config whose invalid fields raise Unknown when read, so that one mistake is not reported again by every rule."""
 
+    _invalid: frozenset[str] = PrivateAttr(frozenset())
 
-class _Guarded:
-    """A config whose misspelt fields cannot be read, so that one mistake is told once and not through every rule."""
-
-    def __init__(self, config: RunConfig, bad: frozenset[str]):
-        self._config, self._bad = config, bad
-
-    def __getattr__(self, name: str) -> Any:
-        if _READS.get(name, name) in self._bad:
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name in RunConfig.model_fields and name in self._invalid:
             raise Unknown(name)
-        return getattr(self._config, name)
+        return value
 
 
-def guarded(config: RunConfig, bad: frozenset[str]) -> RunConfig:
-    """`config`, raising Unknown when a field of `bad` is read."""
-    return cast(RunConfig, _Guarded(config, bad))
+def masked(config: RunConfig, invalid: frozenset[str]) -> MaskedConfig:
+    """Return a copy of `config` that raises Unknown when a field of `invalid` is read."""
+    copy = MaskedConfig.model_construct(config.model_fields_set, **dict(config))
+    copy._invalid = invalid
+    return copy
 
 
 @dataclass(frozen=True)
@@ -56,65 +60,74 @@ class Run:
     """What rules may look at.
 
     Attributes:
-        config: as asked for, with defaults, nothing derived yet.
-        asked: names of the fields that somebody set.
-        world_size: ranks of the job.
+        config: Values as given, with field and entry defaults; nothing derived yet.
+        requested: Names of the fields that the user set.
+        world_size: Number of ranks of the job.
         device: "gpu" or "cpu".
-        folder: what stands for a built-in model name on this machine; None where the name itself is used.
         entry: "pretrain" or "finetune".
-        here: the run is for this machine, whose folders can be looked at.
+        known_layout: Layout; None if the degrees are wrong.
+        known_facts: Shape of the model; None if it is not known.
+        folder: Folder on this machine that is used for a built-in model name; None if the name itself is used.
+        is_local: Whether the run is for this machine, so that its folders can be checked.
     """
 
     config: RunConfig
-    asked: frozenset[str]
+    requested: frozenset[str]
     world_size: int
     device: str
     entry: str
     known_layout: Layout | None
     known_facts: ModelFacts | None
     folder: Path | None = None
-    here: bool = False
+    is_local: bool = False
 
     @property
     def layout(self) -> Layout:
+        """Layout.
+
+        Raises:
+            Unknown: If the degrees are wrong.
+        """
         if self.known_layout is None:
             raise Unknown("layout")
         return self.known_layout
 
     @property
     def facts(self) -> ModelFacts:
+        """Shape of the model.
+
+        Raises:
+            Unknown: If it is not known.
+        """
         if self.known_facts is None:
             raise Unknown("facts")
         return self.known_facts
 
 
-Rule = Callable[[Run], Iterator[Problem | Notice]]
+Rule = Callable[[Run], Findings]
 
 
 def fine_tuning(rule: Rule) -> Rule:
-    """A rule that has nothing to say about pretraining."""
-
-    @wraps(rule)
-    def only_there(run: Run) -> Iterator[Problem | Notice]:
-        if run.entry == "finetune":
-            yield from rule(run)
-
-    return only_there
+    """Run the rule only for fine-tuning."""
+    return _only_for("finetune", rule)
 
 
 def pretraining(rule: Rule) -> Rule:
-    """A rule that has nothing to say about fine-tuning."""
+    """Run the rule only for pretraining."""
+    return _only_for("pretrain", rule)
 
+
+def _only_for(entry: str, rule: Rule) -> Rule:
     @wraps(rule)
-    def only_there(run: Run) -> Iterator[Problem | Notice]:
-        if run.entry == "pretrain":
+    def restricted(run: Run) -> Findings:
+        if run.entry == entry:
             yield from rule(run)
 
-    return only_there
+    return restricted
 
 
 def check(run: Run, rules: list[Rule]) -> list[Problem | Notice]:
-    """Everything that `rules` have to say about `run`."""
+    """Return the findings of all rules. A rule that reads an unknown value keeps the findings it made before."""
     findings: list[Problem | Notice] = []
     for rule in rules:
         try:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from paddle_llm.config.local_files.chat_templates import find_templates
 from paddle_llm.config.local_files.instruction_data import CHAT_TEMPLATES, blend_of, has_split, is_there, near
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, fine_tuning
-from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, fine_tuning
 from paddle_llm.core.errors import UserError
 
 
@@ -20,7 +19,7 @@ def lengths(run: Run) -> Findings:
             f"src_length = {config.src_length} leaves no room for an answer within max_length = {config.max_length}, "
             "which counts both."
         )
-    if "max_seq_length" not in run.asked:
+    if "max_seq_length" not in run.requested:
         return
     if not config.zero_padding:
         yield Notice("--max_seq_length has no effect without --zero_padding: --max_length says how long samples are.")
@@ -40,11 +39,11 @@ def padding(run: Run) -> Findings:
             f"give a multiple of {tensor}, or leave it out."
         )
     for name in ("pad_to_max_length", "pad_to_multiple_of"):
-        if name in run.asked and getattr(config, name) and config.zero_padding:
+        if name in run.requested and getattr(config, name) and config.zero_padding:
             yield Notice(f"--{name} has no effect with --zero_padding: every packed row has one length.")
     if config.pad_to_max_length and multiple and not config.zero_padding:
         yield Notice("--pad_to_multiple_of has no effect with --pad_to_max_length.")
-    if "pad_to_max_length" in run.asked and not config.pad_to_max_length:
+    if "pad_to_max_length" in run.requested and not config.pad_to_max_length:
         if run.layout.pipeline > 1:
             yield Notice("--pad_to_max_length is true with a pipeline: its stages expect rows of one length.")
         elif config.sequence_parallel:
@@ -55,7 +54,7 @@ def padding(run: Run) -> Findings:
 
 @fine_tuning
 def instructions_are_there(run: Run) -> Findings:
-    if not run.here:
+    if not run.is_local:
         return
     asked = run.config.dataset_name_or_path
     if asked is None and not Path("data").is_dir():
@@ -112,7 +111,7 @@ def _named_templates(run: Run) -> list[str]:
 @fine_tuning
 def template_is_there(run: Run) -> Findings:
     name, file = run.config.chat_template, run.config.prompt_templates
-    if run.here and name not in CHAT_TEMPLATES and not Path(name).is_file():
+    if run.is_local and name not in CHAT_TEMPLATES and not Path(name).is_file():
         found = _named_templates(run)
         if name.removeprefix("jinja:") not in found:
             known = (*CHAT_TEMPLATES, *found)
@@ -124,7 +123,7 @@ def template_is_there(run: Run) -> Findings:
             datetime.strptime(run.config.chat_template_date, "%Y-%m-%d")
     except ValueError:
         yield Problem(f"chat_template_date = {run.config.chat_template_date}: not a date. Write it as YYYY-MM-DD.")
-    if run.here and file is not None and not Path(file).is_file():
+    if run.is_local and file is not None and not Path(file).is_file():
         yield Problem(f"prompt_templates = {file}: there is no such file.{near(file)}")
 
 
@@ -144,7 +143,7 @@ def generating(run: Run) -> Findings:
     config = run.config
     if not config.eval_with_do_generation:
         for name in _CHOICES_OF_WORDS:
-            if name in run.asked:
+            if name in run.requested:
                 yield Notice(f"--{name} has no effect without --eval_with_do_generation.")
         return
     if run.layout.pipeline > 1:

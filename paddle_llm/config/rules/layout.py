@@ -6,8 +6,7 @@ import difflib
 from dataclasses import replace
 
 from paddle_llm.config.paddle_switches import words_at_work
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
-from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
 
 _STAGES = ("stage1", "stage2", "stage3")
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.methods import CHOICES, METHODS, SETTINGS, chosen, flags_of, method_problems
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, Unknown, fine_tuning
-from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown, fine_tuning
 from paddle_llm.core.artifacts import ADAPTER_CONFIG
 
 
@@ -49,7 +48,7 @@ def settings_of_methods(run: Run) -> Findings:
     method = _method(run)
     for name, methods in SETTINGS.items():
         value = getattr(run.config, name)
-        if name not in run.asked or method in methods or value in (None, False):
+        if name not in run.requested or method in methods or value in (None, False):
             continue
         if name in ("lora_path", "prefix_path"):
             yield Problem(f"{name} = {value} is loaded with {flags_of(methods)} only: give it, or leave {name} out.")
@@ -100,7 +99,7 @@ _ADAPTERS = {"lora_path": "an adapter of this library or of PEFT", "prefix_path"
 def adapters_are_there(run: Run) -> Findings:
     for name in ("lora_path", "prefix_path"):
         path = getattr(run.config, name)
-        if run.here and path and not (Path(path) / ADAPTER_CONFIG).is_file():
+        if run.is_local and path and not (Path(path) / ADAPTER_CONFIG).is_file():
             what = "holds no adapter_config.json" if Path(path).is_dir() else "there is no such folder"
             further = what_it_holds(Path(path)) if Path(path).is_dir() else folder_like(path)
             yield Problem(f"{name} = {path}: {what}.{further} Give {_ADAPTERS[name]}.")

@@ -10,8 +10,7 @@ from paddle_llm.config.families import (
     tensor_problems,
 )
 from paddle_llm.config.model_facts import ModelFacts
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, Unknown
-from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown
 
 
 def family(run: Run) -> Findings:

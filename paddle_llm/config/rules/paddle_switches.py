@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 
 from paddle_llm.config.paddle_switches import WORDS, buckets_are_used, idle_words, words_at_work
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
-from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
 
 
 def words_exist(run: Run) -> Findings:

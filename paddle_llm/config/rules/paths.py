@@ -7,14 +7,13 @@ from pathlib import Path
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.model_facts import looks_local
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
-from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
 from paddle_llm.core.artifacts import MODEL_CONFIG
 
 
 def tokenizer_is_there(run: Run) -> Findings:
     name = run.config.tokenizer_name_or_path
-    if not run.here or not name or name == run.config.model_name_or_path or Path(name).is_dir():
+    if not run.is_local or not name or name == run.config.model_name_or_path or Path(name).is_dir():
         return
     unknown = why_unknown(name)
     if unknown or looks_local(name):
@@ -31,7 +30,7 @@ def tokenizer_is_there(run: Run) -> Findings:
 
 def weights_are_there(run: Run) -> Findings:
     folder = Path(run.config.model_name_or_path)
-    if not run.here or not run.config.continue_training or not (folder / MODEL_CONFIG).is_file():
+    if not run.is_local or not run.config.continue_training or not (folder / MODEL_CONFIG).is_file():
         return
     if not has_weights(folder) and not any(folder.glob("*.bin")):  # torch's files: the loader has more to say of those
         yield Problem(
@@ -42,7 +41,7 @@ def weights_are_there(run: Run) -> Findings:
 
 def corpora_are_there(run: Run) -> Findings:
     text = run.config.input_dir
-    if not run.here or not text or _exists(text):
+    if not run.is_local or not text or _exists(text):
         return
     words = text.split()
     prefixes = words[1::2] if len(words) > 1 else words

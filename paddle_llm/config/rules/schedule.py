@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from paddle_llm.config.legacy.other_trainers import VALUES
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run
-from paddle_llm.config.rules.settings import Findings
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
 from paddle_llm.config.run_config import LOSSES, SCORES, RunConfig
 from paddle_llm.config.steps import step_notices, warmup_problems
 
@@ -15,7 +14,7 @@ def max_steps(run: Run) -> Findings:
     steps = run.config.max_steps
     if steps == 0 or steps < -1:
         yield Problem(f"max_steps = {steps}: give a positive number, or leave it out and give --num_train_epochs.")
-    elif steps > 0 and "num_train_epochs" in run.asked and "max_steps" in run.asked:
+    elif steps > 0 and "num_train_epochs" in run.requested and "max_steps" in run.requested:
         yield Notice(f"--num_train_epochs has no effect: --max_steps {steps} wins.")
 
 
@@ -27,11 +26,11 @@ def learning_rates(run: Run) -> Findings:
     kind = config.lr_scheduler_type
     if kind not in ("cosine", "linear"):
         for name in ("min_learning_rate", "decay_steps"):
-            if name in run.asked and getattr(config, name) is not None:
+            if name in run.requested and getattr(config, name) is not None:
                 yield Notice(f"--{name} has no effect with --lr_scheduler_type {kind}.")
     if kind != "polynomial":
         for name in ("lr_end", "power"):
-            if name in run.asked:
+            if name in run.requested:
                 yield Notice(f"--{name} has no effect with --lr_scheduler_type {kind}.")
 
 
@@ -50,13 +49,13 @@ def when_to_evaluate(run: Run) -> Findings:
     if strategy == "no" and config.do_eval:
         yield Problem("evaluation_strategy = no, but do_eval is true: leave one of them out.")
     if strategy in ("steps", "epoch") and not config.do_eval:
-        if "do_eval" in run.asked:
+        if "do_eval" in run.requested:
             yield Problem(f"evaluation_strategy = {strategy}, but do_eval is false: change one of them.")
         else:
             yield Notice(f"--evaluation_strategy {strategy} switches --do_eval on.")
     if not config.do_eval and strategy in (None, "no"):
         for name in ("eval_steps", "eval_iters"):
-            if name in run.asked:
+            if name in run.requested:
                 yield Notice(f"--{name} has no effect without --do_eval.")
 
 
@@ -65,14 +64,14 @@ def evaluations_and_checkpoints_happen(run: Run) -> Findings:
     if not config.do_train or config.max_steps <= 0:
         return
     training = f"max_steps {config.max_steps}"
-    yield from map(Notice, step_notices(config, config.max_steps, run.asked, training))
+    yield from map(Notice, step_notices(config, config.max_steps, run.requested, training))
 
 
 def best_model(run: Run) -> Findings:
     config = run.config
     if not config.load_best_model_at_end:
         for name in ("metric_for_best_model", "greater_is_better"):
-            if name in run.asked and getattr(config, name) is not None:
+            if name in run.requested and getattr(config, name) is not None:
                 yield Notice(f"--{name} has no effect without --load_best_model_at_end.")
         return
     yield from _metric(config)
@@ -110,7 +109,7 @@ def _metric(config: RunConfig) -> Findings:
 
 
 def save_steps_count(run: Run) -> Findings:
-    if run.config.save_strategy != "steps" and "save_steps" in run.asked:
+    if run.config.save_strategy != "steps" and "save_steps" in run.requested:
         yield Notice(f"--save_steps has no effect with --save_strategy {run.config.save_strategy}.")
 
 

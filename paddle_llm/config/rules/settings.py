@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
 from importlib.util import find_spec
 
-from paddle_llm.config.rules.engine import Notice, Problem, Rule, Run, pretraining
-
-Findings = Iterator[Problem | Notice]
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, pretraining
 
 
 def something_to_do(run: Run) -> Findings:
@@ -78,11 +75,11 @@ def precision_switches(run: Run) -> Findings:
             "amp_custom_black_list",
             "amp_custom_white_list",
         ):
-            if name in run.asked and getattr(config, name):
+            if name in run.requested and getattr(config, name):
                 yield Notice(f"--{name} has no effect without --bf16 or --fp16.")
     elif config.amp_master_grad and config.fp16_opt_level != "O2":
         yield Problem(f"amp_master_grad needs --fp16_opt_level O2, not {config.fp16_opt_level}.")
-    if config.bf16 and "scale_loss" in run.asked:
+    if config.bf16 and "scale_loss" in run.requested:
         yield Notice("--scale_loss has no effect with --bf16, which needs no loss scaling.")
 
 
@@ -93,7 +90,11 @@ def determinism(run: Run) -> Findings:
 
 def recompute_switches(run: Run) -> Findings:
     for name in ("recompute_granularity", "no_recompute_layers", "recompute_use_reentrant", "offload_recompute_inputs"):
-        if name in run.asked and not run.config.recompute and getattr(run.config, name) not in (None, False, "full"):
+        if (
+            name in run.requested
+            and not run.config.recompute
+            and getattr(run.config, name) not in (None, False, "full")
+        ):
             yield Notice(f"--{name} has no effect without --recompute.")
 
 
