@@ -89,7 +89,7 @@ def ours(folder: Path, steps: int) -> tuple[list[Ends], int]:
 
     from paddle_llm.config.layout import Layout
     from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.models.registry import FAMILIES
+    from paddle_llm.families import FAMILIES
     from paddle_llm.parallel.process.start import start_process
     from paddle_llm.peft.method import method_of
     from paddle_llm.training.finetune import build_network, collator_of

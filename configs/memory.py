@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.families.facts import ModelFacts
 from paddle_llm.planner.flops import count_parameters
 
 HERE = Path(__file__).parent

@@ -52,8 +52,8 @@ class Different(Exception):
 def config(folder: Path, rng: random.Random) -> str:
     """config.json: facts, family, positions, translation to PaddleNLP's configuration."""
     from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.families.shape import find_family
     from paddle_llm.models.configuration.configure import translate
-    from paddle_llm.models.registry import find_family
 
     (folder / "config.json").write_bytes(as_bytes(mutate(rng.choice(samples.CONFIGS), rng), rng))
     facts = read_model_facts(folder)
@@ -99,9 +99,8 @@ def _shapes() -> tuple[Any, Any, Any]:
     """(family, PaddleNLP's configuration, shapes of the weights) of the first configuration."""
     import tempfile
 
-    from paddle_llm.config.model_facts import facts_from_dict
+    from paddle_llm.families.shape import facts_from_dict, find_family
     from paddle_llm.generation.network import start_process
-    from paddle_llm.models.registry import find_family
 
     start_process("cpu")
     from paddle_llm.models.build import plain_configuration

@@ -46,7 +46,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
-from paddle_llm.models.registry import find_family
+from paddle_llm.families.shape import find_family
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ import numpy as np
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.models.configuration.to_hugging_face import REMOTE_CODE, hugging_face_config
+from paddle_llm.families import FAMILIES
+from paddle_llm.models.configuration.to_hugging_face import hugging_face_config
 from paddle_llm.models.weights.names import compositions, hugging_face
 from paddle_llm.models.weights.vocabulary import plain_config
 
@@ -64,7 +65,7 @@ def tensors_to_save(
 def _unfused(family: str, config: Any, name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
     """Query, key and value (gate and up projection) apart, which Hugging Face keeps in matrices of their own."""
     fused = next((end for end in _FUSED if name.endswith(end)), None)
-    if family != "llama" or fused is None:
+    if fused is None or not FAMILIES[family].capabilities.fused_matrices:
         yield name, value
         return
     for part in _FUSED[fused]:
@@ -91,10 +92,11 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
     if not pads:
         values["pad_token_id"] = None
     (folder / MODEL_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if family in REMOTE_CODE:
+    repository = FAMILIES[family].config_json.code_repository
+    if repository:
         say(
             f"{folder.name}: transformers loads this family with its authors' code: copy the configuration_*.py and modeling_*.py of "
-            f"{REMOTE_CODE[family]} into the folder, and load it with trust_remote_code=True"
+            f"{repository} into the folder, and load it with trust_remote_code=True"
         )
 
 

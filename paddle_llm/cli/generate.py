@@ -165,8 +165,8 @@ def generate(
 
 def _report_fitting(requests: Sequence[Request], encoded: Sequence[Prompt], generator: Generator) -> None:
     """Report what the template does not write, how many prompts were cut, and how many answers the positions limit."""
-    from paddle_llm.config.positions import position_limit
     from paddle_llm.data.chat.notes import describe
+    from paddle_llm.families.positions import position_limit
     from paddle_llm.generation.texts import with_learned_prompt
 
     limits = [generator.limit_for(with_learned_prompt(prompt, generator.model)) for prompt in encoded]

@@ -6,13 +6,13 @@ from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from paddle_llm.config.device import adapt_to_cpu
-from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.methods import chosen
-from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.config.paddle_switches import words_at_work
 from paddle_llm.config.rules.engine import Run
 from paddle_llm.config.run_config import SCORES, RunConfig
+from paddle_llm.families import FAMILIES
+from paddle_llm.families.facts import ModelFacts
 
 
 class Default(NamedTuple):
@@ -100,7 +100,8 @@ FUSED_WHY = "on a CPU, if the model has an RMSNorm"
 
 def fuses_rms_norm(device: str, facts: ModelFacts) -> bool:
     """`--use_fused_rms_norm` where it is absent: on a CPU a step takes 2 to 5% less with it."""
-    return device == "cpu" and facts.model_type in ABILITIES and ABILITIES[facts.model_type].fused_rms_norm
+    family = FAMILIES.get(facts.model_type)
+    return device == "cpu" and family is not None and family.capabilities.fused_rms_norm
 
 
 def derive(run: Run) -> tuple[dict[str, Any], dict[str, str], list[str]]:

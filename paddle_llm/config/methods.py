@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
+from paddle_llm.families import FAMILIES
 
 # The fields that choose a method; without any, all weights are trained.
 CHOICES = {
@@ -70,8 +70,6 @@ class Composition:
         no_pipeline: why it is not offered with pipeline stages; "" where it is.
         no_stage3: why not with sharding stage 3.
         no_packing: why not with packed rows (`zero_padding`).
-        families: of which it is offered for some only; () for all.
-        why_families: the reason.
         mergeable: whether it can be added to the base weights.
     """
 
@@ -79,8 +77,6 @@ class Composition:
     no_pipeline: str = ""
     no_stage3: str = ""
     no_packing: str = ""
-    families: tuple[str, ...] = ()
-    why_families: str = ""
     mergeable: bool = False
 
 
@@ -100,11 +96,8 @@ METHODS: dict[str, Composition] = {
         "prompt tuning",
         no_pipeline="it lengthens what the first stage reads, which the others must know of",
         no_packing="the prompt would stand before the first sample of a row only",
-        families=("llama", "qwen2", "bloom", "opt", "chatglm_v2"),
-        why_families="its batches spell out two-dimensional positions, which the prompt would shift",
     ),
 }
-NO_PACKED_PREFIX = ("bloom", "chatglm", "glm")
 
 
 def method_problems(
@@ -124,7 +117,7 @@ def method_problems(
         family: of the model, as `ModelFacts.model_type`; None where it is not known yet.
         packed: `zero_padding`.
     """
-    row = METHODS[method]
+    row, known = METHODS[method], FAMILIES.get(family or "")
     if method == "lora" and dora:
         yield from _dora_problems(layout, lora_dropout)
     if layout.pipeline > 1 and row.no_pipeline:
@@ -139,16 +132,20 @@ def method_problems(
         yield f"--prefix_projection with {what}: all layers share its weights. Leave the projection out, or use --sharding stage2."
     elif stage3 and row.no_stage3:
         yield f"{row.title} with --sharding stage3: {row.no_stage3}. Use --sharding stage2."
-    if method == "prefix" and prefix_projection and family == "glm":
-        yield "--prefix_projection is not offered for GLM, whose prefix is hidden states. Leave the projection out."
+    if method == "prefix" and prefix_projection and known and not known.capabilities.prefix_projection:
+        yield f"--prefix_projection is not offered for {known.title}, whose prefix is hidden states. Leave the projection out."
     if packed and row.no_packing:
         yield f"{row.title} with --zero_padding: {row.no_packing}. Leave --zero_padding out."
-    if family in ABILITIES and row.families and family not in row.families:
-        title = ABILITIES[family].title
-        yield f"{row.title} is not offered for {title}: {row.why_families}. Use --prefix_tuning or --lora."
-    if packed and method == "prefix" and family in NO_PACKED_PREFIX:
-        title = ABILITIES[family].title
-        yield f"{row.title} with --zero_padding is not offered for {title}: its attention takes the prefix for part of the row."
+    if method == "prompt" and known and not known.capabilities.prompt_tuning:
+        yield (
+            f"{row.title} is not offered for {known.title}: its batches spell out two-dimensional positions, which the prompt "
+            "would shift. Use --prefix_tuning or --lora."
+        )
+    if packed and method == "prefix" and known and not known.capabilities.packed_prefix:
+        yield (
+            f"{row.title} with --zero_padding is not offered for {known.title}: its attention takes the prefix for part of "
+            "the row."
+        )
 
 
 def _dora_problems(layout: Layout, dropout: float) -> Iterator[str]:

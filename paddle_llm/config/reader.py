@@ -17,13 +17,14 @@ from paddle_llm.config.legacy.other_trainers import VALUES, counterpart, dialect
 from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES
 from paddle_llm.config.legacy.translate import KNOWN_NAMES, translate
 from paddle_llm.config.local_files.weights import has_weights
-from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
+from paddle_llm.config.model_facts import find_model_folder, read_model_facts
 from paddle_llm.config.parsing.arguments import BARE, RawValue, read_arguments
 from paddle_llm.config.parsing.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
 from paddle_llm.config.rules import RULES
 from paddle_llm.config.rules.engine import Problem, Run, Unknown, check, masked
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, SCRIPTS, Entry, RunConfig, fields_of
 from paddle_llm.core.errors import ConfigError, UserError
+from paddle_llm.families.facts import ModelFacts
 
 # Words from other trainers, too far from the name here for difflib.
 _HINTS = {

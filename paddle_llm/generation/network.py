@@ -18,9 +18,9 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
+from paddle_llm.families.shape import find_family
 from paddle_llm.generation.static_network import StaticModel
 from paddle_llm.generation.stop_tokens import stop_ids_of_model
-from paddle_llm.models.registry import find_family
 from paddle_llm.parallel.process import start
 from paddle_llm.parallel.process.parent import end_with_launcher
 

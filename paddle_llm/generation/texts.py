@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.positions import position_limit
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.text_codec import TextCodec
+from paddle_llm.families.positions import position_limit
 from paddle_llm.generation.options import DecodeOptions
 from paddle_llm.models.prompt import Prompt
 

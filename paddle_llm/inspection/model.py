@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
-from paddle_llm.config.model_facts import ModelFacts, read_model_facts
+from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.core.artifacts import GENERATION_CONFIG
 from paddle_llm.core.errors import UserError
+from paddle_llm.families import FAMILIES, Family
+from paddle_llm.families.facts import ModelFacts
+from paddle_llm.families.shape import find_family
 from paddle_llm.inspection.report import Level, Section
 from paddle_llm.models.configuration.configure import translate
 from paddle_llm.models.configuration.generation_settings import (
@@ -19,11 +22,10 @@ from paddle_llm.models.configuration.generation_settings import (
     read_generation,
     unreachable_ends,
 )
-from paddle_llm.models.registry import Family, find_family
 from paddle_llm.models.weights.files import WeightFiles, is_finite
 from paddle_llm.models.weights.names import IGNORED_ENDS
 
-_NO_ROPE = {"bloom": "none (ALiBi)", "opt": "none (learned positions)", "glm": "none (learned positions)"}
+_NO_ROPE = {"ALiBi": "none (ALiBi)", "learned": "none (learned positions)"}
 
 
 def inspect_model(folder: Path, *, quick: bool, allow_pickle: bool = False) -> list[Section]:
@@ -89,8 +91,9 @@ def _describe(section: Section, facts: ModelFacts) -> None:
 
 
 def _rope(facts: ModelFacts) -> str:
-    if facts.model_type in _NO_ROPE:
-        return _NO_ROPE[facts.model_type]
+    family = FAMILIES.get(facts.model_type)
+    if family and family.network.positions in _NO_ROPE:
+        return _NO_ROPE[family.network.positions]
     raw = facts.raw
     given = next((raw[name] for name in ("rope_parameters", "rope_scaling") if isinstance(raw.get(name), dict)), {})
     theta = raw.get("rope_theta", given.get("rope_theta", 10000.0))

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.layout_problems import check_layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.families import Family
+from paddle_llm.families.shape import find_family
 from paddle_llm.models.configuration.configure import translate
 from paddle_llm.models.configuration.hub import model_folder
 from paddle_llm.models.configuration.misspelled_fields import report_unknown, say_misspelled
 from paddle_llm.models.configuration.switches import apply_switches, say_notices
-from paddle_llm.models.registry import Family, check_layout, find_family
 from paddle_llm.models.weights.vocabulary import pad_config, plain_config
 from paddle_llm.parallel.sequence_parallel import mend_fused_reduction
 from paddle_llm.parallel.shared_weights import count_shared_weights_once

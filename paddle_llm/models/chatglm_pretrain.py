@@ -18,13 +18,16 @@ network makes its mask on the device (S x S booleans are not carried through the
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.core.artifacts import IGNORE_INDEX
+from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
+from paddle_llm.families import FAMILIES
+from paddle_llm.families.facts import ModelFacts
 
 NOTICE = (
     "ChatGLM-6B: each window of tokens is cut once, at a point that depends on its tokens, into context + [gMASK] + <sop> "
@@ -90,3 +93,23 @@ def chatglm_transform(facts: ModelFacts, tokenizer: Any = None) -> ChatGLMPretra
         if other not in (None, value):
             raise UserError(f"{name} is {value} in config.json and {other} in the tokenizer; they must be the same")
     return ChatGLMPretrainTransform(ids["gmask_token_id"], ids["bos_token_id"])
+
+
+def sample_transform(facts: ModelFacts, tokenizer: Any = None) -> Callable[[Any], dict[str, Any]] | None:
+    """Return what turns a window of S + 1 tokens into a sample; None if it is inputs and shifted labels.
+
+    Reports how windows are cut if it is not in the usual way.
+
+    Args:
+        facts: Shape of the model.
+        tokenizer: PaddleNLP's tokenizer. If it knows the marks, its ids must be those of config.json.
+    """
+    if not pretrains_prefix(facts):
+        return None
+    say(NOTICE)
+    return chatglm_transform(facts, tokenizer)
+
+
+def pretrains_prefix(facts: ModelFacts) -> bool:
+    """Return whether pretraining samples of this model consist of a prefix and a continuation."""
+    return facts.model_type in FAMILIES and FAMILIES[facts.model_type].network.pretrains_prefix

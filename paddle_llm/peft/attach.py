@@ -12,7 +12,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.methods import method_problems
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.models.registry import FAMILIES, Family
+from paddle_llm.families import FAMILIES, Family
 from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.models.weights.names import canonical_parameters
 from paddle_llm.models.weights.shards import Shard, shard_of

@@ -20,7 +20,7 @@ import paddle
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
-from paddle_llm.models.registry import Family
+from paddle_llm.families import Family
 from paddle_llm.models.weights.initialization import draw_normal
 from paddle_llm.models.weights.names import ADDED, EMBEDDINGS, canonical_parameters
 from paddle_llm.models.weights.shards import Shard, shard_of, split_axis

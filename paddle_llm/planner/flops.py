@@ -7,119 +7,10 @@ collectives earn nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.core.errors import UserError
-
-
-@dataclass(frozen=True)
-class Parameters:
-    """A model's parameters by where they sit, in elements.
-
-    Attributes:
-        lookups: tables that are only indexed (an untied token embedding, learnt positions): no matmul, no FLOPs.
-        layers: all transformer layers together.
-        head: the matrix that makes logits. Tied to the token embedding it stands here and not in `lookups`, once.
-        rest: norms outside the layers, and projections between embedding and layers.
-    """
-
-    lookups: int
-    layers: int
-    head: int
-    rest: int
-
-    @property
-    def total(self) -> int:
-        return self.lookups + self.layers + self.head + self.rest
-
-
-def _llama_layer(facts: ModelFacts) -> int:
-    """Grouped-query attention without biases, SwiGLU, two RMSNorms."""
-    h = facts.hidden_size
-    query, key_value = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
-    biases = (query + 2 * key_value + h) * bool(facts.raw.get("attention_bias"))
-    biases += (2 * facts.intermediate_size + h) * bool(facts.raw.get("mlp_bias"))
-    return h * (2 * query + 2 * key_value) + 3 * h * facts.intermediate_size + 2 * h + biases
-
-
-def _chatglm_v2_layer(facts: ModelFacts) -> int:
-    """Multi-query attention with a bias on q, k, v where the config asks for it, SwiGLU, two RMSNorms."""
-    h = facts.hidden_size
-    query, key_value = facts.num_attention_heads * facts.head_dim, facts.num_key_value_heads * facts.head_dim
-    everywhere = bool(facts.raw.get("add_bias_linear"))
-    biases = (query + 2 * key_value) * (everywhere or bool(facts.raw.get("add_qkv_bias")))
-    biases += (2 * facts.intermediate_size + 2 * h) * everywhere
-    norms = 2 * h if facts.raw.get("rmsnorm", True) else 4 * h
-    return h * (2 * query + 2 * key_value) + 3 * h * facts.intermediate_size + norms + biases
-
-
-def _gelu_layer(facts: ModelFacts) -> int:
-    """Full attention, a GELU or ReLU MLP of two matrices, two LayerNorms, a bias on everything (the GPT shape)."""
-    h, f = facts.hidden_size, facts.intermediate_size
-    return 4 * h * h + 4 * h + 2 * h * f + f + h + 4 * h
-
-
-def _count_llama(facts: ModelFacts) -> Parameters:
-    table = facts.vocab_size * facts.hidden_size
-    lookups = 0 if facts.tie_word_embeddings else table
-    return Parameters(lookups, facts.num_hidden_layers * _llama_layer(facts), table, facts.hidden_size)
-
-
-def _count_chatglm_v2(facts: ModelFacts) -> Parameters:
-    table, norm = facts.vocab_size * facts.hidden_size, facts.hidden_size
-    final_norm = (
-        0 if not facts.raw.get("post_layer_norm", True) else norm if facts.raw.get("rmsnorm", True) else 2 * norm
-    )
-    return Parameters(table, facts.num_hidden_layers * _chatglm_v2_layer(facts), table, final_norm)
-
-
-def _count_chatglm(facts: ModelFacts) -> Parameters:
-    """The head is always the token embedding; one LayerNorm at the end."""
-    table = facts.vocab_size * facts.hidden_size
-    return Parameters(0, facts.num_hidden_layers * _gelu_layer(facts), table, 2 * facts.hidden_size)
-
-
-def _count_bloom(facts: ModelFacts) -> Parameters:
-    """As ChatGLM, with a second LayerNorm behind the embedding."""
-    table = facts.vocab_size * facts.hidden_size
-    return Parameters(0, facts.num_hidden_layers * _gelu_layer(facts), table, 4 * facts.hidden_size)
-
-
-def _count_opt(facts: ModelFacts) -> Parameters:
-    """Learnt positions, two of them unused; the small ones embed in fewer dimensions, and one has no final norm."""
-    h, width = facts.hidden_size, facts.raw.get("word_embed_proj_dim") or facts.hidden_size
-    positions = ((facts.max_position_embeddings or 2048) + 2) * h
-    before = facts.raw.get("do_layer_norm_before", facts.raw.get("normalize_before", True))
-    rest = 2 * h * bool(before) + 2 * h * width * (width != h)
-    return Parameters(positions, facts.num_hidden_layers * _gelu_layer(facts), facts.vocab_size * width, rest)
-
-
-def _count_glm(facts: ModelFacts) -> Parameters:
-    """Learnt positions in the text and in the block, one more of each than the longest sequence."""
-    h, length = facts.hidden_size, facts.max_position_embeddings or 512
-    positions = 2 * (length + 1) * h if facts.raw.get("block_position_encoding", True) else length * h
-    return Parameters(positions, facts.num_hidden_layers * _gelu_layer(facts), facts.vocab_size * h, 2 * h)
-
-
-def _count_qwen2(facts: ModelFacts) -> Parameters:
-    """LLaMA with biases on query, key and value."""
-    table = facts.vocab_size * facts.hidden_size
-    biases = (facts.num_attention_heads + 2 * facts.num_key_value_heads) * facts.head_dim
-    lookups = 0 if facts.tie_word_embeddings else table
-    layers = facts.num_hidden_layers * (_llama_layer(facts) + biases)
-    return Parameters(lookups, layers, table, facts.hidden_size)
-
-
-_FAMILIES = {
-    "llama": _count_llama,
-    "chatglm": _count_chatglm,
-    "chatglm_v2": _count_chatglm_v2,
-    "bloom": _count_bloom,
-    "opt": _count_opt,
-    "glm": _count_glm,
-    "qwen2": _count_qwen2,
-}
+from paddle_llm.families import FAMILIES
+from paddle_llm.families.facts import ModelFacts
+from paddle_llm.families.parameters import Parameters
 
 
 def count_parameters(facts: ModelFacts) -> Parameters:
@@ -128,11 +19,11 @@ def count_parameters(facts: ModelFacts) -> Parameters:
     Raises:
         UserError: the family's shape is not known here.
     """
-    count = _FAMILIES.get(facts.model_type)
-    if count is None:
-        known = ", ".join(_FAMILIES)
+    family = FAMILIES.get(facts.model_type)
+    if family is None:
+        known = ", ".join(FAMILIES)
         raise UserError(f"cannot count the parameters of model_type {facts.model_type!r}: known are {known}.")
-    return count(facts)
+    return family.count_parameters(facts)
 
 
 def parameter_count(facts: ModelFacts) -> int:

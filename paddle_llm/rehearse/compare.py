@@ -5,7 +5,7 @@ from its tensor-parallel parts for every data, sharding and pipeline rank that h
 found; padding of the vocabulary is compared with zero.
 
 Where a gradient is zero in exact arithmetic, what is left is rounding, which Adam turns into steps of any sign: those
-parts (`EXACT_ZEROS`) are compared absolutely, with the size of the rest as the unit.
+parts (`zero_gradient_part` of the family) are compared absolutely, with the size of the rest as the unit.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.rehearse.record import TENSORS, Part, RankRecord
 
@@ -35,12 +36,6 @@ FIRST_STEP_LIMITS = {
 FACTOR = 5
 # However rough a training is: a floor beyond this would allow what no rounding does.
 MOST = 100
-
-# family -> (end of a canonical name, which of query, key, value): a key's bias moves all scores of a query alike, which
-# the softmax does not see. (With rotary embeddings it does, so ChatGLM2's are not here.)
-EXACT_ZEROS = {"bloom": ("self_attention.query_key_value.bias", 1)}
-# The same where it is a whole tensor: family -> (its end, that of the tensor whose size is the unit).
-WHOLE_ZEROS = {"opt": ("self_attn.k_proj.bias", "self_attn.v_proj.bias")}
 
 Floor = dict[tuple[str, int], float]
 
@@ -204,7 +199,7 @@ def _full_tensors(
 
 def _unit_of_zeros(model: dict, name: str, tensors: dict[str, Part]) -> float | None:
     """For a tensor that is zero in exact arithmetic: the size of the one that it is measured by."""
-    ending, other = WHOLE_ZEROS.get(model["family"], ("\0", ""))
+    ending, other = FAMILIES[model["family"]].network.zero_gradient or ("\0", "")
     if not name.endswith(ending):
         return None
     return float(np.linalg.norm(tensors[name.removesuffix(ending) + other].values.astype(np.float64)))
@@ -229,7 +224,7 @@ def _tensor_difference(
 
 def exact_zeros(model: dict, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
     """Where the gradient of this tensor is zero in exact arithmetic; None where nowhere."""
-    ending, which = EXACT_ZEROS.get(model["family"], ("\0", 0))
+    ending, which = FAMILIES[model["family"]].network.zero_gradient_part or ("\0", 0)
     if not name.endswith(ending):
         return None
     mask = np.zeros((model["heads"], 3, model["head_size"]), bool)

@@ -17,17 +17,17 @@ from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
+from paddle_llm.families import FAMILIES
 from paddle_llm.rehearse.case import Sample
 from paddle_llm.rehearse.samples import SYNTHETIC, Samples, Wanted, checked_tokenizer
 from paddle_llm.rehearse.small_model import SmallModel
-
-PREFIX_FAMILIES = ("chatglm", "glm")  # which read up to the answer both ways
 
 
 def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
     """Random prompts without loss and random answers with it, of all lengths that fit."""
     draw = np.random.default_rng(small.seed)
     longest = small.max_length - 1
+    both_ways = FAMILIES[model.facts.model_type].network.bidirectional_prefix
 
     def encoded(count: int) -> Iterator[EncodedSample]:
         for _ in range(count):
@@ -35,7 +35,7 @@ def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
             answer = int(draw.integers(1, longest - prompt + 1))
             tokens = draw.choice(model.fold.ordinary, prompt + answer + 1).astype(np.int32)
             labels = np.where(np.arange(len(tokens)) < prompt, IGNORE_INDEX, tokens)[1:].astype(np.int32)
-            yield EncodedSample(tokens[:-1], labels, prompt - 1 if model.facts.model_type in PREFIX_FAMILIES else 0)
+            yield EncodedSample(tokens[:-1], labels, prompt - 1 if both_ways else 0)
 
     return _samples(small, wanted, list(encoded(wanted.train)), list(encoded(wanted.evaluation)))
 

@@ -225,7 +225,7 @@ def _finetune_trainer(
     import paddle
 
     from paddle_llm.config.model_facts import read_model_facts
-    from paddle_llm.models.registry import find_family
+    from paddle_llm.families.shape import find_family
     from paddle_llm.peft.method import method_of
     from paddle_llm.peft.methods.prompt import with_prompt
     from paddle_llm.training.finetune import build_network, collator_of

@@ -128,15 +128,15 @@ def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[
 
 
 def _check_marks(real: Resolved, tokenizer: Any) -> None:
-    if real.facts is not None and real.facts.model_type == "chatglm":
-        from paddle_llm.models.chatglm_pretrain import chatglm_transform
+    from paddle_llm.models.chatglm_pretrain import chatglm_transform, pretrains_prefix
 
+    if real.facts is not None and pretrains_prefix(real.facts):
         chatglm_transform(real.facts, tokenizer)
 
 
 def _samples(model: SmallModel, train: list[np.ndarray], evaluation: list[np.ndarray]) -> Samples:
     """Windows of S + 1 folded tokens as the family's samples."""
-    from paddle_llm.models.registry import sample_transform
+    from paddle_llm.models.chatglm_pretrain import sample_transform
 
     cut = sample_transform(model.facts) or _next_token_sample
     return Samples([cut(window) for window in train], [cut(window) for window in evaluation])

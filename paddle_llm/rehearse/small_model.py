@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, with_numbers
+from paddle_llm.families.facts import ModelFacts
+from paddle_llm.families.shape import facts_from_dict, with_numbers
 
 SEQUENCE, VOCABULARY, LAYERS_PER_STAGE = 32, 256, 2
 

@@ -26,8 +26,9 @@ from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
+from paddle_llm.families import Family
+from paddle_llm.families.shape import find_family
 from paddle_llm.models.build import build_model, plain_configuration
-from paddle_llm.models.registry import Family, find_family
 from paddle_llm.peft.attach import attach
 from paddle_llm.peft.merge import merge
 from paddle_llm.peft.method import Method, method_of

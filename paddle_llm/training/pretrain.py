@@ -14,7 +14,7 @@ from paddle_llm.core.errors import is_first_rank
 from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.models.build import build_model
-from paddle_llm.models.registry import sample_transform
+from paddle_llm.models.chatglm_pretrain import sample_transform
 from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.training.epochs import global_batch_of, report_length
 from paddle_llm.training.evaluation.generation_settings import settings_of

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.local_files.adapters import what_it_holds
-from paddle_llm.config.model_facts import ModelFacts, find_model_folder, read_model_facts
+from paddle_llm.config.model_facts import find_model_folder, read_model_facts
 from paddle_llm.core.errors import UserError
+from paddle_llm.families.facts import ModelFacts
 from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama, write_llama_hf5
 
 

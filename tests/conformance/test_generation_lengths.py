@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.model_facts import read_model_facts
-from paddle_llm.config.positions import position_limit
+from paddle_llm.families.positions import position_limit
 from paddle_llm.generation.decoding.decode import decode
 from paddle_llm.generation.eval_mode import generating
 from paddle_llm.generation.options import DecodeOptions

@@ -53,9 +53,8 @@ def read_by_transformers(folder: Path) -> tuple[dict[str, np.ndarray] | str, lis
 
 @cache
 def _network(family: str, tied: bool, folder: Path) -> tuple[Any, Any, dict[str, tuple[int, ...]]]:
-    from paddle_llm.config.model_facts import facts_from_dict
+    from paddle_llm.families.shape import facts_from_dict, find_family
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.registry import find_family
     from paddle_llm.models.weights.outline import outline
 
     raw = config_of(family, tied=tied)

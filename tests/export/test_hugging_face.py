@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.options import Options
-from paddle_llm.models.registry import FAMILIES
+from paddle_llm.families import FAMILIES
 from tests.export.folders import random_weights, same_bits, stored_in, write_config, write_native
 from tests.helpers.models.networks import as_hugging_face, build
 

@@ -10,9 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.models.registry import FAMILIES
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.files import write_safetensors
-from paddle_llm.models.weights.names import BASE_PREFIXES
 from tests.export.folders import same_bits, write_config, write_native
 from tests.helpers.models.networks import as_hugging_face
 
@@ -46,7 +45,9 @@ def test_every_spelling_is_the_same_source(tmp_path, family, spelling):
     if spelling == "hugging_face":
         save_file(as_hugging_face(weights, family), file, metadata={"format": "pt"})
     elif spelling == "bare":  # the network without its head, as PaddleNLP names it
-        write_safetensors(file, {name.removeprefix(BASE_PREFIXES[family]): value for name, value in weights.items()})
+        write_safetensors(
+            file, {name.removeprefix(FAMILIES[family].base_prefix): value for name, value in weights.items()}
+        )
     elif spelling == "pdparams":
         import paddle
 

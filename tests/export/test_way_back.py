@@ -10,7 +10,7 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.models.registry import FAMILIES
+from paddle_llm.families import FAMILIES
 from tests.export.folders import same_bits, stored_in, write_native
 from tests.export.test_layout_files import trained
 from tests.helpers.finetune_jobs import finetune, make_instructions

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from paddle_llm.config.families import ABILITIES
+from paddle_llm.families import FAMILIES
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, compare, rounding_floor
 from paddle_llm.rehearse.oracle import run_case
@@ -51,7 +51,7 @@ def mostly_slow(values: Any) -> list[Any]:
 
 FLASH = [family for family in WRITERS if family not in ("opt", "glm")]
 FLASHMASK = ("llama", "qwen2", "chatglm_v2", "opt")
-FUSED_NORM = [family for family in WRITERS if ABILITIES[family].fused_rms_norm]
+FUSED_NORM = [family for family in WRITERS if FAMILIES[family].capabilities.fused_rms_norm]
 FUSED_ROPE = ("llama", "qwen2")
 
 

@@ -9,8 +9,9 @@ import paddle
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.methods import NO_PACKED_PREFIX, method_problems
+from paddle_llm.config.methods import method_problems
 from paddle_llm.data.samples.dataset import prefix_positions
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.incremental import IncrementalNetwork
 from paddle_llm.models.prompt import Prompt
 from tests.helpers.gpu.kernels import Kernels, network, on_fake_gpu, without_cpu_kernels
@@ -93,7 +94,7 @@ def decoded(model, family: str, tokens: int) -> dict[str, np.ndarray]:
 
 
 def refused(family: str, case: str) -> bool:
-    if case != "prefix packed" or family not in NO_PACKED_PREFIX:
+    if case != "prefix packed" or FAMILIES[family].capabilities.packed_prefix:
         return False
     assert any(
         "--zero_padding is not offered" in line for line in method_problems("prefix", Layout(), family, packed=True)

@@ -9,8 +9,8 @@ import pytest
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.build import build_model
-from paddle_llm.models.registry import FAMILIES
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import WRITERS, batch, build, weights
 
@@ -112,8 +112,11 @@ def test_layouts_that_a_shape_does_not_allow_are_refused(tmp_path, family, layou
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.name)
-def test_what_the_reader_promises_of_a_family_is_there_to_be_built(family):
-    assert family.abilities.pipeline == (family.pipeline_class is not None)
+def test_every_class_that_a_family_names_can_be_imported(family):
+    assert issubclass(family.load("model_class"), paddle.nn.Layer)
+    assert family.load("config_class").__name__.endswith("Config")
+    if family.pipeline_class:
+        assert issubclass(family.load("pipeline_class"), paddle.nn.Layer)
 
 
 def test_other_families_are_refused_by_name(tmp_path):

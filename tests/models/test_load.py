@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.build import build_model
-from paddle_llm.models.registry import FAMILIES
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import WRITERS, as_hugging_face, build, weights
 

@@ -10,10 +10,10 @@ import pytest
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.families.shape import find_family
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.known_fields import unknown_fields
 from paddle_llm.models.configuration.switches import apply_switches
-from paddle_llm.models.registry import find_family
 from tests.helpers.models.networks import WRITERS
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs" / "models").iterdir())

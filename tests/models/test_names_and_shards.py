@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.registry import FAMILIES
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.models.weights.initialization import draw_normal
 from paddle_llm.models.weights.names import EMBEDDINGS, canonical_parameters, hugging_face

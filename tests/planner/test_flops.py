@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.model_facts import ModelFacts, read_model_facts
+from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.core.errors import UserError
+from paddle_llm.families.facts import ModelFacts
 from paddle_llm.planner.flops import count_parameters, flops_per_token, mfu, parameter_count, peak_flops
 from tests.helpers.models.tiny import (
     write_bloom,

@@ -7,15 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.families import ABILITIES
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
+from paddle_llm.families import FAMILIES
 from paddle_llm.rehearse.case import Case, Sample
-from paddle_llm.rehearse.instruction_samples import PREFIX_FAMILIES
 from tests.helpers.models.tiny import (
     write_bloom,
     write_chatglm,
@@ -70,7 +69,7 @@ def instruction_samples(count: int, family: str, vocabulary: int, seed: int = 0)
             prompt, answer = (int(length) for length in draw.integers((3, 1), (9, 9)))
             tokens = draw.integers(3, vocabulary, prompt + answer).astype(np.int32)
             labels = np.where(np.arange(len(tokens)) < prompt, IGNORE_INDEX, tokens)[1:].astype(np.int32)
-            prefix = prompt - 1 if family in PREFIX_FAMILIES else 0
+            prefix = prompt - 1 if FAMILIES[family].network.bidirectional_prefix else 0
             yield EncodedSample(tokens[:-1], labels, prefix), f"sample {number}"
 
     return EncodedSamples(encoded(), EncodingReport())
@@ -96,7 +95,7 @@ def make_config(
         lengths = {"max_length": LONGEST_SAMPLE} | (
             {"zero_padding": True, "max_seq_length": PACKED_ROW} if packed else {}
         )
-    fused = {"use_fused_rms_norm": ABILITIES[family].fused_rms_norm}  # as the reader says for a CPU
+    fused = {"use_fused_rms_norm": FAMILIES[family].capabilities.fused_rms_norm}  # as the reader says for a CPU
     settings = {**SETTINGS, **lengths, **fused, "model_name_or_path": str(model_folder), **settings}
     micro = settings["per_device_train_batch_size"]
     return RunConfig(

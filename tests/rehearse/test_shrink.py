@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import facts_from_dict
 from paddle_llm.config.reader import Resolved
 from paddle_llm.core.errors import ConfigError, UserError
+from paddle_llm.families.shape import facts_from_dict
 from paddle_llm.rehearse.oracle import reference_key
 from paddle_llm.rehearse.rehearsal import cases_of
 from paddle_llm.rehearse.samples import global_batch, synthetic_samples, wanted_by

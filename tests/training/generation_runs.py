@@ -78,7 +78,7 @@ def evaluation_of(config: Any, layout: Layout, tokenizer: str) -> Any:
     from paddle_llm.data.chat.templates import TEMPLATES
     from paddle_llm.data.samples.encode import InstructionEncoder
     from paddle_llm.data.tokenizers.text_codec import open_codec
-    from paddle_llm.models.registry import FAMILIES
+    from paddle_llm.families import FAMILIES
     from paddle_llm.training.evaluation.generation import GenerationEvaluation
 
     codec = open_codec(tokenizer)

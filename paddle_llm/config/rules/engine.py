@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.families.facts import ModelFacts
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.families import (
-    ABILITIES,
+from paddle_llm.config.layout_problems import (
     layer_problems,
     pipeline_problems,
     sequence_parallel_problems,
     tensor_problems,
 )
-from paddle_llm.config.model_facts import ModelFacts
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown
+from paddle_llm.config.rules.settings import Findings
+from paddle_llm.families import FAMILIES
+from paddle_llm.families.facts import ModelFacts
 
 
 def family(run: Run) -> Findings:
     found, asked = run.facts.model_type, run.config.model_type
-    if found not in ABILITIES:
-        yield Problem(f"{_model(run)} is of the family {found}: offered are {', '.join(ABILITIES)}.")
-    elif asked is not None and asked != found and asked not in ABILITIES[found].aliases:
+    if found not in FAMILIES:
+        yield Problem(f"{_model(run)} is of the family {found}: offered are {', '.join(FAMILIES)}.")
+    elif asked is not None and asked != found and asked not in FAMILIES[found].aliases:
         yield Problem(f"model_type = {asked}, but {_model(run)} is of the family {found}: leave --model_type out.")
 
 
@@ -41,7 +42,9 @@ def heads(run: Run) -> Findings:
 
 def head_width(run: Run) -> Findings:
     facts = run.facts
-    if facts.model_type == "llama" and facts.head_dim * facts.num_attention_heads != facts.hidden_size:
+    family = FAMILIES.get(facts.model_type)
+    divided = family is not None and family.capabilities.needs_divided_hidden_size
+    if divided and facts.head_dim * facts.num_attention_heads != facts.hidden_size:
         yield Problem(
             f"{_model(run)}: {facts.num_attention_heads} heads of {facts.head_dim} are not the hidden size "
             f"{facts.hidden_size}: PaddleNLP cannot build that."
@@ -99,8 +102,8 @@ def layers_not_recomputed(run: Run) -> Findings:
 
 
 def dropout(run: Run) -> Findings:
-    title = ABILITIES[_known(run).model_type].title
-    if ABILITIES[run.facts.model_type].dropout:
+    title = FAMILIES[_known(run).model_type].title
+    if FAMILIES[run.facts.model_type].config_json.dropout:
         return
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if getattr(run.config, name):
@@ -112,8 +115,8 @@ def _model(run: Run) -> str:
 
 
 def _known(run: Run) -> ModelFacts:
-    """The model's shape, where its family is known; `family` tells about the others."""
-    if run.facts.model_type not in ABILITIES:
+    """Return the model's shape if its family is known; the rule `family` reports the others."""
+    if run.facts.model_type not in FAMILIES:
         raise Unknown("family")
     return run.facts
 

@@ -24,7 +24,7 @@ from paddle_llm.core.artifacts import (
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
-from paddle_llm.models.registry import find_family
+from paddle_llm.families.shape import find_family
 from paddle_llm.peft.base import base_named_in, find_base, has_tokenizer, say_other_base, why_not_found
 
 _OF_WEIGHTS = re.compile(r"(model|config\.json)")  # at the start of a file's name

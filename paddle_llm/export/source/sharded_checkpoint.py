@@ -23,7 +23,8 @@ from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.core.artifacts import MODEL_CONFIG, SAFETENSORS
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.find import manifest_of_weights
-from paddle_llm.models.registry import Family, find_family
+from paddle_llm.families import Family
+from paddle_llm.families.shape import find_family
 from paddle_llm.models.weights.files import WeightFiles
 from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.models.weights.names import IGNORED_ENDS, canonical_name, is_tied

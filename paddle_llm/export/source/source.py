@@ -14,17 +14,19 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddle_llm.config.local_files.chat_templates import keeps_template
-from paddle_llm.config.model_facts import ModelFacts, facts_from_dict, read_model_facts
+from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD, MANIFEST
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.source.find import Found, find
+from paddle_llm.families import Family
+from paddle_llm.families.facts import ModelFacts
+from paddle_llm.families.shape import facts_from_dict, find_family
 from paddle_llm.generation.network import recorded_template
 from paddle_llm.generation.stop_tokens import ids_in, known_ids, stop_ids_of_tokenizer
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.generation_settings import read_generation
-from paddle_llm.models.registry import Family, find_family
 from paddle_llm.models.weights.files import DOUBLE, WeightFiles
 from paddle_llm.models.weights.load import locate_weights
 from paddle_llm.models.weights.names import compositions

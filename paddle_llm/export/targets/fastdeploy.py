@@ -10,21 +10,20 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.targets.hugging_face import usual_dtype, write_config, write_weights, write_words
 from paddle_llm.export.targets.serving_files import write_serving
+from paddle_llm.families import FAMILIES
 
 if TYPE_CHECKING:
     from paddle_llm.export.options import Options
     from paddle_llm.export.source.source import Source
 
-# What FastDeploy 2.x has a network for: Qwen2 of its own, LLaMA through PaddleFormers (the fallback for what it does not know).
-FAMILIES = ("llama", "qwen2")
-
 
 def check_fastdeploy(source: Source) -> None:
     """Raise UserError for a family that FastDeploy has no network for, naming the target that can hold it."""
-    if source.family.name not in FAMILIES:
+    if not source.family.engines.fastdeploy:
+        able = " and ".join(family.title for family in FAMILIES.values() if family.engines.fastdeploy)
         raise UserError(
             f"--target fastdeploy: FastDeploy 2.x has no network for {source.family.title}, neither of its own nor through "
-            "PaddleFormers; it has LLaMA and Qwen2. Use --target hf (other servers) or --target static (paddle.inference)"
+            f"PaddleFormers; it has {able}. Use --target hf (other servers) or --target static (paddle.inference)"
         )
 
 

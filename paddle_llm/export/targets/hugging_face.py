@@ -16,7 +16,7 @@ from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.targets.serving_files import write_chat_template, write_generation_config
 from paddle_llm.export.targets.shard_writer import PlannedTensor, write_shards
-from paddle_llm.models.configuration.to_hugging_face import REMOTE_CODE, hugging_face_config
+from paddle_llm.models.configuration.to_hugging_face import hugging_face_config
 from paddle_llm.models.weights.names import hugging_face
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def write_hf(source: Source, staged: Path, options: Options) -> None:
     write_config(source, staged, options)
     write_words(source, staged, "hf")
     write_weights(source, staged, options)
-    repository = REMOTE_CODE.get(source.family.name)
+    repository = source.family.config_json.code_repository
     if repository:
         say(
             f"{source.family.title}: transformers loads it with the authors' own code, which is not part of the export: copy the "

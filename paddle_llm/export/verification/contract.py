@@ -89,9 +89,8 @@ def _config_problems(raw: dict[str, Any], target: str) -> Iterator[str]:
 
 def _network(folder: Path, raw: dict[str, Any]) -> tuple[str, Any, dict[str, tuple[int, ...]], int]:
     """Family, PaddleNLP's configuration, the shapes of all weights, the vocabulary's size: by config.json."""
-    from paddle_llm.config.model_facts import facts_from_dict
+    from paddle_llm.families.shape import facts_from_dict, find_family
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.registry import find_family
     from paddle_llm.models.weights.outline import outline
 
     facts = facts_from_dict(raw, where="it")
@@ -214,7 +213,7 @@ def _lint_static(folder: Path) -> Iterator[str]:
     yield from [*problems, *more]
     if raw is None or step is None:
         return
-    from paddle_llm.config.model_facts import facts_from_dict
+    from paddle_llm.families.shape import facts_from_dict
 
     facts = facts_from_dict(raw, where=MODEL_CONFIG)
     of_config = {

@@ -18,8 +18,9 @@ from typing import Any
 from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.targets.shard_writer import CODES
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.files import read_header
-from paddle_llm.models.weights.names import FOREIGN_SIGNS, hugging_face, tied_head
+from paddle_llm.models.weights.names import hugging_face, tied_head
 
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _TYPES = {code: dtype for dtype, code in CODES.items()}
@@ -172,7 +173,7 @@ def _name_problems(missing: list[str], unknown: list[str], family: str, config: 
             f"{head} is stored although the head is tied to the embedding (tie_word_embeddings): one of the two is not read; remove it, or "
             "set tie_word_embeddings to false where they differ"
         )
-    sign = FOREIGN_SIGNS.get(family)
+    sign = FAMILIES[family].weights.hugging_face_sign
     prefixed = [name for name in unknown if name.startswith(f"{family}.")]
     if prefixed and sign != f"{family}.":
         yield (

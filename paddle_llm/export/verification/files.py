@@ -15,7 +15,7 @@ from paddle_llm.models.configuration.to_hugging_face import in_vocabulary
 
 if TYPE_CHECKING:
     from paddle_llm.export.source.source import Source
-    from paddle_llm.models.registry import Family
+    from paddle_llm.families import Family
 
 # Words in the names of keys that only a training reads.
 _OF_TRAINING = (
@@ -35,8 +35,8 @@ _UNDECLARED = {"rope_scaling", "bos_token_id"}
 def configuration_differences(source: Source, folder: Path) -> list[str]:
     """Where the folder's config.json makes another network than the source's, or ends texts elsewhere."""
     from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.families.shape import find_family
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.registry import find_family
     from paddle_llm.models.weights.names import is_tied
 
     try:

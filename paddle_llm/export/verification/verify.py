@@ -21,6 +21,7 @@ from paddle_llm.export.verification.engines import in_paddle, in_processes, in_s
 from paddle_llm.export.verification.engines.in_processes import PADDLEFORMERS_PYTHON
 from paddle_llm.export.verification.engines.question import Answers, EngineEnded, EngineFailed, NotRun, Question
 from paddle_llm.export.verification.files import configuration_differences, other_ids, tokenizer_differences
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ TEXTS = (
     "今天天气很好，我们一起去公园散步，然后 go to the library to read 3 books.",
 )
 _GENERATED_LENGTHS = (1, 9, 5, 14, 23)
-_WITH_GENERATE = ("llama", "qwen2", "bloom", "opt")
-_IN_PADDLEFORMERS = ("llama",)  # Qwen2 asks for paddlefleet, which is for GPUs
+_IN_TRANSFORMERS = tuple(name for name, family in FAMILIES.items() if family.engines.transformers)
+_IN_PADDLEFORMERS = tuple(name for name, family in FAMILIES.items() if family.engines.paddleformers)
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ _ENGINES = (
         "transformers",
         ("hf", "fastdeploy"),
         lambda question, _: in_processes.answer_of_transformers(question),
-        _WITH_GENERATE,
+        _IN_TRANSFORMERS,
         "transformers has no network of this family without remote code",
     ),
     _Engine(
@@ -165,7 +166,7 @@ def _question(
     source: Source, folder: Path, prompts: Sequence[str | Prompt] | None, new_tokens: int
 ) -> tuple[Question, list[Finding]]:
     """The prompts in ids of the source, short enough for its positions; a finding where its tokenizer is not of its size."""
-    from paddle_llm.config.positions import position_limit
+    from paddle_llm.families.positions import position_limit
 
     given = list(prompts) if prompts is not None else list(TEXTS) if source.tokenizer else _random_prompts(source)
     texts = [prompt for prompt in given if isinstance(prompt, str)] or list(TEXTS if source.tokenizer else ())
@@ -196,12 +197,13 @@ def _encoded(source: Source, texts: Sequence[str]) -> list[Prompt]:
 
 
 def _random_prompts(source: Source) -> list[Prompt]:
-    """Of unequal lengths, the same for every run; ChatGLM-6B's end in its two marks."""
+    """Return prompts of unequal lengths, the same in every run; ChatGLM-6B's end in its two marks."""
     random = np.random.default_rng(0)
     rows = [random.integers(0, source.config.vocab_size, length).tolist() for length in _GENERATED_LENGTHS]
-    if source.family.name != "chatglm":
+    marks = [getattr(source.config, name) for name in source.family.network.prompt_marks]
+    if not marks:
         return [Prompt(row) for row in rows]
-    return [Prompt([*row, source.config.gmask_token_id, source.config.bos_token_id], len(row) + 1) for row in rows]
+    return [Prompt([*row, *marks], len(row) + 1) for row in rows]
 
 
 def _cut(prompt: Prompt, room: int) -> Prompt:

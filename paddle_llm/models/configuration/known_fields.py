@@ -6,8 +6,10 @@ unknown. Unknown fields are reported once: transformers ignores them in silence.
 
 from __future__ import annotations
 
-import math
 from typing import Any
+
+from paddle_llm.families import FAMILIES
+from paddle_llm.families.config_keys import is_above_zero
 
 # Fields of every configuration of transformers 4.55 and 5, of PaddleNLP's, and of widely used tools, that do not change the network.
 HARMLESS = frozenset({
@@ -30,32 +32,6 @@ HARMLESS = frozenset({
     "pipeline_parallel_degree", "sequence_parallel", "virtual_pp_degree", "seq_length", "dpo_config", "fuse_attention_qkv",
     "fuse_attention_ffn", "use_fast_layer_norm",
 })  # fmt: skip
-
-# Fields that a family's networks of transformers or PaddleNLP read, or that its published folders carry without effect.
-_OF_FAMILY: dict[str, frozenset[str]] = {
-    "llama": frozenset({
-        "hidden_act", "activation_function", "attention_bias", "mlp_bias", "head_dim", "attention_dropout", "rope_theta", "rope_scaling",
-        "rope_parameters", "partial_rotary_factor", "max_sequence_length", "n_embd", "n_layer", "n_head", "n_inner", "n_positions",
-    }),
-    "qwen2": frozenset({
-        "hidden_act", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "layer_types", "use_mrope",
-        "sliding_window", "use_sliding_window", "max_window_layers", "attention_dropout",
-    }),
-    "bloom": frozenset({
-        "n_embed", "n_embd", "num_hidden_layers", "num_attention_heads", "num_layers", "slow_but_exact", "offset_alibi", "skip_bias_add",
-        "skip_bias_add_qkv", "bias_dropout_fusion", "masked_softmax_fusion", "attention_softmax_in_fp32", "n_inner", "eos_token",
-    }),
-    "opt": frozenset({
-        "do_layer_norm_before", "ffn_dim", "dropout", "attention_dropout", "activation_function", "activation_dropout", "init_std",
-        "word_embed_proj_dim", "layerdrop", "enable_bias", "layer_norm_elementwise_affine", "_remove_final_layer_norm",
-    }),
-    "chatglm": frozenset({"num_layers", "quantization_bit", "quantization_embeddings", "pre_seq_len", "prefix_projection", "activation"}),
-    "chatglm_v2": frozenset({
-        "num_layers", "padded_vocab_size", "seq_length", "multi_query_attention", "rope_ratio", "original_rope", "quantization_bit",
-        "pre_seq_len", "prefix_projection", "classifier_dropout", "interleaved_qkv",
-    }),
-    "glm": frozenset({"num_hidden_layers", "relative_encoding", "spell_length", "checkpoint_activations", "checkpoint_num_layers"}),
-}  # fmt: skip
 
 # Fields of other networks that change the mathematics, with the values at which they do not. Networks of these families
 # ignore them; a folder that sets one was trained by other code.
@@ -100,11 +76,6 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _ABOVE_ZERO = ("rope_theta", "rms_norm_eps", "layer_norm_epsilon", "layernorm_epsilon")
 
 
-def is_above_zero(value: Any) -> bool:
-    """Whether a value of a JSON file is a finite number above 0."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
-
-
 def refused_fields(raw: dict[str, Any]) -> list[str]:
     """What a config.json asks for that no network of these families does."""
     refused = [
@@ -122,7 +93,7 @@ def unknown_fields(family: str, raw: dict[str, Any], read: set[str]) -> list[str
     Args:
         read: what PaddleNLP's configuration class of the family reads.
     """
-    known = HARMLESS | _OF_FAMILY[family] | _NEUTRAL.keys() | read
+    known = HARMLESS | FAMILIES[family].config_json.known_fields | _NEUTRAL.keys() | read
     return sorted(key for key in raw if key not in known)
 
 

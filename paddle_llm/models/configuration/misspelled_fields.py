@@ -7,8 +7,8 @@ from functools import cache
 from typing import Any
 
 from paddle_llm.core.console import say
+from paddle_llm.families import Family
 from paddle_llm.models.configuration.known_fields import unknown_fields
-from paddle_llm.models.registry import Family
 
 _SHOWN = 8
 _CLOSE = 0.85  # at 0.7 use_fast_layer_norm, which other versions have, counted as use_fused_rms_norm

@@ -8,8 +8,8 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
+from paddle_llm.families import Family
 from paddle_llm.models.patches.rms_norm import why_not_fused
-from paddle_llm.models.registry import Family
 
 # Fields of RunConfig that PaddleNLP's models read under the same name.
 _SAME_NAME = (
@@ -24,12 +24,6 @@ _SAME_NAME = (
     "fuse_sequence_parallel_allreduce",
 )
 _KERNELS = ("use_flash_attention", "use_fused_rms_norm", "use_fused_rope")
-# What PaddleNLP's configuration calls the dropout of hidden states and of attention's probabilities.
-_DROPOUT_NAMES = {
-    "opt": (("hidden_dropout_prob",), ("attention_probs_dropout_prob",)),
-    "glm": (("embedding_dropout_prob", "output_dropout_prob"), ("attention_dropout_prob",)),
-}
-_USUAL_DROPOUT_NAMES = (("hidden_dropout",), ("attention_dropout",))
 
 
 def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
@@ -52,9 +46,9 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
         config.no_recompute_layers = None
     _set_layout(config, run, layout)
     if run.num_hidden_layers is not None:
-        setattr(config, "n_layer" if family.name == "bloom" else "num_hidden_layers", run.num_hidden_layers)
+        setattr(config, family.config_json.layers, run.num_hidden_layers)
     for name in ("fuse_attention_qkv", "fuse_attention_ffn"):
-        if getattr(run, name) is not None and family.name == "llama":
+        if getattr(run, name) is not None and family.capabilities.fused_matrices:
             setattr(config, name, getattr(run, name))
     _set_dropout(config, run, family)
     _set_sequence_length(config, run, layout, family)
@@ -66,14 +60,14 @@ def notices(run: RunConfig, family: Family) -> list[str]:
     """One line for each switch that this family or machine cannot honour."""
     kernels = _kernels_of(family)
     lines = [f"--{name} is off: {reason}" for name, reason in unavailable_kernels(run, family).items()]
-    if run.recompute and run.recompute_granularity not in family.abilities.recompute_granularities:
+    if run.recompute and run.recompute_granularity not in family.capabilities.recompute_granularities:
         lines.append(
             f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
         )
     if run.recompute and run.no_recompute_layers and _recomputes_all_or_none(run, family):
         lines.append(f"--no_recompute_layers is off: {family.title} recomputes all layers or none")
     fused = [name for name in ("fuse_attention_qkv", "fuse_attention_ffn") if getattr(run, name)]
-    if family.name != "llama":
+    if not family.capabilities.fused_matrices:
         lines += [f"--{name} is off: {family.title} keeps its own layout of weights" for name in fused]
     without = [name for name in _KERNELS if getattr(run, name) and name not in kernels]
     lines += [f"--{name} is off: {family.title} has no such kernel in PaddleNLP" for name in without]
@@ -83,13 +77,13 @@ def notices(run: RunConfig, family: Family) -> list[str]:
 
 
 def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
-    """Whether `--no_recompute_layers` cannot be honoured."""
-    stages = run.pipeline_parallel_degree > 1
-    if family.name == "bloom":
+    """Return whether `--no_recompute_layers` cannot be honoured."""
+    when, stages = family.capabilities.recompute_skips_layers, run.pipeline_parallel_degree > 1
+    if when == "in a pipeline":
         return not stages
-    if family.name == "qwen2":
+    if when == "unless full in a pipeline":
         return stages and run.recompute_granularity == "full"
-    return family.name in ("chatglm", "opt", "glm")
+    return when == "never"
 
 
 def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
@@ -109,11 +103,11 @@ def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
 
 
 def _kernels_of(family: Family) -> tuple[str, ...]:
-    """The switches that the family's layers look for; ChatGLM2's norm is taught to (`rms_norm.py`)."""
+    """Return the switches that the family's layers read."""
     has = {
-        "use_flash_attention": family.name not in ("opt", "glm"),
-        "use_fused_rms_norm": family.abilities.fused_rms_norm,
-        "use_fused_rope": family.name in ("llama", "qwen2"),
+        "use_flash_attention": family.capabilities.flash_attention,
+        "use_fused_rms_norm": family.capabilities.fused_rms_norm,
+        "use_fused_rope": family.capabilities.fused_rope,
     }
     return tuple(name for name in _KERNELS if has[name])
 
@@ -137,7 +131,8 @@ def _set_layout(config: Any, run: RunConfig, layout: Layout) -> None:
 
 
 def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
-    if not family.abilities.dropout:
+    keys = family.config_json.dropout
+    if keys is None:
         asked = [n for n in ("hidden_dropout_prob", "attention_probs_dropout_prob") if getattr(run, n)]
         if asked:
             raise UserError(
@@ -145,16 +140,16 @@ def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
             )
         return
     asked_for = (run.hidden_dropout_prob, run.attention_probs_dropout_prob)
-    for value, names in zip(asked_for, _DROPOUT_NAMES.get(family.name, _USUAL_DROPOUT_NAMES), strict=True):
+    for value, names in zip(asked_for, (keys.hidden, keys.attention), strict=True):
         for name in names if value is not None else ():
             setattr(config, name, value)
 
 
 def _set_sequence_length(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
     """Sequence parallelism flattens [B, S] and reads S from the configuration to unfold it."""
-    if family.name in ("llama", "qwen2"):
+    if family.config_json.sequence_length == "seq_length":
         config.seq_length = run.max_seq_length
-    elif family.name == "chatglm_v2" and config.sequence_parallel:
+    elif family.config_json.sequence_length == "position table" and config.sequence_parallel:
         # The same number is the size of its table of positions, which is then cut to this run's sequences.
         config.folder_sequence_length = config.max_sequence_length
         config.max_sequence_length = run.max_seq_length

@@ -37,6 +37,7 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.patches.attention_kernels import added_mask, checked_functional, fused_attention
 from paddle_llm.models.patches.dropout_rng import named_random_state
 from paddle_llm.models.patches.opt_glm_corrections import correct_glm, correct_opt, with_loss
@@ -44,10 +45,9 @@ from paddle_llm.models.patches.prefix_mask import prefix_mask
 from paddle_llm.models.patches.rms_norm import offer_fused_norm, use_fused_norm
 from paddle_llm.models.patches.segment_hooks import chatglm2_attention, install_segments, is_causal_marker
 from paddle_llm.models.patches.segments import first_places, is_ends, packed_prefix_mask
-from paddle_llm.models.weights.names import BASE_PREFIXES
 
 _done: set[str] = set()
-_CHATGLM2_PREFIX = BASE_PREFIXES["chatglm_v2"]
+_CHATGLM2_PREFIX = FAMILIES["chatglm_v2"].base_prefix
 
 
 def correct_models() -> None:

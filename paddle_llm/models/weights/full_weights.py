@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.models.registry import FAMILIES
+from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.names import canonical_parameters
 from paddle_llm.models.weights.shards import Shard, shard_of
 from paddle_llm.models.weights.vocabulary import unpad
@@ -52,10 +52,10 @@ def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
 
 
 def family_name(model: Any) -> str:
-    """The registry's name of the family that a network belongs to."""
+    """Return the name of the family that a network belongs to."""
     classes = {cls.__name__ for cls in type(model).__mro__}
     for family in FAMILIES.values():
         wanted = {family.model_class.split(":")[1], (family.pipeline_class or ":").split(":")[1]}
         if classes & (wanted - {""}):
             return family.name
-    raise KeyError(f"{type(model).__name__} is of no family here")
+    raise KeyError(f"{type(model).__name__} does not belong to a supported family")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.models.registry import Family
+from paddle_llm.families import Family
 from paddle_llm.models.weights.names import canonical_parameters
 from paddle_llm.models.weights.shards import Shard, shard_of
 from paddle_llm.models.weights.vocabulary import real_vocab_size, vocabulary_axis
@@ -40,7 +40,7 @@ def initialise(model: Any, family: Family, seed: int) -> None:
         if len(parameter.shape) < 2:
             values = np.full(parameter.shape, 1.0 if name.endswith(".weight") else 0.0, np.float32)
         else:
-            scale = 1 / math.sqrt(2 * layers) if name.endswith(family.residual_outputs or ("\0",)) else 1.0
+            scale = 1 / math.sqrt(2 * layers) if name.endswith(family.weights.residual_outputs) else 1.0
             values = draw_normal(seed, name, shard) * np.float32(deviation * scale)
             clear_padding(values, shard, vocabulary_axis(family.name, name), real_vocab_size(config))
         with paddle.no_grad():

@@ -13,7 +13,7 @@ import numpy as np
 
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.models.registry import Family
+from paddle_llm.families import FAMILIES, Family
 from paddle_llm.models.weights import names
 from paddle_llm.models.weights.files import DOUBLE, WeightFiles, is_finite
 from paddle_llm.models.weights.shards import Shard, shard_of
@@ -138,11 +138,11 @@ def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: F
 
 def is_hugging_face(files: WeightFiles, family: str) -> bool:
     """Whether the files spell Hugging Face's names and layouts; what they say of themselves decides where names do not."""
-    begins = names.BASE_PREFIXES[family]
-    if family != "glm" and any(name.startswith(begins) for name in files.names()):  # GLM's names are alike in both
+    spec = FAMILIES[family]
+    if not spec.weights.same_names and any(name.startswith(spec.base_prefix) for name in files.names()):
         return False
-    # ChatGLM-6B saved by PaddleNLP without its head begins its names as Hugging Face does.
-    sign = names.FOREIGN_SIGNS.get(family)
+    # ChatGLM-6B, saved by PaddleNLP without its head, has names that begin like Hugging Face's.
+    sign = spec.weights.hugging_face_sign
     if sign is not None and any(name.startswith(sign) for name in files.names()):
         return True
     return files.format not in ("np", "pd")
@@ -157,11 +157,12 @@ def _spellings(
     """
     if not foreign:
         full, transpose = canonical, False
-        spellings, prefix = names.native_spellings(family, canonical), names.BASE_PREFIXES[family]
+        spellings, prefix = names.native_spellings(family, canonical), FAMILIES[family].base_prefix
     else:
         there = names.hugging_face(family, canonical, ndim)
         full, transpose = there.name, there.transpose
-        spellings, prefix = names.foreign_spellings(family, full), names.FOREIGN_BASE_PREFIXES[family]
+        spellings = names.foreign_spellings(family, full)
+        prefix = FAMILIES[family].weights.hugging_face_base_prefix
     return ((full,) if prefix and _has_prefix(files, prefix) else spellings), transpose
 
 
@@ -264,10 +265,10 @@ def read_shard(files: WeightFiles, columns: list[Column], shard: Shard, shape: t
 def _check_tied_head(files: WeightFiles, family: str, config: Any, foreign: bool, findings: Findings) -> None:
     """Files may carry the tied head besides; PaddleNLP's model has the embedding in its place."""
     head = names.tied_head(family, config, foreign=foreign)
-    prefix = names.FOREIGN_BASE_PREFIXES[family]
-    if foreign and prefix and names.FOREIGN_TIED_HEAD in files and not _has_prefix(files, prefix):
+    prefix = FAMILIES[family].weights.hugging_face_base_prefix
+    if foreign and prefix and names.HUGGING_FACE_TIED_HEAD in files and not _has_prefix(files, prefix):
         findings.wrong.append(
-            f"{names.FOREIGN_TIED_HEAD} is beside names without {prefix!r}, which transformers refuses, too: "
+            f"{names.HUGGING_FACE_TIED_HEAD} is beside names without {prefix!r}, which transformers refuses, too: "
             f"add {prefix!r} to the other names, or remove the head"
         )
     if head is None or head not in files:
@@ -282,7 +283,7 @@ def _check_tied_head(files: WeightFiles, family: str, config: Any, foreign: bool
         stop = min(start + 8192, rows)
         if not np.array_equal(files.read(head, 0, start, stop), files.read(embedding, 0, start, stop)):
             remedy = ""
-            if family in names.TIED_BY_CONFIGURATION:
+            if FAMILIES[family].weights.tie == "configured":
                 remedy = f"; set tie_word_embeddings to false to use {head}, or remove it from the files"
             findings.wrong.append(f"{head} differs from {embedding}, which this model uses as its head{remedy}")
             return

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from paddle_llm.families import FAMILIES
+
 
 @dataclass(frozen=True)
 class ForeignTensor:
@@ -30,75 +32,10 @@ class Piece:
     source_start: int
 
 
-# family -> (beginning of the canonical name, beginning of Hugging Face's), first match wins.
-_PREFIXES: dict[str, tuple[tuple[str, str], ...]] = {
-    "llama": (("llama.", "model."), ("lm_head.", "lm_head.")),
-    "chatglm": (("chatglm.transformer.", "transformer."),),
-    "chatglm_v2": (("chatglm_v2.", "transformer."),),
-    "bloom": (("bloom.", "transformer."),),
-    "opt": (
-        ("opt.embeddings.word_embeddings.", "model.decoder.embed_tokens."),
-        ("opt.embeddings.position_embeddings.", "model.decoder.embed_positions."),
-        ("opt.embeddings.", "model.decoder."),
-        ("opt.", "model."),
-    ),
-    "glm": (("glm.", "glm."),),
-    "qwen2": (("qwen2.", "model."), ("lm_head.", "lm_head.")),
-}
-# Parts in the middle of a name that Hugging Face calls otherwise.
-_INFIXES: dict[str, tuple[tuple[str, str], ...]] = {
-    "opt": (
-        (".norm1.", ".self_attn_layer_norm."),
-        (".norm2.", ".final_layer_norm."),
-        (".linear1.", ".fc1."),
-        (".linear2.", ".fc2."),
-    )
-}
-_INFIX_BEGINS = {"opt": "model.decoder."}  # where Hugging Face's names of these families begin
 _TABLES = ("embeddings.weight", "embed_tokens.weight")  # ends of the names of what is indexed, not multiplied
-# The embedding, and the head that is tied to it: its name in PaddleNLP, its name at Hugging Face.
-EMBEDDINGS = {
-    "llama": "llama.embed_tokens.weight",
-    "chatglm": "chatglm.transformer.word_embeddings.weight",
-    "chatglm_v2": "chatglm_v2.embedding.word_embeddings.weight",
-    "bloom": "bloom.word_embeddings.weight",
-    "opt": "opt.embeddings.word_embeddings.weight",
-    "glm": "glm.word_embeddings.weight",
-    "qwen2": "qwen2.embed_tokens.weight",
-}
-HEADS = {
-    "llama": "lm_head.weight",
-    "chatglm_v2": "chatglm_v2.output_layer.weight",
-    "qwen2": "lm_head.weight",
-}
-_TIED_HEADS = {  # GLM's network has none
-    "llama": "lm_head.weight",
-    "chatglm": "lm_head.decoder_weight",
-    "bloom": "lm_head.decoder_weight",
-    "opt": "lm_head.decoder_weight",
-    "qwen2": "lm_head.weight",
-}
-TIED_BY_CONFIGURATION = ("llama", "qwen2")  # the other families are always tied, or never
-FOREIGN_TIED_HEAD = "lm_head.weight"
-# Left out by a checkpoint that was saved from the bare network, without its head.
-BASE_PREFIXES = {family: f"{family}." for family in EMBEDDINGS}
-FOREIGN_BASE_PREFIXES = {
-    "llama": "model.",
-    "chatglm": "",
-    "chatglm_v2": "",
-    "bloom": "transformer.",
-    "opt": "model.",
-    "glm": "glm.",
-    "qwen2": "model.",
-}
-# What a file of Hugging Face's has and PaddleNLP's never begins with, where there is such a beginning.
-FOREIGN_SIGNS = {
-    "llama": "model.",
-    "chatglm_v2": "transformer.",
-    "bloom": "transformer.",
-    "opt": "model.",
-    "qwen2": "model.",
-}
+EMBEDDINGS = {name: family.weights.embedding for name, family in FAMILIES.items()}
+HEADS = {name: family.weights.head for name, family in FAMILIES.items() if family.weights.head}
+HUGGING_FACE_TIED_HEAD = "lm_head.weight"
 # An attribute of the parameters that fine-tuning puts beside those of the network (peft).
 ADDED = "is_added"
 # Buffers that some checkpoints carry and nobody needs.
@@ -107,7 +44,7 @@ IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias"
 
 def canonical_name(family: str, name: str, *, tied: bool) -> str:
     """The canonical name of what a model's `state_dict()` calls `name`: the same, but a tied head is the embedding."""
-    return EMBEDDINGS[family] if tied and name == _TIED_HEADS.get(family) else name
+    return EMBEDDINGS[family] if tied and name == FAMILIES[family].weights.tied_head else name
 
 
 def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
@@ -131,58 +68,64 @@ def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
 
 
 def is_tied(family: str, config: Any) -> bool:
-    """Whether the head is the embedding: by configuration in LLaMA and Qwen2, always in the others but ChatGLM2."""
-    if family in TIED_BY_CONFIGURATION:
-        return bool(config.tie_word_embeddings)
-    return family != "chatglm_v2"
+    """Return whether the head is the embedding under PaddleNLP's configuration `config`."""
+    return FAMILIES[family].is_tied(config)
 
 
 def hugging_face(family: str, name: str, ndim: int) -> ForeignTensor:
-    """Hugging Face's name for a canonical name, and whether it stores the transpose."""
-    for begin, foreign in _PREFIXES[family]:
-        if name.startswith(begin):
-            spelled = foreign + name[len(begin) :]
-            for ours, theirs in _INFIXES.get(family, ()):
-                spelled = spelled.replace(ours, theirs)
-            return ForeignTensor(spelled, ndim == 2 and not name.endswith(_TABLES))
-    raise KeyError(f"{name} is no weight of {family}")
+    """Return Hugging Face's name of a canonical name, and whether it stores the transpose."""
+    weights = FAMILIES[family].weights
+    for prefix, theirs in weights.prefixes:
+        if name.startswith(prefix):
+            there = theirs + name[len(prefix) :]
+            for ours, other in weights.infixes:
+                there = there.replace(ours, other)
+            return ForeignTensor(there, ndim == 2 and not name.endswith(_TABLES))
+    raise KeyError(f"{name} is not a weight of {family}")
 
 
 def foreign_spellings(family: str, name: str) -> tuple[str, ...]:
-    """Hugging Face's name, and the same as a checkpoint of the bare network (without a head) spells it."""
-    prefix = FOREIGN_BASE_PREFIXES[family]
+    """Return Hugging Face's name, and the one in a checkpoint of the network without its head."""
+    prefix = FAMILIES[family].weights.hugging_face_base_prefix
     return (name, name[len(prefix) :]) if prefix and name.startswith(prefix) else (name,)
 
 
 def native_infixes(name: str) -> str:
-    """A name of Hugging Face's with the parts in its middle as PaddleNLP calls them; its beginning stays."""
-    family = next((family for family, begin in _INFIX_BEGINS.items() if name.startswith(begin)), "")
-    spelled = f"{name}."
-    for ours, theirs in _INFIXES.get(family, ()):
-        spelled = spelled.replace(theirs, ours)
-    return spelled[:-1]
+    """Return a name of Hugging Face with PaddleNLP's parts in its middle; its beginning does not change."""
+    changed = f"{name}."
+    for family in FAMILIES.values():
+        if family.weights.infix_prefix and name.startswith(family.weights.infix_prefix):
+            for ours, theirs in family.weights.infixes:
+                changed = changed.replace(theirs, ours)
+    return changed[:-1]
 
 
 def tied_head(family: str, config: Any, *, foreign: bool) -> str | None:
-    """The copy of the embedding that files may carry besides, as Hugging Face or PaddleNLP names it; None if untied."""
+    """Return the name of the copy of the embedding that files may hold as the head; None if the head is not tied.
+
+    Args:
+        family: Name of the family.
+        config: PaddleNLP's configuration.
+        foreign: Whether the files have Hugging Face's names.
+    """
     if not is_tied(family, config):
         return None
-    return FOREIGN_TIED_HEAD if foreign else _TIED_HEADS.get(family)
+    return HUGGING_FACE_TIED_HEAD if foreign else FAMILIES[family].weights.tied_head
 
 
 def native_spellings(family: str, name: str) -> tuple[str, ...]:
-    """The canonical name, and the same as PaddleNLP's bare network or pipeline spells it."""
-    prefix = BASE_PREFIXES[family]
+    """Return the canonical name, and the one of PaddleNLP's network without its head or of its pipeline."""
+    prefix = FAMILIES[family].base_prefix
     return (name, name[len(prefix) :]) if name.startswith(prefix) else (name,)
 
 
 def compositions(family: str, name: str, config: Any) -> list[Piece]:
     """How the columns of a weight are found in matrices of the other fusion; [] where there is none.
 
-    LLaMA only: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its value) and
+    For families with fused matrices: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its value) and
     gate_proj, up_proj <-> gate_up_fused_proj (side by side).
     """
-    if family != "llama" or "_proj.weight" not in name:
+    if not FAMILIES[family].capabilities.fused_matrices or "_proj.weight" not in name:
         return []
     base, _, kind = name.removesuffix("_proj.weight").rpartition(".")
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.families import Family
 from paddle_llm.models.build import build_network
-from paddle_llm.models.registry import Family
 from paddle_llm.models.weights.names import canonical_parameters
 
 

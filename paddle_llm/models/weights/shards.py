@@ -13,51 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_ROW, _COLUMN = 0, -1
-
-# family -> (end of a name, axis); what matches nothing is whole on every rank.
-_SPLIT_AXES: dict[str, tuple[tuple[str, int], ...]] = {
-    "llama": (
-        (r"embed_tokens\.weight", _ROW),
-        (r"lm_head\.weight", _COLUMN),
-        (r"(o_proj|down_proj)\.weight", _ROW),
-        (r"(qkv|q|k|v|gate|up|gate_up_fused)_proj\.weight", _COLUMN),
-    ),
-    "chatglm": (
-        (r"word_embeddings\.weight", _ROW),
-        (r"(attention\.dense|dense_4h_to_h)\.weight", _ROW),
-        (r"(query_key_value|dense_h_to_4h)\.(weight|bias)", _COLUMN),
-    ),
-    "chatglm_v2": (
-        (r"word_embeddings\.weight", _ROW),
-        (r"output_layer\.weight", _COLUMN),
-        (r"(self_attention\.dense|dense_4h_to_h)\.weight", _ROW),
-        (r"(query_key_value|dense_h_to_4h)\.(weight|bias)", _COLUMN),
-    ),
-    "bloom": (
-        (r"word_embeddings\.weight", _ROW),
-        (r"(self_attention\.dense|dense_4h_to_h)\.weight", _ROW),
-        (r"(query_key_value|dense_h_to_4h)\.(weight|bias)", _COLUMN),
-    ),
-    "opt": (
-        (r"word_embeddings\.weight", _ROW),
-        (r"(out_proj|linear2)\.weight", _ROW),
-        (r"((q|k|v)_proj|linear1)\.(weight|bias)", _COLUMN),
-        (r"project_(in|out)\.weight", _COLUMN),
-    ),
-    "glm": (
-        (r"word_embeddings\.weight", _ROW),
-        (r"(attention\.dense|dense_4h_to_h)\.weight", _ROW),
-        (r"(query_key_value|dense_h_to_4h)\.(weight|bias)", _COLUMN),
-    ),
-    "qwen2": (
-        (r"embed_tokens\.weight", _ROW),
-        (r"lm_head\.weight", _COLUMN),
-        (r"(o_proj|down_proj)\.weight", _ROW),
-        (r"(q|k|v)_proj\.(weight|bias)", _COLUMN),
-        (r"(gate|up)_proj\.weight", _COLUMN),
-    ),
-}
+from paddle_llm.families import FAMILIES
 
 
 @dataclass(frozen=True)
@@ -92,7 +48,7 @@ class Shard:
 
 def split_axis(family: str, name: str, ndim: int) -> int:
     """The axis along which tensor parallelism splits this parameter, >= 0 (0 for one that is never split)."""
-    for pattern, axis in _SPLIT_AXES[family]:
+    for pattern, axis in FAMILIES[family].weights.split_axes:
         if re.search(rf"(^|\.){pattern}$", name):
             return axis % ndim
     return 0
@@ -111,10 +67,11 @@ def shard_of(family: str, name: str, local_shape: list[int], split: bool, config
         return Shard(tuple(local_shape), axis, ((0, local_shape[axis]),))
     shape = list(local_shape)
     shape[axis] *= degree
-    if family == "glm" and "query_key_value" in name:
+    sections = next((kind for part, kind in FAMILIES[family].weights.sections if part in name), None)
+    if sections == "by head":
         return Shard(tuple(shape), axis, _head_by_head(shape[axis], config.num_attention_heads, degree, rank))
     ranges, offset = [], 0
-    for size in _sections(family, name, shape[axis], config):
+    for size in _sections(sections, shape[axis], config):
         part = size // degree
         ranges.append((offset + rank * part, offset + (rank + 1) * part))
         offset += size
@@ -128,12 +85,9 @@ def _head_by_head(width: int, heads: int, degree: int, rank: int) -> tuple[tuple
     return tuple((part * hidden + head * size, part * hidden + (head + 1) * size) for head in own for part in range(3))
 
 
-def _sections(family: str, name: str, width: int, config: Any) -> tuple[int, ...]:
-    """Sizes of the sections along the split axis; their sum is `width`."""
-    if family == "chatglm_v2" and "query_key_value" in name:
+def _sections(kind: str | None, width: int, config: Any) -> tuple[int, ...]:
+    """Return the sizes of the sections along the split axis; their sum is `width`."""
+    if kind == "query, key, value":
         keys = (width - config.hidden_size) // 2
         return (config.hidden_size, keys, keys)
-    # Both are halved on each rank by swiglu, so each rank needs its part of the gate and of the up projection.
-    if "gate_up_fused_proj" in name or (family == "chatglm_v2" and "dense_h_to_4h" in name):
-        return (width // 2, width // 2)
-    return (width,)
+    return (width // 2, width // 2) if kind == "halves" else (width,)

@@ -106,7 +106,7 @@ def _check_targets(folder: Path, described: dict[str, Any], files: PeftFile) -> 
 
 def _is_copy(files: PeftFile, key: str, others: list[str]) -> bool:
     """Whether it is the head of a base that ties it to its embedding: the same numbers a second time."""
-    return key == names.FOREIGN_TIED_HEAD and any(
+    return key == names.HUGGING_FACE_TIED_HEAD and any(
         one != key and files.shape(one) == files.shape(key) and np.array_equal(files.view(one), files.view(key))
         for one in others
     )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.local_files.chat_templates import copy_templates
-from paddle_llm.config.model_facts import ModelFacts, looks_local, read_model_facts
+from paddle_llm.config.model_facts import looks_local, read_model_facts
 from paddle_llm.core.artifacts import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
@@ -29,9 +29,10 @@ from paddle_llm.core.artifacts import (
 )
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
+from paddle_llm.families.facts import ModelFacts
+from paddle_llm.families.shape import find_family
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.machine_paths import remove_paths
-from paddle_llm.models.registry import find_family
 from paddle_llm.models.weights import names
 from paddle_llm.models.weights.files import WeightFiles
 from paddle_llm.models.weights.outline import outline

@@ -11,18 +11,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from paddle_llm.core.errors import UserError
+from paddle_llm.families import FAMILIES
 
 ALL_LINEAR = "all-linear"
 _Answer = TypeVar("_Answer")
-# PEFT's defaults where target_modules is null (utils/constants.py): two projections, or the fused one.
-_DEFAULTS = {
-    "llama": ["q_proj", "v_proj"],
-    "qwen2": ["q_proj", "v_proj"],
-    "opt": ["q_proj", "v_proj"],
-    "bloom": ["query_key_value"],
-    "chatglm": ["query_key_value"],
-    "chatglm_v2": ["query_key_value"],
-}
 
 
 def is_target(described: dict[str, Any], module: str, *, family: str | None, is_linear: bool, is_head: bool) -> bool:
@@ -39,7 +31,7 @@ def is_target(described: dict[str, Any], module: str, *, family: str | None, is_
     if targets is None:
         if family is None:
             return True
-        targets = _DEFAULTS.get(family, [])
+        targets = list(FAMILIES[family].network.default_lora_targets)
     if isinstance(targets, str):
         if targets.lower() == ALL_LINEAR:
             return is_linear and not is_head

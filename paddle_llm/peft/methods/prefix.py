@@ -32,9 +32,9 @@ _Install = Callable[[Attachment, str, Any, Any], None]
 
 def install(attachment: Attachment) -> None:
     """Give every attention layer its prefix."""
-    family = attachment.family.name
-    ending, install_in = _FAMILIES[family]
-    layers = [(path, layer) for path, layer in attachment.layers() if path.endswith(ending)]
+    spec = attachment.family.network.prefix
+    install_in = _INSTALL[spec.kind]
+    layers = [(path, layer) for path, layer in attachment.layers() if path.endswith(spec.layer)]
     trunk = _Trunk(attachment) if attachment.method.prefix_projection else None
     for path, layer in layers:
         install_in(attachment, path, layer, trunk)
@@ -121,7 +121,7 @@ def _of_segments(ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
 # ---- LLaMA, Qwen2: their layers call a function of queries, keys and values [B, S, N, D] ------------------------------
 
 
-def _in_rotary(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
     axis, groups = attachment.axis, attachment.model.config.num_key_value_heads
     indices = getattr(layer, "kv_indices", None)
     divided = axis.size > 1 and indices is None
@@ -156,7 +156,7 @@ def _in_rotary(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | No
 # ---- ChatGLM2/3: a layer of its own for queries, keys and values [S, B, N, D] -----------------------------------------
 
 
-def _in_chatglm2(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
     groups = attachment.model.config.multi_query_group_num
     pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
     count, core = attachment.method.num_prefix_tokens, layer.core_attention
@@ -180,42 +180,31 @@ def _in_chatglm2(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
 # ---- the others: the prefix comes as what has been cached -------------------------------------------------------------
 
 
-def _in_cache(names: str, cache: str, mask: str, axis: int, *, alibi: bool = False, last: bool = False) -> _Install:
-    """For layers whose `forward` takes the keys and values of earlier tokens, and returns them with its own.
+def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+    """Give a prefix to a layer whose `forward` takes the keys and values of earlier tokens and returns them with its own."""
+    spec, config = attachment.family.network.prefix, attachment.model.config
+    axis, groups = spec.cache_axis, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
+    count, forward = attachment.method.num_prefix_tokens, layer.forward
 
-    Args:
-        names: of `forward`'s arguments, in order.
-        cache, mask: which of them.
-        axis: along which the cache is as long as it has tokens; 0: [T, B, N, D], 1: [B, T, N, D], 2: [B, N, T, D].
-        alibi: whether there is an `alibi` [..., T] to lengthen.
-        last: where the new cache is in what is returned: at the end, or second.
-    """
+    def attention(*args: Any, **named: Any) -> Any:
+        inputs = {**dict(zip(spec.arguments, args, strict=False)), **named}
+        rows = next(iter(inputs.values())).shape[1 if axis == 0 else 0]
+        prefix = [_as_cache(tensor, rows, axis) for tensor in pair()]
+        cached = inputs.get(spec.cache)
+        if cached is not None:
+            prefix = [paddle.concat([one, old], axis=axis) for one, old in zip(prefix, cached, strict=True)]
+        kind = getattr(layer, "Cache", None)
+        inputs[spec.cache] = kind(*prefix) if kind is not None else tuple(prefix)
+        if is_ends(inputs[spec.mask]):
+            inputs[spec.mask] = _of_segments(inputs[spec.mask], "float32")
+        inputs[spec.mask] = _with_prefix(inputs[spec.mask], count)
+        if spec.alibi:
+            inputs["alibi"] = _with_prefix(inputs["alibi"], count)
+        outputs = forward(**inputs)
+        return _without_prefix(outputs, count, axis, spec.cache_is_last) if inputs.get("use_cache") else outputs
 
-    def install_in(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
-        groups = attachment.model.config.num_attention_heads
-        pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
-        count, forward = attachment.method.num_prefix_tokens, layer.forward
-
-        def attention(*args: Any, **named: Any) -> Any:
-            inputs = {**dict(zip(names.split(), args, strict=False)), **named}
-            rows = next(iter(inputs.values())).shape[1 if axis == 0 else 0]
-            prefix = [_as_cache(tensor, rows, axis) for tensor in pair()]
-            cached = inputs.get(cache)
-            if cached is not None:
-                prefix = [paddle.concat([one, old], axis=axis) for one, old in zip(prefix, cached, strict=True)]
-            kind = getattr(layer, "Cache", None)
-            inputs[cache] = kind(*prefix) if kind is not None else tuple(prefix)
-            if is_ends(inputs[mask]):
-                inputs[mask] = _of_segments(inputs[mask], "float32")
-            inputs[mask] = _with_prefix(inputs[mask], count)
-            if alibi:
-                inputs["alibi"] = _with_prefix(inputs["alibi"], count)
-            outputs = forward(**inputs)
-            return _without_prefix(outputs, count, axis, last) if inputs.get("use_cache") else outputs
-
-        attachment.replace(layer, "forward", attention)
-
-    return install_in
+    attachment.replace(layer, "forward", attention)
 
 
 def _as_cache(tensor_PND: paddle.Tensor, rows: int, axis: int) -> paddle.Tensor:
@@ -238,7 +227,7 @@ def _without_prefix(outputs: Any, count: int, axis: int, last: bool) -> Any:
 # ---- GLM: what is cached are hidden states [B, T, H] ------------------------------------------------------------------
 
 
-def _in_glm(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+def _in_hidden_states(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
     count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
     prefix_PH = attachment.add(layer, "prefix_hidden", path, whole((count, width)), _DEVIATION)
     forward = layer.forward
@@ -251,16 +240,9 @@ def _in_glm(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None)
     attachment.replace(layer, "forward", attention)
 
 
-_BLOOM = "hidden_states residual alibi attention_mask layer_past head_mask use_cache output_attentions"
-_OPT = "query key value attn_mask use_cache cache"
-_CHATGLM = "hidden_states attention_mask position_ids use_cache cache layer_id rotary_embeds"
-# family -> (the end of an attention layer's name, what gives it a prefix)
-_FAMILIES: dict[str, tuple[str, _Install]] = {
-    "llama": (".self_attn", _in_rotary),
-    "qwen2": (".self_attn", _in_rotary),
-    "chatglm_v2": (".self_attention", _in_chatglm2),
-    "bloom": (".self_attention", _in_cache(_BLOOM, "layer_past", "attention_mask", 1, alibi=True)),
-    "opt": (".self_attn", _in_cache(_OPT, "cache", "attn_mask", 2, last=True)),
-    "chatglm": (".attention", _in_cache(_CHATGLM, "cache", "attention_mask", 0)),
-    "glm": (".attention", _in_glm),
+_INSTALL: dict[str, _Install] = {
+    "function": _in_function,
+    "core": _in_core,
+    "cache": _in_cache,
+    "hidden states": _in_hidden_states,
 }

@@ -18,6 +18,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
 from paddle_llm.data.tokenizers.text_codec import TextCodec
+from paddle_llm.families import Family
 from paddle_llm.generation.eval_mode import generating
 from paddle_llm.generation.options import DecodeOptions, DecodeStrategy
 from paddle_llm.generation.prompts import encode_prompt
@@ -25,7 +26,6 @@ from paddle_llm.generation.scores import score
 from paddle_llm.generation.stop_tokens import ids_in, stop_ids_of_encoder
 from paddle_llm.generation.texts import Generator
 from paddle_llm.models.prompt import Prompt
-from paddle_llm.models.registry import Family
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.process.first_rank import on_first_rank
 

@@ -11,88 +11,25 @@ Shapes: H hidden, N heads, K key-value heads, D head width, V vocabulary, P posi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from paddle_llm.config.positions import position_limit
 from paddle_llm.export.source.dtypes import widened
 from paddle_llm.export.targets.static.plan import (
     Plan,
-    activation,
     alibi_slopes,
     epsilon,
+    position_rows,
+    residual,
     rotary_angles,
     rotary_order,
     scales,
 )
-from paddle_llm.models.weights.names import EMBEDDINGS, HEADS, is_tied
+from paddle_llm.families.positions import position_limit
 
 if TYPE_CHECKING:
     from paddle_llm.export.source.source import Source
-
-
-@dataclass(frozen=True)
-class _Names:
-    """Canonical names: of a layer ({} is its number), of its parts, and of what is around the layers."""
-
-    layer: str
-    qkv: tuple[str, ...]
-    out: str
-    up: tuple[str, ...]
-    down: str
-    norms: tuple[str, str]
-    last_norm: str
-    first_norm: str | None = None
-    positions: tuple[str, ...] = ()
-
-
-_GLM_PARTS = {
-    "qkv": ("attention.query_key_value",),
-    "out": "attention.dense",
-    "up": ("mlp.dense_h_to_4h",),
-    "down": "mlp.dense_4h_to_h",
-    "norms": ("input_layernorm", "post_attention_layernorm"),
-}
-_SELF_PARTS: dict[str, Any] = {**_GLM_PARTS, "qkv": ("self_attention.query_key_value",), "out": "self_attention.dense"}
-_LLAMA_PARTS: dict[str, Any] = {
-    "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "out": "self_attn.o_proj",
-    "up": ("mlp.gate_proj", "mlp.up_proj"),
-    "down": "mlp.down_proj",
-    "norms": ("input_layernorm", "post_attention_layernorm"),
-}
-_NAMES = {
-    "llama": _Names("llama.layers.{}.", last_norm="llama.norm", **_LLAMA_PARTS),
-    "qwen2": _Names("qwen2.layers.{}.", last_norm="qwen2.norm", **_LLAMA_PARTS),
-    "chatglm_v2": _Names(
-        "chatglm_v2.encoder.layers.{}.", last_norm="chatglm_v2.encoder.final_layernorm", **_SELF_PARTS
-    ),
-    "bloom": _Names("bloom.h.{}.", last_norm="bloom.ln_f", first_norm="bloom.word_embeddings_layernorm", **_SELF_PARTS),
-    "opt": _Names(
-        "opt.decoder.layers.{}.",
-        qkv=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        out="self_attn.out_proj",
-        up=("linear1",),
-        down="linear2",
-        norms=("norm1", "norm2"),
-        last_norm="opt.decoder.final_layer_norm",
-        positions=("opt.embeddings.position_embeddings.weight",),
-    ),
-    "chatglm": _Names(
-        "chatglm.transformer.layers.{}.",
-        last_norm="chatglm.transformer.final_layernorm",
-        **_GLM_PARTS,  # type: ignore[arg-type]
-    ),
-    "glm": _Names(
-        "glm.transformer.layers.{}.",
-        last_norm="glm.transformer.final_layernorm",
-        positions=("glm.transformer.position_embeddings.weight", "glm.transformer.block_position_embeddings.weight"),
-        **_GLM_PARTS,  # type: ignore[arg-type]
-    ),
-}
-_OPT_OFFSET = 2  # OPT's table of positions begins with two rows that nothing reads
 
 
 class Weight(NamedTuple):
@@ -106,28 +43,29 @@ class StepWeights:
     """The tensors of the step program, one at a time, in fp32."""
 
     def __init__(self, source: Source):
-        self._source, self._family, self._config = source, source.family.name, source.config
+        self._source, self._family, self._config = source, source.family, source.config
         self._known = frozenset(source.names())
-        self._names = _NAMES[self._family]
+        self._names = self._family.static_program
         self.plan = self._plan()
         self._columns = self._column_orders()
 
     # ---- tensors ----------------------------------------------------------------------------------------------------
 
     def embedding_VH(self) -> Weight:
-        return self._one(EMBEDDINGS[self._family])
+        """Return the token embedding."""
+        return self._one(self._family.weights.embedding)
 
     def head_HV(self) -> Weight | None:
-        """None: the embedding is the head."""
-        tied = self._family == "glm" or is_tied(self._family, self._config)
-        return None if tied else self._one(HEADS[self._family])
+        """Return the head, or None if the embedding is the head."""
+        name = self._family.weights.head
+        return None if name is None or self._family.is_tied(self._config) else self._one(name)
 
     def position_tables(self) -> list[Weight]:
-        return [self._one(name) for name in self._names.positions if name in self._known]
+        return [self._one(name) for name in self._names.position_tables if name in self._known]
 
     def projections(self) -> tuple[Weight | None, Weight | None]:
-        """OPT's from a narrower embedding and back to it."""
-        return self._if_there("opt.embeddings.project_in.weight"), self._if_there("opt.decoder.project_out.weight")
+        """Return the projections from a narrower embedding to the layers and back (OPT-350m), or None."""
+        return self._if_there(self._names.project_in), self._if_there(self._names.project_out)
 
     def norm(self, which: str, layer: int | None = None) -> tuple[Weight, Weight | None] | None:
         """(weight, bias) of "first", "last", or of a layer's "attention" and "mlp"; None where there is none."""
@@ -154,8 +92,8 @@ class StepWeights:
     def _one(self, name: str) -> Weight:
         return Weight(self._source.shape(name), lambda: widened(self._source.read(name)))
 
-    def _if_there(self, name: str) -> Weight | None:
-        return self._one(name) if name in self._known else None
+    def _if_there(self, name: str | None) -> Weight | None:
+        return self._one(name) if name in self._known and name else None
 
     def _side_by_side(self, names: list[str]) -> Weight:
         """Weights next to each other."""
@@ -181,35 +119,31 @@ class StepWeights:
     # ---- settings ---------------------------------------------------------------------------------------------------
 
     def _plan(self) -> Plan:
-        family, config = self._family, self._config
-        layers = sum(1 for name in self._known if name.endswith(f".{self._names.norms[0]}.weight"))
+        family, config, spec = self._family, self._config, self._names
+        layers = sum(1 for name in self._known if name.endswith(f".{spec.norms[0]}.weight"))
         heads = config.num_attention_heads
-        hidden = self._width(self._names.norms[0])
+        hidden = self._width(spec.norms[0])
         width = hidden // heads
-        columns = sum(map(self._width, self._names.qkv))
-        rms = family in ("llama", "qwen2", "chatglm_v2")
+        columns = sum(map(self._width, spec.qkv))
         rotary, blocks = rotary_angles(family, config, width)
-        chatglm_alpha = (2 * layers) ** 0.5 if family == "chatglm" else None
-        normed = family in ("bloom", "chatglm_v2") and config.apply_residual_connection_post_layernorm
-        two_rows = family == "chatglm" or (family == "glm" and config.block_position_encoding)
         return Plan(
-            family=family,
+            family=family.name,
             layers=layers,
             heads=heads,
             kv_heads=(columns - hidden) // (2 * width),
             width=width,
-            vocabulary=self._source.shape(EMBEDDINGS[family])[0],
-            activation=activation(family),
+            vocabulary=self._source.shape(family.weights.embedding)[0],
+            activation=spec.activation,
             epsilon=epsilon(family, config),
-            rms=rms,
+            rms=spec.rms_norm,
             scales=scales(family, config, layers, width),
-            norm_first=family != "opt" or bool(getattr(config, "normalize_before", True)),
-            residual=chatglm_alpha if chatglm_alpha else 1.0 if normed else None,
+            norm_first=spec.norm_first is None or bool(getattr(config, spec.norm_first, True)),
+            residual=residual(family, config, layers),
             rotary=rotary,
             blocks=blocks,
-            slopes=alibi_slopes(heads) if family == "bloom" else None,
-            position_rows=2 if two_rows else 1,
-            position_offset=_OPT_OFFSET if family == "opt" else 0,
+            slopes=alibi_slopes(heads) if family.network.positions == "ALiBi" else None,
+            position_rows=position_rows(family, config),
+            position_offset=spec.position_offset,
             most_positions=position_limit(config)
             or getattr(config, "max_position_embeddings", None)
             or getattr(config, "max_sequence_length", None),
@@ -224,7 +158,7 @@ class StepWeights:
         plan = self.plan
         heads, kv_heads, width = plan.heads, plan.kv_heads, plan.width
         group = heads // kv_heads
-        if self._family in ("bloom", "chatglm"):
+        if self._names.interleaved_qkv:
             # By key-value head: its queries, its key, its value.
             places = np.arange((heads + 2 * kv_heads) * width).reshape(kv_heads, group + 2, width)
             query, key, value = places[:, :group].reshape(heads, width), places[:, group], places[:, group + 1]

@@ -1,13 +1,13 @@
-"""How many positions a model has: the one answer for training, generation and export."""
+"""The number of positions of a model, for training, generation and export."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Every name under which a family keeps the number of positions. The first one present counts.
+# Names of the number of positions in the configurations of all families. The first one that is present counts.
 LENGTH_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
-_DIVIDED = ("linear", "ntk")  # every position of `factor` times the length lies within the trained ones
+_DIVIDED = ("linear", "ntk")  # positions up to `factor` times the length are within the trained ones
 _OPEN = ("dynamic", "dynamic_ntk")  # the base grows with the length
 
 
@@ -15,13 +15,13 @@ def position_limit(config: Mapping[str, Any] | Any) -> int | None:
     """Return the longest sequence that a model computes, RoPE scaling included.
 
     Linear scaling (Chen et al. 2023) and PaddleNLP's "ntk" multiply the length by `factor`. With dynamic NTK scaling any
-    length works. LLaMA 3's and YaRN's scaling is part of the published number already.
+    length works. The scaling of LLaMA 3 and YaRN is already part of the published number.
 
     Args:
-        config: keys of a config.json, or a configuration object of PaddleNLP.
+        config: Fields of a config.json, or a configuration object of PaddleNLP.
 
     Returns:
-        Tokens; None where the length is not limited or not known.
+        Number of tokens; None if the length is not limited or not known.
     """
     # `seq_length` of a configuration object is the length of this run's rows.
     names = LENGTH_KEYS if isinstance(config, Mapping) else LENGTH_KEYS[:2]
