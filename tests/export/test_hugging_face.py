@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -188,8 +189,10 @@ def test_a_token_that_the_source_does_not_have_gets_no_default_of_transformers(f
     named = SimpleNamespace(
         bos_token_id=None, eos_token_id=None, pad_token_id=None, vocab_size=300, tie_word_embeddings=True
     )
+    spec = FAMILIES[family]
+    bare = replace(spec, config_json=replace(spec.config_json, write=lambda config: {"model_type": family}))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(foreign_config._WRITERS, family, lambda config: {"model_type": family})
+        patch.setitem(FAMILIES, family, bare)
         written = foreign_config.hugging_face_config(family, named, dtype="float32")
     found = transformers.AutoConfig.for_model(**written)
     assert (found.bos_token_id, found.eos_token_id, found.pad_token_id) == (None, None, None)
