@@ -9,7 +9,6 @@ from paddle_llm.config.layout_problems import (
     tensor_problems,
 )
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown
-from paddle_llm.config.rules.settings import Findings
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts
 
