@@ -75,10 +75,11 @@ def decoded(network, family: str, asked: list[Prompt], room: int, batch: int) ->
 def logits_behind(network, family: str, asked: list[Prompt], tokens_NB) -> np.ndarray:
     """[N + 1, B, V]: behind the prompts, and behind each of some given tokens; the last two rows change places on the way."""
     import paddle
-    from paddle_llm.generation.decode import open_network
+
+    from paddle_llm.generation.decoding.step import open_batch
 
     with paddle.no_grad():
-        batch = open_network(network, family, asked, len(tokens_NB) + 1)
+        batch = open_batch(network, asked, len(tokens_NB) + 1, DecodeOptions(family))
         found = [batch.read_prompts().numpy()]
         for step, tokens_B in enumerate(tokens_NB):
             if step == len(tokens_NB) // 2:
