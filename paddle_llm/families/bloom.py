@@ -56,6 +56,7 @@ BLOOM = Family(
     config_class="paddlenlp.transformers.bloom.configuration:BloomConfig",
     model_class="paddlenlp.transformers.bloom.modeling:BloomForCausalLM",
     pipeline_class="paddle_llm.models.patches.bloom_pipeline:BloomForCausalLMPipe",
+    patches="paddle_llm.models.patches.bloom",
     capabilities=Capabilities(
         sequence_parallel=False,
         recompute_granularities=("full",),

@@ -65,6 +65,7 @@ CHATGLM = Family(
     config_class="paddlenlp.transformers.chatglm.configuration:ChatGLMConfig",
     model_class="paddlenlp.transformers.chatglm.modeling:ChatGLMForCausalLM",
     pipeline_class=None,
+    patches="paddle_llm.models.patches.chatglm",
     capabilities=Capabilities(
         sequence_parallel=False,
         recompute_granularities=("full",),

@@ -82,6 +82,7 @@ CHATGLM2 = Family(
     config_class="paddlenlp.transformers.chatglm_v2.configuration:ChatGLMv2Config",
     model_class="paddlenlp.transformers.chatglm_v2.modeling:ChatGLMv2ForCausalLM",
     pipeline_class="paddlenlp.transformers.chatglm_v2.modeling_pp:ChatGLMv2ForCausalLMPipe",
+    patches="paddle_llm.models.patches.chatglm2",
     capabilities=Capabilities(
         sequence_parallel=True,
         recompute_granularities=ALL_GRANULARITIES,

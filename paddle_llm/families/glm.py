@@ -70,6 +70,7 @@ GLM = Family(
     config_class="paddlenlp.transformers.glm.configuration:GLMConfig",
     model_class="paddlenlp.transformers.glm.modeling:GLMForConditionalGeneration",
     pipeline_class=None,
+    patches="paddle_llm.models.patches.glm",
     capabilities=Capabilities(
         sequence_parallel=False,
         recompute_granularities=("full",),

@@ -46,6 +46,7 @@ LLAMA = Family(
     config_class="paddlenlp.transformers.llama.configuration:LlamaConfig",
     model_class="paddlenlp.transformers.llama.modeling:LlamaForCausalLM",
     pipeline_class="paddlenlp.transformers.llama.modeling_pp:LlamaForCausalLMPipe",
+    patches="paddle_llm.models.patches.llama",
     capabilities=Capabilities(
         sequence_parallel=True,
         recompute_granularities=ALL_GRANULARITIES,

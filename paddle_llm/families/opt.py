@@ -72,6 +72,7 @@ OPT = Family(
     config_class="paddlenlp.transformers.opt.configuration:OPTConfig",
     model_class="paddlenlp.transformers.opt.modeling:OPTForCausalLM",
     pipeline_class=None,
+    patches="paddle_llm.models.patches.opt",
     capabilities=Capabilities(
         sequence_parallel=False,
         recompute_granularities=("full",),

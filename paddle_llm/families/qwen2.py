@@ -59,6 +59,7 @@ QWEN2 = Family(
     config_class="paddlenlp.transformers.qwen2.configuration:Qwen2Config",
     model_class="paddlenlp.transformers.qwen2.modeling:Qwen2ForCausalLM",
     pipeline_class="paddlenlp.transformers.qwen2.modeling_pp:Qwen2ForCausalLMPipe",
+    patches="paddle_llm.models.patches.qwen2",
     capabilities=Capabilities(
         sequence_parallel=True,
         recompute_granularities=ALL_GRANULARITIES,

@@ -284,6 +284,7 @@ class Family:
         aliases: Other values of `--model_type` that mean it.
         config_class, model_class: PaddleNLP's classes, as "module:attribute".
         pipeline_class: Class for pipeline stages; None if there is none.
+        patches: Module with the corrections of PaddleNLP's classes.
         capabilities: What PaddleNLP's network offers.
         config_json: config.json, read and written.
         weights: Names and layout of the weights.
@@ -299,6 +300,7 @@ class Family:
     config_class: str
     model_class: str
     pipeline_class: str | None
+    patches: str
     capabilities: Capabilities
     config_json: ConfigJson
     weights: Weights

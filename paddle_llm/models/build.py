@@ -86,12 +86,9 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     import paddle
 
     from paddle_llm.models.loss import CausalLMLoss
-    from paddle_llm.models.patches import cpu_ops as cpu_kernels
-    from paddle_llm.models.patches.corrections import correct_models, correct_network
+    from paddle_llm.models.patches import apply, apply_to_network
 
-    correct_models()
-    if paddle.device.get_device() == "cpu":
-        cpu_kernels.install()
+    apply(family.name, paddle.device.get_device().split(":")[0])
     if layout.sequence_parallel:
         mend_fused_reduction()
     model_class = family.load("pipeline_class" if layout.pipeline > 1 else "model_class")
@@ -110,7 +107,7 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
         count_shared_weights_once(model)
     else:
         model.criterion = loss
-    correct_network(model, family.name)
+    apply_to_network(family.name, model)
     return model
 
 

@@ -171,7 +171,7 @@ def packed_attention(device: str, dtype: str, states: list[np.ndarray], ends_BS:
     import paddle
 
     paddle.set_device(device)
-    from paddle_llm.models.patches.segments import attend
+    from paddle_llm.models.patches.packed_rows import attend
 
     tensors = [paddle.to_tensor(one).astype(dtype) for one in states]
     for tensor in tensors:

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.patches.bloom_attention import layer_mask
+from paddle_llm.models.patches.bloom import layer_mask
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import batch, build
 

@@ -9,7 +9,7 @@ import pytest
 from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform, context_length, sample_transform
-from paddle_llm.models.patches.prefix_mask import prefix_mask
+from paddle_llm.models.patches.packed_rows import prefix_mask
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import batch, build
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import paddle
 
-from paddle_llm.models.patches.corrections import correct_models, correct_network
+from paddle_llm.models.patches import apply, apply_to_network
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import batch, build
 
@@ -21,7 +21,7 @@ def test_chatglm2s_flash_attention_does_not_mix_samples(tmp_path):
             layer.config = copy.copy(layer.config)
             layer.config.use_flash_attention = True
     uncorrected = float(flash(**batch("chatglm_v2"))[0])
-    correct_network(flash, "chatglm_v2")
+    apply_to_network("chatglm_v2", flash)
     losses = [model(**batch("chatglm_v2"))[0] for model in (plain, flash)]
     for loss in losses:
         loss.backward()
@@ -34,7 +34,7 @@ def test_chatglm2s_flash_attention_does_not_mix_samples(tmp_path):
 def test_chatglm2s_pipeline_takes_the_cosine_before_it_rounds():
     from paddlenlp.transformers.chatglm_v2 import modeling_pp
 
-    correct_models()
+    apply("chatglm_v2", "cpu")
     exact = modeling_pp.forward_impl(SimpleNamespace(default_dtype="float32"), 2048, 32)
     rounded = modeling_pp.forward_impl(SimpleNamespace(default_dtype="bfloat16"), 2048, 32)
     assert float((exact - rounded.astype("float32")).abs().max()) < 2**-8
@@ -43,9 +43,9 @@ def test_chatglm2s_pipeline_takes_the_cosine_before_it_rounds():
 def test_correcting_twice_does_nothing():
     from paddlenlp.transformers.chatglm import modeling
 
-    correct_models()
+    apply("chatglm", "cpu")
     forward = modeling.ChatGLMForCausalLM.forward
-    correct_models()
+    apply("chatglm", "cpu")
     assert modeling.ChatGLMForCausalLM.forward is forward
 
 
@@ -64,7 +64,7 @@ def test_chatglm2s_rotary_embedding_keeps_the_type_of_queries_and_keys():
     """Under O1 its table has more bits than they have (here float64 and float32), and Paddle selects its kernel by type."""
     from paddlenlp.transformers.chatglm_v2 import modeling
 
-    correct_models()
+    apply("chatglm_v2", "cpu")
     table = modeling.RotaryEmbedding(8)(5).astype("float64").unsqueeze(1)
     assert modeling.apply_rotary_pos_emb(paddle.randn([5, 2, 4, 16]), table).dtype == paddle.float32
 

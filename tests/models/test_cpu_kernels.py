@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.patches import cpu_ops as cpu_kernels
+from paddle_llm.models.patches import apply, cpu_ops
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import batch, build
 
@@ -17,9 +19,28 @@ CONFIG = SimpleNamespace(use_flash_attention=False, context_parallel_degree=1, a
 
 @pytest.fixture(autouse=True)
 def installed():
-    cpu_kernels.install()
+    for family in ("llama", "qwen2", "chatglm_v2"):
+        apply(family, "cpu")
     yield
-    cpu_kernels.install()
+    cpu_ops.enable()
+
+
+def assert_faster_version(function, *inputs):
+    """Compare an operation of PaddleNLP with its faster version, which is the same function while they are enabled."""
+
+    def plain(*tensors):
+        cpu_ops.disable()
+        try:
+            return function(*tensors)
+        finally:
+            cpu_ops.enable()
+
+    with mock.patch.object(cpu_ops, "_plain", side_effect=cpu_ops._plain) as asked:
+        plain(*inputs)
+        assert not asked.called, "PaddleNLP's own operation was not the one computed"
+        function(*inputs)
+        assert asked.called, "the faster operation was not the one computed"
+    assert_twins(function, plain, *inputs)
 
 
 def values(*shape, seed=0):
@@ -49,39 +70,36 @@ def test_rms_norm(shape):
     def plain(x, weight):
         return paddle.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * x * weight
 
-    assert_twins(lambda x, w: cpu_kernels.RMSNorm.apply(x, w, 1e-5), plain, values(*shape), values(shape[-1], seed=1))
+    assert_twins(lambda x, w: cpu_ops.RMSNorm.apply(x, w, 1e-5), plain, values(*shape), values(shape[-1], seed=1))
 
 
 @pytest.mark.parametrize("length", [1, 3, 128, 129, 300])
 def test_causal_attention(length):
     from paddlenlp.transformers.llama import modeling
 
-    theirs = cpu_kernels._originals["attention"]
     inputs = [values(2, length, 3, 8, seed=seed) for seed in range(3)]
 
-    def run(function):
-        return lambda q, k, v: function(q, CONFIG, k, v, None, False)
-
-    assert modeling.scaled_dot_product_attention is cpu_kernels._attention
-    assert_twins(run(cpu_kernels._attention), run(theirs), *inputs)
+    assert_faster_version(lambda q, k, v: modeling.scaled_dot_product_attention(q, CONFIG, k, v, None, False), *inputs)
 
 
 @pytest.mark.parametrize("heads", [4, 1])
 @pytest.mark.parametrize("positions", [None, [[0, 1, 2, 3, 4]] * 2, [[0, 1, 2, 3, 4], [2, 3, 0, 1, 4]]])
 def test_rotary_embedding(heads, positions):
+    from paddlenlp.transformers.llama import modeling
+
     angles = values(8, 6).detach()
     angles = paddle.concat([angles, angles], axis=-1)  # PaddleNLP's tables say every angle twice
     cos, sin = (table[None, :, None, :] for table in (angles.cos(), angles.sin()))
     ids = None if positions is None else paddle.to_tensor(positions)
     q, k = values(2, 5, 4, 12), values(2, 5, heads, 12, seed=1)
-    theirs = cpu_kernels._originals["rope"]
-    assert_twins(lambda q, k: cpu_kernels._rope(q, k, cos, sin, ids), lambda q, k: theirs(q, k, cos, sin, ids), q, k)
+    assert_faster_version(lambda q, k: modeling.apply_rotary_pos_emb(q, k, cos, sin, ids), q, k)
 
 
 def test_swiglu():
-    theirs = cpu_kernels._originals["swiglu"]
-    assert_twins(cpu_kernels._swiglu, theirs, values(2, 3, 10), values(2, 3, 10, seed=1))
-    assert_twins(cpu_kernels._swiglu, theirs, values(2, 3, 10))
+    from paddlenlp.transformers.llama import modeling
+
+    assert_faster_version(modeling.swiglu, values(2, 3, 10), values(2, 3, 10, seed=1))
+    assert_faster_version(modeling.swiglu, values(2, 3, 10))
 
 
 @pytest.mark.parametrize("overrides", [{}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}])
@@ -92,8 +110,8 @@ def test_a_network_computes_the_same(tmp_path, family, overrides):
     ours = build(folder)
     loss = ours(**batch(family))[0]
     loss.backward()
-    cpu_kernels.uninstall()
-    # `build` would put them in again: the network of PaddleNLP's own parts takes the same weights.
+    cpu_ops.disable()
+    # `build` would enable them again: the network of PaddleNLP's own parts takes the same weights.
     theirs = type(ours)(ours.config)
     theirs.criterion = ours.criterion
     theirs.set_state_dict(ours.state_dict())
@@ -136,22 +154,22 @@ def test_padded_samples_go_paddlenlps_way(tmp_path):
 
 def test_16_bit_tensors_go_paddlenlps_way():
     halves = [values(1, 4, 2, 8, seed=seed).astype("float16") for seed in range(3)]
-    assert not cpu_kernels._plain(*halves)
+    assert not cpu_ops._plain(*halves)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 9), (3, 9)])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_attention_of_generation(family, queries, keys):
     """With a mask that is added, some rows of which hide all, and no gradients."""
-    twins = {"llama": cpu_kernels._attention, "qwen2": cpu_kernels._qwen2_attention}
-    name = "attention" if family == "llama" else "qwen2_attention"
+    modeling = importlib.import_module(f"paddlenlp.transformers.{family}.modeling")
     states = [values(2, length, 3, 8, seed=seed).detach() for seed, length in enumerate((queries, keys, keys))]
     hidden = np.random.default_rng(4).random((2, 1, queries, keys)) < 0.4
     hidden[0, 0, 0] = True
     mask = paddle.to_tensor(np.where(hidden, np.finfo(np.float32).min, 0).astype(np.float32))
-    ours, theirs = (
-        function(states[0], CONFIG, *states[1:], mask, False)
-        for function in (twins[family], cpu_kernels._originals[name])
-    )
+    found = []
+    for switch in (cpu_ops.enable, cpu_ops.disable):
+        switch()
+        found.append(modeling.scaled_dot_product_attention(states[0], CONFIG, *states[1:], mask, False))
+    ours, theirs = found
     np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=1e-6)
     assert ours.shape == [2, queries, 24]

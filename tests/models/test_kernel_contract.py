@@ -10,10 +10,9 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from paddle_llm.models.patches import attention_kernels
+from paddle_llm.models.patches import apply, apply_to_network, attention_kernels
 from paddle_llm.models.patches.attention_kernels import added_mask, fused_attention, has_flash_kernels
-from paddle_llm.models.patches.corrections import correct_models, correct_network
-from paddle_llm.models.patches.segments import segment_ends
+from paddle_llm.models.patches.packed_rows import segment_ends
 from tests.helpers.gpu.kernels import Kernels, on_fake_gpu, softmax_attention, without_cpu_kernels
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import build
@@ -123,7 +122,7 @@ def test_a_layer_of_chatglm2s_pipeline_computes_the_same_with_flash_attention(tm
         config = build(tiny.write_chatglm2(tmp_path)).config
         config.use_flash_attention = flash
         embedding, layer = modeling_pp.EmbeddingPipe(config), modeling_pp.GLMBlockPipe(config, 1)
-        correct_network(layer, "chatglm_v2")
+        apply_to_network("chatglm_v2", layer)
         layers.append(layer)
     tokens = paddle.randint(4, 100, [2, 6])
     packed = segment_ends(paddle.to_tensor([[4, 2], [3, 3]]), 6)
@@ -136,7 +135,7 @@ def test_a_layer_of_chatglm2s_pipeline_computes_the_same_with_flash_attention(tm
 def test_paddlenlp_asks_for_a_causal_mask_beside_another_one(monkeypatch):
     from paddlenlp.transformers.llama import fusion_ops
 
-    correct_models()
+    apply("llama", "cpu")
     given = {}
     monkeypatch.setattr(
         fusion_ops,
@@ -152,7 +151,8 @@ def test_paddlenlp_takes_a_row_of_a_mask_for_causal():
     from paddlenlp.transformers.llama import modeling as llama
     from paddlenlp.transformers.qwen2 import modeling as qwen2
 
-    correct_models()
+    apply("llama", "cpu")
+    apply("qwen2", "cpu")
     row = paddle.to_tensor([-1e30, 0.0, 0.0]).reshape([1, 1, 1, 3])
     for modeling in (llama, qwen2):
         assert modeling.is_casual_mask.__wrapped__(row)

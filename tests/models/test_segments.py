@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.patches.segments import (
+from paddle_llm.models.patches.packed_rows import (
     attend,
     ends_of,
     first_places,
@@ -136,7 +136,7 @@ def test_packed_samples_with_prefixes_are_read_alone(tmp_path, family):
 
 @pytest.mark.parametrize("slopes", [None, [0.5, 0.25]])
 def test_attention_by_sample_is_attention_under_a_mask(slopes):
-    from paddle_llm.models.patches.segments import _under_a_mask
+    from paddle_llm.models.patches.packed_rows import _under_a_mask
 
     lengths = [[150, 30, 20, 7], [200, 7, 0, 0]]
     ends = segment_ends(paddle.to_tensor(lengths), 210)

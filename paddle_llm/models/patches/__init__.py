@@ -1,1 +1,41 @@
-"""Corrections and additions to PaddleNLP's networks."""
+"""Corrections of PaddleNLP's networks (3.0.0b4): one file per family, files that families share, and one `apply`.
+
+Nothing of PaddleNLP is copied. Attributes of its modules and classes are replaced through `replace.py`, which records the
+reason of each; `python -m paddle_llm.models.patches` prints all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from paddle_llm.families import FAMILIES
+
+_applied: set[str] = set()
+
+
+def apply(family: str, device: str) -> None:
+    """Correct the classes of a family, before one of its networks is built. A second call does nothing.
+
+    Args:
+        family: Name of the family.
+        device: "cpu" or "gpu".
+    """
+    from paddle_llm.models.patches import cpu_ops
+
+    # 1. Faster operations on a CPU. The replacements of step 2 contain them and ask at each call whether they are on.
+    if device == "cpu":
+        cpu_ops.enable()
+    if family in _applied:
+        return
+    _applied.add(family)
+    # 2. The family's replacements, in the order of its own file. No two files replace the same attribute, so the order
+    #    of the families does not matter.
+    importlib.import_module(FAMILIES[family].patches).apply()
+
+
+def apply_to_network(family: str, model: Any) -> None:
+    """Correct what depends on the layout and switches of one network, after it is built."""
+    correct = getattr(importlib.import_module(FAMILIES[family].patches), "apply_to_network", None)
+    if correct is not None:
+        correct(model)

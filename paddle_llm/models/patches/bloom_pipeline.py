@@ -26,8 +26,9 @@ from paddlenlp.transformers.bloom.modeling import (
 )
 from paddlenlp.transformers.model_utils import PipelinePretrainedModel
 
-from paddle_llm.models.patches.bloom_attention import layer_mask, states_dtype
-from paddle_llm.models.patches.segments import is_ends
+from paddle_llm.models.patches.bloom import layer_mask, states_dtype
+from paddle_llm.models.patches.forward import stage_inputs
+from paddle_llm.models.patches.packed_rows import is_ends
 
 _SHARED = "bloom_embedding"
 
@@ -114,6 +115,7 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
     _get_name_mappings = BloomPreTrainedModel._get_name_mappings
     _init_weights = BloomPreTrainedModel._init_weights
     _tied_weights_keys = ["lm_head.decoder_weight"]
+    _prepare_pipeline_inputs_func = staticmethod(stage_inputs)
 
     def __init__(self, config: BloomConfig):
         self.config = config
@@ -148,7 +150,7 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
 def attention_biases(
     hidden_BSH: paddle.Tensor, mask_BS: paddle.Tensor | None, config: BloomConfig
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """What is added to the scores of a block: ALiBi (Press et al. 2022) [B x N, 1, S], and the mask (`bloom_attention.py`)."""
+    """What is added to the scores of a block: ALiBi (Press et al. 2022) [B x N, 1, S], and the mask (`bloom.py`)."""
     batch, length = hidden_BSH.shape[:2]
     heads = config.n_head // config.tensor_parallel_degree
     first = config.tensor_parallel_rank * heads

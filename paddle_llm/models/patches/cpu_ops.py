@@ -12,6 +12,8 @@ Shapes: B batch, S sequence, N heads, D head width, H = N x D, R = B x S rows.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -23,51 +25,35 @@ from paddle_llm.models.patches.rms_norm import is_fused
 
 MIN_BLOCK, _MAX_BLOCKS = 128, 8
 _HIDDEN = -1e30
-_originals: dict[str, Any] = {}
+_state = {"enabled": False}
 
 
-def install() -> None:
-    """Replace the methods of PaddleNLP's LLaMA, ChatGLM2 and Qwen2. Once; a second call does nothing."""
-    if _originals:
-        return
-    from paddlenlp.transformers.chatglm_v2 import modeling as chatglm2
-    from paddlenlp.transformers.llama import modeling as llama
-    from paddlenlp.transformers.qwen2 import modeling as qwen2
-
-    _originals.update(
-        llama_norm=llama.LlamaRMSNorm.forward,
-        rope=llama.apply_rotary_pos_emb,
-        attention=llama.scaled_dot_product_attention,
-        swiglu=llama.swiglu,
-        mask=llama.LlamaModel._prepare_decoder_attention_mask,
-        chatglm2_norm=chatglm2.RMSNorm.forward,
-        qwen2_attention=qwen2.scaled_dot_product_attention,
-    )
-    llama.LlamaRMSNorm.forward = _llama_norm
-    llama.apply_rotary_pos_emb = _rope
-    llama.scaled_dot_product_attention = _attention
-    llama.swiglu = _swiglu
-    llama.LlamaModel._prepare_decoder_attention_mask = staticmethod(_mask)
-    chatglm2.RMSNorm.forward = _chatglm2_norm
-    qwen2.scaled_dot_product_attention = _qwen2_attention
+def enable() -> None:
+    """Use the faster operations from now on, in all networks of this process."""
+    _state["enabled"] = True
 
 
-def uninstall() -> None:
-    """Put PaddleNLP's own methods back, for networks built after."""
-    if not _originals:
-        return
-    from paddlenlp.transformers.chatglm_v2 import modeling as chatglm2
-    from paddlenlp.transformers.llama import modeling as llama
-    from paddlenlp.transformers.qwen2 import modeling as qwen2
+def disable() -> None:
+    """Use PaddleNLP's own operations from now on."""
+    _state["enabled"] = False
 
-    llama.LlamaRMSNorm.forward = _originals["llama_norm"]
-    llama.apply_rotary_pos_emb = _originals["rope"]
-    llama.scaled_dot_product_attention = _originals["attention"]
-    llama.swiglu = _originals["swiglu"]
-    llama.LlamaModel._prepare_decoder_attention_mask = staticmethod(_originals["mask"])
-    chatglm2.RMSNorm.forward = _originals["chatglm2_norm"]
-    qwen2.scaled_dot_product_attention = _originals["qwen2_attention"]
-    _originals.clear()
+
+def is_enabled() -> bool:
+    """Return whether the faster operations are used."""
+    return _state["enabled"]
+
+
+def _on_cpu(twin: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return what adds the faster twin to an operation of PaddleNLP; the twin gets that operation as its first argument."""
+
+    def add_to(original: Any) -> Any:
+        @wraps(original)
+        def operation(*args: Any, **named: Any) -> Any:
+            return twin(original, *args, **named) if _state["enabled"] else original(*args, **named)
+
+        return operation
+
+    return add_to
 
 
 def _plain(*tensors: paddle.Tensor) -> bool:
@@ -116,15 +102,17 @@ def _row_means(x_RH: paddle.Tensor) -> paddle.Tensor:
     return paddle.matmul(x_RH, paddle.full([width, 1], 1.0 / width))
 
 
-def _llama_norm(self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
+@_on_cpu
+def llama_norm(original: Any, self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
     if self.config.use_fused_rms_norm or not _plain(hidden_states, self.weight):
-        return _originals["llama_norm"](self, hidden_states)
+        return original(self, hidden_states)
     return RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
 
 
-def _chatglm2_norm(self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
+@_on_cpu
+def chatglm2_norm(original: Any, self: Any, hidden_states: paddle.Tensor) -> paddle.Tensor:
     if is_fused(self) or not _plain(hidden_states, self.weight):
-        return _originals["chatglm2_norm"](self, hidden_states)
+        return original(self, hidden_states)
     return RMSNorm.apply(hidden_states, self.weight, self.epsilon)
 
 
@@ -154,11 +142,14 @@ def _swap_halves(x: paddle.Tensor) -> paddle.Tensor:
     return paddle.concat([x[..., half:], x[..., :half]], axis=-1)
 
 
-def _rope(q: Any, k: Any, cos: Any, sin: Any, position_ids: Any) -> tuple[paddle.Tensor, paddle.Tensor]:
+@_on_cpu
+def rotary_embedding(
+    original: Any, q: Any, k: Any, cos: Any, sin: Any, position_ids: Any
+) -> tuple[paddle.Tensor, paddle.Tensor]:
     length = q.shape[1]
     alike = _counts_up(position_ids, length)
     if not _plain(q, k, cos, sin) or length > cos.shape[1] or (not alike and position_ids.shape != q.shape[:2]):
-        return _originals["rope"](q, k, cos, sin, position_ids)
+        return original(q, k, cos, sin, position_ids)
     half = cos.shape[-1] // 2
     cos_S1D, sin_S1D = (table[0, :length] if alike else table[0][position_ids] for table in (cos, sin))
     sin_S1D = paddle.concat([-sin_S1D[..., :half], sin_S1D[..., half:]], axis=-1)
@@ -268,7 +259,9 @@ def _heads_last(x_BNSD: paddle.Tensor) -> paddle.Tensor:
     return paddle.concat(parts, axis=-1).reshape([batch, length, heads, width])
 
 
-def _attention(
+@_on_cpu
+def decoder_attention(
+    original: Any,
     query_states: paddle.Tensor,
     config: Any,
     key_states: paddle.Tensor,
@@ -291,7 +284,7 @@ def _attention(
     usual = attention_mask is None and alibi is None and reshard_layer is None and not output_attentions
     usual = usual and key_states.shape[1] == query_states.shape[1]
     if not usual or attn_mask_startend_row_indices is not None or config.use_flash_attention or not _plain(*states):
-        return _originals["attention"](
+        return original(
             query_states,
             config,
             key_states,
@@ -312,7 +305,9 @@ def _attention(
     return output.reshape([batch, length, heads * width])
 
 
-def _qwen2_attention(
+@_on_cpu
+def cached_attention(
+    original: Any,
     query_states: paddle.Tensor,
     config: Any,
     key_states: paddle.Tensor,
@@ -329,9 +324,7 @@ def _qwen2_attention(
     if plain and _generates(states, attention_mask, config):
         return _masked_attention(*states, attention_mask)
     named["sequence_parallel"] = sequence_parallel
-    return _originals["qwen2_attention"](
-        query_states, config, key_states, value_states, attention_mask, output_attentions, *others, **named
-    )
+    return original(query_states, config, key_states, value_states, attention_mask, output_attentions, *others, **named)
 
 
 def _generates(states: tuple[paddle.Tensor, ...], mask: Any, config: Any) -> bool:
@@ -358,7 +351,8 @@ def _masked_attention(
     return output.reshape([*output.shape[:2], -1])
 
 
-def _mask(attention_mask: Any, input_shape: Any, past_key_values_length: int, dtype: Any) -> Any:
+@_on_cpu
+def decoder_mask(original: Any, attention_mask: Any, input_shape: Any, past_key_values_length: int, dtype: Any) -> Any:
     """None, which stands for the plain causal mask, where PaddleNLP would spell out just that.
 
     In a pipeline on a CPU, PaddleNLP takes for a mask what says where packed samples end (`segments.py`): it goes on as it is.
@@ -370,7 +364,7 @@ def _mask(attention_mask: Any, input_shape: Any, past_key_values_length: int, dt
             return None
         if attention_mask.ndim == 2 and bool(attention_mask.astype("bool").all()):
             return None
-    return _originals["mask"](attention_mask, input_shape, past_key_values_length, dtype)
+    return original(attention_mask, input_shape, past_key_values_length, dtype)
 
 
 # ---- SwiGLU ---------------------------------------------------------------------------------------------------------
@@ -394,7 +388,8 @@ class SwiGLU(PyLayer):
         return _wanted(ctx, grad * up * slope, grad * silu)
 
 
-def _swiglu(x: paddle.Tensor, y: Any = None) -> paddle.Tensor:
+@_on_cpu
+def swiglu(original: Any, x: paddle.Tensor, y: Any = None) -> paddle.Tensor:
     if y is None:
         x, y = paddle.chunk(x, 2, axis=-1)
-    return SwiGLU.apply(x, y) if _plain(x, y) else _originals["swiglu"](x, y)
+    return SwiGLU.apply(x, y) if _plain(x, y) else original(x, y)

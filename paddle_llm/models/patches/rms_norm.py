@@ -89,9 +89,8 @@ def _tell_as_we_do() -> None:
 # ---- ChatGLM2: its RMSNorm has no such branch, and does not keep its configuration.
 
 
-def offer_fused_norm(norm: type) -> None:
-    """Give ChatGLM2's class RMSNorm the branch."""
-    plain = norm.forward  # type: ignore[attr-defined]
+def with_fused_norm(plain: Any) -> Any:
+    """Return ChatGLM2's RMSNorm with a branch for the fused one."""
 
     def forward(self: Any, hidden_states: Any) -> Any:
         if not is_fused(self):
@@ -100,7 +99,7 @@ def offer_fused_norm(norm: type) -> None:
 
         return fused_ln.fused_rms_norm(hidden_states, self.weight, self.epsilon)[0]
 
-    norm.forward = forward  # type: ignore[attr-defined]
+    return forward
 
 
 def use_fused_norm(model: Any) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 
 import paddle
 
-from paddle_llm.models.patches.segment_hooks import is_causal_marker
-from paddle_llm.models.patches.segments import ends_of, is_ends, seen_backwards
+from paddle_llm.models.patches.chatglm2 import is_causal_marker
+from paddle_llm.models.patches.packed_rows import ends_of, is_ends, seen_backwards
 from paddle_llm.models.weights.shards import Shard
 from paddle_llm.peft.attachment import Attachment, whole
 from paddle_llm.peft.methods.parallel_product import summed_gradient

@@ -89,13 +89,13 @@ def replicated_key_values() -> Iterator[None]:
     from paddle.distributed import fleet
     from paddle.distributed.collective import _c_identity
 
-    from paddle_llm.models.patches import corrections
+    from paddle_llm.models.patches import llama
 
     def project(linear, hidden):
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
         return F.linear(_c_identity(hidden, group=group), linear.weight)
 
-    with patch.object(corrections, "_shared_projection", project):
+    with patch.object(llama, "_shared_projection", project):
         yield
 
 

@@ -16,8 +16,7 @@ from unittest import mock
 import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.models.patches import attention_kernels
-from paddle_llm.models.patches import cpu_ops as cpu_kernels
+from paddle_llm.models.patches import attention_kernels, cpu_ops
 from tests.helpers.models.networks import WRITERS, build
 
 
@@ -109,7 +108,7 @@ def on_fake_gpu(kernels: Kernels) -> Iterator[None]:
         mock.patch.object(attention_kernels, "built_with_flash_kernels", lambda: True),
         mock.patch.object(paddle.device.cuda, "get_device_capability", lambda number=None: kernels.capability),
     ]
-    with mock.patch.multiple("paddle_llm.models.patches.segments", on_gpu=lambda tensor: True):
+    with mock.patch.multiple("paddle_llm.models.patches.packed_rows", on_gpu=lambda tensor: True):
         for patch in patches:
             patch.start()
         try:
@@ -123,13 +122,13 @@ def on_fake_gpu(kernels: Kernels) -> Iterator[None]:
 @contextmanager
 def without_cpu_kernels() -> Iterator[None]:
     """PaddleNLP's own functions in place of the faster ones for CPUs."""
-    installed = bool(cpu_kernels._originals)
-    cpu_kernels.uninstall()
+    enabled = cpu_ops.is_enabled()
+    cpu_ops.disable()
     try:
         yield
     finally:
-        if installed:
-            cpu_kernels.install()
+        if enabled:
+            cpu_ops.enable()
 
 
 def network(folder: Path, family: str, *, flash: bool, **fields: Any) -> Any:

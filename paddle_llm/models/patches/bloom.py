@@ -1,13 +1,16 @@
-"""Masks and ALiBi of BLOOM's layers, in one process and in a pipeline.
+"""Corrections of BLOOM (PaddleNLP 3.0.0b4): dropout, masks and ALiBi, in one process and in a pipeline.
 
-PaddleNLP 3.0.0b4 makes the mask [B x N, S, T] in float32, three times over, and adds ALiBi to it in every layer: 2 GB are kept
-and 6 GB taken at the peak for 4 rows of 2048 tokens of BLOOM-7B1. Here a layer is given
+Dropout of attention probabilities: under tensor parallelism the heads of different ranks lose the same positions.
 
-    ends [B, S] int32           packed rows (`segments.py`)
+It makes the mask [B x N, S, T] in float32, three times over, and adds ALiBi to it in every layer: 2 GB are kept
+and 6 GB taken at the peak for 4 rows of 2048 tokens of BLOOM-7B1. Here a layer gets
+
+    ends [B, S] int32           packed rows (`packed_rows.py`)
     [B or 1, N, S, T]           with flash attention: ALiBi and mask in one, in the type of the states
-    [S, T] or [B x N, S, T]     otherwise: the mask in float32; ALiBi comes apart from it
+    [S, T] or [B x N, S, T]     otherwise: the mask in float32; ALiBi is separate
 
-and the first dimension is 1, or absent, where all rows have the same mask: whole rows, which is what training has.
+and the first dimension is 1, or absent, if all rows have the same mask: whole rows, as in training.
+The network takes booleans for a mask: beginnings of samples, as [B, 1, 1, S], become `ends` for its layers.
 
 Shapes: B rows, S queries, T keys, N attention heads of this rank, D head width.
 """
@@ -21,7 +24,52 @@ import paddle
 
 from paddle_llm.models.patches.attention_kernels import fused_attention
 from paddle_llm.models.patches.dropout_rng import named_random_state
-from paddle_llm.models.patches.segments import alibi_mask, attend, ends_of, is_ends
+from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments
+from paddle_llm.models.patches.packed_rows import alibi_mask, attend, ends_of, first_places, is_ends
+from paddle_llm.models.patches.replace import replace, replace_forward
+
+
+def apply() -> None:
+    """Replace attributes of PaddleNLP's classes. The pipeline (`bloom_pipeline.py`) is built of the same blocks."""
+    from paddlenlp.transformers.bloom import modeling
+
+    # Dropout from a random state that tensor-parallel ranks share, or from one per rank inside attention.
+    replace(
+        modeling,
+        "dropout_add",
+        _in_random_state("global_seed", modeling.dropout_add),
+        "Its dropout is not the same on tensor-parallel ranks.",
+    )
+    # Attention. Packed rows and flash attention are outside: both set the random state themselves.
+    attention = bloom_attention(_in_random_state("local_seed", modeling.BloomAttention.forward))
+    why = f"{WHY_SEGMENTS} It has no flash attention, and heads of different ranks lose the same positions to dropout."
+    replace(modeling.BloomAttention, "forward", attention, why)
+    # Masks and packed rows.
+    prepare = wraps(modeling.BloomModel._prepare_attn_mask)(attn_mask)
+    replace(modeling.BloomModel, "_prepare_attn_mask", prepare, "Its masks grow with batch x heads.")
+    network = modeling.BloomForCausalLM
+    replace_forward(network, with_segments(_with_begins(network.forward), "attention_mask"), WHY_SEGMENTS)
+
+
+def _in_random_state(name: str, function: Any) -> Any:
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        with named_random_state(name):
+            return function(*args, **kwargs)
+
+    return replacement
+
+
+def _with_begins(forward: Any) -> Any:
+    @wraps(forward)
+    def replacement(self: Any, *args: Any, **inputs: Any) -> Any:
+        mask = inputs.get("attention_mask")
+        if is_ends(mask):
+            inputs["attention_mask"] = first_places(mask).unsqueeze([1, 2])
+        elif mask is None and len(args) <= 1 and all(inputs.get(name) is None for name in ("cache", "past_key_values")):
+            inputs["attention_mask"] = whole_rows_mask()
+        return forward(self, *args, **inputs)
+
+    return replacement
 
 
 def slopes_of(config: Any) -> list[float]:

@@ -166,6 +166,19 @@ def grouped(lengths: list[int]) -> list[list[int]]:
     return groups
 
 
+def prefix_mask(prefix_B1: paddle.Tensor, length: int) -> paddle.Tensor:
+    """Return which position sees which [B, 1, S, S]: the whole prefix, otherwise backwards (Du et al. 2022, section 2.1).
+
+    Args:
+        prefix_B1: Number of tokens of each sample's prefix.
+        length: Number of positions S.
+    """
+    position_S = paddle.arange(length)
+    causal_SS = position_S.unsqueeze(0) <= position_S.unsqueeze(1)
+    in_prefix_BS = position_S.unsqueeze(0) < prefix_B1.astype("int64")
+    return (causal_SS.unsqueeze(0) | in_prefix_BS.unsqueeze(1)).unsqueeze(1)
+
+
 def packed_prefix_mask(lengths_BK: paddle.Tensor, prefixes_BK: paddle.Tensor, length: int) -> paddle.Tensor:
     """[B, 1, S, S] of booleans: each position looks at the prefix of its sample, and backwards in its sample.
 

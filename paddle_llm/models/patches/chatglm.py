@@ -1,0 +1,53 @@
+"""Corrections of ChatGLM-6B (PaddleNLP 3.0.0b4).
+
+- Flash attention: the types of queries, keys, values and mask differ (O1), so that Paddle computes without a fused kernel.
+- The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the number of
+  tokens of the prefix, one per sample, in place of S x S booleans.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from paddle_llm.models.patches.attention_kernels import checked_functional
+from paddle_llm.models.patches.forward import with_loss
+from paddle_llm.models.patches.packed_rows import packed_prefix_mask, prefix_mask
+from paddle_llm.models.patches.replace import replace
+
+
+def apply() -> None:
+    """Replace attributes of PaddleNLP's classes."""
+    from paddlenlp.transformers.chatglm import modeling
+
+    network = modeling.ChatGLMForCausalLM
+    replace(modeling, "F", checked_functional(), "Under O1 its flash attention gets tensors of different types.")
+    replace(
+        network,
+        "forward",
+        _with_criterion(network.forward),
+        "It computes the loss itself, without the mean over labels; it takes no packed rows.",
+    )
+
+
+def _with_criterion(forward: Any) -> Any:
+    def with_criterion(
+        self: Any,
+        input_ids: Any = None,
+        position_ids: Any = None,
+        attention_mask: Any = None,
+        labels: Any = None,
+        return_dict: bool = False,  # by name: PaddleNLP looks for it in the signature
+        **others: Any,
+    ) -> Any:
+        packed = {name: others.pop(name, None) for name in ("segment_lengths", "prefix_lengths")}
+        if packed["segment_lengths"] is not None:
+            attention_mask = packed_prefix_mask(*packed.values(), input_ids.shape[1])
+        elif attention_mask is not None and attention_mask.ndim == 2:
+            attention_mask = prefix_mask(attention_mask, input_ids.shape[1])
+        others.update(input_ids=input_ids, position_ids=position_ids, attention_mask=attention_mask)
+        others["return_dict"] = return_dict
+        if labels is None or getattr(self, "criterion", None) is None:
+            return forward(self, labels=labels, **others)
+        return with_loss(self, forward(self, **others), labels)
+
+    return with_criterion

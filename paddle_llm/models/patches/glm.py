@@ -1,0 +1,88 @@
+"""Corrections of GLM (PaddleNLP 3.0.0b4).
+
+- Shapes of masks are compared with a method (`attention_mask.dim == 1`), so that no case applies: without a mask every
+  position sees every other one. `forward` gets the full mask: causal, or that of a prefix (Du et al. 2022, section 2.1) whose
+  length is `attention_mask` [B, 1], with `position_ids` [B, 2, S].
+- The loss is not reduced, and fails under tensor parallelism (a misspelled name).
+- Generation wants the mask of all tokens that will be generated, beforehand; it cannot take the usual one [B, S]. With that
+  one each step computes the whole sequence again.
+
+It takes the common criterion.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from paddle_llm.models.patches.forward import with_loss
+from paddle_llm.models.patches.packed_rows import packed_prefix_mask, prefix_mask
+from paddle_llm.models.patches.replace import replace, replace_forward
+
+
+def apply() -> None:
+    """Replace attributes of PaddleNLP's classes."""
+    from paddlenlp.transformers.glm import modeling
+
+    forward = modeling.GLMForConditionalGeneration.forward
+
+    def with_criterion(
+        self: Any,
+        input_ids: Any = None,
+        position_ids: Any = None,
+        attention_mask: Any = None,
+        labels: Any = None,
+        return_dict: bool = False,
+        **others: Any,
+    ) -> Any:
+        batch, length = input_ids.shape
+        packed = {name: others.pop(name, None) for name in ("segment_lengths", "prefix_lengths")}
+        if packed["segment_lengths"] is not None:
+            attention_mask = packed_prefix_mask(*packed.values(), length)
+        elif attention_mask is None or (attention_mask.ndim == 2 and attention_mask.shape[1] == 1 < length):
+            prefix = paddle.zeros([batch, 1], dtype="int64") if attention_mask is None else attention_mask
+            attention_mask = prefix_mask(prefix, length)
+        elif attention_mask.ndim == 2:  # which positions hold a token
+            tokens = attention_mask.astype("bool").reshape([batch, 1, 1, -1])
+            attention_mask = prefix_mask(paddle.zeros([batch, 1], dtype="int64"), length) & tokens
+        others.update(position_ids=position_ids, attention_mask=attention_mask.astype("float32"))
+        return with_loss(self, forward(self, input_ids, return_dict=return_dict, **others), labels)
+
+    replace_forward(
+        modeling.GLMForConditionalGeneration,
+        with_criterion,
+        "Without a mask every position sees every other one; its loss is not reduced.",
+    )
+    create = modeling.GLMModel.__init__
+
+    def created(self: Any, *args: Any, **kwargs: Any) -> None:
+        create(self, *args, **kwargs)
+        self.borrowed_layers = (self.word_embeddings,)  # it multiplies by their weight itself (sharding stage 3)
+
+    replace(modeling.GLMModel, "__init__", created, "Sharding stage 3 must know which weights it reads itself.")
+    prepare = modeling.GLMForConditionalGeneration.prepare_inputs_for_generation
+
+    def generation_inputs(
+        self: Any,
+        input_ids: Any,
+        position_ids: Any = None,
+        attention_mask: Any = None,
+        cache: Any = None,
+        **others: Any,
+    ) -> dict[str, Any]:
+        if attention_mask is None or attention_mask.ndim != 2 or position_ids is not None:
+            return prepare(self, input_ids, position_ids, attention_mask, cache, **others)
+        tokens_BS = attention_mask.astype("int64")
+        new = input_ids.shape[1] - tokens_BS.shape[1]
+        tokens_BS = paddle.concat([tokens_BS, paddle.ones([len(tokens_BS), new], "int64")], 1) if new else tokens_BS
+        places_BS = (tokens_BS.cumsum(axis=1) - 1).clip(min=0)
+        positions_B2S = paddle.stack([places_BS, paddle.zeros_like(places_BS)], axis=1)
+        return {"input_ids": input_ids, "position_ids": positions_B2S, "attention_mask": tokens_BS, "use_cache": False}
+
+    replace(
+        modeling.GLMForConditionalGeneration,
+        "prepare_inputs_for_generation",
+        generation_inputs,
+        "It wants the mask of all tokens that will be generated.",
+    )

@@ -1,0 +1,80 @@
+"""Replace attributes of PaddleNLP's modules and classes, each once and from one file.
+
+Two replacements of one attribute would depend on their order. `replace` therefore refuses a second one: a file that
+changes an attribute in several ways composes the functions and replaces it once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """One replaced attribute.
+
+    Attributes:
+        target: The attribute, as "module:Class.attribute" or "module:attribute".
+        file: Name of the file of `models/patches` that replaces it.
+        why: Reason; what PaddleNLP 3.0.0b4 does.
+    """
+
+    target: str
+    file: str
+    why: str
+
+
+REPLACEMENTS: dict[str, Replacement] = {}
+
+
+def replace(owner: Any, name: str, value: Any, why: str) -> None:
+    """Set an attribute of a module or class of PaddleNLP.
+
+    Args:
+        owner: The module or class.
+        name: Name of the attribute.
+        value: New value.
+        why: Reason, one sentence.
+    """
+    _record(owner, name, why)
+    setattr(owner, name, value)
+
+
+def replace_forward(network: type, forward: Any, why: str) -> None:
+    """Set `forward` of a network without PaddleNLP's metaclass.
+
+    The metaclass removes `return_dict`, `output_attentions` and `output_hidden_states` from every call of a replacement
+    whose signature does not name them, and warns.
+
+    Args:
+        network: Class of PaddleNLP.
+        forward: New method.
+        why: Reason, one sentence.
+    """
+    _record(network, "forward", why)
+    type.__setattr__(network, "forward", forward)
+
+
+def remove(owner: type, name: str, why: str) -> None:
+    """Delete an attribute of a class of PaddleNLP.
+
+    Args:
+        owner: The class.
+        name: Name of the attribute.
+        why: Reason, one sentence.
+    """
+    _record(owner, name, why)
+    delattr(owner, name)
+
+
+def _record(owner: Any, name: str, why: str) -> None:
+    target = (
+        f"{owner.__name__}:{name}" if inspect.ismodule(owner) else f"{owner.__module__}:{owner.__qualname__}.{name}"
+    )
+    file = Path(inspect.stack()[2].filename).name
+    if target in REPLACEMENTS:
+        raise RuntimeError(f"{target} is replaced by {REPLACEMENTS[target].file} and again by {file}. Compose the two.")
+    REPLACEMENTS[target] = Replacement(target, file, why)
