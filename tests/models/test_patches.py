@@ -1,0 +1,71 @@
+"""Corrections of PaddleNLP: each attribute is replaced once, from one file, with a reason."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from paddle_llm.families import FAMILIES
+from paddle_llm.models import patches
+from paddle_llm.models.patches import apply
+from paddle_llm.models.patches import replace as replacing
+from paddle_llm.models.patches.__main__ import table
+from paddle_llm.models.patches.replace import REPLACEMENTS, replace
+
+FOLDER = Path(patches.__file__).parent
+
+
+@pytest.fixture
+def empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replacing, "REPLACEMENTS", {})
+
+
+def test_a_second_replacement_of_an_attribute_is_refused(empty: None) -> None:
+    owner = type("Owner", (), {"value": 1})
+    replace(owner, "value", 2, "It is wrong.")
+    with pytest.raises(RuntimeError, match="value is replaced by test_patches.py and again by test_patches.py"):
+        replace(owner, "value", 3, "It is wrong.")
+    assert owner.value == 2
+
+
+def test_every_replacement_is_in_effect_and_has_a_reason() -> None:
+    for family in FAMILIES:
+        apply(family, "cpu")
+    assert len(REPLACEMENTS) > 40
+    for target, one in REPLACEMENTS.items():
+        assert one.why.endswith(".") and (FOLDER / one.file).is_file()
+        module, path = target.split(":")
+        owner = importlib.import_module(module)
+        *classes, name = path.split(".")
+        for part in classes:
+            owner = vars(owner)[part]
+        if name != "__getattr__":  # the only one that is removed
+            assert name in vars(owner), target
+
+
+def test_applying_twice_changes_nothing() -> None:
+    for _ in range(2):
+        for family in FAMILIES:
+            apply(family, "cpu")
+    assert f"| `{next(iter(REPLACEMENTS))}` |" in table()
+
+
+def test_attributes_are_replaced_through_the_register_only() -> None:
+    """Only replace.py sets attributes of classes or modules; other assignments are to `self` or to one network's layers."""
+    owners = {"self", "ctx", "layer", "linear", "attention", "outputs", "part", "mask", "log"}
+    for file in sorted(FOLDER.glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            for target in [one for one in targets if isinstance(one, ast.Attribute)]:
+                root = target.value
+                while isinstance(root, ast.Attribute):
+                    root = root.value
+                assert isinstance(root, ast.Name) and root.id in owners, f"{file.name}:{node.lineno}"
+
+
+def test_corrections_of_a_network_depend_on_its_family() -> None:
+    patches.apply_to_network("qwen2", SimpleNamespace())  # it has none
