@@ -1,1 +1,1 @@
-"""Chat templates: found in folders, rendered, and turned into token ids with the spans that are trained."""
+"""Chat templates: render conversations as text with the positions of answers, built-in formats and Jinja."""

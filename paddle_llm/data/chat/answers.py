@@ -1,8 +1,9 @@
-"""Where the assistant's answers lie in a rendered conversation.
+"""Locates the assistant's answers in a rendered conversation.
 
-A template that marks answers by {% generation %} is trusted. Otherwise the conversation is rendered up to each answer, with the
-generation prompt, and up to its end: what the second rendering adds is the answer. Where later messages change what the template
-writes for earlier ones (reasoning that is dropped, a system text that moves), the answer is found by markers around its content.
+If a template marks answers with {% generation %}, its marks are used. Otherwise the conversation is rendered up to each
+answer, with the generation prompt, and up to the answer's end: the text that the second rendering adds is the answer.
+If later messages change what the template writes for earlier ones (dropped reasoning, a moved system text), the answer
+is located by markers around its content.
 """
 
 from __future__ import annotations
@@ -22,12 +23,11 @@ Render = Callable[[list[Message], bool], str]
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The span of an answer.
+    """Span of an answer.
 
     Attributes:
-        begin: First character.
-        end: Character behind the last one; the end token is part of the answer.
+        begin: Position of its first character.
+        end: Position after its last character, including the end token.
         message: Number of the message.
         is_ended: Whether the template ends it with a special token.
     """
@@ -38,20 +38,20 @@ class Answer:
     is_ended: bool
 
 
-_SHARED = 8  # characters by which the ends of two prompts are recognised as equal
+_SHARED = 8  # number of characters by which the ends of two prompts are recognized as equal
 # Kinds of notes about the last answer.
 PROMPT_DIFFERS, BLOCK_NOT_OPENED, HEADER_LEARNED = "prompt_differs", "block_not_opened", "header_learned"
 
 
 class NotLocated(Exception):
-    """An answer that cannot be found in the rendering."""
+    """An answer cannot be located in the rendering."""
 
 
 class AnswerFinder:
-    """Finds answers in the renderings of one conversation.
+    """Locates answers in the renderings of one conversation.
 
     Attributes:
-        notes: Kinds of what is to be reported about the last answer.
+        notes: Kinds of notes about the last answer.
 
     Args:
         render: Function from messages and add_generation_prompt to text.
@@ -66,10 +66,10 @@ class AnswerFinder:
         self._begin, self._end, self._probe_content = unused_characters(f"{whole}{messages}", 3)
 
     def find(self) -> tuple[list[Answer], list[int]]:
-        """The answers, and the numbers of the earlier assistant messages that cannot be found in the rendering.
+        """Return the answers, and the numbers of earlier assistant messages that cannot be located.
 
         Raises:
-            NotLocated: If the last answer cannot be found.
+            NotLocated: If the last answer cannot be located.
         """
         found: list[Answer] = []
         missing: list[int] = []
@@ -89,8 +89,8 @@ class AnswerFinder:
             at = answer.end
         return found, missing
 
-    def alone(self, number: int) -> tuple[str, Answer]:
-        """The last answer behind the prompt that generation makes: the text and the span.
+    def after_prompt(self, number: int) -> tuple[str, Answer]:
+        """Return the generation prompt followed by the last answer, and the answer's span.
 
         Raises:
             NotLocated: If the template does not write the answer's content.
@@ -108,6 +108,11 @@ class AnswerFinder:
     # ---- one answer ---------------------------------------------------------------------------------------------------
 
     def _answer(self, number: int) -> Answer:
+        """Locate the answer of one message.
+
+        Raises:
+            NotLocated: If that is not possible.
+        """
         whole, is_last = self._whole, number == len(self._messages) - 1
         before = self._render(self._messages[:number], True)
         upto = whole if is_last else self._render(self._messages[: number + 1], False)
@@ -117,39 +122,47 @@ class AnswerFinder:
         elif is_last and self._has_header(number, before, upto):
             self.notes.append(HEADER_LEARNED)
         if begin is not None and whole.startswith(upto[:begin]):
-            # A text that is only added when the conversation ends here (an EOS) is not part of the answer.
-            stop, is_ended = self._stop(upto, begin, self._behind_content(upto, begin, number), number)
+            # Text that is added only at the end of a conversation (an EOS) is not part of the answer.
+            stop, is_ended = self._stop(upto, begin, self._content_end(upto, begin, number), number)
             if whole.startswith(upto[:stop]):
                 return Answer(begin, stop, number, is_ended)
         return self._by_markers(number, begin, upto)
 
     def _has_header(self, number: int, before: str, upto: str) -> bool:
-        """Whether a template without a generation prompt writes more than blanks between a prompt and the answer's content."""
+        """Return whether a template without generation prompt writes text between a prompt and the answer's content."""
         content = self._messages[number].get("content")
         stripped = content.strip() if isinstance(content, str) else ""
         header, found, _ = upto[len(before) :].partition(stripped) if stripped else ("", "", "")
         return bool(found and header.strip()) and before == self._render(self._messages[:number], False)
 
     def _common_header(self, number: int, before: str, upto: str) -> int | None:
-        """Where the answer begins if the generation prompt opens a block that this answer does not have; None if before and
-        upto differ in more than that."""
+        """Return where an answer begins that lacks a block opened by the generation prompt.
+
+        None if `before` and `upto` differ in another way.
+        """
         probe = self._probe(number)
         begin = len(os.path.commonprefix([before, probe, upto]))
         base = self._render(self._messages[:number], False)
         return begin if before.startswith(base) and begin >= len(base) else None
 
     def _probe(self, number: int) -> str:
-        """The conversation up to an answer of one unlikely character."""
+        """Render the conversation up to an answer that consists of one unlikely character."""
         message = {"role": ASSISTANT, "content": self._probe_content}
         return self._render([*self._messages[:number], message], False)
 
     def _after_header(self, number: int, before: str, upto: str) -> int | None:
+        """Return where an answer begins, from the generation prompt or else from its content."""
         if upto.startswith(before):
             return len(before)
         begin, _ = self._content_span(self._messages[: number + 1], number, upto)
         return begin
 
     def _by_markers(self, number: int, begin: int | None, upto: str) -> Answer:
+        """Locate an answer in the whole rendering by markers around its content.
+
+        Raises:
+            NotLocated: If the template changes the content.
+        """
         whole = self._whole
         if begin is None or not whole.startswith(upto[:begin]):
             begin = None
@@ -175,15 +188,17 @@ class AnswerFinder:
         return Answer(begin, last + len(tail), number, is_ended)
 
     def _lead(self, number: int, before: str) -> str:
-        """What a template writes between a generation prompt that it rewrites and the content: the shortest text behind which
-        both renderings end alike."""
+        """Return the text that a template writes between a generation prompt that it changes and the content.
+
+        It is the shortest text before which both renderings end in the same way.
+        """
         probe = self._probe(number)
         head = probe[: probe.find(self._probe_content)]
         shared = before[-_SHARED:]
         return next((head[at:] for at in range(len(head), -1, -1) if shared and head[:at].endswith(shared)), "")
 
     def _content_span(self, messages: list[Message], number: int, plain: str) -> tuple[int | None, int | None]:
-        """Begin and end of an answer's content in a rendering, each None if it cannot be told."""
+        """Return begin and end of an answer's content in a rendering, each None if unknown."""
         content = messages[number].get("content")
         if not isinstance(content, str):
             return None, None
@@ -198,19 +213,19 @@ class AnswerFinder:
             spans.append(_marker_in(text, plain, mark, mark == self._begin, len(content) - len(content.strip())))
         return spans[0], spans[1]
 
-    # ---- its end ------------------------------------------------------------------------------------------------------
+    # ---- end of an answer ---------------------------------------------------------------------------------------------
 
-    def _behind_content(self, upto: str, begin: int, number: int) -> int:
+    def _content_end(self, upto: str, begin: int, number: int) -> int:
         content = self._messages[number].get("content")
         stripped = content.strip() if isinstance(content, str) else ""
         at = upto.find(stripped, begin) if stripped else -1
         return at + len(stripped) if at >= 0 else begin
 
     def _stop(self, upto: str, begin: int, content_end: int | None, number: int) -> tuple[int, bool]:
-        """Where an answer ends in the rendering that ends with it, and whether it ends with a special token.
+        """Return where an answer ends in the rendering that ends with it, and whether a special token ends it.
 
-        It ends with the first special token behind its content. Behind tool calls, which may hold special tokens, it is the last
-        one that also ends an answer of text, or else the last one.
+        An answer ends with the first special token after its content. Tool calls may contain special tokens: after
+        them it is the last special token that also ends a text answer, or else the last one.
         """
         at = begin if content_end is None else content_end
         marks = list(self._specials.finditer(upto, at)) if self._specials else []
@@ -233,7 +248,7 @@ class AnswerFinder:
 
 
 def _marker_in(text: str, plain: str, mark: str, is_begin: bool, blanks: int) -> int | None:
-    """Position of a marker in the rendering without it; None if the marker changes more than blanks that the template strips."""
+    """Return the position of a marker in the rendering without it; None if it changes more than stripped blanks."""
     at = text.find(mark)
     if at < 0 or text.count(mark) != 1:
         return None
@@ -252,10 +267,10 @@ def marked_answers(
     render: Render,
     specials: re.Pattern[str] | None,
 ) -> tuple[list[Answer], bool]:
-    """Answers of a template with {% generation %}, and whether an end token was added that the marks leave out.
+    """Return the answers of a template with {% generation %}, and whether an unmarked end token was included.
 
     Raises:
-        RowRefused: If it cannot be told which message a mark belongs to.
+        RowRefused: If the message of a block is unknown.
     """
     numbers = [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
     filled = [(begin, end) for begin, end in spans if end > begin]
@@ -266,7 +281,7 @@ def marked_answers(
         owners = [next((number for length, number in ends if end <= length), numbers[-1]) for _, end in filled]
     answers, extended = [], False
     for (begin, end), owner in zip(filled, owners, strict=True):
-        last = begin + len(text[begin:end].rstrip())  # a mark may hold the newline behind the end token
+        last = begin + len(text[begin:end].rstrip())  # a block may include the newline after the end token
         is_ended = specials is not None and any(match.end() == last for match in specials.finditer(text, begin, end))
         if not is_ended and specials is not None:
             mark = specials.match(text, end)

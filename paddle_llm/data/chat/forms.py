@@ -1,11 +1,9 @@
-"""The named templates (data/chat/templates.py) as Jinja, for servers: the same text, with the special tokens spelled out.
+"""Jinja forms of the built-in templates (templates.py), for servers: they render the same text with special tokens.
 
-`{{ bos_token }}` and `{{ eos_token }}` are filled in by whoever renders. What stands in «» is filled in here: «prefix»,
-what the tokenizer itself puts before a text; «suffix», what ChatGLM-6B's puts behind one; «blank», a blank where
-training tokenises a text anew behind another one, for a tokenizer that puts one there.
+The renderer provides `{{ bos_token }}` and `{{ eos_token }}`. Placeholders in «» are filled in here: «prefix», the
+special tokens that the tokenizer puts before a text; «suffix», those that ChatGLM-6B's tokenizer puts after one;
+«blank», a blank if the tokenizer puts one before a text that training tokenizes separately.
 """
-
-from __future__ import annotations
 
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
@@ -18,7 +16,7 @@ _COUNT = "{% set rounds = messages | selectattr('role', 'equalto', 'user') | lis
 
 
 def _loop(user: str, assistant: str, tool: str = _NO_TOOLS) -> str:
-    """Over all messages; `first` and `number` of a round are set for a user's."""
+    """Return a loop over all messages; `first` and `number` of the round are set for a user's message."""
     return (
         "{% set state = namespace(number=0, last='system') %}"
         "{% for message in messages %}"
@@ -139,11 +137,13 @@ _FORMS = {
 
 
 def jinja_form(name: str, *, prefix: str = "", suffix: str = "", blank: bool = False) -> str:
-    """A named template as Jinja, to be given `messages`, `add_generation_prompt`, `bos_token` and `eos_token`.
+    """Return a built-in template as Jinja, with the variables messages, add_generation_prompt, bos_token and eos_token.
 
     Args:
-        prefix, suffix: special tokens that the tokenizer puts before a text, and behind the prompt.
-        blank: the tokenizer puts a blank before a text, as sentencepiece does.
+        name: Name of the template.
+        prefix: Special tokens that the tokenizer puts before a text.
+        suffix: Special tokens that the tokenizer puts after the prompt.
+        blank: Whether the tokenizer puts a blank before a text, as sentencepiece does.
     """
     text = _FORMS[name]()
     text = text.replace("'\\n«blank»'", "'\\n '" if blank else "'\\n'")
@@ -152,8 +152,8 @@ def jinja_form(name: str, *, prefix: str = "", suffix: str = "", blank: bool = F
 
 
 def built_in_as_jinja(name: str, codec: TextCodec) -> str:
-    """A built-in template as Jinja for a tokenizer: transformers renders the text that the template writes."""
-    blank = codec.encode("a") != codec.follow("a")
+    """Return a built-in template as Jinja for a tokenizer, so that transformers renders the template's text."""
+    blank = codec.encode("a") != codec.encode_continuation("a")
     prefix = "{{ bos_token }}" if codec.prefix_ids == [codec.bos_id] else codec.show(codec.prefix_ids)
     suffix = codec.show(codec.prefix_lm) if codec.prefix_lm else ""
     return jinja_form(name, prefix=prefix, suffix=suffix, blank=blank)

@@ -1,4 +1,4 @@
-"""Jinja templates of records (--prompt_templates), run in Jinja's sandbox. Chat templates are rendered in data/chat/rendering.py."""
+"""Jinja templates of records (--prompt_templates), rendered in Jinja's sandbox."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _raise_exception(message: str) -> None:
 
 def _tojson(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
-):
-    # Jinja's own escapes what HTML would misread.
+) -> str:
+    # Jinja's own filter escapes characters for HTML.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -37,6 +37,10 @@ def _environment() -> jinja2.Environment:
 def compile_template(source: str, where: str) -> jinja2.Template:
     """Compile a template in which an unknown name is an error.
 
+    Args:
+        source: The template.
+        where: Origin of the template, for messages.
+
     Raises:
         UserError: If it is not valid Jinja.
     """
@@ -48,10 +52,10 @@ def compile_template(source: str, where: str) -> jinja2.Template:
 
 
 def render(template: jinja2.Template, values: dict[str, Any]) -> str:
-    """Fill a template.
+    """Render a template.
 
     Raises:
-        UserError: If it raised, or used what the sandbox withholds.
+        UserError: If the template raises an exception or uses something that the sandbox forbids.
     """
     try:
         return template.render(**values)

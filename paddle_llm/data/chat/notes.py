@@ -1,4 +1,4 @@
-"""What is reported about the rows of a data set: a kind for each row, one sentence with a count for each kind."""
+"""Messages about the rows of a dataset: each row has kinds of notes; each kind has one sentence with a count."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from paddle_llm.data.instructions.formats import Conversation
 
 SPECIAL_TEXT_FLAG = "--special_tokens_in_content"
 _SENTENCES = {
-    SPECIAL_TEXT: f"the text of special tokens in messages stays text ({SPECIAL_TEXT_FLAG} tokens makes it special tokens)",
+    SPECIAL_TEXT: f"the text of special tokens in messages stays text (use {SPECIAL_TEXT_FLAG} tokens to change it)",
     SPECIAL_TOKENS: "the text of special tokens in messages becomes special tokens",
-    EOS_ADDED: "the chat template ends answers without a special token; EOS is learned behind them",
-    END_ADDED: "the chat template's {% generation %} leaves out the token that ends an answer; it is learned",
-    PROMPT_DIFFERS: "the chat template writes the question differently once it is answered (a system text may be missing), so "
-    "that the prompt of generation is another than the trained one",
-    BLOCK_NOT_OPENED: "the generation prompt opens a block (such as <think>) that these answers are written without",
-    HEADER_LEARNED: "the chat template has no generation prompt; what it writes in front of an answer (such as "
-    "<|im_start|>assistant) is learned as a part of the answer",
-    LAST_ONLY: "the chat template writes the question differently once it is answered; only the last answer is learned, "
-    "behind the prompt that generation uses",
-    EARLIER_UNTRAINED: "the chat template writes earlier answers differently once more follows; those that could not be "
-    "found again are not learned",
-    REWORDED: "the chat template leaves out or changes a part of an answer's content (such as its reasoning)",
+    EOS_ADDED: "the chat template ends answers without a special token; EOS is trained after them",
+    END_ADDED: "the chat template's {% generation %} excludes the token that ends an answer; it is trained anyway",
+    PROMPT_DIFFERS: "the chat template writes an answered question differently (for example without the system text), so the "
+    "prompt in generation differs from the trained one",
+    BLOCK_NOT_OPENED: "the generation prompt opens a block (such as <think>) that is not in these answers",
+    HEADER_LEARNED: "the chat template has no generation prompt; the text that it writes before an answer (such as "
+    "<|im_start|>assistant) is trained as part of the answer",
+    LAST_ONLY: "the chat template writes an answered question differently; only the last answer is trained, after the prompt "
+    "used in generation",
+    EARLIER_UNTRAINED: "the chat template rewrites earlier answers when messages follow; answers that could not be located "
+    "are not trained",
+    REWORDED: "the chat template drops or changes a part of an answer's content (such as its reasoning)",
 }
 
 
 def describe(kind: str, count: int) -> str:
-    """Describe a kind of note and how many samples it applies to."""
+    """Return the meaning of a kind of note with the number of samples it applies to."""
     return f"{counted(count, 'sample')}: {_meaning(kind)}"
 
 
@@ -58,19 +58,19 @@ def _meaning(kind: str) -> str:
 
 
 def is_about_the_prompt(kind: str) -> bool:
-    """Whether a kind is about what comes before an answer, so that it matters for generation, too."""
+    """Return whether a kind concerns the text before an answer, which also matters for generation."""
     return kind in (SPECIAL_TEXT, SPECIAL_TOKENS) or kind.startswith((NOT_WRITTEN, LEFT_OUT, CHANGED))
 
 
 def notes_of_built_in(conversation: Conversation, specials: re.Pattern[str] | None, protect: bool) -> Iterator[str]:
-    """Kinds for a conversation that a built-in template writes: it takes roles and content alone."""
+    """Yield the kinds for a conversation rendered by a built-in template, which writes only roles and content."""
     if any(has_special_text(turn.text, specials) for turn in conversation.turns):
         yield SPECIAL_TEXT if protect else SPECIAL_TOKENS
     yield from (NOT_WRITTEN + key for key in dropped_fields(conversation))
 
 
 def dropped_fields(conversation: Conversation) -> list[str]:
-    """Names of the fields that a built-in template does not write, each once."""
+    """Return the names of non-empty fields that a built-in template does not write, without duplicates."""
     keys = [key for key, value in conversation.fields.items() if value]
     keys += [
         key
@@ -82,5 +82,5 @@ def dropped_fields(conversation: Conversation) -> list[str]:
 
 
 def has_tool_calls(conversation: Conversation) -> bool:
-    """Whether a message carries tool calls as objects."""
+    """Return whether a message has tool calls as objects."""
     return any(turn.fields.get(TOOL_CALLS) for turn in conversation.turns)

@@ -1,7 +1,7 @@
-"""Jinja chat templates, rendered by transformers' own machinery (transformers 4.55, utils/chat_template_utils.py).
+"""Renders Jinja chat templates with the code of transformers (4.55, utils/chat_template_utils.py).
 
-The one difference: `strftime_now` writes the date of the day in transformers. Here it writes a date that the user gives, and is
-refused without one, since a sample must not depend on the day.
+One difference: in transformers `strftime_now` returns today's date. Here it returns a date that the user sets, and it
+is an error without one, since a sample must not depend on the day.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from paddle_llm.core.transformers_import import import_transformers
 
 DATE_FLAG = "--chat_template_date"
 DATE_FORMAT = "%Y-%m-%d"
-_TESTS_CLOCK = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
-_MARKS_ANSWERS = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_TESTS_STRFTIME = re.compile(r"strftime_now\s+is\s+(not\s+)?defined")
+_GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
 class RowRefused(UserError):
-    """A conversation that a template cannot write.
+    """A conversation that a template cannot render.
 
     Attributes:
-        reason: The reason without the row, so that equal reasons can be counted.
+        reason: Reason without the row, so that equal reasons can be counted.
         where: File and line of the row.
     """
 
@@ -42,8 +42,8 @@ class Rendered:
     """A rendered conversation.
 
     Attributes:
-        text: The text.
-        marked: Begin and end of what {% generation %} marks, in characters.
+        text: Rendered text.
+        marked: Begin and end, in characters, of each {% generation %} block.
     """
 
     text: str
@@ -52,13 +52,13 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Renderer:
-    """One Jinja source with the variables that a tokenizer gives it.
+    """A Jinja chat template with the variables of a tokenizer.
 
     Attributes:
         source: The template.
-        where: File that it comes from, for messages.
-        values: Special tokens by name (bos_token, eos_token ...); one that the tokenizer does not have is undefined.
-        date: Date for `strftime_now`, YYYY-MM-DD; None to refuse a template that calls it.
+        where: Name of its file, for messages.
+        values: Special tokens by name (bos_token, eos_token ...); a token that the tokenizer lacks is undefined.
+        date: Date for `strftime_now`, YYYY-MM-DD; None makes calling it an error.
 
     Raises:
         UserError: If the source is not valid Jinja.
@@ -74,13 +74,13 @@ class Renderer:
 
     @property
     def marks_answers(self) -> bool:
-        """Whether the template marks the assistant's text by {% generation %}."""
-        return _MARKS_ANSWERS.search(_COMMENT.sub("", self.source)) is not None
+        """Whether the template marks the assistant's text with {% generation %}."""
+        return _GENERATION_BLOCK.search(_COMMENT.sub("", self.source)) is not None
 
     @property
-    def tests_clock(self) -> bool:
-        """Whether the template tests `strftime_now is defined`, and so has a fixed date for a renderer without it."""
-        return _TESTS_CLOCK.search(self.source) is not None
+    def tests_strftime(self) -> bool:
+        """Whether the template tests `strftime_now is defined`, so that it has a default date."""
+        return _TESTS_STRFTIME.search(self.source) is not None
 
     def __call__(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False, **variables: Any
@@ -88,16 +88,19 @@ class Renderer:
         """Render messages.
 
         Args:
-            variables: Further variables; `tools` and `documents` are None by default, as in `apply_chat_template`.
+            messages: The messages.
+            add_generation_prompt: Whether to end with the prompt for an answer.
+            variables: Further variables; `tools` and `documents` default to None, as in `apply_chat_template`.
 
         Raises:
-            RowRefused: If the template raises, or uses what the sandbox withholds.
-            UserError: If it asks for the date of the day.
+            RowRefused: If the template raises an exception or uses something that the sandbox forbids.
+            UserError: If it calls `strftime_now` and no date is set.
         """
+        render_marked = _transformers_rendering()._render_with_assistant_indices
         render_marked = _machinery()._render_with_assistant_indices
         given = {"tools": None, "documents": None, **self.values, **variables}
         tools, documents = given.pop("tools"), given.pop("documents")
-        given["strftime_now"] = self._clock()
+        given["strftime_now"] = self._strftime()
         compiled = _compile(self.source, self.where)
         try:
             if self.marks_answers:
@@ -115,37 +118,41 @@ class Renderer:
             raise
         except Exception as error:  # a template may raise any exception
             raise RowRefused(
-                f"the chat template of {self.where} refuses it: {type(error).__name__}: {error}"
+                f"the chat template of {self.where} rejects it: {type(error).__name__}: {error}"
             ) from error
 
-    def _clock(self) -> Any:
+    def _strftime(self) -> Any:
         if self.date is not None:
             return datetime.strptime(self.date, DATE_FORMAT).strftime
         import jinja2
 
-        return jinja2.Undefined(name="strftime_now") if self.tests_clock else _refuse_clock(self.where)
+        return jinja2.Undefined(name="strftime_now") if self.tests_strftime else _strftime_without_date(self.where)
 
 
 def check_date(date: str | None) -> None:
-    """Raise UserError if a date for `strftime_now` is not written as YYYY-MM-DD."""
+    """Check the format of a date for `strftime_now`.
+
+    Raises:
+        UserError: If it is not written as YYYY-MM-DD.
+    """
     try:
         if date is not None:
             datetime.strptime(date, DATE_FORMAT)
     except ValueError:
-        raise UserError(f"{DATE_FLAG} is not a date: {date}. Write it as YYYY-MM-DD.") from None
+        raise UserError(f"{DATE_FLAG} {date}: not a date. Write it as YYYY-MM-DD.") from None
 
 
-def _refuse_clock(where: str) -> Callable[[str], str]:
+def _strftime_without_date(where: str) -> Callable[[str], str]:
     def strftime_now(format: str) -> str:
         raise UserError(
-            f"The chat template of {where} writes today's date (strftime_now), so that a sample would depend on the day on which it is "
-            f"made. Give a fixed date with {DATE_FLAG} YYYY-MM-DD, or choose another template with --chat_template."
+            f"chat template of {where}: it inserts today's date (strftime_now), so samples would depend on the day. "
+            f"Set a fixed date with {DATE_FLAG} YYYY-MM-DD, or choose another template with --chat_template."
         )
 
     return strftime_now
 
 
-def _machinery() -> Any:
+def _transformers_rendering() -> Any:
     import_transformers()
     return importlib.import_module("transformers.utils.chat_template_utils")
 
@@ -155,9 +162,9 @@ def _compile(source: str, where: str) -> Any:
     import jinja2
 
     try:
-        return _machinery()._compile_jinja_template(source)
+        return _transformers_rendering()._compile_jinja_template(source)
     except jinja2.TemplateError as error:
         line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise UserError(f"The chat template of {where} is not valid Jinja{line}: {error}. Correct it.") from error
-    except (SyntaxError, RecursionError) as error:  # of the Python that Jinja makes: {% continue %} outside of a loop
-        raise UserError(f"The chat template of {where} is not valid Jinja: {error}. Correct it.") from error
+        raise UserError(f"chat template of {where}: not valid Jinja{line}: {error}. Correct it.") from error
+    except (SyntaxError, RecursionError) as error:  # in Jinja's generated Python: {% continue %} outside a loop
+        raise UserError(f"chat template of {where}: not valid Jinja: {error}. Correct it.") from error

@@ -1,8 +1,9 @@
-"""Special-token text inside content, told apart from the special tokens that a template writes.
+"""Distinguishes the text of special tokens in content from the special tokens that a template writes.
 
-A mark (a private-use character) is put into each occurrence in the content before rendering. Where the rendering without marks is
-the one that the template makes of the plain content, the marks show which special-token texts are content. A template that looks
-at such text (splits at it, or measures it) renders differently; then the two cannot be told apart, which is reported.
+A marker (a private-use character) is inserted into each such text in the content before rendering. If the rendering
+without markers equals that of the plain content, the markers show which special-token texts are content. A template
+that inspects such text (splits at it, or measures it) renders differently; then the two cannot be distinguished, which
+is reported.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from paddle_llm.core.json_files import parse_json
 
 
 def pattern_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern for the texts of special tokens, longest first; None without any. Single characters are not protected."""
+    """Return a pattern for texts of special tokens, longest first; None if there are none. Skips single characters."""
     found = sorted({token for token in tokens if len(token) > 1}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, found))) if found else None
 
 
 def has_special_text(value: Any, pattern: re.Pattern[str] | None) -> list[str]:
-    """The special-token texts in a value (text, list or mapping), in order."""
+    """Return the special-token texts in a value (text, list or mapping), in order."""
     if pattern is None:
         return []
     if isinstance(value, str):
@@ -37,41 +38,41 @@ def has_special_text(value: Any, pattern: re.Pattern[str] | None) -> list[str]:
 
 
 def unused_characters(text: str, count: int) -> str:
-    """Private-use characters that a text does not contain."""
+    """Return `count` private-use characters that a text does not contain."""
     used = set(text)
     return "".join(
         character for character in map(chr, range(0xE000, 0xE000 + count + len(used))) if character not in used
     )[:count]
 
 
-def with_marks(value: Any, pattern: re.Pattern[str], mark: str) -> Any:
-    """The value with a mark behind the first character of each special-token text. Keys stay."""
+def with_markers(value: Any, pattern: re.Pattern[str], marker: str) -> Any:
+    """Insert a marker after the first character of each special-token text in a value. Keys are not changed."""
     if isinstance(value, str):
-        return pattern.sub(lambda match: match[0][0] + mark + match[0][1:], value)
+        return pattern.sub(lambda match: match[0][0] + marker + match[0][1:], value)
     if isinstance(value, Mapping):
-        return {key: with_marks(one, pattern, mark) for key, one in value.items()}
+        return {key: with_markers(one, pattern, marker) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [with_marks(one, pattern, mark) for one in value]
+        return [with_markers(one, pattern, marker) for one in value]
     return value
 
 
 class Unmarked:
-    """A rendering with its marks taken out.
+    """A rendering with its markers removed.
 
     Attributes:
-        text: The text without marks.
-        cuts: Where the marks were, in `text`.
+        text: Text without markers.
+        cuts: Positions of the markers in `text`.
     """
 
-    def __init__(self, marked: str, mark: str | None):
-        self._marks: list[tuple[int, int]] = []
-        if mark is not None:
-            # As text, or as `tojson(ensure_ascii=True)` writes it.
-            found = re.finditer(f"{mark}|{re.escape(json.dumps(mark)[1:-1])}", marked)
-            self._marks = [match.span() for match in found]
+    def __init__(self, marked: str, marker: str | None):
+        self._markers: list[tuple[int, int]] = []
+        if marker is not None:
+            # As text, or as written by `tojson(ensure_ascii=True)`.
+            found = re.finditer(f"{marker}|{re.escape(json.dumps(marker)[1:-1])}", marked)
+            self._markers = [match.span() for match in found]
         pieces, at = [], 0
         cuts = []
-        for begin, end in self._marks:
+        for begin, end in self._markers:
             pieces.append(marked[at:begin])
             at = end
             cuts.append(sum(map(len, pieces)))
@@ -79,12 +80,12 @@ class Unmarked:
         self.cuts = tuple(cuts)
 
     def position(self, marked: int) -> int:
-        """A position of the rendering with marks, in `text`."""
-        return marked - sum(min(end, marked) - begin for begin, end in self._marks if begin < marked)
+        """Convert a position in the rendering with markers to a position in `text`."""
+        return marked - sum(min(end, marked) - begin for begin, end in self._markers if begin < marked)
 
 
 def ordinary_added_tokens(folder: str | None) -> frozenset[str]:
-    """Added tokens of a tokenizer that are not special, such as <think> or <tool_call>: text that content may write as tokens."""
+    """Return added tokens that are not special, such as <think> or <tool_call>; content may write them as tokens."""
     found: dict[str, bool] = {}
     for name in (TOKENIZER_JSON, TOKENIZER_CONFIG):
         file = Path(folder or "") / name
@@ -93,7 +94,7 @@ def ordinary_added_tokens(folder: str | None) -> frozenset[str]:
         try:
             values = parse_json(file.read_text(encoding="utf-8"))
         except ValueError:
-            continue  # refused where the tokenizer is loaded
+            continue  # reported when the tokenizer is loaded
         if not isinstance(values, dict):
             continue
         tokens = values.get("added_tokens") if name == TOKENIZER_JSON else values.get("added_tokens_decoder")

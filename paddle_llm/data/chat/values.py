@@ -1,4 +1,4 @@
-"""The variables that a tokenizer gives a chat template: its special tokens by name, as transformers' special_tokens_map has them."""
+"""Variables that a tokenizer provides to a chat template: special tokens by name, as in transformers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ _LIST = "additional_special_tokens"
 
 
 def special_token_values(codec: TextCodec, folder: str | None) -> dict[str, Any]:
-    """Special tokens by name. A token that is null or empty is not among them, so that its name is undefined.
+    """Return special tokens by name. A null or empty token is omitted, so that its name is undefined in the template.
 
     Args:
-        codec: The tokenizer; one that transformers has loaded is asked.
-        folder: Its folder, whose files are read otherwise.
+        codec: Codec of the tokenizer; a tokenizer loaded by transformers provides the tokens itself.
+        folder: Tokenizer folder, whose files are read otherwise.
     """
     tokenizer = getattr(codec, "tokenizer", None)
     if type(tokenizer).__module__.partition(".")[0] == "transformers":
         return dict(tokenizer.special_tokens_map)
     config = _read(folder, TOKENIZER_CONFIG)
     values = dict(config)
-    if "added_tokens_decoder" not in config:  # transformers reads the older file of such folders alone
+    if "added_tokens_decoder" not in config:  # for such folders transformers reads only the older file
         values |= _read(folder, SPECIAL_TOKENS_MAP)
     extra = values.get("extra_special_tokens")
     named = {name: values.get(name) for name in _NAMES} | (extra if isinstance(extra, dict) else {})

@@ -1,4 +1,4 @@
-"""A conversation as the text that a Jinja template writes, with the spans of its answers and what the template leaves out."""
+"""Renders a conversation with a Jinja template, locates its answers, and finds out what the template does not write."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from paddle_llm.data.chat.rendering import Rendered, Renderer, RowRefused
 from paddle_llm.data.chat.special_text import Unmarked, has_special_text, unused_characters, with_marks
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation
 
-# Kinds of notes; notes.py has the sentence for each.
+# Kinds of notes; notes.py has a sentence for each.
 SPECIAL_TEXT, SPECIAL_TOKENS = "special_text", "special_tokens"
 EOS_ADDED, END_ADDED = "eos_added", "end_added"
 LAST_ONLY, EARLIER_UNTRAINED, REWORDED = "last_only", "earlier_untrained", "reworded"
 NOT_WRITTEN = "not_written:"
-LEFT_OUT, CHANGED = "left_out:", "changed:"  # with the role
+LEFT_OUT, CHANGED = "left_out:", "changed:"  # followed by the role
 TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True)
 class Written:
-    """A rendered conversation.
+    """A rendered conversation with its answers.
 
     Attributes:
-        text: The text.
-        cuts: Positions at which it is cut before tokenization, so that special-token text of the content stays text.
-        answers: Spans of the answers that may be trained, in order.
+        text: Rendered text.
+        cuts: Positions at which it is split before tokenization, so that special-token text in content stays text.
+        answers: Spans of the answers that can be trained, in order.
         is_open: Whether it ends with a generation prompt.
-        notes: Kinds of what is to be reported about the row.
+        notes: Kinds of notes about the row.
     """
 
     text: str
@@ -40,7 +40,7 @@ class Written:
 
 
 def messages_of(conversation: Conversation) -> list[Message]:
-    """The turns as a Jinja template sees them."""
+    """Return the turns as a Jinja template sees them."""
     return [{"role": turn.role, "content": turn.text, **turn.fields} for turn in conversation.turns]
 
 
@@ -51,35 +51,37 @@ def write(
     specials: re.Pattern[str] | None,
     protect: bool = True,
 ) -> Written:
-    """Render a conversation and find its answers.
+    """Render a conversation and locate its answers.
 
     Args:
-        specials: Texts of the special tokens.
-        protect: Whether such texts stay text in content.
+        conversation: The conversation.
+        renderer: The template.
+        specials: Pattern of special-token texts.
+        protect: Whether such texts in content stay text.
 
     Raises:
-        RowRefused: If the template refuses the conversation, does not write its tool calls, or writes its last answer in a way in
-            which it cannot be found.
+        RowRefused: If the template rejects the conversation, does not write its tool calls, or writes its last answer
+            so that it cannot be located.
     """
     messages, variables = messages_of(conversation), dict(conversation.fields)
     reserved = sorted({"messages", "add_generation_prompt", "strftime_now", "chat_template"} & set(variables))
     if reserved:
-        raise RowRefused(f"the row sets {reserved[0]!r} of the chat template, which follows from the conversation")
+        raise RowRefused(f"the row sets {reserved[0]!r}, a variable that follows from the conversation")
     is_open = not messages or messages[-1]["role"] != ASSISTANT
     plain = renderer(messages, add_generation_prompt=is_open, **variables)
     notes: list[str] = []
-    rendered, mark = plain, None
+    rendered, marker = plain, None
     if specials is not None and has_special_text([messages, variables], specials):
         notes.append(SPECIAL_TOKENS)
         if protect:
-            mark = unused_characters(f"{plain.text}{messages}{variables}", 1)
-            safe, safe_variables = with_marks([messages, variables], specials, mark)
+            marker = unused_characters(f"{plain.text}{messages}{variables}", 1)
+            safe, safe_variables = with_markers([messages, variables], specials, marker)
             rendered = renderer(safe, add_generation_prompt=is_open, **safe_variables)
-            if Unmarked(rendered.text, mark).text == plain.text:
+            if Unmarked(rendered.text, marker).text == plain.text:
                 notes[0] = SPECIAL_TEXT
                 messages, variables = safe, safe_variables
-            else:  # the template looks at such text
-                rendered, mark = plain, None
+            else:  # the template inspects such text
+                rendered, marker = plain, None
 
     def render(part: list[Message], add_generation_prompt: bool) -> str:
         return renderer(part, add_generation_prompt=add_generation_prompt, **variables).text
@@ -91,15 +93,15 @@ def write(
     else:
         text, answers, more = _located(render, messages, rendered, specials, is_open, conversation.where)
         notes += more
-    unmarked = Unmarked(text, mark)
+    unmarked = Unmarked(text, marker)
     moved = tuple(
         replace(answer, begin=unmarked.position(answer.begin), end=unmarked.position(answer.end)) for answer in answers
     )
     if any(not answer.is_ended for answer in moved):
         notes.append(EOS_ADDED)
-    notes += _rewordings(conversation, renderer, plain, unmarked.text, moved)
-    notes += _lost_questions(conversation, renderer, plain)
-    notes += _not_written(conversation, renderer, plain, is_open)
+    notes += _notes_on_answers(conversation, renderer, plain, unmarked.text, moved)
+    notes += _notes_on_questions(conversation, renderer, plain)
+    notes += _notes_on_fields(conversation, renderer, plain, is_open)
     return Written(unmarked.text, unmarked.cuts, moved, is_open, tuple(dict.fromkeys(notes)))
 
 
@@ -111,6 +113,7 @@ def _located(
     is_open: bool,
     where: str,
 ) -> tuple[str, list[Answer], list[str]]:
+    """Return the text, its answers and notes for a template without {% generation %}."""
     finder = AnswerFinder(render, messages, rendered.text, specials)
     try:
         answers, missing = finder.find()
@@ -118,25 +121,25 @@ def _located(
     except NotLocated:
         pass
     if is_open:
-        return rendered.text, [], []  # a prompt: nothing of it is trained
+        return rendered.text, [], []  # a prompt, of which nothing is trained
     try:
-        text, answer = finder.alone(len(messages) - 1)
+        text, answer = finder.after_prompt(len(messages) - 1)
         return text, [answer], [LAST_ONLY]
     except NotLocated:
         pass
-    raise RowRefused("the chat template does not write the last answer as it is, so that it cannot be trained", where)
+    raise RowRefused("the chat template changes the last answer, so it cannot be trained", where)
 
 
-# ---- what the template leaves out ------------------------------------------------------------------------------------
+# ---- what the template does not write --------------------------------------------------------------------------------
 
 
-def _rewordings(
+def _notes_on_answers(
     conversation: Conversation, renderer: Renderer, plain: Rendered, text: str, answers: tuple[Answer, ...]
 ) -> Iterator[str]:
-    """A note if an answer's content is not in its span: the template drops or changes a part of it.
+    """Yield a note for each answer whose content is not in its span, because the template drops or changes a part of it.
 
     Raises:
-        RowRefused: If the template writes nothing of it, so that an empty answer would be trained.
+        RowRefused: If the template writes no part of it, so that an empty answer would be trained.
     """
     for answer in answers:
         turn = conversation.turns[answer.message]
@@ -151,7 +154,7 @@ def _rewordings(
 
 
 def _with_content(conversation: Conversation, renderer: Renderer, number: int, content: str) -> Rendered | None:
-    """The conversation with another content in one message; None if the template refuses it."""
+    """Render the conversation with other content in one message; None if the template rejects it."""
     messages = messages_of(conversation)
     messages[number] = {**messages[number], "content": content}
     is_open = messages[-1]["role"] != ASSISTANT
@@ -161,8 +164,8 @@ def _with_content(conversation: Conversation, renderer: Renderer, number: int, c
         return None
 
 
-def _lost_questions(conversation: Conversation, renderer: Renderer, plain: Rendered) -> Iterator[str]:
-    """A note if the content of a message that is not an answer is not in the text: the template drops or changes it."""
+def _notes_on_questions(conversation: Conversation, renderer: Renderer, plain: Rendered) -> Iterator[str]:
+    """Yield a note for each message, other than answers, whose content the template drops or changes."""
     messages = messages_of(conversation)
     for number, turn in enumerate(conversation.turns):
         content = messages[number]["content"]
@@ -177,11 +180,11 @@ def _lost_questions(conversation: Conversation, renderer: Renderer, plain: Rende
         yield (LEFT_OUT if changed == plain else CHANGED) + turn.role
 
 
-def _not_written(conversation: Conversation, renderer: Renderer, plain: Rendered, is_open: bool) -> Iterator[str]:
-    """A note for each field of the row or of a message without which the template writes the same text.
+def _notes_on_fields(conversation: Conversation, renderer: Renderer, plain: Rendered, is_open: bool) -> Iterator[str]:
+    """Yield a note for each field of the row or a message that does not affect the rendered text.
 
     Raises:
-        RowRefused: If that is true of tool calls.
+        RowRefused: If that field is tool_calls.
     """
     messages = messages_of(conversation)
 

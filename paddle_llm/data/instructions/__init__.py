@@ -1,1 +1,1 @@
-"""Instruction data: files -> rows -> conversations."""
+"""Instruction data: reads files in many formats as rows and converts the rows to conversations."""

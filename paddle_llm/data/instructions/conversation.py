@@ -1,4 +1,4 @@
-"""Instruction data as one record, `Conversation`: what every reader makes and every template takes."""
+"""`Conversation`, the common form of instruction data: readers create it and chat templates render it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 SYSTEM, USER, ASSISTANT, TOOL = "system", "user", "assistant", "tool"
-# Roles in lower case, as written by ShareGPT, OpenAI, LLaMA-Factory, ms-swift, Llama 3, OASST and ChatGLM3.
+# Roles in lower case, as used by ShareGPT, OpenAI, LLaMA-Factory, ms-swift, Llama 3, OASST and ChatGLM3.
 ROLES = {
     "system": SYSTEM,
     "developer": SYSTEM,
@@ -32,7 +32,7 @@ ROLES = {
 
 
 class BadRow(Exception):
-    """A row that is not a conversation; the message is the reason, without the row, so that reasons can be counted."""
+    """A row is not a conversation. The message is the reason without the row, so that equal reasons can be counted."""
 
 
 @dataclass(frozen=True)
@@ -41,30 +41,35 @@ class Turn:
 
     Attributes:
         role: SYSTEM, USER, ASSISTANT or TOOL.
-        content: The text.
-        bears_loss: The loss flag of the data; None if the data has none.
-        input: The second field of an alpaca instruction, which only the alpaca template sets apart.
-        fields: Further keys of the message as a Jinja template sees them: tool_calls, reasoning_content, name, tool_call_id. A
-            `content` in it replaces the text; such a turn is a tool call that the data writes as text.
+        content: Text of the message.
+        has_loss: Loss flag of the data; None if the data has none.
+        input: Second field of an alpaca instruction; only the alpaca template writes it separately.
+        fields: Further keys of the message for a Jinja template: tool_calls, reasoning_content, name, tool_call_id. If
+            it contains `content`, that replaces the text, and the turn is a tool call that the data writes as text.
     """
 
     role: str
     content: str
-    bears_loss: bool | None = None
+    has_loss: bool | None = None
     input: str = ""
     fields: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def text(self) -> str:
-        """content and input, as every template but alpaca's has them."""
+        """content and input joined, as all templates except alpaca's write them."""
         return f"{self.content}\n{self.input}" if self.input else self.content
 
 
 @dataclass(frozen=True)
 class Round:
-    """What is asked (a user's turn, or tools' replies) and the answer; None: the answer that is to be generated."""
+    """One question and its answer.
 
-    asked: tuple[Turn, ...]
+    Attributes:
+        questions: Turns before the answer: a user's turn, or replies of tools.
+        answer: Turn of the assistant; None if it is to be generated.
+    """
+
+    questions: tuple[Turn, ...]
     answer: Turn | None
 
 
@@ -73,9 +78,11 @@ class Conversation:
     """One sample before any template.
 
     Attributes:
-        turns: The messages in order.
+        turns: Messages in order.
+        task: Name of the task; empty if unknown.
+        language: Language of the row; empty if unknown.
         where: File and line, for messages.
-        fields: Further variables of a Jinja template that the row brings: tools, documents.
+        fields: Further variables of the row for a Jinja template: tools, documents.
     """
 
     turns: tuple[Turn, ...]
@@ -86,35 +93,35 @@ class Conversation:
 
     @property
     def system(self) -> str:
-        """The system turn's text; empty without one."""
+        """Text of the system turn; empty if there is none."""
         return self.turns[0].content if self.turns and self.turns[0].role == SYSTEM else ""
 
     def rounds(self) -> list[Round]:
-        """The turns after the system's, cut behind each answer."""
+        """Return the turns after the system turn, split after each answer."""
         rounds: list[Round] = []
-        asked: list[Turn] = []
+        questions: list[Turn] = []
         for turn in self.turns:
             if turn.role == ASSISTANT:
-                rounds.append(Round(tuple(asked), turn))
-                asked = []
+                rounds.append(Round(tuple(questions), turn))
+                questions = []
             elif turn.role != SYSTEM:
-                asked.append(turn)
-        return [*rounds, Round(tuple(asked), None)] if asked else rounds
+                questions.append(turn)
+        return [*rounds, Round(tuple(questions), None)] if questions else rounds
 
     def without_first_round(self) -> Conversation:
-        """The same without its oldest question and all that answers it; the last round always stays."""
+        """Return the conversation without its oldest question and the turns that answer it; keeps the last round."""
         starts = [i for i, turn in enumerate(self.turns) if turn.role == USER]
         if len(starts) < 2:
             return self
         return replace(self, turns=(*self.turns[: starts[0]], *self.turns[starts[1] :]))
 
     def prompt(self) -> Conversation:
-        """The same without the last answer."""
+        """Return the conversation without the last answer."""
         return replace(self, turns=self.turns[:-1]) if self.turns[-1].role == ASSISTANT else self
 
 
 def calls_as_text(conversation: Conversation) -> Conversation:
-    """The same for a template without tool calls: calls that the data writes as text are text again."""
+    """Return the conversation for a template without tool calls: calls that the data writes as text become text again."""
     if not any("content" in turn.fields for turn in conversation.turns):
         return conversation
     return replace(conversation, turns=tuple(map(_call_as_text, conversation.turns)))

@@ -1,4 +1,4 @@
-"""Finds the files of a split: in a folder, behind a pattern, or one file by its name."""
+"""Finds the files of a split in a folder or by a pattern, or takes one named file."""
 
 from __future__ import annotations
 
@@ -28,64 +28,64 @@ _SHOWN = 5
 
 
 def find_files(path: str | None, split: str = TRAIN, flag: str = "--dataset_name_or_path") -> list[str]:
-    """The files of a split. One file that is named is training data; in a folder, and behind a pattern, names decide.
+    """Return the files of a split. A single named file is training data; in a folder or pattern, file names decide.
 
     Args:
-        path: A file, folder or pattern; None: ./data, where PaddleNLP's first scripts looked.
-        split: train, dev or test.
-        flag: The flag that gave `path`, for messages.
+        path: File, folder or pattern; None: ./data, the default of PaddleNLP's first scripts.
+        split: "train", "dev" or "test".
+        flag: Name of the flag that gave `path`, for messages.
 
     Returns:
-        Sorted paths; empty without any for dev or test.
+        Sorted paths; empty if there are none for dev or test.
 
     Raises:
-        UserError: If the names are ambiguous, or there is nothing to read for train.
+        UserError: If the names are ambiguous, or there is no file for train.
     """
-    asked = path or DEFAULT_DATA
-    if os.path.isfile(asked):
-        return [_named_file(asked)] if split == TRAIN else []
-    found = data_folder(asked)
+    searched = path or DEFAULT_DATA
+    if os.path.isfile(searched):
+        return [_named_file(searched)] if split == TRAIN else []
+    found = data_folder(searched)
     _report(found)
     files = found.check().of(split)
     if not files and split == TRAIN:
-        raise UserError(_nothing(path, asked, flag, found))
+        raise UserError(_no_files(path, searched, flag, found))
     return files
 
 
 def data_folder(path: str) -> DataFolder:
-    """The files of a folder or pattern by split, without the preference data that dataset_info.json names."""
+    """Return the files of a folder or pattern by split, without preference data listed in dataset_info.json."""
     found = survey(path)
     for files in found.files.values():
         for file in list(files):
             info = info_of(file)
             if info is not None and info.preference:
                 files.remove(file)
-                found.left_out[file] = f"{info.where} says that it is preference data"
+                found.left_out[file] = f"preference data, according to {info.where}"
     return found
 
 
 def _named_file(path: str) -> str:
     if os.path.basename(path) == FILE:
-        raise UserError(f"{path}: it describes data and holds no rows. Give the file that it names, or the folder.")
+        raise UserError(f"{path}: it describes data and has no rows. Use the file that it names, or the folder.")
     info = info_of(path)
     if info is not None and info.preference:
         raise UserError(
-            f"{path}: {info.where} says that it is preference data: some of its answers are to be avoided, but fine-tuning learns every "
-            "answer. Write the preferred answers to a file of their own."
+            f"{path}: preference data, according to {info.where}: it contains answers to avoid, but fine-tuning trains on "
+            "every answer. Write the preferred answers to a separate file."
         )
     others = splits_of_name(os.path.basename(path)) - {TRAIN}
     if others:
-        say_once(f"{path}: read as it is named itself, although its name says {' and '.join(sorted(others))}")
+        say_once(f"{path}: used for training as requested, although its name contains {' and '.join(sorted(others))}")
     return path
 
 
 def describe(found: DataFolder) -> list[str]:
-    """Lines for a report: the files of each split, and the files that are left out with the reasons."""
+    """Return lines for a report: the files of each split, and the skipped files with the reasons."""
     lines = []
     for split in (TRAIN, DEV, TEST):
         for file in found.of(split):
             lines.append(f"{split}: {file}")
-    return [*lines, *(f"left out: {file} ({reason})" for file, reason in sorted(found.left_out.items()))]
+    return [*lines, *(f"skipped: {file} ({reason})" for file, reason in sorted(found.left_out.items()))]
 
 
 def _report(found: DataFolder) -> None:
@@ -94,7 +94,7 @@ def _report(found: DataFolder) -> None:
     )
     if found.unnamed and found.of(TRAIN):
         say_once(
-            f"{found.path}: no file has the name of a split; all are read as train ({counted(len(found.of(TRAIN)), 'file')})"
+            f"{found.path}: no file name contains the name of a split; all are used for train ({counted(len(found.of(TRAIN)), 'file')})"
         )
     elif counts:
         say_once(f"{found.path}: {counts}")
@@ -108,22 +108,23 @@ def _report(found: DataFolder) -> None:
             if r == reason
         ]
         more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
-        say_once(f"{found.path}: left out: {', '.join(names[:_SHOWN])}{more}: {reason}")
+        say_once(f"{found.path}: skipped: {', '.join(names[:_SHOWN])}{more}: {reason}")
 
 
-def _nothing(path: str | None, asked: str, flag: str, found: DataFolder) -> str:
+def _no_files(path: str | None, searched: str, flag: str, found: DataFolder) -> str:
     form = f"a file ({', '.join(SUFFIXES)}, also with {' or '.join(COMPRESSIONS)}) or a folder with train.json and dev.json"
     if path is None:
-        return f"no data: {flag} is not given and there is no ./{DEFAULT_DATA}/train.json. Name {form} with {flag}."
+        return f"{flag} is not set and ./{DEFAULT_DATA}/train.json does not exist. Set {flag} to {form}."
     others = [file for split in (DEV, TEST, HELD_OUT) for file in found.of(split)]
-    if os.path.isdir(asked) or others or found.left_out:
-        seen = "; ".join(line for line in [*describe(found)][:_SHOWN])
+    if os.path.isdir(searched) or others or found.left_out:
+        seen = "; ".join(describe(found)[:_SHOWN])
         unnamed = sum(reason == UNNAMED for reason in found.left_out.values())
-        remedy = (
-            f"Name a file itself, or rename the training files after train ({unnamed} have no split's name)."
-            if unnamed
-            else ""
-        )
-        return f"{flag} {asked}: the folder holds no training data{f' ({seen})' if seen else ''}. {remedy or f'Give {form}.'}"
-    missing = "no file matches" if glob.has_magic(asked) else "no such file or folder"
-    return f"{flag} {asked}: {missing}. Give {form}."
+        remedy = f"Use {form}."
+        if unnamed:
+            remedy = (
+                "Name a file explicitly, or rename the training files so that their names contain train "
+                f"({unnamed} names contain no split)."
+            )
+        return f"{flag} {searched}: no training data in the folder{f' ({seen})' if seen else ''}. {remedy}"
+    missing = "no file matches" if glob.has_magic(searched) else "no such file or folder"
+    return f"{flag} {searched}: {missing}. Use {form}."

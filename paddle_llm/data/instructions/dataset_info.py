@@ -1,7 +1,7 @@
-"""LLaMA-Factory's `dataset_info.json` beside the data: which columns and role names a file has.
+"""Reads LLaMA-Factory's `dataset_info.json`, which gives the column and role names of the files beside it.
 
-Rows of a file that it describes are renamed to the keys and roles of our formats. Ranking and KTO data is left out.
-See LLaMA-Factory, src/llamafactory/data/parser.py (DatasetAttr) and converter.py.
+Rows of such files are converted to the keys and roles of our formats. Ranking and KTO data are skipped. See
+LLaMA-Factory, src/llamafactory/data/parser.py (DatasetAttr) and converter.py.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _TAGS = {
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What `dataset_info.json` says of one file.
+    """Entry of one file in `dataset_info.json`.
 
     Attributes:
-        name: The name of the data set.
-        where: The file that says it.
+        name: Name of the dataset.
+        where: Path of the dataset_info.json.
         sharegpt: Whether rows hold lists of messages; else one question and one answer.
-        columns: Column names by LLaMA-Factory's names of their use.
-        tags: Key and role names of messages by LLaMA-Factory's names of their use.
-        named: The columns that the file itself names; the others of `columns` are LLaMA-Factory's defaults.
-        preference: Whether the rows are answers to be preferred or avoided.
-        ignored: Attributes that have no effect here.
+        columns: Column names by LLaMA-Factory's names of their purpose.
+        tags: Key and role names of messages by LLaMA-Factory's names of their purpose.
+        named: Columns that the entry names; the others in `columns` are LLaMA-Factory's defaults.
+        preference: Whether the rows are preference data.
+        ignored: Attributes without effect here.
     """
 
     name: str
@@ -55,17 +55,21 @@ class FileInfo:
 
     @property
     def format(self) -> str:
-        """The name of the format that renamed rows have."""
+        """Name of the format of converted rows."""
         return "sharegpt" if self.sharegpt else "alpaca"
 
     def rename(self, row: Any) -> Any:
-        """A row with the keys and roles of `format`; columns that are not named are ignored, and named so that this is reported."""
+        """Convert a row to the keys and roles of `format`. Unused columns are renamed so that they are reported as ignored.
+
+        Raises:
+            BadRow: If a named column is missing.
+        """
         if not isinstance(row, Mapping):
             return row
         needed = ("messages",) if self.sharegpt else ("prompt", "response")
         for use in needed:
             if use in self.columns and row.get(self.columns[use]) is None:
-                raise BadRow(f"has no {self.columns[use]!r}, the column of {self.name} for {use} in {FILE}")
+                raise BadRow(f"no column {self.columns[use]!r}, which {FILE} names for {use} in {self.name}")
         targets = {} if self.sharegpt else _ALPACA
         renamed = {
             "conversations" if use == "messages" else targets.get(use, use): row.get(column)
@@ -96,16 +100,16 @@ _ROLES = {
 
 
 def info_of(path: str) -> FileInfo | None:
-    """What the nearest dataset_info.json, beside a file or one folder above, says of the file; None if nothing.
+    """Return the entry of a file in the nearest dataset_info.json (in its folder or one above); None if there is none.
 
     Raises:
         UserError: If that file is not valid.
     """
-    place = Path(os.path.abspath(path))
-    for folder in place.parents[:2]:
+    absolute = Path(os.path.abspath(path))
+    for folder in absolute.parents[:2]:
         if (folder / FILE).is_file():
             entries = _read(folder / FILE, (folder / FILE).stat().st_mtime_ns)
-            relative = place.relative_to(folder)
+            relative = absolute.relative_to(folder)
             found = next((entries[str(name)] for name in (relative, *relative.parents) if str(name) in entries), None)
             if found is not None:
                 return _one_of(found, path)
@@ -113,18 +117,21 @@ def info_of(path: str) -> FileInfo | None:
 
 
 def _one_of(found: list[FileInfo], path: str) -> FileInfo:
-    """The entry of a file; several that name it must agree, because none was chosen."""
+    """Return the entry of a file; if several entries name it, they must agree."""
     if any(replace(info, name=found[0].name) != found[0] for info in found):
         names = " and ".join(info.name for info in found)
         raise UserError(
-            f"{path}: {found[0].where} describes the file differently under {names}. Keep one of the entries."
+            f"{path}: the entries {names} of {found[0].where} describe the file differently. Keep one of them."
         )
     return found[0]
 
 
 @lru_cache(maxsize=32)
 def _read(path: Path, changed: int) -> dict[str, list[FileInfo]]:
-    """Entries by file name, which may be written as on Windows. A file that describes something else, as `datasets` writes them, has none."""
+    """Return entries by file name, which may have Windows separators; none if the JSON describes something else.
+
+    `datasets` also writes files of this name.
+    """
     entries = read_json_object(path)
     found: dict[str, list[FileInfo]] = {}
     for name, entry in entries.items():
@@ -138,7 +145,7 @@ def _read(path: Path, changed: int) -> dict[str, list[FileInfo]]:
 
 def _entry(path: Path, name: str, entry: dict[str, Any]) -> FileInfo:
     if "format" in entry and "formatting" not in entry:
-        raise UserError(f"{path}: {name}: 'format' is not a setting of LLaMA-Factory. Did you mean 'formatting'?")
+        raise UserError(f"{path}: {name}: unknown setting 'format'. Did you mean LLaMA-Factory's 'formatting'?")
     formatting = entry.get("formatting", "alpaca")
     columns, tags = entry.get("columns", {}), entry.get("tags", {})
     if (
@@ -147,7 +154,7 @@ def _entry(path: Path, name: str, entry: dict[str, Any]) -> FileInfo:
         or not isinstance(tags, dict)
     ):
         raise UserError(
-            f"{path}: {name}: the formatting {formatting!r}, or its columns or tags, are not understood. Correct the entry."
+            f"{path}: {name}: invalid entry: formatting {formatting!r}, columns or tags are not as in LLaMA-Factory. Correct it."
         )
     unknown = [key for key in columns if key not in (*_COLUMNS, *_PREFERENCES)] + [
         key for key in tags if key not in _TAGS

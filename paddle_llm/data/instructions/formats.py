@@ -1,6 +1,6 @@
-"""Formats of instruction rows: how each is recognised by its keys, and how its rows become conversations.
+"""Formats of instruction rows: recognizes each by its keys and converts its rows to conversations.
 
-A key of a row is used, or passed on to the chat template, or refused, or counted as ignored. A key that is null counts as absent.
+Each key of a row is used, passed to the chat template, rejected, or counted as ignored. A null key counts as absent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, refu
 
 __all__ = [
     "ASSISTANT", "FORMATS", "ROLES", "SYSTEM", "TOOL", "USER", "BadRow", "Conversation", "Format", "Round", "Turn",
-    "known_formats", "matching_formats", "read_row", "recognise",
+    "known_formats", "matching_formats", "read_row", "recognize",
 ]  # fmt: skip
 
 _TASK_KEYS = ("task", "task_name", "dataset")
@@ -41,11 +41,12 @@ class Format:
     """A format of rows.
 
     Attributes:
-        required: Keys by which it is recognised.
-        read: Reads the turns of a row without null keys; counts ignored keys of messages.
-        example: A row, for messages.
+        required: Keys by which it is recognized.
+        read: Function that reads the turns of a row without null keys and counts ignored keys of messages.
+        example: Example of a row, for messages.
         optional: Further keys that it uses.
-        without: Keys with which a row is of another format.
+        without: Keys that a row of this format does not have.
+    """
     """
 
     required: tuple[str, ...]
@@ -55,7 +56,7 @@ class Format:
     without: tuple[str, ...] = ()
 
     def matches(self, row: Row) -> bool:
-        """Whether a row has the keys of the format."""
+        """Return whether a row has the keys of the format."""
         return all(row.get(key) is not None for key in self.required) and all(
             row.get(key) is None for key in self.without
         )
@@ -63,7 +64,7 @@ class Format:
 
 def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
     if key not in row:
-        raise BadRow(f"has no key {key!r}")
+        raise BadRow(f"no key {key!r}")
     value = row[key]
     if not isinstance(value, str):
         raise BadRow(f"{key!r} holds {_kind(value)}, not text")
@@ -74,7 +75,7 @@ def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
 
 def _kind(value: Any) -> str:
     if value is None or value != value:
-        return "nothing" if value is None else "NaN (a missing value is null in JSON)"
+        return "null" if value is None else "NaN (a missing value is null in JSON)"
     return type(value).__name__
 
 
@@ -82,7 +83,7 @@ def _system(row: Row) -> list[Turn]:
     context = row.get("context")
     others = sorted(set(context) - {"system"}) if isinstance(context, dict) else []
     if others:
-        raise BadRow(f"'context' holds {', '.join(map(str, others))}; only its system is used")
+        raise BadRow(f"'context' holds {', '.join(map(str, others))}; only 'system' is supported")
     found = {key: row[key] for key in SYSTEMS if row.get(key) is not None}
     if isinstance(context, dict) and context.get("system") is not None:
         found["context"] = context["system"]
@@ -96,7 +97,7 @@ def _system(row: Row) -> list[Turn]:
 
 
 def _history(row: Row) -> list[Turn]:
-    """Rounds before the last one: [[question, answer], ...], or its JSON text, as a csv holds it."""
+    """Return the earlier rounds: [[question, answer], ...], or its JSON text in a csv file."""
     turns = []
     value = row.get("history") or []
     for pair in parsed(value, "history", list) if isinstance(value, str) else value:
@@ -108,12 +109,12 @@ def _history(row: Row) -> list[Turn]:
 
 def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
     if not isinstance(row.get("context") or {}, dict):
-        raise BadRow("'context' holds text that the format src_tgt does not use; join it with src")
+        raise BadRow("'context' holds text, which the format src_tgt does not use; add it to src")
     lists = [isinstance(row.get(key), list) for key in ("src", "tgt")]
     if not any(lists):
         return [*_system(row), Turn(USER, _text(row, "src", may_be_empty=True)), Turn(ASSISTANT, _text(row, "tgt"))]
     if not all(lists) or len(row["src"]) != len(row["tgt"]) or not row["src"]:
-        raise BadRow("'src' and 'tgt' are not lists of the same length")
+        raise BadRow("'src' and 'tgt' are not lists of equal length")
     turns = _system(row)
     for source, target in zip(row["src"], row["tgt"], strict=True):
         turns.append(Turn(USER, _text({"src": source}, "src", may_be_empty=True)))
@@ -122,20 +123,19 @@ def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
 
 
 def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: tuple[str, ...] = ()) -> list[Turn]:
-    """A question and an answer; `further` are keys of a text that belongs to the question, such as a passage."""
+    """Read a question and an answer; `further` are keys of a text that belongs to the question, such as a passage."""
     texts = {
         key: _text(row, key, may_be_empty=True) for key in further if key in row and not isinstance(row[key], dict)
     }
-    more = [text for text in texts.values() if text]
-    if len(more) > 1:
+    nonempty = [text for text in texts.values() if text]
+    if len(nonempty) > 1:
         raise BadRow(f"{' and '.join(map(repr, texts))} both hold text; join them")
-    if (
-        more and isinstance(row.get(question), str) and not row[question].strip()
-    ):  # the whole question is in the other key
-        asked = Turn(USER, more[0])
+    only_further = nonempty and isinstance(row.get(question), str) and not row[question].strip()
+    if only_further:  # the other key holds the whole question
+        user = Turn(USER, nonempty[0])
     else:
-        asked = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input="".join(more))
-    return [*_system(row), *_history(row), asked, Turn(ASSISTANT, _text(row, answer))]
+        user = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input="".join(nonempty))
+    return [*_system(row), *_history(row), user, Turn(ASSISTANT, _text(row, answer))]
 
 
 def _read_list(row: Row, notes: Notes, key: str) -> list[Turn]:
@@ -144,23 +144,23 @@ def _read_list(row: Row, notes: Notes, key: str) -> list[Turn]:
     if turns[0].role != SYSTEM:
         return [*system, *turns]
     if system and system[0].content != turns[0].content:
-        raise BadRow("has a system text beside the messages and another one in them")
+        raise BadRow("the row has a system text that differs from the one in its messages")
     return turns
 
 
 def _read_prompt_completion(row: Row, notes: Notes) -> list[Turn]:
-    """TRL's prompts and completions: texts, or lists of messages of which the completion alone is learned."""
+    """Read TRL's prompts and completions: texts, or lists of messages of which only the completion is trained."""
     values = [row.get("prompt"), row.get("completion")]
     if not any(isinstance(value, list) for value in values):
         return _read_pair(row, notes, "prompt", "completion")
     if not all(isinstance(value, list) for value in values):
         raise BadRow("'prompt' and 'completion' are not both texts or both lists of messages")
-    asked, answered = (read_messages(row[key], key, notes) for key in ("prompt", "completion"))
-    unlearned = [
-        Turn(t.role, t.content, False, t.input, t.fields) if t.role == ASSISTANT and t.bears_loss is None else t
-        for t in asked
+    prompt, completion = (read_messages(row[key], key, notes) for key in ("prompt", "completion"))
+    untrained = [
+        Turn(t.role, t.content, False, t.input, t.fields) if t.role == ASSISTANT and t.has_loss is None else t
+        for t in prompt
     ]
-    return [*(() if asked[0].role == SYSTEM else _system(row)), *unlearned, *answered]
+    return [*(() if prompt[0].role == SYSTEM else _system(row)), *untrained, *completion]
 
 
 def _pair(
@@ -202,12 +202,16 @@ FORMATS = {
 
 
 def matching_formats(row: Row) -> list[str]:
-    """The names of the formats whose keys a row has."""
+    """Return the names of the formats whose keys a row has."""
     return [name for name, known in FORMATS.items() if known.matches(row)]
 
 
-def recognise(rows: list[Row], where: str) -> str:
-    """The name of the format of the first of `rows` that has one.
+def recognize(rows: list[Row], where: str) -> str:
+    """Return the name of the format of the first of `rows` that has one.
+
+    Args:
+        rows: Rows of one file.
+        where: File, and line if known, for messages.
 
     Raises:
         UserError: If a row has the keys of no format or of several, or is preference data.
@@ -218,7 +222,7 @@ def recognise(rows: list[Row], where: str) -> str:
         if len(matches) > 1:
             keys = ", ".join("+".join(FORMATS[name].required) for name in matches)
             raise UserError(
-                f"{where}: could be {' or '.join(matches)} (it has {keys}). Say which with --data_format {matches[0]}."
+                f"{where}: the keys {keys} match several formats: {' or '.join(matches)}. Set --data_format {matches[0]}."
             )
         if matches:
             return matches[0]
@@ -226,41 +230,44 @@ def recognise(rows: list[Row], where: str) -> str:
         named = [name for name, known in FORMATS.items() if all(key in row for key in known.required)]
         if len(named) == 1:
             return named[0]
-    # Quotes show blanks and marks in a name that make it another one.
+    # Quotes show blanks and invisible characters that make a name differ.
     names = [
         key if key.isprintable() and key == key.strip() else repr(key) for key in map(str, rows[0] if rows else ())
     ]
     found = ", ".join(names) or "no rows"
     raise UserError(
-        f"{where}: no known format; its keys are: {found}.\nThe formats are\n{known_formats()}\n{_WAYS_ON}{_text_hint(rows)}"
+        f"{where}: unknown format: its keys are {found}.\nThe formats are\n{known_formats()}\n{_REMEDY}{_corpus_hint(rows)}"
     )
 
 
-_WAYS_ON = "Rename the keys, or turn the columns into inputs and targets with a file of templates (--prompt_templates)."
+_REMEDY = "Rename the keys, or convert the rows with a file of templates (--prompt_templates)."
 
 
-def _text_hint(rows: list[Row]) -> str:
+def _corpus_hint(rows: list[Row]) -> str:
     if rows and isinstance(rows[0].get("text"), str):
-        return " Rows with a text alone are a corpus: `paddle-llm data build`, then pretraining."
+        return " Rows with only a text are a corpus for pretraining: use `paddle-llm data build`."
     return ""
 
 
 def known_formats() -> str:
-    """One line per format."""
+    """Return one line per format."""
     return "\n".join(f"  {name}: {known.example}" for name, known in FORMATS.items())
 
 
 def read_row(row: Any, format_name: str, where: str = "", notes: Notes | None = None) -> Conversation:
-    """A row in a known format as a conversation.
+    """Convert a row of a known format to a conversation.
 
     Args:
-        notes: Counts what is to be reported.
+        row: The row.
+        format_name: Name of its format.
+        where: File and line, for messages.
+        notes: Counts that are updated.
 
     Raises:
-        BadRow: With the reason.
+        BadRow: If the row is not a conversation.
     """
     if not isinstance(row, dict):
-        raise BadRow(f"is a JSON {type(row).__name__}, not an object")
+        raise BadRow(f"a JSON {type(row).__name__}, not an object")
     known, counted = FORMATS[format_name], Notes()
     for key in known.required:
         if row.get(key) is None:

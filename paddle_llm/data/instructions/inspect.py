@@ -1,5 +1,7 @@
-"""`paddle-llm data inspect --finetune`: what fine-tuning would see of a file: samples as text with the learnt tokens marked,
-how long they are, how much of a batch is padding with and without packing."""
+"""Statistics of encoded samples (`paddle-llm data inspect --finetune`): lengths, and padding with and without packing.
+
+Also shows samples as text with the trained tokens marked.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,22 @@ PERCENTILES = (50, 90, 95, 99, 100)
 
 
 @dataclass(frozen=True)
-class FinetuneInspection:
-    """report: counts; percentiles: tokens of a sample at PERCENTILES; padding_batch: share of padding in batches of `batch` padded to
-    their longest; padding_fixed, padding_packed: in rows of row_length, one sample each and packed; tasks, languages: samples."""
+class SampleStatistics:
+    """Statistics of samples.
+
+    Attributes:
+        samples: Encoded samples.
+        report: Counts of what happened to the samples.
+        percentiles: Number of tokens of a sample at each of PERCENTILES.
+        batch: Number of samples in a batch.
+        row_length: Number of tokens of a row.
+        padding_batch: Share of padding in batches padded to their longest sample.
+        padding_fixed: Share of padding with one sample per row.
+        padding_packed: Share of padding in packed rows.
+        rows: Number of packed rows.
+        tasks: Counts of samples by task.
+        languages: Counts of samples by language.
+    """
 
     samples: EncodedSamples
     report: EncodingReport
@@ -37,7 +52,7 @@ class FinetuneInspection:
     languages: Counter[str]
 
 
-def inspect_conversations(
+def compute_statistics(
     conversations: Sequence[Conversation],
     encoder: InstructionEncoder,
     *,
@@ -45,12 +60,21 @@ def inspect_conversations(
     batch: int = 8,
     long_samples: str = "truncate",
     seed: int = 42,
-) -> FinetuneInspection:
-    """Encode all and count."""
+) -> SampleStatistics:
+    """Encode conversations and compute their statistics.
+
+    Args:
+        conversations: The conversations.
+        encoder: Encoder with template and lengths.
+        row_length: Number of tokens of a row; increased to the longest sample.
+        batch: Number of samples in a batch.
+        long_samples: What to do with samples longer than max_length.
+        seed: Seed of the shuffling.
+    """
     samples = encode_all(conversations, encoder, long_samples=long_samples, drop_unlearnable=True)
     lengths = samples.lengths
     packing = pack(lengths, max(row_length, int(lengths.max())), seed)
-    return FinetuneInspection(
+    return SampleStatistics(
         samples,
         samples.report,
         {p: int(np.percentile(lengths, p, method="inverted_cdf")) for p in PERCENTILES},
@@ -66,34 +90,37 @@ def inspect_conversations(
 
 
 def padding_of_batches(lengths: np.ndarray, batch: int, seed: int) -> float:
-    """Share of padding in shuffled batches, each padded to its longest."""
+    """Return the share of padding in shuffled batches, each padded to its longest sample."""
     shuffled = np.random.RandomState(seed % 2**32).permutation(lengths)
     batches = [shuffled[i : i + batch] for i in range(0, len(shuffled), batch)]
     return 1 - int(lengths.sum()) / sum(int(b.max()) * len(b) for b in batches)
 
 
-def spans(sample: EncodedSample) -> list[tuple[bool, list[int]]]:
-    """The sample's tokens, the last target with them, in runs of (bears loss, ids). A target that is not the next token (an end that
-    is learnt where the conversation goes on) is a run of its own."""
+def loss_spans(sample: EncodedSample) -> list[tuple[bool, list[int]]]:
+    """Return the sample's tokens, including the last target, in runs of (whether they have a loss, ids).
+
+    A target that differs from the next token (an end that is trained although the conversation continues) is a separate
+    run.
+    """
     tokens = [*sample.input_ids.tolist(), int(sample.labels[-1])]
     runs: list[tuple[bool, list[int]]] = [(False, [tokens[0]])]
     for token, label in zip(tokens[1:], sample.labels.tolist(), strict=True):
-        bears = label == token
+        has_loss = label == token
         if label not in (IGNORE_INDEX, token):
             runs.append((True, [label]))
         if token == IGNORE_INDEX:
             continue
-        if runs[-1][0] == bears:
+        if runs[-1][0] == has_loss:
             runs[-1][1].append(token)
         else:
-            runs.append((bears, [token]))
+            runs.append((has_loss, [token]))
     return runs
 
 
-def marked(sample: EncodedSample, codec: TextCodec, before: str = "[[", after: str = "]]") -> str:
-    """The sample as text, what bears loss between `before` and `after`; special tokens by name."""
+def mark_loss(sample: EncodedSample, codec: TextCodec, before: str = "[[", after: str = "]]") -> str:
+    """Return a sample as text, with `before` and `after` around text with a loss; special tokens by name."""
     parts = []
-    for bears, ids in spans(sample):
+    for has_loss, ids in loss_spans(sample):
         text = codec.show(ids)
-        parts.append(f"{before}{text}{after}" if bears else text)
+        parts.append(f"{before}{text}{after}" if has_loss else text)
     return "".join(parts)

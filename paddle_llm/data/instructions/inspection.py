@@ -1,34 +1,30 @@
-"""What `data inspect --finetune` shows of files: which file is which split, its encoding, format and rows, and what is left out."""
+"""Describes instruction files for `data inspect --finetune`: split, encoding, format, number of rows, skipped files."""
 
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass
 
 from paddle_llm.config.local_files.split_names import DEV, TEST, TRAIN, DataFolder, kind_of_file
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import parse_weighted_paths
 from paddle_llm.data.instructions.data_files import data_folder
-from paddle_llm.data.instructions.files import RowReader
-from paddle_llm.data.instructions.formats import BadRow
+from paddle_llm.data.instructions.files import read_file
 from paddle_llm.data.instructions.prompted_tasks import PromptTemplates
-from paddle_llm.data.instructions.rows import read_rows
 from paddle_llm.data.text_files import TextStream, compression_of
-
-_LOOK_AT = 100
 
 
 @dataclass(frozen=True)
 class FileReport:
-    """One file.
+    """Description of one file.
 
     Attributes:
-        split: train, dev or test.
-        encoding: Text encoding and compression; of a parquet file its format.
-        format: The format of the rows and how it was found, or why the file cannot be read.
-        rows: Number of rows that are conversations.
-        bad_rows: Number of rows that are not.
+        path: Path of the file.
+        split: "train", "dev" or "test".
+        encoding: Text encoding and compression; "parquet" for a parquet file.
+        format: Format of the rows and how it was chosen, or why the file cannot be read.
+        rows: Number of conversations.
+        bad_rows: Number of bad rows.
     """
 
     path: str
@@ -44,10 +40,15 @@ class FileReport:
 
 
 def describe_data(value: str, data_format: str = "auto", prompt_templates: str | None = None) -> list[str]:
-    """One line for each file of a folder, pattern, file or blend, and one for each file that is left out.
+    """Return one line for each file of a folder, pattern, file or blend, and one for each skipped file.
+
+    Args:
+        value: Value of --finetune.
+        data_format: Name of the format of all files, or "auto".
+        prompt_templates: File of templates that turn raw records into conversations.
 
     Raises:
-        UserError: If a blend is malformed, or the names of files are ambiguous.
+        UserError: If a blend is malformed or file names are ambiguous.
     """
     blend = None if os.path.exists(value) else parse_weighted_paths(value, "--finetune")
     lines: list[str] = []
@@ -55,28 +56,20 @@ def describe_data(value: str, data_format: str = "auto", prompt_templates: str |
         found = DataFolder(path, {TRAIN: [path]}) if os.path.isfile(path) else data_folder(path).check()
         for split in (TRAIN, DEV, TEST):
             lines += [str(_describe(file, split, data_format, prompt_templates)) for file in found.of(split)]
-        lines += [f"left out  {file}: {reason}" for file, reason in sorted(found.left_out.items())]
+        lines += [f"skipped  {file}: {reason}" for file, reason in sorted(found.left_out.items())]
     return lines
 
 
 def _describe(path: str, split: str, data_format: str, prompt_templates: str | None) -> FileReport:
     prompted = PromptTemplates(prompt_templates) if prompt_templates else None
-    counts: Counter[bool] = Counter()
+    rows = bad_rows = 0
     try:
-        rows = list(read_rows(path))
-        reader = RowReader(path, data_format, prompted)
-        reader.look_at(rows[:_LOOK_AT])
-        for row in rows:
-            try:
-                made = [] if row.problem else list(reader.read(row.value, path))
-                counts[bool(made)] += len(made) or 1
-            except BadRow:
-                counts[False] += 1
-        reader.check_columns()
-        form = f"format {reader.describe()}"
+        content = read_file(path, data_format, prompted)
+        rows, bad_rows = len(content.conversations), len(content.bad_rows)
+        description = f"format {content.reader.describe()}"
     except UserError as error:
-        form = f"cannot be read: {str(error).splitlines()[0]}"
-    return FileReport(path, split, _encoding(path), form, counts[True], counts[False])
+        description = f"cannot be read: {str(error).splitlines()[0]}"
+    return FileReport(path, split, _encoding(path), description, rows, bad_rows)
 
 
 def _encoding(path: str) -> str:

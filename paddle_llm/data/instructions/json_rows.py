@@ -1,7 +1,7 @@
-"""Rows of JSON files: one object per line, arrays, objects over several lines, and concatenations of these.
+"""Reads rows of JSON files: one object per line, arrays, objects over several lines, and concatenations of these.
 
-A file is read completely or refused: text between or behind the values is an error. In a file with one object per line, a line
-that is not JSON is a bad row, and the other lines are read.
+A file is read completely or rejected: text between or after the values is an error. In a file with one object per line, a
+line that is not JSON is a bad row, and the other lines are read.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ class Row(NamedTuple):
     """A row of a file.
 
     Attributes:
-        line: The line that it starts on, from 1; the row of a parquet file.
-        value: The row, or None if it cannot be read.
-        problem: Why it cannot be read.
+        line: Line on which it starts, from 1; row of a parquet file.
+        value: The row; None if it cannot be read.
+        problem: Reason why it cannot be read.
+    """
     """
 
     line: int
@@ -42,7 +43,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise _DuplicateKey(f"has the key {next(key for key in keys if keys.count(key) > 1)!r} twice")
+        raise _DuplicateKey(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
     return found
 
 
@@ -53,7 +54,7 @@ def json_rows(source: Source) -> Iterator[Row]:
     """Yield every row of a JSON file.
 
     Raises:
-        UserError: If the file is an array, or objects over several lines, that ends early or is followed by other text.
+        UserError: If the file is an array, or objects over several lines, and ends early or has other text after it.
     """
     blocks = read_blocks([source], ReadOptions("line"))
     first = next((block for block in blocks if block.payload and not block.payload.isspace()), None)
@@ -71,9 +72,9 @@ def json_rows(source: Source) -> Iterator[Row]:
 
 
 def _one_object_per_line(payload: bytes, one_line: bool) -> bool:
-    """Whether the first line that is not blank is a whole value, or no beginning of one.
+    """Return whether the first nonblank line is a complete value, or not the beginning of one.
 
-    A file of one line is not such a file: it may be an object that holds the rows.
+    A file with a single line does not count: it may be one object that contains the rows.
     """
     line = next(line for line in payload.split(b"\n") if line.strip())
     if line.lstrip()[:1] == b"[":
@@ -81,7 +82,7 @@ def _one_object_per_line(payload: bytes, one_line: bool) -> bool:
     try:
         parse_json(line)
     except json.JSONDecodeError as error:
-        # An object that goes on fails where the line ends.
+        # For an object that continues on the next line, the error is at the end of this line.
         return not (line.lstrip()[:1] == b"{" and error.pos >= len(error.doc.rstrip(_BLANKS)))
     except (ValueError, RecursionError):
         return True
@@ -101,13 +102,13 @@ def _line_rows(payload: bytes, first_row: int) -> Iterator[Row]:
 def _rows_of_line(number: int, line: str | bytes) -> Iterator[Row]:
     try:
         text = line if isinstance(line, str) else line.decode("utf-8")
-        values = list(_sequence(text.removeprefix("\ufeff")))  # a mark inside a file: files were joined
+        values = list(_sequence(text.removeprefix("\ufeff")))  # a mark inside a file: files were concatenated
     except UnicodeDecodeError:
         yield Row(number, None, "not UTF-8")
     except _DuplicateKey as error:
         yield Row(number, None, str(error))
     except RecursionError:
-        yield Row(number, None, "JSON that is nested too deeply")
+        yield Row(number, None, "JSON nested too deeply")
     except json.JSONDecodeError as error:
         yield Row(number, None, _why_not_json(error))
     except ValueError:
@@ -117,18 +118,18 @@ def _rows_of_line(number: int, line: str | bytes) -> Iterator[Row]:
 
 
 def _why_not_json(error: json.JSONDecodeError) -> str:
-    """The usual mistakes of files that were not written by a JSON library."""
+    """Name the usual mistakes in files that were not written by a JSON library."""
     if error.msg.startswith("Invalid control character"):
-        return "not JSON: a tab or another control character in a text; escape it, as \\t"
+        return "not JSON: a tab or other control character in a text; escape it, as \\t"
     if error.msg.startswith("Unterminated string"):
-        return "not JSON: a text breaks off at the end of the line; write \\n for a line end in a text"
+        return "not JSON: a text is not closed at the end of the line; write \\n for a line end in a text"
     found = error.doc[error.pos : error.pos + 1]
-    causes = {",": "a comma behind the object", "'": "single quotes", "/": "a comment", "#": "a comment"}
+    causes = {",": "a comma after the object", "'": "single quotes", "/": "a comment", "#": "a comment"}
     return f"not JSON: {causes[found]}" if found in causes else "not JSON"
 
 
 def _sequence(text: str, at: int = 0) -> Iterator[tuple[int, Any]]:
-    """Yield (position, value) of JSON values with only blanks between them."""
+    """Yield (position, value) of JSON values separated only by blanks."""
     at = _skip(text, at)
     while at < len(text):
         value, end = _DECODER.raw_decode(text, at)
@@ -136,15 +137,14 @@ def _sequence(text: str, at: int = 0) -> Iterator[tuple[int, Any]]:
         at = _skip(text, end)
 
 
-def _skip(text: str, at: int, also: str = "") -> int:
-    blanks = _BLANKS + also
-    while at < len(text) and text[at] in blanks:
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at] in _BLANKS:
         at += 1
     return at
 
 
 def _values(path: str, payload: bytes, first_row: int) -> Iterator[Row]:
-    """Rows of arrays and of objects over several lines, each with the line that it starts on."""
+    """Yield the rows of arrays and of objects over several lines, each with the line on which it starts."""
     try:
         text = payload.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -170,7 +170,7 @@ def _values(path: str, payload: bytes, first_row: int) -> Iterator[Row]:
         if single and singles == 1 and (inner := _wrapped(path, value)) is not None:
             if _skip(text, _DECODER.raw_decode(text, at)[1]) < len(text):
                 raise UserError(
-                    f"{path}: more text follows the object that holds the rows. Write one JSON object per line."
+                    f"{path}: text after the object that contains the rows. Write one JSON object per line."
                 )
             yield from (Row(line, item) for item in inner)
             return
@@ -184,28 +184,28 @@ class _Broken(ValueError):
 
 
 def _items(text: str) -> Iterator[tuple[int, Any, bool]]:
-    """Yield (position, row, whether it is outside an array) of a sequence of arrays and objects."""
+    """Yield (position, row, whether it is outside an array) for a sequence of arrays and objects."""
     at = _skip(text, 0)
     while at < len(text):
         if text[at] == "[":
             at = yield from _array(text, at)
         elif text[at] == "{":
-            value, end = _decode(text, at, "the JSON object breaks off here")
+            value, end = _decode(text, at, "incomplete JSON object")
             yield at, value, True
             at = end
         else:
-            raise _Broken(f"text that is not JSON behind the rows: {text[at : at + 30].splitlines()[0]!r}", at)
+            raise _Broken(f"text after the rows is not JSON: {text[at : at + 30].splitlines()[0]!r}", at)
         at = _skip(text, at)
 
 
 def _array(text: str, at: int) -> Generator[tuple[int, Any, bool], None, int]:
-    """Yield the items of an array that starts at `at`. Returns the position behind it."""
+    """Yield the items of an array that starts at `at`. Returns the position after it."""
     at = _skip(text, at + 1)
     comma = True
     while text[at : at + 1] != "]":
         if not comma:
-            raise _Broken("the JSON array breaks off here: a comma is missing", at)
-        value, end = _decode(text, at, "the JSON array breaks off here")
+            raise _Broken("incomplete JSON array: missing comma", at)
+        value, end = _decode(text, at, "incomplete JSON array")
         yield at, value, False
         at = _skip(text, end)
         comma = text[at : at + 1] == ","
@@ -227,10 +227,10 @@ def _decode(text: str, at: int, what: str) -> tuple[Any, int]:
 
 
 def _wrapped(path: str, value: Any) -> list[Any] | None:
-    """The rows of a file that is one object, such as {"version": ..., "data": [...]}; None if the object is a row itself.
+    """Return the rows of a file that is one object, such as {"version": ..., "data": [...]}; None if it is a row itself.
 
     Raises:
-        UserError: If the object holds several lists of rows, as splits of one file.
+        UserError: If the object holds several lists of rows, such as splits.
     """
     if not isinstance(value, dict):
         return None
@@ -242,7 +242,7 @@ def _wrapped(path: str, value: Any) -> list[Any] | None:
     if len(lists) == 1 and known and scalars:
         others = [key for key in value if key not in lists]
         say_once(
-            f"{path}: the rows are those of the key {lists[0]!r}"
+            f"{path}: rows are read from the key {lists[0]!r}"
             + (f"; ignored keys: {', '.join(others)}" if others else "")
         )
         return value[lists[0]]
@@ -250,6 +250,6 @@ def _wrapped(path: str, value: Any) -> list[Any] | None:
     if splits or len(known) > 1:
         keys = splits or known
         raise UserError(
-            f"{path}: one object with the rows of {', '.join(keys)}. Write each to a file, one JSON object per line."
+            f"{path}: one object contains the rows of {', '.join(keys)}. Write each to its own file, one JSON object per line."
         )
     return None

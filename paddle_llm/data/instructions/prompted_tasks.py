@@ -1,16 +1,16 @@
-"""A file of prompt templates that turns raw records (any columns) into inputs and targets, as P3 and xP3 were made.
+"""Reads a file of prompt templates that turn raw records (any columns) into inputs and targets, as in P3 and xP3.
 
-JSON or YAML; a list of templates, or `{"templates": [...]}`; promptsource's own files (`!Template`, `jinja: "input ||| target"`,
-`answer_choices: "no ||| yes"`) are read as they are. A template:
+The file is JSON or YAML: a list of templates, or `{"templates": [...]}`. Promptsource's files (`!Template`,
+`jinja: "input ||| target"`, `answer_choices: "no ||| yes"`) are supported as well. A template:
 
     name: is_it_positive
     inputs: "Review: {{ text }}\\nIs it positive?"
     targets: "{{ answer_choices[label] }}"
     answer_choices: "no ||| yes"      # optional
-    task: sentiment                   # optional: only for records whose `task` is this; otherwise names the task
+    task: sentiment                   # optional: only for records with this `task`; otherwise it names the task
     language: en                      # optional
 
-A record gives one sample per template that applies to it. As in promptsource, a template whose target comes out empty does not
+A record gives one sample per template that applies to it. As in promptsource, a template with an empty target does not
 apply (Bach et al. 2022, "PromptSource", section 3).
 """
 
@@ -31,19 +31,27 @@ _SPLIT = "\x1f"
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """What to ask and what to answer, as compiled Jinja; `task` also selects records that name a task."""
+    """A template of inputs and targets.
+
+    Attributes:
+        name: Name of the template.
+        both: Compiled inputs and targets in one, so that a variable set in the inputs is defined in the targets.
+        choices: Compiled answer choices; None if there are none.
+        task: Task of the samples; records that name another task are skipped.
+        language: Language of the samples.
+    """
 
     name: str
-    both: Any  # inputs and targets in one, so that a variable set in the first is known in the second
+    both: Any
     choices: Any | None
     task: str
     language: str
 
     def apply(self, row: dict[str, Any]) -> tuple[str, str] | None:
-        """(inputs, targets) of a record; None where the template does not apply.
+        """Return (inputs, targets) of a record; None if the template does not apply.
 
         Raises:
-            BadRow: a column is missing, or does not fit.
+            BadRow: If a column is missing or has an unsuitable value.
         """
         if self.task and row.get("task", self.task) != self.task:
             return None
@@ -57,14 +65,19 @@ class PromptTemplate:
         try:
             return render(template, columns)
         except UserError as error:
-            raise BadRow(f"the template {self.name!r} cannot be filled: {error}") from error
+            raise BadRow(f"template {self.name!r} cannot be filled: {error}") from error
 
 
 class PromptTemplates:
     """The templates of a file.
 
+    Attributes:
+        path: Path of the file.
+        templates: The templates in order.
+        applied: Number of samples by name of the template.
+
     Raises:
-        UserError: the file is missing, no JSON or YAML, or holds something that is no template.
+        UserError: If the file is missing, is not JSON or YAML, or contains an invalid template.
     """
 
     def __init__(self, path: str):
@@ -74,9 +87,13 @@ class PromptTemplates:
         self.applied = dict.fromkeys((t.name for t in self.templates), 0)
 
     def conversations(self, row: Any, where: str) -> Iterator[Conversation]:
-        """One conversation per template that applies to the record."""
+        """Yield one conversation per template that applies to a record.
+
+        Raises:
+            BadRow: If no template applies.
+        """
         if not isinstance(row, dict):
-            raise BadRow(f"is a JSON {type(row).__name__}, not an object")
+            raise BadRow(f"a JSON {type(row).__name__}, not an object")
         made = [(template, found) for template in self.templates if (found := template.apply(row))]
         if not made:
             raise BadRow("no template applies")
@@ -89,10 +106,10 @@ class PromptTemplates:
 
 
 def _load(path: str) -> list[dict[str, Any]]:
-    import yaml  # JSON is YAML, but json's messages are better
+    import yaml  # YAML includes JSON, but the messages of `json` are better
 
     class Loader(yaml.SafeLoader):
-        """Safe, and reads promptsource's two tags as plain mappings."""
+        """Safe loader that reads promptsource's two tags as plain mappings."""
 
     for tag in ("!Template", "!TemplateMetadata"):
         Loader.add_constructor(tag, lambda loader, node: loader.construct_mapping(node, deep=True))
@@ -100,28 +117,32 @@ def _load(path: str) -> list[dict[str, Any]]:
         with open(path, encoding="utf-8") as stream:
             content = parse_json(stream.read()) if path.endswith(".json") else yaml.load(stream, Loader)
     except OSError as error:
-        raise UserError(f"--prompt_templates {path}: cannot be read: {error.strerror}.") from error
+        raise UserError(f"--prompt_templates {path}: cannot be read: {error.strerror}. Check the path.") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(f"--prompt_templates {path}: neither JSON nor YAML: {error}") from error
+        raise UserError(f"--prompt_templates {path}: neither JSON nor YAML: {error}. Correct the file.") from error
     found = content.get("templates") if isinstance(content, dict) else content
     found = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(found, list) or not found:
-        raise UserError(f"--prompt_templates {path}: holds no list of templates (each with name, inputs, targets).")
+        raise UserError(
+            f"--prompt_templates {path}: no list of templates. Write a list of objects with name, inputs and targets."
+        )
     return found
 
 
 def _template(entry: Any, path: str, number: int) -> PromptTemplate:
     where = f"--prompt_templates {path}, template {number}"
     if not isinstance(entry, dict):
-        raise UserError(f"{where}: is no object with name, inputs and targets.")
+        raise UserError(f"{where}: not an object. Write an object with name, inputs and targets.")
     if "jinja" in entry:
         inputs, border, targets = str(entry["jinja"]).partition(_BORDER)
         if not border:
-            raise UserError(f"{where}: `jinja` has no {_BORDER} between input and target.")
+            raise UserError(f"{where}: `jinja` has no {_BORDER}. Put it between input and target.")
     elif isinstance(entry.get("inputs"), str) and isinstance(entry.get("targets"), str):
         inputs, targets = entry["inputs"], entry["targets"]
     else:
-        raise UserError(f"{where}: has no inputs and targets (its keys: {', '.join(map(str, entry)) or 'none'}).")
+        raise UserError(
+            f"{where}: no inputs and targets; its keys are {', '.join(map(str, entry)) or 'none'}. Add both as text."
+        )
     name = str(entry.get("name") or f"template {number}")
     choices = entry.get("answer_choices")
     return PromptTemplate(

@@ -1,4 +1,4 @@
-"""Reads the rows of an instruction file, whatever its format."""
+"""Reads the rows of an instruction file of any format."""
 
 from __future__ import annotations
 
@@ -14,17 +14,15 @@ from paddle_llm.data.text_files import compression_of
 
 
 def read_rows(path: str) -> Iterator[Row]:
-    """Yield every row of a file with its line (of a parquet file its row), from 1.
+    """Yield every row of a file with its line (for parquet its row), from 1.
 
     Raises:
-        UserError: If the suffix is unknown, or the file cannot be read.
+        UserError: If the suffix is unknown or the file cannot be read.
     """
     kind, compression = kind_of_file(path), compression_of(path)
     if kind is None:
         raise UserError(
-            f"{path}: the suffix does not name a format that is read. Give a file with one of {', '.join(SUFFIXES)}, also with .gz "
-            "or .zst."
-        )
+            f"{path}: unknown suffix. Use a file with one of {', '.join(SUFFIXES)}, optionally with .gz or .zst."
     source = Source(path, "text", compression, os.path.getsize(path))
     if kind == "parquet":
         yield from parquet_rows(source)

@@ -1,7 +1,7 @@
-"""`paddle-llm data self-cognition`: a small set of questions and answers from which a model learns its name and who made it.
+"""Writes questions and answers that teach a model its name and its author (`paddle-llm data self-cognition`).
 
-About a hundred rows to a language, in the format `query_response`. To be mixed with ordinary instructions, lest the model forget
-the rest: `--dataset_name_or_path "0.1 me.jsonl 0.9 instructions.jsonl"`.
+There are about a hundred rows per language, in the format `query_response`. Mix them with ordinary instructions, so that
+the model keeps its other abilities: `--dataset_name_or_path "0.1 me.jsonl 0.9 instructions.jsonl"`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from paddle_llm.core.errors import UserError
 
 
 class _Theme(NamedTuple):
-    """Questions of one theme; an answer is taken by turns. {other} runs over `others`, so that each question is asked of each."""
+    """Questions of one theme; answers are used in turn. {other} takes each of `others` for each question."""
 
     questions: tuple[str, ...]
     answers: tuple[str, ...]
@@ -146,24 +146,24 @@ LANGUAGES = {"zh": _CHINESE, "en": _ENGLISH}
 
 
 def self_cognition_rows(language: str, name: str, author: str) -> Iterator[dict[str, str]]:
-    """The rows of a language: query, response, language, task."""
+    """Yield the rows of a language: query, response, language, task."""
     for theme in LANGUAGES[language]:
         answers = cycle(theme.answers)
         for other in theme.others:
             for question in theme.questions:
-                words = {"name": name, "author": author, "other": other}
+                values = {"name": name, "author": author, "other": other}
                 yield {
-                    "query": _fill(question, words),
-                    "response": _fill(next(answers), words),
+                    "query": _fill(question, values),
+                    "response": _fill(next(answers), values),
                     "language": language,
                     "task": "self_cognition",
                 }
 
 
-def _fill(text: str, words: dict[str, str]) -> str:
-    # Not str.format: a name may hold braces.
-    for key, word in words.items():
-        text = text.replace("{" + key + "}", word)
+def _fill(text: str, values: dict[str, str]) -> str:
+    # Not str.format: a name may contain braces.
+    for key, value in values.items():
+        text = text.replace("{" + key + "}", value)
     return text
 
 
@@ -173,21 +173,25 @@ def write_self_cognition(
     """Write the rows of all languages as jsonl.
 
     Args:
-        name, author: by language.
+        name: Name of the model by language.
+        author: Author of the model by language.
+        languages: Languages in the order of the rows.
+        output: File to write.
+        overwrite: Replace an existing file.
 
     Returns:
-        Rows by language.
+        The number of rows by language.
 
     Raises:
-        UserError: an empty name, an unknown language, a file in the way.
+        UserError: If a name is empty, a language is unknown, or the file exists.
     """
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown or not languages:
-        raise UserError(f"--language {','.join(languages)}: known are {', '.join(LANGUAGES)}.")
+        raise UserError(f"--language {','.join(languages)}: unknown. Use {' or '.join(LANGUAGES)}, separated by commas.")
     if not all(text.strip() for text in (*name.values(), *author.values())):
-        raise UserError("--name and --author must not be empty.")
+        raise UserError("--name or --author is empty. Set both.")
     if os.path.exists(output) and not overwrite:
-        raise UserError(f"--output {output}: is there already. Give another name, or --overwrite.")
+        raise UserError(f"--output {output}: exists already. Use another name or --overwrite.")
     rows = [row for language in languages for row in self_cognition_rows(language, name[language], author[language])]
     write_atomically(Path(output), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     return {language: sum(row["language"] == language for row in rows) for language in languages}

@@ -1,7 +1,7 @@
-"""Rows of csv, tsv and parquet files.
+"""Reads rows of csv, tsv and parquet files.
 
-Cells of csv are text as written: `datasets` turns columns of numbers into numbers. Words such as NA and null are missing values,
-as in `datasets`; their number is reported.
+Cells of csv files are kept as text, whereas `datasets` converts columns of numbers. Words such as NA and null are
+missing values, as in `datasets`; their number is reported.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paddle_llm.data.instructions.json_rows import Row
 from paddle_llm.data.text_files import read_text
 
 _BATCH = 1024
-# What pandas.read_csv, and `datasets` through it, reads as a missing value (pandas 3.0, pandas/_libs/parsers.pyx, STR_NA_VALUES).
+# Missing values of pandas.read_csv, which `datasets` uses (pandas 3.0, pandas/_libs/parsers.pyx, STR_NA_VALUES).
 _MISSING = frozenset(
     [
         "#N/A",
@@ -46,15 +46,19 @@ _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",":
 
 
 def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
-    """Yield the rows of a file with cells, named by its first line. Cells may hold line ends between quotes; missing cells are null.
+    """Yield the rows of a csv file; the first line has the names. Quoted cells may contain line ends; missing cells are null.
+
+    Args:
+        source: The file.
+        delimiter: Separator of the cells.
 
     Raises:
-        UserError: If the quotes do not match, two columns have one name, or the cells are separated in another way.
+        UserError: If quotes do not match, two columns have the same name, or the cells have another delimiter.
     """
     text = read_text(source.path)
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{source.path}, line {line}: a NUL character, which csv cannot hold. Write the file again.")
+        raise UserError(f"{source.path}, line {line}: NUL character, which csv does not allow. Write the file again.")
     missing = 0
     csv.field_size_limit(1 << 30)
     cells = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
@@ -67,7 +71,7 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
         line = reader.line_num + 1
         for value in reader:
             if None in value:
-                yield Row(line, None, "has more cells than the first line")
+                yield Row(line, None, "more cells than the first line")
             else:
                 found = {name: None if cell in _MISSING else cell for name, cell in value.items()}
                 missing += sum(found[name] is None and cell is not None for name, cell in value.items())
@@ -75,7 +79,7 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
             line = reader.line_num + 1
         if missing:
             say_once(
-                f"{source.path}: {missing} cells with NA, null, None, nan or the like are read as missing values, as by datasets"
+                f"{source.path}: {missing} cells such as NA, null, None and nan are read as missing values, as in datasets"
             )
     except csv.Error as error:
         raise UserError(
@@ -84,7 +88,7 @@ def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
 
 
 def _column_names(cells: Iterator[list[str]]) -> list[str]:
-    """The names in the first line that is not empty. A column without one is named as pandas names it: `Unnamed: 0`."""
+    """Return the names in the first nonempty line. A column without a name is named as in pandas: `Unnamed: 0`."""
     first = next((row for row in cells if row), [])
     return [name or f"Unnamed: {number}" for number, name in enumerate(first)]
 
@@ -93,13 +97,13 @@ def parquet_rows(source: Source) -> Iterator[Row]:
     """Yield the rows of a parquet file.
 
     Raises:
-        UserError: If the file cannot be read, or two columns have one name.
+        UserError: If the file cannot be read, or two columns have the same name.
     """
     import pyarrow
     import pyarrow.parquet
 
     if source.compression:
-        raise UserError(f"{source.path}: a parquet file inside {source.compression}. Unpack it first.")
+        raise UserError(f"{source.path}: a parquet file compressed with {source.compression}. Decompress it.")
     row = 0
     with open(source.path, "rb") as stream:
         problem = failed_download(stream.read(HEAD_BYTES))
@@ -117,10 +121,10 @@ def parquet_rows(source: Source) -> Iterator[Row]:
 
 
 def _objects(path: str, batch: Any) -> list[dict[str, Any]]:
-    """The rows of a batch as Python objects.
+    """Return the rows of a batch as Python objects.
 
     Raises:
-        UserError: If a value has none: a date after the year 9999, text that is not UTF-8.
+        UserError: If a value cannot be converted: a date after the year 9999, or text that is not UTF-8.
     """
     try:
         return batch.to_pylist(maps_as_pydicts="strict")
@@ -130,14 +134,13 @@ def _objects(path: str, batch: Any) -> list[dict[str, Any]]:
                 batch.column(name).to_pylist(maps_as_pydicts="strict")
             except (ValueError, OverflowError) as error:
                 raise UserError(
-                    f"{path}: the column {name!r} has a value that cannot be read: {error}. Correct or drop the column."
+                    f"{path}: column {name!r} has a value that cannot be read: {error}. Correct or drop the column."
                 ) from None
         raise
 
 
 def without_nulls(value: Any) -> Any:
-    """A value without the keys, at any depth, whose value is null: where files of several schemas were joined, every object has the
-    keys of all."""
+    """Remove null keys from a value at any depth: if files of several schemas were merged, objects have the keys of all."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -146,16 +149,16 @@ def without_nulls(value: Any) -> Any:
 
 
 def _check_delimiter(path: str, names: list[str]) -> None:
-    """Refuse a table of one column whose name holds another delimiter."""
+    """Reject a table of one column whose name contains another delimiter."""
     found = [one for one in _OTHER_DELIMITERS if len(names) == 1 and one in names[0]]
     if found:
         wanted = "tabs" if ".tsv" in path.lower() else "commas"
         raise UserError(
-            f"{path}: the cells are separated by {_OTHER_DELIMITERS[found[0]]}, not by {wanted}. Write the file with {wanted}, or as jsonl."
+            f"{path}: cells are separated by {_OTHER_DELIMITERS[found[0]]}, not by {wanted}. Write the file with {wanted}, or as jsonl."
         )
 
 
 def _check_names(path: str, names: list[str]) -> None:
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"{path}: two columns are named {twice[0]!r}. Rename one.")
+    duplicates = sorted({name for name in names if names.count(name) > 1})
+    if duplicates:
+        raise UserError(f"{path}: two columns are named {duplicates[0]!r}. Rename one.")

@@ -1,1 +1,1 @@
-"""Instruction samples: token ids and labels of conversations, packed or padded."""
+"""Instruction samples: token ids and labels of conversations, padded or packed."""

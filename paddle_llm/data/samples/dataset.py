@@ -1,6 +1,7 @@
-"""Map-style datasets of instructions, one sample or one packed row to an item, and mixtures of sources by weight. Free of paddle.
+"""Map-style datasets of instructions (one sample or one packed row per item) and mixtures of sources by weight.
 
-An item depends on the files, the encoder and the seed alone: not on the layout, the workers or who reads it.
+An item depends only on the files, the encoder and the seed, not on the layout, the workers or the rank that reads it.
+Does not import Paddle.
 """
 
 from __future__ import annotations
@@ -27,8 +28,14 @@ _FLAG = "--dataset_name_or_path"
 class Mixture(Sequence[Conversation]):
     """Sources mixed by weight, as one sequence.
 
-    Its length is one epoch of all sources: each row of each is in it at least once, those of a source that is small for its weight
-    several times, each time in another order. Position i follows from the weights, the sizes and the seed.
+    Its length is one epoch of all sources: each row of each source occurs at least once. Rows of a source that is small
+    for its weight occur several times, in a different order each time. The row at a position follows from the weights,
+    the sizes and the seed.
+
+    Args:
+        sources: Conversations of each source.
+        weights: Weight of each source.
+        seed: Seed of the orders.
     """
 
     def __init__(self, sources: list[list[Conversation]], weights: list[float], seed: int):
@@ -48,14 +55,14 @@ class Mixture(Sequence[Conversation]):
         if not 0 <= index < self._length:
             raise IndexError(f"sample {index} of {self._length}")
         source, given = self._blend.locate(int(index))
-        turn, place = divmod(given, len(self._sources[source]))
-        if (source, turn) not in self._orders:
-            order = np.random.RandomState([self._seed % 2**32, source, turn]).permutation(len(self._sources[source]))
-            self._orders[source, turn] = order
-        return self._sources[source][int(self._orders[source, turn][place])]
+        repetition, position = divmod(given, len(self._sources[source]))
+        if (source, repetition) not in self._orders:
+            seed = [self._seed % 2**32, source, repetition]
+            self._orders[source, repetition] = np.random.RandomState(seed).permutation(len(self._sources[source]))
+        return self._sources[source][int(self._orders[source, repetition][position])]
 
     def counts(self) -> list[int]:
-        """How many samples of an epoch come from each source."""
+        """Return the number of samples of an epoch from each source."""
         return self._blend.counts(self._length)
 
 
@@ -68,19 +75,27 @@ def load_split(
     skip_bad_rows: bool = False,
     seed: int = 42,
     flag: str = _FLAG,
+    report_files: bool = True,
 ) -> Sequence[Conversation]:
-    """The conversations of a split: of a file, a folder with train and dev, or a mixture `"0.3 a.jsonl 0.7 b/"`.
+    """Load the conversations of a split from a file, a folder with train and dev, or a mixture `"0.3 a.jsonl 0.7 b/"`.
 
     Args:
-        value: as typed; None: ./data. A mixture is one for train; its dev and test sets are laid end to end.
+        value: Value of the flag; None: ./data. A mixture mixes train only; its dev and test sets are concatenated.
+        split: "train", "dev" or "test".
+        data_format: Name of the format of all files; "auto" recognizes it by the keys of the rows.
+        prompt_templates: File of templates that turn raw records into conversations, instead of a format.
+        skip_bad_rows: Whether bad rows are skipped and counted.
+        seed: Seed of a mixture.
+        flag: Name of the flag, for messages.
+        report_files: Whether to print the number of conversations and the format of each file.
 
     Returns:
-        Empty where there is no dev or test split.
+        The conversations; empty if there is no dev or test split.
 
     Raises:
-        UserError: nothing there, a malformed mixture, an unknown format, bad rows.
+        UserError: If there is no training data, the mixture is malformed, the format is unknown, or rows are bad.
     """
-    options = (data_format, prompt_templates, skip_bad_rows)
+    options = (data_format, prompt_templates, skip_bad_rows, report_files)
     mixed = parse_weighted_paths(value, flag) if value and not os.path.exists(value) else None
     if mixed is None:
         files = find_files(value, split, flag)
@@ -91,16 +106,17 @@ def load_split(
         return [conversation for _, _, part in loaded for conversation in part]
     mixture = Mixture([part for _, _, part in loaded], [w for w, _, _ in loaded], seed)
     for (weight, path, part), count in zip(loaded, mixture.counts(), strict=True):
-        say(f"{weight:g} {path}: {len(part)} conversations, {count} samples of an epoch of {len(mixture)}")
+        say(f"{weight:g} {path}: {len(part)} conversations give {count} of {len(mixture)} samples of an epoch")
     return mixture
 
 
 class InstructionDataset:
-    """One sample to an item: {input_ids [L], labels [L]}, int64; ChatGLM-6B's also position_ids [2, L] and attention_mask [1].
+    """One sample per item: {input_ids [L], labels [L]}, int64; for ChatGLM-6B also position_ids [2, L], attention_mask [1].
 
     Args:
-        samples: encoded ones; or conversations, which are then encoded at each access (`encoder` is needed), and of which nothing
-            is known beforehand: samples that are cut or bear no loss are not counted.
+        samples: Encoded samples; or conversations, which are encoded at each access. The latter need `encoder`, and
+            truncated samples or samples without loss are not counted.
+        encoder: Encoder of the conversations.
     """
 
     def __init__(self, samples: EncodedSamples | Sequence[Conversation], encoder: InstructionEncoder | None = None):
@@ -115,7 +131,7 @@ class InstructionDataset:
         return as_item(self.sample(index))
 
     def sample(self, index: int) -> EncodedSample:
-        """Item `index`, encoded."""
+        """Return item `index`, encoded."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         found = self._samples[index]
@@ -124,28 +140,33 @@ class InstructionDataset:
         assert self._encoder is not None
         try:
             return self._encoder(found)
-        except DoesNotFit as error:
-            raise UserError(f"{found.where}: {error}. Raise --src_length.") from error
+        except PromptTooLong as error:
+            raise UserError(f"{found.where}: {error}. Increase --src_length.") from error
 
     def digest(self) -> str | None:
-        """Return a digest of the content of all samples; None where they are encoded at each access."""
+        """Return a digest of the content of all samples; None if they are encoded at each access."""
         return self._samples.digest() if isinstance(self._samples, EncodedSamples) else None
 
     def sample_ids(self, index: int) -> str:
-        """Where item `index` came from: file and line."""
+        """Return the file and line of item `index`."""
         if isinstance(self._samples, EncodedSamples):
             return self._samples.wheres[index]
         return self._samples[index].where
 
 
 class PackedDataset:
-    """One packed row of T tokens to an item: input_ids, labels and position_ids [T], segment_lengths [k] of its k samples, int64;
-    ChatGLM-6B's: position_ids [2, T] and prefix_lengths [k].
+    """One packed row of T tokens per item, int64: input_ids, labels, position_ids [T]; segment_lengths [k] of k samples.
 
-    No attention may go from one segment to another; position_ids start anew in each.
+    For ChatGLM-6B: position_ids [2, T] and prefix_lengths [k]. Attention must not cross segments; position_ids restart
+    in each segment.
 
     Args:
-        samples: none longer than row_length.
+        samples: Samples that are not longer than a row.
+        row_length: T, number of tokens of a row.
+        seed: Seed of the packing.
+
+    Raises:
+        UserError: If a sample is longer than a row.
     """
 
     def __init__(self, samples: EncodedSamples, row_length: int, seed: int):
@@ -153,8 +174,8 @@ class PackedDataset:
         if longest > row_length:
             at = int(samples.lengths.argmax())
             raise UserError(
-                f"packing: {samples.wheres[at]} has {longest} tokens, a row {row_length}. Raise --max_seq_length to the samples' "
-                "--max_length at least."
+                f"packing: {samples.origins[at]} has {longest} tokens, more than a row of {row_length}. Increase "
+                "--max_seq_length to at least the --max_length of the samples."
             )
         self._samples = samples
         self.packing: Packing = pack(samples.lengths, row_length, seed)
@@ -174,28 +195,32 @@ class PackedDataset:
         return {**row, "segment_lengths": lengths}
 
     def digest(self) -> str:
-        """Return a digest of all samples and of their rows."""
+        """Return a digest of all samples and of their distribution over rows."""
         rows = hashlib.sha256(self._samples.digest().encode())
         for row in self.packing.rows:
             rows.update(np.asarray(row, np.int64).tobytes() + b"|")
         return rows.hexdigest()
 
     def sample_ids(self, index: int) -> str:
-        """Where the samples of row `index` came from."""
+        """Return the files and lines of the samples of row `index`."""
         return " + ".join(self._samples.wheres[i] for i in self.packing.rows[index])
 
     def describe(self) -> str:
-        """One line for the log: how full rows are, with and without packing."""
+        """Return a line for the log with the share of padding, with and without packing."""
         found = self.packing
         return (
-            f"packing: {found.samples} samples of at most {found.longest} tokens in {len(found.rows)} rows of {found.row_length}; "
-            f"padding {100 * found.padding:.2f}% (one sample to a row: {100 * found.padding_unpacked:.2f}%)"
+            f"packing: {found.samples} samples of up to {found.longest} tokens in {len(found.rows)} rows of "
+            f"{found.row_length}; padding {100 * found.padding:.2f}% "
+            f"(one sample per row: {100 * found.padding_unpacked:.2f}%)"
         )
 
 
 def as_item(sample: EncodedSample) -> dict[str, np.ndarray]:
-    """A sample as the arrays that a network takes. With a prefix of p positions, as ChatGLM-6B wants it (see
-    `models/chatglm_pretrain.py`): position_ids [2, L], attention_mask [1] = p."""
+    """Return a sample as the arrays that a network takes.
+
+    ChatGLM-6B's samples have a prefix of p positions and add position_ids [2, L] and attention_mask [1] = p
+    (see `models/chatglm_pretrain.py`).
+    """
     item = {"input_ids": sample.input_ids.astype(np.int64), "labels": sample.labels.astype(np.int64)}
     if sample.prefix:
         item["position_ids"] = prefix_positions(len(sample.input_ids), sample.prefix)
@@ -204,8 +229,11 @@ def as_item(sample: EncodedSample) -> dict[str, np.ndarray]:
 
 
 def prefix_positions(length: int, prefix: int) -> np.ndarray:
-    """ChatGLM-6B's 2D positions [2, length] (GLM, Du et al. 2022, section 2.1) of a sample whose first `prefix` positions are the
-    context and [GMASK]: all that follows stands at [gMASK]'s place, and counts from 1 in the second row."""
+    """Return ChatGLM-6B's 2D positions [2, length] (GLM, Du et al. 2022, section 2.1) of a sample.
+
+    The first `prefix` positions are the context and [gMASK]. The following tokens have the position of [gMASK] in the
+    first row and count from 1 in the second.
+    """
     positions = np.zeros((2, length), np.int64)
     positions[0] = np.minimum(np.arange(length), prefix - 1)
     positions[1, prefix:] = np.arange(1, length - prefix + 1)

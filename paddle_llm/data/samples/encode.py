@@ -1,8 +1,8 @@
-"""From a conversation to one sample: token ids, shifted labels, and what had to be cut.
+"""Encodes a conversation as one sample: token ids and shifted labels, truncated if necessary.
 
-`src_length`, `max_length` and `tgt_length` mean what they mean in PaddleNLP (llm/utils/data.py): tokens before an answer, tokens
-of the whole sample, tokens of an answer with its end. A question is cut from the left, an answer from the right; an answer that
-is cut is not ended by EOS; rounds that do not fit are left out, the oldest first.
+`src_length`, `max_length` and `tgt_length` have PaddleNLP's meaning (llm/utils/data.py): maximum numbers of tokens before
+an answer, of the whole sample, and of an answer with its end. Questions are truncated on the left, answers on the
+right; a truncated answer has no EOS. Rounds that do not fit are dropped, the oldest first.
 """
 
 from __future__ import annotations
@@ -17,27 +17,33 @@ from paddle_llm.data.chat.jinja_templates import JinjaTemplate
 from paddle_llm.data.chat.notes import has_tool_calls, is_about_the_prompt, notes_of_built_in
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.chat.special_text import pattern_of
-from paddle_llm.data.chat.templates import BOS, EOS, PREFIX, Piece, Spoken, Template
+from paddle_llm.data.chat.templates import EOS, Piece, RenderedRound, Template
 from paddle_llm.data.chat.tokens import encode_rendered
 from paddle_llm.data.instructions.conversation import calls_as_text
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.samples.pieces import PieceEncoder
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 LOSS_ON = ("answers", "last", "all")
 SPECIAL_TEXT_AS = ("text", "tokens")
 
 
-class DoesNotFit(Exception):
-    """What stands around the question alone is longer than `src_length`; the message says how long."""
+class PromptTooLong(Exception):
+    """The template's text around a question is longer than `src_length`; the message gives its length."""
 
 
 @dataclass
 class EncodedSample:
     """One sample of L tokens.
 
-    input_ids: int32 [L]; labels: int32 [L], labels[i] is the target behind input_ids[i], -100 where there is no loss;
-    prefix: for a prefix LM the number of positions that see each other, else 0; cut_question, cut_answer: whether one was;
-    dropped_rounds: oldest rounds left out; notes: kinds of what is to be reported (data/chat/notes.py).
+    Attributes:
+        input_ids: Token ids, int32 [L].
+        labels: Targets, int32 [L]: labels[i] follows input_ids[i]; IGNORE_INDEX if it has no loss.
+        prefix: Number of positions that see each other in a prefix LM; else 0.
+        cut_question: Whether a question was truncated.
+        cut_answer: Whether an answer was truncated.
+        dropped_rounds: Number of oldest rounds that were dropped.
+        notes: Kinds of notes about the row (data/chat/notes.py).
     """
 
     input_ids: np.ndarray
@@ -50,7 +56,7 @@ class EncodedSample:
 
     @property
     def answer_tokens(self) -> int:
-        """Targets that bear loss."""
+        """Number of targets with loss."""
         return int((self.labels != IGNORE_INDEX).sum())
 
 
@@ -58,8 +64,8 @@ class EncodedSample:
 class _Round:
     prompt: list[int]
     answer: list[int]
-    bears: bool
-    learnt_end: int | None
+    has_loss: bool
+    trained_end: int | None
     cut_question: bool
     cut_answer: bool = field(default=False)
 
@@ -68,17 +74,20 @@ class _Round:
 
 
 class InstructionEncoder:
-    """Encodes conversations for training (call it) and prompts for generation (`prompt`).
+    """Encodes conversations for training (by calling it) and prompts for generation (`prompt`).
 
     Args:
-        max_length: most tokens of a sample, the last target with them: a row that the model sees is at most one shorter.
-        src_length: most tokens before an answer; None: max_length - 1.
-        tgt_length: most tokens of an answer with its end; None: what is left.
-        loss_on: answers, the last answer only, or all tokens. What a turn says itself (`Turn.bears_loss`) goes first.
-        special_text_as: Whether special-token text in content stays text ("text") or becomes special tokens ("tokens").
+        codec: Codec of the tokenizer.
+        template: Chat template.
+        max_length: Maximum number of tokens of a sample, including the last target: its input is at most one shorter.
+        src_length: Maximum number of tokens before an answer; None: max_length - 1.
+        tgt_length: Maximum number of tokens of an answer with its end; None: no limit besides max_length.
+        loss_on: "answers", "last" (only the last answer) or "all" tokens. `Turn.has_loss` takes precedence.
+        special_text_as: How special-token text in content is encoded: as "text", or as special "tokens".
 
     Raises:
-        UserError: lengths that leave no room, an unknown loss_on.
+        UserError: If the lengths leave no tokens for an answer, an option is unknown, or the tokenizer lacks a special
+            token of the template.
     """
 
     def __init__(
@@ -93,36 +102,42 @@ class InstructionEncoder:
         special_text_as: str = "text",
     ):
         if special_text_as not in SPECIAL_TEXT_AS:
-            raise UserError(f"--special_tokens_in_content {special_text_as}: is none of {', '.join(SPECIAL_TEXT_AS)}.")
+            raise UserError(f"--special_tokens_in_content {special_text_as}: unknown. Use {' or '.join(SPECIAL_TEXT_AS)}.")
         if loss_on not in LOSS_ON:
-            raise UserError(f"--loss_on {loss_on}: is none of {', '.join(LOSS_ON)}.")
+            raise UserError(f"--loss_on {loss_on}: unknown. Use one of {', '.join(LOSS_ON)}.")
         if max_length < 2:
-            raise UserError(f"--max_length {max_length}: a sample needs at least 2 tokens.")
+            raise UserError(f"--max_length {max_length}: too small. Use at least 2.")
         if src_length is not None and not 0 < src_length < max_length:
-            raise UserError(f"--src_length {src_length} leaves no room for an answer within --max_length {max_length}.")
+            raise UserError(
+                f"--src_length {src_length}: outside 1 to {max_length - 1}. It must leave tokens for an answer within "
+                f"--max_length {max_length}."
+            )
         if codec.prefix_lm and loss_on == "all":
-            raise UserError("--loss_on all: ChatGLM-6B reads its context both ways, so only the answer can be learnt.")
+            raise UserError(
+                "--loss_on all: not possible with ChatGLM-6B, whose context is bidirectional. Use answers or last."
+            )
         self.codec, self.template, self.loss_on = codec, template, loss_on
         self.max_length, self.tgt_length = max_length, tgt_length
         self.src_length = max_length - 1 if src_length is None else src_length
-        self.protects = special_text_as == "text"
+        protect = special_text_as == "text"
+        self.pieces = PieceEncoder(codec, template.name, protect)
         specials = template.specials if isinstance(template, JinjaTemplate) else pattern_of(codec.specials)
         self._specials = specials
-        self.stop_ids = [self._mark(piece) for piece in template.stops]
+        self.stop_ids = [self.pieces.special_id(piece) for piece in template.stops]
 
     def __call__(self, conversation: Conversation) -> EncodedSample:
-        """Encode for training.
+        """Encode a conversation for training.
 
         Raises:
-            DoesNotFit: src_length has no room for the template around an empty question.
-            RowRefused: If the template cannot write the conversation.
+            PromptTooLong: If the template's text around an empty question exceeds src_length.
+            RowRefused: If the template cannot render the conversation.
         """
         rounds, notes, dropped = self._fitting_rounds(conversation)
-        ids, bears, ends = self._lay_out(rounds)
+        ids, has_loss, ends = self._concatenate(rounds)
         if self.loss_on == "all":
-            bears = [True] * len(ids)
+            has_loss = [True] * len(ids)
         full = np.array(ids, np.int32)
-        labels = np.where(bears, full, IGNORE_INDEX)[1:].astype(np.int32)
+        labels = np.where(has_loss, full, IGNORE_INDEX)[1:].astype(np.int32)
         for position, token in ends:
             labels[position] = token
         return EncodedSample(
@@ -136,24 +151,26 @@ class InstructionEncoder:
         )
 
     def prompt(self, conversation: Conversation) -> EncodedSample:
-        """What stands before the last answer, as in training, at most src_length tokens (rounds are left out first); no labels."""
-        asked = conversation.prompt()
+        """Encode the text before the last answer as in training, without labels.
+
+        It has at most src_length tokens; the oldest rounds are dropped first.
+        """
+        shortened = conversation.prompt()
         dropped = 0
         while True:
-            rounds, notes = self._rounds(asked)
+            rounds, notes = self._rounds(shortened)
             ids = [i for r in rounds for i in (*r.prompt, *r.answer)]
-            shorter = asked.without_first_round()
-            if len(ids) <= self.src_length or shorter is asked:
+            shorter = shortened.without_first_round()
+            if len(ids) <= self.src_length or shorter is shortened:
                 break
-            asked, dropped = shorter, dropped + 1
+            shortened, dropped = shorter, dropped + 1
         prefix = len(ids) - 1 if self.codec.prefix_lm else 0
         cut = any(r.cut_question for r in rounds)
-        about = tuple(filter(is_about_the_prompt, notes))
-        return EncodedSample(np.array(ids, np.int32), np.empty(0, np.int32), prefix, cut, False, dropped, about)
+        prompt_notes = tuple(filter(is_about_the_prompt, notes))
+        return EncodedSample(np.array(ids, np.int32), np.empty(0, np.int32), prefix, cut, False, dropped, prompt_notes)
 
     def _fitting_rounds(self, conversation: Conversation) -> tuple[list[_Round], tuple[str, ...], int]:
-        """The newest rounds that fit, what is to be reported, and how many older rounds do not fit; the last one is cut where it
-        must be."""
+        """Return the newest rounds that fit, notes, and the number of dropped rounds; truncate the last answer."""
         dropped = 0
         while True:
             rounds, notes = self._rounds(conversation)
@@ -162,181 +179,128 @@ class InstructionEncoder:
                 break
             dropped += len(conversation.rounds()) - len(shorter.rounds())
             conversation = shorter
-        room = self.max_length - sum(map(len, rounds)) + len(rounds[-1].answer)
-        self._cut_answer(rounds[-1], room)
+        answer_length = self.max_length - sum(map(len, rounds)) + len(rounds[-1].answer)
+        self._cut_answer(rounds[-1], answer_length)
         return [r for r in rounds if len(r)], notes, dropped
 
     def _rounds(self, conversation: Conversation) -> tuple[list[_Round], tuple[str, ...]]:
-        """The rounds of a conversation, and what is to be reported about it."""
+        """Return the encoded rounds of a conversation, and notes."""
         if isinstance(self.template, JinjaTemplate):
-            return self._written_rounds(self.template, conversation)
+            return self._jinja_rounds(self.template, conversation)
         conversation = calls_as_text(conversation)
         if has_tool_calls(conversation):
             raise RowRefused(f"the template {self.template.name} does not write tool_calls", conversation.where)
-        spoken = self.template.speak(conversation)
-        made = [self._encode_round(part, number, spoken) for number, part in enumerate(spoken)]
-        if any(len(r.prompt) > self.src_length for r in made):
-            for number, part in enumerate(spoken):
-                if len(made[number].prompt) > self.src_length:
-                    pieces = self._pieces(part.prompt, self._behind_text(spoken, number), apart=True)
-                    self._cut_question(made[number], pieces, number == len(spoken) - 1)
-        return made, tuple(notes_of_built_in(conversation, self._specials, self.protects))
+        rendered = self.template.render(conversation)
+        encoded = [self._encode_round(part, number, rendered) for number, part in enumerate(rendered)]
+        for number, part in enumerate(rendered):
+            if len(encoded[number].prompt) > self.src_length:
+                runs = self.pieces.encode(part.prompt, self._follows_text(rendered, number), separate_questions=True)
+                self._cut_question(encoded[number], runs, number == len(rendered) - 1)
+        return encoded, tuple(notes_of_built_in(conversation, self._specials, self.pieces.protect))
 
-    def _written_rounds(
+    def _jinja_rounds(
         self, template: JinjaTemplate, conversation: Conversation
     ) -> tuple[list[_Round], tuple[str, ...]]:
-        """The same for a Jinja template: the text is tokenized as a whole, and cut where its answers begin and end."""
-        written = template.write(conversation, self.protects)
+        """Return the rounds of a Jinja template, whose text is tokenized as a whole and split at its answers."""
+        written = template.write(conversation, self.pieces.protect)
         spans = [(answer.begin, answer.end) for answer in written.answers]
         ids, bounds = encode_rendered(self.codec, written.text, written.cuts, spans)
         turns = conversation.turns
         last_turn = max((n for n, turn in enumerate(turns) if turn.role == ASSISTANT), default=-1)
-        made: list[_Round] = []
+        encoded: list[_Round] = []
         at = 0
         for number, answer in enumerate(written.answers):
             begin, end = max(bounds[number][0], at), max(bounds[number][1], at)
             is_last = number == len(written.answers) - 1 and not written.is_open
-            eos = None if answer.is_ended else self._mark(Piece(EOS, mark=True))
-            own = [*ids[begin:end], *([eos] if is_last and eos is not None else [])]
-            bears = self._bears(turns[answer.message], answer.message == last_turn)
-            made.append(_Round(ids[at:begin], own, bears, None if is_last else eos, False))
+            eos = None if answer.is_ended else self.pieces.special_id(Piece(EOS, is_special=True))
+            answer_ids = [*ids[begin:end], *([eos] if is_last and eos is not None else [])]
+            has_loss = self._has_loss(turns[answer.message], answer.message == last_turn)
+            encoded.append(_Round(ids[at:begin], answer_ids, has_loss, None if is_last else eos, False))
             at = end
-        if written.is_open or not made:
-            made.append(_Round(ids[at:], [], False, None, False))
-        made[-1].prompt += self.codec.prefix_lm or ()
+        if written.is_open or not encoded:
+            encoded.append(_Round(ids[at:], [], False, None, False))
+        encoded[-1].prompt += self.codec.prefix_lm or ()
         if self.tgt_length is not None:
-            for part in made:
+            for part in encoded:
                 self._cut_answer(part, self.tgt_length)
-        if any(len(part.prompt) > self.src_length for part in made):
-            self._cut_prompts(template, conversation, made)
-        return made, written.notes
+        if any(len(part.prompt) > self.src_length for part in encoded):
+            self._cut_jinja_prompts(template, conversation, encoded)
+        return encoded, written.notes
 
-    def _cut_prompts(self, template: JinjaTemplate, conversation: Conversation, made: list[_Round]) -> None:
-        prompts = template.cuttable_prompts(conversation)
-        if prompts is None or len(prompts) != len(made):
-            longest = max(len(part.prompt) for part in made)
-            raise DoesNotFit(f"needs {longest} tokens before an answer (--src_length {self.src_length})")
-        for number, (part, prompt) in enumerate(zip(made, prompts, strict=True)):
+    def _cut_jinja_prompts(self, template: JinjaTemplate, conversation: Conversation, encoded: list[_Round]) -> None:
+        prompts = template.truncatable_prompts(conversation)
+        if prompts is None or len(prompts) != len(encoded):
+            longest = max(len(part.prompt) for part in encoded)
+            raise PromptTooLong(f"{longest} tokens before an answer exceed --src_length {self.src_length}")
+        for number, (part, prompt) in enumerate(zip(encoded, prompts, strict=True)):
             if len(part.prompt) > self.src_length:
-                self._cut_question(part, self._pieces(prompt, number > 0, apart=True), number == len(made) - 1)
+                runs = self.pieces.encode(prompt, number > 0, separate_questions=True)
+                self._cut_question(part, runs, number == len(encoded) - 1)
 
-    def _encode_round(self, part: Spoken, number: int, spoken: list[Spoken]) -> _Round:
-        last = number == len(spoken) - 1
-        prompt = [i for ids, _ in self._pieces(part.prompt, self._behind_text(spoken, number)) for i in ids]
+    def _encode_round(self, part: RenderedRound, number: int, rendered: list[RenderedRound]) -> _Round:
+        last = number == len(rendered) - 1
+        prompt = [i for ids, _ in self.pieces.encode(part.prompt, self._follows_text(rendered, number)) for i in ids]
         if last and self.codec.prefix_lm:
             prompt += self.codec.prefix_lm
         answer: list[int] = []
         if part.answer is not None:
-            answer = [i for ids, _ in self._pieces(part.answer, self._is_text(part.prompt)) for i in ids]
-        end = self._mark(part.learnt_end) if part.learnt_end else None
-        made = _Round(prompt, answer, self._bears(part.turn, last), end, False)
+            runs = self.pieces.encode(part.answer, self.pieces.ends_in_text(part.prompt))
+            answer = [i for ids, _ in runs for i in ids]
+        end = self.pieces.special_id(part.trained_end) if part.trained_end else None
+        encoded = _Round(prompt, answer, self._has_loss(part.turn, last), end, False)
         if self.tgt_length is not None:
-            self._cut_answer(made, self.tgt_length)
-        return made
+            self._cut_answer(encoded, self.tgt_length)
+        return encoded
 
-    def _bears(self, turn: Turn | None, last: bool) -> bool:
+    def _has_loss(self, turn: Turn | None, last: bool) -> bool:
         if self.codec.prefix_lm and not last:
             return False
-        if turn is not None and turn.bears_loss is not None:
-            return turn.bears_loss
+        if turn is not None and turn.has_loss is not None:
+            return turn.has_loss
         return last or self.loss_on != "last"
 
-    def _cut_question(self, made: _Round, pieces: list[tuple[list[int], bool]], is_last: bool) -> None:
-        """Take the beginning of the question away, token by token; what the template puts around it stays.
+    def _cut_question(self, encoded: _Round, runs: list[tuple[list[int], bool]], is_last: bool) -> None:
+        """Truncate the questions of a round on the left and keep the template's text around them.
 
         Args:
-            pieces: (ids, whether they are a question's) of what is before the answer.
+            encoded: Round whose prompt is replaced.
+            runs: (ids, whether they are a question) of the text before the answer.
+            is_last: Whether it is the last round.
+
+        Raises:
+            PromptTooLong: If the template's text alone exceeds src_length.
         """
-        marks = list(self.codec.prefix_lm or ()) if is_last else []
-        excess = sum(len(ids) for ids, _ in pieces) + len(marks) - self.src_length
+        specials = list(self.codec.prefix_lm or ()) if is_last else []
+        excess = sum(len(ids) for ids, _ in runs) + len(specials) - self.src_length
         prompt: list[int] = []
-        for ids, question in pieces:
-            take = min(max(excess, 0), len(ids)) if question else 0
-            excess -= take
-            prompt += ids[take:]
+        for ids, is_question in runs:
+            cut = min(max(excess, 0), len(ids)) if is_question else 0
+            excess -= cut
+            prompt += ids[cut:]
         if excess > 0:
             around = self.src_length + excess
-            raise DoesNotFit(
-                f"needs {around} tokens before the answer without its question (--src_length {self.src_length})"
+            raise PromptTooLong(
+                f"the template's {around} tokens around the question exceed --src_length {self.src_length}"
             )
-        made.prompt, made.cut_question = prompt + marks, True
+        encoded.prompt, encoded.cut_question = prompt + specials, True
 
     @staticmethod
-    def _cut_answer(made: _Round, room: int) -> None:
-        if len(made.answer) > room:
-            made.answer, made.cut_answer, made.learnt_end = made.answer[:room], True, None
+    def _cut_answer(encoded: _Round, length: int) -> None:
+        if len(encoded.answer) > length:
+            encoded.answer, encoded.cut_answer, encoded.trained_end = encoded.answer[:length], True, None
 
-    def _pieces(self, pieces: list[Piece], behind_text: bool, apart: bool = False) -> list[tuple[list[int], bool]]:
-        """(ids, whether they are a question's) of runs of pieces; apart: questions are runs of their own."""
-        runs: list[tuple[list[int], bool]] = []
-        pending, follows = "", behind_text
-        spelled = False
+    def _follows_text(self, rendered: list[RenderedRound], number: int) -> bool:
+        return number > 0 and self.pieces.ends_in_text(rendered[number - 1].answer or [])
 
-        def flush(question: bool = False) -> None:
-            nonlocal pending, follows
-            if pending:
-                if spelled:
-                    ids = self.codec.encode_with_marks(pending, start=not follows)
-                else:
-                    ids = self.codec.follow(pending) if follows else self.codec.encode(pending)
-                runs.append((ids, question))
-                follows = not (spelled and self.codec.ends_in_mark(pending))
-            pending = ""
-
-        for piece in pieces:
-            if piece.mark:
-                flush()
-                runs.append((self._marks(piece), False))
-                follows = self._continues_behind(piece)
-                continue
-            if piece.starts and (piece.text or pending):
-                flush()
-                follows = False
-            is_spelled = piece.spelled or not self.protects
-            if is_spelled != spelled or (apart and piece.question):
-                flush()
-            spelled = is_spelled
-            pending += piece.text
-            if apart and piece.question:
-                flush(question=True)
-        flush()
-        return runs
-
-    def _behind_text(self, spoken: list[Spoken], number: int) -> bool:
-        return number > 0 and self._is_text(spoken[number - 1].answer or [])
-
-    def _is_text(self, pieces: list[Piece]) -> bool:
-        """Whether text behind the pieces continues them."""
-        last = next((piece for piece in reversed(pieces) if piece.text), None)
-        if last is None or (last.spelled and self.codec.ends_in_mark(last.text)):
-            return False
-        return not last.mark or self._continues_behind(last)
-
-    def _continues_behind(self, mark: Piece) -> bool:
-        """Whether the tokenizer takes text behind a special token for more of the same text (`legacy: false`). What is put in front
-        of a text is not a part of it."""
-        return not self.codec.starts_after_specials and mark.text not in (PREFIX, BOS)
-
-    def _marks(self, piece: Piece) -> list[int]:
-        return self.codec.prefix_ids if piece.text == PREFIX else [self._mark(piece)]
-
-    def _mark(self, piece: Piece) -> int:
-        known = {BOS: self.codec.bos_id, EOS: self.codec.eos_id}
-        number = known[piece.text] if piece.text in known else self.codec.mark(piece.text)
-        if number is None:
-            raise UserError(
-                f"the tokenizer {self.codec.name} has no {piece.text}, which the template {self.template.name} needs."
-            )
-        return number
-
-    def _lay_out(self, rounds: list[_Round]) -> tuple[list[int], list[bool], list[tuple[int, int]]]:
-        """All ids, which of them bear loss as targets, and (position, target) where an end is learnt that is not written."""
+    @staticmethod
+    def _concatenate(rounds: list[_Round]) -> tuple[list[int], list[bool], list[tuple[int, int]]]:
+        """Return all ids, whether each has a loss as target, and (position, target) of trained ends that are not written."""
         ids: list[int] = []
-        bears: list[bool] = []
+        has_loss: list[bool] = []
         ends: list[tuple[int, int]] = []
-        for made in rounds:
-            ids += made.prompt + made.answer
-            bears += [False] * len(made.prompt) + [made.bears] * len(made.answer)
-            if made.learnt_end is not None and made.bears and made.answer:
-                ends.append((len(ids) - 1, made.learnt_end))
-        return ids, bears, ends
+        for part in rounds:
+            ids += part.prompt + part.answer
+            has_loss += [False] * len(part.prompt) + [part.has_loss] * len(part.answer)
+            if part.trained_end is not None and part.has_loss and part.answer:
+                ends.append((len(ids) - 1, part.trained_end))
+        return ids, has_loss, ends

@@ -1,4 +1,4 @@
-"""Encoded samples in flat arrays (8 bytes a token, whatever their number), and the account of how they came to be."""
+"""Encoded samples in flat arrays (8 bytes per token) and a report about their encoding."""
 
 from __future__ import annotations
 
@@ -16,26 +16,40 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.notes import describe
 from paddle_llm.data.chat.rendering import RowRefused
 from paddle_llm.data.instructions.formats import Conversation
-from paddle_llm.data.samples.encode import DoesNotFit, EncodedSample, InstructionEncoder
+from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.plain_text import NotText
 
-_SHOWN = 3
+_EXAMPLES = 3
 LONG_SAMPLES = ("truncate", "refuse", "drop")
 
 
 @dataclass
-class EncodingReport:
-    """What was done to samples, by count. `examples`: where the first of each kind are. `notes`: counts of what data/chat/notes.py
-    has a sentence for. `reasons`: counts of why templates refused rows."""
+    """Counts of what happened to the samples of a dataset.
+
+    Attributes:
+        samples: Number of samples that are trained on.
+        cut_questions: Number of samples with a truncated question.
+        cut_answers: Number of samples with a truncated answer.
+        dropped_rounds: Number of samples that lost rounds.
+        prompt_too_long: Number of samples whose template text exceeds src_length.
+        no_loss: Number of samples without a token with loss.
+        too_long: Number of samples longer than max_length.
+        rejected: Number of samples that the template cannot render.
+        tokens: Number of tokens of all samples.
+        answer_tokens: Number of tokens with loss.
+        examples: Origins of the first samples of each kind.
+        notes: Counts of the kinds of notes (data/chat/notes.py).
+        reasons: Counts of the reasons why templates rejected rows.
+    """
 
     samples: int = 0
     cut_questions: int = 0
     cut_answers: int = 0
     dropped_rounds: int = 0
-    does_not_fit: int = 0
+    prompt_too_long: int = 0
     no_loss: int = 0
     too_long: int = 0
-    refused: int = 0
+    rejected: int = 0
     tokens: int = 0
     answer_tokens: int = 0
     examples: dict[str, list[str]] = field(default_factory=dict)
@@ -43,53 +57,55 @@ class EncodingReport:
     reasons: Counter[str] = field(default_factory=Counter)
 
     def note(self, kind: str, where: str) -> None:
-        """Count one of a kind, and remember where."""
+        """Count one sample of a kind and record its origin if it is one of the first."""
         if hasattr(self, kind):
             setattr(self, kind, getattr(self, kind) + 1)
         else:
             self.notes[kind] += 1
         seen = self.examples.setdefault(kind, [])
-        if len(seen) < _SHOWN:
+        if len(seen) < _EXAMPLES:
             seen.append(where)
 
     @property
-    def left_out(self) -> int:
-        """Samples that are not trained on."""
-        return self.does_not_fit + self.no_loss + self.too_long + self.refused
+    def skipped(self) -> int:
+        """Number of samples that are not trained on."""
+        return self.prompt_too_long + self.no_loss + self.too_long + self.rejected
 
     def lines(self) -> list[str]:
-        """What a user should know, one line each; nothing where nothing was done."""
-        told = {
-            "cut_questions": ("question", "cut from the left to src_length"),
-            "cut_answers": ("answer", "cut, without EOS at the end"),
+        """Return one line for each kind that occurred."""
+        texts = {
+            "cut_questions": ("question", "truncated on the left to src_length"),
+            "cut_answers": ("answer", "truncated, without EOS"),
             "dropped_rounds": ("sample", "shortened to max_length: the oldest rounds were dropped"),
-            "does_not_fit": ("sample", "left out: the template alone is longer than src_length"),
-            "too_long": ("sample", "left out: longer than max_length"),
-            "no_loss": ("sample", "left out: no token bears loss"),
-            "refused": ("sample", f"left out: {'; '.join(self.reasons)}"),
+            "prompt_too_long": ("sample", "skipped: the template alone is longer than src_length"),
+            "too_long": ("sample", "skipped: longer than max_length"),
+            "no_loss": ("sample", "skipped: no token has a loss"),
+            "rejected": ("sample", f"skipped: {'; '.join(self.reasons)}"),
         }
-        counts = {kind: getattr(self, kind) for kind in told}
-        lines = {kind: f"{counted(counts[kind], noun)} {what}" for kind, (noun, what) in told.items() if counts[kind]}
+        counts = {kind: getattr(self, kind) for kind in texts}
+        lines = {kind: f"{counted(counts[kind], noun)} {text}" for kind, (noun, text) in texts.items() if counts[kind]}
         lines |= {kind: describe(kind, count) for kind, count in self.notes.items()}
         return [f"{line} (first: {'; '.join(self.examples[kind])})" for kind, line in lines.items()]
 
 
 class EncodedSamples:
-    """N samples end to end.
+    """N samples in flat arrays.
 
     Attributes:
-        lengths: int64 [N] tokens of each; wheres: where each came from; report: how they came to be.
+        lengths: Number of tokens of each sample, int64 [N].
+        origins: File and line of each sample.
+        report: Counts of what happened to the samples.
     """
 
     def __init__(self, samples: Iterable[tuple[EncodedSample, str]], report: EncodingReport):
         self.report = report
-        self.wheres: list[str] = []
+        self.origins: list[str] = []
         ids, labels, prefixes = [], [], []
         for sample, where in samples:
             ids.append(sample.input_ids)
             labels.append(sample.labels)
             prefixes.append(sample.prefix)
-            self.wheres.append(where)
+            self.origins.append(where)
         self.lengths = np.fromiter(map(len, ids), np.int64, len(ids))
         self._ends = np.cumsum(self.lengths)
         self._ids = np.concatenate([*ids, np.empty(0, np.int32)])
@@ -117,27 +133,29 @@ def encode_all(
     encoder: InstructionEncoder,
     *,
     long_samples: str = "truncate",
-    drop_unlearnable: bool = False,
+    skip_untrainable: bool = False,
 ) -> EncodedSamples:
-    """Encode every conversation, once; what was cut or left out is said.
+    """Encode every conversation and report what was truncated or skipped.
 
     Args:
-        long_samples: what to do with samples longer than max_length: truncate (count them), refuse, or drop (count them).
-        drop_unlearnable: leave out samples without a token that bears loss, or that the template alone fills; else they are
-            refused.
+        conversations: The conversations.
+        encoder: Encoder with template and lengths.
+        long_samples: What to do with samples longer than max_length: "truncate", "refuse" (an error) or "drop".
+        skip_untrainable: Skip samples without a token with loss, and samples that the template cannot render or whose
+            template text exceeds src_length; else they are an error.
 
     Raises:
-        UserError: as asked for above; nothing left.
+        UserError: If samples are refused by these options, or no sample is left.
     """
     if long_samples not in LONG_SAMPLES:
-        raise UserError(f"--long_samples {long_samples}: is none of {', '.join(LONG_SAMPLES)}.")
+        raise UserError(f"--long_samples {long_samples}: unknown. Use one of {', '.join(LONG_SAMPLES)}.")
     report = EncodingReport()
     encoded = EncodedSamples(_encoded(conversations, encoder, long_samples, report), report)
-    _refuse(report, long_samples, drop_unlearnable, encoder)
+    _check_report(report, long_samples, skip_untrainable, encoder)
     for line in report.lines():
         say(line)
     if not len(encoded):
-        raise UserError("no sample is left to train on.")
+        raise UserError("no sample to train on: all were skipped. See the reasons above.")
     return encoded
 
 
@@ -148,11 +166,11 @@ def _encoded(
         where = conversation.where
         try:
             sample = encoder(conversation)
-        except DoesNotFit:
-            report.note("does_not_fit", where)
+        except PromptTooLong:
+            report.note("prompt_too_long", where)
             continue
         except RowRefused as error:
-            report.note("refused", where)
+            report.note("rejected", where)
             report.reasons[error.reason] += 1
             continue
         except NotText as error:
@@ -169,32 +187,35 @@ def _encoded(
         ):
             if done:
                 report.note(kind, where)
-        bearing = int((sample.labels != IGNORE_INDEX).sum())
-        if not bearing:
+        with_loss = int((sample.labels != IGNORE_INDEX).sum())
+        if not with_loss:
             report.note("no_loss", where)
             continue
         for kind in sample.notes:
             report.note(kind, where)
         report.samples += 1
         report.tokens += len(sample.input_ids)
-        report.answer_tokens += bearing
+        report.answer_tokens += with_loss
         yield sample, where
 
 
-def _refuse(report: EncodingReport, long_samples: str, drop_unlearnable: bool, encoder: InstructionEncoder) -> None:
+def _check_report(
+    report: EncodingReport, long_samples: str, skip_untrainable: bool, encoder: InstructionEncoder
+) -> None:
     if report.too_long and long_samples == "refuse":
         raise UserError(
             f"Longer than --max_length {encoder.max_length} (or --src_length {encoder.src_length}): "
             f"{counted(report.too_long, 'sample')}, the first: {'; '.join(report.examples['too_long'])}. "
-            "Raise the length, or give --long_samples truncate or drop."
+            "Increase the length, or set --long_samples to truncate or drop."
         )
-    for kind, what in (
-        ("does_not_fit", f"The template alone is longer than --src_length {encoder.src_length}"),
-        ("no_loss", "No token bears loss"),
-        ("refused", f"The chat template cannot write these rows ({'; '.join(report.reasons)})"),
+    for kind, problem in (
+        ("prompt_too_long", f"The template alone is longer than --src_length {encoder.src_length}"),
+        ("no_loss", "No token has a loss"),
+        ("rejected", f"The chat template cannot render these rows ({'; '.join(report.reasons)})"),
     ):
-        if getattr(report, kind) and not drop_unlearnable:
+        if getattr(report, kind) and not skip_untrainable:
+            remedy = "choose another --chat_template" if kind == "rejected" else "increase the length"
             raise UserError(
-                f"{what}: {counted(getattr(report, kind), 'sample')}, the first: {'; '.join(report.examples[kind])}. Correct them, "
-                f"{'choose another --chat_template' if kind == 'refused' else 'raise the length'}, or leave them out with --skip_bad_rows."
+                f"{problem}: {counted(getattr(report, kind), 'sample')}, the first: {'; '.join(report.examples[kind])}. "
+                f"Correct them, {remedy}, or skip them with --skip_bad_rows."
             )

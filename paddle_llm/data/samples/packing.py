@@ -1,8 +1,8 @@
-"""Packing: several samples in one row, so that little of it is padding.
+"""Packs several samples into one row to reduce padding.
 
-Samples are shuffled by seed and cut into windows. In each, a row starts with the longest sample that is left and is filled with
-those that leave the least room (minimum bin slack, Gupta and Ho 1999, the search bounded). Rows are then shuffled by seed. No
-sample is cut or lost; those longer than a row are the caller's to judge, before.
+Samples are shuffled by the seed and divided into windows. In each window, a row starts with the longest remaining sample
+and is filled with the samples that leave the fewest tokens unused (minimum bin slack, Gupta and Ho 1999, with a bounded
+search). Rows are then shuffled by the seed. No sample is truncated or lost; the caller handles samples longer than a row.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 
 WINDOW = 1 << 16
-_BUDGET = 300  # tries per row; ten times as many fill no better by 0.3%
+_MAX_TRIES = 300  # per row; ten times as many improve the fill by less than 0.3%
 
 
 @dataclass(frozen=True)
 class Packing:
-    """rows: for each row the numbers of its samples; row_length: L; tokens: of all samples; longest: of the samples."""
+    """Samples distributed over rows.
+
+    Attributes:
+        rows: Numbers of the samples of each row.
+        row_length: L, number of tokens of a row.
+        tokens: Number of tokens of all samples.
+        longest: Number of tokens of the longest sample.
+        samples: Number of samples.
+    """
 
     rows: list[list[int]]
     row_length: int
@@ -28,29 +36,32 @@ class Packing:
 
     @property
     def padding(self) -> float:
-        """Share of the positions of all rows, padded to L, that hold no token."""
+        """Share of positions without a token in rows padded to L."""
         return 1 - self.tokens / (len(self.rows) * self.row_length) if self.rows else 0.0
 
     @property
     def padding_unpacked(self) -> float:
-        """The same share with one sample to a row of L."""
+        """The same share with one sample per row."""
         return 1 - self.tokens / (self.samples * self.row_length) if self.samples else 0.0
 
 
 def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int, window: int = WINDOW) -> Packing:
-    """Lay samples of the given lengths out in rows of at most row_length tokens.
+    """Distribute samples of the given lengths over rows of at most `row_length` tokens.
 
     Args:
-        lengths: [N] tokens of each sample, each from 1 to row_length.
-        window: samples packed together; larger fills better.
+        lengths: Number of tokens of each sample, from 1 to row_length [N].
+        row_length: L, number of tokens of a row.
+        seed: Seed of the shuffling.
+        window: Number of samples packed together; larger windows leave less padding.
 
     Raises:
-        ValueError: a sample that is longer than a row, or empty.
+        ValueError: If a sample is empty or longer than a row.
+    """
     """
     sizes = np.asarray(lengths, dtype=np.int64)
     wrong = np.flatnonzero((sizes > row_length) | (sizes < 1))
     if len(wrong):
-        raise ValueError(f"sample {wrong[0]} has {sizes[wrong[0]]} tokens, a row {row_length}")
+        raise ValueError(f"sample {wrong[0]} has {sizes[wrong[0]]} tokens, not 1 to {row_length}")
     draw = np.random.RandomState([seed % 2**32, len(sizes) % 2**32])
     order = draw.permutation(len(sizes))
     rows: list[list[int]] = []
@@ -61,7 +72,7 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int, window
 
 
 class _Pool:
-    """Samples by length, and a bit for each length that is there: the longest that fits is one mask and one shift away."""
+    """Samples by length, with a bit mask of existing lengths: finding the longest that fits is one mask and one shift."""
 
     def __init__(self, samples: np.ndarray, sizes: np.ndarray, row_length: int):
         self._by_length: list[list[int]] = [[] for _ in range(row_length + 1)]
@@ -71,47 +82,55 @@ class _Pool:
         self.present = sum(1 << length for length, count in enumerate(self._counts) if count)
 
     def take(self, length: int) -> None:
+        """Reserve a sample of this length."""
         self._counts[length] -= 1
         if not self._counts[length]:
             self.present &= ~(1 << length)
 
     def give_back(self, length: int) -> None:
+        """Undo `take`."""
         self._counts[length] += 1
         self.present |= 1 << length
 
     def remove(self, length: int) -> int:
-        """A sample of this length, for good."""
+        """Remove and return a sample of this length."""
         self.take(length)
         return self._by_length[length].pop()
 
 
 class _Search:
-    """The lengths that fill what is left of a row best, found depth first, long ones first; stops at a full row or when the budget
-    is spent."""
+    """Depth-first search, longest first, for the lengths that best fill the rest of a row.
 
-    def __init__(self, pool: _Pool, room: int):
-        self._pool, self._budget = pool, _BUDGET
+    Stops at a full row or after _MAX_TRIES tries.
+
+    Attributes:
+        best: Lengths of the best combination.
+    """
+
+    def __init__(self, pool: _Pool, free: int):
+        self._pool, self._tries = pool, _MAX_TRIES
         self._chosen: list[int] = []
         self.best: list[int] = []
-        self._least = room
-        self._go(room, room)
+        self._least = free
+        self._search(free, free)
 
-    def _go(self, room: int, longest: int) -> bool:
+    def _search(self, free: int, longest: int) -> bool:
+        """Try all lengths up to `longest` in `free` tokens; return whether the row is full."""
         pool = self._pool
-        if room < self._least:
-            self.best, self._least = list(self._chosen), room
-        if room and room <= longest and pool.present >> room & 1:
-            self.best, self._least = [*self._chosen, room], 0
+        if free < self._least:
+            self.best, self._least = list(self._chosen), free
+        if free and free <= longest and pool.present >> free & 1:
+            self.best, self._least = [*self._chosen, free], 0
         if not self._least:
             return True
-        candidates = pool.present & ((2 << min(room, longest)) - 1)
-        while candidates and self._budget:
+        candidates = pool.present & ((2 << min(free, longest)) - 1)
+        while candidates and self._tries:
             length = candidates.bit_length() - 1
             candidates ^= 1 << length
-            self._budget -= 1
+            self._tries -= 1
             pool.take(length)
             self._chosen.append(length)
-            full = self._go(room - length, length)
+            full = self._search(free - length, length)
             self._chosen.pop()
             pool.give_back(length)
             if full:
@@ -124,10 +143,10 @@ def _fill_rows(samples: np.ndarray, sizes: np.ndarray, row_length: int) -> list[
     rows = []
     while pool.present:
         longest = pool.present.bit_length() - 1
-        row, room = [pool.remove(longest)], row_length - longest
-        # More than once where a row takes more samples than the budget allows tries.
-        while lengths := _Search(pool, room).best:
+        row, free = [pool.remove(longest)], row_length - longest
+        # Repeated if a row takes more samples than _MAX_TRIES can find at once.
+        while lengths := _Search(pool, free).best:
             row += [pool.remove(length) for length in lengths]
-            room -= sum(lengths)
+            free -= sum(lengths)
         rows.append(row)
     return rows

@@ -1,1 +1,1 @@
-"""Tokenizer folders: which library reads one, loading through transformers, saving, and text kept apart from special tokens."""
+"""Tokenizer folders: which library reads one, loading, saving, conversion, and codecs that keep text apart from special tokens."""

@@ -1,7 +1,6 @@
-"""Byte-level BPE as a tokenizer.json: from vocab.json and merges.txt (GPT-2, OPT, BLOOM, Qwen2), from tiktoken's ranks
-(LLaMA 3).
+"""Writes byte-level BPE as tokenizer.json: from vocab.json and merges.txt (GPT-2, OPT, BLOOM, Qwen2) or tiktoken's ranks (LLaMA 3).
 
-What cuts a text into words is each family's own regular expression, as its published tokenizer.json has it.
+Each family splits text into words with its own regular expression, taken from its published tokenizer.json.
 """
 
 from __future__ import annotations
@@ -17,19 +16,23 @@ _QWEN2 = (
 )
 _LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
 _LLAMA3_SPECIALS = 256
-_CUTS = {"Qwen2Tokenizer": _QWEN2}  # PaddleNLP cuts for BLOOM, OPT and GLM as GPT-2 does
+_CUTS = {"Qwen2Tokenizer": _QWEN2}  # for BLOOM, OPT and GLM, PaddleNLP splits as GPT-2 does
 
 
 def from_vocabulary(
     config: dict[str, Any], ids: dict[str, int], merges: Path, specials: dict[str, int], names: dict[str, str]
 ) -> dict[str, Any]:
-    """tokenizer.json of vocab.json and merges.txt.
+    """Return tokenizer.json for vocab.json and merges.txt.
 
     Args:
-        ids: vocab.json.
-        config: tokenizer_config.json, whose tokenizer_class tells how texts are cut.
-        specials: special tokens and their ids.
-        names: bos_token, ... -> token.
+        config: Content of tokenizer_config.json, whose tokenizer_class determines how texts are split.
+        ids: Content of vocab.json.
+        merges: Path of merges.txt.
+        specials: Special tokens and their ids.
+        names: Tokens by name (bos_token, ...).
+
+    Raises:
+        UserError: If a line of merges.txt is not a pair.
     """
     lines = [
         line for line in merges.read_text(encoding="utf-8").split("\n") if line and not line.startswith("#version")
@@ -37,7 +40,7 @@ def from_vocabulary(
     pairs = [line.split(" ") for line in lines]
     broken = next((number for number, pair in enumerate(pairs, 1) if len(pair) != 2), None)
     if broken is not None:
-        raise UserError(f"{merges}: line {broken} holds no pair: {lines[broken - 1]!r}")
+        raise UserError(f"{merges}, line {broken}: not a pair: {lines[broken - 1]!r}. Copy the file again.")
     bos = names.get("bos_token")
     before = [bos] if config.get("add_bos_token") and bos in specials else []
     kind = str(config.get("init_class") or config.get("tokenizer_class")).removesuffix("Fast")
@@ -47,10 +50,13 @@ def from_vocabulary(
 
 
 def from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer.json of tiktoken's ranks, with LLaMA 3's special tokens behind them.
+    """Return tokenizer.json for tiktoken's ranks, with LLaMA 3's special tokens after them.
 
-    tiktoken joins the pair whose union has the lowest rank; every pair that makes a token therefore becomes a merge, in
-    that order.
+    tiktoken merges the pair whose union has the lowest rank. Therefore every pair that forms a token becomes a merge, in
+    the order of ranks.
+
+    Raises:
+        UserError: If the file does not contain ranks.
     """
     letters = _letters()
     try:
@@ -58,28 +64,28 @@ def from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in lines}
     except ValueError as error:
         raise UserError(
-            f"{path}: neither a sentencepiece model of LlamaTokenizer nor tiktoken's ranks: {error}"
+            f"{path}: neither a sentencepiece model of LlamaTokenizer nor tiktoken's ranks: {error}. Copy the file again."
         ) from error
     found = []
     for token, rank in ranks.items():
         splits = ((token[:at], token[at:]) for at in range(1, len(token)))
         found += [(rank, ranks[a], ranks[b], a, b) for a, b in splits if a in ranks and b in ranks]
 
-    def spell(token: bytes) -> str:
+    def as_letters(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    pairs = [[spell(a), spell(b)] for *_, a, b in sorted(found)]
+    pairs = [[as_letters(a), as_letters(b)] for *_, a, b in sorted(found)]
     specials = {token: len(ranks) + number for number, token in enumerate(llama3_specials())}
     before = ["<|begin_of_text|>"] if config.get("add_bos_token", True) else []
-    ids = {spell(token): rank for token, rank in ranks.items()}
-    # PaddleNLP composes characters before it asks tiktoken; the published tokenizer does not.
+    ids = {as_letters(token): rank for token, rank in ranks.items()}
+    # PaddleNLP composes characters before it calls tiktoken; the published tokenizer does not.
     made = _assemble(ids, pairs, specials, _LLAMA3, before, {"type": "NFC"}, False)
-    made["model"]["ignore_merges"] = True  # a whole word that is a token is taken as it is, as tiktoken does
+    made["model"]["ignore_merges"] = True  # like tiktoken: a word that is a token is not split
     return made
 
 
 def llama3_specials() -> list[str]:
-    """meta-llama/llama3, llama/tokenizer.py: 256 of them."""
+    """Return the 256 special tokens of meta-llama/llama3, llama/tokenizer.py."""
     first = ["begin_of_text", "end_of_text", *(f"reserved_special_token_{i}" for i in range(4))]
     first += ["start_header_id", "end_header_id", "reserved_special_token_4", "eot_id"]
     rest = [f"reserved_special_token_{i}" for i in range(5, _LLAMA3_SPECIALS - 5)]
@@ -132,7 +138,7 @@ def _around(ids: dict[str, int], before: list[str]) -> dict[str, Any] | None:
 
 
 def _letters() -> dict[int, str]:
-    """The letter that stands for a byte in GPT-2's vocabulary: itself where it is printed, else one from U+0100 on."""
+    """Return the letter for each byte in GPT-2's vocabulary: itself if printable, else a character from U+0100 on."""
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
     return {byte: chr(byte) for byte in shown} | {byte: chr(256 + number) for number, byte in enumerate(hidden)}

@@ -1,8 +1,8 @@
-"""Where sentencepiece itself gives the ids of transformers' tokenizer, several times as fast.
+"""Finds out whether sentencepiece gives the ids of a transformers tokenizer; it is several times as fast.
 
-transformers turns a sentencepiece model into a tokenizer of the `tokenizers` library. For bpe the two agree where the model does
-not change the text, knows every byte, and no two pieces have the same score; unigram models may break ties differently, so they
-are not on the list. What this rule says is checked on a sample of texts when a folder is opened.
+transformers converts a sentencepiece model to a tokenizer of the `tokenizers` library. For BPE both agree if the model does
+not normalize text, has all byte pieces, and no two pieces have the same score. Unigram models may break ties differently,
+so they are excluded. When a folder is opened, the agreement is verified on a sample of texts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class EqualSentencePiece:
     """A sentencepiece model with the ids of a fast tokenizer.
 
     Attributes:
-        processor: the SentencePieceProcessor.
-        added: finds a token that the fast tokenizer looks for before all else; texts with one are not for sentencepiece.
+        processor: SentencePieceProcessor.
+        added: Pattern of added tokens, which the fast tokenizer finds first; sentencepiece cannot encode texts with them.
     """
 
     processor: Any
@@ -35,15 +35,16 @@ class EqualSentencePiece:
 
 
 def equal_sentencepiece(folder: str, tokenizer: Any) -> EqualSentencePiece | None:
-    """The folder's sentencepiece model if it gives the ids of its fast tokenizer; None where that is not certain.
+    """Return the folder's sentencepiece model if it gives the ids of its fast tokenizer; None if that is not certain.
 
     Args:
-        tokenizer: what transformers makes of the folder.
+        folder: Tokenizer folder.
+        tokenizer: Tokenizer loaded by transformers.
     """
     path, config = sentencepiece_model(folder), read_config(folder)
     if path is None or Path(folder, TOKENIZER_JSON).exists() or config.get("add_prefix_space") is False:
         return None
-    if config.get("legacy") is False:  # puts no blank before a text that begins with one
+    if config.get("legacy") is False:  # adds no blank before a text that begins with one
         return None
     try:
         model = read_model(Path(path))

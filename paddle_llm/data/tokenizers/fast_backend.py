@@ -1,4 +1,4 @@
-"""A tokenizer of the `tokenizers` library in the two ways that training needs: special tokens recognised, or kept as text."""
+"""Wraps a tokenizer of the `tokenizers` library, with special tokens recognized or kept as text."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class FastBackend:
     """A `tokenizers.Tokenizer` without truncation, padding and added BOS or EOS.
 
     Attributes:
-        prepends: whether a text gets a blank in front of its first word.
-        starts_after_specials: whether text behind a special token gets that blank, too.
+        prepends: Whether a text gets a blank before its first word.
+        starts_after_specials: Whether text after a special token gets that blank as well.
     """
 
     def __init__(self, backend: Any):
@@ -30,29 +30,31 @@ class FastBackend:
         self._continuing.no_padding()
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text in which special tokens are recognised."""
+        """Return the ids of a text in which special tokens are recognized."""
         return self._encode(self._backend, text, literal=False)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Ids as of `encode`, and the characters of each token: first, and behind the last."""
+        """Return the ids of `encode`, and begin and end of each token in characters."""
         with self._lock:
             self._backend.encode_special_tokens = False
             found = self._backend.encode(text, add_special_tokens=False)
         return found.ids, found.offsets
 
     def encode_literal(self, text: str, continuing: bool = False) -> list[int]:
-        """Ids of a text in which special tokens are only text.
+        """Return the ids of a text in which special tokens are only text.
 
         Args:
-            continuing: the text goes on behind other text, so no blank is put before it.
+            text: The text.
+            continuing: Whether the text continues other text, so that no blank is put before it.
         """
         return self._encode(self._continuing if continuing else self._backend, text, literal=True)
 
     def encode_batch(self, texts: list[str], literal: bool = False) -> list[list[int]]:
-        """Ids of texts, with all threads of the library.
+        """Return the ids of several texts, computed with all threads of the library.
 
         Args:
-            literal: special tokens are only text; else they are recognised.
+            texts: The texts.
+            literal: Whether special tokens are only text; else they are recognized.
         """
         with self._lock:
             self._backend.encode_special_tokens = literal
@@ -62,15 +64,15 @@ class FastBackend:
                 self._backend.encode_special_tokens = False
 
     def has(self, number: int) -> bool:
-        """Whether an id has a token."""
+        """Return whether an id has a token."""
         return 0 <= number < 2**32 and self._backend.id_to_token(number) is not None
 
     def id_of(self, token: str) -> int | None:
-        """The id of a token; None where the vocabulary lacks it."""
+        """Return the id of a token; None if the vocabulary lacks it."""
         return self._backend.token_to_id(token)
 
     def _encode(self, backend: Any, text: str, literal: bool) -> list[int]:
-        with self._lock:  # the setting belongs to the tokenizer, not to the call
+        with self._lock:  # the setting belongs to the tokenizer, not to a call
             backend.encode_special_tokens = literal
             try:
                 return backend.encode(text, add_special_tokens=False).ids
@@ -79,7 +81,7 @@ class FastBackend:
 
 
 def _parts(step: Any) -> Iterable[dict[str, Any]]:
-    """A normaliser or pre-tokeniser and the steps in it."""
+    """Yield a normalizer or pre-tokenizer and its nested steps."""
     if not isinstance(step, dict):
         return
     yield step
@@ -89,7 +91,7 @@ def _parts(step: Any) -> Iterable[dict[str, Any]]:
 
 
 def _prepending(step: Any) -> set[str]:
-    """Which texts get a blank in front: "always", "first" (the beginning of the input only)."""
+    """Return which texts get a blank before them: "always", or "first" (only the beginning of the input)."""
     kinds = set()
     for part in _parts(step):
         if part["type"] == "Prepend" or (part["type"] == "ByteLevel" and part.get("add_prefix_space")):
@@ -108,7 +110,7 @@ def _without_prepending(content: dict[str, Any]) -> Any:
         elif part["type"] == "Metaspace":
             part["prepend_scheme"] = "never"
         elif part["type"] == "Prepend":
-            # A replacement that never matches: an empty list of normalisers would not be the same object.
+            # A replacement that never matches, since removing the step would leave an invalid empty list.
             part.clear()
             part.update({"type": "Replace", "pattern": {"Regex": r"(?!)"}, "content": ""})
     return tokenizers.Tokenizer.from_str(json.dumps(content))

@@ -1,8 +1,8 @@
-"""What the files of a tokenizer folder say, and which library reads it.
+"""Reads the files of a tokenizer folder and chooses the library that loads it.
 
-Three readers exist. `TRANSFORMERS` is the rule: its AutoTokenizer defines the ids of folders that other people publish.
-`SENTENCEPIECE` reads a folder by the sentencepiece model alone. It is used only where every setting of the folder is on a list
-of settings that do not change an id. `PADDLENLP` reads what transformers cannot.
+There are three readers. `TRANSFORMERS` is the default: its AutoTokenizer defines the ids of published folders.
+`SENTENCEPIECE` uses only the sentencepiece model of a folder, if every setting of the folder is on a list of settings
+that change no id. `PADDLENLP` reads folders that transformers cannot read.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 
-# The first name is PaddleNLP's for LLaMA, the second Hugging Face's (and PaddleNLP's newer hub folders').
+# The first name is that of PaddleNLP's LlamaTokenizer; the second is Hugging Face's, also in newer folders of PaddleNLP.
 SENTENCEPIECE_FILES = (PADDLENLP_SENTENCEPIECE_MODEL, SENTENCEPIECE_MODEL)
 BARE_CLASS = "PreTrainedTokenizerFast"
-# Names of the class that takes tokenizer.json without changes: in transformers 4, in transformers 5, in PaddleNLP.
+# Names of the class that uses tokenizer.json without changes: in transformers 4, transformers 5 and PaddleNLP.
 BARE_CLASSES = (BARE_CLASS, "TokenizersBackend", "PretrainedTokenizerFast")
-# Classes that PaddleNLP has and transformers lacks (or has without a reader of the vocabulary files).
+# Classes that PaddleNLP has, but transformers has not (or not with a reader for these vocabulary files).
 PADDLENLP_CLASSES = (
     "BloomTokenizer",
     "ChatGLMTokenizer",
@@ -46,7 +46,7 @@ PADDLENLP_CLASSES = (
     "QWenTokenizer",
     "YuanTokenizer",
 )
-# Settings of LlamaTokenizer that change no id of a text and no special token, with the values that do not.
+# Settings of LlamaTokenizer with the values that change neither an id of a text nor a special token.
 _ANY: tuple[object, ...] = ()
 _HARMLESS: dict[str, tuple[object, ...]] = {
     "_from_auto": _ANY,
@@ -76,17 +76,17 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
 }
 _SPECIAL_KEYS = ("bos_token", "eos_token", "unk_token", "pad_token")
 _LISTED_KEYS = ("additional_special_tokens", "extra_special_tokens", "added_tokens_decoder")
-# transformers writes these, PaddleNLP writes or reads none of them in a folder of LlamaTokenizer.
+# Keys that transformers writes in a folder of LlamaTokenizer; PaddleNLP neither writes nor reads them.
 _HUGGING_FACE_KEYS = ("legacy", "add_prefix_space", "extra_special_tokens")
-# PaddleNLP's class writes these names, whatever the model has.
+# PaddleNLP's class writes these names for every model.
 _PADDLENLP_DEFAULTS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-_ABSENT = "a default name of a token that the model lacks"
+_ABSENT = "a default name of a token that the model does not have"
 _PADDLENLP_ADDED = {"additional_special_tokens", "added_tokens_decoder", ADDED_TOKENS, _ABSENT}
 _PADDLENLP_KEY = "decode_with_prefix_space"
 
 
 class Reader(Enum):
-    """The library whose ids a folder has."""
+    """Library whose ids a folder has."""
 
     SENTENCEPIECE = "sentencepiece"
     TRANSFORMERS = "transformers"
@@ -94,10 +94,10 @@ class Reader(Enum):
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file; {} where no file exists.
+    """Return the object in a JSON file; {} if the file does not exist.
 
     Raises:
-        UserError: If the file does not hold a JSON object.
+        UserError: If the file does not contain a JSON object.
     """
     try:
         with open(path, encoding="utf-8-sig") as stream:
@@ -109,40 +109,40 @@ def read_json(path: str | Path) -> dict[str, Any]:
             problem = failed_download(stream.read(HEAD_BYTES))
         if problem is not None:
             raise UserError(f"{path}: {problem}.") from error
-        raise UserError(f"{path}: not JSON: {error}. Copy the file again from where the model comes from.") from error
+        raise UserError(f"{path}: not JSON: {error}. Copy the file again from the model's source.") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}. Make it a readable file.") from error
     if not isinstance(found, dict):
-        raise UserError(f"{path}: holds {type(found).__name__} instead of a JSON object. Copy the file again.")
+        raise UserError(f"{path}: contains {type(found).__name__}, not a JSON object. Copy the file again.")
     return found
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The folder's tokenizer_config.json; {} where it has none."""
+    """Return the folder's tokenizer_config.json; {} if it has none."""
     return read_json(os.path.join(folder, TOKENIZER_CONFIG))
 
 
 def class_name(config: dict[str, Any]) -> str | None:
-    """The name of the tokenizer's class. An export writes transformers' name as tokenizer_class and PaddleNLP's as init_class."""
+    """Return the name of the tokenizer's class. An export has transformers' name in tokenizer_class, PaddleNLP's in init_class."""
     name = config.get("init_class") or config.get("tokenizer_class")
     return name if isinstance(name, str) else None
 
 
 def token_text(token: Any) -> str | None:
-    """The text of a token that a JSON file gives as text or as an object with `content`; None for everything else."""
+    """Return the text of a token in a JSON file, which is text or an object with `content`; else None."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and not any("\ud800" <= sign <= "\udfff" for sign in text) else None
 
 
 def sentencepiece_model(folder: str | Path) -> str | None:
-    """The path of the sentencepiece model of a LlamaTokenizer folder; None for every other folder."""
+    """Return the path of the sentencepiece model of a LlamaTokenizer folder; None for other folders."""
     if class_name(read_config(folder)) != "LlamaTokenizer":
         return None
     return next((p for p in (os.path.join(folder, n) for n in SENTENCEPIECE_FILES) if os.path.isfile(p)), None)
 
 
 def read_sentencepiece(path: str) -> Any:
-    """A SentencePieceProcessor.
+    """Load a sentencepiece model as SentencePieceProcessor.
 
     Raises:
         UserError: If the file is not a sentencepiece model.
@@ -156,11 +156,11 @@ def read_sentencepiece(path: str) -> Any:
             problem = failed_download(stream.read(HEAD_BYTES))
         if problem is not None:
             raise UserError(f"{path}: {problem}.") from error
-        raise UserError(f"{path}: not a sentencepiece model: {error}.") from error
+        raise UserError(f"{path}: not a sentencepiece model: {error}. Copy the file again.") from error
 
 
 def reader_of(folder: str) -> Reader:
-    """The library that reads a tokenizer folder. Names of built-in tokenizers go to PaddleNLP.
+    """Return the library that reads a tokenizer folder; PaddleNLP for names of built-in tokenizers.
 
     Raises:
         UserError: If a JSON file or the sentencepiece model of the folder is damaged.
@@ -182,27 +182,27 @@ def reader_of(folder: str) -> Reader:
     if fast:
         return Reader.TRANSFORMERS
     if pieces is not None:
-        read_sentencepiece(pieces)  # its message about a damaged file is clearer than that of transformers
+        read_sentencepiece(pieces)  # reports a damaged file more clearly than transformers
     if name in PADDLENLP_CLASSES or (name is None and os.path.isfile(os.path.join(folder, SENTENCEPIECE_FILES[0]))):
         return Reader.PADDLENLP
     return Reader.TRANSFORMERS
 
 
 def _is_paddles(config: dict[str, Any], pieces: str) -> bool:
-    """Whether the folder has PaddleNLP's name of the model file, or is an export of this package."""
+    """Return whether the folder has PaddleNLP's name of the model file, or is an export of this package."""
     exported = config.get("init_class") == "LlamaTokenizer" and config.get("tokenizer_class") in BARE_CLASSES
     return exported or os.path.basename(pieces) == SENTENCEPIECE_FILES[0]
 
 
 def _is_paddlenlps_list(config: dict[str, Any]) -> bool:
-    """Whether the added tokens of a folder are PaddleNLP's to number."""
+    """Return whether PaddleNLP assigns the ids of the folder's added tokens."""
     if any(config.get(key) is not None for key in _HUGGING_FACE_KEYS):
         return False
     return not config.get("added_tokens_decoder") or _PADDLENLP_KEY in config
 
 
 def _changing_settings(folder: str, config: dict[str, Any], processor: Any) -> set[str]:
-    """Settings of a folder that are not on the list of harmless ones, by name of the key or of the file."""
+    """Return the settings of a folder that are not on the list of harmless ones, by name of the key or file."""
     named = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
     found: set[str] = set()
     mapped = read_json(os.path.join(folder, SPECIAL_TOKENS_MAP))
@@ -228,14 +228,14 @@ def _changing_settings(folder: str, config: dict[str, Any], processor: Any) -> s
 
 
 def _listed(value: Any) -> list[tuple[Any, Any]]:
-    """(id or None, token) of a list of tokens or of an added_tokens_decoder."""
+    """Return (id or None, token) for a list of tokens or an added_tokens_decoder."""
     if isinstance(value, dict):
         return list(value.items())
     return [(None, token) for token in value] if isinstance(value, list) else [(None, value)] * (value is not None)
 
 
 def _is_piece(processor: Any, number: Any, token: Any) -> bool:
-    """Whether a token is a control piece of the model, under the id that the folder gives it."""
+    """Return whether a token is a control piece of the model with the id given in the folder."""
     text = token_text(token)
     if text is None:
         return False

@@ -1,9 +1,8 @@
-"""A sentencepiece model as a tokenizer.json (the format of the `tokenizers` library) that gives the same ids.
+"""Converts a sentencepiece model to a tokenizer.json (the format of the `tokenizers` library) with the same ids.
 
-The text is normalised as a whole, gets its blank in front by Prepend (not by Metaspace, which gives none to a text that
-begins with a blank), and is not cut into words: sentencepiece does not cut it either. What stands behind a special token
-is a text of its own, with a blank in front, as in training (data/samples/encode.py) and in Meta's and PaddleNLP's
-tokenizers.
+Text is normalized as a whole. Prepend puts a blank before it (Metaspace would not for a text that begins with a blank).
+It is not split into words, as in sentencepiece. Text after a special token is a separate text with a blank before it, as
+in training (data/samples/encode.py) and in the tokenizers of Meta and PaddleNLP.
 """
 
 from __future__ import annotations
@@ -25,27 +24,28 @@ from paddle_llm.data.tokenizers.sentencepiece_model import (
 
 _BLANK = "\u2581"
 _MANY = 1_000_000  # more blanks than any text begins with
-# What nmt_nfkc does beside NFKC (builder.cc); the full-width tilde it leaves alone.
+# Changes of nmt_nfkc in addition to NFKC (builder.cc), which keeps the full-width tilde.
 _REMOVED = r"[\x{1}-\x{8}\x{B}\x{E}-\x{1F}\x{7F}\x{8F}\x{9F}]"
 _BLANKS = r"[\t\n\x{C}\r\x{61C}\x{1680}\x{200B}\x{200C}\x{200E}\x{200F}\x{2028}\x{2029}\x{2581}\x{FEFF}\x{FFFD}]"
-_HIDDEN = "\ufff0"  # not assigned
-# A text may spell what a byte is called in the vocabulary. Cut behind the "<" it cannot be taken for it.
-_SPELLED_BYTE = "(?<=<)(?=0x[0-9A-F]{2}>)"
-_ALONE = r"\A<(?=0x[0-9A-F]{2}>\z)"
+_UNASSIGNED = "\ufff0"  # an unassigned character
+# A text may contain the name of a byte piece. Split after the "<", it is not taken for the piece.
+_BYTE_NAME = "(?<=<)(?=0x[0-9A-F]{2}>)"
+_BYTE_NAME_ALONE = r"\A<(?=0x[0-9A-F]{2}>\z)"
 
 
 def tokenizer_json(
     model: SentencePieceModel,
     added: dict[str, int],
     before: Iterable[str] = (),
-    behind: Iterable[str] = (),
+    after: Iterable[str] = (),
 ) -> dict[str, Any]:
-    """The content of tokenizer.json.
+    """Return the content of tokenizer.json.
 
     Args:
-        added: special tokens, and what stands behind the model's own pieces, with their ids. They are found in a text
-            before all else.
-        before, behind: special tokens that every text gets.
+        model: The sentencepiece model.
+        added: Ids of special tokens and of tokens after the model's pieces; they are found in a text first.
+        before: Special tokens before every text.
+        after: Special tokens after every text.
     """
     known = {piece.text: number for number, piece in enumerate(model.pieces)}
     ids = {**{model.pieces[i].text: i for i in [*model.ids_of(UNKNOWN), *model.ids_of(CONTROL)]}, **added}
@@ -56,7 +56,7 @@ def tokenizer_json(
         "added_tokens": [_added(token, number) for token, number in sorted(ids.items(), key=lambda item: item[1])],
         "normalizer": _normalizer(model),
         "pre_tokenizer": _pre_tokenizer(model),
-        "post_processor": _post_processor({**known, **ids}, list(before), list(behind)),
+        "post_processor": _post_processor({**known, **ids}, list(before), list(after)),
         "decoder": _decoder(model),
         "model": _bpe(model) if model.model_type == BPE else _unigram(model),
     }
@@ -72,7 +72,7 @@ def _normalizer(model: SentencePieceModel) -> dict[str, Any] | None:
     if model.charsmap:
         steps += _rules(model)
     if model.remove_extra_whitespaces:
-        # At the end also U+2581 itself: sentencepiece looks there after it has written blanks so.
+        # At the end also U+2581 itself, because sentencepiece checks there after it has escaped blanks.
         steps += [_replace(" {2,}", " "), _replace(r"\A +", ""), _replace(rf"[ {_BLANK}]+\z", "")]
     space = _BLANK if model.escape_whitespaces else " "
     if model.add_dummy_prefix:
@@ -83,18 +83,18 @@ def _normalizer(model: SentencePieceModel) -> dict[str, Any] | None:
 
 
 def _rules(model: SentencePieceModel) -> list[dict[str, Any]]:
-    """The rules of normalisation.
+    """Return the normalization rules.
 
-    sentencepiece's own two sets are spelled out: `tokenizers` would read the compiled ones otherwise. It looks a short
-    grapheme up as a whole, takes the first rule that fits its beginning, and drops the rest: a mark behind U+FFFD, a
-    line feed behind a carriage return.
+    sentencepiece's two own sets of rules are written out, because `tokenizers` interprets the compiled ones differently:
+    it looks up a short grapheme as a whole, applies the first rule that matches its beginning, and drops the rest (a mark
+    after U+FFFD, a line feed after a carriage return).
     """
     if model.rules == "nfkc":
         return [{"type": "NFKC"}]
     if model.rules == "nmt_nfkc":
         kept = [
             {"type": "Replace", "pattern": {"String": a}, "content": b}
-            for a, b in (("\uff5e", _HIDDEN), (_HIDDEN, "\uff5e"))
+            for a, b in (("\uff5e", _UNASSIGNED), (_UNASSIGNED, "\uff5e"))
         ]
         return [_replace(_REMOVED, ""), _replace(_BLANKS, " "), kept[0], {"type": "NFKC"}, kept[1]]
     return [{"type": "Precompiled", "precompiled_charsmap": base64.b64encode(model.charsmap).decode()}]
@@ -108,9 +108,9 @@ def _pre_tokenizer(model: SentencePieceModel) -> dict[str, Any] | None:
     patterns = []
     symbols = sorted((model.pieces[i].text for i in model.ids_of(USER_DEFINED)), key=len, reverse=True)
     if model.model_type != BPE:
-        patterns = [_SPELLED_BYTE] if model.ids_of(BYTE) else []
-    elif symbols:  # bpe never joins one with what stands beside it; between two of them a byte's name would stand alone
-        patterns = ["|".join(map(re.escape, symbols)), _ALONE]
+        patterns = [_BYTE_NAME] if model.ids_of(BYTE) else []
+    elif symbols:  # BPE never merges a symbol with its neighbors; between two symbols the name of a byte would be alone
+        patterns = ["|".join(map(re.escape, symbols)), _BYTE_NAME_ALONE]
     cuts = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
         for pattern in patterns
@@ -118,15 +118,15 @@ def _pre_tokenizer(model: SentencePieceModel) -> dict[str, Any] | None:
     return {"type": "Sequence", "pretokenizers": cuts} if cuts else None
 
 
-def _post_processor(ids: dict[str, int], before: list[str], behind: list[str]) -> dict[str, Any] | None:
-    if not before and not behind:
+def _post_processor(ids: dict[str, int], before: list[str], after: list[str]) -> dict[str, Any] | None:
+    if not before and not after:
         return None
 
     def around(name: str, number: int) -> list[dict[str, Any]]:
-        marks = [[{"SpecialToken": {"id": token, "type_id": number}} for token in part] for part in (before, behind)]
-        return [*marks[0], {"Sequence": {"id": name, "type_id": number}}, *marks[1]]
+        parts = [[{"SpecialToken": {"id": token, "type_id": number}} for token in part] for part in (before, after)]
+        return [*parts[0], {"Sequence": {"id": name, "type_id": number}}, *parts[1]]
 
-    tokens = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in [*before, *behind]}
+    tokens = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in [*before, *after]}
     pair = [*around("A", 0), *around("B", 1)]
     return {"type": "TemplateProcessing", "single": around("A", 0), "pair": pair, "special_tokens": tokens}
 
@@ -154,7 +154,7 @@ def _bpe(model: SentencePieceModel) -> dict[str, Any]:
         "end_of_word_suffix": None,
         "fuse_unk": True,
         "byte_fallback": bool(model.ids_of(BYTE)),
-        # A symbol of the user's, cut out before, is found whole: there are no merges that lead to it.
+        # A user-defined symbol, split off before, is found as a whole: no merges lead to it.
         "ignore_merges": bool(model.ids_of(USER_DEFINED)),
         "vocab": {piece.text: number for number, piece in enumerate(model.pieces)},
         "merges": _merges(model),
@@ -162,10 +162,10 @@ def _bpe(model: SentencePieceModel) -> dict[str, Any]:
 
 
 def _merges(model: SentencePieceModel) -> list[list[str]]:
-    """Every way in which two pieces make a third, the best piece first.
+    """Return every pair of pieces that forms a third, the best piece first.
 
-    sentencepiece joins the neighbours whose union has the highest score, wherever they come from; `tokenizers` the pair
-    that stands first in its list.
+    sentencepiece merges the neighbors whose union has the highest score; `tokenizers` merges the pair that is first in
+    its list.
     """
     ids = {piece.text: number for number, piece in enumerate(model.pieces) if piece.type == NORMAL}
     found = []
@@ -191,6 +191,8 @@ def _unigram(model: SentencePieceModel) -> dict[str, Any]:
 
 
 def _bonus(symbol: str) -> float:
-    """What sentencepiece's unigram gives to a symbol of the user's: found out by trying (0.2.3), on symbols of blanks,
-    which compete with one another."""
+    """Return the score of a user-defined symbol in sentencepiece's unigram model.
+
+    Determined by experiment with 0.2.3, on symbols of blanks, which compete with each other.
+    """
     return 0.1 * len(symbol.encode()) - 0.1

@@ -1,4 +1,4 @@
-"""Tokenizer folders through transformers' AutoTokenizer: local files only, no code from the folder."""
+"""Loads tokenizer folders with transformers' AutoTokenizer: only local files, no code from the folder."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from paddle_llm.data.tokenizers.saving import copy_when_saved
 
 _PATH_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "special_tokens_map_file")
 _CANNOT = ": transformers cannot load it: "
-_REMEDY = f". Give a local folder with {TOKENIZER_CONFIG} and the vocabulary beside it."
+_REMEDY = f". Use a local folder with {TOKENIZER_CONFIG} and a vocabulary."
 _reported: set[str] = set()
 
 
 def load_with_transformers(folder: str) -> Any:
-    """The tokenizer that transformers' AutoTokenizer makes of a folder.
+    """Load a folder with transformers' AutoTokenizer.
 
-    Differences to a bare `AutoTokenizer.from_pretrained(folder)`: names that only transformers 5 or PaddleNLP writes are
-    translated, a sentencepiece model may have PaddleNLP's file name, and a tokenizer.json that the named class cannot take
-    is used as it is, which is reported.
+    It differs from `AutoTokenizer.from_pretrained(folder)` in this: names that only transformers 5 or PaddleNLP write are
+    translated; a sentencepiece model may have PaddleNLP's file name; and if the named class cannot use a tokenizer.json,
+    tokenizer.json is used without that class, which is reported.
 
     Raises:
         UserError: If transformers cannot read the folder.
@@ -56,8 +56,9 @@ def load_with_transformers(folder: str) -> Any:
     except UserError as error:
         if not {TOKENIZER_JSON, VOCAB_JSON, *SENTENCEPIECE_FILES} & set(os.listdir(folder)):
             raise UserError(
-                f"tokenizer {folder}: transformers cannot load it: its class is {translated.get('tokenizer_class')}, and it holds no {TOKENIZER_JSON}, no sentencepiece "
-                f"model ({' or '.join(SENTENCEPIECE_FILES[::-1])}) and no vocab.json with merges.txt. Copy the vocabulary into it."
+                f"tokenizer {folder}{_CANNOT}its class is {translated.get('tokenizer_class')}, and it has no {TOKENIZER_JSON}, "
+                f"no sentencepiece model ({' or '.join(SENTENCEPIECE_FILES[::-1])}) and no {VOCAB_JSON} with {MERGES}. "
+                "Copy the vocabulary into it."
             ) from error
         if not os.path.isfile(os.path.join(folder, TOKENIZER_JSON)) or translated.get("tokenizer_class") == BARE_CLASS:
             raise
@@ -66,14 +67,14 @@ def load_with_transformers(folder: str) -> Any:
         translated = {**translated, "tokenizer_class": BARE_CLASS}
         tokenizer = _load(folder, translated)
         _report(
-            f"tokenizer {folder}: transformers cannot read it {failed} ({_reason(error)}). {TOKENIZER_JSON} is used as it is."
+            f"tokenizer {folder}: transformers cannot read it {failed} ({_reason(error)}); {TOKENIZER_JSON} is used without the class"
         )
     copy_when_saved(tokenizer, folder, translated)
     return tokenizer
 
 
 def _translate(folder: str, config: dict[str, Any]) -> dict[str, Any]:
-    """tokenizer_config.json as transformers 4.55 reads it."""
+    """Return tokenizer_config.json as transformers 4.55 reads it."""
     made = {key: value for key, value in config.items() if key not in _PATH_KEYS}
     fast = os.path.isfile(os.path.join(folder, TOKENIZER_JSON))
     named = made.get("tokenizer_class") or made.get("init_class")
@@ -91,13 +92,13 @@ def _translate(folder: str, config: dict[str, Any]) -> dict[str, Any]:
         elif key == "additional_special_tokens" and isinstance(value, list):
             made[key] = [_typed(one) for one in value]
     if made.get("tokenizer_class") == BARE_CLASS:
-        # Else the class gives token_type_ids, which no model here takes.
+        # Otherwise the class returns token_type_ids, which no model here accepts.
         made.setdefault("model_input_names", ["input_ids", "attention_mask"])
     return made
 
 
 def _typed(token: Any) -> Any:
-    """A token with the type that transformers writes, without which it does not read an object as a token."""
+    """Return a token with the type that transformers writes and requires to read an object as a token."""
     return {"__type": "AddedToken", **token} if isinstance(token, dict) and "content" in token else token
 
 
@@ -107,7 +108,7 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             tokenizer("a")  # some settings fail only in a call
-            # A special token that is not in the vocabulary fails only when its id is asked for.
+            # A special token outside the vocabulary fails only when its id is requested.
             _ = tokenizer.all_special_ids, tokenizer.unk_token_id
         except (KeyboardInterrupt, SystemExit, MemoryError):
             raise
@@ -123,7 +124,7 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
 
 
 def _broken_file(folder: str) -> str | None:
-    """A file of the folder whose download went wrong, and the remedy; None if there is none."""
+    """Return a file of the folder whose download failed, with the remedy; None if there is none."""
     for name in (TOKENIZER_JSON, *SENTENCEPIECE_FILES, VOCAB_JSON, MERGES, SPECIAL_TOKENS_MAP, ADDED_TOKENS):
         file = Path(folder, name)
         if not file.is_file():
@@ -137,36 +138,40 @@ def _broken_file(folder: str) -> str | None:
 
 
 def _reason(error: UserError) -> str:
-    """The reason of `_load` without the folder and the remedy."""
+    """Return the reason in an error of `_load`, without folder and remedy."""
     return str(error).partition(_CANNOT)[2].removesuffix(_REMEDY)
 
 
 def _require_one_result(tokenizer: Any, folder: str) -> None:
-    """Raise UserError if a text gets other ids each time: ranks and resumed runs would train on different samples."""
+    """Check that a text always gets the same ids; else ranks and resumed runs would train on different samples.
+
+    Raises:
+        UserError: If the tokenizer has BPE dropout.
+    """
     dropout = getattr(tokenizer.backend_tokenizer.model, "dropout", None) if tokenizer.is_fast else None
     if dropout:
         raise UserError(
-            f"tokenizer {folder}: {TOKENIZER_JSON} has a BPE dropout of {dropout:g}, so that the same text gets other ids each time. "
+            f"tokenizer {folder}: {TOKENIZER_JSON} has a BPE dropout of {dropout:g}, so a text gets different ids each time. "
             "Set dropout to null in it."
         )
 
 
 def _name_files(tokenizer: Any, folder: str, path: str) -> None:
-    """Replace the temporary folder's name by the real one in what the tokenizer keeps."""
+    """Replace the name of the temporary folder by that of the real one in the tokenizer's attributes."""
     tokenizer.name_or_path = folder
     for key in _PATH_KEYS:
         tokenizer.init_kwargs.pop(key, None)
     kept = getattr(tokenizer, "vocab_file", None)
     if isinstance(kept, str) and kept.startswith(path):
         name = os.path.relpath(kept, path)
-        if not os.path.isfile(os.path.join(folder, name)):  # PaddleNLP's name of the sentencepiece model
+        if not os.path.isfile(os.path.join(folder, name)):  # the model has PaddleNLP's file name
             name = SENTENCEPIECE_FILES[0]
         tokenizer.vocab_file = os.path.join(folder, name)
 
 
 @contextmanager
 def _view(folder: str, config: dict[str, Any]) -> Iterator[str]:
-    """A folder of links to the files of `folder`, with another tokenizer_config.json and transformers' file names."""
+    """Create a temporary folder of links to the files of `folder`, with `config` and transformers' file names."""
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as path:
         for entry in os.scandir(folder):
             if entry.name != TOKENIZER_CONFIG:
@@ -181,7 +186,7 @@ def _view(folder: str, config: dict[str, Any]) -> Iterator[str]:
 
 @contextmanager
 def _quiet(transformers: Any) -> Iterator[None]:
-    """No advice of transformers on settings that the folder's owner chose."""
+    """Suppress transformers' advice about settings of the folder."""
     logging = transformers.utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -192,7 +197,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
 
 
 def _report(line: str) -> None:
-    """Report once in a process."""
+    """Print a line once per process."""
     if line not in _reported:
         _reported.add(line)
         say(line)

@@ -1,4 +1,4 @@
-"""Text that can be encoded: every character is a Unicode scalar value."""
+"""Checks that text can be encoded: every character must be a Unicode scalar value."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from paddle_llm.core.errors import UserError
 
 
 class NotText(UserError):
-    """A string with a lone surrogate, which no encoding of Unicode and no tokenizer can represent.
+    """A string contains a lone surrogate, which no Unicode encoding and no tokenizer can represent.
 
-    JSON can write one (`"\\ud83d"`), and so can a command line with bytes that are not UTF-8. Readers of files turn this error
-    into a bad row with file and line.
+    JSON can contain one (`"\\ud83d"`), and so can a command line with bytes that are not UTF-8. File readers turn this
+    error into a bad row with file and line.
     """
 
 
 def require_text(text: str) -> str:
-    """The text itself.
+    """Return the text unchanged.
 
     Raises:
-        NotText: If it holds a lone surrogate.
+        NotText: If it contains a lone surrogate.
     """
     if not text.isascii():
         try:
@@ -25,6 +25,6 @@ def require_text(text: str) -> str:
         except UnicodeEncodeError as error:
             code = ord(text[error.start])
             raise NotText(
-                f"not text: lone surrogate U+{code:04X} at character {error.start + 1}. Write the whole character, or remove it."
+                f"not text: lone surrogate U+{code:04X} at character {error.start + 1}. Write the complete character, or remove it."
             ) from error
     return text

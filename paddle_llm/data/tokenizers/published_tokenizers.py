@@ -1,5 +1,4 @@
-"""Tokenizers that transformers reads with its models' own code only (ChatGLM, GLM): their files as the published
-repositories have them."""
+"""Tokenizers that transformers loads only with the code of their models (ChatGLM, GLM): writes their files as published."""
 
 from __future__ import annotations
 
@@ -25,14 +24,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedTokenizer:
     """A published tokenizer.
 
     Attributes:
-        files: of the vocabulary; all must be there.
-        repository: on the Hugging Face hub, where its code is.
-        module, kind: of the code: file and class.
-        settings: of tokenizer_config.json.
+        files: Required vocabulary files.
+        repository: Repository on the Hugging Face hub that contains the code.
+        module: Python file of the code, without suffix.
+        kind: Class in that file.
+        settings: Settings for tokenizer_config.json.
     """
 
     files: tuple[str, ...]
@@ -67,12 +67,17 @@ PUBLISHED = {
 
 
 def write_published(source: TokenizerSource, name: str, staged: Path) -> None:
-    """Write the files of PaddleNLP's tokenizer class `name` as transformers' remote code reads them.
+    """Write the files of PaddleNLP's tokenizer class `name` in the form that the published code reads.
 
-    The code itself is copied where it lies beside the tokenizer or the model; else it is said where it is.
+    The code is copied if it is in the folder of the tokenizer or model; else a message gives its repository.
+
+    Args:
+        source: Folders of tokenizer and model.
+        name: Class of PaddleNLP.
+        staged: Folder to write to.
 
     Raises:
-        UserError: a file of the vocabulary is missing.
+        UserError: If a vocabulary file is missing.
     """
     folder, published = source.tokenizer, PUBLISHED[name]
     assert folder is not None
@@ -82,15 +87,13 @@ def write_published(source: TokenizerSource, name: str, staged: Path) -> None:
         and not (folder / "ice_text.model").is_file()
         and (folder / SENTENCEPIECE_MODEL).is_file()
     ):
-        name, published = (
-            "ChatGLMv2Tokenizer",
-            PUBLISHED["ChatGLMv2Tokenizer"],
-        )  # the published name of both is the same
+        # Both classes have the same published name.
+        name, published = "ChatGLMv2Tokenizer", PUBLISHED["ChatGLMv2Tokenizer"]
     for file in (*published.files, ADDED_TOKENS, SPECIAL_TOKENS_MAP):
         if (folder / file).is_file():
             shutil.copyfile(folder / file, staged / file)
         elif file in published.files:
-            raise UserError(f"tokenizer {folder}: {file} is missing, which {name} reads")
+            raise UserError(f"tokenizer {folder}: {file} is missing, which {name} needs. Copy it into the folder.")
     third = "chatglm3" in (source.template or "") or "chatglm3" in json.dumps(given).lower()
     repository = published.repository.replace("chatglm2", "chatglm3") if third else published.repository
     code = next(
@@ -104,9 +107,9 @@ def write_published(source: TokenizerSource, name: str, staged: Path) -> None:
     config = {**published.settings, **kept, "init_class": name, "tokenizer_class": published.kind}
     config["auto_map"] = {"AutoTokenizer": [f"{published.module}.{published.kind}", None]}
     (staged / TOKENIZER_CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    wants = (
-        f"{code.name}, which is in the export"
+    remedy = (
+        f"the export contains {code.name}"
         if code is not None
         else f"copy {published.module}.py of {repository} into the folder"
     )
-    say(f"tokenizer: transformers reads {published.kind} with its authors' code only (trust_remote_code=True): {wants}")
+    say(f"tokenizer: transformers loads {published.kind} only with its authors' code (trust_remote_code=True): {remedy}")

@@ -1,7 +1,7 @@
-"""Saving a tokenizer that transformers has read: the source's files are copied, not written again.
+"""Saves a tokenizer loaded by transformers by copying the files of its source.
 
-transformers' own `save_pretrained` writes a tokenizer.json of what it has in memory and the paths of the machine. Copies keep the
-ids by construction and load in every version of transformers.
+transformers' own `save_pretrained` writes a new tokenizer.json from memory, with paths of this machine. Copies keep the
+ids by construction and can be loaded by every version of transformers.
 """
 
 from __future__ import annotations
@@ -41,12 +41,15 @@ _FOLDERS = {CHAT_TEMPLATES_FOLDER}
 
 
 def copy_when_saved(tokenizer: Any, folder: str, config: dict[str, Any]) -> None:
-    """Let `tokenizer.save_pretrained` copy the files of `folder`; after tokens were added it writes its own again.
+    """Make `tokenizer.save_pretrained` copy the files of `folder`. If tokens were added, it writes new files as usual.
 
-    `source_config` of the tokenizer is then the content of tokenizer_config.json. The trainer and PaddleNLP call `save_pretrained` of the object that they hold, so the method of this object is replaced.
+    Sets `source_config` of the tokenizer to the content of tokenizer_config.json. The trainer and PaddleNLP call
+    `save_pretrained` of the object that they hold, so the method is replaced on this object.
 
     Args:
-        config: tokenizer_config.json with which transformers has read the folder.
+        tokenizer: Tokenizer loaded by transformers.
+        folder: Its source.
+        config: Content of tokenizer_config.json with which transformers loaded the folder.
     """
     named = {**config, "tokenizer_class": config.get("tokenizer_class") or type(tokenizer).__name__}
     tokenizer.source_config = named
@@ -62,7 +65,7 @@ def _save(
     written = [os.path.join(save_directory, TOKENIZER_CONFIG)]
     for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
         target = os.path.join(save_directory, entry.name)
-        if entry.name == SENTENCEPIECE_FILES[0]:  # transformers finds the model by the other name only
+        if entry.name == SENTENCEPIECE_FILES[0]:  # transformers finds the model only by the other name
             target = os.path.join(save_directory, SENTENCEPIECE_FILES[1])
         if entry.is_dir() and entry.name in _FOLDERS:
             shutil.copytree(entry.path, target, dirs_exist_ok=True)

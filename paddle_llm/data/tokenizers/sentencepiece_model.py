@@ -1,7 +1,7 @@
-"""What a sentencepiece model file holds: pieces, scores and the normaliser, read by field numbers.
+"""Reads pieces, scores and normalizer of a sentencepiece model file by field numbers.
 
-Not by sentencepiece's own generated module: that of 0.2.3 refuses the protobuf which visualdl needs. Numbers and
-defaults are those of sentencepiece_model.proto (google/sentencepiece, v0.2.0).
+sentencepiece's own generated module is not used: that of 0.2.3 rejects the protobuf version that visualdl needs. Field
+numbers and defaults are those of sentencepiece_model.proto (google/sentencepiece, v0.2.0).
 """
 
 from __future__ import annotations
@@ -20,7 +20,13 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of the vocabulary; its place in the list is its id."""
+    """A piece of the vocabulary; its index in the list is its id.
+
+    Attributes:
+        text: Text of the piece.
+        score: Score; larger is better.
+        type: SentencePiece.Type.
+    """
 
     text: str
     score: float
@@ -29,14 +35,18 @@ class Piece:
 
 @dataclass
 class SentencePieceModel:
-    """A model as its file has it.
+    """Content of a model file.
 
     Attributes:
-        rules: the name of the rules of normalisation ("nmt_nfkc", "identity", ...).
-        charsmap: these rules, compiled; empty: identity.
-        add_dummy_prefix: a blank is put before every text.
-        remove_extra_whitespaces: blanks at the ends are taken off, several become one.
-        escape_whitespaces: a blank is written U+2581 in pieces.
+        pieces: Pieces by id.
+        model_type: UNIGRAM or BPE.
+        byte_fallback: Whether unknown characters are encoded as bytes.
+        whitespace_as_suffix: Whether blanks are after words instead of before them.
+        rules: Name of the normalization rules ("nmt_nfkc", "identity", ...).
+        charsmap: Compiled normalization rules; empty for identity.
+        add_dummy_prefix: Whether a blank is put before every text.
+        remove_extra_whitespaces: Whether blanks at the ends are removed and repeated blanks are merged.
+        escape_whitespaces: Whether a blank is written as U+2581 in pieces.
     """
 
     pieces: list[Piece] = field(default_factory=list)
@@ -50,7 +60,7 @@ class SentencePieceModel:
     escape_whitespaces: bool = True
 
     def ids_of(self, kind: int) -> list[int]:
-        """The ids of all pieces of a type."""
+        """Return the ids of all pieces of a type."""
         return [number for number, piece in enumerate(self.pieces) if piece.type == kind]
 
 
@@ -58,7 +68,7 @@ def read_model(path: Path) -> SentencePieceModel:
     """Read a model file.
 
     Raises:
-        UserError: it is none, or of a kind (word, char) that no tokenizer.json can hold.
+        UserError: If it is not a model file, or of a type (word, char) that tokenizer.json cannot express.
     """
     model = SentencePieceModel()
     try:
@@ -70,16 +80,16 @@ def read_model(path: Path) -> SentencePieceModel:
             elif number == 3:
                 _read_normalizer(model, value)
     except (IndexError, TypeError, ValueError, struct.error) as error:
-        raise UserError(f"{path}: not a sentencepiece model: {error}.") from error
+        raise UserError(f"{path}: not a sentencepiece model: {error}. Copy the file again.") from error
     if not model.pieces:
-        raise UserError(f"{path}: not a sentencepiece model: it has no pieces.")
+        raise UserError(f"{path}: not a sentencepiece model: it has no pieces. Copy the file again.")
     if model.model_type not in (UNIGRAM, BPE):
         raise UserError(
-            f"{path}: a sentencepiece model of whole words or single characters; only unigram and bpe can be exported."
+            f"{path}: unsupported sentencepiece model of words or characters. Use a unigram or BPE model for the export."
         )
     if model.whitespace_as_suffix:
         raise UserError(
-            f"{path}: its blanks stand behind the words (treat_whitespace_as_suffix), which tokenizer.json cannot say."
+            f"{path}: blanks are after words (treat_whitespace_as_suffix), which tokenizer.json cannot express. Use another model."
         )
     return model
 
@@ -121,7 +131,7 @@ def _read_normalizer(model: SentencePieceModel, data: bytes) -> None:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a message: an int where it is a varint, else the bytes."""
+    """Yield (field number, value) of a message: an int for a varint, else bytes."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -131,12 +141,12 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
             yield number, value
             continue
         if kind not in (_BYTES, _FIXED32, _FIXED64):
-            raise ValueError(f"a field of wire type {kind} at byte {at}")
+            raise ValueError(f"field of wire type {kind} at byte {at}")
         length = {_FIXED32: 4, _FIXED64: 8}.get(kind)
         if length is None:
             length, at = _varint(data, at)
         if at + length > len(data):
-            raise ValueError(f"it ends in the middle of a field, at byte {len(data)}")
+            raise ValueError(f"it ends within a field, at byte {len(data)}")
         yield number, data[at : at + length]
         at += length
 

@@ -1,5 +1,4 @@
-"""Does a tokenizer.json give the ids of the tokenizer that it was made of? Asked at every export, on a fixed sample of
-texts."""
+"""Checks on a fixed sample of texts that a tokenizer.json gives the ids of the tokenizer it was made from; part of every export."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.sentencepiece_model import BPE, NORMAL, UNIGRAM, SentencePieceModel
 
 _TEXTS = 1500
-_LIMIT = 0.01  # a larger share of differing texts is refused
+_LIMIT = 0.01  # share of texts that may differ
 _WORDS = (
     "The quick brown fox; jumps (over) 13 lazy dogs, doesn't it?\n"
     "def add(a, b):\n    return a + b  # 0x1F\n\tif x != y: {'k': [1, 2.5]}\r\n"
@@ -25,8 +24,12 @@ _WORDS = (
 
 
 def sample_texts(pieces: Sequence[str], number: int = _TEXTS) -> list[str]:
-    """Texts of words of several languages, code, emoji, random bytes and joined pieces of a vocabulary; always the same
-    ones."""
+    """Return a fixed list of texts: words of several languages, code, emoji, random bytes, and joined pieces.
+
+    Args:
+        pieces: Pieces of a vocabulary.
+        number: Number of texts.
+    """
     chance = random.Random(0)
     made = []
     for turn in range(number):
@@ -50,14 +53,16 @@ def check_ids(
     model: SentencePieceModel | None = None,
     own: bool = True,
 ) -> None:
-    """Compare the ids of a tokenizer.json with those of the folder that it was made of; say what differs.
+    """Compare the ids of a tokenizer.json with those of the folder it was made from, and report differences.
 
     Args:
-        model: the sentencepiece model, if it is one.
-        own: made here, and not carried over: then too many differences are refused.
+        content: Content of tokenizer.json.
+        folder: Tokenizer folder.
+        model: Sentencepiece model of the folder, if any.
+        own: Whether tokenizer.json was created here, not copied; then too many differences are an error.
 
     Raises:
-        UserError: more than 1% of the texts differ, or the `tokenizers` library cannot read it.
+        UserError: If more than 1% of the texts differ, or the `tokenizers` library cannot read it.
     """
     import tokenizers
 
@@ -65,7 +70,7 @@ def check_ids(
         tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
     except Exception as error:  # the library's own errors are bare Exceptions
         raise UserError(
-            f"tokenizer {folder}: the tokenizers library cannot read its tokenizer.json: {error}"
+            f"tokenizer {folder}: the tokenizers library cannot read its tokenizer.json: {error}. Copy the file again."
         ) from error
     encode = _encoder(folder)
     if encode is None:
@@ -82,8 +87,10 @@ def check_ids(
 
 
 def _sharing_a_score(model: SentencePieceModel) -> int:
-    """How many pieces of a bpe model have the score of another one: those that were put into a trained vocabulary
-    (Chinese LLaMA)."""
+    """Return how many pieces of a BPE model share their score with another one.
+
+    Pieces that were added to a trained vocabulary do (Chinese LLaMA).
+    """
     scores = Counter(piece.score for piece in model.pieces if piece.type == NORMAL)
     return sum(number for number in scores.values() if number > 1) if model.model_type == BPE else 0
 
@@ -91,27 +98,27 @@ def _sharing_a_score(model: SentencePieceModel) -> int:
 def _report(differing: list[str], ties: int, number: int, folder: Path, own: bool, shared: int) -> None:
     if ties:
         say(
-            f"tokenizer.json: in {ties} of {number} sample texts a run such as ----- is cut into the same pieces in another order: ways of "
-            "equal score, between which sentencepiece's rounding decides"
+            f"tokenizer.json: in {ties} of {number} sample texts, a run such as ----- is split into the same pieces in another "
+            "order: the alternatives have equal scores, and sentencepiece's rounding decides"
         )
     if not differing:
         return
     problem = f"{len(differing)} of {number} sample texts get other ids from tokenizer.json than from {folder}, e.g. {differing[0]!r}"
     if shared:
         say(
-            f"{problem}. {shared} of its pieces share a score; of such sentencepiece joins the leftmost first, and tokenizer.json must put "
-            "them into an order. The text stays the same; transformers' own conversion has this, too"
+            f"{problem}. {shared} pieces share a score; sentencepiece merges the leftmost of them first, whereas "
+            "tokenizer.json needs a fixed order. The text is unchanged; transformers' own conversion has the same difference"
         )
         return
     if own and len(differing) > _LIMIT * number:
         raise UserError(
-            f"{problem}. It is not exported: a server would feed the model other tokens than it was trained on"
+            f"{problem}. A server would feed the model tokens that it was not trained on. Use the original tokenizer files."
         )
     say(problem)
 
 
 def is_tie(model: SentencePieceModel, found: Sequence[int], wanted: Sequence[int]) -> bool:
-    """Whether two ways to cut a text are of the same pieces, or of the same score up to the rounding of 32 bits."""
+    """Return whether two segmentations have the same pieces, or the same score up to 32-bit rounding."""
     if sorted(found) == sorted(wanted):
         return True
     if model.model_type != UNIGRAM:
@@ -131,7 +138,7 @@ def _pieces(model: SentencePieceModel | None, tokenizer: Any) -> list[str]:
 
 
 def _encoder(folder: Path) -> Callable[[str], list[int]] | None:
-    """What gives the source's ids; None where it cannot be loaded here (LLaMA 3's wants tiktoken)."""
+    """Return the encoder of the source; None if it cannot be loaded here (LLaMA 3's needs tiktoken)."""
     from paddle_llm.data.tokenizers.text_codec import open_codec
 
     try:

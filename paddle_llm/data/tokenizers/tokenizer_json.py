@@ -1,9 +1,8 @@
-"""The tokenizer's files in an export: a tokenizer.json that gives the source's ids, and what transformers wants beside
-it.
+"""Writes the tokenizer of an export: a tokenizer.json with the source's ids, and the files that transformers needs.
 
-The class is PreTrainedTokenizerFast: every version of transformers takes tokenizer.json for it as it stands, where
-LlamaTokenizer of transformers 5 builds another one of its pieces. `init_class` is PaddleNLP's own name for the class,
-by which the folder is read here (data/tokenizer.py).
+The class is PreTrainedTokenizerFast: every version of transformers uses tokenizer.json unchanged for it, whereas
+transformers 5 builds a different tokenizer for LlamaTokenizer. `init_class` is PaddleNLP's name of the class, by which this
+package reads the folder (data/tokenizer.py).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from paddle_llm.core.artifacts import (
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.encode import special_tokens
-from paddle_llm.data.tokenizer import load_tokenizer, sentencepiece_model
+from paddle_llm.data.tokenizer import load_tokenizer, read_sentencepiece, sentencepiece_model
 from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
 from paddle_llm.data.tokenizers.folder import Reader, reader_of, token_text
 from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
@@ -36,17 +35,17 @@ from paddle_llm.data.tokenizers.tokenizer_check import check_ids
 
 CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-# Classes that only PaddleNLP has, or that transformers would build otherwise than tokenizer.json says.
+# Classes that only PaddleNLP has, or for which transformers does not use tokenizer.json unchanged.
 _OURS = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
 
 
 class TokenizerSource(Protocol):
-    """Where a tokenizer is read from.
+    """Source of a tokenizer.
 
     Attributes:
-        folder: the model's folder.
-        tokenizer: the folder with tokenizer_config.json, None where it does not exist.
-        template: --chat_template of the model's training, where that is recorded.
+        folder: Folder of the model.
+        tokenizer: Folder with tokenizer_config.json; None if there is none.
+        template: --chat_template of the model's training; None if it is not recorded.
     """
 
     @property
@@ -64,10 +63,11 @@ class _Read:
     """A source's tokenizer.
 
     Attributes:
-        config: tokenizer_config.json.
-        names: bos_token, eos_token, ... -> the token.
-        added: special tokens and what stands behind the vocabulary -> id.
-        loaded: the tokenizer that transformers makes of the folder; None where it does not read it.
+        folder: Tokenizer folder.
+        config: Content of tokenizer_config.json.
+        names: Tokens by name (bos_token, eos_token, ...).
+        added: Ids of special tokens and of tokens after the vocabulary.
+        loaded: Tokenizer loaded by transformers; None if transformers does not read the folder.
     """
 
     folder: Path
@@ -78,22 +78,27 @@ class _Read:
 
     @property
     def is_converted(self) -> bool:
-        """Whether transformers makes the fast tokenizer of vocabulary files."""
+        """Whether transformers converts vocabulary files to the fast tokenizer."""
         return self.loaded is not None and self.loaded.is_fast and not (self.folder / TOKENIZER_JSON).is_file()
 
 
 def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
-    """Write the tokenizer of `source` into the export's folder, as the target loads it.
+    """Write the tokenizer of `source` to the export's folder in the form that the target loads.
 
-    hf, fastdeploy: tokenizer.json, tokenizer_config.json, special_tokens_map.json (hf: and tokenizer.model, or whatever
-    the vocabulary is kept in); ChatGLM and GLM (hf): the published repository's files. Without a tokenizer nothing is
-    written, and said.
+    hf and fastdeploy get tokenizer.json, tokenizer_config.json and special_tokens_map.json; hf also gets the vocabulary
+    files. ChatGLM and GLM (hf) get the files of the published repository. If there is no tokenizer, nothing is written,
+    and this is reported.
+
+    Args:
+        source: Folders of tokenizer and model.
+        staged: Folder to write to.
+        target: Name of the target.
 
     Raises:
-        UserError: a tokenizer that the target cannot have: ids would differ from the source's.
+        UserError: If the target would give other ids than the source.
     """
     if source.tokenizer is None:
-        say(f"{source.folder} has no tokenizer: the export has none either (name one with --tokenizer)")
+        say(f"{source.folder} has no tokenizer, so the export has none. Give one with --tokenizer.")
         return
     read = _read(source.tokenizer)
     name = str(read.config.get("init_class") or read.config.get("tokenizer_class"))
@@ -115,7 +120,7 @@ def _read(folder: Path) -> _Read:
     read = _Read(folder, config, loaded=load_tokenizer(str(folder)) if transformers_reads else None)
     mapped = _json(folder / SPECIAL_TOKENS_MAP)
     for name in _NAMES:
-        # Where the two files differ, transformers decides.
+        # If the two files differ, transformers decides.
         token = config.get(name, mapped.get(name)) if read.loaded is None else getattr(read.loaded, name)
         if token:
             read.names[name] = _text(token)
@@ -126,7 +131,7 @@ def _read(folder: Path) -> _Read:
 
 
 def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
-    """tokenizer.json, and the source's files that it was made of."""
+    """Return the content of tokenizer.json and the source files it was made from."""
     folder = read.folder
     pieces = sentencepiece_model(str(folder))
     if read.is_converted:
@@ -156,28 +161,27 @@ def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
         check_ids(content, folder)
         return content, [ranks]
     raise UserError(
-        f"tokenizer {folder}: its class is {read.config.get('tokenizer_class')}, and it holds no tokenizer.json, no sentencepiece "
-        f"model ({SENTENCEPIECE_MODEL} or sentencepiece.bpe.model) and no vocab.json with merges.txt. Name a folder that does with --tokenizer"
+        f"tokenizer {folder}: no vocabulary: its class is {read.config.get('tokenizer_class')}, and it has no {TOKENIZER_JSON}, "
+        f"no sentencepiece model ({SENTENCEPIECE_MODEL} or sentencepiece.bpe.model) and no {VOCAB_JSON} with {MERGES}. Use "
+        "--tokenizer with a folder that has one."
     )
 
 
 def _from_pieces(read: _Read, path: Path) -> dict[str, Any]:
     model = read_model(path)
-    _name_the_ends(read, model, path)
+    _read_bos_and_eos(read, model, path)
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
     added = _specials(read, ids, [t for t in special_tokens(str(read.folder)) if t not in read.names.values()])
     _require_no_gap(added, len(ids), read.folder)
     before = [read.names["bos_token"]] if read.config.get("add_bos_token", True) and "bos_token" in read.names else []
-    behind = [read.names["eos_token"]] if read.config.get("add_eos_token") and "eos_token" in read.names else []
-    content = tokenizer_json(model, added, before, behind)
+    after = [read.names["eos_token"]] if read.config.get("add_eos_token") and "eos_token" in read.names else []
+    content = tokenizer_json(model, added, before, after)
     check_ids(content, read.folder, model=model)
     return content
 
 
-def _name_the_ends(read: _Read, model: SentencePieceModel, path: Path) -> None:
-    """PaddleNLP takes BOS and EOS from the model file, whatever tokenizer_config.json calls them."""
-    from paddle_llm.data.tokenizer import read_sentencepiece
-
+def _read_bos_and_eos(read: _Read, model: SentencePieceModel, path: Path) -> None:
+    """Take BOS, EOS and UNK from the model file, as PaddleNLP does, and not from tokenizer_config.json."""
     processor = read_sentencepiece(str(path))
     for name, number in (
         ("bos_token", processor.bos_id()),
@@ -190,24 +194,24 @@ def _name_the_ends(read: _Read, model: SentencePieceModel, path: Path) -> None:
 
 
 def _specials(read: _Read, ids: dict[str, int], listed: list[str] | None = None) -> dict[str, int]:
-    """Every special token with its id; one that the vocabulary lacks and no file numbers has none, and is left out."""
+    """Return special tokens with their ids; tokens without an id are dropped and reported."""
     found = dict(read.added)
     for token in [*read.names.values(), *(listed or [])]:
         if token in ids:
             found.setdefault(token, ids[token])
     for name, token in list(read.names.items()):
         if token not in found:
-            say(f"tokenizer {read.folder}: its {name} {token!r} has no id in the vocabulary; the export names none")
+            say(f"tokenizer {read.folder}: {name} {token!r} has no id in the vocabulary; the export omits it")
             del read.names[name]
     return found
 
 
 def _require_no_gap(added: dict[str, int], size: int, folder: Path) -> None:
-    behind = sorted(number for number in added.values() if number >= size)
-    if behind != list(range(size, size + len(behind))):
+    after = sorted(number for number in added.values() if number >= size)
+    if after != list(range(size, size + len(after))):
         raise UserError(
-            f"tokenizer {folder}: its added tokens have the ids {behind}, behind a vocabulary of {size}. tokenizer.json numbers them "
-            f"from {size} on without a gap: fill it with tokens that nothing uses (in {ADDED_TOKENS})"
+            f"tokenizer {folder}: added tokens have ids {after} after a vocabulary of {size}. tokenizer.json numbers them from "
+            f"{size} on without gaps. Fill the gaps with unused tokens in {ADDED_TOKENS}."
         )
 
 
@@ -221,12 +225,12 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         "additional_special_tokens",
     )
     carried = read.is_converted or ((read.folder / TOKENIZER_JSON).is_file() and name not in _OURS)
-    if carried:  # transformers' own folder: it knows best
+    if carried:  # a folder of transformers: keep its settings
         config = dict(read.config if read.loaded is None else read.loaded.source_config)
         config |= {key: token for key, token in read.names.items() if token_text(config.get(key)) != token}
         if not sentencepiece_model(str(read.folder)) and name.endswith("Fast"):
             config.pop("init_class", None)
-        if name == "TokenizersBackend":  # transformers 5's name of the class, which transformers 4 lacks
+        if name == "TokenizersBackend":  # transformers 5's name of the class, unknown to transformers 4
             config["tokenizer_class"] = CLASS
     else:
         config = {key: read.config[key] for key in kept if read.config.get(key) is not None}
@@ -234,7 +238,7 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         if name == "LlamaTokenizer":
             config.setdefault("add_bos_token", True)
             config.setdefault("add_eos_token", False)
-            if "bos_token" not in read.names:  # PaddleNLP would make one, behind the vocabulary
+            if "bos_token" not in read.names:  # otherwise PaddleNLP would add one after the vocabulary
                 config |= {"add_bos_token": False, "bos_token": None}
         config.setdefault("padding_side", "left")
         config |= read.names
@@ -242,7 +246,7 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
             str(token["id"]): {key: token[key] for key in token if key != "id"} for token in content["added_tokens"]
         }
     if config.get("tokenizer_class") == CLASS:
-        # This class alone gives token_type_ids, too, unless it is told; no network here has them, and `generate` refuses.
+        # Without this setting the class returns token_type_ids, which no network here has and `generate` rejects.
         config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     (staged / TOKENIZER_CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     listed = read.config.get("additional_special_tokens")
@@ -260,5 +264,5 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}.") from error
+        raise UserError(f"{path}: not JSON: {error}. Copy the file again.") from error
     return found if isinstance(found, dict) else {}
