@@ -307,9 +307,9 @@ def template(folder: Path, rng: random.Random) -> str:
     """Chat templates: valid ones with changes, and random sequences of Jinja."""
     from paddle_llm.core.artifacts import IGNORE_INDEX
     from paddle_llm.core.errors import UserError
-    from paddle_llm.data.chat.jinja_templates import choose_template
+    from paddle_llm.data.chat.selection import choose_template
     from paddle_llm.data.instructions.formats import Conversation, Turn
-    from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
+    from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 
     source_folder, codec, theirs = _chat_tokenizer()
     parts = [rng.choice(samples.TEMPLATE_PARTS) for _ in range(rng.randint(1, 14))]
@@ -325,7 +325,7 @@ def template(folder: Path, rng: random.Random) -> str:
     chosen = choose_template(None, codec, str(folder))
     try:
         sample = InstructionEncoder(codec, chosen.template, max_length=2000)(Conversation(turns, where="row 1"))
-    except DoesNotFit as error:  # a bad row in the commands
+    except PromptTooLong as error:  # a bad row in the commands
         raise UserError(str(error)) from None
     if any("<|" in turn.content for turn in turns):
         return ACCEPTED  # special tokens written as text are protected here

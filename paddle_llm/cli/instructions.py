@@ -13,7 +13,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 
 if TYPE_CHECKING:
-    from paddle_llm.data.instructions.inspect import FinetuneInspection
+    from paddle_llm.data.samples.statistics import SampleStatistics
 
 _OPTIONS = [
     click.option("--finetune", type=BLEND, metavar="FILE", help='Instruction data: a file, a folder with train.json, or "0.3 a.jsonl 0.7 b/".'),
@@ -63,11 +63,11 @@ def show_finetune(
     row_length: int | None,
 ) -> None:
     """Print samples and statistics of instruction data."""
-    from paddle_llm.data.chat.jinja_templates import choose_template
-    from paddle_llm.data.instructions.inspect import inspect_conversations, marked
-    from paddle_llm.data.instructions.inspection import describe_data
+    from paddle_llm.data.chat.selection import choose_template
+    from paddle_llm.data.instructions.file_reports import describe_data
     from paddle_llm.data.samples.dataset import load_split
     from paddle_llm.data.samples.encode import InstructionEncoder
+    from paddle_llm.data.samples.statistics import compute_statistics, mark_loss
     from paddle_llm.data.tokenizers.text_codec import open_codec
 
     if tokenizer is None:
@@ -81,23 +81,23 @@ def show_finetune(
     )
     options = {"prompt_templates": prompt_templates, "skip_bad_rows": skip_bad_rows}
     click.echo("\n".join([*described, ""]))
-    conversations = load_split(path, data_format=data_format, flag="--finetune", **options)
+    conversations = load_split(path, data_format=data_format, flag="--finetune", report_files=False, **options)
     say(f"template {chosen.template.name}: {chosen.why}")
     for line in chosen.notices:
         say(line)
-    found = inspect_conversations(conversations, encoder, row_length=row_length or max_length)
+    found = compute_statistics(conversations, encoder, row_length=row_length or max_length)
     colours = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
     for number in range(0, len(found.samples), max(len(found.samples) // max(samples, 1), 1))[:samples]:
         sample = found.samples[number]
         counts = f"{len(sample.input_ids)} tokens, {sample.answer_tokens} with loss"
-        click.echo(f"--- {found.samples.wheres[number]} ({counts})\n{marked(sample, codec, *colours)}\n")
+        click.echo(f"--- {found.samples.origins[number]} ({counts})\n{mark_loss(sample, codec, *colours)}\n")
     _print_figures(found)
 
 
-def _print_figures(found: FinetuneInspection) -> None:
+def _print_figures(found: SampleStatistics) -> None:
     report = found.report
     share = 100 * report.answer_tokens / report.tokens
-    click.echo(f"samples: {report.samples}, skipped: {report.left_out}")
+    click.echo(f"samples: {report.samples}, skipped: {report.skipped}")
     click.echo(f"tokens: {report.tokens}, of which {report.answer_tokens} have a loss ({share:.1f}%)")
     truncated = f"{report.cut_questions} questions, {report.cut_answers} answers (without EOS)"
     click.echo(f"truncated: {truncated}, samples that lost rounds: {report.dropped_rounds}")

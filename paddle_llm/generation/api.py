@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.core.console import say
-from paddle_llm.data.chat.jinja_templates import check_template
+from paddle_llm.data.chat.selection import check_template
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.families.positions import position_limit
 from paddle_llm.generation.folders import resolve_folders

@@ -13,7 +13,7 @@ def encode_prompt(encoder: InstructionEncoder, conversation: Conversation) -> Pr
     """Encode what precedes the last answer, as in training.
 
     Raises:
-        DoesNotFit: If the template around an empty question is longer than the encoder's src_length.
+        PromptTooLong: If the template around an empty question is longer than the encoder's src_length.
     """
     sample = encoder.prompt(conversation)
     ids = sample.input_ids.tolist() or _first_token(encoder.codec)

@@ -12,7 +12,7 @@ from paddle_llm.config.local_files.split_names import kind_of_file
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
-from paddle_llm.data.chat.jinja_templates import AUTO, choose_template
+from paddle_llm.data.chat.selection import AUTO, choose_template
 from paddle_llm.data.instructions.files import SUFFIXES, RowReader, read_rows, report_notes
 from paddle_llm.data.instructions.formats import (
     ASSISTANT,
@@ -25,7 +25,7 @@ from paddle_llm.data.instructions.formats import (
     Turn,
 )
 from paddle_llm.data.instructions.json_rows import Row
-from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
+from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 from paddle_llm.data.text_files import read_lines
 from paddle_llm.data.tokenizers.plain_text import NotText
 from paddle_llm.data.tokenizers.text_codec import TextCodec
@@ -125,7 +125,7 @@ def _read_instructions(path: Path, data_format: str) -> list[Request]:
     word = "row" if kind_of_file(str(path)) == "parquet" else "line"
     completed = [_with_answer(row.value) for row in rows]
     reader = RowReader(str(path), data_format, None)
-    reader.look_at([row._replace(value=value) for row, value in zip(rows, completed, strict=True)])
+    reader.choose_format([row._replace(value=value) for row, value in zip(rows, completed, strict=True)])
     found = []
     for row, value in zip(rows, completed, strict=True):
         where = f"{path}, {word} {row.line}"
@@ -225,7 +225,7 @@ class PromptReader:
             if self.encoder is None:
                 return encode_text(self.codec, request.text)
             return encode_prompt(self.encoder, self._conversation(request))
-        except (DoesNotFit, NotText) as error:
+        except (PromptTooLong, NotText) as error:
             raise UserError(f"{request.where or 'the prompt'}: {error}") from error
 
     def _conversation(self, request: Request) -> Conversation:

@@ -8,7 +8,7 @@ from typing import Any
 
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import AUTO, choose_template
+from paddle_llm.data.chat.selection import AUTO, choose_template
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.models.configuration.generation_settings import (

@@ -8,7 +8,7 @@ from paddle_llm.config.local_files.adapters import what_it_holds
 from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_FOLDER, MODEL_CONFIG, MODEL_FOLDER
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import JINJA
+from paddle_llm.data.chat.selection import JINJA
 from paddle_llm.inspection.comparison import compare, compare_networks
 from paddle_llm.inspection.model import inspect_model
 from paddle_llm.inspection.report import Level, Report, Section

@@ -14,9 +14,9 @@ from paddle_llm.core.artifacts import (
     TOKENIZER_JSON,
 )
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
-from paddle_llm.data.samples.encode import DoesNotFit, EncodedSample, InstructionEncoder
+from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.text_codec import (
     PaddleNLPCodec,
     SentencePieceCodec,
@@ -71,7 +71,7 @@ def inspect_tokenizer(folder: Path, vocab_size: int | None) -> tuple[list[Sectio
 
 
 def _describe(section: Section, codec: TextCodec, vocab_size: int | None) -> None:
-    ids = {name: codec.mark(name) for name in codec.specials}
+    ids = {name: codec.special_id(name) for name in codec.specials}
     size = max([codec.vocab_size - 1, *(number for number in ids.values() if number is not None)]) + 1
     section.facts |= {
         "read by": _LIBRARIES[type(codec)],
@@ -119,7 +119,7 @@ def _describe_template(section: Section, codec: TextCodec, folder: Path) -> None
 def _encode(encoder: InstructionEncoder, conversation: Conversation) -> tuple[EncodedSample | None, str]:
     try:
         return encoder(conversation), ""
-    except (UserError, DoesNotFit) as error:
+    except (UserError, PromptTooLong) as error:
         return None, str(error)
 
 

@@ -67,7 +67,7 @@ def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[Enc
     found: list[list[EncodedSample]] = []
     for split, count in (("train", wanted.train), ("dev", wanted.evaluation)):
         conversations = conversations_of(config, split)[:count] if count else []
-        encoded = encode_all(conversations, encoder, drop_unlearnable=config.skip_bad_rows) if conversations else []
+        encoded = encode_all(conversations, encoder, skip_untrainable=config.skip_bad_rows) if conversations else []
         found.append([encoded[i] for i in range(len(encoded))])
     return found[0], found[1]
 

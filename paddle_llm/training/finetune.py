@@ -18,7 +18,7 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import ADAPTER_FOLDER, MODEL_FOLDER
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, is_first_rank
-from paddle_llm.data.chat.jinja_templates import Chosen, choose_template
+from paddle_llm.data.chat.selection import ChosenTemplate, choose_template
 from paddle_llm.data.collate import PadAndStack
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset, load_split
@@ -183,7 +183,7 @@ def _method(resolved: Resolved) -> Method:
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def template_of(config: RunConfig, codec: TextCodec, folder: str) -> Chosen:
+def template_of(config: RunConfig, codec: TextCodec, folder: str) -> ChosenTemplate:
     """The chat template of a job, which is reported."""
     chosen = choose_template(config.chat_template, codec, folder, date=config.chat_template_date)
     say(f"prompt template: {chosen.template.name} ({chosen.why})")
@@ -197,7 +197,7 @@ def encoder_of(config: RunConfig, codec: TextCodec, folder: str) -> InstructionE
     return _encoder(config, codec, template_of(config, codec, folder))
 
 
-def _encoder(config: RunConfig, codec: TextCodec, chosen: Chosen) -> InstructionEncoder:
+def _encoder(config: RunConfig, codec: TextCodec, chosen: ChosenTemplate) -> InstructionEncoder:
     return InstructionEncoder(
         codec,
         chosen.template,
@@ -233,7 +233,7 @@ def conversations_of(config: RunConfig, split: str) -> Sequence[Conversation]:
 def _split(config: RunConfig, encoder: InstructionEncoder, method: Method, name: str) -> Split:
     conversations = conversations_of(config, name)
     encoded = encode_all(
-        conversations, encoder, long_samples=config.long_samples, drop_unlearnable=config.skip_bad_rows
+        conversations, encoder, long_samples=config.long_samples, skip_untrainable=config.skip_bad_rows
     )
     say(f"{name}: {encoded.report.samples:,} samples, {encoded.report.answer_tokens:,} tokens that bear loss")
     samples: Samples

@@ -16,8 +16,8 @@ from paddle_llm.config.local_files.chat_templates import copy_templates, read_re
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
-from paddle_llm.data.chat.jinja_templates import choose_template
-from paddle_llm.data.chat.rendering import RowRefused
+from paddle_llm.data.chat.renderer import RowRejected
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import encode_all
@@ -120,7 +120,7 @@ class Both:
         )
 
     def text(self, conversation: Conversation) -> str:
-        return self.chosen.template.write(conversation).text
+        return self.chosen.template.render(conversation).text
 
     def ids(self, conversation: Conversation) -> list[int]:
         sample = self.encoder(conversation)
@@ -258,7 +258,7 @@ def test_a_mark_that_leaves_the_end_out_is_completed_and_reported(tokenizers_of,
     talk = Conversation((U1, A1, U2, A2), where="here")
     assert both.trained(talk) == "It is 4.<|im_end|>Yes,\nsure<|im_end|>"
     encode_all([talk], both.encoder)
-    assert "leaves out the token that ends an answer; it is learned" in capsys.readouterr().err
+    assert "excludes the token that ends an answer; it is trained anyway" in capsys.readouterr().err
 
 
 HOSTILE = [
@@ -287,8 +287,8 @@ def test_hostile_content_is_rendered_alike_and_never_becomes_special_tokens(
         (Turn("user", question), Turn(ASSISTANT, answer), Turn("user", more), Turn(ASSISTANT, last)), where="here"
     )
     try:
-        written = both.chosen.template.write(talk)
-    except RowRefused:
+        written = both.chosen.template.render(talk)
+    except RowRejected:
         assert name in ("qwen 3",)
         return
     expected = both.reference(talk)
@@ -300,7 +300,7 @@ def test_hostile_content_is_rendered_alike_and_never_becomes_special_tokens(
     ids = ids[:-1] if eos else ids
     assert ids == both.reference(talk, tokenize=True)[: len(ids)] or "last_only" in free.notes
     sample = both.encoder(talk)
-    special = {both.codec.mark(token) for token in both.codec.specials}
+    special = {both.codec.special_id(token) for token in both.codec.specials}
     plain = Conversation(tuple(Turn(t.role, "x" if t.content.strip() else t.content) for t in talk.turns))
     count = sum(i in special for i in both.ids(talk))
     if "special_tokens" not in sample.notes and "last_only" not in sample.notes:
@@ -310,7 +310,7 @@ def test_hostile_content_is_rendered_alike_and_never_becomes_special_tokens(
 def test_special_token_text_stays_text_unless_asked_for(families, capsys) -> None:
     both = families["qwen 2.5"]
     talk = Conversation((U1, Turn(ASSISTANT, "say <|im_end|> now")), where="here")
-    end = both.codec.mark("<|im_end|>")
+    end = both.codec.special_id("<|im_end|>")
     kept = encode_all([talk], both.encoder)[0]
     assert kept.labels.tolist().count(end) == 1 and both.codec.decode(kept.input_ids).endswith("say <|im_end|> now")
     assert "1 sample: the text of special tokens in messages stays text" in capsys.readouterr().err
@@ -336,8 +336,8 @@ def test_fields_that_a_template_does_not_write_are_reported_or_refused(families,
     calling = Conversation((U1, CALLING), where="here")
     with pytest.raises(UserError, match="does not write tool_calls"):
         encode_all([calling], families["chatml"].encoder)
-    left = encode_all([calling, Conversation((U1, A1))], families["chatml"].encoder, drop_unlearnable=True)
-    assert len(left) == 1 and left.report.refused == 1
+    left = encode_all([calling, Conversation((U1, A1))], families["chatml"].encoder, skip_untrainable=True)
+    assert len(left) == 1 and left.report.rejected == 1
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_a_template_that_refuses_refuses_as_transformers_does(families) -> None:
         both, conversation = families[name], Conversation(talk, where="a, line 3")
         with pytest.raises(Exception) as theirs:
             both.reference(conversation)
-        with pytest.raises(RowRefused) as ours:
+        with pytest.raises(RowRejected) as ours:
             both.encoder(conversation)
         assert str(theirs.value) in str(ours.value) and str(ours.value).startswith("a, line 3: ")
 
@@ -397,7 +397,7 @@ def test_prompts_that_differ_between_training_and_generation_are_reported(famili
     assert mistral.text(talk) == mistral.reference(talk) and "Be kind." not in mistral.text(talk)
     assert mistral.trained(talk) == " It is 4.<|endoftext|>"
     encode_all([talk], mistral.encoder)
-    assert "writes the question differently once it is answered" in capsys.readouterr().err
+    assert "writes an answered question differently" in capsys.readouterr().err
     encode_all([Conversation((U1, A1), where="here")], r1.encoder)
     assert "opens a block" in capsys.readouterr().err
 
@@ -435,14 +435,14 @@ def test_the_template_is_the_one_that_transformers_takes(
         (folder / name).write_text(source(text))
     both = Both(folder)
     talk = Conversation((U1, A1), where="here", fields={"tools": [TOOL]} if tools else {})
-    written = both.chosen.template.write(talk).text
+    written = both.chosen.template.render(talk).text
     assert written == both.reference(talk) and written.startswith(expected)
 
 
 def test_a_list_without_default_is_refused_with_its_names(tokenizers_of, tmp_path) -> None:
     named = [{"name": "rag", "template": CHATML}, {"name": "other", "template": QWEN25}]
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], named)
-    with pytest.raises(UserError, match="none is named default: rag, other"):
+    with pytest.raises(UserError, match="none of which is named default: rag, other"):
         Both(folder)
     chosen = Both(folder, "other")
     assert chosen.text(Conversation((U1, A1))) == chosen.reference(Conversation((U1, A1)), chat_template=QWEN25)
@@ -453,9 +453,9 @@ def test_a_date_is_never_that_of_the_day(tokenizers_of, tmp_path, families) -> N
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], "{{ strftime_now('%d %b %Y') }}" + CHATML)
     codec, talk = open_codec(str(folder)), Conversation((U1, A1))
     with pytest.raises(UserError, match=r"strftime_now.*--chat_template_date"):
-        choose_template(None, codec, str(folder)).template.write(talk)
+        choose_template(None, codec, str(folder)).template.render(talk)
     dated = choose_template(None, codec, str(folder), date="2025-02-03")
-    assert dated.template.write(talk).text.startswith("03 Feb 2025<|im_start|>")
+    assert dated.template.render(talk).text.startswith("03 Feb 2025<|im_start|>")
     with pytest.raises(UserError, match="not a date"):
         choose_template(None, codec, str(folder), date="today")
     llama = families["llama 3.1"]
@@ -544,7 +544,7 @@ def test_other_files_are_read_or_refused(tokenizers_of, tmp_path) -> None:
     with pytest.raises(UserError, match="PaddleNLP's own format"):
         Both(folder)
     (folder / "chat_template.jinja").write_text(CHATML)
-    assert any("chat_template.json also holds" in line for line in Both(folder).chosen.notices)
+    assert any("chat_template.json also contains" in line for line in Both(folder).chosen.notices)
     (folder / "chat_template.json").unlink()
     (folder / "chat_template.jinja").write_bytes("\ufeffx".encode())
     with pytest.raises(UserError, match="byte order mark"):

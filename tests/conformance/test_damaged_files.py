@@ -63,7 +63,7 @@ def base_of_an_adapter(folder: Path) -> None:
 
 
 def continue_outside_of_a_loop(folder: Path) -> None:
-    from paddle_llm.data.chat.rendering import Renderer
+    from paddle_llm.data.chat.renderer import Renderer
 
     Renderer("{% continue %}{{ messages }}", "template.jinja")
 

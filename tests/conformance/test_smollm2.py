@@ -114,15 +114,15 @@ def texts() -> list[str]:
 @pytest.fixture(scope="module")
 def samples(folder: Path) -> list[tuple[list[dict[str, str]], list[int], list[int]]]:
     """(messages, ids, label of each id) of every row, by the template of the folder."""
-    from paddle_llm.data.chat.jinja_templates import choose_template
-    from paddle_llm.data.instructions.formats import read_row, recognise
+    from paddle_llm.data.chat.selection import choose_template
+    from paddle_llm.data.instructions.formats import read_row, recognize
     from paddle_llm.data.samples.encode import InstructionEncoder
     from paddle_llm.data.tokenizers.text_codec import open_codec
 
     codec = open_codec(str(folder))
     encoder = InstructionEncoder(codec, choose_template(None, codec, str(folder)).template, max_length=1024)
     problems = word_problems(ROWS)
-    format_name, found = recognise(problems, "rows"), []
+    format_name, found = recognize(problems, "rows"), []
     for row in problems:
         conversation = read_row(row, format_name, "row")
         sample = encoder(conversation)
@@ -147,7 +147,7 @@ def test_ten_thousand_texts_have_the_same_ids(folder, texts, reference):
     from paddle_llm.data.tokenizers.text_codec import open_codec
 
     codec = open_codec(str(folder))
-    ways = {"marked": lambda text: codec.encode_with_marks(text, start=False), "split": codec.encode}
+    ways = {"marked": lambda text: codec.encode_with_specials(text, start=False), "split": codec.encode}
     for name, encode in ways.items():
         wanted = reference[1][name]
         different = [text for text, ids in zip(texts, wanted, strict=True) if list(encode(text)) != ids]

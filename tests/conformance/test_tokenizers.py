@@ -93,7 +93,7 @@ def test_ids_and_text_equal_autotokenizer(kind: str, folders: dict[str, Path]) -
     assert (encoder.eos_id, encoder.vocab_size) == (tokenizer.eos_token_id, len(tokenizer))
     marked = tokenizer(texts(), add_special_tokens=False)["input_ids"]
     assert not differing(encoder.encode(texts()), marked), "ids of a document"
-    assert not differing([codec.encode_with_marks(text) for text in texts()], marked), "ids of a rendered template"
+    assert not differing([codec.encode_with_specials(text) for text in texts()], marked), "ids of a rendered template"
     whole = tokenizer("lamp")["input_ids"]
     assert whole[: len(codec.prefix_ids) + 1] == [*codec.prefix_ids, *codec.encode("lamp")][: len(codec.prefix_ids) + 1]
     literal = tokenizer(texts(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
@@ -176,7 +176,9 @@ def test_a_training_sample_holds_these_ids(kind: str, folders: dict[str, Path]) 
 def test_what_transformers_saves_is_read_alike(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     reference(folders[kind]).save_pretrained(str(tmp_path / "saved"))
     before, after = open_codec(str(folders[kind])), open_codec(str(tmp_path / "saved"))
-    assert [after.encode_with_marks(t) for t in texts()[:300]] == [before.encode_with_marks(t) for t in texts()[:300]]
+    assert [after.encode_with_specials(t) for t in texts()[:300]] == [
+        before.encode_with_specials(t) for t in texts()[:300]
+    ]
     assert (after.eos_id, after.bos_id, after.prefix_ids) == (before.eos_id, before.bos_id, before.prefix_ids)
 
 
@@ -206,8 +208,8 @@ def test_text_stays_text(parts: list[str], folders: dict[str, Path]) -> None:
         codec = _codec(str(folders[kind]))
         assert isinstance(codec, TransformersCodec)
         ids = special_ids(codec.tokenizer)
-        assert ids.isdisjoint(codec.encode(text)) and ids.isdisjoint(codec.follow(text)), kind
-        assert codec.encode_with_marks(text) == codec.tokenizer(text, add_special_tokens=False)["input_ids"], kind
+        assert ids.isdisjoint(codec.encode(text)) and ids.isdisjoint(codec.encode_continuation(text)), kind
+        assert codec.encode_with_specials(text) == codec.tokenizer(text, add_special_tokens=False)["input_ids"], kind
         if kind in ("bpe", "gpt2", "bare, more tokens"):
             assert codec.decode(codec.encode(text)) == text
 
@@ -215,16 +217,16 @@ def test_text_stays_text(parts: list[str], folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize("kind", ["bpe", "bpe legacy false", "unigram", "gpt2 fast", "llama legacy"])
 def test_text_behind_text_gets_no_blank(kind: str, folders: dict[str, Path]) -> None:
     codec = _codec(str(folders[kind]))
-    assert codec.encode("lamp") != codec.follow("lamp")
-    assert codec.decode([*codec.encode("old"), *codec.follow("lamp")]).strip() == "oldlamp"
-    assert codec.encode_with_marks("lamp", start=False) == codec.follow("lamp")
+    assert codec.encode("lamp") != codec.encode_continuation("lamp")
+    assert codec.decode([*codec.encode("old"), *codec.encode_continuation("lamp")]).strip() == "oldlamp"
+    assert codec.encode_with_specials("lamp", start=False) == codec.encode_continuation("lamp")
 
 
 @pytest.mark.parametrize("kind", ["bpe", "gpt2", "qwen2 files", "paddles"])
 def test_ids_without_a_token_become_replacement_characters(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = folders.get(kind) or made.with_paddles_name(folders["bpe"], tmp_path / "tokenizer")
     codec = open_codec(str(folder))
-    ids = [*codec.encode("old"), 5000, -1, *codec.follow(" lamp"), 2**31 - 1]
+    ids = [*codec.encode("old"), 5000, -1, *codec.encode_continuation(" lamp"), 2**31 - 1]
     assert codec.decode(ids) == "old\ufffd\ufffd lamp\ufffd"
     assert "lamp" in codec.show(ids)
 
@@ -233,7 +235,7 @@ def test_ids_without_a_token_become_replacement_characters(kind: str, folders: d
 def test_a_lone_surrogate_is_one_error(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     folder = folders.get(kind) or made.with_paddles_name(folders["bpe"], tmp_path / "tokenizer")
     codec = open_codec(str(folder))
-    for encode in (codec.encode, codec.follow, codec.encode_with_marks):
+    for encode in (codec.encode, codec.encode_continuation, codec.encode_with_specials):
         with pytest.raises(NotText, match=r"lone surrogate U\+D83D at character 6"):
             encode("lamp \ud83d")
 
@@ -316,7 +318,7 @@ def test_listed_special_tokens_may_be_objects(tmp_path: Path) -> None:
     listed = [made.token("<a>"), {**made.token("<b>"), "__type": "AddedToken"}]
     config = {**made.FAST_KINDS["qwen2"][1], "additional_special_tokens": listed}
     codec = open_codec(str(made.write(tmp_path / "t", config, {"tokenizer.json": made.byte_level(made.QWEN2_CUTS)})))
-    assert {"<a>", "<b>"} <= set(codec.specials) and len(codec.encode_with_marks("<b><a>")) == 2
+    assert {"<a>", "<b>"} <= set(codec.specials) and len(codec.encode_with_specials("<b><a>")) == 2
 
 
 def test_why_tokenizer_json_is_used_as_it_is_is_one_sentence(tmp_path: Path, capsys) -> None:
@@ -324,7 +326,7 @@ def test_why_tokenizer_json_is_used_as_it_is_is_one_sentence(tmp_path: Path, cap
     open_codec(str(made.write(tmp_path / "t", config, {"tokenizer.json": made.like_llama("first")})))
     said = capsys.readouterr().err
     assert "cannot read it as LlamaTokenizerFast (add_bos_token = True but bos_token = None)" in " ".join(said.split())
-    assert "Give a local folder" not in said
+    assert "Use a local folder" not in said
 
 
 def machine_paths(folder: Path) -> list[str]:
@@ -352,7 +354,7 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(
         assert theirs(sample)["input_ids"] == wanted, folder.name
         ours = open_codec(str(folder))
         plain = theirs(sample, add_special_tokens=False)["input_ids"]
-        assert [ours.encode_with_marks(text) for text in sample] == plain, folder.name
+        assert [ours.encode_with_specials(text) for text in sample] == plain, folder.name
         assert (ours.eos_id, ours.prefix_ids) == (open_codec(str(source)).eos_id, open_codec(str(source)).prefix_ids)
         assert fingerprint(str(folder)) == fingerprint(str(source))
 
@@ -406,8 +408,8 @@ def test_text_stays_text_in_paddlenlps_folders(parts: list[str], paddlenlp_folde
     text = "".join(parts)
     for kind, folder in paddlenlp_folders.items():
         codec = _codec(str(folder))
-        ids = {codec.mark(name) for name in codec.specials} - {codec.mark("<unk>")}
-        assert ids.isdisjoint(codec.encode(text)) and ids.isdisjoint(codec.follow(text)), kind
+        ids = {codec.special_id(name) for name in codec.specials} - {codec.special_id("<unk>")}
+        assert ids.isdisjoint(codec.encode(text)) and ids.isdisjoint(codec.encode_continuation(text)), kind
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def check(folder: Path, made: tokenizers.Tokenizer) -> None:
     loaded, codec, encoder = load_tokenizer(str(folder)), open_codec(str(folder)), open_encoder(str(folder))
     begin, end, turn = (made.token_to_id(name) for name in (BEGIN, END, TURN))
     assert (codec.bos_id, codec.eos_id, codec.prefix_ids) == (begin, end, [begin])
-    assert codec.mark(TURN) == turn and encoder.eos_id == end and encoder.vocab_size == made.get_vocab_size()
+    assert codec.special_id(TURN) == turn and encoder.eos_id == end and encoder.vocab_size == made.get_vocab_size()
     for text in SAMPLES:
         assert loaded(text)["input_ids"] == made.encode(text).ids
         assert codec.decode(codec.encode(text)) == text

@@ -51,14 +51,14 @@ def test_columns_and_tags_are_used(tmp_path: Path, capsys) -> None:
     assert find_files(str(tmp_path)) == [str(tmp_path / "poems.json"), str(tmp_path / "talks.json")]
     assert turns(tmp_path / "poems.json") == [[(S, "s"), (U, "p"), (A, "o"), (U, "q\nm"), (A, "a")]]
     shown = capsys.readouterr().err
-    assert "dataset_info.json says" in shown and "ignored keys: id (1)" in shown and "num_samples" in shown
+    assert "according to " in shown and "ignored keys: id (1)" in shown and "num_samples" in shown
     (talk,) = load_conversations([str(tmp_path / "talks.json")]).conversations
     assert [t.role for t in talk.turns] == [S, U, A, T, A] and talk.turns[2].fields["tool_calls"][0]["function"][
         "name"
     ] == "f"
     assert talk.fields == {"tools": [{"name": "f"}]}
     (tmp_path / "poems.json").write_text(json.dumps([{"instruction": "q", "output": "a"}]))
-    with pytest.raises(UserError, match="has no 'frage', the column of poems for prompt"):
+    with pytest.raises(UserError, match="no column 'frage', which dataset_info.json names for prompt in poems"):
         load_conversations([str(tmp_path / "poems.json")])
 
 
@@ -83,10 +83,10 @@ def test_preference_data_is_left_out_or_refused(tmp_path: Path, capsys) -> None:
     folder(tmp_path, info, dpo=[PREFERENCE], kto=[{**rows[0], "label": True}], sft=rows)
     assert find_files(str(tmp_path)) == [str(tmp_path / "sft.json")]
     shown = capsys.readouterr().err
-    assert "left out: dpo.json, kto.json" in shown and "preference data" in shown
-    with pytest.raises(UserError, match=r"dpo.json: .*dataset_info.json says that it is preference data"):
+    assert "skipped: dpo.json, kto.json" in shown and "preference data" in shown
+    with pytest.raises(UserError, match=r"dpo.json: preference data, according to .*dataset_info.json"):
         find_files(str(tmp_path / "dpo.json"))
-    with pytest.raises(UserError, match="Give the file that it names"):
+    with pytest.raises(UserError, match="Use the file that it names"):
         find_files(str(tmp_path / "dataset_info.json"))
 
 
@@ -111,7 +111,7 @@ def test_a_column_that_no_row_has_is_refused_and_unnamed_columns_are_reported(tm
     assert turns(tmp_path / "sub" / "a.json") == [[(U, "q"), (A, "a")], [(U, "r\nm"), (A, "b")]]
     assert "ignored keys: input (not in dataset_info.json) (1)" in capsys.readouterr().err
     folder(tmp_path / "sub", {}, a=rows[:1])
-    with pytest.raises(UserError, match="no row has 'more', which .*dataset_info.json names as a column"):
+    with pytest.raises(UserError, match="dataset_info.json names 'more' as a column, which no row has"):
         load_conversations([str(tmp_path / "sub" / "a.json")])
 
 
@@ -121,8 +121,8 @@ def test_entries_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     folder(tmp_path, {"x": {"file_name": "a.json"}, "y": {"file_name": "a.json"}}, a=rows)
     assert turns(tmp_path / "a.json") == [[(U, "q"), (A, "a")]]
     folder(tmp_path, {"x": {"file_name": "a.json"}, "y": {"file_name": "a.json", "columns": swapped}})
-    with pytest.raises(UserError, match="differently under x and y"):
+    with pytest.raises(UserError, match="the entries x and y of .* describe the file differently"):
         load_conversations([str(tmp_path / "a.json")])
     folder(tmp_path, {"x": {"file_name": "a.json", "format": "sharegpt"}})
-    with pytest.raises(UserError, match="Did you mean 'formatting'"):
+    with pytest.raises(UserError, match="Did you mean LLaMA-Factory's 'formatting'"):
         load_conversations([str(tmp_path / "a.json")])

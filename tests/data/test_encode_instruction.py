@@ -9,10 +9,10 @@ import pytest
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.instructions.formats import Conversation, Turn
-from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
+from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
@@ -68,7 +68,7 @@ def test_what_a_template_puts_around_a_question_is_never_cut(codec: TextCodec) -
     head = len(codec.encode("[INST] <<SYS>>\nHi\n<</SYS>>\n\n")) + 1
     assert sample.input_ids[:head].tolist() == whole.input_ids[:head].tolist()
     assert sample.input_ids[head:].tolist() == whole.input_ids[head - len(sample.input_ids) :].tolist()
-    with pytest.raises(DoesNotFit, match="needs .* tokens before the answer without its question"):
+    with pytest.raises(PromptTooLong, match="the template's .* tokens around the question exceed --src_length"):
         encoder(talk("a", "yes", system=LONG))
 
 
@@ -110,7 +110,7 @@ def test_loss_is_where_it_was_asked_for(codec: TextCodec) -> None:
     flagged = talk("ask", "one", "more", "two", flags={1: True, 3: False})
     for loss_on in ("answers", "last"):
         assert learnt(codec, flagged, loss_on) == " one</s>"
-    with pytest.raises(UserError, match="--loss_on question: is none of answers, last, all"):
+    with pytest.raises(UserError, match="--loss_on question: unknown. Use one of answers, last, all"):
         learnt(codec, plain, "question")
 
 
@@ -120,7 +120,7 @@ def test_labels_are_the_next_tokens(codec: TextCodec) -> None:
 
 
 @pytest.mark.parametrize(("lengths", "why"), [
-    ({"max_length": 1}, "needs at least 2 tokens"), ({"max_length": 20, "src_length": 20}, "leaves no room for an answer"),
+    ({"max_length": 1}, "too small. Use at least 2"), ({"max_length": 20, "src_length": 20}, "must leave tokens for an answer"),
 ])  # fmt: skip
 def test_lengths_that_leave_no_room_are_refused(codec: TextCodec, lengths: dict[str, int], why: str) -> None:
     with pytest.raises(UserError, match=why):
@@ -133,20 +133,18 @@ def test_what_is_cut_is_counted_and_what_cannot_be_learnt_is_refused(codec: Text
     report = encode_all(rows, encoder).report
     assert (report.samples, report.cut_questions, report.cut_answers, report.dropped_rounds) == (4, 2, 2, 1)
     told = capsys.readouterr().err
-    assert "2 answers cut, without EOS at the end (first: f, line 2; f, line 4)" in told
+    assert "2 answers truncated, without EOS (first: f, line 2; f, line 4)" in told
     dropped = encode_all(rows, encoder, long_samples="drop")
-    assert (
-        len(dropped) == 1 and dropped.report.too_long == 3 and "3 samples left out: longer" in capsys.readouterr().err
-    )
+    assert len(dropped) == 1 and dropped.report.too_long == 3 and "3 samples skipped: longer" in capsys.readouterr().err
     with pytest.raises(UserError, match="Longer than --max_length 60 .*: 3 samples, the first: f, line 2"):
         encode_all(rows, encoder, long_samples="refuse")
     mute = [*rows, talk("ask", "ok", flags={1: False}), talk("ask", "ok", system=LONG)]
     with pytest.raises(UserError, match="The template alone is longer than --src_length .*: 1 sample, the first: "):
         encode_all(mute, encoder)
-    kept = encode_all(mute, encoder, drop_unlearnable=True)
-    assert len(kept) == 4 and (kept.report.no_loss, kept.report.does_not_fit) == (1, 1)
+    kept = encode_all(mute, encoder, skip_untrainable=True)
+    assert len(kept) == 4 and (kept.report.no_loss, kept.report.prompt_too_long) == (1, 1)
     told = capsys.readouterr().err
-    assert "1 sample left out: no token bears loss" in told and "the template alone is longer" in told
+    assert "1 sample skipped: no token has a loss" in told and "the template alone is longer" in told
 
 
 # As Hugging Face folders carry them: Zephyr's, and one that marks the assistant's text itself.
@@ -190,7 +188,7 @@ def test_a_jinja_template_gives_its_text_and_its_answers(tmp_path: Path, tokeniz
     cut = jinja_encoder(tmp_path, tokenizer_folder, JINJA, src_length=20)(talk(LONG, "ok"))
     assert cut.cut_question and int((cut.labels == IGNORE_INDEX).sum()) == 19
     assert codec.show(cut.input_ids).startswith("<s> [Q] ") and codec.show(cut.input_ids).endswith("明月光\n[A] ok")
-    with pytest.raises(UserError, match="f, line 44: the chat template of .* refuses it: TemplateError: too many"):
+    with pytest.raises(UserError, match="f, line 44: the chat template of .* rejects it: TemplateError: too many"):
         encoder(talk(*["a"] * 44))
 
 
@@ -209,8 +207,8 @@ def test_answers_that_a_jinja_template_forgets_are_not_learned(tmp_path: Path, t
     assert encoder.codec.show(sample.input_ids) == " ask...moretwo"
     assert encoder.codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX]) == "two</s>"
     reported = capsys.readouterr().err
-    assert "1 sample: the chat template writes earlier answers differently" in reported
-    assert "EOS is learned" in reported
+    assert "1 sample: the chat template rewrites earlier answers when messages follow" in reported
+    assert "EOS is trained after them" in reported
 
 
 def test_a_jinja_template_that_is_broken_is_refused(tmp_path: Path, tokenizer_folder: str) -> None:

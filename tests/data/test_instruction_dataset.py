@@ -70,7 +70,7 @@ def test_packed_rows_hold_every_sample_once_and_restart_positions(samples: Encod
             assert (row["labels"][begin:end] == item["labels"]).all()
             assert row["position_ids"][begin:end].tolist() == list(range(end - begin))
             seen.append(place)
-    assert sorted(seen) == sorted(samples.wheres)
+    assert sorted(seen) == sorted(samples.origins)
     again = PackedDataset(samples, 256, seed=5)
     assert [again.sample_ids(i) for i in range(len(again))] == [packed.sample_ids(i) for i in range(len(packed))]
     assert [again.sample_ids(i) for i in range(len(again))] != [
@@ -78,10 +78,10 @@ def test_packed_rows_hold_every_sample_once_and_restart_positions(samples: Encod
     ]
     share = 1 - samples.lengths.sum() / (256 * len(packed))
     assert (
-        f"60 samples of at most {samples.lengths.max()} tokens in {len(packed)} rows of 256; padding {100 * share:.2f}%"
+        f"60 samples of up to {samples.lengths.max()} tokens in {len(packed)} rows of 256; padding {100 * share:.2f}%"
         in packed.describe()
     )
-    with pytest.raises(UserError, match="packing: f, line .* tokens, a row 32"):
+    with pytest.raises(UserError, match="packing: f, line .* tokens, more than a row of 32"):
         PackedDataset(samples, 32, seed=0)
 
 

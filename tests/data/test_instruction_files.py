@@ -13,9 +13,9 @@ import pytest
 import zstandard
 
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.file_reports import describe_data
 from paddle_llm.data.instructions.files import find_files, load_conversations, read_rows
 from paddle_llm.data.instructions.formats import Conversation, Turn
-from paddle_llm.data.instructions.inspection import describe_data
 from paddle_llm.data.samples.dataset import Mixture, load_split
 
 ROWS = [{"src": f"Frage {i}, 问 “x”\nzwei", "tgt": f"Antwort {i}"} for i in range(5)]
@@ -63,14 +63,14 @@ def test_every_kind_of_file_gives_the_same_rows_and_names_their_lines(tmp_path: 
 
 def test_the_format_is_told_with_its_reason_and_can_be_forced(tmp_path: Path, capsys) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"src": "q", "tgt": "a", "query": "q2", "response": "a2"}])
-    with pytest.raises(UserError, match="could be src_tgt or query_response"):
+    with pytest.raises(UserError, match="match several formats: src_tgt or query_response"):
         load_conversations([str(path)])
     assert asked(load_conversations([str(path)], "query_response").conversations) == ["q2"]
-    assert "format query_response, as asked for" in capsys.readouterr().err
+    assert "format query_response, as requested" in capsys.readouterr().err
     plain = jsonl(tmp_path / "b.jsonl", ROWS)
     load_conversations([str(plain)])
     assert "5 conversations; format src_tgt, by its keys src, tgt" in capsys.readouterr().err
-    with pytest.raises(UserError, match="--data_format srctgt: is none of auto, src_tgt"):
+    with pytest.raises(UserError, match="--data_format srctgt: unknown. Use one of auto, src_tgt"):
         load_conversations([str(plain)], "srctgt")
 
 
@@ -83,21 +83,17 @@ def test_bad_rows_are_refused_with_their_count_and_skipped_only_when_asked(tmp_p
     with pytest.raises(UserError) as refused:
         load_conversations([str(path)])
     told = str(refused.value)
-    assert "4 bad rows (2 x has no key 'tgt'; 1 x not JSON; 1 x not UTF-8)" in told
-    assert (
-        f"{path}, line 3: has no key 'tgt'" in told
-        and f"{path}, line 4: not JSON" in told
-        and "--skip_bad_rows" in told
-    )
+    assert "4 bad rows (2 x no key 'tgt'; 1 x not JSON; 1 x not UTF-8)" in told
+    assert f"{path}, line 3: no key 'tgt'" in told and f"{path}, line 4: not JSON" in told and "--skip_bad_rows" in told
     loaded = load_conversations([str(path)], skip_bad_rows=True)
     assert [c.where for c in loaded.conversations] == [f"{path}, line 1", f"{path}, line 7"]
-    assert loaded.reasons == {"has no key 'tgt'": 2, "not JSON": 1, "not UTF-8": 1}
-    assert "left out: 4 bad rows" in capsys.readouterr().err
+    assert loaded.reasons == {"no key 'tgt'": 2, "not JSON": 1, "not UTF-8": 1}
+    assert "skipped: 4 bad rows" in capsys.readouterr().err
     path.write_text('{"src": "q", "tgt": null}\n')
-    with pytest.raises(UserError, match="holds no conversation"):
+    with pytest.raises(UserError, match="no conversation. Use files with instruction rows"):
         load_conversations([str(path)], skip_bad_rows=True)
     (tmp_path / "b.json").write_text('[{"src": "q", "tgt": "a"},\n {"src": "q", ')
-    with pytest.raises(UserError, match="b.json, line 2: the JSON array breaks off"):
+    with pytest.raises(UserError, match="b.json, line 2: incomplete JSON array"):
         load_conversations([str(tmp_path / "b.json")])
 
 
@@ -105,8 +101,8 @@ def test_bad_rows_are_refused_with_their_count_and_skipped_only_when_asked(tmp_p
     ("line", "cause"),
     [
         ('{"src": "a\tb", "tgt": "b"}', "not JSON: a tab"),
-        ('{"src": "a\nb", "tgt": "b"}', "not JSON: a text breaks off"),
-        ('{"src": "a", "tgt": "b"},', "not JSON: a comma behind the object"),
+        ('{"src": "a\nb", "tgt": "b"}', "not JSON: a text is not closed"),
+        ('{"src": "a", "tgt": "b"},', "not JSON: a comma after the object"),
         ("{'src': 'a', 'tgt': 'b'}", "not JSON: single quotes"),
         ("# rows", "not JSON: a comment"),
         ("rows", "not JSON"),
@@ -138,14 +134,14 @@ def test_folders_hold_splits_under_several_names(tmp_path: Path, monkeypatch) ->
         "flat/x.jsonl": [["x.jsonl"], [], []],
     }
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="--dataset_name_or_path is not given and there is no ./data/train.json"):
+    with pytest.raises(UserError, match="--dataset_name_or_path is not set and ./data/train.json does not exist"):
         find_files(None)
     (tmp_path / "paddle").rename(tmp_path / "data")
     assert find_files(None) == ["data/train.json"] and find_files(None, "dev") == ["data/dev.json"]
     with pytest.raises(UserError, match="no such file or folder"):
         find_files("nowhere.jsonl")
     jsonl(tmp_path / "only_dev/dev.json", ROWS)
-    with pytest.raises(UserError, match="the folder holds no training data"):
+    with pytest.raises(UserError, match="no training data in the folder"):
         find_files("only_dev")
 
 
@@ -168,13 +164,13 @@ def test_a_mixture_keeps_the_weights_and_every_row(tmp_path: Path, capsys) -> No
     a, b = jsonl(tmp_path / "a.jsonl", ROWS), jsonl(tmp_path / "b/train.json", ROWS[:2])
     jsonl(tmp_path / "b/dev.json", ROWS[:1])
     mixed = load_split(f"0.5 {a} 0.5 {b.parent}")
-    assert len(mixed) == 10 and "2 conversations, 5 samples of an epoch of 10" in capsys.readouterr().err
+    assert len(mixed) == 10 and "2 conversations give 5 of 10 samples of an epoch" in capsys.readouterr().err
     assert len(load_split(f"0.5 {a} 0.5 {b.parent}", "dev")) == 1
     assert list(load_split(str(a), "dev")) == []
-    with pytest.raises(UserError, match="--dataset_name_or_path .*: 3 words"):
+    with pytest.raises(UserError, match="--dataset_name_or_path .*: not pairs of weight and path: 3 words"):
         load_split(f"0.5 {a} {b}")
     for commas in (f"{a},{b}", f"{a}, {b}"):
-        with pytest.raises(UserError, match=f"paths are separated by commas.*1 {a} 1 {b}"):
+        with pytest.raises(UserError, match=f"comma-separated paths are not supported.*1 {a} 1 {b}"):
             load_split(commas)
 
 
@@ -184,4 +180,4 @@ def test_data_that_is_inspected_and_then_loaded_reports_a_file_once(
     (tmp_path / "a.csv").write_text("instruction,input,output\nq,NA,a\n")
     describe_data(str(tmp_path / "a.csv"))
     load_conversations([str(tmp_path / "a.csv")])
-    assert capsys.readouterr().err.count("cells with NA") == 1
+    assert capsys.readouterr().err.count("cells such as NA") == 1

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.instructions.files import load_conversations
-from paddle_llm.data.instructions.formats import FORMATS, BadRow, Conversation, read_row, recognise
+from paddle_llm.data.instructions.formats import FORMATS, BadRow, Conversation, read_row, recognize
 from paddle_llm.data.instructions.messages import Notes
 from paddle_llm.data.instructions.prompted_tasks import PromptTemplates
 from paddle_llm.data.tokenizers.text_codec import open_codec
@@ -88,7 +88,7 @@ ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
 
 @pytest.mark.parametrize(("name", "row", "turns"), ROWS)
 def test_each_format_is_recognised_and_read(name: str, row: dict[str, Any], turns: list[tuple[str, str]]) -> None:
-    assert recognise([{"odd": 1}, row], "f") == name
+    assert recognize([{"odd": 1}, row], "f") == name
     assert [(turn.role, turn.text) for turn in read_row(row, name).turns] == turns
 
 
@@ -99,9 +99,9 @@ def test_every_format_has_a_row_here() -> None:
 def test_flags_task_and_language_are_kept() -> None:
     said = [("user", "q", None), ("assistant", "a", False), ("user", "r", None), ("assistant", "b", True)]
     row = {"messages": [{"role": r, "content": c, **({} if f is None else {"loss": f})} for r, c, f in said]}
-    assert [turn.bears_loss for turn in read_row(row, "messages").turns] == [None, False, None, True]
+    assert [turn.has_loss for turn in read_row(row, "messages").turns] == [None, False, None, True]
     row["messages"][1] = {"role": "assistant", "content": "a", "weight": 0}
-    assert read_row(row, "messages").turns[1].bears_loss is False
+    assert read_row(row, "messages").turns[1].has_loss is False
     prompted = read_row({"inputs": "q", "targets": "a", "task": "nli", "language": "zh"}, "prompted", "f, line 3")
     assert (prompted.task, prompted.language, prompted.where) == ("nli", "zh", "f, line 3")
 
@@ -109,28 +109,28 @@ def test_flags_task_and_language_are_kept() -> None:
 @pytest.mark.parametrize(
     ("name", "row", "reason"),
     [
-        ("src_tgt", {"src": "q"}, "has no key 'tgt'"),
-        ("src_tgt", {"src": "q", "tgt": None}, "'tgt' holds nothing, not text"),
+        ("src_tgt", {"src": "q"}, "^no key 'tgt'"),
+        ("src_tgt", {"src": "q", "tgt": None}, "'tgt' holds null, not text"),
         ("src_tgt", {"src": "q", "tgt": " "}, "'tgt' is empty"),
-        ("src_tgt", {"src": ["q", "r"], "tgt": ["a"]}, "not lists of the same length"),
-        ("src_tgt", {"src": "q", "tgt": ["a"]}, "not lists of the same length"),
+        ("src_tgt", {"src": ["q", "r"], "tgt": ["a"]}, "not lists of equal length"),
+        ("src_tgt", {"src": "q", "tgt": ["a"]}, "not lists of equal length"),
         ("alpaca", {"instruction": "", "output": "a"}, "'instruction' is empty"),
         ("alpaca", {"instruction": "q", "output": "a", "history": ["p"]}, "'history' is not a list"),
         ("alpaca", {"instruction": "q", "output": "a", "history": "[['p', 'o']]"}, "'history' holds text that is not JSON"),
         ("alpaca", {"instruction": "q", "output": "a", "input": float("nan")}, "'input' holds NaN"),
         ("messages", {"messages": []}, "is an empty list"),
-        ("messages", {"messages": [{"role": "system", "content": "s"}] * 2}, "has a system turn that is not the first"),
-        ("messages", {"messages": [{"role": "narrator", "content": "x"}]}, "the role 'narrator' is not one of"),
-        ("messages", {"messages": [{"role": "user", "content": "q"}]}, "there is no answer to learn"),
-        ("messages", {"messages": [{"role": "assistant", "content": "a"}]}, "does not start with the user"),
-        ("messages", {"messages": [{"role": "user", "content": "q"}] * 2}, "ends with a turn of the user"),
-        ("messages", {"messages": [{"role": "user", "content": "q", "loss": True}]}, "asks for loss on a turn of the user"),
-        ("messages", {"messages": [{"role": "user", "content": "q", "loss": "yes"}]}, "neither true"),
+        ("messages", {"messages": [{"role": "system", "content": "s"}] * 2}, "a system turn is not the first turn"),
+        ("messages", {"messages": [{"role": "narrator", "content": "x"}]}, "unknown role 'narrator'; known are"),
+        ("messages", {"messages": [{"role": "user", "content": "q"}]}, "there is no answer to train"),
+        ("messages", {"messages": [{"role": "assistant", "content": "a"}]}, "the first turn is not a user turn"),
+        ("messages", {"messages": [{"role": "user", "content": "q"}] * 2}, "the last turn is a user turn"),
+        ("messages", {"messages": [{"role": "user", "content": "q", "loss": True}]}, "a user message has a loss flag"),
+        ("messages", {"messages": [{"role": "user", "content": "q", "loss": "yes"}]}, "not true, false, 1 or 0"),
         ("messages", {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": None, "tool_calls": [1]}]},
          "not a list of objects"),
-        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts other than text"),
+        ("messages", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts that are not text"),
         ("messages", {"messages": [{"role": "user", "content": ["one", "two"]}]}, "a list of texts"),
-        ("src_tgt", ["q", "a"], "is a JSON list, not an object"),
+        ("src_tgt", ["q", "a"], "a JSON list, not an object"),
     ],
 )  # fmt: skip
 def test_a_bad_row_says_why(name: str, row: Any, reason: str) -> None:
@@ -146,13 +146,13 @@ def test_history_may_be_json_text(history: Any) -> None:
 
 
 def test_unknown_and_ambiguous_keys_are_told_with_the_ways_on() -> None:
-    with pytest.raises(UserError, match="its keys are: instruction, ' output'"):
-        recognise([{"instruction": "q", " output": "a"}], "f")
-    with pytest.raises(UserError, match="its keys are: frage, antwort") as unknown:
-        recognise([{"frage": "q", "antwort": "a"}], "f.json")
+    with pytest.raises(UserError, match="its keys are instruction, ' output'"):
+        recognize([{"instruction": "q", " output": "a"}], "f")
+    with pytest.raises(UserError, match="its keys are frage, antwort") as unknown:
+        recognize([{"frage": "q", "antwort": "a"}], "f.json")
     assert all(name in str(unknown.value) for name in FORMATS) and "--prompt_templates" in str(unknown.value)
     with pytest.raises(UserError, match="src_tgt or query_response.*--data_format src_tgt"):
-        recognise([{"src": "", "tgt": "", "query": "", "response": ""}], "f.json")
+        recognize([{"src": "", "tgt": "", "query": "", "response": ""}], "f.json")
 
 
 def test_rounds_and_dropping_the_oldest() -> None:
@@ -162,8 +162,8 @@ def test_rounds_and_dropping_the_oldest() -> None:
         {"role": "assistant", "content": "b"},
     ]}  # fmt: skip
     conversation = read_row(row, "messages")
-    asked = [("".join(t.content for t in r.asked), r.answer and r.answer.content) for r in conversation.rounds()]
-    assert asked == [("1", "call"), ("t", "a"), ("2", "b")]
+    rounds = [("".join(t.content for t in r.questions), r.answer and r.answer.content) for r in conversation.rounds()]
+    assert rounds == [("1", "call"), ("t", "a"), ("2", "b")]
     shorter = conversation.without_first_round()  # the tool's reply goes with the question
     assert [t.content for t in shorter.turns] == ["s", "2", "b"]
     assert shorter.without_first_round() is shorter
@@ -222,10 +222,10 @@ def test_promptsource_files_are_read_and_templates_cannot_reach_python(tmp_path:
     with pytest.raises(UserError, match="neither JSON nor YAML"):
         PromptTemplates(str(path))
     path.write_text("- {name: broken, inputs: '{{ x', targets: y}")
-    with pytest.raises(UserError, match="template 1 .broken. is not valid Jinja"):
+    with pytest.raises(UserError, match="template 1 .broken.: not valid Jinja"):
         PromptTemplates(str(path))
     path.write_text("- {name: x, input: y}")
-    with pytest.raises(UserError, match="has no inputs and targets .its keys: name, input"):
+    with pytest.raises(UserError, match="no inputs and targets; its keys are name, input"):
         PromptTemplates(str(path))
 
 
@@ -276,7 +276,7 @@ def test_calls_that_are_text_in_the_data_are_calls_or_text(
     (tmp_path / "t.jinja").write_text(source)
     codec = open_codec(tokenizer_folder)
     chosen = choose_template(str(tmp_path / "t.jinja"), codec, tokenizer_folder).template
-    written = chosen.write(read_row(CALLS, "sharegpt"))
+    written = chosen.render(read_row(CALLS, "sharegpt"))
     assert written.text == f"<user>q</s><assistant>{call}</s><tool>4</s><assistant>a</s>"
     assert [written.text[a.begin : a.end].removeprefix("<assistant>") for a in written.answers] == [
         f"{call}</s>",
@@ -287,16 +287,16 @@ def test_calls_that_are_text_in_the_data_are_calls_or_text(
 @pytest.mark.parametrize(
     ("row", "reason"),
     [
-        ({"messages": [{"role": "user", "content": "q"}], "images": ["a.png"]}, "has 'images': multimodal"),
-        ({"prompt": "q", "completion": "a", "input": "more"}, "has 'input': the format prompt_completion does not use it"),
-        ({"query": "q", "response": "a", "weight": 0.5}, "has 'weight': rows are not weighted"),
-        ({"messages": [{"role": "user", "content": "q", "videos": ["v"]}]}, "a message has 'videos'"),
-        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5}]}, "neither true"),
+        ({"messages": [{"role": "user", "content": "q"}], "images": ["a.png"]}, "the key 'images': multimodal"),
+        ({"prompt": "q", "completion": "a", "input": "more"}, "the key 'input', which the format prompt_completion does not use"),
+        ({"query": "q", "response": "a", "weight": 0.5}, "the key 'weight': rows cannot be weighted"),
+        ({"messages": [{"role": "user", "content": "q", "videos": ["v"]}]}, "a message has the key 'videos'"),
+        ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0.5}]}, "not true, false, 1 or 0"),
         ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0, "loss": True}]}, "contradict"),
         ({"messages": [{"role": "user", "content": "q\ud83d"}, {"role": "assistant", "content": "a"}]}, r"lone surrogate .ud83d"),
         ({"messages": "[{"}, "holds text that is not JSON"),
-        ({"src": "q", "tgt": "a", "context": "c"}, "join it with src"),
-        ({"query": "q", "response": "a", "context": {"page": 3}}, "has 'context'"),
+        ({"src": "q", "tgt": "a", "context": "c"}, "add it to src"),
+        ({"query": "q", "response": "a", "context": {"page": 3}}, "the key 'context'"),
         ({"instruction": "q", "response": "a", "input": "c", "context": "d"}, "both hold text"),
         ({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": "f"}, "'tools' holds text"),
         ({"system": "s", "system_prompt": "t", "query": "q", "response": "a"}, "different system texts"),
@@ -322,27 +322,27 @@ def test_keys_that_would_change_what_is_learned_are_refused(row: dict[str, Any],
 )
 def test_preference_data_is_refused_with_the_reason(row: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="f: preference data"):
-        recognise([row], "f")
+        recognize([row], "f")
 
 
 def test_answers_in_a_prompt_of_messages_are_not_learned() -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     row = {"prompt": [*turns, turns[0]], "completion": [turns[1]]}
-    assert [turn.bears_loss for turn in read_row(row, "prompt_completion").turns] == [None, False, None, None]
+    assert [turn.has_loss for turn in read_row(row, "prompt_completion").turns] == [None, False, None, None]
 
 
 def test_other_orders_are_left_to_the_chat_template() -> None:
     turns = [{"role": r, "content": r} for r in ("user", "user", "assistant", "assistant")]
     found = read_row({"messages": turns}, "messages")
     assert [turn.role for turn in found.turns] == ["user", "user", "assistant", "assistant"]
-    with pytest.raises(UserError, match="two turns of the user in a row, which the template default cannot write"):
-        TEMPLATES["default"].speak(found)
+    with pytest.raises(UserError, match="two user turns in a row, which the template default cannot write"):
+        TEMPLATES["default"].render(found)
 
 
 @pytest.mark.parametrize("key", ["loss", "weight", "train", "training", "train_on_turn"])
 def test_loss_flags_of_other_trainers_are_honoured(key: str) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", key: False}]
-    assert read_row({"messages": turns}, "messages").turns[1].bears_loss is False
+    assert read_row({"messages": turns}, "messages").turns[1].has_loss is False
 
 
 @pytest.mark.parametrize("key", ["masked", "mask", "loss_mask", "training_detail"])

@@ -45,7 +45,7 @@ def test_the_seed_decides() -> None:
 
 
 def test_a_sample_that_fits_no_row_is_an_error_not_a_loss() -> None:
-    with pytest.raises(ValueError, match="sample 1 has 1025 tokens, a row 1024"):
+    with pytest.raises(ValueError, match="sample 1 has 1025 tokens, not 1 to 1024"):
         pack([5, 1025], 1024, 0)
     with pytest.raises(ValueError, match="sample 0 has 0 tokens"):
         pack([0], 1024, 0)

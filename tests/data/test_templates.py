@@ -12,7 +12,7 @@ import pytest
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
@@ -93,7 +93,7 @@ def test_llama2_is_metas(codecs) -> None:
 
 def test_llama3_is_metas(codecs) -> None:
     codec = codecs["marked"]
-    begin, start, end, eot = map(codec.mark, LLAMA3_MARKS)
+    begin, start, end, eot = map(codec.special_id, LLAMA3_MARKS)
 
     def message(role: str, text: str) -> list[str | int]:
         return [start, role, end, f"\n\n{text}", eot]
@@ -108,7 +108,7 @@ def test_llama3_is_metas(codecs) -> None:
 
 def test_llama3s_own_tokenizer(tmp_path: Path) -> None:
     codec = open_codec(llama3_folder(tmp_path / "llama3"))
-    begin, start, end, eot = map(codec.mark, LLAMA3_MARKS)
+    begin, start, end, eot = map(codec.special_id, LLAMA3_MARKS)
     ids, learnt = encoded(codec, "llama3", [("user", "hi <|eot_id|>"), ("assistant", "yo")])
     asked = [begin, start, *b"user", end, *b"\n\nhi <|eot_id|>", eot, start, *b"assistant", end, *b"\n\n"]
     assert ids == [*asked, *b"yo", eot] and learnt == [*b"yo", eot]
@@ -116,7 +116,7 @@ def test_llama3s_own_tokenizer(tmp_path: Path) -> None:
 
 def test_chatml_is_openais(codecs) -> None:
     codec = codecs["marked"]
-    start, end = map(codec.mark, CHATML_MARKS)
+    start, end = map(codec.special_id, CHATML_MARKS)
     ids, learnt = encoded(codec, "chatml", SYSTEM + TWO)
     parts: list[str | int] = []
     for role, text in (("system", "Be kind."), *TWO):
@@ -153,13 +153,13 @@ def test_chatglm_is_a_prefix_lm(codecs) -> None:
     # PaddleNLP's own call puts the two marks behind the context, too, whatever the template.
     asked = codec.tokenizer("Who wrote 静夜思?", add_special_tokens=True)["input_ids"]
     assert encoded(codec, "default", ONE)[0][: len(asked)] == asked
-    with pytest.raises(UserError, match="only the answer can be learnt"):
+    with pytest.raises(UserError, match="not possible with ChatGLM-6B, whose context is bidirectional"):
         encoded(codec, "chatglm", ONE, loss_on="all")
 
 
 def test_chatglm2_counts_rounds_from_1(codecs) -> None:
     codec = codecs["chatglm3"]
-    prefix = [codec.mark("[gMASK]"), codec.mark("sop")]
+    prefix = [codec.special_id("[gMASK]"), codec.special_id("sop")]
     ids, learnt = encoded(codec, "chatglm2", ONE)
     assert ids == golden(codec, *prefix, codec.tokenizer.build_prompt("Who wrote 静夜思?"), "Li Bai.", codec.eos_id)
     ids, learnt = encoded(codec, "chatglm2", TWO)
@@ -173,7 +173,7 @@ def test_chatglm2_counts_rounds_from_1(codecs) -> None:
 
 def test_chatglm3_has_roles_that_no_text_can_spell(codecs) -> None:
     codec = codecs["chatglm3"]
-    gmask, sop, system, user, bot = map(codec.mark, ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>"))
+    gmask, sop, system, user, bot = map(codec.special_id, ("[gMASK]", "sop", "<|system|>", "<|user|>", "<|assistant|>"))
     ids, learnt = encoded(codec, "chatglm3", SYSTEM + TWO)
     head = golden(codec, gmask, sop, system, "\n", "Be kind.", user, "\n", "Who wrote 静夜思?", bot, "\n", "Li Bai.")
     assert ids == [*head, *golden(codec, user, "\n", "And when?", bot, "\n", "在唐朝", codec.eos_id)]
@@ -201,7 +201,7 @@ def test_a_text_that_spells_a_special_token_stays_text(codecs) -> None:
         codec = codecs[name]
         for mark in codec.specials:
             ids = codec.encode(f"a {mark} b{mark}")
-            assert codec.mark(mark) not in ids, (name, mark)
+            assert codec.special_id(mark) not in ids, (name, mark)
             assert codec.decode(ids).strip() == f"a {mark} b{mark}"
 
 
@@ -221,11 +221,9 @@ def test_every_template_has_a_prompt_that_its_training_continues(codecs) -> None
 
 def test_a_template_whose_marks_the_tokenizer_lacks_is_refused(codecs) -> None:
     assert choose_template("chatml", codecs["marked"], None).template is TEMPLATES["chatml"]
-    with pytest.raises(
-        UserError, match=r"--chat_template chatml: needs <\|im_end\|>, <\|im_start\|>, which the tokenizer"
-    ):
+    with pytest.raises(UserError, match=r"--chat_template chatml: the tokenizer .* lacks <\|im_end\|>, <\|im_start\|>"):
         choose_template("chatml", codecs["llama"], None)
-    with pytest.raises(UserError, match="--chat_template lama2: is none of auto, default, llama2"):
+    with pytest.raises(UserError, match="--chat_template lama2: not a file and not one of auto, default, llama2"):
         choose_template("lama2", codecs["llama"], None)
 
 

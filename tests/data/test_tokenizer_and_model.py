@@ -33,9 +33,9 @@ def test_what_the_model_lacks_is_refused_where_it_is_needed(tokenizer_folder: st
     codec.fit_to_model(700)
     codec.require_rows(codec.encode("lamp <|im_start|>"), "a.json line 1")
     with pytest.raises(
-        UserError, match=r"a\.json line 1: needs token id 700 <\|im_start\|>, the model's vocabulary has 700"
+        UserError, match=r"a\.json line 1: token id 700 <\|im_start\|> is outside the model's vocabulary of 700"
     ):
-        codec.require_rows(codec.encode_with_marks("<|im_start|>lamp"), "a.json line 1")
+        codec.require_rows(codec.encode_with_specials("<|im_start|>lamp"), "a.json line 1")
 
 
 @pytest.mark.parametrize(("eos", "rows", "largest"), [("</s>", 699, 699), ("<|im_end|>", 700, 700)])
@@ -43,7 +43,7 @@ def test_a_larger_vocabulary_or_eos_is_refused(
     tokenizer_folder: str, tmp_path: Path, eos: str, rows: int, largest: int
 ) -> None:
     codec = with_settings(tokenizer_folder, tmp_path / "tok", eos_token=eos)
-    with pytest.raises(UserError, match=f"its ids go up to {largest}, the model's vocabulary has {rows} "):
+    with pytest.raises(UserError, match=f"ids up to {largest} exceed the model's vocabulary of {rows} "):
         codec.fit_to_model(rows)
 
 

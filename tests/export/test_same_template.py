@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.tokenizer import train_tokenizer
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.export.targets.serving_files import write_chat_template

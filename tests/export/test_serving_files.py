@@ -13,9 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.forms import jinja_form
-from paddle_llm.data.chat.jinja_templates import choose_template
-from paddle_llm.data.chat.rendering import Renderer
+from paddle_llm.data.chat.built_in_jinja import jinja_form
+from paddle_llm.data.chat.renderer import Renderer
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import BOS, EOS, PREFIX, TEMPLATES
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
@@ -53,12 +53,12 @@ def spoken_text(name: str, turns: tuple[Turn, ...], blank: str) -> str:
     """What training's template says, special tokens spelled out; `blank` where a text is tokenised anew behind
     another."""
     text, behind_text = "", False
-    for spoken in TEMPLATES[name].speak(Conversation(turns)):
-        for piece in [*spoken.prompt, *(spoken.answer or [])]:
-            if piece.starts and behind_text and not piece.mark:
+    for rendered in TEMPLATES[name].render(Conversation(turns)):
+        for piece in [*rendered.prompt, *(rendered.answer or [])]:
+            if piece.is_separate and behind_text and not piece.is_special:
                 text += blank
-            text += SPELLED.get(piece.text, piece.text) if piece.mark else piece.text
-            behind_text = not piece.mark and (behind_text or bool(piece.text))
+            text += SPELLED.get(piece.text, piece.text) if piece.is_special else piece.text
+            behind_text = not piece.is_special and (behind_text or bool(piece.text))
     return text
 
 

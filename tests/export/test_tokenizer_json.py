@@ -182,7 +182,7 @@ def test_a_broken_conversion_is_refused(ours, tmp_path, monkeypatch):
 
     right = from_sentencepiece._merges
     monkeypatch.setattr(from_sentencepiece, "_merges", lambda model: right(model)[::-1])
-    with pytest.raises(UserError, match="sample texts get other ids.*other tokens than it was trained on"):
+    with pytest.raises(UserError, match="sample texts get other ids.*tokens that it was not trained on"):
         export(ours["bpe"], tmp_path / "out")
 
 
@@ -215,7 +215,7 @@ def test_pieces_that_share_a_score_are_said(ours, tmp_path, capsys):
     (folder / "tokenizer_config.json").write_bytes((ours["bpe"] / "tokenizer_config.json").read_bytes())
     export(folder, tmp_path / "out")
     said = capsys.readouterr().err
-    assert "of its pieces share a score; of such sentencepiece joins the leftmost first" in said
+    assert "pieces share a score; sentencepiece merges the leftmost of them first" in said
     assert "sample texts get other ids from tokenizer.json" in said
 
 
@@ -259,10 +259,10 @@ def test_special_tokens_stand_around_a_text_as_in_the_source(ours, tmp_path):
 
 
 def test_special_tokens_are_found_in_a_text_and_what_follows_starts_anew(ours, tmp_path):
-    """As training has it (TextCodec.encode_with_marks), and PaddleNLP's tokenizer."""
+    """As training has it (TextCodec.encode_with_specials), and PaddleNLP's tokenizer."""
     tokenizer, codec = export(ours["bpe"], tmp_path / "out"), open_codec(str(ours["bpe"]))
     for text in ("<s>[INST] Hello [/INST] Yes</s><s>[INST] 你好", "a</s>b", "</s> b", "<pad><pad>x"):
-        assert tokenizer.encode(text, add_special_tokens=False).ids == codec.encode_with_marks(text), text
+        assert tokenizer.encode(text, add_special_tokens=False).ids == codec.encode_with_specials(text), text
 
 
 def with_added(folder: Path, source: Path, added: dict[str, int]) -> Path:
@@ -279,12 +279,12 @@ def test_added_tokens_keep_their_ids(ours, tmp_path):
     assert tokenizer.token_to_id("<|user|>") == 2501 and tokenizer.get_vocab_size() == 2502
     ids = tokenizer.encode("<|user|>Hi<|end|>", add_special_tokens=False).ids
     assert ids[0] == 2501 and ids[-1] == 2500 and tokenizer.decode(ids) == "Hi"
-    assert open_codec(str(folder)).mark("<|user|>") == 2501
+    assert open_codec(str(folder)).special_id("<|user|>") == 2501
 
 
 def test_a_gap_before_added_tokens_is_refused(ours, tmp_path):
     folder = with_added(tmp_path / "tokenizer", ours["bpe"], {"<|user|>": 2503})
-    with pytest.raises(UserError, match=r"ids \[2503\], behind a vocabulary of 2500.*without a gap"):
+    with pytest.raises(UserError, match=r"ids \[2503\] after a vocabulary of 2500.*without gaps"):
         export(folder, tmp_path / "out")
 
 
@@ -339,9 +339,9 @@ def test_a_folder_without_a_sentencepiece_model_is_read_here_again(kind, ours, t
     for place in (tmp_path / "out", tmp_path / "again"):
         codec = open_codec(str(place))
         assert cut_alike(map(codec.encode, samples), map(source.encode, samples), kind)
-        assert cut_alike(map(codec.follow, samples), map(source.follow, samples), kind)
+        assert cut_alike(map(codec.encode_continuation, samples), map(source.encode_continuation, samples), kind)
         assert (codec.prefix_ids, codec.eos_id, codec.pad_id) == (source.prefix_ids, source.eos_id, source.pad_id)
-        assert codec.mark("<|user|>") == 2501 and codec.specials == source.specials
+        assert codec.special_id("<|user|>") == 2501 and codec.specials == source.specials
         ids = source.encode("Hello 世界 😀\n\tif x:")
         assert codec.decode(ids) == source.decode(ids)
         assert load_tokenizer(str(place))("Hello 世界")["input_ids"] == [1, *source.encode("Hello 世界")]
@@ -472,7 +472,9 @@ def test_chatglm_has_the_published_files(kind, file, repository, ours, tmp_path,
     assert codec.encode("Hello 世界") == open_codec(str(folder)).encode("Hello 世界")
     (folder / "tokenization_chatglm.py").write_text("code")
     write_tokenizer(SimpleNamespace(tokenizer=folder, folder=folder, template=None), out, "hf")
-    assert (out / "tokenization_chatglm.py").read_text() == "code" and "is in the export" in capsys.readouterr().err
+    assert (
+        out / "tokenization_chatglm.py"
+    ).read_text() == "code" and "the export contains tokenization_chatglm.py" in capsys.readouterr().err
     (folder / file).unlink()
     with pytest.raises(UserError, match=f"{file} is missing"):
         write_tokenizer(SimpleNamespace(tokenizer=folder, folder=folder, template=None), out, "hf")
@@ -482,7 +484,7 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
-    with pytest.raises(UserError, match="holds no tokenizer.json, no sentencepiece model"):
+    with pytest.raises(UserError, match="has no tokenizer.json, no sentencepiece model"):
         export(folder, tmp_path / "a")
     (folder / "tokenizer.model").write_bytes(b"\x00\x01 this is none")
     with pytest.raises(UserError, match="not a sentencepiece model"):
@@ -492,8 +494,8 @@ def test_what_cannot_be_read_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "settings", "said"),
     [
-        ("char", {}, "only unigram and bpe can be exported"),
-        ("bpe", {"treat_whitespace_as_suffix": True}, "blanks stand behind the words"),
+        ("char", {}, "Use a unigram or BPE model for the export"),
+        ("bpe", {"treat_whitespace_as_suffix": True}, "blanks are after words"),
     ],
 )
 def test_models_that_tokenizer_json_cannot_express_are_refused(kind, settings, said, tmp_path):

@@ -124,7 +124,7 @@ def test_rows_are_read_as_training_reads_them_and_what_has_no_effect_is_reported
     assert [request.conversation.turns[0].content for request in read_requests(file)] == ["q", "q", "q"]
     reported = capsys.readouterr().err
     assert "ignored keys: continue_final_message (1), choices (1)" in reported
-    assert "for the chat template: tools (1 rows)" in reported
+    assert "passed to the chat template: tools (1 rows)" in reported
     file.write_text('["one", "two"]')
     with pytest.raises(UserError, match=r"a \.txt file with one text per line"):
         read_requests(file)

@@ -84,7 +84,7 @@ def test_every_difference_and_refusal_is_named(llama, tmp_path):
     (scaled / "config.json").write_text(json.dumps({**config, "rope_scaling": rope, "vocab_size": 399}))
     code, report = checked(scaled, "--quick")
     assert code == 2 and "longrope" in found(report["model"], "refused")
-    assert "the model's vocabulary has 399" in found(report["tokenizer"], "refused")
+    assert "the model's vocabulary of 399" in found(report["tokenizer"], "refused")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -234,7 +234,9 @@ def test_nothing_is_left_beside_a_large_corpus(tmp_path: Path, corpus: Path, mon
 
 def test_a_tokenizer_larger_than_the_vocabulary(tmp_path: Path, corpus: Path) -> None:
     model = write_llama(tmp_path / "model", vocab_size=VOCABULARY - 10)
-    with pytest.raises(UserError, match=f"ids go up to {VOCABULARY - 1}, the model's vocabulary has {VOCABULARY - 10}"):
+    with pytest.raises(
+        UserError, match=f"ids up to {VOCABULARY - 1} exceed the model's vocabulary of {VOCABULARY - 10}"
+    ):
         read_own_samples(tmp_path, corpus, model_name_or_path=str(model))
 
 

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from paddle_llm.config.local_files.chat_templates import read_record
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
-from paddle_llm.data.chat.jinja_templates import choose_template
+from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.export.source.source import open_source
@@ -43,7 +43,7 @@ def text_of(folder: Path, tokenizer: Path) -> str:
     chosen = choose_template("auto", codec, str(tokenizer), trained=str(folder))
     assert chosen.why == "as in the model's training"
     turns = tuple(Turn(message["role"], message["content"]) for message in TALK)
-    return chosen.template.write(Conversation(turns)).text
+    return chosen.template.render(Conversation(turns)).text
 
 
 def test_the_tokenizers_template_stays_with_every_folder(base, tmp_path) -> None:
@@ -98,7 +98,7 @@ def test_a_tokenizer_beside_an_adapter_goes_before_the_bases(base, tmp_path, cap
     }
     larger = {**settings, "legacy": True, "eos_token": "<|end|>", "added_tokens_decoder": {str(size): end}}
     (peft / "tokenizer_config.json").write_text(json.dumps(larger))
-    with pytest.raises(UserError, match="the model's vocabulary has"):
+    with pytest.raises(UserError, match="the model's vocabulary of"):
         open_source(model, adapter=peft)
 
 

@@ -89,7 +89,7 @@ def _losses_by_hand(folder: str, batch: int) -> dict[str, float]:
     import paddle
     import paddle.nn.functional as F
 
-    from paddle_llm.data.chat.jinja_templates import choose_template
+    from paddle_llm.data.chat.selection import choose_template
     from paddle_llm.data.epochs import ShuffledEpochs
     from paddle_llm.data.samples.dataset import InstructionDataset, load_split
     from paddle_llm.data.samples.encode import InstructionEncoder

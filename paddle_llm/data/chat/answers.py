@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paddle_llm.data.chat.rendering import RowRefused
+from paddle_llm.data.chat.renderer import RowRejected
 from paddle_llm.data.chat.special_text import unused_characters
 from paddle_llm.data.instructions.formats import ASSISTANT
 
@@ -23,6 +23,7 @@ Render = Callable[[list[Message], bool], str]
 
 
 @dataclass(frozen=True)
+class Answer:
     """Span of an answer.
 
     Attributes:
@@ -80,7 +81,7 @@ class AnswerFinder:
                 answer = self._answer(number)
                 if answer.begin < at:
                     raise NotLocated
-            except (NotLocated, RowRefused):
+            except (NotLocated, RowRejected):
                 if number == numbers[-1]:
                     raise
                 missing.append(number)
@@ -207,7 +208,7 @@ class AnswerFinder:
             changed = [*messages[:number], {**messages[number], "content": marked}, *messages[number + 1 :]]
             try:
                 text = self._render(changed, not messages or messages[-1]["role"] != ASSISTANT)
-            except RowRefused:
+            except RowRejected:
                 spans.append(None)
                 continue
             spans.append(_marker_in(text, plain, mark, mark == self._begin, len(content) - len(content.strip())))
@@ -241,7 +242,7 @@ class AnswerFinder:
     def _usual_end(self, number: int) -> str | None:
         try:
             probe = self._probe(number)
-        except RowRefused:
+        except RowRejected:
             return None
         mark = self._specials.search(probe, probe.find(self._probe_content)) if self._specials else None
         return mark[0] if mark else None
@@ -270,7 +271,7 @@ def marked_answers(
     """Return the answers of a template with {% generation %}, and whether an unmarked end token was included.
 
     Raises:
-        RowRefused: If the message of a block is unknown.
+        RowRejected: If the message of a block is unknown.
     """
     numbers = [number for number, message in enumerate(messages) if message["role"] == ASSISTANT]
     filled = [(begin, end) for begin, end in spans if end > begin]

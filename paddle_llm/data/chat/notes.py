@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from paddle_llm.core.counts import counted
 from paddle_llm.data.chat.answers import BLOCK_NOT_OPENED, HEADER_LEARNED, PROMPT_DIFFERS
-from paddle_llm.data.chat.special_text import has_special_text
-from paddle_llm.data.chat.writing import (
+from paddle_llm.data.chat.jinja_rendering import (
     CHANGED,
     EARLIER_UNTRAINED,
     END_ADDED,
@@ -21,6 +20,7 @@ from paddle_llm.data.chat.writing import (
     SPECIAL_TOKENS,
     TOOL_CALLS,
 )
+from paddle_llm.data.chat.special_text import has_special_text
 from paddle_llm.data.instructions.formats import Conversation
 
 SPECIAL_TEXT_FLAG = "--special_tokens_in_content"

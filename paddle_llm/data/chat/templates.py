@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from paddle_llm.data.chat.rendering import RowRefused
+from paddle_llm.data.chat.renderer import RowRejected
 from paddle_llm.data.instructions.formats import TOOL, Conversation, Round, Turn
 from paddle_llm.data.instructions.messages import irregular_order
 
@@ -95,15 +95,15 @@ class Template:
         """Render every round of a conversation.
 
         Raises:
-            RowRefused: If this format cannot write the order of the turns, or has no tool turns.
+            RowRejected: If this format cannot write the order of the turns, or has no tool turns.
         """
         rendered: list[RenderedRound] = []
         rounds = conversation.rounds()
         if reason := irregular_order(conversation.turns):
-            raise RowRefused(f"{reason}, which the template {self.name} cannot write", conversation.where)
+            raise RowRejected(f"{reason}, which the template {self.name} cannot write", conversation.where)
         for number, part in enumerate(rounds):
             if not self.tools and any(turn.role == TOOL for turn in part.questions):
-                raise RowRefused(
+                raise RowRejected(
                     f"the template {self.name} has no tool turns; chatglm3 and chatml have them", conversation.where
                 )
             last = number == len(rounds) - 1
@@ -150,7 +150,13 @@ def _prompt_llama3(conversation: Conversation, part: Round, number: int) -> list
     pieces = [] if number else [_special("<|begin_of_text|>")]
     if conversation.system and number == 0:
         pieces += [*_header3("system"), Piece(conversation.system.strip()), _special("<|eot_id|>")]
-    return [*pieces, *_header3("user"), _question(_question_text(part).strip()), _special("<|eot_id|>"), *_header3("assistant")]
+    return [
+        *pieces,
+        *_header3("user"),
+        _question(_question_text(part).strip()),
+        _special("<|eot_id|>"),
+        *_header3("assistant"),
+    ]
 
 
 def _header3(role: str) -> list[Piece]:
@@ -162,7 +168,11 @@ def _prompt_chatglm(conversation: Conversation, part: Round, number: int) -> lis
     system = f"{conversation.system}\n" if conversation.system and number == 0 else ""
     if len(conversation.rounds()) == 1:
         return [Piece(system, is_separate=True), _question(_question_text(part))]
-    return [Piece(f"{system}[Round {number}]\n问：", is_separate=number == 0), _question(_question_text(part)), Piece("\n答：")]
+    return [
+        Piece(f"{system}[Round {number}]\n问：", is_separate=number == 0),
+        _question(_question_text(part)),
+        Piece("\n答："),
+    ]
 
 
 def _prompt_chatglm2(conversation: Conversation, part: Round, number: int) -> list[Piece]:

@@ -66,7 +66,7 @@ def parse_weighted_paths(value: str, flag: str, placeholder: str = "FILE") -> li
     if len(paths) > 1 and all(os.path.exists(path) for path in paths):
         weighted = " ".join(f"1 {path}" for path in paths)
         raise UserError(
-            f"{flag} {value!r}: paths are separated by commas. Give a folder, a pattern, or a blend: {weighted!r}."
+            f"{flag} {value!r}: comma-separated paths are not supported. Give a folder, a pattern, or a blend: {weighted!r}."
         )
     if len(words) == 1:
         return None

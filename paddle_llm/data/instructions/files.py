@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -229,12 +229,11 @@ def _load_file(
             f"{path}: {counted(len(content.conversations), 'conversation')}; format {format_description}"
             + (f"; {counted(bad, 'bad row')}" if bad else "")
         )
-    _report_notes(path, content)
+    report_notes(path, content.reader, content.conversations)
 
 
-def _report_notes(path: str, content: FileContent) -> None:
+def report_notes(path: str, reader: RowReader, conversations: Sequence[Conversation]) -> None:
     """Report keys without effect, and what the chat template gets besides the messages."""
-    reader = content.reader
     ignored = reader.notes.ignored
     if ignored:
         say(f"{path}: ignored keys: " + ", ".join(f"{key} ({count:,})" for key, count in ignored.most_common()))
@@ -245,10 +244,8 @@ def _report_notes(path: str, content: FileContent) -> None:
             f"{path}: {reader.notes.calls_as_text:,} tool calls are text in the data: a chat template with tool calls gets "
             "them as calls, any other template as text"
         )
-    rows = Counter(key for one in content.conversations for key in one.fields)
-    messages = Counter(
-        key for one in content.conversations for turn in one.turns for key in turn.fields if key != "content"
-    )
+    rows = Counter(key for one in conversations for key in one.fields)
+    messages = Counter(key for one in conversations for turn in one.turns for key in turn.fields if key != "content")
     if rows or messages:
         parts = [f"{key} ({count:,} rows)" for key, count in rows.items()]
         parts += [f"{key} ({count:,} messages)" for key, count in messages.items()]

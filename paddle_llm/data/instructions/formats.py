@@ -22,8 +22,8 @@ from paddle_llm.data.instructions.conversation import (
     Round,
     Turn,
 )
-from paddle_llm.data.instructions.messages import Notes, check_order, check_text, parsed, read_messages
-from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, refuse_preferences, template_fields
+from paddle_llm.data.instructions.messages import Notes, check_order, check_text, parse_value, read_messages
+from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, reject_preferences, template_fields
 
 __all__ = [
     "ASSISTANT", "FORMATS", "ROLES", "SYSTEM", "TOOL", "USER", "BadRow", "Conversation", "Format", "Round", "Turn",
@@ -46,7 +46,6 @@ class Format:
         example: Example of a row, for messages.
         optional: Further keys that it uses.
         without: Keys that a row of this format does not have.
-    """
     """
 
     required: tuple[str, ...]
@@ -100,7 +99,7 @@ def _history(row: Row) -> list[Turn]:
     """Return the earlier rounds: [[question, answer], ...], or its JSON text in a csv file."""
     turns = []
     value = row.get("history") or []
-    for pair in parsed(value, "history", list) if isinstance(value, str) else value:
+    for pair in parse_value(value, "history", list) if isinstance(value, str) else value:
         if not isinstance(pair, list | tuple) or len(pair) != 2 or not all(isinstance(x, str) and x for x in pair):
             raise BadRow("'history' is not a list of [question, answer]")
         turns += [Turn(USER, pair[0]), Turn(ASSISTANT, pair[1])]
@@ -217,7 +216,7 @@ def recognize(rows: list[Row], where: str) -> str:
         UserError: If a row has the keys of no format or of several, or is preference data.
     """
     for row in rows:
-        refuse_preferences(row, where)
+        reject_preferences(row, where)
         matches = matching_formats(row)
         if len(matches) > 1:
             keys = ", ".join("+".join(FORMATS[name].required) for name in matches)

@@ -28,7 +28,6 @@ class Row(NamedTuple):
         value: The row; None if it cannot be read.
         problem: Reason why it cannot be read.
     """
-    """
 
     line: int
     value: Any

@@ -62,7 +62,6 @@ def parse_value(value: Any, key: str, *kinds: type) -> Any:
     Raises:
         BadRow: If the value has another type.
     """
-    """
     if isinstance(value, str):
         try:
             value = parse_json(value)
@@ -268,6 +267,7 @@ def check_order(turns: list[Turn]) -> None:
         turn.role == ASSISTANT and not turn.content.strip() and not turn.fields.get("tool_calls") for turn in dialog
     ):
         raise BadRow("an answer is empty")
+
 
 def irregular_order(turns: tuple[Turn, ...]) -> str:
     """Return why turns are not alternating questions and answers; empty if they are. A tool's reply is a question.

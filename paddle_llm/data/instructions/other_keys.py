@@ -81,5 +81,7 @@ def count_ignored(row: Row, used: set[str], format_name: str, notes: Notes) -> N
         if key in _MEANINGFUL:
             raise BadRow(f"the row has the key {key!r}: {_MEANINGFUL[key]}")
         if key in _PARTS_OF_QUESTION and not used & set(_LISTS):
-            raise BadRow(f"the row has the key {key!r}, which the format {format_name} does not use; add it to the question")
+            raise BadRow(
+                f"the row has the key {key!r}, which the format {format_name} does not use; add it to the question"
+            )
         notes.ignored[str(key)] += 1

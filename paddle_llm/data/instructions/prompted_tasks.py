@@ -22,8 +22,8 @@ from typing import Any
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
-from paddle_llm.data.chat.jinja_sandbox import compile_template, render
 from paddle_llm.data.instructions.formats import ASSISTANT, USER, BadRow, Conversation, Turn
+from paddle_llm.data.instructions.record_templates import compile_template, render
 
 _BORDER = "|||"
 _SPLIT = "\x1f"

@@ -23,6 +23,7 @@ def read_rows(path: str) -> Iterator[Row]:
     if kind is None:
         raise UserError(
             f"{path}: unknown suffix. Use a file with one of {', '.join(SUFFIXES)}, optionally with .gz or .zst."
+        )
     source = Source(path, "text", compression, os.path.getsize(path))
     if kind == "parquet":
         yield from parquet_rows(source)

@@ -187,7 +187,9 @@ def write_self_cognition(
     """
     unknown = [language for language in languages if language not in LANGUAGES]
     if unknown or not languages:
-        raise UserError(f"--language {','.join(languages)}: unknown. Use {' or '.join(LANGUAGES)}, separated by commas.")
+        raise UserError(
+            f"--language {','.join(languages)}: unknown. Use {' or '.join(LANGUAGES)}, separated by commas."
+        )
     if not all(text.strip() for text in (*name.values(), *author.values())):
         raise UserError("--name or --author is empty. Set both.")
     if os.path.exists(output) and not overwrite:

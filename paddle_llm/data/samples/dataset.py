@@ -18,7 +18,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import Blend, parse_weighted_paths
 from paddle_llm.data.instructions.files import find_files, load_conversations
 from paddle_llm.data.instructions.formats import Conversation
-from paddle_llm.data.samples.encode import DoesNotFit, EncodedSample, InstructionEncoder
+from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.samples.encoded_samples import EncodedSamples
 from paddle_llm.data.samples.packing import Packing, pack
 
@@ -150,7 +150,7 @@ class InstructionDataset:
     def sample_ids(self, index: int) -> str:
         """Return the file and line of item `index`."""
         if isinstance(self._samples, EncodedSamples):
-            return self._samples.wheres[index]
+            return self._samples.origins[index]
         return self._samples[index].where
 
 
@@ -203,7 +203,7 @@ class PackedDataset:
 
     def sample_ids(self, index: int) -> str:
         """Return the files and lines of the samples of row `index`."""
-        return " + ".join(self._samples.wheres[i] for i in self.packing.rows[index])
+        return " + ".join(self._samples.origins[i] for i in self.packing.rows[index])
 
     def describe(self) -> str:
         """Return a line for the log with the share of padding, with and without packing."""

@@ -13,12 +13,12 @@ import numpy as np
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import JinjaTemplate
+from paddle_llm.data.chat.jinja_template import JinjaTemplate
 from paddle_llm.data.chat.notes import has_tool_calls, is_about_the_prompt, notes_of_built_in
-from paddle_llm.data.chat.rendering import RowRefused
+from paddle_llm.data.chat.renderer import RowRejected
+from paddle_llm.data.chat.span_tokens import encode_with_spans
 from paddle_llm.data.chat.special_text import pattern_of
 from paddle_llm.data.chat.templates import EOS, Piece, RenderedRound, Template
-from paddle_llm.data.chat.tokens import encode_rendered
 from paddle_llm.data.instructions.conversation import calls_as_text
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
 from paddle_llm.data.samples.pieces import PieceEncoder
@@ -102,7 +102,9 @@ class InstructionEncoder:
         special_text_as: str = "text",
     ):
         if special_text_as not in SPECIAL_TEXT_AS:
-            raise UserError(f"--special_tokens_in_content {special_text_as}: unknown. Use {' or '.join(SPECIAL_TEXT_AS)}.")
+            raise UserError(
+                f"--special_tokens_in_content {special_text_as}: unknown. Use {' or '.join(SPECIAL_TEXT_AS)}."
+            )
         if loss_on not in LOSS_ON:
             raise UserError(f"--loss_on {loss_on}: unknown. Use one of {', '.join(LOSS_ON)}.")
         if max_length < 2:
@@ -130,7 +132,7 @@ class InstructionEncoder:
 
         Raises:
             PromptTooLong: If the template's text around an empty question exceeds src_length.
-            RowRefused: If the template cannot render the conversation.
+            RowRejected: If the template cannot render the conversation.
         """
         rounds, notes, dropped = self._fitting_rounds(conversation)
         ids, has_loss, ends = self._concatenate(rounds)
@@ -189,7 +191,7 @@ class InstructionEncoder:
             return self._jinja_rounds(self.template, conversation)
         conversation = calls_as_text(conversation)
         if has_tool_calls(conversation):
-            raise RowRefused(f"the template {self.template.name} does not write tool_calls", conversation.where)
+            raise RowRejected(f"the template {self.template.name} does not write tool_calls", conversation.where)
         rendered = self.template.render(conversation)
         encoded = [self._encode_round(part, number, rendered) for number, part in enumerate(rendered)]
         for number, part in enumerate(rendered):
@@ -202,9 +204,9 @@ class InstructionEncoder:
         self, template: JinjaTemplate, conversation: Conversation
     ) -> tuple[list[_Round], tuple[str, ...]]:
         """Return the rounds of a Jinja template, whose text is tokenized as a whole and split at its answers."""
-        written = template.write(conversation, self.pieces.protect)
+        written = template.render(conversation, self.pieces.protect)
         spans = [(answer.begin, answer.end) for answer in written.answers]
-        ids, bounds = encode_rendered(self.codec, written.text, written.cuts, spans)
+        ids, bounds = encode_with_spans(self.codec, written.text, written.cuts, spans)
         turns = conversation.turns
         last_turn = max((n for n, turn in enumerate(turns) if turn.role == ASSISTANT), default=-1)
         encoded: list[_Round] = []

@@ -14,7 +14,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.notes import describe
-from paddle_llm.data.chat.rendering import RowRefused
+from paddle_llm.data.chat.renderer import RowRejected
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.plain_text import NotText
@@ -24,6 +24,7 @@ LONG_SAMPLES = ("truncate", "refuse", "drop")
 
 
 @dataclass
+class EncodingReport:
     """Counts of what happened to the samples of a dataset.
 
     Attributes:
@@ -169,7 +170,7 @@ def _encoded(
         except PromptTooLong:
             report.note("prompt_too_long", where)
             continue
-        except RowRefused as error:
+        except RowRejected as error:
             report.note("rejected", where)
             report.reasons[error.reason] += 1
             continue

@@ -57,7 +57,6 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int, window
     Raises:
         ValueError: If a sample is empty or longer than a row.
     """
-    """
     sizes = np.asarray(lengths, dtype=np.int64)
     wrong = np.flatnonzero((sizes > row_length) | (sizes < 1))
     if len(wrong):

@@ -53,14 +53,16 @@ _MARKS = {
     "unk_token": "<unk>",
 }
 PUBLISHED = {
-    "ChatGLMTokenizer": Published(
+    "ChatGLMTokenizer": PublishedTokenizer(
         ("ice_text.model",), "THUDM/chatglm-6b", "tokenization_chatglm", "ChatGLMTokenizer", {**_PLAIN, **_MARKS}
     ),
-    "ChatGLMv2Tokenizer": Published(
+    "ChatGLMv2Tokenizer": PublishedTokenizer(
         (SENTENCEPIECE_MODEL,), "THUDM/chatglm2-6b", "tokenization_chatglm", "ChatGLMTokenizer", _PLAIN
     ),
-    "GLMGPT2Tokenizer": Published((VOCAB_JSON, MERGES), "THUDM/glm-10b", "tokenization_glm", "GLMGPT2Tokenizer", {}),
-    "GLMChineseTokenizer": Published(
+    "GLMGPT2Tokenizer": PublishedTokenizer(
+        (VOCAB_JSON, MERGES), "THUDM/glm-10b", "tokenization_glm", "GLMGPT2Tokenizer", {}
+    ),
+    "GLMChineseTokenizer": PublishedTokenizer(
         ("cog-pretrain.model",), "THUDM/glm-10b-chinese", "tokenization_glm", "GLMChineseTokenizer", {}
     ),
 }
@@ -112,4 +114,6 @@ def write_published(source: TokenizerSource, name: str, staged: Path) -> None:
         if code is not None
         else f"copy {published.module}.py of {repository} into the folder"
     )
-    say(f"tokenizer: transformers loads {published.kind} only with its authors' code (trust_remote_code=True): {remedy}")
+    say(
+        f"tokenizer: transformers loads {published.kind} only with its authors' code (trust_remote_code=True): {remedy}"
+    )

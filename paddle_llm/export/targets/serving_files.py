@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.config.local_files.chat_templates import DEFAULT, TrainingTemplate, find_templates
 from paddle_llm.core.artifacts import GENERATION_CONFIG, TOKENIZER_CONFIG
 from paddle_llm.core.console import say
-from paddle_llm.data.chat.jinja_templates import AUTO, JINJA, choose_template, names_a_file
+from paddle_llm.data.chat.jinja_template import JINJA
+from paddle_llm.data.chat.selection import AUTO, choose_template, names_a_file
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.generation.stop_tokens import ids_in
 

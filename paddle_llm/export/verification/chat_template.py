@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.local_files.chat_templates import DEFAULT, TOOL_USE, find_templates, read_record
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.rendering import Renderer, RowRefused
-from paddle_llm.data.chat.values import special_token_values
+from paddle_llm.data.chat.renderer import Renderer, RowRejected
+from paddle_llm.data.chat.template_variables import special_token_variables
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.export.targets.serving_files import chosen_template
 
@@ -58,7 +58,7 @@ def template_differences(source: Source, folder: Path) -> tuple[int, list[str]] 
 
 def _texts(templates: Mapping[str, str], tokenizer: str, where: str) -> list[str | None]:
     """Every conversation as text, None where the template refuses it."""
-    values = special_token_values(open_codec(tokenizer), tokenizer)
+    values = special_token_variables(open_codec(tokenizer), tokenizer)
     texts: list[str | None] = []
     for messages, add_generation_prompt, variables in _CONVERSATIONS:
         name = TOOL_USE if "tools" in variables and TOOL_USE in templates else DEFAULT
@@ -66,6 +66,6 @@ def _texts(templates: Mapping[str, str], tokenizer: str, where: str) -> list[str
         try:
             renderer = Renderer(source, where, values, _DATE)
             texts.append(renderer(messages, add_generation_prompt=add_generation_prompt, **variables).text)
-        except RowRefused:
+        except RowRejected:
             texts.append(None)
     return texts

@@ -175,7 +175,7 @@ def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Ite
 
 def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
     from paddle_llm.config.local_files.chat_templates import DEFAULT, find_templates
-    from paddle_llm.data.chat.rendering import Renderer
+    from paddle_llm.data.chat.renderer import Renderer
 
     try:
         found = find_templates(folder)

@@ -16,7 +16,7 @@ from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.formats import Conversation
-from paddle_llm.data.samples.encode import DoesNotFit, InstructionEncoder
+from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.families import Family
 from paddle_llm.generation.eval_mode import generating
@@ -102,7 +102,7 @@ class GenerationEvaluation:
         """None where the template alone is longer than `src_length`: it counts as a wrong answer."""
         try:
             return encode_prompt(self._encoder, conversation)
-        except DoesNotFit:
+        except PromptTooLong:
             return None
 
     def _told(self, rows: list[Row], seconds: float) -> str:

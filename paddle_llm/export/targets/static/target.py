@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from paddle_llm.core.artifacts import GENERATION_CONFIG, MERGES, STATIC_STEP
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.jinja_templates import names_a_file
+from paddle_llm.data.chat.selection import names_a_file
 from paddle_llm.export.targets.serving_files import chosen_template, is_recorded
 from paddle_llm.export.targets.static.plan import Plan
 from paddle_llm.export.targets.static.program import PROGRAM, save_step_program

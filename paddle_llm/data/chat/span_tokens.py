@@ -9,14 +9,14 @@ from itertools import accumulate
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 
-def encode_rendered(
+def encode_with_spans(
     codec: TextCodec, text: str, cuts: Sequence[int], spans: Sequence[tuple[int, int]]
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Encode a whole rendering at once, as `apply_chat_template` does, so that answer boundaries change no token.
 
     Args:
         codec: Codec of the tokenizer.
-        text: Rendered text.
+        text: RenderedText text.
         cuts: Positions at which the text is split, so that the text of a special token stays text.
         spans: Begin and end of each span in characters, in ascending order.
 

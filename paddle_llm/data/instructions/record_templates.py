@@ -48,7 +48,7 @@ def compile_template(source: str, where: str) -> jinja2.Template:
         return _environment().from_string(source)
     except jinja2.TemplateError as error:
         line = f" (line {error.lineno})" if isinstance(error, jinja2.TemplateSyntaxError) else ""
-        raise UserError(f"{where} is not valid Jinja{line}: {error}. Correct it.") from error
+        raise UserError(f"{where}: not valid Jinja{line}: {error}. Correct it.") from error
 
 
 def render(template: jinja2.Template, values: dict[str, Any]) -> str:

@@ -71,7 +71,7 @@ def compute_statistics(
         long_samples: What to do with samples longer than max_length.
         seed: Seed of the shuffling.
     """
-    samples = encode_all(conversations, encoder, long_samples=long_samples, drop_unlearnable=True)
+    samples = encode_all(conversations, encoder, long_samples=long_samples, skip_untrainable=True)
     lengths = samples.lengths
     packing = pack(lengths, max(row_length, int(lengths.max())), seed)
     return SampleStatistics(

@@ -13,7 +13,7 @@ _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 _LIST = "additional_special_tokens"
 
 
-def special_token_values(codec: TextCodec, folder: str | None) -> dict[str, Any]:
+def special_token_variables(codec: TextCodec, folder: str | None) -> dict[str, Any]:
     """Return special tokens by name. A null or empty token is omitted, so that its name is undefined in the template.
 
     Args:

@@ -24,7 +24,7 @@ _GENERATION_BLOCK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _COMMENT = re.compile(r"\{#.*?#\}", re.DOTALL)
 
 
-class RowRefused(UserError):
+class RowRejected(UserError):
     """A conversation that a template cannot render.
 
     Attributes:
@@ -38,11 +38,11 @@ class RowRefused(UserError):
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedText:
     """A rendered conversation.
 
     Attributes:
-        text: Rendered text.
+        text: RenderedText text.
         marked: Begin and end, in characters, of each {% generation %} block.
     """
 
@@ -84,7 +84,7 @@ class Renderer:
 
     def __call__(
         self, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False, **variables: Any
-    ) -> Rendered:
+    ) -> RenderedText:
         """Render messages.
 
         Args:
@@ -93,11 +93,10 @@ class Renderer:
             variables: Further variables; `tools` and `documents` default to None, as in `apply_chat_template`.
 
         Raises:
-            RowRefused: If the template raises an exception or uses something that the sandbox forbids.
+            RowRejected: If the template raises an exception or uses something that the sandbox forbids.
             UserError: If it calls `strftime_now` and no date is set.
         """
         render_marked = _transformers_rendering()._render_with_assistant_indices
-        render_marked = _machinery()._render_with_assistant_indices
         given = {"tools": None, "documents": None, **self.values, **variables}
         tools, documents = given.pop("tools"), given.pop("documents")
         given["strftime_now"] = self._strftime()
@@ -105,7 +104,7 @@ class Renderer:
         try:
             if self.marks_answers:
                 text, spans = render_marked(compiled, messages, tools, documents, add_generation_prompt, **given)
-                return Rendered(text, tuple(spans))
+                return RenderedText(text, tuple(spans))
             text = compiled.render(
                 messages=messages,
                 tools=tools,
@@ -113,11 +112,11 @@ class Renderer:
                 add_generation_prompt=add_generation_prompt,
                 **given,
             )
-            return Rendered(text)
+            return RenderedText(text)
         except UserError:
             raise
         except Exception as error:  # a template may raise any exception
-            raise RowRefused(
+            raise RowRejected(
                 f"the chat template of {self.where} rejects it: {type(error).__name__}: {error}"
             ) from error
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from paddle_llm.data.chat.answers import Answer, AnswerFinder, Message, NotLocated, Render, marked_answers
-from paddle_llm.data.chat.rendering import Rendered, Renderer, RowRefused
-from paddle_llm.data.chat.special_text import Unmarked, has_special_text, unused_characters, with_marks
+from paddle_llm.data.chat.renderer import RenderedText, Renderer, RowRejected
+from paddle_llm.data.chat.special_text import Unmarked, has_special_text, unused_characters, with_markers
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation
 
 # Kinds of notes; notes.py has a sentence for each.
@@ -21,11 +21,11 @@ TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True)
-class Written:
+class RenderedConversation:
     """A rendered conversation with its answers.
 
     Attributes:
-        text: Rendered text.
+        text: RenderedText text.
         cuts: Positions at which it is split before tokenization, so that special-token text in content stays text.
         answers: Spans of the answers that can be trained, in order.
         is_open: Whether it ends with a generation prompt.
@@ -44,13 +44,13 @@ def messages_of(conversation: Conversation) -> list[Message]:
     return [{"role": turn.role, "content": turn.text, **turn.fields} for turn in conversation.turns]
 
 
-def write(
+def render_conversation(
     conversation: Conversation,
     renderer: Renderer,
     *,
     specials: re.Pattern[str] | None,
     protect: bool = True,
-) -> Written:
+) -> RenderedConversation:
     """Render a conversation and locate its answers.
 
     Args:
@@ -60,13 +60,13 @@ def write(
         protect: Whether such texts in content stay text.
 
     Raises:
-        RowRefused: If the template rejects the conversation, does not write its tool calls, or writes its last answer
+        RowRejected: If the template rejects the conversation, does not write its tool calls, or writes its last answer
             so that it cannot be located.
     """
     messages, variables = messages_of(conversation), dict(conversation.fields)
     reserved = sorted({"messages", "add_generation_prompt", "strftime_now", "chat_template"} & set(variables))
     if reserved:
-        raise RowRefused(f"the row sets {reserved[0]!r}, a variable that follows from the conversation")
+        raise RowRejected(f"the row sets {reserved[0]!r}, a variable that follows from the conversation")
     is_open = not messages or messages[-1]["role"] != ASSISTANT
     plain = renderer(messages, add_generation_prompt=is_open, **variables)
     notes: list[str] = []
@@ -102,13 +102,13 @@ def write(
     notes += _notes_on_answers(conversation, renderer, plain, unmarked.text, moved)
     notes += _notes_on_questions(conversation, renderer, plain)
     notes += _notes_on_fields(conversation, renderer, plain, is_open)
-    return Written(unmarked.text, unmarked.cuts, moved, is_open, tuple(dict.fromkeys(notes)))
+    return RenderedConversation(unmarked.text, unmarked.cuts, moved, is_open, tuple(dict.fromkeys(notes)))
 
 
 def _located(
     render: Render,
     messages: list[Message],
-    rendered: Rendered,
+    rendered: RenderedText,
     specials: re.Pattern[str] | None,
     is_open: bool,
     where: str,
@@ -127,19 +127,19 @@ def _located(
         return text, [answer], [LAST_ONLY]
     except NotLocated:
         pass
-    raise RowRefused("the chat template changes the last answer, so it cannot be trained", where)
+    raise RowRejected("the chat template changes the last answer, so it cannot be trained", where)
 
 
 # ---- what the template does not write --------------------------------------------------------------------------------
 
 
 def _notes_on_answers(
-    conversation: Conversation, renderer: Renderer, plain: Rendered, text: str, answers: tuple[Answer, ...]
+    conversation: Conversation, renderer: Renderer, plain: RenderedText, text: str, answers: tuple[Answer, ...]
 ) -> Iterator[str]:
     """Yield a note for each answer whose content is not in its span, because the template drops or changes a part of it.
 
     Raises:
-        RowRefused: If the template writes no part of it, so that an empty answer would be trained.
+        RowRejected: If the template writes no part of it, so that an empty answer would be trained.
     """
     for answer in answers:
         turn = conversation.turns[answer.message]
@@ -147,24 +147,24 @@ def _notes_on_answers(
         if not content or content in text[answer.begin : answer.end]:
             continue
         if _with_content(conversation, renderer, answer.message, f"x{content}x") == plain:
-            raise RowRefused(
+            raise RowRejected(
                 f"the chat template of {renderer.where} does not write the content of answers", conversation.where
             )
         yield REWORDED
 
 
-def _with_content(conversation: Conversation, renderer: Renderer, number: int, content: str) -> Rendered | None:
+def _with_content(conversation: Conversation, renderer: Renderer, number: int, content: str) -> RenderedText | None:
     """Render the conversation with other content in one message; None if the template rejects it."""
     messages = messages_of(conversation)
     messages[number] = {**messages[number], "content": content}
     is_open = messages[-1]["role"] != ASSISTANT
     try:
         return renderer(messages, add_generation_prompt=is_open, **conversation.fields)
-    except RowRefused:
+    except RowRejected:
         return None
 
 
-def _notes_on_questions(conversation: Conversation, renderer: Renderer, plain: Rendered) -> Iterator[str]:
+def _notes_on_questions(conversation: Conversation, renderer: Renderer, plain: RenderedText) -> Iterator[str]:
     """Yield a note for each message, other than answers, whose content the template drops or changes."""
     messages = messages_of(conversation)
     for number, turn in enumerate(conversation.turns):
@@ -180,18 +180,20 @@ def _notes_on_questions(conversation: Conversation, renderer: Renderer, plain: R
         yield (LEFT_OUT if changed == plain else CHANGED) + turn.role
 
 
-def _notes_on_fields(conversation: Conversation, renderer: Renderer, plain: Rendered, is_open: bool) -> Iterator[str]:
+def _notes_on_fields(
+    conversation: Conversation, renderer: Renderer, plain: RenderedText, is_open: bool
+) -> Iterator[str]:
     """Yield a note for each field of the row or a message that does not affect the rendered text.
 
     Raises:
-        RowRefused: If that field is tool_calls.
+        RowRejected: If that field is tool_calls.
     """
     messages = messages_of(conversation)
 
     def same(changed: list[Message], variables: dict[str, object]) -> bool:
         try:
             return renderer(changed, add_generation_prompt=is_open, **variables) == plain
-        except RowRefused:
+        except RowRejected:
             return False
 
     for key, value in conversation.fields.items():
@@ -206,7 +208,9 @@ def _notes_on_fields(conversation: Conversation, renderer: Renderer, plain: Rend
             if not same([*messages[:number], without, *messages[number + 1 :]], dict(conversation.fields)):
                 continue
             if key == TOOL_CALLS:
-                raise RowRefused(f"the chat template of {renderer.where} does not write tool_calls", conversation.where)
+                raise RowRejected(
+                    f"the chat template of {renderer.where} does not write tool_calls", conversation.where
+                )
             yield NOT_WRITTEN + key
 
 
