@@ -78,7 +78,7 @@ def different_tokens(source: Any) -> float:
 def rows(folder: Path, titles: list[str], python: Path | None) -> Iterator[tuple[bool, list[str]]]:
     """(whether it agrees, cells) of each comparison."""
     from paddle_llm.export import export
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.verification.verify import ENGINES, verify
 
     pieces = train_pieces(folder)

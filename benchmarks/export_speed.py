@@ -72,7 +72,7 @@ from paddle_llm.generation.network import start_process
 start_process("cpu")
 from paddle_llm.export.options import Options
 from paddle_llm.export.targets.hugging_face import write_config, write_weights
-from paddle_llm.export.source.source import open_source
+from paddle_llm.export.source.open import open_source
 def memory(which):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(which))

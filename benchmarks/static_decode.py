@@ -54,7 +54,7 @@ def write_models(folder: Path) -> None:
 
     from paddle_llm.config.layout import Layout
     from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.static.program import save_step_program
     from paddle_llm.export.targets.static.weights import StepWeights
     from paddle_llm.models.build import build_model

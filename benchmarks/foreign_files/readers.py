@@ -212,16 +212,14 @@ def pickles(folder: Path, rng: random.Random) -> str:
 
 def adapter(folder: Path, rng: random.Random) -> str:
     """adapter_config.json and adapter_model.safetensors."""
-    from paddle_llm.peft.base import adapter_folder, base_named_in, find_base, read_described
-    from paddle_llm.peft.save import read_method
+    from paddle_llm.checkpoint.locate import locate_adapter, locate_base
+    from paddle_llm.peft.adapter_files import read_method
 
     settings = samples.ADAPTER if rng.random() < 0.85 else samples.OWN_ADAPTER
     (folder / "adapter_config.json").write_bytes(as_bytes(mutate(settings, rng), rng))
     data = save(samples.lora_tensors(), metadata={"format": "pt"})
     (folder / "adapter_model.safetensors").write_bytes(_damaged_safetensors(data, rng) if rng.random() < 0.2 else data)
-    named = base_named_in(read_described(adapter_folder(folder)))
-    if named is not None:
-        find_base(named, folder)
+    locate_base(locate_adapter(folder))
     read_method(folder)
     return ACCEPTED
 

@@ -47,6 +47,7 @@ from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
 from paddle_llm.families.shape import find_family
+from paddle_llm.peft.base import BaseModel
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,6 @@ class ModelFolders:
     model: Path
     adapter: Path | None = None
     tokenizer: Path | None = None
-
-
-@dataclass(frozen=True)
-class BaseModel:
-    """Base model of an adapter.
-
-    Attributes:
-        name: Name to store in an adapter: the absolute path of a local folder, a published name, or "" if unknown.
-        folder: Local folder of the base; None if it is not on this machine.
-        problem: Sentence without its final period that says why `folder` is None; "" otherwise.
-    """
-
-    name: str
-    folder: Path | None
-    problem: str = ""
 
 
 def locate_export_source(folder: Path, *, adapter: Path | None = None, tokenizer: Path | None = None) -> ModelFolders:
@@ -173,6 +159,7 @@ def locate_base(adapter: Path, name: str | Path | None = None) -> BaseModel:
     Raises:
         UserError: If `name` is written like a path and does not exist, or the adapter's files cannot be read.
     """
+    is_requested = name is not None
     if name is not None:
         folder = Path(name).expanduser()
         if not os.path.isdir(folder) and looks_local(str(name)):
@@ -188,15 +175,16 @@ def locate_base(adapter: Path, name: str | Path | None = None) -> BaseModel:
     found = next((one for one in tried if os.path.isdir(one)), None)
     if found is not None:
         found = _model_of_run(found)
-        return BaseModel(os.path.abspath(found), found)
+        return BaseModel(os.path.abspath(found), found, is_requested=is_requested)
     try:
         found = find_model_folder(str(name))
     except UserError:
         found = None
     if found is not None:
-        return BaseModel(str(name), found)
+        return BaseModel(str(name), found, is_requested=is_requested)
     places = " and ".join(os.path.abspath(one) for one in tried)
-    return BaseModel(str(name), None, f"base model {name} of adapter {adapter} was not found (tried {places})")
+    problem = f"base model {name} of adapter {adapter} was not found (tried {places})"
+    return BaseModel(str(name), None, problem, is_requested)
 
 
 def report_other_base(adapter: Path, model: Path) -> None:

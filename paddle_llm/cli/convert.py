@@ -1,4 +1,4 @@
-"""`paddle-llm convert`: a LoRA adapter to and from the format of Hugging Face's PEFT."""
+"""`paddle-llm convert`: convert a LoRA adapter to or from the format of Hugging Face's PEFT."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import click
 from rich.filesize import decimal
 
+from paddle_llm.checkpoint.locate import locate_adapter, locate_base
 from paddle_llm.cli.path_option import PATH, PATHLIB
 from paddle_llm.core.artifacts import (
     ADAPTER_CONFIG,
@@ -22,7 +23,7 @@ from paddle_llm.core.atomic_output import check_apart, check_replaceable
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError
 from paddle_llm.parallel.process.start import start_process
-from paddle_llm.peft.base import adapter_folder
+from paddle_llm.peft.hugging_face.convert import TOKENIZER_FILES, from_peft, to_peft
 
 _EXAMPLE = """\b
 Examples:
@@ -40,34 +41,32 @@ Examples:
     "target",
     required=True,
     type=click.Choice(["peft", "paddle-llm"], case_sensitive=False),
-    help="The format of OUT.",
+    help="Format of OUT.",
 )
-@click.option("--base", type=PATH, help="The model that it stands over. [default: what ADAPTER says]")
-@click.option("--overwrite", is_flag=True, help="Replace the adapter that is at OUT.")
-@click.option("--allow_pickle", is_flag=True, help="Read PEFT's adapter_model.bin where ADAPTER has no safetensors.")
+@click.option("--base", type=PATH, help="Base model of the adapter. [default: the one that ADAPTER names]")
+@click.option("--overwrite", is_flag=True, help="Replace an existing adapter at OUT.")
+@click.option("--allow_pickle", is_flag=True, help="Read PEFT's adapter_model.bin if ADAPTER has no safetensors.")
 def convert(adapter: Path, out: Path, target: str, base: str | None, overwrite: bool, allow_pickle: bool) -> None:
     """Write the LoRA adapter in ADAPTER to the folder OUT, in the format of Hugging Face's PEFT or of this library.
 
-    Values are kept bit for bit. What one of both formats cannot express is refused with the reason. `generate`, `export`
-    and fine-tuning read PEFT's format as it is, too.
+    Values are kept bit for bit. An adapter that the other format cannot express is refused with the reason. `generate`,
+    `export` and fine-tuning also read PEFT's format directly.
     """
-    adapter, out = adapter.expanduser(), out.expanduser()
-    source = adapter_folder(adapter)
+    source, out = locate_adapter(adapter), out.expanduser()
     _check_out(out, source, overwrite)
+    base_model = locate_base(source, base)
     try:
         start_process("cpu")  # a conversion uses no GPU
-        from paddle_llm.peft.hugging_face import convert as formats
-
         if target == "peft":
-            written = formats.to_peft(source, out, base=base, show=_progress)
+            written = to_peft(source, out, base_model, show=_progress)
         else:
-            written = formats.from_peft(source, out, base=base, show=_progress, allow_pickle=allow_pickle)
+            written = from_peft(source, out, base_model, show=_progress, allow_pickle=allow_pickle)
     except KeyboardInterrupt:
         say(f"interrupted; {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
     format = "Hugging Face's PEFT" if target == "peft" else "this library"
     size = decimal(sum(file.stat().st_size for file in out.iterdir()))
-    click.echo(f"{out}: a LoRA adapter in the format of {format}, {size}, over {written or 'a base without a name'}")
+    click.echo(f"{out}: LoRA adapter in the format of {format}, {size}, base model: {written or 'not named'}")
 
 
 def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
@@ -75,8 +74,6 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     check_replaceable(out, ADAPTER_CONFIG, "adapter", overwrite)
     if not out.exists():
         return
-    from paddle_llm.peft.hugging_face.convert import TOKENIZER_FILES
-
     ours = {
         ADAPTER_CONFIG,
         ADAPTER_SAFETENSORS,
@@ -88,12 +85,12 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     }
     more = sorted({file.name for file in out.iterdir()} - ours)
     if more:
-        raise UserError(f"{out} holds more than an adapter ({more[0]}), and is not replaced: name another folder")
+        raise UserError(f"{out} contains more than an adapter: {more[0]}. Name another folder.")
 
 
-def _progress(things: Iterable[Any]) -> Iterator[Any]:
-    """The same, with a bar on a terminal."""
-    listed = list(things)
+def _progress(items: Iterable[Any]) -> Iterator[Any]:
+    """Yield the same items, with a progress bar on a terminal."""
+    listed = list(items)
     if not sys.stderr.isatty():
         yield from listed
         return

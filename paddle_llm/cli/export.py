@@ -13,7 +13,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import EXIT_INTERRUPTED
 from paddle_llm.export.api import TARGETS, Exported, export
 from paddle_llm.export.targets.output_folder import human
-from paddle_llm.export.verification.report import ExportFailed, say_findings
+from paddle_llm.export.verification.report import ExportFailed, report_findings
 
 _EXAMPLE = """\b
 Examples:
@@ -66,7 +66,7 @@ def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **op
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second of two: nothing is left to be interrupted
         say(f"interrupted; {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
-    say_findings(done.findings)
+    report_findings(done.findings)
     if no_verify:
         say("not compared with its source (--no_verify)")
     _print_summary(done)

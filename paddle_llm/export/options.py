@@ -10,8 +10,8 @@ class Options:
     """How an export is written.
 
     Attributes:
-        dtype: "float32", "bfloat16" or "float16"; None: each tensor as it is stored.
-        max_shard_size: bytes of tensors in one file of weights, at most (a tensor is never split).
+        dtype: "float32", "bfloat16" or "float16"; None: each tensor as stored.
+        max_shard_size: Maximum number of bytes of tensors in a weight file (a tensor is never split).
     """
 
     dtype: str | None = None

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.checkpoint.locate import locate_base
 from paddle_llm.inspection.report import Level, Section
-from paddle_llm.peft.base import base_named_in, find_base, read_described, why_not_found
-from paddle_llm.peft.hugging_face.convert import open_over_base
+from paddle_llm.peft.adapter_files import read_adapter_config, read_method
+from paddle_llm.peft.hugging_face.convert import open_with_base
 from paddle_llm.peft.hugging_face.format import is_peft
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.save import read_method
 
 
 def inspect_adapter(folder: Path) -> tuple[Section, Path | None]:
@@ -20,19 +20,23 @@ def inspect_adapter(folder: Path) -> tuple[Section, Path | None]:
     """
     section, base = Section("adapter"), None
     with section.reading():
-        described = read_described(folder)
-        named = base_named_in(described)
-        base = find_base(named, folder) if isinstance(named, str) else None
-        section.facts |= {"written by": "PEFT" if is_peft(described) else "paddle_llm", "base": str(base or named)}
+        described = read_adapter_config(folder)
+        located = locate_base(folder)
+        base = located.folder
+        section.facts |= {
+            "written by": "PEFT" if is_peft(described) else "paddle_llm",
+            "base": str(base or located.name or None),
+        }
         if is_peft(described):
             section.facts["kind"] = described.get("peft_type")
         method = read_method(folder)
         if base is not None and is_peft(described):
-            open_over_base(folder, str(base))
+            open_with_base(folder, base)
             section.facts["fits its base"] = "yes, by names and shapes"
         _describe(section, method)
-        if named and base is None:
-            section.add(Level.NOTE, f"{why_not_found(named, folder)}; name the base where the adapter is used")
+        if located.name and base is None:
+            problem = located.problem[0].upper() + located.problem[1:]
+            section.add(Level.NOTE, f"{problem}. Give its folder when you use the adapter.")
     return section, base
 
 

@@ -138,7 +138,7 @@ def compare_networks(section: Section, folder: Path) -> None:
         from paddle_llm.generation.network import start_process
 
         start_process("cpu")
-        from paddle_llm.export.source.source import open_source
+        from paddle_llm.export.source.open import open_source
         from paddle_llm.export.verification.verify import verify
 
         with collected():  # which engine is asked

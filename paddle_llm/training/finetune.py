@@ -29,11 +29,12 @@ from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.families import Family
 from paddle_llm.families.shape import find_family
 from paddle_llm.models.build import build_model, plain_configuration
+from paddle_llm.peft.adapter_files import base_shape, read_method
 from paddle_llm.peft.attach import attach
 from paddle_llm.peft.merge import merge
 from paddle_llm.peft.method import Method, method_of
 from paddle_llm.peft.methods.prompt import PromptedDataset
-from paddle_llm.peft.save import base_shape, continue_from, read_method, save_adapter
+from paddle_llm.peft.save import continue_from, save_adapter
 from paddle_llm.training.epochs import global_batch_of, report_length
 from paddle_llm.training.evaluation.generation_settings import settings_of
 from paddle_llm.training.options import trainer_options, weights_dtype

@@ -214,8 +214,8 @@ def test_peft_adapters_compute_the_same_here(case, bases, tmp_path):
 
 def compare(base: Path, folder: Path, described: dict[str, Any], *, merges: bool = True) -> None:
     """An adapter that peft writes with these settings: logits, merged weights and its conversions there and back."""
-    from paddle_llm.export.source.source import open_source
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
+    from paddle_llm.export.source.open import open_source
+    from tests.helpers.convert import from_peft, to_peft
 
     theirs = folder / "theirs"
     peft_library.write(base, theirs, **described)
@@ -359,8 +359,8 @@ def test_gradients_of_dora_are_those_of_peft(shape, targets, bases, tmp_path):
     import paddle
     from safetensors.numpy import load_file, save_file
 
-    from paddle_llm.peft.hugging_face.convert import to_peft
     from paddle_llm.peft.save import load_adapter
+    from tests.helpers.convert import to_peft
 
     base = bases(shape)
     method = Method("lora", rank=3, dora=True, targets=targets, ranks=(("v_proj", 2),))
@@ -452,7 +452,7 @@ def test_a_pickled_adapter_is_read_where_that_is_allowed(bases, tmp_path):
     import torch
     from safetensors.torch import load_file
 
-    from paddle_llm.peft.hugging_face.convert import from_peft
+    from tests.helpers.convert import from_peft
 
     theirs = tmp_path / "theirs"
     peft_library.write(bases("llama"), theirs, r=4, target_modules=["q_proj"])
@@ -479,7 +479,7 @@ RENAMED = {
 def test_names_that_peft_leaves_out_are_refused_with_what_added_them(bases, tmp_path):
     from peft import PeftModel
 
-    from paddle_llm.peft.save import read_method
+    from paddle_llm.peft.adapter_files import read_method
 
     base = bases("llama")
     peft_library.write(base, tmp_path, r=4, target_modules=["q_proj"])

@@ -57,9 +57,10 @@ def pickle_of_text(folder: Path) -> None:
 
 
 def base_of_an_adapter(folder: Path) -> None:
-    from paddle_llm.peft.base import base_named_in
+    from paddle_llm.checkpoint.locate import locate_base
 
-    base_named_in({"base_model_name_or_path": ["a", "b"]})
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": ["a", "b"]}))
+    locate_base(folder)
 
 
 def continue_outside_of_a_loop(folder: Path) -> None:
@@ -88,11 +89,11 @@ def test_damage_is_refused(read: Callable[[Path], None], tmp_path: Path) -> None
 
 
 def test_values_that_no_file_name_and_no_method_can_be(tmp_path):
+    from paddle_llm.checkpoint.locate import locate_base
     from paddle_llm.models.weights.paddle_pickles import scan_paddle_pickle
-    from paddle_llm.peft.base import find_base
     from paddle_llm.peft.method import Method
 
-    assert find_base("x" * 300, tmp_path) is None
+    assert locate_base(tmp_path, "x" * 300).folder is None
     with pytest.raises(UserError, match="unknown method"):
         Method.from_dict({"name": {"lora": 1}})
     cut = tmp_path / "model_state.pdparams"

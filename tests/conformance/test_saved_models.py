@@ -111,7 +111,7 @@ def test_transformers_reads_the_same_configuration_from_an_export(family, ids, t
     import transformers
 
     from paddle_llm.export.options import Options
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.hugging_face import write_config
     from paddle_llm.export.verification.files import configuration_differences
 

@@ -208,7 +208,7 @@ def test_exports_turn_it_off(tmp_path):
     """A model that was trained with it is anybody's, with no such operator: neither its folder nor an export names one."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
     from paddle_llm.export.options import Options
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.hugging_face import write_hf
     from paddle_llm.export.targets.static.target import write_static
 

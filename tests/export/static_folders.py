@@ -8,7 +8,7 @@ from pathlib import Path
 def export_static(folder: Path, out: Path) -> Path:
     """Write `folder`'s program, not verified."""
     from paddle_llm.export.options import Options
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.static.target import write_static
 
     out.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""`paddle-llm export`: there when all of it is right and not before; what was there before stays until then."""
+"""`paddle-llm export`: the output appears only when it is complete and verified; until then an old one stays."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.export import Exported, command, export, size_in_bytes
+from paddle_llm.export import Exported, api, export, size_in_bytes
 from paddle_llm.export.targets.output_folder import check_space, human
 from paddle_llm.export.verification.report import ExportFailed
 from tests.export.folders import stored_in, write_native
@@ -25,7 +25,7 @@ from tests.export.folders import stored_in, write_native
 
 @pytest.fixture
 def model(tmp_path) -> Path:
-    """Of a family that no engine in another process can load, so that a verification takes a second."""
+    """A family that no engine in another process can load, so that verification takes a second."""
     write_native(tmp_path / "model", "chatglm_v2")
     return tmp_path / "model"
 
@@ -39,7 +39,7 @@ def beside(folder: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("kind", ["model", pytest.param("llama", marks=pytest.mark.slow)])
-def test_an_export_is_verified_recorded_and_told(kind, tmp_path, request):
+def test_an_export_is_verified_and_recorded(kind, tmp_path, request):
     from paddle_llm.cli.main import paddle_llm
 
     source = request.getfixturevalue(kind)
@@ -61,7 +61,7 @@ def test_an_export_is_verified_recorded_and_told(kind, tmp_path, request):
     assert beside(out.parent) == {"mine"}
 
 
-def test_without_verification_it_says_so(model, tmp_path):
+def test_a_missing_verification_is_reported(model, tmp_path):
     from paddle_llm.cli.main import paddle_llm
 
     words = ["export", str(model), str(tmp_path / "out"), "--target", "hf", "--no_verify", "--max_shard_size", "100KB"]
@@ -69,12 +69,12 @@ def test_without_verification_it_says_so(model, tmp_path):
     assert result.exit_code == 0 and "not compared with its source" in result.stderr
     assert json.loads((tmp_path / "out" / "export.json").read_text())["verified"] == []
     assert "files of weights" in result.stdout
-    assert "weights, to " in result.stderr and "checking the files" in result.stderr  # which stage it is in, in a log
+    assert "weights, to " in result.stderr and "checking the files" in result.stderr  # a log shows the current stage
     readme = (tmp_path / "out" / "README.md").read_text()
     assert "weights: float32. " in readme and "table" not in readme
 
 
-def test_a_log_is_told_how_far_the_weights_are(tmp_path, monkeypatch, capsys):
+def test_progress_is_logged_without_a_terminal(tmp_path, monkeypatch, capsys):
     from paddle_llm.export.targets import shard_writer
 
     monkeypatch.setattr(shard_writer, "_SILENCE", 0)
@@ -83,10 +83,10 @@ def test_a_log_is_told_how_far_the_weights_are(tmp_path, monkeypatch, capsys):
     assert "(100%)" in capsys.readouterr().err
 
 
-# ---- what is there --------------------------------------------------------------------------------------------------
+# ---- existing folders -----------------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_there_is_replaced_when_asked(model, tmp_path):
+def test_an_existing_export_is_replaced_with_overwrite(model, tmp_path):
     out = tmp_path / "out"
     export(model, "hf", out, verify=False)
     (out / "old").write_text("of the first export")
@@ -98,14 +98,14 @@ def test_a_folder_that_is_there_is_replaced_when_asked(model, tmp_path):
     assert beside(tmp_path) == {"model", "out"}
 
 
-def test_a_folder_that_is_no_export_is_never_replaced(model, tmp_path):
+def test_a_folder_that_is_not_an_export_is_never_replaced(model, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
     for out, said in (
         (tmp_path / "thesis", "is not an export"),
         (model, "is or contains the input"),
         (tmp_path, "is or contains the input"),
-        (model / "sub", "is inside .*, which is read for it"),
+        (model / "sub", "is inside .*, which the export reads. Name a folder outside"),
         (tmp_path / "thesis" / "chapter1.tex", "is a file"),
     ):
         with pytest.raises(UserError, match=said):
@@ -114,11 +114,11 @@ def test_a_folder_that_is_no_export_is_never_replaced(model, tmp_path):
     assert beside(tmp_path) == {"model", "thesis"}
 
 
-# ---- what fails -----------------------------------------------------------------------------------------------------
+# ---- failures -------------------------------------------------------------------------------------------------------
 
 
 def spoiled(source, staged, options) -> None:
-    """A writer with a trap: one matrix is not transposed."""
+    """A writer with a mistake: one matrix is not transposed."""
     from safetensors.numpy import load_file, save_file
 
     from paddle_llm.export.targets.hugging_face import write_hf
@@ -148,11 +148,11 @@ def broken(source, staged, options) -> None:
         (broken, ZeroDivisionError, ""),
     ],
 )
-def test_what_fails_leaves_what_was_there(model, tmp_path, monkeypatch, writer, error, said):
+def test_a_failed_export_leaves_the_old_one(model, tmp_path, monkeypatch, writer, error, said):
     out = tmp_path / "out"
     export(model, "hf", out, verify=False)
     before = tree(out)
-    monkeypatch.setitem(command.TARGETS, "hf", (f"{__name__}:{writer.__name__}", "a folder"))
+    monkeypatch.setitem(api.TARGETS, "hf", (f"{__name__}:{writer.__name__}", "a folder"))
     with pytest.raises(error, match=said):
         export(model, "hf", out, overwrite=True)
     assert tree(out) == before and beside(tmp_path) == {"model", "out"}
@@ -161,7 +161,7 @@ def test_what_fails_leaves_what_was_there(model, tmp_path, monkeypatch, writer, 
 def test_a_failed_verification_ends_with_1_and_a_mistake_with_2(model, tmp_path, monkeypatch):
     from paddle_llm.cli.main import paddle_llm
 
-    monkeypatch.setitem(command.TARGETS, "hf", (f"{__name__}:spoiled", "a folder"))
+    monkeypatch.setitem(api.TARGETS, "hf", (f"{__name__}:spoiled", "a folder"))
     result = CliRunner().invoke(paddle_llm, ["export", str(model), str(tmp_path / "out"), "--target", "hf"])
     assert result.exit_code == 1 and "FAILED" in result.stderr and "was not written" in result.stderr
     done = subprocess.run(
@@ -178,7 +178,7 @@ def test_a_failed_verification_ends_with_1_and_a_mistake_with_2(model, tmp_path,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2 and "absent is no folder" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "absent is not a folder" in done.stderr and "Traceback" not in done.stderr
     assert beside(tmp_path) == {"model"}
 
 
@@ -186,8 +186,8 @@ def test_a_failed_verification_ends_with_1_and_a_mistake_with_2(model, tmp_path,
     "numbers",
     [(signal.SIGINT, signal.SIGINT, signal.SIGINT), pytest.param((signal.SIGTERM,), marks=pytest.mark.slow)],
 )
-def test_interrupted_it_leaves_nothing(tmp_path, numbers):
-    """A signal as soon as weights are being written, and more of them from somebody in a hurry."""
+def test_an_interrupted_export_leaves_nothing(tmp_path, numbers):
+    """A signal arrives while weights are written, followed by more of them."""
     write_native(tmp_path / "model", "llama", hidden_size=512, intermediate_size=4096)
     job = subprocess.Popen(
         [
@@ -214,13 +214,13 @@ def test_interrupted_it_leaves_nothing(tmp_path, numbers):
     assert beside(tmp_path) == {"model"}
 
 
-def test_a_disk_without_room_is_told_before_anything_is_written(tmp_path):
-    with pytest.raises(UserError, match=r"the weights take 9000000.0 TB, .* left: make room"):
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"the weights need 9000000.0 TB .* free. Free some space"):
         check_space(tmp_path / "a" / "out", 9 * 10**18)
     assert not any(tmp_path.iterdir())
 
 
-# ---- words ----------------------------------------------------------------------------------------------------------
+# ---- arguments ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -232,13 +232,13 @@ def test_sizes(text, size):
 
 
 @pytest.mark.parametrize("text", ["", "GB", "5 apples", "-1GB", "0", "0.0001B"])
-def test_what_is_no_size(text):
-    with pytest.raises(UserError, match="write it like 5GB or 500MB"):
+def test_an_invalid_size_is_refused(text):
+    with pytest.raises(UserError, match="is not a size. Write it as 5GB or 500MB."):
         size_in_bytes(text)
 
 
-def test_a_small_size_without_a_unit_is_no_size():
-    with pytest.raises(UserError, match="5 would be 5 bytes: write it like 5GB"):
+def test_a_small_size_without_a_unit_is_refused():
+    with pytest.raises(UserError, match="5 would be 5 bytes. Write it as 5GB"):
         size_in_bytes("5")
 
 
@@ -249,12 +249,15 @@ def test_human_sizes():
 @pytest.mark.parametrize(
     "write, said",
     [
-        (lambda folder: (folder / "step.json").write_text("{}"), "is a static export, .* export its source"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "a config.json and no weights .*: nothing to export"),
+        (
+            lambda folder: (folder / "step.json").write_text("{}"),
+            "is a static export: .* Export the original model again",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights .*model.safetensors"),
     ],
 )
-def test_a_wrong_folder_is_told_by_its_files_alone(model, tmp_path, write, said):
-    """In the first second: paddle takes ten."""
+def test_a_wrong_folder_is_refused_before_paddle_is_imported(model, tmp_path, write, said):
+    """Importing Paddle takes seconds."""
     write(model)
     code = (
         "import sys\nfrom paddle_llm.export import export\n"
@@ -264,30 +267,30 @@ def test_a_wrong_folder_is_told_by_its_files_alone(model, tmp_path, write, said)
     words = [sys.executable, "-c", code, str(model), "hf", str(tmp_path / "out")]
     told = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
     assert re.search(f"UserError .*{said}", told) and told.endswith("False\n"), told
-    with pytest.raises(UserError, match="one of them is empty"):
+    with pytest.raises(UserError, match="CHECKPOINT or OUT is empty"):
         export("", "hf", tmp_path / "out")
 
 
-def test_an_unknown_target_is_told(model, tmp_path):
+def test_an_unknown_target_is_refused(model, tmp_path):
     with pytest.raises(UserError, match="hf, fastdeploy, static"):
         export(model, "onnx", tmp_path / "out")
 
 
-def test_the_weights_are_the_same_through_the_command(model, tmp_path):
+def test_dtype_applies_to_every_weight(model, tmp_path):
     export(model, "hf", tmp_path / "out", verify=False, dtype="bfloat16")
     assert {dtype for dtype, _ in stored_in(tmp_path / "out").values()} == {"BF16"}
 
 
 def test_fastdeploy_without_a_tokenizer_is_refused_before_anything_is_written(tmp_path):
     write_native(tmp_path / "llama", "llama")
-    with pytest.raises(UserError, match="has no tokenizer, .* with --tokenizer"):
+    with pytest.raises(UserError, match="needs a tokenizer, and .*llama has none. Give one with --tokenizer"):
         export(tmp_path / "llama", "fastdeploy", tmp_path / "out")
     assert beside(tmp_path) == {"llama"}
 
 
 @pytest.mark.parametrize("what", ["adapter", "tokenizer"])
-def test_nothing_that_is_read_is_replaced(what, model, tmp_path):
-    """An export that is the tokenizer's folder of the next one, or an adapter's."""
+def test_a_source_folder_is_never_replaced(what, model, tmp_path):
+    """The output of an export may be the tokenizer or adapter folder of the next one."""
     (tmp_path / "read").mkdir()
     (tmp_path / "read" / "export.json").write_text("{}")
     (tmp_path / "read" / "tokenizer_config.json").write_text("{}")
@@ -297,7 +300,7 @@ def test_nothing_that_is_read_is_replaced(what, model, tmp_path):
     assert tree(tmp_path / "read") == before and beside(tmp_path) == {"model", "read"}
 
 
-def test_a_replaced_export_leaves_nothing_behind_and_takes_nothing_else(model, tmp_path):
+def test_replacing_an_export_leaves_no_temporary_files_and_removes_no_others(model, tmp_path):
     (tmp_path / "out.replaced").mkdir()
     (tmp_path / "out.replaced" / "mine").touch()
     for _ in range(2):
@@ -305,9 +308,9 @@ def test_a_replaced_export_leaves_nothing_behind_and_takes_nothing_else(model, t
     assert beside(tmp_path) == {"model", "out", "out.replaced"} and (tmp_path / "out.replaced" / "mine").exists()
 
 
-def test_options_without_an_effect_are_told(model, tmp_path, capsys):
+def test_options_without_an_effect_are_reported(model, tmp_path, capsys):
     def said(target: str, **options) -> str:
-        with pytest.raises(UserError):  # what is read behind them
+        with pytest.raises(UserError):  # raised after they are checked
             export(model, target, tmp_path / "out", tokenizer=tmp_path / "none", **options)
         return capsys.readouterr().err
 
@@ -316,11 +319,11 @@ def test_options_without_an_effect_are_told(model, tmp_path, capsys):
     assert "--max_shard_size has no effect" in told and "--paddleformers_python has no effect: PaddleF" in told
     told = said("hf", verify=False, engines=["paddle"], **python)
     assert "--engines has no effect" in told and "--paddleformers_python has no effect: nothing" in told
-    assert "it is not among --engines" in said("hf", engines=["paddle"], **python)
+    assert "paddleformers is not among --engines" in said("hf", engines=["paddle"], **python)
     assert "no effect" not in said("hf", engines=["paddle", "paddleformers"], **python)
 
 
-def test_a_program_that_is_not_there_is_told_before_anything_is_written(model, tmp_path):
+def test_a_missing_python_is_refused_before_anything_is_written(model, tmp_path):
     with pytest.raises(UserError, match="--paddleformers_python .* /nowhere: there is no such program"):
         export(model, "hf", tmp_path / "out", paddleformers_python="/nowhere")
     assert beside(tmp_path) == {"model"}

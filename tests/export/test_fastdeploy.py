@@ -16,7 +16,7 @@ from tests.helpers.models.networks import as_hugging_face
 
 
 def exported(folder: Path, **options) -> Path:
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.fastdeploy import write_fastdeploy
 
     out = folder.with_name("out")

@@ -22,7 +22,7 @@ CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 def exported(folder: Path, **options) -> Path:
     """The folder's export, beside it."""
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.hugging_face import write_hf
 
     out = folder.with_name(folder.name + "-hf")
@@ -160,7 +160,7 @@ def test_another_dtype_is_asked_for(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_configuration_comes_back(tmp_path, family):
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
 
     write_native(tmp_path / "model", family)
     before, after = (
@@ -220,7 +220,7 @@ STRETCHED = {"rope_scaling_type": "ntk", "rope_scaling_factor": 4.0}
 
 def test_the_same_positions_spelled_otherwise_are_no_difference(tmp_path):
     """And others are one: the two files are compared by what they mean."""
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.verification.files import configuration_differences
 
     write_native(tmp_path / "model", "llama", **STRETCHED)

@@ -118,11 +118,11 @@ SLOW: dict[str, tuple] = {
 
 @pytest.mark.parametrize("case", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_every_layout_gives_back_what_it_trained(case, tmp_path):
-    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
     layout, family, flags, shape = (FAST | SLOW)[case]
     output = trained(tmp_path, layout, family, flags, **shape)
-    files = LayoutFiles(output / f"checkpoint-{STEPS}")
+    files = CheckpointTensors(output / f"checkpoint-{STEPS}")
     assert files.is_whole and not files.added and files.layout == layout and files.family.name == family
     wanted = tensors_in(output / "model")
     same(files, files.names(), wanted)
@@ -133,21 +133,21 @@ def test_every_layout_gives_back_what_it_trained(case, tmp_path):
 
 def _wants_all_of(checkpoint: Path) -> None:
     """Without one of its weights' files or its manifest a checkpoint is refused; the optimizer's state is not asked for."""
-    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
     states = [*checkpoint.glob("optimizer*"), *checkpoint.glob("master_weights*")]
     assert states
     for file in states:
         file.unlink()
-    assert LayoutFiles(checkpoint).is_whole
+    assert CheckpointTensors(checkpoint).is_whole
     weights = sorted([*checkpoint.glob("model_state*"), *checkpoint.glob("model*.safetensors")])[-1]
     weights.rename(checkpoint / "elsewhere")
     with pytest.raises(UserError, match=f"{weights.name} is missing"):
-        LayoutFiles(checkpoint)
+        CheckpointTensors(checkpoint)
     shutil.copy(checkpoint / "elsewhere", weights)
     (checkpoint / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"no manifest\.json"):
-        LayoutFiles(checkpoint)
+        CheckpointTensors(checkpoint)
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -174,7 +174,7 @@ FAST_TUNED = ("lora", 2, 1)
 )
 def test_a_checkpoint_of_fine_tuning_gives_back_what_was_trained(method, tensor, pipeline, tmp_path):
     """The adapter folder of the same run is written by other code, from the network itself."""
-    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
     folder, flags = make_instructions(tmp_path), METHODS[method]
     degrees = {"tensor_parallel_degree": tensor, "pipeline_parallel_degree": pipeline}
@@ -188,7 +188,7 @@ def test_a_checkpoint_of_fine_tuning_gives_back_what_was_trained(method, tensor,
         **degrees,
         **flags,
     )
-    files = LayoutFiles(tmp_path / "out/checkpoint-3")
+    files = CheckpointTensors(tmp_path / "out/checkpoint-3")
     own = tmp_path / "out" / ("model" if method == "freeze" else "adapter")
     wanted = tensors_in(own)
     if method == "freeze":
@@ -203,10 +203,10 @@ def test_a_checkpoint_of_fine_tuning_gives_back_what_was_trained(method, tensor,
 
 def _is_refused_as_of_two_ranks(checkpoint: Path) -> None:
     """PaddleNLP keeps one rank's part of what it does not know; checkpoints of earlier versions may be so."""
-    from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
+    from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["layout"]["tensor"] = 2
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="first tensor-parallel rank"):
-        LayoutFiles(checkpoint)
+        CheckpointTensors(checkpoint)

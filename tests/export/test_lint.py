@@ -26,7 +26,7 @@ INDEX = "model.safetensors.index.json"
 @pytest.fixture(scope="module")
 def sharded(llama, tmp_path_factory) -> Path:
     """A good export for FastDeploy, in several shards."""
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.fastdeploy import write_fastdeploy
 
     out = tmp_path_factory.mktemp("good") / "sharded"
@@ -71,7 +71,7 @@ def test_a_good_folder_has_no_problems(good):
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm", "chatglm_v2", "bloom", "opt", "glm"])
 def test_the_folders_of_all_families_are_good(family, tmp_path):
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.hugging_face import write_hf
 
     write_native(tmp_path / "model", family, "bfloat16")

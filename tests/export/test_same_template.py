@@ -40,7 +40,7 @@ def test_a_changed_template_is_seen(tokenizer, tmp_path, name) -> None:
     trained = choose_template(None if name == "own" else name, open_codec(str(tokenizer)), str(tmp_path / "source"))
     trained.as_trained().write(tmp_path / "source")
     source = SimpleNamespace(
-        tokenizer=tmp_path / "source", template=None, trained=tmp_path / "source", folder=tmp_path / "source"
+        tokenizer=tmp_path / "source", template=None, template_folder=tmp_path / "source", folder=tmp_path / "source"
     )
     out = tmp_path / "export"
     shutil.copytree(tokenizer, out)
@@ -58,5 +58,5 @@ def test_a_changed_template_is_seen(tokenizer, tmp_path, name) -> None:
 
 
 def test_no_template_is_no_row(tokenizer, tmp_path) -> None:
-    source = SimpleNamespace(tokenizer=tokenizer, template=None, trained=None, folder=tokenizer)
+    source = SimpleNamespace(tokenizer=tokenizer, template=None, template_folder=None, folder=tokenizer)
     assert template_differences(source, tokenizer) is None

@@ -21,6 +21,8 @@ from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
+from paddle_llm.export.source.folder_tensors import FolderTensors
+from paddle_llm.export.source.source import Source
 from paddle_llm.export.targets.serving_files import (
     write_chat_template,
     write_generation_config,
@@ -28,6 +30,7 @@ from paddle_llm.export.targets.serving_files import (
     write_serving,
 )
 from paddle_llm.export.verification.compare import Finding
+from paddle_llm.families import FAMILIES
 from tests.helpers.skips import needs
 
 SPELLED = {PREFIX: "<P>", BOS: "<B>", EOS: "<E>"}
@@ -100,17 +103,18 @@ def bpe(tmp_path_factory) -> Path:
     return folder
 
 
-def a_source(tokenizer: Path, template: str | None = None, generation: dict | None = None, **config) -> SimpleNamespace:
+def a_source(tokenizer: Path, template: str | None = None, generation: dict | None = None, **config) -> Source:
     values = {"eos_token_id": 2, "bos_token_id": 1, "pad_token_id": None, "max_position_embeddings": 2048, **config}
-    return SimpleNamespace(
+    return Source(
         folder=tokenizer,
-        tokenizer=tokenizer,
-        template=template,
-        trained=None,
-        generation=generation or {},
-        config=SimpleNamespace(**values),
+        family=FAMILIES["llama"],
         facts=SimpleNamespace(vocab_size=700),
-        family=SimpleNamespace(name="llama"),
+        config=SimpleNamespace(**values),
+        tokenizer=tokenizer,
+        generation=generation or {},
+        template=template,
+        shapes={},
+        tensors=FolderTensors.__new__(FolderTensors),  # not read here
     )
 
 
@@ -204,7 +208,7 @@ def test_generation_config(bpe, tmp_path):
 
 
 @pytest.fixture
-def with_marks(bpe, tmp_path) -> SimpleNamespace:
+def with_marks(bpe, tmp_path) -> Source:
     """A source whose tokenizer has ChatML's marks behind its vocabulary, trained with that template."""
     folder = tmp_path / "tokenizer"
     shutil.copytree(bpe, folder)

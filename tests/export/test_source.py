@@ -17,7 +17,7 @@ from tests.helpers.models.networks import as_hugging_face
 
 
 def opened(folder: Path, **options):
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
 
     return open_source(folder, **options)
 
@@ -60,7 +60,7 @@ def test_every_spelling_is_the_same_source(tmp_path, family, spelling):
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_pickles_of_paddle_are_mapped_or_read_by_paddle(tmp_path, protocol):
-    """Protocol 2, of old, has no place in the file that is the tensor's bytes."""
+    """With the old protocol 2, no range of the file holds the bytes of a tensor."""
     import paddle
 
     weights = write_native(tmp_path, "llama", "bfloat16", hidden_size=256)
@@ -76,7 +76,7 @@ def test_pickles_of_paddle_are_mapped_or_read_by_paddle(tmp_path, protocol):
 
 
 @pytest.mark.parametrize("heads", [4, 2, 1])
-def test_fused_projections_come_apart(tmp_path, heads):
+def test_fused_projections_are_split(tmp_path, heads):
     weights = write_native(tmp_path / "apart", "llama", num_key_value_heads=heads)
     apart = opened(tmp_path / "apart")
     write_config(
@@ -98,7 +98,7 @@ def test_fused_projections_come_apart(tmp_path, heads):
     assert_holds(source, weights)
 
 
-def test_a_tied_head_is_no_weight_of_its_own(tmp_path):
+def test_a_tied_head_is_not_a_separate_weight(tmp_path):
     weights = write_native(tmp_path, "llama", tie_word_embeddings=True)
     assert "lm_head.weight" not in weights
     table = weights["llama.embed_tokens.weight"]
@@ -115,7 +115,7 @@ def test_the_output_folder_of_a_run_is_its_model(tmp_path, capsys):
     (tmp_path / "output" / "config.resolved.json").write_text(json.dumps(record))
     (tmp_path / "output" / "model" / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
     source = opened(tmp_path / "output")
-    assert "output/model is taken" in capsys.readouterr().err
+    assert "using " in capsys.readouterr().err
     assert_holds(source, weights)
     assert source.template == "chatml" and source.generation == {"eos_token_id": [2, 7]} and source.tokenizer is None
 
@@ -173,26 +173,28 @@ def without_anything(folder: Path) -> None:
         ),
         (of_another_shape, r"llama.norm.weight is \[63\], config.json asks for \[64\]"),
         (in_integers, "stored as I8"),
-        (without_anything, "nothing to export there"),
+        (without_anything, "contains no model: it has no config.json"),
     ],
 )
-def test_what_cannot_be_exported_is_told(tmp_path, spoil, said):
+def test_an_incomplete_model_is_refused(tmp_path, spoil, said):
     write_native(tmp_path, "llama")
     spoil(tmp_path)
     with pytest.raises(UserError, match=said):
         opened(tmp_path)
 
 
-def test_what_a_folder_lacks_is_told_in_its_own_words(tmp_path):
+def test_a_folder_without_a_model_is_refused_with_a_hint(tmp_path):
     write_native(tmp_path / "output" / "mine" / "model", "llama")
-    with pytest.raises(UserError, match=r"nothing to export there\. did you mean .*/mine\?$"):
+    with pytest.raises(UserError, match=r"contains no model: .* Did you mean .*/mine\?$"):
         opened(tmp_path / "output")
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    with pytest.raises(UserError, match=r"nothing to export there\.$"):
+    with pytest.raises(UserError, match=r"contains no model: .* Give a model folder or the output folder of a run\.$"):
         opened(adapter)
     (adapter / "adapter_model.safetensors").touch()
-    with pytest.raises(UserError, match="adapter's folder without its adapter_config.json"):
+    with pytest.raises(
+        UserError, match="is an incomplete adapter: it has adapter_model.safetensors but no adapter_config.json"
+    ):
         opened(adapter)
     (adapter / "adapter_config.json").write_text('{"base": "x",\n "method" 1}')
     with pytest.raises(UserError, match="adapter_config.json is not valid JSON: line 2, column 11"):
@@ -211,13 +213,15 @@ def test_an_adapter_needs_its_base(tmp_path):
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     (adapter / "adapter_config.json").write_text(json.dumps({"base": "/nowhere/at/all"}))
-    with pytest.raises(UserError, match=r"trained over /nowhere/at/all, which is not here: name its base"):
+    with pytest.raises(
+        UserError, match=r"Base model /nowhere/at/all of adapter .* was not found .* Give the folder of the base model"
+    ):
         opened(adapter)
-    with pytest.raises(UserError, match="is an adapter itself"):
+    with pytest.raises(UserError, match="is an adapter. Give the folder of its base model before --adapter"):
         opened(adapter, adapter=adapter)
-    with pytest.raises(UserError, match="holds a whole model"):
+    with pytest.raises(UserError, match="is not an adapter"):
         opened(tmp_path / "model", adapter=tmp_path / "model")
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         opened(tmp_path / "absent")
 
 

@@ -205,7 +205,7 @@ def test_a_template_that_is_gone_is_told(pieces, tmp_path, capsys):
 
 def test_what_cannot_be_is_refused(pieces, tmp_path):
     from paddle_llm.export.options import Options
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.static.target import write_static
 
     folder = write_folder("bloom", pieces, tmp_path / "bloom", n_layer=1)

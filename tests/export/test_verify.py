@@ -35,7 +35,7 @@ def export(tmp_path, llama) -> Path:
 
 
 def verified(source: Path, folder: Path, **options):
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.verification.verify import verify
 
     return verify(open_source(source), folder, "hf", **{"engines": ["paddle"], **options})
@@ -57,7 +57,7 @@ def test_an_export_that_is_its_source_passes(llama, export):
 
 def test_the_greedy_texts_are_texts(llama, export):
     """A network that repeats one token would agree with many a wrong one."""
-    from paddle_llm.export.source.source import open_source
+    from paddle_llm.export.source.open import open_source
     from paddle_llm.export.verification import verify
     from paddle_llm.export.verification.engines import in_paddle
 

@@ -1,4 +1,4 @@
-"""Over which model an adapter stands: found from wherever one calls, and kept by a name that stays true."""
+"""The base model of an adapter: found from any working directory, and stored by its absolute path."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from paddle_llm.checkpoint.locate import locate_adapter, report_other_base
 from paddle_llm.core.errors import UserError
-from paddle_llm.peft.base import adapter_folder, read_described
+from paddle_llm.peft.adapter_files import read_adapter_config
 from paddle_llm.peft.method import Method
 from tests.export.test_merged import base_folder, network_of, trained_adapter
 
@@ -17,7 +18,7 @@ CONFIG = "adapter_config.json"
 
 @pytest.fixture
 def adapter(tmp_path) -> Path:
-    """tmp_path/base and an adapter over it in tmp_path/adapter."""
+    """A base model in tmp_path/base and its adapter in tmp_path/adapter."""
     base = base_folder(tmp_path / "base", "llama", num_hidden_layers=1)
     return trained_adapter(tmp_path / "adapter", base, Method("lora", rank=2, targets=("q_proj",)))
 
@@ -32,9 +33,9 @@ def written(adapter: Path, key: str = "base") -> str:
     return json.loads((adapter / CONFIG).read_text())[key]
 
 
-def test_a_relative_base_is_found_from_here_and_from_the_adapters_folder(adapter, tmp_path, monkeypatch):
-    from paddle_llm.export.source.source import open_source
-    from paddle_llm.peft.hugging_face.convert import to_peft
+def test_a_relative_base_is_found_from_the_working_directory_and_the_adapter_folder(adapter, tmp_path, monkeypatch):
+    from paddle_llm.export.source.open import open_source
+    from tests.helpers.convert import to_peft
 
     (tmp_path / "some" / "where").mkdir(parents=True)
     for place, base in ((tmp_path, "base"), (tmp_path / "some" / "where", "../base")):
@@ -45,9 +46,8 @@ def test_a_relative_base_is_found_from_here_and_from_the_adapters_folder(adapter
         assert written(tmp_path / f"as {base.replace('/', ' ')}", "base_model_name_or_path") == str(tmp_path / "base")
 
 
-def test_the_one_from_here_is_taken_where_both_are(adapter, tmp_path, monkeypatch):
-    """What an adapter's path has always meant."""
-    from paddle_llm.export.source.source import open_source
+def test_the_working_directory_takes_precedence(adapter, tmp_path, monkeypatch):
+    from paddle_llm.export.source.open import open_source
 
     base_folder(tmp_path / "here" / "models", "llama", num_hidden_layers=1)
     base_folder(adapter / "models", "llama", num_hidden_layers=1)
@@ -55,9 +55,9 @@ def test_the_one_from_here_is_taken_where_both_are(adapter, tmp_path, monkeypatc
     assert open_source(named(adapter, "models")).folder.resolve() == tmp_path / "here" / "models"
 
 
-def test_a_base_that_is_in_neither_place_names_both_and_what_to_do(adapter, tmp_path, monkeypatch):
-    from paddle_llm.export.source.source import open_source
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
+def test_a_missing_base_is_reported_with_both_places(adapter, tmp_path, monkeypatch):
+    from paddle_llm.export.source.open import open_source
+    from tests.helpers.convert import from_peft, to_peft
 
     to_peft(adapter, tmp_path / "theirs")
     (tmp_path / "elsewhere").mkdir()
@@ -69,10 +69,10 @@ def test_a_base_that_is_in_neither_place_names_both_and_what_to_do(adapter, tmp_
         from_peft(named(tmp_path / "theirs", "models/gone", "base_model_name_or_path"), tmp_path / "back")
 
 
-def test_what_is_saved_names_its_base_wherever_one_calls_from(adapter, tmp_path, monkeypatch):
+def test_the_base_is_stored_by_its_absolute_path(adapter, tmp_path, monkeypatch):
     from paddle_llm.config.layout import Layout
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
     from paddle_llm.peft.save import load_adapter, save_adapter
+    from tests.helpers.convert import from_peft, to_peft
 
     monkeypatch.chdir(tmp_path)
     model = load_adapter(network_of(tmp_path / "base", "float32"), adapter, Layout())
@@ -85,32 +85,27 @@ def test_what_is_saved_names_its_base_wherever_one_calls_from(adapter, tmp_path,
     assert written(tmp_path / "back") == str(tmp_path / "base")
 
 
-def test_generating_over_another_base_is_told(adapter, tmp_path, monkeypatch, capsys):
-    from paddle_llm.config.layout import Layout
-    from paddle_llm.generation import network
-
+def test_another_base_than_the_adapters_is_reported(adapter, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     named(adapter, "../base")
-    network._put_over(
-        network_of(tmp_path / "base", "float32"), adapter, tmp_path / "base", Layout(), allow_pickle=False
-    )
-    assert "was trained over" not in capsys.readouterr().err
-    network._put_over(
-        network_of(tmp_path / "base", "float32"), adapter, tmp_path / "other", Layout(), allow_pickle=False
-    )
-    assert "whose weights may be others" in capsys.readouterr().err
+    report_other_base(adapter, tmp_path / "base")
+    assert "was trained with base model" not in capsys.readouterr().err
+    report_other_base(adapter, tmp_path / "other")
+    assert "but its weights may differ" in capsys.readouterr().err
 
 
-def test_a_description_that_cannot_be_read_is_told_by_its_place(tmp_path):
+def test_an_invalid_adapter_config_is_reported_with_its_position(tmp_path):
     (tmp_path / CONFIG).write_text('{\n "method": {},,\n}')
     with pytest.raises(UserError, match=r"adapter_config\.json is not valid JSON: line 2, column 15"):
-        read_described(tmp_path)
+        read_adapter_config(tmp_path)
     (tmp_path / CONFIG).write_text("[]")
     with pytest.raises(UserError, match="must contain a JSON object, not a list"):
-        read_described(tmp_path)
+        read_adapter_config(tmp_path)
 
 
-def test_an_adapter_without_its_description_is_told(tmp_path):
+def test_an_adapter_without_adapter_config_is_refused(tmp_path):
     (tmp_path / "adapter_model.safetensors").touch()
-    with pytest.raises(UserError, match="not complete"):
-        adapter_folder(tmp_path)
+    with pytest.raises(
+        UserError, match="is an incomplete adapter: it has adapter_model.safetensors but no adapter_config.json"
+    ):
+        locate_adapter(tmp_path)

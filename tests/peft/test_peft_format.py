@@ -54,8 +54,8 @@ def edit(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("family", NAMES)
 def test_there_and_back_every_bit_is_the_same(family, tmp_path):
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
     from paddle_llm.peft.save import load_adapter
+    from tests.helpers.convert import from_peft, to_peft
 
     base, ours = made(tmp_path, family, alpha=12.0, rslora=True, dropout=0.05)
     to_peft(ours, tmp_path / "theirs")
@@ -103,9 +103,10 @@ def _loaded(base: Path, adapter: Path, family: str) -> tuple[dict[str, bytes], b
 
 
 def test_training_goes_on_and_export_merges_from_either_format(tmp_path):
-    from paddle_llm.export.source.source import open_source
-    from paddle_llm.peft.hugging_face.convert import to_peft
-    from paddle_llm.peft.save import continue_from, read_method
+    from paddle_llm.export.source.open import open_source
+    from paddle_llm.peft.adapter_files import read_method
+    from paddle_llm.peft.save import continue_from
+    from tests.helpers.convert import to_peft
 
     base, ours = made(tmp_path, "llama")
     to_peft(ours, tmp_path / "theirs")
@@ -121,7 +122,7 @@ def test_training_goes_on_and_export_merges_from_either_format(tmp_path):
 
 
 def test_layers_that_are_not_in_every_block_are_named_one_by_one(tmp_path):
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
+    from tests.helpers.convert import from_peft, to_peft
 
     base, ours = made(tmp_path, "llama", targets=(r".*\.[13]\.self_attn\.q_proj",), modules_to_save=())
     to_peft(ours, tmp_path / "theirs")
@@ -134,21 +135,21 @@ def test_layers_that_are_not_in_every_block_are_named_one_by_one(tmp_path):
 
 @pytest.mark.parametrize("name", ["adalora", "prefix", "adapter", "prompt"])
 def test_what_peft_cannot_express_is_refused(name, tmp_path):
-    from paddle_llm.peft.hugging_face.convert import to_peft
+    from tests.helpers.convert import to_peft
 
     base = base_folder(tmp_path / "base", "llama")
     adapter = trained_adapter(tmp_path / "ours", base, METHODS[name])
-    with pytest.raises(UserError, match=f"trained by {METHODS[name].name}: PEFT"):
+    with pytest.raises(UserError, match=f"trained by {METHODS[name].name}, which cannot be converted: PEFT"):
         to_peft(adapter, tmp_path / "theirs")
     assert not (tmp_path / "theirs").exists()
 
 
 def test_fused_matrices_are_refused(tmp_path):
-    from paddle_llm.peft.hugging_face.convert import to_peft
+    from tests.helpers.convert import to_peft
 
     base = base_folder(tmp_path / "base", "llama")
     adapter = trained_adapter(tmp_path / "ours", base, METHODS["lora"], fuse_attention_qkv=True)
-    with pytest.raises(UserError, match="qkv_proj.*keeps apart.*fuse_attention_qkv"):
+    with pytest.raises(UserError, match="qkv_proj.*keeps separate.*fuse_attention_qkv"):
         to_peft(adapter, tmp_path / "theirs")
 
 
@@ -180,7 +181,7 @@ def test_what_an_adapter_of_pefts_may_ask_for_and_lora_here_does_not_is_refused(
 
 
 def _theirs(folder: Path) -> tuple[Path, Path]:
-    from paddle_llm.peft.hugging_face.convert import to_peft
+    from tests.helpers.convert import to_peft
 
     base, ours = made(folder, "llama", modules_to_save=())
     to_peft(ours, folder / "theirs")
@@ -188,8 +189,8 @@ def _theirs(folder: Path) -> tuple[Path, Path]:
 
 
 def test_files_that_do_not_fit_are_refused(tmp_path):
-    from paddle_llm.peft.hugging_face.convert import from_peft
     from paddle_llm.peft.save import load_adapter
+    from tests.helpers.convert import from_peft
 
     base, theirs = _theirs(tmp_path)
     tensors = load_file(theirs / TENSORS)
@@ -215,9 +216,9 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     refused(tensors | {first: np.zeros(0, "float32")}, r"no values.*lora_B.weight \[0\].*ZeRO stage 3")
     other = base_folder(tmp_path / "other", "llama", hidden_size=32, intermediate_size=80)
     save_file(tensors, theirs / TENSORS)
-    with pytest.raises(UserError, match=r"is \[\d+, 4\], over .*other it would be \[\d+, 4\]"):
+    with pytest.raises(UserError, match=r"has shape \[\d+, 4\], but .*other needs \[\d+, 4\]"):
         from_peft(theirs, tmp_path / "back", base=other)
-    with pytest.raises(UserError, match=r"is \[\d+, 4\], this network has \[\d+, 4\]"):
+    with pytest.raises(UserError, match=r"has shape \[\d+, 4\], but this network needs \[\d+, 4\]"):
         load_adapter(network_of(other, "float32"), theirs, Layout())
     (theirs / TENSORS).rename(theirs / "adapter_model.bin")
     with pytest.raises(UserError, match=r"adapter_model\.bin.*--allow_pickle.*safe_serialization"):
@@ -225,7 +226,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_a_tied_embedding_that_was_trained_goes_with_its_head(tmp_path):
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
+    from tests.helpers.convert import from_peft, to_peft
 
     base = base_folder(tmp_path / "base", "llama", tie_word_embeddings=True)
     method = Method("lora", rank=4, modules_to_save=("embed_tokens",))
@@ -246,7 +247,7 @@ def test_a_tied_embedding_that_was_trained_goes_with_its_head(tmp_path):
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
+    from tests.helpers.convert import from_peft, to_peft
 
     base = base_folder(tmp_path / "base", "llama", "bfloat16")
     ours = trained_adapter(tmp_path / "ours", base, METHODS["lora"], "bfloat16")
@@ -268,17 +269,17 @@ def test_the_command(tmp_path):
     base, ours = made(tmp_path, "llama")
     ours.rename(tmp_path / "adapter")
     out = tmp_path / "theirs"
-    assert command(tmp_path, out, "--to", "peft").endswith(f"over {base}\n")  # the output folder of a run
+    assert command(tmp_path, out, "--to", "peft").endswith(f"base model: {base}\n")  # the output folder of a run
     first = (out / TENSORS).read_bytes()
     with pytest.raises(UserError, match="not empty.*--overwrite"):
         command(tmp_path / "adapter", out, "--to", "peft")
     command(tmp_path / "adapter", out, "--to", "peft", "--overwrite", "--base", base)
     assert (out / TENSORS).read_bytes() == first and sorted(file.name for file in out.iterdir()) == [CONFIG, TENSORS]
-    with pytest.raises(UserError, match="in PEFT's format already"):
+    with pytest.raises(UserError, match="is already in PEFT's format"):
         command(out, tmp_path / "more", "--to", "peft")
     with pytest.raises(UserError, match="is not an adapter.*not replaced"):
         command(out, base, "--to", "paddle-llm", "--overwrite")
-    with pytest.raises(UserError, match="so it is not an adapter"):
+    with pytest.raises(UserError, match="is not an adapter: it has no adapter_config.json"):
         command(base, tmp_path / "more", "--to", "peft")
     with pytest.raises(UserError, match="is or contains"):
         command(out, tmp_path, "--to", "paddle-llm", "--overwrite")
@@ -291,7 +292,7 @@ def test_the_command(tmp_path):
 
 def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeypatch, capsys):
     from paddle_llm.cli.convert import convert
-    from paddle_llm.peft import save
+    from paddle_llm.peft import adapter_files
 
     _, ours = made(tmp_path, "llama")
     out = tmp_path / "theirs"
@@ -302,7 +303,7 @@ def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
         file.write_bytes(before[:100])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(save, "write_safetensors", half_of_it)
+    monkeypatch.setattr(adapter_files, "write_safetensors", half_of_it)
     (tmp_path / "new.saving").mkdir()
     (tmp_path / "new.saving" / "thesis.txt").touch()
     for place in (out, tmp_path / "new"):
@@ -313,14 +314,14 @@ def test_interrupted_it_leaves_what_was_there_and_nothing_else(tmp_path, monkeyp
 
 
 def test_a_base_that_cannot_be_is_refused(tmp_path, capsys):
-    from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
+    from tests.helpers.convert import from_peft, to_peft
 
     base, ours = made(tmp_path, "llama", modules_to_save=())
     other = base_folder(tmp_path / "other", "llama", num_hidden_layers=1)
     out = tmp_path / "theirs"
-    with pytest.raises(UserError, match=r"other is not what .* had layers \d+, not 1$"):
+    with pytest.raises(UserError, match=r"other does not fit .*: layers is 1, not \d+\. Give the base of its training"):
         to_peft(ours, out, base=other)
-    with pytest.raises(UserError, match="nowhere: there is no such folder"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         to_peft(ours, out, base=tmp_path / "nowhere")
     assert not out.exists()
     (tmp_path / "run").mkdir()
@@ -331,7 +332,7 @@ def test_a_base_that_cannot_be_is_refused(tmp_path, capsys):
     described["base_model_name_or_path"] = "meta-llama/Llama-2-7b"  # a built-in name, with a shape in configs/models
     (tmp_path / "more" / "adapter_config.json").write_text(json.dumps(described))
     with pytest.raises(
-        UserError, match=r"names, meta-llama/Llama-2-7b, as it is in .*llama-2-7b. Name another one with --base"
+        UserError, match=r"names, meta-llama/Llama-2-7b \(.*llama-2-7b\)\. Give another one with --base"
     ):
         from_peft(tmp_path / "more", out)
     assert "not compared" in capsys.readouterr().err
@@ -376,7 +377,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.hf
 @pytest.mark.parametrize("case", CASES)
 def test_peft_computes_the_same_with_an_adapter_of_ours(case, tmp_path):
-    from paddle_llm.peft.hugging_face.convert import to_peft
+    from tests.helpers.convert import to_peft
 
     family, shape, settings = CASES[case]
     base = base_folder(tmp_path / "base", family, **shape)

@@ -66,7 +66,7 @@ def test_several_over_one_base_are_switched(tmp_path):
     merge(model)
     set_active(model, "four")  # takes the merged weights back first
     assert np.array_equal(logits(model), outputs["four"])
-    with pytest.raises(UserError, match="there is no adapter 'five'; there are: one, two, three, four"):
+    with pytest.raises(UserError, match="unknown adapter: 'five'. Use one of one, two, three, four"):
         set_active(model, "five")
 
 
@@ -160,7 +160,7 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     model = attached(network(tmp_path), METHODS["lora"])
     folder = tmp_path / "adapter"
     save_adapter(model, Layout(), folder)
-    with pytest.raises(UserError, match="another base .layers 4.; this one is .*'layers': 3"):
+    with pytest.raises(UserError, match="another base: layers 4. This base has .*'layers': 3"):
         load_adapter(network(tmp_path, num_hidden_layers=3), folder, Layout())
     with pytest.raises(UserError, match="has no adapter_config.json"):
         load_adapter(model, tmp_path, Layout())
@@ -168,11 +168,11 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     for change, told in (
         ({"name": "mora"}, "unknown method 'mora'"),
         ({"pissa": True}, r"unknown settings \['pissa'\]"),
-        ({"targets": ["q_proj"]}, "does not hold what adapter_config.json says"),
+        ({"targets": ["q_proj"]}, "does not match adapter_config.json"),
     ):
         changed = {**described, "method": {**described["method"], **change}}
         (folder / "adapter_config.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=told):
             load_adapter(network(tmp_path), folder, Layout())
-    with pytest.raises(UserError, match="no adapter is attached"):
+    with pytest.raises(UserError, match="No adapter is attached"):
         save_adapter(network(tmp_path), Layout(), tmp_path / "nothing")

@@ -15,11 +15,11 @@ from paddle_llm.core.transformers_import import import_transformers
 from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import open_codec
-from paddle_llm.export.source.source import open_source
+from paddle_llm.export.source.open import open_source
 from paddle_llm.generation.folders import resolve_folders
 from paddle_llm.generation.network import _training_template
 from paddle_llm.generation.options import GenerateOptions
-from paddle_llm.peft.hugging_face.convert import from_peft, to_peft
+from tests.helpers.convert import from_peft, to_peft
 from tests.helpers.finetune_jobs import finetune, make_instructions
 from tests.helpers.models.networks import as_hugging_face, build, weights
 
@@ -52,7 +52,7 @@ def test_the_tokenizers_template_stays_with_every_folder(base, tmp_path) -> None
         assert text_of(tmp_path / name, base / "llama") == WRITTEN
     theirs = import_transformers().AutoTokenizer.from_pretrained(str(tmp_path / "model"))
     assert theirs.apply_chat_template(TALK, tokenize=False) == WRITTEN
-    assert open_source(tmp_path / "model").trained == tmp_path / "model"
+    assert open_source(tmp_path / "model").template_folder == tmp_path / "model"
     (tmp_path / "model/chat_template.jinja").write_text(OWN.replace("[", "("))
     with pytest.raises(UserError, match=r"is not the one .*Restore it, name the template to use with --chat_template"):
         read_record(tmp_path / "model")
@@ -77,7 +77,7 @@ def test_a_tokenizer_beside_an_adapter_goes_before_the_bases(base, tmp_path, cap
     )
     capsys.readouterr()
     source = open_source(model, adapter=peft)
-    assert source.tokenizer == peft and source.trained == model  # the template is the base's
+    assert source.tokenizer == peft and source.template_folder == model  # the template is the base's
     assert f"tokenizer: the one beside the adapter, {peft}" in capsys.readouterr().err
     folder, options = resolve_folders(model, GenerateOptions(adapter=peft, device="cpu"))
     assert folder == model and options.tokenizer == peft

@@ -1,1 +1,1 @@
-"""The model that is exported: found, opened and read one tensor at a time."""
+"""The model that is exported: located, opened and read one tensor at a time."""

@@ -1,4 +1,4 @@
-"""From one type of weights to another, in numpy, which has no bfloat16: its bits stand in uint16."""
+"""Conversion between the types of weights in numpy. Numpy has no bfloat16, so its bits are kept in uint16."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def converted(values: np.ndarray, stored: str, wanted: str, name: str = "a weight") -> np.ndarray:
-    """Values as another type, rounded to the nearest, ties to even; the array itself where the type is the same.
+    """Convert values to another type, rounding to nearest even.
 
     Args:
-        stored, wanted: "float32", "bfloat16" (its bits in uint16) or "float16".
-        name: of the weight, for the message.
+        values: The values; bfloat16 as uint16 bits.
+        stored: Their type: "float32", "bfloat16" or "float16".
+        wanted: Type of the result, likewise.
+        name: Name of the weight, for messages.
+
+    Returns:
+        The converted values; the array itself if the type does not change.
 
     Raises:
-        UserError: finite values that float16 cannot hold.
+        UserError: If float16 cannot represent a finite value.
     """
     if stored == wanted:
         return values
@@ -31,20 +36,20 @@ def converted(values: np.ndarray, stored: str, wanted: str, name: str = "a weigh
         half = wide.astype(np.float16)
     if np.isinf(half).any() and np.isfinite(wide[np.isinf(half)]).any():
         raise UserError(
-            f"{name} has values beyond the range of float16 (65504), which would become infinite: use --dtype bfloat16"
+            f"{name} has values beyond the range of float16 (65504), which would become infinite. Use --dtype bfloat16."
         )
     return half
 
 
 def widened(values: np.ndarray) -> np.ndarray:
-    """In fp32; uint16 are bits of bfloat16."""
+    """Convert values to fp32; uint16 values are bits of bfloat16."""
     if values.dtype == np.uint16:
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values.astype(np.float32)
 
 
 def _as_bfloat16(wide: np.ndarray) -> np.ndarray:
-    """Some values at a time, which stay in the processor's cache from one step to the next."""
+    """Round in chunks that stay in the processor's cache from one operation to the next."""
     values = np.ascontiguousarray(wide).reshape(-1)
     half = np.empty(values.shape, np.uint16)
     for start in range(0, len(values), _CHUNK):
@@ -56,7 +61,7 @@ def _as_bfloat16(wide: np.ndarray) -> np.ndarray:
         rounded += bits
         rounded >>= 16
         half[part] = rounded
-        not_numbers = np.isnan(values[part])
-        if not_numbers.any():  # rounding would carry into the exponent
-            half[part][not_numbers] = ((bits[not_numbers] >> 16) | 0x40).astype(np.uint16)
+        is_nan = np.isnan(values[part])
+        if is_nan.any():  # rounding would carry into the exponent
+            half[part][is_nan] = ((bits[is_nan] >> 16) | 0x40).astype(np.uint16)
     return half.reshape(wide.shape)

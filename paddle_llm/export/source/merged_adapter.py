@@ -1,16 +1,15 @@
-"""An adapter added to the weights of its base, one tensor at a time: bit for bit what `peft.merge` makes of the network.
+"""An adapter merged into the weights of its base, one tensor at a time, bit for bit as `peft.merge` merges the network.
 
-What can be added is LoRA, rsLoRA and AdaLoRA, and weights of the base that were trained themselves (--modules_to_save,
---freeze_layers). It comes from an adapter's folder (ours, or Hugging Face PEFT's) or from the checkpoint of such a run. Where
-one of both keeps query, key and value in one matrix and the other does not, columns go where they belong.
+LoRA, rsLoRA, DoRA and AdaLoRA can be merged, as can weights of the base that were trained themselves (--modules_to_save,
+--freeze_layers). The adapter is read from its folder (in this library's format or PEFT's) or from a checkpoint of its training.
+If only one of base and adapter fuses query, key and value into one matrix, each column is moved to where it belongs.
 
-Memory: of a merged weight four times its size in fp32, one weight at a time.
+Memory: four times the size of one weight in fp32.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -19,37 +18,37 @@ from paddle_llm.config.methods import METHODS
 from paddle_llm.core.artifacts import ADAPTER_SAFETENSORS, MANIFEST
 from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.dtypes import widened
-from paddle_llm.export.source.sharded_checkpoint import LayoutFiles
+from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
+from paddle_llm.export.source.source import Source, Tensors
 from paddle_llm.models.weights.names import EMBEDDINGS, Piece, compositions, is_tied
+from paddle_llm.peft.adapter_files import base_shape, open_tensors, read_method
 from paddle_llm.peft.merge import TIED_EMBEDDING
 from paddle_llm.peft.method import Method
-from paddle_llm.peft.save import base_shape, open_tensors, read_method
-
-if TYPE_CHECKING:
-    from paddle_llm.export.source.source import Source, Tensors
 
 
-def merge_adapter(base: Source, folder: Path, *, allow_pickle: bool = False) -> Merged:
-    """The weights of `base` with an adapter added.
+def merge_adapter(base: Source, folder: Path, *, allow_pickle: bool = False) -> MergedTensors:
+    """Return the weights of `base` with an adapter merged into them.
 
     Args:
-        folder: an adapter's (ours or PEFT's), or a checkpoint of a run that trained one.
-        allow_pickle: whether to read PEFT's adapter_model.bin.
+        base: The base model.
+        folder: Adapter folder (this library's or PEFT's), or checkpoint of a run that trained one.
+        allow_pickle: Whether PEFT's adapter_model.bin may be read.
 
     Raises:
-        UserError: a method that cannot be added to weights; an adapter of another base; an incomplete one.
+        UserError: If the method cannot be merged, the adapter belongs to another base, or it is incomplete.
     """
-    adapter = _Checkpoint(folder, base) if (folder / MANIFEST).is_file() else _Folder(folder, base, allow_pickle)
+    is_checkpoint = (folder / MANIFEST).is_file()
+    adapter = _AdapterCheckpoint(folder, base) if is_checkpoint else _AdapterFolder(folder, base, allow_pickle)
     if not METHODS[adapter.method.name].mergeable and adapter.method.name != "freeze":
         raise UserError(
-            f"{folder} was trained by {adapter.method.name}, which adds a computation to the network that no weight of it can "
-            "stand for: it cannot be exported. Answer with it by `paddle-llm generate --adapter`, or train by LoRA."
+            f"{folder} was trained by {adapter.method.name}, which cannot be merged into the weights, so it cannot be exported. "
+            "Use it with `paddle-llm generate --adapter`, or train LoRA."
         )
-    return Merged(base, adapter)
+    return MergedTensors(base, adapter)
 
 
-class _Folder:
-    """An adapter's tensors in a folder of their own."""
+class _AdapterFolder:
+    """The tensors of an adapter folder."""
 
     def __init__(self, folder: Path, base: Source, allow_pickle: bool):
         self.folder, shape = folder, base_shape(base.family.name, base.config)
@@ -61,22 +60,24 @@ class _Folder:
         return self._files.names()
 
     def read(self, name: str) -> np.ndarray:
-        """As it is stored; bfloat16 as its bits in uint16."""
+        """Return a tensor as stored; bfloat16 as uint16 bits."""
         return self._files.view(name)
 
 
-class _Checkpoint:
-    """The same in a checkpoint."""
+class _AdapterCheckpoint:
+    """The tensors of an adapter in a checkpoint of its training."""
 
     def __init__(self, folder: Path, base: Source):
-        files = LayoutFiles(folder)
+        files = CheckpointTensors(folder)
         if files.method is None:
-            raise UserError(f"{folder} holds a whole network and no adapter: export it as it is")
+            raise UserError(f"{folder} holds a whole network and not an adapter. Export it without --adapter.")
         ours, theirs = base_shape(base.family.name, base.config), base_shape(files.family.name, files.config)
         if ours != theirs:
-            raise UserError(f"the adapter in {folder} was trained on another base ({theirs}); {base.folder} is {ours}")
+            raise UserError(
+                f"The adapter in {folder} was trained on another base: {theirs}. {base.folder} has {ours}. Give its own base."
+            )
         self.folder, self.method, self._files = folder, files.method, files
-        # A unified checkpoint has the base, too; what was trained of it cannot be told, and all of it is right.
+        # A unified checkpoint also holds the base. Which of its weights were trained is unknown, but all of them are right.
         self._names = [*files.names(), *files.added]
 
     def names(self) -> list[str]:
@@ -86,14 +87,18 @@ class _Checkpoint:
         return self._files.read(name)
 
 
-class Merged:
-    """The weights of a base with what an adapter changes. The names, shapes and dtypes are the base's.
+class MergedTensors:
+    """The weights of a base with an adapter merged into them. Names, shapes and dtypes are the base's.
+
+    Args:
+        base: The base model.
+        adapter: The adapter.
 
     Raises:
-        UserError: the adapter has tensors that fit no weight of the base, or lacks some.
+        UserError: If the adapter has tensors that fit no weight of the base, or lacks some.
     """
 
-    def __init__(self, base: Source, adapter: _Folder | _Checkpoint):
+    def __init__(self, base: Source, adapter: _AdapterFolder | _AdapterCheckpoint):
         self._base: Tensors = base.tensors
         self._adapter, self._family, self._config = adapter, base.family.name, base.config
         own = set(adapter.names())
@@ -111,31 +116,31 @@ class Merged:
         return self._base.dtype(name)
 
     def read(self, name: str) -> np.ndarray:
-        """The whole tensor, not to be written to; bfloat16 as its bits in uint16."""
-        touched = self._touched(name)
+        """Return the whole tensor, which must not be modified; bfloat16 as uint16 bits."""
+        changes = self._changes_of(name)
         full = self._base.read(name)
-        if not touched:
+        if not changes:
             return full
         changed, dtype = np.array(full), self._base.dtype(name)
         deltas: dict[str, tuple[np.ndarray, np.ndarray | None] | None] = {}
-        for piece in touched:
-            here = (..., slice(piece.start, piece.stop))
-            there = (..., slice(piece.source_start, piece.source_start + piece.stop - piece.start))
+        for piece in changes:
+            columns = (..., slice(piece.start, piece.stop))
+            source_columns = (..., slice(piece.source_start, piece.source_start + piece.stop - piece.start))
             if piece.source in self._retrained:
-                changed[here] = _stored_as(widened(self._adapter.read(piece.source)[there]), dtype)
+                changed[columns] = _stored_as(widened(self._adapter.read(piece.source)[source_columns]), dtype)
             if piece.source not in deltas:
                 deltas[piece.source] = self._delta(piece.source, dtype)
             found = deltas[piece.source]
             if found is not None:
                 delta, magnitude = found
-                merged = widened(changed[here]) + delta[there]
+                merged = widened(changed[columns]) + delta[source_columns]
                 if magnitude is not None:
-                    merged = _of_magnitude(merged, magnitude[there])
-                changed[here] = _stored_as(merged, dtype)
+                    merged = _with_magnitude(merged, magnitude[source_columns])
+                changed[columns] = _stored_as(merged, dtype)
         return changed
 
-    def _touched(self, name: str) -> list[Piece]:
-        """Which columns of a weight the adapter changes, and under which name it knows them."""
+    def _changes_of(self, name: str) -> list[Piece]:
+        """Return the columns of a weight that the adapter changes, with the adapter's name of each."""
         width = self._base.shape(name)[-1]
         pieces = [Piece(0, width, name, 0), *compositions(self._family, name, self._config)]
         return [
@@ -145,9 +150,9 @@ class Merged:
         ]
 
     def _delta(self, name: str, dtype: str) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """What LoRA adds to a weight [in, out], and DoRA's magnitudes [out], in fp32.
+        """Return LoRA's addition to a weight [in, out] and DoRA's magnitudes [out] (None without DoRA), in fp32.
 
-        The adapter's tensors are rounded as the network would hold them.
+        The adapter's tensors are rounded to the dtype in which the network would hold them.
         """
         layer = name.removesuffix(".weight")
         if layer not in self._layers:
@@ -164,12 +169,12 @@ class Merged:
         values = paddle.to_tensor(widened(self._adapter.read(name)), place=paddle.CPUPlace())
         return values.astype(dtype).astype("float32")
 
-    # --- does it fit ---------------------------------------------------------------------------------------------
+    # --- checks --------------------------------------------------------------------------------------------------
 
     def _check(self, own: set[str]) -> None:
         where = self._adapter.folder
         for name in sorted(self._retrained):
-            self._fits(name, tuple(self._adapter.read(name).shape))
+            self._check_fits(name, tuple(self._adapter.read(name).shape))
         method = self._adapter.method
         more = [*(["lora_E"] if method.name == "adalora" else []), *(["lora_magnitude"] if method.dora else [])]
         needed = ("lora_A", "lora_B", *more)
@@ -177,19 +182,18 @@ class Merged:
         if tied in self._layers and is_tied(self._family, self._config):
             raise UserError(TIED_EMBEDDING.format(f"{where}, {tied}"))
         for layer in sorted(self._layers):
-            lacking = [one for one in needed if f"{layer}.{one}" not in own]
-            if lacking:
-                raise UserError(f"{where} lacks {layer}.{lacking[0]}: it is not complete")
-            a, b = (self._adapter.read(f"{layer}.{one}").shape for one in ("lora_A", "lora_B"))
-            self._fits(f"{layer}.weight", (a[0], b[1]))
+            missing = [suffix for suffix in needed if f"{layer}.{suffix}" not in own]
+            if missing:
+                raise UserError(f"{where} is incomplete: {layer}.{missing[0]} is missing. Copy the adapter again.")
+            a, b = (self._adapter.read(f"{layer}.{suffix}").shape for suffix in ("lora_A", "lora_B"))
+            self._check_fits(f"{layer}.weight", (a[0], b[1]))
         orphans = [name for name in own - self._retrained if name.rpartition(".")[0] not in self._layers]
         if orphans or not own:
-            raise UserError(
-                f"{where / ADAPTER_SAFETENSORS} is not complete: {f'{orphans[0]} stands alone' if orphans else 'empty'}"
-            )
+            problem = f"it has {orphans[0]} but no LoRA matrices for it" if orphans else "it is empty"
+            raise UserError(f"{where / ADAPTER_SAFETENSORS} is incomplete: {problem}. Copy the adapter again.")
 
-    def _fits(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise UserError unless the base has a weight of this name and shape, alone, in parts or as a part of one."""
+    def _check_fits(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise UserError unless the base has a weight of this name and shape: whole, in parts, or as part of another."""
         known, found = set(self._base.names()), None
         pieces = compositions(self._family, name, self._config)
         if name in known:
@@ -197,18 +201,20 @@ class Merged:
         elif pieces and all(piece.source in known for piece in pieces):
             found = (self._base.shape(pieces[0].source)[0], max(piece.stop for piece in pieces))
         if found is None:
-            raise UserError(f"{self._adapter.folder} changes {name}, which its base does not have")
+            raise UserError(f"{self._adapter.folder} changes {name}, which its base does not have. Give its own base.")
         if found != shape:
-            raise UserError(f"{self._adapter.folder} changes {name} of {list(shape)}; its base has {list(found)}")
+            raise UserError(
+                f"{self._adapter.folder} changes {name} of shape {list(shape)}; its base has {list(found)}. Give its own base."
+            )
 
 
 def _stored_as(values: np.ndarray, dtype: str) -> np.ndarray:
-    """fp32 rounded to a dtype, as Paddle does it."""
+    """Round fp32 values to a dtype, as Paddle does."""
     return paddle.to_tensor(values, place=paddle.CPUPlace()).astype(dtype).numpy()
 
 
-def _of_magnitude(merged: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
-    """DoRA: columns scaled to these norms, in fp32, as `peft.dora` does it."""
+def _with_magnitude(merged: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    """Scale columns to DoRA's magnitudes, in fp32, as `peft.methods.dora` does."""
     values = paddle.to_tensor(merged, place=paddle.CPUPlace())
     norm = paddle.sqrt(paddle.square(values).sum(axis=0))
     return (paddle.to_tensor(magnitude, place=paddle.CPUPlace()) / norm * values).numpy()

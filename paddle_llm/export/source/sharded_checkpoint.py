@@ -1,10 +1,10 @@
-"""Full tensors out of a checkpoint of ours, `checkpoint-N`, whatever layout it was trained on.
+"""Full tensors from a checkpoint of this library, `checkpoint-N`, whatever layout it was trained on.
 
-PaddleNLP's Trainer (3.0.0b4) writes one file for each tensor-parallel rank and pipeline stage,
-`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names of one process; sharding leaves no mark (with stage
-3 the first rank of each sharding group has all of them to save). A unified checkpoint has full tensors in safetensors. Either
-way the vocabulary may be padded for tensor parallelism, and a head that is tied to the embedding may stand in it a second
-time. Where fine-tuning trains a part of the network, the checkpoint holds that part alone.
+PaddleNLP's Trainer (3.0.0b4) writes one file per tensor-parallel rank and pipeline stage,
+`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names of one process. Sharding leaves no trace (with stage 3
+the first rank of each sharding group gathers and saves everything). A unified checkpoint has full tensors in safetensors. In
+both cases the vocabulary may be padded for tensor parallelism, and a head tied to the embedding may be stored a second time.
+If fine-tuning trains a part of the network, the checkpoint holds only that part.
 
 Memory: one full tensor. The files are mapped, not read (models/weights/paddle_pickles.py).
 """
@@ -12,17 +12,18 @@ Memory: one full tensor. The files are mapped, not read (models/weights/paddle_p
 from __future__ import annotations
 
 import json
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
-from paddle_llm.core.artifacts import MODEL_CONFIG, SAFETENSORS
+from paddle_llm.core.artifacts import MANIFEST, MODEL_CONFIG, SAFETENSORS
 from paddle_llm.core.errors import UserError
-from paddle_llm.export.source.find import manifest_of_weights
+from paddle_llm.core.json_files import read_json_object
 from paddle_llm.families import Family
 from paddle_llm.families.shape import find_family
 from paddle_llm.models.weights.files import WeightFiles
@@ -34,12 +35,13 @@ from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
 from paddle_llm.models.weights.vocabulary import plain_config, unpad
 from paddle_llm.peft.method import Method
 
-_LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # the axis of the weight along which each may be cut
-_HEADS_OF_PREFIX = ("prefix_key", "prefix_value")  # [tokens, key-value heads, width]
+_LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # the axis of the weight along which each may be split
+_PREFIX_HEADS = ("prefix_key", "prefix_value")  # [tokens, key-value heads, width]
+_WEIGHT_FILES = re.compile(r"(model|config\.json)")  # the beginnings of their names
 
 
 class _Part(Protocol):
-    """What one file holds of a tensor."""
+    """The part of a tensor that one file holds."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -47,22 +49,27 @@ class _Part(Protocol):
     def view(self) -> np.ndarray: ...
 
 
-class LayoutFiles:
+class CheckpointTensors:
     """The weights of a checkpoint: full tensors by canonical name, without vocabulary padding.
 
+    Args:
+        folder: The checkpoint.
+
     Attributes:
-        layout: the one that it was trained on.
-        family, config: the network's; PaddleNLP's configuration as one process would have it.
-        method: of fine-tuning, where one adds to the network or freezes a part of it.
-        added: names of the tensors that the method has added.
+        layout: Layout that it was trained on.
+        family: Model family of the network.
+        config: PaddleNLP's configuration of the network in one process.
+        method: Method of fine-tuning, if it adds tensors or freezes a part of the network; else None.
+        added: Names of the tensors that the method added.
+        is_whole: Whether the checkpoint holds all weights of the network.
 
     Raises:
-        UserError: the checkpoint is not complete, or no checkpoint with weights.
+        UserError: If the checkpoint is incomplete or has no weights.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        manifest = manifest_of_weights(self.folder)
+        manifest = read_manifest(self.folder)
         self.layout = Layout(**manifest["layout"])
         described = (manifest.get("identity") or {}).get("method")
         self.method = None if described is None else Method.from_dict(described)
@@ -78,58 +85,64 @@ class LayoutFiles:
         self.added = [name for name in self._parts if name not in self.network]
         if unified and self.added and self.layout.tensor > 1:
             raise UserError(
-                f"{self.folder} is a unified checkpoint of {self.layout}: PaddleNLP has kept what the first tensor-parallel rank "
-                f"holds of {self.added[0]} and its like, and nothing of the others. Take the run's adapter folder, or a "
-                "checkpoint without --unified_checkpoint."
+                f"{self.folder} is a unified checkpoint of {self.layout}: PaddleNLP saved only the first tensor-parallel rank's "
+                f"part of {self.added[0]} and other adapter tensors. Use the run's adapter folder, or a checkpoint written "
+                "without --unified_checkpoint."
             )
         missing = [name for name in self.network if name not in self._parts]
         if self.method is None and (missing or self.added):
-            what = f"lacks {missing[0]}" if missing else f"has {self.added[0]}, which is no weight of the network"
-            raise UserError(f"{self.folder} {what}: its config.json is not the one that it was saved with")
+            problem = f"lacks {missing[0]}" if missing else f"has {self.added[0]}, which is not a weight of the network"
+            raise UserError(
+                f"{self.folder} {problem}: its config.json was changed. Restore it, or choose another checkpoint."
+            )
         self.is_whole = not missing
 
     @cached_property
     def network(self) -> dict[str, tuple[int, ...]]:
-        """Canonical name -> shape of every weight of the network, in its order."""
+        """Canonical name -> shape of every weight of the network, in the network's order."""
         return outline(self.config, self.family)
 
     def names(self) -> list[str]:
-        """The network's weights that the checkpoint holds, in the network's order: all of them if `is_whole`."""
+        """Return the network's weights that the checkpoint holds, in the network's order."""
         return [name for name in self.network if name in self._parts]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of a weight, or of a tensor in `added`."""
+        """Return the shape of a weight, or of a tensor in `added`."""
         return self.network[name] if name in self.network else self._shards(name)[0].shape
 
     def dtype(self, name: str) -> str:
-        """ "float32", "bfloat16" or "float16", as stored."""
+        """Return the stored type: "float32", "bfloat16" or "float16"."""
         stored = self._parts[name][0].view().dtype
         return "bfloat16" if stored == np.uint16 else stored.name
 
     def read(self, name: str) -> np.ndarray:
-        """The whole tensor, not to be written to; bfloat16 as its bits in uint16."""
+        """Return the whole tensor, which must not be modified; bfloat16 as uint16 bits."""
         shards, parts = self._shards(name), self._parts[name]
         full = assemble(shards, [part.view() for part in parts]) if len(shards) > 1 else parts[0].view()
         return unpad(self.family.name, name, full, self._padded)
 
-    # --- which file holds what -----------------------------------------------------------------------------------
+    # --- files ---------------------------------------------------------------------------------------------------
 
     def _is_unified(self) -> bool:
         return any((self.folder / name).is_file() for name in (SAFETENSORS, f"{SAFETENSORS}.index.json"))
 
     def _parts_of_unified(self) -> dict[str, list[_Part]]:
         files = WeightFiles(self.folder)
-        return {name: [_Unified(files, name)] for name in files.names()}
+        return {name: [_UnifiedPart(files, name)] for name in files.names()}
 
     def _parts_of_ranks(self) -> dict[str, list[_Part]]:
-        """By the names in the files; tensor-parallel ranks in order. Of what two stages hold, the first one's."""
+        """Return the parts by their names in the files, tensor-parallel ranks in order.
+
+        If two pipeline stages hold the same tensor, the first one counts.
+        """
         found: dict[str, list[_Part]] = {}
         for stage in range(self.layout.pipeline):
             ranks = [scan_paddle_pickle(self._file(rank, stage)) for rank in range(self.layout.tensor)]
             for name in ranks[0]:
                 if any(name not in rank for rank in ranks):
                     raise UserError(
-                        f"{self.folder}: {name} is in the file of one tensor-parallel rank and not of another"
+                        f"{self.folder} is incomplete: {name} is missing in a tensor-parallel rank's file. "
+                        "Choose another checkpoint."
                     )
                 found.setdefault(name, [rank[name] for rank in ranks])
         return found
@@ -140,8 +153,8 @@ class LayoutFiles:
         file = self.folder / ("model_state." + "_".join(parts) + ".pdparams").replace("..", ".")
         if not file.is_file():
             raise UserError(
-                f"{self.folder} was saved on {self.layout} and has no {file.name}: where machines have disks of their own, "
-                "each of them keeps the files of its ranks. Copy them into one folder."
+                f"{self.folder} was saved on {self.layout} and has no {file.name}. If each machine has its own disk, "
+                "copy the files of all machines into one folder."
             )
         return file
 
@@ -154,40 +167,40 @@ class LayoutFiles:
         return found
 
     def _set_fusion(self) -> None:
-        """config.json does not say what --fuse_attention_qkv and --fuse_attention_ffn have made one matrix of; names do."""
+        """Detect --fuse_attention_qkv and --fuse_attention_ffn from the names, since config.json does not record them."""
         for flag, matrix in (("fuse_attention_qkv", ".qkv_proj."), ("fuse_attention_ffn", ".gate_up_fused_proj.")):
             if hasattr(self.config, flag) and any(matrix in name for name in self._parts):
                 for config in (self.config, self._padded):
                     setattr(config, flag, True)
 
-    # --- how parts make a whole ----------------------------------------------------------------------------------
+    # --- parts ---------------------------------------------------------------------------------------------------
 
     def _shards(self, name: str) -> list[Shard]:
-        """Which part of the full tensor (with vocabulary padding) each of its files holds."""
+        """Return which part of the full tensor (with vocabulary padding) each of its files holds."""
         parts = self._parts[name]
         degree, local = len(parts), list(parts[0].shape)
         layer, _, own = name.rpartition(".")
-        # LoRA's matrices are cut like the layer's weight: A along its inputs, B and DoRA's magnitudes along its outputs.
+        # LoRA's matrices are split like the layer's weight: A along its inputs, B and DoRA's magnitudes along its outputs.
         like = f"{layer}.weight" if own in _LORA else name
         if own == "lora_magnitude" and like in self.network:
             outputs, (part,) = self.network[like][1], local
             if part == outputs:
                 return [Shard((outputs,), 0, ((0, outputs),))]
             family, config = self.family.name, self._padded
-            cuts = [shard_of(family, like, [1, part], True, config, degree, rank) for rank in range(degree)]
-            return [Shard((cut.shape[1],), 0, cut.ranges) for cut in cuts]
+            shards = [shard_of(family, like, [1, part], True, config, degree, rank) for rank in range(degree)]
+            return [Shard((shard.shape[1],), 0, shard.ranges) for shard in shards]
         if like in self.network:
             axis, full = split_axis(self.family.name, like, len(local)), self.network[like]
             if local[axis] != full[axis] and _LORA.get(own, axis) == axis:
                 family, config = self.family.name, self._padded
                 return [shard_of(family, like, local, True, config, degree, rank) for rank in range(degree)]
-        elif own.startswith(_HEADS_OF_PREFIX) and local[1] != self._key_value_heads:
+        elif own.startswith(_PREFIX_HEADS) and local[1] != self._key_value_heads:
             shape, part = (local[0], local[1] * degree, local[2]), local[1]
             return [Shard(shape, 1, ((rank * part, (rank + 1) * part),)) for rank in range(degree)]
         return [Shard(tuple(local), 0, ((0, local[0]),))]
 
 
-class _Unified:
+class _UnifiedPart:
     """A full tensor in safetensors."""
 
     def __init__(self, files: WeightFiles, name: str):
@@ -201,14 +214,34 @@ class _Unified:
         return self._files.view(self._name)
 
 
-def open_layout(folder: Path) -> LayoutFiles:
-    """The weights of a checkpoint that holds all of a network.
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of a checkpoint and check its weights; files that only training reads may be missing.
 
     Raises:
-        UserError: it is not complete, or holds what fine-tuning has trained alone.
+        UserError: If a file of weights is missing or has another size.
     """
-    files = LayoutFiles(folder)
+    if not (folder / MANIFEST).is_file():
+        raise UserError(f"{folder} is not a complete checkpoint: it has no {MANIFEST}. Choose another checkpoint.")
+    manifest = read_json_object(folder / MANIFEST)
+    for name, size in (manifest.get("files") or {}).items():
+        if not _WEIGHT_FILES.match(Path(name).name):
+            continue
+        file = folder / name
+        actual = file.stat().st_size if file.is_file() else None
+        if actual != size:
+            problem = f"{name} is missing" if actual is None else f"{name} has {actual} bytes, not {size}"
+            raise UserError(f"{folder} is not a complete checkpoint: {problem}. Choose another checkpoint.")
+    return manifest
+
+
+def open_checkpoint(folder: Path) -> CheckpointTensors:
+    """Open a checkpoint that holds the whole network.
+
+    Raises:
+        UserError: If it is incomplete, or holds only what fine-tuning trained.
+    """
+    files = CheckpointTensors(folder)
     if not files.is_whole:
-        how = files.method.name if files.method is not None else "fine-tuning"
-        raise UserError(f"{folder} holds what {how} has trained and not the whole network: give its base, too")
+        method = files.method.name if files.method is not None else "fine-tuning"
+        raise UserError(f"{folder} holds only what {method} trained, not the whole network. Give its base model too.")
     return files

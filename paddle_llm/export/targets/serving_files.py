@@ -89,7 +89,7 @@ def write_chat_template(source: Source, staged: Path) -> None:
 
 def is_recorded(source: Source) -> bool:
     """Whether it is known which chat template the source was trained with."""
-    return source.trained is not None or source.template is not None
+    return source.template_folder is not None or source.template is not None
 
 
 def chosen_template(source: Source) -> tuple[TrainingTemplate | None, str]:
@@ -102,9 +102,9 @@ def chosen_template(source: Source) -> tuple[TrainingTemplate | None, str]:
     from paddle_llm.data.tokenizers.text_codec import open_codec
 
     tokenizer, name = str(source.tokenizer), source.template
-    if source.trained is not None:
+    if source.template_folder is not None:
         codec = open_codec(tokenizer)
-        chosen = choose_template(AUTO, codec, tokenizer, trained=str(source.trained))
+        chosen = choose_template(AUTO, codec, tokenizer, trained=str(source.template_folder))
         return chosen.as_trained(chosen.special_text_as), ""
     found = find_templates(tokenizer)
     if names_a_file(name) and not Path(str(name)).is_file() and not (found and name in found.by_name):

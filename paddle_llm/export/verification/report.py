@@ -1,128 +1,142 @@
-"""Whether an export may be published: the contract's linter, then every engine; what came of it, for people to read."""
+"""Decides whether an export may be published: the target's contract, then every engine. Prints the findings."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
 
 from paddle_llm.core.console import say
-
-if TYPE_CHECKING:
-    from paddle_llm.export.source.source import Source
-    from paddle_llm.export.verification.compare import Finding
+from paddle_llm.export.source.source import Source
+from paddle_llm.export.verification.compare import Finding
+from paddle_llm.export.verification.contract import lint
+from paddle_llm.export.verification.verify import (
+    ENGINES,
+    check_engines,
+    find_paddleformers,
+    uses_paddleformers,
+    verify,
+)
 
 
 @dataclass(frozen=True)
-class Proof:
+class VerificationOptions:
     """How an export is compared with its source.
 
     Attributes:
-        wanted: whether it is.
-        engines: by which ones; None: all.
-        python: of PaddleFormers' environment, where one is named.
+        enabled: Whether it is compared.
+        engines: Names of the engines; None: all.
+        paddleformers_python: Python of an environment with PaddleFormers; None: not named.
     """
 
-    wanted: bool = True
+    enabled: bool = True
     engines: tuple[str, ...] | None = None
-    python: str | Path | None = None
+    paddleformers_python: str | Path | None = None
+
+    @property
+    def python(self) -> Path | None:
+        """The Python of an environment with PaddleFormers."""
+        return Path(self.paddleformers_python) if self.paddleformers_python else None
 
 
 class ExportFailed(Exception):
-    """What was written does not hold what it must, or that is not known; it has been removed. The message says why."""
+    """The written export is wrong, or could not be verified, and was removed. The message says why."""
 
 
-def check_proof(target: str, proof: Proof) -> None:
-    """Raise UserError for what would only show after all has been written; say what has no effect."""
-    from paddle_llm.export.verification.verify import asks_paddleformers, check_engines, find_paddleformers
-
-    check_engines(proof.engines, target)
-    if proof.wanted and asks_paddleformers(target, proof.engines):
-        find_paddleformers(Path(proof.python) if proof.python else None)
-    nothing = "nothing is compared (--no_verify)"
-    if proof.engines is not None and not proof.wanted:
-        say(f"--engines has no effect: {nothing}")
-    if proof.python is None:
-        return
-    if not proof.wanted:
-        say(f"--paddleformers_python has no effect: {nothing}")
-    elif target == "static":
-        say("--paddleformers_python has no effect: PaddleFormers reads no static program")
-    elif proof.engines is not None and "paddleformers" not in proof.engines:
-        say("--paddleformers_python has no effect: it is not among --engines")
-
-
-def prove(source: Source, staged: Path, target: str, proof: Proof) -> list[Finding]:
-    """The contract's linter, then every engine's findings.
+def check_options(target: str, options: VerificationOptions) -> None:
+    """Check the options before anything is written, and report those without an effect.
 
     Raises:
-        ExportFailed: with every problem.
+        UserError: If an engine is unknown or cannot load the target, or PaddleFormers is not in its environment.
     """
-    from paddle_llm.export.verification.contract import lint
+    check_engines(options.engines, target)
+    if options.enabled and uses_paddleformers(target, options.engines):
+        find_paddleformers(options.python)
+    reason = "nothing is compared (--no_verify)"
+    if options.engines is not None and not options.enabled:
+        say(f"--engines has no effect: {reason}")
+    if options.paddleformers_python is None:
+        return
+    if not options.enabled:
+        say(f"--paddleformers_python has no effect: {reason}")
+    elif target == "static":
+        say("--paddleformers_python has no effect: PaddleFormers cannot read a static program")
+    elif options.engines is not None and "paddleformers" not in options.engines:
+        say("--paddleformers_python has no effect: paddleformers is not among --engines")
 
+
+def verify_export(source: Source, staged: Path, target: str, options: VerificationOptions) -> list[Finding]:
+    """Check the target's contract, then compare with every engine.
+
+    Returns:
+        The findings; [] if nothing is compared.
+
+    Raises:
+        ExportFailed: If the contract is broken, the export differs from its source, or an engine that was named did not run.
+    """
     say(f"checking the files against the contract of {target}")
     problems = lint(staged, target)
     if problems:
         raise ExportFailed("\n".join([f"the export breaks the contract of {target}:", *problems]))
-    if not proof.wanted:
+    if not options.enabled:
         return []
-    from paddle_llm.export.verification.verify import verify
-
-    python = Path(proof.python) if proof.python else None
-    findings = verify(source, staged, target, engines=proof.engines, paddleformers_python=python)
-    failed = [one for one in findings if one.passed is False]
-    absent = [one for one in findings if one.passed is None and proof.engines is not None]  # else: what is installed
-    if failed or absent:
-        say_findings(findings)
-        raise ExportFailed(
-            _why(source, findings, failed)
-            if failed
-            else f"--engines names {absent[0].engine}, which has not run (above)"
-        )
+    findings = verify(source, staged, target, engines=options.engines, paddleformers_python=options.python)
+    failed = [finding for finding in findings if finding.passed is False]
+    if failed:
+        report_findings(findings)
+        raise ExportFailed(_describe_failure(source, findings, failed))
+    # Without --engines, an engine that is not installed is only reported.
+    not_run = [finding for finding in findings if finding.passed is None and options.engines is not None]
+    if not_run:
+        report_findings(findings)
+        raise ExportFailed(f"--engines names {not_run[0].engine}, which did not run (see above)")
     return findings
 
 
-def _why(source: Source, findings: list[Finding], failed: list[Finding]) -> str:
-    """What to say of an export that has not passed."""
-    from paddle_llm.export.verification.verify import ENGINES
-
-    ended = [finding.engine for finding in failed if finding.ended]
-    if len(ended) < len(failed):
-        found = [f"{one.engine}, {one.what}{f': {one.note}' if one.note else ''}" for one in failed if not one.ended]
-        return "\n".join([f"the export differs from its source, {source.folder}:", *found])
+def _describe_failure(source: Source, findings: list[Finding], failed: list[Finding]) -> str:
+    crashed = [finding.engine for finding in failed if finding.ended]
+    if len(crashed) < len(failed):
+        differences = [
+            f"{finding.engine}, {finding.what}{f': {finding.note}' if finding.note else ''}"
+            for finding in failed
+            if not finding.ended
+        ]
+        return "\n".join([f"the export differs from its source, {source.folder}:", *differences])
     others = [
-        name for name in ENGINES if name not in ended and any(one.engine.startswith(f"{name} ") for one in findings)
+        name
+        for name in ENGINES
+        if name not in crashed and any(finding.engine.startswith(f"{name} ") for finding in findings)
     ]
-    without = f"--engines {','.join(others)} leaves it out" if others else "--no_verify leaves the comparison out"
+    without = f"exclude it with --engines {','.join(others)}" if others else "skip the comparison with --no_verify"
     return (
-        f"the export could not be compared with its source, {source.folder}, by {' and '.join(ended)}: the engine ended before it "
-        f"had answered (above). Mend the engine, or go on without it: {without}"
+        f"the export could not be compared with its source, {source.folder}: {' and '.join(crashed)} ended without an answer "
+        f"(see above). Fix the engine, or {without}."
     )
 
 
-def say_findings(findings: list[Finding]) -> None:
-    """One row for each engine, on stderr."""
+def report_findings(findings: list[Finding]) -> None:
+    """Print one row per finding to stderr."""
     if not findings:
         return
-    from rich.console import Console
-    from rich.table import Table
-
     table = Table("engine", "compared", "tokens", "logits", "")
     for column in table.columns[1:]:
         column.no_wrap = True
-    words = {True: "passed", False: "FAILED", None: "not run"}
-    for one in findings:
+    results = {True: "passed", False: "FAILED", None: "not run"}
+    for finding in findings:
+        difference = finding.largest_logit_difference
         table.add_row(
-            one.engine,
-            one.what,
-            f"{one.tokens_equal} of {one.tokens}" if one.tokens else "",
-            "" if one.largest_logit_difference is None else f"{one.largest_logit_difference:.0e}",
-            "ended" if one.ended else words[one.passed],
+            finding.engine,
+            finding.what,
+            f"{finding.tokens_equal} of {finding.tokens}" if finding.tokens else "",
+            "" if difference is None else f"{difference:.0e}",
+            "ended" if finding.ended else results[finding.passed],
         )
     Console(stderr=True).print(table)
-    limits = {one.limit for one in findings if one.limit is not None}
+    limits = {finding.limit for finding in findings if finding.limit is not None}
     if limits:
-        say(f"logits: largest difference in standard deviations of the source's, at most {max(limits):.0e}")
-    for one in findings:
-        if one.note:  # too long for a column
-            say(f"{one.engine}, {one.what}: {one.note}")
+        say(f"logits: largest difference in standard deviations of the source's logits; limit {max(limits):.0e}")
+    for finding in findings:
+        if finding.note:  # too long for a column
+            say(f"{finding.engine}, {finding.what}: {finding.note}")

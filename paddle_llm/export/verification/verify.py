@@ -104,7 +104,7 @@ def verify(
         UserError: engines that are none or cannot load the target, no such Python, texts without a tokenizer, or a source that cannot be read.
     """
     check_engines(engines, target)
-    python = find_paddleformers(paddleformers_python) if asks_paddleformers(target, engines) else None
+    python = find_paddleformers(paddleformers_python) if uses_paddleformers(target, engines) else None
     say("running the source")
     question, findings = _question(source, folder, prompts, new_tokens)
     findings += _of_files(source, question)
@@ -131,7 +131,7 @@ def check_engines(engines: Collection[str] | None, target: str) -> None:
         )
 
 
-def asks_paddleformers(target: str, engines: Collection[str] | None) -> bool:
+def uses_paddleformers(target: str, engines: Collection[str] | None) -> bool:
     """Whether it is among those that a verification asks."""
     return target in next(engine.targets for engine in _ENGINES if engine.name == "paddleformers") and (
         engines is None or "paddleformers" in engines
