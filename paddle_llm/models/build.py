@@ -19,8 +19,7 @@ from paddle_llm.models.configuration.hub import model_folder
 from paddle_llm.models.configuration.misspelled_fields import report_unknown, say_misspelled
 from paddle_llm.models.configuration.switches import apply_switches, say_notices
 from paddle_llm.models.weights.vocabulary import pad_config, plain_config
-from paddle_llm.parallel.sequence_parallel import mend_fused_reduction
-from paddle_llm.parallel.shared_weights import count_shared_weights_once
+from paddle_llm.parallel.paddle_fixes import count_shared_weights_once, fix_fused_sequence_parallel_reduction
 
 
 def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
@@ -90,7 +89,7 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
 
     apply(family.name, paddle.device.get_device().split(":")[0])
     if layout.sequence_parallel:
-        mend_fused_reduction()
+        fix_fused_sequence_parallel_reduction()
     model_class = family.load("pipeline_class" if layout.pipeline > 1 else "model_class")
     model_config.architectures = [family.model_class.split(":")[1]]
     model_config.dtype = dtype

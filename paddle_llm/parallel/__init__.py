@@ -1,1 +1,1 @@
-"""Where it runs: the host, the gloo backend for CPU ranks, gathering sharded tensors by name."""
+"""Processes of a job, the gloo backend for CPU ranks, sharding stages 2 and 3, and fixes of paddle.distributed."""

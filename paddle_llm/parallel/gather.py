@@ -1,6 +1,6 @@
-"""The parts of a sharded tensor, brought together on the first rank of the axis that splits it.
+"""Gather the parts of a sharded tensor on the first rank of the axis that splits it.
 
-What the parts mean (along which axis, in which sections) the models' room knows: `models/weights/full_weights.py`.
+`models/weights/full_weights.py` defines what the parts mean: the dimension that is split, and its sections.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from paddle_llm.parallel.mesh import Axis
 
 
 def gathered(tensor: Any, axis: Axis) -> list[np.ndarray] | None:
-    """The axis' ranks' tensors (all of one shape) by rank, on its rank 0; None on the others.
+    """Return the tensors of all ranks of an axis by rank, on its rank 0; None on the others. Collective over the axis.
 
-    Collective over the axis. bfloat16 comes as its bits in uint16, as from `Tensor.numpy()`.
+    Args:
+        tensor: This rank's tensor; all ranks have the same shape. bfloat16 is returned as its bits in uint16.
+        axis: Axis with more than one rank.
     """
     import paddle
 

@@ -1,4 +1,4 @@
-"""Where this rank stands in the layout, by the names of `Layout`: a thin reading of fleet's own topology."""
+"""The position of this rank in the layout, by the names of `Layout`, read from fleet's topology."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 
 AXES = ("data", "sharding", "tensor", "pipeline")
-# What fleet's HybridCommunicateGroup calls them.
+# Names in fleet's HybridCommunicateGroup.
 _FLEET_NAMES = {"data": "data", "sharding": "sharding", "tensor": "model", "pipeline": "pipe"}
 
 
 @dataclass(frozen=True)
 class Axis:
-    """This rank's place on one axis of the mesh.
+    """One axis of the mesh, seen from this rank: the ranks that differ from it on this axis only, and itself.
 
     Attributes:
-        rank, size: place among the ranks that differ from this one on this axis only, and their number.
-        ranks: their global ranks.
-        group: paddle's Group; None where the axis has one rank, for which Paddle makes no working group.
+        rank: Position of this rank on the axis.
+        size: Number of ranks on the axis.
+        ranks: Global ranks of the axis.
+        group: Paddle's Group; None for an axis of one rank, for which Paddle makes no working group.
     """
 
     rank: int
@@ -30,7 +31,14 @@ class Axis:
 
 @dataclass(frozen=True)
 class Mesh:
-    """This rank's place on every axis."""
+    """The position of this rank on every axis.
+
+    Attributes:
+        data: Data-parallel axis.
+        sharding: Sharding axis.
+        tensor: Tensor-parallel axis.
+        pipeline: Pipeline axis.
+    """
 
     data: Axis
     sharding: Axis
@@ -39,15 +47,18 @@ class Mesh:
 
     @property
     def data_rank(self) -> int:
-        """Which of the `Layout.data_world_size` parts of a global batch this rank reads."""
+        """Number of the part of a global batch that this rank reads, from 0 to `Layout.data_world_size` - 1."""
         return self.data.rank * self.sharding.size + self.sharding.rank
 
 
 def current_mesh(layout: Layout) -> Mesh:
-    """The mesh of a running job; fleet is initialised when `layout.world_size` is above 1.
+    """Return the mesh of a running job.
+
+    Args:
+        layout: Layout of the job; with more than one rank, fleet must be initialised.
 
     Raises:
-        RuntimeError: when fleet was initialised with other degrees than the layout's.
+        RuntimeError: If fleet was initialised with other degrees than the layout's.
     """
     if layout.world_size == 1:
         alone = Axis(0, 1, (0,), None)
@@ -61,16 +72,16 @@ def _axis(name: str, degree: int) -> Axis:
 
     hcg = fleet.get_hybrid_communicate_group() if hasattr(fleet.fleet, "_hcg") else None
     if hcg is None:
-        # PaddleNLP makes plain data parallelism without a mesh.
+        # PaddleNLP runs plain data parallelism without fleet's topology.
         world, rank = paddle.distributed.get_world_size(), paddle.distributed.get_rank()
-        place = (rank, world, tuple(range(world))) if name == "data" else (0, 1, (rank,))
+        position = (rank, world, tuple(range(world))) if name == "data" else (0, 1, (rank,))
         group = paddle.distributed.collective._get_default_group() if name == "data" else None
     else:
         upstream = _FLEET_NAMES[name]
         group = getattr(hcg, f"get_{upstream}_parallel_group")()
         size = getattr(hcg, f"get_{upstream}_parallel_world_size")()
         rank = hcg.get_stage_id() if name == "pipeline" else getattr(hcg, f"get_{upstream}_parallel_rank")()
-        place = (rank, size, tuple(group.ranks))
-    if place[1] != degree:
-        raise RuntimeError(f"the layout says {name} {degree}, but fleet was initialised with {place[1]}")
-    return Axis(*place, group if degree > 1 else None)
+        position = (rank, size, tuple(group.ranks))
+    if position[1] != degree:
+        raise RuntimeError(f"the layout has {name} degree {degree}, but fleet was initialised with {position[1]}")
+    return Axis(*position, group if degree > 1 else None)

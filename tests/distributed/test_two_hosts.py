@@ -70,7 +70,7 @@ def test_ranks_on_two_hosts_meet(names_resolve, tmp_path):
         for job, host in zip(jobs, hosts, strict=True):
             out, err = job.communicate(timeout=120)
             assert out == "total 3\n", err
-            assert f"through the network interface {host.name}, address {host.address}: the way to 10.201.7.1" in err
+            assert f"through the network interface {host.name}, address {host.address}: the route to 10.201.7.1" in err
 
 
 def sum_of_ranks() -> int:

@@ -86,7 +86,7 @@ def _network(plan: Any, arguments: Any, model: dict[str, Any]) -> Any:
     from paddlenlp.transformers import LlamaConfig, LlamaForCausalLM
     from paddlenlp.transformers.llama.modeling_pp import LlamaForCausalLMPipe
 
-    from paddle_llm.parallel.shared_weights import count_shared_weights_once
+    from paddle_llm.parallel.paddle_fixes import count_shared_weights_once
 
     fields = {
         "vocab_size": VOCABULARY,

@@ -1,4 +1,4 @@
-"""What ranks do when one of them is lost; runs inside ranks (see test_lifeline.py)."""
+"""Functions that run inside ranks when one of them is lost; see test_failure_detection.py."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ def start(grace: float = 1.0):
     import paddle
 
     from paddle_llm.parallel.gloo.backend import install_gloo_backend
-    from paddle_llm.parallel.process import failure_detection as lifeline
+    from paddle_llm.parallel.process import failure_detection
 
-    lifeline.GRACE_SECONDS = grace
+    failure_detection.GRACE_SECONDS = grace
     install_gloo_backend()
     paddle.distributed.init_parallel_env()
     return paddle, paddle.distributed.get_rank()
 
 
-def lose(how: str) -> tuple[str, float] | None:
-    """Rank 3 is lost in the given way; the others wait for it, each in its own way, and say what they were told."""
+def lose(how: str) -> str | None:
+    """Lose rank 3 in the given way; the other ranks wait for it in different ways and return the error that they get."""
     paddle, rank = start(grace=2.0)
     dist = paddle.distributed
     pair, with_lost = dist.new_group([0, 1]), dist.new_group([1, 3])
     dist.barrier()
-    since = time.monotonic()
     tensor = paddle.ones([8])
     try:
         if rank == 3:
@@ -40,7 +39,7 @@ def lose(how: str) -> tuple[str, float] | None:
         else:
             dist.all_reduce(tensor, group=pair)  # with rank 1, which itself waits for rank 3
     except RuntimeError as error:
-        return f"{type(error).__name__}: {error}", time.monotonic() - since
+        return f"{type(error).__name__}: {error}"
     return None
 
 
@@ -58,7 +57,7 @@ def _be_lost(how: str) -> None:
 
 
 def lose_in_backward(recomputed: bool) -> object:
-    """Rank 1 dies; rank 0 reduces a gradient with it at the end of a backward pass, as sharded gradients are."""
+    """Lose rank 1; rank 0 reduces a gradient with it at the end of a backward pass, as sharded gradients are reduced."""
     paddle, rank = start()
     from paddle.base import core
     from paddle.distributed.fleet.utils import recompute
@@ -88,7 +87,7 @@ def lose_in_backward(recomputed: bool) -> object:
 
 
 def lose_while_others_compute() -> str:
-    """Rank 1 dies; rank 0 never asks it for anything."""
+    """Lose rank 1; rank 0 does not communicate with it."""
     _, rank = start()
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -97,14 +96,14 @@ def lose_while_others_compute() -> str:
 
 
 def leave_one_by_one() -> str:
-    """Nobody is alarmed by ranks that end in good order, at different times."""
+    """End the ranks normally, at different times."""
     _, rank = start(grace=2.0)
     time.sleep(0.5 * rank)
     return "ended"
 
 
 def wait_beyond_the_limit(limit_ms: int) -> str:
-    """Rank 0 is late by more than gloo's (shortened) limit."""
+    """Let rank 0 be late by more than gloo's (shortened) timeout."""
     paddle, rank = start()
     from paddle_llm.parallel.gloo import rendezvous as gloo_rendezvous
 
@@ -120,19 +119,19 @@ def wait_beyond_the_limit(limit_ms: int) -> str:
 
 
 def on_gpus(how: str) -> str:
-    """What a job on GPUs has: a store and the lifeline, no gloo. Rank 2 is lost or busy; the others sleep."""
+    """Start a store and the failure detection without gloo, as a job on GPUs does. Rank 2 is lost or busy; the others sleep."""
     from paddle.base import core
 
-    from paddle_llm.parallel.process import failure_detection as lifeline
+    from paddle_llm.parallel.process import failure_detection
 
-    lifeline.GRACE_SECONDS = 1.0
+    failure_detection.GRACE_SECONDS = 1.0
     rank, size = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINERS_NUM"])
     host, port = os.environ["PADDLE_MASTER"].split(":")
     store = core.TCPStore(host, int(port), rank == 0, size, 30)
-    lifeline.start(store, silence=None)
+    failure_detection.start(store, silence=None)
     if rank == 2 and how == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if rank == 2:
-        ctypes.PyDLL(None).sleep(3)  # holds Python, as a compiler's or NCCL's call does
+        ctypes.PyDLL(None).sleep(3)  # blocks Python, as a compiler or NCCL does
     time.sleep(3 if how == "busy" else 60)
     return "went on"

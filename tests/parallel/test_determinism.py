@@ -1,4 +1,4 @@
-"""`--deterministic 1`: what it sets, and that it does so before paddle is imported."""
+"""`--deterministic 1`: the variables that it sets, before Paddle is imported."""
 
 from __future__ import annotations
 
@@ -18,15 +18,19 @@ from tests.helpers.models.tiny import write_llama
 _START = """
 import json, os, sys
 from paddle_llm.config import reader
+from paddle_llm.parallel.process import start
 from paddle_llm.training import run
+def stop():
+    print(json.dumps(["paddle" in sys.modules, dict(os.environ)]))
+    sys.exit(0)
 reader.has_gpu = reader.paddle_has_gpu = lambda: True
 reader.find_device = lambda: "gpu"
-run.run = lambda resolved, entry: print(json.dumps(["paddle" in sys.modules, dict(os.environ)]))
+start.import_paddle = stop
 run.main(sys.argv[1:])
 """
 
 
-def _start(tmp_path, *flags: str, **environment: str) -> tuple[bool, dict[str, str], str]:
+def _environment_of_job(tmp_path, *flags: str, **environment: str) -> tuple[bool, dict[str, str], str]:
     model = write_llama(tmp_path / "model")
     required = [
         "--model_name_or_path",
@@ -52,19 +56,19 @@ def corpus(tmp_path):
 
 
 def test_the_environment_is_set_before_paddle_is_imported(tmp_path, corpus):
-    imported, environment, said = _start(tmp_path, "--deterministic", "1")
+    imported, environment, report = _environment_of_job(tmp_path, "--deterministic", "1")
     assert not imported and environment.items() >= DETERMINISTIC.items()
-    assert all(f"{name}={value}" in said for name, value in DETERMINISTIC.items())
+    assert all(f"{name}={value}" in report for name, value in DETERMINISTIC.items())
 
 
 def test_without_the_flag_nothing_is_set(tmp_path, corpus):
-    _, environment, _ = _start(tmp_path)
+    _, environment, _ = _environment_of_job(tmp_path)
     assert not DETERMINISTIC.keys() & environment.keys()
 
 
 def test_a_value_of_the_user_is_kept_and_reported(tmp_path, corpus):
-    _, environment, said = _start(tmp_path, "--deterministic", "1", NCCL_ALGO="Tree")
-    assert environment["NCCL_ALGO"] == "Tree" and "NCCL_ALGO=Tree of the environment is kept" in said
+    _, environment, report = _environment_of_job(tmp_path, "--deterministic", "1", NCCL_ALGO="Tree")
+    assert environment["NCCL_ALGO"] == "Tree" and "keeping NCCL_ALGO=Tree of the environment" in report
 
 
 def test_it_is_refused_when_paddle_is_imported_already(tmp_path, corpus, monkeypatch):
@@ -75,7 +79,7 @@ def test_it_is_refused_when_paddle_is_imported_already(tmp_path, corpus, monkeyp
     for name, value in {"has_gpu": True, "paddle_has_gpu": True, "find_device": "gpu"}.items():
         monkeypatch.setattr(reader, name, lambda value=value: value)
     settings = {"input_dir": str(tmp_path / "data"), "output_dir": str(tmp_path / "output"), "do_train": True}
-    with pytest.raises(UserError, match="after paddle is imported"):
+    with pytest.raises(UserError, match="after Paddle is imported"):
         notebook.pretrain(
             model_name_or_path=str(write_llama(tmp_path / "model")),
             max_steps=1,

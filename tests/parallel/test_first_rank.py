@@ -39,7 +39,9 @@ def calls() -> list[str]:
 def test_every_rank_gets_it():
     first, *others = run_ranks(calls, 3)
     problems = "1 problem in the configuration:\n  1. max_steps is 0"
-    early = "RuntimeError: on_first_rank() in a job of several ranks comes after fleet.init() or init_parallel_env()"
+    early = (
+        "RuntimeError: on_first_rank() needs the parallel environment: call fleet.init() or init_parallel_env() first"
+    )
     assert first == [early, "got ('built by', '0')", f"ConfigError: {problems}", "ValueError: odd"]
     for said in others:
         failed = "FirstRankError: on rank 0: ValueError: odd"

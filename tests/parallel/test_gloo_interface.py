@@ -87,5 +87,5 @@ def test_on_several_machines_the_way_to_the_master_decides(choose, capsys):
         return
     assert choose("localhost", "127.0.1.1", master=address, machines=2) == interface
     assert own_host() == address  # and not the 127.0.1.1 that the launcher found
-    expected = f"through the network interface {interface}, address {address}: the way to {address}.\n"
+    expected = f"through the network interface {interface}, address {address}: the route to {address}.\n"
     assert capsys.readouterr().err.endswith(expected)

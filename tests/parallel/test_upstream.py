@@ -14,7 +14,7 @@ from tests.parallel import upstream_gaps
 
 
 def test_methods_are_still_missing():
-    """`gloo_collectives.METHODS`, and AVG in `gloo_dtypes`."""
+    """`gloo.methods.METHODS`, and AVG in `gloo.dtypes`."""
     assert run_ranks(upstream_gaps.missing_methods, 2) == [[], []]
 
 
@@ -95,7 +95,7 @@ def test_refusals_are_still_there():
 
 
 def test_shared_weights_are_still_not_marked():
-    """`shared_weights`: parameters' own names are compared with attributes' names."""
+    """`count_shared_weights_once`: names of parameters are compared with attributes' names."""
     source = run_ranks(shared_marks_source, 1)[0]
     assert "param.name in comm" in source
 
@@ -115,16 +115,15 @@ def fused_hook_arguments() -> list[str]:
 
 
 def test_the_fused_hook_still_takes_an_argument_that_no_one_gives():
-    """`sequence_parallel.mend_fused_reduction`."""
+    """`fix_fused_sequence_parallel_reduction`."""
     assert run_ranks(fused_hook_arguments, 1) == [["grad"]]
 
 
 def test_nothing_is_patched_until_installed():
-    """Importing the room brings no paddle; nothing changes for a GPU job or a single process."""
+    """Importing the package does not import Paddle; nothing changes for a GPU job or a single process."""
     code = (
         "import sys, paddle_llm.parallel.gloo.backend, paddle_llm.parallel.gather, paddle_llm.parallel.mesh\n"
-        "import paddle_llm.parallel.process.first_rank, paddle_llm.parallel.process.failure_detection, paddle_llm.parallel.shared_weights\n"
-        "import paddle_llm.parallel.sequence_parallel\n"
+        "import paddle_llm.parallel.process.first_rank, paddle_llm.parallel.process.failure_detection, paddle_llm.parallel.paddle_fixes\n"
         "assert 'paddle' not in sys.modules and not paddle_llm.parallel.gloo.backend.is_installed()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

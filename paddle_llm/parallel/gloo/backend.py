@@ -1,9 +1,7 @@
-"""The gloo backend for CPU ranks: every layout that runs over NCCL runs over this, through the same trainer code.
+"""Install the gloo backend for CPU ranks. Every layout that runs over NCCL runs over it with the same trainer code.
 
-Call `install_gloo_backend()` in a job whose device is the CPU, before fleet or `init_parallel_env`. It fills what
-paddlepaddle 3.3.1 lacks there; each piece says what that is. Nothing is patched in a job on GPUs or in one process.
-
-Order of calls in a rank: `prepare_host()` (environment), import paddle, `install_gloo_backend()`, then fleet.
+`parallel/process/start.py` calls `install_gloo_backend` in a job with several ranks on CPUs. The backend adds what
+paddlepaddle 3.3.1 lacks on a CPU; each module says what that is. Nothing is patched in a job on GPUs or in one process.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ def install_gloo_backend() -> None:
     """Make collectives, tensor-parallel operators and fleet work on CPU ranks. May be called twice.
 
     Raises:
-        RuntimeError: when the parallel environment stands already: its groups would be half patched.
+        RuntimeError: If the parallel environment is initialised already: its groups would lack the methods set here.
     """
     global _installed
     if _installed:
@@ -29,15 +27,15 @@ def install_gloo_backend() -> None:
 
     if paddle.distributed.is_initialized():
         raise RuntimeError(
-            "install_gloo_backend() comes before paddle.distributed.init_parallel_env() and fleet.init()"
+            "install_gloo_backend() must run before paddle.distributed.init_parallel_env() and fleet.init()"
         )
-    from paddle_llm.parallel.gloo.collectives import METHODS
     from paddle_llm.parallel.gloo.fleet import patch_fleet
+    from paddle_llm.parallel.gloo.methods import METHODS
     from paddle_llm.parallel.gloo.ops import OPERATORS
     from paddle_llm.parallel.gloo.rendezvous import create_group
 
     choose_interface()
-    # "auto", which the launcher passes on, takes an older path on CPUs that knows no groups.
+    # "auto", which the launcher passes on, selects an older implementation on CPUs that does not support groups.
     os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     paddle.set_device("cpu")
     for name, method in METHODS.items():
@@ -50,5 +48,5 @@ def install_gloo_backend() -> None:
 
 
 def is_installed() -> bool:
-    """Whether this process runs on the patched backend."""
+    """Return whether this process uses the gloo backend."""
     return _installed

@@ -1,8 +1,8 @@
-"""Point-to-point sends and receives that do not deadlock.
+"""Point-to-point sends and receives without deadlocks.
 
-A send may block until the peer receives. On NCCL a batch of sends and receives progresses all at once, and `isend`
-returns at once. So each direction to each peer is a channel: what is sent through it goes in order, channels go side by
-side. A batch ends when every channel has done its part, which is exactly when it would end on NCCL.
+A send may block until the peer receives. NCCL processes a batch of sends and receives together, and its `isend` returns at
+once. Here each direction to each peer is a channel: transfers of one channel are done in order, those of different channels
+at the same time. A batch ends when every channel has finished its part, exactly when it would end with NCCL.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Task:
-    """What a collective returns: finished already, unless a channel still has work to do for it."""
+    """The result of a collective or transfer: finished, unless a channel still works on it."""
 
     def __init__(self) -> None:
         self._finished = threading.Event()
@@ -22,11 +22,13 @@ class Task:
 
     @classmethod
     def done(cls) -> Task:
+        """Return a finished task."""
         task = cls()
         task._finished.set()
         return task
 
     def run(self, work: Callable[[], Any]) -> None:
+        """Do the work and keep its error."""
         try:
             work()
         except BaseException as error:
@@ -34,21 +36,23 @@ class Task:
         self._finished.set()
 
     def wait(self, timeout: Any = None) -> bool:
-        """Block until finished; raises here what went wrong in the channel."""
+        """Wait until the task is finished, and raise the error of its work."""
         self._finished.wait()
         if self._error is not None:
             raise self._error
         return True
 
     def is_completed(self) -> bool:
+        """Return whether the task is finished."""
         return self._finished.is_set()
 
     def synchronize(self) -> None:
+        """Wait until the task is finished."""
         self.wait()
 
 
 class Channel:
-    """One direction to one peer: work is done in the order in which it came."""
+    """One direction to one peer. Work is done in the order in which it is submitted."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -57,6 +61,12 @@ class Channel:
         self._last: Task | None = None
 
     def submit(self, work: Callable[[], Any], task: Task | None = None) -> Task:
+        """Do the work in the channel's thread.
+
+        Args:
+            work: Function to call.
+            task: Task of the work; by default a new one.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._serve, name=self._name, daemon=True)
             self._thread.start()
@@ -65,7 +75,7 @@ class Channel:
         return task
 
     def call(self, work: Callable[[], Any]) -> Task:
-        """Do it now, in this thread when nothing is queued before it."""
+        """Do the work before returning; in the calling thread if nothing is queued before it."""
         if self._last is None or self._last.is_completed():
             work()
             return Task.done()
@@ -80,18 +90,19 @@ class Channel:
 
 
 class Batch:
-    """The sends and receives between `_start_coalescing` and `_end_coalescing`, of any group."""
+    """The transfers between `_start_coalescing` and `_end_coalescing`, of any group."""
 
     def __init__(self) -> None:
         self._work: list[tuple[Task, Channel, Callable[[], Any]]] = []
 
     def add(self, channel: Channel, work: Callable[[], Any]) -> Task:
+        """Add a transfer."""
         task = Task()
         self._work.append((task, channel, work))
         return task
 
     def run(self) -> None:
-        """Do all of it, side by side; returns when all is done."""
+        """Do all transfers at the same time; return when all are done."""
         if len(self._work) == 1:
             task, channel, work = self._work[0]
             channel.call(lambda: task.run(work))

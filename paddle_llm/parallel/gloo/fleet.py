@@ -1,4 +1,4 @@
-"""Places in Paddle's fleet (3.3.1) that refuse the CPU, or have no entry for it, though nothing in them needs a GPU."""
+"""Replace parts of Paddle's fleet (3.3.1) that reject the CPU, or have no entry for it, although they need no GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.utils import hybrid_parallel_util, tensor_fusion_helper
 
 CPU_ALIGNMENT_BYTES = 256
-# Modules that took the function by name when they were imported.
+# Modules that have imported the function by name.
 _USERS_OF_AVERAGE = [
     "paddle.distributed.communication.reduce",
     "paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.dygraph_sharding_optimizer",
@@ -26,26 +26,26 @@ def patch_fleet() -> None:
     """Let fleet's layers, pipeline and optimizers run on CPU ranks."""
     for name in _USERS_OF_BROADCAST:
         importlib.import_module(name).broadcast_input_data = broadcast_input_data
-    # ParallelEnv sets it from FLAGS_selected_gpus, and not at all on a CPU; `device_id` then raises AttributeError.
+    # ParallelEnv sets it from FLAGS_selected_gpus and does not set it on a CPU, where `device_id` raises AttributeError.
     paddle.distributed.ParallelEnv._device_id = 0
     # "tensor fusion helper now only support dict_keys(['gpu', 'npu', 'xpu']), but got device unknown"
     tensor_fusion_helper.alignment["cpu"] = CPU_ALIGNMENT_BYTES
     tensor_fusion_helper.__current_device_type__ = "cpu"
-    # Asked, for any backend, whether averages are built in: from 2.10.0 on. Absent from CPU builds.
+    # Fleet calls it with every backend to find out whether averages are built in (from 2.10.0 on). CPU builds lack it.
     if not hasattr(core, "nccl_version"):
         core.nccl_version = lambda: 21000
-    # False on any CPU; `reduce` then spoils the tensors of the ranks that only send.
+    # It returns False on a CPU, and `reduce` then changes the tensors of the ranks that only send.
     for name in _USERS_OF_AVERAGE:
         importlib.import_module(name).is_avg_reduce_op_supported = lambda: True
-    # It gathers along the first dimension what was split along the last.
+    # It gathers along the first dimension what was split along the last one.
     mp_ops.c_split_eager.backward = staticmethod(_split_backward)
-    # The trainer waits for the device where it divides gradients late (enable_delay_scale_loss); a CPU has nothing to
-    # wait for, and raises: "device should be gpu, xpu".
+    # The trainer waits for the device before it divides gradients late (enable_delay_scale_loss). On a CPU there is nothing to
+    # wait for, but Paddle raises "device should be gpu, xpu".
     paddle.device.synchronize = lambda device=None: None
 
 
 def broadcast_input_data(hcg: Any, *inputs: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """Inputs of tensor-parallel rank 0 to the others of its group. Upstream: "Only support xpu, gpu and custom_device"."""
+    """Send inputs from tensor-parallel rank 0 to its group. Paddle's own: "Only support xpu, gpu and custom_device"."""
     place = paddle.CPUPlace()
     nested = hybrid_parallel_util._broadcast_nested_data
     return (

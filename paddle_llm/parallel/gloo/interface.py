@@ -24,8 +24,8 @@ _SIOCGIFADDR = 0x8915  # linux/sockios.h
 def own_host() -> str:
     """Return the address, or on one machine the name, at which other ranks reach this one.
 
-    With several machines it is the address of the user's interface, else the one from which the master is reached:
-    what the launcher takes from the machine's name may be a loopback address or that of another network.
+    With several machines it is the address of the user's interface, else the one from which the master is reached. The
+    launcher resolves the machine's name, which may give a loopback address or one of another network.
     """
     master = _master_on_another_machine()
     if master is None:
@@ -44,26 +44,26 @@ def address_towards(host: str) -> str:
             probe.connect((host, 9))
         except OSError as error:
             raise UserError(
-                f"The first machine of the job cannot be reached: {host}: {error.strerror}. Check the network, or give the "
-                "launcher another --master."
+                f"The first machine of the job cannot be reached: {host}: {error.strerror}. Check the network or the "
+                "launcher's --master."
             ) from None
         return str(probe.getsockname()[0])
 
 
 def choose_interface() -> None:
-    """Set `GLOO_SOCKET_IFNAME` where gloo's own choice would not lead to `own_host`; keep a value of the user.
+    """Set `GLOO_SOCKET_IFNAME` if gloo's own choice would differ from `own_host`; a value of the user is kept.
 
-    The first rank of each machine reports what was set.
+    The first rank of each machine reports the interface that was set.
 
     Raises:
-        UserError: If the user's interface does not exist; if the launcher's address is another machine's; if no
+        UserError: If the user's interface does not exist, the launcher's address belongs to another machine, or no
             interface has the address.
     """
     chosen = os.environ.get(INTERFACE)
     if chosen:
         if chosen not in _interfaces():
             raise UserError(
-                f"{INTERFACE} = {chosen} is not a network interface of this machine. Use {' or '.join(_interfaces())}, or unset it."
+                f"{INTERFACE} = {chosen} is not a network interface of this machine. Use {' or '.join(_interfaces())}, or unset the variable."
             )
         return
     name, host = socket.gethostname(), own_host()
@@ -84,7 +84,9 @@ def choose_interface() -> None:
     if found is not None:
         os.environ[INTERFACE] = found
         where = f"resolves to {min(named)}" if named else "cannot be resolved"
-        why = f"the way to {_master_on_another_machine()}" if several else f"the name of this machine, {name}, {where}"
+        why = (
+            f"the route to {_master_on_another_machine()}" if several else f"the name of this machine, {name}, {where}"
+        )
         _report(f"Ranks are connected through the network interface {found}, address {_address_of(found)}: {why}.")
     elif not named:
         raise UserError(
@@ -94,9 +96,9 @@ def choose_interface() -> None:
 
 
 def _master_on_another_machine() -> str | None:
-    """Return the master's address in a job on several machines.
+    """Return the master's address in a job on several machines; None on one machine.
 
-    A loopback address has no way to another machine: then all "machines" of the launcher are this one.
+    A loopback address cannot be reached from another machine: then all nodes of the launcher are on this machine.
     """
     master = _host(os.environ.get("PADDLE_MASTER", ""))
     if int(os.environ.get("PADDLE_NNODES", "1")) < 2 or not master:
@@ -123,7 +125,7 @@ def _addresses_of(host: str) -> set[str]:
 
 
 def _is_here(address: str) -> bool:
-    """Whether an address belongs to an interface of this machine: no other one can be bound."""
+    """Return whether an address belongs to an interface of this machine: no other address can be bound."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -142,7 +144,7 @@ def _interfaces() -> list[str]:
 
 
 def _address_of(interface: str) -> str:
-    """The IPv4 address of an interface; "" where it has none."""
+    """Return the IPv4 address of an interface; "" if it has none."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         request = struct.pack("256s", interface.encode()[:15])
         try:

@@ -1,9 +1,10 @@
-"""Operators of tensor parallelism that have no CPU kernel in Paddle 3.3.1, written in Paddle's own operators.
+"""Operators of tensor parallelism that have no CPU kernel in Paddle 3.3.1, built from other operators.
 
-c_identity, c_split, c_concat and c_softmax_with_cross_entropy say "Do not support ... for cpu kernel now".
+c_identity, c_split, c_concat and c_softmax_with_cross_entropy raise "Do not support ... for cpu kernel now".
 Source of the loss: Shoeybi et al., Megatron-LM (arXiv:1909.08053), section 3.
 
-Shapes: ... any leading dimensions, V the vocabulary of this rank (the whole one divided by the group's size).
+Shape suffixes: V the vocabulary of this rank (the whole one divided by the group's size), 1 and 2 the last dimension;
+leading dimensions are omitted.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def _group(ring_id: int) -> Any:
 
 
 class _Identity(PyLayer):
-    """Forward: the same. Backward: the sum of the gradients over the group."""
+    """Forward: the input. Backward: the sum of the gradients over the group."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
@@ -38,12 +39,12 @@ class _Identity(PyLayer):
 
 
 def c_identity(x: Tensor, ring_id: int, use_calc_stream: bool = True, use_model_parallel: bool = True) -> Tensor:
-    """A copy of `x`; its gradient is summed over the group."""
+    """Return a copy of `x` whose gradient is summed over the group."""
     return _Identity.apply(x, _group(ring_id)) if _differentiable(x) else paddle.assign(x)
 
 
 class _Split(PyLayer):
-    """Forward: this rank's part of the last dimension. Backward: the parts of all, concatenated."""
+    """Forward: this rank's part of the last dimension. Backward: the parts of all ranks, concatenated."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, nranks: int, group: Any) -> Tensor:
@@ -56,12 +57,12 @@ class _Split(PyLayer):
 
 
 def c_split(x: Tensor, rank: int, nranks: int, ring_id: int, use_model_parallel: bool = True) -> Tensor:
-    """[..., D] -> [..., D / nranks], the part number `rank` of the last dimension."""
+    """Return part `rank` of the last dimension, [..., D] -> [..., D / nranks]."""
     return _Split.apply(x, rank, nranks, _group(ring_id)) if _differentiable(x) else _own_part(x, rank, nranks)
 
 
 class _Concat(PyLayer):
-    """Forward: the parts of all, concatenated in the last dimension. Backward: this rank's part."""
+    """Forward: the parts of all ranks, concatenated in the last dimension. Backward: this rank's part."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rank: int, nranks: int, group: Any) -> Tensor:
@@ -74,7 +75,7 @@ class _Concat(PyLayer):
 
 
 def c_concat(x: Tensor, rank: int, nranks: int, ring_id: int, calc: bool = True, model: bool = True) -> Tensor:
-    """[..., D] -> [..., D * nranks]."""
+    """Return the parts of all ranks, concatenated in the last dimension, [..., D] -> [..., D * nranks]."""
     return _Concat.apply(x, rank, nranks, _group(ring_id))
 
 
@@ -84,9 +85,9 @@ def _own_part(x: Tensor, rank: int, nranks: int) -> Tensor:
 
 
 def _concatenated(x: Tensor, nranks: int, group: Any) -> Tensor:
-    gathered = paddle.empty([nranks, *x.shape], dtype=x.dtype)
-    group.process_group.all_gather_into_tensor_on_calc_stream(gathered, x)
-    return paddle.concat(list(gathered), axis=-1)
+    parts = paddle.empty([nranks, *x.shape], dtype=x.dtype)
+    group.process_group.all_gather_into_tensor_on_calc_stream(parts, x)
+    return paddle.concat(list(parts), axis=-1)
 
 
 def _differentiable(x: Tensor) -> bool:
@@ -133,11 +134,19 @@ class _SoftmaxCrossEntropy(PyLayer):
 def c_softmax_with_cross_entropy(
     logits: Tensor, label: Tensor, ignore_index: int, ring_id: int, rank: int, nranks: int
 ) -> tuple[Tensor, Tensor]:
-    """Softmax and loss of logits [..., V] and labels [..., 1] (in the whole vocabulary), V split over the group.
+    """Return the softmax and the loss of logits whose vocabulary is split over the group.
+
+    Args:
+        logits: Logits of this rank's part of the vocabulary, [..., V].
+        label: Labels in the whole vocabulary, [..., 1].
+        ignore_index: Label of positions without loss.
+        ring_id: Paddle's number of the group.
+        rank: Rank in the group.
+        nranks: Number of ranks of the group.
 
     Returns:
-        (softmax [..., V], loss [..., 1]); the loss is 0 where the label is `ignore_index`. As on a GPU, only the loss
-        carries a gradient.
+        Softmax [..., V] and loss [..., 1]; the loss is 0 where the label is `ignore_index`. As on a GPU, only the loss has a
+        gradient.
     """
     return tuple(_SoftmaxCrossEntropy.apply(logits, label, ignore_index, _group(ring_id), rank))
 

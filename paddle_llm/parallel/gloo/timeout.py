@@ -1,8 +1,8 @@
-"""Give gloo's collectives as long as the job's own timeout, where Paddle leaves gloo's thirty seconds.
+"""Give gloo's collectives the timeout of the job instead of gloo's thirty seconds.
 
-A rank that writes a checkpoint or builds an index for longer than that would kill all the others. Paddle 3.3.1 has no
-setter, so the field is written in place: `CommContextManager::Get` (an exported function) leads to the context. Every
-step is checked against what must be there (rank, size, 30000 ms); when one does not fit, nothing is written.
+A rank that writes a checkpoint or builds an index for longer than that would end all other ranks. Paddle 3.3.1 has no
+setter, so the field is written in memory: `CommContextManager::Get`, an exported function, returns the context. Every step
+is checked against known values (rank, size, 30000 ms); if one differs, nothing is written.
 """
 
 from __future__ import annotations
@@ -21,22 +21,27 @@ _CONTEXT_OFFSET, _RANK_OFFSET, _TIMEOUT_OFFSET = 16, 8, 64
 
 
 class _StdString(ctypes.Structure):
-    """A short std::string of libstdc++: pointer to the buffer inside it, length, buffer."""
+    """A short std::string of libstdc++: pointer to its own buffer, length, buffer."""
 
     _fields_ = [("data", ctypes.c_void_p), ("size", ctypes.c_size_t), ("buffer", ctypes.c_char * 16)]
 
 
 def job_timeout_ms() -> int:
-    """Milliseconds that a collective may wait: `PADDLE_PG_TIMEOUT`, half an hour when that is not set."""
+    """Return the milliseconds that a collective may wait: `PADDLE_PG_TIMEOUT`, by default half an hour."""
     return int(os.environ.get("PADDLE_PG_TIMEOUT", "1800000"))
 
 
 def set_group_timeout(group_id: int, rank: int, size: int, milliseconds: int) -> bool:
-    """Let collectives of the group wait so long; returns whether it was possible.
+    """Set the timeout of a group's collectives.
 
     Args:
-        group_id: the id under which the group was created.
-        rank, size: of this process in the group; checked against what is found.
+        group_id: Number with which the group was created.
+        rank: Rank of this process in the group, for the check.
+        size: Number of ranks of the group, for the check.
+        milliseconds: New timeout.
+
+    Returns:
+        Whether the timeout was set.
     """
     address = _timeout_address(group_id, rank, size)
     if address is None:

@@ -1,1 +1,1 @@
-"""The processes of a job: device, environment, and which process ends when another one has ended."""
+"""The process of a rank: its environment, its start, its exit code, and the failure of other processes."""

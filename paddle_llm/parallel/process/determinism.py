@@ -1,7 +1,7 @@
 """The environment in which GPU kernels give the same bits in every run (`--deterministic 1`).
 
-Some GPU kernels add in the order in which their threads finish. With these settings a training repeats itself, and resumes,
-bit for bit on the same kind of GPU, layout and versions.
+Some GPU kernels add numbers in the order in which their threads finish. With these settings a training repeats itself, and
+resumes, bit for bit on the same kind of GPU, layout and versions.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ DETERMINISTIC = {
     "FLAGS_embedding_deterministic": "1",
     # One cuBLAS workspace per stream (cuBLAS manual, "Results Reproducibility").
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-    # One order of sums in NCCL, and none in the switch (NVLS).
+    # One order of sums in NCCL, and no sums in the switch (NVLS).
     "NCCL_ALGO": "Ring",
 }
 
 
 def set_deterministic_environment() -> list[str]:
-    """Set what is not set yet. Paddle, cuBLAS and NCCL read the environment once, so this runs before paddle is imported.
+    """Set the variables that are not set. Call it before Paddle is imported: the environment is read once.
 
     Returns:
-        Lines to report: what was set, and values of the user that were kept.
+        Lines to report: the variables that were set, and values of the user that were kept.
     """
     kept = [name for name, value in DETERMINISTIC.items() if os.environ.get(name, value) != value]
     added = {name: value for name, value in DETERMINISTIC.items() if name not in os.environ}
@@ -34,10 +34,10 @@ def set_deterministic_environment() -> list[str]:
         lines.append(f"--deterministic: {' '.join(f'{name}={value}' for name, value in added.items())}")
     if kept:
         values = ", ".join(f"{name}={os.environ[name]}" for name in kept)
-        lines.append(f"--deterministic: {values} of the environment is kept; runs may differ in their last digits")
+        lines.append(f"--deterministic: keeping {values} of the environment; runs may differ in their last digits")
     return lines
 
 
 def is_deterministic() -> bool:
-    """Whether the environment has all settings, set by `set_deterministic_environment` or by the user."""
+    """Return whether the environment has all settings, set by `set_deterministic_environment` or by the user."""
     return all(os.environ.get(name) == value for name, value in DETERMINISTIC.items())

@@ -1,4 +1,4 @@
-"""Something that one rank does for the whole job: build an index, read a file, ask a question."""
+"""Run a function on one rank for the whole job, for example to build an index or to read a file."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _calls = 0
 
 
 class FirstRankError(RuntimeError):
-    """What rank 0 did for all of them failed; its own log has the traceback."""
+    """A function that rank 0 ran for all ranks failed; the log of rank 0 has the traceback."""
 
 
 def on_first_rank(fn: Callable[[], T]) -> T:
-    """Run `fn` on rank 0 of the job while the others wait; every rank gets its result.
+    """Run `fn` on rank 0 of the job while the others wait, and return its result on every rank.
 
-    All ranks call it, in the same order among their calls. The result travels pickled through the job's store: keep it
-    small. However long `fn` takes, the others wait; when rank 0 dies they end (see `lifeline`).
+    All ranks call this, in the same order among their calls. The result is pickled and sent through the job's store: keep
+    it small. The others wait as long as `fn` takes; when rank 0 dies, they end (see `failure_detection`).
 
     Raises:
-        UserError: on every rank, when `fn` raises one.
-        FirstRankError: on the other ranks, when `fn` raises anything else (rank 0 raises that itself).
-        RuntimeError: in a job of several ranks before the parallel environment is initialised.
+        UserError: If `fn` raises one; on every rank.
+        FirstRankError: If `fn` raises anything else; on the other ranks, while rank 0 raises the original error.
+        RuntimeError: If a job with several ranks has not initialised the parallel environment.
     """
     if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) <= 1:
         return fn()
@@ -35,7 +35,8 @@ def on_first_rank(fn: Callable[[], T]) -> T:
     key = f"paddle_llm/first_rank/{_calls}"
     _calls += 1
     if os.environ.get("PADDLE_TRAINER_ID", "0") != "0":
-        return _take(pickle.loads(store.get(key)))
+        result: T = _unpack(pickle.loads(store.get(key)))
+        return result
     try:
         result = fn()
         store.set(key, pickle.dumps(("returned", result)))
@@ -48,7 +49,7 @@ def on_first_rank(fn: Callable[[], T]) -> T:
     return result
 
 
-def _take(message: tuple[str, Any]) -> Any:
+def _unpack(message: tuple[str, Any]) -> Any:
     kind, value = message
     if kind == "returned":
         return value
@@ -59,5 +60,7 @@ def _job_store() -> Any:
     from paddle.distributed import collective
 
     if collective._default_store is None:
-        raise RuntimeError("on_first_rank() in a job of several ranks comes after fleet.init() or init_parallel_env()")
+        raise RuntimeError(
+            "on_first_rank() needs the parallel environment: call fleet.init() or init_parallel_env() first"
+        )
     return collective._default_store

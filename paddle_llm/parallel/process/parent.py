@@ -1,7 +1,7 @@
 """End this process when the process that it works for has ended, also by SIGKILL.
 
-Nobody can pass a SIGKILL on. A rank whose launcher was killed would train on, beside the job that is started in its
-place; a data loading worker whose rank was killed would wait forever. Each of them watches its parent in a thread.
+A SIGKILL cannot be passed on. A rank whose launcher was killed would keep training beside the job that is started in its
+place, and a dataloader worker whose rank was killed would wait forever. Each of them watches its parent in a thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 
 from paddle_llm.core.errors import EXIT_PEER_LOST, UserError, is_first_rank
 
-# paddle.distributed.launch (3.3.1) sets it for each rank that it starts, and has another value of it, or none, itself.
+# paddle.distributed.launch (3.3.1) sets this variable for each rank that it starts. In its own environment the variable has
+# another value or is not set.
 LAUNCHER_VARIABLE = "PADDLE_BACKUP_ENV_PATH"
 _SESSION_MANAGERS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "containerd-shim")
 _POLL_SECONDS = 0.5
@@ -28,7 +29,7 @@ _watching = False
 
 
 def end_with_launcher() -> None:
-    """Watch the launcher that started this rank; exit with code 75 when it has ended. Without a launcher: do nothing."""
+    """Watch the launcher that started this rank, and exit with code 75 when it ends. No effect without a launcher."""
     global _watching
     launcher = find_launcher()
     if launcher is None or _watching:
@@ -40,9 +41,10 @@ def end_with_launcher() -> None:
 
 @contextlib.contextmanager
 def first_rank_reports() -> Iterator[None]:
-    """In other ranks than the first: delay a UserError that all ranks raise, until the launcher ends this rank.
+    """Delay a UserError on other ranks than the first, until the launcher ends them.
 
-    The launcher ends all ranks as soon as one has exited. The first rank may be slower, and it is the one that prints.
+    For an error that all ranks raise. The launcher ends all ranks as soon as one has exited, but the first rank, which
+    prints the error, may be slower than the others.
     """
     try:
         yield
@@ -53,9 +55,10 @@ def first_rank_reports() -> Iterator[None]:
 
 
 def find_launcher() -> int | None:
-    """Process id of the launcher that started this rank.
+    """Return the process id of the launcher that started this rank.
 
-    It is the nearest ancestor without this rank's `LAUNCHER_VARIABLE`: a shell script between the two passes it on.
+    It is the nearest ancestor that does not have this rank's `LAUNCHER_VARIABLE`: a shell script between the two passes the
+    variable on.
 
     Returns:
         Process id, -1 if the launcher has ended already, or None for a process that no launcher started.
@@ -73,13 +76,13 @@ def find_launcher() -> int | None:
 
 
 def process_start(pid: int) -> str | None:
-    """Return the start time of a process in clock ticks since boot, or None if it has ended (a zombie has)."""
+    """Return the start time of a process in clock ticks since boot; None if it has ended (also if it is a zombie)."""
     state, *fields = _proc(pid, "stat").rpartition(b")")[2].split() or [b"X"]
     return None if state in (b"Z", b"X") else fields[18].decode()
 
 
 def end_with_creator() -> None:
-    """In a process of `multiprocessing`: exit when the process that created it has ended."""
+    """Exit when the process that created this process of `multiprocessing` ends."""
     creator = multiprocessing.parent_process()
     if creator is None:
         return
@@ -92,10 +95,10 @@ def end_with_creator() -> None:
 
 
 def worker_initializer() -> Callable[[int], None]:
-    """Return a `worker_init_fn` for Paddle's DataLoader: a worker exits when this process has ended.
+    """Return a `worker_init_fn` for Paddle's DataLoader that lets a worker exit when this process ends.
 
-    Paddle 3.3.1: the worker passes the time-out of `queue.get` as the argument `block`, so that it never looks for its
-    parent. The pipes of `multiprocessing` do not tell either, since workers that are forked later hold them open.
+    Paddle 3.3.1: the worker passes the timeout of `queue.get` as its argument `block`, so it never checks its parent. The
+    pipes of `multiprocessing` stay open, too, because workers that are forked later inherit them.
     """
     return partial(_watch_forking_process, os.getpid())
 
@@ -106,7 +109,7 @@ def _watch_forking_process(parent: int, worker: int) -> None:
             time.sleep(_POLL_SECONDS)
         from paddle.base import core
 
-        core._cleanup_mmap_fds()  # batches in shared memory that nobody will read
+        core._cleanup_mmap_fds()  # batches in shared memory that no process will read
         os._exit(1)
 
     threading.Thread(target=watch, name="rank watch", daemon=True).start()
@@ -122,7 +125,7 @@ def _end_after(launcher: int, started: str | None) -> None:
 
 
 def _adopts_orphans(pid: int) -> bool:
-    """Return whether a process is init or a session manager, and not a launcher that is the first one of a container."""
+    """Return whether a process is init or a session manager; a launcher may be the first process of a container, too."""
     if pid != 1 and _proc(pid, "comm").strip().decode(errors="replace") not in _SESSION_MANAGERS:
         return False
     return b"python" not in _proc(pid, "cmdline").split(b"\0")[0]
@@ -134,7 +137,7 @@ def _parent_of(pid: int) -> int:
 
 
 def _proc(pid: int, name: str) -> bytes:
-    """Return a file of a process in /proc; nothing if the process has ended or belongs to somebody else."""
+    """Return a file of a process in /proc; b"" if the process has ended or belongs to another user."""
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/{name}").read_bytes()
     return b""

@@ -89,7 +89,7 @@ class ShardedWeights:
         self._take_part_in_steps(optimizer._inner_opt)
         _send_round_what_is_here(optimizer)
         setattr(model, _ATTRIBUTE, self)
-        self.settle()
+        self.free_unused()
 
     def owner(self, parameter: Any) -> int:
         """The rank in the sharding group that keeps this weight."""
@@ -141,7 +141,7 @@ class ShardedWeights:
         finally:
             self._drop(user)
 
-    def settle(self) -> None:
+    def free_unused(self) -> None:
         """After weights were set from outside, on every rank: the owners keep them, the others let go. Not collective."""
         for parameter in self._parameters.values():
             if parameter._is_initialized() and not self._users[parameter.name]:
@@ -284,7 +284,7 @@ class ShardedWeights:
                 self._to_update()
 
         sharding.reduce_gradients = finish_backward
-        sharding._sharding_sync_parameters = self.settle
+        sharding._sharding_sync_parameters = self.free_unused
 
     def _to_update(self) -> None:
         """With offload: what this rank owns is on the device."""
