@@ -92,7 +92,7 @@ def ours(folder: Path, steps: int) -> tuple[list[Ends], int]:
     from paddle_llm.families import FAMILIES
     from paddle_llm.parallel.process.start import start_process
     from paddle_llm.peft.method import method_of
-    from paddle_llm.training.finetune import build_network, collator_of
+    from paddle_llm.training.finetune import build_network, make_collator
     from paddle_llm.training.options import TrainerOptions
     from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
 
@@ -121,7 +121,7 @@ def ours(folder: Path, steps: int) -> tuple[list[Ends], int]:
         args=training_arguments(config, layout),
         layout=layout,
         options=TrainerOptions(),
-        data_collator=collator_of(config, layout, 0),
+        data_collator=make_collator(config, layout, 0),
         train_dataset=Rows(steps, shifted=True),
         callbacks=[callback],
     )

@@ -59,14 +59,14 @@ def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> 
 def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[EncodedSample]]:
     from paddle_llm.data.samples.encoded_samples import encode_all
     from paddle_llm.data.tokenizers.text_codec import open_codec
-    from paddle_llm.training.finetune import conversations_of, encoder_of
+    from paddle_llm.training.finetune import make_encoder, read_conversations
 
     config = real.config
     codec = open_codec(checked_tokenizer(real))
-    encoder = encoder_of(config, codec, config.tokenizer_name_or_path or config.model_name_or_path)
+    encoder = make_encoder(config, codec, config.tokenizer_name_or_path or config.model_name_or_path)
     found: list[list[EncodedSample]] = []
     for split, count in (("train", wanted.train), ("dev", wanted.evaluation)):
-        conversations = conversations_of(config, split)[:count] if count else []
+        conversations = read_conversations(config, split)[:count] if count else []
         encoded = encode_all(conversations, encoder, skip_untrainable=config.skip_bad_rows) if conversations else []
         found.append([encoded[i] for i in range(len(encoded))])
     return found[0], found[1]

@@ -13,22 +13,24 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_llm.rehearse.case import Case, InOrder, Sample
+from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.rehearse.case import Case, InOrder
 from paddle_llm.rehearse.ranks import run_ranks
 
 if TYPE_CHECKING:
-    from paddle_llm.config.layout import Layout
     from paddle_llm.config.run_config import RunConfig
     from paddle_llm.rehearse.compare import Difference, Floor
     from paddle_llm.rehearse.record import RankRecord
+    from paddle_llm.training.finetune import FinetuneData
+    from paddle_llm.training.pretrain import PretrainData
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 TIMEOUT = 300.0
-_PAD_ID = 0  # of what nobody looks at
 
 
 @dataclass(frozen=True)
@@ -164,14 +166,18 @@ def _fault(case: Case):
 
 
 def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
-    """The product's own trainer, told to log and evaluate at every step and to write nothing that stays.
+    """Build the trainer of a case through the product's own job assembly; it logs and evaluates at every step.
 
     Args:
-        settings: fields of RunConfig in place of these.
+        case: The case.
+        folder: Output folder; no checkpoint is written.
+        **settings: Fields of RunConfig that replace those set here.
     """
-    from paddle_llm.training.arguments import training_arguments
-    from paddle_llm.training.options import TrainerOptions
+    import paddle
 
+    from paddle_llm.training.arguments import training_arguments
+
+    kind = import_module(f"paddle_llm.training.{case.entry}")
     config = case.config.model_copy(
         update={
             "output_dir": folder,
@@ -185,6 +191,7 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
             "report_to": ["none"],
             "disable_tqdm": True,
             "load_best_model_at_end": False,
+            "early_stopping_patience": None,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "lora_dropout": 0.0,
@@ -192,52 +199,24 @@ def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
         }
     )
     args = training_arguments(config, case.layout)
-    options = TrainerOptions(
-        min_learning_rate=config.min_learning_rate or 0.0,
-        decay_steps=config.decay_steps,
-        curves=False,
-        offload_weights=config.sharding_offload,
-    )
-    make = _finetune_trainer if case.entry == "finetune" else _pretrain_trainer
-    samples = {"train": case.train[: config.max_steps * case.global_batch], "eval": case.evaluation}
-    return make(config, samples, args=args, layout=case.layout, options=options)
-
-
-def _pretrain_trainer(
-    config: RunConfig, samples: dict[str, list[Sample]], layout: Layout, **kwargs: Any
-) -> PretrainTrainer:
-    import paddle
-
-    from paddle_llm.models.build import build_model
-    from paddle_llm.training.options import weights_dtype
-    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
-
+    facts = read_model_facts(config.model_name_or_path)
+    # Cases that run in one process after another must name their parameters alike.
     with paddle.utils.unique_name.guard():
-        model = build_model(config, layout, dtype=weights_dtype(config))
-    data = {f"{name}_dataset": InOrder(part) for name, part in samples.items()}
-    return PretrainTrainer(model=model, layout=layout, **data, **kwargs)
+        return kind.make_trainer(config, case.layout, _data_of(case, config), args=args, facts=facts)
 
 
-def _finetune_trainer(
-    config: RunConfig, samples: dict[str, list[Sample]], layout: Layout, **kwargs: Any
-) -> PretrainTrainer:
-    """As `training/finetune.py` makes it, of samples that are encoded already."""
-    import paddle
+def _data_of(case: Case, config: RunConfig) -> PretrainData | FinetuneData:
+    """Return the case's samples as the data of a job."""
+    train = case.train[: config.max_steps * case.global_batch]
+    if case.entry == "pretrain":
+        from paddle_llm.training.pretrain import PretrainData
 
-    from paddle_llm.config.model_facts import read_model_facts
-    from paddle_llm.families.shape import find_family
+        return PretrainData(InOrder(train), InOrder(case.evaluation))
     from paddle_llm.peft.method import method_of
     from paddle_llm.peft.methods.prompt import with_prompt
-    from paddle_llm.training.finetune import build_network, collator_of
-    from paddle_llm.training.options import weights_dtype
-    from paddle_llm.training.trainers.finetune_trainer import FinetuneTrainer
+    from paddle_llm.training.finetune import FinetuneData
 
-    method = method_of(config)
-    family = find_family(read_model_facts(config.model_name_or_path))
-    with paddle.utils.unique_name.guard():
-        model = build_network(config, layout, method, family, weights_dtype(config), quiet=True)
+    method, evaluation = method_of(config), case.evaluation
     if method.name == "prompt":
-        samples = {name: [with_prompt(sample, method) for sample in part] for name, part in samples.items()}
-    data = {f"{name}_dataset": InOrder(part) for name, part in samples.items()}
-    collator = collator_of(config, layout, _PAD_ID)
-    return FinetuneTrainer(model=model, layout=layout, data_collator=collator, **data, **kwargs)
+        train, evaluation = ([with_prompt(sample, method) for sample in part] for part in (train, evaluation))
+    return FinetuneData(method, InOrder(train), InOrder(evaluation))

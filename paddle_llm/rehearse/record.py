@@ -89,9 +89,6 @@ class Recorder(TrainerCallback):
 
     # --- what the trainer calls --------------------------------------------------------------------------------
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self._trainer.grad_norm_reader.observers.insert(0, self._copy_gradients)
-
     def on_step_end(self, args, state, control, **kwargs):
         tensors = self._step(state.global_step).tensors
         sharded = getattr(self._trainer, "sharded_weights", None)
@@ -113,7 +110,8 @@ class Recorder(TrainerCallback):
 
     # --- copies ------------------------------------------------------------------------------------------------
 
-    def _copy_gradients(self, norm: paddle.Tensor) -> None:
+    def on_gradients(self, norm: paddle.Tensor) -> None:
+        """Copy the gradients of a step, when they are reduced and neither clipped nor applied."""
         gradients = self._step(self._trainer.state.global_step + 1).tensors["gradient"]
         for name, parameter in self._parameters:
             gradient = _gradient_of(parameter)

@@ -1,4 +1,4 @@
-"""A job in the Python that calls it, a notebook for instance: `finetune("config.json", lora=True)`, one process."""
+"""Run a job from Python, for example in a notebook: `finetune("config.json", lora=True)`, in one process."""
 
 from __future__ import annotations
 
@@ -19,19 +19,33 @@ if TYPE_CHECKING:
 
 
 def pretrain(config: str | Path | None = None, **fields: Any) -> PretrainTrainer:
-    """What `run_pretrain.py CONFIG --field value ...` does; returns the trainer that has trained.
+    """Pretrain a model, as `run_pretrain.py CONFIG --field value ...` does.
+
+    Args:
+        config: JSON file; None for fields only.
+        **fields: Fields of the configuration, by the names of their flags.
+
+    Returns:
+        The trainer, after training.
 
     Raises:
-        UserError: every mistake of the configuration, in one message.
+        UserError: If the configuration contains mistakes; the message lists all of them.
     """
     return _run("pretrain", config, fields)
 
 
 def finetune(config: str | Path | None = None, **fields: Any) -> FinetuneTrainer:
-    """What `finetune_generation.py CONFIG --field value ...` does; returns the trainer that has trained.
+    """Fine-tune a model, as `finetune_generation.py CONFIG --field value ...` does.
+
+    Args:
+        config: JSON file; None for fields only.
+        **fields: Fields of the configuration, by the names of their flags.
+
+    Returns:
+        The trainer, after training.
 
     Raises:
-        UserError: every mistake of the configuration, in one message.
+        UserError: If the configuration contains mistakes; the message lists all of them.
     """
     return _run("finetune", config, fields)
 
@@ -44,7 +58,7 @@ def _run(entry: Entry, config: str | Path | None, fields: dict[str, Any]) -> Any
     is_imported = "paddle" in sys.modules
     if is_imported and settings.deterministic and settings.device != "cpu" and not is_deterministic():
         raise UserError(
-            "--deterministic 1 has no effect after paddle is imported: restart Python and call this function first."
+            "--deterministic 1 has no effect after Paddle is imported. Restart Python and call this function first."
         )
     return run(resolved, entry)
 

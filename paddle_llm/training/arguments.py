@@ -18,7 +18,7 @@ from paddle_llm.config.paddle_switches import words_at_work
 from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import CURVES_FOLDER
-from paddle_llm.parallel.process import failure_detection as lifeline
+from paddle_llm.parallel.process import failure_detection
 
 _SINGLE = -1  # PaddleNLP's word for "degree not set"
 
@@ -36,7 +36,7 @@ def training_arguments(config: RunConfig, layout: Layout) -> TrainingArguments:
     given = _given(config, layout)
     args = TrainingArguments(**given)
     if config.device != "cpu":
-        lifeline.start_on_gpus()
+        failure_detection.start_on_gpus()
     changed = {
         name: (value, getattr(args, name, None))
         for name, value in given.items()

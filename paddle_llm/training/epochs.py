@@ -1,29 +1,40 @@
-"""How long a training is in samples, and its data as one walk of that length."""
+"""The length of a training in samples, and its data as one sequence of that length."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.steps import report_counted_steps
 from paddle_llm.core.console import say
 from paddle_llm.data.epochs import ShuffledEpochs
 
+if TYPE_CHECKING:
+    from paddlenlp.trainer import TrainingArguments
 
-def global_batch_of(args) -> int:
-    """Samples per optimizer step, over all data ranks."""
-    return args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size
+
+def global_batch_of(args: TrainingArguments) -> int:
+    """Return the samples per optimizer step, over all data ranks."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size)
 
 
 def report_length(resolved: Resolved, steps: int) -> None:
-    """Report warm-up, schedule and intervals that do not fit the length of a training that was counted in epochs.
+    """Report warm-up, schedule and intervals that do not fit the length of a training whose steps were counted.
 
     Args:
-        steps: optimizer steps of the whole training.
+        resolved: Configuration of the job.
+        steps: Optimizer steps of the whole training.
     """
     report_counted_steps(resolved.config, steps, resolved.origins, say)
 
 
-def in_global_order(dataset, args):
-    """The data set as one walk through the whole training; `args.max_steps` becomes the length of that walk."""
+def in_global_order(dataset: Any, args: TrainingArguments) -> Any:
+    """Return a data set as one sequence through the whole training; set `args.max_steps` to its length if it is not set.
+
+    Args:
+        dataset: Map-style data set. One with the attribute `samples_per_epoch` is in its global order already.
+        args: Arguments of the training.
+    """
     batch = global_batch_of(args)
     if hasattr(dataset, "samples_per_epoch"):
         if args.max_steps <= 0:

@@ -1,10 +1,10 @@
-"""One fine-tuning job: instructions, a network with a method attached, their trainer; at the end an adapter or a model."""
+"""One fine-tuning job: load instructions, build network, method and trainer, save an adapter or a model at the end."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from paddlenlp.trainer import TrainingArguments
 from paddle_llm.checkpoint.merged_model import save_merged_model
 from paddle_llm.checkpoint.model_formats import check_format
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.local_files.chat_templates import TrainingTemplate
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import ADAPTER_FOLDER, MODEL_FOLDER
@@ -27,6 +28,7 @@ from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.families import Family
+from paddle_llm.families.facts import ModelFacts
 from paddle_llm.families.shape import find_family
 from paddle_llm.models.build import build_model, plain_configuration
 from paddle_llm.peft.adapter_files import base_shape, read_method
@@ -36,14 +38,14 @@ from paddle_llm.peft.method import Method, method_of
 from paddle_llm.peft.methods.prompt import PromptedDataset
 from paddle_llm.peft.save import continue_from, save_adapter
 from paddle_llm.training.epochs import global_batch_of, report_length
-from paddle_llm.training.evaluation.generation_settings import settings_of
+from paddle_llm.training.evaluation.generation_settings import generation_settings
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.finetune_trainer import Answers, FinetuneTrainer
 
 Samples = InstructionDataset | PackedDataset | PromptedDataset
-# What a training that goes on from an adapter may change of its method.
-_OF_TRAINING = (
+# Settings of a method that a training which continues from an adapter may change.
+_CHANGEABLE = (
     "dropout",
     "lora_plus_scale",
     "initial_rank",
@@ -52,74 +54,127 @@ _OF_TRAINING = (
     "budget_interval",
     "orthogonal_weight",
 )
+# Split -> prefix of its evaluation's metrics.
+_PREFIXES = {"dev": "eval", "test": "test"}
 
 
 class Split(NamedTuple):
-    """The rows of a split and what they were made of."""
+    """The samples of a split and the conversations that they were encoded from."""
 
     samples: Samples
     conversations: Sequence[Conversation]
 
 
-def build_trainer(resolved: Resolved, args: TrainingArguments) -> FinetuneTrainer:
-    """Tokenizer, instructions, network, method and trainer of one job."""
-    config, layout = resolved.config, resolved.layout
+@dataclass(frozen=True)
+class FinetuneData:
+    """Data of a fine-tuning job.
+
+    Attributes:
+        method: Fine-tuning method, which decides how samples are made.
+        train: Training samples; None without training.
+        evaluation: Evaluation samples; None without evaluation.
+        prediction: Samples of the final evaluation (`--do_predict`); None without one.
+        pad_id: Token id of padding.
+        tokenizer: Tokenizer to save beside the weights; None to save none.
+        answers: Answers to generate and score in each evaluation; None to compute the loss only.
+        chat_template: Chat template to save beside the weights; None to save none.
+        generation_settings: Content of generation_config.json beside the weights.
+    """
+
+    method: Method
+    train: Any = None
+    evaluation: Any = None
+    prediction: Any = None
+    pad_id: int = 0
+    tokenizer: Any = None
+    answers: Answers | None = None
+    chat_template: TrainingTemplate | None = None
+    generation_settings: dict[str, Any] = field(default_factory=dict)
+
+
+def load_data(resolved: Resolved, args: TrainingArguments) -> FinetuneData:
+    """Load the tokenizer and the instructions of a job, and set the number of steps.
+
+    Raises:
+        UserError: If instructions, tokenizer or adapter cannot be read or do not fit the model.
+    """
+    config, facts = resolved.config, resolved.facts
+    assert facts is not None
     folder = config.tokenizer_name_or_path or config.model_name_or_path
     tokenizer = load_tokenizer(folder)
     codec = open_codec(tokenizer)
-    codec.fit_to_model(resolved.facts.vocab_size)
-    chosen = template_of(config, codec, folder)
-    encoder = _encoder(config, codec, chosen)
+    codec.fit_to_model(facts.vocab_size)
+    chosen = _choose_template(config, codec, folder)
+    encoder = _make_encoder(config, codec, chosen)
     method = _method(resolved)
-    asked = {"train": config.do_train, "dev": config.do_eval, "test": config.do_predict}
-    splits = {name: _split(config, encoder, method, name) for name, wanted in asked.items() if wanted}
-    if "train" in splits:
-        _set_steps(config, args, len(splits["train"].samples))
+    requested = {"train": config.do_train, "dev": config.do_eval, "test": config.do_predict}
+    splits = {name: _load_split(config, encoder, method, name) for name, wanted in requested.items() if wanted}
+    samples = {name: split.samples for name, split in splits.items()}
+    if "train" in samples:
+        _set_steps(config, args, len(samples["train"]))
         report_length(resolved, args.max_steps)
-    model = build_network(config, layout, method, find_family(resolved.facts), weights_dtype(config))
-    if config.lora_path or config.prefix_path:
-        continue_from(model, config.lora_path or config.prefix_path, allow_pickle=config.allow_pickle)
-    trainer = FinetuneTrainer(
+    return FinetuneData(
+        method=method,
+        train=samples.get("train"),
+        evaluation=samples.get("dev"),
+        prediction=samples.get("test"),
+        pad_id=codec.pad_id or 0,
+        tokenizer=tokenizer,
+        answers=_answers(resolved, codec, encoder, splits),
+        chat_template=chosen.as_trained(config.special_tokens_in_content),
+        generation_settings=generation_settings(config.model_name_or_path, facts, sorted(encoder.stop_ids)),
+    )
+
+
+def make_trainer(
+    config: RunConfig, layout: Layout, data: FinetuneData, *, args: TrainingArguments, facts: ModelFacts
+) -> FinetuneTrainer:
+    """Build the network, its method and the trainer of a job, or of a rehearsal."""
+    model = build_network(config, layout, data.method, find_family(facts), weights_dtype(config))
+    adapter = config.lora_path or config.prefix_path
+    if adapter:
+        continue_from(model, adapter, allow_pickle=config.allow_pickle)
+    return FinetuneTrainer(
         model=model,
         args=args,
         layout=layout,
-        options=trainer_options(resolved),
-        answers=_answers(resolved, codec, encoder, splits),
+        options=trainer_options(config, facts),
+        answers=data.answers,
         patience=config.early_stopping_patience,
-        data_collator=collator_of(config, layout, codec.pad_id or 0),
-        train_dataset=splits["train"].samples if "train" in splits else None,
-        eval_dataset=splits["dev"].samples if "dev" in splits else None,
-        tokenizer=tokenizer,
+        data_collator=make_collator(config, layout, data.pad_id),
+        train_dataset=data.train,
+        eval_dataset=data.evaluation,
+        predict_dataset=data.prediction,
+        tokenizer=data.tokenizer,
+        generation_settings=data.generation_settings,
+        chat_template=data.chat_template,
     )
-    trainer.chat_template = chosen.as_trained(config.special_tokens_in_content)
-    trainer.predict_dataset = splits["test"].samples if "test" in splits else None
-    trainer.generation_settings = settings_of(resolved, sorted(encoder.stop_ids))
-    return trainer
 
 
-def build_network(config: RunConfig, layout: Layout, method: Method, family: Family, dtype: str, **options: Any) -> Any:
-    """The network of one job: its method attached, its loss smoothed as asked, its tables as long as the longest row.
-
-    Args:
-        options: of `attach`.
-    """
+def build_network(config: RunConfig, layout: Layout, method: Method, family: Family, dtype: str) -> Any:
+    """Build the network of a job with its method attached, its label smoothing set, and positions for its longest row."""
     config = config.model_copy(update={"max_seq_length": _longest_row(config, layout)})
     model = build_model(config, layout, dtype=dtype)
     check_format(config.model_format, family.name, model.config)
-    attach(model, method, layout, family, config.seed, **options)
-    find_criterion(model).label_smoothing = config.label_smoothing
+    attach(model, method, layout, family, config.seed)
+    criterion = find_criterion(model)
+    assert criterion is not None
+    criterion.label_smoothing = config.label_smoothing
     return model
 
 
-def collator_of(config: RunConfig, layout: Layout, pad_id: int) -> PadAndStack:
-    """How rows are padded: to one length where the network expects one, to what tensor ranks divide."""
-    # The stages of a pipeline are told the shape of what they get; sequence parallelism unfolds [B * S] by a fixed S.
-    fixed = layout.pipeline > 1 or config.sequence_parallel or config.pad_to_max_length
-    return PadAndStack(pad_id, _longest_row(config, layout) if fixed else None, _multiple(config, layout))
+def make_collator(config: RunConfig, layout: Layout, pad_id: int) -> PadAndStack:
+    """Return the collator of a job: rows are padded to a fixed length where the network needs one.
+
+    The stages of a pipeline agree on the shape of their messages once, and sequence parallelism reshapes [B * S] by a fixed S.
+    Every length is a multiple of what the tensor ranks divide.
+    """
+    is_fixed = layout.pipeline > 1 or config.sequence_parallel or config.pad_to_max_length
+    return PadAndStack(pad_id, _longest_row(config, layout) if is_fixed else None, _multiple(config, layout))
 
 
 def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
-    """What was trained: an adapter alone; all weights as one folder, too, where they were trained or are merged."""
+    """Save what was trained: an adapter; also all weights as one folder, if they were trained or are merged."""
     config, layout = resolved.config, resolved.layout
     method, output = method_of(config), Path(config.output_dir)
     folders = []
@@ -150,20 +205,21 @@ def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
 
 
 def _method(resolved: Resolved) -> Method:
-    """What the config asks for; where training goes on from an adapter, the adapter's.
+    """Return the method of the config; of a training that continues from an adapter, the adapter's method.
 
     Raises:
-        UserError: flags that say otherwise than the adapter.
+        UserError: If a flag contradicts the adapter.
     """
     wanted = method_of(resolved.config)
     path = resolved.config.lora_path or resolved.config.prefix_path
     if not path:
         return wanted
+    assert resolved.facts is not None
     family = find_family(resolved.facts)
     base = plain_configuration(Path(resolved.config.model_name_or_path), family, resolved.facts.raw)
     shape = base_shape(family.name, base)
     stored = read_method(Path(path), base=shape, allow_pickle=resolved.config.allow_pickle)
-    kept = replace(stored, **{name: getattr(wanted, name) for name in _OF_TRAINING})
+    kept = replace(stored, **{name: getattr(wanted, name) for name in _CHANGEABLE})
     wrong = [
         f"{flag} = {getattr(resolved.config, flag)}, the adapter has {getattr(kept, setting)}"
         for flag, setting in Method.flags().items()
@@ -171,21 +227,29 @@ def _method(resolved: Resolved) -> Method:
         and getattr(kept, setting) != getattr(wanted, setting)
     ]
     if kept.name != wanted.name:
-        wrong.append(f"it is of {kept.name}, asked for is {wanted.name}")
+        wrong.append(f"its method is {kept.name}, the config requests {wanted.name}")
     if wrong:
-        raise UserError(
-            f"training continues {path}, and its settings differ: {'; '.join(wrong)}. Leave out those flags."
-        )
+        raise UserError(f"adapter {path} was trained with different settings: {'; '.join(wrong)}. Drop these flags.")
     if kept != wanted:
-        say(f"the settings of {path} are kept: {kept.describe()}")
+        say(f"using the settings of adapter {path}: {kept.describe()}")
     return kept
 
 
 # ---- data -----------------------------------------------------------------------------------------------------------
 
 
-def template_of(config: RunConfig, codec: TextCodec, folder: str) -> ChosenTemplate:
-    """The chat template of a job, which is reported."""
+def make_encoder(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
+    """Return the encoder of a job and report its chat template.
+
+    Args:
+        config: Configuration of the job.
+        codec: Tokenizer of the job.
+        folder: Folder or name of the tokenizer.
+    """
+    return _make_encoder(config, codec, _choose_template(config, codec, folder))
+
+
+def _choose_template(config: RunConfig, codec: TextCodec, folder: str) -> ChosenTemplate:
     chosen = choose_template(config.chat_template, codec, folder, date=config.chat_template_date)
     say(f"prompt template: {chosen.template.name} ({chosen.why})")
     for line in chosen.notices:
@@ -193,12 +257,7 @@ def template_of(config: RunConfig, codec: TextCodec, folder: str) -> ChosenTempl
     return chosen
 
 
-def encoder_of(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
-    """Template and lengths of a job; the template is reported."""
-    return _encoder(config, codec, template_of(config, codec, folder))
-
-
-def _encoder(config: RunConfig, codec: TextCodec, chosen: ChosenTemplate) -> InstructionEncoder:
+def _make_encoder(config: RunConfig, codec: TextCodec, chosen: ChosenTemplate) -> InstructionEncoder:
     return InstructionEncoder(
         codec,
         chosen.template,
@@ -209,11 +268,15 @@ def _encoder(config: RunConfig, codec: TextCodec, chosen: ChosenTemplate) -> Ins
     )
 
 
-def conversations_of(config: RunConfig, split: str) -> Sequence[Conversation]:
-    """The rows of a split, as they are read.
+def read_conversations(config: RunConfig, split: str) -> Sequence[Conversation]:
+    """Read the conversations of a split.
+
+    Args:
+        config: Configuration of the job.
+        split: "train", "dev" or "test".
 
     Raises:
-        UserError: there are none, or bad ones.
+        UserError: If the split does not exist or contains invalid rows.
     """
     found = load_split(
         config.dataset_name_or_path,
@@ -224,19 +287,18 @@ def conversations_of(config: RunConfig, split: str) -> Sequence[Conversation]:
         seed=config.seed,
     )
     if not found:
-        raise UserError(
-            f"there is no {split} split in {config.dataset_name_or_path or './data'}: add {split}.json, or leave "
-            f"{'--do_eval' if split == 'dev' else '--do_predict'} out."
-        )
+        folder = config.dataset_name_or_path or "./data"
+        flag = {"dev": " or drop --do_eval", "test": " or drop --do_predict"}.get(split, "")
+        raise UserError(f"{folder} has no {split} split. Add {split}.json{flag}.")
     return found
 
 
-def _split(config: RunConfig, encoder: InstructionEncoder, method: Method, name: str) -> Split:
-    conversations = conversations_of(config, name)
+def _load_split(config: RunConfig, encoder: InstructionEncoder, method: Method, name: str) -> Split:
+    conversations = read_conversations(config, name)
     encoded = encode_all(
         conversations, encoder, long_samples=config.long_samples, skip_untrainable=config.skip_bad_rows
     )
-    say(f"{name}: {encoded.report.samples:,} samples, {encoded.report.answer_tokens:,} tokens that bear loss")
+    say(f"{name}: {encoded.report.samples:,} samples, {encoded.report.answer_tokens:,} tokens with loss")
     samples: Samples
     if config.zero_padding and name == "train":
         samples = PackedDataset(encoded, config.max_seq_length, config.seed)
@@ -247,7 +309,7 @@ def _split(config: RunConfig, encoder: InstructionEncoder, method: Method, name:
 
 
 def _set_steps(config: RunConfig, args: TrainingArguments, rows: int) -> None:
-    """Epochs as steps: as many as see every row, the last one filled up from the epoch after it."""
+    """Turn epochs into steps: enough to use every row; the last step is filled with rows of the next epoch."""
     if args.max_steps > 0:
         return
     batch, wanted = global_batch_of(args), config.num_train_epochs * rows
@@ -279,6 +341,6 @@ def _answers(
         return None
     from paddle_llm.training.evaluation.generation import GenerationEvaluation
 
+    assert resolved.facts is not None
     scorer = GenerationEvaluation(codec, encoder, config, resolved.layout, find_family(resolved.facts))
-    prefixes = {"dev": "eval", "test": "test"}
-    return Answers(scorer, {prefix: splits[name].conversations for name, prefix in prefixes.items() if name in splits})
+    return Answers(scorer, {prefix: splits[name].conversations for name, prefix in _PREFIXES.items() if name in splits})

@@ -1,4 +1,4 @@
-"""What PretrainTrainer is told beside TrainingArguments."""
+"""Settings of PretrainTrainer beyond PaddleNLP's TrainingArguments."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ from dataclasses import dataclass
 
 import paddle
 
-from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.families.facts import ModelFacts
 from paddle_llm.planner.flops import flops_per_token, peak_flops
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """What PretrainTrainer takes beyond PaddleNLP's TrainingArguments.
+    """Settings of PretrainTrainer beyond PaddleNLP's TrainingArguments.
 
     Attributes:
-        min_learning_rate: the schedule never falls below it.
-        decay_steps: where the schedule reaches its minimum; None: the last step.
-        nan_policy: "stop", or "skip" the update of a step whose loss is not finite.
-        flops_per_token, peak_flops: for MFU; None where unknown.
-        curves: write VisualDL curves beside metrics.jsonl.
-        offload_weights: in sharding stage 3, weights that nobody computes with lie in host memory.
+        min_learning_rate: Learning rate below which the schedule never falls.
+        decay_steps: Step at which the schedule reaches its minimum; None for the last step.
+        nan_policy: "stop", or "skip" to skip the update of a non-finite step.
+        flops_per_token: Model FLOPs per token, for MFU; None if unknown.
+        peak_flops: Peak FLOPs per second of one device, for MFU; None if unknown.
+        curves: Whether VisualDL curves are written beside metrics.jsonl.
+        offload_weights: Whether weights that are not in use are kept in host memory in sharding stage 3.
     """
 
     min_learning_rate: float = 0.0
@@ -34,23 +35,27 @@ class TrainerOptions:
 
 
 def weights_dtype(config: RunConfig) -> str:
-    """O2 holds the weights in 16 bits; everything else in float32."""
+    """Return the data type of the weights: 16 bits with O2, float32 with any other level."""
     if config.device == "cpu" or config.fp16_opt_level != "O2":
         return "float32"
     return "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
 
 
-def trainer_options(resolved: Resolved) -> TrainerOptions:
-    """What a job's config says of them."""
-    config = resolved.config
-    on_gpu = config.device != "cpu"
+def trainer_options(config: RunConfig, facts: ModelFacts) -> TrainerOptions:
+    """Return the options of a job.
+
+    Args:
+        config: Configuration from the reader, which turns off what the device does not support.
+        facts: Facts of the model.
+    """
     precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"
+    name = paddle.device.cuda.get_device_name() if config.device != "cpu" else None
     return TrainerOptions(
         min_learning_rate=config.min_learning_rate or 0.0,
         decay_steps=config.decay_steps,
         nan_policy=config.nan_policy,
-        flops_per_token=flops_per_token(resolved.facts, config.max_seq_length),
-        peak_flops=peak_flops(paddle.device.cuda.get_device_name(), precision) if on_gpu else None,
+        flops_per_token=flops_per_token(facts, config.max_seq_length),
+        peak_flops=None if name is None else peak_flops(name, precision),
         curves="visualdl" in config.report_to or "all" in config.report_to,
-        offload_weights=config.sharding_offload and on_gpu,
+        offload_weights=config.sharding_offload,
     )

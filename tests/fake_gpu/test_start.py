@@ -18,8 +18,7 @@ from paddle_llm.config.reader import Resolved, resolve
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.generation import folders, network
 from paddle_llm.generation.options import GenerateOptions
-from paddle_llm.parallel.process import failure_detection as lifeline
-from paddle_llm.parallel.process import start
+from paddle_llm.parallel.process import failure_detection, start
 from paddle_llm.parallel.process.determinism import DETERMINISTIC
 from paddle_llm.parallel.process.environment import prepare_host
 from paddle_llm.parallel.process.start import start_process
@@ -97,7 +96,7 @@ def test_a_rehearsal_reads_the_config_as_on_the_cluster(flags: list[str]) -> Non
 
 def test_offload_reaches_the_optimizer_and_the_weights(card: None, flags: list[str]) -> None:
     resolved = resolved_on_gpu(flags, "--sharding", "stage3 offload", "--sharding_parallel_degree", "2", world_size=2)
-    assert resolved.config.offload_optim and trainer_options(resolved).offload_weights
+    assert resolved.config.offload_optim and trainer_options(resolved.config, resolved.facts).offload_weights
 
 
 def test_words_for_gpus_are_checked(machine: None, flags: list[str]) -> None:
@@ -155,7 +154,7 @@ def started(card: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What the start of a job does, in order; gloo fails."""
     done: list[str] = []
     monkeypatch.setattr(start, "keep_exit_code", lambda: done.append("keep_exit_code"))
-    monkeypatch.setattr(start, "start_on_gpus", lambda: done.append("lifeline"))
+    monkeypatch.setattr(start, "start_on_gpus", lambda: done.append("failure detection"))
     monkeypatch.setattr(paddle, "set_device", lambda name: done.append(f"set_device {name}"))
     monkeypatch.setattr(paddle.distributed.fleet, "init", lambda *_, **__: done.append("fleet.init"))
     monkeypatch.setattr(start, "install_gloo_backend", lambda: pytest.fail("gloo on a GPU"))
@@ -170,7 +169,7 @@ def test_a_job_uses_nccl(started: list[str]) -> None:
 def test_generation_over_ranks_uses_nccl(started: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     assert network.start_process("gpu") == ("gpu", Layout(tensor=2))
-    assert started == ["set_device gpu", "keep_exit_code", "fleet.init", "lifeline"]
+    assert started == ["set_device gpu", "keep_exit_code", "fleet.init", "failure detection"]
 
 
 def test_generation_asks_for_a_gpu_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,9 +182,9 @@ def test_a_lost_rank_is_watched_for_through_the_store_of_the_job(monkeypatch: py
     from paddle.distributed import collective
 
     watched: list[tuple[Any, float | None]] = []
-    monkeypatch.setattr(lifeline, "start", lambda store, silence: watched.append((store, silence)))
+    monkeypatch.setattr(failure_detection, "start", lambda store, silence: watched.append((store, silence)))
     monkeypatch.setattr(collective, "_default_store", "store")
-    lifeline.start_on_gpus()
+    failure_detection.start_on_gpus()
     assert watched == [("store", None)], "a main thread that is busy with a kernel is not a lost rank"
 
 
@@ -207,7 +206,7 @@ def test_arguments_ask_for_16_bits_and_offload(started: list[str], flags: list[s
     args = training_arguments(resolved.config, resolved.layout)
     assert (args.bf16, args.fp16, args.amp_master_grad) == (name == "bf16", name == "fp16", bool(precision))
     assert args.offload_optim and weights_dtype(resolved.config) == dtype
-    options = trainer_options(resolved)
+    options = trainer_options(resolved.config, resolved.facts)
     assert options.peak_flops == (494.5e12 if dtype == "float32" else 989.5e12), CARD
 
 
@@ -223,7 +222,7 @@ def test_a_notebook_on_a_gpu_starts_the_job(
     model = str(tmp_path / "llama")
     settings |= {"max_seq_length": 16, "max_steps": 1}
     assert notebook.pretrain(model_name_or_path=model, **settings) == ("gpu", "pretrain")
-    with pytest.raises(UserError, match="after paddle is imported"):
+    with pytest.raises(UserError, match="after Paddle is imported"):
         notebook.pretrain(model_name_or_path=model, deterministic=True, **settings)
 
 

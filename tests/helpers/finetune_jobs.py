@@ -103,14 +103,14 @@ def job(flags: list[str], ranks: int, until: int | None = None) -> dict[str, Any
             def on_step_end(self, args, state, control, **kwargs):
                 control.should_training_stop = state.global_step >= until
 
-        build = finetune.build_trainer
+        make = finetune.make_trainer
 
-        def build_and_stop(*args):
-            trainer = build(*args)
+        def make_and_stop(*args, **kwargs):
+            trainer = make(*args, **kwargs)
             trainer.add_callback(Stop())
             return trainer
 
-        finetune.build_trainer = build_and_stop
+        finetune.make_trainer = make_and_stop
     trainer = runner.run(resolved, "finetune")
     trained = {name: value.numpy() for name, value in trainer.model.state_dict().items() if not value.stop_gradient}
     return {"trained": trained, "steps": trainer.state.global_step, "device": paddle.get_device()}

@@ -1,22 +1,20 @@
-"""What a training says of the weights that it starts from."""
+"""The report on the weights that a training starts from."""
 
 from __future__ import annotations
 
-from paddle_llm.training.run import _say_first_weights
+from paddle_llm.training.run import _report_first_weights
 from tests.helpers.pretrain_jobs import config
 
 
-def test_weights_that_are_left_aside_are_told(tmp_path, capsys, monkeypatch):
-    def told(**changes) -> str:
-        _say_first_weights(run.model_copy(update=changes))
+def test_random_weights_are_reported_where_the_folder_holds_others(tmp_path, capsys):
+    def report(**changes) -> str:
+        _report_first_weights(run.model_copy(update=changes))
         return capsys.readouterr().err
 
     run = config(tmp_path)
-    assert told() == ""  # a config.json alone: nobody expects anything but random weights
+    assert report() == ""  # only a config.json: random weights are expected
     (tmp_path / "llama" / "model.safetensors").touch()
-    assert told() == (
-        f"{tmp_path / 'llama'} holds weights; training starts from random ones (--continue_training 1 starts from them)\n"
+    assert report() == (
+        f"training starts from random weights; --continue_training 1 starts from those of {tmp_path / 'llama'}\n"
     )
-    assert told(continue_training=True) == f"training starts from the weights of {tmp_path / 'llama'}\n"
-    monkeypatch.setenv("PADDLE_TRAINER_ID", "1")
-    assert told() == ""
+    assert report(continue_training=True) == f"training starts from the weights of {tmp_path / 'llama'}\n"

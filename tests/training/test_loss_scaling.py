@@ -43,7 +43,7 @@ def test_an_overflow_lowers_the_scale_and_counts_as_a_skipped_step(tmp_path, mon
     _with_loss_scaler(trainer, monkeypatch, 1e30, main_gradients)
     before = weights(trainer.model)
     trainer.train()
-    assert "gradients overflow fp16, no update" in capsys.readouterr().err
+    assert "gradients overflow fp16; no update" in capsys.readouterr().err
     found = rows(tmp_path / "output")
     assert [row["skipped_steps"] for row in found] == [1] * 6
     assert [row["grad_norm"] is None for row in found] == [row["loss"] is None for row in found] == [True] + [False] * 5

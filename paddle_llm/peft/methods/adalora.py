@@ -211,7 +211,9 @@ def _summed(values: np.ndarray, axis: Axis) -> np.ndarray:
 
 
 class BudgetCallback(TrainerCallback):
-    """Divides the budget while a trainer trains (`follow`)."""
+    """Divides the budget while a trainer trains (`follow`); has the protocols of `training/callbacks.py`."""
+
+    state_name = "adalora"
 
     def __init__(self, trainer: Any, attachment: Attachment):
         self.budget = Budget(attachment, trainer.args.max_steps)
@@ -219,8 +221,17 @@ class BudgetCallback(TrainerCallback):
         # The penalty counts once per step: each backward pass has a part of it.
         attachment.penalty_share = 1 / trainer.args.gradient_accumulation_steps
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._trainer.grad_norm_reader.observers.append(lambda norm: self.budget.observe(self._gradient_of))
+    def on_gradients(self, norm: paddle.Tensor) -> None:
+        """Take the gradients of a step into account."""
+        self.budget.observe(self._gradient_of)
+
+    def state(self) -> dict[str, Any]:
+        """Return the state of the budget, for a checkpoint."""
+        return self.budget.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        self.budget.restore(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.budget.divide(state.global_step)
@@ -230,10 +241,16 @@ class BudgetCallback(TrainerCallback):
 
 
 def follow(trainer: Any) -> BudgetCallback | None:
-    """Let AdaLoRA's budget follow the steps of a trainer whose network has it; None for another network.
+    """Let AdaLoRA's budget follow the steps of a trainer, if its network has AdaLoRA; called once the trainer is built.
 
-    Called once the trainer is made. The trainer is a `PretrainTrainer`: its `grad_norm_reader` tells when gradients are
-    reduced and not applied yet. Not for float16, whose loss is scaled and the penalty is not.
+    Args:
+        trainer: A `PretrainTrainer`, which calls `on_gradients` of its callbacks.
+
+    Returns:
+        The callback that was added; None for another network.
+
+    Raises:
+        UserError: If the training uses float16: the loss is scaled and the penalty is not.
     """
     attachment = active_attachment(trainer.model)
     if attachment is None or attachment.method.name != "adalora":

@@ -1,4 +1,4 @@
-"""The generation settings of a job: those of the model that it starts from, and what ends a text in its data."""
+"""The generation settings of a job: those of the model that it starts from, and the stop tokens of its data."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from collections.abc import Iterable
 from typing import Any
 
 from paddle_llm.config.model_facts import find_model_folder
-from paddle_llm.config.reader import Resolved
+from paddle_llm.families.facts import ModelFacts
 from paddle_llm.models.configuration.generation_settings import read_generation, settings_to_save
 
 
-def settings_of(resolved: Resolved, stop_ids: Iterable[int]) -> dict[str, Any]:
-    """What generation_config.json says beside the weights that the job saves.
+def generation_settings(model: str, facts: ModelFacts, stop_ids: Iterable[int]) -> dict[str, Any]:
+    """Return the content of the generation_config.json that the job saves beside its weights.
 
     Args:
-        stop_ids: the tokenizer's EOS, or the ends of the chat template's answers.
+        model: Folder or name of the model that the job starts from.
+        facts: Facts of that model.
+        stop_ids: EOS of the tokenizer, or the stop tokens of the chat template.
 
     Raises:
-        UserError: If the generation_config.json of the start is not valid.
+        UserError: If the generation_config.json of the model is not valid.
     """
-    folder = find_model_folder(resolved.config.model_name_or_path)
+    folder = find_model_folder(model)
     settings = {} if folder is None else read_generation(folder)
-    assert resolved.facts is not None
-    return settings_to_save(settings, resolved.facts.raw, stop_ids, resolved.facts.vocab_size)
+    return settings_to_save(settings, facts.raw, stop_ids, facts.vocab_size)

@@ -1,4 +1,4 @@
-"""What happened since the last row of metrics: losses, tokens, time. Sums live on each rank until a row is asked for."""
+"""Losses, tokens and times since the last row of metrics. Each rank keeps its own sums until a row is written."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import resource
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import paddle
 import paddle.distributed as dist
@@ -15,7 +16,16 @@ from paddle_llm.planner.flops import mfu
 
 @dataclass
 class Window:
-    """Sums since the last row, on this rank; a checkpoint carries them so that a resumed row is the same row."""
+    """Sums of this rank since the last row. A checkpoint contains them, so that a resumed run writes the same row.
+
+    Attributes:
+        loss_times_labels: Sum over steps of the loss times the number of labels.
+        labels: Number of labels.
+        tokens: Number of tokens without padding.
+        steps: Number of optimizer steps.
+        seconds: Time of the steps, without evaluation and saving.
+        data_wait_seconds: Time spent waiting for data.
+    """
 
     loss_times_labels: float = 0.0
     labels: float = 0.0
@@ -27,12 +37,17 @@ class Window:
 
 @dataclass
 class Meter:
-    """Collects one run's numbers.
+    """Collects the metrics of a run.
 
     Attributes:
-        flops_per_token: model FLOPs, forward and backward; None where unknown.
-        peak_flops: of one device; None where unknown (then `mfu` is null).
-        model_ranks: ranks that see the same data (tensor x pipeline).
+        flops_per_token: Model FLOPs per token, forward and backward; None if unknown.
+        peak_flops: Peak FLOPs per second of one device; None if unknown (then `mfu` is null).
+        model_ranks: Number of ranks that read the same samples (tensor x pipeline).
+        window: Sums since the last row.
+        step: Optimizer steps so far.
+        consumed_tokens: Tokens so far, over all ranks, without padding.
+        skipped_steps: Steps without an update so far.
+        learning_rate: Learning rate of the current step.
     """
 
     flops_per_token: float | None
@@ -49,29 +64,39 @@ class Meter:
     _waiting_since: float | None = None
 
     def start_waiting(self) -> None:
+        """Start the clock of waiting for data."""
         self._waiting_since = time.perf_counter()
 
     def data_arrived(self) -> None:
+        """Stop the clock of waiting for data."""
         if self._waiting_since is not None:
             self.window.data_wait_seconds += time.perf_counter() - self._waiting_since
             self._waiting_since = None
 
     def start_step(self) -> None:
-        """The clock of the next step starts here, after evaluation and saving."""
+        """Start the clock of the next step, after evaluation and saving."""
         self._step_began = time.perf_counter()
         self._waiting_since = self._step_began
 
     def add_tokens(self, count: int, labels: int) -> None:
-        """Tokens of one micro batch of this rank, without padding, and how many labels bear loss."""
+        """Add one micro-batch of this rank.
+
+        Args:
+            count: Number of tokens without padding.
+            labels: Number of labels with loss.
+        """
         self._micro_tokens += count
         self._micro_labels += labels
 
     def end_step(self, step: int, loss: float, *, labels: float | None, skipped: bool) -> None:
-        """A step is done. A skipped one counts for nothing but time.
+        """Add a finished step. A skipped step counts its time only.
 
         Args:
-            loss: this rank's mean over its micro batches, whose sums were all divided by the same number...
-            labels: ...which is this over the micro batches of a rank; None: each by the number of its own labels.
+            step: Number of the step, 1 for the first.
+            loss: Mean of this rank's micro-batches.
+            labels: Number by which the sums of this rank's micro-batches were divided together; None if each was divided
+                by the number of its own labels.
+            skipped: Whether the update was skipped.
         """
         tokens, self._micro_tokens = self._micro_tokens, 0
         own, self._micro_labels = self._micro_labels, 0
@@ -86,8 +111,11 @@ class Meter:
         self.window.steps += 1
         self.window.seconds += time.perf_counter() - self._step_began
 
-    def row(self, *, grad_norm: float | None, consumed_samples: int) -> dict:
-        """One row of metrics over all ranks, and a fresh window. Collective: every rank calls it at the same step."""
+    def row(self, *, grad_norm: float | None, consumed_samples: int) -> dict[str, Any]:
+        """Return one row of metrics over all ranks and start a new window. Collective over all ranks.
+
+        The keys are described in docs/reference/metrics.md.
+        """
         world = dist.get_world_size()
         window, self.window = self.window, Window()
         sums = [window.loss_times_labels, window.labels, float(window.tokens), float(_peak_memory_bytes())]
@@ -111,8 +139,8 @@ class Meter:
             "skipped_steps": self.skipped_steps,
         }
 
-    def state(self) -> dict:
-        """What a checkpoint keeps of every rank (a list, by rank), so that the next row loses nothing."""
+    def state(self) -> dict[str, Any]:
+        """Return the state of all ranks for a checkpoint; `per_rank` is a list by rank. Collective over all ranks."""
         per_rank = _gather([self.window.loss_times_labels, self.window.labels, float(self.window.tokens)])
         return {
             "window": asdict(self.window),
@@ -121,7 +149,8 @@ class Meter:
             "skipped_steps": self.skipped_steps,
         }
 
-    def restore(self, state: dict, step: int) -> None:
+    def restore(self, state: dict[str, Any], step: int) -> None:
+        """Continue from what `state` returned at a step."""
         self.window = Window(**state["window"])
         losses, labels, tokens = state["per_rank"][dist.get_rank()]
         self.window.loss_times_labels, self.window.labels, self.window.tokens = losses, labels, int(tokens)
@@ -131,7 +160,7 @@ class Meter:
 
 
 def _gather(values: list[float]) -> list[list[float]]:
-    """The same few numbers of every rank, in float64, by rank."""
+    """Return the values of every rank, in float64, by rank."""
     if dist.get_world_size() == 1:
         return [values]
     rows: list[paddle.Tensor] = []
@@ -140,7 +169,7 @@ def _gather(values: list[float]) -> list[list[float]]:
 
 
 def _peak_memory_bytes() -> int:
-    """Peak of the device's allocator; on a CPU the peak resident size of this process."""
+    """Return the peak of the device's allocator; on a CPU the peak resident size of this process."""
     if paddle.device.get_device().startswith("gpu"):
         return paddle.device.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What a user sees of a run: metrics.jsonl, the curves, a progress bar or one line per row, a table at the end."""
+"""Reports of a run: metrics.jsonl, VisualDL curves, a progress bar or one line per row, and a table at the end."""
 
 from __future__ import annotations
 
@@ -9,48 +9,67 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from paddlenlp.trainer import TrainerCallback
+from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from paddlenlp.trainer.trainer_utils import IntervalStrategy
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from paddle_llm.config.run_config import SCORES
 from paddle_llm.core.artifacts import CURVES_FOLDER, METRICS
+from paddle_llm.training.callbacks import REPORT_PRIORITY
 
 if TYPE_CHECKING:
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
+Row = dict[str, Any]
+
 
 class StepFlow(TrainerCallback):
-    """Clocks and flags around each step; stands after upstream's DefaultFlowCallback."""
+    """Starts and stops the clocks of each step and completes the loop's flags; called after DefaultFlowCallback."""
 
     def __init__(self, trainer: PretrainTrainer):
         self._trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._trainer.restore_meter()
         self._trainer.meter.start_step()
 
-    def on_load_data_end(self, args, state, control, **kwargs):
+    def on_load_data_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._trainer.meter.data_arrived()
 
-    def on_substep_end(self, args, state, control, **kwargs):
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._trainer.meter.start_waiting()
 
-    def on_step_end(self, args, state, control, **kwargs):
-        # Whatever the intervals say, a run does not end without its last row, evaluation and checkpoint. The data
-        # set holds all epochs, so the ends of epochs are seen here, not by the loop.
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # With any interval, a run ends with a row, an evaluation and a checkpoint of its last step. The data set holds all
+        # epochs, so the loop does not see where one ends.
         last = state.global_step >= state.max_steps
         epoch_ends = last or self._trainer.ends_epoch(state.global_step)
         control.should_log |= last
         control.should_evaluate |= _due(args.evaluation_strategy, last, epoch_ends)
         control.should_save |= _due(args.save_strategy, last, epoch_ends)
 
-    def on_epoch_end(self, args, state, control, **kwargs):
-        # Upstream's one epoch ends with the last step, which has been served.
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # The one epoch of the loop ends with the last step, for which everything is done.
         control.should_log = control.should_evaluate = control.should_save = False
 
 
@@ -59,30 +78,36 @@ def _due(strategy: IntervalStrategy, last: bool, epoch_ends: bool) -> bool:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends each row to metrics.jsonl, flushed. Resuming drops the rows after the checkpoint: no step twice."""
+    """Appends each row to metrics.jsonl. Resuming removes the rows after the checkpoint, so that no step occurs twice."""
+
+    priority = REPORT_PRIORITY
 
     def __init__(self, path: Path):
         self._path = path
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        rows = [row for row in read_rows(self._path) if _stays(row, state.global_step)]
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        rows = [row for row in read_rows(self._path) if _is_kept(row, state.global_step)]
         kept = self._path.with_suffix(".jsonl.kept")
         kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.replace(kept, self._path)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **kwargs: Any
+    ) -> None:
         if "step" in logs:
             with self._path.open("a") as file:
                 file.write(json.dumps({key: _finite(value) for key, value in logs.items()}) + "\n")
 
 
-def _finite(value):
-    """JSON has no NaN and no infinity: null stands for them."""
+def _finite(value: Any) -> Any:
+    """Return None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl; none where it does not exist. A row cut off by a crash is left out."""
+def read_rows(path: Path) -> list[Row]:
+    """Return the rows of a metrics.jsonl, without a row that a crash has cut off; [] if the file does not exist."""
     if not path.exists():
         return []
     rows = []
@@ -94,20 +119,27 @@ def read_rows(path: Path) -> list[dict]:
     return rows
 
 
-def _stays(row: dict, resumed_step: int) -> bool:
-    """Rows up to the checkpoint; a prediction on the test part is made again at the end."""
+def _is_kept(row: Row, resumed_step: int) -> bool:
+    """Return whether a row is kept when a run resumes; the final prediction on the test split is made again."""
     return 0 < resumed_step >= row["step"] and "test_loss" not in row
 
 
 class CurveWriter(TrainerCallback):
-    """VisualDL's record of the same rows. It is made anew from metrics.jsonl at the start, so resumed curves are one."""
+    """Writes the rows as VisualDL curves.
+
+    The curves are written again from metrics.jsonl when a training begins, so that those of a resumed run have no gap.
+    """
+
+    priority = REPORT_PRIORITY
 
     def __init__(self, output_dir: Path):
         self._folder = output_dir / CURVES_FOLDER
         self._metrics = output_dir / METRICS
-        self._writer = None
+        self._writer: Any = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         from visualdl import LogWriter
 
         if self._folder.exists():
@@ -116,16 +148,20 @@ class CurveWriter(TrainerCallback):
         for row in read_rows(self._metrics):
             self._write(row)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **kwargs: Any
+    ) -> None:
         if self._writer is not None and "step" in logs:
             self._write(logs)
             self._writer._get_file_writer().flush()
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._writer.close()
         self._writer = None
 
-    def _write(self, row: dict) -> None:
+    def _write(self, row: Row) -> None:
         for key, value in row.items():
             if key != "step" and value is not None:
                 self._writer.add_scalar(tag=_tag(key), step=row["step"], value=value)
@@ -136,19 +172,27 @@ def _tag(key: str) -> str:
 
 
 class ProgressReport(TrainerCallback):
-    """A bar with loss, speed and time left on a terminal; elsewhere one line per row. A table at the end."""
+    """Shows a bar with loss, speed and time left on a terminal, elsewhere one line per row; then a table at the end.
+
+    Args:
+        bar: Whether a terminal shows a bar.
+    """
+
+    priority = REPORT_PRIORITY
 
     def __init__(self, bar: bool):
         self._console = Console(stderr=True)
         self._wants_bar = bar and self._console.is_terminal
         self._bar: Progress | None = None
-        self._task = None
-        self._first: dict | None = None
-        self._last: dict = {}
+        self._task = TaskID(0)
+        self._first: Row | None = None
+        self._last: Row = {}
         self._began = time.perf_counter()
         self._first_step = 0
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._began, self._first_step = time.perf_counter(), state.global_step
         if self._wants_bar:
             self._bar = Progress(
@@ -162,11 +206,13 @@ class ProgressReport(TrainerCallback):
             self._task = self._bar.add_task("", total=state.max_steps, completed=state.global_step, row="")
             self._bar.start()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **kwargs: Any
+    ) -> None:
         if "step" not in logs:
             return
         self._last.update(logs)
@@ -183,48 +229,48 @@ class ProgressReport(TrainerCallback):
         else:
             print(line, file=sys.stderr, flush=True)
 
-    def _line(self, row: dict, state) -> str:
+    def _line(self, row: Row, state: TrainerState) -> str:
         if "loss" not in row:
             values = (f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k != "step")
             return "  ".join([f"step {row['step']}", *values])
         done = row["step"] - self._first_step
         left = (time.perf_counter() - self._began) / done * (state.max_steps - row["step"]) if done > 0 else 0.0
-        return f"step {row['step']}/{state.max_steps}  {_short(row)}  left {_clock(left)}"
+        return f"step {row['step']}/{state.max_steps}  {_summary(row)}  left {_clock(left)}"
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         if self._first is None:
             return
         table = Table(title="training finished", show_header=False)
-        rows = {
-            "steps": f"{state.global_step} ({_clock(time.perf_counter() - self._began)})",
-            "loss": ", ".join(
-                dict.fromkeys(
-                    f"{_loss(row)} at step {step}"
-                    for row, step in ((self._first, self._first["step"]), (self._last, state.global_step))
-                )
-            ),
-            "evaluation loss": f"{self._last['eval_loss']:.4f} (perplexity {self._last['eval_ppl']:.2f})"
-            if "eval_loss" in self._last
-            else "",
-            "answers": _scores(self._last),
-            "best": f"step {_step_of(state.best_model_checkpoint)}" if state.best_model_checkpoint else "",
-            "speed": f"{self._last['tokens_per_second']:,.0f} tokens/s",
-            "peak memory": f"{self._last['peak_memory_bytes'] / 2**30:.2f} GiB (largest rank)",
-            "tokens": f"{self._last['consumed_tokens']:,}",
-            "skipped steps": str(self._last["skipped_steps"]) if self._last["skipped_steps"] else "",
-            "curves": f"paddle-llm board {args.output_dir}",
-        }
-        for name, value in rows.items():
+        for name, value in self._final_rows(args, state, self._first).items():
             if value:
                 table.add_row(name, value)
         self._console.print(table)
 
+    def _final_rows(self, args: TrainingArguments, state: TrainerState, first: Row) -> dict[str, str]:
+        last = self._last
+        losses = [f"{_loss(first)} at step {first['step']}", f"{_loss(last)} at step {state.global_step}"]
+        evaluated = "eval_loss" in last
+        return {
+            "steps": f"{state.global_step} ({_clock(time.perf_counter() - self._began)})",
+            "loss": ", ".join(dict.fromkeys(losses)),
+            "evaluation loss": f"{last['eval_loss']:.4f} (perplexity {last['eval_ppl']:.2f})" if evaluated else "",
+            "answers": _scores(last),
+            "best": f"step {_step_of(state.best_model_checkpoint)}" if state.best_model_checkpoint else "",
+            "speed": f"{last['tokens_per_second']:,.0f} tokens/s",
+            "peak memory": f"{last['peak_memory_bytes'] / 2**30:.2f} GiB (largest rank)",
+            "tokens": f"{last['consumed_tokens']:,}",
+            "skipped steps": str(last["skipped_steps"]) if last["skipped_steps"] else "",
+            "curves": f"paddle-llm board {args.output_dir}",
+        }
 
-def _scores(row: dict) -> str:
-    """What the last evaluation's answers were worth."""
+
+def _scores(row: Row) -> str:
+    """Return the scores of the last evaluation's answers."""
     return ", ".join(f"{name} {row[f'eval_{name}']:.2f}" for name in SCORES if f"eval_{name}" in row)
 
 
@@ -232,13 +278,13 @@ def _step_of(checkpoint: str) -> str:
     return checkpoint.rpartition("-")[2]
 
 
-def _short(row: dict) -> str:
+def _summary(row: Row) -> str:
     mfu = f"  mfu {row['mfu']:.1%}" if row["mfu"] is not None else ""
     norm = f"  grad norm {row['grad_norm']:.3f}" if row["grad_norm"] is not None else ""
     return f"loss {_loss(row)}{norm}  lr {row['learning_rate']:.3g}  {row['tokens_per_second']:,.0f} tokens/s{mfu}"
 
 
-def _loss(row: dict) -> str:
+def _loss(row: Row) -> str:
     return "skipped" if row["loss"] is None else f"{row['loss']:.4f}"
 
 

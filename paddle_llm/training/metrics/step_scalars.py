@@ -1,7 +1,7 @@
-"""The scalars of an optimizer step that the host needs: its loss, its gradient norm, the labels of its global batch.
+"""The scalars of an optimizer step that the host needs: loss, gradient norm, and labels of the global batch.
 
-Each copy from the device makes the host wait for everything that it has queued there. All three are copied together, once
-per optimizer step, where the norm is checked before the update.
+Each copy from the device makes the host wait for everything that it has queued there. All three scalars are copied
+together, once per optimizer step, where the norm is checked before the update.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ class StepScalars:
     """Scalars of the current step.
 
     Attributes:
-        loss: this rank's mean over its micro-batches, whose sums were all divided by the same number.
-        grad_norm: global norm before clipping; None before the first step.
-        labels: of the global batch, on average over the data ranks; None if the loss is not ours.
-        is_read: Whether they are those of the current step.
+        loss: Mean of this rank's micro-batches, whose sums were all divided by the same number.
+        grad_norm: Global gradient norm before clipping; None before the first step.
+        labels: Labels of the global batch, averaged over the data ranks; None if the loss is not `CausalLMLoss`.
+        is_read: Whether the attributes are those of the current step.
     """
 
     def __init__(self) -> None:
@@ -34,6 +34,9 @@ class StepScalars:
 
     def read(self, norm: paddle.Tensor | None) -> None:
         """Copy the step's scalars to the host.
+
+        Args:
+            norm: Global gradient norm of the step; None if no gradient took part in a norm.
 
         Raises:
             RuntimeError: If no step has been started.

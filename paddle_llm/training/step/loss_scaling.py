@@ -1,4 +1,4 @@
-"""The fp16 loss scaler of one process and of plain data parallelism, where gradients are summed in fp32."""
+"""The fp16 loss scaler of one process and of plain data parallelism, where gradients are summed in float32."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from paddle.distributed.fleet.utils.hybrid_parallel_util import obtain_optimizer
 
 
 def unscale_main_gradients(scaler: paddle.amp.GradScaler) -> None:
-    """Make a scaler unscale and check `main_grad`, the fp32 gradients of `amp_master_grad`.
+    """Make a scaler unscale and check `main_grad`, the float32 gradients of `amp_master_grad`.
 
-    Paddle's `GradScaler._unscale` (3.3.1) reads 16-bit gradients, which `MixPrecisionLayer` has released: the loss scale
-    stays in the gradients and no overflow is found. PaddleNLP (3.0.0b4, `_wrap_amp_model`) replaces it in sharded, tensor
-    and pipeline layouts only. Fleet's `MixPrecisionScaler` needs a hybrid communicate group and cannot be used here.
+    Paddle's `GradScaler._unscale` (3.3.1) reads the 16-bit gradients, which `MixPrecisionLayer` has released: the loss
+    scale stays in the gradients and no overflow is found. PaddleNLP (3.0.0b4, `_wrap_amp_model`) replaces the method in
+    sharded, tensor and pipeline layouts only. Fleet's `MixPrecisionScaler` needs a hybrid communicate group and cannot be
+    used here.
     """
     scaler._unscale = MethodType(_unscale, scaler)
 

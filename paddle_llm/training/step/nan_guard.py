@@ -1,17 +1,18 @@
-"""A step that is not a number: stop and name the batch, or skip the update and count, the same on every rank.
+"""Handle a non-finite step: stop and report the batch, or skip the update and count it, alike on every rank.
 
-Under fp16 a gradient that overflows while the losses are finite is the loss scaler's business: it leaves the update out
-and halves its scale, which is how it finds the scale to begin with.
+The guard checks the global gradient norm. Every rank computes the same norm between backward and update, and a loss that
+is NaN on any rank makes it NaN. On a CPU the loss alone would not show it: Paddle's softmax kernel (3.3.1) turns a row of
+NaN into equal probabilities, so the loss is ln(vocabulary).
 
-The global gradient norm is what is watched. Every rank computes the same one between backward and update, a loss that
-is NaN anywhere makes it NaN, and on a CPU the loss alone would not tell: Paddle's softmax kernel turns a row of NaN
-into equal shares (paddle 3.3.1), so that the loss reads ln(vocabulary).
+With fp16, a gradient that overflows while the losses are finite is left to the loss scaler: it skips the update and halves
+its scale, which is also how it finds the first scale.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import paddle.distributed as dist
 
@@ -22,17 +23,19 @@ from paddle_llm.core.errors import TrainingStopped
 if TYPE_CHECKING:
     from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
+_SHOWN_SAMPLES = 8
+
 
 class _SkipUpdate(Exception):
-    """Leaves the optimizer's step between the norm and the update."""
+    """Raised inside the optimizer's step, between the norm and the update, to skip the update."""
 
 
 class NanGuard:
-    """Watches every step of one trainer.
+    """Guards every step of one trainer.
 
     Attributes:
         policy: "stop" or "skip".
-        skipped: whether the last update was skipped, by this policy or by the loss scaler.
+        skipped: Whether the last update was skipped, by this policy or by the loss scaler.
     """
 
     def __init__(self, policy: str, trainer: PretrainTrainer):
@@ -40,14 +43,14 @@ class NanGuard:
         self.skipped = False
         self._trainer = trainer
 
-    def guard(self, optimizer) -> None:
-        """Let a skipped update leave the optimizer's step. The loop calls `step`, or `_step` of fleet's."""
+    def guard(self, optimizer: Any) -> None:
+        """Let a skipped update end the optimizer's step. The loop calls `step`, or `_step` of fleet's optimizer."""
         for name in ("step", "_step"):
             if hasattr(type(optimizer), name):
-                setattr(optimizer, name, self._leave_quietly(getattr(optimizer, name)))
+                setattr(optimizer, name, self._catch_skipped(getattr(optimizer, name)))
 
-    def _leave_quietly(self, update):
-        def step(*args, **kwargs):
+    def _catch_skipped(self, update: Callable[..., Any]) -> Callable[..., None]:
+        def step(*args: Any, **kwargs: Any) -> None:
             self.skipped = False
             try:
                 update(*args, **kwargs)
@@ -57,35 +60,38 @@ class NanGuard:
         return step
 
     def check(self, norm: float) -> None:
-        """Called with the global gradient norm, before any parameter is changed, on all ranks; the step's scalars are read.
+        """Check a step before any parameter is changed. Called on all ranks after the step's scalars are read.
+
+        Args:
+            norm: Global gradient norm.
 
         Raises:
-            TrainingStopped: it is not finite, and the policy is "stop".
+            TrainingStopped: If the norm is not finite and the policy is "stop".
         """
         if math.isfinite(norm):
             return
         trainer = self._trainer
         losses = _all_losses(trainer.scalars.loss)
         if _scaler_overflowed(trainer) and all(map(math.isfinite, losses)):
-            say(f"step {trainer.state.global_step + 1}: gradients overflow fp16, no update; the loss scale is lowered")
-            self.skipped = True  # by the optimizer, which has the scaler's flag
+            say(f"step {trainer.state.global_step + 1}: gradients overflow fp16; no update, the loss scale is lowered")
+            self.skipped = True  # the optimizer skips it, because of the scaler's flag
             return
-        story = _tell(norm, losses, trainer)
+        problem = _describe(norm, losses, trainer)
         if self.policy == "stop":
             newest, _ = newest_complete(trainer.args.output_dir)
-            last_good = f"The last good checkpoint is {newest}." if newest else "There is no checkpoint yet."
-            raise TrainingStopped(f"{story} {last_good} To go on without such steps: --nan_policy skip.")
-        say(f"{story} Its update is skipped (--nan_policy skip).")
+            last_good = f"The newest checkpoint is {newest}." if newest else "There is no checkpoint yet."
+            raise TrainingStopped(f"{problem} {last_good} To skip such steps, use --nan_policy skip.")
+        say(f"{problem} The update is skipped (--nan_policy skip).")
         raise _SkipUpdate
 
 
 def _scaler_overflowed(trainer: PretrainTrainer) -> bool:
-    """The loss scaler has seen it, too, and will leave the update out (the same on every rank)."""
+    """Return whether the loss scaler has found an overflow, too, and will skip the update (the same on every rank)."""
     return trainer.do_grad_scaling and bool(trainer.scaler._found_inf)
 
 
 def _all_losses(mine: float) -> list[float]:
-    """The step's loss of every rank. All ranks are here: they share the norm that is not finite."""
+    """Return the step's loss of every rank. Collective: all ranks see the same non-finite norm."""
     if dist.get_world_size() == 1:
         return [mine]
     losses: list[float] = []
@@ -93,11 +99,16 @@ def _all_losses(mine: float) -> list[float]:
     return losses
 
 
-def _tell(norm: float, losses: list[float], trainer: PretrainTrainer) -> str:
-    bad = [str(rank) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-    where = f"the loss is not finite on rank {', '.join(bad)}" if bad else f"the gradient norm is {norm}"
+def _describe(norm: float, losses: list[float], trainer: PretrainTrainer) -> str:
+    """Return a sentence about the step and one about its samples."""
+    step = trainer.state.global_step + 1
+    ranks = [str(rank) for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+    where = f"the loss is not finite on rank {', '.join(ranks)}" if ranks else f"the gradient norm is {norm}"
     first = trainer.state.global_step * trainer.global_batch
     samples = range(first, first + trainer.global_batch)
     name = getattr(trainer.train_dataset, "sample_ids", None)
-    named = f": {'; '.join(str(name(i)) for i in samples[:8])}{'; ...' if len(samples) > 8 else ''}" if name else ""
-    return f"{where} at step {trainer.state.global_step + 1}. Its batch was samples {samples.start} to {samples.stop - 1} of the global order{named}."
+    named = ""
+    if name is not None:
+        shown = "; ".join(str(name(i)) for i in samples[:_SHOWN_SAMPLES])
+        named = f": {shown}{'; ...' if len(samples) > _SHOWN_SAMPLES else ''}"
+    return f"{where} at step {step}. It used samples {samples.start} to {samples.stop - 1} of the global order{named}."

@@ -1,5 +1,4 @@
-"""FinetuneTrainer: PretrainTrainer for instructions. Rows of unequal lengths, a few tensors of many that are trained, and
-answers that can be scored."""
+"""FinetuneTrainer: PretrainTrainer for samples of unequal length, partly frozen networks and generated answers."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import paddle
-from paddlenlp.trainer import EarlyStoppingCallback
+from paddlenlp.trainer import EarlyStoppingCallback, TrainingArguments
 
 from paddle_llm.core.console import say
 from paddle_llm.data.counted_batches import (
@@ -30,24 +29,25 @@ from paddle_llm.peft.targets import anywhere
 from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
-# PaddleNLP 3.0.0b4 looks for the optimizer state of every weight (KeyError), and of a tensor that it does not know, LoRA's
-# say, it writes the part of the first tensor-parallel rank alone.
-_NOT_UNIFIED = (
-    "--unified_checkpoint: PaddleNLP cannot resume from one where weights are frozen and ranks are several; checkpoints are "
-    "written rank by rank"
+# PaddleNLP 3.0.0b4 expects an optimizer state for every weight (KeyError), and of a tensor that it does not know, such as
+# LoRA's, it writes the part of the first tensor-parallel rank only.
+_NO_UNIFIED_CHECKPOINT = (
+    "--unified_checkpoint is ignored: PaddleNLP cannot resume from a unified checkpoint of several ranks with frozen "
+    "weights. Checkpoints are written per rank."
 )
-# On a GPU the head computes logits for a multiple of this many positions: tensors of ever new sizes fragment its memory.
-_PICK_MULTIPLE = 256
+# On a GPU the head computes logits for a multiple of this many positions: tensors of many sizes would fragment its memory.
+_POSITION_MULTIPLE = 256
 Scorer = Callable[[PretrainTrainer, Sequence[Conversation], str], dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What is scored in an evaluation.
+    """Answers that are generated and scored in an evaluation.
 
     Attributes:
-        scorer: (trainer, conversations, prefix of the names) -> {"<prefix>_bleu": ..., ...}; collective over all ranks.
-        conversations: by the prefix of an evaluation: "eval", "test".
+        scorer: Function of the trainer, the conversations and the prefix of the metric names that returns
+            {"<prefix>_bleu": ..., ...}; collective over all ranks.
+        conversations: Conversations by the prefix of an evaluation ("eval", "test").
     """
 
     scorer: Scorer
@@ -57,40 +57,48 @@ class Answers:
 class FinetuneTrainer(PretrainTrainer):
     """Trains a network to which `peft.attach` may have attached a method; used like PaddleNLP's Trainer.
 
-    Samples are `InstructionDataset`'s or `PackedDataset`'s, batches `PadAndStack`'s. A checkpoint holds the weights that are
-    trained, and not the others: a training is resumed over the model that it began with.
+    Samples are those of `InstructionDataset` or `PackedDataset`, batches those of `PadAndStack`. A checkpoint holds the
+    trained weights only: a training is resumed with the base model that it started from.
 
     Args:
-        answers: generated and scored in each evaluation; None: the loss alone.
-        patience: evaluations without a better metric before the training ends; None: it does not.
+        model: Network or PipelineLayer.
+        args: Arguments from `training_arguments`.
+        answers: Answers to generate and score in each evaluation; None to compute the loss only.
+        patience: Evaluations without improvement after which the training ends; None for no limit.
+        **kwargs: Arguments of `PretrainTrainer`.
     """
 
     def __init__(
-        self, model=None, args=None, *, answers: Answers | None = None, patience: int | None = None, **kwargs: Any
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *,
+        answers: Answers | None = None,
+        patience: int | None = None,
+        **kwargs: Any,
     ):
-        # Asked of all ranks: a pipeline stage sees its own layers only, and all stages save and resume alike.
+        # Over all ranks: a pipeline stage sees its own layers only, and all stages must save and resume alike.
         frozen = anywhere(model is not None and _is_partly_frozen(model))
         if frozen and args is not None and args.unified_checkpoint and args.world_size > 1:
             args.unified_checkpoint = False
-            say(_NOT_UNIFIED)
+            say(_NO_UNIFIED_CHECKPOINT)
         super().__init__(model=model, args=args, **kwargs)
         self._answers = answers
         self._frozen = frozen or anywhere(_is_partly_frozen(self.model))
         self._base = on_first_rank(self._digest_of_frozen) if self._frozen else None
-        budget = adalora.follow(self)
-        if budget is not None:
-            self.stateful["adalora"] = budget.budget
+        adalora.follow(self)
         if patience is not None:
-            self.stateful["patience"] = Patience(patience)
-            self.add_callback(self.stateful["patience"])
+            self.add_callback(Patience(patience))
 
-    def counted_batches(self, collate):
+    def counted_batches(self, collate: Callable[[list[Any]], dict[str, Any]]) -> CountedBatches:
+        """Return a collator whose batches carry their numbers of labels and tokens, and the labelled positions."""
         layout = self.layout
         picks = layout.pipeline == 1 and not layout.sequence_parallel and find_criterion(self.model) is not None
-        multiple = _PICK_MULTIPLE if paddle.device.get_device().startswith("gpu") else 1
+        multiple = _POSITION_MULTIPLE if paddle.device.get_device().startswith("gpu") else 1
         return CountedBatches(collate, count_instruction_tokens, multiple if picks else None)
 
-    def compute_loss(self, model, inputs, return_outputs=False):
+    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        """Compute the loss of a batch; the head computes logits at labelled positions only."""
         if LABELLED_POSITIONS not in inputs:
             return super().compute_loss(model, inputs, return_outputs)
         inputs = dict(inputs)
@@ -100,35 +108,36 @@ class FinetuneTrainer(PretrainTrainer):
             return super().compute_loss(model, inputs, return_outputs)
 
     def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
+        """Return the scores of the generated answers. Collective over all ranks."""
         conversations = self._answers.conversations.get(metric_key_prefix) if self._answers else None
         if not conversations:
             return {}
         return self._answers.scorer(self, conversations, metric_key_prefix)
 
-    # --- checkpoints of what is trained --------------------------------------------------------------------------
+    # --- checkpoints of the trained weights ----------------------------------------------------------------------
 
-    def _save(self, output_dir=None, state_dict=None, merge_tensor_parallel=False):
+    def _save(self, output_dir: str | None = None, state_dict: Any = None, merge_tensor_parallel: bool = False) -> None:
         if not self._frozen or self.args.unified_checkpoint:
             super()._save(output_dir, state_dict, merge_tensor_parallel)
             return
-        with _trained_alone(self.model):
+        with _trained_weights_only(self.model):
             super()._save(output_dir, state_dict, merge_tensor_parallel)
 
-    def _set_state_dict_in_model(self, state_dict):
+    def _set_state_dict_in_model(self, state_dict: dict[str, Any]) -> None:
         with warnings.catch_warnings():
             if self._frozen:
                 warnings.filterwarnings("ignore", message="Skip loading for")
             super()._set_state_dict_in_model(state_dict)
 
-    def _identity(self) -> dict:
+    def _identity(self) -> dict[str, Any]:
         attachment = active_attachment(self.model)
         method = None
-        if attachment is not None:  # as JSON has it
+        if attachment is not None:  # with lists, as JSON returns it
             method = {k: list(v) if isinstance(v, tuple) else v for k, v in attachment.method.as_dict().items()}
         return {**super()._identity(), "method": method, "base": self._base}
 
     def _digest_of_frozen(self) -> str:
-        """Of a few values of each frozen weight: tells another base, without reading all of it."""
+        """Return a digest of a few values of each frozen weight: it identifies the base without reading all of it."""
         digest = hashlib.sha256()
         for parameter in self.model.parameters():
             if parameter.stop_gradient and parameter._is_initialized():
@@ -138,12 +147,16 @@ class FinetuneTrainer(PretrainTrainer):
 
 
 class Patience(EarlyStoppingCallback):
-    """Upstream's, with a count that survives a resume."""
+    """PaddleNLP's early stopping with a counter that is part of a checkpoint."""
+
+    state_name = "patience"
 
     def state(self) -> dict[str, Any]:
+        """Return the number of evaluations without improvement."""
         return {"evaluations": self.early_stopping_patience_counter}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
         self.early_stopping_patience_counter = int(state["evaluations"])
 
 
@@ -152,8 +165,8 @@ def _is_partly_frozen(model: Any) -> bool:
 
 
 @contextmanager
-def _trained_alone(model: Any) -> Iterator[None]:
-    """`model.state_dict()` gives what is trained."""
+def _trained_weights_only(model: Any) -> Iterator[None]:
+    """Let `model.state_dict()` return the trained weights only."""
     whole = model.state_dict
 
     def trained(*args: Any, **kwargs: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""PretrainTrainer: PaddleNLP's Trainer with one global order of data, true losses, atomic checkpoints and curves.
+"""PretrainTrainer: PaddleNLP's Trainer with one global order of samples, exact losses, atomic checkpoints and metrics.
 
-The training loop stays upstream's (paddlenlp 3.0.0b4). What is replaced here are the methods that it calls: samplers,
-schedule, what happens to a step's loss, the rows of metrics, evaluation and saving.
+The training loop is PaddleNLP's (3.0.0b4). This class replaces methods that the loop calls: samplers, the schedule, the
+handling of a step's loss, rows of metrics, evaluation and saving.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import paddle
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
+from paddlenlp.trainer import TrainingArguments
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from paddle_llm.config.layout import Layout
@@ -26,6 +28,7 @@ from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, Padded
 from paddle_llm.parallel.process.parent import worker_initializer
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
+from paddle_llm.training.callbacks import GradientObserver
 from paddle_llm.training.epochs import global_batch_of, in_global_order
 from paddle_llm.training.evaluation.mean_loss import mean_loss
 from paddle_llm.training.metrics.grad_norm import GradNormReader, RecordingClip
@@ -43,35 +46,67 @@ from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTraine
 
 
 class PretrainTrainer(CheckpointedTrainer):
-    """Trains a causal language model; a subclass of PaddleNLP's Trainer, and used like it.
+    """Trains a causal language model; used like PaddleNLP's Trainer.
 
-    Samples are dicts of arrays `input_ids` [S] and `labels` [S], labels shifted already. A `train_dataset` that has
-    `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training, whatever the layout, and
-    global batch g takes items [g*G, (g+1)*G). Any other map-style data set is shuffled anew for every epoch.
+    Samples are dicts with the arrays `input_ids` [S] and `labels` [S]; labels are shifted already. A `train_dataset` with
+    the attribute `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training in every
+    layout, and global batch g consists of the items [g*G, (g+1)*G). Any other map-style data set is shuffled for each epoch.
+
+    Attributes:
+        layout: Layout of the job.
+        options: Settings beyond TrainingArguments.
+        predict_dataset: Data set of the final evaluation (`--do_predict`); None without one.
+        meter: Metrics since the last row.
+        loss_normalizer: Divisor of the loss for each global batch.
+        nan_guard: Guard against non-finite steps.
+        scalars: Loss, gradient norm and number of labels of the current step.
+        grad_norm_reader: Reader of the gradient norm; None before training.
+        sharded_gradients: Sharded gradients of stages 2 and 3; None in other stages and before training.
+        sharded_weights: Sharded weights of stage 3; None in other stages and before training.
+
+    Args:
+        model: Network or PipelineLayer.
+        args: Arguments from `training_arguments`.
+        layout: Layout of the job; by default that of `args`.
+        options: Settings beyond TrainingArguments; by default those of `TrainerOptions`.
+        predict_dataset: See above.
+        **kwargs: Arguments of `CheckpointedTrainer`.
+
+    Raises:
+        UserError: If the device of `args` is not Paddle's.
     """
 
     def __init__(
-        self, model=None, args=None, *, layout: Layout | None = None, options: TrainerOptions | None = None, **kwargs
+        self,
+        model: Any = None,
+        args: TrainingArguments | None = None,
+        *,
+        layout: Layout | None = None,
+        options: TrainerOptions | None = None,
+        predict_dataset: Any = None,
+        **kwargs: Any,
     ):
         _check_device(args)
         self.layout = layout or _layout_of(args)
         self.options = options or TrainerOptions()
+        self.predict_dataset = predict_dataset
         kwargs.setdefault("data_collator", collate_numpy)
         if kwargs.get("train_dataset") is not None:
             kwargs["train_dataset"] = in_global_order(kwargs["train_dataset"], args)
         super().__init__(model=model, args=args, **kwargs)
         seed_random_states(self.layout, self.args.seed, named=self.args.use_hybrid_parallel)
         self._replace_reports()
+        model_ranks = self.layout.tensor * self.layout.pipeline
         self.meter = Meter(
             flops_per_token=self.options.flops_per_token,
             peak_flops=self.options.peak_flops,
-            model_ranks=self.layout.tensor * self.layout.pipeline,
+            model_ranks=model_ranks,
         )
         self.loss_normalizer = LossNormalizer(
             self.model,
             micro_batches=self.global_batch // self.args.per_device_train_batch_size,
             data_ranks=self.layout.data_world_size,
-            model_ranks=self.layout.tensor * self.layout.pipeline,
+            model_ranks=model_ranks,
         )
         self.nan_guard = NanGuard(self.options.nan_policy, self)
         self.scalars = StepScalars()
@@ -93,17 +128,17 @@ class PretrainTrainer(CheckpointedTrainer):
             if self.options.curves:
                 self.add_callback(CurveWriter(output))
             self.add_callback(ProgressReport(bar=not self.args.disable_tqdm))
-        self.args.disable_tqdm = True  # upstream's own bars
+        self.args.disable_tqdm = True  # PaddleNLP's own bars
 
-    def log(self, logs, **kwargs):
-        """Hand one row to the reports; without upstream's extra keys."""
+    def log(self, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Give one row to the reports, without the keys that PaddleNLP adds."""
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
-    def _print_timer(self):
-        """Upstream's goes to its logger, which is set to errors only (`parallel.process.start`)."""
+    def _print_timer(self) -> None:
+        """Print the timers; PaddleNLP prints to its logger, which reports errors only (`parallel/process/start.py`)."""
         if self.timers is not None:
             say(f"step {self.state.global_step}: {self.timers.log(self.timers.timers.keys(), reset=True)}")
-        super()._print_timer()  # paddle's own timers of a pipeline (enable_timer)
+        super()._print_timer()  # Paddle's own timers of a pipeline (enable_timer)
 
     # --- data --------------------------------------------------------------------------------------------------
 
@@ -112,7 +147,8 @@ class PretrainTrainer(CheckpointedTrainer):
         """Samples per optimizer step, over all ranks."""
         return global_batch_of(self.args)
 
-    def get_train_dataloader(self):
+    def get_train_dataloader(self) -> GlobalBatchLoader:
+        """Return the loader of this rank's micro-batches."""
         return GlobalBatchLoader(
             self.train_dataset,
             batch_sampler=self._get_train_sampler(),
@@ -121,17 +157,18 @@ class PretrainTrainer(CheckpointedTrainer):
             accumulation=self.args.gradient_accumulation_steps,
         )
 
-    def get_eval_dataloader(self, eval_dataset=None):
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> paddle.io.DataLoader:
+        """Return the loader of this rank's evaluation batches."""
         loader = super().get_eval_dataloader(eval_dataset)
         loader.worker_init_fn = worker_initializer()
         loader.collate_fn = self.counted_batches(loader.collate_fn)
         return loader
 
-    def counted_batches(self, collate: Callable[[list], dict]) -> CountedBatches:
-        """A collator whose batches carry what the loop must know of them on the host."""
+    def counted_batches(self, collate: Callable[[list[Any]], dict[str, Any]]) -> CountedBatches:
+        """Return a collator whose batches carry their numbers of labels and tokens."""
         return CountedBatches(collate)
 
-    def _get_train_sampler(self):
+    def _get_train_sampler(self) -> GlobalBatchSampler:
         args = self.args
         steps = args.max_steps
         if len(self.train_dataset) < steps * self.global_batch:
@@ -146,7 +183,7 @@ class PretrainTrainer(CheckpointedTrainer):
             data_world_size=args.dataset_world_size,
         )
 
-    def _get_eval_sampler(self, eval_dataset):
+    def _get_eval_sampler(self, eval_dataset: Any) -> EvalBatchSampler:
         return EvalBatchSampler(
             len(eval_dataset),
             self.args.per_device_eval_batch_size,
@@ -155,16 +192,22 @@ class PretrainTrainer(CheckpointedTrainer):
         )
 
     def epoch_of(self, consumed_samples: int) -> float:
+        """Return the number of epochs that a number of samples makes."""
         return consumed_samples / self.train_dataset.samples_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
-        """Does an epoch of the training data end within optimizer step `step` (1 for the first)?"""
+        """Return whether an epoch of the training data ends within optimizer step `step` (1 for the first)."""
         now, before = (int(self.epoch_of(s * self.global_batch)) for s in (step, step - 1))
         return now > before
 
     # --- optimizer ---------------------------------------------------------------------------------------------
 
-    def create_scheduler(self, num_training_steps: int):
+    def create_scheduler(self, num_training_steps: int) -> paddle.optimizer.lr.LRScheduler:
+        """Create the learning-rate schedule of `training/schedule.py`.
+
+        Args:
+            num_training_steps: Optimizer steps of the whole training.
+        """
         if self.lr_scheduler is None:
             args = self.args
             peak = args.learning_rate
@@ -172,7 +215,7 @@ class PretrainTrainer(CheckpointedTrainer):
                 "kind": args.lr_scheduler_type.value,
                 "warmup_steps": warmup_of(args, num_training_steps),
                 "decay_steps": self.options.decay_steps or num_training_steps,
-                "min_ratio": self._schedule_end() / peak if peak else 0.0,
+                "min_ratio": self._final_learning_rate() / peak if peak else 0.0,
                 "power": args.power,
             }
             self.lr_scheduler = paddle.optimizer.lr.LambdaDecay(
@@ -180,26 +223,27 @@ class PretrainTrainer(CheckpointedTrainer):
             )
         return self.lr_scheduler
 
-    def _schedule_end(self) -> float:
+    def _final_learning_rate(self) -> float:
         return self.args.lr_end if self.args.lr_scheduler_type.value == "polynomial" else self.options.min_learning_rate
 
-    def create_optimizer(self, lr_scheduler=None):
+    def create_optimizer(self, lr_scheduler: paddle.optimizer.lr.LRScheduler | None = None) -> Any:
+        """Create the optimizer, with a clip that can be read and weight decay for matrices only."""
         if self.optimizer is None:
             super().create_optimizer(lr_scheduler)
             self.optimizer._grad_clip = RecordingClip(self.args.max_grad_norm)
             if self.optimizer._apply_decay_param_fun is not None:
-                # Upstream looks for "norm" and "bias" in names, and decays BLOOM's ln_f and, in a pipeline, the final
-                # norm of ChatGLM2, which has a number for a name there.
+                # PaddleNLP excludes names that contain "norm" or "bias". That leaves decay on BLOOM's ln_f and, in a
+                # pipeline, on ChatGLM2's final norm, whose name is a number there.
                 matrices = {parameter.name for parameter in self.model.parameters() if parameter.ndim > 1}
                 self.optimizer._apply_decay_param_fun = matrices.__contains__
         return self.optimizer
 
-    def _wrap_amp_model(self, args, model):
+    def _wrap_amp_model(self, args: TrainingArguments, model: Any) -> None:
         super()._wrap_amp_model(args, model)
-        if args.amp_master_grad and "_unscale" not in vars(self.scaler):  # not one that fleet has replaced
+        if args.amp_master_grad and "_unscale" not in vars(self.scaler):  # fleet has not replaced it
             unscale_main_gradients(self.scaler)
 
-    def _wrap_model(self, model, training=True):
+    def _wrap_model(self, model: Any, training: bool = True) -> Any:
         wrapped = super()._wrap_model(model, training)
         if training and self.grad_norm_reader is None:
             self.grad_norm_reader, self.sharded_gradients, self.sharded_weights = apply_sharding(
@@ -207,7 +251,7 @@ class PretrainTrainer(CheckpointedTrainer):
                 self.optimizer,
                 self.layout,
                 guard=self.nan_guard,
-                check_norm=self._check_norm,
+                check_norm=self._check_gradients,
                 bucket_mb=self.args.sharding_comm_buffer_size_MB,
                 offload_weights=self.options.offload_weights,
             )
@@ -215,7 +259,17 @@ class PretrainTrainer(CheckpointedTrainer):
 
     # --- one step ----------------------------------------------------------------------------------------------
 
-    def training_step(self, model, inputs, step_control=0):
+    def training_step(self, model: Any, inputs: dict[str, Any], step_control: int = 0) -> paddle.Tensor:
+        """Compute the loss and the gradients of one micro-batch.
+
+        Args:
+            model: Network inside fleet's wrapper.
+            inputs: Micro-batch of `GlobalBatchLoader`.
+            step_control: Number of the micro-batch, from 0.
+
+        Returns:
+            The loss, a scalar on the device; in a pipeline, that of the global batch with its last micro-batch, else 0.
+        """
         self.meter.add_tokens(inputs.pop(TOKEN_COUNT), inputs.pop(LABEL_COUNT))
         labels = inputs.pop(GLOBAL_BATCH_LABELS, None)
         if labels is not None:  # the first micro-batch of a global batch
@@ -226,19 +280,24 @@ class PretrainTrainer(CheckpointedTrainer):
             self.sharded_gradients.hand_over()  # the loss scaler reads gradients before the optimizer's step
         return loss
 
-    def _check_loss_valid(self, loss):
-        """Called by the loop once per optimizer step with the loss summed since the last call: the step's mean."""
+    def _check_loss_valid(self, loss: paddle.Tensor) -> None:
+        """Keep the loss of a step; called by the loop once per optimizer step with the loss summed since the last call."""
         self.scalars.start(loss.clone(), self.loss_normalizer.labels)
         self.meter.learning_rate = float(self.optimizer.get_lr())
-        # Each step is accounted for here; the loop's own running sum would carry a NaN for ever.
+        # The loop keeps a running sum, which would stay NaN after one non-finite step.
         loss.zero_()
 
-    def _check_norm(self, norm: paddle.Tensor) -> None:
-        """Called with the norm before the update."""
+    def _check_gradients(self, norm: paddle.Tensor) -> None:
+        """Check the gradient norm and call the gradient observers, before the update."""
         self.scalars.read(norm)
         self.nan_guard.check(self.scalars.grad_norm)
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, GradientObserver):
+                callback.on_gradients(norm)
 
-    def _maybe_log_save_evaluate(self, tr_loss, model, epoch, ignore_keys_for_eval, **kwargs):
+    def _maybe_log_save_evaluate(
+        self, tr_loss: paddle.Tensor, model: Any, epoch: float, ignore_keys_for_eval: Any, **kwargs: Any
+    ) -> None:
         if self.state.global_step != self.meter.step:
             if not self.scalars.is_read:  # no gradient took part in a norm
                 self.scalars.read(None)
@@ -257,11 +316,19 @@ class PretrainTrainer(CheckpointedTrainer):
 
     # --- evaluation --------------------------------------------------------------------------------------------
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict:
-        """Mean loss over all tokens of a data set, over all ranks, and its exponential.
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, Any]:
+        """Evaluate a data set and report the result as a row of metrics. Collective over all ranks.
+
+        Args:
+            eval_dataset: Data set; by default the trainer's own.
+            ignore_keys: Not used; an argument of PaddleNLP's Trainer.
+            metric_key_prefix: "eval" or "test".
 
         Returns:
-            {"step", "<prefix>_loss", "<prefix>_ppl"} and `further_metrics`.
+            "step", "<prefix>_loss" (mean over all labels and ranks), "<prefix>_ppl" (its exponential), and the metrics of
+            `further_metrics`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         loss = mean_loss(self, self._model_to_evaluate(), self.get_eval_dataloader(PaddedView(dataset)))
@@ -276,10 +343,14 @@ class PretrainTrainer(CheckpointedTrainer):
         return row
 
     def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
-        """What an evaluation measures beside the loss. Collective over all ranks."""
+        """Return metrics of an evaluation beside the loss. Collective over all ranks.
+
+        Args:
+            metric_key_prefix: Beginning of their names.
+        """
         return {}
 
-    def _model_to_evaluate(self):
+    def _model_to_evaluate(self) -> Any:
         if self.layout.pipeline == 1:
             return self.model
         if isinstance(self.model_wrapped, PipelineLayer):  # evaluation without training
@@ -287,8 +358,8 @@ class PretrainTrainer(CheckpointedTrainer):
         return self.model_wrapped
 
 
-def _check_device(args) -> None:
-    """Refuse `device="cpu"` while Paddle is on a GPU. TrainingArguments (PaddleNLP 3.0.0b4) do not set the device.
+def _check_device(args: TrainingArguments | None) -> None:
+    """Refuse `device="cpu"` while Paddle is on a GPU: TrainingArguments (PaddleNLP 3.0.0b4) do not set the device.
 
     Raises:
         UserError: If Paddle's device is another one.
@@ -300,15 +371,17 @@ def _check_device(args) -> None:
         )
 
 
-def _layout_of(args) -> Layout:
-    """The layout of TrainingArguments that somebody built without us (in a notebook).
+def _layout_of(args: TrainingArguments) -> Layout:
+    """Return the layout of TrainingArguments that were built without `training_arguments`.
 
     Raises:
-        UserError: sharding stages that PaddleNLP would run by itself.
+        UserError: If PaddleNLP's own sharding stage 2 or 3 is requested.
     """
-    if any(option.value in ("stage2", "stage3") for option in args.sharding):
+    stages = [option.value for option in args.sharding if option.value in ("stage2", "stage3")]
+    if stages:
         raise UserError(
-            "PretrainTrainer shards gradients itself: build the arguments by paddle_llm.training.arguments.training_arguments"
+            f"TrainingArguments request PaddleNLP's sharding {stages[0]}, but PretrainTrainer shards gradients itself. "
+            "Build the arguments with paddle_llm.training.arguments.training_arguments."
         )
     return Layout(
         data=max(args.data_parallel_degree, 1),

@@ -1,0 +1,53 @@
+"""The protocol of trainer callbacks that keep state, look at gradients, or depend on the order of calls."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import paddle
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A callback whose state is part of a checkpoint: a resumed training finds it as it was. Each rank has its own.
+
+    Attributes:
+        state_name: Beginning of the file name in a checkpoint: `<state_name>_<rank>.pdstate`.
+    """
+
+    state_name: str
+
+    def state(self) -> dict[str, Any]:
+        """Return the state, for a checkpoint."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from what `state` returned."""
+        ...
+
+
+@runtime_checkable
+class GradientObserver(Protocol):
+    """A callback that sees the reduced gradients of each step, before they are clipped and applied.
+
+    It is not called for a step whose gradient norm is not finite.
+    """
+
+    def on_gradients(self, norm: paddle.Tensor) -> None:
+        """Look at the gradients of the step.
+
+        Args:
+            norm: Global gradient norm before clipping, a scalar on the device.
+        """
+        ...
+
+
+# Callbacks are called in the order of their attribute `priority`, those with the same priority in the order in which they
+# were added. Reports come last: they show what the other callbacks have decided.
+DEFAULT_PRIORITY = 0
+REPORT_PRIORITY = 100
+
+
+def priority_of(callback: Any) -> int:
+    """Return the priority of a callback; the default if it has none."""
+    return int(getattr(callback, "priority", DEFAULT_PRIORITY))
