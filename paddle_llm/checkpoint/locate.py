@@ -29,7 +29,7 @@ from typing import Any
 from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
 from paddle_llm.checkpoint.run_record import recorded_argument
 from paddle_llm.checkpoint.tokenizer_folder import locate_tokenizer
-from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.config.local_files.adapters import describe_folder
 from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
 from paddle_llm.config.model_facts import find_model_folder, looks_local, read_model_facts
@@ -139,7 +139,7 @@ def locate_adapter(folder: Path, *, allow_checkpoint: bool = False) -> Path:
             return checkpoint
     if (folder / ADAPTER_SAFETENSORS).is_file():
         raise UserError(_without_adapter_config(folder))
-    contents = what_it_holds(folder) or " A run writes one to OUTPUT/adapter."
+    contents = describe_folder(folder) or " A run writes one to OUTPUT/adapter."
     raise UserError(f"{folder} is not an adapter: it has no {ADAPTER_CONFIG}.{contents}")
 
 

@@ -16,9 +16,8 @@ import click
 from paddle_llm.cli.number_option import Finite, Whole
 from paddle_llm.cli.path_option import PATH, PATHLIB
 from paddle_llm.core.atomic_output import check_writable
-from paddle_llm.core.console import say
+from paddle_llm.core.console import say, stdout_is_unicode
 from paddle_llm.core.errors import UserError, is_first_rank
-from paddle_llm.core.output import stdout_is_unicode
 
 if TYPE_CHECKING:
     from paddle_llm.data.tokenizers.text_codec import TextCodec

@@ -12,9 +12,8 @@ import click
 
 from paddle_llm import __version__
 from paddle_llm.core.atomic_output import disk_problem
-from paddle_llm.core.console import say
+from paddle_llm.core.console import escape_unencodable, say
 from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, was_interrupted
-from paddle_llm.core.output import escape_unencodable
 from paddle_llm.core.transformers_import import hide_torch_from_transformers
 from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 

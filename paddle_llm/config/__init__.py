@@ -1,1 +1,1 @@
-"""What was asked for: one typed RunConfig from JSON and flags. Imports no paddle."""
+"""Configuration: one typed RunConfig from a JSON file and flags. Does not import Paddle."""

@@ -1,14 +1,23 @@
-"""Defaults."""
+"""Values that the user did not give. There are three kinds, each with one home:
+
+- A *field default* applies if nothing else does. It is declared with the field in `config/fields/`. Use it for a constant that suits
+  both scripts.
+- An *entry default* replaces a field default in fine-tuning; it may depend on the method and on other given fields
+  (`entry_defaults`, `fitting_length`). It is set before the rules run, so that rules see it. Each has a reason, which
+  config.resolved.json and the README show.
+- A *derived value* follows from the checked config, its layout, the model and the device (`derive`). It is set after the rules have
+  passed, so that rules never see it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from paddle_llm.config.device import adapt_to_cpu
+from paddle_llm.config.device import UNSUPPORTED, adapt_to_cpu
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.methods import chosen
-from paddle_llm.config.paddle_switches import words_at_work
+from paddle_llm.config.paddle_switches import active_switches
 from paddle_llm.config.rules.engine import Run
 from paddle_llm.config.run_config import SCORES, RunConfig
 from paddle_llm.families import FAMILIES
@@ -16,34 +25,37 @@ from paddle_llm.families.facts import ModelFacts
 
 
 class Default(NamedTuple):
+    """A default value and the reason for it."""
+
     value: Any
     why: str
 
 
-# What each method is trained with where it was published or is used most.
+# Learning rates from the publication of each method, or from its most common implementation.
 LEARNING_RATES: dict[str, Default] = {
     "full": Default(2e-5, "Alpaca, and LLaMA-2 (Touvron et al. 2023); 1e-5 to 3e-5 is usual"),
-    "freeze": Default(2e-5, "as with all weights"),
-    "lora": Default(2e-4, "Hu et al. 2021 for GPT-3, Dettmers et al. 2023 up to 13B; Alpaca-LoRA takes 3e-4"),
-    "adalora": Default(5e-4, "the least of Zhang et al. 2023, who take up to 2e-3"),
-    "prefix": Default(3e-2, "PaddleNLP; ChatGLM-6B's P-Tuning v2 takes 2e-2"),
+    "freeze": Default(2e-5, "as for full fine-tuning"),
+    "lora": Default(2e-4, "Hu et al. 2021 for GPT-3, Dettmers et al. 2023 up to 13B; Alpaca-LoRA uses 3e-4"),
+    "adalora": Default(5e-4, "the lowest of Zhang et al. 2023, who use up to 2e-3"),
+    "prefix": Default(3e-2, "PaddleNLP; ChatGLM-6B's P-Tuning v2 uses 2e-2"),
     "prefix with projection": Default(5e-5, "Li and Liang 2021, who train through a projection"),
     "adapter": Default(3e-4, "the middle of what Houlsby et al. 2019 search, 3e-5 to 3e-3"),
     "prompt": Default(3e-2, "as for a prefix; the 0.3 of Lester et al. 2021 is for Adafactor"),
 }
 _FIXED: dict[str, Default] = {
-    "continue_training": Default(True, "a model is tuned, not made"),
+    "continue_training": Default(True, "fine-tuning starts from trained weights"),
     "num_train_epochs": Default(3.0, "Alpaca"),
-    "adam_beta2": Default(0.999, "AdamW's own: fine-tuning is short of steps, not of stability"),
+    "adam_beta2": Default(0.999, "the default of AdamW: fine-tuning has few steps and is stable"),
 }
 _WARMUP = Default(0.03, "Alpaca")
 
 
 def entry_defaults(entry: str, written: Mapping[str, Any]) -> dict[str, Default]:
-    """Defaults of `entry` that differ from the fields' own.
+    """Return the defaults of `entry` that differ from the field defaults.
 
     Args:
-        written: field -> value of what somebody set.
+        entry: "pretrain" or "finetune".
+        written: Value of each field that the user set.
     """
     if entry != "finetune":
         return {}
@@ -62,12 +74,12 @@ def _rate_of(written: Mapping[str, Any]) -> str:
 
 
 def _when(written: Mapping[str, Any]) -> dict[str, Default]:
-    """When to evaluate and to save: by epochs, unless steps are spoken of."""
+    """Return when to evaluate and to save: each epoch, unless a number of steps is given."""
     found: dict[str, Default] = {}
     evaluates = written.get("evaluation_strategy")
     if evaluates is None and written.get("do_eval"):
         evaluates = "steps" if "eval_steps" in written else "epoch"
-        why = "eval_steps is given" if evaluates == "steps" else "data of fine-tuning are small"
+        why = "eval_steps is given" if evaluates == "steps" else "fine-tuning data sets are small"
         found["evaluation_strategy"] = Default(evaluates, why)
     if "save_steps" in written:
         return found | {"save_strategy": Default("steps", "save_steps is given")}
@@ -77,58 +89,71 @@ def _when(written: Mapping[str, Any]) -> dict[str, Default]:
         and written.get("save_strategy", "steps") == "steps"
     ):
         steps = written.get("eval_steps", RunConfig.model_fields["eval_steps"].default)
-        found["save_steps"] = Default(steps, "eval_steps, so that every model that is evaluated is saved")
+        found["save_steps"] = Default(steps, "eval_steps, so that every evaluated model is saved")
         return found | {"save_strategy": Default("steps", "evaluation_strategy")}
-    return found | {"save_strategy": Default("epoch", "data of fine-tuning are small")}
+    return found | {"save_strategy": Default("epoch", "fine-tuning data sets are small")}
 
 
-def fitting_length(config: RunConfig, asked: Container[str], facts: ModelFacts | None) -> dict[str, Default]:
-    """The lengths of fine-tuning's samples and rows, where nobody gave them, for a model of fewer positions than they need."""
+def fitting_length(config: RunConfig, requested: Container[str], facts: ModelFacts | None) -> dict[str, Default]:
+    """Return lengths of samples and rows for a model that has fewer positions than the defaults need.
+
+    Args:
+        config: Config of fine-tuning.
+        requested: Names of the fields that the user set; they are not changed.
+        facts: Shape of the model; None if it is not known.
+    """
     limit = facts.position_limit if facts else None
-    if limit is None or "max_length" in asked:
+    if limit is None or "max_length" in requested:
         return {}
-    room = limit - (config.num_prompt_tokens if config.prompt_tuning else 0)
-    if not 2 <= room < config.max_length:
+    available = limit - (config.num_prompt_tokens if config.prompt_tuning else 0)
+    if not 2 <= available < config.max_length:
         return {}
     why = f"the model's {limit} positions"
-    lengths = ["max_length", *(["max_seq_length"] if "max_seq_length" not in asked else [])]
-    return {name: Default(room, why) for name in lengths}
+    lengths = ["max_length", *(["max_seq_length"] if "max_seq_length" not in requested else [])]
+    return {name: Default(available, why) for name in lengths}
 
 
-FUSED_WHY = "on a CPU, if the model has an RMSNorm"
+FUSED_WHY = "on a CPU, for models with RMSNorm"
 
 
 def fuses_rms_norm(device: str, facts: ModelFacts) -> bool:
-    """`--use_fused_rms_norm` where it is absent: on a CPU a step takes 2 to 5% less with it."""
+    """Return the value of `use_fused_rms_norm` if it is not given: on a CPU, it makes a step 2 to 5% faster."""
     family = FAMILIES.get(facts.model_type)
     return device == "cpu" and family is not None and family.capabilities.fused_rms_norm
 
 
 def derive(run: Run) -> tuple[dict[str, Any], dict[str, str], list[str]]:
-    """Values to set, the origin of each, and lines to say. `run` has no problems."""
+    """Derive values from a run without problems.
+
+    Returns:
+        New value by field; origin of each, for config.resolved.json; notices.
+    """
     updates: dict[str, Any] = {}
     origins: dict[str, str] = {}
-    for name, value, why in _follows(run):
+    for name, value, why in _derived(run):
         if getattr(run.config, name) != value:
             updates[name], origins[name] = value, f"derived: {why}"
     if run.device != "cpu":
         return updates, origins, []
     adapted = adapt_to_cpu(run.config.model_copy(update=updates))
     for name, value in adapted.updates.items():
-        updates[name], origins[name] = value, "not honoured on the CPU"
+        updates[name], origins[name] = value, UNSUPPORTED
     return updates, origins, adapted.notices
 
 
-def _follows(run: Run) -> list[tuple[str, Any, str]]:
+def _derived(run: Run) -> list[tuple[str, Any, str]]:
     config, layout = run.config, run.layout
     found: list[tuple[str, Any, str]] = [
-        ("device", run.device, "the best there is" if config.device is None else "checked for this device"),
+        ("device", run.device, "the best available" if config.device is None else "checked for this device"),
         ("tensor_parallel_degree", layout.tensor, "the layout"),
         ("pipeline_parallel_degree", layout.pipeline, "the layout"),
         ("sharding_parallel_degree", layout.sharding, "the layout"),
         ("data_parallel_degree", layout.data, "the layout"),
     ]
-    found += [(name, words, "words without effect left out") for name, words in words_at_work(config, layout).items()]
+    found += [
+        (name, switches, "switches without effect dropped")
+        for name, switches in active_switches(config, layout).items()
+    ]
     if layout.sharding_stage == 0:
         found.append(("sharding", "", "nothing to shard in this layout"))
     if config.sharding_offload and run.device == "gpu":
@@ -140,7 +165,7 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
     if config.tokenizer_name_or_path is None:
         found.append(("tokenizer_name_or_path", config.model_name_or_path, "model_name_or_path"))
     if run.folder is not None:
-        found.append(("model_name_or_path", str(run.folder), f"where {config.model_name_or_path} is on this machine"))
+        found.append(("model_name_or_path", str(run.folder), f"local folder of {config.model_name_or_path}"))
     if config.use_fused_rms_norm is None and run.known_facts is not None:
         found.append(("use_fused_rms_norm", fuses_rms_norm(run.device, run.known_facts), FUSED_WHY))
     if config.data_seed is None:
@@ -152,30 +177,32 @@ def _follows(run: Run) -> list[tuple[str, Any, str]]:
     if config.metric_for_best_model == "accuracy":
         found.append(("metric_for_best_model", "loss", "accuracy is not measured"))
     if config.load_best_model_at_end and config.greater_is_better is None:
-        # PaddleNLP takes every metric but the loss for one of which more is better; a perplexity is not.
-        scored = (config.metric_for_best_model or "loss").removeprefix("eval_") in SCORES
-        found.append(("greater_is_better", scored, f"{'more' if scored else 'less'} of this metric is better"))
+        # PaddleNLP assumes that greater is better for every metric but the loss, also for perplexity.
+        is_score = (config.metric_for_best_model or "loss").removeprefix("eval_") in SCORES
+        found.append(
+            ("greater_is_better", is_score, f"a {'greater' if is_score else 'smaller'} value of this metric is better")
+        )
     if config.evaluation_strategy is None:
         found.append(("evaluation_strategy", "steps" if config.do_eval else "no", "do_eval"))
     elif config.evaluation_strategy != "no":
         found.append(("do_eval", True, "evaluation_strategy"))
     if layout.pipeline > 1:
         batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        found.append(("per_device_eval_batch_size", batch, "a pipeline evaluates the micro batches that it trains"))
-    return found + (list(_follows_in_finetuning(config, layout)) if run.entry == "finetune" else [])
+        found.append(("per_device_eval_batch_size", batch, "a pipeline evaluates with the micro-batches of training"))
+    return found + (list(_derived_in_finetuning(config, layout)) if run.entry == "finetune" else [])
 
 
-def _follows_in_finetuning(config: RunConfig, layout: Layout) -> Iterator[tuple[str, Any, str]]:
+def _derived_in_finetuning(config: RunConfig, layout: Layout) -> Iterator[tuple[str, Any, str]]:
     if config.dataset_name_or_path is None:
-        yield "dataset_name_or_path", "data", "where PaddleNLP's first scripts looked"
+        yield "dataset_name_or_path", "data", "the folder of PaddleNLP's first scripts"
     if config.src_length is None:
         yield "src_length", config.max_length - 1, "all but one token of max_length"
     if config.generation_max_new_tokens is None and config.src_length is not None:
-        yield "generation_max_new_tokens", config.max_length - config.src_length, "what src_length leaves of max_length"
+        yield "generation_max_new_tokens", config.max_length - config.src_length, "max_length - src_length"
     elif config.generation_max_new_tokens is None:
         yield "generation_max_new_tokens", min(256, config.max_length), "src_length is not given"
     if layout.pipeline > 1:
-        yield "pad_to_max_length", True, "stages of a pipeline expect one shape"
+        yield "pad_to_max_length", True, "pipeline stages expect one shape"
     if config.sequence_parallel and config.pad_to_multiple_of is None:
         yield "pad_to_multiple_of", layout.tensor, "rows are split over the tensor parallel ranks"
     if config.lora_alpha is None and (config.lora or config.adalora):

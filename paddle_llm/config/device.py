@@ -1,4 +1,4 @@
-"""Which device this machine offers, found out without importing paddle, and what a CPU cannot honour."""
+"""The device of this machine, found without importing Paddle, and what a CPU does not support."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import Any, Literal
 from paddle_llm.config.run_config import RunConfig
 
 Device = Literal["gpu", "cpu"]
+UNSUPPORTED = "not supported on the CPU"  # origin of a value in config.resolved.json
 
 
 def has_gpu() -> bool:
-    """An NVIDIA GPU that this process may use."""
+    """Return whether this process may use an NVIDIA GPU."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
         return False
     return any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi") is not None
 
 
 def paddle_has_gpu() -> bool:
-    """The installed Paddle is a GPU build. Reads its version file: importing paddle takes a second."""
+    """Return whether the installed Paddle is a GPU build. Reads its version file, since importing Paddle takes a second."""
     spec = find_spec("paddle")
     if spec is None or not spec.submodule_search_locations:
         return False
@@ -33,38 +34,41 @@ def paddle_has_gpu() -> bool:
 
 
 def find_device() -> Device:
-    """The best device there is."""
+    """Return "gpu" if this machine and the installed Paddle have one, else "cpu"."""
     return "gpu" if has_gpu() and paddle_has_gpu() else "cpu"
 
 
 def why_no_gpu() -> str:
-    """Why find_device says cpu; "" when it says gpu."""
+    """Return why `find_device` returns "cpu"; "" if it returns "gpu"."""
     if not has_gpu():
-        return "this machine shows no GPU"
+        return "no GPU was found on this machine"
     if not paddle_has_gpu():
-        return (
-            "there is a GPU, but the installed Paddle is a CPU build (the README has the install line of the GPU build)"
-        )
+        return "this machine has a GPU, but the installed Paddle is a CPU build (the README shows how to install the GPU build)"
     return ""
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """What becomes of a config on a device: changed fields, and one line for each thing not honoured."""
+    """Changes of a config for a device.
+
+    Attributes:
+        updates: New value by field.
+        notices: One line for each setting that is not supported.
+    """
 
     updates: dict[str, Any]
     notices: list[str]
 
 
-# Kernels that exist on a GPU only; their plain twins compute the same.
+# Settings that need a GPU -> what happens on a CPU instead. The results are the same.
 _GPU_SWITCHES = {
     "use_flash_attention": "attention is computed by plain operations",
     "use_fused_rope": "rotary embeddings are computed by plain operations",
-    "offload_optim": "there is no device memory to move optimizer states out of",
-    "offload_recompute_inputs": "there is no device memory to move activations out of",
+    "offload_optim": "optimizer states are in host memory anyway",
+    "offload_recompute_inputs": "activations are in host memory anyway",
 }
-# Words of the *_parallel_config fields that only change how a GPU communicates: same numbers without them.
-_GPU_WORDS = frozenset(
+# Switches of the *_parallel_config fields that only change the communication of GPUs, not the results.
+_GPU_ONLY = frozenset(
     [
         "enable_stage1_tensor_fusion",
         "enable_stage1_overlap",
@@ -87,26 +91,28 @@ _GPU_WORDS = frozenset(
 
 
 def adapt_to_cpu(config: RunConfig) -> Adapted:
-    """`config` with what a CPU cannot do left out, each said in one line."""
+    """Return the changes that drop what a CPU does not support."""
     updates: dict[str, Any] = {}
     notices: list[str] = []
     for name in ("bf16", "fp16"):
         if getattr(config, name):
             updates |= {name: False, "amp_master_grad": False}
-            notices.append(f"--{name} is not honoured on the CPU: everything is computed in fp32.")
+            notices.append(f"--{name} is not supported on the CPU: everything is computed in fp32.")
     for name, instead in _GPU_SWITCHES.items():
         if getattr(config, name):
             updates[name] = False
-            notices.append(f"--{name} is not honoured on the CPU: {instead}.")
+            notices.append(f"--{name} is not supported on the CPU: {instead}.")
     if config.sharding_offload:
         updates["sharding"] = f"stage{config.sharding_stage}"
         notices.append(
-            f"--sharding {config.sharding}: offload means nothing on the CPU, where all is in host memory anyway."
+            f"--sharding {config.sharding}: offload has no effect on the CPU, where everything is in host memory anyway."
         )
     for name in ("tensor_parallel_config", "pipeline_parallel_config", "sharding_parallel_config"):
         words = getattr(config, name).split()
-        dropped = [word for word in words if word in _GPU_WORDS]
+        dropped = [word for word in words if word in _GPU_ONLY]
         if dropped:
-            updates[name] = " ".join(word for word in words if word not in _GPU_WORDS)
-            notices.append(f"--{name}: {' '.join(dropped)} are for GPUs only and are left out on the CPU.")
+            updates[name] = " ".join(word for word in words if word not in _GPU_ONLY)
+            notices.append(
+                f"--{name}: {' '.join(dropped)} {'is' if len(dropped) == 1 else 'are'} for GPUs only and dropped on the CPU."
+            )
     return Adapted(updates, notices)

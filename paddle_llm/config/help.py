@@ -1,4 +1,7 @@
-"""What the fields look like to a reader: the text of `--help` and the table of defaults in the README."""
+"""Descriptions of the fields: the text of `--help` and the tables of defaults in the README.
+
+`python -m paddle_llm.config.help` writes the tables into README.md and README_zh.md.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.defaults import LEARNING_RATES, entry_defaults
@@ -24,38 +28,43 @@ Usage:
   python -m paddle.distributed.launch --nproc_per_node 8 {script} CONFIG.json --max_steps 100   # 8 ranks on a CPU
   python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 {script} CONFIG.json               # 8 GPUs
 
-A flag wins over CONFIG.json. Names are exact. A bare --flag means true; null (in JSON) means the default.
-Names of older PaddleNLP releases are understood and said at the start. Editors complete CONFIG.json by {schema}.
+Flags take precedence over CONFIG.json. Names must be complete. A bare --flag means true; null (in JSON) means the default.
+Names of older PaddleNLP releases are accepted and reported at the start. Editors complete CONFIG.json with {schema}.
 """
 
 
 def wants_help(argv: list[str]) -> bool:
-    """Whether `argv` asks for help."""
+    """Return whether `argv` requests help."""
     return any(word in ("-h", "--help") for word in argv)
 
 
 def help_text(entry: str = "pretrain", width: int | None = None) -> str:
-    """Every field by group: type, default, what it does. `width` in columns; None: the terminal's."""
+    """Return the text of `--help`: every field by group, with type, default and description.
+
+    Args:
+        entry: "pretrain" or "finetune".
+        width: Number of columns; None for the width of the terminal.
+    """
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
     lines = [_INTRO.format(title=_TITLES[entry], script=SCRIPTS[entry], schema=SCHEMAS[entry])]
     for title, names in fields_by_group(entry):
         lines.append(f"{title}:")
         for name in names:
             lines.append(f"  --{name} {type_text(kind_of(name))}  (default: {default_text(name, entry)})")
-            about = RunConfig.model_fields[name].description or ""
-            lines += textwrap.wrap(about, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
+            description = RunConfig.model_fields[name].description or ""
+            lines += textwrap.wrap(description, width, initial_indent=" " * 6, subsequent_indent=" " * 6)
         lines.append("")
     return "\n".join(lines)
 
 
 def defaults_table() -> str:
-    """The fields of pretraining as markdown tables, one per group, for the README."""
+    """Return the fields of pretraining as Markdown tables, one per group, for the README."""
     return "\n".join(line for title, names in fields_by_group() for line in _table(title, names, "pretrain"))
 
 
 def finetune_table() -> str:
-    """What is different in fine-tuning: other defaults, and the fields that pretraining lacks."""
-    lines = ["**Other defaults than in pretraining**", "", "| flag | default | why |", "|---|---|---|"]
+    """Return the differences of fine-tuning as Markdown tables: other defaults, and the fields that pretraining lacks."""
+    lines = ["**Defaults that differ from pretraining**", "", "| flag | default | reason |", "|---|---|---|"]
     for name, default in entry_defaults("finetune", {"do_eval": True}).items():
         if name != "learning_rate":
             lines.append(f"| `--{name}` | {_typed_text(default.value)} | {default.why} |")
@@ -70,15 +79,15 @@ def finetune_table() -> str:
 
 
 def _table(title: str, names: list[str], entry: str) -> list[str]:
-    lines = [f"**{title}**", "", "| flag | default | what it does |", "|---|---|---|"]
+    lines = [f"**{title}**", "", "| flag | default | description |", "|---|---|---|"]
     for name in names:
-        about = (RunConfig.model_fields[name].description or "").replace("|", "\\|")
-        lines.append(f"| `--{name}` | {default_text(name, entry)} | {about} |")
+        description = (RunConfig.model_fields[name].description or "").replace("|", "\\|")
+        lines.append(f"| `--{name}` | {default_text(name, entry)} | {description} |")
     return [*lines, ""]
 
 
 def fields_by_group(entry: str = "pretrain") -> Iterator[tuple[str, list[str]]]:
-    """Heading and field names of each group that the script of `entry` has, in the order of declaration."""
+    """Yield heading and field names of each group of the script of `entry`, in the order of declaration."""
     offered = fields_of(entry)
     for group in GROUPS:
         names = [name for name in group.model_fields if name in offered]
@@ -91,7 +100,7 @@ def _title(group: type[Group]) -> str:
 
 
 def type_text(kind: Kind) -> str:
-    """`INT`, `true|false`, `A|B`, `INT ...`."""
+    """Return the type of a field for `--help`: `INT`, `true|false`, `A|B` or `INT ...`."""
     if kind.choices:
         return "|".join(kind.choices)
     if kind.base is list:
@@ -100,9 +109,20 @@ def type_text(kind: Kind) -> str:
 
 
 def default_text(name: str, entry: str = "pretrain") -> str:
-    """A default as one would type it; `-` where absence means something of its own."""
+    """Return a default as a user would write it; `-` if an absent value has its own meaning."""
     own = entry_defaults(entry, {}).get(name)
     return _typed_text(own.value if own else RunConfig.model_fields[name].get_default(call_default_factory=True))
+
+
+def write_tables(*files: Path) -> None:
+    """Replace the generated tables in Markdown files, between the comments that mark them."""
+    for file in files:
+        text = file.read_text(encoding="utf-8")
+        for mark, table in (("defaults", defaults_table()), ("finetune defaults", finetune_table())):
+            begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+            head, rest = text.split(begin)
+            text = f"{head}{begin}\n{table.strip()}\n{end}{rest.split(end)[1]}"
+        file.write_text(text, encoding="utf-8")
 
 
 def _typed_text(default: Any) -> str:
@@ -111,3 +131,7 @@ def _typed_text(default: Any) -> str:
     if isinstance(default, list):
         return " ".join(map(str, default))
     return default if isinstance(default, str) else json.dumps(default)
+
+
+if __name__ == "__main__":
+    write_tables(Path("README.md"), Path("README_zh.md"))

@@ -12,13 +12,13 @@ class Layout:
     """Degrees of parallelism of one job; their product is the world size.
 
     Attributes:
-        data: replicas that see different data and all-reduce gradients.
-        sharding: ranks that see different data and share optimizer state (ZeRO).
-        tensor: ranks that split every matrix (tensor parallel).
-        pipeline: stages.
+        data: Replicas that read different data and all-reduce gradients.
+        sharding: Ranks that read different data and shard optimizer states (ZeRO).
+        tensor: Ranks that split every matrix (tensor parallel).
+        pipeline: Stages.
         sharding_stage: 0 (none), 1, 2 or 3.
-        virtual_stages: model chunks per pipeline rank (1: plain 1F1B).
-        sequence_parallel: activations between tensor-parallel blocks are split along the sequence.
+        virtual_stages: Model chunks per pipeline rank (1: plain 1F1B).
+        sequence_parallel: Whether activations between tensor-parallel blocks are split along the sequence.
     """
 
     data: int = 1
@@ -31,6 +31,7 @@ class Layout:
 
     @property
     def world_size(self) -> int:
+        """Number of ranks."""
         return self.data * self.sharding * self.tensor * self.pipeline
 
     @property
@@ -53,7 +54,13 @@ class Layout:
 
 @dataclass
 class Degrees:
-    """A layout with what there is to say about it; `layout` is None when something is wrong."""
+    """A layout with its problems and notices.
+
+    Attributes:
+        layout: Layout; None if there are problems.
+        problems: Messages about mistakes.
+        notices: Messages that do not stop the run.
+    """
 
     layout: Layout | None = None
     problems: list[str] = field(default_factory=list)
@@ -61,35 +68,35 @@ class Degrees:
 
 
 def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> Degrees:
-    """Divide `world_size` ranks as `config` asks: data and sharding degrees follow where they are absent."""
+    """Divide `world_size` ranks as `config` requests. Data and sharding degrees that are not given are derived."""
     result = Degrees()
     zero = [name for name in _DEGREES if getattr(config, name) == 0]
     if zero:
-        result.problems += [f"{name} = 0: a degree is at least 1 (-1: not given)." for name in zero]
+        result.problems += [f"{name} = 0 is not a degree. Use 1 or more, or -1 for the default." for name in zero]
         return result
     tensor, pipeline = max(config.tensor_parallel_degree, 1), max(config.pipeline_parallel_degree, 1)
     sharding, data = config.sharding_parallel_degree, config.data_parallel_degree
     if sharding > 1 and not config.sharding_stage:
         result.problems.append(
-            f"sharding_parallel_degree = {sharding} without --sharding: nothing would be shared and gradients would not be "
+            f"sharding_parallel_degree = {sharding} without --sharding: nothing would be sharded and gradients would not be "
             f"averaged. Add --sharding stage1, or use --data_parallel_degree {sharding}."
         )
         return result
     fixed = tensor * pipeline * max(sharding, 1) * max(data, 1)
-    asked = _named(tensor=tensor, pipeline=pipeline, sharding=sharding, data=data)
+    requested = _described(tensor=tensor, pipeline=pipeline, sharding=sharding, data=data)
     if world_size == 1 and fixed > 1:
         result.problems.append(
-            f"{asked} needs {fixed} processes, this is one: start it with\n"
+            f"{requested} needs {fixed} processes, but this is a single one. Start it with\n"
             f"       python -m paddle.distributed.launch --nproc_per_node {fixed} {SCRIPTS[entry]} ..."
         )
     elif world_size % fixed:
         verb = "is more than" if fixed > world_size else "does not divide"
         result.problems.append(
-            f"{asked} = {fixed} ranks {verb} the job's {world_size}: start it on {_nearest(fixed, world_size)} ranks, "
-            "or change a degree."
+            f"{requested} = {fixed} ranks {verb} the {world_size} ranks of the job. Start it on {_nearest(fixed, world_size)} "
+            "ranks, or change a degree."
         )
     else:
-        _fill(result, config, world_size // fixed, (tensor, pipeline, sharding, data), asked, world_size)
+        _fill(result, config, world_size // fixed, (tensor, pipeline, sharding, data), requested, world_size)
     return result
 
 
@@ -97,9 +104,9 @@ _DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_para
 
 
 def _fill(
-    result: Degrees, config: RunConfig, rest: int, degrees: tuple[int, int, int, int], asked: str, world_size: int
+    result: Degrees, config: RunConfig, rest: int, degrees: tuple[int, int, int, int], requested: str, world_size: int
 ) -> None:
-    """Give the ranks that no explicit degree uses to sharding, else to data."""
+    """Assign the ranks that no given degree uses to sharding, or else to data."""
     tensor, pipeline, sharding, data = degrees
     if config.sharding_stage and sharding == -1:
         sharding, rest = rest, 1
@@ -108,8 +115,8 @@ def _fill(
     if rest > 1:
         used = world_size // rest
         result.problems.append(
-            f"{asked} = {used} ranks, the job has {world_size}: {world_size - used} would be idle. Start it on {used} ranks, "
-            f"leave out --data_parallel_degree, or raise a degree."
+            f"{requested} = {used} ranks, but the job has {world_size}: {world_size - used} would be idle. Start it on {used} "
+            "ranks, drop --data_parallel_degree, or increase a degree."
         )
         return
     stage = config.sharding_stage if sharding > 1 else 0
@@ -118,7 +125,7 @@ def _fill(
             "one process" if world_size == 1 else f"this layout (tensor {tensor} x pipeline {pipeline} x data {data})"
         )
         result.notices.append(
-            f"--sharding {config.sharding}: {where} leaves nothing to shard; each rank keeps everything."
+            f"--sharding {config.sharding} has no effect: {where} has no ranks to shard over. Each rank keeps everything."
         )
     result.layout = Layout(
         data=max(data, 1),
@@ -131,8 +138,8 @@ def _fill(
     )
 
 
-def _named(**degrees: int) -> str:
-    """`tensor_parallel_degree 2 x pipeline_parallel_degree 2`, of those above one."""
+def _described(**degrees: int) -> str:
+    """Return the degrees above one, such as `tensor_parallel_degree 2 x pipeline_parallel_degree 2`."""
     parts = [f"{name}_parallel_degree {degree}" for name, degree in degrees.items() if degree > 1]
     return " x ".join(parts) or "one rank"
 

@@ -1,6 +1,6 @@
-"""What each way of fine-tuning can be combined with: one row per method, and what a layout asks of it.
+"""Methods of fine-tuning: which fields choose and configure them, and what they can be combined with.
 
-The reader's rules tell all of it at once, before paddle is imported; `peft.attach` asks the same.
+The rules of the config report violations before Paddle is imported; `peft.attach` checks the same conditions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 from paddle_llm.families import FAMILIES
 
-# The fields that choose a method; without any, all weights are trained.
+# Field -> the method that it chooses. Without any of them, all weights are trained.
 CHOICES = {
     "lora": "lora",
     "adalora": "adalora",
@@ -23,7 +23,7 @@ CHOICES = {
     "trainable_modules": "freeze",
 }
 _ADDED = ("lora", "adalora", "prefix", "prompt", "adapter")
-# Fields that mean something with these methods only.
+# Field -> the methods that it has an effect with.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "lora_rank": ("lora", "adalora"),
     "lora_alpha": ("lora", "adalora"),
@@ -48,7 +48,14 @@ SETTINGS: dict[str, tuple[str, ...]] = {
 
 
 def chosen(values: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Method -> the fields that choose it, of those that are on in `values`."""
+    """Return the chosen methods.
+
+    Args:
+        values: Value by field.
+
+    Returns:
+        Fields that choose a method, by method.
+    """
     found: dict[str, list[str]] = {}
     for field, method in CHOICES.items():
         if values.get(field):
@@ -57,20 +64,20 @@ def chosen(values: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def flags_of(methods: tuple[str, ...]) -> str:
-    """The flags that choose these methods: "--lora or --adalora"."""
+    """Return the flags that choose these methods, such as "--lora or --adalora"."""
     return " or ".join(f"--{field}" for field, method in CHOICES.items() if method in methods)
 
 
 @dataclass(frozen=True)
 class Composition:
-    """What a method goes together with. Tensor and sequence parallelism and sharding stages 1 and 2 suit all of them.
+    """What a method can be combined with. All of them support tensor and sequence parallelism and sharding stages 1 and 2.
 
     Attributes:
-        title: as people say it.
-        no_pipeline: why it is not offered with pipeline stages; "" where it is.
-        no_stage3: why not with sharding stage 3.
-        no_packing: why not with packed rows (`zero_padding`).
-        mergeable: whether it can be added to the base weights.
+        title: Name in messages.
+        no_pipeline: Reason why pipeline stages are not supported; empty if they are.
+        no_stage3: Reason why sharding stage 3 is not supported; empty if it is.
+        no_packing: Reason why packed rows (`zero_padding`) are not supported; empty if they are.
+        mergeable: Whether the method can be merged into the base weights.
     """
 
     title: str
@@ -88,14 +95,14 @@ METHODS: dict[str, Composition] = {
     "freeze": Composition("freezing"),
     "adalora": Composition(
         "AdaLoRA",
-        no_pipeline="its budget is divided over the layers of all stages at once",
-        no_stage3="its budget needs every gradient together with its weight",
+        no_pipeline="its rank budget spans the layers of all stages",
+        no_stage3="its rank budget needs complete weights and gradients",
         mergeable=True,
     ),
     "prompt": Composition(
         "prompt tuning",
-        no_pipeline="it lengthens what the first stage reads, which the others must know of",
-        no_packing="the prompt would stand before the first sample of a row only",
+        no_pipeline="it lengthens the input of the first stage, which the other stages do not know",
+        no_packing="only the first sample of a row would have the prompt",
     ),
 }
 
@@ -110,49 +117,53 @@ def method_problems(
     dora: bool = False,
     lora_dropout: float = 0.0,
 ) -> Iterator[str]:
-    """Everything that keeps a method from running like this: what, and what to do.
+    """Yield a message for each condition of the method that the run violates.
 
     Args:
-        method: a key of METHODS.
-        family: of the model, as `ModelFacts.model_type`; None where it is not known yet.
-        packed: `zero_padding`.
+        method: Key of METHODS.
+        layout: Layout of the job.
+        family: Family of the model, as in `ModelFacts.model_type`; None if it is not known yet.
+        packed: Value of `zero_padding`.
+        prefix_projection: Value of this field.
+        dora: Value of this field.
+        lora_dropout: Value of this field.
     """
     row, known = METHODS[method], FAMILIES.get(family or "")
     if method == "lora" and dora:
         yield from _dora_problems(layout, lora_dropout)
     if layout.pipeline > 1 and row.no_pipeline:
-        able = ", ".join(name for name, one in METHODS.items() if not one.no_pipeline)
+        supported = ", ".join(name for name, one in METHODS.items() if not one.no_pipeline)
         yield (
             f"{row.title} with pipeline_parallel_degree = {layout.pipeline}: {row.no_pipeline}. Use tensor_parallel_degree or "
-            f"sharding; with pipeline stages there are: {able}."
+            f"sharding, or one of the methods that support a pipeline: {supported}."
         )
     stage3 = layout.sharding > 1 and layout.sharding_stage == 3
     if method == "prefix" and prefix_projection and (stage3 or layout.pipeline > 1):
-        what = "--sharding stage3" if stage3 else f"pipeline_parallel_degree = {layout.pipeline}"
-        yield f"--prefix_projection with {what}: all layers share its weights. Leave the projection out, or use --sharding stage2."
+        cause = "--sharding stage3" if stage3 else f"pipeline_parallel_degree = {layout.pipeline}"
+        yield f"--prefix_projection with {cause}: all layers share its weights. Drop it, or use --sharding stage2."
     elif stage3 and row.no_stage3:
         yield f"{row.title} with --sharding stage3: {row.no_stage3}. Use --sharding stage2."
     if method == "prefix" and prefix_projection and known and not known.capabilities.prefix_projection:
-        yield f"--prefix_projection is not offered for {known.title}, whose prefix is hidden states. Leave the projection out."
+        yield f"--prefix_projection is not supported for {known.title}, whose prefix consists of hidden states. Drop it."
     if packed and row.no_packing:
-        yield f"{row.title} with --zero_padding: {row.no_packing}. Leave --zero_padding out."
+        yield f"{row.title} with --zero_padding: {row.no_packing}. Drop --zero_padding."
     if method == "prompt" and known and not known.capabilities.prompt_tuning:
         yield (
-            f"{row.title} is not offered for {known.title}: its batches spell out two-dimensional positions, which the prompt "
+            f"{row.title} is not supported for {known.title}: its batches contain two-dimensional positions, which the prompt "
             "would shift. Use --prefix_tuning or --lora."
         )
     if packed and method == "prefix" and known and not known.capabilities.packed_prefix:
         yield (
-            f"{row.title} with --zero_padding is not offered for {known.title}: its attention takes the prefix for part of "
-            "the row."
+            f"{row.title} with --zero_padding is not supported for {known.title}: its attention treats the prefix as part of "
+            "the row. Drop --zero_padding."
         )
 
 
 def _dora_problems(layout: Layout, dropout: float) -> Iterator[str]:
     if layout.sharding > 1 and layout.sharding_stage == 3:
-        yield "--dora with --sharding stage3: DoRA needs the norm of whole weights in each step. Use --sharding stage2."
+        yield "--dora with --sharding stage3: DoRA needs the norm of complete weights in each step. Use --sharding stage2."
     if layout.tensor > 1 and dropout:
         yield (
-            f"--dora with tensor_parallel_degree = {layout.tensor} and lora_dropout = {dropout}: DoRA multiplies the dropped input by "
-            "the whole weight. Set lora_dropout to 0, or tensor_parallel_degree to 1."
+            f"--dora with tensor_parallel_degree = {layout.tensor} and lora_dropout = {dropout}: DoRA multiplies the input after "
+            "dropout by the complete weight. Set lora_dropout to 0, or tensor_parallel_degree to 1."
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.local_files.adapters import adapters_below, instead_of_model
+from paddle_llm.config.local_files.adapters import adapter_as_model, adapters_below
 from paddle_llm.config.local_files.published_names import downloaded, folder_like, why_unknown
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.downloads import other_layout
@@ -32,7 +32,7 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
         )
     if not path.is_file():
         problem = (
-            instead_of_model(path.parent)
+            adapter_as_model(path.parent)
             or f"{path} does not exist: a model folder needs its config.json.{other_layout(path.parent)}"
         )
         raise UserError(problem + adapters_below(path.parent))

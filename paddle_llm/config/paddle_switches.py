@@ -1,7 +1,7 @@
-"""Paddle's switches in the *_parallel_config fields: which words there are, and which do nothing in a layout.
+"""Paddle's switches in the *_parallel_config fields: which exist, and which have no effect in a layout.
 
-PaddleNLP looks at a field only when its degree is above 1, so that a misspelt word lies in wait until the job grows, and
-takes some words in silence where they do nothing. Here a word is unknown, at work, or idle for a reason that is said.
+PaddleNLP reads a field only if its degree is above 1, so that a misspelled switch fails only once the job grows, and it accepts
+some switches silently where they have no effect. Here a switch is unknown, active, or idle for a reason that is reported.
 Sources: paddlenlp 3.0.0b4 `trainer/training_args.py`; paddle 3.3.1 `fleet/meta_optimizers/dygraph_optimizer` and
 `fleet/meta_parallel/pipeline_parallel.py`.
 """
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 
-TENSOR_WORDS = (
+TENSOR_SWITCHES = (
     "enable_mp_async_allreduce",
     "enable_mp_skip_c_identity",
     "enable_mp_fused_linear_param_grad_add",
@@ -23,7 +23,7 @@ TENSOR_WORDS = (
     "sync_grad",
     "sync_moment",
 )
-PIPELINE_WORDS = (
+PIPELINE_SWITCHES = (
     "disable_p2p_cache_shape",
     "disable_partial_send_recv",
     "enable_delay_scale_loss",
@@ -37,7 +37,7 @@ PIPELINE_WORDS = (
     "best_unbalanced_scheduler",
     "use_dualpipev",
 )
-SHARDING_WORDS = (
+SHARDING_SWITCHES = (
     "enable_stage1_tensor_fusion",
     "enable_stage1_overlap",
     "enable_stage2_overlap",
@@ -49,11 +49,11 @@ SHARDING_WORDS = (
     "enable_fuse_optimizer_states",
 )
 WORDS = {
-    "tensor_parallel_config": TENSOR_WORDS,
-    "pipeline_parallel_config": PIPELINE_WORDS,
-    "sharding_parallel_config": SHARDING_WORDS,
+    "tensor_parallel_config": TENSOR_SWITCHES,
+    "pipeline_parallel_config": PIPELINE_SWITCHES,
+    "sharding_parallel_config": SHARDING_SWITCHES,
 }
-# How stage 1 lays gradients and states out and sends them; stages 2 and 3 do it their own way.
+# Memory layout and communication of stage 1. Stages 2 and 3 have their own.
 _STAGE_1_ONLY = (
     "enable_stage1_tensor_fusion",
     "enable_stage1_overlap",
@@ -67,8 +67,12 @@ _FUSING = ("enable_stage1_tensor_fusion", "enable_stage1_overlap")
 _NEED_ASYNC_ALLREDUCE = ("enable_mp_skip_c_identity", "enable_mp_fused_linear_param_grad_add")
 
 
-def idle_words(config: RunConfig, layout: Layout) -> dict[str, dict[str, str]]:
-    """Field -> word -> why it does nothing in this layout; words that do something, or that are unknown, are absent."""
+def idle_switches(config: RunConfig, layout: Layout) -> dict[str, dict[str, str]]:
+    """Return the switches without effect in this layout.
+
+    Returns:
+        Reason by switch by field. Active and unknown switches are absent.
+    """
     found: dict[str, dict[str, str]] = {}
     for name, known in WORDS.items():
         words = [word for word in getattr(config, name).split() if word in known]
@@ -80,20 +84,20 @@ def idle_words(config: RunConfig, layout: Layout) -> dict[str, dict[str, str]]:
     return found
 
 
-def words_at_work(config: RunConfig, layout: Layout) -> dict[str, str]:
-    """Field -> its text without idle words."""
-    idle = idle_words(config, layout)
+def active_switches(config: RunConfig, layout: Layout) -> dict[str, str]:
+    """Return the text of each field without idle switches."""
+    idle = idle_switches(config, layout)
     return {name: " ".join(word for word in getattr(config, name).split() if word not in idle[name]) for name in WORDS}
 
 
 def buckets_are_used(config: RunConfig, layout: Layout, device: str) -> bool:
-    """Whether `sharding_comm_buffer_size_MB` says the size of anything.
+    """Return whether `sharding_comm_buffer_size_MB` has an effect.
 
-    Stages 2 and 3 reduce gradients in buckets; Paddle's stage 1 does with these words, on a GPU only.
+    Stages 2 and 3 reduce gradients in buckets; Paddle's stage 1 does so with the fusing switches, on a GPU only.
     """
     if layout.sharding == 1:
         return False
-    words = words_at_work(config, layout)["sharding_parallel_config"].split()
+    words = active_switches(config, layout)["sharding_parallel_config"].split()
     return layout.sharding_stage >= 2 or (device == "gpu" and bool({"split_param", *_FUSING} & set(words)))
 
 
@@ -104,7 +108,7 @@ def _idle_tensor(words: list[str], config: RunConfig, layout: Layout) -> Iterato
         elif word == "enable_sp_async_reduce_scatter" and not config.sequence_parallel:
             yield word, "it needs --sequence_parallel"
         elif word == "enable_delay_scale_loss" and layout.pipeline > 1:
-            yield word, "with a pipeline its place is --pipeline_parallel_config"
+            yield word, "with a pipeline it belongs in --pipeline_parallel_config"
         elif word == "enable_delay_scale_loss" and config.gradient_accumulation_steps == 1:
             yield word, "gradient_accumulation_steps is 1"
 
@@ -136,9 +140,9 @@ def _idle_sharding(words: list[str], config: RunConfig, layout: Layout) -> Itera
         elif word == "enable_stage2_overlap" and stage == 1:
             yield word, "it is for stage 2"
         elif word == "enable_stage2_overlap":
-            yield word, "reductions overlap with the backward pass wherever the device can"
+            yield word, "reductions overlap with the backward pass if the device supports it"
         elif word in _FUSING and layout.pipeline > 1:
-            yield word, "with a pipeline its switch is enable_sharding_comm_overlap in --pipeline_parallel_config"
+            yield word, "with a pipeline the switch is enable_sharding_comm_overlap in --pipeline_parallel_config"
 
 
 _IDLE = {

@@ -1,4 +1,4 @@
-"""The reader of configs: `[CONFIG.json] [--key value ...]` to a checked RunConfig, or every mistake at once."""
+"""Read `[CONFIG.json] [--key value ...]` into a checked RunConfig, or report every mistake at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ON
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.families.facts import ModelFacts
 
-# Words from other trainers, too far from the name here for difflib.
+# Names of other trainers that are too different for difflib -> names here.
 _HINTS = {
     "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size",
@@ -56,13 +56,14 @@ class Resolved:
     """A run that may start.
 
     Attributes:
-        config: complete: every field as it is used.
-        layout: how the ranks are divided.
-        facts: the model's shape; None for a built-in name that has not been downloaded.
-        origins: field -> "default", "flag", "file PATH", "translated from --x", "derived: why", "not honoured on the CPU".
-        notices: lines to say once at the start.
+        config: Complete config: every field has the value that the run uses.
+        layout: Layout of the ranks.
+        facts: Shape of the model; None for a built-in name that has not been downloaded.
+        origins: Origin by field: "default", "flag", "file PATH", "translated from --x", "derived: reason" or "not supported on
+            the CPU".
+        notices: Lines to print once at the start.
         requested: Values as given, of the fields that the device or the layout changed.
-        entry: the script that it is for.
+        entry: Script that the run is for.
     """
 
     config: RunConfig
@@ -75,74 +76,95 @@ class Resolved:
 
 
 def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device: str | None = None) -> Resolved:
-    """Read, translate, type and check a command line.
+    """Read, translate, convert and check a command line.
 
     Args:
-        argv: without the program's name: `[CONFIG.json] [--key value ...]`; a flag wins over the file.
-        world_size: ranks of the job.
+        argv: `[CONFIG.json] [--key value ...]`, without the program's name. Flags take precedence over the file.
+        world_size: Number of ranks of the job.
         entry: "pretrain" or "finetune".
-        device: "gpu" or "cpu" to check for another machine than this one; None: this machine, which must have the
-            device that is asked for.
+        device: "gpu" or "cpu" to check for another machine; None for this machine, which must have the requested device.
 
     Raises:
-        ConfigError: with every mistake found.
+        ConfigError: If the command line has mistakes; the error lists all of them.
     """
     if entry not in get_args(Entry):
         raise ValueError(f"entry must be one of {get_args(Entry)}, not {entry!r}")
     script: Entry = "finetune" if entry == "finetune" else "pretrain"
+    problems, notices = _Problems(), list[str]()
+    given = _read(argv, script, problems, notices)
+    config, invalid, defaults = _typed(given, script, problems)
+    notices += _expanded_paths(config, given, invalid)
+    if problems.stop_early:
+        raise ConfigError(problems.lines + problems.notices_of_a_stop)
+    is_local = device is None
+    device = _device(masked(config, invalid), device, problems.lines, notices)
+    folder, facts = _facts(masked(config, invalid), problems.lines, notices)
+    if script == "finetune":
+        defaults |= fitting_length(config, given, facts)
+        config = config.model_copy(update={name: default.value for name, default in defaults.items()})
+    visible = masked(config, invalid)
+    layout = _layout(visible, world_size, script, problems.lines, notices)
+    run = Run(visible, frozenset(given), world_size, device, script, layout, facts, folder, is_local)
+    findings = check(run, RULES)
+    problems.lines += [finding.text for finding in findings if isinstance(finding, Problem)]
+    notices += [finding.text for finding in findings if not isinstance(finding, Problem)]
+    if problems.lines or layout is None:
+        raise ConfigError(problems.lines)
+
+    origins = {name: "default" for name in fields_of(script)} | {one.name: _origin(one) for one in given.values()}
+    origins |= {name: f"default: {default.why}" for name, default in defaults.items()}
+    updates, reasons, further = derive(replace(run, config=config))
+    requested = {name: getattr(config, name) for name in updates if name in given}
+    config = config.model_copy(update=updates)
+    return Resolved(config, layout, facts, origins | reasons, notices + further, requested, script)
+
+
+@dataclass
+class _Problems:
+    """Mistakes found so far.
+
+    Attributes:
+        lines: One message per mistake.
+        stop_early: Whether the rules would report consequences of a mistake in the file: it could not be read, or it is written
+            for another trainer.
+        notices_of_a_stop: Notices that are part of the error in that case.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    stop_early: bool = False
+    notices_of_a_stop: list[str] = field(default_factory=list)
+
+
+def _read(argv: list[str], script: Entry, problems: _Problems, notices: list[str]) -> dict[str, RawValue]:
+    """Return the raw values by field, with old names translated."""
     fields = frozenset(fields_of(script))
     arguments = read_arguments(argv, KNOWN_NAMES.union(FIELD_NAMES))
     translated = translate(arguments.given, script, fields)
-    problems = arguments.problems + translated.problems
-    notices = arguments.notices + translated.notices
+    problems.lines += arguments.problems + translated.problems
+    notices += arguments.notices + translated.notices
+    problems.stop_early = arguments.unread
 
     dialect = dialect_of({one.name for one in arguments.given if counterpart(one.name, one.raw) != ""})
     if dialect is not None:
         trainer, keys = dialect
-        problems.append(
-            f"The config is written for {trainer} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}). Its keys are not "
-            "translated; each is named below with its counterpart."
+        problems.lines.append(
+            f"The config is written for {trainer}: it has the keys {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}, which "
+            "are not translated. Replace each key as listed below."
         )
-    given = _merge(translated.given, fields, problems)
-    config, bad, own = _typed(given, script, problems)
-    notices += _expanded_paths(config, given, bad)
-    if arguments.unread or dialect is not None:
-        raise ConfigError(problems + (translated.notices if dialect is not None else []))
-    seen = masked(config, bad)
-    is_local = device is None
-    device = _device(seen, device, problems, notices)
-    folder, facts = _facts(seen, problems, notices)
-    if script == "finetune":
-        own |= fitting_length(config, given, facts)
-        config = config.model_copy(update={name: default.value for name, default in own.items()})
-        seen = masked(config, bad)
-    layout = _layout(seen, world_size, script, problems, notices)
-    run = Run(seen, frozenset(given), world_size, device, script, layout, facts, folder, is_local)
-    findings = check(run, RULES)
-    problems += [finding.text for finding in findings if isinstance(finding, Problem)]
-    notices += [finding.text for finding in findings if not isinstance(finding, Problem)]
-    if problems or layout is None:
-        raise ConfigError(problems)
-
-    origins = {name: "default" for name in fields_of(script)} | {one.name: _origin(one) for one in given.values()}
-    origins |= {name: f"default: {default.why}" for name, default in own.items()}
-    updates, why, said = derive(replace(run, config=config))
-    requested = {name: getattr(config, name) for name in updates if name in given}
-    return Resolved(config.model_copy(update=updates), layout, facts, origins | why, notices + said, requested, script)
+        problems.stop_early = True
+        problems.notices_of_a_stop = translated.notices
+    return _merge(translated.given, fields, problems.lines)
 
 
 def entry_of(argv: list[str]) -> Entry:
-    """The script that a command line is meant for, by what only one of them has."""
+    """Return the script that a command line is for, judged by the names that only one script has."""
     given = {one.name for one in read_arguments(argv, KNOWN_NAMES.union(FIELD_NAMES)).given}
-    return (
-        "finetune"
-        if given & (FINETUNE_ONLY | FINETUNE_NAMES.keys()) and not given & PRETRAIN_ONLY.keys()
-        else "pretrain"
-    )
+    is_finetune = given & (FINETUNE_ONLY | FINETUNE_NAMES.keys()) and not given & PRETRAIN_ONLY.keys()
+    return "finetune" if is_finetune else "pretrain"
 
 
 def resolved_as_json(resolved: Resolved) -> dict[str, Any]:
-    """What config.resolved.json holds: every argument as it was used and where it came from; `asked` where they differ."""
+    """Return the content of config.resolved.json: value and origin of every field, and `asked` where the request differs."""
     arguments = {}
     for name in resolved.origins:
         row = {"value": getattr(resolved.config, name), "origin": resolved.origins[name]}
@@ -153,7 +175,7 @@ def resolved_as_json(resolved: Resolved) -> dict[str, Any]:
 
 
 def _merge(given: list[RawValue], fields: frozenset[str], problems: list[str]) -> dict[str, RawValue]:
-    """One RawValue per field: flags win over the file; two spellings of one thing in one place must agree."""
+    """Return one value per field. Flags take precedence over the file; two names of one field in one source must agree."""
     merged: dict[str, RawValue] = {}
     for one in given:
         if one.name not in fields:
@@ -161,19 +183,20 @@ def _merge(given: list[RawValue], fields: frozenset[str], problems: list[str]) -
             if use is None or _HINTS.get(one.name) in fields:
                 problems.append(_unknown(one, fields))
             elif use and (script := _other_script(use, fields)):
-                problems.append(f"{one.display_name()} belongs to {script}: remove it here. For {script}: {use}.")
+                problems.append(f"{one.display_name()} belongs to {script}. Remove it here. For {script}: {use}.")
             elif use:
                 problems.append(f"{one.display_name()} = {_brief(one.raw)} is not a key of this program. {use}.")
             continue
         before = merged.get(one.name)
         if before is not None and before.origin == one.origin and before.raw != one.raw:
-            problems.append(f"{before.display_name()} and {one.display_name()} mean the same and differ: keep one.")
+            names = f"{before.display_name()} and {one.display_name()}"
+            problems.append(f"{names} set the same field to different values. Drop one of them.")
         merged[one.name] = one
     return merged
 
 
 def _other_script(use: str, fields: frozenset[str]) -> str | None:
-    """The other script, where all keys that a counterpart names are keys of that one."""
+    """Return the name of the other script if all keys that a counterpart names are keys of that script only."""
     named = [name for name in re.findall(r"--([a-z_0-9]+)", use) if name in FIELD_NAMES]
     if not named or fields.intersection(named):
         return None
@@ -187,53 +210,56 @@ def _unknown(one: RawValue, fields: frozenset[str]) -> str:
     candidates += difflib.get_close_matches(name, KNOWN_NAMES, 1, 0.8)
     hint = _HINTS.get(name)
     close = (hint if hint in fields else None) or (name if name in fields else next(iter(candidates), None))
-    meant = f" Did you mean {'--' if one.is_flag else ''}{close}?" if close else " --help lists all."
-    return f"{one.display_name()} is unknown.{meant}"
+    remedy = f"Did you mean {'--' if one.is_flag else ''}{close}?" if close else "--help lists all names."
+    return f"{one.display_name()} is unknown. {remedy}"
 
 
 def _typed(
-    given: dict[str, RawValue], entry: str, problems: list[str]
+    given: dict[str, RawValue], entry: str, problems: _Problems
 ) -> tuple[RunConfig, frozenset[str], dict[str, Default]]:
-    """The config; the fields whose values do not fit, which hold defaults instead; the defaults that are the entry's own."""
+    """Convert the raw values.
+
+    Returns:
+        Config; names of the fields with invalid values, which have defaults instead; entry defaults.
+    """
     values: dict[str, Any] = {}
-    bad: set[str] = set()
+    invalid: set[str] = set()
     for name, one in given.items():
         if one.raw is BARE and kind_of(name).base is not bool:
-            problems.append(f"{one.display_name()} needs a value: {kind_of(name)}.")
-            bad.add(name)
+            problems.lines.append(f"{one.display_name()} has no value. Give {kind_of(name)}.")
+            invalid.add(name)
         elif not is_null(one.raw):
             try:
                 values[name] = parse(name, True if one.raw is BARE else one.raw)
             except BadPath as error:
-                problems.append(f"{one.display_name()} = {_shown(one.raw)}: {error}.")
-                bad.add(name)
+                problems.lines.append(f"{one.display_name()} = {_shown(one.raw)}: {error}.")
+                invalid.add(name)
             except BadValue as error:
-                problems.append(f"{one.display_name()} = {_shown(one.raw)}: expected {error}.{_close(name, one.raw)}")
-                bad.add(name)
+                wrong = f"{one.display_name()} = {_shown(one.raw)}"
+                problems.lines.append(f"{wrong}: expected {error}.{_close(name, one.raw)}")
+                invalid.add(name)
     try:
         RunConfig(**values)
     except ValidationError as error:
         for detail in error.errors():
             name = str(detail["loc"][0])
-            problems.append(f"{given[name].display_name()} = {_shown(given[name].raw)}: {_range(detail['msg'])}.")
-            bad.add(name)
-    written = {name: value for name, value in values.items() if name not in bad}
-    own = entry_defaults(entry, written)
-    return RunConfig(**{name: default.value for name, default in own.items()} | written), frozenset(bad), own
+            message = detail["msg"].replace("Input should be", "must be")
+            problems.lines.append(f"{given[name].display_name()} = {_shown(given[name].raw)}: {message}.")
+            invalid.add(name)
+    written = {name: value for name, value in values.items() if name not in invalid}
+    defaults = entry_defaults(entry, written)
+    config = RunConfig(**{name: default.value for name, default in defaults.items()} | written)
+    return config, frozenset(invalid), defaults
 
 
-def _expanded_paths(config: RunConfig, given: dict[str, RawValue], bad: frozenset[str]) -> list[str]:
-    """One line for each path in which ~ or a variable was replaced."""
-    written = {name: _shown(one.raw) for name, one in given.items() if name in PATH_FIELDS and name not in bad}
+def _expanded_paths(config: RunConfig, given: dict[str, RawValue], invalid: frozenset[str]) -> list[str]:
+    """Return one line for each path in which ~ or a variable was replaced."""
+    written = {name: _shown(one.raw) for name, one in given.items() if name in PATH_FIELDS and name not in invalid}
     return [
         f"{given[name].display_name()} = {text} is read as {getattr(config, name)}."
         for name, text in written.items()
         if ("~" in text or "$" in text) and text != getattr(config, name) and not is_null(given[name].raw)
     ]
-
-
-def _range(message: str) -> str:
-    return message.replace("Input should be", "must be")
 
 
 def _brief(raw: Any) -> str:
@@ -242,6 +268,7 @@ def _brief(raw: Any) -> str:
 
 
 def _close(name: str, raw: Any) -> str:
+    """Return a hint at a value that the user may have meant."""
     values = VALUES.get(name, {})
     foreign = values.get(str(raw)) or values.get(str(raw).lower())
     if foreign:
@@ -263,24 +290,24 @@ def _origin(one: RawValue) -> str:
 
 
 def _device(config: RunConfig, forced: str | None, problems: list[str], notices: list[str]) -> str:
-    """The device of the run: `forced`, else what is asked for, else the best there is."""
+    """Return the device of the run: `forced`, else the requested one, else the best available one."""
     if forced is not None:
         return forced
     try:
-        asked = config.device
+        requested = config.device
     except Unknown:
         return find_device()
-    if asked is None:
+    if requested is None:
         found = find_device()
         notices.append(f"device: {found}" + (f" ({why_no_gpu()})" if found == "cpu" else ""))
         return found
-    if asked == "gpu" and not (has_gpu() and paddle_has_gpu()):
-        problems.append(f"device = gpu, but {why_no_gpu()}: give --device cpu, or leave it out.")
-    return asked
+    if requested == "gpu" and not (has_gpu() and paddle_has_gpu()):
+        problems.append(f"device = gpu, but {why_no_gpu()}. Use --device cpu, or drop --device.")
+    return requested
 
 
 def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> tuple[Path | None, ModelFacts | None]:
-    """The model's shape, and the folder that stands for a built-in name (None where the name itself is used)."""
+    """Return the folder that is used for a built-in name (None if the name itself is used), and the shape of the model."""
     try:
         name, layers, loads = config.model_name_or_path, config.num_hidden_layers, config.continue_training
     except Unknown:
@@ -298,12 +325,12 @@ def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> tuple[
     if Path(name).expanduser().is_dir():
         return None, facts
     if folder is not None and (has_weights(folder) or not loads):
-        notices.append(f"{name} is not a folder here: {folder} is used in its place.")
+        notices.append(f"{name} is not a folder on this machine: using {folder}.")
         return folder, facts
     missing = "Its weights must be downloaded" if facts else "Its shape cannot be checked before it is downloaded"
     notices.append(
-        f"{name} is not a folder here: it is a name that PaddleNLP knows, or a mistake. {missing}. "
-        f"Without a network give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
+        f"{name} is not a folder on this machine: PaddleNLP will look it up on the network. {missing}. "
+        f"Without a network, give a local folder: --model_name_or_path /path/to/{name.split('/')[-1]}"
     )
     return None, facts
 

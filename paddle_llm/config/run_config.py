@@ -1,4 +1,4 @@
-"""RunConfig: everything a run can be told, typed, under PaddleNLP's 3.0 names. One flat list of fields."""
+"""RunConfig: all settings of a run as one flat list of typed fields, under the names of PaddleNLP 3.0."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GROUPS: tuple[type[Group], ...] = (
 )
 
 
-# Pydantic collects fields from the last base to the first: this order shows them in the order of GROUPS.
+# Pydantic collects fields from the last base to the first, so that this order gives the order of GROUPS.
 class RunConfig(
     OutputFields,
     ParallelFields,
@@ -39,23 +39,25 @@ class RunConfig(
     DataFields,
     ModelFields,
 ):
-    """One run, as it was asked for. Frozen; `model_copy(update=...)` makes a changed one.
+    """Settings of one run. Frozen; `model_copy(update=...)` returns a changed copy.
 
-    One flat list for both scripts; `fields_of` says which of them a script has.
+    Both scripts share the list of fields; `fields_of` returns those of one script.
 
-    A config that came from `reader.resolve` is complete: degrees, `device`, `min_learning_rate` and whatever else
-    was derived stand in it as they are used. One built by hand holds the defaults of the groups.
+    A config from `reader.resolve` is complete: degrees, `device`, `min_learning_rate` and all other derived values are those
+    that the run uses. A config built in Python has the field defaults.
     """
 
     @property
     def sharding_stage(self) -> int:
-        """0 (no sharding), 1, 2 or 3."""
+        """Stage of sharding: 0 (none), 1, 2 or 3."""
         return next((int(word[-1]) for word in self.sharding.split() if word in ("stage1", "stage2", "stage3")), 0)
 
     @property
     def sharding_offload(self) -> bool:
-        """`--sharding "stage2 offload"`: what is sharded and not at work waits in host memory: optimizer states, and in
-        stage 3 weights. False on a CPU once the reader has seen it."""
+        """Whether sharded optimizer states, and with stage 3 weights, are kept in host memory while they are not used.
+
+        Requested by `--sharding "stage2 offload"`. The reader turns it off on a CPU.
+        """
         return self.sharding_stage > 0 and "offload" in self.sharding.split()
 
 
@@ -63,7 +65,7 @@ FIELD_NAMES: tuple[str, ...] = tuple(RunConfig.model_fields)
 
 _FINETUNE_GROUPS = (InstructionFields, MethodFields, GenerationFields)
 FINETUNE_ONLY: frozenset[str] = frozenset(name for group in _FINETUNE_GROUPS for name in group.model_fields)
-# Fields of pretraining alone, each with what fine-tuning has in its place.
+# Field of pretraining only -> what fine-tuning uses instead.
 PRETRAIN_ONLY: dict[str, str] = {
     "input_dir": "instructions are given with --dataset_name_or_path",
     "split": "evaluation reads dev.json beside train.json",
@@ -73,12 +75,12 @@ PRETRAIN_ONLY: dict[str, str] = {
     "eval_iters": "evaluation reads the whole dev set",
 }
 
-# What an evaluation measures: less is better of losses, more of scores of what was generated.
+# Metrics of an evaluation: smaller losses are better, greater scores of generated answers are better.
 LOSSES = ("loss", "ppl")
 SCORES = ("bleu", "rouge1", "rouge2", "rougeL", "exact_match")
 
 
 def fields_of(entry: str) -> tuple[str, ...]:
-    """The fields that the script of `entry` ("pretrain" or "finetune") has."""
+    """Return the names of the fields that the script of `entry` ("pretrain" or "finetune") has."""
     elsewhere = PRETRAIN_ONLY if entry == "finetune" else FINETUNE_ONLY
     return tuple(name for name in FIELD_NAMES if name not in elsewhere)

@@ -1,7 +1,7 @@
-"""The JSON Schemas of config files, for editors: `python -m paddle_llm.config.schema` writes one per script into configs/.
+"""JSON Schemas of config files, for editors. `python -m paddle_llm.config.schema` writes one per script into configs/.
 
-A config that begins with `"$schema": "../schema.json"` is completed and checked while it is typed. The reader accepts a
-little more than the schema (numbers as strings, yes and no), so that old files still run.
+Editors complete and check a config that begins with `"$schema": "../schema.json"`. The reader accepts slightly more than the
+schema (numbers as strings, yes and no), so that old files still run.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _TITLES = {"pretrain": "paddle_llm pretraining", "finetune": "paddle_llm fine-tu
 
 
 def build_schema(entry: str = "pretrain") -> dict[str, Any]:
-    """JSON Schema (2020-12) of a config of "pretrain" or "finetune"."""
+    """Return the JSON Schema (2020-12) of a config of `entry` ("pretrain" or "finetune")."""
     everything = RunConfig.model_json_schema()["properties"]
     fields = {name: dict(everything[name]) for name in fields_of(entry)}
     for name, default in entry_defaults(entry, {}).items():
         fields[name]["default"] = default.value
-    properties: dict[str, Any] = {"$schema": {"type": "string", "description": "Where this schema is."}}
+    properties: dict[str, Any] = {"$schema": {"type": "string", "description": "Path of this schema."}}
     properties |= {name: _field(name, definition) for name, definition in fields.items()}
     for name, rule in names_of(entry).items():
-        old = _old(rule, fields)
+        old = _old_name(rule, fields)
         if old is not None:
             properties[name] = {**old, "deprecated": True}
     return {
@@ -57,20 +57,20 @@ def _kind(option: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in option.items() if key not in ("title", "description", "default", "path")}
 
 
-def _old(rule: Renamed | Stale | Refused, fields: Container[str]) -> dict[str, Any] | None:
-    """Definition of a name that is no field; None when nothing it could say is accepted."""
+def _old_name(rule: Renamed | Stale | Refused, fields: Container[str]) -> dict[str, Any] | None:
+    """Return the definition of a name that is not a field; None if no value of it is accepted."""
     if isinstance(rule, Renamed):
         return {"description": f"Old name of {rule.new}."} if rule.new in fields else None
     if isinstance(rule, Stale):
-        return {"description": f"Without effect: {rule.why}."}
+        return {"description": f"Has no effect: {rule.why}."}
     if not rule.neutral:
         return None
     values = [*rule.neutral, *([0] if False in rule.neutral else []), None]
-    return {"description": f"Not offered: {rule.why}.", "enum": values}
+    return {"description": f"Not supported: {rule.why}.", "enum": values}
 
 
 def schema_text(entry: str = "pretrain") -> str:
-    """What the schema's file holds."""
+    """Return the content of the schema file."""
     return json.dumps(build_schema(entry), indent=2) + "\n"
 
 

@@ -1,7 +1,7 @@
-"""What a number of optimizer steps means for warm-up, schedule, evaluations and checkpoints.
+"""Checks of warm-up, schedule, evaluations and checkpoints against the number of optimizer steps.
 
-The number is known at once with `--max_steps`, and after the data is read with `--num_train_epochs`: the same checks run
-at both times.
+With `--max_steps` the number is known at once, with `--num_train_epochs` only after the data is read. The same checks run in
+both cases.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from paddle_llm.config.run_config import RunConfig
 
 
 def warmup_of(config: RunConfig, steps: int) -> int:
-    """Return the warm-up in steps; `warmup_steps` wins over `warmup_ratio`, as in PaddleNLP."""
+    """Return the length of the warm-up in steps; `warmup_steps` takes precedence over `warmup_ratio`, as in PaddleNLP."""
     return config.warmup_steps if config.warmup_steps > 0 else int(config.warmup_ratio * steps)
 
 
 def schedule_of(config: RunConfig, steps: int) -> dict[str, Any]:
-    """Return what the learning rate of every step follows from, apart from the peak: type, warm-up, decay and minimum."""
+    """Return the settings that determine the learning rate of every step."""
     kind = config.lr_scheduler_type
     found: dict[str, Any] = {"lr_scheduler_type": kind, "learning_rate": config.learning_rate}
     if kind == "constant":
@@ -33,10 +33,11 @@ def schedule_of(config: RunConfig, steps: int) -> dict[str, Any]:
 
 
 def warmup_problems(config: RunConfig, steps: int | None) -> Iterator[str]:
-    """What is wrong with the warm-up of a training.
+    """Yield a message if the warm-up does not fit the training.
 
     Args:
-        steps: length of the training; None where it is not known yet.
+        config: Config of the run.
+        steps: Length of the training; None if it is not known yet.
     """
     kind = config.lr_scheduler_type
     end = config.decay_steps if config.decay_steps is not None and kind != "constant_with_warmup" else steps
@@ -50,20 +51,22 @@ def warmup_problems(config: RunConfig, steps: int | None) -> Iterator[str]:
         return
     name = f"warmup_ratio = {config.warmup_ratio:g} ({warmup} steps)" if ratio else f"warmup_steps = {warmup}"
     yield (
-        f"{name} is not shorter than the learning-rate schedule, which ends at step {end}: the learning rate would never come "
-        "down. Use a shorter warm-up or a longer training."
+        f"{name} is not shorter than the learning-rate schedule, which ends at step {end}: the learning rate would never fall. "
+        "Use a shorter warm-up or a longer training."
     )
 
 
-def step_notices(config: RunConfig, steps: int, asked: Container[str], training: str) -> Iterator[str]:
-    """What does not happen within a training of `steps`.
+def step_notices(config: RunConfig, steps: int, requested: Container[str], training: str) -> Iterator[str]:
+    """Yield a notice for each event that does not happen within the training.
 
     Args:
-        asked: fields that the user has set.
-        training: how its length is named, such as "max_steps 10".
+        config: Config of the run.
+        steps: Length of the training.
+        requested: Names of the fields that the user set.
+        training: Description of the length, such as "max_steps 10".
     """
-    if "warmup_ratio" in asked and config.warmup_ratio > 0 and warmup_of(config, steps) == 0:
-        yield f"warmup_ratio {config.warmup_ratio:g} of {steps} steps is less than one step: there is no warm-up."
+    if "warmup_ratio" in requested and config.warmup_ratio > 0 and warmup_of(config, steps) == 0:
+        yield f"warmup_ratio {config.warmup_ratio:g} of {steps} steps is less than one step: the run has no warm-up."
     if (
         config.decay_steps is not None
         and config.decay_steps > steps
@@ -85,19 +88,21 @@ def step_notices(config: RunConfig, steps: int, asked: Container[str], training:
 
 
 def report_counted_steps(config: RunConfig, steps: int, origins: dict[str, str], report: Callable[[str], None]) -> None:
-    """Report what does not fit the length of a training that is counted in epochs, when the data is known.
+    """Report what does not fit the length of a training that is counted in epochs, once the data is known.
 
-    A warm-up that is too long is reported, not refused as with `--max_steps`: published commands with `--num_train_epochs 1
-    --warmup_steps 20` are tried on a few rows first.
+    A warm-up that is too long is reported and not refused as with `--max_steps`: users try published commands with
+    `--num_train_epochs 1 --warmup_steps 20` on a few rows first.
 
     Args:
-        origins: of the resolved config; tells what the user has set.
-        report: is called with each notice.
+        config: Config of the run.
+        steps: Length of the training.
+        origins: Origin of each field in the resolved config.
+        report: Function that is called with each notice.
     """
     if config.max_steps > 0:  # checked by the rules already
         return
     for problem in warmup_problems(config, steps):
         report(f"warning: {problem} (num_train_epochs = {config.num_train_epochs:g} of this data: {steps} steps.)")
-    asked = {name for name, origin in origins.items() if not origin.startswith(("default", "derived"))}
-    for line in step_notices(config, steps, asked, f"the {steps} steps of {config.num_train_epochs:g} epochs"):
+    requested = {name for name, origin in origins.items() if not origin.startswith(("default", "derived"))}
+    for line in step_notices(config, steps, requested, f"the {steps} steps of {config.num_train_epochs:g} epochs"):
         report(line)

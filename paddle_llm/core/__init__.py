@@ -1,1 +1,1 @@
-"""What every other package may import: no Paddle, no PaddleNLP."""
+"""Basics that every other package may import. Imports neither Paddle nor PaddleNLP."""

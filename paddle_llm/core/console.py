@@ -1,4 +1,4 @@
-"""Where talk goes: stderr, rank 0 only, one line at a time. Results go to stdout, by `print`."""
+"""Messages on stderr, from rank 0 only, one line each; and the encoding of stdout and stderr. Results go to stdout by `print`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from paddle_llm.core.errors import is_first_rank
 
 _collectors: list[list[str]] = []
+_printed_once: set[str] = set()
 
 
 def say(line: str) -> None:
-    """Print one line of talk on stderr, on rank 0 only."""
+    """Print a message on stderr, on rank 0 only."""
     if _collectors:
         _collectors[-1].append(line)
     elif is_first_rank():
@@ -30,11 +31,25 @@ def collected() -> Iterator[list[str]]:
         _collectors.remove(lines)
 
 
-_SAID: set[str] = set()
-
-
 def say_once(line: str) -> None:
-    """`say` a line that this process has not said yet: several readers of one file may find the same."""
-    if line not in _SAID:
-        _SAID.add(line)
+    """Print a message that this process has not printed yet: several readers of one file may report the same."""
+    if line not in _printed_once:
+        _printed_once.add(line)
         say(line)
+
+
+def escape_unencodable() -> None:
+    r"""Write characters that the encoding of stdout or stderr lacks as `\uXXXX`, so that they do not raise an error.
+
+    An ASCII stdout is common in containers and cron jobs (LANG=C, PYTHONIOENCODING=ascii). File names that are not UTF-8
+    reach Python as lone surrogates, which no encoding has.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="backslashreplace")
+
+
+def stdout_is_unicode() -> bool:
+    """Return whether the encoding of stdout has every character."""
+    return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf")

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, which is in the singular for 1."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun.
+
+    Args:
+        number: Count.
+        noun: Singular.
+        plural: Plural; by default the singular with an s.
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"

@@ -1,5 +1,4 @@
-"""Recognises downloads that cannot be read as they are: a git-lfs pointer or an HTML page under the name of the real file, and
-folders that hold a model in another layout."""
+"""Recognise failed downloads: a git-lfs pointer or an HTML page instead of a file, and models in an unsupported folder layout."""
 
 from __future__ import annotations
 
@@ -13,34 +12,39 @@ HEAD_BYTES = 64
 
 
 def failed_download(head: bytes, pages: bool = True) -> str | None:
-    """What a file holds in place of its content, and the remedy; None for every other file.
+    """Describe a failed download.
 
     Args:
-        head: The first bytes of the file, at least `HEAD_BYTES` if it has so many.
-        pages: Whether to recognise HTML pages, too. A corpus may hold them on purpose.
+        head: First bytes of the file, at least `HEAD_BYTES` of them if the file is that long.
+        pages: Whether to recognise HTML pages. A corpus may contain them on purpose.
+
+    Returns:
+        Problem and remedy, without a final period; None for every other file.
     """
     start = head[:HEAD_BYTES].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(_POINTER):
-        return "holds a git-lfs pointer, not the file itself. Run `git lfs pull` in its folder, or download the file"
+        return "is a git-lfs pointer, not the file itself. Run `git lfs pull` in its folder, or download the file"
     if pages and start.startswith(_PAGES):
-        return "holds an HTML page, not the file itself. Download the file again"
+        return "is an HTML page, not the file itself. Download the file again"
     return None
 
 
 def other_layout(folder: Path) -> str:
-    """A sentence, with a blank in front, on what a folder without config.json or tokenizer holds in their place; "" if that is not known."""
+    """Describe a folder that has neither a config.json nor a tokenizer.
+
+    Returns:
+        Sentence that begins with a space; "" if the content is not recognised.
+    """
     try:
-        below = sorted(one for one in [*folder.glob("snapshots/*"), *folder.glob("*")] if one.is_dir())
-        for one in below:
+        candidates = [*folder.glob("snapshots/*"), *folder.glob("*")]
+        for one in sorted(candidate for candidate in candidates if candidate.is_dir()):
             if (one / MODEL_CONFIG).is_file() or (one / TOKENIZER_CONFIG).is_file():
-                cache = (
-                    "It is a download cache" if one.parent.name == "snapshots" else "The files are one folder further"
-                )
-                return f" {cache}: give {one}."
+                is_cache = one.parent.name == "snapshots"
+                return f" {'It is a download cache' if is_cache else 'The files are one level below'}. Give {one}."
         if any(folder.glob("consolidated.*.pth")):
-            return " It holds Meta's own format (consolidated.*.pth). Convert it with transformers, or fetch the Hugging Face folder."
+            return " It is in Meta's format (consolidated.*.pth). Convert it with transformers, or download the Hugging Face folder."
         if any(folder.glob("*.gguf")):
-            return " It holds GGUF files, which are not read. Fetch the folder that they were made from."
+            return " It contains GGUF files, which are not supported. Download the original folder."
     except OSError:
         pass
     return ""

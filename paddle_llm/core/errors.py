@@ -1,4 +1,4 @@
-"""What a user's mistake looks like: one readable message, exit code 2, no traceback, printed by rank 0 only."""
+"""Errors of the user and exit codes. An error is one message without a traceback, printed by rank 0 only."""
 
 from __future__ import annotations
 
@@ -7,42 +7,43 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from paddle_llm.core.counts import counted
+
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 3
-EXIT_PEER_LOST = 75  # another process of the job has ended; started again, the job resumes
+EXIT_PEER_LOST = 75  # another process of the job has ended; the job resumes when it is started again
 EXIT_INTERRUPTED = 130
 
 
 class UserError(Exception):
-    """Something the user can mend. The message says what is wrong, where, and what to do."""
+    """A mistake that the user can fix. The message says what is wrong, where, and what to do."""
 
 
 class ConfigError(UserError):
-    """All mistakes of one configuration, told at once.
+    """All mistakes of one configuration.
 
     Attributes:
-        problems: one line each, already complete ("what, where, what to do").
+        problems: One complete message per mistake.
     """
 
-    def __init__(self, problems: list[str]):
+    def __init__(self, problems: list[str]) -> None:
         self.problems = list(problems)
-        count = len(self.problems)
-        head = "1 problem in the configuration:" if count == 1 else f"{count} problems in the configuration:"
+        head = f"{counted(len(self.problems), 'problem')} in the configuration:"
         super().__init__("\n".join([head, *(f"  {i}. {p}" for i, p in enumerate(self.problems, 1))]))
 
 
 class TrainingStopped(Exception):
-    """A run that cannot go on (a loss that is not a number); the message says where it stood and what is left."""
+    """Raised if a run cannot continue because a loss is not finite. The message gives the step and what was saved."""
 
 
 def is_first_rank() -> bool:
-    """True in a single process and on rank 0 of a job; needs no process group."""
+    """Return whether this is a single process or rank 0 of a job. Needs no process group."""
     return os.environ.get("PADDLE_TRAINER_ID", "0") == "0"
 
 
 @contextmanager
 def exit_on_user_error() -> Iterator[None]:
-    """Turn a UserError into its message on stderr (rank 0 only) and exit code 2 on every rank (TrainingStopped: 3)."""
+    """Exit with a message on stderr (rank 0 only): code 2 for UserError, 3 for TrainingStopped, 130 for Ctrl-C."""
     try:
         yield
     except UserError as error:
@@ -58,12 +59,16 @@ def exit_on_user_error() -> Iterator[None]:
         if isinstance(error, OSError) and "KeyboardInterrupt" not in str(error):
             raise
         if is_first_rank():
-            print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
+            print(
+                "interrupted. Run the same command again to continue from the newest checkpoint.",
+                file=sys.stderr,
+                flush=True,
+            )
         sys.exit(EXIT_INTERRUPTED)
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Whether an error results from a Ctrl-C: a module that is being imported, and Paddle, turn it into one of their own."""
+    """Return whether an error results from a Ctrl-C, which Paddle and modules that are being imported turn into other errors."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__

@@ -1,8 +1,8 @@
-"""The one import of the `transformers` library by the product: for tokenizers and their chat templates only.
+"""Import of the `transformers` library, which is used only for tokenizers and their chat templates.
 
-With torch installed, `import transformers` imports torch (6 s, and a second CUDA runtime beside Paddle's). No code of this
-package uses torch. In processes of the commands the import therefore hides torch; in a process of somebody else, who may use
-torch models of transformers later, it does not.
+If torch is installed, `import transformers` imports it (6 s, and a second CUDA runtime beside Paddle's). This package does not use
+torch. The commands therefore hide torch from the import. Programs that import this package may use torch models of transformers
+later, so that for them torch is not hidden.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-# Set by the commands, inherited by the processes that they start.
+# Environment variable that the commands set and their child processes inherit.
 WITHOUT_TORCH = "PADDLE_LLM_WITHOUT_TORCH"
 
 
 def hide_torch_from_transformers() -> None:
-    """Let this process and those that it starts import transformers without torch."""
+    """Make this process and its child processes import transformers without torch."""
     os.environ.setdefault(WITHOUT_TORCH, "1")
 
 
 def import_transformers() -> Any:
-    """The module `transformers`, imported on first use.
+    """Return the module `transformers`, imported on first use.
 
     Raises:
         ImportError: If it is not installed.
@@ -39,10 +39,10 @@ def import_transformers() -> Any:
 
 
 def repair_sentencepiece_proto() -> None:
-    """Let transformers read a sentencepiece model where sentencepiece's own protobuf module cannot be imported.
+    """Make transformers read sentencepiece models although the protobuf module of sentencepiece cannot be imported.
 
-    sentencepiece 0.2.3 generates it with protobuf 7, which visualdl 2.5.3 does not run with; transformers 4.55 brings an
-    older copy and uses it only where sentencepiece is not installed.
+    sentencepiece 0.2.3 generates it with protobuf 7, which visualdl 2.5.3 does not support. transformers 4.55 has an older copy
+    that it uses only if sentencepiece is not installed.
     """
     name = "sentencepiece.sentencepiece_model_pb2"
     try:

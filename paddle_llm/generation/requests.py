@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.local_files.instruction_data import near
+from paddle_llm.config.local_files.instruction_data import did_you_mean
 from paddle_llm.config.local_files.split_names import kind_of_file
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
@@ -75,7 +75,7 @@ def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
         why = (
             "is not a regular file. Write the prompts to a file."
             if path.exists()
-            else f"does not exist.{near(str(path))}"
+            else f"does not exist.{did_you_mean(str(path))}"
         )
         raise UserError(f"--input {path} {why}")
     if any(path.name.lower().endswith(suffix) for suffix in _instruction_suffixes()):
@@ -120,7 +120,9 @@ def _read_instructions(path: Path, data_format: str) -> list[Request]:
     rows = list(read_rows(str(path)))
     if data_format not in (AUTO, *FORMATS):
         known = ", ".join((AUTO, *FORMATS))
-        raise UserError(f"--data_format {data_format} is unknown. Use one of {known}.{near(data_format, *FORMATS)}")
+        raise UserError(
+            f"--data_format {data_format} is unknown. Use one of {known}.{did_you_mean(data_format, *FORMATS)}"
+        )
     rows = _without_preferences(str(path), rows)
     word = "row" if kind_of_file(str(path)) == "parquet" else "line"
     completed = [_with_answer(row.value) for row in rows]

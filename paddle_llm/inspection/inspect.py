@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.config.local_files.adapters import describe_folder
 from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_FOLDER, MODEL_CONFIG, MODEL_FOLDER
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
@@ -69,5 +69,5 @@ def _choose(folder: Path) -> Path:
             return one
     raise UserError(
         f"{folder} has no {MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
-        f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder) or what_it_holds(folder)}"
+        f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder) or describe_folder(folder)}"
     )

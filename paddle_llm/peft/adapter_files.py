@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.config.local_files.adapters import describe_folder
 from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_SAFETENSORS
 from paddle_llm.core.atomic_output import staged_folder
 from paddle_llm.core.errors import UserError
@@ -43,7 +43,7 @@ def read_checked_config(folder: Path) -> dict[str, Any]:
     """
     described = read_adapter_config(folder)
     if not is_peft(described) and not all(isinstance(described.get(key), dict) for key in ("method", "model")):
-        contents = what_it_holds(folder) or " Give an adapter folder."
+        contents = describe_folder(folder) or " Give an adapter folder."
         raise UserError(
             f"{folder / ADAPTER_CONFIG} is neither in PEFT's format (no peft_type) nor in this library's.{contents}"
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.device import UNSUPPORTED
 from paddle_llm.config.fields.finetune import GenerationFields
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.model_facts import read_model_facts
@@ -323,7 +324,7 @@ def _changes(real: Resolved, faces: list[Resolved], model: SmallModel) -> list[C
 
 def _not_honoured(faces: list[Resolved]) -> list[str]:
     """Fields that the CPU leaves out: numbers are the same without them, or are fp32's."""
-    names = [name for face in faces for name, origin in face.origins.items() if origin == "not honoured on the CPU"]
+    names = [name for face in faces for name, origin in face.origins.items() if origin == UNSUPPORTED]
     return [name for name in dict.fromkeys(names) if name not in _COMPARED]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.paddle_switches import words_at_work
+from paddle_llm.config.paddle_switches import active_switches
 from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import CURVES_FOLDER
@@ -77,7 +77,7 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "sharding_parallel_degree": _degree(layout.sharding),
         "sharding": _sharding(layout),
         # None of the words of our stages 2 and 3 is among these: to PaddleNLP they are stage 1.
-        **words_at_work(config, layout),
+        **active_switches(config, layout),
         # PaddleNLP itself takes the word offload with its own stages 2 and 3 only, which are not used here.
         "offload_optim": (config.offload_optim or config.sharding_offload) and on_gpu,
         "do_eval": config.do_eval,

@@ -25,9 +25,8 @@ from paddle_llm.config.model_facts import find_model_folder, read_model_facts
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import Entry, RunConfig
 from paddle_llm.core.artifacts import RESOLVED_CONFIG
-from paddle_llm.core.console import say
+from paddle_llm.core.console import escape_unencodable, say
 from paddle_llm.core.errors import UserError, exit_on_user_error
-from paddle_llm.core.output import escape_unencodable
 from paddle_llm.models.configuration.hub import model_folder
 from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 from paddle_llm.parallel.process.first_rank import on_first_rank

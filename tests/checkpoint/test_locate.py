@@ -129,7 +129,7 @@ class TestFoldersWithoutModel:
 
     def test_a_model_one_folder_below_is_suggested(self, tmp_path, locate):
         write_model(tmp_path / "mine")
-        with pytest.raises(UserError, match=rf"The files are one folder further: give {tmp_path}/mine\.$"):
+        with pytest.raises(UserError, match=rf"The files are one level below\. Give {tmp_path}/mine\.$"):
             locate(tmp_path)
 
     def test_an_output_folder_one_folder_below_is_suggested(self, tmp_path, locate):
@@ -139,7 +139,7 @@ class TestFoldersWithoutModel:
 
     def test_a_download_cache_names_its_snapshot(self, tmp_path, locate):
         snapshot = write_model(tmp_path / "snapshots" / "abc")
-        with pytest.raises(UserError, match=rf"It is a download cache: give {snapshot}\.$"):
+        with pytest.raises(UserError, match=rf"It is a download cache\. Give {snapshot}\.$"):
             locate(tmp_path)
 
     def test_an_adapter_without_its_description_is_incomplete(self, tmp_path, locate):
@@ -149,7 +149,7 @@ class TestFoldersWithoutModel:
 
     def test_a_config_without_weights_is_not_a_model(self, tmp_path, locate):
         (write_model(tmp_path / "model") / "model.safetensors").unlink()
-        with pytest.raises(UserError, match=r"holds no weights \(model\.safetensors"):
+        with pytest.raises(UserError, match=r"has no weights \(model\.safetensors"):
             locate(tmp_path / "model")
 
 
@@ -175,7 +175,7 @@ def test_an_export_rejects_two_adapters_and_two_models(tmp_path):
     with pytest.raises(UserError, match=rf"^{adapter} is an adapter\. Give the folder of its base model before"):
         locate_export_source(adapter, adapter=adapter)
     with pytest.raises(
-        UserError, match=r"is not an adapter: it has no adapter_config\.json\. It holds a whole model\."
+        UserError, match=r"is not an adapter: it has no adapter_config\.json\. It contains a complete model\."
     ):
         locate_export_source(model, adapter=model)
 
@@ -290,7 +290,7 @@ def test_a_named_tokenizer_is_a_folder_or_a_published_name(tmp_path):
         ("facebook/llama-7b", False, r"--tokenizer facebook/llama-7b has no tokenizer_config\.json"),
         (tmp_path, True, r"has no tokenizer_config\.json\. Give a tokenizer folder\.$"),
         (tmp_path / "modl", True, rf"does not exist\. Did you mean {model}\? Give a tokenizer folder\.$"),
-        ("no-such-name", True, "not a name built into PaddleNLP"),
+        ("no-such-name", True, "neither a folder nor a name built into PaddleNLP"),
     ):
         with pytest.raises(UserError, match=problem):
             locate_tokenizer(model, named=Path(name), allow_published_name=allowed)

@@ -55,11 +55,11 @@ def test_a_path_with_dashes_is_not_taken_for_two_flags() -> None:
 def test_the_last_of_a_repeated_flag_counts_and_is_said() -> None:
     found = read("--max_steps", "1", "--max_steps", "2", "--do_train", "--do_train")
     assert as_dict(found) == {"max_steps": "2", "do_train": BARE}
-    assert found.notices == ["--max_steps is given twice; the last one counts: 2."]
+    assert found.notices == ["--max_steps is given twice; using the last value: 2."]
 
 
 def test_stray_words_and_single_dashes_are_refused() -> None:
-    assert read("-max_steps", "2").problems == ["-max_steps: flags begin with two dashes: --max_steps"]
+    assert read("-max_steps", "2").problems == ["-max_steps: a flag needs two dashes. Write --max_steps"]
 
 
 def test_file_and_flags(tmp_path: Path) -> None:
@@ -79,9 +79,9 @@ def test_file_and_flags(tmp_path: Path) -> None:
     [
         ("{", "line 1, column 2"),
         ('{"a": 1,}', "not valid JSON"),
-        ("[]", "one JSON object of keys and values, not a list"),
-        ("null", "not a null"),
-        ('{"a": 1, "b": 2, "a": 1}', 'the key "a" is given more than once'),
+        ("[]", "contains a list. Write one JSON object of keys and values"),
+        ("null", "contains a null"),
+        ('{"a": 1, "b": 2, "a": 1}', 'duplicate key "a"'),
     ],
 )
 def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
@@ -92,7 +92,7 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    assert "there is no such file" in read("nowhere.json").problems[0]
+    assert "nowhere.json does not exist" in read("nowhere.json").problems[0]
     assert "is a folder" in read(str(tmp_path)).problems[0]
     (tmp_path / "weights.json").write_bytes(bytes(range(256)))
     assert "is not text" in read(str(tmp_path / "weights.json")).problems[0]

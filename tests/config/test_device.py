@@ -15,7 +15,7 @@ def test_hidden_gpus_do_not_count(monkeypatch: pytest.MonkeyPatch, visible: str)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert not device.has_gpu()
     assert device.find_device() == "cpu"
-    assert device.why_no_gpu() == "this machine shows no GPU"
+    assert device.why_no_gpu() == "no GPU was found on this machine"
 
 
 def test_nvidia_smi_shows_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def refused(model: Path, flags: str, world_size: int = 1) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "layout", "wanted", "said"),
     [
-        ("2 all weights", Layout(tensor=4), {"lora": False, "learning_rate": 3e-5}, ["--fp16 is not honoured"]),
+        ("2 all weights", Layout(tensor=4), {"lora": False, "learning_rate": 3e-5}, ["--fp16 is not supported on the CPU"]),
         ("3 LoRA", Layout(), {"lora": True, "lora_rank": 8, "learning_rate": 3e-4}, ["--r 8 is read as --lora_rank 8", "--fp16"]),
         ("4 prefix", Layout(), {"prefix_tuning": True, "num_prefix_tokens": 64, "learning_rate": 3e-2}, ["--fp16 is"]),
         (
@@ -84,7 +84,7 @@ def refused(model: Path, flags: str, world_size: int = 1) -> list[str]:
             "6 instructions",
             Layout(tensor=4),
             {"learning_rate": 3e-5},
-            ["--instruction_generation has no effect: instructions are what is read", "--fp16 is"],
+            ["--instruction_generation has no effect: instructions are read in every format", "--fp16 is"],
         ),
     ],
 )  # fmt: skip
@@ -113,7 +113,7 @@ def test_without_data_one_message(model: Path) -> None:
     (model.parent / "data" / "dev.json").unlink()
     (model.parent / "data").rmdir()
     assert [line for line in refused(model, COMMANDS["3 LoRA"])] == [
-        "dataset_name_or_path is missing, and there is no ./data/train.json: give --dataset_name_or_path FILE, or a folder with "
+        "dataset_name_or_path is missing, and ./data/train.json does not exist. Give --dataset_name_or_path FILE, or a folder with "
         "train.json and dev.json."
     ]
 
@@ -198,7 +198,7 @@ def test_generation_c(model: Path) -> None:
     assert (found.config.metric_for_best_model, found.config.greater_is_better) == ("loss", False)
     assert found.notices == [
         '"intokens" in old.json: true is read as "zero_padding": true',
-        "metric_for_best_model = accuracy is read as loss: how often the next token is right is not measured.",
+        "metric_for_best_model = accuracy is read as loss: next-token accuracy is not measured.",
     ]
 
 
@@ -212,7 +212,7 @@ def test_generation_d(model: Path) -> None:
     ("flag", "reason"),
     [
         ("--vera", "its vectors start at zero"),
-        ("--pissa", "does not fit the model that it is loaded into again"),
+        ("--pissa", "loads a PiSSA adapter into a model that it does not fit"),
         ("--use_mora", "merging a MoRA adapter"),
         ("--reft", "fails to train"),
         ("--lokr", "cannot save LoKr"),
@@ -290,7 +290,7 @@ def test_lengths_fit_a_model_of_fewer_positions(tmp_path: Path, model: Path) -> 
     assert (found.config.max_length, found.config.max_seq_length, found.config.src_length) == (100, 100, 99)
     assert found.origins["max_length"] == "default: the model's 100 positions"
     assert typed(short, "--do_train --output_dir o --prompt_tuning").config.max_length == 80
-    assert "is more than the 100 positions" in refused(short, "--do_train --output_dir o --max_length 101")[0]
+    assert "exceeds the 100 positions" in refused(short, "--do_train --output_dir o --max_length 101")[0]
 
 
 def test_derived_settings_of_methods(model: Path) -> None:

@@ -142,4 +142,4 @@ def test_generation_c(tmp_path: Path, model: Path) -> None:
 def test_generation_d(tmp_path: Path, model: Path) -> None:
     found = from_file(tmp_path, model, GENERATION_D, 8)
     assert found.layout == Layout(sharding=4, tensor=2, sharding_stage=2)
-    told(found, "--warmup_ratio has no effect: --warmup_steps 30 wins", '"distributed_dataloader"')
+    told(found, "--warmup_ratio has no effect: --warmup_steps 30 takes precedence", '"distributed_dataloader"')

@@ -51,17 +51,21 @@ def test_layouts(world_size: int, fields: dict[str, Any], layout: Layout) -> Non
     [
         (1, {"tp": 2}, "--nproc_per_node 2 run_pretrain.py"),
         (1, {"tp": 2, "pp": 2, "sharding": "stage1", "sd": 2}, "--nproc_per_node 8 run_pretrain.py"),
-        (1, {"dp": 3}, "data_parallel_degree 3 needs 3 processes, this is one"),
-        (6, {"tp": 4}, "tensor_parallel_degree 4 = 4 ranks does not divide the job's 6: start it on 4 or 8 ranks"),
+        (1, {"dp": 3}, "data_parallel_degree 3 needs 3 processes, but this is a single one"),
+        (
+            6,
+            {"tp": 4},
+            "tensor_parallel_degree 4 = 4 ranks does not divide the 6 ranks of the job. Start it on 4 or 8 ranks",
+        ),
         (
             2,
             {"tp": 2, "pp": 2},
-            "tensor_parallel_degree 2 x pipeline_parallel_degree 2 = 4 ranks is more than the job's 2",
+            "tensor_parallel_degree 2 x pipeline_parallel_degree 2 = 4 ranks is more than the 2 ranks of the job",
         ),
-        (8, {"tp": 2, "dp": 2}, "= 4 ranks, the job has 8: 4 would be idle. Start it on 4 ranks"),
-        (8, {"sharding": "stage1", "sd": 2, "dp": 2}, "= 4 ranks, the job has 8"),
+        (8, {"tp": 2, "dp": 2}, "= 4 ranks, but the job has 8: 4 would be idle. Start it on 4 ranks"),
+        (8, {"sharding": "stage1", "sd": 2, "dp": 2}, "= 4 ranks, but the job has 8"),
         (2, {"sd": 2}, "sharding_parallel_degree = 2 without --sharding"),
-        (2, {"tp": 0}, "tensor_parallel_degree = 0: a degree is at least 1"),
+        (2, {"tp": 0}, "tensor_parallel_degree = 0 is not a degree. Use 1 or more"),
     ],
 )
 def test_what_does_not_fit(world_size: int, fields: dict[str, Any], message: str) -> None:
@@ -74,4 +78,4 @@ def test_what_does_not_fit(world_size: int, fields: dict[str, Any], message: str
 def test_nothing_to_shard_is_said(world_size: int, fields: dict[str, Any]) -> None:
     found = divide(world_size, sharding="stage2", **fields)
     assert found.layout is not None and found.layout.sharding == 1 and found.layout.sharding_stage == 0
-    assert len(found.notices) == 1 and "leaves nothing to shard" in found.notices[0]
+    assert len(found.notices) == 1 and "has no ranks to shard over" in found.notices[0]

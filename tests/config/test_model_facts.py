@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.config.local_files.adapters import describe_folder
 from paddle_llm.config.model_facts import find_model_folder, read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.families.facts import ModelFacts
@@ -123,9 +123,9 @@ def test_an_adapter_in_place_of_a_model_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("snapshots/0123abc/config.json", "download cache: give .*snapshots/0123abc"),
-        ("Qwen2-0.5B/config.json", "one folder further: give .*Qwen2-0.5B"),
-        ("consolidated.00.pth", "Meta's own format"),
+        ("snapshots/0123abc/config.json", "download cache. Give .*snapshots/0123abc"),
+        ("Qwen2-0.5B/config.json", "one level below. Give .*Qwen2-0.5B"),
+        ("consolidated.00.pth", "Meta's format"),
         ("model-q4_k_m.gguf", "GGUF files"),
     ],
 )
@@ -142,15 +142,15 @@ def test_a_folder_in_another_layout_is_named(tmp_path: Path, name: str, message:
     [
         ("lora_config.json", "PaddleNLP's LoRA.*merge_lora_params"),
         ("adapters.safetensors", "MLX's LoRA"),
-        ("config.json", "a whole model"),
+        ("config.json", "a complete model"),
         ("checkpoint-1/adapter_config.json", "Adapters are in .*checkpoint-1"),
     ],
 )
 def test_what_is_given_as_an_adapter_is_named(file: str, said: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
-    assert re.search(said, what_it_holds(tmp_path))
-    assert what_it_holds(tmp_path / "nothing") == ""
+    assert re.search(said, describe_folder(tmp_path))
+    assert describe_folder(tmp_path / "nothing") == ""
 
 
 def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_name_without_an_owner_that_paddlenlp_lacks_is_a_mistake(tmp_path, mon
     for name, told in (
         ("my_lama", "Did you mean my_llama?"),
         ("./my_lama", "Did you mean my_llama?"),
-        ("other", "not a name built into PaddleNLP."),
+        ("other", "neither a folder nor a name built into PaddleNLP."),
     ):
         with pytest.raises(UserError, match=re.escape(told)):
             find_model_folder(name)

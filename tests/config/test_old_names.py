@@ -77,15 +77,18 @@ def test_renamed_for_fine_tuning_only(old: str, raw: str, new: str) -> None:
     assert [(one.name, one.raw) for one in found.given] == [(new, raw)]
     assert found.notices == [f"--{old} {raw} is read as --{new} {raw}"]
     told = pretrain(flag(old, raw)).problems
-    assert told == [f"--{old} belongs to finetune_generation.py, not to run_pretrain.py: remove it here."]
+    assert told == [f"--{old} belongs to finetune_generation.py, not to run_pretrain.py. Remove it."]
 
 
 def test_tgt_length_becomes_the_sum() -> None:
     found = finetune(flag("src_length", "1024"), flag("tgt_length", "160"))
     assert {one.name: one.raw for one in found.given} == {"src_length": "1024", "max_length": 1184}
     assert found.notices == ["--tgt_length 160 is read as --max_length 1184"]
-    assert "--src_length, which is missing" in finetune(flag("tgt_length", "160")).problems[0]
-    assert "expected a whole number" in finetune(flag("src_length", "1"), flag("tgt_length", "x")).problems[0]
+    assert (
+        "is added to --src_length, which is missing. Give --src_length, or --max_length instead."
+        in finetune(flag("tgt_length", "160")).problems[0]
+    )
+    assert "is not a whole number" in finetune(flag("src_length", "1"), flag("tgt_length", "x")).problems[0]
 
 
 def test_a_file_is_quoted_as_json_and_named() -> None:
@@ -102,7 +105,7 @@ def test_fine_tuning_names_are_told_so(name: str) -> None:
 def test_pretraining_names_are_told_so(name: str) -> None:
     told = finetune(flag(name, "1")).problems
     assert told == [
-        f"--{name} belongs to run_pretrain.py, not to finetune_generation.py: remove it here; {PRETRAIN_ONLY[name]}."
+        f"--{name} belongs to run_pretrain.py, not to finetune_generation.py. Remove it: {PRETRAIN_ONLY[name]}."
     ]
 
 
@@ -128,7 +131,7 @@ def test_stale_names_are_a_warning(name: str) -> None:
 def test_refused_names_are_an_error_with_a_reason(name: str) -> None:
     found = finetune(flag(name, "some value"))
     assert found.notices == [] and found.given == []
-    assert len(found.problems) == 1 and f"--{name} = some value is not offered: " in found.problems[0]
+    assert len(found.problems) == 1 and f"--{name} = some value is not supported: " in found.problems[0]
 
 
 @pytest.mark.parametrize("name", sorted(ALL))

@@ -84,7 +84,7 @@ def test_expanded_paths_are_reported_once_and_undefined_variables_are_refused_by
         resolve([*argv, "--output_dir", "$NO_SUCH_VARIABLE/out"], world_size=1, device="cpu")
     assert refused.value.problems == [
         "--output_dir = $NO_SUCH_VARIABLE/out: the environment variable NO_SUCH_VARIABLE is not defined. "
-        "Export it, or write the path in full."
+        "Export it, or write the full path."
     ]
     assert not list(tmp_path.glob("*HOME*"))
 

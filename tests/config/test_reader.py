@@ -81,11 +81,11 @@ def test_command_1_on_cpu_ranks_says_what_is_not_honoured() -> None:
     found = resolve(argv, world_size=8)
     assert not found.config.fp16 and not found.config.use_flash_attention
     assert found.requested == {"fp16": True, "use_flash_attention": True}
-    assert found.origins["fp16"] == "not honoured on the CPU"
+    assert found.origins["fp16"] == "not supported on the CPU"
     assert any(
-        line.startswith("--fp16 is not honoured on the CPU: everything is computed in fp32") for line in found.notices
+        line.startswith("--fp16 is not supported on the CPU: everything is computed in fp32") for line in found.notices
     )
-    assert any("--use_flash_attention is not honoured" in line for line in found.notices)
+    assert any("--use_flash_attention is not supported on the CPU" in line for line in found.notices)
 
 
 def test_command_1_as_printed_with_its_lost_space() -> None:
@@ -108,9 +108,9 @@ def test_a_built_in_name_without_weights_names_the_local_form() -> None:
 def test_a_built_in_name_is_built_from_its_shipped_shape() -> None:
     found = resolve([*typed(COMMAND_1), "--continue_training", "0"], world_size=8, device="gpu")
     assert found.config.model_name_or_path.endswith("configs/models/llama-7b")
-    assert found.origins["model_name_or_path"] == "derived: where facebook/llama-7b is on this machine"
+    assert found.origins["model_name_or_path"] == "derived: local folder of facebook/llama-7b"
     assert found.requested["model_name_or_path"] == "facebook/llama-7b"
-    assert any("is used in its place" in line for line in found.notices)
+    assert any("is not a folder on this machine: using " in line for line in found.notices)
 
 
 def test_a_downloaded_built_in_name_is_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,8 +154,9 @@ def test_old_and_new_name_in_one_place_must_agree(model: Path) -> None:
         *base(model),
         *shlex.split("--sharding stage1 --sharding_degree 2 --sharding_parallel_degree 4 --device cpu"),
     ]
-    assert "--sharding_degree and --sharding_parallel_degree mean the same and differ: keep one." in problems_of(
-        argv, world_size=4
+    assert (
+        "--sharding_degree and --sharding_parallel_degree set the same field to different values. Drop one of them."
+        in problems_of(argv, world_size=4)
     )
 
 
@@ -167,14 +168,14 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, model: Path) -> None:
     flags = "--adam_beta2 1.5 --tensor_parallel_degree 3 --do_eval --split 1,0,0 --max_seq_length 4096 --save_steps"
     told = problems_of([str(path), *base(model), *flags.split()], world_size=8, device="gpu")
     expected = [
-        'the key "seed" is given more than once',
+        'duplicate key "seed"',
         '"lora" in ' + str(path) + " belongs to finetune_generation.py",
-        '"to_static" in ' + str(path) + " = true is not offered",
+        '"to_static" in ' + str(path) + " = true is not supported",
         '"learing_rate" in ' + str(path) + " is unknown. Did you mean learning_rate?",
         '"bf16" in ' + str(path) + " = perhaps: expected true or false",
-        "--save_steps needs a value: a whole number.",
+        "--save_steps has no value. Give a whole number.",
         "--adam_beta2 = 1.5: must be less than 1.",
-        "3 = 3 ranks does not divide the job's 8",
+        "3 = 3 ranks does not divide the 8 ranks of the job",
         "max_steps = 0",
         "split = 1,0,0 leaves nothing to evaluate on",
         "more than the 128 positions",
@@ -190,7 +191,7 @@ def test_a_file_that_cannot_be_read_is_not_said_to_lack_its_keys(tmp_path: Path)
     told = problems_of([str(path), "--max_steps", "x"], device="gpu")
     assert len(told) == 2 and "is not valid JSON: line 1" in told[0] and told[1].startswith("--max_steps = x: expected")
     assert problems_of([str(tmp_path / "none.json")], device="gpu") == [
-        f"{tmp_path / 'none.json'}: there is no such file. The first argument is CONFIG.json or a --flag."
+        f"{tmp_path / 'none.json'} does not exist. The first argument is CONFIG.json or a --flag."
     ]
 
 
@@ -217,7 +218,7 @@ def test_stage_3_with_a_pipeline_and_an_uneven_batch_says_what_it_becomes(model:
     (told,) = problems_of([*base(model), *flags.split()], world_size=8, device="gpu")
     assert told.endswith(
         "--pipeline_parallel_degree 1 --sharding_parallel_degree 8: sharding8(stage3), weights divided by 8, "
-        "a global batch of 40 in place of 20"
+        "a global batch of 40 instead of 20"
     )
 
 
@@ -231,7 +232,7 @@ def test_offload_of_sharding_is_offload_optim(model: Path, stage: str) -> None:
     assert on_cpu.config.sharding == stage and on_cpu.requested == {"sharding": f"{stage} offload"}
     said = [line for line in on_cpu.notices if "offload" in line]
     assert said == [
-        f"--sharding {stage} offload: offload means nothing on the CPU, where all is in host memory anyway."
+        f"--sharding {stage} offload: offload has no effect on the CPU, where everything is in host memory anyway."
     ]
 
 
@@ -257,8 +258,8 @@ def test_every_mistake_of_a_layout_is_told_at_once(tmp_path: Path) -> None:
     )
     told = problems_of([*base(bloom), "--max_seq_length", "63", *flags.split()], world_size=64, device="gpu")
     expected = [
-        "gather its weights anew for each of the 8 micro batches",
-        "max_seq_length = 63 is not divisible by tensor_parallel_degree = 4",
+        "gather its weights for each of the 8 micro-batches",
+        "tensor_parallel_degree = 4 does not divide max_seq_length = 63",
         "sequence_parallel is not offered for BLOOM",
         "does not divide the model's 6 attention heads: use one of 1, 2, 3, 6",
         "has 4 layers: a stage would be empty",
@@ -284,7 +285,7 @@ def test_a_bad_value_is_not_told_again_by_the_rules(model: Path) -> None:
         ("--lr", "Did you mean --learning_rate?"),
         ("--mp_degree", "Did you mean --tensor_parallel_degree?"),
         ("--gradient_acc", "Did you mean --gradient_accumulation_steps?"),
-        ("--qqq", "--help lists all."),
+        ("--qqq", "--help lists all names."),
     ],
 )
 def test_names_are_exact_and_close_ones_are_suggested(model: Path, flag: str, hint: str) -> None:
@@ -300,20 +301,20 @@ def test_a_close_choice_is_suggested(model: Path) -> None:
 
 def test_a_text_with_several_words_needs_quotes(model: Path) -> None:
     assert problems_of([*base(model), "--run_name", "a", "b"], device="gpu") == [
-        "--run_name = a b: expected text, one value."
+        "--run_name = a b: expected text (one value)."
     ]
 
 
 def test_absent_device_is_the_best_there_is_and_said(model: Path) -> None:
     found = resolve(base(model), world_size=1)
     assert found.config.device == "cpu"
-    assert found.notices == ["device: cpu (this machine shows no GPU)"]
-    assert found.origins["device"] == "derived: the best there is"
+    assert found.notices == ["device: cpu (no GPU was found on this machine)"]
+    assert found.origins["device"] == "derived: the best available"
 
 
 def test_gpu_without_a_gpu_is_refused(model: Path) -> None:
     assert problems_of([*base(model), "--device", "gpu"]) == [
-        "device = gpu, but this machine shows no GPU: give --device cpu, or leave it out."
+        "device = gpu, but no GPU was found on this machine. Use --device cpu, or drop --device."
     ]
 
 
@@ -327,7 +328,7 @@ def test_a_gpu_with_a_cpu_build_of_paddle_is_said(model: Path, monkeypatch: pyte
 def test_one_process_with_stage_2_and_no_degree_runs(model: Path) -> None:
     found = resolve([*base(model), "--sharding", "stage2", "--device", "cpu"], world_size=1)
     assert found.layout == Layout() and found.config.sharding == "" and found.requested == {"sharding": "stage2"}
-    assert any("leaves nothing to shard" in line for line in found.notices)
+    assert any("has no ranks to shard over" in line for line in found.notices)
 
 
 def test_what_is_derived(model: Path) -> None:
@@ -392,7 +393,7 @@ def test_resolved_as_json_is_json_and_complete(model: Path) -> None:
     found = resolve([*base(model), "--bf16", "--device", "cpu"], world_size=1)
     written = json.loads(json.dumps(resolved_as_json(found)))
     assert set(written["arguments"]) == set(fields_of("pretrain"))
-    assert written["arguments"]["bf16"] == {"value": False, "origin": "not honoured on the CPU", "asked": True}
+    assert written["arguments"]["bf16"] == {"value": False, "origin": "not supported on the CPU", "asked": True}
     assert written["arguments"]["device"] == {"value": "cpu", "origin": "flag"}
     assert (written["layout"], written["world_size"]) == ("one process", 1)
 

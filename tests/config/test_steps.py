@@ -38,7 +38,7 @@ def test_epochs_are_checked_as_steps_are():
     run = config(num_train_epochs=2, warmup_ratio=0.01, save_steps=50, logging_steps=20, decay_steps=40)
     report_counted_steps(run, 10, origins, said.append)
     assert said == [
-        "warmup_ratio 0.01 of 10 steps is less than one step: there is no warm-up.",
+        "warmup_ratio 0.01 of 10 steps is less than one step: the run has no warm-up.",
         "decay_steps 40 > the 10 steps of 2 epochs: the learning rate does not reach min_learning_rate within this training.",
         "save_steps 50 > the 10 steps of 2 epochs: no checkpoint before the last step.",
         "logging_steps 20 > the 10 steps of 2 epochs: no loss before the last step.",

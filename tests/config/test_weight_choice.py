@@ -83,10 +83,10 @@ def test_other_weights_are_listed_and_training_state_is_not(tmp_path):
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ('{"weight_map": {"a": "absent.safetensors"}}', "lacks absent.safetensors"),
+        ('{"weight_map": {"a": "absent.safetensors"}}', "names files that do not exist: absent.safetensors"),
         ('{"weight_map": {"a": "/etc/x.safetensors"}}', "outside"),
         ('{"weight_map": {"a": "../x.safetensors"}}', "outside"),
-        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "occurs twice"),
+        ('{"weight_map": {"a": "x.safetensors", "a": "y.safetensors"}}', "duplicate key a with different values"),
         ('{"weight_map": {}}', "is empty"),
         ('{"weight_map": {"a": 3}}', "file names"),
         ('{"weight_map": ["a"]}', "file names"),
@@ -115,11 +115,11 @@ def test_links_are_followed_and_broken_ones_reported(tmp_path):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("model.fp16.safetensors",), "holds no weights.*model.fp16.safetensors"),
-        (("adapter_model.safetensors",), "holds no weights.*adapter_model.safetensors"),
+        (("model.fp16.safetensors",), "has no weights.*model.fp16.safetensors"),
+        (("adapter_model.safetensors",), "has no weights.*adapter_model.safetensors"),
         ((PT,), "--allow_pickle"),
-        (("pytorch_model-00001-of-00002.bin",), "no weights that can be read"),
-        ((), "holds no weights"),
+        (("pytorch_model-00001-of-00002.bin",), "has no readable weights"),
+        ((), "has no weights"),
     ],
 )
 def test_a_folder_without_weights_names_what_it_holds(tmp_path, names, message):

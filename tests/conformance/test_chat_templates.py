@@ -541,7 +541,7 @@ def test_other_files_are_read_or_refused(tokenizers_of, tmp_path) -> None:
     (folder / "chat_template.json").write_text(
         json.dumps({"conversation": ["{{user}}", "{{bot}}"], "query": "{{query}}"})
     )
-    with pytest.raises(UserError, match="PaddleNLP's own format"):
+    with pytest.raises(UserError, match="PaddleNLP's format"):
         Both(folder)
     (folder / "chat_template.jinja").write_text(CHATML)
     assert any("chat_template.json also contains" in line for line in Both(folder).chosen.notices)

@@ -111,7 +111,7 @@ _MEGATRON = {"tensor_model_parallel_size": 2, "train_iters": 10, "use_distribute
 def test_the_config_of_another_trainer_gets_the_counterpart_of_every_key(name, text, trainer, counterparts, folder):
     (folder / name).write_text(text)
     found = problems(folder / name)
-    assert any(f"written for {trainer} (" in line for line in found)
+    assert any(f"written for {trainer}: it has the keys " in line for line in found)
     for part in counterparts:
         assert any(part in line for line in found), part
     assert not any("is missing" in line for line in found)
@@ -134,8 +134,8 @@ def test_a_foreign_key_that_asks_for_nothing_passes(folder):
         (b'// steps\n{\n"max_steps": 1\n}', "line 1, column 1: a comment."),
         (b'{"max_steps": 1, # steps\n}', "a comment."),
         (b'/* steps */ {"max_steps": 1}', "a comment."),
-        (b'{\n  "max_steps": 1,\n}', "line 3, column 1: a comma in front of }."),
-        (b'{"report_to": ["none",]}', "a comma in front of ]."),
+        (b'{\n  "max_steps": 1,\n}', "line 3, column 1: a comma before }."),
+        (b'{"report_to": ["none",]}', "a comma before ]."),
         (b"{'max_steps': 1}", "a single quote."),
         (b'{max_steps: 1}', "a key without quotes."),
         (b'{"do_train": True}', "True is Python. Write true."),
@@ -157,11 +157,11 @@ def test_a_foreign_key_that_asks_for_nothing_passes(folder):
         (b"", "the file is empty."),
         (b"\n \n", "the file is empty."),
         (b'{"max_steps": NaN}', "NaN is not a JSON value."),
-        (b'{"max_steps": 1, "max_steps": 2}', 'the key "max_steps" is given more than once.'),
-        (b'[{"max_steps": 1}]', "must hold one JSON object"),
+        (b'{"max_steps": 1, "max_steps": 2}', 'duplicate key "max_steps". Keep one.'),
+        (b'[{"max_steps": 1}]', "contains a list. Write one JSON object"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"max_steps": ' + b"1" * 5000 + b"}", "is not valid JSON"),
-        ('{"output_dir": "\u4f60\u597d"}'.encode("gbk"), "is not text in UTF-8: line 1, byte 0xc4."),
+        ('{"output_dir": "\u4f60\u597d"}'.encode("gbk"), "is not UTF-8 text: line 1, byte 0xc4."),
         ('{"max_steps": 1}'.encode("utf-16"), "is UTF-16 text"),
         ('{"max_steps": 1}'.encode("utf-16-le"), "is UTF-16 text"),
         (b"\x80\x04\x95\x00\x00\x00", "is not text"),
@@ -201,7 +201,7 @@ def test_noise_of_neftune_that_another_trainer_would_add_is_reported(folder):
         resolved = resolve([*flags, "--neftune_noise_alpha", value], world_size=1, entry="finetune", device="cpu")
         return [line for line in resolved.notices if "neftune" in line]
 
-    assert "NEFTune, which is not offered" in notices("5")[0]
+    assert "NEFTune, which is not supported" in notices("5")[0]
     assert notices("0") == notices("null") == []
 
 
@@ -210,7 +210,7 @@ def test_noise_of_neftune_is_reported_in_a_config_of_another_trainer(folder, nam
     keys = {"stage": "sft", "finetuning_type": "lora", "template": "qwen", "neftune_noise_alpha": 5}
     file = folder / name
     file.write_text(json.dumps(keys) if name == "a.json" else "".join(f"{key}: {keys[key]}\n" for key in keys))
-    assert any("NEFTune, which is not offered" in line for line in problems(file))
+    assert any("NEFTune, which is not supported" in line for line in problems(file))
 
 
 def test_keys_of_fine_tuning_name_their_script_in_a_config_for_pretraining(folder):
@@ -219,7 +219,7 @@ def test_keys_of_fine_tuning_name_their_script_in_a_config_for_pretraining(folde
     file.write_text(json.dumps(keys))
     found = {key: next(line for line in problems(file, "pretrain") if line.startswith(f'"{key}"')) for key in keys}
     for key in ("dataset", "template", "lora_target"):
-        assert "belongs to finetune_generation.py: remove it here" in found[key]
+        assert "belongs to finetune_generation.py. Remove it here" in found[key]
     assert "--max_seq_length" in found["cutoff_len"]
     assert not any("Did you mean" in line or "--help" in line for line in found.values())
 

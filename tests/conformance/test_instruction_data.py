@@ -459,9 +459,9 @@ def test_no_file_of_another_split_is_trained_on(datasets: Any, tmp_path_factory,
 
 def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
     for names, message in (
-        (["train.jsonl", "test_train.jsonl"], "test_train.jsonl.*has words of the splits test and train"),
+        (["train.jsonl", "test_train.jsonl"], "test_train.jsonl.*contains words of the splits test and train"),
         (["train/test.jsonl", "train/a.jsonl"], "train/test.jsonl.*test and train"),
-        (["train.arrow", "test.jsonl"], "train.arrow.*format that is not read.*load_from_disk"),
+        (["train.arrow", "test.jsonl"], "train.arrow.*unsupported format.*load_from_disk"),
         (["data-00000-of-00001.arrow", "state.json", "dataset_info.json"], r"load_from_disk\(FOLDER\).to_parquet"),
         (["data/train_sft-00000-of-00001.parquet", "data/train_gen-00000-of-00001.parquet"], "train_gen, train_sft"),
         (
@@ -487,7 +487,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
     for name in ("train.txt", "train_config.yaml", "training_args.bin"):
         (folder / name).touch()
     assert [Path(f).name for f in find_files(str(folder))] == ["train.jsonl"]
-    assert "train.txt, train_config.yaml, training_args.bin: a format that is not read" in capsys.readouterr().err
+    assert "train.txt, train_config.yaml, training_args.bin: unsupported format" in capsys.readouterr().err
     folder = layout(
         tmp_path / "mixed", ["train.jsonl", "extra.jsonl", "holdout.jsonl", "val.jsonl", "eval.jsonl", "README.md"]
     )
@@ -508,7 +508,7 @@ def test_outputs_and_models_below_the_data_are_left_out(tmp_path: Path, capsys) 
     for name in ("out/config.resolved.json", "base/tokenizer_config.json", "lora/adapter_config.json"):
         write(folder / name, "{}")
     assert {Path(f).name for f in find_files(str(folder))} == {"train.jsonl", "train_2.jsonl"}
-    assert "base, lora, out: the output of a training, a model or an adapter" in capsys.readouterr().err
+    assert "base, lora, out: output of a training, model or adapter" in capsys.readouterr().err
 
 
 def test_splits_that_a_readme_declares_equal_the_reference(datasets: Any, tmp_path: Path, capsys: Any) -> None:
@@ -525,7 +525,7 @@ def test_splits_that_a_readme_declares_equal_the_reference(datasets: Any, tmp_pa
     assert set(expected) == {"train", "test"}
     for split in expected:
         assert [row.value for f in find_files(str(folder), split) for row in read_rows(f)] == expected[split].to_list()
-    assert "settings of the configuration that have no effect: sep" in capsys.readouterr().err
+    assert "these settings of the configuration have no effect: sep" in capsys.readouterr().err
     two = "".join(f"- config_name: {name}\n  data_dir: {name}\n" for name in ("en", "zh"))
     write(folder / "README.md", f"---\nconfigs:\n{two}---\n")
     with pytest.raises(UserError, match="several configurations: en, zh"):
@@ -541,7 +541,7 @@ def test_a_download_cache_is_not_read_with_all_its_revisions(tmp_path: Path) -> 
     for revision in ("0a1", "0b2"):
         write(cache / "snapshots" / revision / "train.jsonl", J(A) + "\n")
     (cache / "refs").mkdir()
-    with pytest.raises(UserError, match="2 revisions of a data set. Name the folder of one, such as .*0a1"):
+    with pytest.raises(UserError, match="2 revisions of a data set. Give the folder of one, such as .*0a1"):
         find_files(str(cache))
     assert find_files(str(cache / "snapshots" / "0a1")) == [str(cache / "snapshots" / "0a1" / "train.jsonl")]
     joined = write(tmp_path / "joined.jsonl", f"{J(A)}\n\ufeff{J(B)}\n")

@@ -152,7 +152,7 @@ def test_the_output_folder_of_a_run_is_accepted_and_other_folders_are_refused(ll
         llama, "--prompt", TEXT, "--tokenizer", run_folder
     )
     (tmp_path / "model" / "model.safetensors").unlink()
-    assert "holds no weights" in refused(tmp_path / "model", "--prompt", TEXT)
+    assert "has no weights" in refused(tmp_path / "model", "--prompt", TEXT)
     (tmp_path / "model" / "model.safetensors").touch()
     (tmp_path / "model" / "tokenizer_config.json").unlink()
     assert "with --tokenizer" in refused(tmp_path / "model", "--prompt", TEXT)

@@ -97,7 +97,7 @@ def refused(family: str, case: str) -> bool:
     if case != "prefix packed" or FAMILIES[family].capabilities.packed_prefix:
         return False
     assert any(
-        "--zero_padding is not offered" in line for line in method_problems("prefix", Layout(), family, packed=True)
+        "--zero_padding is not supported" in line for line in method_problems("prefix", Layout(), family, packed=True)
     )
     return True
 

@@ -194,9 +194,9 @@ def test_a_broken_pdparams_is_told(tmp_path):
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (None, "holds no weights"),
+        (None, "has no weights"),
         ("pytorch_model.bin", "--allow_pickle"),
-        ("model_state.tp00.pdparams", "parts of one layout"),
+        ("model_state.tp00.pdparams", "is a checkpoint split for one layout"),
     ],
 )
 def test_folders_without_weights_say_what_they_hold(tmp_path, file, message):

@@ -75,12 +75,18 @@ def test_these_go_with_every_layout(method):
 @pytest.mark.parametrize(
     ("method", "layout", "family", "others", "told"),
     [
-        ("prompt", Layout(pipeline=2), None, {}, "with pipeline stages there are: full, lora, prefix, adapter, freeze"),
+        (
+            "prompt",
+            Layout(pipeline=2),
+            None,
+            {},
+            "one of the methods that support a pipeline: full, lora, prefix, adapter, freeze",
+        ),
         ("adalora", Layout(sharding=2, sharding_stage=3), None, {}, "Use --sharding stage2"),
-        ("prompt", Layout(), "llama", {"packed": True}, "Leave --zero_padding out"),
-        ("prompt", Layout(), "chatglm", {}, "not offered for ChatGLM-6B"),
-        ("prefix", Layout(), "glm", {"prefix_projection": True}, "--prefix_projection is not offered for GLM"),
-        ("prefix", Layout(), "bloom", {"packed": True}, "prefix tuning with --zero_padding is not offered for BLOOM"),
+        ("prompt", Layout(), "llama", {"packed": True}, "Drop --zero_padding"),
+        ("prompt", Layout(), "chatglm", {}, "not supported for ChatGLM-6B"),
+        ("prefix", Layout(), "glm", {"prefix_projection": True}, "--prefix_projection is not supported for GLM"),
+        ("prefix", Layout(), "bloom", {"packed": True}, "prefix tuning with --zero_padding is not supported for BLOOM"),
     ],
 )
 def test_what_does_not_go_together_says_what_to_do(method, layout, family, others, told):

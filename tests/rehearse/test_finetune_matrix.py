@@ -127,13 +127,13 @@ def _no_way_around(row: Row) -> list[str]:
 
 FORBIDDEN = {
     ("layout", "family"): "has no pipeline for",
-    ("layout", "sequence_parallel"): "sequence_parallel needs tensor_parallel_degree above 1",
+    ("layout", "sequence_parallel"): "sequence_parallel with tensor_parallel_degree = 1",
     ("family", "sequence_parallel"): "sequence_parallel is not offered for",
     ("family", "samples"): "is not offered for",
     ("family", "key_value_heads"): "no word for key_value_heads",
     ("family", "tied"): "no word for tied",
     ("layout", "method"): "pipeline_parallel_degree = 2|sharding stage3",
-    ("family", "method"): "is not offered for",
+    ("family", "method"): "is not supported for",
     ("method", "samples"): "prompt tuning with --zero_padding",
 }
 

@@ -115,12 +115,12 @@ def test_micro_batches_are_fewer_than_stages_as_many_and_more(matrix):
 FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("layout", "virtual_stages"): (
         lambda layout, virtual: layout.pipeline < 3 and virtual != 1,
-        r"virtual_pp_degree = 2 needs (a pipeline|more than 2 stages)",
+        r"virtual_pp_degree = 2 with pipeline_parallel_degree = \d: it needs (a pipeline|more than 2 stages)",
     ),
     ("layout", "layers"): (lambda layout, layers: layout.pipeline == 1 and layers != "divide", "there are no stages"),
     ("layout", "sequence_parallel"): (
         lambda layout, sequence: layout.tensor == 1 and sequence != "",
-        "sequence_parallel needs tensor_parallel_degree above 1",
+        "sequence_parallel with tensor_parallel_degree = 1",
     ),
     ("layout", "pipeline_words"): (
         lambda layout, words: layout.pipeline == 1 and words != "",
@@ -146,7 +146,7 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ),
     ("virtual_stages", "micro_batches"): (
         lambda virtual, count: virtual != 1 and count < 6,
-        r"virtual_pp_degree = 2 needs at least 2 x 3 micro batches",
+        r"virtual_pp_degree = 2 with gradient_accumulation_steps = \d: it needs two micro-batches per stage",
     ),
     ("micro_batches", "pipeline_words"): (
         lambda count, words: count == 1 and words == "enable_delay_scale_loss",

@@ -1,1 +1,1 @@
-"""The fields of a RunConfig by theme, one file per theme. A field is declared once, here: type, range, default and help."""
+"""Fields of RunConfig, one file per topic. Each field is declared once: type, range, default and help text."""

@@ -1,4 +1,4 @@
-"""Fields that say what is read."""
+"""Fields for the data of pretraining."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class DataFields(Group):
     )
     share_folder: bool = Field(
         False,
-        description="Several machines see the same folders: one rank of the job builds the index, not one per machine.",
+        description="All machines share the folders: one rank of the job builds the index, not one per machine.",
     )
     dataloader_num_workers: int = Field(
         0,
         ge=0,
-        description="Processes that read ahead. 0: the training process reads; a memory map is fast enough for most.",
+        description="Processes that read ahead. 0: the training process reads, which is usually fast enough with a memory map.",
     )
     data_seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the order of samples. Absent: --seed.")

@@ -1,4 +1,4 @@
-"""Fields of fine-tuning's data and of its evaluation. Only finetune_generation.py has them."""
+"""Fields for the data and the evaluation of fine-tuning. Only finetune_generation.py has them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class InstructionFields(Group):
         None,
         json_schema_extra=BLEND,
         description="Instructions: a file (json, jsonl, csv, parquet), a folder with train.json and dev.json, or a weighted "
-        'blend such as "0.3 a.jsonl 0.7 b/". Absent: ./data, where PaddleNLP\'s first scripts looked.',
+        'blend such as "0.3 a.jsonl 0.7 b/". Absent: ./data, the folder of PaddleNLP\'s first scripts.',
     )
     data_format: Literal[
         "auto", "src_tgt", "content_summary", "alpaca", "sharegpt", "messages", "prompted", "query_response", "prompt_completion",
         "prompt_response", "instruction_response", "question_answer", "question_response", "input_output", "input_target",
         "conversation",
-    ] = Field("auto", description="Format of the rows. auto: recognised by their keys, and reported.")  # fmt: skip
+    ] = Field("auto", description="Format of the rows. auto: detected from their keys, and reported.")  # fmt: skip
     prompt_templates: str | None = Field(
         None,
         json_schema_extra=PATH,
@@ -31,82 +31,85 @@ class InstructionFields(Group):
     chat_template: str = Field(
         "auto",
         json_schema_extra=PATH,
-        description="How a conversation becomes text: default, llama2, llama3, chatglm, chatglm2, chatglm3, bloomz, alpaca, "
-        "chatml, jinja (the tokenizer's own), the name of one in the tokenizer's list, or a file. auto: the one the model was "
-        "trained with, else the tokenizer's own, else default.",
+        description="How a conversation is written as text: default, llama2, llama3, chatglm, chatglm2, chatglm3, bloomz, alpaca, "
+        "chatml, jinja (the tokenizer's template), a name from the tokenizer's list of templates, or a file. auto: the one that the "
+        "model was trained with, else the tokenizer's, else default.",
     )
     chat_template_date: str | None = Field(
         None,
-        description="Date (YYYY-MM-DD) that a template writes which asks for today's (strftime_now). Absent: such a template is "
-        "refused, or writes its own fixed date where it has one.",
+        description="Date (YYYY-MM-DD) for templates that write today's date (strftime_now). Absent: such a template is refused, "
+        "unless it has a fixed date.",
     )
     special_tokens_in_content: Literal["text", "tokens"] = Field(
         "text",
-        description="What the text of a special token inside a message becomes: text, so that data cannot end an answer or open a "
-        "turn, or tokens, as in transformers' apply_chat_template. Counted and reported either way.",
+        description="How the text of a special token inside a message is encoded: as text, so that data cannot end an answer or "
+        "open a turn, or as tokens, as in transformers' apply_chat_template. Counted and reported in both cases.",
     )
     max_length: int = Field(
-        2048, ge=2, description="Tokens of a sample, question and answer (PaddleNLP: 2048; before: src + tgt_length)."
+        2048,
+        ge=2,
+        description="Maximum tokens of a sample, prompt and answer (PaddleNLP: 2048; before: src_length + tgt_length).",
     )
     src_length: int | None = Field(
         None,
         ge=1,
-        description="Tokens before an answer. Absent: max_length - 1, so that nothing is cut that would fit "
-        "(PaddleNLP: 1024).",
+        description="Maximum tokens before an answer. Absent: max_length - 1, so that nothing is cut that would fit (PaddleNLP: 1024).",
     )
     long_samples: Literal["truncate", "refuse", "drop"] = Field(
         "truncate",
-        description="Samples that are too long: cut (an answer that is cut gets no EOS), refused, or left out; counted "
-        "either way.",
+        description="Samples that are too long: truncated (a truncated answer has no EOS), refused, or dropped. They are counted "
+        "in all cases.",
     )
     loss_on: Literal["answers", "last", "all"] = Field(
-        "answers", description="Which tokens are learnt: all answers, the last answer, or everything."
+        "answers", description="Which tokens are trained: all answers, the last answer, or all tokens."
     )
     skip_bad_rows: bool = Field(
-        False, description="Leave out rows that hold no conversation, and count them. false: refuse the file."
+        False, description="Skip and count rows without a conversation. false: refuse the file."
     )
     zero_padding: bool = Field(
         False,
-        description="Pack several samples into one row, without attention across them. Off as in PaddleNLP, since it "
-        "changes how many samples a step has.",
+        description="Pack several samples into one row, without attention between them. Off as in PaddleNLP, since it "
+        "changes the number of samples per step.",
     )
     pad_to_max_length: bool = Field(
-        False, description="Pad every row to --max_length. A pipeline does so always: its stages expect one shape."
+        False, description="Pad every row to --max_length. Always on with a pipeline, whose stages expect one shape."
     )
     pad_to_multiple_of: int | None = Field(
-        None, ge=1, description="Pad rows to a multiple of this. Absent: to the longest of the batch."
+        None, ge=1, description="Pad rows to a multiple of this length. Absent: to the longest row of the batch."
     )
 
 
 class GenerationFields(Group):
-    """Evaluation by generating"""
+    """Evaluation by generation"""
 
     eval_with_do_generation: bool = Field(
-        False, description="Evaluate by generating answers as well: BLEU, ROUGE and exact match (not with a pipeline)."
+        False, description="Also evaluate generated answers: BLEU, ROUGE and exact match (not with a pipeline)."
     )
     save_generation_output: bool = Field(
-        True, description="Write what was generated beside the references, one JSON object per line (PaddleNLP: false)."
+        True, description="Write generated answers and references, one JSON object per line (PaddleNLP: false)."
     )
     generation_max_new_tokens: int | None = Field(
         None,
         ge=1,
-        description="Longest answer. Absent: what --src_length leaves of --max_length; 256 without --src_length.",
+        description="Maximum tokens of an answer. Absent: --max_length - --src_length; 256 without --src_length.",
     )
     generation_batch_size: int = Field(
         8,
         ge=1,
-        description="Prompts of one rank at a time. Of each the keys and values of prompt and answer are held; "
-        "--per_device_eval_batch_size is the loss's.",
+        description="Prompts that one rank decodes together. Each needs memory for the keys and values of prompt and answer; "
+        "--per_device_eval_batch_size applies to the loss.",
     )
-    num_beams: int = Field(1, ge=1, description="Beams of the search. 1: none (PaddleNLP before 2.6: 5).")
+    num_beams: int = Field(1, ge=1, description="Number of beams. 1: no beam search (PaddleNLP before 2.6: 5).")
     top_k: int | None = Field(
-        None, ge=0, description="Sample from this many likeliest tokens. 1: the likeliest. 0 or absent: no limit."
+        None, ge=0, description="Sample from this many most likely tokens. 1: greedy. 0 or absent: no limit."
     )
-    top_p: float | None = Field(None, gt=0, le=1, description="Sample from the likeliest tokens of this mass.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Sample from the most likely tokens with this total probability."
+    )
     temperature: float | None = Field(
         None,
         gt=0,
-        description="Sample; below 1 sharpens. Without it, --top_k and --top_p the likeliest token is taken, so that "
+        description="Sample with this temperature. Without --temperature, --top_k and --top_p decoding is greedy, so that "
         "evaluations can be compared.",
     )
     early_stopping_patience: int | None = Field(

@@ -1,4 +1,4 @@
-"""Fields that say which network is trained and with which kernels."""
+"""Fields that choose the network and its kernels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class ModelFields(Group):
         "",
         json_schema_extra=PATH,
         description="Folder of the model (a config.json is enough for random weights), or a name built into PaddleNLP, "
-        "which is looked up over the network. Required.",
+        "which is downloaded. Required.",
     )
     tokenizer_name_or_path: str | None = Field(
         None,
@@ -23,36 +23,36 @@ class ModelFields(Group):
     )
     model_type: str | None = Field(
         None,
-        description="Family: llama, qwen2, chatglm, chatglm_v2, bloom, opt or glm. Not needed; checked against config.json if given.",
+        description="Family: llama, qwen2, chatglm, chatglm_v2, bloom, opt or glm. Optional; compared with config.json if given.",
     )
     continue_training: bool = Field(
         False, description="true: load the folder's weights. false: random weights from its config.json."
     )
     allow_pickle: bool = Field(
         False,
-        description="Read torch's pytorch_model.bin where a folder has no safetensors; only tensors are taken from it.",
+        description="Read torch's pytorch_model.bin if a folder has no safetensors; only tensors are read from it.",
     )
     num_hidden_layers: int | None = Field(
-        None, ge=1, description="Build this many layers instead of config.json's. Only with random weights."
+        None, ge=1, description="Number of layers instead of config.json's. Only with random weights."
     )
     hidden_dropout_prob: float | None = Field(
         None,
         ge=0,
         lt=1,
-        description="Dropout on hidden states. Absent: what config.json says (PaddleNLP: 0.1 for all).",
+        description="Dropout on hidden states. Absent: as in config.json (PaddleNLP: 0.1 for all models).",
     )
     attention_probs_dropout_prob: float | None = Field(
-        None, ge=0, lt=1, description="Dropout on attention probabilities. Absent: what config.json says."
+        None, ge=0, lt=1, description="Dropout on attention probabilities. Absent: as in config.json."
     )
     use_flash_attention: bool = Field(False, description="Flash attention kernels (GPU).")
     use_fused_rms_norm: bool | None = Field(
         None,
-        description="Fused RMSNorm (LLaMA, Qwen2, ChatGLM2/3). Absent: on a CPU, where a step takes 2 to 5% less with it; not on a GPU.",
+        description="Fused RMSNorm (LLaMA, Qwen2, ChatGLM2/3). Absent: on for a CPU, where it makes a step 2 to 5% faster; off for a GPU.",
     )
     use_fused_rope: bool = Field(False, description="Fused rotary embedding kernel (GPU, LLaMA).")
     fuse_attention_qkv: bool | None = Field(
-        None, description="One matrix for query, key and value (LLaMA). Absent: what config.json says."
+        None, description="One matrix for query, key and value (LLaMA). Absent: as in config.json."
     )
     fuse_attention_ffn: bool | None = Field(
-        None, description="One matrix for gate and up projection (LLaMA). Absent: what config.json says."
+        None, description="One matrix for gate and up projection (LLaMA). Absent: as in config.json."
     )

@@ -1,4 +1,4 @@
-"""Fields that say how the job is divided over ranks, and on which device."""
+"""Fields for the device and the layout of the ranks."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from paddle_llm.config.fields.base import Group
 class ParallelFields(Group):
     """Parallel layout"""
 
-    device: str | None = Field(None, description="gpu or cpu. Absent: the best there is, and the start says which.")
+    device: str | None = Field(None, description="gpu or cpu. Absent: gpu if available; reported at the start.")
     cpu_threads: int | None = Field(
         None,
         ge=1,
-        description="CPU only: compute threads per rank. Absent: the cores divided by the ranks on this machine.",
+        description="Compute threads per rank (CPU). Absent: cores divided by ranks on this machine.",
     )
-    tensor_parallel_degree: int = Field(1, ge=-1, description="Ranks that split every matrix. -1 is read as 1.")
-    pipeline_parallel_degree: int = Field(1, ge=-1, description="Pipeline stages. -1 is read as 1.")
+    tensor_parallel_degree: int = Field(1, ge=-1, description="Ranks that split every matrix. -1 means 1.")
+    pipeline_parallel_degree: int = Field(1, ge=-1, description="Pipeline stages. -1 means 1.")
     virtual_pp_degree: int = Field(1, ge=1, description="Model chunks per stage (interleaved schedule).")
     sharding: str = Field(
         "",
-        description="What data-parallel ranks share instead of copying. stage1: optimizer states, stage2: gradients too, "
-        "stage3: weights too (not with a pipeline). `stage2 offload`, `stage3 offload`: optimizer states, and with stage3 "
-        "weights, wait in host memory (GPU).",
+        description="What data-parallel ranks shard instead of replicating. stage1: optimizer states; stage2: also gradients; "
+        "stage3: also weights (not with a pipeline). `stage2 offload`, `stage3 offload`: keep optimizer states, and with stage3 "
+        "weights, in host memory (GPU).",
     )
     sharding_parallel_degree: int = Field(
-        -1, ge=-1, description="Ranks that share. -1: with --sharding all that tensor, pipeline and data leave, else 1."
+        -1,
+        ge=-1,
+        description="Ranks that shard. -1: with --sharding all ranks that tensor, pipeline and data parallelism leave, else 1.",
     )
-    data_parallel_degree: int = Field(
-        -1, ge=-1, description="Plain replicas. -1: what the other degrees leave of the launch."
-    )
+    data_parallel_degree: int = Field(-1, ge=-1, description="Replicas. -1: all ranks that the other degrees leave.")
     sequence_parallel: bool = Field(
         False, description="With tensor parallelism: split activations along the sequence (LLaMA, ChatGLM2/3)."
     )
@@ -47,12 +47,12 @@ class ParallelFields(Group):
     sharding_comm_buffer_size_MB: int = Field(
         -1,
         ge=-1,
-        description="MB of gradients that stages 2 and 3 reduce at one time, in buckets; size of a bucket of stage 1 with its "
-        "fusing words. -1: what 16 matrices of average size need, from 32 to 2048; for stage 1 Paddle's own.",
+        description="Size in MB of the gradient buckets of stages 2 and 3, and of stage 1 with a fusing switch. -1: the size of 16 "
+        "average matrices, from 32 to 2048; for stage 1 Paddle's default.",
     )
     hybrid_parallel_topo_order: Literal["pp_first", "sharding_first"] = Field(
         "pp_first",
-        description="Which ranks are neighbours: pp_first is data, pipeline, sharding, tensor from far to near.",
+        description="Order of the ranks. pp_first: data, pipeline, sharding, tensor, from outermost to innermost.",
     )
-    release_grads: bool = Field(False, description="Free gradients after each step instead of keeping their memory.")
+    release_grads: bool = Field(False, description="Free the memory of gradients after each step.")
     offload_optim: bool = Field(False, description="Move optimizer states to host memory between steps (GPU).")

@@ -1,1 +1,1 @@
-"""Names of fields that other programs and earlier versions used, and their translation."""
+"""Names that earlier PaddleNLP releases and other trainers use: tables, and the translation to fields."""

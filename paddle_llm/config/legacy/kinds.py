@@ -1,4 +1,4 @@
-"""What a name can be that is no field: renamed, without effect, or refused."""
+"""Kinds of names that are not fields: renamed, without effect, or refused."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Renamed:
-    """The same thing under a new name.
+    """A setting that has a new name.
 
     Attributes:
-        new: the field.
-        convert: old value -> new value; None as a result drops the key (it asked for the default).
-        plus: the new value is the sum of this one and that of the field named here.
+        new: Name of the field.
+        convert: Function from the old value to the new one. The result None drops the key, because it requests the default.
+        plus: Name of a field whose value is added to the old value.
     """
 
     new: str
@@ -24,7 +24,12 @@ class Renamed:
 
 @dataclass(frozen=True)
 class Stale:
-    """Accepted and without effect: it never changed what is learnt. Said once, unless the value is a neutral one."""
+    """A setting that is accepted and has no effect, because it never changed the result of the training.
+
+    Attributes:
+        why: Reason, which is reported unless the value is neutral.
+        neutral: Values that request what happens anyway.
+    """
 
     why: str
     neutral: tuple[Any, ...] = ()
@@ -32,14 +37,19 @@ class Stale:
 
 @dataclass(frozen=True)
 class Refused:
-    """An error: leaving it out would change the result. A neutral value asks for what happens anyway and passes."""
+    """A setting that is an error, because ignoring it would change the result of the training.
+
+    Attributes:
+        why: Reason, with a remedy if there is one.
+        neutral: Values that request what happens anyway; they pass.
+    """
 
     why: str
     neutral: tuple[Any, ...] = ()
 
 
 def is_neutral(raw: Any, neutral: tuple[Any, ...]) -> bool:
-    """Whether `raw` (JSON or text) says one of `neutral`; null always does, and its two words."""
+    """Return whether `raw` (JSON or text) equals one of `neutral`. Null and the texts None and null always count as neutral."""
     return raw in (None, "None", "null") or _canonical(raw) in [_canonical(value) for value in neutral]
 
 

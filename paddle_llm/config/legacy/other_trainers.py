@@ -1,7 +1,7 @@
-"""Keys of other trainers' configs, and what they are called here.
+"""Keys of other trainers' configs, and their counterparts here.
 
-A key of this table is never translated: the same word often means a slightly different thing. The message names the
-counterpart, and the user decides. Sources: the argument classes of transformers 4.55, TRL 0.21, PEFT 0.17, accelerate
+These keys are never translated, because the same name often has a slightly different meaning. The message names the counterpart,
+and the user decides. Sources: the argument classes of transformers 4.55, TRL 0.21, PEFT 0.17, accelerate
 1.10, DeepSpeed 0.17, LLaMA-Factory 0.9, ms-swift 3, axolotl 0.12, PaddleFormers 0.2 and Megatron-LM core 0.13.
 """
 
@@ -10,27 +10,27 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_NO = "It is not offered"
+_NO = "It is not supported"
 _STAGES = "--sharding stage1, stage2 or stage3 shards optimizer states, gradients or weights, as ZeRO 1, 2 and 3 do"
-_RLHF = "Preference and reinforcement learning are not offered: rows with questions and answers are trained on"
-_QUANT = "Training over quantised weights is not offered. Use --lora with --bf16"
+_RLHF = "Preference and reinforcement learning are not supported. Use rows with prompts and answers"
+_QUANT = "Training over quantised weights is not supported. Use --lora with --bf16"
 _DATA = "--dataset_name_or_path names a file, a folder with train.json and dev.json, or a weighted blend"
 _EVAL = "Put dev.json beside train.json and name the folder with --dataset_name_or_path"
 _TEMPLATE = "--chat_template names a template or a Jinja file"
 _LAUNCH = "The launcher sets it: python -m paddle.distributed.launch --nproc_per_node N ..."
 _HUB = "Nothing is uploaded. Copy the output folder"
-_DEFAULT = "It changes nothing that is trained. Remove it"
-_ROWS = "--data_format names the format of the rows; auto recognises it by their keys"
-_FREEZE = "--freeze_layers and --trainable_modules say which weights are trained"
+_DEFAULT = "It does not affect the training. Remove it"
+_ROWS = "--data_format names the format of the rows; auto detects it from their keys"
+_FREEZE = "--freeze_layers and --trainable_modules choose the trained weights"
 _MEGATRON_MODEL = "The shape of the network is in the config.json of --model_name_or_path"
 _LENGTH = "--max_length is the length of a sample of fine-tuning, --max_seq_length of pretraining and of a packed row"
-_LORA = "--lora trains LoRA; --lora_rank, --lora_alpha and --lora_dropout set it up"
+_LORA = "Use --lora, with --lora_rank, --lora_alpha and --lora_dropout"
 _SAMPLED = "Sampling is set with --temperature, --top_p and --top_k"
-_COMPILE = "Compilation is not offered"
-_FSDP = "Use --sharding stage3 (weights, gradients and optimizer states) in its place"
+_COMPILE = "Compilation is not supported"
+_FSDP = "Use --sharding stage3 (weights, gradients and optimizer states) instead"
 _STEP = "--per_device_train_batch_size x --gradient_accumulation_steps x data-parallel ranks is the global batch"
 
-# name -> what to use. Grouped by where the key comes from; a key of several is under the first.
+# Name -> what to use. Grouped by origin; a key that several trainers use is listed under the first.
 COUNTERPARTS: dict[str, str] = {
     # --- DeepSpeed, as a key and as a file
     **dict.fromkeys(("deepspeed", "deepspeed_config", "deepspeed_config_file", "use_deepspeed"), _STAGES),
@@ -72,19 +72,19 @@ COUNTERPARTS: dict[str, str] = {
     "per_gpu_train_batch_size": "Use --per_device_train_batch_size",
     "per_gpu_eval_batch_size": "Use --per_device_eval_batch_size",
     "group_by_length": "Use --zero_padding, which packs samples into rows",
-    "length_column_name": "Lengths are counted here. Remove it",
+    "length_column_name": "Lengths are counted automatically. Remove it",
     "optim_args": "Use --adam_beta1, --adam_beta2 and --adam_epsilon",
     "adafactor": f"{_NO}. Use --optim adamw",
-    "optim_target_modules": f"GaLore and APOLLO are not offered. {_LORA}",
+    "optim_target_modules": f"GaLore and APOLLO are not supported. {_LORA}",
     "auto_find_batch_size": f"{_NO}. Set --per_device_train_batch_size; `paddle-llm rehearse` checks the rest",
     "torch_dtype": "Use --bf16 or --fp16, with --fp16_opt_level O2 for weights in 16 bits",
     "dtype": "Use --bf16 or --fp16, with --fp16_opt_level O2 for weights in 16 bits",
     "save_safetensors": "The format of model/ is fixed. Remove it",
-    "save_only_model": "A checkpoint holds what a resume needs; model/ at the end holds the weights alone",
+    "save_only_model": "A checkpoint always contains the state for a resume; model/ contains only the weights",
     "eval_on_start": f"{_NO}. Run once with --do_eval and without --do_train",
     "eval_delay": f"{_NO}. Use --eval_steps",
-    "include_for_metrics": "Evaluation gives loss and perplexity; --eval_with_do_generation adds scores",
-    "include_inputs_for_metrics": "Evaluation gives loss and perplexity; --eval_with_do_generation adds scores",
+    "include_for_metrics": "Evaluation computes loss and perplexity; --eval_with_do_generation adds scores",
+    "include_inputs_for_metrics": "Evaluation computes loss and perplexity; --eval_with_do_generation adds scores",
     "predict_with_generate": "Use --eval_with_do_generation",
     "generation_max_length": "Use --generation_max_new_tokens",
     "generation_num_beams": "Use --num_beams",
@@ -113,7 +113,7 @@ COUNTERPARTS: dict[str, str] = {
     "flash_attn": "Use --use_flash_attention",
     "attn_impl": "Use --use_flash_attention",
     "flash_attention": "Use --use_flash_attention",
-    "trust_remote_code": "No code of a model folder is run. Remove it",
+    "trust_remote_code": "Code in a model folder is never run. Remove it",
     "cache_dir": "Nothing is downloaded into a cache. Give local folders",
     "revision": "Download the revision, and name its folder with --model_name_or_path",
     "model_revision": "Download the revision, and name its folder with --model_name_or_path",
@@ -128,29 +128,29 @@ COUNTERPARTS: dict[str, str] = {
     "dataset_num_proc": "Rows are encoded once, before training. Remove it",
     "assistant_only_loss": "Use --loss_on answers (the default) or --loss_on all",
     "completion_only_loss": "Use --loss_on answers (the default) or --loss_on all",
-    "eos_token": "The tokenizer's files say it: eos_token in tokenizer_config.json",
-    "pad_token": "The tokenizer's files say it: pad_token in tokenizer_config.json",
+    "eos_token": "It is read from the tokenizer's files: eos_token in tokenizer_config.json",
+    "pad_token": "It is read from the tokenizer's files: pad_token in tokenizer_config.json",
     "chat_template_path": _TEMPLATE,
     "packing_strategy": "Use --zero_padding",
     "padding_free": "Use --zero_padding",
     "eval_packing": "Evaluation is not packed. Remove it",
     "use_peft": _LORA,
     "lora_modules_to_save": "Use --modules_to_save",
-    "lora_task_type": "Language models are trained only. Remove it",
-    "task_type": "Language models are trained only. Remove it",
+    "lora_task_type": "Only language models are trained. Remove it",
+    "task_type": "Only language models are trained. Remove it",
     "peft_type": _LORA,
     "bias": "Biases are not trained with LoRA. Use --modules_to_save",
     **dict.fromkeys(("load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant", "quantization_config"), _QUANT),
     **dict.fromkeys(("beta", "ref_model", "reward_model", "loss_type", "precompute_ref_log_probs", "num_generations"), _RLHF),
     # --- LLaMA-Factory
-    "stage": "finetune_generation.py trains on instructions (sft), run_pretrain.py on text (pt); preference learning is not offered",
+    "stage": "finetune_generation.py trains on instructions (sft), run_pretrain.py on text (pt); preference learning is not supported",
     "finetuning_type": "full: nothing to set. lora: --lora. freeze: --freeze_layers. --help lists the other methods",
     "template": _TEMPLATE,
     "dataset": _DATA,
-    "dataset_dir": f"{_DATA}; it is the whole path",
+    "dataset_dir": f"{_DATA}; give the complete path",
     "media_dir": "Images, audio and video are not read",
     "eval_dataset": _EVAL,
-    "val_size": f"{_NO}: the rows of evaluation are a file. {_EVAL}",
+    "val_size": f"{_NO}: evaluation rows are a separate file. {_EVAL}",
     "cutoff_len": _LENGTH,
     "max_samples": f"{_NO}. Give a shorter file, or --max_steps",
     "overwrite_cache": "Rows are encoded at every start. Remove it",
@@ -163,7 +163,7 @@ COUNTERPARTS: dict[str, str] = {
     "interleave_probs": "Weights in --dataset_name_or_path mix files: '0.3 a.jsonl 0.7 b.jsonl'",
     "train_on_prompt": "Use --loss_on all",
     "mask_history": "Use --loss_on last",
-    "neat_packing": "Use --zero_padding: rows are packed without attention across samples",
+    "neat_packing": "Use --zero_padding: rows are packed without attention between samples",
     "tool_format": "The chat template writes tools. Remove it",
     "default_system": "Write the system text into the rows",
     "enable_thinking": "The rows and the chat template decide. Remove it",
@@ -184,7 +184,7 @@ COUNTERPARTS: dict[str, str] = {
     "image_max_pixels": "Images are not read. Remove it",
     "video_max_pixels": "Video is not read. Remove it",
     "plot_loss": "Curves are in the output folder: paddle-llm board OUTPUT_DIR",
-    "compute_accuracy": "Evaluation gives loss and perplexity; --eval_with_do_generation adds exact_match",
+    "compute_accuracy": "Evaluation computes loss and perplexity; --eval_with_do_generation adds exact_match",
     "infer_backend": "`paddle-llm generate` is another command",
     "export_dir": "`paddle-llm export` is another command",
     "rope_scaling": "Set rope_scaling in the config.json of the model",
@@ -196,9 +196,9 @@ COUNTERPARTS: dict[str, str] = {
     "upcast_layernorm": "Norms are computed in fp32. Remove it",
     "pure_bf16": "Use --bf16 with --fp16_opt_level O2",
     "use_unsloth": "Fused kernels are --use_fused_rms_norm, --use_fused_rope and --use_flash_attention",
-    "shift_attn": "Shifted sparse attention is not offered",
-    "use_galore": f"GaLore is not offered. {_LORA}",
-    "use_badam": f"BAdam is not offered. {_LORA}",
+    "shift_attn": "Shifted sparse attention is not supported",
+    "use_galore": f"GaLore is not supported. {_LORA}",
+    "use_badam": f"BAdam is not supported. {_LORA}",
     "use_swanlab": "Use --report_to visualdl, wandb or tensorboard",
     "ray_run_name": _LAUNCH,
     "ray_num_workers": _LAUNCH,
@@ -211,7 +211,7 @@ COUNTERPARTS: dict[str, str] = {
     "sft_type": "full: nothing to set. lora: --lora. --help lists the other methods",
     "tuner_backend": "LoRA is built in. Remove it",
     "val_dataset": _EVAL,
-    "split_dataset_ratio": f"{_NO}: the rows of evaluation are a file. {_EVAL}",
+    "split_dataset_ratio": f"{_NO}: evaluation rows are a separate file. {_EVAL}",
     "custom_dataset_info": "Name the file itself with --dataset_name_or_path",
     "columns": _ROWS,
     "system": "Write the system text into the rows",
@@ -220,7 +220,7 @@ COUNTERPARTS: dict[str, str] = {
     "agent_template": "The chat template writes tools. Remove it",
     "lazy_tokenize": "Rows are encoded once, before training. Remove it",
     "load_from_cache_file": "Rows are encoded at every start. Remove it",
-    "strict": "Bad rows are refused; --skip_bad_rows leaves them out",
+    "strict": "Bad rows are refused; --skip_bad_rows skips them",
     "dataset_shuffle": "Samples are shuffled in every epoch. Use --data_seed for another order",
     "train_dataloader_shuffle": "Samples are shuffled in every epoch. Use --data_seed for another order",
     "disable_shuffling": f"{_NO}. Use --data_seed for another order",
@@ -237,11 +237,11 @@ COUNTERPARTS: dict[str, str] = {
     "base_model": "Use --model_name_or_path",
     "base_model_config": "Use --model_name_or_path",
     "tokenizer_config": "Use --tokenizer_name_or_path",
-    "tokenizer_type": "The tokenizer's files say it. Remove it",
+    "tokenizer_type": "It is read from the tokenizer's files. Remove it",
     "datasets": _DATA,
     "test_datasets": _EVAL,
     "dataset_prepared_path": "Encoded rows are not stored. Remove it",
-    "val_set_size": f"{_NO}: the rows of evaluation are a file. {_EVAL}",
+    "val_set_size": f"{_NO}: evaluation rows are a separate file. {_EVAL}",
     "sequence_len": _LENGTH,
     "sample_packing": "Use --zero_padding",
     "eval_sample_packing": "Evaluation is not packed. Remove it",
@@ -256,7 +256,7 @@ COUNTERPARTS: dict[str, str] = {
     "lora_target_linear": "Use --lora_target_modules all-linear",
     "lora_fan_in_fan_out": "Layouts of weights are handled here. Remove it",
     "lora_model_dir": "Use --lora_path",
-    "relora_steps": f"ReLoRA is not offered. {_LORA}",
+    "relora_steps": f"ReLoRA is not supported. {_LORA}",
     "special_tokens": "Special tokens are in the tokenizer's files",
     "tokens": "Special tokens are in the tokenizer's files",
     "chat_template_jinja": _TEMPLATE,
@@ -291,7 +291,7 @@ COUNTERPARTS: dict[str, str] = {
     "virtual_pipeline_model_parallel_size": "Use --virtual_pp_degree",
     "context_parallel_size": f"{_NO}. Use --tensor_parallel_degree with --sequence_parallel",
     "sequence_parallel_size": f"{_NO}. Use --tensor_parallel_degree with --sequence_parallel",
-    "expert_model_parallel_size": "Mixtures of experts are not offered",
+    "expert_model_parallel_size": "Mixtures of experts are not supported",
     "use_distributed_optimizer": "Use --sharding stage1",
     "overlap_grad_reduce": "Use --sharding_parallel_config",
     "global_batch_size": _STEP,
@@ -331,7 +331,7 @@ COUNTERPARTS: dict[str, str] = {
     "defaults": "A config is one flat JSON object, without other files",
 }  # fmt: skip
 
-# Keys that give a trainer away; two of them name it.
+# Trainer -> keys that only its configs have; two of them identify it.
 DIALECTS: dict[str, frozenset[str]] = {
     "LLaMA-Factory": frozenset(
         {"stage", "finetuning_type", "template", "dataset", "dataset_dir", "cutoff_len", "lora_target", "overwrite_cache",
@@ -372,7 +372,7 @@ DIALECTS: dict[str, frozenset[str]] = {
 }  # fmt: skip
 
 _FOLDER = "the folder of a checkpoint"
-_NEWEST = "the newest complete checkpoint of output_dir is continued without it"
+_NEWEST = "by default the run resumes from the newest complete checkpoint in output_dir"
 # Values of other trainers for fields that have the same name.
 VALUES: dict[str, dict[str, str]] = {
     "optim": {name: "adamw" for name in ("adamw_torch", "adamw_torch_fused", "adamw_hf", "adam", "adamw_apex_fused")},
@@ -385,7 +385,7 @@ VALUES: dict[str, dict[str, str]] = {
     },
 }
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, "", "none", "None", "null", "no", "false", "False", [], {})
-# false asks for something else than what happens here.
+# Keys for which false is not the behaviour here.
 _FALSE_COUNTS = (
     "dataset_shuffle",
     "train_dataloader_shuffle",
@@ -396,7 +396,7 @@ _FALSE_COUNTS = (
 
 
 def counterpart(name: str, raw: Any) -> str | None:
-    """Return what to use in place of a foreign key; "" where its value asks for nothing, None for an unknown key."""
+    """Return what to use instead of a foreign key; "" if its value requests nothing, None if the key is unknown."""
     name = name.replace("-", "_")
     found = COUNTERPARTS.get(name)
     if found is None:
@@ -408,14 +408,14 @@ def counterpart(name: str, raw: Any) -> str | None:
 
 
 def dialect_of(names: set[str]) -> tuple[str, list[str]] | None:
-    """Return the trainer that a config is written for and the keys that tell, where at least two do."""
+    """Return the trainer that a config is written for and the keys that identify it; None with less than two such keys."""
     plain = {name.replace("-", "_") for name in names}
     trainer, keys = max(DIALECTS.items(), key=lambda one: len(one[1] & plain))
     return (trainer, sorted(keys & plain)) if len(keys & plain) > 1 else None
 
 
 def _zero_stage(raw: Any) -> str | None:
-    """The exact counterpart of a DeepSpeed setting whose stage is visible: an object, or a name such as zero2 or ds_z3.json."""
+    """Return the exact counterpart of a DeepSpeed setting that shows its stage: an object, or a name such as ds_z3.json."""
     offload = False
     if isinstance(raw, int):
         stage: Any = raw

@@ -30,23 +30,23 @@ OLD_NAMES: dict[str, Renamed | Stale | Refused] = {
     "sharding_degree": Renamed("sharding_parallel_degree"),  # A to D, deprecated since B
     "no_cuda": Renamed("device", convert=_no_cuda),  # A to D
     "max_evaluate_steps": Renamed("eval_iters", convert=_positive),  # C, D
-    "benchmark": Stale("give --max_steps for a short run", (False,)),  # B, C
+    "benchmark": Stale("use --max_steps for a short run", (False,)),  # B, C
     "profiler_options": Stale("profiling is not part of training", ("",)),  # B
     # --- run_pretrain.py, A to C
-    "config_name": Refused("put the config.json into the folder of --model_name_or_path"),
-    "skip_warmup": Stale("a memory map is never read through beforehand", (True, False)),
+    "config_name": Refused("put config.json into the folder of --model_name_or_path"),
+    "skip_warmup": Stale("memory maps are not read in advance", (True, False)),
     "initializer_range": Stale("PaddleNLP never read it; set it in the model's config.json"),
 }
 
 
 _DATA = Renamed("dataset_name_or_path")
-_VERA = "VeRA learns nothing as PaddleNLP 3.0 builds it: its vectors start at zero and are frozen. Use --lora"
-_LOKR = "PaddleNLP 3.0 cannot save LoKr without another setting, and cannot split it over ranks. Use --lora"
+_VERA = "VeRA does not train in PaddleNLP 3.0: its vectors start at zero and are frozen. Use --lora"
+_LOKR = "PaddleNLP 3.0 cannot save LoKr adapters, nor split them over ranks. Use --lora"
 _REFT = "ReFT fails to train in PaddleNLP 3.0. Use --lora or --adapter"
-_OF_REFT = "it belongs to ReFT, which is not offered"
-_PISSA = "a PiSSA adapter of PaddleNLP 3.0 does not fit the model that it is loaded into again. Use --lora, or --rslora"
-_MORA = "merging a MoRA adapter in PaddleNLP 3.0 changes what the model says. Use --lora, with a higher --lora_rank"
-_QLORA = "weights in 4 or 8 bits need CUDA kernels that PaddleNLP 3.0 does not bring. Use --lora with --bf16"
+_OF_REFT = "it belongs to ReFT, which is not supported"
+_PISSA = "PaddleNLP 3.0 loads a PiSSA adapter into a model that it does not fit. Use --lora, or --rslora"
+_MORA = "merging a MoRA adapter in PaddleNLP 3.0 changes the output of the model. Use --lora with a higher --lora_rank"
+_QLORA = "4-bit and 8-bit weights need CUDA kernels that PaddleNLP 3.0 does not include. Use --lora with --bf16"
 _QUANT = "quantising a model is not part of fine-tuning"
 _SMOOTH = "it belongs to quantisation, which is not part of fine-tuning"
 
@@ -58,28 +58,28 @@ FINETUNE_NAMES: dict[str, Renamed | Stale | Refused] = {
     "dataset_path": _DATA,
     "data_name": _DATA,
     "tgt_length": Renamed("max_length", plus="src_length"),
-    "instruction_generation": Stale("instructions are what is read, whatever their format", _OFF),
+    "instruction_generation": Stale("instructions are read in every format", _OFF),
     # --- data, C and D
     "intokens": Renamed("zero_padding"),
     "greedy_zero_padding": Renamed("zero_padding", convert=_if_on),
     "lazy": Stale("samples are encoded once, before training", (True, False)),
-    "autoregressive": Refused("to learn questions as well use --loss_on all", _OFF),
+    "autoregressive": Refused("to train on prompts as well, use --loss_on all", _OFF),
     "use_pose_convert": Refused("positions are not stretched", _OFF),
-    "flash_mask": Stale("packed rows are computed sample by sample anyway", (True, False)),
+    "flash_mask": Stale("attention of packed rows is computed per sample anyway", (True, False)),
     # --- LoRA
     "r": Renamed("lora_rank"),
     "target_modules": Renamed("lora_target_modules"),
     "use_dora": Renamed("dora"),
     "use_rslora": Renamed("rslora"),
-    "use_quick_lora": Stale("it computes the same in another order", (True, False)),
+    "use_quick_lora": Stale("it only changes the order of the computation", (True, False)),
     "pissa": Refused(_PISSA, _OFF),
-    "lora_use_mixer": Refused("MosLoRA is not offered. Use --lora", _OFF),
+    "lora_use_mixer": Refused("MosLoRA is not supported. Use --lora", _OFF),
     "use_mora": Refused(_MORA, _OFF),
     "vera": Refused(_VERA, _OFF),
-    "vera_rank": Stale("it belongs to VeRA, which is not offered", (8,)),
+    "vera_rank": Stale("it belongs to VeRA, which is not supported", (8,)),
     "lokr": Refused(_LOKR, _OFF),
     "lokr_path": Refused(_LOKR),
-    "lokr_dim": Stale("it belongs to LoKr, which is not offered", (8,)),
+    "lokr_dim": Stale("it belongs to LoKr, which is not supported", (8,)),
     "reft": Refused(_REFT, _OFF),
     "layers": Stale(_OF_REFT, ("all",)),
     "position": Stale(_OF_REFT, ("f7+l7",)),
@@ -88,19 +88,19 @@ FINETUNE_NAMES: dict[str, Renamed | Stale | Refused] = {
     "act_fn": Stale(_OF_REFT, ("linear",)),
     "add_bias": Stale(_OF_REFT, _OFF),
     "dropout": Refused(_OF_REFT + "; the dropout of LoRA is --lora_dropout", (0.0,)),
-    "neftune": Refused("noise on embeddings is not offered", _OFF),
+    "neftune": Refused("noise on embeddings is not supported", _OFF),
     "neftune_noise_alpha": Stale(
-        "it belongs to NEFTune, which is not offered", (0.0,)
+        "it belongs to NEFTune, which is not supported", (0.0,)
     ),  # transformers: 5 switches it on
-    "use_ssa": Refused("shifted sparse attention is not offered", _OFF),
-    "ssa_group_size_ratio": Stale("it belongs to shifted sparse attention, which is not offered", (0.25,)),
+    "use_ssa": Refused("shifted sparse attention is not supported", _OFF),
+    "ssa_group_size_ratio": Stale("it belongs to shifted sparse attention, which is not supported", (0.25,)),
     # --- evaluation by generating
     "do_generation": Renamed("eval_with_do_generation"),
-    "select_topk": Stale("--top_k alone says it", (True, False)),
-    "generate_num": Refused("all of the dev set is generated: give a shorter dev.json", (0,)),
-    "min_tgt_length": Refused("answers have no least length", (0,)),
-    "length_penalty": Refused("beams are compared by their mean log-likelihood", (1.0,)),
-    "no_repeat_ngram_size": Refused("nothing is forbidden to repeat", (0,)),
+    "select_topk": Stale("--top_k is sufficient", (True, False)),
+    "generate_num": Refused("the whole dev set is generated. Use a shorter dev.json", (0,)),
+    "min_tgt_length": Refused("answers have no minimum length", (0,)),
+    "length_penalty": Refused("beams are compared by mean log-likelihood", (1.0,)),
+    "no_repeat_ngram_size": Refused("repetitions are allowed", (0,)),
     # --- quantisation, B to D
     "weight_quantize_algo": Refused(_QLORA),
     "weight_blocksize": Stale(_SMOOTH, (64,)),
@@ -127,64 +127,64 @@ FINETUNE_NAMES: dict[str, Renamed | Stale | Refused] = {
     "gptq_step": Stale(_SMOOTH, (8,)),
 }
 
-_AUTO = "semi-automatic parallelism is not offered: give the degrees"
-_MOE = "mixtures of experts are not offered: remove it"
-_SEQUENCE = "splitting the sequence over ranks is not offered: use --tensor_parallel_degree with --sequence_parallel"
-_GPT_ONLY = "it belongs to PaddleNLP's GPT-3, which is not offered"
+_AUTO = "semi-automatic parallelism is not supported. Give the degrees"
+_MOE = "mixtures of experts are not supported. Remove it"
+_SEQUENCE = "splitting the sequence over ranks is not supported. Use --tensor_parallel_degree with --sequence_parallel"
+_GPT_ONLY = "it belongs to PaddleNLP's GPT-3, which is not supported"
 _DEGREE = (-1, 0, 1)
 
 NOT_OFFERED: dict[str, Stale | Refused] = {
     # --- TrainingArguments: what is trained and how
-    "do_export": Refused("exporting is a command of its own, not part of training", _OFF),
+    "do_export": Refused("export is a separate command: paddle-llm export", _OFF),
     "prediction_loss_only": Stale(
-        "evaluation computes losses; --eval_with_do_generation adds what is generated", (False, True)
+        "evaluation computes losses; --eval_with_do_generation adds generated answers", (False, True)
     ),
-    "eval_accumulation_steps": Stale("evaluation keeps sums of losses, there is nothing to accumulate"),
-    "num_cycles": Refused("cosine falls once, from --learning_rate to --min_learning_rate", (0.5,)),
-    "bf16_full_eval": Refused("evaluation computes in the precision of training", _OFF),
-    "fp16_full_eval": Refused("evaluation computes in the precision of training", _OFF),
-    "minimum_eval_times": Refused("give --eval_steps"),
-    "past_index": Refused("no model offered here has memory between steps", (-1,)),
-    "remove_unused_columns": Stale("samples hold only what the model reads", (True, False)),
-    "label_names": Refused("labels are always called labels"),
+    "eval_accumulation_steps": Stale("evaluation only keeps sums of losses"),
+    "num_cycles": Refused("the cosine schedule falls once, from --learning_rate to --min_learning_rate", (0.5,)),
+    "bf16_full_eval": Refused("evaluation uses the precision of training", _OFF),
+    "fp16_full_eval": Refused("evaluation uses the precision of training", _OFF),
+    "minimum_eval_times": Refused("use --eval_steps"),
+    "past_index": Refused("no supported model has memory between steps", (-1,)),
+    "remove_unused_columns": Stale("samples only contain the inputs of the model", (True, False)),
+    "label_names": Refused("the name of the labels is fixed"),
     "flatten_param_grads": Refused("it is for NPU devices only", _OFF),
     "refined_recompute": Refused("use --recompute_granularity or --no_recompute_layers", ("",)),
-    "to_static": Refused("training in static mode is not offered", _OFF),
-    "skip_data_intervals": Refused("--nan_policy skip leaves out steps whose loss is not finite"),
-    "pad_token_id": Stale("the model folder says it", (0,)),
+    "to_static": Refused("training in static mode is not supported", _OFF),
+    "skip_data_intervals": Refused("--nan_policy skip skips steps whose loss is not finite"),
+    "pad_token_id": Stale("it is read from the model folder", (0,)),
     "count_trained_tokens": Stale("tokens are always counted, see consumed_tokens in metrics.jsonl", (False, True)),
     # --- TrainingArguments: data
     "dataloader_drop_last": Stale("the order of samples has no incomplete batch", (False, True)),
-    "lazy_data_processing": Stale("data are tokenised before training", (True, False)),
-    "distributed_dataloader": Stale("every rank reads the data, no rank needs to send them to others", _OFF),
+    "lazy_data_processing": Stale("data is tokenised before training", (True, False)),
+    "distributed_dataloader": Stale("every rank reads the data itself", _OFF),
     "ignore_data_skip": Refused("a resumed run always continues at the next sample", _OFF),
     # --- TrainingArguments: logs
     "log_on_each_node": Stale("one rank of the job writes the log", (True, False)),
     "logging_dir": Stale("curves are always in <output_dir>/visualdl, so that a resumed run continues them"),
-    "logging_strategy": Refused("rows are written every --logging_steps", ("steps",)),
+    "logging_strategy": Refused("rows are written every --logging_steps steps", ("steps",)),
     "metrics_output_path": Stale("metrics are always in <output_dir>/metrics.jsonl"),
     "skip_memory_metrics": Stale("peak memory is in every row of metrics.jsonl", (True, False)),
-    "wandb_api_key": Refused("config.resolved.json would publish it: set WANDB_API_KEY in the environment"),
+    "wandb_api_key": Refused("config.resolved.json would expose it. Set WANDB_API_KEY in the environment"),
     "wandb_http_proxy": Refused("set HTTPS_PROXY in the environment"),
     # --- TrainingArguments: checkpoints
-    "output_signal_dir": Stale("a checkpoint is complete when its folder has its final name, no signal is needed"),
-    "save_on_each_node": Refused("every rank writes its own part of a checkpoint, wherever it runs", _OFF),
-    "save_sharded_model": Stale("checkpoints have one format whether sharded or not", _OFF),
+    "output_signal_dir": Stale("a checkpoint is complete when its folder has its final name"),
+    "save_on_each_node": Refused("every rank writes its own part of a checkpoint", _OFF),
+    "save_sharded_model": Stale("all layouts use the same checkpoint format", _OFF),
     "load_sharded_model": Refused("PaddleNLP's sharded-model checkpoints are not read", _OFF),
     "use_async_save": Refused("checkpoints are written before the next step begins", _OFF),
     "ordered_save_group_size": Stale("ranks write at the same time", (0,)),
     "ckpt_quant_stage": Refused("quantised checkpoints do not resume exactly", ("O0",)),
     "ignore_load_lr_and_optim": Refused(
-        "to start anew from a checkpoint's weights give its folder as --model_name_or_path with --continue_training 1",
+        "to start a new run from the weights of a checkpoint, use --model_name_or_path CHECKPOINT --continue_training 1",
         _OFF,
     ),
     "ignore_save_lr_and_optim": Refused("a checkpoint without optimizer states cannot be resumed", _OFF),
     "force_reshard_pp": Refused("a checkpoint is resumed on the layout that wrote it", _OFF),
-    "save_sharding_stage1_model_include_freeze_params": Refused("checkpoints hold what is trained", _OFF),
-    "pdc_download_ckpt": Refused("Baidu's PaddleCloud is not used here", _OFF),
-    "pdc_download_timeout": Stale("Baidu's PaddleCloud is not used here", (300,)),
+    "save_sharding_stage1_model_include_freeze_params": Refused("checkpoints contain the trained weights", _OFF),
+    "pdc_download_ckpt": Refused("Baidu's PaddleCloud is not used", _OFF),
+    "pdc_download_timeout": Stale("Baidu's PaddleCloud is not used", (300,)),
     # --- TrainingArguments: layout
-    "local_rank": Stale("the launcher says it"),
+    "local_rank": Stale("the launcher sets it"),
     "ddp_find_unused_parameters": Stale("every parameter of these models is used in every step", _OFF),
     "sharding_parallel_mesh_dimension": Refused(_AUTO, ("dp",)),
     "sep_parallel_degree": Refused(_SEQUENCE, _DEGREE),
@@ -202,15 +202,15 @@ NOT_OFFERED: dict[str, Stale | Refused] = {
     # --- LlmMetaConfig
     "use_fused_linear": Stale(_GPT_ONLY, _OFF),
     "use_fused_dropout_add": Stale(_GPT_ONLY, _OFF),
-    "use_fused_linear_cross_entropy": Stale("the fused kernel saves memory only and is not offered", _OFF),
-    "tensor_parallel_rank": Stale("the launcher says it"),
-    "tensor_parallel_output": Stale("the loss reads split logits, as PaddleNLP's default does", (True,)),
+    "use_fused_linear_cross_entropy": Stale("the fused kernel saves memory only and is not supported", _OFF),
+    "tensor_parallel_rank": Stale("the launcher sets it"),
+    "tensor_parallel_output": Stale("the loss reads split logits, which is PaddleNLP's default", (True,)),
     # --- run_pretrain.py and its sisters, generations C and D
     "use_fast_layer_norm": Stale(_GPT_ONLY, _OFF),
-    "enable_linear_fused_grad_add": Stale("a fusion for speed alone, not offered", _OFF),
-    "autotuner_benchmark": Stale("give --max_steps for a short run", _OFF),
+    "enable_linear_fused_grad_add": Stale("a fusion that only affects speed, not supported", _OFF),
+    "autotuner_benchmark": Stale("use --max_steps for a short run", _OFF),
     "transformer_engine_backend": Stale("TransformerEngine is not used"),
-    "use_fp8": Refused("training in 8 bits is not offered", _OFF),
+    "use_fp8": Refused("training in 8 bits is not supported", _OFF),
     "use_intermediate_api": Refused(_AUTO, _OFF),
     "pipeline_schedule_mode": Refused(_AUTO, ("1F1B",)),
     "virtual_pipeline_seg_method": Refused(_AUTO),
@@ -224,5 +224,5 @@ NOT_OFFERED: dict[str, Stale | Refused] = {
     "aistudio_repo_id": Stale("AI Studio is not used"),
     "aistudio_repo_private": Stale("AI Studio is not used", (True, False)),
     "aistudio_repo_license": Stale("AI Studio is not used"),
-    "aistudio_token": Refused("AI Studio is not used, and config.resolved.json would publish it"),
+    "aistudio_token": Refused("AI Studio is not used, and config.resolved.json would expose it"),
 }

@@ -14,13 +14,19 @@ KNOWN_NAMES: frozenset[str] = frozenset(OLD_NAMES) | frozenset(FINETUNE_NAMES) |
 
 
 def names_of(entry: str) -> dict[str, Renamed | Stale | Refused]:
-    """Everything that the script of `entry` understands and that is no field of it."""
+    """Return all names that the script of `entry` accepts and that are not fields of it."""
     return {**OLD_NAMES, **NOT_OFFERED, **(FINETUNE_NAMES if entry == "finetune" else {})}
 
 
 @dataclass
 class Translated:
-    """What is left after old names: keys under today's names, and what there is to say."""
+    """Result of a translation.
+
+    Attributes:
+        given: Raw values under the names of today.
+        problems: Messages about refused names.
+        notices: Messages about translated names and names without effect.
+    """
 
     given: list[RawValue] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
@@ -28,21 +34,21 @@ class Translated:
 
 
 def translate(given: list[RawValue], entry: Entry, fields: frozenset[str] | set[str]) -> Translated:
-    """Read old names as today's. Keys that are neither a field nor known are passed on as they are.
+    """Translate old names to the names of today. Unknown keys are kept unchanged.
 
     Args:
-        given: in order of precedence, the strongest last.
-        entry: the script that runs.
-        fields: names of that script's config.
+        given: Raw values in ascending order of precedence.
+        entry: Script that runs.
+        fields: Names of the fields of that script.
     """
     result = Translated()
     values = {one.name: one.raw for one in given}
     names = names_of(entry)
     for one in given:
         rule = None if one.name in fields else names.get(one.name)
-        elsewhere = _belongs_elsewhere(one, rule, entry)
-        if elsewhere:
-            result.problems.append(elsewhere)
+        wrong_script = _wrong_script(one, rule, entry)
+        if wrong_script:
+            result.problems.append(wrong_script)
         elif isinstance(rule, Renamed):
             _rename(one, rule, values, result)
         elif isinstance(rule, Stale):
@@ -50,28 +56,25 @@ def translate(given: list[RawValue], entry: Entry, fields: frozenset[str] | set[
                 result.notices.append(f"{one.display_name()} has no effect: {rule.why}.")
         elif isinstance(rule, Refused):
             if not is_neutral(_plain(one.raw), rule.neutral):
-                result.problems.append(f"{one.display_name()} = {_shown(one.raw)} is not offered: {rule.why}.")
+                result.problems.append(f"{one.display_name()} = {_shown(one.raw)} is not supported: {rule.why}.")
         else:
             result.given.append(one)
     return result
 
 
-def _belongs_elsewhere(one: RawValue, rule: Renamed | Stale | Refused | None, entry: Entry) -> str:
-    """What to say where a key, or what it is called today, is the other script's; else ""."""
+def _wrong_script(one: RawValue, rule: Renamed | Stale | Refused | None, entry: Entry) -> str:
+    """Return a message if a key, or its translation, belongs to the other script; else ""."""
     if entry == "pretrain":
-        there = one.name in FINETUNE_ONLY or one.name in FINETUNE_NAMES
-        return (
-            f"{one.display_name()} belongs to {SCRIPTS['finetune']}, not to {SCRIPTS[entry]}: remove it here."
-            if there
-            else ""
-        )
+        if one.name not in FINETUNE_ONLY and one.name not in FINETUNE_NAMES:
+            return ""
+        return f"{one.display_name()} belongs to {SCRIPTS['finetune']}, not to {SCRIPTS[entry]}. Remove it."
     name = rule.new if isinstance(rule, Renamed) else one.name
-    if name not in PRETRAIN_ONLY or (isinstance(rule, Renamed) and _asks_for_nothing(one, rule)):
+    if name not in PRETRAIN_ONLY or (isinstance(rule, Renamed) and _requests_default(one, rule)):
         return ""
-    return f"{one.display_name()} belongs to {SCRIPTS['pretrain']}, not to {SCRIPTS[entry]}: remove it here; {PRETRAIN_ONLY[name]}."
+    return f"{one.display_name()} belongs to {SCRIPTS['pretrain']}, not to {SCRIPTS[entry]}. Remove it: {PRETRAIN_ONLY[name]}."
 
 
-def _asks_for_nothing(one: RawValue, rule: Renamed) -> bool:
+def _requests_default(one: RawValue, rule: Renamed) -> bool:
     return rule.convert is not None and rule.convert(_plain(one.raw)) is None
 
 
@@ -86,11 +89,11 @@ def _rename(one: RawValue, rule: Renamed, values: dict[str, Any], result: Transl
             raw = int(raw) + int(values[rule.plus])
         except KeyError:
             result.problems.append(
-                f"{one.display_name()} is counted with --{rule.plus}, which is missing: give it, or {rule.new}."
+                f"{one.display_name()} is added to --{rule.plus}, which is missing. Give --{rule.plus}, or --{rule.new} instead."
             )
             return
         except (TypeError, ValueError):
-            result.problems.append(f"{one.display_name()} = {_shown(one.raw)}: expected a whole number.")
+            result.problems.append(f"{one.display_name()} = {_shown(one.raw)} is not a whole number. Give one.")
             return
     result.given.append(replace(one, name=rule.new, raw=raw, old=one.name))
     if one.is_flag:

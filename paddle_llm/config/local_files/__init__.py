@@ -1,1 +1,1 @@
-"""Find models, data, templates and adapters on this machine by the names of their files."""
+"""Find models, data, chat templates and adapters on this machine by the names of their files."""

@@ -1,4 +1,4 @@
-"""Finds adapters by their `adapter_config.json`, for messages about folders that were given in the wrong place."""
+"""Recognise adapters by their file names, for messages about folders that were given for the wrong option."""
 
 from __future__ import annotations
 
@@ -10,34 +10,36 @@ from paddle_llm.core.artifacts import ADAPTER_CONFIG, MODEL_CONFIG
 _SHOWN = 3
 
 
-# Files of adapters that are not read -> what wrote them and what to do.
+# File of an adapter that is not read -> its origin and a remedy.
 _OTHERS = {
-    "lora_config.json": "PaddleNLP's LoRA, which is not read: merge it with PaddleNLP (llm/tools/merge_lora_params.py)",
-    "prefix_model_config.json": "PaddleNLP's prefix tuning, which is not read: train it again here (--prefix_tuning)",
-    "adapters.safetensors": "MLX's LoRA, which is not read: fuse it into its base (mlx_lm.fuse)",
+    "lora_config.json": "PaddleNLP's LoRA, which is not read; merge it with PaddleNLP (llm/tools/merge_lora_params.py)",
+    "prefix_model_config.json": "PaddleNLP's prefix tuning, which is not read; train the prefix again (--prefix_tuning)",
+    "adapters.safetensors": "MLX's LoRA, which is not read; fuse it into its base model (mlx_lm.fuse)",
 }
 
 
-def what_it_holds(folder: Path) -> str:
-    """A sentence on a folder that is not an adapter as it is read here: adapters of other libraries, adapters one level below
-    (checkpoint-100), a model; empty if nothing is known."""
-    for name, what in _OTHERS.items():
+def describe_folder(folder: Path) -> str:
+    """Return a sentence about a folder that is not a supported adapter; "" if nothing is known.
+
+    It may contain an adapter of another library, adapters one level below (checkpoint-100), or a model.
+    """
+    for name, origin in _OTHERS.items():
         if (folder / name).is_file():
-            return f" {name} is of {what}."
+            return f" {name} belongs to {origin}."
     if found := adapters_below(folder):
         return found
-    return " It holds a whole model." if (folder / MODEL_CONFIG).is_file() else ""
+    return " It contains a complete model." if (folder / MODEL_CONFIG).is_file() else ""
 
 
 def adapters_below(folder: Path) -> str:
-    """A sentence that names the adapters one level below a folder, such as checkpoint-100; empty without any."""
+    """Return a sentence that names the adapters one level below a folder, such as checkpoint-100; "" without any."""
     found = sorted(file.parent for file in folder.glob(f"*/{ADAPTER_CONFIG}"))
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     return f" Adapters are in {', '.join(map(str, found[:_SHOWN]))}{more}." if found else ""
 
 
-def instead_of_model(folder: Path) -> str:
-    """What to give if a model is asked for and the folder is an adapter; empty if it is not an adapter."""
+def adapter_as_model(folder: Path) -> str:
+    """Return a message if a folder that was given as a model is an adapter; else ""."""
     if not (folder / ADAPTER_CONFIG).is_file():
         return ""
     try:
@@ -46,6 +48,6 @@ def instead_of_model(folder: Path) -> str:
     except (ValueError, AttributeError, RecursionError, OSError):
         base = None
     return (
-        f"{folder} is an adapter, not a model. Give the model that it was trained over ({base or 'not named in ' + ADAPTER_CONFIG}) as "
+        f"{folder} is an adapter, not a model. Give its base model ({base or 'not named in ' + ADAPTER_CONFIG}) as "
         f"--model_name_or_path, and the adapter as --lora_path {folder}."
     )

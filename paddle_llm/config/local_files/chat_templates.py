@@ -1,11 +1,11 @@
-"""Chat templates in folders: where transformers 4.55 finds them, and the record of the template that a model was trained with.
+"""Chat templates of a folder, found as transformers 4.55 does, and the record of the template that a model was trained with.
 
 Files of a folder:
     chat_template.jinja               the template named `default`
     additional_chat_templates/*.jinja further templates by name
-    tokenizer_config.json             `chat_template`: one template, or a list of {"name", "template"}; read without the files above
-    chat_template.json                a processor's {"chat_template": ...}, read without the files above
-    training_chat_template.json       our record: the name and the digest of the template of the training
+    tokenizer_config.json             `chat_template`: one template, or a list of {"name", "template"}; read if the files above do not exist
+    chat_template.json                a processor's {"chat_template": ...}; read if the files above do not exist
+    training_chat_template.json       record of this package: name and digest of the template that the model was trained with
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class FoundTemplates:
     """The chat templates of a folder.
 
     Attributes:
-        by_name: Jinja source by name; one template alone is named `default`.
-        where: File or folder that they come from, for messages.
-        ignored: Files of the folder that hold a template which transformers does not read beside `where`.
+        by_name: Jinja source by name; a single template is named `default`.
+        where: File or folder of the templates, for messages.
+        ignored: Files of the folder with a template that transformers ignores because of `where`.
     """
 
     by_name: Mapping[str, str]
@@ -49,7 +49,7 @@ class FoundTemplates:
     ignored: tuple[str, ...] = ()
 
     def choose(self, with_tools: bool) -> str | None:
-        """The name that transformers' `get_chat_template` takes; None if there is no default."""
+        """Return the name that transformers' `get_chat_template` chooses; None without a default."""
         if len(self.by_name) == 1 and DEFAULT in self.by_name:
             return DEFAULT
         if with_tools and TOOL_USE in self.by_name:
@@ -61,7 +61,7 @@ def find_templates(folder: str | Path | None) -> FoundTemplates | None:
     """Find the chat templates of a folder as transformers 4.55 does.
 
     Returns:
-        None if the folder has none.
+        Templates; None if the folder has none.
 
     Raises:
         UserError: If a file is not UTF-8, not JSON or not a template.
@@ -92,17 +92,17 @@ def find_templates(folder: str | Path | None) -> FoundTemplates | None:
 
 
 def read_text(file: Path) -> str:
-    """The text of a template file.
+    """Return the text of a template file.
 
     Raises:
-        UserError: If it is not UTF-8, or starts with a byte order mark, which transformers would write into every text.
+        UserError: If it is not UTF-8, or starts with a byte order mark, which transformers would write into every prompt.
     """
     try:
         text = file.read_bytes().decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"The chat template {file} is not UTF-8: {error}. Convert it to UTF-8.") from None
     except OSError as error:
-        raise UserError(f"The chat template {file} cannot be read: {error.strerror}. Name another file.") from None
+        raise UserError(f"The chat template {file} cannot be read: {error.strerror}. Give another file.") from None
     if problem := failed_download(text[:HEAD_BYTES].encode(), pages=False):
         raise UserError(f"The chat template {file} {problem}.")
     if text.startswith("\ufeff"):
@@ -111,19 +111,19 @@ def read_text(file: Path) -> str:
 
 
 def _plain_newlines(text: str) -> str:
-    """As Python's text files and Jinja read them."""
+    """Return a text with the line ends that Python's text files and Jinja produce."""
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def keeps_template(folder: str | Path | None) -> bool:
-    """Whether a folder has a chat template or the record of one."""
+    """Return whether a folder has a chat template or the record of one."""
     return folder is not None and (
         (Path(folder) / CHAT_TEMPLATE_RECORD).is_file() or find_templates(folder) is not None
     )
 
 
 def copy_templates(source: Path, target: Path) -> None:
-    """Copy the template files and the record of a folder, where it has them."""
+    """Copy the template files and the record that a folder has."""
     for name in (CHAT_TEMPLATE, CHAT_TEMPLATE_RECORD):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
@@ -132,7 +132,7 @@ def copy_templates(source: Path, target: Path) -> None:
 
 
 def _is_paddlenlp(file: Path) -> bool:
-    """Whether a file is a chat template in PaddleNLP's own format."""
+    """Return whether a file is a chat template in PaddleNLP's format."""
     try:
         values = parse_json(file.read_text(encoding="utf-8-sig"))
     except ValueError:
@@ -144,13 +144,13 @@ def _in_json(file: Path) -> dict[str, str]:
     try:
         values = parse_json(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
-        raise UserError(f"{file} is not JSON: {error}. Correct the file.") from None
+        raise UserError(f"{file} is not valid JSON: {error}. Correct the file.") from None
     if not isinstance(values, dict):
         return {}
     if file.name == PROCESSOR_CHAT_TEMPLATE and "chat_template" not in values:
         if _is_paddlenlp(file):
             raise UserError(
-                f"{file} is a chat template in PaddleNLP's own format, which is not read: keys {', '.join(sorted(values))}. "
+                f"{file} is a chat template in PaddleNLP's format, which is not supported: keys {', '.join(sorted(values))}. "
                 f"Write it as Jinja to {CHAT_TEMPLATE} and remove it, or choose a built-in template with --chat_template."
             )
         return {}
@@ -180,12 +180,12 @@ def _named(value: Any, file: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class TrainingTemplate:
-    """The template that a model was trained with, to be kept beside its weights.
+    """The template that a model was trained with, saved beside its weights.
 
     Attributes:
         name: Name of a built-in template, or `jinja`.
         templates: Jinja source by name; a built-in template in its Jinja form. Empty if it has none.
-        settings: Further settings that change what is written, such as the date for `strftime_now`.
+        settings: Further settings that change the written text, such as the date for `strftime_now`.
     """
 
     name: str
@@ -193,7 +193,7 @@ class TrainingTemplate:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Write the templates as transformers saves them, and the record, in place of any other template of the folder."""
+        """Write the templates as transformers saves them, and the record. Other templates of the folder are removed."""
         if self.templates:
             _remove_templates(folder)
         for name, source in self.templates.items():
@@ -203,14 +203,14 @@ class TrainingTemplate:
         self.write_record(folder)
 
     def write_record(self, folder: Path) -> None:
-        """Write the record alone, beside templates that are in the folder already."""
+        """Write only the record, for templates that the folder already has."""
         record = Record(self.name, digests(self.templates), dict(self.settings))
         (folder / CHAT_TEMPLATE_RECORD).write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)
 class Record:
-    """What `training_chat_template.json` holds.
+    """Content of `training_chat_template.json`.
 
     Attributes:
         name: Name of a built-in template, or `jinja`.
@@ -224,7 +224,7 @@ class Record:
 
 
 def digests(templates: Mapping[str, str]) -> dict[str, str]:
-    """SHA-256 of each text by name."""
+    """Return the SHA-256 of each text by name."""
     return {
         name: hashlib.sha256(_plain_newlines(text).encode("utf-8", "surrogatepass")).hexdigest()
         for name, text in templates.items()
@@ -232,10 +232,10 @@ def digests(templates: Mapping[str, str]) -> dict[str, str]:
 
 
 def read_record(folder: str | Path | None) -> Record | None:
-    """The record of the training template in a folder, compared with the templates that the folder holds.
+    """Read the record of the training template in a folder, and compare it with the templates of the folder.
 
     Returns:
-        None if the folder has no record.
+        Record; None if the folder has none.
 
     Raises:
         UserError: If the record cannot be read, or a recorded template is missing or has another text.
@@ -247,7 +247,7 @@ def read_record(folder: str | Path | None) -> Record | None:
         values = parse_json(file.read_text(encoding="utf-8"))
         record = Record(str(values["name"]), dict(values["digests"]), dict(values.get("settings") or {}))
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{file} is not a record of a chat template. Restore it, or remove it.") from None
+        raise UserError(f"{file} is not a valid record of a chat template. Restore it, or remove it.") from None
     found = find_templates(folder)
     present = digests(found.by_name) if found else {}
     if present != record.digests:
@@ -256,8 +256,8 @@ def read_record(folder: str | Path | None) -> Record | None:
         )
         raise UserError(
             f"The chat template of {found.where if found else folder} is not the one that the model was trained with "
-            f"(recorded in {CHAT_TEMPLATE_RECORD}: {record.name}): {', '.join(names)} differs. Restore it, name the template to use "
-            f"with --chat_template, or remove {CHAT_TEMPLATE_RECORD} to accept the one found."
+            f"(recorded in {CHAT_TEMPLATE_RECORD}: {record.name}): {', '.join(names)} differs. Restore it, choose a template "
+            f"with --chat_template, or remove {CHAT_TEMPLATE_RECORD} to use the one found."
         )
     return record
 

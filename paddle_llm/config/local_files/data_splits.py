@@ -1,10 +1,10 @@
-"""Which files of a folder are which split, by their names, as `datasets` finds them; files are not opened.
+"""Assign the files of a folder to splits by their names, as `datasets` does. Files are not opened.
 
-A word of the file name decides, or else a word of the nearest folder below the one that was given. A file whose name has a
-word of one split is never read as another. Words are separated by characters that are not letters, as in
-`train-00000-of-00002.parquet`, `my_test_1.jsonl` or `default/validation/0000.parquet`.
+A word of the file name decides, or else a word of the nearest folder below the given one. A file whose name has a word of one
+split is never read as another. Words are separated by characters that are not letters, as in `train-00000-of-00002.parquet`,
+`my_test_1.jsonl` or `default/validation/0000.parquet`.
 
-Differences from `datasets` 5: names are compared without case, `testset.json` and Chinese names are recognised, `eval` is the
+Differences from `datasets` 5: names are compared case-insensitively, `testset.json` and Chinese names are recognised, `eval` is the
 validation split unless another file is, folder names and file names may be mixed, and names of two splits are refused.
 """
 
@@ -45,6 +45,7 @@ from paddle_llm.core.artifacts import (
     TRAINER_STATE,
     TRAINING_ARGS,
 )
+from paddle_llm.core.counts import counted
 
 _EVAL = ("eval", "evaluation")
 # Files that mark a folder below the data as the output of a training, or as a model or adapter.
@@ -59,10 +60,10 @@ def survey(path: str) -> DataFolder:
     """Sort the files of a folder, or those that a pattern matches, into splits.
 
     Args:
-        path: A folder, which is searched with all folders below, or a glob pattern.
+        path: Folder, which is searched recursively, or a glob pattern.
 
     Returns:
-        The splits; no file is opened except the README of a folder.
+        Splits. No file is opened except the README.md of a folder.
     """
     is_folder = os.path.isdir(path)
     base = path if is_folder else _fixed_part(path)
@@ -93,7 +94,7 @@ def survey(path: str) -> DataFolder:
 
 
 def _survey_part(found: DataFolder, part: str, names: list[str]) -> DataFolder:
-    """Sort the files of the folder that README.md names as the data; all others are left out."""
+    """Sort the files of the folder that README.md declares as the data; all others are left out."""
     inner = survey(os.path.join(found.path, part))
     inner.path, inner.notes = found.path, [*found.notes, *inner.notes]
     inside = os.path.normpath(part).split(os.sep)
@@ -104,38 +105,38 @@ def _survey_part(found: DataFolder, part: str, names: list[str]) -> DataFolder:
 
 
 def _check_saved_to_disk(found: DataFolder, unnamed: list[str]) -> None:
-    """Refuse a folder of `save_to_disk` without names of splits, whose rows are in .arrow files only."""
+    """Refuse a folder of `save_to_disk` without split names, whose rows are only in .arrow files."""
     arrow = sorted(path for path in found.left_out if path.lower().endswith(".arrow"))
     if arrow and not unnamed:
         remedy = _convert(arrow[0]).replace("['train']", "")
-        found.problems.append(f"{arrow[0]}: a format that is not read. {remedy}, and name that file.")
+        found.problems.append(f"{arrow[0]}: this format is not supported. {remedy}, and give that file.")
 
 
 def _download_cache(path: str, names: list[str]) -> str:
-    """The message for a folder of huggingface_hub's cache, which holds every revision that was downloaded; else empty."""
+    """Return a message if a folder is a huggingface_hub cache, which contains all downloaded revisions; else ""."""
     revisions = sorted(
         {parts[1] for name in names if len(parts := PurePath(name).parts) > 2 and parts[0] == "snapshots"}
     )
     if not revisions or not any(os.path.isdir(os.path.join(path, beside)) for beside in ("blobs", "refs")):
         return ""
     example = os.path.join(path, "snapshots", revisions[0])
-    return f"{path}: a download cache with {len(revisions)} revisions of a data set. Name the folder of one, such as {example}."
+    return f"{path}: a download cache with {counted(len(revisions), 'revision')} of a data set. Give the folder of one, such as {example}."
 
 
 def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> None:
     path = os.path.join(base, name)
     splits = splits_of_path(name)
     if not os.path.exists(path) and kind_of_file(name) is not None:
-        found.problems.append(f"{path}: a link to a file that does not exist. Fetch the data again.")
+        found.problems.append(f"{path}: a link to a file that does not exist. Download the data again.")
     elif kind_of_file(name) is None or os.path.basename(name).lower() in NO_ROWS:
         is_data = os.path.splitext(name.lower())[1] in OTHER_DATA
-        found.left_out[path] = "a format that is not read" if is_data else "holds no rows by its name or suffix"
+        found.left_out[path] = "unsupported format" if is_data else "not a data file by its name or suffix"
     elif len(splits) > 1:
         found.problems.append(
-            f"{path}: the name has words of the splits {' and '.join(sorted(splits))}. Rename it after one, or name one file as the data."
+            f"{path}: its name contains words of the splits {' and '.join(sorted(splits))}. Rename it, or give one file as the data."
         )
     elif splits == {HELD_OUT}:
-        found.left_out[path] = "its name marks held-out data"
+        found.left_out[path] = "held-out data by its name"
         found.files.setdefault(HELD_OUT, []).append(path)
     elif splits:
         found.files.setdefault(splits.pop(), []).append(path)
@@ -144,7 +145,7 @@ def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> N
 
 
 def _check_formats(found: DataFolder) -> None:
-    """Refuse files of a split with one name in several formats, which are copies of the same rows; note several formats."""
+    """Refuse files of a split with the same name in several formats, which are copies of the same rows; report several formats."""
     for split, files in found.files.items():
         by_stem: dict[str, dict[str, str]] = {}
         for path in files:
@@ -152,37 +153,37 @@ def _check_formats(found: DataFolder) -> None:
         copies = next((list(kinds.values()) for kinds in by_stem.values() if len(kinds) > 1), None)
         if copies and split != HELD_OUT:
             found.problems.append(
-                f"{' and '.join(copies)}: one name in several formats, which datasets does not read together; they seem to hold the "
-                "same rows. Name one by a pattern, or remove the others."
+                f"{' and '.join(copies)}: the same name in several formats, which datasets does not read together. They seem to "
+                "contain the same rows. Give a pattern for one format, or remove the others."
             )
         kinds = sorted({str(kind_of_file(path)) for path in files})
         if len(kinds) > 1 and not copies:
             found.notes.append(
-                f"{found.path}: the {split} data is in several formats, all of which are read: {', '.join(kinds)}"
+                f"{found.path}: the {split} data has several formats, and all are read: {', '.join(kinds)}"
             )
 
 
 def _check_unread(found: DataFolder, base: str) -> None:
-    """Refuse a split of which every file is in a format that is not read."""
+    """Refuse a split whose files all have an unsupported format."""
     for path in sorted(found.left_out):
         splits = splits_of_path(os.path.relpath(path, base))
         is_data = os.path.splitext(path.lower())[1] in OTHER_DATA and splits and splits != {HELD_OUT}
         if is_data and not all(found.of(split) for split in splits):
             found.problems.append(
-                f"{path}: a file of the split {' and '.join(sorted(splits))} in a format that is not read. {_convert(path)}, or move it "
+                f"{path}: a file of the split {' and '.join(sorted(splits))} with an unsupported format. {_convert(path)}, or move it "
                 "out of the folder."
             )
 
 
 def _convert(path: str) -> str:
-    """How to write a file that is not read in a format that is."""
+    """Return how to convert a file to a supported format."""
     if path.lower().endswith(".arrow"):
         return "Write it as parquet with datasets: load_from_disk(FOLDER)['train'].to_parquet('train.parquet')"
     return "Convert it to jsonl or parquet (datasets: load_dataset(...).to_parquet)"
 
 
 def _walk(folder: str, found: DataFolder) -> Iterator[str]:
-    """Paths of all files below a folder, relative to it, without hidden files and folders and those of models."""
+    """Yield the paths of all files below a folder, relative to it, without hidden files and folders and without model folders."""
     seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(root)) in seen:
@@ -190,7 +191,7 @@ def _walk(folder: str, found: DataFolder) -> Iterator[str]:
             continue
         seen.add(real)
         if root != folder and not _OF_MODELS.isdisjoint(names):
-            found.left_out[root] = "the output of a training, a model or an adapter"
+            found.left_out[root] = "output of a training, model or adapter"
             folders[:] = []
             continue
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
@@ -204,14 +205,14 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder above the first component of a pattern with a wildcard."""
+    """Return the folder above the first component of a pattern that has a wildcard."""
     parts = PurePath(pattern).parts
     fixed = next((i for i, part in enumerate(parts) if glob.has_magic(part)), len(parts) - 1)
     return os.path.join(*parts[:fixed]) if parts[:fixed] else "."
 
 
 def _separate_eval(found: DataFolder, base: str) -> None:
-    """Read `eval` as test, as datasets does, where another file is the validation split."""
+    """Treat `eval` as test, as datasets does, if another file is the validation split."""
 
     def is_eval(path: str) -> bool:
         words = {base_word(word) for part in Path(os.path.relpath(path, base)).parts for word in WORD.findall(part)}
@@ -224,14 +225,14 @@ def _separate_eval(found: DataFolder, base: str) -> None:
 
 
 def _check_shards(found: DataFolder, base: str) -> None:
-    """Refuse splits of their own in data/, such as train_sft-00000-of-00001 beside train_gen-...; note incomplete sets."""
+    """Refuse separate sets of one split in data/, such as train_sft-* beside train_gen-*; report incomplete sets."""
     for split, files in found.files.items():
         in_data = [os.path.basename(path) for path in files if os.path.relpath(os.path.dirname(path), base) == "data"]
         stems = sorted({_SHARD.split(name)[0] for name in in_data if _SHARD.search(name)})
         if len(stems) > 1 and split != HELD_OUT:
             patterns = " or ".join(os.path.join(base, "data", f"{stem}-*") for stem in stems)
             found.problems.append(
-                f"{found.path}: several sets of files are {split} data: {', '.join(stems)}. Name one by a pattern: {patterns}"
+                f"{found.path}: several sets of files are {split} data: {', '.join(stems)}. Give a pattern for one of them: {patterns}"
             )
     sets: Counter[tuple[str, str, int]] = Counter()
     for path in (path for files in found.files.values() for path in files):
@@ -239,4 +240,4 @@ def _check_shards(found: DataFolder, base: str) -> None:
             sets[match[1], match[3], int(match[2])] += 1
     for (stem, suffix, expected), count in sorted(sets.items()):
         if count < expected:
-            found.notes.append(f"{stem}-*{suffix}: {count} of {expected} files are present")
+            found.notes.append(f"{stem}-*{suffix}: only {count} of {expected} files exist")

@@ -1,4 +1,4 @@
-"""Where instruction data is on this machine, found by names only; `data/instructions/files.py` reads the files."""
+"""Find instruction data on this machine by names only; `data/instructions/files.py` reads the files."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ CHAT_TEMPLATES = (
 )  # fmt: skip
 
 
-def is_there(path: str) -> bool:
-    """A file, a folder, or a pattern that matches some."""
+def path_exists(path: str) -> bool:
+    """Return whether a path is a file, a folder, or a pattern that matches some."""
     return Path(path).expanduser().exists() or bool(glob.glob(str(Path(path).expanduser()), recursive=True))
 
 
 def blend_of(text: str) -> list[str]:
-    """The paths of `"0.3 a.jsonl 0.7 b/"`, or the one path that `text` is; [] where it is neither."""
+    """Return the paths of a blend such as `"0.3 a.jsonl 0.7 b/"`, or `text` as the only path; [] if it is malformed."""
     words = text.split()
     if len(words) < 2:
         return words
@@ -41,29 +41,32 @@ def blend_of(text: str) -> list[str]:
 
 
 def has_split(path: str, split: str) -> bool:
-    """Whether a path holds a split: a folder or pattern by the names of its files; one file holds train only.
+    """Return whether a path contains a split: a folder or pattern by the names of its files; a file contains train only.
 
     Raises:
         UserError: If the names in a folder are ambiguous.
     """
-    place = str(Path(path).expanduser())
-    if Path(place).is_file():
+    expanded = str(Path(path).expanduser())
+    if Path(expanded).is_file():
         return split == TRAIN
-    return bool(survey(place).check().of(split))
+    return bool(survey(expanded).check().of(split))
 
 
-def near(path: str, *wanted: str) -> str:
-    """ " Did you mean X?": what stands beside `path` and is spelled like it; of a folder, what in it is spelled like `wanted`;
-    of a word, which of `wanted`. "" where nothing is."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        stems = {_stem(one): one.name for one in place.iterdir()}
+def did_you_mean(path: str, *wanted: str) -> str:
+    """Return " Did you mean X?", or "" if nothing is similar.
+
+    Candidates are the files of a folder whose names resemble a split in `wanted`; for other paths `wanted`, or without it the
+    neighbours of `path`.
+    """
+    expanded = Path(path).expanduser()
+    if expanded.is_dir():
+        stems = {_stem(one): one.name for one in expanded.iterdir()}
         names = [name for split in wanted for name in SPLIT_NAMES.get(split, ())]
         close = [stems[match] for name in names for match in difflib.get_close_matches(name, stems, 1, 0.75)]
     elif wanted:
         close = difflib.get_close_matches(path, wanted, 1)
-    elif place.parent.is_dir():
-        close = difflib.get_close_matches(place.name, [one.name for one in place.parent.iterdir()], 1, 0.75)
+    elif expanded.parent.is_dir():
+        close = difflib.get_close_matches(expanded.name, [one.name for one in expanded.parent.iterdir()], 1, 0.75)
     else:
         close = []
     return f" Did you mean {close[0]}?" if close else ""

@@ -1,5 +1,5 @@
-"""Names of models and tokenizers that PaddleNLP 3.0 knows without an owner. Other names there are `owner/name`, as those of all
-models that are offered here are. A test compares the table with PaddleNLP's own registry."""
+"""Names of models and tokenizers without an owner that PaddleNLP 3.0 knows. All other names, also those of all supported models,
+have the form `owner/name`. A test compares the table with PaddleNLP's registry."""
 
 from __future__ import annotations
 
@@ -69,19 +69,19 @@ BARE_NAMES = frozenset(_TABLE.split())
 
 
 def downloaded(name: str) -> Path:
-    """Where PaddleNLP keeps what it downloaded under a name."""
+    """Return the folder where PaddleNLP stores its download of a name."""
     return Path(os.environ.get("PPNLP_HOME") or Path.home() / ".paddlenlp") / "models" / name
 
 
 def why_unknown(name: str) -> str | None:
-    """Return why a name of no folder here cannot be PaddleNLP's either, for a message; None where it may be."""
+    """Return a message if a name that is not a folder cannot be known to PaddleNLP either; None if it may be."""
     if "/" in name or name in BARE_NAMES or downloaded(name).is_dir():
         return None
-    return f"no such folder, and not a name built into PaddleNLP.{folder_like(name)}"
+    return f"it is neither a folder nor a name built into PaddleNLP.{folder_like(name)}"
 
 
 def folder_like(name: str) -> str:
-    """Return " Did you mean X?" with the folder beside `name` whose name is most like its own; "" where none is."""
+    """Return " Did you mean X?" with the most similar folder beside `name`; "" if none is similar."""
     path = Path(name).expanduser()
     try:
         folders = [one.name for one in path.parent.iterdir() if one.is_dir()]

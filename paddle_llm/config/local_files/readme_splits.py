@@ -1,4 +1,4 @@
-"""The splits that the README.md of a folder from the Hub declares (`configs`), as `datasets` reads them."""
+"""Read the splits that the README.md of a folder from the Hugging Face Hub declares (`configs`), as `datasets` does."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _KNOWN = {"config_name", "data_files", "data_dir", "default", "description", "ve
 
 @dataclass(frozen=True)
 class Declaration:
-    """What README.md declares.
+    """Declaration of the splits in README.md.
 
     Attributes:
         patterns: Patterns of files by the name of the split.
-        folder: The folder whose names decide instead, relative to that of README.md; None with patterns.
+        folder: Folder whose file names determine the splits instead, relative to README.md; None with patterns.
     """
 
     patterns: dict[str, list[str]]
@@ -28,11 +28,12 @@ class Declaration:
 
 
 def declared_splits(folder: str, names: list[str], found: DataFolder) -> Declaration | None:
-    """The declaration of the one configuration of a folder, or of its default; None without any.
+    """Return the declaration of the only or the default configuration of a folder; None without any.
 
     Args:
+        folder: Folder with the README.md.
         names: Paths of the files in the folder, relative to it.
-        found: Gets what must be corrected, and settings that have no effect.
+        found: Result to which problems and notes are added.
     """
     readme = Path(folder, "README.md")
     configs = _metadata(readme).get("configs") if "README.md" in names else None
@@ -46,18 +47,18 @@ def declared_splits(folder: str, names: list[str], found: DataFolder) -> Declara
     if len(chosen) != 1:
         known = ", ".join(str(c.get("config_name")) for c in configs)
         found.problems.append(
-            f"{readme}: the data set has several configurations: {known}. Name the folder or the files of one by a pattern."
+            f"{readme}: the data set has several configurations: {known}. Give the folder of one, or a pattern for its files."
         )
         return Declaration({})
     if ignored := sorted(map(str, set(chosen[0]) - _KNOWN)):
-        found.notes.append(f"{readme}: settings of the configuration that have no effect: {', '.join(ignored)}")
+        found.notes.append(f"{readme}: these settings of the configuration have no effect: {', '.join(ignored)}")
     if not chosen[0].get("data_files"):
         return Declaration({}, str(chosen[0]["data_dir"]))
     return Declaration(_patterns(chosen[0]["data_files"]))
 
 
 def _patterns(entries: Any) -> dict[str, list[str]]:
-    """Patterns by split of `data_files`: a table, a list of splits, or the files of the split train."""
+    """Return the patterns of `data_files` by split. It is a mapping, a list of splits, or the files of the split train."""
     if isinstance(entries, dict):
         entries = [{"split": split, "path": path} for split, path in entries.items()]
     entries = entries if isinstance(entries, list) else [entries]
@@ -94,8 +95,8 @@ def sort_declared(found: DataFolder, declared: dict[str, list[str]], names: list
     for split, declared_names in by_split.items():
         if len(declared_names) > 1:
             found.problems.append(
-                f"{found.path}: README.md declares several splits of {split} data: {', '.join(declared_names)}. Name the files of one "
-                "by a pattern."
+                f"{found.path}: README.md declares several splits of {split} data: {', '.join(declared_names)}. Give a pattern for the "
+                "files of one."
             )
         patterns = [pattern for name in declared_names for pattern in declared[name]]
         matched = {
@@ -106,7 +107,7 @@ def sort_declared(found: DataFolder, declared: dict[str, list[str]], names: list
             others = splits_of_path(os.path.relpath(path, found.path)) - {split}
             if kind_of_file(path) is None or others:
                 found.problems.append(
-                    f"{path}: README.md declares it as {split} data, which its name contradicts. Correct one of them."
+                    f"{path}: README.md declares it as {split} data, but its name contradicts that. Correct one of them."
                 )
     used = {path for files in found.files.values() for path in files}
     for name in names:

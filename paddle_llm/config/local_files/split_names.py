@@ -1,4 +1,4 @@
-"""Which split the name of a file names, which files hold rows, and the record of what a folder holds."""
+"""Splits and formats by the names of files, and the record of a folder's content."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ SPLIT_NAMES = {
     TEST: ("test", "testing"),
     HELD_OUT: ("holdout", "heldout"),
 }
-UNNAMED = "its name names no split"
+UNNAMED = "its name does not contain a split"
 _CHINESE = {TRAIN: ("训练",), DEV: ("验证", "开发集", "评估"), TEST: ("测试",)}
-_SPLIT_OFWORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
+_SPLIT_OF_WORD = {word: split for split, words in SPLIT_NAMES.items() for word in words}
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _HELD_OUT = re.compile(r"(?i)(?<![a-z])(held?|hold)[-_ .]?out(?![a-z])")
 _ENDINGS = ("sets", "set", "data", "split", "s")
-# Files beside the data that hold no rows.
+# Files beside the data that do not contain rows.
 NO_ROWS = {
     "config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "metadata.json", "meta.json",
     "croissant.json", "package.json",
 }  # fmt: skip
-# Suffixes of data that is not read: a file of these with the name of a split is an error, not a file beside the data.
+# Suffixes of unsupported data formats: such a file with the name of a split is an error.
 OTHER_DATA = {
     ".arrow", ".feather", ".xlsx", ".xls", ".zip", ".tar", ".tgz", ".bz2", ".xz", ".7z", ".lz4", ".txt", ".xml", ".pkl", ".npy",
     ".npz", ".h5", ".hdf5", ".lance", ".avro", ".orc", ".db", ".sqlite", ".yaml", ".yml", ".tfrecord", ".bin", ".rar",
@@ -38,15 +38,15 @@ OTHER_DATA = {
 
 @dataclass
 class DataFolder:
-    """What a folder or pattern holds.
+    """Content of a folder or pattern.
 
     Attributes:
-        path: The folder or pattern as given.
-        files: Paths by split, in order of their names.
-        left_out: Reasons by path of the files that are in no split.
+        path: Folder or pattern as given.
+        files: Paths by split, sorted by name.
+        left_out: Reason by path, for files that do not belong to a split.
         unnamed: Whether no file has the name of a split, so that all are training data.
-        notes: What to report about the files that are read.
-        problems: What must be corrected before the files can be read, one message each.
+        notes: Messages about the files that are read.
+        problems: Messages about mistakes that must be corrected before the files can be read.
     """
 
     path: str
@@ -57,14 +57,14 @@ class DataFolder:
     problems: list[str] = field(default_factory=list)
 
     def of(self, split: str) -> list[str]:
-        """The files of a split; empty without any."""
+        """Return the files of a split."""
         return self.files.get(split, [])
 
     def check(self) -> DataFolder:
-        """Raise the first problem.
+        """Return this object if it has no problems.
 
         Raises:
-            UserError: If the names of files are ambiguous, or a split is stored in a format that is not read.
+            UserError: If file names are ambiguous, or a split has an unsupported format.
         """
         if self.problems:
             raise UserError(self.problems[0])
@@ -72,22 +72,22 @@ class DataFolder:
 
 
 def kind_of_file(path: str) -> str | None:
-    """json, csv or parquet by the suffix, below .gz or .zst; None for other files."""
+    """Return json, csv or parquet by the suffix, ignoring .gz and .zst; None for other files."""
     stem, suffix = os.path.splitext(path.lower())
     return SUFFIXES.get(os.path.splitext(stem)[1] if suffix in COMPRESSIONS else suffix)
 
 
 def splits_of_name(name: str) -> set[str]:
-    """The splits whose words the name of a file or folder contains."""
+    """Return the splits whose words the name of a file or folder contains."""
     stem = stem_of(name)
-    found = {_SPLIT_OFWORD[word] for word in map(base_word, WORD.findall(stem)) if word in _SPLIT_OFWORD}
+    found = {_SPLIT_OF_WORD[word] for word in map(base_word, WORD.findall(stem)) if word in _SPLIT_OF_WORD}
     found |= {split for split, words in _CHINESE.items() if any(word in stem for word in words)}
     found |= {HELD_OUT} if _HELD_OUT.search(stem) else set()
     return found - {HELD_OUT} if found & {DEV, TEST} else found
 
 
 def stem_of(name: str) -> str:
-    """A name without the suffixes of a data file; a folder's name as it is."""
+    """Return a name without the suffixes of a data file; the name of a folder is unchanged."""
     stem, suffix = os.path.splitext(name)
     if suffix.lower() in COMPRESSIONS:
         stem, suffix = os.path.splitext(stem)
@@ -95,12 +95,13 @@ def stem_of(name: str) -> str:
 
 
 def base_word(word: str) -> str:
+    """Return a word in lower case, without an ending such as "set" if the rest is the word of a split."""
     lower = word.lower()
-    return next((lower.removesuffix(e) for e in _ENDINGS if lower.removesuffix(e) in _SPLIT_OFWORD), lower)
+    return next((lower.removesuffix(e) for e in _ENDINGS if lower.removesuffix(e) in _SPLIT_OF_WORD), lower)
 
 
 def splits_of_path(relative: str) -> set[str]:
-    """The splits that a file belongs to by its name and, above it, the nearest folder with a split's word."""
+    """Return the splits of a file by its name and by the nearest parent folder with the word of a split."""
     parts = PurePath(relative).parts
     own = splits_of_name(parts[-1])
     above = next((splits for part in reversed(parts[:-1]) if (splits := splits_of_name(part))), set())

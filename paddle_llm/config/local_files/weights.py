@@ -1,16 +1,16 @@
-"""Which files of a model folder hold its weights, and which of them each tensor is read from.
+"""Find the files with the weights of a model folder, and the file of each tensor.
 
-The order is the one of the libraries that write the folders: `_get_resolved_checkpoint_files` of transformers 4.55
+The order is that of the libraries that write the folders: `_get_resolved_checkpoint_files` of transformers 4.55
 (modeling_utils.py) for its names, `_resolve_model_file_path` of PaddleNLP 3.0.0b4 (model_utils.py) for `.pdparams`.
 
-1. the file that the key `transformers_weights` of config.json names
-2. `model.safetensors`, also where an index is beside it
+1. the file named by the key `transformers_weights` of config.json
+2. `model.safetensors`, even if an index exists
 3. `model.safetensors.index.json`
 4. `model_state.pdparams.index.json`
 5. `model_state.pdparams`
 6. `pytorch_model.bin`, then `pytorch_model.bin.index.json`; only with --allow_pickle
 
-An index decides for every tensor which file it comes from. Files that look like weights and are not read are reported.
+An index names the file of every tensor. Files that look like weights and are not read are reported.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from paddle_llm.core.json_files import parse_json
 _INDEX = ".index.json"
 _LONGEST_NAME = 255  # bytes, on every common file system
 _ORDER = (SAFETENSORS, SAFETENSORS + _INDEX, PDPARAMS + _INDEX, PDPARAMS)
-_ORDER_OF_PICKLES = (TORCH_WEIGHTS, TORCH_WEIGHTS + _INDEX)
-_OF_WEIGHTS = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz")
-# Files with such a suffix that a training writes beside the weights, and that hold none.
+_PICKLE_ORDER = (TORCH_WEIGHTS, TORCH_WEIGHTS + _INDEX)
+_WEIGHT_SUFFIXES = (".safetensors", ".pdparams", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".npz")
+# Files with such a suffix that a training writes beside the weights and that contain none.
 _STATE = (
     TRAINING_ARGS, "optimizer*", "master_weights*", "scheduler*", "scaler*", "rng_state*", "random_states*", "*_state.pt",
     "generation_config*",
@@ -39,13 +39,13 @@ _STATE = (
 
 @dataclass(frozen=True)
 class WeightChoice:
-    """The files that a folder's weights are read from.
+    """Files that the weights of a folder are read from.
 
     Attributes:
-        files: in the order of their names.
-        index: tensor -> file; None where one file holds everything.
-        index_file: the index that said so.
-        unread: names of the folder's other files that look like weights, relative to the folder.
+        files: Files, sorted by name.
+        index: File by tensor name; None if a single file contains all tensors.
+        index_file: Index that `index` was read from.
+        unread: Names of other files that look like weights, relative to the folder.
     """
 
     files: tuple[Path, ...]
@@ -55,25 +55,26 @@ class WeightChoice:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights that are read without --allow_pickle; their files may still be incomplete."""
+    """Return whether a folder has weights that are read without --allow_pickle; they may be incomplete."""
     return _first(folder, _ORDER) is not None or _named_in_config(folder) is not None
 
 
 def choose_weights(folder: Path, *, allow_pickle: bool = False) -> WeightChoice:
-    """The files that hold the weights of `folder`.
+    """Choose the files with the weights of a folder.
 
     Args:
-        allow_pickle: also accept pickles of torch where the folder has nothing else.
+        folder: Model folder.
+        allow_pickle: Whether to read torch's pickles if the folder has no other weights.
 
     Raises:
-        UserError: If the folder holds no weights, an index is broken, or a file that it names does not exist.
+        UserError: If the folder has no weights, an index is broken, or a file that it names does not exist.
     """
     named = _named_in_config(folder)
-    first = named or _first(folder, (*_ORDER, *_ORDER_OF_PICKLES) if allow_pickle else _ORDER)
+    first = named or _first(folder, (*_ORDER, *_PICKLE_ORDER) if allow_pickle else _ORDER)
     if first is None:
         raise UserError(_why_none(folder))
     if not _exists(first):
-        raise UserError(f"{first} does not exist or is a broken link: {_target(first)}. Fetch the file again.")
+        raise UserError(f"{first} does not exist or is a broken link: {_target(first)}. Download the file again.")
     if not first.name.endswith(_INDEX):
         return WeightChoice((first,), unread=_unread(folder, {first}))
     index = _read_index(first)
@@ -82,21 +83,21 @@ def choose_weights(folder: Path, *, allow_pickle: bool = False) -> WeightChoice:
 
 
 def _first(folder: Path, names: tuple[str, ...]) -> Path | None:
-    """The first of these files; a broken link counts, so that it is reported and nothing else is read in its place."""
+    """Return the first existing file. A broken link counts as existing, so that it is reported instead of reading another file."""
     return next((folder / name for name in names if (folder / name).is_file() or (folder / name).is_symlink()), None)
 
 
 def _named_in_config(folder: Path) -> Path | None:
-    """What the key `transformers_weights` of config.json names."""
+    """Return the file that the key `transformers_weights` of config.json names."""
     try:
         named = parse_json((folder / MODEL_CONFIG).read_text(encoding="utf-8-sig")).get("transformers_weights")
-    except (OSError, ValueError, AttributeError, RecursionError):  # the reader of config.json reports that
+    except (OSError, ValueError, AttributeError, RecursionError):  # read_model_facts reports that
         return None
     if named is None:
         return None
     if not isinstance(named, str) or not named.endswith((".safetensors", ".safetensors" + _INDEX)):
         raise UserError(
-            f"{folder}/config.json: transformers_weights is {named!r}. Name a .safetensors file or its index, or remove the key."
+            f"{folder}/config.json: transformers_weights is {named!r}. Set it to a .safetensors file or its index, or remove it."
         )
     return _inside(folder, named, folder / MODEL_CONFIG)
 
@@ -104,7 +105,7 @@ def _named_in_config(folder: Path) -> Path | None:
 def _exists(file: Path) -> bool:
     try:
         return file.is_file()
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # an impossible file name
         return False
 
 
@@ -120,7 +121,10 @@ def _target(link: Path) -> str:
 
 
 def _read_index(file: Path) -> dict[str, Path]:
-    """Tensor -> file.
+    """Read an index.
+
+    Returns:
+        File by tensor name.
 
     Raises:
         UserError: If the index cannot be read, contradicts itself, or names a file that does not exist.
@@ -129,23 +133,25 @@ def _read_index(file: Path) -> dict[str, Path]:
         found = parse_json(file.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
         weight_map = found["weight_map"]
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-            raise TypeError("weight_map is not a table of file names")
+            raise TypeError("weight_map is not a mapping to file names")
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}. Fetch it again.") from None
+        raise UserError(f"{file} cannot be read: {error.strerror or error}. Download it again.") from None
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         reason = "it has no weight_map" if isinstance(error, KeyError) else str(error)
-        raise UserError(f"{file} is not an index of weight files: {reason}. Fetch it again.") from None
+        raise UserError(f"{file} is not an index of weight files: {reason}. Download it again.") from None
     if not weight_map:
-        raise UserError(f"{file} is not an index of weight files: its weight_map is empty. Fetch it again.")
+        raise UserError(f"{file} is not an index of weight files: its weight_map is empty. Download it again.")
     index = {tensor: _inside(file.parent, name, file) for tensor, name in weight_map.items()}
     missing = sorted({_shortened(path.name) for path in index.values() if not _exists(path)})
     if missing:
-        raise UserError(f"{file.parent} lacks {', '.join(missing)}, which {file.name} names. Fetch the files again.")
+        raise UserError(
+            f"{file.name} in {file.parent} names files that do not exist: {', '.join(missing)}. Download them again."
+        )
     return index
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object in which a key may occur twice only with the same value.
+    """Build a JSON object in which duplicate keys must have the same value.
 
     Raises:
         ValueError: If two values of a key differ.
@@ -153,42 +159,42 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found and found[key] != value:
-            raise ValueError(f"{key} occurs twice with different values")
+            raise ValueError(f"duplicate key {key} with different values")
         found[key] = value
     return found
 
 
 def _inside(folder: Path, name: str, where: Path) -> Path:
-    """A file of the folder or of one below it.
+    """Return a file in the folder or below it.
 
     Raises:
-        UserError: If the name leads out of the folder.
+        UserError: If the name points outside the folder, or cannot exist.
     """
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts or not parts.parts:
-        raise UserError(f"{where} names a file outside of its folder: {name!r}. Put the file into the folder.")
+        raise UserError(f"{where} names a file outside its folder: {name!r}. Move the file into the folder.")
     try:
         is_possible = max(len(os.fsencode(part)) for part in parts.parts) <= _LONGEST_NAME and "\0" not in name
     except UnicodeEncodeError:
         is_possible = False
     if not is_possible:
-        raise UserError(f"{where} names a file that cannot exist: {name[:80]!r}. Fetch it again.")
+        raise UserError(f"{where} names a file that cannot exist: {name[:80]!r}. Download it again.")
     return folder / name
 
 
 def _unread(folder: Path, read: set[Path]) -> tuple[str, ...]:
-    """Other files that look like weights, also one folder below (`original/consolidated.00.pth`)."""
+    """Return other files that look like weights, also one level below (`original/consolidated.00.pth`)."""
     found = []
     try:
         for one in sorted(folder.iterdir()):
             if one.is_dir():
                 inner = [file for file in sorted(one.iterdir()) if file not in read and _looks_like_weights(file)]
-                # checkpoint-N and adapters are models of their own
+                # checkpoint-N and adapters are separate models
                 if inner and not (one / MODEL_CONFIG).is_file() and not (one / ADAPTER_CONFIG).is_file():
                     found.append(f"{one.name}/")
             elif one not in read and _looks_like_weights(one):
                 found.append(one.name)
-    except OSError:  # a folder that may not be listed; what was named in it can be read all the same
+    except OSError:  # a folder without list permission; its files may still be readable
         return ()
     return tuple(found)
 
@@ -197,35 +203,31 @@ def _looks_like_weights(file: Path) -> bool:
     if any(fnmatch.fnmatch(file.name, pattern) for pattern in _STATE):
         return False
     return file.name.endswith(
-        (*_OF_WEIGHTS, *(f"{suffix}{_INDEX}" for suffix in (".safetensors", ".bin", ".pdparams")))
+        (*_WEIGHT_SUFFIXES, *(f"{suffix}{_INDEX}" for suffix in (".safetensors", ".bin", ".pdparams")))
     )
 
 
 def _why_none(folder: Path) -> str:
-    """What the folder holds in place of weights that can be read."""
+    """Return the message for a folder without readable weights, with what it contains instead."""
     if any(folder.glob("model_state.tp*.pdparams")) or any(folder.glob("model_state.*pp*.pdparams")):
         return (
-            f"{folder} holds the parts of one layout (model_state.tp..), not a model folder; take the merged model of that "
-            "run, make one of it (paddle-llm export FOLDER --target hf OUT), or continue the run with --resume_from_checkpoint"
+            f"{folder} is a checkpoint split for one layout (model_state.tp*), not a model folder. Use the model/ folder of the run, "
+            "merge it with paddle-llm export FOLDER --target hf OUT, or continue the run with --resume_from_checkpoint."
         )
     if any(folder.glob("pytorch_model*.bin")):
-        if any((folder / name).is_file() for name in _ORDER_OF_PICKLES):
+        if any((folder / name).is_file() for name in _PICKLE_ORDER):
             return (
-                f"{folder} holds torch pickles (pytorch_model*.bin), a format that can carry code. To read them anyway give "
-                "--allow_pickle (nothing but tensors is taken from them), or convert them to safetensors with Hugging Face's "
-                "save_pretrained(..., safe_serialization=True)"
+                f"{folder} has only torch pickles (pytorch_model*.bin), a format that can contain code. Give --allow_pickle to read "
+                "the tensors in them, or convert them to safetensors with Hugging Face's save_pretrained(..., "
+                "safe_serialization=True)."
             )
         return (
-            f"{folder} holds no weights that can be read: {', '.join(_unread(folder, set()))}. "
-            f"Add {TORCH_WEIGHTS}{_INDEX}, which names the files, or one {TORCH_WEIGHTS}, and give --allow_pickle."
+            f"{folder} has no readable weights: {', '.join(_unread(folder, set()))}. "
+            f"Add {TORCH_WEIGHTS}{_INDEX}, which names the files, or a single {TORCH_WEIGHTS}, and give --allow_pickle."
         )
     others = _unread(folder, set())
-    seen = (
-        f" It holds {', '.join(others[:8])}, which are not read: transformers reads none of them either."
-        if others
-        else ""
-    )
+    seen = f" It has {', '.join(others[:8])}, which neither this program nor transformers reads." if others else ""
     return (
-        f"{folder} holds no weights ({SAFETENSORS}, {PDPARAMS}, or either with an index).{seen} "
-        "Rename the file or fetch the folder again."
+        f"{folder} has no weights ({SAFETENSORS}, {PDPARAMS}, or either with an index).{seen} "
+        "Rename the file, or download the folder again."
     )

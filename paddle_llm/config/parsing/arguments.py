@@ -1,4 +1,4 @@
-"""From `[CONFIG.json] [--key value ...]` to a list of what was given, before any name or type is judged."""
+"""Split `[CONFIG.json] [--key value ...]` into raw values, without judging names or types."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLAG = "flag"
 
 
 class _Bare:
-    """A flag without a value (`--do_train`)."""
+    """Value of a flag without a value (`--do_train`)."""
 
     def __repr__(self) -> str:
         return "true"
@@ -26,13 +26,13 @@ BARE = _Bare()
 
 @dataclass(frozen=True)
 class RawValue:
-    """One key that somebody wrote.
+    """One key that the user wrote, with its value.
 
     Attributes:
-        name: as written, or as translated.
-        raw: a JSON value, a text, a list of texts, or BARE.
+        name: Name as written, or its translation.
+        raw: JSON value, text, list of texts, or BARE.
         origin: "flag" or "file PATH".
-        old: the name as written, when `name` is its translation.
+        old: Name as written, if `name` is its translation.
     """
 
     name: str
@@ -42,20 +42,24 @@ class RawValue:
 
     @property
     def is_flag(self) -> bool:
+        """Whether the value comes from the command line."""
         return self.origin == FLAG
 
-    def display_name(self, name: str | None = None) -> str:
-        """The key as its author would recognise it: `--key`, or `"key" in file x.json`."""
-        name = name or self.old or self.name
+    def display_name(self) -> str:
+        """Return the key as the user wrote it: `--key`, or `"key" in x.json`."""
+        name = self.old or self.name
         return f"--{name}" if self.is_flag else f'"{name}" in {self.origin.removeprefix("file ")}'
 
 
 @dataclass
 class Arguments:
-    """Everything given, with what was wrong about the writing itself.
+    """All raw values, and the mistakes in their syntax.
 
     Attributes:
-        unread: the file that was named holds something that could not be read, so that what seems absent may not be.
+        given: Raw values; those of the file come first.
+        problems: Messages about mistakes.
+        notices: Messages that do not stop the run.
+        unread: Whether the config file could not be read completely, so that keys may seem to be missing.
     """
 
     given: list[RawValue] = field(default_factory=list)
@@ -65,11 +69,11 @@ class Arguments:
 
 
 def read_arguments(argv: list[str], known: Collection[str]) -> Arguments:
-    """Split `argv` and read the JSON file that it names, if any. File entries come before flags.
+    """Split a command line and read the JSON file that it names, if any.
 
     Args:
-        argv: without the program's name.
-        known: every name that is a key, to recognise two arguments that lost the space between them.
+        argv: Arguments without the program's name.
+        known: All names of keys, to recognise two arguments without a space between them.
     """
     result = Arguments()
     argv = list(argv)
@@ -86,11 +90,11 @@ def _read_file(name: str, result: Arguments) -> None:
     except PathError as error:
         result.problems.append(f"{name}: {error}.")
         return
-    read = read_config_file(name, path)
-    result.problems += read.problems
-    result.unread = not read.is_read
+    file = read_config_file(name, path)
+    result.problems += file.problems
+    result.unread = not file.is_read
     # "$schema" is for editors: it names configs/schema.json.
-    result.given += [RawValue(key, value, f"file {name}") for key, value in read.values.items() if key != "$schema"]
+    result.given += [RawValue(key, value, f"file {name}") for key, value in file.values.items() if key != "$schema"]
 
 
 def _read_flags(argv: list[str], known: Collection[str], result: Arguments) -> None:
@@ -99,7 +103,7 @@ def _read_flags(argv: list[str], known: Collection[str], result: Arguments) -> N
         raw: Any = BARE if not values else values[0] if len(values) == 1 else values
         before = flags.get(name)
         if before is not None and before.raw != raw:
-            result.notices.append(f"--{name} is given twice; the last one counts: {_shown(raw)}.")
+            result.notices.append(f"--{name} is given twice; using the last value: {_shown(raw)}.")
         flags[name] = RawValue(name, raw, FLAG)
     result.given += flags.values()
 
@@ -109,30 +113,31 @@ def _shown(raw: Any) -> str:
 
 
 def _unglue(argv: list[str], known: Collection[str], result: Arguments) -> list[str]:
-    """Take `20--dataloader_num_workers` apart; reported here, once, so that what follows is judged as it was meant."""
-    whole: list[str] = []
+    """Split arguments such as `20--dataloader_num_workers` and report them, so that later checks see the intended ones."""
+    separated: list[str] = []
     for token in argv:
         match = re.fullmatch(r"(.*?[^-])--(\w+)(=.*)?", token)
         if match is None or match[2] not in known:
-            whole.append(token)
+            separated.append(token)
             continue
         value, flag = match[1].rstrip("\\"), "--" + match[2] + (match[3] or "")
         result.problems.append(f"{token}: missing space. Write {value} {flag}")
-        whole += [value, flag]
-    return whole
+        separated += [value, flag]
+    return separated
 
 
 def _split(argv: list[str], result: Arguments) -> list[tuple[str, list[str]]]:
-    found: list[tuple[str, list[str]]] = []
+    """Return each flag with its values."""
+    flags: list[tuple[str, list[str]]] = []
     for token in argv:
         if token.startswith("--") and len(token) > 2:
             name, equals, value = token[2:].partition("=")
-            found.append((name, [value] if equals else []))
+            flags.append((name, [value] if equals else []))
         elif re.match(r"-[A-Za-z_]", token):
-            result.problems.append(f"{token}: flags begin with two dashes: -{token}")
-            found.append((token[1:], []))
-        elif found:
-            found[-1][1].append(token)
+            result.problems.append(f"{token}: a flag needs two dashes. Write -{token}")
+            flags.append((token[1:], []))
+        elif flags:
+            flags[-1][1].append(token)
         else:
-            result.problems.append(f"{token}: not expected here. One CONFIG.json, then --key value.")
-    return found
+            result.problems.append(f"{token}: unexpected argument. Give one CONFIG.json, then --key value.")
+    return flags

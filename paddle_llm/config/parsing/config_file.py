@@ -1,7 +1,7 @@
-"""One config file: plain JSON in UTF-8, or one message that says where it is not, and what to write.
+"""Read a config file: plain JSON in UTF-8, or one message with the place of the mistake and its correction.
 
-JSON with comments, trailing commas or repeated keys is refused and not guessed at: editors, shells and other programs that
-read the same file would see another config.
+JSON with comments, trailing commas or repeated keys is refused: other programs that read the same file would see another
+config.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from paddle_llm.core.json_files import parse_json
 
 _FIRST = "The first argument is CONFIG.json or a --flag"
 _PLAIN = "A config is plain JSON"
-_MOST_BYTES = 1 << 24
-_MARKS = (
+_MAX_BYTES = 1 << 24
+_BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
-# Lines of the outermost level.
+# Lines of the outermost level in other formats.
 _YAML = re.compile(r"""^["']?([A-Za-z_$][\w.-]*)["']?\s*:(?:\s+(.*)|\s*)$""")
 _TOML = re.compile(r"""^["']?([A-Za-z_][\w.-]*)["']?\s*=\s*(.*)$""")
-# Numbers of other languages: hexadecimal, octal and binary; a leading zero, sign or point; digits in groups; a point at the end.
+# Numbers that JSON does not allow: hexadecimal, octal, binary; a leading zero, plus or point; grouped digits; a final point.
 _NUMBER = re.compile(r"[-+]?(0[xXoObB][0-9a-fA-F_]+|0\d+|\.\d+|\d+_[\d_]+|\d+\.(?!\d))[\d.eE_+-]*|\+\d[\d.eE_+-]*")
 _OTHER = {".yaml": "YAML", ".yml": "YAML", ".toml": "TOML", ".ini": "INI", ".cfg": "INI"}
 _NESTED = "..."
@@ -35,12 +35,12 @@ _NESTED = "..."
 
 @dataclass
 class ConfigFile:
-    """What a config file holds.
+    """Content of a config file.
 
     Attributes:
-        values: keys of the object; those of a YAML or TOML file as far as they are visible.
-        problems: what is wrong with the file, complete lines.
-        is_read: whether `values` is what the file says. If not, what seems absent may not be.
+        values: Value by key; of a YAML or TOML file the keys that could be recognised.
+        problems: One message per mistake.
+        is_read: Whether `values` is complete. If not, keys may seem to be missing.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -49,10 +49,11 @@ class ConfigFile:
 
 
 def read_config_file(name: str, path: Path) -> ConfigFile:
-    """Read a config.
+    """Read a config file.
 
     Args:
-        name: as the user wrote it, for messages.
+        name: Path as the user wrote it, for messages.
+        path: Expanded path.
     """
     text, problem = _text_of(name, path)
     if problem:
@@ -77,32 +78,36 @@ def read_config_file(name: str, path: Path) -> ConfigFile:
     except ValueError as error:  # a whole number of thousands of digits
         return ConfigFile(problems=[f"{name} is not valid JSON: {error}."])
     if not isinstance(content, dict):
-        return ConfigFile(problems=[f"{name} must hold one JSON object of keys and values, not a {_kind_of(content)}."])
+        return ConfigFile(
+            problems=[f"{name} contains a {_kind_of(content)}. Write one JSON object of keys and values."]
+        )
     found = ConfigFile(content, is_read=True)
     for key in dict.fromkeys(repeated):
-        found.problems.append(f'{name}: the key "{key}" is given more than once. Keep one.')
+        found.problems.append(f'{name}: duplicate key "{key}". Keep one.')
     for constant in dict.fromkeys(constants):
         found.problems.append(f"{name}: {constant} is not a JSON value. Write a number, or null for the default.")
     return found
 
 
 def _text_of(name: str, path: Path) -> tuple[str, str]:
-    """The text, or what is wrong."""
+    """Return the text, or else a message."""
     try:
         with open(path, "rb") as stream:
-            raw = stream.read(_MOST_BYTES + 1)
+            raw = stream.read(_MAX_BYTES + 1)
     except FileNotFoundError:
-        return "", f"{name}: there is no such file. {_FIRST}."
+        return "", f"{name} does not exist. {_FIRST}."
     except IsADirectoryError:
         return "", f"{name} is a folder. {_FIRST}."
     except (OSError, ValueError) as error:
         return "", f"{name} cannot be read: {getattr(error, 'strerror', None) or error}. {_FIRST}."
-    if len(raw) > _MOST_BYTES:
-        return "", f"{name} is larger than 16 MiB, which no config is. {_FIRST}."
-    encoding = next((one for mark, one in _MARKS if raw.startswith(mark)), "UTF-16" if _is_utf16(raw[:200]) else None)
+    if len(raw) > _MAX_BYTES:
+        return "", f"{name} is larger than 16 MiB, too large for a config. {_FIRST}."
+    encoding = next(
+        (one for mark, one in _BYTE_ORDER_MARKS if raw.startswith(mark)), "UTF-16" if _is_utf16(raw[:200]) else None
+    )
     if encoding:
         return "", (
-            f"{name} is {encoding} text, and a config is UTF-8. Convert it: iconv -f {encoding} -t UTF-8 {name} > new.json"
+            f"{name} is {encoding} text, but a config must be UTF-8. Convert it: iconv -f {encoding} -t UTF-8 {name} > new.json"
         )
     if b"\0" in raw:
         return "", f"{name} is not text. {_FIRST}."
@@ -111,13 +116,13 @@ def _text_of(name: str, path: Path) -> tuple[str, str]:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         return "", (
-            f"{name} is not text in UTF-8: line {line}, byte 0x{raw[error.start]:02x}. "
+            f"{name} is not UTF-8 text: line {line}, byte 0x{raw[error.start]:02x}. "
             f"Convert it, for example: iconv -f GBK -t UTF-8 {name} > new.json"
         )
 
 
 def _is_utf16(head: bytes) -> bool:
-    """Every second byte of ASCII text in UTF-16 is zero, and no other one."""
+    """Return whether the text is ASCII in UTF-16: exactly every second byte is zero."""
     even, odd = head[::2], head[1::2]
     return any(
         b"\0" not in one and len(other) > 1 and not other.strip(b"\0") for one, other in ((even, odd), (odd, even))
@@ -125,7 +130,7 @@ def _is_utf16(head: bytes) -> bool:
 
 
 def _not_json(name: str, path: Path, text: str, error: json.JSONDecodeError) -> ConfigFile:
-    """What is wrong with text that is not JSON; of YAML and TOML also the keys, so that their counterparts can be named."""
+    """Return the mistake in text that is not JSON, and the keys of YAML and TOML, so that their counterparts can be named."""
     kind = _OTHER.get(path.suffix.lower())
     body = re.sub(r"(?m)^\s*(//|#).*$", "", text).lstrip()
     is_object = body.startswith(("{", "[{")) or text.lstrip().startswith("/*")
@@ -138,14 +143,14 @@ def _not_json(name: str, path: Path, text: str, error: json.JSONDecodeError) -> 
     if kind is not None and (values or path.suffix.lower() in _OTHER):
         return ConfigFile(
             values,
-            [f'{name} is {kind}, and a config is JSON. Write its keys as one JSON object: {{"key": value, ...}}.'],
+            [f'{name} is {kind}, but a config must be JSON. Write its keys as one JSON object: {{"key": value, ...}}.'],
         )
     where = f"{name} is not valid JSON: line {error.lineno}, column {error.colno}: "
     return ConfigFile(problems=[where + _cause(text, error)])
 
 
 def _visible_keys(text: str, pattern: re.Pattern[str]) -> dict[str, Any]:
-    """Keys of the outermost level with their values as text; `...` where the value is a block."""
+    """Return the keys of the outermost level with their values as text; `...` for a nested value."""
     found: dict[str, Any] = {}
     lines = [line.rstrip() for line in text.splitlines()]
     for number, line in enumerate(lines):
@@ -162,13 +167,14 @@ def _visible_keys(text: str, pattern: re.Pattern[str]) -> dict[str, Any]:
 
 
 def _cause(text: str, error: json.JSONDecodeError) -> str:
+    """Return what is wrong at the position of the error, and how to correct it."""
     rest, before = text[error.pos :], text[: error.pos].rstrip()
     if not text.strip():
         return f'the file is empty. {_PLAIN}: {{"key": value, ...}}.'
     if rest.startswith(("//", "/*", "#")) or re.match(r"\s*(//|/\*|#)", rest):
         return f"a comment. {_PLAIN}, without comments. Remove it."
     if rest[:1] in ("}", "]") and before.endswith(","):
-        return f"a comma in front of {rest[:1]}. {_PLAIN}, without trailing commas. Remove it."
+        return f"a comma before {rest[:1]}. {_PLAIN}, without trailing commas. Remove it."
     if rest[:1] == "'":
         return "a single quote. Write double quotes."
     if rest[:1] in ("\u201c", "\u201d", "\uff02"):
@@ -180,7 +186,7 @@ def _cause(text: str, error: json.JSONDecodeError) -> str:
     if number:
         return f"{number[0]} is not a JSON number. Write it in decimal, such as 42, 0.1 or 1e-4."
     if error.msg.startswith("Unterminated string"):
-        return "a text without a closing double quote."
+        return "a text without a closing double quote. Add it."
     if not rest.strip() and error.msg.startswith("Expecting"):
         return "the file ends before its object does. Close it with }."
     if error.msg.startswith("Invalid control character"):
@@ -198,11 +204,12 @@ def _cause(text: str, error: json.JSONDecodeError) -> str:
 
 
 def _start_of_word(text: str, position: int) -> int:
-    """Where the word or number begins in which a character is."""
+    """Return the position where the word or number around a character begins."""
     while position > 0 and re.match(r"[\w.+-]", text[position - 1]):
         position -= 1
     return position
 
 
 def _kind_of(value: Any) -> str:
+    """Return the JSON type of a value, for messages."""
     return {list: "list", str: "text", type(None): "null", bool: "boolean"}.get(type(value), "number")

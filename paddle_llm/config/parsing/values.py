@@ -1,4 +1,4 @@
-"""Typed values from JSON and from command-line text. Nothing is guessed: what is not understood is a problem."""
+"""Convert JSON values and command-line text to typed values. A value that does not fit is an error, never a guess."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TRUE = ("true", "1", "yes", "on", "y", "t")
 _FALSE = ("false", "0", "no", "off", "n", "f")
 _NULL = ("None", "null")
 
-# Text fields whose value is several words: `--sharding stage2 offload` needs no quotes.
+# Text fields with several words: `--sharding stage2 offload` needs no quotes.
 WORD_LISTS = (
     "sharding",
     "tensor_parallel_config",
@@ -27,7 +27,7 @@ WORD_LISTS = (
 )
 
 
-# Fields whose value is a path, or a blend of paths; each is declared as such where the field is.
+# Field -> "one" path or a "blend" of weighted paths, as its declaration says.
 PATH_FIELDS: dict[str, str] = {
     name: str(field.json_schema_extra["path"])
     for name, field in RunConfig.model_fields.items()
@@ -36,16 +36,23 @@ PATH_FIELDS: dict[str, str] = {
 
 
 class BadValue(ValueError):
-    """A value that does not fit its field. The text says what was expected."""
+    """Raised if a value does not fit its field. The message is what was expected."""
 
 
 class BadPath(BadValue):
-    """A path that cannot be expanded. The text says why, and what to do."""
+    """Raised if a path cannot be expanded. The message is the reason and the remedy."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Type of a field: `base` is bool, int, float, str or list; `item` the type of a list's items."""
+    """Type of a field.
+
+    Attributes:
+        base: bool, int, float, str or list.
+        item: Type of the items of a list.
+        optional: Whether the value may be None.
+        choices: Allowed values of a text; empty if all are.
+    """
 
     base: type
     item: type | None = None
@@ -71,7 +78,7 @@ _PLURALS: dict[type, str] = {int: "whole numbers", float: "numbers", str: "words
 
 @cache
 def kind_of(name: str) -> Kind:
-    """Kind of the RunConfig field `name`."""
+    """Return the type of the RunConfig field `name`."""
     return _kind(RunConfig.model_fields[name].annotation)
 
 
@@ -93,13 +100,15 @@ def is_null(raw: Any) -> bool:
 
 
 def parse(name: str, raw: Any) -> Any:
-    """`raw` (a JSON value, or text, or a list of texts from the command line) as the field `name` wants it.
+    """Convert a raw value to the type of a field.
 
-    null, and the words None and null, mean the field's default.
+    Args:
+        name: Name of the field.
+        raw: JSON value, text, or list of texts from the command line. Null requests the field default.
 
     Raises:
-        BadValue: with what was expected.
-        BadPath: If a path names a variable that is not defined.
+        BadValue: If the value does not fit.
+        BadPath: If a path cannot be expanded.
     """
     kind = kind_of(name)
     if is_null(raw):
@@ -114,7 +123,7 @@ def parse(name: str, raw: Any) -> Any:
 
 
 def is_word_list(name: str, raw: Any) -> bool:
-    """Whether `raw` is a list of words for a text field; the weights of a blend may be numbers."""
+    """Return whether `raw` is a list of words for a text field; the weights of a blend may be numbers."""
     kinds = (str, int, float) if PATH_FIELDS.get(name) == "blend" else (str,)
     return (
         name in WORD_LISTS
@@ -131,7 +140,7 @@ def _convert(kind: Kind, raw: Any) -> Any:
     if kind.base is list:
         return _to_list(kind, raw)
     if isinstance(raw, (list, dict)):
-        raise BadValue(f"{kind}, one value")
+        raise BadValue(f"{kind} (one value)")
     return _CONVERT[kind.base](raw)
 
 
@@ -162,7 +171,7 @@ def _to_bool(raw: Any) -> bool:
 
 def _to_int(raw: Any) -> int:
     number = _to_float(raw, expected=_NAMES[int])
-    if isinstance(raw, str):  # beyond 2**53 a float would round
+    if isinstance(raw, str):  # a float rounds above 2**53
         with contextlib.suppress(ValueError):
             return int(raw)
     if isinstance(raw, int):
@@ -180,7 +189,7 @@ def _to_float(raw: Any, expected: str = _NAMES[float]) -> float:
     except (ValueError, OverflowError):
         raise BadValue(expected) from None
     if number != number or number in (float("inf"), float("-inf")):
-        raise BadValue(f"{expected}, a finite one")
+        raise BadValue(f"{expected} that is finite")
     return number
 
 

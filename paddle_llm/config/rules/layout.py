@@ -1,12 +1,13 @@
-"""Rules about what may be combined in a layout."""
+"""Rules about combinations within a layout."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import replace
 
-from paddle_llm.config.paddle_switches import words_at_work
+from paddle_llm.config.paddle_switches import active_switches
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
+from paddle_llm.core.counts import counted
 
 _STAGES = ("stage1", "stage2", "stage3")
 
@@ -18,14 +19,14 @@ def sharding_stages(run: Run) -> Findings:
     stages = [word for word in words if word in _STAGES]
     if unknown:
         close = difflib.get_close_matches(unknown[0], (*_STAGES, "offload"), 1)
-        hint = f"Did you mean {close[0]}?" if close else "There are stage1, stage2 and stage3, and offload behind one."
+        hint = f"Did you mean {close[0]}?" if close else "Use stage1, stage2 or stage3, optionally followed by offload."
         yield Problem(f"sharding = {text}: {unknown[0]} is unknown. {hint}")
     elif len(stages) > 1:
-        yield Problem(f"sharding = {text}: give one stage.")
+        yield Problem(f"sharding = {text} names several stages. Use one stage.")
     elif words and not stages:
         yield Problem(
-            f"sharding = {text}: offload stands behind a stage: --sharding stage2 offload. To keep optimizer states in "
-            "host memory without sharding: --offload_optim"
+            f"sharding = {text}: offload needs a stage. Use --sharding stage2 offload, or --offload_optim to keep optimizer "
+            "states in host memory without sharding."
         )
 
 
@@ -37,8 +38,8 @@ def sharded_weights(run: Run) -> Findings:
         yield Problem(_stage_3_with_pipeline(run))
     if config.unified_checkpoint:
         yield Problem(
-            "unified_checkpoint does not resume with --sharding stage3, whose weights PaddleNLP looks for whole: leave it out; "
-            "the weights of <output_dir>/model load in any layout."
+            "unified_checkpoint with --sharding stage3 cannot be resumed: PaddleNLP expects complete weights. Drop "
+            "--unified_checkpoint; the weights in <output_dir>/model load in any layout."
         )
     if (config.bf16 or config.fp16) and config.fp16_opt_level != "O2" and not config.recompute:
         yield Notice(
@@ -48,7 +49,7 @@ def sharded_weights(run: Run) -> Findings:
 
 
 def _stage_3_with_pipeline(run: Run) -> str:
-    """Why not, and the two nearest layouts with their numbers: stage 2 as it stands, and stage 3 without the pipeline."""
+    """Return the message, with the two nearest layouts: stage 2 with the pipeline, and stage 3 without it."""
     config, layout = run.config, run.layout
     stages, micro_batches = layout.pipeline, config.gradient_accumulation_steps
     parts = layout.tensor * stages * layout.sharding
@@ -61,10 +62,10 @@ def _stage_3_with_pipeline(run: Run) -> str:
         batch = "the same global batch"
     else:
         samples = config.per_device_train_batch_size * micro_batches * layout.data_world_size
-        batch = f"a global batch of {samples * stages} in place of {samples}"
+        batch = f"a global batch of {samples * stages} instead of {samples}"
     return (
-        f"sharding stage3 with pipeline_parallel_degree = {stages}: every stage would gather its weights anew for each of the "
-        f"{micro_batches} micro batches, forward and backward, which costs more than it saves. Nearest:\n"
+        f"sharding stage3 with pipeline_parallel_degree = {stages}: every stage would gather its weights for each of the "
+        f"{micro_batches} micro-batches, forward and backward, which costs more than it saves. Use one of these layouts:\n"
         f"       --sharding stage2: {replace(layout, sharding_stage=2)}, weights divided by {layout.tensor * stages}\n"
         f"       {flags}: {flat}, weights divided by {parts}, {batch}"
     )
@@ -72,16 +73,16 @@ def _stage_3_with_pipeline(run: Run) -> str:
 
 def offload(run: Run) -> Findings:
     config = run.config
-    words = words_at_work(config, run.layout)["sharding_parallel_config"].split()
+    words = active_switches(config, run.layout)["sharding_parallel_config"].split()
     if run.device == "gpu" and "enable_fuse_optimizer_states" in words:
-        for name, asked in (
+        for name, is_on in (
             ("offload_optim", config.offload_optim),
             (f"sharding = {config.sharding}", config.sharding_offload),
         ):
-            if asked:
+            if is_on:
                 yield Problem(
-                    f"{name} moves optimizer states one by one, and enable_fuse_optimizer_states keeps them in one piece "
-                    "of device memory: leave one of them out."
+                    f"{name} with enable_fuse_optimizer_states: fused optimizer states are one block of device memory, which "
+                    "cannot be moved state by state. Drop one of them."
                 )
 
 
@@ -91,14 +92,16 @@ def virtual_stages(run: Run) -> Findings:
     if virtual == 1:
         return
     if stages == 1:
-        yield Problem(f"virtual_pp_degree = {virtual} needs a pipeline: pipeline_parallel_degree is 1.")
+        yield Problem(f"virtual_pp_degree = {virtual} with pipeline_parallel_degree = 1: it needs a pipeline. Drop it.")
         return
     if stages <= 2:
-        yield Problem(f"virtual_pp_degree = {virtual} needs more than 2 stages: pipeline_parallel_degree is {stages}.")
+        yield Problem(
+            f"virtual_pp_degree = {virtual} with pipeline_parallel_degree = {stages}: it needs more than 2 stages. Use 1."
+        )
     if config.gradient_accumulation_steps < 2 * stages:
         yield Problem(
-            f"virtual_pp_degree = {virtual} needs at least 2 x {stages} micro batches: "
-            f"gradient_accumulation_steps is {config.gradient_accumulation_steps}, give {2 * stages} or more."
+            f"virtual_pp_degree = {virtual} with gradient_accumulation_steps = {config.gradient_accumulation_steps}: it needs two "
+            f"micro-batches per stage. Use --gradient_accumulation_steps {2 * stages} or more."
         )
 
 
@@ -108,8 +111,8 @@ def pipeline_bubble(run: Run) -> Findings:
         # 1F1B with p stages and m micro batches idles (p - 1) / (m + p - 1) of its time.
         idle = (stages - 1) / (run.layout.virtual_stages * micro_batches + stages - 1)
         yield Notice(
-            f"{stages} pipeline stages with {micro_batches} micro batches idle {idle:.0%} of the time: "
-            "more --gradient_accumulation_steps leave less of it."
+            f"{counted(stages, 'pipeline stage')} with {counted(micro_batches, 'micro-batch', 'micro-batches')} are idle {idle:.0%} of "
+            "the time. More --gradient_accumulation_steps reduce it."
         )
 
 
@@ -118,8 +121,9 @@ def evaluation_batch_with_pipeline(run: Run) -> Findings:
     fixed = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if run.layout.pipeline > 1 and (config.do_eval or config.do_predict) and config.per_device_eval_batch_size != fixed:
         yield Notice(
-            f"per_device_eval_batch_size is {fixed} with a pipeline: evaluation takes the {config.gradient_accumulation_steps} "
-            f"micro batches of {config.per_device_train_batch_size} that training takes."
+            f"per_device_eval_batch_size is {fixed} with a pipeline: evaluation uses the same "
+            f"{counted(config.gradient_accumulation_steps, 'micro-batch', 'micro-batches')} of "
+            f"{config.per_device_train_batch_size} as training."
         )
 
 
@@ -131,23 +135,24 @@ def sequence_parallel(run: Run) -> Findings:
         return
     if layout.tensor == 1:
         yield Problem(
-            "sequence_parallel needs tensor_parallel_degree above 1: there are no ranks to split the sequence over."
+            "sequence_parallel with tensor_parallel_degree = 1: there are no ranks to split the sequence over. Use a degree above "
+            "1, or drop --sequence_parallel."
         )
     elif config.max_seq_length % layout.tensor and (
         run.entry == "pretrain" or config.zero_padding or layout.pipeline > 1
     ):
         yield Problem(
-            f"sequence_parallel: max_seq_length = {config.max_seq_length} is not divisible by "
-            f"tensor_parallel_degree = {layout.tensor}."
+            f"sequence_parallel: tensor_parallel_degree = {layout.tensor} does not divide max_seq_length = "
+            f"{config.max_seq_length}. Use a multiple of {layout.tensor}."
         )
 
 
 def optimizer_variants(run: Run) -> Findings:
     config, layout = run.config, run.layout
     if config.optim == "adamw_mini" and layout.tensor > 1:
-        yield Problem("optim = adamw_mini cannot split its states over tensor parallel ranks: use adamw.")
+        yield Problem("optim = adamw_mini cannot split its states over tensor parallel ranks. Use adamw.")
     elif config.optim != "adamw" and layout.world_size > 1:
-        yield Notice(f"--optim {config.optim}: layouts are proven equal to one process with adamw only.")
+        yield Notice(f"--optim {config.optim}: only adamw is proven to give the same result in every layout.")
 
 
 RULES: list[Rule] = [

@@ -1,10 +1,10 @@
-"""Rules about what fine-tuning trains: one method, its settings, and what it can be combined with."""
+"""Rules about the method of fine-tuning: exactly one, its settings, and its combinations."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.local_files.adapters import what_it_holds
+from paddle_llm.config.local_files.adapters import describe_folder
 from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.methods import CHOICES, METHODS, SETTINGS, chosen, flags_of, method_problems
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown, fine_tuning
@@ -12,7 +12,11 @@ from paddle_llm.core.artifacts import ADAPTER_CONFIG
 
 
 def _method(run: Run) -> str:
-    """The one method; `one_method` tells when there are several."""
+    """Return the method.
+
+    Raises:
+        Unknown: If several are chosen, which `one_method` reports.
+    """
     methods = _chosen(run)
     if len(methods) > 1:
         raise Unknown("method")
@@ -28,11 +32,13 @@ def one_method(run: Run) -> Findings:
     methods = _chosen(run)
     if len(methods) > 1:
         flags = [f"--{field}" for fields in methods.values() for field in fields]
-        yield Problem(f"{', '.join(flags[:-1])} and {flags[-1]}: choose one way of fine-tuning.")
+        yield Problem(
+            f"{', '.join(flags[:-1])} and {flags[-1]} choose different methods of fine-tuning. Drop all but one method."
+        )
 
 
 @fine_tuning
-def method_goes_with_the_rest(run: Run) -> Findings:
+def method_fits_the_run(run: Run) -> Findings:
     config, method = run.config, _method(run)
     family = run.known_facts.model_type if run.known_facts else None
     packed, projection = config.zero_padding, config.prefix_projection
@@ -51,7 +57,7 @@ def settings_of_methods(run: Run) -> Findings:
         if name not in run.requested or method in methods or value in (None, False):
             continue
         if name in ("lora_path", "prefix_path"):
-            yield Problem(f"{name} = {value} is loaded with {flags_of(methods)} only: give it, or leave {name} out.")
+            yield Problem(f"{name} = {value} needs {flags_of(methods)}. Add it, or drop {name}.")
         else:
             yield Notice(f"--{name} has no effect without {flags_of(methods)}.")
 
@@ -63,12 +69,13 @@ def ranks_of_adalora(run: Run) -> Findings:
         return
     if config.adalora_init_rank is not None and config.adalora_init_rank < config.lora_rank:
         yield Problem(
-            f"adalora_init_rank = {config.adalora_init_rank} is below lora_rank = {config.lora_rank}: ranks are only taken away."
+            f"adalora_init_rank = {config.adalora_init_rank} is below lora_rank = {config.lora_rank}, but AdaLoRA only reduces ranks. "
+            f"Use {config.lora_rank} or more."
         )
     if config.adalora_warmup_ratio + config.adalora_final_ratio >= 1:
         yield Problem(
             f"adalora_warmup_ratio = {config.adalora_warmup_ratio} and adalora_final_ratio = {config.adalora_final_ratio} leave "
-            "no step in which ranks are cut: together they must be below 1."
+            "no step in which ranks are reduced. Their sum must be below 1."
         )
 
 
@@ -80,15 +87,15 @@ def merging(run: Run) -> Findings:
     if METHODS[method].mergeable:
         if run.layout.sharding > 1 and run.layout.sharding_stage == 3:
             yield Problem(
-                "merge_weights with --sharding stage3: no rank has the weights that it would be added to. Leave it out; the adapter "
-                "alone is saved, and `paddle-llm generate --adapter` takes it. Or use --sharding stage2."
+                "merge_weights with --sharding stage3: no rank has the complete weights. Use --sharding stage2, or drop "
+                "--merge_weights and load the saved adapter with `paddle-llm generate --adapter`."
             )
     elif method in ("full", "freeze"):
-        yield Notice("--merge_weights has no effect: the model itself is trained, and saved whole.")
+        yield Notice("--merge_weights has no effect: this method trains and saves the whole model.")
     else:
         yield Problem(
-            f"merge_weights: {METHODS[method].title} cannot be added to the model's weights. "
-            "Leave it out: it is saved beside the model and loaded with it."
+            f"merge_weights: {METHODS[method].title} cannot be merged into the weights of the model. Drop --merge_weights; the "
+            "adapter is saved and loaded separately."
         )
 
 
@@ -96,20 +103,20 @@ _ADAPTERS = {"lora_path": "an adapter of this library or of PEFT", "prefix_path"
 
 
 @fine_tuning
-def adapters_are_there(run: Run) -> Findings:
+def adapters_exist(run: Run) -> Findings:
     for name in ("lora_path", "prefix_path"):
         path = getattr(run.config, name)
         if run.is_local and path and not (Path(path) / ADAPTER_CONFIG).is_file():
-            what = "holds no adapter_config.json" if Path(path).is_dir() else "there is no such folder"
-            further = what_it_holds(Path(path)) if Path(path).is_dir() else folder_like(path)
-            yield Problem(f"{name} = {path}: {what}.{further} Give {_ADAPTERS[name]}.")
+            problem = f"it has no {ADAPTER_CONFIG}" if Path(path).is_dir() else "no such folder exists"
+            hint = describe_folder(Path(path)) if Path(path).is_dir() else folder_like(path)
+            yield Problem(f"{name} = {path}: {problem}.{hint} Give {_ADAPTERS[name]}.")
 
 
 RULES: list[Rule] = [
     one_method,
-    method_goes_with_the_rest,
+    method_fits_the_run,
     settings_of_methods,
     ranks_of_adalora,
     merging,
-    adapters_are_there,
+    adapters_exist,
 ]

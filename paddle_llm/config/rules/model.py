@@ -1,4 +1,4 @@
-"""Rules that need the model's shape: what a layout may split, how long a sequence may be."""
+"""Rules that need the shape of the model: how a layout may split it, and how long a sequence may be."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from paddle_llm.config.layout_problems import (
     tensor_problems,
 )
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown
+from paddle_llm.core.counts import counted
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts
 
 
 def family(run: Run) -> Findings:
-    found, asked = run.facts.model_type, run.config.model_type
+    found, requested = run.facts.model_type, run.config.model_type
     if found not in FAMILIES:
-        yield Problem(f"{_model(run)} is of the family {found}: offered are {', '.join(FAMILIES)}.")
-    elif asked is not None and asked != found and asked not in FAMILIES[found].aliases:
-        yield Problem(f"model_type = {asked}, but {_model(run)} is of the family {found}: leave --model_type out.")
+        supported = ", ".join(FAMILIES)
+        yield Problem(f"{_model(run)} belongs to the family {found}, which is not supported. Use one of {supported}.")
+    elif requested is not None and requested != found and requested not in FAMILIES[found].aliases:
+        yield Problem(f"model_type = {requested}, but {_model(run)} belongs to the family {found}. Drop --model_type.")
 
 
 def families_with_pipeline(run: Run) -> Findings:
@@ -35,7 +37,7 @@ def heads(run: Run) -> Findings:
     yield from map(Problem, problems)
     if not problems and facts.num_key_value_heads % tensor:
         yield Notice(
-            f"{facts.num_key_value_heads} key-value heads over {tensor} tensor parallel ranks: every rank keeps all of them."
+            f"{counted(facts.num_key_value_heads, 'key-value head')} for {tensor} tensor parallel ranks: every rank keeps all of them."
         )
 
 
@@ -45,8 +47,8 @@ def head_width(run: Run) -> Findings:
     divided = family is not None and family.capabilities.needs_divided_hidden_size
     if divided and facts.head_dim * facts.num_attention_heads != facts.hidden_size:
         yield Problem(
-            f"{_model(run)}: {facts.num_attention_heads} heads of {facts.head_dim} are not the hidden size "
-            f"{facts.hidden_size}: PaddleNLP cannot build that."
+            f"{_model(run)}: {facts.num_attention_heads} heads of width {facts.head_dim} do not add up to hidden_size = "
+            f"{facts.hidden_size}, which PaddleNLP cannot build. Use another model."
         )
 
 
@@ -56,7 +58,7 @@ def layers(run: Run) -> Findings:
     yield from map(Problem, problems)
     if not problems and count % stages:
         yield Notice(
-            f"{count} layers over {stages} pipeline stages: some stages have one more, and the others wait for them."
+            f"{count} layers for {stages} pipeline stages: some stages have one layer more, and the others wait for them."
         )
 
 
@@ -65,8 +67,8 @@ def vocabulary(run: Run) -> Findings:
     if size % tensor:
         padded = -(-size // tensor) * tensor
         yield Notice(
-            f"vocabulary padded from {size} to {padded} so that {tensor} tensor parallel ranks share it evenly; "
-            "the added rows take no part in the loss and are not saved."
+            f"vocabulary padded from {size} to {padded} to split it evenly over {tensor} tensor parallel ranks. The added rows do "
+            "not affect the loss and are not saved."
         )
 
 
@@ -75,29 +77,29 @@ def positions(run: Run) -> Findings:
     if limit is None:
         return
     name, length = "max_seq_length", config.max_seq_length
-    if run.entry == "finetune":  # a packed row may be longer than the model's positions: they start anew in each sample
+    if run.entry == "finetune":  # positions restart in each sample of a packed row
         name, length = "max_length", config.max_length
     prompt = config.num_prompt_tokens if config.prompt_tuning else 0
     if length + prompt > limit:
         scaled = f" ({facts.max_position_embeddings}, scaled)" if limit != facts.max_position_embeddings else ""
-        also = f" and num_prompt_tokens = {prompt} are" if prompt else " is"
+        total = f" plus num_prompt_tokens = {prompt}" if prompt else ""
         yield Problem(
-            f"{name} = {length}{also} more than the {limit} positions of {_model(run)}{scaled}: "
-            "shorten it, or set max_position_embeddings or rope_scaling in the model's config.json."
+            f"{name} = {length}{total} exceeds the {limit} positions of {_model(run)}{scaled}. "
+            f"Reduce {name}, or set max_position_embeddings or rope_scaling in the model's config.json."
         )
 
 
 def fewer_layers(run: Run) -> Findings:
     if run.config.num_hidden_layers is not None and run.config.continue_training:
-        instead = "leave out --continue_training" if run.entry == "pretrain" else "give --continue_training 0"
-        yield Problem(f"num_hidden_layers changes the model, so its weights cannot be loaded: {instead}.")
+        remedy = "Drop --continue_training" if run.entry == "pretrain" else "Use --continue_training 0"
+        yield Problem(f"num_hidden_layers changes the model, so its weights cannot be loaded. {remedy}.")
 
 
 def layers_not_recomputed(run: Run) -> Findings:
     count = run.facts.num_hidden_layers
     beyond = [layer for layer in run.config.no_recompute_layers or [] if not 0 <= layer < count]
     if beyond:
-        yield Problem(f"no_recompute_layers = {beyond[0]}: {_model(run)} has the layers 0 to {count - 1}.")
+        yield Problem(f"no_recompute_layers = {beyond[0]} is not a layer of {_model(run)}. Use 0 to {count - 1}.")
 
 
 def dropout(run: Run) -> Findings:
@@ -106,7 +108,7 @@ def dropout(run: Run) -> Findings:
         return
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         if getattr(run.config, name):
-            yield Problem(f"{name} = {getattr(run.config, name)}: {title} has no dropout in PaddleNLP: leave it out.")
+            yield Problem(f"{name} = {getattr(run.config, name)}: {title} has no dropout in PaddleNLP. Drop the flag.")
 
 
 def _model(run: Run) -> str:

@@ -1,4 +1,4 @@
-"""Rules about steps: how long, learning rate, evaluation, checkpoints."""
+"""Rules about steps: length of the training, learning rate, evaluation, checkpoints."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from paddle_llm.config.steps import step_notices, warmup_problems
 def max_steps(run: Run) -> Findings:
     steps = run.config.max_steps
     if steps == 0 or steps < -1:
-        yield Problem(f"max_steps = {steps}: give a positive number, or leave it out and give --num_train_epochs.")
+        yield Problem(
+            f"max_steps = {steps} is not positive. Use a positive number, or drop it and give --num_train_epochs."
+        )
     elif steps > 0 and "num_train_epochs" in run.requested and "max_steps" in run.requested:
-        yield Notice(f"--num_train_epochs has no effect: --max_steps {steps} wins.")
+        yield Notice(f"--num_train_epochs has no effect: --max_steps {steps} takes precedence.")
 
 
 def learning_rates(run: Run) -> Findings:
     config = run.config
     low = config.min_learning_rate
     if low is not None and low > config.learning_rate:
-        yield Problem(f"min_learning_rate = {low} is above learning_rate = {config.learning_rate}.")
+        yield Problem(
+            f"min_learning_rate = {low} is above learning_rate = {config.learning_rate}. Use a smaller value."
+        )
     kind = config.lr_scheduler_type
     if kind not in ("cosine", "linear"):
         for name in ("min_learning_rate", "decay_steps"):
@@ -37,29 +41,31 @@ def learning_rates(run: Run) -> Findings:
 def warmup(run: Run) -> Findings:
     config = run.config
     if config.warmup_steps > 0 and config.warmup_ratio > 0:
-        yield Notice(f"--warmup_ratio has no effect: --warmup_steps {config.warmup_steps} wins.")
+        yield Notice(f"--warmup_ratio has no effect: --warmup_steps {config.warmup_steps} takes precedence.")
     if (config.warmup_steps or config.warmup_ratio) and config.lr_scheduler_type == "constant":
-        yield Notice("warmup has no effect with --lr_scheduler_type constant; there is constant_with_warmup.")
+        yield Notice("warm-up has no effect with --lr_scheduler_type constant. Use constant_with_warmup to warm up.")
     yield from map(Problem, warmup_problems(config, config.max_steps if config.max_steps > 0 else None))
 
 
-def when_to_evaluate(run: Run) -> Findings:
+def evaluation_strategy(run: Run) -> Findings:
     config = run.config
     strategy = config.evaluation_strategy
     if strategy == "no" and config.do_eval:
-        yield Problem("evaluation_strategy = no, but do_eval is true: leave one of them out.")
+        yield Problem("evaluation_strategy = no and do_eval = true contradict each other. Drop one of them.")
     if strategy in ("steps", "epoch") and not config.do_eval:
         if "do_eval" in run.requested:
-            yield Problem(f"evaluation_strategy = {strategy}, but do_eval is false: change one of them.")
+            yield Problem(
+                f"evaluation_strategy = {strategy} and do_eval = false contradict each other. Change one of them."
+            )
         else:
-            yield Notice(f"--evaluation_strategy {strategy} switches --do_eval on.")
+            yield Notice(f"--evaluation_strategy {strategy} turns --do_eval on.")
     if not config.do_eval and strategy in (None, "no"):
         for name in ("eval_steps", "eval_iters"):
             if name in run.requested:
                 yield Notice(f"--{name} has no effect without --do_eval.")
 
 
-def evaluations_and_checkpoints_happen(run: Run) -> Findings:
+def events_within_the_run(run: Run) -> Findings:
     config = run.config
     if not config.do_train or config.max_steps <= 0:
         return
@@ -77,35 +83,33 @@ def best_model(run: Run) -> Findings:
     yield from _metric(config)
     evaluates = config.evaluation_strategy or ("steps" if config.do_eval else "no")
     if evaluates == "no":
-        yield Problem("load_best_model_at_end needs evaluations: give --do_eval.")
+        yield Problem("load_best_model_at_end without an evaluation. Add --do_eval.")
     elif evaluates != config.save_strategy:
         yield Problem(
-            f"load_best_model_at_end: evaluation goes by {evaluates}, saving by {config.save_strategy}; "
-            "a best model can only be loaded if it was saved. Make them equal."
+            f"load_best_model_at_end with evaluation_strategy = {evaluates} and save_strategy = {config.save_strategy}: the best "
+            "model can only be loaded if it was saved. Use the same strategy for both."
         )
     elif evaluates == "steps" and config.save_steps % config.eval_steps:
         yield Problem(
-            f"load_best_model_at_end: save_steps = {config.save_steps} must be a multiple of eval_steps = {config.eval_steps}, "
-            "so that every saved model has been evaluated."
+            f"load_best_model_at_end with save_steps = {config.save_steps} and eval_steps = {config.eval_steps}: some saved models "
+            "would not have been evaluated. Make save_steps a multiple of eval_steps."
         )
 
 
 def _metric(config: RunConfig) -> Findings:
     metric = config.metric_for_best_model
-    if metric == "accuracy":  # of single tokens; it stands in most of PaddleNLP's JSON files
-        yield Notice(
-            "metric_for_best_model = accuracy is read as loss: how often the next token is right is not measured."
-        )
+    if metric == "accuracy":  # of single tokens; most of PaddleNLP's JSON files have it
+        yield Notice("metric_for_best_model = accuracy is read as loss: next-token accuracy is not measured.")
     elif metric is None or metric.removeprefix("eval_") in LOSSES:
         return
     elif config.eval_with_do_generation:
         known = (*LOSSES, *SCORES)
         if metric.removeprefix("eval_") not in known:
-            yield Problem(f"metric_for_best_model = {metric}: an evaluation gives {', '.join(known)}.")
+            yield Problem(f"metric_for_best_model = {metric} is not measured. Use one of {', '.join(known)}.")
     elif metric.removeprefix("eval_") in SCORES:
-        yield Problem(f"metric_for_best_model = {metric} needs generated answers: give --eval_with_do_generation.")
+        yield Problem(f"metric_for_best_model = {metric} needs generated answers. Add --eval_with_do_generation.")
     else:
-        yield Problem(f"metric_for_best_model = {metric}: an evaluation gives loss and ppl.")
+        yield Problem(f"metric_for_best_model = {metric} is not measured. Use loss or ppl.")
 
 
 def save_steps_count(run: Run) -> Findings:
@@ -123,7 +127,7 @@ def resume_and_overwrite(run: Run) -> Findings:
         yield Problem(f"resume_from_checkpoint = {word}: no such folder exists. Use {use}.")
     elif config.resume_from_checkpoint and not config.do_train:
         yield Problem(
-            "resume_from_checkpoint continues a training, but do_train is false. To evaluate a trained model: "
+            "resume_from_checkpoint with do_train = false: only a training can be continued. To evaluate a trained model, use "
             f"--model_name_or_path OUTPUT_DIR/model{' --continue_training 1' if run.entry == 'pretrain' else ''}"
         )
 
@@ -132,8 +136,8 @@ RULES: list[Rule] = [
     max_steps,
     learning_rates,
     warmup,
-    when_to_evaluate,
-    evaluations_and_checkpoints_happen,
+    evaluation_strategy,
+    events_within_the_run,
     best_model,
     save_steps_count,
     resume_and_overwrite,

@@ -1,4 +1,4 @@
-"""Rules about what to do, device, precision and reports: those that need neither a layout nor a model."""
+"""Rules about tasks, device, precision and reports, which need neither the layout nor the model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, pretraining
 
 
-def something_to_do(run: Run) -> Findings:
+def has_a_task(run: Run) -> Findings:
     config = run.config
     if not (config.do_train or config.do_eval or config.do_predict):
-        yield Problem("nothing to do: give --do_train, --do_eval or --do_predict.")
+        yield Problem("nothing to do. Give --do_train, --do_eval or --do_predict.")
 
 
 def required(run: Run) -> Findings:
@@ -23,18 +23,18 @@ def required(run: Run) -> Findings:
         if name == "input_dir" and run.entry != "pretrain":
             continue
         if not getattr(run.config, name):
-            yield Problem(f"{name} is missing: give --{name} {example}")
+            yield Problem(f"{name} is missing. Give it, for example --{name} {example}")
 
 
 @pretraining
-def split_has_its_parts(run: Run) -> Findings:
+def split_shares(run: Run) -> Findings:
     config = run.config
     try:
         shares = [float(share) for share in config.split.replace("/", ",").split(",")]
     except ValueError:
         shares = []
     if len(shares) != 3 or min(shares) < 0 or sum(shares) == 0:
-        yield Problem(f"split = {config.split}: expected three shares of at least 0, such as 949,50,1.")
+        yield Problem(f"split = {config.split}: expected three shares of at least 0. Example: 949,50,1.")
         return
     for flag, share, part in (
         ("do_train", shares[0], "train on"),
@@ -42,7 +42,9 @@ def split_has_its_parts(run: Run) -> Findings:
         ("do_predict", shares[2], "predict on"),
     ):
         if getattr(config, flag) and share == 0:
-            yield Problem(f"--{flag}, but split = {config.split} leaves nothing to {part}.")
+            yield Problem(
+                f"--{flag} with split = {config.split}: no documents are left to {part}. Change --split, or drop --{flag}."
+            )
 
 
 def device_name(run: Run) -> Findings:
@@ -51,18 +53,21 @@ def device_name(run: Run) -> Findings:
         return
     if name.split(":")[0] in ("gpu", "cpu"):
         yield Problem(
-            f"device = {name}: give {name.split(':')[0]}; the launcher says which one (--gpus {name.split(':')[1]})."
+            f"device = {name}: the launcher chooses the device. Use {name.split(':')[0]}, and --gpus {name.split(':')[1]} for the "
+            "launcher."
         )
     elif name in ("xpu", "npu", "mlu", "gcu", "intel_hpu"):
-        yield Problem(f"device = {name} is not offered: gpu or cpu.")
+        yield Problem(f"device = {name} is not supported. Use gpu or cpu.")
     else:
         close = difflib.get_close_matches(name, ["gpu", "cpu"], 1)
-        yield Problem(f"device = {name}: expected gpu or cpu." + (f" Did you mean {close[0]}?" if close else ""))
+        yield Problem(f"device = {name} is unknown.{f' Did you mean {close[0]}?' if close else ''} Use gpu or cpu.")
 
 
 def one_precision(run: Run) -> Findings:
     if run.config.fp16 and run.config.bf16:
-        yield Problem("fp16 and bf16 are both on: keep one (bf16 needs no loss scaling, fp16 runs on older cards).")
+        yield Problem(
+            "fp16 and bf16 are both on. Drop one of them: bf16 needs no loss scaling, fp16 runs on older GPUs."
+        )
 
 
 def precision_switches(run: Run) -> Findings:
@@ -78,14 +83,16 @@ def precision_switches(run: Run) -> Findings:
             if name in run.requested and getattr(config, name):
                 yield Notice(f"--{name} has no effect without --bf16 or --fp16.")
     elif config.amp_master_grad and config.fp16_opt_level != "O2":
-        yield Problem(f"amp_master_grad needs --fp16_opt_level O2, not {config.fp16_opt_level}.")
+        yield Problem(
+            f"amp_master_grad needs fp16_opt_level = O2, not {config.fp16_opt_level}. Use --fp16_opt_level O2, or drop it."
+        )
     if config.bf16 and "scale_loss" in run.requested:
         yield Notice("--scale_loss has no effect with --bf16, which needs no loss scaling.")
 
 
 def determinism(run: Run) -> Findings:
     if run.config.deterministic and run.device == "cpu":
-        yield Notice("--deterministic has no effect on a CPU, where every run gives the same bits.")
+        yield Notice("--deterministic has no effect on the CPU, where all runs are deterministic.")
 
 
 def recompute_switches(run: Run) -> Findings:
@@ -106,19 +113,21 @@ def reporters(run: Run) -> Findings:
     words = config.report_to
     alone = [word for word in words if word in ("all", "none")]
     if alone and len(words) > 1:
-        yield Problem(f"report_to = {' '.join(words)}: {alone[0]} stands alone.")
+        yield Problem(f"report_to = {' '.join(words)}: {alone[0]} cannot be combined with others. Use it alone.")
     for word in words:
         if word in alone:
             continue
         if word not in REPORTERS:
-            yield Problem(f"report_to = {word}: expected visualdl, wandb, tensorboard, all or none.")
+            yield Problem(f"report_to = {word} is unknown. Use visualdl, wandb, tensorboard, all or none.")
         elif find_spec(REPORTERS[word]) is None:
-            yield Problem(f"report_to = {word}: the package {REPORTERS[word]} is not installed.")
+            yield Problem(
+                f"report_to = {word}: the package {REPORTERS[word]} is not installed. Install it, or drop {word}."
+            )
     if config.run_name is not None and not {"wandb", "all"} & set(words):
         yield Notice("--run_name has no effect without --report_to wandb.")
 
 
-_CHECKPOINT_WORDS = (
+_CHECKPOINT_SWITCHES = (
     "skip_save_model_weight",
     "master_weight_compatible",
     "remove_master_weight",
@@ -128,33 +137,35 @@ _CHECKPOINT_WORDS = (
 )
 
 
-def unified_checkpoint_words(run: Run) -> Findings:
+def unified_checkpoint_switches(run: Run) -> Findings:
     config = run.config
     words = config.unified_checkpoint_config.split()
     for word in words:
-        if word not in _CHECKPOINT_WORDS:
-            yield Problem(f"unified_checkpoint_config: {word} is unknown; there are {', '.join(_CHECKPOINT_WORDS)}.")
+        if word not in _CHECKPOINT_SWITCHES:
+            yield Problem(
+                f"unified_checkpoint_config = {word} is unknown. Use one of {', '.join(_CHECKPOINT_SWITCHES)}."
+            )
         elif word == "async_save":
             yield Problem(
-                "unified_checkpoint_config: async_save is not offered: checkpoints are complete before the next step."
+                "unified_checkpoint_config = async_save is not supported: a checkpoint is complete before the next step. Drop it."
             )
     if {"skip_save_model_weight", "ignore_merge_optimizer"} <= set(words):
         yield Problem(
-            "unified_checkpoint_config: skip_save_model_weight and ignore_merge_optimizer exclude each other."
+            "unified_checkpoint_config: skip_save_model_weight and ignore_merge_optimizer exclude each other. Drop one of them."
         )
     if words and not config.unified_checkpoint:
         yield Notice("--unified_checkpoint_config has no effect without --unified_checkpoint.")
 
 
 RULES: list[Rule] = [
-    something_to_do,
+    has_a_task,
     required,
-    split_has_its_parts,
+    split_shares,
     device_name,
     one_precision,
     precision_switches,
     determinism,
     recompute_switches,
     reporters,
-    unified_checkpoint_words,
+    unified_checkpoint_switches,
 ]

@@ -14,7 +14,7 @@ from paddle_llm.config.local_files.chat_templates import (
     read_record,
     read_text,
 )
-from paddle_llm.config.local_files.instruction_data import near
+from paddle_llm.config.local_files.instruction_data import did_you_mean
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.built_in_jinja import built_in_as_jinja
 from paddle_llm.data.chat.jinja_template import JINJA, JinjaTemplate
@@ -149,7 +149,9 @@ def check_template(name: str, folder: str | None = None) -> None:
 def _unknown(name: str, folder: str | None) -> UserError:
     found = find_templates(folder)
     known = tuple(dict.fromkeys((AUTO, *TEMPLATES, JINJA, *(found.by_name if found else ()))))
-    return UserError(f"--chat_template {name}: not a file and not one of {', '.join(known)}.{near(name, *known)}")
+    return UserError(
+        f"--chat_template {name}: not a file and not one of {', '.join(known)}.{did_you_mean(name, *known)}"
+    )
 
 
 def _require_special_tokens(template: Template, codec: TextCodec) -> None:
