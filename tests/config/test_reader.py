@@ -177,8 +177,8 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, model: Path) -> None:
         "--adam_beta2 = 1.5: must be less than 1.",
         "3 = 3 ranks does not divide the 8 ranks of the job",
         "max_steps = 0",
-        "split = 1,0,0 leaves nothing to evaluate on",
-        "more than the 128 positions",
+        "split = 1,0,0: no documents are left to evaluate on",
+        "exceeds the 128 positions",
     ]
     for text in expected:
         assert len([line for line in told if text in line]) == 1, (text, told)

@@ -469,7 +469,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
             "no training data.*test: .*test.jsonl.*rename the training files so that their names contain train",
         ),
         (["holdout.jsonl", "a.jsonl"], "no training data"),
-        (["train.csv", "train.jsonl"], "train.csv and .*train.jsonl: one name in several formats"),
+        (["train.csv", "train.jsonl"], "train.csv and .*train.jsonl: the same name in several formats"),
         (["json/data.jsonl", "csv/data.csv.gz"], "one name in several formats"),
     ):
         folder = layout(tmp_path / names[0].replace("/", "_"), [n for n in names if not n.endswith(".arrow")])
