@@ -470,7 +470,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
         ),
         (["holdout.jsonl", "a.jsonl"], "no training data"),
         (["train.csv", "train.jsonl"], "train.csv and .*train.jsonl: the same name in several formats"),
-        (["json/data.jsonl", "csv/data.csv.gz"], "one name in several formats"),
+        (["json/data.jsonl", "csv/data.csv.gz"], "the same name in several formats"),
     ):
         folder = layout(tmp_path / names[0].replace("/", "_"), [n for n in names if not n.endswith(".arrow")])
         (folder / names[0]).touch()
@@ -496,7 +496,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
     }  # fmt: skip
     shown = capsys.readouterr().err
     assert (
-        "skipped: extra.jsonl: its name names no split" in shown
+        "skipped: extra.jsonl: its name does not contain a split" in shown
         and "holdout.jsonl: its name marks held-out data" in shown
     )
     assert [Path(f).name for f in find_files(f"{folder}/*.jsonl")] == ["train.jsonl"]
