@@ -482,7 +482,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
         find_files(str(tmp_path / "links"))
     folder = layout(tmp_path / "several", ["train_a.jsonl", "train_b.csv"])
     assert len(find_files(str(folder))) == 2
-    assert "the train data is in several formats, all of which are read: csv, json" in capsys.readouterr().err
+    assert "the train data has several formats, and all are read: csv, json" in capsys.readouterr().err
     folder = layout(tmp_path / "beside", ["train.jsonl"])
     for name in ("train.txt", "train_config.yaml", "training_args.bin"):
         (folder / name).touch()
