@@ -199,11 +199,11 @@ def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: s
       paddle-llm data inspect corpus/mine --tokenizer tok
       paddle-llm data inspect --finetune train.jsonl --tokenizer tok --chat_template llama2
     """
-    if (prefix is None) == (finetune is None):
-        raise UserError("give either a corpus (PREFIX) or instruction data (--finetune FILE).")
-    if finetune is not None:
+    if finetune is not None and prefix is None:
         show_finetune(finetune, tokenizer, samples, **options)
         return
+    if prefix is None or finetune is not None:
+        raise UserError("give either a corpus (PREFIX) or instruction data (--finetune FILE).")
     from paddle_llm.data.corpus.inspect import inspect_corpus, raise_problems
 
     corpus, found = inspect_corpus(prefix, tokenizer)

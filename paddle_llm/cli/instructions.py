@@ -75,13 +75,24 @@ def show_finetune(
     described = describe_data(path, data_format, prompt_templates)  # before importing the tokenizer's libraries
     codec = open_codec(tokenizer)
     chosen = choose_template(chat_template, codec, tokenizer, date=chat_template_date)
-    lengths = {"max_length": max_length, "src_length": src_length, "tgt_length": tgt_length}
     encoder = InstructionEncoder(
-        codec, chosen.template, loss_on=loss_on, special_text_as=special_tokens_in_content, **lengths
+        codec,
+        chosen.template,
+        max_length=max_length,
+        src_length=src_length,
+        tgt_length=tgt_length,
+        loss_on=loss_on,
+        special_text_as=special_tokens_in_content,
     )
-    options = {"prompt_templates": prompt_templates, "skip_bad_rows": skip_bad_rows}
     click.echo("\n".join([*described, ""]))
-    conversations = load_split(path, data_format=data_format, flag="--finetune", report_files=False, **options)
+    conversations = load_split(
+        path,
+        data_format=data_format,
+        prompt_templates=prompt_templates,
+        skip_bad_rows=skip_bad_rows,
+        flag="--finetune",
+        report_files=False,
+    )
     say(f"template {chosen.template.name}: {chosen.why}")
     for line in chosen.notices:
         say(line)

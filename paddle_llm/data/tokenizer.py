@@ -26,6 +26,7 @@ from paddle_llm.data.tokenizers.folder import (
     sentencepiece_model,
 )
 from paddle_llm.data.tokenizers.hugging_face import load_with_transformers
+from paddle_llm.data.tokenizers.protocol import Tokenizer
 
 __all__ = [
     "SENTENCEPIECE_FILES",
@@ -42,7 +43,7 @@ UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 _LONGEST_LINE = 4000  # characters; sentencepiece silently drops longer lines from training
 
 
-def load_tokenizer(folder: str) -> Any:
+def load_tokenizer(folder: str) -> Tokenizer:
     """Load the tokenizer of a folder, or of a built-in name of PaddleNLP, which PaddleNLP downloads.
 
     transformers' AutoTokenizer reads every folder that it has a class for. PaddleNLP's reads the others, and folders of
@@ -57,7 +58,7 @@ def load_tokenizer(folder: str) -> Any:
     return _load_with_paddlenlp(folder)
 
 
-def _load_with_paddlenlp(folder: str) -> Any:
+def _load_with_paddlenlp(folder: str) -> Tokenizer:
     from paddlenlp.transformers import AutoTokenizer
 
     try:
@@ -122,7 +123,7 @@ def fingerprint(folder: str) -> str:
 def _meanings(folder: str) -> Iterator[str]:
     """Yield one line per id, and one per setting that changes ids."""
     reader, path = reader_of(folder), sentencepiece_model(folder)
-    loaded = load_tokenizer(folder) if path is None or reader is Reader.TRANSFORMERS else None
+    loaded: Any = load_tokenizer(folder) if path is None or reader is Reader.TRANSFORMERS else None
     processor = None
     if path is not None:
         processor = _processor(path, optional=os.path.isfile(os.path.join(folder, TOKENIZER_JSON)))

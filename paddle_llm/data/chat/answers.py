@@ -64,7 +64,8 @@ class AnswerFinder:
     def __init__(self, render: Render, messages: list[Message], whole: str, specials: re.Pattern[str] | None):
         self._render, self._messages, self._whole, self._specials = render, messages, whole, specials
         self.notes: list[str] = []
-        self._begin, self._end, self._probe_content = unused_characters(f"{whole}{messages}", 3)
+        unused = unused_characters(f"{whole}{messages}", 3)
+        self._begin, self._end, self._probe_content = unused[0], unused[1], unused[2]
 
     def find(self) -> tuple[list[Answer], list[int]]:
         """Return the answers, and the numbers of earlier assistant messages that cannot be located.

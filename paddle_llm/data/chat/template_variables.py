@@ -20,7 +20,7 @@ def special_token_variables(codec: TextCodec, folder: str | None) -> dict[str, A
         codec: Codec of the tokenizer; a tokenizer loaded by transformers provides the tokens itself.
         folder: Tokenizer folder, whose files are read otherwise.
     """
-    tokenizer = getattr(codec, "tokenizer", None)
+    tokenizer: Any = getattr(codec, "tokenizer", None)
     if type(tokenizer).__module__.partition(".")[0] == "transformers":
         return dict(tokenizer.special_tokens_map)
     config = _read(folder, TOKENIZER_CONFIG)

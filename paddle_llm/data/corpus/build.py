@@ -170,7 +170,8 @@ class _Output:
         """Write the documents of one block."""
         raw = encoded.ids.tobytes()
         self._hash.update(raw)
-        self._write(lambda: (self._data.write(raw), self._sizes.append(encoded.sizes)))
+        self._write(lambda: self._data.write(raw))
+        self._write(lambda: self._sizes.append(encoded.sizes))
 
     def finish(self, dtype: Any, meta: dict[str, Any]) -> None:
         """Write the index and the metadata, and rename all files."""

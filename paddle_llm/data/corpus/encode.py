@@ -38,12 +38,12 @@ class TextEncoder(Protocol):
 
     Attributes:
         vocab_size: Size of the vocabulary.
-        eos_id: EOS id.
+        eos_id: EOS id; None if the tokenizer has none.
         special_ids: Ids of special tokens, which a text contains if the token's text occurs in it.
     """
 
     vocab_size: int
-    eos_id: int
+    eos_id: int | None
     special_ids: list[int]
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
@@ -110,7 +110,7 @@ class TransformersEncoder:
     """Encodes with a tokenizer that transformers reads. As there, the text of a special token becomes that token."""
 
     def __init__(self, folder: str):
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer: Any = load_tokenizer(folder)
         self.vocab_size = len(self._tokenizer)
         self.eos_id = self._tokenizer.eos_token_id
         self._fast = FastBackend(self._tokenizer.backend_tokenizer) if self._tokenizer.is_fast else None

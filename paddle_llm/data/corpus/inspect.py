@@ -90,7 +90,7 @@ def _scan(corpus: Corpus) -> tuple[int, str]:
     for first in range(0, corpus.n_tokens, _SCAN_TOKENS):
         block = np.ascontiguousarray(corpus.tokens[first : first + _SCAN_TOKENS])
         highest = max(highest, int(block.max()))
-        digest.update(block)
+        digest.update(block.data)
     return highest, digest.hexdigest()
 
 

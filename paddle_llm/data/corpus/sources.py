@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -213,7 +213,7 @@ def parse_block(block: Block, options: ReadOptions) -> Iterator[Document]:
         yield from _texts(block.payload, block.first_row, options.document)
 
 
-def _lines(payload: bytes) -> list[str] | list[bytes]:
+def _lines(payload: bytes) -> Sequence[str | bytes]:
     """Return lines as text, decoded together; as bytes if one of them is not UTF-8 and has to be found."""
     try:
         return payload.decode("utf-8").split("\n")
@@ -262,7 +262,8 @@ def _parts(payload: bytes, mode: str) -> Iterator[tuple[bytes, int]]:
         at = 0
         for end, following in [*((m.start(), m.end()) for m in _BLANK_LINE.finditer(payload)), (len(payload),) * 2]:
             # A block boundary may have cut a run of blank lines; the rest of the run is not text.
-            begin = _LEADING_BLANKS.match(payload, at).end()
+            blanks = _LEADING_BLANKS.match(payload, at)
+            begin = blanks.end() if blanks else at
             yield b"", payload.count(b"\n", at, begin)
             yield payload[begin:end].rstrip(b"\r\n"), payload.count(b"\n", begin, following)
             at = following

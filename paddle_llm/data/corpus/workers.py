@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -24,7 +24,9 @@ _BLOCKS_PER_WORKER = 3
 _encoder: BlockEncoder | None = None  # one per worker process
 
 
-def encode_blocks(blocks: Iterable[Block], folder: str, options: ReadOptions, workers: int) -> Iterator[Encoded]:
+def encode_blocks(
+    blocks: Iterable[Block], folder: str, options: ReadOptions, workers: int
+) -> Generator[Encoded, None, None]:
     """Encode blocks with the tokenizer in `folder`. Results have the order of the blocks.
 
     Raises:

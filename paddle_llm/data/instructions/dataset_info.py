@@ -90,7 +90,7 @@ class FileInfo:
         renamed = {
             key: value for key, value in message.items() if key not in (self.tags["role_tag"], self.tags["content_tag"])
         }
-        role = message.get(self.tags["role_tag"])
+        role: Any = message.get(self.tags["role_tag"])
         return {**renamed, "from": roles.get(role, role), "value": message.get(self.tags["content_tag"])}
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -100,7 +100,7 @@ class RowReader:
 
     def choose_format(self, head: list[Row]) -> None:
         """Choose the format by the first rows; later rows that match no format are read in it."""
-        rows = [row.value for row in head if isinstance(row.value, dict)]
+        rows: list[Mapping[str, Any]] = [row.value for row in head if isinstance(row.value, dict)]
         if self._prompted or self._given or self.info or not rows:
             return
         self._first = recognize(rows, self.path)
@@ -157,8 +157,10 @@ class RowReader:
             )
 
     def _format(self, value: Any, where: str) -> str:
-        if self._given or self.info:
-            return self._given or self.info.format
+        if self._given:
+            return self._given
+        if self.info:
+            return self.info.format
         if not isinstance(value, dict):
             raise BadRow(f"a JSON {type(value).__name__}, not an object")
         keys = frozenset(key for key, item in value.items() if item is not None)

@@ -7,7 +7,7 @@ line that is not JSON is a bad row, and the other lines are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -55,19 +55,26 @@ def json_rows(source: Source) -> Iterator[Row]:
     Raises:
         UserError: If the file is an array, or objects over several lines, and ends early or has other text after it.
     """
-    blocks = read_blocks([source], ReadOptions("line"))
-    first = next((block for block in blocks if block.payload and not block.payload.isspace()), None)
-    if first is None:
+    blocks = _text_blocks(source)
+    first_row, payload = next((block for block in blocks if block[1] and not block[1].isspace()), (0, b""))
+    if not payload:
         return
     second = next(blocks, None)
     others = chain([second] if second else [], blocks)
-    one_line = second is None and b"\n" not in first.payload.strip()
-    if _one_object_per_line(first.payload, one_line):
-        for block in chain([first], others):
-            yield from _line_rows(block.payload, block.first_row)
+    one_line = second is None and b"\n" not in payload.strip()
+    if _one_object_per_line(payload, one_line):
+        yield from _line_rows(payload, first_row)
+        for row, text in others:
+            yield from _line_rows(text, row)
         return
-    payload = first.payload + b"".join(block.payload for block in others)
-    yield from _values(source.path, payload, first.first_row)
+    yield from _values(source.path, payload + b"".join(text for _, text in others), first_row)
+
+
+def _text_blocks(source: Source) -> Iterator[tuple[int, bytes]]:
+    """Yield the first line and the bytes of each block of a text file."""
+    for block in read_blocks([source], ReadOptions("line")):
+        assert isinstance(block.payload, bytes), "only parquet files give rows"
+        yield block.first_row, block.payload
 
 
 def _one_object_per_line(payload: bytes, one_line: bool) -> bool:
@@ -90,7 +97,7 @@ def _one_object_per_line(payload: bytes, one_line: bool) -> bool:
 
 def _line_rows(payload: bytes, first_row: int) -> Iterator[Row]:
     try:
-        lines: list[str] | list[bytes] = payload.decode("utf-8").split("\n")
+        lines: Sequence[str | bytes] = payload.decode("utf-8").split("\n")
     except UnicodeDecodeError:
         lines = payload.split(b"\n")
     for number, line in enumerate(lines, first_row):

@@ -177,7 +177,7 @@ def _content(message: Mapping[str, Any], may_be_absent: bool) -> str:
     if isinstance(content, list):  # OpenAI's list of parts
         if len(content) > 1 and any(isinstance(part, str) for part in content):
             raise BadRow("a message holds a list of texts; join them")
-        texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         kinds = {part.get("type", "text") for part in content if isinstance(part, Mapping)}
         if not all(isinstance(text, str) for text in texts) or kinds - {"text", "input_text", "output_text"}:
             others = ", ".join(sorted(map(repr, kinds - {"text", "input_text", "output_text"})))

@@ -20,6 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.instructions.formats import ASSISTANT, USER, BadRow, Conversation, Turn
@@ -106,8 +108,6 @@ class PromptTemplates:
 
 
 def _load(path: str) -> list[dict[str, Any]]:
-    import yaml  # YAML includes JSON, but the messages of `json` are better
-
     class Loader(yaml.SafeLoader):
         """Safe loader that reads promptsource's two tags as plain mappings."""
 
@@ -115,6 +115,7 @@ def _load(path: str) -> list[dict[str, Any]]:
         Loader.add_constructor(tag, lambda loader, node: loader.construct_mapping(node, deep=True))
     try:
         with open(path, encoding="utf-8") as stream:
+            # YAML includes JSON, but the messages of the JSON parser are better.
             content = parse_json(stream.read()) if path.endswith(".json") else yaml.load(stream, Loader)
     except OSError as error:
         raise UserError(f"--prompt_templates {path}: cannot be read: {error.strerror}. Check the path.") from error

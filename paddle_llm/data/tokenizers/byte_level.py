@@ -108,7 +108,7 @@ def _assemble(
     if cut is not None:
         split = {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
         words = {"type": "Sequence", "pretokenizers": [split, levels]}
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
+    model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {
         "version": "1.0",

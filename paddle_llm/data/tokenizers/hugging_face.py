@@ -29,6 +29,7 @@ from paddle_llm.data.tokenizers.folder import (
     SENTENCEPIECE_FILES,
     read_config,
 )
+from paddle_llm.data.tokenizers.protocol import Tokenizer
 from paddle_llm.data.tokenizers.saving import copy_when_saved
 
 _PATH_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "special_tokens_map_file")
@@ -37,7 +38,7 @@ _REMEDY = f". Use a local folder with {TOKENIZER_CONFIG} and a vocabulary."
 _reported: set[str] = set()
 
 
-def load_with_transformers(folder: str) -> Any:
+def load_with_transformers(folder: str) -> Tokenizer:
     """Load a folder with transformers' AutoTokenizer.
 
     It differs from `AutoTokenizer.from_pretrained(folder)` in this: names that only transformers 5 or PaddleNLP write are

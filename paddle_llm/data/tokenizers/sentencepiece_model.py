@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from paddle_llm.core.errors import UserError
 
@@ -130,7 +131,7 @@ def _read_normalizer(model: SentencePieceModel, data: bytes) -> None:
             model.escape_whitespaces = bool(value)
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
     """Yield (field number, value) of a message: an int for a varint, else bytes."""
     at = 0
     while at < len(data):
