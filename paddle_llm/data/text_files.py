@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
 
+import zstandard
+
 from paddle_llm.core.console import say
 from paddle_llm.core.downloads import failed_download
 from paddle_llm.core.errors import UserError
@@ -235,8 +237,6 @@ class TextStream:
         if compression == ".gz":
             return gzip.GzipFile(fileobj=self._raw)
         if compression == ".zst":
-            import zstandard
-
             decompressor = zstandard.ZstdDecompressor()
             return decompressor.stream_reader(self._raw, read_across_frames=True, closefd=False)
         return self._raw
@@ -244,12 +244,8 @@ class TextStream:
     def _read(self, count: int) -> bytes:
         try:
             return self._stream.read(count)
-        except (OSError, EOFError, zlib.error) as error:
+        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             reason = str(error) or type(error).__name__
-        except Exception as error:
-            if type(error).__name__ != "ZstdError":  # zstandard is imported only if a file needs it
-                raise
-            reason = str(error)
         if isinstance(self._stream, gzip.GzipFile) and "gzipped" in reason:
             raise UserError(f"{self.path}: not compressed with gzip, although its suffix is .gz. Rename the file.")
         raise UserError(f"{self.path}: cannot be read to its end: {reason}. Copy or compress the file again.")

@@ -71,7 +71,7 @@ def _patterns(entries: Any) -> dict[str, list[str]]:
 
 
 def _metadata(readme: Path) -> dict[str, object]:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         text = readme.read_text(encoding="utf-8-sig", errors="replace")

@@ -14,6 +14,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+import jinja2
+
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
 
@@ -123,8 +125,6 @@ class Renderer:
     def _strftime(self) -> Any:
         if self.date is not None:
             return datetime.strptime(self.date, DATE_FORMAT).strftime
-        import jinja2
-
         return jinja2.Undefined(name="strftime_now") if self.tests_strftime else _strftime_without_date(self.where)
 
 
@@ -158,8 +158,6 @@ def _transformers_rendering() -> Any:
 
 @lru_cache(maxsize=64)
 def _compile(source: str, where: str) -> Any:
-    import jinja2
-
     try:
         return _transformers_rendering()._compile_jinja_template(source)
     except jinja2.TemplateError as error:

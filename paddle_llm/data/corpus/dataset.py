@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import Blend, parse_input_dir, split_bounds
@@ -22,9 +22,6 @@ from paddle_llm.data.corpus.checks import check_corpus, verify_index
 from paddle_llm.data.corpus.indexed import open_corpus
 from paddle_llm.data.corpus.order import Origin, SampleOrder
 from paddle_llm.data.tokenizer import find_fingerprint
-
-if TYPE_CHECKING:
-    from paddle_llm.config.run_config import RunConfig
 
 SPLIT_NAMES = ("train", "valid", "test")
 Transform = Callable[[np.ndarray], dict[str, np.ndarray]]

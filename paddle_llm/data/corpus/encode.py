@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from paddle_llm.data.tokenizer import (
 from paddle_llm.data.tokenizers.equal_sentencepiece import equal_sentencepiece
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
 from paddle_llm.data.tokenizers.folder import Reader, read_json, reader_of
+from paddle_llm.data.tokenizers.protocol import TransformersTokenizer
 
 
 class TextEncoder(Protocol):
@@ -110,7 +111,7 @@ class TransformersEncoder:
     """Encodes with a tokenizer that transformers reads. As there, the text of a special token becomes that token."""
 
     def __init__(self, folder: str):
-        self._tokenizer: Any = load_tokenizer(folder)
+        self._tokenizer = cast(TransformersTokenizer, load_tokenizer(folder))
         self.vocab_size = len(self._tokenizer)
         self.eos_id = self._tokenizer.eos_token_id
         self._fast = FastBackend(self._tokenizer.backend_tokenizer) if self._tokenizer.is_fast else None
@@ -214,7 +215,9 @@ class BlockEncoder:
         filled = sizes[sizes > 0]
         if len(filled) and int(filled.max()) >= np.iinfo(np.int32).max:
             raise UserError(f"{block.source.path}: document too long: {int(filled.max())} tokens. Split it.")
-        ids = np.insert(flat, np.cumsum(filled), self.encoder.eos_id)
+        eos_id = self.encoder.eos_id
+        assert eos_id is not None, "checked by build_corpus"
+        ids = np.insert(flat, np.cumsum(filled), eos_id)
         top = int(ids.max()) if len(ids) else 0
         if top > np.iinfo(self._dtype).max:
             raise OverflowError(f"{block.source.path}: token id {top} does not fit {self._dtype}")

@@ -16,6 +16,7 @@ from typing import Any
 from paddle_llm.core.artifacts import TOKENIZER_JSON
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.folder import read_config, read_sentencepiece, sentencepiece_model
+from paddle_llm.data.tokenizers.sample_texts import sample_texts
 from paddle_llm.data.tokenizers.sentencepiece_model import BPE, BYTE, NORMAL, USER_DEFINED, read_model
 
 _SAMPLES = 300
@@ -63,8 +64,6 @@ def equal_sentencepiece(folder: str, tokenizer: Any) -> EqualSentencePiece | Non
 
 
 def _agree(model: Any, processor: Any, tokenizer: Any, added: re.Pattern[str]) -> bool:
-    from paddle_llm.data.tokenizers.tokenizer_check import sample_texts
-
     pieces = [piece.text.replace("\u2581", " ") for piece in model.pieces if piece.type == NORMAL]
     texts = [text for text in sample_texts(pieces or ["a"], _SAMPLES) if not added.search(text)]
     return processor.encode(texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]

@@ -1,8 +1,8 @@
-"""What this package needs of a tokenizer, whether PaddleNLP or transformers loaded it."""
+"""Interfaces of tokenizers loaded by PaddleNLP or transformers, and of the folders they come from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Protocol
 
 
@@ -42,3 +42,36 @@ class Tokenizer(Protocol):
     def get_vocab(self) -> dict[str, int]: ...
 
     def save_pretrained(self, save_directory: str, **options: Any) -> Any: ...
+
+
+class TransformersTokenizer(Tokenizer, Protocol):
+    """A tokenizer that transformers loaded.
+
+    Attributes:
+        is_fast: Whether the `tokenizers` library does the work.
+        backend_tokenizer: Tokenizer of that library.
+        added_tokens_decoder: Added tokens by id.
+    """
+
+    is_fast: bool
+    backend_tokenizer: Any
+    added_tokens_decoder: dict[int, Any]
+
+
+class TokenizerSource(Protocol):
+    """Source of a tokenizer.
+
+    Attributes:
+        folder: Folder of the model.
+        tokenizer: Folder with tokenizer_config.json; None if there is none.
+        template: --chat_template of the model's training; None if it is not recorded.
+    """
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def tokenizer(self) -> Path | None: ...
+
+    @property
+    def template(self) -> str | None: ...

@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paddle_llm.core.artifacts import (
     ADDED_TOKENS,
@@ -18,9 +18,7 @@ from paddle_llm.core.artifacts import (
 )
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-
-if TYPE_CHECKING:
-    from paddle_llm.data.tokenizers.tokenizer_json import TokenizerSource
+from paddle_llm.data.tokenizers.protocol import TokenizerSource
 
 
 @dataclass(frozen=True)

@@ -11,39 +11,11 @@ from typing import Any
 
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.tokenizers.sample_texts import sample_texts
 from paddle_llm.data.tokenizers.sentencepiece_model import BPE, NORMAL, UNIGRAM, SentencePieceModel
+from paddle_llm.data.tokenizers.text_codec import open_codec
 
-_TEXTS = 1500
 _LIMIT = 0.01  # share of texts that may differ
-_WORDS = (
-    "The quick brown fox; jumps (over) 13 lazy dogs, doesn't it?\n"
-    "def add(a, b):\n    return a + b  # 0x1F\n\tif x != y: {'k': [1, 2.5]}\r\n"
-    "今天天气很好，我们一起去公园散步。人工智能的发展：大模型训练、推理与部署！繁體中文。こんにちは 안녕하세요 Привет мир\n"
-    "😀👩‍👩‍👧🇨🇳👍🏽 café naïve ﬁ Ａｂｃ　… — \u00a0\u200b\ufeff e\u0301 \u2581 <0x41> ½ ①"
-)
-
-
-def sample_texts(pieces: Sequence[str], number: int = _TEXTS) -> list[str]:
-    """Return a fixed list of texts: words of several languages, code, emoji, random bytes, and joined pieces.
-
-    Args:
-        pieces: Pieces of a vocabulary.
-        number: Number of texts.
-    """
-    chance = random.Random(0)
-    made = []
-    for turn in range(number):
-        length = chance.randrange(1, 60)
-        if turn % 4 == 0:
-            start = chance.randrange(len(_WORDS))
-            made.append(_WORDS[start : start + length])
-        elif turn % 4 == 1:
-            made.append(bytes(chance.randrange(256) for _ in range(length)).decode("utf-8", "replace"))
-        elif turn % 4 == 2:
-            made.append("".join(chance.choice(_WORDS + "    \n11--") for _ in range(length)))
-        else:
-            made.append("".join(chance.choice(pieces) for _ in range(length // 6 + 1)))
-    return made
 
 
 def check_ids(
@@ -139,8 +111,6 @@ def _pieces(model: SentencePieceModel | None, tokenizer: Any) -> list[str]:
 
 def _encoder(folder: Path) -> Callable[[str], list[int]] | None:
     """Return the encoder of the source; None if it cannot be loaded here (LLaMA 3's needs tiktoken)."""
-    from paddle_llm.data.tokenizers.text_codec import open_codec
-
     try:
         codec = open_codec(str(folder))
     except UserError as error:

@@ -11,7 +11,7 @@ import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from paddle_llm.core.artifacts import (
     ADDED_TOKENS,
@@ -29,6 +29,7 @@ from paddle_llm.data.tokenizer import load_tokenizer, read_sentencepiece, senten
 from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
 from paddle_llm.data.tokenizers.folder import Reader, reader_of, token_text
 from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
+from paddle_llm.data.tokenizers.protocol import TokenizerSource
 from paddle_llm.data.tokenizers.published_tokenizers import PUBLISHED, write_published
 from paddle_llm.data.tokenizers.sentencepiece_model import SentencePieceModel, read_model
 from paddle_llm.data.tokenizers.tokenizer_check import check_ids
@@ -37,25 +38,6 @@ CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Classes that only PaddleNLP has, or for which transformers does not use tokenizer.json unchanged.
 _OURS = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
-
-
-class TokenizerSource(Protocol):
-    """Source of a tokenizer.
-
-    Attributes:
-        folder: Folder of the model.
-        tokenizer: Folder with tokenizer_config.json; None if there is none.
-        template: --chat_template of the model's training; None if it is not recorded.
-    """
-
-    @property
-    def folder(self) -> Path: ...
-
-    @property
-    def tokenizer(self) -> Path | None: ...
-
-    @property
-    def template(self) -> str | None: ...
 
 
 @dataclass

@@ -24,6 +24,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches
+from paddle_llm.data.loader import GLOBAL_BATCH_LABELS, GlobalBatchLoader
 from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, PaddedView
 from paddle_llm.parallel.process.parent import worker_initializer
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
@@ -39,7 +40,7 @@ from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.random_states import seed_random_states
 from paddle_llm.training.schedule import learning_rate_factor
 from paddle_llm.training.sharding import apply_sharding
-from paddle_llm.training.step.loss_normalization import GLOBAL_BATCH_LABELS, GlobalBatchLoader, LossNormalizer
+from paddle_llm.training.step.loss_normalization import LossNormalizer
 from paddle_llm.training.step.loss_scaling import unscale_main_gradients
 from paddle_llm.training.step.nan_guard import NanGuard
 from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTrainer

@@ -8,7 +8,7 @@ import paddle
 import pytest
 
 from paddle_llm.data.counted_batches import LABEL_COUNT
-from paddle_llm.training.step.loss_normalization import GLOBAL_BATCH_LABELS, GlobalBatchLoader
+from paddle_llm.data.loader import GLOBAL_BATCH_LABELS, GlobalBatchLoader
 
 
 def _events(accumulation: int, count: int) -> list[str]:
