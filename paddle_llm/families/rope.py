@@ -77,11 +77,11 @@ def _kind_of_rope(parameters: dict[str, Any]) -> str:
 
 def written_rope(config: Any) -> dict[str, Any]:
     """Return `rope_theta` and `rope_scaling` of PaddleNLP's configuration."""
-    theta, factor = config.rope_theta, config.rope_scaling_factor
+    theta, factor = config.rope_theta, getattr(config, "rope_scaling_factor", 1.0)
     scaling = getattr(config, "rope_scaling", None)
     if scaling:
         return {"rope_theta": theta, "rope_scaling": dict(scaling)}
-    kind = config.rope_scaling_type
+    kind = getattr(config, "rope_scaling_type", None)
     if kind == "ntk":  # a larger base, which can be written as such
         width = config.hidden_size // config.num_attention_heads
         longest = int(config.max_position_embeddings * factor)

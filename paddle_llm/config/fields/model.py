@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from paddle_llm.config.fields.base import PATH, Group
+from paddle_llm.families import FAMILIES
 
 
 class ModelFields(Group):
@@ -23,7 +24,7 @@ class ModelFields(Group):
     )
     model_type: str | None = Field(
         None,
-        description="Family: llama, qwen2, chatglm, chatglm_v2, bloom, opt or glm. Optional; compared with config.json if given.",
+        description=f"Family: {', '.join(FAMILIES)}. Optional; compared with config.json if given.",
     )
     continue_training: bool = Field(
         False, description="true: load the folder's weights. false: random weights from its config.json."

@@ -144,10 +144,20 @@ class StepWeights:
             slopes=alibi_slopes(heads) if family.network.positions == "ALiBi" else None,
             position_rows=position_rows(family, config),
             position_offset=spec.position_offset,
-            most_positions=position_limit(config)
-            or getattr(config, "max_position_embeddings", None)
-            or getattr(config, "max_sequence_length", None),
+            most_positions=self._most_positions(),
         )
+
+    def _most_positions(self) -> int | None:
+        """Return the number of positions; the program attends to all of them, so an attention window limits it."""
+        config = self._config
+        limits = [
+            position_limit(config)
+            or getattr(config, "max_position_embeddings", None)
+            or getattr(config, "max_sequence_length", None)
+        ]
+        window = self._family.config_json.attention_window
+        limits.append(getattr(config, window) if window else None)
+        return min((one for one in limits if one is not None), default=None)
 
     def _width(self, part: str) -> int:
         """Columns of a part of the first layer."""
