@@ -196,7 +196,11 @@ def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | Non
             prefix = [paddle.concat([one, old], axis=axis) for one, old in zip(prefix, cached, strict=True)]
         kind = getattr(layer, "Cache", None)
         inputs[spec.cache] = kind(*prefix) if kind is not None else tuple(prefix)
-        if is_ends(inputs[spec.mask]):
+        if inputs[spec.mask] is None:  # with flash attention, for the kernel's causal mask
+            hidden = next(iter(inputs.values()))
+            length = hidden.shape[1]
+            inputs[spec.mask] = _causal(length, length + (cached[0].shape[axis] if cached else 0), hidden.dtype)
+        elif is_ends(inputs[spec.mask]):
             inputs[spec.mask] = _of_segments(inputs[spec.mask], "float32")
         inputs[spec.mask] = _with_prefix(inputs[spec.mask], count)
         if spec.alibi:
