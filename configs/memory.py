@@ -22,6 +22,7 @@ from pathlib import Path
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.planner.flops import count_parameters
 
@@ -80,7 +81,7 @@ def _activations(config: RunConfig, facts: ModelFacts, layout: Layout) -> float:
     # 16-bit logits, their fp32 copy, its softmax, and the fp32 gradient.
     logits = 14 * s * b * facts.vocab_size / t
     # BLOOM: ALiBi and the causal mask in 16 bits, one for all samples (Press et al., arXiv:2108.12409).
-    mask = 2 * s * s * facts.num_attention_heads / t if facts.model_type == "bloom" else 0
+    mask = 2 * s * s * facts.num_attention_heads / t if FAMILIES[facts.model_type].network.positions == "ALiBi" else 0
     return inputs + one_layer + logits + mask
 
 

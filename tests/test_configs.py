@@ -152,6 +152,6 @@ _METHODS = ("full", "lora", "prefix")
 
 def test_every_family_and_every_method_has_a_configuration() -> None:
     models = {path.stem.rpartition("_")[0] for path in FINETUNE}
-    for family in ("llama", "chatglm_6b", "chatglm2", "chatglm3", "bloom", "opt", "glm", "qwen2"):
+    for family in ("llama", "chatglm_6b", "chatglm2", "chatglm3", "bloom", "opt", "glm", "qwen2", "mistral"):
         assert any(model.startswith(family) for model in models), family
     assert {path.stem.rpartition("_")[2] for path in FINETUNE} == {*CHOICES.values(), "full"}

@@ -14,7 +14,7 @@ from paddle_llm.families.facts import ModelFacts
 from paddle_llm.families.shape import facts_from_dict
 
 # configs/models/llama-7b is PaddleNLP's facebook/llama-7b; a llama-7b of another owner may be another model.
-_SHIPPED_OWNERS = ("facebook", "meta-llama", "THUDM", "bigscience", "Qwen")
+_SHIPPED_OWNERS = ("facebook", "meta-llama", "THUDM", "bigscience", "Qwen", "mistralai")
 
 
 def read_model_facts(folder: str | Path) -> ModelFacts:

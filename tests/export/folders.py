@@ -20,6 +20,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "opt": {"num_hidden_layers": 2, "vocab_size": 129},
     "glm": {"num_layers": 2, "vocab_size": 129},
     "qwen2": {"num_hidden_layers": 2, "num_key_value_heads": 2, "vocab_size": 129},
+    "mistral": {"num_hidden_layers": 2, "vocab_size": 129},
 }
 
 

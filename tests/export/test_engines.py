@@ -76,7 +76,7 @@ def test_transformers_answers_as_the_source(tmp_path, llama):
 
 @pytest.mark.slow
 @pytest.mark.hf
-@pytest.mark.parametrize("family", ["qwen2", "bloom", "opt"])
+@pytest.mark.parametrize("family", ["qwen2", "bloom", "opt", "mistral"])
 def test_transformers_answers_as_other_families(tmp_path, pieces, family):
     source = write_folder(family, pieces, tmp_path / family)
     folder = exported(source, tmp_path / "hf", "hf")

@@ -41,7 +41,7 @@ def test_every_weight_is_there_under_its_name_bit_by_bit(tmp_path, family, dtype
     for name, value in expected.items():
         assert stored[name][0] == CODES[dtype]
         assert same_bits(stored[name][1], value), name
-    assert not any(name.endswith("lm_head.weight") for name in stored) or family in ("llama", "qwen2")
+    assert not any(name.endswith("lm_head.weight") for name in stored) or family in ("llama", "qwen2", "mistral")
 
 
 # ---- shards ---------------------------------------------------------------------------------------------------------
@@ -272,6 +272,8 @@ IN_TRANSFORMERS = {
     "llama ntk": ("llama", STRETCHED),
     "qwen2": ("qwen2", {"rope_theta": 1e6}),
     "qwen2 tied": ("qwen2", {"tie_word_embeddings": True}),
+    "mistral": ("mistral", {}),
+    "mistral without a window": ("mistral", {"sliding_window": 4096}),
     "bloom": ("bloom", {}),
     "opt": ("opt", {}),
     "opt 350m": ("opt", {"word_embed_proj_dim": 32, "do_layer_norm_before": False}),

@@ -69,7 +69,7 @@ def test_a_good_folder_has_no_problems(good):
     assert lint(good, "fastdeploy") == [] == lint(good, "hf")
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm", "chatglm_v2", "bloom", "opt", "glm"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm", "chatglm_v2", "bloom", "opt", "glm", "mistral"])
 def test_the_folders_of_all_families_are_good(family, tmp_path):
     from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.hugging_face import write_hf

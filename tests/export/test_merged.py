@@ -23,6 +23,7 @@ TARGETS = {
     "bloom": ("query_key_value", "dense_4h_to_h"),
     "opt": ("v_proj", "linear1"),
     "qwen2": (),
+    "mistral": ("v_proj", "gate_proj"),
 }
 
 

@@ -31,6 +31,7 @@ NETWORKS = {
     "linear positions": ("llama", {"rope_scaling": {"type": "linear", "factor": 2.0}, "num_hidden_layers": 2}),
     "dynamic positions": ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "num_hidden_layers": 2}),
     "qwen2": ("qwen2", {"num_key_value_heads": 2, "num_hidden_layers": 2}),
+    "mistral": ("mistral", {"sliding_window": 64, "num_hidden_layers": 2}),
     "chatglm2": ("chatglm_v2", {}),
     "bloom": ("bloom", {"n_layer": 2}),
     "bloom, 6 heads, normed residuals": (
@@ -217,3 +218,14 @@ def test_what_cannot_be_is_refused(pieces, tmp_path):
     with pytest.raises(UserError, match="name the folder of the tokenizer"):
         write_static(open_source(folder), staged, Options())
     assert not any(staged.iterdir())
+
+
+def test_a_window_limits_the_length_of_a_text(pieces, tmp_path):
+    """The program attends to all positions, so it has no more of them than the window; `generate` refuses longer texts."""
+    from paddle_llm.families.positions import position_limit
+
+    model, static = opened("mistral", {"sliding_window": 12}, pieces, tmp_path)
+    assert position_limit(static.config) == 12
+    assert position_limit(model.config) == 128, "the network itself computes texts that are longer than the window"
+    asked = prompts("mistral", (5, 7))
+    assert decoded(static, "mistral", asked, 5, 2) == decoded(model, "mistral", asked, 5, 2)

@@ -21,7 +21,7 @@ from tests.helpers.models.networks import WRITERS, batch
 CASES = ["plain", "left-padded", "decode", "prefix", "prefix decode", "packed", "prefix packed"]
 PREFIX_LM = ("chatglm", "glm")
 CARDS = {"new": {}, "old": {"capability": (7, 5)}, "32 bits": {"half": False}}
-FLASH_FAMILIES = ("llama", "qwen2", "chatglm", "chatglm_v2", "bloom")
+FLASH_FAMILIES = ("llama", "qwen2", "chatglm", "chatglm_v2", "bloom", "mistral")
 FLASHMASK_FAMILIES = ("llama", "qwen2", "chatglm_v2", "opt")
 CAUSAL_FAMILIES = ("llama", "qwen2", "chatglm_v2")
 

@@ -104,6 +104,14 @@ def qwen2(**overrides):
     return give_biases(transformers.Qwen2ForCausalLM(config).eval())
 
 
+def mistral(**overrides):
+    """Return a model whose window is shorter than the sequences of these tests."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "intermediate_size": 96, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    config = transformers.MistralConfig(**{**sizes, "initializer_range": 0.2, "sliding_window": 7, **overrides})
+    return transformers.MistralForCausalLM(config).eval()
+
+
 def give_biases(model):
     """Random ones: zeros would hide a bias in the wrong place."""
     with torch.no_grad():
@@ -133,6 +141,54 @@ def test_qwen2(tmp_path, name):
     compare(model, tmp_path)
 
 
+MISTRALS = {
+    "window": {},
+    "no window": {"sliding_window": None},
+    "window as long as the text": {"sliding_window": 24},
+    "padding token": {"pad_token_id": int(IDS[0, 3]), "rope_theta": 1e6},
+}
+
+
+@pytest.mark.parametrize("name", MISTRALS)
+def test_mistral(tmp_path, name):
+    model = mistral(**MISTRALS[name])
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    compare(model, tmp_path)
+
+
+def test_mistral_generates_beyond_its_window_as_transformers_does(tmp_path):
+    from paddle_llm.generation.decoding.decode import decode
+    from paddle_llm.generation.options import DecodeOptions
+    from paddle_llm.models.prompt import Prompt
+
+    model = mistral()
+    model.save_pretrained(tmp_path)
+    network = build(tmp_path, load=True, length=64)
+    network.eval()
+    with torch.no_grad():
+        expected = model.generate(torch.tensor(IDS), max_new_tokens=12, do_sample=False, eos_token_id=None)
+    prompts = [Prompt(row.tolist()) for row in IDS]
+    assert decode(network, prompts, [12, 12], DecodeOptions("mistral")) == expected[:, IDS.shape[1] :].tolist()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "scaled RoPE"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings True"),
+        ({"sliding_window": 0}, "sliding_window 0"),
+    ],
+)
+def test_what_paddlenlps_mistral_does_not_do_is_refused(tmp_path, fields, message):
+    import json
+
+    mistral().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    with pytest.raises(UserError, match=message):
+        build(tmp_path, load=True)
+
+
 @pytest.mark.parametrize("shards", ["one file", "sharded"])
 def test_torch_pickles_where_allowed(tmp_path, shards):
     model = opt()
@@ -151,7 +207,7 @@ def test_what_paddlenlps_qwen2_would_leave_out_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("make", [llama, bloom, opt, qwen2], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [llama, bloom, opt, qwen2, mistral], ids=lambda make: make.__name__)
 def test_padding_changes_nothing(tmp_path, make, side):
     """Of two rows the second has 17 tokens and 7 of padding; their logits are Hugging Face's, and those without padding."""
     model = make()

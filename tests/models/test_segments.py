@@ -23,7 +23,7 @@ from tests.helpers.models.networks import WRITERS, build
 
 LENGTHS = [[5, 3, 9], [11, 1, 0]]  # the second row has two samples and padding
 ROW = 20
-PACKED_FAMILIES = ["llama", "qwen2", "chatglm_v2", "bloom", "opt"]
+PACKED_FAMILIES = ["llama", "qwen2", "chatglm_v2", "bloom", "opt", "mistral"]
 
 
 def samples() -> list[tuple[np.ndarray, np.ndarray]]:

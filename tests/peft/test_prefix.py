@@ -41,7 +41,7 @@ def recomputed(model, ids) -> np.ndarray:
     return ids[:, -STEPS:]
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt", "mistral"])
 @pytest.mark.parametrize("name", ["prefix", "projected prefix", "prompt", "lora"])
 def test_generation_with_a_cache_is_that_without(tmp_path, family, name):
     model = adapted(tmp_path, family, name)
@@ -53,7 +53,7 @@ def test_generation_with_a_cache_is_that_without(tmp_path, family, name):
     assert np.array_equal(greedy(model, ids), recomputed(model, ids))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "bloom", "mistral"])
 @pytest.mark.parametrize("name", ["prefix", "prompt"])
 def test_padding_on_the_left_changes_nothing(tmp_path, family, name):
     from paddle_llm.peft.methods.prompt import with_prompt
@@ -69,7 +69,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path, family, name):
     assert np.array_equal(greedy(model, ids, mask), np.stack(alone))
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "opt"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "opt", "mistral"])
 def test_packed_samples_each_see_the_prefix(tmp_path, family):
     import paddle
 
@@ -112,7 +112,7 @@ def test_a_prefix_is_keys_and_values_before_the_token_s(tmp_path, projected):
     assert np.allclose(found.numpy(), expected.numpy(), atol=1e-5)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt", "mistral"])
 def test_a_prompt_of_words_is_those_words(tmp_path, family):
     import paddle
 

@@ -16,6 +16,7 @@ from tests.helpers.models.tiny import (
     write_chatglm2,
     write_glm,
     write_llama,
+    write_mistral,
     write_opt,
     write_qwen2,
 )
@@ -60,8 +61,9 @@ def test_parameters_of_public_models(name: str, expected: int) -> None:
         (write_glm, "GLMForConditionalGeneration"),
         (lambda folder: write_glm(folder, block_position_encoding=False), "GLMForConditionalGeneration"),
         (lambda folder: write_qwen2(folder, num_key_value_heads=2), "Qwen2ForCausalLM"),
+        (write_mistral, "MistralForCausalLM"),
     ],
-    ids=["llama", "llama-gqa-tied", "chatglm", "chatglm2", "bloom", "glm", "glm-one-position", "qwen2"],
+    ids=["llama", "llama-gqa-tied", "chatglm", "chatglm2", "bloom", "glm", "glm-one-position", "qwen2", "mistral"],
 )
 def test_parameters_equal_those_that_paddlenlp_builds(tmp_path: Path, write, class_name: str) -> None:
     import paddlenlp.transformers as zoo

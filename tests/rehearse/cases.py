@@ -21,6 +21,7 @@ from tests.helpers.models.tiny import (
     write_chatglm2,
     write_glm,
     write_llama,
+    write_mistral,
     write_opt,
     write_qwen2,
 )
@@ -34,6 +35,7 @@ WRITERS = {
     "opt": write_opt,
     "glm": write_glm,
     "qwen2": write_qwen2,
+    "mistral": write_mistral,
 }
 # The oracle's measure: Adam's epsilon above rounding, a small learning rate.
 SETTINGS: dict[str, Any] = {

@@ -27,6 +27,8 @@ ROWS: list[tuple[str, Layout, dict[str, Any], dict[str, Any]]] = [
     ("qwen2", TP, {"num_key_value_heads": 2, "tie_word_embeddings": True}, {"recompute": True}),
     ("qwen2", STAGE2, {}, {"per_device_train_batch_size": 2}),
     ("qwen2", PP, {"tie_word_embeddings": True}, {}),
+    ("mistral", TP, {"vocab_size": 121, "pad_token_id": 5}, {"recompute": True}),
+    ("mistral", STAGE2, {}, {"per_device_train_batch_size": 2}),
     ("qwen2", Layout(tensor=2, sequence_parallel=True), {"num_key_value_heads": 2}, {}),
 ]
 

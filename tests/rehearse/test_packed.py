@@ -25,10 +25,11 @@ FAST: list[tuple[str, Layout, dict[str, Any]]] = [
     ("chatglm_v2", PP, SMOOTHED),
     ("chatglm", ALONE, {}),
     ("glm", ALONE, LORA),
+    ("mistral", ALONE, {}),
 ]
 SLOW: list[tuple[str, Layout, dict[str, Any]]] = [
     *((family, ALONE, {}) for family in ("llama", "chatglm_v2", "bloom", "opt", "qwen2", "glm")),
-    *((family, TP, {}) for family in ("llama", "chatglm", "chatglm_v2", "bloom", "opt", "glm", "qwen2")),
+    *((family, TP, {}) for family in ("llama", "chatglm", "chatglm_v2", "bloom", "opt", "glm", "qwen2", "mistral")),
     *((family, PP, {}) for family in ("llama", "bloom", "qwen2")),
     *((family, ALONE, PREFIX) for family in ("llama", "chatglm_v2", "opt", "qwen2")),
     *((family, SP, {}) for family in ("llama", "chatglm_v2", "qwen2")),

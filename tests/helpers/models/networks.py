@@ -19,6 +19,7 @@ WRITERS = {
     "opt": tiny.write_opt,
     "glm": tiny.write_glm,
     "qwen2": tiny.write_qwen2,
+    "mistral": tiny.write_mistral,
 }
 
 

@@ -183,6 +183,12 @@ def write_qwen2(folder: str | Path, **overrides: Any) -> Path:
     )
 
 
+def write_mistral(folder: str | Path, **overrides: Any) -> Path:
+    """Write Mistral in Hugging Face's names, with fewer key-value heads and a window shorter than the tests' sequences."""
+    names = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 10}
+    return write_llama(folder, **{**names, "num_key_value_heads": 2, "pad_token_id": None, **overrides})
+
+
 def _write(folder: str | Path, config: dict[str, Any], overrides: dict[str, Any]) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,78 @@
+"""Corrections of Mistral (PaddleNLP 3.0.0b4).
+
+- `sliding_window` is never read: every token sees all earlier ones.
+- The mask holds -inf, so a row that is hidden as a whole (padding on the left) becomes NaN.
+- The embedding of `pad_token_id` is zero in one process, but not under tensor parallelism or in transformers.
+
+Shapes: B rows, S queries, T keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import paddle
+
+from paddle_llm.models.patches.attention_kernels import added_mask, checked_functional
+from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments
+from paddle_llm.models.patches.packed_rows import is_ends, seen_backwards
+from paddle_llm.models.patches.replace import replace, replace_forward
+
+
+def apply() -> None:
+    """Replace attributes of PaddleNLP's classes."""
+    from paddlenlp.transformers.mistral import modeling
+
+    model, network = modeling.MistralModel, modeling.MistralForCausalLM
+    # Attention: window, packed rows, and kernels that take tensors of one type.
+    why = f"It ignores sliding_window; rows that are hidden as a whole become NaN. {WHY_SEGMENTS}"
+    replace(model, "_prepare_decoder_attention_mask", attention_mask, why)
+    replace(modeling, "F", checked_functional(), "Its flash attention gets a mask of another type than the states.")
+    # The network: packed rows and padding.
+    replace_forward(network, with_segments(network.forward, "attention_mask"), WHY_SEGMENTS)
+    replace(model, "__init__", _without_padding(model.__init__), "The embedding of pad_token_id is zero.")
+
+
+def attention_mask(
+    self: Any, mask: paddle.Tensor | None, shape: Any, hidden: paddle.Tensor, cached: int
+) -> paddle.Tensor | None:
+    """Return the mask [B, 1, S, T] that is added to the scores; for `MistralModel._prepare_decoder_attention_mask`.
+
+    Args:
+        self: The network without its head.
+        mask: Positions that hold a token [B, T], pairs of query and key [B, S, T] or [B, 1, S, T], `ends` of packed rows
+            [B, S], or None.
+        shape: B and S.
+        hidden: Embeddings, whose type the mask has.
+        cached: Number of cached tokens, T - S.
+
+    Returns:
+        The mask; None if flash attention's own causal mask is enough.
+    """
+    rows, length = shape
+    total, window = length + cached, self.config.sliding_window
+    if mask is None and self.config.use_flash_attention and not cached and (window is None or length <= window):
+        return None
+    seen = seen_within(length, total, window)
+    if is_ends(mask):
+        seen = seen & seen_backwards(mask)
+    elif mask is not None:
+        axes = {2: [1, 2], 3: [1], 4: []}[mask.ndim]
+        seen = seen & (mask.unsqueeze(axes) if axes else mask).astype("bool")
+    return added_mask(seen, hidden.dtype).expand([rows, 1, length, total])
+
+
+def seen_within(length: int, total: int, window: int | None) -> paddle.Tensor:
+    """Return which keys each query sees [1, 1, S, T]: itself and the `window` - 1 keys before it (None: all before it)."""
+    ones = paddle.ones([1, 1, length, total], dtype="bool")
+    seen = paddle.tril(ones, diagonal=total - length)
+    return seen if window is None else seen & paddle.triu(ones, diagonal=total - length - window + 1)
+
+
+def _without_padding(create: Any) -> Any:
+    def created(self: Any, config: Any) -> None:
+        create(self, config)
+        if config.tensor_parallel_degree == 1:
+            self.embed_tokens._padding_idx = None
+
+    return created
