@@ -35,7 +35,7 @@ def score(generated: Sequence[str], references: Sequence[str]) -> dict[str, floa
     """The scores of config's `SCORES`, each as its library scales it; blanks around a text do not count.
 
     Returns:
-        bleu: 0 to 100 (Papineni et al. 2002, over all texts; 0 where no four words in a row are right anywhere);
+        bleu: 0 to 100 (Papineni et al. 2002, over all texts; 0 where no four words in a row are right on_any_rank);
         rouge1, rouge2, rougeL: mean F-measure, 0 to 1 (Lin 2004); exact_match: share, 0 to 1. Empty for no texts.
     """
     if len(generated) != len(references):

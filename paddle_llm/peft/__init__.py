@@ -1,1 +1,1 @@
-"""What is trained: the whole network, LoRA, prefixes, adapters, some of its parts; saved, switched and merged."""
+"""Fine-tuning methods: LoRA, AdaLoRA, prefix and prompt tuning, adapters, freezing; their adapters on disk and in PEFT's format."""

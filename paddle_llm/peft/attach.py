@@ -1,4 +1,4 @@
-"""`attach`: a network becomes one of which a method trains its part; which tensors that are."""
+"""Attaches a fine-tuning method to a network, and lists the tensors of the result."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.models.weights.names import canonical_parameters
 from paddle_llm.models.weights.shards import Shard, shard_of
 from paddle_llm.parallel.mesh import current_mesh
-from paddle_llm.peft.attachment import Attachment, active_attachment, remember
+from paddle_llm.peft.attachment import Attachment, active_attachment, register
 from paddle_llm.peft.merge import unmerge
 from paddle_llm.peft.method import Method
 from paddle_llm.peft.methods import bottleneck, lora, prefix, prompt
-from paddle_llm.peft.targets import anywhere, matching_weights
+from paddle_llm.peft.targets import matching_weights, on_any_rank
 
 _INSTALL = {
     "lora": lora.install,
@@ -30,26 +30,31 @@ _INSTALL = {
     "adapter": bottleneck.install,
     "prompt": prompt.install,
 }
-_USUAL_SHARE = (0.005, 0.08)  # of all parameters, in adapters
+_USUAL_SHARE = (0.005, 0.08)  # share of bottleneck adapters in all parameters
 
 
 def attach(
-    model: Any, method: Method, layout: Layout, family: Family, seed: int, name: str = "default", quiet: bool = False
+    model: Any, method: Method, layout: Layout, *, seed: int = 0, name: str = "default", quiet: bool = False
 ) -> Any:
     """Let a method train its part of a network, and freeze the rest. Collective over all ranks.
 
-    Called after the weights are there and before the trainer is made. First values depend on the seed and on names only.
+    Call it after the weights are loaded and before the trainer is created. Initial values depend only on the seed and on names.
 
     Args:
-        name: by which `set_active` finds it.
-        quiet: do not say what is trained.
+        model: A PaddleNLP network.
+        method: The method and its settings.
+        layout: Layout of the ranks.
+        seed: Seed of the initial values.
+        name: Name of the adapter, for `set_active`.
+        quiet: Whether the share of trained parameters is not reported.
 
     Returns:
-        the network, the object that was given.
+        The network that was given.
 
     Raises:
-        UserError: a method that this layout or family cannot have, or a pattern that matches nothing.
+        UserError: If the method does not support the layout or family, or a pattern matches nothing.
     """
+    family = family_of(model)
     problems = list(
         method_problems(
             method.name,
@@ -71,48 +76,50 @@ def attach(
     if method.name in _INSTALL:
         _INSTALL[method.name](attachment)
     attachment.retrain(_parts_of_base(attachment))
-    attachment.settle()
-    remember(model, name, attachment)
+    attachment.freeze_base()
+    register(model, name, attachment)
     if not quiet:
-        _say_share(model, method, layout)
+        _report_share(model, method, layout)
     return model
 
 
 def _parts_of_base(attachment: Attachment) -> list[str]:
-    """Canonical names of the base's weights that are trained themselves."""
+    """Return the canonical names of the base's weights that are trained directly."""
     method, names = attachment.method, []
     for field, patterns in (("modules_to_save", method.modules_to_save), ("trainable_modules", method.named_parts)):
         for pattern in patterns:
             found = matching_weights(attachment, (pattern,), field)
-            if not anywhere(bool(found)):
-                raise UserError(f"{field}: {pattern!r} matches no part of the network. {_offer(attachment)}")
+            if not on_any_rank(bool(found)):
+                raise UserError(f"{field}: {pattern!r} matches no part of the network. {_list_parts(attachment)}")
             names += found
     if method.last_layers:
         config = attachment.model.config
         count = getattr(config, "n_layer", None) or config.num_hidden_layers
         if not 0 < method.last_layers <= count:
-            raise UserError(f"freeze_layers = {method.last_layers}: the model has {count} layers.")
+            raise UserError(
+                f"freeze_layers={method.last_layers} is out of range: the model has {count} layers. Use 1 to {count}."
+            )
         numbers = ((name, re.search(r"\.(\d+)\.", name)) for name in attachment.base)
         names += [name for name, number in numbers if number and int(number[1]) >= count - method.last_layers]
-    if method.name == "freeze" and not anywhere(bool(names)):
+    if method.name == "freeze" and not on_any_rank(bool(names)):
         raise UserError(
-            "freezing leaves nothing to train: give --freeze_layers N (train the last N layers) or --trainable_modules."
+            "Nothing is left to train. Set --freeze_layers N to train the last N layers, or --trainable_modules."
         )
     return list(dict.fromkeys(names))
 
 
-def _offer(attachment: Attachment) -> str:
+def _list_parts(attachment: Attachment) -> str:
     parts = {re.sub(r"\.\d+\.", ".N.", name).removesuffix(".weight").removesuffix(".bias") for name in attachment.base}
-    return f"There are: {', '.join(sorted(parts))}."
+    return f"Use one of: {', '.join(sorted(parts))}."
 
 
 def trainable_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
-    """(canonical name, parameter, this rank's part of the full tensor) of everything that is trained."""
+    """Yield (canonical name, parameter, this rank's part of the full tensor) of each trained tensor."""
     return ((name, parameter, shard) for name, parameter, shard in all_tensors(model) if not parameter.stop_gradient)
 
 
 def all_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
-    """The same of everything that the network has: its own weights, then what a method has added."""
+    """Yield the same for every tensor of the network: its own weights, then those that a method added."""
     family, config = family_name(model), model.config
     degree, rank = max(config.tensor_parallel_degree, 1), config.tensor_parallel_rank
     for name, parameter in canonical_parameters(model, family):
@@ -124,10 +131,10 @@ def all_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
 
 
 def trainable_share(model: Any, layout: Layout) -> tuple[int, int]:
-    """(trained elements, all elements) of the whole network, each full tensor counted once. Collective over all ranks."""
+    """Return the trained and all elements of the whole network, counting each full tensor once. Collective over all ranks."""
     mine = {name: (_elements(shard), not parameter.stop_gradient) for name, parameter, shard in all_tensors(model)}
     if current_mesh(layout).pipeline.size > 1:
-        tables: list[dict] = []
+        tables: list[dict[str, tuple[int, bool]]] = []
         dist.all_gather_object(tables, mine)
         mine = {name: value for table in tables for name, value in table.items()}
     return sum(size for size, trained in mine.values() if trained), sum(size for size, _ in mine.values())
@@ -140,15 +147,17 @@ def _elements(shard: Shard) -> int:
     return size
 
 
-def _say_share(model: Any, method: Method, layout: Layout) -> None:
-    trained, all_of_them = trainable_share(model, layout)
-    share = trained / all_of_them
-    say(f"{method.name}: {trained:,} of {all_of_them:,} parameters are trained ({share:.2%})")
+def _report_share(model: Any, method: Method, layout: Layout) -> None:
+    trained, total = trainable_share(model, layout)
+    share = trained / total
+    say(f"{method.name}: {trained:,} of {total:,} parameters are trained ({share:.2%})")
     low, high = _USUAL_SHARE
     if method.name == "adapter" and not low <= share <= high:
-        say(f"adapters usually are {low:.1%} to {high:.0%} of a network: change --adapter_size {method.adapter_size}?")
+        say(
+            f"--adapter_size {method.adapter_size} gives adapters of {share:.2%} of the network; usual are {low:.1%} to {high:.0%}"
+        )
 
 
 def family_of(model: Any) -> Family:
-    """The family of a network of PaddleNLP."""
+    """Return the family of a PaddleNLP network."""
     return FAMILIES[family_name(model)]

@@ -1,12 +1,13 @@
-"""What one method changes in a network, in such a way that it can be taken back: tensors, hooks, replaced functions.
+"""The changes that one method makes to a network, all of them reversible: tensors, hooks, replaced functions.
 
-The network stays the PretrainedModel or PipelineLayer that it was, and its weights keep their names; a method's tensors
-are parameters of the layers that they work on, under names of their own (`...q_proj.lora_A`). Why PaddleNLP's
-`LoRAModel` and `PrefixModelForCausalLM` (3.0.0b4) are not used: they wrap the network, so that the trainer, generation
-and the pipeline meet something else; their first values are drawn by each rank for itself, and replicas diverge; key-value
-heads that tensor parallelism does not divide have no LoRA layer and no prefix; unmerging leaves rounding in the weights; and
-what they save depends on the layout. The sums over tensor-parallel ranks here are part of the backward pass
-(`parallel_product`), not hooks that a trainer has to know of.
+The network stays a PretrainedModel or PipelineLayer, and its weights keep their names. A method's tensors are parameters of
+the layers that they work on, with separate names (`...q_proj.lora_A`).
+
+PaddleNLP's `LoRAModel` and `PrefixModelForCausalLM` (3.0.0b4) are not used for these reasons: they wrap the network, so that
+the trainer, generation and the pipeline see another object; each rank draws its own initial values, so replicas diverge;
+key-value heads that tensor parallelism does not divide get no LoRA and no prefix; unmerging leaves rounding errors in the
+weights; and what they save depends on the layout. Here the sums over tensor-parallel ranks are part of the backward pass
+(`parallel_product`), not hooks that a trainer must know of.
 """
 
 from __future__ import annotations
@@ -27,13 +28,21 @@ from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
 from paddle_llm.parallel.mesh import Axis, current_mesh
 from paddle_llm.peft.method import Method
 
-_ATTRIBUTE = "_peft"  # on the network: its Adapters
+_ATTRIBUTE = "_peft"  # attribute of the network that holds its Adapters
 _MISSING = object()
 
 
 @dataclass(frozen=True)
 class Added:
-    """A tensor that a method adds: a parameter of `layer` under the name `attribute`."""
+    """A tensor that a method adds.
+
+    Attributes:
+        name: Canonical name.
+        layer: Layer that holds the parameter.
+        attribute: Name of the parameter in that layer.
+        parameter: The parameter, this rank's part.
+        shard: Which part of the full tensor that is.
+    """
 
     name: str
     layer: Any
@@ -43,14 +52,23 @@ class Added:
 
 
 class Attachment:
-    """One method in one network. Built switched on.
+    """One method attached to one network. It is switched on when created.
+
+    Args:
+        model: A PaddleNLP network.
+        method: The method and its settings.
+        layout: Layout of the ranks.
+        family: Model family.
+        seed: Seed of the initial values.
 
     Attributes:
-        added: the method's own tensors that this rank holds a part of.
-        retrained: canonical name -> weight of the base that is trained as well.
-        merges: layer -> the function that computes its weight with the method in it.
-        axis: of tensor parallelism.
-        penalty_share: AdaLoRA: what part of the penalty each backward pass adds; 0 where nobody divides the budget.
+        added: Tensors of the method that this rank holds a part of.
+        retrained: Canonical name -> weight of the base that is trained as well.
+        merges: Path of a layer -> (layer, function that computes its weight with the method merged in).
+        axis: Mesh axis of tensor parallelism.
+        base: Canonical name -> weight of the base.
+        penalty_share: For AdaLoRA, the share of the penalty that each backward pass adds; 0 if no budget is divided.
+        is_on: Whether the network computes with the method.
     """
 
     def __init__(self, model: Any, method: Method, layout: Layout, family: Family, seed: int):
@@ -63,16 +81,16 @@ class Attachment:
         self.penalty_share = 0.0
         self.is_on = True
         self._names = {id(parameter): name for name, parameter in self.base.items()}
-        self._after: list[tuple[Any, Callable[..., Any]]] = []
+        self._hooks: list[tuple[Any, Callable[..., Any]]] = []
         self._handles: list[Any] = []
         self._replaced: list[tuple[Any, str, Any]] = []
-        self._before: list[Any] = []
-        self._away: dict[str, Any] = {}  # the other values of retrained weights
+        self._originals: list[Any] = []
+        self._other_values: dict[str, Any] = {}  # values of retrained weights in the other state (on or off)
 
     # --- names and shards ------------------------------------------------------------------------------------------
 
     def path_of(self, layer: Any) -> str | None:
-        """The canonical name of a layer that holds weights of the base, itself or in layers of its own."""
+        """Return the canonical name of a layer that holds weights of the base, itself or in sublayers; else None."""
         for relative, parameter in layer.named_parameters():
             name = self._names.get(id(parameter))
             if name is not None and name.endswith(f".{relative}"):
@@ -80,14 +98,14 @@ class Attachment:
         return None
 
     def layers(self) -> Iterator[tuple[str, Any]]:
-        """(canonical name, layer) of everything in the network that holds weights."""
+        """Yield (canonical name, layer) of every layer that holds weights of the base."""
         for layer in self.model.sublayers():
             path = self.path_of(layer)
             if path is not None:
                 yield path, layer
 
     def base_shard(self, name: str) -> Shard:
-        """This rank's part of a weight of the base."""
+        """Return this rank's part of a weight of the base."""
         parameter = self.base[name]
         split = self.axis.size > 1 and bool(getattr(parameter, "is_distributed", False))
         return shard_of(
@@ -95,17 +113,24 @@ class Attachment:
         )
 
     def row_axis(self, path: str) -> bool:
-        """Whether tensor parallelism cuts a matrix along its inputs."""
+        """Return whether tensor parallelism splits a matrix along its inputs."""
         return split_axis(self.family.name, f"{path}.weight", 2) == 0
 
-    # --- what a method does ----------------------------------------------------------------------------------------
+    # --- changes ---------------------------------------------------------------------------------------------------
 
     def add(self, layer: Any, attribute: str, path: str, shard: Shard, deviation: float, dtype: Any = None) -> Any:
-        """A new parameter of a layer: normal values of this deviation that depend on the seed and its name only.
+        """Add a parameter to a layer, with normal values that depend only on the seed and its name.
 
         Args:
-            path: the canonical name of the layer; "" for the network itself.
-            deviation: 0 for zeros.
+            layer: The layer.
+            attribute: Name of the parameter in the layer.
+            path: Canonical name of the layer; "" for the network itself.
+            shard: This rank's part of the full tensor.
+            deviation: Standard deviation; 0 for zeros.
+            dtype: Type; None: that of the base's first weight.
+
+        Returns:
+            The parameter.
         """
         name = f"{path}.{attribute}".lstrip(".")
         shape = list(shard.shape)
@@ -114,7 +139,9 @@ class Attachment:
             draw_normal(self.seed, name, shard) * np.float32(deviation) if deviation else np.zeros(shape, "float32")
         )
         parameter = layer.create_parameter(shape, dtype=dtype or next(iter(self.base.values())).dtype)
-        parameter.name = name  # optimizer states are kept by it: not one that counts what the process has made before
+        parameter.name = (
+            name  # optimizer states are saved by it, so it must not depend on the parameters created before
+        )
         with paddle.no_grad():
             parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
         parameter.is_distributed = shard.is_split
@@ -126,101 +153,107 @@ class Attachment:
         return parameter
 
     def after(self, layer: Any, fn: Callable[..., Any]) -> None:
-        """Let `fn(layer, inputs, output)` make what a layer gives."""
-        self._after.append((layer, fn))
+        """Let `fn(layer, inputs, output)` compute the output of a layer."""
+        self._hooks.append((layer, fn))
         self._handles.append(layer.register_forward_post_hook(fn))
 
     def replace(self, owner: Any, attribute: str, value: Any) -> None:
-        """Set an attribute of one object, `forward` for instance."""
+        """Replace an attribute of an object, such as `forward`."""
         self._replaced.append((owner, attribute, value))
-        self._before.append(owner.__dict__.get(attribute, _MISSING))
+        self._originals.append(owner.__dict__.get(attribute, _MISSING))
         setattr(owner, attribute, value)
 
     def retrain(self, names: list[str]) -> None:
-        """Train these weights of the base, too."""
+        """Train these weights of the base as well."""
         for name in names:
             self.retrained[name] = self.base[name]
 
     def mergeable(self, path: str, layer: Any, merged: Callable[[Any], Any]) -> None:
-        """`merged(weight)` is the layer's weight with the method in it, both in fp32, this rank's part."""
+        """Register `merged(weight)`, which returns a layer's weight with the method merged in; fp32, this rank's part."""
         self.merges[path] = (layer, merged)
 
     # --- on and off ------------------------------------------------------------------------------------------------
 
     def switch_off(self) -> None:
-        """The network computes as its base; its parameters are the base's alone."""
+        """Let the network compute like its base, with the parameters of the base alone.
+
+        Raises:
+            UserError: If weights of the base were trained and their old values were not kept.
+        """
         if not self.is_on:
             return
-        if self.retrained.keys() - self._away.keys():
+        if self.retrained.keys() - self._other_values.keys():
             raise UserError(
-                "this adapter has trained weights of the base, whose own values were not kept: load it over the base instead"
+                "The adapter trained weights of the base and their old values were not kept. Load the adapter with its base."
             )
         self.is_on = False
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        for (owner, attribute, _), before in reversed(list(zip(self._replaced, self._before, strict=True))):
+        for (owner, attribute, _), before in reversed(list(zip(self._replaced, self._originals, strict=True))):
             delattr(owner, attribute) if before is _MISSING else setattr(owner, attribute, before)
-        self._before = []
+        self._originals = []
         for tensor in self.added:
             del tensor.layer._parameters[tensor.attribute]
-        self._exchange_retrained()
-        self._forget_names()
+        self._swap_retrained()
+        self._reset_name_tables()
 
     def switch_on(self) -> None:
-        """The inverse of `switch_off`."""
+        """Reverse `switch_off`."""
         if self.is_on:
             return
         self.is_on = True
         for tensor in self.added:
             tensor.layer.add_parameter(tensor.attribute, tensor.parameter)
         for owner, attribute, value in self._replaced:
-            self._before.append(owner.__dict__.get(attribute, _MISSING))
+            self._originals.append(owner.__dict__.get(attribute, _MISSING))
             setattr(owner, attribute, value)
-        self._handles = [layer.register_forward_post_hook(fn) for layer, fn in self._after]
-        self._exchange_retrained()
-        self._forget_names()
+        self._handles = [layer.register_forward_post_hook(fn) for layer, fn in self._hooks]
+        self._swap_retrained()
+        self._reset_name_tables()
 
     def keep_base(self) -> None:
-        """Remember the base's values of what is retrained, before they change: for `switch_off`."""
-        self._away = {name: parameter.detach().clone() for name, parameter in self.retrained.items()}
+        """Keep the base's values of the retrained weights before they change, for `switch_off`."""
+        self._other_values = {name: parameter.detach().clone() for name, parameter in self.retrained.items()}
 
     @paddle.no_grad()
-    def _exchange_retrained(self) -> None:
-        for name, other in self._away.items():
+    def _swap_retrained(self) -> None:
+        for name, other in self._other_values.items():
             parameter = self.retrained[name]
-            now = parameter.detach().clone()
+            current = parameter.detach().clone()
             parameter.set_value(other)
-            self._away[name] = now
+            self._other_values[name] = current
 
-    def _forget_names(self) -> None:
-        """Pipelines of PaddleNLP look names up in a table that they make once."""
+    def _reset_name_tables(self) -> None:
+        """Drop the table in which a pipeline of PaddleNLP caches the names of its parameters."""
         if hasattr(self.model, "_single_to_pp_mapping"):
             self.model._single_to_pp_mapping = self.model._pp_to_single_mapping = None
 
-    def settle(self) -> None:
-        """After the method has done its part: exactly its tensors and what is retrained can be trained."""
+    def freeze_base(self) -> None:
+        """Make exactly the method's tensors and the retrained weights trainable, after the method has added them."""
         for parameter in self.base.values():
             parameter.stop_gradient = True
         for parameter in [*self.retrained.values(), *(tensor.parameter for tensor in self.added)]:
             parameter.stop_gradient = False
-        self._forget_names()
+        self._reset_name_tables()
         if self.layout.pipeline > 1:
-            self._send_gradients_back()
+            self._require_gradients()
 
-    def _send_gradients_back(self) -> None:
-        """Paddle's pipeline waits for the gradient of whatever a stage sends, also where nothing before it is trained."""
+    def _require_gradients(self) -> None:
+        """Paddle's pipeline waits for the gradient of everything that a stage sends, even if nothing before it is trained."""
         for path, layer in self.layers():
             if f"{path}.weight" == EMBEDDINGS[self.family.name] and layer._parameters.get("weight") is not None:
-                self.after(layer, _wanting_gradient)
+                self.after(layer, _require_gradient)
 
 
 @dataclass
 class Adapters:
-    """The attachments of a network by name, and which one is on.
+    """The adapters of a network.
 
     Attributes:
-        merged: canonical name -> the weight before merging.
+        by_name: Name -> attachment.
+        active: Name of the one that is switched on; None: none.
+        merged: Path of a layer -> its weight before merging.
     """
 
     by_name: dict[str, Attachment]
@@ -229,18 +262,18 @@ class Adapters:
 
 
 def adapters_of(model: Any) -> Adapters | None:
-    """What is attached to a network; None for nothing."""
+    """Return the adapters of a network; None if nothing is attached."""
     return getattr(model, _ATTRIBUTE, None)
 
 
 def active_attachment(model: Any) -> Attachment | None:
-    """The attachment that is switched on."""
+    """Return the attachment that is switched on; None if there is none."""
     adapters = adapters_of(model)
     return adapters.by_name[adapters.active] if adapters is not None and adapters.active is not None else None
 
 
-def remember(model: Any, name: str, attachment: Attachment) -> None:
-    """Make an attachment the active one under a name."""
+def register(model: Any, name: str, attachment: Attachment) -> None:
+    """Store an attachment under a name and make it the active one."""
     adapters = adapters_of(model)
     if adapters is None:
         adapters = Adapters({}, None, {})
@@ -249,13 +282,13 @@ def remember(model: Any, name: str, attachment: Attachment) -> None:
     adapters.active = name
 
 
-def _wanting_gradient(layer: Any, inputs: Any, output: Any) -> Any:
+def _require_gradient(layer: Any, inputs: Any, output: Any) -> Any:
     if output.stop_gradient and paddle.is_grad_enabled():
         output.stop_gradient = False
-        return output.clone()  # no leaf: with sequence parallelism PaddleNLP reshapes it in place
+        return output.clone()  # not a leaf: with sequence parallelism PaddleNLP reshapes it in place
     return output
 
 
-def whole(shape: list[int] | tuple[int, ...], axis: int = 0) -> Shard:
-    """A tensor that every tensor-parallel rank holds."""
+def unsplit(shape: list[int] | tuple[int, ...], axis: int = 0) -> Shard:
+    """Return the shard of a tensor that every tensor-parallel rank holds in full."""
     return Shard(tuple(shape), axis, ((0, shape[axis]),))

@@ -1,7 +1,7 @@
-"""A low-rank product added to the weights that it stands beside, and taken away again, bit for bit.
+"""Merges an adapter into the weights, and removes it again bit for bit.
 
-Adding and subtracting leaves rounding in the weights (of bfloat16: all that is smaller than a 256th of them), so what was
-there before is kept, in host memory: the bytes of the matrices concerned.
+Adding and subtracting would leave rounding errors in the weights (in bfloat16 everything smaller than a 256th of them), so
+the old values are kept in host memory: as many bytes as the merged matrices have.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from paddle_llm.models.weights.names import EMBEDDINGS, is_tied
 from paddle_llm.peft.attachment import active_attachment, adapters_of
 
 TIED_EMBEDDING = (
-    "LoRA on the embedding cannot be merged: {}. The head is the same weight in this base and would change, too. Use base and "
-    "adapter side by side (paddle-llm generate --adapter)."
+    "LoRA on the embedding cannot be merged: {}. The head is the same weight in this base and would change too. Use the adapter "
+    "without merging it (paddle-llm generate --adapter)."
 )
 
 
 @paddle.no_grad()
 def merge(model: Any) -> None:
-    """Add the active adapter to the weights: the same outputs, within rounding, at the cost of the base.
+    """Merge the active adapter into the weights. The outputs stay the same, within rounding, at the cost of the base alone.
 
-    Collective over tensor-parallel ranks with DoRA, otherwise not.
+    Collective over tensor-parallel ranks with DoRA, otherwise local.
 
     Raises:
-        UserError: If nothing that can be added to weights is active, the weights are sharded (stage 3), or the adapter has LoRA
-            on an embedding that is the head, too.
+        UserError: If no mergeable adapter is active, the weights are sharded (stage 3), or the adapter has LoRA on an
+            embedding that is tied to the head.
     """
     attachment = active_attachment(model)
     if attachment is None or not attachment.method.mergeable:
-        what = attachment.method.name if attachment is not None else "nothing"
-        raise UserError(f"only LoRA and AdaLoRA can be merged into weights; {what} is active")
+        active = attachment.method.name if attachment is not None else "none"
+        raise UserError(f"The active adapter cannot be merged: {active}. Only LoRA and AdaLoRA can be merged.")
     adapters = adapters_of(model)
     if adapters.merged:
         return
     if not all(layer.weight._is_initialized() for layer, _ in attachment.merges.values()):
         raise UserError(
-            "the weights are sharded (stage 3) and cannot be merged here: save the adapter, load it in one process"
+            "The weights are sharded (stage 3) and cannot be merged. Save the adapter and load it in one process."
         )
     tied = EMBEDDINGS[attachment.family.name].removesuffix(".weight")
     if tied in attachment.merges and is_tied(attachment.family.name, model.config):
@@ -53,7 +53,7 @@ def merge(model: Any) -> None:
 
 @paddle.no_grad()
 def unmerge(model: Any) -> None:
-    """The inverse of `merge`: the weights are what they were, bit for bit. Without a merge: nothing."""
+    """Reverse `merge`: restore the weights bit for bit. Without a merge, do nothing."""
     adapters, attachment = adapters_of(model), active_attachment(model)
     if adapters is None or attachment is None or not adapters.merged:
         return

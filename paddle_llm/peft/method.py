@@ -1,4 +1,4 @@
-"""How a model is fine-tuned, as one value. Knows no paddle."""
+"""The settings of a fine-tuning method. Does not import Paddle."""
 
 from __future__ import annotations
 
@@ -19,29 +19,32 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class Method:
-    """A way of fine-tuning and its settings; each method reads its own.
+    """A fine-tuning method and its settings. Each method reads its own ones.
 
     Attributes:
         name: "full", "lora", "prefix", "adapter", "freeze", "adalora" or "prompt".
-        rank: of LoRA's matrices; of AdaLoRA's at the end, on average.
-        alpha: LoRA adds alpha / rank times its product (alpha / sqrt(rank) with `rslora`); None: twice the rank.
-        dropout: of what goes into LoRA's matrices.
-        targets: linear layers of the transformer blocks: the end of a name, a regular expression for a whole name, or
-            "all-linear"; () is that, too.
-        rslora: Kalajdzievski 2023.
-        dora: LoRA with a trained magnitude for each output (DoRA, Liu et al. 2024).
-        ranks, alphas: (pattern like those of `targets`, value) of the layers with another rank or alpha; the first match
-            counts.
-        lora_plus_scale: how much faster B learns than A (LoRA+, Hayou et al. 2024).
-        modules_to_save: parts of the base that are trained as they are and saved beside: patterns like `targets`.
-        num_prefix_tokens, prefix_projection: prefix tuning (Li and Liang 2021); the projection is a network that makes
-            keys and values.
-        adapter_size: width of the bottlenecks (Houlsby et al. 2019).
-        last_layers, named_parts: freeze: the last n transformer layers are trained, and what these patterns match.
-        num_prompt_tokens: prompt tuning (Lester et al. 2021).
-        initial_rank, warmup_ratio, final_ratio, budget_interval, orthogonal_weight: AdaLoRA (Zhang et al. 2023): the rank
-            to start with, the shares of all steps before the budget shrinks and after it has, steps between two
-            divisions of it, the weight of the penalty (gamma).
+        rank: Rank of LoRA's matrices; for AdaLoRA the average at the end.
+        alpha: Numerator of LoRA's scaling alpha / rank (alpha / sqrt(rank) with `rslora`); None: twice the rank.
+        dropout: Dropout rate of the input of LoRA's matrices.
+        targets: Linear layers of the transformer blocks: the end of a name, a regular expression for a whole name, or
+            "all-linear"; () means the same.
+        rslora: Whether the scaling is rank-stabilised (Kalajdzievski 2023).
+        dora: Whether each output has a trained magnitude (DoRA, Liu et al. 2024).
+        ranks: (pattern as in `targets`, rank) of layers with another rank; the first match counts.
+        alphas: (pattern as in `targets`, alpha) of layers with another alpha; the first match counts.
+        lora_plus_scale: Learning rate of B divided by that of A (LoRA+, Hayou et al. 2024).
+        modules_to_save: Patterns of the parts of the base that are trained directly and saved with the adapter.
+        num_prefix_tokens: Length of the prefix in tokens (prefix tuning, Li and Liang 2021).
+        prefix_projection: Whether a network computes the prefix's keys and values.
+        adapter_size: Width of the bottleneck adapters (Houlsby et al. 2019).
+        last_layers: For "freeze", the number of last transformer layers that are trained.
+        named_parts: For "freeze", patterns of further weights that are trained.
+        num_prompt_tokens: Length of the learned prompt in tokens (prompt tuning, Lester et al. 2021).
+        initial_rank: For AdaLoRA (Zhang et al. 2023), the rank at the start.
+        warmup_ratio: For AdaLoRA, the share of all steps before the budget shrinks.
+        final_ratio: For AdaLoRA, the share of all steps after the budget has reached its final size.
+        budget_interval: For AdaLoRA, the number of steps between two allocations of the budget.
+        orthogonal_weight: For AdaLoRA, the weight of the penalty (gamma).
     """
 
     name: str
@@ -69,69 +72,67 @@ class Method:
 
     @property
     def scale_alpha(self) -> float:
-        """Alpha of the layers that `alphas` does not name."""
+        """Alpha of the layers that `alphas` does not match."""
         return 2 * self.rank if self.alpha is None else self.alpha
 
     def rank_of(self, path: str) -> int:
-        """The rank of LoRA's matrices of a layer.
-
-        Args:
-            path: the layer's canonical name.
-        """
+        """Return the rank of LoRA's matrices of a layer, given its canonical name."""
         return next((value for pattern, value in self.ranks if pattern_matches(pattern, path)), self.rank)
 
     def alpha_of(self, path: str) -> float:
-        """Alpha of a layer."""
+        """Return the alpha of a layer."""
         return next((value for pattern, value in self.alphas if pattern_matches(pattern, path)), self.scale_alpha)
 
     def scaling_of(self, path: str) -> float:
-        """The factor of LoRA's product in a layer."""
+        """Return the scaling of LoRA's product in a layer."""
         rank = self.rank_of(path)
         return self.alpha_of(path) / (rank**0.5 if self.rslora else rank)
 
     @property
     def scaling(self) -> float:
-        """The factor of LoRA's product in the layers that `ranks` and `alphas` do not name."""
+        """Scaling of LoRA's product in the layers that `ranks` and `alphas` do not match."""
         return self.scale_alpha / (self.rank**0.5 if self.rslora else self.rank)
 
     @property
     def adds_tensors(self) -> bool:
+        """Whether the method adds tensors to the network."""
         return self.name not in ("full", "freeze")
 
     @property
     def mergeable(self) -> bool:
+        """Whether the method can be merged into the weights."""
         return METHODS[self.name].mergeable
 
     @staticmethod
     def flags() -> dict[str, str]:
-        """Field of RunConfig -> field of this class, where the former are given."""
+        """Return field of RunConfig -> field of this class."""
         return dict(_SETTINGS)
 
     def describe(self) -> str:
-        """The settings that are not the defaults, in one line."""
-        told = [
+        """Describe the settings that differ from the defaults in one line."""
+        settings = [
             f"{field.name} {getattr(self, field.name)}"
             for field in dataclasses.fields(self)
             if field.name != "name" and getattr(self, field.name) != field.default
         ]
-        return f"{self.name}{' with ' if told else ''}{', '.join(told)}"
+        return f"{self.name}{' with ' if settings else ''}{', '.join(settings)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For adapter_config.json."""
+        """Return the settings for adapter_config.json."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Method:
-        """The inverse of `as_dict`.
+        """Reverse `as_dict`.
 
         Raises:
-            UserError: not a method that is known here.
+            UserError: If the method or a setting is unknown.
         """
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - known)
         if unknown or not isinstance(values.get("name"), str) or values["name"] not in METHODS:
-            what = f"unknown settings {unknown}" if unknown else f"unknown method {values.get('name')!r}"
-            raise UserError(f"adapter_config.json: {what}; was it written by this library?")
+            problem = f"unknown settings {unknown}" if unknown else f"unknown method {values.get('name')!r}"
+            raise UserError(f"adapter_config.json: {problem}. Use an adapter of this version of the library.")
         lists = {key: _as_tuple(value) for key, value in values.items() if isinstance(value, list | tuple)}
         return cls(**{**values, **lists})
 

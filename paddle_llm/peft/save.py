@@ -142,7 +142,7 @@ def load_adapter(
         set_active(model, None)
         # Before anything is attached, so that messages name the tensors of the file.
         _open_files(dict(canonical_parameters(model, family_of(model).name)), model, folder, allow_pickle)
-        attach(model, method, layout, family_of(model), seed=0, name=name, quiet=True)
+        attach(model, method, layout, name=name, quiet=True)
         attachment = _require_active(model)
         attachment.keep_base()
     _read_tensors(attachment, folder, allow_pickle)

@@ -156,7 +156,7 @@ def build_network(config: RunConfig, layout: Layout, method: Method, family: Fam
     config = config.model_copy(update={"max_seq_length": _longest_row(config, layout)})
     model = build_model(config, layout, dtype=dtype)
     check_format(config.model_format, family.name, model.config)
-    attach(model, method, layout, family, config.seed)
+    attach(model, method, layout, seed=config.seed)
     criterion = find_criterion(model)
     assert criterion is not None
     criterion.label_smoothing = config.label_smoothing

@@ -1,4 +1,4 @@
-"""AdaLoRA: the penalty's gradient, the budget's schedule, and what is taken away."""
+"""AdaLoRA: the gradient of the penalty, the schedule of the budget, and the removed triplets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.models.networks import batch
 METHOD = Method("adalora", rank=2, initial_rank=4, warmup_ratio=0.2, final_ratio=0.3, budget_interval=1)
 
 
-def test_the_budget_falls_with_the_cube():
+def test_the_budget_decreases_cubically():
     from paddle_llm.peft.methods.adalora import budget_at
 
     left = [budget_at(step, 20, METHOD, matrices=10) for step in range(1, 21)]
@@ -46,7 +46,7 @@ def test_the_penalty_is_added_to_the_gradients_once_per_step(tmp_path):
         assert np.allclose(with_it - without, expected, atol=1e-6)
 
 
-def test_the_least_important_are_taken_away(tmp_path):
+def test_the_least_important_triplets_are_removed(tmp_path):
     """Importance is what eq. 8 to 11 of the paper say, here of one step: 0.15^2 * 0.85 |w g|^2."""
     import paddle
 
@@ -67,21 +67,21 @@ def test_the_least_important_are_taken_away(tmp_path):
     scores = []
     for a, e, b in zip(attachment.added[0::3], attachment.added[1::3], attachment.added[2::3], strict=True):
         scores.append(importance(e) + importance(a).mean(0) + importance(b).mean(1))
-    budget.divide(step=7)  # the last part begins: two of four remain on average
+    budget.allocate(step=7)  # the final phase begins: two of four remain on average
     kept = np.array([t.parameter.numpy() != 0 for t in attachment.added[1::3]])
     count = len(scores) * 2
     assert kept.sum() == count
     threshold = np.sort(np.array(scores), axis=None)[-count]
     assert np.array_equal(kept, np.array(scores) >= threshold)
     set_trained(model, seed=1)
-    budget.divide(step=8)  # what is gone stays so
+    budget.allocate(step=8)  # removed triplets stay removed
     assert np.array_equal(kept, [t.parameter.numpy() != 0 for t in attachment.added[1::3]])
     again = Budget(attachment, steps=10)
     again.restore(budget.state())
     assert np.array_equal(again.kept, kept)
 
 
-def test_the_penalty_is_nothing_without_a_trainer(tmp_path):
+def test_there_is_no_penalty_without_a_trainer(tmp_path):
     from paddle_llm.peft.attachment import active_attachment
 
     assert active_attachment(attached(network(tmp_path), METHOD)).penalty_share == pytest.approx(0.0)

@@ -23,7 +23,7 @@ PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("group", [HONOURED, HARMLESS, REFUSED])
-def test_the_lists_are_those_of_the_code(group):
+def test_the_tables_of_the_page_match_the_code(group):
     assert PAGE.split(f"<!-- {group} -->")[1].split(f"<!-- /{group} -->")[0].strip() == table(group)
 
 

@@ -10,7 +10,7 @@ from paddle_llm.rehearse.oracle import prove, run_case
 from tests.rehearse.cases import make_case
 
 
-def test_frozen_weights_stay_what_they_were(tmp_path):
+def test_frozen_weights_do_not_change(tmp_path):
     """On every rank, to the bit; and only what is trained has gradients and moments."""
     layout = Layout(sharding=2, sharding_stage=2)
     for record in run_case(make_case(tmp_path, layout, entry="finetune", global_batch=4, lora=True)):

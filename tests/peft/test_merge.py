@@ -13,7 +13,7 @@ from tests.helpers.models.networks import WRITERS
 
 @pytest.mark.parametrize("family", sorted(WRITERS))
 @pytest.mark.parametrize("name", ["lora", "adalora"])
-def test_merged_computes_the_same_and_unmerges_to_the_bit(tmp_path, family, name):
+def test_merging_keeps_the_outputs_and_unmerging_restores_every_bit(tmp_path, family, name):
     from paddle_llm.peft.merge import merge, unmerge
 
     model = attached(network(tmp_path, family), METHODS[name])
@@ -29,7 +29,7 @@ def test_merged_computes_the_same_and_unmerges_to_the_bit(tmp_path, family, name
     assert np.array_equal(logits(model, family), beside)
 
 
-def test_in_bfloat16_too(tmp_path):
+def test_merging_in_bfloat16(tmp_path):
     """Where subtracting what was added would leave many of the weights off."""
     import paddle
 
@@ -71,10 +71,12 @@ def test_a_merged_network_is_a_plain_model_folder(tmp_path):
     assert np.abs(logits(loaded) - beside).max() < 1e-5
 
 
-def test_only_low_rank_products_are_merged(tmp_path):
+def test_other_methods_than_lora_cannot_be_merged(tmp_path):
     from paddle_llm.peft.merge import merge
 
-    with pytest.raises(UserError, match="only LoRA and AdaLoRA can be merged into weights; prefix is active"):
+    with pytest.raises(
+        UserError, match="The active adapter cannot be merged: prefix. Only LoRA and AdaLoRA can be merged"
+    ):
         merge(attached(network(tmp_path), METHODS["prefix"]))
-    with pytest.raises(UserError, match="nothing is active"):
+    with pytest.raises(UserError, match="The active adapter cannot be merged: none"):
         merge(network(tmp_path))

@@ -25,11 +25,11 @@ from paddle_llm.peft.method import CHOICES, Method, matches, method_of
         ({"prompt_tuning": True}, "prompt"),
     ],
 )
-def test_a_configuration_chooses_one(fields, method):
+def test_a_configuration_selects_one_method(fields, method):
     assert method_of(RunConfig(**fields)).name == method
 
 
-def test_its_settings_arrive():
+def test_settings_reach_the_method():
     config = RunConfig(
         lora=True, lora_rank=16, lora_alpha=8, lora_dropout=0.1, lora_target_modules=["q_proj"], rslora=True
     )
@@ -41,7 +41,7 @@ def test_its_settings_arrive():
     assert Method.from_dict(method.as_dict()) == method
 
 
-def test_two_ways_at_once_are_refused():
+def test_two_methods_at_once_are_refused():
     with pytest.raises(UserError, match="--lora and --adapter: choose one"):
         method_of(RunConfig(lora=True, adapter=True))
 
@@ -67,7 +67,7 @@ def test_patterns(pattern, matched):
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prefix", "adapter", "freeze"])
-def test_these_go_with_every_layout(method):
+def test_methods_that_support_every_layout(method):
     layout = Layout(2, 2, 2, 2, sharding_stage=2)
     assert not list(method_problems(method, layout, "llama"))
 
@@ -89,6 +89,6 @@ def test_these_go_with_every_layout(method):
         ("prefix", Layout(), "bloom", {"packed": True}, "prefix tuning with --zero_padding is not supported for BLOOM"),
     ],
 )
-def test_what_does_not_go_together_says_what_to_do(method, layout, family, others, told):
+def test_unsupported_combinations_are_refused_with_advice(method, layout, family, others, told):
     (problem,) = method_problems(method, layout, family, **others)
     assert told in problem

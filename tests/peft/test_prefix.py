@@ -43,7 +43,7 @@ def recomputed(model, ids) -> np.ndarray:
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt", "mistral"])
 @pytest.mark.parametrize("name", ["prefix", "projected prefix", "prompt", "lora"])
-def test_generation_with_a_cache_is_that_without(tmp_path, family, name):
+def test_generation_with_and_without_a_cache_is_equal(tmp_path, family, name):
     model = adapted(tmp_path, family, name)
     ids = np.random.default_rng(1).integers(5, 100, (2, 7))
     if name == "prompt":
@@ -70,7 +70,7 @@ def test_padding_on_the_left_changes_nothing(tmp_path, family, name):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "opt", "mistral"])
-def test_packed_samples_each_see_the_prefix(tmp_path, family):
+def test_every_packed_sample_sees_the_prefix(tmp_path, family):
     import paddle
 
     model = adapted(tmp_path, family, "prefix")
@@ -85,7 +85,7 @@ def test_packed_samples_each_see_the_prefix(tmp_path, family):
 
 
 @pytest.mark.parametrize("projected", [False, True])
-def test_a_prefix_is_keys_and_values_before_the_token_s(tmp_path, projected):
+def test_a_prefix_equals_keys_and_values_before_those_of_the_tokens(tmp_path, projected):
     """One token at position 0, where rotary embeddings turn nothing: softmax over prefix and token, by hand."""
     import paddle
     import paddle.nn.functional as F
@@ -113,7 +113,7 @@ def test_a_prefix_is_keys_and_values_before_the_token_s(tmp_path, projected):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "chatglm_v2", "bloom", "opt", "mistral"])
-def test_a_prompt_of_words_is_those_words(tmp_path, family):
+def test_a_prompt_with_token_embeddings_equals_those_tokens(tmp_path, family):
     import paddle
 
     from paddle_llm.models.weights.names import EMBEDDINGS
@@ -130,7 +130,7 @@ def test_a_prompt_of_words_is_those_words(tmp_path, family):
     assert np.array_equal(*outputs)
 
 
-def test_a_prompt_stands_before_a_sample_and_bears_no_loss():
+def test_a_prompt_precedes_a_sample_and_has_no_loss():
     from paddle_llm.peft.methods.prompt import FIRST_PROMPT_ID, with_prompt
 
     sample = {"input_ids": np.array([5, 6, 7]), "labels": np.array([-100, 7, 2])}

@@ -21,7 +21,7 @@ WITH_HEAD = Method("lora", rank=4, targets=("q_proj",), modules_to_save=("lm_hea
 @pytest.mark.parametrize(
     "method", [*METHODS.values(), WITH_HEAD], ids=lambda method: f"{method.name}{method.last_layers}"
 )
-def test_saved_alone_and_loaded_back_equal(tmp_path, method):
+def test_an_adapter_is_equal_after_saving_and_loading(tmp_path, method):
     from paddle_llm.peft.save import load_adapter, save_adapter, set_active
 
     model = attached(network(tmp_path), method)
@@ -42,7 +42,7 @@ def test_saved_alone_and_loaded_back_equal(tmp_path, method):
     assert all(np.array_equal(value, weights[name]) for name, value in base_values(other).items())
 
 
-def test_several_over_one_base_are_switched(tmp_path):
+def test_several_adapters_of_one_base_can_be_switched(tmp_path):
     from paddle_llm.peft.merge import merge
     from paddle_llm.peft.save import load_adapter, save_adapter, set_active
 
@@ -70,7 +70,7 @@ def test_several_over_one_base_are_switched(tmp_path):
         set_active(model, "five")
 
 
-def test_training_goes_on_from_a_folder(tmp_path):
+def test_training_continues_from_a_folder(tmp_path):
     from paddle_llm.peft.save import load_adapter, save_adapter
 
     model = attached(network(tmp_path), METHODS["lora"])
@@ -93,7 +93,7 @@ def test_training_goes_on_from_a_folder(tmp_path):
     ],
     ids=str,
 )
-def test_saved_in_a_layout_and_loaded_in_another(tmp_path, layout, family):
+def test_an_adapter_saved_on_one_layout_loads_on_another(tmp_path, layout, family):
     """The first values are those of one process; saved on two ranks, loaded in one, and the other way round."""
     methods = {name: METHODS[name] for name in ("lora", "prefix", "adapter")}
     vocabulary = {"vocab_size": 121} if family == "llama" else {}

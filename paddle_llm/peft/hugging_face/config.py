@@ -1,4 +1,4 @@
-"""`adapter_config.json` of Hugging Face's PEFT as this library's `Method`, and the other way."""
+"""Converts between `adapter_config.json` of Hugging Face's PEFT and this library's `Method`."""
 
 from __future__ import annotations
 
@@ -23,40 +23,41 @@ _RANK, _ALPHA = 8, 8  # PEFT's defaults of r and lora_alpha
 
 
 def check_settings(folder: Path, described: dict[str, Any]) -> None:
-    """Refuse an adapter of PEFT that needs what LoRA here does not do. Reads no tensors.
+    """Refuse an adapter of PEFT that uses an unsupported feature. Reads no tensors.
 
     Args:
-        described: the content of the folder's adapter_config.json.
+        folder: Adapter folder.
+        described: Contents of its adapter_config.json.
 
     Raises:
-        UserError: If a field is unknown or refused, or has a value that is not honoured; all such fields are named.
+        UserError: If a field is unknown or refused, or has an unsupported value; the message names all such fields.
     """
     problems = list(problems_of(described))
     if problems:
         raise UserError(
-            f"{folder / ADAPTER_CONFIG} asks for what is not offered here: {'; '.join(problems)}. Use plain LoRA or DoRA, or merge the "
+            f"{folder / ADAPTER_CONFIG} uses unsupported settings: {'; '.join(problems)}. Use plain LoRA or DoRA, or merge the "
             "adapter into its base with PEFT (merge_and_unload)."
         )
     ignored = unknown_and_off(described)
     if ignored:
         say_once(f"{folder / ADAPTER_CONFIG}: unknown fields that are switched off are ignored: {', '.join(ignored)}")
-
-    for name, why in without_effect(described).items():
-        say_once(f"{folder / ADAPTER_CONFIG}: {name} is ignored: it {why}")
+    for name, reason in without_effect(described).items():
+        say_once(f"{folder / ADAPTER_CONFIG}: {name} is ignored: it {reason}")
 
 
 def method_of_peft(
     folder: Path, described: dict[str, Any], base: dict[str, Any] | None = None, *, allow_pickle: bool = False
 ) -> Method:
-    """The settings of an adapter of PEFT as this library's.
+    """Convert the settings of an adapter of PEFT.
 
     Args:
-        described: its adapter_config.json.
-        base: `base_shape` of the network that it is put over; without it layers are named one by one.
-        allow_pickle: whether to read adapter_model.bin.
+        folder: Adapter folder.
+        described: Contents of its adapter_config.json.
+        base: `base_shape` of the network that it is attached to; None: layers are named one by one.
+        allow_pickle: Whether adapter_model.bin may be read.
 
     Raises:
-        UserError: If the adapter needs what LoRA here does not do, or its files are incomplete.
+        UserError: If the adapter uses an unsupported feature, or its files are incomplete.
     """
     check_settings(folder, described)
     files = PeftFile(folder, described, allow_pickle=allow_pickle)
@@ -64,19 +65,20 @@ def method_of_peft(
         checked(folder, lambda: _check_targets(folder, described, files))
     rank, alpha = described.get("r", _RANK), float(described.get("lora_alpha", _ALPHA))
     ranks = {
-        one: checked(folder, lambda one=one: value_of(described.get("rank_pattern"), one, rank)) for one in files.lora
+        layer: checked(folder, lambda layer=layer: value_of(described.get("rank_pattern"), layer, rank))
+        for layer in files.lora
     }
     alphas = {
-        one: float(checked(folder, lambda one=one: value_of(described.get("alpha_pattern"), one, alpha)))
-        for one in files.lora
+        layer: float(checked(folder, lambda layer=layer: value_of(described.get("alpha_pattern"), layer, alpha)))
+        for layer in files.lora
     }
-    for layer, wanted in ranks.items():
+    for layer, expected in ranks.items():
         for own, axis in (("lora_A", 0), ("lora_B", 1)):
             shape = files.shape(f"{layer}.{own}")
-            if len(shape) != 2 or shape[axis] != wanted:
+            if len(shape) != 2 or shape[axis] != expected:
                 raise UserError(
-                    f"{folder}: {own} of {layer} is {list(shape)}, which is not of rank {wanted} ({ADAPTER_CONFIG}: r {rank}, rank_pattern "
-                    f"{described.get('rank_pattern') or {}}). The two files do not belong together."
+                    f"{folder}: {own} of {layer} has shape {list(shape)}, but {ADAPTER_CONFIG} gives rank {expected} (r {rank}, "
+                    f"rank_pattern {described.get('rank_pattern') or {}}). The two files do not belong together: fetch both again."
                 )
     return Method(
         "lora",
@@ -95,25 +97,25 @@ def method_of_peft(
 
 
 def _check_targets(folder: Path, described: dict[str, Any], files: PeftFile) -> None:
-    """What can be compared without the base: whether the layers of the file are those of adapter_config.json."""
+    """Check without the base that the layers in the file are those of adapter_config.json."""
     for layer in files.lora:
         if not is_target(described, layer, family=None, is_linear=layer not in files.embeddings, is_head=False):
             raise UserError(
-                f"{folder}: {ADAPTER_CONFIG} does not name {layer} (target_modules, exclude_modules, modules_to_save, "
-                f"layers_to_transform), and {files.file.name} has LoRA for it. Fetch both files again."
+                f"{folder}: {files.file.name} has LoRA for {layer}, which {ADAPTER_CONFIG} does not name (target_modules, "
+                f"exclude_modules, modules_to_save, layers_to_transform). Fetch both files again."
             )
 
 
 def _is_copy(files: PeftFile, key: str, others: list[str]) -> bool:
-    """Whether it is the head of a base that ties it to its embedding: the same numbers a second time."""
+    """Return whether a weight is the head of a base that ties it to its embedding, so that the file holds the values twice."""
     return key == names.HUGGING_FACE_TIED_HEAD and any(
-        one != key and files.shape(one) == files.shape(key) and np.array_equal(files.view(one), files.view(key))
-        for one in others
+        other != key and files.shape(other) == files.shape(key) and np.array_equal(files.view(other), files.view(key))
+        for other in others
     )
 
 
 def _targets(layers: list[str], base: dict[str, Any] | None) -> tuple[str, ...]:
-    """Patterns that match these layers and no others."""
+    """Return patterns that match these layers and no others."""
     found = []
     for rest, numbers in _by_kind(layers, base).items():
         if numbers is None:
@@ -128,7 +130,7 @@ def _targets(layers: list[str], base: dict[str, Any] | None) -> tuple[str, ...]:
 
 
 def _by_kind(layers: list[str], base: dict[str, Any] | None) -> dict[str, list[int] | None]:
-    """ "layers/self_attn.q_proj" -> numbers of blocks; the pattern of a layer outside of the blocks -> None."""
+    """Group layers: "layers/self_attn.q_proj" -> numbers of blocks; pattern of a layer outside the blocks -> None."""
     kinds: dict[str, list[int] | None] = {}
     for layer in layers:
         match = _IN_A_LIST.fullmatch(names.native_infixes(layer))
@@ -146,16 +148,16 @@ def _is_everywhere(numbers: list[int], base: dict[str, Any] | None) -> bool:
 
 
 def _exceptions(values: Mapping[str, Any], default: Any, base: dict[str, Any] | None) -> tuple[tuple[str, Any], ...]:
-    """(pattern, value) of the layers whose value is not the default: few patterns, and each matches those layers only."""
+    """Return (pattern, value) of the layers whose value is not the default; each pattern matches only those layers."""
     found = []
     for value in dict.fromkeys(value for value in values.values() if value != default):
-        layers = [layer for layer, one in values.items() if one == value]
+        layers = [layer for layer, other in values.items() if other == value]
         found += [(pattern, value) for pattern in _targets(layers, base)]
     return tuple(found)
 
 
 def _pattern(key: str, base: dict[str, Any] | None) -> str:
-    """What names a weight of the base in `Method.modules_to_save`."""
+    """Return the pattern of a weight of the base for `Method.modules_to_save`."""
     if base is not None:
         family = base["family"]
         for known in (names.EMBEDDINGS[family], names.HEADS.get(family, "")):
@@ -168,13 +170,14 @@ def _pattern(key: str, base: dict[str, Any] | None) -> str:
 def config_of_peft(
     method: Method, layers: Mapping[str, str], retrained: list[str], base: str, blocks: int
 ) -> dict[str, Any]:
-    """adapter_config.json for PEFT.
+    """Return adapter_config.json in PEFT's format.
 
     Args:
+        method: The settings.
         layers: Hugging Face's name of each layer with LoRA -> its canonical name.
-        retrained: Hugging Face's names of weights of the base that were trained.
-        base: the value of `base_model_name_or_path`.
-        blocks: number of transformer blocks in the base.
+        retrained: Hugging Face's names of the trained weights of the base.
+        base: Value of `base_model_name_or_path`.
+        blocks: Number of transformer blocks of the base.
     """
     ends: dict[str, list[str]] = {}
     for layer in layers:
@@ -213,7 +216,7 @@ def _number(value: float) -> float:
 
 
 def _in_every_block(layers: list[str], blocks: int) -> bool:
-    """Whether these layers are one of each block: their common end names them then, and nothing else in a block."""
+    """Return whether these layers are one of each block, so that their common ending matches exactly them."""
     found = [_IN_A_LIST.fullmatch(layer) for layer in layers]
     rests = {match.group(3) for match in found if match}
     return len(rests) == 1 and sorted(int(match.group(2)) for match in found if match) == list(range(blocks))

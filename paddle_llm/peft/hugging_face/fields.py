@@ -1,8 +1,8 @@
 """Every field of PEFT's `adapter_config.json` (LoraConfig of PEFT 0.17 to 0.21) and what this library does with it.
 
-A field is on exactly one of three lists. *honoured*: its value changes what is computed here as it does in PEFT. *harmless*: no
-value of it changes what a trained adapter computes. *refused*: a value other than "off" is an error that names the field.
-What is on no list is refused, too, unless its value is "off".
+A field is in exactly one of three groups. *honoured*: its value has the same effect here as in PEFT. *harmless*: no value of it
+changes what a trained adapter computes. *refused*: a value other than "off" is an error that names the field. An unknown field
+is refused too, unless its value is "off".
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ PEFT_VERSIONS = ("0.17", "0.21")  # the first and the last release whose fields 
 
 @dataclass(frozen=True)
 class PeftField:
-    """One field.
+    """One field of adapter_config.json.
 
     Attributes:
-        name: key in adapter_config.json.
+        name: Key.
         group: HONOURED, HARMLESS or REFUSED.
-        note: what an honoured field does, why a harmless one has no effect, what a refused one would need.
-        since: the first minor release of PEFT with this field, "" for 0.17 or before; "before 0.17" where it has gone.
-        values: the values that are honoured, () for all that PEFT allows.
+        note: Effect of an honoured field, reason why a harmless one has no effect, or feature that a refused one needs.
+        since: First minor release of PEFT with this field; "" for 0.17 or earlier, "before 0.17" if it was removed.
+        values: Honoured values; () for all that PEFT allows.
     """
 
     name: str
@@ -43,12 +43,12 @@ _CHANGES_BASE = (
 )
 
 FIELDS: tuple[PeftField, ...] = (
-    PeftField("peft_type", HONOURED, "kind of adapter; others are refused by name", values=("LORA",)),
+    PeftField("peft_type", HONOURED, "kind of adapter; other kinds are refused", values=("LORA",)),
     PeftField("task_type", HONOURED, "task of the base model", values=("CAUSAL_LM", None)),
     PeftField("base_model_name_or_path", HONOURED, "the base: a folder, or a name that `--base` or MODEL replaces"),
     PeftField("r", HONOURED, "rank"),
     PeftField("lora_alpha", HONOURED, "scaling: alpha / r, with use_rslora alpha / sqrt(r)"),
-    PeftField("lora_dropout", HONOURED, "dropout before the matrices, where training continues"),
+    PeftField("lora_dropout", HONOURED, "dropout before the matrices, used when training continues"),
     PeftField("target_modules", HONOURED, "layers with LoRA: list of names, regular expression, all-linear or null"),
     PeftField("exclude_modules", HONOURED, "layers without LoRA: list of names or regular expression"),
     PeftField("layers_to_transform", HONOURED, "numbers of the transformer blocks with LoRA"),
@@ -58,11 +58,11 @@ FIELDS: tuple[PeftField, ...] = (
     PeftField("use_rslora", HONOURED, "rank-stabilised scaling"),
     PeftField("use_dora", HONOURED, "DoRA: a trained magnitude for each output"),
     PeftField("bias", HONOURED, "trained biases of the base", values=_BIASES),
-    PeftField("modules_to_save", HONOURED, "layers of the base that were trained whole"),
+    PeftField("modules_to_save", HONOURED, "layers of the base that were trained directly"),
     PeftField(
         "init_lora_weights",
         HONOURED,
-        "how training began; refused where it changed the weights of the base",
+        "initialisation; refused if it changed the weights of the base",
         values=_STARTS,
     ),
     PeftField("auto_mapping", HARMLESS, "class of the base model in Python"),
@@ -70,13 +70,13 @@ FIELDS: tuple[PeftField, ...] = (
     PeftField("revision", HARMLESS, "revision of the base model on the Hub"),
     PeftField("inference_mode", HARMLESS, "whether PEFT freezes the adapter after loading"),
     PeftField("fan_in_fan_out", HARMLESS, "for GPT-2's Conv1D; PEFT ignores it for the layers of these families"),
-    PeftField("megatron_core", HARMLESS, "name of a Python module; without megatron_config it is not used"),
-    PeftField("qalora_group_size", HARMLESS, "without use_qalora it is not used"),
-    PeftField("loftq_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights loftq"),
-    PeftField("eva_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights eva"),
-    PeftField("corda_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights corda"),
+    PeftField("megatron_core", HARMLESS, "name of a Python module; unused without megatron_config"),
+    PeftField("qalora_group_size", HARMLESS, "unused without use_qalora"),
+    PeftField("loftq_config", HARMLESS, "affects only the initial values, and only with init_lora_weights loftq"),
+    PeftField("eva_config", HARMLESS, "affects only the initial values, and only with init_lora_weights eva"),
+    PeftField("corda_config", HARMLESS, "affects only the initial values, and only with init_lora_weights corda"),
     PeftField(
-        "lora_ga_config", HARMLESS, "acts on the first values alone, and only with init_lora_weights lora_ga", "0.19"
+        "lora_ga_config", HARMLESS, "affects only the initial values, and only with init_lora_weights lora_ga", "0.19"
     ),
     PeftField("velora_config", HARMLESS, "changes what the backward pass keeps in memory", "0.20"),
     PeftField("runtime_config", HARMLESS, "where PEFT computes; not saved by PEFT"),
@@ -99,7 +99,7 @@ BY_NAME = {field.name: field for field in FIELDS}
 
 
 def table(group: str) -> str:
-    """The fields of one list as a table in Markdown, for docs/adapters.md.
+    """Return the fields of one group as a Markdown table, for docs/adapters.md.
 
     Args:
         group: HONOURED, HARMLESS or REFUSED.
@@ -112,14 +112,14 @@ def table(group: str) -> str:
 
 
 def problems_of(described: dict[str, Any]) -> Iterator[str]:
-    """Everything in an adapter_config.json of PEFT that cannot be computed here, each with its field's name and value.
+    """Yield every unsupported setting of an adapter_config.json of PEFT, with the field's name and value.
 
     Args:
-        described: the content of the file.
+        described: Contents of the file.
     """
     kind = described.get("peft_type")
     if kind != "LORA":
-        yield f"peft_type {kind!r} (LORA is the only kind that is read)"
+        yield f"peft_type {kind!r} (only LORA is supported)"
         return  # other kinds have other fields
     for name, value in described.items():
         field = BY_NAME.get(name)
@@ -133,18 +133,18 @@ def problems_of(described: dict[str, Any]) -> Iterator[str]:
 
 
 def unknown_and_off(described: dict[str, Any]) -> list[str]:
-    """Fields on no list whose value is "off": they are ignored, and that is reported."""
+    """Return the unknown fields whose value is "off", which are ignored and reported."""
     return sorted(name for name, value in described.items() if name not in BY_NAME and is_off(value))
 
 
 def without_effect(described: dict[str, Any]) -> dict[str, str]:
-    """Harmless fields that hold the settings of a feature -> why they have no effect here: ignored, and reported."""
+    """Return the harmless fields that configure a feature -> why they have no effect here; they are ignored and reported."""
     names = [name for name, value in described.items() if name.endswith("_config") and not is_off(value)]
     return {name: BY_NAME[name].note for name in names if name in BY_NAME and BY_NAME[name].group == HARMLESS}
 
 
 def is_off(value: Any) -> bool:
-    """Whether a value switches a feature off: null, false, or nothing in it."""
+    """Return whether a value switches a feature off: null, false or empty."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
 
@@ -153,18 +153,18 @@ def _releases(since: str) -> str:
 
 
 def _one_of(value: Any, values: tuple[Any, ...]) -> bool:
-    """Whether `value` is one of `values`; 1 is not True."""
-    return any(type(value) is type(one) and value == one for one in values)
+    """Return whether `value` is one of `values`; 1 does not equal True."""
+    return any(type(value) is type(other) and value == other for other in values)
 
 
 def _why_not(field: PeftField, value: Any) -> str:
     if field.name == "init_lora_weights" and isinstance(value, str):
         return _CHANGES_BASE
-    return f"read are {', '.join(map(repr, field.values))}"
+    return f"supported: {', '.join(map(repr, field.values))}"
 
 
 def _wrong_types(described: dict[str, Any]) -> Iterator[str]:
-    """Honoured fields whose values PEFT would not accept."""
+    """Yield the honoured fields whose values PEFT would not accept."""
     tables = ("rank_pattern", "alpha_pattern")
     checks = {
         "r": _is_positive_integer,
@@ -189,7 +189,7 @@ def _wrong_types(described: dict[str, Any]) -> Iterator[str]:
     if isinstance(described.get("target_modules"), str):
         for name in ("layers_to_transform", "layers_pattern"):
             if not is_off(described.get(name)):
-                yield f"{name} {_shown(described[name])} (PEFT allows it with a list of target_modules only)"
+                yield f"{name} {_shown(described[name])} (PEFT allows it only with a list of target_modules)"
 
 
 def _is_integer(value: Any) -> bool:

@@ -1,14 +1,14 @@
-"""The tensors of an adapter of Hugging Face's PEFT (0.17 to 0.21): their names and layouts, and those of this library.
+"""Names and layouts of the tensors of an adapter of Hugging Face's PEFT (0.17 to 0.21), and their counterparts here.
 
     base_model.model.<layer>.lora_A.weight [r, in], .lora_B.weight [out, r]         LoRA on a linear layer
-    base_model.model.<layer>.lora_embedding_A [r, words], .lora_embedding_B [width, r]   LoRA on an embedding
+    base_model.model.<layer>.lora_embedding_A [r, vocabulary], .lora_embedding_B [width, r]   LoRA on an embedding
     base_model.model.<layer>.lora_magnitude_vector [out]                             DoRA
-    base_model.model.<layer>.weight, .bias                                           weights of the base that were trained;
-                                                                                     `.base_layer.` before the last part in
+    base_model.model.<layer>.weight, .bias                                           trained weights of the base;
+                                                                                     `.base_layer.` precedes the last part in
                                                                                      a layer with LoRA
 
-Here a layer has `lora_A` [in, r] and `lora_B` [r, out], the transposes, and `lora_magnitude` [out]. Both libraries add
-lora_alpha / r (with rsLoRA lora_alpha / sqrt(r)) times the product. Names of layers are those of models/weights/names.py.
+Here a layer has the transposes `lora_A` [in, r] and `lora_B` [r, out], and `lora_magnitude` [out]. Both libraries add the product
+times lora_alpha / r (with rsLoRA lora_alpha / sqrt(r)). Names of layers are those of models/weights/names.py.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from paddle_llm.models.weights.wrapper_names import why_empty, why_wrapped
 from paddle_llm.peft.hugging_face.targets import checked, is_target, saved_modules
 
 BEGIN = "base_model.model."
-OWN = ("lora_A", "lora_B", "lora_magnitude")  # the last parts of the names of what LoRA adds, here
-_ADAPTER = "default"  # PEFT's name of an adapter: not in files, but in what torch.save keeps of a model
+OWN = ("lora_A", "lora_B", "lora_magnitude")  # the last part of the names of LoRA's tensors, here
+_ADAPTER = "default"  # PEFT's name of an adapter: absent in PEFT's files, present in a model saved with torch.save
 _LORA = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<linear>[AB])\.weight|lora_embedding_(?P<embedding>[AB])|lora_magnitude_vector(?:\.weight)?)"
 )
@@ -39,23 +39,25 @@ _NAMED = re.compile(r".+\.lora_[AB]\.(?P<name>[^.]+)\.weight")
 
 
 def is_peft(described: dict[str, Any]) -> bool:
-    """Whether an adapter_config.json is PEFT's."""
+    """Return whether an adapter_config.json is in PEFT's format."""
     return "peft_type" in described
 
 
 class PeftFile(WeightFiles):
-    """The tensors of an adapter of PEFT: `<layer>.lora_A`, `.lora_B`, `.lora_magnitude`, and weights of the base.
+    """The tensors of an adapter of PEFT: `<layer>.lora_A`, `.lora_B`, `.lora_magnitude`, and trained weights of the base.
 
-    Layouts are the file's. The names of layers and weights are Hugging Face's.
-
-    Attributes:
-        lora: the layers with LoRA, in the file's order.
-        embeddings: those of them that the file has as embeddings.
-        weights: the weights of the base.
+    Layouts are those of the file. Names of layers and weights are Hugging Face's.
 
     Args:
-        described: the adapter's adapter_config.json.
-        allow_pickle: whether to read adapter_model.bin where the folder has no safetensors.
+        folder: Adapter folder.
+        described: Contents of its adapter_config.json.
+        allow_pickle: Whether adapter_model.bin may be read if there are no safetensors.
+
+    Attributes:
+        file: The file of the tensors.
+        lora: Layers with LoRA, in the file's order.
+        embeddings: Those of them that are embeddings in the file.
+        weights: Trained weights of the base.
 
     Raises:
         UserError: If the file is missing or broken, or holds a tensor that is not part of a LoRA adapter.
@@ -75,8 +77,8 @@ class PeftFile(WeightFiles):
         for key, entry in self._entries.items():
             if key.startswith(BEGIN + BEGIN):
                 raise UserError(
-                    f"{self.file}: tensor name {key!r} begins with {BEGIN!r} twice: PEFT put one adapter over another. Save the "
-                    "inner adapter with save_pretrained."
+                    f"{self.file}: tensor name {key!r} begins with {BEGIN!r} twice, as if PEFT wrapped one adapter in another. "
+                    "Save the inner adapter with save_pretrained."
                 )
             if not key.startswith(BEGIN):
                 raise UserError(
@@ -96,23 +98,25 @@ class PeftFile(WeightFiles):
         self._check_complete(bool(described.get("use_dora")))
 
     def _is_second_copy(self, key: str) -> bool:
-        """Whether PEFT wrote a bias of a module in modules_to_save a second time, which bias "all" makes it do."""
+        """Return whether a tensor is the second copy of a bias of modules_to_save, which PEFT writes with bias "all"."""
         for part in (".modules_to_save.", ".original_module."):
             if part in key and key.replace(part, ".") in self._entries:
                 return True
         return False
 
     def _own_name(self, key: str) -> str:
-        """The name here of one of PEFT's tensors."""
+        """Return this library's name of one of PEFT's tensors."""
         match = _LORA.fullmatch(key)
         if match is None:
             if other := _NAMED.fullmatch(key):
                 raise UserError(
-                    f"{self.file}: {key} contains the adapter's name {other['name']!r}, so that PEFT does not read it. Save the "
-                    "adapter with save_pretrained, or remove the name from the names of the tensors."
+                    f"{self.file}: tensor name {key} contains the adapter's name {other['name']!r}, so PEFT cannot read it. Save "
+                    "the adapter with save_pretrained, or remove the adapter's name from the tensor names."
                 )
             if ".lora_" in f".{key}":
-                raise UserError(f"{self.file}: {key} is not a tensor of LoRA on a linear layer or an embedding.")
+                raise UserError(
+                    f"{self.file}: {key} is not a tensor of LoRA on a linear layer or an embedding. Use plain LoRA."
+                )
             name = key.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
             if ".base_layer." in key:
                 self._wrapped.add(name)
@@ -130,58 +134,62 @@ class PeftFile(WeightFiles):
         if named:
             say_once(f"{self.file}: {named} tensor names contain the adapter's name {_ADAPTER!r}, which is ignored")
         layers = set(self.lora)
-        strange = sorted(name for name in self._wrapped if name.rpartition(".")[0] not in layers)
-        if strange:
+        orphans = sorted(name for name in self._wrapped if name.rpartition(".")[0] not in layers)
+        if orphans:
             raise UserError(
-                f"{self.file}: {strange[0]} is named as a weight of a layer with LoRA, and the file has no LoRA for it. "
+                f"{self.file}: {orphans[0]} is named like a weight of a layer with LoRA, but the file has no LoRA for it. "
                 "Save the adapter again."
             )
         plain = sorted(set(self.weights) - self._wrapped)
         inside = [name for name in plain if name.rpartition(".")[0] in layers]
         if inside:
             say_once(
-                f"{self.file}: {len(inside)} weights of layers with LoRA are named as PEFT before 0.6 named them, "
-                f"{inside[0]} for instance; they are read, newer releases of PEFT ignore them"
+                f"{self.file}: {len(inside)} weights of layers with LoRA have names from before PEFT 0.6, such as {inside[0]}; "
+                "they are used here, newer releases of PEFT ignore them"
             )
 
     def _check_complete(self, dora: bool) -> None:
         if not self.lora:
-            raise UserError(f"{self.file} holds no matrices of LoRA. Fetch the file again.")
+            raise UserError(f"{self.file} contains no LoRA matrices. Fetch the file again.")
         for layer in self.lora:
             for own in OWN[: 3 if dora else 2]:
                 if f"{layer}.{own}" not in self._entries:
                     raise UserError(f"{self.file}: {layer} has no {own}. The file is incomplete; fetch it again.")
             if not dora and f"{layer}.lora_magnitude" in self._entries:
                 raise UserError(
-                    f"{self.file}: {layer} has lora_magnitude_vector, and use_dora is not true in {ADAPTER_CONFIG}. Correct {ADAPTER_CONFIG}."
+                    f"{self.file}: {layer} has lora_magnitude_vector, but use_dora is not true in {ADAPTER_CONFIG}. Correct "
+                    f"{ADAPTER_CONFIG}."
                 )
 
 
 def _tensor_file(folder: Path, allow_pickle: bool) -> str:
-    """The file that PEFT would read: safetensors before a pickle."""
+    """Return the name of the file that PEFT would read: safetensors take precedence over a pickle."""
     if (folder / ADAPTER_SAFETENSORS).is_file():
         return ADAPTER_SAFETENSORS
     if not (folder / ADAPTER_PICKLE).is_file():
-        raise UserError(f"{folder} has no {ADAPTER_SAFETENSORS}. Fetch the file, it belongs to the adapter.")
+        raise UserError(f"{folder} has no {ADAPTER_SAFETENSORS}. Fetch the file: it belongs to the adapter.")
     if not allow_pickle:
         raise UserError(
-            f"{folder} has no {ADAPTER_SAFETENSORS}, only {ADAPTER_PICKLE}, a pickle, which can carry code. Add --allow_pickle (nothing but tensors "
-            "is taken from it), or save the adapter with safe_serialization=True."
+            f"{folder} has no {ADAPTER_SAFETENSORS}, only the pickle {ADAPTER_PICKLE}, which may contain code. Add --allow_pickle "
+            "(only tensors are read from it), or save the adapter with safe_serialization=True."
         )
     return ADAPTER_PICKLE
 
 
 class PeftTensors(PeftFile):
-    """The same under canonical names, in PaddleNLP's layout.
+    """The tensors of an adapter of PEFT under canonical names, in PaddleNLP's layout.
 
     Args:
-        described: the adapter's adapter_config.json.
-        base: canonical name -> number of dimensions of the base's weights.
+        folder: Adapter folder.
+        described: Contents of its adapter_config.json.
+        family: Name of the base's family.
+        base: Canonical name -> number of dimensions of each weight of the base.
         config: PaddleNLP's configuration of the base.
+        allow_pickle: Whether adapter_model.bin may be read.
 
     Raises:
-        UserError: If tensors belong to no weight of the base or are missing, if the vocabulary differs, or if a tied head was
-            trained apart from its embedding.
+        UserError: If tensors belong to no weight of the base or are missing, the vocabulary differs, or a tied head was trained
+            separately from its embedding.
     """
 
     def __init__(
@@ -201,21 +209,21 @@ class PeftTensors(PeftFile):
         self._tied_head = names.tied_head(family, config, foreign=True)
         self._check_tied_head(described)
         self._stored: dict[str, tuple[str, bool]] = {}
-        strange = []
+        unknown = []
         for key, entry in self._entries.items():
             layer, _, own = key.rpartition(".")
             weight = self._foreign.get(f"{layer}.weight" if own in OWN else key)
             if weight is None:
-                strange.append(key)
+                unknown.append(key)
             elif own in OWN:
                 self._stored[f"{weight.removesuffix('.weight')}.{own}"] = (key, own != "lora_magnitude")
             else:
                 matrix = len(entry.shape) == 2
                 self._stored[weight] = (key, matrix and names.hugging_face(family, weight, 2).transpose)
-        if strange:
+        if unknown:
             raise UserError(
-                f"{folder}: {len(strange)} tensors belong to no weight of this base, the first is {strange[0]}: the adapter is of "
-                "another base, or this one keeps several matrices in one (--fuse_attention_qkv, --fuse_attention_ffn: leave them out)"
+                f"{folder}: {len(unknown)} tensors belong to no weight of this base, first {unknown[0]}. Give the base of its "
+                "training, or drop --fuse_attention_qkv and --fuse_attention_ffn, which fuse several matrices."
             )
         self._check_vocabulary()
         checked(folder, lambda: self._check_against(described))
@@ -243,11 +251,11 @@ class PeftTensors(PeftFile):
         part = np.array(self.view(name)[tuple(index)])
         return (part.astype(np.uint32) << 16).view(np.float32) if part.dtype == np.uint16 else part
 
-    # --- does it fit ---------------------------------------------------------------------------------------------
+    # --- checks --------------------------------------------------------------------------------------------------
 
     def _check_vocabulary(self) -> None:
-        """Raise UserError where the vocabulary was resized for the adapter: the shapes alone would not name the cause."""
-        words = real_vocab_size(self._config)
+        """Raise UserError if the vocabulary was resized for the adapter, since the shapes alone would not show the cause."""
+        vocab_size = real_vocab_size(self._config)
         for name in self._stored:
             layer, _, own = name.rpartition(".")
             axis = vocabulary_axis(self._family, f"{layer}.weight" if own in OWN else name)
@@ -255,44 +263,44 @@ class PeftTensors(PeftFile):
                 continue
             shape = self.shape(name)
             found = shape[min(axis, len(shape) - 1)]
-            if found != words:
+            if found != vocab_size:
                 raise UserError(
-                    f"{self.folder}: {self._stored[name][0]} has {found} rows, the base has a vocabulary of {words}: the "
-                    f"vocabulary was resized before the adapter was trained. In transformers, resize the base with "
+                    f"{self.folder}: {self._stored[name][0]} has {found} rows, but the base has a vocabulary of {vocab_size}: the "
+                    f"vocabulary was resized before training. In transformers, resize the base with "
                     f"model.resize_token_embeddings({found}), save it, and use that folder as the base."
                 )
 
     def _check_against(self, described: dict[str, Any]) -> None:
-        """Raise UserError where the file holds LoRA for other layers than adapter_config.json names, or not all of them."""
+        """Raise UserError if the layers with LoRA in the file are not exactly those that adapter_config.json names."""
         head = names.HEADS.get(self._family, "")
         for foreign, name in self._foreign.items():
             module, _, last = foreign.rpartition(".")
             if last != "weight" or self._ndim[name] != 2:
                 continue
             is_table = not names.hugging_face(self._family, name, 2).transpose
-            asked = is_target(described, module, family=self._family, is_linear=not is_table, is_head=name == head)
-            if asked != (module in self.lora):
-                what = (
-                    "names it and the file has no LoRA for it"
-                    if asked
-                    else "does not name it and the file has LoRA for it"
+            expected = is_target(described, module, family=self._family, is_linear=not is_table, is_head=name == head)
+            if expected != (module in self.lora):
+                mismatch = (
+                    "name it, but the file has no LoRA for it"
+                    if expected
+                    else "do not name it, but the file has LoRA for it"
                 )
                 raise UserError(
-                    f"{self.folder}: {ADAPTER_CONFIG} and {self.file.name} differ about {module}: target_modules (with exclude_modules, "
-                    f"modules_to_save and layers_to_transform) {what}. Fetch both files again."
+                    f"{self.folder}: {ADAPTER_CONFIG} and {self.file.name} differ about {module}: target_modules (with "
+                    f"exclude_modules, modules_to_save and layers_to_transform) {mismatch}. Fetch both files again."
                 )
             if module in self.lora and is_table != (module in self.embeddings):
-                right = "lora_embedding_A" if is_table else "lora_A.weight"
+                tensor = "lora_embedding_A" if is_table else "lora_A.weight"
                 raise UserError(
-                    f"{self.folder}: {module} has no {right}. Save the adapter with PEFT's save_pretrained."
+                    f"{self.folder}: {module} has no {tensor}. Save the adapter with PEFT's save_pretrained."
                 )
-        there = set(self.weights)
-        known = [*self._foreign, *([self._tied_head] if self._tied_head in there else [])]
+        present = set(self.weights)
+        known = [*self._foreign, *([self._tied_head] if self._tied_head in present else [])]
         for entry, weights in saved_modules(described, known).items():
-            missing = [name for name in weights if name not in there]
+            missing = [name for name in weights if name not in present]
             if missing:
                 raise UserError(
-                    f"{self.folder}: modules_to_save names {entry!r}, and {self.file.name} has no {missing[0]}. "
+                    f"{self.folder}: modules_to_save names {entry!r}, but {self.file.name} has no {missing[0]}. "
                     "The file is incomplete; fetch it again."
                 )
             if not weights:
@@ -300,35 +308,35 @@ class PeftTensors(PeftFile):
                     f"{self.folder}: modules_to_save names {entry!r}, which this base does not have; it is ignored"
                 )
         biases = [name for name in self._foreign if name.endswith(".bias") and name.rpartition(".")[0] in self.lora]
-        if described.get("bias") in ("all", "lora_only") and biases and not there.intersection(biases):
+        if described.get("bias") in ("all", "lora_only") and biases and not present.intersection(biases):
             say_once(
-                f"{self.folder}: bias is {described['bias']!r}, and {self.file.name} holds no biases of the layers with LoRA: PEFT "
-                "did not save them; those of the base are used"
+                f"{self.folder}: bias is {described['bias']!r}, but {self.file.name} holds no biases of the layers with LoRA, "
+                "because PEFT did not save them; those of the base are used"
             )
 
     def _check_tied_head(self, described: dict[str, Any]) -> None:
-        """Keep the embedding alone of an embedding and the head that is tied to it.
+        """Drop the head from the tensors if it is tied to the embedding.
 
-        With modules_to_save PEFT trains a copy of each of the two; otherwise it loads both into one weight, as here.
+        With modules_to_save, PEFT trains a separate copy of each of the two; otherwise it loads both into one weight, as here.
         """
         head = self._tied_head
         if head is None:
             return
         if head.removesuffix(".weight") in self.lora:
             raise UserError(
-                f"{self.folder}: LoRA on {head.removesuffix('.weight')}, which is the embedding in this base "
-                "(tie_word_embeddings). LoRA on one of two tied weights is not offered; merge the adapter with PEFT."
+                f"{self.folder}: LoRA on {head.removesuffix('.weight')}, which is tied to the embedding in this base "
+                "(tie_word_embeddings), is not supported. Merge the adapter with PEFT."
             )
         embedding = names.hugging_face(self._family, names.EMBEDDINGS[self._family], 2).name
         present = [name for name in (head, embedding) if name in self._entries]
         copied = {name for names_ in saved_modules(described, [head, embedding]).values() for name in names_}
-        apart = len(present) == 1 and present[0] in copied
+        is_separate = len(present) == 1 and present[0] in copied
         if len(present) == 2:
-            apart = not np.array_equal(WeightFiles.view(self, head), WeightFiles.view(self, embedding))
-        if apart:
+            is_separate = not np.array_equal(WeightFiles.view(self, head), WeightFiles.view(self, embedding))
+        if is_separate:
             raise UserError(
-                f"{self.folder}: the embedding and the head are one weight in this base, and the adapter has trained one of them "
-                "apart from the other; that cannot be expressed here"
+                f"{self.folder}: embedding and head are one weight in this base, but the adapter trained them separately, which "
+                "is not supported. Merge the adapter with PEFT."
             )
         if head in present:
             entry = self._entries.pop(head)

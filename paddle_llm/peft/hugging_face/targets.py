@@ -1,4 +1,4 @@
-"""Which layers an `adapter_config.json` of PEFT names: the rules of PEFT 0.17 (tuners_utils.py, utils/other.py).
+"""Which layers an `adapter_config.json` of PEFT names, by the rules of PEFT 0.17 (tuners_utils.py, utils/other.py).
 
 Names of modules are Hugging Face's, without a trailing `.weight`.
 """
@@ -14,16 +14,18 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 
 ALL_LINEAR = "all-linear"
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 
 
 def is_target(described: dict[str, Any], module: str, *, family: str | None, is_linear: bool, is_head: bool) -> bool:
-    """Whether PEFT puts LoRA on a module.
+    """Return whether PEFT puts LoRA on a module.
 
     Args:
-        family: of the base; None where it is not known (target_modules null then names every module).
-        is_linear: whether the module is a linear layer.
-        is_head: whether it makes the logits.
+        described: Contents of adapter_config.json.
+        module: Name of the module.
+        family: Family of the base; None if unknown (target_modules null then names every module).
+        is_linear: Whether the module is a linear layer.
+        is_head: Whether it computes the logits.
     """
     if _is_excluded(described, module):
         return False
@@ -36,13 +38,13 @@ def is_target(described: dict[str, Any], module: str, *, family: str | None, is_
         if targets.lower() == ALL_LINEAR:
             return is_linear and not is_head
         return re.fullmatch(targets, module) is not None
-    if module in targets:  # a whole name: PEFT does not look at layers_to_transform then
+    if module in targets:  # a full name: PEFT ignores layers_to_transform
         return True
     return _ends_with_one(module, targets) and _is_in_chosen_block(described, module)
 
 
 def value_of(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """The value of the first pattern that matches a module, of rank_pattern or alpha_pattern."""
+    """Return the value of the first pattern of rank_pattern or alpha_pattern that matches a module."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
             return value
@@ -50,9 +52,10 @@ def value_of(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
 
 
 def saved_modules(described: dict[str, Any], weights: Iterable[str]) -> dict[str, list[str]]:
-    """Entry of modules_to_save -> the weights of the base that PEFT saves for it.
+    """Return entry of modules_to_save -> weights of the base that PEFT saves for it.
 
     Args:
+        described: Contents of adapter_config.json.
         weights: Hugging Face's names of the base's weights.
     """
     weights = list(weights)
@@ -62,10 +65,10 @@ def saved_modules(described: dict[str, Any], weights: Iterable[str]) -> dict[str
     }
 
 
-def checked(folder: Path, ask: Callable[[], _Answer]) -> _Answer:
-    """`ask()`, with an error of the user's where adapter_config.json holds an invalid regular expression."""
+def checked(folder: Path, evaluate: Callable[[], _Result]) -> _Result:
+    """Return `evaluate()`; an invalid regular expression in adapter_config.json becomes a UserError."""
     try:
-        return ask()
+        return evaluate()
     except re.error as error:
         raise UserError(
             f"{folder}: invalid regular expression in adapter_config.json: {error.pattern!r} ({error}). "
@@ -83,8 +86,8 @@ def _is_excluded(described: dict[str, Any], module: str) -> bool:
     return any(re.match(rf"(^|.*\.){entry}($|\..*)", module) for entry in saved)
 
 
-def _ends_with_one(module: str, ends: Iterable[str]) -> bool:
-    return any(module == end or module.endswith(f".{end}") for end in ends)
+def _ends_with_one(module: str, endings: Iterable[str]) -> bool:
+    return any(module == ending or module.endswith(f".{ending}") for ending in endings)
 
 
 def _is_in_chosen_block(described: dict[str, Any], module: str) -> bool:

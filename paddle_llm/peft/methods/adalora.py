@@ -1,15 +1,16 @@
-"""AdaLoRA (Zhang et al. 2023): W + P diag(E) Q, of which ranks are taken away where they matter least.
+"""AdaLoRA (Zhang et al. 2023): W + P diag(E) Q, where the least important ranks are removed during training.
 
-Here P is `lora_A` [in, r], E `lora_E` [r] and Q `lora_B` [r, out]. A triplet is a column of P, an entry of E and a row of Q.
+Here P is `lora_A` [in, r], E is `lora_E` [r] and Q is `lora_B` [r, out]. A triplet is a column of P, an entry of E and a row of Q.
 
-    penalty      gamma (|P^T P - 1|^2 + |Q Q^T - 1|^2) keeps the triplets apart (eq. 4); its gradient is added in the
-                 backward pass, once per optimizer step, so that the loss that is told remains that of the data
-    importance   s(E_i) + mean_j s(P_ji) + mean_j s(Q_ij), s = the running mean of |w dL/dw| times that of its deviation
+    penalty      gamma (|P^T P - 1|^2 + |Q Q^T - 1|^2) keeps the triplets apart (eq. 4). Its gradient is added in the backward
+                 pass, once per optimizer step, so that the reported loss remains that of the data
+    importance   s(E_i) + mean_j s(P_ji) + mean_j s(Q_ij), where s is the running mean of |w dL/dw| times that of its deviation
                  (eq. 8 to 11, beta 0.85 each)
-    budget       all triplets of all matrices: `initial_rank` each until the warm-up's end, from there falling with the cube
-                 to `rank` each on average where the last part begins (eq. 12); the least important E are set to zero
+    budget       the number of triplets of all matrices: `initial_rank` each until the end of the warm-up, then decreasing
+                 cubically to `rank` each on average at the start of the final phase (eq. 12). The E of the least important
+                 triplets are set to zero
 
-Every rank sees the same importance: each tensor's part is computed where its gradient is, and summed.
+Every rank has the same importance: each tensor's part is computed on the rank that holds its gradient, and the parts are summed.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ BETA = 0.85
 
 
 class WithPenalty(PyLayer):
-    """A parameter itself; its gradient has that of weight * |W W^T - 1|^2 besides, W [K, n] the rows that should be orthogonal.
+    """The identity of a parameter, whose gradient includes that of weight * |W W^T - 1|^2.
 
-    The parameter is kept, and not saved for the backward pass: what recompute hands back of a transposed view is in the
-    wrong order (paddle 3.3.1, which loses its strides).
+    W [K, n] has the rows that should be orthogonal. The parameter is kept as an attribute and not saved for the backward pass:
+    recompute returns a saved transposed view in the wrong order (paddle 3.3.1 loses its strides).
     """
 
     @staticmethod
@@ -53,15 +54,15 @@ class WithPenalty(PyLayer):
         values = ctx.parameter.detach().astype("float32")
         matrix_Kn = values.t() if ctx.in_columns else values
         off_KK = paddle.matmul(matrix_Kn, matrix_Kn, transpose_y=True)
-        if ctx.axis is not None:  # a rank has some of the columns
+        if ctx.axis is not None:  # each rank has some of the columns
             dist.all_reduce(off_KK, group=ctx.axis.group)
         off_KK = off_KK - paddle.eye(off_KK.shape[0])
-        more_Kn = 4 * ctx.weight * paddle.matmul(off_KK, matrix_Kn)
-        return grad + (more_Kn.t() if ctx.in_columns else more_Kn).astype(grad.dtype)
+        penalty_Kn = 4 * ctx.weight * paddle.matmul(off_KK, matrix_Kn)
+        return grad + (penalty_Kn.t() if ctx.in_columns else penalty_Kn).astype(grad.dtype)
 
 
 def penalty(attachment: Attachment, a: Any, b: Any) -> tuple[Any, Any]:
-    """P and Q as the forward pass uses them in training."""
+    """Return P and Q as the forward pass uses them in training."""
     weight = attachment.method.orthogonal_weight * attachment.penalty_share
     if not weight or not paddle.is_grad_enabled():
         return a, b
@@ -73,20 +74,27 @@ def penalty(attachment: Attachment, a: Any, b: Any) -> tuple[Any, Any]:
 
 
 def budget_at(step: int, steps: int, method: Any, matrices: int) -> int:
-    """Triplets that remain after optimizer step `step` (1 for the first) of `steps`, over all matrices (eq. 12)."""
+    """Return the number of triplets of all matrices after an optimizer step (eq. 12).
+
+    Args:
+        step: The step, from 1.
+        steps: Number of all steps.
+        method: Settings of AdaLoRA.
+        matrices: Number of matrices with AdaLoRA.
+    """
     first, last = method.initial_rank * matrices, method.rank * matrices
     begin, end = round(method.warmup_ratio * steps), steps - round(method.final_ratio * steps)
     if step < begin:
         return first
     if step >= end:
         return last
-    left = 1 - (step - begin) / (end - begin)
-    return round(last + (first - last) * left**3)
+    remaining = 1 - (step - begin) / (end - begin)
+    return round(last + (first - last) * remaining**3)
 
 
 @dataclass
 class _Running:
-    """Running means of one tensor: |w dL/dw|, and how far it is from its mean."""
+    """Running means of one tensor: of |w dL/dw|, and of its distance from that mean."""
 
     sensitivity: np.ndarray | float = 0.0
     uncertainty: np.ndarray | float = 0.0
@@ -99,14 +107,14 @@ class _Running:
 
 @dataclass
 class Budget:
-    """Importance of all triplets, and which remain.
+    """The importance of all triplets, and which of them remain.
 
     Args:
-        attachment: of AdaLoRA.
-        steps: of the whole training.
+        attachment: Attachment of AdaLoRA.
+        steps: Number of all training steps.
 
     Attributes:
-        kept: [matrices, initial rank], False for what has been taken away.
+        kept: [matrices, initial rank], False for removed triplets.
     """
 
     attachment: Attachment
@@ -123,10 +131,10 @@ class Budget:
         self._scores = np.zeros(self.kept.shape)
 
     def observe(self, gradient_of: Any) -> None:
-        """Take in one step's gradients, reduced, before the update. Collective over tensor and sharding ranks.
+        """Process one step's reduced gradients, before the update. Collective over tensor and sharding ranks.
 
         Args:
-            gradient_of: parameter -> its gradient, None where another rank has it.
+            gradient_of: Function parameter -> gradient, None if another rank has it.
         """
         scores = np.zeros(self.kept.shape)
         products = _on_host(_weighted_gradients(self.attachment.added, gradient_of))
@@ -139,16 +147,18 @@ class Budget:
         self._scores = scores
 
     def _part(self, which: str, tensor: Added, product: np.ndarray | None) -> np.ndarray | float:
-        """What this rank's part of a tensor adds to the scores [K] of its triplets.
+        """Return what this rank's part of a tensor adds to the scores [K] of its triplets.
 
         Args:
-            product: |w dL/dw|; None where another rank has the gradient.
+            which: "lora_A", "lora_E" or "lora_B".
+            tensor: The tensor.
+            product: |w dL/dw|; None if another rank has the gradient.
         """
-        whole_elsewhere = not tensor.shard.is_split and self.attachment.axis.rank > 0
+        counts_elsewhere = not tensor.shard.is_split and self.attachment.axis.rank > 0
         if product is None:
             return 0.0
         importance = self._running.setdefault(tensor.name, _Running()).update(product)
-        if whole_elsewhere:
+        if counts_elsewhere:
             return 0.0
         if which == "lora_E":
             return importance
@@ -156,34 +166,35 @@ class Budget:
         return importance.sum(axis=across) / tensor.shard.shape[across]
 
     @paddle.no_grad()
-    def divide(self, step: int) -> None:
-        """After the update of a step: choose what remains, where it is time to, and set the rest to zero."""
+    def allocate(self, step: int) -> None:
+        """Choose the remaining triplets after the update of a step, if it is due, and set the others to zero."""
         method = self.attachment.method
         end = self.steps - round(method.final_ratio * self.steps)
         if step == end or (step < end and step % method.budget_interval == 0):
-            left = budget_at(step, self.steps, method, len(self.kept))
+            count = budget_at(step, self.steps, method, len(self.kept))
             order = np.argsort(-self._scores, axis=None, kind="stable")
             self.kept = np.zeros(self.kept.size, bool)
-            self.kept[order[:left]] = True
+            self.kept[order[:count]] = True
             self.kept = self.kept.reshape(self._scores.shape)
         elif step < end:
-            return  # between two divisions what was taken away may come back (section 3.3)
+            return  # between two allocations, removed triplets may recover (section 3.3)
         for row, tensors in enumerate(self._tensors.values()):
             parameter = tensors["lora_E"].parameter
             parameter.set_value(parameter * paddle.to_tensor(self.kept[row]).astype(parameter.dtype))
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint: what a resumed training must know. Each rank has its own."""
+        """Return this rank's state for a checkpoint."""
         running = {name: (one.sensitivity, one.uncertainty) for name, one in self._running.items()}
         return {"kept": self.kept, "running": running}
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Reverse `state`."""
         self.kept = state["kept"]
         self._running = {name: _Running(*means) for name, means in state["running"].items()}
 
 
 def _weighted_gradients(added: Iterable[Added], gradient_of: Any) -> dict[str, paddle.Tensor]:
-    """|w dL/dw| in fp32 of the tensors whose gradients this rank has, by name."""
+    """Return |w dL/dw| in fp32, by name, of the tensors whose gradients this rank has."""
     found = {}
     for tensor in added:
         gradient = gradient_of(tensor.parameter)
@@ -193,7 +204,7 @@ def _weighted_gradients(added: Iterable[Added], gradient_of: Any) -> dict[str, p
 
 
 def _on_host(tensors: dict[str, paddle.Tensor]) -> dict[str, np.ndarray]:
-    """Tensors of one type, copied from the device together."""
+    """Copy tensors of one type from the device in a single transfer."""
     if not tensors:
         return {}
     flat = paddle.concat([tensor.flatten() for tensor in tensors.values()]).numpy()
@@ -211,14 +222,14 @@ def _summed(values: np.ndarray, axis: Axis) -> np.ndarray:
 
 
 class BudgetCallback(TrainerCallback):
-    """Divides the budget while a trainer trains (`follow`); has the protocols of `training/callbacks.py`."""
+    """Allocates the budget while a trainer trains (`follow`); has the protocols of `training/callbacks.py`."""
 
     state_name = "adalora"
 
     def __init__(self, trainer: Any, attachment: Attachment):
         self.budget = Budget(attachment, trainer.args.max_steps)
         self._trainer = trainer
-        # The penalty counts once per step: each backward pass has a part of it.
+        # The penalty counts once per step, so each backward pass adds a share of it.
         attachment.penalty_share = 1 / trainer.args.gradient_accumulation_steps
 
     def on_gradients(self, norm: paddle.Tensor) -> None:
@@ -234,7 +245,7 @@ class BudgetCallback(TrainerCallback):
         self.budget.restore(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.budget.divide(state.global_step)
+        self.budget.allocate(state.global_step)
 
     def _gradient_of(self, parameter: Any) -> Any:
         return gradient_of(parameter) if owns(self._trainer.optimizer, parameter) else None
@@ -256,7 +267,9 @@ def follow(trainer: Any) -> BudgetCallback | None:
     if attachment is None or attachment.method.name != "adalora":
         return None
     if trainer.args.fp16:
-        raise UserError("AdaLoRA with --fp16: its penalty knows nothing of the loss scale. Use --bf16, or --lora.")
+        raise UserError(
+            "AdaLoRA does not support --fp16, because its penalty ignores the loss scale. Use --bf16 or --lora."
+        )
     callback = BudgetCallback(trainer, attachment)
     trainer.add_callback(callback)
     return callback

@@ -2,11 +2,11 @@
 
     y -> y + up(gelu(down(y)))      down [H, a] and its bias, up [a, H] and its bias
 
-They stand behind the linear layers that write to the residual stream, before the sum. All matrices start normal with
-deviation 1e-2 (section 3.6), so that the network starts close to what it was.
+They follow the linear layers that write to the residual stream, before the sum. All matrices start normal with standard
+deviation 1e-2 (section 3.6), so that the network initially computes almost the same as before.
 
-Every tensor-parallel rank holds them whole: they are a per cent of the network, and cutting them would cost another sum of
-activations per layer. With sequence parallelism each rank has a part of the sequence, and their gradients are summed.
+Every tensor-parallel rank holds them in full: they are about one percent of the network, and splitting them would cost another
+sum of activations per layer. With sequence parallelism each rank has a part of the sequence, and the gradients are summed.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any
 
 import paddle.nn.functional as F
 
-from paddle_llm.peft.attachment import Attachment, whole
-from paddle_llm.peft.methods.parallel_product import Cut, summed_gradient
+from paddle_llm.peft.attachment import Attachment, unsplit
+from paddle_llm.peft.methods.parallel_product import LayerSplit, summed_gradient
 from paddle_llm.peft.targets import residual_linears
 
 _DEVIATION = 1e-2
 
 
 def install(attachment: Attachment) -> None:
-    """Put an adapter behind both halves of every block."""
-    for path, layer, cut in residual_linears(attachment):
-        _install_behind(attachment, path, layer, cut)
+    """Add an adapter after both halves of every block."""
+    for path, layer, split in residual_linears(attachment):
+        _install_after(attachment, path, layer, split)
 
 
-def _install_behind(attachment: Attachment, path: str, layer: Any, cut: Cut) -> None:
+def _install_after(attachment: Attachment, path: str, layer: Any, split: LayerSplit) -> None:
     width, dtype = attachment.base_shard(f"{path}.weight").shape[1], layer.weight.dtype
     size = attachment.method.adapter_size
-    down = attachment.add(layer, "adapter_down", path, whole((width, size)), _DEVIATION, dtype)
-    down_bias = attachment.add(layer, "adapter_down_bias", path, whole((size,)), 0.0, dtype)
-    up = attachment.add(layer, "adapter_up", path, whole((size, width)), _DEVIATION, dtype)
-    up_bias = attachment.add(layer, "adapter_up_bias", path, whole((width,)), 0.0, dtype)
+    down = attachment.add(layer, "adapter_down", path, unsplit((width, size)), _DEVIATION, dtype)
+    down_bias = attachment.add(layer, "adapter_down_bias", path, unsplit((size,)), 0.0, dtype)
+    up = attachment.add(layer, "adapter_up", path, unsplit((size, width)), _DEVIATION, dtype)
+    up_bias = attachment.add(layer, "adapter_up_bias", path, unsplit((width,)), 0.0, dtype)
 
-    def behind(linear: Any, inputs: Any, output: Any) -> Any:
-        tensors = [summed_gradient(tensor, cut.axis, cut.sequence) for tensor in (down, down_bias, up, up_bias)]
+    def adapt(linear: Any, inputs: Any, output: Any) -> Any:
+        tensors = [summed_gradient(tensor, split.axis, split.sequence) for tensor in (down, down_bias, up, up_bias)]
         hidden = F.gelu(F.linear(output, tensors[0], tensors[1]))
         return output + F.linear(hidden, tensors[2], tensors[3])
 
-    attachment.after(layer, behind)
+    attachment.after(layer, adapt)

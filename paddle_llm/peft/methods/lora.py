@@ -1,12 +1,12 @@
-"""LoRA (Hu et al. 2021): beside a frozen matrix W, a product of two thin ones that is trained.
+"""LoRA (Hu et al. 2021): a trained product of two thin matrices is added to a frozen matrix W.
 
         x ----> W -----------------(+)---> y        W [in, out] frozen
          \\---> A --> B --> * s ----/               A [in, r] normal, B [r, out] zero, s = alpha / r
 
-A starts normal with the variance of the authors' code, 1 / (3 in). rsLoRA: s = alpha / sqrt(r). LoRA+: B learns faster.
-AdaLoRA (Zhang et al. 2023) has a diagonal between A and B, zero at the start, and both of them normal; see `adalora.py`.
-DoRA (Liu et al. 2024) scales each output; see `dora.py`. On an embedding A is indexed, not multiplied; it starts as zeros and B
-normal, as in the authors' code.
+A is initialised with the variance of the authors' code, 1 / (3 in). rsLoRA: s = alpha / sqrt(r). LoRA+: B has a higher learning
+rate. AdaLoRA (Zhang et al. 2023) has a diagonal between A and B, initially zero, and both matrices are normal; see `adalora.py`.
+DoRA (Liu et al. 2024) scales each output; see `dora.py`. On an embedding, A is indexed instead of multiplied; it starts as zeros
+and B is normal, as in the authors' code.
 """
 
 from __future__ import annotations
@@ -19,44 +19,46 @@ import paddle.nn.functional as F
 
 from paddle_llm.models.patches.dropout_rng import named_random_state
 from paddle_llm.models.weights.shards import Shard
-from paddle_llm.peft.attachment import Attachment, whole
+from paddle_llm.peft.attachment import Attachment, unsplit
 from paddle_llm.peft.methods.adalora import penalty
 from paddle_llm.peft.methods.dora import Magnitude
-from paddle_llm.peft.methods.parallel_product import Cut, product
+from paddle_llm.peft.methods.parallel_product import LayerSplit, product
 from paddle_llm.peft.targets import target_layers
 
 _ADALORA_DEVIATION = 0.02
 
 
 def install(attachment: Attachment) -> None:
-    """Put the two matrices beside every target.
+    """Add the two matrices to every target layer.
 
     Raises:
-        UserError: a target that is no linear layer, or none that matches.
+        UserError: If a target is not a linear layer, or matches none.
     """
-    for path, layer, cut in target_layers(attachment):
-        _install_beside(attachment, path, layer, cut)
+    for path, layer, split in target_layers(attachment):
+        _install_in(attachment, path, layer, split)
 
 
-def _install_beside(attachment: Attachment, path: str, layer: Any, cut: Cut) -> None:
+def _install_in(attachment: Attachment, path: str, layer: Any, split: LayerSplit) -> None:
     method, base = attachment.method, attachment.base_shard(f"{path}.weight")
-    adaptive, is_table = method.name == "adalora", cut.kind == "embedding"
+    adaptive, is_table = method.name == "adalora", split.kind == "embedding"
     rank = method.initial_rank if adaptive else method.rank_of(path)
     inputs, outputs = base.shape
-    rows = Shard((inputs, rank), 0, base.ranges) if base.is_split and base.axis == 0 else whole((inputs, rank))
-    columns = Shard((rank, outputs), 1, base.ranges) if base.is_split and base.axis == 1 else whole((rank, outputs), 1)
+    rows = Shard((inputs, rank), 0, base.ranges) if base.is_split and base.axis == 0 else unsplit((inputs, rank))
+    columns = (
+        Shard((rank, outputs), 1, base.ranges) if base.is_split and base.axis == 1 else unsplit((rank, outputs), 1)
+    )
     dtype = layer.weight.dtype
     deviation = _ADALORA_DEVIATION if adaptive else 1 / math.sqrt(3 * inputs)
     a = attachment.add(layer, "lora_A", path, rows, 0.0 if is_table else deviation, dtype)
-    middle = attachment.add(layer, "lora_E", path, whole((rank,)), 0.0, dtype) if adaptive else None
+    middle = attachment.add(layer, "lora_E", path, unsplit((rank,)), 0.0, dtype) if adaptive else None
     b = attachment.add(layer, "lora_B", path, columns, deviation if adaptive else float(is_table), dtype)
     b.optimize_attr["learning_rate"] = method.lora_plus_scale
     scaling, dropout = method.scaling if adaptive else method.scaling_of(path), method.dropout
-    magnitude = Magnitude(attachment, path, layer, cut, base, (a, b), scaling) if method.dora else None
-    # The same places are dropped where ranks have the same input.
-    state = "global_seed" if cut.kind in ("column", "shared", "plain") and not cut.sequence else "local_seed"
+    magnitude = Magnitude(attachment, path, layer, split, base, (a, b), scaling) if method.dora else None
+    # Ranks with the same input must drop the same values.
+    state = "global_seed" if split.kind in ("column", "shared", "plain") and not split.sequence else "local_seed"
 
-    def beside(linear: Any, inputs: Any, output: Any) -> Any:
+    def add_product(linear: Any, inputs: Any, output: Any) -> Any:
         x = inputs[0]
         if linear.__dict__.get("_is_merged"):
             return output
@@ -68,7 +70,7 @@ def _install_beside(attachment: Attachment, path: str, layer: Any, cut: Cut) -> 
             with named_random_state(state):
                 x = F.dropout(x, dropout)
         left, right = penalty(attachment, a, b) if adaptive and linear.training else (a, b)
-        added = product(x, left, right, cut, scaling, middle)
+        added = product(x, left, right, split, scaling, middle)
         return output + added if magnitude is None else magnitude.scaled(output, added, x if drops else None)
 
     @paddle.no_grad()
@@ -77,5 +79,5 @@ def _install_beside(attachment: Attachment, path: str, layer: Any, cut: Cut) -> 
         changed = weight + paddle.matmul(left, b.astype("float32")) * scaling
         return changed if magnitude is None else magnitude.merged(changed)
 
-    attachment.after(layer, beside)
+    attachment.after(layer, add_product)
     attachment.mergeable(path, layer, merged)

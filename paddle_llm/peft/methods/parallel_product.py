@@ -1,17 +1,18 @@
-"""x A B beside a linear layer, whichever way tensor and sequence parallelism have cut it.
+"""x A B for a linear layer, however tensor and sequence parallelism split the layer.
 
-Every gradient comes out of the backward pass as that of one process, on each rank that holds the tensor: what several ranks
-hold is summed over them where their parts of the work differ.
+On each rank that holds a tensor, its gradient after the backward pass equals that of one process: where ranks hold the same
+tensor but do different parts of the work, gradients are summed over them.
 
     kind      the layer                                        A            B            summed over the ranks
-    plain     whole on every rank, the same work               whole        whole        nothing
-    column    outputs cut                                      whole        cut          the gradient of x A
-    row       inputs cut                                       cut          whole        x A
-    shared    whole on every rank, each uses some outputs      whole        whole        the gradients of x A and B
-With sequence parallelism x (column, shared) or the output (row) is a part of the sequence: x A is gathered or scattered
-along it, and the gradient of the whole matrix next to it is summed over the ranks.
+    plain     full on every rank, the same work                full         full         nothing
+    column    outputs split                                    full         split        the gradient of x A
+    row       inputs split                                     split        full         x A
+    shared    full on every rank, each uses some outputs       full         full         the gradients of x A and B
 
-Shapes: R rows of x, I inputs, O outputs, K the rank of the product.
+With sequence parallelism, x (column, shared) or the output (row) is a part of the sequence: x A is gathered or scattered along
+it, and the gradient of the full matrix next to it is summed over the ranks.
+
+Shapes: R rows of x, I inputs, O outputs, K rank of the product.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from paddle_llm.parallel.mesh import Axis
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a linear layer is cut.
+class LayerSplit:
+    """How a linear layer is split over tensor-parallel ranks.
 
     Attributes:
         kind: "plain", "column", "row" or "shared"; "embedding" for a table that is indexed.
-        sequence: whether what comes in (row: goes out) is this rank's part of the sequence.
-        axis: of tensor parallelism.
+        sequence: Whether the input (row: the output) is this rank's part of the sequence.
+        axis: Mesh axis of tensor parallelism.
     """
 
     kind: str
@@ -39,8 +40,8 @@ class Cut:
     axis: Axis
 
 
-def cut_of(linear: Any, axis: Axis) -> Cut | None:
-    """How a layer is cut; None where it is not a linear layer that a product can stand beside."""
+def layer_split(linear: Any, axis: Axis) -> LayerSplit | None:
+    """Return how a layer is split; None if it is not a linear layer that a product can be added to."""
     from paddle import nn
     from paddle.distributed.fleet.meta_parallel import ColumnParallelLinear, RowParallelLinear
     from paddle.distributed.fleet.utils.sequence_parallel_utils import (
@@ -49,45 +50,49 @@ def cut_of(linear: Any, axis: Axis) -> Cut | None:
     )
 
     if isinstance(linear, ColumnSequenceParallelLinear):
-        return Cut("column", True, axis)
+        return LayerSplit("column", True, axis)
     if isinstance(linear, RowSequenceParallelLinear):
-        return Cut("row", True, axis)
+        return LayerSplit("row", True, axis)
     if isinstance(linear, ColumnParallelLinear):
-        return None if linear.gather_output else Cut("column", False, axis)
+        return None if linear.gather_output else LayerSplit("column", False, axis)
     if isinstance(linear, RowParallelLinear):
-        return Cut("row", False, axis) if linear.input_is_parallel else None
+        return LayerSplit("row", False, axis) if linear.input_is_parallel else None
     if not isinstance(linear, nn.Linear):
         return None
-    # `corrections.py` gives key-value projections that are not divided this attribute.
+    # models/patches gives this attribute to key-value projections that are not divided.
     shared = axis.size > 1 and "sequence_parallel" in linear.__dict__
-    return Cut("shared", linear.sequence_parallel, axis) if shared else Cut("plain", False, axis)
+    return LayerSplit("shared", linear.sequence_parallel, axis) if shared else LayerSplit("plain", False, axis)
 
 
-def product(x_RI: Any, a_IK: Any, b_KO: Any, cut: Cut, scale: float, middle_K: Any = None) -> paddle.Tensor:
-    """scale * x A diag(middle) B, as this rank's part of the layer's output.
+def product(x_RI: Any, a_IK: Any, b_KO: Any, split: LayerSplit, scale: float, middle_K: Any = None) -> paddle.Tensor:
+    """Return this rank's part of scale * x A diag(middle) B.
 
     Args:
-        a_IK, b_KO: this rank's parts.
-        middle_K: None for ones.
+        x_RI: Input of the layer.
+        a_IK: This rank's part of A.
+        b_KO: This rank's part of B.
+        split: How the layer is split.
+        scale: Scaling of the product.
+        middle_K: Diagonal between A and B; None: ones.
     """
-    if cut.kind == "row":
+    if split.kind == "row":
         hidden_RK = paddle.matmul(x_RI, a_IK)
-        hidden_RK = _scatter(hidden_RK) if cut.sequence else _sum(hidden_RK, cut.axis)
+        hidden_RK = _scatter(hidden_RK) if split.sequence else _sum(hidden_RK, split.axis)
         if middle_K is not None:
-            hidden_RK = hidden_RK * summed_gradient(middle_K, cut.axis, cut.sequence)
-        return paddle.matmul(hidden_RK * scale, summed_gradient(b_KO, cut.axis, cut.sequence))
-    hidden_RK = paddle.matmul(x_RI, summed_gradient(a_IK, cut.axis, cut.sequence)) * scale
+            hidden_RK = hidden_RK * summed_gradient(middle_K, split.axis, split.sequence)
+        return paddle.matmul(hidden_RK * scale, summed_gradient(b_KO, split.axis, split.sequence))
+    hidden_RK = paddle.matmul(x_RI, summed_gradient(a_IK, split.axis, split.sequence)) * scale
     if middle_K is not None:
-        hidden_RK = hidden_RK * summed_gradient(middle_K, cut.axis, cut.sequence)
-    if cut.sequence:
+        hidden_RK = hidden_RK * summed_gradient(middle_K, split.axis, split.sequence)
+    if split.sequence:
         hidden_RK = _gather(hidden_RK)
-    elif cut.kind != "plain":
-        hidden_RK = summed_gradient(hidden_RK, cut.axis)
-    return paddle.matmul(hidden_RK, summed_gradient(b_KO, cut.axis, cut.kind == "shared"))
+    elif split.kind != "plain":
+        hidden_RK = summed_gradient(hidden_RK, split.axis)
+    return paddle.matmul(hidden_RK, summed_gradient(b_KO, split.axis, split.kind == "shared"))
 
 
 def summed_gradient(tensor: Any, axis: Axis, wanted: bool = True) -> paddle.Tensor:
-    """The tensor itself; its gradient is the sum over the tensor-parallel ranks."""
+    """Return the tensor itself; its gradient is summed over the tensor-parallel ranks."""
     if not wanted or axis.size == 1:
         return tensor
     from paddle.distributed.collective import _c_identity
@@ -96,7 +101,7 @@ def summed_gradient(tensor: Any, axis: Axis, wanted: bool = True) -> paddle.Tens
 
 
 def _sum(tensor: Any, axis: Axis) -> paddle.Tensor:
-    """The sum over the ranks; its gradient is handed on as it is."""
+    """Return the sum over the ranks; its gradient is passed on unchanged."""
     from paddle.distributed.fleet.layers.mpu import mp_ops
 
     return mp_ops._mp_allreduce(tensor, group=axis.group, use_calc_stream=True, use_model_parallel=True)

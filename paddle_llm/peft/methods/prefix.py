@@ -21,7 +21,7 @@ import paddle
 from paddle_llm.models.patches.chatglm2 import is_causal_marker
 from paddle_llm.models.patches.packed_rows import ends_of, is_ends, seen_backwards
 from paddle_llm.models.weights.shards import Shard
-from paddle_llm.peft.attachment import Attachment, whole
+from paddle_llm.peft.attachment import Attachment, unsplit
 from paddle_llm.peft.methods.parallel_product import summed_gradient
 
 _DEVIATION = 0.02
@@ -50,9 +50,9 @@ class _Trunk:
         count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
         model = attachment.model
         self.width = width
-        self._embedding = attachment.add(model, "prefix_embedding", "", whole((count, width)), _DEVIATION)
-        self._weight = attachment.add(model, "prefix_weight", "", whole((width, width)), 1 / width**0.5)
-        self._bias = attachment.add(model, "prefix_bias", "", whole((width,)), 0.0)
+        self._embedding = attachment.add(model, "prefix_embedding", "", unsplit((count, width)), _DEVIATION)
+        self._weight = attachment.add(model, "prefix_weight", "", unsplit((width, width)), 1 / width**0.5)
+        self._bias = attachment.add(model, "prefix_bias", "", unsplit((width,)), 0.0)
 
     def __call__(self) -> paddle.Tensor:
         return paddle.tanh(paddle.nn.functional.linear(self._embedding, self._weight, self._bias))
@@ -233,7 +233,7 @@ def _without_prefix(outputs: Any, count: int, axis: int, last: bool) -> Any:
 
 def _in_hidden_states(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
     count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
-    prefix_PH = attachment.add(layer, "prefix_hidden", path, whole((count, width)), _DEVIATION)
+    prefix_PH = attachment.add(layer, "prefix_hidden", path, unsplit((count, width)), _DEVIATION)
     forward = layer.forward
 
     def attention(hidden_states: Any, ltor_mask: Any, cache: Any = None) -> Any:

@@ -1,7 +1,7 @@
-"""Prompt tuning (Lester et al. 2021): learnt embeddings in front of what the model reads.
+"""Prompt tuning (Lester et al. 2021): learned embeddings precede the text that the model reads.
 
-They take the place of tokens with ids of their own, from `FIRST_PROMPT_ID` on, which `with_prompt` puts before a sample: so
-masks, positions, padding on the left and generation treat them as any other token, and only the embedding knows.
+They are tokens with separate ids, from `FIRST_PROMPT_ID` on, which `with_prompt` puts before a sample. Masks, positions, padding
+on the left and generation treat them like any other token, and only the embedding layer distinguishes them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import paddle.nn.functional as F
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.models.weights.names import EMBEDDINGS
-from paddle_llm.peft.attachment import Attachment, whole
+from paddle_llm.peft.attachment import Attachment, unsplit
 from paddle_llm.peft.method import Method
 
 FIRST_PROMPT_ID = 2**30
@@ -22,7 +22,7 @@ _DEVIATION = 0.02
 
 
 def with_prompt(sample: dict[str, np.ndarray], method: Method) -> dict[str, np.ndarray]:
-    """A sample (`input_ids` [S], `labels` [S] or none) with the prompt in front, which bears no labels."""
+    """Return a sample (`input_ids` [S] and optionally `labels` [S]) with the prompt in front, which has no labels."""
     count = method.num_prompt_tokens
     ids = np.arange(FIRST_PROMPT_ID, FIRST_PROMPT_ID + count, dtype=np.int64)
     extended = {**sample, "input_ids": np.concatenate([ids, sample["input_ids"]])}
@@ -32,7 +32,7 @@ def with_prompt(sample: dict[str, np.ndarray], method: Method) -> dict[str, np.n
 
 
 class PromptedDataset:
-    """Another data set with the prompt in front of every sample."""
+    """A dataset with the prompt in front of every sample."""
 
     def __init__(self, samples: Any, method: Method):
         self._samples, self._method = samples, method
@@ -44,29 +44,29 @@ class PromptedDataset:
         return with_prompt(self._samples[index], self._method)
 
     def digest(self) -> str | None:
-        """Return a digest of the samples' content; None where they cannot tell."""
+        """Return a digest of the samples' content; None if they have none."""
         own = getattr(self._samples, "digest", None)
         return None if own is None else own()
 
     def sample_ids(self, index: int) -> str:
-        """Where item `index` came from."""
-        return self._samples.sample_ids(index)
+        """Return the origin of a sample."""
+        return str(self._samples.sample_ids(index))
 
 
 def install(attachment: Attachment) -> None:
-    """Teach the embedding the new ids."""
+    """Extend the embedding layer by the new ids."""
     table = attachment.base[EMBEDDINGS[attachment.family.name]]
     embedding = next(layer for layer in attachment.model.sublayers() if layer._parameters.get("weight") is table)
     path = EMBEDDINGS[attachment.family.name].removesuffix(".weight")
     count = attachment.method.num_prompt_tokens
-    prompt_PH = attachment.add(embedding, "prompt", path, whole((count, table.shape[1])), _DEVIATION, table.dtype)
+    prompt_PH = attachment.add(embedding, "prompt", path, unsplit((count, table.shape[1])), _DEVIATION, table.dtype)
     embed = embedding.forward
 
     def forward(ids_BS: Any) -> paddle.Tensor:
-        places_BS = ids_BS >= FIRST_PROMPT_ID
-        tokens_BSH = embed(paddle.where(places_BS, paddle.zeros_like(ids_BS), ids_BS))
+        is_prompt_BS = ids_BS >= FIRST_PROMPT_ID
+        tokens_BSH = embed(paddle.where(is_prompt_BS, paddle.zeros_like(ids_BS), ids_BS))
         number_BS = paddle.clip(ids_BS - FIRST_PROMPT_ID, 0, count - 1)
-        learnt_BSH = F.embedding(number_BS, prompt_PH)
-        return paddle.where(places_BS.unsqueeze(-1), learnt_BSH, tokens_BSH)
+        learned_BSH = F.embedding(number_BS, prompt_PH)
+        return paddle.where(is_prompt_BS.unsqueeze(-1), learned_BSH, tokens_BSH)
 
     attachment.replace(embedding, "forward", forward)

@@ -25,7 +25,7 @@ from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.peft.attachment import active_attachment
 from paddle_llm.peft.methods import adalora
-from paddle_llm.peft.targets import anywhere
+from paddle_llm.peft.targets import on_any_rank
 from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
@@ -78,13 +78,13 @@ class FinetuneTrainer(PretrainTrainer):
         **kwargs: Any,
     ):
         # Over all ranks: a pipeline stage sees its own layers only, and all stages must save and resume alike.
-        frozen = anywhere(model is not None and _is_partly_frozen(model))
+        frozen = on_any_rank(model is not None and _is_partly_frozen(model))
         if frozen and args is not None and args.unified_checkpoint and args.world_size > 1:
             args.unified_checkpoint = False
             say(_NO_UNIFIED_CHECKPOINT)
         super().__init__(model=model, args=args, **kwargs)
         self._answers = answers
-        self._frozen = frozen or anywhere(_is_partly_frozen(self.model))
+        self._frozen = frozen or on_any_rank(_is_partly_frozen(self.model))
         self._base = on_first_rank(self._digest_of_frozen) if self._frozen else None
         adalora.follow(self)
         if patience is not None:

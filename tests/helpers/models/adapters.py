@@ -31,9 +31,9 @@ def network(folder: Path, family: str = "llama", layout: Layout | None = None, *
 
 
 def attached(model: Any, method: Method, layout: Layout | None = None, **others: Any) -> Any:
-    from paddle_llm.peft.attach import attach, family_of
+    from paddle_llm.peft.attach import attach
 
-    return attach(model, method, layout or Layout(), family_of(model), seed=1, quiet=True, **others)
+    return attach(model, method, layout or Layout(), seed=1, quiet=True, **others)
 
 
 def set_trained(model: Any, seed: int = 0) -> None:
