@@ -118,7 +118,7 @@ NAMES = st.sampled_from([field.name for field in FIELDS if field.group == REFUSE
 
 @settings(max_examples=200)
 @given(name=NAMES, value=ON)
-def test_a_field_that_is_refused_or_unknown_is_named_unless_it_is_off(name, value):
+def test_a_rejected_or_unknown_field_is_an_error_unless_it_is_off(name, value):
     if BY_NAME.get(name) is not None and BY_NAME[name].group != REFUSED:
         return
     (problem,) = problems_of({**PLAIN, name: value})
@@ -145,7 +145,7 @@ def test_a_field_that_is_refused_or_unknown_is_named_unless_it_is_off(name, valu
         ("use_dora", "yes"),
     ],
 )  # fmt: skip
-def test_values_that_are_not_honoured_are_refused_by_name(name, value):
+def test_unsupported_values_are_an_error(name, value):
     assert [one for one in problems_of({**PLAIN, name: value}) if one.startswith(f"{name} ")]
 
 
@@ -206,7 +206,7 @@ def bases(tmp_path_factory):
 
 @pytest.mark.hf
 @pytest.mark.parametrize("case", CASES)
-def test_peft_adapters_compute_the_same_here(case, bases, tmp_path):
+def test_peft_adapters_compute_the_same_values(case, bases, tmp_path):
     shape, described = CASES[case]
     tied = shape in ("tied", "bloom") and case.startswith("embedding")
     compare(bases(shape), tmp_path, {"r": 4, "lora_alpha": 8, **described}, merges=not tied)
@@ -325,7 +325,7 @@ def check_generated(bases: Any, networks: dict[str, Any], folder: Path, family: 
 
 
 @pytest.mark.hf
-def test_generated_adapters_compute_the_same_here(bases, tmp_path):
+def test_generated_adapters_compute_the_same_values(bases, tmp_path):
     networks: dict[str, Any] = {}
 
     @settings(max_examples=12, phases=[Phase.generate])  # shrinking costs minutes
@@ -338,7 +338,7 @@ def test_generated_adapters_compute_the_same_here(bases, tmp_path):
 
 @pytest.mark.hf
 @pytest.mark.slow
-def test_many_generated_adapters_compute_the_same_here(bases, tmp_path):
+def test_many_generated_adapters_compute_the_same_values(bases, tmp_path):
     networks: dict[str, Any] = {}
 
     @settings(max_examples=500, phases=[Phase.generate])
@@ -354,7 +354,7 @@ def test_many_generated_adapters_compute_the_same_here(bases, tmp_path):
 
 @pytest.mark.hf
 @pytest.mark.parametrize("shape, targets", [("llama", ("all-linear",)), ("opt", ("v_proj", "linear1", "out_proj"))])
-def test_gradients_of_dora_are_those_of_peft(shape, targets, bases, tmp_path):
+def test_gradients_of_dora_equal_peft(shape, targets, bases, tmp_path):
     """Of A, B and the magnitudes; the norm is a constant in the backward pass of both."""
     import paddle
     from safetensors.numpy import load_file, save_file
@@ -386,7 +386,7 @@ def test_gradients_of_dora_are_those_of_peft(shape, targets, bases, tmp_path):
 
 
 @pytest.mark.hf
-def test_dora_begins_as_the_base_and_as_peft_begins(bases):
+def test_initial_dora_equals_the_base_and_peft(bases):
     import paddle
     from peft import LoraConfig, get_peft_model
 
@@ -409,7 +409,7 @@ def test_dora_begins_as_the_base_and_as_peft_begins(bases):
 
 
 @pytest.mark.hf
-def test_dropout_in_dora_is_that_of_peft(bases, monkeypatch):
+def test_dropout_in_dora_equals_peft(bases, monkeypatch):
     """With a mask that both libraries use: dropout that keeps every second input."""
     import paddle
     import torch
@@ -448,7 +448,7 @@ def trainable(model: Any) -> dict[str, Any]:
 
 
 @pytest.mark.hf
-def test_a_pickled_adapter_is_read_where_that_is_allowed(bases, tmp_path):
+def test_a_pickled_adapter_is_read_only_if_allowed(bases, tmp_path):
     import torch
     from safetensors.torch import load_file
 
@@ -476,7 +476,7 @@ RENAMED = {
 
 
 @pytest.mark.hf
-def test_names_that_peft_leaves_out_are_refused_with_what_added_them(bases, tmp_path):
+def test_names_that_peft_skips_are_an_error_with_their_origin(bases, tmp_path):
     from peft import PeftModel
 
     from paddle_llm.peft.adapter_files import read_method

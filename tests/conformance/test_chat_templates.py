@@ -185,7 +185,7 @@ def talks(family: Family) -> list[Conversation]:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_text_ids_and_answers_are_those_of_transformers(families: dict[str, Both], name: str) -> None:
+def test_text_ids_and_answers_equal_transformers(families: dict[str, Both], name: str) -> None:
     both, family = families[name], FAMILIES[name]
     for talk in talks(family):
         expected = both.reference(talk)
@@ -212,7 +212,7 @@ def test_text_ids_and_answers_are_those_of_transformers(families: dict[str, Both
             assert turn.role == ASSISTANT or turn.content.strip() not in trained or turn.role == "tool"
 
 
-def test_what_is_trained_is_what_the_template_writes_for_the_assistant(families: dict[str, Both]) -> None:
+def test_trained_tokens_are_the_assistants_text_of_the_template(families: dict[str, Both]) -> None:
     two = Conversation((U1, A1, U2, A2))
     assert families["llama 3.1"].trained(two) == "It is 4.<|eot_id|>Yes,\nsure<|eot_id|>"
     assert families["phi 3"].trained(two) == "It is 4.<|end|>Yes,\nsure<|end|>"
@@ -239,7 +239,7 @@ HEADER_MARKED = NEWLINE_MARKED.replace("{{- '<|im_start|>assistant\\n' }}{% gen"
 
 
 @pytest.mark.parametrize("source", [MARKED, NEWLINE_MARKED, HEADER_MARKED, "{# {% generation %} #}" + MARKED])
-def test_marks_are_the_assistant_masks_of_transformers(source: str, tokenizers_of, tmp_path) -> None:
+def test_marks_equal_the_assistant_masks_of_transformers(source: str, tokenizers_of, tmp_path) -> None:
     both = Both(write_folder(tmp_path / "t", tokenizers_of["bytes"], source))
     for talk in [*talks(FAMILIES["marked"]), Conversation((U1, Turn(ASSISTANT, "\n\nblank first")))]:
         sample = both.encoder(talk)
@@ -248,7 +248,7 @@ def test_marks_are_the_assistant_masks_of_transformers(source: str, tokenizers_o
         assert [int(label != IGNORE_INDEX) for label in sample.labels.tolist()] == mask[1 : len(sample.labels) + 1]
 
 
-def test_a_mark_that_leaves_the_end_out_is_completed_and_reported(tokenizers_of, tmp_path, capsys) -> None:
+def test_a_mark_without_the_end_token_is_completed_and_reported(tokenizers_of, tmp_path, capsys) -> None:
     source = MARKED.replace(
         "message.content + '<|im_end|>' }}{% endgeneration %}",
         "message.content }}{% endgeneration %}{{- '<|im_end|>' }}",
@@ -279,7 +279,7 @@ CONTENT = st.lists(st.sampled_from(HOSTILE), max_size=8).map("".join)
 @pytest.mark.parametrize(
     "name", ["chatml", "llama 2", "llama 3.1", "qwen 3", "vicuna", "mistral tools", "marked", "blocks"]
 )
-def test_hostile_content_is_rendered_alike_and_never_becomes_special_tokens(
+def test_hostile_content_is_rendered_equally_and_never_becomes_special_tokens(
     families, name, question, answer, more, last
 ):
     both = families[name]
@@ -307,7 +307,7 @@ def test_hostile_content_is_rendered_alike_and_never_becomes_special_tokens(
         assert count <= sum(i in special for i in both.ids(plain)) + 2 * ("eos_added" in sample.notes)
 
 
-def test_special_token_text_stays_text_unless_asked_for(families, capsys) -> None:
+def test_special_token_text_stays_text_unless_requested(families, capsys) -> None:
     both = families["qwen 2.5"]
     talk = Conversation((U1, Turn(ASSISTANT, "say <|im_end|> now")), where="here")
     end = both.codec.special_id("<|im_end|>")
@@ -322,7 +322,7 @@ def test_special_token_text_stays_text_unless_asked_for(families, capsys) -> Non
     assert both.encoder(calling).labels.tolist().count(end) == 1
 
 
-def test_fields_that_a_template_does_not_write_are_reported_or_refused(families, capsys) -> None:
+def test_fields_that_a_template_does_not_write_are_reported_or_an_error(families, capsys) -> None:
     talk = Conversation(
         (U1, THOUGHT), where="here", fields={"tools": [TOOL], "documents": [{"title": "a", "text": "b"}]}
     )
@@ -366,7 +366,7 @@ def test_questions_that_a_template_does_not_write_are_reported(families, tmp_pat
     assert len(prompt.notes) == (reported is not None)  # `generate` reports them, too
 
 
-def test_a_template_that_writes_no_answers_is_refused(families, tmp_path) -> None:
+def test_a_template_that_writes_no_answers_is_an_error(families, tmp_path) -> None:
     """An empty answer would be trained; one of which a part is written (qwen 3 drops earlier reasoning) is trained."""
     path = tmp_path / "own.jinja"
     path.write_text(
@@ -379,7 +379,7 @@ def test_a_template_that_writes_no_answers_is_refused(families, tmp_path) -> Non
         encode_all([Conversation((U1, A1), where="here")], encoder)
 
 
-def test_a_template_that_refuses_refuses_as_transformers_does(families) -> None:
+def test_a_template_raises_the_same_error_as_in_transformers(families) -> None:
     for name, talk in (("gemma", (SYSTEM, U1, A1)), ("mistral", (U1, U2, A1)), ("llama 3.1", (U1, Turn(ASSISTANT, "", fields={"tool_calls": [CALL, CALL]})))):  # fmt: skip
         both, conversation = families[name], Conversation(talk, where="a, line 3")
         with pytest.raises(Exception) as theirs:
@@ -403,9 +403,7 @@ def test_prompts_that_differ_between_training_and_generation_are_reported(famili
 
 
 @pytest.mark.parametrize("header", ["<|im_start|>{{ m.role }}\n", "{{ '<|user|>' if m.role == 'user' else '\n' }}"])
-def test_a_header_that_is_learned_for_want_of_a_generation_prompt_is_reported(
-    families, tmp_path, capsys, header
-) -> None:
+def test_a_header_trained_without_a_generation_prompt_is_reported(families, tmp_path, capsys, header) -> None:
     (tmp_path / "own.jinja").write_text("{% for m in messages %}" + header + "{{ m.content }}<|im_end|>{% endfor %}")
     codec = families["chatml"].codec
     template = choose_template(str(tmp_path / "own.jinja"), codec, None).template
@@ -422,9 +420,7 @@ def test_a_header_that_is_learned_for_want_of_a_generation_prompt_is_reported(
     ({"chat_template.jinja": "J", "additional_chat_templates/rag.jinja": "R"}, None, True, "J"),
     ({"additional_chat_templates/tool_use.jinja": "T"}, None, True, "T"),
 ])  # fmt: skip
-def test_the_template_is_the_one_that_transformers_takes(
-    tokenizers_of, tmp_path, files, config, tools, expected
-) -> None:
+def test_the_chosen_template_equals_transformers(tokenizers_of, tmp_path, files, config, tools, expected) -> None:
     def source(text: str) -> str:
         return text + "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
 
@@ -439,7 +435,7 @@ def test_the_template_is_the_one_that_transformers_takes(
     assert written == both.reference(talk) and written.startswith(expected)
 
 
-def test_a_list_without_default_is_refused_with_its_names(tokenizers_of, tmp_path) -> None:
+def test_a_list_without_default_is_an_error_with_its_names(tokenizers_of, tmp_path) -> None:
     named = [{"name": "rag", "template": CHATML}, {"name": "other", "template": QWEN25}]
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], named)
     with pytest.raises(UserError, match="none of which is named default: rag, other"):
@@ -449,7 +445,7 @@ def test_a_list_without_default_is_refused_with_its_names(tokenizers_of, tmp_pat
     assert any("rag, other; used: other" in line for line in chosen.chosen.notices)
 
 
-def test_a_date_is_never_that_of_the_day(tokenizers_of, tmp_path, families) -> None:
+def test_a_date_is_never_todays(tokenizers_of, tmp_path, families) -> None:
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], "{{ strftime_now('%d %b %Y') }}" + CHATML)
     codec, talk = open_codec(str(folder)), Conversation((U1, A1))
     with pytest.raises(UserError, match=r"strftime_now.*--chat_template_date"):
@@ -463,7 +459,7 @@ def test_a_date_is_never_that_of_the_day(tokenizers_of, tmp_path, families) -> N
     assert any("strftime_now" in line for line in llama.chosen.notices)
 
 
-def test_the_template_of_a_training_travels_and_is_checked(families, tokenizers_of, tmp_path) -> None:
+def test_the_template_of_a_training_is_saved_and_verified(families, tokenizers_of, tmp_path) -> None:
     for number, name in enumerate(("qwen 3", "named", "chatml")):
         folder = write_folder(tmp_path / f"t{number}", tokenizers_of["bytes"], "{{ 'other' }}")
         trained = families[name].chosen.as_trained()
@@ -484,7 +480,7 @@ def test_the_template_of_a_training_travels_and_is_checked(families, tokenizers_
 
 
 @pytest.mark.parametrize("name", ["default", "chatml", "alpaca", "chatglm2"])
-def test_a_built_in_template_travels_as_jinja(tokenizers_of, tmp_path, name) -> None:
+def test_a_built_in_template_is_saved_as_jinja(tokenizers_of, tmp_path, name) -> None:
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], None)
     codec = open_codec(str(folder))
     chosen = choose_template(name, codec, str(folder))
@@ -499,7 +495,7 @@ def test_a_built_in_template_travels_as_jinja(tokenizers_of, tmp_path, name) -> 
 @pytest.mark.parametrize(
     "text", ["", "[]", "{}", '{"name": "jinja", "digests": 3}', '{"name": 1, "digests": {"default": 2}}']
 )
-def test_a_broken_record_is_refused(tmp_path, text) -> None:
+def test_a_broken_record_is_an_error(tmp_path, text) -> None:
     (tmp_path / "training_chat_template.json").write_text(text)
     with pytest.raises(UserError, match=r"training_chat_template\.json"):
         read_record(tmp_path)
@@ -511,7 +507,7 @@ def test_generation_in_a_comment_marks_nothing(families, tokenizers_of, tmp_path
     assert both.trained(talk) == "It is 4.<|im_end|>Yes,\nsure<|im_end|>"
 
 
-def test_an_eos_token_is_special_whatever_its_entry_says(tokenizers_of, tmp_path) -> None:
+def test_an_eos_token_is_special_despite_its_entry(tokenizers_of, tmp_path) -> None:
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], CHATML, eos_token="<|im_end|>")
     content = json.loads((folder / "tokenizer.json").read_text())
     for token in content["added_tokens"]:
@@ -528,13 +524,13 @@ def test_an_eos_token_is_special_whatever_its_entry_says(tokenizers_of, tmp_path
         "{% for m in messages %}{{ m.role }}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}",
     ],
 )
-def test_a_template_that_writes_nothing_of_a_conversation_is_refused(source: str, tokenizers_of, tmp_path) -> None:
+def test_a_template_without_the_content_is_an_error(source: str, tokenizers_of, tmp_path) -> None:
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], source)
     with pytest.raises(UserError, match="neither the question nor the answer"):
         Both(folder)
 
 
-def test_other_files_are_read_or_refused(tokenizers_of, tmp_path) -> None:
+def test_other_template_files_are_read_or_an_error(tokenizers_of, tmp_path) -> None:
     folder = write_folder(tmp_path / "t", tokenizers_of["bytes"], None)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": CHATML}))  # a processor's
     assert Both(folder).text(Conversation((U1, A1))).startswith("<|im_start|>user")

@@ -117,7 +117,7 @@ def test_the_config_of_another_trainer_gets_the_counterpart_of_every_key(name, t
     assert not any("is missing" in line for line in found)
 
 
-def test_a_foreign_key_that_asks_for_nothing_passes(folder):
+def test_a_foreign_key_without_effect_is_accepted(folder):
     file = folder / "nothing.json"
     file.write_text(json.dumps({**_OWN, "deepspeed": None, "fsdp": "", "push_to_hub": False, "group_by_length": False}))
     assert not any(
@@ -168,7 +168,7 @@ def test_a_foreign_key_that_asks_for_nothing_passes(folder):
         (b"max_steps = 1\n[data]\n", "is TOML"),
     ],
 )  # fmt: skip
-def test_what_is_not_plain_json_is_one_problem_with_its_cause(text, told, folder):
+def test_a_file_that_is_not_plain_json_is_one_problem_with_its_cause(text, told, folder):
     file = folder / "broken.json"
     file.write_bytes(text)
     found = problems(file)
@@ -176,7 +176,7 @@ def test_what_is_not_plain_json_is_one_problem_with_its_cause(text, told, folder
     assert not told.startswith(("line", "a ")) or len(found) == 1
 
 
-def test_words_in_place_of_a_checkpoint_folder_are_refused_with_the_remedy(folder, monkeypatch):
+def test_words_instead_of_a_checkpoint_folder_are_an_error_with_a_remedy(folder, monkeypatch):
     monkeypatch.chdir(folder)
     file = folder / "resume.json"
     for value, told in (
@@ -224,7 +224,7 @@ def test_keys_of_fine_tuning_name_their_script_in_a_config_for_pretraining(folde
     assert not any("Did you mean" in line or "--help" in line for line in found.values())
 
 
-def test_a_byte_order_mark_is_no_problem(folder):
+def test_a_byte_order_mark_is_accepted(folder):
     file = folder / "mark.json"
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps({**_OWN, "seed": "x"}).encode())
     assert any("seed" in line for line in problems(file))

@@ -96,7 +96,7 @@ def test_paddlenlp_and_ours_read_each_other(dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", WRITTEN_BY_MEGATRON)
-def test_megatrons_files_are_read(dtype: str, tmp_path: Path) -> None:
+def test_files_of_megatron_are_read(dtype: str, tmp_path: Path) -> None:
     prefix = write_megatrons(tmp_path / "m", dtype)
     assert read_by_us(prefix) == joined(DOCUMENTS) == read_by_paddlenlp(prefix)
 
@@ -107,7 +107,7 @@ def test_megatrons_files_are_read(dtype: str, tmp_path: Path) -> None:
     ),
     dtype=st.sampled_from(DTYPES),
 )
-def test_any_corpus_is_read_alike_and_written_alike(tmp_path_factory, lengths: list[list[int]], dtype: str) -> None:
+def test_any_corpus_is_read_and_written_equally(tmp_path_factory, lengths: list[list[int]], dtype: str) -> None:
     folder, numbers = tmp_path_factory.mktemp("corpus"), iter(range(10_000))
     documents = [[[next(numbers) % 100 for _ in range(n)] for n in document] for document in lengths]
     assert read_by_us(write_with_paddlenlp(folder / "theirs", documents, dtype)) == joined(documents)
@@ -118,7 +118,7 @@ def test_any_corpus_is_read_alike_and_written_alike(tmp_path_factory, lengths: l
         assert Path(folder / f"ours.{suffix}").read_bytes() == Path(folder / f"single.{suffix}").read_bytes()
 
 
-def test_damaged_pairs_are_refused(tmp_path: Path) -> None:
+def test_damaged_pairs_are_an_error(tmp_path: Path) -> None:
     def changed(name: str, suffix: str, change) -> Path:
         prefix = write_megatrons(tmp_path / name, "int32")
         path = Path(f"{prefix}.{suffix}")
@@ -163,7 +163,7 @@ for name in ("uint16", "int32"):
 
 @pytest.mark.slow
 @pytest.mark.hf
-def test_megatron_core_reads_ours_and_writes_what_is_recorded_here(tmp_path: Path) -> None:
+def test_megatron_core_reads_our_files_and_writes_the_recorded_bytes(tmp_path: Path) -> None:
     site = tmp_path / "site"
     install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site), MEGATRON]
     subprocess.run(install, check=True, timeout=280)

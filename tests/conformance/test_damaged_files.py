@@ -82,13 +82,13 @@ def continue_outside_of_a_loop(folder: Path) -> None:
     ],
     ids=lambda read: read.__name__,
 )
-def test_damage_is_refused(read: Callable[[Path], None], tmp_path: Path) -> None:
+def test_damage_is_one_error(read: Callable[[Path], None], tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         read(tmp_path)
     assert len(str(refused.value)) < 1000
 
 
-def test_values_that_no_file_name_and_no_method_can_be(tmp_path):
+def test_impossible_file_names_and_methods_are_an_error(tmp_path):
     from paddle_llm.checkpoint.locate import locate_base
     from paddle_llm.models.weights.paddle_pickles import scan_paddle_pickle
     from paddle_llm.peft.method import Method

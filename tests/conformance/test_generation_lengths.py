@@ -31,7 +31,7 @@ _SCALINGS = {
 
 
 @pytest.mark.parametrize("name", _SCALINGS)
-def test_a_long_prompt_is_continued_as_transformers_does(name, tmp_path):
+def test_a_long_prompt_is_continued_as_by_transformers(name, tmp_path):
     overrides, limit = _SCALINGS[name]
     torch.manual_seed(1)
     sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}

@@ -139,7 +139,7 @@ def test_compressed_files_equal_the_reference(datasets: Any, tmp_path: Path) -> 
             assert ours(path) == rows != REFUSED, path.name
 
 
-def test_what_the_reference_refuses_is_refused_with_the_file_named(datasets: Any, tmp_path: Path) -> None:
+def test_files_rejected_by_the_reference_are_an_error_with_the_file(datasets: Any, tmp_path: Path) -> None:
     for name, content in DAMAGED.items():
         path = write(tmp_path / name, content)
         assert reference(datasets, path) == REFUSED, name
@@ -174,20 +174,20 @@ def test_words_for_missing_cells_of_csv_equal_the_reference(datasets: Any, tmp_p
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t", "|"])
-def test_other_delimiters_are_named(tmp_path: Path, delimiter: str) -> None:
+def test_other_delimiters_are_reported(tmp_path: Path, delimiter: str) -> None:
     path = write(tmp_path / "cells.csv", f"instruction{delimiter}output\nq{delimiter}a\n")
     with pytest.raises(UserError, match=": cells are separated by"):
         list(read_rows(str(path)))
 
 
-def test_a_nul_character_in_csv_is_refused_where_the_reference_drops_it(datasets: Any, tmp_path: Path) -> None:
+def test_a_nul_character_in_csv_is_an_error_where_the_reference_drops_it(datasets: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "nul.csv", "a,b\nx\0,y\n")
     assert reference(datasets, path) == [{"a": "x", "b": "y"}]
     with pytest.raises(UserError, match=r"nul.csv, line 2: NUL character"):
         list(read_rows(str(path)))
 
 
-def test_a_git_lfs_pointer_is_named(tmp_path: Path) -> None:
+def test_a_git_lfs_pointer_is_reported(tmp_path: Path) -> None:
     for name in ("a.jsonl", "a.parquet", "a.csv"):
         path = write(tmp_path / name, "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n")
         with pytest.raises(UserError, match="git lfs pull"):
@@ -223,7 +223,7 @@ def test_documented_differences(datasets: Any, tmp_path: Path) -> None:
         pyarrow.array([b"\xff"]).view(pyarrow.string()),
     ],
 )
-def test_parquet_values_without_a_python_value_are_refused(datasets: Any, tmp_path: Path, column: Any) -> None:
+def test_parquet_values_without_a_python_value_are_an_error(datasets: Any, tmp_path: Path, column: Any) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"src": ["q"], "at": column}), path)
     assert reference(datasets, path) == REFUSED
@@ -304,7 +304,7 @@ def test_hostile_rows_equal_the_reference(datasets: Any, tmp_path_factory, rows,
     content=st.binary(max_size=200),
     name=st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.parquet", "a.json.gz", "a.csv.zst"]),
 )
-def test_any_bytes_are_read_or_refused(tmp_path_factory, content: bytes, name: str) -> None:
+def test_any_bytes_are_read_or_an_error(tmp_path_factory, content: bytes, name: str) -> None:
     path = write(tmp_path_factory.mktemp("bytes") / name, content)
     try:
         load_conversations([str(path)])
@@ -334,7 +334,7 @@ JOINED = [  # rows of several schemas in one file
 
 
 @pytest.mark.parametrize("rows", JOINED)
-def test_rows_of_joined_schemas_are_the_conversations_that_they_were_alone(datasets: Any, tmp_path: Path, rows) -> None:
+def test_rows_of_merged_schemas_give_the_same_conversations(datasets: Any, tmp_path: Path, rows) -> None:
     alone = [read_row(row, recognize([row], "f")) for row in rows]
     write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     joined = datasets.load_dataset("json", data_files=str(tmp_path / "a.jsonl"), split="train")
@@ -457,7 +457,7 @@ def test_no_file_of_another_split_is_trained_on(datasets: Any, tmp_path_factory,
         ), name
 
 
-def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
+def test_file_names_that_are_an_error_or_skipped(tmp_path: Path, capsys) -> None:
     for names, message in (
         (["train.jsonl", "test_train.jsonl"], "test_train.jsonl.*contains words of the splits test and train"),
         (["train/test.jsonl", "train/a.jsonl"], "train/test.jsonl.*test and train"),
@@ -502,7 +502,7 @@ def test_names_that_are_refused_or_left_out(tmp_path: Path, capsys) -> None:
     assert [Path(f).name for f in find_files(f"{folder}/*.jsonl")] == ["train.jsonl"]
 
 
-def test_outputs_and_models_below_the_data_are_left_out(tmp_path: Path, capsys) -> None:
+def test_outputs_and_models_below_the_data_are_skipped(tmp_path: Path, capsys) -> None:
     files = ["train.jsonl", "more/train_2.jsonl", "out/metrics.jsonl", "out/checkpoint-2/train.bin"]
     folder = layout(tmp_path / "data", files)
     for name in ("out/config.resolved.json", "base/tokenizer_config.json", "lora/adapter_config.json"):

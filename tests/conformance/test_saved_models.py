@@ -134,7 +134,7 @@ def test_transformers_reads_the_same_configuration_from_an_export(family, ids, t
     assert configuration_differences(source, tmp_path / "ours") == []
 
 
-def test_a_job_saves_a_folder_for_transformers_and_goes_on_from_it(tmp_path):
+def test_a_job_saves_a_folder_for_transformers_and_continues_from_it(tmp_path):
     """Two tensor ranks; the tokenizer, which PaddleNLP reads, is converted; the next job starts from the folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -200,7 +200,7 @@ def test_the_evaluation_loss_is_the_same(folder, samples, reference, tmp_path):
     assert sum(counts) > 1000 and abs(ours - theirs) < TOLERANCE
 
 
-def test_a_merged_model_answers_as_base_and_adapter(folder, tmp_path):
+def test_a_merged_model_answers_like_base_and_adapter(folder, tmp_path):
     write_rows(tmp_path / "rows" / "train.jsonl", word_problems(16))
     questions = [{"question": row["question"]} for row in word_problems(4, seed=1)]
     asked = write_rows(tmp_path / "questions.jsonl", questions)

@@ -141,7 +141,7 @@ def test_sentencepiece_alone_reads_only_harmless_settings(folders: dict[str, Pat
 @pytest.mark.parametrize(
     "kind", ["bpe added tokens", "bpe no prefix space", "unigram", "qwen2 fast", "bare, more tokens"]
 )
-def test_a_corpus_holds_these_ids(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_corpus_contains_these_ids(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     rows = [text for text in texts()[:600] if text]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in rows), encoding="utf-8")
     build_corpus([str(tmp_path / "in.jsonl")], str(folders[kind]), str(tmp_path / "out"))
@@ -154,7 +154,7 @@ def test_a_corpus_holds_these_ids(kind: str, folders: dict[str, Path], tmp_path:
 @pytest.mark.parametrize(
     "kind", ["bpe", "bpe added tokens", "bpe legacy false", "gpt2", "bare", "llama no bos", "unigram"]
 )
-def test_a_training_sample_holds_these_ids(kind: str, folders: dict[str, Path]) -> None:
+def test_a_training_sample_contains_these_ids(kind: str, folders: dict[str, Path]) -> None:
     tokenizer = reference(folders[kind])
     encoder = InstructionEncoder(open_codec(str(folders[kind])), TEMPLATES["default"], max_length=4000)
     added = len(tokenizer("a")["input_ids"]) - len(tokenizer("a", add_special_tokens=False)["input_ids"])
@@ -173,7 +173,7 @@ def test_a_training_sample_holds_these_ids(kind: str, folders: dict[str, Path]) 
 @pytest.mark.parametrize(
     "kind", ["bpe", "bpe added tokens", "unigram legacy false", "qwen2 fast", "gpt2 files", "bare"]
 )
-def test_what_transformers_saves_is_read_alike(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_folders_saved_by_transformers_are_read_equally(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
     reference(folders[kind]).save_pretrained(str(tmp_path / "saved"))
     before, after = open_codec(str(folders[kind])), open_codec(str(tmp_path / "saved"))
     assert [after.encode_with_specials(t) for t in texts()[:300]] == [
@@ -215,7 +215,7 @@ def test_text_stays_text(parts: list[str], folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bpe legacy false", "unigram", "gpt2 fast", "llama legacy"])
-def test_text_behind_text_gets_no_blank(kind: str, folders: dict[str, Path]) -> None:
+def test_text_after_text_gets_no_blank(kind: str, folders: dict[str, Path]) -> None:
     codec = _codec(str(folders[kind]))
     assert codec.encode("lamp") != codec.encode_continuation("lamp")
     assert codec.decode([*codec.encode("old"), *codec.encode_continuation("lamp")]).strip() == "oldlamp"
@@ -240,7 +240,7 @@ def test_a_lone_surrogate_is_one_error(kind: str, folders: dict[str, Path], tmp_
             encode("lamp \ud83d")
 
 
-def test_a_corpus_row_with_a_lone_surrogate_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_a_corpus_row_with_a_lone_surrogate_is_reported(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"text": "lamp"}\n{"text": "lamp \\ud83d"}\n')
     for kind in ("bpe", "qwen2"):
         with pytest.raises(UserError, match=r"in\.jsonl.* 2: not text"):
@@ -251,7 +251,7 @@ def test_a_corpus_row_with_a_lone_surrogate_is_named(folders: dict[str, Path], t
         assert (report.n_documents, report.bad_rows) == (1, 1)
 
 
-def test_fingerprints_tell_settings_apart(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_fingerprints_distinguish_settings(folders: dict[str, Path], tmp_path: Path) -> None:
     prints = {
         kind: fingerprint(str(folders[kind])) for kind in ("bpe", "bpe legacy true", "bpe added tokens", "unigram")
     }
@@ -300,13 +300,13 @@ def test_a_damaged_folder_is_one_message(name: str, content: str, folders: dict[
         ("", "tokenizer.json is empty"),
     ],
 )
-def test_a_failed_download_of_tokenizer_json_is_named(content: str, message: str, tmp_path: Path) -> None:
+def test_a_failed_download_of_tokenizer_json_is_reported(content: str, message: str, tmp_path: Path) -> None:
     folder = made.write(tmp_path / "t", made.FAST_KINDS["qwen2"][1], {"tokenizer.json": content})
     with pytest.raises(UserError, match=message):
         open_codec(str(folder))
 
 
-def test_a_tokenizer_with_dropout_is_refused(tmp_path: Path) -> None:
+def test_a_tokenizer_with_dropout_is_an_error(tmp_path: Path) -> None:
     """The same text would get other ids in every rank and in a resumed run."""
     folder = made.write(tmp_path / "t", made.FAST_KINDS["qwen2"][1], {"tokenizer.json": made.byte_level(dropout=0.5)})
     with pytest.raises(UserError, match="BPE dropout of 0.5"):
@@ -321,7 +321,7 @@ def test_listed_special_tokens_may_be_objects(tmp_path: Path) -> None:
     assert {"<a>", "<b>"} <= set(codec.specials) and len(codec.encode_with_specials("<b><a>")) == 2
 
 
-def test_why_tokenizer_json_is_used_as_it_is_is_one_sentence(tmp_path: Path, capsys) -> None:
+def test_using_tokenizer_json_without_its_class_is_one_message(tmp_path: Path, capsys) -> None:
     config = {**made.LLAMA, "tokenizer_class": "LlamaTokenizerFast", "bos_token": None, "add_bos_token": True}
     open_codec(str(made.write(tmp_path / "t", config, {"tokenizer.json": made.like_llama("first")})))
     said = capsys.readouterr().err
@@ -339,7 +339,7 @@ SAVED = [k for k in ALL if k not in ("bpe legacy true", "bpe adds eos", "gpt2 cl
 
 
 @pytest.mark.parametrize("kind", SAVED)
-def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(
+def test_a_saved_tokenizer_is_equal_here_and_in_transformers(
     kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """What is saved beside a trained model, and what an export writes."""
@@ -359,9 +359,7 @@ def test_a_saved_tokenizer_is_the_same_here_and_in_transformers(
         assert fingerprint(str(folder)) == fingerprint(str(source))
 
 
-def test_a_settings_folder_with_paddles_file_name_is_saved_for_transformers(
-    folders: dict[str, Path], tmp_path: Path
-) -> None:
+def test_a_folder_with_paddlenlps_file_name_is_saved_for_transformers(folders: dict[str, Path], tmp_path: Path) -> None:
     source = made.with_paddles_name(folders["bpe added tokens"], tmp_path / "tokenizer")
     load_tokenizer(str(source)).save_pretrained(str(tmp_path / "saved"))
     wanted = reference(folders["bpe added tokens"])(texts()[:200])["input_ids"]
@@ -371,7 +369,7 @@ def test_a_settings_folder_with_paddles_file_name_is_saved_for_transformers(
     )
 
 
-def test_sentencepiece_speeds_up_only_what_it_encodes_alike(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_sentencepiece_is_used_only_where_ids_are_equal(folders: dict[str, Path], tmp_path: Path) -> None:
     faster = {kind for kind in made.SENTENCEPIECE_KINDS if getattr(open_encoder(str(folders[kind])), "_pieces", None)}
     assert {"bpe", "bpe legacy true", "bpe added tokens"} <= faster
     assert not faster & {"unigram", "bpe legacy false", "bpe no prefix space", "bpe nmt_nfkc", "gemma"}
@@ -388,7 +386,7 @@ def test_special_tokens_in_documents_are_counted(kind: str, folders: dict[str, P
 
 
 @pytest.mark.parametrize("settings", [{}, {"legacy": False}, {"legacy": False, "add_prefix_space": False}])
-def test_text_behind_a_special_token_of_a_template(
+def test_text_after_a_special_token_of_a_template(
     settings: dict[str, Any], folders: dict[str, Path], tmp_path: Path
 ) -> None:
     tokens = {"500": made.token("<|im_start|>"), "501": made.token("<|im_end|>")}

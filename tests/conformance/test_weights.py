@@ -89,7 +89,7 @@ def read_by_us(plan: Plan, folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_folder_is_read_as_transformers_reads_it(family, tmp_path_factory, capsys):
+def test_a_folder_is_read_as_by_transformers(family, tmp_path_factory, capsys):
     @given(plans(family))
     def compare(plan: Plan) -> None:
         folder = tmp_path_factory.mktemp("folder")
@@ -128,7 +128,7 @@ def _check_report(said: str, plan: Plan, unexpected: list[str]) -> None:
 
 
 @pytest.mark.parametrize("index_first", [True, False])
-def test_the_index_decides_between_two_copies(index_first, tmp_path):
+def test_the_index_chooses_between_two_copies(index_first, tmp_path):
     """transformers takes the copy of the file that it reads last, whatever the index says."""
     import json
 

@@ -27,7 +27,7 @@ def run(command: str, folder: Path) -> str:
     return done.stdout
 
 
-def test_the_page_on_tokenizers(tmp_path: Path) -> None:
+def test_commands_of_the_page_on_tokenizers_run(tmp_path: Path) -> None:
     (tmp_path / "my_text").mkdir()
     (tmp_path / "my_text" / "a.txt").write_text("\n".join(topics.values()))
     (command,) = commands_of("tokenizers.md")
@@ -35,7 +35,7 @@ def test_the_page_on_tokenizers(tmp_path: Path) -> None:
     assert (tmp_path / "data/tokenizer/tokenizer_config.json").is_file()
 
 
-def test_the_page_on_chat_templates(tmp_path: Path, tokenizer_folder: str) -> None:
+def test_commands_of_the_page_on_chat_templates_run(tmp_path: Path, tokenizer_folder: str) -> None:
     shutil.copytree(tokenizer_folder, tmp_path / "MODEL_FOLDER")
     (tmp_path / "train.jsonl").write_text(json.dumps({"instruction": "q", "output": "an answer"}) + "\n")
     (command,) = commands_of("chat_templates.md")

@@ -1,4 +1,4 @@
-"""The sampler: the same global batches on every layout, resuming by position, evaluation without a repeat."""
+"""Samplers: the same global batches on every layout, resume by position, evaluation without repeated samples."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LAYOUTS = [(12, 1, 1), (4, 3, 1), (2, 3, 2), (1, 3, 4), (3, 1, 4), (1, 12, 1), (
 
 
 class Squares:
-    """Sample i holds its own number; labels of one sample in three are partly ignored."""
+    """Sample i contains its own number; the labels of one sample in three are partly ignored."""
 
     def __init__(self, length: int):
         self.length = length
@@ -29,7 +29,7 @@ class Squares:
 
 
 def global_batches(total: int, b: int, accumulation: int, world: int, consumed: int = 0) -> list[list[int]]:
-    """Union over ranks and micro steps, one list per optimizer step."""
+    """Return the union over ranks and micro-steps, one list per optimizer step."""
     per_rank = [list(GlobalBatchSampler(total, b, accumulation, r, world, consumed)) for r in range(world)]
     assert len({len(batches) for batches in per_rank}) == 1
     assert all(len(micro) == b for batches in per_rank for micro in batches)
@@ -41,11 +41,11 @@ def global_batches(total: int, b: int, accumulation: int, world: int, consumed: 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_walks_the_one_global_order(layout: tuple[int, int, int]) -> None:
+def test_every_layout_follows_the_same_global_order(layout: tuple[int, int, int]) -> None:
     assert global_batches(100, *layout) == [list(range(s, s + 12)) for s in range(0, 96, 12)]
 
 
-def test_the_part_of_a_rank_is_as_documented() -> None:
+def test_the_samples_of_a_rank_are_as_documented() -> None:
     b, accumulation, world = 2, 3, 2
     for rank in range(world):
         for n, micro in enumerate(GlobalBatchSampler(36, b, accumulation, rank, world)):
@@ -55,12 +55,12 @@ def test_the_part_of_a_rank_is_as_documented() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_resuming_goes_on_where_it_stopped_on_any_layout(layout: tuple[int, int, int]) -> None:
+def test_a_resume_continues_at_its_position_on_any_layout(layout: tuple[int, int, int]) -> None:
     assert global_batches(100, *layout, consumed=36) == global_batches(100, 12, 1, 1)[3:]
     assert global_batches(100, *layout, consumed=31)[0] == list(range(31, 43)), "after a change of the global batch"
 
 
-def test_the_trainers_way_of_resuming(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_as_the_trainer_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = GlobalBatchSampler(100, 2, 3, 1, 2)
     assert isinstance(sampler, DistributedBatchSampler)
     assert len(sampler) == 24 and len(list(sampler)) == 24
@@ -70,7 +70,7 @@ def test_the_trainers_way_of_resuming(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list(sampler)) == 18
 
 
-def test_a_trailing_part_of_a_global_batch_is_left_out() -> None:
+def test_an_incomplete_last_global_batch_is_dropped() -> None:
     assert list(GlobalBatchSampler(11, 12, 1, 0, 1)) == []
     assert len(GlobalBatchSampler(23, 12, 1, 0, 1)) == 1
 

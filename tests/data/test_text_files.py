@@ -1,4 +1,4 @@
-"""Text files: encodings, compressions, line ends; what is not UTF-8 is refused whole."""
+"""Text files: encodings, compressions, line ends; a file that is not UTF-8 is rejected as a whole."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_zero_bytes_in_utf8_text_are_characters(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("suffix", PACKED)
-def test_other_encodings_are_refused_with_the_command(
+def test_other_encodings_are_an_error_with_the_command_to_convert(
     text: str, encoding: str, guess: str, suffix: str, tmp_path
 ) -> None:
     path = tmp_path / f"my file.jsonl{suffix}"
@@ -78,7 +78,7 @@ def test_other_encodings_are_refused_with_the_command(
         assert ("-dc" in str(refused.value)) == bool(suffix)
 
 
-def test_a_large_file_is_refused_before_its_end(tmp_path: Path) -> None:
+def test_a_large_file_is_rejected_before_its_end(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("今天天气很好\n".encode("gbk") * 10_000)
     with TextStream(path) as stream:
@@ -87,7 +87,7 @@ def test_a_large_file_is_refused_before_its_end(tmp_path: Path) -> None:
         assert stream.consumed < 100_000
 
 
-def test_single_broken_lines_of_utf8_are_named(tmp_path: Path) -> None:
+def test_single_broken_lines_of_utf8_are_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes("明月\nfine\n".encode() + b"caf\xe9\n" + "明月\n".encode())
     assert streamed(path, 5) == path.read_bytes()
@@ -95,7 +95,7 @@ def test_single_broken_lines_of_utf8_are_named(tmp_path: Path) -> None:
         read_text(path)
 
 
-def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
+def test_damaged_and_other_files_are_an_error(tmp_path: Path) -> None:
     contents = {
         "cut.txt": TEXT.encode("utf-16")[:-1],
         "surrogate.txt": "ab".encode("utf-16") + b"\x3d\xd8a\0b\0",
@@ -115,7 +115,7 @@ def test_damaged_and_foreign_files_are_named(tmp_path: Path) -> None:
         read_text(tmp_path / "absent.txt")
 
 
-def test_one_byte_encodings_are_not_guessed_and_the_line_is_named(tmp_path: Path) -> None:
+def test_one_byte_encodings_are_not_guessed_and_the_line_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     for encoding, text in (("latin-1", "naïve"), ("cp1251", "да"), ("cp1252", "“quoted”")):
         path.write_bytes(b"first\nsecond\n" + text.encode(encoding))
@@ -123,7 +123,7 @@ def test_one_byte_encodings_are_not_guessed_and_the_line_is_named(tmp_path: Path
             read_text(path)
 
 
-def test_a_gz_suffix_on_plain_text_is_named(tmp_path: Path) -> None:
+def test_a_gz_suffix_on_plain_text_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.txt.gz"
     path.write_text("plain")
     with pytest.raises(UserError, match=r"not compressed with gzip, although its suffix is .gz"):

@@ -19,7 +19,7 @@ from paddle_llm.cli.check_model import check_model
 from paddle_llm.core.errors import UserError
 from paddle_llm.inspection.report import Level, Report, Section
 from paddle_llm.models.weights.files import is_finite
-from tests.data.test_bare_tokenizer import BEGIN, END, TURN, write_bare
+from tests.helpers.chat_tokenizers import BEGIN, END, TURN, write_bare
 from tests.helpers.models.folders import train_pieces, write_folder
 
 ROOT = Path(__file__).parents[2]

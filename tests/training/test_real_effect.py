@@ -73,7 +73,7 @@ def test_what_two_parts_share_is_found(kind):
         task.check_apart(mixed)
 
 
-def test_the_seed_decides():
+def test_the_seed_determines_the_rows():
     rows = [task.make_parts(seed)["test"].rows for seed in (3, 3, 4)]
     assert rows[0] == rows[1] != rows[2]
 

@@ -1,4 +1,4 @@
-"""Samples, packed rows and batches: nothing lost between them, positions and segments right, deterministic."""
+"""Samples, packed rows and batches: complete, with correct positions and segments, deterministic."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def samples(encoder: InstructionEncoder) -> EncodedSamples:
     return encode_all(talks(60), encoder)
 
 
-def test_lazy_and_cached_datasets_give_the_same(encoder: InstructionEncoder, samples: EncodedSamples) -> None:
+def test_lazy_and_cached_datasets_are_equal(encoder: InstructionEncoder, samples: EncodedSamples) -> None:
     cached, lazy = InstructionDataset(samples), InstructionDataset(talks(60), encoder)
     assert len(cached) == len(lazy) == 60
     for i in (0, 17, 59, 17):
@@ -55,7 +55,7 @@ def test_lazy_and_cached_datasets_give_the_same(encoder: InstructionEncoder, sam
     assert sorted(len(epochs[i]["labels"]) for i in range(60)) == sorted(samples.lengths)
 
 
-def test_packed_rows_hold_every_sample_once_and_restart_positions(samples: EncodedSamples) -> None:
+def test_packed_rows_contain_every_sample_once_and_restart_positions(samples: EncodedSamples) -> None:
     packed, plain = PackedDataset(samples, 256, seed=5), InstructionDataset(samples)
     seen = []
     for i in range(len(packed)):
@@ -111,7 +111,7 @@ def test_batches_are_padded_on_the_right(samples: EncodedSamples) -> None:
         PadAndStack(3, length=16)(items)
 
 
-def test_chatglm_6b_has_a_prefix_and_two_rows_of_positions(tmp_path: Path) -> None:
+def test_chatglm_6b_samples_have_a_prefix_and_2d_positions(tmp_path: Path) -> None:
     codec = open_codec(chatglm_folder(tmp_path / "glm"))
     encoder = InstructionEncoder(codec, TEMPLATES["chatglm"], max_length=129)
     samples = encode_all(talks(4), encoder)
@@ -120,12 +120,12 @@ def test_chatglm_6b_has_a_prefix_and_two_rows_of_positions(tmp_path: Path) -> No
     gmask, sop = codec.prefix_lm
     assert item["input_ids"][prefix - 1 : prefix + 1].tolist() == [gmask, sop]
     assert (item["labels"][:prefix] == IGNORE_INDEX).all() and (item["labels"][prefix:] != IGNORE_INDEX).all()
-    # The same context and continuation as pretraining lays them out.
+    # The same context and continuation as in pretraining.
     transform = ChatGLMPretrainTransform(gmask, sop)
     window = np.concatenate([item["input_ids"][: prefix - 1], item["input_ids"][prefix + 1 :], [5, 5, 5]])
-    made = next(m for i in range(400) if (m := transform(np.append(window[:-1], i)))["attention_mask"][0] == prefix)
-    assert (made["position_ids"][:, :size] == item["position_ids"]).all()
-    # And as PaddleNLP's own tokenizer does when it pads.
+    expected = next(m for i in range(400) if (m := transform(np.append(window[:-1], i)))["attention_mask"][0] == prefix)
+    assert (expected["position_ids"][:, :size] == item["position_ids"]).all()
+    # The same as by PaddleNLP's own tokenizer when it pads.
     theirs = codec.tokenizer.pad({"input_ids": [item["input_ids"].tolist()]}, padding="max_length", max_length=size)
     assert np.array(theirs["position_ids"][0]).tolist() == item["position_ids"].tolist()
     assert np.array(theirs["attention_mask"][0])[0, 0].sum() == prefix

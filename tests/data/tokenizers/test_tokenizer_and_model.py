@@ -1,4 +1,4 @@
-"""A tokenizer beside a model whose embedding has fewer rows, or more."""
+"""A tokenizer and a model whose embedding has fewer or more rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_pad_id_outside_the_model_is_replaced(tokenizer_folder: str, tmp_path:
     assert "[PAD] 700" in reported and "pad id 700 is outside the model" in reported
 
 
-def test_what_the_model_lacks_is_refused_where_it_is_needed(tokenizer_folder: str, tmp_path: Path) -> None:
+def test_ids_outside_the_model_are_an_error_where_they_are_needed(tokenizer_folder: str, tmp_path: Path) -> None:
     codec = with_settings(tokenizer_folder, tmp_path / "tok", legacy=False, additional_special_tokens=["<|im_start|>"])
     codec.fit_to_model(700)
     codec.require_rows(codec.encode("lamp <|im_start|>"), "a.json line 1")
@@ -39,7 +39,7 @@ def test_what_the_model_lacks_is_refused_where_it_is_needed(tokenizer_folder: st
 
 
 @pytest.mark.parametrize(("eos", "rows", "largest"), [("</s>", 699, 699), ("<|im_end|>", 700, 700)])
-def test_a_larger_vocabulary_or_eos_is_refused(
+def test_a_larger_vocabulary_or_eos_is_an_error(
     tokenizer_folder: str, tmp_path: Path, eos: str, rows: int, largest: int
 ) -> None:
     codec = with_settings(tokenizer_folder, tmp_path / "tok", eos_token=eos)
@@ -47,7 +47,7 @@ def test_a_larger_vocabulary_or_eos_is_refused(
         codec.fit_to_model(rows)
 
 
-def test_a_larger_embedding_is_silent(tokenizer_folder: str, capsys) -> None:
+def test_a_larger_embedding_is_not_reported(tokenizer_folder: str, capsys) -> None:
     codec = open_codec(tokenizer_folder)
     codec.fit_to_model(1024)
     assert codec.pad_id == 3 and capsys.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""The commands in docs/instruction_data.md run, and its tables name what the code has."""
+"""The commands in docs/instruction_data.md run, and its tables match the code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from paddle_llm.config.local_files.split_names import SPLIT_NAMES, SUFFIXES
 from paddle_llm.data.instructions.formats import FORMATS, ROLES
 from paddle_llm.data.instructions.messages import MESSAGE_FIELDS
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "instruction_data.md").read_text(encoding="utf-8")
 
 

@@ -1,4 +1,4 @@
-"""Reading documents: every format and compression, any block size, bad rows named, bad files named."""
+"""Reading documents: all formats, compressions and block sizes; bad rows and files are reported."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_format_and_compression_gives_the_same_documents(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("block_bytes", [1, 5, 1 << 20])
-def test_what_a_document_is_in_a_text_file(tmp_path: Path, block_bytes: int) -> None:
+def test_documents_of_a_text_file_follow_the_mode(tmp_path: Path, block_bytes: int) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\nstill one\r\n\r\n \t\r\n\ntwo\n\n\nthree\n")
     by_line = texts(path, block_bytes=max(block_bytes, 3))
@@ -71,7 +71,7 @@ def test_what_a_document_is_in_a_text_file(tmp_path: Path, block_bytes: int) -> 
     assert texts(path, document="file", block_bytes=max(block_bytes, 3)) == [path.read_bytes()[3:].decode()]
 
 
-def test_folders_are_walked_in_order_and_leave_out_other_files(tmp_path: Path) -> None:
+def test_folders_are_searched_in_order_and_other_files_skipped(tmp_path: Path) -> None:
     for name in ("b/z.txt", "a/y.txt", "x.txt", "b/picture.png", ".hidden.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(name)
@@ -79,7 +79,7 @@ def test_folders_are_walked_in_order_and_leave_out_other_files(tmp_path: Path) -
     assert texts(tmp_path / "**" / "*.txt") == ["a/y.txt", "b/z.txt", "x.txt"]
 
 
-def test_bad_rows_are_named_with_file_and_line(tmp_path: Path) -> None:
+def test_bad_rows_are_reported_with_file_and_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = ['{"text": "ok 明"}', "", "{broken", '{"body": "x"}', '{"text": 7}', '{"text": null}', "[1]", '"text"', "5"]
     path.write_bytes("\n".join(rows).encode() + b'\n{"text": "\xff"}\n{"text": "last"}\n')
@@ -102,14 +102,14 @@ def test_a_bad_line_is_counted_across_blocks(tmp_path: Path) -> None:
     assert [d.row for d in found] == list(range(1, 502))
 
 
-def test_one_json_array_is_recognised(tmp_path: Path) -> None:
+def test_one_json_array_gets_a_hint(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[\n{"text": "x"}\n]\n')
     _, first = next(read_documents(path))
     assert "write one object per line" in first.problem
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_an_error(tmp_path: Path) -> None:
     whole = gzip.compress(b"text\n" * 10000)
     cases = {"cut.txt.gz": whole[:-9], "no.txt.gz": b"plain", "no.txt.zst": b"plain", "no.parquet": b"plain"}
     for name, content in cases.items():
@@ -125,7 +125,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         texts(tmp_path / "b.parquet")
 
 
-def test_inputs_that_are_none_are_named(tmp_path: Path) -> None:
+def test_unusable_inputs_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.log").write_text("line")
     with pytest.raises(UserError, match=r"a\.log: unknown suffix"):
         texts(tmp_path / "a.log")

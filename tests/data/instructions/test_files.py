@@ -1,4 +1,4 @@
-"""Every kind of file gives the same conversations; folders, mixtures; bad rows are counted, shown, refused or skipped."""
+"""Instruction files: all kinds give the same conversations; folders and mixtures; bad rows are an error or skipped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def jsonl(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-def asked(conversations) -> list[str]:
+def questions(conversations) -> list[str]:
     return [c.turns[0].content for c in conversations]
 
 
@@ -47,7 +47,7 @@ def write_all_kinds(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-def test_every_kind_of_file_gives_the_same_rows_and_names_their_lines(tmp_path: Path) -> None:
+def test_every_kind_of_file_gives_the_same_rows_and_line_numbers(tmp_path: Path) -> None:
     paths = write_all_kinds(tmp_path)
     assert len(paths) == 9
     for path in paths:
@@ -61,11 +61,11 @@ def test_every_kind_of_file_gives_the_same_rows_and_names_their_lines(tmp_path: 
     assert len(load_conversations(find_files(str(tmp_path))).conversations) == 9 * 5
 
 
-def test_the_format_is_told_with_its_reason_and_can_be_forced(tmp_path: Path, capsys) -> None:
+def test_the_format_is_reported_with_its_reason_and_can_be_set(tmp_path: Path, capsys) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"src": "q", "tgt": "a", "query": "q2", "response": "a2"}])
     with pytest.raises(UserError, match="match several formats: src_tgt or query_response"):
         load_conversations([str(path)])
-    assert asked(load_conversations([str(path)], "query_response").conversations) == ["q2"]
+    assert questions(load_conversations([str(path)], "query_response").conversations) == ["q2"]
     assert "format query_response, as requested" in capsys.readouterr().err
     plain = jsonl(tmp_path / "b.jsonl", ROWS)
     load_conversations([str(plain)])
@@ -74,7 +74,7 @@ def test_the_format_is_told_with_its_reason_and_can_be_forced(tmp_path: Path, ca
         load_conversations([str(plain)], "srctgt")
 
 
-def test_bad_rows_are_refused_with_their_count_and_skipped_only_when_asked(tmp_path: Path, capsys) -> None:
+def test_bad_rows_are_an_error_with_counts_and_can_be_skipped(tmp_path: Path, capsys) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(
         '{"src": "明", "tgt": "a"}\n\n{"src": "q"}\nno json\n{"src": "r"}\n'.encode()
@@ -82,9 +82,13 @@ def test_bad_rows_are_refused_with_their_count_and_skipped_only_when_asked(tmp_p
     )
     with pytest.raises(UserError) as refused:
         load_conversations([str(path)])
-    told = str(refused.value)
-    assert "4 bad rows (2 x no key 'tgt'; 1 x not JSON; 1 x not UTF-8)" in told
-    assert f"{path}, line 3: no key 'tgt'" in told and f"{path}, line 4: not JSON" in told and "--skip_bad_rows" in told
+    message = str(refused.value)
+    assert "4 bad rows (2 x no key 'tgt'; 1 x not JSON; 1 x not UTF-8)" in message
+    assert (
+        f"{path}, line 3: no key 'tgt'" in message
+        and f"{path}, line 4: not JSON" in message
+        and "--skip_bad_rows" in message
+    )
     loaded = load_conversations([str(path)], skip_bad_rows=True)
     assert [c.where for c in loaded.conversations] == [f"{path}, line 1", f"{path}, line 7"]
     assert loaded.reasons == {"no key 'tgt'": 2, "not JSON": 1, "not UTF-8": 1}
@@ -108,14 +112,14 @@ def test_bad_rows_are_refused_with_their_count_and_skipped_only_when_asked(tmp_p
         ("rows", "not JSON"),
     ],
 )
-def test_the_cause_of_a_line_that_is_not_json_is_named(line: str, cause: str, tmp_path: Path) -> None:
+def test_the_cause_of_a_line_that_is_not_json_is_reported(line: str, cause: str, tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text(f'{line}\n{{"src": "q", "tgt": "a"}}\n')
     with pytest.raises(UserError, match=f"a.jsonl, line 1: {cause}"):
         load_conversations([str(file)])
 
 
-def test_folders_hold_splits_under_several_names(tmp_path: Path, monkeypatch) -> None:
+def test_splits_of_a_folder_may_have_several_names(tmp_path: Path, monkeypatch) -> None:
     for name in (
         "paddle/train.json",
         "paddle/dev.json",
@@ -149,18 +153,18 @@ def conversations(name: str, count: int) -> list[Conversation]:
     return [Conversation((Turn("user", f"{name}{i}"), Turn("assistant", "a"))) for i in range(count)]
 
 
-def test_a_mixture_keeps_the_weights_and_every_row(tmp_path: Path, capsys) -> None:
+def test_a_mixture_follows_the_weights_and_contains_every_row(tmp_path: Path, capsys) -> None:
     mixture = Mixture([conversations("a", 30), conversations("b", 10)], [1.0, 1.0], seed=1)
-    names = asked(mixture)
+    names = questions(mixture)
     assert len(mixture) == 60 and set(names) == {f"a{i}" for i in range(30)} | {f"b{i}" for i in range(10)}
     assert all(abs(sum(n[0] == "a" for n in names[:k]) - k / 2) <= 1 for k in range(61))
     thrice = [n for n in names if n[0] == "b"]
     assert sorted(thrice[:10]) == sorted(thrice[10:20]) and thrice[:10] != thrice[10:20]
-    again, other = (asked(Mixture([conversations("a", 30), conversations("b", 10)], [1.0, 1.0], s)) for s in (1, 2))
+    again, other = (questions(Mixture([conversations("a", 30), conversations("b", 10)], [1.0, 1.0], s)) for s in (1, 2))
     assert names == again != other
-    for count in (1, 7, 29):  # sizes that divide nothing
+    for count in (1, 7, 29):  # sizes that do not divide the weights
         uneven = Mixture([conversations("a", 13), conversations("b", count)], [0.3, 0.7], seed=0)
-        assert set(asked(uneven)) == {f"a{i}" for i in range(13)} | {f"b{i}" for i in range(count)}
+        assert set(questions(uneven)) == {f"a{i}" for i in range(13)} | {f"b{i}" for i in range(count)}
     a, b = jsonl(tmp_path / "a.jsonl", ROWS), jsonl(tmp_path / "b/train.json", ROWS[:2])
     jsonl(tmp_path / "b/dev.json", ROWS[:1])
     mixed = load_split(f"0.5 {a} 0.5 {b.parent}")

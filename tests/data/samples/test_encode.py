@@ -1,4 +1,4 @@
-"""What is cut and how, where loss is, Jinja templates; against PaddleNLP's own calls and Hugging Face's rendering."""
+"""Truncation, loss and Jinja templates of encoded samples, compared with PaddleNLP and transformers."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ def paddlenlp_example(
 ) -> tuple[list[int], list[int]]:
     """Input ids and labels by PaddleNLP's tokenizer, in the steps of its documentation: the source cut from the left to src_length,
     the target to what is left of max_length, EOS only where it was not cut, shifted by one."""
-    tokenizer.truncation_side = "left"  # 3.0.0b4 takes the argument of that name and does not use it
-    asked = tokenizer(source, max_length=src_length, truncation=True, add_special_tokens=True)
+    tokenizer.truncation_side = "left"  # 3.0.0b4 ignores the argument of that name
+    prompt = tokenizer(source, max_length=src_length, truncation=True, add_special_tokens=True)
     tokenizer.truncation_side = "right"
-    room = max_length - len(asked["input_ids"])
-    answer = tokenizer(target, max_length=room, truncation=True, add_special_tokens=False)
-    ids = answer["input_ids"] + ([tokenizer.eos_token_id] if len(answer["input_ids"]) < room else [])
-    everything = asked["input_ids"] + ids
-    return everything[:-1], ([IGNORE_INDEX] * len(asked["input_ids"]) + ids)[1:]
+    rest = max_length - len(prompt["input_ids"])
+    answer = tokenizer(target, max_length=rest, truncation=True, add_special_tokens=False)
+    ids = answer["input_ids"] + ([tokenizer.eos_token_id] if len(answer["input_ids"]) < rest else [])
+    everything = prompt["input_ids"] + ids
+    return everything[:-1], ([IGNORE_INDEX] * len(prompt["input_ids"]) + ids)[1:]
 
 
-def test_lengths_cut_as_paddlenlp_cuts(codec: TextCodec, tokenizer_folder: str) -> None:
+def test_truncation_equals_paddlenlp(codec: TextCodec, tokenizer_folder: str) -> None:
     tokenizer = load_tokenizer(tokenizer_folder)
     fits = len(codec.encode("an answer"))
     cases = [(8, 40), (20, 21 + fits), (20, 20 + fits), (300, 310), (300, 600)]
@@ -60,7 +60,7 @@ def test_lengths_cut_as_paddlenlp_cuts(codec: TextCodec, tokenizer_folder: str) 
             assert sample.cut_answer == (sample.labels[-1] != codec.eos_id)
 
 
-def test_what_a_template_puts_around_a_question_is_never_cut(codec: TextCodec) -> None:
+def test_the_template_around_a_question_is_never_truncated(codec: TextCodec) -> None:
     encoder = InstructionEncoder(codec, TEMPLATES["llama2"], src_length=50, max_length=100)
     sample = encoder(talk(LONG, "yes", system="Hi"))
     whole = InstructionEncoder(codec, TEMPLATES["llama2"], max_length=1000)(talk(LONG, "yes", system="Hi"))
@@ -72,7 +72,7 @@ def test_what_a_template_puts_around_a_question_is_never_cut(codec: TextCodec) -
         encoder(talk("a", "yes", system=LONG))
 
 
-def test_the_oldest_rounds_give_way_and_the_system_stays(codec: TextCodec) -> None:
+def test_the_oldest_rounds_are_dropped_and_the_system_text_kept(codec: TextCodec) -> None:
     encoder = InstructionEncoder(codec, TEMPLATES["llama2"], max_length=120)
     sample = encoder(talk(LONG, "one", "two", "three", "four", "five", system="Hi"))
     assert (sample.dropped_rounds, sample.cut_question, sample.cut_answer) == (1, False, False)
@@ -88,7 +88,7 @@ def test_the_oldest_rounds_give_way_and_the_system_stays(codec: TextCodec) -> No
     assert prompt.input_ids.tolist() == [1, *codec.encode("[INST] two [/INST]")]
 
 
-def test_tgt_length_counts_the_end(codec: TextCodec) -> None:
+def test_tgt_length_includes_the_end(codec: TextCodec) -> None:
     size = len(codec.encode("an answer")) + 1
     for tgt_length, is_cut in ((size, False), (size - 1, True)):
         encoder = InstructionEncoder(codec, TEMPLATES["default"], max_length=200, tgt_length=tgt_length)
@@ -97,21 +97,21 @@ def test_tgt_length_counts_the_end(codec: TextCodec) -> None:
         assert (sample.labels[-1] == codec.eos_id) != is_cut
 
 
-def learnt(codec: TextCodec, conversation: Conversation, loss_on: str, template: str = "default") -> str:
+def trained_text(codec: TextCodec, conversation: Conversation, loss_on: str, template: str = "default") -> str:
     sample = InstructionEncoder(codec, TEMPLATES[template], max_length=500, loss_on=loss_on)(conversation)
     return codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX])
 
 
-def test_loss_is_where_it_was_asked_for(codec: TextCodec) -> None:
+def test_loss_follows_the_options_and_flags(codec: TextCodec) -> None:
     plain = talk("ask", "one", "more", "two")
-    assert learnt(codec, plain, "answers") == " one</s> two</s>"
-    assert learnt(codec, plain, "last") == " two</s>"
-    assert learnt(codec, plain, "all") == " ask one</s> more two</s>"
+    assert trained_text(codec, plain, "answers") == " one</s> two</s>"
+    assert trained_text(codec, plain, "last") == " two</s>"
+    assert trained_text(codec, plain, "all") == " ask one</s> more two</s>"
     flagged = talk("ask", "one", "more", "two", flags={1: True, 3: False})
     for loss_on in ("answers", "last"):
-        assert learnt(codec, flagged, loss_on) == " one</s>"
+        assert trained_text(codec, flagged, loss_on) == " one</s>"
     with pytest.raises(UserError, match="--loss_on question: unknown. Use one of answers, last, all"):
-        learnt(codec, plain, "question")
+        trained_text(codec, plain, "question")
 
 
 def test_labels_are_the_next_tokens(codec: TextCodec) -> None:
@@ -122,18 +122,18 @@ def test_labels_are_the_next_tokens(codec: TextCodec) -> None:
 @pytest.mark.parametrize(("lengths", "why"), [
     ({"max_length": 1}, "too small. Use at least 2"), ({"max_length": 20, "src_length": 20}, "must leave tokens for an answer"),
 ])  # fmt: skip
-def test_lengths_that_leave_no_room_are_refused(codec: TextCodec, lengths: dict[str, int], why: str) -> None:
+def test_lengths_without_tokens_for_an_answer_are_an_error(codec: TextCodec, lengths: dict[str, int], why: str) -> None:
     with pytest.raises(UserError, match=why):
         InstructionEncoder(codec, TEMPLATES["default"], **lengths)
 
 
-def test_what_is_cut_is_counted_and_what_cannot_be_learnt_is_refused(codec: TextCodec, capsys) -> None:
+def test_truncation_is_counted_and_untrainable_samples_are_an_error(codec: TextCodec, capsys) -> None:
     encoder = InstructionEncoder(codec, TEMPLATES["default"], max_length=60, src_length=20)
     rows = [talk("ask", "ok"), talk(LONG, "ok"), talk("ask", LONG), talk("a", "b", LONG, LONG)]
     report = encode_all(rows, encoder).report
     assert (report.samples, report.cut_questions, report.cut_answers, report.dropped_rounds) == (4, 2, 2, 1)
-    told = capsys.readouterr().err
-    assert "2 answers truncated, without EOS (first: f, line 2; f, line 4)" in told
+    messages = capsys.readouterr().err
+    assert "2 answers truncated, without EOS (first: f, line 2; f, line 4)" in messages
     dropped = encode_all(rows, encoder, long_samples="drop")
     assert len(dropped) == 1 and dropped.report.too_long == 3 and "3 samples skipped: longer" in capsys.readouterr().err
     with pytest.raises(UserError, match="Longer than --max_length 60 .*: 3 samples, the first: f, line 2"):
@@ -143,11 +143,11 @@ def test_what_is_cut_is_counted_and_what_cannot_be_learnt_is_refused(codec: Text
         encode_all(mute, encoder)
     kept = encode_all(mute, encoder, skip_untrainable=True)
     assert len(kept) == 4 and (kept.report.no_loss, kept.report.prompt_too_long) == (1, 1)
-    told = capsys.readouterr().err
-    assert "1 sample skipped: no token has a loss" in told and "the template alone is longer" in told
+    messages = capsys.readouterr().err
+    assert "1 sample skipped: no token has a loss" in messages and "the template alone is longer" in messages
 
 
-# As Hugging Face folders carry them: Zephyr's, and one that marks the assistant's text itself.
+# Templates in Hugging Face folders: Zephyr's, and one that marks the assistant's text.
 JINJA = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}<<{{ m.content }}>>\n{% elif m.role == 'user' %}"
     "{% if loop.index0 > 40 %}{{ raise_exception('too many') }}{% endif %}[Q] {{ m.content | trim }}\n"
@@ -177,7 +177,7 @@ def test_a_jinja_template_gives_its_text_and_its_answers(tmp_path: Path, tokeniz
     codec = encoder.codec
     sample = encoder(talk(" ask ", "one", "more", "two", system="Hi"))
     text = codec.show([*sample.input_ids.tolist(), codec.eos_id])
-    # A blank before what follows a special token is the tokenizer's.
+    # The tokenizer adds a blank after a special token.
     assert text == "<s> <<Hi>>\n[Q] ask\n[A] one</s> \n[Q] more\n[A] two</s>"
     assert codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX]) == " one</s> two</s>"
     assert encoder.stop_ids == [codec.eos_id]
@@ -192,7 +192,7 @@ def test_a_jinja_template_gives_its_text_and_its_answers(tmp_path: Path, tokeniz
         encoder(talk(*["a"] * 44))
 
 
-def test_a_jinja_template_that_marks_its_answers_is_believed(tmp_path: Path, tokenizer_folder: str) -> None:
+def test_the_answer_marks_of_a_jinja_template_are_used(tmp_path: Path, tokenizer_folder: str) -> None:
     encoder = jinja_encoder(tmp_path, tokenizer_folder, MARKED)
     codec = encoder.codec
     sample = encoder(talk("ask", "one", "more", "two"))
@@ -200,7 +200,7 @@ def test_a_jinja_template_that_marks_its_answers_is_believed(tmp_path: Path, tok
     assert codec.show([i for i in sample.labels.tolist() if i != IGNORE_INDEX]) == "one</s>two</s>"
 
 
-def test_answers_that_a_jinja_template_forgets_are_not_learned(tmp_path: Path, tokenizer_folder: str, capsys) -> None:
+def test_answers_that_a_jinja_template_rewrites_are_not_trained(tmp_path: Path, tokenizer_folder: str, capsys) -> None:
     forgets = "{% for m in messages %}{{ m.content if loop.last or m.role == 'user' else '...' }}{% endfor %}"
     encoder = jinja_encoder(tmp_path, tokenizer_folder, forgets)
     sample = encode_all([talk("ask", "one", "more", "two")], encoder)[0]
@@ -211,7 +211,7 @@ def test_answers_that_a_jinja_template_forgets_are_not_learned(tmp_path: Path, t
     assert "EOS is trained after them" in reported
 
 
-def test_a_jinja_template_that_is_broken_is_refused(tmp_path: Path, tokenizer_folder: str) -> None:
+def test_a_broken_jinja_template_is_an_error(tmp_path: Path, tokenizer_folder: str) -> None:
     with pytest.raises(UserError, match="not valid Jinja .line 1"):
         jinja_encoder(tmp_path, tokenizer_folder, "{% for %}")
     with pytest.raises(UserError, match="SecurityError"):

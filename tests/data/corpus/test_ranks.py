@@ -1,4 +1,4 @@
-"""A job of several ranks opens its data together: one rank builds, all see the same, a mistake is known to all."""
+"""Data in a job of several ranks: one rank builds it, all see the same samples, an error reaches all ranks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.helpers.corpus import numbered_documents, write_corpus
 
 
 def open_and_read(prefix: str, vocab_size: int) -> list[int] | str:
-    """Runs on each rank: first ids of some samples, or the message of the error."""
+    """Return, on one rank, the first ids of some samples or the message of the error."""
     import paddle.distributed as dist
 
     dist.init_parallel_env()
     try:
         return _read(prefix, vocab_size)
     finally:
-        dist.barrier()  # rank 0 keeps the store that the others read from
+        dist.barrier()  # rank 0 owns the store that the others read
 
 
 def _read(prefix: str, vocab_size: int) -> list[int] | str:

@@ -62,7 +62,7 @@ def test_columns_and_tags_are_used(tmp_path: Path, capsys) -> None:
         load_conversations([str(tmp_path / "poems.json")])
 
 
-def test_defaults_are_llama_factorys(tmp_path: Path) -> None:
+def test_defaults_equal_llama_factory(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     info = {
         "plain": {"file_name": "plain.json"}, "talk": {"file_name": "talk.json", "formatting": "sharegpt"},
@@ -73,7 +73,7 @@ def test_defaults_are_llama_factorys(tmp_path: Path) -> None:
     assert turns(*sorted(tmp_path.glob("[opt]*.json"))) == [[(U, "q"), (A, "a")]] * 3
 
 
-def test_preference_data_is_left_out_or_refused(tmp_path: Path, capsys) -> None:
+def test_preference_data_is_skipped_in_folders_and_an_error_if_named(tmp_path: Path, capsys) -> None:
     info = {
         "dpo": {"file_name": "dpo.json", "ranking": True, "columns": {"prompt": "instruction", "chosen": "chosen", "rejected": "rejected"}},
         "kto": {"file_name": "kto.json", "columns": {"prompt": "instruction", "response": "output", "kto_tag": "label"}},
@@ -90,7 +90,7 @@ def test_preference_data_is_left_out_or_refused(tmp_path: Path, capsys) -> None:
         find_files(str(tmp_path / "dataset_info.json"))
 
 
-def test_other_peoples_files_of_that_name_are_passed_over(tmp_path: Path) -> None:
+def test_unrelated_files_of_that_name_are_ignored(tmp_path: Path) -> None:
     folder(
         tmp_path,
         {"features": {"a": {"dtype": "string"}}, "splits": {"train": {"num_examples": 1}}},
@@ -102,7 +102,7 @@ def test_other_peoples_files_of_that_name_are_passed_over(tmp_path: Path) -> Non
         find_files(str(tmp_path))
 
 
-def test_a_column_that_no_row_has_is_refused_and_unnamed_columns_are_reported(tmp_path: Path, capsys) -> None:
+def test_a_missing_column_is_an_error_and_unnamed_columns_are_reported(tmp_path: Path, capsys) -> None:
     columns = {"prompt": "q", "query": "more", "response": "output"}
     rows = [{"q": "q", "output": "a"}, {"q": "r", "output": "b", "more": "m", "input": "left out"}]
     folder(tmp_path, {"a": {"file_name": "sub\\a.json", "columns": columns}})
@@ -115,7 +115,7 @@ def test_a_column_that_no_row_has_is_refused_and_unnamed_columns_are_reported(tm
         load_conversations([str(tmp_path / "sub" / "a.json")])
 
 
-def test_entries_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+def test_contradicting_entries_are_an_error(tmp_path: Path) -> None:
     swapped = {"prompt": "output", "response": "instruction"}
     rows = [{"instruction": "q", "output": "a"}]
     folder(tmp_path, {"x": {"file_name": "a.json"}, "y": {"file_name": "a.json"}}, a=rows)

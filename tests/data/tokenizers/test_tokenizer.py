@@ -1,4 +1,4 @@
-"""Tokenizers: what `train_tokenizer` writes, PaddleNLP's view of it, the fast encoder's equality, fingerprints."""
+"""Tokenizers: training, loading with PaddleNLP, equality of the fast encoder, fingerprints."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_paddlenlp_loads_the_folder_as_a_llama_tokenizer(tokenizer_folder: str) 
     assert tokenizer("hi")["input_ids"][0] == 1
 
 
-def test_text_survives_there_and_back(tokenizer_folder: str) -> None:
+def test_text_survives_a_round_trip(tokenizer_folder: str) -> None:
     encoder, decode = open_encoder(tokenizer_folder), open_decoder(tokenizer_folder)
     for text in [*english_and_chinese(20, seed=7), "龘 \U0001f600\n\ttab 1234"]:
         assert decode(encoder.encode([text])[0]) == text
@@ -44,7 +44,7 @@ def test_the_fast_encoder_gives_paddlenlps_ids(tokenizer_folder: str) -> None:
         assert a.tolist() == b.tolist(), text
 
 
-def test_a_special_token_behind_the_vocabulary_goes_through_paddlenlp(tokenizer_folder: str, tmp_path: Path) -> None:
+def test_a_special_token_after_the_vocabulary_is_read_by_paddlenlp(tokenizer_folder: str, tmp_path: Path) -> None:
     folder = tmp_path / "tok"
     shutil.copytree(tokenizer_folder, folder)
     config = json.loads((folder / "tokenizer_config.json").read_text())
@@ -76,7 +76,7 @@ def test_training_twice_gives_the_same_model(tokenizer_folder: str, tmp_path: Pa
     assert fingerprint(str(tmp_path / "again")) == fingerprint(tokenizer_folder)
 
 
-def test_bpe_and_replacing(tmp_path: Path) -> None:
+def test_bpe_and_overwrite(tmp_path: Path) -> None:
     folder = str(tmp_path / "bpe")
     train_tokenizer(english_and_chinese(200), folder, 600, model_type="bpe")
     assert open_encoder(folder).vocab_size == 600
@@ -94,13 +94,15 @@ def test_bpe_and_replacing(tmp_path: Path) -> None:
         (["", "\n"], 300, "no text"),
     ],
 )
-def test_what_cannot_be_trained_is_explained(tmp_path: Path, texts: list[str], size: int, message: str) -> None:
+def test_untrainable_text_is_an_error_with_the_reason(
+    tmp_path: Path, texts: list[str], size: int, message: str
+) -> None:
     with pytest.raises(UserError, match=message):
         train_tokenizer(texts, str(tmp_path / "t"), size)
     assert not (tmp_path / "t").exists()
 
 
-def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         load_tokenizer(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"no tokenizer_config\.json"):

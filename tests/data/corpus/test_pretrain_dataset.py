@@ -1,4 +1,4 @@
-"""The one global order of samples: against a plain reading of its definition, its epochs, its cache, its errors."""
+"""The global order of samples: compared with its definition; epochs, cache and errors."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def prefix(tmp_path: Path, documents: list[np.ndarray]) -> str:
     return write_corpus(tmp_path / "c", documents)
 
 
-def test_samples_are_cuts_of_the_shuffled_documents(prefix: str, documents: list[np.ndarray]) -> None:
+def test_samples_are_slices_of_the_shuffled_documents(prefix: str, documents: list[np.ndarray]) -> None:
     per_epoch = samples_per_epoch(RunConfig(input_dir=prefix, split="1,0,0"), S)
     dataset = train_of(prefix, 2 * per_epoch)
     assert len(dataset) == 2 * per_epoch and dataset.samples_per_epoch == per_epoch
@@ -67,13 +67,13 @@ def test_samples_are_cuts_of_the_shuffled_documents(prefix: str, documents: list
             assert sorted(origin.documents) == touched
         assert sorted(by_place) == list(range(per_epoch)), "each cut exactly once an epoch"
         text = np.concatenate([by_place[0][:1], *(by_place[k][1:] for k in range(per_epoch))])
-        # Neighbouring cuts overlap by one token, and the text is whole documents, each once.
+        # Adjacent slices overlap by one token, and the text consists of all documents, each once.
         assert all(by_place[k][-1] == by_place[k + 1][0] for k in range(per_epoch - 1))
         assert len(set(text)) == len(text)
         starts = {int(d[0]) for d in documents}
         assert all(b == a + 1 or int(b) in starts for a, b in zip(text, text[1:], strict=False))
         texts.append(text)
-    assert not np.array_equal(texts[0], texts[1]), "every epoch shuffles its documents anew"
+    assert not np.array_equal(texts[0], texts[1]), "every epoch shuffles its documents differently"
 
 
 def test_epochs_differ_and_are_reproducible(prefix: str) -> None:
@@ -90,8 +90,8 @@ def test_epochs_differ_and_are_reproducible(prefix: str) -> None:
     assert all(np.array_equal(longer.tokens(i), dataset.tokens(i)) for i in range(100)), "the length changes no sample"
 
 
-def test_the_order_is_fixed_for_ever(prefix: str) -> None:
-    """A change of these numbers would break every resume: they are part of what the format promises."""
+def test_the_order_never_changes(prefix: str) -> None:
+    """These numbers are part of the format: a change would break every resume."""
     dataset = train_of(prefix, 3)
     assert [dataset.sample_ids(i).sample for i in range(3)] == FIRST_SAMPLES
     assert [int(dataset.tokens(i)[0]) for i in range(3)] == FIRST_TOKENS
@@ -123,20 +123,22 @@ def test_a_large_order_is_cached_by_content(tmp_path: Path, prefix: str, documen
     n = plain.samples_per_epoch
     assert all(np.array_equal(plain.tokens(i), cached.tokens(i)) for i in range(2 * n))
     assert isinstance(cached.epoch(0).documents.base, np.memmap) or isinstance(cached.epoch(0).documents, np.memmap)
-    cached.tokens(5 * n)  # an epoch nobody prepared is built when it is needed
+    cached.tokens(5 * n)  # an epoch that was not prepared is built on demand
     assert len(list((tmp_path / "cache").iterdir())) == 3
     cached.cache_path(0).write_bytes(b"half a file")
     fresh = order()
     assert np.array_equal(fresh.tokens(0), plain.tokens(0)), "a broken cache file is built again"
 
-    write_corpus(prefix, documents[::-1])  # as many documents and tokens as before
+    write_corpus(prefix, documents[::-1])  # the same numbers of documents and tokens
     rebuilt = order()
     assert rebuilt.cache_path(0) != cached.cache_path(0)
     assert np.array_equal(rebuilt.tokens(3), order(1 << 20).tokens(3))
     assert len({int(t) for i in range(n) for t in rebuilt.tokens(i)}) == n * S + 1
 
 
-def test_a_rebuilt_corpus_is_read_anew_through_the_front_door(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rebuilt_corpus_gets_a_new_order_through_the_public_interface(
+    prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("paddle_llm.data.corpus.order.CACHE_ABOVE_ENTRIES", 0)
     train_of(prefix, 30)
     longer = numbered_documents(50, seed=3)
@@ -148,13 +150,13 @@ def test_a_rebuilt_corpus_is_read_anew_through_the_front_door(prefix: str, monke
         assert all((everything[t] == t) for t in dataset.tokens(i))
 
 
-def test_a_cache_that_cannot_be_written_is_named(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unwritable_cache_is_an_error(prefix: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("paddle_llm.data.corpus.order.CACHE_ABOVE_ENTRIES", 0)
     with pytest.raises(UserError, match="order-.*cannot be written: .*--data_cache"):
         train_of(prefix, 30, data_cache=prefix + ".bin")
 
 
-def test_a_small_corpus_leaves_no_cache_behind(prefix: str) -> None:
+def test_a_small_corpus_writes_no_cache(prefix: str) -> None:
     before = sorted(Path(prefix).parent.iterdir())
     train_of(prefix, 30)[7]
     assert sorted(Path(prefix).parent.iterdir()) == before, "a read-only folder will do"
@@ -173,7 +175,7 @@ def test_a_blend_keeps_its_weights_and_each_corpus_its_order(tmp_path: Path) -> 
         assert all(np.array_equal(t, alone.tokens(j)) for j, t in enumerate(own))
 
 
-def test_corpora_of_a_folder_count_by_their_size(tmp_path: Path) -> None:
+def test_corpora_of_a_folder_are_weighted_by_size(tmp_path: Path) -> None:
     for name, count in (("a", 90), ("b", 30)):
         write_corpus(tmp_path / name, numbered_documents(count))
     dataset = train_of(tmp_path, 1)
@@ -194,19 +196,19 @@ def test_a_sample_outlives_its_dataset(prefix: str) -> None:
     assert sample["input_ids"].flags.owndata and sample["labels"].flags.owndata
 
 
-def test_positions_outside_are_refused(prefix: str) -> None:
+def test_positions_out_of_range_are_an_error(prefix: str) -> None:
     dataset = train_of(prefix, 3)
     for index in (-1, 3):
         with pytest.raises(IndexError):
             dataset[index]
 
 
-def test_the_origin_of_a_sample_reads_well(prefix: str) -> None:
+def test_the_origin_of_a_sample_is_readable(prefix: str) -> None:
     text = str(train_of(prefix, 3).sample_ids(1))
     assert text.startswith(f"{prefix} epoch 0 sample ") and "documents, " in text
 
 
-def test_a_split_too_small_for_one_sample_gives_its_figures(tmp_path: Path, prefix: str) -> None:
+def test_a_split_too_small_for_one_sample_is_an_error_with_sizes(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(UserError, match=r"the valid part of .*c is too small: 0 of 40 documents, 0 tokens.*needs 17"):
         build(prefix, 10, 10, split="1,0,0")
     tiny = write_corpus(tmp_path / "tiny", [np.arange(17)] + [np.arange(3)])
@@ -215,10 +217,10 @@ def test_a_split_too_small_for_one_sample_gives_its_figures(tmp_path: Path, pref
         build(tiny, 5, 5, split="1,1,0")
     with pytest.raises(UserError, match=f"the valid part of {tiny} is too small"):
         build(f"0.5 {prefix} 0.5 {tiny}", 5, 5, split="1,1,0")
-    assert build(tmp_path, 5, 5, split="1,1,0").valid is not None, "in a folder the larger ones stand in"
+    assert build(tmp_path, 5, 5, split="1,1,0").valid is not None, "in a folder the larger corpora are used"
 
 
-def test_bad_corpora_are_refused_before_any_sample(tmp_path: Path, prefix: str) -> None:
+def test_bad_corpora_are_an_error_before_any_sample(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(UserError, match="--input_dir is not set"):
         build("")
     with pytest.raises(UserError, match="corpus .*absent: not found"):
@@ -232,7 +234,7 @@ def test_bad_corpora_are_refused_before_any_sample(tmp_path: Path, prefix: str) 
         build(prefix)
 
 
-def test_the_tokenizer_of_the_run_is_compared_with_the_corpuss(tmp_path: Path, tokenizer_folder: str) -> None:
+def test_the_tokenizer_of_the_run_is_compared_with_that_of_the_corpus(tmp_path: Path, tokenizer_folder: str) -> None:
     source = tmp_path / "a.txt"
     source.write_text("\n".join(english_and_chinese(40)), encoding="utf-8")
     build_corpus([str(source)], tokenizer_folder, str(tmp_path / "c"))
@@ -242,8 +244,8 @@ def test_the_tokenizer_of_the_run_is_compared_with_the_corpuss(tmp_path: Path, t
         build(tmp_path / "c", 5, model_name_or_path=str(tmp_path / "other"))
 
 
-def test_starting_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
-    """100,000 documents: the start, with its first sample, is a matter of tens of milliseconds."""
+def test_the_start_time_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
+    """With 100,000 documents, the start including the first sample takes tens of milliseconds."""
     lengths = np.random.RandomState(0).randint(1, 60, 100_000)
     prefix = write_corpus(tmp_path / "c", [np.zeros(n, dtype=np.uint16) for n in lengths])
     train_of(prefix, 1000)

@@ -1,4 +1,4 @@
-"""`data build`: PaddleNLP reads the result back, workers change no byte, a killed build looks unfinished, bad input."""
+"""`data build`: PaddleNLP reads the result, workers do not change it, a killed build is incomplete, bad input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def contents(prefix: Path) -> dict[str, bytes]:
     return {suffix: Path(f"{prefix}{suffix}").read_bytes() for suffix in SUFFIXES}
 
 
-def test_paddlenlps_reader_gives_back_what_its_tokenizer_gives(
+def test_paddlenlps_reader_returns_the_ids_of_its_tokenizer(
     tmp_path: Path, jsonl: Writer, tokenizer_folder: str
 ) -> None:
     from paddlenlp.data.indexed_dataset import MMapIndexedDataset
@@ -52,7 +52,7 @@ def test_paddlenlps_reader_gives_back_what_its_tokenizer_gives(
     assert corpus.meta["max_token_id"] == max(int(e.max()) for e in expected)
 
 
-def test_the_number_of_workers_changes_no_byte(
+def test_the_output_does_not_depend_on_the_number_of_workers(
     tmp_path: Path, jsonl: Writer, tokenizer_folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     inputs = [str(jsonl(f"{i}.jsonl", english_and_chinese(200, seed=i))) for i in range(2)]
@@ -62,19 +62,19 @@ def test_the_number_of_workers_changes_no_byte(
     assert contents(tmp_path / "1") == contents(tmp_path / "2") == contents(tmp_path / "3")
 
 
-def test_workers_do_without_paddle() -> None:
+def test_workers_do_not_import_paddle() -> None:
     code = "import paddle_llm.data.corpus.workers, sys; assert not {'paddle', 'paddlenlp'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_ids_are_wide_enough_for_the_vocabulary() -> None:
+def test_the_dtype_fits_the_vocabulary() -> None:
     assert token_dtype(65535) == np.uint16
     assert token_dtype(65536) == np.int32
     assert token_dtype(250_880) == np.int32
 
 
 def start_large_build(folder: Path, tokenizer: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
-    """A build of folder/big.txt into folder/corpus that has begun to write, and its worker processes."""
+    """Start a build of folder/big.txt; return it and its worker processes once it has begun to write."""
     source, prefix = folder / "big.txt", folder / "corpus"
     text = "\n".join(english_and_chinese(200)) + "\n"
     source.write_text(text * 1600, encoding="utf-8")
@@ -98,7 +98,7 @@ def start_large_build(folder: Path, tokenizer: str) -> tuple[subprocess.Popen[st
     return process, psutil.Process(process.pid).children(recursive=True)
 
 
-def test_a_killed_build_leaves_nothing_that_looks_finished(tmp_path: Path, tokenizer_folder: str) -> None:
+def test_a_killed_build_leaves_no_file_that_looks_complete(tmp_path: Path, tokenizer_folder: str) -> None:
     prefix = tmp_path / "corpus"
     process, workers = start_large_build(tmp_path, tokenizer_folder)
     with pytest.raises(UserError, match="another build is writing to it"):
@@ -139,7 +139,9 @@ def test_a_bad_row_stops_the_build_or_is_counted(tmp_path: Path, tokenizer_folde
     assert "line 4: not text" in report.problems[1]
 
 
-def test_a_finished_corpus_is_not_replaced_unasked(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+def test_an_existing_corpus_is_replaced_only_with_overwrite(
+    tmp_path: Path, jsonl: Writer, tokenizer_folder: str
+) -> None:
     first, second = jsonl("a.jsonl", ["first"]), jsonl("b.jsonl", ["second", "third"])
     prefix = str(tmp_path / "c")
     build_corpus([str(first)], tokenizer_folder, prefix)
@@ -156,7 +158,7 @@ def test_input_without_a_document_writes_nothing(tmp_path: Path, tokenizer_folde
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt"]
 
 
-def test_a_prefix_that_cannot_be_written_is_named(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+def test_an_unwritable_prefix_is_an_error(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
     source = jsonl("a.jsonl", ["text"])
     with pytest.raises(UserError, match="cannot be written"):
         build_corpus([str(source)], tokenizer_folder, str(source / "corpus"))
@@ -176,7 +178,7 @@ def test_a_tokenizer_of_another_class_goes_through_paddlenlp(tmp_path: Path, jso
     assert open_corpus(str(tmp_path / "c")).document(0).tolist() == [5, 6, 7, 8, 3]
 
 
-def test_inspection_finds_what_was_changed_afterwards(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
+def test_inspection_finds_changes_made_after_the_build(tmp_path: Path, jsonl: Writer, tokenizer_folder: str) -> None:
     prefix = str(tmp_path / "c")
     report = build_corpus([str(jsonl("a.jsonl", english_and_chinese(50)))], tokenizer_folder, prefix)
     _, found = inspect_corpus(prefix, tokenizer_folder)
@@ -194,7 +196,7 @@ def test_inspection_finds_what_was_changed_afterwards(tmp_path: Path, jsonl: Wri
 
 
 def test_memory_does_not_grow_with_the_input(tmp_path: Path, tokenizer_folder: str) -> None:
-    """Peak memory of the building process (VmHWM: ru_maxrss is inherited from this one), 3 MB of input against 24 MB."""
+    """Compare the peak memory of a build of 3 MB and of 24 MB (VmHWM, since ru_maxrss is inherited from this process)."""
     code = (
         "import re, sys; from paddle_llm.data.corpus.build import build_corpus\n"
         "build_corpus([sys.argv[1]], sys.argv[2], sys.argv[3])\n"

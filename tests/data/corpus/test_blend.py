@@ -1,4 +1,4 @@
-"""What --input_dir and --split mean, and how a blend takes turns."""
+"""Parsing of --input_dir and --split, and the order of a blend."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def test_input_dir_is_a_prefix_a_folder_or_a_blend(tmp_path: Path) -> None:
         ("", "empty"),
     ],
 )
-def test_a_malformed_blend_is_explained(text: str, message: str) -> None:
+def test_a_malformed_blend_is_an_error(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_input_dir(text)
 
 
-def test_folders_without_or_with_too_many_corpora(tmp_path: Path) -> None:
+def test_folders_with_no_corpus_or_several_corpora(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no corpus"):
         parse_input_dir(str(tmp_path))
     for name in "ab":
@@ -63,7 +63,7 @@ def test_split_by_documents() -> None:
 
 
 @pytest.mark.parametrize("split", ["", "a,b", "1,2,3,4", "-1,2", "0,0,0", "inf,1"])
-def test_a_malformed_split_is_refused(split: str) -> None:
+def test_a_malformed_split_is_an_error(split: str) -> None:
     with pytest.raises(UserError, match="--split"):
         split_bounds(split, 10)
 
@@ -87,7 +87,7 @@ def test_after_any_number_of_samples_each_corpus_is_near_its_share(weights: list
     assert blend.counts(0) == [0] * len(weights)
 
 
-def test_a_position_can_be_asked_for_in_any_order() -> None:
+def test_positions_can_be_requested_in_any_order() -> None:
     forward = Blend([0.3, 0.7])
     expected = [forward.locate(i) for i in range(140_000)]
     backward = Blend([3, 7])

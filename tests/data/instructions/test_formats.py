@@ -1,4 +1,4 @@
-"""Rows of every format become conversations; what is no conversation says why."""
+"""Rows of every format become conversations; a bad row gives the reason."""
 
 from __future__ import annotations
 
@@ -87,18 +87,18 @@ ROWS: list[tuple[str, dict[str, Any], list[tuple[str, str]]]] = [
 
 
 @pytest.mark.parametrize(("name", "row", "turns"), ROWS)
-def test_each_format_is_recognised_and_read(name: str, row: dict[str, Any], turns: list[tuple[str, str]]) -> None:
+def test_each_format_is_recognized_and_read(name: str, row: dict[str, Any], turns: list[tuple[str, str]]) -> None:
     assert recognize([{"odd": 1}, row], "f") == name
     assert [(turn.role, turn.text) for turn in read_row(row, name).turns] == turns
 
 
-def test_every_format_has_a_row_here() -> None:
+def test_every_format_has_a_test_row() -> None:
     assert {name for name, _, _ in ROWS} == set(FORMATS)
 
 
 def test_flags_task_and_language_are_kept() -> None:
-    said = [("user", "q", None), ("assistant", "a", False), ("user", "r", None), ("assistant", "b", True)]
-    row = {"messages": [{"role": r, "content": c, **({} if f is None else {"loss": f})} for r, c, f in said]}
+    turns = [("user", "q", None), ("assistant", "a", False), ("user", "r", None), ("assistant", "b", True)]
+    row = {"messages": [{"role": r, "content": c, **({} if f is None else {"loss": f})} for r, c, f in turns]}
     assert [turn.has_loss for turn in read_row(row, "messages").turns] == [None, False, None, True]
     row["messages"][1] = {"role": "assistant", "content": "a", "weight": 0}
     assert read_row(row, "messages").turns[1].has_loss is False
@@ -133,7 +133,7 @@ def test_flags_task_and_language_are_kept() -> None:
         ("src_tgt", ["q", "a"], "a JSON list, not an object"),
     ],
 )  # fmt: skip
-def test_a_bad_row_says_why(name: str, row: Any, reason: str) -> None:
+def test_a_bad_row_gives_the_reason(name: str, row: Any, reason: str) -> None:
     with pytest.raises(BadRow, match=reason):
         read_row(row, name)
 
@@ -145,7 +145,7 @@ def test_history_may_be_json_text(history: Any) -> None:
     assert [turn.content for turn in row.turns] == [*before, "q", "a"]
 
 
-def test_unknown_and_ambiguous_keys_are_told_with_the_ways_on() -> None:
+def test_unknown_and_ambiguous_keys_are_errors_with_a_remedy() -> None:
     with pytest.raises(UserError, match="its keys are instruction, ' output'"):
         recognize([{"instruction": "q", " output": "a"}], "f")
     with pytest.raises(UserError, match="its keys are frage, antwort") as unknown:
@@ -164,7 +164,7 @@ def test_rounds_and_dropping_the_oldest() -> None:
     conversation = read_row(row, "messages")
     rounds = [("".join(t.content for t in r.questions), r.answer and r.answer.content) for r in conversation.rounds()]
     assert rounds == [("1", "call"), ("t", "a"), ("2", "b")]
-    shorter = conversation.without_first_round()  # the tool's reply goes with the question
+    shorter = conversation.without_first_round()  # the reply of the tool is dropped with the question
     assert [t.content for t in shorter.turns] == ["s", "2", "b"]
     assert shorter.without_first_round() is shorter
     assert [r.answer for r in shorter.prompt().rounds()] == [None]
@@ -303,7 +303,7 @@ def test_calls_that_are_text_in_the_data_are_calls_or_text(
         ({"prompt": [{"role": "user", "content": "q"}], "completion": "a"}, "not both texts or both lists"),
     ],
 )  # fmt: skip
-def test_keys_that_would_change_what_is_learned_are_refused(row: dict[str, Any], reason: str) -> None:
+def test_keys_that_would_change_the_training_are_rejected(row: dict[str, Any], reason: str) -> None:
     (name,) = [name for name, known in FORMATS.items() if known.matches(row)]
     with pytest.raises(BadRow, match=reason):
         read_row(row, name)
@@ -320,12 +320,12 @@ def test_keys_that_would_change_what_is_learned_are_refused(row: dict[str, Any],
         {"messages": [], "kto_tag": True},
     ],
 )
-def test_preference_data_is_refused_with_the_reason(row: dict[str, Any]) -> None:
+def test_preference_data_is_an_error(row: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="f: preference data"):
         recognize([row], "f")
 
 
-def test_answers_in_a_prompt_of_messages_are_not_learned() -> None:
+def test_answers_in_a_prompt_of_messages_are_not_trained() -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     row = {"prompt": [*turns, turns[0]], "completion": [turns[1]]}
     assert [turn.has_loss for turn in read_row(row, "prompt_completion").turns] == [None, False, None, None]
@@ -340,26 +340,26 @@ def test_other_orders_are_left_to_the_chat_template() -> None:
 
 
 @pytest.mark.parametrize("key", ["loss", "weight", "train", "training", "train_on_turn"])
-def test_loss_flags_of_other_trainers_are_honoured(key: str) -> None:
+def test_loss_flags_of_other_trainers_are_used(key: str) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", key: False}]
     assert read_row({"messages": turns}, "messages").turns[1].has_loss is False
 
 
 @pytest.mark.parametrize("key", ["masked", "mask", "loss_mask", "training_detail"])
-def test_keys_that_exclude_parts_of_a_turn_are_refused(key: str) -> None:
+def test_keys_that_mask_parts_of_a_turn_are_rejected(key: str) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", key: True}]
     with pytest.raises(BadRow, match=f"'{key}'"):
         read_row({"messages": turns}, "messages")
 
 
 @pytest.mark.parametrize("label", [True, False, 0, 1, "false", "True"])
-def test_verdicts_on_answers_are_preference_data(label: object, tmp_path: Path) -> None:
+def test_labels_of_answers_are_preference_data(label: object, tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"prompt": "q", "completion": "a", "label": label}))
     with pytest.raises(UserError, match="preference data"):
         load_conversations([str(path)])
 
 
-def test_tools_that_are_null_as_text_are_absent() -> None:
+def test_tools_of_the_text_null_count_as_absent() -> None:
     row = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}], "tools": "null"}
     assert read_row(row, "messages").fields == {}

@@ -1,4 +1,4 @@
-"""`data inspect --finetune` and `data self-cognition`, as typed."""
+"""`data inspect --finetune` and `data self-cognition` as users run them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_inspect_shows_samples_with_the_learnt_tokens_marked(tmp_path: Path, tokenizer_folder: str) -> None:
+def test_inspect_marks_the_trained_tokens_of_samples(tmp_path: Path, tokenizer_folder: str) -> None:
     path = tmp_path / "train.jsonl"
     texts = english_and_chinese(40)
     rows = [{"src": ["ask", f"more {i}"], "tgt": ["one", text[:150]], "language": "en"} for i, text in enumerate(texts)]
@@ -67,11 +67,11 @@ def test_inspect_lists_the_files_of_a_folder(tmp_path: Path, tokenizer_folder: s
     assert "samples: 1, skipped: 0" in shown.stdout
 
 
-def test_self_cognition_writes_a_file_that_training_reads(tmp_path: Path) -> None:
+def test_self_cognition_writes_a_readable_file(tmp_path: Path) -> None:
     path = tmp_path / "me.jsonl"
     words = ("--name", "zh=小鹏,en=Little {Peng}", "--author", "Our Lab", "--output", path)
-    made = run("self-cognition", *words)
-    assert made.returncode == 0, made.stderr
+    written = run("self-cognition", *words)
+    assert written.returncode == 0, written.stderr
     conversations = load_split(str(path))
     assert {c.language for c in conversations} == set(LANGUAGES) and {c.task for c in conversations} == {
         "self_cognition"
@@ -93,7 +93,7 @@ def test_self_cognition_has_about_a_hundred_different_questions(language: str) -
     assert all("Ada" in row["response"] and "Lab" in row["response"] for row in rows)
 
 
-def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+def test_an_empty_name_is_an_error(tmp_path: Path) -> None:
     from paddle_llm.data.instructions.self_cognition import write_self_cognition
 
     with pytest.raises(UserError, match="--name or --author is empty"):

@@ -1,4 +1,4 @@
-"""Opening corpora: three formats, and every way in which the files can be wrong."""
+"""Opening corpora: three formats, and all kinds of damaged files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_all_formats_give_the_same_documents(tmp_path: Path) -> None:
     documents = numbered_documents(12)
     for impl in ("mmap", "lazy"):
         builder = make_builder(str(tmp_path / f"{impl}.bin"), impl, np.uint16)
-        for document in documents:  # two sequences to a document
+        for document in documents:  # two sequences per document
             builder.add_item(document[:1])
             builder.add_item(document[1:])
             builder.end_document()
@@ -110,7 +110,7 @@ def test_corrupt_index(prefix: str, change: Callable[[bytearray], None], message
     assert "c.idx" in str(raised.value)
 
 
-def test_the_older_pair_is_checked_alike(tmp_path: Path) -> None:
+def test_the_older_npy_npz_pair_is_checked(tmp_path: Path) -> None:
     np.save(tmp_path / "old_ids.npy", np.arange(30, dtype=np.int32))
     np.savez(tmp_path / "old_idx.npz", lens=np.array([10, 10]), docs=np.arange(3))
     with pytest.raises(UserError, match="30 tokens, but old_idx.npz describes 20"):
@@ -123,7 +123,7 @@ def test_the_older_pair_is_checked_alike(tmp_path: Path) -> None:
         open_corpus(str(tmp_path / "old"))
 
 
-def test_a_lazy_index_that_is_cut(tmp_path: Path) -> None:
+def test_a_truncated_lazy_index_is_an_error(tmp_path: Path) -> None:
     from paddlenlp.data.indexed_dataset import make_builder
 
     builder = make_builder(str(tmp_path / "lazy.bin"), "lazy", np.int32)
@@ -135,7 +135,7 @@ def test_a_lazy_index_that_is_cut(tmp_path: Path) -> None:
         open_corpus(str(tmp_path / "lazy"))
 
 
-def test_ids_beyond_the_vocabulary(prefix: str, tmp_path: Path) -> None:
+def test_ids_outside_the_vocabulary_are_an_error(prefix: str, tmp_path: Path) -> None:
     corpus = open_corpus(prefix)
     highest = int(corpus.tokens.max())
     with pytest.raises(UserError, match=rf"token id {highest} is outside the model's vocabulary of {highest}"):
@@ -146,20 +146,20 @@ def test_ids_beyond_the_vocabulary(prefix: str, tmp_path: Path) -> None:
         check_corpus(open_corpus(negative), vocab_size=10, eos_id=None, fingerprint=None)
 
 
-def test_the_largest_id_is_remembered_until_the_data_changes(
+def test_the_largest_id_is_cached_until_the_data_changes(
     prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("paddle_llm.data.corpus.checks._CACHE_ABOVE_TOKENS", 0)
     corpus = open_corpus(prefix)
     highest = largest_token(corpus, tmp_path / "cache")
-    (note,) = (tmp_path / "cache").iterdir()
-    note.write_text("12345")  # proof that it is read
+    (cached,) = (tmp_path / "cache").iterdir()
+    cached.write_text("12345")  # the cached value is read
     assert largest_token(corpus, tmp_path / "cache") == 12345
     edit(prefix + ".bin", lambda raw: raw.__setitem__(slice(0, 2), b"\xff\xff"))
     assert largest_token(open_corpus(prefix), tmp_path / "cache") == 65535 != highest
 
 
-def test_another_tokenizer_or_end(
+def test_another_tokenizer_or_eos_is_an_error(
     tmp_path: Path, jsonl: Callable[[str, list[str]], Path], tokenizer_folder: str
 ) -> None:
     build_corpus([str(jsonl("a.jsonl", ["some text"]))], tokenizer_folder, str(tmp_path / "c"))
@@ -172,7 +172,7 @@ def test_another_tokenizer_or_end(
         check_corpus(corpus, vocab_size=700, eos_id=1, fingerprint=recorded)
 
 
-def test_a_meta_file_of_another_corpus(prefix: str, tmp_path: Path) -> None:
+def test_a_meta_file_of_another_corpus_is_an_error(prefix: str, tmp_path: Path) -> None:
     Path(prefix + ".meta.json").write_text(json.dumps({"data_key": "other", "max_token_id": 3, "n_tokens": 5}))
     with pytest.raises(UserError, match="describes another corpus than"):
         open_corpus(prefix)

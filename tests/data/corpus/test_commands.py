@@ -1,4 +1,4 @@
-"""The commands as typed: from text to an inspected corpus, exit codes, what goes to stdout."""
+"""Corpus commands as users run them: from text to an inspected corpus, exit codes, stdout."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def test_from_text_to_an_inspected_corpus(tmp_path: Path, files: list[Path]) -> None:
-    made = run("tokenizer", "train", "--input", *files, "--output_dir", tmp_path / "tok", "--vocab_size", 650)
-    assert made.returncode == 0, made.stderr
-    assert "650 pieces" in made.stderr and made.stdout == ""
+    trained = run("tokenizer", "train", "--input", *files, "--output_dir", tmp_path / "tok", "--vocab_size", 650)
+    assert trained.returncode == 0, trained.stderr
+    assert "650 pieces" in trained.stderr and trained.stdout == ""
     prefix = tmp_path / "out" / "corpus"
     arguments = ["--tokenizer", tmp_path / "tok", "--output_prefix", prefix]
     built = run("data", "build", "--input", *files[:2], "--input", files[2], *arguments, "--workers", 2)
@@ -46,7 +46,7 @@ def test_from_text_to_an_inspected_corpus(tmp_path: Path, files: list[Path]) -> 
     assert broken.stderr.startswith("error: ") and "truncated" in broken.stderr and "Traceback" not in broken.stderr
 
 
-def test_a_mistake_is_one_message_and_exit_code_2(tmp_path: Path, files: list[Path], tokenizer_folder: str) -> None:
+def test_a_user_error_is_one_message_with_exit_code_2(tmp_path: Path, files: list[Path], tokenizer_folder: str) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "x"}\n{"txt": "y"}\n')
     prefix = tmp_path / "c"
