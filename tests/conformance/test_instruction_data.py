@@ -497,7 +497,7 @@ def test_file_names_that_are_an_error_or_skipped(tmp_path: Path, capsys) -> None
     shown = capsys.readouterr().err
     assert (
         "skipped: extra.jsonl: its name does not contain a split" in shown
-        and "holdout.jsonl: its name marks held-out data" in shown
+        and "holdout.jsonl: held-out data by its name" in shown
     )
     assert [Path(f).name for f in find_files(f"{folder}/*.jsonl")] == ["train.jsonl"]
 
