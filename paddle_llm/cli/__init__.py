@@ -1,1 +1,1 @@
-"""The `paddle-llm` command: one module per command group, imported on use."""
+"""The `paddle-llm` command: one thin module per command group, imported on use."""

@@ -1,4 +1,4 @@
-"""`paddle-llm board`: VisualDL's page on the curves of an output folder."""
+"""`paddle-llm board`: show the curves of an output folder with VisualDL."""
 
 from __future__ import annotations
 
@@ -19,38 +19,38 @@ _RECORDS = "vdlrecords.*.log"
 
 
 def find_logs(folder: str | Path) -> Path:
-    """The folder of curves in an output folder, or the folder itself where it holds them.
+    """Return the folder with the curves: the one in an output folder, or the folder itself.
 
     Raises:
-        UserError: there is no such folder, or there are no curves in it.
+        UserError: If the folder does not exist or has no curves.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give the --output_dir of a run.")
+        raise UserError(f"{folder} is not a folder. Give the --output_dir of a run.")
     for candidate in (folder / CURVES_FOLDER, folder):
         if next(candidate.rglob(_RECORDS), None) is not None:
             return candidate
     raise UserError(
-        f"no curves in {folder}: neither it nor its {CURVES_FOLDER}/ holds {_RECORDS}. A run writes them with its first"
-        " logging step, unless --report_to leaves visualdl out."
+        f"{folder} has no curves: neither it nor its {CURVES_FOLDER}/ contains {_RECORDS}. A run writes them from its first "
+        "logging step on, if --report_to includes visualdl."
     )
 
 
 def _with_language(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
-    """VisualDL 2.5.3 answers 500 to a client that names no language (curl, a health check): name English for it."""
+    """Set the language of requests without one (curl, a health check), to which VisualDL 2.5.3 responds with status 500."""
 
-    def named(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    def with_default(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         environ.setdefault("HTTP_ACCEPT_LANGUAGE", "en")
         return app(environ, start_response)
 
-    return named
+    return with_default
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """A listening socket of ours, so that a taken port is a message and port 0 can be told by number.
+    """Open the listening socket here, to report a port that is in use, and the number that port 0 gets.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: If the address is not available.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -61,15 +61,17 @@ def _bind(host: str, port: int) -> socket.socket:
     except (OSError, OverflowError) as error:
         listener.close()
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot listen on {host}:{port}: {reason}. Choose another --port (0: any free one).") from None
+        raise UserError(
+            f"cannot listen on {host}:{port}: {reason}. Choose another --port (0: any free port)."
+        ) from None
     return listener
 
 
 def serve(logs: Path, host: str, port: int) -> None:
-    """Serve the curves in `logs` until interrupted; the page's address is the one line on stdout.
+    """Serve the curves in `logs` until interrupted. Prints the address of the page on stdout.
 
     Raises:
-        UserError: the address cannot be had.
+        UserError: If the address is not available.
     """
     from visualdl.server.app import create_app
     from visualdl.server.args import ParseArgs
@@ -77,30 +79,30 @@ def serve(logs: Path, host: str, port: int) -> None:
 
     class QuietHandler(WSGIRequestHandler):
         def log_request(self, *_: Any, **__: Any) -> None:
-            """Keep requests off the terminal: the page asks for new points every few seconds."""
+            """Do not print requests: the page requests new points every few seconds."""
 
     with _bind(host, port) as listener:
         port = listener.getsockname()[1]
-        # Telemetry off: VisualDL would report its use to its vendor.
+        # Without telemetry=False, VisualDL reports its use to its vendor.
         app = create_app(ParseArgs(logdir=[str(logs)], host=host, port=port, telemetry=False))
         app.wsgi_app = _with_language(app.wsgi_app)
         server = make_server(host, port, app, fd=listener.fileno(), request_handler=QuietHandler)
         shown = f"[{host}]" if ":" in host else host
         print(f"http://{shown}:{port}/app/scalar", flush=True)
-        say(f"curves of {logs}; Ctrl-C ends")
+        say(f"serving the curves in {logs}. Press Ctrl-C to stop.")
         server.serve_forever()
 
 
 @click.command(
-    epilog="Example: paddle-llm board output/llama_7b --port 8040. On another machine's run: ssh -L 8040:localhost:8040."
+    epilog="Example: paddle-llm board output/llama_7b --port 8040. For a run on another machine: ssh -L 8040:localhost:8040."
 )
 @click.argument("folder", type=PATH, metavar="DIR")
-@click.option("--port", default=8040, show_default=True, type=Whole(0, 65535), help="0 takes any free one.")
-@click.option("--host", default="localhost", show_default=True, help="0.0.0.0 lets other machines in.")
+@click.option("--port", default=8040, show_default=True, type=Whole(0, 65535), help="0: any free port.")
+@click.option("--host", default="localhost", show_default=True, help="0.0.0.0: accept connections from other machines.")
 def board(folder: str, port: int, host: str) -> None:
-    """Show the curves (loss, speed, ...) of the run in DIR in a browser; prints the page's address, runs until Ctrl-C.
+    """Show the curves (loss, speed, ...) of the run in DIR in a browser. Prints the address of the page and runs until Ctrl-C.
 
-    DIR is the --output_dir of a run; curves of a running job grow while you look.
+    DIR is the --output_dir of a run. The curves of a running job are updated.
     """
     with exit_on_user_error():
         logs = find_logs(folder)

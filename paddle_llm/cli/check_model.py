@@ -1,4 +1,4 @@
-"""`paddle-llm check-model`: print what is understood of a folder, and whether transformers agrees."""
+"""`paddle-llm check-model`: report how a folder is read, and whether transformers agrees."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _LONG = 12  # entries of a list that are printed
 @click.command("check-model")
 @click.argument("folder", type=PATHLIB)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
-@click.option("--quick", is_flag=True, help="Read the files only: no comparison with the network or with transformers.")
+@click.option("--quick", is_flag=True, help="Only read the files: no comparison with the network or with transformers.")
 @click.option("--compare", "networks", is_flag=True, help="Compare logits with transformers on torch (small models).")
-@click.option("--allow_pickle", is_flag=True, help="Read torch's pickles, too.")
+@click.option("--allow_pickle", is_flag=True, help="Also read torch's pickles.")
 def check_model(folder: Path, as_json: bool, quick: bool, networks: bool, allow_pickle: bool) -> None:
-    """Print what is understood of a model, tokenizer or adapter folder.
+    r"""Report how a model, tokenizer or adapter folder is read.
 
-    What will be ignored or refused is printed with the reason. The configuration, the tokenizer and the chat template are
-    compared with transformers. Exit codes: 0 no problem, 1 a comparison failed, 2 a part of the folder is refused.
+    Parts that will be ignored or refused are listed with the reason. The configuration, the tokenizer and the chat template
+    are compared with transformers. Exit codes: 0 no problem, 1 a comparison failed, 2 a part of the folder is refused.
 
     \b
     Example:
@@ -44,7 +44,7 @@ def check_model(folder: Path, as_json: bool, quick: bool, networks: bool, allow_
       paddle-llm check-model output/mine --json
     """
     if quick and networks:
-        raise click.UsageError("--quick and --compare exclude each other: --quick compares nothing.")
+        raise click.UsageError("--quick with --compare: --quick does not compare. Drop one of them.")
     warnings.simplefilter("ignore")  # of the libraries that read the folder
     from paddle_llm.inspection.inspect import inspect_folder
 
@@ -81,7 +81,7 @@ def _show(report: Report) -> None:
 
 
 def _lines(name: str, value: Any) -> Iterator[str]:
-    """A fact as lines for people."""
+    """Yield the lines that show a fact."""
     if name == "sample ids":
         yield f"{len(value)} tokens"
     elif name == "sample":

@@ -124,7 +124,7 @@ def train(
         size = train_tokenizer(texts(advance), **options)
     if skipped:
         say(f"{counted(len(skipped), 'bad row')} skipped")
-    say(f"tokenizer with {size} pieces written to {options['output_dir']}")
+    say(f"tokenizer with {counted(size, 'piece')} written to {options['output_dir']}")
 
 
 @click.group()
@@ -171,7 +171,7 @@ def build(
         say(f"skipped: {counted(report.bad_rows, 'bad row')}, {counted(report.empty_documents, 'empty document')}")
     if report.special_tokens:
         say(
-            f"{report.special_tokens} special tokens occur as text in the documents and became token ids, as in transformers. "
+            f"{counted(report.special_tokens, 'special token')} occur as text in the documents and became token ids, as in transformers. "
             "Remove them from the text if they must not end or begin documents."
         )
     say(

@@ -10,6 +10,7 @@ import click
 
 from paddle_llm.cli.path_option import PATH, PATHLIB
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import EXIT_INTERRUPTED
 from paddle_llm.export.api import TARGETS, Exported, export
 from paddle_llm.export.targets.output_folder import human
@@ -33,29 +34,31 @@ Examples:
     type=click.Choice(list(TARGETS), case_sensitive=False),
     help="; ".join(f"{name}: {what}" for name, (_, what) in TARGETS.items()) + ".",
 )
-@click.option("--adapter", type=PATHLIB, help="LoRA or AdaLoRA, added to CHECKPOINT's weights.")
+@click.option("--adapter", type=PATHLIB, help="LoRA or AdaLoRA adapter to merge into the weights of CHECKPOINT.")
 @click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: CHECKPOINT]")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="[default: as stored]")
-@click.option("--max_shard_size", default="5GB", show_default=True, help="Of one file of weights, such as 500MB.")
+@click.option(
+    "--max_shard_size", default="5GB", show_default=True, help="Maximum size of a file with weights, such as 500MB."
+)
 @click.option("--no_verify", is_flag=True, help="Do not compare the export with its source (for huge models).")
 @click.option(
     "--engines",
     callback=lambda context, option, names: names if names is None else [name.strip() for name in names.split(",")],
-    help="Compare by these alone, of paddle, paddle.inference, transformers and paddleformers, with commas between. "
+    help="Engines to compare with, separated by commas: paddle, paddle.inference, transformers, paddleformers. "
     "[default: all that are installed]",
 )
 @click.option(
     "--paddleformers_python",
     type=PATHLIB,
-    help="Python of an environment with PaddleFormers (launch/paddleformers_env.sh makes one): one engine more to compare with.",
+    help="Python of an environment with PaddleFormers, to compare with that engine; launch/paddleformers_env.sh creates one.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the export that is at OUT.")
-@click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin where there are no safetensors.")
+@click.option("--overwrite", is_flag=True, help="Replace an existing export at OUT.")
+@click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin if there are no safetensors.")
 def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **options: Any) -> None:
-    """Write the model in CHECKPOINT to the folder OUT as others load it.
+    """Write the model in CHECKPOINT to the folder OUT in the format of another library.
 
     CHECKPOINT is a model folder, the output folder of a run, a checkpoint of any layout, or an adapter. The export is
-    compared with its source, in every engine that is installed; OUT is there when all of it is right, and not before.
+    compared with its source in every installed engine. OUT appears only after all comparisons have passed.
     """
     try:
         done = export(checkpoint, target, out, verify=not no_verify, **options)
@@ -63,7 +66,7 @@ def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **op
         say(f"failed: {failure}\n{out} was not written")
         sys.exit(1)
     except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the second of two: nothing is left to be interrupted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the exit
         say(f"interrupted; {out} was not written")
         sys.exit(EXIT_INTERRUPTED)
     report_findings(done.findings)
@@ -73,9 +76,9 @@ def export_command(checkpoint: str, out: str, target: str, no_verify: bool, **op
 
 
 def _print_summary(done: Exported) -> None:
-    """The result, on stdout."""
+    """Print the result on stdout."""
     shards = [size for name, size in done.files.items() if name.endswith((".safetensors", ".pdiparams"))]
-    several = f"{len(shards)} files of weights" if len(shards) > 1 else "1 file of weights"
+    count = counted(len(shards) or 1, "file of weights", "files of weights")
     click.echo(
-        f"{done.folder}: {TARGETS[done.target][1]}, {human(sum(done.files.values()))}, {several}, {done.seconds:.1f} s"
+        f"{done.folder}: {TARGETS[done.target][1]}, {human(sum(done.files.values()))}, {count}, {done.seconds:.1f} s"
     )

@@ -1,4 +1,4 @@
-"""The `paddle-llm` command. A room is imported only when one of its sub-commands runs."""
+"""The `paddle-llm` command. The module of a subcommand is imported only when it runs."""
 
 from __future__ import annotations
 
@@ -17,45 +17,45 @@ from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError, exit_on_user_err
 from paddle_llm.core.transformers_import import hide_torch_from_transformers
 from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 
-# name -> (where the click command stands, its line in --help)
+# Name -> module and attribute of the click command, its line in --help.
 COMMANDS = {
     "tokenizer": ("paddle_llm.cli.data:tokenizer", "Train a sentencepiece tokenizer on your text."),
-    "data": ("paddle_llm.cli.data:data", "Turn text into a tokenised corpus; look into one."),
+    "data": ("paddle_llm.cli.data:data", "Tokenize text into a corpus; inspect a corpus or instruction data."),
     "check-model": (
         "paddle_llm.cli.check_model:check_model",
-        "Print what is understood of a model, tokenizer or adapter folder.",
+        "Report how a model, tokenizer or adapter folder is read.",
     ),
     "rehearse": (
         "paddle_llm.cli.rehearse:rehearse",
-        "Prove a cluster's config on CPU ranks, before paying for GPUs.",
+        "Check a config for a cluster on CPU ranks before it runs on GPUs.",
     ),
     "generate": ("paddle_llm.cli.generate:generate", "Continue prompts, answer a file, or chat with a model."),
     "export": (
         "paddle_llm.cli.export:export_command",
-        "Write a model as Hugging Face, FastDeploy or inference load it.",
+        "Write a model for Hugging Face, FastDeploy or paddle.inference.",
     ),
     "convert": (
         "paddle_llm.cli.convert:convert",
-        "Write a LoRA adapter in the format of Hugging Face's PEFT, or take one over.",
+        "Convert a LoRA adapter to or from the format of Hugging Face's PEFT.",
     ),
     "board": ("paddle_llm.cli.board:board", "Show the curves of an output folder (VisualDL)."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in modules that are imported on use."""
+    """A group that imports the modules of its commands on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands."""
         return list(COMMANDS)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """What a command raises becomes one line: a Ctrl-C, wherever it comes (click's own answer is the exit code that
-        errors have), and troubles of the disk."""
+        """Turn a Ctrl-C and errors of the disk into one line. (click exits on a Ctrl-C with the code of other errors.)"""
         try:
             return super().invoke(ctx)
         except SystemExit as end:
             if end.code == EXIT_INTERRUPTED:
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one would break into the exit
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the exit
             raise
         except (Exception, KeyboardInterrupt) as error:
             if was_interrupted(error):
@@ -68,18 +68,22 @@ class LazyGroup(click.Group):
             raise
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return the command; name a similar one if it does not exist."""
         close = difflib.get_close_matches(args[0], COMMANDS, 1) if args and args[0] not in COMMANDS else []
         if close:
             ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
         return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a command; None if it does not exist."""
         if cmd_name not in COMMANDS:
             return None
         module, attribute = COMMANDS[cmd_name][0].split(":")
-        return getattr(import_module(module), attribute)
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing their modules."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
@@ -87,11 +91,11 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Training itself: python -m paddle.distributed.launch run_pretrain.py CONFIG.json [--key value ...]",
+    epilog="To train: python -m paddle.distributed.launch run_pretrain.py CONFIG.json [--key value ...]",
 )
 @click.version_option(__version__, prog_name="paddle-llm")
 def paddle_llm() -> None:
-    """Train large language models on PaddlePaddle; every parallel layout runs on a CPU, too.
+    r"""Train large language models on PaddlePaddle. Every parallel layout also runs on a CPU.
 
     \b
     Example:
@@ -101,7 +105,7 @@ def paddle_llm() -> None:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message and exit code 2."""
+    """Run the command line. A mistake of the user is one message and exit code 2."""
     hide_torch_from_transformers()
     escape_unencodable()
     with exit_on_user_error(), exit_on_lost_rank():

@@ -1,4 +1,4 @@
-"""The types of numbers that a `paddle-llm` command takes: whole ones, and finite ones, as in a config."""
+"""Option types for whole and for finite numbers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import click
 
 
 class Whole(click.IntRange):
-    """A range of whole numbers. click's own message calls each an `integer range`."""
+    """A range of whole numbers. The messages of `click.IntRange` call it an `integer range`."""
 
     name = "whole number"
 
 
 class Finite(click.FloatRange):
-    """A range of finite numbers. `click.FloatRange` accepts `nan`, which no comparison excludes, and `inf`."""
+    """A range of finite numbers. `click.FloatRange` accepts `nan`, because it passes all comparisons, and `inf`."""
 
     name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number.
+        """Convert a value to a number.
 
         Raises:
-            click.BadParameter: If it is not a number, not finite or outside the range.
+            click.BadParameter: If it is not a number, not finite, or outside the range.
         """
         number: float = super().convert(value, param, ctx)
         if not math.isfinite(number):

@@ -1,4 +1,4 @@
-"""The type of every path that a `paddle-llm` command takes: `~` and variables are expanded as in a config."""
+"""Option type for paths: `~` and environment variables are expanded as in a config."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from paddle_llm.core.paths import PathError, expand_blend, expand_path
 
 
 class PathOption(click.Path):
-    """A path on the command line, as text or as `pathlib.Path`.
+    """A path on the command line, converted to text or to `pathlib.Path`.
 
     Args:
-        as_path: give a `Path` instead of text.
-        blend: the value may be weights and paths in turn.
+        as_path: Whether to convert to a `Path`.
+        blend: Whether the value may be alternating weights and paths.
     """
 
     name = "path"
 
-    def __init__(self, *, as_path: bool = False, blend: bool = False):
+    def __init__(self, *, as_path: bool = False, blend: bool = False) -> None:
         super().__init__(path_type=Path if as_path else None)
         self._as_path, self._blend = as_path, blend
 
     def convert(self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The expanded path; a change is reported.
+        """Expand a path and report a change.
 
         Raises:
-            UserError: If the path names a variable that is not defined.
+            UserError: If the path cannot be expanded.
         """
         written = os.fspath(value)
         shown = _name_of(param)

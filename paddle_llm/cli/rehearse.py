@@ -1,4 +1,4 @@
-"""`paddle-llm rehearse`: a config that is meant for a cluster, made small, run on CPU ranks, proven equal to one process."""
+"""`paddle-llm rehearse`: shrink a config for a cluster, run it on CPU ranks and compare it with one process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,32 +20,37 @@ from paddle_llm.cli.path_option import PATH
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, was_interrupted
 
-_FAILED = 1
-_BROKEN = 4
+if TYPE_CHECKING:
+    from paddle_llm.config.reader import Resolved
+    from paddle_llm.rehearse.samples import Samples
+    from paddle_llm.rehearse.shrink import Shrunk
+
+_EXIT_NOT_EQUAL = 1
+_EXIT_INTERNAL_FAILURE = 4
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG.json [--key value ...]")
-@click.option("--world_size", type=Whole(min=1), required=True, help="Ranks (GPUs) that CONFIG is meant for.")
-@click.option("--ranks", type=Whole(min=1), default=8, show_default=True, help="CPU ranks to run at once.")
+@click.option("--world_size", type=Whole(min=1), required=True, help="Number of ranks (GPUs) that CONFIG is for.")
+@click.option("--ranks", type=Whole(min=1), default=8, show_default=True, help="Number of CPU ranks to run together.")
 @click.option("--steps", type=Whole(min=1), default=3, show_default=True, help="Optimizer steps.")
-@click.option("--synthetic", is_flag=True, help="Random tokens: without the config's corpus and tokenizer.")
-@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the verdict as JSON, too.")
+@click.option("--synthetic", is_flag=True, help="Use random tokens instead of the config's corpus and tokenizer.")
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Also write the result as JSON.")
 def rehearse(
     words: tuple[str, ...], world_size: int, ranks: int, steps: int, synthetic: bool, json_file: str | None
 ) -> None:
-    """Rehearse a cluster's config on this machine's CPU, before paying for GPUs.
+    r"""Rehearse a config for a cluster on the CPU of this machine.
 
-    The config is checked as the cluster would read it, and so are its tokenizer and the first samples of its corpus. Then
-    the model and the layout's degrees are made small, every rule of divisibility kept, and trained for a few steps on CPU
-    ranks: loss, gradient norm, every gradient, weight and Adam moment must equal those of one process. Where --ranks are
-    too few for all dimensions of the layout at once, several faces of it are run. Any --key value of the config may be
-    given, as in training.
+    The config is checked as the cluster would read it, with its tokenizer and the first samples of its corpus. Then the
+    model and the degrees of the layout are reduced, keeping all divisibility constraints, and trained for a few steps on
+    CPU ranks: loss, gradient norm, every gradient, weight and Adam moment must equal those of one process. If --ranks is
+    too small for all dimensions of the layout together, several smaller layouts are run that cover them. Any --key value
+    of the config may be given, as in training.
 
-    A config of fine-tuning is known by its keys: its method is rehearsed, with the instructions that it names.
+    A config for fine-tuning is recognised by its keys. Its method is rehearsed on the instructions that it names.
 
-    Exit code: 0 equal, 1 not equal, 2 a mistake in the config, its data or tokenizer, 4 the
-    rehearsal itself broke: nothing is known.
+    Exit codes: 0 equal, 1 not equal, 2 a mistake in the config, its data or tokenizer, 4 an internal failure of the
+    rehearsal.
 
     \b
     Example:
@@ -59,8 +65,8 @@ def rehearse(
         if was_interrupted(error):
             raise
         traceback.print_exc()
-        sys.exit(_BROKEN)
-    sys.exit(0 if passed else _FAILED)
+        sys.exit(_EXIT_INTERNAL_FAILURE)
+    sys.exit(0 if passed else _EXIT_NOT_EQUAL)
 
 
 def _rehearse(
@@ -96,35 +102,39 @@ def _rehearse(
 
 
 def _check_writable(json_file: str) -> None:
-    """Now, and not when the verdict has been found: the file is opened, and left as it was.
+    """Check before the rehearsal that the file can be written, without changing it.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: If it cannot be written.
     """
     path = Path(json_file).expanduser()
     if not path.absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: there is no folder {path.parent}.")
+        raise UserError(
+            f"--json {json_file}: the folder {path.parent} does not exist. Create it, or choose another file."
+        )
     existed = path.exists()
     try:
         path.open("a").close()
     except OSError as error:
-        raise UserError(f"--json {json_file} cannot be written: {error.strerror}. Name another file.") from error
+        raise UserError(f"--json {json_file} cannot be written: {error.strerror}. Choose another file.") from error
     if not existed:
         path.unlink()
 
 
 def _prepare() -> None:
-    """Quiet libraries, and ranks that import paddle while this process does."""
+    """Silence libraries, and start the server of ranks, which imports Paddle at the same time as this process."""
     from paddle_llm.parallel.process.environment import prepare_host
     from paddle_llm.rehearse.ranks import start_server
 
     if "paddle" not in sys.modules:
         prepare_host("cpu", cpu_threads=1)
-    os.environ.setdefault("PYTHONWARNINGS", "ignore::UserWarning")  # for the server; `prepare_host` quiets this process
+    os.environ.setdefault(
+        "PYTHONWARNINGS", "ignore::UserWarning"
+    )  # for the server; `prepare_host` silences this process
     start_server()
 
 
-def _samples(real, shrunk, synthetic: bool):
+def _samples(real: Resolved, shrunk: Shrunk, synthetic: bool) -> Samples:
     from paddle_llm.rehearse import instruction_samples as instructions
     from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
 
@@ -143,7 +153,11 @@ def _samples(real, shrunk, synthetic: bool):
 
 @contextmanager
 def progress() -> Iterator[Callable[[str], None]]:
-    """On stderr: what runs now and its seconds, a line each; gives a function to call with what runs next."""
+    """Show on stderr what runs, and for how long.
+
+    Yields:
+        Function to call with a description of what runs next.
+    """
     if not sys.stderr.isatty():
         began = time.monotonic()
         yield lambda text: say(f"{time.monotonic() - began:4.0f} s  {text}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts
@@ -37,6 +38,7 @@ def layout_problems(facts: ModelFacts, layout: Layout, *, fuse_attention_qkv: bo
 
 
 def pipeline_problems(facts: ModelFacts, layout: Layout) -> Iterator[str]:
+    """Yield a message if the family has no pipeline in PaddleNLP."""
     if layout.pipeline > 1 and not FAMILIES[facts.model_type].pipeline_class:
         able = " and ".join(one.title for one in FAMILIES.values() if one.pipeline_class)
         yield (
@@ -46,13 +48,14 @@ def pipeline_problems(facts: ModelFacts, layout: Layout) -> Iterator[str]:
 
 
 def sequence_parallel_problems(facts: ModelFacts, layout: Layout) -> Iterator[str]:
+    """Yield a message if the family has no sequence parallelism in PaddleNLP."""
     if layout.sequence_parallel and not FAMILIES[facts.model_type].capabilities.sequence_parallel:
         able = " and ".join(one.title for one in FAMILIES.values() if one.capabilities.sequence_parallel)
-        yield f"sequence_parallel is not offered for {FAMILIES[facts.model_type].title}, only for {able}."
+        yield f"sequence_parallel is not supported for {FAMILIES[facts.model_type].title}, only for {able}. Drop it."
 
 
 def layer_problems(facts: ModelFacts, layout: Layout) -> Iterator[str]:
-    """Every stage, and every chunk of a virtual stage, needs a layer; chunks must be of one size (Paddle)."""
+    """Yield a message if a stage or virtual stage would be empty, or virtual stages would differ in size, which Paddle refuses."""
     stages, virtual, count = layout.pipeline, layout.virtual_stages, facts.num_hidden_layers
     if count < stages:
         yield (
@@ -61,31 +64,34 @@ def layer_problems(facts: ModelFacts, layout: Layout) -> Iterator[str]:
         )
     elif virtual > 1 and stages > 1 and count % (stages * virtual):
         able = [str(n) for n in range(2, count // stages + 1) if count % (stages * n) == 0]
-        instead = f"use {' or '.join(able)}" if able else "leave it out"
+        remedy = f"Use virtual_pp_degree {' or '.join(able)}" if able else "Drop virtual_pp_degree"
         yield (
-            f"virtual_pp_degree = {virtual} x pipeline_parallel_degree = {stages} does not divide the model's {count} layers: "
-            f"{instead}."
+            f"virtual_pp_degree = {virtual} x pipeline_parallel_degree = {stages} does not divide the {count} layers of the "
+            f"model. {remedy}."
         )
 
 
 def tensor_problems(facts: ModelFacts, layout: Layout, *, fuse_attention_qkv: bool | None = None) -> Iterator[str]:
-    """Heads, key-value heads and the feed-forward width are divided by the tensor degree."""
+    """Yield a message for each of heads, key-value heads and feed-forward width that the tensor degree does not divide."""
     tensor, heads, groups = layout.tensor, facts.num_attention_heads, facts.num_key_value_heads
     fused = facts.raw.get("fuse_attention_qkv") if fuse_attention_qkv is None else fuse_attention_qkv
     if heads % tensor:
         yield (
-            f"tensor_parallel_degree = {tensor} does not divide the model's {heads} attention heads: "
-            f"use one of {_divisors(heads)}."
+            f"tensor_parallel_degree = {tensor} does not divide the {heads} attention heads of the model. "
+            f"Use one of {_divisors(heads)}."
         )
     elif groups % tensor:
-        what = f"{groups} key-value heads over {tensor} tensor parallel ranks"
+        split = f"{counted(groups, 'key-value head')} for {tensor} tensor parallel ranks"
         if not FAMILIES[facts.model_type].capabilities.replicates_key_value_heads:
             title = FAMILIES[facts.model_type].title
-            yield f"{what}: PaddleNLP cannot split them for {title}: use one of {_divisors(groups)}."
+            yield f"{split}: PaddleNLP cannot split them for {title}. Use one of {_divisors(groups)}."
         elif fused:
-            yield f"{what} cannot stand in one matrix: leave out --fuse_attention_qkv, or use one of {_divisors(groups)}."
+            yield f"{split} cannot be in one matrix. Drop --fuse_attention_qkv, or use one of {_divisors(groups)}."
     if facts.intermediate_size % tensor:
-        yield f"tensor_parallel_degree = {tensor} does not divide the model's feed-forward width {facts.intermediate_size}."
+        yield (
+            f"tensor_parallel_degree = {tensor} does not divide the feed-forward width {facts.intermediate_size} of the model. "
+            "Use one of its divisors."
+        )
 
 
 def _divisors(number: int) -> str:

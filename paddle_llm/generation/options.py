@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from paddle_llm.config.decoding import beams_with_sampling
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.mesh import Axis
 
@@ -131,8 +132,5 @@ class GenerateOptions:
         if self.top_k is not None and self.top_k < 0:
             raise UserError(f"--top_k {self.top_k} is negative. Use 0 or more.")
         sampling = [name for name in ("temperature", "top_p", "top_k") if getattr(self, name)]
-        if self.num_beams > 1 and sampling:
-            raise UserError(
-                f"--num_beams {self.num_beams} selects beam search and --{sampling[0]} selects sampling. "
-                "Use only one of them."
-            )
+        if problem := beams_with_sampling(self.num_beams, sampling):
+            raise UserError(problem)

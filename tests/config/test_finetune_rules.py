@@ -113,7 +113,7 @@ _CASES = [
     Case(
         "generation",
         "--do_eval --eval_with_do_generation --num_beams 4 --top_p 0.9",
-        problem="num_beams = 4 with --top_p: beam search does not sample",
+        problem="--num_beams 4 selects beam search and --top_p selects sampling",
         fine="--do_eval --eval_with_do_generation --num_beams 4",
     ),
     Case(

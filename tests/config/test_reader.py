@@ -260,8 +260,8 @@ def test_every_mistake_of_a_layout_is_told_at_once(tmp_path: Path) -> None:
     expected = [
         "gather its weights for each of the 8 micro-batches",
         "tensor_parallel_degree = 4 does not divide max_seq_length = 63",
-        "sequence_parallel is not offered for BLOOM",
-        "does not divide the model's 6 attention heads: use one of 1, 2, 3, 6",
+        "sequence_parallel is not supported for BLOOM",
+        "does not divide the 6 attention heads of the model. Use one of 1, 2, 3, 6",
         "has 4 layers: a stage would be empty",
     ]
     for text in expected:

@@ -52,7 +52,11 @@ def package_of(name: str) -> str:
 def hits() -> Iterator[tuple[str, int, str]]:
     """Yield path, line number and line for each line of Python and Markdown in the repository that has a forbidden phrase."""
     files = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in files.stdout.splitlines():
         if name in _EXEMPT or not (ROOT / name).is_file():
@@ -77,7 +81,9 @@ def main(arguments: list[str]) -> int:
     baseline: dict[str, int] = json.loads(BASELINE.read_text()) if BASELINE.is_file() else dict(counts)
     grown = {package: count for package, count in counts.items() if count > baseline.get(package, 0)}
     for package, count in sorted(grown.items()):
-        print(f"{package}: {count} lines with forbidden phrases, {baseline.get(package, 0)} allowed. Rewrite them; list them with")
+        print(
+            f"{package}: {count} lines with forbidden phrases, {baseline.get(package, 0)} allowed. Rewrite them; list them with"
+        )
         print(f"  python -m tests.helpers.forbidden_phrases --list {package}")
     if "--update" in arguments:
         lower = {package: min(counts[package], baseline.get(package, 0)) for package in sorted(baseline)}

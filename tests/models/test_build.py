@@ -82,7 +82,7 @@ def test_fewer_layers_can_be_built(tmp_path):
     ("family", "layout", "message"),
     [
         ("chatglm", Layout(pipeline=2), "no pipeline for"),
-        ("bloom", Layout(tensor=2, sequence_parallel=True), "sequence_parallel is not offered for BLOOM"),
+        ("bloom", Layout(tensor=2, sequence_parallel=True), "sequence_parallel is not supported for BLOOM"),
     ],
 )
 def test_layouts_that_a_family_does_not_have_are_refused(tmp_path, family, layout, message):
@@ -94,15 +94,15 @@ def test_layouts_that_a_family_does_not_have_are_refused(tmp_path, family, layou
     ("family", "layout", "model", "message"),
     [
         ("llama", Layout(pipeline=5), {}, "has 4 layers: a stage would be empty"),
-        ("llama", Layout(pipeline=4, virtual_stages=2), {}, "does not divide the model's 4 layers"),
-        ("llama", Layout(tensor=3), {}, "does not divide the model's 4 attention heads"),
+        ("llama", Layout(pipeline=4, virtual_stages=2), {}, "does not divide the 4 layers of the model"),
+        ("llama", Layout(tensor=3), {}, "does not divide the 4 attention heads of the model"),
         (
             "llama",
             Layout(tensor=2),
             {"num_key_value_heads": 1, "fuse_attention_qkv": True},
-            "cannot stand in one matrix",
+            "cannot be in one matrix",
         ),
-        ("chatglm_v2", Layout(tensor=4), {}, "PaddleNLP cannot split them for ChatGLM2/3: use one of 1, 2."),
+        ("chatglm_v2", Layout(tensor=4), {}, "PaddleNLP cannot split them for ChatGLM2/3. Use one of 1, 2."),
     ],
 )
 def test_layouts_that_a_shape_does_not_allow_are_refused(tmp_path, family, layout, model, message):

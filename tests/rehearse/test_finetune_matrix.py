@@ -128,8 +128,8 @@ def _no_way_around(row: Row) -> list[str]:
 FORBIDDEN = {
     ("layout", "family"): "has no pipeline for",
     ("layout", "sequence_parallel"): "sequence_parallel with tensor_parallel_degree = 1",
-    ("family", "sequence_parallel"): "sequence_parallel is not offered for",
-    ("family", "samples"): "is not offered for",
+    ("family", "sequence_parallel"): "sequence_parallel is not supported for",
+    ("family", "samples"): "is not supported for",
     ("family", "key_value_heads"): "no word for key_value_heads",
     ("family", "tied"): "no word for tied",
     ("layout", "method"): "pipeline_parallel_degree = 2|sharding stage3",

@@ -132,7 +132,7 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ),
     ("family", "sequence_parallel"): (
         lambda family, sequence: family == "bloom" and sequence != "",
-        "sequence_parallel is not offered for BLOOM",
+        "sequence_parallel is not supported for BLOOM",
     ),
     ("family", "key_value_heads"): (
         lambda family, heads: family == "bloom" and heads != "all",
@@ -142,7 +142,7 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("family", "fused"): (lambda family, fused: family != "llama" and fused != "", "no word for fused"),
     ("virtual_stages", "layers"): (
         lambda virtual, layers: virtual != 1 and layers != "divide",
-        "virtual_pp_degree = 2 x pipeline_parallel_degree = 3 does not divide the model's 7 layers",
+        "virtual_pp_degree = 2 x pipeline_parallel_degree = 3 does not divide the 7 layers of the model",
     ),
     ("virtual_stages", "micro_batches"): (
         lambda virtual, count: virtual != 1 and count < 6,

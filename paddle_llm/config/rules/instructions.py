@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from paddle_llm.config.decoding import beams_with_sampling, generation_problems
 from paddle_llm.config.local_files.chat_templates import find_templates
 from paddle_llm.config.local_files.instruction_data import (
     CHAT_TEMPLATES,
@@ -130,7 +131,7 @@ def chat_template_exists(run: Run) -> Findings:
         if run.config.chat_template_date is not None:
             datetime.strptime(run.config.chat_template_date, "%Y-%m-%d")
     except ValueError:
-        yield Problem(f"chat_template_date = {run.config.chat_template_date}: not a date. Write it as YYYY-MM-DD.")
+        yield Problem(f"chat_template_date = {run.config.chat_template_date} is not a date. Write it as YYYY-MM-DD.")
     if run.is_local and file is not None and not Path(file).is_file():
         yield Problem(f"prompt_templates = {file}: no such file exists.{did_you_mean(file)} Check the path.")
 
@@ -145,13 +146,6 @@ _DECODING_FIELDS = (
     "save_generation_output",
 )
 
-GENERATION_WITH_SEQUENCE_PARALLEL = "eval_with_do_generation with sequence_parallel: a single token cannot be split along the sequence. Drop one of them."
-
-
-def beams_with_sampling(num_beams: int, sampling: str) -> str:
-    """Return the message for beam search combined with the sampling option `sampling`."""
-    return f"num_beams = {num_beams} with --{sampling}: beam search does not sample. Drop one of them."
-
 
 @fine_tuning
 def generation(run: Run) -> Findings:
@@ -161,17 +155,10 @@ def generation(run: Run) -> Findings:
             if name in run.requested:
                 yield Notice(f"--{name} has no effect without --eval_with_do_generation.")
         return
-    if run.layout.pipeline > 1:
-        yield Problem(
-            f"eval_with_do_generation with pipeline_parallel_degree = {run.layout.pipeline}: a pipeline cannot generate token by "
-            "token. Drop it and evaluate the loss; generate later with `paddle-llm generate OUTPUT_DIR/model`, also on tensor "
-            "parallel ranks."
-        )
-    if config.sequence_parallel:
-        yield Problem(GENERATION_WITH_SEQUENCE_PARALLEL)
-    sampled = [name for name in ("top_k", "top_p", "temperature") if getattr(config, name) is not None]
-    if config.num_beams > 1 and sampled:
-        yield Problem(beams_with_sampling(config.num_beams, sampled[0]))
+    yield from map(Problem, generation_problems(run.layout))
+    sampling = [name for name in ("top_k", "top_p", "temperature") if getattr(config, name) is not None]
+    if message := beams_with_sampling(config.num_beams, sampling):
+        yield Problem(message)
     evaluates = config.do_eval or config.do_predict or config.evaluation_strategy in ("steps", "epoch")
     if not evaluates:
         yield Notice("--eval_with_do_generation has no effect without --do_eval or --do_predict.")

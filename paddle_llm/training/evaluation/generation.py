@@ -10,6 +10,7 @@ from typing import Any
 
 import paddle.distributed as dist
 
+from paddle_llm.config.decoding import generation_problems
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.atomic_output import write_atomically
@@ -116,13 +117,9 @@ class GenerationEvaluation:
 
 
 def refuse_layout(layout: Layout) -> None:
-    """Raise UserError for a layout in which words cannot be generated one by one."""
-    if layout.pipeline > 1:
-        raise UserError("stages of a pipeline cannot generate word by word: leave --eval_with_do_generation out.")
-    if layout.sequence_parallel and layout.tensor > 1:
-        raise UserError(
-            "eval_with_do_generation with sequence_parallel: one word cannot be split along the sequence. Leave one of them out."
-        )
+    """Raise UserError for a layout that cannot generate token by token."""
+    for problem in generation_problems(layout):
+        raise UserError(problem)
 
 
 def choice_of(config: RunConfig) -> DecodeStrategy:
