@@ -32,7 +32,7 @@ class GlobalBatchLoader(paddle.io.DataLoader):
         super().__init__(*args, **{**kwargs, "worker_init_fn": worker_initializer()})
         self._accumulation = accumulation
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:  # type: ignore[override]  # Paddle declares its own class
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         loaded = super().__iter__()
         # A generator, because Paddle's own iterator (3.3.1) fails when it is called again after its end.
         batches = (batch for batch in loaded)

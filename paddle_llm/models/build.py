@@ -71,12 +71,15 @@ def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: 
 
 
 def plain_configuration(folder: Path, family: Family, raw: dict[str, Any]) -> Any:
-    """PaddleNLP's configuration of a folder's model as one process has it: nothing fused, the vocabulary without padding.
+    """Return PaddleNLP's configuration of a folder's model in one process, with nothing fused and no padded vocabulary.
 
     Args:
-        raw: what its config.json says.
+        folder: Folder of the model.
+        family: Its family.
+        raw: Fields of its config.json.
     """
-    run = RunConfig(model_name_or_path=str(folder), device="cpu", fuse_attention_qkv=False, fuse_attention_ffn=False)
+    fields = {"model_name_or_path": str(folder), "device": "cpu"}
+    run = RunConfig.model_validate(fields | {"fuse_attention_qkv": False, "fuse_attention_ffn": False})
     return plain_config(model_configuration(run, Layout(), family, raw, where=str(folder)))
 
 

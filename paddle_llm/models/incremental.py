@@ -61,7 +61,7 @@ class IncrementalNetwork:
     def _forward(self, ids_Bs: paddle.Tensor) -> paddle.Tensor:
         start, end = self._read, self._read + ids_Bs.shape[1]
         inputs = {"input_ids": ids_Bs, "attention_mask": self._mask(start, end), self._spec.cache: self._cache}
-        if self._spec.takes_positions:
+        if self._positions is not None:
             inputs["position_ids"] = self._positions[..., start:end]
         logits, self._cache = _logits_and_cache(self._model(**inputs, use_cache=True))
         self._read = end

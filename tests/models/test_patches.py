@@ -54,6 +54,12 @@ def test_applying_twice_changes_nothing() -> None:
     assert f"| `{next(iter(REPLACEMENTS))}` |" in table()
 
 
+def test_the_page_has_the_table() -> None:
+    """`python -m paddle_llm.models.patches` prints it."""
+    page = Path(__file__).parents[2] / "docs" / "concepts" / "upstream_patches.md"
+    assert page.read_text(encoding="utf-8").endswith(f"\n\n{table()}\n")
+
+
 def test_attributes_are_replaced_through_the_register_only() -> None:
     """Only replace.py sets attributes of classes or modules; other assignments are to `self` or to one network's layers."""
     owners = {"self", "ctx", "layer", "linear", "attention", "outputs", "part", "mask", "log"}

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
@@ -118,7 +118,12 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Reader(pickle._Unpickler):
-    """Reads the pickle; nothing that it names is imported, and long strings of bytes become their place in the file."""
+    """Read the pickle without importing what it names; long byte strings become their range in the file."""
+
+    # Attributes of the base class that its types do not mention.
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    _unframer: Any
 
     def __init__(self, stream: BinaryIO):
         super().__init__(stream)
@@ -131,7 +136,7 @@ class _Reader(pickle._Unpickler):
 
     def _take(self, width: int) -> None:
         length = int.from_bytes(self.read(width), "little")
-        # What stands in a frame is short, and read with it; long strings stand between frames.
+        # Strings inside a frame are short and are read with it; long strings are between frames.
         if self._unframer.current_frame is not None:
             self.append(self.read(length))
             return
@@ -139,7 +144,7 @@ class _Reader(pickle._Unpickler):
         self._stream.seek(length, 1)
         self.append(range(begin, begin + length))
 
-    dispatch: dict[int, Callable[..., None]] = {
+    dispatch: ClassVar[dict[int, Callable[..., None]]] = {
         **pickle._Unpickler.dispatch,
         pickle.BINBYTES[0]: lambda self: self._take(4),
         pickle.BINBYTES8[0]: lambda self: self._take(8),
