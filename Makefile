@@ -27,6 +27,8 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell paddle_llm tests docs custom_ops benchmarks configs launch *.md
+	$(BIN)/python -m tests.helpers.forbidden_phrases
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow"

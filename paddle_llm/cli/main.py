@@ -50,7 +50,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn a Ctrl-C and errors of the disk into one line. (click exits on a Ctrl-C with the code of other errors.)"""
+        """Turn a Ctrl-C and errors of the disk into one line.
+
+        By default, click exits on a Ctrl-C with the code of other errors.
+        """
         try:
             return super().invoke(ctx)
         except SystemExit as end:

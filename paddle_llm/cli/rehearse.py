@@ -17,6 +17,7 @@ import click
 
 from paddle_llm.cli.number_option import Whole
 from paddle_llm.cli.path_option import PATH
+from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, was_interrupted
 
@@ -95,9 +96,9 @@ def _rehearse(
 
     print_report(shrunk, faces, real.layout, seconds, Console(width=None if sys.stdout.isatty() else 120))
     if json_file is not None:
-        data = "random tokens" if synthetic else real.config.input_dir or real.config.dataset_name_or_path
+        data = "random tokens" if synthetic else real.config.input_dir or real.config.dataset_name_or_path or ""
         verdict = as_json(shrunk, faces, real.layout, data, seconds)
-        Path(json_file).expanduser().write_text(json.dumps(verdict, indent=1) + "\n")
+        write_atomically(Path(json_file).expanduser(), (json.dumps(verdict, indent=1) + "\n").encode())
     return all(face.passed for face in faces)
 
 

@@ -1,4 +1,6 @@
-"""Values that the user did not give. There are three kinds, each with one home:
+"""Values that the user did not give.
+
+There are three kinds, each with one home:
 
 - A *field default* applies if nothing else does. It is declared with the field in `config/fields/`. Use it for a constant that suits
   both scripts.
@@ -141,55 +143,69 @@ def derive(run: Run) -> tuple[dict[str, Any], dict[str, str], list[str]]:
     return updates, origins, adapted.notices
 
 
-def _derived(run: Run) -> list[tuple[str, Any, str]]:
+def _derived(run: Run) -> Iterator[tuple[str, Any, str]]:
+    """Yield field, value and reason."""
+    yield from _derived_layout(run)
+    yield from _derived_model(run)
+    yield from _derived_schedule(run.config)
+    yield from _derived_evaluation(run.config, run.layout)
+    if run.entry == "finetune":
+        yield from _derived_in_finetuning(run.config, run.layout)
+
+
+def _derived_layout(run: Run) -> Iterator[tuple[str, Any, str]]:
     config, layout = run.config, run.layout
-    found: list[tuple[str, Any, str]] = [
-        ("device", run.device, "the best available" if config.device is None else "checked for this device"),
-        ("tensor_parallel_degree", layout.tensor, "the layout"),
-        ("pipeline_parallel_degree", layout.pipeline, "the layout"),
-        ("sharding_parallel_degree", layout.sharding, "the layout"),
-        ("data_parallel_degree", layout.data, "the layout"),
-    ]
-    found += [
-        (name, switches, "switches without effect dropped")
-        for name, switches in active_switches(config, layout).items()
-    ]
+    yield "device", run.device, "the best available" if config.device is None else "checked for this device"
+    yield "tensor_parallel_degree", layout.tensor, "the layout"
+    yield "pipeline_parallel_degree", layout.pipeline, "the layout"
+    yield "sharding_parallel_degree", layout.sharding, "the layout"
+    yield "data_parallel_degree", layout.data, "the layout"
+    for name, switches in active_switches(config, layout).items():
+        yield name, switches, "switches without effect dropped"
     if layout.sharding_stage == 0:
-        found.append(("sharding", "", "nothing to shard in this layout"))
+        yield "sharding", "", "nothing to shard in this layout"
     if config.sharding_offload and run.device == "gpu":
-        found.append(("offload_optim", True, f"--sharding {config.sharding}"))
-    if config.min_learning_rate is None and config.lr_decay_ratio is not None:
-        found.append(("min_learning_rate", config.learning_rate * config.lr_decay_ratio, "lr_decay_ratio"))
-    elif config.min_learning_rate is None:
-        found.append(("min_learning_rate", config.learning_rate / 10, "a tenth of learning_rate"))
+        yield "offload_optim", True, f"--sharding {config.sharding}"
+
+
+def _derived_model(run: Run) -> Iterator[tuple[str, Any, str]]:
+    config = run.config
     if config.tokenizer_name_or_path is None:
-        found.append(("tokenizer_name_or_path", config.model_name_or_path, "model_name_or_path"))
+        yield "tokenizer_name_or_path", config.model_name_or_path, "model_name_or_path"
     if run.folder is not None:
-        found.append(("model_name_or_path", str(run.folder), f"local folder of {config.model_name_or_path}"))
+        yield "model_name_or_path", str(run.folder), f"local folder of {config.model_name_or_path}"
     if config.use_fused_rms_norm is None and run.known_facts is not None:
-        found.append(("use_fused_rms_norm", fuses_rms_norm(run.device, run.known_facts), FUSED_WHY))
-    if config.data_seed is None:
-        found.append(("data_seed", config.seed, "seed"))
-    if config.decay_steps is None and config.max_steps > 0:
-        found.append(("decay_steps", config.max_steps, "max_steps"))
+        yield "use_fused_rms_norm", fuses_rms_norm(run.device, run.known_facts), FUSED_WHY
     if run.known_facts is not None:
-        found.append(("model_type", run.known_facts.model_type, "the model's config.json"))
+        yield "model_type", run.known_facts.model_type, "the model's config.json"
+
+
+def _derived_schedule(config: RunConfig) -> Iterator[tuple[str, Any, str]]:
+    if config.min_learning_rate is None and config.lr_decay_ratio is not None:
+        yield "min_learning_rate", config.learning_rate * config.lr_decay_ratio, "lr_decay_ratio"
+    elif config.min_learning_rate is None:
+        yield "min_learning_rate", config.learning_rate / 10, "a tenth of learning_rate"
+    if config.data_seed is None:
+        yield "data_seed", config.seed, "seed"
+    if config.decay_steps is None and config.max_steps > 0:
+        yield "decay_steps", config.max_steps, "max_steps"
+
+
+def _derived_evaluation(config: RunConfig, layout: Layout) -> Iterator[tuple[str, Any, str]]:
     if config.metric_for_best_model == "accuracy":
-        found.append(("metric_for_best_model", "loss", "accuracy is not measured"))
+        yield "metric_for_best_model", "loss", "accuracy is not measured"
     if config.load_best_model_at_end and config.greater_is_better is None:
         # PaddleNLP assumes that greater is better for every metric but the loss, also for perplexity.
         is_score = (config.metric_for_best_model or "loss").removeprefix("eval_") in SCORES
-        found.append(
-            ("greater_is_better", is_score, f"a {'greater' if is_score else 'smaller'} value of this metric is better")
-        )
+        direction = "greater" if is_score else "smaller"
+        yield "greater_is_better", is_score, f"a {direction} value of this metric is better"
     if config.evaluation_strategy is None:
-        found.append(("evaluation_strategy", "steps" if config.do_eval else "no", "do_eval"))
+        yield "evaluation_strategy", "steps" if config.do_eval else "no", "do_eval"
     elif config.evaluation_strategy != "no":
-        found.append(("do_eval", True, "evaluation_strategy"))
+        yield "do_eval", True, "evaluation_strategy"
     if layout.pipeline > 1:
         batch = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        found.append(("per_device_eval_batch_size", batch, "a pipeline evaluates with the micro-batches of training"))
-    return found + (list(_derived_in_finetuning(config, layout)) if run.entry == "finetune" else [])
+        yield "per_device_eval_batch_size", batch, "a pipeline evaluates with the micro-batches of training"
 
 
 def _derived_in_finetuning(config: RunConfig, layout: Layout) -> Iterator[tuple[str, Any, str]]:

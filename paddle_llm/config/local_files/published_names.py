@@ -1,5 +1,8 @@
-"""Names of models and tokenizers without an owner that PaddleNLP 3.0 knows. All other names, also those of all supported models,
-have the form `owner/name`. A test compares the table with PaddleNLP's registry."""
+"""Names of models and tokenizers without an owner that PaddleNLP 3.0 knows.
+
+All other names, also those of all supported models, have the form `owner/name`. A test compares the table with PaddleNLP's
+registry.
+"""
 
 from __future__ import annotations
 

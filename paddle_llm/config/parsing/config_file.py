@@ -30,6 +30,7 @@ _TOML = re.compile(r"""^["']?([A-Za-z_][\w.-]*)["']?\s*=\s*(.*)$""")
 # Numbers that JSON does not allow: hexadecimal, octal, binary; a leading zero, plus or point; grouped digits; a final point.
 _NUMBER = re.compile(r"[-+]?(0[xXoObB][0-9a-fA-F_]+|0\d+|\.\d+|\d+_[\d_]+|\d+\.(?!\d))[\d.eE_+-]*|\+\d[\d.eE_+-]*")
 _OTHER = {".yaml": "YAML", ".yml": "YAML", ".toml": "TOML", ".ini": "INI", ".cfg": "INI"}
+_PYTHON_LITERALS = {"True": "true", "False": "false", "None": "null"}
 _NESTED = "..."
 
 
@@ -168,10 +169,15 @@ def _visible_keys(text: str, pattern: re.Pattern[str]) -> dict[str, Any]:
 
 def _cause(text: str, error: json.JSONDecodeError) -> str:
     """Return what is wrong at the position of the error, and how to correct it."""
-    rest, before = text[error.pos :], text[: error.pos].rstrip()
     if not text.strip():
         return f'the file is empty. {_PLAIN}: {{"key": value, ...}}.'
-    if rest.startswith(("//", "/*", "#")) or re.match(r"\s*(//|/\*|#)", rest):
+    return _wrong_token(text, error.pos) or _wrong_syntax(text[error.pos :], error.msg)
+
+
+def _wrong_token(text: str, position: int) -> str:
+    """Return the message for a token that JSON does not have; else ""."""
+    rest, before = text[position:], text[:position].rstrip()
+    if re.match(r"\s*(//|/\*|#)", rest):
         return f"a comment. {_PLAIN}, without comments. Remove it."
     if rest[:1] in ("}", "]") and before.endswith(","):
         return f"a comma before {rest[:1]}. {_PLAIN}, without trailing commas. Remove it."
@@ -179,28 +185,36 @@ def _cause(text: str, error: json.JSONDecodeError) -> str:
         return "a single quote. Write double quotes."
     if rest[:1] in ("\u201c", "\u201d", "\uff02"):
         return f"a typographic quote {rest[:1]}. Write a plain double quote."
-    literal = re.match(r"(True|False|None)\b", rest)
-    if literal:
-        return f"{literal[1]} is Python. Write { {'True': 'true', 'False': 'false', 'None': 'null'}[literal[1]] }."
-    number = _NUMBER.match(text, _start_of_word(text, error.pos))
-    if number:
+    if literal := re.match(r"(True|False|None)\b", rest):
+        return f"{literal[1]} is Python. Write {_PYTHON_LITERALS[literal[1]]}."
+    if number := _NUMBER.match(text, _start_of_word(text, position)):
         return f"{number[0]} is not a JSON number. Write it in decimal, such as 42, 0.1 or 1e-4."
-    if error.msg.startswith("Unterminated string"):
+    return ""
+
+
+def _wrong_syntax(rest: str, message: str) -> str:
+    """Return the message for a mistake that Python's parser describes.
+
+    Args:
+        rest: Text from the position of the error.
+        message: Message of the parser.
+    """
+    if message.startswith("Unterminated string"):
         return "a text without a closing double quote. Add it."
-    if not rest.strip() and error.msg.startswith("Expecting"):
+    if not rest.strip() and message.startswith("Expecting"):
         return "the file ends before its object does. Close it with }."
-    if error.msg.startswith("Invalid control character"):
+    if message.startswith("Invalid control character"):
         return "a tab or line break inside a text. Write \\t or \\n, or close the text with a double quote."
     word = re.match(r"[^\W\d]\w*", rest)
-    if word and error.msg.startswith("Expecting value"):
+    if word and message.startswith("Expecting value"):
         return f"{word[0][:40]} is not a JSON value. Write text in double quotes; true, false and null without."
-    if error.msg.startswith("Expecting property name") and re.match(r"[A-Za-z_]", rest):
+    if message.startswith("Expecting property name") and re.match(r"[A-Za-z_]", rest):
         return "a key without quotes. Write it in double quotes."
-    if error.msg.startswith("Extra data"):
+    if message.startswith("Extra data"):
         return "text after the end of the object. Keep one object."
-    if error.msg.startswith("Invalid \\escape"):
+    if message.startswith("Invalid \\escape"):
         return "a backslash. Write it twice, or use / in paths."
-    return f"{error.msg}. Correct it there, or on the line before."
+    return f"{message}. Correct it there, or on the line before."
 
 
 def _start_of_word(text: str, position: int) -> int:
