@@ -28,16 +28,6 @@ from paddle_llm.data.tokenizers.folder import (
 from paddle_llm.data.tokenizers.hugging_face import load_with_transformers
 from paddle_llm.data.tokenizers.protocol import Tokenizer
 
-__all__ = [
-    "SENTENCEPIECE_FILES",
-    "find_fingerprint",
-    "fingerprint",
-    "load_tokenizer",
-    "open_decoder",
-    "read_sentencepiece",
-    "sentencepiece_model",
-    "train_tokenizer",
-]
 _VOCABULARY_FILES = {TOKENIZER_JSON, VOCAB_JSON, *SENTENCEPIECE_FILES}
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
 _LONGEST_LINE = 4000  # characters; sentencepiece silently drops longer lines from training
@@ -73,7 +63,7 @@ def _load_with_paddlenlp(folder: str) -> Tokenizer:
 
 
 def _named_class(folder: str) -> Callable[[str], Any] | None:
-    """Return the loader of a folder whose class (`init_class`) or vocabulary file AutoTokenizer would not find, or None."""
+    """Return the loader of a folder whose class (`init_class`) or vocabulary file AutoTokenizer cannot find, or None."""
     name, pieces = read_config(folder).get("init_class"), sentencepiece_model(folder)
     renamed = pieces is not None and os.path.basename(pieces) != SENTENCEPIECE_FILES[0]
     if renamed:
@@ -142,7 +132,7 @@ def _meanings(folder: str) -> Iterator[str]:
 
 
 def _processor(path: str, optional: bool) -> Any:
-    """Return the sentencepiece model; None if tokenizer.json has the vocabulary and the file is tiktoken's (LLaMA 3)."""
+    """Return the sentencepiece model; None if tokenizer.json has the vocabulary and the file is tiktoken's."""
     try:
         return read_sentencepiece(path)
     except UserError:

@@ -107,7 +107,7 @@ class AnswerFinder:
         text = before + upto[begin:stop]
         return text, Answer(len(before), len(text), number, is_ended)
 
-    # ---- one answer ---------------------------------------------------------------------------------------------------
+    # ---- one answer --------------------------------------------------------------------------------------------------
 
     def _answer(self, number: int) -> Answer:
         """Locate the answer of one message.
@@ -215,7 +215,7 @@ class AnswerFinder:
             spans.append(_marker_in(text, plain, mark, mark == self._begin, len(content) - len(content.strip())))
         return spans[0], spans[1]
 
-    # ---- end of an answer ---------------------------------------------------------------------------------------------
+    # ---- end of an answer --------------------------------------------------------------------------------------------
 
     def _content_end(self, upto: str, begin: int, number: int) -> int:
         content = self._messages[number].get("content")

@@ -136,7 +136,7 @@ def _located(
 def _notes_on_answers(
     conversation: Conversation, renderer: Renderer, plain: RenderedText, text: str, answers: tuple[Answer, ...]
 ) -> Iterator[str]:
-    """Yield a note for each answer whose content is not in its span, because the template drops or changes a part of it.
+    """Yield a note for each answer whose content is not in its span: the template drops or changes a part of it.
 
     Raises:
         RowRejected: If the template writes no part of it, so that an empty answer would be trained.

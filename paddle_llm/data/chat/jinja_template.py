@@ -134,7 +134,7 @@ class JinjaTemplate:
             raise RowRejected(error.reason, conversation.where) from error
 
     def truncatable_prompts(self, conversation: Conversation) -> list[list[Piece]] | None:
-        """Return the text before each answer with the questions as separate pieces; None if they cannot be separated."""
+        """Return the text before each answer with the questions as separate pieces; None if that is not possible."""
         rounds = conversation.rounds()
         turns = tuple(
             t if t.role in (SYSTEM, ASSISTANT) else replace(t, content=_PLACEHOLDER, input="")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.core.artifacts import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
-from paddle_llm.core.json_files import parse_json
+from paddle_llm.core.artifacts import SPECIAL_TOKENS_MAP
+from paddle_llm.data.tokenizers.folder import read_config, read_json
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -23,24 +23,16 @@ def special_token_variables(codec: TextCodec, folder: str | None) -> dict[str, A
     tokenizer: Any = getattr(codec, "tokenizer", None)
     if type(tokenizer).__module__.partition(".")[0] == "transformers":
         return dict(tokenizer.special_tokens_map)
-    config = _read(folder, TOKENIZER_CONFIG)
+    config = read_config(folder) if folder else {}
     values = dict(config)
-    if "added_tokens_decoder" not in config:  # for such folders transformers reads only the older file
-        values |= _read(folder, SPECIAL_TOKENS_MAP)
+    if folder and "added_tokens_decoder" not in config:  # for such folders transformers reads only the older file
+        values |= read_json(Path(folder, SPECIAL_TOKENS_MAP))
     extra = values.get("extra_special_tokens")
     named = {name: values.get(name) for name in _NAMES} | (extra if isinstance(extra, dict) else {})
-    found: dict[str, Any] = {name: _text(token) for name, token in named.items() if _text(token)}
-    listed = [_text(token) for token in values.get(_LIST) or []]
+    found: dict[str, Any] = {name: _content(token) for name, token in named.items() if _content(token)}
+    listed = [_content(token) for token in values.get(_LIST) or []]
     return {**found, _LIST: listed} if listed else found
 
 
-def _text(token: Any) -> str | None:
+def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
-
-
-def _read(folder: str | None, name: str) -> dict[str, Any]:
-    file = Path(folder or "") / name
-    if not folder or not file.is_file():
-        return {}
-    values = parse_json(file.read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}

@@ -7,28 +7,19 @@ they come from sentencepiece directly, which is ten times faster; for transforme
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 
-from paddle_llm.core.artifacts import SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.mmap_format import token_dtype
 from paddle_llm.data.corpus.sources import Block, Document, ReadOptions, describe_bad_row, parse_block
-from paddle_llm.data.tokenizer import (
-    BOS,
-    EOS,
-    UNK,
-    load_tokenizer,
-    read_sentencepiece,
-    sentencepiece_model,
-)
+from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.equal_sentencepiece import equal_sentencepiece
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
-from paddle_llm.data.tokenizers.folder import Reader, read_json, reader_of
+from paddle_llm.data.tokenizers.folder import Reader, read_sentencepiece, reader_of, sentencepiece_model, special_tokens
 from paddle_llm.data.tokenizers.protocol import TransformersTokenizer
 
 
@@ -154,19 +145,6 @@ def open_encoder(folder: str) -> TextEncoder:
     if path is not None and reader is Reader.SENTENCEPIECE:
         return SentencePieceEncoder(path, special_tokens(folder))
     return TransformersEncoder(folder) if reader is Reader.TRANSFORMERS else PaddleNLPEncoder(folder)
-
-
-def special_tokens(folder: str) -> list[str]:
-    """Return all special tokens named in the files of a folder, and the three of LlamaTokenizer."""
-    tokens = {"bos_token": BOS, "eos_token": EOS, "unk_token": UNK}
-    listed: list[Any] = []
-    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP):
-        values = read_json(os.path.join(folder, name))
-        tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
-        listed += values.get("additional_special_tokens") or []
-        listed += (values.get("added_tokens_decoder") or {}).values()
-    contents = (t["content"] if isinstance(t, dict) else t for t in [*tokens.values(), *listed] if t)
-    return sorted({token for token in contents if isinstance(token, str)})
 
 
 @dataclass(frozen=True)

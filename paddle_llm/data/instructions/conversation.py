@@ -121,7 +121,7 @@ class Conversation:
 
 
 def calls_as_text(conversation: Conversation) -> Conversation:
-    """Return the conversation for a template without tool calls: calls that the data writes as text become text again."""
+    """Return the conversation for a template without tool calls: calls that are text in the data become text again."""
     if not any("content" in turn.fields for turn in conversation.turns):
         return conversation
     return replace(conversation, turns=tuple(map(_call_as_text, conversation.turns)))

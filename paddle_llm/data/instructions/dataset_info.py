@@ -59,7 +59,9 @@ class FileInfo:
         return "sharegpt" if self.sharegpt else "alpaca"
 
     def rename(self, row: Any) -> Any:
-        """Convert a row to the keys and roles of `format`. Unused columns are renamed so that they are reported as ignored.
+        """Convert a row to the keys and roles of `format`.
+
+        Unused columns are renamed, so that they are reported as ignored.
 
         Raises:
             BadRow: If a named column is missing.

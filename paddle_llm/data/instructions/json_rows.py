@@ -233,7 +233,7 @@ def _decode(text: str, at: int, what: str) -> tuple[Any, int]:
 
 
 def _wrapped(path: str, value: Any) -> list[Any] | None:
-    """Return the rows of a file that is one object, such as {"version": ..., "data": [...]}; None if it is a row itself.
+    """Return the rows of a file that is one object, such as {"version": ..., "data": [...]}; None if it is a row.
 
     Raises:
         UserError: If the object holds several lists of rows, such as splits.

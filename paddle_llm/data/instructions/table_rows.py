@@ -46,7 +46,9 @@ _OTHER_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "vertical bars", ",":
 
 
 def csv_rows(source: Source, delimiter: str) -> Iterator[Row]:
-    """Yield the rows of a csv file; the first line has the names. Quoted cells may contain line ends; missing cells are null.
+    """Yield the rows of a csv file, whose first line has the names.
+
+    Quoted cells may contain line ends; missing cells are null.
 
     Args:
         source: The file.
@@ -140,7 +142,7 @@ def _objects(path: str, batch: Any) -> list[dict[str, Any]]:
 
 
 def without_nulls(value: Any) -> Any:
-    """Remove null keys from a value at any depth: if files of several schemas were merged, objects have the keys of all."""
+    """Remove null keys from a value at any depth: after a merge of several schemas, objects have the keys of all."""
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):

@@ -111,7 +111,9 @@ def load_split(
 
 
 class InstructionDataset:
-    """One sample per item: {input_ids [L], labels [L]}, int64; for ChatGLM-6B also position_ids [2, L], attention_mask [1].
+    """One sample per item: {input_ids [L], labels [L]}, int64.
+
+    For ChatGLM-6B an item also has position_ids [2, L] and attention_mask [1].
 
     Args:
         samples: Encoded samples; or conversations, which are encoded at each access. The latter need `encoder`, and
@@ -155,9 +157,9 @@ class InstructionDataset:
 
 
 class PackedDataset:
-    """One packed row of T tokens per item, int64: input_ids, labels, position_ids [T]; segment_lengths [k] of k samples.
+    """One packed row of T tokens per item, int64: input_ids, labels, position_ids [T]; segment_lengths [k].
 
-    For ChatGLM-6B: position_ids [2, T] and prefix_lengths [k]. Attention must not cross segments; position_ids restart
+    A row has k samples. For ChatGLM-6B: position_ids [2, T] and prefix_lengths [k]. Attention must not cross segments; position_ids restart
     in each segment.
 
     Args:

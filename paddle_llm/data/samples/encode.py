@@ -296,7 +296,7 @@ class InstructionEncoder:
 
     @staticmethod
     def _concatenate(rounds: list[_Round]) -> tuple[list[int], list[bool], list[tuple[int, int]]]:
-        """Return all ids, whether each has a loss as target, and (position, target) of trained ends that are not written."""
+        """Return all ids, whether each has a loss as target, and (position, target) of trained ends without a token."""
         ids: list[int] = []
         has_loss: list[bool] = []
         ends: list[tuple[int, int]] = []

@@ -71,7 +71,7 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int, window
 
 
 class _Pool:
-    """Samples by length, with a bit mask of existing lengths: finding the longest that fits is one mask and one shift."""
+    """Samples by length, with a bit mask of existing lengths: one mask and one shift find the longest that fits."""
 
     def __init__(self, samples: np.ndarray, sizes: np.ndarray, row_length: int):
         self._by_length: list[list[int]] = [[] for _ in range(row_length + 1)]

@@ -1,1 +1,1 @@
-"""Tokenizer folders: which library reads one, loading, saving, conversion, and codecs that keep text apart from special tokens."""
+"""Tokenizer folders: choice of the library, loading, saving, conversion, and codecs that separate text from special tokens."""

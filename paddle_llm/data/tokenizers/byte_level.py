@@ -1,4 +1,6 @@
-"""Writes byte-level BPE as tokenizer.json: from vocab.json and merges.txt (GPT-2, OPT, BLOOM, Qwen2) or tiktoken's ranks (LLaMA 3).
+"""Converts byte-level BPE to tokenizer.json.
+
+Sources are vocab.json and merges.txt (GPT-2, OPT, BLOOM, Qwen2) or tiktoken's ranks (LLaMA 3).
 
 Each family splits text into words with its own regular expression, taken from its published tokenizer.json.
 """

@@ -19,7 +19,7 @@ _REPLACEMENT = "\ufffd"
 
 
 class TextCodec:
-    """Base class. Subclasses define `_ids(text)`, `_decode(ids)`, `_has_token(id)`, `special_id(name)` and the attributes.
+    """Base class. Subclasses define `_ids`, `_decode`, `_has_token`, `special_id` and the attributes.
 
     Attributes:
         name: Name of the tokenizer, for messages.
@@ -48,7 +48,7 @@ class TextCodec:
         self.specials = sorted({s for s in specials if s}, key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, self.specials))) if self.specials else None
 
-    # ---- comparison with a model ----------------------------------------------------------------------------------------
+    # ---- comparison with a model -------------------------------------------------------------------------------------
 
     def fit_to_model(self, rows: int) -> None:
         """Compare the tokenizer with a model's embedding and choose an id for padding that the model has.
@@ -102,7 +102,7 @@ class TextCodec:
                 f"{self.rows - 1}). Use the model's own tokenizer, or a --chat_template without this token."
             )
 
-    # ---- defined by subclasses ------------------------------------------------------------------------------------------
+    # ---- defined by subclasses ---------------------------------------------------------------------------------------
 
     def special_id(self, name: str) -> int | None:
         """Return the id of a special token; None if the tokenizer does not have it."""
@@ -118,7 +118,7 @@ class TextCodec:
         """Return whether an id has a token."""
         raise NotImplementedError
 
-    # ---- text -> ids ----------------------------------------------------------------------------------------------------
+    # ---- text -> ids -------------------------------------------------------------------------------------------------
 
     def _detect_dummy_prefix(self) -> None:
         """Detect whether the beginning of a text gets a blank (sentencepiece's dummy prefix)."""
@@ -196,7 +196,7 @@ class TextCodec:
         """Return the ids of `encode_with_specials` and the characters of each token; None if these are unknown."""
         return None
 
-    # ---- ids -> text ----------------------------------------------------------------------------------------------------
+    # ---- ids -> text -------------------------------------------------------------------------------------------------
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return ids as text for display. An id without a token (in a padded vocabulary) becomes U+FFFD."""

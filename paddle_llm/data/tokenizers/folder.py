@@ -22,9 +22,9 @@ from paddle_llm.core.artifacts import (
 )
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
-from paddle_llm.core.json_files import parse_json
+from paddle_llm.core.json_files import read_json_object
 
-# The first name is that of PaddleNLP's LlamaTokenizer; the second is Hugging Face's, also in newer folders of PaddleNLP.
+# The first name is PaddleNLP's for LlamaTokenizer; the second is Hugging Face's, also in newer folders of PaddleNLP.
 SENTENCEPIECE_FILES = (PADDLENLP_SENTENCEPIECE_MODEL, SENTENCEPIECE_MODEL)
 BARE_CLASS = "PreTrainedTokenizerFast"
 # Names of the class that uses tokenizer.json without changes: in transformers 4, transformers 5 and PaddleNLP.
@@ -99,22 +99,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: If the file does not contain a JSON object.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as stream:
-            found = parse_json(stream.read())
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (ValueError, RecursionError) as error:
-        with open(path, "rb") as stream:
-            problem = failed_download(stream.read(HEAD_BYTES))
-        if problem is not None:
-            raise UserError(f"{path}: {problem}.") from error
-        raise UserError(f"{path}: not JSON: {error}. Copy the file again from the model's source.") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}. Make it a readable file.") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: contains {type(found).__name__}, not a JSON object. Copy the file again.")
-    return found
+    return read_json_object(Path(path)) if os.path.exists(path) else {}
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -123,7 +108,10 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def class_name(config: dict[str, Any]) -> str | None:
-    """Return the name of the tokenizer's class. An export has transformers' name in tokenizer_class, PaddleNLP's in init_class."""
+    """Return the name of the tokenizer's class.
+
+    An export of this package has transformers' name in tokenizer_class and PaddleNLP's in init_class.
+    """
     name = config.get("init_class") or config.get("tokenizer_class")
     return name if isinstance(name, str) else None
 
@@ -132,6 +120,19 @@ def token_text(token: Any) -> str | None:
     """Return the text of a token in a JSON file, which is text or an object with `content`; else None."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and not any("\ud800" <= sign <= "\udfff" for sign in text) else None
+
+
+def special_tokens(folder: str | Path) -> list[str]:
+    """Return all special tokens named in the files of a folder, and the three of LlamaTokenizer."""
+    tokens: dict[str, Any] = dict(_PADDLENLP_DEFAULTS)
+    listed: list[Any] = []
+    for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP):
+        values = read_json(os.path.join(folder, name))
+        tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
+        listed += values.get("additional_special_tokens") or []
+        listed += (values.get("added_tokens_decoder") or {}).values()
+    contents = (t["content"] if isinstance(t, dict) else t for t in [*tokens.values(), *listed] if t)
+    return sorted({token for token in contents if isinstance(token, str)})
 
 
 def sentencepiece_model(folder: str | Path) -> str | None:

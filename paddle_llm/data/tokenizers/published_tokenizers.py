@@ -1,4 +1,4 @@
-"""Tokenizers that transformers loads only with the code of their models (ChatGLM, GLM): writes their files as published."""
+"""Writes the published files of tokenizers that transformers loads only with the code of their models (ChatGLM, GLM)."""
 
 from __future__ import annotations
 

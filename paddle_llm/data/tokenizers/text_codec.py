@@ -6,16 +6,22 @@ import os
 import re
 from typing import Any
 
-from paddle_llm.data.corpus.encode import special_tokens
-from paddle_llm.data.tokenizer import load_tokenizer, read_sentencepiece, sentencepiece_model
+from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.codec_base import TextCodec
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
-from paddle_llm.data.tokenizers.folder import Reader, read_config, reader_of
+from paddle_llm.data.tokenizers.folder import (
+    Reader,
+    read_config,
+    read_sentencepiece,
+    reader_of,
+    sentencepiece_model,
+    special_tokens,
+)
 from paddle_llm.data.tokenizers.plain_text import require_text
 
 __all__ = ["PaddleNLPCodec", "SentencePieceCodec", "TextCodec", "TransformersCodec", "open_codec"]
 
-_TEXT = -1  # stands for the text among special tokens
+_TEXT = -1  # placeholder for the text among special tokens
 
 
 class SentencePieceCodec(TextCodec):
@@ -144,7 +150,7 @@ class TransformersCodec(TextCodec):
         return ids if self._protected.isdisjoint(ids) else self._encode_split(text, continuing=True)
 
     def _encode_split(self, text: str, continuing: bool) -> list[int]:
-        """Encode a text with a special token that is also a piece of the vocabulary: split it in two, or into characters.
+        """Encode a text with a special token that is also a piece: split the token in two, or the text into characters.
 
         A special token of one character cannot be split; such text keeps its id.
         """

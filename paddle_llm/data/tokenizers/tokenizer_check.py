@@ -1,4 +1,4 @@
-"""Checks on a fixed sample of texts that a tokenizer.json gives the ids of the tokenizer it was made from; part of every export."""
+"""Checks, in every export, that a tokenizer.json gives the ids of its source, on a fixed sample of texts."""
 
 from __future__ import annotations
 

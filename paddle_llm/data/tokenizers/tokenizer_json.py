@@ -24,10 +24,17 @@ from paddle_llm.core.artifacts import (
 )
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.corpus.encode import special_tokens
-from paddle_llm.data.tokenizer import load_tokenizer, read_sentencepiece, sentencepiece_model
+from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
-from paddle_llm.data.tokenizers.folder import Reader, reader_of, token_text
+from paddle_llm.data.tokenizers.folder import (
+    Reader,
+    read_json,
+    read_sentencepiece,
+    reader_of,
+    sentencepiece_model,
+    special_tokens,
+    token_text,
+)
 from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
 from paddle_llm.data.tokenizers.protocol import TokenizerSource
 from paddle_llm.data.tokenizers.published_tokenizers import PUBLISHED, write_published
@@ -97,16 +104,16 @@ def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
 
 
 def _read(folder: Path) -> _Read:
-    config = _json(folder / TOKENIZER_CONFIG)
+    config = read_json(folder / TOKENIZER_CONFIG)
     transformers_reads = reader_of(str(folder)) is Reader.TRANSFORMERS
     read = _Read(folder, config, loaded=load_tokenizer(str(folder)) if transformers_reads else None)
-    mapped = _json(folder / SPECIAL_TOKENS_MAP)
+    mapped = read_json(folder / SPECIAL_TOKENS_MAP)
     for name in _NAMES:
         # If the two files differ, transformers decides.
         token = config.get(name, mapped.get(name)) if read.loaded is None else getattr(read.loaded, name)
         if token:
             read.names[name] = _text(token)
-    read.added = {str(token): int(number) for token, number in _json(folder / ADDED_TOKENS).items()}
+    read.added = {str(token): int(number) for token, number in read_json(folder / ADDED_TOKENS).items()}
     for number, token in (config.get("added_tokens_decoder") or {}).items():
         read.added[_text(token)] = int(number)
     return read
@@ -121,7 +128,7 @@ def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
         names = (VOCAB_JSON, MERGES, SENTENCEPIECE_MODEL)
         return content, [Path(pieces)] if pieces else [folder / name for name in names if (folder / name).is_file()]
     if (folder / TOKENIZER_JSON).is_file():
-        content = _json(folder / TOKENIZER_JSON)
+        content = read_json(folder / TOKENIZER_JSON)
         named = [folder / name for name in (VOCAB_JSON, MERGES) if (folder / name).is_file()]
         check_ids(content, folder, own=False)
         return content, [Path(pieces)] if pieces else named
@@ -130,7 +137,7 @@ def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
         return content, [Path(pieces)]
     vocabulary, merges, ranks = folder / VOCAB_JSON, folder / MERGES, folder / SENTENCEPIECE_MODEL
     if vocabulary.is_file() and merges.is_file():
-        ids = _json(vocabulary)
+        ids = read_json(vocabulary)
         added = _specials(read, ids)
         _require_no_gap(added, len(ids), folder)
         content = from_vocabulary(read.config, ids, merges, added, read.names)
@@ -238,13 +245,3 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
 
 def _text(token: Any) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}. Copy the file again.") from error
-    return found if isinstance(found, dict) else {}
