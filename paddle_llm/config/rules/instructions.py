@@ -20,6 +20,7 @@ from paddle_llm.core.errors import UserError
 
 @fine_tuning
 def lengths(run: Run) -> Findings:
+    """Lengths leave tokens for an answer, and a packed row contains at least one sample."""
     config = run.config
     if config.src_length is not None and config.src_length >= config.max_length:
         yield Problem(
@@ -39,6 +40,7 @@ def lengths(run: Run) -> Findings:
 
 @fine_tuning
 def padding(run: Run) -> Findings:
+    """Rows can be split over the tensor parallel ranks, and padding options have an effect."""
     config = run.config
     multiple, tensor = config.pad_to_multiple_of, run.layout.tensor
     if multiple and config.sequence_parallel and multiple % tensor:
@@ -62,6 +64,7 @@ def padding(run: Run) -> Findings:
 
 @fine_tuning
 def dataset_exists(run: Run) -> Findings:
+    """The data of fine-tuning exists, with the splits that the run needs."""
     if not run.is_local:
         return
     requested = run.config.dataset_name_or_path
@@ -119,6 +122,7 @@ def _named_templates(run: Run) -> list[str]:
 
 @fine_tuning
 def chat_template_exists(run: Run) -> Findings:
+    """The chat template, its date and the prompt templates exist."""
     name, file = run.config.chat_template, run.config.prompt_templates
     if run.is_local and name not in CHAT_TEMPLATES and not Path(name).is_file():
         found = _named_templates(run)
@@ -149,6 +153,7 @@ _DECODING_FIELDS = (
 
 @fine_tuning
 def generation(run: Run) -> Findings:
+    """Evaluation by generation fits the layout, with one decoding strategy."""
     config = run.config
     if not config.eval_with_do_generation:
         for name in _DECODING_FIELDS:
@@ -166,6 +171,7 @@ def generation(run: Run) -> Findings:
 
 @fine_tuning
 def early_stopping(run: Run) -> Findings:
+    """Early stopping ends with the best model."""
     config = run.config
     if config.early_stopping_patience is not None and not config.load_best_model_at_end:
         yield Problem(
@@ -176,6 +182,7 @@ def early_stopping(run: Run) -> Findings:
 
 @fine_tuning
 def minimum_learning_rate(run: Run) -> Findings:
+    """The minimum of the learning rate is given once, and the schedule uses it."""
     config = run.config
     if config.lr_decay_ratio is None:
         return

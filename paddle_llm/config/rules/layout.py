@@ -13,6 +13,7 @@ _STAGES = ("stage1", "stage2", "stage3")
 
 
 def sharding_stages(run: Run) -> Findings:
+    """`sharding` names one stage, optionally followed by offload."""
     text = run.config.sharding
     words = text.split()
     unknown = [word for word in words if word not in (*_STAGES, "offload")]
@@ -31,6 +32,7 @@ def sharding_stages(run: Run) -> Findings:
 
 
 def sharded_weights(run: Run) -> Findings:
+    """Stage 3 has no pipeline and no unified checkpoint; report the memory of 16-bit copies."""
     config, layout = run.config, run.layout
     if layout.sharding_stage != 3:
         return
@@ -72,6 +74,7 @@ def _stage_3_with_pipeline(run: Run) -> str:
 
 
 def offload(run: Run) -> Findings:
+    """Offloaded optimizer states are not fused."""
     config = run.config
     words = active_switches(config, run.layout)["sharding_parallel_config"].split()
     if run.device == "gpu" and "enable_fuse_optimizer_states" in words:
@@ -87,6 +90,7 @@ def offload(run: Run) -> Findings:
 
 
 def virtual_stages(run: Run) -> Findings:
+    """Virtual stages have a pipeline of more than 2 stages and enough micro-batches."""
     config, layout = run.config, run.layout
     virtual, stages = layout.virtual_stages, layout.pipeline
     if virtual == 1:
@@ -106,6 +110,7 @@ def virtual_stages(run: Run) -> Findings:
 
 
 def pipeline_bubble(run: Run) -> Findings:
+    """Report how long pipeline stages are idle."""
     stages, micro_batches = run.layout.pipeline, run.config.gradient_accumulation_steps
     if stages > 1 and micro_batches < 2 * stages:
         # 1F1B with p stages and m micro batches idles (p - 1) / (m + p - 1) of its time.
@@ -117,6 +122,7 @@ def pipeline_bubble(run: Run) -> Findings:
 
 
 def evaluation_batch_with_pipeline(run: Run) -> Findings:
+    """Report the evaluation batch size of a pipeline."""
     config = run.config
     fixed = config.per_device_train_batch_size * config.gradient_accumulation_steps
     if run.layout.pipeline > 1 and (config.do_eval or config.do_predict) and config.per_device_eval_batch_size != fixed:
@@ -128,6 +134,7 @@ def evaluation_batch_with_pipeline(run: Run) -> Findings:
 
 
 def sequence_parallel(run: Run) -> Findings:
+    """Sequence parallelism has tensor parallel ranks, which divide the sequence."""
     config, layout = run.config, run.layout
     if not config.sequence_parallel:
         if config.fuse_sequence_parallel_allreduce:
@@ -148,6 +155,7 @@ def sequence_parallel(run: Run) -> Findings:
 
 
 def optimizer_variants(run: Run) -> Findings:
+    """The optimizer supports the layout."""
     config, layout = run.config, run.layout
     if config.optim == "adamw_mini" and layout.tensor > 1:
         yield Problem("optim = adamw_mini cannot split its states over tensor parallel ranks. Use adamw.")

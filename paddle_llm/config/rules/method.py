@@ -29,6 +29,7 @@ def _chosen(run: Run) -> dict[str, list[str]]:
 
 @fine_tuning
 def one_method(run: Run) -> Findings:
+    """At most one method of fine-tuning is chosen."""
     methods = _chosen(run)
     if len(methods) > 1:
         flags = [f"--{field}" for fields in methods.values() for field in fields]
@@ -39,6 +40,7 @@ def one_method(run: Run) -> Findings:
 
 @fine_tuning
 def method_fits_the_run(run: Run) -> Findings:
+    """The method supports the layout, the family and the other settings."""
     config, method = run.config, _method(run)
     family = run.known_facts.model_type if run.known_facts else None
     packed, projection = config.zero_padding, config.prefix_projection
@@ -51,6 +53,7 @@ def method_fits_the_run(run: Run) -> Findings:
 
 @fine_tuning
 def settings_of_methods(run: Run) -> Findings:
+    """Settings of a method are given with that method."""
     method = _method(run)
     for name, methods in SETTINGS.items():
         value = getattr(run.config, name)
@@ -64,6 +67,7 @@ def settings_of_methods(run: Run) -> Findings:
 
 @fine_tuning
 def ranks_of_adalora(run: Run) -> Findings:
+    """AdaLoRA has steps in which it reduces ranks."""
     config = run.config
     if not config.adalora:
         return
@@ -81,6 +85,7 @@ def ranks_of_adalora(run: Run) -> Findings:
 
 @fine_tuning
 def merging(run: Run) -> Findings:
+    """The method can be merged into the weights in this layout."""
     method = _method(run)
     if not run.config.merge_weights:
         return
@@ -104,6 +109,7 @@ _ADAPTERS = {"lora_path": "an adapter of this library or of PEFT", "prefix_path"
 
 @fine_tuning
 def adapters_exist(run: Run) -> Findings:
+    """The folders of adapters to continue from contain an adapter."""
     for name in ("lora_path", "prefix_path"):
         path = getattr(run.config, name)
         if run.is_local and path and not (Path(path) / ADAPTER_CONFIG).is_file():

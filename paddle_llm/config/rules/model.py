@@ -15,6 +15,7 @@ from paddle_llm.families.facts import ModelFacts
 
 
 def family(run: Run) -> Findings:
+    """The family of the model is supported, and `model_type` agrees."""
     found, requested = run.facts.model_type, run.config.model_type
     if found not in FAMILIES:
         supported = ", ".join(FAMILIES)
@@ -24,14 +25,17 @@ def family(run: Run) -> Findings:
 
 
 def families_with_pipeline(run: Run) -> Findings:
+    """The family has a pipeline."""
     yield from map(Problem, pipeline_problems(_known(run), run.layout))
 
 
 def families_with_sequence_parallel(run: Run) -> Findings:
+    """The family has sequence parallelism."""
     yield from map(Problem, sequence_parallel_problems(_known(run), run.layout))
 
 
 def heads(run: Run) -> Findings:
+    """The tensor degree divides the heads; report replicated key-value heads."""
     facts, tensor = _known(run), run.layout.tensor
     problems = list(tensor_problems(facts, run.layout, fuse_attention_qkv=run.config.fuse_attention_qkv))
     yield from map(Problem, problems)
@@ -42,6 +46,7 @@ def heads(run: Run) -> Findings:
 
 
 def head_width(run: Run) -> Findings:
+    """LLaMA's heads add up to the hidden size."""
     facts = run.facts
     family = FAMILIES.get(facts.model_type)
     divided = family is not None and family.capabilities.needs_divided_hidden_size
@@ -53,6 +58,7 @@ def head_width(run: Run) -> Findings:
 
 
 def layers(run: Run) -> Findings:
+    """Every stage has a layer; report stages of different sizes."""
     stages, count = run.layout.pipeline, run.facts.num_hidden_layers
     problems = list(layer_problems(run.facts, run.layout))
     yield from map(Problem, problems)
@@ -63,6 +69,7 @@ def layers(run: Run) -> Findings:
 
 
 def vocabulary(run: Run) -> Findings:
+    """Report a vocabulary that is padded for tensor parallelism."""
     size, tensor = run.facts.vocab_size, run.layout.tensor
     if size % tensor:
         padded = -(-size // tensor) * tensor
@@ -73,6 +80,7 @@ def vocabulary(run: Run) -> Findings:
 
 
 def positions(run: Run) -> Findings:
+    """Sequences are not longer than the positions of the model."""
     facts, config, limit = run.facts, run.config, run.facts.position_limit
     if limit is None:
         return
@@ -90,12 +98,14 @@ def positions(run: Run) -> Findings:
 
 
 def fewer_layers(run: Run) -> Findings:
+    """Weights are not loaded into a model with another number of layers."""
     if run.config.num_hidden_layers is not None and run.config.continue_training:
         remedy = "Drop --continue_training" if run.entry == "pretrain" else "Use --continue_training 0"
         yield Problem(f"num_hidden_layers changes the model, so its weights cannot be loaded. {remedy}.")
 
 
 def layers_not_recomputed(run: Run) -> Findings:
+    """`no_recompute_layers` names existing layers."""
     count = run.facts.num_hidden_layers
     beyond = [layer for layer in run.config.no_recompute_layers or [] if not 0 <= layer < count]
     if beyond:
@@ -103,6 +113,7 @@ def layers_not_recomputed(run: Run) -> Findings:
 
 
 def dropout(run: Run) -> Findings:
+    """Dropout is given only for families that have it."""
     title = FAMILIES[_known(run).model_type].title
     if FAMILIES[run.facts.model_type].config_json.dropout:
         return

@@ -9,6 +9,7 @@ from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
 
 
 def switches_exist(run: Run) -> Findings:
+    """All switches are known."""
     for name, known in WORDS.items():
         for word in getattr(run.config, name).split():
             if word not in known:
@@ -18,6 +19,7 @@ def switches_exist(run: Run) -> Findings:
 
 
 def switches_have_an_effect(run: Run) -> Findings:
+    """Report switches without effect in this layout."""
     for name, idle in idle_switches(run.config, run.layout).items():
         for why in dict.fromkeys(idle.values()):
             words = [word for word in idle if idle[word] == why]
@@ -26,6 +28,7 @@ def switches_have_an_effect(run: Run) -> Findings:
 
 
 def settings_of_switches_have_an_effect(run: Run) -> Findings:
+    """Report settings that belong to switches without effect."""
     config, layout = run.config, run.layout
     if config.sharding_comm_buffer_size_MB > 0 and not buckets_are_used(config, layout, run.device):
         why = "nothing is sharded" if layout.sharding == 1 else "stage 1 sends parameters one by one in this run"
@@ -38,6 +41,7 @@ def settings_of_switches_have_an_effect(run: Run) -> Findings:
 
 
 def pipeline_switches(run: Run) -> Findings:
+    """Switches of the pipeline are supported and can be combined."""
     config, layout = run.config, run.layout
     for word in ("best_unbalanced_scheduler", "use_dualpipev"):
         if word in config.pipeline_parallel_config.split():
@@ -63,6 +67,7 @@ def pipeline_switches(run: Run) -> Findings:
 
 
 def sharding_switches(run: Run) -> Findings:
+    """Switches of sharding have what they need and can be combined."""
     config = run.config
     words = active_switches(config, run.layout)["sharding_parallel_config"].split()
     if run.device != "gpu":

@@ -12,6 +12,7 @@ from paddle_llm.core.artifacts import MODEL_CONFIG
 
 
 def tokenizer_exists(run: Run) -> Findings:
+    """The tokenizer is a folder, or may be a published name."""
     name = run.config.tokenizer_name_or_path
     if not run.is_local or not name or name == run.config.model_name_or_path or Path(name).is_dir():
         return
@@ -28,6 +29,7 @@ def tokenizer_exists(run: Run) -> Findings:
 
 
 def weights_exist(run: Run) -> Findings:
+    """The model folder has weights if they are loaded."""
     folder = Path(run.config.model_name_or_path)
     if not run.is_local or not run.config.continue_training or not (folder / MODEL_CONFIG).is_file():
         return
@@ -41,6 +43,7 @@ def weights_exist(run: Run) -> Findings:
 
 
 def corpora_exist(run: Run) -> Findings:
+    """The corpora of pretraining exist."""
     text = run.config.input_dir
     if not run.is_local or not text or _exists(text):
         return

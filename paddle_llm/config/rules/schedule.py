@@ -11,6 +11,7 @@ from paddle_llm.config.steps import step_notices, warmup_problems
 
 
 def max_steps(run: Run) -> Findings:
+    """The number of steps is positive or counted in epochs."""
     steps = run.config.max_steps
     if steps == 0 or steps < -1:
         yield Problem(
@@ -21,6 +22,7 @@ def max_steps(run: Run) -> Findings:
 
 
 def learning_rates(run: Run) -> Findings:
+    """The minimum is below the peak; report settings that the schedule does not use."""
     config = run.config
     low = config.min_learning_rate
     if low is not None and low > config.learning_rate:
@@ -39,6 +41,7 @@ def learning_rates(run: Run) -> Findings:
 
 
 def warmup(run: Run) -> Findings:
+    """The warm-up is shorter than the schedule."""
     config = run.config
     if config.warmup_steps > 0 and config.warmup_ratio > 0:
         yield Notice(f"--warmup_ratio has no effect: --warmup_steps {config.warmup_steps} takes precedence.")
@@ -48,6 +51,7 @@ def warmup(run: Run) -> Findings:
 
 
 def evaluation_strategy(run: Run) -> Findings:
+    """`evaluation_strategy` and `do_eval` agree."""
     config = run.config
     strategy = config.evaluation_strategy
     if strategy == "no" and config.do_eval:
@@ -66,6 +70,7 @@ def evaluation_strategy(run: Run) -> Findings:
 
 
 def events_within_the_run(run: Run) -> Findings:
+    """Report evaluations, checkpoints and logs that do not happen within the run."""
     config = run.config
     if not config.do_train or config.max_steps <= 0:
         return
@@ -74,6 +79,7 @@ def events_within_the_run(run: Run) -> Findings:
 
 
 def best_model(run: Run) -> Findings:
+    """The best model is measured and saved."""
     config = run.config
     if not config.load_best_model_at_end:
         for name in ("metric_for_best_model", "greater_is_better"):
@@ -113,11 +119,13 @@ def _metric(config: RunConfig) -> Findings:
 
 
 def save_steps_count(run: Run) -> Findings:
+    """Report `save_steps` without the strategy that uses it."""
     if run.config.save_strategy != "steps" and "save_steps" in run.requested:
         yield Notice(f"--save_steps has no effect with --save_strategy {run.config.save_strategy}.")
 
 
 def resume_and_overwrite(run: Run) -> Findings:
+    """A checkpoint to resume from exists and is used for training."""
     config = run.config
     if config.resume_from_checkpoint and config.overwrite_output_dir:
         yield Notice("--overwrite_output_dir with --resume_from_checkpoint: the run continues from that checkpoint.")

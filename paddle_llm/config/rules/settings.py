@@ -9,12 +9,14 @@ from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run,
 
 
 def has_a_task(run: Run) -> Findings:
+    """The run trains, evaluates or predicts."""
     config = run.config
     if not (config.do_train or config.do_eval or config.do_predict):
         yield Problem("nothing to do. Give --do_train, --do_eval or --do_predict.")
 
 
 def required(run: Run) -> Findings:
+    """Required fields are given."""
     for name, example in (
         ("model_name_or_path", "/path/to/llama-7b"),
         ("input_dir", "./data"),
@@ -28,6 +30,7 @@ def required(run: Run) -> Findings:
 
 @pretraining
 def split_shares(run: Run) -> Findings:
+    """`split` has three shares, and each task has documents."""
     config = run.config
     try:
         shares = [float(share) for share in config.split.replace("/", ",").split(",")]
@@ -48,6 +51,7 @@ def split_shares(run: Run) -> Findings:
 
 
 def device_name(run: Run) -> Findings:
+    """The device is gpu or cpu."""
     name = run.config.device
     if name is None or name in ("gpu", "cpu"):
         return
@@ -64,6 +68,7 @@ def device_name(run: Run) -> Findings:
 
 
 def one_precision(run: Run) -> Findings:
+    """At most one 16-bit precision is chosen."""
     if run.config.fp16 and run.config.bf16:
         yield Problem(
             "fp16 and bf16 are both on. Drop one of them: bf16 needs no loss scaling, fp16 runs on older GPUs."
@@ -71,6 +76,7 @@ def one_precision(run: Run) -> Findings:
 
 
 def precision_switches(run: Run) -> Findings:
+    """Settings of 16-bit precisions are given with one, at the level that they need."""
     config = run.config
     if not (config.fp16 or config.bf16):
         for name in (
@@ -91,11 +97,13 @@ def precision_switches(run: Run) -> Findings:
 
 
 def determinism(run: Run) -> Findings:
+    """Report `deterministic` on a CPU."""
     if run.config.deterministic and run.device == "cpu":
         yield Notice("--deterministic has no effect on the CPU, where all runs are deterministic.")
 
 
 def recompute_switches(run: Run) -> Findings:
+    """Report settings of recompute without recompute."""
     for name in ("recompute_granularity", "no_recompute_layers", "recompute_use_reentrant", "offload_recompute_inputs"):
         if (
             name in run.requested
@@ -109,6 +117,7 @@ REPORTERS = {"visualdl": "visualdl", "wandb": "wandb", "tensorboard": "tensorboa
 
 
 def reporters(run: Run) -> Findings:
+    """Programs for curves are known and installed."""
     config = run.config
     words = config.report_to
     alone = [word for word in words if word in ("all", "none")]
@@ -138,6 +147,7 @@ _CHECKPOINT_SWITCHES = (
 
 
 def unified_checkpoint_switches(run: Run) -> Findings:
+    """Switches of the unified checkpoint are supported and can be combined."""
     config = run.config
     words = config.unified_checkpoint_config.split()
     for word in words:
