@@ -1,4 +1,4 @@
-"""A command line that a rule has something to say about, and one that it passes; what both test files of rules share."""
+"""Cases of rules: a command line that a rule reports, and one that it accepts. Shared by both test files of rules."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ BASES = {
 }
 
 
-def said(case: Case, flags: str, folder: Path) -> tuple[list[str], list[str]]:
+def resolve_case(case: Case, flags: str, folder: Path) -> tuple[list[str], list[str]]:
     model = WRITERS[case.model](folder, **dict(case.shape))
     base = f"--do_train --model_name_or_path {model} --output_dir ./out {BASES[case.entry]}"
     argv = [*base.split(), *flags.split(), *(["--device", "cpu"] if case.here else [])]
@@ -58,13 +58,13 @@ def said(case: Case, flags: str, folder: Path) -> tuple[list[str], list[str]]:
 
 
 def check(case: Case, folder: Path) -> None:
-    """What the rule says is said once; nothing else is wrong; the other command line passes."""
-    problems, notices = said(case, case.flags, folder)
+    """Check that the rule reports the command line exactly once, that nothing else is wrong, and that the other one passes."""
+    problems, notices = resolve_case(case, case.flags, folder)
     found, text = (problems, case.problem) if case.problem else (notices, case.notice)
     assert len([line for line in found if text in line]) == 1, (problems, notices)
     if case.problem:
-        assert len(problems) == 1, "one mistake is told once"
+        assert len(problems) == 1, "one mistake is reported once"
     if case.fine:
-        problems, notices = said(case, case.fine, folder)
+        problems, notices = resolve_case(case, case.fine, folder)
         assert problems == []
         assert not [line for line in notices if text in line]

@@ -42,17 +42,17 @@ def test_flags_take_values_in_every_form() -> None:
         (["--logging_steps=20--fp16"], "Write --logging_steps=20 --fp16", {"logging_steps": "20", "fp16": BARE}),
     ],
 )
-def test_two_flags_that_lost_their_space(argv: list[str], hint: str, given: dict[str, object]) -> None:
+def test_two_flags_without_a_space_between_them(argv: list[str], hint: str, given: dict[str, object]) -> None:
     found = read(*argv)
     assert len(found.problems) == 1 and hint in found.problems[0]
     assert as_dict(found) == given
 
 
-def test_a_path_with_dashes_is_not_taken_for_two_flags() -> None:
+def test_a_path_with_dashes_is_not_split() -> None:
     assert read("--output_dir", "runs/a--b", "--x", "a--b-c").problems == []
 
 
-def test_the_last_of_a_repeated_flag_counts_and_is_said() -> None:
+def test_the_last_value_of_a_repeated_flag_is_used_and_reported() -> None:
     found = read("--max_steps", "1", "--max_steps", "2", "--do_train", "--do_train")
     assert as_dict(found) == {"max_steps": "2", "do_train": BARE}
     assert found.notices == ["--max_steps is given twice; using the last value: 2."]

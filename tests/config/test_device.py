@@ -42,11 +42,11 @@ def test_the_build_of_paddle_is_read_not_imported(
     assert device.paddle_has_gpu() is has_gpu
 
 
-def test_a_plain_config_is_left_alone() -> None:
+def test_a_config_for_a_cpu_is_not_changed() -> None:
     assert device.adapt_to_cpu(RunConfig()) == device.Adapted({}, [])
 
 
-def test_what_a_cpu_leaves_out_is_said_line_by_line() -> None:
+def test_each_dropped_setting_on_a_cpu_is_one_line() -> None:
     config = RunConfig(
         bf16=True,
         amp_master_grad=True,

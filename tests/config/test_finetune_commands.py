@@ -69,7 +69,7 @@ def refused(model: Path, flags: str, world_size: int = 1) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "wanted", "said"),
+    ("name", "layout", "wanted", "notices"),
     [
         ("2 all weights", Layout(tensor=4), {"lora": False, "learning_rate": 3e-5}, ["--fp16 is not supported on the CPU"]),
         ("3 LoRA", Layout(), {"lora": True, "lora_rank": 8, "learning_rate": 3e-4}, ["--r 8 is read as --lora_rank 8", "--fp16"]),
@@ -89,26 +89,26 @@ def refused(model: Path, flags: str, world_size: int = 1) -> list[str]:
     ],
 )  # fmt: skip
 def test_the_tutorials_commands(
-    model: Path, name: str, layout: Layout, wanted: dict[str, Any], said: list[str]
+    model: Path, name: str, layout: Layout, wanted: dict[str, Any], notices: list[str]
 ) -> None:
     found = typed(model, COMMANDS[name], layout.world_size)
     assert found.layout == layout
     common = {"dataset_name_or_path": "data", "max_length": 2048, "continue_training": True, "warmup_steps": 20}
     for key, value in {**common, **wanted}.items():
         assert getattr(found.config, key) == value, key
-    assert len(found.notices) == len(said), found.notices
-    for text, line in zip(said, found.notices, strict=True):
+    assert len(found.notices) == len(notices), found.notices
+    for text, line in zip(notices, found.notices, strict=True):
         assert text in line
 
 
-def test_as_printed_with_its_lost_spaces(model: Path) -> None:
+def test_a_printed_command_without_its_spaces(model: Path) -> None:
     printed = COMMANDS["5 pipeline"].replace("--fp16 0 --fp16_opt_level", "--fp16 0--fp16_opt_level")
     assert refused(model, printed, 4) == ["0--fp16_opt_level: missing space. Write 0 --fp16_opt_level"]
     glued = refused(model, "--do_train --output_dir o --lora True--r 8")
     assert glued == ["True--r: missing space. Write True --r"]
 
 
-def test_without_data_one_message(model: Path) -> None:
+def test_missing_data_is_one_message(model: Path) -> None:
     (model.parent / "data" / "train.json").unlink()
     (model.parent / "data" / "dev.json").unlink()
     (model.parent / "data").rmdir()
@@ -223,7 +223,7 @@ def test_generation_d(model: Path) -> None:
         ("--input_dir ./data", "belongs to run_pretrain.py, not to finetune_generation.py"),
     ],
 )
-def test_what_is_refused_says_why(model: Path, flag: str, reason: str) -> None:
+def test_refused_names_give_the_reason(model: Path, flag: str, reason: str) -> None:
     problems = refused(model, f"--do_train --output_dir out {flag}")
     assert len(problems) == 1 and reason in problems[0]
 
@@ -251,7 +251,7 @@ def test_the_learning_rate_is_the_methods(model: Path, flags: str, rate: str) ->
     assert typed(model, f"--do_train --output_dir out {flags} --learning_rate 1e-6").config.learning_rate == 1e-6
 
 
-def test_defaults_of_its_own_and_null(model: Path) -> None:
+def test_entry_defaults_and_null(model: Path) -> None:
     found = from_file(model, {"do_train": True, "output_dir": "o", "learning_rate": None, "num_train_epochs": "None"})
     config = found.config
     assert (config.learning_rate, config.num_train_epochs, config.warmup_ratio, config.adam_beta2) == (
@@ -265,7 +265,7 @@ def test_defaults_of_its_own_and_null(model: Path) -> None:
     assert set(resolved_as_json(found)["arguments"]) == set(fields_of("finetune")) == set(found.origins)
 
 
-def test_when_steps_are_spoken_of(model: Path) -> None:
+def test_a_number_of_steps_changes_the_strategies(model: Path) -> None:
     by_steps = typed(model, "--do_train --do_eval --output_dir o --eval_steps 50 --load_best_model_at_end").config
     assert (by_steps.evaluation_strategy, by_steps.save_strategy, by_steps.save_steps) == ("steps", "steps", 50)
     by_epochs = typed(model, "--do_train --do_eval --output_dir o --load_best_model_at_end").config
@@ -275,7 +275,7 @@ def test_when_steps_are_spoken_of(model: Path) -> None:
     assert constant.config.warmup_ratio == 0 and constant.notices == []
 
 
-def test_more_of_a_score_is_better_and_less_of_a_loss(model: Path) -> None:
+def test_greater_scores_and_smaller_losses_are_better(model: Path) -> None:
     flags = (
         "--do_train --do_eval --output_dir o --load_best_model_at_end --eval_with_do_generation --metric_for_best_model"
     )
@@ -283,7 +283,7 @@ def test_more_of_a_score_is_better_and_less_of_a_loss(model: Path) -> None:
     assert typed(model, f"{flags} ppl").config.greater_is_better is False
 
 
-def test_lengths_fit_a_model_of_fewer_positions(tmp_path: Path, model: Path) -> None:
+def test_default_lengths_fit_a_model_with_few_positions(tmp_path: Path, model: Path) -> None:
     short = write_llama(tmp_path / "short", max_position_embeddings=100)
     (short / "model.safetensors").touch()
     found = typed(short, "--do_train --output_dir o")
@@ -300,7 +300,7 @@ def test_derived_settings_of_methods(model: Path) -> None:
     assert config.pad_to_multiple_of == 2
 
 
-def test_names_are_those_of_the_data_room() -> None:
+def test_formats_and_templates_are_those_of_the_data_package() -> None:
     from paddle_llm.config.local_files.instruction_data import CHAT_TEMPLATES, SPLIT_NAMES
     from paddle_llm.config.parsing.values import kind_of
     from paddle_llm.data.chat.templates import TEMPLATES

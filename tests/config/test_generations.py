@@ -1,6 +1,6 @@
 """Commands and configs of four generations of PaddleNLP, with the keys and values that their examples had.
 
-Each starts as it stands (on GPUs); what is read differently is said.
+Each starts unchanged (on GPUs), and every translation is reported.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def model(tmp_path: Path) -> Path:
     return write_llama(tmp_path / "tiny")
 
 
-def told(found: Resolved, *texts: str) -> None:
+def check_notices(found: Resolved, *texts: str) -> None:
     """Each text is in one notice, and no notice is without one."""
     assert len(found.notices) == len(texts), found.notices
     for text in texts:
@@ -117,20 +117,20 @@ def test_generation_a(model: Path) -> None:
     found = from_flags(model, GENERATION_A, 8)
     assert found.layout == Layout(sharding=8, sharding_stage=2)
     assert found.config.decay_steps == 900 and found.config.fuse_attention_qkv is True
-    told(found)
+    check_notices(found)
 
 
 def test_generation_b(model: Path) -> None:
     found = from_flags(model, GENERATION_B, 8)
     assert found.layout == Layout(sharding=4, tensor=2, sharding_stage=2)
-    told(found, "--sharding_degree 4 is read as --sharding_parallel_degree 4")
+    check_notices(found, "--sharding_degree 4 is read as --sharding_parallel_degree 4")
     assert found.origins["sharding_parallel_degree"] == "translated from --sharding_degree"
 
 
 def test_generation_c(tmp_path: Path, model: Path) -> None:
     found = from_file(tmp_path, model, GENERATION_C, 32)
     assert found.layout == Layout(1, 4, 2, 4, 1, sequence_parallel=True)
-    told(
+    check_notices(
         found,
         "per_device_eval_batch_size is 128 with a pipeline",
         '"initializer_range"',
@@ -142,4 +142,4 @@ def test_generation_c(tmp_path: Path, model: Path) -> None:
 def test_generation_d(tmp_path: Path, model: Path) -> None:
     found = from_file(tmp_path, model, GENERATION_D, 8)
     assert found.layout == Layout(sharding=4, tensor=2, sharding_stage=2)
-    told(found, "--warmup_ratio has no effect: --warmup_steps 30 takes precedence", '"distributed_dataloader"')
+    check_notices(found, "--warmup_ratio has no effect: --warmup_steps 30 takes precedence", '"distributed_dataloader"')

@@ -1,4 +1,4 @@
-"""--help and the table of defaults show every field, with its default."""
+"""--help and the tables of defaults show every field with its default."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_help_of_fine_tuning() -> None:
     assert "  --continue_training true|false  (default: true)" in text
 
 
-def test_the_table_of_fine_tuning_says_what_differs() -> None:
+def test_the_table_of_fine_tuning_shows_the_differences() -> None:
     rows = [line.split(" | ")[0] for line in finetune_table().splitlines() if line.startswith("| `--")]
     for name in set(FIELD_NAMES) - set(fields_of("pretrain")):
         assert rows.count(f"| `--{name}`") == 1, name
@@ -54,7 +54,7 @@ def test_defaults_table_is_markdown_with_every_field() -> None:
         ("data_seed", "INT", "-"),
     ],
 )
-def test_types_and_defaults_as_one_would_type_them(name: str, kind: str, default: str) -> None:
+def test_types_and_defaults_as_a_user_writes_them(name: str, kind: str, default: str) -> None:
     assert type_text(kind_of(name)) == kind
     assert default_text(name) == default
 

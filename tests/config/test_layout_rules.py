@@ -68,14 +68,14 @@ def test_layouts(world_size: int, fields: dict[str, Any], layout: Layout) -> Non
         (2, {"tp": 0}, "tensor_parallel_degree = 0 is not a degree. Use 1 or more"),
     ],
 )
-def test_what_does_not_fit(world_size: int, fields: dict[str, Any], message: str) -> None:
+def test_degrees_that_do_not_fit(world_size: int, fields: dict[str, Any], message: str) -> None:
     found = divide(world_size, **fields)
     assert found.layout is None
     assert len(found.problems) == 1 and message in found.problems[0]
 
 
 @pytest.mark.parametrize(("world_size", "fields"), [(1, {}), (2, {"tp": 2}), (4, {"sd": 1})])
-def test_nothing_to_shard_is_said(world_size: int, fields: dict[str, Any]) -> None:
+def test_sharding_without_effect_is_reported(world_size: int, fields: dict[str, Any]) -> None:
     found = divide(world_size, sharding="stage2", **fields)
     assert found.layout is not None and found.layout.sharding == 1 and found.layout.sharding_stage == 0
     assert len(found.notices) == 1 and "has no ranks to shard over" in found.notices[0]

@@ -1,4 +1,4 @@
-"""A model's shape from its config.json, in the spelling of each family."""
+"""The shape of a model from its config.json, with the key names of each family."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_rope_scaling(tmp_path: Path, writer: object, overrides: dict[str, objec
     assert read_model_facts(writer(tmp_path, **overrides)).rope_is_scaled is scaled  # type: ignore[operator]
 
 
-def test_the_three_chatglm_are_told_apart(tmp_path: Path) -> None:
+def test_the_three_chatglm_are_distinguished(tmp_path: Path) -> None:
     first = read_model_facts(write_chatglm(tmp_path / "1"))
     assert shape(first) == ("chatglm", 64, 4, 4, 4, 16, 256, 128, 128, True)
     second = read_model_facts(write_chatglm2(tmp_path / "2"))
     assert shape(second) == ("chatglm_v2", 64, 4, 4, 2, 16, 96, 128, 128, False)
-    paddle_spelling = {"model_type": "chatglm_v2", "num_layers": None, "num_hidden_layers": 4, "seq_length": None}
-    paddle_spelling |= {"max_sequence_length": 64, "padded_vocab_size": None, "vocab_size": 256}
-    third = read_model_facts(write_chatglm2(tmp_path / "3", **paddle_spelling))
+    paddle_names = {"model_type": "chatglm_v2", "num_layers": None, "num_hidden_layers": 4, "seq_length": None}
+    paddle_names |= {"max_sequence_length": 64, "padded_vocab_size": None, "vocab_size": 256}
+    third = read_model_facts(write_chatglm2(tmp_path / "3", **paddle_names))
     assert (third.model_type, third.vocab_size, third.max_position_embeddings) == ("chatglm_v2", 256, 64)
     without = read_model_facts(write_chatglm2(tmp_path / "4", multi_query_attention=False))
     assert without.num_key_value_heads == 4
@@ -138,7 +138,7 @@ def test_a_folder_in_another_layout_is_named(tmp_path: Path, name: str, message:
 
 
 @pytest.mark.parametrize(
-    ("file", "said"),
+    ("file", "message"),
     [
         ("lora_config.json", "PaddleNLP's LoRA.*merge_lora_params"),
         ("adapters.safetensors", "MLX's LoRA"),
@@ -146,14 +146,14 @@ def test_a_folder_in_another_layout_is_named(tmp_path: Path, name: str, message:
         ("checkpoint-1/adapter_config.json", "Adapters are in .*checkpoint-1"),
     ],
 )
-def test_what_is_given_as_an_adapter_is_named(file: str, said: str, tmp_path: Path) -> None:
+def test_a_folder_given_as_an_adapter_is_described(file: str, message: str, tmp_path: Path) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).touch()
-    assert re.search(said, describe_folder(tmp_path))
+    assert re.search(message, describe_folder(tmp_path))
     assert describe_folder(tmp_path / "nothing") == ""
 
 
-def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_a_model_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
     folder = write_llama(tmp_path / "here")
     assert find_model_folder(str(folder)) == folder
@@ -166,7 +166,7 @@ def test_where_a_model_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
         find_model_folder(str(folder / "config.json"))
 
 
-def test_raw_is_the_whole_file(tmp_path: Path) -> None:
+def test_raw_is_the_complete_file(tmp_path: Path) -> None:
     folder = write_llama(tmp_path)
     assert read_model_facts(folder).raw == json.loads((folder / "config.json").read_text())
 
@@ -198,12 +198,12 @@ def test_a_name_without_an_owner_that_paddlenlp_lacks_is_a_mistake(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
     (tmp_path / "my_llama").mkdir()
-    for name, told in (
+    for name, message in (
         ("my_lama", "Did you mean my_llama?"),
         ("./my_lama", "Did you mean my_llama?"),
         ("other", "neither a folder nor a name built into PaddleNLP."),
     ):
-        with pytest.raises(UserError, match=re.escape(told)):
+        with pytest.raises(UserError, match=re.escape(message)):
             find_model_folder(name)
     assert find_model_folder("gpt2-en") is None and find_model_folder("facebook/opt-1.3b") is not None
     (tmp_path / "cache/models/other").mkdir(parents=True)

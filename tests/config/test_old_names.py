@@ -1,4 +1,4 @@
-"""Old names: every row of the table, what is said about it, and that nothing is dropped without a word."""
+"""Old names: every row of the tables, its message, and that nothing is dropped silently."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_renamed_for_pretraining(old: str, raw: object, new: str, value: object)
 
 
 @pytest.mark.parametrize(("old", "raw"), [("no_cuda", "false"), ("max_evaluate_steps", "-1")])
-def test_old_values_that_ask_for_the_default_vanish(old: str, raw: object) -> None:
+def test_old_values_that_request_the_default_are_dropped(old: str, raw: object) -> None:
     found = pretrain(flag(old, raw))
     assert (found.given, found.notices, found.problems) == ([], [], [])
 
@@ -76,8 +76,8 @@ def test_renamed_for_fine_tuning_only(old: str, raw: str, new: str) -> None:
     found = finetune(flag(old, raw))
     assert [(one.name, one.raw) for one in found.given] == [(new, raw)]
     assert found.notices == [f"--{old} {raw} is read as --{new} {raw}"]
-    told = pretrain(flag(old, raw)).problems
-    assert told == [f"--{old} belongs to finetune_generation.py, not to run_pretrain.py. Remove it."]
+    problems = pretrain(flag(old, raw)).problems
+    assert problems == [f"--{old} belongs to finetune_generation.py, not to run_pretrain.py. Remove it."]
 
 
 def test_tgt_length_becomes_the_sum() -> None:
@@ -97,19 +97,19 @@ def test_a_file_is_quoted_as_json_and_named() -> None:
 
 
 @pytest.mark.parametrize("name", sorted({*FINETUNE_NAMES, *FINETUNE_ONLY}))
-def test_fine_tuning_names_are_told_so(name: str) -> None:
+def test_names_of_fine_tuning_are_refused_in_pretraining(name: str) -> None:
     assert "belongs to finetune_generation.py" in pretrain(flag(name, "1")).problems[0]
 
 
 @pytest.mark.parametrize("name", sorted(PRETRAIN_ONLY))
-def test_pretraining_names_are_told_so(name: str) -> None:
-    told = finetune(flag(name, "1")).problems
-    assert told == [
+def test_names_of_pretraining_are_refused_in_fine_tuning(name: str) -> None:
+    problems = finetune(flag(name, "1")).problems
+    assert problems == [
         f"--{name} belongs to run_pretrain.py, not to finetune_generation.py. Remove it: {PRETRAIN_ONLY[name]}."
     ]
 
 
-def test_old_names_of_pretraining_fields_are_told_so() -> None:
+def test_old_names_of_pretraining_are_refused_in_fine_tuning() -> None:
     assert "--max_evaluate_steps belongs to run_pretrain.py" in finetune(flag("max_evaluate_steps", "5")).problems[0]
     found = finetune(flag("max_evaluate_steps", "-1"))
     assert (found.given, found.notices, found.problems) == ([], [], [])
@@ -135,7 +135,7 @@ def test_refused_names_are_an_error_with_a_reason(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(ALL))
-def test_neutral_values_and_null_pass_without_a_word(name: str) -> None:
+def test_neutral_values_and_null_pass_silently(name: str) -> None:
     rule = ALL[name]
     if isinstance(rule, Renamed):
         return

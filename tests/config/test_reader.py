@@ -1,4 +1,4 @@
-"""The reader as a whole: commands as people type them, files with flags, every mistake at once, what is derived and said."""
+"""The reader: published commands, files with flags, all mistakes at once, derived values and notices."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_command_1_as_typed_on_eight_gpus() -> None:
     assert found.requested == {}
 
 
-def test_command_1_on_cpu_ranks_says_what_is_not_honoured() -> None:
+def test_command_1_on_cpu_ranks_reports_what_is_not_supported() -> None:
     argv = [*typed(COMMAND_1), "--device", "cpu"]
     found = resolve(argv, world_size=8)
     assert not found.config.fp16 and not found.config.use_flash_attention
@@ -127,7 +127,7 @@ def test_a_downloaded_built_in_name_is_its_folder(tmp_path: Path, monkeypatch: p
     assert resolve([*flags, "--continue_training"], world_size=1).config.model_name_or_path == str(folder)
 
 
-def test_flags_win_over_the_file(tmp_path: Path, model: Path) -> None:
+def test_flags_take_precedence_over_the_file(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"max_steps": 5, "learning_rate": "1e-4", "bf16": 0, "seed": None, "device": "cpu"}))
     found = resolve([str(path), *base(model), "--max_steps", "7"], world_size=1)
@@ -136,7 +136,7 @@ def test_flags_win_over_the_file(tmp_path: Path, model: Path) -> None:
     assert found.origins["learning_rate"] == f"file {path}"
 
 
-def test_a_flag_wins_over_an_old_name_in_the_file(tmp_path: Path, model: Path) -> None:
+def test_a_flag_takes_precedence_over_an_old_name_in_the_file(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(json.dumps({"sharding": "stage1", "sharding_degree": 4, "initializer_range": 0.002}))
     argv = [str(path), *base(model), "--device", "cpu"]
@@ -160,13 +160,13 @@ def test_old_and_new_name_in_one_place_must_agree(model: Path) -> None:
     )
 
 
-def test_every_mistake_is_told_at_once(tmp_path: Path, model: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path, model: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text(
         '{"learing_rate": 1, "bf16": "perhaps", "max_steps": 0, "lora": true, "to_static": true, "seed": 1, "seed": 2}'
     )
     flags = "--adam_beta2 1.5 --tensor_parallel_degree 3 --do_eval --split 1,0,0 --max_seq_length 4096 --save_steps"
-    told = problems_of([str(path), *base(model), *flags.split()], world_size=8, device="gpu")
+    problems = problems_of([str(path), *base(model), *flags.split()], world_size=8, device="gpu")
     expected = [
         'duplicate key "seed"',
         '"lora" in ' + str(path) + " belongs to finetune_generation.py",
@@ -181,15 +181,19 @@ def test_every_mistake_is_told_at_once(tmp_path: Path, model: Path) -> None:
         "exceeds the 128 positions",
     ]
     for text in expected:
-        assert len([line for line in told if text in line]) == 1, (text, told)
-    assert len(told) == len(expected)
+        assert len([line for line in problems if text in line]) == 1, (text, problems)
+    assert len(problems) == len(expected)
 
 
-def test_a_file_that_cannot_be_read_is_not_said_to_lack_its_keys(tmp_path: Path) -> None:
+def test_keys_of_an_unreadable_file_are_not_reported_as_missing(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text('{"model_name_or_path": "m", ')
-    told = problems_of([str(path), "--max_steps", "x"], device="gpu")
-    assert len(told) == 2 and "is not valid JSON: line 1" in told[0] and told[1].startswith("--max_steps = x: expected")
+    problems = problems_of([str(path), "--max_steps", "x"], device="gpu")
+    assert (
+        len(problems) == 2
+        and "is not valid JSON: line 1" in problems[0]
+        and problems[1].startswith("--max_steps = x: expected")
+    )
     assert problems_of([str(tmp_path / "none.json")], device="gpu") == [
         f"{tmp_path / 'none.json'} does not exist. The first argument is CONFIG.json or a --flag."
     ]
@@ -200,13 +204,13 @@ def test_stage_3_with_a_pipeline_names_the_nearest_layouts_with_their_numbers(mo
         "--sharding stage3 --sharding_parallel_degree 2 --tensor_parallel_degree 4 --pipeline_parallel_degree 4 "
         "--virtual_pp_degree 2 --gradient_accumulation_steps 32 --num_hidden_layers 8"
     )
-    (told,) = problems_of([*base(model), *flags.split()], world_size=64, device="gpu")
-    assert told.splitlines()[1:] == [
+    (problems,) = problems_of([*base(model), *flags.split()], world_size=64, device="gpu")
+    assert problems.splitlines()[1:] == [
         "       --sharding stage2: dp2 x sharding2(stage2) x tp4 x pp4v2, weights divided by 16",
         "       --pipeline_parallel_degree 1 --sharding_parallel_degree 8 --virtual_pp_degree 1 --gradient_accumulation_steps 8: "
         "dp2 x sharding8(stage3) x tp4, weights divided by 32, the same global batch",
     ]
-    for line, more in zip(told.splitlines()[1:], ([], ["--data_parallel_degree", "2"]), strict=True):
+    for line, more in zip(problems.splitlines()[1:], ([], ["--data_parallel_degree", "2"]), strict=True):
         nearest = resolve(
             [*base(model), *flags.split(), *line.split(":")[0].split(), *more], world_size=64, device="gpu"
         )
@@ -215,8 +219,8 @@ def test_stage_3_with_a_pipeline_names_the_nearest_layouts_with_their_numbers(mo
 
 def test_stage_3_with_a_pipeline_and_an_uneven_batch_says_what_it_becomes(model: Path) -> None:
     flags = "--sharding stage3 --pipeline_parallel_degree 2 --gradient_accumulation_steps 5"
-    (told,) = problems_of([*base(model), *flags.split()], world_size=8, device="gpu")
-    assert told.endswith(
+    (problems,) = problems_of([*base(model), *flags.split()], world_size=8, device="gpu")
+    assert problems.endswith(
         "--pipeline_parallel_degree 1 --sharding_parallel_degree 8: sharding8(stage3), weights divided by 8, "
         "a global batch of 40 instead of 20"
     )
@@ -230,13 +234,13 @@ def test_offload_of_sharding_is_offload_optim(model: Path, stage: str) -> None:
     on_cpu = resolve([*base(model), "--sharding", stage, "offload", "--device", "cpu"], world_size=2)
     assert not on_cpu.config.sharding_offload and not on_cpu.config.offload_optim
     assert on_cpu.config.sharding == stage and on_cpu.requested == {"sharding": f"{stage} offload"}
-    said = [line for line in on_cpu.notices if "offload" in line]
-    assert said == [
+    notices = [line for line in on_cpu.notices if "offload" in line]
+    assert notices == [
         f"--sharding {stage} offload: offload has no effect on the CPU, where everything is in host memory anyway."
     ]
 
 
-def test_words_without_effect_are_said_and_left_out(model: Path) -> None:
+def test_switches_without_effect_are_reported_and_dropped(model: Path) -> None:
     flags = "--sharding stage2 --sharding_parallel_config split_param enable_release_grads --pipeline_parallel_config enable_timer"
     found = resolve([*base(model), *flags.split()], world_size=2, device="gpu")
     assert found.config.sharding_parallel_config == "enable_release_grads"
@@ -248,7 +252,7 @@ def test_words_without_effect_are_said_and_left_out(model: Path) -> None:
     assert len([line for line in found.notices if "no effect" in line]) == 2
 
 
-def test_every_mistake_of_a_layout_is_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_layout_are_reported_at_once(tmp_path: Path) -> None:
     """What only the built model would refuse, in one answer of the reader."""
     bloom = tmp_path / "bloom"
     write_bloom(bloom, n_head=6, hidden_size=66)
@@ -256,7 +260,7 @@ def test_every_mistake_of_a_layout_is_told_at_once(tmp_path: Path) -> None:
         "--tensor_parallel_degree 4 --pipeline_parallel_degree 8 --sequence_parallel --sharding stage3 "
         "--gradient_accumulation_steps 8"
     )
-    told = problems_of([*base(bloom), "--max_seq_length", "63", *flags.split()], world_size=64, device="gpu")
+    problems = problems_of([*base(bloom), "--max_seq_length", "63", *flags.split()], world_size=64, device="gpu")
     expected = [
         "gather its weights for each of the 8 micro-batches",
         "tensor_parallel_degree = 4 does not divide max_seq_length = 63",
@@ -265,11 +269,11 @@ def test_every_mistake_of_a_layout_is_told_at_once(tmp_path: Path) -> None:
         "has 4 layers: a stage would be empty",
     ]
     for text in expected:
-        assert len([line for line in told if text in line]) == 1, (text, told)
-    assert len(told) == len(expected)
+        assert len([line for line in problems if text in line]) == 1, (text, problems)
+    assert len(problems) == len(expected)
 
 
-def test_a_bad_value_is_not_told_again_by_the_rules(model: Path) -> None:
+def test_a_bad_value_is_not_reported_again_by_the_rules(model: Path) -> None:
     assert problems_of([*base(model), "--max_seq_length", "long", "--sharding_parallel_degree", "x"], device="gpu") == [
         "--max_seq_length = long: expected a whole number.",
         "--sharding_parallel_degree = x: expected a whole number.",
@@ -293,8 +297,8 @@ def test_names_are_exact_and_close_ones_are_suggested(model: Path, flag: str, hi
 
 
 def test_a_close_choice_is_suggested(model: Path) -> None:
-    told = problems_of([*base(model), "--lr_scheduler_type", "cosin"], device="gpu")
-    assert told[0].startswith("--lr_scheduler_type = cosin: expected one of") and told[0].endswith(
+    problems = problems_of([*base(model), "--lr_scheduler_type", "cosin"], device="gpu")
+    assert problems[0].startswith("--lr_scheduler_type = cosin: expected one of") and problems[0].endswith(
         "Did you mean cosine?"
     )
 
@@ -305,7 +309,7 @@ def test_a_text_with_several_words_needs_quotes(model: Path) -> None:
     ]
 
 
-def test_absent_device_is_the_best_there_is_and_said(model: Path) -> None:
+def test_the_best_device_is_chosen_and_reported(model: Path) -> None:
     found = resolve(base(model), world_size=1)
     assert found.config.device == "cpu"
     assert found.notices == ["device: cpu (no GPU was found on this machine)"]
@@ -318,7 +322,7 @@ def test_gpu_without_a_gpu_is_refused(model: Path) -> None:
     ]
 
 
-def test_a_gpu_with_a_cpu_build_of_paddle_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_with_a_cpu_build_of_paddle_is_reported(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_module, "has_gpu", lambda: True)
     monkeypatch.setattr(device_module, "paddle_has_gpu", lambda: False)
     found = resolve(base(model), world_size=1)
@@ -353,19 +357,19 @@ def test_what_is_derived(model: Path) -> None:
         ("cpu", "--use_fused_rms_norm 0", False),
     ],
 )
-def test_the_fused_norm_is_on_where_it_wins(device: str, flags: str, on: bool, model: Path) -> None:
+def test_the_fused_norm_is_on_for_a_cpu(device: str, flags: str, on: bool, model: Path) -> None:
     found = resolve([*base(model), *flags.split()], world_size=1, device=device)
     assert found.config.use_fused_rms_norm is on
 
 
-def test_no_fused_norm_is_asked_of_a_model_without_an_rms_norm(tmp_path: Path) -> None:
+def test_the_fused_norm_is_off_for_a_model_without_rms_norm(tmp_path: Path) -> None:
     from tests.helpers.models.tiny import write_bloom
 
     found = resolve([*base(write_bloom(tmp_path)), "--device", "cpu"], world_size=1)
     assert found.config.use_fused_rms_norm is False
 
 
-def test_less_perplexity_is_better(model: Path) -> None:
+def test_a_smaller_perplexity_is_better(model: Path) -> None:
     """PaddleNLP would take the worst model for the best: to it, more is better of everything but the loss."""
     flags = "--do_eval --load_best_model_at_end --metric_for_best_model ppl --device cpu"
     assert resolve([*base(model), *flags.split()], world_size=1).config.greater_is_better is False
@@ -378,15 +382,15 @@ def test_evaluation_strategy_switches_evaluation_on(model: Path) -> None:
     assert found.config.do_eval and found.config.evaluation_strategy == "steps"
 
 
-def test_fewer_layers_are_the_models_shape(model: Path) -> None:
+def test_fewer_layers_change_the_shape_of_the_model(model: Path) -> None:
     found = resolve([*base(model), "--num_hidden_layers", "2", "--device", "cpu"], world_size=1)
     assert found.facts is not None and found.facts.num_hidden_layers == 2
 
 
 def test_a_missing_folder_is_a_problem_of_the_config(tmp_path: Path, model: Path) -> None:
     argv = [*base(model), "--model_name_or_path", str(tmp_path / "nowhere"), "--max_steps", "0"]
-    told = problems_of(argv, device="gpu")
-    assert len(told) == 2 and "there is no such folder" in told[0]
+    problems = problems_of(argv, device="gpu")
+    assert len(problems) == 2 and "there is no such folder" in problems[0]
 
 
 def test_resolved_as_json_is_json_and_complete(model: Path) -> None:
@@ -403,7 +407,7 @@ def test_every_field_has_an_origin(model: Path) -> None:
     assert set(found.origins) == set(fields_of("pretrain"))
 
 
-def test_an_unknown_entry_is_a_mistake_of_ours() -> None:
+def test_an_unknown_entry_is_an_internal_error() -> None:
     with pytest.raises(ValueError, match="entry must be one of"):
         resolve([], world_size=1, entry="distil")
 

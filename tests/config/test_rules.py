@@ -1,6 +1,6 @@
-"""Every rule between fields, those of fine-tuning in `test_finetune_rules.py`: one command line that breaks it or that it has something to say about, and one that it passes.
+"""Cases of every rule between fields; those of fine-tuning are in `test_finetune_rules.py`.
 
-A test fails when a rule has no case here.
+A test fails if a rule has no case.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paddle_llm.config.rules import RULES
-from tests.config.rule_case import Case, check, said
+from tests.config.rule_case import Case, check, resolve_case
 from tests.config.test_finetune_rules import CASES as FINETUNE_CASES
 
 CASES = [
@@ -523,8 +523,8 @@ def test_every_rule_has_a_case() -> None:
 @pytest.mark.parametrize("scaling", [{"type": "linear", "factor": 2.0}])
 def test_scaled_positions_may_be_exceeded(tmp_path: Path, scaling: dict[str, Any]) -> None:
     case = Case("positions", "", shape=(("rope_scaling", scaling),))
-    assert said(case, "--max_seq_length 200", tmp_path)[0] == []
+    assert resolve_case(case, "--max_seq_length 200", tmp_path)[0] == []
 
 
 def test_alibi_has_no_limit(tmp_path: Path) -> None:
-    assert said(Case("positions", "", model="bloom"), "--max_seq_length 4096", tmp_path)[0] == []
+    assert resolve_case(Case("positions", "", model="bloom"), "--max_seq_length 4096", tmp_path)[0] == []

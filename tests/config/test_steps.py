@@ -1,4 +1,4 @@
-"""Warm-up, schedule and intervals against the length of a training, whichever way it is counted."""
+"""Warm-up, schedule and intervals compared with the length of a training, in steps or epochs."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ def test_a_warmup_must_end_before_the_schedule(fields, steps, problem):
 
 
 def test_epochs_are_checked_as_steps_are():
-    said: list[str] = []
+    reported: list[str] = []
     origins = {"warmup_ratio": "flag", "save_steps": "default"}
     run = config(num_train_epochs=2, warmup_ratio=0.01, save_steps=50, logging_steps=20, decay_steps=40)
-    report_counted_steps(run, 10, origins, said.append)
-    assert said == [
+    report_counted_steps(run, 10, origins, reported.append)
+    assert reported == [
         "warmup_ratio 0.01 of 10 steps is less than one step: the run has no warm-up.",
         "decay_steps 40 > the 10 steps of 2 epochs: the learning rate does not reach min_learning_rate within this training.",
         "save_steps 50 > the 10 steps of 2 epochs: no checkpoint before the last step.",
         "logging_steps 20 > the 10 steps of 2 epochs: no loss before the last step.",
     ]
-    said.clear()
-    report_counted_steps(config(warmup_steps=1000), 10, origins, said.append)
-    assert said[0].startswith(
+    reported.clear()
+    report_counted_steps(config(warmup_steps=1000), 10, origins, reported.append)
+    assert reported[0].startswith(
         "warning: warmup_steps = 1000 is not shorter than the learning-rate schedule, which ends at step 10"
     )
-    said.clear()
-    report_counted_steps(config(warmup_steps=1000, max_steps=10), 10, origins, said.append)
-    assert said == []
+    reported.clear()
+    report_counted_steps(config(warmup_steps=1000, max_steps=10), 10, origins, reported.append)
+    assert reported == []
 
 
-def test_a_schedule_names_what_the_rate_follows_from_and_nothing_else():
+def test_a_schedule_contains_only_what_determines_the_learning_rate():
     assert warmup_of(config(warmup_steps=3, warmup_ratio=0.5), 10) == 3
     assert schedule_of(config(lr_scheduler_type="constant"), 10) == schedule_of(
         config(lr_scheduler_type="constant", warmup_steps=3), 99

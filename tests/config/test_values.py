@@ -10,12 +10,12 @@ from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
 
 
 @pytest.mark.parametrize("raw", [True, 1, "1", "true", "True", "TRUE", "yes", "on", " true "])
-def test_true_has_many_spellings(raw: object) -> None:
+def test_true_can_be_written_in_many_ways(raw: object) -> None:
     assert parse("bf16", raw) is True
 
 
 @pytest.mark.parametrize("raw", [False, 0, "0", "false", "False", "no", "off"])
-def test_false_has_many_spellings(raw: object) -> None:
+def test_false_can_be_written_in_many_ways(raw: object) -> None:
     assert parse("bf16", raw) is False
 
 
@@ -49,7 +49,7 @@ def test_accepted(name: str, raw: object, value: object) -> None:
     assert type(parsed) is type(value)
 
 
-def test_home_is_spelled_out_in_folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_is_expanded_in_folders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     assert parse("output_dir", "~/runs/a") == "/home/somebody/runs/a"
     assert parse("run_name", "~/runs") == "~/runs"

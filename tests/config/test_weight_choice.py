@@ -122,7 +122,7 @@ def test_links_are_followed_and_broken_ones_reported(tmp_path):
         ((), "has no weights"),
     ],
 )
-def test_a_folder_without_weights_names_what_it_holds(tmp_path, names, message):
+def test_a_folder_without_weights_names_its_files(tmp_path, names, message):
     put(tmp_path, *names)
     assert not has_weights(tmp_path)
     with pytest.raises(UserError, match=message):

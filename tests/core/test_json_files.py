@@ -1,4 +1,4 @@
-"""A JSON file that cannot be read is one message, whatever is wrong with it."""
+"""A JSON file that cannot be read is one message, for every kind of mistake."""
 
 from __future__ import annotations
 

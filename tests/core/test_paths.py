@@ -64,7 +64,7 @@ def test_a_path_is_expanded(written: str, read: str) -> None:
         ("~no-such-user/x", "user no-such-user is unknown"),
     ],
 )
-def test_what_cannot_be_expanded_is_refused(written: str, why: str) -> None:
+def test_paths_that_cannot_be_expanded_are_refused(written: str, why: str) -> None:
     with pytest.raises(PathError, match=why):
         expand_path(written)
 
