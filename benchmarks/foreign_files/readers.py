@@ -51,7 +51,7 @@ class Different(Exception):
 
 def config(folder: Path, rng: random.Random) -> str:
     """config.json: facts, family, positions, translation to PaddleNLP's configuration."""
-    from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.config.local_files.model_folder import read_model_facts
     from paddle_llm.families.shape import find_family
     from paddle_llm.models.configuration.configure import translate
 

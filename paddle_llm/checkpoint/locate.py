@@ -30,9 +30,9 @@ from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
 from paddle_llm.checkpoint.run_record import recorded_argument
 from paddle_llm.checkpoint.tokenizer_folder import locate_tokenizer
 from paddle_llm.config.local_files.adapters import describe_folder
+from paddle_llm.config.local_files.model_folder import find_model_folder, looks_local, read_model_facts
 from paddle_llm.config.local_files.published_names import folder_like
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
-from paddle_llm.config.model_facts import find_model_folder, looks_local, read_model_facts
 from paddle_llm.core.artifacts import (
     ADAPTER_CONFIG,
     ADAPTER_FOLDER,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.config.local_files.model_folder import looks_local
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
-from paddle_llm.config.model_facts import looks_local
 from paddle_llm.core.artifacts import TOKENIZER_CONFIG, TOKENIZER_JSON
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError

@@ -16,8 +16,8 @@ from paddle_llm.config.layout import Layout, layout_of
 from paddle_llm.config.legacy.other_trainers import VALUES, counterpart, dialect_of
 from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES
 from paddle_llm.config.legacy.translate import KNOWN_NAMES, translate
+from paddle_llm.config.local_files.model_folder import find_model_folder, read_model_facts
 from paddle_llm.config.local_files.weights import has_weights
-from paddle_llm.config.model_facts import find_model_folder, read_model_facts
 from paddle_llm.config.parsing.arguments import BARE, RawValue, read_arguments
 from paddle_llm.config.parsing.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
 from paddle_llm.config.rules import RULES

@@ -13,7 +13,7 @@ from paddle_llm.checkpoint.run_record import recorded_argument
 from paddle_llm.config.device import find_device, why_no_gpu
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.chat_templates import keeps_template
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD
 from paddle_llm.core.errors import UserError

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from paddle_llm.config.decoding import beams_with_sampling
+from paddle_llm.config.rules.decoding import beams_with_sampling
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.mesh import Axis
 

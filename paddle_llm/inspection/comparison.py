@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.console import collected
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.inspection.report import Level, Section

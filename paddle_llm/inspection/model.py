@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.config.local_files.weights import choose_weights, has_weights
-from paddle_llm.config.model_facts import read_model_facts
 from paddle_llm.core.artifacts import GENERATION_CONFIG
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES, Family

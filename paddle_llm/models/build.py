@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.layout_problems import check_layout
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
+from paddle_llm.config.rules.model_layout import check_layout
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.families import Family
 from paddle_llm.families.shape import find_family

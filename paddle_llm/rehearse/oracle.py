@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.rehearse.case import Case, InOrder
 from paddle_llm.rehearse.ranks import run_ranks
 

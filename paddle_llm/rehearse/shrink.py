@@ -15,7 +15,7 @@ from typing import Any
 from paddle_llm.config.device import UNSUPPORTED
 from paddle_llm.config.fields.finetune import GenerationFields
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.config.reader import Resolved, entry_of, resolve
 from paddle_llm.config.run_config import RunConfig, fields_of
 from paddle_llm.core.artifacts import MODEL_CONFIG

@@ -20,8 +20,8 @@ from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output
 from paddle_llm.checkpoint.settings import changed_data_settings, check_length, check_settings, record_of
 from paddle_llm.config.defaults import FUSED_WHY, fuses_rms_norm
 from paddle_llm.config.help import help_text, wants_help
+from paddle_llm.config.local_files.model_folder import find_model_folder, read_model_facts
 from paddle_llm.config.local_files.weights import has_weights
-from paddle_llm.config.model_facts import find_model_folder, read_model_facts
 from paddle_llm.config.reader import Resolved, resolve, resolved_as_json
 from paddle_llm.config.run_config import Entry, RunConfig
 from paddle_llm.core.artifacts import RESOLVED_CONFIG

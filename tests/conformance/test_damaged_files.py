@@ -22,14 +22,14 @@ LLAMA = {
 
 
 def architectures(folder: Path) -> None:
-    from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.config.local_files.model_folder import read_model_facts
 
     (folder / "config.json").write_text(json.dumps({**LLAMA, "architectures": 5}))
     read_model_facts(folder)
 
 
 def long_model_name(folder: Path) -> None:
-    from paddle_llm.config.model_facts import find_model_folder
+    from paddle_llm.config.local_files.model_folder import find_model_folder
 
     find_model_folder("x" * 2000)
 

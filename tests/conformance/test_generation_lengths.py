@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.families.positions import position_limit
 from paddle_llm.generation.decoding.decode import decode
 from paddle_llm.generation.eval_mode import generating

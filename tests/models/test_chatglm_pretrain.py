@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform, context_length, sample_transform
 from paddle_llm.models.patches.packed_rows import prefix_mask

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.families.shape import find_family
 from paddle_llm.models.build import plain_configuration

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.planner.flops import count_parameters, flops_per_token, mfu, parameter_count, peak_flops

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.rehearse.instruction_samples import _short

@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from paddle_llm.config.decoding import beams_with_sampling, generation_problems
 from paddle_llm.config.local_files.chat_templates import find_templates
 from paddle_llm.config.local_files.instruction_data import (
     CHAT_TEMPLATES,
@@ -14,6 +13,7 @@ from paddle_llm.config.local_files.instruction_data import (
     has_split,
     path_exists,
 )
+from paddle_llm.config.rules.decoding import beams_with_sampling, generation_problems
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, fine_tuning
 from paddle_llm.core.errors import UserError
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from paddle_llm.config.layout_problems import (
+from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown
+from paddle_llm.config.rules.model_layout import (
     layer_problems,
     pipeline_problems,
     sequence_parallel_problems,
     tensor_problems,
 )
-from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run, Unknown
 from paddle_llm.core.counts import counted
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts

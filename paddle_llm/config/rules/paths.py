@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.config.local_files.model_folder import looks_local
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.config.local_files.weights import has_weights
-from paddle_llm.config.model_facts import looks_local
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
 from paddle_llm.core.artifacts import MODEL_CONFIG
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paddle_llm.checkpoint.locate import ModelFolders, locate_export_source
 from paddle_llm.config.local_files.chat_templates import keeps_template
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.artifacts import CHAT_TEMPLATE_RECORD, MANIFEST
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError

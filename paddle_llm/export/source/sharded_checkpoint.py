@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.artifacts import MANIFEST, MODEL_CONFIG, SAFETENSORS
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object

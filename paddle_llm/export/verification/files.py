@@ -34,7 +34,7 @@ _UNDECLARED = {"rope_scaling", "bos_token_id"}
 
 def configuration_differences(source: Source, folder: Path) -> list[str]:
     """Where the folder's config.json makes another network than the source's, or ends texts elsewhere."""
-    from paddle_llm.config.model_facts import read_model_facts
+    from paddle_llm.config.local_files.model_folder import read_model_facts
     from paddle_llm.families.shape import find_family
     from paddle_llm.models.build import plain_configuration
     from paddle_llm.models.weights.names import is_tied

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paddle_llm.config.local_files.model_folder import find_model_folder
 from paddle_llm.config.local_files.weights import has_weights
-from paddle_llm.config.model_facts import find_model_folder
 from paddle_llm.core.artifacts import MODEL_CONFIG, PDPARAMS, PDPARAMS_INDEX, SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError

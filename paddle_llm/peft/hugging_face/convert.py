@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.local_files.chat_templates import copy_templates
-from paddle_llm.config.model_facts import read_model_facts
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.artifacts import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,

@@ -10,8 +10,8 @@ from typing import Any
 
 import paddle.distributed as dist
 
-from paddle_llm.config.decoding import generation_problems
 from paddle_llm.config.layout import Layout
+from paddle_llm.config.rules.decoding import generation_problems
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say

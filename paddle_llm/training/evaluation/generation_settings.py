@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from paddle_llm.config.model_facts import find_model_folder
+from paddle_llm.config.local_files.model_folder import find_model_folder
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.models.configuration.generation_settings import read_generation, settings_to_save
 

@@ -13,27 +13,27 @@ from paddle_llm.core.json_files import read_json_object
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.families.shape import facts_from_dict
 
-# configs/models/llama-7b is PaddleNLP's facebook/llama-7b; a llama-7b of another owner may be another model.
+# configs/models/llama-7b is PaddleNLP's facebook/llama-7b. A llama-7b of another owner may be another model.
 _SHIPPED_OWNERS = ("facebook", "meta-llama", "THUDM", "bigscience", "Qwen", "mistralai")
 
 
 def read_model_facts(folder: str | Path) -> ModelFacts:
-    """Read `folder`/config.json.
+    """Read the config.json of a folder.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or it lacks a number that every family needs.
+        UserError: If the file does not exist, cannot be read, or lacks a number that every family needs.
     """
     path = Path(folder).expanduser() / MODEL_CONFIG
     if not path.parent.is_dir():
         name = Path(folder).name
         raise UserError(
-            f"{folder} is not a folder here. A name built into PaddleNLP must be downloaded first, which needs a network; "
-            f"without one give a local folder: --model_name_or_path /path/to/{name}"
+            f"{folder} is not a folder on this machine. A name built into PaddleNLP must be downloaded first. Without a network, "
+            f"give a local folder: --model_name_or_path /path/to/{name}"
         )
     if not path.is_file():
         problem = (
             adapter_as_model(path.parent)
-            or f"{path} does not exist: a model folder needs its config.json.{other_layout(path.parent)}"
+            or f"{path} does not exist. A model folder needs its config.json.{other_layout(path.parent)}"
         )
         raise UserError(problem + adapters_below(path.parent))
     raw = read_json_object(path)
@@ -41,9 +41,10 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
 
 
 def find_model_folder(name: str) -> Path | None:
-    """The folder that holds `name`'s config.json, or None when it is a built-in name not downloaded yet.
+    """Find the folder with the config.json of a model: `name` itself, PaddleNLP's download cache, or configs/models/.
 
-    Looked for in this order: `name` itself, PaddleNLP's download cache, the shapes shipped in configs/models/.
+    Returns:
+        Folder; None for a built-in name that is not downloaded.
 
     Raises:
         UserError: If no such folder exists, and PaddleNLP cannot know the name.
@@ -53,25 +54,28 @@ def find_model_folder(name: str) -> Path | None:
         is_folder, is_file = path.is_dir(), path.is_file()
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model_name_or_path = {name[:80]!r} cannot be a folder: {error.args[-1]}. Name a folder."
+            f"model_name_or_path = {name[:80]!r} cannot be a folder: {error.args[-1]}. Give a folder."
         ) from None
     if is_folder:
         return path
     if is_file:
-        raise UserError(f"model_name_or_path = {name} is a file: give the folder that holds config.json.")
+        raise UserError(f"model_name_or_path = {name} is a file. Give the folder that contains config.json.")
     if looks_local(name):
-        raise UserError(f"model_name_or_path = {name}: there is no such folder.{folder_like(name)}")
+        raise UserError(f"model_name_or_path = {name}: no such folder exists.{folder_like(name)} Check the path.")
     if problem := why_unknown(name):
         raise UserError(f"model_name_or_path = {name}: {problem}")
     candidates = [downloaded(name)]
     owner, _, model = name.rpartition("/")
     if owner in _SHIPPED_OWNERS:
-        candidates.append(Path(__file__).resolve().parents[2] / "configs" / "models" / model.lower())
+        candidates.append(Path(__file__).resolve().parents[3] / "configs" / "models" / model.lower())
     return next((folder for folder in candidates if (folder / MODEL_CONFIG).is_file()), None)
 
 
 def looks_local(name: str) -> bool:
-    """Whether a name is written like a path, or begins with a folder that is here; PaddleNLP's are `owner/name` or `name`."""
+    """Return whether a name is a local path: written like one, or beginning with an existing folder.
+
+    Names of PaddleNLP have the form `owner/name` or `name`.
+    """
     if name.startswith(("/", "./", "../", "~")) or name.endswith("/") or name.count("/") > 1:
         return True
     owner = name.split("/")[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from paddle_llm.config.local_files.adapters import describe_folder
-from paddle_llm.config.model_facts import find_model_folder, read_model_facts
+from paddle_llm.config.local_files.model_folder import find_model_folder, read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.families.facts import ModelFacts
 from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama, write_llama_hf5
@@ -106,7 +106,7 @@ def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
 def test_missing_folder_names_the_local_form(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--model_name_or_path /path/to/llama-7b"):
         read_model_facts("facebook/llama-7b")
-    with pytest.raises(UserError, match="a model folder needs its config.json"):
+    with pytest.raises(UserError, match="A model folder needs its config.json"):
         read_model_facts(tmp_path)
 
 
@@ -160,7 +160,7 @@ def test_where_a_model_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert find_model_folder("some/model") is None
     cached = write_llama(tmp_path / "cache" / "models" / "some" / "model")
     assert find_model_folder("some/model") == cached
-    with pytest.raises(UserError, match="there is no such folder"):
+    with pytest.raises(UserError, match="no such folder exists"):
         find_model_folder(str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="is a file"):
         find_model_folder(str(folder / "config.json"))
