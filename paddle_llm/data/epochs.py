@@ -18,7 +18,7 @@ class ShuffledEpochs:
         seed: Seed of the shuffling.
     """
 
-    def __init__(self, dataset: SampleDataset, length: int, seed: int):
+    def __init__(self, dataset: SampleDataset, length: int, seed: int) -> None:
         self._dataset, self._length, self._seed = dataset, length, seed
         self.samples_per_epoch = len(dataset)
         self._epoch, self._order = -1, np.empty(0, np.int64)

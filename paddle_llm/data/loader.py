@@ -28,7 +28,7 @@ class GlobalBatchLoader(paddle.io.DataLoader):
         **kwargs: Arguments of `paddle.io.DataLoader`; `collate_fn` is a `CountedBatches`.
     """
 
-    def __init__(self, *args: Any, accumulation: int, **kwargs: Any):
+    def __init__(self, *args: Any, accumulation: int, **kwargs: Any) -> None:
         super().__init__(*args, **{**kwargs, "worker_init_fn": worker_initializer()})
         self._accumulation = accumulation
 

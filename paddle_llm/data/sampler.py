@@ -39,7 +39,7 @@ class GlobalBatchSampler(DistributedBatchSampler):
         data_rank: int,
         data_world_size: int,
         consumed_samples: int = 0,
-    ):
+    ) -> None:
         super().__init__(
             range(total_samples),
             batch_size=micro_batch_size,
@@ -83,7 +83,7 @@ class EvalBatchSampler(BatchSampler):
 
     def __init__(
         self, total_samples: int, micro_batch_size: int, data_rank: int, data_world_size: int, batches_multiple: int = 1
-    ):
+    ) -> None:
         super().__init__(dataset=range(total_samples), shuffle=False, batch_size=micro_batch_size, drop_last=False)
         self.data_rank, self.data_world_size = data_rank, data_world_size
         batches = -(-total_samples // (micro_batch_size * data_world_size))
@@ -102,7 +102,7 @@ class EvalBatchSampler(BatchSampler):
 class PaddedView:
     """A dataset that returns a repeated sample with all `labels` ignored for indices past its end."""
 
-    def __init__(self, dataset: SampleDataset):
+    def __init__(self, dataset: SampleDataset) -> None:
         self.dataset = dataset
 
     def __len__(self) -> int:

@@ -120,7 +120,7 @@ class TextStream:
         encoding: Detected encoding.
     """
 
-    def __init__(self, path: str | os.PathLike[str], compression: str | None = None):
+    def __init__(self, path: str | os.PathLike[str], compression: str | None = None) -> None:
         """Open a file and detect its encoding.
 
         Args:

@@ -114,7 +114,7 @@ class Both:
 
     def reference(self, conversation: Conversation, **options: Any) -> Any:
         messages = [{"role": t.role, "content": t.content, **t.fields} for t in conversation.turns]
-        date = {"date_string": "26 Jul 2024"}  # Llama 3.1's, where the date of the day is not asked for
+        date = {"date_string": "26 Jul 2024"}  # Llama 3.1's, if today's date is not requested
         return self.theirs.apply_chat_template(
             messages, **{"tokenize": False, **date, **conversation.fields, **options}
         )

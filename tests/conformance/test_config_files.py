@@ -128,7 +128,7 @@ def test_a_foreign_key_without_effect_is_accepted(folder):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (b'{\n  // steps\n  "max_steps": 1\n}', "line 2, column 3: a comment."),
         (b'// steps\n{\n"max_steps": 1\n}', "line 1, column 1: a comment."),
@@ -168,18 +168,18 @@ def test_a_foreign_key_without_effect_is_accepted(folder):
         (b"max_steps = 1\n[data]\n", "is TOML"),
     ],
 )  # fmt: skip
-def test_a_file_that_is_not_plain_json_is_one_problem_with_its_cause(text, told, folder):
+def test_a_file_that_is_not_plain_json_is_one_problem_with_its_cause(text, expected, folder):
     file = folder / "broken.json"
     file.write_bytes(text)
     found = problems(file)
-    assert told in found[0] and str(file) in found[0]
-    assert not told.startswith(("line", "a ")) or len(found) == 1
+    assert expected in found[0] and str(file) in found[0]
+    assert not expected.startswith(("line", "a ")) or len(found) == 1
 
 
 def test_words_instead_of_a_checkpoint_folder_are_an_error_with_a_remedy(folder, monkeypatch):
     monkeypatch.chdir(folder)
     file = folder / "resume.json"
-    for value, told in (
+    for value, expected in (
         (True, "newest complete"),
         ("latest", "newest complete"),
         (False, "overwrite"),
@@ -187,7 +187,7 @@ def test_words_instead_of_a_checkpoint_folder_are_an_error_with_a_remedy(folder,
     ):
         file.write_text(json.dumps({**_OWN, "resume_from_checkpoint": value}))
         (line,) = [line for line in problems(file) if "resume_from_checkpoint" in line]
-        assert told in line
+        assert expected in line
     (folder / "latest").mkdir()
     file.write_text(json.dumps({**_OWN, "resume_from_checkpoint": "latest"}))
     assert not any("resume_from_checkpoint" in line for line in problems(file))

@@ -324,9 +324,11 @@ def test_listed_special_tokens_may_be_objects(tmp_path: Path) -> None:
 def test_using_tokenizer_json_without_its_class_is_one_message(tmp_path: Path, capsys) -> None:
     config = {**made.LLAMA, "tokenizer_class": "LlamaTokenizerFast", "bos_token": None, "add_bos_token": True}
     open_codec(str(made.write(tmp_path / "t", config, {"tokenizer.json": made.like_llama("first")})))
-    said = capsys.readouterr().err
-    assert "cannot read it as LlamaTokenizerFast (add_bos_token = True but bos_token = None)" in " ".join(said.split())
-    assert "Use a local folder" not in said
+    output = capsys.readouterr().err
+    assert "cannot read it as LlamaTokenizerFast (add_bos_token = True but bos_token = None)" in " ".join(
+        output.split()
+    )
+    assert "Use a local folder" not in output
 
 
 def machine_paths(folder: Path) -> list[str]:

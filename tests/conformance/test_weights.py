@@ -100,8 +100,8 @@ def test_a_folder_is_read_as_by_transformers(family, tmp_path_factory, capsys):
             ours = read_by_us(plan, folder)
         except UserError as error:
             note(f"refused: {error}; transformers: {theirs if isinstance(theirs, str) else 'reads it'}")
-            stricter = [asked for message, asked in _STRICTER.items() if re.search(message, str(error))]
-            assert isinstance(theirs, str) or any(asked(plan) for asked in stricter)
+            stricter = [check for message, check in _STRICTER.items() if re.search(message, str(error))]
+            assert isinstance(theirs, str) or any(check(plan) for check in stricter)
             return
         assert not isinstance(theirs, str), f"transformers refuses what is read here: {theirs}"
         assert ours.keys() == theirs.keys()
@@ -114,17 +114,17 @@ def test_a_folder_is_read_as_by_transformers(family, tmp_path_factory, capsys):
     compare()
 
 
-def _check_report(said: str, plan: Plan, unexpected: list[str]) -> None:
+def _check_report(output: str, plan: Plan, unexpected: list[str]) -> None:
     """What is not used is reported by name."""
     for name in unexpected:
         if name.endswith("inv_freq"):  # a buffer of older versions, which nothing reads
             continue
-        assert name.split(".", 1)[1] in said, said
+        assert name.split(".", 1)[1] in output, output
     for name in plan.unused:
         is_read = name.endswith(".bin") and plan.layout.startswith("bin")
-        assert (name in said) == (name != "optimizer.pt" and not is_read), said
+        assert (name in output) == (name != "optimizer.pt" and not is_read), output
     if plan.copies and plan.layout in ("shards", "bin_shards"):
-        assert "in more than one file" in said
+        assert "in more than one file" in output
 
 
 @pytest.mark.parametrize("index_first", [True, False])

@@ -1,4 +1,4 @@
-"""Headless Chromium for tests, driven over its debugging pipe with the standard library alone."""
+"""Headless Chromium for tests, driven over its debugging pipe with only the standard library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FLAGS = [
 
 
 def find_chromium() -> str | None:
-    """The browser's path, or None on a machine without one."""
+    """Return the path of the browser; None if there is none."""
     return next(
         (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
     )
@@ -82,10 +82,10 @@ class Page:
         return result["result"].get("value")
 
     def wait_for(self, expression: str, seconds: float = 60.0) -> Any:
-        """The expression's value once it is truthy.
+        """Return the value of an expression once it is truthy.
 
         Raises:
-            TimeoutError: it stayed falsy; the message holds the page's text.
+            TimeoutError: If it stays falsy; the message contains the page's text.
         """
         deadline = time.monotonic() + seconds
         while not (value := self.evaluate(expression)):
@@ -98,7 +98,7 @@ class Page:
 
 @contextmanager
 def open_page(chromium: str, profile: Path) -> Iterator[Page]:
-    """A fresh browser with its own profile folder; killed at the end."""
+    """Start a browser with its own profile folder; kill it at the end."""
     read_commands, to_browser = os.pipe()
     from_browser, write_answers = os.pipe()
     redirect = f'exec "$@" 3<&{read_commands} 4>&{write_answers}'

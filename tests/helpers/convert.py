@@ -1,4 +1,4 @@
-"""Conversion of adapters with the base resolved, as `paddle-llm convert` does it."""
+"""Converts adapters with a resolved base, like `paddle-llm convert`."""
 
 from __future__ import annotations
 

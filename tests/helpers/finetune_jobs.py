@@ -1,4 +1,4 @@
-"""Small real fine-tunings for tests: instructions, a tokenizer trained on them, tiny models, the job that the scripts run."""
+"""Short fine-tuning runs for tests: instruction data, a tokenizer, tiny models, and the job that the scripts run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAMES = (
 
 
 def instructions(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Questions and answers of unequal lengths."""
+    """Return questions and answers of unequal lengths."""
     draw = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -44,7 +44,7 @@ def instructions(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def make_instructions(folder: Path, train: int = 48, dev: int = 10) -> Path:
-    """`folder`/{data/train.json, data/dev.json, llama with a tokenizer}; returns `folder`."""
+    """Write `folder`/{data/train.json, data/dev.json, llama with a tokenizer}; return `folder`."""
     (folder / "data").mkdir(parents=True)
     for split, count, seed in (("train", train, 0), ("dev", dev, 1)):
         lines = [json.dumps(row) + "\n" for row in instructions(count, seed)]
@@ -56,7 +56,7 @@ def make_instructions(folder: Path, train: int = 48, dev: int = 10) -> Path:
 
 
 def flags_of(folder: Path, output: Path, **changes: Any) -> list[str]:
-    """A short fine-tuning as it is typed; a value of None leaves its flag out."""
+    """Return the flags of a short fine-tuning; a value of None omits its flag."""
     settings: dict[str, Any] = {
         "model_name_or_path": folder / "llama",
         "dataset_name_or_path": folder / "data",
@@ -83,10 +83,12 @@ def flags_of(folder: Path, output: Path, **changes: Any) -> list[str]:
 
 
 def job(flags: list[str], ranks: int, until: int | None = None) -> dict[str, Any]:
-    """One rank of a fine-tuning, as `finetune_generation.py` runs it. Called in a process of its own.
+    """Run one rank of a fine-tuning like `finetune_generation.py`, in a separate process.
 
     Args:
-        until: stop after this step, as if the job had been cancelled.
+        flags: Flags of the job.
+        ranks: Number of ranks.
+        until: Step after which the run stops, as if the job had been cancelled.
     """
     import paddle
 
@@ -117,5 +119,5 @@ def job(flags: list[str], ranks: int, until: int | None = None) -> dict[str, Any
 
 
 def finetune(folder: Path, output: Path, ranks: int = 1, until: int | None = None, **changes: Any) -> list[dict]:
-    """What each rank of a job has trained."""
+    """Run a job and return what each rank trained."""
     return run_ranks(job, ranks, flags_of(folder, output, **changes), ranks, until, timeout=180, quiet=True)

@@ -1,4 +1,4 @@
-"""Small real trainings for tests: a tiny LLaMA, a synthetic language, the real trainer."""
+"""Short pretraining runs for tests: a tiny LLaMA, synthetic data, the real trainer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SEQUENCE, VOCABULARY, EPOCH = 16, 128, 40
 
 
 class Toy:
-    """A data set in global order: item i is a function of i alone; items where `poison` says so are out of range."""
+    """A dataset in global order: item i is a function of i alone."""
 
     def __init__(self, length: int, samples_per_epoch: int = EPOCH):
         self.length, self.samples_per_epoch = length, samples_per_epoch
@@ -34,7 +34,7 @@ class Toy:
 
 
 def config(folder: Path, **changes: Any) -> RunConfig:
-    """A RunConfig of a short run in `folder` on a CPU."""
+    """Return the RunConfig of a short run in `folder` on a CPU."""
     if not (folder / "llama").exists():
         write_llama(folder / "llama", vocab_size=VOCABULARY)
     settings: dict[str, Any] = {
@@ -58,7 +58,7 @@ def config(folder: Path, **changes: Any) -> RunConfig:
 
 
 def make_trainer(run: RunConfig, layout: Layout | None = None, train=None, evaluation=None, **options: Any):
-    """The trainer of one rank, as run_pretrain.py makes it, over the toy data."""
+    """Return the trainer of one rank, as run_pretrain.py creates it, with the toy data."""
     import paddle
 
     from paddle_llm.models.build import build_model
@@ -84,7 +84,7 @@ def make_trainer(run: RunConfig, layout: Layout | None = None, train=None, evalu
 
 
 def make_poisoned_trainer(run: RunConfig):
-    """A trainer whose activations overflow in the fourth step: a real NaN through the real loss."""
+    """Return a trainer whose activations overflow in the fourth step, which gives a real NaN in the loss."""
     trainer = make_trainer(run)
 
     def overflow(layer, inputs, output):
@@ -99,7 +99,7 @@ def rows(output: Path) -> list[dict]:
 
 
 def numbers(output: Path) -> list[tuple]:
-    """The rows without their clocks: what must not depend on when or how a run was interrupted."""
+    """Return the rows of metrics.jsonl without times: these must not depend on interruptions of a run."""
     clocks = {
         "tokens_per_second",
         "tokens_per_second_per_device",

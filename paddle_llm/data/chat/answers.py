@@ -61,7 +61,7 @@ class AnswerFinder:
         specials: Pattern of the special tokens that may end an answer.
     """
 
-    def __init__(self, render: Render, messages: list[Message], whole: str, specials: re.Pattern[str] | None):
+    def __init__(self, render: Render, messages: list[Message], whole: str, specials: re.Pattern[str] | None) -> None:
         self._render, self._messages, self._whole, self._specials = render, messages, whole, specials
         self.notes: list[str] = []
         unused = unused_characters(f"{whole}{messages}", 3)

@@ -51,7 +51,7 @@ class JinjaTemplate:
         choice: str | None = None,
         date: str | None = None,
         ordinary: frozenset[str] = frozenset(),
-    ):
+    ) -> None:
         check_date(date)
         self.found, self.date, self._choice = found, date, choice
         self.specials = pattern_of(set(codec.specials) - ordinary)

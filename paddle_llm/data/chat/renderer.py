@@ -34,7 +34,7 @@ class RowRejected(UserError):
         where: File and line of the row.
     """
 
-    def __init__(self, reason: str, where: str = ""):
+    def __init__(self, reason: str, where: str = "") -> None:
         self.reason, self.where = reason, where
         super().__init__(f"{where}: {reason}" if where else reason)
 

@@ -64,7 +64,7 @@ class Unmarked:
         cuts: Positions of the markers in `text`.
     """
 
-    def __init__(self, marked: str, marker: str | None):
+    def __init__(self, marked: str, marker: str | None) -> None:
         self._markers: list[tuple[int, int]] = []
         if marker is not None:
             # As text, or as written by `tojson(ensure_ascii=True)`.

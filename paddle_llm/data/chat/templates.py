@@ -1,4 +1,4 @@
-"""Built-in chat templates: render a conversation as text and special tokens, with the answers separate.
+r"""Built-in chat templates: render a conversation as text and special tokens, with the answers separate.
 
 Sources of the formats (text between special tokens is tokenized as one text, as in the source):
     llama2    facebookresearch/llama, llama/generation.py, chat_completion: "[INST] <<SYS>>...", content is stripped, each
@@ -6,7 +6,7 @@ Sources of the formats (text between special tokens is tokenized as one text, as
     llama3    meta-llama/llama3, llama/tokenizer.py, ChatFormat
     chatglm   THUDM/ChatGLM-6B, modeling_chatglm.py, chat: rounds from 0; a single question has no round markers
     chatglm2  THUDM/ChatGLM2-6B, tokenization_chatglm.py, build_prompt: rounds from 1
-    chatglm3  THUDM/ChatGLM3, tokenization_chatglm.py, build_single_message; finetune_demo: the "\\n" after the role is
+    chatglm3  THUDM/ChatGLM3, tokenization_chatglm.py, build_single_message; finetune_demo: the "\n" after the role is
               part of the message
     bloomz    Muennighoff et al. 2022 (xP3): inputs, a space, targets, </s>
     alpaca    tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT

@@ -140,7 +140,7 @@ class Blend:
         shares: Normalized weights [K] of K corpora.
     """
 
-    def __init__(self, weights: list[float]):
+    def __init__(self, weights: list[float]) -> None:
         self.shares = np.asarray(weights, dtype=np.float64) / sum(weights)
         self._block_number = -1
         self._block: tuple[np.ndarray, np.ndarray] = (np.empty(0, np.int64), np.empty(0, np.int64))

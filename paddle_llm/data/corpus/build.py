@@ -133,7 +133,7 @@ class _Output:
     Files of a killed build are overwritten. A running build holds a lock on its files.
     """
 
-    def __init__(self, prefix: str, overwrite: bool):
+    def __init__(self, prefix: str, overwrite: bool) -> None:
         self._prefix, self._overwrite = prefix, overwrite
         self._hash = hashlib.sha256()
         self._finished = False

@@ -43,7 +43,7 @@ class PretrainDataset:
 
     def __init__(
         self, orders: list[SampleOrder], weights: list[float], length: int, transform: Transform | None = None
-    ):
+    ) -> None:
         self._orders, self._blend, self._length, self._transform = orders, Blend(weights), length, transform
         self.samples_per_epoch = sum(order.samples_per_epoch for order in orders)
 

@@ -49,7 +49,7 @@ class SentencePieceEncoder:
     As in PaddleNLP, the text of a special token becomes that token and absorbs the blanks around it.
     """
 
-    def __init__(self, model_path: str, specials: list[str]):
+    def __init__(self, model_path: str, specials: list[str]) -> None:
         self._processor = read_sentencepiece(model_path)
         self.vocab_size = self._processor.get_piece_size()
         self.eos_id = self._processor.eos_id()
@@ -86,7 +86,7 @@ class SentencePieceEncoder:
 class PaddleNLPEncoder:
     """Encodes with any other tokenizer, through PaddleNLP."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         self._tokenizer = load_tokenizer(folder)
         self.vocab_size = len(self._tokenizer)
         self.eos_id = self._tokenizer.eos_token_id
@@ -101,7 +101,7 @@ class PaddleNLPEncoder:
 class TransformersEncoder:
     """Encodes with a tokenizer that transformers reads. As there, the text of a special token becomes that token."""
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str) -> None:
         self._tokenizer = cast(TransformersTokenizer, load_tokenizer(folder))
         self.vocab_size = len(self._tokenizer)
         self.eos_id = self._tokenizer.eos_token_id
@@ -173,13 +173,18 @@ class Encoded:
 class BlockEncoder:
     """Encodes blocks; each worker process has one."""
 
-    def __init__(self, folder: str, options: ReadOptions):
+    def __init__(self, folder: str, options: ReadOptions) -> None:
         self.encoder = open_encoder(folder)
         self._options = options
         self._dtype = token_dtype(self.encoder.vocab_size)
         self._specials = np.array(self.encoder.special_ids, dtype=np.int64)
 
     def __call__(self, block: Block) -> Encoded:
+        """Parse and encode a block.
+
+        Raises:
+            UserError: If a document has too many tokens.
+        """
         documents = list(parse_block(block, self._options))
         texts = [document.text for document in documents if document.text is not None]
         bad = [document for document in documents if document.text is None] if len(texts) < len(documents) else []

@@ -105,7 +105,7 @@ def write_index(stream: BinaryIO, dtype: np.dtype, n_sequences: int, sizes: Iter
 class SizesFile:
     """Sequence lengths in a file, so that memory use does not grow with the corpus; can be iterated repeatedly."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.count = 0
 

@@ -110,7 +110,7 @@ class SampleOrder:
         split: int,
         cache_dir: Path,
         cache_above: int | None = None,
-    ):
+    ) -> None:
         self.corpus, self.first, self.stop = corpus, first, stop
         self.seq_length, self.seed, self.split = seq_length, seed, split
         self.n_tokens = corpus.doc_start(stop) - corpus.doc_start(first) if stop > first else 0

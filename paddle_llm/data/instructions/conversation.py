@@ -56,7 +56,7 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """content and input joined, as all templates except alpaca's write them."""
+        """Joined content and input, as all templates except alpaca's write them."""
         return f"{self.content}\n{self.input}" if self.input else self.content
 
 

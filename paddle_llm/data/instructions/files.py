@@ -87,7 +87,7 @@ class RowReader:
         notes: Counts of what is to be reported.
     """
 
-    def __init__(self, path: str, data_format: str, prompted: PromptTemplates | None):
+    def __init__(self, path: str, data_format: str, prompted: PromptTemplates | None) -> None:
         self.path, self._prompted = path, prompted
         self.info: FileInfo | None = None if prompted or data_format != "auto" else info_of(path)
         self._given = None if data_format == "auto" else data_format

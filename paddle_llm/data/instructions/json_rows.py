@@ -184,7 +184,7 @@ def _values(path: str, payload: bytes, first_row: int) -> Iterator[Row]:
 
 
 class _Broken(ValueError):
-    def __init__(self, message: str, at: int):
+    def __init__(self, message: str, at: int) -> None:
         super().__init__(message)
         self.at = at
 

@@ -285,10 +285,10 @@ def irregular_order(turns: tuple[Turn, ...]) -> str:
 
 
 def check_text(value: Any) -> None:
-    """Check that all texts of a value can be encoded as UTF-8.
+    r"""Check that all texts of a value can be encoded as UTF-8.
 
     Raises:
-        BadRow: If a text contains a lone surrogate, such as JSON's \\ud83d without its second half.
+        BadRow: If a text contains a lone surrogate, such as JSON's \ud83d without its second half.
     """
     if isinstance(value, str):
         if not value.isascii():

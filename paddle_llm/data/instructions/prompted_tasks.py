@@ -1,10 +1,10 @@
-"""Reads a file of prompt templates that turn raw records (any columns) into inputs and targets, as in P3 and xP3.
+r"""Reads a file of prompt templates that turn raw records (any columns) into inputs and targets, as in P3 and xP3.
 
 The file is JSON or YAML: a list of templates, or `{"templates": [...]}`. Promptsource's files (`!Template`,
 `jinja: "input ||| target"`, `answer_choices: "no ||| yes"`) are supported as well. A template:
 
     name: is_it_positive
-    inputs: "Review: {{ text }}\\nIs it positive?"
+    inputs: "Review: {{ text }}\nIs it positive?"
     targets: "{{ answer_choices[label] }}"
     answer_choices: "no ||| yes"      # optional
     task: sentiment                   # optional: only for records with this `task`; otherwise it names the task
@@ -82,7 +82,7 @@ class PromptTemplates:
         UserError: If the file is missing, is not JSON or YAML, or contains an invalid template.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str) -> None:
         self.path = path
         entries = _load(path)
         self.templates = [_template(entry, path, number) for number, entry in enumerate(entries, 1)]

@@ -38,7 +38,7 @@ class Mixture(Sequence[Conversation]):
         seed: Seed of the orders.
     """
 
-    def __init__(self, sources: list[list[Conversation]], weights: list[float], seed: int):
+    def __init__(self, sources: list[list[Conversation]], weights: list[float], seed: int) -> None:
         self._sources, self._seed = sources, seed
         self._blend = Blend(weights)
         self._length = max(int(np.ceil(len(s) / w)) for s, w in zip(sources, self._blend.shares, strict=True))
@@ -121,7 +121,9 @@ class InstructionDataset:
         encoder: Encoder of the conversations.
     """
 
-    def __init__(self, samples: EncodedSamples | Sequence[Conversation], encoder: InstructionEncoder | None = None):
+    def __init__(
+        self, samples: EncodedSamples | Sequence[Conversation], encoder: InstructionEncoder | None = None
+    ) -> None:
         self._samples, self._encoder = samples, encoder
         if encoder is None and not isinstance(samples, EncodedSamples):
             raise ValueError("conversations need an encoder")
@@ -171,7 +173,7 @@ class PackedDataset:
         UserError: If a sample is longer than a row.
     """
 
-    def __init__(self, samples: EncodedSamples, row_length: int, seed: int):
+    def __init__(self, samples: EncodedSamples, row_length: int, seed: int) -> None:
         longest = int(samples.lengths.max())
         if longest > row_length:
             at = int(samples.lengths.argmax())

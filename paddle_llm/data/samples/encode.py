@@ -100,7 +100,7 @@ class InstructionEncoder:
         tgt_length: int | None = None,
         loss_on: str = "answers",
         special_text_as: str = "text",
-    ):
+    ) -> None:
         if special_text_as not in SPECIAL_TEXT_AS:
             raise UserError(
                 f"--special_tokens_in_content {special_text_as}: unknown. Use {' or '.join(SPECIAL_TEXT_AS)}."

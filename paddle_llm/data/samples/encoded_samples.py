@@ -98,7 +98,7 @@ class EncodedSamples:
         report: Counts of what happened to the samples.
     """
 
-    def __init__(self, samples: Iterable[tuple[EncodedSample, str]], report: EncodingReport):
+    def __init__(self, samples: Iterable[tuple[EncodedSample, str]], report: EncodingReport) -> None:
         self.report = report
         self.origins: list[str] = []
         ids, labels, prefixes = [], [], []

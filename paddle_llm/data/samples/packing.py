@@ -73,7 +73,7 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int, window
 class _Pool:
     """Samples by length, with a bit mask of existing lengths: one mask and one shift find the longest that fits."""
 
-    def __init__(self, samples: np.ndarray, sizes: np.ndarray, row_length: int):
+    def __init__(self, samples: np.ndarray, sizes: np.ndarray, row_length: int) -> None:
         self._by_length: list[list[int]] = [[] for _ in range(row_length + 1)]
         for sample in samples[::-1]:
             self._by_length[sizes[sample]].append(int(sample))
@@ -106,7 +106,7 @@ class _Search:
         best: Lengths of the best combination.
     """
 
-    def __init__(self, pool: _Pool, free: int):
+    def __init__(self, pool: _Pool, free: int) -> None:
         self._pool, self._tries = pool, _MAX_TRIES
         self._chosen: list[int] = []
         self.best: list[int] = []

@@ -16,7 +16,7 @@ class PieceEncoder:
         protect: Whether the text of special tokens in content stays text.
     """
 
-    def __init__(self, codec: TextCodec, template_name: str, protect: bool):
+    def __init__(self, codec: TextCodec, template_name: str, protect: bool) -> None:
         self.codec, self._template_name, self.protect = codec, template_name, protect
 
     def encode(

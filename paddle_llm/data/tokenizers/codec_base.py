@@ -36,7 +36,7 @@ class TextCodec:
 
     starts_after_specials = True
 
-    def __init__(self, name: str, specials: Iterable[str]):
+    def __init__(self, name: str, specials: Iterable[str]) -> None:
         self.name = name
         self.bos_id: int | None = None
         self.eos_id: int | None = None

@@ -16,7 +16,7 @@ class FastBackend:
         starts_after_specials: Whether text after a special token gets that blank as well.
     """
 
-    def __init__(self, backend: Any):
+    def __init__(self, backend: Any) -> None:
         self._backend = backend
         self._lock = threading.Lock()
         backend.no_truncation()

@@ -6,9 +6,9 @@ from paddle_llm.core.errors import UserError
 
 
 class NotText(UserError):
-    """A string contains a lone surrogate, which no Unicode encoding and no tokenizer can represent.
+    r"""A string contains a lone surrogate, which no Unicode encoding and no tokenizer can represent.
 
-    JSON can contain one (`"\\ud83d"`), and so can a command line with bytes that are not UTF-8. File readers turn this
+    JSON can contain one (`"\ud83d"`), and so can a command line with bytes that are not UTF-8. File readers turn this
     error into a bad row with file and line.
     """
 

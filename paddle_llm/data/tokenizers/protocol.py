@@ -14,7 +14,6 @@ class Tokenizer(Protocol):
         eos_token_id: EOS id; None if the tokenizer has none.
         pad_token_id: Id for padding; None if the tokenizer has none.
         unk_token_id: Id of unknown text; None if the tokenizer has none.
-        vocab_size: Number of ids without added tokens.
         all_special_tokens: Special tokens as text.
         all_special_ids: Ids of the special tokens.
     """
@@ -27,21 +26,35 @@ class Tokenizer(Protocol):
     all_special_ids: list[int]
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of ids without added tokens."""
+        ...
 
     def __len__(self) -> int: ...
 
-    def __call__(self, text: Any, **options: Any) -> Any: ...
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Encode a text or a list of texts; the result has `input_ids`."""
+        ...
 
-    def tokenize(self, text: str, **options: Any) -> list[str]: ...
+    def tokenize(self, text: str, **options: Any) -> list[str]:
+        """Split a text into tokens."""
+        ...
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any: ...
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Return the id of a token, or the ids of a list of tokens."""
+        ...
 
-    def decode(self, ids: Any, **options: Any) -> str: ...
+    def decode(self, ids: Any, **options: Any) -> str:
+        """Return ids as text."""
+        ...
 
-    def get_vocab(self) -> dict[str, int]: ...
+    def get_vocab(self) -> dict[str, int]:
+        """Return the ids by token."""
+        ...
 
-    def save_pretrained(self, save_directory: str, **options: Any) -> Any: ...
+    def save_pretrained(self, save_directory: str, **options: Any) -> Any:
+        """Write the tokenizer to a folder."""
+        ...
 
 
 class TransformersTokenizer(Tokenizer, Protocol):
@@ -59,19 +72,19 @@ class TransformersTokenizer(Tokenizer, Protocol):
 
 
 class TokenizerSource(Protocol):
-    """Source of a tokenizer.
-
-    Attributes:
-        folder: Folder of the model.
-        tokenizer: Folder with tokenizer_config.json; None if there is none.
-        template: --chat_template of the model's training; None if it is not recorded.
-    """
+    """Source of a tokenizer."""
 
     @property
-    def folder(self) -> Path: ...
+    def folder(self) -> Path:
+        """Folder of the model."""
+        ...
 
     @property
-    def tokenizer(self) -> Path | None: ...
+    def tokenizer(self) -> Path | None:
+        """Folder with tokenizer_config.json; None if there is none."""
+        ...
 
     @property
-    def template(self) -> str | None: ...
+    def template(self) -> str | None:
+        """--chat_template of the model's training; None if it is not recorded."""
+        ...

@@ -27,7 +27,7 @@ _TEXT = -1  # placeholder for the text among special tokens
 class SentencePieceCodec(TextCodec):
     """Reads a LlamaTokenizer folder by sentencepiece alone: PaddleNLP's ids without importing it."""
 
-    def __init__(self, folder: str, model_path: str):
+    def __init__(self, folder: str, model_path: str) -> None:
         self._processor = read_sentencepiece(model_path)
         super().__init__(folder, special_tokens(folder))
         known = self._processor
@@ -56,7 +56,7 @@ class SentencePieceCodec(TextCodec):
 class PaddleNLPCodec(TextCodec):
     """Wraps a loaded tokenizer of PaddleNLP."""
 
-    def __init__(self, tokenizer: Any, name: str = ""):
+    def __init__(self, tokenizer: Any, name: str = "") -> None:
         self.tokenizer = tokenizer
         self._known: dict[int, bool] = {}
         added = getattr(tokenizer, "added_tokens_encoder", None) or {}
@@ -112,7 +112,7 @@ class PaddleNLPCodec(TextCodec):
 class TransformersCodec(TextCodec):
     """Wraps a tokenizer loaded by transformers."""
 
-    def __init__(self, tokenizer: Any, name: str = ""):
+    def __init__(self, tokenizer: Any, name: str = "") -> None:
         self.tokenizer = tokenizer
         self._fast = FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
         added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}

@@ -1,4 +1,4 @@
-"""Pytest plugin: `--gpu-answers FILE` records the answers that the questions of `tests/helpers/gpu/questions.py` get in this process.
+"""Pytest plugin: `--gpu-answers FILE` records the answers to the questions of `tests/helpers/gpu/questions.py`.
 
 Load it with `-p tests.helpers.gpu.probe`: modules are compiled with a call around each question when they are imported.
 """

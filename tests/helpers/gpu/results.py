@@ -23,7 +23,7 @@ REPORT = "gpu_results.md"
 ROOT = Path(__file__).resolve().parents[3]
 COLUMNS = ("test", "result", "seconds", "card", "versions")
 FAILURES = ("failed", "error")
-_LONGEST_TRACE = 6000  # characters; the end of a trace tells more than its beginning
+_LONGEST_TRACE = 6000  # characters; the end of a trace is more useful than its beginning
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Tiny networks with an adapter, and ways to look at them, for the tests of this room."""
+"""Builds tiny networks with adapters and reads their weights and logits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ METHODS = {
 
 
 def network(folder: Path, family: str = "llama", layout: Layout | None = None, **overrides: Any) -> Any:
-    """The network of a family with random weights, in evaluation mode."""
+    """Build the network of a family with random weights, in evaluation mode."""
     model_folder = WRITERS[family](folder / family, **overrides)
     model = build(model_folder, layout=layout)
     model.eval()
@@ -37,7 +37,7 @@ def attached(model: Any, method: Method, layout: Layout | None = None, **others:
 
 
 def set_trained(model: Any, seed: int = 0) -> None:
-    """Give what is trained values of some size, as training would."""
+    """Set trained parameters to values of some size, as training would."""
     import paddle
 
     from paddle_llm.peft.attach import trainable_tensors
@@ -49,7 +49,7 @@ def set_trained(model: Any, seed: int = 0) -> None:
 
 
 def logits(model: Any, family: str = "llama", inputs: dict[str, Any] | None = None) -> np.ndarray:
-    """[B, S, V] in fp32 of the same two samples each time."""
+    """Return the logits [B, S, V] in fp32 of two fixed samples."""
     import paddle
 
     inputs = dict(inputs or batch(family))
@@ -61,14 +61,14 @@ def logits(model: Any, family: str = "llama", inputs: dict[str, Any] | None = No
 
 
 def trained_values(model: Any) -> dict[str, np.ndarray]:
-    """This rank's part of what is trained, by canonical name."""
+    """Return this rank's part of the trained parameters, by canonical name."""
     from paddle_llm.peft.attach import trainable_tensors
 
     return {name: parameter.numpy() for name, parameter, _ in trainable_tensors(model)}
 
 
 def base_values(model: Any) -> dict[str, np.ndarray]:
-    """This rank's part of the network's own weights, by canonical name."""
+    """Return this rank's part of the base weights, by canonical name."""
     from paddle_llm.models.weights.names import canonical_parameters
     from paddle_llm.peft.attach import family_of
 

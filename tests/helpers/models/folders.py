@@ -1,4 +1,4 @@
-"""Model folders that can be generated with: random weights in Hugging Face's files, and a tokenizer."""
+"""Writes complete model folders for generation: random weights in Hugging Face's files, and a tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MARKS = ["<sop>", "<eop>", "[MASK]", "[gMASK]", "<n>", "<|tab|>", "<|blank_2|>"]
 
 
 def train_pieces(folder: Path) -> Path:
-    """A small sentencepiece model of Python's own documentation, with ChatGLM-6B's marks."""
+    """Train a small sentencepiece model on Python's documentation, with ChatGLM-6B's special tokens."""
     prefix = folder / "words"
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter("\n".join(pydoc_data.topics.topics.values()).splitlines()),
@@ -33,7 +33,7 @@ def train_pieces(folder: Path) -> Path:
 
 
 def write_folder(family: str, pieces: Path, folder: Path, seed: int = 5, **overrides: Any) -> Path:
-    """A folder of a family that `paddle-llm generate` takes."""
+    """Write a folder of a family that `paddle-llm generate` accepts."""
     words = sentencepiece.SentencePieceProcessor(model_file=str(pieces))
     size = "padded_vocab_size" if family == "chatglm_v2" else "vocab_size"
     spread = "init_std" if family == "opt" else "initializer_range"

@@ -1,4 +1,4 @@
-"""What a rank does in the tests of layouts: build, one step of plain gradient descent, hand back its weights."""
+"""One rank of the layout tests: builds a network, takes one step of plain gradient descent, returns its weights."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.models.networks import batch, build
 
 
 def start_fleet(layout: Layout) -> None:
-    """Bring up gloo and fleet on this rank."""
+    """Start gloo and fleet on this rank."""
     from paddle.distributed import fleet
 
     from paddle_llm.parallel.gloo.backend import install_gloo_backend
@@ -28,26 +28,26 @@ def start_fleet(layout: Layout) -> None:
     strategy.pipeline_configs = {
         "accumulate_steps": rows(layout),
         "micro_batch_size": 1,
-        # Ranks of a tensor-parallel group send their own activations, not parts of one; the trainer sees to it, too.
+        # Ranks of a tensor-parallel group send their own activations, not parts of one; the trainer sets this as well.
         "enable_partial_send_recv": not layout.sequence_parallel,
     }
     fleet.init(is_collective=True, strategy=strategy)
 
 
 def rows(layout: Layout) -> int:
-    """Samples of a batch, which are a pipeline's micro batches: with virtual stages Paddle asks for twice the stages."""
+    """Return the number of samples of a batch, the micro-batches of a pipeline; virtual stages need twice as many."""
     return 2 * layout.pipeline if layout.virtual_stages > 1 else 2
 
 
 def steps(cases: dict[str, tuple], layout: Layout) -> dict[str, dict[str, Any]]:
-    """On one rank of `layout`: `step` for each case (family, folder, fields); fleet is brought up once."""
+    """Run `step` for each case (family, folder, fields) on one rank of `layout`; fleet is started once."""
     if layout.world_size > 1:
         start_fleet(layout)
     return {name: step(family, folder, fields, layout) for name, (family, folder, fields) in cases.items()}
 
 
 def step(family: str, folder: Path, fields: dict[str, Any], layout: Layout, samples: int = 0) -> dict[str, Any]:
-    """The loss of one batch, and this rank's weights before and after one step of plain gradient descent.
+    """Return the loss of one batch and this rank's weights before and after one step of plain gradient descent.
 
     Returns {"loss": float, "before": parts, "after": parts}; see `parts`.
     """
@@ -80,7 +80,7 @@ def _take_step(model: Any, optimizer: Any, inputs: dict[str, Any], layout: Layou
 
 
 def parts(model: Any, family: str) -> dict[str, tuple]:
-    """This rank's weights and where they belong in the full ones."""
+    """Return this rank's weights and their positions in the full weights."""
     from paddle_llm.models.weights.names import canonical_parameters
     from paddle_llm.models.weights.shards import shard_of
 
@@ -94,7 +94,7 @@ def parts(model: Any, family: str) -> dict[str, tuple]:
 
 
 def assert_covers(ranks: list[dict[str, tuple]], full: dict[str, tuple], tolerance: float, case: str) -> None:
-    """Every rank's parts are those of the full weights, and together they are all of them; padding is unmoved."""
+    """Check that the parts of all ranks equal the full weights and cover them, and that padding is unchanged."""
     seen: set[str] = set()
     for rank, held in enumerate(ranks):
         for name, (shard, values) in held.items():

@@ -1,4 +1,4 @@
-"""Short ways to build tiny networks and to look at their weights, for the tests of this room."""
+"""Builds tiny networks, reads their weights and makes batches."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRITERS = {
 def build(
     folder: Path, *, load: bool = False, seed: int = 42, layout: Layout | None = None, length: int = 16, **fields
 ):
-    """The network of a folder in fp32; sequences of `length`; `fields` are RunConfig's."""
+    """Build the network of a folder in fp32 for sequences of `length`; `fields` are fields of RunConfig."""
     from paddle_llm.models.build import build_model
 
     run = RunConfig(
@@ -36,14 +36,14 @@ def build(
 
 
 def weights(model: Any, family: str) -> dict[str, np.ndarray]:
-    """This rank's weights by canonical name."""
+    """Return this rank's weights by canonical name."""
     from paddle_llm.models.weights.names import canonical_parameters
 
     return {name: value.numpy() for name, value in canonical_parameters(model, family)}
 
 
 def as_hugging_face(tensors: dict[str, np.ndarray], family: str) -> dict[str, np.ndarray]:
-    """Full weights under Hugging Face's names, in its layout."""
+    """Return full weights with Hugging Face's names and layout."""
     from paddle_llm.models.weights.names import hugging_face
 
     found = {}
@@ -54,7 +54,7 @@ def as_hugging_face(tensors: dict[str, np.ndarray], family: str) -> dict[str, np
 
 
 def batch(family: str, length: int = 16, rows: int = 2, vocabulary: int = 120) -> dict[str, Any]:
-    """Inputs and labels of `rows` samples as the family's pretraining gives them, as paddle tensors."""
+    """Return inputs and labels of `rows` samples, as in the family's pretraining, as paddle tensors."""
     import paddle
 
     from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform

@@ -1,4 +1,4 @@
-"""Tiny model folders for tests: a config.json, nothing else (random weights are built from it).
+"""Tiny model folders for tests: only a config.json, from which random weights are built.
 
 Each writer takes overrides of config.json's keys; an override of None removes the key.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_llama(folder: str | Path, **overrides: Any) -> Path:
-    """LLaMA as Hugging Face (transformers 4) and PaddleNLP both spell it."""
+    """Write LLaMA with the keys of Hugging Face (transformers 4) and PaddleNLP."""
     return _write(
         folder,
         {
@@ -38,13 +38,13 @@ def write_llama(folder: str | Path, **overrides: Any) -> Path:
 
 
 def write_llama_hf5(folder: str | Path, rope_parameters: dict[str, Any] | None = None, **overrides: Any) -> Path:
-    """LLaMA as transformers 5 writes it: RoPE under `rope_parameters`, head_dim spelled out."""
+    """Write LLaMA with the keys of transformers 5: RoPE under `rope_parameters`, explicit head_dim."""
     rope = rope_parameters or {"rope_type": "default", "rope_theta": 10000.0}
     return write_llama(folder, rope_theta=None, head_dim=16, **{"rope_parameters": rope, **overrides})
 
 
 def write_chatglm(folder: str | Path, **overrides: Any) -> Path:
-    """ChatGLM-6B (the first one: prefix mask and 2D positions), Hugging Face's spelling."""
+    """Write ChatGLM-6B (the first version: prefix mask and 2D positions) with Hugging Face's keys."""
     return _write(
         folder,
         {
@@ -69,7 +69,7 @@ def write_chatglm(folder: str | Path, **overrides: Any) -> Path:
 
 
 def write_chatglm2(folder: str | Path, **overrides: Any) -> Path:
-    """ChatGLM2/3, Hugging Face's spelling."""
+    """Write ChatGLM2/3 with Hugging Face's keys."""
     return _write(
         folder,
         {
@@ -99,7 +99,7 @@ def write_chatglm2(folder: str | Path, **overrides: Any) -> Path:
 
 
 def write_bloom(folder: str | Path, **overrides: Any) -> Path:
-    """BLOOM, Hugging Face's spelling."""
+    """Write BLOOM with Hugging Face's keys."""
     return _write(
         folder,
         {
@@ -123,7 +123,7 @@ def write_bloom(folder: str | Path, **overrides: Any) -> Path:
 
 
 def write_opt(folder: str | Path, **overrides: Any) -> Path:
-    """OPT, Hugging Face's spelling."""
+    """Write OPT with Hugging Face's keys."""
     return _write(
         folder,
         {
@@ -151,7 +151,7 @@ def write_opt(folder: str | Path, **overrides: Any) -> Path:
 
 
 def write_glm(folder: str | Path, **overrides: Any) -> Path:
-    """GLM (2022), as its authors and PaddleNLP spell it."""
+    """Write GLM (2022) with the keys of its authors and PaddleNLP."""
     return _write(
         folder,
         {
@@ -176,7 +176,7 @@ def write_glm(folder: str | Path, **overrides: Any) -> Path:
 
 
 def write_qwen2(folder: str | Path, **overrides: Any) -> Path:
-    """Qwen2, Hugging Face's spelling."""
+    """Write Qwen2 with Hugging Face's keys."""
     return write_llama(
         folder,
         **{"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "use_sliding_window": False, **overrides},
