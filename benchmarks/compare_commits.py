@@ -5,7 +5,7 @@
 BEFORE and AFTER are folders of checkouts (`git worktree add --detach FOLDER COMMIT`). Each job runs with both, in the same
 environment and on the same data: one training per model family, one fine-tuning per method, layouts of two ranks. Equal must
 be, to the last bit: losses, gradient norms and evaluation losses of metrics.jsonl, the saved weights, the generated text, and
-the exported tensors; equal must also be config.resolved.json, the keys of metrics.jsonl and the flag names of each --help.
+the exported tensors; equal must also be the values of config.resolved.json, the keys of metrics.jsonl and the flag names of each --help.
 AFTER also resumes the checkpoints of BEFORE and generates from the models that BEFORE saved. Exit code 1 if anything differs.
 """
 
@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import numpy as np
 from machine import describe
@@ -170,10 +171,19 @@ def keys_of(output: Path) -> list[str]:
     return sorted({key for line in (output / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)})
 
 
-def resolved_of(output: Path, checkout: Checkout) -> str:
-    """config.resolved.json without the paths of the checkout."""
+def resolved_of(output: Path, checkout: Checkout) -> Any:
+    """config.resolved.json without paths of the checkout and without the reasons in words ("derived: on a CPU, ...")."""
     text = (output / "config.resolved.json").read_text()
-    return text.replace(str(checkout.work), "WORK").replace(str(checkout.tree), "TREE")
+    return _without_reasons(json.loads(text.replace(str(checkout.work), "WORK").replace(str(checkout.tree), "TREE")))
+
+
+def _without_reasons(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: entry.split(":")[0] if key == "origin" and isinstance(entry, str) else _without_reasons(entry)
+            for key, entry in value.items()
+        }
+    return value
 
 
 def different_tensors(first: Path, second: Path) -> str:
