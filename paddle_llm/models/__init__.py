@@ -1,1 +1,1 @@
-"""Which network: one registry, building and loading models, the one mapping of names to Hugging Face."""
+"""Build networks of PaddleNLP, read and name their weights, compute their loss."""

@@ -1,4 +1,4 @@
-"""`build_model`: a folder and a layout become a network of PaddleNLP, with random weights or the folder's."""
+"""Build a network of PaddleNLP from a folder and a layout, with random weights or the folder's."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from paddle_llm.families import Family
 from paddle_llm.families.shape import find_family
 from paddle_llm.models.configuration.configure import translate
 from paddle_llm.models.configuration.hub import model_folder
-from paddle_llm.models.configuration.misspelled_fields import report_unknown, say_misspelled
-from paddle_llm.models.configuration.switches import apply_switches, say_notices
+from paddle_llm.models.configuration.misspelled_fields import report_misspelled, report_unknown
+from paddle_llm.models.configuration.switches import apply_switches, report_notices
 from paddle_llm.models.weights.vocabulary import pad_config, plain_config
 from paddle_llm.parallel.paddle_fixes import count_shared_weights_once, fix_fused_sequence_parallel_reduction
 
 
 def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
-    """The network of this rank: its tensor-parallel part, its pipeline stage.
+    """Return the network of this rank: its tensor-parallel part of its pipeline stage.
 
-    Fleet is initialised already when the layout has more than one rank. Random weights (`continue_training 0`) depend on
-    `config.seed` only and are the same full tensors in every layout; with `continue_training 1` each rank reads its part
-    of the folder's.
+    Fleet must be initialized if the layout has more than one rank. Random weights (`continue_training 0`) depend on
+    `config.seed` only and are parts of the same full tensors in every layout. With `continue_training 1` each rank reads
+    its part of the folder's weights.
 
     Args:
-        dtype: of the weights: "float32", or "bfloat16" / "float16" for O2.
+        config: Configuration of the run.
+        layout: Degrees of parallelism.
+        dtype: Type of the weights: "float32", or "bfloat16" or "float16" for O2.
 
     Returns:
-        a PretrainedModel of PaddleNLP, or a PipelineLayer when the layout has pipeline stages. Its loss takes labels
-        that are shifted already and is the mean over those that are not -100.
+        A PretrainedModel of PaddleNLP, or a PipelineLayer if the layout has pipeline stages. Its loss takes shifted labels
+        and is the mean over those that are not -100.
 
     Raises:
-        UserError: a folder or a layout that PaddleNLP's model of this family cannot express.
+        UserError: If PaddleNLP's model of this family cannot express the folder or the layout.
     """
     folder = model_folder(config.model_name_or_path, weights=config.continue_training)
     facts = read_model_facts(folder)
@@ -46,24 +48,32 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
         facts = replace(facts, num_hidden_layers=config.num_hidden_layers)
     check_layout(facts, layout, fuse_attention_qkv=config.fuse_attention_qkv)
     model_config = model_configuration(config, layout, family, facts.raw, where=str(folder))
-    say_notices(config, family)
-    pad_config(model_config, layout.tensor)  # the reader of the configuration has said so
+    report_notices(config, family)
+    pad_config(model_config, layout.tensor)  # the reader of the configuration reports it
     model = build_network(model_config, layout, family, dtype=dtype)
     if config.continue_training:
         from paddle_llm.models.weights.load import load_weights
 
         load_weights(model, folder, family, allow_pickle=config.allow_pickle)
     else:
-        from paddle_llm.models.weights.initialization import initialise
+        from paddle_llm.models.weights.initialization import initialize
 
-        initialise(model, family, config.seed)
+        initialize(model, family, config.seed)
     return model
 
 
 def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: dict[str, Any], *, where: str) -> Any:
-    """PaddleNLP's configuration object of the model, this run's switches set, the vocabulary not yet padded."""
+    """Return PaddleNLP's configuration of the model with the switches of this run, before the vocabulary is padded.
+
+    Args:
+        config: Configuration of the run.
+        layout: Degrees of parallelism.
+        family: Family of the model.
+        raw: Fields of config.json.
+        where: Folder of the model, for messages.
+    """
     values = translate(family, raw, where)
-    say_misspelled(family, values, where)
+    report_misspelled(family, values, where)
     report_unknown(family, values, raw, where)
     model_config = family.load("config_class")(**values)
     apply_switches(model_config, config, layout, family)
@@ -84,7 +94,14 @@ def plain_configuration(folder: Path, family: Family, raw: dict[str, Any]) -> An
 
 
 def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: str) -> Any:
-    """The network with memory for its weights, which are not set to anything in particular."""
+    """Return the network with memory for its weights, whose values are not set.
+
+    Args:
+        model_config: PaddleNLP's configuration, with padded vocabulary.
+        layout: Degrees of parallelism.
+        family: Family of the model.
+        dtype: Type of the weights.
+    """
     import paddle
 
     from paddle_llm.models.loss import CausalLMLoss
@@ -115,7 +132,7 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
 
 @contextmanager
 def _weights_unset(model_class: type) -> Iterator[None]:
-    """Leave out PaddleNLP's own random weights, which are replaced anyway; BLOOM's would be zero."""
+    """Skip PaddleNLP's random weights, which are replaced anyway; BLOOM's would be zero."""
     own = vars(model_class).get("_init_weights")
     model_class._init_weights = lambda self, layer: None  # type: ignore[attr-defined]
     try:
@@ -129,7 +146,7 @@ def _weights_unset(model_class: type) -> Iterator[None]:
 
 @contextmanager
 def _tensor_parallel_random_state(layout: Layout) -> Iterator[None]:
-    """Paddle's parallel layers draw their first values under a named random state, which fleet sets up or does not."""
+    """Provide the named random state from which Paddle's parallel layers draw their first values, if fleet does not."""
     from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 
     tracker = get_rng_state_tracker()

@@ -1,4 +1,4 @@
-"""How ChatGLM-6B's pretraining samples are cut: a prefix that is read both ways, a continuation that is learnt.
+"""Pretraining samples of ChatGLM-6B: a prefix that is read in both directions and a continuation that is learned.
 
 ChatGLM-6B is a prefix language model with 2D positions (GLM, Du et al. 2022, sections 2.1 to 2.3). A window of S + 1
 tokens t_0 ... t_S of the corpus becomes one sample of S positions, c of them the context:
@@ -8,11 +8,11 @@ tokens t_0 ... t_S of the corpus becomes one sample of S positions, c of them th
     position   0    ...  c-1     c      c     c      ... c
     in block   0    ...   0      0      1     2      ...
 
-The loss is that of the continuation alone, which covers half to all of the window as in GLM's document-level objective:
-c is uniform over 1 ... (S - 2) // 2, drawn from the tokens themselves (their CRC-32), so that a window is cut at the same
-point in every epoch, layout and resumed run. The last two tokens of a window give way to the two marks. All positions
-look at the whole prefix: `attention_mask` is its length, c + 1 (context and [gMASK]), from which the
-network makes its mask on the device (S x S booleans are not carried through the loader).
+Only the continuation has a loss. It covers half to all of the window as in GLM's document-level objective: c is uniform
+over 1 ... (S - 2) // 2 and computed from the tokens (their CRC-32), so that a window is cut at the same point in every epoch,
+layout and resumed run. The two marks replace the last two tokens of a window. All positions see the whole prefix:
+`attention_mask` is its length, c + 1 (context and [gMASK]), from which the network computes its mask on the device, so that
+the loader does not carry S x S booleans.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NOTICE = (
     "ChatGLM-6B: each window of tokens is cut once, at a point that depends on its tokens, into context + [gMASK] + <sop> "
     "+ continuation; the loss is that of the continuation (half to all of the window)"
 )
-# What PaddleNLP's configuration takes when config.json is silent.
+# Defaults of PaddleNLP's configuration.
 _GMASK, _SOP = 130001, 130004
 
 
@@ -41,8 +41,8 @@ class ChatGLMPretrainTransform:
     """Cut windows of the corpus into prefix-LM samples. Stateless and picklable.
 
     Args:
-        gmask_id: the token id of [gMASK].
-        sop_id: the token id of <sop>, which config.json calls bos_token_id.
+        gmask_id: Token id of [gMASK].
+        sop_id: Token id of <sop>, which config.json calls bos_token_id.
     """
 
     def __init__(self, gmask_id: int, sop_id: int):
@@ -50,7 +50,7 @@ class ChatGLMPretrainTransform:
         self.sop_id = sop_id
 
     def __call__(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """A window of S + 1 tokens -> {input_ids [S], labels [S], position_ids [2, S], attention_mask [1]}, int64."""
+        """Return input_ids [S], labels [S], position_ids [2, S] and attention_mask [1], int64, of a window of S + 1 tokens."""
         tokens = np.ascontiguousarray(tokens, dtype=np.int64)
         size = len(tokens) - 1
         context = context_length(tokens)
@@ -69,29 +69,34 @@ class ChatGLMPretrainTransform:
 
 
 def context_length(tokens: np.ndarray) -> int:
-    """The number of context tokens of a window (S + 1 tokens, int64), uniform over 1 ... (S - 2) // 2."""
+    """Return the number of context tokens of a window of S + 1 tokens, uniform over 1 ... (S - 2) // 2."""
     most = (len(tokens) - 3) // 2
     if most < 1:
-        raise UserError(f"ChatGLM-6B needs max_seq_length of at least 4, not {len(tokens) - 1}")
+        raise UserError(f"max_seq_length = {len(tokens) - 1} is too short for ChatGLM-6B. Use at least 4.")
     return 1 + zlib.crc32(tokens.tobytes()) % most
 
 
 def chatglm_transform(facts: ModelFacts, tokenizer: Any = None) -> ChatGLMPretrainTransform:
-    """The transform for a folder's marks.
+    """Return the transform with the marks of a model.
+
+    Args:
+        facts: Shape of the model.
+        tokenizer: PaddleNLP's tokenizer, if there is one.
 
     Raises:
-        UserError: the marks are not in the vocabulary, or the tokenizer has other ids for them.
+        UserError: If the marks are not in the vocabulary or have other ids in the tokenizer.
     """
     marks = {"gmask_token_id": _GMASK, "bos_token_id": _SOP}
     ids = {name: facts.raw.get(name, default) for name, default in marks.items()}
     for name, value in ids.items():
         if not isinstance(value, int) or not 0 <= value < facts.vocab_size:
             raise UserError(
-                f"config.json: {name} is {value!r}, outside the vocabulary of {facts.vocab_size}; ChatGLM-6B's samples need it"
+                f"config.json: {name} = {value!r} is outside the vocabulary of {facts.vocab_size}. ChatGLM-6B's samples need it. "
+                "Correct it."
             )
         other = getattr(tokenizer, name, None) if hasattr(tokenizer, "gmask_token_id") else None
         if other not in (None, value):
-            raise UserError(f"{name} is {value} in config.json and {other} in the tokenizer; they must be the same")
+            raise UserError(f"{name} is {value} in config.json and {other} in the tokenizer. Make them equal.")
     return ChatGLMPretrainTransform(ids["gmask_token_id"], ids["bos_token_id"])
 
 

@@ -17,7 +17,7 @@ import paddle
 from paddle_llm.families import FAMILIES
 from paddle_llm.models.head import last_position_alone
 from paddle_llm.models.prompt import Prompt
-from paddle_llm.models.token_positions import Places
+from paddle_llm.models.token_positions import PaddedPrompts
 from paddle_llm.models.weights.vocabulary import real_vocab_size
 
 
@@ -28,21 +28,21 @@ class IncrementalNetwork:
         model: Network in evaluation mode whose logits are not split over tensor-parallel ranks.
         family: Name of its family.
         prompts: Prompts of at least one token; shorter ones are padded on the left.
-        room: Maximum number of tokens that will follow.
+        max_new_tokens: Maximum number of tokens that will follow.
     """
 
-    def __init__(self, model: Any, family: str, prompts: Sequence[Prompt], room: int):
+    def __init__(self, model: Any, family: str, prompts: Sequence[Prompt], max_new_tokens: int):
         self._model, self._family, self._spec = model, family, FAMILIES[family].network
         self._vocabulary = real_vocab_size(model.config)
-        self._places = places = Places(prompts, room, blocks=self._spec.block_positions)
-        self._tokens_BT = paddle.to_tensor(places.tokens_BT)
-        self._positions = paddle.to_tensor(places.positions) if self._spec.takes_positions else None
+        self._padded = padded = PaddedPrompts(prompts, max_new_tokens, blocks=self._spec.block_positions)
+        self._tokens_BT = paddle.to_tensor(padded.tokens_BT)
+        self._positions = paddle.to_tensor(padded.positions) if self._spec.takes_positions else None
         self._read, self._cache = 0, None
 
     def read_prompts(self) -> paddle.Tensor:
         """Return logits [B, V] of the first token after each prompt."""
         with last_position_alone(self._model, self._family):
-            return self._forward(paddle.to_tensor(self._places.ids_BS))
+            return self._forward(paddle.to_tensor(self._padded.ids_BS))
 
     def read(self, tokens_B: paddle.Tensor) -> paddle.Tensor:
         """Return logits [B, V] of the token after one more token of each row."""
@@ -74,7 +74,7 @@ class IncrementalNetwork:
         tokens_B11T = tokens_BT.unsqueeze([1, 2])
         if start:
             return tokens_B11T
-        return paddle.to_tensor(self._places.prompt_mask()).unsqueeze(1).astype("int64") * tokens_B11T
+        return paddle.to_tensor(self._padded.prompt_mask()).unsqueeze(1).astype("int64") * tokens_B11T
 
 
 def _logits_and_cache(outputs: Any) -> tuple[paddle.Tensor, Any]:

@@ -1,11 +1,10 @@
-"""The loss of every family: cross entropy, the mean over the tokens that count, in fp32.
+"""The loss of every family: mean cross entropy over the labels in fp32.
 
-PaddleNLP's own criteria differ from each other: LLaMA's leaves out tokens whose loss is exactly zero, and drops the
-parallel cross entropy without a word when the vocabulary does not divide; ChatGLM-6B's divides by all positions in one
-process and by the labels that count under tensor parallelism; BLOOM's indexes by a mask, whose size the host must wait
-for. One criterion stands in for all of them.
+PaddleNLP's criteria differ. LLaMA's omits tokens whose loss is exactly zero, and silently drops the parallel cross entropy
+if the vocabulary does not divide. ChatGLM-6B's divides by all positions in one process and by the number of labels under
+tensor parallelism. BLOOM's indexes by a mask, whose size the host must wait for. One criterion replaces all of them.
 
-Shapes: B batch, S sequence, V vocabulary (this rank's part of it under tensor parallelism).
+Shapes: B rows, S positions, V vocabulary (this rank's part of it under tensor parallelism).
 """
 
 from __future__ import annotations
@@ -28,16 +27,16 @@ _NEVER = -1e30
 
 
 class CausalLMLoss(paddle.nn.Layer):
-    """Mean cross entropy of the next token over the labels that are not -100; zero when there is none.
+    """Mean cross entropy of the next token over the labels that are not -100; zero if there are none.
 
-    Labels are already shifted: `labels_BS[b, s]` is what should follow `input_ids[b, s]`.
+    Labels are shifted: `labels_BS[b, s]` is the token after `input_ids[b, s]`.
 
     Args:
-        config: PaddleNLP's configuration of the model, its vocabulary padded to a multiple of the tensor-parallel degree.
+        config: PaddleNLP's configuration, whose vocabulary is padded to a multiple of the tensor-parallel degree.
 
     Attributes:
-        label_smoothing: share of the target's probability that is spread over the whole vocabulary (Szegedy et al. 2016,
-            section 7); padding of the vocabulary has no part in it.
+        label_smoothing: Share of the target's probability that is spread over the whole vocabulary without its padding
+            (Szegedy et al. 2016, section 7). Default 0.
     """
 
     def __init__(self, config: Any):
@@ -79,10 +78,10 @@ class CausalLMLoss(paddle.nn.Layer):
             self.label_smoothing = before
 
     def forward(self, logits_BSV: paddle.Tensor, labels_BS: paddle.Tensor) -> paddle.Tensor:
-        """Returns the loss, a scalar in fp32."""
+        """Return the loss, a scalar in fp32."""
         with paddle.amp.auto_cast(False):
             logits_BSV = logits_BSV.astype("float32")
-            # Paddle's softmax turns a row of NaN into equal shares on a CPU (3.3.1): the loss would read ln(V).
+            # On a CPU Paddle's softmax (3.3.1) turns a row of NaN into equal probabilities, and the loss would be ln(V).
             not_a_number = 0.0 * logits_BSV.detach().sum() if logits_BSV.place.is_cpu_place() else 0.0
             if self.padding:
                 real_V = paddle.arange(logits_BSV.shape[-1]) < self.real_columns
@@ -101,15 +100,15 @@ class CausalLMLoss(paddle.nn.Layer):
             return loss + not_a_number
 
     def _advance(self, logits_BSV: paddle.Tensor, labels_BS: paddle.Tensor) -> paddle.Tensor:
-        """How far the target's logit is above the mean of the real ones, [B, S].
+        """Return the difference between the target's logit and the mean logit of the vocabulary, [B, S].
 
         Smoothed cross entropy, (1 - e) nll + e mean(-log p), is nll + e times this: both have the same log-sum-exp.
         """
         columns = logits_BSV.shape[-1]
         local_BS = labels_BS - self.first
         is_here_BS = (local_BS >= 0) & (local_BS < columns)
-        places_BS1 = paddle.where(is_here_BS, local_BS, paddle.zeros_like(local_BS)).unsqueeze(-1)
-        target_BS = paddle.take_along_axis(logits_BSV, places_BS1, axis=-1).squeeze(-1) * is_here_BS.astype("float32")
+        indices_BS1 = paddle.where(is_here_BS, local_BS, paddle.zeros_like(local_BS)).unsqueeze(-1)
+        target_BS = paddle.take_along_axis(logits_BSV, indices_BS1, axis=-1).squeeze(-1) * is_here_BS.astype("float32")
         advance_BS = target_BS - logits_BSV[..., : self.real_columns].sum(axis=-1) / self.vocab_size
         if self.parallel:
             group = fleet.get_hybrid_communicate_group().get_model_parallel_group()

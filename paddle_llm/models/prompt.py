@@ -1,4 +1,4 @@
-"""What a network reads before it generates. Free of paddle."""
+"""The prompt of a generation. Does not import Paddle."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prompt:
-    """Tokens to read before the first one that is generated.
+    """Tokens before the first generated token.
 
     Attributes:
-        prefix: number of tokens that see each other (ChatGLM-6B), else 0.
-        is_cut: the beginning of a question was cut off to fit.
-        dropped_rounds: number of oldest rounds that were dropped to fit.
-        notes: kinds of what is to be reported about the conversation (data/chat/notes.py).
+        ids: Token ids.
+        prefix: Number of tokens that see each other (ChatGLM-6B). Default 0.
+        is_cut: Whether the beginning of a question was cut off to fit.
+        dropped_rounds: Number of oldest rounds that were dropped to fit.
+        notes: Kinds of notes to report about the conversation (data/chat/notes.py).
     """
 
     ids: Sequence[int]

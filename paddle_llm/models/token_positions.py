@@ -1,4 +1,4 @@
-"""Which tokens stand where in a batch of prompts: padding, positions and masks, made once and in numpy.
+"""Padding, positions and masks of a batch of prompts, computed once with numpy.
 
 Shapes: B rows, S tokens of the longest prompt, T tokens in all.
 """
@@ -12,22 +12,24 @@ import numpy as np
 from paddle_llm.models.prompt import Prompt
 
 
-class Places:
+class PaddedPrompts:
     """A batch of prompts, the shorter ones padded on the left.
 
     Args:
-        prompts: none of them empty.
-        room: the most tokens that will follow.
-        blocks: positions have two rows: the second one counts what is generated behind a prefix (GLM, Du et al. 2022).
+        prompts: Prompts of at least one token.
+        max_new_tokens: Maximum number of tokens that will follow.
+        blocks: Whether positions have two rows, the second of which counts tokens after the prefix (GLM, Du et al. 2022).
 
     Attributes:
-        length: S. ids_BS: the tokens, padding 0. tokens_BT: 1 where there is one, 0 for padding.
-        positions: [B, T], or [B, 2, T]: each row counts from its first token.
+        length: Number of tokens of the longest prompt, S.
+        ids_BS: Token ids; 0 for padding.
+        tokens_BT: 1 for a token, 0 for padding.
+        positions: Positions [B, T] or [B, 2, T], counted from the first token of each row.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], room: int, *, blocks: bool):
+    def __init__(self, prompts: Sequence[Prompt], max_new_tokens: int, *, blocks: bool):
         self.length = max(map(len, prompts))
-        self.tokens_BT = np.ones((len(prompts), self.length + room), np.int64)
+        self.tokens_BT = np.ones((len(prompts), self.length + max_new_tokens), np.int64)
         self.ids_BS = np.zeros((len(prompts), self.length), np.int64)
         for row, prompt in enumerate(prompts):
             padding = self.length - len(prompt)
@@ -37,22 +39,22 @@ class Places:
         self.positions = self._positions(blocks)
 
     def keep_rows(self, rows: np.ndarray) -> None:
-        """Go on with these rows, in this order."""
+        """Keep these rows, in this order."""
         self.tokens_BT, self.positions = self.tokens_BT[rows], self.positions[rows]
 
     def prompt_mask(self) -> np.ndarray:
-        """Which position of the prompts looks at which: backwards, and at all of the prefix; padding counts as a token. [B, S, S]."""
-        place_S = np.arange(self.length)
-        causal = place_S[:, None] >= place_S
+        """Return which positions see which [B, S, S]: earlier ones, and the whole prefix. Padding counts as a token."""
+        position_S = np.arange(self.length)
+        causal = position_S[:, None] >= position_S
         padding_B = (self.tokens_BT[:, : self.length] == 0).sum(axis=1)
         ends_B = padding_B + self._prefixes_B
-        return causal[None] | (place_S < ends_B[:, None])[:, None] & (self._prefixes_B > 0)[:, None, None]
+        return causal[None] | (position_S < ends_B[:, None])[:, None] & (self._prefixes_B > 0)[:, None, None]
 
     def _positions(self, blocks: bool) -> np.ndarray:
-        places_BT = np.maximum(self.tokens_BT.cumsum(axis=1) - 1, 0)
+        counts_BT = np.maximum(self.tokens_BT.cumsum(axis=1) - 1, 0)
         if not blocks:
-            return places_BT
-        prefix_B1 = np.where(self._prefixes_B > 0, self._prefixes_B, places_BT.shape[1])[:, None]
-        ahead_BT = np.minimum(places_BT, prefix_B1 - 1)
-        behind_BT = np.maximum(places_BT - prefix_B1 + 1, 0)
-        return np.stack([ahead_BT, behind_BT], axis=1)
+            return counts_BT
+        prefix_B1 = np.where(self._prefixes_B > 0, self._prefixes_B, counts_BT.shape[1])[:, None]
+        in_text_BT = np.minimum(counts_BT, prefix_B1 - 1)
+        in_block_BT = np.maximum(counts_BT - prefix_B1 + 1, 0)
+        return np.stack([in_text_BT, in_block_BT], axis=1)

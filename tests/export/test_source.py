@@ -171,7 +171,7 @@ def without_anything(folder: Path) -> None:
             without_a_weight,
             r"2 weights are missing: llama.layers.1.mlp.down_proj.weight \[172, 64\], llama.norm.weight",
         ),
-        (of_another_shape, r"llama.norm.weight is \[63\], config.json asks for \[64\]"),
+        (of_another_shape, r"llama.norm.weight has shape \[63\], config.json requires \[64\]"),
         (in_integers, "stored as I8"),
         (without_anything, "contains no model: it has no config.json"),
     ],

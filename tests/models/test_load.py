@@ -146,7 +146,7 @@ def test_weights_without_values_are_refused_with_the_cause(tmp_path):
 def test_wrong_shapes_are_told(tmp_path):
     folder = _saved_llama(tmp_path)
     tiny.write_llama(folder, intermediate_size=96)
-    with pytest.raises(UserError, match=r"gate_proj.weight is \[172, 64\], config.json asks for \[96, 64\]"):
+    with pytest.raises(UserError, match=r"gate_proj.weight has shape \[172, 64\], config.json requires \[96, 64\]"):
         build(folder, load=True)
 
 
@@ -154,7 +154,7 @@ def test_unexpected_tensors_are_one_notice(tmp_path, capsys):
     folder = _saved_llama(tmp_path)
     tiny.write_llama(folder, num_hidden_layers=3)
     build(folder, load=True)
-    said = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+    said = [line for line in capsys.readouterr().err.splitlines() if "were ignored" in line]
     assert len(said) == 1 and "9 tensors" in said[0] and "model.layers.3" in said[0]
 
 
@@ -170,7 +170,7 @@ def test_a_file_cut_off_is_told(tmp_path, length):
 def test_weights_that_cannot_be_read_are_told(tmp_path):
     WRITERS["llama"](tmp_path)
     (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")  # a file, whose first byte is an input/output error
-    with pytest.raises(UserError, match="model.safetensors cannot be read: Input/output error"):
+    with pytest.raises(UserError, match="cannot read .*model.safetensors: Input/output error"):
         build(tmp_path, load=True)
 
 
@@ -187,7 +187,7 @@ def test_a_broken_pdparams_is_told(tmp_path):
     build(folder).save_pretrained(str(folder), safe_serialization=False)
     file = folder / "model_state.pdparams"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="cannot read"):
         build(folder, load=True)
 
 
@@ -241,5 +241,5 @@ def test_weights_that_are_not_finite_are_refused_by_name(tmp_path, value):
     tensors[name] = tensors[name].copy()
     tensors[name].flat[3] = value
     save_file(tensors, folder / "model.safetensors", metadata={"format": "np"})
-    with pytest.raises(UserError, match=f"1 weights hold NaN or infinity: {name}"):
+    with pytest.raises(UserError, match=f"1 weights contain NaN or infinity: {name}"):
         build(folder, load=True)

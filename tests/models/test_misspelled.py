@@ -33,11 +33,11 @@ def test_a_key_that_is_nearly_right_is_told_once(tmp_path, capsys):
     for _ in range(2):
         assert configuration(tmp_path).rms_norm_eps == 1e-6
     line, unknown = capsys.readouterr().err.splitlines()
-    assert "rms_norm_epss is no setting" in line and "1e-06 is taken" in line
+    assert "unknown field rms_norm_epss (did you mean rms_norm_eps?)" in line and "default rms_norm_eps = 1e-06" in line
     assert "1 fields are unknown for LLaMA and not used: use_of_somebody_else" in unknown
     file.write_text(json.dumps(raw | {"rms_norm_epss": 1e-5, "rms_norm_eps": 1e-5}))
     configuration(tmp_path)
-    assert "is no setting" not in capsys.readouterr().err
+    assert "did you mean" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -55,4 +55,4 @@ def test_what_a_training_writes_is_known(name, tmp_path):
 def test_published_keys_are_left_alone(folder, capsys):
     configuration(folder)
     said = capsys.readouterr().err
-    assert "is no setting" not in said and "are unknown" not in said
+    assert "did you mean" not in said and "are unknown" not in said

@@ -21,7 +21,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.generation.static.predictor import open_program
 from paddle_llm.models.prompt import Prompt
-from paddle_llm.models.token_positions import Places
+from paddle_llm.models.token_positions import PaddedPrompts
 
 _MASKED = -1e30  # added to the scores of masked positions
 _INDEX_INPUT = "places"  # the input with the buffer indices of the new keys and values
@@ -148,7 +148,7 @@ class StaticBatch:
         self, program: StaticProgram, prompts: Sequence[Prompt], max_new_tokens: int, *, as_tensors: bool = True
     ):
         self._program, self._description, self._as_tensors = program, program.config, as_tensors
-        self._places = Places(prompts, max_new_tokens, blocks=self._description.position_rows == 2)
+        self._places = PaddedPrompts(prompts, max_new_tokens, blocks=self._description.position_rows == 2)
         self._read = 0
         self._past_2LBKCD = self._new_buffers(len(prompts), 0)
         self._mask_B11C = self._step_mask()

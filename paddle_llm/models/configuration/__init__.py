@@ -1,1 +1,1 @@
-"""The configuration of a network, from a model folder and back."""
+"""The configuration of a network: read from a model folder and written to one."""

@@ -1,7 +1,7 @@
-"""From a folder's config.json to PaddleNLP's configuration of the model, with this run's switches.
+"""Translate a folder's config.json to PaddleNLP's configuration of the model.
 
-Translates Hugging Face's spellings (also `rope_parameters` of transformers 5) and refuses what PaddleNLP's models cannot
-express, where PaddleNLP itself would train something else in silence.
+Hugging Face's names are translated, also `rope_parameters` of transformers 5. What PaddleNLP's models cannot express is refused,
+because PaddleNLP would silently train another network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.families import Family
 from paddle_llm.models.configuration.known_fields import quantization_of, refused_fields
 
-# Keys of config.json that say nothing about the network, or that PaddleNLP sets itself.
+# Keys of config.json that do not describe the network, or that PaddleNLP sets itself.
 _DROPPED = {
     "_name_or_path",
     "auto_map",
@@ -30,14 +30,15 @@ _DROPPED = {
 
 
 def translate(family: Family, raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """Keyword arguments of PaddleNLP's configuration class.
+    """Return the keyword arguments of PaddleNLP's configuration class.
 
     Args:
-        raw: what config.json says.
-        where: the folder, for messages.
+        family: Family of the model.
+        raw: Fields of config.json.
+        where: Folder, for messages.
 
     Raises:
-        UserError: naming everything that PaddleNLP's model of this family cannot express.
+        UserError: If PaddleNLP's model of this family cannot express a field; the message names all of them.
     """
     values = {key: value for key, value in raw.items() if key not in _DROPPED}
     problems: list[str] = []
@@ -48,7 +49,7 @@ def translate(family: Family, raw: dict[str, Any], where: str) -> dict[str, Any]
     family.config_json.translate(values, raw, problems)
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise UserError(f"{where}/config.json describes a {family.title} that PaddleNLP cannot express:{lines}")
+        raise UserError(f"{where}/config.json describes a {family.title} model that PaddleNLP cannot express:{lines}")
     values["architectures"] = [family.model_class.split(":")[1]]
     values.pop("model_type", None)
     return values

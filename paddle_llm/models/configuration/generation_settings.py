@@ -1,7 +1,7 @@
-"""`generation_config.json`: the ids that end a text and the defaults of sampling; read, and written beside saved weights.
+"""Read `generation_config.json` (end ids and defaults of sampling) and write it beside saved weights.
 
-A text ends at every `eos_token_id` of generation_config.json and of config.json: newer models end a text in one way and an
-answer in another. Defaults of sampling are not applied (`generate` is greedy unless options ask for more) but reported.
+A text ends at every `eos_token_id` of generation_config.json and of config.json, because newer models end a text and an answer
+with different tokens. Defaults of sampling are reported but not applied: `generate` is greedy unless options are given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
 
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# Keys that describe the file or another machine, or that change no text here.
+# Keys that describe the file or another machine, or that do not change a text here.
 _NEUTRAL = {
     *_IDS, "transformers_version", "paddlenlp_version", "_from_model_config", "_name_or_path", "use_cache", "trust_remote_code",
     "decoder_start_token_id", "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
@@ -26,7 +26,7 @@ _NEUTRAL = {
     "assistant_lookbehind", "target_lookbehind", "prompt_lookup_num_tokens", "max_window_size", "compile_config",
     "remove_invalid_values",
 }  # fmt: skip
-# Values at which a setting does nothing, in transformers 4.55 or PaddleNLP.
+# Values at which a setting has no effect, in transformers 4.55 or PaddleNLP.
 _OFF: dict[str, tuple[Any, ...]] = {
     "do_sample": (False,),
     "decode_strategy": ("greedy_search",),
@@ -50,11 +50,11 @@ _OFF: dict[str, tuple[Any, ...]] = {
     "top_h": (None,),
     "exponential_decay_length_penalty": (None,),
 }
-_OF_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING_KEYS = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 
 
 def read_generation(folder: Path) -> dict[str, Any]:
-    """The settings of a model folder; {} where it has none.
+    """Return the settings of a model folder; {} if it has none.
 
     Raises:
         UserError: If the file is not a JSON object, or its ids are not token ids.
@@ -69,12 +69,12 @@ def read_generation(folder: Path) -> dict[str, Any]:
 
 
 def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> list[int]:
-    """The ids that end a text, each once.
+    """Return the ids that end a text, each once.
 
     Args:
-        settings: of generation_config.json.
-        config: of config.json.
-        where: the folder, for messages.
+        settings: Fields of generation_config.json.
+        config: Fields of config.json.
+        where: Folder, for messages.
 
     Raises:
         UserError: If an entry is neither an id, a list of ids nor null.
@@ -85,7 +85,7 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
 
 
 def additional_ends(settings: dict[str, Any], ends: Iterable[int]) -> str | None:
-    """One line about end ids that generation_config.json lacks, or None; transformers ends a text at that file's ids alone."""
+    """Return a note about end ids that generation_config.json lacks, or None. transformers ends texts at that file's ids only."""
     stated = _token_ids(settings.get("eos_token_id"), "eos_token_id")
     more = sorted(set(ends) - set(stated)) if stated else []
     if not more:
@@ -95,7 +95,7 @@ def additional_ends(settings: dict[str, Any], ends: Iterable[int]) -> str | None
 
 
 def unreachable_ends(ends: Iterable[int], vocab_size: int) -> str | None:
-    """One line about end ids that the model cannot generate, or None."""
+    """Return a note about end ids that the model cannot generate, or None."""
     beyond = sorted(number for number in ends if number >= vocab_size)
     if not beyond:
         return None
@@ -111,13 +111,14 @@ def _token_ids(value: Any, where: str) -> list[int]:
 
 
 def unapplied(settings: dict[str, Any], given: Iterable[str] = ()) -> dict[str, Any]:
-    """The settings that would change a text and that `generate` does not take from the file.
+    """Return the settings of the file that would change a text and that `generate` does not apply.
 
     Args:
-        given: names of settings for which the user gave a value, which counts.
+        settings: Fields of generation_config.json.
+        given: Names of settings that the user set.
     """
     samples = bool(settings.get("do_sample")) or settings.get("decode_strategy") == "sampling"
-    skipped = {*_NEUTRAL, *given, *(() if samples else _OF_SAMPLING)}
+    skipped = {*_NEUTRAL, *given, *(() if samples else _SAMPLING_KEYS)}
     return {
         key: value
         for key, value in settings.items()
@@ -126,7 +127,7 @@ def unapplied(settings: dict[str, Any], given: Iterable[str] = ()) -> dict[str, 
 
 
 def describe_unapplied(settings: dict[str, Any], given: Iterable[str], where: object) -> str | None:
-    """One line about them, or None."""
+    """Return a note about settings that are not applied, or None."""
     found = unapplied(settings, given)
     if not found:
         return None
@@ -139,13 +140,13 @@ def describe_unapplied(settings: dict[str, Any], given: Iterable[str], where: ob
 def settings_to_save(
     settings: dict[str, Any], config: dict[str, Any], stop_ids: Iterable[int], vocab_size: int
 ) -> dict[str, Any]:
-    """What generation_config.json says beside weights that were trained from a folder.
+    """Return the fields of generation_config.json beside weights that were trained from a folder.
 
     Args:
-        settings: of the folder's generation_config.json.
-        config: of its config.json.
-        stop_ids: what ends a text for this training: the tokenizer's EOS, the ends of the chat template's answers.
-        vocab_size: ids beyond it are left out.
+        settings: Fields of the folder's generation_config.json.
+        config: Fields of its config.json.
+        stop_ids: Ids that end a text in this training: the tokenizer's EOS and the ends of the chat template's answers.
+        vocab_size: Size of the vocabulary; larger ids are omitted.
     """
     kept = {key: value for key, value in settings.items() if key not in ("_from_model_config", "_name_or_path", *_IDS)}
     for name in _IDS:
@@ -159,7 +160,7 @@ def settings_to_save(
 
 
 def write_generation(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the file; nothing where there are no settings."""
+    """Write the file if there are settings."""
     if settings:
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
         (folder / GENERATION_CONFIG).write_text(text, encoding="utf-8")

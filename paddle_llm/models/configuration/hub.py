@@ -1,4 +1,4 @@
-"""A model name becomes a local folder: itself, one that stands for it, or a download by PaddleNLP."""
+"""Resolve a model name to a local folder: a folder, a shipped configuration, or a download by PaddleNLP."""
 
 from __future__ import annotations
 
@@ -21,23 +21,27 @@ _WEIGHTS = [
 
 
 def model_folder(name: str, *, weights: bool) -> Path:
-    """The folder with a model's config.json, and its weights if they are wanted. All ranks call it together.
+    """Return the folder with a model's config.json and, if requested, its weights. All ranks call it together.
+
+    Args:
+        name: Folder, or name built into PaddleNLP.
+        weights: Whether the weights are needed.
 
     Raises:
-        UserError: no such folder, or a name that cannot be downloaded (no network, no such model).
+        UserError: If the folder does not exist and the name cannot be downloaded (no network, no such model).
     """
     found = find_model_folder(name)
-    # Whoever names a folder means that one: what it lacks is told when it is read.
+    # A named folder is never replaced by a download; what it lacks is reported when it is read.
     if found is not None and (not weights or has_weights(found) or Path(name).expanduser().is_dir()):
         return found
     folder = Path(on_first_rank(lambda: _download(name, weights)))
-    return folder if folder.is_dir() else Path(_download(name, weights))  # another machine, with a disk of its own
+    return folder if folder.is_dir() else Path(_download(name, weights))  # another machine with a separate disk
 
 
 def _download(name: str, weights: bool) -> str:
     from paddlenlp.utils.download import resolve_file_path
 
-    say(f"{name} is not a folder here: PaddleNLP is asked to download it")
+    say(f"{name} is not a local folder: downloading it with PaddleNLP")
     try:
         folder = Path(resolve_file_path(name, [MODEL_CONFIG])).parent
         if weights:
@@ -45,10 +49,10 @@ def _download(name: str, weights: bool) -> str:
             parts = parse_json(file.read_text())["weight_map"].values() if file.suffix == ".json" else []
             for part in sorted(set(parts)):
                 resolve_file_path(name, [part])
-    except Exception as error:  # whatever the hubs' clients raise; a missing file comes as None
+    except Exception as error:  # the clients of the hubs raise many types; a missing file is None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
-            f"model_name_or_path = {name}: no such folder, and PaddleNLP cannot download a model of that name ({reason}). "
-            f"Give a local folder that holds config.json{' and weights' if weights else ''}."
+            f"model_name_or_path = {name} does not exist, and PaddleNLP cannot download a model of that name: {reason}. "
+            f"Use a local folder with config.json{' and weights' if weights else ''}."
         ) from error
     return str(folder)

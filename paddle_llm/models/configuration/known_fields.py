@@ -1,7 +1,7 @@
-"""Which fields of a config.json are known: an allow-list per family, and what changes the mathematics and is refused.
+"""Classify the fields of a config.json: known to a family, harmless in all families, or refused.
 
-A field is translated (configure.py), harmless (here), refused unless it has its neutral value (here and configure.py), or
-unknown. Unknown fields are reported once: transformers ignores them in silence.
+A field is translated (`families/`), harmless (here), refused unless it has its neutral value (here and `families/`), or
+unknown. Unknown fields are reported once, because transformers silently ignores them.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ HARMLESS = frozenset({
     "cls_token_id", "mask_token_id", "tie_word_embeddings", "quantization_config", "_attn_implementation", "attn_implementation",
     "_attn_implementation_autoset", "gradient_checkpointing", "pretraining_tp", "model_max_length", "use_flash_attn", "use_cache_quantization",
     "unsloth_version", "unsloth_fixed", "unsloth_training_completed", "_unwrapped_model",
-    # defaults of generation, which older folders keep in config.json
+    # defaults of generation in older folders
     "max_length", "min_length", "max_new_tokens", "do_sample", "early_stopping", "num_beams", "num_beam_groups", "diversity_penalty",
     "temperature", "top_k", "top_p", "typical_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size",
     "encoder_no_repeat_ngram_size", "bad_words_ids", "num_return_sequences", "output_scores", "return_dict_in_generate",
     "forced_bos_token_id", "forced_eos_token_id", "remove_invalid_values", "exponential_decay_length_penalty", "suppress_tokens",
     "begin_suppress_tokens",
-    # written by this project and by PaddleNLP about a run's layout
+    # the layout of a run, written by this project and by PaddleNLP
     "unpadded_vocab_size", "folder_sequence_length", "tensor_parallel_degree", "tensor_parallel_rank", "tensor_parallel_output",
     "pipeline_parallel_degree", "sequence_parallel", "virtual_pp_degree", "seq_length", "dpo_config", "fuse_attention_qkv",
     "fuse_attention_ffn", "use_fast_layer_norm",
 })  # fmt: skip
 
-# Fields of other networks that change the mathematics, with the values at which they do not. Networks of these families
+# Fields of other networks that change the mathematics, with the values at which they have no effect. Networks of these families
 # ignore them; a folder that sets one was trained by other code.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
@@ -72,12 +72,12 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-# Numbers that a network computes with; 0, null or text would fail in it, or turn its values into NaN.
+# Numbers that a network computes with; with 0, null or text it would fail or compute NaN.
 _ABOVE_ZERO = ("rope_theta", "rms_norm_eps", "layer_norm_epsilon", "layernorm_epsilon")
 
 
 def refused_fields(raw: dict[str, Any]) -> list[str]:
-    """What a config.json asks for that no network of these families does."""
+    """Return the fields of a config.json that no network of these families honours."""
     refused = [
         f"{key} {raw[key]!r} (only {' or '.join(map(repr, neutral[:2]))})"
         for key, neutral in _NEUTRAL.items()
@@ -88,17 +88,19 @@ def refused_fields(raw: dict[str, Any]) -> list[str]:
 
 
 def unknown_fields(family: str, raw: dict[str, Any], read: set[str]) -> list[str]:
-    """Fields that are on no list.
+    """Return the fields that are not known.
 
     Args:
-        read: what PaddleNLP's configuration class of the family reads.
+        family: Name of the family.
+        raw: Fields of config.json.
+        read: Fields that PaddleNLP's configuration class reads.
     """
     known = HARMLESS | FAMILIES[family].config_json.known_fields | _NEUTRAL.keys() | read
     return sorted(key for key in raw if key not in known)
 
 
 def quantization_of(raw: dict[str, Any]) -> str | None:
-    """How a folder's weights are quantized, None where they are not."""
+    """Return how a folder's weights are quantized; None if they are not."""
     for key in ("quantization_config", "compression_config"):
         described = raw.get(key)
         if isinstance(described, dict):

@@ -1,4 +1,4 @@
-"""JSON files that are saved for others hold no path of the machine that wrote them."""
+"""Remove local paths from JSON files that are saved for other machines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from paddle_llm.core.artifacts import GENERATION_CONFIG, MODEL_CONFIG, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG
 
-# The keys under which PaddleNLP and transformers keep where something was read from.
+# Keys under which PaddleNLP and transformers store the path that something was read from.
 _KEYS = {
     "name_or_path", "_name_or_path", "tokenizer_file", "vocab_file", "merges_file", "sp_model_file", "spm_file", "source_spm",
     "special_tokens_map_file", "added_tokens_file", "added_tokens_decoder_file", "full_tokenizer_file", "pretrained_model_name_or_path",
@@ -18,7 +18,7 @@ _FILES = (MODEL_CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
 
 
 def remove_paths(folder: Path) -> None:
-    """Remove these keys from the folder's configuration files; their readers find the files by their usual names."""
+    """Remove these keys from the folder's configuration files; readers find the files by their usual names."""
     for name in _FILES:
         file = folder / name
         if not file.is_file():
@@ -30,7 +30,7 @@ def remove_paths(folder: Path) -> None:
 
 
 def without_paths(value: Any) -> Any:
-    """A JSON value without these keys, at any depth."""
+    """Return a JSON value without these keys, at any depth."""
     if isinstance(value, dict):
         return {key: without_paths(one) for key, one in value.items() if key not in _KEYS}
     if isinstance(value, list):
@@ -39,5 +39,5 @@ def without_paths(value: Any) -> Any:
 
 
 def portable_name(folder: Path) -> str:
-    """A folder's name with its parent's, such as "llama_7b/model", for a record that other machines read."""
+    """Return the last two parts of a folder's path, such as "llama_7b/model", for a record that other machines read."""
     return "/".join(folder.resolve().parts[-2:]).lstrip("/")

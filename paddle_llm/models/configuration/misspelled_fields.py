@@ -1,4 +1,4 @@
-"""Keys of a config.json that nobody reads and that are nearly the name of one that is absent: the default counts instead."""
+"""Report fields of a config.json that the model does not use, and misspelled ones."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from paddle_llm.families import Family
 from paddle_llm.models.configuration.known_fields import unknown_fields
 
 _SHOWN = 8
-_CLOSE = 0.85  # at 0.7 use_fast_layer_norm, which other versions have, counted as use_fused_rms_norm
+_CLOSE = 0.85  # at 0.7 use_fast_layer_norm of other versions is close to use_fused_rms_norm
 
 
-def say_misspelled(family: Family, values: dict[str, Any], where: str) -> None:
-    """One line for each such key; once in a process.
+def report_misspelled(family: Family, values: dict[str, Any], where: str) -> None:
+    """Report each unused field whose name is close to that of an absent field; once in a process.
 
     Args:
-        values: of a config.json, under the names that PaddleNLP's class has.
-        where: the folder.
+        family: Family of the model.
+        values: Fields under PaddleNLP's names.
+        where: Folder, for messages.
     """
     for key, meant, default in misspelled(family, values):
         _say_once(
-            f"{where}/config.json: {key} is no setting of this model, and {meant} is not there: {default!r} is taken for it"
+            f"{where}/config.json: unknown field {key} (did you mean {meant}?). Using the default {meant} = {default!r}."
         )
 
 
 def report_unknown(family: Family, values: dict[str, Any], raw: dict[str, Any], where: str) -> None:
-    """One line about the fields of a config.json that this model does not use; once in a process.
+    """Report the fields of a config.json that this model does not use; once in a process.
 
     Args:
-        values: of the config.json, under PaddleNLP's names.
-        raw: of the config.json, as it is.
+        family: Family of the model.
+        values: Fields under PaddleNLP's names.
+        raw: Fields of the config.json.
+        where: Folder, for messages.
     """
     close = {key for key, _, _ in misspelled(family, values)}
     unknown = [key for key in unknown_fields(family.name, raw, set(_defaults(family))) if key not in close]
@@ -42,7 +45,7 @@ def report_unknown(family: Family, values: dict[str, Any], raw: dict[str, Any], 
 
 
 def misspelled(family: Family, values: dict[str, Any]) -> list[tuple[str, str, Any]]:
-    """(key, the name that it nearly is, the value that counts as things are)."""
+    """Return (unknown field, field with a close name, its default) for each misspelled field."""
     defaults = _defaults(family)
     absent = [name for name in defaults if name not in values]
     found = []
@@ -53,7 +56,7 @@ def misspelled(family: Family, values: dict[str, Any]) -> list[tuple[str, str, A
 
 
 def _defaults(family: Family) -> dict[str, Any]:
-    """What PaddleNLP's class of a family reads, and its defaults."""
+    """Return the fields that PaddleNLP's class reads, with their defaults."""
     config = family.load("config_class")()
     return {**vars(config), **{old: getattr(config, new, None) for old, new in config.attribute_map.items()}}
 

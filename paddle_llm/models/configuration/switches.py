@@ -1,4 +1,4 @@
-"""This run's switches on PaddleNLP's configuration of a model: kernels, recompute, layout, dropout, sequence length."""
+"""Set the switches of a run in PaddleNLP's configuration: kernels, recompute, layout, dropout, sequence length."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.families import Family
 from paddle_llm.models.patches.rms_norm import why_not_fused
 
-# Fields of RunConfig that PaddleNLP's models read under the same name.
+# Fields of RunConfig that PaddleNLP's models read under the same names.
 _SAME_NAME = (
     "use_flash_attention",
     "use_fused_rope",
@@ -27,9 +27,15 @@ _KERNELS = ("use_flash_attention", "use_fused_rms_norm", "use_fused_rope")
 
 
 def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
-    """Set what this run asks for on `config` (PaddleNLP's, of the model), with every attribute its models read.
+    """Set every attribute of PaddleNLP's configuration that depends on the run.
 
-    Kernels that the device does not have are left out; `notices` says which.
+    Kernels that the device does not have are turned off; `notices` reports them.
+
+    Args:
+        config: PaddleNLP's configuration; changed in place.
+        run: Configuration of the run.
+        layout: Degrees of parallelism.
+        family: Family of the model.
     """
     from paddlenlp.transformers.configuration_utils import LlmMetaConfig
 
@@ -40,7 +46,7 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
     config.use_fused_rms_norm = bool(run.use_fused_rms_norm)
     for name in unavailable_kernels(run, family):
         setattr(config, name, False)
-    # Read by LLaMA's fused RMSNorm without a default: another module of PaddleNLP's, `fast_ln`.
+    # LLaMA's fused RMSNorm reads it without a default; it selects another module of PaddleNLP, `fast_ln`.
     config.use_fast_layer_norm = False
     if run.no_recompute_layers and _recomputes_all_or_none(run, family):
         config.no_recompute_layers = None
@@ -52,23 +58,23 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
             setattr(config, name, getattr(run, name))
     _set_dropout(config, run, family)
     _set_sequence_length(config, run, layout, family)
-    # Keeping keys and values costs memory in training; evaluation and `generate` ask for them where they need them.
+    # A cache costs memory in training; evaluation and `generate` pass use_cache=True.
     config.use_cache = False
 
 
 def notices(run: RunConfig, family: Family) -> list[str]:
-    """One line for each switch that this family or machine cannot honour."""
+    """Return a line for each switch that this family or machine cannot honour."""
     kernels = _kernels_of(family)
     lines = [f"--{name} is off: {reason}" for name, reason in unavailable_kernels(run, family).items()]
     if run.recompute and run.recompute_granularity not in family.capabilities.recompute_granularities:
         lines.append(
-            f"--recompute_granularity {run.recompute_granularity} is full for {family.title}: it knows no other"
+            f"--recompute_granularity {run.recompute_granularity} is replaced by full: {family.title} has no other"
         )
     if run.recompute and run.no_recompute_layers and _recomputes_all_or_none(run, family):
         lines.append(f"--no_recompute_layers is off: {family.title} recomputes all layers or none")
     fused = [name for name in ("fuse_attention_qkv", "fuse_attention_ffn") if getattr(run, name)]
     if not family.capabilities.fused_matrices:
-        lines += [f"--{name} is off: {family.title} keeps its own layout of weights" for name in fused]
+        lines += [f"--{name} is off: {family.title} has no fused matrices" for name in fused]
     without = [name for name in _KERNELS if getattr(run, name) and name not in kernels]
     lines += [f"--{name} is off: {family.title} has no such kernel in PaddleNLP" for name in without]
     if run.recompute and run.pp_recompute_interval != 1:
@@ -87,19 +93,19 @@ def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
 
 
 def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
-    """The kernel switches that are asked for, that the family has, and that this machine does not have; and why."""
+    """Return the requested kernels that the family has and this machine has not, with the reasons."""
     import paddle
 
-    asked = [name for name in _kernels_of(family) if getattr(run, name)]
+    requested = [name for name in _kernels_of(family) if getattr(run, name)]
     on_gpu = paddle.device.get_device().startswith("gpu")
     reasons = {
-        "use_flash_attention": "" if on_gpu else "it needs a GPU; the plain attention computes the same",
-        "use_fused_rope": "" if on_gpu else "it needs a GPU; the plain rotary embedding computes the same",
+        "use_flash_attention": "" if on_gpu else "it needs a GPU; the plain attention is equivalent",
+        "use_fused_rope": "" if on_gpu else "it needs a GPU; the plain rotary embedding is equivalent",
     }
-    if "use_fused_rms_norm" in asked:
+    if "use_fused_rms_norm" in requested:
         reason = why_not_fused()
-        reasons["use_fused_rms_norm"] = f"{reason}; the plain RMSNorm computes the same" if reason else ""
-    return {name: reasons[name] for name in asked if reasons[name]}
+        reasons["use_fused_rms_norm"] = f"{reason}; the plain RMSNorm is equivalent" if reason else ""
+    return {name: reasons[name] for name in requested if reasons[name]}
 
 
 def _kernels_of(family: Family) -> tuple[str, ...]:
@@ -112,7 +118,8 @@ def _kernels_of(family: Family) -> tuple[str, ...]:
     return tuple(name for name in _KERNELS if has[name])
 
 
-def say_notices(run: RunConfig, family: Family) -> None:
+def report_notices(run: RunConfig, family: Family) -> None:
+    """Log the notices."""
     for line in notices(run, family):
         say(line)
 
@@ -133,23 +140,23 @@ def _set_layout(config: Any, run: RunConfig, layout: Layout) -> None:
 def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
     keys = family.config_json.dropout
     if keys is None:
-        asked = [n for n in ("hidden_dropout_prob", "attention_probs_dropout_prob") if getattr(run, n)]
-        if asked:
+        requested = [n for n in ("hidden_dropout_prob", "attention_probs_dropout_prob") if getattr(run, n)]
+        if requested:
             raise UserError(
-                f"--{asked[0]} {getattr(run, asked[0])}: {family.title} has no dropout in PaddleNLP; leave it out"
+                f"{requested[0]} = {getattr(run, requested[0])}: PaddleNLP's {family.title} has no dropout. Omit it."
             )
         return
-    asked_for = (run.hidden_dropout_prob, run.attention_probs_dropout_prob)
-    for value, names in zip(asked_for, (keys.hidden, keys.attention), strict=True):
+    values = (run.hidden_dropout_prob, run.attention_probs_dropout_prob)
+    for value, names in zip(values, (keys.hidden, keys.attention), strict=True):
         for name in names if value is not None else ():
             setattr(config, name, value)
 
 
 def _set_sequence_length(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
-    """Sequence parallelism flattens [B, S] and reads S from the configuration to unfold it."""
+    """Set the length of this run's rows; sequence parallelism flattens [B, S] and reads S from the configuration."""
     if family.config_json.sequence_length == "seq_length":
         config.seq_length = run.max_seq_length
     elif family.config_json.sequence_length == "position table" and config.sequence_parallel:
-        # The same number is the size of its table of positions, which is then cut to this run's sequences.
+        # The same number is the size of its table of positions, which is cut to the sequences of this run.
         config.folder_sequence_length = config.max_sequence_length
         config.max_sequence_length = run.max_seq_length

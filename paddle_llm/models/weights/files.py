@@ -1,8 +1,8 @@
-"""The weight files of a folder as one table of tensors, of which slices are read.
+"""Read slices of the tensors in the weight files of a folder.
 
-Reads safetensors (one file or several with an index) through a memory map, so that a slice costs its own pages only;
-PaddleNLP's .pdparams (one or several with an index) likewise (`paddle_pickles.py`), or by Paddle itself, whole, one file at a
-time, where they were written in a way of old; and, where that is allowed, torch's pickles (`torch_pickles.py`).
+Safetensors (one file, or several with an index) are mapped into memory, so that a slice costs only its own pages. PaddleNLP's
+.pdparams (one, or several with an index) are mapped likewise (`paddle_pickles.py`); Paddle reads files of older versions, one
+whole file at a time. torch's pickles are read if that is allowed (`torch_pickles.py`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from paddle_llm.core.json_files import parse_json
 from paddle_llm.models.weights.paddle_pickles import PickledTensor, RefusedPickle, scan_paddle_pickle
 from paddle_llm.models.weights.torch_pickles import scan_torch_pickle
 
-# bf16 has no numpy type: it is held as uint16 and widened when read.
+# numpy has no bf16; it is stored as uint16 and widened when read.
 _NUMPY = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I64": "<i8", "I32": "<i4", "I8": "i1", "U8": "u1"}
 _NUMPY |= {"BOOL": "?", "U16": "<u2"}  # PaddleNLP writes bf16 as U16, a type that no weight has otherwise
-# Bits of the types that safetensors has besides; quantized folders hold them.
+# Bits of the other types of safetensors, which quantized folders contain.
 _OTHER_BITS = {
     "U32": 32,
     "U64": 64,
@@ -41,18 +41,24 @@ _OTHER_BITS = {
     "F4": 4,
 }
 _OTHER_BITS |= {"F8_E4M3FN": 8, "F8_E5M2FNUZ": 8, "F8_E4M3FNUZ": 8}
-# As numpy and paddle call what weights are stored in.
+# Names in numpy and Paddle of the types of weights.
 _WEIGHT_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "U16": "bfloat16", "uint16": "bfloat16"}
 DOUBLE = ("F64", "float64")
-_FLOATS = {"float32", "float16", "bfloat16", *DOUBLE}  # what weights are read from; 64 bits become 32
+_FLOATS = {"float32", "float16", "bfloat16", *DOUBLE}  # types of weights that are read; 64 bits become 32
 _LARGEST_HEADER = 100_000_000
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where one tensor is: its file, its dtype as the file spells it (numpy's name in .pdparams), and the bytes [begin, end) of the file.
+    """Location of one tensor.
 
-    `strides`: in elements; None: row by row. `pickled`: where it is in a .pdparams that can be mapped.
+    Attributes:
+        file: File that holds it.
+        dtype: Type as the file names it (numpy's name in .pdparams).
+        shape: Shape.
+        begin, end: Bytes of the file, end excluded.
+        strides: Strides in elements; None: row by row.
+        pickled: Location in a .pdparams that can be mapped.
     """
 
     file: Path
@@ -68,15 +74,16 @@ class WeightFiles:
     """Tensors of a folder by name.
 
     Attributes:
-        format: what safetensors' metadata contain ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for .pdparams,
-            "pt" for torch's pickles, None where the files do not contain it.
-        unread: names of files in the folder that look like weights and are not read.
-        copies: tensors that a second file holds, too; the index decides which copy is read.
-        unlisted: tensors that a file holds and the index does not name; they are not read.
+        format: Format in the metadata of safetensors ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for
+            .pdparams, "pt" for torch's pickles; None if the files do not contain it.
+        unread: Names of files in the folder that look like weights and are not read.
+        copies: Tensors that a second file also holds; the index decides which copy is read.
+        unlisted: Tensors that a file holds and the index does not name; they are not read.
 
     Args:
-        allow_pickle: whether to read torch's pickles where the folder has nothing else.
-        file: read this safetensors file of the folder alone.
+        folder: Folder of the files.
+        allow_pickle: Whether to read torch's pickles if the folder has nothing else.
+        file: Name of the only safetensors file to read; None: all files.
 
     Raises:
         UserError: If the folder has no weights, a file is missing, cut off or corrupt, or a format is not supported.
@@ -90,7 +97,7 @@ class WeightFiles:
         self._entries: dict[str, _Entry] = {}
         self._held: tuple[Path, dict[str, np.ndarray]] | None = None
         if file and not (folder / file).is_file():
-            raise UserError(f"{folder} has no {file}: it is not complete")
+            raise UserError(f"{folder} is incomplete: {file} is missing. Fetch or save the folder again.")
         choice = WeightChoice((folder / file,)) if file else choose_weights(folder, allow_pickle=allow_pickle)
         self.unread = choice.unread
         for one in choice.files:
@@ -98,8 +105,8 @@ class WeightFiles:
         absent = sorted(name for name in choice.index or () if name not in self._entries)
         if absent and choice.index is not None and choice.index_file is not None:
             raise UserError(
-                f"{choice.index_file} names {choice.index[absent[0]].name} for {absent[0]}, which is not in that file"
-                + (f" ({len(absent)} tensors in all)" if len(absent) > 1 else "")
+                f"{choice.index_file} names {choice.index[absent[0]].name} for {absent[0]}, but that file does not hold it"
+                + (f" ({len(absent)} tensors in total)" if len(absent) > 1 else "")
                 + ". Fetch the index and its files again."
             )
 
@@ -108,7 +115,7 @@ class WeightFiles:
         try:
             return scans.get(file.suffix, self._scan_safetensors)(file)
         except OSError as error:
-            raise UserError(f"{file} cannot be read: {error.strerror or error}") from None
+            raise UserError(f"cannot read {file}: {error.strerror or error}.") from None
 
     def _add(self, file: Path, found: dict[str, _Entry], index: dict[str, Path] | None) -> None:
         """Keep the tensors for which the index names this file."""
@@ -121,25 +128,27 @@ class WeightFiles:
                 self.unlisted.add(name)
 
     def names(self) -> list[str]:
+        """Return the names of all tensors."""
         return list(self._entries)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
-        """What a tensor is stored in: "float32", "bfloat16", "float16", or as its file spells a type that is no weight's."""
+        """Return the stored type: "float32", "bfloat16", "float16", or the file's name of a type that weights do not have."""
         stored = self._entries[name].dtype
         return _WEIGHT_DTYPES.get(stored, stored)
 
     def is_weight(self, name: str) -> bool:
-        """Whether a tensor is of floating-point numbers of 16 bits or more, as every weight is that is not quantized."""
+        """Return whether a tensor has floating-point numbers of 16 bits or more, as weights that are not quantized."""
         return self.dtype(name) in _FLOATS
 
     def view(self, name: str) -> np.ndarray:
-        """A whole tensor as it is stored, read-only and mapped into memory where the file allows it; bf16 as bits in uint16."""
+        """Return a whole tensor as it is stored, read-only and mapped into memory if possible; bf16 as bits in uint16."""
         entry = self._entries[name]
         if entry.pickled is not None:
             return entry.pickled.view()
@@ -147,7 +156,7 @@ class WeightFiles:
             return self._pdparams(entry.file)[name]
         if entry.dtype not in _NUMPY:
             raise UserError(
-                f"{entry.file}: {name} is stored as {entry.dtype}, which is not read; use fp32, fp16 or bf16 weights"
+                f"{entry.file}: {name} is stored as {entry.dtype}, which is not supported. Use fp32, fp16 or bf16 weights."
             )
         values = np.memmap(entry.file, np.uint8, "r")[entry.begin : entry.end].view(_NUMPY[entry.dtype])
         if entry.strides is None:
@@ -156,7 +165,7 @@ class WeightFiles:
         return np.lib.stride_tricks.as_strided(values, entry.shape, steps, writeable=False)
 
     def read(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
-        """Entries [start, stop) along `axis`, bf16 widened to fp32, other types as they are stored."""
+        """Return entries [start, stop) along `axis`; bf16 is widened to fp32, other types are returned as stored."""
         whole = self.view(name)
         index = [slice(None)] * whole.ndim
         if index:
@@ -170,16 +179,18 @@ class WeightFiles:
         header, offset = read_header(file)
         metadata = header.pop("__metadata__", None)
         if metadata is not None and not _is_metadata(metadata):
-            raise UserError(f"{file} is corrupt: its __metadata__ is not a table of texts. Fetch the file again.")
+            raise UserError(f"{file} is corrupt: its __metadata__ is not an object of strings. Fetch the file again.")
         if metadata is not None:
             self.format = metadata.get("format", self.format)
         entries, size = {}, file.stat().st_size
         for name, tensor in header.items():
             dtype, shape, begin, end = _described(file, name, tensor)
             if offset + end > size:
-                raise UserError(f"{file} is cut off: {size} bytes, {name} ends at {offset + end}; fetch the file again")
+                raise UserError(
+                    f"{file} is cut off: it has {size} bytes, but {name} ends at {offset + end}. Fetch the file again."
+                )
             if 8 * (end - begin) != math.prod(shape) * _bits(file, name, dtype):
-                raise UserError(f"{file} is corrupt: {name} has the wrong number of bytes; fetch the file again")
+                raise UserError(f"{file} is corrupt: {name} has the wrong number of bytes. Fetch the file again.")
             entries[name] = _Entry(file, dtype, shape, offset + begin, offset + end)
         _check_contiguous(file, entries, offset, size)
         return entries
@@ -190,7 +201,7 @@ class WeightFiles:
             found = scan_paddle_pickle(file)
         except RefusedPickle:
             raise
-        except UserError:  # written in another way, which Paddle itself may know
+        except UserError:  # of an older version, which Paddle may read
             return {
                 name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()
             }
@@ -204,25 +215,27 @@ class WeightFiles:
         }
 
     def _pdparams(self, file: Path) -> dict[str, np.ndarray]:
-        """The tensors of one .pdparams; the file read last is held."""
+        """Return the tensors of one .pdparams; the file that was read last stays in memory."""
         import paddle
 
         if self._held is None or self._held[0] != file:
             self._held = None
             try:
                 state = paddle.load(str(file), return_numpy=True)
-            except Exception as error:  # paddle raises anything here, by what the broken bytes say
-                raise UserError(f"{file} cannot be read ({type(error).__name__}); it is cut off or corrupt") from error
+            except Exception as error:  # Paddle raises many types for corrupt bytes
+                raise UserError(
+                    f"cannot read {file} ({type(error).__name__}): it is cut off or corrupt. Fetch the file again."
+                ) from error
             if not isinstance(state, dict):
-                raise UserError(f"{file} holds a {type(state).__name__}, not weights by name; fetch the file again")
+                raise UserError(f"{file} holds a {type(state).__name__}, not weights by name. Fetch the file again.")
             self._held = (file, {name: value for name, value in state.items() if isinstance(value, np.ndarray)})
         return self._held[1]
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether an array of weights has neither NaN nor infinity; bf16 may be given as bits in uint16.
+    """Return whether an array of weights has neither NaN nor infinity; bf16 may be given as bits in uint16.
 
-    It is read piece by piece, so that a mapped tensor needs little memory.
+    The array is read in pieces, so that a mapped tensor needs little memory.
     """
     rows = values if values.ndim > 1 else values.reshape(-1, 1)
     step = max((1 << 22) // max(rows[:1].size, 1), 1)
@@ -235,19 +248,19 @@ def is_finite(values: np.ndarray) -> bool:
 
 
 def _described(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
-    """dtype, shape, and the bytes [begin, end) behind the header, of one entry of a header."""
+    """Return dtype, shape and the bytes [begin, end) after the header of one entry of a header."""
     try:
         dtype, shape, (begin, end) = tensor["dtype"], tuple(tensor["shape"]), tensor["data_offsets"]
         numbers = (*shape, begin, end)
         if any(type(number) is not int or number < 0 for number in numbers) or begin > end or type(dtype) is not str:
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{file} is corrupt: its entry for {name} cannot be read; fetch the file again") from None
+        raise UserError(f"{file} is corrupt: its entry for {name} is invalid. Fetch the file again.") from None
     return dtype, shape, begin, end
 
 
 def _is_metadata(metadata: Any) -> bool:
-    """Whether it is what safetensors' own reader takes."""
+    """Return whether safetensors' reader would accept the metadata."""
     return isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
 
 
@@ -255,25 +268,25 @@ def _bits(file: Path, name: str, dtype: str) -> int:
     if dtype in _NUMPY:
         return 8 * np.dtype(_NUMPY[dtype]).itemsize
     if dtype not in _OTHER_BITS:
-        raise UserError(f"{file}: {name} is stored as {dtype}, which is not read; use fp32, fp16 or bf16 weights")
+        raise UserError(f"{file}: {name} is stored as {dtype}, which is not supported. Use fp32, fp16 or bf16 weights.")
     return _OTHER_BITS[dtype]
 
 
 def _check_contiguous(file: Path, entries: dict[str, _Entry], offset: int, size: int) -> None:
-    """Raise UserError where tensors overlap or leave bytes of the file out, which safetensors' own reader refuses, too."""
+    """Raise UserError if tensors overlap or do not cover the file; safetensors' reader refuses that, too."""
     at = offset
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
         if entry.begin != at:
             raise UserError(
-                f"{file} is corrupt: {name} does not begin where the tensor before it ends; fetch the file again"
+                f"{file} is corrupt: {name} does not begin at the end of the tensor before it. Fetch the file again."
             )
         at = entry.end
     if at != size:
-        raise UserError(f"{file} is corrupt: {size - at} bytes behind the last tensor; fetch the file again")
+        raise UserError(f"{file} is corrupt: {size - at} bytes follow the last tensor. Fetch the file again.")
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """The JSON header of a safetensors file, and the byte where tensors begin."""
+    """Return the JSON header of a safetensors file and the position of the first tensor in bytes."""
     with file.open("rb") as stream:
         if problem := failed_download(stream.read(HEAD_BYTES)):
             raise UserError(f"{file}: {problem}.")
@@ -286,20 +299,22 @@ def read_header(file: Path) -> tuple[dict[str, Any], int]:
             header = parse_json(stream.read(length), object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             reason = str(error) if "occurs twice" in str(error) else "its header is not JSON"
-            raise UserError(f"{file} is corrupt: {reason}; fetch the file again") from None
+            raise UserError(f"{file} is corrupt: {reason}. Fetch the file again.") from None
     if not isinstance(header, dict):
-        raise UserError(f"{file} is corrupt: its header is not a table; fetch the file again")
+        raise UserError(f"{file} is corrupt: its header is not an object. Fetch the file again.")
     return header, 8 + length
 
 
 def write_safetensors(file: Path, tensors: dict[str, np.ndarray], *, format: str = "np") -> None:
-    """A safetensors file. Paddle hands bfloat16 out as its bits in uint16, a type that no weight has otherwise.
+    """Write a safetensors file. An array of uint16 holds the bits of bfloat16, as Paddle returns them.
 
     Args:
-        format: what it says of itself: "pt" where torch's libraries look for that.
+        file: Path of the file.
+        tensors: Arrays by name.
+        format: Format in the metadata; libraries of torch require "pt".
 
     Raises:
-        OSError: the disk is full, or has another trouble (safetensors has an error of its own for that).
+        OSError: If the file cannot be written; safetensors raises another type.
     """
     kept = {key: np.ascontiguousarray(value) for key, value in tensors.items()}
     specs = {

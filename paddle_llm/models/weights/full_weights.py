@@ -1,4 +1,4 @@
-"""A model's weights as one process would hold them, gathered from the tensor-parallel ranks one tensor at a time."""
+"""Gather a model's full weights from the tensor-parallel ranks, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str,
 
 
 def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
-    """The full tensor of which rank r holds `parts[r]`, the part that `shards[r]` describes."""
+    """Return the full tensor; `parts[r]` of rank r is described by `shards[r]`."""
     full = np.empty(shards[0].shape, parts[0].dtype)
     for shard, part in zip(shards, parts, strict=True):
         target, source, offset = [slice(None)] * full.ndim, [slice(None)] * full.ndim, 0

@@ -1,8 +1,8 @@
-"""Random weights that depend on the seed and the parameter's name only, not on the layout.
+"""Random weights that depend only on the seed and the name of the parameter, not on the layout.
 
-Every full tensor is drawn in blocks along the axis that tensor parallelism splits, each block from a stream of its own
-keyed by (seed, name, block). A rank draws the blocks that it holds, so that one process and any layout start from the
-same weights, replicas are equal, and a rank's cost is that of its part.
+Every full tensor is drawn in blocks along the axis that tensor parallelism splits, each block from a separate stream keyed by
+(seed, name, block). A rank draws the blocks that it holds. One process and any layout start from the same weights, replicas
+are equal, and a rank's cost is that of its part.
 """
 
 from __future__ import annotations
@@ -22,11 +22,16 @@ _BLOCK = 64
 _STANDARD_DEVIATION = 0.02
 
 
-def initialise(model: Any, family: Family, seed: int) -> None:
+def initialize(model: Any, family: Family, seed: int) -> None:
     """Set every parameter of this rank.
 
-    Matrices are normal with the configuration's `initializer_range` (0.02 where it has none; matrices that write to the
-    residual stream divided by sqrt(2 layers) as in Megatron and PaddleNLP's LLaMA), biases 0, norms 1.
+    Matrices are normal with standard deviation `initializer_range` of the configuration (default 0.02). Matrices that write
+    to the residual stream are divided by sqrt(2 layers) as in Megatron and PaddleNLP's LLaMA. Biases are 0, norms 1.
+
+    Args:
+        model: Network.
+        family: Its family.
+        seed: Seed of the weights.
     """
     import paddle
 
@@ -48,7 +53,7 @@ def initialise(model: Any, family: Family, seed: int) -> None:
 
 
 def clear_padding(values: np.ndarray, shard: Shard, axis: int | None, real_size: int) -> None:
-    """Zero the rows or columns of a rank's part that pad the vocabulary."""
+    """Set the rows or columns of a rank's part that pad the vocabulary to zero."""
     if axis is None or shard.shape[axis] == real_size:
         return
     first = shard.ranges[0][0] if axis == shard.axis else 0
@@ -60,7 +65,7 @@ def clear_padding(values: np.ndarray, shard: Shard, axis: int | None, real_size:
 
 
 def draw_normal(seed: int, name: str, shard: Shard) -> np.ndarray:
-    """A rank's part of the standard normal tensor of this seed and name, fp32."""
+    """Return a rank's part of the standard normal tensor of a seed and a name, in fp32."""
     parts = [_draw_range(seed, name, shard, start, stop) for start, stop in shard.ranges]
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=shard.axis)
 

@@ -1,6 +1,7 @@
-"""Weights of a folder into a network: PaddleNLP's or Hugging Face's names, each rank reading its own part.
+"""Load the weights of a folder, under PaddleNLP's or Hugging Face's names; each rank reads its own part.
 
-One parameter at a time: memory beyond the network is that of one parameter's part (for .pdparams, of one file).
+Parameters are read one at a time. The memory needed in addition to the network is one rank's part of one parameter (for
+.pdparams of older versions, one file).
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Column:
 
 @dataclass
 class Findings:
-    """What loading found; shared between the ranks, so that all of them say and raise the same."""
+    """Results of loading; shared between the ranks, so that all of them report and raise the same."""
 
     missing: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
@@ -48,10 +49,13 @@ def load_weights(model: Any, folder: Path, family: Family, *, allow_pickle: bool
     """Set every parameter of this rank from the files of `folder`. Collective over all ranks.
 
     Args:
-        allow_pickle: read torch's pickles, too, where there is nothing else.
+        model: Network.
+        folder: Folder of the weights.
+        family: Family of the network.
+        allow_pickle: Whether to read torch's pickles if there is nothing else.
 
     Raises:
-        UserError: weights missing (names and shapes), of the wrong shape, files broken or of a refused kind.
+        UserError: If weights are missing or of the wrong shape, or files are corrupt or not supported.
     """
     findings, problem = Findings(), None
     files: WeightFiles | None = None
@@ -61,17 +65,23 @@ def load_weights(model: Any, folder: Path, family: Family, *, allow_pickle: bool
     except UserError as error:
         problem = str(error)
     union = _agree(findings, problem)
-    assert files is not None  # a rank that could not open them has stopped all ranks
+    assert files is not None  # _agree raises on all ranks if one could not open them
     _report(folder, files, union)
 
 
 def locate_weights(
     files: WeightFiles, shapes: dict[str, tuple[int, ...]], family: Family, config: Any
 ) -> dict[str, list[Column]]:
-    """Where the files keep each weight (canonical name, full shape without padding), for one process.
+    """Return where the files store each weight, for one process.
+
+    Args:
+        files: Weight files.
+        shapes: Full shapes without padding by canonical name.
+        family: Family of the model.
+        config: PaddleNLP's configuration.
 
     Raises:
-        UserError: weights missing or of the wrong shape.
+        UserError: If weights are missing or of the wrong shape.
     """
     findings, foreign, found = Findings(), is_hugging_face(files, family.name), {}
     for name, shape in shapes.items():
@@ -84,7 +94,7 @@ def locate_weights(
 
 
 def _report(folder: Path, files: WeightFiles, findings: Findings) -> None:
-    """Report what was not read of the folder's files and tensors.
+    """Report the files and tensors of the folder that were not read.
 
     Raises:
         UserError: If weights are missing or wrong.
@@ -95,7 +105,7 @@ def _report(folder: Path, files: WeightFiles, findings: Findings) -> None:
         name for name in files.names() if name not in findings.used and not name.endswith(names.IGNORED_ENDS)
     )
     if unexpected:
-        say(f"{folder}: {len(unexpected)} tensors are not part of this model and were left out: {_shorten(unexpected)}")
+        say(f"{folder}: {len(unexpected)} tensors are not part of this model and were ignored: {_shorten(unexpected)}")
     double = sorted(name for name in findings.used if name in files and files.dtype(name) in DOUBLE)
     if double:
         say(f"{folder}: {len(double)} weights are stored in float64 and read as float32: {_shorten(double)}")
@@ -137,7 +147,7 @@ def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: F
 
 
 def is_hugging_face(files: WeightFiles, family: str) -> bool:
-    """Whether the files spell Hugging Face's names and layouts; what they say of themselves decides where names do not."""
+    """Return whether the files have Hugging Face's names and layouts; their metadata decide if the names are ambiguous."""
     spec = FAMILIES[family]
     if not spec.weights.same_names and any(name.startswith(spec.base_prefix) for name in files.names()):
         return False
@@ -148,22 +158,22 @@ def is_hugging_face(files: WeightFiles, family: str) -> bool:
     return files.format not in ("np", "pd")
 
 
-def _spellings(
+def _candidates(
     files: WeightFiles, family: str, canonical: str, ndim: int, foreign: bool
 ) -> tuple[tuple[str, ...], bool]:
-    """The names that a weight may have in these files, and whether it is stored transposed.
+    """Return the names that a weight may have in these files, and whether it is stored transposed.
 
-    The names of a bare network lack the prefix of the network. As in transformers, all names of a folder have it or none.
+    Weights of a network without its head lack the prefix. As in transformers, all names of a folder have it or none has.
     """
     if not foreign:
         full, transpose = canonical, False
-        spellings, prefix = names.native_spellings(family, canonical), FAMILIES[family].base_prefix
+        candidates, prefix = names.native_spellings(family, canonical), FAMILIES[family].base_prefix
     else:
         there = names.hugging_face(family, canonical, ndim)
         full, transpose = there.name, there.transpose
-        spellings = names.foreign_spellings(family, full)
+        candidates = names.foreign_spellings(family, full)
         prefix = FAMILIES[family].weights.hugging_face_base_prefix
-    return ((full,) if prefix and _has_prefix(files, prefix) else spellings), transpose
+    return ((full,) if prefix and _has_prefix(files, prefix) else candidates), transpose
 
 
 def _has_prefix(files: WeightFiles, prefix: str) -> bool:
@@ -180,12 +190,12 @@ def _locate(
     config: Any,
     findings: Findings,
 ) -> list[Column] | None:
-    """Where the files keep a parameter of this (full) shape; None, and a finding, where they do not."""
+    """Return where the files store a parameter of this full shape; None, with a finding, if they do not."""
 
     def find(canonical: str, ndim: int) -> tuple[str, bool] | None:
-        """The name in the files, and whether it is stored transposed."""
-        spellings, transpose = _spellings(files, family, canonical, ndim, foreign)
-        return next(((spelling, transpose) for spelling in spellings if spelling in files), None)
+        """Return the name in the files, and whether it is stored transposed."""
+        candidates, transpose = _candidates(files, family, canonical, ndim, foreign)
+        return next(((candidate, transpose) for candidate in candidates if candidate in files), None)
 
     direct = find(name, len(shape))
     if direct is not None:
@@ -194,7 +204,7 @@ def _locate(
         stored = files.shape(source)
         if stored != (shape[::-1] if transpose else shape):
             wanted = shape[::-1] if transpose else shape
-            findings.wrong.append(f"{source} is {list(stored)}, config.json asks for {list(wanted)}")
+            findings.wrong.append(f"{source} has shape {list(stored)}, config.json requires {list(wanted)}")
             return None
         if not _is_weight(files, source, findings):
             return None
@@ -211,8 +221,8 @@ def _locate(
     else:
         if columns:
             return columns if _wide_enough(files, columns, shape, findings) else None
-    spelled = names.hugging_face(family, name, len(shape)).name if foreign else name
-    findings.missing.append(f"{spelled} {list(shape)}")
+    expected = names.hugging_face(family, name, len(shape)).name if foreign else name
+    findings.missing.append(f"{expected} {list(shape)}")
     return None
 
 
@@ -220,7 +230,7 @@ def _is_weight(files: WeightFiles, source: str, findings: Findings) -> bool:
     if files.is_weight(source):
         return True
     findings.wrong.append(
-        f"{source} is stored as {files.dtype(source)} (quantized weights are not read: use fp32, fp16 or bf16)"
+        f"{source} is stored as {files.dtype(source)} (quantized weights are not supported: use fp32, fp16 or bf16)"
     )
     return False
 
@@ -230,17 +240,21 @@ def _wide_enough(files: WeightFiles, columns: list[Column], shape: tuple[int, ..
         stored = files.shape(column.source)
         rows, width = (stored[1], stored[0]) if column.transpose else (stored[0], stored[1])
         if rows != shape[0] or width < column.source_start + column.stop - column.start:
-            findings.wrong.append(f"{column.source} is {list(stored)}, which does not fit the model's {list(shape)}")
+            findings.wrong.append(
+                f"{column.source} has shape {list(stored)}, which does not fit the model's {list(shape)}"
+            )
             return False
     return True
 
 
 def read_shard(files: WeightFiles, columns: list[Column], shard: Shard, shape: tuple[int, ...]) -> np.ndarray:
-    """A rank's part of a parameter.
+    """Return a rank's part of a parameter.
 
     Args:
-        columns: where each part along `shard.axis` is kept, ascending.
-        shape: of the full parameter without padding; what the shard has beyond it is zero.
+        files: Weight files.
+        columns: Locations of the parts along `shard.axis`, ascending.
+        shard: Part of this rank.
+        shape: Shape of the full parameter without padding; padding is zero.
     """
     parts = []
     for start, stop in shard.ranges:
@@ -263,19 +277,19 @@ def read_shard(files: WeightFiles, columns: list[Column], shard: Shard, shape: t
 
 
 def _check_tied_head(files: WeightFiles, family: str, config: Any, foreign: bool, findings: Findings) -> None:
-    """Files may carry the tied head besides; PaddleNLP's model has the embedding in its place."""
+    """Check that a tied head in the files equals the embedding, which PaddleNLP's network uses instead."""
     head = names.tied_head(family, config, foreign=foreign)
     prefix = FAMILIES[family].weights.hugging_face_base_prefix
     if foreign and prefix and names.HUGGING_FACE_TIED_HEAD in files and not _has_prefix(files, prefix):
         findings.wrong.append(
-            f"{names.HUGGING_FACE_TIED_HEAD} is beside names without {prefix!r}, which transformers refuses, too: "
+            f"{names.HUGGING_FACE_TIED_HEAD} occurs with names without {prefix!r}, which transformers also refuses: "
             f"add {prefix!r} to the other names, or remove the head"
         )
     if head is None or head not in files:
         return
     findings.used.add(head)
-    spellings, _ = _spellings(files, family, names.EMBEDDINGS[family], 2, foreign)
-    embedding = next((spelling for spelling in spellings if spelling in files), None)
+    candidates, _ = _candidates(files, family, names.EMBEDDINGS[family], 2, foreign)
+    embedding = next((candidate for candidate in candidates if candidate in files), None)
     if embedding is None or files.shape(head) != files.shape(embedding):
         return
     rows = files.shape(head)[0]
@@ -290,10 +304,10 @@ def _check_tied_head(files: WeightFiles, family: str, config: Any, foreign: bool
 
 
 def _agree(findings: Findings, problem: str | None) -> Findings:
-    """The union of all ranks' findings; a rank that could not read at all stops every rank.
+    """Return the union of all ranks' findings.
 
     Raises:
-        UserError: the first rank's problem.
+        UserError: If a rank could not read the files; with the problem of the first such rank.
     """
     import paddle.distributed as dist
 
@@ -314,8 +328,9 @@ def _agree(findings: Findings, problem: str | None) -> Findings:
 
 
 def describe_not_finite(folder: Path, sources: list[str]) -> str:
+    """Return the message about weights that are NaN or infinite."""
     return (
-        f"{folder}: {len(sources)} weights hold NaN or infinity: {_shorten(sources)}. Use a checkpoint from before the training "
+        f"{folder}: {len(sources)} weights contain NaN or infinity: {_shorten(sources)}. Use a checkpoint from before the training "
         "failed, or fetch the folder again."
     )
 
@@ -334,9 +349,7 @@ def _describe(folder: Path, files: WeightFiles, findings: Findings) -> str:
         unused = [name for name in files.names() if name not in findings.used]
         cause = why_adapter(files.names()) or why_wrapped(unused)
         cause = cause or why_empty({name: files.shape(name) for name in files.names()})
-        lines.append(
-            cause or "the folder's config.json and its weights are not of the same model; fetch the folder again"
-        )
+        lines.append(cause or "config.json and the weights belong to different models. Fetch the folder again.")
     return "\n".join(lines)
 
 

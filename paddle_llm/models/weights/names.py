@@ -1,7 +1,7 @@
-"""The one mapping of weight names and layouts: PaddleNLP in one process, its pipelines, Hugging Face, fused matrices.
+"""Map names and layouts of weights between PaddleNLP in one process, its pipelines, Hugging Face and fused matrices.
 
-A weight's canonical name is the one of PaddleNLP's model in one process (`llama.layers.0.self_attn.q_proj.weight`).
-Hugging Face keeps a matrix as [out, in], PaddleNLP as [in, out]; embeddings are alike. ChatGLM and BLOOM keep their
+The canonical name of a weight is the one of PaddleNLP's network in one process (`llama.layers.0.self_attn.q_proj.weight`).
+Hugging Face stores a matrix as [out, in], PaddleNLP as [in, out]; embeddings are equal. ChatGLM and BLOOM store
 query_key_value fused, in the same order of heads in both libraries, so that only the transpose differs.
 """
 
@@ -16,7 +16,7 @@ from paddle_llm.families import FAMILIES
 
 @dataclass(frozen=True)
 class ForeignTensor:
-    """Where Hugging Face keeps a weight: its name there, and whether it is stored transposed."""
+    """Name of a weight at Hugging Face, and whether it is stored transposed."""
 
     name: str
     transpose: bool
@@ -32,34 +32,34 @@ class Piece:
     source_start: int
 
 
-_TABLES = ("embeddings.weight", "embed_tokens.weight")  # ends of the names of what is indexed, not multiplied
+_TABLES = ("embeddings.weight", "embed_tokens.weight")  # ends of the names of tables that are indexed, not multiplied
 EMBEDDINGS = {name: family.weights.embedding for name, family in FAMILIES.items()}
 HEADS = {name: family.weights.head for name, family in FAMILIES.items() if family.weights.head}
 HUGGING_FACE_TIED_HEAD = "lm_head.weight"
-# An attribute of the parameters that fine-tuning puts beside those of the network (peft).
+# Attribute of the parameters that fine-tuning adds to the network (peft).
 ADDED = "is_added"
-# Buffers that some checkpoints carry and nobody needs.
+# Buffers in some checkpoints that are not needed.
 IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias")
 
 
 def canonical_name(family: str, name: str, *, tied: bool) -> str:
-    """The canonical name of what a model's `state_dict()` calls `name`: the same, but a tied head is the embedding."""
+    """Return the canonical name of an entry of `state_dict()`: the same name, but a tied head is the embedding."""
     return EMBEDDINGS[family] if tied and name == FAMILIES[family].weights.tied_head else name
 
 
 def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
-    """(canonical name, parameter) of everything that this rank holds; a tied head of its own stage comes as embedding.
+    """Yield (canonical name, parameter) of the parameters of this rank; the tied head of the last stage is the embedding.
 
-    What fine-tuning has added is not among it: `peft.trainable_tensors` lists that.
-
-    Under sharding stage 3 a parameter's values are there only while it is `visiting` (parallel/zero/stage3.py).
+    Parameters that fine-tuning added are omitted; `peft.trainable_tensors` lists them. Under sharding stage 3 a parameter
+    has values only while it is gathered (parallel/zero/stage3.py).
 
     Args:
-        model: a PretrainedModel or PipelineLayer of PaddleNLP.
+        model: A PretrainedModel or PipelineLayer of PaddleNLP.
+        family: Name of its family.
     """
     tied = is_tied(family, model.config)
     seen: set[int] = set()
-    # Without hooks: sharding stage 3 has one that refuses to hand out weights which are not there.
+    # Without hooks: that of sharding stage 3 refuses to return weights that are not gathered.
     for name, parameter in model.state_dict(use_hook=False).items():
         if id(parameter) in seen or name.endswith(IGNORED_ENDS) or getattr(parameter, ADDED, False):
             continue
@@ -120,7 +120,7 @@ def native_spellings(family: str, name: str) -> tuple[str, ...]:
 
 
 def compositions(family: str, name: str, config: Any) -> list[Piece]:
-    """How the columns of a weight are found in matrices of the other fusion; [] where there is none.
+    """Return where the columns of a weight are in fused or separate matrices; [] if the family has no fused matrices.
 
     For families with fused matrices: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its value) and
     gate_proj, up_proj <-> gate_up_fused_proj (side by side).
@@ -129,14 +129,14 @@ def compositions(family: str, name: str, config: Any) -> list[Piece]:
         return []
     base, _, kind = name.removesuffix("_proj.weight").rpartition(".")
 
-    def spell(part: str) -> str:
+    def name_of(part: str) -> str:
         return f"{base}.{part}_proj.weight"
 
     width = config.intermediate_size
     if kind == "gate_up_fused":
-        return [Piece(0, width, spell("gate"), 0), Piece(width, 2 * width, spell("up"), 0)]
+        return [Piece(0, width, name_of("gate"), 0), Piece(width, 2 * width, name_of("up"), 0)]
     if kind in ("gate", "up"):
-        return [Piece(0, width, spell("gate_up_fused"), 0 if kind == "gate" else width)]
+        return [Piece(0, width, name_of("gate_up_fused"), 0 if kind == "gate" else width)]
     head = config.hidden_size // config.num_attention_heads
     queries = config.num_attention_heads // config.num_key_value_heads * head
     group = queries + 2 * head
@@ -147,8 +147,8 @@ def compositions(family: str, name: str, config: Any) -> list[Piece]:
         if kind == "qkv":
             for part, (offset, size) in parts.items():
                 at = index * group + offset
-                pieces.append(Piece(at, at + size, spell(part), index * size))
+                pieces.append(Piece(at, at + size, name_of(part), index * size))
         elif kind in parts:
             offset, size = parts[kind]
-            pieces.append(Piece(index * size, (index + 1) * size, spell("qkv"), index * group + offset))
+            pieces.append(Piece(index * size, (index + 1) * size, name_of("qkv"), index * group + offset))
     return pieces

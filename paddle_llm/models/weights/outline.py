@@ -1,4 +1,4 @@
-"""A network without its weights: which there are, in which order and of which shapes, at no cost in memory."""
+"""Names and shapes of all weights of a network without memory for them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from paddle_llm.models.weights.names import canonical_parameters
 
 
 def outline(config: Any, family: Family) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape ([in, out] for a matrix) of every weight, in the network's order; a tied head is not among them.
+    """Return the shape ([in, out] for a matrix) of every weight by canonical name, without a tied head.
 
     Args:
-        config: PaddleNLP's configuration of the model, of one process.
+        config: PaddleNLP's configuration of the model in one process.
+        family: Its family.
     """
     import paddle
 
@@ -27,7 +28,7 @@ def outline(config: Any, family: Family) -> dict[str, tuple[int, ...]]:
 
 @contextmanager
 def _nothing_filled() -> Iterator[None]:
-    """PaddleNLP's constructors fill weights with numbers, which there is no memory for."""
+    """Stop PaddleNLP's constructors from filling weights, for which there is no memory."""
     from paddlenlp.transformers.model_utils import PretrainedModel
 
     before = PretrainedModel.init_weights

@@ -1,8 +1,8 @@
-"""PaddleNLP's `.pdparams`: where its tensors are, found without reading them and without running what the file says.
+"""Locate the tensors of PaddleNLP's `.pdparams` without reading them and without running code from the file.
 
-A .pdparams is one pickle of numpy arrays by name (paddle.save, protocol 4). Arrays above 64 KiB stand in it as plain bytes:
-they are passed over, and mapped into memory when they are asked for, so that a file costs what is read of it. A pickle can
-name any function to be called; here numpy's three for arrays are known, and any other one is refused.
+A .pdparams is one pickle of numpy arrays by name (paddle.save, protocol 4). Arrays above 64 KiB are plain bytes in it, which
+are skipped and mapped into memory when they are read. A pickle can call any function by name. This module provides numpy's
+three functions for arrays and refuses any other name.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from paddle_llm.core.errors import UserError
 
 
 class _Forbidden(pickle.UnpicklingError):
-    """Something that is not among `_KNOWN`."""
+    """The pickle contains a name that is not in `_KNOWN`."""
 
 
 class RefusedPickle(UserError):
-    """A pickle that names something else than tensors: nobody is to run it."""
+    """The pickle names anything but tensors; Paddle must not read it either."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,11 @@ class PickledTensor:
     """One tensor of a file.
 
     Attributes:
-        dtype: numpy's; bfloat16 is kept as its bits in uint16.
+        file: File that holds it.
+        dtype: numpy's type; bfloat16 is stored as bits in uint16.
+        shape: Shape.
         order: "C" (row by row) or "F".
-        data: its bytes, or those [begin, end) of the file.
+        data: Bytes of the values, or their range in the file.
     """
 
     file: Path
@@ -46,7 +48,7 @@ class PickledTensor:
     data: bytes | range
 
     def view(self) -> np.ndarray:
-        """The values, read-only; mapped into memory unless they are few."""
+        """Return the values, read-only; large ones are mapped into memory."""
         if isinstance(self.data, bytes):
             values = np.frombuffer(self.data, self.dtype)
         else:
@@ -55,11 +57,11 @@ class PickledTensor:
 
 
 def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
-    """The tensors of one file by name; what is no tensor is left out. Memory: nothing to speak of.
+    """Return the tensors of one file by name; other values are ignored. Large arrays take no memory.
 
     Raises:
-        RefusedPickle: it names something else than tensors.
-        UserError: no file of paddle.save's, or cut off.
+        RefusedPickle: If the file names anything but tensors.
+        UserError: If the file was not written by paddle.save or is cut off.
     """
     try:
         with file.open("rb") as stream:
@@ -69,7 +71,7 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
             raise ValueError(f"it holds a {type(found).__name__}, not weights by name")
         return {str(name): array.tensor(file, size) for name, array in found.items() if isinstance(array, _Array)}
     except _Forbidden as error:
-        raise RefusedPickle(f"{file} is refused: {error}; weights need nothing of the kind") from None
+        raise RefusedPickle(f"{file} is refused: {error}, which weights do not need. Save the weights again.") from None
     except (
         pickle.UnpicklingError,
         MemoryError,  # a damaged length
@@ -83,12 +85,12 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
         struct.error,
     ) as error:
         raise UserError(
-            f"{file} is no file of weights of PaddlePaddle's, or cut off ({error}); save it again"
+            f"{file} is not a file of PaddlePaddle weights, or is cut off ({error}). Save it again."
         ) from None
 
 
 class _Array:
-    """What numpy's array is while the pickle is read: its description."""
+    """Description of a numpy array while the pickle is read."""
 
     def __init__(self, *_: Any):
         self.state: Any = None
@@ -97,7 +99,7 @@ class _Array:
         self.state = state
 
     def tensor(self, file: Path, size: int) -> PickledTensor:
-        """Checked against the file's size."""
+        """Return the tensor after checking it against the size of the file."""
         _, shape, dtype, columns_first, data = self.state
         length = len(data)
         if dtype.hasobject or length != int(np.prod(shape)) * dtype.itemsize:
@@ -131,7 +133,7 @@ class _Reader(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _KNOWN:
-            raise _Forbidden(f"its pickle asks for {module}.{name}")
+            raise _Forbidden(f"its pickle names {module}.{name}")
         return _KNOWN[(module, name)]
 
     def _take(self, width: int) -> None:

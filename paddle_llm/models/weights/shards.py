@@ -1,4 +1,4 @@
-"""Which part of a full tensor a tensor-parallel rank holds. Used for random weights, loading, and gathering.
+"""The part of a full tensor that a tensor-parallel rank holds, for random weights, loading and gathering.
 
 A parameter is split along one axis. Along it the full tensor may consist of several sections that are each split evenly
 (ChatGLM2's query_key_value is all queries, then all keys, then all values), so a rank holds one range of each section.
@@ -21,9 +21,9 @@ class Shard:
     """One rank's part of a full tensor.
 
     Attributes:
-        shape: of the full tensor.
-        axis: the one along which it is split (>= 0).
-        ranges: (start, stop) along `axis`, in the order in which the rank holds them; the whole axis when not split.
+        shape: Shape of the full tensor.
+        axis: Axis along which it is split (>= 0).
+        ranges: Ranges (start, stop) along `axis` in the rank's order; the whole axis if the tensor is not split.
     """
 
     shape: tuple[int, ...]
@@ -32,10 +32,11 @@ class Shard:
 
     @property
     def is_split(self) -> bool:
+        """Whether the rank holds less than the full tensor."""
         return self.ranges != ((0, self.shape[self.axis]),)
 
     def take(self, full: np.ndarray) -> np.ndarray:
-        """The rank's part of the full tensor."""
+        """Return the rank's part of the full tensor."""
         if not self.is_split:
             return full
         index = [slice(None)] * full.ndim
@@ -47,7 +48,7 @@ class Shard:
 
 
 def split_axis(family: str, name: str, ndim: int) -> int:
-    """The axis along which tensor parallelism splits this parameter, >= 0 (0 for one that is never split)."""
+    """Return the axis along which tensor parallelism splits a parameter, >= 0 (0 if it is never split)."""
     for pattern, axis in FAMILIES[family].weights.split_axes:
         if re.search(rf"(^|\.){pattern}$", name):
             return axis % ndim
@@ -55,12 +56,16 @@ def split_axis(family: str, name: str, ndim: int) -> int:
 
 
 def shard_of(family: str, name: str, local_shape: list[int], split: bool, config: Any, degree: int, rank: int) -> Shard:
-    """The part of parameter `name` that tensor-parallel rank `rank` of `degree` holds.
+    """Return the part of a parameter that a tensor-parallel rank holds.
 
     Args:
-        local_shape: of the parameter on this rank.
-        split: whether it is split at all (`parameter.is_distributed`): key-value heads that do not divide are not.
+        family: Name of the family.
+        name: Canonical name of the parameter.
+        local_shape: Shape of the parameter on this rank.
+        split: Whether it is split (`parameter.is_distributed`); key-value heads that do not divide are not.
         config: PaddleNLP's configuration of the model.
+        degree: Tensor-parallel degree.
+        rank: Tensor-parallel rank.
     """
     axis = split_axis(family, name, len(local_shape))
     if not split or degree == 1:
@@ -79,7 +84,7 @@ def shard_of(family: str, name: str, local_shape: list[int], split: bool, config
 
 
 def _head_by_head(width: int, heads: int, degree: int, rank: int) -> tuple[tuple[int, int], ...]:
-    """GLM: all queries, then all keys, then all values in one process; a rank has query, key, value of head after head."""
+    """Return the ranges of a rank that has query, key and value of each head; one process has all queries first (GLM)."""
     hidden, size = width // 3, width // 3 // heads
     own = range(rank * heads // degree, (rank + 1) * heads // degree)
     return tuple((part * hidden + head * size, part * hidden + (head + 1) * size) for head in own for part in range(3))

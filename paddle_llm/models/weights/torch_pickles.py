@@ -1,8 +1,8 @@
-"""torch's `pytorch_model.bin`: where its tensors are, found without torch and without running what the file says.
+"""Locate the tensors of torch's `pytorch_model.bin` without torch and without running code from the file.
 
-A .bin is a zip archive with one pickle, which says how tensors lie in the archive's other entries (one for each storage,
-not compressed). A pickle can name any function to be called; here a handful of names is known, all of them answered by this
-module, and any other one is refused.
+A .bin is a zip archive with one pickle, which describes the tensors in the other entries of the archive (one per storage,
+not compressed). A pickle can call any function by name. This module provides the few names that tensors need and refuses
+any other name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from paddle_llm.core.errors import UserError
 
-# torch's storage classes -> dtypes as safetensors spells them, bytes of an element.
+# torch's storage classes -> names of dtypes in safetensors, bytes of an element.
 _STORAGES = {
     "FloatStorage": ("F32", 4),
     "HalfStorage": ("F16", 2),
@@ -35,7 +35,14 @@ _LOCAL_HEADER = 30
 
 @dataclass(frozen=True)
 class TorchTensor:
-    """One tensor: bytes [begin, end) of the file hold its storage from its first element on; strides in elements."""
+    """One tensor.
+
+    Attributes:
+        dtype: Name of the type in safetensors.
+        shape: Shape.
+        strides: Strides in elements.
+        begin, end: Bytes of the file from the tensor's first element to the end of its storage.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,10 +52,10 @@ class TorchTensor:
 
 
 def scan_torch_pickle(file: Path) -> dict[str, TorchTensor]:
-    """The tensors of one file by name; what is no tensor is left out.
+    """Return the tensors of one file by name; other values are ignored.
 
     Raises:
-        UserError: not torch's zip format (before 1.6), cut off, or a pickle that names something else than tensors.
+        UserError: If the file is not in torch's zip format (1.6), is cut off, or names anything but tensors.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -57,12 +64,12 @@ def scan_torch_pickle(file: Path) -> dict[str, TorchTensor]:
             found = reader.load()
     except (zipfile.BadZipFile, ValueError, EOFError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{file} is not a file of torch's (1.6 or later), or cut off ({error}); fetch it again, or convert it to safetensors"
+            f"{file} is not a file of torch 1.6 or later, or is cut off ({error}). Fetch it again, or convert it to safetensors."
         ) from None
     except pickle.UnpicklingError as error:
-        raise UserError(f"{file} is refused: {error}; weights need nothing of the kind") from None
+        raise UserError(f"{file} is refused: {error}, which weights do not need. Use safetensors.") from None
     if not isinstance(found, dict):
-        raise UserError(f"{file} holds a {type(found).__name__}, not a table of weights by name")
+        raise UserError(f"{file} holds a {type(found).__name__}, not weights by name. Use the file of a state_dict.")
     return dict(_tensors(found))
 
 
@@ -74,7 +81,7 @@ def _tensors(found: dict[Any, Any]) -> Iterator[tuple[str, TorchTensor]]:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Bytes [begin, end) of the file."""
+    """One storage: bytes [begin, end) of the file."""
 
     dtype: str
     size: int
@@ -83,7 +90,7 @@ class _Storage:
 
 
 class _Reader(pickle.Unpickler):
-    """Reads the pickle; nothing that it names is imported."""
+    """Read the pickle without importing what it names."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, file: Path):
         super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")), encoding="utf-8")
@@ -98,13 +105,13 @@ class _Reader(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._known:
-            raise pickle.UnpicklingError(f"its pickle asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"its pickle names {module}.{name}")
         return self._known[(module, name)]
 
     def persistent_load(self, saved: Any) -> _Storage:
         kind, (dtype, size), key, _, count = saved
         if kind != "storage":
-            raise pickle.UnpicklingError(f"its pickle asks for a {kind}")
+            raise pickle.UnpicklingError(f"its pickle names a {kind}")
         entry = self._archive.getinfo(f"{self._folder}data/{key}")
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != count * size:
             raise ValueError(f"entry {entry.filename} is not {count} elements of {size} bytes")
@@ -121,5 +128,5 @@ def _rebuild_tensor(storage: _Storage, offset: int, shape: Any, strides: Any, *_
     begin = storage.begin + offset * storage.size
     last = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
     if min((offset, *strides), default=0) < 0 or (0 not in shape and begin + (last + 1) * storage.size > storage.end):
-        raise ValueError("a tensor reaches beyond its storage")
+        raise ValueError("a tensor ends after its storage")
     return TorchTensor(storage.dtype, shape, strides, begin, storage.end)
