@@ -33,7 +33,7 @@ _LONG = 12  # entries of a list that are printed
 @click.option("--compare", "networks", is_flag=True, help="Compare logits with transformers on torch (small models).")
 @click.option("--allow_pickle", is_flag=True, help="Also read torch's pickles.")
 def check_model(folder: Path, as_json: bool, quick: bool, networks: bool, allow_pickle: bool) -> None:
-    r"""Report how a model, tokenizer or adapter folder is read.
+    """Report how a model, tokenizer or adapter folder is read.
 
     Parts that will be ignored or refused are listed with the reason. The configuration, the tokenizer and the chat template
     are compared with transformers. Exit codes: 0 no problem, 1 a comparison failed, 2 a part of the folder is refused.

@@ -96,7 +96,7 @@ def tokenizer() -> None:
 def train(
     inputs: tuple[str, ...], kind: str, text_key: str, document: str, skip_bad_rows: bool, **options: Any
 ) -> None:
-    r"""Train a tokenizer and write it as a folder that PaddleNLP's AutoTokenizer can load.
+    """Train a tokenizer and write it as a folder that PaddleNLP's AutoTokenizer can load.
 
     \b
     Example:
@@ -146,7 +146,7 @@ def build(
     skip_bad_rows: bool,
     **options: Any,
 ) -> None:
-    r"""Tokenize text into a corpus that paddlenlp.data and Megatron can read; every document ends with EOS.
+    """Tokenize text into a corpus that paddlenlp.data and Megatron can read; every document ends with EOS.
 
     \b
     Example:
@@ -190,7 +190,7 @@ def build(
 )
 @finetune_options
 def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: str | None, **options: Any) -> None:
-    r"""Print statistics and samples of a corpus and check its index against its data; fail if they disagree.
+    """Print statistics and samples of a corpus and check its index against its data; fail if they disagree.
 
     With --finetune: print what fine-tuning sees of instruction data, with the tokens that have a loss marked.
 

@@ -133,7 +133,7 @@ def _print_figures(found: SampleStatistics) -> None:
 @click.option("--language", default="zh,en", show_default=True, help="Languages, separated by commas.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing file.")
 def self_cognition(name: str, author: str, output: str, language: str, overwrite: bool) -> None:
-    r"""Write questions and answers that teach a model its name and its author.
+    """Write questions and answers that teach a model its name and its author.
 
     \b
     Example:

@@ -98,7 +98,7 @@ class LazyGroup(click.Group):
 )
 @click.version_option(__version__, prog_name="paddle-llm")
 def paddle_llm() -> None:
-    r"""Train large language models on PaddlePaddle. Every parallel layout also runs on a CPU.
+    """Train large language models on PaddlePaddle. Every parallel layout also runs on a CPU.
 
     \b
     Example:

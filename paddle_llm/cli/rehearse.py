@@ -40,7 +40,7 @@ _EXIT_INTERNAL_FAILURE = 4
 def rehearse(
     words: tuple[str, ...], world_size: int, ranks: int, steps: int, synthetic: bool, json_file: str | None
 ) -> None:
-    r"""Rehearse a config for a cluster on the CPU of this machine.
+    """Rehearse a config for a cluster on the CPU of this machine.
 
     The config is checked as the cluster would read it, with its tokenizer and the first samples of its corpus. Then the
     model and the degrees of the layout are reduced, keeping all divisibility constraints, and trained for a few steps on

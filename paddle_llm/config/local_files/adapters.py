@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from paddle_llm.core.artifacts import ADAPTER_CONFIG, MODEL_CONFIG
+from paddle_llm.core.json_files import parse_json
 
 _SHOWN = 3
 
@@ -43,9 +43,9 @@ def adapter_as_model(folder: Path) -> str:
     if not (folder / ADAPTER_CONFIG).is_file():
         return ""
     try:
-        described = json.loads((folder / ADAPTER_CONFIG).read_bytes())
+        described = parse_json((folder / ADAPTER_CONFIG).read_bytes())
         base = described.get("base") or described.get("base_model_name_or_path")
-    except (ValueError, AttributeError, RecursionError, OSError):
+    except (ValueError, AttributeError, OSError):
         base = None
     return (
         f"{folder} is an adapter, not a model. Give its base model ({base or 'not named in ' + ADAPTER_CONFIG}) as "
