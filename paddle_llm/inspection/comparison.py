@@ -9,6 +9,9 @@ from typing import Any
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.console import collected
 from paddle_llm.data.tokenizers.text_codec import TextCodec
+from paddle_llm.export.verification.compare import LOGITS_AND_TOKENS
+from paddle_llm.export.verification.verify import verify
+from paddle_llm.generation.network import start_process
 from paddle_llm.inspection.report import Level, Section
 from paddle_llm.inspection.tokenizer import SAMPLE
 
@@ -129,22 +132,19 @@ def _compare_template(section: Section, theirs: Any, codec: TextCodec, sample_id
 
 
 def compare_networks(section: Section, folder: Path) -> None:
-    """Compare logits and greedy tokens of the weights with transformers on torch, in a process of its own."""
+    """Compare logits and greedy tokens of the weights with transformers on torch, in a separate process."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         section.add(Level.NOT_COMPARED, f"logits: {' and '.join(missing)} not installed. Install paddle_llm[hf].")
         return
     with section.reading():
-        from paddle_llm.generation.network import start_process
-
         start_process("cpu")
-        from paddle_llm.export.source.open import open_source
-        from paddle_llm.export.verification.verify import verify
+        from paddle_llm.export.source.open import open_source  # imports Paddle
 
-        with collected():  # which engine is asked
+        with collected():  # do not report the progress
             findings = verify(open_source(folder), folder, "hf", engines=["transformers"])
         for finding in findings:
-            if finding.what != "logits and greedy tokens":
+            if finding.what != LOGITS_AND_TOKENS:
                 continue
             level = {True: Level.AGREES, False: Level.DIFFERS, None: Level.NOT_COMPARED}[finding.passed]
             measured = (

@@ -77,7 +77,7 @@ def test_a_missing_verification_is_reported(model, tmp_path):
 def test_progress_is_logged_without_a_terminal(tmp_path, monkeypatch, capsys):
     from paddle_llm.export.targets import shard_writer
 
-    monkeypatch.setattr(shard_writer, "_SILENCE", 0)
+    monkeypatch.setattr(shard_writer, "_LOG_INTERVAL", 0)
     write_native(tmp_path / "model", "llama")
     export(tmp_path / "model", "hf", tmp_path / "out", verify=False)
     assert "(100%)" in capsys.readouterr().err
@@ -253,7 +253,7 @@ def test_human_sizes():
             lambda folder: (folder / "step.json").write_text("{}"),
             "is a static export: .* Export the original model again",
         ),
-        (lambda folder: (folder / "model.safetensors").unlink(), "holds no weights .*model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no weights .*model.safetensors"),
     ],
 )
 def test_a_wrong_folder_is_refused_before_paddle_is_imported(model, tmp_path, write, said):
@@ -324,6 +324,6 @@ def test_options_without_an_effect_are_reported(model, tmp_path, capsys):
 
 
 def test_a_missing_python_is_refused_before_anything_is_written(model, tmp_path):
-    with pytest.raises(UserError, match="--paddleformers_python .* /nowhere: there is no such program"):
+    with pytest.raises(UserError, match="--paddleformers_python .* /nowhere is not a program"):
         export(model, "hf", tmp_path / "out", paddleformers_python="/nowhere")
     assert beside(tmp_path) == {"model"}

@@ -65,7 +65,7 @@ def not_transposed(tensors):
 
 
 @pytest.mark.hf
-def test_transformers_answers_as_the_source(tmp_path, llama):
+def test_transformers_gives_the_answers_of_the_source(tmp_path, llama):
     folder = exported(llama, tmp_path / "hf", "hf")
     findings = found_by("transformers", llama, folder, "hf")
     assert passed(findings, LOGITS, TOKENIZER)
@@ -77,7 +77,7 @@ def test_transformers_answers_as_the_source(tmp_path, llama):
 @pytest.mark.slow
 @pytest.mark.hf
 @pytest.mark.parametrize("family", ["qwen2", "bloom", "opt", "mistral"])
-def test_transformers_answers_as_other_families(tmp_path, pieces, family):
+def test_transformers_gives_the_answers_of_other_families(tmp_path, pieces, family):
     source = write_folder(family, pieces, tmp_path / family)
     folder = exported(source, tmp_path / "hf", "hf")
     assert passed(found_by("transformers", source, folder, "hf"), LOGITS, TOKENIZER)
@@ -86,7 +86,7 @@ def test_transformers_answers_as_other_families(tmp_path, pieces, family):
 @pytest.mark.slow
 @pytest.mark.hf
 @pytest.mark.parametrize("trap", [with_paddlenlps_prefix, not_transposed])
-def test_transformers_sees_a_trap(tmp_path, llama, trap):
+def test_transformers_detects_a_mistake(tmp_path, llama, trap):
     folder = damage(exported(llama, tmp_path / "fastdeploy", "fastdeploy"), trap)
     finding = found_by("transformers", llama, folder, "fastdeploy")[LOGITS]
     # Without any weight that it knows transformers gives up; the other layout it loads without a word.
@@ -95,7 +95,7 @@ def test_transformers_sees_a_trap(tmp_path, llama, trap):
 
 @pytest.mark.slow
 @pytest.mark.hf
-def test_transformers_sees_a_tokenizer_that_gives_what_the_network_does_not_take(tmp_path, llama):
+def test_transformers_detects_a_tokenizer_with_unsupported_outputs(tmp_path, llama):
     """The class PreTrainedTokenizerFast gives token_type_ids, unless it is told; `generate` refuses them."""
     folder = exported(llama, tmp_path / "hf", "hf")
     file = folder / "tokenizer_config.json"
@@ -106,19 +106,23 @@ def test_transformers_sees_a_tokenizer_that_gives_what_the_network_does_not_take
     assert finding.passed is False and "token_type_ids" in finding.note
 
 
-def test_a_family_without_a_network_there_is_said(tmp_path, pieces):
+def test_an_unsupported_family_is_reported(tmp_path, pieces):
     source = write_folder("chatglm_v2", pieces, tmp_path / "chatglm2")
     finding = found_by("transformers", source, source, "hf")[LOGITS]
     assert finding.passed is None and "remote code" in finding.note
 
 
-def test_where_torch_is_not_installed_that_is_said(llama, monkeypatch):
+def test_missing_torch_is_reported(llama, monkeypatch):
     import importlib.util
 
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else real(name))
     finding = found_by("transformers", llama, llama, "hf")[LOGITS]
-    assert finding.passed is None and "torch" in finding.note and "not installed here: pip install" in finding.note
+    assert (
+        finding.passed is None
+        and "torch" in finding.note
+        and "not installed. Install with: pip install" in finding.note
+    )
 
 
 # ---- PaddleFormers ----------------------------------------------------------------------------------------------------
@@ -127,7 +131,7 @@ def test_where_torch_is_not_installed_that_is_said(llama, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", ["fastdeploy", "hf"])
-def test_paddleformers_answers_as_the_source(tmp_path, llama, target):
+def test_paddleformers_gives_the_answers_of_the_source(tmp_path, llama, target):
     """What FastDeploy 2.x falls back to for LLaMA loads the export. Its environment is made the first time."""
     python = paddleformers_python()
     folder = exported(llama, tmp_path / "export", target)
@@ -145,11 +149,11 @@ ENDS = {
     "a signal": ("echo loading >&2; echo 'no memory left' >&2; kill -9 $$", "it was ended by SIGKILL .*no memory left"),
     "an exception": (
         "for i in 1 2 3 4 5 6 7 8 9; do echo \"  line $i\" >&2; done; echo 'KeyError: rope' >&2; exit 1",
-        "it ended with exit code 1; its last words:.*line 9.*KeyError: rope",
+        "it ended with exit code 1; its last output:.*line 9.*KeyError: rope",
     ),
-    "no word": ("exit 7", "it ended with exit code 7, without a word"),
+    "no word": ("exit 7", "it ended with exit code 7, without output"),
     "no answer": ("exit 0", "it ended without an answer"),
-    "never": ("echo waiting >&2; exec sleep 60", "it had not answered after 2 s; its last words:.*waiting"),
+    "never": ("echo waiting >&2; exec sleep 60", "it did not answer within 2 s; its last output:.*waiting"),
 }
 
 
@@ -161,11 +165,11 @@ def program(folder: Path, text: str) -> Path:
 
 
 @pytest.mark.parametrize("end", ENDS)
-def test_how_an_engine_ended_is_told(end, llama, tmp_path, monkeypatch):
+def test_the_end_of_an_engine_is_described(end, llama, tmp_path, monkeypatch):
     """It says nothing of the export: that is another outcome than a difference."""
     from paddle_llm.export.verification.engines import in_processes
 
-    monkeypatch.setattr(in_processes, "_PATIENCE", 2)
+    monkeypatch.setattr(in_processes, "_TIMEOUT", 2)
     python = program(tmp_path, ENDS[end][0])
     finding = found_by("paddleformers", llama, llama, "hf", paddleformers_python=python)[LOGITS]
     assert finding.passed is False and finding.ended
@@ -174,17 +178,17 @@ def test_how_an_engine_ended_is_told(end, llama, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["#!/nowhere/sh\n", f'#!/bin/sh\nexec {sys.executable} "$@"\n'])
-def test_a_python_without_paddleformers_is_told_before_anything_is_written(text, llama, tmp_path):
+def test_a_python_without_paddleformers_is_refused_before_anything_is_written(text, llama, tmp_path):
     (tmp_path / "python").write_text(text)
     (tmp_path / "python").chmod(0o755)
     from paddle_llm.core.errors import UserError
 
-    with pytest.raises(UserError, match="it is no Python with PaddleFormers"):
+    with pytest.raises(UserError, match="is not a Python with PaddleFormers"):
         invoked("export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python", tmp_path / "python")
     assert {path.name for path in tmp_path.iterdir()} == {"python"}
 
 
-def test_an_export_whose_engine_ended_is_not_called_unequal(llama, tmp_path):
+def test_a_crashed_engine_is_not_reported_as_a_difference(llama, tmp_path):
     """It is not published, and what to do is said: leave that engine out."""
     words = ["export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python"]
     words.append(program(tmp_path, "echo 'no memory left' >&2; exit 1"))
@@ -201,14 +205,14 @@ def test_an_export_whose_engine_ended_is_not_called_unequal(llama, tmp_path):
     assert not any(engine.startswith("transformers") for engine in engines)
 
 
-def test_engines_that_cannot_be_asked_are_refused(llama, tmp_path, monkeypatch):
+def test_unusable_engines_are_refused(llama, tmp_path, monkeypatch):
     from paddle_llm.core.errors import UserError
 
     monkeypatch.delenv("PADDLE_LLM_PADDLEFORMERS_PYTHON", raising=False)
     out = tmp_path / "out"
     for engines, target, said in (
-        ("torch", "hf", "no engine 'torch'"),
-        ("transformers", "static", "loads the target static: paddle.inference can"),
+        ("torch", "hf", "'torch' is unknown"),
+        ("transformers", "static", "cannot load the target static. Use some of paddle.inference"),
         ("", "hf", "no engine ''"),
     ):
         with pytest.raises(UserError, match=said):
@@ -224,7 +228,7 @@ def invoked(*words):
     return CliRunner().invoke(paddle_llm, [*map(str, words)], catch_exceptions=False)
 
 
-def test_the_script_of_its_environment_writes_over_nothing(tmp_path):
+def test_the_environment_script_overwrites_nothing(tmp_path):
     script = ROOT / "launch" / "paddleformers_env.sh"
     (tmp_path / "thesis.txt").write_text("years of work")
     done = subprocess.run([script, tmp_path], capture_output=True, text=True)
@@ -237,7 +241,7 @@ def test_the_script_of_its_environment_writes_over_nothing(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("trap", [with_paddlenlps_prefix, not_transposed])
-def test_paddleformers_sees_a_trap(tmp_path, llama, trap):
+def test_paddleformers_detects_a_mistake(tmp_path, llama, trap):
     python = paddleformers_python()
     folder = damage(exported(llama, tmp_path / "export", "fastdeploy"), trap)
     finding = found_by("paddleformers", llama, folder, "fastdeploy", paddleformers_python=python)[LOGITS]
@@ -251,20 +255,20 @@ def test_paddleformers_sees_a_trap(tmp_path, llama, trap):
 
 
 @pytest.mark.parametrize("family", ["llama", "chatglm_v2", "bloom"])
-def test_the_static_program_answers_as_the_source(tmp_path, pieces, family):
+def test_the_static_program_gives_the_answers_of_the_source(tmp_path, pieces, family):
     source = write_folder(family, pieces, tmp_path / family)
     folder = exported(source, tmp_path / "static", "static")
     findings = found_by("paddle.inference", source, folder, "static")
     assert passed(findings, LOGITS) and findings[LOGITS].tokens_equal > 0
 
 
-def test_a_static_program_of_other_weights_is_seen(tmp_path, pieces, llama):
+def test_a_static_program_with_other_weights_is_detected(tmp_path, pieces, llama):
     other = write_folder("llama", pieces, tmp_path / "other", seed=6, num_hidden_layers=2, **GROUPED)
     folder = exported(other, tmp_path / "static", "static")
     assert found_by("paddle.inference", llama, folder, "static")[LOGITS].passed is False
 
 
-def test_a_static_program_without_its_weights_is_seen(tmp_path, llama):
+def test_a_static_program_without_weights_is_detected(tmp_path, llama):
     folder = exported(llama, tmp_path / "static", "static")
     (folder / "model.pdiparams").unlink()
     finding = found_by("paddle.inference", llama, folder, "static")[LOGITS]
@@ -272,7 +276,7 @@ def test_a_static_program_without_its_weights_is_seen(tmp_path, llama):
 
 
 def test_every_family_has_an_engine_for_each_target():
-    """A target that nothing compares would be exported unseen."""
+    """A target without an engine would be exported without a comparison."""
     from paddle_llm.export.verification import verify
 
     for target in ("hf", "fastdeploy", "static"):

@@ -38,20 +38,22 @@ def test_the_layout_is_torchs_and_one_key_says_so(tmp_path, family):
     assert not list(out.glob("*.pdparams")) and (out / "model.safetensors.index.json").is_file()
 
 
-def test_weights_of_two_types_become_those_of_one(tmp_path, capsys):
+def test_weights_of_two_types_are_converted_to_one(tmp_path, capsys):
     weights = write_native(tmp_path / "model", "llama", "bfloat16")
     weights["llama.norm.weight"] = np.full(64, 1 + 2**-9, np.float32)
     write_safetensors(tmp_path / "model" / "model.safetensors", weights)
     stored = stored_in(exported(tmp_path / "model"))
-    assert "stored as float32 become bfloat16: FastDeploy reads one type" in capsys.readouterr().err
+    assert "stored as float32 are converted to bfloat16: FastDeploy reads one type" in capsys.readouterr().err
     assert {dtype for dtype, _ in stored.values()} == {"BF16"}
     assert (stored["model.norm.weight"][1] == 0x3F80).all()
 
 
 @pytest.mark.parametrize("family", ["chatglm", "chatglm_v2", "bloom", "opt", "glm"])
-def test_families_that_it_does_not_have_are_refused_with_what_can(tmp_path, family):
+def test_unsupported_families_are_refused_with_alternatives(tmp_path, family):
     write_native(tmp_path / "model", family)
-    with pytest.raises(UserError, match=r"FastDeploy 2.x has no network for .*--target hf .* --target static"):
+    with pytest.raises(
+        UserError, match=r"does not support .*FastDeploy 2.x has only networks for .*--target hf .* --target static"
+    ):
         exported(tmp_path / "model")
     assert not any((tmp_path / "out").iterdir())
 

@@ -81,7 +81,7 @@ def test_the_folders_of_all_families_are_good(family, tmp_path):
 
 
 def test_values_are_not_read(good):
-    """Of a file of weights no more than its header: a huge model is linted in no time."""
+    """Only the headers of weight files are read, so that a huge model is checked fast."""
     for file in good.glob("*.safetensors"):
         header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
         size = file.stat().st_size
@@ -97,13 +97,13 @@ def test_values_are_not_read(good):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architectures": []}, "names no architectures.*write it"),
-        ({"dtype": "float32"}, "both torch_dtype and dtype.*remove dtype"),
-        ({"torch_dtype": None}, "neither torch_dtype nor dtype.*write torch_dtype"),
-        ({"torch_dtype": None, "dtype": "float32"}, "takes matrices to be .in, out.*call it torch_dtype"),
-        ({"torch_dtype": "fp32"}, "torch_dtype 'fp32': write one of"),
-        ({"torch_dtype": "bfloat16"}, "says bfloat16, but .* stored as float32: set torch_dtype"),
-        ({"eos_token_id": 401}, "eos_token_id 401 is no token of a vocabulary of 401"),
+        ({"architectures": []}, "has no architectures.*Add it"),
+        ({"dtype": "float32"}, "both torch_dtype and dtype.*Remove dtype"),
+        ({"torch_dtype": None}, "neither torch_dtype nor dtype.*Add torch_dtype"),
+        ({"torch_dtype": None, "dtype": "float32"}, "means .in, out. matrices.*Rename it to torch_dtype"),
+        ({"torch_dtype": "fp32"}, "torch_dtype='fp32'. Use one of"),
+        ({"torch_dtype": "bfloat16"}, "has bfloat16, but .* stored as float32. Set torch_dtype"),
+        ({"eos_token_id": 401}, "eos_token_id 401 is outside the vocabulary of 401 tokens"),
         ({"hidden_size": None}, "lacks hidden_size"),
         ({"model_type": "mamba"}, "model_type 'mamba'"),
     ],
@@ -124,7 +124,7 @@ def test_another_depth_and_width(good):
     change_json(good / "config.json", num_hidden_layers=3)
     assert "model.layers.2.input_layernorm.weight" in only_problem(good) and "missing" in only_problem(good)
     change_json(good / "config.json", num_hidden_layers=1)
-    assert "no weight of llama is called so; it is skipped without a word" in only_problem(good)
+    assert "not a weight of llama, and silently skipped" in only_problem(good)
 
 
 # ---- weights --------------------------------------------------------------------------------------------------------
@@ -133,8 +133,8 @@ def test_another_depth_and_width(good):
 def test_the_prefix_llama_is_kept(good):
     change_tensors(good, lambda tensors: {name.replace("model.", "llama."): value for name, value in tensors.items()})
     problems = lint(good, "fastdeploy")
-    assert any("PaddleNLP's name; Hugging Face's begins with 'model.'" in one and "random" in one for one in problems)
-    assert any("missing: the network would run with random numbers" in one for one in problems)
+    assert any("a PaddleNLP name; Hugging Face's begins with 'model.'" in one and "random" in one for one in problems)
+    assert any("missing: the network would use random values" in one for one in problems)
 
 
 def test_weights_are_not_transposed(good):
@@ -142,21 +142,25 @@ def test_weights_are_not_transposed(good):
         good, lambda tensors: {n: v.T if v.ndim == 2 and "embed" not in n else v for n, v in tensors.items()}
     )
     said = only_problem(good)
-    assert "stored as [in, out]" in said and "self_attn.k_proj.weight" in said and "transpose every matrix" in said
+    assert (
+        "stored in Paddle's layout [in, out] instead of [out, in]" in said
+        and "self_attn.k_proj.weight" in said
+        and "Export again" in said
+    )
 
 
-def test_square_matrices_that_are_not_transposed_are_told_by_who_wrote_them(good):
-    """Their shape says nothing: the file's own word counts, which Paddle's writers do not give."""
+def test_untransposed_square_matrices_are_detected_by_the_metadata(good):
+    """Their shape is the same in both layouts, but only torch's writers set the format "pt"."""
     change_tensors(good, lambda tensors: tensors, metadata={"format": "np"})
     problems = lint(good, "fastdeploy")
     assert len(problems) == len(list(good.glob("*.safetensors")))
-    assert all('"format": \'np\' and not "pt": square matrices may lie' in one for one in problems)
+    assert all('"format": \'np\' instead of "pt", so square matrices may have Paddle' in one for one in problems)
 
 
 def test_a_missing_tensor(good):
     change_tensors(good, lambda tensors: {n: v for n, v in tensors.items() if n != "model.layers.1.mlp.up_proj.weight"})
     said = only_problem(good)
-    assert said.startswith("model.layers.1.mlp.up_proj.weight missing") and "export it again" in said
+    assert said.startswith("model.layers.1.mlp.up_proj.weight missing") and "Export again" in said
 
 
 def test_a_wrong_shape(good):
@@ -165,12 +169,12 @@ def test_a_wrong_shape(good):
 
     change_tensors(good, cut)
     said = only_problem(good)
-    assert "model.embed_tokens.weight has the shape [400, 64]; by config.json it must be [401, 64]" in said
+    assert "model.embed_tokens.weight has the shape [400, 64], but config.json requires [401, 64]" in said
 
 
 def test_another_type(good):
     change_tensors(good, lambda tensors: {n: v.astype(np.float16) if "norm" in n else v for n, v in tensors.items()})
-    assert "config.json says float32, but model.layers.0.input_layernorm.weight" in only_problem(good)
+    assert "config.json has float32, but model.layers.0.input_layernorm.weight" in only_problem(good)
     assert lint(good, "hf") == []  # transformers makes one type of them
     change_tensors(good, lambda tensors: {n: v.astype(np.float64) for n, v in tensors.items()})
     assert "only float32, bfloat16 and float16 are read" in only_problem(good)
@@ -179,7 +183,7 @@ def test_another_type(good):
 def test_a_tied_head_with_weights_of_its_own(good):
     change_json(good / "config.json", tie_word_embeddings=True)
     said = only_problem(good)
-    assert "lm_head.weight is stored although the head is tied" in said and "remove it" in said
+    assert "lm_head.weight is stored although the head is tied" in said and "Remove it" in said
 
 
 def test_an_unknown_tensor(good):
@@ -190,18 +194,18 @@ def test_an_unknown_tensor(good):
             **({"model.extra": np.zeros(3, np.float32)} if "lm_head.weight" in tensors else {}),
         },
     )
-    assert only_problem(good).startswith("model.extra: no weight of llama is called so")
+    assert only_problem(good).startswith("model.extra: not a weight of llama")
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "target", "said"), [
-    ("model_state.pdparams", "fastdeploy", "FastDeploy reads it instead of the safetensors; remove it"),
+    ("model_state.pdparams", "fastdeploy", "FastDeploy reads it instead of the safetensors. Remove it"),
     ("model_state.pdparams", "hf", "PaddleNLP may read it"),
-    ("sentencepiece.bpe.model", "fastdeploy", "tokenizer of 3 tokens, without a word; remove it"),
+    ("sentencepiece.bpe.model", "fastdeploy", "silently read as a tokenizer of 3 tokens. Remove it"),
 ])  # fmt: skip
-def test_a_file_that_is_left_over(good, name, target, said):
+def test_a_left_over_file_is_reported(good, name, target, said):
     (good / name).write_bytes(b"x")
     assert said in only_problem(good, target) and name in only_problem(good, target)
 
@@ -210,16 +214,16 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.glob("model-*.safetensors"))
 
 
-def test_shards_by_other_names(good):
+def test_shards_with_other_names_are_reported(good):
     index = json.loads((good / INDEX).read_text())
     for file in shards(good):
         file.rename(good / file.name.replace("model-", "model_"))
     index["weight_map"] = {name: file.replace("model-", "model_") for name, file in index["weight_map"].items()}
     (good / INDEX).write_text(json.dumps(index))
-    assert "shards must be named model-0000i-of-0000N.safetensors" in only_problem(good)
+    assert "FastDeploy finds only shards named model-0000i-of-0000N.safetensors" in only_problem(good)
 
 
-def test_a_shard_is_missing(good):
+def test_a_missing_shard_is_reported(good):
     gone = shards(good)[1]
     gone.unlink()
     problems = lint(good, "fastdeploy")
@@ -230,8 +234,8 @@ def test_a_shard_is_missing(good):
 def test_shards_of_another_export(good):
     shutil.copyfile(shards(good)[0], good / "model-00001-of-00002.safetensors")
     problems = lint(good, "fastdeploy")
-    assert any("the shards are of 2 and of" in one for one in problems)
-    assert any("both hold" in one and "remove the file that is a leftover" in one for one in problems)
+    assert any("the shards belong to exports of 2 and" in one for one in problems)
+    assert any("both hold" in one and "Remove the file that is left over" in one for one in problems)
 
 
 def test_no_weights(good):
@@ -240,7 +244,7 @@ def test_no_weights(good):
     assert "no weights" in only_problem(good)
 
 
-def test_a_shard_that_is_cut_off(good):
+def test_a_truncated_shard_is_reported(good):
     shards(good)[0].write_bytes(b"abc")
     assert any("not a safetensors file, or is cut off" in one for one in lint(good, "fastdeploy"))
 
@@ -248,13 +252,16 @@ def test_a_shard_that_is_cut_off(good):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda index: index["weight_map"].pop("lm_head.weight"), f"{INDEX} lacks lm_head.weight, which a shard holds"),
+        (
+            lambda index: index["weight_map"].pop("lm_head.weight"),
+            f"{INDEX} does not list lm_head.weight, which a shard holds",
+        ),
         (
             lambda index: index["weight_map"].update({"model.no": "model-1"}),
-            "says that model.no is in model-1, which does not",
+            "lists model.no in model-1, which does not",
         ),
-        (lambda index: index["metadata"].update(total_size=3), "gives total_size 3; the tensors have"),
-        (lambda index: index.pop("metadata"), "cannot be read (KeyError('metadata'))"),
+        (lambda index: index["metadata"].update(total_size=3), "has total_size 3, but the tensors have"),
+        (lambda index: index.pop("metadata"), "cannot be read: KeyError('metadata')"),
     ],
 )
 def test_the_index_and_the_files_disagree(good, change, said):
@@ -270,16 +277,19 @@ def test_the_index_names_another_shard(good):
     held = index["weight_map"]["lm_head.weight"]
     index["weight_map"]["lm_head.weight"] = other
     (good / INDEX).write_text(json.dumps(index))
-    assert f"says that lm_head.weight is in {other}; it is in {held}" in only_problem(good)
+    assert f"lists lm_head.weight in {other}, but it is in {held}" in only_problem(good)
     (good / INDEX).unlink()
     assert f"{INDEX} is missing" in only_problem(good)
 
 
 def test_one_file_beside_shards(good):
     save_file({"a": np.zeros(1, np.float32)}, good / "model.safetensors", metadata={"format": "pt"})
-    assert any(f"model.safetensors stands beside {INDEX}, and wins" in one for one in lint(good, "fastdeploy"))
+    assert any(
+        f"both model.safetensors and {INDEX} exist, and the former takes precedence" in one
+        for one in lint(good, "fastdeploy")
+    )
     (good / INDEX).unlink()
-    assert any("which nothing reads: remove them" in one for one in lint(good, "fastdeploy"))
+    assert any("are never read. Remove them" in one for one in lint(good, "fastdeploy"))
 
 
 # ---- tokenizer and what a server reads ------------------------------------------------------------------------------
@@ -287,9 +297,9 @@ def test_one_file_beside_shards(good):
 
 def test_no_tokenizer(good):
     (good / "tokenizer.json").unlink()
-    assert "tokenizer.json is missing" in only_problem(good) and "next to no tokens" in only_problem(good)
+    assert "tokenizer.json is missing" in only_problem(good) and "silently load almost no tokens" in only_problem(good)
     (good / "tokenizer_config.json").unlink()
-    assert "reads no prompt" in only_problem(good) and lint(good, "hf") == []
+    assert "which FastDeploy needs" in only_problem(good) and lint(good, "hf") == []
 
 
 def test_a_tokenizer_of_three_tokens(good):
@@ -298,7 +308,9 @@ def test_a_tokenizer_of_three_tokens(good):
     content |= {"added_tokens": content["added_tokens"][:3], "post_processor": None}
     (good / "tokenizer.json").write_text(json.dumps(content))
     change_json(good / "tokenizer_config.json", pad_token=None)
-    assert "the tokenizer has 3 tokens, the model a vocabulary of 401: it has lost its pieces" in only_problem(good)
+    assert "the tokenizer has only 3 tokens, but the model has a vocabulary of 401: it lost its pieces" in only_problem(
+        good
+    )
     (good / "tokenizer.json").write_text("{}")
     assert "tokenizer.json cannot be read" in only_problem(good)
 
@@ -307,7 +319,7 @@ def test_a_tokenizer_of_another_model(good):
     content = json.loads((good / "tokenizer.json").read_text())
     content["model"]["vocab"] += [[f"word{i}", -1.0] for i in range(5)]
     (good / "tokenizer.json").write_text(json.dumps(content))
-    assert "the tokenizer has ids up to 404, the model a vocabulary of 401" in only_problem(good)
+    assert "the tokenizer has ids up to 404, but the model has a vocabulary of 401" in only_problem(good)
 
 
 def test_a_special_token_that_the_vocabulary_lacks(good):
@@ -320,23 +332,23 @@ def test_a_special_token_that_the_vocabulary_lacks(good):
     [
         ("{% for m in messages %}", "the chat template does not render"),
         ("{{ raise_exception('no') }}", "the chat template does not render"),
-        ("hello", "the chat template loses what the user says"),
-        ([{"name": "rag", "template": "x"}], "chat_template holds no template"),
+        ("hello", "the chat template drops the user's message"),
+        ([{"name": "rag", "template": "x"}], "chat_template is empty"),
     ],
 )
-def test_a_chat_template_that_does_not_work(good, template, said):
+def test_a_broken_chat_template_is_reported(good, template, said):
     change_json(good / "tokenizer_config.json", chat_template=template)
     assert said in only_problem(good)
 
 
 def test_ids_that_end_a_text(good):
     change_json(good / "generation_config.json", eos_token_id=[2, 500])
-    assert "generation_config.json: eos_token_id 500 is no token of a vocabulary of 401" in only_problem(good)
+    assert "generation_config.json: eos_token_id 500 is outside the vocabulary of 401 tokens" in only_problem(good)
 
 
 def test_an_export_for_somebody_else(good):
     (good / "export.json").write_text(json.dumps({"target": "hf"}))
-    assert "this is an export for hf, not for fastdeploy" in only_problem(good)
+    assert "export.json names the target hf, not fastdeploy" in only_problem(good)
 
 
 # ---- static ---------------------------------------------------------------------------------------------------------
@@ -352,13 +364,13 @@ def test_static(program, tmp_path):
     folder = Path(shutil.copytree(program, tmp_path / "out"))
     change_json(folder / "step.json", layers=3, end_ids=[2, 401])
     layers, ends = lint(folder, "static")
-    assert "step.json says layers 3, config.json 2: the program is of another network" in layers
-    assert "end_ids[1] 401 is no token" in ends
+    assert "step.json has layers=3, config.json 2: the program belongs to another network" in layers
+    assert "end_ids[1] 401 is outside the vocabulary" in ends
     change_json(folder / "step.json", layers=2, end_ids=[2], dtype="bfloat16")
     assert "computes in float32" in only_problem(folder, "static")
     change_json(folder / "step.json", dtype="float32")
     (folder / "model.pdiparams").write_bytes(b"0" * 100)
-    assert "model.pdiparams is smaller than the embedding alone" in only_problem(folder, "static")
+    assert "model.pdiparams is smaller than the embedding: it is truncated" in only_problem(folder, "static")
     (folder / "model.pdiparams").unlink()
     assert only_problem(folder, "static").startswith("model.pdiparams missing")
 

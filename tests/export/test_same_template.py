@@ -54,7 +54,7 @@ def test_a_changed_template_is_seen(tokenizer, tmp_path, name) -> None:
     (out / "training_chat_template.json").unlink()
     assert len(template_differences(source, out)[1]) == 5
     changed(out, chat_template=None)
-    assert template_differences(source, out) == (0, ["the source alone has a chat template"])
+    assert template_differences(source, out) == (0, ["only the source has a chat template"])
 
 
 def test_no_template_is_no_row(tokenizer, tmp_path) -> None:

@@ -279,7 +279,7 @@ def test_serve_sh_is_clean(script):
     assert subprocess.run(["shellcheck", str(script)], capture_output=True, text=True).stdout == ""
 
 
-def test_the_readme_says_what_was_and_was_not_proven(tmp_path):
+def test_the_readme_lists_what_was_and_was_not_verified(tmp_path):
     described = {"source": "/models/a", "adapter": None, "family": "llama", "dtype": "as stored", "paddle_llm": "0"}
     findings = [
         Finding("transformers 4", "logits and greedy tokens", 5, 80, 80, 2e-6, 1e-3),
@@ -290,17 +290,15 @@ def test_the_readme_says_what_was_and_was_not_proven(tmp_path):
     write_readme(tmp_path, "fastdeploy", findings, described)
     text = (tmp_path / "README.md").read_text()
     assert "It has no chat template" in text
-    proven, not_proven = text.split("## What was not")
-    assert "| transformers 4 | logits and greedy tokens | 5 | 80 of 80 | 2.0e-06 | 1.0e-03 | passed" in proven
+    verified, not_verified = text.split("## What was not verified")
+    assert "| transformers 4 | logits and greedy tokens | 5 | 80 of 80 | 2.0e-06 | 1.0e-03 | passed" in verified
     assert (
-        "FastDeploy 2.x itself was not run: it needs a GPU" in not_proven
-        and "- paddleformers: not run: it is not installed\n" in not_proven
+        "FastDeploy 2.x itself was not run: it needs a GPU" in not_verified
+        and "- paddleformers: not run: it is not installed\n" in not_verified
     )
     write_readme(tmp_path, "hf", [], {**described, "adapter": "/adapters/b"})
     text = (tmp_path / "README.md").read_text()
-    assert (
-        "Nothing: the export was not compared" in text and "/adapters/b" in text and "no engine has been asked" in text
-    )
+    assert "Nothing: the export was not compared" in text and "/adapters/b" in text and "No engine was run" in text
     assert "table" not in text
 
 

@@ -155,7 +155,11 @@ def test_switches_that_a_family_does_not_have_are_told(tmp_path, capsys):
     fields = {"recompute": True, "recompute_granularity": "core_attn", "no_recompute_layers": [0]}
     build(tiny.write_bloom(tmp_path / "bloom"), fuse_attention_qkv=True, **fields)
     said = capsys.readouterr().err
-    for name in ("recompute_granularity core_attn is replaced by full", "no_recompute_layers is off", "fuse_attention_qkv is off"):
+    for name in (
+        "recompute_granularity core_attn is replaced by full",
+        "no_recompute_layers is off",
+        "fuse_attention_qkv is off",
+    ):
         assert said.count(name) == 1
     build(tiny.write_llama(tmp_path / "llama"), fuse_attention_qkv=True, **fields)
     assert "--" not in capsys.readouterr().err

@@ -1,1 +1,1 @@
-"""The formats of an export."""
+"""The formats that an export can be written in."""

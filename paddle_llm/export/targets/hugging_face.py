@@ -1,4 +1,4 @@
-"""Target hf: a folder that transformers loads, or (ChatGLM, GLM) that has the layout which its authors published."""
+"""Target hf: a folder that transformers loads or, for ChatGLM and GLM, that has the layout published by their authors."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
+from paddle_llm.export.options import Options
 from paddle_llm.export.source.dtypes import ITEM_SIZES
+from paddle_llm.export.source.source import Source
 from paddle_llm.export.targets.serving_files import write_chat_template, write_generation_config
 from paddle_llm.export.targets.shard_writer import PlannedTensor, write_shards
 from paddle_llm.models.configuration.to_hugging_face import hugging_face_config
 from paddle_llm.models.weights.names import hugging_face
-
-if TYPE_CHECKING:
-    from paddle_llm.export.options import Options
-    from paddle_llm.export.source.source import Source
 
 
 def write_hf(source: Source, staged: Path, options: Options) -> None:
@@ -30,61 +27,63 @@ def write_hf(source: Source, staged: Path, options: Options) -> None:
     A tied head is stored once, as the embedding.
 
     Raises:
-        UserError: Hugging Face's network cannot express the source's.
+        UserError: If Hugging Face's network cannot express the source's.
     """
     write_config(source, staged, options)
-    write_words(source, staged, "hf")
+    write_text_files(source, staged, "hf")
     write_weights(source, staged, options)
     repository = source.family.config_json.code_repository
     if repository:
         say(
-            f"{source.family.title}: transformers loads it with the authors' own code, which is not part of the export: copy the "
-            f"configuration_*.py and modeling_*.py of {repository} into the folder, and load it with trust_remote_code=True"
+            f"{source.family.title}: transformers loads it with the authors' code, which is not part of the export. Copy the "
+            f"configuration_*.py and modeling_*.py of {repository} into the folder, and load it with trust_remote_code=True."
         )
 
 
-def write_words(source: Source, staged: Path, target: str) -> None:
-    """Tokenizer, chat template, and what ends a text."""
+def write_text_files(source: Source, staged: Path, target: str) -> None:
+    """Write the tokenizer, the chat template and generation_config.json."""
     write_tokenizer(source, staged, target)
     write_chat_template(source, staged)
     write_generation_config(source, staged)
 
 
 def write_weights(source: Source, staged: Path, options: Options) -> None:
-    """The weights under Hugging Face's names, [out, in] matrices."""
+    """Write the weights under Hugging Face's names, with [out, in] matrices."""
     write_shards(staged, planned(source, options.dtype), options.max_shard_size)
 
 
 def write_config(source: Source, staged: Path, options: Options) -> None:
+    """Write config.json."""
     config = hugging_face_config(source.family.name, source.config, dtype=options.dtype or usual_dtype(source))
     if source.facts.raw.get("pad_token_id") is None:
-        # PaddleNLP's default, 0, is a word in many vocabularies, and transformers never trains the row of the padding.
+        # PaddleNLP's default 0 is an ordinary token in many vocabularies, and transformers never trains the padding's row.
         config["pad_token_id"] = None
     (staged / MODEL_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def planned(source: Source, dtype: str | None) -> list[PlannedTensor]:
-    """Every weight of a source as it shall stand in Hugging Face's files.
+    """Return every weight of a source as it is written to Hugging Face's files.
 
     Args:
-        dtype: None: as stored.
+        source: The source.
+        dtype: Type of the weights; None: as stored.
     """
     return [_planned(source, name, dtype or source.dtype(name)) for name in source.names()]
 
 
 def _planned(source: Source, name: str, dtype: str) -> PlannedTensor:
     shape = source.shape(name)
-    there = hugging_face(source.family.name, name, len(shape))
+    foreign = hugging_face(source.family.name, name, len(shape))
 
     def read() -> np.ndarray:
         values = source.read(name)
-        return values.T if there.transpose else values
+        return values.T if foreign.transpose else values
 
-    return PlannedTensor(there.name, shape[::-1] if there.transpose else shape, dtype, source.dtype(name), read)
+    return PlannedTensor(foreign.name, shape[::-1] if foreign.transpose else shape, dtype, source.dtype(name), read)
 
 
 def usual_dtype(source: Source) -> str:
-    """What most bytes of the weights are stored in."""
+    """Return the type in which most bytes of the weights are stored."""
     bytes_of: Counter[str] = Counter()
     for name in source.names():
         bytes_of[source.dtype(name)] += math.prod(source.shape(name)) * ITEM_SIZES[source.dtype(name)]

@@ -1,6 +1,6 @@
-"""Safetensors shards, streamed: the header first, then one tensor after the other, a block of rows at a time.
+"""Writes safetensors shards as a stream: first the header, then tensor after tensor in blocks of rows.
 
-Host memory is that of one tensor as its source hands it out (a mapped file, mostly) and a few blocks.
+Host memory: one tensor as its source returns it (mostly a mapped file) and a few blocks.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ from paddle_llm.export.source.dtypes import ITEM_SIZES, converted
 
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 _BLOCK = 32 << 20  # bytes that are transposed, converted and written at a time
-_TILE = 128  # rows and columns of a tile: two tiles fit into a core's second cache
-_ALONE = 512 << 20  # bytes of a tensor beside which no other one is held
-_SILENCE = 15.0  # seconds between two lines of a log
+_TILE = 128  # rows and columns of a tile: two tiles fit into the L2 cache of a core
+_LARGE = 512 << 20  # bytes of a tensor that is held alone in memory
+_LOG_INTERVAL = 15.0  # seconds between two lines of a log
 _WORKERS = min(4, len(os.sched_getaffinity(0)))
 
 
 @dataclass(frozen=True)
 class PlannedTensor:
-    """A tensor to be written.
+    """A tensor to write.
 
     Attributes:
-        name, shape, dtype: as they shall stand in the file; dtype "float32", "bfloat16" or "float16".
-        stored: the type that `read` gives.
-        read: the whole tensor, of `shape`; it may be a view of any strides. Called once, when it is written.
+        name: Name in the file.
+        shape: Shape in the file.
+        dtype: Type in the file: "float32", "bfloat16" or "float16".
+        stored: Type of the values that `read` returns.
+        read: Function that returns the whole tensor, with `shape` and any strides. It is called once, for writing.
     """
 
     name: str
@@ -50,22 +52,24 @@ class PlannedTensor:
 
     @property
     def nbytes(self) -> int:
+        """Size in the file."""
         return math.prod(self.shape) * ITEM_SIZES[self.dtype]
 
 
 def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size: int) -> list[Path]:
-    """Write `model.safetensors`, or `model-00001-of-0000N.safetensors` ... with their index, flushed to the disk.
+    """Write `model.safetensors`, or `model-00001-of-0000N.safetensors` ... with their index, flushed to disk.
 
     Args:
-        max_shard_size: bytes of tensors in one file, at most; a tensor is never split, so that a larger one has a file to
-            itself.
+        folder: Folder of the files.
+        tensors: Tensors in order.
+        max_shard_size: Maximum number of bytes of tensors in a file. A tensor is never split: a larger one gets its own file.
 
     Returns:
-        the files of weights, in order.
+        The weight files in order.
 
     Raises:
-        UserError: values that do not fit into the type that is asked for.
-        OSError: of the disk.
+        UserError: If a value does not fit into the requested type.
+        OSError: If the disk fails.
     """
     shards = plan_shards(tensors, max_shard_size)
     count = len(shards)
@@ -82,7 +86,7 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size:
 
 
 def plan_shards(tensors: Sequence[PlannedTensor], max_shard_size: int) -> list[list[PlannedTensor]]:
-    """The tensors of each file, in their order."""
+    """Return the tensors of each file, in order."""
     shards: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in tensors:
@@ -95,44 +99,44 @@ def plan_shards(tensors: Sequence[PlannedTensor], max_shard_size: int) -> list[l
 
 
 def _write_shard(file: Path, tensors: list[PlannedTensor], advance: Callable[[int], None]) -> None:
-    # Wider types first: where narrow ones come between, a wide tensor would not begin at a multiple of its size.
+    # Wider types first, so that every tensor begins at a multiple of its item size.
     tensors = sorted(tensors, key=lambda tensor: -ITEM_SIZES[tensor.dtype])
     with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(_WORKERS) as workers:
         _write_all(stream, _header(tensors))
-        for block in _ahead(workers, tensors):
+        for block in _prefetched(workers, tensors):
             begin = stream.tell()
             _write_all(stream, block.reshape(-1).view(np.uint8))
-            # The disk is given its work now, and not all of it at the end.
+            # Start writing to disk now, not all at once at the end.
             os.posix_fadvise(stream.fileno(), begin, block.nbytes, os.POSIX_FADV_DONTNEED)
             advance(block.nbytes)
         os.fsync(stream.fileno())
 
 
-def _ahead(workers: ThreadPoolExecutor, tensors: list[PlannedTensor]) -> Iterator[np.ndarray]:
-    """The blocks of all tensors in order, some of them made while others are written."""
-    making: deque[Future[np.ndarray]] = deque()
+def _prefetched(workers: ThreadPoolExecutor, tensors: list[PlannedTensor]) -> Iterator[np.ndarray]:
+    """Yield the blocks of all tensors in order; some are prepared while others are written."""
+    pending: deque[Future[np.ndarray]] = deque()
     for tensor in tensors:
-        while making and tensor.nbytes > _ALONE:
-            yield making.popleft().result()
+        while pending and tensor.nbytes > _LARGE:
+            yield pending.popleft().result()
         for part in _parts(tensor):
-            # Memory of the main thread's: what a worker allocates comes as fresh pages each time.
-            room = None if _row_by_row(part) else np.empty(part.shape, part.dtype)
-            making.append(workers.submit(_block, part, tensor, room))
-            if len(making) > _WORKERS:
-                yield making.popleft().result()
-        while making and tensor.nbytes > _ALONE:
-            yield making.popleft().result()
-    while making:
-        yield making.popleft().result()
+            # The main thread allocates the buffer: workers would get fresh pages for each allocation.
+            buffer = None if _is_row_major(part) else np.empty(part.shape, part.dtype)
+            pending.append(workers.submit(_block, part, tensor, buffer))
+            if len(pending) > _WORKERS:
+                yield pending.popleft().result()
+        while pending and tensor.nbytes > _LARGE:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _header(tensors: list[PlannedTensor]) -> bytes:
     table: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    offset = 0
     for tensor in tensors:
-        offsets = [at, at + tensor.nbytes]
+        offsets = [offset, offset + tensor.nbytes]
         table[tensor.name] = {"dtype": CODES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
-        at += tensor.nbytes
+        offset += tensor.nbytes
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -140,18 +144,18 @@ def _header(tensors: list[PlannedTensor]) -> bytes:
 
 def _write_all(stream: BinaryIO, data: bytes | np.ndarray) -> None:
     rest = memoryview(data)
-    while rest:  # one call writes 2 GB at most
+    while rest:  # one call writes at most 2 GB
         rest = rest[stream.write(rest) :]
 
 
 def blocks(tensor: PlannedTensor) -> Iterator[np.ndarray]:
-    """The tensor's rows in its file's type, some at a time, each block contiguous."""
+    """Yield the tensor's rows in the type of its file, as contiguous blocks."""
     for part in _parts(tensor):
         yield _block(part, tensor)
 
 
 def _parts(tensor: PlannedTensor) -> Iterator[np.ndarray]:
-    """Some rows at a time, as they lie."""
+    """Yield blocks of rows in the layout of the source."""
     values = tensor.read()
     if values.shape != tensor.shape:
         raise ValueError(f"{tensor.name} is {values.shape}, planned as {tensor.shape}")
@@ -162,24 +166,26 @@ def _parts(tensor: PlannedTensor) -> Iterator[np.ndarray]:
         yield rows[start : start + step]
 
 
-def _block(part: np.ndarray, tensor: PlannedTensor, room: np.ndarray | None = None) -> np.ndarray:
-    """Rows of a tensor, contiguous and in its file's type.
+def _block(part: np.ndarray, tensor: PlannedTensor, buffer: np.ndarray | None = None) -> np.ndarray:
+    """Return rows of a tensor, contiguous and in the type of its file.
 
     Args:
-        room: for a part that lies column by column.
+        part: The rows.
+        tensor: The tensor.
+        buffer: Memory for a part in column-major order; None: it is allocated.
     """
-    return np.ascontiguousarray(converted(_contiguous(part, room), tensor.stored, tensor.dtype, tensor.name))
+    return np.ascontiguousarray(converted(_contiguous(part, buffer), tensor.stored, tensor.dtype, tensor.name))
 
 
-def _row_by_row(part: np.ndarray) -> bool:
+def _is_row_major(part: np.ndarray) -> bool:
     return part.ndim != 2 or part.flags.c_contiguous or abs(part.strides[0]) > abs(part.strides[1])
 
 
-def _contiguous(part: np.ndarray, room: np.ndarray | None) -> np.ndarray:
-    """A matrix that lies column by column, copied tile by tile: numpy's own copy reads memory across its rows."""
-    if _row_by_row(part):
+def _contiguous(part: np.ndarray, buffer: np.ndarray | None) -> np.ndarray:
+    """Copy a column-major matrix tile by tile, because numpy's own copy reads memory across its rows."""
+    if _is_row_major(part):
         return np.ascontiguousarray(part)
-    out = np.empty(part.shape, part.dtype) if room is None else room
+    out = np.empty(part.shape, part.dtype) if buffer is None else buffer
     for top in range(0, part.shape[0], _TILE):
         for left in range(0, part.shape[1], _TILE):
             tile = slice(top, top + _TILE), slice(left, left + _TILE)
@@ -189,10 +195,9 @@ def _contiguous(part: np.ndarray, room: np.ndarray | None) -> np.ndarray:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr, where that is a terminal, and lines now and then in a log; gives what is called with the bytes that
-    have been written."""
+    """Show a progress bar on a terminal, otherwise a line every `_LOG_INTERVAL` seconds; yield the function to advance it."""
     if not sys.stderr.isatty():
-        yield _lines(total)
+        yield _log_progress(total)
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -203,15 +208,15 @@ def _progress(total: int) -> Iterator[Callable[[int], None]]:
         yield lambda written: bar.advance(task, written)
 
 
-def _lines(total: int) -> Callable[[int], None]:
-    """What says how far it has come, every `_SILENCE` seconds."""
-    done, said = 0, time.monotonic()
+def _log_progress(total: int) -> Callable[[int], None]:
+    """Return a function that logs the progress every `_LOG_INTERVAL` seconds."""
+    done, reported = 0, time.monotonic()
 
     def advance(written: int) -> None:
-        nonlocal done, said
+        nonlocal done, reported
         done += written
-        if time.monotonic() - said >= _SILENCE:
-            said = time.monotonic()
+        if time.monotonic() - reported >= _LOG_INTERVAL:
+            reported = time.monotonic()
             say(f"weights: {done / 1e9:.1f} of {total / 1e9:.1f} GB ({100 * done // max(total, 1)}%)")
 
     return advance

@@ -1,1 +1,1 @@
-"""Compare an export with its source."""
+"""Comparison of an export with its source."""

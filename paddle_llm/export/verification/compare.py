@@ -1,19 +1,20 @@
-"""When two engines' answers count as the same.
+"""Compares the answers of two engines.
 
-**The limit.** Logits are compared at the prompt's last position and at each token behind it, as long as both sides have
-chosen the same tokens, in units of the standard deviation of the source's logits over the vocabulary there. The same
-network in another engine sums in another order, which in fp32 moves them by at most 0.00007 of that in the small networks of
-benchmarks/export_agreement.py, more in deep ones. Swapped layers or heads, a matrix that is not transposed or another RoPE
-move them by 2 and more there, weights with half their bits cut off by 0.02: `LIMIT` stands between. (What may stay below
-it, such as another epsilon of the norms, same_files.py finds in the configuration.) It is the same for 16-bit exports: the
-source's weights are rounded to the export's dtype before it is asked, and the arithmetic is fp32 on both sides.
+**Limit.** Logits are compared at the prompt's last position and at each following token, as long as both sides chose the
+same tokens. The unit is the standard deviation of the source's logits over the vocabulary at that position. Another engine
+sums in another order, which in fp32 changes logits by at most 0.00007 in the small networks of
+benchmarks/export_agreement.py, and more in deep ones. Swapped layers or heads, a matrix that is not transposed or another
+RoPE change them by 2 or more, weights that lost half their bits by 0.02. `LIMIT` lies between these values. (Changes that may
+stay below it, such as another epsilon of the norms, are found in the configuration by files.py.) The limit is the same for
+16-bit exports: the source's weights are rounded to the export's dtype first, and both sides compute in fp32.
 
-**Ties.** Where the tokens part because the source's logits of both are no further apart than twice the limit (each may
-have moved by it), rounding has chosen: that is said, and the rest of that prompt, a text of its own, is not compared.
+**Ties.** If the tokens differ and the source's logits of the two are no further apart than twice the limit (each may have
+changed by it), rounding decided. The tie is reported, and the rest of that prompt is not compared, since the texts differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,24 +22,25 @@ import numpy as np
 from paddle_llm.export.verification.engines.question import Answers
 
 LIMIT = 1e-3
+LOGITS_AND_TOKENS = "logits and greedy tokens"
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one comparison found.
+    """The result of one comparison.
 
     Attributes:
-        engine: by name, with its version.
-        what: that is compared.
-        prompts: how many were asked.
-        tokens_equal: of all prompts together.
-        tokens: that were compared; a tie and what is behind it are not.
-        largest_logit_difference: in standard deviations of the source's logits; None where none are compared.
-        limit: of that.
-        passed: None: not run.
-        ended: the engine ended before it had answered (passed is False: nothing is known of the export).
-        note: why it failed, ended or did not run; ties.
+        engine: Name and version of the engine.
+        what: Quantity that is compared.
+        prompts: Number of prompts.
+        tokens_equal: Number of equal tokens of all prompts.
+        tokens: Number of compared tokens; a tie and the tokens after it are not compared.
+        largest_logit_difference: Largest difference in standard deviations of the source's logits; None: not compared.
+        limit: Maximum allowed difference.
+        passed: Whether the comparison passed; None: not run.
+        note: Reason why it failed, ended or did not run; ties.
+        ended: Whether the engine ended without an answer (`passed` is False, but nothing is known about the export).
     """
 
     engine: str
@@ -63,19 +65,21 @@ class _Tally:
 
 
 def compare(expected: Answers, found: Answers) -> Finding:
-    """The source's answers and an engine's."""
+    """Compare an engine's answers with those of the source."""
     tally = _Tally()
     for number, (tokens, logits_NV) in enumerate(zip(expected.tokens, expected.logits_NV, strict=True), 1):
         others, others_NV = found.tokens[number - 1], found.logits_NV[number - 1]
         if others_NV.shape != logits_NV.shape:
-            tally.wrong.append(f"prompt {number}: logits {others_NV.shape}, the source's are {logits_NV.shape}")
+            tally.wrong.append(
+                f"prompt {number}: the logits have shape {others_NV.shape}, those of the source {logits_NV.shape}"
+            )
         else:
             _compare_prompt(f"prompt {number}", tokens, logits_NV, others, others_NV, tally)
     if not tally.largest <= LIMIT:
         tally.wrong.insert(0, f"logits differ by {tally.largest:.1e} deviations")
     return Finding(
         found.engine,
-        "logits and greedy tokens",
+        LOGITS_AND_TOKENS,
         len(expected.tokens),
         tally.equal,
         tally.compared,
@@ -86,7 +90,14 @@ def compare(expected: Answers, found: Answers) -> Finding:
     )
 
 
-def _compare_prompt(where, tokens, logits_NV, others, others_NV, tally: _Tally) -> None:  # type: ignore[no-untyped-def]
+def _compare_prompt(
+    where: str,
+    tokens: Sequence[int],
+    logits_NV: np.ndarray,
+    others: Sequence[int],
+    others_NV: np.ndarray,
+    tally: _Tally,
+) -> None:
     for step, (token, other) in enumerate(zip(tokens, others, strict=True)):
         logits_V, spread = logits_NV[step], max(float(logits_NV[step].std()), np.finfo(np.float32).tiny)
         difference = float(np.abs(logits_V - others_NV[step]).max()) / spread
@@ -96,11 +107,11 @@ def _compare_prompt(where, tokens, logits_NV, others, others_NV, tally: _Tally) 
             tally.compared += 1
             continue
         margin = float(logits_V[token] - logits_V[other]) / spread
-        place = f"{where}, token {step + 1}: {other}, the source's is {token}"
+        difference_text = f"{where}, token {step + 1}: {other} instead of {token}"
         if margin <= 2 * LIMIT:
-            tally.ties.append(f"{place}, a tie ({margin:.0e} deviations apart)")
+            tally.ties.append(f"{difference_text}, a tie ({margin:.0e} deviations apart)")
         else:
-            tally.wrong.append(place)
+            tally.wrong.append(difference_text)
             tally.compared += len(tokens) - step
         return
 

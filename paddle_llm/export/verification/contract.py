@@ -1,8 +1,9 @@
-"""Does an export keep the contract of its target? Every way in which a folder loads without an error and answers
-garbage.
+"""Checks an export against the contract of its target: every known way in which a folder loads without an error and
+generates garbage.
 
-For FastDeploy 2.x: what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py); for Hugging Face:
-what from_pretrained does. Fast on huge models: of the weights only the headers are read (lint_weights.py).
+The contract of FastDeploy 2.x is what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py), that of
+Hugging Face what from_pretrained does. Only the headers of weight files are read (contract_weights.py), so that huge models
+are checked fast.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from paddle_llm.config.local_files.chat_templates import DEFAULT, find_templates
 from paddle_llm.core.artifacts import (
     EXPORT_RECORD,
     GENERATION_CONFIG,
@@ -24,21 +26,28 @@ from paddle_llm.core.artifacts import (
     TOKENIZER_JSON,
 )
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.chat.renderer import Renderer
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.verification.contract_weights import AGAIN, lint_files, lint_tensors, lint_types
+from paddle_llm.families.shape import facts_from_dict, find_family
+from paddle_llm.models.build import plain_configuration
+from paddle_llm.models.weights.outline import outline
 
 _PROGRAM = (STATIC_PROGRAM, STATIC_WEIGHTS, STATIC_STEP, MODEL_CONFIG, TOKENIZER_CONFIG)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-_FEW_TOKENS = (
-    256  # a tokenizer that has lost its pieces has a handful; one's own may be much smaller than the vocabulary
-)
+# A tokenizer that lost its pieces has only a few tokens; a correct one may be much smaller than the vocabulary.
+_MIN_TOKENS = 256
 
 
 def lint(folder: Path, target: str) -> list[str]:
-    """What is wrong with an export, each with what to do; [] when its contract holds.
+    """Check an export against the contract of its target.
 
     Args:
+        folder: Folder of the export.
         target: "hf", "fastdeploy" or "static".
+
+    Returns:
+        Each problem with what to do; [] if the contract holds.
     """
     if target == "static":
         return list(_lint_static(folder))
@@ -63,36 +72,32 @@ def lint(folder: Path, target: str) -> list[str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
-    """The JSON object in a file, None with a problem where there is none."""
+    """Return the JSON object in a file, or None and the problem."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None, [f"{path.name} is missing; {AGAIN}"]
+        return None, [f"{path.name} is missing. {AGAIN}"]
     except (OSError, ValueError) as error:
-        return None, [f"{path.name} cannot be read ({error}); {AGAIN}"]
-    return (found, []) if isinstance(found, dict) else (None, [f"{path.name} holds no object; {AGAIN}"])
+        return None, [f"{path.name} cannot be read: {error}. {AGAIN}"]
+    return (found, []) if isinstance(found, dict) else (None, [f"{path.name} is not a JSON object. {AGAIN}"])
 
 
 def _config_problems(raw: dict[str, Any], target: str) -> Iterator[str]:
     if not raw.get("architectures"):
-        yield 'config.json names no architectures, by which the network is chosen: write it, such as ["LlamaForCausalLM"]'
+        yield 'config.json has no architectures, which select the network. Add it, such as ["LlamaForCausalLM"].'
     keys = [key for key in ("torch_dtype", "dtype") if key in raw]
     if len(keys) == 2:
-        yield "config.json has both torch_dtype and dtype, which FastDeploy refuses: remove dtype (torch_dtype says that matrices are [out, in])"
+        yield "config.json has both torch_dtype and dtype, which FastDeploy refuses. Remove dtype (torch_dtype means [out, in] matrices)."
     elif not keys:
-        yield "config.json has neither torch_dtype nor dtype, which FastDeploy refuses: write torch_dtype, the type of the stored weights"
+        yield "config.json has neither torch_dtype nor dtype, which FastDeploy refuses. Add torch_dtype with the type of the weights."
     elif keys == ["dtype"] and target == "fastdeploy":
-        yield "config.json says dtype, by which FastDeploy takes matrices to be [in, out]; these are [out, in]: call it torch_dtype"
+        yield "config.json has dtype, which means [in, out] matrices to FastDeploy; these are [out, in]. Rename it to torch_dtype."
     elif raw[keys[0]] not in ITEM_SIZES:
-        yield f"config.json says {keys[0]} {raw[keys[0]]!r}: write one of {', '.join(ITEM_SIZES)}"
+        yield f"config.json has {keys[0]}={raw[keys[0]]!r}. Use one of {', '.join(ITEM_SIZES)}."
 
 
 def _network(folder: Path, raw: dict[str, Any]) -> tuple[str, Any, dict[str, tuple[int, ...]], int]:
-    """Family, PaddleNLP's configuration, the shapes of all weights, the vocabulary's size: by config.json."""
-    from paddle_llm.families.shape import facts_from_dict, find_family
-    from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.weights.outline import outline
-
+    """Return family, PaddleNLP's configuration, shapes of all weights and vocabulary size, according to config.json."""
     facts = facts_from_dict(raw, where="it")
     family = find_family(facts)
     config = plain_configuration(folder, family, facts.raw)
@@ -104,7 +109,7 @@ def _id_problems(values: dict[str, Any], where: str, size: int) -> Iterator[str]
         given = values.get(key)
         for number in given if isinstance(given, list) else [given]:
             if number is not None and not (isinstance(number, int) and 0 <= number < size):
-                yield f"{where}: {key} {number!r} is no token of a vocabulary of {size}: correct it, or remove the key"
+                yield f"{where}: {key} {number!r} is outside the vocabulary of {size} tokens. Correct it, or remove the key."
 
 
 def _generation_problems(folder: Path, size: int) -> Iterator[str]:
@@ -118,10 +123,10 @@ def _generation_problems(folder: Path, size: int) -> Iterator[str]:
 
 
 def _record_problems(folder: Path, target: str) -> Iterator[str]:
-    """export.json, which the export's command writes last, says for whom the folder is."""
+    """Check that export.json, which the export writes last, names this target."""
     record = _read(folder / EXPORT_RECORD)[0]
     if record is not None and record.get("target") not in (None, target):
-        yield f"export.json says that this is an export for {record['target']}, not for {target}: name the right one, or {AGAIN}"
+        yield f"export.json names the target {record['target']}, not {target}. Name the right target, or export again."
 
 
 # ---- tokenizer ------------------------------------------------------------------------------------------------------
@@ -130,13 +135,13 @@ def _record_problems(folder: Path, target: str) -> Iterator[str]:
 def _tokenizer_problems(folder: Path, target: str, size: int) -> Iterator[str]:
     if (folder / PADDLENLP_SENTENCEPIECE_MODEL).is_file():
         yield (
-            "sentencepiece.bpe.model is left over: where there is no tokenizer.json it is read as a tokenizer of 3 tokens, without a word; "
-            "remove it (Hugging Face's name of the file is tokenizer.model)"
+            "sentencepiece.bpe.model is left over. Without a tokenizer.json it is silently read as a tokenizer of 3 tokens. Remove "
+            "it (Hugging Face's name of the file is tokenizer.model)."
         )
     config = folder / TOKENIZER_CONFIG
     if not config.is_file():
         if target == "fastdeploy":
-            yield f"{TOKENIZER_CONFIG} is missing, without which FastDeploy reads no prompt: name the tokenizer's folder with --tokenizer"
+            yield f"{TOKENIZER_CONFIG} is missing, which FastDeploy needs. Give a tokenizer folder with --tokenizer."
         return
     values, problems = _read(config)
     yield from problems
@@ -145,7 +150,7 @@ def _tokenizer_problems(folder: Path, target: str, size: int) -> Iterator[str]:
     if (folder / TOKENIZER_JSON).is_file():
         yield from _vocabulary_problems(folder, values, size)
     elif target == "fastdeploy" or "auto_map" not in values:
-        yield f"tokenizer.json is missing: {values.get('tokenizer_class')} would load with next to no tokens, without a word; {AGAIN}"
+        yield f"tokenizer.json is missing, so {values.get('tokenizer_class')} would silently load almost no tokens. {AGAIN}"
     if values.get("chat_template") is not None:
         yield from _template_problems(folder, values)
 
@@ -156,27 +161,24 @@ def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Ite
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / TOKENIZER_JSON))
     except Exception as error:  # the library's own errors are bare Exceptions
-        yield f"tokenizer.json cannot be read ({error}); {AGAIN}"
+        yield f"tokenizer.json cannot be read: {error}. {AGAIN}"
         return
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if highest >= size:
-        yield f"the tokenizer has ids up to {highest}, the model a vocabulary of {size}: they do not belong together; give the right --tokenizer"
-    elif tokenizer.get_vocab_size(with_added_tokens=True) < min(_FEW_TOKENS, size // 2):
+        yield f"the tokenizer has ids up to {highest}, but the model has a vocabulary of {size}. Give its own tokenizer with --tokenizer."
+    elif tokenizer.get_vocab_size(with_added_tokens=True) < min(_MIN_TOKENS, size // 2):
         yield (
-            f"the tokenizer has {tokenizer.get_vocab_size(with_added_tokens=True)} tokens, the model a vocabulary of {size}: it has lost its "
-            "pieces, or is another model's; give the right --tokenizer"
+            f"the tokenizer has only {tokenizer.get_vocab_size(with_added_tokens=True)} tokens, but the model has a vocabulary of "
+            f"{size}: it lost its pieces or belongs to another model. Give the right one with --tokenizer."
         )
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         token = config.get(key)
         text = token.get("content") if isinstance(token, dict) else token
         if text is not None and tokenizer.token_to_id(text) is None:
-            yield f"{TOKENIZER_CONFIG}: {key} {text!r} is not in tokenizer.json, and would get an id behind the model's vocabulary: correct it"
+            yield f"{TOKENIZER_CONFIG}: {key} {text!r} is not in tokenizer.json and would get an id outside the vocabulary. Correct it."
 
 
 def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
-    from paddle_llm.config.local_files.chat_templates import DEFAULT, find_templates
-    from paddle_llm.data.chat.renderer import Renderer
-
     try:
         found = find_templates(folder)
     except UserError as error:
@@ -184,20 +186,20 @@ def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
         return
     template = found.by_name.get(DEFAULT) if found else None
     if not template or not template.strip():
-        yield f"{TOKENIZER_CONFIG}: chat_template holds no template: write one, or remove the key"
+        yield f"{TOKENIZER_CONFIG}: chat_template is empty. Add a template, or remove the key."
         return
     tokens = {key: value for key, value in config.items() if key.endswith("_token") and not key.startswith("add_")}
     values = {key: token["content"] if isinstance(token, dict) else token for key, token in tokens.items() if token}
-    asked = [{"role": "user", "content": "7*6?"}]
-    talk = [*asked, {"role": "assistant", "content": "It is 42."}, {"role": "user", "content": "Sure?"}]
+    question = [{"role": "user", "content": "7*6?"}]
+    conversation = [*question, {"role": "assistant", "content": "It is 42."}, {"role": "user", "content": "Sure?"}]
     try:
         renderer = Renderer(template, TOKENIZER_CONFIG, values, date="2024-07-26")
-        texts = [renderer(messages, add_generation_prompt=True).text for messages in (asked, talk)]
+        texts = [renderer(messages, add_generation_prompt=True).text for messages in (question, conversation)]
     except UserError as error:
-        yield f"the chat template does not render: {error}: correct chat_template in {TOKENIZER_CONFIG}"
+        yield f"the chat template does not render: {error} Correct chat_template in {TOKENIZER_CONFIG}."
         return
     if "7*6?" not in texts[0] or "Sure?" not in texts[1]:
-        yield f"the chat template loses what the user says ({texts[1]!r}): correct chat_template in {TOKENIZER_CONFIG}"
+        yield f"the chat template drops the user's message: {texts[1]!r}. Correct chat_template in {TOKENIZER_CONFIG}."
 
 
 # ---- static ---------------------------------------------------------------------------------------------------------
@@ -206,15 +208,13 @@ def _template_problems(folder: Path, config: dict[str, Any]) -> Iterator[str]:
 def _lint_static(folder: Path) -> Iterator[str]:
     absent = [name for name in _PROGRAM if not (folder / name).is_file()]
     if absent:
-        yield f"{', '.join(absent)} missing; {AGAIN}"
+        yield f"{', '.join(absent)} missing. {AGAIN}"
         return
     raw, problems = _read(folder / MODEL_CONFIG)
     step, more = _read(folder / STATIC_STEP)
     yield from [*problems, *more]
     if raw is None or step is None:
         return
-    from paddle_llm.families.shape import facts_from_dict
-
     facts = facts_from_dict(raw, where=MODEL_CONFIG)
     of_config = {
         "family": facts.model_type,
@@ -225,13 +225,13 @@ def _lint_static(folder: Path) -> Iterator[str]:
     }
     for key, value in of_config.items():
         if step.get(key) != value:
-            yield f"step.json says {key} {step.get(key)!r}, config.json {value!r}: the program is of another network; {AGAIN}"
+            yield f"step.json has {key}={step.get(key)!r}, config.json {value!r}: the program belongs to another network. {AGAIN}"
     ends = {f"end_ids[{i}]": number for i, number in enumerate(step.get("end_ids") or [])}
     for key, number in ends.items():
         if not (isinstance(number, int) and 0 <= number < facts.vocab_size):
-            yield f"step.json: {key} {number!r} is no token of a vocabulary of {facts.vocab_size}; {AGAIN}"
+            yield f"step.json: {key} {number!r} is outside the vocabulary of {facts.vocab_size} tokens. {AGAIN}"
     if step.get("dtype") != "float32":
-        yield f"step.json says dtype {step.get('dtype')!r}; a static program computes in float32: {AGAIN}"
+        yield f"step.json has dtype {step.get('dtype')!r}, but a static program computes in float32. {AGAIN}"
     if (folder / STATIC_WEIGHTS).stat().st_size < 4 * facts.vocab_size * facts.hidden_size:
-        yield f"model.pdiparams is smaller than the embedding alone: it is cut off; {AGAIN}"
+        yield f"model.pdiparams is smaller than the embedding: it is truncated. {AGAIN}"
     yield from _generation_problems(folder, facts.vocab_size)

@@ -1,24 +1,31 @@
-"""Does an export say of itself what its source says? What logits of a few short texts need not show: a norm's epsilon,
-positions that no prompt reaches, what ends a text, ids of words."""
+"""Compares the configuration and tokenizer of an export with those of its source.
+
+These may differ without an effect on the logits of a few short texts: the epsilon of a norm, positions beyond the prompts,
+end tokens, ids of other texts.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.artifacts import GENERATION_CONFIG, TOKENIZER_JSON
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.tokenizers.text_codec import open_codec
+from paddle_llm.export.source.source import Source
+from paddle_llm.families import Family
+from paddle_llm.families.shape import find_family
+from paddle_llm.generation.prompts import encode_text
 from paddle_llm.generation.stop_tokens import ids_in
+from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.to_hugging_face import in_vocabulary
+from paddle_llm.models.weights.names import is_tied
 
-if TYPE_CHECKING:
-    from paddle_llm.export.source.source import Source
-    from paddle_llm.families import Family
-
-# Words in the names of keys that only a training reads.
-_OF_TRAINING = (
+# Parts of the names of keys that only training reads.
+_TRAINING_KEYS = (
     "dropout",
     "initializer",
     "init_weights",
@@ -28,44 +35,42 @@ _OF_TRAINING = (
     "checkpoint",
     "parallel",
 )
-_OF_TRAINING += ("pretraining_tp", "slow_but_exact", "use_", "_fast_entry", "mp_degree")
+_TRAINING_KEYS += ("pretraining_tp", "slow_but_exact", "use_", "_fast_entry", "mp_degree")
 _UNDECLARED = {"rope_scaling", "bos_token_id"}
 
 
 def configuration_differences(source: Source, folder: Path) -> list[str]:
-    """Where the folder's config.json makes another network than the source's, or ends texts elsewhere."""
-    from paddle_llm.config.local_files.model_folder import read_model_facts
-    from paddle_llm.families.shape import find_family
-    from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.weights.names import is_tied
+    """Return how the network and end tokens of the folder's config.json differ from the source's."""
 
     try:
         facts = read_model_facts(folder)
         family = find_family(facts)
         if family.name != source.family.name:
-            return [f"config.json is of {family.title}, the source of {source.family.title}"]
+            return [f"config.json describes {family.title}, the source is {source.family.title}"]
         config = plain_configuration(folder, family, facts.raw)
     except UserError as error:
         return [str(error)]
     ours, theirs = _comparable(source.config), _comparable(config)
     found = [
-        f"{name} {theirs.get(name)!r}, the source's is {ours.get(name)!r}"
+        f"{name} is {theirs.get(name)!r} instead of {ours.get(name)!r}"
         for name in _read_by_the_network(family)
         if ours.get(name) != theirs.get(name)
     ]
     if is_tied(family.name, config) != is_tied(family.name, source.config):
-        found.append("tie_word_embeddings is not the source's")
+        found.append("tie_word_embeddings differs from the source")
     return found + _end_differences(source, folder, facts.raw)
 
 
 def _comparable(config: Any) -> dict[str, Any]:
-    """A configuration's values; an id that no token has counts as none."""
+    """Return a configuration's values; an id outside the vocabulary counts as none."""
     return _with_plain_rope(config) | {"bos_token_id": in_vocabulary(config.bos_token_id, config.vocab_size)}
 
 
 def _with_plain_rope(config: Any) -> dict[str, Any]:
-    """A configuration with what PaddleNLP alone can say spelled as everybody's: its "ntk" is a larger base and more
-    positions, and no scaling is looked at beside llama3's."""
+    """Return a configuration's values with PaddleNLP's own kinds of RoPE scaling in the usual form.
+
+    Its "ntk" becomes a larger base and more positions; no other scaling applies together with llama3's.
+    """
     values = config.to_dict()
     kind, factor = values.get("rope_scaling_type"), values.get("rope_scaling_factor")
     llama3 = (values.get("rope_scaling") or {}).get("rope_type") == "llama3"
@@ -81,30 +86,32 @@ def _with_plain_rope(config: Any) -> dict[str, Any]:
 
 
 def _read_by_the_network(family: Family) -> list[str]:
-    """Keys of a configuration that change answers: those that the family's class declares, but for training's."""
+    """Return the keys of a configuration that change answers: those that the family's class declares, except for training."""
     from paddlenlp.transformers import PretrainedConfig
 
     own = set(family.load("config_class")().to_dict()) - set(PretrainedConfig().to_dict())
-    return sorted(name for name in own | _UNDECLARED if not any(word in name for word in _OF_TRAINING))
+    return sorted(name for name in own | _UNDECLARED if not any(word in name for word in _TRAINING_KEYS))
 
 
 def _end_differences(source: Source, folder: Path, raw: dict[str, Any]) -> list[str]:
-    wanted, stated = set(source.stop_ids()), stated_ends(folder, raw)
-    missing = sorted(wanted - stated)
+    expected, stated = set(source.stop_ids()), stated_ends(folder, raw)
+    missing = sorted(expected - stated)
     return (
-        [f"nothing ends a text at {missing}, where the source does (eos_token_id {sorted(stated)})"] if missing else []
+        [f"texts do not end at {missing}, as those of the source do (eos_token_id is {sorted(stated)})"]
+        if missing
+        else []
     )
 
 
 def stated_ends(folder: Path, raw: dict[str, Any]) -> set[int]:
-    """As transformers reads it: generation_config.json's where it has some, else config.json's."""
+    """Return the end ids that transformers reads: those of generation_config.json if it has any, else of config.json."""
     file = folder / GENERATION_CONFIG
     stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     return set(ids_in(raw.get("eos_token_id") if stated is None else stated))
 
 
 def tokenizer_differences(folder: Path, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> tuple[str, list[str]]:
-    """Who has read the folder's tokenizer, and the texts to which it gives other ids than these."""
+    """Return the library that read the folder's tokenizer, and the texts to which it gives other ids."""
     try:
         engine, encode = _opened(folder)
         return engine, other_ids(texts, ids, [encode(text) for text in texts])
@@ -113,9 +120,9 @@ def tokenizer_differences(folder: Path, texts: Sequence[str], ids: Sequence[Sequ
 
 
 def other_ids(texts: Sequence[str], ids: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> list[str]:
-    """The texts that were given other ids."""
+    """Return a description of each text with other ids."""
     triples = zip(texts, ids, found, strict=True)
-    return [f"other ids for {text!r}" for text, wanted, have in triples if list(wanted) != list(have)]
+    return [f"other ids for {text!r}" for text, expected, actual in triples if list(expected) != list(actual)]
 
 
 def _opened(folder: Path) -> Any:
@@ -125,8 +132,5 @@ def _opened(folder: Path) -> Any:
 
         tokenizer = tokenizers.Tokenizer.from_file(str(file))
         return f"tokenizers {tokenizers.__version__}", lambda text: tokenizer.encode(text).ids
-    from paddle_llm.data.tokenizers.text_codec import open_codec
-    from paddle_llm.generation.prompts import encode_text
-
     codec = open_codec(str(folder))
     return "sentencepiece", lambda text: encode_text(codec, text).ids

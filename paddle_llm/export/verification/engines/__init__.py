@@ -1,1 +1,1 @@
-"""Who answers the questions of a verification: our loader, paddle.inference, transformers, paddleformers."""
+"""The engines of a verification: PaddleNLP, paddle.inference, transformers and PaddleFormers."""

@@ -1,30 +1,29 @@
-"""PaddleNLP's network in this process: with the source's tensors, and with an exported folder that our own loader reads."""
+"""PaddleNLP's network in this process, with the source's tensors and with an exported folder read by this library's loader."""
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from paddle_llm.config.layout import Layout
+from paddle_llm.config.run_config import RunConfig
 from paddle_llm.export.source.dtypes import widened
+from paddle_llm.export.source.source import Source
 from paddle_llm.export.verification.engines.question import Answers, Question, continue_greedily
-
-if TYPE_CHECKING:
-    from paddle_llm.export.source.source import Source
+from paddle_llm.models.build import build_model, build_network
+from paddle_llm.models.configuration.switches import apply_switches
+from paddle_llm.models.weights.names import canonical_parameters
 
 
 def answer_of_source(source: Source, question: Question, dtypes: dict[str, str]) -> Answers:
-    """The source's own answers: its tensors go into the network one by one, through nothing that an export goes through.
+    """Run the source. Its tensors are put into the network one by one, without any code of the export.
 
     Args:
-        dtypes: what the export keeps each weight in; the source's are rounded to it, the arithmetic is fp32.
+        source: The source.
+        question: Prompts.
+        dtypes: Type of each weight in the export. The source's weights are rounded to it; the arithmetic is fp32.
     """
     import paddle
-
-    from paddle_llm.config.layout import Layout
-    from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.models.build import build_network
-    from paddle_llm.models.configuration.switches import apply_switches
-    from paddle_llm.models.weights.names import canonical_parameters
 
     config = copy.deepcopy(source.config)
     run = RunConfig(model_name_or_path=str(source.folder), continue_training=True, device=_device())
@@ -38,16 +37,12 @@ def answer_of_source(source: Source, question: Question, dtypes: dict[str, str])
 
 
 def answer(question: Question) -> Answers:
-    """The exported folder, as `paddle-llm generate` and a continued training load it.
+    """Run the exported folder as `paddle-llm generate` and continued training load it.
 
     Raises:
-        UserError: the folder cannot be loaded.
+        UserError: If the folder cannot be loaded.
     """
     import paddle
-
-    from paddle_llm.config.layout import Layout
-    from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.models.build import build_model
 
     run = RunConfig(model_name_or_path=str(question.folder), continue_training=True, device=_device())
     model = build_model(run, Layout(), dtype="float32")

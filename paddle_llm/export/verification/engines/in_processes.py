@@ -1,9 +1,9 @@
-"""Engines in processes of their own: torch beside paddle in one process clashes over OpenMP, and PaddleFormers does not
-install beside PaddleNLP.
+"""Engines in separate processes: torch and Paddle conflict over OpenMP in one process, and PaddleFormers cannot be installed
+together with PaddleNLP.
 
-A child is a script of this folder, run by the path with the engine's own Python: it imports nothing of this package. It is
-given a question as JSON, and leaves an .npz: `tokens` [P, N], `logits` [P, N, V] fp32 and `heard`, JSON with what else it
-has found. Exit code 3: it says on stderr what is wrong with the folder.
+A child process runs a script of this folder by its path, with the engine's Python, and imports nothing of this package. It gets
+a question as JSON and writes an .npz: `tokens` [P, N], `logits` [P, N, V] fp32 and `other`, JSON with the other fields of
+`Answers`. Exit code 3 means that stderr says what is wrong with the folder.
 """
 
 from __future__ import annotations
@@ -25,50 +25,51 @@ from paddle_llm.export.verification.engines.question import Answers, EngineEnded
 
 PADDLEFORMERS_PYTHON = "PADDLE_LLM_PADDLEFORMERS_PYTHON"
 _HERE = Path(__file__).parent
-_LAST_WORDS = 8  # lines
-_SAYS_WHAT_IS_WRONG = 3
-_PATIENCE = 4 * 3600.0  # seconds; a model of 100 GB is read in minutes, and answers 5 prompts in some more
+_OUTPUT_LINES = 8  # last lines of output in a message
+_WRONG_FOLDER = 3  # exit code
+_TIMEOUT = 4 * 3600.0  # seconds; a model of 100 GB needs minutes to load and to answer 5 prompts
 
 
 def answer_of_transformers(question: Question) -> Answers:
-    """transformers on torch, of this environment.
+    """Run transformers on torch, from this environment.
 
     Raises:
-        NotRun: not installed.
-        EngineFailed: it has not found the weights as they must be.
-        EngineEnded: before it had answered.
+        NotRun: If it is not installed.
+        EngineFailed: If it does not find the weights that it needs.
+        EngineEnded: If it ends without an answer.
     """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        raise NotRun(f"{' and '.join(missing)} not installed here: pip install 'paddle_llm[hf]'")
+        raise NotRun(f"{' and '.join(missing)} not installed. Install with: pip install 'paddle_llm[hf]'")
     return _ask(Path(sys.executable), "transformers_child.py", question)
 
 
 def answer_of_paddleformers(question: Question, python: Path | None) -> Answers:
-    """PaddleFormers, which FastDeploy 2.x loads a folder with where it has no network of its own.
+    """Run PaddleFormers, with which FastDeploy 2.x loads folders that it has no network for.
 
     Args:
-        python: of its environment.
+        question: Prompts.
+        python: Python of its environment.
 
     Raises:
-        NotRun: no such environment is named.
-        EngineEnded: before it had answered.
+        NotRun: If no environment is named.
+        EngineEnded: If it ends without an answer.
     """
     if python is None:
         raise NotRun(
-            "it needs an environment of its own: launch/paddleformers_env.sh DIR makes one, then "
-            f"--paddleformers_python DIR/bin/python (or {PADDLEFORMERS_PYTHON}=DIR/bin/python)"
+            "it needs a separate environment. Create one with launch/paddleformers_env.sh DIR, then use "
+            f"--paddleformers_python DIR/bin/python (or {PADDLEFORMERS_PYTHON}=DIR/bin/python)."
         )
-    # PaddleFormers writes a file of its own into the folder that it loads.
+    # PaddleFormers writes a file into the folder that it loads.
     with _linked(question.folder) as folder:
         return _ask(python, "paddleformers_child.py", question, folder)
 
 
 def has_paddleformers(python: Path) -> bool:
-    """Whether a program is a Python in whose environment PaddleFormers is; without importing it."""
-    looked = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('paddleformers') else 1)"
+    """Return whether a program is a Python that has PaddleFormers installed, without importing it."""
+    code = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('paddleformers') else 1)"
     try:
-        done = subprocess.run([str(python), "-c", looked], env=_environment(), capture_output=True, timeout=60)
+        done = subprocess.run([str(python), "-c", code], env=_environment(), capture_output=True, timeout=60)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
@@ -76,8 +77,8 @@ def has_paddleformers(python: Path) -> bool:
 
 def _ask(python: Path, script: str, question: Question, folder: Path | None = None) -> Answers:
     with tempfile.TemporaryDirectory(prefix="paddle_llm_verify_") as scratch:
-        asked, heard = Path(scratch) / "question.json", Path(scratch) / "answers.npz"
-        asked.write_text(
+        question_file, answers_file = Path(scratch) / "question.json", Path(scratch) / "answers.npz"
+        question_file.write_text(
             json.dumps(
                 {
                     "folder": str((folder or question.folder).resolve()),
@@ -87,49 +88,51 @@ def _ask(python: Path, script: str, question: Question, folder: Path | None = No
                 }
             )
         )
-        _run([str(python), str(_HERE / script), str(asked), str(heard)])
-        if not heard.is_file():
+        _run([str(python), str(_HERE / script), str(question_file), str(answers_file)])
+        if not answers_file.is_file():
             raise EngineEnded("it ended without an answer")
-        with np.load(heard) as found:
-            more = json.loads(str(found["heard"]))
-            return Answers(tokens=found["tokens"].tolist(), logits_NV=list(found["logits"]), **more)
+        with np.load(answers_file) as found:
+            other = json.loads(str(found["other"]))
+            return Answers(tokens=found["tokens"].tolist(), logits_NV=list(found["logits"]), **other)
 
 
-def _run(words: list[str]) -> None:
+def _run(command: list[str]) -> None:
     try:
         done = subprocess.run(
-            words, env=_environment(), capture_output=True, text=True, errors="replace", timeout=_PATIENCE
+            command, env=_environment(), capture_output=True, text=True, errors="replace", timeout=_TIMEOUT
         )
     except subprocess.TimeoutExpired as error:
-        said = error.stderr or b""  # bytes, whatever is asked for (CPython 3.11)
-        text = said.decode(errors="replace") if isinstance(said, bytes) else said
-        raise EngineEnded(_with_last_words(f"it had not answered after {_PATIENCE:.0f} s", text)) from None
+        output = error.stderr or b""  # bytes even with text=True (CPython 3.11)
+        text = output.decode(errors="replace") if isinstance(output, bytes) else output
+        raise EngineEnded(_with_output(f"it did not answer within {_TIMEOUT:.0f} s", text)) from None
     except OSError as error:
-        raise EngineEnded(f"{words[0]} does not start: {error.strerror or error}") from None
-    if done.returncode == _SAYS_WHAT_IS_WRONG:
-        raise EngineFailed(_with_last_words("", done.stderr))
+        raise EngineEnded(f"{command[0]} does not start: {error.strerror or error}") from None
+    if done.returncode == _WRONG_FOLDER:
+        raise EngineFailed(_with_output("", done.stderr))
     if done.returncode:
-        raise EngineEnded(_with_last_words(_how_it_ended(done.returncode), done.stderr))
+        raise EngineEnded(_with_output(_describe_exit(done.returncode), done.stderr))
 
 
-def _how_it_ended(code: int) -> str:
-    """Of a process, by its exit code."""
+def _describe_exit(code: int) -> str:
+    """Describe how a process ended."""
     if code > 0:
         return f"it ended with exit code {code}"
     try:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    return f"it was ended by {name}" + (" (as when the memory is full)" if -code == signal.SIGKILL else "")
+    return f"it was ended by {name}" + (" (possibly out of memory)" if -code == signal.SIGKILL else "")
 
 
-def _with_last_words(how: str, said: str) -> str:
-    words = [line for line in said.splitlines() if line.strip()][-_LAST_WORDS:]
-    return "\n".join([*([f"{how}; its last words:" if words else f"{how}, without a word"] if how else []), *words])
+def _with_output(reason: str, output: str) -> str:
+    lines = [line for line in output.splitlines() if line.strip()][-_OUTPUT_LINES:]
+    return "\n".join(
+        [*([f"{reason}; its last output:" if lines else f"{reason}, without output"] if reason else []), *lines]
+    )
 
 
 def _environment() -> dict[str, str]:
-    """This process's, without what would make a child download, use a GPU or think that it is a rank of a job."""
+    """Return this process's environment, without variables that let a child download, use a GPU or act as a rank of a job."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "FLAGS_"))}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**kept, **offline, "CUDA_VISIBLE_DEVICES": "", "GLOG_minloglevel": "2", "PYTHONIOENCODING": "utf-8"}
@@ -137,7 +140,7 @@ def _environment() -> dict[str, str]:
 
 @contextmanager
 def _linked(folder: Path) -> Iterator[Path]:
-    """A folder of links to the files of another."""
+    """Yield a folder of links to the files of another folder."""
     with tempfile.TemporaryDirectory(prefix="paddle_llm_verify_") as links:
         for file in folder.resolve().iterdir():
             (Path(links) / file.name).symlink_to(file)

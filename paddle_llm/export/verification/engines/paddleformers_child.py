@@ -1,7 +1,7 @@
-"""Answers of PaddleFormers. Run as `python paddleformers_child.py QUESTION.json ANSWERS.npz` by in_processes.py.
+"""Answers of PaddleFormers. in_processes.py runs it as `python paddleformers_child.py QUESTION.json ANSWERS.npz`.
 
-On a CPU its fused RMSNorm and its flash attention do not run: both are off. The text is computed anew for each token, without
-a cache: this is about weights, names and configuration.
+Fused RMSNorm and flash attention do not run on a CPU and are switched off. The whole text is recomputed for each token, without
+a cache: the comparison concerns weights, names and configuration.
 """
 
 from __future__ import annotations
@@ -17,35 +17,35 @@ import paddle
 from paddleformers.transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 
-def main(asked: str, heard: str) -> None:
-    question = json.loads(Path(asked).read_text())
+def main(question_file: str, answers_file: str) -> None:
+    question = json.loads(Path(question_file).read_text())
     folder = question["folder"]
     paddle.set_device("cpu")
     config = AutoConfig.from_pretrained(folder)
     config.fuse_rms_norm = False
     config._attn_implementation = "eager"
-    # Its embedding gives zeros for the padding's token wherever that stands, also in the middle of a text.
+    # Its embedding returns zeros for the padding token, even in the middle of a text.
     padding, config.pad_token_id = config.pad_token_id, None
     model = AutoModelForCausalLM.from_pretrained(folder, config=config, dtype="float32")
     model.eval()
     answers = [continued(model, ids, question["new_tokens"]) for ids in question["prompts"]]
-    generation = model.generation_config  # None where it has not found one
+    generation = model.generation_config  # None if it found none
     ends = None if generation is None else generation.eos_token_id
-    more = {
+    other = {
         "engine": f"paddleformers {version('paddleformers')} (paddle {paddle.__version__})",
         "end_ids": ends if isinstance(ends, list) else None if ends is None else [ends],
         "note": ""
         if padding is None
-        else f"compared without pad_token_id {padding}, which it reads as zeros in any text",
+        else f"compared without pad_token_id {padding}, whose embedding it replaces by zeros in any text",
         **read_texts(folder, question["texts"]),
     }
     tokens, logits = zip(*answers, strict=True)
-    np.savez(heard, tokens=np.stack(tokens), logits=np.stack(logits), heard=np.array(json.dumps(more)))
+    np.savez(answers_file, tokens=np.stack(tokens), logits=np.stack(logits), other=np.array(json.dumps(other)))
 
 
 @paddle.no_grad()
 def continued(model: Any, ids: list[int], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [N] and the logits [N, V] that they were chosen by."""
+    """Return tokens [N] and the logits [N, V] from which they were chosen."""
     text, logits_NV = list(ids), []
     for _ in range(new_tokens):
         found = model(input_ids=paddle.to_tensor([text]))
@@ -56,13 +56,13 @@ def continued(model: Any, ids: list[int], new_tokens: int) -> tuple[np.ndarray, 
 
 
 def read_texts(folder: str, texts: list[str]) -> dict[str, Any]:
-    """Ids of the texts, or why there are none: the weights are compared all the same."""
+    """Return the ids of the texts, or why there are none; the weights are compared either way."""
     if not texts or not (Path(folder) / "tokenizer_config.json").is_file():
         return {}
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return {"text_ids": [list(map(int, tokenizer(text)["input_ids"])) for text in texts]}
-    except Exception as error:  # it raises whatever comes
+    except Exception as error:  # the library may raise any exception
         return {"tokenizer_problem": f"{type(error).__name__}: {error}"}
 
 

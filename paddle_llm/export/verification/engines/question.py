@@ -1,4 +1,4 @@
-"""What a verification asks every engine, and what it hears."""
+"""The prompts of a verification, and the answers of an engine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from paddle_llm.models.prompt import Prompt
 
 @dataclass(frozen=True)
 class Question:
-    """Prompts to be continued greedily, over any end of text, so that as many tokens are compared as were asked for.
+    """Prompts to continue greedily. End tokens do not end the text, so that all requested tokens are compared.
 
     Attributes:
-        family: the model's, by name.
-        texts: for the engine's own tokenizer; empty where the source has none.
-        text_ids: what the source's tokenizer makes of them.
-        new_tokens: behind each prompt.
+        folder: Folder of the export.
+        family: Name of the model family.
+        prompts: Encoded prompts.
+        texts: Texts for the engine's own tokenizer; empty if the source has none.
+        text_ids: Ids of the texts, by the source's tokenizer.
+        new_tokens: Number of tokens generated for each prompt.
     """
 
     folder: Path
@@ -33,16 +35,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one engine makes of a question.
+    """The answers of one engine.
 
     Attributes:
-        engine: its name and version.
-        tokens: of each prompt.
-        logits_NV: of each prompt, those that each of its N tokens was chosen by.
-        text_ids: ids of the texts, where the engine has read the folder's tokenizer.
-        tokenizer_problem: why it could not.
-        end_ids: what ends a text, as the engine has read it; None where it reads no such thing.
-        note: how it was asked, where that must be known.
+        engine: Name and version of the engine.
+        tokens: Generated tokens of each prompt.
+        logits_NV: For each prompt, the logits from which its N tokens were chosen.
+        text_ids: Ids of the texts, by the engine's tokenizer; None if it did not read one.
+        tokenizer_problem: Reason why it could not read the tokenizer; "" otherwise.
+        end_ids: Token ids that end a text in the engine; None if it reads none.
+        note: Remark about how the engine was run.
     """
 
     engine: str
@@ -55,22 +57,26 @@ class Answers:
 
 
 class NotRun(Exception):
-    """The engine is not installed, or has no such model: why, and what to do."""
+    """The engine is not installed, or does not support the model. The message says what to do."""
 
 
 class EngineFailed(Exception):
-    """The engine has looked at the folder and says what is wrong with it."""
+    """The engine reports what is wrong with the folder."""
 
 
 class EngineEnded(Exception):
-    """The engine ended before it had answered: how, and its own last words. Whose fault that is, is not known."""
+    """The engine ended without an answer, for an unknown reason. The message has its last output."""
 
 
 def continue_greedily(network: Any, new_tokens: int) -> tuple[list[list[int]], list[np.ndarray]]:
-    """The likeliest tokens [B, N], and of each row the logits [N, V] that they were chosen by.
+    """Continue a batch greedily.
 
     Args:
-        network: one batch of prompts, behind the interface of `models/incremental.py`.
+        network: Batch of prompts with the interface of `models/incremental.py`.
+        new_tokens: N.
+
+    Returns:
+        The most likely tokens [B, N], and for each row the logits [N, V] from which they were chosen.
     """
     logits_BV = network.read_prompts()
     tokens_NB, logits_NBV = [], []

@@ -1,7 +1,6 @@
-"""Answers of transformers on torch. Run as `python transformers_child.py QUESTION.json ANSWERS.npz` by in_processes.py.
+"""Answers of transformers on torch. in_processes.py runs it as `python transformers_child.py QUESTION.json ANSWERS.npz`.
 
-The weights are widened to fp32, whatever they are stored in; each prompt is continued alone, by transformers' own
-`generate` with its cache.
+The weights are converted to fp32. Each prompt is continued alone, by transformers' own `generate` with its cache.
 """
 
 from __future__ import annotations
@@ -16,37 +15,37 @@ import torch
 import transformers
 
 
-def main(asked: str, heard: str) -> None:
-    question = json.loads(Path(asked).read_text())
+def main(question_file: str, answers_file: str) -> None:
+    question = json.loads(Path(question_file).read_text())
     folder = question["folder"]
     model, loading = transformers.AutoModelForCausalLM.from_pretrained(
         folder, torch_dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
-    # transformers gives what it does not find random values, and says so in a line that nobody reads.
+    # transformers initialises missing weights randomly and only logs a warning.
     wrong = {kind: sorted(map(str, found)) for kind, found in loading.items() if found}
     if wrong:
-        print(f"transformers did not find the model's weights as they should be: {wrong}", file=sys.stderr)
-        sys.exit(3)  # which in_processes.py knows
+        print(f"transformers did not load all weights: {wrong}", file=sys.stderr)
+        sys.exit(3)  # see in_processes.py
     model.eval()
     ends = model.generation_config.eos_token_id
     answers = [continued(model, ids, question["new_tokens"]) for ids in question["prompts"]]
-    more = {
+    other = {
         "engine": f"transformers {transformers.__version__} (torch {torch.__version__})",
         "end_ids": ends if isinstance(ends, list) else [] if ends is None else [ends],
         **read_texts(folder, question["texts"], model),
     }
     tokens, logits = zip(*answers, strict=True)
-    np.savez(heard, tokens=np.stack(tokens), logits=np.stack(logits), heard=np.array(json.dumps(more)))
+    np.savez(answers_file, tokens=np.stack(tokens), logits=np.stack(logits), other=np.array(json.dumps(other)))
 
 
 @torch.no_grad()
 def continued(model: Any, ids: list[int], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [N] and the logits [N, V] that they were chosen by."""
+    """Return tokens [N] and the logits [N, V] from which they were chosen."""
     prompt_1S = torch.tensor([ids])
     choice = transformers.GenerationConfig(
         do_sample=False, max_new_tokens=new_tokens, pad_token_id=0, output_logits=True, return_dict_in_generate=True
     )
-    # Over the model's own ends, so that every engine gives as many tokens.
+    # No end tokens, so that every engine generates the same number of tokens.
     model.generation_config = choice
     found = model.generate(prompt_1S, attention_mask=torch.ones_like(prompt_1S), generation_config=choice)
     logits_NV = torch.stack([step[0] for step in found.logits]).float().numpy()
@@ -54,15 +53,15 @@ def continued(model: Any, ids: list[int], new_tokens: int) -> tuple[np.ndarray, 
 
 
 def read_texts(folder: str, texts: list[str], model: Any) -> dict[str, Any]:
-    """Ids of the texts, or why there are none: the weights are compared all the same."""
+    """Return the ids of the texts, or why there are none; the weights are compared either way."""
     if not texts or not (Path(folder) / "tokenizer_config.json").is_file():
         return {}
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        # As everybody calls it: the network must take all that the tokenizer gives.
+        # The usual call: the network must accept everything that the tokenizer returns.
         model.generate(**tokenizer(texts[0], return_tensors="pt"))
         return {"text_ids": [list(tokenizer(text)["input_ids"]) for text in texts]}
-    except Exception as error:  # it raises whatever comes
+    except Exception as error:  # the library may raise any exception
         return {"tokenizer_problem": f"{type(error).__name__}: {error}"}
 
 
