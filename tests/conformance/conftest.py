@@ -1,7 +1,7 @@
-"""Settings of the conformance suites: each compares what this project reads or writes with the owner's library.
+"""Settings of the conformance tests, which compare what this project reads and writes with the owner of each format.
 
-Hypothesis runs derandomised: the same inputs on every machine. `HYPOTHESIS_PROFILE=thorough`, which
-`make test-all` sets, runs more of them.
+Hypothesis runs derandomized, with the same inputs on every machine. `HYPOTHESIS_PROFILE=thorough` (set by
+`make test-all`) runs more inputs.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Chat templates in the shape of published families, written for these tests, with what each can express.
+"""Chat templates that resemble those of published families, written for these tests, with the features of each.
 
 Attributes of a family:
-    source: The Jinja text, or a list of {"name", "template"}.
-    end: What a trained answer ends with; None where the template writes no special token, so that EOS is learned.
-    can: What its conversations may have: system, tools, documents, reasoning, tool_role, any_order.
+    source: Jinja text, or a list of {"name", "template"}.
+    end: End of a trained answer; None if the template writes no special token, so that EOS is trained.
+    can: Features of its conversations: system, tools, documents, reasoning, tool_role, any_order.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ QWEN3 = """{%- if tools %}
     {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
 {%- endif %}"""
 
-# The prompt opens the block in which the model reasons.
+# The prompt opens the block for reasoning.
 QWQ = QWEN3.replace(
     "{{- '<|im_start|>assistant\\n' }}\n    {%- if", "{{- '<|im_start|>assistant\\n<think>\\n' }}\n    {%- if"
 )

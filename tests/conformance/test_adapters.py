@@ -1,4 +1,4 @@
-"""PEFT adapters: settings, logits, merged weights and gradients here and in Hugging Face's peft 0.17.1."""
+"""PEFT adapters: settings, logits, merged weights and gradients, compared with Hugging Face's peft 0.17.1."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory):
-    """Name of a shape -> its folder, made on demand."""
+    """Return a function from the name of a shape to its folder, which is written on demand."""
     made: dict[str, Path] = {}
 
     def folder(name: str) -> Path:
@@ -213,7 +213,7 @@ def test_peft_adapters_compute_the_same_values(case, bases, tmp_path):
 
 
 def compare(base: Path, folder: Path, described: dict[str, Any], *, merges: bool = True) -> None:
-    """An adapter that peft writes with these settings: logits, merged weights and its conversions there and back."""
+    """Compare an adapter that peft writes with these settings: logits, merged weights, conversion in both directions."""
     from paddle_llm.export.source.open import open_source
     from tests.helpers.convert import from_peft, to_peft
 
@@ -271,7 +271,7 @@ OTHERS = {
 
 @st.composite
 def adapters(draw: Any) -> tuple[str, dict[str, Any]]:
-    """(family, settings of LoraConfig): what people combine, with names, numbers and expressions mixed."""
+    """Draw (family, settings of LoraConfig) as people combine them, with mixed names, numbers and expressions."""
     family = draw(st.sampled_from(sorted(LINEARS)))
     names = draw(st.lists(st.sampled_from(LINEARS[family]), min_size=1, max_size=4, unique=True))
     patterns = st.one_of(
@@ -303,7 +303,7 @@ def adapters(draw: Any) -> tuple[str, dict[str, Any]]:
 
 
 def check_generated(bases: Any, networks: dict[str, Any], folder: Path, family: str, described: dict[str, Any]) -> None:
-    """Logits here and in peft of an adapter that peft writes."""
+    """Compare the logits of an adapter that peft writes with those of peft."""
     import paddle
 
     from paddle_llm.peft.save import load_adapter, set_active
@@ -312,7 +312,7 @@ def check_generated(bases: Any, networks: dict[str, Any], folder: Path, family: 
     shutil.rmtree(theirs, ignore_errors=True)
     try:
         peft_library.write(base, theirs, **described)
-    except ValueError:  # peft itself refuses it: no layer is left
+    except ValueError:  # peft raises an error: no layer is left
         return
     if family not in networks:
         networks[family] = network_of(base, "float32")
@@ -328,7 +328,7 @@ def check_generated(bases: Any, networks: dict[str, Any], folder: Path, family: 
 def test_generated_adapters_compute_the_same_values(bases, tmp_path):
     networks: dict[str, Any] = {}
 
-    @settings(max_examples=12, phases=[Phase.generate])  # shrinking costs minutes
+    @settings(max_examples=12, phases=[Phase.generate])  # shrinking takes minutes
     @given(adapter=adapters())
     def compares(adapter):
         check_generated(bases, networks, tmp_path, *adapter)
@@ -355,7 +355,7 @@ def test_many_generated_adapters_compute_the_same_values(bases, tmp_path):
 @pytest.mark.hf
 @pytest.mark.parametrize("shape, targets", [("llama", ("all-linear",)), ("opt", ("v_proj", "linear1", "out_proj"))])
 def test_gradients_of_dora_equal_peft(shape, targets, bases, tmp_path):
-    """Of A, B and the magnitudes; the norm is a constant in the backward pass of both."""
+    """Compare gradients of A, B and the magnitudes; the norm is a constant in the backward pass of both libraries."""
     import paddle
     from safetensors.numpy import load_file, save_file
 
@@ -374,7 +374,7 @@ def test_gradients_of_dora_equal_peft(shape, targets, bases, tmp_path):
     (found * paddle.to_tensor(weights_BSV)).sum().backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in trainable(model).items()}
     wanted = peft_library.gradients(peft_library.loaded(base, theirs, trains=True), weights_BSV)
-    # The same renaming as that of the tensors: gradients are written and converted as an adapter.
+    # Gradients are written and converted like an adapter, so that they get the same new names.
     (tmp_path / "slopes").mkdir()
     shutil.copy(ours / CONFIG, tmp_path / "slopes")
     save_file(gradients, tmp_path / "slopes" / TENSORS)
@@ -410,7 +410,7 @@ def test_initial_dora_equals_the_base_and_peft(bases):
 
 @pytest.mark.hf
 def test_dropout_in_dora_equals_peft(bases, monkeypatch):
-    """With a mask that both libraries use: dropout that keeps every second input."""
+    """Use the same mask in both libraries: dropout that keeps every second input."""
     import paddle
     import torch
     from peft import LoraConfig, get_peft_model
@@ -457,7 +457,7 @@ def test_a_pickled_adapter_is_read_only_if_allowed(bases, tmp_path):
     theirs = tmp_path / "theirs"
     peft_library.write(bases("llama"), theirs, r=4, target_modules=["q_proj"])
     torch.save(load_file(theirs / TENSORS), theirs / "adapter_model.bin")
-    from_peft(theirs, tmp_path / "one")  # safetensors come first, as in peft
+    from_peft(theirs, tmp_path / "one")  # safetensors takes precedence, as in peft
     (theirs / TENSORS).unlink()
     with pytest.raises(UserError, match="adapter_model.bin.*--allow_pickle"):
         from_peft(theirs, tmp_path / "two")

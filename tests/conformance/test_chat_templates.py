@@ -1,4 +1,4 @@
-"""Chat templates: text, ids and trained spans beside transformers' `apply_chat_template`, for templates of 30 families."""
+"""Chat templates: text, ids and trained spans, compared with transformers' `apply_chat_template` for 30 families."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def byte_level() -> Tokenizer:
 
 
 def spaced() -> Tokenizer:
-    """Words with a blank in front of them, as sentencepiece has them."""
+    """Return a tokenizer of words with a blank before them, as in sentencepiece."""
     made = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     made.decoder = decoders.Sequence(
@@ -102,7 +102,7 @@ def spaced() -> Tokenizer:
 
 
 class Both:
-    """A folder as we read it and as transformers does."""
+    """A folder as read by this project and by transformers."""
 
     def __init__(self, folder: Path, name: str | None = None):
         transformers = import_transformers()
@@ -164,7 +164,7 @@ def families(tokenizers_of, tmp_path_factory) -> dict[str, Both]:
 
 
 def talks(family: Family) -> list[Conversation]:
-    """Conversations that a family can express."""
+    """Return conversations that a family supports."""
     found = [(U1, A1), (U1, A1, U2, A2), (U2, Turn(ASSISTANT, " \n4 \n"))]
     if "system" in family.can:
         found += [(SYSTEM, U1, A1), (SYSTEM, U1, A1, U2, A2)]
@@ -194,7 +194,7 @@ def test_text_ids_and_answers_equal_transformers(families: dict[str, Both], name
         prompt = both.encoder.prompt(talk).input_ids.tolist()
         assert prompt == both.reference(asked, tokenize=True, add_generation_prompt=True), talk
         ids, reference = both.ids(talk), both.reference(talk, tokenize=True)
-        if family.end is None:  # EOS is learned instead of the blanks behind the answer
+        if family.end is None:  # EOS is trained instead of the blanks after the answer
             assert ids[-1] == both.codec.eos_id and ids[:-1] == reference[: len(ids) - 1]
             assert not both.codec.decode(reference[len(ids) - 1 :]).strip()
         else:
@@ -229,7 +229,7 @@ def test_trained_tokens_are_the_assistants_text_of_the_template(families: dict[s
     assert families["qwq"].trained(once) == thought.removeprefix("<think>\n")  # the prompt opens the block
 
 
-# The newline behind the end token inside the mark (SmolLM3), and the header, too.
+# The mark includes the newline after the end token (SmolLM3), and the header.
 NEWLINE_MARKED = MARKED.replace(
     "'<|im_end|>' }}{% endgeneration %}{{- '\\n' }}", "'<|im_end|>\\n' }}{% endgeneration %}"
 )
@@ -363,11 +363,11 @@ def test_questions_that_a_template_does_not_write_are_reported(families, tmp_pat
     assert len(found) == (reported is not None)
     assert reported is None or "1 sample: the chat template" in found[0] and reported in found[0]
     prompt = InstructionEncoder(codec, template, max_length=512).prompt(talk)
-    assert len(prompt.notes) == (reported is not None)  # `generate` reports them, too
+    assert len(prompt.notes) == (reported is not None)  # `generate` reports them as well
 
 
 def test_a_template_that_writes_no_answers_is_an_error(families, tmp_path) -> None:
-    """An empty answer would be trained; one of which a part is written (qwen 3 drops earlier reasoning) is trained."""
+    """A dropped answer is an error; a partly written one is trained (Qwen 3 drops earlier reasoning)."""
     path = tmp_path / "own.jinja"
     path.write_text(
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.role == 'user' else m.answer }}<|im_end|>\n{% endfor %}"
@@ -393,7 +393,7 @@ def test_prompts_that_differ_between_training_and_generation_are_reported(famili
     mistral, r1 = families["mistral tools"], families["deepseek r1"]
     talk = Conversation(
         (SYSTEM, U1, A1), where="here"
-    )  # the template writes the system text only behind the last question
+    )  # the template writes the system text only after the last question
     assert mistral.text(talk) == mistral.reference(talk) and "Be kind." not in mistral.text(talk)
     assert mistral.trained(talk) == " It is 4.<|endoftext|>"
     encode_all([talk], mistral.encoder)
@@ -409,7 +409,7 @@ def test_a_header_trained_without_a_generation_prompt_is_reported(families, tmp_
     template = choose_template(str(tmp_path / "own.jinja"), codec, None).template
     encode_all([Conversation((U1, A1), where="here")], InstructionEncoder(codec, template, max_length=512))
     reported = [line for line in capsys.readouterr().err.splitlines() if "no generation prompt" in line]
-    assert len(reported) == ("role }}" in header)  # a blank alone is no header
+    assert len(reported) == ("role }}" in header)  # a single blank is not a header
 
 
 @pytest.mark.parametrize(("files", "config", "tools", "expected"), [

@@ -1,4 +1,4 @@
-"""Config files: other trainers' formats and keys get one message; whatever a file holds, nothing but a message comes out."""
+"""Config files: formats and keys of other trainers get one message; any content gives a config or a message."""
 
 from __future__ import annotations
 
@@ -246,7 +246,7 @@ _VALUES = st.recursive(
 
 @given(st.dictionaries(_KEYS, _VALUES, max_size=8), st.sampled_from(["finetune", "pretrain"]))
 def test_any_object_is_a_config_or_one_message(folder, config, entry):
-    """Read as on this machine, whose folders the rules look at; the rest of the config is right."""
+    """Read a config that is correct except for the given content, with the folders of this machine."""
     (folder / "x.jsonl").write_text('{"src": "a", "tgt": "b"}\n')
     data = "dataset_name_or_path" if entry == "finetune" else "input_dir"
     own = {**_OWN, "model_name_or_path": str(write_llama(folder / "m")), data: str(folder / "x.jsonl")}

@@ -1,4 +1,4 @@
-"""Corpora (.bin and .idx) of PaddleNLP's and Megatron's writers are read by ours, and ours by theirs."""
+"""Corpora (.bin and .idx) of PaddleNLP and Megatron are read here, and corpora of this project are read by them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEGATRON = "megatron-core==0.16.1"
 DTYPES = ("uint8", "int8", "int16", "int32", "int64", "uint16", "uint32", "uint64")
 # Documents of one or more sequences; one is empty.
 DOCUMENTS = [[[1, 2, 3], [4]], [[]], [[5, 6]], [[7], [8, 9, 125]]]
-# What Megatron-Core 0.16.1's IndexedDatasetBuilder writes for DOCUMENTS.
+# Output of Megatron-Core 0.16.1's IndexedDatasetBuilder for DOCUMENTS.
 WRITTEN_BY_MEGATRON = {
     "uint16": (
         "AQACAAMABAAFAAYABwAIAAkAfQA=",

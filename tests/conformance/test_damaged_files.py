@@ -1,4 +1,4 @@
-"""Damage that the fuzzer found to end in a traceback: each is refused with one message."""
+"""Damaged files for which the fuzzer once found a traceback: each is one error message."""
 
 from __future__ import annotations
 

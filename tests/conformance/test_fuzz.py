@@ -1,4 +1,4 @@
-"""A short run of benchmarks/fuzz_foreign_files.py: no hostile folder or file ends in a traceback, a crash or a silent difference."""
+"""A short run of benchmarks/fuzz_foreign_files.py: no hostile file causes a traceback, a crash or a silent difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts longer than the trained positions: greedy continuations with scaled RoPE equal transformers', with a cache."""
+"""Texts longer than the trained positions: greedy decoding with scaled RoPE and a cache equals transformers."""
 
 from __future__ import annotations
 

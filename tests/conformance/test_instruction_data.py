@@ -1,4 +1,4 @@
-"""Rows and splits of instruction data equal those of `datasets.load_dataset`, or are refused, or differ as documented."""
+"""Rows and splits of instruction data equal those of `datasets.load_dataset`, are an error, or differ as documented."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def reference(datasets: Any, path: Path) -> Any:
-    """The rows of a file as `load_dataset` gives them, without nulls; REFUSED where it raises."""
+    """Return the rows of a file from `load_dataset`, without nulls; REFUSED if it raises an error."""
     name = path.name.removesuffix(".gz").removesuffix(".zst")
     kind = kind_of_file(name)
     options = {"sep": "\t"} if name.endswith(".tsv") else {}
-    if kind == "csv":  # cells as text: otherwise numbers become numbers; see also test_words_for_missing_cells
+    if kind == "csv":  # cells as text, since numbers would be converted; see also test_words_for_missing_cells
         options |= {"keep_default_na": False, "na_filter": False}
     try:
         return without_nulls(datasets.load_dataset(kind, data_files=str(path), split="train", **options).to_list())
-    except Exception:  # the kinds of errors are many
+    except Exception:  # there are many types of errors
         return REFUSED
 
 
@@ -124,7 +124,7 @@ def test_rows_equal_the_reference(datasets: Any, tmp_path: Path) -> None:
         assert rows != REFUSED and ours(path) == rows, name
         for suffix, pack in ((".gz", gzip.compress), (".zst", zstandard.compress)):
             assert ours(write(tmp_path / f"{name}{suffix}", pack(content.encode()))) == rows, (name, suffix)
-        for encoding in ("utf-16", "utf-16-le", "utf-32-be"):  # these the reference does not read
+        for encoding in ("utf-16", "utf-16-le", "utf-32-be"):  # the reference does not read these
             assert ours(write(tmp_path / f"{encoding}_{name}", content.lstrip("\ufeff").encode(encoding))) == rows, (
                 name,
                 encoding,
@@ -284,11 +284,11 @@ def test_hostile_rows_equal_the_reference(datasets: Any, tmp_path_factory, rows,
         path = write(folder / name, content)
         found, expected = ours(path), reference(datasets, path)
         assert found == without_nulls(rows), name
-        assert expected in (found, REFUSED), name  # ujson refuses some texts that json reads
+        assert expected in (found, REFUSED), name  # ujson rejects some texts that json reads
     datasets.Dataset.from_list(cells).to_csv(folder / "cells.csv", index=False)
     expected = reference(datasets, folder / "cells.csv")
     assert expected != REFUSED
-    # A carriage return that is not quoted ends a line; missing cells are null here, and empty without the filter of nulls.
+    # An unquoted carriage return ends a line; missing cells are null here, and empty without the filter of nulls.
     found, expected = (
         [{key: text for key, text in row.items() if text} for row in one]
         for one in (ours(folder / "cells.csv"), expected)
@@ -388,7 +388,7 @@ def layout(folder: Path, names: list[str]) -> Path:
 
 
 def reference_splits(datasets: Any, folder: Path) -> dict[str, set[str]]:
-    """Relative paths of the data files by our names of the splits."""
+    """Return relative paths of the data files by our names of the splits."""
     from datasets.data_files import get_data_patterns, resolve_pattern
 
     ours = {"train": "train", "validation": "dev", "test": "test"}
@@ -447,7 +447,7 @@ def test_no_file_of_another_split_is_trained_on(datasets: Any, tmp_path_factory,
         return
     try:
         reference = reference_splits(datasets, folder)
-    except ValueError:  # a name of a split that datasets does not allow
+    except ValueError:  # a split name that datasets does not allow
         return
     others = reference.get("dev", set()) | reference.get("test", set())
     assert not found.get("train", set()) & (others - reference.get("train", set())), names

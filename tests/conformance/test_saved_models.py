@@ -1,4 +1,4 @@
-"""`model/` in the format hf is what transformers loads as it is, from every layout; its files carry no path of this machine."""
+"""transformers loads `model/` in the format hf unchanged, from every layout; its files contain no path of this machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IDS = np.arange(3, 19).reshape(2, 8)
 
 
 def _save(folder: Path, layout: Layout, fused: bool) -> None:
-    """Random weights depend on the seed alone."""
+    """Random weights depend only on the seed."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
     from paddle_llm.models.build import build_model
     from paddle_llm.parallel.process.start import start_process
@@ -33,7 +33,7 @@ def _save(folder: Path, layout: Layout, fused: bool) -> None:
 
 
 def _compare(folder: Path, expected: np.ndarray) -> None:
-    """transformers' logits and those of this project, from the same folder."""
+    """Return the logits of transformers and of this project for the same folder."""
     import paddle
     import torch
     from transformers import AutoModelForCausalLM
@@ -100,14 +100,14 @@ IDS_IN_CONFIG = [
     {"bos_token_id": 5, "eos_token_id": [7, 8], "pad_token_id": 9},
     {"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0},
 ]
-# About the file, or without effect on the network.
+# Keys about the file, or without effect on the network.
 _NOT_COMPARED = {"_name_or_path", "transformers_version", "torch_dtype", "use_cache", "max_window_layers"}
 
 
 @pytest.mark.parametrize("ids", IDS_IN_CONFIG, ids=str)
 @pytest.mark.parametrize("family", SHAPES)
 def test_transformers_reads_the_same_configuration_from_an_export(family, ids, tmp_path):
-    """Also what is null in the source: without the key, transformers takes its class's default."""
+    """Null keys are kept: without the key, transformers uses the default of its class."""
     import transformers
 
     from paddle_llm.export.options import Options
@@ -135,7 +135,7 @@ def test_transformers_reads_the_same_configuration_from_an_export(family, ids, t
 
 
 def test_a_job_saves_a_folder_for_transformers_and_continues_from_it(tmp_path):
-    """Two tensor ranks; the tokenizer, which PaddleNLP reads, is converted; the next job starts from the folder."""
+    """Two tensor-parallel ranks; the tokenizer of PaddleNLP is converted; the next job starts from the folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from paddle_llm.data.tokenizers.text_codec import open_codec

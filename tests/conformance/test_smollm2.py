@@ -1,4 +1,4 @@
-"""SmolLM2-135M-Instruct, a published model, from end to end: here, and by transformers on torch in another process."""
+"""SmolLM2-135M-Instruct, a published model, from end to end, compared with transformers on torch in another process."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ for number, (messages, row_ids, labels) in enumerate(json.loads(conversations.re
 
 
 def word_problems(count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Rows in the form of GSM8K: a word problem, its steps, `#### ` and the number."""
+    """Return rows in the form of GSM8K: a word problem, its steps, `#### ` and the number."""
     draw, made = random.Random(seed), []
     for _ in range(count):
         name, thing, a, b, c = draw.choice(NAMES), draw.choice(THINGS), *(draw.randint(2, 90) for _ in range(3))
@@ -65,7 +65,7 @@ def word_problems(count: int, seed: int = 0) -> list[dict[str, str]]:
 
 
 def hard_texts(count: int) -> list[str]:
-    """English, Chinese, emoji, combining marks, control characters, and special tokens written out as text."""
+    """Return texts of English, Chinese, emoji, combining marks, control characters, and special tokens as text."""
     draw = random.Random(1)
     ranges = (
         (0x20, 0x7F),
@@ -113,7 +113,7 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="module")
 def samples(folder: Path) -> list[tuple[list[dict[str, str]], list[int], list[int]]]:
-    """(messages, ids, label of each id) of every row, by the template of the folder."""
+    """Return (messages, ids, label of each id) of every row with the template of the folder."""
     from paddle_llm.data.chat.selection import choose_template
     from paddle_llm.data.instructions.formats import read_row, recognize
     from paddle_llm.data.samples.encode import InstructionEncoder
@@ -134,7 +134,7 @@ def samples(folder: Path) -> list[tuple[list[dict[str, str]], list[int], list[in
 
 @pytest.fixture(scope="module")
 def reference(folder, texts, samples, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
-    """The folder with the logits of transformers, and its ids, template ids and losses."""
+    """Return the folder with the logits of transformers, and its ids, template ids and losses."""
     out = tmp_path_factory.mktemp("reference")
     (out / "texts.json").write_text(json.dumps(texts))
     (out / "conversations.json").write_text(json.dumps(samples))
@@ -143,7 +143,7 @@ def reference(folder, texts, samples, tmp_path_factory) -> tuple[Path, dict[str,
 
 
 def test_ten_thousand_texts_have_the_same_ids(folder, texts, reference):
-    """With special tokens recognised (documents), and with their text kept as text (questions and answers)."""
+    """Compare ids with special tokens recognized (documents) and kept as text (questions and answers)."""
     from paddle_llm.data.tokenizers.text_codec import open_codec
 
     codec = open_codec(str(folder))
@@ -153,7 +153,7 @@ def test_ten_thousand_texts_have_the_same_ids(folder, texts, reference):
         different = [text for text, ids in zip(texts, wanted, strict=True) if list(encode(text)) != ids]
         print(f"texts with the same ids ({name}): {len(texts) - len(different)} of {len(texts)}")
         assert different == []
-    assert reference[1]["marked"] != reference[1]["split"]  # the texts hold special tokens
+    assert reference[1]["marked"] != reference[1]["split"]  # the texts contain special tokens
 
 
 def test_the_template_gives_the_same_ids(folder, samples, reference):
@@ -161,7 +161,7 @@ def test_the_template_gives_the_same_ids(folder, samples, reference):
 
     codec = open_codec(str(folder))
     for (_, ids, _), wanted in zip(samples, reference[1]["templates"], strict=True):
-        # The template ends with a line feed after the end mark: no token of a sample.
+        # The template ends with a line feed after the end token, which is not part of a sample.
         assert ids == wanted[: len(ids)] and wanted[len(ids) :] == list(codec.encode("\n"))
     print(f"conversations with the same ids: {len(samples)} of {len(samples)}")
 
@@ -186,7 +186,7 @@ def test_logits_are_the_same(folder, samples, reference):
 
 
 def test_the_evaluation_loss_is_the_same(folder, samples, reference, tmp_path):
-    """`--do_eval` of the fine-tuning command beside the loss of transformers, both averaged over the tokens of the answers."""
+    """Compare `--do_eval` of fine-tuning with the loss of transformers, both averaged over the tokens of the answers."""
     write_rows(tmp_path / "rows" / "dev.jsonl", word_problems(ROWS))
     run(
         "finetune_generation.py", "--model_name_or_path", folder, "--dataset_name_or_path", tmp_path / "rows",

@@ -1,6 +1,6 @@
 """Ids, special ids and decoded text of other people's tokenizer folders equal those of transformers' AutoTokenizer.
 
-What is compared is what reaches a training sample, a corpus on disk and the text of `generate`, not transformers with itself.
+The comparison covers what reaches a training sample, a corpus on disk and the text of `generate`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 
 
 def reference(folder: Path) -> Any:
-    """The folder as a user of transformers loads it; one that 4.55 refuses: its tokenizer.json with the named tokens."""
+    """Load a folder with transformers; if 4.55 rejects it, load its tokenizer.json with the named tokens."""
     transformers = import_transformers()
     repair_sentencepiece_proto()
     transformers.utils.logging.set_verbosity_error()
@@ -73,13 +73,13 @@ def reference(folder: Path) -> Any:
 
 
 def differing(found: list[Any], wanted: list[Any]) -> list[tuple[str, Any, Any]]:
-    """The first three texts with other values."""
+    """Return the first three texts with different values."""
     rows = zip(texts(), found, wanted, strict=True)
     return [(text, a, b) for text, a, b in rows if list(a) != list(b)][:3]
 
 
 def special_ids(tokenizer: Any) -> set[int]:
-    """Ids of special tokens, without the unknown token, which text may have."""
+    """Return the ids of special tokens, without the unknown token, which text may contain."""
     listed = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return {*listed, *tokenizer.all_special_ids} - {tokenizer.unk_token_id}
 
@@ -99,7 +99,7 @@ def test_ids_and_text_equal_autotokenizer(kind: str, folders: dict[str, Path]) -
     literal = tokenizer(texts(), add_special_tokens=False, split_special_tokens=True)["input_ids"]
     specials = special_ids(tokenizer)
     found = [codec.encode(text) for text in texts()]
-    # Where the vocabulary itself has the special token as a piece, transformers gives its id although it must not.
+    # If the vocabulary has the special token as a piece, transformers wrongly returns its id.
     wanted = [ids if specials.isdisjoint(ids) else own for ids, own in zip(literal, found, strict=True)]
     assert not differing(found, wanted), "ids of text that stays text"
     assert all(specials.isdisjoint(ids) for ids in found)
@@ -111,8 +111,10 @@ def test_ids_and_text_equal_autotokenizer(kind: str, folders: dict[str, Path]) -
     "kind", ["bpe", "unigram", *[k for k, (_, c) in made.SENTENCEPIECE_KINDS.items() if "legacy" in c]]
 )
 def test_paddlenlps_file_name_changes_no_setting(kind: str, folders: dict[str, Path], tmp_path: Path) -> None:
-    """sentencepiece.bpe.model with transformers' settings gives transformers' ids; sentencepiece alone may give other ones only
-    for ways to cut a text that have the same score (unigram)."""
+    """A sentencepiece.bpe.model with settings of transformers gives the ids of transformers.
+
+    With sentencepiece alone, only splits of equal score may differ (unigram).
+    """
     folder = made.with_paddles_name(folders[kind], tmp_path / "tokenizer")
     tokenizer, codec, encoder = reference(folders[kind]), open_codec(str(folder)), open_encoder(str(folder))
     assert (codec.eos_id, codec.bos_id) == (tokenizer.eos_token_id, tokenizer.bos_token_id)
@@ -194,7 +196,7 @@ FRAGMENTS = st.sampled_from(
 
 @given(parts=st.lists(st.one_of(FRAGMENTS, st.text(max_size=4)), max_size=8))
 def test_text_stays_text(parts: list[str], folders: dict[str, Path]) -> None:
-    """No text gets an id of a special token, at the beginning or behind other text, and none is lost."""
+    """No text gets the id of a special token, at the beginning or after other text, and no text is lost."""
     text = "".join(parts)
     for kind in (
         "bpe",
@@ -307,14 +309,14 @@ def test_a_failed_download_of_tokenizer_json_is_reported(content: str, message: 
 
 
 def test_a_tokenizer_with_dropout_is_an_error(tmp_path: Path) -> None:
-    """The same text would get other ids in every rank and in a resumed run."""
+    """With dropout, the same text would get different ids on each rank and in a resumed run."""
     folder = made.write(tmp_path / "t", made.FAST_KINDS["qwen2"][1], {"tokenizer.json": made.byte_level(dropout=0.5)})
     with pytest.raises(UserError, match="BPE dropout of 0.5"):
         open_codec(str(folder))
 
 
 def test_listed_special_tokens_may_be_objects(tmp_path: Path) -> None:
-    """transformers 4.55 reads them with a `__type` only; other tools write them without."""
+    """transformers 4.55 reads them only with a `__type`; other tools omit it."""
     listed = [made.token("<a>"), {**made.token("<b>"), "__type": "AddedToken"}]
     config = {**made.FAST_KINDS["qwen2"][1], "additional_special_tokens": listed}
     codec = open_codec(str(made.write(tmp_path / "t", config, {"tokenizer.json": made.byte_level(made.QWEN2_CUTS)})))
@@ -332,7 +334,7 @@ def test_using_tokenizer_json_without_its_class_is_one_message(tmp_path: Path, c
 
 
 def machine_paths(folder: Path) -> list[str]:
-    """Text files of a folder that name a path of this machine."""
+    """Return the text files of a folder that contain a path of this machine."""
     texts_of = {p.name: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".model"}
     return [name for name, content in texts_of.items() if b"/tmp/" in content or str(folder.parent).encode() in content]
 
@@ -344,7 +346,7 @@ SAVED = [k for k in ALL if k not in ("bpe legacy true", "bpe adds eos", "gpt2 cl
 def test_a_saved_tokenizer_is_equal_here_and_in_transformers(
     kind: str, folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    """What is saved beside a trained model, and what an export writes."""
+    """Compare the tokenizer saved with a trained model and the one in an export."""
     sample, source = texts()[:200], folders[kind]
     wanted = reference(source)(sample)["input_ids"]
     load_tokenizer(str(source)).save_pretrained(str(tmp_path / "saved"))

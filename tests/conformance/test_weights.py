@@ -1,7 +1,7 @@
-"""What is loaded from a folder equals transformers' state_dict tensor by tensor, or the folder is refused where transformers warns.
+"""Weights loaded from a folder equal transformers' state_dict tensor by tensor; a folder with warnings there is an error here.
 
-Stricter than transformers, and each named in `_STRICTER`: it reads such folders without a word, and computes something that
-their author did not mean.
+`_STRICTER` lists the cases that are an error only here: transformers silently reads such folders and computes something
+that their author did not intend.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.conformance.weight_folders import FAMILIES, Plan, config_of, plans, w
 pytestmark = pytest.mark.hf
 pytest.importorskip("torch", reason="needs the extra hf")
 
-# part of the message -> whether a plan asks for it
+# part of the message -> whether a plan causes it
 _STRICTER = {
     "differs from": lambda plan: plan.tied and plan.head == "different",
     "is stored as I8": lambda plan: plan.defect == "int8",
@@ -31,7 +31,7 @@ _STRICTER = {
 
 
 def read_by_transformers(folder: Path) -> tuple[dict[str, np.ndarray] | str, list[str]]:
-    """The state_dict in float64, or why transformers refuses the folder or warns of it; and the tensors that it did not use."""
+    """Return the state_dict in float64, or the error or warning of transformers; and the tensors that it did not use."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -40,7 +40,7 @@ def read_by_transformers(folder: Path) -> tuple[dict[str, np.ndarray] | str, lis
     logging.disable_progress_bar()
     try:
         model, found = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, torch_dtype=torch.float64)
-    except Exception as error:  # whatever its readers raise
+    except Exception as error:  # its readers raise various types
         return f"{type(error).__name__}: {error}", []
     if found["missing_keys"] or found["mismatched_keys"] or found["error_msgs"]:
         return f"warned: {found}", []
@@ -64,10 +64,10 @@ def _network(family: str, tied: bool, folder: Path) -> tuple[Any, Any, dict[str,
 
 
 def read_by_us(plan: Plan, folder: Path) -> dict[str, np.ndarray]:
-    """The same tensors under transformers' names, in float64; a tied head is the embedding.
+    """Return the same tensors with transformers' names, in float64; a tied head is the embedding.
 
     Raises:
-        UserError: If the folder is refused.
+        UserError: If the folder cannot be loaded.
     """
     from paddle_llm.models.weights.files import WeightFiles
     from paddle_llm.models.weights.load import locate_weights, read_shard
@@ -115,9 +115,9 @@ def test_a_folder_is_read_as_by_transformers(family, tmp_path_factory, capsys):
 
 
 def _check_report(output: str, plan: Plan, unexpected: list[str]) -> None:
-    """What is not used is reported by name."""
+    """Check that unused tensors and files are reported by name."""
     for name in unexpected:
-        if name.endswith("inv_freq"):  # a buffer of older versions, which nothing reads
+        if name.endswith("inv_freq"):  # an unused buffer of older versions
             continue
         assert name.split(".", 1)[1] in output, output
     for name in plan.unused:
@@ -129,7 +129,7 @@ def _check_report(output: str, plan: Plan, unexpected: list[str]) -> None:
 
 @pytest.mark.parametrize("index_first", [True, False])
 def test_the_index_chooses_between_two_copies(index_first, tmp_path):
-    """transformers takes the copy of the file that it reads last, whatever the index says."""
+    """The index decides here; transformers uses the copy in the file that it reads last."""
     import json
 
     from safetensors.numpy import save_file

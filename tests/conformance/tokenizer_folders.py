@@ -1,4 +1,4 @@
-"""Small tokenizer folders of the kinds that people publish, and texts that are hard for them."""
+"""Small tokenizer folders of all published kinds, and difficult texts for them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Config = dict[str, Any]
 
 
 def hard_texts(number: int, seed: int = 0) -> list[str]:
-    """English, Chinese, emoji, combining marks, control characters, blanks, and special tokens written out as text."""
+    """Return texts of English, Chinese, emoji, combining marks, control characters, blanks, and special tokens as text."""
     chance = random.Random(seed)
     sources = [ENGLISH, CHINESE, EMOJI, COMBINING, CONTROL, "  \n\t ", "0123456789--==..", ENGLISH + CHINESE]
 
@@ -78,13 +78,13 @@ def hard_texts(number: int, seed: int = 0) -> list[str]:
 
 
 def token(text: str, special: bool = True, **flags: bool) -> Config:
-    """An entry of added_tokens_decoder."""
+    """Return an entry of added_tokens_decoder."""
     plain = dict.fromkeys(("lstrip", "rstrip", "normalized", "single_word"), False)
     return {"content": text, **plain, "special": special, **flags}
 
 
 def sentencepiece_model(kind: str, **settings: Any) -> bytes:
-    """A model of 500 pieces: unk, bos, eos, pad, 256 bytes, pieces."""
+    """Return a model of 500 pieces: unk, bos, eos, pad, 256 bytes, pieces."""
     model = io.BytesIO()
     options: Config = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "byte_fallback": True}
     sentencepiece.SentencePieceTrainer.train(
@@ -103,7 +103,7 @@ def sentencepiece_model(kind: str, **settings: Any) -> bytes:
 def byte_level(
     cuts: str | None = None, specials: tuple[str, ...] = ("<|endoftext|>", "<|im_end|>"), **more: Any
 ) -> Tokenizer:
-    """A byte-level BPE tokenizer of about 400 tokens."""
+    """Return a byte-level BPE tokenizer of about 400 tokens."""
     made = Tokenizer(models.BPE(**more))
     levels = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=cuts is None)
     if cuts is not None:
@@ -123,7 +123,7 @@ def byte_level(
 
 
 def like_llama3() -> Tokenizer:
-    """Ids of special tokens behind the vocabulary, BOS by the post-processor, truncation and padding left in the file."""
+    """Return a tokenizer with special tokens after the vocabulary, BOS by the post-processor, truncation and padding."""
     made = byte_level(r"\p{N}{1,3}| ?\p{L}+|\s+|[^\s\p{L}\p{N}]+", specials=(), ignore_merges=True)
     made.normalizer = None
     names = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
@@ -138,7 +138,7 @@ def like_llama3() -> Tokenizer:
 
 
 def like_llama(prepend_scheme: str) -> Tokenizer:
-    """A sentencepiece-like BPE with bytes, as tokenizer.json of LLaMA 2 (legacy) and of transformers 5 (`first`)."""
+    """Return a sentencepiece-like BPE with bytes, as in tokenizer.json of LLaMA 2 (legacy) and transformers 5 (`first`)."""
     made = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
     words = pre_tokenizers.Metaspace(
@@ -146,7 +146,7 @@ def like_llama(prepend_scheme: str) -> Tokenizer:
     )
     letters = sorted(set(ENGLISH + CHINESE + "▁") - set(" \n\t\r"))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    # Trained on words: merges over a whole line would make lines into tokens.
+    # Trained on words, since merges across a whole line would turn lines into tokens.
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trainer = trainers.BpeTrainer(vocab_size=600, show_progress=False, special_tokens=tokens, initial_alphabet=letters)
     made.train_from_iterator((ENGLISH + CHINESE).splitlines() * 10, trainer)
@@ -165,7 +165,7 @@ def like_llama(prepend_scheme: str) -> Tokenizer:
 
 
 def write(folder: Path, config_: Config, files: dict[str, bytes | str | Tokenizer], **json_files: Any) -> Path:
-    """A folder with tokenizer_config.json (`config_`) and files; json_files: name without .json -> content."""
+    """Write a folder with tokenizer_config.json (`config_`) and files; json_files: name without .json -> content."""
     folder.mkdir(parents=True)
     (folder / "tokenizer_config.json").write_text(json.dumps(config_), encoding="utf-8")
     for name, content in files.items():
@@ -181,7 +181,7 @@ def write(folder: Path, config_: Config, files: dict[str, bytes | str | Tokenize
 
 
 def vocabulary_files(made: Tokenizer) -> dict[str, str]:
-    """vocab.json and merges.txt of a byte-level tokenizer."""
+    """Return vocab.json and merges.txt of a byte-level tokenizer."""
     model = json.loads(made.to_str())["model"]
     merges = "\n".join(["#version: 0.2", *(" ".join(pair) for pair in model["merges"])]) + "\n"
     return {"vocab.json": json.dumps(model["vocab"]), "merges.txt": merges}
@@ -252,7 +252,7 @@ FAST_KINDS: dict[str, tuple[str, Config]] = {
     "gemma json": ("llama first", {**LLAMA, "tokenizer_class": "GemmaTokenizer", "pad_token": "<unk>"}),
     "cohere": ("gpt2", {"tokenizer_class": "CohereTokenizer", "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}),
 }
-# Folders that AutoTokenizer of transformers 4.55 refuses: here the reference is tokenizer.json with the named tokens.
+# Folders that AutoTokenizer of transformers 4.55 rejects; the reference is tokenizer.json with the named tokens.
 TRANSLATED_KINDS: dict[str, tuple[str, Config]] = {
     "transformers 5 bare": (
         "llama3",
@@ -286,7 +286,7 @@ VOCABULARY_KINDS: dict[str, Config] = {
 
 
 def jsons() -> dict[str, Tokenizer]:
-    """The contents of tokenizer.json, by name."""
+    """Return contents of tokenizer.json by name."""
     return {
         "llama3": like_llama3(),
         "gpt2": byte_level(),
@@ -297,7 +297,7 @@ def jsons() -> dict[str, Tokenizer]:
 
 
 def write_all(root: Path) -> dict[str, Path]:
-    """Every folder, by the name of its kind."""
+    """Write all folders; return them by the name of their kind."""
     models_of: dict[str, bytes] = {
         "bpe": sentencepiece_model("bpe"),
         "unigram": sentencepiece_model("unigram"),
@@ -340,13 +340,13 @@ def write_all(root: Path) -> dict[str, Path]:
 
 
 def saved_by_transformers(folder: Path, out: Path, load: Callable[[str], Any]) -> Path:
-    """The folder as save_pretrained of transformers writes it."""
+    """Write the folder as by save_pretrained of transformers."""
     load(str(folder)).save_pretrained(str(out))
     return out
 
 
 def with_paddles_name(folder: Path, out: Path) -> Path:
-    """The folder with PaddleNLP's name of the sentencepiece model."""
+    """Write the folder with PaddleNLP's name of the sentencepiece model."""
     shutil.copytree(folder, out)
     (out / "tokenizer.model").rename(out / "sentencepiece.bpe.model")
     return out

@@ -1,4 +1,4 @@
-"""Model folders in every variant that people have: hypothesis composes a plan, `write` makes the folder."""
+"""Model folders in all common variants: hypothesis draws a plan, `write` creates the folder."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Plan:
     """One folder.
 
     Attributes:
-        layout: "single", "shards", "single_and_stale_index", "single_and_other_shards", "bin" or "bin_shards".
-        head: the tensor lm_head.weight of a tied model: "absent", "equal" or "different".
-        copies: a second shard holds another copy of some tensors.
-        extra: tensors that no model has.
-        unused: other files of weights in the folder.
-        named: the key `transformers_weights` of config.json names the file.
+        layout: One of "single", "shards", "single_and_stale_index", "single_and_other_shards", "bin" or "bin_shards".
+        head: Tensor lm_head.weight of a tied model: "absent", "equal" or "different".
+        copies: Whether a second shard has another copy of some tensors.
+        extra: Tensors that no model has.
+        unused: Other weight files in the folder.
+        named: Whether the key `transformers_weights` of config.json names the file.
     """
 
     family: str
@@ -101,7 +101,7 @@ def config_of(family: str, *, tied: bool) -> dict[str, Any]:
 
 @cache
 def shapes_of(family: str) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of transformers' network, with its head."""
+    """Return names and shapes of transformers' network, including its head."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_of(family, tied=True)))
@@ -112,7 +112,7 @@ def write(plan: Plan, folder: Path) -> dict[str, np.ndarray]:
     """Write the folder.
 
     Returns:
-        the tensors under transformers' names that the library should read, in float64.
+        The tensors that the library should read, with transformers' names, in float64.
     """
     import torch
 
@@ -192,7 +192,7 @@ def _write_shards(plan: Plan, folder: Path, tensors: dict[str, Any], stem: str, 
     files = [f"{stem}-{i:05}-of-00003{suffix}" for i in (1, 2, 3)]
     index = {name: file for file, part in zip(files, parts, strict=True) for name in part}
     held = [{name: tensors[name] for name in part} for part in parts]
-    if plan.copies:  # in an earlier file: transformers reads the file that comes last
+    if plan.copies:  # in an earlier file, since transformers uses the last file
         late = [name for name in parts[2] if tensors[name].is_floating_point()][:2]
         held[0] |= {name: tensors[name] + 3 for name in late}
     if plan.defect == "absent_from_shard":
@@ -219,7 +219,7 @@ def _save(file: Path, tensors: dict[str, Any]) -> None:
 
 
 def _damage_files(plan: Plan, folder: Path) -> None:
-    """Damage the file that is read."""
+    """Damage the file that is loaded."""
     read = sorted(folder.glob("model-0*-of-*.safetensors"))[-1:] or sorted(folder.glob("other-name.safetensors"))
     if (folder / "model.safetensors").is_file():
         read = [folder / "model.safetensors"]
