@@ -213,7 +213,7 @@ def test_unusable_engines_are_refused(llama, tmp_path, monkeypatch):
     for engines, target, said in (
         ("torch", "hf", "'torch' is unknown"),
         ("transformers", "static", "cannot load the target static. Use some of paddle.inference"),
-        ("", "hf", "no engine ''"),
+        ("", "hf", "'' is unknown"),
     ):
         with pytest.raises(UserError, match=said):
             invoked("export", llama, out, "--target", target, "--engines", engines)
