@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from paddle_llm.generation.static.program import StaticProgram
-from paddle_llm.parallel.zero.stage3 import resident
+from paddle_llm.parallel.zero.stage3 import materialized
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def generating(model: Any) -> Iterator[None]:
     for layer in fused:
         layer.use_fused_rope = False
     try:
-        with resident(model):
+        with materialized(model):
             yield
     finally:
         config.tensor_parallel_output = parallel_output

@@ -25,7 +25,7 @@ from paddle_llm.models.weights.vocabulary import unpad
 from paddle_llm.parallel.gather import gathered
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.process.first_rank import on_first_rank
-from paddle_llm.parallel.zero.stage3 import visiting
+from paddle_llm.parallel.zero.stage3 import gathered_weight
 from paddle_llm.peft.adapter_files import FORMAT, base_shape, open_tensors, read_method, write_adapter
 from paddle_llm.peft.attach import attach, family_of
 from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_of
@@ -83,7 +83,7 @@ def _full_tensors(attachment: Attachment, layout: Layout) -> dict[str, np.ndarra
     tables = _gather_from_all({name: shard for name, _, shard in mine})
     full = {}
     for name, parameter, shard in mine:
-        with visiting(model, parameter):
+        with gathered_weight(model, parameter):
             parts = gathered(parameter, mesh.tensor) if shard.is_split else [parameter.numpy()]
         if parts is not None:
             shards = [tables[rank][name] for rank in mesh.tensor.ranks] if shard.is_split else [shard]
@@ -206,7 +206,7 @@ def _read_tensors(attachment: Attachment, folder: Path, allow_pickle: bool) -> N
         parts = [files.read(name, shard.axis, start, min(stop, length)) for start, stop in shard.ranges]
         values = np.concatenate(parts, axis=shard.axis).astype(np.float32, copy=False)
         padding = [(0, size - stored) for size, stored in zip(parameter.shape, values.shape, strict=True)]
-        with visiting(attachment.model, parameter):
+        with gathered_weight(attachment.model, parameter):
             parameter.set_value(paddle.to_tensor(np.pad(values, padding)).astype(parameter.dtype))
 
 

@@ -71,7 +71,7 @@ def test_the_fused_rotary_embedding_is_left_while_a_network_generates() -> None:
     layer = SimpleNamespace(use_fused_rope=True, training=True)
     config = SimpleNamespace(tensor_parallel_output=True)
     model = SimpleNamespace(sublayers=lambda include_self: [layer], config=config, eval=lambda: None)
-    with mock.patch("paddle_llm.generation.eval_mode.resident", lambda model: mock.MagicMock()), generating(model):
+    with mock.patch("paddle_llm.generation.eval_mode.materialized", lambda model: mock.MagicMock()), generating(model):
         assert not layer.use_fused_rope
     assert layer.use_fused_rope
 

@@ -162,9 +162,9 @@ def test_weights_to_be_saved_are_gathered_in_host_memory() -> None:
     done: dict[str, list[str]] = {"own": [], "other": []}
     sharded = ShardedWeights.__new__(ShardedWeights)
     sharded._parameters = {name: Held("gpu", log) for name, log in done.items()}
-    sharded._open, sharded.rank = {}, 0
+    sharded._held, sharded.rank = {}, 0
     sharded.owner = lambda parameter: int(parameter is sharded._parameters["other"])
-    sharded._bring = sharded._drop = lambda *_: None
+    sharded._gather = sharded._release = lambda *_: None
     with sharded.whole():
         assert done == {"own": [], "other": ["detach", "cpu", "_share_buffer_to"]}
 

@@ -58,7 +58,7 @@ def apply() -> None:
 
     def created(self: Any, *args: Any, **kwargs: Any) -> None:
         create(self, *args, **kwargs)
-        self.borrowed_layers = (self.word_embeddings,)  # it multiplies by their weight itself (sharding stage 3)
+        self.uses_weights_of = (self.word_embeddings,)  # it multiplies by their weight itself (sharding stage 3)
 
     replace(modeling.GLMModel, "__init__", created, "Sharding stage 3 must know which weights it reads itself.")
     prepare = modeling.GLMForConditionalGeneration.prepare_inputs_for_generation

@@ -14,7 +14,7 @@ from paddle_llm.models.weights.shards import Shard, shard_of
 from paddle_llm.models.weights.vocabulary import unpad
 from paddle_llm.parallel.gather import gathered
 from paddle_llm.parallel.mesh import current_mesh
-from paddle_llm.parallel.zero.stage3 import visiting
+from paddle_llm.parallel.zero.stage3 import gathered_weight
 
 
 def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str, np.ndarray | None]]:
@@ -27,7 +27,7 @@ def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str,
     axis = current_mesh(layout).tensor
     for name, parameter in canonical_parameters(model, family):
         split = axis.size > 1 and bool(getattr(parameter, "is_distributed", False))
-        with visiting(model, parameter):
+        with gathered_weight(model, parameter):
             parts = gathered(parameter, axis) if split else [parameter.numpy()] if axis.rank == 0 else None
         if parts is None:
             yield name, None

@@ -51,7 +51,7 @@ def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
     """Yield (canonical name, parameter) of the parameters of this rank; the tied head of the last stage is the embedding.
 
     Parameters that fine-tuning added are omitted; `peft.trainable_tensors` lists them. Under sharding stage 3 a parameter
-    has values only while it is gathered (parallel/zero/stage3.py).
+    has values only inside `gathered_weight` (parallel/zero/stage3.py).
 
     Args:
         model: A PretrainedModel or PipelineLayer of PaddleNLP.

@@ -1,1 +1,1 @@
-"""ZeRO: sharding stages 2 and 3."""
+"""Sharding stages 2 and 3 on top of fleet's stage 1. `training/sharding.py` applies them in order."""

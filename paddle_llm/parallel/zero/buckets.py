@@ -1,13 +1,13 @@
-"""Reduce gradients to the ranks that own them, in buckets: one collective per bucket.
+"""Reduce gradients to the ranks that own them, in buckets with one collective each.
 
-A gradient leaves its parameter when its bucket is sent, on every rank. It is divided by the number of ranks before it is
-reduced, so that the reduction gives the mean and no intermediate value grows with the number of ranks (in float16 a sum
-over 16 ranks overflows four bits earlier). The owner adds up the means of a step's micro-batches in `sums`, apart from
-the parameters: a mean that was reduced once is never sent again. `hand_over` makes them the parameters' gradients.
+A gradient is removed from its parameter when its bucket is sent, on every rank. It is divided by the number of ranks before
+it is reduced: the reduction gives the mean, and no intermediate value grows with the number of ranks (in float16 a sum over
+16 ranks overflows four bits earlier). The owner adds the means of a step's micro-batches in `sums`, separate from the
+parameters, so that a reduced mean is never sent again. `hand_over` makes the sums the gradients of the parameters.
 
-The memory in flight is limited. A part of the limit may wait, a part belongs to the buckets that are being reduced (a
-bucket is one flat copy of its gradients; on a GPU its reduction runs beside the backward pass), a part is the gradient
-that has just been computed. A gradient larger than a part is sent alone, in its own memory.
+The memory in flight is limited. One part of the limit is for gradients that wait, one for each bucket that is being reduced
+(a flat copy of its gradients; on a GPU the reduction runs beside the backward pass), and one for the newest gradient. A
+gradient larger than a part is sent on its own, in its own memory.
 """
 
 from __future__ import annotations
@@ -23,17 +23,25 @@ import paddle.distributed as dist
 
 from paddle_llm.parallel.zero.order_check import SameOrder
 
-IN_FLIGHT = 2  # buckets that are being reduced at one time
-PARTS = IN_FLIGHT + 2  # of the limit: one for each of them, one that waits, one for the newest gradient
+IN_FLIGHT = 2  # buckets that are reduced at the same time
+PARTS = IN_FLIGHT + 2  # parts of the limit: one per bucket in flight, one that waits, one for the newest gradient
 
 
 @dataclass
 class _Sent:
-    """A bucket that is being reduced: the task, the flat tensor, and the parameters whose gradients it holds."""
+    """A bucket that is being reduced.
+
+    Attributes:
+        task: Task of the collective.
+        flat: Gradients in one flat tensor.
+        parameters: Parameters of the gradients.
+        shapes: Shapes of the gradients.
+        owner: Rank in the group that owns the parameters.
+    """
 
     task: Any
     flat: paddle.Tensor
-    parameters: list
+    parameters: list[Any]
     shapes: list[list[int]]
     owner: int
 
@@ -42,13 +50,14 @@ class GradientBuckets:
     """Collects gradients and averages them over a group on their owners.
 
     Args:
-        group: the sharding group; `rank` is this process's rank in it.
-        owner: maps a parameter to the rank in the group that owns it.
-        limit: bytes that may be in flight at one time.
-        order: checks that all ranks send the same.
+        group: Sharding group.
+        rank: Rank of this process in the group.
+        owner: Function from a parameter to the rank in the group that owns it.
+        limit: Bytes that may be in flight at the same time.
+        order: Check that all ranks send the same buckets.
 
     Attributes:
-        sums: by parameter name, the gradients that this rank owns, summed over the micro-batches reduced so far.
+        sums: Gradients that this rank owns, by parameter name, summed over the micro-batches that are reduced so far.
     """
 
     def __init__(self, group: Any, rank: int, owner: Callable[[Any], int], limit: int, order: SameOrder):
@@ -57,20 +66,20 @@ class GradientBuckets:
         self._owner = owner
         self._capacity = limit // PARTS
         self._order = order
-        # By owner and dtype: the name of a parameter, the parameter, the bytes of its gradient.
+        # (owner, dtype) -> name of a parameter -> the parameter and the bytes of its gradient.
         self._waiting: dict[tuple[int, paddle.dtype], dict[str, tuple[Any, int]]] = {}
         self._sent: deque[_Sent] = deque()
         self.sums: dict[str, paddle.Tensor] = {}
 
     @paddle.no_grad()
     def add(self, parameter: Any) -> None:
-        """Collect the gradient of a parameter, if it has one: send it now, or let it wait for others of the same owner."""
+        """Collect the gradient of a parameter, if it has one; send it now or with other gradients of the same owner."""
         gradient = gradient_of(parameter)
         if gradient is None:
             return
         key = (self._owner(parameter), gradient.dtype)
         if parameter.name in self._waiting.get(key, {}):
-            return  # the second gradient has been added to the first, which has not left yet
+            return  # the second gradient has been added to the first one, which is not sent yet
         size = gradient.size * gradient.element_size()
         while self._waiting and self._waiting_bytes() + size > self._capacity:
             self._send_fullest()
@@ -80,14 +89,18 @@ class GradientBuckets:
 
     @paddle.no_grad()
     def send_all(self) -> None:
-        """A backward pass has ended: send what waits."""
+        """Send the waiting gradients at the end of a backward pass."""
         while self._waiting:
             self._send_fullest()
         self._order.end_of_backward()
 
     @paddle.no_grad()
     def hand_over(self, parameters: Iterable[Any]) -> None:
-        """Wait for all reductions; the sums become the gradients of these parameters, which this rank owns."""
+        """Wait for all reductions and make the sums the gradients of their parameters.
+
+        Args:
+            parameters: Parameters that this rank owns.
+        """
         while self._sent:
             self._finish_oldest()
         for parameter in parameters:
@@ -102,26 +115,26 @@ class GradientBuckets:
         key = max(self._waiting, key=lambda k: _bytes(self._waiting[k]))
         self._send(key[0], [parameter for parameter, _ in self._waiting.pop(key).values()])
 
-    def _send(self, owner: int, parameters: list) -> None:
+    def _send(self, owner: int, parameters: list[Any]) -> None:
         while len(self._sent) >= IN_FLIGHT:
             self._finish_oldest()
         self._order.check(owner, parameters)
         shapes = [list(gradient_of(p).shape) for p in parameters]
-        flat = _take(parameters)
+        flat = _take_gradients(parameters)
         flat.scale_(1.0 / self._group.nranks)
         task = dist.reduce(flat, dst=self._group.ranks[owner], group=self._group, sync_op=False)
         self._sent.append(_Sent(task, flat, parameters, shapes, owner))
-        if task.is_completed():  # always on a CPU, where a collective is done when it returns
+        if task.is_completed():  # always on a CPU, where a collective has finished when it returns
             self._finish_oldest()
 
     def _finish_oldest(self) -> None:
         sent = self._sent.popleft()
         sent.task.wait()
         if sent.owner == self._rank:
-            self._add_up(sent)
+            self._add_to_sums(sent)
 
-    def _add_up(self, sent: _Sent) -> None:
-        """Add the means, views of the flat tensor, to the sums of this step."""
+    def _add_to_sums(self, sent: _Sent) -> None:
+        """Add the means, views of the flat tensor, to the sums of the step."""
         start = 0
         for parameter, shape in zip(sent.parameters, sent.shapes, strict=True):
             end = start + math.prod(shape)
@@ -137,8 +150,8 @@ def _bytes(bucket: dict[str, tuple[Any, int]]) -> int:
     return sum(size for _, size in bucket.values())
 
 
-def _take(parameters: list) -> paddle.Tensor:
-    """Move the gradients out of their parameters into one flat tensor. A single gradient keeps its memory."""
+def _take_gradients(parameters: list[Any]) -> paddle.Tensor:
+    """Remove the gradients from their parameters and return them in one flat tensor; a single one keeps its memory."""
     parts = [gradient_of(p).reshape([-1]) for p in parameters]
     flat = paddle.concat(parts) if len(parts) > 1 else parts[0]
     for parameter in parameters:
@@ -150,11 +163,11 @@ def _set_gradient(parameter: Any, gradient: paddle.Tensor) -> None:
     if hasattr(parameter, "main_grad"):
         parameter.main_grad = gradient
     else:
-        parameter._copy_gradient_from(gradient)  # shares its memory, in spite of the name
+        parameter._copy_gradient_from(gradient)  # shares its memory, despite the name
 
 
 def gradient_of(parameter: Any) -> paddle.Tensor | None:
-    """A parameter's gradient: the one in float32 where mixed precision keeps one (`main_grad`); None without memory."""
+    """Return a parameter's gradient: the float32 one of mixed precision (`main_grad`) if it exists; None without memory."""
     main_grad = getattr(parameter, "main_grad", None)
     if main_grad is not None:
         return main_grad

@@ -1,9 +1,9 @@
 """Make the weights of all ranks equal before training, without a second copy of the network.
 
 Fleet's wrappers and DataParallel (paddle 3.3.1) broadcast all weights of a group at once, from copies in fused buffers of
-128 MB: for as long as that takes, every rank holds its weights twice. With sharding stage 3 that decides whether the
-network fits, since it is whole on each rank only then. Upstream can broadcast weight by weight, in their own memory, but
-no wrapper asks for it.
+128 MB, so every rank holds its weights twice meanwhile. In sharding stage 3 this is the only time at which the network is
+whole on each rank, and it decides whether the network fits. Paddle can broadcast each weight in its own memory, but no
+wrapper uses that.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 from paddle.distributed import parallel
 from paddle.distributed.fleet.utils import hybrid_parallel_util
 
-_UPSTREAM = parallel.sync_params_buffers
+_upstream = parallel.sync_params_buffers
 
 
 def broadcast_weight_by_weight() -> None:
-    """Replace `sync_params_buffers` in the modules that call it."""
+    """Replace `sync_params_buffers` in the modules that call it. May be called twice."""
     parallel.sync_params_buffers = _weight_by_weight
     hybrid_parallel_util.sync_params_buffers = _weight_by_weight
 
 
 def _weight_by_weight(*args: Any, **kwargs: Any) -> None:
-    _UPSTREAM(*args, **{**kwargs, "fuse_params": False})
+    _upstream(*args, **{**kwargs, "fuse_params": False})

@@ -1,10 +1,10 @@
-"""Do all ranks of a group reduce the same gradients in the same order? If not, say which, before they wait for ever.
+"""Check that all ranks of a group reduce the same gradients in the same order; otherwise they would wait forever.
 
-Assumed is that all ranks run the same graph in every backward pass. In the first step, each bucket is compared over the
-ranks before it is reduced. After that every rank looks for itself whether what it is about to reduce has come up in the
-first step, after the same predecessor: a rank on which a parameter has (or lacks) a gradient for once, by a branch in
-the model that depends on the data, stops with the names. What remains unseen are ranks that take different ones of
-several known courses at the same time.
+All ranks must execute the same graph in every backward pass. In the first step, each bucket is compared between the ranks
+before it is reduced. After that, every rank checks for itself that the bucket it is about to reduce occurred in the first
+step, after the same bucket. A rank on which a parameter has (or lacks) a gradient once, because of a branch in the model
+that depends on the data, stops with the names. Ranks that follow different known sequences at the same time are not
+detected.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from typing import Any, NoReturn
 import paddle
 import paddle.distributed as dist
 
-_END = (-1, ())  # of a backward pass
+_END: tuple[int, tuple[int, ...]] = (-1, ())  # of a backward pass
+_SHOWN_NAMES = 4
+
+
+_Content = tuple[int, tuple[int, ...]]  # owner, and indices of the parameters
 
 
 class OrderError(RuntimeError):
@@ -27,85 +31,91 @@ class SameOrder:
     """Remembers and compares the sequences of one group.
 
     Args:
-        group: the sharding group.
-        parameters: all that may come up, in the same order on every rank.
+        group: Sharding group.
+        parameters: All parameters that may have a gradient, in the same order on every rank.
     """
 
-    def __init__(self, group: Any, parameters: list):
+    def __init__(self, group: Any, parameters: list[Any]):
         self._group = group
         self._names = [p.name for p in parameters]
         self._index = {name: i for i, name in enumerate(self._names)}
-        self._known: set[tuple] = set()
+        self._known: set[tuple[_Content, _Content]] = set()
         self._last = _END
-        self._learning = True
+        self._is_first_step = True
         self._failure = ""
 
-    def check(self, owner: int, parameters: list) -> None:
-        """These parameters' gradients are reduced to `owner` next.
+    def check(self, owner: int, parameters: list[Any]) -> None:
+        """Check a bucket before it is reduced.
+
+        Args:
+            owner: Rank in the group to which the gradients are reduced.
+            parameters: Parameters of the bucket.
 
         Raises:
-            OrderError: on all ranks in the first step, later on the rank that departs from it.
+            OrderError: If the order differs: in the first step on all ranks, later on the rank that differs from it.
         """
-        self._step((owner, tuple(self._index[p.name] for p in parameters)))
+        self._advance((owner, tuple(self._index[p.name] for p in parameters)))
 
     def end_of_backward(self) -> None:
-        """Nothing more comes from this backward pass. Raises as `check` does."""
+        """Check that this backward pass may end here. Raises as `check` does."""
         self._raise_again()
         if self._last != _END:
-            self._step(_END)
+            self._advance(_END)
 
     def end_of_step(self) -> None:
-        """From now on nothing new is expected. Raises what `check` has raised."""
+        """End a step: after the first one, new sequences are errors. Raises what `check` has raised."""
         self._raise_again()
-        self._learning = False
+        self._is_first_step = False
         self._last = _END
 
-    def _step(self, content: tuple) -> None:
+    def _advance(self, content: _Content) -> None:
         self._raise_again()
         transition = (self._last, content)
-        if self._learning:
+        if self._is_first_step:
             self._compare(content)
             self._known.add(transition)
         elif transition not in self._known:
             expected = [after for before, after in self._known if before == self._last]
-            self._fail(f"{self._tell(content)}, where the first step {self._tell(*expected)}")
+            self._fail(f"{self._describe(content)}, but the first step {self._describe(*expected)} there")
         self._last = content
 
-    def _compare(self, content: tuple) -> None:
+    def _compare(self, content: _Content) -> None:
         if self._all_have(content):
             return
-        found: list[tuple] = []
+        found: list[_Content] = []
         dist.all_gather_object(found, content, group=self._group)
         others = [rank for rank, other in enumerate(found) if other != content]
         if others:
-            self._fail(f"{self._tell(content)}; rank {others[0]} of the group {self._tell(found[others[0]])}")
+            other = self._describe(found[others[0]])
+            self._fail(f"{self._describe(content)}, but rank {others[0]} of the group {other}")
 
-    def _all_have(self, content: tuple) -> bool:
-        """Whether the ranks' digests are equal: one small all-reduce. The contents themselves take several collectives."""
+    def _all_have(self, content: _Content) -> bool:
+        """Return whether the ranks' digests are equal: one small all-reduce instead of several collectives."""
         digest = int.from_bytes(hashlib.blake2b(repr(content).encode(), digest_size=7).digest(), "big")
         bounds = paddle.to_tensor([digest, -digest], dtype="int64")
         dist.all_reduce(bounds, op=dist.ReduceOp.MAX, group=self._group)
         largest, negated_smallest = bounds.tolist()
         return largest == -negated_smallest
 
-    def _tell(self, *contents: tuple) -> str:
-        told = []
+    def _describe(self, *contents: _Content) -> str:
+        described = []
         for _, indices in contents:
             names = [self._names[i] for i in indices]
-            shown = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-            told.append(f"reduces the gradients of {shown}" if names else "has no more gradients")
-        return " or ".join(told)
+            more = f" and {len(names) - _SHOWN_NAMES} more" if len(names) > _SHOWN_NAMES else ""
+            shown = ", ".join(names[:_SHOWN_NAMES]) + more
+            described.append(f"reduces the gradients of {shown}" if names else "has no more gradients")
+        return " or ".join(described)
 
-    def _fail(self, story: str) -> NoReturn:
+    def _fail(self, problem: str) -> NoReturn:
         self._failure = (
-            f"rank {dist.get_rank()} {story}. Sharded gradients need the same parameters to get gradients on every rank and in "
-            "every micro batch, in the same order. Freeze the ones that do not always take part, or use --sharding stage1."
+            f"rank {dist.get_rank()} {problem}. With sharded gradients, the same parameters must have gradients on every rank "
+            "and in every micro-batch, in the same order. Freeze parameters that are not always used, or use --sharding stage1."
         )
-        # On stderr as well: Paddle's recompute (3.3.1) ends what is raised in a backward pass as "Get backward function failed".
+        # On stderr, too: Paddle's recompute (3.3.1) replaces an exception by "Get backward function failed".
         print(self._failure, file=sys.stderr, flush=True)
         raise OrderError(self._failure)
 
     def _raise_again(self) -> None:
-        """Of what is raised in a hook of a recomputed part, Paddle 3.3.1 loses some, one time in twenty, and goes on."""
+        """Raise an earlier failure again: Paddle 3.3.1 sometimes (1 in 20) loses exceptions of a hook in a recomputed part."""
         if self._failure:
             raise OrderError(self._failure)

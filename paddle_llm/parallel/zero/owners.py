@@ -1,9 +1,9 @@
-"""Which rank of a sharding group owns which parameter, where fleet's own choice does not do.
+"""Choose the rank of a sharding group that owns each parameter.
 
-Fleet (paddle 3.3.1, DygraphShardingOptimizer) gives each parameter, the largest first, to the rank that has least. It
-counts frozen parameters, which have no gradient and no optimizer state: where most are frozen, one rank may get all
-that is trained. And it knows nothing of weights tied between pipeline stages, whose owners must be the same rank of
-their groups to add up the two gradients between them. Without either, the choice here is fleet's.
+Fleet (paddle 3.3.1, DygraphShardingOptimizer) assigns each parameter, the largest first, to the rank with the fewest
+elements. It counts frozen parameters, which have no gradient and no optimizer state: if most are frozen, one rank may own
+all trained parameters. It also ignores weights that are tied between pipeline stages, whose owners must have the same rank
+in their groups to add the two gradients. Without frozen and tied weights, the choice made here is fleet's.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ TIED_OWNER = 0
 
 
 def is_tied(parameter: Any) -> bool:
-    """Whether another pipeline stage has this weight, too (marked by fleet, or by `count_shared_weights_once`)."""
+    """Return whether another pipeline stage has this weight, too (marked by fleet or `count_shared_weights_once`)."""
     return hasattr(parameter, "is_firstly_shared")
 
 
 def choose_owners(parameters: Iterable[Any], degree: int) -> list[list[Any]]:
-    """The parameters of each of `degree` ranks.
+    """Return the parameters of each rank, balanced by elements; trained and frozen parameters are balanced separately.
 
-    What is trained is balanced by elements, whole parameters at a time, and so is apart from it what is frozen.
+    Args:
+        parameters: Parameters to assign.
+        degree: Number of ranks.
     """
     everything = list(parameters)
     trained: list[list[Any]] = [[] for _ in range(degree)]
@@ -30,11 +32,11 @@ def choose_owners(parameters: Iterable[Any], degree: int) -> list[list[Any]]:
     _largest_first([p for p in everything if p.trainable and not is_tied(p)], trained)
     frozen: list[list[Any]] = [[] for _ in range(degree)]
     _largest_first([p for p in everything if not p.trainable], frozen)
-    return [ours + theirs for ours, theirs in zip(trained, frozen, strict=True)]
+    return [first + second for first, second in zip(trained, frozen, strict=True)]
 
 
 def _largest_first(parameters: list[Any], owned: list[list[Any]]) -> None:
-    """Each to the rank that has least so far (Graham 1969: at most 4/3 of the best possible)."""
+    """Assign each parameter to the rank with the fewest elements (Graham 1969: at most 4/3 of the optimum)."""
     loads = [sum(p.size for p in mine) for mine in owned]
     for parameter in sorted(parameters, key=lambda p: p.size, reverse=True):
         rank = loads.index(min(loads))
@@ -43,7 +45,7 @@ def _largest_first(parameters: list[Any], owned: list[list[Any]]) -> None:
 
 
 def rebalance(sharding: Any) -> None:
-    """Choose the owners anew in a DygraphShardingOptimizer that has made no step yet."""
+    """Choose the owners again in a DygraphShardingOptimizer that has made no step yet."""
     owned = choose_owners(sharding._parameter_list, sharding._sharding_world_size)
     sharding._rank2params = dict(enumerate(owned))
     sharding._param2rank = sharding._map_param_to_rank()
@@ -53,7 +55,12 @@ def rebalance(sharding: Any) -> None:
 
 
 def owns(optimizer: Any, parameter: Any) -> bool:
-    """Whether this rank has the reduced gradient and the state of a parameter, whatever fleet has made of an optimizer."""
+    """Return whether this rank has the reduced gradient and the optimizer state of a parameter.
+
+    Args:
+        optimizer: Optimizer as the training loop uses it.
+        parameter: Parameter of the network.
+    """
     sharding = getattr(optimizer, "_inner_opt", None)
     if not hasattr(sharding, "_param2rank"):
         return True
