@@ -1,0 +1,49 @@
+"""docs/reference/metrics.md describes exactly the keys that runs write to metrics.jsonl."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.pretrain_jobs import Toy, config, make_trainer, rows
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
+
+
+@pytest.fixture(scope="module")
+def described() -> dict[str, set[str]]:
+    """Return the keys of the page by the heading of their table."""
+    keys: dict[str, set[str]] = {}
+    heading = ""
+    for line in PAGE.read_text().splitlines():
+        if line.startswith("## "):
+            heading = line.removeprefix("## ")
+        elif line.startswith("| `"):
+            keys.setdefault(heading, set()).update(re.findall(r"`(\w+)`", line.split("|")[1]))
+    return keys
+
+
+def test_every_row_of_the_page_has_a_unit_and_a_meaning():
+    cells = [line.strip("| ").split(" | ") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert all(len(row) == 3 and all(row) for row in cells)
+
+
+def test_the_page_describes_the_keys_of_training_and_evaluation(tmp_path, described):
+    trainer = make_trainer(config(tmp_path))
+    trainer.train()
+    trainer.evaluate(Toy(8), metric_key_prefix="test")
+    written = rows(tmp_path / "output")
+    training = {key for row in written if "loss" in row for key in row}
+    evaluation = {key for row in written if "loss" not in row for key in row}
+    assert training == described["Training rows"]
+    assert evaluation == {key for key in described["Evaluation rows"] if key.endswith(("step", "_loss", "_ppl"))}
+
+
+def test_the_page_describes_the_scores_of_generated_answers(described):
+    from paddle_llm.config.run_config import SCORES
+
+    names = (*SCORES, "generated")
+    expected = {"step", *(f"{prefix}_{name}" for prefix in ("eval", "test") for name in ("loss", "ppl", *names))}
+    assert described["Evaluation rows"] == expected
