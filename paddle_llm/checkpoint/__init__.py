@@ -1,1 +1,1 @@
-"""What survives: atomic checkpoints, exact resume, merged model folders."""
+"""Training state on disk: atomic checkpoints, exact resume, merged model folders, and the resolver of folders."""

@@ -1,8 +1,8 @@
-"""What a checkpoint folder looks like: complete or absent, never half.
+"""The folder of a checkpoint: complete or absent.
 
-A checkpoint is written below `.saving-<step>/`, gets a manifest of its files as its last one, and is renamed to
-`checkpoint-<step>/` when every rank has finished. A folder counts as complete when its manifest stands and every file
-in it has the size that the manifest says.
+A checkpoint is written to `.saving-<step>/`. Its last file is a manifest of all its files. When every rank has finished, the
+folder is renamed to `checkpoint-<step>/`. A folder is complete if it has a manifest and every file has the size that the
+manifest records.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.artifacts import (
@@ -27,8 +28,8 @@ from paddle_llm.core.artifacts import (
 )
 from paddle_llm.core.errors import UserError
 
-LEFT = "left-"  # before the name of a checkpoint whose course was left by resuming an older one
-# What a manifest must hold to be used; keys that later versions added may be absent.
+LEFT = "left-"  # prefix of a checkpoint that is newer than the one from which the run was resumed
+# Keys that a manifest must have; keys that later versions added may be absent.
 _MANIFEST_KEYS = {"step": int, "layout": dict, "global_batch": int, "files": dict}
 _OF_OTHER_TRAINERS = (
     TRAINER_STATE,
@@ -42,16 +43,22 @@ _ALL_FILES, _WEIGHT_FILES = re.compile(""), re.compile(r"model|config\.json")
 
 
 def checkpoint_folder(output_dir: str | Path, step: int) -> Path:
+    """Return the folder of the checkpoint of a step."""
     return Path(output_dir) / f"checkpoint-{step}"
 
 
-def staging_folder(output_dir: str | Path, what: int | str) -> Path:
-    """Where the checkpoint of a step, or a folder of another name, is written before it is renamed."""
-    return Path(output_dir) / f".saving-{what}"
+def staging_folder(output_dir: str | Path, name: int | str) -> Path:
+    """Return the temporary folder of a checkpoint or of a model folder.
+
+    Args:
+        output_dir: Output folder of the run.
+        name: Step of the checkpoint, or name of the folder.
+    """
+    return Path(output_dir) / f".saving-{name}"
 
 
 def clear_staging(output_dir: str | Path) -> None:
-    """Remove what killed saves have left."""
+    """Remove the temporary folders of processes that were killed while saving."""
     for leftover in Path(output_dir).glob(".saving-*"):
         shutil.rmtree(leftover)
 
@@ -62,10 +69,19 @@ def write_manifest(
     step: int,
     layout: Layout,
     global_batch: int,
-    identity: dict | None = None,
-    settings: dict | None = None,
+    identity: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> None:
-    """List every file of `folder` with its size: the last file of a checkpoint."""
+    """Write the manifest, the last file of a checkpoint.
+
+    Args:
+        folder: Folder with all other files.
+        step: Optimizer step of the checkpoint.
+        layout: Layout of the job.
+        global_batch: Samples per optimizer step.
+        identity: Network and data, compared by `check_identity`.
+        settings: Settings of the training, compared by `check_settings`.
+    """
     files = {str(p.relative_to(folder)): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     record = {
         "step": step,
@@ -78,20 +94,20 @@ def write_manifest(
     (folder / MANIFEST).write_text(json.dumps(record, indent=1))
 
 
-def read_manifest(folder: str | Path) -> dict:
-    """The manifest of a complete checkpoint.
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read the manifest of a checkpoint and check that it is complete.
 
     Raises:
-        UserError: there is none, or a file of it is missing or has another size.
+        UserError: If the manifest or a file is missing, or a file has another size.
     """
     folder = Path(folder)
     problem = _incomplete(folder)
     if problem:
         raise UserError(f"{folder} is not a complete checkpoint: {problem}. {_remedy(folder)}")
-    return json.loads((folder / MANIFEST).read_text())
+    return dict(json.loads((folder / MANIFEST).read_text()))
 
 
-def read_weights_manifest(folder: Path) -> dict:
+def read_weights_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a checkpoint and check the files of its weights; files of the optimizer may be missing.
 
     Raises:
@@ -100,23 +116,23 @@ def read_weights_manifest(folder: Path) -> dict:
     problem = _incomplete(folder, _WEIGHT_FILES)
     if problem:
         raise UserError(f"{folder} is not a complete checkpoint: {problem}. Choose another checkpoint.")
-    return json.loads((folder / MANIFEST).read_text())
+    return dict(json.loads((folder / MANIFEST).read_text()))
 
 
 def _remedy(folder: Path) -> str:
-    """What to do with a folder that cannot be continued, by what it holds."""
+    """Return what to do about a folder from which a run cannot resume, depending on its contents."""
     below = [path.name for _, path in list_checkpoints(folder)]
     if below:
-        return f"Name one of its checkpoints: {', '.join(below)}."
+        return f"Choose one of its checkpoints: {', '.join(below)}."
     if (folder / ADAPTER_CONFIG).is_file():
-        return "An adapter is trained further with --lora_path or --prefix_path."
+        return "To continue training an adapter, use --lora_path or --prefix_path."
     if not (folder / MANIFEST).exists() and any((folder / name).is_file() for name in _OF_OTHER_TRAINERS):
-        return "Checkpoints of other trainers are not continued: train from the weights with --model_name_or_path."
-    return "Name another one, or leave out the flag."
+        return "Checkpoints of other trainers cannot be resumed. Train from their weights with --model_name_or_path."
+    return "Choose another checkpoint or drop the flag."
 
 
 def step_of(folder: str | Path) -> int:
-    """The step at which a complete checkpoint was saved."""
+    """Return the step at which a complete checkpoint was saved."""
     return int(read_manifest(folder)["step"])
 
 
@@ -127,7 +143,7 @@ def _incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None
         names: Pattern that a file's name must begin with for the file to be checked.
     """
     if not folder.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     try:
         record = json.loads((folder / MANIFEST).read_text())
     except FileNotFoundError:
@@ -135,7 +151,7 @@ def _incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None
     except (OSError, ValueError, RecursionError):
         return f"its {MANIFEST} cannot be read"
     if not isinstance(record, dict) or any(not isinstance(record.get(k), kind) for k, kind in _MANIFEST_KEYS.items()):
-        return f"its {MANIFEST} is not one of this program"
+        return f"its {MANIFEST} was not written by paddle_llm"
     for name, size in record["files"].items():
         path = folder / name
         if not names.match(path.name):
@@ -148,27 +164,34 @@ def _incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None
 
 
 def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
-    """(step, folder) of everything named like a checkpoint, oldest first."""
+    """Return (step, folder) of everything that is named like a checkpoint, oldest first."""
     found = ((_NAME.match(path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
     return sorted((int(match.group(1)), path) for match, path in found if match)
 
 
 def newest_complete(output_dir: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest complete checkpoint of a run, and why newer ones were passed over (one line each)."""
-    passed_over = []
+    """Find the newest complete checkpoint of a run.
+
+    Returns:
+        Its folder (None if there is none), and a line for each newer checkpoint that is incomplete.
+    """
+    skipped = []
     for _, folder in reversed(list_checkpoints(output_dir)):
         problem = _incomplete(folder)
         if problem is None:
-            return folder, passed_over
-        passed_over.append(f"{folder} is passed over: {problem}")
-    return None, passed_over
+            return folder, skipped
+        skipped.append(f"skipped checkpoint {folder}: {problem}.")
+    return None, skipped
 
 
 def set_aside_newer(output_dir: str | Path, start: Path) -> list[tuple[Path, Path]]:
-    """Rename what is newer than the checkpoint that a run continues from: (old name, new name) of each.
+    """Rename the checkpoints that are newer than the one from which a run resumes.
 
-    They belong to another course of the training. Left in place, the next resume would take one of them, and rotation
-    would count them as the newest and delete what this run writes.
+    They belong to another course of the training. Otherwise the next resume would use one of them, and rotation would
+    count them as the newest and delete those that this run writes.
+
+    Returns:
+        (old folder, new folder) of each.
     """
     output = Path(output_dir)
     match = _NAME.match(start.name)
@@ -185,33 +208,35 @@ def set_aside_newer(output_dir: str | Path, start: Path) -> list[tuple[Path, Pat
 
 
 def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> None:
-    """Refuse to continue on another layout or global batch.
+    """Check that a checkpoint was saved with the layout and the global batch of this job.
 
     Raises:
-        UserError: with both, and what to do.
+        UserError: If the layout or the global batch differs.
     """
     manifest = read_manifest(folder)
     saved = Layout(**manifest["layout"])
     if saved != layout:
         raise UserError(
-            f"{folder} was saved on {saved}, this job runs on {layout}: this version continues on the same layout only. "
-            "Start with the old degrees, or use the merged model folder with --continue_training 1 (new optimizer state)."
+            f"{folder} was saved with layout {saved}, but this job has layout {layout}. Resume with the same degrees, or start "
+            "from the model folder with --continue_training 1 (new optimizer state)."
         )
     if manifest["global_batch"] != global_batch:
         raise UserError(
-            f"{folder} was saved with a global batch of {manifest['global_batch']} samples, this job has {global_batch}: "
+            f"{folder} was saved with a global batch of {manifest['global_batch']} samples, but this job has {global_batch}: "
             "the position in the data would be wrong. Keep per_device_train_batch_size x gradient_accumulation_steps."
         )
 
 
-def check_identity(folder: str | Path, identity: dict, changed: Iterable[str] = ()) -> None:
-    """Refuse to continue with another network or other data: neither would be noticed later.
+def check_identity(folder: str | Path, identity: dict[str, Any], changed: Iterable[str] = ()) -> None:
+    """Check that a checkpoint belongs to this network and data: a difference would not be noticed later.
 
     Args:
-        changed: settings of the data that differ, to name in the message.
+        folder: Folder of the checkpoint.
+        identity: Network and data of this job.
+        changed: Settings of the data that differ, for the message.
 
     Raises:
-        UserError: with what differs.
+        UserError: If network, data, method or base model differ.
     """
     saved = read_manifest(folder).get("identity")
     if saved is None:
@@ -222,12 +247,12 @@ def check_identity(folder: str | Path, identity: dict, changed: Iterable[str] = 
         if identity["model"][key] != was
     ]
     if differing:
-        raise UserError(f"{folder} was saved with another network: {', '.join(differing)}. Use its config.json.")
+        raise UserError(f"{folder} was saved with a different network: {', '.join(differing)}. Use its config.json.")
     rows = saved.get("rows")
     if _other_samples(saved, identity) or (rows is not None and rows != identity.get("rows")):
         named = "; ".join(changed) or "the content of the files, their split, the lengths, the template or a seed"
         raise UserError(
-            f"{folder} was saved with other data. Different: {named}. Resuming there would continue at other samples. "
+            f"{folder} was saved with different data: {named}. The run would continue with other samples. "
             "Use the original data, or start a new run (another --output_dir) from its adapter or model."
         )
     if saved.get("method") != identity.get("method"):
@@ -236,27 +261,33 @@ def check_identity(folder: str | Path, identity: dict, changed: Iterable[str] = 
             f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
         ]
         raise UserError(
-            f"{folder} was saved by another way of fine-tuning: {', '.join(differing)}. Give the same flags."
+            f"{folder} was saved with a different fine-tuning method: {', '.join(differing)}. Use the same flags."
         )
     if saved.get("base") != identity.get("base"):
         raise UserError(
-            f"{folder} holds what was trained over another base model: give the --model_name_or_path (and adapter) that it began with."
+            f"{folder} was saved with a different base model. Use the original --model_name_or_path (and adapter)."
         )
 
 
-def _other_samples(saved: dict, identity: dict) -> bool:
-    """Whether the first samples differ. A longer training may have more of them: those that both have are compared."""
+def _other_samples(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
+    """Return whether the first samples differ. A longer training may have more samples: the common ones are compared."""
     if "samples" not in saved:  # written by version 0.1, which hashed them together
-        return saved["data"] != identity["data"]
+        return bool(saved["data"] != identity["data"])
     return any(was != now for was, now in zip(saved["samples"], identity["samples"], strict=False))
 
 
 def rotate(output_dir: str | Path, keep: int | None, best: str | None) -> None:
-    """Delete the oldest checkpoints above `keep`; the best one stays."""
+    """Delete the oldest checkpoints.
+
+    Args:
+        output_dir: Output folder of the run.
+        keep: Number of checkpoints to keep; None or not above 0 to keep all.
+        best: Folder of the best checkpoint, which is kept; None if it is unknown.
+    """
     if not keep or keep <= 0:
         return
     folders = [folder for _, folder in list_checkpoints(output_dir)]
-    spare = [folder for folder in folders if best is None or Path(best).resolve() != folder.resolve()]
-    for folder in spare[: max(0, len(folders) - keep)]:
+    deletable = [folder for folder in folders if best is None or Path(best).resolve() != folder.resolve()]
+    for folder in deletable[: max(0, len(folders) - keep)]:
         if folder != folders[-1]:
             shutil.rmtree(folder)

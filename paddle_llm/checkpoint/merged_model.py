@@ -1,4 +1,4 @@
-"""One model folder from any layout: full tensors in safetensors, one file per pipeline stage, in one of two formats."""
+"""Save a model folder from any layout: full tensors in safetensors, one file per pipeline stage, in one of two formats."""
 
 from __future__ import annotations
 
@@ -24,28 +24,33 @@ from paddle_llm.models.weights.full_weights import family_name, full_weights
 from paddle_llm.models.weights.names import EMBEDDINGS
 from paddle_llm.parallel.mesh import current_mesh
 
+_Files = dict[str, tuple[str, int]]  # tensor -> file and bytes
+
 
 def save_merged_model(
-    model,
+    model: Any,
     layout: Layout,
     folder: Path,
     *,
-    tokenizer=None,
+    tokenizer: Any = None,
     generation: dict[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
     tokenizer_source: str | None = None,
     model_format: str = PADDLENLP,
 ) -> None:
-    """Gather `model` and write it to `folder`, complete or not at all. Collective over all ranks.
+    """Gather a model and write it to a folder, completely or not at all. Collective over all ranks.
 
     Memory: one stage's full weights on the first rank of each stage, in host memory.
 
     Args:
-        tokenizer: Tokenizer that is saved beside the weights.
-        generation: the content of generation_config.json.
-        extra: Function that writes further files to the folder, on the first rank, as the last one.
-        tokenizer_source: the folder or built-in name that it was read from.
-        model_format: "paddlenlp", or "hf": transformers loads the folder as it is.
+        model: Network without fleet's wrapper, or PipelineLayer.
+        layout: Layout of the job.
+        folder: Folder to write.
+        tokenizer: Tokenizer to save beside the weights; None to save none.
+        generation: Content of generation_config.json.
+        extra: Function that writes further files to the folder; called last, on the first rank.
+        tokenizer_source: Folder or published name from which the tokenizer was read.
+        model_format: "paddlenlp", or "hf" for a folder that transformers loads.
     """
     staged = staging_folder(folder.parent, folder.name)
     rank = dist.get_rank()
@@ -57,10 +62,10 @@ def save_merged_model(
     stage = mesh.pipeline.rank
     writes = mesh.tensor.rank == mesh.data_rank == 0
     name = SAFETENSORS if layout.pipeline == 1 else f"model-{stage + 1:05}-of-{layout.pipeline:05}.safetensors"
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     family = family_name(model)
     for key, value in full_weights(model, family, layout):
-        if writes and not (stage > 0 and key == EMBEDDINGS[family]):  # a tied head, written by the first stage
+        if writes and not (stage > 0 and key == EMBEDDINGS[family]):  # a tied head is written by the first stage
             tensors |= tensors_to_save(model_format, family, model.config, key, value)
     if writes:
         write_safetensors(staged / name, tensors, format="pt" if model_format == HF else "np")
@@ -79,16 +84,16 @@ def save_merged_model(
     _barrier()
 
 
-def _share(mine: dict) -> dict:
-    """Every rank's table of (file, bytes) by tensor, merged."""
+def _share(mine: _Files) -> _Files:
+    """Return the tables of all ranks, merged."""
     if dist.get_world_size() == 1:
         return mine
-    tables: list[dict] = []
+    tables: list[_Files] = []
     dist.all_gather_object(tables, mine)
     return {key: value for table in tables for key, value in table.items()}
 
 
-def _write_index(folder: Path, files: dict) -> None:
+def _write_index(folder: Path, files: _Files) -> None:
     names = {key: name for key, (name, _) in files.items()}
     if set(names.values()) == {SAFETENSORS}:
         return
@@ -97,7 +102,7 @@ def _write_index(folder: Path, files: dict) -> None:
 
 
 def _usual_dtype(tensors: dict[str, np.ndarray]) -> str:
-    """What most bytes are of."""
+    """Return the data type of most bytes."""
     sizes: Counter[str] = Counter()
     for value in tensors.values():
         sizes["bfloat16" if value.dtype == np.uint16 else value.dtype.name] += value.nbytes

@@ -1,4 +1,4 @@
-"""The two formats of a saved model folder: PaddleNLP's names and configuration, or Hugging Face's, which transformers loads as they are."""
+"""The two formats of a saved model folder: PaddleNLP's names and configuration, or Hugging Face's for transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ _FUSED = {".qkv_proj.weight": ("q", "k", "v"), ".gate_up_fused_proj.weight": ("g
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """A tokenizer to be converted (data/tokenizers/tokenizer_json.py)."""
+    """A tokenizer to convert (data/tokenizers/tokenizer_json.py).
+
+    Attributes:
+        folder: Folder with the configuration of the model.
+        tokenizer: Folder with the files of the tokenizer.
+        template: Chat template; None for the tokenizer's own.
+    """
 
     folder: Path
     tokenizer: Path | None
@@ -33,10 +39,10 @@ class TokenizerFolder:
 
 
 def check_format(model_format: str, family: str, config: Any) -> None:
-    """Check before the training that the network can be saved in this format.
+    """Check before training that the network can be saved in a format.
 
     Raises:
-        UserError: If Hugging Face's network of the family cannot express it.
+        UserError: If Hugging Face's network of the family cannot represent it.
     """
     if model_format == HF:
         try:
@@ -48,22 +54,25 @@ def check_format(model_format: str, family: str, config: Any) -> None:
 def tensors_to_save(
     model_format: str, family: str, config: Any, name: str, value: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """What a full weight is saved as: (name, values) under the format's names and in its layout.
+    """Return the tensors as which a full weight is saved: (name, values), by the format's names and in its layout.
 
     Args:
-        name: canonical.
-        value: in PaddleNLP's layout.
+        model_format: "paddlenlp" or "hf".
+        family: Family of the network.
+        config: Configuration of the network.
+        name: Canonical name of the weight.
+        value: Values in PaddleNLP's layout.
     """
     if model_format == PADDLENLP:
         yield name, value
         return
     for part_name, part in _unfused(family, config, name, value):
-        there = hugging_face(family, part_name, part.ndim)
-        yield there.name, np.ascontiguousarray(part.T if there.transpose else part)
+        target = hugging_face(family, part_name, part.ndim)
+        yield target.name, np.ascontiguousarray(part.T if target.transpose else part)
 
 
 def _unfused(family: str, config: Any, name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Query, key and value (gate and up projection) apart, which Hugging Face keeps in matrices of their own."""
+    """Split query, key and value (gate and up projection), which are separate matrices in Hugging Face's format."""
     fused = next((end for end in _FUSED if name.endswith(end)), None)
     if fused is None or not FAMILIES[family].capabilities.fused_matrices:
         yield name, value
@@ -79,9 +88,13 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
     """Write config.json.
 
     Args:
-        dtype: of most of the weights.
-        pads: whether the model that the training started from names a padding token. PaddleNLP's default, 0, is a word in
-            many vocabularies, and transformers never trains the row of the padding.
+        model_format: "paddlenlp" or "hf".
+        model: Network or PipelineLayer.
+        family: Family of the network.
+        folder: Folder to write to.
+        dtype: Data type of most weights.
+        pads: Whether the model from which the training started has a padding token. PaddleNLP's default, 0, is a word in
+            many vocabularies, and transformers never trains the embedding of the padding token.
     """
     config = plain_config(model.config)
     if model_format == PADDLENLP:
@@ -95,19 +108,22 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
     repository = FAMILIES[family].config_json.code_repository
     if repository:
         say(
-            f"{folder.name}: transformers loads this family with its authors' code: copy the configuration_*.py and modeling_*.py of "
-            f"{repository} into the folder, and load it with trust_remote_code=True"
+            f"{folder.name}: transformers loads this family with the code of its authors. Copy configuration_*.py and "
+            f"modeling_*.py of {repository} to the folder and load it with trust_remote_code=True."
         )
 
 
 def write_tokenizer(model_format: str, tokenizer: Any, source: str | None, folder: Path) -> None:
-    """Write the tokenizer's files.
+    """Write the files of a tokenizer.
 
-    One that transformers has read is saved by transformers. One of PaddleNLP's is converted for the format hf; where it cannot be,
-    PaddleNLP's files are written and the reason is reported: the trained weights are not lost with it.
+    A tokenizer of transformers is saved by transformers. One of PaddleNLP is converted for the format "hf". If that is not
+    possible, PaddleNLP's files are written and the reason is reported, so that the trained weights are not lost.
 
     Args:
-        source: the folder that it was read from, or a name built into PaddleNLP.
+        model_format: "paddlenlp" or "hf".
+        tokenizer: Tokenizer of transformers or PaddleNLP.
+        source: Folder from which it was read, or a published name.
+        folder: Folder to write to.
     """
     if model_format == PADDLENLP or type(tokenizer).__module__.startswith("transformers."):
         tokenizer.save_pretrained(str(folder))
@@ -123,6 +139,6 @@ def write_tokenizer(model_format: str, tokenizer: Any, source: str | None, folde
             convert(TokenizerFolder(read, read), folder, HF)
         except UserError as error:
             say(
-                f"--model_format {HF}: the tokenizer is saved in PaddleNLP's format, which transformers does not read: {error}"
+                f"--model_format {HF}: the tokenizer is saved in PaddleNLP's format, which transformers cannot read: {error}"
             )
             tokenizer.save_pretrained(str(folder))

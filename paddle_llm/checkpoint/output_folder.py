@@ -1,4 +1,4 @@
-"""The output folder of a run before it starts: may it be used, and does the run continue one that is there?"""
+"""Decide before a run starts whether its output folder can be used and from which checkpoint it resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from paddle_llm.checkpoint.output_lock import RUN_LOCK
 from paddle_llm.core.artifacts import METRICS, RESOLVED_CONFIG
 from paddle_llm.core.errors import UserError
 
-# What a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
+_SHOWN = 5  # entries of a folder in a message
+# Files that a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
 _WRITTEN = (
     *(METRICS, "visualdl", RESOLVED_CONFIG, "model", "adapter"),
     *("generated-[0-9]*.jsonl", "generated-test-[0-9]*.jsonl"),
@@ -23,18 +24,23 @@ _WRITTEN = (
 def choose_start(
     output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None, read: Iterable[str | None] = ()
 ) -> tuple[Path | None, list[str]]:
-    """Decide where a run starts from. Changes nothing: the run may still fail for another mistake. Called by one process.
+    """Decide from where a run starts. Called by one process.
+
+    Nothing is changed, because the run may still fail for another mistake.
 
     Args:
-        resume: a checkpoint folder, True or None (the newest complete one, if there is any), or False (never).
-        read: folders that the run reads, such as its model.
+        output_dir: Output folder of the run.
+        do_train: Whether the run trains.
+        overwrite: Whether an earlier run in the folder is overwritten.
+        resume: Checkpoint folder; True or None for the newest complete checkpoint, if there is one; False to start again.
+        read: Folders that the run reads, such as its model.
 
     Returns:
-        The checkpoint to continue from (None: from the beginning) and lines to say.
+        Checkpoint to resume from (None to start at the first step), and lines to report.
 
     Raises:
-        UserError: not writable; not empty and neither continued nor overwritten; the named checkpoint is incomplete; what
-            would be overwritten is read.
+        UserError: If the folder is not writable, contains something that is neither resumed nor overwritten, or would be
+            removed although the run reads it; or if the chosen checkpoint is incomplete.
     """
     output = Path(output_dir)
     check_writable(output)
@@ -43,51 +49,61 @@ def choose_start(
         return Path(resume), []
     if not do_train or (overwrite and resume is not True):
         if do_train:
-            _check_spares(output, read)
+            _check_not_read(output, read)
         return None, []
-    newest, said = (None, []) if resume is False else checkpoints.newest_complete(output)
+    newest, skipped = (None, []) if resume is False else checkpoints.newest_complete(output)
     if newest is not None:
-        return newest, [*said, f"continuing from {newest} (start anew: --overwrite_output_dir)"]
+        return newest, [*skipped, f"resuming from {newest} (to start again: --overwrite_output_dir)"]
     if resume is True:
-        raise UserError(f"--resume_from_checkpoint: there is no complete checkpoint in {output}. " + " ".join(said))
+        raise UserError(
+            " ".join([f"--resume_from_checkpoint: {output} has no complete checkpoint.", *skipped, "Drop the flag."])
+        )
     entries = output.iterdir() if output.exists() else ()
-    in_the_way = sorted(
+    present = sorted(
         entry.name for entry in entries if not _is_launcher_log(entry) and not entry.name.startswith(RUN_LOCK)
     )
-    if in_the_way and all(_is_of_a_young_run(name) for name in in_the_way):
-        return None, [*said, f"{output} holds a run that ended before its first checkpoint: it starts anew"]
-    if in_the_way:
-        raise UserError(
-            f"--output_dir {output} is not empty ({', '.join(in_the_way[:5])}{', ...' if len(in_the_way) > 5 else ''}) and "
-            "has no complete checkpoint to continue from: name another folder, or give --overwrite_output_dir."
-            + "".join(f" {line}." for line in said)
-        )
-    return None, said
+    if present and all(_precedes_first_checkpoint(name) for name in present):
+        return None, [*skipped, f"the run in {output} ended before its first checkpoint: starting again"]
+    if present:
+        shown = ", ".join(present[:_SHOWN]) + (", ..." if len(present) > _SHOWN else "")
+        problem = f"--output_dir {output} is not empty ({shown}) and has no complete checkpoint."
+        raise UserError(" ".join([problem, *skipped, "Choose another folder or use --overwrite_output_dir."]))
+    return None, skipped
 
 
 def open_output_folder(output_dir: str, *, do_train: bool, overwrite: bool, start: Path | None) -> list[str]:
-    """Make the folder ready for a run that is about to begin at `start`. Called by one process; returns lines to say."""
+    """Prepare the folder for a run. Called by one process.
+
+    Args:
+        output_dir: Output folder of the run.
+        do_train: Whether the run trains.
+        overwrite: Whether an earlier run in the folder is overwritten.
+        start: Checkpoint from which the run resumes; None to start at the first step.
+
+    Returns:
+        Lines to report.
+    """
     output = Path(output_dir)
     output.mkdir(parents=True, exist_ok=True)
     if not do_train:
         return []
     if start is None:
         if overwrite:
-            _remove_ours(output)
+            _remove_run(output)
         checkpoints.clear_staging(output)
         return []
     checkpoints.clear_staging(output)
     return [
-        f"{old} is of the course that this run leaves: kept as {kept.name}"
+        f"resuming from an earlier step: renamed newer checkpoint {old} to {kept.name}"
         for old, kept in checkpoints.set_aside_newer(output, start)
     ]
 
 
 def check_writable(output: Path) -> None:
-    """Write a file there, and leave nothing behind.
+    """Check that files can be written to the output folder; a folder that is created for the check is removed.
 
     Raises:
-        UserError: If that fails.
+        UserError: If a file cannot be written.
     """
     absent = [folder for folder in (output, *output.parents) if not folder.exists()]
     try:
@@ -98,46 +114,47 @@ def check_writable(output: Path) -> None:
         for folder in absent:
             folder.rmdir()
     except (FileExistsError, NotADirectoryError):
-        raise UserError(f"--output_dir {output} is, or is below, a file or a broken link. Name a folder.") from None
+        raise UserError(
+            f"--output_dir {output} is a file or a broken link, or is below one. Choose a folder."
+        ) from None
     except OSError as error:
         raise UserError(
-            f"--output_dir {output} cannot be written: {error.strerror or error}. Name another folder."
+            f"--output_dir {output} cannot be written: {error.strerror or error}. Choose another folder."
         ) from None
 
 
-def _check_spares(output: Path, read: Iterable[str | None]) -> None:
-    """Raise UserError where `--overwrite_output_dir` would remove what the run reads: of a job that ends early nothing would
-    be left."""
+def _check_not_read(output: Path, read: Iterable[str | None]) -> None:
+    """Raise UserError if `--overwrite_output_dir` would remove a folder that the run reads."""
     for folder in filter(None, read):
-        place = Path(folder).resolve()
-        for path in map(Path.resolve, _ours(output)):
-            if path == place or path in place.parents:
+        resolved = Path(folder).resolve()
+        for path in map(Path.resolve, _written_by_runs(output)):
+            if path == resolved or path in resolved.parents:
                 raise UserError(
-                    f"--overwrite_output_dir would remove {path}, and {folder} is read for this run: name another --output_dir."
+                    f"--overwrite_output_dir would remove {path}, but this run reads {folder}. Choose another --output_dir."
                 )
 
 
-def _remove_ours(output: Path) -> None:
+def _remove_run(output: Path) -> None:
     checkpoints.clear_staging(output)
-    for path in _ours(output):
+    for path in _written_by_runs(output):
         if path.is_dir():
             shutil.rmtree(path)
         else:
             path.unlink()
 
 
-def _ours(output: Path) -> list[Path]:
-    """What earlier runs have written there."""
+def _written_by_runs(output: Path) -> list[Path]:
+    """Return the files and folders that earlier runs have written."""
     folders = [path for _, path in checkpoints.list_checkpoints(output)]
     written = [path for pattern in (*_WRITTEN, f"{checkpoints.LEFT}*") for path in output.glob(pattern)]
     return folders + written
 
 
-def _is_of_a_young_run(name: str) -> bool:
-    """What a run has written before its first checkpoint; a new start writes each of it anew."""
+def _precedes_first_checkpoint(name: str) -> bool:
+    """Return whether a run writes this file before its first checkpoint; a new start replaces it."""
     return name in (METRICS, "visualdl", RESOLVED_CONFIG) or name.startswith(".saving-")
 
 
 def _is_launcher_log(entry: Path) -> bool:
-    """`--log_dir` of the launcher may lie inside the output folder and is written before we start."""
+    """Return whether an entry is the launcher's `--log_dir`, which may be in the output folder and is written first."""
     return entry.is_dir() and any(entry.glob("workerlog.*"))

@@ -1,8 +1,8 @@
 """The lock of an output folder: two jobs never write to one folder.
 
-The first rank of a job holds the file `.run.lock` in its output folder, which names host and process, and renews its time
-every 30 s. A lock is stale if its process has ended or, seen from another host or container, if it was not renewed for
-five minutes. A stale lock is taken over.
+The first rank of a job keeps the file `.run.lock` in its output folder, which names host and process, and renews its time
+every 30 s. A lock is stale if its process has ended or, seen from another host or container, if it has not been renewed for
+five minutes. A stale lock is replaced.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def hold_output_folder(output_dir: str | Path) -> bool:
 
 
 def release_output_folder() -> None:
-    """Remove the lock that this process holds, and the folder if it was made for it and is empty."""
+    """Remove the lock that this process holds, and the folder if it was created for the lock and is empty."""
     global _held
     if _held is not None:
         _held.release()
@@ -63,20 +63,20 @@ class OutputLock:
     """A lock that this process holds.
 
     Args:
-        folder: Output folder; made if it does not exist.
+        folder: Output folder; created if it does not exist.
         patience: Seconds to wait for another job.
     """
 
     def __init__(self, folder: Path, patience: float):
         self.folder, self.path = folder, folder / RUN_LOCK
-        self._made = [path for path in (folder, *folder.parents) if not path.exists()]
+        self._created = [path for path in (folder, *folder.parents) if not path.exists()]
         self._content = json.dumps({**_identity(), "id": uuid4().hex})
         self._released, self._pid = threading.Event(), os.getpid()
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._acquire(time.monotonic() + patience, patience)
         except BaseException:
-            self._remove_made()
+            self._remove_created()
             raise
         threading.Thread(target=self._renew, name="output lock", daemon=True).start()
 
@@ -94,7 +94,7 @@ class OutputLock:
             if time.monotonic() >= deadline:
                 raise UserError(
                     f"--output_dir {self.folder} is in use by another job: {_described(found)}. Stop that job, wait for its "
-                    "end, or name another folder."
+                    "end, or choose another folder."
                 )
             if not waiting:
                 say(f"--output_dir is in use by {_described(found)}: waiting up to {patience:.0f} s.")
@@ -102,15 +102,16 @@ class OutputLock:
             time.sleep(_RETRY_SECONDS)
 
     def release(self) -> None:
+        """Remove the lock, and the folders that were created for it if they are empty."""
         self._released.set()
         if os.getpid() != self._pid:  # a forked process
             return
         if _read(self.path) == self._content:
             self.path.unlink(missing_ok=True)
-        self._remove_made()
+        self._remove_created()
 
-    def _remove_made(self) -> None:
-        for folder in self._made:
+    def _remove_created(self) -> None:
+        for folder in self._created:
             with contextlib.suppress(OSError):  # not empty
                 folder.rmdir()
 
@@ -155,7 +156,7 @@ def _identity() -> dict[str, Any]:
 
 
 def _create(path: Path, content: str) -> bool:
-    """Write the lock if there is none: with its whole content at once, by a hard link."""
+    """Create the lock with its whole content at once, by a hard link; return False if it exists."""
     draft = path.with_name(f"{RUN_LOCK}.{uuid4().hex}")
     try:
         draft.write_text(content)

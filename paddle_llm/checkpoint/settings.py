@@ -1,7 +1,7 @@
-"""The settings of a training, recorded beside its checkpoints and compared when it is resumed.
+"""The settings of a training, recorded in its checkpoints and compared when it resumes.
 
-A changed setting is refused unless it is on a list: of settings without effect on the weights, or of those that another
-check covers. A new field is compared without anybody having to think of it.
+A changed setting is an error unless it is in one of the lists below: settings without effect on the weights, or settings that
+another check covers. A new field is compared by default.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from paddle_llm.core.errors import UserError
 
 FLAG = "--resume_with_changed_settings"
 
-# No effect on the weights that a training gives, beyond rounding.
+# Settings without effect on the trained weights, beyond rounding.
 FREE = frozenset(
     {
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changed_settings"),
@@ -34,7 +34,7 @@ FREE = frozenset(
         *("nan_policy", "allow_pickle", "continue_training", "deterministic"),
     }
 )
-# Read where the training begins only, or compared by content: what a path holds counts, not its name.
+# Settings that are read at the first step only, or whose content is compared instead of the path.
 BY_CONTENT = frozenset(
     {
         *("model_name_or_path", "tokenizer_name_or_path", "model_type", "lora_path", "prefix_path"),
@@ -51,7 +51,7 @@ CHECKED_ELSEWHERE = frozenset(
         *(MethodFields.model_fields.keys() - {"label_smoothing", "lr_decay_ratio"}),
     }
 )
-# Compared by what follows from them: the learning rate of every step.
+# Settings that are compared through the learning rate of every step.
 SCHEDULE = frozenset(
     {
         *("max_steps", "num_train_epochs", "learning_rate", "min_learning_rate", "lr_decay_ratio"),
@@ -61,15 +61,20 @@ SCHEDULE = frozenset(
 
 
 def compared_fields(entry: str) -> list[str]:
-    """Return the fields that must be equal: all that no list names."""
+    """Return the fields that must be equal: all that are in no list.
+
+    Args:
+        entry: Kind of the job, "pretrain" or "finetune".
+    """
     return [name for name in fields_of(entry) if name not in FREE | BY_CONTENT | CHECKED_ELSEWHERE | SCHEDULE]
 
 
 def record_of(resolved: Resolved, steps: int) -> dict[str, Any]:
-    """Return what a checkpoint keeps of its training's settings, as JSON.
+    """Return the record of a training's settings that a checkpoint contains, as JSON.
 
     Args:
-        steps: optimizer steps of the whole training.
+        resolved: Configuration of the job.
+        steps: Optimizer steps of the whole training.
     """
     config = resolved.config
     schedule = schedule_of(config, steps)
@@ -85,7 +90,11 @@ def record_of(resolved: Resolved, steps: int) -> dict[str, Any]:
 
 
 def check_settings(start: Path, resolved: Resolved) -> list[str]:
-    """Compare the settings of a run with those of the checkpoint that it continues, apart from its length.
+    """Compare the settings of a run with those of the checkpoint from which it resumes, except for the length.
+
+    Args:
+        start: Folder of the checkpoint.
+        resolved: Configuration of the job.
 
     Returns:
         Lines to report.
@@ -95,14 +104,19 @@ def check_settings(start: Path, resolved: Resolved) -> list[str]:
     """
     saved = _saved(start)
     if saved is None:
-        return [f"{start} has no record of the settings that it was trained with: they are not compared."]
+        return [f"{start} has no record of its settings: they are not compared."]
     now = record_of(resolved, 1)["compared"]
     changed = _differences(saved["compared"], now)
-    return _judge(start, changed, resolved, "Give the same values")
+    return _report_changes(start, changed, resolved, "Use the same values")
 
 
 def check_length(start: Path, resolved: Resolved, steps: int) -> list[str]:
-    """Compare length and schedule, which are known after the data is read.
+    """Compare the length and the schedule of a run, which are known after the data is read.
+
+    Args:
+        start: Folder of the checkpoint.
+        resolved: Configuration of the job.
+        steps: Optimizer steps of the whole training.
 
     Returns:
         Lines to report.
@@ -116,21 +130,27 @@ def check_length(start: Path, resolved: Resolved, steps: int) -> list[str]:
     changed = _differences(saved["schedule"], record_of(resolved, steps)["schedule"])
     length = f"the training has {steps} steps, not {saved['steps']}"
     if changed:
-        typed = [line for line in changed if _is_typed(line.split()[0], resolved)]
-        changed = [length, *typed] if steps != saved["steps"] else typed or changed
-        advice = "Give the same --num_train_epochs or --max_steps, learning rates and warm-up"
-        return _judge(start, changed, resolved, f"The learning-rate schedule would jump. {advice}")
+        given = [line for line in changed if _is_given(line.split()[0], resolved)]
+        changed = [length, *given] if steps != saved["steps"] else given or changed
+        advice = "Use the same --num_train_epochs or --max_steps, learning rates and warm-up"
+        return _report_changes(start, changed, resolved, f"The learning-rate schedule would jump. {advice}")
     if steps != saved["steps"]:
         return [f"{start}: {length}; the learning-rate schedule up to there is the same."]
     return []
 
 
-def _is_typed(name: str, resolved: Resolved) -> bool:
+def _is_given(name: str, resolved: Resolved) -> bool:
+    """Return whether the user has given a field."""
     return not resolved.origins.get(name, "default").startswith(("default", "derived"))
 
 
 def changed_data_settings(start: Path, resolved: Resolved) -> list[str]:
-    """Return "name old -> new" of the settings that say which data is read and how."""
+    """Return "name old -> new" of the changed settings that decide which data is read and how.
+
+    Args:
+        start: Folder of the checkpoint.
+        resolved: Configuration of the job.
+    """
     saved = _saved(start)
     return [] if saved is None else _differences(saved["by_content"], record_of(resolved, 1)["by_content"])
 
@@ -140,7 +160,7 @@ def _saved(start: Path) -> dict[str, Any] | None:
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """A field that one side does not know is of another version of this program: it is not compared."""
+    """Return "name old -> new" of differing fields. A field that only one side has is from another version: not compared."""
     return [
         f"{name} {_shown(saved[name])} -> {_shown(now[name])}"
         for name in saved
@@ -152,15 +172,15 @@ def _shown(value: Any) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def _judge(start: Path, changed: list[str], resolved: Resolved, advice: str) -> list[str]:
+def _report_changes(start: Path, changed: list[str], resolved: Resolved, advice: str) -> list[str]:
     if not changed:
         return []
-    told = f"{start} was trained with other settings: {'; '.join(changed)}."
+    problem = f"{start} was saved with different settings: {'; '.join(changed)}."
     if resolved.config.resume_with_changed_settings:
-        return [f"{told} The run continues with the new ones ({FLAG})."]
+        return [f"{problem} The run continues with the new ones ({FLAG})."]
     output = Path(resolved.config.output_dir)
     further = "--model_name_or_path" if resolved.entry == "pretrain" else "its model or adapter"
     raise UserError(
-        f"{told} {advice}; or continue with the new ones: {FLAG}; or begin another training from what {output} holds "
+        f"{problem} {advice}; or continue with the new ones: {FLAG}; or start a new training from the result in {output} "
         f"({further}, another --output_dir)."
     )

@@ -1,4 +1,4 @@
-"""Checkpoint folders: complete or absent; the newest complete one is taken; the output folder is guarded."""
+"""Checkpoint folders: complete or absent; the newest complete one is used; the output folder is protected."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _save(output, step, layout=ONE_PROCESS):
     publish(staged, checkpoints.checkpoint_folder(output, step))
 
 
-def test_the_newest_complete_one_is_taken_by_number(tmp_path):
+def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
     for step in (5, 10, 100):
         _save(tmp_path, step)
     assert checkpoints.newest_complete(tmp_path)[0].name == "checkpoint-100"
@@ -38,11 +38,11 @@ def test_the_newest_complete_one_is_taken_by_number(tmp_path):
         (lambda f: (f / "manifest.json").unlink(), "has no manifest.json"),
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json cannot be read"),
         (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json cannot be read"),
-        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is not one of this program"),
-        (lambda f: (f / "manifest.json").write_text('{"files": {}}'), "manifest.json is not one of this program"),
+        (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json was not written by paddle_llm"),
+        (lambda f: (f / "manifest.json").write_text('{"files": {}}'), "manifest.json was not written by paddle_llm"),
     ],
 )
-def test_a_broken_one_is_passed_over_and_told(tmp_path, harm, said):
+def test_a_broken_checkpoint_is_skipped_and_reported(tmp_path, harm, said):
     _save(tmp_path, 5)
     _save(tmp_path, 10)
     harm(tmp_path / "checkpoint-10")
@@ -68,14 +68,14 @@ def test_weights_are_readable_without_the_optimizer_state(tmp_path):
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        (["checkpoint-5/manifest.json", "metrics.jsonl"], "Name one of its checkpoints: checkpoint-5."),
+        (["checkpoint-5/manifest.json", "metrics.jsonl"], "Choose one of its checkpoints: checkpoint-5."),
         (["adapter_config.json", "adapter_model.safetensors"], "--lora_path"),
         (["model.safetensors", "trainer_state.json", "optimizer.pt"], "Checkpoints of other trainers"),
         (["model_state.pdparams", "optimizer.pdopt", "config.json"], "Checkpoints of other trainers"),
-        (["notes.txt"], "Name another one"),
+        (["notes.txt"], "Choose another checkpoint or drop the flag."),
     ],
 )
-def test_what_is_not_a_checkpoint_of_ours_is_refused_with_the_remedy(tmp_path, names, told):
+def test_a_folder_that_is_not_a_checkpoint_is_rejected_with_the_remedy(tmp_path, names, told):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -84,7 +84,7 @@ def test_what_is_not_a_checkpoint_of_ours_is_refused_with_the_remedy(tmp_path, n
     assert told in str(refusal.value)
 
 
-def test_an_output_folder_that_is_a_file_or_a_broken_link_is_refused(tmp_path):
+def test_an_output_folder_that_is_a_file_or_a_broken_link_is_rejected(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "absent")
     for name in ("file", "file/below", "link"):
@@ -92,16 +92,16 @@ def test_an_output_folder_that_is_a_file_or_a_broken_link_is_refused(tmp_path):
             choose_start(str(tmp_path / name), do_train=True, overwrite=False, resume=None)
 
 
-def test_why_checkpoints_of_an_output_folder_are_not_continued(tmp_path):
+def test_skipped_checkpoints_are_reported_when_none_is_complete(tmp_path):
     _save(tmp_path, 5)
     (tmp_path / "checkpoint-5" / "manifest.json").write_text("{")
-    with pytest.raises(UserError, match="checkpoint-5 is passed over: its manifest.json cannot be read"):
+    with pytest.raises(UserError, match="skipped checkpoint .*checkpoint-5: its manifest.json cannot be read"):
         choose_start(str(tmp_path), do_train=True, overwrite=False, resume=None)
 
 
-def test_another_layout_is_refused_with_both_named(tmp_path):
+def test_another_layout_is_rejected_with_both_named(tmp_path):
     _save(tmp_path, 5, Layout(tensor=2))
-    with pytest.raises(UserError, match="saved on tp2, this job runs on pp2"):
+    with pytest.raises(UserError, match="saved with layout tp2, but this job has layout pp2"):
         checkpoints.check_layout(tmp_path / "checkpoint-5", Layout(pipeline=2), 8)
 
 
@@ -128,7 +128,7 @@ def test_choosing_changes_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_resuming_an_older_one_sets_the_newer_ones_aside(tmp_path):
+def test_resuming_from_an_older_checkpoint_renames_the_newer_ones(tmp_path):
     for step in (5, 10, 15):
         _save(tmp_path, step)
     start, said = _prepare(tmp_path, resume=str(tmp_path / "checkpoint-5"))
@@ -139,7 +139,7 @@ def test_resuming_an_older_one_sets_the_newer_ones_aside(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_save_is_cleared_when_a_checkpoint_is_named(tmp_path):
+def test_a_killed_save_is_removed_when_a_checkpoint_is_chosen(tmp_path):
     _save(tmp_path, 5)
     half = checkpoints.staging_folder(tmp_path, 10) / "checkpoint-10"
     half.mkdir(parents=True)
@@ -147,17 +147,17 @@ def test_a_killed_save_is_cleared_when_a_checkpoint_is_named(tmp_path):
     assert not half.exists()
 
 
-def test_an_empty_or_absent_folder_starts_anew(tmp_path):
+def test_an_empty_or_absent_folder_starts_at_the_first_step(tmp_path):
     assert _prepare(tmp_path / "new") == (None, [])
 
 
-def test_a_folder_with_a_checkpoint_is_continued_aloud(tmp_path):
+def test_a_run_resumes_and_reports_it(tmp_path):
     _save(tmp_path, 5)
     start, said = _prepare(tmp_path)
-    assert start.name == "checkpoint-5" and "continuing from" in said[0]
+    assert start.name == "checkpoint-5" and "resuming from" in said[0]
 
 
-def test_a_killed_save_is_cleared_and_the_older_one_taken(tmp_path):
+def test_a_killed_save_is_removed_and_the_older_checkpoint_used(tmp_path):
     _save(tmp_path, 5)
     half = checkpoints.staging_folder(tmp_path, 10) / "checkpoint-10"
     half.mkdir(parents=True)
@@ -166,7 +166,7 @@ def test_a_killed_save_is_cleared_and_the_older_one_taken(tmp_path):
     assert not half.exists()
 
 
-def test_a_run_that_ended_before_its_first_checkpoint_starts_anew_aloud(tmp_path):
+def test_a_run_that_ended_before_its_first_checkpoint_starts_again_and_reports_it(tmp_path):
     for name in ("metrics.jsonl", "config.resolved.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / ".saving-5").mkdir()
@@ -177,7 +177,7 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_anew_aloud(tmp_path
         _prepare(tmp_path)
 
 
-def test_somebody_elses_folder_is_refused_untouched(tmp_path):
+def test_a_folder_with_foreign_files_is_rejected_and_unchanged(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(UserError, match=r"not empty \(thesis.tex\).*--overwrite_output_dir"):
         _prepare(tmp_path)
@@ -185,7 +185,7 @@ def test_somebody_elses_folder_is_refused_untouched(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
-def test_overwriting_removes_what_a_run_wrote(tmp_path):
+def test_overwriting_removes_the_files_of_a_run_only(tmp_path):
     _save(tmp_path, 5)
     for name in ("metrics.jsonl", "generated-5.jsonl", "generated-test-5.jsonl"):
         (tmp_path / name).write_text("{}\n")
@@ -196,30 +196,30 @@ def test_overwriting_removes_what_a_run_wrote(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model", "checkpoint-5", "adapter/"])
-def test_what_is_read_is_not_overwritten(name, tmp_path, monkeypatch):
-    """A job that ends in its first minute would have cost the model that it began with."""
+def test_a_folder_that_the_run_reads_is_not_overwritten(name, tmp_path, monkeypatch):
+    """Otherwise a job that fails early would have removed the model that it starts from."""
     _save(tmp_path / "run", 5)
     for folder in ("model", "adapter"):
         (tmp_path / "run" / folder).mkdir()
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=f"would remove .*, and run/{name} is read for this run"):
+    with pytest.raises(UserError, match=f"would remove .*, but this run reads run/{name}"):
         choose_start("run", do_train=True, overwrite=True, resume=None, read=("elsewhere", None, f"run/{name}"))
     read = ("run", "running", "facebook/llama-7b")
     assert choose_start("run", do_train=True, overwrite=True, resume=None, read=read) == (None, [])
 
 
-def test_the_launchers_log_folder_is_not_in_the_way(tmp_path):
+def test_the_log_folder_of_the_launcher_is_allowed(tmp_path):
     (tmp_path / "log").mkdir()
     (tmp_path / "log" / "workerlog.0").touch()
     assert _prepare(tmp_path) == (None, [])
 
 
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
+def test_a_file_instead_of_the_folder_is_rejected(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is, or is below, a file"):
+    with pytest.raises(UserError, match="is a file or a broken link, or is below one"):
         _prepare(tmp_path / "file")
 
 
-def test_resuming_without_a_checkpoint_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no complete checkpoint"):
+def test_resuming_without_a_checkpoint_is_rejected(tmp_path):
+    with pytest.raises(UserError, match="has no complete checkpoint"):
         _prepare(tmp_path, resume=True)

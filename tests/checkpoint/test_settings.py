@@ -74,7 +74,7 @@ def test_a_changed_setting_is_refused_with_both_values_and_can_be_allowed(model,
         check_settings(start, run(model, *flags))
     message = str(refused.value)
     assert all(part in message for part in changed.split("; "))
-    assert "Give the same values; or continue with the new ones: --resume_with_changed_settings" in message
+    assert "Use the same values; or continue with the new ones: --resume_with_changed_settings" in message
     (line,) = check_settings(start, run(model, *flags, "--resume_with_changed_settings"))
     assert changed.split("; ")[0] in line and "continues with the new ones" in line
 
@@ -98,7 +98,7 @@ def test_another_length_is_refused_where_it_changes_the_learning_rate(model, sta
     assert check_length(start, run(model), _STEPS) == []
     with pytest.raises(UserError) as refused:
         check_length(start, run(model), 48)
-    assert "other settings: the training has 48 steps, not 16. The learning-rate" in str(refused.value)
+    assert "different settings: the training has 48 steps, not 16. The learning-rate" in str(refused.value)
     assert "learning-rate schedule would jump" in str(refused.value)
     (line,) = check_length(start, run(model, "--resume_with_changed_settings"), 48)
     assert "48 steps, not 16" in line
@@ -123,14 +123,14 @@ def test_other_rows_are_other_data(tmp_path):
     identity = {"model": {"hidden_size": 8}, "data": "first", "rows": "all"}
     checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
     checkpoints.check_identity(tmp_path, identity)
-    with pytest.raises(UserError, match="saved with other data. Different: chat_template auto -> alpaca"):
+    with pytest.raises(UserError, match="saved with different data: chat_template auto -> alpaca"):
         checkpoints.check_identity(tmp_path, {**identity, "rows": "others"}, ["chat_template auto -> alpaca"])
 
 
 def test_an_older_checkpoint_without_a_record_is_reported(model, tmp_path):
     identity = {"model": {"hidden_size": 8}, "data": "first"}
     checkpoints.write_manifest(tmp_path, step=1, layout=Layout(), global_batch=1, identity=identity)
-    assert "has no record of the settings" in check_settings(tmp_path, run(model))[0]
+    assert "has no record of its settings" in check_settings(tmp_path, run(model))[0]
     assert check_length(tmp_path, run(model), 3) == []
     checkpoints.check_identity(tmp_path, {**identity, "rows": "any"})
 
@@ -147,5 +147,5 @@ def test_a_longer_training_of_the_same_data_goes_on_and_other_data_does_not(tmp_
     longer = {**identity, "data": "four", "samples": ["a", "b", "c", "d"]}
     checkpoints.check_identity(tmp_path, longer)
     for other in ({"samples": ["a", "c", "b", "d"]}, {"rows": "others"}):
-        with pytest.raises(UserError, match="other data"):
+        with pytest.raises(UserError, match="different data"):
             checkpoints.check_identity(tmp_path, {**longer, **other})

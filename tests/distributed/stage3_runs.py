@@ -111,15 +111,15 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
 
 
 def _count_ahead(weights: Any) -> list[int]:
-    """For every unit that begins to compute: 1 where its weights were on their way before."""
+    """Return a list that gets, for every unit that begins to compute, 1 if its weights were already being gathered."""
     ahead: list[int] = []
-    visit = weights._visit
+    gather = weights._gather_unit
 
     def counted(unit: Any) -> None:
         ahead.append(int(unit in weights._arriving))
-        visit(unit)
+        gather(unit)
 
-    weights._visit = counted
+    weights._gather_unit = counted
     return ahead
 
 

@@ -99,7 +99,7 @@ def test_a_killed_job_continues_as_if_nothing_had_happened(victim, corpus, whole
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err + out
     log = (tmp_path / "log3" / "workerlog.0").read_text()
-    assert (f"{RUN_LOCK} is stale" in log or victim == "rank 1") and ("continuing from" in log or victim == "launcher")
+    assert (f"{RUN_LOCK} is stale" in log or victim == "rank 1") and ("resuming from" in log or victim == "launcher")
     assert numbers(tmp_path / "killed") == whole
 
 
