@@ -253,7 +253,7 @@ def test_other_data_or_another_network_is_refused(tmp_path):
 
     make_trainer(config(tmp_path)).train()
     checkpoint = str(tmp_path / "output" / "checkpoint-5")
-    with pytest.raises(UserError, match="saved with other data"):
+    with pytest.raises(UserError, match="saved with different data"):
         make_trainer(config(tmp_path), train=Other(24)).train(checkpoint)
     with pytest.raises(UserError, match="num_hidden_layers 4 -> 3"):
         make_trainer(config(tmp_path, num_hidden_layers=3)).train(checkpoint)
