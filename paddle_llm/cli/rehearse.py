@@ -86,20 +86,20 @@ def _rehearse(
         _prepare()
         begin("tokenizer and corpus" if not synthetic else "random tokens")
         samples = _samples(real, shrunk, synthetic)
-        from paddle_llm.rehearse.rehearsal import cases_of, run_faces
+        from paddle_llm.rehearse.rehearsal import cases_of, run_sub_layouts
 
-        faces = run_faces(cases_of(shrunk, samples), begin)
+        results = run_sub_layouts(cases_of(shrunk, samples), begin)
     seconds = time.monotonic() - began
     from rich.console import Console
 
     from paddle_llm.rehearse.report import as_json, print_report
 
-    print_report(shrunk, faces, real.layout, seconds, Console(width=None if sys.stdout.isatty() else 120))
+    print_report(shrunk, results, real.layout, seconds, Console(width=None if sys.stdout.isatty() else 120))
     if json_file is not None:
         data = "random tokens" if synthetic else real.config.input_dir or real.config.dataset_name_or_path or ""
-        verdict = as_json(shrunk, faces, real.layout, data, seconds)
+        verdict = as_json(shrunk, results, real.layout, data, seconds)
         write_atomically(Path(json_file).expanduser(), (json.dumps(verdict, indent=1) + "\n").encode())
-    return all(face.passed for face in faces)
+    return all(result.passed for result in results)
 
 
 def _check_writable(json_file: str) -> None:
@@ -139,9 +139,9 @@ def _samples(real: Resolved, shrunk: Shrunk, synthetic: bool) -> Samples:
     from paddle_llm.rehearse import instruction_samples as instructions
     from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
 
-    wanted = wanted_by(shrunk.faces)
+    wanted = wanted_by(shrunk.configs)
     if real.entry == "finetune":
-        small = shrunk.faces[0].config
+        small = shrunk.configs[0].config
         return (
             instructions.synthetic(shrunk.model, small, wanted)
             if synthetic

@@ -1,4 +1,4 @@
-"""What is proven: one short training, to be run in a layout and in one process."""
+"""A short training that is run in a layout and in one process, to compare the two."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ Sample = dict[str, np.ndarray]
 
 
 class InOrder(list):  # type: ignore[type-arg]
-    """Samples in the trainer's global order: global batch g is items [g*G, (g+1)*G)."""
+    """Samples in the trainer's global order: global batch g consists of the items [g*G, (g+1)*G)."""
 
     @property
     def samples_per_epoch(self) -> int:
+        """Number of samples."""
         return len(self)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A short training. Picklable: ranks get it by a pipe.
+    """A short training. It can be pickled, because ranks receive it through a pipe.
 
     Attributes:
-        layout: where it is proven.
-        config: of one rank of that layout; `model_name_or_path` is a local folder. The oracle sets what concerns outputs
-            (folder, logging, evaluation and saving), and turns dropout off.
-        train: samples in global order, `max_steps` global batches or more.
-        evaluation: samples of the evaluation that follows every step; [] for none.
-        name: for tables.
-        entry: whose trainer, as the reader says it: "pretrain", or "finetune", which attaches the config's method and takes
-            samples of unequal lengths.
-        fault: a name of `faults.FAULTS`, injected into the layout's ranks and not into the reference.
+        layout: Layout that is compared with one process.
+        config: Config of one rank of the layout; `model_name_or_path` is a local folder. The oracle sets the output folder,
+            logging, evaluation and saving, and turns dropout off.
+        train: Samples in global order, at least `max_steps` global batches.
+        evaluation: Samples of the evaluation after every step; [] for none.
+        name: Name for tables.
+        fault: Name in `faults.FAULTS` of a fault that is injected into the layout's ranks and not into the reference; None
+            for no fault.
+        entry: Kind of the job: "pretrain", or "finetune" for the config's method and samples of unequal length.
     """
 
     layout: Layout
@@ -52,7 +53,7 @@ class Case:
         return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.layout.data_world_size
 
     def alone(self) -> Case:
-        """The same training in one process: the same micro batches, all of them its own."""
+        """Return the same training in one process, with the same micro-batches."""
         config = self.config.model_copy(
             update={
                 **_ONE_PROCESS,
@@ -63,7 +64,7 @@ class Case:
         return replace(self, layout=Layout(), config=config, fault=None)
 
     def rounded_differently(self) -> Case | None:
-        """The training in one process in other micro batches; None where a global batch is one sample."""
+        """Return the training in one process with other micro-batches; None if a global batch is one sample."""
         alone, batch = self.alone(), self.global_batch
         if batch == 1:
             return None
@@ -86,7 +87,7 @@ _ONE_PROCESS: dict[str, Any] = {
     "pipeline_parallel_config": "",
     "sharding_parallel_config": "",
     "sharding_comm_buffer_size_MB": -1,
-    # What changes memory and not numbers is proven, too: the reference goes without.
+    # Settings that change memory and not results: the reference runs without them, so they are compared, too.
     "recompute": False,
     "no_recompute_layers": None,
     "release_grads": False,

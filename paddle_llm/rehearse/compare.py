@@ -1,11 +1,11 @@
-"""How far a layout's records are from one process's, quantity by quantity, and what is allowed.
+"""Compare the records of a layout with those of one process, quantity by quantity, and check each difference.
 
-A tensor's difference is the Frobenius norm of the difference over that of the reference. A full tensor is put together
-from its tensor-parallel parts for every data, sharding and pipeline rank that has it, so replicas that drift apart are
-found; padding of the vocabulary is compared with zero.
+The difference of a tensor is the Frobenius norm of the difference divided by that of the reference. A full tensor is assembled
+from its tensor-parallel parts for every data, sharding and pipeline rank that has it, so replicas that differ are found. The
+padding of the vocabulary is compared with zero.
 
-Where a gradient is zero in exact arithmetic, what is left is rounding, which Adam turns into steps of any sign: those
-parts (`zero_gradient_part` of the family) are compared absolutely, with the size of the rest as the unit.
+A gradient that is zero in exact arithmetic consists of rounding errors, which Adam turns into steps of any sign. Those parts
+(`zero_gradient_part` of the family) are compared absolutely, in units of the norm of the rest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from paddle_llm.rehearse.record import TENSORS, Part, RankRecord
 SCALARS = ("loss", "grad_norm", "eval_loss")
 QUANTITIES = (*SCALARS, *TENSORS)
 
-# What float32 may do in one step; the second moment is a square. Later steps: at most FACTOR times the rounding floor.
+# Limits for float32 in the first step; the second moment is a square. In later steps: FACTOR times the rounding floor.
 FIRST_STEP_LIMITS = {
     "loss": 1e-6,
     "grad_norm": 1e-5,
@@ -34,7 +35,7 @@ FIRST_STEP_LIMITS = {
     "moment2": 2e-5,
 }
 FACTOR = 5
-# However rough a training is: a floor beyond this would allow what no rounding does.
+# Largest limit, as a multiple of that of the first step: a higher floor would allow more than rounding.
 MOST = 100
 
 Floor = dict[tuple[str, int], float]
@@ -45,12 +46,13 @@ class Difference:
     """One comparison.
 
     Attributes:
-        quantity: one of QUANTITIES.
-        step: 1 for the first.
-        tensor: canonical name; None for scalars.
-        rank: the first rank of the layout that holds it.
-        value: relative, or in units of the whole tensor's norm where `absolute`; inf where something is missing.
-        limit: what was allowed.
+        quantity: One of QUANTITIES.
+        step: Optimizer step, 1 for the first.
+        tensor: Canonical name of the tensor; None for scalars.
+        rank: First rank of the layout that holds the tensor.
+        value: Relative difference, or absolute in units of the whole tensor's norm; inf if something is missing.
+        limit: Largest difference allowed.
+        absolute: Whether `value` is absolute.
     """
 
     quantity: str
@@ -63,6 +65,7 @@ class Difference:
 
     @property
     def passed(self) -> bool:
+        """Whether the difference is within its limit."""
         return self.value <= self.limit  # a NaN does not
 
     def __str__(self) -> str:
@@ -72,9 +75,9 @@ class Difference:
 
 
 def rounding_floor(one: RankRecord, other: RankRecord) -> Floor:
-    """(quantity, step) -> the largest difference between two ways of summing in one process.
+    """Return the largest difference between two orders of summing in one process, by (quantity, step).
 
-    What is exactly zero in one of the two alone says nothing of rounding: an infinite floor would allow everything.
+    A value that is exactly zero in only one of the two is excluded: its infinite difference would allow everything.
     """
     floor: Floor = {}
     for found in _differences(one, [other]):
@@ -85,19 +88,19 @@ def rounding_floor(one: RankRecord, other: RankRecord) -> Floor:
 
 
 def compare(reference: RankRecord, ranks: list[RankRecord], floor: Floor, limits: dict[str, float]) -> list[Difference]:
-    """Every difference between the reference and each rank's record, with its limit.
+    """Return every difference between the reference and each rank's record, with its limit.
 
-    The floor itself is among them where it is beyond the first step's limits already: two runs in one process that are not
-    the same training cannot be a measure of anything.
+    A floor that exceeds the limits of the first step is reported as a difference, too: two runs in one process that are not
+    the same training cannot measure rounding.
 
     Args:
-        reference: of one process.
-        ranks: of all ranks of the layout.
-        floor: of the same training; {} when there is none.
-        limits: of the first step; they hold later, too, where the floor is lower.
+        reference: Record of one process.
+        ranks: Records of all ranks of the layout.
+        floor: Rounding floor of the same training; {} if there is none.
+        limits: Limits of the first step; they also hold in later steps if the floor is lower.
     """
     unlike = [
-        Difference(quantity, step, "one process, in other micro batches", 0, value, limits[quantity])
+        Difference(quantity, step, "one process, with other micro-batches", 0, value, limits[quantity])
         for (quantity, step), value in floor.items()
         if step == 1 and value > limits[quantity]
     ]
@@ -137,9 +140,9 @@ def _tensor_differences(
     reference: RankRecord, ranks: list[RankRecord], number: int, quantity: str
 ) -> Iterator[Difference]:
     expected = step_tensors(reference, number, quantity)
-    seen: dict[tuple[int, ...], set[str]] = {_whole(record.place, quantity): set() for record in ranks}
-    for rank, place, name, full in _full_tensors(ranks, number, quantity):
-        seen[_whole(place, quantity)].add(name)
+    seen: dict[tuple[int, ...], set[str]] = {_whole(record.position, quantity): set() for record in ranks}
+    for rank, position, name, full in _full_tensors(ranks, number, quantity):
+        seen[_whole(position, quantity)].add(name)
         if name in expected:
             unit = _unit_of_zeros(reference.model, name, expected)
             for value, absolute in _tensor_difference(reference.model, name, full, expected[name].values, unit):
@@ -147,19 +150,28 @@ def _tensor_differences(
         elif np.any(full):  # stage 1 fills in zeros where there is no gradient
             yield Difference(quantity, number, name, rank, math.inf, math.inf)
     for whole, names in seen.items():
-        rank = next(record.rank for record in ranks if _whole(record.place, quantity) == whole)
+        rank = next(record.rank for record in ranks if _whole(record.position, quantity) == whole)
         for name in expected.keys() - names:
             if np.any(expected[name].values):
                 yield Difference(quantity, number, name, rank, math.inf, math.inf)
 
 
-def _whole(place: tuple[int, ...], quantity: str) -> tuple[int, ...]:
-    """Ranks that have everything between them: each sharding rank of a replica has all weights, its owners the rest."""
-    return place[:2] if quantity == "weight" else place[:1]
+def _whole(position: tuple[int, ...], quantity: str) -> tuple[int, ...]:
+    """Return the part of a rank's position that identifies a full replica.
+
+    Each sharding rank of a replica has all weights; gradients and moments are divided between the sharding ranks.
+    """
+    return position[:2] if quantity == "weight" else position[:1]
 
 
 def lacking(record: RankRecord, steps: int, evaluated: bool) -> list[str]:
-    """What a training of so many steps should have been seen to do and was not; what no record has is never compared."""
+    """Return the values that a record should contain and does not; a missing value would never be compared.
+
+    Args:
+        record: Record of one process.
+        steps: Optimizer steps of the training.
+        evaluated: Whether each step is followed by an evaluation.
+    """
     scalars = SCALARS if evaluated else SCALARS[:-1]
     found = []
     for number in range(1, steps + 1):
@@ -173,32 +185,33 @@ def lacking(record: RankRecord, steps: int, evaluated: bool) -> list[str]:
 
 
 def step_tensors(record: RankRecord, number: int, quantity: str) -> dict[str, Part]:
+    """Return the tensors of a quantity in a step; {} if the step was not recorded."""
     return record.steps[number].tensors[quantity] if number in record.steps else {}
 
 
 def _full_tensors(
     ranks: list[RankRecord], number: int, quantity: str
 ) -> Iterator[tuple[int, tuple[int, ...], str, np.ndarray]]:
-    """(rank, its place, name, full tensor) of everything that each group of tensor-parallel ranks holds."""
+    """Return (rank, its position, name, full tensor) of every tensor that each group of tensor-parallel ranks holds."""
     groups: dict[tuple[int, int, int], list[RankRecord]] = {}
-    for record in sorted(ranks, key=lambda record: record.place[2]):
-        data, sharding, _, pipeline = record.place
+    for record in sorted(ranks, key=lambda record: record.position[2]):
+        data, sharding, _, pipeline = record.position
         groups.setdefault((data, sharding, pipeline), []).append(record)
     for members in groups.values():
-        place = members[0].place
+        position = members[0].position
         held = [step_tensors(member, number, quantity) for member in members]
         for name in dict.fromkeys(name for parts in held for name in parts):
             parts = [(member.rank, of[name]) for member, of in zip(members, held, strict=True) if name in of]
             if parts[0][1].shard.is_split and len(parts) == len(members):
                 full = assemble([part.shard for _, part in parts], [part.values for _, part in parts])
-                yield parts[0][0], place, name, full
+                yield parts[0][0], position, name, full
             elif not parts[0][1].shard.is_split:
                 for rank, part in parts:
-                    yield rank, place, name, part.values
+                    yield rank, position, name, part.values
 
 
-def _unit_of_zeros(model: dict, name: str, tensors: dict[str, Part]) -> float | None:
-    """For a tensor that is zero in exact arithmetic: the size of the one that it is measured by."""
+def _unit_of_zeros(model: dict[str, Any], name: str, tensors: dict[str, Part]) -> float | None:
+    """Return the norm that is the unit for a gradient that is zero in exact arithmetic; None for another tensor."""
     ending, other = FAMILIES[model["family"]].network.zero_gradient or ("\0", "")
     if not name.endswith(ending):
         return None
@@ -206,9 +219,9 @@ def _unit_of_zeros(model: dict, name: str, tensors: dict[str, Part]) -> float | 
 
 
 def _tensor_difference(
-    model: dict, name: str, found: np.ndarray, expected: np.ndarray, unit: float | None
+    model: dict[str, Any], name: str, found: np.ndarray, expected: np.ndarray, unit: float | None
 ) -> Iterator[tuple[float, bool]]:
-    """(difference, whether it is absolute), two of them for a tensor with a part that is zero in exact arithmetic."""
+    """Return (difference, whether it is absolute); two of them for a tensor with a part that is zero in exact arithmetic."""
     expected = np.pad(expected, [(0, n - m) for n, m in zip(found.shape, expected.shape, strict=True)])
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     if unit is not None:
@@ -222,8 +235,8 @@ def _tensor_difference(
     yield _in_units(found[zeros] - expected[zeros], float(np.linalg.norm(expected[~zeros]))), True
 
 
-def exact_zeros(model: dict, name: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """Where the gradient of this tensor is zero in exact arithmetic; None where nowhere."""
+def exact_zeros(model: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.ndarray | None:
+    """Return the mask of a tensor's part whose gradient is zero in exact arithmetic; None without such a part."""
     ending, which = FAMILIES[model["family"]].network.zero_gradient_part or ("\0", 0)
     if not name.endswith(ending):
         return None
@@ -232,7 +245,7 @@ def exact_zeros(model: dict, name: str, shape: tuple[int, ...]) -> np.ndarray | 
     return mask.reshape(shape)
 
 
-def _relative(found, expected) -> float:
+def _relative(found: Any, expected: Any) -> float:
     size, difference = float(np.linalg.norm(expected)), float(np.linalg.norm(np.asarray(found) - np.asarray(expected)))
     return _ratio(difference, size)
 
@@ -248,7 +261,7 @@ def _ratio(difference: float, size: float) -> float:
 
 
 def worst_of(differences: list[Difference]) -> dict[str, Difference]:
-    """The largest relative difference of each quantity, failures first."""
+    """Return the largest relative difference of each quantity; a failure precedes all passed differences."""
     worst: dict[str, Difference] = {}
     for found in differences:
         if found.absolute and found.passed:

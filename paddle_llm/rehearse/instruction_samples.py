@@ -1,7 +1,7 @@
-"""What a rehearsal of fine-tuning is fed: the config's own instructions made short, or random ones. As unequal as they were.
+"""The samples of a rehearsal of fine-tuning: the config's own instructions, made short, or random ones.
 
-They are encoded as the real run would encode them, with its tokenizer, template and lengths, and all checks of them; then
-prompt and answer of each are cut in proportion, and the ids folded into the small vocabulary.
+Instructions are encoded as in the real run, with its tokenizer, template, lengths and checks. Then prompt and answer of each
+are cut in proportion, so that their lengths stay unequal, and the ids are mapped to the small vocabulary.
 """
 
 from __future__ import annotations
@@ -24,7 +24,13 @@ from paddle_llm.rehearse.small_model import SmallModel
 
 
 def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
-    """Random prompts without loss and random answers with it, of all lengths that fit."""
+    """Return samples of random prompts without loss and random answers with loss, of all lengths that fit.
+
+    Args:
+        model: Small model.
+        small: Config of a sub-layout.
+        wanted: Numbers of samples.
+    """
     draw = np.random.default_rng(small.seed)
     longest = small.max_length - 1
     both_ways = FAMILIES[model.facts.model_type].network.bidirectional_prefix
@@ -41,10 +47,16 @@ def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
 
 
 def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
-    """The first instructions of the config's files.
+    """Return the first instructions of the config's files.
+
+    Args:
+        real: Config of the cluster.
+        model: Small model.
+        small: Config of a sub-layout.
+        wanted: Numbers of samples.
 
     Raises:
-        ConfigError: what is wrong with tokenizer, template or instructions.
+        ConfigError: If tokenizer, template or instructions cannot be used.
     """
     try:
         splits = _read(real, wanted)
@@ -73,16 +85,22 @@ def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[Enc
 
 
 def _short(sample: EncodedSample, scale: float, model: SmallModel) -> EncodedSample:
-    """The end of the prompt and the beginning of what follows it, each cut to its share."""
-    first = int(np.argmax(sample.labels != IGNORE_INDEX))  # what stands here is followed by the first answer
-    before = max(round(first * scale), 1 if sample.prefix else 0)
-    behind = max(int((len(sample.input_ids) - first) * scale), 1)
-    part = slice(first - before, first + behind)
+    """Return the end of the prompt and the beginning of the rest, each cut to its share.
+
+    Args:
+        sample: Encoded sample.
+        scale: Share of the length to keep, 0 to 1.
+        model: Small model.
+    """
+    first = int(np.argmax(sample.labels != IGNORE_INDEX))  # the token before the first answer
+    prompt = max(round(first * scale), 1 if sample.prefix else 0)
+    rest = max(int((len(sample.input_ids) - first) * scale), 1)
+    part = slice(first - prompt, first + rest)
     labels = sample.labels[part].copy()
-    learnt = labels != IGNORE_INDEX
-    labels[learnt] = model.fold(labels[learnt].astype(np.int64))
+    trained = labels != IGNORE_INDEX
+    labels[trained] = model.fold(labels[trained].astype(np.int64))
     ids = model.fold(sample.input_ids[part].astype(np.int64)).astype(np.int32)
-    return EncodedSample(ids, labels, before if sample.prefix else 0)
+    return EncodedSample(ids, labels, prompt if sample.prefix else 0)
 
 
 def _samples(small: RunConfig, wanted: Wanted, train: list[EncodedSample], evaluation: list[EncodedSample]) -> Samples:
@@ -93,10 +111,13 @@ def _samples(small: RunConfig, wanted: Wanted, train: list[EncodedSample], evalu
 
 
 def _rows(samples: list[EncodedSample], count: int, packed: int | None, seed: int) -> list[Sample]:
-    """`count` items, from the beginning again where there are fewer.
+    """Return `count` items of a data set, repeated if there are fewer.
 
     Args:
-        packed: the length of packed rows; None: a sample to an item.
+        samples: Encoded samples.
+        count: Number of items.
+        packed: Length of packed rows; None for one sample per item.
+        seed: Seed of the packing.
     """
     if not count:
         return []

@@ -1,8 +1,8 @@
-"""The world-1 oracle: a training in a layout, proven equal to the same training in one process.
+"""The one-process oracle: check that a training in a layout equals the same training in one process.
 
-Both go through the product's own path (arguments, model, trainer) on CPU ranks over gloo, from the same weights, with the
-same data order and global batch. Compared on every rank after every step: the loss of the global batch, the gradient norm
-before clipping, every gradient, every weight and both Adam moments, and the evaluation loss (`compare.py`).
+Both use the product's own job assembly on CPU ranks over gloo, with the same weights, order of samples and global batch. After
+every step these are compared on every rank: the loss of the global batch, the gradient norm before clipping, every gradient,
+every weight and both Adam moments, and the evaluation loss (`compare.py`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from paddle_llm.rehearse.ranks import run_ranks
 if TYPE_CHECKING:
     from paddle_llm.config.run_config import RunConfig
     from paddle_llm.rehearse.compare import Difference, Floor
+    from paddle_llm.rehearse.faults import Fault
     from paddle_llm.rehearse.record import RankRecord
     from paddle_llm.training.finetune import FinetuneData
     from paddle_llm.training.pretrain import PretrainData
@@ -35,12 +36,12 @@ TIMEOUT = 300.0
 
 @dataclass(frozen=True)
 class Reference:
-    """One process.
+    """The training in one process.
 
     Attributes:
-        record: what it saw.
-        floor: (quantity, step) -> what rounding alone does to it, between two one-process runs.
-        floor_seconds, seconds: what it took.
+        record: Record of the training.
+        floor: Differences that rounding causes between two runs in one process, by (quantity, step).
+        seconds: Time of both runs.
     """
 
     record: RankRecord
@@ -50,13 +51,15 @@ class Reference:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of a proof.
+    """The result of a comparison.
 
     Attributes:
-        worst: the largest difference of each quantity.
-        failures: what was not within its limit.
-        compared: number of comparisons.
-        seconds: of the layout's run; the reference's has its own.
+        case: Training that was compared.
+        worst: Largest difference of each quantity.
+        failures: Differences that exceed their limits.
+        compared: Number of comparisons.
+        floor: Rounding floor of the reference.
+        seconds: Time of the layout's run, without the reference.
     """
 
     case: Case
@@ -68,11 +71,12 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
+        """Whether something was compared and every difference is within its limit."""
         return not self.failures and self.compared > 0
 
 
 def reference_key(case: Case) -> str:
-    """Cases with the same key have the same reference."""
+    """Return a key that is equal for cases with the same reference."""
     digest = hashlib.sha256()
     for part in (case.train, case.evaluation):
         digest.update(f"{len(part)} samples".encode())
@@ -85,11 +89,15 @@ def reference_key(case: Case) -> str:
 
 
 def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
-    """Run the case in one process, twice with sums in another order.
+    """Run a case in one process twice, the second time with another order of sums.
+
+    Args:
+        case: The case.
+        timeout: Seconds for one run.
 
     Raises:
-        RankError: as `prove`.
-        RuntimeError: a quantity was not recorded, and could not be compared with anything.
+        RankError: If the process raises, dies or does not finish.
+        RuntimeError: If a quantity is not recorded, so that it could not be compared.
     """
     from paddle_llm.rehearse.compare import lacking, rounding_floor
 
@@ -112,14 +120,16 @@ def prove(
     limits: dict[str, float] | None = None,
     timeout: float = TIMEOUT,
 ) -> Verdict:
-    """Run the case on the ranks of its layout and compare with one process.
+    """Run a case on the ranks of its layout and compare it with one process.
 
     Args:
-        reference: of a case with the same `reference_key`; None: run it.
-        limits: of the first step, by quantity, in place of `compare.FIRST_STEP_LIMITS`.
+        case: The case.
+        reference: Reference of a case with the same `reference_key`; by default it is run here.
+        limits: Limits of the first step by quantity, instead of those of `compare.FIRST_STEP_LIMITS`.
+        timeout: Seconds for one run.
 
     Raises:
-        RankError: a rank raised, died or got stuck.
+        RankError: If a rank raises, dies or does not finish.
     """
     from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, compare, worst_of
 
@@ -133,15 +143,21 @@ def prove(
 
 
 def run_case(case: Case, timeout: float = TIMEOUT, env: dict[str, str] | None = None) -> list[RankRecord]:
-    """What each rank of the case's layout saw, on the case's device."""
+    """Run a case on its device and return the record of each rank.
+
+    Args:
+        case: The case.
+        timeout: Seconds for the run.
+        env: Environment variables of the ranks.
+    """
     device = case.config.device or "cpu"
-    # On a GPU the proof is of float32, not of TF32, which rounds what is multiplied to 10 bits.
+    # On a GPU float32 is compared, not TF32, which rounds factors to 10 bits.
     env = {**({"NVIDIA_TF32_OVERRIDE": "0"} if device == "gpu" else {}), **(env or {})}
     return run_ranks(run_rank, case.layout.world_size, case, timeout=timeout, quiet=True, device=device, env=env)
 
 
 def run_rank(case: Case) -> RankRecord:
-    """One rank of the case's layout; called in a process of its own."""
+    """Run one rank of a case in its own process."""
     from paddle_llm.parallel.process.start import start_process
 
     start_process(case.config.device or "cpu", case.layout.world_size)
@@ -157,7 +173,7 @@ def run_rank(case: Case) -> RankRecord:
     return recorder.record
 
 
-def _fault(case: Case):
+def _fault(case: Case) -> Fault | None:
     if case.fault is None:
         return None
     from paddle_llm.rehearse.faults import FAULTS

@@ -1,7 +1,7 @@
-"""Run one function on N CPU ranks: `run_ranks(fn, 4, arg)` gives back what it returned, by rank.
+"""Run a function on N CPU ranks: `run_ranks(fn, 4, arg)` returns its results by rank.
 
-The ranks are forked from a server that has paddle and paddlenlp imported already, so four of them stand in about three
-seconds where `paddle.distributed.launch` takes half a minute. `fn` must be importable (a function of a module).
+The ranks are forked from a server that has imported paddle and paddlenlp, so four of them start in about three seconds instead
+of half a minute with `paddle.distributed.launch`. `fn` must be importable (a function of a module).
 """
 
 from __future__ import annotations
@@ -29,20 +29,30 @@ from paddle_llm.parallel.process.environment import hide_cards, mkl_cpu_type, pr
 from paddle_llm.parallel.process.parent import end_with_creator
 
 PRELOAD = ["paddle_llm.rehearse.fork_server", "paddle", "paddlenlp.trainer"]
-# Read by paddle and its math library when they are imported, which the server does.
+# Paddle and its math library read these variables when they are imported, which happens in the server.
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 if _kind := mkl_cpu_type(processor()):
     RANK_ENVIRONMENT["MKL_DEBUG_CPU_TYPE"] = _kind
 SERVER_ENVIRONMENT = dict(RANK_ENVIRONMENT)
-hide_cards(SERVER_ENVIRONMENT)  # CUDA does not survive the fork
+hide_cards(SERVER_ENVIRONMENT)  # CUDA cannot be used after a fork
 
 
 @dataclass
 class Outcome:
-    """What became of one rank."""
+    """The outcome of one rank.
+
+    Attributes:
+        rank: The rank.
+        state: "returned", "raised", "died" or "stuck".
+        value: Return value of the function.
+        exception: Exception of the function; None if it cannot be pickled.
+        trace: Traceback of the exception.
+        exit_code: Exit code of the process; negative for a signal.
+        stderr: Output on stderr.
+    """
 
     rank: int
-    state: str = "stuck"  # "returned", "raised", "died" or "stuck"
+    state: str = "stuck"
     value: Any = None
     exception: BaseException | None = None
     trace: str = ""
@@ -58,12 +68,12 @@ class _Child:
 
 
 class RankError(Exception):
-    """A rank raised, died or got stuck.
+    """A rank raised, died or did not finish.
 
     Attributes:
-        rank: the first one that failed.
-        exception: what it raised (None when it died or is stuck).
-        outcomes: an Outcome for each rank.
+        rank: First rank that failed.
+        exception: Exception of that rank; None if it died or did not finish.
+        outcomes: Outcome of each rank.
     """
 
     def __init__(self, message: str, rank: int, outcomes: list[Outcome]):
@@ -83,18 +93,26 @@ def run_ranks(
     quiet: bool = False,
     device: str = "cpu",
 ) -> list[Any]:
-    """Call `fn(*args)` on every rank of a job of `world_size` processes; returns their results by rank.
+    """Call `fn(*args)` on every rank of a job and return the results by rank.
 
-    The environment is the one `paddle.distributed.launch` gives, with gloo as the backend; `fn` initialises what it
-    needs. `env` adds variables to the ranks' environment. Their stderr comes out at the end, rank by rank
-    (`quiet`: only with an error, in its outcomes). After a first failure the others have `grace` seconds to end.
-    With `device` "gpu" rank r has the r-th visible GPU, and NCCL; `fn` must not import paddle with its module.
+    The environment is that of `paddle.distributed.launch` with gloo as the backend; `fn` initialises what it needs.
+
+    Args:
+        fn: Function of a module. With `device` "gpu", its module must not import paddle.
+        world_size: Number of ranks.
+        *args: Arguments of `fn`.
+        timeout: Seconds after which ranks that have not finished are killed.
+        grace: Seconds that the other ranks have to end after a first failure.
+        env: Variables to add to the environment of the ranks.
+        quiet: Whether the stderr of the ranks is returned in the outcomes of an error only; otherwise it is printed at the
+            end, rank by rank.
+        device: "cpu", or "gpu" to give rank r the r-th visible GPU, and NCCL.
 
     Raises:
-        RankError: with the rank, its traceback, and after `timeout` seconds the ranks that were stuck.
-        KeyboardInterrupt: a rank was interrupted.
+        RankError: If a rank raises, dies or does not finish.
+        KeyboardInterrupt: If a rank is interrupted.
     """
-    # CUDA does not survive a fork of a process that has asked it for its devices, as importing paddle does.
+    # Importing paddle initialises CUDA, which cannot be used after a fork.
     context = multiprocessing.get_context("spawn" if device == "gpu" else "forkserver")
     if device != "gpu":
         context.set_forkserver_preload(PRELOAD)
@@ -120,13 +138,13 @@ def run_ranks(
         return [outcome.value for outcome in outcomes]
     first = outcomes[_first_failure(outcomes, failed_first)]
     if isinstance(first.exception, KeyboardInterrupt) or first.exit_code == -signal.SIGINT:
-        # A terminal's Ctrl-C reaches the ranks too, and they may be the first to tell.
+        # A terminal sends Ctrl-C to the ranks, too, and they may end first.
         raise KeyboardInterrupt(f"rank {first.rank}")
     raise RankError(_describe(outcomes, failed_first, timeout), first.rank, outcomes)
 
 
 def start_server() -> None:
-    """Begin to import paddle in the server that ranks are forked from; returns at once. `run_ranks` does it otherwise."""
+    """Start the server from which ranks are forked and return at once; otherwise `run_ranks` starts it."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
     with _environment(SERVER_ENVIRONMENT):
         forkserver.ensure_running()
@@ -137,7 +155,7 @@ def _run_rank(
 ) -> None:
     end_with_creator()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the fork server
-    # The server's own stderr is that of whatever test started it.
+    # The stderr of the server is that of the test that started it.
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 2)
     for name in [name for name in os.environ if name.startswith(("PADDLE_", "MASTER_"))]:
@@ -145,14 +163,14 @@ def _run_rank(
     os.environ.update(variables)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     imported_too_early = "paddle" in sys.modules and variables["PADDLE_DISTRI_BACKEND"] == "nccl"
-    # Importing paddlenlp in the server has looked at the environment for the job's size already.
+    # When the server imported paddlenlp, it read the size of the job from its own environment.
     import paddle
 
     paddle.distributed.parallel._global_parallel_env = None
     paddle.distributed.collective._global_env = None
     try:
         if imported_too_early:
-            raise RuntimeError(f"paddle is imported before FLAGS_selected_gpus is set, by {fn.__module__}")
+            raise RuntimeError(f"{fn.__module__} imports paddle before FLAGS_selected_gpus is set")
         message = ("returned", fn(*args), None, "")
         payload = pickle.dumps(message)
     except BaseException as error:
@@ -165,14 +183,14 @@ def _run_rank(
     pipe.send_bytes(payload)
     if message[0] == "returned":
         with contextlib.suppress(EOFError):
-            pipe.recv_bytes()  # until all are done: this process may serve what the others still need
-        atexit._run_exitfuncs()  # among them the goodbye to the other ranks; a rank that failed leaves without
-    # Without the interpreter's finalisation: paddle's threads and stores are at odds about who goes first.
+            pipe.recv_bytes()  # wait for all ranks: this process may serve a store that they still need
+        atexit._run_exitfuncs()  # one of them announces the end to other ranks; a failed rank does not do that
+    # Without the interpreter's finalisation: paddle's threads and stores may be destroyed in the wrong order.
     os._exit(0)
 
 
 def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
-    """Wait for the ranks' outcomes; returns the ranks that failed, in the order in which they did."""
+    """Wait for the outcomes of the ranks, and return the ranks that failed in the order of their failures."""
     deadline = time.monotonic() + timeout
     open_pipes = {child.pipe: child for child in children}
     failed: list[int] = []
@@ -192,7 +210,7 @@ def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
 def _reap(children: list[_Child], logs: str, quiet: bool) -> None:
     for child in children:
         if child.outcome.state == "stuck" and child.process.is_alive():
-            os.kill(child.process.pid, signal.SIGUSR1)  # where it is stuck, on stderr
+            os.kill(child.process.pid, signal.SIGUSR1)  # prints the stacks of its threads on stderr
             time.sleep(0.2)
             child.process.kill()
     for child in children:
@@ -224,13 +242,13 @@ def _describe(outcomes: list[Outcome], failed_first: list[int], timeout: float) 
             lines.append(f"rank {rank} raised:\n{outcome.trace}")
     stuck = [outcome.rank for outcome in outcomes if outcome.state == "stuck"]
     if stuck:
-        why = "after the others had failed" if failed_first else f"after {timeout:.0f} s"
-        lines.append(f"stuck {why}, killed: ranks {stuck}")
+        when = "after the others had failed" if failed_first else f"after {timeout:.0f} s"
+        lines.append(f"stuck {when}, killed: ranks {stuck}")
     return "\n".join(lines)
 
 
 def _rank_environment(rank: int, world_size: int, ports: list[int], device: str) -> dict[str, str]:
-    # An index among the GPUs that CUDA_VISIBLE_DEVICES leaves.
+    # An index into the GPUs of CUDA_VISIBLE_DEVICES.
     own = {"FLAGS_selected_gpus": str(rank), "PADDLE_DISTRI_BACKEND": "nccl"} if device == "gpu" else {}
     master, *endpoints = [f"127.0.0.1:{port}" for port in ports]
     return {
@@ -252,7 +270,7 @@ def _rank_environment(rank: int, world_size: int, ports: list[int], device: str)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, below the range from which the system serves outgoing connections."""
+    """Return free ports below the range from which the system takes ports for outgoing connections."""
     ports: list[int] = []
     chooser = random.SystemRandom()
     while len(ports) < count:
@@ -266,7 +284,7 @@ def _free_ports(count: int) -> list[int]:
 
 @contextlib.contextmanager
 def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """These variables while the server of forks may be starting, the old ones after."""
+    """Set variables while the fork server may be starting, and restore the old values afterwards."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

@@ -1,8 +1,8 @@
-"""What one rank saw of a training: the scalars of every step, and its part of every tensor.
+"""Record a training on one rank: the scalars of every step, and the rank's part of every tensor.
 
-The recorder only watches: a gradient is copied at the moment at which the optimizer has its norm, reduced and averaged,
-neither clipped nor applied. Copies are taken where the layout keeps the truth: gradients and moments on the rank that
-owns the parameter, weights everywhere.
+The recorder does not change the training. A gradient is copied when the optimizer has computed its norm: it is reduced and
+averaged, and neither clipped nor applied. Gradients and moments are copied on the rank that owns the parameter, weights on
+every rank.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from paddlenlp.trainer import TrainerCallback
 from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.models.weights.shards import Shard
 from paddle_llm.parallel.mesh import current_mesh
+from paddle_llm.parallel.zero.buckets import gradient_of
 from paddle_llm.parallel.zero.owners import owns
 from paddle_llm.peft.attach import all_tensors
 from paddle_llm.training.metrics.grad_norm import innermost
@@ -28,7 +29,12 @@ TENSORS = ("gradient", "weight", "moment1", "moment2")
 
 @dataclass(frozen=True)
 class Part:
-    """A rank's part of a full tensor."""
+    """A rank's part of a full tensor.
+
+    Attributes:
+        shard: Position of the part in the full tensor.
+        values: Values in float32.
+    """
 
     shard: Shard
     values: np.ndarray
@@ -40,7 +46,7 @@ class Step:
 
     Attributes:
         scalars: "loss" (of the global batch), "grad_norm" (before clipping), "eval_loss" (after the step).
-        tensors: quantity -> canonical name -> part; gradients before clipping, the others after the step.
+        tensors: Parts by quantity and canonical name; gradients before clipping, all others after the step.
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
@@ -52,44 +58,51 @@ class RankRecord:
     """All steps of one rank.
 
     Attributes:
-        rank: in the job.
-        place: (data, sharding, tensor, pipeline) ranks.
-        model: what the comparison needs to know of the network: family, heads, head size.
+        rank: Rank in the job.
+        position: Its (data, sharding, tensor, pipeline) ranks.
+        model: Facts of the network for the comparison: family, heads, head size.
+        steps: Steps by number, 1 for the first.
     """
 
     rank: int
-    place: tuple[int, int, int, int]
+    position: tuple[int, int, int, int]
     model: dict[str, Any]
     steps: dict[int, Step] = field(default_factory=dict)
 
 
 class Recorder(TrainerCallback):
-    """Watches one trainer; add it with `attach` before `train()`."""
+    """Records one trainer; add it with `attach` before `train()`.
+
+    Attributes:
+        record: The record.
+    """
 
     def __init__(self, trainer: PretrainTrainer):
         mesh = current_mesh(trainer.layout)
         config = trainer.model.config
         self._trainer = trainer
         self._family = family_name(trainer.model)
-        # Once, while every weight is whole: under sharding stage 3 they come and go. Frozen weights are compared, too.
+        # Listed once, while every weight is whole: in sharding stage 3 weights are freed. Frozen weights are compared, too.
         tensors = list(all_tensors(trainer.model))
         self._parameters = [(name, parameter) for name, parameter, _ in tensors]
         self._shards = {name: shard for name, _, shard in tensors}
         self._shapes = {name: list(parameter.shape) for name, parameter in self._parameters}
-        place = (mesh.data.rank, mesh.sharding.rank, mesh.tensor.rank, mesh.pipeline.rank)
+        position = (mesh.data.rank, mesh.sharding.rank, mesh.tensor.rank, mesh.pipeline.rank)
         heads = config.num_attention_heads
         model = {"family": self._family, "heads": heads, "head_size": config.hidden_size // heads}
-        self.record = RankRecord(trainer.args.process_index, place, model)
+        self.record = RankRecord(trainer.args.process_index, position, model)
 
     @classmethod
     def attach(cls, trainer: PretrainTrainer) -> Recorder:
+        """Add a recorder to a trainer."""
         recorder = cls(trainer)
         trainer.add_callback(recorder)
         return recorder
 
-    # --- what the trainer calls --------------------------------------------------------------------------------
+    # --- callbacks --------------------------------------------------------------------------------
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Copy weights and moments after the update."""
         tensors = self._step(state.global_step).tensors
         sharded = getattr(self._trainer, "sharded_weights", None)
         with sharded.whole() if sharded is not None else nullcontext():
@@ -102,8 +115,9 @@ class Recorder(TrainerCallback):
                 if self._owns(parameter) and parameter.name in held:
                     tensors[quantity][name] = self._part(name, held[parameter.name])
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        if "step" not in logs:  # upstream's summary of the whole training
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
+        """Copy the scalars of a row."""
+        if "step" not in logs:  # PaddleNLP's summary of the whole training
             return
         scalars = self._step(logs["step"]).scalars
         scalars.update({name: logs[name] for name in ("loss", "grad_norm", "eval_loss") if logs.get(name) is not None})
@@ -114,21 +128,15 @@ class Recorder(TrainerCallback):
         """Copy the gradients of a step, when they are reduced and neither clipped nor applied."""
         gradients = self._step(self._trainer.state.global_step + 1).tensors["gradient"]
         for name, parameter in self._parameters:
-            gradient = _gradient_of(parameter)
+            gradient = gradient_of(parameter)
             if gradient is not None and self._owns(parameter):
                 gradients[name] = self._part(name, gradient)
 
     def _step(self, number: int) -> Step:
         return self.record.steps.setdefault(number, Step())
 
-    def _owns(self, parameter) -> bool:
+    def _owns(self, parameter: Any) -> bool:
         return owns(self._trainer.optimizer, parameter)
 
-    def _part(self, name: str, tensor) -> Part:
+    def _part(self, name: str, tensor: Any) -> Part:
         return Part(self._shards[name], tensor.astype("float32").numpy().reshape(self._shapes[name]).copy())
-
-
-def _gradient_of(parameter):
-    main_grad = getattr(parameter, "main_grad", None)
-    gradient = main_grad if main_grad is not None else parameter._grad_ivar()
-    return gradient if gradient is not None and gradient._is_initialized() else None

@@ -1,10 +1,11 @@
-"""Runs the faces of a rehearsal one after the other, and keeps what came of each."""
+"""Run the sub-layouts of a rehearsal one after another and keep their results."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.case import Case
@@ -14,16 +15,18 @@ from paddle_llm.rehearse.samples import Samples
 from paddle_llm.rehearse.shrink import Shrunk
 
 TIMEOUT = 600.0
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Face:
-    """One layout that was run.
+class SubLayoutResult:
+    """The result of one sub-layout.
 
     Attributes:
-        verdict: None where the ranks did not come to their end.
-        error: then, what they said.
-        seconds: of its ranks, the reference's left out.
+        case: Training that was run.
+        verdict: Comparison with one process; None if the ranks failed.
+        error: Error of the ranks; "" if they finished.
+        seconds: Time of the ranks, without the reference.
     """
 
     case: Case
@@ -33,11 +36,12 @@ class Face:
 
     @property
     def passed(self) -> bool:
+        """Whether the ranks finished and equal one process."""
         return self.verdict is not None and self.verdict.passed
 
 
 def cases_of(shrunk: Shrunk, samples: Samples) -> list[Case]:
-    """One case for each face."""
+    """Return one case for each sub-layout."""
     return [
         Case(
             one.layout,
@@ -47,50 +51,52 @@ def cases_of(shrunk: Shrunk, samples: Samples) -> list[Case]:
             str(one.layout),
             entry=one.entry,
         )
-        for one in shrunk.faces
+        for one in shrunk.configs
     ]
 
 
-def run_faces(cases: list[Case], begin: Callable[[str], None], timeout: float = TIMEOUT) -> list[Face]:
-    """Prove every case; faces with the same training share their reference.
+def run_sub_layouts(cases: list[Case], begin: Callable[[str], None], timeout: float = TIMEOUT) -> list[SubLayoutResult]:
+    """Compare every case with one process; cases with the same training share their reference.
 
     Args:
-        begin: called with what runs next.
+        cases: Cases of the sub-layouts.
+        begin: Function that gets a description of each step before it starts.
+        timeout: Seconds for the ranks of one case.
 
     Raises:
-        UserError: of a rank; what a layout's ranks raise beside that becomes the face's `error`.
+        UserError: If a rank raises one; any other error of ranks becomes the `error` of the result.
     """
     references: dict[str, Reference] = {}
-    faces = []
+    results = []
     for case in cases:
         key = reference_key(case)
         if key not in references:
             begin("one process, twice: the reference and its rounding")
             try:
-                references[key] = _user_errors_out(lambda case=case: reference_of(case, timeout))
+                references[key] = _raise_user_errors(lambda case=case: reference_of(case, timeout))  # type: ignore[misc]
             except RankError as error:
-                faces.append(Face(case, None, f"The one process, which it is compared with, failed: {error}", 0.0))
+                results.append(SubLayoutResult(case, None, f"The reference of one process failed: {error}", 0.0))
                 continue
         begin(f"{case.layout}: {_count(case.layout.world_size)}")
-        faces.append(_run(case, references[key], timeout))
-    return faces
+        results.append(_run(case, references[key], timeout))
+    return results
 
 
 def _count(ranks: int) -> str:
     return f"{ranks} ranks" if ranks > 1 else "1 rank"
 
 
-def _run(case: Case, reference: Reference, timeout: float) -> Face:
+def _run(case: Case, reference: Reference, timeout: float) -> SubLayoutResult:
     began = time.monotonic()
     try:
-        verdict = _user_errors_out(lambda: prove(case, reference, timeout=timeout))
+        verdict = _raise_user_errors(lambda: prove(case, reference, timeout=timeout))
     except RankError as error:
-        return Face(case, None, str(error), time.monotonic() - began)
-    return Face(case, verdict, "", verdict.seconds)
+        return SubLayoutResult(case, None, str(error), time.monotonic() - began)
+    return SubLayoutResult(case, verdict, "", verdict.seconds)
 
 
-def _user_errors_out(run: Callable):
-    """A user's mistake that only a rank could find (a config.json that PaddleNLP cannot express) is one here, too."""
+def _raise_user_errors(run: Callable[[], T]) -> T:
+    """Raise a UserError of a rank here, for example one about a config.json that PaddleNLP does not support."""
     try:
         return run()
     except RankError as error:

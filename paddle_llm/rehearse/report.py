@@ -1,4 +1,4 @@
-"""What a rehearsal prints: a table for each face, what was made small, the verdict; and the same as JSON."""
+"""Print the result of a rehearsal: a table per sub-layout, the differences from the config, the verdict; also as JSON."""
 
 from __future__ import annotations
 
@@ -10,84 +10,97 @@ from rich.table import Table
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.compare import Difference
-from paddle_llm.rehearse.rehearsal import Face
+from paddle_llm.rehearse.rehearsal import SubLayoutResult
 from paddle_llm.rehearse.shrink import Change, Shrunk
 
-# In the order in which one causes the next, with what a difference that begins there usually means.
+# Quantity -> its title, and the usual cause of a difference that starts there. Each quantity depends on those before it.
 QUANTITIES = {
     "loss": (
         "loss",
-        "The forward pass or the mean over the global batch is another: partial sums of tensor parallelism, samples in "
-        "another order or used twice, or a mean per rank in place of one per token.",
+        "The forward pass or the mean over the global batch differs: partial sums of tensor parallelism, samples in another "
+        "order or used twice, or a mean per rank instead of one per token.",
     ),
     "gradient": (
         "gradient",
-        "A sum in the backward pass is missing, made twice, or divided by the wrong number of ranks; or a micro batch was "
-        "left out.",
+        "A sum in the backward pass is missing, added twice or divided by the wrong number of ranks, or a micro-batch is "
+        "missing.",
     ),
     "grad_norm": (
         "gradient norm",
-        "The gradients are right and their norm is not: a replica or a tied weight counted more than once, or a stage or "
-        "shard not counted. Clipping then scales every step wrongly.",
+        "The gradients are correct and their norm is not: a replica or a tied weight is counted more than once, or a stage or "
+        "shard is not counted. Clipping then scales every step wrongly.",
     ),
-    "moment1": ("first moment", "The gradient that the optimizer used is not the one that was reduced: clipping, or its owner."),
-    "moment2": ("second moment", "The gradient that the optimizer used is not the one that was reduced: clipping, or its owner."),
+    "moment1": ("first moment", "The optimizer used another gradient than the reduced one: check clipping and the owner of the parameter."),
+    "moment2": ("second moment", "The optimizer used another gradient than the reduced one: check clipping and the owner of the parameter."),
     "weight": (
         "weight",
-        "Gradients and moments are right and the weight is not: updated by another rank, not sent to all that use it, or "
-        "decayed where it should not be.",
+        "Gradients and moments are correct and the weight is not: it was updated by another rank, not sent to all ranks that "
+        "use it, or decayed by mistake.",
     ),
-    "eval_loss": ("evaluation loss", "The training is right and its evaluation is not: samples or the mean over them."),
+    "eval_loss": ("evaluation loss", "The training is correct and its evaluation is not: check its samples and the mean over them."),
 }  # fmt: skip
 _SHOWN_LINES = 20
-_MEASURE = (
-    "Learning rate, schedule, epsilon and clipping are those that the limits are measured with: small steps, clipped."
-)
+_MEASURE = "The limits hold for this learning rate, schedule, epsilon and clipping: small steps, always clipped."
 
 
-def print_report(shrunk: Shrunk, faces: list[Face], real: Layout, seconds: float, console: Console) -> None:
-    """Everything, on `console`."""
-    for face in faces:
-        console.print(_face_table(face) if face.verdict else f"{_title(face)}\n{_tail(face.error)}", highlight=False)
-    for face in faces:
-        for line in explain(face):
+def print_report(
+    shrunk: Shrunk, results: list[SubLayoutResult], real: Layout, seconds: float, console: Console
+) -> None:
+    """Print the whole report.
+
+    Args:
+        shrunk: The rehearsed configs.
+        results: Results of the sub-layouts.
+        real: Layout of the config.
+        seconds: Time of the rehearsal.
+        console: Console to print on.
+    """
+    for result in results:
+        console.print(
+            _result_table(result) if result.verdict else f"{_title(result)}\n{_tail(result.error)}", highlight=False
+        )
+    for result in results:
+        for line in explain(result):
             console.print(line, highlight=False, markup=False, soft_wrap=True)
     console.print(_changes_table(shrunk.changes))
     for remark in shrunk.remarks:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
-    console.print(verdict_line(faces, real, seconds), highlight=False, markup=False, soft_wrap=True)
+    console.print(verdict_line(results, real, seconds), highlight=False, markup=False, soft_wrap=True)
 
 
-def verdict_line(faces: list[Face], real: Layout, seconds: float) -> str:
-    """The last line: passed or failed, what, and for how long."""
-    names = ", ".join(str(face.case.layout) for face in faces)
-    stands = "" if names == str(real) else f" (for {real})"
-    failed = [str(face.case.layout) for face in faces if not face.passed]
+def verdict_line(results: list[SubLayoutResult], real: Layout, seconds: float) -> str:
+    """Return the last line: whether the rehearsal passed, with the layouts and the time."""
+    names = ", ".join(str(result.case.layout) for result in results)
+    original = "" if names == str(real) else f" (for {real})"
+    failed = [str(result.case.layout) for result in results if not result.passed]
     if failed:
-        return f"FAILED: {', '.join(failed)}{stands}, {seconds:.0f} s"
+        return f"FAILED: {', '.join(failed)}{original}, {seconds:.0f} s"
     if names == str(Layout()):
         return (
-            f"PASSED: one process trains, and repeats itself bit for bit; there is no layout to prove, {seconds:.0f} s"
+            f"PASSED: training in one process is repeatable bit for bit; there is no layout to compare, {seconds:.0f} s"
         )
-    compared = sum(face.verdict.compared for face in faces if face.verdict)
-    return f"PASSED: {names}{stands} equals one process in {compared} comparisons, {seconds:.0f} s"
+    compared = sum(result.verdict.compared for result in results if result.verdict)
+    return f"PASSED: {names}{original} equals one process in {compared} comparisons, {seconds:.0f} s"
 
 
-def explain(face: Face) -> list[str]:
-    """Where a face's differences begin and what that usually means; [] for one that passed."""
-    if face.verdict is None or face.passed:
+def explain(result: SubLayoutResult) -> list[str]:
+    """Return lines about the first difference of a result and its usual cause; [] if it passed."""
+    if result.verdict is None or result.passed:
         return []
-    if not face.verdict.failures:
-        return [f"{face.case.layout}: nothing was compared; the ranks recorded no step."]
+    if not result.verdict.failures:
+        return [f"{result.case.layout}: nothing was compared; the ranks recorded no step."]
     order = list(QUANTITIES)
-    first = min(face.verdict.failures, key=lambda one: (one.step, order.index(one.quantity), -one.value))
-    others = len(face.verdict.failures) - 1
-    lines = [f"{face.case.layout}: it begins with the {_where(first)}", f"  {QUANTITIES[first.quantity][1]}"]
+    first = min(result.verdict.failures, key=lambda one: (one.step, order.index(one.quantity), -one.value))
+    others = len(result.verdict.failures) - 1
+    lines = [
+        f"{result.case.layout}: the first difference is in the {_where(first)}",
+        f"  {QUANTITIES[first.quantity][1]}",
+    ]
     factor = _as_if(first)
     if factor:
         lines.append(f"  {factor}")
     if others:
-        lines.append(f"  {others} more comparisons are beyond their limits, in part as its consequence.")
+        lines.append(f"  {others} more comparisons exceed their limits, some of them as a consequence.")
     return lines
 
 
@@ -97,30 +110,30 @@ def _where(one: Difference) -> str:
 
 
 def _as_if(one: Difference) -> str:
-    """A relative difference that only a wrong factor gives."""
+    """Return a sentence if the relative difference is typical of a wrong factor, else ""."""
     if one.quantity not in ("gradient", "grad_norm", "loss"):
         return ""
-    factors = {0.5: "half its size, or one and a half times", 1.0: "nothing, or twice", 0.75: "a quarter", 3.0: "four times"}  # fmt: skip
+    factors = {0.5: "half or 1.5 times", 1.0: "zero or twice", 0.75: "a quarter", 3.0: "four times"}
     for value, words in factors.items():
         if abs(one.value - value) < 1e-3:
-            return f"A difference of {value:g} is what {words} gives."
+            return f"A difference of {value:g} means {words} of the expected value."
     return ""
 
 
-def _title(face: Face) -> str:
-    ranks = face.case.layout.world_size
-    outcome = "equal" if face.passed else "NOT EQUAL" if face.verdict else "DID NOT RUN"
-    return f"{face.case.layout}: {ranks} rank{'s' if ranks > 1 else ''}, {face.seconds:.0f} s, {outcome}"
+def _title(result: SubLayoutResult) -> str:
+    ranks = result.case.layout.world_size
+    outcome = "equal" if result.passed else "NOT EQUAL" if result.verdict else "DID NOT RUN"
+    return f"{result.case.layout}: {ranks} rank{'s' if ranks > 1 else ''}, {result.seconds:.0f} s, {outcome}"
 
 
-def _face_table(face: Face) -> Table:
-    assert face.verdict is not None
-    table = Table("quantity", "worst", "allowed", "step", "rank", "tensor", title=_title(face), title_justify="left")
+def _result_table(result: SubLayoutResult) -> Table:
+    assert result.verdict is not None
+    table = Table("quantity", "worst", "allowed", "step", "rank", "tensor", title=_title(result), title_justify="left")
     for column in table.columns[1:5]:
         column.justify = "right"
     table.columns[5].overflow = "fold"
     for quantity, (name, _) in QUANTITIES.items():
-        worst = face.verdict.worst.get(quantity)
+        worst = result.verdict.worst.get(quantity)
         if worst is not None:
             style = None if worst.passed else "bold red"
             cells = (f"{worst.value:.1e}", f"{worst.limit:.1e}", str(worst.step), str(worst.rank), worst.tensor or "")
@@ -129,7 +142,9 @@ def _face_table(face: Face) -> Table:
 
 
 def _changes_table(changes: Iterable[Change]) -> Table:
-    table = Table("what", "real", "rehearsed", title="What was made small", title_justify="left", caption=_MEASURE)
+    table = Table(
+        "setting", "real", "rehearsed", title="Differences from the config", title_justify="left", caption=_MEASURE
+    )
     table.caption_justify = "left"
     for change in changes:
         table.add_row(change.what, change.real, change.rehearsed)
@@ -140,38 +155,46 @@ def _tail(text: str) -> str:
     return "\n".join(text.splitlines()[-_SHOWN_LINES:])
 
 
-def as_json(shrunk: Shrunk, faces: list[Face], real: Layout, data: str, seconds: float) -> dict[str, Any]:
-    """The verdict for programs."""
+def as_json(shrunk: Shrunk, results: list[SubLayoutResult], real: Layout, data: str, seconds: float) -> dict[str, Any]:
+    """Return the report as JSON values.
+
+    Args:
+        shrunk: The rehearsed configs.
+        results: Results of the sub-layouts.
+        real: Layout of the config.
+        data: Name of the data.
+        seconds: Time of the rehearsal.
+    """
     return {
-        "passed": all(face.passed for face in faces),
+        "passed": all(result.passed for result in results),
         "layout": str(real),
         "world_size": real.world_size,
         "data": data,
         "seconds": round(seconds, 1),
-        "faces": [_face_json(face) for face in faces],
+        "faces": [_result_json(result) for result in results],
         "changes": [{"what": one.what, "real": one.real, "rehearsed": one.rehearsed} for one in shrunk.changes],
         "remarks": shrunk.remarks,
     }
 
 
-def _face_json(face: Face) -> dict[str, Any]:
-    verdict = face.verdict
+def _result_json(result: SubLayoutResult) -> dict[str, Any]:
+    verdict = result.verdict
     return {
-        "layout": str(face.case.layout),
-        "ranks": face.case.layout.world_size,
-        "steps": face.case.config.max_steps,
-        "passed": face.passed,
-        "seconds": round(face.seconds, 1),
+        "layout": str(result.case.layout),
+        "ranks": result.case.layout.world_size,
+        "steps": result.case.config.max_steps,
+        "passed": result.passed,
+        "seconds": round(result.seconds, 1),
         "compared": verdict.compared if verdict else 0,
         "worst": {name: _difference_json(one) for name, one in verdict.worst.items()} if verdict else {},
         "failures": [_difference_json(one) for one in verdict.failures[:_SHOWN_LINES]] if verdict else [],
-        "explanation": explain(face),
-        "error": face.error,
+        "explanation": explain(result),
+        "error": result.error,
     }
 
 
 def _difference_json(one: Difference) -> dict[str, Any]:
-    value = one.value if one.value < float("inf") else None  # JSON has no infinity; null: something is missing
+    value = one.value if one.value < float("inf") else None  # JSON has no infinity; null means that a value is missing
     return {
         "quantity": one.quantity,
         "tensor": one.tensor,

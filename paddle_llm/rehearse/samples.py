@@ -1,7 +1,7 @@
-"""What a rehearsal is fed: the config's own corpus through its own tokenizer's ids, or random tokens.
+"""The samples of a rehearsal of pretraining: the config's own corpus, or random tokens.
 
-The corpus is read as the real run would read it, at the real length of samples, with all checks of the real vocabulary;
-then each sample is cut to the small length and its ids are folded into the small vocabulary. Nothing is written beside it.
+The corpus is read as in the real run, with the real length of samples and all checks of the real vocabulary. Then each sample
+is cut to the small length, and its ids are mapped to the small vocabulary. No file is written beside the corpus.
 """
 
 from __future__ import annotations
@@ -17,12 +17,17 @@ from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.rehearse.case import Sample
 from paddle_llm.rehearse.small_model import SmallModel
 
-SYNTHETIC = "`--synthetic` rehearses the layout without data and tokenizer."
+SYNTHETIC = "--synthetic rehearses the layout without data and tokenizer."
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """How many samples for training, and how many for evaluation at most."""
+    """Numbers of samples that a rehearsal needs.
+
+    Attributes:
+        train: Training samples.
+        evaluation: Largest number of evaluation samples.
+    """
 
     train: int
     evaluation: int
@@ -30,28 +35,39 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Samples:
-    """In the trainer's global order."""
+    """Samples in the trainer's global order.
+
+    Attributes:
+        train: Training samples.
+        evaluation: Evaluation samples.
+    """
 
     train: list[Sample]
     evaluation: list[Sample]
 
 
-def wanted_by(faces: list[Resolved]) -> Wanted:
-    """Enough for every face; an evaluation has half a batch more than fills the batches, so that the last is uneven."""
-    train = max(one.config.max_steps * global_batch(one) for one in faces)
-    batches = [one.config.per_device_eval_batch_size * one.layout.data_world_size for one in faces]
-    evaluates = any(one.config.do_eval for one in faces)
+def wanted_by(configs: list[Resolved]) -> Wanted:
+    """Return the numbers that are enough for every sub-layout; half an evaluation batch more, so that the last is uneven."""
+    train = max(one.config.max_steps * global_batch(one) for one in configs)
+    batches = [one.config.per_device_eval_batch_size * one.layout.data_world_size for one in configs]
+    evaluates = any(one.config.do_eval for one in configs)
     return Wanted(train, max(batches) + max(batches) // 2 + 1 if evaluates else 0)
 
 
 def global_batch(resolved: Resolved) -> int:
-    """Samples per optimizer step, over all ranks."""
+    """Return the samples per optimizer step, over all ranks."""
     config = resolved.config
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * resolved.layout.data_world_size
 
 
 def synthetic_samples(model: SmallModel, wanted: Wanted, seed: int) -> Samples:
-    """Random tokens, none of them special."""
+    """Return samples of random tokens that are not special.
+
+    Args:
+        model: Small model.
+        wanted: Numbers of samples.
+        seed: Seed of the tokens.
+    """
     draw = np.random.default_rng(seed)
     count = wanted.train + wanted.evaluation
     windows = draw.choice(model.fold.ordinary, (count, model.sequence + 1))
@@ -59,10 +75,15 @@ def synthetic_samples(model: SmallModel, wanted: Wanted, seed: int) -> Samples:
 
 
 def own_samples(real: Resolved, model: SmallModel, wanted: Wanted) -> Samples:
-    """The first samples of the config's corpus.
+    """Return the first samples of the config's corpus.
+
+    Args:
+        real: Config of the cluster.
+        model: Small model.
+        wanted: Numbers of samples.
 
     Raises:
-        ConfigError: with what is wrong with the tokenizer and with the corpus, both at once.
+        ConfigError: If the tokenizer or the corpus cannot be used; the message lists both.
     """
     problems: list[str] = []
     tokenizer = _attempt(lambda: checked_tokenizer(real), problems)
@@ -83,7 +104,11 @@ def _attempt(read: Any, problems: list[str]) -> Any:
 
 
 def checked_tokenizer(real: Resolved) -> Any:
-    """The config's tokenizer, if all its ids are rows of the model's embedding."""
+    """Return the config's tokenizer.
+
+    Raises:
+        UserError: If it cannot be loaded, or an id is not a row of the model's embedding.
+    """
     from paddle_llm.data.tokenizer import load_tokenizer
 
     assert real.facts is not None
@@ -92,20 +117,20 @@ def checked_tokenizer(real: Resolved) -> Any:
     largest = max(tokenizer.vocab_size - 1, tokenizer.eos_token_id or 0)
     if largest >= rows:
         raise UserError(
-            f"tokenizer {name}: its ids go up to {largest}, the model's vocabulary has {rows} (ids 0 to {rows - 1}). "
-            "Use the model's own tokenizer, or a config.json with a larger vocab_size."
+            f"tokenizer {name}: its largest id is {largest}, but the vocabulary of the model has {rows} ids (0 to {rows - 1}). "
+            "Use the model's own tokenizer or a config.json with a larger vocab_size."
         )
     return tokenizer
 
 
 def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Runs of max_seq_length + 1 tokens, checked as a training does."""
+    """Return sequences of max_seq_length + 1 tokens, checked as in a training."""
     from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
 
     assert real.facts is not None
     with tempfile.TemporaryDirectory(prefix="rehearse-index-") as cache:
         config = real.config.model_copy(update={"data_cache": cache})
-        training_samples(config, global_batch(real))  # for its check that the epochs hold a batch
+        training_samples(config, global_batch(real))  # checks that the epochs contain a batch
         splits = build_pretrain_datasets(
             config,
             train_samples=wanted.train,
@@ -120,8 +145,8 @@ def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[
         for index, window in enumerate(part):
             if not 0 <= window.min() <= window.max() < real.facts.vocab_size:
                 raise UserError(
-                    f"{dataset.sample_ids(index)} holds the token id {window.max()}, the model's vocabulary has "
-                    f"{real.facts.vocab_size}. Build the corpus again with the model's own tokenizer."
+                    f"{dataset.sample_ids(index)} contains the token id {window.max()}, but the vocabulary of the model has "
+                    f"{real.facts.vocab_size} ids. Build the corpus again with the model's own tokenizer."
                 )
     _check_marks(real, tokenizer)
     return parts[0], parts[1]
@@ -135,7 +160,7 @@ def _check_marks(real: Resolved, tokenizer: Any) -> None:
 
 
 def _samples(model: SmallModel, train: list[np.ndarray], evaluation: list[np.ndarray]) -> Samples:
-    """Windows of S + 1 folded tokens as the family's samples."""
+    """Return the family's samples of sequences of S + 1 mapped tokens."""
     from paddle_llm.models.chatglm_pretrain import sample_transform
 
     cut = sample_transform(model.facts) or _next_token_sample

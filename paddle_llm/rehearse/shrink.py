@@ -1,8 +1,8 @@
-"""From a config that is meant for a cluster to small ones of the same kind, one for each face of its layout.
+"""Turn the config of a cluster into small configs of the same kind, one for each sub-layout.
 
-Everything that was asked for stays as it is, unless it is listed here: sizes become small (`small_model`), degrees those of
-the face (`faces`), the number of micro batches keeps its relation to the stages, and the optimizer takes small
-steps, which is what the oracle's limits are for. The result has gone through the real reader, as anybody's config does.
+Every setting is kept, except for those listed here: sizes become small (`small_model.py`), degrees are those of the sub-layout
+(`sub_layouts.py`), the number of micro-batches keeps its relation to the stages, and the optimizer takes small steps, for
+which the oracle's limits hold. The results are read by the real reader.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from paddle_llm.config.run_config import RunConfig, fields_of
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.rehearse.small_model import SmallModel, small_model
-from paddle_llm.rehearse.sub_layouts import faces_of
+from paddle_llm.rehearse.sub_layouts import sub_layouts_of
 
 LEARNING_RATE, ADAM_EPSILON, CLIPPED_AT = 1e-3, 1e-4, 0.1
 
-# What concerns the length of a run, its files and its reports, none of which a rehearsal has.
+# Settings of the length of a run, its files and its reports, which a rehearsal does not use.
 _DROPPED = frozenset(
     [
         *GenerationFields.model_fields,
@@ -81,7 +81,13 @@ _DROPPED = frozenset(
 
 @dataclass(frozen=True)
 class Change:
-    """One thing that the rehearsal does differently."""
+    """A difference between the config and the rehearsal.
+
+    Attributes:
+        what: Name of the setting.
+        real: Value in the config.
+        rehearsed: Value in the rehearsal.
+    """
 
     what: str
     real: str
@@ -90,32 +96,38 @@ class Change:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """Attributes:
-    faces: a resolved config for each face, in the order of running.
-    model: what all of them train.
-    remarks: what the faces leave out, a line each.
-    changes: what was made small, or left out.
+    """The small configs of a rehearsal.
+
+    Attributes:
+        configs: Resolved config of each sub-layout, in the order in which they run.
+        model: Model that all of them train.
+        remarks: What the sub-layouts do not cover, one line each.
+        changes: Settings that differ from the real config.
     """
 
-    faces: list[Resolved]
+    configs: list[Resolved]
     model: SmallModel
     remarks: list[str]
     changes: list[Change]
 
 
 def read_real(argv: list[str], world_size: int) -> Resolved:
-    """Read and check a config as it would be on the cluster.
+    """Read and check a config as the cluster would.
+
+    Args:
+        argv: Words of the command line.
+        world_size: Number of ranks on the cluster.
 
     Raises:
-        ConfigError: with every mistake found.
-        UserError: there is nothing to rehearse, or the model's shape cannot be had.
+        ConfigError: If the config contains mistakes; the message lists all of them.
+        UserError: If the config does not train, or the model's config.json cannot be found.
     """
     entry = entry_of(argv)
     resolved = resolve(argv, world_size=world_size, entry=entry, device="gpu")
     if resolved.requested.get("device") == "cpu":
         resolved = resolve(argv, world_size=world_size, entry=entry, device="cpu")
     if not resolved.config.do_train:
-        raise UserError("a rehearsal is a short training, but do_train is false: give --do_train")
+        raise UserError("do_train is false, but a rehearsal is a short training. Add --do_train.")
     if resolved.facts is not None:
         return resolved
     from paddle_llm.models.configuration.hub import model_folder
@@ -125,34 +137,38 @@ def read_real(argv: list[str], world_size: int) -> Resolved:
 
 
 def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
-    """Small configs for at most `ranks` CPU ranks and `steps` optimizer steps.
+    """Return small configs for a number of CPU ranks.
 
     Args:
-        folder: where the small config.json and what else the reader reads is written.
+        real: Config of the cluster.
+        ranks: Largest number of ranks of a sub-layout.
+        steps: Optimizer steps.
+        folder: Folder to which the small config.json and other files for the reader are written.
 
     Raises:
-        UserError: the ranks are too few.
+        UserError: If there are too few ranks for any sub-layout.
     """
     assert real.facts is not None
-    faces = faces_of(real.layout, ranks)
+    sub_layouts = sub_layouts_of(real.layout, ranks)
     tensor, stages, virtual = (
-        max(getattr(face, name) for face in faces.layouts) for name in ("tensor", "pipeline", "virtual_stages")
+        max(getattr(layout, name) for layout in sub_layouts.layouts)
+        for name in ("tensor", "pipeline", "virtual_stages")
     )
     model = small_model(real.facts, real.layout, real.config.max_seq_length, tensor, stages, virtual)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MODEL_CONFIG).write_text(json.dumps(model.facts.raw, indent=1))
     assert read_model_facts(folder) == model.facts
-    micro_batches = _micro_batches_of(real, faces.layouts)
+    micro_batches = _micro_batches_of(real, sub_layouts.layouts)
     resolved = [
-        _resolve(real, face, model, folder, {"gradient_accumulation_steps": count, "max_steps": steps})
-        for face, count in zip(faces.layouts, micro_batches, strict=True)
+        _resolve(real, layout, model, folder, {"gradient_accumulation_steps": count, "max_steps": steps})
+        for layout, count in zip(sub_layouts.layouts, micro_batches, strict=True)
     ]
-    return Shrunk(resolved, model, faces.remarks, _changes(real, resolved, model))
+    return Shrunk(resolved, model, sub_layouts.remarks, _changes(real, resolved, model))
 
 
-def _resolve(real: Resolved, face: Layout, model: SmallModel, folder: Path, steps: dict[str, int]) -> Resolved:
-    """One face's config through the real reader."""
-    values = _asked(real) | _layout_values(real, face) | _size_values(real, model) | _measure_values(real)
+def _resolve(real: Resolved, layout: Layout, model: SmallModel, folder: Path, steps: dict[str, int]) -> Resolved:
+    """Return the config of one sub-layout, read by the real reader."""
+    values = _requested(real) | _layout_values(real, layout) | _size_values(real, model) | _measure_values(real)
     values |= _tuning_values(real, model) if real.entry == "finetune" else {"input_dir": real.config.input_dir}
     values |= {
         "model_name_or_path": str(folder),
@@ -165,16 +181,18 @@ def _resolve(real: Resolved, face: Layout, model: SmallModel, folder: Path, step
     file = folder / "run.json"
     file.write_text(json.dumps(values))
     try:
-        resolved = resolve([str(file)], world_size=face.world_size, entry=real.entry, device="cpu")
+        resolved = resolve([str(file)], world_size=layout.world_size, entry=real.entry, device="cpu")
     except ConfigError as error:
-        raise RuntimeError(f"the small config of {face} breaks a rule that the real one keeps: {error}") from error
-    if resolved.layout != face:
-        raise RuntimeError(f"the small config was meant for {face} and became {resolved.layout}")
+        raise RuntimeError(
+            f"the small config of {layout} violates a rule that the real one satisfies: {error}"
+        ) from error
+    if resolved.layout != layout:
+        raise RuntimeError(f"the small config of {layout} was read as {resolved.layout}")
     return resolved
 
 
-def _asked(real: Resolved) -> dict[str, Any]:
-    """What somebody wrote, as written."""
+def _requested(real: Resolved) -> dict[str, Any]:
+    """Return the settings that the user has given, as written."""
     written = {
         name: real.requested.get(name, getattr(real.config, name))
         for name in real.origins
@@ -183,40 +201,41 @@ def _asked(real: Resolved) -> dict[str, Any]:
     return {name: value for name, value in written.items() if name not in _DROPPED}
 
 
-def _layout_values(real: Resolved, face: Layout) -> dict[str, Any]:
+def _layout_values(real: Resolved, layout: Layout) -> dict[str, Any]:
     config = real.config
     values = {
-        "data_parallel_degree": face.data,
-        "sharding_parallel_degree": face.sharding,
-        "tensor_parallel_degree": face.tensor,
-        "pipeline_parallel_degree": face.pipeline,
-        "virtual_pp_degree": face.virtual_stages,
-        "sequence_parallel": face.sequence_parallel,
-        "sharding": config.sharding if face.sharding > 1 else "",
+        "data_parallel_degree": layout.data,
+        "sharding_parallel_degree": layout.sharding,
+        "tensor_parallel_degree": layout.tensor,
+        "pipeline_parallel_degree": layout.pipeline,
+        "virtual_pp_degree": layout.virtual_stages,
+        "sequence_parallel": layout.sequence_parallel,
+        "sharding": config.sharding if layout.sharding > 1 else "",
     }
-    if not face.sequence_parallel:
+    if not layout.sequence_parallel:
         values["fuse_sequence_parallel_allreduce"] = False
     return values
 
 
-def _micro_batches_of(real: Resolved, faces: list[Layout]) -> list[int]:
-    """Micro batches of each face: of the real kind, and where that allows it so many that all have one global batch.
+def _micro_batches_of(real: Resolved, layouts: list[Layout]) -> list[int]:
+    """Return the number of micro-batches of each sub-layout.
 
-    Then they are the same training, and one process has to be run for all of them only once.
+    It has the same relation to the stages as in the real config. If possible, all sub-layouts get the same global batch: then
+    they are the same training, and the reference in one process is run only once.
     """
-    least = [_micro_batches(real.config, real.layout, face) for face in faces]
-    batch = max(count * face.data_world_size for count, face in zip(least, faces, strict=True))
+    least = [_micro_batches(real.config, real.layout, one) for one in layouts]
+    batch = max(count * one.data_world_size for count, one in zip(least, layouts, strict=True))
     result = []
-    for count, face in zip(least, faces, strict=True):
-        several = face.pipeline == 1 or count == 2 * face.pipeline
-        more, rest = divmod(batch, face.data_world_size)
-        result.append(more if count > 1 and several and not rest and more % face.pipeline == 0 else count)
+    for count, one in zip(least, layouts, strict=True):
+        several = one.pipeline == 1 or count == 2 * one.pipeline
+        more, rest = divmod(batch, one.data_world_size)
+        result.append(more if count > 1 and several and not rest and more % one.pipeline == 0 else count)
     return result
 
 
-def _micro_batches(config: RunConfig, layout: Layout, face: Layout) -> int:
-    """One or several; in a pipeline fewer than stages, as many, or more, as the real run has."""
-    real, stages = config.gradient_accumulation_steps, face.pipeline
+def _micro_batches(config: RunConfig, layout: Layout, small: Layout) -> int:
+    """Return one or several micro-batches; in a pipeline fewer than stages, as many, or more, as in the real run."""
+    real, stages = config.gradient_accumulation_steps, small.pipeline
     if layout.pipeline == 1 or stages == 1:
         return min(real, 2)
     if real < layout.pipeline:
@@ -240,7 +259,7 @@ def _size_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
 
 
 def _tuning_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
-    """What fine-tuning adds, small."""
+    """Return the settings of fine-tuning, made small."""
     config, row = real.config, model.sequence
     values: dict[str, Any] = {
         "dataset_name_or_path": config.dataset_name_or_path,
@@ -248,9 +267,9 @@ def _tuning_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
         "max_length": max(row * config.max_length // config.max_seq_length, 8) if config.zero_padding else row,
     }
     for name, most in _SMALL_METHODS.items():
-        asked, origin = getattr(config, name), real.origins[name]
-        if asked is not None and not origin.startswith(("default", "derived")):
-            values[name] = min(asked, most)
+        requested, origin = getattr(config, name), real.origins[name]
+        if requested is not None and not origin.startswith(("default", "derived")):
+            values[name] = min(requested, most)
     if config.lora_alpha is not None and "lora_rank" in values:
         values["lora_alpha"] = config.lora_alpha * values["lora_rank"] / config.lora_rank
     if config.freeze_layers and real.facts is not None:
@@ -270,10 +289,10 @@ _SMALL_METHODS = {
 
 
 def _measure_values(real: Resolved) -> dict[str, Any]:
-    """What the oracle's limits are measured with; a clipping norm that is certain to clip."""
+    """Return the optimizer settings for which the oracle's limits hold; the clipping norm always clips."""
     values: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
-        "lr_scheduler_type": "linear",  # another rate at each step: a schedule that runs ahead is seen
+        "lr_scheduler_type": "linear",  # a different rate at each step, so that a shifted schedule is detected
         "adam_epsilon": ADAM_EPSILON,
         "optim": "adamw",
         "max_grad_norm": CLIPPED_AT if real.config.max_grad_norm else 0.0,
@@ -310,21 +329,21 @@ _COMPARED = (
 )
 
 
-def _changes(real: Resolved, faces: list[Resolved], model: SmallModel) -> list[Change]:
+def _changes(real: Resolved, configs: list[Resolved], model: SmallModel) -> list[Change]:
     assert real.facts is not None
-    rows = [("layout", str(real.layout), _joined(face.layout for face in faces))]
+    rows = [("layout", str(real.layout), _joined(one.layout for one in configs))]
     rows += [(name, str(getattr(real.facts, name)), str(getattr(model.facts, name))) for name in _SIZES]
     known = fields_of(real.entry)
-    for name in (*(name for name in _COMPARED if name in known), *_not_honoured(faces)):
-        asked = real.requested.get(name, getattr(real.config, name))
-        rows.append((name, _shown(asked), _joined(_shown(getattr(face.config, name)) for face in faces)))
+    for name in (*(name for name in _COMPARED if name in known), *_not_honoured(configs)):
+        requested = real.requested.get(name, getattr(real.config, name))
+        rows.append((name, _shown(requested), _joined(_shown(getattr(one.config, name)) for one in configs)))
     rows += [(key, str(value), "0") for key, value in real.facts.raw.items() if "dropout" in key and value]
     return [Change(*row) for row in rows if row[1] != row[2]]
 
 
-def _not_honoured(faces: list[Resolved]) -> list[str]:
-    """Fields that the CPU leaves out: numbers are the same without them, or are fp32's."""
-    names = [name for face in faces for name, origin in face.origins.items() if origin == UNSUPPORTED]
+def _not_honoured(configs: list[Resolved]) -> list[str]:
+    """Return fields that a CPU does not honour: the results are the same without them, or those of float32."""
+    names = [name for one in configs for name, origin in one.origins.items() if origin == UNSUPPORTED]
     return [name for name in dict.fromkeys(names) if name not in _COMPARED]
 
 

@@ -1,7 +1,7 @@
-"""A model's config.json with small numbers in the same relations to each other and to the layout, and the same ids folded.
+"""A config.json with small numbers that have the same relations to each other and to the layout as the real ones.
 
-Kept: which numbers the tensor and pipeline degrees divide and which they do not, whether there are fewer key-value heads
-than query heads or than tensor ranks, whether a sequence is as long as the table of positions, and every other key.
+The small model keeps which numbers the tensor and pipeline degrees divide, whether there are fewer key-value heads than query
+heads or tensor ranks, whether a sequence is as long as the table of positions, and every other key.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ SEQUENCE, VOCABULARY, LAYERS_PER_STAGE = 32, 256, 2
 
 @dataclass(frozen=True)
 class SmallModel:
-    """Attributes:
-    facts: of the small config.json, which is `facts.raw`.
-    sequence: tokens per sample.
-    fold: from the real vocabulary to the small one.
+    """A small model.
+
+    Attributes:
+        facts: Facts of the small config.json, which is `facts.raw`.
+        sequence: Tokens per sample.
+        fold: Map from the real vocabulary to the small one.
     """
 
     facts: ModelFacts
@@ -33,42 +35,58 @@ class SmallModel:
 
 
 class Fold:
-    """Token ids of a large vocabulary in a small one: special ids stay apart, the others share what is left."""
+    """Map from token ids of a large vocabulary to a small one: each special id has its own target, the others share the rest.
+
+    Attributes:
+        special: Target of each special id.
+
+    Args:
+        special: Special ids of the large vocabulary.
+        size: Size of the small vocabulary.
+    """
 
     def __init__(self, special: list[int], size: int):
-        places: dict[int, int] = {}
+        targets: dict[int, int] = {}
         top = size - 1
         for token in sorted(special):
             if token < size // 2:
-                places[token] = token
+                targets[token] = token
         for token in sorted(special, reverse=True):
-            if token not in places:
-                places[token], top = top, top - 1
-        self.special = places
-        self._shared = np.setdiff1d(np.arange(size), list(places.values()))
+            if token not in targets:
+                targets[token], top = top, top - 1
+        self.special = targets
+        self._shared = np.setdiff1d(np.arange(size), list(targets.values()))
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """int64 ids of any shape, in the small vocabulary."""
+        """Return ids of the small vocabulary.
+
+        Args:
+            ids: Ids of the large vocabulary, int64, of any shape.
+        """
         folded = self._shared[ids % len(self._shared)]
-        for token, place in self.special.items():
-            folded[ids == token] = place
+        for token, target in self.special.items():
+            folded[ids == token] = target
         return folded
 
     @property
     def ordinary(self) -> np.ndarray:
-        """The ids that are nothing special."""
+        """Ids of the small vocabulary that are not special."""
         return self._shared
 
 
 def small_model(facts: ModelFacts, layout: Layout, sequence: int, tensor: int, stages: int, virtual: int) -> SmallModel:
-    """The small model that stands for `facts` in `layout`.
+    """Return the small model that represents a real one.
 
     Args:
-        facts, layout, sequence: the real ones.
-        tensor, stages, virtual: the small degrees, the largest of all faces.
+        facts: Facts of the real model.
+        layout: Real layout.
+        sequence: Tokens per sample of the real run.
+        tensor: Largest tensor-parallel degree of the sub-layouts.
+        stages: Largest number of pipeline stages of the sub-layouts.
+        virtual: Largest number of virtual stages of the sub-layouts.
     """
     heads, groups = _heads(facts, layout.tensor, tensor)
-    width = 16 if heads <= 8 else 8  # rotary embeddings of ChatGLM ask for a multiple of 4
+    width = 16 if heads <= 8 else 8  # ChatGLM's rotary embeddings need a multiple of 4
     length = _like(SEQUENCE, min(sequence, SEQUENCE), sequence, layout.tensor, tensor)
     size = _like(VOCABULARY, min(facts.vocab_size, VOCABULARY), facts.vocab_size, layout.tensor, tensor)
     hidden = heads * width
@@ -92,16 +110,16 @@ def small_model(facts: ModelFacts, layout: Layout, sequence: int, tensor: int, s
 
 
 def _heads(facts: ModelFacts, real_tensor: int, tensor: int) -> tuple[int, int]:
-    """(heads, key-value heads): as many as it takes to be of the same kind."""
+    """Return (heads, key-value heads): the smallest numbers of the same kind."""
     heads, groups = facts.num_attention_heads, facts.num_key_value_heads
     if groups == heads:
-        # BLOOM's ALiBi slopes have two formulas: for powers of two, and for the rest.
+        # BLOOM's ALiBi slopes have one formula for powers of two and another one for other numbers.
         per_rank = 1 if heads == real_tensor else 2 if heads & (heads - 1) == 0 else 3
         return per_rank * tensor, per_rank * tensor
     if groups % real_tensor == 0:
         small = tensor if groups == real_tensor else 2 * tensor
         return 2 * small, small
-    # Not divisible, fewer than the ranks or more: PaddleNLP keeps all of them on every rank.
+    # If they are not divisible (fewer than the ranks, or more), PaddleNLP keeps all of them on every rank.
     small = min(groups, max(tensor // 2, 1)) if groups < real_tensor else 2 * tensor - 1
     return 2 * math.lcm(tensor, small), small
 
@@ -117,19 +135,19 @@ def _layers(count: int, layout: Layout, stages: int, virtual: int) -> int:
 
 
 def _like(most: int, wanted: int, real: int, real_tensor: int, tensor: int) -> int:
-    """A number of about `wanted` that `tensor` divides if `real_tensor` divides `real`, and else not."""
+    """Return a number near `wanted` that `tensor` divides if and only if `real_tensor` divides `real`."""
     divides = real % real_tensor == 0
     return next(n for n in (*range(wanted, 1, -1), *range(wanted, 2 * most)) if (n % tensor == 0) == divides)
 
 
 def _positions(facts: ModelFacts, sequence: int, length: int) -> int:
-    """As many as a sequence has, more or (with scaled rotary embeddings) fewer."""
+    """Return as many positions as a sequence has tokens, more, or (with scaled rotary embeddings) fewer."""
     limit = facts.max_position_embeddings
     if limit == sequence:
         return length
     if limit is None or limit > sequence:
         return 2 * length
-    return -(-length * limit // sequence)  # the same share of the sequence, so that the same scaling covers it
+    return -(-length * limit // sequence)  # the same share of the sequence, so the same scaling covers it
 
 
 def _special(raw: dict[str, Any]) -> set[int]:

@@ -1,7 +1,7 @@
-"""Which small layouts stand for a large one: its faces, each with as many ranks as a laptop has.
+"""Choose small layouts that represent a large one, each with at most as many ranks as a laptop can run.
 
-A layout is rehearsed whole when all its dimensions fit at their smallest degrees. Else several faces, each with some of the
-dimensions, cover every pair of them, and what no face covers is said.
+If all parallel dimensions of the layout fit at their smallest degrees, it is rehearsed as one layout. Otherwise several
+sub-layouts, each with some of the dimensions, cover every pair of them, and what they do not cover is reported.
 """
 
 from __future__ import annotations
@@ -14,52 +14,54 @@ from itertools import combinations, product
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 
-# The order in which a face is preferred, and grows: a third stage is the first that is neither the first nor the last.
+# The order in which dimensions are preferred and grow: a third stage is the first that is neither the first nor the last.
 _DIMENSIONS = ("pipeline", "tensor", "sharding", "data")
 _SHORT = {"data": "dp", "sharding": "sharding", "tensor": "tp", "pipeline": "pp"}
 
 
 @dataclass(frozen=True)
-class Faces:
-    """Attributes:
-    layouts: to be run; one process where the layout is one.
-    remarks: what is not as in the real layout, a line each.
+class SubLayouts:
+    """The layouts that represent a layout.
+
+    Attributes:
+        layouts: Layouts to run; one process for a layout of one rank.
+        remarks: Differences from the real layout, one line each.
     """
 
     layouts: list[Layout]
     remarks: list[str]
 
 
-def faces_of(layout: Layout, ranks: int) -> Faces:
-    """The layouts of at most `ranks` ranks that stand for `layout`.
+def sub_layouts_of(layout: Layout, ranks: int) -> SubLayouts:
+    """Return the layouts of at most `ranks` ranks that represent `layout`.
 
     Raises:
-        UserError: not even one dimension fits.
+        UserError: If not even one dimension fits.
     """
     least = {name: _least(layout, name) for name in _DIMENSIONS if getattr(layout, name) > 1}
     if not least:
-        return Faces([layout], [])
+        return SubLayouts([layout], [])
     for name, degree in least.items():
         if degree > ranks:
             virtual = " with virtual stages" if name == "pipeline" and degree > 2 else ""
             raise UserError(
-                f"--ranks {ranks}: {_SHORT[name]}{virtual} needs at least {degree} ranks: give --ranks {degree} or more."
+                f"--ranks {ranks}: {_SHORT[name]}{virtual} needs at least {degree} ranks. Use --ranks {degree} or more."
             )
     if math.prod(least.values()) <= ranks:
         degrees = [_grown(layout, least, ranks)]
     else:
-        degrees = [{name: least[name] for name in face} for face in _cover(least, ranks)]
-    layouts = [_face(layout, found) for found in degrees]
-    return Faces(layouts, list(_remarks(layout, layouts, least, ranks)))
+        degrees = [{name: least[name] for name in chosen} for chosen in _cover(least, ranks)]
+    layouts = [_sub_layout(layout, found) for found in degrees]
+    return SubLayouts(layouts, list(_remarks(layout, layouts, least, ranks)))
 
 
 def _least(layout: Layout, name: str) -> int:
-    """The smallest degree that is of the same kind; Paddle's interleaved schedule asks for more than two stages."""
+    """Return the smallest degree of the same kind; Paddle's interleaved schedule needs more than two stages."""
     return 3 if name == "pipeline" and layout.virtual_stages > 1 else 2
 
 
 def _grown(layout: Layout, least: dict[str, int], ranks: int) -> dict[str, int]:
-    """The degrees, divisors of the real ones, that make best use of the ranks."""
+    """Return the degrees, divisors of the real ones, that use the ranks best."""
     choices = []
     for name, lowest in least.items():
         real = getattr(layout, name)
@@ -74,32 +76,35 @@ def _grown(layout: Layout, least: dict[str, int], ranks: int) -> dict[str, int]:
 
 
 def _cover(least: dict[str, int], ranks: int) -> list[tuple[str, ...]]:
-    """Sets of dimensions that fit and together hold every pair that fits: most new pairs first, then fewest ranks."""
+    """Return sets of dimensions that fit and together contain every pair that fits.
+
+    They are chosen one by one: the set with the most new pairs, then the one with the fewest ranks.
+    """
     sizes = range(len(least) - 1, 0, -1)
-    candidates = [face for size in sizes for face in combinations(least, size) if _size(face, least) <= ranks]
-    open_pairs = {pair for face in candidates for pair in combinations(face, 2)}
+    candidates = [found for size in sizes for found in combinations(least, size) if _size(found, least) <= ranks]
+    open_pairs = {pair for found in candidates for pair in combinations(found, 2)}
     open_single = set(least)
     chosen: list[tuple[str, ...]] = []
     while open_pairs or open_single:
-        face = min(
+        best = min(
             candidates,
-            key=lambda face: (
-                -len(open_pairs & set(combinations(face, 2))),
-                -len(open_single & set(face)),
-                _size(face, least),
+            key=lambda found: (
+                -len(open_pairs & set(combinations(found, 2))),
+                -len(open_single & set(found)),
+                _size(found, least),
             ),
         )
-        chosen.append(face)
-        open_pairs -= set(combinations(face, 2))
-        open_single -= set(face)
+        chosen.append(best)
+        open_pairs -= set(combinations(best, 2))
+        open_single -= set(best)
     return chosen
 
 
-def _size(face: tuple[str, ...], least: dict[str, int]) -> int:
-    return math.prod(least[name] for name in face)
+def _size(dimensions: tuple[str, ...], least: dict[str, int]) -> int:
+    return math.prod(least[name] for name in dimensions)
 
 
-def _face(layout: Layout, degrees: dict[str, int]) -> Layout:
+def _sub_layout(layout: Layout, degrees: dict[str, int]) -> Layout:
     found = Layout(**degrees)
     return replace(
         found,
@@ -109,22 +114,24 @@ def _face(layout: Layout, degrees: dict[str, int]) -> Layout:
     )
 
 
-def _remarks(layout: Layout, faces: list[Layout], least: dict[str, int], ranks: int) -> Iterator[str]:
+def _remarks(layout: Layout, layouts: list[Layout], least: dict[str, int], ranks: int) -> Iterator[str]:
     together = " x ".join(_SHORT[name] for name in reversed(least))
-    if len(faces) > 1:
+    if len(layouts) > 1:
         needed = math.prod(least.values())
         why = " (virtual stages need a pipeline of at least 3)" if layout.virtual_stages > 1 else ""
         yield (
-            f"{together} together need {needed} ranks{why}: rehearsed as {len(faces)} faces; "
-            f"--ranks {needed} rehearses all at once"
+            f"{together} together need {needed} ranks{why}: rehearsing {len(layouts)} smaller layouts instead. "
+            f"--ranks {needed} rehearses all dimensions at once."
         )
     pairs = [
         f"{_SHORT[one]} with {_SHORT[other]}"
         for other, one in combinations(least, 2)
-        if not any(getattr(face, one) > 1 and getattr(face, other) > 1 for face in faces)
+        if not any(getattr(found, one) > 1 and getattr(found, other) > 1 for found in layouts)
     ]
     if pairs:
         yield f"not covered with --ranks {ranks}: {', '.join(pairs)}"
-    if layout.pipeline > 2 and all(face.pipeline <= 2 for face in faces):
+    if layout.pipeline > 2 and all(found.pipeline <= 2 for found in layouts):
         needed = 3 * math.prod(least.values()) // least["pipeline"]
-        yield f"not covered with --ranks {ranks}: a pipeline stage between the first and the last; --ranks {needed} has one"
+        yield (
+            f"not covered with --ranks {ranks}: a pipeline stage between the first and the last; --ranks {needed} covers it"
+        )

@@ -21,7 +21,7 @@ from paddle_llm.parallel.zero import stage3 as sharded_weights
 from paddle_llm.parallel.zero.stage2 import default_bucket_bytes
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.peft.methods import adalora
-from paddle_llm.rehearse import oracle, record
+from paddle_llm.rehearse import oracle
 from paddle_llm.training import sharding
 from paddle_llm.training.metrics.meter import Meter
 from paddle_llm.training.step import nan_guard
@@ -101,7 +101,6 @@ def parameter() -> Any:
 
 def test_the_gradient_is_the_one_in_32_bits(parameter: Any) -> None:
     assert gradient_buckets.gradient_of(parameter) is parameter.main_grad
-    assert record._gradient_of(parameter) is parameter.main_grad
 
 
 @pytest.mark.parametrize(("last", "found"), [(2.0, False), (float("inf"), True)])

@@ -23,7 +23,7 @@ from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.rehearse.instruction_samples import _short
-from paddle_llm.rehearse.rehearsal import Face, cases_of, run_faces
+from paddle_llm.rehearse.rehearsal import SubLayoutResult, cases_of, run_sub_layouts
 from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
 from paddle_llm.rehearse.shrink import read_real, shrink
 from paddle_llm.rehearse.small_model import small_model
@@ -208,7 +208,7 @@ def test_mistakes_on_the_command_line(tmp_path: Path, corpus: Path, words: tuple
 def read_own_samples(folder: Path, corpus: Path, **settings: Any):
     real = read_real([write_config(folder, corpus, **settings)], 1)
     small = shrink(real, 1, 2, folder / "small")
-    return real, small, own_samples(real, small.model, wanted_by(small.faces))
+    return real, small, own_samples(real, small.model, wanted_by(small.configs))
 
 
 def test_its_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path) -> None:
@@ -274,13 +274,13 @@ def test_what_paddlenlp_cannot_express_is_a_user_s_mistake(tmp_path: Path) -> No
 # --- verdicts of another kind ----------------------------------------------------------------------------------------
 
 
-def rehearsed_with(tmp_path: Path, fault: str, layout: dict[str, Any]) -> Face:
+def rehearsed_with(tmp_path: Path, fault: str, layout: dict[str, Any]) -> SubLayoutResult:
     model = write_llama(tmp_path / "model", vocab_size=400)
     real = read_real([write_config(tmp_path, None, model_name_or_path=str(model), **layout)], 2)
     small = shrink(real, 2, 1, tmp_path / "small")
-    samples = synthetic_samples(small.model, wanted_by(small.faces), seed=1)
+    samples = synthetic_samples(small.model, wanted_by(small.configs), seed=1)
     (case,) = cases_of(small, samples)
-    (face,) = run_faces([replace(case, fault=fault)], lambda text: None)
+    (face,) = run_sub_layouts([replace(case, fault=fault)], lambda text: None)
     return face
 
 
@@ -298,7 +298,7 @@ def test_a_fault_is_told_by_quantity_tensor_step_and_rank(tmp_path: Path, capsys
     said = capsys.readouterr().out
     assert "tp2: 2 ranks" in said
     assert "NOT EQUAL" in said
-    assert re.search(r"it begins with the gradient of llama\.\S+, step 1, rank [01]: \d", said)
+    assert re.search(r"the first difference is in the gradient of llama\.\S+, step 1, rank [01]: \d", said)
     assert "A sum in the backward pass" in said
     assert said.splitlines()[-1].startswith("FAILED: tp2")
     verdict = as_json(small, [face], Layout(tensor=2), "random tokens", 1.0)

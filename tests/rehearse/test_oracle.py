@@ -244,7 +244,7 @@ def test_a_floor_allows_no_more_than_rounding_can_do(records):
 def test_a_weight_that_one_sharding_rank_lacks_is_missed(records):
     reference, ranks = records
     for rank in ranks:
-        rank.place = (0, rank.place[0], *rank.place[2:])
+        rank.position = (0, rank.position[0], *rank.position[2:])
     for rank in ranks[2:]:
         del rank.steps[1].tensors["moment1"]["w"]  # its owner has it
     assert not failures(reference, ranks)

@@ -20,7 +20,7 @@ from paddle_llm.rehearse.rehearsal import cases_of
 from paddle_llm.rehearse.samples import global_batch, synthetic_samples, wanted_by
 from paddle_llm.rehearse.shrink import ADAM_EPSILON, LEARNING_RATE, Shrunk, read_real, shrink
 from paddle_llm.rehearse.small_model import Fold, small_model
-from paddle_llm.rehearse.sub_layouts import faces_of
+from paddle_llm.rehearse.sub_layouts import sub_layouts_of
 from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
 
 ROOT = Path(__file__).parents[2]
@@ -49,13 +49,13 @@ def check_kind(real: Resolved, small: Shrunk) -> None:
     """What must hold between any config and its rehearsal."""
     facts, tiny = real.facts, small.model.facts
     assert facts is not None
-    assert set().union(*(active(face.layout) for face in small.faces)) == active(real.layout)
+    assert set().union(*(active(face.layout) for face in small.configs)) == active(real.layout)
     assert tiny.model_type == facts.model_type
     assert tiny.tie_word_embeddings == facts.tie_word_embeddings
     assert sign(facts.num_attention_heads - facts.num_key_value_heads) == sign(
         tiny.num_attention_heads - tiny.num_key_value_heads
     )
-    for face in small.faces:
+    for face in small.configs:
         check_face(real, small, face)
 
 
@@ -94,14 +94,14 @@ def test_every_shipped_config(path: Path, tmp_path: Path) -> None:
     real = read_real([str(path)], world_size(json.loads(path.read_text())))
     small = shrink(real, 8, 3, tmp_path)
     check_kind(real, small)
-    for face in small.faces:
+    for face in small.configs:
         assert face.layout.world_size <= 8
         assert small.model.facts.hidden_size <= 512
 
 
 def test_the_example_of_the_issue(tmp_path: Path) -> None:
     real = read_real(["configs/pretrain/llama_2_70b_tp8_pp4_sharding2_stage1.json"], 64)
-    (face,) = shrink(real, 8, 3, tmp_path).faces
+    (face,) = shrink(real, 8, 3, tmp_path).configs
     assert str(face.layout) == "sharding2(stage1) x tp2+sp x pp2"
 
 
@@ -126,7 +126,7 @@ ALL_FOUR = Layout(2, 2, 8, 4, sharding_stage=2)
     ids=lambda value: str(value) if isinstance(value, Layout) else None,
 )
 def test_faces(layout: Layout, ranks: int, expected: list[str]) -> None:
-    found = faces_of(layout, ranks)
+    found = sub_layouts_of(layout, ranks)
     assert [str(face) for face in found.layouts] == expected
     assert all(face.world_size <= ranks for face in found.layouts)
 
@@ -138,7 +138,7 @@ def test_faces(layout: Layout, ranks: int, expected: list[str]) -> None:
     ids=str,
 )
 def test_pairs_are_covered_or_named(layout: Layout, ranks: int) -> None:
-    found = faces_of(layout, ranks)
+    found = sub_layouts_of(layout, ranks)
     said = "\n".join(found.remarks)
     short = {"data": "dp", "sharding": "sharding", "tensor": "tp", "pipeline": "pp"}
     least = {name: 3 if name == "pipeline" and layout.virtual_stages > 1 else 2 for name in DIMENSIONS}
@@ -150,12 +150,12 @@ def test_pairs_are_covered_or_named(layout: Layout, ranks: int) -> None:
 
 
 def test_what_is_not_covered_is_said() -> None:
-    assert "16 ranks" in faces_of(ALL_FOUR, 8).remarks[0]
-    assert "--ranks 16" in faces_of(ALL_FOUR, 8).remarks[0]
-    (remark,) = faces_of(Layout(tensor=8, pipeline=4, sharding=2, sharding_stage=1), 8).remarks
+    assert "16 ranks" in sub_layouts_of(ALL_FOUR, 8).remarks[0]
+    assert "--ranks 16" in sub_layouts_of(ALL_FOUR, 8).remarks[0]
+    (remark,) = sub_layouts_of(Layout(tensor=8, pipeline=4, sharding=2, sharding_stage=1), 8).remarks
     assert "between the first and the last" in remark
     assert "--ranks 12" in remark
-    assert faces_of(Layout(tensor=8, pipeline=4, sharding=2, sharding_stage=1), 12).remarks == []
+    assert sub_layouts_of(Layout(tensor=8, pipeline=4, sharding=2, sharding_stage=1), 12).remarks == []
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_what_is_not_covered_is_said() -> None:
 )
 def test_too_few_ranks(layout: Layout, ranks: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        faces_of(layout, ranks)
+        sub_layouts_of(layout, ranks)
 
 
 def write_run(folder: Path, model: Path, **settings: Any) -> str:
@@ -301,13 +301,13 @@ def test_faces_of_one_plan_share_their_reference(tmp_path: Path) -> None:
     }
     real = read_real([write_run(tmp_path, write_llama(tmp_path / "model"), **settings)], 16)
     small = shrink(real, 8, 3, tmp_path / "small")
-    assert len(small.faces) == 3
-    assert len({global_batch(face) for face in small.faces}) == 1
-    wanted = wanted_by(small.faces)
+    assert len(small.configs) == 3
+    assert len({global_batch(face) for face in small.configs}) == 1
+    wanted = wanted_by(small.configs)
     cases = cases_of(small, synthetic_samples(small.model, wanted, seed=1))
     assert len({reference_key(case) for case in cases}) == 1
     assert all(len(case.train) == 3 * case.global_batch for case in cases)
-    batch = [face.config.per_device_eval_batch_size * face.layout.data_world_size for face in small.faces]
+    batch = [face.config.per_device_eval_batch_size * face.layout.data_world_size for face in small.configs]
     assert all(len(case.evaluation) % size for case, size in zip(cases, batch, strict=True))  # an uneven last batch
 
 

@@ -196,7 +196,7 @@ def test_nan_is_skipped_and_counted(tmp_path, capsys):
 def test_another_global_batch_is_refused(tmp_path):
     make_trainer(config(tmp_path)).train()
     other = make_trainer(config(tmp_path, gradient_accumulation_steps=3, max_steps=8))
-    with pytest.raises(UserError, match="global batch of 2 samples, this job has 3"):
+    with pytest.raises(UserError, match="global batch of 2 samples, but this job has 3"):
         other.train(str(tmp_path / "output" / "checkpoint-5"))
 
 

@@ -1,8 +1,9 @@
-"""Faults in the gradients: what is summed, over whom, and divided by what."""
+"""Faults in the gradients: wrong terms, wrong groups of ranks, wrong divisors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 from paddle_llm.config.layout import Layout
@@ -24,7 +25,7 @@ def dropped_all_reduce() -> Iterator[None]:
 
 
 @fault(
-    "Pipeline: each micro batch's backward pass begins with empty gradients, so those of the last one are all there is.",
+    "Pipeline: each micro-batch's backward pass starts with empty gradients, so only those of the last one remain.",
     shows="gradient",
     spares=FORWARD,
     layout=PP2,
@@ -35,11 +36,11 @@ def last_micro_batch_only() -> Iterator[None]:
 
     backward = PipelineParallel._backward_step
 
-    def clear_and_go_backward(self, *args, **kwargs):
+    def clear_and_run_backward(self: Any, *args: Any, **kwargs: Any) -> Any:
         self._layers.clear_gradients()
         return backward(self, *args, **kwargs)
 
-    with patch.object(PipelineParallel, "_backward_step", clear_and_go_backward):
+    with patch.object(PipelineParallel, "_backward_step", clear_and_run_backward):
         yield
 
 
@@ -55,7 +56,7 @@ def wrong_average() -> Iterator[None]:
     from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
     from paddlenlp.trainer import trainer
 
-    def average_over_the_world(parameters, hcg):
+    def average_over_the_world(parameters: Any, hcg: Any) -> None:
         group = hcg.get_data_parallel_group()
         fused_allreduce_gradients_with_group(parameters, group, scale=1.0 / dist.get_world_size())
 
@@ -64,7 +65,7 @@ def wrong_average() -> Iterator[None]:
 
 
 @fault(
-    "Sequence parallel: each tensor rank keeps the gradients of norms that its own part of the sequence gives.",
+    "Sequence parallel: each tensor rank uses the gradients of norms from its own part of the sequence only.",
     shows="gradient",
     spares=FORWARD,
     layout=SP2,
@@ -78,7 +79,7 @@ def sequence_parallel_norms() -> Iterator[None]:
 
 
 @fault(
-    "Key-value heads that every tensor rank holds: each keeps the gradient that its own query heads give.",
+    "Key-value heads that every tensor rank holds: each rank uses the gradient from its own query heads only.",
     shows="gradient",
     spares=FORWARD,
     layout=TP2,
@@ -91,7 +92,7 @@ def replicated_key_values() -> Iterator[None]:
 
     from paddle_llm.models.patches import llama
 
-    def project(linear, hidden):
+    def project(linear: Any, hidden: Any) -> Any:
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
         return F.linear(_c_identity(hidden, group=group), linear.weight)
 
@@ -100,7 +101,7 @@ def replicated_key_values() -> Iterator[None]:
 
 
 @fault(
-    "Weights tied between the first and the last stage: the sum of their gradients is applied on the first alone.",
+    "Weights tied between the first and the last stage: the sum of their gradients is applied on the first stage only.",
     shows="gradient",
     spares=FORWARD,
     layout=PP2,
@@ -111,7 +112,7 @@ def tied_on_one_stage() -> Iterator[None]:
 
     summed = PipelineLayer.allreduce_shared_weight_gradients
 
-    def sum_and_keep_own(self):
+    def sum_and_keep_own(self: Any) -> None:
         shared = [getattr(comm["layer"], name) for comm in self.shared_comm.values() for name in comm["weight_attr"]]
         own = [parameter.grad.clone() for parameter in shared]
         summed(self)
@@ -139,13 +140,13 @@ def left_over_gradients() -> Iterator[None]:
 
 
 @fault(
-    "LoRA beside a layer whose outputs are cut: each tensor rank keeps the gradient of A that its own outputs give.",
+    "LoRA on a column-parallel layer: each tensor rank uses the gradient of A from its own outputs only.",
     shows="gradient",
     spares=FORWARD,
     layout=TP2,
     tensors=r"lora_A$",
-    alone=False,  # what is handed on to the layers before is a part, too
-    step=2,  # B begins as zeros, and A's gradient with them
+    alone=False,  # the gradient that is passed to earlier layers is incomplete, too
+    step=2,  # B starts as zeros, so the gradient of A is zero in the first step
     entry="finetune",
 )
 def lora_replicas() -> Iterator[None]:
@@ -153,7 +154,7 @@ def lora_replicas() -> Iterator[None]:
 
     summed = parallel_product.summed_gradient
 
-    def summed_for_parameters(tensor, axis, wanted=True):
+    def summed_for_parameters(tensor: Any, axis: Any, wanted: Any = True) -> Any:
         return summed(tensor, axis, wanted and tensor.is_leaf)
 
     with patch.object(parallel_product, "summed_gradient", summed_for_parameters):

@@ -1,15 +1,16 @@
-"""Faults in what a training computes from: weights and samples; and in what it calls its loss."""
+"""Faults in the weights and samples of a training, and in its loss."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 from paddle_llm.rehearse.faults.registry import DP2, FORWARD, TP2, fault
 
 
 @fault(
-    "The output projections of attention are read with their tensor-parallel shards in the other order.",
+    "The tensor-parallel shards of attention output projections are read in reverse order.",
     shows="weight",
     spares=(),
     layout=TP2,
@@ -21,7 +22,9 @@ def swapped_shards() -> Iterator[None]:
 
     shard_of = init.shard_of
 
-    def shard_of_the_other(family, name, local_shape, split, config, degree, rank):
+    def shard_of_the_other(
+        family: Any, name: Any, local_shape: Any, split: Any, config: Any, degree: Any, rank: Any
+    ) -> Any:
         if name.endswith("o_proj.weight"):
             rank = degree - 1 - rank
         return shard_of(family, name, local_shape, split, config, degree, rank)
@@ -31,7 +34,7 @@ def swapped_shards() -> Iterator[None]:
 
 
 @fault(
-    "The first micro batch of a step is used again in place of the second.",
+    "The first micro-batch of a step is used again instead of the second one.",
     shows="loss",
     spares=(),
     layout=DP2,
@@ -41,7 +44,7 @@ def micro_batch_twice() -> Iterator[None]:
 
     micro_batches = GlobalBatchSampler.__iter__
 
-    def with_a_repetition(self):
+    def with_a_repetition(self: Any) -> Any:
         first = None
         for index, batch in enumerate(micro_batches(self)):
             micro_step = index % self.gradient_accumulation_steps
@@ -53,7 +56,7 @@ def micro_batch_twice() -> Iterator[None]:
 
 
 @fault(
-    "Each data rank's loss is the mean over its own labels, and ranks with few count as much as those with many.",
+    "Each data rank's loss is the mean over its own labels, so ranks with few labels count as much as those with many.",
     shows="gradient",
     spares=FORWARD,  # reported as the mean over all labels
     layout=DP2,
@@ -62,7 +65,7 @@ def micro_batch_twice() -> Iterator[None]:
 def mean_of_each_rank() -> Iterator[None]:
     from paddle_llm.training.step.loss_normalization import LossNormalizer
 
-    def use_own_labels(self, labels):
+    def use_own_labels(self: Any, labels: Any) -> None:
         self.labels = float(labels)
         self.divisor = labels * self._data_ranks / self._micro_batches
 
@@ -71,7 +74,7 @@ def mean_of_each_rank() -> Iterator[None]:
 
 
 @fault(
-    "Each micro batch's loss is the mean over its own labels, as trainers divided before 2024: those with few count as much.",
+    "Each micro-batch's loss is the mean over its own labels, as in trainers before 2024: those with few labels count as much.",
     shows="loss",
     spares=(),
     layout=DP2,
@@ -81,7 +84,7 @@ def mean_of_each_micro_batch() -> Iterator[None]:
 
     start = LossNormalizer.start_global_batch
 
-    def start_without_divisor(self, labels):
+    def start_without_divisor(self: Any, labels: Any) -> None:
         start(self, labels)
         self.divisor = None
 
@@ -90,7 +93,7 @@ def mean_of_each_micro_batch() -> Iterator[None]:
 
 
 @fault(
-    "The evaluation's loss is the mean of the ranks' means, though their numbers of labels differ.",
+    "The evaluation loss is the mean of the ranks' means, although their numbers of labels differ.",
     shows="eval_loss",
     spares=("loss", "grad_norm", "gradient", "weight", "moment1", "moment2"),
     layout=DP2,
@@ -104,7 +107,7 @@ def mean_of_ranks_in_evaluation() -> Iterator[None]:
 
     mean_loss = evaluation.mean_loss
 
-    def mean_of_means(*args):
+    def mean_of_means(*args: Any) -> Any:
         with patch.object(dist, "get_world_size", lambda group=None: 1):
             own = mean_loss(*args)
         means: list[paddle.Tensor] = []
@@ -116,7 +119,7 @@ def mean_of_ranks_in_evaluation() -> Iterator[None]:
 
 
 @fault(
-    "The rows that pad the vocabulary to the tensor-parallel degree take part in the softmax.",
+    "The rows that pad the vocabulary to the tensor-parallel degree are part of the softmax.",
     shows="loss",
     spares=(),
     layout=TP2,

@@ -1,4 +1,4 @@
-"""What a fault is, and the list that each enters itself into."""
+"""The description of a fault, and the list in which each fault registers itself."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from paddle_llm.config.layout import Layout
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to be wrong.
+    """A fault.
 
     Attributes:
-        name: for `Case.fault`.
-        imitates: what goes wrong, in a sentence.
-        shows: the quantity in which it must be seen at `step`.
-        spares: quantities that it leaves right at that step; a loss that looks fine is what makes a bug silent.
-        tensors: regular expression; a tensor that matches is wrong in `shows` at that step; "" for scalars.
-        alone: no other tensor is.
-        layout: the smallest that shows it.
-        patched: breaks the code for as long as the context lasts; entered in each rank before the trainer is built.
-        step: the first at which anything is seen.
-        entry: of the case that shows it: "pretrain", or "finetune" with LoRA.
+        name: Name for `Case.fault`.
+        imitates: Description of what goes wrong, a sentence.
+        shows: Quantity in which the fault must be detected at `step`.
+        spares: Quantities that are correct at that step; a correct loss makes a fault hard to notice.
+        tensors: Regular expression; a tensor that matches is wrong in `shows` at that step; "" for scalars.
+        layout: Smallest layout in which the fault is detected.
+        patched: Function that returns a context in which the code is broken; entered in each rank before the trainer is
+            built.
+        alone: Whether no other tensor is wrong.
+        step: First step at which the fault is detected.
+        entry: Kind of the job that shows it: "pretrain", or "finetune" with LoRA.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Fault:
     spares: tuple[str, ...]
     tensors: str
     layout: Layout
-    patched: Callable[[], AbstractContextManager]
+    patched: Callable[[], AbstractContextManager[None]]
     alone: bool = True
     step: int = 1
     entry: str = "pretrain"
@@ -43,7 +44,7 @@ FAULTS: dict[str, Fault] = {}
 DP2, TP2, PP2 = Layout(data=2), Layout(tensor=2), Layout(pipeline=2)
 SP2 = Layout(tensor=2, sequence_parallel=True)
 STAGE1, STAGE2 = Layout(sharding=2, sharding_stage=1), Layout(sharding=2, sharding_stage=2)
-# What is right in a step whose gradients are wrong, and in one whose gradients are right but wrongly used.
+# Quantities that are correct in a step with wrong gradients, and in one whose correct gradients are used wrongly.
 FORWARD = ("loss",)
 BACKWARD = ("loss", "gradient")
 NORMS = r"norm\.weight$"
@@ -59,14 +60,17 @@ def fault(
     alone: bool = True,
     step: int = 1,
     entry: str = "pretrain",
-):
-    """Enter a generator into FAULTS: what it does before its yield breaks the code."""
+) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Iterator[None]]]:
+    """Return a decorator that registers a generator in FAULTS; the arguments are attributes of `Fault`.
 
-    def enter(function: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
+    The generator breaks the code before its yield and repairs it afterwards.
+    """
+
+    def register(function: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
         name = function.__name__
         FAULTS[name] = Fault(
             name, imitates, shows, spares, tensors, layout, contextmanager(function), alone, step, entry
         )
         return function
 
-    return enter
+    return register

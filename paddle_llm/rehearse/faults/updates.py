@@ -1,16 +1,17 @@
-"""Faults after the backward pass: the norm and clipping, and who updates which weight and sends it where."""
+"""Faults after the backward pass: in the norm and clipping, and in updating and sending weights."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest.mock import patch
 
 from paddle_llm.rehearse.faults.registry import BACKWARD, DP2, NORMS, PP2, STAGE1, STAGE2, TP2, fault
 
 
 @fault(
-    "The gradient norm counts a parameter that every tensor rank holds once for each of them.",
+    "The gradient norm counts a parameter that every tensor rank holds once per rank.",
     shows="grad_norm",
     spares=BACKWARD,
     layout=TP2,
@@ -23,7 +24,7 @@ def replicas_in_the_norm() -> Iterator[None]:
 
     reduce_sums = HybridParallelClipGrad._global_norm
 
-    def reduce_all(self, split_sum, replicated_sum):
+    def reduce_all(self: Any, split_sum: Any, replicated_sum: Any) -> None:
         reduce_sums(self, split_sum, replicated_sum)
         dist.all_reduce(replicated_sum, group=self._hcg.get_model_parallel_group())
 
@@ -32,7 +33,7 @@ def replicas_in_the_norm() -> Iterator[None]:
 
 
 @fault(
-    "The gradient norm, and with it clipping, is that of each pipeline stage's own parameters.",
+    "The gradient norm and clipping use each pipeline stage's own parameters only.",
     shows="grad_norm",
     spares=BACKWARD,
     layout=PP2,
@@ -43,7 +44,7 @@ def norm_of_one_stage() -> Iterator[None]:
 
 
 @fault(
-    "The gradient norm, and with it clipping, is that of the parameters that each sharding rank owns.",
+    "The gradient norm and clipping use the parameters that each sharding rank owns only.",
     shows="grad_norm",
     spares=BACKWARD,
     layout=STAGE2,
@@ -55,14 +56,14 @@ def norm_of_one_owner() -> Iterator[None]:
 
 @contextmanager
 def _norm_without(degree: str) -> Iterator[None]:
-    """The norm is computed as if this degree were one."""
+    """Compute the norm as if a degree were one."""
     from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.hybrid_parallel_optimizer import (
         HybridParallelClipGrad,
     )
 
     reduce_sums = HybridParallelClipGrad._global_norm
 
-    def reduce_fewer(self, split_sum, replicated_sum):
+    def reduce_fewer(self: Any, split_sum: Any, replicated_sum: Any) -> None:
         with patch.object(self._hcg, degree, lambda: 1):
             reduce_sums(self, split_sum, replicated_sum)
 
@@ -71,12 +72,12 @@ def _norm_without(degree: str) -> Iterator[None]:
 
 
 @fault(
-    "Sharding: two ranks take themselves for the owner of the embedding; the one without the reduced gradient wins.",
+    "Sharding: two ranks own the embedding, and the update of the one without the reduced gradient is used.",
     shows="weight",
     spares=BACKWARD,
     layout=STAGE1,
     tensors=r"embed_tokens\.weight$",
-    alone=False,  # the norm counts its gradient twice, so that all others are clipped too much
+    alone=False,  # the norm counts its gradient twice, so all others are clipped too much
 )
 def two_owners() -> Iterator[None]:
     from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
@@ -84,7 +85,7 @@ def two_owners() -> Iterator[None]:
     partition = DygraphShardingOptimizer._partition_parameters
     owners = DygraphShardingOptimizer._map_param_to_rank
 
-    def with_a_second_owner(self):
+    def with_a_second_owner(self: Any) -> Any:
         parts = partition(self)
         embedding = next(p for p in self._parameter_list if p.name.startswith("embedding"))
         for parameters in parts.values():
@@ -92,7 +93,7 @@ def two_owners() -> Iterator[None]:
                 parameters.append(embedding)
         return parts
 
-    def first_one_wins(self):
+    def first_one_wins(self: Any) -> Any:
         first = dict(owners(self))
         for rank in reversed(self._rank2params):
             first.update((p.name, rank) for p in self._rank2params[rank])
@@ -106,7 +107,7 @@ def two_owners() -> Iterator[None]:
 
 
 @fault(
-    "Sharding stage 2: the owner of the embedding does not send it to the others after the step.",
+    "Sharding stage 2: the owner of the embedding does not send it to the other ranks after the step.",
     shows="weight",
     spares=BACKWARD,
     layout=STAGE2,
@@ -117,7 +118,7 @@ def stale_parameter() -> Iterator[None]:
 
     broadcast = ShardedGradients._broadcast_parameters
 
-    def broadcast_others(self):
+    def broadcast_others(self: Any) -> None:
         others = {
             rank: [p for p in parameters if not p.name.startswith("embedding")]
             for rank, parameters in self._sharding._rank2params.items()
@@ -130,7 +131,7 @@ def stale_parameter() -> Iterator[None]:
 
 
 @fault(
-    "Weight decay is applied to norms as well, in this layout alone.",
+    "Weight decay is applied to norms, too, in this layout only.",
     shows="weight",
     spares=BACKWARD,
     layout=DP2,
@@ -141,7 +142,7 @@ def decayed_norms() -> Iterator[None]:
 
     create = PretrainTrainer.create_optimizer
 
-    def create_and_decay_all(self, lr_scheduler=None):
+    def create_and_decay_all(self: Any, lr_scheduler: Any = None) -> Any:
         optimizer = create(self, lr_scheduler)
         optimizer._apply_decay_param_fun = None
         return optimizer
@@ -151,7 +152,7 @@ def decayed_norms() -> Iterator[None]:
 
 
 @fault(
-    "The schedule of the learning rate goes two steps for each step of the optimizer.",
+    "The learning-rate schedule advances two steps per optimizer step.",
     shows="weight",
     spares=(*BACKWARD, "grad_norm", "moment1", "moment2"),
     layout=PP2,
@@ -162,7 +163,7 @@ def schedule_twice() -> Iterator[None]:
 
     step = LambdaDecay.step
 
-    def step_twice(self, epoch=None):
+    def step_twice(self: Any, epoch: Any = None) -> None:
         step(self, epoch)
         step(self, epoch)
 
@@ -171,7 +172,7 @@ def schedule_twice() -> Iterator[None]:
 
 
 @fault(
-    "The second tensor rank forgets the first moments of its shards.",
+    "The second tensor rank resets the first moments of its shards.",
     shows="moment1",
     spares=(*BACKWARD, "grad_norm", "weight", "moment2"),
     layout=TP2,
@@ -183,7 +184,7 @@ def forgotten_moments() -> Iterator[None]:
 
     update = AdamW._append_optimize_op
 
-    def update_and_forget(self, block, param_and_grad):
+    def update_and_forget(self: Any, block: Any, param_and_grad: Any) -> Any:
         result = update(self, block, param_and_grad)
         rank = fleet.get_hybrid_communicate_group().get_model_parallel_rank()
         if param_and_grad[0].is_distributed and rank == 1:
