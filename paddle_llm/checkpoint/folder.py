@@ -175,7 +175,7 @@ def newest_complete(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     Returns:
         Its folder (None if there is none), and a line for each newer checkpoint that is incomplete.
     """
-    skipped = []
+    skipped: list[str] = []
     for _, folder in reversed(list_checkpoints(output_dir)):
         problem = _incomplete(folder)
         if problem is None:

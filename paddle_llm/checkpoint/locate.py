@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paddle_llm.checkpoint.folder import MANIFEST, newest_complete
+from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.checkpoint.run_record import recorded_argument
 from paddle_llm.checkpoint.tokenizer_folder import locate_tokenizer
 from paddle_llm.config.local_files.adapters import describe_folder
@@ -37,6 +37,7 @@ from paddle_llm.core.artifacts import (
     ADAPTER_CONFIG,
     ADAPTER_FOLDER,
     ADAPTER_SAFETENSORS,
+    MANIFEST,
     MODEL_CONFIG,
     MODEL_FOLDER,
     STATIC_STEP,

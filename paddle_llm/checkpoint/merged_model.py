@@ -65,7 +65,9 @@ def save_merged_model(
     tensors: dict[str, np.ndarray] = {}
     family = family_name(model)
     for key, value in full_weights(model, family, layout):
-        if writes and not (stage > 0 and key == EMBEDDINGS[family]):  # a tied head is written by the first stage
+        if (
+            writes and value is not None and not (stage > 0 and key == EMBEDDINGS[family])
+        ):  # a tied head is written by the first stage
             tensors |= tensors_to_save(model_format, family, model.config, key, value)
     if writes:
         write_safetensors(staged / name, tensors, format="pt" if model_format == HF else "np")

@@ -74,14 +74,14 @@ def _axis(name: str, degree: int) -> Axis:
     if hcg is None:
         # PaddleNLP runs plain data parallelism without fleet's topology.
         world, rank = paddle.distributed.get_world_size(), paddle.distributed.get_rank()
-        position = (rank, world, tuple(range(world))) if name == "data" else (0, 1, (rank,))
+        rank, size, ranks = (rank, world, tuple(range(world))) if name == "data" else (0, 1, (rank,))
         group = paddle.distributed.collective._get_default_group() if name == "data" else None
     else:
         upstream = _FLEET_NAMES[name]
         group = getattr(hcg, f"get_{upstream}_parallel_group")()
         size = getattr(hcg, f"get_{upstream}_parallel_world_size")()
         rank = hcg.get_stage_id() if name == "pipeline" else getattr(hcg, f"get_{upstream}_parallel_rank")()
-        position = (rank, size, tuple(group.ranks))
-    if position[1] != degree:
-        raise RuntimeError(f"the layout has {name} degree {degree}, but fleet was initialised with {position[1]}")
-    return Axis(*position, group if degree > 1 else None)
+        ranks = tuple(group.ranks)
+    if size != degree:
+        raise RuntimeError(f"the layout has {name} degree {degree}, but fleet was initialised with {size}")
+    return Axis(rank, size, ranks, group if degree > 1 else None)

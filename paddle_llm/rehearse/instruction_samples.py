@@ -79,8 +79,11 @@ def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[Enc
     found: list[list[EncodedSample]] = []
     for split, count in (("train", wanted.train), ("dev", wanted.evaluation)):
         conversations = read_conversations(config, split)[:count] if count else []
-        encoded = encode_all(conversations, encoder, skip_untrainable=config.skip_bad_rows) if conversations else []
-        found.append([encoded[i] for i in range(len(encoded))])
+        samples: list[EncodedSample] = []
+        if conversations:
+            encoded = encode_all(conversations, encoder, skip_untrainable=config.skip_bad_rows)
+            samples = [encoded[i] for i in range(len(encoded))]
+        found.append(samples)
     return found[0], found[1]
 
 

@@ -113,7 +113,7 @@ def run_ranks(
         KeyboardInterrupt: If a rank is interrupted.
     """
     # Importing paddle initialises CUDA, which cannot be used after a fork.
-    context = multiprocessing.get_context("spawn" if device == "gpu" else "forkserver")
+    context: Any = multiprocessing.get_context("spawn" if device == "gpu" else "forkserver")
     if device != "gpu":
         context.set_forkserver_preload(PRELOAD)
     ports = _free_ports(world_size + 1)
@@ -171,7 +171,7 @@ def _run_rank(
     try:
         if imported_too_early:
             raise RuntimeError(f"{fn.__module__} imports paddle before FLAGS_selected_gpus is set")
-        message = ("returned", fn(*args), None, "")
+        message: tuple[str, Any, BaseException | None, str] = ("returned", fn(*args), None, "")
         payload = pickle.dumps(message)
     except BaseException as error:
         message = ("raised", None, error, traceback.format_exc())
@@ -192,10 +192,11 @@ def _run_rank(
 def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
     """Wait for the outcomes of the ranks, and return the ranks that failed in the order of their failures."""
     deadline = time.monotonic() + timeout
-    open_pipes = {child.pipe: child for child in children}
+    open_pipes: dict[Any, _Child] = {child.pipe: child for child in children}
     failed: list[int] = []
     while open_pipes and (left := deadline - time.monotonic()) > 0:
-        for pipe in wait(list(open_pipes), timeout=left):
+        ready: list[Any] = wait(list(open_pipes), timeout=left)
+        for pipe in ready:
             outcome = open_pipes.pop(pipe).outcome
             try:
                 outcome.state, outcome.value, outcome.exception, outcome.trace = pickle.loads(pipe.recv_bytes())

@@ -143,6 +143,7 @@ def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[
         parts = [[part.tokens(i) for i in range(len(part))] if part else [] for part in (splits.train, splits.valid)]
     for part, dataset in zip(parts, (splits.train, splits.valid), strict=True):
         for index, window in enumerate(part):
+            assert dataset is not None
             if not 0 <= window.min() <= window.max() < real.facts.vocab_size:
                 raise UserError(
                     f"{dataset.sample_ids(index)} contains the token id {window.max()}, but the vocabulary of the model has "

@@ -105,7 +105,7 @@ def _size(dimensions: tuple[str, ...], least: dict[str, int]) -> int:
 
 
 def _sub_layout(layout: Layout, degrees: dict[str, int]) -> Layout:
-    found = Layout(**degrees)
+    found = replace(Layout(), **degrees)  # type: ignore[arg-type]
     return replace(
         found,
         sharding_stage=layout.sharding_stage if found.sharding > 1 else 0,

@@ -71,7 +71,7 @@ def apply_sharding(
         )
     # 4. Stage 3 wraps the reduction of stage 2 and replaces its broadcast: owners keep their updated weights. From here
     #    on, a rank holds its own weights only.
-    if stage == 3:
+    if stage == 3 and gradients is not None:
         weights = ShardedWeights(
             model,
             optimizer,

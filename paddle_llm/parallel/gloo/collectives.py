@@ -11,13 +11,13 @@ from collections.abc import Callable
 from typing import Any
 
 import paddle
+from paddle import Tensor
 from paddle.base import core
 
 from paddle_llm.parallel.gloo.channels import Task
 from paddle_llm.parallel.gloo.dtypes import as_movable, copy_back
 from paddle_llm.parallel.process import failure_detection
 
-Tensor = paddle.Tensor
 _native = core.ProcessGroup
 
 

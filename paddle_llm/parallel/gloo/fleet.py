@@ -25,7 +25,7 @@ _USERS_OF_BROADCAST = [
 def patch_fleet() -> None:
     """Let fleet's layers, pipeline and optimizers run on CPU ranks."""
     for name in _USERS_OF_BROADCAST:
-        importlib.import_module(name).broadcast_input_data = broadcast_input_data
+        _module(name).broadcast_input_data = broadcast_input_data
     # ParallelEnv sets it from FLAGS_selected_gpus and does not set it on a CPU, where `device_id` raises AttributeError.
     paddle.distributed.ParallelEnv._device_id = 0
     # "tensor fusion helper now only support dict_keys(['gpu', 'npu', 'xpu']), but got device unknown"
@@ -33,15 +33,19 @@ def patch_fleet() -> None:
     tensor_fusion_helper.__current_device_type__ = "cpu"
     # Fleet calls it with every backend to find out whether averages are built in (from 2.10.0 on). CPU builds lack it.
     if not hasattr(core, "nccl_version"):
-        core.nccl_version = lambda: 21000
+        _module("paddle.base.core").nccl_version = lambda: 21000
     # It returns False on a CPU, and `reduce` then changes the tensors of the ranks that only send.
     for name in _USERS_OF_AVERAGE:
-        importlib.import_module(name).is_avg_reduce_op_supported = lambda: True
+        _module(name).is_avg_reduce_op_supported = lambda: True
     # It gathers along the first dimension what was split along the last one.
     mp_ops.c_split_eager.backward = staticmethod(_split_backward)
     # The trainer waits for the device before it divides gradients late (enable_delay_scale_loss). On a CPU there is nothing to
     # wait for, but Paddle raises "device should be gpu, xpu".
     paddle.device.synchronize = lambda device=None: None
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 def broadcast_input_data(hcg: Any, *inputs: Any, **kwargs: Any) -> tuple[Any, Any]:

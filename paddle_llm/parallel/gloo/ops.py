@@ -12,11 +12,10 @@ from __future__ import annotations
 from typing import Any
 
 import paddle
+from paddle import Tensor
 from paddle.autograd import PyLayer
 from paddle.base.core import ReduceOp
 from paddle.distributed.communication.group import _get_global_group, get_group
-
-Tensor = paddle.Tensor
 
 
 def _group(ring_id: int) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import paddle
+from paddle import Tensor
 from paddle.base import core
 from paddle.base.core import ReduceOp
 
@@ -14,7 +15,6 @@ from paddle_llm.parallel.gloo.collectives import collective, copy_into, equal_pa
 from paddle_llm.parallel.gloo.dtypes import as_reducible, from_reducible
 from paddle_llm.parallel.gloo.transfers import recv, send
 
-Tensor = paddle.Tensor
 _native = core.ProcessGroup
 _PIECE = 2**18  # elements: a piece is added while it is in the cache
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import paddle
+from paddle import Tensor
 
 from paddle_llm.parallel.gloo.channels import Batch, Channel, Task
 from paddle_llm.parallel.gloo.collectives import collective, copy_into, equal_parts
@@ -15,7 +16,6 @@ from paddle_llm.parallel.gloo.rendezvous import connection_server, info_of
 from paddle_llm.parallel.gloo.timeout import job_timeout_ms
 from paddle_llm.parallel.process import failure_detection
 
-Tensor = paddle.Tensor
 # By (id of the group, direction, peer).
 _channels: dict[tuple[int, str, int], Channel] = {}
 _connections: dict[tuple[int, str, int], Any] = {}

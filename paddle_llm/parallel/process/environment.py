@@ -90,7 +90,7 @@ def hide_cards(environment: MutableMapping[str, str]) -> None:
 def import_paddle() -> None:
     """Import Paddle without its warning about the OMP_NUM_THREADS that `prepare_host` has set; log warnings and errors only."""
     stream = _WithoutThreadWarning(sys.stderr)
-    with contextlib.redirect_stderr(stream):
+    with contextlib.redirect_stderr(stream):  # type: ignore[type-var]
         import paddle  # noqa: F401
     for log in (logging.root, *logging.root.manager.loggerDict.values()):
         for handler in getattr(log, "handlers", ()):

@@ -109,7 +109,7 @@ def _watch_forking_process(parent: int, worker: int) -> None:
             time.sleep(_POLL_SECONDS)
         from paddle.base import core
 
-        core._cleanup_mmap_fds()  # batches in shared memory that no process will read
+        core._cleanup_mmap_fds()  # type: ignore[attr-defined]  # batches in shared memory that no process will read
         os._exit(1)
 
     threading.Thread(target=watch, name="rank watch", daemon=True).start()

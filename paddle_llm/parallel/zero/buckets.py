@@ -119,7 +119,7 @@ class GradientBuckets:
         while len(self._sent) >= IN_FLIGHT:
             self._finish_oldest()
         self._order.check(owner, parameters)
-        shapes = [list(gradient_of(p).shape) for p in parameters]
+        shapes = [list(_require_gradient(p).shape) for p in parameters]
         flat = _take_gradients(parameters)
         flat.scale_(1.0 / self._group.nranks)
         task = dist.reduce(flat, dst=self._group.ranks[owner], group=self._group, sync_op=False)
@@ -152,7 +152,7 @@ def _bytes(bucket: dict[str, tuple[Any, int]]) -> int:
 
 def _take_gradients(parameters: list[Any]) -> paddle.Tensor:
     """Remove the gradients from their parameters and return them in one flat tensor; a single one keeps its memory."""
-    parts = [gradient_of(p).reshape([-1]) for p in parameters]
+    parts = [_require_gradient(p).reshape([-1]) for p in parameters]
     flat = paddle.concat(parts) if len(parts) > 1 else parts[0]
     for parameter in parameters:
         _free(parameter)
@@ -173,6 +173,12 @@ def gradient_of(parameter: Any) -> paddle.Tensor | None:
         return main_grad
     gradient = parameter._grad_ivar()
     return gradient if gradient is not None and gradient._is_initialized() else None
+
+
+def _require_gradient(parameter: Any) -> paddle.Tensor:
+    gradient = gradient_of(parameter)
+    assert gradient is not None
+    return gradient
 
 
 def _free(parameter: Any) -> None:

@@ -61,7 +61,7 @@ def owns(optimizer: Any, parameter: Any) -> bool:
         optimizer: Optimizer as the training loop uses it.
         parameter: Parameter of the network.
     """
-    sharding = getattr(optimizer, "_inner_opt", None)
+    sharding: Any = getattr(optimizer, "_inner_opt", None)
     if not hasattr(sharding, "_param2rank"):
         return True
-    return sharding._param2rank.get(parameter.name) == sharding._sharding_rank
+    return bool(sharding._param2rank.get(parameter.name) == sharding._sharding_rank)

@@ -19,8 +19,7 @@ from paddle_llm.rehearse.faults.registry import DP2, FORWARD, TP2, fault
 )
 def swapped_shards() -> Iterator[None]:
     from paddle_llm.models.weights import initialization as init
-
-    shard_of = init.shard_of
+    from paddle_llm.models.weights.shards import shard_of
 
     def shard_of_the_other(
         family: Any, name: Any, local_shape: Any, split: Any, config: Any, degree: Any, rank: Any

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import paddle
@@ -43,7 +43,7 @@ def mean_loss(trainer: Any, model: Any, dataloader: Iterable[dict[str, Any]]) ->
 
 def _loss_sum(trainer: Any, model: Any, criterion: CausalLMLoss | None, inputs: dict[str, Any], count: int) -> float:
     """Return the sum of the losses of a batch's `count` labels; zero for a batch that is only padding."""
-    divided = nullcontext()
+    divided: AbstractContextManager[None] = nullcontext()
     if trainer.args.pipeline_parallel_degree > 1 and criterion is not None:
         # A pipeline averages the means of its micro-batches, and padded ones have fewer labels: use one divisor for all.
         count = math.prod(inputs["labels"].shape)

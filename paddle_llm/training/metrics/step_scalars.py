@@ -32,11 +32,14 @@ class StepScalars:
         """Keep the loss and the labels of a step on the device."""
         self._pending, self.is_read = (loss, labels), False
 
-    def read(self, norm: paddle.Tensor | None) -> None:
+    def read(self, norm: paddle.Tensor | None) -> float:
         """Copy the step's scalars to the host.
 
         Args:
             norm: Global gradient norm of the step; None if no gradient took part in a norm.
+
+        Returns:
+            Gradient norm; NaN if there has been none.
 
         Raises:
             RuntimeError: If no step has been started.
@@ -51,3 +54,4 @@ class StepScalars:
         self.loss, self.labels = copied["loss"], copied["labels"]
         self.grad_norm = copied["grad_norm"] if norm is not None else self.grad_norm
         self.is_read = True
+        return math.nan if self.grad_norm is None else self.grad_norm

@@ -77,6 +77,14 @@ class CheckpointedTrainer(Trainer):
 
     layout: Layout
     meter: Meter
+    # Attributes of PaddleNLP's Trainer.
+    args: Any
+    state: Any
+    control: Any
+    model: Any
+    model_wrapped: Any
+    optimizer: Any
+    lr_scheduler: Any
     settings: dict[str, Any] | None = None
     sharded_weights: ShardedWeights | None = None
     _resumed_from: Path | None = None
@@ -152,7 +160,7 @@ class CheckpointedTrainer(Trainer):
         self.meter.step = self.state.global_step
         if self._resumed_from is None:
             return
-        box = [None]
+        box: list[Any] = [None]
         if self.args.process_index == 0:
             box = [json.loads((self._resumed_from / METER_STATE).read_text())]
         if dist.get_world_size() > 1:

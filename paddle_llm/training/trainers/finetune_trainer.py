@@ -109,10 +109,9 @@ class FinetuneTrainer(PretrainTrainer):
 
     def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
         """Return the scores of the generated answers. Collective over all ranks."""
-        conversations = self._answers.conversations.get(metric_key_prefix) if self._answers else None
-        if not conversations:
+        if self._answers is None or not self._answers.conversations.get(metric_key_prefix):
             return {}
-        return self._answers.scorer(self, conversations, metric_key_prefix)
+        return self._answers.scorer(self, self._answers.conversations[metric_key_prefix], metric_key_prefix)
 
     # --- checkpoints of the trained weights ----------------------------------------------------------------------
 

@@ -230,13 +230,13 @@ class PretrainTrainer(CheckpointedTrainer):
     def create_optimizer(self, lr_scheduler: paddle.optimizer.lr.LRScheduler | None = None) -> Any:
         """Create the optimizer, with a clip that can be read and weight decay for matrices only."""
         if self.optimizer is None:
-            super().create_optimizer(lr_scheduler)
-            self.optimizer._grad_clip = RecordingClip(self.args.max_grad_norm)
-            if self.optimizer._apply_decay_param_fun is not None:
+            optimizer = super().create_optimizer(lr_scheduler)
+            optimizer._grad_clip = RecordingClip(self.args.max_grad_norm)
+            if optimizer._apply_decay_param_fun is not None:
                 # PaddleNLP excludes names that contain "norm" or "bias". That leaves decay on BLOOM's ln_f and, in a
                 # pipeline, on ChatGLM2's final norm, whose name is a number there.
                 matrices = {parameter.name for parameter in self.model.parameters() if parameter.ndim > 1}
-                self.optimizer._apply_decay_param_fun = matrices.__contains__
+                optimizer._apply_decay_param_fun = matrices.__contains__
         return self.optimizer
 
     def _wrap_amp_model(self, args: TrainingArguments, model: Any) -> None:
@@ -290,8 +290,7 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def _check_gradients(self, norm: paddle.Tensor) -> None:
         """Check the gradient norm and call the gradient observers, before the update."""
-        self.scalars.read(norm)
-        self.nan_guard.check(self.scalars.grad_norm)
+        self.nan_guard.check(self.scalars.read(norm))
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, GradientObserver):
                 callback.on_gradients(norm)
