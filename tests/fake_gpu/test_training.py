@@ -84,7 +84,7 @@ def test_labelled_positions_of_fine_tuning_are_of_few_different_numbers(
 def test_adalora_refuses_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     attachment = SimpleNamespace(method=SimpleNamespace(name="adalora"))
     monkeypatch.setattr(adalora, "active_attachment", lambda model: attachment)
-    with pytest.raises(UserError, match="AdaLoRA with --fp16"):
+    with pytest.raises(UserError, match="AdaLoRA does not support --fp16"):
         adalora.follow(SimpleNamespace(model=None, args=SimpleNamespace(fp16=True)))
 
 
