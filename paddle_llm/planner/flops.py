@@ -1,8 +1,7 @@
-"""What a model costs to compute: its parameters, its FLOPs per token, the share of a device's peak it reaches (MFU).
+"""Parameters of a model, its FLOPs per token, and the share of a device's peak that it reaches (MFU).
 
 MFU = FLOPs per token x tokens per second per device / peak FLOP/s of the device (PaLM, arXiv:2204.02311, appendix B).
-The model's FLOPs are counted, not the machine's: a forward repeated by recompute, padding of the vocabulary and
-collectives earn nothing.
+Only FLOPs of the model count: not those of a forward pass that recompute repeats, of vocabulary padding or of collectives.
 """
 
 from __future__ import annotations
@@ -14,43 +13,42 @@ from paddle_llm.families.parameters import Parameters
 
 
 def count_parameters(facts: ModelFacts) -> Parameters:
-    """The model's parameters by where they sit.
+    """Return the model's parameters by where they are.
 
     Raises:
-        UserError: the family's shape is not known here.
+        UserError: If the family is not supported.
     """
     family = FAMILIES.get(facts.model_type)
     if family is None:
         known = ", ".join(FAMILIES)
-        raise UserError(f"cannot count the parameters of model_type {facts.model_type!r}: known are {known}.")
+        raise UserError(f"model_type {facts.model_type!r} is not supported. Supported are {known}.")
     return family.count_parameters(facts)
 
 
 def parameter_count(facts: ModelFacts) -> int:
-    """Elements of all weights, a tied head once, without the padding that tensor parallel may add.
+    """Return the number of elements of all weights; a tied head counts once, padding of the vocabulary does not.
 
     Raises:
-        UserError: the family's shape is not known here.
+        UserError: If the family is not supported.
     """
     return count_parameters(facts).total
 
 
 def flops_per_token(facts: ModelFacts, seq_length: int) -> float:
-    """Model FLOPs of one token's forward and backward pass.
+    """Return the model FLOPs of the forward and backward pass of one token.
 
-    `6 * (N - N_lookup) + 12 * L * h * s`: a multiply-add per weight is 2 FLOPs forward and 4 backward; scores and
-    their weighted sum are 2 * 2 * h * s forward and twice that backward. Attention is counted dense, that is in full
-    although the mask is causal (as PaLM, Megatron-LM and nanoGPT do; halving it would lower the figure).
-    `N_lookup` is the token embedding when the head has a matrix of its own: a lookup is not a matmul. A tied matrix is
-    counted once, as the head. Fewer key-value heads (GQA, MQA) make N smaller and leave attention as it is: every query
-    head still meets every key. `h` is heads x head size.
+    The formula is `6 * (N - N_lookup) + 12 * L * h * s`. A multiply-add per weight is 2 FLOPs forward and 4 backward; scores
+    and their weighted sum are 2 * 2 * h * s forward and twice that backward. Attention counts in full although the mask is
+    causal, as in PaLM, Megatron-LM and nanoGPT. `N_lookup` is the token embedding if the head is a separate matrix, because
+    a lookup is not a matrix product; a tied matrix counts once, as the head. Fewer key-value heads (GQA, MQA) lower N but
+    not the cost of attention. `h` is heads x head width.
 
     Args:
-        facts: the model.
-        seq_length: tokens per sample of this run (not the model's `max_position_embeddings`).
+        facts: Shape of the model.
+        seq_length: Tokens per sample of this run (not the model's `max_position_embeddings`).
 
     Raises:
-        UserError: the family's shape is not known here.
+        UserError: If the family is not supported.
     """
     parameters = count_parameters(facts)
     attention_width = facts.num_attention_heads * facts.head_dim
@@ -58,10 +56,10 @@ def flops_per_token(facts: ModelFacts, seq_length: int) -> float:
     return matmul + 12.0 * facts.num_hidden_layers * attention_width * seq_length
 
 
-# (words in the device's name, {dtype: TFLOP/s}). The first row whose words are all in the name counts, so the special
-# stands before the general. Dense figures of NVIDIA's datasheets: "with sparsity" halved, and for GeForce cards the
-# one with fp32 accumulation. float32 is TF32 where the card has it, because Paddle lets cuBLAS use it by default: the
-# figure without would flatter.
+# (words in the device's name, {dtype: TFLOP/s}). The first row whose words are all in the name counts, so specific rows come
+# first. The numbers are dense ones of NVIDIA's datasheets ("with sparsity" halved), with fp32 accumulation for GeForce cards.
+# float32 is TF32 on cards that have it, because cuBLAS uses it by default under Paddle; the number without TF32 would give too
+# high an MFU.
 _PEAK_TFLOPS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
     (("b200",), {"bfloat16": 2250, "float16": 2250, "float32": 1125}),
     (("h200", "nvl"), {"bfloat16": 835, "float16": 835, "float32": 417.5}),
@@ -87,7 +85,7 @@ _PEAK_TFLOPS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
     (("t4",), {"float16": 65, "float32": 8.1}),
 )
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "tf32": "float32"}
-# A listed name plus one of these is another card, or a slice of one.
+# A listed name with one of these words is another card or a slice of one.
 _OTHER_CARD_WORDS = {"laptop", "mobile", "max", "d", "ti", "mig"}
 
 
@@ -96,12 +94,12 @@ def _words(device_name: str) -> set[str]:
 
 
 def peak_flops(device_name: str, dtype: str) -> float | None:
-    """Peak dense FLOP/s of one device, or None where it is not known (a CPU, an unlisted card, a dtype it lacks).
+    """Return the dense peak FLOP/s of one device; None if it is not known (a CPU, an unlisted card, a missing dtype).
 
     Args:
-        device_name: as the driver gives it: "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3", "NVIDIA H100 PCIe".
+        device_name: Name from the driver, such as "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3" or "NVIDIA H100 PCIe".
             "H100" and "H800" alone mean SXM.
-        dtype: of the matmuls: "bfloat16", "float16", "float32" (counted as TF32 where there is one), or bf16/fp16/fp32.
+        dtype: Type of the matrix products: "bfloat16", "float16" or "float32" (TF32 if the card has it), or bf16, fp16, fp32.
     """
     words = _words(device_name)
     if words & _OTHER_CARD_WORDS:

@@ -11,8 +11,8 @@ import pytest
 from paddle_llm.models.patches.packed_rows import (
     attend,
     ends_of,
-    first_places,
     grouped,
+    is_first,
     lengths_of,
     packed_prefix_mask,
     positions_of,
@@ -63,7 +63,7 @@ def unpacked_step(model) -> tuple[float, dict[str, np.ndarray]]:
 
 def test_positions_and_ends_from_each_other():
     ends = segment_ends(paddle.to_tensor(LENGTHS), ROW)
-    np.testing.assert_array_equal(ends_of(first_places(ends)).numpy(), ends.numpy())
+    np.testing.assert_array_equal(ends_of(is_first(ends)).numpy(), ends.numpy())
     np.testing.assert_array_equal(positions_of(ends).numpy(), segment_positions(paddle.to_tensor(LENGTHS), ROW).numpy())
 
 

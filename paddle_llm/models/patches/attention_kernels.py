@@ -1,8 +1,8 @@
-"""The one way to Paddle's fused attention kernels, which keeps what the kernels require (Paddle 3.3.1).
+"""Call Paddle's fused attention kernels within their requirements (Paddle 3.3.1).
 
 - A mask and `is_causal` exclude each other: flash attention raises an error, the other kernels ignore the mask.
-- `is_causal` aligns queries and keys at their first positions, so it is right for equal lengths only.
-- Queries, keys, values and the mask have one type; otherwise Paddle computes without a fused kernel, or raises an error.
+- `is_causal` aligns queries and keys at their first positions, so it is correct for equal lengths only.
+- Queries, keys, values and the mask must have one type; otherwise Paddle computes without a fused kernel, or raises an error.
 - The batch of a mask is not broadcast.
 - FlashMask and flash attention take 16 bits, heads of at most 256 numbers in multiples of 8, and compute capability 8.0.
   `scaled_dot_product_attention` checks that itself; `flashmask_attention` does not.
@@ -25,7 +25,7 @@ _MAX_WIDTH, _WIDTH_MULTIPLE = 256, 8
 
 
 def checked_functional() -> SimpleNamespace:
-    """`paddle.nn.functional` whose `scaled_dot_product_attention` is `fused_attention`, for a module of PaddleNLP."""
+    """Return `paddle.nn.functional` with `fused_attention` as `scaled_dot_product_attention`, for a module of PaddleNLP."""
     return SimpleNamespace(**{**vars(F), "scaled_dot_product_attention": fused_attention})
 
 
@@ -44,8 +44,8 @@ def fused_attention(
         query: Queries [B, S, N, D].
         key: Keys [B, T, G, D] in the order of positions, the last S of which belong to the queries.
         value: Values [B, T, G, D], whose type the result has.
-        attn_mask: Mask [B or 1, N or 1, S, T], added to the scores or of booleans. It hides everything that is to be
-            hidden, so `is_causal` has no effect beside it.
+        attn_mask: Mask [B or 1, N or 1, S, T], added to the scores or of booleans. It must include
+            the causal mask, because `is_causal` has no effect together with it.
         is_causal: Whether each query sees the keys up to its own position only.
 
     Returns:
@@ -61,13 +61,13 @@ def fused_attention(
     attn_mask = added_mask(attn_mask, value.dtype)
     if attn_mask.shape[0] == query.shape[0]:
         return F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, is_causal=False, **options)
-    # One mask for all rows: row by row it takes a B-th of the memory.
+    # One mask for all rows: row by row it takes 1 / B of the memory.
     rows = zip(*(paddle.split(states, query.shape[0], axis=0) for states in (query, key, value)), strict=True)
     return paddle.concat([F.scaled_dot_product_attention(*row, attn_mask=attn_mask, **options) for row in rows], axis=0)
 
 
 def added_mask(mask: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
-    """A mask that is added to the scores, in `dtype` and finite: a row that is hidden as a whole must not become NaN."""
+    """Return a mask that is added to the scores, in `dtype` and finite, so that a fully hidden row does not become NaN."""
     if mask.dtype == dtype:
         return mask
     lowest = paddle.finfo(dtype).min
@@ -77,7 +77,7 @@ def added_mask(mask: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
 
 
 def has_flash_kernels(*states_BSND: paddle.Tensor) -> bool:
-    """Whether the flash kernels compute attention between these states, all of one type, on the device they are on."""
+    """Return whether the flash kernels can compute attention between these states on their device."""
     query = states_BSND[0]
     width = query.shape[-1]
     if not on_gpu(query) or not in_16_bits(*states_BSND) or width > _MAX_WIDTH or width % _WIDTH_MULTIPLE:
@@ -86,11 +86,12 @@ def has_flash_kernels(*states_BSND: paddle.Tensor) -> bool:
 
 
 def on_gpu(tensor: paddle.Tensor) -> bool:
+    """Return whether a tensor is on a GPU."""
     return tensor.place.is_gpu_place()
 
 
 def in_16_bits(*tensors: paddle.Tensor) -> bool:
-    """Whether all tensors are of one type, float16 or bfloat16."""
+    """Return whether all tensors have one type, float16 or bfloat16."""
     types = {tensor.dtype for tensor in tensors}
     return types in ({paddle.float16}, {paddle.bfloat16})
 
@@ -105,12 +106,12 @@ def _device_has_flash_kernels(number: int) -> bool:
 
 
 def built_with_flash_kernels() -> bool:
-    """Whether this build of Paddle has the kernels; Paddle's own selection of a kernel reads the same flag."""
+    """Return whether this build of Paddle has the kernels; Paddle's selection of a kernel reads the same flag."""
     return bool(paddle.framework._global_flags().get("FLAGS_flash_attn_available", False))
 
 
 def repeated_heads(states_BTGD: paddle.Tensor, heads: int) -> paddle.Tensor:
-    """[B, T, N, D]: each key-value head for all of its queries."""
+    """Return [B, T, N, D] with each key-value head repeated for its queries."""
     groups = states_BTGD.shape[2]
     if groups == heads:
         return states_BTGD

@@ -25,7 +25,7 @@ import paddle
 from paddle_llm.models.patches.attention_kernels import fused_attention
 from paddle_llm.models.patches.dropout_rng import named_random_state
 from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments
-from paddle_llm.models.patches.packed_rows import alibi_mask, attend, ends_of, first_places, is_ends
+from paddle_llm.models.patches.packed_rows import alibi_mask, attend, ends_of, is_ends, is_first
 from paddle_llm.models.patches.replace import replace, replace_forward
 
 
@@ -64,7 +64,7 @@ def _with_begins(forward: Any) -> Any:
     def replacement(self: Any, *args: Any, **inputs: Any) -> Any:
         mask = inputs.get("attention_mask")
         if is_ends(mask):
-            inputs["attention_mask"] = first_places(mask).unsqueeze([1, 2])
+            inputs["attention_mask"] = is_first(mask).unsqueeze([1, 2])
         elif mask is None and len(args) <= 1 and all(inputs.get(name) is None for name in ("cache", "past_key_values")):
             inputs["attention_mask"] = whole_rows_mask()
         return forward(self, *args, **inputs)
@@ -73,7 +73,7 @@ def _with_begins(forward: Any) -> Any:
 
 
 def slopes_of(config: Any) -> list[float]:
-    """Slopes of ALiBi (Press et al. 2022) of this rank's heads [N]."""
+    """Return the slopes of ALiBi (Press et al. 2022) of this rank's heads [N]."""
     heads = config.n_head // config.tensor_parallel_degree
     first = config.tensor_parallel_rank * heads
     return _all_slopes(config.n_head)[first : first + heads]
@@ -81,7 +81,7 @@ def slopes_of(config: Any) -> list[float]:
 
 @lru_cache
 def _all_slopes(heads: int) -> list[float]:
-    """As PaddleNLP computes them. Once for a process: the copy from the device is waited for."""
+    """Return the slopes as PaddleNLP computes them; once per process, because the host waits for the copy from the device."""
     from paddlenlp.transformers.bloom.modeling import build_alibi_tensor
 
     with paddle.amp.auto_cast(False):
@@ -89,13 +89,14 @@ def _all_slopes(heads: int) -> list[float]:
 
 
 def layer_mask(mask: paddle.Tensor | None, length: int, total: int, config: Any, dtype: paddle.dtype) -> paddle.Tensor:
-    """The mask that a layer is given, for rows that are not packed.
+    """Return the mask of a layer for rows that are not packed.
 
     Args:
-        mask: Positions that hold a token [B, T], or what queries see [B, 1, S or 1, T]; None where all is seen that is
-            not ahead.
+        mask: Positions that hold a token [B, T], or what queries see [B, 1, S or 1, T]; None if they see
+            all earlier positions.
         length: Number of queries S, the last ones of the keys.
         total: Number of keys T.
+        config: PaddleNLP's configuration.
         dtype: Type of queries, keys and values.
     """
     seen_B1ST = paddle.tril(paddle.ones([1, 1, length, total], dtype="bool"), diagonal=total - length)
@@ -120,11 +121,15 @@ def layer_mask(mask: paddle.Tensor | None, length: int, total: int, config: Any,
 def attn_mask(
     self: Any, attention_mask: paddle.Tensor, input_shape: Any, past_key_values_length: int, num_heads: int
 ) -> paddle.Tensor:
-    """For `BloomModel._prepare_attn_mask`: what its layers are given.
+    """Return the mask of the layers; for `BloomModel._prepare_attn_mask`.
 
     Args:
-        attention_mask: [B, T] or [B, S, T] or [B, 1, S, T] as PaddleNLP takes it; [B, 1, 1, S] says where packed samples
-            begin; [1, 1, 1, 1] stands for whole rows.
+        self: The network without its head.
+        attention_mask: [B, T], [B, S, T] or [B, 1, S, T] as in PaddleNLP; [B, 1, 1, S] marks the beginnings of packed
+            samples; [1, 1, 1, 1] is the marker of whole rows.
+        input_shape: B and S.
+        past_key_values_length: Number of cached tokens.
+        num_heads: Not used.
     """
     length = input_shape[1]
     mask = attention_mask.unsqueeze(1) if attention_mask.ndim == 3 else attention_mask
@@ -137,17 +142,17 @@ def attn_mask(
 
 
 def whole_rows_mask() -> paddle.Tensor:
-    """What stands for the mask of whole rows until `attn_mask` makes it: [1, 1, 1, 1]."""
+    """Return the marker of whole rows, [1, 1, 1, 1], from which `attn_mask` makes the mask."""
     return paddle.ones([1, 1, 1, 1], dtype="bool")
 
 
 def states_dtype(weight: paddle.Tensor) -> Any:
-    """The type of a layer's queries, keys and values: that of AMP, else that of the weights."""
+    """Return the type of a layer's queries, keys and values: that of AMP, otherwise that of the weights."""
     return paddle.get_autocast_dtype() if paddle.is_autocast_enabled() else weight.dtype
 
 
 def bloom_attention(original: Any) -> Any:
-    """BLOOM's attention, by sample where rows are packed, and by Paddle's fused kernel with flash attention."""
+    """Return BLOOM's attention: by sample for packed rows, by Paddle's fused kernel with flash attention."""
     from paddlenlp.transformers.bloom import modeling
 
     @wraps(original)

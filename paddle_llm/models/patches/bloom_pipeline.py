@@ -1,8 +1,8 @@
-"""BLOOM in pipeline stages, which PaddleNLP 3.0.0b4 does not have: its own blocks, one after the other.
+"""BLOOM in pipeline stages, which PaddleNLP 3.0.0b4 does not have, built of PaddleNLP's blocks.
 
-What travels between stages is the hidden states and, where samples are padded or packed, one small tensor of integers; the
-slopes of ALiBi and the causal mask are made in each stage. The head is the embedding: the last stage has a copy of it, kept
-equal by Paddle's shared layers. Weights have the names of one process.
+Stages send hidden states and, if samples are padded or packed, one small tensor of integers. Each stage makes the slopes of
+ALiBi and the causal mask. The head is the embedding: the last stage has a copy, which Paddle's shared layers keep equal. Weights
+have the names of one process.
 
 Shapes: B batch, S sequence, H hidden size, N attention heads of this rank, V vocabulary (this rank's part of it).
 """
@@ -34,7 +34,7 @@ _SHARED = "bloom_embedding"
 
 
 class BloomEmbeddingPipe(nn.Layer):
-    """input_ids [B, S] -> hidden states [B, S, H]; the mask, if there is one, is handed on."""
+    """Embedding: input_ids [B, S] -> hidden states [B, S, H]. A mask is passed on."""
 
     def __init__(self, config: BloomConfig):
         super().__init__()
@@ -53,7 +53,7 @@ class BloomEmbeddingPipe(nn.Layer):
 
 
 class BloomBlockPipe(BloomBlock):
-    """One layer. A mask is [B, S], true where there is a token (none: everywhere), or says where packed samples end."""
+    """One layer. A mask is booleans [B, S] that mark tokens (None: all are), or `ends` of packed rows."""
 
     def __init__(self, config: BloomConfig, layer_number: int):
         super().__init__(config, layer_number=layer_number)
@@ -77,14 +77,14 @@ class BloomBlockPipe(BloomBlock):
 
 
 class BloomNormPipe(nn.LayerNorm):
-    """The final norm; the mask ends here."""
+    """The final norm, which drops the mask."""
 
     def forward(self, args: Any) -> paddle.Tensor:
         return super().forward(_parse(args)[0])
 
 
 class BloomHeadPipe(BloomLMHead):
-    """hidden states [B, S, H] -> logits [B, S, V]."""
+    """Head: hidden states [B, S, H] -> logits [B, S, V]."""
 
     def __init__(self, config: BloomConfig):
         degree = config.tensor_parallel_degree
@@ -103,11 +103,12 @@ class BloomHeadPipe(BloomLMHead):
 
 
 class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
-    """BLOOM as a sequence of layers; built like PaddleNLP's own pipelines.
+    """BLOOM as a sequence of layers, built like PaddleNLP's pipelines.
+
+    `recompute_enable()` turns recompute on.
 
     Args:
-        config: PaddleNLP's, tensor-parallel degree and rank, virtual stages and recompute set. `recompute_enable()` turns
-            recompute on.
+        config: PaddleNLP's configuration with tensor-parallel degree and rank, virtual stages and recompute.
     """
 
     config_class = BloomConfig
@@ -125,7 +126,7 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
         PipelineLayer.__init__(
             self,
             layers=self.get_sequential_layers(),
-            loss_fn=nn.CrossEntropyLoss(),  # `build_network` sets the common one
+            loss_fn=nn.CrossEntropyLoss(),  # replaced by `build_network`
             topology=topology,
             seg_method="layer:BloomBlock" if even else "uniform",
             num_virtual_pipeline_stages=config.virtual_pp_degree,
@@ -133,7 +134,7 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
         self.apply(self._init_weights)
 
     def _describe(self, config: BloomConfig) -> None:
-        """Name the layers in order, each with the beginning of its weights' names in one process."""
+        """Add the layers in order, each with the beginning of its weights' names in one process."""
 
         def shared(layer: type) -> SharedLayerDesc:
             return SharedLayerDesc(_SHARED, layer, shared_weight_attr="embedding_weight", config=config)
@@ -150,7 +151,7 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
 def attention_biases(
     hidden_BSH: paddle.Tensor, mask_BS: paddle.Tensor | None, config: BloomConfig
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """What is added to the scores of a block: ALiBi (Press et al. 2022) [B x N, 1, S], and the mask (`bloom.py`)."""
+    """Return what is added to the scores of a block: ALiBi (Press et al. 2022) [B x N, 1, S] and the mask (`bloom.py`)."""
     batch, length = hidden_BSH.shape[:2]
     heads = config.n_head // config.tensor_parallel_degree
     first = config.tensor_parallel_rank * heads

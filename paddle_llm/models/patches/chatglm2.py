@@ -32,7 +32,7 @@ from paddle_llm.models.patches import cpu_ops
 from paddle_llm.models.patches.attention_kernels import added_mask, fused_attention
 from paddle_llm.models.patches.dropout_rng import named_random_state
 from paddle_llm.models.patches.forward import WHY_SEGMENTS, stage_inputs, with_segments
-from paddle_llm.models.patches.packed_rows import attend, ends_of, first_places, is_ends
+from paddle_llm.models.patches.packed_rows import attend, ends_of, is_ends, is_first
 from paddle_llm.models.patches.replace import replace, replace_forward
 from paddle_llm.models.patches.rms_norm import use_fused_norm, with_fused_norm
 
@@ -77,7 +77,7 @@ def apply_to_network(model: Any) -> None:
 def _masks(get_masks: Any) -> Any:
     def masks(self: Any, input_ids: Any, past_key_values: Any, padding_mask: Any = None) -> paddle.Tensor:
         if is_ends(padding_mask):
-            return first_places(padding_mask).unsqueeze([1, 2])
+            return is_first(padding_mask).unsqueeze([1, 2])
         if padding_mask is None and not past_key_values and self.config.use_flash_attention:
             return paddle.ones([1, 1, 1, 1], dtype="bool")
         return get_masks(self, input_ids, past_key_values, padding_mask=padding_mask)
@@ -185,7 +185,7 @@ def _apply_to_pipeline(masks: Any) -> None:
         if mask is None:
             mask = paddle.zeros([1, 1, 1, 1], hidden.dtype)
         else:
-            mask = added_mask(first_places(mask), hidden.dtype).unsqueeze([1, 2])
+            mask = added_mask(is_first(mask), hidden.dtype).unsqueeze([1, 2])
         table = modeling_pp.forward_impl(self, self.config.max_sequence_length, self.config.kv_channels // 2)
         return give(hidden, mask, positions, table[positions].transpose([1, 0, 2, 3]))
 

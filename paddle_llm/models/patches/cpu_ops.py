@@ -1,9 +1,9 @@
-"""Faster twins of LLaMA's element-wise work on a CPU, with the same results. Installed only when the device is the CPU.
+"""Faster versions of element-wise operations on a CPU, with the same results. Enabled only on a CPU.
 
-PaddleNLP's networks are written for GPUs, where small operations are fused; on a CPU (paddle 3.3.1) some of them cost as
-much as a matrix product: `pow(2)` 100 times `square`, a sum over rows 50 times a product with ones, a transposed copy 7
-times split and concat, and a product that broadcasts in the middle 8 times one that does not. Each twin below is a
-PyLayer that takes the cheap way and keeps for the backward pass only what it needs. Attention also leaves out the half
+PaddleNLP's networks are written for GPUs, where small operations are fused. On a CPU (Paddle 3.3.1) some of them cost as much as
+a matrix product: `pow(2)` takes 100 times as long as `square`, a sum over rows 50 times as long as a product with ones, a
+transposed copy 7 times as long as split and concat, and a product that broadcasts in the middle 8 times as long as one that does
+not. Each PyLayer below uses the cheap operation and saves for the backward pass only what it needs. Attention also skips the half
 of the scores that the causal mask would hide.
 
 Shapes: B batch, S sequence, N heads, D head width, H = N x D, R = B x S rows.
@@ -43,13 +43,17 @@ def is_enabled() -> bool:
     return _state["enabled"]
 
 
-def _on_cpu(twin: Callable[..., Any]) -> Callable[[Any], Any]:
-    """Return what adds the faster twin to an operation of PaddleNLP; the twin gets that operation as its first argument."""
+def _on_cpu(fast: Callable[..., Any]) -> Callable[[Any], Any]:
+    """Return a decorator that adds a faster version to an operation of PaddleNLP.
+
+    Args:
+        fast: The faster version, whose first argument is PaddleNLP's operation.
+    """
 
     def add_to(original: Any) -> Any:
         @wraps(original)
         def operation(*args: Any, **named: Any) -> Any:
-            return twin(original, *args, **named) if _state["enabled"] else original(*args, **named)
+            return fast(original, *args, **named) if _state["enabled"] else original(*args, **named)
 
         return operation
 
@@ -65,7 +69,7 @@ def _wants_gradient(*tensors: paddle.Tensor) -> list[bool]:
 
 
 def _wanted(ctx: Any, *gradients: paddle.Tensor | None) -> tuple[paddle.Tensor | None, ...]:
-    """None for what is frozen, or lies below everything that is trained: Paddle accepts nothing else there."""
+    """Return the gradients with None for inputs that need none, as Paddle requires."""
     return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, ctx.wanted, strict=True))
 
 
@@ -97,7 +101,7 @@ class RMSNorm(PyLayer):
 
 
 def _row_means(x_RH: paddle.Tensor) -> paddle.Tensor:
-    """[R, 1]: a product with ones is many times faster than Paddle's reduction."""
+    """Return the means [R, 1]; a product with ones is many times faster than Paddle's reduction."""
     width = x_RH.shape[-1]
     return paddle.matmul(x_RH, paddle.full([width, 1], 1.0 / width))
 
@@ -122,8 +126,8 @@ def chatglm2_norm(original: Any, self: Any, hidden_states: paddle.Tensor) -> pad
 class Rotate(PyLayer):
     """x * cos + rotate_half(x) * sin, the rotary embedding of Su et al. 2021 in LLaMA's order of dimensions.
 
-    `cos_SND` and `sin_SND` are spelled out for every head (and for every row, where positions differ between rows); the
-    first half of `sin_SND` is negative.
+    `cos_SND` and `sin_SND` have all heads (and all rows, if positions differ between rows); the first half of `sin_SND` is
+    negative.
     """
 
     @staticmethod
@@ -162,7 +166,7 @@ def _for_heads(cos_S1D: paddle.Tensor, sin_S1D: paddle.Tensor, heads: int) -> tu
 
 
 def _counts_up(position_ids: Any, length: int) -> bool:
-    """Positions are 0, 1, 2 ... in every sample."""
+    """Return whether positions are 0, 1, 2 ... in every sample."""
     return position_ids is None or (
         position_ids.shape[-1] == length and bool((position_ids == paddle.arange(length)).all())
     )
@@ -172,10 +176,10 @@ def _counts_up(position_ids: Any, length: int) -> bool:
 
 
 class CausalAttention(PyLayer):
-    """softmax(q k^T / sqrt(D)) v, each position looking backwards; q, k, v and the result [B, S, N, D].
+    """softmax(q k^T / sqrt(D)) v with a causal mask; q, k, v and the result are [B, S, N, D].
 
-    Queries are taken in blocks, and for each only the keys up to its end. `lengths`: the row is samples of these lengths,
-    one behind the other, that do not see each other. `slopes`: of ALiBi, one for each head, added times the key's place.
+    Queries are processed in blocks, each with the keys up to its end. `lengths` are the lengths of samples in the row that do
+    not see each other. `slopes` of ALiBi, one per head, are multiplied by the key's position and added to the scores.
     """
 
     @staticmethod
@@ -230,15 +234,15 @@ def _blocks(length: int) -> list[tuple[int, int]]:
 
 
 def _causal_bias(start: int, stop: int) -> paddle.Tensor:
-    """[stop - start, stop]: what hides later keys from the queries [start, stop)."""
+    """Return the bias [stop - start, stop] that hides later keys from the queries [start, stop)."""
     return paddle.triu(paddle.full([stop - start, stop], _HIDDEN), diagonal=start + 1)
 
 
 def _segment_bias(lengths: list[int], start: int, stop: int) -> paddle.Tensor:
-    """[stop - start, stop]: what hides later keys, and other samples, from the queries [start, stop)."""
+    """Return the bias [stop - start, stop] that hides later keys and other samples from the queries [start, stop)."""
     sample = np.repeat(np.arange(len(lengths)), lengths)[:stop]
-    place = np.arange(stop)
-    seen = (sample[start:, None] == sample) & (place[start:, None] >= place)
+    position = np.arange(stop)
+    seen = (sample[start:, None] == sample) & (position[start:, None] >= position)
     return paddle.to_tensor(np.where(seen, np.float32(0), np.float32(_HIDDEN)))
 
 
@@ -247,7 +251,7 @@ def _add_to(sums: list[Any], index: int, term: paddle.Tensor) -> None:
 
 
 def _heads_first(x_BSND: paddle.Tensor) -> paddle.Tensor:
-    """[B, N, S, D]: split and concat copy whole rows, where Paddle's transpose goes number by number."""
+    """Return [B, N, S, D]; split and concat copy whole rows, Paddle's transpose copies single numbers."""
     batch, length, heads, width = x_BSND.shape
     parts = paddle.split(x_BSND.reshape([batch, length, heads * width]), heads, axis=-1)
     return paddle.concat(parts, axis=1).reshape([batch, heads, length, width])
@@ -275,7 +279,7 @@ def decoder_attention(
     npu_is_casual: bool = False,
     skip_recompute: bool = False,
 ) -> Any:
-    """PaddleNLP's signature; a mask of None is the causal one. Anything unusual goes PaddleNLP's way."""
+    """Compute attention with PaddleNLP's signature; a mask of None is causal. Other cases are passed to PaddleNLP."""
     states = (query_states, key_states, value_states)
     extras = (alibi, attn_mask_startend_row_indices, reshard_layer)
     plain = all(extra is None for extra in extras) and not output_attentions and not sequence_parallel
@@ -328,7 +332,7 @@ def cached_attention(
 
 
 def _generates(states: tuple[paddle.Tensor, ...], mask: Any, config: Any) -> bool:
-    """Whether new tokens look at cached ones, by a mask that is added, and no gradient is wanted."""
+    """Return whether new tokens see cached ones through an added mask and no gradient is needed."""
     query, key, _ = states
     if (
         key.shape[1] <= query.shape[1]
@@ -344,7 +348,7 @@ def _generates(states: tuple[paddle.Tensor, ...], mask: Any, config: Any) -> boo
 def _masked_attention(
     q_BSND: paddle.Tensor, k_BTND: paddle.Tensor, v_BTND: paddle.Tensor, mask_B1ST: paddle.Tensor
 ) -> paddle.Tensor:
-    """[B, S, H]. Keys and values of all tokens so far are copied for each new one, which is where its time goes."""
+    """Compute attention [B, S, H]. Most of its time is copying keys and values of all tokens for each new one."""
     q, k, v = (_heads_first(states) for states in (q_BSND * (1.0 / math.sqrt(q_BSND.shape[-1])), k_BTND, v_BTND))
     scores = paddle.matmul(q, k, transpose_y=True).add_(mask_B1ST)
     output = _heads_last(paddle.matmul(F.softmax_(scores, axis=-1), v))
@@ -353,9 +357,9 @@ def _masked_attention(
 
 @_on_cpu
 def decoder_mask(original: Any, attention_mask: Any, input_shape: Any, past_key_values_length: int, dtype: Any) -> Any:
-    """None, which stands for the plain causal mask, where PaddleNLP would spell out just that.
+    """Return None, which means the causal mask, if PaddleNLP would build that mask.
 
-    In a pipeline on a CPU, PaddleNLP takes for a mask what says where packed samples end (`segments.py`): it goes on as it is.
+    In a pipeline on a CPU, PaddleNLP passes `ends` of packed rows as a mask; they are returned unchanged.
     """
     if attention_mask is not None and attention_mask.dtype == paddle.int32:
         return attention_mask

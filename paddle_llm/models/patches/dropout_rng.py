@@ -1,4 +1,4 @@
-"""Which random state dropout draws from: one that tensor-parallel ranks share, or each its own."""
+"""The random state of dropout: shared by tensor-parallel ranks, or one per rank."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ from typing import Any
 
 
 def named_random_state(name: str) -> Any:
-    """What is drawn inside comes from the state of this name: "global_seed" is the same on all tensor-parallel ranks,
-    "local_seed" is not. PaddleNLP's own does nothing on a CPU. Where the trainer set no named states, nor does this."""
+    """Return a context whose random numbers come from a named state.
+
+    PaddleNLP's function does nothing on a CPU. Without named states, which the trainer sets, this does nothing either.
+
+    Args:
+        name: "global_seed", which is equal on all tensor-parallel ranks, or "local_seed", which is not.
+    """
     from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 
     tracker = get_rng_state_tracker()

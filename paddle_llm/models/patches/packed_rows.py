@@ -1,23 +1,23 @@
-"""Packed rows: several samples one behind the other in a row, none of which sees another.
+"""Packed rows: several samples in one row, none of which sees another.
 
-What a batch says
+Inputs of a batch
     input_ids, labels  [B, S]
-    segment_lengths    [B, K] int64: the lengths of a row's samples in order, filled up with zeros. What is left of a row
-                       behind them is padding (labels -100).
-    position_ids       [B, S] int64, from 0 in each sample; made here where it is absent.
-Without `segment_lengths` a row is one sample; padding on its right needs no mask then (nothing that counts looks at it),
-padding on its left an `attention_mask` [B, S] of zeros and ones.
+    segment_lengths    [B, K] int64: lengths of a row's samples in order, followed by zeros. The rest of the row is padding
+                       (labels -100).
+    position_ids       [B, S] int64, from 0 in each sample; computed here if absent.
+Without `segment_lengths` a row is one sample. Padding on its right then needs no mask, because no token with a loss sees it;
+padding on its left needs an `attention_mask` [B, S] of zeros and ones.
 
-How it reaches the attention: as `ends` [B, S] int32, for each position the index behind the last one of its sample. That
-is what FlashMask (Wang et al. 2024) calls the start of a column's masked rows and PaddleNLP `attn_mask_startend_row_indices`:
-it passes through layers, recompute and pipeline stages as any other tensor does, so that no micro batch meets another's.
+The attention receives `ends` [B, S] int32: for each position the index after the last position of its sample. FlashMask (Wang
+et al. 2024) calls it the start of a column's masked rows, PaddleNLP `attn_mask_startend_row_indices`. Like any other tensor it
+passes through layers, recompute and pipeline stages, so that micro-batches are not confused.
 
-ChatGLM-6B and GLM read a prefix both ways: their batches bring `prefix_lengths` [B, K] besides, and their mask is spelled out.
+ChatGLM-6B and GLM read a prefix in both directions. Their batches also have `prefix_lengths` [B, K], and their mask is full.
 
-What it costs: attention is computed sample by sample on a CPU (neighbours below 128 tokens together under one small mask),
-by FlashMask's kernel on a GPU in 16 bits, which leaves out what is hidden (`attention_kernels.py`: which GPUs have it). Flash
-attention with ALiBi takes an S x S mask in 16 bits. Otherwise, that is in 32 bits or on an older GPU, and with dropout of
-attention's probabilities on a CPU, the S x S scores are computed in full.
+Cost: a CPU computes attention sample by sample (neighbours of less than 128 tokens together under one small mask). A GPU in 16
+bits uses FlashMask's kernel, which skips hidden blocks (`attention_kernels.py` lists the GPUs). Flash attention with ALiBi uses an
+S x S mask in 16 bits. In 32 bits, on older GPUs, and on a CPU with dropout of attention probabilities, all S x S scores are
+computed.
 
 Shapes: B rows, S positions of a row, K samples of a row, N heads, D head width.
 """
@@ -35,54 +35,54 @@ from paddle_llm.models.patches.cpu_ops import MIN_BLOCK, CausalAttention
 
 
 def segment_ends(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
-    """`ends` [B, S] of rows of `length` positions; padding is a sample of its own."""
-    behind_BK = lengths_BK.astype("int64").cumsum(axis=1)
-    rows = behind_BK.shape[0]
+    """Return `ends` [B, S] of rows of `length` positions; padding is a separate sample."""
+    after_BK = lengths_BK.astype("int64").cumsum(axis=1)
+    rows = after_BK.shape[0]
     position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
-    behind_BK = paddle.concat([behind_BK, paddle.full([rows, 1], length, dtype="int64")], axis=1)
-    sample_BS = paddle.searchsorted(behind_BK, position_BS, right=True)
-    return paddle.take_along_axis(behind_BK, sample_BS, axis=1).astype("int32")
+    after_BK = paddle.concat([after_BK, paddle.full([rows, 1], length, dtype="int64")], axis=1)
+    sample_BS = paddle.searchsorted(after_BK, position_BS, right=True)
+    return paddle.take_along_axis(after_BK, sample_BS, axis=1).astype("int32")
 
 
 def segment_positions(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
-    """`position_ids` [B, S] int64 of the same rows, from 0 in each sample and in the padding."""
+    """Return `position_ids` [B, S] int64 of rows of `length` positions, from 0 in each sample and in the padding."""
     lengths_BK = lengths_BK.astype("int64")
-    behind_BK = lengths_BK.cumsum(axis=1)
-    rows = behind_BK.shape[0]
+    after_BK = lengths_BK.cumsum(axis=1)
+    rows = after_BK.shape[0]
     position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
-    begin_BK = paddle.concat([paddle.zeros([rows, 1], dtype="int64"), behind_BK], axis=1)
-    sample_BS = paddle.searchsorted(behind_BK, position_BS, right=True)
+    begin_BK = paddle.concat([paddle.zeros([rows, 1], dtype="int64"), after_BK], axis=1)
+    sample_BS = paddle.searchsorted(after_BK, position_BS, right=True)
     return position_BS - paddle.take_along_axis(begin_BK, sample_BS, axis=1)
 
 
-def first_places(ends_BS: paddle.Tensor) -> paddle.Tensor:
-    """[B, S] of booleans: where a sample begins."""
+def is_first(ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """Return booleans [B, S] that mark the first position of each sample."""
     return paddle.concat([paddle.ones_like(ends_BS[:, :1]), ends_BS[:, 1:] - ends_BS[:, :-1]], axis=1).astype("bool")
 
 
 def ends_of(first_BS: paddle.Tensor) -> paddle.Tensor:
-    """`ends` from where samples begin."""
+    """Return `ends` from booleans [B, S] that mark the first positions."""
     rows, length = first_BS.shape
-    place_BS = paddle.arange(length, dtype="int64").expand([rows, length])
-    begin_BS = paddle.where(first_BS.astype("bool"), place_BS, paddle.full([1], length, dtype="int64"))
-    behind_BS = paddle.concat([begin_BS[:, 1:], paddle.full([rows, 1], length, dtype="int64")], axis=1)
-    return paddle.cummin(behind_BS.flip(1), axis=1)[0].flip(1).astype("int32")
+    position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    begin_BS = paddle.where(first_BS.astype("bool"), position_BS, paddle.full([1], length, dtype="int64"))
+    after_BS = paddle.concat([begin_BS[:, 1:], paddle.full([rows, 1], length, dtype="int64")], axis=1)
+    return paddle.cummin(after_BS.flip(1), axis=1)[0].flip(1).astype("int32")
 
 
 def positions_of(ends_BS: paddle.Tensor) -> paddle.Tensor:
-    """`position_ids` [B, S] int64 from `ends`."""
+    """Return `position_ids` [B, S] int64 from `ends`."""
     rows, length = ends_BS.shape
-    place_BS = paddle.arange(length, dtype="int64").expand([rows, length])
-    return place_BS - paddle.cummax(place_BS * first_places(ends_BS).astype("int64"), axis=1)[0]
+    position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
+    return position_BS - paddle.cummax(position_BS * is_first(ends_BS).astype("int64"), axis=1)[0]
 
 
 def is_ends(mask: Any) -> bool:
-    """Whether what stands in a mask's place is `ends`: masks are of booleans, floats or int64."""
+    """Return whether an attention mask is `ends`: masks have booleans, floats or int64."""
     return mask is not None and mask.dtype == paddle.int32
 
 
 def lengths_of(ends_BS: paddle.Tensor) -> list[int]:
-    """The lengths of all samples of all rows, in order, padding too."""
+    """Return the lengths of all samples of all rows in order, including padding."""
     found = []
     for ends in ends_BS.numpy():
         at = 0
@@ -101,10 +101,12 @@ def attend(
     slopes: list[float] | None = None,
     dropout: float = 0.0,
 ) -> paddle.Tensor:
-    """Compute softmax(q k^T / sqrt(D)) v [B, S, N, D], each position looking backwards within its sample.
+    """Compute softmax(q k^T / sqrt(D)) v [B, S, N, D], where each position sees earlier ones of its sample.
 
     Args:
-        k_BSND: Keys, for fewer heads than the queries' where several queries share one; values alike.
+        q_BSND: Queries.
+        k_BSND, v_BSND: Keys and values, with fewer heads than the queries if several queries share one.
+        ends_BS: Ends of samples.
         slopes: Slopes [N] of ALiBi (Press et al. 2022), None without it.
         dropout: Dropout of the probabilities; 0 outside training.
     """
@@ -122,7 +124,7 @@ def attend(
 
 
 def seen_backwards(ends_BS: paddle.Tensor) -> paddle.Tensor:
-    """[B, 1, S, S] of booleans: which position looks at which, backwards within its sample."""
+    """Return booleans [B, 1, S, S]: whether a position sees another one, which is earlier in its sample."""
     position_S = paddle.arange(ends_BS.shape[1], dtype="int32")
     query_S1 = position_S.unsqueeze(1)
     return ((query_S1 >= position_S) & (query_S1 < ends_BS.unsqueeze(1))).unsqueeze(1)
@@ -131,10 +133,13 @@ def seen_backwards(ends_BS: paddle.Tensor) -> paddle.Tensor:
 def alibi_mask(
     seen_B1ST: paddle.Tensor, position_BT: paddle.Tensor, slopes: list[float], dtype: paddle.dtype
 ) -> paddle.Tensor:
-    """[B, N, S, T] in `dtype`, added to the scores: ALiBi (Press et al. 2022) where a key is seen, else the lowest number.
+    """Return the mask [B, N, S, T] that is added to scores: ALiBi (Press et al. 2022) of visible keys, else the lowest number.
 
     Args:
+        seen_B1ST: Whether a query sees a key.
         position_BT: Position of each key in its sample, [B or 1, T].
+        slopes: Slopes of ALiBi [N].
+        dtype: Type of the mask.
     """
     slopes_N1 = paddle.to_tensor(slopes, dtype="float32").unsqueeze(1)
     bias_BN1T = (slopes_N1 * position_BT.astype("float32").unsqueeze(1)).astype(dtype).unsqueeze(2)
@@ -154,15 +159,15 @@ def _by_sample(q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[floa
 
 
 def grouped(lengths: list[int]) -> list[list[int]]:
-    """Neighbours whose lengths add up to no more than a block of the attention's: one small mask costs less than calls."""
+    """Group neighbours whose total length is at most one block: one small mask costs less than several calls."""
     groups: list[list[int]] = []
-    room = 0
+    free = 0
     for length in lengths:
-        if length > room:
+        if length > free:
             groups.append([])
-            room = MIN_BLOCK
+            free = MIN_BLOCK
         groups[-1].append(length)
-        room -= length
+        free -= length
     return groups
 
 
@@ -180,20 +185,22 @@ def prefix_mask(prefix_B1: paddle.Tensor, length: int) -> paddle.Tensor:
 
 
 def packed_prefix_mask(lengths_BK: paddle.Tensor, prefixes_BK: paddle.Tensor, length: int) -> paddle.Tensor:
-    """[B, 1, S, S] of booleans: each position looks at the prefix of its sample, and backwards in its sample.
+    """Return booleans [B, 1, S, S]: each position sees the prefix of its sample and earlier positions of its sample.
 
     Args:
-        prefixes_BK: the length of each sample's prefix.
+        lengths_BK: Lengths of the samples.
+        prefixes_BK: Lengths of their prefixes.
+        length: Number of positions S.
     """
     ends_BS = segment_ends(lengths_BK, length).astype("int64")
-    place_BS = positions_of(ends_BS.astype("int32"))
+    position_BS = positions_of(ends_BS.astype("int32"))
     rows = ends_BS.shape[0]
-    behind_BK = lengths_BK.astype("int64").cumsum(axis=1)
-    sample_BS = paddle.searchsorted(behind_BK, paddle.arange(length, dtype="int64").expand([rows, length]), right=True)
+    after_BK = lengths_BK.astype("int64").cumsum(axis=1)
+    sample_BS = paddle.searchsorted(after_BK, paddle.arange(length, dtype="int64").expand([rows, length]), right=True)
     prefixes_BK = paddle.concat([prefixes_BK.astype("int64"), paddle.zeros([rows, 1], dtype="int64")], axis=1)
-    in_prefix_BS = place_BS < paddle.take_along_axis(prefixes_BK, sample_BS, axis=1)
+    in_prefix_BS = position_BS < paddle.take_along_axis(prefixes_BK, sample_BS, axis=1)
     same_BSS = ends_BS.unsqueeze(1) == ends_BS.unsqueeze(2)
-    backwards_BSS = place_BS.unsqueeze(1) <= place_BS.unsqueeze(2)
+    backwards_BSS = position_BS.unsqueeze(1) <= position_BS.unsqueeze(2)
     return (same_BSS & (backwards_BSS | in_prefix_BS.unsqueeze(1))).unsqueeze(1)
 
 

@@ -1,6 +1,6 @@
 """The fused RMSNorm of custom_ops/ (`fused_ln`) in the networks.
 
-PaddleNLP's LLaMA and Qwen2 import `fused_ln` themselves where `config.use_fused_rms_norm` is set; ChatGLM2 gets it here.
+PaddleNLP's LLaMA and Qwen2 import `fused_ln` if `config.use_fused_rms_norm` is set; this module adds it to ChatGLM2.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# Of a clone that is run without having been installed.
+# In a clone that is not installed.
 _IN_THE_CLONE = Path(__file__).resolve().parents[3] / "custom_ops"
 _SWITCH = "uses_fused_rms_norm"
 
 
 def why_not_fused() -> str:
-    """Why this job's RMSNorm cannot be fused; "" where it can. Builds the operator at first use, which takes a while.
+    """Return why this job's RMSNorm cannot be fused; "" if it can. Builds the operator on first use, which takes a while.
 
-    Called by all ranks of a job: either all of them have it, or none takes it. On a GPU that has no own operator `fused_ln`
-    has Paddle's, where that runs; on a CPU the plain RMSNorm here is faster than that.
+    All ranks of a job call it: all use the operator or none does. On a GPU without the operator `fused_ln` uses Paddle's if
+    that runs; on a CPU the plain RMSNorm is faster than Paddle's.
     """
     import paddle
 
     device = paddle.device.get_device().split(":")[0]
     reason, otherwise = _why_not_here(device)
-    reasons = _of_all_ranks(reason)
+    reasons = _on_all_ranks(reason)
     lacking = [rank for rank, theirs in enumerate(reasons) if theirs]
     if not lacking or (len(lacking) == len(reasons) and otherwise):
         return ""
@@ -38,7 +38,7 @@ def why_not_fused() -> str:
 
 
 def _why_not_here(device: str) -> tuple[str, bool]:
-    """(why this rank has no operator of ours, whether it is fused all the same)."""
+    """Return why this rank does not have the operator ("" if it has), and whether Paddle's is used instead."""
     module = _fused_ln()
     if module is None:
         return "the module fused_ln is neither installed nor in this clone", False
@@ -46,12 +46,12 @@ def _why_not_here(device: str) -> tuple[str, bool]:
         if device == "gpu":
             return "", True
         file = getattr(module, "__file__", None)
-        return f"the module fused_ln that is installed ({file}) is somebody else's, for GPUs", False
+        return f"the installed module fused_ln ({file}) is another one, for GPUs", False
     reason = str(module.why_not(device))
     return reason, bool(reason) and device == "gpu" and module.without.paddles_runs()
 
 
-def _of_all_ranks(mine: str) -> list[str]:
+def _on_all_ranks(mine: str) -> list[str]:
     import paddle.distributed as dist
 
     if not dist.is_initialized() or dist.get_world_size() == 1:
@@ -69,13 +69,13 @@ def _fused_ln() -> ModuleType | None:
             module = importlib.import_module("fused_ln")
         except ImportError:
             continue
-        _tell_as_we_do()
+        _log_plainly()
         return module
     return None
 
 
-def _tell_as_we_do() -> None:
-    """What `fused_ln` logs reads like all that a training says, and not like Paddle's log, whose handler it would go to."""
+def _log_plainly() -> None:
+    """Log the lines of `fused_ln` without the format of Paddle's handler, which would otherwise receive them."""
     log = logging.getLogger("fused_ln")
     if log.handlers:
         return
@@ -86,7 +86,7 @@ def _tell_as_we_do() -> None:
     log.propagate = False
 
 
-# ---- ChatGLM2: its RMSNorm has no such branch, and does not keep its configuration.
+# ---- ChatGLM2: its RMSNorm has no such branch and does not store the configuration.
 
 
 def with_fused_norm(plain: Any) -> Any:
@@ -103,7 +103,7 @@ def with_fused_norm(plain: Any) -> Any:
 
 
 def use_fused_norm(model: Any) -> None:
-    """Make the RMSNorms of this ChatGLM2 take it."""
+    """Use the fused operator in the RMSNorms of a ChatGLM2 network."""
     from paddlenlp.transformers.chatglm_v2.modeling import RMSNorm
 
     for layer in model.sublayers():
@@ -112,4 +112,5 @@ def use_fused_norm(model: Any) -> None:
 
 
 def is_fused(norm: Any) -> bool:
+    """Return whether a norm of ChatGLM2 uses the fused operator."""
     return getattr(norm, _SWITCH, False)

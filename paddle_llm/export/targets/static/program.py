@@ -1,16 +1,16 @@
-"""The network as one program that reads some tokens behind those of a cache: the prefill, and each step of decoding.
+"""The network as one program that reads tokens after those of a cache: the prefill and each step of decoding.
 
-PaddleNLP's networks concatenate each layer's cache anew at every token, turn it around, and repeat its key-value heads;
-as a saved program they would also copy all of it in and out. Here a step is given the keys and values of earlier tokens
-in buffers of the host (`generation/static_network.py`), which may be longer than what is in them (a mask says so), and
-writes those of its own tokens into them: nothing is copied, and the program has no state.
+PaddleNLP's networks concatenate each layer's cache at every token, transpose it, and repeat its key-value heads. As a saved
+program they would also copy all of it in and out. Here a step receives the keys and values of earlier tokens in buffers of the
+host (`generation/static`), which may be longer than their contents (a mask hides the rest), and writes those of its own tokens
+into them. Nothing is copied, and the program has no state.
 
-A step of one token is hundreds of operations that take some microseconds each, most of it for being called at all: this is
-written for few of them. What can be settled at export is (`step_weights.py`), what is the same in all layers is made once, in
-full size: on a CPU an addition or multiplication that broadcasts takes 5 to 25 times as long as one that does not.
+A step of one token is hundreds of operations of some microseconds each, most of which is the cost of a call, so there are few
+operations. Everything possible is computed at export (`weights.py`). What is the same in all layers is computed once and in full
+size: on a CPU an addition or multiplication that broadcasts takes 5 to 25 times as long as one that does not.
 
-Shapes: B rows, s tokens that are read, C places of the buffers, H hidden, N heads, K key-value heads, G = N / K, D head
-width, V vocabulary.
+Shapes: B rows, s tokens that are read, C positions of the buffers, H hidden, N heads, K key-value heads, G = N / K, D head width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ PROGRAM = "model"  # .json and .pdiparams
 def save_step_program(weights: StepWeights, folder: Path) -> None:
     """Write `model.json` and `model.pdiparams` for paddle.inference.
 
-    Memory: the largest tensor. Paddle writes the program with weights that were never touched, so that they take no memory;
-    their values are then put into the file one by one.
+    Memory: the largest tensor. Paddle writes the program with uninitialized weights, which take no memory; their values are
+    then written to the file one at a time.
+
+    Args:
+        weights: Weights and settings of the program.
+        folder: Folder of the files.
     """
     layer = StepProgram(weights)
     layer.eval()
@@ -45,14 +49,15 @@ def save_step_program(weights: StepWeights, folder: Path) -> None:
 
 
 class StepProgram(nn.Layer):
-    """Tokens in, logits of the last one out; keys and values go into the buffers.
+    """Compute logits of the last token, and write keys and values to the buffers.
 
     Inputs, by name:
-        input_ids: int64 [B, s]; position_ids: int64 [B, R, s], R of `Plan.position_rows`.
-        places: int64 [2], the first place of the buffers that the tokens take, and the first one behind them.
-        mask: [B, 1, s, C], added to the scores: 0, or a number far below zero for what is not looked at.
-        key_places: BLOOM only; [B, 1, 1, C]: how many tokens of its row stand before each one.
-        past_k_0, past_v_0, ...: [B, K, C, D] of each layer, written to.
+        input_ids: int64 [B, s].
+        position_ids: int64 [B, R, s], with R = `Plan.position_rows`.
+        places: int64 [2], the range of positions in the buffers that the tokens take.
+        mask: [B, 1, s, C], added to the scores: 0, or a number far below zero for hidden positions.
+        key_places: BLOOM only; [B, 1, 1, C], the number of tokens of the row before each one.
+        past_k_0, past_v_0, ...: [B, K, C, D] of each layer, which are written to.
 
     Output: logits [B, V].
     """
@@ -79,7 +84,7 @@ class StepProgram(nn.Layer):
             self.slopes = store.constant(plan.slopes.reshape(1, -1, 1, 1))
 
     def inputs(self) -> dict[str, InputSpec]:
-        """What the program takes, with None for what differs from step to step."""
+        """Return the inputs of the program; dimensions that differ between steps are None."""
         plan = self.plan
         specs = {
             "input_ids": InputSpec([None, None], "int64", "input_ids"),
@@ -97,11 +102,11 @@ class StepProgram(nn.Layer):
     def forward(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
         plan = self.plan
         hidden = self._embed(inputs)
-        turn = self._rotary(inputs)
+        rotation = self._rotary(inputs)
         mask = self._mask(inputs)
         places = inputs["places"][:1], inputs["places"][1:]
         for number, layer in enumerate(self.layers):
-            hidden = layer(hidden, mask, turn, (inputs[f"past_k_{number}"], inputs[f"past_v_{number}"]), places)
+            hidden = layer(hidden, mask, rotation, (inputs[f"past_k_{number}"], inputs[f"past_v_{number}"]), places)
         last_BH = hidden[:, -1]
         if self.last_norm is not None:
             last_BH = self.last_norm(last_BH)
@@ -118,27 +123,30 @@ class StepProgram(nn.Layer):
         if self.project_in is not None:
             hidden = self.project_in(hidden)
         for row, table in enumerate(self.position_tables):
-            places = inputs["position_ids"][:, row] + self.plan.position_offset
-            hidden = hidden + F.embedding(places, table)
+            positions = inputs["position_ids"][:, row] + self.plan.position_offset
+            hidden = hidden + F.embedding(positions, table)
         return hidden if self.first_norm is None else self.first_norm(hidden)
 
     def _rotary(self, inputs: dict[str, paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor] | None:
-        """Cosines and sines [B, N + 2 K, s, D] of queries, keys and values: the first half of the sines negative, values not turned."""
+        """Return cosines and sines [B, N + 2 K, s, D] for queries, keys and values.
+
+        The first half of the sines is negative; values are not rotated.
+        """
         if self.plan.rotary is None:
             return None
-        place = inputs["position_ids"].astype("float32").unsqueeze(-1)  # [B, R, s, 1]
+        position = inputs["position_ids"].astype("float32").unsqueeze(-1)  # [B, R, s, 1]
         if self.plan.blocks is not None:
-            place = place[:, :1] * (1 - self.blocks) + place[:, 1:] * self.blocks
-        angle_B1sD = place * self.angles
-        return self._of_heads(paddle.cos(angle_B1sD), 1.0), self._of_heads(paddle.sin(angle_B1sD), 0.0)
+            position = position[:, :1] * (1 - self.blocks) + position[:, 1:] * self.blocks
+        angle_B1sD = position * self.angles
+        return self._for_heads(paddle.cos(angle_B1sD), 1.0), self._for_heads(paddle.sin(angle_B1sD), 0.0)
 
-    def _of_heads(self, turned_B1sD: paddle.Tensor, of_values: float) -> paddle.Tensor:
-        values_B1sD = paddle.full_like(turned_B1sD, of_values)
+    def _for_heads(self, rotated_B1sD: paddle.Tensor, value: float) -> paddle.Tensor:
+        values_B1sD = paddle.full_like(rotated_B1sD, value)
         heads, kv_heads = self.plan.heads, self.plan.kv_heads
-        return paddle.concat([turned_B1sD] * (heads + kv_heads) + [values_B1sD] * kv_heads, axis=1)
+        return paddle.concat([rotated_B1sD] * (heads + kv_heads) + [values_B1sD] * kv_heads, axis=1)
 
     def _mask(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
-        """What is added to the scores [B, K, G s, C]."""
+        """Return what is added to the scores [B, K, G s, C]."""
         mask, kv_heads = inputs["mask"], self.plan.kv_heads
         if self.plan.slopes is not None:  # N = K
             return mask + inputs["key_places"] * self.slopes
@@ -146,7 +154,7 @@ class StepProgram(nn.Layer):
 
 
 def past_names(layers: int) -> list[str]:
-    """Names of the inputs of keys and values, in the order of the output that they come from."""
+    """Return the names of the inputs for keys and values, layer by layer."""
     return [f"past_{which}_{number}" for number in range(layers) for which in ("k", "v")]
 
 
@@ -161,12 +169,12 @@ class _Layer(nn.Layer):
         self.up = _Linear(store, *weights.linear("up", number))
         self.down = _Linear(store, *weights.linear("down", number))
 
-    def forward(self, hidden: Any, mask: Any, turn: Any, past: Any, places: Any) -> Any:
+    def forward(self, hidden: Any, mask: Any, rotation: Any, past: Any, places: Any) -> Any:
         if not self.plan.norm_first:
-            hidden = self.norm_1(hidden + self._attention(hidden, mask, turn, past, places))
+            hidden = self.norm_1(hidden + self._attention(hidden, mask, rotation, past, places))
             return self.norm_2(hidden + self._mlp(hidden))
         normed = self.norm_1(hidden)
-        hidden = self._residual(hidden, normed) + self._attention(normed, mask, turn, past, places)
+        hidden = self._residual(hidden, normed) + self._attention(normed, mask, rotation, past, places)
         normed = self.norm_2(hidden)
         return self._residual(hidden, normed) + self._mlp(normed)
 
@@ -175,12 +183,12 @@ class _Layer(nn.Layer):
             return hidden
         return normed if self.plan.residual == 1 else normed * self.plan.residual
 
-    def _attention(self, x: Any, mask: Any, turn: Any, past: Any, places: Any) -> Any:
+    def _attention(self, x: Any, mask: Any, rotation: Any, past: Any, places: Any) -> Any:
         plan = self.plan
         heads, kv_heads, width = plan.heads, plan.kv_heads, plan.width
         states = self.qkv(x).reshape([0, 0, heads + 2 * kv_heads, width]).transpose([0, 2, 1, 3])
-        if turn is not None:
-            cosine, sine = turn
+        if rotation is not None:
+            cosine, sine = rotation
             states = states * cosine + paddle.roll(states, width // 2, axis=-1) * sine
         query, key, value = paddle.split(states, [heads, kv_heads, kv_heads], axis=1)
         keys, values = _write(past[0], key, places), _write(past[1], value, places)
@@ -201,9 +209,9 @@ class _Layer(nn.Layer):
 
 
 def _write(buffer: Any, states: Any, places: Any) -> Any:
-    """Put states [B, K, s, D] into a buffer [B, K, C, D], there where it is.
+    """Write states [B, K, s, D] into a buffer [B, K, C, D] in place.
 
-    `buffer[:, :, start:end] = states` would copy the buffer; Paddle's operation in place has no name of its own.
+    `buffer[:, :, start:end] = states` would copy the buffer; Paddle's in-place operation has no public name.
     """
     start, end = places
     return paddle._C_ops.set_value_with_tensor_(buffer, states, start, end, [1], [2], [], [])
@@ -220,7 +228,7 @@ class _Linear(nn.Layer):
 
 
 class _RMSNorm(nn.Layer):
-    """RMSNorm by the operation of the L2 norm, x / sqrt(sum(x^2) + H epsilon), the root of H in the weight: two operations, not six."""
+    """RMSNorm as an L2 norm, x / sqrt(sum(x^2) + H epsilon), with sqrt(H) in the weight: two operations instead of six."""
 
     def __init__(self, store: Store, weight: Weight, epsilon: float):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The target `static`: a program for paddle.inference that reads prompts and, token by token, what follows (step_program.py)."""
+"""The target `static`: a program for paddle.inference that reads prompts and then one token at a time (`program.py`)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paddle_llm.export.source.source import Source
 
 WEIGHTS = f"{PROGRAM}.pdiparams"
-# What a tokenizer's folder has of a tokenizer; it may be a model's folder, too.
+# Files of a tokenizer; its folder may also hold a model.
 _TOKENIZER_FILES = ("*token*.json", "*.model", "vocab.*", MERGES, "*.tiktoken", "chat_template*", "*.vocab")
 
 
@@ -33,26 +33,31 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
 
     Memory: the program's weights in fp32, and the largest tensor.
 
+    Args:
+        source: Model that is exported.
+        staged: Folder of the files.
+        options: Options of the export.
+
     Raises:
-        UserError: another dtype than fp32 is asked for, or there is no tokenizer.
-        OSError: of the disk.
+        UserError: If another dtype than fp32 is requested, or there is no tokenizer.
+        OSError: If a file cannot be written.
     """
     if options.dtype not in (None, "float32"):
         raise UserError(
-            f"--dtype {options.dtype}: a static program computes on the CPU, where Paddle's kernels are fp32; leave it out "
-            "(16-bit weights are widened), or take --target hf or fastdeploy"
+            f"--dtype {options.dtype}: a static program runs on the CPU, where Paddle's kernels are fp32. Omit it (16-bit weights "
+            "are widened), or use --target hf or fastdeploy."
         )
     if source.tokenizer is None:
         raise UserError(
-            f"{source.folder} has no tokenizer_config.json; name the folder of the tokenizer with --tokenizer"
+            f"{source.folder} has no tokenizer_config.json. Name the folder of the tokenizer with --tokenizer."
         )
     weights = StepWeights(source)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # Paddle's, of its own conversion
+            warnings.filterwarnings("ignore", message="Tensor do not have 'place'")  # raised by Paddle's conversion
             save_step_program(weights, staged)
     except Exception:
-        _ask_for_room(staged / WEIGHTS, 4 * sum(math.prod(source.shape(name)) for name in source.names()))
+        _check_disk_space(staged / WEIGHTS, 4 * sum(math.prod(source.shape(name)) for name in source.names()))
         raise
     source.config.save_pretrained(str(staged))
     ends = source.stop_ids()
@@ -61,13 +66,13 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
         if file.is_file():
             shutil.copyfile(file, staged / file.name)
     _write_template(source, staged)
-    # A file's path means nothing on another machine: its text is in the folder.
+    # The path of a file is not valid on another machine; its text is in the folder.
     name = None if names_a_file(source.template) else source.template
     _write_json(staged / STATIC_STEP, {**describe_step(source, weights.plan), "template": name})
 
 
-def _ask_for_room(file: Path, size: int) -> None:
-    """Raise OSError where the disk has no room for all of a file: Paddle does not look whether what it writes arrives."""
+def _check_disk_space(file: Path, size: int) -> None:
+    """Raise OSError if the disk has no space for the whole file; Paddle does not check its writes."""
     with file.open("ab") as opened:
         written = opened.tell()
         if written < size:
@@ -75,7 +80,7 @@ def _ask_for_room(file: Path, size: int) -> None:
 
 
 def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
-    """What `generation/static_network.py` must know (its `Step`), but for the template."""
+    """Return the description that `generation/static` reads, without the template."""
     return {
         "family": plan.family,
         "dtype": "float32",
@@ -91,12 +96,12 @@ def describe_step(source: Source, plan: Plan) -> dict[str, Any]:
 
 
 def _write_template(source: Source, staged: Path) -> None:
-    """Write the template of the training beside the tokenizer, as a model folder has it."""
+    """Write the chat template of the training beside the tokenizer, as in a model folder."""
     if not is_recorded(source):
         return
     template, why = chosen_template(source)
     if template is None:
-        say(f"no chat template: {why}. Name one with --chat_template to ask questions")
+        say(f"no chat template: {why}. Name one with --chat_template to chat with the export.")
     else:
         template.write(staged)
 

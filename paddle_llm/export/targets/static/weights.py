@@ -1,9 +1,8 @@
-"""How each family's weights and settings become those of the one step program (`step_program.py`).
+"""Convert the weights and settings of each family to those of the step program (`program.py`).
 
-The seven families differ in names, in the order of columns of fused matrices, in norms, activations and positions. All
-that is settled here, when the program is written: it is given q | k | v side by side in every family, queries that are scaled
-already, and rotary heads whose pairs are (i, i + D/2). A permutation of the columns of queries and keys alike leaves their
-products as they are.
+Families differ in names, in the order of columns of fused matrices, in norms, activations and positions. These differences are
+removed when the program is written: every family has q | k | v side by side, scaled queries, and rotary heads whose pairs are
+(i, i + D/2). The same permutation of the columns of queries and keys does not change their products.
 
 Shapes: H hidden, N heads, K key-value heads, D head width, V vocabulary, P positions.
 """
@@ -33,14 +32,26 @@ if TYPE_CHECKING:
 
 
 class Weight(NamedTuple):
-    """A tensor of the program: its shape, and what reads it, in fp32. The values are not kept."""
+    """A tensor of the program.
+
+    Attributes:
+        shape: Shape.
+        read: Function that reads the values in fp32; they are not stored.
+    """
 
     shape: tuple[int, ...]
     read: Callable[[], np.ndarray]
 
 
 class StepWeights:
-    """The tensors of the step program, one at a time, in fp32."""
+    """The tensors of the step program, read one at a time in fp32.
+
+    Args:
+        source: Model that is exported.
+
+    Attributes:
+        plan: Settings of the program.
+    """
 
     def __init__(self, source: Source):
         self._source, self._family, self._config = source, source.family, source.config
@@ -65,10 +76,10 @@ class StepWeights:
 
     def projections(self) -> tuple[Weight | None, Weight | None]:
         """Return the projections from a narrower embedding to the layers and back (OPT-350m), or None."""
-        return self._if_there(self._names.project_in), self._if_there(self._names.project_out)
+        return self._if_known(self._names.project_in), self._if_known(self._names.project_out)
 
     def norm(self, which: str, layer: int | None = None) -> tuple[Weight, Weight | None] | None:
-        """(weight, bias) of "first", "last", or of a layer's "attention" and "mlp"; None where there is none."""
+        """Return weight and bias of the "first" or "last" norm, or of a layer's "attention" or "mlp"; None if it has none."""
         names = self._names
         if layer is None:
             name = names.first_norm if which == "first" else names.last_norm
@@ -76,10 +87,10 @@ class StepWeights:
             name = names.layer.format(layer) + names.norms[which == "mlp"]
         if name is None or f"{name}.weight" not in self._known:
             return None
-        return self._one(f"{name}.weight"), self._if_there(f"{name}.bias")
+        return self._one(f"{name}.weight"), self._if_known(f"{name}.bias")
 
     def linear(self, which: str, layer: int) -> tuple[Weight, Weight | None]:
-        """(weight [in, out], bias) of a layer's "qkv", "out", "up" or "down"."""
+        """Return weight [in, out] and bias of a layer's "qkv", "out", "up" or "down"."""
         parts = getattr(self._names, which)
         parts = [parts] if isinstance(parts, str) else parts
         names = [self._names.layer.format(layer) + part for part in parts]
@@ -92,11 +103,11 @@ class StepWeights:
     def _one(self, name: str) -> Weight:
         return Weight(self._source.shape(name), lambda: widened(self._source.read(name)))
 
-    def _if_there(self, name: str | None) -> Weight | None:
+    def _if_known(self, name: str | None) -> Weight | None:
         return self._one(name) if name in self._known and name else None
 
     def _side_by_side(self, names: list[str]) -> Weight:
-        """Weights next to each other."""
+        """Return the weights concatenated along their columns."""
         parts = [self._one(name) for name in names]
 
         def read() -> np.ndarray:
@@ -105,7 +116,7 @@ class StepWeights:
         return Weight((*parts[0].shape[:-1], sum(part.shape[-1] for part in parts)), read)
 
     def _scaled_queries(self, qkv: Weight, layer: int) -> Weight:
-        """q | k | v with rotary pairs (i, i + D/2), the columns of the queries times the scale of the scores."""
+        """Return q | k | v with rotary pairs (i, i + D/2) and queries multiplied by the scale of the scores."""
         plan = self.plan
         factors = np.ones(qkv.shape[-1], np.float32)
         factors[: plan.heads * plan.width] = plan.scales[layer]
@@ -160,25 +171,26 @@ class StepWeights:
         return min((one for one in limits if one is not None), default=None)
 
     def _width(self, part: str) -> int:
-        """Columns of a part of the first layer."""
+        """Return the number of columns of a part of the first layer."""
         return self._source.shape(f"{self._names.layer.format(0)}{part}.weight")[-1]
 
     def _column_orders(self) -> np.ndarray | None:
-        """Which column of the matrix as it is read stands where in q | k | v with rotary pairs (i, i + D/2); None: all do."""
+        """Return the columns of the stored matrix in the order q | k | v with rotary pairs (i, i + D/2); None if they are."""
         plan = self.plan
         heads, kv_heads, width = plan.heads, plan.kv_heads, plan.width
         group = heads // kv_heads
         if self._names.interleaved_qkv:
             # By key-value head: its queries, its key, its value.
-            places = np.arange((heads + 2 * kv_heads) * width).reshape(kv_heads, group + 2, width)
-            query, key, value = places[:, :group].reshape(heads, width), places[:, group], places[:, group + 1]
+            stored = np.arange((heads + 2 * kv_heads) * width).reshape(kv_heads, group + 2, width)
+            query, key, value = stored[:, :group].reshape(heads, width), stored[:, group], stored[:, group + 1]
         else:
-            places = np.arange((heads + 2 * kv_heads) * width).reshape(-1, width)
-            query, key, value = np.split(places, [heads, heads + kv_heads])
+            stored = np.arange((heads + 2 * kv_heads) * width).reshape(-1, width)
+            query, key, value = np.split(stored, [heads, heads + kv_heads])
         order = rotary_order(self._family, self._config, width)
         columns = np.concatenate([part.ravel() for part in (query[:, order], key[:, order], value)])
         return None if np.array_equal(columns, np.arange(len(columns))) else columns
 
 
 def scaled(weight: Weight, factor: float) -> Weight:
+    """Return a weight times a factor."""
     return Weight(weight.shape, lambda: weight.read() * np.float32(factor))

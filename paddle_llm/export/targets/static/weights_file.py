@@ -1,7 +1,7 @@
-"""The weights of a program that is written without them: room in memory that nobody touches, values put into the file later.
+"""Write the weights of a program after the program: uninitialized memory first, values into the file later.
 
-`paddle.jit.save` wants all weights of a network in memory, and writes them to one file, sorted by name. A model that is as
-large as the memory would not fit twice. Here they are names and shapes until the file is there.
+`paddle.jit.save` needs all weights of a network in memory and writes them to one file, sorted by name. A model that fills the
+memory would not fit twice. Here weights are only names and shapes until the file exists.
 """
 
 from __future__ import annotations
@@ -15,50 +15,54 @@ import paddle
 
 from paddle_llm.export.targets.static.weights import Weight
 
-_FLOAT32 = 5  # of framework.proto's VarType
+_FLOAT32 = 5  # VarType in framework.proto
 
 
 class Store:
-    """Makes parameters of a network, and remembers what belongs into them.
+    """Create parameters of a network and record their weights.
 
     Attributes:
-        weights: in the order of the file.
+        weights: Weights in the order of the file.
     """
 
     def __init__(self) -> None:
         self.weights: list[Weight] = []
 
     def parameter(self, weight: Weight) -> Any:
-        """A parameter of the weight's shape, its values not set."""
-        name = f"weight_{len(self.weights):08}"  # sorts like the numbers
+        """Return a parameter of the weight's shape whose values are not set."""
+        name = f"weight_{len(self.weights):08}"  # sorts like numbers
         self.weights.append(weight)
-        room = paddle.empty(weight.shape, "float32")
-        parameter = paddle.base.framework.EagerParamBase.from_tensor(room, name=name)
+        memory = paddle.empty(weight.shape, "float32")
+        parameter = paddle.base.framework.EagerParamBase.from_tensor(memory, name=name)
         parameter.stop_gradient = True
         return parameter
 
     def constant(self, values: np.ndarray) -> Any:
-        """A parameter of numbers that are known already."""
+        """Return a parameter for given values."""
         return self.parameter(Weight(values.shape, lambda: values))
 
 
 def fill_weights(file: Path, weights: list[Weight]) -> None:
-    """Put values into a .pdiparams in which all tensors have their places.
+    """Write the values into a .pdiparams that has all tensors.
+
+    Args:
+        file: The .pdiparams.
+        weights: Weights in the order of the file.
 
     Raises:
-        RuntimeError: the file is laid out otherwise: Paddle has changed its format, or left a weight out.
+        RuntimeError: If Paddle changed the format or omitted a weight.
     """
     with open(file, "r+b") as opened:
         for weight in weights:
             if (found := _shape_of_next(opened)) != tuple(weight.shape):
-                raise RuntimeError(f"{file} has a tensor of shape {found} where {tuple(weight.shape)} belongs")
+                raise RuntimeError(f"{file} has a tensor of shape {found} in place of {tuple(weight.shape)}")
             opened.write(np.ascontiguousarray(weight.read(), np.float32).data)
         if opened.read(1):
             raise RuntimeError(f"{file} has more tensors than the {len(weights)} of the network")
 
 
 def _shape_of_next(opened: BinaryIO) -> tuple[int, ...]:
-    """Read up to a tensor's values. Its head: version, levels of detail (none), version, length of a TensorDesc, that message."""
+    """Read the head of a tensor: version, levels of detail (none), version, length of a TensorDesc, and that message."""
     head = opened.read(20)
     if len(head) < 20:
         return ()
@@ -69,7 +73,7 @@ def _shape_of_next(opened: BinaryIO) -> tuple[int, ...]:
 
 
 def _dims(description: bytes) -> tuple[int, ...]:
-    """Of the protobuf message TensorDesc: field 1 the type, field 2 a dimension, each a varint."""
+    """Return the shape in a protobuf message TensorDesc: field 1 is the type, each field 2 a dimension, all varints."""
     fields = []
     number = shift = 0
     for byte in description:
@@ -79,5 +83,5 @@ def _dims(description: bytes) -> tuple[int, ...]:
             fields.append(number)
             number = shift = 0
     if fields[:2] != [8, _FLOAT32] or set(fields[2::2]) - {16}:
-        raise RuntimeError(f"a tensor that is not float32, or is described in another way: {description!r}")
+        raise RuntimeError(f"unknown description of a float32 tensor: {description!r}")
     return tuple(fields[3::2])
