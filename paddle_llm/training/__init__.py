@@ -1,1 +1,1 @@
-"""The Trainer subclasses and their callbacks: the one place where the other rooms meet."""
+"""Training jobs: data and trainer assembly, Trainer subclasses, callbacks, metrics and evaluation."""

@@ -1,7 +1,7 @@
-"""RunConfig -> PaddleNLP's TrainingArguments: once, and late, because constructing them initialises fleet.
+"""Convert a RunConfig to PaddleNLP's TrainingArguments; once and late, because constructing them initialises fleet.
 
-Nothing changes in silence: after the construction every field that was given is compared with what the object now
-holds; a difference that is not announced here is an error of ours, not a surprise of the user's.
+PaddleNLP changes some arguments without a message. After construction, every field that was given is compared with the value
+of the object. A difference that is not listed here is reported as an internal error.
 """
 
 from __future__ import annotations
@@ -20,18 +20,22 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import CURVES_FOLDER
 from paddle_llm.parallel.process import failure_detection
 
-_SINGLE = -1  # PaddleNLP's word for "degree not set"
+_SINGLE = -1  # PaddleNLP's value for "degree not set"
 
 
 class SilentChangeError(RuntimeError):
-    """PaddleNLP changed an argument that we did not expect it to change."""
+    """PaddleNLP has changed an argument unexpectedly."""
 
 
 def training_arguments(config: RunConfig, layout: Layout) -> TrainingArguments:
-    """The TrainingArguments of one run; initialises the process groups of `layout` and watches for lost ranks.
+    """Return the TrainingArguments of a run; initialise the process groups and the detection of lost ranks.
+
+    Args:
+        config: Configuration of the job.
+        layout: Layout of the job.
 
     Raises:
-        SilentChangeError: an argument came out different from what was given.
+        SilentChangeError: If PaddleNLP has changed an argument.
     """
     given = _given(config, layout)
     args = TrainingArguments(**given)
@@ -40,23 +44,23 @@ def training_arguments(config: RunConfig, layout: Layout) -> TrainingArguments:
     changed = {
         name: (value, getattr(args, name, None))
         for name, value in given.items()
-        if name not in ("sharding", *_ANNOUNCED) and not _same(value, getattr(args, name, None))
+        if name not in ("sharding", *_DERIVED) and not _same(value, getattr(args, name, None))
     }
     if changed:
-        told = "; ".join(f"{name}: given {was!r}, now {now!r}" for name, (was, now) in changed.items())
-        raise SilentChangeError(f"PaddleNLP changed arguments in silence: {told}")
+        differences = "; ".join(f"{name}: given {was!r}, now {now!r}" for name, (was, now) in changed.items())
+        raise SilentChangeError(f"PaddleNLP has changed arguments: {differences}")
     if args.world_size > 1 and args.dataset_world_size != layout.data_world_size:
-        raise SilentChangeError(f"PaddleNLP reads {args.dataset_world_size} data ranks, the layout is {layout}")
+        raise SilentChangeError(f"PaddleNLP has {args.dataset_world_size} data ranks, but the layout is {layout}")
     return args
 
 
-# PaddleNLP derives these from the degrees and the launch; `layout` is what they are checked against.
-_ANNOUNCED = (
+# PaddleNLP derives these from the degrees and the launch; they are compared with the layout.
+_DERIVED = (
     "tensor_parallel_degree",
     "pipeline_parallel_degree",
     "sharding_parallel_degree",
     "sep_parallel_degree",
-    "unified_checkpoint_config",  # becomes a list of words
+    "unified_checkpoint_config",  # is split into a list of words
 )
 
 
@@ -76,15 +80,15 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "pipeline_parallel_degree": _degree(layout.pipeline),
         "sharding_parallel_degree": _degree(layout.sharding),
         "sharding": _sharding(layout),
-        # None of the words of our stages 2 and 3 is among these: to PaddleNLP they are stage 1.
+        # Without the words of our stages 2 and 3, which are stage 1 for PaddleNLP.
         **active_switches(config, layout),
-        # PaddleNLP itself takes the word offload with its own stages 2 and 3 only, which are not used here.
+        # PaddleNLP accepts the word "offload" only with its own stages 2 and 3, which are not used here.
         "offload_optim": (config.offload_optim or config.sharding_offload) and on_gpu,
         "do_eval": config.do_eval,
         "evaluation_strategy": (config.evaluation_strategy or "steps") if config.do_eval else "no",
         "per_device_eval_batch_size": eval_batch_size(config, layout),
         "max_evaluate_steps": config.eval_iters,
-        # Bars, lines and curves are our own callbacks.
+        # Bars, lines and curves are written by our own callbacks.
         "report_to": _other_reports(config.report_to),
         "disable_tqdm": config.disable_tqdm,
         "logging_dir": f"{config.output_dir}/{CURVES_FOLDER}",
@@ -94,7 +98,7 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
 
 
 def eval_batch_size(config: RunConfig, layout: Layout) -> int:
-    """Sequences per rank and evaluation batch: a pipeline evaluates in its training micro batches."""
+    """Return the sequences per rank and evaluation batch; a pipeline evaluates in its training micro-batches."""
     if layout.pipeline > 1:
         return config.per_device_train_batch_size * config.gradient_accumulation_steps
     return config.per_device_eval_batch_size
@@ -105,12 +109,12 @@ def _degree(value: int) -> int:
 
 
 def _sharding(layout: Layout) -> str:
-    """PaddleNLP runs stage 1 for every stage; whether gradients and weights are sharded too is the layout's own matter."""
+    """Return PaddleNLP's sharding: stage 1 for every stage (`training/sharding.py` shards gradients and weights)."""
     return "stage1" if layout.sharding > 1 and layout.sharding_stage else ""
 
 
 def _other_reports(report_to: list[str]) -> list[str]:
-    """Where rows go beside our own curves; "all" is what is installed."""
+    """Return the reporters beside our own curves; "all" selects those that are installed."""
     if "all" in report_to:
         return [name for name, package in REPORTERS.items() if name != "visualdl" and find_spec(package) is not None]
     return [name for name in report_to if name not in ("visualdl", "none")]

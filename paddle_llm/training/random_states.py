@@ -1,14 +1,14 @@
-"""The random states that dropout draws from: which ranks share one, and which never do.
+"""The random states of dropout: which ranks share a state and which do not.
 
-Ranks of one tensor-parallel group hold the same hidden states and must drop the same values of them, and other values
-of what is split between them (heads of attention, parts of the sequence). Ranks that read other samples, and pipeline
-stages, must never share a state. PaddleNLP 3.0.0b4 asks fleet for a rank's place, which plain data parallelism does not
-tell it: there all ranks drop the same values, each of its own samples. It also leaves a named state out, without a word,
-when its seed happens to be one that fleet has drawn at random.
+Ranks of one tensor-parallel group hold the same hidden states and must drop the same values of them, but different values of
+what is split between them (attention heads, parts of the sequence). Ranks that read different samples, and pipeline stages,
+must not share a state. PaddleNLP 3.0.0b4 gets a rank's position from fleet, which does not know it with plain data
+parallelism: there all ranks drop the same values of different samples. It also omits a named state without a message if its
+seed equals one that fleet has drawn at random.
 
-A checkpoint keeps the state of the rank's own device. PaddleNLP's file has one state per visible device, by number: a
-checkpoint of 8 visible GPUs cannot be resumed where 1 is visible, and on another card the state of an idle card is
-restored without a message (trainer.py `_load_rng_state`, 3.0.0b4).
+A checkpoint contains the state of the rank's own device. PaddleNLP's file has one state per visible device, by number: a
+checkpoint of 8 visible GPUs cannot be resumed with 1 visible GPU, and on another GPU the state of an idle one is restored
+without a message (trainer.py `_load_rng_state`, 3.0.0b4).
 """
 
 from __future__ import annotations
@@ -24,32 +24,35 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.core.console import say
 from paddle_llm.parallel.mesh import current_mesh
 
-# Paddle's and PaddleNLP's names. What is replicated over tensor-parallel ranks, what is split, weights when they are made.
+# Names of Paddle and PaddleNLP: states for values that are replicated over tensor-parallel ranks, for values that are
+# split, and for initial weights.
 _REPLICATED, _SPLIT, _WEIGHTS = "global_seed", "local_seed", "model_parallel_rng"
 
 
 def seed_random_states(layout: Layout, seed: int, named: bool) -> None:
-    """Set this rank's random states, in place of what PaddleNLP's trainer has set.
+    """Set this rank's random states, instead of those that PaddleNLP's trainer has set.
 
     Args:
-        named: whether the trainer's checkpoints keep named states (PaddleNLP: in hybrid layouts); else there are none,
-            and all is drawn from the default state.
+        layout: Layout of the job.
+        seed: Seed of the training.
+        named: Whether the trainer's checkpoints contain named states (PaddleNLP: in hybrid layouts); otherwise every value
+            is drawn from the default state.
     """
     mesh = current_mesh(layout)
-    reader = [mesh.data_rank, mesh.pipeline.rank]
+    position = [mesh.data_rank, mesh.pipeline.rank]
     tracker = get_rng_state_tracker()
     had_weights = _WEIGHTS in tracker.states_
     tracker.reset()
-    paddle.seed(_mixed(seed, 0, *reader))
+    paddle.seed(_mixed(seed, 0, *position))
     if named:
-        tracker.add(_REPLICATED, _mixed(seed, 1, *reader))
-        tracker.add(_SPLIT, _mixed(seed, 2, *reader, mesh.tensor.rank))
+        tracker.add(_REPLICATED, _mixed(seed, 1, *position))
+        tracker.add(_SPLIT, _mixed(seed, 2, *position, mesh.tensor.rank))
     if had_weights:
-        tracker.add(_WEIGHTS, _mixed(seed, 3, *reader, mesh.tensor.rank))
+        tracker.add(_WEIGHTS, _mixed(seed, 3, *position, mesh.tensor.rank))
 
 
 def random_states() -> dict[str, Any]:
-    """This rank's random states, independent of the number of its card and of the other cards that are visible."""
+    """Return this rank's random states, independent of the number of its device and of other visible devices."""
     device = paddle.Generator()
     tracker = get_rng_state_tracker()
     named = {}
@@ -69,6 +72,9 @@ def random_states() -> dict[str, Any]:
 def restore_random_states(states: dict[str, Any]) -> None:
     """Continue from what `random_states` returned.
 
+    Args:
+        states: Random states of this rank.
+
     Raises:
         RuntimeError: If this rank's named states are not those of `states`; the layout of both must be the same.
     """
@@ -77,13 +83,15 @@ def restore_random_states(states: dict[str, Any]) -> None:
     paddle.base.core.default_cpu_generator().set_state(states["cpu"])
     if states["device_kind"] != _device_kind():  # generators of a CPU and of a GPU draw different numbers
         say(
-            f"the checkpoint was saved on a {states['device_kind']}: on a {_device_kind()} dropout draws other values "
-            "than the training would have drawn there"
+            f"the checkpoint was saved on a {states['device_kind']}: on a {_device_kind()} dropout draws different values "
+            "than the uninterrupted training would have drawn"
         )
         return
     tracker = get_rng_state_tracker()
     if set(states["named"]) != set(tracker.states_):
-        raise RuntimeError(f"named random states {sorted(states['named'])}, this rank has {sorted(tracker.states_)}")
+        raise RuntimeError(
+            f"the checkpoint has random states {sorted(states['named'])}, but this rank has {sorted(tracker.states_)}"
+        )
     device = paddle.Generator()
     device.set_state(states["device"])
     for name, state in states["named"].items():
@@ -92,10 +100,10 @@ def restore_random_states(states: dict[str, Any]) -> None:
 
 
 def _device_kind() -> str:
-    """The kind of this rank's device, "cpu" or "gpu"."""
+    """Return the kind of this rank's device, "cpu" or "gpu"."""
     return paddle.device.get_device().partition(":")[0]
 
 
 def _mixed(*numbers: int) -> int:
-    """A seed that depends on all numbers, 32 bits."""
+    """Return a seed of 32 bits that depends on all numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])

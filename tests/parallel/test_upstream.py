@@ -19,12 +19,12 @@ def test_methods_are_still_missing():
 
 
 def test_float16_sums_are_still_wrong():
-    """`gloo_dtypes.WIDER`: 1 + 1 = inf."""
+    """`gloo.dtypes.WIDER`: 1 + 1 = inf."""
     assert run_ranks(upstream_gaps.float16_sum, 2) == [float("inf")] * 2
 
 
 def test_int16_still_ends_the_process():
-    """`gloo_dtypes.as_movable`. Paddle leaves with 255; a rank that meets the other one's end first is aborted."""
+    """`gloo.dtypes.as_movable`. Paddle exits with 255; a rank that notices the end of the other one first is aborted."""
     with pytest.raises(RankError) as failure:
         run_ranks(upstream_gaps.int16_broadcast, 2)
     codes = [outcome.exit_code for outcome in failure.value.outcomes]
@@ -32,17 +32,17 @@ def test_int16_still_ends_the_process():
 
 
 def test_sends_are_still_matched_by_number():
-    """`gloo_p2p`; and `gloo_timeout`: the limit is still 30 s, where it was."""
+    """`gloo.p2p`; and `gloo.timeout`: the timeout is still 30 s, at the same address."""
     assert run_ranks(upstream_gaps.p2p_chain, 3)[2] == "never arrived"
 
 
 def test_batches_still_do_not_collect():
-    """`gloo_channels.Batch`."""
-    assert run_ranks(upstream_gaps.batch_of_one_direction, 2)[0] is False
+    """`gloo.channels.Batch`."""
+    assert run_ranks(upstream_gaps.batch_of_one_direction, 2)[1] is False
 
 
 def test_rendezvous_keys_still_name_no_group():
-    """`gloo_rendezvous`."""
+    """`gloo.rendezvous`."""
     assert run_ranks(upstream_gaps.keys_without_a_group, 2) == [[True, True]] * 2
 
 

@@ -90,7 +90,7 @@ def p2p_chain() -> str:
 
 
 def batch_of_one_direction() -> bool:
-    """Whether a batch (`_start_coalescing`) really collects: here a send in it would wait for its receiver."""
+    """Return on rank 1 whether a batch (`_start_coalescing`) collects: a send in it returns before its receiver receives."""
     import time
 
     import paddle
@@ -100,16 +100,16 @@ def batch_of_one_direction() -> bool:
     store = paddle.distributed.collective._default_store
     if paddle.distributed.get_rank() == 1:
         store.get("the send begins")
-        time.sleep(1.0)
+        time.sleep(1.0)  # for a send that returns at once; one that waits for this rank cannot return before
+        collected = store.add("the send has returned", 0) > 0
         pg.recv(paddle.ones([1]), 0, True)
-        return True
-    since = time.monotonic()
+        return collected
     store.set("the send begins", b"1")
     pg._start_coalescing()
     pg.send(paddle.ones([1]), 1, True)
-    collected = time.monotonic() - since < 0.5
+    store.add("the send has returned", 1)
     pg._end_coalescing()
-    return collected
+    return False
 
 
 def keys_without_a_group() -> list[bool]:

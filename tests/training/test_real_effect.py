@@ -1,4 +1,4 @@
-"""Fine-tuning learns what can be asked of it: benchmarks/real_effect.py, and the task that it measures by."""
+"""Fine-tuning learns a task that the base model cannot solve: benchmarks/real_effect.py and its data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def parts() -> dict[str, task.Part]:
     return task.make_parts(seed=0)
 
 
-def test_no_more_rows_than_allowed_and_both_languages_and_all_tasks_in_each(parts):
+def test_the_data_is_small_and_each_part_has_both_languages_and_all_tasks(parts):
     assert len(parts["train"].rows) <= 2000
     for name in ("train", "test"):
         kinds = {(row["task"], row["language"]) for row in parts[name].rows}
@@ -40,8 +40,8 @@ def test_sums_are_sums(parts):
             assert a + b == total and pair_of(row["src"]) == tuple(sorted((a, b))), row
 
 
-def test_nothing_of_a_test_question_is_in_what_was_read_before(parts):
-    """Of the words themselves, not of the lists that they were drawn from."""
+def test_no_test_question_occurs_in_the_training_data(parts):
+    """The words themselves are compared, not the lists from which they were drawn."""
     facts = [fact for line in parts["pretrain"].lines for fact in line.split(";")]
     read = [row["src"] for row in parts["train"].rows] + facts
     pairs = {pair_of(text) for text in read}
@@ -56,7 +56,7 @@ def test_nothing_of_a_test_question_is_in_what_was_read_before(parts):
 
 
 def pair_of(text: str) -> tuple[int, ...] | None:
-    """The first two numbers of a text, the smaller one first."""
+    """Return the first two numbers of a text, the smaller one first."""
     found = sorted(map(int, re.findall(r"\d+", text)[:2]))
     return tuple(found) if len(found) == 2 else None
 
@@ -90,5 +90,3 @@ def test_full_and_lora_answer_nine_of_ten_held_out_questions(tmp_path):
     assert results["base"]["exact_match"] < 0.1
     assert results["full"]["exact_match"] >= 0.9, results["full"]
     assert results["lora"]["exact_match"] >= 0.9, results["lora"]
-    # Eight minutes for four methods on two quiet cores; a shared machine may take several times that.
-    assert results["full"]["seconds"] + results["lora"]["seconds"] < 1800

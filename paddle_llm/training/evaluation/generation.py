@@ -1,4 +1,4 @@
-"""Evaluation by generating: the last answer of each conversation is generated and scored against what stands there."""
+"""Evaluation by generation: the last answer of each conversation is generated and compared with the reference."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.process.first_rank import on_first_rank
 
-_USUAL_ROOM = 256
+_DEFAULT_NEW_TOKENS = 256
 Row = dict[str, Any]
 
 
 class GenerationEvaluation:
-    """Generates and scores in the middle of a training, which goes on afterwards as if nothing had been.
+    """Generates and scores answers during a training, without an effect on the training.
 
     Args:
-        encoder: makes prompts as the training does.
-        config: the fields of `GenerationFields`, `seed`, `output_dir`.
+        codec: Tokenizer of the training.
+        encoder: Encoder of the training, which makes the prompts.
+        config: Configuration; the fields of `GenerationFields`, `seed` and `output_dir` are used.
+        layout: Layout of the job.
+        family: Family of the network.
 
     Raises:
-        UserError: a layout in which words cannot be generated.
+        UserError: If tokens cannot be generated in the layout.
     """
 
     def __init__(
@@ -53,14 +56,20 @@ class GenerationEvaluation:
         self._layout, self._family = layout, family
 
     def __call__(self, trainer: Any, conversations: Sequence[Conversation], prefix: str = "eval") -> dict[str, float]:
-        """Scores of the last answers; the same on all ranks. Collective over all ranks.
+        """Generate the last answers and return their scores, the same on all ranks. Collective over all ranks.
 
-        Data ranks share the conversations; what is generated, drawn ones included, does not depend on the layout.
-        With `save_generation_output` the first rank writes <output_dir>/generated-<step>.jsonl
-        (for another prefix than "eval": generated-<prefix>-<step>.jsonl).
+        The conversations are divided between the data ranks. The answers do not depend on the layout, also with sampling.
+        With `save_generation_output` the first rank writes <output_dir>/generated-<step>.jsonl (for another prefix than
+        "eval": generated-<prefix>-<step>.jsonl).
+
+        Args:
+            trainer: Trainer with the network.
+            conversations: Conversations of the split.
+            prefix: Prefix of the names of the scores.
 
         Returns:
-            {"<prefix>_bleu", "<prefix>_rouge1", ...: see `scores.score`, "<prefix>_generated": number of answers}.
+            "<prefix>_bleu", "<prefix>_rouge1" and others (see `scores.score`), and "<prefix>_generated", the number of
+            answers.
         """
         started, mesh = time.perf_counter(), current_mesh(self._layout)
         mine = range(mesh.data_rank, len(conversations), self._layout.data_world_size)
@@ -69,7 +78,7 @@ class GenerationEvaluation:
 
         def finish() -> dict[str, float]:
             ordered = [rows[number] for number in range(len(conversations))]
-            say(self._told(ordered, time.perf_counter() - started))
+            say(self._summary(ordered, time.perf_counter() - started))
             if self._config.save_generation_output:
                 write_rows(self._file(trainer, prefix), ordered)
             return score([row["generated"] for row in ordered], [row["reference"] for row in ordered])
@@ -78,37 +87,37 @@ class GenerationEvaluation:
         return {f"{prefix}_{name}": value for name, value in {**found, "generated": len(conversations)}.items()}
 
     def _generate(self, trainer: Any, conversations: dict[int, Conversation]) -> dict[int, Row]:
-        """Rows of the file by the conversations' numbers."""
+        """Generate answers and return the rows of the file, by the numbers of the conversations."""
         prompts = {number: self._prompt(conversation) for number, conversation in conversations.items()}
-        asked = {number: prompt for number, prompt in prompts.items() if prompt is not None}
+        valid = {number: prompt for number, prompt in prompts.items() if prompt is not None}
         config = self._config
         stop_ids = stop_ids_of_encoder(self._encoder) | set(ids_in(trainer.generation_settings.get("eos_token_id")))
-        options = DecodeOptions(self._family.name, stop_ids, choice_of(config), current_mesh(self._layout).tensor)
-        generator = Generator(trainer.model, self._codec, options, room_of(config))
+        options = DecodeOptions(self._family.name, stop_ids, strategy_of(config), current_mesh(self._layout).tensor)
+        generator = Generator(trainer.model, self._codec, options, max_new_tokens(config))
         with generating(trainer.model), trainer.autocast_smart_context_manager():
-            answers = generator(list(asked.values()), list(asked), config.generation_batch_size)
-        said = dict(zip(asked, answers, strict=True))
+            answers = generator(list(valid.values()), list(valid), config.generation_batch_size)
+        generated = dict(zip(valid, answers, strict=True))
         return {
             number: {
-                "prompt": self._codec.show(asked[number].ids) if number in asked else "",
+                "prompt": self._codec.show(valid[number].ids) if number in valid else "",
                 "reference": conversation.turns[-1].content,
-                "generated": said[number].text if number in said else "",
-                "tokens": len(said[number].tokens) if number in said else 0,
+                "generated": generated[number].text if number in generated else "",
+                "tokens": len(generated[number].tokens) if number in generated else 0,
                 "where": conversation.where,
             }
             for number, conversation in conversations.items()
         }
 
     def _prompt(self, conversation: Conversation) -> Prompt | None:
-        """None where the template alone is longer than `src_length`: it counts as a wrong answer."""
+        """Return the prompt; None if the template is longer than `src_length`, which counts as a wrong answer."""
         try:
             return encode_prompt(self._encoder, conversation)
         except PromptTooLong:
             return None
 
-    def _told(self, rows: list[Row], seconds: float) -> str:
+    def _summary(self, rows: list[Row], seconds: float) -> str:
         tokens, empty = sum(row["tokens"] for row in rows), sum(not row["prompt"] for row in rows)
-        lost = f"; {empty} prompts have no room within --src_length and count as wrong" if empty else ""
+        lost = f"; {empty} prompts do not fit in --src_length and count as wrong" if empty else ""
         return f"{len(rows)} answers of {tokens:,} tokens generated in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s){lost}"
 
     def _file(self, trainer: Any, prefix: str) -> Path:
@@ -122,8 +131,8 @@ def refuse_layout(layout: Layout) -> None:
         raise UserError(problem)
 
 
-def choice_of(config: RunConfig) -> DecodeStrategy:
-    """How words are chosen, as a training's config says it."""
+def strategy_of(config: RunConfig) -> DecodeStrategy:
+    """Return the decoding strategy of a config."""
     return DecodeStrategy(
         temperature=config.temperature,
         top_k=config.top_k,
@@ -133,15 +142,15 @@ def choice_of(config: RunConfig) -> DecodeStrategy:
     )
 
 
-def room_of(config: RunConfig) -> int:
-    """The longest answer in tokens, as `generation_max_new_tokens` describes it."""
+def max_new_tokens(config: RunConfig) -> int:
+    """Return the largest number of tokens of an answer, as `generation_max_new_tokens` describes it."""
     if config.generation_max_new_tokens is not None:
         return config.generation_max_new_tokens
-    return _USUAL_ROOM if config.src_length is None else config.max_length - config.src_length
+    return _DEFAULT_NEW_TOKENS if config.src_length is None else config.max_length - config.src_length
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
-    """One JSON object per line, all or nothing."""
+    """Write one JSON object per line, completely or not at all."""
     write_atomically(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
