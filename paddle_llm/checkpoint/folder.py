@@ -1,8 +1,8 @@
 """The folder of a checkpoint: complete or absent.
 
-A checkpoint is written to `.saving-<step>/`. Its last file is a manifest of all its files. When every rank has finished, the
-folder is renamed to `checkpoint-<step>/`. A folder is complete if it has a manifest and every file has the size that the
-manifest records.
+A checkpoint is written to `.saving-<step>/`. Its last file is a manifest of all its files. When every rank has
+finished, the folder is renamed to `checkpoint-<step>/`. A folder is complete if it has a manifest and every file has
+the size that the manifest records.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def check_identity(folder: str | Path, identity: dict[str, Any], changed: Iterab
 
 
 def _other_samples(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
-    """Return whether the first samples differ. A longer training may have more samples: the common ones are compared."""
+    """Return whether the first samples differ; of a longer training, only the common ones are compared."""
     if "samples" not in saved:  # written by version 0.1, which hashed them together
         return bool(saved["data"] != identity["data"])
     return any(was != now for was, now in zip(saved["samples"], identity["samples"], strict=False))

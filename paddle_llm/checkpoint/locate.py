@@ -1,8 +1,8 @@
 """Resolve the folder that a user names: a model, an adapter, a checkpoint or the output folder of a run.
 
-Every command that takes such a folder resolves it here, so that all commands accept the same folders and report the same
-messages. The module reads file names and small JSON files only. It imports neither Paddle nor torch, so a wrong folder is
-reported within the first second.
+Every command that takes such a folder resolves it here, so that all commands accept the same folders and report the
+same messages. The module reads file names and small JSON files only. It imports neither Paddle nor torch, so a wrong
+folder is reported within the first second.
 
 ============================  ==========================================================================================
 caller                        functions
@@ -13,9 +13,10 @@ caller                        functions
 `paddle-llm check-model`      `locate_base`
 ============================  ==========================================================================================
 
-`peft` and `data` come before `checkpoint` in the import order: they receive resolved folders and resolve none. An adapter's
-name for its base model is resolved by `locate_base` alone: `BaseModel.folder` is what a reader opens, `BaseModel.name` what
-a writer stores, and `BaseModel.problem` the reason to report when a reader needs a folder and none was found.
+`peft` and `data` come before `checkpoint` in the import order: they receive resolved folders and resolve none. An
+adapter's name for its base model is resolved by `locate_base` alone: `BaseModel.folder` is what a reader opens,
+`BaseModel.name` what a writer stores, and `BaseModel.problem` the reason to report when a reader needs a folder and
+none was found.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ def locate_export_source(folder: Path, *, adapter: Path | None = None, tokenizer
     """Locate everything that an export of `folder` reads.
 
     Args:
-        folder: Model folder, adapter folder, checkpoint, or output folder of a run. An adapter is combined with the base
-            that it names.
+        folder: Model folder, adapter folder, checkpoint, or output folder of a run. An adapter is combined with the
+            base that it names.
         adapter: Adapter folder, checkpoint of an adapter, or output folder of a run, to be added to `folder`.
         tokenizer: Tokenizer folder; by default the one beside the adapter, else the one beside the weights.
 
@@ -189,7 +190,7 @@ def locate_base(adapter: Path, name: str | Path | None = None) -> BaseModel:
 
 
 def report_other_base(adapter: Path, model: Path) -> None:
-    """Report an adapter that is added to another model than the one it was trained with: only the shapes are compared."""
+    """Report an adapter that is added to another base model than its own: only shapes are compared."""
     own = locate_base(adapter)
     if own.name and (own.folder or Path(own.name)).resolve() != model.resolve():
         say(
@@ -204,7 +205,7 @@ def _check_is_folder(folder: Path, expected: str) -> None:
 
 
 def _locate_model_or_adapter(folder: Path) -> Path:
-    """Return the model folder, adapter folder or checkpoint that `folder` is or contains; a finished model goes first."""
+    """Return the model, adapter or checkpoint that `folder` is or contains; a finished model takes precedence."""
     folder = folder.expanduser()
     _check_is_folder(folder, "a model folder, the output folder of a run, or one of its checkpoints")
     if any((folder / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG, MODEL_CONFIG)):
@@ -219,7 +220,7 @@ def _locate_model_or_adapter(folder: Path) -> Path:
 
 
 def _checkpoint_in(folder: Path) -> Path | None:
-    """Return the checkpoint that `folder` is, or the newest complete one of a run that has written no model or adapter."""
+    """Return the checkpoint that `folder` is, or the newest complete one of a run without a model or adapter."""
     if (folder / MANIFEST).is_file():
         return folder
     if any((folder / name).exists() for name in (MODEL_CONFIG, "model", "adapter")):
@@ -280,7 +281,7 @@ def _name_in(described: dict[str, Any]) -> str | None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise UserError if a model folder has no file of weights; torch pickles count, since the loader explains them better."""
+    """Raise UserError if a model folder has no weights; torch pickles count, the loader explains them."""
     if not has_weights(folder) and not any(folder.glob("*.bin")):
         choose_weights(folder)
 
@@ -307,7 +308,7 @@ def _without_adapter_config(folder: Path) -> str:
 
 
 def _why_no_model(folder: Path, skipped: list[str]) -> str:
-    """Say what is missing from a folder without a model, with the skipped checkpoints and the likeliest folder instead."""
+    """Return what a folder without a model lacks, with skipped checkpoints and the likeliest folder instead."""
     if (folder / ADAPTER_SAFETENSORS).is_file():
         return _without_adapter_config(folder)
     signs = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")

@@ -1,4 +1,4 @@
-"""Save a model folder from any layout: full tensors in safetensors, one file per pipeline stage, in one of two formats."""
+"""Save a model folder from any layout: full tensors in safetensors, one file per pipeline stage."""
 
 from __future__ import annotations
 

@@ -93,8 +93,8 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
         family: Family of the network.
         folder: Folder to write to.
         dtype: Data type of most weights.
-        pads: Whether the model from which the training started has a padding token. PaddleNLP's default, 0, is a word in
-            many vocabularies, and transformers never trains the embedding of the padding token.
+        pads: Whether the model from which the training started has a padding token. PaddleNLP's default, 0, is a word
+            in many vocabularies, and transformers never trains the embedding of the padding token.
     """
     config = plain_config(model.config)
     if model_format == PADDLENLP:
@@ -116,8 +116,8 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
 def write_tokenizer(model_format: str, tokenizer: Any, source: str | None, folder: Path) -> None:
     """Write the files of a tokenizer.
 
-    A tokenizer of transformers is saved by transformers. One of PaddleNLP is converted for the format "hf". If that is not
-    possible, PaddleNLP's files are written and the reason is reported, so that the trained weights are not lost.
+    A tokenizer of transformers is saved by transformers. One of PaddleNLP is converted for the format "hf". If that is
+    not possible, PaddleNLP's files are written and the reason is reported, so that the trained weights are not lost.
 
     Args:
         model_format: "paddlenlp" or "hf".

@@ -32,15 +32,16 @@ def choose_start(
         output_dir: Output folder of the run.
         do_train: Whether the run trains.
         overwrite: Whether an earlier run in the folder is overwritten.
-        resume: Checkpoint folder; True or None for the newest complete checkpoint, if there is one; False to start again.
+        resume: Checkpoint folder; True or None for the newest complete checkpoint, if there is one; False to start
+            again.
         read: Folders that the run reads, such as its model.
 
     Returns:
         Checkpoint to resume from (None to start at the first step), and lines to report.
 
     Raises:
-        UserError: If the folder is not writable, contains something that is neither resumed nor overwritten, or would be
-            removed although the run reads it; or if the chosen checkpoint is incomplete.
+        UserError: If the folder is not writable, contains something that is neither resumed nor overwritten, or would
+            be removed although the run reads it; or if the chosen checkpoint is incomplete.
     """
     output = Path(output_dir)
     check_writable(output)

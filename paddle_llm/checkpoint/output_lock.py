@@ -1,8 +1,8 @@
 """The lock of an output folder: two jobs never write to one folder.
 
-The first rank of a job keeps the file `.run.lock` in its output folder, which names host and process, and renews its time
-every 30 s. A lock is stale if its process has ended or, seen from another host or container, if it has not been renewed for
-five minutes. A stale lock is replaced.
+The first rank of a job keeps the file `.run.lock` in its output folder, which names host and process, and renews its
+time every 30 s. A lock is stale if its process has ended or, seen from another host or container, if it has not been
+renewed for five minutes. A stale lock is replaced.
 """
 
 from __future__ import annotations

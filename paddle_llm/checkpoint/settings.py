@@ -1,7 +1,7 @@
 """The settings of a training, recorded in its checkpoints and compared when it resumes.
 
-A changed setting is an error unless it is in one of the lists below: settings without effect on the weights, or settings that
-another check covers. A new field is compared by default.
+A changed setting is an error unless it is in one of the lists below: settings without effect on the weights, or
+settings that another check covers. A new field is compared by default.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _saved(start: Path) -> dict[str, Any] | None:
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return "name old -> new" of differing fields. A field that only one side has is from another version: not compared."""
+    """Return "name old -> new" of differing fields; one that only one side has is from another version."""
     return [
         f"{name} {_shown(saved[name])} -> {_shown(now[name])}"
         for name in saved

@@ -9,8 +9,9 @@ from typing import Any
 def fix_fused_sequence_parallel_reduction() -> None:
     """Let Paddle's hook for `--fuse_sequence_parallel_allreduce` be called without arguments. May be called twice.
 
-    Paddle registers a hook that takes the gradient where hooks are called without arguments. The first backward pass then
-    ends with "GradNodePyLayer_ReduceScatterOp: Get backward function failed". Call this before the trainer wraps the model.
+    Paddle registers a hook that takes the gradient where hooks are called without arguments. The first backward pass
+    then ends with "GradNodePyLayer_ReduceScatterOp: Get backward function failed". Call this before the trainer wraps
+    the model.
     """
     from paddle.distributed.fleet.utils import sequence_parallel_utils as upstream
 
@@ -29,9 +30,9 @@ def fix_fused_sequence_parallel_reduction() -> None:
 def count_shared_weights_once(pipeline: Any) -> list[str]:
     """Mark the weights that pipeline stages share, so that they count once in the gradient norm.
 
-    Paddle compares the name of the shared attribute ("embedding_weight") with the names of parameters ("embedding_0.w_0"),
-    finds no match, and adds the square of the shared gradient once per stage. Clipping then uses a norm that is too large.
-    Call this after the layer is built and before its optimizer makes its first step.
+    Paddle compares the name of the shared attribute ("embedding_weight") with the names of parameters
+    ("embedding_0.w_0"), finds no match, and adds the square of the shared gradient once per stage. Clipping then uses a
+    norm that is too large. Call this after the layer is built and before its optimizer makes its first step.
 
     Args:
         pipeline: PipelineLayer.

@@ -1,1 +1,1 @@
-"""Is it right: every layout against one process, on CPU ranks. Importing this room imports no paddle."""
+"""Compare every layout with one process on CPU ranks. Importing this package does not import Paddle."""

@@ -28,13 +28,13 @@ class Case:
 
     Attributes:
         layout: Layout that is compared with one process.
-        config: Config of one rank of the layout; `model_name_or_path` is a local folder. The oracle sets the output folder,
-            logging, evaluation and saving, and turns dropout off.
+        config: Config of one rank of the layout; `model_name_or_path` is a local folder. The oracle sets the output
+            folder, logging, evaluation and saving, and turns dropout off.
         train: Samples in global order, at least `max_steps` global batches.
         evaluation: Samples of the evaluation after every step; [] for none.
         name: Name for tables.
-        fault: Name in `faults.FAULTS` of a fault that is injected into the layout's ranks and not into the reference; None
-            for no fault.
+        fault: Name in `faults.FAULTS` of a fault that is injected into the layout's ranks and not into the reference;
+            None for no fault.
         entry: Kind of the job: "pretrain", or "finetune" for the config's method and samples of unequal length.
     """
 

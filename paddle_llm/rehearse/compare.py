@@ -1,11 +1,11 @@
 """Compare the records of a layout with those of one process, quantity by quantity, and check each difference.
 
-The difference of a tensor is the Frobenius norm of the difference divided by that of the reference. A full tensor is assembled
-from its tensor-parallel parts for every data, sharding and pipeline rank that has it, so replicas that differ are found. The
-padding of the vocabulary is compared with zero.
+The difference of a tensor is the Frobenius norm of the difference divided by that of the reference. A full tensor is
+assembled from its tensor-parallel parts for every data, sharding and pipeline rank that has it, so replicas that differ
+are found. The padding of the vocabulary is compared with zero.
 
-A gradient that is zero in exact arithmetic consists of rounding errors, which Adam turns into steps of any sign. Those parts
-(`zero_gradient_part` of the family) are compared absolutely, in units of the norm of the rest.
+A gradient that is zero in exact arithmetic consists of rounding errors, which Adam turns into steps of any sign. Those
+parts (`zero_gradient_part` of the family) are compared absolutely, in units of the norm of the rest.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def rounding_floor(one: RankRecord, other: RankRecord) -> Floor:
 def compare(reference: RankRecord, ranks: list[RankRecord], floor: Floor, limits: dict[str, float]) -> list[Difference]:
     """Return every difference between the reference and each rank's record, with its limit.
 
-    A floor that exceeds the limits of the first step is reported as a difference, too: two runs in one process that are not
-    the same training cannot measure rounding.
+    A floor that exceeds the limits of the first step is reported as a difference, too: two runs in one process that are
+    not the same training cannot measure rounding.
 
     Args:
         reference: Record of one process.
@@ -221,7 +221,7 @@ def _unit_of_zeros(model: dict[str, Any], name: str, tensors: dict[str, Part]) -
 def _tensor_difference(
     model: dict[str, Any], name: str, found: np.ndarray, expected: np.ndarray, unit: float | None
 ) -> Iterator[tuple[float, bool]]:
-    """Return (difference, whether it is absolute); two of them for a tensor with a part that is zero in exact arithmetic."""
+    """Return (difference, whether it is absolute); two for a tensor with a part that is exactly zero."""
     expected = np.pad(expected, [(0, n - m) for n, m in zip(found.shape, expected.shape, strict=True)])
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     if unit is not None:

@@ -1,9 +1,9 @@
 """The first module that the fork server of the ranks imports: it makes Ctrl-C end the command without a traceback.
 
 A terminal sends Ctrl-C to all processes of a command. Python 3.11 protects a fork server from it after its modules are
-imported, which takes seconds; before that, the server would end with a traceback. The command that uses the server ends it.
-The ranks inherit the setting and restore Python's own handler. A rank that is forked while the command ends reads an
-incomplete description of its work, which is not reported.
+imported, which takes seconds; before that, the server would end with a traceback. The command that uses the server ends
+it. The ranks inherit the setting and restore Python's own handler. A rank that is forked while the command ends reads
+an incomplete description of its work, which is not reported.
 """
 
 from __future__ import annotations

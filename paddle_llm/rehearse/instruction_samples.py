@@ -1,7 +1,7 @@
 """The samples of a rehearsal of fine-tuning: the config's own instructions, made short, or random ones.
 
-Instructions are encoded as in the real run, with its tokenizer, template, lengths and checks. Then prompt and answer of each
-are cut in proportion, so that their lengths stay unequal, and the ids are mapped to the small vocabulary.
+Instructions are encoded as in the real run, with its tokenizer, template, lengths and checks. Then prompt and answer of
+each are cut in proportion, so that their lengths stay unequal, and the ids are mapped to the small vocabulary.
 """
 
 from __future__ import annotations

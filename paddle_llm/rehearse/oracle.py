@@ -1,8 +1,8 @@
 """The one-process oracle: check that a training in a layout equals the same training in one process.
 
-Both use the product's own job assembly on CPU ranks over gloo, with the same weights, order of samples and global batch. After
-every step these are compared on every rank: the loss of the global batch, the gradient norm before clipping, every gradient,
-every weight and both Adam moments, and the evaluation loss (`compare.py`).
+Both use the product's own job assembly on CPU ranks over gloo, with the same weights, order of samples and global
+batch. After every step these are compared on every rank: the loss of the global batch, the gradient norm before
+clipping, every gradient, every weight and both Adam moments, and the evaluation loss (`compare.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Run a function on N CPU ranks: `run_ranks(fn, 4, arg)` returns its results by rank.
 
-The ranks are forked from a server that has imported paddle and paddlenlp, so four of them start in about three seconds instead
-of half a minute with `paddle.distributed.launch`. `fn` must be importable (a function of a module).
+The ranks are forked from a server that has imported paddle and paddlenlp, so four of them start in about three seconds
+instead of half a minute with `paddle.distributed.launch`. `fn` must be importable (a function of a module).
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ def run_ranks(
         timeout: Seconds after which ranks that have not finished are killed.
         grace: Seconds that the other ranks have to end after a first failure.
         env: Variables to add to the environment of the ranks.
-        quiet: Whether the stderr of the ranks is returned in the outcomes of an error only; otherwise it is printed at the
-            end, rank by rank.
+        quiet: Whether the stderr of the ranks is returned in the outcomes of an error only; otherwise it is printed at
+            the end, rank by rank.
         device: "cpu", or "gpu" to give rank r the r-th visible GPU, and NCCL.
 
     Raises:

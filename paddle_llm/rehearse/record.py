@@ -1,8 +1,8 @@
 """Record a training on one rank: the scalars of every step, and the rank's part of every tensor.
 
-The recorder does not change the training. A gradient is copied when the optimizer has computed its norm: it is reduced and
-averaged, and neither clipped nor applied. Gradients and moments are copied on the rank that owns the parameter, weights on
-every rank.
+The recorder does not change the training. A gradient is copied when the optimizer has computed its norm: it is reduced
+and averaged, and neither clipped nor applied. Gradients and moments are copied on the rank that owns the parameter,
+weights on every rank.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Recorder(TrainerCallback):
         config = trainer.model.config
         self._trainer = trainer
         self._family = family_name(trainer.model)
-        # Listed once, while every weight is whole: in sharding stage 3 weights are freed. Frozen weights are compared, too.
+        # Listed once, while every weight is whole: in sharding stage 3 weights are freed. Frozen weights are compared,
+        # too.
         tensors = list(all_tensors(trainer.model))
         self._parameters = [(name, parameter) for name, parameter, _ in tensors]
         self._shards = {name: shard for name, _, shard in tensors}

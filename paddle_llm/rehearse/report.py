@@ -1,4 +1,4 @@
-"""Print the result of a rehearsal: a table per sub-layout, the differences from the config, the verdict; also as JSON."""
+"""The report of a rehearsal: a table per sub-layout, differences from the config, the verdict; also as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from paddle_llm.rehearse.compare import Difference
 from paddle_llm.rehearse.rehearsal import SubLayoutResult
 from paddle_llm.rehearse.shrink import Change, Shrunk
 
-# Quantity -> its title, and the usual cause of a difference that starts there. Each quantity depends on those before it.
+# Quantity -> its title, and the usual cause of a difference that starts there. Each quantity depends on those before
+# it.
 QUANTITIES = {
     "loss": (
         "loss",

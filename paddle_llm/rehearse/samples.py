@@ -1,7 +1,7 @@
 """The samples of a rehearsal of pretraining: the config's own corpus, or random tokens.
 
-The corpus is read as in the real run, with the real length of samples and all checks of the real vocabulary. Then each sample
-is cut to the small length, and its ids are mapped to the small vocabulary. No file is written beside the corpus.
+The corpus is read as in the real run, with the real length of samples and all checks of the real vocabulary. Then each
+sample is cut to the small length, and its ids are mapped to the small vocabulary. No file is written beside the corpus.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Samples:
 
 
 def wanted_by(configs: list[Resolved]) -> Wanted:
-    """Return the numbers that are enough for every sub-layout; half an evaluation batch more, so that the last is uneven."""
+    """Return numbers for every sub-layout; half an evaluation batch more, so that the last one is uneven."""
     train = max(one.config.max_steps * global_batch(one) for one in configs)
     batches = [one.config.per_device_eval_batch_size * one.layout.data_world_size for one in configs]
     evaluates = any(one.config.do_eval for one in configs)

@@ -1,8 +1,8 @@
 """Turn the config of a cluster into small configs of the same kind, one for each sub-layout.
 
-Every setting is kept, except for those listed here: sizes become small (`small_model.py`), degrees are those of the sub-layout
-(`sub_layouts.py`), the number of micro-batches keeps its relation to the stages, and the optimizer takes small steps, for
-which the oracle's limits hold. The results are read by the real reader.
+Every setting is kept, except for those listed here: sizes become small (`small_model.py`), degrees are those of the
+sub-layout (`sub_layouts.py`), the number of micro-batches keeps its relation to the stages, and the optimizer takes
+small steps, for which the oracle's limits hold. The results are read by the real reader.
 """
 
 from __future__ import annotations
@@ -220,8 +220,8 @@ def _layout_values(real: Resolved, layout: Layout) -> dict[str, Any]:
 def _micro_batches_of(real: Resolved, layouts: list[Layout]) -> list[int]:
     """Return the number of micro-batches of each sub-layout.
 
-    It has the same relation to the stages as in the real config. If possible, all sub-layouts get the same global batch: then
-    they are the same training, and the reference in one process is run only once.
+    It has the same relation to the stages as in the real config. If possible, all sub-layouts get the same global
+    batch: then they are the same training, and the reference in one process is run only once.
     """
     least = [_micro_batches(real.config, real.layout, one) for one in layouts]
     batch = max(count * one.data_world_size for count, one in zip(least, layouts, strict=True))

@@ -1,7 +1,7 @@
 """A config.json with small numbers that have the same relations to each other and to the layout as the real ones.
 
-The small model keeps which numbers the tensor and pipeline degrees divide, whether there are fewer key-value heads than query
-heads or tensor ranks, whether a sequence is as long as the table of positions, and every other key.
+The small model keeps which numbers the tensor and pipeline degrees divide, whether there are fewer key-value heads than
+query heads or tensor ranks, whether a sequence is as long as the table of positions, and every other key.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SmallModel:
 
 
 class Fold:
-    """Map from token ids of a large vocabulary to a small one: each special id has its own target, the others share the rest.
+    """Map from token ids of a large vocabulary to a small one: each special id has its own target.
 
     Attributes:
         special: Target of each special id.

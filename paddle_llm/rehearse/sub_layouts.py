@@ -14,7 +14,8 @@ from itertools import combinations, product
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 
-# The order in which dimensions are preferred and grow: a third stage is the first that is neither the first nor the last.
+# The order in which dimensions are preferred and grow: a third stage is the first that is neither the first nor the
+# last.
 _DIMENSIONS = ("pipeline", "tensor", "sharding", "data")
 _SHORT = {"data": "dp", "sharding": "sharding", "tensor": "tp", "pipeline": "pp"}
 

@@ -1,7 +1,7 @@
 """Convert a RunConfig to PaddleNLP's TrainingArguments; once and late, because constructing them initialises fleet.
 
-PaddleNLP changes some arguments without a message. After construction, every field that was given is compared with the value
-of the object. A difference that is not listed here is reported as an internal error.
+PaddleNLP changes some arguments without a message. After construction, every field that was given is compared with the
+value of the object. A difference that is not listed here is reported as an internal error.
 """
 
 from __future__ import annotations

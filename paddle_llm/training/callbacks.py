@@ -42,8 +42,8 @@ class GradientObserver(Protocol):
         ...
 
 
-# Callbacks are called in the order of their attribute `priority`, those with the same priority in the order in which they
-# were added. Reports come last: they show what the other callbacks have decided.
+# Callbacks are called in the order of their attribute `priority`, those with the same priority in the order in which
+# they were added. Reports come last: they show what the other callbacks have decided.
 DEFAULT_PRIORITY = 0
 REPORT_PRIORITY = 100
 

@@ -29,7 +29,7 @@ def report_length(resolved: Resolved, steps: int) -> None:
 
 
 def in_global_order(dataset: Any, args: TrainingArguments) -> Any:
-    """Return a data set as one sequence through the whole training; set `args.max_steps` to its length if it is not set.
+    """Return a data set as one sequence through the training, and set `args.max_steps` if it is not set.
 
     Args:
         dataset: Map-style data set. One with the attribute `samples_per_epoch` is in its global order already.

@@ -152,7 +152,7 @@ def make_trainer(
 
 
 def build_network(config: RunConfig, layout: Layout, method: Method, family: Family, dtype: str) -> Any:
-    """Build the network of a job with its method attached, its label smoothing set, and positions for its longest row."""
+    """Build the network of a job, with its method, its label smoothing and positions for its longest row."""
     config = config.model_copy(update={"max_seq_length": _longest_row(config, layout)})
     model = build_model(config, layout, dtype=dtype)
     check_format(config.model_format, family.name, model.config)
@@ -166,8 +166,8 @@ def build_network(config: RunConfig, layout: Layout, method: Method, family: Fam
 def make_collator(config: RunConfig, layout: Layout, pad_id: int) -> PadAndStack:
     """Return the collator of a job: rows are padded to a fixed length where the network needs one.
 
-    The stages of a pipeline agree on the shape of their messages once, and sequence parallelism reshapes [B * S] by a fixed S.
-    Every length is a multiple of what the tensor ranks divide.
+    The stages of a pipeline agree on the shape of their messages once, and sequence parallelism reshapes [B * S] by a
+    fixed S. Every length is a multiple of what the tensor ranks divide.
     """
     is_fixed = layout.pipeline > 1 or config.sequence_parallel or config.pad_to_max_length
     return PadAndStack(pad_id, _longest_row(config, layout) if is_fixed else None, _multiple(config, layout))

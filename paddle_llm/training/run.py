@@ -131,7 +131,7 @@ def _with_downloaded_model(resolved: Resolved) -> Resolved:
 
 
 def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
-    """Return the checkpoint to resume from. The first rank locks and checks the output folder; nothing else is written."""
+    """Return the checkpoint to resume from. The first rank locks the output folder; nothing else is written."""
     config = resolved.config
 
     def choose() -> str | None:
@@ -157,7 +157,7 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
 
 
 def _check_resume(resolved: Resolved, start: Path | None, trainer: PretrainTrainer, steps: int) -> None:
-    """Record the settings for this run's checkpoints, and compare length and data with the checkpoint that it resumes."""
+    """Record the settings for this run's checkpoints; compare length and data with the checkpoint it resumes."""
     if not resolved.config.do_train:
         return
     trainer.settings = record_of(resolved, steps)
@@ -180,7 +180,7 @@ def _report_first_weights(config: RunConfig) -> None:
 
 
 def _open_output(resolved: Resolved, start: Path | None) -> None:
-    """Clear the output folder and write config.resolved.json, on the first rank, after every check of the user's input."""
+    """Clear the output folder and write config.resolved.json on the first rank, after all checks."""
     config = resolved.config
 
     def open_folder() -> None:

@@ -10,9 +10,9 @@ def learning_rate_factor(
 ) -> float:
     """Return the learning rate of an optimizer step, relative to the peak.
 
-    Warm-up rises linearly to the peak over `warmup_steps`. The first step uses peak / warmup_steps: zero would waste it.
-    Afterwards the rate falls to `min_ratio` of the peak at `decay_steps` and stays there ("cosine": half a wave, Loshchilov
-    & Hutter 2017 without restarts).
+    Warm-up rises linearly to the peak over `warmup_steps`. The first step uses peak / warmup_steps: zero would waste
+    it. Afterwards the rate falls to `min_ratio` of the peak at `decay_steps` and stays there ("cosine": half a wave,
+    Loshchilov & Hutter 2017 without restarts).
 
     Args:
         step: Optimizer step, 0 for the first.

@@ -1,4 +1,4 @@
-"""Apply the non-finite guard and sharding stages 2 and 3 to an optimizer. The order is documented in `apply_sharding`."""
+"""Apply the non-finite guard and sharding stages 2 and 3 to an optimizer, in the order of `apply_sharding`."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ def apply_sharding(
 ) -> Sharding:
     """Read the norm, guard the update and shard gradients and weights, on top of fleet's stage 1.
 
-    PaddleNLP is given stage 1 for every stage (`training/arguments.py`), so fleet's wrappers of stage 1 must be complete
-    before this function is called. It replaces methods of the optimizer, and each step relies on the ones before it.
+    PaddleNLP is given stage 1 for every stage (`training/arguments.py`), so fleet's wrappers of stage 1 must be
+    complete before this function is called. It replaces methods of the optimizer, and each step relies on the ones
+    before it.
 
     Args:
         model: Network without fleet's wrapper.
@@ -53,10 +54,12 @@ def apply_sharding(
         bucket_mb: Size of the gradients in flight in MB (2**20 bytes); not above 0 for the default.
         offload_weights: Whether an owner's weights are kept in host memory in stage 3.
     """
-    # 1. The norm reader replaces the clip's observer. Fleet replaces the clip itself when it wraps the optimizer, so the
+    # 1. The norm reader replaces the clip's observer. Fleet replaces the clip itself when it wraps the optimizer, so
+    # the
     #    reader needs the wrapped optimizer.
     reader = GradNormReader(optimizer, check_norm)
-    # 2. The guard wraps `step`. `check_norm` raises from inside `step` to skip an update, and the guard catches it there.
+    # 2. The guard wraps `step`. `check_norm` raises from inside `step` to skip an update, and the guard catches it
+    # there.
     guard.guard(optimizer)
     stage = layout.sharding_stage if layout.sharding > 1 else 0
     gradients = weights = None

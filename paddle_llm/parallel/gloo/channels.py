@@ -1,8 +1,8 @@
 """Point-to-point sends and receives without deadlocks.
 
-A send may block until the peer receives. NCCL processes a batch of sends and receives together, and its `isend` returns at
-once. Here each direction to each peer is a channel: transfers of one channel are done in order, those of different channels
-at the same time. A batch ends when every channel has finished its part, exactly when it would end with NCCL.
+A send may block until the peer receives. NCCL processes a batch of sends and receives together, and its `isend` returns
+at once. Here each direction to each peer is a channel: transfers of one channel are done in order, those of different
+channels at the same time. A batch ends when every channel has finished its part, exactly when it would end with NCCL.
 """
 
 from __future__ import annotations

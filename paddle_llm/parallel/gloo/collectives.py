@@ -1,7 +1,7 @@
 """Collectives of a process group that move tensors: broadcast, gather, scatter and barrier.
 
-They are methods for gloo that Paddle 3.3.1 lacks, built from those that it has. `ProcessGroupGloo` is a pybind class, so
-Python methods can be set on it, and C++ callers still get the real object.
+They are methods for gloo that Paddle 3.3.1 lacks, built from those that it has. `ProcessGroupGloo` is a pybind class,
+so Python methods can be set on it, and C++ callers still get the real object.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def all_gather_into_tensor(group: Any, out: Tensor, tensor: Tensor, sync_op: boo
 
 
 def all_gather(group: Any, first: Any, second: Any, sync_op: bool | None = None) -> Task:
-    """Gather the tensors of all members; the arguments are (list, tensor, sync_op) or the older (tensor, out tensor)."""
+    """Gather the tensors of all members; arguments are (list, tensor, sync_op) or the older (tensor, out tensor)."""
     out, tensor = (first, second) if isinstance(first, list) or sync_op is not None else (second, first)
     if not isinstance(out, list):
         return all_gather_into_tensor(group, out, tensor)

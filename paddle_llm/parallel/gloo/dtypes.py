@@ -1,7 +1,7 @@
 """Data types over gloo.
 
-Paddle 3.3.1 over gloo: int16, complex and float8 end the process ("Unknown DataType", exit code 255), and sums of float16
-are wrong (1 + 1 = inf). Here a tensor of such a type is moved as bytes and reduced in a wider type.
+Paddle 3.3.1 over gloo: int16, complex and float8 end the process ("Unknown DataType", exit code 255), and sums of
+float16 are wrong (1 + 1 = inf). Here a tensor of such a type is moved as bytes and reduced in a wider type.
 """
 
 from __future__ import annotations

@@ -26,7 +26,8 @@ def patch_fleet() -> None:
     """Let fleet's layers, pipeline and optimizers run on CPU ranks."""
     for name in _USERS_OF_BROADCAST:
         _module(name).broadcast_input_data = broadcast_input_data
-    # ParallelEnv sets it from FLAGS_selected_gpus and does not set it on a CPU, where `device_id` raises AttributeError.
+    # ParallelEnv sets it from FLAGS_selected_gpus and does not set it on a CPU, where `device_id` raises
+    # AttributeError.
     paddle.distributed.ParallelEnv._device_id = 0
     # "tensor fusion helper now only support dict_keys(['gpu', 'npu', 'xpu']), but got device unknown"
     tensor_fusion_helper.alignment["cpu"] = CPU_ALIGNMENT_BYTES
@@ -39,8 +40,8 @@ def patch_fleet() -> None:
         _module(name).is_avg_reduce_op_supported = lambda: True
     # It gathers along the first dimension what was split along the last one.
     mp_ops.c_split_eager.backward = staticmethod(_split_backward)
-    # The trainer waits for the device before it divides gradients late (enable_delay_scale_loss). On a CPU there is nothing to
-    # wait for, but Paddle raises "device should be gpu, xpu".
+    # The trainer waits for the device before it divides gradients late (enable_delay_scale_loss). On a CPU there is
+    # nothing to wait for, but Paddle raises "device should be gpu, xpu".
     paddle.device.synchronize = lambda device=None: None
 
 

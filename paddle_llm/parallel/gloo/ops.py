@@ -144,8 +144,8 @@ def c_softmax_with_cross_entropy(
         nranks: Number of ranks of the group.
 
     Returns:
-        Softmax [..., V] and loss [..., 1]; the loss is 0 where the label is `ignore_index`. As on a GPU, only the loss has a
-        gradient.
+        Softmax [..., V] and loss [..., 1]; the loss is 0 where the label is `ignore_index`. As on a GPU, only the loss
+        has a gradient.
     """
     return tuple(_SoftmaxCrossEntropy.apply(logits, label, ignore_index, _group(ring_id), rank))
 

@@ -1,7 +1,7 @@
 """Point-to-point transfers between CPU ranks: one TCP connection per direction between two members of a group.
 
-gloo's own transfers are not used. Paddle 3.3.1 numbers the operations of a process group on each rank, and matches a send
-with a receive by that number. With more than two pipeline stages the numbers differ, and both ranks wait forever.
+gloo's own transfers are not used. Paddle 3.3.1 numbers the operations of a process group on each rank, and matches a
+send with a receive by that number. With more than two pipeline stages the numbers differ, and both ranks wait forever.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The rendezvous of the ranks of a new gloo group.
 
-Paddle 3.3.1: `ProcessGroupGloo` publishes addresses under the keys "0", "1", ... of the job's only store, so two groups read
-each other's stale addresses ("Connection refused", or a timeout). Here every group has its own store: its first rank serves
-the store and publishes its address in the job's store, and the other ranks connect to it.
+Paddle 3.3.1: `ProcessGroupGloo` publishes addresses under the keys "0", "1", ... of the job's only store, so two groups
+read each other's stale addresses ("Connection refused", or a timeout). Here every group has its own store: its first
+rank serves the store and publishes its address in the job's store, and the other ranks connect to it.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def _job_store_port() -> int:
 def _disable_delay(port: int) -> None:
     """Let the clients of a store send small messages at once.
 
-    A client writes a command in several pieces and then waits. The system delays the second piece by 40 ms, dozens of times
-    per group.
+    A client writes a command in several pieces and then waits. The system delays the second piece by 40 ms, dozens of
+    times per group.
 
     Args:
         port: Port of the store.

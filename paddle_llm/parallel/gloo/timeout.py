@@ -1,8 +1,8 @@
 """Give gloo's collectives the timeout of the job instead of gloo's thirty seconds.
 
 A rank that writes a checkpoint or builds an index for longer than that would end all other ranks. Paddle 3.3.1 has no
-setter, so the field is written in memory: `CommContextManager::Get`, an exported function, returns the context. Every step
-is checked against known values (rank, size, 30000 ms); if one differs, nothing is written.
+setter, so the field is written in memory: `CommContextManager::Get`, an exported function, returns the context. Every
+step is checked against known values (rank, size, 30000 ms); if one differs, nothing is written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The environment in which GPU kernels give the same bits in every run (`--deterministic 1`).
 
-Some GPU kernels add numbers in the order in which their threads finish. With these settings a training repeats itself, and
-resumes, bit for bit on the same kind of GPU, layout and versions.
+Some GPU kernels add numbers in the order in which their threads finish. With these settings a training repeats itself,
+and resumes, bit for bit on the same kind of GPU, layout and versions.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def prepare_host(device: str, cpu_threads: int | None = None, deterministic: boo
 def hide_cards(environment: MutableMapping[str, str]) -> None:
     """Hide all GPUs in the environment of a process on the CPU.
 
-    A GPU build of Paddle initialises CUDA when it is imported, also in a job on the CPU. It would use memory of a GPU, and a
-    process that is forked afterwards could not use CUDA.
+    A GPU build of Paddle initialises CUDA when it is imported, also in a job on the CPU. It would use memory of a GPU,
+    and a process that is forked afterwards could not use CUDA.
 
     Args:
         environment: Environment to change.
@@ -88,7 +88,7 @@ def hide_cards(environment: MutableMapping[str, str]) -> None:
 
 
 def import_paddle() -> None:
-    """Import Paddle without its warning about the OMP_NUM_THREADS that `prepare_host` has set; log warnings and errors only."""
+    """Import Paddle without its warning about the OMP_NUM_THREADS of `prepare_host`; log warnings and errors only."""
     stream = _WithoutThreadWarning(sys.stderr)
     with contextlib.redirect_stderr(stream):  # type: ignore[type-var]
         import paddle  # noqa: F401
@@ -132,8 +132,8 @@ def processor() -> str:
 def mkl_cpu_type(described: str) -> str | None:
     """Return the MKL_DEBUG_CPU_TYPE with which MKL uses the vector instructions of an AMD processor; None for Intel.
 
-    By default the MKL of Paddle's wheel (2019) uses SSE on AMD. 5 is AVX2. 7 is AVX-512 (Zen 4 and later): a LLaMA step of
-    hidden size 512 in float32 takes 0.6 of the time with it.
+    By default the MKL of Paddle's wheel (2019) uses SSE on AMD. 5 is AVX2. 7 is AVX-512 (Zen 4 and later): a LLaMA step
+    of hidden size 512 in float32 takes 0.6 of the time with it.
 
     Args:
         described: Content of /proc/cpuinfo.

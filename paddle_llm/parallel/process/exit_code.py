@@ -1,9 +1,10 @@
 """Keep the exit code of a rank when a peer ends at the same moment.
 
 Paddle 3.3.1: the thread that serves a TCPStore (the job's on its first rank, a gloo group's on the group's first rank)
-writes a log line when a peer disconnects. If that happens while this process ends, the C++ objects that logging needs are
-already destroyed and the process is aborted: a job that has finished ends with -6 (SIGABRT). This happened in one of twenty
-jobs with four ranks on two busy cores. So the process ends after Python has ended and before those objects are destroyed.
+writes a log line when a peer disconnects. If that happens while this process ends, the C++ objects that logging needs
+are already destroyed and the process is aborted: a job that has finished ends with -6 (SIGABRT). This happened in one
+of twenty jobs with four ranks on two busy cores. So the process ends after Python has ended and before those objects
+are destroyed.
 """
 
 from __future__ import annotations

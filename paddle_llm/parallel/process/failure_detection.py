@@ -1,11 +1,11 @@
 """Detect lost ranks: when a rank dies, all others report which one it was and end, instead of waiting forever.
 
-Every rank keeps a connection to rank 0. The operating system closes it when a process ends, and gives it up when the other
-host no longer answers. Rank 0 reports a loss to the other ranks. A rank that ends normally announces that first. A loss that
-gloo notices becomes a `PeerLostError`; a rank that waits for something else is ended.
+Every rank keeps a connection to rank 0. The operating system closes it when a process ends, and gives it up when the
+other host no longer answers. Rank 0 reports a loss to the other ranks. A rank that ends normally announces that first.
+A loss that gloo notices becomes a `PeerLostError`; a rank that waits for something else is ended.
 
-On a CPU, a rank whose process exists but sends nothing for `PEER_TIMEOUT_SECONDS` is lost, too. On a GPU it is not: Python
-may be blocked for minutes there, while kernels are compiled or NCCL connects its ranks.
+On a CPU, a rank whose process exists but sends nothing for `PEER_TIMEOUT_SECONDS` is lost, too. On a GPU it is not:
+Python may be blocked for minutes there, while kernels are compiled or NCCL connects its ranks.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def start(store: Any, silence: float | None = PEER_TIMEOUT_SECONDS) -> None:
 
 
 def start_on_gpus() -> None:
-    """Connect this rank of a job on GPUs. Call it after `fleet.init`; on CPUs the first gloo group connects the rank."""
+    """Connect this rank of a job on GPUs, after `fleet.init`; on CPUs the first gloo group connects the rank."""
     from paddle.distributed import collective
 
     if collective._default_store is not None:
@@ -126,8 +126,8 @@ def exit_on_lost_rank() -> Iterator[None]:
 def _loss_behind(error: BaseException | None) -> PeerLostError | None:
     """Return the PeerLostError that caused `error`; None if a lost rank did not cause it.
 
-    Paddle 3.3.1 turns an exception of a hook in a backward pass into a SystemError with a cause, or, in a recomputed part,
-    into an OSError without one. Then the last PeerLostError of this rank decides.
+    Paddle 3.3.1 turns an exception of a hook in a backward pass into a SystemError with a cause, or, in a recomputed
+    part, into an OSError without one. Then the last PeerLostError of this rank decides.
     """
     while error is not None and not isinstance(error, PeerLostError):
         error = error.__cause__ or error.__context__
@@ -307,7 +307,7 @@ class _FailureDetector:
         return PeerLostError(suspect, f"error on rank {self.rank}: {error}")
 
     def _announce_end(self) -> None:
-        """Announce the end of this rank, then wait for the others: they may still need a store that this process serves."""
+        """Announce the end of this rank, then wait for the others, which may still need a store of this process."""
         self._send({"ended": [self.rank, "it ended"]})
         deadline = time.monotonic() + GRACE_SECONDS
         while (

@@ -20,8 +20,8 @@ class FirstRankError(RuntimeError):
 def on_first_rank(fn: Callable[[], T]) -> T:
     """Run `fn` on rank 0 of the job while the others wait, and return its result on every rank.
 
-    All ranks call this, in the same order among their calls. The result is pickled and sent through the job's store: keep
-    it small. The others wait as long as `fn` takes; when rank 0 dies, they end (see `failure_detection`).
+    All ranks call this, in the same order among their calls. The result is pickled and sent through the job's store:
+    keep it small. The others wait as long as `fn` takes; when rank 0 dies, they end (see `failure_detection`).
 
     Raises:
         UserError: If `fn` raises one; on every rank.

@@ -1,7 +1,8 @@
 """End this process when the process that it works for has ended, also by SIGKILL.
 
-A SIGKILL cannot be passed on. A rank whose launcher was killed would keep training beside the job that is started in its
-place, and a dataloader worker whose rank was killed would wait forever. Each of them watches its parent in a thread.
+A SIGKILL cannot be passed on. A rank whose launcher was killed would keep training beside the job that is started in
+its place, and a dataloader worker whose rank was killed would wait forever. Each of them watches its parent in a
+thread.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from pathlib import Path
 
 from paddle_llm.core.errors import EXIT_PEER_LOST, UserError, is_first_rank
 
-# paddle.distributed.launch (3.3.1) sets this variable for each rank that it starts. In its own environment the variable has
-# another value or is not set.
+# paddle.distributed.launch (3.3.1) sets this variable for each rank that it starts. In its own environment the variable
+# has another value or is not set.
 LAUNCHER_VARIABLE = "PADDLE_BACKUP_ENV_PATH"
 _SESSION_MANAGERS = ("systemd", "init", "tini", "dumb-init", "docker-init", "catatonit", "containerd-shim")
 _POLL_SECONDS = 0.5
@@ -57,8 +58,8 @@ def first_rank_reports() -> Iterator[None]:
 def find_launcher() -> int | None:
     """Return the process id of the launcher that started this rank.
 
-    It is the nearest ancestor that does not have this rank's `LAUNCHER_VARIABLE`: a shell script between the two passes the
-    variable on.
+    It is the nearest ancestor that does not have this rank's `LAUNCHER_VARIABLE`: a shell script between the two passes
+    the variable on.
 
     Returns:
         Process id, -1 if the launcher has ended already, or None for a process that no launcher started.
@@ -97,8 +98,8 @@ def end_with_creator() -> None:
 def worker_initializer() -> Callable[[int], None]:
     """Return a `worker_init_fn` for Paddle's DataLoader that lets a worker exit when this process ends.
 
-    Paddle 3.3.1: the worker passes the timeout of `queue.get` as its argument `block`, so it never checks its parent. The
-    pipes of `multiprocessing` stay open, too, because workers that are forked later inherit them.
+    Paddle 3.3.1: the worker passes the timeout of `queue.get` as its argument `block`, so it never checks its parent.
+    The pipes of `multiprocessing` stay open, too, because workers that are forked later inherit them.
     """
     return partial(_watch_forking_process, os.getpid())
 
@@ -125,7 +126,7 @@ def _end_after(launcher: int, started: str | None) -> None:
 
 
 def _adopts_orphans(pid: int) -> bool:
-    """Return whether a process is init or a session manager; a launcher may be the first process of a container, too."""
+    """Return whether a process is init or a session manager; the first process of a container may be a launcher."""
     if pid != 1 and _proc(pid, "comm").strip().decode(errors="replace") not in _SESSION_MANAGERS:
         return False
     return b"python" not in _proc(pid, "cmdline").split(b"\0")[0]

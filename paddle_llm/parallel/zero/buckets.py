@@ -1,13 +1,14 @@
 """Reduce gradients to the ranks that own them, in buckets with one collective each.
 
-A gradient is removed from its parameter when its bucket is sent, on every rank. It is divided by the number of ranks before
-it is reduced: the reduction gives the mean, and no intermediate value grows with the number of ranks (in float16 a sum over
-16 ranks overflows four bits earlier). The owner adds the means of a step's micro-batches in `sums`, separate from the
-parameters, so that a reduced mean is never sent again. `hand_over` makes the sums the gradients of the parameters.
+A gradient is removed from its parameter when its bucket is sent, on every rank. It is divided by the number of ranks
+before it is reduced: the reduction gives the mean, and no intermediate value grows with the number of ranks (in float16
+a sum over 16 ranks overflows four bits earlier). The owner adds the means of a step's micro-batches in `sums`, separate
+from the parameters, so that a reduced mean is never sent again. `hand_over` makes the sums the gradients of the
+parameters.
 
-The memory in flight is limited. One part of the limit is for gradients that wait, one for each bucket that is being reduced
-(a flat copy of its gradients; on a GPU the reduction runs beside the backward pass), and one for the newest gradient. A
-gradient larger than a part is sent on its own, in its own memory.
+The memory in flight is limited. One part of the limit is for gradients that wait, one for each bucket that is being
+reduced (a flat copy of its gradients; on a GPU the reduction runs beside the backward pass), and one for the newest
+gradient. A gradient larger than a part is sent on its own, in its own memory.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def _set_gradient(parameter: Any, gradient: paddle.Tensor) -> None:
 
 
 def gradient_of(parameter: Any) -> paddle.Tensor | None:
-    """Return a parameter's gradient: the float32 one of mixed precision (`main_grad`) if it exists; None without memory."""
+    """Return a parameter's gradient, `main_grad` of mixed precision if it exists; None without memory."""
     main_grad = getattr(parameter, "main_grad", None)
     if main_grad is not None:
         return main_grad

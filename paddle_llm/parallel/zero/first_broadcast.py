@@ -1,9 +1,9 @@
 """Make the weights of all ranks equal before training, without a second copy of the network.
 
-Fleet's wrappers and DataParallel (paddle 3.3.1) broadcast all weights of a group at once, from copies in fused buffers of
-128 MB, so every rank holds its weights twice meanwhile. In sharding stage 3 this is the only time at which the network is
-whole on each rank, and it decides whether the network fits. Paddle can broadcast each weight in its own memory, but no
-wrapper uses that.
+Fleet's wrappers and DataParallel (paddle 3.3.1) broadcast all weights of a group at once, from copies in fused buffers
+of 128 MB, so every rank holds its weights twice meanwhile. In sharding stage 3 this is the only time at which the
+network is whole on each rank, and it decides whether the network fits. Paddle can broadcast each weight in its own
+memory, but no wrapper uses that.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Check that all ranks of a group reduce the same gradients in the same order; otherwise they would wait forever.
 
-All ranks must execute the same graph in every backward pass. In the first step, each bucket is compared between the ranks
-before it is reduced. After that, every rank checks for itself that the bucket it is about to reduce occurred in the first
-step, after the same bucket. A rank on which a parameter has (or lacks) a gradient once, because of a branch in the model
-that depends on the data, stops with the names. Ranks that follow different known sequences at the same time are not
-detected.
+All ranks must execute the same graph in every backward pass. In the first step, each bucket is compared between the
+ranks before it is reduced. After that, every rank checks for itself that the bucket it is about to reduce occurred in
+the first step, after the same bucket. A rank on which a parameter has (or lacks) a gradient once, because of a branch
+in the model that depends on the data, stops with the names. Ranks that follow different known sequences at the same
+time are not detected.
 """
 
 from __future__ import annotations
@@ -116,6 +116,6 @@ class SameOrder:
         raise OrderError(self._failure)
 
     def _raise_again(self) -> None:
-        """Raise an earlier failure again: Paddle 3.3.1 sometimes (1 in 20) loses exceptions of a hook in a recomputed part."""
+        """Raise an earlier failure again: Paddle 3.3.1 sometimes (1 in 20) loses exceptions in a recomputed part."""
         if self._failure:
             raise OrderError(self._failure)

@@ -1,9 +1,9 @@
 """Choose the rank of a sharding group that owns each parameter.
 
 Fleet (paddle 3.3.1, DygraphShardingOptimizer) assigns each parameter, the largest first, to the rank with the fewest
-elements. It counts frozen parameters, which have no gradient and no optimizer state: if most are frozen, one rank may own
-all trained parameters. It also ignores weights that are tied between pipeline stages, whose owners must have the same rank
-in their groups to add the two gradients. Without frozen and tied weights, the choice made here is fleet's.
+elements. It counts frozen parameters, which have no gradient and no optimizer state: if most are frozen, one rank may
+own all trained parameters. It also ignores weights that are tied between pipeline stages, whose owners must have the
+same rank in their groups to add the two gradients. Without frozen and tied weights, the choice made here is fleet's.
 """
 
 from __future__ import annotations

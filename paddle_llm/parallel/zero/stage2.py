@@ -1,12 +1,12 @@
 """Sharding stage 2 on top of fleet's stage 1, combined with data, tensor and pipeline parallelism.
 
-Fleet's stage-1 optimizer (paddle 3.3.1, DygraphShardingOptimizer) assigns every parameter to a sharding rank, its owner,
-which keeps its optimizer state. Stage 2 does the same with gradients: during the backward pass of a micro-batch they are
-averaged on their owners and freed on the other ranks. (ZeRO, Rajbhandari et al. 2020, section 5.2.)
+Fleet's stage-1 optimizer (paddle 3.3.1, DygraphShardingOptimizer) assigns every parameter to a sharding rank, its
+owner, which keeps its optimizer state. Stage 2 does the same with gradients: during the backward pass of a micro-batch
+they are averaged on their owners and freed on the other ranks. (ZeRO, Rajbhandari et al. 2020, section 5.2.)
 
-During the backward pass a rank holds the gradients that it owns and those in flight (`buckets.py`): at most `bucket_mb`, or
-the largest gradient times the number of buckets in flight if that is more. A few vectors stay whole on every rank until the
-end of a step, when sequence parallelism sums their gradients over tensor ranks.
+During the backward pass a rank holds the gradients that it owns and those in flight (`buckets.py`): at most
+`bucket_mb`, or the largest gradient times the number of buckets in flight if that is more. A few vectors stay whole on
+every rank until the end of a step, when sequence parallelism sums their gradients over tensor ranks.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ShardedGradients:
         sharding._sharding_sync_parameters = self._broadcast_parameters if broadcast_weights else _do_nothing
 
     def owner(self, parameter: Any) -> int:
-        """Return the rank in the sharding group that keeps a parameter's gradient and optimizer state and updates it."""
+        """Return the rank in the sharding group that updates a parameter and keeps its gradient and state."""
         return self._sharding._param2rank[parameter.name]
 
     @property

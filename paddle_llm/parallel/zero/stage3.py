@@ -1,20 +1,20 @@
-"""Sharding stage 3 on top of stage 2's `ShardedGradients`: each weight is kept by its owner and gathered where it is used.
+"""Sharding stage 3 on top of stage 2: each weight is kept by its owner and gathered where it is used.
 
-The unit of gathering is a transformer block, or a layer outside of blocks (`units.py`). Just before a unit computes, in the
-forward pass and again in the backward pass, the owners of its weights broadcast them to their sharding group, all of the
-unit's weights at once. Afterwards every rank but the owner frees them. Beyond its own share a rank holds one unit at a time,
-and sends each weight twice per micro-batch instead of once per step. With `prefetch` the weights of the next unit arrive
-while one computes, and a rank holds two units. (ZeRO stage 3, Rajbhandari et al. 2020, section 5.3: parameters partitioned,
-broadcast by their owner.)
+The unit of gathering is a transformer block, or a layer outside of blocks (`units.py`). Just before a unit computes, in
+the forward pass and again in the backward pass, the owners of its weights broadcast them to their sharding group, all
+of the unit's weights at once. Afterwards every rank but the owner frees them. Beyond its own share a rank holds one
+unit at a time, and sends each weight twice per micro-batch instead of once per step. With `prefetch` the weights of the
+next unit arrive while one computes, and a rank holds two units. (ZeRO stage 3, Rajbhandari et al. 2020, section 5.3:
+parameters partitioned, broadcast by their owner.)
 
-Paddle's GroupShardedStage3 (3.3.1) is not used. It runs on GPUs only. It cuts the weights into flat slices with new names, for
-which AdamW's decay function, the optimizer state and the checkpoints of the other stages have no meaning. Its clipping knows
-the norm of its own group only, so it cannot be combined with tensor parallelism. Here the parameters are unchanged, and
-gradients, moments, clipping and checkpoints are those of stages 1 and 2.
+Paddle's GroupShardedStage3 (3.3.1) is not used. It runs on GPUs only. It cuts the weights into flat slices with new
+names, for which AdamW's decay function, the optimizer state and the checkpoints of the other stages have no meaning.
+Its clipping knows the norm of its own group only, so it cannot be combined with tensor parallelism. Here the parameters
+are unchanged, and gradients, moments, clipping and checkpoints are those of stages 1 and 2.
 
-In Paddle, `_clear_data` frees the memory of a parameter in place, and what autograd has saved of it refers to the same tensor.
-So a parameter may be freed and filled again before its gradient is computed. An operator that reads a freed weight raises
-("holds no memory").
+In Paddle, `_clear_data` frees the memory of a parameter in place, and what autograd has saved of it refers to the same
+tensor. So a parameter may be freed and filled again before its gradient is computed. An operator that reads a freed
+weight raises ("holds no memory").
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ _ATTRIBUTE = "_sharded_weights"  # of the network: its ShardedWeights
 class ShardedWeights:
     """Keeps each weight on the sharding rank that owns it, and gathers it where it is used.
 
-    The units of a network are assumed to form a chain: when the backward pass of one begins, that of the one before it is
-    over. After construction, `state_dict()` of the network raises unless all weights are gathered; see `whole`. The network
-    is built whole on every rank and is reduced to its own share here.
+    The units of a network are assumed to form a chain: when the backward pass of one begins, that of the one before it
+    is over. After construction, `state_dict()` of the network raises unless all weights are gathered; see `whole`. The
+    network is built whole on every rank and is reduced to its own share here.
 
     Attributes:
         group: Sharding group.
@@ -48,12 +48,13 @@ class ShardedWeights:
 
     Args:
         model: Network without fleet's wrapper, with the same weights on every rank of the sharding group.
-        optimizer: Fleet's hybrid optimizer over a stage-1 sharding optimizer. A weight that is not in it stays on all ranks.
+        optimizer: Fleet's hybrid optimizer over a stage-1 sharding optimizer. A weight that is not in it stays on all
+            ranks.
         gradients: Sharded gradients of the same optimizer, with `broadcast_weights=False`.
-        offload: Whether an owner's weights are kept in host memory (pinned, on a GPU) while they are not in use. During the
-            update all weights that a rank owns are on the device.
-        prefetch: Whether the weights of the next unit are broadcast while one computes. It helps if collectives run beside
-            the computation (on a GPU), and needs the memory of a second unit.
+        offload: Whether an owner's weights are kept in host memory (pinned, on a GPU) while they are not in use. During
+            the update all weights that a rank owns are on the device.
+        prefetch: Whether the weights of the next unit are broadcast while one computes. It helps if collectives run
+            beside the computation (on a GPU), and needs the memory of a second unit.
     """
 
     def __init__(
@@ -92,8 +93,8 @@ class ShardedWeights:
 
         Not for computing: on a GPU every operator would copy them, and an update frees them.
 
-        Memory: on a rank with `keep`, all weights (of its tensor-parallel part) besides its own. They arrive one at a time
-        and on a GPU are kept in host memory, so that the device needs the memory of one weight.
+        Memory: on a rank with `keep`, all weights (of its tensor-parallel part) besides its own. They arrive one at a
+        time and on a GPU are kept in host memory, so that the device needs the memory of one weight.
 
         Args:
             keep: Whether this rank keeps the weights; otherwise it only takes part in the broadcasts.
@@ -289,8 +290,9 @@ class ShardedWeights:
 def _synchronize_held_weights_only(optimizer: Any) -> None:
     """Limit fleet's synchronization of replicated weights (biases, BLOOM's layer norms) to weights that are held.
 
-    After an update fleet makes them equal on all tensor ranks. A freed weight cannot be sent, and its owners have the same
-    position in every tensor-parallel group. With offload all weights are freed by then; tensor ranks have computed the same.
+    After an update fleet makes them equal on all tensor ranks. A freed weight cannot be sent, and its owners have the
+    same position in every tensor-parallel group. With offload all weights are freed by then; tensor ranks have computed
+    the same.
     """
     synchronize = optimizer._sync_mp_params_and_moments
 
@@ -301,7 +303,7 @@ def _synchronize_held_weights_only(optimizer: Any) -> None:
 
 
 def gathered_weight(model: nn.Layer, parameter: Any) -> AbstractContextManager[None]:
-    """Return a context in which this rank holds a weight of a network; in stage 3 collective over the sharding group."""
+    """Return a context in which this rank holds a weight; in stage 3 collective over the sharding group."""
     weights = getattr(model, _ATTRIBUTE, None)
     return weights.gathered(parameter) if weights is not None else nullcontext()
 

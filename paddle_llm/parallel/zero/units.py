@@ -28,8 +28,8 @@ class Unit:
 def find_units(layer: nn.Layer, known: set[str], name: str = "") -> Iterator[Unit]:
     """Return the units of a network.
 
-    A unit is an element of the network's outermost LayerLists (a transformer block) or, outside of them, a layer that has
-    parameters itself or reads those of other layers, which it names in its attribute `uses_weights_of`.
+    A unit is an element of the network's outermost LayerLists (a transformer block) or, outside of them, a layer that
+    has parameters itself or reads those of other layers, which it names in its attribute `uses_weights_of`.
 
     Args:
         layer: Network, or a part of it.

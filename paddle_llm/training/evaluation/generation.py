@@ -58,9 +58,9 @@ class GenerationEvaluation:
     def __call__(self, trainer: Any, conversations: Sequence[Conversation], prefix: str = "eval") -> dict[str, float]:
         """Generate the last answers and return their scores, the same on all ranks. Collective over all ranks.
 
-        The conversations are divided between the data ranks. The answers do not depend on the layout, also with sampling.
-        With `save_generation_output` the first rank writes <output_dir>/generated-<step>.jsonl (for another prefix than
-        "eval": generated-<prefix>-<step>.jsonl).
+        The conversations are divided between the data ranks. The answers do not depend on the layout, also with
+        sampling. With `save_generation_output` the first rank writes <output_dir>/generated-<step>.jsonl (for another
+        prefix than "eval": generated-<prefix>-<step>.jsonl).
 
         Args:
             trainer: Trainer with the network.

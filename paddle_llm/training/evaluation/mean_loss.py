@@ -45,7 +45,8 @@ def _loss_sum(trainer: Any, model: Any, criterion: CausalLMLoss | None, inputs: 
     """Return the sum of the losses of a batch's `count` labels; zero for a batch that is only padding."""
     divided: AbstractContextManager[None] = nullcontext()
     if trainer.args.pipeline_parallel_degree > 1 and criterion is not None:
-        # A pipeline averages the means of its micro-batches, and padded ones have fewer labels: use one divisor for all.
+        # A pipeline averages the means of its micro-batches, and padded ones have fewer labels: use one divisor for
+        # all.
         count = math.prod(inputs["labels"].shape)
         divided = criterion.divided_by(count / trainer.args.gradient_accumulation_steps)
     with divided:

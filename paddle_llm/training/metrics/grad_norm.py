@@ -46,7 +46,8 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
         self.observe(norm)
         if self.clip_norm == _NO_CLIPPING:
             return params_grads
-        # Never above 1. With fleet's epsilon, because layouts would differ by it where norms are small, as an adapter's are.
+        # Never above 1. With fleet's epsilon, because layouts would differ by it where norms are small, as an adapter's
+        # are.
         scale = self.clip_norm / (paddle.clip(norm, min=self.clip_norm) + _FLEET_EPSILON)
         clipped = []
         for param, grad in params_grads:
@@ -59,8 +60,9 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
 def _squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
     """Return the sum of squares in float32, [1].
 
-    The kernel is that of fleet's clip: it reads a gradient once and makes no copy. Its result has the type of its input,
-    so 16-bit gradients are cast: their sum would overflow (float16, above a norm of 256) or keep 8 bits (bfloat16).
+    The kernel is that of fleet's clip: it reads a gradient once and makes no copy. Its result has the type of its
+    input, so 16-bit gradients are cast: their sum would overflow (float16, above a norm of 256) or keep 8 bits
+    (bfloat16).
     """
     return _squared_l2_norm(gradient if gradient.dtype == paddle.float32 else gradient.astype("float32"))
 
@@ -70,8 +72,8 @@ class GradNormReader:
 
     Args:
         optimizer: Optimizer as the training loop uses it.
-        observe: Function that gets each norm, a scalar on the device, when all gradients are reduced and none is clipped
-            or applied yet. It may raise.
+        observe: Function that gets each norm, a scalar on the device, when all gradients are reduced and none is
+            clipped or applied yet. It may raise.
 
     Raises:
         RuntimeError: If the optimizer has no clip that can be read.

@@ -94,8 +94,8 @@ class Meter:
         Args:
             step: Number of the step, 1 for the first.
             loss: Mean of this rank's micro-batches.
-            labels: Number by which the sums of this rank's micro-batches were divided together; None if each was divided
-                by the number of its own labels.
+            labels: Number by which the sums of this rank's micro-batches were divided together; None if each was
+                divided by the number of its own labels.
             skipped: Whether the update was skipped.
         """
         tokens, self._micro_tokens = self._micro_tokens, 0

@@ -58,8 +58,8 @@ class StepFlow(TrainerCallback):
         self._trainer.meter.start_waiting()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # With any interval, a run ends with a row, an evaluation and a checkpoint of its last step. The data set holds all
-        # epochs, so the loop does not see where one ends.
+        # With any interval, a run ends with a row, an evaluation and a checkpoint of its last step. The data set holds
+        # all epochs, so the loop does not see where one ends.
         last = state.global_step >= state.max_steps
         epoch_ends = last or self._trainer.ends_epoch(state.global_step)
         control.should_log |= last
@@ -78,7 +78,7 @@ def _due(strategy: IntervalStrategy, last: bool, epoch_ends: bool) -> bool:
 
 
 class MetricsFile(TrainerCallback):
-    """Appends each row to metrics.jsonl. Resuming removes the rows after the checkpoint, so that no step occurs twice."""
+    """Appends each row to metrics.jsonl. Resuming removes the rows after the checkpoint: no step occurs twice."""
 
     priority = REPORT_PRIORITY
 

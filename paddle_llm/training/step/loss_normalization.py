@@ -1,9 +1,9 @@
 """The loss of a step is the mean over all labels of its global batch, whatever the layout.
 
 The mean of the means of micro-batches weights a label by the number of other labels in its micro-batch. With samples of
-unequal length, that mean depends on the batch size, the accumulation and the number of ranks. Here the labels of a global
-batch are counted over all ranks before its first micro-batch is computed, and the sum of every micro-batch is divided by
-the same number:
+unequal length, that mean depends on the batch size, the accumulation and the number of ranks. Here the labels of a
+global batch are counted over all ranks before its first micro-batch is computed, and the sum of every micro-batch is
+divided by the same number:
 
     `GlobalBatchLoader` counts the labels of this rank   ->   `LossNormalizer` sums them over ranks   ->   the loss divides
 """
@@ -67,7 +67,7 @@ class LossNormalizer:
 
 
 def find_criterion(model: Any) -> CausalLMLoss | None:
-    """Return the loss of a network, of a PipelineLayer, or of either inside fleet's wrapper; None if it is another loss."""
+    """Return the loss of a network or PipelineLayer, also inside fleet's wrapper; None if it is another loss."""
     layer = getattr(model, "_layers", model)
     candidates = [*(getattr(layer, "_loss_fn", None) or []), *layer.sublayers(include_self=True)]
     return next((found for found in candidates if isinstance(found, CausalLMLoss)), None)

@@ -15,8 +15,8 @@ def unscale_main_gradients(scaler: paddle.amp.GradScaler) -> None:
 
     Paddle's `GradScaler._unscale` (3.3.1) reads the 16-bit gradients, which `MixPrecisionLayer` has released: the loss
     scale stays in the gradients and no overflow is found. PaddleNLP (3.0.0b4, `_wrap_amp_model`) replaces the method in
-    sharded, tensor and pipeline layouts only. Fleet's `MixPrecisionScaler` needs a hybrid communicate group and cannot be
-    used here.
+    sharded, tensor and pipeline layouts only. Fleet's `MixPrecisionScaler` needs a hybrid communicate group and cannot
+    be used here.
     """
     scaler._unscale = MethodType(_unscale, scaler)
 

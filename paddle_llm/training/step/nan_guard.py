@@ -1,11 +1,11 @@
 """Handle a non-finite step: stop and report the batch, or skip the update and count it, alike on every rank.
 
-The guard checks the global gradient norm. Every rank computes the same norm between backward and update, and a loss that
-is NaN on any rank makes it NaN. On a CPU the loss alone would not show it: Paddle's softmax kernel (3.3.1) turns a row of
-NaN into equal probabilities, so the loss is ln(vocabulary).
+The guard checks the global gradient norm. Every rank computes the same norm between backward and update, and a loss
+that is NaN on any rank makes it NaN. On a CPU the loss alone would not show it: Paddle's softmax kernel (3.3.1) turns a
+row of NaN into equal probabilities, so the loss is ln(vocabulary).
 
-With fp16, a gradient that overflows while the losses are finite is left to the loss scaler: it skips the update and halves
-its scale, which is also how it finds the first scale.
+With fp16, a gradient that overflows while the losses are finite is left to the loss scaler: it skips the update and
+halves its scale, which is also how it finds the first scale.
 """
 
 from __future__ import annotations

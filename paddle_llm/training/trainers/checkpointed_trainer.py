@@ -171,8 +171,8 @@ class CheckpointedTrainer(Trainer):
         """Return what a resumed run must have in common with its checkpoint.
 
         Returns:
-            The network's shape, digests of the first samples in their order, and a digest of the whole data (`rows`; None
-            if the data set has no digest).
+            The network's shape, digests of the first samples in their order, and a digest of the whole data (`rows`;
+            None if the data set has no digest).
         """
         config = getattr(self.model, "config", None)
         if self._rows is None and hasattr(self.train_dataset, "digest"):
@@ -203,8 +203,8 @@ class CheckpointedTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore the random states; called by the loop before the first step of a resumed training.
 
-        PaddleNLP's own method depends on the number of visible devices (see `random_states`). It still reads checkpoints of
-        earlier versions, which have its file only.
+        PaddleNLP's own method depends on the number of visible devices (see `random_states`). It still reads
+        checkpoints of earlier versions, which have its file only.
         """
         if checkpoint is None:
             return

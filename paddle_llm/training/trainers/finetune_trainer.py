@@ -29,13 +29,14 @@ from paddle_llm.peft.targets import on_any_rank
 from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
-# PaddleNLP 3.0.0b4 expects an optimizer state for every weight (KeyError), and of a tensor that it does not know, such as
-# LoRA's, it writes the part of the first tensor-parallel rank only.
+# PaddleNLP 3.0.0b4 expects an optimizer state for every weight (KeyError), and of a tensor that it does not know, such
+# as LoRA's, it writes the part of the first tensor-parallel rank only.
 _NO_UNIFIED_CHECKPOINT = (
     "--unified_checkpoint is ignored: PaddleNLP cannot resume from a unified checkpoint of several ranks with frozen "
     "weights. Checkpoints are written per rank."
 )
-# On a GPU the head computes logits for a multiple of this many positions: tensors of many sizes would fragment its memory.
+# On a GPU the head computes logits for a multiple of this many positions: tensors of many sizes would fragment its
+# memory.
 _POSITION_MULTIPLE = 256
 Scorer = Callable[[PretrainTrainer, Sequence[Conversation], str], dict[str, float]]
 

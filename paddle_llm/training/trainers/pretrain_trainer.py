@@ -49,9 +49,10 @@ from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTraine
 class PretrainTrainer(CheckpointedTrainer):
     """Trains a causal language model; used like PaddleNLP's Trainer.
 
-    Samples are dicts with the arrays `input_ids` [S] and `labels` [S]; labels are shifted already. A `train_dataset` with
-    the attribute `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training in every
-    layout, and global batch g consists of the items [g*G, (g+1)*G). Any other map-style data set is shuffled for each epoch.
+    Samples are dicts with the arrays `input_ids` [S] and `labels` [S]; labels are shifted already. A `train_dataset`
+    with the attribute `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training in
+    every layout, and global batch g consists of the items [g*G, (g+1)*G). Any other map-style data set is shuffled for
+    each epoch.
 
     Attributes:
         layout: Layout of the job.
@@ -282,7 +283,7 @@ class PretrainTrainer(CheckpointedTrainer):
         return loss
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
-        """Keep the loss of a step; called by the loop once per optimizer step with the loss summed since the last call."""
+        """Keep the loss of a step; called once per optimizer step with the loss summed since the last call."""
         self.scalars.start(loss.clone(), self.loss_normalizer.labels)
         self.meter.learning_rate = float(self.optimizer.get_lr())
         # The loop keeps a running sum, which would stay NaN after one non-finite step.
@@ -327,8 +328,8 @@ class PretrainTrainer(CheckpointedTrainer):
             metric_key_prefix: "eval" or "test".
 
         Returns:
-            "step", "<prefix>_loss" (mean over all labels and ranks), "<prefix>_ppl" (its exponential), and the metrics of
-            `further_metrics`.
+            "step", "<prefix>_loss" (mean over all labels and ranks), "<prefix>_ppl" (its exponential), and the metrics
+            of `further_metrics`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         loss = mean_loss(self, self._model_to_evaluate(), self.get_eval_dataloader(PaddedView(dataset)))
