@@ -6,6 +6,9 @@ are found. The padding of the vocabulary is compared with zero.
 
 A gradient that is zero in exact arithmetic consists of rounding errors, which Adam turns into steps of any sign. Those
 parts (`zero_gradient_part` of the family) are compared absolutely, in units of the norm of the rest.
+
+A weight is compared with the largest norm that it has had so far. The singular values of AdaLoRA start at zero and are
+cut to zero: the rest of such a tensor may be the small difference of two steps and has the rounding errors of both.
 """
 
 from __future__ import annotations
@@ -145,7 +148,8 @@ def _tensor_differences(
         seen[_whole(position, quantity)].add(name)
         if name in expected:
             unit = _unit_of_zeros(reference.model, name, expected)
-            for value, absolute in _tensor_difference(reference.model, name, full, expected[name].values, unit):
+            least = _largest_norm(reference, number, name) if quantity == "weight" else 0.0
+            for value, absolute in _tensor_difference(reference.model, name, full, expected[name].values, unit, least):
                 yield Difference(quantity, number, name, rank, value, math.inf, absolute)
         elif np.any(full):  # stage 1 fills in zeros where there is no gradient
             yield Difference(quantity, number, name, rank, math.inf, math.inf)
@@ -218,10 +222,22 @@ def _unit_of_zeros(model: dict[str, Any], name: str, tensors: dict[str, Part]) -
     return float(np.linalg.norm(tensors[name.removesuffix(ending) + other].values.astype(np.float64)))
 
 
+def _largest_norm(reference: RankRecord, number: int, name: str) -> float:
+    """Return the largest norm of a weight up to a step."""
+    steps = [step for step in reference.steps if step <= number]
+    held = [weights[name].values for step in steps if name in (weights := step_tensors(reference, step, "weight"))]
+    return max(float(np.linalg.norm(values.astype(np.float64))) for values in held)
+
+
 def _tensor_difference(
-    model: dict[str, Any], name: str, found: np.ndarray, expected: np.ndarray, unit: float | None
+    model: dict[str, Any], name: str, found: np.ndarray, expected: np.ndarray, unit: float | None, least: float
 ) -> Iterator[tuple[float, bool]]:
-    """Return (difference, whether it is absolute); two for a tensor with a part that is exactly zero."""
+    """Return (difference, whether it is absolute); two for a tensor with a part that is exactly zero.
+
+    Args:
+        unit: Norm that the difference of a tensor is divided by if the tensor is zero in exact arithmetic; else None.
+        least: Smallest norm that any other difference is divided by.
+    """
     expected = np.pad(expected, [(0, n - m) for n, m in zip(found.shape, expected.shape, strict=True)])
     found, expected = found.astype(np.float64), expected.astype(np.float64)
     if unit is not None:
@@ -229,7 +245,7 @@ def _tensor_difference(
         return
     zeros = exact_zeros(model, name, found.shape)
     if zeros is None:
-        yield _relative(found, expected), False
+        yield _relative(found, expected, least), False
         return
     yield _relative(found[~zeros], expected[~zeros]), False
     yield _in_units(found[zeros] - expected[zeros], float(np.linalg.norm(expected[~zeros]))), True
@@ -245,9 +261,9 @@ def exact_zeros(model: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.
     return mask.reshape(shape)
 
 
-def _relative(found: Any, expected: Any) -> float:
+def _relative(found: Any, expected: Any, least: float = 0.0) -> float:
     size, difference = float(np.linalg.norm(expected)), float(np.linalg.norm(np.asarray(found) - np.asarray(expected)))
-    return _ratio(difference, size)
+    return _ratio(difference, max(size, least))
 
 
 def _in_units(difference: np.ndarray, unit: float) -> float:
