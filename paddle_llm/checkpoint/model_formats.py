@@ -25,7 +25,7 @@ _FUSED = {".qkv_proj.weight": ("q", "k", "v"), ".gate_up_fused_proj.weight": ("g
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """A tokenizer to convert (data/tokenizers/tokenizer_json.py).
+    """A tokenizer to convert (data/tokenizers/conversion/tokenizer_json.py).
 
     Attributes:
         folder: Folder with the configuration of the model.
@@ -128,7 +128,7 @@ def write_tokenizer(model_format: str, tokenizer: Any, source: str | None, folde
     if model_format == PADDLENLP or type(tokenizer).__module__.startswith("transformers."):
         tokenizer.save_pretrained(str(folder))
         return
-    from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer as convert
+    from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer as convert
 
     with tempfile.TemporaryDirectory() as made:
         read = Path(source or "")

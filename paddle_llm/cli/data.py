@@ -78,7 +78,13 @@ def tokenizer() -> None:
 @click.option(
     "--vocab_size", type=Whole(min=261), required=True, help="Number of pieces, including 4 special ones and 256 bytes."
 )
-@click.option("--model_type", type=click.Choice(["unigram", "bpe"]), default="unigram", show_default=True)
+@click.option(
+    "--model_type",
+    type=click.Choice(["unigram", "bpe"]),
+    default="unigram",
+    show_default=True,
+    help="Algorithm of sentencepiece.",
+)
 @click.option(
     "--character_coverage",
     type=Finite(0.9, 1.0),
@@ -136,7 +142,13 @@ def data() -> None:
 @_reading
 @click.option("--tokenizer", required=True, type=PATH, help="Tokenizer folder.")
 @click.option("--output_prefix", required=True, type=PATH, help="Writes PREFIX.bin, PREFIX.idx and PREFIX.meta.json.")
-@click.option("--workers", type=Whole(min=1), default=len(os.sched_getaffinity(0)), show_default="all cores")
+@click.option(
+    "--workers",
+    type=Whole(min=1),
+    default=len(os.sched_getaffinity(0)),
+    show_default="all cores",
+    help="Number of processes that tokenize.",
+)
 def build(
     inputs: tuple[str, ...],
     kind: str,

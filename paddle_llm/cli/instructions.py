@@ -30,7 +30,10 @@ _OPTIONS = [
         "--special_tokens_in_content", type=click.Choice(["text", "tokens"]), default="text", show_default=True,
         help="How the text of a special token inside a message is encoded.",
     ),
-    click.option("--loss_on", type=click.Choice(["answers", "last", "all"]), default="answers", show_default=True),
+    click.option(
+        "--loss_on", type=click.Choice(["answers", "last", "all"]), default="answers", show_default=True,
+        help="Tokens with a loss: all answers, the last answer, or all tokens.",
+    ),
     click.option("--max_length", type=int, default=2048, show_default=True, help="Maximum number of tokens of a sample."),
     click.option("--src_length", type=int, help="Maximum number of tokens before an answer."),
     click.option("--tgt_length", type=int, help="Maximum number of tokens of an answer."),

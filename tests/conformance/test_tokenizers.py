@@ -26,10 +26,10 @@ from paddle_llm.data.corpus.encode import open_encoder
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizer import fingerprint, load_tokenizer
+from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer
 from paddle_llm.data.tokenizers.folder import Reader, reader_of
 from paddle_llm.data.tokenizers.plain_text import NotText
 from paddle_llm.data.tokenizers.text_codec import TextCodec, TransformersCodec, open_codec
-from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from tests.conformance import tokenizer_folders as made
 from tests.helpers.chat_tokenizers import chatglm3_folder, chatglm_folder
 

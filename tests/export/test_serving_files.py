@@ -19,8 +19,8 @@ from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import BOS, EOS, PREFIX, TEMPLATES
 from paddle_llm.data.instructions.formats import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
+from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer
 from paddle_llm.data.tokenizers.text_codec import open_codec
-from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 from paddle_llm.export.source.folder_tensors import FolderTensors
 from paddle_llm.export.source.source import Source
 from paddle_llm.export.targets.serving_files import (

@@ -21,11 +21,11 @@ import tokenizers
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
-from paddle_llm.data.tokenizers import tokenizer_check
-from paddle_llm.data.tokenizers.byte_level import llama3_specials
+from paddle_llm.data.tokenizers.conversion import check
+from paddle_llm.data.tokenizers.conversion.byte_level import llama3_specials
+from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer
 from paddle_llm.data.tokenizers.sentencepiece_model import CONTROL, USER_DEFINED, read_model
 from paddle_llm.data.tokenizers.text_codec import SentencePieceCodec, open_codec
-from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
 
 ENGLISH = "\n".join(pydoc_data.topics.topics.values())
 CHINESE = (Path(__file__).parents[2] / "README_zh.md").read_text(encoding="utf-8")
@@ -171,7 +171,7 @@ def test_unigram_agrees_but_for_ties(settings, ours, tmp_path):
     model = read_model(folder / "sentencepiece.bpe.model")
     found = ids_of(tokenizer, [samples[number] for number in other])
     wanted = processor.encode([samples[number] for number in other])
-    assert all(tokenizer_check.is_tie(model, a, b) for a, b in zip(found, wanted, strict=True))
+    assert all(check.is_tie(model, a, b) for a, b in zip(found, wanted, strict=True))
     assert len(other) < (0.005 if "<n>" not in str(settings) else 0.02) * NUMBER
     assert tokenizer.decode_batch(found) == tokenizer.decode_batch(wanted)
 
@@ -402,7 +402,7 @@ def test_ranks_of_tiktoken(tmp_path):
     none has one."""
     import regex
 
-    from paddle_llm.data.tokenizers.byte_level import _LLAMA3, _letters
+    from paddle_llm.data.tokenizers.conversion.byte_level import _LLAMA3, _letters
 
     source = byte_level(tmp_path / "bytes", "Qwen2Tokenizer")
     bytes_of = {letter: byte for byte, letter in _letters().items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from paddle_llm.data.chat.answers import Answer, AnswerFinder, Message, NotLocated, Render, marked_answers
 from paddle_llm.data.chat.renderer import RenderedText, Renderer, RowRejected
-from paddle_llm.data.chat.special_text import Unmarked, has_special_text, unused_characters, with_markers
+from paddle_llm.data.chat.special_text import WithoutMarkers, has_special_text, unused_characters, with_markers
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation
 
 # Kinds of notes; notes.py has a sentence for each.
@@ -39,7 +39,7 @@ class RenderedConversation:
     notes: tuple[str, ...] = ()
 
 
-def messages_of(conversation: Conversation) -> list[Message]:
+def template_messages(conversation: Conversation) -> list[Message]:
     """Return the turns as a Jinja template sees them."""
     return [{"role": turn.role, "content": turn.text, **turn.fields} for turn in conversation.turns]
 
@@ -63,7 +63,7 @@ def render_conversation(
         RowRejected: If the template rejects the conversation, does not write its tool calls, or writes its last answer
             so that it cannot be located.
     """
-    messages, variables = messages_of(conversation), dict(conversation.fields)
+    messages, variables = template_messages(conversation), dict(conversation.fields)
     reserved = sorted({"messages", "add_generation_prompt", "strftime_now", "chat_template"} & set(variables))
     if reserved:
         raise RowRejected(f"the row sets {reserved[0]!r}, a variable that follows from the conversation")
@@ -77,7 +77,7 @@ def render_conversation(
             marker = unused_characters(f"{plain.text}{messages}{variables}", 1)
             safe, safe_variables = with_markers([messages, variables], specials, marker)
             rendered = renderer(safe, add_generation_prompt=is_open, **safe_variables)
-            if Unmarked(rendered.text, marker).text == plain.text:
+            if WithoutMarkers(rendered.text, marker).text == plain.text:
                 notes[0] = SPECIAL_TEXT
                 messages, variables = safe, safe_variables
             else:  # the template inspects such text
@@ -91,9 +91,9 @@ def render_conversation(
         text = rendered.text
         notes += [END_ADDED] if extended else []
     else:
-        text, answers, more = _located(render, messages, rendered, specials, is_open, conversation.where)
+        text, answers, more = _locate_answers(render, messages, rendered, specials, is_open, conversation.where)
         notes += more
-    unmarked = Unmarked(text, marker)
+    unmarked = WithoutMarkers(text, marker)
     moved = tuple(
         replace(answer, begin=unmarked.position(answer.begin), end=unmarked.position(answer.end)) for answer in answers
     )
@@ -105,7 +105,7 @@ def render_conversation(
     return RenderedConversation(unmarked.text, unmarked.cuts, moved, is_open, tuple(dict.fromkeys(notes)))
 
 
-def _located(
+def _locate_answers(
     render: Render,
     messages: list[Message],
     rendered: RenderedText,
@@ -155,7 +155,7 @@ def _notes_on_answers(
 
 def _with_content(conversation: Conversation, renderer: Renderer, number: int, content: str) -> RenderedText | None:
     """Render the conversation with other content in one message; None if the template rejects it."""
-    messages = messages_of(conversation)
+    messages = template_messages(conversation)
     messages[number] = {**messages[number], "content": content}
     is_open = messages[-1]["role"] != ASSISTANT
     try:
@@ -166,7 +166,7 @@ def _with_content(conversation: Conversation, renderer: Renderer, number: int, c
 
 def _notes_on_questions(conversation: Conversation, renderer: Renderer, plain: RenderedText) -> Iterator[str]:
     """Yield a note for each message, other than answers, whose content the template drops or changes."""
-    messages = messages_of(conversation)
+    messages = template_messages(conversation)
     for number, turn in enumerate(conversation.turns):
         content = messages[number]["content"]
         if (
@@ -188,7 +188,7 @@ def _notes_on_fields(
     Raises:
         RowRejected: If that field is tool_calls.
     """
-    messages = messages_of(conversation)
+    messages = template_messages(conversation)
 
     def same(changed: list[Message], variables: dict[str, object]) -> bool:
         try:

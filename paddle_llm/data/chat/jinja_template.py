@@ -15,7 +15,7 @@ from paddle_llm.config.local_files.chat_templates import (
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_rendering import RenderedConversation, render_conversation
 from paddle_llm.data.chat.renderer import Renderer, RowRejected, check_date
-from paddle_llm.data.chat.special_text import pattern_of
+from paddle_llm.data.chat.special_text import special_pattern
 from paddle_llm.data.chat.templates import EOS, Piece
 from paddle_llm.data.instructions.conversation import calls_as_text
 from paddle_llm.data.instructions.formats import ASSISTANT, SYSTEM, Conversation, Turn
@@ -54,7 +54,7 @@ class JinjaTemplate:
     ) -> None:
         check_date(date)
         self.found, self.date, self._choice = found, date, choice
-        self.specials = pattern_of(set(codec.specials) - ordinary)
+        self.specials = special_pattern(set(codec.specials) - ordinary)
         used = [choice] if choice else [name for name in (DEFAULT, TOOL_USE) if name in found.by_name]
         if not used:
             raise UserError(
@@ -72,13 +72,13 @@ class JinjaTemplate:
         """The token that ends a text answer; EOS if the template writes none."""
         conversation = Conversation((Turn("user", "a"), Turn(ASSISTANT, "b")))
         try:
-            written = render_conversation(conversation, next(iter(self._renderers.values())), specials=self.specials)
+            rendered = render_conversation(conversation, next(iter(self._renderers.values())), specials=self.specials)
         except RowRejected:
             return (Piece(EOS, is_special=True),)
-        if not written.answers or not written.answers[-1].is_ended or self.specials is None:
+        if not rendered.answers or not rendered.answers[-1].is_ended or self.specials is None:
             return (Piece(EOS, is_special=True),)
-        answer = written.answers[-1]
-        ends = self.specials.findall(written.text, answer.begin, answer.end)
+        answer = rendered.answers[-1]
+        ends = self.specials.findall(rendered.text, answer.begin, answer.end)
         return (Piece(ends[-1], is_special=True),)
 
     @property

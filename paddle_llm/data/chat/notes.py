@@ -57,12 +57,12 @@ def _meaning(kind: str) -> str:
     return _SENTENCES[kind]
 
 
-def is_about_the_prompt(kind: str) -> bool:
+def concerns_prompt(kind: str) -> bool:
     """Return whether a kind concerns the text before an answer, which also matters for generation."""
     return kind in (SPECIAL_TEXT, SPECIAL_TOKENS) or kind.startswith((NOT_WRITTEN, LEFT_OUT, CHANGED))
 
 
-def notes_of_built_in(conversation: Conversation, specials: re.Pattern[str] | None, protect: bool) -> Iterator[str]:
+def notes_for_built_in(conversation: Conversation, specials: re.Pattern[str] | None, protect: bool) -> Iterator[str]:
     """Yield the kinds for a conversation rendered by a built-in template, which writes only roles and content."""
     if any(has_special_text(turn.text, specials) for turn in conversation.turns):
         yield SPECIAL_TEXT if protect else SPECIAL_TOKENS

@@ -18,7 +18,7 @@ from paddle_llm.core.artifacts import TOKENIZER_CONFIG, TOKENIZER_JSON
 from paddle_llm.core.json_files import parse_json
 
 
-def pattern_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
+def special_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
     """Return a pattern for texts of special tokens, longest first; None if there are none. Skips single characters."""
     found = sorted({token for token in tokens if len(token) > 1}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, found))) if found else None
@@ -56,7 +56,7 @@ def with_markers(value: Any, pattern: re.Pattern[str], marker: str) -> Any:
     return value
 
 
-class Unmarked:
+class WithoutMarkers:
     """A rendering with its markers removed.
 
     Attributes:

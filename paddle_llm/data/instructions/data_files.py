@@ -21,7 +21,7 @@ from paddle_llm.config.local_files.split_names import (
 from paddle_llm.core.console import say_once
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.instructions.dataset_info import FILE, info_of
+from paddle_llm.data.instructions.dataset_info import FILE, find_entry
 
 DEFAULT_DATA = "data"
 _SHOWN = 5
@@ -57,7 +57,7 @@ def data_folder(path: str) -> DataFolder:
     found = survey(path)
     for files in found.files.values():
         for file in list(files):
-            info = info_of(file)
+            info = find_entry(file)
             if info is not None and info.preference:
                 files.remove(file)
                 found.left_out[file] = f"preference data, according to {info.where}"
@@ -67,7 +67,7 @@ def data_folder(path: str) -> DataFolder:
 def _named_file(path: str) -> str:
     if os.path.basename(path) == FILE:
         raise UserError(f"{path}: it describes data and has no rows. Use the file that it names, or the folder.")
-    info = info_of(path)
+    info = find_entry(path)
     if info is not None and info.preference:
         raise UserError(
             f"{path}: preference data, according to {info.where}: it contains answers to avoid, but fine-tuning trains on "

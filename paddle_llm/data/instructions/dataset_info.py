@@ -101,7 +101,7 @@ _ROLES = {
 }  # fmt: skip
 
 
-def info_of(path: str) -> FileInfo | None:
+def find_entry(path: str) -> FileInfo | None:
     """Return the entry of a file in the nearest dataset_info.json (in its folder or one above); None if there is none.
 
     Raises:
@@ -114,11 +114,11 @@ def info_of(path: str) -> FileInfo | None:
             relative = absolute.relative_to(folder)
             found = next((entries[str(name)] for name in (relative, *relative.parents) if str(name) in entries), None)
             if found is not None:
-                return _one_of(found, path)
+                return _single_entry(found, path)
     return None
 
 
-def _one_of(found: list[FileInfo], path: str) -> FileInfo:
+def _single_entry(found: list[FileInfo], path: str) -> FileInfo:
     """Return the entry of a file; if several entries name it, they must agree."""
     if any(replace(info, name=found[0].name) != found[0] for info in found):
         names = " and ".join(info.name for info in found)

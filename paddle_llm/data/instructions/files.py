@@ -13,7 +13,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.data_files import DEFAULT_DATA, find_files
-from paddle_llm.data.instructions.dataset_info import FileInfo, info_of
+from paddle_llm.data.instructions.dataset_info import FileInfo, find_entry
 from paddle_llm.data.instructions.formats import FORMATS, BadRow, Conversation, matching_formats, read_row, recognize
 from paddle_llm.data.instructions.json_rows import Row
 from paddle_llm.data.instructions.messages import Notes, check_text
@@ -89,7 +89,7 @@ class RowReader:
 
     def __init__(self, path: str, data_format: str, prompted: PromptTemplates | None) -> None:
         self.path, self._prompted = path, prompted
-        self.info: FileInfo | None = None if prompted or data_format != "auto" else info_of(path)
+        self.info: FileInfo | None = None if prompted or data_format != "auto" else find_entry(path)
         self._given = None if data_format == "auto" else data_format
         self._joined = kind_of_file(path) == "parquet" and not prompted
         self._by_keys: dict[frozenset[Any], str] = {}

@@ -116,14 +116,14 @@ def _rows_of_line(number: int, line: str | bytes) -> Iterator[Row]:
     except RecursionError:
         yield Row(number, None, "JSON nested too deeply")
     except json.JSONDecodeError as error:
-        yield Row(number, None, _why_not_json(error))
+        yield Row(number, None, _json_problem(error))
     except ValueError:
         yield Row(number, None, "not JSON")
     else:
         yield from (Row(number, value) for _, value in values)
 
 
-def _why_not_json(error: json.JSONDecodeError) -> str:
+def _json_problem(error: json.JSONDecodeError) -> str:
     """Name the usual mistakes in files that were not written by a JSON library."""
     if error.msg.startswith("Invalid control character"):
         return "not JSON: a tab or other control character in a text; escape it, as \\t"
@@ -173,7 +173,7 @@ def _values(path: str, payload: bytes, first_row: int) -> Iterator[Row]:
             ) from None
         line, counted = line + text.count("\n", counted, at), at
         singles += single
-        if single and singles == 1 and (inner := _wrapped(path, value)) is not None:
+        if single and singles == 1 and (inner := _rows_of_wrapper(path, value)) is not None:
             if _skip(text, _DECODER.raw_decode(text, at)[1]) < len(text):
                 raise UserError(
                     f"{path}: text after the object that contains the rows. Write one JSON object per line."
@@ -232,7 +232,7 @@ def _decode(text: str, at: int, what: str) -> tuple[Any, int]:
         raise _Broken(f"{what}: {error}", at) from None
 
 
-def _wrapped(path: str, value: Any) -> list[Any] | None:
+def _rows_of_wrapper(path: str, value: Any) -> list[Any] | None:
     """Return the rows of a file that is one object, such as {"version": ..., "data": [...]}; None if it is a row.
 
     Raises:

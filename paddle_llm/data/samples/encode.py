@@ -14,10 +14,10 @@ import numpy as np
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_template import JinjaTemplate
-from paddle_llm.data.chat.notes import has_tool_calls, is_about_the_prompt, notes_of_built_in
+from paddle_llm.data.chat.notes import concerns_prompt, has_tool_calls, notes_for_built_in
 from paddle_llm.data.chat.renderer import RowRejected
 from paddle_llm.data.chat.span_tokens import encode_with_spans
-from paddle_llm.data.chat.special_text import pattern_of
+from paddle_llm.data.chat.special_text import special_pattern
 from paddle_llm.data.chat.templates import EOS, Piece, RenderedRound, Template
 from paddle_llm.data.instructions.conversation import calls_as_text
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
@@ -123,7 +123,7 @@ class InstructionEncoder:
         self.src_length = max_length - 1 if src_length is None else src_length
         protect = special_text_as == "text"
         self.pieces = PieceEncoder(codec, template.name, protect)
-        specials = template.specials if isinstance(template, JinjaTemplate) else pattern_of(codec.specials)
+        specials = template.specials if isinstance(template, JinjaTemplate) else special_pattern(codec.specials)
         self._specials = specials
         self.stop_ids = [self.pieces.special_id(piece) for piece in template.stops]
 
@@ -168,7 +168,7 @@ class InstructionEncoder:
             shortened, dropped = shorter, dropped + 1
         prefix = len(ids) - 1 if self.codec.prefix_lm else 0
         cut = any(r.cut_question for r in rounds)
-        prompt_notes = tuple(filter(is_about_the_prompt, notes))
+        prompt_notes = tuple(filter(concerns_prompt, notes))
         return EncodedSample(np.array(ids, np.int32), np.empty(0, np.int32), prefix, cut, False, dropped, prompt_notes)
 
     def _fitting_rounds(self, conversation: Conversation) -> tuple[list[_Round], tuple[str, ...], int]:
@@ -198,28 +198,28 @@ class InstructionEncoder:
             if len(encoded[number].prompt) > self.src_length:
                 runs = self.pieces.encode(part.prompt, self._follows_text(rendered, number), separate_questions=True)
                 self._cut_question(encoded[number], runs, number == len(rendered) - 1)
-        return encoded, tuple(notes_of_built_in(conversation, self._specials, self.pieces.protect))
+        return encoded, tuple(notes_for_built_in(conversation, self._specials, self.pieces.protect))
 
     def _jinja_rounds(
         self, template: JinjaTemplate, conversation: Conversation
     ) -> tuple[list[_Round], tuple[str, ...]]:
         """Return the rounds of a Jinja template, whose text is tokenized as a whole and split at its answers."""
-        written = template.render(conversation, self.pieces.protect)
-        spans = [(answer.begin, answer.end) for answer in written.answers]
-        ids, bounds = encode_with_spans(self.codec, written.text, written.cuts, spans)
+        rendered = template.render(conversation, self.pieces.protect)
+        spans = [(answer.begin, answer.end) for answer in rendered.answers]
+        ids, bounds = encode_with_spans(self.codec, rendered.text, rendered.cuts, spans)
         turns = conversation.turns
         last_turn = max((n for n, turn in enumerate(turns) if turn.role == ASSISTANT), default=-1)
         encoded: list[_Round] = []
         at = 0
-        for number, answer in enumerate(written.answers):
+        for number, answer in enumerate(rendered.answers):
             begin, end = max(bounds[number][0], at), max(bounds[number][1], at)
-            is_last = number == len(written.answers) - 1 and not written.is_open
+            is_last = number == len(rendered.answers) - 1 and not rendered.is_open
             eos = None if answer.is_ended else self.pieces.special_id(Piece(EOS, is_special=True))
             answer_ids = [*ids[begin:end], *([eos] if is_last and eos is not None else [])]
             has_loss = self._has_loss(turns[answer.message], answer.message == last_turn)
             encoded.append(_Round(ids[at:begin], answer_ids, has_loss, None if is_last else eos, False))
             at = end
-        if written.is_open or not encoded:
+        if rendered.is_open or not encoded:
             encoded.append(_Round(ids[at:], [], False, None, False))
         encoded[-1].prompt += self.codec.prefix_lm or ()
         if self.tgt_length is not None:
@@ -227,7 +227,7 @@ class InstructionEncoder:
                 self._cut_answer(part, self.tgt_length)
         if any(len(part.prompt) > self.src_length for part in encoded):
             self._cut_jinja_prompts(template, conversation, encoded)
-        return encoded, written.notes
+        return encoded, rendered.notes
 
     def _cut_jinja_prompts(self, template: JinjaTemplate, conversation: Conversation, encoded: list[_Round]) -> None:
         prompts = template.truncatable_prompts(conversation)

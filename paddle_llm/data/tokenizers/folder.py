@@ -171,13 +171,13 @@ def reader_of(folder: str) -> Reader:
     config = read_config(folder)
     name, pieces = class_name(config), sentencepiece_model(folder)
     fast = os.path.isfile(os.path.join(folder, TOKENIZER_JSON))
-    ours = pieces is not None and _is_paddles(config, pieces)
+    ours = pieces is not None and _is_paddlenlp_folder(config, pieces)
     if pieces is not None and ours:
         processor = read_sentencepiece(pieces)
         settings = _changing_settings(folder, config, processor)
         if not settings:
             return Reader.SENTENCEPIECE
-        if not fast and settings <= _PADDLENLP_ADDED and _is_paddlenlps_list(config):
+        if not fast and settings <= _PADDLENLP_ADDED and _paddlenlp_assigns_ids(config):
             return Reader.PADDLENLP
         return Reader.TRANSFORMERS
     if fast:
@@ -189,13 +189,13 @@ def reader_of(folder: str) -> Reader:
     return Reader.TRANSFORMERS
 
 
-def _is_paddles(config: dict[str, Any], pieces: str) -> bool:
+def _is_paddlenlp_folder(config: dict[str, Any], pieces: str) -> bool:
     """Return whether the folder has PaddleNLP's name of the model file, or is an export of this package."""
     exported = config.get("init_class") == "LlamaTokenizer" and config.get("tokenizer_class") in BARE_CLASSES
     return exported or os.path.basename(pieces) == SENTENCEPIECE_FILES[0]
 
 
-def _is_paddlenlps_list(config: dict[str, Any]) -> bool:
+def _paddlenlp_assigns_ids(config: dict[str, Any]) -> bool:
     """Return whether PaddleNLP assigns the ids of the folder's added tokens."""
     if any(config.get(key) is not None for key in _HUGGING_FACE_KEYS):
         return False

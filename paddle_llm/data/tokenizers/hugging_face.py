@@ -119,7 +119,7 @@ def _load(folder: str, config: dict[str, Any]) -> Any:
             reason = " ".join(text.replace(path, folder).split())[:300].rstrip(". ")
             reason = _broken_file(folder) or reason
             raise UserError(f"tokenizer {folder}{_CANNOT}{reason}{_REMEDY}") from error
-    _require_one_result(tokenizer, folder)
+    _require_deterministic(tokenizer, folder)
     _name_files(tokenizer, folder, path)
     return tokenizer
 
@@ -143,7 +143,7 @@ def _reason(error: UserError) -> str:
     return str(error).partition(_CANNOT)[2].removesuffix(_REMEDY)
 
 
-def _require_one_result(tokenizer: Any, folder: str) -> None:
+def _require_deterministic(tokenizer: Any, folder: str) -> None:
     """Check that a text always gets the same ids; else ranks and resumed runs would train on different samples.
 
     Raises:

@@ -11,7 +11,7 @@ import numpy as np
 
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.console import say
-from paddle_llm.data.tokenizers.tokenizer_json import write_tokenizer
+from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer
 from paddle_llm.export.options import Options
 from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.source.source import Source

@@ -25,7 +25,10 @@ from paddle_llm.core.artifacts import (
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizer import load_tokenizer
-from paddle_llm.data.tokenizers.byte_level import from_tiktoken, from_vocabulary
+from paddle_llm.data.tokenizers.conversion.byte_level import from_tiktoken, from_vocabulary
+from paddle_llm.data.tokenizers.conversion.check import check_ids
+from paddle_llm.data.tokenizers.conversion.from_sentencepiece import tokenizer_json
+from paddle_llm.data.tokenizers.conversion.published import PUBLISHED, write_published
 from paddle_llm.data.tokenizers.folder import (
     Reader,
     read_json,
@@ -35,11 +38,8 @@ from paddle_llm.data.tokenizers.folder import (
     special_tokens,
     token_text,
 )
-from paddle_llm.data.tokenizers.from_sentencepiece import tokenizer_json
 from paddle_llm.data.tokenizers.protocol import TokenizerSource
-from paddle_llm.data.tokenizers.published_tokenizers import PUBLISHED, write_published
 from paddle_llm.data.tokenizers.sentencepiece_model import SentencePieceModel, read_model
-from paddle_llm.data.tokenizers.tokenizer_check import check_ids
 
 CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
