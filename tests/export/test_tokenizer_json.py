@@ -178,7 +178,7 @@ def test_unigram_agrees_but_for_ties(settings, ours, tmp_path):
 
 def test_a_broken_conversion_is_refused(ours, tmp_path, monkeypatch):
     """The export's own check sees it: merges in another order, here."""
-    from paddle_llm.data.tokenizers import from_sentencepiece
+    from paddle_llm.data.tokenizers.conversion import from_sentencepiece
 
     right = from_sentencepiece._merges
     monkeypatch.setattr(from_sentencepiece, "_merges", lambda model: right(model)[::-1])
@@ -187,7 +187,7 @@ def test_a_broken_conversion_is_refused(ours, tmp_path, monkeypatch):
 
 
 def test_few_differences_are_said(ours, tmp_path, monkeypatch, capsys):
-    from paddle_llm.data.tokenizers import from_sentencepiece
+    from paddle_llm.data.tokenizers.conversion import from_sentencepiece
 
     right = from_sentencepiece._merges
     export(ours["bpe"], tmp_path / "right")
