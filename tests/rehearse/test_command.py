@@ -189,7 +189,7 @@ def test_missing_paths_are_told_together_before_any_rank_starts(tmp_path: Path, 
     ("words", "message"),
     [
         (("--world_size", "2", "--tensor_parallel_degree", "2", "--ranks", "1"), "tp needs at least 2 ranks"),
-        (("--world_size", "1", "--json", "no_folder/verdict.json"), "there is no folder no_folder"),
+        (("--world_size", "1", "--json", "no_folder/verdict.json"), "the folder no_folder does not exist"),
         (("--world_size", "1", "--json", "."), "--json . cannot be written: Is a directory"),
         (("--world_size", "1", "--stepps", "3"), "--stepps is unknown"),
         (("--world_size", "1", "--do_train", "false"), "do_train is false"),

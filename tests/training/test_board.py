@@ -59,7 +59,7 @@ def test_logs_are_found_in_the_output_folder_and_in_the_folder_itself(run_folder
 
 
 def test_a_folder_without_curves_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no curves in .*--report_to"):
+    with pytest.raises(UserError, match=r"has no curves: .*--report_to"):
         find_logs(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         find_logs(tmp_path / "nothing")
