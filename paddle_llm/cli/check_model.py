@@ -7,14 +7,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.text import Text
 
 from paddle_llm.cli.path_option import PATHLIB
-
-if TYPE_CHECKING:
-    from paddle_llm.inspection.report import Report
+from paddle_llm.inspection.report import Report
 
 _STYLES = {
     "agrees": ("✓", "green"),
@@ -57,9 +57,6 @@ def check_model(folder: Path, as_json: bool, quick: bool, networks: bool, allow_
 
 
 def _show(report: Report) -> None:
-    from rich.console import Console
-    from rich.text import Text
-
     console = Console(highlight=False, soft_wrap=True)
     for section in report.sections:
         console.print(Text(section.title, style="bold cyan"))

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from rich.console import Console
 from rich.filesize import decimal
+from rich.progress import track
 
 from paddle_llm.checkpoint.locate import locate_adapter, locate_base
 from paddle_llm.cli.path_option import PATH, PATHLIB
@@ -94,7 +96,5 @@ def _progress(items: Iterable[Any]) -> Iterator[Any]:
     if not sys.stderr.isatty():
         yield from listed
         return
-    from rich.console import Console
-    from rich.progress import track
 
     yield from track(listed, "tensors", console=Console(stderr=True), transient=True)

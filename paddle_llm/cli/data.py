@@ -7,9 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
 
 from paddle_llm.cli.instructions import finetune_options, self_cognition, show_finetune
 from paddle_llm.cli.number_option import Finite, Whole
@@ -17,10 +20,10 @@ from paddle_llm.cli.path_option import PATH
 from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
-
-if TYPE_CHECKING:
-    from paddle_llm.data.corpus.inspect import Inspection
-    from paddle_llm.data.corpus.sources import Source
+from paddle_llm.data.corpus.build import build_corpus
+from paddle_llm.data.corpus.inspect import Inspection, inspect_corpus, raise_problems
+from paddle_llm.data.corpus.sources import ReadOptions, Source, describe_bad_row, find_sources, parse_block, read_blocks
+from paddle_llm.data.tokenizer import open_decoder, train_tokenizer
 
 _FORMATS = click.Choice(["auto", "text", "jsonl", "parquet"])
 _DOCUMENTS = click.Choice(["line", "blank_line", "file"])
@@ -108,9 +111,6 @@ def train(
     Example:
       paddle-llm tokenizer train --input my_text/ --output_dir tok --vocab_size 8000
     """
-    from paddle_llm.data.corpus.sources import ReadOptions, describe_bad_row, find_sources, parse_block, read_blocks
-    from paddle_llm.data.tokenizer import train_tokenizer
-
     reading = ReadOptions(document, text_key)
     sources = find_sources(list(inputs), kind)
     skipped = []
@@ -164,9 +164,6 @@ def build(
     Example:
       paddle-llm data build --input 'text/**/*.jsonl.zst' --tokenizer tok --output_prefix corpus/mine --workers 8
     """
-    from paddle_llm.data.corpus.build import build_corpus
-    from paddle_llm.data.corpus.sources import ReadOptions
-
     began = time.monotonic()
     report = build_corpus(
         list(inputs),
@@ -216,13 +213,10 @@ def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: s
         return
     if prefix is None or finetune is not None:
         raise UserError("give either a corpus (PREFIX) or instruction data (--finetune FILE).")
-    from paddle_llm.data.corpus.inspect import inspect_corpus, raise_problems
 
     corpus, found = inspect_corpus(prefix, tokenizer)
     print_inspection(corpus.prefix, found)
     if samples and tokenizer:
-        from paddle_llm.data.tokenizer import open_decoder
-
         decode = open_decoder(tokenizer)
         step = max(corpus.n_documents // samples, 1)
         for number in range(0, corpus.n_documents, step)[:samples]:
@@ -236,9 +230,6 @@ data.add_command(self_cognition)
 
 def print_inspection(prefix: str, found: Inspection) -> None:
     """Print statistics and the histogram of lengths to stdout."""
-    from rich.console import Console
-    from rich.table import Table
-
     click.echo(f"{prefix}: {found.n_documents} documents, {found.n_tokens} tokens ({found.dtype})")
     mean = found.n_tokens / found.n_documents
     click.echo(f"tokens per document: shortest {found.shortest}, mean {mean:.1f}, longest {found.longest}")
@@ -263,8 +254,6 @@ def progress_bar(sources: list[Source], what: str = "tokenizing") -> Iterator[Ca
     if not sys.stderr.isatty():
         yield lambda count: None
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
     columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:

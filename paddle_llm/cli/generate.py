@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from paddle_llm.cli.number_option import Finite, Whole
 from paddle_llm.cli.path_option import PATH, PATHLIB
-from paddle_llm.core.atomic_output import check_writable
+from paddle_llm.core.atomic_output import check_writable, write_atomically
 from paddle_llm.core.console import say, stdout_is_unicode
 from paddle_llm.core.errors import UserError, is_first_rank
+from paddle_llm.data.chat.notes import describe
+from paddle_llm.data.tokenizers.text_codec import TextCodec
+from paddle_llm.families.positions import position_limit
+from paddle_llm.generation.options import GenerateOptions
+from paddle_llm.models.prompt import Prompt
 
 if TYPE_CHECKING:
-    from paddle_llm.data.tokenizers.text_codec import TextCodec
-    from paddle_llm.generation.options import GenerateOptions
     from paddle_llm.generation.requests import PromptReader, Request
     from paddle_llm.generation.texts import Answer, Generator
-    from paddle_llm.models.prompt import Prompt
 
 _EXAMPLE = """\b
 Examples:
@@ -124,7 +129,6 @@ def generate(
     """
     from paddle_llm.generation.api import continuation, open_generator
     from paddle_llm.generation.folders import resolve_folders
-    from paddle_llm.generation.options import GenerateOptions
     from paddle_llm.generation.requests import Request, read_requests
 
     settings = GenerateOptions(**{name: value for name, value in options.items() if name != "overwrite"})
@@ -164,8 +168,6 @@ def generate(
 
 def _report_fitting(requests: Sequence[Request], encoded: Sequence[Prompt], generator: Generator) -> None:
     """Report what the template does not write, how many prompts were cut, and how many answers the positions limit."""
-    from paddle_llm.data.chat.notes import describe
-    from paddle_llm.families.positions import position_limit
     from paddle_llm.generation.texts import with_learned_prompt
 
     limits = [generator.limit_for(with_learned_prompt(prompt, generator.model)) for prompt in encoded]
@@ -252,8 +254,6 @@ def _rows(
 
 
 def _write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
-    from paddle_llm.core.atomic_output import write_atomically
-
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     printed = lines if stdout_is_unicode() else "".join(json.dumps(row) + "\n" for row in rows)
     if output is None:
@@ -271,9 +271,6 @@ def _write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
 
 
 def _show_scores(pairs: Sequence[tuple[str, str]], count: int) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from paddle_llm.generation.scores import score
 
     say(f"{len(pairs)} of {count} answers have a reference")
@@ -288,9 +285,6 @@ def _show_scores(pairs: Sequence[tuple[str, str]], count: int) -> None:
 @contextmanager
 def _progress(total: int, shown: bool) -> Iterator[Any]:
     """Show a progress bar on a terminal, otherwise a line every 30 seconds."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     if not shown or not is_first_rank():
         yield None
         return

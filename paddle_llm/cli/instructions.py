@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import click
 
 from paddle_llm.cli.path_option import BLEND, PATH
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-
-if TYPE_CHECKING:
-    from paddle_llm.data.samples.statistics import SampleStatistics
+from paddle_llm.data.chat.selection import choose_template
+from paddle_llm.data.instructions.file_reports import describe_data
+from paddle_llm.data.instructions.self_cognition import write_self_cognition
+from paddle_llm.data.samples.dataset import load_split
+from paddle_llm.data.samples.encode import InstructionEncoder
+from paddle_llm.data.samples.statistics import SampleStatistics, compute_statistics, mark_loss
+from paddle_llm.data.tokenizers.text_codec import open_codec
 
 _OPTIONS = [
     click.option("--finetune", type=BLEND, metavar="FILE", help='Instruction data: a file, a folder with train.json, or "0.3 a.jsonl 0.7 b/".'),
@@ -66,13 +69,6 @@ def show_finetune(
     row_length: int | None,
 ) -> None:
     """Print samples and statistics of instruction data."""
-    from paddle_llm.data.chat.selection import choose_template
-    from paddle_llm.data.instructions.file_reports import describe_data
-    from paddle_llm.data.samples.dataset import load_split
-    from paddle_llm.data.samples.encode import InstructionEncoder
-    from paddle_llm.data.samples.statistics import compute_statistics, mark_loss
-    from paddle_llm.data.tokenizers.text_codec import open_codec
-
     if tokenizer is None:
         raise UserError("--finetune: --tokenizer is not set. Set it to a tokenizer folder, which encodes the samples.")
     described = describe_data(path, data_format, prompt_templates)  # before importing the tokenizer's libraries
@@ -142,8 +138,6 @@ def self_cognition(name: str, author: str, output: str, language: str, overwrite
     Example:
       paddle-llm data self-cognition --name 小鹏 --author "Our Lab" --output me.jsonl
     """
-    from paddle_llm.data.instructions.self_cognition import write_self_cognition
-
     languages = [part.strip() for part in language.split(",") if part.strip()]
     names, authors = (_by_language(value, languages) for value in (name, author))
     counts = write_self_cognition(names, authors, languages, output, overwrite)

@@ -11,20 +11,23 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from paddle_llm.cli.number_option import Whole
 from paddle_llm.cli.path_option import PATH
+from paddle_llm.config.reader import Resolved
 from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, was_interrupted
-
-if TYPE_CHECKING:
-    from paddle_llm.config.reader import Resolved
-    from paddle_llm.rehearse.samples import Samples
-    from paddle_llm.rehearse.shrink import Shrunk
+from paddle_llm.parallel.process.environment import prepare_host
+from paddle_llm.rehearse import instruction_samples as instructions
+from paddle_llm.rehearse.ranks import start_server
+from paddle_llm.rehearse.rehearsal import cases_of, run_sub_layouts
+from paddle_llm.rehearse.samples import Samples, own_samples, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink import Shrunk, read_real, shrink
 
 _EXIT_NOT_EQUAL = 1
 _EXIT_INTERNAL_FAILURE = 4
@@ -76,7 +79,6 @@ def _rehearse(
     began = time.monotonic()
     if json_file is not None:
         _check_writable(json_file)
-    from paddle_llm.rehearse.shrink import read_real, shrink
 
     real = read_real(words, world_size)
     for line in real.notices:
@@ -86,11 +88,9 @@ def _rehearse(
         _prepare()
         begin("tokenizer and corpus" if not synthetic else "random tokens")
         samples = _samples(real, shrunk, synthetic)
-        from paddle_llm.rehearse.rehearsal import cases_of, run_sub_layouts
 
         results = run_sub_layouts(cases_of(shrunk, samples), begin)
     seconds = time.monotonic() - began
-    from rich.console import Console
 
     from paddle_llm.rehearse.report import as_json, print_report
 
@@ -124,9 +124,6 @@ def _check_writable(json_file: str) -> None:
 
 def _prepare() -> None:
     """Silence libraries, and start the server of ranks, which imports Paddle at the same time as this process."""
-    from paddle_llm.parallel.process.environment import prepare_host
-    from paddle_llm.rehearse.ranks import start_server
-
     if "paddle" not in sys.modules:
         prepare_host("cpu", cpu_threads=1)
     os.environ.setdefault(
@@ -136,9 +133,6 @@ def _prepare() -> None:
 
 
 def _samples(real: Resolved, shrunk: Shrunk, synthetic: bool) -> Samples:
-    from paddle_llm.rehearse import instruction_samples as instructions
-    from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
-
     wanted = wanted_by(shrunk.configs)
     if real.entry == "finetune":
         small = shrunk.configs[0].config
@@ -163,8 +157,6 @@ def progress() -> Iterator[Callable[[str], None]]:
         began = time.monotonic()
         yield lambda text: say(f"{time.monotonic() - began:4.0f} s  {text}")
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(finished_text="✓"), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=Console(stderr=True)) as bar:

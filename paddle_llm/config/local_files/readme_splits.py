@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from paddle_llm.config.local_files.split_names import DataFolder, kind_of_file, splits_of_name, splits_of_path
 
 _KNOWN = {"config_name", "data_files", "data_dir", "default", "description", "version"}
@@ -71,8 +73,6 @@ def _patterns(entries: Any) -> dict[str, list[str]]:
 
 
 def _metadata(readme: Path) -> dict[str, object]:
-    import yaml
-
     try:
         text = readme.read_text(encoding="utf-8-sig", errors="replace")
         match = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
