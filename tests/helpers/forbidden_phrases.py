@@ -30,7 +30,7 @@ PHRASES: dict[str, str] = {
     r"leaves? \w+ (away|out)": "drop, omit",
     r"of (its|their|his|her) own": "own, separate",
     r"rooms?": "package, buffer, budget",
-    r"stands?( in| at| for)?": "is (in), appears",
+    r"stands?(?! for\b| out\b)": "is (in), appears",
     r"told|tells": "reported, logged, prints",
     r"said": "reported",
     r"mend(s|ed|ing)?": "fix",
