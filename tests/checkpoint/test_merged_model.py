@@ -15,7 +15,7 @@ from tests.helpers.pretrain_jobs import config
 
 
 def _save(folder: Path, layout: Layout) -> None:
-    """Random weights depend on the seed alone, so every layout must save the same."""
+    """Random weights depend on the seed only, so every layout must save the same weights."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
     from paddle_llm.models.build import build_model
     from paddle_llm.parallel.process.start import start_process

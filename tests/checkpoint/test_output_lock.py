@@ -1,4 +1,4 @@
-"""Two jobs never write to one output folder; the lock of a job that has ended, however it ended, is taken over."""
+"""Two jobs never write to one output folder; the lock of a job that has ended in any way is replaced."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_damaged_lock_is_judged_by_its_age(tmp_path):
 
 
 def test_of_many_jobs_one_takes_a_stale_lock_over(tmp_path):
-    """The race of those that find the same stale lock."""
+    """Several jobs find the same stale lock at the same time."""
     killed = other_job(tmp_path)
     assert killed.stdout.readline() == "held\n"
     killed.kill()

@@ -1,4 +1,4 @@
-"""Settings beside a checkpoint: what may change when a training is resumed, and what is refused."""
+"""Settings of a checkpoint: which may change when a training resumes, and which are rejected."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a rank does in the tests of sharding stage 3: the same few steps with stage 2 and with stage 3, without a Trainer.
+"""Functions of the ranks in the tests of sharding stage 3: the same steps with stages 2 and 3, without a Trainer.
 
-Both stages reduce the same gradients in the same order, so that their numbers are equal to the bit.
+Both stages reduce the same gradients in the same order, so their results are equal bit for bit.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""finetune_generation.py as a public tutorial of 2023 has it typed: commands 2 to 6 of its list, on CPU ranks and a tiny model."""
+"""finetune_generation.py with commands 2 to 6 of a public tutorial of 2023, on CPU ranks and with a tiny model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PIPELINE = """
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """./data and ./llama, as where the tutorial's reader stands."""
+    """Return a folder with ./data and ./llama, like the working directory of the tutorial."""
     make_instructions(tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     return tmp_path / "work"
@@ -69,7 +69,7 @@ def _job_in(folder: str, flags: list[str]):
     ],
     ids=["command 3", "command 4"],
 )
-def test_one_card(folder, method, tensor):
+def test_one_device(folder, method, tensor):
     positions = "--max_length 60" if "prefix" in method else ""
     done = _run([], f"{ONE_CARD} {method} {HERE} {positions}", folder)
     assert done.returncode == 0, done.stderr

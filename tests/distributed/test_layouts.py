@@ -1,6 +1,6 @@
-"""What ranks write together: the rows of one process, an exact resume; and evaluation without a training before it.
+"""Ranks write the rows of one process, resume exactly, and evaluate without a training.
 
-That layouts train as one process does is the oracle's to prove (tests/rehearse/test_matrix.py).
+The oracle compares trainings in layouts with one process (tests/rehearse/test_matrix.py).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _evaluate(folder: Path, layout: Layout, samples: int, changes: dict) -> floa
 
 
 def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(tmp_path):
-    """11 samples in batches of 8, micro batches of 2: those of padding alone, or in part, count for nothing."""
+    """11 samples in batches of 8 and micro-batches of 2: padding does not count."""
     config(tmp_path)
     (alone,) = run_ranks(_evaluate, 1, tmp_path, Layout(), 11, {})
     changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -88,7 +88,7 @@ def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(tmp_path):
 
 
 def _argument(folder: Path, layout: Layout, changes: dict) -> str:
-    """`sharding_parallel_config` as PaddleNLP is told it, on one rank."""
+    """Return PaddleNLP's `sharding_parallel_config` on one rank."""
     from paddle_llm.parallel.process.start import start_process
     from paddle_llm.training.arguments import training_arguments
 
@@ -97,7 +97,7 @@ def _argument(folder: Path, layout: Layout, changes: dict) -> str:
 
 
 def test_words_of_other_stages_do_not_reach_paddlenlp(tmp_path):
-    """On a GPU they come this far (the CPU drops them before); PaddleNLP, told stage 1 for our stage 2, would take or refuse them."""
+    """On a GPU they are not dropped before; PaddleNLP, which gets stage 1 for our stage 2, would use or reject them."""
     config(tmp_path)
     layout = Layout(sharding=2, sharding_stage=2)
     changes = {"sharding_parallel_config": "enable_stage2_overlap split_param enable_release_grads"}

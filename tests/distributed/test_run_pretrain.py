@@ -55,7 +55,7 @@ def _launch(ranks: int, flags: list[str], log_dir: Path) -> subprocess.Popen:
     return subprocess.Popen([*command, "run_pretrain.py", *flags], cwd=ROOT, **pipes)
 
 
-def test_the_tutorials_command_runs_as_typed(corpus, tmp_path):
+def test_the_command_of_the_tutorial_runs(corpus, tmp_path):
     job = _launch(2, _flags(corpus, tmp_path / "output"), tmp_path / "log")
     out, err = job.communicate(timeout=240)
     assert job.returncode == 0, err + out
@@ -72,7 +72,7 @@ def test_the_tutorials_command_runs_as_typed(corpus, tmp_path):
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory):
-    """The rows of a run that nobody interrupts."""
+    """Return the rows of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("whole")
     job = _launch(2, _flags(corpus, folder / "output"), folder / "log")
     job.communicate(timeout=240)
@@ -80,8 +80,8 @@ def whole(corpus, tmp_path_factory):
 
 
 @pytest.mark.parametrize("victim", ["rank 1", "launcher"])
-def test_a_killed_job_continues_as_if_nothing_had_happened(victim, corpus, whole, tmp_path):
-    """SIGKILL after the first checkpoint: all processes end; started again, the rows are those of one run."""
+def test_a_killed_job_resumes_exactly(victim, corpus, whole, tmp_path):
+    """SIGKILL after the first checkpoint: all processes end, and after a restart the rows are those of one run."""
     flags = _flags(corpus, tmp_path / "killed")
     job = _launch(2, [*flags, "--max_steps", "4000", "--decay_steps", "8", "--warmup_ratio", "0"], tmp_path / "log2")
     _wait_for(lambda: (tmp_path / "killed" / "checkpoint-4" / "manifest.json").exists(), job)
@@ -122,8 +122,8 @@ def _rank_process(launcher: int, rank: int) -> int:
 
 
 @pytest.mark.parametrize("slower", [0, 1])
-def test_mistakes_are_told_once_together_with_exit_code_2(slower, corpus, tmp_path, monkeypatch):
-    """Whichever rank comes to them first: the launcher ends all ranks when one has exited."""
+def test_mistakes_are_reported_once_with_exit_code_2(slower, corpus, tmp_path, monkeypatch):
+    """The launcher ends all ranks when one has exited, in any order."""
     flags = _flags(corpus, tmp_path / "output")
     (tmp_path / "sitecustomize.py").write_text(
         f"import os, time\nif os.environ.get('PADDLE_TRAINER_ID') == '{slower}': time.sleep(4)\n"
@@ -162,7 +162,7 @@ def test_bad_input_is_one_message_and_exit_code_2(change, said, corpus, tmp_path
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
-def test_an_output_folder_in_use_is_refused_untouched(corpus, tmp_path):
+def test_an_output_folder_in_use_is_rejected_and_unchanged(corpus, tmp_path):
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "thesis.tex").write_text("mine")
     done = _alone(_flags(corpus, tmp_path / "output"))
@@ -181,8 +181,8 @@ def test_a_second_job_is_refused(corpus, tmp_path):
     assert not (tmp_path / "output").exists()
 
 
-def test_a_mistake_costs_nothing(corpus, tmp_path):
-    """A wrong --input_dir beside --overwrite_output_dir: the older run's files stay; in a new folder nothing is left."""
+def test_a_mistake_changes_no_file(corpus, tmp_path):
+    """With a wrong --input_dir and --overwrite_output_dir, the files of an older run are kept and a new folder stays empty."""
     old = tmp_path / "old"
     (old / "checkpoint-3").mkdir(parents=True)
     (old / "metrics.jsonl").write_text("{}\n")
@@ -193,7 +193,7 @@ def test_a_mistake_costs_nothing(corpus, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_help_takes_no_time_and_lists_every_group():
+def test_help_imports_no_paddle_and_lists_every_group():
     with processor_seconds_of_children() as spent:
         done = _alone(["--help"])
     assert done.returncode == 0 and "--learning_rate" in done.stdout and "Parallel layout" in done.stdout

@@ -1,6 +1,6 @@
-"""Sharding stage 3: the numbers of stage 2 to the bit, and of weights no more than the own share and one unit.
+"""Sharding stage 3: the results of stage 2 bit for bit; a rank holds its own share of the weights and one unit.
 
-That stage 2's numbers are those of one process is shown in test_layouts.py; the layouts here are compared with it, too.
+test_layouts.py shows that the results of stage 2 are those of one process; layouts are compared with it here, too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ RUNS = {
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    """The numbers of both stages of all runs, by rank."""
+    """Return the results of both stages of all runs, by rank."""
     folder = tmp_path_factory.mktemp("runs")
     for name, run in RUNS.items():
         run.write(folder / name)
@@ -58,7 +58,7 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_numbers_are_those_of_stage_2_to_the_bit(name, ranks):
+def test_the_results_are_those_of_stage_2_bit_for_bit(name, ranks):
     for rank in ranks:
         two, three = rank[name]
         assert len(three["losses"]) == STEPS * MICRO_BATCHES and three["losses"] == two["losses"]
@@ -71,7 +71,7 @@ def test_the_numbers_are_those_of_stage_2_to_the_bit(name, ranks):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_rank_holds_its_own_weights_and_one_unit(name, ranks):
-    """In every layer's forward, at every gradient; a unit is a block, or a layer outside of blocks."""
+    """Checked in every layer's forward pass and at every gradient; a unit is a block, or a layer outside of blocks."""
     for rank in ranks:
         two, three = rank[name]
         assert three["looks"] > 100 and two["held"] == two["all"]
@@ -85,8 +85,8 @@ def test_a_rank_holds_its_own_weights_and_one_unit(name, ranks):
 
 
 @pytest.mark.parametrize("name", [name for name, run in RUNS.items() if run.prefetch])
-def test_weights_are_on_their_way_before_they_are_needed(name, ranks):
-    """From the second pass on, of all units but the first: three more at least in every forward and backward pass."""
+def test_weights_are_prefetched(name, ranks):
+    """From the second pass on, all units but the first are prefetched: at least three in every forward and backward pass."""
     passes = 2 * STEPS * MICRO_BATCHES
     for rank in ranks:
         assert rank[name][1]["ahead"] >= 3 * (passes - 2)
@@ -107,7 +107,7 @@ def _train(folder: Path, layout: Layout, changes: dict, resume: str | None = Non
 
 
 def _run(folder: Path, layout: Layout, resume: str | None = None, **changes) -> tuple[list[dict], dict]:
-    """(rows of metrics, weights of the merged model)."""
+    """Return the rows of metrics and the weights of the merged model."""
     write_llama(folder / "llama", vocab_size=129, num_hidden_layers=2, num_key_value_heads=2)
     changes = {"gradient_accumulation_steps": 8 // layout.data_world_size, "max_grad_norm": 0.5} | changes
     run_ranks(_train, layout.world_size, folder, layout, changes, resume)
@@ -141,7 +141,7 @@ def test_a_layout_gives_the_rows_and_the_model_of_one_process(layout, changes, t
         assert np.linalg.norm(model[name] - value) <= 2e-5 * np.linalg.norm(value), name
 
 
-def test_resume_is_exact_to_the_bit(tmp_path):
+def test_resume_is_exact_bit_for_bit(tmp_path):
     _, model = _run(tmp_path, LAYOUT)
     expected = numbers(tmp_path / "output")
     _, again = _run(tmp_path, LAYOUT, resume=str(tmp_path / "output" / "checkpoint-3"))
@@ -150,7 +150,7 @@ def test_resume_is_exact_to_the_bit(tmp_path):
 
 
 def _best_model(folder: Path, layout: Layout) -> tuple[str, dict, int, int]:
-    """(the best checkpoint, the weights after training, elements held after training, elements owned)."""
+    """Return the best checkpoint, the weights after training, and the numbers of elements held and owned after it."""
     import paddle
 
     from paddle_llm.parallel.process.start import start_process
@@ -179,7 +179,7 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
 
 
 def _skip(folder: Path, layout: Layout) -> list[int]:
-    """The steps that were skipped, of a run whose fourth step is not a number on one rank."""
+    """Return the skipped steps of a run whose fourth step is NaN on one rank."""
     from paddle_llm.parallel.process.start import start_process
 
     def poison(layer, inputs, output):
@@ -201,7 +201,7 @@ def _skip(folder: Path, layout: Layout) -> list[int]:
     return skipped
 
 
-def test_a_skipped_update_leaves_the_weights_where_they_are(tmp_path):
+def test_a_skipped_update_does_not_change_the_weights(tmp_path):
     found = {}
     for stage in (2, 3):
         config(tmp_path / str(stage))
@@ -212,7 +212,7 @@ def test_a_skipped_update_leaves_the_weights_where_they_are(tmp_path):
 
 
 def _look_inside(folder: Path, layout: Layout) -> dict:
-    """What a user's script sees of the weights after a training."""
+    """Return what a script gets of the weights after a training."""
     from paddle_llm.parallel.process.start import start_process
 
     start_process("cpu", layout.world_size)
@@ -235,7 +235,7 @@ def _look_inside(folder: Path, layout: Layout) -> dict:
     return found
 
 
-def test_a_script_gets_whole_weights_or_is_told_how(tmp_path):
+def test_a_script_gets_whole_weights_or_a_message(tmp_path):
     config(tmp_path)
     first, second = run_ranks(_look_inside, 2, tmp_path, LAYOUT)
     for rank in (first, second):
@@ -245,7 +245,7 @@ def test_a_script_gets_whole_weights_or_is_told_how(tmp_path):
 
 
 def _bytes(folder: Path, layout: Layout) -> dict[str, int]:
-    """Bytes that Paddle's host allocator counts: after building, after training, and the peak of the training."""
+    """Return the bytes of Paddle's host allocator: after building, after training, and the peak of the training."""
     from paddle.base import core
     from paddlenlp.trainer import TrainerCallback
 
@@ -273,8 +273,8 @@ def _bytes(folder: Path, layout: Layout) -> dict[str, int]:
     return found
 
 
-def test_the_allocator_sees_it(tmp_path):
-    """Between steps the bytes of what others own are gone, and the peak of a step is lower by them but for a unit."""
+def test_the_allocator_holds_less_memory(tmp_path):
+    """Between steps the weights of other owners are freed, and the peak of a step is lower by them, except for a unit."""
     write_llama(tmp_path / "llama", num_hidden_layers=8)
     two = run_ranks(_bytes, 2, tmp_path, Layout(sharding=2, sharding_stage=2))
     three = run_ranks(_bytes, 2, tmp_path, LAYOUT)

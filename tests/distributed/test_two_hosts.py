@@ -1,4 +1,4 @@
-"""Ranks on two hosts whose names lead to a loopback address or nowhere; a host that is cut off."""
+"""Ranks on two hosts whose names resolve to a loopback address or not at all; a host that loses its network."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def said(jobs: list[subprocess.Popen]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_hosts_train_like_one_and_resume_after_a_host_was_cut_off(corpus, on_one_host, tmp_path):
+def test_two_hosts_train_like_one_and_resume_after_a_network_failure(corpus, on_one_host, tmp_path):
     output = tmp_path / "output"
     first = output / "checkpoint-4"
     with two_hosts(tmp_path) as hosts:

@@ -45,7 +45,7 @@ def card(machine: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def on_card(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors say that they are on the card."""
+    """Tensors report that they are on the GPU."""
     place = paddle.base.core.Place
     monkeypatch.setattr(place, "is_cpu_place", lambda self: False)
     monkeypatch.setattr(place, "is_gpu_place", lambda self: True)

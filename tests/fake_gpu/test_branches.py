@@ -1,4 +1,4 @@
-"""Every question for the device was answered as on a GPU by a test, and every line for GPUs was executed, or has a reason."""
+"""Every branch on the device is tested with the answer of a GPU, and every line for GPUs is executed or has a reason."""
 
 from __future__ import annotations
 
@@ -113,6 +113,6 @@ def test_every_module_that_asks_is_measured() -> None:
     assert all(file.startswith(gpu_branches.PACKAGES) for file in asked)
 
 
-def test_the_page_counts_what_is_left_out() -> None:
+def test_the_page_counts_excluded_lines() -> None:
     page = (gpu_questions.ROOT / "docs/gpu_tests.md").read_text()
     assert len(LEFT_OUT) == 2 and "two branches of kernels for CPUs" in page

@@ -24,7 +24,7 @@ from tests.models.test_attention_kernels import packed_batch, step
 
 @pytest.fixture
 def kernels(on_card: None, monkeypatch: pytest.MonkeyPatch) -> Kernels:
-    """Functions in place of Paddle's kernels; the CPU's float32 is taken for 16 bits."""
+    """Replace Paddle's kernels by functions; float32 of the CPU counts as 16 bits."""
     found = Kernels()
     attention_kernels._device_has_flash_kernels.cache_clear()
     monkeypatch.setattr(F, "scaled_dot_product_attention", found.scaled_dot_product_attention)
@@ -67,7 +67,7 @@ def test_packed_rows_in_32_bits_have_no_kernel(
     assert kernels.calls == [] and all(np.isfinite(value).all() for value in found.values())
 
 
-def test_the_fused_rotary_embedding_is_left_while_a_network_generates() -> None:
+def test_the_fused_rotary_embedding_is_off_while_a_network_generates() -> None:
     layer = SimpleNamespace(use_fused_rope=True, training=True)
     config = SimpleNamespace(tensor_parallel_output=True)
     model = SimpleNamespace(sublayers=lambda include_self: [layer], config=config, eval=lambda: None)
@@ -92,7 +92,7 @@ def test_the_fused_rotary_embedding_is_left_while_a_network_generates() -> None:
     ],
     ids=["another package's", "its own", "Paddle's", "none"],
 )
-def test_an_rms_norm_is_fused_by_what_there_is(
+def test_an_rms_norm_is_fused_by_the_installed_kernels(
     card: None, monkeypatch: pytest.MonkeyPatch, module: Any, reason: str
 ) -> None:
     monkeypatch.setattr(rms_norm, "_fused_ln", lambda: module)
@@ -152,8 +152,8 @@ def test_paddles_norm_computes_where_it_runs(fused_ln: Any, monkeypatch: pytest.
     assert len(called) == (2 if runs else 1), "tried once, then used if it runs"
 
 
-def test_a_norm_is_tried_on_the_device_that_is_asked_about(fused_ln: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also on the one that this process does not use by itself."""
+def test_a_norm_is_tried_on_the_given_device(fused_ln: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if this process does not use the device."""
 
     def norm(x: Any, weight: Any) -> Any:
         return plain_rms_norm(x, [8], weight, 0.0)[0]

@@ -32,7 +32,7 @@ from tests.helpers.models.tiny import write_llama
 
 @pytest.fixture
 def flags(tmp_path: Path) -> list[str]:
-    """A pretraining as it is typed, for one device."""
+    """Return the command line of a pretraining on one device."""
     (tmp_path / "data").mkdir()
     for suffix in ("bin", "idx"):
         (tmp_path / f"data/c.{suffix}").touch()
@@ -73,7 +73,7 @@ def test_settings_for_gpus_are_kept(machine: None, flags: list[str], asked: list
     assert not config.use_fused_rms_norm, "off until a committed result of a GPU shows equality and speed"
 
 
-def test_a_gpu_that_is_asked_for_must_be_there(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_requested_gpu_must_exist(flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(ConfigError, match="device = gpu, but this machine shows no GPU"):
         resolved_on_gpu(flags, "--device", "gpu")
@@ -89,7 +89,7 @@ def test_settings_are_checked_for_a_gpu_where_the_device_itself_is_wrong(
 
 
 def test_a_rehearsal_reads_the_config_as_on_the_cluster(flags: list[str]) -> None:
-    """Whatever this machine has; unless the config asks for CPUs."""
+    """On any machine, unless the config requests CPUs."""
     assert read_real(flags, 1).config.device == "gpu"
     assert read_real([*flags, "--device", "cpu"], 1).config.device == "cpu"
 
@@ -135,7 +135,7 @@ def test_buckets_of_stage_1_are_used_on_gpus(machine: None, flags: list[str]) ->
 # ---- before and after paddle is imported ----------------------------------------------------------------------------
 
 
-def test_the_host_keeps_its_threads_and_cards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_and_visible_gpus_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "paddle")
     for name in DETERMINISTIC:
         monkeypatch.setenv(name, "")
@@ -151,7 +151,7 @@ def test_the_host_keeps_its_threads_and_cards(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def started(card: None, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the start of a job does, in order; gloo fails."""
+    """Return the calls of the start of a job, in order; gloo fails."""
     done: list[str] = []
     monkeypatch.setattr(start, "keep_exit_code", lambda: done.append("keep_exit_code"))
     monkeypatch.setattr(start, "start_on_gpus", lambda: done.append("failure detection"))
@@ -172,13 +172,13 @@ def test_generation_over_ranks_uses_nccl(started: list[str], monkeypatch: pytest
     assert started == ["set_device gpu", "keep_exit_code", "fleet.init", "failure detection"]
 
 
-def test_generation_asks_for_a_gpu_in_vain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_on_a_missing_gpu_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     with pytest.raises(UserError, match="this machine shows no GPU"):
         network.start_process("gpu")
 
 
-def test_a_lost_rank_is_watched_for_through_the_store_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_ranks_are_detected_through_the_store_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     from paddle.distributed import collective
 
     watched: list[tuple[Any, float | None]] = []
@@ -239,7 +239,7 @@ def test_arguments_for_a_cpu_are_refused_on_a_gpu(card: None) -> None:
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("bfloat16", "bfloat16"), ("float64", "float32")])
-def test_weights_in_16_bits_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, dtype: str) -> None:
+def test_weights_in_16_bits_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored: str, dtype: str) -> None:
     asked: list[str] = []
 
     def build(run: Any, layout: Layout, dtype: str) -> None:

@@ -35,7 +35,7 @@ from tests.rehearse.cases import make_case
 
 
 def test_the_loss_is_that_of_the_cpu(on_card: None) -> None:
-    """Without the check for NaN that a CPU's softmax needs."""
+    """The check for NaN, which a CPU's softmax needs, is not used."""
     logits = paddle.to_tensor(np.random.default_rng(0).standard_normal((1, 3, 5)), dtype="float32")
     labels = paddle.to_tensor([[1, 4, -100]])
     loss = CausalLMLoss(SimpleNamespace(vocab_size=5, tensor_parallel_degree=1, tensor_parallel_output=True))
@@ -61,15 +61,13 @@ def test_an_export_names_the_device(card: None) -> None:
 
 
 @pytest.mark.parametrize("found", [True, False])
-def test_the_scaler_tells_an_overflow_from_a_step_that_is_not_a_number(found: bool) -> None:
+def test_the_scaler_distinguishes_an_overflow_from_nan(found: bool) -> None:
     trainer = SimpleNamespace(do_grad_scaling=True, scaler=SimpleNamespace(_found_inf=paddle.to_tensor([found])))
     assert nan_guard._scaler_overflowed(trainer) is found
 
 
-def test_labelled_positions_of_fine_tuning_are_of_few_different_numbers(
-    card: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Logits of ever new sizes would fragment the memory of a GPU; the loader rounds their number up."""
+def test_numbers_of_labelled_positions_are_rounded_up(card: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logits of many sizes would fragment the memory of a GPU; the loader rounds their number up."""
     monkeypatch.setattr(finetune_trainer, "find_criterion", lambda model: "criterion")
     trainer = SimpleNamespace(layout=Layout(), model=None)
     sizes = set()
@@ -133,7 +131,7 @@ def test_a_gradient_in_32_bits_is_replaced_and_freed(parameter: Any) -> None:
 
 
 class Held:
-    """A tensor that says where it is and notes what is done with it."""
+    """A tensor with a given place that records the methods that are called."""
 
     def __init__(self, place: str, done: list[str]):
         self._done = done
@@ -157,7 +155,7 @@ def test_weights_are_offloaded_to_pinned_memory_and_back() -> None:
 
 
 def test_weights_to_be_saved_are_gathered_in_host_memory() -> None:
-    """One weight at a time; the rank's own weights stay where they are."""
+    """One weight at a time; the rank's own weights are not moved."""
     done: dict[str, list[str]] = {"own": [], "other": []}
     sharded = ShardedWeights.__new__(ShardedWeights)
     sharded._parameters = {name: Held("gpu", log) for name, log in done.items()}
@@ -192,7 +190,7 @@ def test_stage_3_prefetches_where_collectives_are_asynchronous(
 # ---- ranks and rehearsal --------------------------------------------------------------------------------------------
 
 
-def test_a_proof_on_gpus_is_of_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_on_gpus_uses_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     monkeypatch.setattr(oracle, "run_ranks", lambda *_, **named: given.update(named) or [])
     oracle.run_case(make_case(tmp_path, Layout(), device="gpu"), env={"FLAGS_x": "1"})

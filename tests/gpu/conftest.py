@@ -52,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test before its fixtures are made."""
+    """Skip a test before its fixtures are created."""
     if item.get_closest_marker("gpu") is None:
         return
     marker = item.get_closest_marker("gpus")

@@ -1,4 +1,4 @@
-"""What ranks do in the tests of this folder, on a CPU or a GPU.
+"""Functions that ranks of the tests in this folder run, on a CPU or a GPU.
 
 Neither this module nor one that it imports may import Paddle: a rank reads FLAGS_* and the number of its card from the
 environment when Paddle is imported, and `run_ranks` sets that environment after it has imported the rank's function.
@@ -73,7 +73,7 @@ def train(case: Case, output: Path | None, resume: Path | None, settings: dict[s
 
 
 def places_of_states(case: Case) -> dict[str, set[str]]:
-    """Where the moments are between two steps."""
+    """Return the places of the moments between two steps."""
     with _trainer(case) as trainer:
         from paddle_llm.training.metrics.grad_norm import innermost
 
@@ -83,7 +83,7 @@ def places_of_states(case: Case) -> dict[str, set[str]]:
 
 
 def lose_a_rank(case: Case) -> list[float]:
-    """Rank 1 is killed after the first step."""
+    """Kill rank 1 after the first step."""
     with _trainer(case) as trainer:
         trained = Trained("")
         _watch(trainer, trained, dies=trainer.args.process_index == 1)

@@ -1,4 +1,4 @@
-"""Answers that are generated in the middle of a training with flash attention and fused rotary embeddings."""
+"""Answers that are generated during a training with flash attention and fused rotary embeddings."""
 
 from __future__ import annotations
 

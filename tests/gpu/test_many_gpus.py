@@ -38,7 +38,7 @@ from tests.rehearse.proving import Prover
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test for each row that fits; one that says why where no row does."""
+    """Make a test for each row that fits, or one that is skipped with the reason."""
     if "row" not in metafunc.fixturenames:
         return
     names: list[str] = []
@@ -135,7 +135,7 @@ def test_gradients_in_32_bits_of_16_bit_weights(tmp_path: Path, device: str, nam
 @pytest.mark.gpus(2)
 @pytest.mark.parametrize("stage", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_rank_ends_the_others(tmp_path: Path, device: str, stage: int) -> None:
-    """The other one waits in a collective of the second step, on a GPU in a kernel of NCCL."""
+    """The other rank waits in a collective of the second step, on a GPU in a kernel of NCCL."""
     layout = Layout(sharding=2, sharding_stage=stage) if stage else Layout(data=2)
     case = case_on(device, tmp_path, layout, evaluation=0)
     with pytest.raises(RankError) as failure:

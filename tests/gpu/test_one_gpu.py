@@ -1,4 +1,4 @@
-"""What one GPU changes: 16 bits, kernels, memory in the host. Each against the same training without it.
+"""Features of one GPU: 16 bits, kernels, memory of the host. Each is compared with the same training without it.
 
 Never run on a GPU: none with a GPU build of Paddle was at hand when this was written. The limits are expectations, to be
 replaced by measured ones; float32 without TF32 differs by the order of sums alone, as on a CPU. `make test-gpu` runs these tests.
@@ -57,7 +57,7 @@ FUSED_ROPE = ("llama", "qwen2")
 
 @pytest.fixture
 def curve_case(tmp_path: Path, device: str) -> Case:
-    """Steps over the same eight samples, which it learns by heart."""
+    """Return a case whose steps use the same eight samples."""
     steps = CURVE_STEPS[device]
     settings = {"max_steps": steps, "learning_rate": 3e-3, "adam_epsilon": 1e-8}
     case = case_on(device, tmp_path, evaluation=0, global_batch=8, **settings)
@@ -68,7 +68,7 @@ def curve_case(tmp_path: Path, device: str) -> Case:
 
 
 @pytest.mark.parametrize("level", mostly_slow(LEVELS))
-def test_the_curve_of_16_bits_is_that_of_32(curve_case: Case, device: str, level: str) -> None:
+def test_the_loss_curve_of_16_bits_is_that_of_32(curve_case: Case, device: str, level: str) -> None:
     plain, found = one(curve_case), one(with_settings(curve_case, **LEVELS[level]))
     assert len(found.losses) == CURVE_STEPS[device]
     np.testing.assert_allclose(found.losses, plain.losses, rtol=HALF_LIMIT)
@@ -156,7 +156,7 @@ def run(case: Case) -> RankRecord:
 
 
 def assert_equal(case: Case, other: Case) -> None:
-    """Every loss, norm, gradient, weight and moment, within what another order of sums does."""
+    """Compare every loss, norm, gradient, weight and moment within the rounding of another order of sums."""
     record = run(case)
     swapped = case.rounded_differently()
     assert swapped is not None

@@ -1,4 +1,4 @@
-"""Single operations on a GPU beside float64: attention of packed rows, the fused RMSNorm."""
+"""Operations on a GPU compared with float64: attention of packed rows, the fused RMSNorm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functions that run on GPU ranks set their environment before Paddle is imported. Needs no GPU."""
+"""Functions that run on GPU ranks set their environment before Paddle is imported. These tests do not need a GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_their_modules_do_not_import_paddle():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_each_rank_has_its_card_and_nccl():
+def test_each_rank_has_its_own_gpu_and_nccl():
     names = ["FLAGS_selected_gpus", "PADDLE_DISTRI_BACKEND", "PADDLE_TRAINER_ID", "FLAGS_x"]
     ranks = run_ranks(on_ranks.environment, 2, names, device="gpu", env={"FLAGS_x": "1"})
     assert ranks == [dict(zip(names, (str(rank), "nccl", str(rank), "1"), strict=True)) for rank in range(2)]

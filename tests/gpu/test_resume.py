@@ -14,7 +14,7 @@ DROPOUT = {"hidden_dropout_prob": 0.2, "attention_probs_dropout_prob": 0.2}
 
 
 def whole_and_resumed(device: str, folder: Path, card: int | None = None, **settings) -> tuple[Trained, Trained]:
-    """Four steps; the last two of them again from a checkpoint, on another card if `card` names one."""
+    """Train four steps, then repeat the last two from a checkpoint, on another GPU if `card` is given."""
     case = case_on(device, folder, family="bloom", evaluation=0, global_batch=4, max_steps=4)
     settings = {**DROPOUT, "save_strategy": "steps", "save_steps": 2, **settings}
     output = folder / "output"
@@ -36,7 +36,7 @@ def assert_continued(whole: Trained, rest: Trained) -> None:
     [pytest.param({}, marks=pytest.mark.slow), pytest.param(BF16, marks=pytest.mark.slow), FP16],
     ids=["32 bits", "bf16", "fp16"],
 )
-def test_a_resumed_training_is_the_whole_one(tmp_path: Path, device: str, precision: dict) -> None:
+def test_a_resumed_training_equals_an_uninterrupted_one(tmp_path: Path, device: str, precision: dict) -> None:
     """The loss scaler's first scale overflows, so that its state matters."""
     assert_continued(
         *whole_and_resumed(device, tmp_path, **precision, **({"scale_loss": 2.0**20} if precision == FP16 else {}))
@@ -45,7 +45,7 @@ def test_a_resumed_training_is_the_whole_one(tmp_path: Path, device: str, precis
 
 @pytest.mark.slow
 @pytest.mark.gpus(2)
-def test_another_card_draws_what_the_first_would_have_drawn(tmp_path: Path, device: str) -> None:
+def test_another_gpu_draws_the_values_of_the_first(tmp_path: Path, device: str) -> None:
     whole, rest = whole_and_resumed(device, tmp_path, card=1)
     assert_continued(whole, rest)
     assert (whole.device, rest.device) == (("gpu:0", "gpu:1") if device == "gpu" else ("cpu", "cpu"))

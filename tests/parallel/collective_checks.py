@@ -27,7 +27,7 @@ def is_defined(op: str, dtype: str) -> bool:
 
 
 def values(member: int, shape: list[int], dtype: str, salt: int = 0) -> np.ndarray:
-    """Small whole numbers that every type and every sum of four holds exactly."""
+    """Return small integers that every type and every sum of four represents exactly."""
     count = int(np.prod(shape))
     numbers = ((np.arange(count) * 7 + member * 5 + salt) % 3).reshape(shape)
     if dtype == "bool":
@@ -102,7 +102,7 @@ class Checker:
             self.same_average(label, tensor, self.total(arrays, name), name, dtype)
 
     def same_average(self, label: str, got: Any, expected: np.ndarray, name: str, dtype: str) -> None:
-        """Averages of whole numbers are not whole: rounded to the type, as the definition's result must be too."""
+        """Averages of integers are rounded to the type, as the result of the definition is."""
         if name == "AVG" and expected.size:
             got_array, tolerance = array_of(got), 1e-2 if dtype in ("bfloat16", "float16") else 1e-6
             if not np.allclose(got_array, expected, atol=tolerance, rtol=0):
@@ -213,7 +213,7 @@ class Checker:
             self.same(label, out, arrays[previous])
 
     def batches(self) -> None:
-        """Two tensors to both neighbours at once, larger than what the system keeps on its way."""
+        """Send two tensors to both neighbours at the same time, larger than the buffers of the system."""
         following, previous = (self.rank + 1) % self.size, (self.rank - 1) % self.size
         for dtype, shape in [("float32", [3, 5]), ("int16", [7]), ("float32", [700_001])]:
             p2p, expected, outs = [], [], []
@@ -229,7 +229,7 @@ class Checker:
                 self.same(f"batch of {dtype} {shape}", got, wanted)
 
     def partial(self) -> None:
-        """A tensor crosses between two groups of tensor ranks in parts, and is put together again."""
+        """Send a tensor in parts between two groups of tensor-parallel ranks, and assemble it."""
         pg, whole = self.group.process_group, values(0, [self.size, 6], "float32")
         for dtype in REAL:
             expected = values(0, [self.size, 6], dtype)
@@ -256,7 +256,7 @@ class Checker:
             self.problems.append(f"broadcast_object_list: {box}")
 
     def views(self) -> None:
-        """A tensor that is not contiguous is read and written where it lies."""
+        """Read and write a tensor that is not contiguous in its own memory."""
         base = self.paddle.zeros([3, 4])
         view = base.transpose([1, 0])
         view.set_value(tensor_of(values(self.rank, [4, 3], "float32"), "float32"))

@@ -1,4 +1,4 @@
-"""A tiny LLaMA through paddlenlp's own Trainer in a layout, from the same weights and data; runs inside ranks."""
+"""Train a tiny LLaMA with PaddleNLP's own Trainer in a layout, with the same weights and data; runs inside ranks."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _arguments(plan: Any, folder: str) -> Any:
 
 
 def _check_mesh(plan: Any, arguments: Any) -> None:
-    """Our reading of where this rank stands is PaddleNLP's."""
+    """Check that the position of this rank is the one that PaddleNLP uses."""
     from paddle_llm.parallel.mesh import AXES, current_mesh
 
     mesh = current_mesh(plan)
@@ -118,7 +118,7 @@ def _network(plan: Any, arguments: Any, model: dict[str, Any]) -> Any:
 
 
 def initial(name: str, shape: list[int], tied: bool) -> np.ndarray:
-    """A tensor's first values, from its name alone."""
+    """Return the initial values of a tensor, which depend on its name only."""
     name = "llama.embed_tokens.weight" if tied and name == "lm_head.weight" else name
     values = np.random.default_rng(zlib.crc32(name.encode())).normal(0, 0.1, shape)
     return (values + ("norm" in name)).astype("float32")

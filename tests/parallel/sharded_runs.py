@@ -1,4 +1,4 @@
-"""A small network under stage 2 without a trainer: any micro batches, any parameters; runs inside ranks."""
+"""A small network in stage 2 without a trainer: any micro-batches, any parameters; runs inside ranks."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batch(index: int) -> Any:
 
 
 def fleet_of(sharding: int) -> None:
-    """Fleet with `sharding` ranks that share, and nothing else."""
+    """Initialise fleet with a sharding degree and no other parallelism."""
     from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
     install_gloo_backend()
@@ -60,7 +60,7 @@ def fleet_of(sharding: int) -> None:
 
 
 def equal_after_wrapping(fused: bool) -> tuple[bool, int]:
-    """(whether both ranks have the same weights after fleet has wrapped the network, fused buffers made for it)."""
+    """Return whether both ranks have the same weights after fleet has wrapped the network, and whether it made fused buffers."""
     import paddle
     import paddle.distributed as dist
     from paddle.distributed import fleet, parallel
@@ -91,7 +91,7 @@ def adamw(parameters: list, max_norm: float) -> Any:
 
 
 def optimizer_of(model: Any, max_norm: float, main_grad: bool) -> Any:
-    """Fleet's optimizer over AdamW; with mixed precision's gradients in float32 if asked for."""
+    """Return fleet's optimizer over AdamW, on request with the float32 gradients of mixed precision."""
     from paddle.distributed import fleet
     from paddle.distributed.fleet.utils import mix_precision_utils
 
@@ -103,7 +103,7 @@ def optimizer_of(model: Any, max_norm: float, main_grad: bool) -> Any:
 
 
 def alone(max_norm: float, steps: int, micro_batches: int) -> dict[str, np.ndarray]:
-    """The weights that one process has after as many steps on the same global batches."""
+    """Return the weights of one process after the same number of steps on the same global batches."""
     model = network()
     optimizer = adamw([p for p in model.parameters() if p.trainable], max_norm)
     for step in range(steps):
@@ -123,7 +123,7 @@ def shared(
     prepare: Callable[[Any], None] | None = None,
     skip: tuple[int, int] | None = None,
 ) -> tuple[dict[str, np.ndarray], list[set[str]]]:
-    """One of two ranks that take every other micro batch.
+    """Run one of two ranks that use alternate micro-batches.
 
     Args:
         prepare: is called with the module of the buckets before anything is built.
@@ -159,7 +159,7 @@ def shared(
 
 
 def mean_over_ranks(values: list[float], micro_batches: int, dtype: str) -> list[float]:
-    """What the owner of a parameter of one element holds when each rank's gradient is its value in every micro-batch."""
+    """Return the owner's sum for a parameter of one element, whose gradient on each rank is given."""
     import paddle
     import paddle.distributed as dist
     from paddle.distributed import fleet
@@ -183,7 +183,7 @@ def mean_over_ranks(values: list[float], micro_batches: int, dtype: str) -> list
 
 
 def told_again() -> list[bool]:
-    """Whether what was raised once, and lost, is raised at the next occasions: the next gradient, the end of the step."""
+    """Return whether a lost exception is raised again: at the next gradient and at the end of the step."""
     import paddle
     from paddle.distributed import fleet
 
@@ -211,7 +211,7 @@ def told_again() -> list[bool]:
 
 
 def finished_when_waited_for(buckets: Any) -> None:
-    """Reductions as on a GPU: the sum arrives when it is waited for, not when the call returns."""
+    """Simulate reductions on a GPU: the sum arrives when the task is waited for, not when the call returns."""
     from types import SimpleNamespace
 
     import paddle.distributed as dist
@@ -231,7 +231,7 @@ def finished_when_waited_for(buckets: Any) -> None:
 
 
 def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[str, Any]) -> dict[str, int]:
-    """What one rank holds of gradients during the backward passes of the first step of a real training.
+    """Return the gradients that one rank holds during the backward passes of the first step of a real training.
 
     Sampled at every gradient, when it has just been made, and at every reduction, when the flat bucket is there.
 
@@ -304,7 +304,7 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
 
 
 def quickstart_loads(degree: int) -> dict[str, list[int]]:
-    """Trained elements by owner, of the real model of the quickstart and of parts of it."""
+    """Return the trained elements by owner, of the model of the quickstart and of parts of it."""
     import json
     from types import SimpleNamespace
 

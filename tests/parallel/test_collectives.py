@@ -10,12 +10,12 @@ from tests.parallel.collective_checks import CHECKS, check_all, make_many_groups
 
 @pytest.fixture(scope="module")
 def problems() -> list[dict[str, list[str]]]:
-    """What differed from the definitions, by rank and collective; the ranks are started once."""
+    """Return the differences from the definitions, by rank and collective; the ranks are started once."""
     return run_ranks(check_all, 4, [[[0, 1, 2, 3]], [[0, 3], [1, 2]], [[1, 2, 3]]], timeout=180)
 
 
 @pytest.mark.parametrize("name", CHECKS)
-def test_collective_is_what_it_says(problems, name):
+def test_a_collective_equals_its_definition(problems, name):
     assert len(CHECKS) == 14
     assert [by_name[name] for by_name in problems] == [[], [], [], []]
 

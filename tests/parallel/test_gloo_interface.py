@@ -1,4 +1,4 @@
-"""The network interface that gloo takes on a machine whose own name leads nowhere, or elsewhere."""
+"""The network interface that gloo uses on a machine whose own name cannot be resolved or resolves to another address."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NO_NAME = "no-such-machine.invalid"  # RFC 2606: never resolved
 
 @pytest.fixture
 def choose(monkeypatch):
-    """Choose on a machine with a name, in a job whose launcher gave the rank this endpoint."""
+    """Return a function that chooses the interface on a machine with a name, for a rank with an endpoint."""
     monkeypatch.setenv(INTERFACE, "")
 
     def call(name: str, host: str, *, master: str = "127.0.0.1", machines: int = 1) -> str:
@@ -30,7 +30,7 @@ def choose(monkeypatch):
 
 
 def network() -> tuple[str, str]:
-    """An interface of this machine and its address; loopback on a machine without a network."""
+    """Return an interface of this machine and its address; loopback on a machine without a network."""
     found = [(name, _address_of(name)) for _, name in socket.if_nameindex()]
     return next(((name, address) for name, address in found if address and name != "lo"), ("lo", "127.0.0.1"))
 
@@ -43,8 +43,8 @@ def test_a_machine_without_a_resolvable_name_uses_the_interface_of_its_endpoint(
     )
 
 
-def test_a_name_that_leads_to_another_machine_is_not_used(choose, monkeypatch):
-    """A stale line in /etc/hosts, or a name that stands for the address in front of a NAT."""
+def test_a_name_of_another_machine_is_not_used(choose, monkeypatch):
+    """For example a stale line in /etc/hosts, or a name that resolves to the public address of a NAT."""
     resolve = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lambda host, port: resolve("192.0.2.7" if host == "vm" else host, port))
     assert choose("vm", "127.0.0.1") == "lo"
@@ -60,14 +60,14 @@ def test_a_choice_of_the_user_is_kept(choose, monkeypatch, capsys):
         choose_interface()
 
 
-def test_without_name_and_interface_one_message_names_the_remedy(choose):
+def test_without_name_and_interface_one_message_explains_what_to_do(choose):
     with pytest.raises(UserError, match=f"cannot be resolved: {_NO_NAME}. Add the line '127.0.0.1 {_NO_NAME}'"):
         choose(_NO_NAME, "also-unknown.invalid")
     with pytest.raises(UserError, match="not an address of this machine: 192.0.2.7. Correct the line of"):
         choose(_NO_NAME, "192.0.2.7")  # RFC 5737: nobody's address
 
 
-def test_a_name_that_leads_to_the_endpoint_changes_nothing(choose, capsys):
+def test_a_name_that_resolves_to_the_endpoint_changes_nothing(choose, capsys):
     assert choose("localhost", "127.0.0.1") == ""
     assert choose("localhost", "127.0.0.1", machines=2) == ""  # all of them are this machine
     assert capsys.readouterr().err == ""
@@ -79,7 +79,7 @@ def test_a_loopback_name_is_not_used_where_the_endpoint_is_in_the_network(choose
     assert choose("localhost", address) == ("" if interface == "lo" else interface)
 
 
-def test_on_several_machines_the_way_to_the_master_decides(choose, capsys):
+def test_on_several_machines_the_route_to_the_master_decides(choose, capsys):
     interface, address = network()
     if interface == "lo":
         with pytest.raises(UserError, match="The first machine of the job cannot be reached: 192.0.2.8"):

@@ -1,4 +1,4 @@
-"""Our gloo backend beneath fleet and paddlenlp's own Trainer: losses and full weights equal to one process."""
+"""The gloo backend under fleet and PaddleNLP's own Trainer: losses and full weights equal one process."""
 
 from __future__ import annotations
 

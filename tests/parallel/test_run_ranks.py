@@ -41,12 +41,12 @@ def misbehave(how: str) -> str:
 
 @pytest.mark.parametrize("how", ["interrupt", "interrupt early"])
 def test_an_interrupted_rank_interrupts(how):
-    """Ctrl-C goes to all processes of a terminal; a rank may tell before this one has noticed."""
+    """A terminal sends Ctrl-C to all of its processes; a rank may end before this process receives it."""
     with pytest.raises(KeyboardInterrupt, match="rank 1"):
         run_ranks(misbehave, 2, how, grace=1)
 
 
-def test_results_come_by_rank():
+def test_results_are_returned_by_rank():
     assert run_ranks(add, 3, 10) == [(0, 13), (1, 13), (2, 13)]
 
 
@@ -58,7 +58,7 @@ def test_results_come_by_rank():
         ("hang", r"stuck after 6 s, killed: ranks \[1\]"),
     ],
 )
-def test_what_went_wrong_is_told_with_the_rank(how, message):
+def test_a_failure_is_reported_with_the_rank(how, message):
     with pytest.raises(RankError) as failure:
         run_ranks(misbehave, 3, how, timeout=6)
     assert re.search(message, str(failure.value), re.DOTALL)
@@ -85,7 +85,7 @@ if sys.argv[1] == "kill":
 
 @pytest.mark.parametrize("mode", ["end", "kill"])
 def test_under_the_launcher(mode, tmp_path):
-    """Also where CUDA_VISIBLE_DEVICES is set: the launcher then gives the ranks cards, and no backend."""
+    """Also with CUDA_VISIBLE_DEVICES: the launcher then assigns GPUs to the ranks, and no backend."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     command = [
@@ -117,7 +117,7 @@ def _device_of_this_rank() -> tuple[str | None, ...]:
 
 
 def test_ranks_of_gpus_have_one_each_and_are_not_forked(monkeypatch):
-    """CUDA does not survive a fork; what the ranks do with their GPUs is in tests/gpu."""
+    """CUDA cannot be used after a fork; tests/gpu tests what the ranks do with their GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert run_ranks(_device_of_this_rank, 2, device="gpu") == [
         ("4,7", "0", "nccl", "spawn"),

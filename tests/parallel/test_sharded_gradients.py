@@ -1,4 +1,4 @@
-"""Sharding stage 2: sums on the owners in any buckets, bounded memory, balanced owners, ranks that differ are told."""
+"""Sharding stage 2: sums on the owners for any buckets, bounded memory, balanced owners, errors about differing ranks."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_weights_are_those_of_one_process_for_any_bucket(bucket_mb, max_norm, ma
 
 
 @pytest.mark.parametrize("bucket_mb", [SOME, EACH_ALONE])
-def test_sums_that_arrive_late_are_added_to_what_came_meanwhile(bucket_mb):
-    """The order of events on a GPU: a parameter's second gradient is there before the sum of its first one."""
+def test_sums_that_arrive_late_are_added_to_newer_gradients(bucket_mb):
+    """The order of events on a GPU: the second gradient of a parameter exists before the sum of its first one."""
     arguments = (bucket_mb, UNCLIPPED, STEPS, MICRO_BATCHES, False, finished_when_waited_for)
     for weights, _ in run_ranks(shared, 2, *arguments):
         for name, expected in one_process(UNCLIPPED).items():
@@ -56,7 +56,7 @@ def test_sums_that_arrive_late_are_added_to_what_came_meanwhile(bucket_mb):
 
 
 def test_weights_are_made_equal_without_fused_copies():
-    """`first_broadcast`; upstream makes the copies."""
+    """`first_broadcast`; Paddle's own function makes the copies."""
     assert run_ranks(equal_after_wrapping, 2, False) == [(True, 0)] * 2
     assert run_ranks(equal_after_wrapping, 2, True) == [(True, 1)] * 2
 
@@ -79,8 +79,8 @@ def test_a_bucket_holds_several_matrices_of_a_large_network():
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_a_rank_whose_parameters_take_no_part_is_told(step):
-    """`once` is skipped on rank 1: in the first step all ranks see it, later rank 1 does, before it reduces."""
+def test_a_rank_whose_parameters_are_not_used_is_reported(step):
+    """`once` is skipped on rank 1: all ranks detect it in the first step, and rank 1 in a later one, before it reduces."""
     with pytest.raises(RankError) as caught:
         run_ranks(shared, 2, EACH_ALONE, CLIPPED, 2, 2, False, None, (1, step), timeout=60)
     told = [rank for rank, outcome in enumerate(caught.value.outcomes) if "use --sharding stage1" in outcome.stderr]
@@ -89,7 +89,7 @@ def test_a_rank_whose_parameters_take_no_part_is_told(step):
     assert all(outcome.state == "raised" for outcome in caught.value.outcomes)
 
 
-def test_what_a_hook_raised_and_lost_is_raised_again():
+def test_a_lost_exception_of_a_hook_is_raised_again():
     assert run_ranks(told_again, 2) == [[True] * 4] * 2
 
 
@@ -104,7 +104,7 @@ FLOAT = 4
 
 
 def _model(folder: Path, **changes) -> None:
-    """Gradients that are large beside the activations of four tokens."""
+    """Return a model whose gradients are large compared with the activations of four tokens."""
     write_llama(folder / "llama", hidden_size=128, intermediate_size=344, **changes)
 
 
@@ -126,7 +126,7 @@ def test_a_rank_holds_the_largest_share_and_a_bucket_at_most(layout, tmp_path):
 
 
 def test_stage_1_holds_more(tmp_path):
-    """What the limit above would say of it: that the measurement sees gradients."""
+    """The measurement detects gradients: stage 1 exceeds the limit above."""
     _model(tmp_path)
     for found in _held(tmp_path, Layout(sharding=2, sharding_stage=1)):
         assert found["after"] == found["everything"]
@@ -134,7 +134,7 @@ def test_stage_1_holds_more(tmp_path):
 
 
 def test_tied_weights_are_sharded_too(tmp_path):
-    """The embedding of both stages is most of the network here; its gradient lives on one sharding rank of each stage."""
+    """The embedding of both stages is most of this network; its gradient is kept by one sharding rank of each stage."""
     _model(tmp_path, vocab_size=2048, num_hidden_layers=2, tie_word_embeddings=True)
     tied = 2048 * 128
     for found in _held(tmp_path, Layout(sharding=2, sharding_stage=2, pipeline=2)):
@@ -159,13 +159,13 @@ def test_owners_of_the_quickstart_model_are_balanced():
 
 @pytest.mark.parametrize("stage", ["first", "last"])
 def test_owners_of_a_pipeline_stage_are_as_balanced_as_its_largest_weight_allows(stage):
-    """Two of its layers beside the embedding or the head, which alone is more than a quarter of the stage."""
+    """A stage has two layers and the embedding or the head, which is more than a quarter of the stage."""
     largest, *others = sorted(quickstart()[stage], reverse=True)
     assert largest == 4000 * 256 and not _within_15_percent([largest, *others])
     assert _within_15_percent(others)
 
 
 def test_frozen_parameters_do_not_count():
-    """Most are frozen, all but the attention: what is trained is balanced, which fleet's choice does not do."""
+    """Everything but attention is frozen: trained parameters are balanced, which fleet's choice does not achieve."""
     assert _within_15_percent(quickstart()["attention"])
     assert not _within_15_percent(quickstart()["fleet's attention"])

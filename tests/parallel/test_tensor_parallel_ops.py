@@ -1,4 +1,4 @@
-"""The tensor-parallel operators against the same thing in one process: values and gradients."""
+"""Values and gradients of the tensor-parallel operators equal those of one process."""
 
 from __future__ import annotations
 

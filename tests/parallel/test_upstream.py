@@ -1,4 +1,4 @@
-"""Each patch is still needed: these fail as soon as Paddle mends what the gloo backend mends, and say what to remove."""
+"""Each patch is still needed: these tests fail when Paddle fixes what the gloo backend fixes, and name what to remove."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def operator(name: str) -> list[float]:
 
 @pytest.mark.parametrize("name", ["c_identity", "c_split", "c_concat", "c_softmax_with_cross_entropy"])
 def test_operators_are_still_missing(name):
-    """`gloo_ops.OPERATORS`."""
+    """`gloo.ops.OPERATORS`."""
     with pytest.raises(RankError, match=f"Do not support {name} for cpu kernel"):
         run_ranks(operator, 2, name)
 
@@ -90,7 +90,7 @@ def refusals() -> list[str]:
 
 
 def test_refusals_are_still_there():
-    """`gloo_fleet.patch_fleet`."""
+    """`gloo.fleet.patch_fleet`."""
     assert run_ranks(refusals, 1) == [[]]
 
 
@@ -114,7 +114,7 @@ def fused_hook_arguments() -> list[str]:
     return list(inspect.signature(sequence_parallel_utils.create_fused_allreduce_gradient_hook([], 1)).parameters)
 
 
-def test_the_fused_hook_still_takes_an_argument_that_no_one_gives():
+def test_the_fused_hook_is_still_called_without_its_argument():
     """`fix_fused_sequence_parallel_reduction`."""
     assert run_ranks(fused_hook_arguments, 1) == [["grad"]]
 

@@ -1,4 +1,4 @@
-"""What Paddle 3.3.1 does on CPU ranks without our backend; runs inside ranks (see test_upstream.py)."""
+"""The behaviour of Paddle 3.3.1 on CPU ranks without our backend; runs inside ranks (see test_upstream.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def refuses(call) -> bool:
 
 
 def missing_methods() -> list[str]:
-    """The methods that we set and that Paddle's own class refuses; each is refused before anything is sent."""
+    """Return the methods that we set although Paddle's class has them; each missing one raises before it sends anything."""
     import paddle
     from paddle.base.core import ReduceOp
 
@@ -70,7 +70,7 @@ def int16_broadcast() -> None:
 
 
 def p2p_chain() -> str:
-    """0 -> 1 -> 2, with gloo's limit shortened: the numbers of the operations differ, so the second never arrives."""
+    """Send 0 -> 1 -> 2 with a shorter timeout: the numbers of the operations differ, so the second never arrives."""
     import paddle
 
     from paddle_llm.parallel.gloo.timeout import set_group_timeout
@@ -113,7 +113,7 @@ def batch_of_one_direction() -> bool:
 
 
 def keys_without_a_group() -> list[bool]:
-    """A group's rendezvous leaves keys in the store that do not say which group they are of."""
+    """Return whether the rendezvous of a group leaves keys without the name of the group in the store."""
     import paddle
     from paddle.base import core
 

@@ -1,4 +1,4 @@
-"""A pairwise covering array: every two values that may stand together, of layouts and options, stand together in some row.
+"""A pairwise covering array: every allowed pair of values of layouts and options occurs in some row.
 
 Most wrong compositions are wrong for two of their parts already (Kuhn, Wallace & Gallo 2004, "Software fault interactions
 and implications for software testing"); all of them would be some millions of rows. Greedy, after Cohen et al. 1997 ("The
@@ -51,9 +51,9 @@ def pairs_of(row: Row) -> Iterator[Pair]:
 
 
 def sort_pairs(space: Space, judge: Judge) -> tuple[list[Pair], dict[Pair, str]]:
-    """The pairs that stand together in some row, and the others with the reason.
+    """Return the pairs that occur together in some row, and the others with the reason.
 
-    An option forbids nothing by its plain value, so a pair that stands in no row of plain values stands in none.
+    A plain value of an option forbids nothing, so a pair that occurs in no row of plain values occurs in no row.
     """
     allowed: list[Pair] = []
     forbidden: dict[Pair, str] = {}
@@ -69,7 +69,7 @@ def sort_pairs(space: Space, judge: Judge) -> tuple[list[Pair], dict[Pair, str]]
 
 
 def _alone(space: Space, row: Row, pair: Pair, judge: Judge) -> int:
-    """How many of two values this row's layout takes without the other."""
+    """Return how many of two values this row's layout accepts without the other."""
     return sum(not judge.why_not({**space.plain, "layout": row["layout"], name: value}) for name, value in pair)
 
 

@@ -1,4 +1,4 @@
-"""What ranks of a real training do: the masks that their dropout layers draw, and where the weights end."""
+"""Record the masks that the dropout layers of a real training draw, and its final weights."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_with_dropout(case: Case, folder: Path, resume_from: Path | None = None, 
 
 @contextmanager
 def _watched_dropout(masks: list[np.ndarray]):
-    """Write down the mask of every dropout. It is drawn for ones: attention's probabilities have zeros of their own."""
+    """Record the mask of every dropout. It is drawn for ones, because attention probabilities contain zeros."""
     import paddle
     import paddle.nn.functional as F
 

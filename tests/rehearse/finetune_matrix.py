@@ -1,6 +1,6 @@
-"""Fine-tuning's part of the matrix: every model x {full, LoRA, prefix} in each kind of layout, and the covering array of the rest.
+"""The matrix of fine-tuning: every model x {full, LoRA, prefix} in each kind of layout, and a covering array.
 
-Rows are instructions of unequal lengths, so the numbers of labels differ between micro batches, ranks and steps.
+Samples are instructions of unequal length, so the numbers of labels differ between micro-batches, ranks and steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The matrix: every layout and option that is proven equal to one process, and what is left out with the reason.
+"""The matrix: every layout and option that is compared with one process, and the excluded ones with the reason.
 
 Three lists of rows: all degrees of up to 8 ranks at every sharding stage; 16 ranks with all four degrees above one; and
 the covering array of options (`covering.py`). `make parity` runs all of it, and `FAST`, which is in `make test`, before.

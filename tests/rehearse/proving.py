@@ -1,4 +1,4 @@
-"""Many proofs in a row: cases of one training share their reference, which is run once."""
+"""Compare many cases: those of one training share their reference, which is run once."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key,
 
 
 class Prover:
-    """Proves case after case.
+    """Compares case after case.
 
     Attributes:
         references: by the oracle's key.
@@ -21,7 +21,7 @@ class Prover:
         self._timeout = timeout
 
     def __call__(self, case: Case) -> Verdict:
-        """Raises RankError when a rank raised, died or got stuck."""
+        """Compare one case with one process. Raises RankError if a rank raises, dies or does not finish."""
         key = reference_key(case)
         if key not in self.references:
             self.references[key] = reference_of(case, self._timeout)

@@ -1,4 +1,4 @@
-"""The dimensions of the matrix: kinds of layout, and everything else that a training can be told.
+"""The dimensions of the matrix: kinds of layout and all other options of a training.
 
 There are two spaces of rows, of pretraining and of fine-tuning. A `Row` is one choice of everything; `options.py` makes
 a training of it.

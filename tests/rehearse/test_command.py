@@ -1,4 +1,4 @@
-"""`paddle-llm rehearse` as it is typed, on real ranks; and what it says when something is wrong."""
+"""`paddle-llm rehearse` on real ranks, and its messages about mistakes."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def test_a_cluster_s_config_with_its_own_data(tmp_path: Path, corpus: Path) -> N
     assert re.search(r"^ +\d+ s  sharding2\(stage2\) x tp2: 4 ranks$", done.stderr, re.M)
 
 
-def test_a_rehearsal_that_breaks_says_nothing_about_the_layout(tmp_path: Path, monkeypatch) -> None:
-    """Exit code 1 is a proof that something differs; a crash is none."""
+def test_an_internal_failure_has_its_own_exit_code(tmp_path: Path, monkeypatch) -> None:
+    """Exit code 1 means that something differs, which a crash does not show."""
     from click.testing import CliRunner
 
     from paddle_llm.cli import rehearse as module
@@ -118,7 +118,7 @@ def test_a_rehearsal_that_breaks_says_nothing_about_the_layout(tmp_path: Path, m
 
 
 def test_fine_tuning_with_its_method_and_instructions(tmp_path: Path) -> None:
-    """Known by its keys; packed rows of the config's own instructions, which stay of unequal lengths."""
+    """Recognised by its keys; packed rows of the config's own instructions, whose lengths stay unequal."""
     folder = make_instructions(tmp_path / "instructions")
     values = {"model_name_or_path": str(folder / "llama"), "dataset_name_or_path": str(folder / "data")}
     method = {"lora": True, "lora_rank": 16, "lora_target_modules": ["q_proj", "v_proj"], "zero_padding": True}
@@ -138,8 +138,8 @@ def test_fine_tuning_with_its_method_and_instructions(tmp_path: Path) -> None:
     assert refused.returncode == 2 and "has no key 'tgt'" in refused.stderr and "--synthetic" in refused.stderr
 
 
-def test_a_short_sample_keeps_what_it_was(tmp_path: Path) -> None:
-    """Of prompt and answer each its share, the first answer's place, the prefix that is read both ways."""
+def test_a_shortened_sample_keeps_its_structure(tmp_path: Path) -> None:
+    """The shares of prompt and answer, the position of the first answer, and the bidirectional prefix are kept."""
     facts = read_model_facts(write_chatglm(tmp_path / "model", vocab_size=500))
     model = small_model(facts, Layout(), 64, 1, 1, 1)
     ids, labels = np.arange(3, 43, dtype=np.int32), np.full(40, -100, np.int32)
@@ -173,7 +173,7 @@ def test_a_70b_config_for_64_gpus_passes(tmp_path: Path, corpus: Path) -> None:
 # --- mistakes ------------------------------------------------------------------------------------------------------
 
 
-def test_missing_paths_are_told_together_before_any_rank_starts(tmp_path: Path, corpus: Path) -> None:
+def test_missing_paths_are_reported_together_before_any_rank_starts(tmp_path: Path, corpus: Path) -> None:
     missing = {"input_dir": str(tmp_path / "no_data"), "tokenizer_name_or_path": str(tmp_path / "no_tokenizer")}
     done = command(write_config(tmp_path, corpus, **missing), "--world_size", "1", cwd=tmp_path)
     assert done.returncode == 2
@@ -209,7 +209,7 @@ def read_own_samples(folder: Path, corpus: Path, **settings: Any):
     return real, small, own_samples(real, small.model, wanted_by(small.configs))
 
 
-def test_its_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path) -> None:
+def test_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path) -> None:
     from paddle_llm.data.corpus.dataset import build_pretrain_datasets
 
     real, small, found = read_own_samples(tmp_path, corpus)
@@ -223,7 +223,9 @@ def test_its_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path)
     assert max(sample["input_ids"].max() for sample in found.train) < small.model.facts.vocab_size < VOCABULARY
 
 
-def test_nothing_is_left_beside_a_large_corpus(tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_file_is_written_beside_a_large_corpus(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("paddle_llm.data.corpus.order.CACHE_ABOVE_ENTRIES", 0)  # as if its order were worth keeping
     before = files_in(corpus)
     assert read_own_samples(tmp_path, corpus)[2].train
@@ -259,7 +261,7 @@ def test_too_little_data(tmp_path: Path, corpus: Path, settings: dict[str, Any],
         read_own_samples(tmp_path, corpus, **settings)
 
 
-def test_what_paddlenlp_cannot_express_is_a_user_s_mistake(tmp_path: Path) -> None:
+def test_a_config_that_paddlenlp_does_not_support_is_a_users_mistake(tmp_path: Path) -> None:
     """Found by a rank, which builds the model."""
     model = write_llama(tmp_path / "model", hidden_act="gelu")
     config = write_config(tmp_path, None, model_name_or_path=str(model))
@@ -282,7 +284,9 @@ def rehearsed_with(tmp_path: Path, fault: str, layout: dict[str, Any]) -> SubLay
     return face
 
 
-def test_a_fault_is_told_by_quantity_tensor_step_and_rank(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_is_reported_with_quantity_tensor_step_and_rank(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from rich.console import Console
 
     from paddle_llm.config.layout import Layout
@@ -306,7 +310,7 @@ def test_a_fault_is_told_by_quantity_tensor_step_and_rank(tmp_path: Path, capsys
 
 
 def a_rank_among(family: list[psutil.Process]) -> bool:
-    """A child of a child: of the server of forks."""
+    """Return a child of the fork server."""
     pids = {one.pid for one in family}
     with contextlib.suppress(psutil.NoSuchProcess):
         return any(one.ppid() in pids for one in family)

@@ -1,4 +1,4 @@
-"""Dropout over ranks: the same mask where a tensor is replicated, another where it is split or the samples differ.
+"""Dropout on ranks: the same mask for a replicated tensor, different masks for a split one and for different samples.
 
 The masks are those of real layers in real trainings, through the trainer. (LLaMA and ChatGLM-6B have no dropout.)
 """
@@ -39,7 +39,7 @@ def train(folder, layout: Layout, family: str, **settings) -> list[Dropped]:
 
 
 def shared(one: list[np.ndarray], other: list[np.ndarray]) -> int:
-    """Number of masks that two ranks have in common, at whatever time they drew them."""
+    """Return the number of masks that two ranks have in common, drawn at any time."""
     return sum((Counter(map(np.ndarray.tobytes, one)) & Counter(map(np.ndarray.tobytes, other))).values())
 
 
@@ -54,7 +54,7 @@ def check_each(rank: Dropped, layout: Layout) -> None:
 
 
 @pytest.mark.parametrize("family", ["bloom", "chatglm_v2"])
-def test_tensor_ranks_drop_the_same_of_what_they_share_and_data_ranks_never(tmp_path, family):
+def test_tensor_ranks_share_masks_of_replicated_values_and_data_ranks_do_not(tmp_path, family):
     layout = Layout(data=2, tensor=2)
     ranks = train(tmp_path, layout, family)
     for rank in ranks:
@@ -111,7 +111,7 @@ def test_masks_are_a_function_of_the_seed(tmp_path):
 
 
 @pytest.mark.parametrize("layout", [Layout(data=2), Layout(tensor=2)], ids=str)
-def test_a_resumed_training_drops_what_it_would_have_dropped(tmp_path, layout):
+def test_a_resumed_training_draws_the_masks_of_an_uninterrupted_one(tmp_path, layout):
     case = dropout_case(tmp_path, layout, "bloom", max_steps=3)
     output = tmp_path / "output"
     whole = run_ranks(run_and_save, layout.world_size, case, output, None, quiet=True)

@@ -1,4 +1,4 @@
-"""Each family in the layouts that it offers, proven equal to one process by the oracle."""
+"""Each family equals one process in the layouts that it supports, checked by the oracle."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ ROWS: list[tuple[str, Layout, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("family", "layout", "model", "settings"), ROWS, ids=lambda value: str(value).replace(" ", ""))
-def test_a_family_in_a_layout_is_one_process(tmp_path, family, layout, model, settings):
+def test_a_family_in_a_layout_equals_one_process(tmp_path, family, layout, model, settings):
     verdict = prove(make_case(tmp_path, layout, family=family, model=model, ignored_labels=True, **settings))
     assert verdict.passed, verdict.failures[:5]

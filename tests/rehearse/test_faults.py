@@ -1,4 +1,4 @@
-"""A test of the tests: each fault is caught, in the quantity and the tensors in which it must be seen, and only with it."""
+"""The oracle detects each fault in the expected quantity and tensors, and reports nothing without a fault."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def case_of(tmp_path_factory) -> Callable[..., Case]:
 
 @pytest.fixture(scope="module")
 def reference(case_of) -> Reference:
-    """One for all: it does not depend on the layout."""
+    """Return the one reference, which does not depend on the layout."""
     return reference_of(case_of(Layout()))
 
 
@@ -52,7 +52,7 @@ WITH_LORA = [fault for fault in FAULTS.values() if fault.entry == "finetune" or 
 
 
 @pytest.mark.parametrize("layout", dict.fromkeys(fault.layout for fault in PRETRAINING), ids=str)
-def test_without_a_fault_the_layout_is_proven(case_of, reference, layout):
+def test_without_a_fault_the_layout_passes(case_of, reference, layout):
     case = case_of(layout)
     assert reference_key(case) == reference_key(case_of(Layout()))
     verdict = prove(case, reference)
@@ -60,19 +60,19 @@ def test_without_a_fault_the_layout_is_proven(case_of, reference, layout):
 
 
 @pytest.mark.parametrize("fault", PRETRAINING, ids=lambda fault: fault.name)
-def test_the_fault_is_caught_and_named(case_of, reference, fault):
+def test_the_fault_is_detected_and_named(case_of, reference, fault):
     verdict = prove(case_of(fault.layout, fault.name), reference)
     check(verdict, fault)
 
 
 @pytest.mark.parametrize("layout", dict.fromkeys(fault.layout for fault in WITH_LORA), ids=str)
-def test_lora_without_a_fault_is_proven(case_of, lora_reference, layout):
+def test_lora_without_a_fault_passes(case_of, lora_reference, layout):
     verdict = prove(case_of(layout, **LORA), lora_reference)
     assert verdict.passed, "\n".join(str(failure) for failure in verdict.failures[:5])
 
 
 @pytest.mark.parametrize("fault", WITH_LORA, ids=lambda fault: fault.name)
-def test_the_fault_is_caught_and_named_with_lora(case_of, lora_reference, fault):
+def test_the_fault_is_detected_and_named_with_lora(case_of, lora_reference, fault):
     check(prove(case_of(fault.layout, fault.name, **LORA), lora_reference), fault)
 
 
@@ -88,7 +88,7 @@ def check(verdict: Verdict, fault: Fault) -> None:
     assert all(named) or not fault.alone, [str(failure) for failure in shown]
 
 
-def test_faults_are_told():
+def test_faults_have_a_complete_description():
     for name, fault in FAULTS.items():
         assert name == fault.name and fault.imitates.endswith(".") and fault.layout.world_size > 1
         assert {fault.shows, *fault.spares} <= set(QUANTITIES) and fault.shows not in fault.spares

@@ -1,4 +1,4 @@
-"""Fine-tuning beside one process: the fast rows of its matrix, proven; the list itself: complete, nothing dropped in silence."""
+"""Fine-tuning in layouts equals one process: the fast rows of its matrix. The list of rows is complete."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def test_the_fast_rows_have_every_family_method_and_option():
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_rows_are_of_unequal_lengths_and_bear_unequal_numbers_of_labels(packed, tmp_path):
-    """Between micro batches, data ranks and steps alike: else a mean taken in the wrong place would not be seen."""
+def test_samples_have_unequal_lengths_and_numbers_of_labels(packed, tmp_path):
+    """Between micro-batches, data ranks and steps: otherwise a mean over the wrong set would not be detected."""
     case = make_case(tmp_path, Layout(data=2), entry="finetune", packed=packed, global_batch=4)
     labels = np.array([int((sample["labels"] != -100).sum()) for sample in case.train]).reshape(3, 2, 2)
     assert len({len(sample["input_ids"]) for sample in case.train}) > 3
@@ -73,7 +73,7 @@ def matrix(judge) -> Matrix:
 
 
 def test_every_model_has_full_lora_and_prefix_in_every_layout_that_is_offered(matrix):
-    """7 x 3 x 3; what is left out are the pipelines that PaddleNLP does not have."""
+    """7 x 3 x 3, except for pipelines that PaddleNLP does not have."""
     rows = model_rows()
     found = {(row["family"], row["method"], row["layout"]) for row in rows}
     families = ("llama", "chatglm", "chatglm_v2", "bloom", "opt", "glm", "qwen2")
@@ -94,8 +94,8 @@ def test_every_allowed_pair_is_covered(matrix, judge):
     assert forbidden == matrix.forbidden and all(forbidden.values())
 
 
-def test_methods_are_left_out_where_the_rules_of_methods_say_so(judge, tmp_path):
-    """The judge is the reader: what it says of method, layout and family is what `method_problems` says."""
+def test_methods_are_excluded_by_their_own_rules(judge, tmp_path):
+    """The reader decides: its messages about method, layout and family are those of `method_problems`."""
     allowed, forbidden = sort_pairs(FINETUNING, judge)
     for pair in (pair for pair in [*allowed, *forbidden] if "method" in {name for name, _ in pair}):
         row = FINETUNING.plain | dict(pair)
@@ -149,7 +149,7 @@ def test_rows_are_the_same_each_time(matrix, judge):
     assert list(build_finetune_matrix(judge).rows) == list(matrix.rows)
 
 
-def test_the_methods_of_the_matrix_are_all_that_there_are():
+def test_the_matrix_has_all_methods():
     from paddle_llm.config.methods import METHODS as KNOWN
     from paddle_llm.config.run_config import RunConfig
 

@@ -1,4 +1,4 @@
-"""The fast rows of the matrix, proven; the lists themselves: complete, nothing dropped in silence; and production's epsilon."""
+"""The fast rows of the matrix equal one process, the lists of rows are complete, and a usual epsilon works, too."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def matrix(judge) -> Matrix:
     return build_matrix(judge)
 
 
-def test_all_degrees_are_there_or_refused(matrix):
-    """63 tuples with a product of at most 8, those with sharding at three stages; stage 3 beside a pipeline is refused."""
+def test_all_degrees_are_included_or_rejected(matrix):
+    """63 tuples with a product of at most 8, those with sharding at three stages; stage 3 with a pipeline is rejected."""
     rows = degree_rows()
     assert len({(la.data, la.sharding, la.tensor, la.pipeline) for la in (row["layout"] for row in rows)}) == 63
     assert len(rows) == 38 + 3 * 25
@@ -155,7 +155,7 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
 }
 
 
-def test_what_is_forbidden_is_what_the_rules_say_and_no_more(judge):
+def test_forbidden_pairs_are_those_of_the_rules(judge):
     allowed, forbidden = sort_pairs(PRETRAINING, judge)
     for (first, one), (second, two) in [*allowed, *forbidden]:
         excludes, reason = FORBIDDEN.get((first, second), (lambda *_: False, ""))
@@ -164,7 +164,7 @@ def test_what_is_forbidden_is_what_the_rules_say_and_no_more(judge):
         assert why is None or re.search(reason, why), why
 
 
-def test_a_row_that_the_rules_forbid_says_why(judge):
+def test_a_forbidden_row_has_a_reason(judge):
     row = {"layout": Layout(pipeline=2), **PLAIN}
     assert judge.why_not(row) == ""
     assert "needs more than 2 stages" in judge.why_not(row | {"virtual_stages": 2})

@@ -1,4 +1,4 @@
-"""The oracle itself: what it compares, that it covers everything, and what it says of a difference."""
+"""The oracle: what it compares, that it covers everything, and how it reports a difference."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from paddle_llm.rehearse.record import TENSORS, Part, RankRecord, Step
 from tests.rehearse.cases import make_case, random_samples
 
 
-def test_a_layout_is_proven_in_every_quantity(tmp_path):
+def test_a_layout_is_compared_in_every_quantity(tmp_path):
     case = make_case(tmp_path, Layout(tensor=2, pipeline=2), model={"tie_word_embeddings": True}, max_grad_norm=0.5)
     verdict = prove(case)
     assert verdict.passed and not verdict.failures
@@ -37,8 +37,8 @@ def test_a_layout_is_proven_in_every_quantity(tmp_path):
     assert verdict.compared > 4 * 3 * 3 + 4 * 3 * 30
 
 
-def test_weight_decay_leaves_out_the_same_weights_in_a_pipeline(tmp_path):
-    """PaddleNLP goes by names, and ChatGLM2's final norm has another one there."""
+def test_weight_decay_excludes_the_same_weights_in_a_pipeline(tmp_path):
+    """PaddleNLP selects by names, and ChatGLM2's final norm has another name in a pipeline."""
     verdict = prove(make_case(tmp_path, Layout(pipeline=2), family="chatglm_v2", weight_decay=0.5))
     assert verdict.passed, verdict.failures[0]
 
@@ -56,15 +56,15 @@ def test_a_reference_is_shared_by_layouts_of_one_training(tmp_path):
     assert len({reference_key(case) for case in [cases[0], *others]}) == 6
 
 
-def test_one_process_goes_without_what_only_saves_memory(tmp_path):
-    """A wrong recomputation would be wrong in both, and equal."""
+def test_the_reference_runs_without_options_that_save_memory(tmp_path):
+    """Otherwise a wrong recomputation would be equally wrong in both."""
     case = make_case(tmp_path, Layout(tensor=2), recompute=True, recompute_granularity="core_attn", release_grads=True)
     for one in (case.alone(), case.rounded_differently()):
         assert not one.config.recompute and not one.config.release_grads
     assert case.config.recompute
 
 
-def test_the_other_one_process_run_takes_other_sums(tmp_path):
+def test_the_second_reference_uses_another_order_of_sums(tmp_path):
     case = make_case(tmp_path, Layout(data=2), global_batch=8)
     alone, other = case.alone().config, case.rounded_differently().config
     assert (alone.per_device_train_batch_size, alone.gradient_accumulation_steps) == (1, 8)
@@ -74,7 +74,7 @@ def test_the_other_one_process_run_takes_other_sums(tmp_path):
 
 @pytest.mark.parametrize("layout", [Layout(data=2), Layout(sharding=2, sharding_stage=2, pipeline=2)], ids=str)
 def test_the_loss_is_the_mean_over_the_labels_of_the_global_batch(layout, tmp_path):
-    """Samples that bear 16, 15, 14, ... 0 labels: neither ranks nor micro batches may be averaged."""
+    """Samples with 16, 15, 14, ... 0 labels: neither ranks nor micro-batches may be averaged."""
     case = make_case(tmp_path, layout, model={"num_hidden_layers": 2})
     for index, sample in enumerate([*case.train, *case.evaluation]):
         sample["labels"][: index % 17] = -100
@@ -186,7 +186,7 @@ def test_later_steps_may_be_five_times_the_floor(records):
     assert not [d for d in compare(reference, ranks, {("loss", 4): 1e-6}, FIRST_STEP_LIMITS) if not d.passed]
 
 
-def test_what_is_zero_in_one_of_the_one_process_runs_is_no_floor(records):
+def test_a_zero_in_only_one_reference_is_not_a_floor(records):
     """One such tensor would make the limit of all others infinite."""
     reference, ranks = records
     for one in (reference, *ranks):
@@ -203,8 +203,8 @@ def test_what_is_zero_in_one_of_the_one_process_runs_is_no_floor(records):
     assert [d.quantity for d in compare(reference, ranks, floor, FIRST_STEP_LIMITS) if not d.passed] == ["weight"]
 
 
-def test_what_no_record_has_is_told(records):
-    """It would be compared with nothing, and pass."""
+def test_values_missing_from_every_record_are_reported(records):
+    """Otherwise it would not be compared with anything, and pass."""
     reference, _ = records
     assert lacking(reference, 1, evaluated=False) == []
     reference.steps[1].tensors["gradient"].clear()
@@ -213,7 +213,7 @@ def test_what_no_record_has_is_told(records):
     assert "loss at step 2" in lacking(reference, 2, evaluated=False)
 
 
-def test_zeros_beside_zeros_are_compared_as_well():
+def test_zeros_are_compared_with_zeros():
     """OPT's key biases while the value biases, their unit, are zero themselves."""
     name = "opt.decoder.layers.0.self_attn.{}_proj.bias"
 
@@ -228,7 +228,7 @@ def test_zeros_beside_zeros_are_compared_as_well():
 
 
 def test_a_floor_allows_no_more_than_rounding_can_do(records):
-    """Two runs in one process that differ by half are no floor, but two trainings."""
+    """Two runs in one process that differ by half are not the same training."""
     reference, ranks = records
     differing = compare(reference, ranks, {("gradient", 1): 0.5}, FIRST_STEP_LIMITS)
     (unlike,) = [d for d in differing if not d.passed]
@@ -241,21 +241,7 @@ def test_a_floor_allows_no_more_than_rounding_can_do(records):
     ]
 
 
-def test_a_weight_that_nearly_cancels_has_the_rounding_error_of_its_steps(records):
-    """Its size before is the unit; a gradient of the same size has no such excuse, nor has a larger difference."""
-    reference, ranks = records
-    for one in (reference, *ranks):
-        one.steps[2] = copy.deepcopy(one.steps[1])
-        for quantity in ("weight", "gradient"):
-            one.steps[2].tensors[quantity]["w"].values[:] *= 1e-4
-    for quantity in ("weight", "gradient"):
-        ranks[0].steps[2].tensors[quantity]["w"].values[:] *= 1 + 1e-3
-    assert {d.quantity for d in failures(reference, ranks)} == {"gradient"}
-    ranks[0].steps[2].tensors["weight"]["w"].values[:] *= 2
-    assert {d.quantity for d in failures(reference, ranks)} == {"gradient", "weight"}
-
-
-def test_a_weight_that_one_sharding_rank_lacks_is_missed(records):
+def test_a_weight_missing_on_one_sharding_rank_is_found(records):
     reference, ranks = records
     for rank in ranks:
         rank.position = (0, rank.position[0], *rank.position[2:])
@@ -268,7 +254,7 @@ def test_a_weight_that_one_sharding_rank_lacks_is_missed(records):
 
 
 def test_blooms_key_bias_is_compared_absolutely(records):
-    """Its gradient is rounding alone: any relative difference is one of nothing."""
+    """Its gradient consists of rounding errors, so a relative difference has no meaning."""
     model = {"family": "bloom", "heads": 2, "head_size": 2}
     name = "bloom.h.0.self_attention.query_key_value.bias"
     mask = exact_zeros(model, name, (12,))

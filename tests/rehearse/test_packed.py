@@ -1,4 +1,4 @@
-"""Packed training is unpacked training: the same samples in one step, in rows of several and in rows of their own, one process
+"""Packed training equals unpacked training: the same samples in one step, several per row or one per row, in one process
 and layouts alike (`tests/models/test_segments.py`: the network alone; the matrix: packed rows in layouts and one process)."""
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def both(folder: Path, family: str, layout: Layout, settings: dict[str, Any]) ->
     [*FAST, *(pytest.param(*row, marks=pytest.mark.slow) for row in SLOW)],
     ids=lambda value: str(value).replace(" ", ""),
 )
-def test_packed_training_is_unpacked_training(tmp_path, family, layout, settings):
+def test_packed_training_equals_unpacked_training(tmp_path, family, layout, settings):
     """Loss, norm, every gradient, weight and moment of a step, within the limits of the oracle (1e-5)."""
     packed, unpacked = both(tmp_path, family, layout, settings)
     verdict = prove(packed, reference_of(unpacked))

@@ -1,4 +1,4 @@
-"""A cluster's config made small: the kind of its layout and every rule of divisibility are kept."""
+"""The small config of a cluster's config keeps the kind of its layout and all divisibility constraints."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sign(number: int) -> int:
 
 
 def check_kind(real: Resolved, small: Shrunk) -> None:
-    """What must hold between any config and its rehearsal."""
+    """Check the relations that hold between any config and its rehearsal."""
     facts, tiny = real.facts, small.model.facts
     assert facts is not None
     assert set().union(*(active(face.layout) for face in small.configs)) == active(real.layout)
@@ -99,7 +99,7 @@ def test_every_shipped_config(path: Path, tmp_path: Path) -> None:
         assert small.model.facts.hidden_size <= 512
 
 
-def test_the_example_of_the_issue(tmp_path: Path) -> None:
+def test_a_70b_config_for_64_gpus(tmp_path: Path) -> None:
     real = read_real(["configs/pretrain/llama_2_70b_tp8_pp4_sharding2_stage1.json"], 64)
     (face,) = shrink(real, 8, 3, tmp_path).configs
     assert str(face.layout) == "sharding2(stage1) x tp2+sp x pp2"
@@ -125,7 +125,7 @@ ALL_FOUR = Layout(2, 2, 8, 4, sharding_stage=2)
     ],
     ids=lambda value: str(value) if isinstance(value, Layout) else None,
 )
-def test_faces(layout: Layout, ranks: int, expected: list[str]) -> None:
+def test_sub_layouts(layout: Layout, ranks: int, expected: list[str]) -> None:
     found = sub_layouts_of(layout, ranks)
     assert [str(face) for face in found.layouts] == expected
     assert all(face.world_size <= ranks for face in found.layouts)
@@ -149,7 +149,7 @@ def test_pairs_are_covered_or_named(layout: Layout, ranks: int) -> None:
     assert set().union(*map(active, found.layouts)) == active(layout)
 
 
-def test_what_is_not_covered_is_said() -> None:
+def test_dimensions_that_are_not_covered_are_reported() -> None:
     assert "16 ranks" in sub_layouts_of(ALL_FOUR, 8).remarks[0]
     assert "--ranks 16" in sub_layouts_of(ALL_FOUR, 8).remarks[0]
     (remark,) = sub_layouts_of(Layout(tensor=8, pipeline=4, sharding=2, sharding_stage=1), 8).remarks
@@ -221,7 +221,7 @@ def test_odd_shapes(tmp_path: Path, model: dict[str, Any], settings: dict[str, A
 
 
 @pytest.mark.parametrize("write", [write_llama, write_chatglm, write_chatglm2, write_bloom], ids=lambda f: f.__name__)
-def test_everything_else_of_the_model_is_kept(tmp_path: Path, write) -> None:
+def test_other_keys_of_the_model_are_kept(tmp_path: Path, write) -> None:
     run = write_run(
         tmp_path, write(tmp_path / "model", some_key="kept", vocab_size=1000, padded_vocab_size=1000), **TP4
     )
@@ -252,7 +252,7 @@ def test_everything_else_of_the_model_is_kept(tmp_path: Path, write) -> None:
     assert max(ids) < min(value for key, value in small.items() if key.endswith("vocab_size"))
 
 
-def test_scaled_rotary_embeddings_still_reach_beyond_their_table(tmp_path: Path) -> None:
+def test_scaled_rotary_embeddings_still_exceed_their_table(tmp_path: Path) -> None:
     scaling = {"rope_type": "dynamic", "factor": 2.0}
     model = write_llama(tmp_path / "model", max_position_embeddings=64, rope_scaling=scaling)
     real = read_real([write_run(tmp_path, model, **TP4)], 4)
@@ -262,7 +262,7 @@ def test_scaled_rotary_embeddings_still_reach_beyond_their_table(tmp_path: Path)
 
 
 @pytest.mark.parametrize(("width", "expected"), [(1024, 1), (512, 2)])
-def test_the_width_of_opt_s_embeddings_follows(width: int, expected: int) -> None:
+def test_the_width_of_opts_embeddings_is_scaled(width: int, expected: int) -> None:
     raw = {
         "model_type": "opt",
         "hidden_size": 1024,
@@ -291,7 +291,7 @@ def test_folded_ids_keep_special_ones_apart() -> None:
     assert not set(fold.ordinary) & set(fold.special.values())
 
 
-def test_faces_of_one_plan_share_their_reference(tmp_path: Path) -> None:
+def test_sub_layouts_share_their_reference(tmp_path: Path) -> None:
     settings = {"tensor_parallel_degree": 2, "pipeline_parallel_degree": 2, "data_parallel_degree": 2}
     settings |= {
         "sharding": "stage2",
@@ -311,7 +311,7 @@ def test_faces_of_one_plan_share_their_reference(tmp_path: Path) -> None:
     assert all(len(case.evaluation) % size for case, size in zip(cases, batch, strict=True))  # an uneven last batch
 
 
-def test_mistakes_of_the_config_are_all_told(tmp_path: Path) -> None:
+def test_all_mistakes_of_the_config_are_reported(tmp_path: Path) -> None:
     run = write_run(tmp_path, write_llama(tmp_path / "model"), tensor_parallel_degree=3)
     with pytest.raises(ConfigError) as error:
         read_real([run, "--learning_rat", "1"], 3)
@@ -321,7 +321,7 @@ def test_mistakes_of_the_config_are_all_told(tmp_path: Path) -> None:
     assert "feed-forward" in width
 
 
-def test_dropout_and_what_the_cpu_leaves_out_are_told(tmp_path: Path) -> None:
+def test_dropout_and_settings_unsupported_on_the_cpu_are_reported(tmp_path: Path) -> None:
     model = write_bloom(tmp_path / "model", hidden_dropout=0.1)
     real = read_real([write_run(tmp_path, model, attention_probs_dropout_prob=0.2, continue_training=False)], 1)
     changes = {one.what: (one.real, one.rehearsed) for one in shrink(real, 1, 3, tmp_path / "small").changes}

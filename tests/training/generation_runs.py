@@ -1,4 +1,4 @@
-"""What a rank does in the tests of evaluation by generating: a few steps of training with an evaluation in the middle."""
+"""A rank of the tests of evaluation by generation: a few training steps with an evaluation between them."""
 
 from __future__ import annotations
 

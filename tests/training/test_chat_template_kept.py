@@ -1,4 +1,4 @@
-"""The chat template of a fine-tuning is in every folder that it writes, and the one that is used afterwards."""
+"""Every folder that a fine-tuning writes contains its chat template, which is used afterwards."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def text_of(folder: Path, tokenizer: Path) -> str:
     return chosen.template.render(Conversation(turns)).text
 
 
-def test_the_tokenizers_template_stays_with_every_folder(base, tmp_path) -> None:
+def test_every_folder_contains_the_template_of_the_tokenizer(base, tmp_path) -> None:
     finetune(base, tmp_path, lora=True, lora_rank=2, merge_weights=True, model_format="hf", max_steps=3)
     for name in ("model", "adapter", "checkpoint-3"):
         assert text_of(tmp_path / name, base / "llama") == WRITTEN
@@ -58,7 +58,7 @@ def test_the_tokenizers_template_stays_with_every_folder(base, tmp_path) -> None
         read_record(tmp_path / "model")
 
 
-def test_a_tokenizer_beside_an_adapter_goes_before_the_bases(base, tmp_path, capsys) -> None:
+def test_a_tokenizer_beside_an_adapter_takes_precedence(base, tmp_path, capsys) -> None:
     model = tmp_path / "base"
     shutil.copytree(base / "llama", model)
     save_file(

@@ -1,4 +1,4 @@
-"""Fine-tuning jobs as finetune_generation.py runs them, on real ranks: methods, resume, what is saved, true losses."""
+"""Fine-tuning jobs of finetune_generation.py on real ranks: methods, resume, saved files, exact losses."""
 
 from __future__ import annotations
 
@@ -180,14 +180,14 @@ def test_epochs_see_every_row(folder, tmp_path):
     assert trained["steps"] == 5  # 48 rows in steps of 10
 
 
-def test_label_smoothing_changes_the_training_alone(folder, tmp_path):
+def test_label_smoothing_changes_the_training_only(folder, tmp_path):
     for name, value in (("plain", None), ("smooth", 0.2)):
         finetune(folder, tmp_path / name, label_smoothing=value, max_steps=1, logging_steps=1, learning_rate=1e-30)
     plain, smooth = rows(tmp_path / "plain"), rows(tmp_path / "smooth")
     assert plain[0]["loss"] != smooth[0]["loss"] and plain[1]["eval_loss"] == smooth[1]["eval_loss"]
 
 
-def test_patience_ends_a_training_that_gets_no_better(folder, tmp_path):
+def test_patience_ends_a_training_without_improvement(folder, tmp_path):
     settings = {"learning_rate": 1e-30, "load_best_model_at_end": True, "early_stopping_patience": 2}
     (trained,) = finetune(folder, tmp_path, max_steps=30, eval_steps=2, save_steps=2, **settings)
     assert trained["steps"] == 6  # the first evaluation, then two that are no better

@@ -1,4 +1,4 @@
-"""Evaluation by generating: the same scores and texts in every layout, and a training that does not notice it."""
+"""Evaluation by generation: the same scores and texts in every layout, and no effect on the training."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_every_conversation_is_answered_once_and_in_order(folder, alone):
     assert sampled[0]["generated"] != sampled[5]["generated"]  # drawn for each text by itself
 
 
-def test_a_training_does_not_notice_it(folder, alone):
+def test_it_has_no_effect_on_the_training(folder, alone):
     silent = run(folder, "silent", kinds=("greedy",), evaluates=False)[0]["greedy"]
     for kind in RUNS:
         assert alone[kind]["undisturbed"]
@@ -98,7 +98,7 @@ def test_layouts_generate_the_same(folder, alone, name):
         assert texts(folder, name, kind) == texts(folder, "alone", kind)
 
 
-def test_layouts_without_words_are_refused():
+def test_layouts_that_cannot_generate_are_rejected():
     from paddle_llm.core.errors import UserError
     from paddle_llm.training.evaluation.generation import refuse_layout
 

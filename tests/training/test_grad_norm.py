@@ -1,4 +1,4 @@
-"""The gradient norm of one process: right in every type, and computed without a copy of fp32 gradients."""
+"""The gradient norm of one process: correct in every type, and computed without a copy of float32 gradients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random states of a checkpoint: independent of how many GPUs are visible and of the card that a rank uses.
+"""Random states of a checkpoint do not depend on the number of visible GPUs and on the GPU that a rank uses.
 
 No GPU is needed: the predicates by which Paddle and PaddleNLP recognise one are replaced, and generators of the CPU are
 given in place of those of cards.
@@ -54,7 +54,7 @@ def cards(monkeypatch):
     return use
 
 
-def test_another_card_continues_the_stream_of_the_first(cards, tmp_path):
+def test_another_gpu_continues_the_stream_of_the_first(cards, tmp_path):
     first = cards(0).manual_seed(7)
     first.random()
     paddle.save(random_states(), str(tmp_path / "states"))

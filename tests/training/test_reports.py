@@ -1,4 +1,4 @@
-"""What a user sees: the bar of a terminal, the lines of a job, the files of a folder; nothing twice after a resume."""
+"""Reports: the progress bar of a terminal, the lines of a job, the files of a folder; no row twice after a resume."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def test_loss_and_norm_are_those_of_the_global_batch(tmp_path):
     assert norm > 100 * run.max_grad_norm  # clipping was active
 
 
-def test_without_clipping_the_norm_is_still_told(tmp_path):
+def test_without_clipping_the_norm_is_still_reported(tmp_path):
     run = config(tmp_path, max_steps=1, logging_steps=1, do_eval=False, max_grad_norm=0.0)
     make_trainer(run).train()
     assert rows(tmp_path / "output")[0]["grad_norm"] > 0
@@ -109,7 +109,7 @@ def test_a_constant_rate_has_no_warmup():
 
 
 @pytest.mark.parametrize("stop_at", [5, 10])
-def test_resume_is_exact_to_the_bit_in_any_epoch(tmp_path, stop_at):
+def test_resume_is_exact_bit_for_bit_in_any_epoch(tmp_path, stop_at):
     """Steps 5 and 10 stand in the middle of a window of metrics; with 12-sample epochs step 10 is in the second epoch."""
     run = config(tmp_path, save_steps=stop_at)
     whole = make_trainer(run, samples_per_epoch=12)
@@ -121,7 +121,7 @@ def test_resume_is_exact_to_the_bit_in_any_epoch(tmp_path, stop_at):
     assert all(np.array_equal(final[name], value) for name, value in weights(resumed.model).items())
 
 
-def test_the_ends_of_epochs_are_seen(tmp_path):
+def test_the_ends_of_epochs_are_detected(tmp_path):
     run = config(tmp_path, evaluation_strategy="epoch", save_strategy="epoch", logging_steps=100)
     make_trainer(run, samples_per_epoch=10).train()  # 2 samples a step: epochs end with steps 5 and 10
     found = rows(tmp_path / "output")
@@ -142,7 +142,7 @@ class Plain:
         return Toy(11)[index]
 
 
-def test_any_data_set_is_shuffled_anew_every_epoch_and_resumed_exactly(tmp_path):
+def test_any_data_set_is_shuffled_in_every_epoch_and_resumed_exactly(tmp_path):
     """11 samples, 2 a step, 2.5 epochs: 13 steps, and step 10 is in the second epoch."""
     run = config(tmp_path, max_steps=-1, num_train_epochs=2.5, logging_steps=1, do_eval=False)
     whole = make_trainer(run, train=Plain())
@@ -200,7 +200,7 @@ def test_another_global_batch_is_refused(tmp_path):
         other.train(str(tmp_path / "output" / "checkpoint-5"))
 
 
-def test_the_timers_that_were_asked_for_are_printed(tmp_path, capsys, monkeypatch):
+def test_requested_timers_are_printed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("paddlenlp.trainer.plugins.timer._GLOBAL_TIMERS", None)  # of all later trainers, too
     make_trainer(config(tmp_path, max_steps=2, skip_profile_timer=False, do_eval=False)).train()
     said = [
@@ -279,7 +279,7 @@ def test_a_damaged_file_of_the_right_size_is_one_message(tmp_path):
         file.write_bytes(content)
 
 
-def test_a_checkpoint_that_finds_no_room_is_one_message(tmp_path, monkeypatch):
+def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

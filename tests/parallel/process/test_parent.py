@@ -1,4 +1,4 @@
-"""A process ends with the one that it works for, killed by SIGKILL; a run without a launcher outlives its shell."""
+"""A process ends when the process that it works for is killed; a run without a launcher continues after its shell."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def test_a_rank_ends_when_its_launcher_is_killed(wrapper, tmp_path):
     assert said.decode() == "rank 0: the launcher has ended; this rank stops\n"
 
 
-def test_a_rank_whose_launcher_has_ended_before_it_looks_ends_too(tmp_path):
-    """An orphan's parent is init or a session manager; a shell of such a name is in their place here."""
+def test_a_rank_ends_when_its_launcher_has_ended_before_it_checks(tmp_path):
+    """The parent of an orphan is init or a session manager; here it is a shell of such a name."""
     manager = shutil.copy(shutil.which("sh"), tmp_path / "tini")
     script = 'export PADDLE_BACKUP_ENV_PATH=log/backup_env.0.json; "$@"; exit $?'
     rank = start(str(manager), "-c", script, "tini", sys.executable, "-c", RANK, str(tmp_path / "rank"))
@@ -66,7 +66,7 @@ def test_a_rank_whose_launcher_has_ended_before_it_looks_ends_too(tmp_path):
     assert rank.returncode == 75 and b"the launcher has ended" in said
 
 
-def test_a_run_without_a_launcher_outlives_its_shell(tmp_path):
+def test_a_run_without_a_launcher_continues_after_its_shell(tmp_path):
     command = f'setsid {sys.executable} -c "$0" "$1" & wait'
     shell = start("bash", "-c", command, RANK, str(tmp_path / "run"))
     run = rank_of(tmp_path / "run")
@@ -110,8 +110,8 @@ def test_workers_end_when_their_rank_is_killed(tmp_path):
     assert not [path for pid in workers for path in Path("/dev/shm").glob(f"paddle_{pid}_*")]
 
 
-def test_paddles_worker_waits_without_a_time_limit():
-    """When this fails, Paddle has corrected it, and `worker_initializer` may be superfluous."""
+def test_paddles_worker_waits_without_a_timeout():
+    """If this fails, Paddle has fixed it, and `worker_initializer` may be removed."""
     from paddle.io.dataloader.worker import _worker_loop
 
     assert "indices_queue.get(MP_STATUS_CHECK_INTERVAL)" in inspect.getsource(_worker_loop)

@@ -1,4 +1,4 @@
-"""What rank 0 does for all: its result, or its failure, reaches every rank."""
+"""The result or the failure of a function that rank 0 runs for all ranks reaches every rank."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def calls() -> list[str]:
     return said
 
 
-def test_every_rank_gets_it():
+def test_every_rank_gets_the_result_or_the_error():
     first, *others = run_ranks(calls, 3)
     problems = "1 problem in the configuration:\n  1. max_steps is 0"
     early = (
@@ -48,7 +48,7 @@ def test_every_rank_gets_it():
         assert said == [early, "got ('built by', '0')", f"UserError: {problems}", failed]
 
 
-def test_one_process_needs_nothing():
+def test_one_process_needs_no_parallel_environment():
     assert on_first_rank(lambda: 5) == 5
 
     def fail():

@@ -1,4 +1,4 @@
-"""A rank ends with its own exit code, though a peer goes while it is in its last moments."""
+"""A rank ends with its own exit code, although a peer disconnects while it ends."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # What is registered before Paddle is loaded comes when Paddle's C++ objects are gone: it closes the file descriptor and sleeps
 # the seconds that the exit code says, which is 1. A group's store lives longer than Python, which the reference makes sure of.
 SERVER = """
@@ -31,8 +31,8 @@ sys.exit(1)
 
 
 @pytest.mark.parametrize("end, codes", [("ours", {1}), ("paddle's", {-signal.SIGABRT, -signal.SIGSEGV})])
-def test_a_peer_that_goes_late_changes_no_exit_code(end, codes):
-    """Without our end a signal ends the process. When that fails, Paddle has fixed it, and `leaving.py` can go."""
+def test_a_peer_that_disconnects_late_does_not_change_the_exit_code(end, codes):
+    """Without `keep_exit_code` a signal ends the process. If that fails, Paddle has fixed it, and exit_code.py can be removed."""
     from paddle.base import core
 
     from paddle_llm.parallel.gloo.rendezvous import free_port
@@ -51,7 +51,7 @@ def test_a_peer_that_goes_late_changes_no_exit_code(end, codes):
 
 
 @pytest.mark.parametrize("ending, code", [("sys.exit(3)", 3), ("1 / 0", 1), ("", 0)])
-def test_what_a_process_says_last_is_written(ending, code, tmp_path):
+def test_the_last_output_of_a_process_is_written(ending, code, tmp_path):
     script = (
         "import atexit, sys; from paddle_llm.parallel.process.exit_code import keep_exit_code; keep_exit_code()\n"
         f"atexit.register(print, 'the end'); print('a word'); {ending}"

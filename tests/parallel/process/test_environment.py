@@ -1,4 +1,4 @@
-"""What is set before paddle is imported: in processes of their own, since it can be set once only."""
+"""The environment that is set before Paddle is imported, in separate processes, because it can be set only once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ZEN3 = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx avx2 fma\n"
 _ZEN4 = _ZEN3.replace("fma", "fma avx512f avx512cd avx512bw avx512dq avx512vl avx512_vnni")
 
 
-def test_mkl_is_told_what_an_amd_processor_has():
+def test_mkl_uses_the_vector_instructions_of_an_amd_processor():
     assert mkl_cpu_type(_ZEN4 + _ZEN4) == "7"
     assert mkl_cpu_type(_ZEN3) == "5"
     assert mkl_cpu_type(_ZEN4.replace("avx512dq", "")) == "5"  # with 7 it would end at the first matmul
@@ -29,13 +29,13 @@ def _mkl_after_preparing(environment: dict[str, str]) -> str:
     ).stdout.strip()
 
 
-def test_the_users_own_word_stays():
+def test_values_of_the_user_are_kept():
     assert _mkl_after_preparing({}) == str(mkl_cpu_type(processor()))
     assert _mkl_after_preparing({"MKL_DEBUG_CPU_TYPE": "5"}) == "5"
 
 
-def test_a_process_on_the_cpu_sees_no_card():
-    """A GPU build of Paddle would take one when it is imported. The launcher's list and choice are hidden too."""
+def test_a_process_on_the_cpu_sees_no_gpu():
+    """A GPU build of Paddle would use a GPU when it is imported. The launcher's list and choice are hidden, too."""
     code = (
         "import os; from paddle_llm.parallel.process.environment import prepare_host; prepare_host('{}'); "
         "print([os.environ.get(name) for name in ('CUDA_VISIBLE_DEVICES', 'FLAGS_selected_gpus')])"
@@ -47,8 +47,8 @@ def test_a_process_on_the_cpu_sees_no_card():
         assert done.stdout == f"{left}\n"
 
 
-def test_products_have_the_same_bits_wherever_their_operands_lie():
-    """Resume to the bit rests on it: a process that goes on has its tensors at other addresses."""
+def test_products_do_not_depend_on_the_addresses_of_their_operands():
+    """Exact resume depends on it: a resumed process has its tensors at other addresses."""
     import numpy as np
     import paddle
 
@@ -77,8 +77,8 @@ for log in (logging.getLogger(), log_util.logger):
 """
 
 
-def test_upstreams_logs_tell_what_is_wrong_alone():
-    """Their handlers are made while Paddle is imported, and that is when its advice about threads is left out."""
+def test_logs_of_paddle_contain_warnings_and_errors_only():
+    """Paddle creates their handlers when it is imported, while its warning about threads is dropped."""
     done = subprocess.run([sys.executable, "-c", _LOGGING], capture_output=True, text=True, check=True)
     lines = done.stderr.splitlines()
     assert [line.split(" - ")[-1] for line in lines if "what" in line] == ["what is wrong"] * 2

@@ -98,7 +98,7 @@ def test_the_launcher_of_the_other_node_ends_too(tmp_path):
     (tmp_path / "node.py").write_text(NODE)
     launch = [sys.executable, "-m", "paddle.distributed.launch", "--master", f"127.0.0.1:{free_port()}"]
     launch += ["--host", "127.0.0.1", "--nnodes", "2", "--nproc_per_node", "1"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     nodes = [
         subprocess.Popen([*launch, "--rank", node, "--log_dir", f"log{node}", "node.py"], cwd=tmp_path, env=environment)
         for node in "01"

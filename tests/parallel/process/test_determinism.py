@@ -71,7 +71,7 @@ def test_a_value_of_the_user_is_kept_and_reported(tmp_path, corpus):
     assert environment["NCCL_ALGO"] == "Tree" and "keeping NCCL_ALGO=Tree of the environment" in report
 
 
-def test_it_is_refused_when_paddle_is_imported_already(tmp_path, corpus, monkeypatch):
+def test_it_is_rejected_after_paddle_is_imported(tmp_path, corpus, monkeypatch):
     import paddle  # noqa: F401
 
     from paddle_llm.config import reader
