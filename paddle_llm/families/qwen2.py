@@ -36,7 +36,7 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     expect_head_width(values, raw, problems)
     translate_rope(values, raw, problems)
     if values.pop("rope_scaling", None) or values.pop("rope_scaling_type", None):
-        problems.append("scaled RoPE (PaddleNLP's Qwen2 leaves the scaling out without a word)")
+        problems.append("scaled RoPE (PaddleNLP's Qwen2 ignores it)")
 
 
 def _write(config: Any) -> dict[str, Any]:

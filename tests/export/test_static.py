@@ -159,7 +159,7 @@ def llama_program(pieces, tmp_path_factory):
     return export_static(write_folder("llama", pieces, folder / "llama", num_hidden_layers=2), folder / "program")
 
 
-def test_a_disk_that_fills_is_told_as_such(pieces, tmp_path):
+def test_a_disk_that_fills_is_reported(pieces, tmp_path):
     """Paddle writes as much as there is room for and says nothing: here the embedding and not a byte of what follows."""
     source = write_folder("llama", pieces, tmp_path / "model", num_hidden_layers=2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -196,12 +196,12 @@ def test_a_template_from_a_file_goes_with_the_program(pieces, tmp_path):
     assert str(theirs) not in (program / "step.json").read_text()
 
 
-def test_a_template_that_is_gone_is_told(pieces, tmp_path, capsys):
+def test_a_template_that_is_gone_is_reported(pieces, tmp_path, capsys):
     folder = write_folder("llama", pieces, tmp_path / "run" / "model", num_hidden_layers=1)
     record = {"arguments": {"chat_template": {"value": "/gone/mine.jinja"}}}
     (tmp_path / "run" / "config.resolved.json").write_text(json.dumps(record))
     export_static(folder, tmp_path / "program")
-    assert "the training used /gone/mine.jinja, which does not exist" in capsys.readouterr().err
+    assert "training used /gone/mine.jinja, which does not exist" in capsys.readouterr().err
 
 
 def test_what_cannot_be_is_refused(pieces, tmp_path):
@@ -212,10 +212,10 @@ def test_what_cannot_be_is_refused(pieces, tmp_path):
     folder = write_folder("bloom", pieces, tmp_path / "bloom", n_layer=1)
     staged = tmp_path / "staged"
     staged.mkdir()
-    with pytest.raises(UserError, match="computes on the CPU, where Paddle's kernels are fp32"):
+    with pytest.raises(UserError, match="runs on the CPU, where Paddle's kernels are fp32"):
         write_static(open_source(folder), staged, Options(dtype="bfloat16"))
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(UserError, match="name the folder of the tokenizer"):
+    with pytest.raises(UserError, match="Name the folder of the tokenizer"):
         write_static(open_source(folder), staged, Options())
     assert not any(staged.iterdir())
 

@@ -124,7 +124,7 @@ def test_other_families_are_refused_by_name(tmp_path):
         build(tiny.write_llama(tmp_path, model_type="mamba"))
 
 
-def test_kernels_that_a_cpu_lacks_are_told(tmp_path, capsys):
+def test_kernels_that_a_cpu_lacks_are_reported(tmp_path, capsys):
     model = build(tiny.write_llama(tmp_path), use_flash_attention=True, use_fused_rope=True)
     said = capsys.readouterr().err
     assert "--use_flash_attention is off" in said and "--use_fused_rope is off" in said
@@ -138,7 +138,7 @@ def test_dropout_is_set_or_refused(tmp_path):
         build(tiny.write_llama(tmp_path / "llama"), hidden_dropout_prob=0.1)
 
 
-def test_a_name_that_cannot_be_downloaded_is_told(tmp_path, monkeypatch):
+def test_a_name_that_cannot_be_downloaded_is_reported(tmp_path, monkeypatch):
     import paddlenlp.utils.download as download
 
     def no_network(*args, **kwargs):
@@ -151,7 +151,7 @@ def test_a_name_that_cannot_be_downloaded_is_told(tmp_path, monkeypatch):
         build(tmp_path / "missing")
 
 
-def test_switches_that_a_family_does_not_have_are_told(tmp_path, capsys):
+def test_switches_that_a_family_does_not_have_are_reported(tmp_path, capsys):
     fields = {"recompute": True, "recompute_granularity": "core_attn", "no_recompute_layers": [0]}
     build(tiny.write_bloom(tmp_path / "bloom"), fuse_attention_qkv=True, **fields)
     said = capsys.readouterr().err

@@ -39,7 +39,7 @@ def test_rope_parameters_of_transformers_5_are_honoured(tmp_path):
         },
     ],
 )
-def test_rope_scaling_is_honoured_in_both_spellings(tmp_path, scaling):
+def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
     # Dynamic scaling begins beyond the positions of the model; the others must not be asked beyond them.
     sizes = {"max_position_embeddings": 16 if scaling["rope_type"] == "dynamic" else 64}
     old = tiny.write_llama(tmp_path / "old", rope_scaling=scaling, **sizes)
@@ -143,7 +143,7 @@ def test_null_counts_as_false_where_false_is_wanted(tmp_path):
     build(folder)
 
 
-def test_all_problems_are_told_at_once(tmp_path):
+def test_all_problems_are_reported_together(tmp_path):
     with pytest.raises(UserError) as error:
         build(tiny.write_llama(tmp_path, head_dim=32, mlp_bias=True, hidden_act="gelu"))
     assert all(word in str(error.value) for word in ("head_dim", "mlp_bias", "hidden_act"))
@@ -156,7 +156,7 @@ def test_chatglm2_keys_of_hugging_face_reach_the_network(tmp_path):
     assert config.multi_query_group_num == 4
 
 
-def test_bloom_keys_of_both_spellings_reach_the_network(tmp_path):
+def test_bloom_keys_under_both_names_reach_the_network(tmp_path):
     config = build(tiny.write_bloom(tmp_path, hidden_size=None, n_embed=32, n_head=None, num_attention_heads=2)).config
     assert (config.hidden_size, config.n_head, config.n_layer) == (32, 2, 4)
     config = build(tiny.write_bloom(tmp_path, n_layer=None, num_hidden_layers=3)).config

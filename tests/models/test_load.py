@@ -143,7 +143,7 @@ def test_weights_without_values_are_refused_with_the_cause(tmp_path):
         build(folder, load=True)
 
 
-def test_wrong_shapes_are_told(tmp_path):
+def test_wrong_shapes_are_reported(tmp_path):
     folder = _saved_llama(tmp_path)
     tiny.write_llama(folder, intermediate_size=96)
     with pytest.raises(UserError, match=r"gate_proj.weight has shape \[172, 64\], config.json requires \[96, 64\]"):
@@ -159,7 +159,7 @@ def test_unexpected_tensors_are_one_notice(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("length", [4, 60, 5000, -8])
-def test_a_file_cut_off_is_told(tmp_path, length):
+def test_a_file_cut_off_is_reported(tmp_path, length):
     folder = _saved_llama(tmp_path)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
@@ -167,14 +167,14 @@ def test_a_file_cut_off_is_told(tmp_path, length):
         build(folder, load=True)
 
 
-def test_weights_that_cannot_be_read_are_told(tmp_path):
+def test_weights_that_cannot_be_read_are_reported(tmp_path):
     WRITERS["llama"](tmp_path)
     (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")  # a file, whose first byte is an input/output error
     with pytest.raises(UserError, match="cannot read .*model.safetensors: Input/output error"):
         build(tmp_path, load=True)
 
 
-def test_a_corrupt_header_is_told(tmp_path):
+def test_a_corrupt_header_is_reported(tmp_path):
     folder = _saved_llama(tmp_path)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:8] + b"x" + file.read_bytes()[9:])
@@ -182,7 +182,7 @@ def test_a_corrupt_header_is_told(tmp_path):
         build(folder, load=True)
 
 
-def test_a_broken_pdparams_is_told(tmp_path):
+def test_a_broken_pdparams_is_reported(tmp_path):
     folder = tiny.write_llama(tmp_path)
     build(folder).save_pretrained(str(folder), safe_serialization=False)
     file = folder / "model_state.pdparams"
@@ -207,14 +207,14 @@ def test_folders_without_weights_say_what_they_hold(tmp_path, file, message):
         build(folder, load=True)
 
 
-def test_an_index_that_names_a_missing_file_is_told(tmp_path):
+def test_an_index_that_names_a_missing_file_is_reported(tmp_path):
     folder = tiny.write_llama(tmp_path)
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
     with pytest.raises(UserError, match="model-00001-of-00001.safetensors"):
         build(folder, load=True)
 
 
-def test_a_tied_head_that_differs_is_told(tmp_path):
+def test_a_tied_head_that_differs_is_reported(tmp_path):
     folder = tiny.write_bloom(tmp_path)
     tensors = as_hugging_face(weights(build(folder), "bloom"), "bloom")
     tensors["lm_head.weight"] = tensors["transformer.word_embeddings.weight"].copy()

@@ -110,7 +110,7 @@ def test_logits_that_are_no_numbers_make_a_loss_that_is_none():
     assert np.isnan(float(CausalLMLoss(config(8))(logits_BSV, labels_BS)))
 
 
-def test_a_divisor_on_the_device_gives_the_same_bits_and_is_no_part_of_the_state():
+def test_a_divisor_on_the_device_gives_the_same_bits_and_is_not_part_of_the_state():
     criterion = CausalLMLoss(config(8))
     logits_BSV = paddle.to_tensor(np.random.default_rng(0).standard_normal((2, 5, 8), np.float32))
     labels_BS = paddle.ones([2, 5], dtype="int64")

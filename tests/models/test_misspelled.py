@@ -24,7 +24,7 @@ def configuration(folder: Path):
     return plain_configuration(folder, find_family(facts), facts.raw)
 
 
-def test_a_key_that_is_nearly_right_is_told_once(tmp_path, capsys):
+def test_a_key_that_is_nearly_right_is_reported_once(tmp_path, capsys):
     WRITERS["llama"](tmp_path)
     file = tmp_path / "config.json"
     raw = json.loads(file.read_text())

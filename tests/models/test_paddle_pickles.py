@@ -65,7 +65,7 @@ class _Evil:
 
 
 @pytest.mark.parametrize("kind", ["evil", "objects", "cut", "list", "text"])
-def test_what_is_no_file_of_weights_is_refused(kind, tmp_path, monkeypatch):
+def test_other_files_than_weights_are_refused(kind, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     file, _ = _written(tmp_path)
     contents = {

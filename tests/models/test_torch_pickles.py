@@ -67,7 +67,7 @@ def test_a_pickle_runs_nothing(tmp_path):
     assert not trace.exists()
 
 
-def test_broken_files_are_told(tmp_path):
+def test_broken_files_are_reported(tmp_path):
     file = tmp_path / "pytorch_model.bin"
     torch.save(tensors(), file)
     whole = file.read_bytes()

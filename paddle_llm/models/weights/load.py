@@ -167,11 +167,11 @@ def _candidates(
     """
     if not foreign:
         full, transpose = canonical, False
-        candidates, prefix = names.native_spellings(family, canonical), FAMILIES[family].base_prefix
+        candidates, prefix = names.paddlenlp_names(family, canonical), FAMILIES[family].base_prefix
     else:
         there = names.hugging_face(family, canonical, ndim)
         full, transpose = there.name, there.transpose
-        candidates = names.foreign_spellings(family, full)
+        candidates = names.hugging_face_names(family, full)
         prefix = FAMILIES[family].weights.hugging_face_base_prefix
     return ((full,) if prefix and _has_prefix(files, prefix) else candidates), transpose
 

@@ -84,13 +84,13 @@ def hugging_face(family: str, name: str, ndim: int) -> ForeignTensor:
     raise KeyError(f"{name} is not a weight of {family}")
 
 
-def foreign_spellings(family: str, name: str) -> tuple[str, ...]:
+def hugging_face_names(family: str, name: str) -> tuple[str, ...]:
     """Return Hugging Face's name, and the one in a checkpoint of the network without its head."""
     prefix = FAMILIES[family].weights.hugging_face_base_prefix
     return (name, name[len(prefix) :]) if prefix and name.startswith(prefix) else (name,)
 
 
-def native_infixes(name: str) -> str:
+def paddlenlp_infixes(name: str) -> str:
     """Return a name of Hugging Face with PaddleNLP's parts in its middle; its beginning does not change."""
     changed = f"{name}."
     for family in FAMILIES.values():
@@ -113,7 +113,7 @@ def tied_head(family: str, config: Any, *, foreign: bool) -> str | None:
     return HUGGING_FACE_TIED_HEAD if foreign else FAMILIES[family].weights.tied_head
 
 
-def native_spellings(family: str, name: str) -> tuple[str, ...]:
+def paddlenlp_names(family: str, name: str) -> tuple[str, ...]:
     """Return the canonical name, and the one of PaddleNLP's network without its head or of its pipeline."""
     prefix = FAMILIES[family].base_prefix
     return (name, name[len(prefix) :]) if name.startswith(prefix) else (name,)

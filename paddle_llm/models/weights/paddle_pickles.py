@@ -115,7 +115,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
     ("numpy", "ndarray"): None,
     ("numpy", "dtype"): np.dtype,
     ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): codecs.encode,  # how protocol 2 spells bytes
+    ("_codecs", "encode"): codecs.encode,  # protocol 2 writes bytes with it
 }
 
 

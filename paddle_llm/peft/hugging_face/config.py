@@ -133,7 +133,7 @@ def _by_kind(layers: list[str], base: dict[str, Any] | None) -> dict[str, list[i
     """Group layers: "layers/self_attn.q_proj" -> numbers of blocks; pattern of a layer outside the blocks -> None."""
     kinds: dict[str, list[int] | None] = {}
     for layer in layers:
-        match = _IN_A_LIST.fullmatch(names.native_infixes(layer))
+        match = _IN_A_LIST.fullmatch(names.paddlenlp_infixes(layer))
         if match is None:
             kinds[_pattern(f"{layer}.weight", base).removesuffix(".weight")] = None
         else:
@@ -161,9 +161,9 @@ def _pattern(key: str, base: dict[str, Any] | None) -> str:
     if base is not None:
         family = base["family"]
         for known in (names.EMBEDDINGS[family], names.HEADS.get(family, "")):
-            if known and key in names.foreign_spellings(family, names.hugging_face(family, known, 2).name):
+            if known and key in names.hugging_face_names(family, names.hugging_face(family, known, 2).name):
                 return known
-    match = _IN_A_LIST.fullmatch(names.native_infixes(key))
+    match = _IN_A_LIST.fullmatch(names.paddlenlp_infixes(key))
     return f"{match.group(1)}.{match.group(2)}.{match.group(3)}" if match else ".".join(key.split(".")[-2:])
 
 

@@ -1,12 +1,12 @@
-"""Prefix tuning (Li and Liang 2021): in every layer, keys and values that are learnt stand before those of the tokens.
+"""Prefix tuning (Li and Liang 2021): every layer has learned keys and values in front of those of the tokens.
 
-Without projection they are parameters of each attention layer, `prefix_key` and `prefix_value` [P, G, D]; with projection
-(section 4.3 of the paper) one network makes them for all layers: embeddings [P, H] -> tanh(H x H) -> each layer's keys and
-values. Every token sees the whole prefix, its own position does not change, and the cache of generation does not contain
-it; so neither trainer nor generation knows that it is there. GLM (2022) keeps hidden states in place of keys and values:
-there the prefix is `prefix_hidden` [P, H].
+Without projection they are parameters of each attention layer, `prefix_key` and `prefix_value` [P, G, D]. With projection
+(section 4.3 of the paper) one network computes them for all layers: embeddings [P, H] -> tanh(H x H) -> each layer's keys and
+values. Every token sees the whole prefix, positions of tokens do not change, and the cache of generation does not contain the
+prefix, so trainer and generation need not know it. GLM (2022) caches hidden states instead of keys and values; its prefix is
+`prefix_hidden` [P, H]. `families.spec.PrefixLayers` describes how the prefix enters the layers of a family.
 
-With tensor parallelism a rank holds the prefixes of its heads; where key-value heads are not divided, all of them.
+With tensor parallelism a rank holds the prefixes of its heads, or of all heads if key-value heads are not divided.
 
 Shapes: P prefix tokens, B batch, S sequence, T keys, N heads of this rank, G key-value heads, D head width, H hidden size.
 """
@@ -31,7 +31,7 @@ _Install = Callable[[Attachment, str, Any, Any], None]
 
 
 def install(attachment: Attachment) -> None:
-    """Give every attention layer its prefix."""
+    """Add a prefix to every attention layer."""
     spec = attachment.family.network.prefix
     install_in = _INSTALL[spec.kind]
     layers = [(path, layer) for path, layer in attachment.layers() if path.endswith(spec.layer)]
@@ -40,11 +40,11 @@ def install(attachment: Attachment) -> None:
         install_in(attachment, path, layer, trunk)
 
 
-# ---- where keys and values come from --------------------------------------------------------------------------------
+# ---- keys and values of the prefix --------------------------------------------------------------------------------------
 
 
 class _Trunk:
-    """The part of the projection that all layers share: [P, H], computed where it is used (also by recompute)."""
+    """The part [P, H] of the projection that all layers share, computed at each use (also by recompute)."""
 
     def __init__(self, attachment: Attachment):
         count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
@@ -61,12 +61,16 @@ class _Trunk:
 def _keys_values(
     attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None, groups: int, divided: bool, shared: bool
 ) -> KeysValues:
-    """A layer's prefix.
+    """Return a function that computes the prefix of a layer.
 
     Args:
-        groups: key-value heads of the whole model.
-        divided: whether this rank holds 1 / degree of them.
-        shared: whether every rank holds all and uses some.
+        attachment: Attachment of the method to the network.
+        path: Path of the layer.
+        layer: Attention layer.
+        trunk: Shared part of the projection; None without projection.
+        groups: Number of key-value heads of the whole model.
+        divided: Whether this rank holds 1 / degree of them.
+        shared: Whether every rank holds all of them and uses some.
     """
     config, axis = attachment.model.config, attachment.axis
     count, width = attachment.method.num_prefix_tokens, config.hidden_size // config.num_attention_heads
@@ -89,7 +93,7 @@ def _keys_values(
 
 
 def _repeated(tensor_PGD: paddle.Tensor, heads: int) -> paddle.Tensor:
-    """[P, N, D]: each key-value head for all of its queries."""
+    """Return [P, N, D] with each key-value head repeated for its queries."""
     groups = tensor_PGD.shape[1]
     return tensor_PGD if groups == heads else tensor_PGD.repeat_interleave(heads // groups, axis=1)
 
@@ -98,27 +102,27 @@ def _repeated(tensor_PGD: paddle.Tensor, heads: int) -> paddle.Tensor:
 
 
 def _with_prefix(mask: Any, count: int, value: float = 0.0) -> paddle.Tensor:
-    """A mask [..., T] that is added to the scores, for [..., P + T]."""
+    """Return a mask [..., T] that is added to scores as [..., P + T]; every token sees the prefix."""
     return paddle.concat([paddle.full([*mask.shape[:-1], count], value, mask.dtype), mask], axis=-1)
 
 
 def _causal(queries: int, keys: int, dtype: Any) -> paddle.Tensor:
-    """[1, 1, S, T]: the last S of T positions, each looking backwards."""
+    """Return the causal mask [1, 1, S, T] of the last S of T positions."""
     hidden = paddle.full([1, 1, queries, keys], _hidden(dtype), "float32")
     return paddle.triu(hidden, diagonal=keys - queries + 1).astype(dtype)
 
 
 def _hidden(dtype: Any) -> float:
-    """What hides a key in a mask of this type: finite, which -1e30 is not in float16."""
+    """Return the number that hides a key in a mask of this type; -1e30 would be infinite in float16."""
     return max(_HIDDEN, paddle.finfo(dtype).min)
 
 
-def _of_segments(ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
-    """[B, 1, S, S]: each position looks backwards in its sample (`models/patches/segments.py`)."""
+def _packed(ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
+    """Return the mask [B, 1, S, S] of packed rows: each position sees earlier ones of its sample."""
     return paddle.where(seen_backwards(ends_BS), paddle.zeros([1]), paddle.full([1], _hidden(dtype))).astype(dtype)
 
 
-# ---- LLaMA, Qwen2: their layers call a function of queries, keys and values [B, S, N, D] ------------------------------
+# ---- layers that call a function of queries, keys and values [B, S, N, D] -----------------------------------------------
 
 
 def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
@@ -135,7 +139,7 @@ def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
         ends = named.pop("attn_mask_startend_row_indices", None)
         ends = attention_mask if is_ends(attention_mask) else ends
         if ends is not None:
-            attention_mask = _of_segments(ends, query.dtype)
+            attention_mask = _packed(ends, query.dtype)
         elif attention_mask is None:
             attention_mask = _causal(length, total, query.dtype)
         prefix = pair()
@@ -146,14 +150,14 @@ def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
             for tensor in prefix
         ]
         key, value = (paddle.concat(two, axis=1) for two in zip(prefix, (key, value), strict=True))
-        # The additive mask of [B, 1, S, T] is what PaddleNLP's functions want.
+        # PaddleNLP's functions require a mask [B, 1, S, T].
         mask = _with_prefix(attention_mask.astype(query.dtype), count).expand([batch, 1, length, count + total])
         return attend(query, config, key, value, mask, *others, **named)
 
     attachment.replace(layer, "attn_func", attention)
 
 
-# ---- ChatGLM2/3: a layer of its own for queries, keys and values [S, B, N, D] -----------------------------------------
+# ---- layers with a sub-layer for queries, keys and values [S, B, N, D] --------------------------------------------------
 
 
 def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
@@ -166,8 +170,8 @@ def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None
         length = query.shape[0]
         if is_causal_marker(attention_mask, length):
             attention_mask = _causal(length, length, attention_mask.dtype)
-        elif attention_mask.shape[2] == 1 < length:  # where packed samples begin
-            attention_mask = _of_segments(ends_of(attention_mask[:, 0, 0] == 0), attention_mask.dtype)
+        elif attention_mask.shape[2] == 1 < length:  # the beginnings of packed samples
+            attention_mask = _packed(ends_of(attention_mask[:, 0, 0] == 0), attention_mask.dtype)
         states = []
         for tensor, prefix in zip((key, value), pair(), strict=True):
             prefix = _repeated(prefix, tensor.shape[2]).astype(tensor.dtype).unsqueeze(1)
@@ -177,11 +181,11 @@ def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None
     attachment.replace(core, "forward", attention)
 
 
-# ---- the others: the prefix comes as what has been cached -------------------------------------------------------------
+# ---- layers that receive the prefix as cached keys and values -----------------------------------------------------------
 
 
 def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
-    """Give a prefix to a layer whose `forward` takes the keys and values of earlier tokens and returns them with its own."""
+    """Add a prefix to a layer whose `forward` takes the keys and values of earlier tokens and returns them with its own."""
     spec, config = attachment.family.network.prefix, attachment.model.config
     axis, groups = spec.cache_axis, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
@@ -201,7 +205,7 @@ def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | Non
             length = hidden.shape[1]
             inputs[spec.mask] = _causal(length, length + (cached[0].shape[axis] if cached else 0), hidden.dtype)
         elif is_ends(inputs[spec.mask]):
-            inputs[spec.mask] = _of_segments(inputs[spec.mask], "float32")
+            inputs[spec.mask] = _packed(inputs[spec.mask], "float32")
         inputs[spec.mask] = _with_prefix(inputs[spec.mask], count)
         if spec.alibi:
             inputs["alibi"] = _with_prefix(inputs["alibi"], count)
@@ -221,14 +225,14 @@ def _as_cache(tensor_PND: paddle.Tensor, rows: int, axis: int) -> paddle.Tensor:
 
 
 def _without_prefix(outputs: Any, count: int, axis: int, last: bool) -> Any:
-    where = len(outputs) - 1 if last else 1
-    cache = outputs[where]
+    index = len(outputs) - 1 if last else 1
+    cache = outputs[index]
     kept = [paddle.slice(tensor, [axis], [count], [tensor.shape[axis]]) for tensor in cache]
     kept = type(cache)(*kept) if hasattr(cache, "_fields") else tuple(kept)
-    return (*outputs[:where], kept, *outputs[where + 1 :])
+    return (*outputs[:index], kept, *outputs[index + 1 :])
 
 
-# ---- GLM: what is cached are hidden states [B, T, H] ------------------------------------------------------------------
+# ---- layers that cache hidden states [B, T, H] --------------------------------------------------------------------------
 
 
 def _in_hidden_states(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
@@ -239,7 +243,9 @@ def _in_hidden_states(attachment: Attachment, path: str, layer: Any, trunk: _Tru
     def attention(hidden_states: Any, ltor_mask: Any, cache: Any = None) -> Any:
         prefix = prefix_PH.unsqueeze(0).expand([hidden_states.shape[0], -1, -1])
         cache = prefix if cache is None else paddle.concat([prefix, cache], axis=1)
-        return forward(hidden_states, _with_prefix(ltor_mask, count, 1.0), cache)  # its mask multiplies
+        return forward(
+            hidden_states, _with_prefix(ltor_mask, count, 1.0), cache
+        )  # the scores are multiplied by its mask
 
     attachment.replace(layer, "forward", attention)
 
