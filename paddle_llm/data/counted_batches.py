@@ -53,7 +53,7 @@ class CountedBatches:
         counts: Batch = {LABEL_COUNT: label_count, TOKEN_COUNT: token_count}
         return {**batch, **counts, **self._picked(labels_BS)}
 
-    def _picked(self, labels_BS: np.ndarray) -> Batch:  # noqa: N803  shape suffix
+    def _picked(self, labels_BS: np.ndarray) -> Batch:
         if self.pick_multiple is None:
             return {}
         labels = labels_BS.reshape(-1)

@@ -95,7 +95,7 @@ def _kind(annotation: Any) -> Kind:
 
 
 def is_null(raw: Any) -> bool:
-    """null, or the words None and null: the default is asked for."""
+    """Return whether a value requests the default: null, or the text None or null."""
     return raw is None or (isinstance(raw, str) and raw in _NULL)
 
 
