@@ -241,6 +241,20 @@ def test_a_floor_allows_no_more_than_rounding_can_do(records):
     ]
 
 
+def test_a_weight_that_nearly_cancels_has_the_rounding_error_of_its_steps(records):
+    """Its size before the step is the unit. This does not apply to gradients or to larger differences."""
+    reference, ranks = records
+    for one in (reference, *ranks):
+        one.steps[2] = copy.deepcopy(one.steps[1])
+        for quantity in ("weight", "gradient"):
+            one.steps[2].tensors[quantity]["w"].values[:] *= 1e-4
+    for quantity in ("weight", "gradient"):
+        ranks[0].steps[2].tensors[quantity]["w"].values[:] *= 1 + 1e-3
+    assert {d.quantity for d in failures(reference, ranks)} == {"gradient"}
+    ranks[0].steps[2].tensors["weight"]["w"].values[:] *= 2
+    assert {d.quantity for d in failures(reference, ranks)} == {"gradient", "weight"}
+
+
 def test_a_weight_missing_on_one_sharding_rank_is_found(records):
     reference, ranks = records
     for rank in ranks:
