@@ -1,1 +1,1 @@
-"""What this project understands of other people's folders: the command `paddle-llm check-model`."""
+"""Reports on how model, tokenizer and adapter folders are read: the command `paddle-llm check-model`."""

@@ -1,4 +1,4 @@
-"""The section "adapter" of a folder with an adapter_config.json."""
+"""Section "adapter" of the report on a folder with an adapter_config.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def inspect_adapter(folder: Path) -> tuple[Section, Path | None]:
     """Describe an adapter.
 
     Returns:
-        The section, and the folder of the base if it is on this machine.
+        Section; folder of the base model, None if it is not on this machine.
     """
     section, base = Section("adapter"), None
     with section.reading():

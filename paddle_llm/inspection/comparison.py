@@ -1,4 +1,4 @@
-"""The section "transformers": whether the owner's library understands a folder as this project does."""
+"""Section "transformers" of the report: whether transformers reads a folder as this package does."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.console import collected
+from paddle_llm.core.transformers_import import import_transformers
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.export.verification.compare import LOGITS_AND_TOKENS
 from paddle_llm.export.verification.verify import verify
@@ -38,13 +39,13 @@ def compare(folder: Path, *, model: bool, codec: TextCodec | None, sample_ids: l
     """Compare config.json, the tokenizer and the chat template of a folder with transformers, without torch.
 
     Args:
-        model: Whether the folder has a config.json that is read here.
-        codec: The folder's tokenizer as it is read here, None to leave it out.
-        sample_ids: The ids of the sample conversation by the folder's own chat template, None to leave it out.
+        folder: Folder to compare.
+        model: Whether the folder has a supported config.json.
+        codec: Tokenizer of the folder; None to skip its comparison.
+        sample_ids: Token ids of the sample conversation, written by the chat template of the folder; None to skip the comparison.
     """
     section = Section("transformers")
-    import transformers
-
+    transformers: Any = import_transformers()
     section.facts["version"] = transformers.__version__
     transformers.logging.set_verbosity_error()
     if model:
@@ -132,7 +133,7 @@ def _compare_template(section: Section, theirs: Any, codec: TextCodec, sample_id
 
 
 def compare_networks(section: Section, folder: Path) -> None:
-    """Compare logits and greedy tokens of the weights with transformers on torch, in a separate process."""
+    """Compare logits and greedy tokens with transformers on torch in a separate process."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
         section.add(Level.NOT_COMPARED, f"logits: {' and '.join(missing)} not installed. Install paddle_llm[hf].")

@@ -1,4 +1,4 @@
-"""One folder, read by the readers of training and generation, described in a report."""
+"""Report on one folder, made with the readers of training and generation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from paddle_llm.config.local_files.adapters import describe_folder
 from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_FOLDER, MODEL_CONFIG, MODEL_FOLDER
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.chat.selection import JINJA
+from paddle_llm.data.chat.jinja_template import JINJA
 from paddle_llm.inspection.comparison import compare, compare_networks
 from paddle_llm.inspection.model import inspect_model
 from paddle_llm.inspection.report import Level, Report, Section
@@ -19,12 +19,13 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
     """Describe a model, tokenizer or adapter folder, or the output folder of a run.
 
     Args:
-        quick: Read the files only: import neither Paddle nor, for the comparison, transformers.
-        networks: Compare logits with transformers on torch.
-        allow_pickle: Read torch's pickles, too.
+        folder: Folder to describe.
+        quick: Whether to only read files, without importing Paddle or comparing with transformers.
+        networks: Whether to compare logits with transformers on torch.
+        allow_pickle: Whether to read torch's pickles.
 
     Raises:
-        UserError: If the folder has nothing of that kind.
+        UserError: If the folder is not a model, tokenizer or adapter.
     """
     report = Report(str(folder))
     chosen = _choose(folder)
@@ -44,7 +45,7 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
         report.sections += sections
     elif base is not None:
         parts.facts["base"] = str(base)
-        parts.add(Level.NOTE, f"the base is described by: paddle-llm check-model {base}")
+        parts.add(Level.NOTE, f"to describe the base model, run paddle-llm check-model {base}")
     codec, sample = None, None
     if has_tokenizer(chosen):
         sections, codec = inspect_tokenizer(chosen, vocab_size)
@@ -61,7 +62,7 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
 
 
 def _choose(folder: Path) -> Path:
-    """The folder itself, or the model or adapter that the output folder of a run holds."""
+    """Return the folder itself, or the model or adapter in the output folder of a run."""
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give a folder with a model, a tokenizer or an adapter.")
     for one in (folder, folder / MODEL_FOLDER, folder / ADAPTER_FOLDER):

@@ -1,4 +1,4 @@
-"""The sections "model" and "weights" of a folder with a config.json."""
+"""Sections "model" and "weights" of the report on a folder with a config.json."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ def inspect_model(folder: Path, *, quick: bool, allow_pickle: bool = False) -> l
     """Describe config.json and the weight files of a folder.
 
     Args:
-        quick: Do not import Paddle; weights are then not compared with the network that config.json describes.
-        allow_pickle: Read torch's pickles, too.
+        folder: Folder to describe.
+        quick: Whether to skip the comparison of weights with the network, which imports Paddle.
+        allow_pickle: Whether to read torch's pickles.
     """
     model, weights = Section("model"), Section("weights")
     facts: ModelFacts | None = None
@@ -64,6 +65,7 @@ def inspect_model(folder: Path, *, quick: bool, allow_pickle: bool = False) -> l
 
 
 def model_is_refused(section: Section) -> bool:
+    """Return whether a part of the model is refused."""
     return any(finding.level is Level.REFUSED for finding in section.findings)
 
 
@@ -95,7 +97,9 @@ def _rope(facts: ModelFacts) -> str:
     if family and family.network.positions in _NO_ROPE:
         return _NO_ROPE[family.network.positions]
     raw = facts.raw
-    given = next((raw[name] for name in ("rope_parameters", "rope_scaling") if isinstance(raw.get(name), dict)), {})
+    given: dict[str, Any] = next(
+        (raw[name] for name in ("rope_parameters", "rope_scaling") if isinstance(raw.get(name), dict)), {}
+    )
     theta = raw.get("rope_theta", given.get("rope_theta", 10000.0))
     kind = given.get("rope_type", given.get("type")) or raw.get("rope_scaling_type") or "default"
     factor = given.get("factor") or raw.get("rope_scaling_factor")
@@ -134,7 +138,7 @@ def _describe_files(section: Section, files: WeightFiles) -> None:
 def _compare_with_network(
     section: Section, folder: Path, family: Family, facts: ModelFacts, files: WeightFiles
 ) -> None:
-    """Find every weight of the network in the files; what is missing or has another shape is refused."""
+    """Find every weight of the network in the files. Missing weights and other shapes are refused."""
     from paddle_llm.generation.network import start_process
 
     start_process("cpu")

@@ -1,4 +1,4 @@
-"""The report of `paddle-llm check-model`: sections of facts and findings, as data."""
+"""Report of `paddle-llm check-model` as data: sections with facts and findings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paddle_llm.core.errors import UserError
 
 
 class Level(str, Enum):
-    """What a finding means for a run that reads the folder."""
+    """Meaning of a finding for a run that reads the folder."""
 
     AGREES = "agrees"  # a comparison that passed
     NOTE = "note"  # reported when the folder is read
@@ -37,7 +37,7 @@ class Section:
     Attributes:
         title: "model", "weights", "tokenizer" ...
         facts: Values by name, ready for JSON.
-        findings: What is ignored, refused or compared.
+        findings: Ignored, refused and compared parts.
     """
 
     title: str
@@ -45,13 +45,14 @@ class Section:
     findings: list[Finding] = field(default_factory=list)
 
     def add(self, level: Level, text: str) -> None:
+        """Add a finding once."""
         finding = Finding(level, text)
         if finding not in self.findings:
             self.findings.append(finding)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Read a part of the folder: reports become notes, a user error becomes a refusal and ends the block."""
+        """Turn messages of the body into notes, and a UserError, which ends the body, into a refusal."""
         with collected() as lines:
             try:
                 yield
@@ -67,14 +68,15 @@ class Report:
     """All sections of one folder.
 
     Attributes:
-        folder: The folder as the user named it.
-        sections: In the order in which they are printed.
+        folder: Folder as the user named it.
+        sections: Sections in the order of printing.
     """
 
     folder: str
     sections: list[Section] = field(default_factory=list)
 
     def has(self, level: Level) -> bool:
+        """Return whether a section has a finding of this level."""
         return any(finding.level is level for section in self.sections for finding in section.findings)
 
     @property

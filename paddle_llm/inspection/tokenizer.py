@@ -1,4 +1,4 @@
-"""The sections "tokenizer" and "chat template" of a folder with a tokenizer."""
+"""Sections "tokenizer" and "chat template" of the report on a folder with a tokenizer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LIBRARIES = {
     PaddleNLPCodec: "PaddleNLP's AutoTokenizer",
     TransformersCodec: "transformers' AutoTokenizer",
 }
-TRAINED = ("⟦", "⟧")  # around text that is trained
+TRAINED = ("⟦", "⟧")  # marks around text with a loss
 SAMPLE = Conversation(
     (
         Turn("system", "Be brief."),
@@ -46,6 +46,7 @@ SAMPLE = Conversation(
 
 
 def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has files of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
@@ -53,10 +54,11 @@ def inspect_tokenizer(folder: Path, vocab_size: int | None) -> tuple[list[Sectio
     """Describe the tokenizer and the chat template of a folder.
 
     Args:
-        vocab_size: Size of the model's vocabulary, None if the folder has no model.
+        folder: Folder to describe.
+        vocab_size: Size of the model's vocabulary; None if the folder has no model.
 
     Returns:
-        The sections, and the tokenizer if it can be read.
+        Sections; tokenizer, None if it cannot be read.
     """
     section, template = Section("tokenizer"), Section("chat template")
     codec: TextCodec | None = None
@@ -124,19 +126,19 @@ def _encode(encoder: InstructionEncoder, conversation: Conversation) -> tuple[En
 
 
 def _targets(sample: EncodedSample) -> list[int]:
-    """Every id behind the first one: the inputs, and the last target, which is not an input."""
+    """Return all ids after the first one: the inputs, and the last label, which is not an input."""
     trained = [int(label) for label in sample.labels]
     shown = [int(number) for number in sample.input_ids[1:]]
     return [*shown, trained[-1]] if trained and trained[-1] >= 0 else shown
 
 
 def _marked(codec: TextCodec, sample: EncodedSample) -> Iterator[str]:
-    """The text of a sample, with marks around the runs of ids that are trained."""
+    """Yield the text of a sample, with marks around the parts that have a loss."""
     ids = [int(sample.input_ids[0]), *_targets(sample)]
-    bears = [False, *(int(label) >= 0 for label in sample.labels)][: len(ids)]
+    has_loss = [False, *(int(label) >= 0 for label in sample.labels)][: len(ids)]
     start = 0
     for at in range(1, len(ids) + 1):
-        if at == len(ids) or bears[at] != bears[start]:
+        if at == len(ids) or has_loss[at] != has_loss[start]:
             text = codec.show(ids[start:at])
-            yield f"{TRAINED[0]}{text}{TRAINED[1]}" if bears[start] else text
+            yield f"{TRAINED[0]}{text}{TRAINED[1]}" if has_loss[start] else text
             start = at
