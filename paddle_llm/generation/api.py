@@ -113,7 +113,7 @@ def check_chat_template(folder: Path, options: GenerateOptions) -> None:
     Raises:
         UserError: If the template does not exist.
     """
-    if options.chat_template not in (None, NONE):
+    if options.chat_template is not None and options.chat_template != NONE:
         check_template(options.chat_template, str(options.tokenizer or folder))
 
 

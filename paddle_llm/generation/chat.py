@@ -23,7 +23,7 @@ class Chat:
     removed too.
     """
 
-    def __init__(self, generator: Generator, reader: PromptReader):
+    def __init__(self, generator: Generator, reader: PromptReader) -> None:
         self._generator, self._reader = generator, reader
         self._turns: tuple[Turn, ...] = ()
         self._answers = 0
@@ -103,7 +103,7 @@ class Chat:
 class StreamPrinter:
     """Prints a text whose tokens arrive one by one."""
 
-    def __init__(self, codec: TextCodec):
+    def __init__(self, codec: TextCodec) -> None:
         self._codec = codec
         self._tokens: list[int] = []
         self._printed = ""

@@ -104,7 +104,9 @@ def load_network(
     codec.fit_to_model(facts.vocab_size)
     stored = str(facts.raw.get("torch_dtype") or facts.raw.get("dtype") or "float32")
     dtype = stored if device == "gpu" and stored in ("bfloat16", "float16") else "float32"
-    run = RunConfig(model_name_or_path=str(folder), continue_training=True, device=device, allow_pickle=allow_pickle)
+    run = RunConfig.model_validate(
+        {"model_name_or_path": str(folder), "continue_training": True, "device": device, "allow_pickle": allow_pickle}
+    )
     model = build_model(run, layout, dtype=dtype)
     if adapter is not None:
         load_adapter(model, adapter, layout, allow_pickle=allow_pickle)

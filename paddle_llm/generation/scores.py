@@ -1,9 +1,9 @@
-"""Scores of generated texts against references: BLEU (sacrebleu), ROUGE (rouge-score), exact match. Free of paddle.
+"""Scores of generated texts against references: BLEU (sacrebleu), ROUGE (rouge-score), exact match. Does not import Paddle.
 
-A text counts as Chinese where it holds a Chinese character. BLEU is counted over all texts at once, so it takes one
-tokenizer: sacrebleu's `zh`, which sets each Chinese character apart and treats the rest as its default `13a` does, where
-any reference is Chinese, else `13a`. ROUGE is counted text by text: each Chinese character (and each kana) is a word, as
-are runs of other letters and digits, in lower case. Of a text in ASCII these are rouge-score's own words, without stemming.
+A text with a Chinese character counts as Chinese. BLEU is computed over all texts together with one tokenizer: `13a`,
+sacrebleu's default, or `zh` if any reference is Chinese, which splits Chinese characters and treats the rest like `13a`. ROUGE
+is computed text by text: each Chinese character (and each kana) is a word, and so is each run of other letters and digits, in
+lower case. For ASCII texts these are the words of rouge-score without stemming.
 """
 
 from __future__ import annotations
@@ -20,23 +20,28 @@ _WORDS = re.compile(f"[{_CHINESE}\u3040-\u30ff]|[^\\W_{_CHINESE}\u3040-\u30ff]+"
 
 
 def is_chinese(text: str) -> bool:
-    """Whether it holds a Chinese character."""
+    """Return whether a text contains a Chinese character."""
     return _HAS_CHINESE.search(text) is not None
 
 
 class CharacterTokenizer:
-    """rouge-score's interface of a tokenizer: words in lower case, Chinese by character."""
+    """A tokenizer with the interface of rouge-score: words in lower case, Chinese by character."""
 
     def tokenize(self, text: str) -> list[str]:
+        """Split a text into words."""
         return _WORDS.findall(text.lower())
 
 
 def score(generated: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """The scores of config's `SCORES`, each as its library scales it; blanks around a text do not count.
+    """Compute the scores of config's `SCORES`, each in the scale of its library. Surrounding blanks are ignored.
+
+    Args:
+        generated: Generated texts.
+        references: Reference of each text.
 
     Returns:
-        bleu: 0 to 100 (Papineni et al. 2002, over all texts; 0 where no four words in a row are right on_any_rank);
-        rouge1, rouge2, rougeL: mean F-measure, 0 to 1 (Lin 2004); exact_match: share, 0 to 1. Empty for no texts.
+        bleu: 0 to 100 (Papineni et al. 2002, over all texts; 0 if no four consecutive words match in any text);
+        rouge1, rouge2, rougeL: mean F-measure, 0 to 1 (Lin 2004); exact_match: share, 0 to 1. Empty without texts.
     """
     if len(generated) != len(references):
         raise ValueError(f"{len(generated)} generated texts, {len(references)} references")
@@ -48,7 +53,7 @@ def score(generated: Sequence[str], references: Sequence[str]) -> dict[str, floa
 
 
 def _bleu(pairs: list[tuple[str, str]]) -> float:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     chinese = any(is_chinese(reference) for _, reference in pairs)
     metric = BLEU(tokenize="zh" if chinese else "13a")

@@ -32,7 +32,7 @@ class StaticModel(StaticProgram):
         UserError: If the folder is not a static export, or a file is truncated or unreadable.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None, *, tokenizer: Path | None = None):
+    def __init__(self, folder: str | Path, threads: int | None = None, *, tokenizer: Path | None = None) -> None:
         super().__init__(folder, threads)
         self._tokenizer = tokenizer or self.folder
 
@@ -83,7 +83,7 @@ class StaticModel(StaticProgram):
 class _TextStream:
     """Decodes the tokens after a prompt and passes on each new piece of text."""
 
-    def __init__(self, codec: TextCodec, before: Sequence[int], on_text: Callable[[str], None] | None):
+    def __init__(self, codec: TextCodec, before: Sequence[int], on_text: Callable[[str], None] | None) -> None:
         self._codec, self._before, self._on_text = codec, list(before), on_text
         self._prompt = codec.decode(self._before)
         self._tokens: list[int] = []

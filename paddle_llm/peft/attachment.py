@@ -71,7 +71,7 @@ class Attachment:
         is_on: Whether the network computes with the method.
     """
 
-    def __init__(self, model: Any, method: Method, layout: Layout, family: Family, seed: int):
+    def __init__(self, model: Any, method: Method, layout: Layout, family: Family, seed: int) -> None:
         self.model, self.method, self.layout, self.family, self.seed = model, method, layout, family, seed
         self.axis: Axis = current_mesh(layout).tensor
         self.added: list[Added] = []

@@ -31,10 +31,10 @@ def merge(model: Any) -> None:
             embedding that is tied to the head.
     """
     attachment = active_attachment(model)
-    if attachment is None or not attachment.method.mergeable:
+    adapters = adapters_of(model)
+    if adapters is None or attachment is None or not attachment.method.mergeable:
         active = attachment.method.name if attachment is not None else "none"
         raise UserError(f"The active adapter cannot be merged: {active}. Only LoRA and AdaLoRA can be merged.")
-    adapters = adapters_of(model)
     if adapters.merged:
         return
     if not all(layer.weight._is_initialized() for layer, _ in attachment.merges.values()):

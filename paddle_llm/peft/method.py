@@ -176,7 +176,7 @@ def method_of(config: RunConfig) -> Method:
         flags = [f"--{name}" for names in methods.values() for name in names]
         raise UserError(f"{' and '.join(flags)}: choose one way of fine-tuning.")
     settings = {ours: getattr(config, field) for field, ours in _SETTINGS.items()}
-    given = {
+    given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in settings.items()
         if value is not None

@@ -242,7 +242,7 @@ def test_the_template_of_training_is_used(llama, tmp_path):
     assert "### Instruction: Hello" in rows(out)[0]["prompt"]
     assert "alpaca (as in the model's training)" in told
     assert "alpaca (as in" in run(copied, "--prompt", "Hello", "--max_new_tokens", "4", "--template", "auto")[1]
-    assert "default (as asked for)" in run(copied, "--input", file, "--max_new_tokens", "4", "--template", "default")[1]
+    assert "default (as requested)" in run(copied, "--input", file, "--max_new_tokens", "4", "--template", "default")[1]
 
 
 # ---- chat -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ class FolderTensors:
 
     def __init__(
         self, folder: Path, family: Family, config: Any, shapes: dict[str, tuple[int, ...]], *, allow_pickle: bool
-    ):
+    ) -> None:
         self._files = WeightFiles(folder, allow_pickle=allow_pickle)
         self._shapes = shapes
         self._columns = locate_weights(self._files, shapes, family, config)

@@ -50,7 +50,7 @@ def merge_adapter(base: Source, folder: Path, *, allow_pickle: bool = False) -> 
 class _AdapterFolder:
     """The tensors of an adapter folder."""
 
-    def __init__(self, folder: Path, base: Source, allow_pickle: bool):
+    def __init__(self, folder: Path, base: Source, allow_pickle: bool) -> None:
         self.folder, shape = folder, base_shape(base.family.name, base.config)
         self.method: Method = read_method(folder, base=shape, allow_pickle=allow_pickle)
         ndims = {name: len(base.shapes[name]) for name in base.names()}
@@ -67,7 +67,7 @@ class _AdapterFolder:
 class _AdapterCheckpoint:
     """The tensors of an adapter in a checkpoint of its training."""
 
-    def __init__(self, folder: Path, base: Source):
+    def __init__(self, folder: Path, base: Source) -> None:
         files = CheckpointTensors(folder)
         if files.method is None:
             raise UserError(f"{folder} holds a whole network and not an adapter. Export it without --adapter.")
@@ -98,7 +98,7 @@ class MergedTensors:
         UserError: If the adapter has tensors that fit no weight of the base, or lacks some.
     """
 
-    def __init__(self, base: Source, adapter: _AdapterFolder | _AdapterCheckpoint):
+    def __init__(self, base: Source, adapter: _AdapterFolder | _AdapterCheckpoint) -> None:
         self._base: Tensors = base.tensors
         self._adapter, self._family, self._config = adapter, base.family.name, base.config
         own = set(adapter.names())
@@ -107,12 +107,15 @@ class MergedTensors:
         self._check(own)
 
     def names(self) -> list[str]:
+        """Return the canonical names."""
         return self._base.names()
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return self._base.shape(name)
 
     def dtype(self, name: str) -> str:
+        """Return the stored type of a tensor."""
         return self._base.dtype(name)
 
     def read(self, name: str) -> np.ndarray:

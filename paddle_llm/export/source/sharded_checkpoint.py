@@ -67,7 +67,7 @@ class CheckpointTensors:
         UserError: If the checkpoint is incomplete or has no weights.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         manifest = read_manifest(self.folder)
         self.layout = Layout(**manifest["layout"])
@@ -203,7 +203,7 @@ class CheckpointTensors:
 class _UnifiedPart:
     """A full tensor in safetensors."""
 
-    def __init__(self, files: WeightFiles, name: str):
+    def __init__(self, files: WeightFiles, name: str) -> None:
         self._files, self._name = files, name
 
     @property

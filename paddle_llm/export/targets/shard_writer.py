@@ -143,7 +143,7 @@ def _header(tensors: list[PlannedTensor]) -> bytes:
 
 
 def _write_all(stream: BinaryIO, data: bytes | np.ndarray) -> None:
-    rest = memoryview(data)
+    rest = memoryview(data)  # type: ignore[arg-type]
     while rest:  # one call writes at most 2 GB
         rest = rest[stream.write(rest) :]
 

@@ -99,7 +99,7 @@ def _compare_prompt(
     tally: _Tally,
 ) -> None:
     for step, (token, other) in enumerate(zip(tokens, others, strict=True)):
-        logits_V, spread = logits_NV[step], max(float(logits_NV[step].std()), np.finfo(np.float32).tiny)
+        logits_V, spread = logits_NV[step], max(float(logits_NV[step].std()), float(np.finfo(np.float32).tiny))
         difference = float(np.abs(logits_V - others_NV[step]).max()) / spread
         tally.largest = max(tally.largest, difference if np.isfinite(difference) else np.inf)
         if token == other:

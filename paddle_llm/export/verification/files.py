@@ -26,22 +26,14 @@ from paddle_llm.models.weights.names import is_tied
 
 # Parts of the names of keys that only training reads.
 _TRAINING_KEYS = (
-    "dropout",
-    "initializer",
-    "init_weights",
-    "seq_length",
-    "long_sequence",
-    "dpo",
-    "checkpoint",
-    "parallel",
-)
-_TRAINING_KEYS += ("pretraining_tp", "slow_but_exact", "use_", "_fast_entry", "mp_degree")
+    "dropout", "initializer", "init_weights", "seq_length", "long_sequence", "dpo", "checkpoint", "parallel",
+    "pretraining_tp", "slow_but_exact", "use_", "_fast_entry", "mp_degree",
+)  # fmt: skip
 _UNDECLARED = {"rope_scaling", "bos_token_id"}
 
 
 def configuration_differences(source: Source, folder: Path) -> list[str]:
     """Return how the network and end tokens of the folder's config.json differ from the source's."""
-
     try:
         facts = read_model_facts(folder)
         family = find_family(facts)

@@ -115,8 +115,8 @@ def search_beams(
         rows: list[int] = []
         tokens: list[int] = []
         unfinished = []
-        for index, (search, *continuations) in enumerate(zip(active, *candidates, strict=True)):
-            kept = search.step(*continuations, options.stop_ids)
+        for index, (search, scores_C, beams_C, tokens_C) in enumerate(zip(active, *candidates, strict=True)):
+            kept = search.step(scores_C, beams_C, tokens_C, options.stop_ids)
             if not kept:
                 continue
             unfinished.append(search)

@@ -25,7 +25,7 @@ class TokenChooser:
         keys: Number of each row's text; with the seed it determines the text's random stream.
     """
 
-    def __init__(self, strategy: DecodeStrategy, keys: Sequence[int]):
+    def __init__(self, strategy: DecodeStrategy, keys: Sequence[int]) -> None:
         self._strategy = strategy
         self._streams = [np.random.default_rng([strategy.seed, key]) for key in keys] if strategy.samples else []
 
@@ -73,7 +73,7 @@ class RepetitionPenalty:
         penalty: See `DecodeStrategy.repetition_penalty`.
     """
 
-    def __init__(self, texts: Sequence[Sequence[int]], vocab_size: int, penalty: float):
+    def __init__(self, texts: Sequence[Sequence[int]], vocab_size: int, penalty: float) -> None:
         import paddle
 
         seen_BV = np.zeros((len(texts), vocab_size), bool)

@@ -101,7 +101,7 @@ class StaticProgram:
         UserError: If the folder is not a static export, or a file is truncated or unreadable.
     """
 
-    def __init__(self, folder: str | Path, threads: int | None = None):
+    def __init__(self, folder: str | Path, threads: int | None = None) -> None:
         self.folder = Path(folder)
         self.config = read_description(self.folder)
         self.family = self.config.family
@@ -146,7 +146,7 @@ class StaticBatch:
 
     def __init__(
         self, program: StaticProgram, prompts: Sequence[Prompt], max_new_tokens: int, *, as_tensors: bool = True
-    ):
+    ) -> None:
         self._program, self._description, self._as_tensors = program, program.config, as_tensors
         self._places = PaddedPrompts(prompts, max_new_tokens, blocks=self._description.position_rows == 2)
         self._read = 0

@@ -64,14 +64,12 @@ def method_of_peft(
     if base is None:
         checked(folder, lambda: _check_targets(folder, described, files))
     rank, alpha = described.get("r", _RANK), float(described.get("lora_alpha", _ALPHA))
-    ranks = {
-        layer: checked(folder, lambda layer=layer: value_of(described.get("rank_pattern"), layer, rank))
-        for layer in files.lora
-    }
-    alphas = {
-        layer: float(checked(folder, lambda layer=layer: value_of(described.get("alpha_pattern"), layer, alpha)))
-        for layer in files.lora
-    }
+    ranks = checked(
+        folder, lambda: {layer: value_of(described.get("rank_pattern"), layer, rank) for layer in files.lora}
+    )
+    alphas = checked(
+        folder, lambda: {layer: float(value_of(described.get("alpha_pattern"), layer, alpha)) for layer in files.lora}
+    )
     for layer, expected in ranks.items():
         for own, axis in (("lora_A", 0), ("lora_B", 1)):
             shape = files.shape(f"{layer}.{own}")

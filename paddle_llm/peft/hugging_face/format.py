@@ -63,7 +63,7 @@ class PeftFile(WeightFiles):
         UserError: If the file is missing or broken, or holds a tensor that is not part of a LoRA adapter.
     """
 
-    def __init__(self, folder: Path, described: dict[str, Any], *, allow_pickle: bool = False):
+    def __init__(self, folder: Path, described: dict[str, Any], *, allow_pickle: bool = False) -> None:
         super().__init__(folder, file=_tensor_file(folder, allow_pickle))
         self.file = next(iter(self._entries.values())).file if self._entries else folder / ADAPTER_SAFETENSORS
         self.lora: list[str] = []
@@ -201,7 +201,7 @@ class PeftTensors(PeftFile):
         config: Any,
         *,
         allow_pickle: bool = False,
-    ):
+    ) -> None:
         super().__init__(folder, described, allow_pickle=allow_pickle)
         self._family, self._config = family, config
         self._foreign = {names.hugging_face(family, name, ndim).name: name for name, ndim in base.items()}
@@ -229,23 +229,28 @@ class PeftTensors(PeftFile):
         checked(folder, lambda: self._check_against(described))
 
     def names(self) -> list[str]:
+        """Return the canonical names."""
         return list(self._stored)
 
     def __contains__(self, name: str) -> bool:
         return name in self._stored
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return tuple(self.view(name).shape)
 
     def dtype(self, name: str) -> str:
+        """Return the stored type of a tensor."""
         return super().dtype(self._stored[name][0])
 
     def view(self, name: str) -> np.ndarray:
+        """Return a tensor, mapped from the file."""
         key, transposed = self._stored[name]
         values = super().view(key)
         return values.T if transposed else values
 
     def read(self, name: str, axis: int, start: int, stop: int) -> np.ndarray:
+        """Return a range of a tensor along an axis; bfloat16 is widened to fp32."""
         index = [slice(None)] * len(self.shape(name))
         index[axis] = slice(start, stop)
         part = np.array(self.view(name)[tuple(index)])

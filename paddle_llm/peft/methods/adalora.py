@@ -46,11 +46,13 @@ class WithPenalty(PyLayer):
 
     @staticmethod
     def forward(ctx: Any, parameter: Any, in_columns: bool, weight: float, axis: Axis | None) -> paddle.Tensor:
+        """Return a copy of the parameter."""
         ctx.parameter, ctx.in_columns, ctx.weight, ctx.axis = parameter, in_columns, weight, axis
         return parameter.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: paddle.Tensor) -> paddle.Tensor:
+        """Add the gradient of the penalty."""
         values = ctx.parameter.detach().astype("float32")
         matrix_Kn = values.t() if ctx.in_columns else values
         off_KK = paddle.matmul(matrix_Kn, matrix_Kn, transpose_y=True)
@@ -226,7 +228,7 @@ class BudgetCallback(TrainerCallback):
 
     state_name = "adalora"
 
-    def __init__(self, trainer: Any, attachment: Attachment):
+    def __init__(self, trainer: Any, attachment: Attachment) -> None:
         self.budget = Budget(attachment, trainer.args.max_steps)
         self._trainer = trainer
         # The penalty counts once per step, so each backward pass adds a share of it.
@@ -245,6 +247,7 @@ class BudgetCallback(TrainerCallback):
         self.budget.restore(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Allocate the budget after a step."""
         self.budget.allocate(state.global_step)
 
     def _gradient_of(self, parameter: Any) -> Any:

@@ -44,7 +44,7 @@ class Magnitude:
         base: Shard,
         matrices: tuple[Any, Any],
         scaling: float,
-    ):
+    ) -> None:
         self._layer, self._split, self._matrices, self._scaling = layer, split, matrices, scaling
         outputs = base.shape[1]
         shard = Shard((outputs,), 0, base.ranges) if base.is_split and base.axis == 1 else unsplit((outputs,))

@@ -142,7 +142,7 @@ def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
             attention_mask = _packed(ends, query.dtype)
         elif attention_mask is None:
             attention_mask = _causal(length, total, query.dtype)
-        prefix = pair()
+        prefix: Any = pair()
         if indices is not None:
             prefix = tuple(paddle.index_select(tensor, indices, axis=1) for tensor in prefix)
         prefix = [
@@ -227,7 +227,7 @@ def _as_cache(tensor_PND: paddle.Tensor, rows: int, axis: int) -> paddle.Tensor:
 def _without_prefix(outputs: Any, count: int, axis: int, last: bool) -> Any:
     index = len(outputs) - 1 if last else 1
     cache = outputs[index]
-    kept = [paddle.slice(tensor, [axis], [count], [tensor.shape[axis]]) for tensor in cache]
+    kept: Any = [paddle.slice(tensor, [axis], [count], [tensor.shape[axis]]) for tensor in cache]
     kept = type(cache)(*kept) if hasattr(cache, "_fields") else tuple(kept)
     return (*outputs[:index], kept, *outputs[index + 1 :])
 

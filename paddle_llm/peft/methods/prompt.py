@@ -34,7 +34,7 @@ def with_prompt(sample: dict[str, np.ndarray], method: Method) -> dict[str, np.n
 class PromptedDataset:
     """A dataset with the prompt in front of every sample."""
 
-    def __init__(self, samples: Any, method: Method):
+    def __init__(self, samples: Any, method: Method) -> None:
         self._samples, self._method = samples, method
 
     def __len__(self) -> int:

@@ -62,7 +62,7 @@ class StepProgram(nn.Layer):
     Output: logits [B, V].
     """
 
-    def __init__(self, weights: StepWeights):
+    def __init__(self, weights: StepWeights) -> None:
         super().__init__()
         self.plan = plan = weights.plan
         self.store = store = Store()
@@ -100,6 +100,7 @@ class StepProgram(nn.Layer):
         return specs
 
     def forward(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
+        """Compute the logits [B, V] of the last token."""
         plan = self.plan
         hidden = self._embed(inputs)
         rotation = self._rotary(inputs)
@@ -159,13 +160,13 @@ def past_names(layers: int) -> list[str]:
 
 
 class _Layer(nn.Layer):
-    def __init__(self, store: Store, plan: Plan, weights: StepWeights, number: int):
+    def __init__(self, store: Store, plan: Plan, weights: StepWeights, number: int) -> None:
         super().__init__()
         self.plan = plan
-        self.norm_1 = _norm(store, plan, weights.norm("attention", number))
+        self.norm_1: Any = _norm(store, plan, weights.norm("attention", number))
         self.qkv = _Linear(store, *weights.linear("qkv", number))
         self.out = _Linear(store, *weights.linear("out", number))
-        self.norm_2 = _norm(store, plan, weights.norm("mlp", number))
+        self.norm_2: Any = _norm(store, plan, weights.norm("mlp", number))
         self.up = _Linear(store, *weights.linear("up", number))
         self.down = _Linear(store, *weights.linear("down", number))
 
@@ -218,7 +219,7 @@ def _write(buffer: Any, states: Any, places: Any) -> Any:
 
 
 class _Linear(nn.Layer):
-    def __init__(self, store: Store, weight: Weight, bias: Weight | None):
+    def __init__(self, store: Store, weight: Weight, bias: Weight | None) -> None:
         super().__init__()
         self.weight = store.parameter(weight)
         self.bias = None if bias is None else store.parameter(bias)
@@ -230,7 +231,7 @@ class _Linear(nn.Layer):
 class _RMSNorm(nn.Layer):
     """RMSNorm as an L2 norm, x / sqrt(sum(x^2) + H epsilon), with sqrt(H) in the weight: two operations instead of six."""
 
-    def __init__(self, store: Store, weight: Weight, epsilon: float):
+    def __init__(self, store: Store, weight: Weight, epsilon: float) -> None:
         super().__init__()
         self.hidden = weight.shape[0]
         self.weight, self.epsilon = store.parameter(scaled(weight, self.hidden**0.5)), epsilon
@@ -241,7 +242,7 @@ class _RMSNorm(nn.Layer):
 
 
 class _LayerNorm(nn.Layer):
-    def __init__(self, store: Store, weight: Weight, bias: Weight, epsilon: float):
+    def __init__(self, store: Store, weight: Weight, bias: Weight, epsilon: float) -> None:
         super().__init__()
         self.weight, self.bias, self.epsilon = store.parameter(weight), store.parameter(bias), epsilon
 

@@ -53,7 +53,7 @@ class StepWeights:
         plan: Settings of the program.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: Source) -> None:
         self._source, self._family, self._config = source, source.family, source.config
         self._known = frozenset(source.names())
         self._names = self._family.static_program
@@ -72,6 +72,7 @@ class StepWeights:
         return None if name is None or self._family.is_tied(self._config) else self._one(name)
 
     def position_tables(self) -> list[Weight]:
+        """Return the tables of learned positions."""
         return [self._one(name) for name in self._names.position_tables if name in self._known]
 
     def projections(self) -> tuple[Weight | None, Weight | None]:

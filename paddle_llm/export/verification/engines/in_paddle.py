@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
@@ -26,7 +27,7 @@ def answer_of_source(source: Source, question: Question, dtypes: dict[str, str])
     import paddle
 
     config = copy.deepcopy(source.config)
-    run = RunConfig(model_name_or_path=str(source.folder), continue_training=True, device=_device())
+    run = _run_config(source.folder)
     apply_switches(config, run, Layout(), source.family)
     model = build_network(config, Layout(), source.family, dtype="float32")
     for name, parameter in canonical_parameters(model, source.family.name):
@@ -44,7 +45,7 @@ def answer(question: Question) -> Answers:
     """
     import paddle
 
-    run = RunConfig(model_name_or_path=str(question.folder), continue_training=True, device=_device())
+    run = _run_config(question.folder)
     model = build_model(run, Layout(), dtype="float32")
     return _answer(model, question, f"paddle {paddle.__version__}")
 
@@ -60,7 +61,11 @@ def _answer(model: Any, question: Question, engine: str) -> Answers:
         return Answers(engine, *continue_greedily(network, question.new_tokens))
 
 
+def _run_config(folder: Path) -> RunConfig:
+    return RunConfig.model_validate({"model_name_or_path": str(folder), "continue_training": True, "device": _device()})
+
+
 def _device() -> str:
     import paddle
 
-    return paddle.device.get_device().split(":")[0]
+    return str(paddle.device.get_device()).split(":")[0]

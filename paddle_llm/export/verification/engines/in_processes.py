@@ -1,5 +1,6 @@
-"""Engines in separate processes: torch and Paddle conflict over OpenMP in one process, and PaddleFormers cannot be installed
-together with PaddleNLP.
+"""Engines in separate processes.
+
+torch and Paddle conflict over OpenMP in one process, and PaddleFormers cannot be installed together with PaddleNLP.
 
 A child process runs a script of this folder by its path, with the engine's Python, and imports nothing of this package. It gets
 a question as JSON and writes an .npz: `tokens` [P, N], `logits` [P, N, V] fp32 and `other`, JSON with the other fields of

@@ -18,6 +18,7 @@ from paddleformers.transformers import AutoConfig, AutoModelForCausalLM, AutoTok
 
 
 def main(question_file: str, answers_file: str) -> None:
+    """Answer a question; see in_processes.py."""
     question = json.loads(Path(question_file).read_text())
     folder = question["folder"]
     paddle.set_device("cpu")

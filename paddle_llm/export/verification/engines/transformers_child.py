@@ -16,11 +16,13 @@ import transformers
 
 
 def main(question_file: str, answers_file: str) -> None:
+    """Answer a question; see in_processes.py."""
     question = json.loads(Path(question_file).read_text())
     folder = question["folder"]
-    model, loading = transformers.AutoModelForCausalLM.from_pretrained(
+    loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
         folder, torch_dtype=torch.float32, output_loading_info=True, trust_remote_code=False
     )
+    model, loading = loaded
     # transformers initialises missing weights randomly and only logs a warning.
     wrong = {kind: sorted(map(str, found)) for kind, found in loading.items() if found}
     if wrong:
