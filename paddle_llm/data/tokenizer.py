@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.core.artifacts import MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
@@ -27,6 +27,9 @@ from paddle_llm.data.tokenizers.folder import (
 )
 from paddle_llm.data.tokenizers.hugging_face import load_with_transformers
 from paddle_llm.data.tokenizers.protocol import Tokenizer
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 _VOCABULARY_FILES = {TOKENIZER_JSON, VOCAB_JSON, *SENTENCEPIECE_FILES}
 UNK, BOS, EOS, PAD = "<unk>", "<s>", "</s>", "<pad>"
@@ -131,7 +134,7 @@ def _meanings(folder: str) -> Iterator[str]:
             yield "add_prefix_space\tfalse"
 
 
-def _processor(path: str, optional: bool) -> Any:
+def _processor(path: str, optional: bool) -> SentencePieceProcessor | None:
     """Return the sentencepiece model; None if tokenizer.json has the vocabulary and the file is tiktoken's."""
     try:
         return read_sentencepiece(path)
@@ -265,7 +268,7 @@ def open_decoder(folder: str) -> Callable[[Iterable[int]], str]:
     _require_tokenizer(folder)
     path = sentencepiece_model(folder)
     if path is not None and reader_of(folder) is Reader.SENTENCEPIECE:
-        decode = read_sentencepiece(path).decode
+        decode: Callable[[list[int]], str] = read_sentencepiece(path).decode
     else:
         decode = load_tokenizer(folder).decode
     return lambda ids: decode([int(i) for i in ids])

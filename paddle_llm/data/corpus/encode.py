@@ -52,7 +52,7 @@ class SentencePieceEncoder:
     def __init__(self, model_path: str, specials: list[str]) -> None:
         self._processor = read_sentencepiece(model_path)
         self.vocab_size = self._processor.get_piece_size()
-        self.eos_id = self._processor.eos_id()
+        self.eos_id: int | None = self._processor.eos_id()
         self._specials = {token: self._processor.piece_to_id(token) for token in specials}
         self.special_ids = sorted({*self._specials.values()} - {self._processor.unk_id()})
         longest_first = sorted(map(re.escape, specials), key=len, reverse=True)

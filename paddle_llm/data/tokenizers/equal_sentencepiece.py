@@ -11,13 +11,24 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.core.artifacts import TOKENIZER_JSON
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.folder import read_config, read_sentencepiece, sentencepiece_model
+from paddle_llm.data.tokenizers.protocol import TransformersTokenizer
 from paddle_llm.data.tokenizers.sample_texts import sample_texts
-from paddle_llm.data.tokenizers.sentencepiece_model import BPE, BYTE, NORMAL, USER_DEFINED, read_model
+from paddle_llm.data.tokenizers.sentencepiece_model import (
+    BPE,
+    BYTE,
+    NORMAL,
+    USER_DEFINED,
+    SentencePieceModel,
+    read_model,
+)
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 _SAMPLES = 300
 
@@ -31,11 +42,11 @@ class EqualSentencePiece:
         added: Pattern of added tokens, which the fast tokenizer finds first; sentencepiece cannot encode texts with them.
     """
 
-    processor: Any
+    processor: SentencePieceProcessor
     added: re.Pattern[str]
 
 
-def equal_sentencepiece(folder: str, tokenizer: Any) -> EqualSentencePiece | None:
+def equal_sentencepiece(folder: str, tokenizer: TransformersTokenizer) -> EqualSentencePiece | None:
     """Return the folder's sentencepiece model if it gives the ids of its fast tokenizer; None if that is not certain.
 
     Args:
@@ -63,7 +74,12 @@ def equal_sentencepiece(folder: str, tokenizer: Any) -> EqualSentencePiece | Non
     return EqualSentencePiece(processor, pattern) if _agree(model, processor, tokenizer, pattern) else None
 
 
-def _agree(model: Any, processor: Any, tokenizer: Any, added: re.Pattern[str]) -> bool:
+def _agree(
+    model: SentencePieceModel,
+    processor: SentencePieceProcessor,
+    tokenizer: TransformersTokenizer,
+    added: re.Pattern[str],
+) -> bool:
     pieces = [piece.text.replace("\u2581", " ") for piece in model.pieces if piece.type == NORMAL]
     texts = [text for text in sample_texts(pieces or ["a"], _SAMPLES) if not added.search(text)]
     return processor.encode(texts) == tokenizer(texts, add_special_tokens=False)["input_ids"]

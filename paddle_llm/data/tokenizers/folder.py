@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.core.artifacts import (
     ADDED_TOKENS,
@@ -23,6 +23,9 @@ from paddle_llm.core.artifacts import (
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 # The first name is PaddleNLP's for LlamaTokenizer; the second is Hugging Face's, also in newer folders of PaddleNLP.
 SENTENCEPIECE_FILES = (PADDLENLP_SENTENCEPIECE_MODEL, SENTENCEPIECE_MODEL)
@@ -142,7 +145,7 @@ def sentencepiece_model(folder: str | Path) -> str | None:
     return next((p for p in (os.path.join(folder, n) for n in SENTENCEPIECE_FILES) if os.path.isfile(p)), None)
 
 
-def read_sentencepiece(path: str) -> Any:
+def read_sentencepiece(path: str) -> SentencePieceProcessor:
     """Load a sentencepiece model as SentencePieceProcessor.
 
     Raises:
@@ -202,7 +205,7 @@ def _paddlenlp_assigns_ids(config: dict[str, Any]) -> bool:
     return not config.get("added_tokens_decoder") or _PADDLENLP_KEY in config
 
 
-def _changing_settings(folder: str, config: dict[str, Any], processor: Any) -> set[str]:
+def _changing_settings(folder: str, config: dict[str, Any], processor: SentencePieceProcessor) -> set[str]:
     """Return the settings of a folder that are not on the list of harmless ones, by name of the key or file."""
     named = {"bos_token": processor.bos_id(), "eos_token": processor.eos_id(), "unk_token": processor.unk_id()}
     found: set[str] = set()
@@ -235,7 +238,7 @@ def _listed(value: Any) -> list[tuple[Any, Any]]:
     return [(None, token) for token in value] if isinstance(value, list) else [(None, value)] * (value is not None)
 
 
-def _is_piece(processor: Any, number: Any, token: Any) -> bool:
+def _is_piece(processor: SentencePieceProcessor, number: Any, token: Any) -> bool:
     """Return whether a token is a control piece of the model with the id given in the folder."""
     text = token_text(token)
     if text is None:

@@ -64,11 +64,17 @@ class TransformersTokenizer(Tokenizer, Protocol):
         is_fast: Whether the `tokenizers` library does the work.
         backend_tokenizer: Tokenizer of that library.
         added_tokens_decoder: Added tokens by id.
+        name_or_path: Folder that it was loaded from.
+        unk_token: Token for unknown text; None if there is none.
+        special_tokens_map: Special tokens by name.
     """
 
     is_fast: bool
     backend_tokenizer: Any
     added_tokens_decoder: dict[int, Any]
+    name_or_path: str
+    unk_token: str | None
+    special_tokens_map: dict[str, Any]
 
 
 class TokenizerSource(Protocol):

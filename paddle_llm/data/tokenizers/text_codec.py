@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from typing import Any, cast
 
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.codec_base import TextCodec
@@ -18,6 +18,7 @@ from paddle_llm.data.tokenizers.folder import (
     special_tokens,
 )
 from paddle_llm.data.tokenizers.plain_text import require_text
+from paddle_llm.data.tokenizers.protocol import Tokenizer, TransformersTokenizer
 
 __all__ = ["PaddleNLPCodec", "SentencePieceCodec", "TextCodec", "TransformersCodec", "open_codec"]
 
@@ -112,7 +113,7 @@ class PaddleNLPCodec(TextCodec):
 class TransformersCodec(TextCodec):
     """Wraps a tokenizer loaded by transformers."""
 
-    def __init__(self, tokenizer: Any, name: str = "") -> None:
+    def __init__(self, tokenizer: TransformersTokenizer, name: str = "") -> None:
         self.tokenizer = tokenizer
         self._fast = FastBackend(tokenizer.backend_tokenizer) if tokenizer.is_fast else None
         added = {str(token): number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
@@ -200,7 +201,7 @@ class TransformersCodec(TextCodec):
         return 0 <= number < len(self.tokenizer)
 
 
-def open_codec(tokenizer: Any) -> TextCodec:
+def open_codec(tokenizer: str | os.PathLike[str] | Tokenizer) -> TextCodec:
     """Open the codec of a tokenizer folder, or of a tokenizer loaded by `load_tokenizer`.
 
     Raises:
@@ -214,5 +215,5 @@ def open_codec(tokenizer: Any) -> TextCodec:
             return SentencePieceCodec(name, path)
         tokenizer = load_tokenizer(name)
     if type(tokenizer).__module__.startswith("transformers."):
-        return TransformersCodec(tokenizer, name)
+        return TransformersCodec(cast(TransformersTokenizer, tokenizer), name)
     return PaddleNLPCodec(tokenizer, name)
