@@ -54,7 +54,7 @@ def test_every_folder_contains_the_template_of_the_tokenizer(base, tmp_path) -> 
     assert theirs.apply_chat_template(TALK, tokenize=False) == WRITTEN
     assert open_source(tmp_path / "model").template_folder == tmp_path / "model"
     (tmp_path / "model/chat_template.jinja").write_text(OWN.replace("[", "("))
-    with pytest.raises(UserError, match=r"is not the one .*Restore it, name the template to use with --chat_template"):
+    with pytest.raises(UserError, match=r"is not the one .*Restore it, choose a template with --chat_template"):
         read_record(tmp_path / "model")
 
 

@@ -1,4 +1,4 @@
-"""Map-style datasets of instructions (one sample or one packed row per item) and mixtures of sources by weight.
+"""Map-style datasets of instructions (one sample or one packed row per item) and blends of sources by weight.
 
 An item depends only on the files, the encoder and the seed, not on the layout, the workers or the rank that reads it.
 Does not import Paddle.
@@ -25,7 +25,7 @@ from paddle_llm.data.samples.packing import Packing, pack
 _FLAG = "--dataset_name_or_path"
 
 
-class Mixture(Sequence[Conversation]):
+class ConversationBlend(Sequence[Conversation]):
     """Sources mixed by weight, as one sequence.
 
     Its length is one epoch of all sources: each row of each source occurs at least once. Rows of a source that is small
@@ -77,15 +77,15 @@ def load_split(
     flag: str = _FLAG,
     report_files: bool = True,
 ) -> Sequence[Conversation]:
-    """Load the conversations of a split from a file, a folder with train and dev, or a mixture `"0.3 a.jsonl 0.7 b/"`.
+    """Load the conversations of a split from a file, a folder with train and dev, or a blend `"0.3 a.jsonl 0.7 b/"`.
 
     Args:
-        value: Value of the flag; None: ./data. A mixture mixes train only; its dev and test sets are concatenated.
+        value: Value of the flag; None: ./data. A blend mixes train only; its dev and test sets are concatenated.
         split: "train", "dev" or "test".
         data_format: Name of the format of all files; "auto" recognizes it by the keys of the rows.
         prompt_templates: File of templates that turn raw records into conversations, instead of a format.
         skip_bad_rows: Whether bad rows are skipped and counted.
-        seed: Seed of a mixture.
+        seed: Seed of a blend.
         flag: Name of the flag, for messages.
         report_files: Whether to print the number of conversations and the format of each file.
 
@@ -93,7 +93,7 @@ def load_split(
         The conversations; empty if there is no dev or test split.
 
     Raises:
-        UserError: If there is no training data, the mixture is malformed, the format is unknown, or rows are bad.
+        UserError: If there is no training data, the blend is malformed, the format is unknown, or rows are bad.
     """
     options = (data_format, prompt_templates, skip_bad_rows, report_files)
     mixed = parse_weighted_paths(value, flag) if value and not os.path.exists(value) else None
@@ -104,10 +104,10 @@ def load_split(
     loaded = [(w, path, load_conversations(files, *options).conversations) for w, path, files in found if files]
     if split != "train":
         return [conversation for _, _, part in loaded for conversation in part]
-    mixture = Mixture([part for _, _, part in loaded], [w for w, _, _ in loaded], seed)
-    for (weight, path, part), count in zip(loaded, mixture.counts(), strict=True):
-        say(f"{weight:g} {path}: {len(part)} conversations give {count} of {len(mixture)} samples of an epoch")
-    return mixture
+    blend = ConversationBlend([part for _, _, part in loaded], [w for w, _, _ in loaded], seed)
+    for (weight, path, part), count in zip(loaded, blend.counts(), strict=True):
+        say(f"{weight:g} {path}: {len(part)} conversations give {count} of {len(blend)} samples of an epoch")
+    return blend
 
 
 class InstructionDataset:

@@ -1,4 +1,4 @@
-"""Instruction files: all kinds give the same conversations; folders and mixtures; bad rows are an error or skipped."""
+"""Instruction files: all kinds give the same conversations; folders and blends; bad rows are an error or skipped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.file_reports import describe_data
 from paddle_llm.data.instructions.files import find_files, load_conversations, read_rows
 from paddle_llm.data.instructions.formats import Conversation, Turn
-from paddle_llm.data.samples.dataset import Mixture, load_split
+from paddle_llm.data.samples.dataset import ConversationBlend, load_split
 
 ROWS = [{"src": f"Frage {i}, 问 “x”\nzwei", "tgt": f"Antwort {i}"} for i in range(5)]
 
@@ -153,17 +153,19 @@ def conversations(name: str, count: int) -> list[Conversation]:
     return [Conversation((Turn("user", f"{name}{i}"), Turn("assistant", "a"))) for i in range(count)]
 
 
-def test_a_mixture_follows_the_weights_and_contains_every_row(tmp_path: Path, capsys) -> None:
-    mixture = Mixture([conversations("a", 30), conversations("b", 10)], [1.0, 1.0], seed=1)
-    names = questions(mixture)
-    assert len(mixture) == 60 and set(names) == {f"a{i}" for i in range(30)} | {f"b{i}" for i in range(10)}
+def test_a_blend_follows_the_weights_and_contains_every_row(tmp_path: Path, capsys) -> None:
+    blend = ConversationBlend([conversations("a", 30), conversations("b", 10)], [1.0, 1.0], seed=1)
+    names = questions(blend)
+    assert len(blend) == 60 and set(names) == {f"a{i}" for i in range(30)} | {f"b{i}" for i in range(10)}
     assert all(abs(sum(n[0] == "a" for n in names[:k]) - k / 2) <= 1 for k in range(61))
     thrice = [n for n in names if n[0] == "b"]
     assert sorted(thrice[:10]) == sorted(thrice[10:20]) and thrice[:10] != thrice[10:20]
-    again, other = (questions(Mixture([conversations("a", 30), conversations("b", 10)], [1.0, 1.0], s)) for s in (1, 2))
+    again, other = (
+        questions(ConversationBlend([conversations("a", 30), conversations("b", 10)], [1.0, 1.0], s)) for s in (1, 2)
+    )
     assert names == again != other
     for count in (1, 7, 29):  # sizes that do not divide the weights
-        uneven = Mixture([conversations("a", 13), conversations("b", count)], [0.3, 0.7], seed=0)
+        uneven = ConversationBlend([conversations("a", 13), conversations("b", count)], [0.3, 0.7], seed=0)
         assert set(questions(uneven)) == {f"a{i}" for i in range(13)} | {f"b{i}" for i in range(count)}
     a, b = jsonl(tmp_path / "a.jsonl", ROWS), jsonl(tmp_path / "b/train.json", ROWS[:2])
     jsonl(tmp_path / "b/dev.json", ROWS[:1])
