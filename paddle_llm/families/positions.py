@@ -14,8 +14,8 @@ _OPEN = ("dynamic", "dynamic_ntk")  # the base grows with the length
 def position_limit(config: Mapping[str, Any] | Any) -> int | None:
     """Return the longest sequence that a model computes, RoPE scaling included.
 
-    Linear scaling (Chen et al. 2023) and PaddleNLP's "ntk" multiply the length by `factor`. With dynamic NTK scaling any
-    length works. The scaling of LLaMA 3 and YaRN is already part of the published number.
+    Linear scaling (Chen et al. 2023) and PaddleNLP's "ntk" multiply the length by `factor`. With dynamic NTK scaling
+    any length works. The scaling of LLaMA 3 and YaRN is already part of the published number.
 
     Args:
         config: Fields of a config.json, or a configuration object of PaddleNLP.

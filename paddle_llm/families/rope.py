@@ -9,7 +9,7 @@ from paddle_llm.families.config_keys import is_above_zero
 
 
 def translate_rope(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
-    """Translate `rope_theta` with `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5) to PaddleNLP's keys."""
+    """Translate `rope_scaling` (transformers 4) or `rope_parameters` (transformers 5) to PaddleNLP's keys."""
     new, old = values.pop("rope_parameters", None), values.pop("rope_scaling", None)
     parameters = new or old or {}
     if any(not isinstance(one, dict) for one in (new, old) if one):

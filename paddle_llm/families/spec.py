@@ -32,7 +32,8 @@ class Capabilities:
         recompute_skips_layers: When `--no_recompute_layers` has an effect.
         flash_attention, fused_rms_norm, fused_rope: Whether its layers look for these kernels.
         fused_matrices: Whether query, key and value, and gate and up projection, may each be one matrix.
-        replicates_key_value_heads: Whether every tensor rank keeps all key-value heads if they do not divide by the degree.
+        replicates_key_value_heads: Whether every tensor rank keeps all key-value heads if they do not divide by the
+            degree.
         needs_divided_hidden_size: Whether heads x head width must be the hidden size. The reader checks it.
         prompt_tuning: Whether it can read virtual tokens in front of its inputs.
         prefix_projection: Whether one network can produce the prefixes of all layers.
@@ -183,11 +184,12 @@ class Network:
         cache_row_axis: Axis of the rows in the cached tensors.
         takes_positions: Whether it takes `position_ids`; otherwise it counts the tokens in the mask.
         full_mask: Whether it takes a mask [B, 1, S, T] instead of one [B, T].
-        block_positions: Whether positions are [B, 2, S]; the second row counts tokens after the prefix (GLM, Du et al. 2022).
+        block_positions: Whether positions are [B, 2, S]; the second row counts tokens after the prefix (GLM, Du et al.
+            2022).
         prefix: How prefix tuning enters the layers.
         default_lora_targets: Layers that PEFT 0.17 adapts if `target_modules` is null; empty if it names none.
-        zero_gradient: (end of a canonical name, tensor whose norm is the unit) of a tensor whose gradient is zero in exact
-            arithmetic; None if there is none.
+        zero_gradient: (end of a canonical name, tensor whose norm is the unit) of a tensor whose gradient is zero in
+            exact arithmetic; None if there is none.
         zero_gradient_part: (end of a canonical name, which of query, key and value) likewise for a part of a tensor.
     """
 
@@ -224,8 +226,8 @@ class StaticProgram:
         project_in, project_out: Canonical names of projections between embedding and layers; None if there are none.
         activation: `swiglu` (gate | up), `gelu` (tanh approximation) or `relu`.
         rms_norm: Whether the norms are RMSNorms.
-        rotary: Which columns of a head are rotated together. `halves`: i and i + D/2. `half the head`: neighbours in the
-            first half. `two-dimensional`: each half by its own row of positions.
+        rotary: Which columns of a head are rotated together. `halves`: i and i + D/2. `half the head`: neighbours in
+            the first half. `two-dimensional`: each half by its own row of positions.
         rotary_class: Attention class of PaddleNLP ("module:attribute") whose table of angles is used; None otherwise.
         interleaved_qkv: Whether the columns of query, key and value alternate by key-value head.
         scaled_by_layer: Whether scores are divided by the layer's number as well (ChatGLM-6B).

@@ -26,8 +26,8 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     """Return the network of this rank: its tensor-parallel part of its pipeline stage.
 
     Fleet must be initialized if the layout has more than one rank. Random weights (`continue_training 0`) depend on
-    `config.seed` only and are parts of the same full tensors in every layout. With `continue_training 1` each rank reads
-    its part of the folder's weights.
+    `config.seed` only and are parts of the same full tensors in every layout. With `continue_training 1` each rank
+    reads its part of the folder's weights.
 
     Args:
         config: Configuration of the run.
@@ -35,8 +35,8 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
         dtype: Type of the weights: "float32", or "bfloat16" or "float16" for O2.
 
     Returns:
-        A PretrainedModel of PaddleNLP, or a PipelineLayer if the layout has pipeline stages. Its loss takes shifted labels
-        and is the mean over those that are not -100.
+        A PretrainedModel of PaddleNLP, or a PipelineLayer if the layout has pipeline stages. Its loss takes shifted
+        labels and is the mean over those that are not -100.
 
     Raises:
         UserError: If PaddleNLP's model of this family cannot express the folder or the layout.

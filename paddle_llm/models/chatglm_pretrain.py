@@ -9,10 +9,10 @@ tokens t_0 ... t_S of the corpus becomes one sample of S positions, c of them th
     in block   0    ...   0      0      1     2      ...
 
 Only the continuation has a loss. It covers half to all of the window as in GLM's document-level objective: c is uniform
-over 1 ... (S - 2) // 2 and computed from the tokens (their CRC-32), so that a window is cut at the same point in every epoch,
-layout and resumed run. The two marks replace the last two tokens of a window. All positions see the whole prefix:
-`attention_mask` is its length, c + 1 (context and [gMASK]), from which the network computes its mask on the device, so that
-the loader does not carry S x S booleans.
+over 1 ... (S - 2) // 2 and computed from the tokens (their CRC-32), so that a window is cut at the same point in every
+epoch, layout and resumed run. The two marks replace the last two tokens of a window. All positions see the whole
+prefix: `attention_mask` is its length, c + 1 (context and [gMASK]), from which the network computes its mask on the
+device, so that the loader does not carry S x S booleans.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ChatGLMPretrainTransform:
         self.sop_id = sop_id
 
     def __call__(self, tokens: np.ndarray) -> dict[str, np.ndarray]:
-        """Return input_ids [S], labels [S], position_ids [2, S] and attention_mask [1], int64, of a window of S + 1 tokens."""
+        """Return input_ids [S], labels [S], position_ids [2, S] and attention_mask [1] of a window of S + 1 tokens."""
         tokens = np.ascontiguousarray(tokens, dtype=np.int64)
         size = len(tokens) - 1
         context = context_length(tokens)

@@ -1,8 +1,8 @@
 """Read prompts and then one token at a time, with a cache of keys and values: one interface for all families.
 
 PaddleNLP's networks (3.0.0b4) all have a cache, under different names and in different shapes, and each family prepares
-masks and positions in its own way, from the whole text at each token. The differences are fields of `families.spec.Network`;
-masks and positions are made once.
+masks and positions in its own way, from the whole text at each token. The differences are fields of
+`families.spec.Network`; masks and positions are made once.
 
 Shapes: B rows, S tokens of the longest prompt, s tokens that are read now, T tokens read so far, V vocabulary.
 """

@@ -1,8 +1,9 @@
 """The loss of every family: mean cross entropy over the labels in fp32.
 
-PaddleNLP's criteria differ. LLaMA's omits tokens whose loss is exactly zero, and silently drops the parallel cross entropy
-if the vocabulary does not divide. ChatGLM-6B's divides by all positions in one process and by the number of labels under
-tensor parallelism. BLOOM's indexes by a mask, whose size the host must wait for. One criterion replaces all of them.
+PaddleNLP's criteria differ. LLaMA's omits tokens whose loss is exactly zero, and silently drops the parallel cross
+entropy if the vocabulary does not divide. ChatGLM-6B's divides by all positions in one process and by the number of
+labels under tensor parallelism. BLOOM's indexes by a mask, whose size the host must wait for. One criterion replaces
+all of them.
 
 Shapes: B rows, S positions, V vocabulary (this rank's part of it under tensor parallelism).
 """
@@ -81,7 +82,8 @@ class CausalLMLoss(paddle.nn.Layer):
         """Return the loss, a scalar in fp32."""
         with paddle.amp.auto_cast(False):
             logits_BSV = logits_BSV.astype("float32")
-            # On a CPU Paddle's softmax (3.3.1) turns a row of NaN into equal probabilities, and the loss would be ln(V).
+            # On a CPU Paddle's softmax (3.3.1) turns a row of NaN into equal probabilities, and the loss would be
+            # ln(V).
             not_a_number = 0.0 * logits_BSV.detach().sum() if logits_BSV.place.is_cpu_place() else 0.0
             if self.padding:
                 real_V = paddle.arange(logits_BSV.shape[-1]) < self.real_columns

@@ -18,7 +18,8 @@ class PaddedPrompts:
     Args:
         prompts: Prompts of at least one token.
         max_new_tokens: Maximum number of tokens that will follow.
-        blocks: Whether positions have two rows, the second of which counts tokens after the prefix (GLM, Du et al. 2022).
+        blocks: Whether positions have two rows, the second of which counts tokens after the prefix (GLM, Du et al.
+            2022).
 
     Attributes:
         length: Number of tokens of the longest prompt, S.

@@ -1,7 +1,8 @@
 """Parameters of a model, its FLOPs per token, and the share of a device's peak that it reaches (MFU).
 
 MFU = FLOPs per token x tokens per second per device / peak FLOP/s of the device (PaLM, arXiv:2204.02311, appendix B).
-Only FLOPs of the model count: not those of a forward pass that recompute repeats, of vocabulary padding or of collectives.
+Only FLOPs of the model count: not those of a forward pass that recompute repeats, of vocabulary padding or of
+collectives.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ def parameter_count(facts: ModelFacts) -> int:
 def flops_per_token(facts: ModelFacts, seq_length: int) -> float:
     """Return the model FLOPs of the forward and backward pass of one token.
 
-    The formula is `6 * (N - N_lookup) + 12 * L * h * s`. A multiply-add per weight is 2 FLOPs forward and 4 backward; scores
-    and their weighted sum are 2 * 2 * h * s forward and twice that backward. Attention counts in full although the mask is
-    causal, as in PaLM, Megatron-LM and nanoGPT. `N_lookup` is the token embedding if the head is a separate matrix, because
-    a lookup is not a matrix product; a tied matrix counts once, as the head. Fewer key-value heads (GQA, MQA) lower N but
-    not the cost of attention. `h` is heads x head width.
+    The formula is `6 * (N - N_lookup) + 12 * L * h * s`. A multiply-add per weight is 2 FLOPs forward and 4 backward;
+    scores and their weighted sum are 2 * 2 * h * s forward and twice that backward. Attention counts in full although
+    the mask is causal, as in PaLM, Megatron-LM and nanoGPT. `N_lookup` is the token embedding if the head is a separate
+    matrix, because a lookup is not a matrix product; a tied matrix counts once, as the head. Fewer key-value heads
+    (GQA, MQA) lower N but not the cost of attention. `h` is heads x head width.
 
     Args:
         facts: Shape of the model.
@@ -56,10 +57,10 @@ def flops_per_token(facts: ModelFacts, seq_length: int) -> float:
     return matmul + 12.0 * facts.num_hidden_layers * attention_width * seq_length
 
 
-# (words in the device's name, {dtype: TFLOP/s}). The first row whose words are all in the name counts, so specific rows come
-# first. The numbers are dense ones of NVIDIA's datasheets ("with sparsity" halved), with fp32 accumulation for GeForce cards.
-# float32 is TF32 on cards that have it, because cuBLAS uses it by default under Paddle; the number without TF32 would give too
-# high an MFU.
+# (words in the device's name, {dtype: TFLOP/s}). The first row whose words are all in the name counts, so specific rows
+# come first. The numbers are dense ones of NVIDIA's datasheets ("with sparsity" halved), with fp32 accumulation for
+# GeForce cards. float32 is TF32 on cards that have it, because cuBLAS uses it by default under Paddle; the number
+# without TF32 would give too high an MFU.
 _PEAK_TFLOPS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
     (("b200",), {"bfloat16": 2250, "float16": 2250, "float32": 1125}),
     (("h200", "nvl"), {"bfloat16": 835, "float16": 835, "float32": 417.5}),
@@ -97,9 +98,10 @@ def peak_flops(device_name: str, dtype: str) -> float | None:
     """Return the dense peak FLOP/s of one device; None if it is not known (a CPU, an unlisted card, a missing dtype).
 
     Args:
-        device_name: Name from the driver, such as "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3" or "NVIDIA H100 PCIe".
-            "H100" and "H800" alone mean SXM.
-        dtype: Type of the matrix products: "bfloat16", "float16" or "float32" (TF32 if the card has it), or bf16, fp16, fp32.
+        device_name: Name from the driver, such as "NVIDIA A100-SXM4-80GB", "NVIDIA H100 80GB HBM3" or "NVIDIA H100
+            PCIe". "H100" and "H800" alone mean SXM.
+        dtype: Type of the matrix products: "bfloat16", "float16" or "float32" (TF32 if the card has it), or bf16, fp16,
+            fp32.
     """
     words = _words(device_name)
     if words & _OTHER_CARD_WORDS:
@@ -116,7 +118,8 @@ def mfu(flops_per_token: float | None, tokens_per_second_per_device: float, peak
 
     Args:
         flops_per_token: Model FLOPs of forward and backward; see the function of this name.
-        tokens_per_second_per_device: Speed of the whole job, divided by all its devices (tensor and pipeline ranks too).
+        tokens_per_second_per_device: Speed of the whole job, divided by all its devices (tensor and pipeline ranks
+            too).
         peak_flops: Peak of one device; see the function of this name.
 
     Returns:

@@ -1,7 +1,7 @@
 """Translate a folder's config.json to PaddleNLP's configuration of the model.
 
-Hugging Face's names are translated, also `rope_parameters` of transformers 5. What PaddleNLP's models cannot express is refused,
-because PaddleNLP would silently train another network.
+Hugging Face's names are translated, also `rope_parameters` of transformers 5. What PaddleNLP's models cannot express is
+refused, because PaddleNLP would silently train another network.
 """
 
 from __future__ import annotations

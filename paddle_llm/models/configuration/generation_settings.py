@@ -1,7 +1,8 @@
 """Read `generation_config.json` (end ids and defaults of sampling) and write it beside saved weights.
 
-A text ends at every `eos_token_id` of generation_config.json and of config.json, because newer models end a text and an answer
-with different tokens. Defaults of sampling are reported but not applied: `generate` is greedy unless options are given.
+A text ends at every `eos_token_id` of generation_config.json and of config.json, because newer models end a text and an
+answer with different tokens. Defaults of sampling are reported but not applied: `generate` is greedy unless options are
+given.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
 
 
 def additional_ends(settings: dict[str, Any], ends: Iterable[int]) -> str | None:
-    """Return a note about end ids that generation_config.json lacks, or None. transformers ends texts at that file's ids only."""
+    """Return a note about end ids that generation_config.json lacks, where transformers reads them, or None."""
     stated = _token_ids(settings.get("eos_token_id"), "eos_token_id")
     more = sorted(set(ends) - set(stated)) if stated else []
     if not more:

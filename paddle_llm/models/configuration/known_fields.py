@@ -11,7 +11,8 @@ from typing import Any
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.config_keys import is_above_zero
 
-# Fields of every configuration of transformers 4.55 and 5, of PaddleNLP's, and of widely used tools, that do not change the network.
+# Fields of every configuration of transformers 4.55 and 5, of PaddleNLP's, and of widely used tools, that do not change
+# the network.
 HARMLESS = frozenset({
     "_name_or_path", "architectures", "auto_map", "model_type", "transformers_version", "paddlenlp_version", "torch_dtype", "dtype",
     "transformers_weights", "tokenizer_class", "finetuning_task", "task_specific_params", "id2label", "label2id", "num_labels",
@@ -33,8 +34,8 @@ HARMLESS = frozenset({
     "fuse_attention_ffn", "use_fast_layer_norm",
 })  # fmt: skip
 
-# Fields of other networks that change the mathematics, with the values at which they have no effect. Networks of these families
-# ignore them; a folder that sets one was trained by other code.
+# Fields of other networks that change the mathematics, with the values at which they have no effect. Networks of these
+# families ignore them; a folder that sets one was trained by other code.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),

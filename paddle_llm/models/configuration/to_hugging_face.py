@@ -1,7 +1,7 @@
 """Write PaddleNLP's configuration of a model as Hugging Face's config.json, the reverse of `configure.py`.
 
-Families that transformers has are written in its names (4.55, which 5.x reads). ChatGLM and GLM are written in the names of
-their authors, whose repositories hold the code of the network (`auto_map`).
+Families that transformers has are written in its names (4.55, which 5.x reads). ChatGLM and GLM are written in the
+names of their authors, whose repositories hold the code of the network (`auto_map`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Corrections of PaddleNLP's networks (3.0.0b4): one file per family, files that families share, and one `apply`.
 
-Nothing of PaddleNLP is copied. Attributes of its modules and classes are replaced through `replace.py`, which records the
-reason of each; `python -m paddle_llm.models.patches` prints all of them.
+Nothing of PaddleNLP is copied. Attributes of its modules and classes are replaced through `replace.py`, which records
+the reason of each; `python -m paddle_llm.models.patches` prints all of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def apply(family: str, device: str) -> None:
     if family in _applied:
         return
     _applied.add(family)
-    # 2. The family's replacements, in the order of its own file. No two files replace the same attribute, so the order
+    # 2. The family's replacements, in the order of that file. No two files replace the same attribute, so the order
     #    of the families does not matter.
     importlib.import_module(FAMILIES[family].patches).apply()
 

@@ -2,10 +2,11 @@
 
 - A mask and `is_causal` exclude each other: flash attention raises an error, the other kernels ignore the mask.
 - `is_causal` aligns queries and keys at their first positions, so it is correct for equal lengths only.
-- Queries, keys, values and the mask must have one type; otherwise Paddle computes without a fused kernel, or raises an error.
+- Queries, keys, values and the mask must have one type; otherwise Paddle computes without a fused kernel, or raises an
+  error.
 - The batch of a mask is not broadcast.
-- FlashMask and flash attention take 16 bits, heads of at most 256 numbers in multiples of 8, and compute capability 8.0.
-  `scaled_dot_product_attention` checks that itself; `flashmask_attention` does not.
+- FlashMask and flash attention take 16 bits, heads of at most 256 numbers in multiples of 8, and compute capability
+  8.0. `scaled_dot_product_attention` checks that itself; `flashmask_attention` does not.
 
 PaddleNLP 3.0.0b4 violates each of the first four; its modules get `checked_functional()` in place of `F`.
 
@@ -25,7 +26,7 @@ _MAX_WIDTH, _WIDTH_MULTIPLE = 256, 8
 
 
 def checked_functional() -> SimpleNamespace:
-    """Return `paddle.nn.functional` with `fused_attention` as `scaled_dot_product_attention`, for a module of PaddleNLP."""
+    """Return `paddle.nn.functional` with `fused_attention` as `scaled_dot_product_attention`."""
     return SimpleNamespace(**{**vars(F), "scaled_dot_product_attention": fused_attention})
 
 
@@ -67,7 +68,7 @@ def fused_attention(
 
 
 def added_mask(mask: paddle.Tensor, dtype: paddle.dtype) -> paddle.Tensor:
-    """Return a mask that is added to the scores, in `dtype` and finite, so that a fully hidden row does not become NaN."""
+    """Return a finite mask in `dtype` that is added to scores; with it a fully hidden row does not become NaN."""
     if mask.dtype == dtype:
         return mask
     lowest = paddle.finfo(dtype).min

@@ -81,7 +81,7 @@ def slopes_of(config: Any) -> list[float]:
 
 @lru_cache
 def _all_slopes(heads: int) -> list[float]:
-    """Return the slopes as PaddleNLP computes them; once per process, because the host waits for the copy from the device."""
+    """Return PaddleNLP's slopes; once per process, because the host waits for the copy from the device."""
     from paddlenlp.transformers.bloom.modeling import build_alibi_tensor
 
     with paddle.amp.auto_cast(False):

@@ -1,8 +1,8 @@
 """BLOOM in pipeline stages, which PaddleNLP 3.0.0b4 does not have, built of PaddleNLP's blocks.
 
-Stages send hidden states and, if samples are padded or packed, one small tensor of integers. Each stage makes the slopes of
-ALiBi and the causal mask. The head is the embedding: the last stage has a copy, which Paddle's shared layers keep equal. Weights
-have the names of one process.
+Stages send hidden states and, if samples are padded or packed, one small tensor of integers. Each stage makes the
+slopes of ALiBi and the causal mask. The head is the embedding: the last stage has a copy, which Paddle's shared layers
+keep equal. Weights have the names of one process.
 
 Shapes: B batch, S sequence, H hidden size, N attention heads of this rank, V vocabulary (this rank's part of it).
 """
@@ -151,7 +151,7 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
 def attention_biases(
     hidden_BSH: paddle.Tensor, mask_BS: paddle.Tensor | None, config: BloomConfig
 ) -> tuple[paddle.Tensor, paddle.Tensor]:
-    """Return what is added to the scores of a block: ALiBi (Press et al. 2022) [B x N, 1, S] and the mask (`bloom.py`)."""
+    """Return what is added to scores: ALiBi (Press et al. 2022) [B x N, 1, S] and the mask (`bloom.py`)."""
     batch, length = hidden_BSH.shape[:2]
     heads = config.n_head // config.tensor_parallel_degree
     first = config.tensor_parallel_rank * heads

@@ -1,8 +1,9 @@
 """Corrections of ChatGLM-6B (PaddleNLP 3.0.0b4).
 
-- Flash attention: the types of queries, keys, values and mask differ (O1), so that Paddle computes without a fused kernel.
-- The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the number of
-  tokens of the prefix, one per sample, in place of S x S booleans.
+- Flash attention: the types of queries, keys, values and mask differ (O1), so that Paddle computes without a fused
+  kernel.
+- The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the
+  number of tokens of the prefix, one per sample, in place of S x S booleans.
 """
 
 from __future__ import annotations

@@ -1,19 +1,19 @@
 """Corrections of ChatGLM2 and ChatGLM3 (PaddleNLP 3.0.0b4).
 
 - With flash attention the output [B, S, H] is read as [S, B, H]: samples of a batch are mixed.
-- Recompute of the attention block (full_attn) fails in the backward pass: Paddle's older recompute, which it uses only there,
-  cannot return a missing cache.
+- Recompute of the attention block (full_attn) fails in the backward pass: Paddle's older recompute, which it uses only
+  there, cannot return a missing cache.
 - In a pipeline, the rotary embedding is taken for position ids if none are given, and left out; whole layers are not
-  recomputed; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256 are wrong; the
-  names of its weights lack their beginning; it makes a mask [B, 1, S, S] and sends it to every stage.
-- The rotary embedding gives queries and keys the type of its table (O1: float32), which no fused attention takes together
-  with 16-bit values.
+  recomputed; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256 are
+  wrong; the names of its weights lack their beginning; it makes a mask [B, 1, S, S] and sends it to every stage.
+- The rotary embedding gives queries and keys the type of its table (O1: float32), which no fused attention takes
+  together with 16-bit values.
 - Its RMSNorm has no fused version.
-- Dropout of attention probabilities: under tensor parallelism the heads of different ranks lose the same positions, on a CPU
-  and with flash attention; on a CPU so do the parts of a sequence.
+- Dropout of attention probabilities: under tensor parallelism the heads of different ranks lose the same positions, on
+  a CPU and with flash attention; on a CPU so do the parts of a sequence.
 
-Its encoder turns a mask of booleans into numbers that are added. Beginnings of samples take the same way, as [B, 1, 1, S].
-Whole rows need no mask: [1, 1, 1, 1] is the marker of the causal mask (`is_causal_marker`).
+Its encoder turns a mask of booleans into numbers that are added. Beginnings of samples take the same way, as [B, 1, 1,
+S]. Whole rows need no mask: [1, 1, 1, 1] is the marker of the causal mask (`is_causal_marker`).
 
 Shapes: B rows, S positions, N heads, D head width, H = N x D.
 """
@@ -129,7 +129,7 @@ def _flash_core_attention(
     value_SBND: paddle.Tensor,
     attention_mask: paddle.Tensor,
 ) -> paddle.Tensor:
-    """Compute attention [S, B, H] with Paddle's fused kernel; the mask is added to the scores or is the causal marker."""
+    """Compute attention [S, B, H] with Paddle's fused kernel; the mask is added to scores, or is the causal marker."""
     query, key, value = (tensor.transpose([1, 0, 2, 3]) for tensor in (query_SBND, key_SBND, value_SBND))
     length, batch = query_SBND.shape[:2]
     causal = is_causal_marker(attention_mask, length)
@@ -158,7 +158,8 @@ def _in_type_of_states(rotate: Any) -> Any:
     return rotated
 
 
-# ---- pipeline ---------------------------------------------------------------------------------------------------------
+# ---- pipeline
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _apply_to_pipeline(masks: Any) -> None:

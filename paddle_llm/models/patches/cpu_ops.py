@@ -1,10 +1,10 @@
 """Faster versions of element-wise operations on a CPU, with the same results. Enabled only on a CPU.
 
-PaddleNLP's networks are written for GPUs, where small operations are fused. On a CPU (Paddle 3.3.1) some of them cost as much as
-a matrix product: `pow(2)` takes 100 times as long as `square`, a sum over rows 50 times as long as a product with ones, a
-transposed copy 7 times as long as split and concat, and a product that broadcasts in the middle 8 times as long as one that does
-not. Each PyLayer below uses the cheap operation and saves for the backward pass only what it needs. Attention also skips the half
-of the scores that the causal mask would hide.
+PaddleNLP's networks are written for GPUs, where small operations are fused. On a CPU (Paddle 3.3.1) some of them cost
+as much as a matrix product: `pow(2)` takes 100 times as long as `square`, a sum over rows 50 times as long as a product
+with ones, a transposed copy 7 times as long as split and concat, and a product that broadcasts in the middle 8 times as
+long as one that does not. Each PyLayer below uses the cheap operation and saves for the backward pass only what it
+needs. Attention also skips the half of the scores that the causal mask would hide.
 
 Shapes: B batch, S sequence, N heads, D head width, H = N x D, R = B x S rows.
 """
@@ -126,8 +126,8 @@ def chatglm2_norm(original: Any, self: Any, hidden_states: paddle.Tensor) -> pad
 class Rotate(PyLayer):
     """x * cos + rotate_half(x) * sin, the rotary embedding of Su et al. 2021 in LLaMA's order of dimensions.
 
-    `cos_SND` and `sin_SND` have all heads (and all rows, if positions differ between rows); the first half of `sin_SND` is
-    negative.
+    `cos_SND` and `sin_SND` have all heads (and all rows, if positions differ between rows); the first half of `sin_SND`
+    is negative.
     """
 
     @staticmethod
@@ -178,8 +178,9 @@ def _counts_up(position_ids: Any, length: int) -> bool:
 class CausalAttention(PyLayer):
     """softmax(q k^T / sqrt(D)) v with a causal mask; q, k, v and the result are [B, S, N, D].
 
-    Queries are processed in blocks, each with the keys up to its end. `lengths` are the lengths of samples in the row that do
-    not see each other. `slopes` of ALiBi, one per head, are multiplied by the key's position and added to the scores.
+    Queries are processed in blocks, each with the keys up to its end. `lengths` are the lengths of samples in the row
+    that do not see each other. `slopes` of ALiBi, one per head, are multiplied by the key's position and added to the
+    scores.
     """
 
     @staticmethod

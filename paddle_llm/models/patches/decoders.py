@@ -1,9 +1,9 @@
 """Corrections that LLaMA and Qwen2 share: packed rows, masks with flash attention, operations on a CPU.
 
-With flash attention whole rows need no mask, because the kernel's causal mask is enough. PaddleNLP 3.0.0b4 builds the mask
-[B, 1, S, S] three times in every micro-batch, waits for the device to compare it with its upper triangle, and drops it: 2 GB
-per tensor for one row of 32k tokens. Its switch against that, the environment variable USE_CASUAL_MASK, also drops masks of
-padding.
+With flash attention whole rows need no mask, because the kernel's causal mask is enough. PaddleNLP 3.0.0b4 builds the
+mask [B, 1, S, S] three times in every micro-batch, waits for the device to compare it with its upper triangle, and
+drops it: 2 GB per tensor for one row of 32k tokens. Its switch against that, the environment variable USE_CASUAL_MASK,
+also drops masks of padding.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def _correct_fused_attention() -> None:
 def packed_attention(original: Any) -> Any:
     """Return the attention function, by sample if the rows are packed.
 
-    Without flash attention PaddleNLP ignores the ends of samples; with it, it calls FlashMask on every GPU and in 32 bits.
+    Without flash attention PaddleNLP ignores the ends of samples; with it, it calls FlashMask on every GPU and in 32
+    bits.
     """
 
     @wraps(original)

@@ -85,7 +85,7 @@ def _described(lengths: paddle.Tensor, length: int, position_ids: Any, name: str
 
 
 def with_loss(model: Any, outputs: Any, labels: Any) -> Any:
-    """Return the outputs (logits first) with the criterion's loss in front, or as an attribute; unchanged without labels."""
+    """Return the outputs (logits first) with the criterion's loss in front or as an attribute, if there are labels."""
     if labels is None:
         return outputs
     if isinstance(outputs, tuple):

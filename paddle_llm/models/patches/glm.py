@@ -1,11 +1,11 @@
 """Corrections of GLM (PaddleNLP 3.0.0b4).
 
 - Shapes of masks are compared with a method (`attention_mask.dim == 1`), so that no case applies: without a mask every
-  position sees every other one. `forward` gets the full mask: causal, or that of a prefix (Du et al. 2022, section 2.1) whose
-  length is `attention_mask` [B, 1], with `position_ids` [B, 2, S].
+  position sees every other one. `forward` gets the full mask: causal, or that of a prefix (Du et al. 2022, section 2.1)
+  whose length is `attention_mask` [B, 1], with `position_ids` [B, 2, S].
 - The loss is not reduced, and fails under tensor parallelism (a misspelled name).
-- Generation wants the mask of all tokens that will be generated, beforehand; it cannot take the usual one [B, S]. With that
-  one each step computes the whole sequence again.
+- Generation wants the mask of all tokens that will be generated, beforehand; it cannot take the usual one [B, S]. With
+  that one each step computes the whole sequence again.
 
 It takes the common criterion.
 """

@@ -40,8 +40,8 @@ def attention_mask(
 
     Args:
         self: The network without its head.
-        mask: Positions that hold a token [B, T], pairs of query and key [B, S, T] or [B, 1, S, T], `ends` of packed rows
-            [B, S], or None.
+        mask: Positions that hold a token [B, T], pairs of query and key [B, S, T] or [B, 1, S, T], `ends` of packed
+            rows [B, S], or None.
         shape: B and S.
         hidden: Embeddings, whose type the mask has.
         cached: Number of cached tokens, T - S.
@@ -63,7 +63,7 @@ def attention_mask(
 
 
 def seen_within(length: int, total: int, window: int | None) -> paddle.Tensor:
-    """Return which keys each query sees [1, 1, S, T]: itself and the `window` - 1 keys before it (None: all before it)."""
+    """Return which keys a query sees [1, 1, S, T]: its own and `window` - 1 before it (None: all before it)."""
     ones = paddle.ones([1, 1, length, total], dtype="bool")
     seen = paddle.tril(ones, diagonal=total - length)
     return seen if window is None else seen & paddle.triu(ones, diagonal=total - length - window + 1)

@@ -2,22 +2,23 @@
 
 Inputs of a batch
     input_ids, labels  [B, S]
-    segment_lengths    [B, K] int64: lengths of a row's samples in order, followed by zeros. The rest of the row is padding
-                       (labels -100).
+    segment_lengths    [B, K] int64: lengths of a row's samples in order, followed by zeros. The rest of the row is
+                       padding (labels -100).
     position_ids       [B, S] int64, from 0 in each sample; computed here if absent.
-Without `segment_lengths` a row is one sample. Padding on its right then needs no mask, because no token with a loss sees it;
-padding on its left needs an `attention_mask` [B, S] of zeros and ones.
+Without `segment_lengths` a row is one sample. Padding on its right then needs no mask, because no token with a loss
+sees it; padding on its left needs an `attention_mask` [B, S] of zeros and ones.
 
-The attention receives `ends` [B, S] int32: for each position the index after the last position of its sample. FlashMask (Wang
-et al. 2024) calls it the start of a column's masked rows, PaddleNLP `attn_mask_startend_row_indices`. Like any other tensor it
-passes through layers, recompute and pipeline stages, so that micro-batches are not confused.
+The attention receives `ends` [B, S] int32: for each position the index after the last position of its sample. FlashMask
+(Wang et al. 2024) calls it the start of a column's masked rows, PaddleNLP `attn_mask_startend_row_indices`. Like any
+other tensor it passes through layers, recompute and pipeline stages, so that micro-batches are not confused.
 
-ChatGLM-6B and GLM read a prefix in both directions. Their batches also have `prefix_lengths` [B, K], and their mask is full.
+ChatGLM-6B and GLM read a prefix in both directions. Their batches also have `prefix_lengths` [B, K], and their mask is
+full.
 
-Cost: a CPU computes attention sample by sample (neighbours of less than 128 tokens together under one small mask). A GPU in 16
-bits uses FlashMask's kernel, which skips hidden blocks (`attention_kernels.py` lists the GPUs). Flash attention with ALiBi uses an
-S x S mask in 16 bits. In 32 bits, on older GPUs, and on a CPU with dropout of attention probabilities, all S x S scores are
-computed.
+Cost: a CPU computes attention sample by sample (neighbours of less than 128 tokens together under one small mask). A
+GPU in 16 bits uses FlashMask's kernel, which skips hidden blocks (`attention_kernels.py` lists the GPUs). Flash
+attention with ALiBi uses an S x S mask in 16 bits. In 32 bits, on older GPUs, and on a CPU with dropout of attention
+probabilities, all S x S scores are computed.
 
 Shapes: B rows, S positions of a row, K samples of a row, N heads, D head width.
 """
@@ -133,7 +134,7 @@ def seen_backwards(ends_BS: paddle.Tensor) -> paddle.Tensor:
 def alibi_mask(
     seen_B1ST: paddle.Tensor, position_BT: paddle.Tensor, slopes: list[float], dtype: paddle.dtype
 ) -> paddle.Tensor:
-    """Return the mask [B, N, S, T] that is added to scores: ALiBi (Press et al. 2022) of visible keys, else the lowest number.
+    """Return the mask [B, N, S, T] that is added to scores: ALiBi (Press et al. 2022), or the lowest number.
 
     Args:
         seen_B1ST: Whether a query sees a key.
@@ -172,7 +173,7 @@ def grouped(lengths: list[int]) -> list[list[int]]:
 
 
 def prefix_mask(prefix_B1: paddle.Tensor, length: int) -> paddle.Tensor:
-    """Return which position sees which [B, 1, S, S]: the whole prefix, otherwise backwards (Du et al. 2022, section 2.1).
+    """Return which positions see which [B, 1, S, S]: the prefix and earlier ones (Du et al. 2022, section 2.1).
 
     Args:
         prefix_B1: Number of tokens of each sample's prefix.

@@ -18,10 +18,10 @@ _SWITCH = "uses_fused_rms_norm"
 
 
 def why_not_fused() -> str:
-    """Return why this job's RMSNorm cannot be fused; "" if it can. Builds the operator on first use, which takes a while.
+    """Return why this job's RMSNorm cannot be fused; "" if it can. The first call builds the operator.
 
-    All ranks of a job call it: all use the operator or none does. On a GPU without the operator `fused_ln` uses Paddle's if
-    that runs; on a CPU the plain RMSNorm is faster than Paddle's.
+    All ranks of a job call it: all use the operator or none does. On a GPU without the operator `fused_ln` uses
+    Paddle's if that runs; on a CPU the plain RMSNorm is faster than Paddle's.
     """
     import paddle
 

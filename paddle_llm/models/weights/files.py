@@ -1,8 +1,8 @@
 """Read slices of the tensors in the weight files of a folder.
 
-Safetensors (one file, or several with an index) are mapped into memory, so that a slice costs only its own pages. PaddleNLP's
-.pdparams (one, or several with an index) are mapped likewise (`paddle_pickles.py`); Paddle reads files of older versions, one
-whole file at a time. torch's pickles are read if that is allowed (`torch_pickles.py`).
+Safetensors (one file, or several with an index) are mapped into memory, so that a slice costs only its own pages.
+PaddleNLP's .pdparams (one, or several with an index) are mapped likewise (`paddle_pickles.py`); Paddle reads files of
+older versions, one whole file at a time. torch's pickles are read if that is allowed (`torch_pickles.py`).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class WeightFiles:
         return self._entries[name].shape
 
     def dtype(self, name: str) -> str:
-        """Return the stored type: "float32", "bfloat16", "float16", or the file's name of a type that weights do not have."""
+        """Return the stored type: "float32", "bfloat16", "float16", or the file's name of another type."""
         stored = self._entries[name].dtype
         return _WEIGHT_DTYPES.get(stored, stored)
 
@@ -148,7 +148,7 @@ class WeightFiles:
         return self.dtype(name) in _FLOATS
 
     def view(self, name: str) -> np.ndarray:
-        """Return a whole tensor as it is stored, read-only and mapped into memory if possible; bf16 as bits in uint16."""
+        """Return a whole tensor as stored, read-only and mapped into memory if possible; bf16 as bits in uint16."""
         entry = self._entries[name]
         if entry.pickled is not None:
             return entry.pickled.view()

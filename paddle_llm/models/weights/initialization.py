@@ -1,8 +1,8 @@
 """Random weights that depend only on the seed and the name of the parameter, not on the layout.
 
-Every full tensor is drawn in blocks along the axis that tensor parallelism splits, each block from a separate stream keyed by
-(seed, name, block). A rank draws the blocks that it holds. One process and any layout start from the same weights, replicas
-are equal, and a rank's cost is that of its part.
+Every full tensor is drawn in blocks along the axis that tensor parallelism splits, each block from a separate stream
+keyed by (seed, name, block). A rank draws the blocks that it holds. One process and any layout start from the same
+weights, replicas are equal, and a rank's cost is that of its part.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ _STANDARD_DEVIATION = 0.02
 def initialize(model: Any, family: Family, seed: int) -> None:
     """Set every parameter of this rank.
 
-    Matrices are normal with standard deviation `initializer_range` of the configuration (default 0.02). Matrices that write
-    to the residual stream are divided by sqrt(2 layers) as in Megatron and PaddleNLP's LLaMA. Biases are 0, norms 1.
+    Matrices are normal with standard deviation `initializer_range` of the configuration (default 0.02). Matrices that
+    write to the residual stream are divided by sqrt(2 layers) as in Megatron and PaddleNLP's LLaMA. Biases are 0, norms
+    1.
 
     Args:
         model: Network.

@@ -147,7 +147,7 @@ def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: F
 
 
 def is_hugging_face(files: WeightFiles, family: str) -> bool:
-    """Return whether the files have Hugging Face's names and layouts; their metadata decide if the names are ambiguous."""
+    """Return whether the files have Hugging Face's names and layouts; metadata decide if names are ambiguous."""
     spec = FAMILIES[family]
     if not spec.weights.same_names and any(name.startswith(spec.base_prefix) for name in files.names()):
         return False
@@ -163,7 +163,8 @@ def _candidates(
 ) -> tuple[tuple[str, ...], bool]:
     """Return the names that a weight may have in these files, and whether it is stored transposed.
 
-    Weights of a network without its head lack the prefix. As in transformers, all names of a folder have it or none has.
+    Weights of a network without its head lack the prefix. As in transformers, all names of a folder have it or none
+    has.
     """
     if not foreign:
         full, transpose = canonical, False

@@ -1,8 +1,9 @@
 """Map names and layouts of weights between PaddleNLP in one process, its pipelines, Hugging Face and fused matrices.
 
-The canonical name of a weight is the one of PaddleNLP's network in one process (`llama.layers.0.self_attn.q_proj.weight`).
-Hugging Face stores a matrix as [out, in], PaddleNLP as [in, out]; embeddings are equal. ChatGLM and BLOOM store
-query_key_value fused, in the same order of heads in both libraries, so that only the transpose differs.
+The canonical name of a weight is the one of PaddleNLP's network in one process
+(`llama.layers.0.self_attn.q_proj.weight`). Hugging Face stores a matrix as [out, in], PaddleNLP as [in, out];
+embeddings are equal. ChatGLM and BLOOM store query_key_value fused, in the same order of heads in both libraries, so
+that only the transpose differs.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def canonical_name(family: str, name: str, *, tied: bool) -> str:
 
 
 def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
-    """Yield (canonical name, parameter) of the parameters of this rank; the tied head of the last stage is the embedding.
+    """Yield (canonical name, parameter) of this rank's parameters; the tied head of the last stage is the embedding.
 
-    Parameters that fine-tuning added are omitted; `peft.trainable_tensors` lists them. Under sharding stage 3 a parameter
-    has values only inside `gathered_weight` (parallel/zero/stage3.py).
+    Parameters that fine-tuning added are omitted; `peft.trainable_tensors` lists them. Under sharding stage 3 a
+    parameter has values only inside `gathered_weight` (parallel/zero/stage3.py).
 
     Args:
         model: A PretrainedModel or PipelineLayer of PaddleNLP.
@@ -122,8 +123,8 @@ def paddlenlp_names(family: str, name: str) -> tuple[str, ...]:
 def compositions(family: str, name: str, config: Any) -> list[Piece]:
     """Return where the columns of a weight are in fused or separate matrices; [] if the family has no fused matrices.
 
-    For families with fused matrices: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its value) and
-    gate_proj, up_proj <-> gate_up_fused_proj (side by side).
+    For families with fused matrices: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its
+    value) and gate_proj, up_proj <-> gate_up_fused_proj (side by side).
     """
     if not FAMILIES[family].capabilities.fused_matrices or "_proj.weight" not in name:
         return []

@@ -1,8 +1,8 @@
 """Locate the tensors of PaddleNLP's `.pdparams` without reading them and without running code from the file.
 
-A .pdparams is one pickle of numpy arrays by name (paddle.save, protocol 4). Arrays above 64 KiB are plain bytes in it, which
-are skipped and mapped into memory when they are read. A pickle can call any function by name. This module provides numpy's
-three functions for arrays and refuses any other name.
+A .pdparams is one pickle of numpy arrays by name (paddle.save, protocol 4). Arrays above 64 KiB are plain bytes in it,
+which are skipped and mapped into memory when they are read. A pickle can call any function by name. This module
+provides numpy's three functions for arrays and refuses any other name.
 """
 
 from __future__ import annotations

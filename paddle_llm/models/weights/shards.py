@@ -84,7 +84,7 @@ def shard_of(family: str, name: str, local_shape: list[int], split: bool, config
 
 
 def _head_by_head(width: int, heads: int, degree: int, rank: int) -> tuple[tuple[int, int], ...]:
-    """Return the ranges of a rank that has query, key and value of each head; one process has all queries first (GLM)."""
+    """Return the ranges of a rank with query, key and value of each head; one process has all queries first (GLM)."""
     hidden, size = width // 3, width // 3 // heads
     own = range(rank * heads // degree, (rank + 1) * heads // degree)
     return tuple((part * hidden + head * size, part * hidden + (head + 1) * size) for head in own for part in range(3))

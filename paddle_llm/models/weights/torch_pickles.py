@@ -1,8 +1,8 @@
 """Locate the tensors of torch's `pytorch_model.bin` without torch and without running code from the file.
 
-A .bin is a zip archive with one pickle, which describes the tensors in the other entries of the archive (one per storage,
-not compressed). A pickle can call any function by name. This module provides the few names that tensors need and refuses
-any other name.
+A .bin is a zip archive with one pickle, which describes the tensors in the other entries of the archive (one per
+storage, not compressed). A pickle can call any function by name. This module provides the few names that tensors need
+and refuses any other name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Marks of files that were saved from the wrapper of a network and not from the network itself: names and empty tensors."""
+"""Names and empty tensors in files that were saved from the wrapper of a network instead of the network."""
 
 from __future__ import annotations
 

@@ -1,14 +1,16 @@
 """Prefix tuning (Li and Liang 2021): every layer has learned keys and values in front of those of the tokens.
 
-Without projection they are parameters of each attention layer, `prefix_key` and `prefix_value` [P, G, D]. With projection
-(section 4.3 of the paper) one network computes them for all layers: embeddings [P, H] -> tanh(H x H) -> each layer's keys and
-values. Every token sees the whole prefix, positions of tokens do not change, and the cache of generation does not contain the
-prefix, so trainer and generation need not know it. GLM (2022) caches hidden states instead of keys and values; its prefix is
-`prefix_hidden` [P, H]. `families.spec.PrefixLayers` describes how the prefix enters the layers of a family.
+Without projection they are parameters of each attention layer, `prefix_key` and `prefix_value` [P, G, D]. With
+projection (section 4.3 of the paper) one network computes them for all layers: embeddings [P, H] -> tanh(H x H) -> each
+layer's keys and values. Every token sees the whole prefix, positions of tokens do not change, and the cache of
+generation does not contain the prefix, so trainer and generation need not know it. GLM (2022) caches hidden states
+instead of keys and values; its prefix is `prefix_hidden` [P, H]. `families.spec.PrefixLayers` describes how the prefix
+enters the layers of a family.
 
 With tensor parallelism a rank holds the prefixes of its heads, or of all heads if key-value heads are not divided.
 
-Shapes: P prefix tokens, B batch, S sequence, T keys, N heads of this rank, G key-value heads, D head width, H hidden size.
+Shapes: P prefix tokens, B batch, S sequence, T keys, N heads of this rank, G key-value heads, D head width, H hidden
+size.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def install(attachment: Attachment) -> None:
         install_in(attachment, path, layer, trunk)
 
 
-# ---- keys and values of the prefix --------------------------------------------------------------------------------------
+# ---- keys and values of the prefix
+# --------------------------------------------------------------------------------------
 
 
 class _Trunk:
@@ -122,7 +125,8 @@ def _packed(ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     return paddle.where(seen_backwards(ends_BS), paddle.zeros([1]), paddle.full([1], _hidden(dtype))).astype(dtype)
 
 
-# ---- layers that call a function of queries, keys and values [B, S, N, D] -----------------------------------------------
+# ---- layers that call a function of queries, keys and values [B, S, N, D]
+# -----------------------------------------------
 
 
 def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
@@ -157,7 +161,8 @@ def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
     attachment.replace(layer, "attn_func", attention)
 
 
-# ---- layers with a sub-layer for queries, keys and values [S, B, N, D] --------------------------------------------------
+# ---- layers with a sub-layer for queries, keys and values [S, B, N, D]
+# --------------------------------------------------
 
 
 def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
@@ -181,11 +186,12 @@ def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None
     attachment.replace(core, "forward", attention)
 
 
-# ---- layers that receive the prefix as cached keys and values -----------------------------------------------------------
+# ---- layers that receive the prefix as cached keys and values
+# -----------------------------------------------------------
 
 
 def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
-    """Add a prefix to a layer whose `forward` takes the keys and values of earlier tokens and returns them with its own."""
+    """Add a prefix to a layer whose `forward` takes cached keys and values and returns them with its own."""
     spec, config = attachment.family.network.prefix, attachment.model.config
     axis, groups = spec.cache_axis, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
@@ -232,7 +238,8 @@ def _without_prefix(outputs: Any, count: int, axis: int, last: bool) -> Any:
     return (*outputs[:index], kept, *outputs[index + 1 :])
 
 
-# ---- layers that cache hidden states [B, T, H] --------------------------------------------------------------------------
+# ---- layers that cache hidden states [B, T, H]
+# --------------------------------------------------------------------------
 
 
 def _in_hidden_states(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:

@@ -1,16 +1,17 @@
 """The network as one program that reads tokens after those of a cache: the prefill and each step of decoding.
 
-PaddleNLP's networks concatenate each layer's cache at every token, transpose it, and repeat its key-value heads. As a saved
-program they would also copy all of it in and out. Here a step receives the keys and values of earlier tokens in buffers of the
-host (`generation/static`), which may be longer than their contents (a mask hides the rest), and writes those of its own tokens
-into them. Nothing is copied, and the program has no state.
+PaddleNLP's networks concatenate each layer's cache at every token, transpose it, and repeat its key-value heads. As a
+saved program they would also copy all of it in and out. Here a step receives the keys and values of earlier tokens in
+buffers of the host (`generation/static`), which may be longer than their contents (a mask hides the rest), and writes
+those of its own tokens into them. Nothing is copied, and the program has no state.
 
-A step of one token is hundreds of operations of some microseconds each, most of which is the cost of a call, so there are few
-operations. Everything possible is computed at export (`weights.py`). What is the same in all layers is computed once and in full
-size: on a CPU an addition or multiplication that broadcasts takes 5 to 25 times as long as one that does not.
+A step of one token is hundreds of operations of some microseconds each, most of which is the cost of a call, so there
+are few operations. Everything possible is computed at export (`weights.py`). What is the same in all layers is computed
+once and in full size: on a CPU an addition or multiplication that broadcasts takes 5 to 25 times as long as one that
+does not.
 
-Shapes: B rows, s tokens that are read, C positions of the buffers, H hidden, N heads, K key-value heads, G = N / K, D head width,
-V vocabulary.
+Shapes: B rows, s tokens that are read, C positions of the buffers, H hidden, N heads, K key-value heads, G = N / K, D
+head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ PROGRAM = "model"  # .json and .pdiparams
 def save_step_program(weights: StepWeights, folder: Path) -> None:
     """Write `model.json` and `model.pdiparams` for paddle.inference.
 
-    Memory: the largest tensor. Paddle writes the program with uninitialized weights, which take no memory; their values are
-    then written to the file one at a time.
+    Memory: the largest tensor. Paddle writes the program with uninitialized weights, which take no memory; their values
+    are then written to the file one at a time.
 
     Args:
         weights: Weights and settings of the program.
@@ -229,7 +230,7 @@ class _Linear(nn.Layer):
 
 
 class _RMSNorm(nn.Layer):
-    """RMSNorm as an L2 norm, x / sqrt(sum(x^2) + H epsilon), with sqrt(H) in the weight: two operations instead of six."""
+    """RMSNorm as an L2 norm, x / sqrt(sum(x^2) + H epsilon), with sqrt(H) in the weight: two operations, not six."""
 
     def __init__(self, store: Store, weight: Weight, epsilon: float) -> None:
         super().__init__()

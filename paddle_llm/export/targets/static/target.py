@@ -1,4 +1,4 @@
-"""The target `static`: a program for paddle.inference that reads prompts and then one token at a time (`program.py`)."""
+"""The target `static`: a program for paddle.inference that reads prompts, then one token at a time (`program.py`)."""
 
 from __future__ import annotations
 

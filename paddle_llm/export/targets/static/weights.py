@@ -1,8 +1,9 @@
 """Convert the weights and settings of each family to those of the step program (`program.py`).
 
-Families differ in names, in the order of columns of fused matrices, in norms, activations and positions. These differences are
-removed when the program is written: every family has q | k | v side by side, scaled queries, and rotary heads whose pairs are
-(i, i + D/2). The same permutation of the columns of queries and keys does not change their products.
+Families differ in names, in the order of columns of fused matrices, in norms, activations and positions. These
+differences are removed when the program is written: every family has q | k | v side by side, scaled queries, and rotary
+heads whose pairs are (i, i + D/2). The same permutation of the columns of queries and keys does not change their
+products.
 
 Shapes: H hidden, N heads, K key-value heads, D head width, V vocabulary, P positions.
 """
@@ -80,7 +81,7 @@ class StepWeights:
         return self._if_known(self._names.project_in), self._if_known(self._names.project_out)
 
     def norm(self, which: str, layer: int | None = None) -> tuple[Weight, Weight | None] | None:
-        """Return weight and bias of the "first" or "last" norm, or of a layer's "attention" or "mlp"; None if it has none."""
+        """Return weight and bias of a norm: "first", "last", or a layer's "attention" or "mlp"; None without it."""
         names = self._names
         if layer is None:
             name = names.first_norm if which == "first" else names.last_norm
@@ -176,7 +177,7 @@ class StepWeights:
         return self._source.shape(f"{self._names.layer.format(0)}{part}.weight")[-1]
 
     def _column_orders(self) -> np.ndarray | None:
-        """Return the columns of the stored matrix in the order q | k | v with rotary pairs (i, i + D/2); None if they are."""
+        """Return the stored columns in the order q | k | v with rotary pairs (i, i + D/2); None if they have it."""
         plan = self.plan
         heads, kv_heads, width = plan.heads, plan.kv_heads, plan.width
         group = heads // kv_heads

@@ -1,7 +1,7 @@
 """Write the weights of a program after the program: uninitialized memory first, values into the file later.
 
-`paddle.jit.save` needs all weights of a network in memory and writes them to one file, sorted by name. A model that fills the
-memory would not fit twice. Here weights are only names and shapes until the file exists.
+`paddle.jit.save` needs all weights of a network in memory and writes them to one file, sorted by name. A model that
+fills the memory would not fit twice. Here weights are only names and shapes until the file exists.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def fill_weights(file: Path, weights: list[Weight]) -> None:
 
 
 def _shape_of_next(opened: BinaryIO) -> tuple[int, ...]:
-    """Read the head of a tensor: version, levels of detail (none), version, length of a TensorDesc, and that message."""
+    """Read a tensor's head: version, levels of detail (none), version, length of a TensorDesc, and that message."""
     head = opened.read(20)
     if len(head) < 20:
         return ()
