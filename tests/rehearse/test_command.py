@@ -135,7 +135,7 @@ def test_fine_tuning_with_its_method_and_instructions(tmp_path: Path) -> None:
     assert verdict["data"] == str(folder / "data") and "lora_" in face["worst"]["gradient"]["tensor"]
     (folder / "data/train.json").write_text('{"src": "a", "tgt": "b"}\n{"src": "a"}\n')
     refused = command("tune.json", *words, cwd=tmp_path)
-    assert refused.returncode == 2 and "has no key 'tgt'" in refused.stderr and "--synthetic" in refused.stderr
+    assert refused.returncode == 2 and "line 2: no key 'tgt'" in refused.stderr and "--synthetic" in refused.stderr
 
 
 def test_a_shortened_sample_keeps_its_structure(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_no_file_is_written_beside_a_large_corpus(
 def test_a_tokenizer_larger_than_the_vocabulary(tmp_path: Path, corpus: Path) -> None:
     model = write_llama(tmp_path / "model", vocab_size=VOCABULARY - 10)
     with pytest.raises(
-        UserError, match=f"ids up to {VOCABULARY - 1} exceed the model's vocabulary of {VOCABULARY - 10}"
+        UserError, match=f"largest id is {VOCABULARY - 1}, but the vocabulary of the model has {VOCABULARY - 10} ids"
     ):
         read_own_samples(tmp_path, corpus, model_name_or_path=str(model))
 
