@@ -126,8 +126,8 @@ def test_other_families_are_refused_by_name(tmp_path):
 
 def test_kernels_that_a_cpu_lacks_are_reported(tmp_path, capsys):
     model = build(tiny.write_llama(tmp_path), use_flash_attention=True, use_fused_rope=True)
-    said = capsys.readouterr().err
-    assert "--use_flash_attention is off" in said and "--use_fused_rope is off" in said
+    reported = capsys.readouterr().err
+    assert "--use_flash_attention is off" in reported and "--use_fused_rope is off" in reported
     assert not model.config.use_flash_attention and not model.config.use_fused_rope
 
 
@@ -154,13 +154,13 @@ def test_a_name_that_cannot_be_downloaded_is_reported(tmp_path, monkeypatch):
 def test_switches_that_a_family_does_not_have_are_reported(tmp_path, capsys):
     fields = {"recompute": True, "recompute_granularity": "core_attn", "no_recompute_layers": [0]}
     build(tiny.write_bloom(tmp_path / "bloom"), fuse_attention_qkv=True, **fields)
-    said = capsys.readouterr().err
+    reported = capsys.readouterr().err
     for name in (
         "recompute_granularity core_attn is replaced by full",
         "no_recompute_layers is off",
         "fuse_attention_qkv is off",
     ):
-        assert said.count(name) == 1
+        assert reported.count(name) == 1
     build(tiny.write_llama(tmp_path / "llama"), fuse_attention_qkv=True, **fields)
     assert "--" not in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""ChatGLM-6B's samples: what is read both ways, what is learnt, positions as PaddleNLP's model makes them."""
+"""Pretraining samples of ChatGLM-6B: the prefix, the labels, and positions as PaddleNLP's network computes them."""
 
 from __future__ import annotations
 

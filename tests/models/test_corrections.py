@@ -1,4 +1,4 @@
-"""What is mended in PaddleNLP's networks, each against the plain computation. (Layouts: test_layouts.py.)"""
+"""Corrections of PaddleNLP's networks, compared with the plain computation (layouts: test_layouts.py)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_chatglm2s_flash_attention_does_not_mix_samples(tmp_path):
     for loss in losses:
         loss.backward()
     assert abs(float(losses[0]) - float(losses[1])) < 1e-6
-    assert abs(uncorrected - float(losses[0])) > 1e-5, "PaddleNLP has mended it: take the correction out"
+    assert abs(uncorrected - float(losses[0])) > 1e-5, "PaddleNLP has fixed it: remove the correction"
     for (name, one), (_, two) in zip(plain.named_parameters(), flash.named_parameters(), strict=True):
         np.testing.assert_allclose(one.grad.numpy(), two.grad.numpy(), atol=1e-6, err_msg=name)
 

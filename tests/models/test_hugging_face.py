@@ -64,7 +64,7 @@ def test_llama(tmp_path, name):
 
 
 def test_llama_as_transformers_5_writes_it(tmp_path):
-    """transformers 4 stands in: its weights, and its config.json in the later spelling."""
+    """Weights of transformers 4 with the fields of transformers 5 in config.json."""
     import json
 
     model = llama(rope_theta=5e5, rope_scaling=LLAMA3)
@@ -218,7 +218,7 @@ def test_padding_changes_nothing(tmp_path, make, side):
     mask[1, slice(0, 7) if side == "left" else slice(17, 24)] = 0
     positions = np.maximum(mask.cumsum(1) - 1, 0)
     inputs = {"input_ids": IDS, "attention_mask": mask}
-    # BLOOM and OPT find positions in the mask; the others are told, as a generation tells them.
+    # BLOOM and OPT compute positions from the mask; the others receive them, as in generation.
     given = {} if make in (bloom, opt) else {"position_ids": positions}
     with torch.no_grad():
         expected = model(**{name: torch.tensor(value) for name, value in (inputs | given).items()}).logits.numpy()

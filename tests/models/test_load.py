@@ -1,4 +1,4 @@
-"""Loading: Hugging Face's and PaddleNLP's files, single and sharded, give the same network; broken folders are told."""
+"""Load Hugging Face's and PaddleNLP's files, single and sharded, into the same network; report broken folders."""
 
 from __future__ import annotations
 
@@ -154,8 +154,8 @@ def test_unexpected_tensors_are_one_notice(tmp_path, capsys):
     folder = _saved_llama(tmp_path)
     tiny.write_llama(folder, num_hidden_layers=3)
     build(folder, load=True)
-    said = [line for line in capsys.readouterr().err.splitlines() if "were ignored" in line]
-    assert len(said) == 1 and "9 tensors" in said[0] and "model.layers.3" in said[0]
+    reported = [line for line in capsys.readouterr().err.splitlines() if "were ignored" in line]
+    assert len(reported) == 1 and "9 tensors" in reported[0] and "model.layers.3" in reported[0]
 
 
 @pytest.mark.parametrize("length", [4, 60, 5000, -8])

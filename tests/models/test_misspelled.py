@@ -1,4 +1,4 @@
-"""Keys of a config.json that are nearly right are told, and foreign ones are not."""
+"""Misspelled keys of a config.json are reported, and keys of other libraries are not."""
 
 from __future__ import annotations
 
@@ -54,5 +54,5 @@ def test_what_a_training_writes_is_known(name, tmp_path):
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
 def test_published_keys_are_left_alone(folder, capsys):
     configuration(folder)
-    said = capsys.readouterr().err
-    assert "did you mean" not in said and "are unknown" not in said
+    reported = capsys.readouterr().err
+    assert "did you mean" not in reported and "are unknown" not in reported

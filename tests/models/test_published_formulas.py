@@ -121,7 +121,7 @@ def chatglm(named, ids, positions, prefix):
 
 
 def glm(named, ids, positions, prefix):
-    """Learnt positions, of the text and of the block; all queries, then all keys, then all values in one matrix."""
+    """Learned positions in the text and in the block; all queries, then all keys, then all values in one matrix."""
     seen = seen_with_prefix(len(ids), prefix)
     x = named["glm.word_embeddings.weight"][ids]
     x = x + named["glm.transformer.position_embeddings.weight"][positions[0]]
