@@ -85,8 +85,8 @@ def export(
         verify: Whether logits and greedy tokens of the export are compared with those of its source.
         overwrite: Whether an existing export at `out` is replaced.
         allow_pickle: Whether torch's pickles may be read if there are no safetensors.
-        engines: Names of the engines to compare with, from `ENGINES` in export/verification/verify.py; None: all that are
-            installed and can load the target.
+        engines: Names of the engines to compare with, from `ENGINES` in export/verification/verify.py; None: all that
+            are installed and can load the target.
         paddleformers_python: Python of an environment with PaddleFormers, for the verification.
 
     Raises:

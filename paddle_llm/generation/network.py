@@ -21,6 +21,7 @@ from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.families.shape import find_family
 from paddle_llm.generation.static_network import StaticModel
 from paddle_llm.generation.stop_tokens import stop_ids_of_model
+from paddle_llm.models.build import build_model
 from paddle_llm.parallel.process import start
 from paddle_llm.parallel.process.parent import end_with_launcher
 
@@ -35,7 +36,7 @@ class Loaded:
         codec: The tokenizer.
         layout: Layout of the ranks.
         stop_ids: Token ids that end a text, according to the model's files and its tokenizer.
-        template: --chat_template of fine-tuning, from a resolved configuration beside the folder; None: unknown.
+        template: --chat_template of fine-tuning, from the config.resolved.json of its run; None: unknown.
         template_folder: Folder that may record the chat template of fine-tuning.
     """
 
@@ -96,8 +97,7 @@ def load_network(
     Raises:
         UserError: If a file cannot be loaded, or the adapter belongs to another base.
     """
-    from paddle_llm.models.build import build_model  # imports Paddle
-    from paddle_llm.peft.save import load_adapter
+    from paddle_llm.peft.save import load_adapter  # imports Paddle
 
     codec = open_codec(str(tokenizer or folder))
     facts = read_model_facts(folder)
@@ -132,7 +132,7 @@ def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
 
 
 def _training_template(folder: Path, adapter: Path | None) -> tuple[str | None, Path | None]:
-    """Return the --chat_template of training, if only a configuration names it, and the folder that records the template.
+    """Return the --chat_template of training if only a configuration names it, and the folder of its record.
 
     An adapter's template (also that of another trainer) takes precedence over the base's.
     """
@@ -147,5 +147,5 @@ def _training_template(folder: Path, adapter: Path | None) -> tuple[str | None, 
 
 
 def recorded_template(folder: Path) -> str | None:
-    """Return the --chat_template of the training that wrote a folder, from the resolved configuration beside it."""
+    """Return the --chat_template of the training that wrote a folder, from the config.resolved.json of its run."""
     return recorded_argument(folder, "chat_template")

@@ -70,8 +70,8 @@ class GenerateOptions:
     Attributes:
         adapter: Folder of an adapter that was trained on the model.
         tokenizer: Folder of the tokenizer; None: the adapter's folder if it has one, else the model folder.
-        chat_template: "none" to continue prompts as plain text, "auto", the name of a template, "jinja" or a file. None:
-            plain text for prompts, "auto" for conversations.
+        chat_template: "none" to continue prompts as plain text, "auto", the name of a template, "jinja" or a file.
+            None: plain text for prompts, "auto" for conversations.
         chat_template_date: Date (YYYY-MM-DD) for a template that asks for the current one.
         system: System message for conversations that have none. Requires a template.
         max_new_tokens: Maximum length of an answer, in tokens; None: 64 for plain text, 512 with a template.

@@ -64,7 +64,7 @@ class Request:
 
 
 def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
-    """Read every request of a file: rows of instructions with or without answers, or (other suffixes) one text per line.
+    """Read the requests of a file: rows of instructions with or without answers, else one text per line.
 
     Raises:
         UserError: no such file, an unknown format, a row that holds no question.
@@ -285,7 +285,7 @@ def choose_reader(requests: Sequence[Request], codec: TextCodec, settings: Templ
     if requested == NONE and not are_texts:
         raise UserError(f"--chat_template {NONE}: a conversation needs a template. Use --prompt for plain text.")
     if are_texts and requested in (None, NONE):
-        reason = "as requested" if requested else "--chat_template auto asks through one"
+        reason = "as requested" if requested else "--chat_template auto uses one"
         if settings.system:
             raise UserError(f"--system needs a template ({reason}). Add --chat_template auto, or drop --system.")
         return PromptReader(codec, None, f"no prompt template: prompts are continued as plain text ({reason})")

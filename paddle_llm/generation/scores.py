@@ -1,9 +1,9 @@
-"""Scores of generated texts against references: BLEU (sacrebleu), ROUGE (rouge-score), exact match. Does not import Paddle.
+"""Scores of generated texts against references: BLEU (sacrebleu), ROUGE (rouge-score), exact match.
 
 A text with a Chinese character counts as Chinese. BLEU is computed over all texts together with one tokenizer: `13a`,
-sacrebleu's default, or `zh` if any reference is Chinese, which splits Chinese characters and treats the rest like `13a`. ROUGE
-is computed text by text: each Chinese character (and each kana) is a word, and so is each run of other letters and digits, in
-lower case. For ASCII texts these are the words of rouge-score without stemming.
+sacrebleu's default, or `zh` if any reference is Chinese, which splits Chinese characters and treats the rest like
+`13a`. ROUGE is computed text by text: each Chinese character (and each kana) is a word, and so is each run of other
+letters and digits, in lower case. For ASCII texts these are the words of rouge-score without stemming.
 """
 
 from __future__ import annotations

@@ -42,7 +42,8 @@ def compare(folder: Path, *, model: bool, codec: TextCodec | None, sample_ids: l
         folder: Folder to compare.
         model: Whether the folder has a supported config.json.
         codec: Tokenizer of the folder; None to skip its comparison.
-        sample_ids: Token ids of the sample conversation, written by the chat template of the folder; None to skip the comparison.
+        sample_ids: Token ids of the sample conversation, written by the chat template of the folder; None to skip the
+            comparison.
     """
     section = Section("transformers")
     transformers: Any = import_transformers()

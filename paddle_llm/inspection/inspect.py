@@ -9,6 +9,7 @@ from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_FOLDER, MODEL_CONF
 from paddle_llm.core.downloads import other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_template import JINJA
+from paddle_llm.inspection.adapter import inspect_adapter
 from paddle_llm.inspection.comparison import compare, compare_networks
 from paddle_llm.inspection.model import inspect_model
 from paddle_llm.inspection.report import Level, Report, Section
@@ -33,8 +34,6 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
     report.sections.append(parts)
     base: Path | None = None
     if (chosen / ADAPTER_CONFIG).is_file():
-        from paddle_llm.inspection.adapter import inspect_adapter  # imports Paddle
-
         section, base = inspect_adapter(chosen)
         report.sections.append(section)
     has_model = (chosen / MODEL_CONFIG).is_file()

@@ -14,7 +14,9 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES, Family
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.families.shape import find_family
+from paddle_llm.generation.network import start_process
 from paddle_llm.inspection.report import Level, Section
+from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.configure import translate
 from paddle_llm.models.configuration.generation_settings import (
     describe_unapplied,
@@ -23,7 +25,9 @@ from paddle_llm.models.configuration.generation_settings import (
     unreachable_ends,
 )
 from paddle_llm.models.weights.files import WeightFiles, is_finite
+from paddle_llm.models.weights.load import describe_not_finite, locate_weights
 from paddle_llm.models.weights.names import IGNORED_ENDS
+from paddle_llm.models.weights.outline import outline
 
 _NO_ROPE = {"ALiBi": "none (ALiBi)", "learned": "none (learned positions)"}
 
@@ -139,13 +143,7 @@ def _compare_with_network(
     section: Section, folder: Path, family: Family, facts: ModelFacts, files: WeightFiles
 ) -> None:
     """Find every weight of the network in the files. Missing weights and other shapes are refused."""
-    from paddle_llm.generation.network import start_process
-
     start_process("cpu")
-    from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.weights.load import describe_not_finite, locate_weights
-    from paddle_llm.models.weights.outline import outline
-
     config = plain_configuration(folder, family, facts.raw)
     shapes = outline(config, family)
     section.facts["parameters"] = sum(math.prod(shape) for shape in shapes.values())

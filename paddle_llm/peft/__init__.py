@@ -1,1 +1,1 @@
-"""Fine-tuning methods: LoRA, AdaLoRA, prefix and prompt tuning, adapters, freezing; their adapters on disk and in PEFT's format."""
+"""Fine-tuning methods, and their adapters on disk in this library's format and PEFT's."""

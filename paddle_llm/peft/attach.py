@@ -38,7 +38,8 @@ def attach(
 ) -> Any:
     """Let a method train its part of a network, and freeze the rest. Collective over all ranks.
 
-    Call it after the weights are loaded and before the trainer is created. Initial values depend only on the seed and on names.
+    Call it after the weights are loaded and before the trainer is created. Initial values depend only on the seed and
+    on names.
 
     Args:
         model: A PaddleNLP network.
@@ -131,7 +132,7 @@ def all_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
 
 
 def trainable_share(model: Any, layout: Layout) -> tuple[int, int]:
-    """Return the trained and all elements of the whole network, counting each full tensor once. Collective over all ranks."""
+    """Return the trained and all elements of the network, each tensor counted once. Collective over all ranks."""
     mine = {name: (_elements(shard), not parameter.stop_gradient) for name, parameter, shard in all_tensors(model)}
     if current_mesh(layout).pipeline.size > 1:
         tables: list[dict[str, tuple[int, bool]]] = []

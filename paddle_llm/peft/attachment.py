@@ -1,13 +1,13 @@
 """The changes that one method makes to a network, all of them reversible: tensors, hooks, replaced functions.
 
-The network stays a PretrainedModel or PipelineLayer, and its weights keep their names. A method's tensors are parameters of
-the layers that they work on, with separate names (`...q_proj.lora_A`).
+The network stays a PretrainedModel or PipelineLayer, and its weights keep their names. A method's tensors are
+parameters of the layers that they work on, with separate names (`...q_proj.lora_A`).
 
-PaddleNLP's `LoRAModel` and `PrefixModelForCausalLM` (3.0.0b4) are not used for these reasons: they wrap the network, so that
-the trainer, generation and the pipeline see another object; each rank draws its own initial values, so replicas diverge;
-key-value heads that tensor parallelism does not divide get no LoRA and no prefix; unmerging leaves rounding errors in the
-weights; and what they save depends on the layout. Here the sums over tensor-parallel ranks are part of the backward pass
-(`parallel_product`), not hooks that a trainer must know of.
+PaddleNLP's `LoRAModel` and `PrefixModelForCausalLM` (3.0.0b4) are not used for these reasons: they wrap the network,
+so that the trainer, generation and the pipeline see another object; each rank draws its own initial values, so
+replicas diverge; key-value heads that tensor parallelism does not divide get no LoRA and no prefix; unmerging leaves
+rounding errors in the weights; and what they save depends on the layout. Here the sums over tensor-parallel ranks are
+part of the backward pass (`parallel_product`), not hooks that a trainer must know of.
 """
 
 from __future__ import annotations
@@ -169,7 +169,7 @@ class Attachment:
             self.retrained[name] = self.base[name]
 
     def mergeable(self, path: str, layer: Any, merged: Callable[[Any], Any]) -> None:
-        """Register `merged(weight)`, which returns a layer's weight with the method merged in; fp32, this rank's part."""
+        """Register `merged(weight)`, which returns this rank's weight of a layer with the method merged in, fp32."""
         self.merges[path] = (layer, merged)
 
     # --- on and off ------------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Attachment:
             self._require_gradients()
 
     def _require_gradients(self) -> None:
-        """Paddle's pipeline waits for the gradient of everything that a stage sends, even if nothing before it is trained."""
+        """Require a gradient of what a stage sends: Paddle's pipeline waits for it even if nothing is trained."""
         for path, layer in self.layers():
             if f"{path}.weight" == EMBEDDINGS[self.family.name] and layer._parameters.get("weight") is not None:
                 self.after(layer, _require_gradient)

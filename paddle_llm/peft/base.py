@@ -1,4 +1,4 @@
-"""The base model of an adapter, as `checkpoint.locate.locate_base` resolves it. This package resolves no folders itself."""
+"""The base model of an adapter, as `checkpoint.locate.locate_base` resolves it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class BaseModel:
 
 
 def stored_name(base: str) -> str:
-    """Return the name of a base as an adapter stores it: a local folder by its absolute path, any other name unchanged."""
+    """Return the name of a base for an adapter's files: the absolute path of a local folder, else the name."""
     folder = Path(base).expanduser()
     # os.path, because pathlib raises for a name that no file can have.
     return os.path.abspath(folder) if base and os.path.isdir(folder) else base

@@ -1,7 +1,7 @@
 """Merges an adapter into the weights, and removes it again bit for bit.
 
-Adding and subtracting would leave rounding errors in the weights (in bfloat16 everything smaller than a 256th of them), so
-the old values are kept in host memory: as many bytes as the merged matrices have.
+Adding and subtracting would leave rounding errors in the weights (in bfloat16 everything smaller than a 256th of
+them), so the old values are kept in host memory: as many bytes as the merged matrices have.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ TIED_EMBEDDING = (
 
 @paddle.no_grad()
 def merge(model: Any) -> None:
-    """Merge the active adapter into the weights. The outputs stay the same, within rounding, at the cost of the base alone.
+    """Merge the active adapter into the weights.
+
+    The outputs stay the same, within rounding, at the cost of the base alone.
 
     Collective over tensor-parallel ranks with DoRA, otherwise local.
 

@@ -166,15 +166,15 @@ _SETTINGS = {
 
 
 def method_of(config: RunConfig) -> Method:
-    """The method that a configuration asks for.
+    """Return the method that a configuration selects.
 
     Raises:
-        UserError: it asks for two.
+        UserError: If it selects more than one.
     """
     methods = chosen({name: getattr(config, name) for name in CHOICES})
     if len(methods) > 1:
         flags = [f"--{name}" for names in methods.values() for name in names]
-        raise UserError(f"{' and '.join(flags)}: choose one way of fine-tuning.")
+        raise UserError(f"{' and '.join(flags)}: select only one method of fine-tuning.")
     settings = {ours: getattr(config, field) for field, ours in _SETTINGS.items()}
     given: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
@@ -187,19 +187,23 @@ def method_of(config: RunConfig) -> Method:
 
 
 def matches(patterns: tuple[str, ...], name: str) -> bool:
-    """Whether a dotted name ends with one of the patterns, part by part, or is matched by one as a whole."""
+    """Return whether any pattern matches a dotted name; see `pattern_matches`."""
     return any(pattern_matches(pattern, name) for pattern in patterns)
 
 
 def pattern_matches(pattern: str, name: str) -> bool:
-    """`q_proj` and `self_attn.q_proj` match "llama.layers.0.self_attn.q_proj"; so does the regular expression `.*q_proj`.
+    """Return whether a pattern matches a dotted name.
+
+    `q_proj` and `self_attn.q_proj` match "llama.layers.0.self_attn.q_proj"; so does the regular expression `.*q_proj`.
 
     Raises:
-        UserError: neither a name nor a regular expression.
+        UserError: If the pattern is neither a name nor a regular expression.
     """
     if name == pattern or name.endswith(f".{pattern}"):
         return True
     try:
         return re.fullmatch(pattern, name) is not None
     except re.error as error:
-        raise UserError(f"{pattern!r} is neither the name of a layer nor a regular expression: {error}") from error
+        raise UserError(
+            f"{pattern!r} is neither the name of a layer nor a regular expression: {error}. Correct the pattern."
+        ) from error

@@ -128,7 +128,8 @@ def load_adapter(
         The network that was given.
 
     Raises:
-        UserError: If the folder is not an adapter, a file is incomplete, or the adapter does not fit the base or the layout.
+        UserError: If the folder is not an adapter, a file is incomplete, or the adapter does not fit the base or the
+            layout.
     """
     folder = Path(folder)
     method = read_method(folder, _shape_of(model), allow_pickle=allow_pickle)
@@ -217,7 +218,8 @@ def set_active(model: Any, name: str | None) -> None:
     """Activate another adapter of a network; None: none, so that the network computes like its base.
 
     Raises:
-        UserError: If there is no adapter of this name, or weights of the base were trained without keeping their old values.
+        UserError: If there is no adapter of this name, or weights of the base were trained without keeping their old
+            values.
     """
     adapters = adapters_of(model)
     if adapters is None or adapters.active == name:

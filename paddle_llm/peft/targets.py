@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import paddle.distributed as dist
+from paddle import nn
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.names import EMBEDDINGS, HEADS
@@ -56,8 +57,6 @@ def target_layers(attachment: Attachment) -> list[tuple[str, Any, LayerSplit]]:
 
 def _outside_blocks(attachment: Attachment) -> Iterator[tuple[str, Any, LayerSplit]]:
     """Yield the embedding, and a head that is not tied to it."""
-    from paddle import nn
-
     family = attachment.family.name
     for path, layer in attachment.layers():
         if f"{path}.weight" == EMBEDDINGS[family] and isinstance(layer, nn.Embedding):

@@ -246,7 +246,7 @@ def test_weights_in_16_bits_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyP
         asked.append(dtype)
         raise InterruptedError
 
-    monkeypatch.setattr("paddle_llm.models.build.build_model", build)
+    monkeypatch.setattr("paddle_llm.generation.network.build_model", build)
     codec = SimpleNamespace(fit_to_model=lambda size: None)
     monkeypatch.setattr("paddle_llm.generation.network.open_codec", lambda folder: codec)
     with pytest.raises(InterruptedError):

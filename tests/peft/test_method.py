@@ -42,7 +42,7 @@ def test_settings_reach_the_method():
 
 
 def test_two_methods_at_once_are_refused():
-    with pytest.raises(UserError, match="--lora and --adapter: choose one"):
+    with pytest.raises(UserError, match="--lora and --adapter: select only one"):
         method_of(RunConfig(lora=True, adapter=True))
 
 

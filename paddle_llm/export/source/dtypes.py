@@ -10,13 +10,13 @@ _CHUNK = 1 << 17  # values
 ITEM_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
-def converted(values: np.ndarray, stored: str, wanted: str, name: str = "a weight") -> np.ndarray:
+def converted(values: np.ndarray, stored: str, target: str, name: str = "a weight") -> np.ndarray:
     """Convert values to another type, rounding to nearest even.
 
     Args:
         values: The values; bfloat16 as uint16 bits.
         stored: Their type: "float32", "bfloat16" or "float16".
-        wanted: Type of the result, likewise.
+        target: Type of the result, likewise.
         name: Name of the weight, for messages.
 
     Returns:
@@ -25,12 +25,12 @@ def converted(values: np.ndarray, stored: str, wanted: str, name: str = "a weigh
     Raises:
         UserError: If float16 cannot represent a finite value.
     """
-    if stored == wanted:
+    if stored == target:
         return values
     wide = widened(values)
-    if wanted == "bfloat16":
+    if target == "bfloat16":
         return _as_bfloat16(wide)
-    if wanted == "float32":
+    if target == "float32":
         return wide
     with np.errstate(over="ignore"):
         half = wide.astype(np.float16)

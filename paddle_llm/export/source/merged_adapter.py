@@ -1,8 +1,9 @@
 """An adapter merged into the weights of its base, one tensor at a time, bit for bit as `peft.merge` merges the network.
 
-LoRA, rsLoRA, DoRA and AdaLoRA can be merged, as can weights of the base that were trained themselves (--modules_to_save,
---freeze_layers). The adapter is read from its folder (in this library's format or PEFT's) or from a checkpoint of its training.
-If only one of base and adapter fuses query, key and value into one matrix, each column is moved to where it belongs.
+LoRA, rsLoRA, DoRA and AdaLoRA can be merged, as can weights of the base that were trained themselves
+(--modules_to_save, --freeze_layers). The adapter is read from its folder (in this library's format or PEFT's) or from
+a checkpoint of its training. If only one of base and adapter fuses query, key and value into one matrix, each column
+is moved to where it belongs.
 
 Memory: four times the size of one weight in fp32.
 """
@@ -196,7 +197,7 @@ class MergedTensors:
             raise UserError(f"{where / ADAPTER_SAFETENSORS} is incomplete: {problem}. Copy the adapter again.")
 
     def _check_fits(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise UserError unless the base has a weight of this name and shape: whole, in parts, or as part of another."""
+        """Raise UserError unless the base has a weight of this name and shape, also in parts or as part of another."""
         known, found = set(self._base.names()), None
         pieces = compositions(self._family, name, self._config)
         if name in known:

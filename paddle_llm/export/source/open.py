@@ -31,8 +31,8 @@ def open_source(
     """Locate and open a model. Every weight is checked to exist with the right shape.
 
     Args:
-        folder: Model folder, output folder of a run, checkpoint of any layout, or adapter (combined with the base that it
-            names).
+        folder: Model folder, output folder of a run, checkpoint of any layout, or adapter (combined with the base
+            that it names).
         adapter: Adapter that is merged into the weights of `folder`.
         tokenizer: Folder of the tokenizer; None: the one beside the adapter or the weights.
         allow_pickle: Whether torch's pickles may be read if there are no safetensors.

@@ -1,10 +1,11 @@
 """Full tensors from a checkpoint of this library, `checkpoint-N`, whatever layout it was trained on.
 
 PaddleNLP's Trainer (3.0.0b4) writes one file per tensor-parallel rank and pipeline stage,
-`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names of one process. Sharding leaves no trace (with stage 3
-the first rank of each sharding group gathers and saves everything). A unified checkpoint has full tensors in safetensors. In
-both cases the vocabulary may be padded for tensor parallelism, and a head tied to the embedding may be stored a second time.
-If fine-tuning trains a part of the network, the checkpoint holds only that part.
+`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names of one process. Sharding leaves no trace
+(with stage 3 the first rank of each sharding group gathers and saves everything). A unified checkpoint has full
+tensors in safetensors. In both cases the vocabulary may be padded for tensor parallelism, and a head tied to the
+embedding may be stored a second time. If fine-tuning trains a part of the network, the checkpoint holds only that
+part.
 
 Memory: one full tensor. The files are mapped, not read (models/weights/paddle_pickles.py).
 """
@@ -167,7 +168,7 @@ class CheckpointTensors:
         return found
 
     def _set_fusion(self) -> None:
-        """Detect --fuse_attention_qkv and --fuse_attention_ffn from the names, since config.json does not record them."""
+        """Detect --fuse_attention_qkv and --fuse_attention_ffn from names, as config.json does not record them."""
         for flag, matrix in (("fuse_attention_qkv", ".qkv_proj."), ("fuse_attention_ffn", ".gate_up_fused_proj.")):
             if hasattr(self.config, flag) and any(matrix in name for name in self._parts):
                 for config in (self.config, self._padded):

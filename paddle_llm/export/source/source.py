@@ -1,7 +1,7 @@
 """`Source`: a trained model as full tensors under canonical names, read one at a time.
 
-Query, key and value (and the two halves of the feed-forward network) are separate tensors, whether or not the network fuses
-them.
+Query, key and value (and the two halves of the feed-forward network) are separate tensors, whether or not the network
+fuses them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Target fastdeploy: a folder for FastDeploy 2.x's api_server, with torch's layout, Hugging Face's names and one dtype."""
+"""Target fastdeploy: a folder for FastDeploy 2.x, with torch's layout, Hugging Face's names and one dtype."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def check_fastdeploy(source: Source) -> None:
 def write_fastdeploy(source: Source, staged: Path, options: Options) -> None:
     """Write the folder.
 
-    All weights have one type, which only `torch_dtype` names: FastDeploy refuses an additional `dtype` key, which would also
-    mean that matrices have Paddle's layout.
+    All weights have one type, which only `torch_dtype` names: FastDeploy refuses an additional `dtype` key, which
+    would also mean that matrices have Paddle's layout.
 
     Raises:
         UserError: If FastDeploy has no network for the family.

@@ -1,4 +1,4 @@
-"""Target hf: a folder that transformers loads or, for ChatGLM and GLM, that has the layout published by their authors."""
+"""Target hf: a folder that transformers loads or, for ChatGLM and GLM, with their authors' layout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the folder that an export is written to: it is free, apart from the source, and its disk has enough space."""
+"""Checks the output folder of an export: it is free, apart from the source, and on a disk with enough space."""
 
 from __future__ import annotations
 

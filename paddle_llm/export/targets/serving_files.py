@@ -1,4 +1,4 @@
-"""Writes what a server reads besides weights and tokenizer (generation_config.json, chat template, serve.sh), and README.md."""
+"""Writes generation_config.json, the chat template and serve.sh, which a server reads, and README.md."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.console import say
@@ -62,7 +64,8 @@ def write_shards(folder: Path, tensors: Sequence[PlannedTensor], max_shard_size:
     Args:
         folder: Folder of the files.
         tensors: Tensors in order.
-        max_shard_size: Maximum number of bytes of tensors in a file. A tensor is never split: a larger one gets its own file.
+        max_shard_size: Maximum number of bytes of tensors in a file. A tensor is never split: a larger one gets its
+            own file.
 
     Returns:
         The weight files in order.
@@ -195,13 +198,10 @@ def _contiguous(part: np.ndarray, buffer: np.ndarray | None) -> np.ndarray:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal, otherwise a line every `_LOG_INTERVAL` seconds; yield the function to advance it."""
+    """Show a progress bar on a terminal, otherwise lines in a log; yield the function to advance it."""
     if not sys.stderr.isatty():
         yield _log_progress(total)
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
     columns = (TextColumn("weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("weights", total=total)

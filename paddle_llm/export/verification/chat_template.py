@@ -1,4 +1,4 @@
-"""Compares the chat template of an export with its source's, by rendering both with the special tokens of their folders."""
+"""Compares the chat templates of an export and its source, each rendered with its own special tokens."""
 
 from __future__ import annotations
 

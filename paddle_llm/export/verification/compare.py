@@ -1,15 +1,17 @@
 """Compares the answers of two engines.
 
-**Limit.** Logits are compared at the prompt's last position and at each following token, as long as both sides chose the
-same tokens. The unit is the standard deviation of the source's logits over the vocabulary at that position. Another engine
-sums in another order, which in fp32 changes logits by at most 0.00007 in the small networks of
-benchmarks/export_agreement.py, and more in deep ones. Swapped layers or heads, a matrix that is not transposed or another
-RoPE change them by 2 or more, weights that lost half their bits by 0.02. `LIMIT` lies between these values. (Changes that may
-stay below it, such as another epsilon of the norms, are found in the configuration by files.py.) The limit is the same for
-16-bit exports: the source's weights are rounded to the export's dtype first, and both sides compute in fp32.
+**Limit.** Logits are compared at the prompt's last position and at each following token, as long as both sides chose
+the same tokens. The unit is the standard deviation of the source's logits over the vocabulary at that position. Another
+engine sums in another order, which in fp32 changes logits by at most 0.00007 in the small networks of
+benchmarks/export_agreement.py, and more in deep ones. Swapped layers or heads, a matrix that is not transposed or
+another RoPE change them by 2 or more, weights that lost half their bits by 0.02. `LIMIT` lies between these values.
+(Changes that may stay below it, such as another epsilon of the norms, are found in the configuration by files.py.) The
+limit is the same for 16-bit exports: the source's weights are rounded to the export's dtype first, and both sides
+compute in fp32.
 
-**Ties.** If the tokens differ and the source's logits of the two are no further apart than twice the limit (each may have
-changed by it), rounding decided. The tie is reported, and the rest of that prompt is not compared, since the texts differ.
+**Ties.** If the tokens differ and the source's logits of the two are no further apart than twice the limit (each may
+have changed by it), rounding decided. The tie is reported, and the rest of that prompt is not compared, since the texts
+differ.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Checks an export for every known way in which a folder loads without an error and generates garbage.
 
-The contract of FastDeploy 2.x is what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py), that of
-Hugging Face what from_pretrained does. Only the headers of weight files are read (contract_weights.py), so that huge models
-are checked fast.
+The contract of FastDeploy 2.x is what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py),
+that of Hugging Face what from_pretrained does. Only the headers of weight files are read (contract_weights.py), so
+that huge models are checked fast.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Checks the weight files of an export: their names, and the names, types and shapes of their tensors. Only headers are read.
+"""Checks the weight files of an export: their names, and names, types and shapes of their tensors.
 
-The shape of a matrix shows whether it has torch's layout [out, in], unless it is square. Square matrices have the layout of
-the others and of the file's metadata: "format": "pt" (Paddle's writers use "np" or "pd"). A single transposed square matrix is
-found only by comparing logits.
+Only headers are read.
+
+The shape of a matrix shows whether it has torch's layout [out, in], unless it is square. Square matrices have the
+layout of the others and of the file's metadata: "format": "pt" (Paddle's writers use "np" or "pd"). A single
+transposed square matrix is found only by comparing logits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compares the configuration and tokenizer of an export with those of its source.
 
-These may differ without an effect on the logits of a few short texts: the epsilon of a norm, positions beyond the prompts,
-end tokens, ids of other texts.
+These may differ without an effect on the logits of a few short texts: the epsilon of a norm, positions beyond the
+prompts, end tokens, ids of other texts.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _with_plain_rope(config: Any) -> dict[str, Any]:
 
 
 def _read_by_the_network(family: Family) -> list[str]:
-    """Return the keys of a configuration that change answers: those that the family's class declares, except for training."""
+    """Return the keys that the family's class declares, except those that only training reads."""
     from paddlenlp.transformers import PretrainedConfig
 
     own = set(family.load("config_class")().to_dict()) - set(PretrainedConfig().to_dict())
@@ -96,7 +96,7 @@ def _end_differences(source: Source, folder: Path, raw: dict[str, Any]) -> list[
 
 
 def stated_ends(folder: Path, raw: dict[str, Any]) -> set[int]:
-    """Return the end ids that transformers reads: those of generation_config.json if it has any, else of config.json."""
+    """Return the end ids that transformers reads: of generation_config.json if it has any, else of config.json."""
     file = folder / GENERATION_CONFIG
     stated = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     return set(ids_in(raw.get("eos_token_id") if stated is None else stated))

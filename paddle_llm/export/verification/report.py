@@ -74,7 +74,8 @@ def verify_export(source: Source, staged: Path, target: str, options: Verificati
         The findings; [] if nothing is compared.
 
     Raises:
-        ExportFailed: If the contract is broken, the export differs from its source, or an engine that was named did not run.
+        ExportFailed: If the contract is broken, the export differs from its source, or an engine that was named did
+            not run.
     """
     say(f"checking the files against the contract of {target}")
     problems = lint(staged, target)

@@ -1,4 +1,4 @@
-"""Compares an export with its source: configuration, tokenizer, and the answers of every installed engine to a few prompts."""
+"""Compares an export with its source: configuration, tokenizer, and answers of every installed engine."""
 
 from __future__ import annotations
 
@@ -100,17 +100,20 @@ def verify(
         source: The source.
         folder: Folder of the export.
         target: "hf", "fastdeploy" or "static".
-        prompts: Texts or encoded prompts; None: some in English and Chinese, or random tokens if the source has no tokenizer.
-        engines: Names from `ENGINES`; None: all that can load the target. The findings include those that are not installed.
+        prompts: Texts or encoded prompts; None: some in English and Chinese, or random tokens if the source has no
+            tokenizer.
+        engines: Names from `ENGINES`; None: all that can load the target. The findings include those that are not
+            installed.
         new_tokens: Number of tokens generated for each prompt.
-        paddleformers_python: Python of an environment with PaddleFormers; None: the one that the environment variable names.
+        paddleformers_python: Python of an environment with PaddleFormers; None: the one that the environment variable
+            names.
 
     Returns:
         At least one finding per comparison. A difference is a finding with `passed=False`, never an exception.
 
     Raises:
-        UserError: If an engine is unknown or cannot load the target, the Python does not exist, texts are given without a
-            tokenizer, or the source cannot be read.
+        UserError: If an engine is unknown or cannot load the target, the Python does not exist, texts are given
+            without a tokenizer, or the source cannot be read.
     """
     check_engines(engines, target)
     python = find_paddleformers(paddleformers_python) if uses_paddleformers(target, engines) else None
@@ -184,7 +187,7 @@ def find_paddleformers(named: Path | None) -> Path | None:
 def _question(
     source: Source, folder: Path, prompts: Sequence[str | Prompt] | None, new_tokens: int
 ) -> tuple[Question, list[Finding]]:
-    """Encode the prompts, short enough for the source's positions; add a finding if the tokenizer exceeds its vocabulary."""
+    """Encode and truncate the prompts; add a finding if the tokenizer exceeds the vocabulary."""
     given = list(prompts) if prompts is not None else list(TEXTS) if source.tokenizer else _random_prompts(source)
     texts = [prompt for prompt in given if isinstance(prompt, str)] or list(TEXTS if source.tokenizer else ())
     encoded = dict(zip(texts, _encoded(source, texts), strict=True))

@@ -1,9 +1,10 @@
 """Beam search: keep several of the most likely texts at each step (Graves 2012, section 3.3).
 
-The search follows transformers. The score of a finished text is its log-probability divided by its length to the power
-`length_penalty`, where the end token counts. Of 2 x num_beams continuations, the unfinished ones are kept. A search ends
-when its best unfinished text, if it ended now, would not beat the worst of num_beams finished ones. Any number of tokens
-may end a text. PaddleNLP 3.0.0b4 supports one end token only, and reorders the cache of ChatGLM by the wrong axis.
+The search follows transformers. The score of a finished text is its log-probability divided by its length to the
+power `length_penalty`, where the end token counts. Of 2 x num_beams continuations, the unfinished ones are kept. A
+search ends when its best unfinished text, if it ended now, would not beat the worst of num_beams finished ones. Any
+number of tokens may end a text. PaddleNLP 3.0.0b4 supports one end token only, and reorders the cache of ChatGLM by
+the wrong axis.
 
 Shapes: P prompts in the search, K beams per prompt, C candidate continuations, V vocabulary.
 """

@@ -1,8 +1,8 @@
 """The choice of the next token from logits: the most likely one, or one drawn at random.
 
-Random numbers come from numpy, with one stream per text. A draw depends only on the seed and the number of the text, not
-on the batch or the layout, and the random states of training do not change. (PaddleNLP 3.0.0b4 draws from Paddle's
-global state, for a whole batch at once.)
+Random numbers come from numpy, with one stream per text. A draw depends only on the seed and the number of the text,
+not on the batch or the layout, and the random states of training do not change. (PaddleNLP 3.0.0b4 draws from
+Paddle's global state, for a whole batch at once.)
 
 Shapes: B rows, V vocabulary, C candidates of a row.
 """
@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import paddle
+import paddle.nn.functional as F
 
 from paddle_llm.generation.options import DecodeStrategy
 
@@ -42,9 +44,6 @@ class TokenChooser:
 
 def _draw(logits_BV: Any, strategy: DecodeStrategy, uniform_B: Sequence[float]) -> Any:
     """Return the token at which the cumulative probability exceeds a number drawn uniformly from [0, 1)."""
-    import paddle
-    import paddle.nn.functional as F
-
     scaled, tokens = logits_BV / (strategy.temperature or 1.0), None
     if strategy.top_k:
         scaled, tokens = paddle.topk(scaled, min(strategy.top_k, scaled.shape[-1]))
@@ -74,8 +73,6 @@ class RepetitionPenalty:
     """
 
     def __init__(self, texts: Sequence[Sequence[int]], vocab_size: int, penalty: float) -> None:
-        import paddle
-
         seen_BV = np.zeros((len(texts), vocab_size), bool)
         for row, text in enumerate(texts):
             ids = np.asarray(text)
@@ -84,20 +81,13 @@ class RepetitionPenalty:
 
     def __call__(self, logits_BV: Any) -> Any:
         """Return the penalised logits [B, V]."""
-        import paddle
-
         penalised = paddle.where(logits_BV > 0, logits_BV / self._penalty, logits_BV * self._penalty)
         return paddle.where(self._seen_BV, penalised, logits_BV)
 
     def add(self, tokens_B: Any) -> None:
         """Record one more token per row."""
-        import paddle
-        import paddle.nn.functional as F
-
         self._seen_BV = paddle.logical_or(self._seen_BV, F.one_hot(tokens_B, self._seen_BV.shape[1]).astype("bool"))
 
     def keep_rows(self, rows: Any) -> None:
         """Keep only these rows, in this order."""
-        import paddle
-
         self._seen_BV = paddle.index_select(self._seen_BV.astype("int32"), rows).astype("bool")

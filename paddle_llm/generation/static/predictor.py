@@ -82,9 +82,9 @@ def _prepare_process(threads: int | None) -> int:
 def _use_huge_pages() -> None:
     """Request 2 MB pages for all large anonymous memory of this process, which is mainly the weights.
 
-    At batch size 1, a step reads all weights once and mostly waits for memory. With 4 kB pages, address translation takes
-    5% of a step. Existing memory is moved at once (before Linux 6.1: in the background), and memory mapped there later
-    uses such pages too. Where the system has no huge pages, or is not Linux, nothing changes.
+    At batch size 1, a step reads all weights once and mostly waits for memory. With 4 kB pages, address translation
+    takes 5% of a step. Existing memory is moved at once (before Linux 6.1: in the background), and memory mapped
+    there later uses such pages too. Where the system has no huge pages, or is not Linux, nothing changes.
     """
     try:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
@@ -119,7 +119,7 @@ def _is_json(file: Path) -> bool:
 
 
 def _has_complete_tensors(file: Path) -> bool:
-    """Return whether a .pdiparams file of float32 tensors ends where its last tensor does, according to their headers."""
+    """Return whether a .pdiparams file of float32 tensors ends with its last tensor, according to the headers."""
     size, end = file.stat().st_size, 0
     with open(file, "rb") as opened:
         while end < size:
@@ -134,8 +134,8 @@ def _has_complete_tensors(file: Path) -> bool:
 def _next_tensor_size(opened: BinaryIO) -> int | None:
     """Read the header of a tensor and return the bytes of its values; None if it is not that of a float32 tensor.
 
-    The header holds a version, the number of LoD levels (0), a version, the length of a TensorDesc, and that message: field
-    1 is the type, each field 2 a dimension, both varints.
+    The header holds a version, the number of LoD levels (0), a version, the length of a TensorDesc, and that message:
+    field 1 is the type, each field 2 a dimension, both varints.
     """
     head = opened.read(20)
     if len(head) < 20:

@@ -1,10 +1,10 @@
 """A static export in paddle.inference, with the interface of `models/incremental.py`, so that `decode` serves both.
 
-The buffers of keys and values belong to this process, and the program reads and writes them in place: only new tokens are
-copied into the program, and only their logits out of it.
+The buffers of keys and values belong to this process, and the program reads and writes them in place: only new tokens
+are copied into the program, and only their logits out of it.
 
-Shapes: B rows, S tokens of the longest prompt, s tokens read in this step, C capacity of the buffers in tokens, L layers,
-K key-value heads, D head width, V vocabulary.
+Shapes: B rows, S tokens of the longest prompt, s tokens read in this step, C capacity of the buffers in tokens, L
+layers, K key-value heads, D head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class StaticBatch:
         program: The program.
         prompts: Prompts, none of them empty; shorter ones are padded on the left.
         max_new_tokens: Maximum number of tokens appended to any row.
-        as_tensors: Whether logits are returned as `paddle.Tensor`s. Numpy arrays are faster: creating a tensor and taking
-            its argmax costs a thirtieth of a step of a small network.
+        as_tensors: Whether logits are returned as `paddle.Tensor`s. Numpy arrays are faster: creating a tensor and
+            taking its argmax costs a thirtieth of a step of a small network.
     """
 
     def __init__(

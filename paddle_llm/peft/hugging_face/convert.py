@@ -199,8 +199,8 @@ def _in_peft_names(
     """Convert the tensors of an adapter.
 
     Returns:
-        Tensors by PEFT's names; Hugging Face's name of each layer with LoRA -> its canonical name; Hugging Face's names of
-        the trained weights of the base.
+        Tensors by PEFT's names; Hugging Face's name of each layer with LoRA -> its canonical name; Hugging Face's
+        names of the trained weights of the base.
     """
     tensors, retrained = {}, []
     layers = {

@@ -1,8 +1,8 @@
 """Every field of PEFT's `adapter_config.json` (LoraConfig of PEFT 0.17 to 0.21) and what this library does with it.
 
-A field is in exactly one of three groups. *honoured*: its value has the same effect here as in PEFT. *harmless*: no value of it
-changes what a trained adapter computes. *refused*: a value other than "off" is an error that names the field. An unknown field
-is refused too, unless its value is "off".
+A field is in exactly one of three groups. *honoured*: its value has the same effect here as in PEFT. *harmless*: no
+value of it changes what a trained adapter computes. *refused*: a value other than "off" is an error that names the
+field. An unknown field is refused too, unless its value is "off".
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def unknown_and_off(described: dict[str, Any]) -> list[str]:
 
 
 def without_effect(described: dict[str, Any]) -> dict[str, str]:
-    """Return the harmless fields that configure a feature -> why they have no effect here; they are ignored and reported."""
+    """Return harmless fields that configure a feature -> why they have no effect; they are reported."""
     names = [name for name, value in described.items() if name.endswith("_config") and not is_off(value)]
     return {name: BY_NAME[name].note for name in names if name in BY_NAME and BY_NAME[name].group == HARMLESS}
 

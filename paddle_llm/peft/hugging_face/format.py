@@ -4,11 +4,12 @@
     base_model.model.<layer>.lora_embedding_A [r, vocabulary], .lora_embedding_B [width, r]   LoRA on an embedding
     base_model.model.<layer>.lora_magnitude_vector [out]                             DoRA
     base_model.model.<layer>.weight, .bias                                           trained weights of the base;
-                                                                                     `.base_layer.` precedes the last part in
-                                                                                     a layer with LoRA
+                                                                                     `.base_layer.` precedes the last
+                                                                                     part in a layer with LoRA
 
-Here a layer has the transposes `lora_A` [in, r] and `lora_B` [r, out], and `lora_magnitude` [out]. Both libraries add the product
-times lora_alpha / r (with rsLoRA lora_alpha / sqrt(r)). Names of layers are those of models/weights/names.py.
+Here a layer has the transposes `lora_A` [in, r] and `lora_B` [r, out], and `lora_magnitude` [out]. Both libraries add
+the product times lora_alpha / r (with rsLoRA lora_alpha / sqrt(r)). Names of layers are those of
+models/weights/names.py.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def is_peft(described: dict[str, Any]) -> bool:
 
 
 class PeftFile(WeightFiles):
-    """The tensors of an adapter of PEFT: `<layer>.lora_A`, `.lora_B`, `.lora_magnitude`, and trained weights of the base.
+    """The tensors of an adapter of PEFT: `<layer>.lora_A`, `.lora_B`, `.lora_magnitude`, and base weights.
 
     Layouts are those of the file. Names of layers and weights are Hugging Face's.
 
@@ -98,7 +99,7 @@ class PeftFile(WeightFiles):
         self._check_complete(bool(described.get("use_dora")))
 
     def _is_second_copy(self, key: str) -> bool:
-        """Return whether a tensor is the second copy of a bias of modules_to_save, which PEFT writes with bias "all"."""
+        """Return whether a tensor is a second copy of a bias of modules_to_save, as PEFT writes with bias "all"."""
         for part in (".modules_to_save.", ".original_module."):
             if part in key and key.replace(part, ".") in self._entries:
                 return True
@@ -188,8 +189,8 @@ class PeftTensors(PeftFile):
         allow_pickle: Whether adapter_model.bin may be read.
 
     Raises:
-        UserError: If tensors belong to no weight of the base or are missing, the vocabulary differs, or a tied head was trained
-            separately from its embedding.
+        UserError: If tensors belong to no weight of the base or are missing, the vocabulary differs, or a tied head
+            was trained separately from its embedding.
     """
 
     def __init__(
@@ -259,7 +260,7 @@ class PeftTensors(PeftFile):
     # --- checks --------------------------------------------------------------------------------------------------
 
     def _check_vocabulary(self) -> None:
-        """Raise UserError if the vocabulary was resized for the adapter, since the shapes alone would not show the cause."""
+        """Raise UserError if the vocabulary was resized for the adapter, which the shapes alone would not show."""
         vocab_size = real_vocab_size(self._config)
         for name in self._stored:
             layer, _, own = name.rpartition(".")
@@ -322,7 +323,8 @@ class PeftTensors(PeftFile):
     def _check_tied_head(self, described: dict[str, Any]) -> None:
         """Drop the head from the tensors if it is tied to the embedding.
 
-        With modules_to_save, PEFT trains a separate copy of each of the two; otherwise it loads both into one weight, as here.
+        With modules_to_save, PEFT trains a separate copy of each of the two; otherwise it loads both into one weight,
+        as here.
         """
         head = self._tied_head
         if head is None:

@@ -1,16 +1,18 @@
 """AdaLoRA (Zhang et al. 2023): W + P diag(E) Q, where the least important ranks are removed during training.
 
-Here P is `lora_A` [in, r], E is `lora_E` [r] and Q is `lora_B` [r, out]. A triplet is a column of P, an entry of E and a row of Q.
+Here P is `lora_A` [in, r], E is `lora_E` [r] and Q is `lora_B` [r, out]. A triplet is a column of P, an entry of E
+and a row of Q.
 
     penalty      gamma (|P^T P - 1|^2 + |Q Q^T - 1|^2) keeps the triplets apart (eq. 4). Its gradient is added in the backward
                  pass, once per optimizer step, so that the reported loss remains that of the data
     importance   s(E_i) + mean_j s(P_ji) + mean_j s(Q_ij), where s is the running mean of |w dL/dw| times that of its deviation
                  (eq. 8 to 11, beta 0.85 each)
     budget       the number of triplets of all matrices: `initial_rank` each until the end of the warm-up, then decreasing
-                 cubically to `rank` each on average at the start of the final phase (eq. 12). The E of the least important
-                 triplets are set to zero
+                 cubically to `rank` each on average at the start of the final phase (eq. 12). The E of the least
+                 important triplets are set to zero
 
-Every rank has the same importance: each tensor's part is computed on the rank that holds its gradient, and the parts are summed.
+Every rank has the same importance: each tensor's part is computed on the rank that holds its gradient, and the parts
+are summed.
 """
 
 from __future__ import annotations
@@ -40,8 +42,8 @@ BETA = 0.85
 class WithPenalty(PyLayer):
     """The identity of a parameter, whose gradient includes that of weight * |W W^T - 1|^2.
 
-    W [K, n] has the rows that should be orthogonal. The parameter is kept as an attribute and not saved for the backward pass:
-    recompute returns a saved transposed view in the wrong order (paddle 3.3.1 loses its strides).
+    W [K, n] has the rows that should be orthogonal. The parameter is kept as an attribute and not saved for the
+    backward pass: recompute returns a saved transposed view in the wrong order (paddle 3.3.1 loses its strides).
     """
 
     @staticmethod

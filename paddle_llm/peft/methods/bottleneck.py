@@ -5,8 +5,9 @@
 They follow the linear layers that write to the residual stream, before the sum. All matrices start normal with standard
 deviation 1e-2 (section 3.6), so that the network initially computes almost the same as before.
 
-Every tensor-parallel rank holds them in full: they are about one percent of the network, and splitting them would cost another
-sum of activations per layer. With sequence parallelism each rank has a part of the sequence, and the gradients are summed.
+Every tensor-parallel rank holds them in full: they are about one percent of the network, and splitting them would
+cost another sum of activations per layer. With sequence parallelism each rank has a part of the sequence, and the
+gradients are summed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
     y = m / |W + s A B| * (x W + s x A B) + bias        |.| is the norm of each column, [out]
 
-The norm follows A and B and is a constant in the backward pass (section 4.3 of the paper; PEFT does the same). m starts as the
-norm of W's columns. With dropout, LoRA's input is x after dropout, and so is the input of W in the part that DoRA adds:
-y = x W + bias + (m / |.| - 1) drop(x) W + m / |.| s drop(x) A B, as PEFT 0.17 computes it.
+The norm follows A and B and is a constant in the backward pass (section 4.3 of the paper; PEFT does the same). m
+starts as the norm of W's columns. With dropout, LoRA's input is x after dropout, and so is the input of W in the part
+that DoRA adds: y = x W + bias + (m / |.| - 1) drop(x) W + m / |.| s drop(x) A B, as PEFT 0.17 computes it.
 
 Tensor parallelism: m is split like W's outputs. If W's inputs are split, the squares are summed over the ranks.
 """

@@ -3,10 +3,10 @@ r"""LoRA (Hu et al. 2021): a trained product of two thin matrices is added to a 
         x ----> W -----------------(+)---> y        W [in, out] frozen
          \---> A --> B --> * s ----/               A [in, r] normal, B [r, out] zero, s = alpha / r
 
-A is initialised with the variance of the authors' code, 1 / (3 in). rsLoRA: s = alpha / sqrt(r). LoRA+: B has a higher learning
-rate. AdaLoRA (Zhang et al. 2023) has a diagonal between A and B, initially zero, and both matrices are normal; see `adalora.py`.
-DoRA (Liu et al. 2024) scales each output; see `dora.py`. On an embedding, A is indexed instead of multiplied; it starts as zeros
-and B is normal, as in the authors' code.
+A is initialised with the variance of the authors' code, 1 / (3 in). rsLoRA: s = alpha / sqrt(r). LoRA+: B has a
+higher learning rate. AdaLoRA (Zhang et al. 2023) has a diagonal between A and B, initially zero, and both matrices
+are normal; see `adalora.py`. DoRA (Liu et al. 2024) scales each output; see `dora.py`. On an embedding, A is indexed
+instead of multiplied; it starts as zeros and B is normal, as in the authors' code.
 """
 
 from __future__ import annotations

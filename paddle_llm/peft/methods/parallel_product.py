@@ -1,7 +1,7 @@
 """x A B for a linear layer, however tensor and sequence parallelism split the layer.
 
-On each rank that holds a tensor, its gradient after the backward pass equals that of one process: where ranks hold the same
-tensor but do different parts of the work, gradients are summed over them.
+On each rank that holds a tensor, its gradient after the backward pass equals that of one process: where ranks hold
+the same tensor but do different parts of the work, gradients are summed over them.
 
     kind      the layer                                        A            B            summed over the ranks
     plain     full on every rank, the same work                full         full         nothing
@@ -9,8 +9,8 @@ tensor but do different parts of the work, gradients are summed over them.
     row       inputs split                                     split        full         x A
     shared    full on every rank, each uses some outputs       full         full         the gradients of x A and B
 
-With sequence parallelism, x (column, shared) or the output (row) is a part of the sequence: x A is gathered or scattered along
-it, and the gradient of the full matrix next to it is summed over the ranks.
+With sequence parallelism, x (column, shared) or the output (row) is a part of the sequence: x A is gathered or
+scattered along it, and the gradient of the full matrix next to it is summed over the ranks.
 
 Shapes: R rows of x, I inputs, O outputs, K rank of the product.
 """
@@ -21,6 +21,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import paddle
+from paddle import nn
+from paddle.distributed.collective import _c_identity
+from paddle.distributed.fleet.layers.mpu import mp_ops
+from paddle.distributed.fleet.meta_parallel import ColumnParallelLinear, RowParallelLinear
+from paddle.distributed.fleet.utils.sequence_parallel_utils import (
+    AllGatherOp,
+    ColumnSequenceParallelLinear,
+    ReduceScatterOp,
+    RowSequenceParallelLinear,
+)
 
 from paddle_llm.parallel.mesh import Axis
 
@@ -42,13 +52,6 @@ class LayerSplit:
 
 def layer_split(linear: Any, axis: Axis) -> LayerSplit | None:
     """Return how a layer is split; None if it is not a linear layer that a product can be added to."""
-    from paddle import nn
-    from paddle.distributed.fleet.meta_parallel import ColumnParallelLinear, RowParallelLinear
-    from paddle.distributed.fleet.utils.sequence_parallel_utils import (
-        ColumnSequenceParallelLinear,
-        RowSequenceParallelLinear,
-    )
-
     if isinstance(linear, ColumnSequenceParallelLinear):
         return LayerSplit("column", True, axis)
     if isinstance(linear, RowSequenceParallelLinear):
@@ -91,29 +94,21 @@ def product(x_RI: Any, a_IK: Any, b_KO: Any, split: LayerSplit, scale: float, mi
     return paddle.matmul(hidden_RK, summed_gradient(b_KO, split.axis, split.kind == "shared"))
 
 
-def summed_gradient(tensor: Any, axis: Axis, wanted: bool = True) -> paddle.Tensor:
+def summed_gradient(tensor: Any, axis: Axis, is_needed: bool = True) -> paddle.Tensor:
     """Return the tensor itself; its gradient is summed over the tensor-parallel ranks."""
-    if not wanted or axis.size == 1:
+    if not is_needed or axis.size == 1:
         return tensor
-    from paddle.distributed.collective import _c_identity
-
     return _c_identity(tensor, group=axis.group)
 
 
 def _sum(tensor: Any, axis: Axis) -> paddle.Tensor:
     """Return the sum over the ranks; its gradient is passed on unchanged."""
-    from paddle.distributed.fleet.layers.mpu import mp_ops
-
     return mp_ops._mp_allreduce(tensor, group=axis.group, use_calc_stream=True, use_model_parallel=True)
 
 
 def _gather(tensor: Any) -> paddle.Tensor:
-    from paddle.distributed.fleet.utils.sequence_parallel_utils import AllGatherOp
-
     return AllGatherOp.apply(tensor)
 
 
 def _scatter(tensor: Any) -> paddle.Tensor:
-    from paddle.distributed.fleet.utils.sequence_parallel_utils import ReduceScatterOp
-
     return ReduceScatterOp.apply(tensor)

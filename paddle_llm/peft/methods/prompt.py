@@ -1,7 +1,8 @@
 """Prompt tuning (Lester et al. 2021): learned embeddings precede the text that the model reads.
 
-They are tokens with separate ids, from `FIRST_PROMPT_ID` on, which `with_prompt` puts before a sample. Masks, positions, padding
-on the left and generation treat them like any other token, and only the embedding layer distinguishes them.
+They are tokens with separate ids, from `FIRST_PROMPT_ID` on, which `with_prompt` puts before a sample. Masks,
+positions, padding on the left and generation treat them like any other token, and only the embedding layer
+distinguishes them.
 """
 
 from __future__ import annotations

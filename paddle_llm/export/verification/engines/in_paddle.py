@@ -1,4 +1,4 @@
-"""PaddleNLP's network in this process, with the source's tensors and with an exported folder read by this library's loader."""
+"""PaddleNLP's network in this process, with the tensors of the source or of an exported folder."""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
 torch and Paddle conflict over OpenMP in one process, and PaddleFormers cannot be installed together with PaddleNLP.
 
-A child process runs a script of this folder by its path, with the engine's Python, and imports nothing of this package. It gets
-a question as JSON and writes an .npz: `tokens` [P, N], `logits` [P, N, V] fp32 and `other`, JSON with the other fields of
-`Answers`. Exit code 3 means that stderr says what is wrong with the folder.
+A child process runs a script of this folder by its path, with the engine's Python, and imports nothing of this
+package. It gets a question as JSON and writes an .npz: `tokens` [P, N], `logits` [P, N, V] fp32 and `other`, JSON
+with the other fields of `Answers`. Exit code 3 means that stderr says what is wrong with the folder.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _with_output(reason: str, output: str) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Return this process's environment, without variables that let a child download, use a GPU or act as a rank of a job."""
+    """Return the environment without variables that let a child download, use a GPU or act as a rank."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "FLAGS_"))}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     return {**kept, **offline, "CUDA_VISIBLE_DEVICES": "", "GLOG_minloglevel": "2", "PYTHONIOENCODING": "utf-8"}

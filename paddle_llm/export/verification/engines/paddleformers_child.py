@@ -1,7 +1,7 @@
 """Answers of PaddleFormers. in_processes.py runs it as `python paddleformers_child.py QUESTION.json ANSWERS.npz`.
 
-Fused RMSNorm and flash attention do not run on a CPU and are switched off. The whole text is recomputed for each token, without
-a cache: the comparison concerns weights, names and configuration.
+Fused RMSNorm and flash attention do not run on a CPU and are switched off. The whole text is recomputed for each
+token, without a cache: the comparison concerns weights, names and configuration.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Answers of transformers on torch. in_processes.py runs it as `python transformers_child.py QUESTION.json ANSWERS.npz`.
+"""Answers of transformers on torch.
+
+in_processes.py runs it as `python transformers_child.py QUESTION.json ANSWERS.npz`.
 
 The weights are converted to fp32. Each prompt is continued alone, by transformers' own `generate` with its cache.
 """
