@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from paddle_llm.cli.path_option import PATHLIB
+from paddle_llm.core.counts import counted
 from paddle_llm.inspection.report import Report
 
 _STYLES = {
@@ -80,7 +81,7 @@ def _show(report: Report) -> None:
 def _lines(name: str, value: Any) -> Iterator[str]:
     """Yield the lines that show a fact."""
     if name == "sample ids":
-        yield f"{len(value)} tokens"
+        yield counted(len(value), "token")
     elif name == "sample":
         yield from value.split("\n")
     else:

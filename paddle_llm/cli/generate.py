@@ -20,6 +20,7 @@ from paddle_llm.cli.number_option import Finite, Whole
 from paddle_llm.cli.path_option import PATH, PATHLIB
 from paddle_llm.core.atomic_output import check_writable, write_atomically
 from paddle_llm.core.console import say, stdout_is_unicode
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError, is_first_rank
 from paddle_llm.data.chat.notes import describe
 from paddle_llm.data.tokenizers.text_codec import TextCodec
@@ -264,7 +265,7 @@ def _write(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
         except UserError as error:  # the answers may have taken hours
             sys.stdout.write(printed)
             raise UserError(f"--output {error} The answers were written to stdout instead.") from None
-        say(f"{len(rows)} answers: {output}")
+        say(f"{counted(len(rows), 'answer')}: {output}")
     pairs = [(row["generated"], row["reference"]) for row in rows if "reference" in row]
     if pairs:
         _show_scores(pairs, len(rows))

@@ -12,3 +12,8 @@ def counted(number: int, noun: str, plural: str = "") -> str:
         plural: Plural; by default the singular with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def counted_are(number: int, noun: str) -> str:
+    """Return a number with its noun and the verb: `1 file is`, `2 files are`."""
+    return f"{counted(number, noun)} {'is' if number == 1 else 'are'}"

@@ -34,7 +34,7 @@ def test_a_key_that_is_nearly_right_is_reported_once(tmp_path, capsys):
         assert configuration(tmp_path).rms_norm_eps == 1e-6
     line, unknown = capsys.readouterr().err.splitlines()
     assert "unknown field rms_norm_epss (did you mean rms_norm_eps?)" in line and "default rms_norm_eps = 1e-06" in line
-    assert "1 fields are unknown for LLaMA and not used: use_of_somebody_else" in unknown
+    assert "1 field is unknown for LLaMA and not used: use_of_somebody_else" in unknown
     file.write_text(json.dumps(raw | {"rms_norm_epss": 1e-5, "rms_norm_eps": 1e-5}))
     configuration(tmp_path)
     assert "did you mean" not in capsys.readouterr().err

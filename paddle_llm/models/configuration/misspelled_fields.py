@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted_are
 from paddle_llm.families import Family
 from paddle_llm.models.configuration.known_fields import unknown_fields
 
@@ -41,7 +42,9 @@ def report_unknown(family: Family, values: dict[str, Any], raw: dict[str, Any], 
     unknown = [key for key in unknown_fields(family.name, raw, set(_defaults(family))) if key not in close]
     if unknown:
         shown = ", ".join(unknown[:_SHOWN]) + (f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else "")
-        _say_once(f"{where}/config.json: {len(unknown)} fields are unknown for {family.title} and not used: {shown}")
+        _say_once(
+            f"{where}/config.json: {counted_are(len(unknown), 'field')} unknown for {family.title} and not used: {shown}"
+        )
 
 
 def misspelled(family: Family, values: dict[str, Any]) -> list[tuple[str, str, Any]]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted, counted_are
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES, Family
 from paddle_llm.models.weights import names
@@ -105,21 +106,23 @@ def _report(folder: Path, files: WeightFiles, findings: Findings) -> None:
         name for name in files.names() if name not in findings.used and not name.endswith(names.IGNORED_ENDS)
     )
     if unexpected:
-        say(f"{folder}: {len(unexpected)} tensors are not part of this model and were ignored: {_shorten(unexpected)}")
+        say(
+            f"{folder}: {counted_are(len(unexpected), 'tensor')} not part of this model and ignored: {_shorten(unexpected)}"
+        )
     double = sorted(name for name in findings.used if name in files and files.dtype(name) in DOUBLE)
     if double:
-        say(f"{folder}: {len(double)} weights are stored in float64 and read as float32: {_shorten(double)}")
+        say(f"{folder}: {counted_are(len(double), 'weight')} stored in float64 and read as float32: {_shorten(double)}")
     if files.copies:
         say(
-            f"{folder}: {len(files.copies)} tensors are in more than one file: {_shorten(sorted(files.copies))}. "
+            f"{folder}: {counted_are(len(files.copies), 'tensor')} in more than one file: {_shorten(sorted(files.copies))}. "
             "The copy in the file that the index names is read."
         )
     if files.unlisted:
         say(
-            f"{folder}: {len(files.unlisted)} tensors are not in the index and were not read: {_shorten(sorted(files.unlisted))}"
+            f"{folder}: {counted_are(len(files.unlisted), 'tensor')} not in the index and not read: {_shorten(sorted(files.unlisted))}"
         )
     if files.unread:
-        say(f"{folder}: {len(files.unread)} other files of weights were not read: {_shorten(list(files.unread))}")
+        say(f"{folder}: {counted_are(len(files.unread), 'other file')} not read: {_shorten(list(files.unread))}")
 
 
 def _load_parameters(model: Any, files: WeightFiles, family: Family, findings: Findings) -> None:
@@ -331,7 +334,7 @@ def _agree(findings: Findings, problem: str | None) -> Findings:
 def describe_not_finite(folder: Path, sources: list[str]) -> str:
     """Return the message about weights that are NaN or infinite."""
     return (
-        f"{folder}: {len(sources)} weights contain NaN or infinity: {_shorten(sources)}. Use a checkpoint from before the training "
+        f"{folder}: NaN or infinity in {counted(len(sources), 'weight')}: {_shorten(sources)}. Use a checkpoint from before the training "
         "failed, or fetch the folder again."
     )
 
@@ -339,10 +342,10 @@ def describe_not_finite(folder: Path, sources: list[str]) -> str:
 def _describe(folder: Path, files: WeightFiles, findings: Findings) -> str:
     lines = []
     if findings.missing:
-        lines.append(f"{folder}: {len(findings.missing)} weights are missing: {_shorten(findings.missing)}")
+        lines.append(f"{folder}: {counted_are(len(findings.missing), 'weight')} missing: {_shorten(findings.missing)}")
     if findings.wrong:
         lines.append(
-            f"{folder}: {len(findings.wrong)} weights have the wrong shape or value: {_shorten(findings.wrong)}"
+            f"{folder}: wrong shape or value of {counted(len(findings.wrong), 'weight')}: {_shorten(findings.wrong)}"
         )
     if findings.not_finite:
         lines.append(describe_not_finite(folder, findings.not_finite))
