@@ -48,7 +48,7 @@ SHARDING_SWITCHES = (
     "enable_release_grads",
     "enable_fuse_optimizer_states",
 )
-WORDS = {
+SWITCHES = {
     "tensor_parallel_config": TENSOR_SWITCHES,
     "pipeline_parallel_config": PIPELINE_SWITCHES,
     "sharding_parallel_config": SHARDING_SWITCHES,
@@ -74,7 +74,7 @@ def idle_switches(config: RunConfig, layout: Layout) -> dict[str, dict[str, str]
         Reason by switch by field. Active and unknown switches are absent.
     """
     found: dict[str, dict[str, str]] = {}
-    for name, known in WORDS.items():
+    for name, known in SWITCHES.items():
         words = [word for word in getattr(config, name).split() if word in known]
         degree = name.removesuffix("_parallel_config")
         if getattr(layout, degree) == 1:
@@ -87,7 +87,9 @@ def idle_switches(config: RunConfig, layout: Layout) -> dict[str, dict[str, str]
 def active_switches(config: RunConfig, layout: Layout) -> dict[str, str]:
     """Return the text of each field without idle switches."""
     idle = idle_switches(config, layout)
-    return {name: " ".join(word for word in getattr(config, name).split() if word not in idle[name]) for name in WORDS}
+    return {
+        name: " ".join(word for word in getattr(config, name).split() if word not in idle[name]) for name in SWITCHES
+    }
 
 
 def buckets_are_used(config: RunConfig, layout: Layout, device: str) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from paddle_llm.config.legacy.paddlenlp import NOT_OFFERED, OLD_NAMES
 from paddle_llm.config.local_files.published_names import BARE_NAMES
-from paddle_llm.config.paddle_switches import WORDS
+from paddle_llm.config.paddle_switches import SWITCHES
 from paddle_llm.config.run_config import FIELD_NAMES
 
 KNOWN = set(FIELD_NAMES) | set(NOT_OFFERED) | set(OLD_NAMES)
@@ -55,7 +55,7 @@ def test_every_word_of_the_parallel_configs_is_upstreams() -> None:
         for node in ast.walk(source("trainer", "training_args.py"))
         if isinstance(node, ast.List)
     ]
-    for ours in WORDS.values():
+    for ours in SWITCHES.values():
         assert any(set(ours) == set(theirs) for theirs in lists), ours
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 
-from paddle_llm.config.paddle_switches import WORDS, active_switches, buckets_are_used, idle_switches
+from paddle_llm.config.paddle_switches import SWITCHES, active_switches, buckets_are_used, idle_switches
 from paddle_llm.config.rules.engine import Findings, Notice, Problem, Rule, Run
 
 
 def switches_exist(run: Run) -> Findings:
     """All switches are known."""
-    for name, known in WORDS.items():
+    for name, known in SWITCHES.items():
         for word in getattr(run.config, name).split():
             if word not in known:
                 close = difflib.get_close_matches(word, known, 1)
