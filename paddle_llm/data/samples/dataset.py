@@ -96,11 +96,11 @@ def load_split(
         UserError: If there is no training data, the blend is malformed, the format is unknown, or rows are bad.
     """
     options = (data_format, prompt_templates, skip_bad_rows, report_files)
-    mixed = parse_weighted_paths(value, flag) if value and not os.path.exists(value) else None
-    if mixed is None:
+    weighted = parse_weighted_paths(value, flag) if value and not os.path.exists(value) else None
+    if weighted is None:
         files = find_files(value, split, flag)
         return load_conversations(files, *options).conversations if files else []
-    found = [(weight, path, find_files(path, split, flag)) for weight, path in mixed]
+    found = [(weight, path, find_files(path, split, flag)) for weight, path in weighted]
     loaded = [(w, path, load_conversations(files, *options).conversations) for w, path, files in found if files]
     if split != "train":
         return [conversation for _, _, part in loaded for conversation in part]
