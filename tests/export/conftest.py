@@ -1,4 +1,4 @@
-"""What the tests of exports share: a process that is ready for paddle, and a small LLaMA with a tokenizer."""
+"""Fixtures of the export tests: a process set up for Paddle, and a small LLaMA with a tokenizer."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def folder() -> Path:
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """One process of this machine at a time is within."""
+    """Context that only one process of this machine enters at a time."""
     folder().mkdir(parents=True, exist_ok=True)
     with (folder() / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

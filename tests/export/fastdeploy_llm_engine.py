@@ -117,7 +117,7 @@ def _streamed(tasks: list[Any], ended: threading.Event) -> dict[int, dict[str, A
 
 
 class Engine:
-    """Continues up to `max_batch_size` texts greedily over a static export; each keeps its place until it is replaced."""
+    """Continues up to `max_batch_size` texts greedily with a static export; each keeps its slot until it is replaced."""
 
     def __init__(self, folder: str):
         from paddle_llm.generation.static_network import StaticModel

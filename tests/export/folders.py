@@ -1,4 +1,4 @@
-"""Model folders to be exported, as training leaves them, and a look into what was written."""
+"""Model folders as training writes them, and a reader of the files of an export."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def write_config(folder: Path, family: str, **changes: Any) -> Path:
 
 
 def random_weights(folder: Path, family: str, dtype: str = "float32", seed: int = 0) -> dict[str, np.ndarray]:
-    """Values for every weight of a folder's config.json, by canonical name; bfloat16 as its bits."""
+    """Return random values for every weight of a folder's config.json, by canonical name; bfloat16 as bits."""
     from paddle_llm.models.weights.names import canonical_parameters
     from tests.helpers.models.networks import build
 
@@ -45,7 +45,7 @@ def random_weights(folder: Path, family: str, dtype: str = "float32", seed: int 
 
 
 def write_native(folder: Path, family: str, dtype: str = "float32", **changes: Any) -> dict[str, np.ndarray]:
-    """A folder as a run leaves it in OUTPUT/model: PaddleNLP's names and layouts; gives its weights."""
+    """Write a folder like OUTPUT/model of a run, with PaddleNLP's names and layouts, and return its weights."""
     write_config(folder, family, **changes)
     tensors = random_weights(folder, family, dtype)
     write_safetensors(folder / "model.safetensors", tensors)
@@ -53,7 +53,7 @@ def write_native(folder: Path, family: str, dtype: str = "float32", **changes: A
 
 
 def stored_in(folder: Path) -> dict[str, tuple[str, np.ndarray]]:
-    """name -> (dtype as the file spells it, values; bfloat16 as its bits) of all safetensors files."""
+    """Return name -> (dtype as in the file, values; bfloat16 as bits) of all safetensors files."""
     numpy_of = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16}
     found = {}
     for file in sorted(folder.glob("*.safetensors")):

@@ -1,4 +1,4 @@
-"""The engines that are no part of this process: transformers on torch, PaddleFormers, the static program."""
+"""The other engines: transformers on torch, PaddleFormers, the static program."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def exported(source: Path, folder: Path, target: str) -> Path:
 
 
 def found_by(engine: str, source: Path, folder: Path, target: str, **options) -> dict[str, object]:
-    """What the engine has found, by what was compared."""
+    """Return the findings of an engine, by the quantity compared."""
     from paddle_llm.export.source.open import open_source
     from paddle_llm.export.verification.verify import verify
 
@@ -166,7 +166,7 @@ def program(folder: Path, text: str) -> Path:
 
 @pytest.mark.parametrize("end", ENDS)
 def test_the_end_of_an_engine_is_described(end, llama, tmp_path, monkeypatch):
-    """It says nothing of the export: that is another outcome than a difference."""
+    """A crash says nothing about the export, so it is not reported as a difference."""
     from paddle_llm.export.verification.engines import in_processes
 
     monkeypatch.setattr(in_processes, "_TIMEOUT", 2)
@@ -189,7 +189,7 @@ def test_a_python_without_paddleformers_is_refused_before_anything_is_written(te
 
 
 def test_a_crashed_engine_is_not_reported_as_a_difference(llama, tmp_path):
-    """It is not published, and what to do is said: leave that engine out."""
+    """The export is not published, and the message advises to exclude the engine."""
     words = ["export", llama, tmp_path / "out", "--target", "hf", "--paddleformers_python"]
     words.append(program(tmp_path, "echo 'no memory left' >&2; exit 1"))
     result = invoked(*words, "--engines", "paddle, paddleformers")

@@ -1,4 +1,4 @@
-"""Target fastdeploy: the contract of its folder, and what it has no network for."""
+"""Target fastdeploy: the contract of its folder, and the unsupported families."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def exported(folder: Path, **options) -> Path:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_the_layout_is_torchs_and_one_key_says_so(tmp_path, family):
+def test_the_layout_is_that_of_torch_and_one_key_states_it(tmp_path, family):
     weights = write_native(tmp_path / "model", family, "bfloat16")
     out = exported(tmp_path / "model", max_shard_size=100_000)
     config = json.loads((out / "config.json").read_text())
@@ -71,7 +71,7 @@ def test_the_folder_is_generated_with_and_exported_again(llama, tmp_path):
 
 
 def generated(folder: Path, static: bool = False) -> list[list[int]]:
-    """Ids of prompts and of what a folder's model answers to them, as `paddle-llm generate` reads and decodes it."""
+    """Return the ids of prompts and of the answers of a folder's model, as `paddle-llm generate` reads and decodes them."""
     from paddle_llm.generation.decoding.decode import decode
     from paddle_llm.generation.eval_mode import generating
     from paddle_llm.generation.network import load_network, open_static, start_process

@@ -36,7 +36,7 @@ def source(tmp_path_factory) -> Path:
 
 
 def greedy(folder: Path, max_new_tokens: list[int]) -> list[list[int]]:
-    """What the source continues the texts with: PaddleNLP's network, through no export."""
+    """Return the continuations of the source, by PaddleNLP's network without an export."""
     from paddle_llm.generation.decoding.decode import decode
     from paddle_llm.generation.eval_mode import generating
     from paddle_llm.generation.network import load_network, start_process
@@ -51,7 +51,7 @@ def greedy(folder: Path, max_new_tokens: list[int]) -> list[list[int]]:
 
 @pytest.mark.slow
 def test_its_serving_model_streams_our_greedy_tokens(tmp_path, source):
-    """Seven tasks of unequal lengths through three places: texts go on in the middle while others are put in."""
+    """Seven tasks of unequal lengths share three slots: texts continue while others start."""
     from paddle_llm.export import export
 
     export(source, "static", tmp_path / "static", verify=False)

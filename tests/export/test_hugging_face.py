@@ -1,4 +1,4 @@
-"""Target hf: names, layouts, dtypes, shards and config.json as Hugging Face's own library has them."""
+"""Target hf: names, layouts, dtypes, shards and config.json, compared with transformers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_blocks_are_the_rows_of_the_transpose(shape):
 
 
 def test_wide_tensors_begin_at_multiples_of_their_size(tmp_path):
-    """Behind an odd number of 16-bit values a 32-bit one would not."""
+    """After an odd number of 16-bit values, a 32-bit value would be misaligned."""
     from paddle_llm.export.targets.shard_writer import PlannedTensor, write_shards
 
     half, single = np.arange(3, dtype=np.uint16), np.arange(5, dtype=np.float32)
@@ -126,7 +126,7 @@ def test_dtypes_are_rounded_as_paddle_rounds(stored, wanted):
     assert same_bits(converted(held.numpy(), stored, wanted), expected)
 
 
-def test_what_is_no_number_stays_none_and_what_is_infinite_stays_so():
+def test_nan_and_infinity_are_preserved():
     from paddle_llm.export.source.dtypes import converted
 
     bits = np.array([0x7FC00000, 0x7FFFFFFF, 0xFF800001, 0x7F800000, 0xFF800000], np.uint32)
@@ -146,7 +146,7 @@ def test_float16_that_would_become_infinite_is_refused(tmp_path):
         exported(tmp_path / "model", dtype="float16")
 
 
-def test_another_dtype_is_asked_for(tmp_path):
+def test_weights_are_converted_to_another_dtype(tmp_path):
     weights = write_native(tmp_path / "model", "llama")
     out = exported(tmp_path / "model", dtype="bfloat16")
     assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -245,7 +245,7 @@ def test_stretched_positions_pass_every_engine(tmp_path):
 @pytest.mark.parametrize(
     "changes", [{"alibi": True}, {"rope_scaling_type": "yarn"}, {"use_long_sequence_strategies": True}]
 )
-def test_what_hugging_face_cannot_compute_is_refused(changes):
+def test_networks_that_hugging_face_lacks_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         llama_config(**changes)
 
@@ -307,7 +307,7 @@ def test_transformers_computes_the_same_and_would_save_the_same(tmp_path, name):
 
 
 @pytest.mark.hf
-def test_transformers_reads_bf16_without_being_told(tmp_path):
+def test_transformers_reads_bfloat16_by_default(tmp_path):
     import torch
     import transformers
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's files hold is, tensor by tensor and bit by bit, what the run itself gathered into its model folder."""
+"""Tensors of a checkpoint equal, bit for bit, those that the run itself gathered into its model folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ODD = 129  # a vocabulary that no tensor-parallel degree here divides
 
 
 class Masked(Toy):
-    """Samples as ChatGLM-6B reads them."""
+    """Samples in the form that ChatGLM-6B reads."""
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform
@@ -45,7 +45,7 @@ def train(folder: Path, layout: Layout, flags: dict[str, Any]) -> None:
 
 
 def trained(folder: Path, layout: Layout, family: str = "llama", flags: Any = None, **shape: Any) -> Path:
-    """The output folder of such a run."""
+    """Return the output folder of such a run."""
     size = "padded_vocab_size" if family == "chatglm_v2" else "vocab_size"
     WRITERS[family](folder / "llama", **{size: ODD, **shape})
     degrees: dict[str, Any] = {
@@ -61,7 +61,7 @@ def trained(folder: Path, layout: Layout, family: str = "llama", flags: Any = No
 
 
 def tensors_in(folder: Path) -> dict[str, np.ndarray]:
-    """Of all safetensors files."""
+    """Return the tensors of all safetensors files."""
     found = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="np") as opened:
@@ -117,7 +117,7 @@ SLOW: dict[str, tuple] = {
 
 
 @pytest.mark.parametrize("case", [*FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_every_layout_gives_back_what_it_trained(case, tmp_path):
+def test_every_layout_restores_the_trained_weights(case, tmp_path):
     from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
     layout, family, flags, shape = (FAST | SLOW)[case]
@@ -132,7 +132,7 @@ def test_every_layout_gives_back_what_it_trained(case, tmp_path):
 
 
 def _wants_all_of(checkpoint: Path) -> None:
-    """Without one of its weights' files or its manifest a checkpoint is refused; the optimizer's state is not asked for."""
+    """A checkpoint without a weight file or its manifest is refused; the optimizer's state is not needed."""
     from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
     states = [*checkpoint.glob("optimizer*"), *checkpoint.glob("master_weights*")]
@@ -172,8 +172,8 @@ FAST_TUNED = ("lora", 2, 1)
     "method, tensor, pipeline",
     [FAST_TUNED, *(pytest.param(*case, marks=pytest.mark.slow) for case in TUNED if case != FAST_TUNED)],
 )
-def test_a_checkpoint_of_fine_tuning_gives_back_what_was_trained(method, tensor, pipeline, tmp_path):
-    """The adapter folder of the same run is written by other code, from the network itself."""
+def test_a_checkpoint_of_fine_tuning_holds_the_trained_tensors(method, tensor, pipeline, tmp_path):
+    """The adapter folder of the same run is written by other code, directly from the network."""
     from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 
     folder, flags = make_instructions(tmp_path), METHODS[method]

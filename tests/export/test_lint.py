@@ -1,5 +1,4 @@
-"""Every way in which an export would load without an error and answer garbage: a good folder damaged, and what the
-linter says."""
+"""Every known way in which an export loads without an error and generates garbage: a good folder is damaged."""
 
 from __future__ import annotations
 
@@ -37,18 +36,18 @@ def sharded(llama, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def good(sharded, tmp_path) -> Path:
-    """A copy of it to be damaged."""
+    """A copy of it, to be damaged."""
     return Path(shutil.copytree(sharded, tmp_path / "good"))
 
 
 def change_json(path: Path, **changes) -> None:
-    """Keys set; those set to None removed."""
+    """Set keys of a JSON file; None removes a key."""
     values = {**json.loads(path.read_text()), **changes}
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
 def change_tensors(folder: Path, change: Callable[[dict], dict], metadata: dict | None = None) -> None:
-    """Every file of weights written anew, and the index with it."""
+    """Rewrite every weight file and the index."""
     where, total = {}, 0
     for file in sorted(folder.glob("*.safetensors")):
         tensors = change(load_file(file))
@@ -113,7 +112,7 @@ def test_config(good, changes, said):
     assert re.search(said, only_problem(good)), lint(good, "fastdeploy")
 
 
-def test_a_config_that_is_no_json(good):
+def test_an_invalid_config_is_reported(good):
     (good / "config.json").write_text("{")
     assert "config.json cannot be read" in only_problem(good)
     (good / "config.json").unlink()
@@ -180,7 +179,7 @@ def test_another_type(good):
     assert "only float32, bfloat16 and float16 are read" in only_problem(good)
 
 
-def test_a_tied_head_with_weights_of_its_own(good):
+def test_a_tied_head_with_separate_weights_is_reported(good):
     change_json(good / "config.json", tie_word_embeddings=True)
     said = only_problem(good)
     assert "lm_head.weight is stored although the head is tied" in said and "Remove it" in said
@@ -376,6 +375,6 @@ def test_static(program, tmp_path):
 
 
 def test_the_names_that_are_expected_are_those_of_the_one_mapping(sharded):
-    """What the linter takes for granted: a good folder's names are names.py's."""
+    """The contract check relies on it: the names of a good folder are those of names.py."""
     held = {name for file in sharded.glob("*.safetensors") for name, _ in deserialize(file.read_bytes())}
     assert hugging_face("llama", "llama.layers.0.self_attn.q_proj.weight", 2).name in held

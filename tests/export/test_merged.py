@@ -1,4 +1,4 @@
-"""An adapter added to a source's tensors is, bit for bit, what loading and merging it in the network gives."""
+"""An adapter merged into the tensors of a source equals, bit for bit, one merged in the network."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def network_of(folder: Path, dtype: str, **flags: Any) -> Any:
 
 
 def trained_adapter(folder: Path, base: Path, method: Method, dtype: str = "float32", **flags: Any) -> Path:
-    """An adapter of random values over `base`."""
+    """Write an adapter of `base` with random values."""
     from paddle_llm.peft.save import save_adapter
 
     model = attached(network_of(base, dtype, **flags), method)
@@ -83,7 +83,7 @@ def same(source: Any, wanted: dict[str, np.ndarray]) -> None:
         ("retrained", "bfloat16", "float32"),  # its matrices are rounded before they are multiplied
     ],
 )
-def test_merging_is_what_the_network_computes(kind, dtype, trained_in, tmp_path):
+def test_merging_equals_merging_in_the_network(kind, dtype, trained_in, tmp_path):
     from paddle_llm.export.source.open import open_source
 
     method = {
@@ -111,8 +111,8 @@ def test_every_family(family, tmp_path):
     same(open_source(base, adapter=adapter), merged_in_network(base, adapter, "float32"))
 
 
-def test_an_adapter_of_fused_matrices_is_taken_apart(tmp_path):
-    """Trained with --fuse_attention_qkv and _ffn over a folder that keeps all of them apart."""
+def test_an_adapter_of_fused_matrices_is_split(tmp_path):
+    """It was trained with --fuse_attention_qkv and _ffn, and its base has separate matrices."""
     from paddle_llm.export.source.open import open_source
     from paddle_llm.models.weights.names import compositions
 
@@ -151,7 +151,7 @@ class Held:
 
 
 def test_a_base_of_fused_matrices_takes_an_adapter_of_separate_ones(tmp_path):
-    """A checkpoint of a run with --fuse_attention_qkv keeps them so."""
+    """A checkpoint of a run with --fuse_attention_qkv has fused matrices."""
     from paddle_llm.export.source.merged_adapter import merge_adapter
     from paddle_llm.export.source.open import open_source
 
@@ -165,7 +165,7 @@ def test_a_base_of_fused_matrices_takes_an_adapter_of_separate_ones(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["prefix", "adapter", "prompt"])
-def test_what_cannot_be_merged_is_refused(method, tmp_path):
+def test_methods_that_cannot_be_merged_are_refused(method, tmp_path):
     from paddle_llm.export.source.open import open_source
 
     base = base_folder(tmp_path / "base", "llama")

@@ -1,4 +1,4 @@
-"""The verification's row of the chat template: equal, missing, changed, or written with other special tokens."""
+"""The comparison of chat templates: equal, missing, changed, or with other special tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def changed(folder: Path, **values: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["own", "chatglm2"])
-def test_a_changed_template_is_seen(tokenizer, tmp_path, name) -> None:
+def test_a_changed_template_is_detected(tokenizer, tmp_path, name) -> None:
     shutil.copytree(tokenizer, tmp_path / "source")
     if name == "own":
         (tmp_path / "source/chat_template.jinja").write_text(TEMPLATE)
@@ -57,6 +57,6 @@ def test_a_changed_template_is_seen(tokenizer, tmp_path, name) -> None:
     assert template_differences(source, out) == (0, ["only the source has a chat template"])
 
 
-def test_no_template_is_no_row(tokenizer, tmp_path) -> None:
+def test_without_templates_there_is_no_finding(tokenizer, tmp_path) -> None:
     source = SimpleNamespace(tokenizer=tokenizer, template=None, template_folder=None, folder=tokenizer)
     assert template_differences(source, tokenizer) is None

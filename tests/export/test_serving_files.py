@@ -1,5 +1,4 @@
-"""What a server reads beside the weights: the ids that end a text, chat templates that say what training said,
-serve.sh, README."""
+"""Files for a server: end ids, chat templates with the text of training, serve.sh, README.md."""
 
 from __future__ import annotations
 
@@ -74,7 +73,7 @@ def rendered(source: str, turns: tuple[Turn, ...], **values: str) -> str:
 
 @pytest.mark.parametrize("blank", ["", " "])
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_the_jinja_form_says_what_training_said(name, blank):
+def test_the_jinja_form_renders_the_text_of_training(name, blank):
     form = jinja_form(name, prefix="<P>", blank=bool(blank))
     talks = [talk[:length] for talk in (TALK, (SYSTEM, *TALK)) for length in range(1, len(talk) + 1)]
     talks = [talk for talk in talks if talk[-1].role != "system"]
@@ -170,7 +169,7 @@ def test_the_tokenizers_own_template_is_carried_over(bpe, tmp_path):
     assert found == [own, "J"]
 
 
-def test_no_template_is_said(bpe, tmp_path, capsys):
+def test_a_missing_template_is_reported(bpe, tmp_path, capsys):
     write_tokenizer(a_source(bpe), tmp_path, "hf")
     write_chat_template(a_source(bpe), tmp_path)
     assert chat_template(tmp_path) is None and "no chat template" in capsys.readouterr().err
@@ -222,15 +221,15 @@ def with_marks(bpe, tmp_path) -> Source:
     return source
 
 
-def test_what_ends_an_answer_ends_a_text(with_marks, tmp_path):
-    """LLaMA 3 and ChatML end an answer with another token than a text."""
+def test_end_tokens_of_answers_end_texts(with_marks, tmp_path):
+    """LLaMA 3 and ChatML end answers and texts with different tokens."""
     write_tokenizer(with_marks, tmp_path, "fastdeploy")
     write_generation_config(with_marks, tmp_path)
     assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [2, 701]
 
 
 def test_chatml_feeds_the_ids_of_training(with_marks, tmp_path):
-    """Text behind a mark starts anew there, with a blank."""
+    """Text after a special token starts like a new text, with a blank."""
     import tokenizers
 
     write_tokenizer(with_marks, tmp_path, "fastdeploy")
@@ -302,7 +301,7 @@ def test_the_readme_lists_what_was_and_was_not_verified(tmp_path):
     assert "table" not in text
 
 
-def test_what_ends_an_answer_in_the_tokenizers_own_template_ends_texts(bpe, tmp_path):
+def test_end_tokens_of_the_tokenizers_own_template_end_texts(bpe, tmp_path):
     """--chat_template auto is what most trainings use: the template is the tokenizer's, and `generate` stops at its end."""
     folder = tmp_path / "own"
     shutil.copytree(bpe, folder)

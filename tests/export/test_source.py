@@ -1,4 +1,4 @@
-"""Whatever a model is kept as, its source hands out the same tensors under the same names, bit by bit."""
+"""A source returns the same tensors under the same names, bit for bit, for every storage format."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_the_tokenizer_is_beside_the_weights_or_named(llama, tmp_path):
 
 
 @pytest.mark.hf
-def test_torch_pickles_are_asked_for(tmp_path):
+def test_torch_pickles_need_a_flag(tmp_path):
     import torch
 
     weights = write_native(tmp_path, "llama")
@@ -201,7 +201,7 @@ def test_a_folder_without_a_model_is_refused_with_a_hint(tmp_path):
         opened(adapter)
 
 
-def test_a_checkpoint_without_the_list_of_its_files_is_told(tmp_path, capsys):
+def test_a_checkpoint_without_a_manifest_is_reported(tmp_path, capsys):
     write_native(tmp_path / "checkpoint-3", "llama")
     (tmp_path / "checkpoint-3" / "trainer_state.json").write_text("{}")
     opened(tmp_path / "checkpoint-3")

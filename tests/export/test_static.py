@@ -1,4 +1,4 @@
-"""Static programs of every family continue prompts as PaddleNLP's networks do, token for token; what cannot be is refused."""
+"""Static programs of every family generate the tokens of PaddleNLP's networks; unsupported ones are refused."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def prompts(family: str, lengths: tuple[int, ...]) -> list[Prompt]:
 
 
 def opened(family: str, overrides: dict, pieces, tmp_path):
-    """A network, and the static export of its folder."""
+    """Return a network and the static export of its folder."""
     from paddle_llm.generation.static_network import StaticModel
 
     folder = write_folder(family, pieces, tmp_path / "model", **overrides)
@@ -74,7 +74,7 @@ def decoded(network, family: str, asked: list[Prompt], room: int, batch: int) ->
 
 
 def logits_behind(network, family: str, asked: list[Prompt], tokens_NB) -> np.ndarray:
-    """[N + 1, B, V]: behind the prompts, and behind each of some given tokens; the last two rows change places on the way."""
+    """Return the logits [N + 1, B, V] after the prompts and after each given token; the last two rows are swapped halfway."""
     import paddle
 
     from paddle_llm.generation.decoding.step import open_batch
@@ -113,7 +113,7 @@ def test_the_logits_and_tokens_of_the_network(name, pieces, tmp_path):
     ids=["llama", "llama tied", "chatglm2", "bloom"],
 )
 def test_all_greedy_tokens_of_fifty_prompts(family, overrides, pieces, tmp_path):
-    """A text may go another way only where the network's own logits of the two tokens are equal to rounding."""
+    """Texts may differ only where the network's logits of the two tokens are equal up to rounding."""
     model, static = opened(family, overrides, pieces, tmp_path)
     asked = prompts(family, tuple(3 + number % 47 for number in range(50)))
     ours, theirs = (decoded(network, family, asked, 64, 8) for network in (model, static))
@@ -129,7 +129,7 @@ def test_all_greedy_tokens_of_fifty_prompts(family, overrides, pieces, tmp_path)
 
 
 def test_16_bits_are_widened(pieces, tmp_path):
-    """The program of a bfloat16 model is that of the same weights in fp32."""
+    """The program of a bfloat16 model equals that of the same weights in fp32."""
     from safetensors.numpy import load_file, save_file
 
     from paddle_llm.models.weights.files import write_safetensors
@@ -145,7 +145,7 @@ def test_16_bits_are_widened(pieces, tmp_path):
     assert json.loads((narrow / "step.json").read_text())["dtype"] == "float32"
 
 
-def test_what_is_in_the_folder(llama_program):
+def test_the_files_of_the_folder(llama_program):
     names = {file.name for file in llama_program.iterdir()}
     assert {"model.json", "model.pdiparams", "step.json", "config.json", "tokenizer_config.json"} <= names
     assert "sentencepiece.bpe.model" in names and not any(name.endswith(".safetensors") for name in names)
@@ -160,7 +160,7 @@ def llama_program(pieces, tmp_path_factory):
 
 
 def test_a_disk_that_fills_is_reported(pieces, tmp_path):
-    """Paddle writes as much as there is room for and says nothing: here the embedding and not a byte of what follows."""
+    """Paddle writes until the disk is full, without an error: here the embedding and nothing after it."""
     source = write_folder("llama", pieces, tmp_path / "model", num_hidden_layers=2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * VOCABULARY * 64 + 27, hard))
@@ -204,7 +204,7 @@ def test_a_template_that_is_gone_is_reported(pieces, tmp_path, capsys):
     assert "training used /gone/mine.jinja, which does not exist" in capsys.readouterr().err
 
 
-def test_what_cannot_be_is_refused(pieces, tmp_path):
+def test_unsupported_programs_are_refused(pieces, tmp_path):
     from paddle_llm.export.options import Options
     from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.static.target import write_static

@@ -1,5 +1,4 @@
-"""tokenizer.json gives the ids of the tokenizer that it was made of: on 10,000 texts of English, Chinese, code, emoji
-and random bytes."""
+"""tokenizer.json gives the ids of its source tokenizer, for 10,000 texts of English, Chinese, code, emoji and bytes."""
 
 from __future__ import annotations
 
@@ -113,7 +112,7 @@ def cut_alike(found, wanted, kind: str) -> bool:
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory) -> dict[str, Path]:
-    """What `paddle-llm tokenizer train` makes."""
+    """Return the folder that `paddle-llm tokenizer train` writes."""
     folders = {}
     for kind in ("bpe", "unigram"):
         folders[kind] = tmp_path_factory.mktemp(kind)
@@ -177,7 +176,7 @@ def test_unigram_agrees_but_for_ties(settings, ours, tmp_path):
 
 
 def test_a_broken_conversion_is_refused(ours, tmp_path, monkeypatch):
-    """The export's own check sees it: merges in another order, here."""
+    """The export's own check detects it: here the merges are in another order."""
     from paddle_llm.data.tokenizers.conversion import from_sentencepiece
 
     right = from_sentencepiece._merges
@@ -186,7 +185,7 @@ def test_a_broken_conversion_is_refused(ours, tmp_path, monkeypatch):
         export(ours["bpe"], tmp_path / "out")
 
 
-def test_few_differences_are_said(ours, tmp_path, monkeypatch, capsys):
+def test_few_differences_are_reported(ours, tmp_path, monkeypatch, capsys):
     from paddle_llm.data.tokenizers.conversion import from_sentencepiece
 
     right = from_sentencepiece._merges
@@ -197,7 +196,7 @@ def test_few_differences_are_said(ours, tmp_path, monkeypatch, capsys):
     assert "sample texts get other ids from tokenizer.json than from" in capsys.readouterr().err
 
 
-def test_pieces_that_share_a_score_are_said(ours, tmp_path, capsys):
+def test_pieces_with_equal_scores_are_reported(ours, tmp_path, capsys):
     """A vocabulary put together of two, as Chinese LLaMA's: what was added has the score 0, all of it."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
@@ -258,8 +257,8 @@ def test_special_tokens_stand_around_a_text_as_in_the_source(ours, tmp_path):
         )
 
 
-def test_special_tokens_are_found_in_a_text_and_what_follows_starts_anew(ours, tmp_path):
-    """As training has it (TextCodec.encode_with_specials), and PaddleNLP's tokenizer."""
+def test_special_tokens_are_found_in_a_text_and_start_a_new_word(ours, tmp_path):
+    """As in training (TextCodec.encode_with_specials) and PaddleNLP's tokenizer."""
     tokenizer, codec = export(ours["bpe"], tmp_path / "out"), open_codec(str(ours["bpe"]))
     for text in ("<s>[INST] Hello [/INST] Yes</s><s>[INST] 你好", "a</s>b", "</s> b", "<pad><pad>x"):
         assert tokenizer.encode(text, add_special_tokens=False).ids == codec.encode_with_specials(text), text
@@ -321,7 +320,7 @@ def test_fastdeploy_finds_no_model_file_beside_it(ours, tmp_path):
 
 
 def test_the_export_is_read_here_again(ours, tmp_path):
-    """By training, which asks PaddleNLP, and by everything else, which asks sentencepiece itself."""
+    """Training reads it with PaddleNLP, everything else with sentencepiece."""
     export(ours["bpe"], tmp_path / "out")
     codec = open_codec(str(tmp_path / "out"))
     wanted = open_codec(str(ours["bpe"])).encode("Hello 世界")
@@ -480,7 +479,7 @@ def test_chatglm_has_the_published_files(kind, file, repository, ours, tmp_path,
         write_tokenizer(SimpleNamespace(tokenizer=folder, folder=folder, template=None), out, "hf")
 
 
-def test_what_cannot_be_read_is_refused(tmp_path):
+def test_unreadable_folders_are_refused(tmp_path):
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer"}))
@@ -504,7 +503,7 @@ def test_models_that_tokenizer_json_cannot_express_are_refused(kind, settings, s
         export(folder, tmp_path / "out")
 
 
-def test_no_tokenizer_is_said(tmp_path, capsys):
+def test_a_missing_tokenizer_is_reported(tmp_path, capsys):
     write_tokenizer(SimpleNamespace(tokenizer=None, folder=tmp_path, template=None), tmp_path, "hf")
     assert "has no tokenizer" in capsys.readouterr().err and not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""A verification passes an export that is its source, and sees each of the ways in which one silently is not."""
+"""A verification passes an export that equals its source, and detects every silent difference."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_an_equal_export_passes(llama, export):
 
 
 def test_the_greedy_texts_are_texts(llama, export):
-    """A network that repeats one token would agree with many a wrong one."""
+    """A network that repeats one token would agree with many wrong ones."""
     from paddle_llm.export.source.open import open_source
     from paddle_llm.export.verification import verify
     from paddle_llm.export.verification.engines import in_paddle
@@ -143,7 +143,7 @@ def of_another_shape(tensors: dict[str, np.ndarray]) -> None:
 
 
 def rounded_to_bits(tensors: dict[str, np.ndarray]) -> None:
-    """The head, as bfloat16 cut off and not rounded."""
+    """The head, truncated to bfloat16 instead of rounded."""
     bits = tensors["lm_head.weight"].view(np.uint32) & np.uint32(0xFFFF0000)
     tensors["lm_head.weight"] = bits.view(np.float32)
 
@@ -262,7 +262,7 @@ STEPS = [[0.0, 4.0, 2.0], [5.0, 0.0, 1.0], [1.0, 2.0, 6.0]]
 
 
 def test_a_tie_is_reported_and_does_not_fail():
-    """What is behind it is another text, and not compared."""
+    """The tokens after it belong to another text and are not compared."""
     tied = [STEPS[0], [5.0, 5.0 - 1e-4, 1.0], STEPS[2]]
     other = [STEPS[0], [5.0 - 1e-4, 5.0, 1.0], [9.0, 0.0, 0.0]]
     finding = compare(answers([1, 0, 2], tied), answers([1, 1, 0], other))

@@ -31,7 +31,7 @@ def exported(folder: Path, **options: Any) -> Path:
 
 
 def loaded(folder: Path, family: str, **flags: Any) -> dict[str, np.ndarray]:
-    """What a run that continues training in fp32 from a folder begins with, by canonical name."""
+    """Return the weights with which a run continues training in fp32 from a folder, by canonical name."""
     from paddle_llm.models.build import build_model
 
     run = RunConfig(model_name_or_path=str(folder), max_seq_length=16, continue_training=True, device="cpu", **flags)

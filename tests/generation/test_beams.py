@@ -1,4 +1,4 @@
-"""Beam search against all texts that there are, of a vocabulary of five, and against Hugging Face's."""
+"""Beam search, compared with an exhaustive search over a vocabulary of five and with transformers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 
 
 def all_texts() -> list[tuple[int, ...]]:
-    """Every text of at most LENGTH tokens, an end only as its last."""
+    """Return every text of at most LENGTH tokens with an end token only at its end."""
     words = [token for token in range(VOCABULARY) if token not in ENDS]
     texts = []
     for length in range(1, LENGTH + 1):
@@ -36,7 +36,7 @@ def all_texts() -> list[tuple[int, ...]]:
 
 
 def worths(model, prompt: list[int], length_penalty: float) -> list[tuple[float, tuple[int, ...]]]:
-    """(log-probability / length ** penalty, text) of every text, best first, computed without a cache."""
+    """Return (log-probability / length ** penalty, text) of every text, best first, computed without a cache."""
     import paddle
     import paddle.nn.functional as F
 
@@ -51,7 +51,7 @@ def worths(model, prompt: list[int], length_penalty: float) -> list[tuple[float,
 
 
 @pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 1.0, 2.5])
-def test_with_beams_for_all_the_best_text_is_found(model, length_penalty):
+def test_with_a_beam_per_text_the_best_text_is_found(model, length_penalty):
     from paddle_llm.generation.decoding.decode import decode
 
     strategy = DecodeStrategy(num_beams=VOCABULARY**LENGTH, length_penalty=length_penalty)
@@ -63,8 +63,8 @@ def test_with_beams_for_all_the_best_text_is_found(model, length_penalty):
 
 
 @pytest.mark.hf
-def test_texts_are_hugging_faces(tmp_path):
-    """Few beams of many words, so that searches are cut short and end early."""
+def test_texts_equal_those_of_transformers(tmp_path):
+    """Few beams over many tokens, so that texts are pruned and searches end early."""
     import torch
     import transformers
 

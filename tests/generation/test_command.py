@@ -24,7 +24,7 @@ TEXT = "The class statement defines"
 
 
 def run(*arguments: str | Path):
-    """(stdout, stderr) of the command in this process."""
+    """Run the command in this process and return (stdout, stderr)."""
     result = CliRunner().invoke(generate, [*map(str, arguments), "--device", "cpu"], catch_exceptions=False)
     return result.stdout, result.stderr
 

@@ -1,4 +1,4 @@
-"""Every family generates: padded prompts as unpadded ones, with caches as without, as PaddleNLP does where that is right."""
+"""Every family generates the same tokens with and without padding and caches, and those of PaddleNLP where it is right."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def network(request, tmp_path_factory):
 
 
 def prompts(family: str) -> list[Prompt]:
-    """Of unequal lengths. ChatGLM-6B's end in [gMASK] and <sop>."""
+    """Return prompts of unequal lengths; those of ChatGLM-6B end with [gMASK] and <sop>."""
     rows = [np.random.default_rng(length).integers(5, 100, length).tolist() for length in LENGTHS]
     return [Prompt([*row, 125, 126], len(row) + 1) for row in rows] if family == "chatglm" else [*map(Prompt, rows)]
 
@@ -66,7 +66,7 @@ def test_a_batch_gives_the_tokens_of_its_single_prompts(network):
 
 
 def test_beam_search_of_a_batch_gives_the_texts_of_its_single_prompts(network):
-    """Rows of the cache change places between the steps."""
+    """Rows of the cache are reordered between the steps."""
     strategy, batch = DecodeStrategy(num_beams=3, repetition_penalty=1.3), prompts(network[1])
     together = decoded(network, batch, strategy, stop_ids=(50, 60))
     assert together == [decoded(network, [prompt], strategy, stop_ids=(50, 60))[0] for prompt in batch]

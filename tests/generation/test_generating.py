@@ -1,4 +1,4 @@
-"""What a network is while it generates in the middle of a training, and afterwards."""
+"""The state of a network while it generates during training, and afterwards."""
 
 from __future__ import annotations
 

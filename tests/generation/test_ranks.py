@@ -1,4 +1,4 @@
-"""Tensor-parallel ranks generate what one process does, in every family."""
+"""Tensor-parallel ranks generate the texts of one process, in every family."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TWO = Layout(tensor=2)
 
 
 def generated(folder: Path, layout: Layout) -> dict[tuple[str, str], list[list[int]]]:
-    """On one rank: what each family generates in each way, as in a training, whose logits stay split."""
+    """Return the texts of one rank for each family and strategy, as in training, whose logits are split."""
     from paddle_llm.generation.decoding.decode import decode
     from paddle_llm.generation.eval_mode import generating
     from paddle_llm.parallel.mesh import current_mesh
@@ -40,8 +40,8 @@ def generated(folder: Path, layout: Layout) -> dict[tuple[str, str], list[list[i
     return found
 
 
-def test_two_ranks_generate_what_one_does(tmp_path):
-    """Of 127 words, which two ranks cannot divide (ChatGLM-6B's last words are marks)."""
+def test_two_ranks_generate_the_texts_of_one_process(tmp_path):
+    """The vocabulary of 127 is not divisible by two ranks (ChatGLM-6B's last tokens are special)."""
     for family, write in WRITERS.items():
         size = {} if family == "chatglm" else {"padded_vocab_size" if family == "chatglm_v2" else "vocab_size": 127}
         write(tmp_path / family, **{"init_std" if family == "opt" else "initializer_range": 0.3}, **size)

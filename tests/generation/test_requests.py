@@ -48,7 +48,7 @@ def test_zstandard(tmp_path):
     assert texts(file) == ["Hello", "World"]
 
 
-def test_what_is_left_out_or_doubtful_is_reported(tmp_path, capsys):
+def test_dropped_or_doubtful_settings_are_reported(tmp_path, capsys):
     file = tmp_path / "p.txt"
     file.write_text('{"a": 1}\n\n \n{"b": 2}\n')
     assert texts(file) == ['{"a": 1}', '{"b": 2}']
@@ -155,7 +155,7 @@ def test_rows_of_a_parquet_file_are_called_rows(tmp_path):
 @pytest.mark.parametrize(
     ("answer", "reference"), [({"target": "a"}, "a"), ({"target": ""}, None), ({}, None), ({"output": "b"}, "b")]
 )
-def test_rows_with_an_input_alone_are_asked(tmp_path, answer, reference):
+def test_rows_with_only_an_input_are_answered(tmp_path, answer, reference):
     (tmp_path / "a.jsonl").write_text(json.dumps({"input": "q", **answer}))
     (found,) = read_requests(tmp_path / "a.jsonl")
     assert found.conversation.turns[0].content == "q" and found.reference == reference

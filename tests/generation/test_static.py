@@ -1,4 +1,4 @@
-"""Static exports: the tokens of the network they were made of, by decode, from Python and by `paddle-llm generate --static`."""
+"""Static exports generate the tokens of their network, by decode, from Python and by `paddle-llm generate --static`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPTS = [np.random.default_rng(length).integers(10, 390, length).tolist() for 
 
 
 def run(*arguments, **options):
-    """(stdout, stderr) of the command in this process."""
+    """Run the command in this process and return (stdout, stderr)."""
     result = CliRunner().invoke(generate, [*map(str, arguments)], catch_exceptions=False, **options)
     return result.stdout, result.stderr
 
@@ -192,7 +192,7 @@ def test_options_that_do_not_apply_are_refused(llama, program, tmp_path):
 
 
 def test_buffers_grow_with_the_text(pieces, tmp_path):
-    """The buffers of keys and values are lengthened as they fill."""
+    """The buffers of keys and values are extended when they are full."""
     from paddle_llm.generation.static_network import StaticModel
 
     folder = write_folder("llama", pieces, tmp_path / "long", num_hidden_layers=1, max_position_embeddings=512)

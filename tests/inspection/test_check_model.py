@@ -32,7 +32,7 @@ CHAT = (
 
 
 def checked(folder: Path, *flags: str) -> tuple[int, dict[str, Any]]:
-    """(exit code, the report) of `check-model --json`."""
+    """Return (exit code, report) of `check-model --json`."""
     done = CliRunner().invoke(check_model, [str(folder), "--json", *flags], catch_exceptions=True)
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
     report = json.loads(done.stdout)

@@ -69,7 +69,7 @@ def gradients(model: Any, weights_BSV: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def write(base: Path, adapter: Path, seed: int = 3, **settings: Any) -> Any:
-    """An adapter with random values, as peft saves it; the model that was saved, in evaluation mode.
+    """Write an adapter with random values as peft saves it, and return the model in evaluation mode.
 
     Args:
         settings: of LoraConfig.
@@ -90,7 +90,7 @@ def write(base: Path, adapter: Path, seed: int = 3, **settings: Any) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without peft's warnings."""
+    """Suppress peft's warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""docs/adapters.md: its tables are those of the code, its commands run."""
+"""docs/adapters.md: its tables match the code, and its commands run."""
 
 from __future__ import annotations
 

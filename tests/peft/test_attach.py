@@ -1,4 +1,4 @@
-"""What a method does to a network: which tensors are trained, what the outputs become, and that it can be taken back."""
+"""The effect of a method on a network: trained tensors, outputs, and switching it off."""
 
 from __future__ import annotations
 

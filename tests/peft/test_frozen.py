@@ -11,7 +11,7 @@ from tests.rehearse.cases import make_case
 
 
 def test_frozen_weights_do_not_change(tmp_path):
-    """On every rank, to the bit; and only what is trained has gradients and moments."""
+    """On every rank, bit for bit; only trained tensors have gradients and moments."""
     layout = Layout(sharding=2, sharding_stage=2)
     for record in run_case(make_case(tmp_path, layout, entry="finetune", global_batch=4, lora=True)):
         first, last = record.steps[1].tensors, record.steps[3].tensors
@@ -27,7 +27,7 @@ def test_frozen_weights_do_not_change(tmp_path):
 
 @pytest.mark.parametrize("number", [0, 3])
 def test_a_pipeline_stage_may_have_nothing_to_train(tmp_path, number):
-    """A pattern that matches on the other stage alone; gradients go through the whole stage, or end in it."""
+    """The pattern matches only on the other stage; gradients pass through the whole stage or end in it."""
     targets = [rf".*layers\.{number}\..*q_proj"]
     case = make_case(
         tmp_path, Layout(pipeline=2), entry="finetune", global_batch=4, lora=True, lora_target_modules=targets

@@ -1,4 +1,4 @@
-"""Merged weights compute the same, and unmerged they are the base's, bit for bit."""
+"""Merged weights compute the same, and unmerging restores the base bit for bit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_merging_keeps_the_outputs_and_unmerging_restores_every_bit(tmp_path, fa
 
 
 def test_merging_in_bfloat16(tmp_path):
-    """Where subtracting what was added would leave many of the weights off."""
+    """Subtracting the product again would leave rounding errors in many weights."""
     import paddle
 
     from paddle_llm.config.run_config import RunConfig

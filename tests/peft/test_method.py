@@ -1,4 +1,4 @@
-"""Methods as values: from a configuration, with patterns, and what they go together with. Knows no paddle."""
+"""Settings of methods: from a configuration, with patterns, and their supported combinations. Does not import Paddle."""
 
 from __future__ import annotations
 

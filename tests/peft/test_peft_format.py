@@ -41,7 +41,7 @@ RETRAINED = {
 
 
 def made(folder: Path, family: str, **settings: Any) -> tuple[Path, Path]:
-    """(base, adapter of ours over it)."""
+    """Return (base, adapter of it in this library's format)."""
     base = base_folder(folder / "base", family)
     settings = {"targets": TARGETS[family], "modules_to_save": RETRAINED[family]} | settings
     return base, trained_adapter(folder / "ours", base, Method("lora", rank=4, **settings))
@@ -93,7 +93,7 @@ def test_a_round_trip_keeps_every_bit(family, tmp_path):
 
 
 def _loaded(base: Path, adapter: Path, family: str) -> tuple[dict[str, bytes], bytes]:
-    """(what is trained, logits) of the network with an adapter."""
+    """Return (trained tensors, logits) of the network with an adapter."""
     from paddle_llm.peft.save import load_adapter
 
     model = load_adapter(network_of(base, "float32"), adapter, Layout())

@@ -1,4 +1,4 @@
-"""Prefixes and prompts where a network computes otherwise than in training: with a cache, padded, packed."""
+"""Prefixes and prompts outside plain training: with a cache, padded and packed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def greedy(model, ids, mask=None) -> np.ndarray:
 
 
 def recomputed(model, ids) -> np.ndarray:
-    """The same by computing everything anew for each token."""
+    """Return the same, with the whole text recomputed for each token."""
     import paddle
 
     for _ in range(STEPS):

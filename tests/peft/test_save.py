@@ -1,4 +1,4 @@
-"""Adapters in folders: loaded back equal, in any layout, several over one base."""
+"""Adapters in folders: equal after loading, on any layout, several of one base."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_training_continues_from_a_folder(tmp_path):
     ids=str,
 )
 def test_an_adapter_saved_on_one_layout_loads_on_another(tmp_path, layout, family):
-    """The first values are those of one process; saved on two ranks, loaded in one, and the other way round."""
+    """The initial values equal those of one process; saved on two ranks and loaded in one, and the reverse."""
     methods = {name: METHODS[name] for name in ("lora", "prefix", "adapter")}
     vocabulary = {"vocab_size": 121} if family == "llama" else {}
     if family == "llama":
@@ -138,7 +138,7 @@ def _save_on_ranks(layout, family, methods, folder, overrides) -> bool:
 
 
 def _load_on_ranks(layout, family, names, folder, overrides) -> bool:
-    """Saved in one process, loaded on ranks, saved on ranks: the same file, byte by byte."""
+    """Saved in one process, loaded and saved on ranks: the same file, byte for byte."""
     _start(layout)
     import paddle.distributed as dist
 
