@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.families.shape import facts_from_dict, with_numbers
 
@@ -106,6 +107,9 @@ def small_model(facts: ModelFacts, layout: Layout, sequence: int, tensor: int, s
     }
     if raw.get("word_embed_proj_dim"):  # OPT: the embeddings' own width
         raw["word_embed_proj_dim"] = hidden if raw["word_embed_proj_dim"] == facts.hidden_size else hidden // 2
+    window = FAMILIES[facts.model_type].config_json.attention_window if facts.model_type in FAMILIES else None
+    if window and raw.get(window):  # the same share of the sequence
+        raw[window] = -(-raw[window] * length // sequence)
     return SmallModel(facts_from_dict(raw, where="the rehearsed config.json"), length, fold)
 
 

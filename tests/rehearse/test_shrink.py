@@ -275,6 +275,23 @@ def test_the_width_of_opts_embeddings_is_scaled(width: int, expected: int) -> No
     assert small.hidden_size == expected * small.raw["word_embed_proj_dim"]
 
 
+@pytest.mark.parametrize(("window", "expected"), [(4096, 32), (2048, 16), (8192, 64), (None, None)])
+def test_an_attention_window_is_the_same_share_of_the_sequence(window: int | None, expected: int | None) -> None:
+    raw = {
+        "model_type": "mistral",
+        "hidden_size": 1024,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "num_hidden_layers": 24,
+        "intermediate_size": 4096,
+        "vocab_size": 32000,
+        "max_position_embeddings": 32768,
+        "sliding_window": window,
+    }
+    small = small_model(facts_from_dict(raw, where="here"), Layout(tensor=2), 4096, 2, 1, 1)
+    assert (small.sequence, small.facts.raw["sliding_window"]) == (32, expected)
+
+
 def test_folded_ids_keep_special_ones_apart() -> None:
     fold = Fold([0, 2, 130001, 130004], 64)
     ids = np.array([[0, 1, 2], [130001, 130004, 5000]])
