@@ -66,7 +66,7 @@ def test_weights_are_readable_without_the_optimizer_state(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "told"),
+    ("names", "remedy"),
     [
         (["checkpoint-5/manifest.json", "metrics.jsonl"], "Choose one of its checkpoints: checkpoint-5."),
         (["adapter_config.json", "adapter_model.safetensors"], "--lora_path"),
@@ -75,13 +75,13 @@ def test_weights_are_readable_without_the_optimizer_state(tmp_path):
         (["notes.txt"], "Choose another checkpoint or drop the flag."),
     ],
 )
-def test_a_folder_that_is_not_a_checkpoint_is_rejected_with_the_remedy(tmp_path, names, told):
+def test_a_folder_that_is_not_a_checkpoint_is_rejected_with_the_remedy(tmp_path, names, remedy):
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     with pytest.raises(UserError, match="has no manifest.json") as refusal:
         checkpoints.read_manifest(tmp_path)
-    assert told in str(refusal.value)
+    assert remedy in str(refusal.value)
 
 
 def test_an_output_folder_that_is_a_file_or_a_broken_link_is_rejected(tmp_path):

@@ -63,7 +63,7 @@ def test_the_command_of_the_tutorial_runs(corpus, tmp_path):
     assert [row["step"] for row in found if "loss" in row] == [2, 4, 6, 8]
     assert [row["step"] for row in found if "eval_loss" in row] == [4, 8]
     talk = (tmp_path / "log" / "workerlog.0").read_text()
-    assert "fp16" in talk and "float32" in talk or "fp32" in talk  # told aloud
+    assert "fp16" in talk and "float32" in talk or "fp32" in talk  # reported
     assert "flash" in talk
     assert (tmp_path / "output" / "checkpoint-8" / "manifest.json").exists()
     assert (tmp_path / "output" / "model" / "model.safetensors").exists()

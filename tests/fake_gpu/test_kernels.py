@@ -82,7 +82,7 @@ def test_the_fused_rotary_embedding_is_off_while_a_network_generates() -> None:
 @pytest.mark.parametrize(
     ("module", "reason"),
     [
-        (SimpleNamespace(), ""),  # somebody else's fused_ln, for GPUs
+        (SimpleNamespace(), ""),  # another library's fused_ln, for GPUs
         (SimpleNamespace(why_not=lambda device: ""), ""),
         (SimpleNamespace(why_not=lambda device: "no nvcc", without=SimpleNamespace(paddles_runs=lambda: True)), ""),
         (

@@ -22,7 +22,7 @@ DEVICES = ("cpu", "gpu")
 
 @cache
 def gpus() -> int:
-    """GPUs that Paddle sees; asked in a separate process, so that this one stays without CUDA."""
+    """Return the number of GPUs that Paddle sees, found in a separate process, so that this one does not use CUDA."""
     if find_device() != "gpu":
         return 0
     code = "import paddle; print(paddle.device.cuda.device_count())"

@@ -1,6 +1,6 @@
 """Cases of this folder and how they are run: the same on a CPU and on a GPU.
 
-Everything that a CPU does not honour (16 bits, flash attention, fused kernels, offload) is asked for on both devices; on a
+Everything that a CPU does not honour (16 bits, flash attention, fused kernels, offload) is requested on both devices; on a
 CPU the product leaves it out. A test asserts what a GPU must do with it if `device` is "gpu".
 """
 

@@ -182,7 +182,7 @@ def mean_over_ranks(values: list[float], micro_batches: int, dtype: str) -> list
     return [] if gradient is None else gradient.astype("float32").flatten().tolist()
 
 
-def told_again() -> list[bool]:
+def raised_again() -> list[bool]:
     """Return whether a lost exception is raised again: at the next gradient and at the end of the step."""
     import paddle
     from paddle.distributed import fleet
@@ -195,7 +195,7 @@ def told_again() -> list[bool]:
     order.check(0, [first])
     order.end_of_backward()
     order.end_of_step()
-    told = []
+    reported = []
     for occasion in (
         lambda: order.check(0, [second]),
         lambda: order.check(0, [first]),
@@ -204,10 +204,10 @@ def told_again() -> list[bool]:
     ):
         try:
             occasion()
-            told.append(False)
+            reported.append(False)
         except OrderError as error:
-            told.append("reduces the gradients of" in str(error))
-    return told
+            reported.append("reduces the gradients of" in str(error))
+    return reported
 
 
 def finished_when_waited_for(buckets: Any) -> None:

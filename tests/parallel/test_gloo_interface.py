@@ -64,7 +64,7 @@ def test_without_name_and_interface_one_message_explains_what_to_do(choose):
     with pytest.raises(UserError, match=f"cannot be resolved: {_NO_NAME}. Add the line '127.0.0.1 {_NO_NAME}'"):
         choose(_NO_NAME, "also-unknown.invalid")
     with pytest.raises(UserError, match="not an address of this machine: 192.0.2.7. Correct the line of"):
-        choose(_NO_NAME, "192.0.2.7")  # RFC 5737: nobody's address
+        choose(_NO_NAME, "192.0.2.7")  # RFC 5737: an address for documentation
 
 
 def test_a_name_that_resolves_to_the_endpoint_changes_nothing(choose, capsys):

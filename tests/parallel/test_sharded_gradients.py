@@ -22,8 +22,8 @@ from tests.parallel.sharded_runs import (
     held_by_trainer,
     mean_over_ranks,
     quickstart_loads,
+    raised_again,
     shared,
-    told_again,
 )
 
 STEPS, MICRO_BATCHES = 2, 4
@@ -83,14 +83,14 @@ def test_a_rank_whose_parameters_are_not_used_is_reported(step):
     """`once` is skipped on rank 1: all ranks detect it in the first step, and rank 1 in a later one, before it reduces."""
     with pytest.raises(RankError) as caught:
         run_ranks(shared, 2, EACH_ALONE, CLIPPED, 2, 2, False, None, (1, step), timeout=60)
-    told = [rank for rank, outcome in enumerate(caught.value.outcomes) if "use --sharding stage1" in outcome.stderr]
-    assert told == ([0, 1] if step == 0 else [1])
+    reported = [rank for rank, outcome in enumerate(caught.value.outcomes) if "use --sharding stage1" in outcome.stderr]
+    assert reported == ([0, 1] if step == 0 else [1])
     assert "rank 1 reduces the gradients of linear_" in caught.value.outcomes[1].stderr
     assert all(outcome.state == "raised" for outcome in caught.value.outcomes)
 
 
 def test_a_lost_exception_of_a_hook_is_raised_again():
-    assert run_ranks(told_again, 2) == [[True] * 4] * 2
+    assert run_ranks(raised_again, 2) == [[True] * 4] * 2
 
 
 DEGREES = [

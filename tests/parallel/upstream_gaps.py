@@ -77,7 +77,7 @@ def p2p_chain() -> str:
 
     paddle.distributed.init_parallel_env()
     rank = paddle.distributed.get_rank()
-    assert set_group_timeout(0, rank, 3, 1500), "the limit is no longer 30 s, or not where it was"
+    assert set_group_timeout(0, rank, 3, 1500), "the timeout is no longer 30 s, or at another address"
     x = paddle.ones([1])
     try:
         if rank > 0:
@@ -119,7 +119,7 @@ def keys_without_a_group() -> list[bool]:
 
     from paddle_llm.parallel.gloo import rendezvous as gloo_rendezvous
 
-    asked: list[bool] = []
+    found: list[bool] = []
 
     paddle.distributed.init_parallel_env()
     rank = paddle.distributed.get_rank()
@@ -127,5 +127,5 @@ def keys_without_a_group() -> list[bool]:
     for group_id in (101, 102):
         store = gloo_rendezvous._own_store(job, rank, f"probe/{group_id}")
         core.ProcessGroupGloo.create(store, rank, 2, group_id)
-        asked.append(len(store.get("0")) > 0)
-    return asked
+        found.append(len(store.get("0")) > 0)
+    return found

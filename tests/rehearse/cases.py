@@ -37,12 +37,12 @@ WRITERS = {
     "qwen2": write_qwen2,
     "mistral": write_mistral,
 }
-# The oracle's measure: Adam's epsilon above rounding, a small learning rate.
+# Settings for which the oracle's limits hold: Adam's epsilon above rounding, a small learning rate.
 SETTINGS: dict[str, Any] = {
     "device": "cpu",
     "max_steps": 3,
     "learning_rate": 1e-3,
-    "lr_scheduler_type": "linear",  # another rate at each step: a schedule that runs ahead is seen
+    "lr_scheduler_type": "linear",  # a different rate at each step, so that a shifted schedule is detected
     "adam_epsilon": 1e-4,
     "per_device_train_batch_size": 1,
 }
@@ -53,7 +53,7 @@ LONGEST_SAMPLE, PACKED_ROW = 16, 24
 def random_samples(
     count: int, sequence: int, vocabulary: int, seed: int = 0, ignored_labels: bool = False
 ) -> list[Sample]:
-    """Inputs and shifted labels of random tokens; `ignored_labels`: of sample i, the first i % 5 count for nothing."""
+    """Return inputs and shifted labels of random tokens; with `ignored_labels`, the first i % 5 labels of sample i are ignored."""
     tokens = np.random.default_rng(seed).integers(3, vocabulary, (count, sequence + 1)).astype(np.int64)
     labels = tokens[:, 1:].copy()
     if ignored_labels:
@@ -63,7 +63,7 @@ def random_samples(
 
 
 def instruction_samples(count: int, family: str, vocabulary: int, seed: int = 0) -> EncodedSamples:
-    """Prompts of 3 to 8 random tokens without loss and answers of 1 to 8 with it, as fine-tuning encodes them."""
+    """Return prompts of 3 to 8 random tokens without loss and answers of 1 to 8 with loss, as fine-tuning encodes them."""
     draw = np.random.default_rng(seed)
 
     def encoded():
@@ -88,7 +88,7 @@ def make_config(
     packed: bool = False,
     **settings: Any,
 ) -> RunConfig:
-    """The configuration of one rank; the model's config.json is written into a folder of its own beneath `folder`."""
+    """Return the configuration of one rank; the model's config.json is written to a separate folder below `folder`."""
     overrides = model or {}
     model_folder = folder / "-".join([family, *(f"{key}={value}" for key, value in sorted(overrides.items()))])
     WRITERS[family](model_folder, **overrides)
@@ -128,16 +128,16 @@ def make_case(
     packed: bool = False,
     **settings: Any,
 ) -> Case:
-    """A case of `global_batch` samples per step, in micro batches of one if `settings` say nothing else.
+    """Return a case of `global_batch` samples per step, in micro-batches of one by default.
 
     Args:
-        folder: the model's config.json is written into a folder of its own beneath it.
-        model: overrides of config.json.
-        evaluation: samples to evaluate; 11 fill no batch of an even layout.
-        ignored_labels: samples bear different numbers of labels that count.
-        entry: "finetune": samples of unequal lengths, for the method that `settings` say.
-        packed: several of them in each row of the training data.
-        settings: fields of RunConfig.
+        folder: Folder below which the model's config.json is written.
+        model: Overrides of config.json.
+        evaluation: Samples to evaluate; 11 fill no batch of an even layout.
+        ignored_labels: Whether samples have different numbers of labels with loss.
+        entry: "finetune" for samples of unequal length and the method in `settings`.
+        packed: Whether a row of the training data contains several samples.
+        settings: Fields of RunConfig.
     """
     options = {"family": family, "model": model, "global_batch": global_batch, "entry": entry, "packed": packed}
     config = make_config(folder, layout, **options, **settings)
@@ -162,7 +162,7 @@ def make_case(
 
 
 def instruction_rows(count: int, family: str, vocabulary: int, *, packed: bool = False, seed: int = 0) -> list[Sample]:
-    """Items of fine-tuning's data sets: one sample each, or what fills a packed row."""
+    """Return items of fine-tuning's data sets: one sample each, or packed rows."""
     if not packed:
         samples = InstructionDataset(instruction_samples(count, family, vocabulary, seed))
         return [samples[number] for number in range(count)]

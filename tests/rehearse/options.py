@@ -1,4 +1,4 @@
-"""Rows of the matrix (`spaces.py`) as trainings, and which of them can be run.
+"""Convert rows of the matrix (`spaces.py`) to trainings, and decide which of them can be run.
 
 `config_of` and `case_of` turn a row into what the oracle runs. Whether it can be run is the product's own word: its reader says
 so (`why_not`), so the matrix and the rules of `paddle_llm/config/` cannot drift apart.
@@ -45,7 +45,7 @@ def layout_of(row: Row) -> Layout:
 
 
 def options_of(row: Row) -> str:
-    """What is not plain, beside the layout; of fine-tuning always the method."""
+    """Return the options that are not plain, without the layout; for fine-tuning with the method."""
     space = space_of(row)
     tuned = space is FINETUNING
     shown = {
@@ -77,7 +77,7 @@ def name_of(row: Row) -> str:
 
 
 def model_of(row: Row) -> dict[str, Any]:
-    """config.json's numbers: heads that the tensor degree divides, layers that the stages divide or not."""
+    """Return the numbers of config.json: heads that the tensor degree divides, layers that the stages divide or not."""
     layout, family = layout_of(row), row["family"]
     heads = next(n for n in (8, 6, 5, 7) if n % layout.tensor == 0)
     width = {8: 96, 6: 96, 5: 80, 7: 112}[heads]
@@ -144,7 +144,7 @@ def case_of(folder: Path, row: Row, name: str = "") -> Case:
 
 
 class Judge:
-    """Which rows can be run, in the words of the product's reader; remembers what it was asked.
+    """Decides which rows can be run, by the product's reader; remembers its answers.
 
     Args:
         folder: for the config.json of models.
@@ -155,7 +155,7 @@ class Judge:
         self._seen: dict[tuple[Any, ...], str] = {}
 
     def why_not(self, row: Row) -> str:
-        """Why this row is not in the matrix; "" if it is."""
+        """Return why a row is not in the matrix; "" if it is."""
         key = tuple(row.items())
         if key not in self._seen:
             self._seen[key] = self._ask(row)
@@ -178,7 +178,7 @@ class Judge:
 
 
 def _argv(config: RunConfig, row: Row) -> list[str]:
-    """The command line that asks for `config`."""
+    """Return the command line of a config."""
     data = "--input_dir" if row["entry"] == "pretrain" else "--dataset_name_or_path"
     words = ["--do_train", "--do_eval", "--eval_steps", "1", data, "corpus", "--output_dir", "output"]
     for name in sorted(config.model_fields_set):

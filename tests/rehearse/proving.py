@@ -29,5 +29,5 @@ class Prover:
 
 
 def margin(verdict: Verdict) -> float:
-    """The largest share of its limit that one of the largest differences takes; above 1 for a failure."""
+    """Return the largest ratio of a difference to its limit; above 1 for a failure."""
     return max(found.value / found.limit for found in verdict.worst.values())

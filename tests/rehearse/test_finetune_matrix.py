@@ -100,10 +100,10 @@ def test_methods_are_excluded_by_their_own_rules(judge, tmp_path):
     for pair in (pair for pair in [*allowed, *forbidden] if "method" in {name for name, _ in pair}):
         row = FINETUNING.plain | dict(pair)
         if "layout" in row:
-            told = [*_method_problems(row, tmp_path), *_no_way_around(row)]
+            problems = [*_method_problems(row, tmp_path), *_no_way_around(row)]
         else:
-            told = list(_method_problems(row | {"layout": TP}, tmp_path))
-        assert bool(told) == (pair in forbidden), (pair, told, forbidden.get(pair))
+            problems = list(_method_problems(row | {"layout": TP}, tmp_path))
+        assert bool(problems) == (pair in forbidden), (pair, problems, forbidden.get(pair))
 
 
 def _method_problems(row: Row, folder: Any) -> list[str]:

@@ -33,7 +33,7 @@ def conversations() -> list[Conversation]:
         "床前明月光",
     ]
     talks = [(question, f"answer {number}") for number, question in enumerate(questions * 2)][:8]
-    turns = [(Turn("user", asked), Turn("assistant", answer)) for asked, answer in talks]
+    turns = [(Turn("user", question), Turn("assistant", answer)) for question, answer in talks]
     turns.append((*turns[0], Turn("user", "And when?"), Turn("assistant", "疑是地上霜")))
     return [Conversation(one, where=f"line {number}") for number, one in enumerate(turns)]
 
@@ -108,5 +108,5 @@ def states(trainer: Any) -> dict[str, Any]:
 
 
 def _without_address(state: Any) -> str:
-    """A random state's numbers; among them stands where it lies in memory."""
+    """Return the numbers of a random state without its address in memory."""
     return re.sub(r"0x[0-9a-f]+", "", str(state))

@@ -68,10 +68,13 @@ def test_another_base_another_method_is_refused_at_resume(folder, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(folder / "llama", other)
     write_llama(other, vocab_size=VOCABULARY, num_key_value_heads=2, initializer_range=0.03)
-    for changes, told in (({"model_name_or_path": other}, "different base model"), ({"lora_rank": 4}, "rank 8 -> 4")):
+    for changes, message in (
+        ({"model_name_or_path": other}, "different base model"),
+        ({"lora_rank": 4}, "rank 8 -> 4"),
+    ):
         with pytest.raises(RankError) as caught:
             finetune(folder, tmp_path / "run", **{"lora": True, **changes})
-        assert isinstance(caught.value.exception, UserError) and told in str(caught.value.exception)
+        assert isinstance(caught.value.exception, UserError) and message in str(caught.value.exception)
 
 
 def test_the_loss_is_the_mean_over_answer_tokens_of_the_global_batch(folder, tmp_path):

@@ -110,7 +110,7 @@ def test_a_constant_rate_has_no_warmup():
 
 @pytest.mark.parametrize("stop_at", [5, 10])
 def test_resume_is_exact_bit_for_bit_in_any_epoch(tmp_path, stop_at):
-    """Steps 5 and 10 stand in the middle of a window of metrics; with 12-sample epochs step 10 is in the second epoch."""
+    """Steps 5 and 10 are in the middle of a window of metrics; with 12-sample epochs step 10 is in the second epoch."""
     run = config(tmp_path, save_steps=stop_at)
     whole = make_trainer(run, samples_per_epoch=12)
     whole.train()
@@ -245,7 +245,7 @@ def test_reports_to_all_are_those_whose_packages_are_installed(tmp_path, monkeyp
 
 
 def test_other_data_or_another_network_is_refused(tmp_path):
-    """Both would continue in silence: at a position that means something else, or with layers left random."""
+    """Otherwise both would continue without a message: at a wrong position, or with random layers."""
 
     class Other(Toy):
         def __getitem__(self, index):

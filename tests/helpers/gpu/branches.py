@@ -23,8 +23,8 @@ LANE = (
     "tests/custom_ops/test_gpus.py",
     "tests/config/test_device.py",
     "tests/config/test_rules.py",
-    "tests/gpu/test_rank_functions.py::test_each_rank_has_its_card_and_nccl",
-    "tests/training/test_random_states.py::test_another_card_continues_the_stream_of_the_first",
+    "tests/gpu/test_rank_functions.py::test_each_rank_has_its_own_gpu_and_nccl",
+    "tests/training/test_random_states.py::test_another_gpu_continues_the_stream_of_the_first",
 )
 DESELECTED = ("tests/fake_gpu/test_branches.py",)
 # (file, source line without indentation) of what stays unexecuted, and why.
