@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 import pytest
 
 from paddle_llm.generation.eval_mode import generating
-from paddle_llm.models.patches import attention_kernels, rms_norm
+from paddle_llm.models.patches import attention_kernels, mistral, rms_norm
 from tests.custom_ops import conftest as _fused_ln_on_the_path  # noqa: F401
 from tests.helpers.gpu.kernels import Kernels, network, without_cpu_kernels
 from tests.helpers.models.networks import batch
@@ -55,6 +55,13 @@ def test_a_network_on_a_gpu_trains_by_flash_attention(
         found = step(model, packed_batch(family) if packed else batch(family))
     assert set(kernels.calls) == {kernel}
     assert all(np.isfinite(value).all() for value in found.values())
+
+
+@pytest.mark.parametrize(("window", "masked"), [(None, False), (4, False), (3, True)])
+def test_mistral_needs_a_mask_beyond_its_window_only(window: int | None, masked: bool) -> None:
+    config = SimpleNamespace(use_flash_attention=True, sliding_window=window)
+    mask = mistral.attention_mask(SimpleNamespace(config=config), None, (1, 4), paddle.zeros([1, 4, 8]), 0)
+    assert (mask is not None) is masked
 
 
 def test_packed_rows_in_32_bits_have_no_kernel(
