@@ -11,6 +11,7 @@ from enum import Enum
 from importlib.util import find_spec
 from typing import Any
 
+import paddle
 from paddlenlp.trainer import TrainingArguments
 
 from paddle_llm.config.layout import Layout
@@ -18,6 +19,7 @@ from paddle_llm.config.paddle_switches import active_switches
 from paddle_llm.config.rules.settings import REPORTERS
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import CURVES_FOLDER
+from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.process import failure_detection
 
 _SINGLE = -1  # PaddleNLP's value for "degree not set"
@@ -124,3 +126,38 @@ def _same(given: Any, now: Any) -> bool:
     if isinstance(now, Enum) and not isinstance(given, Enum):
         now = now.value
     return given == now
+
+
+def check_device(args: TrainingArguments | None) -> None:
+    """Refuse `device="cpu"` while Paddle is on a GPU: TrainingArguments (PaddleNLP 3.0.0b4) do not set the device.
+
+    Raises:
+        UserError: If Paddle's device is another one.
+    """
+    found = paddle.get_device()
+    if args is not None and args.device == "cpu" and found != "cpu":
+        raise UserError(
+            f'TrainingArguments(device="cpu"), but Paddle is on {found}. Call paddle.set_device("cpu") before the model is built.'
+        )
+
+
+def layout_of(args: TrainingArguments) -> Layout:
+    """Return the layout of TrainingArguments that were built without `training_arguments`.
+
+    Raises:
+        UserError: If PaddleNLP's own sharding stage 2 or 3 is requested.
+    """
+    stages = [option.value for option in args.sharding if option.value in ("stage2", "stage3")]
+    if stages:
+        raise UserError(
+            f"TrainingArguments request PaddleNLP's sharding {stages[0]}, but PretrainTrainer shards gradients itself. "
+            "Build the arguments with paddle_llm.training.arguments.training_arguments."
+        )
+    return Layout(
+        data=max(args.data_parallel_degree, 1),
+        sharding=max(args.sharding_parallel_degree, 1),
+        tensor=max(args.tensor_parallel_degree, 1),
+        pipeline=max(args.pipeline_parallel_degree, 1),
+        sharding_stage=1 if args.sharding else 0,
+        sequence_parallel=args.sequence_parallel,
+    )

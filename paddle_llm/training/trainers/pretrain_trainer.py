@@ -21,7 +21,6 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.steps import warmup_of
 from paddle_llm.core.artifacts import METRICS
 from paddle_llm.core.console import say
-from paddle_llm.core.errors import UserError
 from paddle_llm.data.collate import collate_numpy
 from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT, CountedBatches
 from paddle_llm.data.loader import GLOBAL_BATCH_LABELS, GlobalBatchLoader
@@ -29,6 +28,7 @@ from paddle_llm.data.sampler import EvalBatchSampler, GlobalBatchSampler, Padded
 from paddle_llm.parallel.process.parent import worker_initializer
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
 from paddle_llm.parallel.zero.stage3 import ShardedWeights
+from paddle_llm.training.arguments import check_device, layout_of
 from paddle_llm.training.callbacks import GradientObserver
 from paddle_llm.training.epochs import global_batch_of, in_global_order
 from paddle_llm.training.evaluation.mean_loss import mean_loss
@@ -88,8 +88,8 @@ class PretrainTrainer(CheckpointedTrainer):
         predict_dataset: Any = None,
         **kwargs: Any,
     ):
-        _check_device(args)
-        self.layout = layout or _layout_of(args)
+        check_device(args)
+        self.layout = layout or layout_of(args)
         self.options = options or TrainerOptions()
         self.predict_dataset = predict_dataset
         kwargs.setdefault("data_collator", collate_numpy)
@@ -357,38 +357,3 @@ class PretrainTrainer(CheckpointedTrainer):
         if isinstance(self.model_wrapped, PipelineLayer):  # evaluation without training
             self.model_wrapped = fleet.distributed_model(self.model_wrapped)
         return self.model_wrapped
-
-
-def _check_device(args: TrainingArguments | None) -> None:
-    """Refuse `device="cpu"` while Paddle is on a GPU: TrainingArguments (PaddleNLP 3.0.0b4) do not set the device.
-
-    Raises:
-        UserError: If Paddle's device is another one.
-    """
-    found = paddle.get_device()
-    if args is not None and args.device == "cpu" and found != "cpu":
-        raise UserError(
-            f'TrainingArguments(device="cpu"), but Paddle is on {found}. Call paddle.set_device("cpu") before the model is built.'
-        )
-
-
-def _layout_of(args: TrainingArguments) -> Layout:
-    """Return the layout of TrainingArguments that were built without `training_arguments`.
-
-    Raises:
-        UserError: If PaddleNLP's own sharding stage 2 or 3 is requested.
-    """
-    stages = [option.value for option in args.sharding if option.value in ("stage2", "stage3")]
-    if stages:
-        raise UserError(
-            f"TrainingArguments request PaddleNLP's sharding {stages[0]}, but PretrainTrainer shards gradients itself. "
-            "Build the arguments with paddle_llm.training.arguments.training_arguments."
-        )
-    return Layout(
-        data=max(args.data_parallel_degree, 1),
-        sharding=max(args.sharding_parallel_degree, 1),
-        tensor=max(args.tensor_parallel_degree, 1),
-        pipeline=max(args.pipeline_parallel_degree, 1),
-        sharding_stage=1 if args.sharding else 0,
-        sequence_parallel=args.sequence_parallel,
-    )
