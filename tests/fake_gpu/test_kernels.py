@@ -16,6 +16,7 @@ from paddle_llm.generation.eval_mode import generating
 from paddle_llm.models.patches import attention_kernels, mistral, rms_norm
 from tests.custom_ops import conftest as _fused_ln_on_the_path  # noqa: F401
 from tests.helpers.gpu.kernels import Kernels, network, without_cpu_kernels
+from tests.helpers.models.adapters import METHODS, attached, set_trained
 from tests.helpers.models.networks import batch
 from tests.models.test_attention_kernels import packed_batch, step
 
@@ -62,6 +63,28 @@ def test_mistral_needs_a_mask_beyond_its_window_only(window: int | None, masked:
     config = SimpleNamespace(use_flash_attention=True, sliding_window=window)
     mask = mistral.attention_mask(SimpleNamespace(config=config), None, (1, 4), paddle.zeros([1, 4, 8]), 0)
     assert (mask is not None) is masked
+
+
+@pytest.mark.parametrize(("window", "kernel"), [(10, "masked"), (15, "masked"), (16, "causal"), (None, "causal")])
+def test_whole_rows_within_the_window_of_mistral_need_no_mask(
+    kernels: Kernels, tmp_path: Path, window: int | None, kernel: str
+) -> None:
+    with without_cpu_kernels():
+        plain, flash = (network(tmp_path, "mistral", flash=flash, num_hidden_layers=1) for flash in (False, True))
+        for model in (plain, flash):
+            model.config.sliding_window = window
+        expected, found = (step(model, batch("mistral")) for model in (plain, flash))
+        assert kernels.calls == [kernel]
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], value, atol=2e-5 * np.abs(value).max() + 1e-7, err_msg=name)
+        # A prefix is in front of the keys, so the causal mask of the kernel does not fit.
+        kernels.calls.clear()
+        losses = []
+        for model in (plain, flash):
+            tuned = attached(model, METHODS["prefix"])
+            set_trained(tuned)
+            losses.append(float(step(tuned, batch("mistral"))["loss"]))
+    assert set(kernels.calls) == {"masked"} and losses[1] == pytest.approx(losses[0], abs=1e-5)
 
 
 def test_packed_rows_in_32_bits_have_no_kernel(
