@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from paddle_llm.core.upstream import replace
+
 
 def fix_fused_sequence_parallel_reduction() -> None:
     """Let Paddle's hook for `--fuse_sequence_parallel_allreduce` be called without arguments. May be called twice.
@@ -24,7 +26,8 @@ def fix_fused_sequence_parallel_reduction() -> None:
         return lambda: hook(None)  # the hook only returns its argument
 
     create_hook.is_fixed = True  # type: ignore[attr-defined]
-    upstream.create_fused_allreduce_gradient_hook = create_hook
+    why = "It creates a hook that takes the gradient, for a place where hooks are called without arguments."
+    replace(upstream, "create_fused_allreduce_gradient_hook", create_hook, why)
 
 
 def count_shared_weights_once(pipeline: Any) -> list[str]:

@@ -29,5 +29,7 @@ def test_each_rank_has_its_own_gpu_and_nccl():
 def test_a_function_that_imports_paddle_too_early_is_refused():
     from tests.helpers.gpu.kernels import network
 
-    with pytest.raises(RankError, match=r"tests\.helpers\.gpu\.kernels imports paddle before FLAGS_selected_gpus is set"):
+    with pytest.raises(
+        RankError, match=r"tests\.helpers\.gpu\.kernels imports paddle before FLAGS_selected_gpus is set"
+    ):
         run_ranks(network, 1, device="gpu", quiet=True)

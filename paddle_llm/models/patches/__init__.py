@@ -1,6 +1,6 @@
 """Corrections of PaddleNLP's networks (3.0.0b4): one file per family, files that families share, and one `apply`.
 
-Nothing of PaddleNLP is copied. Attributes of its modules and classes are replaced through `replace.py`, which records
+Nothing of PaddleNLP is copied. Attributes of its modules and classes are replaced through `core/upstream.py`, which records
 the reason of each; `python -m paddle_llm.models.patches` prints all of them.
 """
 

@@ -22,11 +22,11 @@ from typing import Any
 
 import paddle
 
+from paddle_llm.core.upstream import replace, replace_forward
 from paddle_llm.models.patches.attention_kernels import fused_attention
 from paddle_llm.models.patches.dropout_rng import named_random_state
 from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments
 from paddle_llm.models.patches.packed_rows import alibi_mask, attend, ends_of, is_ends, is_first
-from paddle_llm.models.patches.replace import replace, replace_forward
 
 
 def apply() -> None:

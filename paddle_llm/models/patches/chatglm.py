@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from paddle_llm.core.upstream import replace
 from paddle_llm.models.patches.attention_kernels import checked_functional
 from paddle_llm.models.patches.forward import with_loss
 from paddle_llm.models.patches.packed_rows import packed_prefix_mask, prefix_mask
-from paddle_llm.models.patches.replace import replace
 
 
 def apply() -> None:

@@ -27,13 +27,13 @@ from typing import Any
 
 import paddle
 
+from paddle_llm.core.upstream import replace, replace_forward
 from paddle_llm.families import FAMILIES
 from paddle_llm.models.patches import cpu_ops
 from paddle_llm.models.patches.attention_kernels import added_mask, fused_attention
 from paddle_llm.models.patches.dropout_rng import named_random_state
 from paddle_llm.models.patches.forward import WHY_SEGMENTS, stage_inputs, with_segments
 from paddle_llm.models.patches.packed_rows import attend, ends_of, is_ends, is_first
-from paddle_llm.models.patches.replace import replace, replace_forward
 from paddle_llm.models.patches.rms_norm import use_fused_norm, with_fused_norm
 
 _CHATGLM2_PREFIX = FAMILIES["chatglm_v2"].base_prefix

@@ -13,10 +13,10 @@ from typing import Any
 
 import paddle
 
+from paddle_llm.core.upstream import REPLACEMENTS, replace, replace_forward
 from paddle_llm.models.patches.attention_kernels import checked_functional
 from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments, with_segments_in_stages
 from paddle_llm.models.patches.packed_rows import attend, is_ends
-from paddle_llm.models.patches.replace import REPLACEMENTS, replace, replace_forward
 
 _state = {"whole rows": False}
 

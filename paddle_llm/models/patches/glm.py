@@ -16,9 +16,9 @@ from typing import Any
 
 import paddle
 
+from paddle_llm.core.upstream import replace, replace_forward
 from paddle_llm.models.patches.forward import with_loss
 from paddle_llm.models.patches.packed_rows import packed_prefix_mask, prefix_mask
-from paddle_llm.models.patches.replace import replace, replace_forward
 
 
 def apply() -> None:

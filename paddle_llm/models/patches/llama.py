@@ -8,9 +8,9 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
+from paddle_llm.core.upstream import replace
 from paddle_llm.models.patches import cpu_ops
 from paddle_llm.models.patches.decoders import apply_shared
-from paddle_llm.models.patches.replace import replace
 
 _WHY_CPU = "It is slow on a CPU."
 

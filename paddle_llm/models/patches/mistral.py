@@ -13,10 +13,10 @@ from typing import Any
 
 import paddle
 
+from paddle_llm.core.upstream import replace, replace_forward
 from paddle_llm.models.patches.attention_kernels import added_mask, checked_functional
 from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments
 from paddle_llm.models.patches.packed_rows import is_ends, seen_backwards
-from paddle_llm.models.patches.replace import replace, replace_forward
 
 
 def apply() -> None:

@@ -19,10 +19,10 @@ from typing import Any
 import paddle
 from paddle.distributed.fleet.recompute.recompute import recompute
 
+from paddle_llm.core.upstream import remove, replace, replace_forward
 from paddle_llm.models.patches.dropout_rng import named_random_state
 from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_loss, with_segments
 from paddle_llm.models.patches.packed_rows import attend, is_ends, positions_of
-from paddle_llm.models.patches.replace import remove, replace, replace_forward
 
 
 def apply() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from paddle_llm.core.upstream import replace
 from paddle_llm.parallel.gloo.interface import choose_interface
 
 _installed = False
@@ -39,10 +40,15 @@ def install_gloo_backend() -> None:
     os.environ["PADDLE_DISTRI_BACKEND"] = "gloo"
     paddle.set_device("cpu")
     for name, method in METHODS.items():
-        setattr(core.ProcessGroupGloo, name, method)
-    setattr(core.ProcessGroupGloo, "create", staticmethod(create_group))  # noqa: B010  (mypy sees a method)
+        replace(core.ProcessGroupGloo, name, method, "Gloo's group lacks it, or some types, averages or groups in it.")
+    replace(
+        core.ProcessGroupGloo,
+        "create",
+        staticmethod(create_group),
+        "Groups that are created at once may never connect.",
+    )
     for name, operator in OPERATORS.items():
-        setattr(paddle._C_ops, name, operator)
+        replace(paddle._C_ops, name, operator, "It has no CPU kernel.")
     patch_fleet()
     _installed = True
 

@@ -10,6 +10,8 @@ from paddle.base import core
 from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.utils import hybrid_parallel_util, tensor_fusion_helper
 
+from paddle_llm.core.upstream import replace
+
 CPU_ALIGNMENT_BYTES = 256
 # Modules that have imported the function by name.
 _USERS_OF_AVERAGE = [
@@ -25,24 +27,23 @@ _USERS_OF_BROADCAST = [
 def patch_fleet() -> None:
     """Let fleet's layers, pipeline and optimizers run on CPU ranks."""
     for name in _USERS_OF_BROADCAST:
-        _module(name).broadcast_input_data = broadcast_input_data
-    # ParallelEnv sets it from FLAGS_selected_gpus and does not set it on a CPU, where `device_id` raises
-    # AttributeError.
-    paddle.distributed.ParallelEnv._device_id = 0
+        replace(_module(name), "broadcast_input_data", broadcast_input_data, "It supports GPU and XPU only.")
+    why = "ParallelEnv sets it from FLAGS_selected_gpus only; without it `device_id` raises AttributeError."
+    replace(paddle.distributed.ParallelEnv, "_device_id", 0, why)
     # "tensor fusion helper now only support dict_keys(['gpu', 'npu', 'xpu']), but got device unknown"
     tensor_fusion_helper.alignment["cpu"] = CPU_ALIGNMENT_BYTES
-    tensor_fusion_helper.__current_device_type__ = "cpu"
-    # Fleet calls it with every backend to find out whether averages are built in (from 2.10.0 on). CPU builds lack it.
+    replace(tensor_fusion_helper, "__current_device_type__", "cpu", "It is unknown on a CPU.")
     if not hasattr(core, "nccl_version"):
-        _module("paddle.base.core").nccl_version = lambda: 21000
-    # It returns False on a CPU, and `reduce` then changes the tensors of the ranks that only send.
+        why = "CPU builds lack it; fleet calls it with every backend. Averages are built in from 2.10.0 on."
+        replace(_module("paddle.base.core"), "nccl_version", lambda: 21000, why)
     for name in _USERS_OF_AVERAGE:
-        _module(name).is_avg_reduce_op_supported = lambda: True
-    # It gathers along the first dimension what was split along the last one.
-    mp_ops.c_split_eager.backward = staticmethod(_split_backward)
-    # The trainer waits for the device before it divides gradients late (enable_delay_scale_loss). On a CPU there is
-    # nothing to wait for, but Paddle raises "device should be gpu, xpu".
-    paddle.device.synchronize = lambda device=None: None
+        why = "It is false on a CPU, and `reduce` then changes the tensors of the ranks that only send."
+        replace(_module(name), "is_avg_reduce_op_supported", lambda: True, why)
+    why = "It gathers along the first dimension what was split along the last one."
+    replace(mp_ops.c_split_eager, "backward", staticmethod(_split_backward), why)
+    # The trainer waits for the device before it divides gradients late (enable_delay_scale_loss).
+    why = "It raises `device should be gpu, xpu`. On a CPU there is nothing to wait for."
+    replace(paddle.device, "synchronize", lambda device=None: None, why)
 
 
 def _module(name: str) -> Any:

@@ -13,13 +13,17 @@ from typing import Any
 from paddle.distributed import parallel
 from paddle.distributed.fleet.utils import hybrid_parallel_util
 
+from paddle_llm.core.upstream import replace
+
 _upstream = parallel.sync_params_buffers
 
 
 def broadcast_weight_by_weight() -> None:
     """Replace `sync_params_buffers` in the modules that call it. May be called twice."""
-    parallel.sync_params_buffers = _weight_by_weight
-    hybrid_parallel_util.sync_params_buffers = _weight_by_weight
+    for module in (parallel, hybrid_parallel_util):
+        if module.sync_params_buffers is not _weight_by_weight:
+            why = "It broadcasts copies of all weights in fused buffers, so every rank holds its weights twice."
+            replace(module, "sync_params_buffers", _weight_by_weight, why)
 
 
 def _weight_by_weight(*args: Any, **kwargs: Any) -> None:

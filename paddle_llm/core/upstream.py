@@ -1,4 +1,4 @@
-"""Replace attributes of PaddleNLP's modules and classes, each once and from one file.
+"""Replace attributes of modules and classes of Paddle and PaddleNLP, each once and from one file.
 
 Two replacements of one attribute would depend on their order. `replace` therefore refuses a second one: a file that
 changes an attribute in several ways composes the functions and replaces it once.
@@ -18,8 +18,8 @@ class Replacement:
 
     Attributes:
         target: The attribute, as "module:Class.attribute" or "module:attribute".
-        file: Name of the file of `models/patches` that replaces it.
-        why: Reason; what PaddleNLP 3.0.0b4 does.
+        file: File that replaces it, relative to the package.
+        why: Reason; what upstream does.
     """
 
     target: str
@@ -28,10 +28,11 @@ class Replacement:
 
 
 REPLACEMENTS: dict[str, Replacement] = {}
+_PACKAGE = Path(__file__).parents[1]
 
 
 def replace(owner: Any, name: str, value: Any, why: str) -> None:
-    """Set an attribute of a module or class of PaddleNLP.
+    """Set an attribute of a module or class of Paddle or PaddleNLP.
 
     Args:
         owner: The module or class.
@@ -74,7 +75,11 @@ def _record(owner: Any, name: str, why: str) -> None:
     target = (
         f"{owner.__name__}:{name}" if inspect.ismodule(owner) else f"{owner.__module__}:{owner.__qualname__}.{name}"
     )
-    file = Path(inspect.stack()[2].filename).name
+    file = _relative(Path(inspect.stack()[2].filename))
     if target in REPLACEMENTS:
         raise RuntimeError(f"{target} is replaced by {REPLACEMENTS[target].file} and again by {file}. Compose the two.")
     REPLACEMENTS[target] = Replacement(target, file, why)
+
+
+def _relative(file: Path) -> str:
+    return file.relative_to(_PACKAGE).as_posix() if file.is_relative_to(_PACKAGE) else file.name
