@@ -99,7 +99,7 @@ def show_finetune(
     colours = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
     for number in range(0, len(found.samples), max(len(found.samples) // max(samples, 1), 1))[:samples]:
         sample = found.samples[number]
-        counts = f"{len(sample.input_ids)} tokens, {sample.answer_tokens} with loss"
+        counts = f"{len(sample.input_ids)} tokens, {sample.answer_tokens} bearing loss"
         click.echo(f"--- {found.samples.origins[number]} ({counts})\n{mark_loss(sample, codec, *colours)}\n")
     _print_figures(found)
 
