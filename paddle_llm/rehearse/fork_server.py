@@ -1,8 +1,8 @@
 """The first module that the fork server of the ranks imports: it makes Ctrl-C end the command without a traceback.
 
 A terminal sends Ctrl-C to all processes of a command. Python 3.11 protects a fork server from it after its modules are
-imported, which takes seconds; before that, the server would end with a traceback. The command that uses the server ends
-it. The ranks inherit the setting and restore Python's own handler. A rank that is forked while the command ends reads
+imported, which takes seconds; before that, the server would end with a traceback. `start_server` therefore starts it with
+the signal blocked, and here it is ignored. The command that uses the server ends it. The ranks inherit the setting and restore Python's own handler. A rank that is forked while the command ends reads
 an incomplete description of its work, which is not reported.
 """
 
@@ -20,4 +20,5 @@ def _print_unless_incomplete(kind: type[BaseException], error: BaseException, tr
 
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 sys.excepthook = _print_unless_incomplete

@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
@@ -115,7 +115,7 @@ def run_ranks(
     # Importing paddle initialises CUDA, which cannot be used after a fork.
     context: Any = multiprocessing.get_context("spawn" if device == "gpu" else "forkserver")
     if device != "gpu":
-        context.set_forkserver_preload(PRELOAD)
+        start_server()
     ports = _free_ports(world_size + 1)
     children: list[_Child] = []
     failed_first: list[int] = []
@@ -146,8 +146,14 @@ def run_ranks(
 def start_server() -> None:
     """Start the server from which ranks are forked and return at once; otherwise `run_ranks` starts it."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    with _environment(SERVER_ENVIRONMENT):
-        forkserver.ensure_running()
+    resource_tracker.ensure_running()  # it unblocks the signals that it blocks
+    # The server inherits the mask: until its first module ignores Ctrl-C, a signal waits. Here it is delivered afterwards.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with _environment(SERVER_ENVIRONMENT):
+            forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run_rank(
