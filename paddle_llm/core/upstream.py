@@ -7,6 +7,7 @@ changes an attribute in several ways composes the functions and replaces it once
 from __future__ import annotations
 
 import inspect
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,8 @@ def _record(owner: Any, name: str, why: str) -> None:
     target = (
         f"{owner.__name__}:{name}" if inspect.ismodule(owner) else f"{owner.__module__}:{owner.__qualname__}.{name}"
     )
-    file = _relative(Path(inspect.stack()[2].filename))
+    # inspect.stack() reads the source of every frame and searches all modules, which takes a second in each rank.
+    file = _relative(Path(sys._getframe(2).f_code.co_filename))
     if target in REPLACEMENTS:
         raise RuntimeError(f"{target} is replaced by {REPLACEMENTS[target].file} and again by {file}. Compose the two.")
     REPLACEMENTS[target] = Replacement(target, file, why)
