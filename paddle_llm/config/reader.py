@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from paddle_llm.config.defaults import Default, derive, entry_defaults, fitting_length
 from paddle_llm.config.device import find_device, has_gpu, paddle_has_gpu, why_no_gpu
 from paddle_llm.config.layout import Layout, layout_of
-from paddle_llm.config.legacy.other_trainers import VALUES, counterpart, dialect_of
+from paddle_llm.config.legacy.other_trainers import VALUES, counterpart, identify_trainer
 from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES
 from paddle_llm.config.legacy.translate import KNOWN_NAMES, translate
 from paddle_llm.config.local_files.model_folder import find_model_folder, read_model_facts
 from paddle_llm.config.local_files.weights import has_weights
-from paddle_llm.config.parsing.arguments import BARE, RawValue, read_arguments
+from paddle_llm.config.parsing.arguments import BARE, RawValue, as_text, read_arguments
 from paddle_llm.config.parsing.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
 from paddle_llm.config.rules import RULES
 from paddle_llm.config.rules.engine import Problem, Run, Unknown, check, masked
@@ -26,7 +26,7 @@ from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ON
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.families.facts import ModelFacts
 
-# Names of other trainers that are too different for difflib -> names here.
+# Names in other trainers -> fields. difflib would not find them.
 _HINTS = {
     "lr": "learning_rate",
     "batch_size": "per_device_train_batch_size",
@@ -53,7 +53,7 @@ _HINTS = {
 
 @dataclass(frozen=True)
 class Resolved:
-    """A run that may start.
+    """A checked run.
 
     Attributes:
         config: Complete config: every field has the value that the run uses.
@@ -62,8 +62,8 @@ class Resolved:
         origins: Origin by field: "default", "flag", "file PATH", "translated from --x", "derived: reason" or "not supported on
             the CPU".
         notices: Lines to print once at the start.
-        requested: Values as given, of the fields that the device or the layout changed.
-        entry: Script that the run is for.
+        requested: Value that the user gave, by field, for fields that the device or the layout changed.
+        entry: "pretrain" or "finetune".
     """
 
     config: RunConfig
@@ -92,7 +92,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     script: Entry = "finetune" if entry == "finetune" else "pretrain"
     problems, notices = _Problems(), list[str]()
     given = _read(argv, script, problems, notices)
-    config, invalid, defaults = _typed(given, script, problems)
+    config, invalid, defaults = _convert_values(given, script, problems)
     notices += _expanded_paths(config, given, invalid)
     if problems.stop_early:
         raise ConfigError(problems.lines + problems.notices_of_a_stop)
@@ -102,21 +102,23 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     if script == "finetune":
         defaults |= fitting_length(config, given, facts)
         config = config.model_copy(update={name: default.value for name, default in defaults.items()})
-    visible = masked(config, invalid)
-    layout = _layout(visible, world_size, script, problems.lines, notices)
-    run = Run(visible, frozenset(given), world_size, device, script, layout, facts, folder, is_local)
+    masked_config = masked(config, invalid)
+    layout = _layout(masked_config, world_size, script, problems.lines, notices)
+    run = Run(masked_config, frozenset(given), world_size, device, script, layout, facts, folder, is_local)
     findings = check(run, RULES)
     problems.lines += [finding.text for finding in findings if isinstance(finding, Problem)]
     notices += [finding.text for finding in findings if not isinstance(finding, Problem)]
     if problems.lines or layout is None:
         raise ConfigError(problems.lines)
 
-    origins = {name: "default" for name in fields_of(script)} | {one.name: _origin(one) for one in given.values()}
+    origins = {name: "default" for name in fields_of(script)} | {
+        setting.name: _origin(setting) for setting in given.values()
+    }
     origins |= {name: f"default: {default.why}" for name, default in defaults.items()}
-    updates, reasons, further = derive(replace(run, config=config))
+    updates, derived_origins, derived_notices = derive(replace(run, config=config))
     requested = {name: getattr(config, name) for name in updates if name in given}
     config = config.model_copy(update=updates)
-    return Resolved(config, layout, facts, origins | reasons, notices + further, requested, script)
+    return Resolved(config, layout, facts, origins | derived_origins, notices + derived_notices, requested, script)
 
 
 @dataclass
@@ -125,8 +127,8 @@ class _Problems:
 
     Attributes:
         lines: One message per mistake.
-        stop_early: Whether the rules would report consequences of a mistake in the file: it could not be read, or it is written
-            for another trainer.
+        stop_early: Whether to skip the rules, because the config file could not be read or is written for another trainer. The
+            rules would report consequences of that mistake.
         notices_of_a_stop: Notices that are part of the error in that case.
     """
 
@@ -142,11 +144,13 @@ def _read(argv: list[str], script: Entry, problems: _Problems, notices: list[str
     translated = translate(arguments.given, script, fields)
     problems.lines += arguments.problems + translated.problems
     notices += arguments.notices + translated.notices
-    problems.stop_early = arguments.unread
+    problems.stop_early = arguments.file_is_incomplete
 
-    dialect = dialect_of({one.name for one in arguments.given if counterpart(one.name, one.raw) != ""})
-    if dialect is not None:
-        trainer, keys = dialect
+    other_trainer = identify_trainer(
+        {setting.name for setting in arguments.given if counterpart(setting.name, setting.raw) != ""}
+    )
+    if other_trainer is not None:
+        trainer, keys = other_trainer
         problems.lines.append(
             f"The config is written for {trainer}: it has the keys {', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''}, which "
             "are not translated. Replace each key as listed below."
@@ -158,7 +162,7 @@ def _read(argv: list[str], script: Entry, problems: _Problems, notices: list[str
 
 def entry_of(argv: list[str]) -> Entry:
     """Return the script that a command line is for, judged by the names that only one script has."""
-    given = {one.name for one in read_arguments(argv, KNOWN_NAMES.union(FIELD_NAMES)).given}
+    given = {setting.name for setting in read_arguments(argv, KNOWN_NAMES.union(FIELD_NAMES)).given}
     is_finetune = given & (FINETUNE_ONLY | FINETUNE_NAMES.keys()) and not given & PRETRAIN_ONLY.keys()
     return "finetune" if is_finetune else "pretrain"
 
@@ -177,21 +181,23 @@ def resolved_as_json(resolved: Resolved) -> dict[str, Any]:
 def _merge(given: list[RawValue], fields: frozenset[str], problems: list[str]) -> dict[str, RawValue]:
     """Return one value per field. Flags take precedence over the file; two names of one field in one source must agree."""
     merged: dict[str, RawValue] = {}
-    for one in given:
-        if one.name not in fields:
-            use = counterpart(one.name, True if one.raw is BARE else one.raw)
-            if use is None or _HINTS.get(one.name) in fields:
-                problems.append(_unknown(one, fields))
+    for setting in given:
+        if setting.name not in fields:
+            use = counterpart(setting.name, True if setting.raw is BARE else setting.raw)
+            if use is None or _HINTS.get(setting.name) in fields:
+                problems.append(_unknown(setting, fields))
             elif use and (script := _other_script(use, fields)):
-                problems.append(f"{one.display_name()} belongs to {script}. Remove it here. For {script}: {use}.")
+                problems.append(f"{setting.display_name()} belongs to {script}. Remove it here. For {script}: {use}.")
             elif use:
-                problems.append(f"{one.display_name()} = {_brief(one.raw)} is not a key of this program. {use}.")
+                problems.append(
+                    f"{setting.display_name()} = {_shortened(setting.raw)} is not a key of this program. {use}."
+                )
             continue
-        before = merged.get(one.name)
-        if before is not None and before.origin == one.origin and before.raw != one.raw:
-            names = f"{before.display_name()} and {one.display_name()}"
+        before = merged.get(setting.name)
+        if before is not None and before.origin == setting.origin and before.raw != setting.raw:
+            names = f"{before.display_name()} and {setting.display_name()}"
             problems.append(f"{names} set the same field to different values. Drop one of them.")
-        merged[one.name] = one
+        merged[setting.name] = setting
     return merged
 
 
@@ -203,18 +209,18 @@ def _other_script(use: str, fields: frozenset[str]) -> str | None:
     return SCRIPTS["finetune" if named[0] in FINETUNE_ONLY else "pretrain"]
 
 
-def _unknown(one: RawValue, fields: frozenset[str]) -> str:
-    name = one.name.replace("-", "_")
+def _unknown(setting: RawValue, fields: frozenset[str]) -> str:
+    name = setting.name.replace("-", "_")
     candidates = difflib.get_close_matches(name, sorted(fields), 1, 0.7)
     candidates += [field for field in FIELD_NAMES if field in fields and len(name) > 3 and field.startswith(name)]
     candidates += difflib.get_close_matches(name, KNOWN_NAMES, 1, 0.8)
     hint = _HINTS.get(name)
     close = (hint if hint in fields else None) or (name if name in fields else next(iter(candidates), None))
-    remedy = f"Did you mean {'--' if one.is_flag else ''}{close}?" if close else "--help lists all names."
-    return f"{one.display_name()} is unknown. {remedy}"
+    remedy = f"Did you mean {'--' if setting.is_flag else ''}{close}?" if close else "--help lists all names."
+    return f"{setting.display_name()} is unknown. {remedy}"
 
 
-def _typed(
+def _convert_values(
     given: dict[str, RawValue], entry: str, problems: _Problems
 ) -> tuple[RunConfig, frozenset[str], dict[str, Default]]:
     """Convert the raw values.
@@ -224,19 +230,19 @@ def _typed(
     """
     values: dict[str, Any] = {}
     invalid: set[str] = set()
-    for name, one in given.items():
-        if one.raw is BARE and kind_of(name).base is not bool:
-            problems.lines.append(f"{one.display_name()} has no value. Give {kind_of(name)}.")
+    for name, setting in given.items():
+        if setting.raw is BARE and kind_of(name).base is not bool:
+            problems.lines.append(f"{setting.display_name()} has no value. Give {kind_of(name)}.")
             invalid.add(name)
-        elif not is_null(one.raw):
+        elif not is_null(setting.raw):
             try:
-                values[name] = parse(name, True if one.raw is BARE else one.raw)
+                values[name] = parse(name, True if setting.raw is BARE else setting.raw)
             except BadPath as error:
-                problems.lines.append(f"{one.display_name()} = {_shown(one.raw)}: {error}.")
+                problems.lines.append(f"{setting.display_name()} = {as_text(setting.raw)}: {error}.")
                 invalid.add(name)
             except BadValue as error:
-                wrong = f"{one.display_name()} = {_shown(one.raw)}"
-                problems.lines.append(f"{wrong}: expected {error}.{_close(name, one.raw)}")
+                wrong = f"{setting.display_name()} = {as_text(setting.raw)}"
+                problems.lines.append(f"{wrong}: expected {error}.{_suggestion(name, setting.raw)}")
                 invalid.add(name)
     try:
         RunConfig(**values)
@@ -244,7 +250,7 @@ def _typed(
         for detail in error.errors():
             name = str(detail["loc"][0])
             message = detail["msg"].replace("Input should be", "must be")
-            problems.lines.append(f"{given[name].display_name()} = {_shown(given[name].raw)}: {message}.")
+            problems.lines.append(f"{given[name].display_name()} = {as_text(given[name].raw)}: {message}.")
             invalid.add(name)
     written = {name: value for name, value in values.items() if name not in invalid}
     defaults = entry_defaults(entry, written)
@@ -254,7 +260,9 @@ def _typed(
 
 def _expanded_paths(config: RunConfig, given: dict[str, RawValue], invalid: frozenset[str]) -> list[str]:
     """Return one line for each path in which ~ or a variable was replaced."""
-    written = {name: _shown(one.raw) for name, one in given.items() if name in PATH_FIELDS and name not in invalid}
+    written = {
+        name: as_text(setting.raw) for name, setting in given.items() if name in PATH_FIELDS and name not in invalid
+    }
     return [
         f"{given[name].display_name()} = {text} is read as {getattr(config, name)}."
         for name, text in written.items()
@@ -262,12 +270,12 @@ def _expanded_paths(config: RunConfig, given: dict[str, RawValue], invalid: froz
     ]
 
 
-def _brief(raw: Any) -> str:
-    text = _shown(True if raw is BARE else raw)
+def _shortened(raw: Any) -> str:
+    text = as_text(raw)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _close(name: str, raw: Any) -> str:
+def _suggestion(name: str, raw: Any) -> str:
     """Return a hint at a value that the user may have meant."""
     values = VALUES.get(name, {})
     foreign = values.get(str(raw)) or values.get(str(raw).lower())
@@ -277,16 +285,10 @@ def _close(name: str, raw: Any) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
-def _shown(raw: Any) -> str:
-    if isinstance(raw, list):
-        return " ".join(map(str, raw))
-    return str(raw).lower() if isinstance(raw, bool) else str(raw)
-
-
-def _origin(one: RawValue) -> str:
-    if not one.old:
-        return one.origin
-    return f"translated from --{one.old}" if one.is_flag else f"translated from {one.display_name()}"
+def _origin(setting: RawValue) -> str:
+    if not setting.old:
+        return setting.origin
+    return f"translated from --{setting.old}" if setting.is_flag else f"translated from {setting.display_name()}"
 
 
 def _device(config: RunConfig, forced: str | None, problems: list[str], notices: list[str]) -> str:

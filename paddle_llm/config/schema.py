@@ -13,7 +13,7 @@ from typing import Any
 
 from paddle_llm.config.defaults import entry_defaults
 from paddle_llm.config.help import SCHEMAS
-from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale
+from paddle_llm.config.legacy.kinds import Ignored, Refused, Renamed
 from paddle_llm.config.legacy.translate import names_of
 from paddle_llm.config.parsing.values import WORD_LISTS
 from paddle_llm.config.run_config import RunConfig, fields_of
@@ -57,16 +57,16 @@ def _kind(option: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in option.items() if key not in ("title", "description", "default", "path")}
 
 
-def _old_name(rule: Renamed | Stale | Refused, fields: Container[str]) -> dict[str, Any] | None:
-    """Return the definition of a name that is not a field; None if no value of it is accepted."""
+def _old_name(rule: Renamed | Ignored | Refused, fields: Container[str]) -> dict[str, Any] | None:
+    """Return the definition of an old name; None if no value of it is accepted."""
     if isinstance(rule, Renamed):
         return {"description": f"Old name of {rule.new}."} if rule.new in fields else None
-    if isinstance(rule, Stale):
+    if isinstance(rule, Ignored):
         return {"description": f"Has no effect: {rule.why}."}
     if not rule.neutral:
         return None
     values = [*rule.neutral, *([0] if False in rule.neutral else []), None]
-    return {"description": f"Not supported: {rule.why}.", "enum": values}
+    return {"description": f"Not supported: {rule.reason_and_remedy}.", "enum": values}
 
 
 def schema_text(entry: str = "pretrain") -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from paddle_llm.config.legacy.kinds import Refused, Renamed, Stale, is_neutral
-from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES, NOT_OFFERED, OLD_NAMES
+from paddle_llm.config.legacy.kinds import Ignored, Refused, Renamed, is_neutral
+from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES, OLD_NAMES, UNSUPPORTED_NAMES
 from paddle_llm.config.legacy.translate import Translated, names_of, translate
 from paddle_llm.config.parsing.arguments import BARE, FLAG, RawValue
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, fields_of
@@ -26,7 +26,7 @@ def finetune(*given: RawValue) -> Translated:
 
 
 def test_the_tables_do_not_overlap() -> None:
-    tables = [set(FIELD_NAMES), set(OLD_NAMES), set(NOT_OFFERED), set(FINETUNE_NAMES)]
+    tables = [set(FIELD_NAMES), set(OLD_NAMES), set(UNSUPPORTED_NAMES), set(FINETUNE_NAMES)]
     assert sum(map(len, tables)) == len(set.union(*tables))
 
 
@@ -120,7 +120,7 @@ def test_greedy_packing_is_packing(raw: object, value: list[object]) -> None:
     assert [one.raw for one in finetune(flag("greedy_zero_padding", raw)).given] == value
 
 
-@pytest.mark.parametrize("name", sorted(n for n, r in ALL.items() if isinstance(r, Stale)))
+@pytest.mark.parametrize("name", sorted(n for n, r in ALL.items() if isinstance(r, Ignored)))
 def test_stale_names_are_a_warning(name: str) -> None:
     found = finetune(flag(name, "some value"))
     assert found.problems == [] and found.given == []

@@ -195,7 +195,7 @@ def test_keys_of_an_unreadable_file_are_not_reported_as_missing(tmp_path: Path) 
         and problems[1].startswith("--max_steps = x: expected")
     )
     assert problems_of([str(tmp_path / "none.json")], device="gpu") == [
-        f"{tmp_path / 'none.json'} does not exist. The first argument is CONFIG.json or a --flag."
+        f"{tmp_path / 'none.json'} does not exist. Give a JSON file as the first argument, or only --flags."
     ]
 
 

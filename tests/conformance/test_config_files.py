@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.legacy.other_trainers import COUNTERPARTS, DIALECTS, VALUES
+from paddle_llm.config.legacy.other_trainers import COUNTERPARTS, TYPICAL_KEYS, VALUES
 from paddle_llm.config.legacy.translate import KNOWN_NAMES
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import FIELD_NAMES
@@ -42,7 +42,7 @@ def test_every_counterpart_is_a_field_and_no_foreign_key_is_one():
         assert name not in FIELD_NAMES and name not in KNOWN_NAMES, name
         assert set(re.findall(r"--(\w+)", text)) <= {*FIELD_NAMES, *not_fields}, name
     assert set(VALUES) <= set(FIELD_NAMES)
-    for trainer, keys in DIALECTS.items():
+    for trainer, keys in TYPICAL_KEYS.items():
         assert not keys & {*FIELD_NAMES, *KNOWN_NAMES}, trainer
 
 
@@ -101,7 +101,7 @@ _MEGATRON = {"tensor_model_parallel_size": 2, "train_iters": 10, "use_distribute
                                                      "dataset_name_or_path?", "chat_template?", "max_length?", "Use adamw."]),
         ("b.yml", _AXOLOTL, "axolotl", ["is YAML", "--model_name_or_path", "--dataset_name_or_path", "`lora`: true",
                                         "--max_length", "--zero_padding"]),
-        ("c.json", json.dumps(_SWIFT), "ms-swift", ["--model_name_or_path", "lora: --lora", "--sharding stage2"]),
+        ("c.json", json.dumps(_SWIFT), "ms-swift", ["--model_name_or_path", "for lora, --lora", "--sharding stage2"]),
         ("d.json", json.dumps(_DEEPSPEED), "DeepSpeed", ["--sharding 'stage2 offload'", "--max_grad_norm"]),
         ("e.json", json.dumps(_TRAINING_ARGUMENTS), "transformers", ["--evaluation_strategy", "--recompute", "--sharding stage3"]),
         ("f.yaml", _ACCELERATE, "accelerate", ["is YAML", "paddle.distributed.launch", "--sharding stage3"]),
@@ -138,11 +138,11 @@ def test_a_foreign_key_without_effect_is_accepted(folder):
         (b'{"report_to": ["none",]}', "a comma before ]."),
         (b"{'max_steps': 1}", "a single quote."),
         (b'{max_steps: 1}', "a key without quotes."),
-        (b'{"do_train": True}', "True is Python. Write true."),
-        (b'{"seed": None}', "None is Python. Write null."),
-        (b'{"output_dir": "C:\\data"}', "a backslash."),
+        (b'{"do_train": True}', "True is Python's notation. Write true."),
+        (b'{"seed": None}', "None is Python's notation. Write null."),
+        (b'{"output_dir": "C:\\data"}', "a single backslash."),
         (b'{"max_steps": 1} {"max_steps": 2}', "text after the end of the object."),
-        (b'{"max_steps": 1', "the file ends before its object does."),
+        (b'{"max_steps": 1', "the file ends before the object is closed."),
         (b'{"output_dir": "x', "a text without a closing double quote."),
         (b'{"output_dir": "a\tb"}', "a tab or line break inside a text."),
         (b'{"max_steps": 1 "seed": 2}', "Expecting ',' delimiter"),
@@ -157,7 +157,7 @@ def test_a_foreign_key_without_effect_is_accepted(folder):
         (b"", "the file is empty."),
         (b"\n \n", "the file is empty."),
         (b'{"max_steps": NaN}', "NaN is not a JSON value."),
-        (b'{"max_steps": 1, "max_steps": 2}', 'duplicate key "max_steps". Keep one.'),
+        (b'{"max_steps": 1, "max_steps": 2}', 'duplicate key "max_steps". Keep one of them.'),
         (b'[{"max_steps": 1}]', "contains a list. Write one JSON object"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"max_steps": ' + b"1" * 5000 + b"}", "is not valid JSON"),

@@ -1,4 +1,4 @@
-"""Kinds of names that are not fields: renamed, without effect, or refused."""
+"""Kinds of names that are not fields: renamed, ignored, or refused."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Renamed:
 
 
 @dataclass(frozen=True)
-class Stale:
+class Ignored:
     """A setting that is accepted and has no effect, because it never changed the result of the training.
 
     Attributes:
         why: Reason, which is reported unless the value is neutral.
-        neutral: Values that request what happens anyway.
+        neutral: Values that are accepted without a message, because they request what happens anyway.
     """
 
     why: str
@@ -40,20 +40,26 @@ class Refused:
     """A setting that is an error, because ignoring it would change the result of the training.
 
     Attributes:
-        why: Reason, with a remedy if there is one.
-        neutral: Values that request what happens anyway; they pass.
+        why: Reason. A second sentence is the remedy; without it, the remedy is to remove the setting.
+        neutral: Values that are accepted without a message, because they request what happens anyway.
     """
 
     why: str
     neutral: tuple[Any, ...] = ()
 
+    @property
+    def reason_and_remedy(self) -> str:
+        """Reason and remedy, without a final period."""
+        return self.why if ". " in self.why else f"{self.why}. Remove it"
+
 
 def is_neutral(raw: Any, neutral: tuple[Any, ...]) -> bool:
-    """Return whether `raw` (JSON or text) equals one of `neutral`. Null and the texts None and null always count as neutral."""
+    """Return whether a raw value (JSON or text) equals one of `neutral`. Null, and the texts None and null, are always neutral."""
     return raw in (None, "None", "null") or _canonical(raw) in [_canonical(value) for value in neutral]
 
 
-def _canonical(raw: Any) -> Any:
+def _canonical(raw: Any) -> float | str:
+    """Return a value in a form in which equal settings compare equal, such as true, "True" and 1."""
     if isinstance(raw, bool):
         return float(raw)
     if isinstance(raw, (int, float)):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_NO = "It is not supported"
+_NO = "There is no counterpart"
 _STAGES = "--sharding stage1, stage2 or stage3 shards optimizer states, gradients or weights, as ZeRO 1, 2 and 3 do"
 _RLHF = "Preference and reinforcement learning are not supported. Use rows with prompts and answers"
 _QUANT = "Training over quantised weights is not supported. Use --lora with --bf16"
@@ -144,7 +144,7 @@ COUNTERPARTS: dict[str, str] = {
     **dict.fromkeys(("beta", "ref_model", "reward_model", "loss_type", "precompute_ref_log_probs", "num_generations"), _RLHF),
     # --- LLaMA-Factory
     "stage": "finetune_generation.py trains on instructions (sft), run_pretrain.py on text (pt); preference learning is not supported",
-    "finetuning_type": "full: nothing to set. lora: --lora. freeze: --freeze_layers. --help lists the other methods",
+    "finetuning_type": "For full, set nothing; for lora, --lora; for freeze, --freeze_layers. --help lists the other methods",
     "template": _TEMPLATE,
     "dataset": _DATA,
     "dataset_dir": f"{_DATA}; give the complete path",
@@ -164,9 +164,9 @@ COUNTERPARTS: dict[str, str] = {
     "train_on_prompt": "Use --loss_on all",
     "mask_history": "Use --loss_on last",
     "neat_packing": "Use --zero_padding: rows are packed without attention between samples",
-    "tool_format": "The chat template writes tools. Remove it",
+    "tool_format": "The chat template determines how tools are written. Remove it",
     "default_system": "Write the system text into the rows",
-    "enable_thinking": "The rows and the chat template decide. Remove it",
+    "enable_thinking": "The rows and the chat template determine it. Remove it",
     "lora_target": "Use --lora_target_modules (all-linear: all linear layers)",
     "additional_target": "Use --modules_to_save",
     "loraplus_lr_ratio": "Use --lora_plus_scale",
@@ -185,17 +185,17 @@ COUNTERPARTS: dict[str, str] = {
     "video_max_pixels": "Video is not read. Remove it",
     "plot_loss": "Curves are in the output folder: paddle-llm board OUTPUT_DIR",
     "compute_accuracy": "Evaluation computes loss and perplexity; --eval_with_do_generation adds exact_match",
-    "infer_backend": "`paddle-llm generate` is another command",
-    "export_dir": "`paddle-llm export` is another command",
+    "infer_backend": "Generation is a separate command: paddle-llm generate",
+    "export_dir": "Export is a separate command: paddle-llm export",
     "rope_scaling": "Set rope_scaling in the config.json of the model",
-    "resize_vocab": "Add the rows to the model's embeddings first",
-    "add_tokens": "Add the tokens to the tokenizer and the model first",
+    "resize_vocab": "The vocabulary is not resized. Add the rows to the model's embeddings first",
+    "add_tokens": "No tokens are added. Add them to the tokenizer and the model first",
     "quantization_bit": _QUANT,
     "quantization_method": _QUANT,
     "double_quantization": _QUANT,
     "upcast_layernorm": "Norms are computed in fp32. Remove it",
     "pure_bf16": "Use --bf16 with --fp16_opt_level O2",
-    "use_unsloth": "Fused kernels are --use_fused_rms_norm, --use_fused_rope and --use_flash_attention",
+    "use_unsloth": "Use --use_fused_rms_norm, --use_fused_rope and --use_flash_attention",
     "shift_attn": "Shifted sparse attention is not supported",
     "use_galore": f"GaLore is not supported. {_LORA}",
     "use_badam": f"BAdam is not supported. {_LORA}",
@@ -206,9 +206,9 @@ COUNTERPARTS: dict[str, str] = {
     # --- ms-swift
     "model": "Use --model_name_or_path",
     "model_id_or_path": "Use --model_name_or_path",
-    "train_type": "full: nothing to set. lora: --lora. --help lists the other methods",
-    "tuner_type": "full: nothing to set. lora: --lora. --help lists the other methods",
-    "sft_type": "full: nothing to set. lora: --lora. --help lists the other methods",
+    "train_type": "For full, set nothing; for lora, --lora. --help lists the other methods",
+    "tuner_type": "For full, set nothing; for lora, --lora. --help lists the other methods",
+    "sft_type": "For full, set nothing; for lora, --lora. --help lists the other methods",
     "tuner_backend": "LoRA is built in. Remove it",
     "val_dataset": _EVAL,
     "split_dataset_ratio": f"{_NO}: evaluation rows are a separate file. {_EVAL}",
@@ -217,7 +217,7 @@ COUNTERPARTS: dict[str, str] = {
     "system": "Write the system text into the rows",
     "truncation_strategy": "Use --long_samples truncate, drop or refuse",
     "loss_scale": "Use --loss_on, or `loss` and `weight` in the rows",
-    "agent_template": "The chat template writes tools. Remove it",
+    "agent_template": "The chat template determines how tools are written. Remove it",
     "lazy_tokenize": "Rows are encoded once, before training. Remove it",
     "load_from_cache_file": "Rows are encoded at every start. Remove it",
     "strict": "Bad rows are refused; --skip_bad_rows skips them",
@@ -254,7 +254,7 @@ COUNTERPARTS: dict[str, str] = {
     "evals_per_epoch": "Use --eval_steps, or --evaluation_strategy epoch",
     "saves_per_epoch": "Use --save_steps, or --save_strategy epoch",
     "lora_target_linear": "Use --lora_target_modules all-linear",
-    "lora_fan_in_fan_out": "Layouts of weights are handled here. Remove it",
+    "lora_fan_in_fan_out": "The layout of the weights is detected. Remove it",
     "lora_model_dir": "Use --lora_path",
     "relora_steps": f"ReLoRA is not supported. {_LORA}",
     "special_tokens": "Special tokens are in the tokenizer's files",
@@ -281,7 +281,7 @@ COUNTERPARTS: dict[str, str] = {
     "train_dataset_type": _ROWS,
     "eval_dataset_type": _ROWS,
     "train_dataset_prob": "Weights in --dataset_name_or_path mix files: '0.3 a.jsonl 0.7 b.jsonl'",
-    "fine_tuning": "full: nothing to set. lora: --lora",
+    "fine_tuning": "For full, set nothing; for lora, --lora",
     "max_seq_len": _LENGTH,
     "compute_type": "Use --bf16 or --fp16",
     # --- Megatron-LM
@@ -306,8 +306,8 @@ COUNTERPARTS: dict[str, str] = {
     "lr_warmup_fraction": "Use --warmup_ratio",
     "min_lr": "Use --min_learning_rate",
     "clip_grad": "Use --max_grad_norm",
-    "data_path": "Pretraining: --input_dir. Fine-tuning: --dataset_name_or_path",
-    "train_data_path": "Pretraining: --input_dir. Fine-tuning: --dataset_name_or_path",
+    "data_path": "Use --input_dir for pretraining, --dataset_name_or_path for fine-tuning",
+    "train_data_path": "Use --input_dir for pretraining, --dataset_name_or_path for fine-tuning",
     "data_cache_path": "Use --data_cache",
     "tokenizer_model": "Use --tokenizer_name_or_path",
     "vocab_file": "Use --tokenizer_name_or_path",
@@ -331,8 +331,8 @@ COUNTERPARTS: dict[str, str] = {
     "defaults": "A config is one flat JSON object, without other files",
 }  # fmt: skip
 
-# Trainer -> keys that only its configs have; two of them identify it.
-DIALECTS: dict[str, frozenset[str]] = {
+# Trainer -> keys that are typical of its configs; two of them identify it.
+TYPICAL_KEYS: dict[str, frozenset[str]] = {
     "LLaMA-Factory": frozenset(
         {"stage", "finetuning_type", "template", "dataset", "dataset_dir", "cutoff_len", "lora_target", "overwrite_cache",
          "preprocessing_num_workers", "plot_loss", "val_size", "max_samples", "adapter_name_or_path"}
@@ -385,8 +385,8 @@ VALUES: dict[str, dict[str, str]] = {
     },
 }
 _NEUTRAL: tuple[Any, ...] = (None, False, 0, 0.0, "", "none", "None", "null", "no", "false", "False", [], {})
-# Keys for which false is not the behaviour here.
-_FALSE_COUNTS = (
+# Keys whose value false requests something that this program does not do.
+_FALSE_IS_A_REQUEST = (
     "dataset_shuffle",
     "train_dataloader_shuffle",
     "enable_thinking",
@@ -396,26 +396,26 @@ _FALSE_COUNTS = (
 
 
 def counterpart(name: str, raw: Any) -> str | None:
-    """Return what to use instead of a foreign key; "" if its value requests nothing, None if the key is unknown."""
+    """Return what to use instead of a key of another trainer; "" if its value requests nothing, None if the key is unknown."""
     name = name.replace("-", "_")
     found = COUNTERPARTS.get(name)
     if found is None:
         return None
     neutral = any(raw is value or (type(raw) is type(value) and raw == value) for value in _NEUTRAL)
-    if neutral and (raw is None or name not in _FALSE_COUNTS):
+    if neutral and (raw is None or name not in _FALSE_IS_A_REQUEST):
         return ""
     return _zero_stage(raw) or found if found is _STAGES else found
 
 
-def dialect_of(names: set[str]) -> tuple[str, list[str]] | None:
-    """Return the trainer that a config is written for and the keys that identify it; None with less than two such keys."""
+def identify_trainer(names: set[str]) -> tuple[str, list[str]] | None:
+    """Return the trainer that a config is written for and the keys that identify it; None with fewer than two such keys."""
     plain = {name.replace("-", "_") for name in names}
-    trainer, keys = max(DIALECTS.items(), key=lambda one: len(one[1] & plain))
+    trainer, keys = max(TYPICAL_KEYS.items(), key=lambda entry: len(entry[1] & plain))
     return (trainer, sorted(keys & plain)) if len(keys & plain) > 1 else None
 
 
 def _zero_stage(raw: Any) -> str | None:
-    """Return the exact counterpart of a DeepSpeed setting that shows its stage: an object, or a name such as ds_z3.json."""
+    """Return the counterpart of a DeepSpeed setting that gives the stage: a number, an object, or a file name such as ds_z3.json."""
     offload = False
     if isinstance(raw, int):
         stage: Any = raw

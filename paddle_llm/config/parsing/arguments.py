@@ -1,4 +1,4 @@
-"""Split `[CONFIG.json] [--key value ...]` into raw values, without judging names or types."""
+"""Split `[CONFIG.json] [--key value ...]` into raw values. Names and types are not checked here."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ class Arguments:
         given: Raw values; those of the file come first.
         problems: Messages about mistakes.
         notices: Messages that do not stop the run.
-        unread: Whether the config file could not be read completely, so that keys may seem to be missing.
+        file_is_incomplete: Whether the config file could not be read completely, so that keys may seem to be missing.
     """
 
     given: list[RawValue] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
-    unread: bool = False
+    file_is_incomplete: bool = False
 
 
 def read_arguments(argv: list[str], known: Collection[str]) -> Arguments:
@@ -84,7 +84,7 @@ def read_arguments(argv: list[str], known: Collection[str]) -> Arguments:
 
 
 def _read_file(name: str, result: Arguments) -> None:
-    result.unread = True
+    result.file_is_incomplete = True
     try:
         path = Path(expand_path(name))
     except PathError as error:
@@ -92,27 +92,30 @@ def _read_file(name: str, result: Arguments) -> None:
         return
     file = read_config_file(name, path)
     result.problems += file.problems
-    result.unread = not file.is_read
+    result.file_is_incomplete = not file.is_read
     # "$schema" is for editors: it names configs/schema.json.
     result.given += [RawValue(key, value, f"file {name}") for key, value in file.values.items() if key != "$schema"]
 
 
 def _read_flags(argv: list[str], known: Collection[str], result: Arguments) -> None:
     flags: dict[str, RawValue] = {}
-    for name, values in _split(_unglue(argv, known, result), result):
+    for name, values in _split(_split_joined(argv, known, result), result):
         raw: Any = BARE if not values else values[0] if len(values) == 1 else values
         before = flags.get(name)
         if before is not None and before.raw != raw:
-            result.notices.append(f"--{name} is given twice; using the last value: {_shown(raw)}.")
+            result.notices.append(f"--{name} is given twice; using the last value: {as_text(raw)}.")
         flags[name] = RawValue(name, raw, FLAG)
     result.given += flags.values()
 
 
-def _shown(raw: Any) -> str:
-    return " ".join(raw) if isinstance(raw, list) else str(raw)
+def as_text(raw: Any) -> str:
+    """Return a raw value as a user would write it."""
+    if isinstance(raw, list):
+        return " ".join(map(str, raw))
+    return str(raw).lower() if isinstance(raw, bool) else str(raw)
 
 
-def _unglue(argv: list[str], known: Collection[str], result: Arguments) -> list[str]:
+def _split_joined(argv: list[str], known: Collection[str], result: Arguments) -> list[str]:
     """Split arguments such as `20--dataloader_num_workers` and report them, so that later checks see the intended ones."""
     separated: list[str] = []
     for token in argv:

@@ -1,4 +1,4 @@
-"""Read a config file: plain JSON in UTF-8, or one message with the place of the mistake and its correction.
+"""Read a config file, which is plain JSON in UTF-8. A mistake is reported with its line, column and correction.
 
 JSON with comments, trailing commas or repeated keys is refused: other programs that read the same file would see another
 config.
@@ -15,7 +15,7 @@ from typing import Any
 
 from paddle_llm.core.json_files import parse_json
 
-_FIRST = "The first argument is CONFIG.json or a --flag"
+_REMEDY = "Give a JSON file as the first argument, or only --flags"
 _PLAIN = "A config is plain JSON"
 _MAX_BYTES = 1 << 24
 _BYTE_ORDER_MARKS = (
@@ -84,7 +84,7 @@ def read_config_file(name: str, path: Path) -> ConfigFile:
         )
     found = ConfigFile(content, is_read=True)
     for key in dict.fromkeys(repeated):
-        found.problems.append(f'{name}: duplicate key "{key}". Keep one.')
+        found.problems.append(f'{name}: duplicate key "{key}". Keep one of them.')
     for constant in dict.fromkeys(constants):
         found.problems.append(f"{name}: {constant} is not a JSON value. Write a number, or null for the default.")
     return found
@@ -96,13 +96,13 @@ def _text_of(name: str, path: Path) -> tuple[str, str]:
         with open(path, "rb") as stream:
             raw = stream.read(_MAX_BYTES + 1)
     except FileNotFoundError:
-        return "", f"{name} does not exist. {_FIRST}."
+        return "", f"{name} does not exist. {_REMEDY}."
     except IsADirectoryError:
-        return "", f"{name} is a folder. {_FIRST}."
+        return "", f"{name} is a folder. {_REMEDY}."
     except (OSError, ValueError) as error:
-        return "", f"{name} cannot be read: {getattr(error, 'strerror', None) or error}. {_FIRST}."
+        return "", f"{name} cannot be read: {getattr(error, 'strerror', None) or error}. {_REMEDY}."
     if len(raw) > _MAX_BYTES:
-        return "", f"{name} is larger than 16 MiB, too large for a config. {_FIRST}."
+        return "", f"{name} is larger than 16 MiB, too large for a config. {_REMEDY}."
     encoding = next(
         (one for mark, one in _BYTE_ORDER_MARKS if raw.startswith(mark)), "UTF-16" if _is_utf16(raw[:200]) else None
     )
@@ -111,7 +111,7 @@ def _text_of(name: str, path: Path) -> tuple[str, str]:
             f"{name} is {encoding} text, but a config must be UTF-8. Convert it: iconv -f {encoding} -t UTF-8 {name} > new.json"
         )
     if b"\0" in raw:
-        return "", f"{name} is not text. {_FIRST}."
+        return "", f"{name} is not text. {_REMEDY}."
     try:
         return raw.decode("utf-8-sig"), ""
     except UnicodeDecodeError as error:
@@ -178,15 +178,15 @@ def _wrong_token(text: str, position: int) -> str:
     """Return the message for a token that JSON does not have; else ""."""
     rest, before = text[position:], text[:position].rstrip()
     if re.match(r"\s*(//|/\*|#)", rest):
-        return f"a comment. {_PLAIN}, without comments. Remove it."
+        return f"a comment. {_PLAIN}, without comments. Remove the comment."
     if rest[:1] in ("}", "]") and before.endswith(","):
-        return f"a comma before {rest[:1]}. {_PLAIN}, without trailing commas. Remove it."
+        return f"a comma before {rest[:1]}. {_PLAIN}, without trailing commas. Remove the comma."
     if rest[:1] == "'":
         return "a single quote. Write double quotes."
     if rest[:1] in ("\u201c", "\u201d", "\uff02"):
         return f"a typographic quote {rest[:1]}. Write a plain double quote."
     if literal := re.match(r"(True|False|None)\b", rest):
-        return f"{literal[1]} is Python. Write {_PYTHON_LITERALS[literal[1]]}."
+        return f"{literal[1]} is Python's notation. Write {_PYTHON_LITERALS[literal[1]]}."
     if number := _NUMBER.match(text, _start_of_word(text, position)):
         return f"{number[0]} is not a JSON number. Write it in decimal, such as 42, 0.1 or 1e-4."
     return ""
@@ -200,9 +200,9 @@ def _wrong_syntax(rest: str, message: str) -> str:
         message: Message of the parser.
     """
     if message.startswith("Unterminated string"):
-        return "a text without a closing double quote. Add it."
+        return "a text without a closing double quote. Add the quote."
     if not rest.strip() and message.startswith("Expecting"):
-        return "the file ends before its object does. Close it with }."
+        return "the file ends before the object is closed. Add }."
     if message.startswith("Invalid control character"):
         return "a tab or line break inside a text. Write \\t or \\n, or close the text with a double quote."
     word = re.match(r"[^\W\d]\w*", rest)
@@ -211,9 +211,9 @@ def _wrong_syntax(rest: str, message: str) -> str:
     if message.startswith("Expecting property name") and re.match(r"[A-Za-z_]", rest):
         return "a key without quotes. Write it in double quotes."
     if message.startswith("Extra data"):
-        return "text after the end of the object. Keep one object."
+        return "text after the end of the object. Keep only one object."
     if message.startswith("Invalid \\escape"):
-        return "a backslash. Write it twice, or use / in paths."
+        return "a single backslash. Write it twice, or use / in paths."
     return f"{message}. Correct it there, or on the line before."
 
 
