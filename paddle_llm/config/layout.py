@@ -1,4 +1,4 @@
-"""The layout of a job: how its ranks are divided into data x sharding x tensor x pipeline."""
+"""The layout of a job: how its ranks are divided into data, sharding, tensor and pipeline parallelism."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Layout:
         tensor: Ranks that split every matrix (tensor parallel).
         pipeline: Stages.
         sharding_stage: 0 (none), 1, 2 or 3.
-        virtual_stages: Model chunks per pipeline rank (1: plain 1F1B).
+        virtual_stages: Model chunks per pipeline rank; 1 for the 1F1B schedule without interleaving.
         sequence_parallel: Whether activations between tensor-parallel blocks are split along the sequence.
     """
 
@@ -53,8 +53,8 @@ class Layout:
 
 
 @dataclass
-class Degrees:
-    """A layout with its problems and notices.
+class LayoutResult:
+    """Layout that a config requests, or the reasons why it is not possible.
 
     Attributes:
         layout: Layout; None if there are problems.
@@ -67,9 +67,15 @@ class Degrees:
     notices: list[str] = field(default_factory=list)
 
 
-def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> Degrees:
-    """Divide `world_size` ranks as `config` requests. Data and sharding degrees that are not given are derived."""
-    result = Degrees()
+def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> LayoutResult:
+    """Divide the ranks of a job as `config` requests. Degrees of data and sharding that are -1 are derived.
+
+    Args:
+        config: Config with the degrees.
+        world_size: Number of ranks of the job.
+        entry: "pretrain" or "finetune", for the command in a message.
+    """
+    result = LayoutResult()
     zero = [name for name in _DEGREES if getattr(config, name) == 0]
     if zero:
         result.problems += [f"{name} = 0 is not a degree. Use 1 or more, or -1 for the default." for name in zero]
@@ -83,30 +89,46 @@ def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> De
         )
         return result
     fixed = tensor * pipeline * max(sharding, 1) * max(data, 1)
-    requested = _described(tensor=tensor, pipeline=pipeline, sharding=sharding, data=data)
+    requested = _describe(tensor=tensor, pipeline=pipeline, sharding=sharding, data=data)
     if world_size == 1 and fixed > 1:
         result.problems.append(
-            f"{requested} needs {fixed} processes, but this is a single one. Start it with\n"
+            f"{requested} needs {fixed} processes, but only one was started. Start the job with\n"
             f"       python -m paddle.distributed.launch --nproc_per_node {fixed} {SCRIPTS[entry]} ..."
         )
     elif world_size % fixed:
         verb = "is more than" if fixed > world_size else "does not divide"
         result.problems.append(
-            f"{requested} = {fixed} ranks {verb} the {world_size} ranks of the job. Start it on {_nearest(fixed, world_size)} "
+            f"{requested} = {fixed} ranks {verb} the {world_size} ranks of the job. Start the job on {_nearest_world_sizes(fixed, world_size)} "
             "ranks, or change a degree."
         )
     else:
-        _fill(result, config, world_size // fixed, (tensor, pipeline, sharding, data), requested, world_size)
+        _assign_remaining_ranks(
+            result, config, world_size // fixed, (tensor, pipeline, sharding, data), requested, world_size
+        )
     return result
 
 
 _DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree", "data_parallel_degree")
 
 
-def _fill(
-    result: Degrees, config: RunConfig, rest: int, degrees: tuple[int, int, int, int], requested: str, world_size: int
+def _assign_remaining_ranks(
+    result: LayoutResult,
+    config: RunConfig,
+    rest: int,
+    degrees: tuple[int, int, int, int],
+    requested: str,
+    world_size: int,
 ) -> None:
-    """Assign the ranks that no given degree uses to sharding, or else to data."""
+    """Assign the ranks that no given degree uses to sharding, or else to data.
+
+    Args:
+        result: Result that gets the layout or a problem.
+        config: Config with the degrees.
+        rest: Number of ranks divided by the product of the given degrees.
+        degrees: Degrees of tensor, pipeline, sharding and data; -1 for one to derive.
+        requested: Given degrees as text, for messages.
+        world_size: Number of ranks of the job.
+    """
     tensor, pipeline, sharding, data = degrees
     if config.sharding_stage and sharding == -1:
         sharding, rest = rest, 1
@@ -115,7 +137,7 @@ def _fill(
     if rest > 1:
         used = world_size // rest
         result.problems.append(
-            f"{requested} = {used} ranks, but the job has {world_size}: {world_size - used} would be idle. Start it on {used} "
+            f"{requested} = {used} ranks, but the job has {world_size}: {world_size - used} would be idle. Start the job on {used} "
             "ranks, drop --data_parallel_degree, or increase a degree."
         )
         return
@@ -125,7 +147,7 @@ def _fill(
             "one process" if world_size == 1 else f"this layout (tensor {tensor} x pipeline {pipeline} x data {data})"
         )
         result.notices.append(
-            f"--sharding {config.sharding} has no effect: {where} has no ranks to shard over. Each rank keeps everything."
+            f"--sharding {config.sharding} has no effect: {where} has no ranks to shard over. Each rank keeps the complete state."
         )
     result.layout = Layout(
         data=max(data, 1),
@@ -138,12 +160,13 @@ def _fill(
     )
 
 
-def _described(**degrees: int) -> str:
+def _describe(**degrees: int) -> str:
     """Return the degrees above one, such as `tensor_parallel_degree 2 x pipeline_parallel_degree 2`."""
     parts = [f"{name}_parallel_degree {degree}" for name, degree in degrees.items() if degree > 1]
     return " x ".join(parts) or "one rank"
 
 
-def _nearest(fixed: int, world_size: int) -> str:
+def _nearest_world_sizes(fixed: int, world_size: int) -> str:
+    """Return the multiples of `fixed` next to the world size, as text."""
     below, above = world_size // fixed * fixed, (world_size // fixed + 1) * fixed
     return f"{below} or {above}" if below else str(above)

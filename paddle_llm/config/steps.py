@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 from paddle_llm.config.run_config import RunConfig
+from paddle_llm.core.counts import counted
 
 
 def warmup_of(config: RunConfig, steps: int) -> int:
@@ -63,32 +64,32 @@ def step_notices(config: RunConfig, steps: int, requested: Container[str], train
         config: Config of the run.
         steps: Length of the training.
         requested: Names of the fields that the user set.
-        training: Description of the length, such as "max_steps 10".
+        training: Description of the length, such as "max_steps = 10".
     """
     if "warmup_ratio" in requested and config.warmup_ratio > 0 and warmup_of(config, steps) == 0:
-        yield f"warmup_ratio {config.warmup_ratio:g} of {steps} steps is less than one step: the run has no warm-up."
+        yield f"warmup_ratio = {config.warmup_ratio:g} of {steps} steps is less than one step: the run has no warm-up."
     if (
         config.decay_steps is not None
         and config.decay_steps > steps
         and config.lr_scheduler_type in ("cosine", "linear")
     ):
         yield (
-            f"decay_steps {config.decay_steps} > {training}: the learning rate does not reach min_learning_rate within "
-            "this training."
+            f"decay_steps = {config.decay_steps} is more than {training}: the learning rate does not reach min_learning_rate in "
+            "this run."
         )
     evaluates = config.do_eval and config.evaluation_strategy in (None, "steps")
     events: list[tuple[bool, str, str]] = [
-        (evaluates, "eval_steps", "evaluation"),
-        (config.save_strategy == "steps", "save_steps", "checkpoint"),
-        (not config.logging_first_step, "logging_steps", "loss"),
+        (evaluates, "eval_steps", "the model is not evaluated"),
+        (config.save_strategy == "steps", "save_steps", "no checkpoint is written"),
+        (not config.logging_first_step, "logging_steps", "no loss is logged"),
     ]
-    for happens, name, what in events:
-        if happens and getattr(config, name) > steps:
-            yield f"{name} {getattr(config, name)} > {training}: no {what} before the last step."
+    for is_on, name, consequence in events:
+        if is_on and getattr(config, name) > steps:
+            yield f"{name} = {getattr(config, name)} is more than {training}: {consequence} before the last step."
 
 
 def report_counted_steps(config: RunConfig, steps: int, origins: dict[str, str], report: Callable[[str], None]) -> None:
-    """Report what does not fit the length of a training that is counted in epochs, once the data is known.
+    """Report settings that do not fit a training whose length in epochs is known in steps only after the data is read.
 
     A warm-up that is too long is reported and not refused as with `--max_steps`: users try published commands with
     `--num_train_epochs 1 --warmup_steps 20` on a few rows first.
@@ -102,7 +103,11 @@ def report_counted_steps(config: RunConfig, steps: int, origins: dict[str, str],
     if config.max_steps > 0:  # checked by the rules already
         return
     for problem in warmup_problems(config, steps):
-        report(f"warning: {problem} (num_train_epochs = {config.num_train_epochs:g} of this data: {steps} steps.)")
+        report(
+            f"warning: {problem} With this data, num_train_epochs = {config.num_train_epochs:g} means {counted(steps, 'step')}."
+        )
     requested = {name for name, origin in origins.items() if not origin.startswith(("default", "derived"))}
-    for line in step_notices(config, steps, requested, f"the {steps} steps of {config.num_train_epochs:g} epochs"):
+    for line in step_notices(
+        config, steps, requested, f"the {counted(steps, 'step')} of num_train_epochs = {config.num_train_epochs:g}"
+    ):
         report(line)

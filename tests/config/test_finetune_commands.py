@@ -198,7 +198,7 @@ def test_generation_c(model: Path) -> None:
     assert (found.config.metric_for_best_model, found.config.greater_is_better) == ("loss", False)
     assert found.notices == [
         '"intokens" in old.json: true is read as "zero_padding": true',
-        "metric_for_best_model = accuracy is read as loss: next-token accuracy is not measured.",
+        "metric_for_best_model = accuracy is read as loss: the accuracy of single tokens is not measured.",
     ]
 
 

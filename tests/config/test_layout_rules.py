@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from paddle_llm.config.layout import Degrees, Layout, layout_of
+from paddle_llm.config.layout import Layout, LayoutResult, layout_of
 from paddle_llm.config.run_config import RunConfig
 
 
-def divide(world_size: int, **fields: Any) -> Degrees:
+def divide(world_size: int, **fields: Any) -> LayoutResult:
     degrees = {
         "tp": "tensor_parallel_degree",
         "pp": "pipeline_parallel_degree",
@@ -51,18 +51,18 @@ def test_layouts(world_size: int, fields: dict[str, Any], layout: Layout) -> Non
     [
         (1, {"tp": 2}, "--nproc_per_node 2 run_pretrain.py"),
         (1, {"tp": 2, "pp": 2, "sharding": "stage1", "sd": 2}, "--nproc_per_node 8 run_pretrain.py"),
-        (1, {"dp": 3}, "data_parallel_degree 3 needs 3 processes, but this is a single one"),
+        (1, {"dp": 3}, "data_parallel_degree 3 needs 3 processes, but only one was started"),
         (
             6,
             {"tp": 4},
-            "tensor_parallel_degree 4 = 4 ranks does not divide the 6 ranks of the job. Start it on 4 or 8 ranks",
+            "tensor_parallel_degree 4 = 4 ranks does not divide the 6 ranks of the job. Start the job on 4 or 8 ranks",
         ),
         (
             2,
             {"tp": 2, "pp": 2},
             "tensor_parallel_degree 2 x pipeline_parallel_degree 2 = 4 ranks is more than the 2 ranks of the job",
         ),
-        (8, {"tp": 2, "dp": 2}, "= 4 ranks, but the job has 8: 4 would be idle. Start it on 4 ranks"),
+        (8, {"tp": 2, "dp": 2}, "= 4 ranks, but the job has 8: 4 would be idle. Start the job on 4 ranks"),
         (8, {"sharding": "stage1", "sd": 2, "dp": 2}, "= 4 ranks, but the job has 8"),
         (2, {"sd": 2}, "sharding_parallel_degree = 2 without --sharding"),
         (2, {"tp": 0}, "tensor_parallel_degree = 0 is not a degree. Use 1 or more"),

@@ -55,7 +55,7 @@ CASES = [
     Case(
         "unified_checkpoint_switches",
         "--unified_checkpoint --unified_checkpoint_config skip_save_model_weight ignore_merge_optimizer",
-        problem="exclude each other",
+        problem="skip_save_model_weight and ignore_merge_optimizer cannot be combined",
     ),
     Case("unified_checkpoint_switches", "--unified_checkpoint_config enable_all_options", notice="no effect without"),
     # paths
@@ -130,10 +130,10 @@ CASES = [
     Case(
         "events_within_the_run",
         "--do_eval --max_steps 9 --eval_steps 10",
-        notice="no evaluation before the",
+        notice="the model is not evaluated before the last step",
     ),
-    Case("events_within_the_run", "--max_steps 9 --save_steps 10", notice="no checkpoint before the last"),
-    Case("events_within_the_run", "--max_steps 9 --logging_steps 10", notice="no loss before the last"),
+    Case("events_within_the_run", "--max_steps 9 --save_steps 10", notice="no checkpoint is written before the last"),
+    Case("events_within_the_run", "--max_steps 9 --logging_steps 10", notice="no loss is logged before the last"),
     Case(
         "best_model", "--load_best_model_at_end", problem="load_best_model_at_end without an evaluation. Add --do_eval"
     ),
@@ -160,7 +160,7 @@ CASES = [
     Case(
         "resume_and_overwrite",
         "--do_train 0 --do_eval --resume_from_checkpoint x",
-        problem="do_train = false: only a training can be continued. To evaluate a trained model",
+        problem="do_train = false: only a training run can be resumed. To evaluate a trained model",
     ),
     # layout
     Case("sharding_stages", "--sharding stage9", problem="stage9 is unknown", fine="--sharding stage1", world=2),
@@ -203,17 +203,17 @@ CASES = [
         "--sharding_parallel_config split_param enable_fuse_optimizer_states",
         world=2,
     ),
-    Case("virtual_stages", "--virtual_pp_degree 2", problem="needs a pipeline"),
+    Case("virtual_stages", "--virtual_pp_degree 2", problem="virtual stages need a pipeline. Drop virtual_pp_degree"),
     Case(
         "virtual_stages",
         "--virtual_pp_degree 2 --pipeline_parallel_degree 2 --gradient_accumulation_steps 8",
-        problem="needs more than 2 stages",
+        problem="virtual stages need more than 2 pipeline stages",
         world=2,
     ),
     Case(
         "virtual_stages",
         "--virtual_pp_degree 2 --pipeline_parallel_degree 4 --gradient_accumulation_steps 7",
-        problem="gradient_accumulation_steps = 7: it needs two micro-batches per stage. Use --gradient_accumulation_steps 8 or more",
+        problem="gradient_accumulation_steps = 7: virtual stages need two micro-batches per pipeline stage. Use --gradient_accumulation_steps 8 or more",
         fine="--virtual_pp_degree 2 --pipeline_parallel_degree 4 --gradient_accumulation_steps 8",
         world=4,
         shape=(("num_hidden_layers", 8),),
@@ -248,7 +248,7 @@ CASES = [
     Case(
         "optimizer_variants",
         "--optim adamw_mini --tensor_parallel_degree 2",
-        problem="cannot split its states over tensor parallel ranks. Use adamw",
+        problem="cannot split its states over tensor parallel ranks. Use --optim adamw",
         world=2,
     ),
     Case(
@@ -464,7 +464,7 @@ CASES = [
     Case(
         "heads",
         "--tensor_parallel_degree 4",
-        notice="2 key-value heads for 4 tensor parallel ranks: every rank keeps all of them",
+        notice="2 key-value heads for 4 tensor parallel ranks: every rank keeps all key-value heads",
         fine="--data_parallel_degree 4",
         world=4,
         shape=(("num_key_value_heads", 2),),

@@ -38,16 +38,17 @@ def test_epochs_are_checked_as_steps_are():
     run = config(num_train_epochs=2, warmup_ratio=0.01, save_steps=50, logging_steps=20, decay_steps=40)
     report_counted_steps(run, 10, origins, reported.append)
     assert reported == [
-        "warmup_ratio 0.01 of 10 steps is less than one step: the run has no warm-up.",
-        "decay_steps 40 > the 10 steps of 2 epochs: the learning rate does not reach min_learning_rate within this training.",
-        "save_steps 50 > the 10 steps of 2 epochs: no checkpoint before the last step.",
-        "logging_steps 20 > the 10 steps of 2 epochs: no loss before the last step.",
+        "warmup_ratio = 0.01 of 10 steps is less than one step: the run has no warm-up.",
+        "decay_steps = 40 is more than the 10 steps of num_train_epochs = 2: the learning rate does not reach min_learning_rate in this run.",
+        "save_steps = 50 is more than the 10 steps of num_train_epochs = 2: no checkpoint is written before the last step.",
+        "logging_steps = 20 is more than the 10 steps of num_train_epochs = 2: no loss is logged before the last step.",
     ]
     reported.clear()
     report_counted_steps(config(warmup_steps=1000), 10, origins, reported.append)
     assert reported[0].startswith(
         "warning: warmup_steps = 1000 is not shorter than the learning-rate schedule, which ends at step 10"
     )
+    assert reported[0].endswith("a longer training. With this data, num_train_epochs = 1 means 10 steps.")
     reported.clear()
     report_counted_steps(config(warmup_steps=1000, max_steps=10), 10, origins, reported.append)
     assert reported == []

@@ -16,7 +16,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from paddle_llm.config.local_files.data_splits import survey
+from paddle_llm.config.local_files.data_splits import sort_into_splits
 from paddle_llm.config.local_files.split_names import kind_of_file
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.files import find_files, load_conversations, read_rows
@@ -405,7 +405,7 @@ def reference_splits(datasets: Any, folder: Path) -> dict[str, set[str]]:
 
 
 def our_splits(folder: Path) -> dict[str, set[str]]:
-    found = survey(str(folder)).check()
+    found = sort_into_splits(str(folder)).check()
     return {split: {os.path.relpath(f, folder) for f in files} for split, files in found.files.items() if files}
 
 
@@ -469,8 +469,8 @@ def test_file_names_that_are_an_error_or_skipped(tmp_path: Path, capsys) -> None
             "no training data.*test: .*test.jsonl.*rename the training files so that their names contain train",
         ),
         (["holdout.jsonl", "a.jsonl"], "no training data"),
-        (["train.csv", "train.jsonl"], "train.csv and .*train.jsonl: the same name in several formats"),
-        (["json/data.jsonl", "csv/data.csv.gz"], "the same name in several formats"),
+        (["train.csv", "train.jsonl"], "train.csv and .*train.jsonl have the same name in several formats"),
+        (["json/data.jsonl", "csv/data.csv.gz"], "have the same name in several formats"),
     ):
         folder = layout(tmp_path / names[0].replace("/", "_"), [n for n in names if not n.endswith(".arrow")])
         (folder / names[0]).touch()
@@ -478,7 +478,7 @@ def test_file_names_that_are_an_error_or_skipped(tmp_path: Path, capsys) -> None
             find_files(str(folder))
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "dev.jsonl").symlink_to("nowhere")
-    with pytest.raises(UserError, match="dev.jsonl: a link to a file that does not exist"):
+    with pytest.raises(UserError, match="dev.jsonl is a link to a file that does not exist"):
         find_files(str(tmp_path / "links"))
     folder = layout(tmp_path / "several", ["train_a.jsonl", "train_b.csv"])
     assert len(find_files(str(folder))) == 2

@@ -146,7 +146,7 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ),
     ("virtual_stages", "micro_batches"): (
         lambda virtual, count: virtual != 1 and count < 6,
-        r"virtual_pp_degree = 2 with gradient_accumulation_steps = \d: it needs two micro-batches per stage",
+        r"virtual_pp_degree = 2 with gradient_accumulation_steps = \d: virtual stages need two micro-batches per pipeline stage",
     ),
     ("micro_batches", "pipeline_words"): (
         lambda count, words: count == 1 and words == "enable_delay_scale_loss",
@@ -167,4 +167,4 @@ def test_forbidden_pairs_are_those_of_the_rules(judge):
 def test_a_forbidden_row_has_a_reason(judge):
     row = {"layout": Layout(pipeline=2), **PLAIN}
     assert judge.why_not(row) == ""
-    assert "needs more than 2 stages" in judge.why_not(row | {"virtual_stages": 2})
+    assert "virtual stages need more than 2 pipeline stages" in judge.why_not(row | {"virtual_stages": 2})

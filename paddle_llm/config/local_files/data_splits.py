@@ -49,14 +49,14 @@ from paddle_llm.core.counts import counted
 
 _EVAL = ("eval", "evaluation")
 # Files that mark a folder below the data as the output of a training, or as a model or adapter.
-_OF_MODELS = {
+_MODEL_FILES = {
     RESOLVED_CONFIG, TOKENIZER_CONFIG, ADAPTER_CONFIG, TRAINING_ARGS, TRAINER_STATE,
     SAFETENSORS, SAFETENSORS_INDEX, PDPARAMS, TORCH_WEIGHTS,
 }  # fmt: skip
 _SHARD = re.compile(r"-\d{5}-of-\d{5}")
 
 
-def survey(path: str) -> DataFolder:
+def sort_into_splits(path: str) -> DataFolder:
     """Sort the files of a folder, or those that a pattern matches, into splits.
 
     Args:
@@ -74,7 +74,7 @@ def survey(path: str) -> DataFolder:
         return found
     if is_folder and (declared := declared_splits(path, names, found)) is not None:
         if declared.folder is not None:
-            return _survey_part(found, declared.folder, names)
+            return _sort_declared_folder(found, declared.folder, names)
         sort_declared(found, declared.patterns, names)
         return found
     unnamed: list[str] = []
@@ -86,30 +86,30 @@ def survey(path: str) -> DataFolder:
         found.unnamed = True
         found.files[TRAIN] = [os.path.join(base, name) for name in unnamed]
     else:
-        found.left_out.update({os.path.join(base, name): UNNAMED for name in unnamed})
+        found.skipped.update({os.path.join(base, name): UNNAMED for name in unnamed})
     _separate_eval(found, base)
     _check_shards(found, base)
     _check_formats(found)
     return found
 
 
-def _survey_part(found: DataFolder, part: str, names: list[str]) -> DataFolder:
-    """Sort the files of the folder that README.md declares as the data; all others are left out."""
-    inner = survey(os.path.join(found.path, part))
+def _sort_declared_folder(found: DataFolder, part: str, names: list[str]) -> DataFolder:
+    """Sort the files of the folder that README.md declares as the data; all others are skipped."""
+    inner = sort_into_splits(os.path.join(found.path, part))
     inner.path, inner.notes = found.path, [*found.notes, *inner.notes]
     inside = os.path.normpath(part).split(os.sep)
     for name in names:
         if list(PurePath(name).parts[: len(inside)]) != inside:
-            inner.left_out[os.path.join(found.path, name)] = f"README.md declares {part} as the folder of the data"
+            inner.skipped[os.path.join(found.path, name)] = f"README.md declares {part} as the folder of the data"
     return inner
 
 
 def _check_saved_to_disk(found: DataFolder, unnamed: list[str]) -> None:
     """Refuse a folder of `save_to_disk` without split names, whose rows are only in .arrow files."""
-    arrow = sorted(path for path in found.left_out if path.lower().endswith(".arrow"))
+    arrow = sorted(path for path in found.skipped if path.lower().endswith(".arrow"))
     if arrow and not unnamed:
         remedy = _convert(arrow[0]).replace("['train']", "")
-        found.problems.append(f"{arrow[0]}: this format is not supported. {remedy}, and give that file.")
+        found.problems.append(f"{arrow[0]} has an unsupported format. {remedy}, and give that file.")
 
 
 def _download_cache(path: str, names: list[str]) -> str:
@@ -120,23 +120,23 @@ def _download_cache(path: str, names: list[str]) -> str:
     if not revisions or not any(os.path.isdir(os.path.join(path, beside)) for beside in ("blobs", "refs")):
         return ""
     example = os.path.join(path, "snapshots", revisions[0])
-    return f"{path}: a download cache with {counted(len(revisions), 'revision')} of a data set. Give the folder of one, such as {example}."
+    return f"{path} is a download cache with {counted(len(revisions), 'revision')} of a data set. Give the folder of one, such as {example}."
 
 
 def _sort_file(found: DataFolder, base: str, name: str, unnamed: list[str]) -> None:
     path = os.path.join(base, name)
     splits = splits_of_path(name)
     if not os.path.exists(path) and kind_of_file(name) is not None:
-        found.problems.append(f"{path}: a link to a file that does not exist. Download the data again.")
+        found.problems.append(f"{path} is a link to a file that does not exist. Download the data again.")
     elif kind_of_file(name) is None or os.path.basename(name).lower() in NO_ROWS:
         is_data = os.path.splitext(name.lower())[1] in OTHER_DATA
-        found.left_out[path] = "unsupported format" if is_data else "not a data file by its name or suffix"
+        found.skipped[path] = "unsupported format" if is_data else "not a data file by its name or suffix"
     elif len(splits) > 1:
         found.problems.append(
             f"{path}: its name contains words of the splits {' and '.join(sorted(splits))}. Rename it, or give one file as the data."
         )
     elif splits == {HELD_OUT}:
-        found.left_out[path] = "held-out data by its name"
+        found.skipped[path] = "held-out data by its name"
         found.files.setdefault(HELD_OUT, []).append(path)
     elif splits:
         found.files.setdefault(splits.pop(), []).append(path)
@@ -153,8 +153,8 @@ def _check_formats(found: DataFolder) -> None:
         copies = next((list(kinds.values()) for kinds in by_stem.values() if len(kinds) > 1), None)
         if copies and split != HELD_OUT:
             found.problems.append(
-                f"{' and '.join(copies)}: the same name in several formats, which datasets does not read together. They seem to "
-                "contain the same rows. Give a pattern for one format, or remove the others."
+                f"{' and '.join(copies)} have the same name in several formats and seem to contain the same rows. "
+                "Give a pattern for one format, or remove the others."
             )
         kinds = sorted({str(kind_of_file(path)) for path in files})
         if len(kinds) > 1 and not copies:
@@ -165,12 +165,12 @@ def _check_formats(found: DataFolder) -> None:
 
 def _check_unread(found: DataFolder, base: str) -> None:
     """Refuse a split whose files all have an unsupported format."""
-    for path in sorted(found.left_out):
+    for path in sorted(found.skipped):
         splits = splits_of_path(os.path.relpath(path, base))
         is_data = os.path.splitext(path.lower())[1] in OTHER_DATA and splits and splits != {HELD_OUT}
         if is_data and not all(found.of(split) for split in splits):
             found.problems.append(
-                f"{path}: a file of the split {' and '.join(sorted(splits))} with an unsupported format. {_convert(path)}, or move it "
+                f"{path} is a file of the split {' and '.join(sorted(splits))} with an unsupported format. {_convert(path)}, or move it "
                 "out of the folder."
             )
 
@@ -190,8 +190,8 @@ def _walk(folder: str, found: DataFolder) -> Iterator[str]:
             folders[:] = []
             continue
         seen.add(real)
-        if root != folder and not _OF_MODELS.isdisjoint(names):
-            found.left_out[root] = "output of a training, model or adapter"
+        if root != folder and not _MODEL_FILES.isdisjoint(names):
+            found.skipped[root] = "output of a training, model or adapter"
             folders[:] = []
             continue
         folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))

@@ -6,7 +6,7 @@ import difflib
 import glob
 from pathlib import Path
 
-from paddle_llm.config.local_files.data_splits import survey
+from paddle_llm.config.local_files.data_splits import sort_into_splits
 from paddle_llm.config.local_files.split_names import SPLIT_NAMES, TRAIN
 
 CHAT_TEMPLATES = (
@@ -49,7 +49,7 @@ def has_split(path: str, split: str) -> bool:
     expanded = str(Path(path).expanduser())
     if Path(expanded).is_file():
         return split == TRAIN
-    return bool(survey(expanded).check().of(split))
+    return bool(sort_into_splits(expanded).check().of(split))
 
 
 def did_you_mean(path: str, *wanted: str) -> str:

@@ -89,7 +89,7 @@ def sort_declared(found: DataFolder, declared: dict[str, list[str]], names: list
         splits = splits_of_name(name)
         if len(splits) != 1:
             for pattern in patterns:
-                found.left_out[pattern] = f"README.md declares it as the split {name}"
+                found.skipped[pattern] = f"README.md declares it as the split {name}"
             continue
         by_split.setdefault(next(iter(splits)), []).append(name)
     for split, declared_names in by_split.items():
@@ -113,6 +113,6 @@ def sort_declared(found: DataFolder, declared: dict[str, list[str]], names: list
     for name in names:
         if (path := os.path.join(found.path, name)) not in used:
             is_itself = name.lower() == "readme.md"
-            found.left_out.setdefault(
+            found.skipped.setdefault(
                 path, "documentation, not data" if is_itself else "README.md does not declare it as data"
             )

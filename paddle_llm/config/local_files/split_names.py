@@ -43,7 +43,7 @@ class DataFolder:
     Attributes:
         path: Folder or pattern as given.
         files: Paths by split, sorted by name.
-        left_out: Reason by path, for files that do not belong to a split.
+        skipped: Reason by path, for files that do not belong to a split.
         unnamed: Whether no file has the name of a split, so that all are training data.
         notes: Messages about the files that are read.
         problems: Messages about mistakes that must be corrected before the files can be read.
@@ -51,7 +51,7 @@ class DataFolder:
 
     path: str
     files: dict[str, list[str]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
     unnamed: bool = False
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)

@@ -46,7 +46,7 @@ def padding(run: Run) -> Findings:
     if multiple and config.sequence_parallel and multiple % tensor:
         yield Problem(
             f"pad_to_multiple_of = {multiple}: --sequence_parallel splits rows over {tensor} tensor parallel ranks. "
-            f"Use a multiple of {tensor}, or drop it."
+            f"Use a multiple of {tensor}, or drop --pad_to_multiple_of."
         )
     for name in ("pad_to_max_length", "pad_to_multiple_of"):
         if name in run.requested and getattr(config, name) and config.zero_padding:
@@ -129,7 +129,7 @@ def chat_template_exists(run: Run) -> Findings:
         if name.removeprefix("jinja:") not in found:
             known = (*CHAT_TEMPLATES, *found)
             yield Problem(
-                f"chat_template = {name} is neither a template nor a file.{did_you_mean(name, *known)} Use one of {', '.join(known)}, or a file."
+                f"chat_template = {name} is neither the name of a template nor a file.{did_you_mean(name, *known)} Use one of {', '.join(known)}, or a file."
             )
     try:
         if run.config.chat_template_date is not None:

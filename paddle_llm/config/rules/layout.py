@@ -1,4 +1,4 @@
-"""Rules about combinations within a layout."""
+"""Rules about settings of the layout that depend on each other."""
 
 from __future__ import annotations
 
@@ -96,16 +96,20 @@ def virtual_stages(run: Run) -> Findings:
     if virtual == 1:
         return
     if stages == 1:
-        yield Problem(f"virtual_pp_degree = {virtual} with pipeline_parallel_degree = 1: it needs a pipeline. Drop it.")
+        yield Problem(
+            f"virtual_pp_degree = {virtual} with pipeline_parallel_degree = 1: virtual stages need a pipeline. Drop "
+            "virtual_pp_degree, or set pipeline_parallel_degree."
+        )
         return
     if stages <= 2:
         yield Problem(
-            f"virtual_pp_degree = {virtual} with pipeline_parallel_degree = {stages}: it needs more than 2 stages. Use 1."
+            f"virtual_pp_degree = {virtual} with pipeline_parallel_degree = {stages}: virtual stages need more than 2 pipeline "
+            "stages. Use --virtual_pp_degree 1."
         )
     if config.gradient_accumulation_steps < 2 * stages:
         yield Problem(
-            f"virtual_pp_degree = {virtual} with gradient_accumulation_steps = {config.gradient_accumulation_steps}: it needs two "
-            f"micro-batches per stage. Use --gradient_accumulation_steps {2 * stages} or more."
+            f"virtual_pp_degree = {virtual} with gradient_accumulation_steps = {config.gradient_accumulation_steps}: virtual "
+            f"stages need two micro-batches per pipeline stage. Use --gradient_accumulation_steps {2 * stages} or more."
         )
 
 
@@ -113,11 +117,11 @@ def pipeline_bubble(run: Run) -> Findings:
     """Report how long pipeline stages are idle."""
     stages, micro_batches = run.layout.pipeline, run.config.gradient_accumulation_steps
     if stages > 1 and micro_batches < 2 * stages:
-        # 1F1B with p stages and m micro batches idles (p - 1) / (m + p - 1) of its time.
+        # With p stages and m micro-batches, a stage of the 1F1B schedule is idle (p - 1) / (m + p - 1) of the time.
         idle = (stages - 1) / (run.layout.virtual_stages * micro_batches + stages - 1)
         yield Notice(
-            f"{counted(stages, 'pipeline stage')} with {counted(micro_batches, 'micro-batch', 'micro-batches')} are idle {idle:.0%} of "
-            "the time. More --gradient_accumulation_steps reduce it."
+            f"{counted(stages, 'pipeline stage')} with {counted(micro_batches, 'micro-batch', 'micro-batches')}: each is idle {idle:.0%} of "
+            "the time. Increase --gradient_accumulation_steps to reduce this."
         )
 
 
@@ -158,7 +162,7 @@ def optimizer_variants(run: Run) -> Findings:
     """The optimizer supports the layout."""
     config, layout = run.config, run.layout
     if config.optim == "adamw_mini" and layout.tensor > 1:
-        yield Problem("optim = adamw_mini cannot split its states over tensor parallel ranks. Use adamw.")
+        yield Problem("optim = adamw_mini cannot split its states over tensor parallel ranks. Use --optim adamw.")
     elif config.optim != "adamw" and layout.world_size > 1:
         yield Notice(f"--optim {config.optim}: only adamw is proven to give the same result in every layout.")
 

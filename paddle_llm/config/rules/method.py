@@ -79,7 +79,7 @@ def ranks_of_adalora(run: Run) -> Findings:
     if config.adalora_warmup_ratio + config.adalora_final_ratio >= 1:
         yield Problem(
             f"adalora_warmup_ratio = {config.adalora_warmup_ratio} and adalora_final_ratio = {config.adalora_final_ratio} leave "
-            "no step in which ranks are reduced. Their sum must be below 1."
+            "no step in which ranks are reduced. Use values whose sum is below 1."
         )
 
 

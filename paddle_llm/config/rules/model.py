@@ -19,29 +19,32 @@ def family(run: Run) -> Findings:
     found, requested = run.facts.model_type, run.config.model_type
     if found not in FAMILIES:
         supported = ", ".join(FAMILIES)
-        yield Problem(f"{_model(run)} belongs to the family {found}, which is not supported. Use one of {supported}.")
+        yield Problem(
+            f"{_model(run)} belongs to the family {found}, which is not supported. Use a model of "
+            f"one of these families: {supported}."
+        )
     elif requested is not None and requested != found and requested not in FAMILIES[found].aliases:
         yield Problem(f"model_type = {requested}, but {_model(run)} belongs to the family {found}. Drop --model_type.")
 
 
 def families_with_pipeline(run: Run) -> Findings:
     """The family has a pipeline."""
-    yield from map(Problem, pipeline_problems(_known(run), run.layout))
+    yield from map(Problem, pipeline_problems(_supported_facts(run), run.layout))
 
 
 def families_with_sequence_parallel(run: Run) -> Findings:
     """The family has sequence parallelism."""
-    yield from map(Problem, sequence_parallel_problems(_known(run), run.layout))
+    yield from map(Problem, sequence_parallel_problems(_supported_facts(run), run.layout))
 
 
 def heads(run: Run) -> Findings:
     """The tensor degree divides the heads; report replicated key-value heads."""
-    facts, tensor = _known(run), run.layout.tensor
+    facts, tensor = _supported_facts(run), run.layout.tensor
     problems = list(tensor_problems(facts, run.layout, fuse_attention_qkv=run.config.fuse_attention_qkv))
     yield from map(Problem, problems)
     if not problems and facts.num_key_value_heads % tensor:
         yield Notice(
-            f"{counted(facts.num_key_value_heads, 'key-value head')} for {tensor} tensor parallel ranks: every rank keeps all of them."
+            f"{counted(facts.num_key_value_heads, 'key-value head')} for {tensor} tensor parallel ranks: every rank keeps all key-value heads."
         )
 
 
@@ -64,7 +67,7 @@ def layers(run: Run) -> Findings:
     yield from map(Problem, problems)
     if not problems and count % stages:
         yield Notice(
-            f"{count} layers for {stages} pipeline stages: some stages have one layer more, and the others wait for them."
+            f"{count} layers for {stages} pipeline stages: some stages have one more layer, and the others wait for them."
         )
 
 
@@ -98,10 +101,12 @@ def positions(run: Run) -> Findings:
 
 
 def fewer_layers(run: Run) -> Findings:
-    """Weights are not loaded into a model with another number of layers."""
+    """`num_hidden_layers` is not combined with loading weights."""
     if run.config.num_hidden_layers is not None and run.config.continue_training:
         remedy = "Drop --continue_training" if run.entry == "pretrain" else "Use --continue_training 0"
-        yield Problem(f"num_hidden_layers changes the model, so its weights cannot be loaded. {remedy}.")
+        yield Problem(
+            f"num_hidden_layers changes the model, so its weights cannot be loaded. {remedy}, or drop num_hidden_layers."
+        )
 
 
 def layers_not_recomputed(run: Run) -> Findings:
@@ -114,7 +119,7 @@ def layers_not_recomputed(run: Run) -> Findings:
 
 def dropout(run: Run) -> Findings:
     """Dropout is given only for families that have it."""
-    title = FAMILIES[_known(run).model_type].title
+    title = FAMILIES[_supported_facts(run).model_type].title
     if FAMILIES[run.facts.model_type].config_json.dropout:
         return
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
@@ -126,8 +131,12 @@ def _model(run: Run) -> str:
     return run.config.model_name_or_path
 
 
-def _known(run: Run) -> ModelFacts:
-    """Return the model's shape if its family is known; the rule `family` reports the others."""
+def _supported_facts(run: Run) -> ModelFacts:
+    """Return the shape of a model of a supported family.
+
+    Raises:
+        Unknown: If the family is not supported, which the rule `family` reports.
+    """
     if run.facts.model_type not in FAMILIES:
         raise Unknown("family")
     return run.facts

@@ -51,7 +51,7 @@ def sequence_parallel_problems(facts: ModelFacts, layout: Layout) -> Iterator[st
     """Yield a message if the family has no sequence parallelism in PaddleNLP."""
     if layout.sequence_parallel and not FAMILIES[facts.model_type].capabilities.sequence_parallel:
         able = " and ".join(one.title for one in FAMILIES.values() if one.capabilities.sequence_parallel)
-        yield f"sequence_parallel is not supported for {FAMILIES[facts.model_type].title}, only for {able}. Drop it."
+        yield f"sequence_parallel is not supported for {FAMILIES[facts.model_type].title}, only for {able}. Drop sequence_parallel."
 
 
 def layer_problems(facts: ModelFacts, layout: Layout) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Rules about steps: length of the training, learning rate, evaluation, checkpoints."""
+"""Rules about the length of the training, the learning rate, evaluations and checkpoints."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ def evaluation_strategy(run: Run) -> Findings:
 
 
 def events_within_the_run(run: Run) -> Findings:
-    """Report evaluations, checkpoints and logs that do not happen within the run."""
+    """Report intervals of evaluation, checkpoints and logging that are longer than the run."""
     config = run.config
     if not config.do_train or config.max_steps <= 0:
         return
-    training = f"max_steps {config.max_steps}"
+    training = f"max_steps = {config.max_steps}"
     yield from map(Notice, step_notices(config, config.max_steps, run.requested, training))
 
 
@@ -105,7 +105,7 @@ def best_model(run: Run) -> Findings:
 def _metric(config: RunConfig) -> Findings:
     metric = config.metric_for_best_model
     if metric == "accuracy":  # of single tokens; most of PaddleNLP's JSON files have it
-        yield Notice("metric_for_best_model = accuracy is read as loss: next-token accuracy is not measured.")
+        yield Notice("metric_for_best_model = accuracy is read as loss: the accuracy of single tokens is not measured.")
     elif metric is None or metric.removeprefix("eval_") in LOSSES:
         return
     elif config.eval_with_do_generation:
@@ -135,7 +135,7 @@ def resume_and_overwrite(run: Run) -> Findings:
         yield Problem(f"resume_from_checkpoint = {word}: no such folder exists. Use {use}.")
     elif config.resume_from_checkpoint and not config.do_train:
         yield Problem(
-            "resume_from_checkpoint with do_train = false: only a training can be continued. To evaluate a trained model, use "
+            "resume_from_checkpoint with do_train = false: only a training run can be resumed. To evaluate a trained model, use "
             f"--model_name_or_path OUTPUT_DIR/model{' --continue_training 1' if run.entry == 'pretrain' else ''}"
         )
 

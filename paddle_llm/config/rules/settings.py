@@ -90,7 +90,7 @@ def precision_switches(run: Run) -> Findings:
                 yield Notice(f"--{name} has no effect without --bf16 or --fp16.")
     elif config.amp_master_grad and config.fp16_opt_level != "O2":
         yield Problem(
-            f"amp_master_grad needs fp16_opt_level = O2, not {config.fp16_opt_level}. Use --fp16_opt_level O2, or drop it."
+            f"amp_master_grad needs fp16_opt_level = O2, not {config.fp16_opt_level}. Use --fp16_opt_level O2, or drop --amp_master_grad."
         )
     if config.bf16 and "scale_loss" in run.requested:
         yield Notice("--scale_loss has no effect with --bf16, which needs no loss scaling.")
@@ -161,7 +161,7 @@ def unified_checkpoint_switches(run: Run) -> Findings:
             )
     if {"skip_save_model_weight", "ignore_merge_optimizer"} <= set(words):
         yield Problem(
-            "unified_checkpoint_config: skip_save_model_weight and ignore_merge_optimizer exclude each other. Drop one of them."
+            "unified_checkpoint_config: skip_save_model_weight and ignore_merge_optimizer cannot be combined. Drop one of them."
         )
     if words and not config.unified_checkpoint:
         yield Notice("--unified_checkpoint_config has no effect without --unified_checkpoint.")

@@ -6,7 +6,7 @@ import glob
 import os
 from collections import Counter
 
-from paddle_llm.config.local_files.data_splits import survey
+from paddle_llm.config.local_files.data_splits import sort_into_splits
 from paddle_llm.config.local_files.split_names import (
     COMPRESSIONS,
     DEV,
@@ -54,13 +54,13 @@ def find_files(path: str | None, split: str = TRAIN, flag: str = "--dataset_name
 
 def data_folder(path: str) -> DataFolder:
     """Return the files of a folder or pattern by split, without preference data listed in dataset_info.json."""
-    found = survey(path)
+    found = sort_into_splits(path)
     for files in found.files.values():
         for file in list(files):
             info = find_entry(file)
             if info is not None and info.preference:
                 files.remove(file)
-                found.left_out[file] = f"preference data, according to {info.where}"
+                found.skipped[file] = f"preference data, according to {info.where}"
     return found
 
 
@@ -85,7 +85,7 @@ def describe(found: DataFolder) -> list[str]:
     for split in (TRAIN, DEV, TEST):
         for file in found.of(split):
             lines.append(f"{split}: {file}")
-    return [*lines, *(f"skipped: {file} ({reason})" for file, reason in sorted(found.left_out.items()))]
+    return [*lines, *(f"skipped: {file} ({reason})" for file, reason in sorted(found.skipped.items()))]
 
 
 def _report(found: DataFolder) -> None:
@@ -100,11 +100,11 @@ def _report(found: DataFolder) -> None:
         say_once(f"{found.path}: {counts}")
     for note in found.notes:
         say_once(note)
-    reasons = Counter(found.left_out.values())
+    reasons = Counter(found.skipped.values())
     for reason, count in reasons.items():
         names = [
             os.path.relpath(file, found.path) if os.path.isdir(found.path) else file
-            for file, r in found.left_out.items()
+            for file, r in found.skipped.items()
             if r == reason
         ]
         more = f" and {count - _SHOWN} more" if count > _SHOWN else ""
@@ -116,9 +116,9 @@ def _no_files(path: str | None, searched: str, flag: str, found: DataFolder) -> 
     if path is None:
         return f"{flag} is not set and ./{DEFAULT_DATA}/train.json does not exist. Set {flag} to {form}."
     others = [file for split in (DEV, TEST, HELD_OUT) for file in found.of(split)]
-    if os.path.isdir(searched) or others or found.left_out:
+    if os.path.isdir(searched) or others or found.skipped:
         seen = "; ".join(describe(found)[:_SHOWN])
-        unnamed = sum(reason == UNNAMED for reason in found.left_out.values())
+        unnamed = sum(reason == UNNAMED for reason in found.skipped.values())
         remedy = f"Use {form}."
         if unnamed:
             remedy = (

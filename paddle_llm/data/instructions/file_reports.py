@@ -56,7 +56,7 @@ def describe_data(value: str, data_format: str = "auto", prompt_templates: str |
         found = DataFolder(path, {TRAIN: [path]}) if os.path.isfile(path) else data_folder(path).check()
         for split in (TRAIN, DEV, TEST):
             lines += [str(_describe(file, split, data_format, prompt_templates)) for file in found.of(split)]
-        lines += [f"skipped  {file}: {reason}" for file, reason in sorted(found.left_out.items())]
+        lines += [f"skipped  {file}: {reason}" for file, reason in sorted(found.skipped.items())]
     return lines
 
 
