@@ -11,49 +11,56 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import reduce
-from typing import Any
+from typing import TYPE_CHECKING
 
 import paddle
 
 from paddle_llm.families import FAMILIES
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 
 @contextmanager
-def last_position_alone(model: Any, family: str) -> Iterator[None]:
-    """Compute logits [B, 1, V] of the last position only."""
+def logits_at_last_position(model: LanguageModel, family: str) -> Iterator[None]:
+    """Let the model compute the logits of the last position only, [B, 1, V]."""
 
-    def last(hidden: paddle.Tensor, length_axis: int) -> paddle.Tensor:
+    def take_last(hidden: paddle.Tensor, length_axis: int) -> paddle.Tensor:
         return hidden[:, -1:] if length_axis == 1 else hidden[-1:]
 
-    with _selected(model, family, last):
+    with _head_input_selected(model, family, take_last):
         yield
 
 
 @contextmanager
-def given_positions_alone(
-    model: Any, family: str, positions_M: paddle.Tensor, labels_shape: tuple[int, int]
+def logits_at_positions(
+    model: LanguageModel, family: str, positions_M: paddle.Tensor, labels_shape: tuple[int, int]
 ) -> Iterator[None]:
-    """Compute logits [1, M, V] of the given positions of all rows only.
+    """Let the model compute the logits of some positions only, [1, M, V].
 
-    Not for sequence parallelism, where the head receives a part of the positions.
+    It does not support sequence parallelism, where the head receives a part of the positions.
 
     Args:
+        model: Model in one process or in tensor-parallel ranks, not in pipeline stages.
+        family: Name of its family.
         positions_M: Indices into the flattened labels, on the device (`data/counted_batches.py`).
         labels_shape: B and S.
     """
     rows, length = labels_shape
 
-    def picked(hidden: paddle.Tensor, length_axis: int) -> paddle.Tensor:
+    def gather_positions(hidden: paddle.Tensor, length_axis: int) -> paddle.Tensor:
         indices_M = positions_M if length_axis == 1 else positions_M % length * rows + positions_M // length
         chosen = paddle.gather(hidden.reshape([-1, hidden.shape[-1]]), indices_M)
         return chosen.unsqueeze(1 - length_axis)
 
-    with _selected(model, family, picked):
+    with _head_input_selected(model, family, gather_positions):
         yield
 
 
 @contextmanager
-def _selected(model: Any, family: str, choose: Callable[[paddle.Tensor, int], paddle.Tensor]) -> Iterator[None]:
+def _head_input_selected(
+    model: LanguageModel, family: str, choose: Callable[[paddle.Tensor, int], paddle.Tensor]
+) -> Iterator[None]:
     """Pass `choose(hidden states, axis of positions)` to the head."""
     network = FAMILIES[family].network
     layer, axis = reduce(getattr, network.head_path.split("."), model), network.head_length_axis

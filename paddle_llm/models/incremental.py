@@ -15,7 +15,7 @@ from typing import Any
 import paddle
 
 from paddle_llm.families import FAMILIES
-from paddle_llm.models.head import last_position_alone
+from paddle_llm.models.head import logits_at_last_position
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.token_positions import PaddedPrompts
 from paddle_llm.models.weights.vocabulary import real_vocab_size
@@ -41,7 +41,7 @@ class IncrementalNetwork:
 
     def read_prompts(self) -> paddle.Tensor:
         """Return logits [B, V] of the first token after each prompt."""
-        with last_position_alone(self._model, self._family):
+        with logits_at_last_position(self._model, self._family):
             return self._forward(paddle.to_tensor(self._padded.ids_BS))
 
     def read(self, tokens_B: paddle.Tensor) -> paddle.Tensor:

@@ -10,7 +10,7 @@ import paddle
 import pytest
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.models.patches import rms_norm
+from paddle_llm.models.patches.shared import rms_norm
 from paddle_llm.rehearse.oracle import prove
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.helpers.models import tiny
@@ -146,7 +146,7 @@ def test_somebody_elses_module_is_not_taken_on_a_cpu(tmp_path, monkeypatch):
     from types import ModuleType
 
     monkeypatch.setitem(sys.modules, "fused_ln", ModuleType("fused_ln"))
-    assert "is another one, for GPUs" in rms_norm.why_not_fused()
+    assert "is not the one of this project and runs on GPUs only" in rms_norm.why_not_fused()
 
 
 def test_fifty_steps_agree(tmp_path):

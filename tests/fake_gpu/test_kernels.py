@@ -13,7 +13,8 @@ import paddle.nn.functional as F
 import pytest
 
 from paddle_llm.generation.eval_mode import generating
-from paddle_llm.models.patches import attention_kernels, mistral, rms_norm
+from paddle_llm.models.patches import mistral
+from paddle_llm.models.patches.shared import attention_kernels, rms_norm
 from tests.custom_ops import conftest as _fused_ln_on_the_path  # noqa: F401
 from tests.helpers.gpu.kernels import Kernels, network, without_cpu_kernels
 from tests.helpers.models.adapters import METHODS, attached, set_trained

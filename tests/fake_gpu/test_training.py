@@ -15,7 +15,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.counted_batches import LABELLED_POSITIONS
 from paddle_llm.export.verification.engines import in_paddle
 from paddle_llm.models.loss import CausalLMLoss
-from paddle_llm.models.patches import cpu_ops
+from paddle_llm.models.patches.shared import cpu_switch
 from paddle_llm.parallel.zero import buckets as gradient_buckets
 from paddle_llm.parallel.zero import stage3 as sharded_weights
 from paddle_llm.parallel.zero.stage2 import default_bucket_bytes
@@ -53,7 +53,7 @@ def test_peak_memory_is_that_of_the_card(card: None) -> None:
 def test_kernels_for_cpus_are_not_installed(card: None, tmp_path: Path) -> None:
     with without_cpu_kernels():
         network(tmp_path, "llama", flash=True)
-        assert not cpu_ops.is_enabled()
+        assert not cpu_switch.is_enabled()
 
 
 def test_an_export_names_the_device(card: None) -> None:

@@ -162,7 +162,7 @@ def _called_kernels(called: set[str]) -> Iterator[None]:
 # ---- single operations ----------------------------------------------------------------------------------------------
 
 
-def packed_attention(device: str, dtype: str, states: list[np.ndarray], ends_BS: np.ndarray) -> list[np.ndarray]:
+def packed_attention(device: str, dtype: str, states: list[np.ndarray], sample_ends_BS: np.ndarray) -> list[np.ndarray]:
     """Attention of packed rows and the gradients of its sum of squares by queries, keys and values, in float32.
 
     Args:
@@ -171,12 +171,12 @@ def packed_attention(device: str, dtype: str, states: list[np.ndarray], ends_BS:
     import paddle
 
     paddle.set_device(device)
-    from paddle_llm.models.patches.packed_rows import attend
+    from paddle_llm.models.patches.shared.packed_rows import attend
 
     tensors = [paddle.to_tensor(one).astype(dtype) for one in states]
     for tensor in tensors:
         tensor.stop_gradient = False
-    output = attend(*tensors, paddle.to_tensor(ends_BS))
+    output = attend(*tensors, paddle.to_tensor(sample_ends_BS))
     output.astype("float32").square().sum().backward()
     return [one.astype("float32").numpy() for one in (output, *(tensor.grad for tensor in tensors))]
 
@@ -186,7 +186,7 @@ def fused_norm(device: str, dtype: str, x_RH: np.ndarray, weight_H: np.ndarray) 
     import paddle
 
     paddle.set_device(device)
-    from paddle_llm.models.patches.rms_norm import why_not_fused
+    from paddle_llm.models.patches.shared.rms_norm import why_not_fused
 
     reason = why_not_fused()
     assert not reason, reason

@@ -33,10 +33,10 @@ def test_attention_of_packed_rows(device: str, dtype: str) -> None:
     assert_near(found, exact_attention(*(one.astype(np.float64) for one in states), ends), LIMITS[dtype])
 
 
-def exact_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, ends_BS: np.ndarray) -> list[np.ndarray]:
+def exact_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, sample_ends_BS: np.ndarray) -> list[np.ndarray]:
     """[B, S, N, D] in float64: output, and gradients of its sum of squares by q, k and v."""
     place = np.arange(q.shape[1])
-    seen = (place[:, None] >= place) & (place[:, None] < ends_BS[:, None, :])
+    seen = (place[:, None] >= place) & (place[:, None] < sample_ends_BS[:, None, :])
     scale = q.shape[-1] ** -0.5
     scores = np.where(seen[:, None], np.einsum("bsnd,btnd->bnst", q, k) * scale, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))

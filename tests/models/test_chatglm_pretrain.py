@@ -9,7 +9,7 @@ import pytest
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.chatglm_pretrain import ChatGLMPretrainTransform, context_length, sample_transform
-from paddle_llm.models.patches.packed_rows import prefix_mask
+from paddle_llm.models.patches.shared.packed_rows import prefix_mask
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import batch, build
 

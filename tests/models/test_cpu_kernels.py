@@ -10,7 +10,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.patches import apply, cpu_ops
+from paddle_llm.models.patches import apply
+from paddle_llm.models.patches.shared import cpu_attention, cpu_elementwise, cpu_switch
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import batch, build
 
@@ -22,20 +23,24 @@ def installed():
     for family in ("llama", "qwen2", "chatglm_v2"):
         apply(family, "cpu")
     yield
-    cpu_ops.enable()
+    cpu_switch.enable()
 
 
 def assert_faster_version(function, *inputs):
     """Compare an operation of PaddleNLP with its faster version, which is the same function while they are enabled."""
 
     def plain(*tensors):
-        cpu_ops.disable()
+        cpu_switch.disable()
         try:
             return function(*tensors)
         finally:
-            cpu_ops.enable()
+            cpu_switch.enable()
 
-    with mock.patch.object(cpu_ops, "_plain", side_effect=cpu_ops._plain) as asked:
+    asked = mock.Mock(side_effect=cpu_switch.all_float32)
+    with (
+        mock.patch.object(cpu_elementwise, "all_float32", asked),
+        mock.patch.object(cpu_attention, "all_float32", asked),
+    ):
         plain(*inputs)
         assert not asked.called, "PaddleNLP's own operation was not the one computed"
         function(*inputs)
@@ -70,7 +75,9 @@ def test_rms_norm(shape):
     def plain(x, weight):
         return paddle.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * x * weight
 
-    assert_twins(lambda x, w: cpu_ops.RMSNorm.apply(x, w, 1e-5), plain, values(*shape), values(shape[-1], seed=1))
+    assert_twins(
+        lambda x, w: cpu_elementwise.RMSNorm.apply(x, w, 1e-5), plain, values(*shape), values(shape[-1], seed=1)
+    )
 
 
 @pytest.mark.parametrize("length", [1, 3, 128, 129, 300])
@@ -110,7 +117,7 @@ def test_a_network_computes_the_same(tmp_path, family, overrides):
     ours = build(folder)
     loss = ours(**batch(family))[0]
     loss.backward()
-    cpu_ops.disable()
+    cpu_switch.disable()
     # `build` would enable them again: the network of PaddleNLP's own parts takes the same weights.
     theirs = type(ours)(ours.config)
     theirs.criterion = ours.criterion
@@ -154,7 +161,7 @@ def test_padded_samples_go_paddlenlps_way(tmp_path):
 
 def test_16_bit_tensors_go_paddlenlps_way():
     halves = [values(1, 4, 2, 8, seed=seed).astype("float16") for seed in range(3)]
-    assert not cpu_ops._plain(*halves)
+    assert not cpu_switch.all_float32(*halves)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 9), (3, 9)])
@@ -167,7 +174,7 @@ def test_attention_of_generation(family, queries, keys):
     hidden[0, 0, 0] = True
     mask = paddle.to_tensor(np.where(hidden, np.finfo(np.float32).min, 0).astype(np.float32))
     found = []
-    for switch in (cpu_ops.enable, cpu_ops.disable):
+    for switch in (cpu_switch.enable, cpu_switch.disable):
         switch()
         found.append(modeling.scaled_dot_product_attention(states[0], CONFIG, *states[1:], mask, False))
     ours, theirs = found

@@ -37,7 +37,7 @@ def _loss_and_gradients(model, inputs):
 def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelled, multiple):
     import paddle
 
-    from paddle_llm.models.head import given_positions_alone
+    from paddle_llm.models.head import logits_at_positions
 
     model = build(WRITERS[family](tmp_path / family))
     model.eval()
@@ -51,7 +51,7 @@ def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelle
     loss, gradients, _ = _loss_and_gradients(model, inputs)
     picked = _picked(inputs["labels"], multiple)
     positions, labels = (paddle.to_tensor(picked[name]) for name in (LABELLED_POSITIONS, POSITION_LABELS))
-    with given_positions_alone(model, family, positions, inputs["labels"].shape):
+    with logits_at_positions(model, family, positions, inputs["labels"].shape):
         found, found_gradients, logits = _loss_and_gradients(model, {**inputs, "labels": labels})
 
     count = int((inputs["labels"] != IGNORED).sum())

@@ -10,9 +10,10 @@ import paddle
 import paddle.nn.functional as F
 import pytest
 
-from paddle_llm.models.patches import apply, apply_to_network, attention_kernels
-from paddle_llm.models.patches.attention_kernels import added_mask, fused_attention, has_flash_kernels
-from paddle_llm.models.patches.packed_rows import segment_ends
+from paddle_llm.models.patches import apply, apply_to_network
+from paddle_llm.models.patches.shared import attention_kernels
+from paddle_llm.models.patches.shared.attention_kernels import added_mask, fused_attention, has_flash_kernels
+from paddle_llm.models.patches.shared.packed_rows import sample_ends
 from tests.helpers.gpu.kernels import Kernels, on_fake_gpu, softmax_attention, without_cpu_kernels
 from tests.helpers.models import tiny
 from tests.helpers.models.networks import build
@@ -104,7 +105,7 @@ def test_a_layer_of_blooms_pipeline_computes_the_same_with_flash_attention(tmp_p
         config.use_flash_attention = flash
         layers.append(BloomBlockPipe(config, 0))
     padded = paddle.to_tensor([[False, True, True, True, True, True], [True] * 6])
-    packed = segment_ends(paddle.to_tensor([[4, 2], [3, 3]]), 6)
+    packed = sample_ends(paddle.to_tensor([[4, 2], [3, 3]]), 6)
 
     def run(layer, mask):
         output = layer(hidden if mask is None else (hidden, mask))
@@ -125,7 +126,7 @@ def test_a_layer_of_chatglm2s_pipeline_computes_the_same_with_flash_attention(tm
         apply_to_network("chatglm_v2", layer)
         layers.append(layer)
     tokens = paddle.randint(4, 100, [2, 6])
-    packed = segment_ends(paddle.to_tensor([[4, 2], [3, 3]]), 6)
+    packed = sample_ends(paddle.to_tensor([[4, 2], [3, 3]]), 6)
     compare_layers(*layers, [None, packed], lambda layer, mask: layer(embedding((tokens, mask)))[0])
 
 

@@ -66,7 +66,7 @@ def test_the_page_has_the_table() -> None:
 def test_attributes_are_replaced_through_the_register_only() -> None:
     """Only core/upstream.py sets attributes of classes or modules; other assignments are to `self` or to one network's layers."""
     owners = {"self", "ctx", "layer", "linear", "attention", "outputs", "part", "mask", "log"}
-    for file in sorted(FOLDER.glob("*.py")):
+    for file in sorted(FOLDER.rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             targets = node.targets if isinstance(node, ast.Assign) else []
             for target in [one for one in targets if isinstance(one, ast.Attribute)]:

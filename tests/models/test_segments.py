@@ -8,16 +8,16 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_llm.models.patches.packed_rows import (
+from paddle_llm.models.patches.shared.packed_rows import (
     attend,
-    ends_of,
-    grouped,
-    is_first,
-    lengths_of,
+    group_short_samples,
     packed_prefix_mask,
-    positions_of,
-    segment_ends,
-    segment_positions,
+    sample_ends,
+    sample_ends_of_starts,
+    sample_lengths,
+    sample_positions,
+    sample_positions_of,
+    sample_starts,
 )
 from tests.helpers.models.networks import WRITERS, build
 
@@ -62,9 +62,11 @@ def unpacked_step(model) -> tuple[float, dict[str, np.ndarray]]:
 
 
 def test_positions_and_ends_from_each_other():
-    ends = segment_ends(paddle.to_tensor(LENGTHS), ROW)
-    np.testing.assert_array_equal(ends_of(is_first(ends)).numpy(), ends.numpy())
-    np.testing.assert_array_equal(positions_of(ends).numpy(), segment_positions(paddle.to_tensor(LENGTHS), ROW).numpy())
+    ends = sample_ends(paddle.to_tensor(LENGTHS), ROW)
+    np.testing.assert_array_equal(sample_ends_of_starts(sample_starts(ends)).numpy(), ends.numpy())
+    np.testing.assert_array_equal(
+        sample_positions_of(ends).numpy(), sample_positions(paddle.to_tensor(LENGTHS), ROW).numpy()
+    )
 
 
 @pytest.mark.parametrize("fields", [{}, {"recompute": True}, {"recompute": True, "recompute_granularity": "core_attn"}])
@@ -96,11 +98,11 @@ def test_other_arguments_still_arrive(tmp_path, family):
 
 def test_what_a_row_says_of_its_samples():
     lengths = paddle.to_tensor(LENGTHS)
-    ends, positions = segment_ends(lengths, ROW), segment_positions(lengths, ROW)
-    assert lengths_of(ends) == [5, 3, 9, 3, 11, 1, 8]
+    ends, positions = sample_ends(lengths, ROW), sample_positions(lengths, ROW)
+    assert sample_lengths(ends) == [5, 3, 9, 3, 11, 1, 8]
     assert positions.numpy().tolist()[1] == [*range(11), 0, *range(8)]
     assert ends.numpy().tolist()[0] == [5] * 5 + [8] * 3 + [17] * 9 + [20] * 3
-    assert grouped([100, 20, 20, 300, 5]) == [[100, 20], [20], [300], [5]]
+    assert group_short_samples([100, 20, 20, 300, 5]) == [[100, 20], [20], [300], [5]]
 
 
 @pytest.mark.parametrize("family", ["chatglm", "glm"])
@@ -136,15 +138,15 @@ def test_packed_samples_with_prefixes_are_read_alone(tmp_path, family):
 
 @pytest.mark.parametrize("slopes", [None, [0.5, 0.25]])
 def test_attention_by_sample_is_attention_under_a_mask(slopes):
-    from paddle_llm.models.patches.packed_rows import _under_a_mask
+    from paddle_llm.models.patches.shared.packed_rows import _attend_with_full_mask
 
     lengths = [[150, 30, 20, 7], [200, 7, 0, 0]]
-    ends = segment_ends(paddle.to_tensor(lengths), 210)
+    ends = sample_ends(paddle.to_tensor(lengths), 210)
     states = [paddle.randn([2, 210, 2, 8]) for _ in range(3)]
     results = []
     for compute in (
         lambda *qkv: attend(*qkv, ends, slopes=slopes),
-        lambda *qkv: _under_a_mask(*qkv, ends, slopes, 0.0),
+        lambda *qkv: _attend_with_full_mask(*qkv, ends, slopes, 0.0),
     ):
         qkv = [state.detach() for state in states]
         for state in qkv:
@@ -160,7 +162,7 @@ def test_the_cost_is_that_of_the_samples():
     """Sixteen samples of 128 in a row of 2048 against one of 2048: a sixteenth of the scores."""
 
     def seconds(lengths: list[int]) -> float:
-        ends = segment_ends(paddle.to_tensor([lengths]), 2048)
+        ends = sample_ends(paddle.to_tensor([lengths]), 2048)
         states = [paddle.randn([1, 2048, 4, 32]) for _ in range(3)]
         for state in states:
             state.stop_gradient = False

@@ -49,13 +49,13 @@ def _copies(case: Case, folder: str, prepare=lambda trainer: None) -> list[Copy]
     from paddle_llm.parallel.process.start import start_process
 
     start_process("cpu", case.layout.world_size)
-    from paddle_llm.models.patches import cpu_ops
+    from paddle_llm.models.patches.shared import cpu_switch
     from paddle_llm.rehearse.oracle import trainer_of
     from tests.helpers.gpu.kernels import Kernels, on_fake_gpu, without_cpu_kernels
 
     with ExitStack() as stack:
         stack.enter_context(without_cpu_kernels())
-        stack.enter_context(mock.patch.object(cpu_ops, "enable", lambda: None))
+        stack.enter_context(mock.patch.object(cpu_switch, "enable", lambda: None))
         stack.enter_context(on_fake_gpu(Kernels()))
         settings = {"logging_steps": 100, "do_eval": False, "evaluation_strategy": "no"}
         trainer = trainer_of(case, folder, **settings)

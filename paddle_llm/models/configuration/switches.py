@@ -9,7 +9,7 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import Family
-from paddle_llm.models.patches.rms_norm import why_not_fused
+from paddle_llm.models.patches.shared.rms_norm import why_not_fused
 
 # Fields of RunConfig that PaddleNLP's models read under the same names.
 _SAME_NAME = (

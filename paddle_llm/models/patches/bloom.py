@@ -1,16 +1,17 @@
 """Corrections of BLOOM (PaddleNLP 3.0.0b4): dropout, masks and ALiBi, in one process and in a pipeline.
 
-Dropout of attention probabilities: under tensor parallelism the heads of different ranks lose the same positions.
+Dropout of attention probabilities: under tensor parallelism the heads of different ranks drop the same positions.
 
-It makes the mask [B x N, S, T] in float32, three times over, and adds ALiBi to it in every layer: 2 GB are kept
-and 6 GB taken at the peak for 4 rows of 2048 tokens of BLOOM-7B1. Here a layer gets
+PaddleNLP builds the mask [B x N, S, T] in float32, three times, and adds ALiBi to it in every layer. For 4 rows of 2048
+tokens of BLOOM-7B1 it keeps 2 GB, with a peak of 6 GB. Here a layer gets
 
-    ends [B, S] int32           packed rows (`packed_rows.py`)
+    sample_ends [B, S] int32    packed rows (`packed_rows.py`)
     [B or 1, N, S, T]           with flash attention: ALiBi and mask in one, in the type of the states
     [S, T] or [B x N, S, T]     otherwise: the mask in float32; ALiBi is separate
 
 and the first dimension is 1, or absent, if all rows have the same mask: whole rows, as in training.
-The network takes booleans for a mask: beginnings of samples, as [B, 1, 1, S], become `ends` for its layers.
+The network accepts masks of booleans only. Sample starts are passed to it as booleans [B, 1, 1, S] and become
+`sample_ends` for its layers.
 
 Shapes: B rows, S queries, T keys, N attention heads of this rank, D head width.
 """
@@ -23,14 +24,20 @@ from typing import Any
 import paddle
 
 from paddle_llm.core.upstream import replace, replace_forward
-from paddle_llm.models.patches.attention_kernels import fused_attention
-from paddle_llm.models.patches.dropout_rng import named_random_state
-from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments
-from paddle_llm.models.patches.packed_rows import alibi_mask, attend, ends_of, is_ends, is_first
+from paddle_llm.models.patches.shared.attention_kernels import fused_attention
+from paddle_llm.models.patches.shared.dropout_rng import named_random_state
+from paddle_llm.models.patches.shared.forward import WHY_PACKED_ROWS, with_packed_rows
+from paddle_llm.models.patches.shared.packed_rows import (
+    alibi_mask,
+    attend,
+    is_sample_ends,
+    sample_ends_of_starts,
+    sample_starts,
+)
 
 
 def apply() -> None:
-    """Replace attributes of PaddleNLP's classes. The pipeline (`bloom_pipeline.py`) is built of the same blocks."""
+    """Replace attributes of PaddleNLP's classes. The pipeline (`bloom_pipeline.py`) consists of the same blocks."""
     from paddlenlp.transformers.bloom import modeling
 
     # Dropout from a random state that tensor-parallel ranks share, or from one per rank inside attention.
@@ -40,15 +47,15 @@ def apply() -> None:
         _in_random_state("global_seed", modeling.dropout_add),
         "Its dropout is not the same on tensor-parallel ranks.",
     )
-    # Attention. Packed rows and flash attention are outside: both set the random state themselves.
+    # Attention. The wrapper for packed rows and flash attention is the outer one: it sets the random state itself.
     attention = bloom_attention(_in_random_state("local_seed", modeling.BloomAttention.forward))
-    why = f"{WHY_SEGMENTS} It has no flash attention, and heads of different ranks lose the same positions to dropout."
+    why = f"{WHY_PACKED_ROWS} It has no flash attention, and dropout hides the same positions from heads of different ranks."
     replace(modeling.BloomAttention, "forward", attention, why)
     # Masks and packed rows.
     prepare = wraps(modeling.BloomModel._prepare_attn_mask)(attn_mask)
     replace(modeling.BloomModel, "_prepare_attn_mask", prepare, "Its masks grow with batch x heads.")
     network = modeling.BloomForCausalLM
-    replace_forward(network, with_segments(_with_begins(network.forward), "attention_mask"), WHY_SEGMENTS)
+    replace_forward(network, with_packed_rows(_with_sample_starts(network.forward), "attention_mask"), WHY_PACKED_ROWS)
 
 
 def _in_random_state(name: str, function: Any) -> Any:
@@ -59,12 +66,12 @@ def _in_random_state(name: str, function: Any) -> Any:
     return replacement
 
 
-def _with_begins(forward: Any) -> Any:
+def _with_sample_starts(forward: Any) -> Any:
     @wraps(forward)
     def replacement(self: Any, *args: Any, **inputs: Any) -> Any:
         mask = inputs.get("attention_mask")
-        if is_ends(mask):
-            inputs["attention_mask"] = is_first(mask).unsqueeze([1, 2])
+        if is_sample_ends(mask):
+            inputs["attention_mask"] = sample_starts(mask).unsqueeze([1, 2])
         elif mask is None and len(args) <= 1 and all(inputs.get(name) is None for name in ("cache", "past_key_values")):
             inputs["attention_mask"] = whole_rows_mask()
         return forward(self, *args, **inputs)
@@ -92,7 +99,7 @@ def layer_mask(mask: paddle.Tensor | None, length: int, total: int, config: Any,
     """Return the mask of a layer for rows that are not packed.
 
     Args:
-        mask: Positions that hold a token [B, T], or what queries see [B, 1, S or 1, T]; None if they see
+        mask: Positions that hold a token [B, T], or keys that each query sees [B, 1, S or 1, T]; None if queries see
             all earlier positions.
         length: Number of queries S, the last ones of the keys.
         total: Number of keys T.
@@ -125,8 +132,8 @@ def attn_mask(
 
     Args:
         self: The network without its head.
-        attention_mask: [B, T], [B, S, T] or [B, 1, S, T] as in PaddleNLP; [B, 1, 1, S] marks the beginnings of packed
-            samples; [1, 1, 1, 1] is the marker of whole rows.
+        attention_mask: [B, T], [B, S, T] or [B, 1, S, T] as in PaddleNLP; [B, 1, 1, S] marks the sample starts of packed
+            rows; [1, 1, 1, 1] is the marker of whole rows.
         input_shape: B and S.
         past_key_values_length: Number of cached tokens.
         num_heads: Not used.
@@ -135,14 +142,14 @@ def attn_mask(
     mask = attention_mask.unsqueeze(1) if attention_mask.ndim == 3 else attention_mask
     if mask.ndim == 4 and mask.shape[2] == 1 < length:
         if mask.shape[3] > 1:
-            return ends_of(mask[:, 0, 0])
+            return sample_ends_of_starts(mask[:, 0, 0])
         mask = None
     dtype = states_dtype(self.word_embeddings.weight)
     return layer_mask(mask, length, length + past_key_values_length, self.config, dtype)
 
 
 def whole_rows_mask() -> paddle.Tensor:
-    """Return the marker of whole rows, [1, 1, 1, 1], from which `attn_mask` makes the mask."""
+    """Return the marker of whole rows, [1, 1, 1, 1], from which `attn_mask` builds the mask."""
     return paddle.ones([1, 1, 1, 1], dtype="bool")
 
 
@@ -152,7 +159,7 @@ def states_dtype(weight: paddle.Tensor) -> Any:
 
 
 def bloom_attention(original: Any) -> Any:
-    """Return BLOOM's attention: by sample for packed rows, by Paddle's fused kernel with flash attention."""
+    """Return BLOOM's attention with support for packed rows and for flash attention, by Paddle's fused kernel."""
     from paddlenlp.transformers.bloom import modeling
 
     @wraps(original)
@@ -167,7 +174,7 @@ def bloom_attention(original: Any) -> Any:
         use_cache: bool = False,
         output_attentions: bool = False,
     ) -> Any:
-        packed = is_ends(attention_mask)
+        packed = is_sample_ends(attention_mask)
         if not packed and not self.config.use_flash_attention:
             rest = (layer_past, head_mask, use_cache, output_attentions)
             return original(self, hidden_states, residual, alibi, attention_mask, *rest)

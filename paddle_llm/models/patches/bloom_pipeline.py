@@ -1,6 +1,6 @@
-"""BLOOM in pipeline stages, which PaddleNLP 3.0.0b4 does not have, built of PaddleNLP's blocks.
+"""BLOOM in pipeline stages, which PaddleNLP 3.0.0b4 does not have, built from PaddleNLP's blocks.
 
-Stages send hidden states and, if samples are padded or packed, one small tensor of integers. Each stage makes the
+Stages send hidden states and, if samples are padded or packed, one small tensor of integers. Each stage computes the
 slopes of ALiBi and the causal mask. The head is the embedding: the last stage has a copy, which Paddle's shared layers
 keep equal. Weights have the names of one process.
 
@@ -27,14 +27,14 @@ from paddlenlp.transformers.bloom.modeling import (
 from paddlenlp.transformers.model_utils import PipelinePretrainedModel
 
 from paddle_llm.models.patches.bloom import layer_mask, states_dtype
-from paddle_llm.models.patches.forward import stage_inputs
-from paddle_llm.models.patches.packed_rows import is_ends
+from paddle_llm.models.patches.shared.forward import stage_inputs
+from paddle_llm.models.patches.shared.packed_rows import is_sample_ends
 
 _SHARED = "bloom_embedding"
 
 
 class BloomEmbeddingPipe(nn.Layer):
-    """Embedding: input_ids [B, S] -> hidden states [B, S, H]. A mask is passed on."""
+    """Embedding: input_ids [B, S] -> hidden states [B, S, H]. The mask is passed to the next layer."""
 
     def __init__(self, config: BloomConfig):
         super().__init__()
@@ -45,15 +45,17 @@ class BloomEmbeddingPipe(nn.Layer):
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
+        """Weight [V, H] that the last stage shares."""
         return self.word_embeddings.weight
 
     def forward(self, args: Any) -> Any:
-        input_ids_BS, mask = _parse(args)
-        return _give(self.word_embeddings_layernorm(self.word_embeddings(input_ids_BS)), mask)
+        """Return hidden states, with the mask if one is given."""
+        input_ids_BS, mask = _unpack(args)
+        return _pack(self.word_embeddings_layernorm(self.word_embeddings(input_ids_BS)), mask)
 
 
 class BloomBlockPipe(BloomBlock):
-    """One layer. A mask is booleans [B, S] that mark tokens (None: all are), or `ends` of packed rows."""
+    """One layer. A mask is booleans [B, S] that mark tokens (None: all are), or `sample_ends` of packed rows."""
 
     def __init__(self, config: BloomConfig, layer_number: int):
         super().__init__(config, layer_number=layer_number)
@@ -62,17 +64,18 @@ class BloomBlockPipe(BloomBlock):
         self.may_recompute = layer_number not in (config.no_recompute_layers or ())
 
     def forward(self, args: Any) -> Any:
-        hidden_BSH, mask = _parse(args)
+        """Return hidden states, with the mask if one is given."""
+        hidden_BSH, mask = _unpack(args)
         if self.enable_recompute and self.may_recompute and not hidden_BSH.stop_gradient:
             reentrant = self.config.recompute_use_reentrant
             hidden_BSH = recompute(self._run, hidden_BSH, mask, use_reentrant=reentrant)
         else:
             hidden_BSH = self._run(hidden_BSH, mask)
-        return _give(hidden_BSH, mask)
+        return _pack(hidden_BSH, mask)
 
     def _run(self, hidden_BSH: paddle.Tensor, mask: paddle.Tensor | None) -> paddle.Tensor:
-        alibi, bias = attention_biases(hidden_BSH, None if is_ends(mask) else mask, self.config)
-        bias = mask if is_ends(mask) else bias
+        alibi, bias = attention_biases(hidden_BSH, None if is_sample_ends(mask) else mask, self.config)
+        bias = mask if is_sample_ends(mask) else bias
         return super().forward(hidden_BSH, attention_mask=bias, alibi=alibi)[0]
 
 
@@ -80,7 +83,8 @@ class BloomNormPipe(nn.LayerNorm):
     """The final norm, which drops the mask."""
 
     def forward(self, args: Any) -> paddle.Tensor:
-        return super().forward(_parse(args)[0])
+        """Return normalized hidden states [B, S, H]."""
+        return super().forward(_unpack(args)[0])
 
 
 class BloomHeadPipe(BloomLMHead):
@@ -96,9 +100,11 @@ class BloomHeadPipe(BloomLMHead):
 
     @property
     def embedding_weight(self) -> paddle.Tensor:
+        """Copy [V, H] of the first stage's embedding."""
         return self.decoder_weight
 
     def forward(self, hidden_BSH: paddle.Tensor) -> paddle.Tensor:
+        """Return logits [B, S, V]."""
         return super().forward(hidden_BSH, self.config.tensor_parallel_output)
 
 
@@ -120,7 +126,7 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
 
     def __init__(self, config: BloomConfig):
         self.config = config
-        self._describe(config)
+        self._add_layers(config)
         topology = fleet.get_hybrid_communicate_group().topology()
         even = config.n_layer % topology.get_dim_size("pipe") == 0
         PipelineLayer.__init__(
@@ -133,8 +139,8 @@ class BloomForCausalLMPipe(PipelinePretrainedModel, PipelineLayer):
         )
         self.apply(self._init_weights)
 
-    def _describe(self, config: BloomConfig) -> None:
-        """Add the layers in order, each with the beginning of its weights' names in one process."""
+    def _add_layers(self, config: BloomConfig) -> None:
+        """Add the layers in order, each with the prefix that the names of its weights have in one process."""
 
         def shared(layer: type) -> SharedLayerDesc:
             return SharedLayerDesc(_SHARED, layer, shared_weight_attr="embedding_weight", config=config)
@@ -161,12 +167,14 @@ def attention_biases(
     return alibi_BNS.reshape([batch * heads, 1, length]), mask
 
 
-def _parse(args: Any) -> tuple[paddle.Tensor, paddle.Tensor | None]:
-    tensor, mask, *_ = args if isinstance(args, (tuple, list)) else (args, None)  # ALiBi needs no positions
+def _unpack(args: Any) -> tuple[paddle.Tensor, paddle.Tensor | None]:
+    tensor, mask, *_ = (
+        args if isinstance(args, (tuple, list)) else (args, None)
+    )  # position ids follow, which ALiBi does not use
     if mask is not None:
         mask.stop_gradient = True
     return tensor, mask
 
 
-def _give(hidden: paddle.Tensor, mask: paddle.Tensor | None) -> Any:
+def _pack(hidden: paddle.Tensor, mask: paddle.Tensor | None) -> Any:
     return hidden if mask is None else (hidden, mask.clone())

@@ -2,8 +2,8 @@
 
 - Flash attention: the types of queries, keys, values and mask differ (O1), so that Paddle computes without a fused
   kernel.
-- The loss is computed inside `forward`; it takes the common criterion instead. The prefix mask may be given as the
-  number of tokens of the prefix, one per sample, in place of S x S booleans.
+- The loss is computed inside `forward`. It is replaced with `CausalLMLoss`, as for every family. The prefix mask may be
+  given as the number of tokens of each sample's prefix instead of S x S booleans.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 from paddle_llm.core.upstream import replace
-from paddle_llm.models.patches.attention_kernels import checked_functional
-from paddle_llm.models.patches.forward import with_loss
-from paddle_llm.models.patches.packed_rows import packed_prefix_mask, prefix_mask
+from paddle_llm.models.patches.shared.attention_kernels import checked_functional
+from paddle_llm.models.patches.shared.forward import with_loss
+from paddle_llm.models.patches.shared.packed_rows import packed_prefix_mask, prefix_mask
 
 
 def apply() -> None:
@@ -25,19 +25,19 @@ def apply() -> None:
     replace(
         network,
         "forward",
-        _with_criterion(network.forward),
-        "It computes the loss itself, without the mean over labels; it takes no packed rows.",
+        _with_common_loss(network.forward),
+        "Its loss is not the mean over labels; it does not support packed rows.",
     )
 
 
-def _with_criterion(forward: Any) -> Any:
-    def with_criterion(
+def _with_common_loss(forward: Any) -> Any:
+    def forward_with_loss(
         self: Any,
         input_ids: Any = None,
         position_ids: Any = None,
         attention_mask: Any = None,
         labels: Any = None,
-        return_dict: bool = False,  # by name: PaddleNLP looks for it in the signature
+        return_dict: bool = False,  # named, because PaddleNLP looks for it in the signature
         **others: Any,
     ) -> Any:
         packed = {name: others.pop(name, None) for name in ("segment_lengths", "prefix_lengths")}
@@ -51,4 +51,4 @@ def _with_criterion(forward: Any) -> Any:
             return forward(self, labels=labels, **others)
         return with_loss(self, forward(self, **others), labels)
 
-    return with_criterion
+    return forward_with_loss

@@ -3,17 +3,17 @@
 - With flash attention the output [B, S, H] is read as [S, B, H]: samples of a batch are mixed.
 - Recompute of the attention block (full_attn) fails in the backward pass: Paddle's older recompute, which it uses only
   there, cannot return a missing cache.
-- In a pipeline, the rotary embedding is taken for position ids if none are given, and left out; whole layers are not
-  recomputed; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256 are
-  wrong; the names of its weights lack their beginning; it makes a mask [B, 1, S, S] and sends it to every stage.
-- The rotary embedding gives queries and keys the type of its table (O1: float32), which no fused attention takes
+- In a pipeline without position ids, the rotary embedding is taken for position ids and is not applied; whole layers
+  are not recomputed; in 16 bits the rotary angles are rounded before the cosine is taken, so that positions beyond 256
+  are wrong; the names of its weights lack their prefix; it builds a mask [B, 1, S, S] and sends it to every stage.
+- The rotary embedding gives queries and keys the type of its table (O1: float32); no fused attention supports that
   together with 16-bit values.
 - Its RMSNorm has no fused version.
-- Dropout of attention probabilities: under tensor parallelism the heads of different ranks lose the same positions, on
-  a CPU and with flash attention; on a CPU so do the parts of a sequence.
+- Dropout of attention probabilities: under tensor parallelism the heads of different ranks drop the same positions, on
+  a CPU and with flash attention. On a CPU the shards of a sequence do, too.
 
-Its encoder turns a mask of booleans into numbers that are added. Beginnings of samples take the same way, as [B, 1, 1,
-S]. Whole rows need no mask: [1, 1, 1, 1] is the marker of the causal mask (`is_causal_marker`).
+Its encoder turns a mask of booleans into numbers that are added to scores. Sample starts are passed the same way, as
+booleans [B, 1, 1, S]. Whole rows need no mask: [1, 1, 1, 1] is the marker of the causal mask (`is_causal_marker`).
 
 Shapes: B rows, S positions, N heads, D head width, H = N x D.
 """
@@ -29,12 +29,12 @@ import paddle
 
 from paddle_llm.core.upstream import replace, replace_forward
 from paddle_llm.families import FAMILIES
-from paddle_llm.models.patches import cpu_ops
-from paddle_llm.models.patches.attention_kernels import added_mask, fused_attention
-from paddle_llm.models.patches.dropout_rng import named_random_state
-from paddle_llm.models.patches.forward import WHY_SEGMENTS, stage_inputs, with_segments
-from paddle_llm.models.patches.packed_rows import attend, ends_of, is_ends, is_first
-from paddle_llm.models.patches.rms_norm import use_fused_norm, with_fused_norm
+from paddle_llm.models.patches.shared import cpu_elementwise
+from paddle_llm.models.patches.shared.attention_kernels import added_mask, fused_attention
+from paddle_llm.models.patches.shared.dropout_rng import named_random_state
+from paddle_llm.models.patches.shared.forward import WHY_PACKED_ROWS, stage_inputs, with_packed_rows
+from paddle_llm.models.patches.shared.packed_rows import attend, is_sample_ends, sample_ends_of_starts, sample_starts
+from paddle_llm.models.patches.shared.rms_norm import use_fused_norm, with_fused_norm
 
 _CHATGLM2_PREFIX = FAMILIES["chatglm_v2"].base_prefix
 
@@ -47,19 +47,19 @@ def apply() -> None:
     why = "The older recompute cannot return a missing cache."
     replace(modeling, "recompute", partial(modeling.recompute, use_reentrant=False), why)
     replace(modeling, "seed_guard_context", named_random_state, "It does nothing on a CPU.")
-    # Layers. The faster norm on a CPU passes on what it does not take, to the fused norm or PaddleNLP's.
-    rotate = _in_type_of_states(modeling.apply_rotary_pos_emb)
+    # Layers. What the faster norm on a CPU does not support is computed by the fused norm or PaddleNLP's.
+    rotate = _in_states_dtype(modeling.apply_rotary_pos_emb)
     replace(modeling, "apply_rotary_pos_emb", rotate, "It gives queries and keys the type of its table.")
-    norm = cpu_ops.chatglm2_norm(with_fused_norm(modeling.RMSNorm.forward))
+    norm = cpu_elementwise.chatglm2_norm(with_fused_norm(modeling.RMSNorm.forward))
     replace(modeling.RMSNorm, "forward", norm, "It has no fused version and is slow on a CPU.")
     # Masks and packed rows, in one process and in a pipeline.
     masks = _masks(modeling.ChatGLMv2PretrainedModel.get_masks)
-    why = f"{WHY_SEGMENTS} It makes a causal mask that flash attention does not need."
+    why = f"{WHY_PACKED_ROWS} It builds a causal mask that flash attention does not need."
     replace(modeling.ChatGLMv2PretrainedModel, "get_masks", masks, why)
     attention = chatglm2_attention(_with_causal_mask(modeling.CoreAttention.forward))
-    replace(modeling.CoreAttention, "forward", attention, WHY_SEGMENTS)
+    replace(modeling.CoreAttention, "forward", attention, WHY_PACKED_ROWS)
     network = modeling.ChatGLMv2ForCausalLM
-    replace_forward(network, with_segments(network.forward, "attention_mask"), WHY_SEGMENTS)
+    replace_forward(network, with_packed_rows(network.forward, "attention_mask"), WHY_PACKED_ROWS)
     _apply_to_pipeline(masks)
 
 
@@ -76,8 +76,8 @@ def apply_to_network(model: Any) -> None:
 
 def _masks(get_masks: Any) -> Any:
     def masks(self: Any, input_ids: Any, past_key_values: Any, padding_mask: Any = None) -> paddle.Tensor:
-        if is_ends(padding_mask):
-            return is_first(padding_mask).unsqueeze([1, 2])
+        if is_sample_ends(padding_mask):
+            return sample_starts(padding_mask).unsqueeze([1, 2])
         if padding_mask is None and not past_key_values and self.config.use_flash_attention:
             return paddle.ones([1, 1, 1, 1], dtype="bool")
         return get_masks(self, input_ids, past_key_values, padding_mask=padding_mask)
@@ -91,7 +91,7 @@ def is_causal_marker(mask: paddle.Tensor, length: int) -> bool:
 
 
 def _with_causal_mask(original: Any) -> Any:
-    """Return ChatGLM2's plain attention, which makes the causal mask if it gets the marker."""
+    """Return ChatGLM2's plain attention, which builds the causal mask if it gets the marker."""
 
     @wraps(original)
     def attention(self: Any, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, mask: Any) -> Any:
@@ -105,7 +105,7 @@ def _with_causal_mask(original: Any) -> Any:
 
 
 def chatglm2_attention(original: Any) -> Any:
-    """Return ChatGLM2's attention (states [S, B, N, D]), by sample if the mask marks the beginnings of samples."""
+    """Return ChatGLM2's attention (states [S, B, N, D]) with support for packed rows, whose mask marks the sample starts."""
 
     @wraps(original)
     def attention(self: Any, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, mask: Any) -> Any:
@@ -115,7 +115,7 @@ def chatglm2_attention(original: Any) -> Any:
         states = [state.transpose([1, 0, 2, 3]) for state in (query, key, value)]
         dropout = self.config.attention_dropout if self.training else 0.0
         with named_random_state("local_seed"):
-            output_BSND = attend(*states, ends_of(mask[:, 0, 0] == 0), dropout=dropout)
+            output_BSND = attend(*states, sample_ends_of_starts(mask[:, 0, 0] == 0), dropout=dropout)
         rows = [length * batch] if self.config.sequence_parallel else [length, batch]
         return output_BSND.transpose([1, 0, 2, 3]).reshape([*rows, -1])
 
@@ -147,7 +147,7 @@ def _flash_core_attention(
     return output.reshape([length * batch, -1]) if self.config.sequence_parallel else output
 
 
-def _in_type_of_states(rotate: Any) -> Any:
+def _in_states_dtype(rotate: Any) -> Any:
     """Return the rotary embedding with results in the type of the states, not of its table (O1: float32)."""
 
     @wraps(rotate)
@@ -158,8 +158,7 @@ def _in_type_of_states(rotate: Any) -> Any:
     return rotated
 
 
-# ---- pipeline
-# ---------------------------------------------------------------------------------------------------------
+# ---- pipeline -------------------------------------------------------------------------------------------------------
 
 
 def _apply_to_pipeline(masks: Any) -> None:
@@ -171,14 +170,14 @@ def _apply_to_pipeline(masks: Any) -> None:
     from paddle.distributed.fleet.recompute.recompute import recompute
     from paddlenlp.transformers.chatglm_v2 import modeling_pp
 
-    block, parse, give = modeling_pp.GLMBlock, modeling_pp.parse_args, modeling_pp.return_args
+    block, unpack, pack = modeling_pp.GLMBlock, modeling_pp.parse_args, modeling_pp.return_args
     embed, words = modeling_pp.EmbeddingPipe.forward, modeling_pp.Embedding.forward
 
     def embedding_forward(self: Any, args: Any) -> Any:
-        input_ids, mask, positions, *_ = parse(args)
+        input_ids, mask, positions, *_ = unpack(args)
         if positions is None:
             positions = paddle.arange(input_ids.shape[1]).expand(input_ids.shape)
-        if mask is not None and not is_ends(mask):
+        if mask is not None and not is_sample_ends(mask):
             return embed(self, (input_ids, mask, positions))
         hidden = words(self, input_ids)
         if self.config.sequence_parallel:
@@ -186,12 +185,12 @@ def _apply_to_pipeline(masks: Any) -> None:
         if mask is None:
             mask = paddle.zeros([1, 1, 1, 1], hidden.dtype)
         else:
-            mask = added_mask(is_first(mask), hidden.dtype).unsqueeze([1, 2])
+            mask = added_mask(sample_starts(mask), hidden.dtype).unsqueeze([1, 2])
         table = modeling_pp.forward_impl(self, self.config.max_sequence_length, self.config.kv_channels // 2)
-        return give(hidden, mask, positions, table[positions].transpose([1, 0, 2, 3]))
+        return pack(hidden, mask, positions, table[positions].transpose([1, 0, 2, 3]))
 
     def block_forward(self: Any, args: Any) -> Any:
-        hidden, mask, positions, rotary, *_ = parse(args)
+        hidden, mask, positions, rotary, *_ = unpack(args)
 
         def run(hidden: paddle.Tensor, mask: paddle.Tensor, rotary: paddle.Tensor) -> paddle.Tensor:
             return block.forward(self, hidden, mask, rotary, None, False)[0]
@@ -201,7 +200,7 @@ def _apply_to_pipeline(masks: Any) -> None:
             hidden = recompute(run, hidden, mask, rotary, use_reentrant=self.config.recompute_use_reentrant)
         else:
             hidden = run(hidden, mask, rotary)
-        return give(hidden, mask, positions, rotary)
+        return pack(hidden, mask, positions, rotary)
 
     def rotary_cache(self: Any, seq_len: int, n_elem: int, base: int = 10000) -> paddle.Tensor:
         frequencies = 1.0 / (base ** (paddle.arange(0, n_elem, 2, dtype="float32") / n_elem))
@@ -214,14 +213,16 @@ def _apply_to_pipeline(masks: Any) -> None:
     def add_named_layer(self: Any, layer: Any, name_prefix: str = "") -> None:
         add_layer(self, layer, f"{_CHATGLM2_PREFIX}{name_prefix}")
 
-    replace(pipeline, "add_sequential_layer", add_named_layer, "Names of weights lack their beginning.")
+    replace(pipeline, "add_sequential_layer", add_named_layer, "Names of weights lack their prefix.")
     replace(
         modeling_pp.EmbeddingPipe,
         "forward",
         embedding_forward,
-        "It takes the rotary embedding for position ids, and sends a mask [B, 1, S, S] to all stages.",
+        "Without position ids it takes the rotary embedding for them; it sends a mask [B, 1, S, S] to all stages.",
     )
     replace(modeling_pp.GLMBlockPipe, "forward", block_forward, "It does not recompute whole layers.")
     replace(modeling_pp, "forward_impl", rotary_cache, "It rounds angles to 16 bits before it takes their cosine.")
-    replace(pipeline, "get_masks", masks, f"{WHY_SEGMENTS} It makes a causal mask that flash attention does not need.")
-    replace(pipeline, "_prepare_pipeline_inputs_func", staticmethod(stage_inputs), WHY_SEGMENTS)
+    replace(
+        pipeline, "get_masks", masks, f"{WHY_PACKED_ROWS} It builds a causal mask that flash attention does not need."
+    )
+    replace(pipeline, "_prepare_pipeline_inputs_func", staticmethod(stage_inputs), WHY_PACKED_ROWS)

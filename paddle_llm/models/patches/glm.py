@@ -1,13 +1,13 @@
 """Corrections of GLM (PaddleNLP 3.0.0b4).
 
-- Shapes of masks are compared with a method (`attention_mask.dim == 1`), so that no case applies: without a mask every
+- The code compares a method with a number (`attention_mask.dim == 1`), so that no case applies: without a mask every
   position sees every other one. `forward` gets the full mask: causal, or that of a prefix (Du et al. 2022, section 2.1)
   whose length is `attention_mask` [B, 1], with `position_ids` [B, 2, S].
 - The loss is not reduced, and fails under tensor parallelism (a misspelled name).
-- Generation wants the mask of all tokens that will be generated, beforehand; it cannot take the usual one [B, S]. With
-  that one each step computes the whole sequence again.
+- Generation expects the mask of all tokens that will be generated. With the usual mask [B, S], which is supported here,
+  each step computes the whole sequence again.
 
-It takes the common criterion.
+Its loss is `CausalLMLoss`, as for every family.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 import paddle
 
 from paddle_llm.core.upstream import replace, replace_forward
-from paddle_llm.models.patches.forward import with_loss
-from paddle_llm.models.patches.packed_rows import packed_prefix_mask, prefix_mask
+from paddle_llm.models.patches.shared.forward import with_loss
+from paddle_llm.models.patches.shared.packed_rows import packed_prefix_mask, prefix_mask
 
 
 def apply() -> None:
@@ -27,7 +27,7 @@ def apply() -> None:
 
     forward = modeling.GLMForConditionalGeneration.forward
 
-    def with_criterion(
+    def forward_with_loss(
         self: Any,
         input_ids: Any = None,
         position_ids: Any = None,
@@ -51,16 +51,21 @@ def apply() -> None:
 
     replace_forward(
         modeling.GLMForConditionalGeneration,
-        with_criterion,
+        forward_with_loss,
         "Without a mask every position sees every other one; its loss is not reduced.",
     )
     create = modeling.GLMModel.__init__
 
-    def created(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init_model(self: Any, *args: Any, **kwargs: Any) -> None:
         create(self, *args, **kwargs)
-        self.uses_weights_of = (self.word_embeddings,)  # it multiplies by their weight itself (sharding stage 3)
+        self.uses_weights_of = (self.word_embeddings,)  # it multiplies by their weight without calling them
 
-    replace(modeling.GLMModel, "__init__", created, "Sharding stage 3 must know which weights it reads itself.")
+    replace(
+        modeling.GLMModel,
+        "__init__",
+        init_model,
+        "Sharding stage 3 must know the weights that it reads without calling their layer.",
+    )
     prepare = modeling.GLMForConditionalGeneration.prepare_inputs_for_generation
 
     def generation_inputs(
@@ -76,13 +81,13 @@ def apply() -> None:
         tokens_BS = attention_mask.astype("int64")
         new = input_ids.shape[1] - tokens_BS.shape[1]
         tokens_BS = paddle.concat([tokens_BS, paddle.ones([len(tokens_BS), new], "int64")], 1) if new else tokens_BS
-        places_BS = (tokens_BS.cumsum(axis=1) - 1).clip(min=0)
-        positions_B2S = paddle.stack([places_BS, paddle.zeros_like(places_BS)], axis=1)
+        position_BS = (tokens_BS.cumsum(axis=1) - 1).clip(min=0)
+        positions_B2S = paddle.stack([position_BS, paddle.zeros_like(position_BS)], axis=1)
         return {"input_ids": input_ids, "position_ids": positions_B2S, "attention_mask": tokens_BS, "use_cache": False}
 
     replace(
         modeling.GLMForConditionalGeneration,
         "prepare_inputs_for_generation",
         generation_inputs,
-        "It wants the mask of all tokens that will be generated.",
+        "It expects the mask of all tokens that will be generated.",
     )

@@ -9,8 +9,8 @@ import paddle
 import paddle.nn.functional as F
 
 from paddle_llm.core.upstream import replace
-from paddle_llm.models.patches import cpu_ops
-from paddle_llm.models.patches.decoders import apply_shared
+from paddle_llm.models.patches.shared import cpu_attention, cpu_elementwise
+from paddle_llm.models.patches.shared.decoders import apply_shared
 
 _WHY_CPU = "It is slow on a CPU."
 
@@ -22,21 +22,23 @@ def apply() -> None:
     model = modeling.LlamaModel
     # Attention, masks and packed rows.
     apply_shared(
-        modeling, model, modeling.LlamaForCausalLM, modeling_pp.LlamaForCausalLMPipe, cpu_ops.decoder_attention
+        modeling, model, modeling.LlamaForCausalLM, modeling_pp.LlamaForCausalLMPipe, cpu_attention.decoder_attention
     )
     # Element-wise operations on a CPU. On other devices they are PaddleNLP's.
-    replace(modeling.LlamaRMSNorm, "forward", cpu_ops.llama_norm(modeling.LlamaRMSNorm.forward), _WHY_CPU)
-    replace(modeling, "apply_rotary_pos_emb", cpu_ops.rotary_embedding(modeling.apply_rotary_pos_emb), _WHY_CPU)
-    replace(modeling, "swiglu", cpu_ops.swiglu(modeling.swiglu), _WHY_CPU)
-    mask = staticmethod(cpu_ops.decoder_mask(model._prepare_decoder_attention_mask))
-    replace(model, "_prepare_decoder_attention_mask", mask, f"{_WHY_CPU} In a pipeline it takes `ends` for a mask.")
+    replace(modeling.LlamaRMSNorm, "forward", cpu_elementwise.llama_norm(modeling.LlamaRMSNorm.forward), _WHY_CPU)
+    replace(modeling, "apply_rotary_pos_emb", cpu_elementwise.rotary_embedding(modeling.apply_rotary_pos_emb), _WHY_CPU)
+    replace(modeling, "swiglu", cpu_elementwise.swiglu(modeling.swiglu), _WHY_CPU)
+    mask = staticmethod(cpu_attention.decoder_mask(model._prepare_decoder_attention_mask))
+    replace(
+        model, "_prepare_decoder_attention_mask", mask, f"{_WHY_CPU} In a pipeline it takes sample ends for a mask."
+    )
 
 
 def apply_to_network(model: Any) -> None:
     """Correct key-value heads that do not divide by the tensor-parallel degree.
 
-    PaddleNLP does not match them with the queries of the rank (wrong shapes, or heads left out), and the gradients of
-    the replicated projections are those of one rank.
+    PaddleNLP does not match them with the queries of the rank (wrong shapes, or missing heads), and the gradients of the
+    replicated projections are those of one rank.
     """
     for layer in model.sublayers():
         if getattr(layer, "kv_indices", None) is not None:

@@ -1,7 +1,7 @@
 """Corrections of Mistral (PaddleNLP 3.0.0b4).
 
 - `sliding_window` is never read: every token sees all earlier ones.
-- The mask holds -inf, so a row that is hidden as a whole (padding on the left) becomes NaN.
+- The mask contains -inf, so the row of a query that sees no key (padding on the left) becomes NaN.
 - The embedding of `pad_token_id` is zero in one process, but not under tensor parallelism or in transformers.
 
 Shapes: B rows, S queries, T keys.
@@ -14,9 +14,9 @@ from typing import Any
 import paddle
 
 from paddle_llm.core.upstream import replace, replace_forward
-from paddle_llm.models.patches.attention_kernels import added_mask, checked_functional
-from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments
-from paddle_llm.models.patches.packed_rows import is_ends, seen_backwards
+from paddle_llm.models.patches.shared.attention_kernels import added_mask, checked_functional
+from paddle_llm.models.patches.shared.forward import WHY_PACKED_ROWS, with_packed_rows
+from paddle_llm.models.patches.shared.packed_rows import causal_within_samples, is_sample_ends
 
 
 def apply() -> None:
@@ -24,13 +24,13 @@ def apply() -> None:
     from paddlenlp.transformers.mistral import modeling
 
     model, network = modeling.MistralModel, modeling.MistralForCausalLM
-    # Attention: window, packed rows, and kernels that take tensors of one type.
-    why = f"It ignores sliding_window; rows that are hidden as a whole become NaN. {WHY_SEGMENTS}"
+    # Attention: window, packed rows, and kernels that require tensors of one type.
+    why = f"It ignores sliding_window; rows of queries that see no key become NaN. {WHY_PACKED_ROWS}"
     replace(model, "_prepare_decoder_attention_mask", attention_mask, why)
     replace(modeling, "F", checked_functional(), "Its flash attention gets a mask of another type than the states.")
     # The network: packed rows and padding.
-    replace_forward(network, with_segments(network.forward, "attention_mask"), WHY_SEGMENTS)
-    replace(model, "__init__", _without_padding(model.__init__), "The embedding of pad_token_id is zero.")
+    replace_forward(network, with_packed_rows(network.forward, "attention_mask"), WHY_PACKED_ROWS)
+    replace(model, "__init__", _init_without_padding(model.__init__), "The embedding of pad_token_id is zero.")
 
 
 def attention_mask(
@@ -40,10 +40,10 @@ def attention_mask(
 
     Args:
         self: The network without its head.
-        mask: Positions that hold a token [B, T], pairs of query and key [B, S, T] or [B, 1, S, T], `ends` of packed
-            rows [B, S], or None.
+        mask: Positions that hold a token [B, T], pairs of query and key [B, S, T] or [B, 1, S, T], `sample_ends` of
+            packed rows [B, S], or None.
         shape: B and S.
-        hidden: Embeddings, whose type the mask has.
+        hidden: Embeddings; their type is that of the mask.
         cached: Number of cached tokens, T - S.
 
     Returns:
@@ -54,8 +54,8 @@ def attention_mask(
     if mask is None and self.config.use_flash_attention and not cached and (window is None or length <= window):
         return None
     seen = seen_within(length, total, window)
-    if is_ends(mask):
-        seen = seen & seen_backwards(mask)
+    if is_sample_ends(mask):
+        seen = seen & causal_within_samples(mask)
     elif mask is not None:
         axes = {2: [1, 2], 3: [1], 4: []}[mask.ndim]
         seen = seen & (mask.unsqueeze(axes) if axes else mask).astype("bool")
@@ -69,10 +69,10 @@ def seen_within(length: int, total: int, window: int | None) -> paddle.Tensor:
     return seen if window is None else seen & paddle.triu(ones, diagonal=total - length - window + 1)
 
 
-def _without_padding(create: Any) -> Any:
-    def created(self: Any, config: Any) -> None:
+def _init_without_padding(create: Any) -> Any:
+    def init_model(self: Any, config: Any) -> None:
         create(self, config)
         if config.tensor_parallel_degree == 1:
             self.embed_tokens._padding_idx = None
 
-    return created
+    return init_model

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from paddle_llm.models.patches import cpu_ops
-from paddle_llm.models.patches.decoders import apply_shared
+from paddle_llm.models.patches.shared import cpu_attention
+from paddle_llm.models.patches.shared.decoders import apply_shared
 
 
 def apply() -> None:
@@ -16,5 +16,5 @@ def apply() -> None:
         modeling.Qwen2Model,
         modeling.Qwen2ForCausalLM,
         modeling_pp.Qwen2ForCausalLMPipe,
-        cpu_ops.cached_attention,
+        cpu_attention.cached_attention,
     )

@@ -17,7 +17,7 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.models.patches.dropout_rng import named_random_state
+from paddle_llm.models.patches.shared.dropout_rng import named_random_state
 from paddle_llm.models.weights.shards import Shard
 from paddle_llm.peft.attachment import Attachment, unsplit
 from paddle_llm.peft.methods.adalora import penalty

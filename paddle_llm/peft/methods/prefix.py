@@ -21,7 +21,7 @@ from typing import Any
 import paddle
 
 from paddle_llm.models.patches.chatglm2 import is_causal_marker
-from paddle_llm.models.patches.packed_rows import ends_of, is_ends, seen_backwards
+from paddle_llm.models.patches.shared.packed_rows import sample_ends_of_starts, is_sample_ends, causal_within_samples
 from paddle_llm.models.weights.shards import Shard
 from paddle_llm.peft.attachment import Attachment, unsplit
 from paddle_llm.peft.methods.parallel_product import summed_gradient
@@ -120,9 +120,11 @@ def _hidden(dtype: Any) -> float:
     return max(_HIDDEN, paddle.finfo(dtype).min)
 
 
-def _packed(ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
+def _packed(sample_ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
     """Return the mask [B, 1, S, S] of packed rows: each position sees earlier ones of its sample."""
-    return paddle.where(seen_backwards(ends_BS), paddle.zeros([1]), paddle.full([1], _hidden(dtype))).astype(dtype)
+    return paddle.where(
+        causal_within_samples(sample_ends_BS), paddle.zeros([1]), paddle.full([1], _hidden(dtype))
+    ).astype(dtype)
 
 
 # ---- layers that call a function of queries, keys and values [B, S, N, D]
@@ -141,7 +143,7 @@ def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
     ) -> Any:
         batch, length, total = query.shape[0], query.shape[1], key.shape[1]
         ends = named.pop("attn_mask_startend_row_indices", None)
-        ends = attention_mask if is_ends(attention_mask) else ends
+        ends = attention_mask if is_sample_ends(attention_mask) else ends
         if ends is not None:
             attention_mask = _packed(ends, query.dtype)
         elif attention_mask is None:
@@ -176,7 +178,7 @@ def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None
         if is_causal_marker(attention_mask, length):
             attention_mask = _causal(length, length, attention_mask.dtype)
         elif attention_mask.shape[2] == 1 < length:  # the beginnings of packed samples
-            attention_mask = _packed(ends_of(attention_mask[:, 0, 0] == 0), attention_mask.dtype)
+            attention_mask = _packed(sample_ends_of_starts(attention_mask[:, 0, 0] == 0), attention_mask.dtype)
         states = []
         for tensor, prefix in zip((key, value), pair(), strict=True):
             prefix = _repeated(prefix, tensor.shape[2]).astype(tensor.dtype).unsqueeze(1)
@@ -210,7 +212,7 @@ def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | Non
             hidden = next(iter(inputs.values()))
             length = hidden.shape[1]
             inputs[spec.mask] = _causal(length, length + (cached[0].shape[axis] if cached else 0), hidden.dtype)
-        elif is_ends(inputs[spec.mask]):
+        elif is_sample_ends(inputs[spec.mask]):
             inputs[spec.mask] = _packed(inputs[spec.mask], "float32")
         inputs[spec.mask] = _with_prefix(inputs[spec.mask], count)
         if spec.alibi:

@@ -20,7 +20,7 @@ from paddle_llm.data.counted_batches import (
     count_instruction_tokens,
 )
 from paddle_llm.data.instructions.formats import Conversation
-from paddle_llm.models.head import given_positions_alone
+from paddle_llm.models.head import logits_at_positions
 from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.peft.attachment import active_attachment
@@ -105,7 +105,7 @@ class FinetuneTrainer(PretrainTrainer):
         inputs = dict(inputs)
         positions = inputs.pop(LABELLED_POSITIONS)
         shape, inputs["labels"] = inputs["labels"].shape, inputs.pop(POSITION_LABELS)
-        with given_positions_alone(self.model, family_name(self.model), positions, shape):
+        with logits_at_positions(self.model, family_name(self.model), positions, shape):
             return super().compute_loss(model, inputs, return_outputs)
 
     def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:

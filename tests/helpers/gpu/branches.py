@@ -31,10 +31,10 @@ DESELECTED = ("tests/fake_gpu/test_branches.py",)
 _CPU_KERNELS = "kernels for CPUs, which are not installed on a GPU (tests/fake_gpu/test_training.py)"
 LEFT_OUT: dict[tuple[str, str], str] = {
     (
-        "paddle_llm/models/patches/cpu_ops.py",
-        "if not usual or attn_mask_startend_row_indices is not None or config.use_flash_attention or not _plain(*states):",
+        "paddle_llm/models/patches/shared/cpu_attention.py",
+        "if not whole_rows or config.use_flash_attention or not all_float32(*states):",
     ): _CPU_KERNELS,
-    ("paddle_llm/models/patches/cpu_ops.py", "or config.use_flash_attention"): _CPU_KERNELS,
+    ("paddle_llm/models/patches/shared/cpu_attention.py", "or config.use_flash_attention"): _CPU_KERNELS,
 }
 
 

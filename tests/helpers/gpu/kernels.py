@@ -1,6 +1,6 @@
 """Attention as on a GPU, on the Python layer: networks built as there, and functions in place of Paddle's kernels.
 
-The functions check what the kernels of Paddle 3.3.1 require (`models/patches/attention_kernels.py`) and compute the mathematics.
+The functions check what the kernels of Paddle 3.3.1 require (`models/patches/shared/attention_kernels.py`) and compute the mathematics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from unittest import mock
 import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.models.patches import attention_kernels, cpu_ops
+from paddle_llm.models.patches.shared import attention_kernels, cpu_switch
 from tests.helpers.models.networks import WRITERS, build
 
 
@@ -108,7 +108,7 @@ def on_fake_gpu(kernels: Kernels) -> Iterator[None]:
         mock.patch.object(attention_kernels, "built_with_flash_kernels", lambda: True),
         mock.patch.object(paddle.device.cuda, "get_device_capability", lambda number=None: kernels.capability),
     ]
-    with mock.patch.multiple("paddle_llm.models.patches.packed_rows", on_gpu=lambda tensor: True):
+    with mock.patch.multiple("paddle_llm.models.patches.shared.packed_rows", on_gpu=lambda tensor: True):
         for patch in patches:
             patch.start()
         try:
@@ -122,13 +122,13 @@ def on_fake_gpu(kernels: Kernels) -> Iterator[None]:
 @contextmanager
 def without_cpu_kernels() -> Iterator[None]:
     """PaddleNLP's own functions in place of the faster ones for CPUs."""
-    enabled = cpu_ops.is_enabled()
-    cpu_ops.disable()
+    enabled = cpu_switch.is_enabled()
+    cpu_switch.disable()
     try:
         yield
     finally:
         if enabled:
-            cpu_ops.enable()
+            cpu_switch.enable()
 
 
 def network(folder: Path, family: str, *, flash: bool, **fields: Any) -> Any:

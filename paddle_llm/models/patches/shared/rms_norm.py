@@ -12,24 +12,24 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# In a clone that is not installed.
-_IN_THE_CLONE = Path(__file__).resolve().parents[3] / "custom_ops"
+# Source of `fused_ln` in a clone of the repository, where it may not be installed.
+_CUSTOM_OPS = Path(__file__).resolve().parents[4] / "custom_ops"
 _SWITCH = "uses_fused_rms_norm"
 
 
 def why_not_fused() -> str:
     """Return why this job's RMSNorm cannot be fused; "" if it can. The first call builds the operator.
 
-    All ranks of a job call it: all use the operator or none does. On a GPU without the operator `fused_ln` uses
-    Paddle's if that runs; on a CPU the plain RMSNorm is faster than Paddle's.
+    Collective over all ranks: all use the operator or none does. On a GPU without the operator, `fused_ln` uses Paddle's
+    fused RMSNorm if that runs. On a CPU the plain RMSNorm is faster than Paddle's.
     """
     import paddle
 
     device = paddle.device.get_device().split(":")[0]
-    reason, otherwise = _why_not_here(device)
+    reason, has_fallback = _why_not_on_this_rank(device)
     reasons = _on_all_ranks(reason)
     lacking = [rank for rank, theirs in enumerate(reasons) if theirs]
-    if not lacking or (len(lacking) == len(reasons) and otherwise):
+    if not lacking or (len(lacking) == len(reasons) and has_fallback):
         return ""
     if len(reasons) == 1:
         return reason
@@ -37,8 +37,8 @@ def why_not_fused() -> str:
     return f"{who} (rank {lacking[0]}: {reasons[lacking[0]]})"
 
 
-def _why_not_here(device: str) -> tuple[str, bool]:
-    """Return why this rank does not have the operator ("" if it has), and whether Paddle's is used instead."""
+def _why_not_on_this_rank(device: str) -> tuple[str, bool]:
+    """Return why this rank does not have the operator ("" if it has it), and whether Paddle's fused RMSNorm is used instead."""
     module = _fused_ln()
     if module is None:
         return "the module fused_ln is neither installed nor in this clone", False
@@ -46,7 +46,7 @@ def _why_not_here(device: str) -> tuple[str, bool]:
         if device == "gpu":
             return "", True
         file = getattr(module, "__file__", None)
-        return f"the installed module fused_ln ({file}) is another one, for GPUs", False
+        return f"the installed module fused_ln ({file}) is not the one of this project and runs on GPUs only", False
     reason = str(module.why_not(device))
     return reason, bool(reason) and device == "gpu" and module.without.paddles_runs()
 
@@ -62,7 +62,7 @@ def _on_all_ranks(mine: str) -> list[str]:
 
 
 def _fused_ln() -> ModuleType | None:
-    for folder in ("", str(_IN_THE_CLONE)):
+    for folder in ("", str(_CUSTOM_OPS)):
         if folder and folder not in sys.path:
             sys.path.append(folder)
         try:
@@ -86,7 +86,7 @@ def _log_plainly() -> None:
     log.propagate = False
 
 
-# ---- ChatGLM2: its RMSNorm has no such branch and does not store the configuration.
+# ---- ChatGLM2: its RMSNorm has no fused branch and does not store the configuration.
 
 
 def with_fused_norm(plain: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Packed rows: several samples in one row, none of which sees another.
+"""Packed rows: several samples in one row, without attention between them.
 
 Inputs of a batch
     input_ids, labels  [B, S]
@@ -6,19 +6,19 @@ Inputs of a batch
                        padding (labels -100).
     position_ids       [B, S] int64, from 0 in each sample; computed here if absent.
 Without `segment_lengths` a row is one sample. Padding on its right then needs no mask, because no token with a loss
-sees it; padding on its left needs an `attention_mask` [B, S] of zeros and ones.
+sees it. Padding on its left needs an `attention_mask` [B, S] of zeros and ones.
 
-The attention receives `ends` [B, S] int32: for each position the index after the last position of its sample. FlashMask
+The attention receives `sample_ends` [B, S] int32: for each position the index after the last position of its sample. FlashMask
 (Wang et al. 2024) calls it the start of a column's masked rows, PaddleNLP `attn_mask_startend_row_indices`. Like any
 other tensor it passes through layers, recompute and pipeline stages, so that micro-batches are not confused.
 
 ChatGLM-6B and GLM read a prefix in both directions. Their batches also have `prefix_lengths` [B, K], and their mask is
 full.
 
-Cost: a CPU computes attention sample by sample (neighbours of less than 128 tokens together under one small mask). A
-GPU in 16 bits uses FlashMask's kernel, which skips hidden blocks (`attention_kernels.py` lists the GPUs). Flash
-attention with ALiBi uses an S x S mask in 16 bits. In 32 bits, on older GPUs, and on a CPU with dropout of attention
-probabilities, all S x S scores are computed.
+Cost: on a CPU, attention is computed sample by sample (adjacent samples of less than 128 tokens together, with one
+small mask). A GPU in 16 bits uses FlashMask's kernel, which skips hidden blocks (`attention_kernels.py` lists the
+GPUs). Flash attention with ALiBi uses an S x S mask in 16 bits. In 32 bits, on older GPUs, and on a CPU with dropout of
+attention probabilities, all S x S scores are computed.
 
 Shapes: B rows, S positions of a row, K samples of a row, N heads, D head width.
 """
@@ -31,12 +31,17 @@ from typing import Any
 import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.models.patches.attention_kernels import fused_attention, has_flash_kernels, on_gpu, repeated_heads
-from paddle_llm.models.patches.cpu_ops import MIN_BLOCK, CausalAttention
+from paddle_llm.models.patches.shared.attention_kernels import (
+    fused_attention,
+    has_flash_kernels,
+    on_gpu,
+    repeated_heads,
+)
+from paddle_llm.models.patches.shared.cpu_attention import MIN_BLOCK, CausalAttention
 
 
-def segment_ends(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
-    """Return `ends` [B, S] of rows of `length` positions; padding is a separate sample."""
+def sample_ends(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+    """Return `sample_ends` [B, S] of rows of `length` positions; padding is a separate sample."""
     after_BK = lengths_BK.astype("int64").cumsum(axis=1)
     rows = after_BK.shape[0]
     position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
@@ -45,7 +50,7 @@ def segment_ends(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
     return paddle.take_along_axis(after_BK, sample_BS, axis=1).astype("int32")
 
 
-def segment_positions(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
+def sample_positions(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
     """Return `position_ids` [B, S] int64 of rows of `length` positions, from 0 in each sample and in the padding."""
     lengths_BK = lengths_BK.astype("int64")
     after_BK = lengths_BK.cumsum(axis=1)
@@ -56,40 +61,42 @@ def segment_positions(lengths_BK: paddle.Tensor, length: int) -> paddle.Tensor:
     return position_BS - paddle.take_along_axis(begin_BK, sample_BS, axis=1)
 
 
-def is_first(ends_BS: paddle.Tensor) -> paddle.Tensor:
+def sample_starts(sample_ends_BS: paddle.Tensor) -> paddle.Tensor:
     """Return booleans [B, S] that mark the first position of each sample."""
-    return paddle.concat([paddle.ones_like(ends_BS[:, :1]), ends_BS[:, 1:] - ends_BS[:, :-1]], axis=1).astype("bool")
+    return paddle.concat(
+        [paddle.ones_like(sample_ends_BS[:, :1]), sample_ends_BS[:, 1:] - sample_ends_BS[:, :-1]], axis=1
+    ).astype("bool")
 
 
-def ends_of(first_BS: paddle.Tensor) -> paddle.Tensor:
-    """Return `ends` from booleans [B, S] that mark the first positions."""
-    rows, length = first_BS.shape
+def sample_ends_of_starts(sample_starts_BS: paddle.Tensor) -> paddle.Tensor:
+    """Return `sample_ends` from booleans [B, S] that mark the first positions."""
+    rows, length = sample_starts_BS.shape
     position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
-    begin_BS = paddle.where(first_BS.astype("bool"), position_BS, paddle.full([1], length, dtype="int64"))
+    begin_BS = paddle.where(sample_starts_BS.astype("bool"), position_BS, paddle.full([1], length, dtype="int64"))
     after_BS = paddle.concat([begin_BS[:, 1:], paddle.full([rows, 1], length, dtype="int64")], axis=1)
     return paddle.cummin(after_BS.flip(1), axis=1)[0].flip(1).astype("int32")
 
 
-def positions_of(ends_BS: paddle.Tensor) -> paddle.Tensor:
-    """Return `position_ids` [B, S] int64 from `ends`."""
-    rows, length = ends_BS.shape
+def sample_positions_of(sample_ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """Return `position_ids` [B, S] int64 from `sample_ends`."""
+    rows, length = sample_ends_BS.shape
     position_BS = paddle.arange(length, dtype="int64").expand([rows, length])
-    return position_BS - paddle.cummax(position_BS * is_first(ends_BS).astype("int64"), axis=1)[0]
+    return position_BS - paddle.cummax(position_BS * sample_starts(sample_ends_BS).astype("int64"), axis=1)[0]
 
 
-def is_ends(mask: Any) -> bool:
-    """Return whether an attention mask is `ends`: masks have booleans, floats or int64."""
+def is_sample_ends(mask: Any) -> bool:
+    """Return whether an attention mask is `sample_ends`, the only one in int32; masks are booleans, floats or int64."""
     return mask is not None and mask.dtype == paddle.int32
 
 
-def lengths_of(ends_BS: paddle.Tensor) -> list[int]:
+def sample_lengths(sample_ends_BS: paddle.Tensor) -> list[int]:
     """Return the lengths of all samples of all rows in order, including padding."""
     found = []
-    for ends in ends_BS.numpy():
-        at = 0
-        while at < len(ends):
-            found.append(int(ends[at]) - at)
-            at = int(ends[at])
+    for sample_ends_S in sample_ends_BS.numpy():
+        start = 0
+        while start < len(sample_ends_S):
+            found.append(int(sample_ends_S[start]) - start)
+            start = int(sample_ends_S[start])
     return found
 
 
@@ -97,7 +104,7 @@ def attend(
     q_BSND: paddle.Tensor,
     k_BSND: paddle.Tensor,
     v_BSND: paddle.Tensor,
-    ends_BS: paddle.Tensor,
+    sample_ends_BS: paddle.Tensor,
     *,
     slopes: list[float] | None = None,
     dropout: float = 0.0,
@@ -106,35 +113,38 @@ def attend(
 
     Args:
         q_BSND: Queries.
-        k_BSND, v_BSND: Keys and values, with fewer heads than the queries if several queries share one.
-        ends_BS: Ends of samples.
-        slopes: Slopes [N] of ALiBi (Press et al. 2022), None without it.
-        dropout: Dropout of the probabilities; 0 outside training.
+        k_BSND: Keys, with fewer heads than the queries if several queries share one.
+        v_BSND: Values, with as many heads as the keys.
+        sample_ends_BS: Index after the last position of each position's sample.
+        slopes: Slopes [N] of ALiBi (Press et al. 2022); None without ALiBi.
+        dropout: Dropout rate of the attention probabilities; 0 outside training.
     """
     if has_flash_kernels(q_BSND, k_BSND, v_BSND):
         if slopes is None:
-            columns_B1S1 = ends_BS.unsqueeze([1, -1])
+            columns_B1S1 = sample_ends_BS.unsqueeze([1, -1])
             return F.flashmask_attention(q_BSND, k_BSND, v_BSND, columns_B1S1, dropout=dropout, causal=True)
-        mask_BNSS = alibi_mask(seen_backwards(ends_BS), positions_of(ends_BS), slopes, v_BSND.dtype)
+        mask_BNSS = alibi_mask(
+            causal_within_samples(sample_ends_BS), sample_positions_of(sample_ends_BS), slopes, v_BSND.dtype
+        )
         return fused_attention(q_BSND, k_BSND, v_BSND, attn_mask=mask_BNSS, dropout_p=dropout)
     k_BSND, v_BSND = (repeated_heads(states, q_BSND.shape[2]) for states in (k_BSND, v_BSND))
     plain = all(tensor.dtype == paddle.float32 for tensor in (q_BSND, k_BSND, v_BSND))
     if plain and not dropout and not on_gpu(q_BSND):
-        return _by_sample(q_BSND, k_BSND, v_BSND, ends_BS, slopes)
-    return _under_a_mask(q_BSND, k_BSND, v_BSND, ends_BS, slopes, dropout)
+        return _attend_by_sample(q_BSND, k_BSND, v_BSND, sample_ends_BS, slopes)
+    return _attend_with_full_mask(q_BSND, k_BSND, v_BSND, sample_ends_BS, slopes, dropout)
 
 
-def seen_backwards(ends_BS: paddle.Tensor) -> paddle.Tensor:
-    """Return booleans [B, 1, S, S]: whether a position sees another one, which is earlier in its sample."""
-    position_S = paddle.arange(ends_BS.shape[1], dtype="int32")
+def causal_within_samples(sample_ends_BS: paddle.Tensor) -> paddle.Tensor:
+    """Return booleans [B, 1, S, S]: whether a query sees a key, which is the case for earlier positions of its sample."""
+    position_S = paddle.arange(sample_ends_BS.shape[1], dtype="int32")
     query_S1 = position_S.unsqueeze(1)
-    return ((query_S1 >= position_S) & (query_S1 < ends_BS.unsqueeze(1))).unsqueeze(1)
+    return ((query_S1 >= position_S) & (query_S1 < sample_ends_BS.unsqueeze(1))).unsqueeze(1)
 
 
 def alibi_mask(
     seen_B1ST: paddle.Tensor, position_BT: paddle.Tensor, slopes: list[float], dtype: paddle.dtype
 ) -> paddle.Tensor:
-    """Return the mask [B, N, S, T] that is added to scores: ALiBi (Press et al. 2022), or the lowest number.
+    """Return the mask [B, N, S, T] that is added to scores: ALiBi (Press et al. 2022), or the lowest number for hidden keys.
 
     Args:
         seen_B1ST: Whether a query sees a key.
@@ -147,9 +157,11 @@ def alibi_mask(
     return paddle.where(seen_B1ST, bias_BN1T, paddle.full([1], paddle.finfo(dtype).min, dtype))
 
 
-def _by_sample(q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[float] | None) -> paddle.Tensor:
+def _attend_by_sample(
+    q: Any, k: Any, v: Any, sample_ends_BS: paddle.Tensor, slopes: list[float] | None
+) -> paddle.Tensor:
     shape = q.shape
-    groups = grouped(lengths_of(ends_BS))
+    groups = group_short_samples(sample_lengths(sample_ends_BS))
     sizes = [sum(group) for group in groups]
     parts = [paddle.split(x.reshape([1, -1, *x.shape[2:]]), sizes, axis=1) for x in (q, k, v)]
     outputs = [
@@ -159,8 +171,8 @@ def _by_sample(q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[floa
     return paddle.concat(outputs, axis=1).reshape(shape)
 
 
-def grouped(lengths: list[int]) -> list[list[int]]:
-    """Group neighbours whose total length is at most one block: one small mask costs less than several calls."""
+def group_short_samples(lengths: list[int]) -> list[list[int]]:
+    """Group adjacent samples of at most one block in total: one small mask costs less than several calls."""
     groups: list[list[int]] = []
     free = 0
     for length in lengths:
@@ -173,7 +185,7 @@ def grouped(lengths: list[int]) -> list[list[int]]:
 
 
 def prefix_mask(prefix_B1: paddle.Tensor, length: int) -> paddle.Tensor:
-    """Return which positions see which [B, 1, S, S]: the prefix and earlier ones (Du et al. 2022, section 2.1).
+    """Return booleans [B, 1, S, S]: each position sees the prefix and earlier positions (Du et al. 2022, section 2.1).
 
     Args:
         prefix_B1: Number of tokens of each sample's prefix.
@@ -193,28 +205,28 @@ def packed_prefix_mask(lengths_BK: paddle.Tensor, prefixes_BK: paddle.Tensor, le
         prefixes_BK: Lengths of their prefixes.
         length: Number of positions S.
     """
-    ends_BS = segment_ends(lengths_BK, length).astype("int64")
-    position_BS = positions_of(ends_BS.astype("int32"))
-    rows = ends_BS.shape[0]
+    sample_ends_BS = sample_ends(lengths_BK, length).astype("int64")
+    position_BS = sample_positions_of(sample_ends_BS.astype("int32"))
+    rows = sample_ends_BS.shape[0]
     after_BK = lengths_BK.astype("int64").cumsum(axis=1)
     sample_BS = paddle.searchsorted(after_BK, paddle.arange(length, dtype="int64").expand([rows, length]), right=True)
     prefixes_BK = paddle.concat([prefixes_BK.astype("int64"), paddle.zeros([rows, 1], dtype="int64")], axis=1)
     in_prefix_BS = position_BS < paddle.take_along_axis(prefixes_BK, sample_BS, axis=1)
-    same_BSS = ends_BS.unsqueeze(1) == ends_BS.unsqueeze(2)
+    same_BSS = sample_ends_BS.unsqueeze(1) == sample_ends_BS.unsqueeze(2)
     backwards_BSS = position_BS.unsqueeze(1) <= position_BS.unsqueeze(2)
     return (same_BSS & (backwards_BSS | in_prefix_BS.unsqueeze(1))).unsqueeze(1)
 
 
-def _under_a_mask(
-    q: Any, k: Any, v: Any, ends_BS: paddle.Tensor, slopes: list[float] | None, dropout: float
+def _attend_with_full_mask(
+    q: Any, k: Any, v: Any, sample_ends_BS: paddle.Tensor, slopes: list[float] | None, dropout: float
 ) -> paddle.Tensor:
     q, k, v = (x.transpose([0, 2, 1, 3]) for x in (q, k, v))
     scores = paddle.matmul(q * (1.0 / math.sqrt(q.shape[-1])), k, transpose_y=True).astype("float32")
-    position_S = paddle.arange(ends_BS.shape[1], dtype="int32")
+    position_S = paddle.arange(sample_ends_BS.shape[1], dtype="int32")
     if slopes is not None:
         slopes_N1 = paddle.to_tensor(slopes, dtype="float32").unsqueeze(1)
         scores = scores + (slopes_N1 * position_S.astype("float32")).unsqueeze([0, 2])
-    seen_B1SS = seen_backwards(ends_BS)
+    seen_B1SS = causal_within_samples(sample_ends_BS)
     weights = F.softmax(paddle.where(seen_B1SS, scores, paddle.full([1], -1e30)), axis=-1).astype(v.dtype)
     weights = F.dropout(weights, dropout)
     return paddle.matmul(weights, v).transpose([0, 2, 1, 3])

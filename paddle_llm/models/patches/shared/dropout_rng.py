@@ -1,4 +1,4 @@
-"""The random state of dropout: shared by tensor-parallel ranks, or one per rank."""
+"""The random state of dropout, which tensor-parallel ranks share or of which each has one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 def named_random_state(name: str) -> Any:
     """Return a context whose random numbers come from a named state.
 
-    PaddleNLP's function does nothing on a CPU. Without named states, which the trainer sets, this does nothing either.
+    PaddleNLP's own function has no effect on a CPU. This one has no effect only if the named states do not exist; the
+    trainer creates them.
 
     Args:
         name: "global_seed", which is equal on all tensor-parallel ranks, or "local_seed", which is not.

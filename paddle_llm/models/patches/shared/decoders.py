@@ -2,8 +2,8 @@
 
 With flash attention whole rows need no mask, because the kernel's causal mask is enough. PaddleNLP 3.0.0b4 builds the
 mask [B, 1, S, S] three times in every micro-batch, waits for the device to compare it with its upper triangle, and
-drops it: 2 GB per tensor for one row of 32k tokens. Its switch against that, the environment variable USE_CASUAL_MASK,
-also drops masks of padding.
+drops it: 2 GB per tensor for one row of 32k tokens. The environment variable USE_CASUAL_MASK turns that off, but also
+drops masks of padding.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import paddle
 
 from paddle_llm.core.upstream import REPLACEMENTS, replace, replace_forward
-from paddle_llm.models.patches.attention_kernels import checked_functional
-from paddle_llm.models.patches.forward import WHY_SEGMENTS, with_segments, with_segments_in_stages
-from paddle_llm.models.patches.packed_rows import attend, is_ends
+from paddle_llm.models.patches.shared.attention_kernels import checked_functional
+from paddle_llm.models.patches.shared.forward import WHY_PACKED_ROWS, with_packed_rows, with_packed_rows_in_pipeline
+from paddle_llm.models.patches.shared.packed_rows import attend, is_sample_ends
 
 _state = {"whole rows": False}
 
@@ -31,22 +31,22 @@ def apply_shared(modeling: Any, base: Any, network: Any, pipeline: Any, cpu_atte
         pipeline: Network in stages.
         cpu_attention: Function that adds the faster attention on a CPU to an attention function.
     """
-    # Packed rows are inside: the CPU's attention takes whole rows and passes the others on.
+    # The attention for packed rows is the inner function, because the CPU's attention handles whole rows only.
     attention = cpu_attention(packed_attention(modeling.scaled_dot_product_attention))
-    replace(modeling, "scaled_dot_product_attention", attention, f"{WHY_SEGMENTS} It is slow on a CPU.")
+    replace(modeling, "scaled_dot_product_attention", attention, f"{WHY_PACKED_ROWS} It is slow on a CPU.")
     replace(
         modeling,
         "is_casual_mask",
         is_square_and_causal(modeling.is_casual_mask),
-        "It takes a mask of one row for causal, so padding is attended to.",
+        "It takes the mask of a single query for the causal mask, so padding is attended to.",
     )
     why = "With flash attention it builds and compares a causal mask that it then drops."
     replace(modeling, "get_use_casual_mask", lambda: _state["whole rows"], why)
     replace_forward(base, without_causal_mask(base.forward), why)
     name = "attn_mask_startend_row_indices"
-    replace_forward(network, with_segments(network.forward, name), WHY_SEGMENTS)
-    prepare = with_segments_in_stages(pipeline._prepare_pipeline_inputs_func, name)
-    replace(pipeline, "_prepare_pipeline_inputs_func", prepare, WHY_SEGMENTS)
+    replace_forward(network, with_packed_rows(network.forward, name), WHY_PACKED_ROWS)
+    prepare = with_packed_rows_in_pipeline(pipeline._prepare_pipeline_inputs_func, name)
+    replace(pipeline, "_prepare_pipeline_inputs_func", prepare, WHY_PACKED_ROWS)
     _correct_fused_attention()
 
 
@@ -55,14 +55,14 @@ def _correct_fused_attention() -> None:
     from paddlenlp.transformers.llama import fusion_ops
 
     if f"{fusion_ops.__name__}:F" not in REPLACEMENTS:
-        replace(fusion_ops, "F", checked_functional(), "It asks for a causal mask in addition to every other mask.")
+        replace(fusion_ops, "F", checked_functional(), "It requests the causal mask in addition to any other mask.")
 
 
 def packed_attention(original: Any) -> Any:
-    """Return the attention function, by sample if the rows are packed.
+    """Return an attention function that also supports packed rows.
 
-    Without flash attention PaddleNLP ignores the ends of samples; with it, it calls FlashMask on every GPU and in 32
-    bits.
+    Without flash attention PaddleNLP ignores the sample ends. With flash attention it calls FlashMask on every GPU, even
+    in 32 bits, where FlashMask does not work.
     """
 
     @wraps(original)
@@ -77,12 +77,12 @@ def packed_attention(original: Any) -> Any:
         sequence_parallel: bool = False,
         **named: Any,
     ) -> Any:
-        ends = attention_mask if is_ends(attention_mask) else attn_mask_startend_row_indices
-        if ends is None:
+        sample_ends_BS = attention_mask if is_sample_ends(attention_mask) else attn_mask_startend_row_indices
+        if sample_ends_BS is None:
             named["sequence_parallel"] = sequence_parallel
             return original(query_states, config, key_states, value_states, attention_mask, *others, **named)
         batch, length, heads, width = query_states.shape
-        output = attend(query_states, key_states, value_states, ends)
+        output = attend(query_states, key_states, value_states, sample_ends_BS)
         rows = [batch * length] if sequence_parallel else [batch, length]
         return output.reshape([*rows, heads * width])
 
@@ -92,7 +92,7 @@ def packed_attention(original: Any) -> Any:
 def is_square_and_causal(original: Any) -> Any:
     """Return the check whether a mask equals the kernel's causal one.
 
-    PaddleNLP takes the mask of one token after a cache, a row [B, 1, 1, T], for causal, so padding is attended to.
+    PaddleNLP takes the mask [B, 1, 1, T] of one token after a cache for the causal mask, so padding is attended to.
     """
 
     @wraps(original)
@@ -103,7 +103,7 @@ def is_square_and_causal(original: Any) -> Any:
 
 
 def without_causal_mask(forward: Any) -> Any:
-    """Return a base network's `forward` that makes no mask if flash attention reads whole rows."""
+    """Return a base network's `forward` that builds no mask if flash attention processes whole rows."""
 
     @wraps(forward)
     def replacement(

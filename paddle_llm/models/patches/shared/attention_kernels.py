@@ -1,6 +1,6 @@
 """Call Paddle's fused attention kernels within their requirements (Paddle 3.3.1).
 
-- A mask and `is_causal` exclude each other: flash attention raises an error, the other kernels ignore the mask.
+- A mask and `is_causal` exclude each other: flash attention raises an error, and the other kernels ignore the mask.
 - `is_causal` aligns queries and keys at their first positions, so it is correct for equal lengths only.
 - Queries, keys, values and the mask must have one type; otherwise Paddle computes without a fused kernel, or raises an
   error.
@@ -44,13 +44,15 @@ def fused_attention(
     Args:
         query: Queries [B, S, N, D].
         key: Keys [B, T, G, D] in the order of positions, the last S of which belong to the queries.
-        value: Values [B, T, G, D], whose type the result has.
-        attn_mask: Mask [B or 1, N or 1, S, T], added to the scores or of booleans. It must include
-            the causal mask, because `is_causal` has no effect together with it.
+        value: Values [B, T, G, D]; their type is that of the result.
+        attn_mask: Mask [B or 1, N or 1, S, T]: numbers that are added to the scores, or booleans. It must include the
+            causal mask, because `is_causal` has no effect together with it.
+        dropout_p: Dropout rate of the attention probabilities; default 0.
         is_causal: Whether each query sees the keys up to its own position only.
+        training: Whether dropout is applied; default True.
 
     Returns:
-        [B, S, N, D].
+        The attention output [B, S, N, D].
     """
     query, key = (states.astype(value.dtype) if states.dtype != value.dtype else states for states in (query, key))
     options = {"dropout_p": dropout_p, "training": training}
