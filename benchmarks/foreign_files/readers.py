@@ -104,13 +104,13 @@ def _shapes() -> tuple[Any, Any, Any]:
 
     start_process("cpu")
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.weights.outline import outline
+    from paddle_llm.models.weights.weight_shapes import weight_shapes
 
     raw = dict(samples.CONFIGS[0])
     family = find_family(facts_from_dict(raw, where="sample"))
     with tempfile.TemporaryDirectory() as folder:
         described = plain_configuration(Path(folder), family, raw)
-    return family, described, outline(described, family)
+    return family, described, weight_shapes(described, family)
 
 
 def weights(folder: Path, rng: random.Random) -> str:

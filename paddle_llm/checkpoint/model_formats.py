@@ -16,7 +16,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 from paddle_llm.models.configuration.to_hugging_face import hugging_face_config
-from paddle_llm.models.weights.names import compositions, hugging_face
+from paddle_llm.models.weights.names import fused_pieces, hugging_face
 from paddle_llm.models.weights.vocabulary import plain_config
 
 PADDLENLP, HF = "paddlenlp", "hf"
@@ -79,7 +79,7 @@ def _unfused(family: str, config: Any, name: str, value: np.ndarray) -> Iterator
         return
     for part in _FUSED[fused]:
         part_name = f"{name.removesuffix(fused)}.{part}_proj.weight"
-        pieces = compositions(family, part_name, config)
+        pieces = fused_pieces(family, part_name, config)
         columns = [value[:, one.source_start : one.source_start + one.stop - one.start] for one in pieces]
         yield part_name, np.concatenate(columns, axis=1)
 

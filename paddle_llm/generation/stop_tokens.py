@@ -12,10 +12,10 @@ from paddle_llm.data.chat.selection import AUTO, choose_template
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.models.configuration.generation_settings import (
-    additional_ends,
+    additional_eos_note,
     end_ids,
     read_generation,
-    unreachable_ends,
+    unreachable_eos_note,
 )
 
 
@@ -43,9 +43,9 @@ def stop_ids_of_model(folder: Path, config: dict[str, Any], vocab_size: int, cod
     """
     settings = read_generation(folder)
     ids = {*end_ids(settings, config, folder), *_eos(codec)}
-    if line := unreachable_ends(ids, vocab_size):
+    if line := unreachable_eos_note(ids, vocab_size):
         say(f"{folder}: {line}. Correct eos_token_id in config.json or generation_config.json.")
-    if line := additional_ends(settings, ids):
+    if line := additional_eos_note(settings, ids):
         say(f"{folder}: {line}")
     return frozenset(ids)
 

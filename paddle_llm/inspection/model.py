@@ -22,12 +22,13 @@ from paddle_llm.models.configuration.generation_settings import (
     describe_unapplied,
     end_ids,
     read_generation,
-    unreachable_ends,
+    unreachable_eos_note,
 )
 from paddle_llm.models.weights.files import WeightFiles, is_finite
-from paddle_llm.models.weights.load import describe_not_finite, locate_weights
+from paddle_llm.models.weights.findings import describe_not_finite
+from paddle_llm.models.weights.load import locate_weights
 from paddle_llm.models.weights.names import IGNORED_ENDS
-from paddle_llm.models.weights.outline import outline
+from paddle_llm.models.weights.weight_shapes import weight_shapes
 
 _NO_ROPE = {"ALiBi": "none (ALiBi)", "learned": "none (learned positions)"}
 
@@ -118,7 +119,7 @@ def _describe_generation(section: Section, folder: Path, facts: ModelFacts | Non
     settings = read_generation(folder)
     ends = end_ids(settings, facts.raw if facts else {}, folder)
     section.facts["end ids"] = ends
-    if facts and (line := unreachable_ends(ends, facts.vocab_size)):
+    if facts and (line := unreachable_eos_note(ends, facts.vocab_size)):
         section.add(Level.NOTE, line)
     section.facts[GENERATION_CONFIG] = settings or None
     line = describe_unapplied(settings, (), folder)
@@ -145,7 +146,7 @@ def _compare_with_network(
     """Find every weight of the network in the files. Missing weights and other shapes are refused."""
     start_process("cpu")
     config = plain_configuration(folder, family, facts.raw)
-    shapes = outline(config, family)
+    shapes = weight_shapes(config, family)
     section.facts["parameters"] = sum(math.prod(shape) for shape in shapes.values())
     found = locate_weights(files, shapes, family, config)
     sources = sorted({column.source for columns in found.values() for column in columns})

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.model_folder import read_model_facts
@@ -21,12 +21,17 @@ from paddle_llm.models.configuration.switches import apply_switches, report_noti
 from paddle_llm.models.weights.vocabulary import pad_config, plain_config
 from paddle_llm.parallel.paddle_fixes import count_shared_weights_once, fix_fused_sequence_parallel_reduction
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
-def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
+    from paddle_llm.models.protocols import LanguageModel
+
+
+def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> LanguageModel:
     """Return the network of this rank: its tensor-parallel part of its pipeline stage.
 
     Fleet must be initialized if the layout has more than one rank. Random weights (`continue_training 0`) depend on
-    `config.seed` only and are parts of the same full tensors in every layout. With `continue_training 1` each rank
+    `config.seed` only and are shards of the same full tensors in every layout. With `continue_training 1` each rank
     reads its part of the folder's weights.
 
     Args:
@@ -36,10 +41,10 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
 
     Returns:
         A PretrainedModel of PaddleNLP, or a PipelineLayer if the layout has pipeline stages. Its loss takes shifted
-        labels and is the mean over those that are not -100.
+        labels and is the mean over the labels that are not -100.
 
     Raises:
-        UserError: If PaddleNLP's model of this family cannot express the folder or the layout.
+        UserError: If PaddleNLP's model of this family does not support the folder's configuration or the layout.
     """
     folder = model_folder(config.model_name_or_path, weights=config.continue_training)
     facts = read_model_facts(folder)
@@ -49,7 +54,7 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     check_layout(facts, layout, fuse_attention_qkv=config.fuse_attention_qkv)
     model_config = model_configuration(config, layout, family, facts.raw, where=str(folder))
     report_notices(config, family)
-    pad_config(model_config, layout.tensor)  # the reader of the configuration reports it
+    pad_config(model_config, layout.tensor)  # the reader of the run's configuration reports the padding
     model = build_network(model_config, layout, family, dtype=dtype)
     if config.continue_training:
         from paddle_llm.models.weights.load import load_weights
@@ -62,7 +67,9 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> Any:
     return model
 
 
-def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: dict[str, Any], *, where: str) -> Any:
+def model_configuration(
+    config: RunConfig, layout: Layout, family: Family, raw: dict[str, Any], *, where: str
+) -> PretrainedConfig:
     """Return PaddleNLP's configuration of the model with the switches of this run, before the vocabulary is padded.
 
     Args:
@@ -70,7 +77,7 @@ def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: 
         layout: Degrees of parallelism.
         family: Family of the model.
         raw: Fields of config.json.
-        where: Folder of the model, for messages.
+        where: Folder of the model, which messages name.
     """
     values = translate(family, raw, where)
     report_misspelled(family, values, where)
@@ -80,7 +87,7 @@ def model_configuration(config: RunConfig, layout: Layout, family: Family, raw: 
     return model_config
 
 
-def plain_configuration(folder: Path, family: Family, raw: dict[str, Any]) -> Any:
+def plain_configuration(folder: Path, family: Family, raw: dict[str, Any]) -> PretrainedConfig:
     """Return PaddleNLP's configuration of a folder's model in one process, with nothing fused and no padded vocabulary.
 
     Args:
@@ -93,8 +100,8 @@ def plain_configuration(folder: Path, family: Family, raw: dict[str, Any]) -> An
     return plain_config(model_configuration(run, Layout(), family, raw, where=str(folder)))
 
 
-def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: str) -> Any:
-    """Return the network with memory for its weights, whose values are not set.
+def build_network(model_config: PretrainedConfig, layout: Layout, family: Family, *, dtype: str) -> LanguageModel:
+    """Return the network with allocated but unset weights.
 
     Args:
         model_config: PaddleNLP's configuration, with padded vocabulary.
@@ -116,7 +123,7 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
     try:
-        with _weights_unset(model_class), _tensor_parallel_random_state(layout):
+        with _random_weights_disabled(model_class), _tensor_parallel_random_state(layout):
             model = model_class(model_config)
     finally:
         paddle.set_default_dtype(before)
@@ -131,22 +138,22 @@ def build_network(model_config: Any, layout: Layout, family: Family, *, dtype: s
 
 
 @contextmanager
-def _weights_unset(model_class: type) -> Iterator[None]:
-    """Skip PaddleNLP's random weights, which are replaced anyway; BLOOM's would be zero."""
-    own = vars(model_class).get("_init_weights")
+def _random_weights_disabled(model_class: type) -> Iterator[None]:
+    """Keep PaddleNLP from drawing random weights, which are replaced anyway."""
+    before = vars(model_class).get("_init_weights")
     model_class._init_weights = lambda self, layer: None  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        if own is None:
+        if before is None:
             del model_class._init_weights  # type: ignore[attr-defined]
         else:
-            model_class._init_weights = own  # type: ignore[attr-defined]
+            model_class._init_weights = before  # type: ignore[attr-defined]
 
 
 @contextmanager
 def _tensor_parallel_random_state(layout: Layout) -> Iterator[None]:
-    """Provide the named random state from which Paddle's parallel layers draw their first values, if fleet does not."""
+    """Create the named random state from which Paddle's parallel layers draw their first values, if fleet has not."""
     from paddle.distributed.fleet.meta_parallel import get_rng_state_tracker
 
     tracker = get_rng_state_tracker()

@@ -9,17 +9,17 @@ tokens t_0 ... t_S of the corpus becomes one sample of S positions, c of them th
     in block   0    ...   0      0      1     2      ...
 
 Only the continuation has a loss. It covers half to all of the window as in GLM's document-level objective: c is uniform
-over 1 ... (S - 2) // 2 and computed from the tokens (their CRC-32), so that a window is cut at the same point in every
-epoch, layout and resumed run. The two marks replace the last two tokens of a window. All positions see the whole
-prefix: `attention_mask` is its length, c + 1 (context and [gMASK]), from which the network computes its mask on the
-device, so that the loader does not carry S x S booleans.
+over 1 ... (S - 2) // 2 and computed from the tokens (their CRC-32), so that a window is split at the same point in
+every epoch, layout and resumed run. The two special tokens replace the last two tokens of a window. All positions see
+the whole prefix. `attention_mask` is the length of the prefix, c + 1 (context and [gMASK]). The network computes its
+mask from it on the device, so that the loader does not return S x S booleans.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,16 +29,19 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 from paddle_llm.families.facts import ModelFacts
 
+if TYPE_CHECKING:
+    from paddle_llm.data.tokenizers.protocol import Tokenizer
+
 NOTICE = (
-    "ChatGLM-6B: each window of tokens is cut once, at a point that depends on its tokens, into context + [gMASK] + <sop> "
-    "+ continuation; the loss is that of the continuation (half to all of the window)"
+    "ChatGLM-6B: each sample is split into context + [gMASK] + <sop> + continuation, at a point that depends on its tokens "
+    "only. Only the continuation has a loss (half to all of the sample)."
 )
 # Defaults of PaddleNLP's configuration.
 _GMASK, _SOP = 130001, 130004
 
 
 class ChatGLMPretrainTransform:
-    """Cut windows of the corpus into prefix-LM samples. Stateless and picklable.
+    """Turns windows of the corpus into samples of a prefix language model. Stateless and picklable.
 
     Args:
         gmask_id: Token id of [gMASK].
@@ -70,44 +73,46 @@ class ChatGLMPretrainTransform:
 
 def context_length(tokens: np.ndarray) -> int:
     """Return the number of context tokens of a window of S + 1 tokens, uniform over 1 ... (S - 2) // 2."""
-    most = (len(tokens) - 3) // 2
-    if most < 1:
+    longest = (len(tokens) - 3) // 2
+    if longest < 1:
         raise UserError(f"max_seq_length = {len(tokens) - 1} is too short for ChatGLM-6B. Use at least 4.")
-    return 1 + zlib.crc32(tokens.tobytes()) % most
+    return 1 + zlib.crc32(tokens.tobytes()) % longest
 
 
-def chatglm_transform(facts: ModelFacts, tokenizer: Any = None) -> ChatGLMPretrainTransform:
-    """Return the transform with the marks of a model.
+def chatglm_transform(facts: ModelFacts, tokenizer: Tokenizer | None = None) -> ChatGLMPretrainTransform:
+    """Return the transform with the special tokens of a model.
 
     Args:
         facts: Shape of the model.
-        tokenizer: PaddleNLP's tokenizer, if there is one.
+        tokenizer: PaddleNLP's tokenizer; None without one.
 
     Raises:
-        UserError: If the marks are not in the vocabulary or have other ids in the tokenizer.
+        UserError: If the special tokens are not in the vocabulary or have other ids in the tokenizer.
     """
-    marks = {"gmask_token_id": _GMASK, "bos_token_id": _SOP}
-    ids = {name: facts.raw.get(name, default) for name, default in marks.items()}
+    special = {"gmask_token_id": _GMASK, "bos_token_id": _SOP}
+    ids = {name: facts.raw.get(name, default) for name, default in special.items()}
     for name, value in ids.items():
         if not isinstance(value, int) or not 0 <= value < facts.vocab_size:
             raise UserError(
-                f"config.json: {name} = {value!r} is outside the vocabulary of {facts.vocab_size}. ChatGLM-6B's samples need it. "
-                "Correct it."
+                f"config.json: {name} = {value!r} is outside the vocabulary of {facts.vocab_size}. Set it to the token id that "
+                "ChatGLM-6B's tokenizer uses."
             )
         other = getattr(tokenizer, name, None) if hasattr(tokenizer, "gmask_token_id") else None
         if other not in (None, value):
-            raise UserError(f"{name} is {value} in config.json and {other} in the tokenizer. Make them equal.")
+            raise UserError(
+                f"{name} is {value} in config.json and {other} in the tokenizer. Use the tokenizer of this model, or correct config.json."
+            )
     return ChatGLMPretrainTransform(ids["gmask_token_id"], ids["bos_token_id"])
 
 
-def sample_transform(facts: ModelFacts, tokenizer: Any = None) -> Callable[[Any], dict[str, Any]] | None:
-    """Return what turns a window of S + 1 tokens into a sample; None if it is inputs and shifted labels.
+def sample_transform(facts: ModelFacts, tokenizer: Tokenizer | None = None) -> Callable[[Any], dict[str, Any]] | None:
+    """Return the function that turns a window of S + 1 tokens into a sample; None for inputs and shifted labels.
 
-    Reports how windows are cut if it is not in the usual way.
+    A function other than that is reported.
 
     Args:
         facts: Shape of the model.
-        tokenizer: PaddleNLP's tokenizer. If it knows the marks, its ids must be those of config.json.
+        tokenizer: PaddleNLP's tokenizer. If it has the special tokens, their ids must be those of config.json.
     """
     if not pretrains_prefix(facts):
         return None

@@ -1,16 +1,16 @@
-"""Read prompts and then one token at a time, with a cache of keys and values: one interface for all families.
+"""Process prompts and then one token at a time, with a cache of keys and values: one interface for all families.
 
-PaddleNLP's networks (3.0.0b4) all have a cache, under different names and in different shapes, and each family prepares
-masks and positions in its own way, from the whole text at each token. The differences are fields of
-`families.spec.Network`; masks and positions are made once.
+PaddleNLP's networks (3.0.0b4) have a cache under different names and in different shapes, and each family prepares masks
+and positions differently, from the whole text at each token. Here the differences are fields of
+`families.spec.Network`, and masks and positions are computed once.
 
-Shapes: B rows, S tokens of the longest prompt, s tokens that are read now, T tokens read so far, V vocabulary.
+Shapes: B rows, S tokens of the longest prompt, s tokens of one forward pass, T tokens read so far, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
@@ -19,6 +19,9 @@ from paddle_llm.models.head import logits_at_last_position
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.token_positions import PaddedPrompts
 from paddle_llm.models.weights.vocabulary import real_vocab_size
+
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
 
 
 class IncrementalNetwork:
@@ -31,10 +34,10 @@ class IncrementalNetwork:
         max_new_tokens: Maximum number of tokens that will follow.
     """
 
-    def __init__(self, model: Any, family: str, prompts: Sequence[Prompt], max_new_tokens: int):
+    def __init__(self, model: LanguageModel, family: str, prompts: Sequence[Prompt], max_new_tokens: int):
         self._model, self._family, self._spec = model, family, FAMILIES[family].network
         self._vocabulary = real_vocab_size(model.config)
-        self._padded = padded = PaddedPrompts(prompts, max_new_tokens, blocks=self._spec.block_positions)
+        self._padded = padded = PaddedPrompts(prompts, max_new_tokens, block_positions=self._spec.block_positions)
         self._tokens_BT = paddle.to_tensor(padded.tokens_BT)
         self._positions = paddle.to_tensor(padded.positions) if self._spec.takes_positions else None
         self._read, self._cache = 0, None
@@ -79,7 +82,7 @@ class IncrementalNetwork:
 
 def _logits_and_cache(outputs: Any) -> tuple[paddle.Tensor, Any]:
     logits, cache = outputs[0], outputs[1]
-    # ChatGLM-6B returns a tuple of everything that its base returns after the hidden states.
+    # ChatGLM-6B returns a tuple of all outputs of its base network after the hidden states.
     return logits, cache[0] if isinstance(cache, tuple) and isinstance(cache[0], list) else cache
 
 

@@ -12,9 +12,9 @@ class Prompt:
 
     Attributes:
         ids: Token ids.
-        prefix: Number of tokens that see each other (ChatGLM-6B). Default 0.
+        prefix: Number of tokens at the beginning that see each other (ChatGLM-6B). Default 0.
         is_cut: Whether the beginning of a question was cut off to fit.
-        dropped_rounds: Number of oldest rounds that were dropped to fit.
+        dropped_rounds: Number of rounds, the oldest ones, that were dropped to fit.
         notes: Kinds of notes to report about the conversation (data/chat/notes.py).
     """
 

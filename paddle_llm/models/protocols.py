@@ -41,8 +41,12 @@ class LanguageModel(Protocol):
         """Return all layers in the model with their names."""
         ...
 
-    def state_dict(self) -> dict[str, paddle.Tensor]:
-        """Return parameters and persistent buffers by name."""
+    def state_dict(self, *, use_hook: bool = True) -> dict[str, paddle.Tensor]:
+        """Return parameters and persistent buffers by name.
+
+        Args:
+            use_hook: Whether to call the hooks of `state_dict`; default True.
+        """
         ...
 
     def set_state_dict(self, state_dict: dict[str, paddle.Tensor]) -> Any:

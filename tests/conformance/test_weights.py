@@ -25,7 +25,7 @@ pytest.importorskip("torch", reason="needs the extra hf")
 _STRICTER = {
     "differs from": lambda plan: plan.tied and plan.head == "different",
     "is stored as I8": lambda plan: plan.defect == "int8",
-    "but that file does not hold it": lambda plan: plan.defect == "absent_from_shard",
+    "but that file does not contain it": lambda plan: plan.defect == "absent_from_shard",
     "occurs twice": lambda plan: plan.defect == "header_twice",
 }
 
@@ -55,12 +55,12 @@ def read_by_transformers(folder: Path) -> tuple[dict[str, np.ndarray] | str, lis
 def _network(family: str, tied: bool, folder: Path) -> tuple[Any, Any, dict[str, tuple[int, ...]]]:
     from paddle_llm.families.shape import facts_from_dict, find_family
     from paddle_llm.models.build import plain_configuration
-    from paddle_llm.models.weights.outline import outline
+    from paddle_llm.models.weights.weight_shapes import weight_shapes
 
     raw = config_of(family, tied=tied)
     found = find_family(facts_from_dict(raw, where="the test"))
     config = plain_configuration(folder, found, raw)
-    return found, config, outline(config, found)
+    return found, config, weight_shapes(config, found)
 
 
 def read_by_us(plan: Plan, folder: Path) -> dict[str, np.ndarray]:

@@ -114,7 +114,7 @@ def test_every_family(family, tmp_path):
 def test_an_adapter_of_fused_matrices_is_split(tmp_path):
     """It was trained with --fuse_attention_qkv and _ffn, and its base has separate matrices."""
     from paddle_llm.export.source.open import open_source
-    from paddle_llm.models.weights.names import compositions
+    from paddle_llm.models.weights.names import fused_pieces
 
     fused = {"fuse_attention_qkv": True, "fuse_attention_ffn": True}
     base = base_folder(tmp_path / "base", "llama", num_key_value_heads=2)
@@ -125,7 +125,7 @@ def test_an_adapter_of_fused_matrices_is_split(tmp_path):
     for name in source.names():
         whole = wanted.get(name)
         if whole is None:
-            pieces = compositions("llama", name, source.config)
+            pieces = fused_pieces("llama", name, source.config)
             cuts = [wanted[one.source][:, one.source_start : one.source_start + one.stop - one.start] for one in pieces]
             whole = np.concatenate(cuts, axis=1)
         assert np.array_equal(source.read(name), whole), name

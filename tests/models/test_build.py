@@ -157,7 +157,7 @@ def test_switches_that_a_family_does_not_have_are_reported(tmp_path, capsys):
     reported = capsys.readouterr().err
     for name in (
         "recompute_granularity core_attn is replaced by full",
-        "no_recompute_layers is off",
+        "no_recompute_layers is ignored",
         "fuse_attention_qkv is off",
     ):
         assert reported.count(name) == 1

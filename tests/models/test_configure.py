@@ -1,4 +1,4 @@
-"""config.json under all names becomes PaddleNLP's configuration; what PaddleNLP cannot express is refused."""
+"""config.json under all names becomes PaddleNLP's configuration; what PaddleNLP does not support is refused."""
 
 from __future__ import annotations
 

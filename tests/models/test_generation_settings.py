@@ -8,13 +8,13 @@ import pytest
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.configuration.generation_settings import (
-    additional_ends,
+    additional_eos_note,
     describe_unapplied,
     end_ids,
     read_generation,
     settings_to_save,
     unapplied,
-    unreachable_ends,
+    unreachable_eos_note,
     write_generation,
 )
 from paddle_llm.models.configuration.machine_paths import remove_paths
@@ -98,12 +98,12 @@ def test_paths_of_the_machine_are_removed_and_nothing_else(tmp_path):
 
 
 def test_ends_that_the_model_cannot_generate_are_named():
-    assert unreachable_ends([2, 299], 300) is None
-    assert unreachable_ends([2, 32000, 300], 300).endswith("which it can never generate: 300, 32000")
+    assert unreachable_eos_note([2, 299], 300) is None
+    assert unreachable_eos_note([2, 32000, 300], 300).endswith("which it can never generate: 300, 32000")
 
 
 def test_ends_that_transformers_would_not_stop_at_are_reported():
-    assert additional_ends({"eos_token_id": [7, 9]}, [7]) is None and additional_ends({}, [2]) is None
-    assert additional_ends({"eos_token_id": 7}, [2, 7]) == (
-        "generation_config.json ends a text at 7; here it also ends at 2 (config.json or the tokenizer)"
+    assert additional_eos_note({"eos_token_id": [7, 9]}, [7]) is None and additional_eos_note({}, [2]) is None
+    assert additional_eos_note({"eos_token_id": 7}, [2, 7]) == (
+        "generation_config.json ends a text at token 7; here it also ends at token 2 (config.json or the tokenizer)"
     )

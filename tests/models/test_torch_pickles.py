@@ -79,5 +79,5 @@ def test_broken_files_are_reported(tmp_path):
         scan_torch_pickle(file)
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("model/data.pkl", pickle.dumps([1, 2]))
-    with pytest.raises(UserError, match="holds a list"):
+    with pytest.raises(UserError, match="contains a list"):
         scan_torch_pickle(file)

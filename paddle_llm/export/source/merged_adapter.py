@@ -21,7 +21,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.export.source.dtypes import widened
 from paddle_llm.export.source.sharded_checkpoint import CheckpointTensors
 from paddle_llm.export.source.source import Source, Tensors
-from paddle_llm.models.weights.names import EMBEDDINGS, Piece, compositions, is_tied
+from paddle_llm.models.weights.names import EMBEDDINGS, Piece, fused_pieces, is_tied
 from paddle_llm.peft.adapter_files import base_shape, open_tensors, read_method
 from paddle_llm.peft.merge import TIED_EMBEDDING
 from paddle_llm.peft.method import Method
@@ -146,7 +146,7 @@ class MergedTensors:
     def _changes_of(self, name: str) -> list[Piece]:
         """Return the columns of a weight that the adapter changes, with the adapter's name of each."""
         width = self._base.shape(name)[-1]
-        pieces = [Piece(0, width, name, 0), *compositions(self._family, name, self._config)]
+        pieces = [Piece(0, width, name, 0), *fused_pieces(self._family, name, self._config)]
         return [
             piece
             for piece in pieces
@@ -199,7 +199,7 @@ class MergedTensors:
     def _check_fits(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise UserError unless the base has a weight of this name and shape, also in parts or as part of another."""
         known, found = set(self._base.names()), None
-        pieces = compositions(self._family, name, self._config)
+        pieces = fused_pieces(self._family, name, self._config)
         if name in known:
             found = self._base.shape(name)
         elif pieces and all(piece.source in known for piece in pieces):

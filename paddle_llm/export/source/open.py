@@ -22,7 +22,7 @@ from paddle_llm.families.shape import facts_from_dict, find_family
 from paddle_llm.generation.network import recorded_template
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.generation_settings import read_generation
-from paddle_llm.models.weights.outline import outline
+from paddle_llm.models.weights.weight_shapes import weight_shapes
 
 
 def open_source(
@@ -70,7 +70,7 @@ def _open_model(folder: Path, allow_pickle: bool) -> Source:
     facts = _unpadded(read_model_facts(folder), str(folder))
     family = find_family(facts)
     config = plain_configuration(folder, family, facts.raw)
-    shapes = outline(config, family)
+    shapes = weight_shapes(config, family)
     if (folder / MANIFEST).is_file():
         tensors: Tensors = open_checkpoint(folder)
     else:

@@ -30,10 +30,10 @@ from paddle_llm.families.shape import find_family
 from paddle_llm.models.weights.files import WeightFiles
 from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.models.weights.names import IGNORED_ENDS, canonical_name, is_tied
-from paddle_llm.models.weights.outline import outline
 from paddle_llm.models.weights.paddle_pickles import scan_paddle_pickle
 from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
 from paddle_llm.models.weights.vocabulary import plain_config, unpad
+from paddle_llm.models.weights.weight_shapes import weight_shapes
 from paddle_llm.peft.method import Method
 
 _LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # the axis of the weight along which each may be split
@@ -101,7 +101,7 @@ class CheckpointTensors:
     @cached_property
     def network(self) -> dict[str, tuple[int, ...]]:
         """Canonical name -> shape of every weight of the network, in the network's order."""
-        return outline(self.config, self.family)
+        return weight_shapes(self.config, self.family)
 
     def names(self) -> list[str]:
         """Return the network's weights that the checkpoint holds, in the network's order."""

@@ -16,7 +16,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.families import Family
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.generation.stop_tokens import ids_in, known_ids, stop_ids_of_tokenizer
-from paddle_llm.models.weights.names import compositions
+from paddle_llm.models.weights.names import fused_pieces
 
 
 class Tensors(Protocol):
@@ -82,7 +82,7 @@ class Source:
         if name in self.tensors.names():
             return self.tensors.read(name)
         parts = []
-        for piece in compositions(self.family.name, name, self.config):
+        for piece in fused_pieces(self.family.name, name, self.config):
             whole = self.tensors.read(piece.source)
             parts.append(whole[:, piece.source_start : piece.source_start + piece.stop - piece.start])
         return np.concatenate(parts, axis=1)
@@ -102,7 +102,7 @@ class Source:
         """
         if name in self.tensors.names():
             return [name]
-        stored = [piece.source for piece in compositions(self.family.name, name, self.config)]
+        stored = [piece.source for piece in fused_pieces(self.family.name, name, self.config)]
         if not stored or not set(stored) <= set(self.tensors.names()):
             raise UserError(f"{self.folder} is incomplete: the weight {name} is missing. Copy the model again.")
         return stored

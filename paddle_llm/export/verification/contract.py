@@ -30,7 +30,7 @@ from paddle_llm.export.source.dtypes import ITEM_SIZES
 from paddle_llm.export.verification.contract_weights import AGAIN, lint_files, lint_tensors, lint_types
 from paddle_llm.families.shape import facts_from_dict, find_family
 from paddle_llm.models.build import plain_configuration
-from paddle_llm.models.weights.outline import outline
+from paddle_llm.models.weights.weight_shapes import weight_shapes
 
 _PROGRAM = (STATIC_PROGRAM, STATIC_WEIGHTS, STATIC_STEP, MODEL_CONFIG, TOKENIZER_CONFIG)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -100,7 +100,7 @@ def _network(folder: Path, raw: dict[str, Any]) -> tuple[str, Any, dict[str, tup
     facts = facts_from_dict(raw, where="it")
     family = find_family(facts)
     config = plain_configuration(folder, family, facts.raw)
-    return family.name, config, outline(config, family), facts.vocab_size
+    return family.name, config, weight_shapes(config, family), facts.vocab_size
 
 
 def _id_problems(values: dict[str, Any], where: str, size: int) -> Iterator[str]:

@@ -180,7 +180,7 @@ def lint_tensors(stored: dict[str, Stored], family: str, config: Any, shapes: di
 
 
 def _name_problems(missing: list[str], unknown: list[str], family: str, config: Any) -> Iterator[str]:
-    head = tied_head(family, config, foreign=True)
+    head = tied_head(family, config, is_hugging_face=True)
     if head in unknown:
         unknown = [name for name in unknown if name != head]
         yield (

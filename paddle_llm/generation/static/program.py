@@ -148,7 +148,7 @@ class StaticBatch:
         self, program: StaticProgram, prompts: Sequence[Prompt], max_new_tokens: int, *, as_tensors: bool = True
     ) -> None:
         self._program, self._description, self._as_tensors = program, program.config, as_tensors
-        self._places = PaddedPrompts(prompts, max_new_tokens, blocks=self._description.position_rows == 2)
+        self._places = PaddedPrompts(prompts, max_new_tokens, block_positions=self._description.position_rows == 2)
         self._read = 0
         self._past_2LBKCD = self._new_buffers(len(prompts), 0)
         self._mask_B11C = self._step_mask()

@@ -1,7 +1,7 @@
 """Translate a folder's config.json to PaddleNLP's configuration of the model.
 
-Hugging Face's names are translated, also `rope_parameters` of transformers 5. What PaddleNLP's models cannot express is
-refused, because PaddleNLP would silently train another network.
+Hugging Face's names are translated, also `rope_parameters` of transformers 5. What PaddleNLP's models do not support is
+refused, because PaddleNLP would train another network without a message.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ def translate(family: Family, raw: dict[str, Any], where: str) -> dict[str, Any]
     Args:
         family: Family of the model.
         raw: Fields of config.json.
-        where: Folder, for messages.
+        where: Folder, which messages name.
 
     Raises:
-        UserError: If PaddleNLP's model of this family cannot express a field; the message names all of them.
+        UserError: If PaddleNLP's model of this family does not support a field; the message names all such fields.
     """
     values = {key: value for key, value in raw.items() if key not in _DROPPED}
     problems: list[str] = []
@@ -49,7 +49,9 @@ def translate(family: Family, raw: dict[str, Any], where: str) -> dict[str, Any]
     family.config_json.translate(values, raw, problems)
     if problems:
         lines = "".join(f"\n  - {problem}" for problem in problems)
-        raise UserError(f"{where}/config.json describes a {family.title} model that PaddleNLP cannot express:{lines}")
+        raise UserError(
+            f"{where}/config.json describes a {family.title} model that PaddleNLP does not support:{lines}\nUse another model, or change these fields."
+        )
     values["architectures"] = [family.model_class.split(":")[1]]
     values.pop("model_type", None)
     return values

@@ -1,6 +1,6 @@
-"""Read `generation_config.json` (end ids and defaults of sampling) and write it beside saved weights.
+"""Read `generation_config.json` (EOS ids and defaults of sampling) and write it beside saved weights.
 
-A text ends at every `eos_token_id` of generation_config.json and of config.json, because newer models end a text and an
+Every `eos_token_id` of generation_config.json and of config.json ends a text, because newer models end a text and an
 answer with different tokens. Defaults of sampling are reported but not applied: `generate` is greedy unless options are
 given.
 """
@@ -75,7 +75,7 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
     Args:
         settings: Fields of generation_config.json.
         config: Fields of config.json.
-        where: Folder, for messages.
+        where: Folder, which messages name.
 
     Raises:
         UserError: If an entry is neither an id, a list of ids nor null.
@@ -85,23 +85,33 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
     return list(dict.fromkeys((*ids, *_token_ids(config.get(name), f"{where}/config.json: {name}"))))
 
 
-def additional_ends(settings: dict[str, Any], ends: Iterable[int]) -> str | None:
-    """Return a note about end ids that generation_config.json lacks, where transformers reads them, or None."""
-    stated = _token_ids(settings.get("eos_token_id"), "eos_token_id")
-    more = sorted(set(ends) - set(stated)) if stated else []
+def additional_eos_note(settings: dict[str, Any], ends: Iterable[int]) -> str | None:
+    """Return a note about EOS ids that generation_config.json lacks, from which transformers reads them; None without any.
+
+    Args:
+        settings: Fields of generation_config.json.
+        ends: All ids that end a text.
+    """
+    listed = _token_ids(settings.get("eos_token_id"), "eos_token_id")
+    more = sorted(set(ends) - set(listed)) if listed else []
     if not more:
         return None
-    theirs, ours = ", ".join(map(str, stated)), ", ".join(map(str, more))
-    return f"{GENERATION_CONFIG} ends a text at {theirs}; here it also ends at {ours} (config.json or the tokenizer)"
+    theirs, ours = ", ".join(map(str, listed)), ", ".join(map(str, more))
+    return f"{GENERATION_CONFIG} ends a text at token {theirs}; here it also ends at token {ours} (config.json or the tokenizer)"
 
 
-def unreachable_ends(ends: Iterable[int], vocab_size: int) -> str | None:
-    """Return a note about end ids that the model cannot generate, or None."""
+def unreachable_eos_note(ends: Iterable[int], vocab_size: int) -> str | None:
+    """Return a note about EOS ids that the model cannot generate; None without any.
+
+    Args:
+        ends: All ids that end a text.
+        vocab_size: Size of the model's vocabulary.
+    """
     beyond = sorted(number for number in ends if number >= vocab_size)
     if not beyond:
         return None
     named = ", ".join(map(str, beyond))
-    return f"end ids outside the model's vocabulary of {vocab_size}, which it can never generate: {named}"
+    return f"EOS ids outside the model's vocabulary of {vocab_size}, which it can never generate: {named}"
 
 
 def _token_ids(value: Any, where: str) -> list[int]:
@@ -112,7 +122,7 @@ def _token_ids(value: Any, where: str) -> list[int]:
 
 
 def unapplied(settings: dict[str, Any], given: Iterable[str] = ()) -> dict[str, Any]:
-    """Return the settings of the file that would change a text and that `generate` does not apply.
+    """Return the settings of the file that would change a text but that `generate` does not apply.
 
     Args:
         settings: Fields of generation_config.json.
@@ -128,14 +138,18 @@ def unapplied(settings: dict[str, Any], given: Iterable[str] = ()) -> dict[str, 
 
 
 def describe_unapplied(settings: dict[str, Any], given: Iterable[str], where: object) -> str | None:
-    """Return a note about settings that are not applied, or None."""
+    """Return a note about settings that are not applied; None without any.
+
+    Args:
+        settings: Fields of generation_config.json.
+        given: Names of settings that the user set.
+        where: Folder, which the note names.
+    """
     found = unapplied(settings, given)
     if not found:
         return None
     listed = ", ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in found.items())
-    return (
-        f"{where}/{GENERATION_CONFIG}: not applied: {listed}. Greedy decoding is the default; give options to sample."
-    )
+    return f"{where}/{GENERATION_CONFIG}: not applied: {listed}. Greedy decoding is the default. To sample, set these options on the command line."
 
 
 def settings_to_save(
@@ -146,7 +160,7 @@ def settings_to_save(
     Args:
         settings: Fields of the folder's generation_config.json.
         config: Fields of its config.json.
-        stop_ids: Ids that end a text in this training: the tokenizer's EOS and the ends of the chat template's answers.
+        stop_ids: Ids that end a text in this training: the tokenizer's EOS and the stop tokens of the chat template.
         vocab_size: Size of the vocabulary; larger ids are omitted.
     """
     kept = {key: value for key, value in settings.items() if key not in ("_from_model_config", "_name_or_path", *_IDS)}
@@ -161,7 +175,12 @@ def settings_to_save(
 
 
 def write_generation(folder: Path, settings: dict[str, Any]) -> None:
-    """Write the file if there are settings."""
+    """Write generation_config.json to a folder; nothing if there are no settings.
+
+    Args:
+        folder: Folder of the weights.
+        settings: Fields of the file.
+    """
     if settings:
         text = json.dumps(settings, ensure_ascii=False, indent=2, sort_keys=True) + "\n"
         (folder / GENERATION_CONFIG).write_text(text, encoding="utf-8")

@@ -12,16 +12,11 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.parallel.process.first_rank import on_first_rank
 
-_WEIGHTS = [
-    SAFETENSORS_INDEX,
-    SAFETENSORS,
-    PDPARAMS_INDEX,
-    PDPARAMS,
-]
+_WEIGHTS = [SAFETENSORS_INDEX, SAFETENSORS, PDPARAMS_INDEX, PDPARAMS]
 
 
 def model_folder(name: str, *, weights: bool) -> Path:
-    """Return the folder with a model's config.json and, if requested, its weights. All ranks call it together.
+    """Return the folder with a model's config.json and, if requested, its weights. Collective over all ranks.
 
     Args:
         name: Folder, or name built into PaddleNLP.
@@ -31,7 +26,7 @@ def model_folder(name: str, *, weights: bool) -> Path:
         UserError: If the folder does not exist and the name cannot be downloaded (no network, no such model).
     """
     found = find_model_folder(name)
-    # A named folder is never replaced by a download; what it lacks is reported when it is read.
+    # A download never replaces an existing folder; missing files are reported when the folder is read.
     if found is not None and (not weights or has_weights(found) or Path(name).expanduser().is_dir()):
         return found
     folder = Path(on_first_rank(lambda: _download(name, weights)))
@@ -41,7 +36,7 @@ def model_folder(name: str, *, weights: bool) -> Path:
 def _download(name: str, weights: bool) -> str:
     from paddlenlp.utils.download import resolve_file_path
 
-    say(f"{name} is not a local folder: downloading it with PaddleNLP")
+    say(f"{name} is not a local folder. PaddleNLP downloads it.")
     try:
         folder = Path(resolve_file_path(name, [MODEL_CONFIG])).parent
         if weights:
@@ -49,7 +44,7 @@ def _download(name: str, weights: bool) -> str:
             parts = parse_json(file.read_text())["weight_map"].values() if file.suffix == ".json" else []
             for part in sorted(set(parts)):
                 resolve_file_path(name, [part])
-    except Exception as error:  # the clients of the hubs raise many types; a missing file is None
+    except Exception as error:  # the clients of the hubs raise many types; for a missing file they return None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"model_name_or_path = {name} does not exist, and PaddleNLP cannot download a model of that name: {reason}. "

@@ -34,8 +34,8 @@ HARMLESS = frozenset({
     "fuse_attention_ffn", "use_fast_layer_norm",
 })  # fmt: skip
 
-# Fields of other networks that change the mathematics, with the values at which they have no effect. Networks of these
-# families ignore them; a folder that sets one was trained by other code.
+# Fields of other networks that change the computation, with the values at which they have no effect. Networks of these
+# families ignore them; a folder that sets one was trained with other code.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
@@ -78,7 +78,7 @@ _ABOVE_ZERO = ("rope_theta", "rms_norm_eps", "layer_norm_epsilon", "layernorm_ep
 
 
 def refused_fields(raw: dict[str, Any]) -> list[str]:
-    """Return the fields of a config.json that no network of these families honours."""
+    """Return the fields of a config.json that change the network and that no network of these families supports."""
     refused = [
         f"{key} {raw[key]!r} (only {' or '.join(map(repr, neutral[:2]))})"
         for key, neutral in _NEUTRAL.items()
@@ -89,7 +89,7 @@ def refused_fields(raw: dict[str, Any]) -> list[str]:
 
 
 def unknown_fields(family: str, raw: dict[str, Any], read: set[str]) -> list[str]:
-    """Return the fields that are not known.
+    """Return the fields that are not known, sorted.
 
     Args:
         family: Name of the family.

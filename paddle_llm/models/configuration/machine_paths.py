@@ -18,7 +18,7 @@ _FILES = (MODEL_CONFIG, GENERATION_CONFIG, TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP)
 
 
 def remove_paths(folder: Path) -> None:
-    """Remove these keys from the folder's configuration files; readers find the files by their usual names."""
+    """Remove local paths from the folder's configuration files; readers find the files by their usual names."""
     for name in _FILES:
         file = folder / name
         if not file.is_file():
@@ -30,11 +30,11 @@ def remove_paths(folder: Path) -> None:
 
 
 def without_paths(value: Any) -> Any:
-    """Return a JSON value without these keys, at any depth."""
+    """Return a JSON value without the keys that store local paths, at any depth."""
     if isinstance(value, dict):
-        return {key: without_paths(one) for key, one in value.items() if key not in _KEYS}
+        return {key: without_paths(inner) for key, inner in value.items() if key not in _KEYS}
     if isinstance(value, list):
-        return [without_paths(one) for one in value]
+        return [without_paths(item) for item in value]
     return value
 
 

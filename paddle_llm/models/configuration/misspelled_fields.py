@@ -21,7 +21,7 @@ def report_misspelled(family: Family, values: dict[str, Any], where: str) -> Non
     Args:
         family: Family of the model.
         values: Fields under PaddleNLP's names.
-        where: Folder, for messages.
+        where: Folder, which messages name.
     """
     for key, meant, default in misspelled(family, values):
         _say_once(
@@ -36,7 +36,7 @@ def report_unknown(family: Family, values: dict[str, Any], raw: dict[str, Any], 
         family: Family of the model.
         values: Fields under PaddleNLP's names.
         raw: Fields of the config.json.
-        where: Folder, for messages.
+        where: Folder, which messages name.
     """
     close = {key for key, _, _ in misspelled(family, values)}
     unknown = [key for key in unknown_fields(family.name, raw, set(_defaults(family))) if key not in close]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
@@ -10,6 +10,9 @@ from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import Family
 from paddle_llm.models.patches.shared.rms_norm import why_not_fused
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 # Fields of RunConfig that PaddleNLP's models read under the same names.
 _SAME_NAME = (
@@ -26,10 +29,10 @@ _SAME_NAME = (
 _KERNELS = ("use_flash_attention", "use_fused_rms_norm", "use_fused_rope")
 
 
-def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
+def apply_switches(config: PretrainedConfig, run: RunConfig, layout: Layout, family: Family) -> None:
     """Set every attribute of PaddleNLP's configuration that depends on the run.
 
-    Kernels that the device does not have are turned off; `notices` reports them.
+    Kernels that the device does not support are turned off; `notices` reports them.
 
     Args:
         config: PaddleNLP's configuration; changed in place.
@@ -46,7 +49,7 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
     config.use_fused_rms_norm = bool(run.use_fused_rms_norm)
     for name in unavailable_kernels(run, family):
         setattr(config, name, False)
-    # LLaMA's fused RMSNorm reads it without a default; it selects another module of PaddleNLP, `fast_ln`.
+    # LLaMA's fused RMSNorm reads this switch without a default. It selects another module of PaddleNLP, `fast_ln`.
     config.use_fast_layer_norm = False
     if run.no_recompute_layers and _recomputes_all_or_none(run, family):
         config.no_recompute_layers = None
@@ -63,27 +66,29 @@ def apply_switches(config: Any, run: RunConfig, layout: Layout, family: Family) 
 
 
 def notices(run: RunConfig, family: Family) -> list[str]:
-    """Return a line for each switch that this family or machine cannot honour."""
+    """Return a line for each switch of the run that has no effect for this family or on this machine."""
     kernels = _kernels_of(family)
     lines = [f"--{name} is off: {reason}" for name, reason in unavailable_kernels(run, family).items()]
     if run.recompute and run.recompute_granularity not in family.capabilities.recompute_granularities:
         lines.append(
-            f"--recompute_granularity {run.recompute_granularity} is replaced by full: {family.title} has no other"
+            f"--recompute_granularity {run.recompute_granularity} is replaced by full, the only one that {family.title} supports"
         )
     if run.recompute and run.no_recompute_layers and _recomputes_all_or_none(run, family):
-        lines.append(f"--no_recompute_layers is off: {family.title} recomputes all layers or none")
+        lines.append(f"--no_recompute_layers is ignored: {family.title} recomputes all layers or none")
     fused = [name for name in ("fuse_attention_qkv", "fuse_attention_ffn") if getattr(run, name)]
     if not family.capabilities.fused_matrices:
-        lines += [f"--{name} is off: {family.title} has no fused matrices" for name in fused]
+        lines += [f"--{name} is ignored: {family.title} has no fused matrices" for name in fused]
     without = [name for name in _KERNELS if getattr(run, name) and name not in kernels]
     lines += [f"--{name} is off: {family.title} has no such kernel in PaddleNLP" for name in without]
     if run.recompute and run.pp_recompute_interval != 1:
-        lines.append("--pp_recompute_interval is off: PaddleNLP's pipelines do not read it; use --no_recompute_layers")
+        lines.append(
+            "--pp_recompute_interval is ignored: PaddleNLP's pipelines do not read it. Use --no_recompute_layers."
+        )
     return lines
 
 
 def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
-    """Return whether `--no_recompute_layers` cannot be honoured."""
+    """Return whether `--no_recompute_layers` has no effect."""
     when, stages = family.capabilities.recompute_skips_layers, run.pipeline_parallel_degree > 1
     if when == "in a pipeline":
         return not stages
@@ -93,7 +98,7 @@ def _recomputes_all_or_none(run: RunConfig, family: Family) -> bool:
 
 
 def unavailable_kernels(run: RunConfig, family: Family) -> dict[str, str]:
-    """Return the requested kernels that the family has and this machine has not, with the reasons."""
+    """Return the requested kernels that the family has but this machine does not support, with the reasons."""
     import paddle
 
     requested = [name for name in _kernels_of(family) if getattr(run, name)]
@@ -119,12 +124,12 @@ def _kernels_of(family: Family) -> tuple[str, ...]:
 
 
 def report_notices(run: RunConfig, family: Family) -> None:
-    """Log the notices."""
+    """Print the notices of a run."""
     for line in notices(run, family):
         say(line)
 
 
-def _set_layout(config: Any, run: RunConfig, layout: Layout) -> None:
+def _set_layout(config: PretrainedConfig, run: RunConfig, layout: Layout) -> None:
     config.tensor_parallel_degree = layout.tensor
     config.tensor_parallel_rank = 0
     config.tensor_parallel_output = True
@@ -137,7 +142,7 @@ def _set_layout(config: Any, run: RunConfig, layout: Layout) -> None:
         config.tensor_parallel_rank = fleet.get_hybrid_communicate_group().get_model_parallel_rank()
 
 
-def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
+def _set_dropout(config: PretrainedConfig, run: RunConfig, family: Family) -> None:
     keys = family.config_json.dropout
     if keys is None:
         requested = [n for n in ("hidden_dropout_prob", "attention_probs_dropout_prob") if getattr(run, n)]
@@ -152,11 +157,11 @@ def _set_dropout(config: Any, run: RunConfig, family: Family) -> None:
             setattr(config, name, value)
 
 
-def _set_sequence_length(config: Any, run: RunConfig, layout: Layout, family: Family) -> None:
+def _set_sequence_length(config: PretrainedConfig, run: RunConfig, layout: Layout, family: Family) -> None:
     """Set the length of this run's rows; sequence parallelism flattens [B, S] and reads S from the configuration."""
     if family.config_json.sequence_length == "seq_length":
         config.seq_length = run.max_seq_length
     elif family.config_json.sequence_length == "position table" and config.sequence_parallel:
-        # The same number is the size of its table of positions, which is cut to the sequences of this run.
+        # The same field is the size of its position table, which is cut to the sequence length of this run.
         config.folder_sequence_length = config.max_sequence_length
         config.max_sequence_length = run.max_seq_length

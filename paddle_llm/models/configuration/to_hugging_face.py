@@ -6,16 +6,19 @@ names of their authors, whose repositories hold the code of the network (`auto_m
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.names import is_tied
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def hugging_face_config(family: str, config: Any, *, dtype: str) -> dict[str, Any]:
+def hugging_face_config(family: str, config: PretrainedConfig, *, dtype: str) -> dict[str, Any]:
     """Return the fields of config.json for weights under Hugging Face's names.
 
     A value of None is kept: without the key, transformers would use the default of its class (LLaMA: bos_token_id 1).
@@ -26,10 +29,12 @@ def hugging_face_config(family: str, config: Any, *, dtype: str) -> dict[str, An
         dtype: Type of the weights: "float32", "bfloat16" or "float16".
 
     Raises:
-        UserError: If Hugging Face's network cannot do what this one does.
+        UserError: If Hugging Face's network does not support a setting.
     """
     if getattr(config, "use_long_sequence_strategies", False):
-        raise UserError("use_long_sequence_strategies: Hugging Face's networks cannot express it. Set it to false.")
+        raise UserError(
+            "use_long_sequence_strategies is not supported by Hugging Face's networks. Set it to false in config.json."
+        )
     values = FAMILIES[family].config_json.write(config)
     values |= {name: in_vocabulary(getattr(config, name, None), config.vocab_size) for name in _TOKENS}
     return values | {"tie_word_embeddings": is_tied(family, config), "torch_dtype": dtype, "use_cache": True}

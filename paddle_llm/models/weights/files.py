@@ -53,10 +53,11 @@ class _Entry:
     """Location of one tensor.
 
     Attributes:
-        file: File that holds it.
+        file: File that contains it.
         dtype: Type as the file names it (numpy's name in .pdparams).
         shape: Shape.
-        begin, end: Bytes of the file, end excluded.
+        begin: First byte in the file.
+        end: Byte after the last one.
         strides: Strides in elements; None: row by row.
         pickled: Location in a .pdparams that can be mapped.
     """
@@ -77,8 +78,8 @@ class WeightFiles:
         format: Format in the metadata of safetensors ("pt" for Hugging Face, "np" or "pd" for PaddleNLP), "pd" for
             .pdparams, "pt" for torch's pickles; None if the files do not contain it.
         unread: Names of files in the folder that look like weights and are not read.
-        copies: Tensors that a second file also holds; the index decides which copy is read.
-        unlisted: Tensors that a file holds and the index does not name; they are not read.
+        copies: Tensors that a second file also contains; the index decides which copy is read.
+        unlisted: Tensors that a file contains and the index does not name; they are not read.
 
     Args:
         folder: Folder of the files.
@@ -95,7 +96,7 @@ class WeightFiles:
         self.copies: set[str] = set()
         self.unlisted: set[str] = set()
         self._entries: dict[str, _Entry] = {}
-        self._held: tuple[Path, dict[str, np.ndarray]] | None = None
+        self._last_read: tuple[Path, dict[str, np.ndarray]] | None = None
         if file and not (folder / file).is_file():
             raise UserError(f"{folder} is incomplete: {file} is missing. Fetch or save the folder again.")
         choice = WeightChoice((folder / file,)) if file else choose_weights(folder, allow_pickle=allow_pickle)
@@ -105,7 +106,7 @@ class WeightFiles:
         absent = sorted(name for name in choice.index or () if name not in self._entries)
         if absent and choice.index is not None and choice.index_file is not None:
             raise UserError(
-                f"{choice.index_file} names {choice.index[absent[0]].name} for {absent[0]}, but that file does not hold it"
+                f"{choice.index_file} names {choice.index[absent[0]].name} for {absent[0]}, but that file does not contain it"
                 + (f" ({len(absent)} tensors in total)" if len(absent) > 1 else "")
                 + ". Fetch the index and its files again."
             )
@@ -115,7 +116,9 @@ class WeightFiles:
         try:
             return scans.get(file.suffix, self._scan_safetensors)(file)
         except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror or error}.") from None
+            raise UserError(
+                f"cannot read {file}: {error.strerror or error}. Check the file and its permissions."
+            ) from None
 
     def _add(self, file: Path, found: dict[str, _Entry], index: dict[str, Path] | None) -> None:
         """Keep the tensors for which the index names this file."""
@@ -148,7 +151,10 @@ class WeightFiles:
         return self.dtype(name) in _FLOATS
 
     def view(self, name: str) -> np.ndarray:
-        """Return a whole tensor as stored, read-only and mapped into memory if possible; bf16 as bits in uint16."""
+        """Return a whole tensor as stored, read-only and mapped into memory if possible.
+
+        bf16 is returned as bits in uint16.
+        """
         entry = self._entries[name]
         if entry.pickled is not None:
             return entry.pickled.view()
@@ -184,7 +190,7 @@ class WeightFiles:
             self.format = metadata.get("format", self.format)
         entries, size = {}, file.stat().st_size
         for name, tensor in header.items():
-            dtype, shape, begin, end = _described(file, name, tensor)
+            dtype, shape, begin, end = _parse_entry(file, name, tensor)
             if offset + end > size:
                 raise UserError(
                     f"{file} is cut off: it has {size} bytes, but {name} ends at {offset + end}. Fetch the file again."
@@ -201,7 +207,7 @@ class WeightFiles:
             found = scan_paddle_pickle(file)
         except RefusedPickle:
             raise
-        except UserError:  # of an older version, which Paddle may read
+        except UserError:  # a file of an older version, which Paddle may be able to read
             return {
                 name: _Entry(file, value.dtype.name, tuple(value.shape)) for name, value in self._pdparams(file).items()
             }
@@ -218,8 +224,8 @@ class WeightFiles:
         """Return the tensors of one .pdparams; the file that was read last stays in memory."""
         import paddle
 
-        if self._held is None or self._held[0] != file:
-            self._held = None
+        if self._last_read is None or self._last_read[0] != file:
+            self._last_read = None
             try:
                 state = paddle.load(str(file), return_numpy=True)
             except Exception as error:  # Paddle raises many types for corrupt bytes
@@ -227,9 +233,9 @@ class WeightFiles:
                     f"cannot read {file} ({type(error).__name__}): it is cut off or corrupt. Fetch the file again."
                 ) from error
             if not isinstance(state, dict):
-                raise UserError(f"{file} holds a {type(state).__name__}, not weights by name. Fetch the file again.")
-            self._held = (file, {name: value for name, value in state.items() if isinstance(value, np.ndarray)})
-        return self._held[1]
+                raise UserError(f"{file} contains a {type(state).__name__}, not weights by name. Fetch the file again.")
+            self._last_read = (file, {name: value for name, value in state.items() if isinstance(value, np.ndarray)})
+        return self._last_read[1]
 
 
 def is_finite(values: np.ndarray) -> bool:
@@ -247,7 +253,7 @@ def is_finite(values: np.ndarray) -> bool:
     return True
 
 
-def _described(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
+def _parse_entry(file: Path, name: str, tensor: Any) -> tuple[str, tuple[int, ...], int, int]:
     """Return dtype, shape and the bytes [begin, end) after the header of one entry of a header."""
     try:
         dtype, shape, (begin, end) = tensor["dtype"], tuple(tensor["shape"]), tensor["data_offsets"]
@@ -273,20 +279,28 @@ def _bits(file: Path, name: str, dtype: str) -> int:
 
 
 def _check_contiguous(file: Path, entries: dict[str, _Entry], offset: int, size: int) -> None:
-    """Raise UserError if tensors overlap or do not cover the file; safetensors' reader refuses that, too."""
-    at = offset
+    """Check that the tensors cover the file without a gap or an overlap, as safetensors' reader does.
+
+    Raises:
+        UserError: If they do not.
+    """
+    expected = offset
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].begin, item[1].end)):
-        if entry.begin != at:
+        if entry.begin != expected:
             raise UserError(
                 f"{file} is corrupt: {name} does not begin at the end of the tensor before it. Fetch the file again."
             )
-        at = entry.end
-    if at != size:
-        raise UserError(f"{file} is corrupt: {size - at} bytes follow the last tensor. Fetch the file again.")
+        expected = entry.end
+    if expected != size:
+        raise UserError(f"{file} is corrupt: {size - expected} bytes follow the last tensor. Fetch the file again.")
 
 
 def read_header(file: Path) -> tuple[dict[str, Any], int]:
-    """Return the JSON header of a safetensors file and the position of the first tensor in bytes."""
+    """Return the JSON header of a safetensors file and the position of the first tensor in bytes.
+
+    Raises:
+        UserError: If the file is not a safetensors file, is cut off or is corrupt.
+    """
     with file.open("rb") as stream:
         if problem := failed_download(stream.read(HEAD_BYTES)):
             raise UserError(f"{file}: {problem}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,13 +16,21 @@ from paddle_llm.parallel.gather import gathered
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.zero.stage3 import gathered_weight
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
 
-def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str, np.ndarray | None]]:
-    """(canonical name, full tensor without vocabulary padding) of everything that this pipeline stage holds.
+
+def full_weights(model: LanguageModel, family: str, layout: Layout) -> Iterator[tuple[str, np.ndarray | None]]:
+    """Yield the canonical name and the full tensor, without vocabulary padding, of each weight of this pipeline stage.
 
     Collective over the tensor-parallel group (and, in sharding stage 3, the sharding group): every rank of it must
-    exhaust the iterator; its tensor-parallel rank 0 gets the arrays, the others None. Memory: one full tensor. bfloat16
-    comes as its bits in uint16.
+    exhaust the iterator. Tensor-parallel rank 0 gets arrays, the other ranks get None. The memory needed is one full
+    tensor. bfloat16 is returned as bits in uint16.
+
+    Args:
+        model: Network.
+        family: Name of its family.
+        layout: Layout of the job.
     """
     axis = current_mesh(layout).tensor
     for name, parameter in canonical_parameters(model, family):
@@ -39,7 +47,12 @@ def full_weights(model: Any, family: str, layout: Layout) -> Iterator[tuple[str,
 
 
 def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
-    """Return the full tensor; `parts[r]` of rank r is described by `shards[r]`."""
+    """Return the full tensor of which each rank holds a part.
+
+    Args:
+        shards: Shard of each tensor-parallel rank.
+        parts: Values of each shard.
+    """
     full = np.empty(shards[0].shape, parts[0].dtype)
     for shard, part in zip(shards, parts, strict=True):
         target, source, offset = [slice(None)] * full.ndim, [slice(None)] * full.ndim, 0
@@ -51,7 +64,7 @@ def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
     return full
 
 
-def family_name(model: Any) -> str:
+def family_name(model: LanguageModel) -> str:
     """Return the name of the family that a network belongs to."""
     classes = {cls.__name__ for cls in type(model).__mro__}
     for family in FAMILIES.values():

@@ -1,15 +1,15 @@
 """Random weights that depend only on the seed and the name of the parameter, not on the layout.
 
 Every full tensor is drawn in blocks along the axis that tensor parallelism splits, each block from a separate stream
-keyed by (seed, name, block). A rank draws the blocks that it holds. One process and any layout start from the same
-weights, replicas are equal, and a rank's cost is that of its part.
+keyed by (seed, name, block). A rank draws only the blocks that it holds. One process and every layout start from
+the same weights, and replicas are equal.
 """
 
 from __future__ import annotations
 
 import math
 import zlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,11 +18,14 @@ from paddle_llm.models.weights.names import canonical_parameters
 from paddle_llm.models.weights.shards import Shard, shard_of
 from paddle_llm.models.weights.vocabulary import real_vocab_size, vocabulary_axis
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 _BLOCK = 64
 _STANDARD_DEVIATION = 0.02
 
 
-def initialize(model: Any, family: Family, seed: int) -> None:
+def initialize(model: LanguageModel, family: Family, seed: int) -> None:
     """Set every parameter of this rank.
 
     Matrices are normal with standard deviation `initializer_range` of the configuration (default 0.02). Matrices that
@@ -54,7 +57,14 @@ def initialize(model: Any, family: Family, seed: int) -> None:
 
 
 def clear_padding(values: np.ndarray, shard: Shard, axis: int | None, real_size: int) -> None:
-    """Set the rows or columns of a rank's part that pad the vocabulary to zero."""
+    """Set the rows or columns of a shard that pad the vocabulary to zero.
+
+    Args:
+        values: Values of the shard; changed in place.
+        shard: This rank's shard of the tensor.
+        axis: Axis of the vocabulary; None if the tensor has none.
+        real_size: Size of the vocabulary without padding.
+    """
     if axis is None or shard.shape[axis] == real_size:
         return
     first = shard.ranges[0][0] if axis == shard.axis else 0

@@ -10,14 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.families import FAMILIES
 
+if TYPE_CHECKING:
+    import paddle
+    from paddlenlp.transformers import PretrainedConfig
+
+    from paddle_llm.models.protocols import LanguageModel
+
 
 @dataclass(frozen=True)
-class ForeignTensor:
-    """Name of a weight at Hugging Face, and whether it is stored transposed."""
+class HuggingFaceTensor:
+    """A weight in a folder of Hugging Face.
+
+    Attributes:
+        name: Name of the tensor.
+        transpose: Whether it is the transpose of PaddleNLP's.
+    """
 
     name: str
     transpose: bool
@@ -25,7 +36,14 @@ class ForeignTensor:
 
 @dataclass(frozen=True)
 class Piece:
-    """Columns [start, stop) of a matrix are columns [source_start, source_start + stop - start) of another one."""
+    """Columns [start, stop) of a matrix, which are columns [source_start, source_start + stop - start) of another one.
+
+    Attributes:
+        start: First column.
+        stop: Column after the last one.
+        source: Canonical name of the other matrix.
+        source_start: First column in the other matrix.
+    """
 
     start: int
     stop: int
@@ -33,7 +51,7 @@ class Piece:
     source_start: int
 
 
-_TABLES = ("embeddings.weight", "embed_tokens.weight")  # ends of the names of tables that are indexed, not multiplied
+_TABLES = ("embeddings.weight", "embed_tokens.weight")  # suffixes of embeddings, which both libraries store alike
 EMBEDDINGS = {name: family.weights.embedding for name, family in FAMILIES.items()}
 HEADS = {name: family.weights.head for name, family in FAMILIES.items() if family.weights.head}
 HUGGING_FACE_TIED_HEAD = "lm_head.weight"
@@ -44,12 +62,14 @@ IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias"
 
 
 def canonical_name(family: str, name: str, *, tied: bool) -> str:
-    """Return the canonical name of an entry of `state_dict()`: the same name, but a tied head is the embedding."""
+    """Return the canonical name of an entry of `state_dict()`: its own name, or for a tied head that of the embedding."""
     return EMBEDDINGS[family] if tied and name == FAMILIES[family].weights.tied_head else name
 
 
-def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
-    """Yield (canonical name, parameter) of this rank's parameters; the tied head of the last stage is the embedding.
+def canonical_parameters(model: LanguageModel, family: str) -> Iterator[tuple[str, paddle.Tensor]]:
+    """Yield the canonical name of each parameter of this rank, and the parameter.
+
+    The tied head of the last pipeline stage has the name of the embedding.
 
     Parameters that fine-tuning added are omitted; `peft.trainable_tensors` lists them. Under sharding stage 3 a
     parameter has values only inside `gathered_weight` (parallel/zero/stage3.py).
@@ -60,7 +80,7 @@ def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
     """
     tied = is_tied(family, model.config)
     seen: set[int] = set()
-    # Without hooks: that of sharding stage 3 refuses to return weights that are not gathered.
+    # Without hooks: the hook of sharding stage 3 refuses to return weights that are not gathered.
     for name, parameter in model.state_dict(use_hook=False).items():
         if id(parameter) in seen or name.endswith(IGNORED_ENDS) or getattr(parameter, ADDED, False):
             continue
@@ -68,31 +88,31 @@ def canonical_parameters(model: Any, family: str) -> Iterator[tuple[str, Any]]:
         yield canonical_name(family, name, tied=tied), parameter
 
 
-def is_tied(family: str, config: Any) -> bool:
+def is_tied(family: str, config: PretrainedConfig) -> bool:
     """Return whether the head is the embedding under PaddleNLP's configuration `config`."""
     return FAMILIES[family].is_tied(config)
 
 
-def hugging_face(family: str, name: str, ndim: int) -> ForeignTensor:
+def hugging_face(family: str, name: str, ndim: int) -> HuggingFaceTensor:
     """Return Hugging Face's name of a canonical name, and whether it stores the transpose."""
     weights = FAMILIES[family].weights
     for prefix, theirs in weights.prefixes:
         if name.startswith(prefix):
-            there = theirs + name[len(prefix) :]
+            renamed = theirs + name[len(prefix) :]
             for ours, other in weights.infixes:
-                there = there.replace(ours, other)
-            return ForeignTensor(there, ndim == 2 and not name.endswith(_TABLES))
+                renamed = renamed.replace(ours, other)
+            return HuggingFaceTensor(renamed, ndim == 2 and not name.endswith(_TABLES))
     raise KeyError(f"{name} is not a weight of {family}")
 
 
-def hugging_face_names(family: str, name: str) -> tuple[str, ...]:
-    """Return Hugging Face's name, and the one in a checkpoint of the network without its head."""
+def hugging_face_candidates(family: str, name: str) -> tuple[str, ...]:
+    """Return Hugging Face's name of a weight, and its name in a checkpoint of the network without its head."""
     prefix = FAMILIES[family].weights.hugging_face_base_prefix
     return (name, name[len(prefix) :]) if prefix and name.startswith(prefix) else (name,)
 
 
 def paddlenlp_infixes(name: str) -> str:
-    """Return a name of Hugging Face with PaddleNLP's parts in its middle; its beginning does not change."""
+    """Return a name of Hugging Face with PaddleNLP's words in its middle; its prefix does not change."""
     changed = f"{name}."
     for family in FAMILIES.values():
         if family.weights.infix_prefix and name.startswith(family.weights.infix_prefix):
@@ -101,27 +121,27 @@ def paddlenlp_infixes(name: str) -> str:
     return changed[:-1]
 
 
-def tied_head(family: str, config: Any, *, foreign: bool) -> str | None:
+def tied_head(family: str, config: PretrainedConfig, *, is_hugging_face: bool) -> str | None:
     """Return the name of the copy of the embedding that files may hold as the head; None if the head is not tied.
 
     Args:
         family: Name of the family.
         config: PaddleNLP's configuration.
-        foreign: Whether the files have Hugging Face's names.
+        is_hugging_face: Whether the files have Hugging Face's names.
     """
     if not is_tied(family, config):
         return None
-    return HUGGING_FACE_TIED_HEAD if foreign else FAMILIES[family].weights.tied_head
+    return HUGGING_FACE_TIED_HEAD if is_hugging_face else FAMILIES[family].weights.tied_head
 
 
-def paddlenlp_names(family: str, name: str) -> tuple[str, ...]:
-    """Return the canonical name, and the one of PaddleNLP's network without its head or of its pipeline."""
+def paddlenlp_candidates(family: str, name: str) -> tuple[str, ...]:
+    """Return the canonical name of a weight, and its name in PaddleNLP's network without a head or in its pipeline."""
     prefix = FAMILIES[family].base_prefix
     return (name, name[len(prefix) :]) if name.startswith(prefix) else (name,)
 
 
-def compositions(family: str, name: str, config: Any) -> list[Piece]:
-    """Return where the columns of a weight are in fused or separate matrices; [] if the family has no fused matrices.
+def fused_pieces(family: str, name: str, config: PretrainedConfig) -> list[Piece]:
+    """Return the pieces of fused or separate matrices that a weight consists of; [] if the family has no fused matrices.
 
     For families with fused matrices: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its
     value) and gate_proj, up_proj <-> gate_up_fused_proj (side by side).
@@ -147,8 +167,8 @@ def compositions(family: str, name: str, config: Any) -> list[Piece]:
     for index in range(config.num_key_value_heads):
         if kind == "qkv":
             for part, (offset, size) in parts.items():
-                at = index * group + offset
-                pieces.append(Piece(at, at + size, name_of(part), index * size))
+                begin = index * group + offset
+                pieces.append(Piece(begin, begin + size, name_of(part), index * size))
         elif kind in parts:
             offset, size = parts[kind]
             pieces.append(Piece(index * size, (index + 1) * size, name_of("qkv"), index * group + offset))

@@ -1,8 +1,8 @@
 """Locate the tensors of PaddleNLP's `.pdparams` without reading them and without running code from the file.
 
 A .pdparams is one pickle of numpy arrays by name (paddle.save, protocol 4). Arrays above 64 KiB are plain bytes in it,
-which are skipped and mapped into memory when they are read. A pickle can call any function by name. This module
-provides numpy's three functions for arrays and refuses any other name.
+which are skipped here and mapped into memory when they are read. A pickle can call any function by name. This module
+defines numpy's three functions for arrays and refuses any other name.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _Forbidden(pickle.UnpicklingError):
 
 
 class RefusedPickle(UserError):
-    """The pickle names anything but tensors; Paddle must not read it either."""
+    """The pickle contains anything but tensors; Paddle must not read it either."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class PickledTensor:
     """One tensor of a file.
 
     Attributes:
-        file: File that holds it.
+        file: File that contains it.
         dtype: numpy's type; bfloat16 is stored as bits in uint16.
         shape: Shape.
         order: "C" (row by row) or "F".
@@ -60,7 +60,7 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
     """Return the tensors of one file by name; other values are ignored. Large arrays take no memory.
 
     Raises:
-        RefusedPickle: If the file names anything but tensors.
+        RefusedPickle: If the file contains anything but tensors.
         UserError: If the file was not written by paddle.save or is cut off.
     """
     try:
@@ -68,7 +68,7 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
             found = _Reader(stream).load()
             size = stream.seek(0, 2)
         if not isinstance(found, dict):
-            raise ValueError(f"it holds a {type(found).__name__}, not weights by name")
+            raise ValueError(f"it contains a {type(found).__name__}, not weights by name")
         return {str(name): array.tensor(file, size) for name, array in found.items() if isinstance(array, _Array)}
     except _Forbidden as error:
         raise RefusedPickle(f"{file} is refused: {error}, which weights do not need. Save the weights again.") from None
@@ -122,7 +122,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 class _Reader(pickle._Unpickler):
     """Read the pickle without importing what it names; long byte strings become their range in the file."""
 
-    # Attributes of the base class that its types do not mention.
+    # Attributes of the base class that its type stubs lack.
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
     _unframer: Any

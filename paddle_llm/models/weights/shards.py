@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paddle_llm.families import FAMILIES
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,16 @@ def split_axis(family: str, name: str, ndim: int) -> int:
     return 0
 
 
-def shard_of(family: str, name: str, local_shape: list[int], split: bool, config: Any, degree: int, rank: int) -> Shard:
+def shard_of(
+    family: str, name: str, local_shape: list[int], split: bool, config: PretrainedConfig, degree: int, rank: int
+) -> Shard:
     """Return the part of a parameter that a tensor-parallel rank holds.
 
     Args:
         family: Name of the family.
         name: Canonical name of the parameter.
         local_shape: Shape of the parameter on this rank.
-        split: Whether it is split (`parameter.is_distributed`); key-value heads that do not divide are not.
+        split: Whether it is split (`parameter.is_distributed`), which key-value heads that do not divide are not.
         config: PaddleNLP's configuration of the model.
         degree: Tensor-parallel degree.
         rank: Tensor-parallel rank.
@@ -90,7 +95,7 @@ def _head_by_head(width: int, heads: int, degree: int, rank: int) -> tuple[tuple
     return tuple((part * hidden + head * size, part * hidden + (head + 1) * size) for head in own for part in range(3))
 
 
-def _sections(kind: str | None, width: int, config: Any) -> tuple[int, ...]:
+def _sections(kind: str | None, width: int, config: PretrainedConfig) -> tuple[int, ...]:
     """Return the sizes of the sections along the split axis; their sum is `width`."""
     if kind == "query, key, value":
         keys = (width - config.hidden_size) // 2

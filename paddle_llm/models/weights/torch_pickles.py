@@ -1,7 +1,7 @@
 """Locate the tensors of torch's `pytorch_model.bin` without torch and without running code from the file.
 
 A .bin is a zip archive with one pickle, which describes the tensors in the other entries of the archive (one per
-storage, not compressed). A pickle can call any function by name. This module provides the few names that tensors need
+storage, not compressed). A pickle can call any function by name. This module defines the few names that tensors need
 and refuses any other name.
 """
 
@@ -41,7 +41,8 @@ class TorchTensor:
         dtype: Name of the type in safetensors.
         shape: Shape.
         strides: Strides in elements.
-        begin, end: Bytes of the file from the tensor's first element to the end of its storage.
+        begin: Byte of the tensor's first element in the file.
+        end: Byte after its storage.
     """
 
     dtype: str
@@ -55,7 +56,7 @@ def scan_torch_pickle(file: Path) -> dict[str, TorchTensor]:
     """Return the tensors of one file by name; other values are ignored.
 
     Raises:
-        UserError: If the file is not in torch's zip format (1.6), is cut off, or names anything but tensors.
+        UserError: If the file is not in torch's zip format (1.6), is cut off, or contains anything but tensors.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -69,7 +70,7 @@ def scan_torch_pickle(file: Path) -> dict[str, TorchTensor]:
     except pickle.UnpicklingError as error:
         raise UserError(f"{file} is refused: {error}, which weights do not need. Use safetensors.") from None
     if not isinstance(found, dict):
-        raise UserError(f"{file} holds a {type(found).__name__}, not weights by name. Use the file of a state_dict.")
+        raise UserError(f"{file} contains a {type(found).__name__}, not weights by name. Save a state_dict.")
     return dict(_tensors(found))
 
 

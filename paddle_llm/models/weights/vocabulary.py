@@ -8,11 +8,14 @@ zero; no token id reaches the rows. Code that saves a full tensor removes them w
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paddle_llm.models.weights.names import EMBEDDINGS, HEADS
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 
 def padded_vocab_size(vocab_size: int, tensor: int) -> int:
@@ -20,14 +23,14 @@ def padded_vocab_size(vocab_size: int, tensor: int) -> int:
     return -(-vocab_size // tensor) * tensor
 
 
-def pad_config(config: Any, tensor: int) -> int:
+def pad_config(config: PretrainedConfig, tensor: int) -> int:
     """Set the padded size in PaddleNLP's configuration, keep the real one, and return the number of padding rows."""
     config.unpadded_vocab_size = config.vocab_size
     config.vocab_size = padded_vocab_size(config.vocab_size, tensor)
     return config.vocab_size - config.unpadded_vocab_size
 
 
-def real_vocab_size(config: Any) -> int:
+def real_vocab_size(config: PretrainedConfig) -> int:
     """Return the size of the vocabulary without padding."""
     return getattr(config, "unpadded_vocab_size", config.vocab_size)
 
@@ -39,7 +42,7 @@ def vocabulary_axis(family: str, name: str) -> int | None:
     return 1 if name == HEADS.get(family) else None
 
 
-def unpad(family: str, name: str, full: np.ndarray, config: Any) -> np.ndarray:
+def unpad(family: str, name: str, full: np.ndarray, config: PretrainedConfig) -> np.ndarray:
     """Return a full weight, given by its canonical name, without padding."""
     axis = vocabulary_axis(family, name)
     if axis is None:
@@ -47,7 +50,7 @@ def unpad(family: str, name: str, full: np.ndarray, config: Any) -> np.ndarray:
     return full[: real_vocab_size(config)] if axis == 0 else full[:, : real_vocab_size(config)]
 
 
-def plain_config(config: Any) -> Any:
+def plain_config(config: PretrainedConfig) -> PretrainedConfig:
     """Return a copy of a model's configuration for saved full weights, without the layout of this run."""
     plain = copy.deepcopy(config)
     plain.vocab_size = real_vocab_size(config)

@@ -1,9 +1,11 @@
-"""Names and empty tensors in files that were saved from the wrapper of a network instead of the network."""
+"""Explain names and empty tensors in files that were saved from the wrapper of a network instead of the network."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+
+from paddle_llm.core.counts import counted
 
 # The part of a name -> what adds it.
 WRAPPERS = {
@@ -18,7 +20,7 @@ WRAPPERS = {
 
 
 def why_wrapped(keys: Iterable[str], known: Iterable[str] = ()) -> str:
-    """Why tensors have names that no model has, and the remedy; empty if no name has a part of `WRAPPERS`.
+    """Return why tensors have names that no model has, and the remedy; "" if no name has a part of `WRAPPERS`.
 
     Args:
         keys: Names of tensors as the file has them.
@@ -36,18 +38,18 @@ def why_wrapped(keys: Iterable[str], known: Iterable[str] = ()) -> str:
 
 
 def why_adapter(keys: Iterable[str]) -> str:
-    """Why a folder holds no weights of a model, and the remedy, if all its tensors are those of LoRA; else empty."""
+    """Return why a folder has no weights of a model, and the remedy; "" if not all tensors belong to LoRA."""
     names = list(keys)
     if not names or any(not re.search(r"\blora_[A-Za-z]", name) for name in names):
         return ""
     return (
-        "all tensors are those of LoRA, as in a checkpoint of its training. Name model/ or adapter/ of that training, or "
+        "all tensors belong to LoRA, as in a checkpoint of a LoRA training. Use model/ or adapter/ of that training, or "
         "continue it with --resume_from_checkpoint."
     )
 
 
 def why_empty(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """Why tensors have no values, and the remedy; empty if all have some.
+    """Return why tensors have no values, and the remedy; "" if all tensors have values.
 
     Args:
         shapes: Shapes by the names that the file has.
@@ -57,6 +59,6 @@ def why_empty(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return ""
     key, shape = empty[0]
     return (
-        f"{len(empty)} tensors have no values, the first is {key} {list(shape)}: DeepSpeed ZeRO stage 3 and FSDP keep only parts of "
-        "them on a rank. Gather the weights before they are saved (zero_to_fp32.py for a checkpoint)."
+        f"{counted(len(empty), 'tensor')} without values, the first is {key} {list(shape)}: DeepSpeed ZeRO stage 3 and FSDP keep only "
+        "parts of the weights on a rank. Gather the weights before they are saved (zero_to_fp32.py for a checkpoint)."
     )

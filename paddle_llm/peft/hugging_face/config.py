@@ -159,7 +159,7 @@ def _pattern(key: str, base: dict[str, Any] | None) -> str:
     if base is not None:
         family = base["family"]
         for known in (names.EMBEDDINGS[family], names.HEADS.get(family, "")):
-            if known and key in names.hugging_face_names(family, names.hugging_face(family, known, 2).name):
+            if known and key in names.hugging_face_candidates(family, names.hugging_face(family, known, 2).name):
                 return known
     match = _IN_A_LIST.fullmatch(names.paddlenlp_infixes(key))
     return f"{match.group(1)}.{match.group(2)}.{match.group(3)}" if match else ".".join(key.split(".")[-2:])

@@ -32,7 +32,7 @@ from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.machine_paths import remove_paths
 from paddle_llm.models.weights import names
 from paddle_llm.models.weights.files import WeightFiles
-from paddle_llm.models.weights.outline import outline
+from paddle_llm.models.weights.weight_shapes import weight_shapes
 from paddle_llm.peft.adapter_files import FORMAT, base_shape, read_checked_config, write_adapter
 from paddle_llm.peft.base import BaseModel
 from paddle_llm.peft.hugging_face.config import config_of_peft, method_of_peft
@@ -156,7 +156,7 @@ def open_with_base(
     facts = read_model_facts(base)
     family = find_family(facts)
     config = plain_configuration(base, family, facts.raw)
-    shape, shapes = base_shape(family.name, config), outline(config, family)
+    shape, shapes = base_shape(family.name, config), weight_shapes(config, family)
     method = method_of_peft(folder, described, shape, allow_pickle=allow_pickle)
     ndims = {name: len(dims) for name, dims in shapes.items()}
     files = PeftTensors(folder, described, family.name, ndims, config, allow_pickle=allow_pickle)
@@ -244,7 +244,9 @@ def _tied_head(folder: Path, base: BaseModel, family: str, files: WeightFiles) -
         return None
     base_folder = _require_folder(base)
     facts = read_model_facts(base_folder)
-    return names.tied_head(family, plain_configuration(base_folder, find_family(facts), facts.raw), foreign=True)
+    return names.tied_head(
+        family, plain_configuration(base_folder, find_family(facts), facts.raw), is_hugging_face=True
+    )
 
 
 def _check_shape(folder: Path, base: BaseModel, shape: dict[str, Any]) -> None:

@@ -207,7 +207,7 @@ class PeftTensors(PeftFile):
         self._family, self._config = family, config
         self._foreign = {names.hugging_face(family, name, ndim).name: name for name, ndim in base.items()}
         self._ndim = dict(base)
-        self._tied_head = names.tied_head(family, config, foreign=True)
+        self._tied_head = names.tied_head(family, config, is_hugging_face=True)
         self._check_tied_head(described)
         self._stored: dict[str, tuple[str, bool]] = {}
         unknown = []

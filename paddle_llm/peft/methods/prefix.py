@@ -21,7 +21,7 @@ from typing import Any
 import paddle
 
 from paddle_llm.models.patches.chatglm2 import is_causal_marker
-from paddle_llm.models.patches.shared.packed_rows import sample_ends_of_starts, is_sample_ends, causal_within_samples
+from paddle_llm.models.patches.shared.packed_rows import causal_within_samples, is_sample_ends, sample_ends_of_starts
 from paddle_llm.models.weights.shards import Shard
 from paddle_llm.peft.attachment import Attachment, unsplit
 from paddle_llm.peft.methods.parallel_product import summed_gradient

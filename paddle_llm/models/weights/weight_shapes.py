@@ -1,18 +1,21 @@
-"""Names and shapes of all weights of a network without memory for them."""
+"""Names and shapes of all weights of a network, without allocating them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.families import Family
 from paddle_llm.models.build import build_network
 from paddle_llm.models.weights.names import canonical_parameters
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
-def outline(config: Any, family: Family) -> dict[str, tuple[int, ...]]:
+
+def weight_shapes(config: PretrainedConfig, family: Family) -> dict[str, tuple[int, ...]]:
     """Return the shape ([in, out] for a matrix) of every weight by canonical name, without a tied head.
 
     Args:
@@ -21,14 +24,14 @@ def outline(config: Any, family: Family) -> dict[str, tuple[int, ...]]:
     """
     import paddle
 
-    with paddle.LazyGuard(), _nothing_filled():
+    with paddle.LazyGuard(), _initialization_disabled():
         model = build_network(config, Layout(), family, dtype="float32")
     return {name: tuple(weight.shape) for name, weight in canonical_parameters(model, family.name)}
 
 
 @contextmanager
-def _nothing_filled() -> Iterator[None]:
-    """Stop PaddleNLP's constructors from filling weights, for which there is no memory."""
+def _initialization_disabled() -> Iterator[None]:
+    """Keep PaddleNLP's constructors from filling the weights, which are not allocated."""
     from paddlenlp.transformers.model_utils import PretrainedModel
 
     before = PretrainedModel.init_weights
