@@ -158,7 +158,7 @@ def test_switches_that_a_family_does_not_have_are_reported(tmp_path, capsys):
     for name in (
         "recompute_granularity core_attn is replaced by full",
         "no_recompute_layers is ignored",
-        "fuse_attention_qkv is off",
+        "fuse_attention_qkv is ignored",
     ):
         assert reported.count(name) == 1
     build(tiny.write_llama(tmp_path / "llama"), fuse_attention_qkv=True, **fields)
