@@ -71,7 +71,7 @@ def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> 
 def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[EncodedSample]]:
     from paddle_llm.data.samples.encoded_samples import encode_all
     from paddle_llm.data.tokenizers.text_codec import open_codec
-    from paddle_llm.training.finetune import make_encoder, read_conversations
+    from paddle_llm.training.instruction_splits import make_encoder, read_conversations
 
     config = real.config
     codec = open_codec(checked_tokenizer(real))

@@ -21,7 +21,7 @@ from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.zero.buckets import gradient_of
 from paddle_llm.parallel.zero.owners import owns
 from paddle_llm.peft.attach import all_tensors
-from paddle_llm.training.metrics.grad_norm import innermost
+from paddle_llm.training.metrics.grad_norm import unwrapped
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 TENSORS = ("gradient", "weight", "moment1", "moment2")
@@ -109,7 +109,7 @@ class Recorder(TrainerCallback):
         with sharded.whole() if sharded is not None else nullcontext():
             for name, parameter in self._parameters:
                 tensors["weight"][name] = self._part(name, parameter)
-        states = innermost(self._trainer.optimizer)._accumulators
+        states = unwrapped(self._trainer.optimizer)._accumulators
         for quantity in ("moment1", "moment2"):
             held = states.get(quantity, {})
             for name, parameter in self._parameters:

@@ -1,7 +1,7 @@
-"""Convert a RunConfig to PaddleNLP's TrainingArguments; once and late, because constructing them initialises fleet.
+"""Convert a RunConfig to PaddleNLP's TrainingArguments, once and late, because their constructor initialises fleet.
 
-PaddleNLP changes some arguments without a message. After construction, every field that was given is compared with the
-value of the object. A difference that is not listed here is reported as an internal error.
+PaddleNLP changes some arguments without a message. After construction, every given value is compared with the one in the
+object. A difference that is not expected here is reported as an internal error.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def training_arguments(config: RunConfig, layout: Layout) -> TrainingArguments:
     Raises:
         SilentChangeError: If PaddleNLP has changed an argument.
     """
-    given = _given(config, layout)
+    given = _arguments(config, layout)
     args = TrainingArguments(**given)
     if config.device != "cpu":
         failure_detection.start_on_gpus()
@@ -62,11 +62,11 @@ _DERIVED = (
     "pipeline_parallel_degree",
     "sharding_parallel_degree",
     "sep_parallel_degree",
-    "unified_checkpoint_config",  # is split into a list of words
+    "unified_checkpoint_config",  # PaddleNLP splits it into a list of words
 )
 
 
-def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
+def _arguments(config: RunConfig, layout: Layout) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
     given = {
         name: getattr(config, name)
@@ -90,7 +90,7 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
         "evaluation_strategy": (config.evaluation_strategy or "steps") if config.do_eval else "no",
         "per_device_eval_batch_size": eval_batch_size(config, layout),
         "max_evaluate_steps": config.eval_iters,
-        # Bars, lines and curves are written by our own callbacks.
+        # Our own callbacks write bars, lines and curves.
         "report_to": _other_reports(config.report_to),
         "disable_tqdm": config.disable_tqdm,
         "logging_dir": f"{config.output_dir}/{CURVES_FOLDER}",
@@ -100,7 +100,7 @@ def _given(config: RunConfig, layout: Layout) -> dict[str, Any]:
 
 
 def eval_batch_size(config: RunConfig, layout: Layout) -> int:
-    """Return the sequences per rank and evaluation batch; a pipeline evaluates in its training micro-batches."""
+    """Return the samples per rank and evaluation batch; a pipeline evaluates in its training micro-batches."""
     if layout.pipeline > 1:
         return config.per_device_train_batch_size * config.gradient_accumulation_steps
     return config.per_device_eval_batch_size
@@ -129,10 +129,10 @@ def _same(given: Any, now: Any) -> bool:
 
 
 def check_device(args: TrainingArguments | None) -> None:
-    """Refuse `device="cpu"` while Paddle is on a GPU: TrainingArguments (PaddleNLP 3.0.0b4) do not set the device.
+    """Check that Paddle is on the CPU if TrainingArguments request it; they do not set the device (PaddleNLP 3.0.0b4).
 
     Raises:
-        UserError: If Paddle's device is another one.
+        UserError: If Paddle is on another device.
     """
     found = paddle.get_device()
     if args is not None and args.device == "cpu" and found != "cpu":

@@ -1,28 +1,35 @@
-"""The protocol of trainer callbacks that keep state, look at gradients, or depend on the order of calls."""
+"""Protocols of trainer callbacks that keep state or observe gradients, and the order in which callbacks are called."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import paddle
+
+if TYPE_CHECKING:
+    from paddlenlp.trainer import TrainerCallback
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A callback whose state is part of a checkpoint: a resumed training finds it as it was. Each rank has its own.
+    """A callback whose state is part of a checkpoint. Each rank saves and restores its own state.
 
     Attributes:
-        state_name: Beginning of the file name in a checkpoint: `<state_name>_<rank>.pdstate`.
+        state_name: Prefix of the file name in a checkpoint: `<state_name>_<rank>.pdstate`.
     """
 
     state_name: str
 
     def state(self) -> dict[str, Any]:
-        """Return the state, for a checkpoint."""
+        """Return the state for a checkpoint."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from a state that `state` returned.
+
+        Args:
+            state: State of this rank.
+        """
         ...
 
 
@@ -34,7 +41,7 @@ class GradientObserver(Protocol):
     """
 
     def on_gradients(self, norm: paddle.Tensor) -> None:
-        """Look at the gradients of the step.
+        """Observe the gradients of the step.
 
         Args:
             norm: Global gradient norm before clipping, a scalar on the device.
@@ -42,12 +49,12 @@ class GradientObserver(Protocol):
         ...
 
 
-# Callbacks are called in the order of their attribute `priority`, those with the same priority in the order in which
-# they were added. Reports come last: they show what the other callbacks have decided.
+# Callbacks are called in the order of their attribute `priority`; with equal priority, in the order in which they were
+# added. Reports come last: they show what the other callbacks have decided.
 DEFAULT_PRIORITY = 0
 REPORT_PRIORITY = 100
 
 
-def priority_of(callback: Any) -> int:
+def priority_of(callback: TrainerCallback) -> int:
     """Return the priority of a callback; the default if it has none."""
     return int(getattr(callback, "priority", DEFAULT_PRIORITY))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.steps import report_counted_steps
@@ -10,11 +10,12 @@ from paddle_llm.core.console import say
 from paddle_llm.data.epochs import ShuffledEpochs
 
 if TYPE_CHECKING:
+    import paddle
     from paddlenlp.trainer import TrainingArguments
 
 
 def global_batch_of(args: TrainingArguments) -> int:
-    """Return the samples per optimizer step, over all data ranks."""
+    """Return the number of samples per optimizer step, over all data ranks."""
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.dataset_world_size)
 
 
@@ -28,7 +29,7 @@ def report_length(resolved: Resolved, steps: int) -> None:
     report_counted_steps(resolved.config, steps, resolved.origins, say)
 
 
-def in_global_order(dataset: Any, args: TrainingArguments) -> Any:
+def in_global_order(dataset: paddle.io.Dataset, args: TrainingArguments) -> paddle.io.Dataset:
     """Return a data set as one sequence through the training, and set `args.max_steps` if it is not set.
 
     Args:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from paddlenlp.trainer import TrainingArguments
 
@@ -19,12 +18,8 @@ from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.artifacts import ADAPTER_FOLDER, MODEL_FOLDER
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, is_first_rank
-from paddle_llm.data.chat.selection import ChosenTemplate, choose_template
 from paddle_llm.data.collate import PadAndStack
-from paddle_llm.data.instructions.formats import Conversation
-from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset, load_split
 from paddle_llm.data.samples.encode import InstructionEncoder
-from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.text_codec import TextCodec, open_codec
 from paddle_llm.families import Family
@@ -35,16 +30,21 @@ from paddle_llm.peft.adapter_files import base_shape, read_method
 from paddle_llm.peft.attach import attach
 from paddle_llm.peft.merge import merge
 from paddle_llm.peft.method import Method, method_of
-from paddle_llm.peft.methods.prompt import PromptedDataset
 from paddle_llm.peft.save import continue_from, save_adapter
-from paddle_llm.training.epochs import global_batch_of, report_length
+from paddle_llm.training.epochs import report_length
 from paddle_llm.training.evaluation.generation_settings import generation_settings
+from paddle_llm.training.instruction_splits import Split, encoder_of, load_samples, select_template, set_steps
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.finetune_trainer import Answers, FinetuneTrainer
 
-Samples = InstructionDataset | PackedDataset | PromptedDataset
-# Settings of a method that a training which continues from an adapter may change.
+if TYPE_CHECKING:
+    import paddle
+
+    from paddle_llm.data.tokenizers.protocol import Tokenizer
+    from paddle_llm.models.protocols import LanguageModel
+
+# Settings of a method that may differ from those of the adapter from which a training continues.
 _CHANGEABLE = (
     "dropout",
     "lora_plus_scale",
@@ -54,15 +54,8 @@ _CHANGEABLE = (
     "budget_interval",
     "orthogonal_weight",
 )
-# Split -> prefix of its evaluation's metrics.
-_PREFIXES = {"dev": "eval", "test": "test"}
-
-
-class Split(NamedTuple):
-    """The samples of a split and the conversations that they were encoded from."""
-
-    samples: Samples
-    conversations: Sequence[Conversation]
+# Split -> prefix of the names of its metrics.
+_METRIC_PREFIXES = {"dev": "eval", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class FinetuneData:
     """Data of a fine-tuning job.
 
     Attributes:
-        method: Fine-tuning method, which decides how samples are made.
+        method: Fine-tuning method, which decides how samples are built.
         train: Training samples; None without training.
         evaluation: Evaluation samples; None without evaluation.
         prediction: Samples of the final evaluation (`--do_predict`); None without one.
@@ -82,11 +75,11 @@ class FinetuneData:
     """
 
     method: Method
-    train: Any = None
-    evaluation: Any = None
-    prediction: Any = None
+    train: paddle.io.Dataset | None = None
+    evaluation: paddle.io.Dataset | None = None
+    prediction: paddle.io.Dataset | None = None
     pad_id: int = 0
-    tokenizer: Any = None
+    tokenizer: Tokenizer | None = None
     answers: Answers | None = None
     chat_template: TrainingTemplate | None = None
     generation_settings: dict[str, Any] = field(default_factory=dict)
@@ -104,14 +97,14 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> FinetuneData:
     tokenizer = load_tokenizer(folder)
     codec = open_codec(tokenizer)
     codec.fit_to_model(facts.vocab_size)
-    chosen = _choose_template(config, codec, folder)
-    encoder = _make_encoder(config, codec, chosen)
-    method = _method(resolved)
+    chosen = select_template(config, codec, folder)
+    encoder = encoder_of(config, codec, chosen)
+    method = _method_of_job(resolved)
     requested = {"train": config.do_train, "dev": config.do_eval, "test": config.do_predict}
-    splits = {name: _load_split(config, encoder, method, name) for name, wanted in requested.items() if wanted}
+    splits = {name: load_samples(config, encoder, method, name) for name, wanted in requested.items() if wanted}
     samples = {name: split.samples for name, split in splits.items()}
     if "train" in samples:
-        _set_steps(config, args, len(samples["train"]))
+        set_steps(config, args, len(samples["train"]))
         report_length(resolved, args.max_steps)
     return FinetuneData(
         method=method,
@@ -120,7 +113,7 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> FinetuneData:
         prediction=samples.get("test"),
         pad_id=codec.pad_id or 0,
         tokenizer=tokenizer,
-        answers=_answers(resolved, codec, encoder, splits),
+        answers=_answers_to_score(resolved, codec, encoder, splits),
         chat_template=chosen.as_trained(config.special_tokens_in_content),
         generation_settings=generation_settings(config.model_name_or_path, facts, sorted(encoder.stop_ids)),
     )
@@ -151,7 +144,7 @@ def make_trainer(
     )
 
 
-def build_network(config: RunConfig, layout: Layout, method: Method, family: Family, dtype: str) -> Any:
+def build_network(config: RunConfig, layout: Layout, method: Method, family: Family, dtype: str) -> LanguageModel:
     """Build the network of a job, with its method, its label smoothing and positions for its longest row."""
     config = config.model_copy(update={"max_seq_length": _longest_row(config, layout)})
     model = build_model(config, layout, dtype=dtype)
@@ -166,15 +159,25 @@ def build_network(config: RunConfig, layout: Layout, method: Method, family: Fam
 def make_collator(config: RunConfig, layout: Layout, pad_id: int) -> PadAndStack:
     """Return the collator of a job: rows are padded to a fixed length where the network needs one.
 
-    The stages of a pipeline agree on the shape of their messages once, and sequence parallelism reshapes [B * S] by a
-    fixed S. Every length is a multiple of what the tensor ranks divide.
+    Pipeline stages agree on the shape of their messages only once, and sequence parallelism reshapes [B * S] with a fixed
+    S. Every length is a multiple of the tensor-parallel degree with sequence parallelism.
+
+    Args:
+        config: Configuration of the job.
+        layout: Layout of the job.
+        pad_id: Token id of padding.
     """
     is_fixed = layout.pipeline > 1 or config.sequence_parallel or config.pad_to_max_length
-    return PadAndStack(pad_id, _longest_row(config, layout) if is_fixed else None, _multiple(config, layout))
+    return PadAndStack(pad_id, _longest_row(config, layout) if is_fixed else None, _length_multiple(config, layout))
 
 
 def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
-    """Save what was trained: an adapter; also all weights as one folder, if they were trained or are merged."""
+    """Save the adapter, or all weights as one folder if they were trained; both with --merge_weights.
+
+    Args:
+        trainer: Trainer after training.
+        resolved: Configuration of the job.
+    """
     config, layout = resolved.config, resolved.layout
     method, output = method_of(config), Path(config.output_dir)
     folders = []
@@ -204,8 +207,8 @@ def save(trainer: FinetuneTrainer, resolved: Resolved) -> None:
 # ---- method ---------------------------------------------------------------------------------------------------------
 
 
-def _method(resolved: Resolved) -> Method:
-    """Return the method of the config; of a training that continues from an adapter, the adapter's method.
+def _method_of_job(resolved: Resolved) -> Method:
+    """Return the method of the config, or that of the adapter from which the training continues.
 
     Raises:
         UserError: If a flag contradicts the adapter.
@@ -221,13 +224,13 @@ def _method(resolved: Resolved) -> Method:
     stored = read_method(Path(path), base=shape, allow_pickle=resolved.config.allow_pickle)
     kept = replace(stored, **{name: getattr(wanted, name) for name in _CHANGEABLE})
     wrong = [
-        f"{flag} = {getattr(resolved.config, flag)}, the adapter has {getattr(kept, setting)}"
+        f"--{flag} is {getattr(resolved.config, flag)}, but the adapter has {getattr(kept, setting)}"
         for flag, setting in Method.flags().items()
         if not resolved.origins[flag].startswith(("default", "derived"))
         and getattr(kept, setting) != getattr(wanted, setting)
     ]
     if kept.name != wanted.name:
-        wrong.append(f"its method is {kept.name}, the config requests {wanted.name}")
+        wrong.append(f"the config requests {wanted.name}, but the adapter's method is {kept.name}")
     if wrong:
         raise UserError(f"adapter {path} was trained with different settings: {'; '.join(wrong)}. Drop these flags.")
     if kept != wanted:
@@ -235,105 +238,24 @@ def _method(resolved: Resolved) -> Method:
     return kept
 
 
-# ---- data -----------------------------------------------------------------------------------------------------------
-
-
-def make_encoder(config: RunConfig, codec: TextCodec, folder: str) -> InstructionEncoder:
-    """Return the encoder of a job and report its chat template.
-
-    Args:
-        config: Configuration of the job.
-        codec: Tokenizer of the job.
-        folder: Folder or name of the tokenizer.
-    """
-    return _make_encoder(config, codec, _choose_template(config, codec, folder))
-
-
-def _choose_template(config: RunConfig, codec: TextCodec, folder: str) -> ChosenTemplate:
-    chosen = choose_template(config.chat_template, codec, folder, date=config.chat_template_date)
-    say(f"prompt template: {chosen.template.name} ({chosen.why})")
-    for line in chosen.notices:
-        say(line)
-    return chosen
-
-
-def _make_encoder(config: RunConfig, codec: TextCodec, chosen: ChosenTemplate) -> InstructionEncoder:
-    return InstructionEncoder(
-        codec,
-        chosen.template,
-        max_length=config.max_length,
-        src_length=config.src_length,
-        loss_on=config.loss_on,
-        special_text_as=config.special_tokens_in_content,
-    )
-
-
-def read_conversations(config: RunConfig, split: str) -> Sequence[Conversation]:
-    """Read the conversations of a split.
-
-    Args:
-        config: Configuration of the job.
-        split: "train", "dev" or "test".
-
-    Raises:
-        UserError: If the split does not exist or contains invalid rows.
-    """
-    found = load_split(
-        config.dataset_name_or_path,
-        split,
-        data_format=config.data_format,
-        prompt_templates=config.prompt_templates,
-        skip_bad_rows=config.skip_bad_rows,
-        seed=config.seed,
-    )
-    if not found:
-        folder = config.dataset_name_or_path or "./data"
-        flag = {"dev": " or drop --do_eval", "test": " or drop --do_predict"}.get(split, "")
-        raise UserError(f"{folder} has no {split} split. Add {split}.json{flag}.")
-    return found
-
-
-def _load_split(config: RunConfig, encoder: InstructionEncoder, method: Method, name: str) -> Split:
-    conversations = read_conversations(config, name)
-    encoded = encode_all(
-        conversations, encoder, long_samples=config.long_samples, skip_untrainable=config.skip_bad_rows
-    )
-    say(f"{name}: {encoded.report.samples:,} samples, {encoded.report.answer_tokens:,} tokens with loss")
-    samples: Samples
-    if config.zero_padding and name == "train":
-        samples = PackedDataset(encoded, config.max_seq_length, config.seed)
-        say(samples.describe())
-    else:
-        samples = InstructionDataset(encoded)
-    return Split(PromptedDataset(samples, method) if method.name == "prompt" else samples, conversations)
-
-
-def _set_steps(config: RunConfig, args: TrainingArguments, rows: int) -> None:
-    """Turn epochs into steps: enough to use every row; the last step is filled with rows of the next epoch."""
-    if args.max_steps > 0:
-        return
-    batch, wanted = global_batch_of(args), config.num_train_epochs * rows
-    args.max_steps = math.ceil(wanted / batch)
-    more = args.max_steps * batch - math.ceil(wanted)
-    filled = f", the last one filled with {more} rows of the next epoch" if more else ""
-    say(f"{config.num_train_epochs:g} epochs of {rows:,} rows: {args.max_steps} steps of {batch}{filled}")
+# ---- rows -----------------------------------------------------------------------------------------------------------
 
 
 def _longest_row(config: RunConfig, layout: Layout) -> int:
     longest = config.max_seq_length if config.zero_padding else config.max_length
     longest += config.num_prompt_tokens if config.prompt_tuning else 0
-    multiple = _multiple(config, layout)
+    multiple = _length_multiple(config, layout)
     return -(-longest // multiple) * multiple
 
 
-def _multiple(config: RunConfig, layout: Layout) -> int:
+def _length_multiple(config: RunConfig, layout: Layout) -> int:
     return math.lcm(config.pad_to_multiple_of or 1, layout.tensor if config.sequence_parallel else 1)
 
 
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 
-def _answers(
+def _answers_to_score(
     resolved: Resolved, codec: TextCodec, encoder: InstructionEncoder, splits: dict[str, Split]
 ) -> Answers | None:
     config = resolved.config
@@ -343,4 +265,6 @@ def _answers(
 
     assert resolved.facts is not None
     scorer = GenerationEvaluation(codec, encoder, config, resolved.layout, find_family(resolved.facts))
-    return Answers(scorer, {prefix: splits[name].conversations for name, prefix in _PREFIXES.items() if name in splits})
+    return Answers(
+        scorer, {prefix: splits[name].conversations for name, prefix in _METRIC_PREFIXES.items() if name in splits}
+    )

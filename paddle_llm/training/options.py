@@ -45,7 +45,7 @@ def trainer_options(config: RunConfig, facts: ModelFacts) -> TrainerOptions:
     """Return the options of a job.
 
     Args:
-        config: Configuration from the reader, which turns off what the device does not support.
+        config: Configuration from the reader, which has turned off what the device does not support.
         facts: Facts of the model.
     """
     precision = "bfloat16" if config.bf16 else "float16" if config.fp16 else "float32"

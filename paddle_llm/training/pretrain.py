@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddlenlp.trainer import TrainingArguments
 
@@ -26,6 +26,11 @@ from paddle_llm.training.evaluation.generation_settings import generation_settin
 from paddle_llm.training.options import trainer_options, weights_dtype
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
+if TYPE_CHECKING:
+    import paddle
+
+    from paddle_llm.data.tokenizers.protocol import Tokenizer
+
 
 @dataclass(frozen=True)
 class PretrainData:
@@ -39,15 +44,19 @@ class PretrainData:
         generation_settings: Content of generation_config.json beside the weights.
     """
 
-    train: Any = None
-    evaluation: Any = None
-    prediction: Any = None
-    tokenizer: Any = None
+    train: paddle.io.Dataset | None = None
+    evaluation: paddle.io.Dataset | None = None
+    prediction: paddle.io.Dataset | None = None
+    tokenizer: Tokenizer | None = None
     generation_settings: dict[str, Any] = field(default_factory=dict)
 
 
 def load_data(resolved: Resolved, args: TrainingArguments) -> PretrainData:
     """Load the tokenizer and the corpus of a job.
+
+    Args:
+        resolved: Configuration of the job.
+        args: Arguments from `training_arguments`.
 
     Raises:
         UserError: If the corpus or the tokenizer cannot be read or does not fit the model.
@@ -82,7 +91,15 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> PretrainData:
 def make_trainer(
     config: RunConfig, layout: Layout, data: PretrainData, *, args: TrainingArguments, facts: ModelFacts
 ) -> PretrainTrainer:
-    """Build the network and the trainer of a job, or of a rehearsal."""
+    """Build the network and the trainer of a job, or of a rehearsal.
+
+    Args:
+        config: Configuration of the job.
+        layout: Layout of the job.
+        data: Data of the job.
+        args: Arguments from `training_arguments`.
+        facts: Shape of the model.
+    """
     model = build_model(config, layout, dtype=weights_dtype(config))
     check_format(config.model_format, family_name(model), model.config)
     return PretrainTrainer(
@@ -99,7 +116,12 @@ def make_trainer(
 
 
 def save(trainer: PretrainTrainer, resolved: Resolved) -> None:
-    """Save the trained weights as one folder that any layout, `generate` and --continue_training 1 can load."""
+    """Save the trained weights as one folder that any layout, `generate` and --continue_training 1 can load.
+
+    Args:
+        trainer: Trainer after training.
+        resolved: Configuration of the job.
+    """
     config = resolved.config
     folder = Path(config.output_dir) / MODEL_FOLDER
     save_merged_model(

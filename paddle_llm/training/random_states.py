@@ -30,7 +30,7 @@ _REPLICATED, _SPLIT, _WEIGHTS = "global_seed", "local_seed", "model_parallel_rng
 
 
 def seed_random_states(layout: Layout, seed: int, named: bool) -> None:
-    """Set this rank's random states, instead of those that PaddleNLP's trainer has set.
+    """Set this rank's random states, replacing those that PaddleNLP's trainer has set.
 
     Args:
         layout: Layout of the job.
@@ -70,7 +70,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Continue from what `random_states` returned.
+    """Set this rank's random states to those that `random_states` returned.
 
     Args:
         states: Random states of this rank.
@@ -83,8 +83,8 @@ def restore_random_states(states: dict[str, Any]) -> None:
     paddle.base.core.default_cpu_generator().set_state(states["cpu"])
     if states["device_kind"] != _device_kind():  # generators of a CPU and of a GPU draw different numbers
         say(
-            f"the checkpoint was saved on a {states['device_kind']}: on a {_device_kind()} dropout draws different values "
-            "than the uninterrupted training would have drawn"
+            f"the checkpoint was saved on a {states['device_kind']} and is resumed on a {_device_kind()}: dropout draws other "
+            "values than an uninterrupted training would"
         )
         return
     tracker = get_rng_state_tracker()

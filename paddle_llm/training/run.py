@@ -1,4 +1,4 @@
-"""The course of one job: read the config, start the process, load data, train, evaluate, save.
+"""Run one job: read the config, start the process, load data, train, evaluate, save.
 
 `pretrain.py` and `finetune.py` contain what differs between the two kinds of jobs.
 """
@@ -70,7 +70,11 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
 
 
 def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
-    """Run one job on this process's rank.
+    """Run one job on the rank of this process.
+
+    Args:
+        resolved: Configuration of the job.
+        entry: Kind of the job.
 
     Returns:
         The trainer, after training and evaluation.
@@ -92,7 +96,7 @@ def run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
 def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     from paddle_llm.training.arguments import training_arguments
 
-    kind = import_module(f"paddle_llm.training.{entry}")
+    job = import_module(f"paddle_llm.training.{entry}")
     config, layout = resolved.config, resolved.layout
     args = training_arguments(config, layout)
     if layout.world_size > 1:
@@ -102,8 +106,8 @@ def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     start = _choose_start(resolved, args)
     if config.do_train and start is None:
         _report_first_weights(config)
-    data = kind.load_data(resolved, args)
-    trainer = kind.make_trainer(resolved.config, layout, data, args=args, facts=resolved.facts)
+    data = job.load_data(resolved, args)
+    trainer = job.make_trainer(resolved.config, layout, data, args=args, facts=resolved.facts)
     _check_resume(resolved, start, trainer, args.max_steps)
     _open_output(resolved, start)
     if start and step_of(start) >= args.max_steps:
@@ -112,7 +116,7 @@ def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
         say("evaluating random weights; --continue_training 1 loads those of the folder")
     if config.do_train:
         trainer.train(resume_from_checkpoint=start)
-        kind.save(trainer, resolved)
+        job.save(trainer, resolved)
     elif config.do_eval:
         trainer.evaluate()
     if config.do_predict:
@@ -131,7 +135,7 @@ def _with_downloaded_model(resolved: Resolved) -> Resolved:
 
 
 def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
-    """Return the checkpoint to resume from. The first rank locks the output folder; nothing else is written."""
+    """Return the checkpoint to resume from, or None. The first rank locks the output folder; nothing else is written."""
     config = resolved.config
 
     def choose() -> str | None:
@@ -157,7 +161,7 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
 
 
 def _check_resume(resolved: Resolved, start: Path | None, trainer: PretrainTrainer, steps: int) -> None:
-    """Record the settings for this run's checkpoints; compare length and data with the checkpoint it resumes."""
+    """Record the settings for this run's checkpoints, and compare length and data with the checkpoint that it resumes."""
     if not resolved.config.do_train:
         return
     trainer.settings = record_of(resolved, steps)
@@ -169,7 +173,7 @@ def _check_resume(resolved: Resolved, start: Path | None, trainer: PretrainTrain
 
 
 def _report_first_weights(config: RunConfig) -> None:
-    """Report whether training starts from the folder's weights or from random ones, where either could be expected."""
+    """Report whether training starts from the folder's weights or from random ones, if the folder has weights."""
     name = config.model_name_or_path
     if config.continue_training:
         say(f"training starts from the weights of {name}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import paddle
 from paddle.distributed.fleet.meta_parallel import PipelineLayer
@@ -14,9 +14,12 @@ from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.training.metrics.grad_norm import GradNormReader
 from paddle_llm.training.step.nan_guard import NanGuard
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 
 class Sharding(NamedTuple):
-    """What `apply_sharding` has added to an optimizer.
+    """Objects that `apply_sharding` has added to an optimizer.
 
     Attributes:
         grad_norm_reader: Reader of the global gradient norm of each step.
@@ -30,8 +33,8 @@ class Sharding(NamedTuple):
 
 
 def apply_sharding(
-    model: Any,
-    optimizer: Any,
+    model: LanguageModel,
+    optimizer: paddle.optimizer.Optimizer,
     layout: Layout,
     *,
     guard: NanGuard,
@@ -39,7 +42,7 @@ def apply_sharding(
     bucket_mb: float,
     offload_weights: bool,
 ) -> Sharding:
-    """Read the norm, guard the update and shard gradients and weights, on top of fleet's stage 1.
+    """Add the norm reader, the non-finite guard and sharding stages 2 and 3 to an optimizer, on top of fleet's stage 1.
 
     PaddleNLP is given stage 1 for every stage (`training/arguments.py`), so fleet's wrappers of stage 1 must be
     complete before this function is called. It replaces methods of the optimizer, and each step relies on the ones
@@ -51,15 +54,14 @@ def apply_sharding(
         layout: Layout of the job; its `sharding_stage` decides.
         guard: Guard that may skip an update.
         check_norm: Function that gets the global gradient norm of each step before the update; it may raise.
-        bucket_mb: Size of the gradients in flight in MB (2**20 bytes); not above 0 for the default.
+        bucket_mb: Size of a bucket of gradients in MB (2**20 bytes); 0 or less for the default.
         offload_weights: Whether an owner's weights are kept in host memory in stage 3.
     """
-    # 1. The norm reader replaces the clip's observer. Fleet replaces the clip itself when it wraps the optimizer, so
-    # the
+    # 1. The norm reader replaces the clip's observer. Fleet replaces the clip itself when it wraps the optimizer, so the
     #    reader needs the wrapped optimizer.
     reader = GradNormReader(optimizer, check_norm)
-    # 2. The guard wraps `step`. `check_norm` raises from inside `step` to skip an update, and the guard catches it
-    # there.
+    # 2. The guard wraps `step`. `check_norm` raises an exception inside `step` to skip an update, and the guard catches
+    #    it there.
     guard.guard(optimizer)
     stage = layout.sharding_stage if layout.sharding > 1 else 0
     gradients = weights = None

@@ -75,10 +75,10 @@ def train(case: Case, output: Path | None, resume: Path | None, settings: dict[s
 def places_of_states(case: Case) -> dict[str, set[str]]:
     """Return the places of the moments between two steps."""
     with _trainer(case) as trainer:
-        from paddle_llm.training.metrics.grad_norm import innermost
+        from paddle_llm.training.metrics.grad_norm import unwrapped
 
         trainer.train()
-        states = innermost(trainer.optimizer)._accumulators
+        states = unwrapped(trainer.optimizer)._accumulators
         return {name: {str(held.place) for held in states[name].values()} for name in ("moment1", "moment2")}
 
 

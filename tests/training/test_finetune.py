@@ -131,7 +131,7 @@ def test_an_adapter_is_saved_alone_and_trained_on(folder, tmp_path):
     assert all(np.array_equal(saved[name], kept[name]) for name in saved)
     with pytest.raises(RankError) as caught:
         finetune(folder, tmp_path / "third", lora_rank=16, **again)
-    assert "lora_rank = 16, the adapter has 4" in str(caught.value.exception)
+    assert "--lora_rank is 16, but the adapter has 4" in str(caught.value.exception)
     assert not (tmp_path / "third").exists()
 
 

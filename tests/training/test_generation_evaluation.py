@@ -100,10 +100,10 @@ def test_layouts_generate_the_same(folder, alone, name):
 
 def test_layouts_that_cannot_generate_are_rejected():
     from paddle_llm.core.errors import UserError
-    from paddle_llm.training.evaluation.generation import refuse_layout
+    from paddle_llm.training.evaluation.generation import check_layout
 
-    refuse_layout(Layout(tensor=2, sharding=2, sharding_stage=3))
+    check_layout(Layout(tensor=2, sharding=2, sharding_stage=3))
     with pytest.raises(UserError, match="pipeline"):
-        refuse_layout(Layout(pipeline=2))
+        check_layout(Layout(pipeline=2))
     with pytest.raises(UserError, match="sequence"):
-        refuse_layout(replace(Layout(tensor=2), sequence_parallel=True))
+        check_layout(replace(Layout(tensor=2), sequence_parallel=True))

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle.distributed as dist
 
@@ -15,6 +15,7 @@ from paddle_llm.config.rules.decoding import generation_problems
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.formats import Conversation
 from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
@@ -30,12 +31,15 @@ from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import current_mesh
 from paddle_llm.parallel.process.first_rank import on_first_rank
 
+if TYPE_CHECKING:
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
+
 _DEFAULT_NEW_TOKENS = 256
 Row = dict[str, Any]
 
 
 class GenerationEvaluation:
-    """Generates and scores answers during a training, without an effect on the training.
+    """Generates and scores answers during a training, without changing the training.
 
     Args:
         codec: Tokenizer of the training.
@@ -45,20 +49,22 @@ class GenerationEvaluation:
         family: Family of the network.
 
     Raises:
-        UserError: If tokens cannot be generated in the layout.
+        UserError: If the layout does not support generation.
     """
 
     def __init__(
         self, codec: TextCodec, encoder: InstructionEncoder, config: RunConfig, layout: Layout, family: Family
     ):
-        refuse_layout(layout)
+        check_layout(layout)
         self._codec, self._encoder, self._config = codec, encoder, config
         self._layout, self._family = layout, family
 
-    def __call__(self, trainer: Any, conversations: Sequence[Conversation], prefix: str = "eval") -> dict[str, float]:
+    def __call__(
+        self, trainer: PretrainTrainer, conversations: Sequence[Conversation], prefix: str = "eval"
+    ) -> dict[str, float]:
         """Generate the last answers and return their scores, the same on all ranks. Collective over all ranks.
 
-        The conversations are divided between the data ranks. The answers do not depend on the layout, also with
+        The conversations are divided between the data ranks. The answers do not depend on the layout, even with
         sampling. With `save_generation_output` the first rank writes <output_dir>/generated-<step>.jsonl (for another
         prefix than "eval": generated-<prefix>-<step>.jsonl).
 
@@ -86,7 +92,7 @@ class GenerationEvaluation:
         found = on_first_rank(finish)
         return {f"{prefix}_{name}": value for name, value in {**found, "generated": len(conversations)}.items()}
 
-    def _generate(self, trainer: Any, conversations: dict[int, Conversation]) -> dict[int, Row]:
+    def _generate(self, trainer: PretrainTrainer, conversations: dict[int, Conversation]) -> dict[int, Row]:
         """Generate answers and return the rows of the file, by the numbers of the conversations."""
         prompts = {number: self._prompt(conversation) for number, conversation in conversations.items()}
         valid = {number: prompt for number, prompt in prompts.items() if prompt is not None}
@@ -117,16 +123,20 @@ class GenerationEvaluation:
 
     def _summary(self, rows: list[Row], seconds: float) -> str:
         tokens, empty = sum(row["tokens"] for row in rows), sum(not row["prompt"] for row in rows)
-        lost = f"; {empty} prompts do not fit in --src_length and count as wrong" if empty else ""
-        return f"{len(rows)} answers of {tokens:,} tokens generated in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s){lost}"
+        lost = f"; prompts that do not fit in --src_length and count as wrong: {empty}" if empty else ""
+        return f"{counted(len(rows), 'answer')} of {tokens:,} tokens generated in {seconds:.1f} s ({tokens / seconds:,.0f} tokens/s){lost}"
 
-    def _file(self, trainer: Any, prefix: str) -> Path:
+    def _file(self, trainer: PretrainTrainer, prefix: str) -> Path:
         name = "generated" if prefix == "eval" else f"generated-{prefix}"
         return Path(trainer.args.output_dir) / f"{name}-{trainer.state.global_step}.jsonl"
 
 
-def refuse_layout(layout: Layout) -> None:
-    """Raise UserError for a layout that cannot generate token by token."""
+def check_layout(layout: Layout) -> None:
+    """Check that a layout supports generation.
+
+    Raises:
+        UserError: If it does not.
+    """
     for problem in generation_problems(layout):
         raise UserError(problem)
 

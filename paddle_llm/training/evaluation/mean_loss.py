@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 import paddle.distributed as dist
@@ -14,8 +14,11 @@ from paddle_llm.data.counted_batches import LABEL_COUNT, TOKEN_COUNT
 from paddle_llm.models.loss import CausalLMLoss
 from paddle_llm.training.step.loss_normalization import find_criterion
 
+if TYPE_CHECKING:
+    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
-def mean_loss(trainer: Any, model: Any, dataloader: Iterable[dict[str, Any]]) -> float:
+
+def mean_loss(trainer: PretrainTrainer, model: paddle.nn.Layer, dataloader: Iterable[dict[str, Any]]) -> float:
     """Return the mean loss over all labels of a data set, without label smoothing. Collective over all ranks.
 
     Args:
@@ -41,12 +44,18 @@ def mean_loss(trainer: Any, model: Any, dataloader: Iterable[dict[str, Any]]) ->
     return loss_times_tokens / tokens
 
 
-def _loss_sum(trainer: Any, model: Any, criterion: CausalLMLoss | None, inputs: dict[str, Any], count: int) -> float:
-    """Return the sum of the losses of a batch's `count` labels; zero for a batch that is only padding."""
+def _loss_sum(
+    trainer: PretrainTrainer,
+    model: paddle.nn.Layer,
+    criterion: CausalLMLoss | None,
+    inputs: dict[str, Any],
+    count: int,
+) -> float:
+    """Return the sum of the losses of a batch's `count` labels; zero for a batch of padding only."""
     divided: AbstractContextManager[None] = nullcontext()
     if trainer.args.pipeline_parallel_degree > 1 and criterion is not None:
-        # A pipeline averages the means of its micro-batches, and padded ones have fewer labels: use one divisor for
-        # all.
+        # A pipeline averages the means of its micro-batches, of which padded ones have fewer labels. All get the same
+        # divisor.
         count = math.prod(inputs["labels"].shape)
         divided = criterion.divided_by(count / trainer.args.gradient_accumulation_steps)
     with divided:

@@ -7,7 +7,6 @@ that clip by its `HybridParallelClipGrad`, whose sums are read after its all-red
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import paddle
 from paddle import nn
@@ -16,7 +15,7 @@ from paddle.nn.clip import _squared_l2_norm
 # Larger than any norm, small enough that max_norm / max_norm is exactly 1 in float32.
 _NO_CLIPPING = 1e30
 _FLEET_EPSILON = 1e-6  # of HybridParallelClipGrad
-_Gradients = list[tuple[Any, paddle.Tensor | None]]
+_Gradients = list[tuple[paddle.Tensor, paddle.Tensor | None]]
 
 
 class RecordingClip(nn.ClipGradByGlobalNorm):
@@ -46,8 +45,8 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
         self.observe(norm)
         if self.clip_norm == _NO_CLIPPING:
             return params_grads
-        # Never above 1. With fleet's epsilon, because layouts would differ by it where norms are small, as an adapter's
-        # are.
+        # The scale is at most 1. Fleet's epsilon is added because otherwise layouts would differ where norms are small,
+        # as those of adapters are.
         scale = self.clip_norm / (paddle.clip(norm, min=self.clip_norm) + _FLEET_EPSILON)
         clipped = []
         for param, grad in params_grads:
@@ -60,8 +59,8 @@ class RecordingClip(nn.ClipGradByGlobalNorm):
 def _squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
     """Return the sum of squares in float32, [1].
 
-    The kernel is that of fleet's clip: it reads a gradient once and makes no copy. Its result has the type of its
-    input, so 16-bit gradients are cast: their sum would overflow (float16, above a norm of 256) or keep 8 bits
+    The kernel is the one of fleet's clip: it reads a gradient once and makes no copy. Its result has the type of its
+    input, so 16-bit gradients are cast. Otherwise their sum would overflow (float16, above a norm of 256) or keep 8 bits
     (bfloat16).
     """
     return _squared_l2_norm(gradient if gradient.dtype == paddle.float32 else gradient.astype("float32"))
@@ -73,14 +72,14 @@ class GradNormReader:
     Args:
         optimizer: Optimizer as the training loop uses it.
         observe: Function that gets each norm, a scalar on the device, when all gradients are reduced and none is
-            clipped or applied yet. It may raise.
+            clipped or applied yet. It may raise an exception.
 
     Raises:
         RuntimeError: If the optimizer has no clip that can be read.
     """
 
-    def __init__(self, optimizer: Any, observe: Callable[[paddle.Tensor], None]):
-        clip = innermost(optimizer)._grad_clip
+    def __init__(self, optimizer: paddle.optimizer.Optimizer, observe: Callable[[paddle.Tensor], None]):
+        clip = unwrapped(optimizer)._grad_clip
         if isinstance(clip, RecordingClip):
             clip.observe = observe
         elif hasattr(clip, "_global_norm"):
@@ -89,7 +88,7 @@ class GradNormReader:
             raise RuntimeError(f"cannot read the gradient norm of {type(optimizer).__name__} with clip {clip!r}")
 
 
-def _observe_reduction(clip: Any, observe: Callable[[paddle.Tensor], None]) -> None:
+def _observe_reduction(clip: nn.ClipGradBase, observe: Callable[[paddle.Tensor], None]) -> None:
     reduce_sums = clip._global_norm
 
     def reduce_and_observe(distributed_sum: paddle.Tensor, replicated_sum: paddle.Tensor) -> None:
@@ -99,7 +98,7 @@ def _observe_reduction(clip: Any, observe: Callable[[paddle.Tensor], None]) -> N
     clip._global_norm = reduce_and_observe
 
 
-def innermost(optimizer: Any) -> Any:
+def unwrapped(optimizer: paddle.optimizer.Optimizer) -> paddle.optimizer.Optimizer:
     """Return Paddle's own optimizer inside fleet's wrappers."""
     while True:
         inner = optimizer.__dict__.get("_inner_opt") or optimizer.__dict__.get("_inner_optimizer")

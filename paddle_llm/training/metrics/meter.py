@@ -83,7 +83,7 @@ class Meter:
 
         Args:
             count: Number of tokens without padding.
-            labels: Number of labels with loss.
+            labels: Number of tokens with a loss.
         """
         self._micro_tokens += count
         self._micro_labels += labels
@@ -93,7 +93,7 @@ class Meter:
 
         Args:
             step: Number of the step, 1 for the first.
-            loss: Mean of this rank's micro-batches.
+            loss: Mean loss of this rank's micro-batches.
             labels: Number by which the sums of this rank's micro-batches were divided together; None if each was
                 divided by the number of its own labels.
             skipped: Whether the update was skipped.
@@ -114,7 +114,11 @@ class Meter:
     def row(self, *, grad_norm: float | None, consumed_samples: int) -> dict[str, Any]:
         """Return one row of metrics over all ranks and start a new window. Collective over all ranks.
 
-        The keys are described in docs/reference/metrics.md.
+        docs/reference/metrics.md describes the keys.
+
+        Args:
+            grad_norm: Gradient norm of the last step; None before the first step.
+            consumed_samples: Samples so far, over all ranks.
         """
         world = dist.get_world_size()
         window, self.window = self.window, Window()
@@ -150,7 +154,12 @@ class Meter:
         }
 
     def restore(self, state: dict[str, Any], step: int) -> None:
-        """Continue from what `state` returned at a step."""
+        """Continue from a state that `state` returned.
+
+        Args:
+            state: State of all ranks.
+            step: Step at which it was saved.
+        """
         self.window = Window(**state["window"])
         losses, labels, tokens = state["per_rank"][dist.get_rank()]
         self.window.loss_times_labels, self.window.labels, self.window.tokens = losses, labels, int(tokens)

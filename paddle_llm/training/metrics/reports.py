@@ -1,4 +1,4 @@
-"""Reports of a run: metrics.jsonl, VisualDL curves, a progress bar or one line per row, and a table at the end."""
+"""Reports of a run: metrics.jsonl, VisualDL curves, a progress bar or one line per row, and a final table."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from paddlenlp.trainer.trainer_utils import IntervalStrategy
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -29,56 +28,15 @@ from paddle_llm.config.run_config import SCORES
 from paddle_llm.core.artifacts import CURVES_FOLDER, METRICS
 from paddle_llm.training.callbacks import REPORT_PRIORITY
 
-if TYPE_CHECKING:
-    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
-
 Row = dict[str, Any]
 
 
-class StepFlow(TrainerCallback):
-    """Starts and stops the clocks of each step and completes the loop's flags; called after DefaultFlowCallback."""
-
-    def __init__(self, trainer: PretrainTrainer):
-        self._trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.restore_meter()
-        self._trainer.meter.start_step()
-
-    def on_load_data_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.meter.data_arrived()
-
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._trainer.meter.start_waiting()
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # With any interval, a run ends with a row, an evaluation and a checkpoint of its last step. The data set holds
-        # all epochs, so the loop does not see where one ends.
-        last = state.global_step >= state.max_steps
-        epoch_ends = last or self._trainer.ends_epoch(state.global_step)
-        control.should_log |= last
-        control.should_evaluate |= _due(args.evaluation_strategy, last, epoch_ends)
-        control.should_save |= _due(args.save_strategy, last, epoch_ends)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        # The one epoch of the loop ends with the last step, for which everything is done.
-        control.should_log = control.should_evaluate = control.should_save = False
-
-
-def _due(strategy: IntervalStrategy, last: bool, epoch_ends: bool) -> bool:
-    return epoch_ends if strategy == IntervalStrategy.EPOCH else last and strategy == IntervalStrategy.STEPS
-
-
 class MetricsFile(TrainerCallback):
-    """Appends each row to metrics.jsonl. Resuming removes the rows after the checkpoint: no step occurs twice."""
+    """Appends each row to metrics.jsonl. Resuming removes the rows after the checkpoint, so that no step occurs twice.
+
+    Args:
+        path: Path of metrics.jsonl.
+    """
 
     priority = REPORT_PRIORITY
 
@@ -88,6 +46,7 @@ class MetricsFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Remove the rows that the run will write again."""
         rows = [row for row in read_rows(self._path) if _is_kept(row, state.global_step)]
         kept = self._path.with_suffix(".jsonl.kept")
         kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -96,6 +55,7 @@ class MetricsFile(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **kwargs: Any
     ) -> None:
+        """Append one row."""
         if "step" in logs:
             with self._path.open("a") as file:
                 file.write(json.dumps({key: _finite(value) for key, value in logs.items()}) + "\n")
@@ -107,7 +67,7 @@ def _finite(value: Any) -> Any:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Return the rows of a metrics.jsonl, without a row that a crash has cut off; [] if the file does not exist."""
+    """Return the rows of a metrics.jsonl, without a row that a crash cut off; [] if the file does not exist."""
     if not path.exists():
         return []
     rows = []
@@ -120,14 +80,17 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _is_kept(row: Row, resumed_step: int) -> bool:
-    """Return whether a row is kept when a run resumes; the final prediction on the test split is made again."""
+    """Return whether a row is kept when a run resumes; the final evaluation of the test split is repeated."""
     return 0 < resumed_step >= row["step"] and "test_loss" not in row
 
 
 class CurveWriter(TrainerCallback):
     """Writes the rows as VisualDL curves.
 
-    The curves are written again from metrics.jsonl when a training begins, so that those of a resumed run have no gap.
+    All curves are written again from metrics.jsonl when a training starts, so that a resumed run has no gap.
+
+    Args:
+        output_dir: Output folder of the run.
     """
 
     priority = REPORT_PRIORITY
@@ -140,6 +103,7 @@ class CurveWriter(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Write the curves of a resumed run again and keep the writer open."""
         from visualdl import LogWriter
 
         if self._folder.exists():
@@ -151,6 +115,7 @@ class CurveWriter(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **kwargs: Any
     ) -> None:
+        """Write one row."""
         if self._writer is not None and "step" in logs:
             self._write(logs)
             self._writer._get_file_writer().flush()
@@ -158,6 +123,7 @@ class CurveWriter(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Close the writer."""
         self._writer.close()
         self._writer = None
 
@@ -172,7 +138,7 @@ def _tag(key: str) -> str:
 
 
 class ProgressReport(TrainerCallback):
-    """Shows a bar with loss, speed and time left on a terminal, elsewhere one line per row; then a table at the end.
+    """Shows a bar with loss, speed and remaining time on a terminal, or else one line per row; prints a final table.
 
     Args:
         bar: Whether a terminal shows a bar.
@@ -193,6 +159,7 @@ class ProgressReport(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Start the clock, and the bar on a terminal."""
         self._began, self._first_step = time.perf_counter(), state.global_step
         if self._wants_bar:
             self._bar = Progress(
@@ -207,12 +174,14 @@ class ProgressReport(TrainerCallback):
             self._bar.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Advance the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Row, **kwargs: Any
     ) -> None:
+        """Show one row beside the bar or as a line."""
         if "step" not in logs:
             return
         self._last.update(logs)
@@ -240,6 +209,7 @@ class ProgressReport(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Stop the bar and print the table."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

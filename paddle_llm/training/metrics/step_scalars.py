@@ -29,7 +29,12 @@ class StepScalars:
         self._pending: tuple[paddle.Tensor, float | paddle.Tensor | None] | None = None
 
     def start(self, loss: paddle.Tensor, labels: float | paddle.Tensor | None) -> None:
-        """Keep the loss and the labels of a step on the device."""
+        """Keep the loss and the number of labels of a step on the device.
+
+        Args:
+            loss: Loss of the step, a scalar.
+            labels: Number of labels of the global batch, averaged over the data ranks; None if it is not counted.
+        """
         self._pending, self.is_read = (loss, labels), False
 
     def read(self, norm: paddle.Tensor | None) -> float:
@@ -39,13 +44,13 @@ class StepScalars:
             norm: Global gradient norm of the step; None if no gradient took part in a norm.
 
         Returns:
-            Gradient norm; NaN if there has been none.
+            The gradient norm; NaN if none has been computed yet.
 
         Raises:
             RuntimeError: If no step has been started.
         """
         if self._pending is None:
-            raise RuntimeError("no step has been started: there is no loss to read")
+            raise RuntimeError("read() was called before start(): no loss to read")
         loss, labels = self._pending
         given = {"loss": loss, "grad_norm": norm, "labels": labels}
         on_device = {name: value for name, value in given.items() if isinstance(value, paddle.Tensor)}

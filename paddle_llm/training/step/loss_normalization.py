@@ -11,12 +11,15 @@ divided by the same number:
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING
 
 import paddle
 import paddle.distributed as dist
 
 from paddle_llm.models.loss import CausalLMLoss
+
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
 
 
 class LossNormalizer:
@@ -35,7 +38,7 @@ class LossNormalizer:
         model_ranks: Number of ranks that read the same samples.
     """
 
-    def __init__(self, model: Any, *, micro_batches: int, data_ranks: int, model_ranks: int):
+    def __init__(self, model: LanguageModel, *, micro_batches: int, data_ranks: int, model_ranks: int):
         self._criterion = find_criterion(model)
         self._micro_batches, self._data_ranks, self._model_ranks = micro_batches, data_ranks, model_ranks
         self.labels: float | paddle.Tensor | None = None
@@ -44,7 +47,7 @@ class LossNormalizer:
     def start_global_batch(self, labels: int) -> None:
         """Sum the labels of the next global batch over all ranks. Collective over all ranks.
 
-        The sum stays on the device, where the loss needs it: copying it would make the host wait.
+        The sum remains on the device, where the loss needs it. Copying it would make the host wait.
 
         Args:
             labels: This rank's number of labels.
@@ -66,7 +69,7 @@ class LossNormalizer:
         return nullcontext() if self._criterion is None else self._criterion.divided_by(self.divisor)
 
 
-def find_criterion(model: Any) -> CausalLMLoss | None:
+def find_criterion(model: LanguageModel) -> CausalLMLoss | None:
     """Return the loss of a network or PipelineLayer, also inside fleet's wrapper; None if it is another loss."""
     layer = getattr(model, "_layers", model)
     candidates = [*(getattr(layer, "_loss_fn", None) or []), *layer.sublayers(include_self=True)]

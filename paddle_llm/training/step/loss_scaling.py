@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any
 
 import paddle
 from paddle import _legacy_C_ops
@@ -21,7 +20,7 @@ def unscale_main_gradients(scaler: paddle.amp.GradScaler) -> None:
     scaler._unscale = MethodType(_unscale, scaler)
 
 
-def _unscale(self: paddle.amp.GradScaler, optimizer: Any) -> None:
+def _unscale(self: paddle.amp.GradScaler, optimizer: paddle.optimizer.Optimizer) -> None:
     if not self._enable:
         return
     parameters = obtain_optimizer_parameters_list(optimizer)

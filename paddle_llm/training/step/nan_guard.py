@@ -1,11 +1,11 @@
-"""Handle a non-finite step: stop and report the batch, or skip the update and count it, alike on every rank.
+"""Handle a non-finite step in the same way on every rank: stop and report the batch, or skip and count the update.
 
 The guard checks the global gradient norm. Every rank computes the same norm between backward and update, and a loss
 that is NaN on any rank makes it NaN. On a CPU the loss alone would not show it: Paddle's softmax kernel (3.3.1) turns a
 row of NaN into equal probabilities, so the loss is ln(vocabulary).
 
-With fp16, a gradient that overflows while the losses are finite is left to the loss scaler: it skips the update and
-halves its scale, which is also how it finds the first scale.
+With fp16, the loss scaler handles gradients that overflow while the losses are finite: it skips the update and halves
+its scale. In the same way it finds its first scale.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import paddle
 import paddle.distributed as dist
 
 from paddle_llm.checkpoint.folder import newest_complete
@@ -36,6 +37,10 @@ class NanGuard:
     Attributes:
         policy: "stop" or "skip".
         skipped: Whether the last update was skipped, by this policy or by the loss scaler.
+
+    Args:
+        policy: See above.
+        trainer: Trainer whose steps are guarded.
     """
 
     def __init__(self, policy: str, trainer: PretrainTrainer):
@@ -43,8 +48,12 @@ class NanGuard:
         self.skipped = False
         self._trainer = trainer
 
-    def guard(self, optimizer: Any) -> None:
-        """Let a skipped update end the optimizer's step. The loop calls `step`, or `_step` of fleet's optimizer."""
+    def guard(self, optimizer: paddle.optimizer.Optimizer) -> None:
+        """Wrap the optimizer's step, so that a skipped update only ends the step.
+
+        Args:
+            optimizer: Optimizer as the loop uses it: the loop calls `step`, or `_step` of fleet's optimizer.
+        """
         for name in ("step", "_step"):
             if hasattr(type(optimizer), name):
                 setattr(optimizer, name, self._catch_skipped(getattr(optimizer, name)))

@@ -1,7 +1,7 @@
 """Checkpoints of a Trainer: complete or absent, and resumed bit for bit.
 
 PaddleNLP (3.0.0b4) writes and reads the files of a checkpoint. This module decides when they get their final names and
-what is kept beside them.
+which further files a checkpoint has.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pickle
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -32,6 +32,12 @@ from paddle_llm.parallel.zero.stage3 import ShardedWeights
 from paddle_llm.training.callbacks import Stateful, priority_of
 from paddle_llm.training.metrics.meter import Meter
 from paddle_llm.training.random_states import random_states, restore_random_states
+
+if TYPE_CHECKING:
+    from paddlenlp.trainer import TrainerControl, TrainerState, TrainingArguments
+    from paddlenlp.trainer.trainer_utils import TrainOutput
+
+    from paddle_llm.models.protocols import LanguageModel
 
 _RANDOM_STATES = "random_states"
 # Keys of the network's configuration that a resumed training must find unchanged.
@@ -78,17 +84,17 @@ class CheckpointedTrainer(Trainer):
     layout: Layout
     meter: Meter
     # Attributes of PaddleNLP's Trainer.
-    args: Any
-    state: Any
-    control: Any
-    model: Any
-    model_wrapped: Any
-    optimizer: Any
-    lr_scheduler: Any
+    args: TrainingArguments
+    state: TrainerState
+    control: TrainerControl
+    model: LanguageModel
+    model_wrapped: paddle.nn.Layer
+    optimizer: paddle.optimizer.Optimizer
+    lr_scheduler: paddle.optimizer.lr.LRScheduler
     settings: dict[str, Any] | None = None
     sharded_weights: ShardedWeights | None = None
     _resumed_from: Path | None = None
-    _rows: str | None = None
+    _data_digest: str | None = None
 
     def __init__(
         self,
@@ -104,7 +110,11 @@ class CheckpointedTrainer(Trainer):
     # --- callbacks ---------------------------------------------------------------------------------------------
 
     def add_callback(self, callback: TrainerCallback | type[TrainerCallback]) -> None:
-        """Add a callback after all others whose priority is not higher (see `training/callbacks.py`)."""
+        """Add a callback after all others whose priority is not higher (see `training/callbacks.py`).
+
+        Args:
+            callback: Callback or its class.
+        """
         super().add_callback(callback)
         self.callback_handler.callbacks.sort(key=priority_of)
 
@@ -115,7 +125,7 @@ class CheckpointedTrainer(Trainer):
 
     # --- resuming ----------------------------------------------------------------------------------------------
 
-    def train(self, resume_from_checkpoint: str | Path | None = None, ignore_keys_for_eval: Any = None) -> Any:
+    def train(self, resume_from_checkpoint: str | Path | None = None, ignore_keys_for_eval: Any = None) -> TrainOutput:
         """Train, from the start or from a checkpoint.
 
         Args:
@@ -130,13 +140,13 @@ class CheckpointedTrainer(Trainer):
             checkpoints.check_identity(resume_from_checkpoint, self._identity())
             self._resumed_from = Path(resume_from_checkpoint)
             for callback in self.stateful_callbacks:
-                file = self._file_of(self._resumed_from, callback.state_name)
+                file = self._state_file(self._resumed_from, callback.state_name)
                 callback.restore(paddle.load(str(file), return_numpy=True))
             resume_from_checkpoint = str(resume_from_checkpoint)
-        # A job has locked the folder before; a trainer that is used from Python has not.
+        # A job has already locked the folder; a trainer that is used from Python has not.
         locked = on_first_rank(lambda: hold_output_folder(self.args.output_dir))
         try:
-            # Accumulators are saved under generated names: a second training in one process must count from zero.
+            # Accumulators are saved under generated names, which a second training in one process must count from zero.
             with paddle.utils.unique_name.guard():
                 return super().train(resume_from_checkpoint, ignore_keys_for_eval)
         finally:
@@ -156,7 +166,7 @@ class CheckpointedTrainer(Trainer):
         checkpoints.check_identity(start, self._identity(), changed)
 
     def restore_meter(self) -> None:
-        """Continue the current row of metrics; after PaddleNLP has read trainer_state.json."""
+        """Continue the current row of metrics. Call it after PaddleNLP has read trainer_state.json. Collective over all ranks."""
         self.meter.step = self.state.global_step
         if self._resumed_from is None:
             return
@@ -175,8 +185,8 @@ class CheckpointedTrainer(Trainer):
             None if the data set has no digest).
         """
         config = getattr(self.model, "config", None)
-        if self._rows is None and hasattr(self.train_dataset, "digest"):
-            self._rows = self.train_dataset.digest()
+        if self._data_digest is None and hasattr(self.train_dataset, "digest"):
+            self._data_digest = self.train_dataset.digest()
         first = [self.train_dataset[i]["input_ids"] for i in range(min(8, len(self.train_dataset)))]
         contents = [np.ascontiguousarray(ids).tobytes() for ids in first]
         samples = [hashlib.sha256(content).hexdigest()[:16] for content in contents]
@@ -184,15 +194,15 @@ class CheckpointedTrainer(Trainer):
             "model": {key: getattr(config, key, None) for key in _NETWORK_KEYS},
             "data": hashlib.sha256(b"".join(contents)).hexdigest(),
             "samples": samples,
-            "rows": self._rows,
+            "rows": self._data_digest,
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str | None = None) -> None:
-        with _readable(resume_from_checkpoint):
+        with _damage_reported(resume_from_checkpoint):
             return super()._load_from_checkpoint(resume_from_checkpoint)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        with _readable(checkpoint):
+        with _damage_reported(checkpoint):
             return super()._load_optimizer_and_scheduler(checkpoint)
 
     def _set_state_dict_in_model(self, state_dict: dict[str, Any]) -> None:
@@ -203,12 +213,12 @@ class CheckpointedTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore the random states; called by the loop before the first step of a resumed training.
 
-        PaddleNLP's own method depends on the number of visible devices (see `random_states`). It still reads
-        checkpoints of earlier versions, which have its file only.
+        PaddleNLP's own method depends on the number of visible devices (see `random_states`). It is only used for
+        checkpoints of earlier versions, which have no other file.
         """
         if checkpoint is None:
             return
-        file = self._file_of(Path(checkpoint), _RANDOM_STATES)
+        file = self._state_file(Path(checkpoint), _RANDOM_STATES)
         if file.exists():
             restore_random_states(paddle.load(str(file), return_numpy=True))
         else:
@@ -221,7 +231,7 @@ class CheckpointedTrainer(Trainer):
         if self.chat_template is not None:
             self.chat_template.write(folder)
 
-    def _save_checkpoint(self, model: Any, metrics: dict[str, float] | None = None) -> None:
+    def _save_checkpoint(self, model: paddle.nn.Layer, metrics: dict[str, float] | None = None) -> None:
         args, step = self.args, self.state.global_step
         output_dir = args.output_dir
         staging, final = checkpoints.staging_folder(output_dir, step), checkpoints.checkpoint_folder(output_dir, step)
@@ -245,8 +255,8 @@ class CheckpointedTrainer(Trainer):
         if self.state.best_model_checkpoint == str(staged):
             self.state.best_model_checkpoint = str(final)
         for callback in self.stateful_callbacks:
-            paddle.save(callback.state(), str(self._file_of(staged, callback.state_name)))
-        paddle.save(random_states(), str(self._file_of(staged, _RANDOM_STATES)))
+            paddle.save(callback.state(), str(self._state_file(staged, callback.state_name)))
+        paddle.save(random_states(), str(self._state_file(staged, _RANDOM_STATES)))
         if args.process_index == 0:
             self._correct_paths(staged, meter_state)
             write_generation(staged, self.generation_settings)
@@ -262,12 +272,12 @@ class CheckpointedTrainer(Trainer):
         """Return a context in which this rank holds all weights of its part of the network, to save or set them."""
         return nullcontext() if self.sharded_weights is None else self.sharded_weights.whole(keep)
 
-    def _file_of(self, folder: Path, name: str) -> Path:
+    def _state_file(self, folder: Path, name: str) -> Path:
         """Return the file of this rank's part of a state."""
         return folder / f"{name}_{self.args.process_index}.pdstate"
 
     def _correct_paths(self, staged: Path, meter_state: dict[str, Any]) -> None:
-        """Write again what PaddleNLP wrote while `output_dir` was the temporary folder."""
+        """Write the files again that PaddleNLP wrote while `output_dir` was the temporary folder."""
         self.state.save_to_json(str(staged / TRAINER_STATE))
         paddle.save(self.args, str(staged / TRAINING_ARGS))
         (staged / METER_STATE).write_text(json.dumps(meter_state))
@@ -289,17 +299,18 @@ class CheckpointedTrainer(Trainer):
 
 
 @contextmanager
-def _readable(folder: str | Path | None) -> Iterator[None]:
-    """Turn what `paddle.load` raises for a damaged file into a message.
+def _damage_reported(folder: str | Path | None) -> Iterator[None]:
+    """Turn the errors that `paddle.load` raises for a damaged file into a message.
 
     Raises:
-        UserError: If a file of the checkpoint has the right size and cannot be read.
+        UserError: If a file of the checkpoint cannot be read although its size is right.
     """
     try:
         yield
     except (ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"{folder}: a file of this checkpoint is damaged: {error} Choose an older one with --resume_from_checkpoint."
+            f"{folder}: a file of this checkpoint is damaged ({str(error).rstrip('.')}). Resume from an older one with "
+            "--resume_from_checkpoint."
         ) from error
 
 

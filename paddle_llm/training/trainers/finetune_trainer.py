@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddlenlp.trainer import EarlyStoppingCallback, TrainingArguments
@@ -29,8 +29,11 @@ from paddle_llm.peft.targets import on_any_rank
 from paddle_llm.training.step.loss_normalization import find_criterion
 from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
-# PaddleNLP 3.0.0b4 expects an optimizer state for every weight (KeyError), and of a tensor that it does not know, such
-# as LoRA's, it writes the part of the first tensor-parallel rank only.
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
+# PaddleNLP 3.0.0b4 expects an optimizer state for every weight (KeyError). Of a tensor that it does not know, such as
+# LoRA's, it writes the shard of the first tensor-parallel rank only.
 _NO_UNIFIED_CHECKPOINT = (
     "--unified_checkpoint is ignored: PaddleNLP cannot resume from a unified checkpoint of several ranks with frozen "
     "weights. Checkpoints are written per rank."
@@ -58,8 +61,8 @@ class Answers:
 class FinetuneTrainer(PretrainTrainer):
     """Trains a network to which `peft.attach` may have attached a method; used like PaddleNLP's Trainer.
 
-    Samples are those of `InstructionDataset` or `PackedDataset`, batches those of `PadAndStack`. A checkpoint holds the
-    trained weights only: a training is resumed with the base model that it started from.
+    Samples are those of `InstructionDataset` or `PackedDataset`, batches those of `PadAndStack`. A checkpoint contains
+    the trained weights only: a training is resumed with the base model that it started from.
 
     Args:
         model: Network or PipelineLayer.
@@ -71,7 +74,7 @@ class FinetuneTrainer(PretrainTrainer):
 
     def __init__(
         self,
-        model: Any = None,
+        model: LanguageModel | None = None,
         args: TrainingArguments | None = None,
         *,
         answers: Answers | None = None,
@@ -94,12 +97,23 @@ class FinetuneTrainer(PretrainTrainer):
     def counted_batches(self, collate: Callable[[list[Any]], dict[str, Any]]) -> CountedBatches:
         """Return a collator whose batches carry their numbers of labels and tokens, and the labelled positions."""
         layout = self.layout
-        picks = layout.pipeline == 1 and not layout.sequence_parallel and find_criterion(self.model) is not None
+        selects_positions = (
+            layout.pipeline == 1 and not layout.sequence_parallel and find_criterion(self.model) is not None
+        )
         multiple = _POSITION_MULTIPLE if paddle.device.get_device().startswith("gpu") else 1
-        return CountedBatches(collate, count_instruction_tokens, multiple if picks else None)
+        return CountedBatches(collate, count_instruction_tokens, multiple if selects_positions else None)
 
-    def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
-        """Compute the loss of a batch; the head computes logits at labelled positions only."""
+    def compute_loss(self, model: paddle.nn.Layer, inputs: dict[str, Any], return_outputs: bool = False) -> Any:
+        """Compute the loss of a batch; the head computes logits at labelled positions only.
+
+        Args:
+            model: Network as the loop calls it, inside fleet's wrapper.
+            inputs: Batch of `CountedBatches`.
+            return_outputs: Whether to return the outputs as well; default False.
+
+        Returns:
+            The loss, a scalar; with `return_outputs` a pair of loss and outputs.
+        """
         if LABELLED_POSITIONS not in inputs:
             return super().compute_loss(model, inputs, return_outputs)
         inputs = dict(inputs)
@@ -108,8 +122,12 @@ class FinetuneTrainer(PretrainTrainer):
         with logits_at_positions(self.model, family_name(self.model), positions, shape):
             return super().compute_loss(model, inputs, return_outputs)
 
-    def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
-        """Return the scores of the generated answers. Collective over all ranks."""
+    def additional_metrics(self, metric_key_prefix: str) -> dict[str, float]:
+        """Return the scores of the generated answers. Collective over all ranks.
+
+        Args:
+            metric_key_prefix: Prefix of their names, "eval" or "test".
+        """
         if self._answers is None or not self._answers.conversations.get(metric_key_prefix):
             return {}
         return self._answers.scorer(self, self._answers.conversations[metric_key_prefix], metric_key_prefix)
@@ -132,12 +150,12 @@ class FinetuneTrainer(PretrainTrainer):
     def _identity(self) -> dict[str, Any]:
         attachment = active_attachment(self.model)
         method = None
-        if attachment is not None:  # with lists, as JSON returns it
+        if attachment is not None:  # tuples become lists, as in JSON
             method = {k: list(v) if isinstance(v, tuple) else v for k, v in attachment.method.as_dict().items()}
         return {**super()._identity(), "method": method, "base": self._base}
 
     def _digest_of_frozen(self) -> str:
-        """Return a digest of a few values of each frozen weight: it identifies the base without reading all of it."""
+        """Return a digest of a few values of each frozen weight, which identifies the base model without reading all of it."""
         digest = hashlib.sha256()
         for parameter in self.model.parameters():
             if parameter.stop_gradient and parameter._is_initialized():
@@ -160,12 +178,12 @@ class Patience(EarlyStoppingCallback):
         self.early_stopping_patience_counter = int(state["evaluations"])
 
 
-def _is_partly_frozen(model: Any) -> bool:
+def _is_partly_frozen(model: LanguageModel) -> bool:
     return any(parameter.stop_gradient for parameter in model.parameters())
 
 
 @contextmanager
-def _trained_weights_only(model: Any) -> Iterator[None]:
+def _trained_weights_only(model: paddle.nn.Layer) -> Iterator[None]:
     """Let `model.state_dict()` return the trained weights only."""
     whole = model.state_dict
 

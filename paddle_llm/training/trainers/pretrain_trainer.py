@@ -1,6 +1,6 @@
 """PretrainTrainer: PaddleNLP's Trainer with one global order of samples, exact losses, atomic checkpoints and metrics.
 
-The training loop is PaddleNLP's (3.0.0b4). This class replaces methods that the loop calls: samplers, the schedule, the
+The training loop is PaddleNLP's (3.0.0b4). This class overrides methods that the loop calls: samplers, the schedule, the
 handling of a step's loss, rows of metrics, evaluation and saving.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import paddle
 from paddle.distributed import fleet
@@ -18,7 +18,6 @@ from paddlenlp.trainer import TrainingArguments
 from paddlenlp.trainer.trainer_callback import DefaultFlowCallback, PrinterCallback, ProgressCallback
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.config.steps import warmup_of
 from paddle_llm.core.artifacts import METRICS
 from paddle_llm.core.console import say
 from paddle_llm.data.collate import collate_numpy
@@ -32,25 +31,29 @@ from paddle_llm.training.arguments import check_device, layout_of
 from paddle_llm.training.callbacks import GradientObserver
 from paddle_llm.training.epochs import global_batch_of, in_global_order
 from paddle_llm.training.evaluation.mean_loss import mean_loss
-from paddle_llm.training.metrics.grad_norm import GradNormReader, RecordingClip
+from paddle_llm.training.metrics.grad_norm import GradNormReader
 from paddle_llm.training.metrics.meter import Meter
-from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, ProgressReport, StepFlow
+from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, ProgressReport
 from paddle_llm.training.metrics.step_scalars import StepScalars
+from paddle_llm.training.optimizer import build_schedule, correct_optimizer
 from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.random_states import seed_random_states
-from paddle_llm.training.schedule import learning_rate_factor
 from paddle_llm.training.sharding import apply_sharding
 from paddle_llm.training.step.loss_normalization import LossNormalizer
 from paddle_llm.training.step.loss_scaling import unscale_main_gradients
 from paddle_llm.training.step.nan_guard import NanGuard
 from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTrainer
+from paddle_llm.training.trainers.step_flow import StepFlow
+
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
 
 
 class PretrainTrainer(CheckpointedTrainer):
     """Trains a causal language model; used like PaddleNLP's Trainer.
 
-    Samples are dicts with the arrays `input_ids` [S] and `labels` [S]; labels are shifted already. A `train_dataset`
-    with the attribute `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training in
+    Samples are dicts with the arrays `input_ids` [S] and `labels` [S], which are already shifted. A `train_dataset` with
+    the attribute `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training in
     every layout, and global batch g consists of the items [g*G, (g+1)*G). Any other map-style data set is shuffled for
     each epoch.
 
@@ -80,12 +83,12 @@ class PretrainTrainer(CheckpointedTrainer):
 
     def __init__(
         self,
-        model: Any = None,
+        model: LanguageModel | None = None,
         args: TrainingArguments | None = None,
         *,
         layout: Layout | None = None,
         options: TrainerOptions | None = None,
-        predict_dataset: Any = None,
+        predict_dataset: paddle.io.Dataset | None = None,
         **kwargs: Any,
     ):
         check_device(args)
@@ -130,17 +133,22 @@ class PretrainTrainer(CheckpointedTrainer):
             if self.options.curves:
                 self.add_callback(CurveWriter(output))
             self.add_callback(ProgressReport(bar=not self.args.disable_tqdm))
-        self.args.disable_tqdm = True  # PaddleNLP's own bars
+        self.args.disable_tqdm = True  # turns PaddleNLP's own bars off
 
     def log(self, logs: dict[str, Any], **kwargs: Any) -> None:
-        """Give one row to the reports, without the keys that PaddleNLP adds."""
+        """Pass one row to the reports, without the keys that PaddleNLP adds.
+
+        Args:
+            logs: Row of metrics.
+            **kwargs: Not used; arguments of PaddleNLP's Trainer.
+        """
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _print_timer(self) -> None:
-        """Print the timers; PaddleNLP prints to its logger, which reports errors only (`parallel/process/start.py`)."""
+        """Print the timers; PaddleNLP's logger would not, because it reports errors only (`parallel/process/start.py`)."""
         if self.timers is not None:
             say(f"step {self.state.global_step}: {self.timers.log(self.timers.timers.keys(), reset=True)}")
-        super()._print_timer()  # Paddle's own timers of a pipeline (enable_timer)
+        super()._print_timer()  # prints Paddle's own timers of a pipeline (enable_timer)
 
     # --- data --------------------------------------------------------------------------------------------------
 
@@ -159,7 +167,7 @@ class PretrainTrainer(CheckpointedTrainer):
             accumulation=self.args.gradient_accumulation_steps,
         )
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> paddle.io.DataLoader:
+    def get_eval_dataloader(self, eval_dataset: paddle.io.Dataset | None = None) -> paddle.io.DataLoader:
         """Return the loader of this rank's evaluation batches."""
         loader = super().get_eval_dataloader(eval_dataset)
         loader.worker_init_fn = worker_initializer()
@@ -175,7 +183,8 @@ class PretrainTrainer(CheckpointedTrainer):
         steps = args.max_steps
         if len(self.train_dataset) < steps * self.global_batch:
             raise ValueError(
-                f"{len(self.train_dataset)} samples are fewer than {steps} global batches of {self.global_batch}"
+                f"the training data has {len(self.train_dataset)} samples, but {steps} steps of {self.global_batch} samples need "
+                f"{steps * self.global_batch}. Reduce max_steps or add samples."
             )
         return GlobalBatchSampler(
             steps * self.global_batch,
@@ -185,7 +194,7 @@ class PretrainTrainer(CheckpointedTrainer):
             data_world_size=args.dataset_world_size,
         )
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> EvalBatchSampler:
+    def _get_eval_sampler(self, eval_dataset: paddle.io.Dataset) -> EvalBatchSampler:
         return EvalBatchSampler(
             len(eval_dataset),
             self.args.per_device_eval_batch_size,
@@ -194,7 +203,7 @@ class PretrainTrainer(CheckpointedTrainer):
         )
 
     def epoch_of(self, consumed_samples: int) -> float:
-        """Return the number of epochs that a number of samples makes."""
+        """Return the number of epochs that a number of samples corresponds to."""
         return consumed_samples / self.train_dataset.samples_per_epoch
 
     def ends_epoch(self, step: int) -> bool:
@@ -211,41 +220,27 @@ class PretrainTrainer(CheckpointedTrainer):
             num_training_steps: Optimizer steps of the whole training.
         """
         if self.lr_scheduler is None:
-            args = self.args
-            peak = args.learning_rate
-            settings = {
-                "kind": args.lr_scheduler_type.value,
-                "warmup_steps": warmup_of(args, num_training_steps),
-                "decay_steps": self.options.decay_steps or num_training_steps,
-                "min_ratio": self._final_learning_rate() / peak if peak else 0.0,
-                "power": args.power,
-            }
-            self.lr_scheduler = paddle.optimizer.lr.LambdaDecay(
-                peak, lambda step: learning_rate_factor(step, **settings)
-            )
+            self.lr_scheduler = build_schedule(self.args, self.options, num_training_steps)
         return self.lr_scheduler
 
-    def _final_learning_rate(self) -> float:
-        return self.args.lr_end if self.args.lr_scheduler_type.value == "polynomial" else self.options.min_learning_rate
+    def create_optimizer(
+        self, lr_scheduler: paddle.optimizer.lr.LRScheduler | None = None
+    ) -> paddle.optimizer.Optimizer:
+        """Create the optimizer, with a clip that reports the norm and weight decay for matrices only.
 
-    def create_optimizer(self, lr_scheduler: paddle.optimizer.lr.LRScheduler | None = None) -> Any:
-        """Create the optimizer, with a clip that can be read and weight decay for matrices only."""
+        Args:
+            lr_scheduler: Learning-rate schedule; by default that of the trainer.
+        """
         if self.optimizer is None:
-            optimizer = super().create_optimizer(lr_scheduler)
-            optimizer._grad_clip = RecordingClip(self.args.max_grad_norm)
-            if optimizer._apply_decay_param_fun is not None:
-                # PaddleNLP excludes names that contain "norm" or "bias". That leaves decay on BLOOM's ln_f and, in a
-                # pipeline, on ChatGLM2's final norm, whose name is a number there.
-                matrices = {parameter.name for parameter in self.model.parameters() if parameter.ndim > 1}
-                optimizer._apply_decay_param_fun = matrices.__contains__
+            correct_optimizer(super().create_optimizer(lr_scheduler), self.model, self.args.max_grad_norm)
         return self.optimizer
 
-    def _wrap_amp_model(self, args: TrainingArguments, model: Any) -> None:
+    def _wrap_amp_model(self, args: TrainingArguments, model: paddle.nn.Layer) -> None:
         super()._wrap_amp_model(args, model)
-        if args.amp_master_grad and "_unscale" not in vars(self.scaler):  # fleet has not replaced it
+        if args.amp_master_grad and "_unscale" not in vars(self.scaler):  # `_unscale` was not replaced by fleet
             unscale_main_gradients(self.scaler)
 
-    def _wrap_model(self, model: Any, training: bool = True) -> Any:
+    def _wrap_model(self, model: paddle.nn.Layer, training: bool = True) -> paddle.nn.Layer:
         wrapped = super()._wrap_model(model, training)
         if training and self.grad_norm_reader is None:
             self.grad_norm_reader, self.sharded_gradients, self.sharded_weights = apply_sharding(
@@ -261,7 +256,7 @@ class PretrainTrainer(CheckpointedTrainer):
 
     # --- one step ----------------------------------------------------------------------------------------------
 
-    def training_step(self, model: Any, inputs: dict[str, Any], step_control: int = 0) -> paddle.Tensor:
+    def training_step(self, model: paddle.nn.Layer, inputs: dict[str, Any], step_control: int = 0) -> paddle.Tensor:
         """Compute the loss and the gradients of one micro-batch.
 
         Args:
@@ -283,10 +278,10 @@ class PretrainTrainer(CheckpointedTrainer):
         return loss
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
-        """Keep the loss of a step; called once per optimizer step with the loss summed since the last call."""
+        """Keep the loss of a step; the loop calls this once per optimizer step with the loss summed since the last call."""
         self.scalars.start(loss.clone(), self.loss_normalizer.labels)
         self.meter.learning_rate = float(self.optimizer.get_lr())
-        # The loop keeps a running sum, which would stay NaN after one non-finite step.
+        # The loop keeps a running sum, which would remain NaN after one non-finite step.
         loss.zero_()
 
     def _check_gradients(self, norm: paddle.Tensor) -> None:
@@ -297,10 +292,10 @@ class PretrainTrainer(CheckpointedTrainer):
                 callback.on_gradients(norm)
 
     def _maybe_log_save_evaluate(
-        self, tr_loss: paddle.Tensor, model: Any, epoch: float, ignore_keys_for_eval: Any, **kwargs: Any
+        self, tr_loss: paddle.Tensor, model: paddle.nn.Layer, epoch: float, ignore_keys_for_eval: Any, **kwargs: Any
     ) -> None:
         if self.state.global_step != self.meter.step:
-            if not self.scalars.is_read:  # no gradient took part in a norm
+            if not self.scalars.is_read:  # no parameter had a gradient, so no norm was computed
                 self.scalars.read(None)
             loss, skipped = self.scalars.loss, self.nan_guard.skipped
             self.meter.end_step(self.state.global_step, loss, labels=self.scalars.labels, skipped=skipped)
@@ -318,7 +313,7 @@ class PretrainTrainer(CheckpointedTrainer):
     # --- evaluation --------------------------------------------------------------------------------------------
 
     def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+        self, eval_dataset: paddle.io.Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, Any]:
         """Evaluate a data set and report the result as a row of metrics. Collective over all ranks.
 
@@ -329,7 +324,7 @@ class PretrainTrainer(CheckpointedTrainer):
 
         Returns:
             "step", "<prefix>_loss" (mean over all labels and ranks), "<prefix>_ppl" (its exponential), and the metrics
-            of `further_metrics`.
+            of `additional_metrics`.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         loss = mean_loss(self, self._model_to_evaluate(), self.get_eval_dataloader(PaddedView(dataset)))
@@ -337,21 +332,21 @@ class PretrainTrainer(CheckpointedTrainer):
             "step": self.state.global_step,
             f"{metric_key_prefix}_loss": loss,
             f"{metric_key_prefix}_ppl": math.exp(min(loss, 700.0)),
-            **self.further_metrics(metric_key_prefix),
+            **self.additional_metrics(metric_key_prefix),
         }
         self.log(row)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, row)
         return row
 
-    def further_metrics(self, metric_key_prefix: str) -> dict[str, float]:
+    def additional_metrics(self, metric_key_prefix: str) -> dict[str, float]:
         """Return metrics of an evaluation beside the loss. Collective over all ranks.
 
         Args:
-            metric_key_prefix: Beginning of their names.
+            metric_key_prefix: Prefix of their names, "eval" or "test".
         """
         return {}
 
-    def _model_to_evaluate(self) -> Any:
+    def _model_to_evaluate(self) -> paddle.nn.Layer:
         if self.layout.pipeline == 1:
             return self.model
         if isinstance(self.model_wrapped, PipelineLayer):  # evaluation without training
