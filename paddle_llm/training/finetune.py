@@ -88,6 +88,10 @@ class FinetuneData:
 def load_data(resolved: Resolved, args: TrainingArguments) -> FinetuneData:
     """Load the tokenizer and the instructions of a job, and set the number of steps.
 
+    Args:
+        resolved: Configuration of the job.
+        args: Arguments from `training_arguments`; `max_steps` is set if it is not.
+
     Raises:
         UserError: If instructions, tokenizer or adapter cannot be read or do not fit the model.
     """
@@ -122,7 +126,15 @@ def load_data(resolved: Resolved, args: TrainingArguments) -> FinetuneData:
 def make_trainer(
     config: RunConfig, layout: Layout, data: FinetuneData, *, args: TrainingArguments, facts: ModelFacts
 ) -> FinetuneTrainer:
-    """Build the network, its method and the trainer of a job, or of a rehearsal."""
+    """Build the network, its method and the trainer of a job, or of a rehearsal.
+
+    Args:
+        config: Configuration of the job.
+        layout: Layout of the job.
+        data: Data of the job.
+        args: Arguments from `training_arguments`.
+        facts: Shape of the model.
+    """
     model = build_network(config, layout, data.method, find_family(facts), weights_dtype(config))
     adapter = config.lora_path or config.prefix_path
     if adapter:
@@ -145,7 +157,15 @@ def make_trainer(
 
 
 def build_network(config: RunConfig, layout: Layout, method: Method, family: Family, dtype: str) -> LanguageModel:
-    """Build the network of a job, with its method, its label smoothing and positions for its longest row."""
+    """Build the network of a job, with its method, its label smoothing and positions for its longest row.
+
+    Args:
+        config: Configuration of the job.
+        layout: Layout of the job.
+        method: Fine-tuning method.
+        family: Family of the model.
+        dtype: Type of the weights, as in `build_model`.
+    """
     config = config.model_copy(update={"max_seq_length": _longest_row(config, layout)})
     model = build_model(config, layout, dtype=dtype)
     check_format(config.model_format, family.name, model.config)

@@ -111,7 +111,7 @@ def load_samples(config: RunConfig, encoder: InstructionEncoder, method: Method,
         name: "train", "dev" or "test".
 
     Raises:
-        UserError: If the split does not exist, contains invalid rows, or has no sample with a loss.
+        UserError: If the split does not exist, contains invalid rows, or has no usable sample.
     """
     conversations = read_conversations(config, name)
     encoded = encode_all(
