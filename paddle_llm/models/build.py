@@ -18,6 +18,9 @@ from paddle_llm.models.configuration.configure import translate
 from paddle_llm.models.configuration.hub import model_folder
 from paddle_llm.models.configuration.misspelled_fields import report_misspelled, report_unknown
 from paddle_llm.models.configuration.switches import apply_switches, report_notices
+from paddle_llm.models.patches import apply, apply_to_network
+from paddle_llm.models.weights.initialization import initialize
+from paddle_llm.models.weights.load import load_weights
 from paddle_llm.models.weights.vocabulary import pad_config, plain_config
 from paddle_llm.parallel.paddle_fixes import count_shared_weights_once, fix_fused_sequence_parallel_reduction
 
@@ -57,12 +60,8 @@ def build_model(config: RunConfig, layout: Layout, *, dtype: str) -> LanguageMod
     pad_config(model_config, layout.tensor)  # the reader of the run's configuration reports the padding
     model = build_network(model_config, layout, family, dtype=dtype)
     if config.continue_training:
-        from paddle_llm.models.weights.load import load_weights
-
         load_weights(model, folder, family, allow_pickle=config.allow_pickle)
     else:
-        from paddle_llm.models.weights.initialization import initialize
-
         initialize(model, family, config.seed)
     return model
 
@@ -112,7 +111,6 @@ def build_network(model_config: PretrainedConfig, layout: Layout, family: Family
     import paddle
 
     from paddle_llm.models.loss import CausalLMLoss
-    from paddle_llm.models.patches import apply, apply_to_network
 
     apply(family.name, paddle.device.get_device().split(":")[0])
     if layout.sequence_parallel:

@@ -63,7 +63,8 @@ def _head_input_selected(
 ) -> Iterator[None]:
     """Pass `choose(hidden states, axis of positions)` to the head."""
     network = FAMILIES[family].network
-    layer, axis = reduce(getattr, network.head_path.split("."), model), network.head_length_axis
+    layer: paddle.nn.Layer = reduce(getattr, network.head_path.split("."), model)
+    axis = network.head_length_axis
     if network.head_is_norm:
         hook = layer.register_forward_post_hook(lambda _, __, output: choose(output, axis))
     else:

@@ -32,6 +32,7 @@ from paddle_llm.peft.merge import merge
 from paddle_llm.peft.method import Method, method_of
 from paddle_llm.peft.save import continue_from, save_adapter
 from paddle_llm.training.epochs import report_length
+from paddle_llm.training.evaluation.generation import GenerationEvaluation
 from paddle_llm.training.evaluation.generation_settings import generation_settings
 from paddle_llm.training.instruction_splits import Split, encoder_of, load_samples, select_template, set_steps
 from paddle_llm.training.options import trainer_options, weights_dtype
@@ -281,8 +282,6 @@ def _answers_to_score(
     config = resolved.config
     if not config.eval_with_do_generation:
         return None
-    from paddle_llm.training.evaluation.generation import GenerationEvaluation
-
     assert resolved.facts is not None
     scorer = GenerationEvaluation(codec, encoder, config, resolved.layout, find_family(resolved.facts))
     return Answers(
