@@ -130,7 +130,7 @@ def test_a_checkpoint_that_holds_lora_alone_is_named_as_that(tmp_path):
     (folder / "model.safetensors").unlink()
     lora = {f"llama.layers.{i}.self_attn.q_proj.lora_{part}": np.ones(2, "float32") for i in (0, 1) for part in "AB"}
     paddle.save({name: paddle.to_tensor(value) for name, value in lora.items()}, str(folder / "model_state.pdparams"))
-    with pytest.raises(UserError, match=r"all tensors are those of LoRA.*model/ or adapter/"):
+    with pytest.raises(UserError, match=r"all tensors belong to LoRA.*model/ or adapter/"):
         build(folder, load=True)
 
 

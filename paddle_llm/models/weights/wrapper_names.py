@@ -59,6 +59,6 @@ def why_empty(shapes: Mapping[str, tuple[int, ...]]) -> str:
         return ""
     key, shape = empty[0]
     return (
-        f"{counted(len(empty), 'tensor')} without values, the first is {key} {list(shape)}: DeepSpeed ZeRO stage 3 and FSDP keep only "
+        f"{counted(len(empty), 'tensor')} {'has' if len(empty) == 1 else 'have'} no values, the first is {key} {list(shape)}: DeepSpeed ZeRO stage 3 and FSDP keep only "
         "parts of the weights on a rank. Gather the weights before they are saved (zero_to_fp32.py for a checkpoint)."
     )
