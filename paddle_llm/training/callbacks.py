@@ -50,7 +50,7 @@ class GradientObserver(Protocol):
 
 
 # Callbacks are called in the order of their attribute `priority`; with equal priority, in the order in which they were
-# added. Reports come last: they show what the other callbacks have decided.
+# added. Reports come last, because they show the decisions of the other callbacks.
 DEFAULT_PRIORITY = 0
 REPORT_PRIORITY = 100
 

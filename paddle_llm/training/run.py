@@ -1,6 +1,6 @@
 """Run one job: read the config, start the process, load data, train, evaluate, save.
 
-`pretrain.py` and `finetune.py` contain what differs between the two kinds of jobs.
+`pretrain.py` and `finetune.py` contain the differences between the two kinds of jobs.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class _Forbidden(pickle.UnpicklingError):
 
 
 class RefusedPickle(UserError):
-    """The pickle contains anything but tensors; Paddle must not read it either."""
+    """The pickle contains something other than tensors; Paddle must not read it either."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def scan_paddle_pickle(file: Path) -> dict[str, PickledTensor]:
     """Return the tensors of one file by name; other values are ignored. Large arrays take no memory.
 
     Raises:
-        RefusedPickle: If the file contains anything but tensors.
+        RefusedPickle: If the file contains something other than tensors.
         UserError: If the file was not written by paddle.save or is cut off.
     """
     try:
@@ -120,7 +120,7 @@ _KNOWN: dict[tuple[str, str], Any] = {
 
 
 class _Reader(pickle._Unpickler):
-    """Read the pickle without importing what it names; long byte strings become their range in the file."""
+    """Reads the pickle without importing the names in it; long byte strings become their range in the file."""
 
     # Attributes of the base class that its type stubs lack.
     read: Callable[[int], bytes]

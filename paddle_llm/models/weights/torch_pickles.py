@@ -56,7 +56,7 @@ def scan_torch_pickle(file: Path) -> dict[str, TorchTensor]:
     """Return the tensors of one file by name; other values are ignored.
 
     Raises:
-        UserError: If the file is not in torch's zip format (1.6), is cut off, or contains anything but tensors.
+        UserError: If the file is not in torch's zip format (1.6), is cut off, or contains something other than tensors.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -91,7 +91,7 @@ class _Storage:
 
 
 class _Reader(pickle.Unpickler):
-    """Read the pickle without importing what it names."""
+    """Reads the pickle without importing the names in it."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str, file: Path):
         super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")), encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from paddle_llm.core.counts import counted
 
-# The part of a name -> what adds it.
+# Part of a name -> wrapper that adds it.
 WRAPPERS = {
     "module": "DistributedDataParallel or DeepSpeed",
     "_orig_mod": "torch.compile",

@@ -178,7 +178,7 @@ class CheckpointedTrainer(Trainer):
         self.meter.restore(box[0], self.state.global_step)
 
     def _identity(self) -> dict[str, Any]:
-        """Return what a resumed run must have in common with its checkpoint.
+        """Return the properties that a resumed run and its checkpoint must share.
 
         Returns:
             The network's shape, digests of the first samples in their order, and a digest of the whole data (`rows`;
