@@ -1,7 +1,7 @@
 """Process prompts and then one token at a time, with a cache of keys and values: one interface for all families.
 
-PaddleNLP's networks (3.0.0b4) have a cache under different names and in different shapes, and each family prepares masks
-and positions differently, from the whole text at each token. Here the differences are fields of
+PaddleNLP's networks (3.0.0b4) have a cache under different names and in different shapes, and each family prepares
+masks and positions differently, from the whole text at each token. Here the differences are fields of
 `families.spec.Network`, and masks and positions are computed once.
 
 Shapes: B rows, S tokens of the longest prompt, s tokens of one forward pass, T tokens read so far, V vocabulary.

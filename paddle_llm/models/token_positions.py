@@ -44,7 +44,7 @@ class PaddedPrompts:
         self.tokens_BT, self.positions = self.tokens_BT[rows], self.positions[rows]
 
     def prompt_mask(self) -> np.ndarray:
-        """Return booleans [B, S, S]: each position sees earlier positions and the whole prefix. Padding counts as a token."""
+        """Return booleans [B, S, S]: each position sees earlier ones and the whole prefix. Padding counts as a token."""
         position_S = np.arange(self.length)
         causal = position_S[:, None] >= position_S
         padding_B = (self.tokens_BT[:, : self.length] == 0).sum(axis=1)

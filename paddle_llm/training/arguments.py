@@ -1,7 +1,7 @@
 """Convert a RunConfig to PaddleNLP's TrainingArguments, once and late, because their constructor initialises fleet.
 
-PaddleNLP changes some arguments without a message. After construction, every given value is compared with the one in the
-object. A difference that is not expected here is reported as an internal error.
+PaddleNLP changes some arguments without a message. After construction, every given value is compared with the one in
+the object. A difference that is not expected here is reported as an internal error.
 """
 
 from __future__ import annotations

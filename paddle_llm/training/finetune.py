@@ -180,8 +180,8 @@ def build_network(config: RunConfig, layout: Layout, method: Method, family: Fam
 def make_collator(config: RunConfig, layout: Layout, pad_id: int) -> PadAndStack:
     """Return the collator of a job: rows are padded to a fixed length where the network needs one.
 
-    Pipeline stages agree on the shape of their messages only once, and sequence parallelism reshapes [B * S] with a fixed
-    S. Every length is a multiple of the tensor-parallel degree with sequence parallelism.
+    Pipeline stages agree on the shape of their messages only once, and sequence parallelism reshapes [B * S] with a
+    fixed S. Every length is a multiple of the tensor-parallel degree with sequence parallelism.
 
     Args:
         config: Configuration of the job.

@@ -1,10 +1,10 @@
 """The random states of dropout: which ranks share a state and which do not.
 
 Ranks of one tensor-parallel group hold the same hidden states and must drop the same values of them, but different
-values of tensors that are split between them (attention heads, shards of the sequence). Ranks that read different samples, and
-pipeline stages, must not share a state. PaddleNLP 3.0.0b4 gets a rank's position from fleet, which does not know it
-with plain data parallelism: there all ranks drop the same values of different samples. It also omits a named state
-without a message if its seed equals one that fleet has drawn at random.
+values of tensors that are split between them (attention heads, shards of the sequence). Ranks that read different
+samples, and pipeline stages, must not share a state. PaddleNLP 3.0.0b4 gets a rank's position from fleet, which does
+not have it with plain data parallelism: there all ranks drop the same values of different samples. It also omits a
+named state without a message if its seed equals one that fleet has drawn at random.
 
 A checkpoint contains the state of the rank's own device. PaddleNLP's file has one state per visible device, by number:
 a checkpoint of 8 visible GPUs cannot be resumed with 1 visible GPU, and on another GPU the state of an idle one is

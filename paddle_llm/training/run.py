@@ -135,7 +135,7 @@ def _with_downloaded_model(resolved: Resolved) -> Resolved:
 
 
 def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
-    """Return the checkpoint to resume from, or None. The first rank locks the output folder; nothing else is written."""
+    """Return the checkpoint to resume from, or None. The first rank locks the output folder and writes nothing else."""
     config = resolved.config
 
     def choose() -> str | None:
@@ -161,7 +161,7 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
 
 
 def _check_resume(resolved: Resolved, start: Path | None, trainer: PretrainTrainer, steps: int) -> None:
-    """Record the settings for this run's checkpoints, and compare length and data with the checkpoint that it resumes."""
+    """Record the settings for this run's checkpoints, and compare length and data with the resumed checkpoint."""
     if not resolved.config.do_train:
         return
     trainer.settings = record_of(resolved, steps)

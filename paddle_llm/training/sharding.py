@@ -57,8 +57,8 @@ def apply_sharding(
         bucket_mb: Size of a bucket of gradients in MB (2**20 bytes); 0 or less for the default.
         offload_weights: Whether an owner's weights are kept in host memory in stage 3.
     """
-    # 1. The norm reader replaces the clip's observer. Fleet replaces the clip itself when it wraps the optimizer, so the
-    #    reader needs the wrapped optimizer.
+    # 1. The norm reader replaces the clip's observer. Fleet replaces the clip itself when it wraps the optimizer, so
+    #    the reader needs the wrapped optimizer.
     reader = GradNormReader(optimizer, check_norm)
     # 2. The guard wraps `step`. `check_norm` raises an exception inside `step` to skip an update, and the guard catches
     #    it there.

@@ -86,7 +86,7 @@ def end_ids(settings: dict[str, Any], config: dict[str, Any], where: object) -> 
 
 
 def additional_eos_note(settings: dict[str, Any], ends: Iterable[int]) -> str | None:
-    """Return a note about EOS ids that generation_config.json lacks, from which transformers reads them; None without any.
+    """Return a note about EOS ids that are not in generation_config.json, which transformers reads; None without any.
 
     Args:
         settings: Fields of generation_config.json.

@@ -132,8 +132,8 @@ def attn_mask(
 
     Args:
         self: The network without its head.
-        attention_mask: [B, T], [B, S, T] or [B, 1, S, T] as in PaddleNLP; [B, 1, 1, S] marks the sample starts of packed
-            rows; [1, 1, 1, 1] is the marker of whole rows.
+        attention_mask: [B, T], [B, S, T] or [B, 1, S, T] as in PaddleNLP; [B, 1, 1, S] marks the sample starts of
+            packed rows; [1, 1, 1, 1] is the marker of whole rows.
         input_shape: B and S.
         past_key_values_length: Number of cached tokens.
         num_heads: Not used.

@@ -105,7 +105,7 @@ def _with_causal_mask(original: Any) -> Any:
 
 
 def chatglm2_attention(original: Any) -> Any:
-    """Return ChatGLM2's attention (states [S, B, N, D]) with support for packed rows, whose mask marks the sample starts."""
+    """Return ChatGLM2's attention (states [S, B, N, D]) that supports packed rows, whose mask marks sample starts."""
 
     @wraps(original)
     def attention(self: Any, query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, mask: Any) -> Any:

@@ -37,8 +37,8 @@ def apply() -> None:
 def apply_to_network(model: Any) -> None:
     """Correct key-value heads that do not divide by the tensor-parallel degree.
 
-    PaddleNLP does not match them with the queries of the rank (wrong shapes, or missing heads), and the gradients of the
-    replicated projections are those of one rank.
+    PaddleNLP does not match them with the queries of the rank (wrong shapes, or missing heads), and the gradients of
+    the replicated projections are those of one rank.
     """
     for layer in model.sublayers():
         if getattr(layer, "kv_indices", None) is not None:

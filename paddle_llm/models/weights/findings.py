@@ -1,4 +1,4 @@
-"""What loading a folder's weights found: missing, wrong and unused tensors, agreed on by all ranks and reported once."""
+"""Missing, wrong and unused tensors of a folder of weights: collected on each rank, agreed on and reported once."""
 
 from __future__ import annotations
 

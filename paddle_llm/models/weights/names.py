@@ -62,7 +62,7 @@ IGNORED_ENDS = ("inv_freq", "scale_mask_softmax.causal_mask", "attn.masked_bias"
 
 
 def canonical_name(family: str, name: str, *, tied: bool) -> str:
-    """Return the canonical name of an entry of `state_dict()`: its own name, or for a tied head that of the embedding."""
+    """Return the canonical name of an entry of `state_dict()`: its name, or for a tied head that of the embedding."""
     return EMBEDDINGS[family] if tied and name == FAMILIES[family].weights.tied_head else name
 
 
@@ -141,7 +141,7 @@ def paddlenlp_candidates(family: str, name: str) -> tuple[str, ...]:
 
 
 def fused_pieces(family: str, name: str, config: PretrainedConfig) -> list[Piece]:
-    """Return the pieces of fused or separate matrices that a weight consists of; [] if the family has no fused matrices.
+    """Return the pieces of fused or separate matrices that form a weight; [] if the family has no fused matrices.
 
     For families with fused matrices: q_proj, k_proj, v_proj <-> qkv_proj (per key-value head: its queries, its key, its
     value) and gate_proj, up_proj <-> gate_up_fused_proj (side by side).

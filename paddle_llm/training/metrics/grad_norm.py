@@ -60,8 +60,8 @@ def _squared_norm(gradient: paddle.Tensor) -> paddle.Tensor:
     """Return the sum of squares in float32, [1].
 
     The kernel is the one of fleet's clip: it reads a gradient once and makes no copy. Its result has the type of its
-    input, so 16-bit gradients are cast. Otherwise their sum would overflow (float16, above a norm of 256) or keep 8 bits
-    (bfloat16).
+    input, so 16-bit gradients are cast. Otherwise their sum would overflow (float16, above a norm of 256) or keep
+    8 bits (bfloat16).
     """
     return _squared_l2_norm(gradient if gradient.dtype == paddle.float32 else gradient.astype("float32"))
 

@@ -5,7 +5,7 @@ unequal length, that mean depends on the batch size, the accumulation and the nu
 global batch are counted over all ranks before its first micro-batch is computed, and the sum of every micro-batch is
 divided by the same number:
 
-    `GlobalBatchLoader` counts the labels of this rank   ->   `LossNormalizer` sums them over ranks   ->   the loss divides
+    `GlobalBatchLoader` counts the labels of this rank -> `LossNormalizer` sums them over ranks -> the loss divides
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class CheckpointedTrainer(Trainer):
         checkpoints.check_identity(start, self._identity(), changed)
 
     def restore_meter(self) -> None:
-        """Continue the current row of metrics. Call it after PaddleNLP has read trainer_state.json. Collective over all ranks."""
+        """Continue the current row of metrics, after PaddleNLP has read trainer_state.json. Collective over all ranks."""
         self.meter.step = self.state.global_step
         if self._resumed_from is None:
             return

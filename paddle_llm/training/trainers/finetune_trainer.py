@@ -155,7 +155,7 @@ class FinetuneTrainer(PretrainTrainer):
         return {**super()._identity(), "method": method, "base": self._base}
 
     def _digest_of_frozen(self) -> str:
-        """Return a digest of a few values of each frozen weight, which identifies the base model without reading all of it."""
+        """Return a digest of a few values of each frozen weight, which identifies the base model."""
         digest = hashlib.sha256()
         for parameter in self.model.parameters():
             if parameter.stop_gradient and parameter._is_initialized():

@@ -1,7 +1,7 @@
 """PretrainTrainer: PaddleNLP's Trainer with one global order of samples, exact losses, atomic checkpoints and metrics.
 
-The training loop is PaddleNLP's (3.0.0b4). This class overrides methods that the loop calls: samplers, the schedule, the
-handling of a step's loss, rows of metrics, evaluation and saving.
+The training loop is PaddleNLP's (3.0.0b4). This class overrides methods that the loop calls: samplers, the schedule,
+the handling of a step's loss, rows of metrics, evaluation and saving.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 class PretrainTrainer(CheckpointedTrainer):
     """Trains a causal language model; used like PaddleNLP's Trainer.
 
-    Samples are dicts with the arrays `input_ids` [S] and `labels` [S], which are already shifted. A `train_dataset` with
-    the attribute `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training in
+    Samples are dicts with the arrays `input_ids` [S] and `labels` [S], which are already shifted. A `train_dataset`
+    with the attribute `samples_per_epoch` is in its global order: item i is the i-th sample of the whole training in
     every layout, and global batch g consists of the items [g*G, (g+1)*G). Any other map-style data set is shuffled for
     each epoch.
 
@@ -145,7 +145,7 @@ class PretrainTrainer(CheckpointedTrainer):
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
     def _print_timer(self) -> None:
-        """Print the timers; PaddleNLP's logger would not, because it reports errors only (`parallel/process/start.py`)."""
+        """Print the timers. PaddleNLP's logger does not, as it reports errors only (`parallel/process/start.py`)."""
         if self.timers is not None:
             say(f"step {self.state.global_step}: {self.timers.log(self.timers.timers.keys(), reset=True)}")
         super()._print_timer()  # prints Paddle's own timers of a pipeline (enable_timer)
@@ -278,7 +278,7 @@ class PretrainTrainer(CheckpointedTrainer):
         return loss
 
     def _check_loss_valid(self, loss: paddle.Tensor) -> None:
-        """Keep the loss of a step; the loop calls this once per optimizer step with the loss summed since the last call."""
+        """Keep the loss of a step. The loop calls this once per step with the loss summed since the last call."""
         self.scalars.start(loss.clone(), self.loss_normalizer.labels)
         self.meter.learning_rate = float(self.optimizer.get_lr())
         # The loop keeps a running sum, which would remain NaN after one non-finite step.

@@ -209,7 +209,7 @@ def _continues_a_cache(states: tuple[paddle.Tensor, ...], mask: Any, config: Any
 def _masked_attention(
     q_BSND: paddle.Tensor, k_BTND: paddle.Tensor, v_BTND: paddle.Tensor, mask_B1ST: paddle.Tensor
 ) -> paddle.Tensor:
-    """Compute attention [B, S, H]. Most of the time is spent on copying all cached keys and values for each new token."""
+    """Compute attention [B, S, H]. Most of the time, it copies all cached keys and values for each new token."""
     q, k, v = (_heads_first(states) for states in (q_BSND * (1.0 / math.sqrt(q_BSND.shape[-1])), k_BTND, v_BTND))
     scores = paddle.matmul(q, k, transpose_y=True).add_(mask_B1ST)
     output = _heads_last(paddle.matmul(F.softmax_(scores, axis=-1), v))

@@ -61,8 +61,8 @@ def _correct_fused_attention() -> None:
 def packed_attention(original: Any) -> Any:
     """Return an attention function that also supports packed rows.
 
-    Without flash attention PaddleNLP ignores the sample ends. With flash attention it calls FlashMask on every GPU, even
-    in 32 bits, where FlashMask does not work.
+    Without flash attention PaddleNLP ignores the sample ends. With flash attention it calls FlashMask on every GPU,
+    even in 32 bits, where FlashMask does not work.
     """
 
     @wraps(original)

@@ -8,9 +8,9 @@ Inputs of a batch
 Without `segment_lengths` a row is one sample. Padding on its right then needs no mask, because no token with a loss
 sees it. Padding on its left needs an `attention_mask` [B, S] of zeros and ones.
 
-The attention receives `sample_ends` [B, S] int32: for each position the index after the last position of its sample. FlashMask
-(Wang et al. 2024) calls it the start of a column's masked rows, PaddleNLP `attn_mask_startend_row_indices`. Like any
-other tensor it passes through layers, recompute and pipeline stages, so that micro-batches are not confused.
+The attention receives `sample_ends` [B, S] int32: for each position the index after the last position of its sample.
+FlashMask (Wang et al. 2024) calls it the start of a column's masked rows, PaddleNLP `attn_mask_startend_row_indices`.
+Like any other tensor it passes through layers, recompute and pipeline stages, so that micro-batches are not confused.
 
 ChatGLM-6B and GLM read a prefix in both directions. Their batches also have `prefix_lengths` [B, K], and their mask is
 full.
@@ -135,7 +135,7 @@ def attend(
 
 
 def causal_within_samples(sample_ends_BS: paddle.Tensor) -> paddle.Tensor:
-    """Return booleans [B, 1, S, S]: whether a query sees a key, which is the case for earlier positions of its sample."""
+    """Return booleans [B, 1, S, S]: each query sees its own position and earlier ones of its sample."""
     position_S = paddle.arange(sample_ends_BS.shape[1], dtype="int32")
     query_S1 = position_S.unsqueeze(1)
     return ((query_S1 >= position_S) & (query_S1 < sample_ends_BS.unsqueeze(1))).unsqueeze(1)
@@ -144,7 +144,7 @@ def causal_within_samples(sample_ends_BS: paddle.Tensor) -> paddle.Tensor:
 def alibi_mask(
     seen_B1ST: paddle.Tensor, position_BT: paddle.Tensor, slopes: list[float], dtype: paddle.dtype
 ) -> paddle.Tensor:
-    """Return the mask [B, N, S, T] that is added to scores: ALiBi (Press et al. 2022), or the lowest number for hidden keys.
+    """Return the mask [B, N, S, T] that is added to scores: ALiBi (Press et al. 2022); hidden keys get the lowest number.
 
     Args:
         seen_B1ST: Whether a query sees a key.

@@ -20,8 +20,8 @@ _SWITCH = "uses_fused_rms_norm"
 def why_not_fused() -> str:
     """Return why this job's RMSNorm cannot be fused; "" if it can. The first call builds the operator.
 
-    Collective over all ranks: all use the operator or none does. On a GPU without the operator, `fused_ln` uses Paddle's
-    fused RMSNorm if that runs. On a CPU the plain RMSNorm is faster than Paddle's.
+    Collective over all ranks: all use the operator or none does. On a GPU without the operator, `fused_ln` uses
+    Paddle's fused RMSNorm if that runs. On a CPU the plain RMSNorm is faster than Paddle's.
     """
     import paddle
 
@@ -38,7 +38,7 @@ def why_not_fused() -> str:
 
 
 def _why_not_on_this_rank(device: str) -> tuple[str, bool]:
-    """Return why this rank does not have the operator ("" if it has it), and whether Paddle's fused RMSNorm is used instead."""
+    """Return why this rank lacks the operator ("" if it has it), and whether Paddle's fused RMSNorm is used instead."""
     module = _fused_ln()
     if module is None:
         return "the module fused_ln is neither installed nor in this clone", False
