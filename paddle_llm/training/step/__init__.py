@@ -1,1 +1,1 @@
-"""Parts of one optimizer step: loss normalisation, loss scaling, non-finite values."""
+"""One optimizer step: learning rate, optimizer, loss divisor, loss scaling and the guard against non-finite values."""

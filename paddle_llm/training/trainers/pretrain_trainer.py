@@ -35,13 +35,13 @@ from paddle_llm.training.metrics.grad_norm import GradNormReader
 from paddle_llm.training.metrics.meter import Meter
 from paddle_llm.training.metrics.reports import CurveWriter, MetricsFile, ProgressReport
 from paddle_llm.training.metrics.step_scalars import StepScalars
-from paddle_llm.training.optimizer import build_schedule, correct_optimizer
 from paddle_llm.training.options import TrainerOptions
 from paddle_llm.training.random_states import seed_random_states
 from paddle_llm.training.sharding import apply_sharding
 from paddle_llm.training.step.loss_normalization import LossNormalizer
 from paddle_llm.training.step.loss_scaling import unscale_main_gradients
 from paddle_llm.training.step.nan_guard import NanGuard
+from paddle_llm.training.step.optimizer import build_schedule, correct_optimizer
 from paddle_llm.training.trainers.checkpointed_trainer import CheckpointedTrainer
 from paddle_llm.training.trainers.step_flow import StepFlow
 
@@ -214,7 +214,7 @@ class PretrainTrainer(CheckpointedTrainer):
     # --- optimizer ---------------------------------------------------------------------------------------------
 
     def create_scheduler(self, num_training_steps: int) -> paddle.optimizer.lr.LRScheduler:
-        """Create the learning-rate schedule of `training/schedule.py`.
+        """Create the learning-rate schedule of `training/step/schedule.py`.
 
         Args:
             num_training_steps: Optimizer steps of the whole training.

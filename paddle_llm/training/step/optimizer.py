@@ -9,7 +9,7 @@ import paddle
 from paddle_llm.config.steps import warmup_of
 from paddle_llm.training.metrics.grad_norm import RecordingClip
 from paddle_llm.training.options import TrainerOptions
-from paddle_llm.training.schedule import learning_rate_factor
+from paddle_llm.training.step.schedule import learning_rate_factor
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def build_schedule(args: TrainingArguments, options: TrainerOptions, steps: int) -> paddle.optimizer.lr.LRScheduler:
-    """Return the learning-rate schedule of `training/schedule.py`.
+    """Return the learning-rate schedule of `training/step/schedule.py`.
 
     Args:
         args: Arguments of the training.
