@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
+
+from tests.helpers.forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = ROOT / "tests/fixtures/version_0_1"
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 def run(folder: Path, *words: str) -> str:
     """Run Python in `folder`; returns stdout."""
-    done = subprocess.run([sys.executable, *words], cwd=folder, capture_output=True, text=True, timeout=250)
+    done = run_forked(*words, cwd=folder, timeout=250)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
