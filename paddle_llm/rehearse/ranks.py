@@ -28,7 +28,19 @@ from typing import Any
 from paddle_llm.parallel.process.environment import hide_cards, mkl_cpu_type, processor
 from paddle_llm.parallel.process.parent import end_with_creator
 
-PRELOAD = ["paddle_llm.rehearse.fork_server", "paddle", "paddlenlp.trainer"]
+# The modules of this package are those of every training that read no variable of a rank (`failure_detection` does).
+PRELOAD = [
+    "paddle_llm.rehearse.fork_server",
+    "paddle",
+    "paddlenlp.trainer",
+    "paddle_llm.config.reader",
+    "paddle_llm.models.build",
+    "paddle_llm.parallel.gloo.backend",
+    "paddle_llm.checkpoint.merged_model",
+    "paddle_llm.data.loader",
+    "paddle_llm.data.samples.dataset",
+    "paddle_llm.peft.method",
+]
 # Paddle and its math library read these variables when they are imported, which happens in the server.
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 if _kind := mkl_cpu_type(processor()):
