@@ -13,10 +13,11 @@ from safetensors.numpy import load_file
 
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.helpers.finetune_jobs import job, make_instructions
+from tests.helpers.forked import run_forked
 from tests.helpers.launcher_output import launcher_report
 from tests.helpers.pretrain_jobs import rows
 
-ROOT = Path(__file__).parents[2]
+SCRIPT = str(Path(__file__).parents[2] / "finetune_generation.py")
 HERE = "--device cpu --continue_training 0 --max_length 96"  # not typed there: no GPU, random weights, few positions
 TENSOR_PARALLEL = """
 --model_name_or_path llama --do_train --do_eval --num_train_epochs 1 --per_device_train_batch_size 4
@@ -71,7 +72,7 @@ def _job_in(folder: str, flags: list[str]):
 )
 def test_one_device(folder, method, tensor):
     positions = "--max_length 60" if "prefix" in method else ""
-    done = _run([], f"{ONE_CARD} {method} {HERE} {positions}", folder)
+    done = _run(f"{ONE_CARD} {method} {HERE} {positions}", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "checkpoints/adapter\n"
     assert "are trained" in done.stderr and "fp32" in done.stderr  # the share; that fp16 is not honoured here
@@ -80,8 +81,9 @@ def test_one_device(folder, method, tensor):
 
 def test_a_pipeline_through_the_launcher(folder):
     """Command 5."""
-    launcher = ["-u", "-m", "paddle.distributed.launch", "--nproc_per_node", "4", "--log_dir", "log"]
-    done = _run(launcher, f"{PIPELINE} {HERE}", folder)
+    launcher = [sys.executable, "-u", "-m", "paddle.distributed.launch", "--nproc_per_node", "4", "--log_dir", "log"]
+    command = [*launcher, SCRIPT, *shlex.split(f"{PIPELINE} {HERE}")]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, launcher_report(done, folder / "log")
     found = rows(folder / "checkpoints")
     assert [row["step"] for row in found if "loss" in row] == [1, 2, 3] and "eval_loss" in found[-1]
@@ -90,12 +92,10 @@ def test_a_pipeline_through_the_launcher(folder):
 
 def test_without_data_there_is_one_message(folder):
     (folder / "data").rename(folder / "elsewhere")
-    done = _run([], f"{ONE_CARD} --lora {HERE}", folder)
+    done = _run(f"{ONE_CARD} --lora {HERE}", folder)
     assert done.returncode == 2 and "./data/train.json" in done.stderr and "Traceback" not in done.stderr
     assert not (folder / "checkpoints").exists()
 
 
-def _run(launcher: list[str], flags: str, folder: Path) -> subprocess.CompletedProcess:
-    script = str(ROOT / "finetune_generation.py")
-    command = [sys.executable, *launcher, script, *shlex.split(flags)]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+def _run(flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return run_forked(SCRIPT, *shlex.split(flags), cwd=folder)
