@@ -37,23 +37,33 @@ def _tensors(folder: Path) -> dict[str, np.ndarray]:
     return found
 
 
+def _save_from(layout: Layout, tied: bool, folder: Path) -> None:
+    write_llama(folder / "llama", vocab_size=127, num_key_value_heads=2, tie_word_embeddings=tied)
+    run_ranks(_save, layout.world_size, folder, layout)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """Return the folder that one process has written, by whether the head is tied."""
+    folders = {tied: tmp_path_factory.mktemp("one") for tied in (False, True)}
+    for tied, folder in folders.items():
+        _save_from(Layout(), tied, folder)
+    return folders
+
+
 LAYOUTS = [Layout(tensor=2), Layout(pipeline=2), Layout(tensor=2, pipeline=2), Layout(data=2)]
 
 
 @pytest.mark.parametrize(
     "layout, tied", [*((layout, False) for layout in LAYOUTS), (Layout(pipeline=2), True)], ids=str
 )
-def test_every_layout_saves_what_one_process_holds(layout, tied, tmp_path):
-    shape = {"vocab_size": 127, "num_key_value_heads": 2, "tie_word_embeddings": tied}
-    for where in ("one", "many"):
-        write_llama(tmp_path / where / "llama", **shape)
-    run_ranks(_save, 1, tmp_path / "one", Layout())
-    run_ranks(_save, layout.world_size, tmp_path / "many", layout)
-    one, many = _tensors(tmp_path / "one/model"), _tensors(tmp_path / "many/model")
+def test_every_layout_saves_what_one_process_holds(layout, tied, tmp_path, one_process):
+    _save_from(layout, tied, tmp_path)
+    one, many = _tensors(one_process[tied] / "model"), _tensors(tmp_path / "model")
     assert one.keys() == many.keys() and ("lm_head.weight" in one) != tied
     assert all(np.array_equal(one[name], many[name]) for name in one)
     assert one["llama.embed_tokens.weight"].shape == (127, 64)  # the padding to 128 is gone
-    assert (tmp_path / "many/model/config.json").read_text() == (tmp_path / "one/model/config.json").read_text()
+    assert (tmp_path / "model/config.json").read_text() == (one_process[tied] / "model/config.json").read_text()
 
 
 def test_bfloat16_keeps_its_bits(tmp_path):
