@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,6 @@ import pytest
 import yaml
 
 from tests.helpers.models.tiny import write_llama
-from tests.helpers.processes import wait_until
 from tests.helpers.skips import needs
 
 ROOT = Path(__file__).parents[1]
@@ -265,7 +263,7 @@ def train(script: str, job: Path, output: Path, *flags: str, **env: str) -> subp
 
 
 def assert_trained(ended: subprocess.CompletedProcess[str], output: Path) -> dict:
-    """All steps are there, each once; the configuration as it was used."""
+    """Assert that metrics.jsonl has every step once, and return the resolved configuration."""
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
     rows = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, STEPS + 1))
@@ -273,40 +271,40 @@ def assert_trained(ended: subprocess.CompletedProcess[str], output: Path) -> dic
     return json.loads((output / "config.resolved.json").read_text())
 
 
+# sitecustomize.py: a process kills itself when it begins the checkpoint after the one in KILL_AFTER, unless one has done so before.
+KILL_ONCE = """
+import os, signal, sys
+
+checkpoint, mark = os.environ["KILL_AFTER"], os.environ["KILL_MARK"]
+
+def kill_once(event, arguments):
+    if event == "os.mkdir" and os.path.isdir(checkpoint) and not os.path.exists(mark):
+        os.close(os.open(mark, os.O_CREAT))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(kill_once)
+"""
+
+
 @pytest.mark.timeout(400)
-def test_one_card_on_a_cpu_goes_on_after_a_failure(job: Path, tmp_path: Path) -> None:
-    """The trainer is killed behind its first checkpoint; the script starts it again and no step is lost or doubled."""
-    output = tmp_path / "output"
-    killed: list[int] = []
-    env = environment(DEVICE="cpu", LOG_DIR=str(tmp_path / "log"), MAX_RESTART="1")
-    command = ["bash", str(LAUNCH / "one_card.sh"), str(job / "config.json"), "--output_dir", str(output)]
-    command += ["--overwrite_output_dir", "1"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as started:
-        wait_until(lambda: killed.extend(trainers(output)) or killed or started.poll() is not None, 180, "the trainer")
-        deadline = time.monotonic() + 180
-        while not (output / "checkpoint-2").is_dir() and started.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.001)  # the rest of the training takes some tens of milliseconds
-        for process in killed:
-            os.kill(process, signal.SIGKILL)
-        stdout, stderr = started.communicate(timeout=180)
-    assert killed, stdout + stderr
-    assert "restart 1 of 1" in stderr
-    assert_trained(subprocess.CompletedProcess(command, started.returncode, stdout, stderr), output)
-
-
-def trainers(output: Path) -> list[int]:
-    """Processes of run_pretrain.py that write to `output`."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = path.read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if str(output).encode() in line and b"paddle.distributed.launch" not in line and line[0].endswith(b"python"):
-            found.append(int(path.parent.name))
-    return found
+def test_one_card_on_a_cpu_resumes_after_a_failure(job: Path, tmp_path: Path) -> None:
+    """The trainer is killed after its first checkpoint; the script starts it again and no step is lost or repeated."""
+    output, killed = tmp_path / "output", tmp_path / "killed"
+    (tmp_path / "sitecustomize.py").write_text(KILL_ONCE)
+    ended = train(
+        "one_card.sh",
+        job,
+        output,
+        "--overwrite_output_dir",
+        "1",
+        MAX_RESTART="1",
+        PYTHONPATH=f"{tmp_path}:{ROOT}",
+        KILL_AFTER=str(output / "checkpoint-2"),
+        KILL_MARK=str(killed),
+    )
+    assert killed.exists(), ended.stdout + ended.stderr
+    assert "restart 1 of 1" in ended.stderr
+    assert_trained(ended, output)
 
 
 def test_a_mistake_is_not_started_again(job: Path, tmp_path: Path) -> None:
