@@ -172,7 +172,6 @@ def _run_rank(
     pipe: Connection, log: str, variables: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     end_with_creator()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the fork server
     # The stderr of the server is that of the test that started it.
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 2)
@@ -187,6 +186,8 @@ def _run_rank(
     paddle.distributed.parallel._global_parallel_env = None
     paddle.distributed.collective._global_env = None
     try:
+        # Ignored until here, as in the fork server: a Ctrl-C outside of this block would print a traceback.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if imported_too_early:
             raise RuntimeError(f"{fn.__module__} imports paddle before FLAGS_selected_gpus is set")
         message: tuple[str, Any, BaseException | None, str] = ("returned", fn(*args), None, "")

@@ -270,16 +270,15 @@ class _FailureDetector:
     def _declare_lost(self, rank: int | None, why: str) -> None:
         if self.lost is not None or rank is None:
             return
-        self.lost = (rank, why)
-        self._news.set()
         if self.rank == 0:
             self._send({"lost": [rank, why]})
+        # Before the main thread learns of the loss: it may then end this process at any time.
+        print(f"rank {self.rank}: rank {rank} is gone ({why}); this rank stops", file=sys.stderr, flush=True)
+        self.lost = (rank, why)
+        self._news.set()
 
     def _end_process(self) -> None:
-        """Report the lost rank and end this process, unless its main thread ends first."""
-        assert self.lost is not None
-        rank, why = self.lost
-        print(f"rank {self.rank}: rank {rank} is gone ({why}); this rank stops", file=sys.stderr, flush=True)
+        """End this process, unless its main thread ends first."""
         time.sleep(GRACE_SECONDS)  # the main thread may be raising a PeerLostError and cleaning up
         os._exit(EXIT_PEER_LOST)
 
