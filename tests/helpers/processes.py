@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 
 def is_running(pid: int) -> bool:
     """Return whether a process exists and is not a zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (OSError, IndexError):
-        return False
+    return _state(pid) not in "ZX"
 
 
 def running(pids: Iterable[int]) -> list[int]:
@@ -24,7 +21,7 @@ def running(pids: Iterable[int]) -> list[int]:
 
 @contextmanager
 def processor_seconds_of_children() -> Iterator[list[float]]:
-    """Yield a list that afterwards has one entry: what the children that ended in the block spent, whatever else ran."""
+    """Yield a list that afterwards has one entry: the processor seconds of the children that ended in the block."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent: list[float] = []
     yield spent
@@ -40,6 +37,22 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def wait_until_blocked(pids: Sequence[int], seconds: float = 100) -> None:
+    """Wait until the main thread of every process waits for something, for example in a collective.
+
+    Such a thread sleeps in ten checks in a row. A thread that waits for a free core does not sleep.
+    """
+
+    def all_sleep() -> bool:
+        for _ in range(10):
+            if any(_state(pid) != "S" for pid in pids):
+                return False
+            time.sleep(0.02)
+        return True
+
+    wait_until(all_sleep, seconds, f"the processes {list(pids)} wait")
+
+
 def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
     """Wait for a condition.
 
@@ -50,6 +63,14 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not after {seconds} s: {what}"
         time.sleep(0.05)
+
+
+def _state(pid: int) -> str:
+    """Return the state of the main thread of a process as in /proc; X if it has ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return "X"
 
 
 def _children(pid: int) -> list[int]:

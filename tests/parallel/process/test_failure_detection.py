@@ -46,7 +46,7 @@ def test_the_lost_rank_is_named_by_all(how, why):
         assert outcomes[rank].value.startswith(f"PeerLostError: rank 3 is gone ({why}")
 
 
-def test_a_rank_that_waits_for_no_other_is_ended_too():
+def test_a_rank_that_does_not_communicate_is_ended_too():
     outcomes = outcomes_of(lost_ranks.lose_while_others_compute, 2)
     assert outcomes[0].exit_code == EXIT_PEER_LOST
     assert "rank 0: rank 1 is gone" in outcomes[0].stderr
@@ -66,9 +66,9 @@ def test_ranks_that_end_normally_are_not_reported(capsys):
 
 
 def test_a_collective_waits_as_long_as_the_job_allows():
-    """And no longer: the timeout that Paddle fixes at 30 s is really changed."""
-    assert run_ranks(lost_ranks.wait_beyond_the_limit, 2, 60_000) == ["in time", "in time"]
-    assert "too late" in run_ranks(lost_ranks.wait_beyond_the_limit, 2, 500)
+    """And not longer: the timeout, which Paddle fixes at 30 s, is changed."""
+    assert run_ranks(lost_ranks.wait_for_a_late_rank, 2, 60_000, 2.0) == ["in time", "in time"]
+    assert "too late" in run_ranks(lost_ranks.wait_for_a_late_rank, 2, 2000, 20.0)
 
 
 def test_ranks_on_gpus_end_when_one_is_killed():
@@ -112,7 +112,7 @@ def test_the_launcher_of_the_other_node_ends_too(tmp_path):
 
 def test_a_busy_rank_on_a_gpu_is_not_lost():
     """Python is blocked for longer than the timeout of a CPU."""
-    assert run_ranks(lost_ranks.on_gpus, 3, "busy", env={"PADDLE_LLM_PEER_TIMEOUT": "1"}) == ["went on"] * 3
+    assert run_ranks(lost_ranks.on_gpus, 3, "busy", env={"PADDLE_LLM_PEER_TIMEOUT": "1"}) == ["continued"] * 3
 
 
 def test_a_training_on_gpus_is_watched(tmp_path, monkeypatch):
