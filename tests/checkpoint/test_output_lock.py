@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from paddle_llm.checkpoint import output_lock
 from paddle_llm.checkpoint.output_folder import choose_start
 from paddle_llm.checkpoint.output_lock import (
     RUN_LOCK,
@@ -26,8 +26,9 @@ from paddle_llm.core.errors import UserError
 from tests.helpers.processes import is_running, wait_until
 
 ROOT = Path(__file__).parents[2]
+# Holds the lock until its stdin is closed.
 HOLD = """
-import sys, time
+import sys
 from paddle_llm.checkpoint.output_lock import hold_output_folder
 from paddle_llm.core.errors import UserError
 try:
@@ -35,19 +36,13 @@ try:
 except UserError as error:
     sys.exit(str(error))
 print("held", flush=True)
-time.sleep(float(sys.argv[2]))
+sys.stdin.read()
 """
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays_held():
-    yield
-    release_output_folder()
-
-
-def other_job(folder: Path, seconds: float = 60) -> subprocess.Popen:
-    command = [sys.executable, "-c", HOLD, str(folder), str(seconds)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def other_job(folder: Path) -> subprocess.Popen:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], cwd=ROOT, **pipes)
 
 
 def test_a_second_job_is_refused_until_the_first_is_killed(tmp_path, capsys):
@@ -61,20 +56,25 @@ def test_a_second_job_is_refused_until_the_first_is_killed(tmp_path, capsys):
         first.send_signal(signal.SIGKILL)
     wait_until(lambda: not is_running(first.pid), 30, "the job has ended")
     assert (tmp_path / RUN_LOCK).exists()
-    hold_output_folder(tmp_path)  # the killed process is a zombie still
+    hold_output_folder(tmp_path)  # the killed process is still a zombie
     first.communicate()
     assert f"is stale (process {first.pid} on host {socket.gethostname()} has ended)" in capsys.readouterr().err
     assert json.loads((tmp_path / RUN_LOCK).read_text())["pid"] == os.getpid()
 
 
-def test_a_restart_waits_for_the_job_that_is_ending(tmp_path, monkeypatch, capsys):
-    first = other_job(tmp_path)
+def test_a_restart_waits_for_the_job_that_is_ending(tmp_path, monkeypatch):
+    first, printed = other_job(tmp_path), []
     assert first.stdout.readline() == "held\n"
-    monkeypatch.setenv(WAIT_VARIABLE, "20")
-    threading.Timer(1.0, first.kill).start()
+
+    def end_first_job(line: str) -> None:
+        printed.append(line)
+        first.kill()
+
+    monkeypatch.setattr(output_lock, "say", end_first_job)
+    monkeypatch.setenv(WAIT_VARIABLE, "100")
     hold_output_folder(tmp_path)
-    assert f"in use by process {first.pid}" in capsys.readouterr().err
     first.communicate()
+    assert f"in use by process {first.pid}" in printed[0] and "is stale" in printed[1]
     monkeypatch.setenv(WAIT_VARIABLE, "long")
     with pytest.raises(UserError, match="not a number of seconds: long"):
         hold_output_folder(tmp_path / "other")
@@ -92,7 +92,7 @@ def test_a_lock_of_another_host_is_stale_after_five_minutes(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("change", [{"started": "1"}, {"pid": 1 << 22}])
-def test_a_process_id_that_was_given_again_is_another_process(change, tmp_path):
+def test_a_lock_with_a_reused_process_id_is_stale(change, tmp_path):
     hold_output_folder(tmp_path)
     lock = json.loads((tmp_path / RUN_LOCK).read_text())
     release_output_folder()
@@ -106,18 +106,19 @@ def test_a_damaged_lock_is_judged_by_its_age(tmp_path):
         hold_output_folder(tmp_path)
 
 
-def test_of_many_jobs_one_takes_a_stale_lock_over(tmp_path):
+def test_one_of_several_jobs_takes_over_a_stale_lock(tmp_path):
     """Several jobs find the same stale lock at the same time."""
     killed = other_job(tmp_path)
     assert killed.stdout.readline() == "held\n"
     killed.kill()
     killed.communicate()
-    jobs = [other_job(tmp_path, seconds=3) for _ in range(4)]
-    outcomes = [job.communicate(timeout=60)[0] for job in jobs]
+    jobs = [other_job(tmp_path) for _ in range(4)]
+    wait_until(lambda: sum(job.poll() is not None for job in jobs) == 3, 100, "three jobs are refused")
+    outcomes = [job.communicate(timeout=60)[0] for job in jobs]  # closes the stdin of the fourth
     assert sorted(outcomes) == ["", "", "", "held\n"]
 
 
-def test_without_hard_links_too(tmp_path, monkeypatch):
+def test_a_folder_without_hard_links_is_locked(tmp_path, monkeypatch):
     def refuse(*_):
         raise PermissionError("no hard links")
 
@@ -127,7 +128,7 @@ def test_without_hard_links_too(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [RUN_LOCK]
 
 
-def test_the_lock_leaves_nothing_and_is_not_in_the_way(tmp_path):
+def test_a_released_lock_leaves_no_file_or_new_folder(tmp_path):
     output = tmp_path / "new" / "output"
     hold_output_folder(output)
     hold_output_folder(output)  # a second training of one notebook

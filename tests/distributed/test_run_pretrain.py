@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from paddle_llm.checkpoint.output_lock import RUN_LOCK, hold_output_folder, rele
 from tests.helpers.corpus import make_corpus
 from tests.helpers.forked import run_forked
 from tests.helpers.pretrain_jobs import numbers, rows
-from tests.helpers.processes import descendants, processor_seconds_of_children, running, wait_until
+from tests.helpers.processes import descendants, running, wait_until
 
 ROOT = Path(__file__).parents[2]
 # The pretraining command of a public 2023 tutorial, with `--nproc_per_node` for `--gpus`, a device and shorter lengths.
@@ -82,35 +82,48 @@ def test_the_command_of_the_tutorial_runs(whole):
 @pytest.mark.parametrize("victim", ["rank 1", "launcher"])
 def test_a_killed_job_resumes_exactly(victim, corpus, whole, tmp_path):
     """SIGKILL after the first checkpoint: all processes end, and after a restart the rows are those of one run."""
-    flags = _flags(corpus, tmp_path / "killed")
+    output, log = tmp_path / "killed", tmp_path / "log2" / "workerlog.0"
+    flags = _flags(corpus, output)
     job = _launch(2, [*flags, "--max_steps", "4000", "--decay_steps", "8", "--warmup_ratio", "0"], tmp_path / "log2")
-    _wait_for(lambda: (tmp_path / "killed" / "checkpoint-4" / "manifest.json").exists(), job)
+    _wait_for(lambda: (output / "checkpoint-4" / "manifest.json").exists(), job)
     started = descendants(job.pid)
     assert len(started) >= 4  # two ranks, and a data loading worker of each
-    os.kill(job.pid if victim == "launcher" else _rank_process(job.pid, 1), signal.SIGKILL)
+    if victim == "launcher":
+        os.kill(job.pid, signal.SIGKILL)
+    else:
+        _kill_rank_1(job, log)
     job.communicate(timeout=120)
     assert job.returncode != 0
     wait_until(lambda: not running(started), 60, "all processes of the job have ended")
-    first = (tmp_path / "log2" / "workerlog.0").read_text()
-    assert "Traceback" not in first and ("rank 0: rank 1 is gone" in first or victim == "launcher")
-    if victim == "launcher":  # the ranks may have got further before they ended
-        flags += ["--resume_from_checkpoint", str(tmp_path / "killed" / "checkpoint-4")]
-    locked = (tmp_path / "killed" / RUN_LOCK).exists()  # a rank that lost its peer first removed it on its way out
+    assert "Traceback" not in log.read_text()
+    # How many steps the job made before it was killed depends on the machine.
+    for checkpoint in output.glob("checkpoint-*"):
+        if checkpoint.name != "checkpoint-4":
+            shutil.rmtree(checkpoint)
+    locked = (output / RUN_LOCK).exists()  # a rank that lost its peer first removed it on its way out
     again = _launch(2, flags, tmp_path / "log3")
     out, err = again.communicate(timeout=240)
     assert again.returncode == 0, err + out
-    log = (tmp_path / "log3" / "workerlog.0").read_text()
-    assert (f"{RUN_LOCK} is stale" in log) == locked
-    assert "resuming from" in log or victim == "launcher"
-    assert numbers(tmp_path / "killed") == numbers(whole / "output")
+    printed = (tmp_path / "log3" / "workerlog.0").read_text()
+    assert (f"{RUN_LOCK} is stale" in printed) == locked
+    assert "resuming from" in printed
+    assert numbers(output) == numbers(whole / "output")
+
+
+def _kill_rank_1(job: subprocess.Popen, log_of_rank_0: Path) -> None:
+    """Kill rank 1, and let the launcher notice it only when rank 0 has reported the loss: it would end rank 0."""
+    victim = _rank_process(job.pid, 1)
+    job.send_signal(signal.SIGSTOP)
+    try:
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: "rank 0: rank 1 is gone" in log_of_rank_0.read_text(), 60, "rank 0 reports the loss")
+    finally:
+        job.send_signal(signal.SIGCONT)
 
 
 def _wait_for(condition, job: subprocess.Popen, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert job.poll() is None, job.communicate()
-        assert time.monotonic() < end, "the job did not get that far"
-        time.sleep(0.05)
+    wait_until(lambda: condition() or job.poll() is not None, seconds, "the job has reached that point")
+    assert condition(), job.communicate()
 
 
 def _rank_process(launcher: int, rank: int) -> int:
@@ -193,9 +206,8 @@ def test_a_mistake_changes_no_file(corpus, tmp_path):
 
 
 def test_help_imports_no_paddle_and_lists_every_group():
-    with processor_seconds_of_children() as spent:
-        done = subprocess.run(
-            [sys.executable, "run_pretrain.py", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120
-        )
+    command = [sys.executable, "-X", "importtime", "run_pretrain.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0 and "--learning_rate" in done.stdout and "Parallel layout" in done.stdout
-    assert spent[0] < 5
+    imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "paddle_llm" in imported and not imported & {"paddle", "paddlenlp"}

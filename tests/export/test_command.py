@@ -21,6 +21,7 @@ from paddle_llm.export import Exported, api, export, size_in_bytes
 from paddle_llm.export.targets.output_folder import check_space, human
 from paddle_llm.export.verification.report import ExportFailed
 from tests.export.folders import stored_in, write_native
+from tests.helpers.processes import wait_until
 
 
 @pytest.fixture
@@ -182,35 +183,42 @@ def test_a_failed_verification_ends_with_1_and_a_mistake_with_2(model, tmp_path,
     assert beside(tmp_path) == {"model"}
 
 
+# `paddle-llm`, which waits for a signal once it has written the header of the weights, when it starts a thread to convert them.
+WAIT_WHILE_WRITING = """
+import pathlib, sys, time
+
+waited = []
+
+def wait(event, arguments):
+    if event == "_thread.start_new_thread" and not waited:
+        weights = pathlib.Path(sys.argv[3] + ".saving", "model.safetensors")
+        if weights.exists() and weights.stat().st_size:
+            waited.append(True)
+            time.sleep(200)
+
+sys.addaudithook(wait)
+from paddle_llm.cli.main import main
+main()
+"""
+
+
 @pytest.mark.parametrize(
     "numbers",
     [(signal.SIGINT, signal.SIGINT, signal.SIGINT), pytest.param((signal.SIGTERM,), marks=pytest.mark.slow)],
 )
 def test_an_interrupted_export_leaves_nothing(tmp_path, numbers):
     """A signal arrives while weights are written, followed by more of them."""
-    write_native(tmp_path / "model", "llama", hidden_size=512, intermediate_size=4096)
-    job = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "paddle_llm.cli",
-            "export",
-            str(tmp_path / "model"),
-            str(tmp_path / "out"),
-            "--target",
-            "hf",
-        ],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    write_native(tmp_path / "model", "llama")
+    command = [sys.executable, "-c", WAIT_WHILE_WRITING, "export", str(tmp_path / "model"), str(tmp_path / "out")]
     weights = tmp_path / "out.saving" / "model.safetensors"
-    while not (weights.exists() and weights.stat().st_size) and job.poll() is None:
-        time.sleep(0.01)
-    for number in numbers:
-        job.send_signal(number)
-        time.sleep(0.02)
-    _, said = job.communicate(timeout=120)
-    assert job.returncode == 130 and "interrupted" in said and "was not written" in said and "Traceback" not in said
+    with subprocess.Popen([*command, "--target", "hf"], stderr=subprocess.PIPE, text=True) as job:
+        wait_until(lambda: (weights.exists() and weights.stat().st_size) or job.poll() is not None, 200, "weights")
+        for number in numbers:
+            job.send_signal(number)
+            time.sleep(0.02)
+        _, printed = job.communicate(timeout=120)
+    assert job.returncode == 130 and "interrupted" in printed and "was not written" in printed, printed
+    assert "Traceback" not in printed
     assert beside(tmp_path) == {"model"}
 
 

@@ -35,7 +35,7 @@ def misbehave(how: str) -> str:
         if how == "interrupt early":
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(60)
+        time.sleep(100)
     return "fine"
 
 
@@ -43,7 +43,7 @@ def misbehave(how: str) -> str:
 def test_an_interrupted_rank_interrupts(how):
     """A terminal sends Ctrl-C to all of its processes; a rank may end before this process receives it."""
     with pytest.raises(KeyboardInterrupt, match="rank 1"):
-        run_ranks(misbehave, 2, how, grace=1)
+        run_ranks(misbehave, 2, how)
 
 
 def test_results_are_returned_by_rank():
@@ -51,16 +51,16 @@ def test_results_are_returned_by_rank():
 
 
 @pytest.mark.parametrize(
-    ("how", "message"),
+    ("how", "message", "timeout"),
     [
-        ("raise", "rank 1 raised:\nTraceback .*KeyError: 'a key'"),
-        ("die", "rank 1 died with exit code 7"),
-        ("hang", r"stuck after 6 s, killed: ranks \[1\]"),
+        ("raise", "rank 1 raised:\nTraceback .*KeyError: 'a key'", 120),
+        ("die", "rank 1 died with exit code 7", 120),
+        ("hang", r"stuck after 15 s, killed: ranks \[1\]", 15),
     ],
 )
-def test_a_failure_is_reported_with_the_rank(how, message):
+def test_a_failure_is_reported_with_the_rank(how, message, timeout):
     with pytest.raises(RankError) as failure:
-        run_ranks(misbehave, 3, how, timeout=6)
+        run_ranks(misbehave, 3, how, timeout=timeout, grace=60)
     assert re.search(message, str(failure.value), re.DOTALL)
     assert failure.value.rank == 1 and isinstance(failure.value.exception, KeyError) == (how == "raise")
     assert [outcome.value for outcome in failure.value.outcomes] == ["fine", None, "fine"]
@@ -78,6 +78,8 @@ paddle.distributed.all_reduce(total)
 print("total", total.item(), flush=True)
 if sys.argv[1] == "kill":
     if rank == 1:
+        # The launcher ends rank 0 as soon as it notices the loss. It continues when rank 0 has reported it.
+        os.kill(os.getppid(), signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGKILL)
     paddle.distributed.all_reduce(total)
 """
@@ -100,8 +102,17 @@ def test_under_the_launcher(mode, tmp_path):
         mode,
     ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": "0,1"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    logs = [(tmp_path / "log" / f"workerlog.{rank}").read_text() for rank in range(2)]
+    files = [tmp_path / "log" / f"workerlog.{rank}" for rank in range(2)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **pipes) as job:
+        try:
+            if mode == "kill":
+                wait_until(lambda: files[0].exists() and "rank 1 is gone" in files[0].read_text(), 120, "the report")
+        finally:
+            job.send_signal(signal.SIGCONT)
+            out, err = job.communicate(timeout=120)
+    done = subprocess.CompletedProcess(command, job.returncode, out, err)
+    logs = [file.read_text() for file in files]
     assert all("total 3" in log for log in logs), launcher_report(done, tmp_path / "log")
     assert (done.returncode == 0) == (mode == "end"), launcher_report(done, tmp_path / "log")
     assert ("rank 1 is gone" in logs[0]) == (mode == "kill")

@@ -44,7 +44,7 @@ def served(folder: Path) -> Iterator[str]:
         yield process.stdout.readline().strip()
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=100)
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +80,10 @@ def test_mistakes_end_with_2_and_one_message(run_folder: Path, tmp_path: Path) -
 
 
 def test_address_answers_a_client_without_a_language_and_holds_the_numbers(address: str, run_folder: Path) -> None:
-    with urllib.request.urlopen(address, timeout=20) as page:  # urllib sends no Accept-Language
+    with urllib.request.urlopen(address, timeout=100) as page:  # urllib sends no Accept-Language
         assert page.status == 200
     query = f"run={run_folder / 'visualdl'}&tag=train/loss"
-    with urllib.request.urlopen(address.replace("scalar", f"api/scalar/list?{query}"), timeout=20) as answer:
+    with urllib.request.urlopen(address.replace("scalar", f"api/scalar/list?{query}"), timeout=100) as answer:
         rows = json.load(answer)["data"]
     assert [row[2] for row in rows] == pytest.approx(LOSSES, abs=1e-5)
 

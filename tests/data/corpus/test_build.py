@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from paddle_llm.data.corpus.mmap_format import token_dtype
 from paddle_llm.data.corpus.sources import read_blocks
 from paddle_llm.data.tokenizer import train_tokenizer
 from tests.helpers.corpus import english_and_chinese
+from tests.helpers.processes import wait_until
 
 Writer = Callable[[str, list[str]], Path]
 SUFFIXES = (".bin", ".idx", ".meta.json")
@@ -92,9 +92,7 @@ def start_large_build(folder: Path, tokenizer: str) -> tuple[subprocess.Popen[st
     command += ["--output_prefix", str(prefix), "--workers", "2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     building = Path(f"{prefix}.bin.building")
-    deadline = time.monotonic() + 60
-    while not (building.exists() and building.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.005)
+    wait_until(lambda: building.exists() and building.stat().st_size, 100, "the build has begun to write")
     return process, psutil.Process(process.pid).children(recursive=True)
 
 

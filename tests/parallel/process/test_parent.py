@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.processes import is_running, running, wait_until
+from tests.helpers.processes import is_running, running, wait_until, wait_until_blocked
 
 ROOT = Path(__file__).parents[3]
 RANK = """
@@ -37,14 +37,16 @@ def start(*command: str) -> subprocess.Popen:
 
 
 def rank_of(mark: Path) -> int:
+    """Return the process id that a rank has written to the file `mark`."""
     wait_until(lambda: mark.exists() and mark.read_text(), 100, "the rank has started")
     return int(mark.read_text())
 
 
 def kill(process: subprocess.Popen) -> bytes:
+    """Kill a process, and return what it and its children printed on stderr."""
     process.kill()
-    _, said = process.communicate()
-    return said
+    _, printed = process.communicate()
+    return printed
 
 
 @pytest.mark.parametrize("wrapper", [[], ["bash", "-c", '"$@"; exit', "wrapper"]], ids=["direct", "through a script"])
@@ -52,9 +54,9 @@ def test_a_rank_ends_when_its_launcher_is_killed(wrapper, tmp_path):
     rank_command = [*wrapper, sys.executable, "-c", RANK, str(tmp_path / "rank")]
     launcher = start(sys.executable, "-c", LAUNCHER, *rank_command)
     rank = rank_of(tmp_path / "rank")
-    said = kill(launcher)
+    printed = kill(launcher)
     wait_until(lambda: not is_running(rank), 30, "the rank has ended")
-    assert said.decode() == "rank 0: the launcher has ended; this rank stops\n"
+    assert printed.decode() == "rank 0: the launcher has ended; this rank stops\n"
 
 
 def test_a_rank_ends_when_its_launcher_has_ended_before_it_checks(tmp_path):
@@ -62,8 +64,8 @@ def test_a_rank_ends_when_its_launcher_has_ended_before_it_checks(tmp_path):
     manager = shutil.copy(shutil.which("sh"), tmp_path / "tini")
     script = 'export PADDLE_BACKUP_ENV_PATH=log/backup_env.0.json; "$@"; exit $?'
     rank = start(str(manager), "-c", script, "tini", sys.executable, "-c", RANK, str(tmp_path / "rank"))
-    _, said = rank.communicate(timeout=100)
-    assert rank.returncode == 75 and b"the launcher has ended" in said
+    _, printed = rank.communicate(timeout=100)
+    assert rank.returncode == 75 and b"the launcher has ended" in printed
 
 
 def test_a_run_without_a_launcher_continues_after_its_shell(tmp_path):
@@ -105,6 +107,7 @@ def test_workers_end_when_their_rank_is_killed(tmp_path):
     wait_until(lambda: (tmp_path / "workers").exists() and (tmp_path / "workers").read_text(), 150, "a batch was read")
     workers = [int(pid) for pid in (tmp_path / "workers").read_text().split()]
     assert running(workers) == workers
+    wait_until_blocked(workers)  # they have written all batches that they read ahead
     kill(rank)
     wait_until(lambda: not running(workers), 30, "the workers have ended")
     assert not [path for pid in workers for path in Path("/dev/shm").glob(f"paddle_{pid}_*")]
