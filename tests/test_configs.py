@@ -121,7 +121,7 @@ def test_its_name_says_its_method(path: Path) -> None:
     assert methods == [path.stem.rpartition("_")[2]]
     assert not read(path).config.early_stopping_patience
     strange = [line for line in read(path).notices if "is not a folder on this machine" not in line]
-    assert strange == [], "a shipped config has nothing that is said to be without effect"
+    assert strange == [], "a shipped config has no setting without effect"
 
 
 @pytest.mark.parametrize("path", [path for path in FINETUNE if path.stem.endswith("_full")], ids=lambda path: path.stem)

@@ -31,7 +31,7 @@ def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "harm, said",
+    "harm, message",
     [
         (lambda f: os.truncate(f / "optimizer.pdopt", 10), "optimizer.pdopt has 10 bytes, not 50"),
         (lambda f: (f / "optimizer.pdopt").unlink(), "optimizer.pdopt is missing"),
@@ -42,13 +42,13 @@ def test_the_newest_complete_checkpoint_is_chosen_by_number(tmp_path):
         (lambda f: (f / "manifest.json").write_text('{"files": {}}'), "manifest.json was not written by paddle_llm"),
     ],
 )
-def test_a_broken_checkpoint_is_skipped_and_reported(tmp_path, harm, said):
+def test_a_broken_checkpoint_is_skipped_and_reported(tmp_path, harm, message):
     _save(tmp_path, 5)
     _save(tmp_path, 10)
     harm(tmp_path / "checkpoint-10")
     newest, lines = checkpoints.newest_complete(tmp_path)
-    assert newest.name == "checkpoint-5" and said in lines[0]
-    with pytest.raises(UserError, match=said):
+    assert newest.name == "checkpoint-5" and message in lines[0]
+    with pytest.raises(UserError, match=message):
         checkpoints.read_manifest(tmp_path / "checkpoint-10")
 
 
@@ -115,8 +115,8 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
 def _prepare(output, **changes):
     settings = {"do_train": True, "overwrite": False} | changes
     resume = settings.pop("resume", None)
-    start, said = choose_start(str(output), resume=resume, **settings)
-    return start, said + open_output_folder(str(output), start=start, **settings)
+    start, printed = choose_start(str(output), resume=resume, **settings)
+    return start, printed + open_output_folder(str(output), start=start, **settings)
 
 
 def test_choosing_changes_nothing(tmp_path):
@@ -131,8 +131,8 @@ def test_choosing_changes_nothing(tmp_path):
 def test_resuming_from_an_older_checkpoint_renames_the_newer_ones(tmp_path):
     for step in (5, 10, 15):
         _save(tmp_path, step)
-    start, said = _prepare(tmp_path, resume=str(tmp_path / "checkpoint-5"))
-    assert start.name == "checkpoint-5" and len(said) == 2 and "left-checkpoint-15" in said[1]
+    start, printed = _prepare(tmp_path, resume=str(tmp_path / "checkpoint-5"))
+    assert start.name == "checkpoint-5" and len(printed) == 2 and "left-checkpoint-15" in printed[1]
     assert checkpoints.newest_complete(tmp_path)[0].name == "checkpoint-5"
     assert (tmp_path / "left-checkpoint-15" / "optimizer.pdopt").exists()
     assert _prepare(tmp_path, overwrite=True) == (None, [])
@@ -153,8 +153,8 @@ def test_an_empty_or_absent_folder_starts_at_the_first_step(tmp_path):
 
 def test_a_run_resumes_and_reports_it(tmp_path):
     _save(tmp_path, 5)
-    start, said = _prepare(tmp_path)
-    assert start.name == "checkpoint-5" and "resuming from" in said[0]
+    start, printed = _prepare(tmp_path)
+    assert start.name == "checkpoint-5" and "resuming from" in printed[0]
 
 
 def test_a_killed_save_is_removed_and_the_older_checkpoint_used(tmp_path):
@@ -170,8 +170,8 @@ def test_a_run_that_ended_before_its_first_checkpoint_starts_again_and_reports_i
     for name in ("metrics.jsonl", "config.resolved.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / ".saving-5").mkdir()
-    start, said = _prepare(tmp_path)
-    assert start is None and "before its first checkpoint" in said[0]
+    start, printed = _prepare(tmp_path)
+    assert start is None and "before its first checkpoint" in printed[0]
     (tmp_path / "model").mkdir()  # a finished run is not thrown away
     with pytest.raises(UserError, match="--overwrite_output_dir"):
         _prepare(tmp_path)

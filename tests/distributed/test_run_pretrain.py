@@ -159,7 +159,7 @@ def _alone(flags: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "change, said",
+    "change, message",
     [
         (["--device", "gpu"], "device = gpu"),
         (["--input_dir", "{tmp}/nowhere"], "nowhere"),
@@ -168,10 +168,10 @@ def _alone(flags: list[str]) -> subprocess.CompletedProcess[str]:
         (["--model_name_or_path", "{tmp}/nomodel"], "nomodel"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(change, said, corpus, tmp_path):
+def test_bad_input_is_one_message_and_exit_code_2(change, message, corpus, tmp_path):
     done = _alone([*_flags(corpus, tmp_path / "output"), *(word.format(tmp=tmp_path) for word in change)])
     assert done.returncode == 2, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_output_folder_in_use_is_rejected_and_unchanged(corpus, tmp_path):

@@ -120,7 +120,7 @@ def train(hosts: tuple[Host, Host], words: list[str], folder: Path) -> list[subp
     return [start(host, *script, env=environment(**settings, NODE_RANK=str(node))) for node, host in enumerate(hosts)]
 
 
-def said(jobs: list[subprocess.Popen]) -> list[str]:
+def outputs(jobs: list[subprocess.Popen]) -> list[str]:
     return ["".join(job.communicate(timeout=280)) for job in jobs]
 
 
@@ -136,7 +136,7 @@ def test_two_hosts_train_like_one_and_resume_after_a_network_failure(corpus, on_
         )
         wait_until((first / "manifest.json").exists, 240, "the first checkpoint")
         hosts[1].connect(False)
-        logs = said(jobs)
+        logs = outputs(jobs)
         assert [job.returncode for job in jobs] == [EXIT_PEER_LOST] * 2, logs
         texts = [(tmp_path / "cut" / f"node{node}" / "workerlog.0").read_text() for node in (0, 1)]
         assert "rank 0: rank 1 is gone" in texts[0] and "rank 1: rank 0 is gone" in texts[1]
@@ -144,6 +144,6 @@ def test_two_hosts_train_like_one_and_resume_after_a_network_failure(corpus, on_
             assert f"through the network interface {host.name}" in text
         hosts[1].connect(True)
         jobs = train(hosts, [*words, "--resume_from_checkpoint", str(first)], tmp_path / "again")
-        logs = said(jobs)
+        logs = outputs(jobs)
         assert [job.returncode for job in jobs] == [0, 0], logs
     assert numbers(output) == on_one_host

@@ -58,7 +58,7 @@ def serve(folder: str, questions: str) -> None:
         while not ended.wait(0.2):
             if not model.runner_thread.is_alive() or time.monotonic() > until:
                 sys.exit(f"fastdeploy-llm has not answered: {streamed}")
-        while model.model._is_engine_busy():  # it is told after the last token
+        while model.model._is_engine_busy():  # it is notified after the last token
             time.sleep(0.05)
         for number in range(len(tasks)):
             print(json.dumps({"task": number, **streamed[number]}), flush=True)
@@ -67,7 +67,7 @@ def serve(folder: str, questions: str) -> None:
 
 
 def _remove_leftovers() -> None:
-    """Of an instance that was killed; the package itself does not get over them."""
+    """Remove the shared memory of an instance that was killed; otherwise the package cannot start."""
     for name in ("shm_infer_output_data", "shm_infer_input_data"):
         with contextlib.suppress(FileNotFoundError):
             shared_memory.SharedMemory(name=name).unlink()
@@ -96,21 +96,23 @@ def _task(number: int, text: str) -> Any:
 
 
 def _streamed(tasks: list[Any], ended: threading.Event) -> dict[int, dict[str, Any]]:
-    """What each task is told, filled while it comes."""
-    told: dict[int, dict[str, Any]] = {task.task_id: {"tokens": [], "text": "", "ended": False} for task in tasks}
+    """Return the tokens and the text that each task receives; they are added as they arrive."""
+    received: dict[int, dict[str, Any]] = {task.task_id: {"tokens": [], "text": "", "ended": False} for task in tasks}
 
-    def hear(call_back_task: Any, token_tuple: tuple[int, str], index: int, is_last_token: bool, sender: Any) -> None:
-        one = told[call_back_task.task_id]
+    def receive(
+        call_back_task: Any, token_tuple: tuple[int, str], index: int, is_last_token: bool, sender: Any
+    ) -> None:
+        one = received[call_back_task.task_id]
         assert index == len(one["tokens"]) and not one["ended"]
         one["tokens"].append(token_tuple[0])
         one["text"] += token_tuple[1]
         one["ended"] = is_last_token
-        if all(other["ended"] for other in told.values()):
+        if all(other["ended"] for other in received.values()):
             ended.set()
 
     for task in tasks:
-        task.call_back_func = hear
-    return told
+        task.call_back_func = receive
+    return received
 
 
 # ---- the engine ------------------------------------------------------------------------------------------------------
@@ -126,7 +128,7 @@ class Engine:
         self._texts: dict[int, list[int]] = {}
 
     def predict(self, inputs: dict[str, Any]) -> dict[str, np.ndarray]:
-        """Steps until `stop_nums` places have stopped, each step's tokens in a file; the state of every place."""
+        """Generate until `stop_nums` slots have stopped, write the tokens of each step to a file, and return the state of all slots."""
         from paddle_llm.models.prompt import Prompt
 
         stopped = inputs["stop_flags"].reshape(-1).copy()
@@ -135,43 +137,43 @@ class Engine:
         end = int(inputs["eos_token_id"].reshape(-1)[0])
         for place in np.flatnonzero(inputs["dyinput_flags"]):
             self._texts[place] = inputs["input_ids"][place, : int(inputs["seq_len_encoder"][place, 0])].tolist()
-        # Those that go on are read again with what they have said: a prompt as any other.
+        # Unfinished texts are read again with their generated tokens, as a prompt.
         going = [int(place) for place in np.flatnonzero(~stopped)]
         network = self._model.open([Prompt(self._texts[place]) for place in going], int(most.max()) + 1)
         logits_BV, step = network.read_prompts(), 0
         while True:
             step += 1
             chosen_B = logits_BV.numpy().argmax(axis=-1)
-            said = np.full(len(stopped), _NOTHING, np.int64)
+            tokens_B = np.full(len(stopped), _NOTHING, np.int64)
             for row, place in enumerate(going):
                 if stopped[place]:
                     continue
                 token = end if counts[place] >= most[place] else int(chosen_B[row])
-                said[place] = last[place] = token
+                tokens_B[place] = last[place] = token
                 counts[place] += 1
                 stopped[place] = token == end
                 if token != end:
                     self._texts[place].append(token)
-            _write_step(step, said)
+            _write_step(step, tokens_B)
             if stopped.sum() >= int(inputs["stop_nums"][0]):
                 break
             logits_BV = network.read(chosen_B)
         lengths = np.array([len(self._texts.get(place, ())) for place in range(len(stopped))], np.int64)
-        # One type for all: the buffer has room for that, pickled.
+        # One type for all: the pickled state then fits the buffer.
         state = {"finished_ids": last, "step_idx": counts, "stop_flags": stopped.astype(np.int64)}
         state |= {"seq_lens_decoder": lengths, "tgt_pos": lengths - 1}
         return {name: values.reshape(-1, 1) for name, values in state.items()}
 
 
 def _write_step(step: int, tokens: np.ndarray) -> None:
-    """As the package's GPU operator does: a sign that the file is whole, the sign of int64, the tokens."""
+    """Write the file of the package's GPU operator: a mark that it is complete, the mark of int64, the tokens."""
     name = f"real_time_save.temp_ids_rank_0_step_{step}"
     Path(f"{name}.part").write_bytes(b"1" + b"1" + struct.pack(f"{len(tokens)}l", *tokens.tolist()))
     os.replace(f"{name}.part", name)
 
 
 def run_engine(folder: str, front_end: int) -> None:
-    """Answer the front end until it is gone."""
+    """Answer the front end until it has ended."""
     engine = Engine(folder)
     begin, finish, ready = (_flag(name) for name in ("pd_infer_flag_begin", "pd_infer_flag_end", "flag_infer_ready"))
     output = _shared("shm_infer_output_data")
@@ -184,7 +186,7 @@ def run_engine(folder: str, front_end: int) -> None:
         inputs = pickle.loads(bytes(given.buf))
         given.close()
         state = pickle.dumps(engine.predict(inputs))
-        # The front end looks for a file first and for the flag then: a flag right behind the last file would hide it.
+        # The front end looks for a file before it looks for the flag: a flag right after the last file would hide the file.
         time.sleep(_LAST_STEP_SECONDS)
         output.buf[: len(state) + 4] = len(state).to_bytes(4, "big") + state
         finish[0], begin[0] = 1, 0
@@ -192,7 +194,7 @@ def run_engine(folder: str, front_end: int) -> None:
 
 def _shared(name: str) -> shared_memory.SharedMemory:
     memory = shared_memory.SharedMemory(name=name)
-    # It is the front end's to remove; Python 3.11 would remove it when this process ends, too.
+    # The front end removes it; Python 3.11 would also remove it when this process ends.
     resource_tracker.unregister(memory._name, "shared_memory")
     return memory
 

@@ -102,14 +102,14 @@ def test_an_existing_export_is_replaced_with_overwrite(model, tmp_path):
 def test_a_folder_that_is_not_an_export_is_never_replaced(model, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.tex").write_text("years of work")
-    for out, said in (
+    for out, message in (
         (tmp_path / "thesis", "is not an export"),
         (model, "is or contains the input"),
         (tmp_path, "is or contains the input"),
         (model / "sub", "is inside .*, which the export reads. Name a folder outside"),
         (tmp_path / "thesis" / "chapter1.tex", "is a file"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             export(model, "hf", out, verify=False, overwrite=True)
     assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "years of work"
     assert beside(tmp_path) == {"model", "thesis"}
@@ -142,19 +142,19 @@ def broken(source, staged, options) -> None:
 
 
 @pytest.mark.parametrize(
-    "writer, error, said",
+    "writer, error, message",
     [
         (spoiled, ExportFailed, r"differs from its source, .*:\n(?s:.*)logits and greedy tokens"),
         (full_disk, UserError, "the disk is full"),
         (broken, ZeroDivisionError, ""),
     ],
 )
-def test_a_failed_export_leaves_the_old_one(model, tmp_path, monkeypatch, writer, error, said):
+def test_a_failed_export_leaves_the_old_one(model, tmp_path, monkeypatch, writer, error, message):
     out = tmp_path / "out"
     export(model, "hf", out, verify=False)
     before = tree(out)
     monkeypatch.setitem(api.TARGETS, "hf", (f"{__name__}:{writer.__name__}", "a folder"))
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         export(model, "hf", out, overwrite=True)
     assert tree(out) == before and beside(tmp_path) == {"model", "out"}
 
@@ -255,7 +255,7 @@ def test_human_sizes():
 
 
 @pytest.mark.parametrize(
-    "write, said",
+    "write, message",
     [
         (
             lambda folder: (folder / "step.json").write_text("{}"),
@@ -264,7 +264,7 @@ def test_human_sizes():
         (lambda folder: (folder / "model.safetensors").unlink(), "has no weights .*model.safetensors"),
     ],
 )
-def test_a_wrong_folder_is_refused_before_paddle_is_imported(model, tmp_path, write, said):
+def test_a_wrong_folder_is_refused_before_paddle_is_imported(model, tmp_path, write, message):
     """Importing Paddle takes seconds."""
     write(model)
     code = (
@@ -273,8 +273,8 @@ def test_a_wrong_folder_is_refused_before_paddle_is_imported(model, tmp_path, wr
         "print('paddle' in sys.modules)"
     )
     words = [sys.executable, "-c", code, str(model), "hf", str(tmp_path / "out")]
-    told = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
-    assert re.search(f"UserError .*{said}", told) and told.endswith("False\n"), told
+    printed = subprocess.run(words, capture_output=True, text=True, timeout=60).stdout
+    assert re.search(f"UserError .*{message}", printed) and printed.endswith("False\n"), printed
     with pytest.raises(UserError, match="CHECKPOINT or OUT is empty"):
         export("", "hf", tmp_path / "out")
 
@@ -317,18 +317,18 @@ def test_replacing_an_export_leaves_no_temporary_files_and_removes_no_others(mod
 
 
 def test_options_without_an_effect_are_reported(model, tmp_path, capsys):
-    def said(target: str, **options) -> str:
+    def stderr_of(target: str, **options) -> str:
         with pytest.raises(UserError):  # raised after they are checked
             export(model, target, tmp_path / "out", tokenizer=tmp_path / "none", **options)
         return capsys.readouterr().err
 
     python = {"paddleformers_python": sys.executable}
-    told = said("static", max_shard_size="10MB", **python)
-    assert "--max_shard_size has no effect" in told and "--paddleformers_python has no effect: PaddleF" in told
-    told = said("hf", verify=False, engines=["paddle"], **python)
-    assert "--engines has no effect" in told and "--paddleformers_python has no effect: nothing" in told
-    assert "paddleformers is not among --engines" in said("hf", engines=["paddle"], **python)
-    assert "no effect" not in said("hf", engines=["paddle", "paddleformers"], **python)
+    printed = stderr_of("static", max_shard_size="10MB", **python)
+    assert "--max_shard_size has no effect" in printed and "--paddleformers_python has no effect: PaddleF" in printed
+    printed = stderr_of("hf", verify=False, engines=["paddle"], **python)
+    assert "--engines has no effect" in printed and "--paddleformers_python has no effect: nothing" in printed
+    assert "paddleformers is not among --engines" in stderr_of("hf", engines=["paddle"], **python)
+    assert "no effect" not in stderr_of("hf", engines=["paddle", "paddleformers"], **python)
 
 
 def test_a_missing_python_is_refused_before_anything_is_written(model, tmp_path):

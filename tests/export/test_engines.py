@@ -96,7 +96,7 @@ def test_transformers_detects_a_mistake(tmp_path, llama, trap):
 @pytest.mark.slow
 @pytest.mark.hf
 def test_transformers_detects_a_tokenizer_with_unsupported_outputs(tmp_path, llama):
-    """The class PreTrainedTokenizerFast gives token_type_ids, unless it is told; `generate` refuses them."""
+    """PreTrainedTokenizerFast returns token_type_ids unless its config forbids them; `generate` refuses them."""
     folder = exported(llama, tmp_path / "hf", "hf")
     file = folder / "tokenizer_config.json"
     config = json.loads(file.read_text())
@@ -144,7 +144,7 @@ def test_paddleformers_gives_the_answers_of_the_source(tmp_path, llama, target):
     assert sorted(folder.iterdir()) == before  # it writes a file of its own into what it loads
 
 
-# How a program ends -> what is said of it. Each is started in place of PaddleFormers' Python.
+# How a program ends -> the message about it. Each is started instead of the Python of PaddleFormers.
 ENDS = {
     "a signal": ("echo loading >&2; echo 'no memory left' >&2; kill -9 $$", "it was ended by SIGKILL .*no memory left"),
     "an exception": (
@@ -210,12 +210,12 @@ def test_unusable_engines_are_refused(llama, tmp_path, monkeypatch):
 
     monkeypatch.delenv("PADDLE_LLM_PADDLEFORMERS_PYTHON", raising=False)
     out = tmp_path / "out"
-    for engines, target, said in (
+    for engines, target, printed in (
         ("torch", "hf", "'torch' is unknown"),
         ("transformers", "static", "cannot load the target static. Use some of paddle.inference"),
         ("", "hf", "'' is unknown"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=printed):
             invoked("export", llama, out, "--target", target, "--engines", engines)
     result = invoked("export", llama, out, "--target", "hf", "--engines", "paddleformers")
     assert result.exit_code == 1 and "--engines names paddleformers, which did not run" in result.stderr

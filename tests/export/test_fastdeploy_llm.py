@@ -68,9 +68,9 @@ def test_its_serving_model_streams_our_greedy_tokens(tmp_path, source):
         )
     assert done.returncode == 0, done.stderr[-4000:]
     streamed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"task"')]
-    rooms = [fastdeploy_llm_engine.NEW_TOKENS - number % 3 for number in range(len(TEXTS))]
-    expected = greedy(source, rooms)
-    # It closes each text with the end token of config.json, whether the network has said it or there is no room.
+    limits = [fastdeploy_llm_engine.NEW_TOKENS - number % 3 for number in range(len(TEXTS))]
+    expected = greedy(source, limits)
+    # It ends each text with the end token of config.json, also if the network generated it or the limit is reached.
     assert [one["tokens"] for one in streamed] == [[*tokens, 2] for tokens in expected]
     assert all(one["text"] for one in streamed)
     assert len({tuple(tokens) for tokens in expected}) == len(TEXTS)

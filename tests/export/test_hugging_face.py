@@ -256,8 +256,8 @@ def test_networks_of_their_authors_name_the_code_and_where_it_is(tmp_path, famil
     out = exported(tmp_path / "model")
     code = json.loads((out / "config.json").read_text())["auto_map"]
     assert code["AutoConfig"].startswith("configuration_") and code["AutoModelForSeq2SeqLM"].startswith("modeling_")
-    said = capsys.readouterr().err
-    assert "THUDM/" in said and "trust_remote_code=True" in said
+    printed = capsys.readouterr().err
+    assert "THUDM/" in printed and "trust_remote_code=True" in printed
     assert not list(out.glob("*.py"))
 
 
@@ -289,9 +289,9 @@ def test_transformers_computes_the_same_and_would_save_the_same(tmp_path, name):
     family, changes = IN_TRANSFORMERS[name]
     write_native(tmp_path / "model", family, **changes)
     out = exported(tmp_path / "model", max_shard_size=100_000)
-    model, told = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, torch_dtype="auto")
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(out, output_loading_info=True, torch_dtype="auto")
     assert type(model).__module__.startswith("transformers.models.") and model.dtype == torch.float32
-    assert not any(told[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"))
     ids = np.random.default_rng(0).integers(4, 129, (2, 24))
     network = build(tmp_path / "model", load=True, length=24)
     network.eval()

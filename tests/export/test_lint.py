@@ -94,7 +94,7 @@ def test_values_are_not_read(good):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"architectures": []}, "has no architectures.*Add it"),
         ({"dtype": "float32"}, "both torch_dtype and dtype.*Remove dtype"),
@@ -107,9 +107,9 @@ def test_values_are_not_read(good):
         ({"model_type": "mamba"}, "model_type 'mamba'"),
     ],
 )
-def test_config(good, changes, said):
+def test_config(good, changes, message):
     change_json(good / "config.json", **changes)
-    assert re.search(said, only_problem(good)), lint(good, "fastdeploy")
+    assert re.search(message, only_problem(good)), lint(good, "fastdeploy")
 
 
 def test_an_invalid_config_is_reported(good):
@@ -140,11 +140,11 @@ def test_weights_are_not_transposed(good):
     change_tensors(
         good, lambda tensors: {n: v.T if v.ndim == 2 and "embed" not in n else v for n, v in tensors.items()}
     )
-    said = only_problem(good)
+    problem = only_problem(good)
     assert (
-        "stored in Paddle's layout [in, out] instead of [out, in]" in said
-        and "self_attn.k_proj.weight" in said
-        and "Export again" in said
+        "stored in Paddle's layout [in, out] instead of [out, in]" in problem
+        and "self_attn.k_proj.weight" in problem
+        and "Export again" in problem
     )
 
 
@@ -158,8 +158,8 @@ def test_untransposed_square_matrices_are_detected_by_the_metadata(good):
 
 def test_a_missing_tensor(good):
     change_tensors(good, lambda tensors: {n: v for n, v in tensors.items() if n != "model.layers.1.mlp.up_proj.weight"})
-    said = only_problem(good)
-    assert said.startswith("model.layers.1.mlp.up_proj.weight missing") and "Export again" in said
+    problem = only_problem(good)
+    assert problem.startswith("model.layers.1.mlp.up_proj.weight missing") and "Export again" in problem
 
 
 def test_a_wrong_shape(good):
@@ -167,8 +167,8 @@ def test_a_wrong_shape(good):
         return {n: v[:-1] if n == "model.embed_tokens.weight" else v for n, v in tensors.items()}
 
     change_tensors(good, cut)
-    said = only_problem(good)
-    assert "model.embed_tokens.weight has the shape [400, 64], but config.json requires [401, 64]" in said
+    problem = only_problem(good)
+    assert "model.embed_tokens.weight has the shape [400, 64], but config.json requires [401, 64]" in problem
 
 
 def test_another_type(good):
@@ -181,8 +181,8 @@ def test_another_type(good):
 
 def test_a_tied_head_with_separate_weights_is_reported(good):
     change_json(good / "config.json", tie_word_embeddings=True)
-    said = only_problem(good)
-    assert "lm_head.weight is stored although the head is tied" in said and "Remove it" in said
+    problem = only_problem(good)
+    assert "lm_head.weight is stored although the head is tied" in problem and "Remove it" in problem
 
 
 def test_an_unknown_tensor(good):
@@ -199,14 +199,14 @@ def test_an_unknown_tensor(good):
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "target", "said"), [
+@pytest.mark.parametrize(("name", "target", "message"), [
     ("model_state.pdparams", "fastdeploy", "FastDeploy reads it instead of the safetensors. Remove it"),
     ("model_state.pdparams", "hf", "PaddleNLP may read it"),
     ("sentencepiece.bpe.model", "fastdeploy", "silently read as a tokenizer of 3 tokens. Remove it"),
 ])  # fmt: skip
-def test_a_left_over_file_is_reported(good, name, target, said):
+def test_a_left_over_file_is_reported(good, name, target, message):
     (good / name).write_bytes(b"x")
-    assert said in only_problem(good, target) and name in only_problem(good, target)
+    assert message in only_problem(good, target) and name in only_problem(good, target)
 
 
 def shards(folder: Path) -> list[Path]:
@@ -249,7 +249,7 @@ def test_a_truncated_shard_is_reported(good):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             lambda index: index["weight_map"].pop("lm_head.weight"),
@@ -263,11 +263,11 @@ def test_a_truncated_shard_is_reported(good):
         (lambda index: index.pop("metadata"), "cannot be read: KeyError('metadata')"),
     ],
 )
-def test_the_index_and_the_files_disagree(good, change, said):
+def test_the_index_and_the_files_disagree(good, change, message):
     index = json.loads((good / INDEX).read_text())
     change(index)
     (good / INDEX).write_text(json.dumps(index))
-    assert said in only_problem(good)
+    assert message in only_problem(good)
 
 
 def test_the_index_names_another_shard(good):
@@ -327,7 +327,7 @@ def test_a_special_token_that_the_vocabulary_lacks(good):
 
 
 @pytest.mark.parametrize(
-    ("template", "said"),
+    ("template", "message"),
     [
         ("{% for m in messages %}", "the chat template does not render"),
         ("{{ raise_exception('no') }}", "the chat template does not render"),
@@ -335,9 +335,9 @@ def test_a_special_token_that_the_vocabulary_lacks(good):
         ([{"name": "rag", "template": "x"}], "chat_template is empty"),
     ],
 )
-def test_a_broken_chat_template_is_reported(good, template, said):
+def test_a_broken_chat_template_is_reported(good, template, message):
     change_json(good / "tokenizer_config.json", chat_template=template)
-    assert said in only_problem(good)
+    assert message in only_problem(good)
 
 
 def test_ids_that_end_a_text(good):

@@ -165,7 +165,7 @@ def without_anything(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil, said",
+    "spoil, message",
     [
         (
             without_a_weight,
@@ -176,10 +176,10 @@ def without_anything(folder: Path) -> None:
         (without_anything, "contains no model: it has no config.json"),
     ],
 )
-def test_an_incomplete_model_is_refused(tmp_path, spoil, said):
+def test_an_incomplete_model_is_refused(tmp_path, spoil, message):
     write_native(tmp_path, "llama")
     spoil(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         opened(tmp_path)
 
 

@@ -165,11 +165,11 @@ def test_a_disk_that_fills_is_reported(pieces, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * VOCABULARY * 64 + 27, hard))
     try:
-        with pytest.raises(OSError) as told:
+        with pytest.raises(OSError) as printed:
             export_static(source, tmp_path / "program")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert told.value.errno == errno.EFBIG
+    assert printed.value.errno == errno.EFBIG
 
 
 def test_a_template_from_a_file_goes_with_the_program(pieces, tmp_path):

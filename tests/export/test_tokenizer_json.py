@@ -213,9 +213,9 @@ def test_pieces_with_equal_scores_are_reported(ours, tmp_path, capsys):
     (folder / "sentencepiece.bpe.model").write_bytes(content)
     (folder / "tokenizer_config.json").write_bytes((ours["bpe"] / "tokenizer_config.json").read_bytes())
     export(folder, tmp_path / "out")
-    said = capsys.readouterr().err
-    assert "pieces share a score; sentencepiece merges the leftmost of them first" in said
-    assert "sample texts get other ids from tokenizer.json" in said
+    printed = capsys.readouterr().err
+    assert "pieces share a score; sentencepiece merges the leftmost of them first" in printed
+    assert "sample texts get other ids from tokenizer.json" in printed
 
 
 def test_the_same_twice(ours, tmp_path):
@@ -465,8 +465,8 @@ def test_chatglm_has_the_published_files(kind, file, repository, ours, tmp_path,
     config = json.loads((out / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "ChatGLMTokenizer" and (out / file).is_file()
     assert config["auto_map"]["AutoTokenizer"] == ["tokenization_chatglm.ChatGLMTokenizer", None]
-    said = capsys.readouterr().err
-    assert "trust_remote_code=True" in said and f"copy tokenization_chatglm.py of THUDM/{repository}" in said
+    printed = capsys.readouterr().err
+    assert "trust_remote_code=True" in printed and f"copy tokenization_chatglm.py of THUDM/{repository}" in printed
     codec = open_codec(str(out))
     assert codec.encode("Hello 世界") == open_codec(str(folder)).encode("Hello 世界")
     (folder / "tokenization_chatglm.py").write_text("code")
@@ -491,15 +491,15 @@ def test_unreadable_folders_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kind", "settings", "said"),
+    ("kind", "settings", "message"),
     [
         ("char", {}, "Use a unigram or BPE model for the export"),
         ("bpe", {"treat_whitespace_as_suffix": True}, "blanks are after words"),
     ],
 )
-def test_models_that_tokenizer_json_cannot_express_are_refused(kind, settings, said, tmp_path):
+def test_models_that_tokenizer_json_cannot_express_are_refused(kind, settings, message, tmp_path):
     folder = train(tmp_path / "tokenizer", kind, 700, hard_vocab_limit=False, **settings)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         export(folder, tmp_path / "out")
 
 

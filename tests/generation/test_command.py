@@ -48,18 +48,18 @@ def test_plain_text_is_continued(llama):
     assert done.returncode == 0, done.stderr
     assert done.stdout == run(llama, "--prompt", TEXT, "--max_new_tokens", "8")[0]
     assert done.stdout.startswith(TEXT) and done.stdout.count("\n") == done.stdout.strip().count("\n") + 1
-    (told,) = done.stderr.splitlines()  # Paddle prints nothing, because it is imported after the process is set up
-    assert "no prompt template" in told
+    (printed,) = done.stderr.splitlines()  # Paddle prints nothing, because it is imported after the process is set up
+    assert "no prompt template" in printed
 
 
 def test_truncated_prompts_are_counted(llama, tmp_path):
     long = " ".join([TEXT] * 60)
     (tmp_path / "q.jsonl").write_text("".join(json.dumps({"instruction": q}) + "\n" for q in ("Why?", long, long)))
-    _, told = run(llama, "--chat_template", "default", "--input", tmp_path / "q.jsonl", "--max_new_tokens", 2)
-    assert "2 of 3 prompts were truncated: the beginning of the question was cut off (first: " in told
-    assert "q.jsonl, line 2)" in told and "positions, 2 are kept for an answer" in told
-    _, told = run(llama, "--chat_template", "default", "--prompt", "Why?", "--max_new_tokens", 2)
-    assert "truncated" not in told
+    _, printed = run(llama, "--chat_template", "default", "--input", tmp_path / "q.jsonl", "--max_new_tokens", 2)
+    assert "2 of 3 prompts were truncated: the beginning of the question was cut off (first: " in printed
+    assert "q.jsonl, line 2)" in printed and "positions, 2 are kept for an answer" in printed
+    _, printed = run(llama, "--chat_template", "default", "--prompt", "Why?", "--max_new_tokens", 2)
+    assert "truncated" not in printed
     assert "exceeds the model's" in refused(llama, "--prompt", long)
 
 
@@ -76,8 +76,8 @@ def test_sampling_depends_on_the_seed_and_not_on_the_batch(llama):
 
 
 def test_a_template_turns_the_prompt_into_a_question(llama):
-    asked, told = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--template", "alpaca")
-    assert not asked.startswith(TEXT) and "prompt template: alpaca" in told
+    asked, printed = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--template", "alpaca")
+    assert not asked.startswith(TEXT) and "prompt template: alpaca" in printed
     with_system = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--template", "alpaca", "--system", "Be kind.")
     assert with_system[0] != asked
 
@@ -123,13 +123,17 @@ def test_instructions_are_answered_and_scored(llama, tmp_path):
     asked = [{"src": "An object", "tgt": "is a thing"}, {"src": TEXT}, {"src": ["a", "b"], "tgt": ["c"]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in asked))
     command = (llama, "--input", file, "--output", output, "--max_new_tokens", "6", "--batch_size", "2")
-    out, told = run(*command)
+    out, printed = run(*command)
     found = rows(output.read_text())
     assert "already exists" in refused(*command) and run(*command, "--overwrite")[0] == ""
     assert out == "" and [row.get("reference") for row in found] == ["is a thing", None, None]
     assert [row["where"] for row in found] == [f"{file}, line {number}" for number in (1, 2, 3)]
     assert found[2]["prompt"] == "<s>a c</s>b"
-    assert "1 of 3 answers have a reference" in told and "exact_match" in told and "prompt template: default" in told
+    assert (
+        "1 of 3 answers have a reference" in printed
+        and "exact_match" in printed
+        and "prompt template: default" in printed
+    )
     alone = run(llama, "--prompt", TEXT, "--max_new_tokens", "6", "--template", "default")[0]
     assert found[1]["generated"] == alone.removesuffix("\n")
 
@@ -137,8 +141,8 @@ def test_instructions_are_answered_and_scored(llama, tmp_path):
 def test_the_output_folder_of_a_run_is_accepted_and_other_folders_are_refused(llama, tmp_path, monkeypatch):
     run_folder = tmp_path / "run"
     shutil.copytree(llama, run_folder / "model")
-    out, told = run(run_folder, "--prompt", TEXT, "--max_new_tokens", "3")
-    assert out.startswith(TEXT) and f"using {run_folder / 'model'}." in told
+    out, printed = run(run_folder, "--prompt", TEXT, "--max_new_tokens", "3")
+    assert out.startswith(TEXT) and f"using {run_folder / 'model'}." in printed
     monkeypatch.setattr(
         "paddle_llm.generation.api._load", None
     )  # everything else is reported before the model is loaded
@@ -224,8 +228,8 @@ def test_adapters_are_added_to_their_base(llama, tmp_path, pieces):
     plain = run(llama, "--prompt", TEXT, "--max_new_tokens", "8")[0]
     adapters = [save_trained(name, llama, tmp_path) for name in ("lora", "prefix", "prompt")]
     for adapter in adapters:
-        adapted, told = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--adapter", adapter)
-        assert adapted != plain and "was trained with base model elsewhere" in told
+        adapted, printed = run(llama, "--prompt", TEXT, "--max_new_tokens", "8", "--adapter", adapter)
+        assert adapted != plain and "was trained with base model elsewhere" in printed
     other = write_folder("llama", pieces, tmp_path / "other", num_hidden_layers=1)
     assert "another base" in refused(other, "--prompt", TEXT, "--adapter", adapters[0])
     assert "no adapter" in refused(llama, "--prompt", TEXT, "--adapter", tmp_path)
@@ -238,9 +242,9 @@ def test_the_template_of_training_is_used(llama, tmp_path):
     (tmp_path / "output" / "config.resolved.json").write_text(json.dumps(record))
     file = tmp_path / "x.jsonl"
     file.write_text('{"src": "Hello"}')
-    out, told = run(copied, "--input", file, "--max_new_tokens", "4")
+    out, printed = run(copied, "--input", file, "--max_new_tokens", "4")
     assert "### Instruction: Hello" in rows(out)[0]["prompt"]
-    assert "alpaca (as in the model's training)" in told
+    assert "alpaca (as in the model's training)" in printed
     assert "alpaca (as in" in run(copied, "--prompt", "Hello", "--max_new_tokens", "4", "--template", "auto")[1]
     assert "default (as requested)" in run(copied, "--input", file, "--max_new_tokens", "4", "--template", "default")[1]
 

@@ -52,9 +52,9 @@ def test_dropped_or_doubtful_settings_are_reported(tmp_path, capsys):
     file = tmp_path / "p.txt"
     file.write_text('{"a": 1}\n\n \n{"b": 2}\n')
     assert texts(file) == ['{"a": 1}', '{"b": 2}']
-    told = capsys.readouterr().err
-    assert "2 of 4 lines are empty and are skipped." in told
-    assert "every line is a JSON object and is continued as text. Rename the file to .jsonl" in told
+    printed = capsys.readouterr().err
+    assert "2 of 4 lines are empty and are skipped." in printed
+    assert "every line is a JSON object and is continued as text. Rename the file to .jsonl" in printed
 
 
 @pytest.mark.parametrize(

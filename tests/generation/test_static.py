@@ -105,11 +105,11 @@ def test_several_end_tokens(network, static):
 
 
 def test_on_token_is_called_for_each_token(network, static):
-    told, of_network = [], []
-    found = tokens(static, on_token=lambda *token: told.append(token))
+    received, of_network = [], []
+    found = tokens(static, on_token=lambda *token: received.append(token))
     tokens(network, on_token=lambda *token: of_network.append(token))
-    assert told == of_network and [number for number, _ in told[:4]] == [0, 1, 2, 0]
-    assert [[token for number, token in told if number == row] for row in range(3)] == found
+    assert received == of_network and [number for number, _ in received[:4]] == [0, 1, 2, 0]
+    assert [[token for number, token in received if number == row] for row in range(3)] == found
 
 
 def test_two_open_batches_do_not_interfere(static):

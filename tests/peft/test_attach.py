@@ -99,7 +99,7 @@ def test_initial_values_depend_only_on_the_seed_and_names(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("targets", "told"),
+    ("targets", "message"),
     [
         (("q_proj", "quory"), "'quory' matches no layer"),
         (("norm",), "'norm' is not a linear layer of a transformer block"),
@@ -107,8 +107,8 @@ def test_initial_values_depend_only_on_the_seed_and_names(tmp_path):
         (("all-linear", "q_proj"), "Drop the other names"),
     ],
 )
-def test_targets_that_match_nothing_are_refused(tmp_path, targets, told):
-    with pytest.raises(UserError, match=told.replace("(", r"\(")):
+def test_targets_that_match_nothing_are_refused(tmp_path, targets, message):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
         attached(network(tmp_path), Method("lora", targets=targets))
 
 
@@ -132,11 +132,11 @@ def test_freezing_trains_the_last_layers_and_named_parts(tmp_path):
     names = set(trained_values(model))
     assert "lm_head.weight" in names
     assert {name.split(".")[2] for name in names if ".layers." in name} == {"2", "3"}
-    for method, told in (
+    for method, message in (
         (Method("freeze"), "Nothing is left to train"),
         (Method("freeze", last_layers=9), "the model has 4 layers"),
     ):
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             attached(network(tmp_path), method)
 
 
@@ -148,13 +148,13 @@ def test_the_trained_share_is_reported(tmp_path, capsys, size):
     total = sum(value.size for value in base_values(model).values())
     attach(model, Method("adapter", adapter_size=size), Layout(), seed=1)
     added = 8 * (2 * 64 * size + size + 64)
-    told = capsys.readouterr().err
-    assert f"adapter: {added:,} of {total + added:,} parameters are trained ({added / (total + added):.2%})" in told
-    assert ("usual are 0.5% to 8%" in told) == (size == 512)
+    printed = capsys.readouterr().err
+    assert f"adapter: {added:,} of {total + added:,} parameters are trained ({added / (total + added):.2%})" in printed
+    assert ("usual are 0.5% to 8%" in printed) == (size == 512)
 
 
 @pytest.mark.parametrize(
-    ("method", "layout", "told"),
+    ("method", "layout", "message"),
     [
         (METHODS["prompt"], Layout(pipeline=2), "prompt tuning with pipeline_parallel_degree = 2"),
         (METHODS["adalora"], Layout(pipeline=2), "AdaLoRA with pipeline_parallel_degree = 2"),
@@ -166,8 +166,8 @@ def test_the_trained_share_is_reported(tmp_path, capsys, size):
         ),
     ],
 )
-def test_unsupported_combinations_are_refused_with_the_reason(tmp_path, method, layout, told):
-    with pytest.raises(UserError, match=told):
+def test_unsupported_combinations_are_refused_with_the_reason(tmp_path, method, layout, message):
+    with pytest.raises(UserError, match=message):
         attached(network(tmp_path), method, layout)
 
 

@@ -73,7 +73,7 @@ def test_methods_that_support_every_layout(method):
 
 
 @pytest.mark.parametrize(
-    ("method", "layout", "family", "others", "told"),
+    ("method", "layout", "family", "others", "message"),
     [
         (
             "prompt",
@@ -89,6 +89,6 @@ def test_methods_that_support_every_layout(method):
         ("prefix", Layout(), "bloom", {"packed": True}, "prefix tuning with --zero_padding is not supported for BLOOM"),
     ],
 )
-def test_unsupported_combinations_are_refused_with_advice(method, layout, family, others, told):
+def test_unsupported_combinations_are_refused_with_advice(method, layout, family, others, message):
     (problem,) = method_problems(method, layout, family, **others)
-    assert told in problem
+    assert message in problem

@@ -165,14 +165,14 @@ def test_a_folder_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(UserError, match="has no adapter_config.json"):
         load_adapter(model, tmp_path, Layout())
     described = json.loads((folder / "adapter_config.json").read_text())
-    for change, told in (
+    for change, message in (
         ({"name": "mora"}, "unknown method 'mora'"),
         ({"pissa": True}, r"unknown settings \['pissa'\]"),
         ({"targets": ["q_proj"]}, "does not match adapter_config.json"),
     ):
         changed = {**described, "method": {**described["method"], **change}}
         (folder / "adapter_config.json").write_text(json.dumps(changed))
-        with pytest.raises(UserError, match=told):
+        with pytest.raises(UserError, match=message):
             load_adapter(network(tmp_path), folder, Layout())
     with pytest.raises(UserError, match="No adapter is attached"):
         save_adapter(network(tmp_path), Layout(), tmp_path / "nothing")

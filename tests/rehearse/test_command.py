@@ -297,12 +297,12 @@ def test_a_fault_is_reported_with_quantity_tensor_step_and_rank(
     assert not face.passed
     small = Shrunk([], None, [], [])  # type: ignore[arg-type]
     print_report(small, [face], Layout(tensor=2), 1.0, Console(width=120))
-    said = capsys.readouterr().out
-    assert "tp2: 2 ranks" in said
-    assert "NOT EQUAL" in said
-    assert re.search(r"the first difference is in the gradient of llama\.\S+, step 1, rank [01]: \d", said)
-    assert "A sum in the backward pass" in said
-    assert said.splitlines()[-1].startswith("FAILED: tp2")
+    printed = capsys.readouterr().out
+    assert "tp2: 2 ranks" in printed
+    assert "NOT EQUAL" in printed
+    assert re.search(r"the first difference is in the gradient of llama\.\S+, step 1, rank [01]: \d", printed)
+    assert "A sum in the backward pass" in printed
+    assert printed.splitlines()[-1].startswith("FAILED: tp2")
     verdict = as_json(small, [face], Layout(tensor=2), "random tokens", 1.0)
     assert verdict["passed"] is False
     assert {one["quantity"] for one in verdict["faces"][0]["failures"]} >= {"gradient"}

@@ -139,13 +139,15 @@ def test_sub_layouts(layout: Layout, ranks: int, expected: list[str]) -> None:
 )
 def test_pairs_are_covered_or_named(layout: Layout, ranks: int) -> None:
     found = sub_layouts_of(layout, ranks)
-    said = "\n".join(found.remarks)
+    printed = "\n".join(found.remarks)
     short = {"data": "dp", "sharding": "sharding", "tensor": "tp", "pipeline": "pp"}
     least = {name: 3 if name == "pipeline" and layout.virtual_stages > 1 else 2 for name in DIMENSIONS}
     for one, other in combinations(sorted(active(layout), key=DIMENSIONS.index), 2):
         covered = any({one, other} <= active(face) for face in found.layouts)
         assert covered == (least[one] * least[other] <= ranks)
-        assert covered != (f"{short[other]} with {short[one]}" in said or f"{short[one]} with {short[other]}" in said)
+        assert covered != (
+            f"{short[other]} with {short[one]}" in printed or f"{short[one]} with {short[other]}" in printed
+        )
     assert set().union(*map(active, found.layouts)) == active(layout)
 
 

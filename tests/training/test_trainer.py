@@ -203,10 +203,10 @@ def test_another_global_batch_is_refused(tmp_path):
 def test_requested_timers_are_printed(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("paddlenlp.trainer.plugins.timer._GLOBAL_TIMERS", None)  # of all later trainers, too
     make_trainer(config(tmp_path, max_steps=2, skip_profile_timer=False, do_eval=False)).train()
-    said = [
+    printed = [
         line for line in capsys.readouterr().err.splitlines() if line.startswith("step ") and "optimizer-step" in line
     ]
-    assert len(said) == 2 and all("forward-backward" in line for line in said)
+    assert len(printed) == 2 and all("forward-backward" in line for line in printed)
 
 
 def test_resume_is_exact_with_the_unified_checkpoint_format(tmp_path):

@@ -16,13 +16,13 @@ def calls() -> list[str]:
 
     from paddle_llm.parallel.gloo.backend import install_gloo_backend
 
-    said = []
+    results = []
 
     def attempt(fn):
         try:
-            said.append(f"got {on_first_rank(fn)}")
+            results.append(f"got {on_first_rank(fn)}")
         except Exception as error:
-            said.append(f"{type(error).__name__}: {error}")
+            results.append(f"{type(error).__name__}: {error}")
 
     def fail(error):
         raise error
@@ -33,7 +33,7 @@ def calls() -> list[str]:
     attempt(lambda: ("built by", os.environ["PADDLE_TRAINER_ID"]))
     attempt(lambda: fail(ConfigError(["max_steps is 0"])))
     attempt(lambda: fail(ValueError("odd")))
-    return said
+    return results
 
 
 def test_every_rank_gets_the_result_or_the_error():
@@ -43,9 +43,9 @@ def test_every_rank_gets_the_result_or_the_error():
         "RuntimeError: on_first_rank() needs the parallel environment: call fleet.init() or init_parallel_env() first"
     )
     assert first == [early, "got ('built by', '0')", f"ConfigError: {problems}", "ValueError: odd"]
-    for said in others:
+    for results in others:
         failed = "FirstRankError: on rank 0: ValueError: odd"
-        assert said == [early, "got ('built by', '0')", f"UserError: {problems}", failed]
+        assert results == [early, "got ('built by', '0')", f"UserError: {problems}", failed]
 
 
 def test_one_process_needs_no_parallel_environment():
