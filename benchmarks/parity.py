@@ -30,7 +30,7 @@ from paddle_llm.rehearse.ranks import RankError  # noqa: E402
 from tests.rehearse.cases import SETTINGS  # noqa: E402
 from tests.rehearse.finetune_matrix import build_finetune_matrix  # noqa: E402
 from tests.rehearse.matrix import Matrix, build_matrix  # noqa: E402
-from tests.rehearse.options import Judge, layout_of, options_of  # noqa: E402
+from tests.rehearse.options import RowChecker, layout_of, options_of  # noqa: E402
 from tests.rehearse.proving import Prover, margin  # noqa: E402
 
 COLUMNS = ("loss", "grad_norm", "gradient", "weight", "moment1", "moment2", "eval_loss")
@@ -59,8 +59,8 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=180, help="seconds for each run of a row")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
-        judge = Judge(Path(folder))
-        matrix = build_matrix(judge) | build_finetune_matrix(judge)
+        checker = RowChecker(Path(folder))
+        matrix = build_matrix(checker) | build_finetune_matrix(checker)
         names = [name for name in matrix.rows if all(part in name for part in arguments.only)]
         if arguments.list:
             print("\n".join(names))
@@ -136,7 +136,7 @@ def print_page(matrix: Matrix, names: list[str], proofs: list[Proof], seconds: f
     for proof in failed:
         print(f"\n## FAILED: {proof.name}\n\n```\n{told(proof)}\n```")
     print_worst(proofs)
-    print_left_out(matrix)
+    print_rejected(matrix)
 
 
 def explanation() -> str:
@@ -174,9 +174,9 @@ def print_worst(proofs: list[Proof]) -> None:
             print(f"- {worst} ({where})")
 
 
-def print_left_out(matrix: Matrix) -> None:
-    print("\n## Left out, in the words of the configuration's reader\n")
-    for name, why in matrix.left_out.items():
+def print_rejected(matrix: Matrix) -> None:
+    print("\n## Rejected by the rules of the configuration\n")
+    for name, why in matrix.rejected.items():
         print(f"- {name}: {first_line(why)}")
     print("\nPairs of values that no row has:\n")
     groups: dict[str, list[str]] = {}

@@ -33,7 +33,7 @@ from tests.gpu.trainings import (
     with_settings,
 )
 from tests.rehearse.matrix import Matrix, build_matrix
-from tests.rehearse.options import Judge, layout_of
+from tests.rehearse.options import RowChecker, layout_of
 from tests.rehearse.proving import Prover
 
 
@@ -44,7 +44,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     names: list[str] = []
     if gpus() > 1:
         with tempfile.TemporaryDirectory() as folder:
-            rows = build_matrix(Judge(Path(folder))).rows
+            rows = build_matrix(RowChecker(Path(folder))).rows
         names = [name for name, row in rows.items() if 1 < layout_of(row).world_size <= gpus()]
     metafunc.parametrize("row", names or ["none fits"])
 
@@ -61,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def matrix(models: Path) -> Matrix:
-    return build_matrix(Judge(models))
+    return build_matrix(RowChecker(models))
 
 
 @pytest.mark.gpus(2)

@@ -53,7 +53,7 @@ LONGEST_SAMPLE, PACKED_ROW = 16, 24
 def random_samples(
     count: int, sequence: int, vocabulary: int, seed: int = 0, ignored_labels: bool = False
 ) -> list[Sample]:
-    """Return inputs and shifted labels of random tokens; with `ignored_labels`, the first i % 5 labels of sample i are ignored."""
+    """Return inputs and shifted labels of random tokens; `ignored_labels` ignores the first i % 5 labels of sample i."""
     tokens = np.random.default_rng(seed).integers(3, vocabulary, (count, sequence + 1)).astype(np.int64)
     labels = tokens[:, 1:].copy()
     if ignored_labels:
@@ -97,7 +97,7 @@ def make_config(
         lengths = {"max_length": LONGEST_SAMPLE} | (
             {"zero_padding": True, "max_seq_length": PACKED_ROW} if packed else {}
         )
-    fused = {"use_fused_rms_norm": FAMILIES[family].capabilities.fused_rms_norm}  # as the reader says for a CPU
+    fused = {"use_fused_rms_norm": FAMILIES[family].capabilities.fused_rms_norm}  # the reader's default for a CPU
     settings = {**SETTINGS, **lengths, **fused, "model_name_or_path": str(model_folder), **settings}
     micro = settings["per_device_train_batch_size"]
     return RunConfig(

@@ -16,12 +16,12 @@ DROPOUT = {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5}
 
 @dataclass
 class Dropped:
-    """One rank.
+    """The dropout masks of one rank.
 
     Attributes:
-        hidden: masks of the dropout of hidden states, in the order of the calls: True where a value was kept.
-        attention: of attention's probabilities, [B, heads of this rank, S, S] or the first two as one.
-        weights: after the training, by canonical name.
+        hidden: Masks of hidden states in the order of the calls: True where a value was kept.
+        attention: Masks of attention probabilities, [B, heads of this rank, S, S] or with the first two axes merged.
+        weights: Weights after the training, by canonical name.
     """
 
     hidden: list[np.ndarray]
@@ -39,7 +39,7 @@ def run_with_dropout(case: Case, folder: Path, resume_from: Path | None = None, 
     from paddle_llm.rehearse.oracle import trainer_of
 
     masks: list[np.ndarray] = []
-    with _watched_dropout(masks):
+    with _recorded_dropout(masks):
         trainer = trainer_of(case, str(folder), **DROPOUT, **settings)
         trainer.train(resume_from_checkpoint=resume_from)
     named = canonical_parameters(trainer.model, family_name(trainer.model))
@@ -51,21 +51,21 @@ def run_with_dropout(case: Case, folder: Path, resume_from: Path | None = None, 
 
 
 @contextmanager
-def _watched_dropout(masks: list[np.ndarray]):
+def _recorded_dropout(masks: list[np.ndarray]):
     """Record the mask of every dropout. It is drawn for ones, because attention probabilities contain zeros."""
     import paddle
     import paddle.nn.functional as F
 
     dropout = F.dropout
 
-    def watched(x, p=0.5, axis=None, training=True, **others):
+    def recorded(x, p=0.5, axis=None, training=True, **others):
         if not training or p == 0:
             return dropout(x, p, axis, training, **others)
         scale = dropout(paddle.ones_like(x).detach(), p, axis, training, **others)
         masks.append(scale.numpy() > 0)
         return x * scale
 
-    F.dropout = watched
+    F.dropout = recorded
     try:
         yield
     finally:

@@ -11,7 +11,7 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 from tests.rehearse.covering import covering_array
 from tests.rehearse.matrix import Matrix
-from tests.rehearse.options import Judge, name_of
+from tests.rehearse.options import RowChecker, name_of
 from tests.rehearse.spaces import FINETUNING, Row
 
 TP = Layout(tensor=2)
@@ -20,23 +20,23 @@ STAGE2 = Layout(sharding=2, sharding_stage=2)
 PP = Layout(pipeline=2)
 
 
-def build_finetune_matrix(judge: Judge) -> Matrix:
-    """All rows."""
+def build_finetune_matrix(checker: RowChecker) -> Matrix:
+    """Return all rows of fine-tuning."""
     rows: dict[str, Row] = {}
-    left_out: dict[str, str] = {}
+    rejected: dict[str, str] = {}
     for row in [*FINETUNE_FAST, *model_rows(), *more_rows()]:
-        why = judge.why_not(row)
+        why = checker.rejection_of(row)
         if why:
-            left_out[name_of(row)] = why
+            rejected[name_of(row)] = why
         else:
             rows[name_of(row)] = row
-    array = covering_array(FINETUNING, judge)
+    array = covering_array(FINETUNING, checker)
     rows |= {name_of(row): row for row in array.rows}
-    return Matrix(rows, left_out, array.forbidden)
+    return Matrix(rows, rejected, array.forbidden)
 
 
 def model_rows() -> list[Row]:
-    """Each model x method x layout; those of one model and method share their reference."""
+    """Return each model x method x layout; those of one model and method share their reference."""
     families = FINETUNING.options["family"]
     return [
         _row(layout, family=family, method=method, micro_batches=4 // layout.data_world_size, **_grouped_query(family))
@@ -49,7 +49,7 @@ def _grouped_query(family: str) -> Row:
 
 
 def more_rows() -> list[Row]:
-    """What neither a table of models nor pairs show."""
+    """Return combinations of more than two options that neither `model_rows` nor the covering array has."""
     everything = Layout(sharding=2, tensor=2, pipeline=2, sharding_stage=2)
     return [
         _row(everything, method="LoRA", key_value_heads=1, samples="packed"),
@@ -66,7 +66,7 @@ def _row(layout: Layout, **options: Any) -> Row:
     return {**FINETUNING.plain, "layout": layout, "sequence_parallel": sequence, **options}
 
 
-# Every family, every method, every two of data, tensor and pipeline; what is most easily got wrong.
+# Every family and method; every pair of data, tensor and pipeline; the options with most faults so far.
 FINETUNE_FAST: list[Row] = [
     _row(TP, method="LoRA", key_value_heads=1, recompute="full"),
     _row(SP, method="DoRA", key_value_heads=1, vocabulary=121),

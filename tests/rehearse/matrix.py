@@ -1,7 +1,7 @@
-"""The matrix: every layout and option that is compared with one process, and the excluded ones with the reason.
+"""The matrix: every layout and option that is compared with one process, and the rejected ones with the reason.
 
-Three lists of rows: all degrees of up to 8 ranks at every sharding stage; 16 ranks with all four degrees above one; and
-the covering array of options (`covering.py`). `make parity` runs all of it, and `FAST`, which is in `make test`, before.
+Its rows are all degrees of up to 8 ranks at every sharding stage, 16 ranks with all four degrees above one, and the
+covering array of options (`covering.py`). `make parity` runs all rows; `make test` runs `FAST`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.case import Case
 from tests.rehearse.covering import Pair, covering_array
-from tests.rehearse.options import Judge, case_of, name_of
+from tests.rehearse.options import RowChecker, case_of, name_of
 from tests.rehearse.spaces import PLAIN, PRETRAINING, Row
 
 RANKS = 8
@@ -26,38 +26,39 @@ class Matrix:
     """Rows by name, in the order in which they are run.
 
     Attributes:
-        left_out: name -> why, for layouts that the rules forbid.
-        forbidden: pair of values -> why no row has both.
+        rows: Rows by name.
+        rejected: Name of a layout that the rules forbid -> the reason.
+        forbidden: Pair of values that no row has -> the reason.
     """
 
     rows: dict[str, Row]
-    left_out: dict[str, str]
+    rejected: dict[str, str]
     forbidden: dict[Pair, str]
 
     def __or__(self, other: Matrix) -> Matrix:
-        return Matrix(self.rows | other.rows, self.left_out | other.left_out, self.forbidden | other.forbidden)
+        return Matrix(self.rows | other.rows, self.rejected | other.rejected, self.forbidden | other.forbidden)
 
     def case(self, name: str, folder: Path) -> Case:
         return case_of(folder, self.rows[name], name)
 
 
-def build_matrix(judge: Judge) -> Matrix:
-    """All rows of pretraining; `finetune_matrix.py` has those of fine-tuning."""
+def build_matrix(checker: RowChecker) -> Matrix:
+    """Return all rows of pretraining; `finetune_matrix.py` has those of fine-tuning."""
     rows: dict[str, Row] = {}
-    left_out: dict[str, str] = {}
+    rejected: dict[str, str] = {}
     for row in [*FAST, *degree_rows(), *rows_of_16_ranks()]:
-        why = judge.why_not(row)
+        why = checker.rejection_of(row)
         if why:
-            left_out[name_of(row)] = why
+            rejected[name_of(row)] = why
         else:
             rows[name_of(row)] = row
-    array = covering_array(PRETRAINING, judge)
+    array = covering_array(PRETRAINING, checker)
     rows |= {name_of(row): row for row in array.rows}
-    return Matrix(rows, left_out, array.forbidden)
+    return Matrix(rows, rejected, array.forbidden)
 
 
 def degree_rows(ranks: int = RANKS) -> list[Row]:
-    """Every (data, sharding, tensor, pipeline) with a product of at most `ranks`, at sharding stages 1, 2 and 3."""
+    """Return a row for every (data, sharding, tensor, pipeline) with a product of at most `ranks`, at each sharding stage."""
     layouts = [
         Layout(*degrees, sharding_stage=stage)
         for degrees in product(range(1, ranks + 1), repeat=4)
@@ -72,7 +73,7 @@ def rows_of_16_ranks() -> list[Row]:
 
 
 def plain_row(layout: Layout) -> Row:
-    """Global batches of 8, or little more where the data ranks do not divide them: layouts share references."""
+    """Return a row with a global batch of 8, or a little more if the data ranks do not divide 8: layouts share references."""
     micro_batches = {1: 8, 2: 4, 3: 4, 4: 2, 8: 1}.get(layout.data_world_size, 2)
     return {"layout": layout, **PLAIN, "micro_batches": micro_batches}
 
@@ -81,7 +82,7 @@ def _row(layout: Layout, **options: Any) -> Row:
     return {"layout": layout, **PLAIN, **options}
 
 
-# Every two of data, sharding, tensor and pipeline; stages 1, 2, 3; the families; what is most easily got wrong.
+# Every pair of data, sharding, tensor and pipeline; stages 1, 2 and 3; every family; the options with most faults so far.
 FAST: list[Row] = [
     _row(
         Layout(data=2, tensor=2),
@@ -128,14 +129,14 @@ FAST: list[Row] = [
         micro_batches=4,
         vocabulary=121,
         recompute="full",
-        pipeline_words="enable_delay_scale_loss",
+        pipeline_switches="enable_delay_scale_loss",
     ),
     _row(
         Layout(pipeline=3),
         virtual_stages="2 overlapped",
         tied=True,
         fused="qkv",
-        pipeline_words="disable_batch_p2p_comm",
+        pipeline_switches="disable_batch_p2p_comm",
     ),
     _row(Layout(tensor=3), micro_batches=4, key_value_heads=2, tied=True),
     _row(Layout(tensor=2, pipeline=2, sharding=2, sharding_stage=2), micro_batches=4, key_value_heads=1, tied=True),

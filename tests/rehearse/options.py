@@ -1,7 +1,7 @@
 """Convert rows of the matrix (`spaces.py`) to trainings, and decide which of them can be run.
 
-`config_of` and `case_of` turn a row into what the oracle runs. Whether it can be run is the product's own word: its reader says
-so (`why_not`), so the matrix and the rules of `paddle_llm/config/` cannot drift apart.
+`config_of` and `case_of` turn a row into what the oracle runs. The product's own reader decides whether a row can be run
+(`RowChecker`), so that the matrix always agrees with the rules of `paddle_llm/config/`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from paddle_llm.rehearse.case import Case
 from tests.rehearse.cases import make_case, make_config
 from tests.rehearse.spaces import FINETUNING, METHODS, PLAIN, Row, space_of
 
-# What a family's config.json has no word for.
+# Options that the config.json of a family cannot express, with their only value.
 _LLAMA_ONLY = {"key_value_heads": "all", "tied": False, "fused": ""}
-_NO_WORD = {
+_NOT_IN_CONFIG = {
     "chatglm_v2": {"tied": False, "fused": ""},
     **dict.fromkeys(("chatglm", "bloom", "opt", "glm"), _LLAMA_ONLY),
 }
@@ -45,7 +45,7 @@ def layout_of(row: Row) -> Layout:
 
 
 def options_of(row: Row) -> str:
-    """Return the options that are not plain, without the layout; for fine-tuning with the method."""
+    """Return the options that differ from the plain row, without the layout; for fine-tuning also the method."""
     space = space_of(row)
     tuned = space is FINETUNING
     shown = {
@@ -58,7 +58,7 @@ def options_of(row: Row) -> str:
     return ", ".join(["fine-tuning", *words] if tuned else words)
 
 
-# Where a value says more than the name of its option.
+# Options whose value is clear without their name.
 _LABELS = {
     "family": "{1}",
     "method": "{1}",
@@ -66,7 +66,7 @@ _LABELS = {
     "tied": "tied embeddings",
     "labels": "{1} labels",
     "recompute": "recompute {1}",
-    "pipeline_words": "{1}",
+    "pipeline_switches": "{1}",
     "topo_order": "{1}",
     "release_grads": "release_grads",
 }
@@ -77,7 +77,7 @@ def name_of(row: Row) -> str:
 
 
 def model_of(row: Row) -> dict[str, Any]:
-    """Return the numbers of config.json: heads that the tensor degree divides, layers that the stages divide or not."""
+    """Return the sizes in config.json: the tensor degree divides the heads; the stages divide the layers if the row says so."""
     layout, family = layout_of(row), row["family"]
     heads = next(n for n in (8, 6, 5, 7) if n % layout.tensor == 0)
     width = {8: 96, 6: 96, 5: 80, 7: 112}[heads]
@@ -93,7 +93,7 @@ def model_of(row: Row) -> dict[str, Any]:
         model |= {"kv_channels": HEAD_SIZE, "multi_query_group_num": groups}
     elif family == "opt":
         model |= {"word_embed_proj_dim": model["hidden_size"]}
-    elif family == "chatglm":  # its marks have numbers within the smaller vocabulary, too
+    elif family == "chatglm":  # the ids of its marks are within the smaller vocabulary, too
         model |= {f"{name}_token_id": 110 + number for number, name in enumerate(("mask", "gmask", "bos", "eos"))}
     return model
 
@@ -108,7 +108,7 @@ def _settings(row: Row) -> dict[str, Any]:
         "per_device_train_batch_size": micro,
         "max_grad_norm": row["clipping"],
         "weight_decay": row["weight_decay"],
-        "pipeline_parallel_config": " ".join([*row["pipeline_words"].split(), *overlap]),
+        "pipeline_parallel_config": " ".join([*row["pipeline_switches"].split(), *overlap]),
         "hybrid_parallel_topo_order": row["topo_order"],
         "release_grads": row["release_grads"],
         "fuse_sequence_parallel_allreduce": row["sequence_parallel"] == "fused",
@@ -143,19 +143,19 @@ def case_of(folder: Path, row: Row, name: str = "") -> Case:
     )
 
 
-class Judge:
-    """Decides which rows can be run, by the product's reader; remembers its answers.
+class RowChecker:
+    """Asks the product's reader which rows can be run, and caches its answers.
 
     Args:
-        folder: for the config.json of models.
+        folder: Folder below which the config.json of models is written.
     """
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._seen: dict[tuple[Any, ...], str] = {}
 
-    def why_not(self, row: Row) -> str:
-        """Return why a row is not in the matrix; "" if it is."""
+    def rejection_of(self, row: Row) -> str:
+        """Return why a row cannot be run; "" if it can."""
         key = tuple(row.items())
         if key not in self._seen:
             self._seen[key] = self._ask(row)
@@ -163,9 +163,9 @@ class Judge:
 
     def _ask(self, row: Row) -> str:
         family = row["family"]
-        for name, only in _NO_WORD.get(family, {}).items():
+        for name, only in _NOT_IN_CONFIG.get(family, {}).items():
             if row[name] != only:
-                return f"config.json of {family} has no word for {name}"
+                return f"config.json of {family} has no key for {name}"
         config, layout = config_of(self._folder, row), layout_of(row)
         if row["layers"] != PLAIN["layers"] and layout.pipeline == 1:
             return "there are no stages to divide the layers by"

@@ -7,13 +7,13 @@ from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key,
 
 
 class Prover:
-    """Compares case after case.
+    """Compares cases with one process and keeps their references.
 
     Attributes:
-        references: by the oracle's key.
+        references: References by the oracle's key.
 
     Args:
-        timeout: seconds for each run of a case.
+        timeout: Seconds for each run of a case.
     """
 
     def __init__(self, timeout: float = 120):
@@ -21,7 +21,11 @@ class Prover:
         self._timeout = timeout
 
     def __call__(self, case: Case) -> Verdict:
-        """Compare one case with one process. Raises RankError if a rank raises, dies or does not finish."""
+        """Compare one case with one process.
+
+        Raises:
+            RankError: If a rank raises, dies or does not finish.
+        """
         key = reference_key(case)
         if key not in self.references:
             self.references[key] = reference_of(case, self._timeout)

@@ -1,7 +1,7 @@
 """The dimensions of the matrix: kinds of layout and all other options of a training.
 
-There are two spaces of rows, of pretraining and of fine-tuning. A `Row` is one choice of everything; `options.py` makes
-a training of it.
+Pretraining and fine-tuning have one space of rows each. A `Row` has one value of every dimension; `options.py` turns it
+into a training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from paddle_llm.config.layout import Layout
 
 Row = dict[str, Any]
 
-# Kinds of layout in the covering array; the matrix has every tuple of degrees beside it.
+# Kinds of layout in the covering array. The matrix also has every tuple of degrees.
 KINDS = (
     Layout(data=2),
     Layout(sharding=2, sharding_stage=1),
@@ -35,8 +35,8 @@ KINDS = (
     Layout(sharding=2, sharding_stage=2, tensor=2, pipeline=2),
 )
 
-# What a method of training sets. Tensors that begin as zeros show Adam's rounding unmixed: where their gradients are small,
-# its epsilon must be above them.
+# Settings of each method. Steps of tensors that start at zero consist of Adam's rounding: if their gradients are small, epsilon
+# must be larger.
 _FINAL_NORM = r".*(\.norm|ln_f|final_layer_?norm)"
 _EMBEDDING = r".*(embed_tokens|word_embeddings)"
 METHODS: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "prompt": {"prompt_tuning": True, "num_prompt_tokens": 4},
 }
 
-# The first value of each is the plain one: it goes with every layout and every other option.
+# The first value of each option is the plain one, which is allowed with every layout and every other option.
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "family": ("llama", "chatglm_v2", "bloom"),
     "method": ("full",),
@@ -84,7 +84,7 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
     "weight_decay": (0.1, 0.0),
     "evaluation": ("uneven", "even"),  # the last batch
     "labels": ("all", "some ignored"),
-    "pipeline_words": ("", "disable_batch_p2p_comm", "enable_delay_scale_loss"),
+    "pipeline_switches": ("", "disable_batch_p2p_comm", "enable_delay_scale_loss"),
     "topo_order": ("pp_first", "sharding_first"),
     "release_grads": (False, True),
 }
@@ -95,7 +95,7 @@ PLAIN: Row = {
     "label_smoothing": 0.0,
 }
 
-# Fine-tuning: samples of unequal lengths; what it shares with pretraining, and what is its own.
+# Fine-tuning has samples of unequal lengths, some options of pretraining, and some of its own.
 FINETUNE_KINDS = (
     Layout(data=2),
     Layout(sharding=2, sharding_stage=2),
@@ -122,12 +122,13 @@ FINETUNE_OPTIONS: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class Space:
-    """All rows of one script.
+    """The rows of one script.
 
     Attributes:
-        kinds, options: its dimensions; the first value of an option is the plain one.
-        plain: a row without a layout.
-        seed: of the covering array; of 30, the one with the fewest rows.
+        kinds: Kinds of layout.
+        options: Values of each option; the first one is the plain one.
+        plain: Row of plain values, without a layout.
+        seed: Seed of the covering array; of 30 seeds, the one with the fewest rows.
     """
 
     kinds: tuple[Layout, ...]

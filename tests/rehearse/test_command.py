@@ -71,7 +71,7 @@ def files_in(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
 
-def test_a_cluster_s_config_with_its_own_data(tmp_path: Path, corpus: Path) -> None:
+def test_a_config_for_a_cluster_is_rehearsed_with_its_own_data(tmp_path: Path, corpus: Path) -> None:
     config = write_config(tmp_path, corpus, tensor_parallel_degree=8, sharding_parallel_degree=4)
     words = ("--sharding", "stage2", "--world_size", "32", "--ranks", "4", "--steps", "2", "--json", "verdict.json")
     before = files_in(corpus) | files_in(tmp_path)
@@ -87,11 +87,16 @@ def test_a_cluster_s_config_with_its_own_data(tmp_path: Path, corpus: Path) -> N
     assert verdict["passed"] is True
     assert verdict["layout"] == "sharding4(stage2) x tp4"
     assert verdict["data"] == str(corpus / "data")
-    (face,) = verdict["faces"]
-    assert (face["layout"], face["ranks"], face["steps"], face["failures"]) == ("sharding2(stage2) x tp2", 4, 2, [])
-    assert face["worst"].keys() == QUANTITIES
-    assert all(one["value"] <= one["limit"] for one in face["worst"].values())
-    assert any(one["value"] > 0 for one in face["worst"].values())  # rounding: two trainings were compared
+    (result,) = verdict["faces"]
+    assert (result["layout"], result["ranks"], result["steps"], result["failures"]) == (
+        "sharding2(stage2) x tp2",
+        4,
+        2,
+        [],
+    )
+    assert result["worst"].keys() == QUANTITIES
+    assert all(one["value"] <= one["limit"] for one in result["worst"].values())
+    assert any(one["value"] > 0 for one in result["worst"].values())  # rounding: two trainings were compared
     assert {"what": "bf16", "real": "true", "rehearsed": "false"} in verdict["changes"]
 
     assert "sharding2(stage2) x tp2: 4 ranks" in done.stdout
@@ -108,17 +113,17 @@ def test_an_internal_failure_has_its_own_exit_code(tmp_path: Path, monkeypatch) 
 
     from paddle_llm.cli import rehearse as module
 
-    def breaks(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise ZeroDivisionError("on purpose")
 
-    monkeypatch.setattr(module, "_samples", breaks)
+    monkeypatch.setattr(module, "_samples", fail)
     config = write_config(tmp_path, None, model_name_or_path=str(write_llama(tmp_path / "model")))
     ended = CliRunner().invoke(module.rehearse, [config, "--world_size", "2", "--ranks", "2", "--synthetic"])
     assert ended.exit_code == 4 and "on purpose" in ended.output
 
 
-def test_fine_tuning_with_its_method_and_instructions(tmp_path: Path) -> None:
-    """Recognised by its keys; packed rows of the config's own instructions, whose lengths stay unequal."""
+def test_fine_tuning_is_rehearsed_with_its_method_and_instructions(tmp_path: Path) -> None:
+    """It is recognised by its keys. The rows are packed from the config's own instructions, whose lengths stay unequal."""
     folder = make_instructions(tmp_path / "instructions")
     values = {"model_name_or_path": str(folder / "llama"), "dataset_name_or_path": str(folder / "data")}
     method = {"lora": True, "lora_rank": 16, "lora_target_modules": ["q_proj", "v_proj"], "zero_padding": True}
@@ -129,10 +134,10 @@ def test_fine_tuning_with_its_method_and_instructions(tmp_path: Path) -> None:
     done = command("tune.json", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     verdict = json.loads((tmp_path / "verdict.json").read_text())
-    (face,) = verdict["faces"]
-    assert face["layout"] == "sharding2(stage2) x tp2" and face["failures"] == []
+    (result,) = verdict["faces"]
+    assert result["layout"] == "sharding2(stage2) x tp2" and result["failures"] == []
     assert {"what": "lora_rank", "real": "16", "rehearsed": "4"} in verdict["changes"]
-    assert verdict["data"] == str(folder / "data") and "lora_" in face["worst"]["gradient"]["tensor"]
+    assert verdict["data"] == str(folder / "data") and "lora_" in result["worst"]["gradient"]["tensor"]
     (folder / "data/train.json").write_text('{"src": "a", "tgt": "b"}\n{"src": "a"}\n')
     refused = command("tune.json", *words, cwd=tmp_path)
     assert refused.returncode == 2 and "line 2: no key 'tgt'" in refused.stderr and "--synthetic" in refused.stderr
@@ -150,8 +155,8 @@ def test_a_shortened_sample_keeps_its_structure(tmp_path: Path) -> None:
     assert short.labels[14] == model.fold(labels[29:30].astype(np.int64))[0]
 
 
-def test_chatglm_without_data(tmp_path: Path) -> None:
-    """Samples with marks, positions, a mask and unequal numbers of labels."""
+def test_chatglm_is_rehearsed_without_data(tmp_path: Path) -> None:
+    """The samples have marks, positions, a mask and unequal numbers of labels."""
     model = write_chatglm(tmp_path / "model", vocab_size=500, gmask_token_id=497, mask_token_id=498, bos_token_id=496)
     config = write_config(tmp_path, None, model_name_or_path=str(model), tensor_parallel_degree=2)
     done = command(config, "--world_size", "4", "--ranks", "2", "--synthetic", cwd=tmp_path)
@@ -196,7 +201,9 @@ def test_missing_paths_are_reported_together_before_any_rank_starts(tmp_path: Pa
         (("--ranks", "2"), "Missing option '--world_size'"),
     ],
 )
-def test_mistakes_on_the_command_line(tmp_path: Path, corpus: Path, words: tuple[str, ...], message: str) -> None:
+def test_a_mistake_on_the_command_line_is_refused(
+    tmp_path: Path, corpus: Path, words: tuple[str, ...], message: str
+) -> None:
     done = command(write_config(tmp_path, corpus), *words, cwd=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
@@ -232,7 +239,7 @@ def test_no_file_is_written_beside_a_large_corpus(
     assert files_in(corpus) == before
 
 
-def test_a_tokenizer_larger_than_the_vocabulary(tmp_path: Path, corpus: Path) -> None:
+def test_a_tokenizer_larger_than_the_vocabulary_is_refused(tmp_path: Path, corpus: Path) -> None:
     model = write_llama(tmp_path / "model", vocab_size=VOCABULARY - 10)
     with pytest.raises(
         UserError, match=f"largest id is {VOCABULARY - 1}, but the vocabulary of the model has {VOCABULARY - 10} ids"
@@ -240,7 +247,7 @@ def test_a_tokenizer_larger_than_the_vocabulary(tmp_path: Path, corpus: Path) ->
         read_own_samples(tmp_path, corpus, model_name_or_path=str(model))
 
 
-def test_another_tokenizer_than_the_corpus_s(tmp_path: Path, corpus: Path) -> None:
+def test_another_tokenizer_than_that_of_the_corpus_is_refused(tmp_path: Path, corpus: Path) -> None:
     from paddle_llm.data.tokenizer import train_tokenizer
 
     lines = (corpus / "text.jsonl").read_text().splitlines()[:20]
@@ -256,13 +263,13 @@ def test_another_tokenizer_than_the_corpus_s(tmp_path: Path, corpus: Path) -> No
         ({"max_steps": -1, "num_train_epochs": 0.001, "gradient_accumulation_steps": 64}, "fewer than one global batch"),
     ],
 )  # fmt: skip
-def test_too_little_data(tmp_path: Path, corpus: Path, settings: dict[str, Any], message: str) -> None:
+def test_too_little_data_is_refused(tmp_path: Path, corpus: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         read_own_samples(tmp_path, corpus, **settings)
 
 
 def test_a_config_that_paddlenlp_does_not_support_is_a_users_mistake(tmp_path: Path) -> None:
-    """Found by a rank, which builds the model."""
+    """A rank finds it when it builds the model."""
     model = write_llama(tmp_path / "model", hidden_act="gelu")
     config = write_config(tmp_path, None, model_name_or_path=str(model))
     done = command(config, "--world_size", "1", "--synthetic", cwd=tmp_path)
@@ -271,7 +278,7 @@ def test_a_config_that_paddlenlp_does_not_support_is_a_users_mistake(tmp_path: P
     assert "Traceback" not in done.stderr
 
 
-# --- verdicts of another kind ----------------------------------------------------------------------------------------
+# --- failed comparisons and interruptions ----------------------------------------------------------------------------------------
 
 
 def rehearsed_with(tmp_path: Path, fault: str, layout: dict[str, Any]) -> SubLayoutResult:
@@ -280,8 +287,8 @@ def rehearsed_with(tmp_path: Path, fault: str, layout: dict[str, Any]) -> SubLay
     small = shrink(real, 2, 1, tmp_path / "small")
     samples = synthetic_samples(small.model, wanted_by(small.configs), seed=1)
     (case,) = cases_of(small, samples)
-    (face,) = run_sub_layouts([replace(case, fault=fault)], lambda text: None)
-    return face
+    (result,) = run_sub_layouts([replace(case, fault=fault)], lambda text: None)
+    return result
 
 
 def test_a_fault_is_reported_with_quantity_tensor_step_and_rank(
@@ -293,17 +300,17 @@ def test_a_fault_is_reported_with_quantity_tensor_step_and_rank(
     from paddle_llm.rehearse.report import as_json, print_report
     from paddle_llm.rehearse.shrink import Shrunk
 
-    face = rehearsed_with(tmp_path, "dropped_all_reduce", {"tensor_parallel_degree": 2})
-    assert not face.passed
+    result = rehearsed_with(tmp_path, "dropped_all_reduce", {"tensor_parallel_degree": 2})
+    assert not result.passed
     small = Shrunk([], None, [], [])  # type: ignore[arg-type]
-    print_report(small, [face], Layout(tensor=2), 1.0, Console(width=120))
+    print_report(small, [result], Layout(tensor=2), 1.0, Console(width=120))
     printed = capsys.readouterr().out
     assert "tp2: 2 ranks" in printed
     assert "NOT EQUAL" in printed
     assert re.search(r"the first difference is in the gradient of llama\.\S+, step 1, rank [01]: \d", printed)
     assert "A sum in the backward pass" in printed
     assert printed.splitlines()[-1].startswith("FAILED: tp2")
-    verdict = as_json(small, [face], Layout(tensor=2), "random tokens", 1.0)
+    verdict = as_json(small, [result], Layout(tensor=2), "random tokens", 1.0)
     assert verdict["passed"] is False
     assert {one["quantity"] for one in verdict["faces"][0]["failures"]} >= {"gradient"}
     json.dumps(verdict, allow_nan=False)
@@ -318,7 +325,7 @@ def a_rank_among(family: list[psutil.Process]) -> bool:
 
 
 @pytest.mark.parametrize("moment", ["the server imports", "the ranks run"])
-def test_ctrl_c_ends_everything(moment: str, tmp_path: Path) -> None:
+def test_ctrl_c_ends_every_process(moment: str, tmp_path: Path) -> None:
     model = write_llama(tmp_path / "model", vocab_size=400)
     config = write_config(tmp_path, None, model_name_or_path=str(model), tensor_parallel_degree=2)
     line = [sys.executable, "-m", "paddle_llm.cli", "rehearse", config, "--world_size", "2", "--synthetic"]

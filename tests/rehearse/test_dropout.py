@@ -43,8 +43,8 @@ def shared(one: list[np.ndarray], other: list[np.ndarray]) -> int:
     return sum((Counter(map(np.ndarray.tobytes, one)) & Counter(map(np.ndarray.tobytes, other))).values())
 
 
-def check_each(rank: Dropped, layout: Layout) -> None:
-    """A rank's own masks: one per layer and micro batch (evaluation draws none), of half the values, never the same."""
+def check_masks(rank: Dropped, layout: Layout) -> None:
+    """Check the masks of a rank: one per layer and micro-batch (evaluation draws none), half of the values, all different."""
     micro_batches = STEPS * BATCH // layout.data_world_size
     layers = LAYERS // layout.pipeline
     assert (len(rank.hidden), len(rank.attention)) == (2 * layers * micro_batches, layers * micro_batches)
@@ -58,12 +58,12 @@ def test_tensor_ranks_share_masks_of_replicated_values_and_data_ranks_do_not(tmp
     layout = Layout(data=2, tensor=2)
     ranks = train(tmp_path, layout, family)
     for rank in ranks:
-        check_each(rank, layout)
+        check_masks(rank, layout)
     for first in (0, 2):  # the two tensor ranks of one data rank
         one, other = ranks[first], ranks[first + 1]
         assert all(np.array_equal(a, b) for a, b in zip(one.hidden, other.hidden, strict=True))
         assert shared(one.attention, other.attention) == 0
-        # What is replicated stays so.
+        # Replicated weights stay equal.
         norms = [name for name in one.weights if "norm" in name or "ln_f" in name]
         assert len(norms) > 2 * LAYERS
         assert all(np.array_equal(one.weights[name], other.weights[name]) for name in norms)
@@ -81,10 +81,10 @@ def test_tensor_ranks_share_masks_of_replicated_values_and_data_ranks_do_not(tmp
     ],
     ids=str,
 )
-def test_ranks_that_share_nothing_share_no_mask(tmp_path, family, layout):
+def test_ranks_without_replicated_tensors_draw_different_masks(tmp_path, family, layout):
     ranks = train(tmp_path, layout, family)
     for rank in ranks:
-        check_each(rank, layout)
+        check_masks(rank, layout)
     for one, other in combinations(ranks, 2):
         assert shared(one.hidden, other.hidden) == shared(one.attention, other.attention) == 0
 
@@ -105,7 +105,7 @@ def test_recompute_draws_the_same_masks_again(tmp_path, family, layout):
             np.testing.assert_allclose(other.weights[name], weight, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
-def test_masks_are_a_function_of_the_seed(tmp_path):
+def test_masks_depend_only_on_the_seed(tmp_path):
     first, again, other = (train(tmp_path, Layout(), "bloom", seed=seed)[0] for seed in (1, 1, 2))
     assert shared(first.hidden, again.hidden) == len(first.hidden) and shared(first.hidden, other.hidden) == 0
 

@@ -15,14 +15,14 @@ from paddle_llm.rehearse.faults import FAULTS, Fault
 from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key, reference_of
 from tests.rehearse.cases import make_case
 
-# All that a fault may need: key-value heads fewer than tensor ranks, a vocabulary that is padded, tied embeddings, ...
+# A fault may need fewer key-value heads than tensor ranks, a padded vocabulary, tied embeddings,
 MODEL = {"num_hidden_layers": 2, "num_key_value_heads": 1, "vocab_size": 127, "tie_word_embeddings": True}
-# ... several micro batches, samples with unequal numbers of labels, clipping that is active, weight decay, and evaluation
-# samples that do not fill a batch.
+# several micro-batches, samples with unequal numbers of labels, active clipping, weight decay, and evaluation samples that do
+# not fill a batch.
 SETTINGS = {"max_steps": 2, "global_batch": 8, "ignored_labels": True, "evaluation": 5}
 SETTINGS |= {"max_grad_norm": 0.5, "weight_decay": 0.1}
 LORA = {"entry": "finetune", "lora": True, "lora_rank": 4}
-# With LoRA, beside the faults that only it shows.
+# Faults that are also tested with LoRA, in addition to those that only occur with it.
 ALSO_WITH_LORA = ("mean_of_each_micro_batch", "replicas_in_the_norm", "forgotten_moments")
 
 
@@ -38,7 +38,7 @@ def case_of(tmp_path_factory) -> Callable[..., Case]:
 
 @pytest.fixture(scope="module")
 def reference(case_of) -> Reference:
-    """Return the one reference, which does not depend on the layout."""
+    """Return the reference, which does not depend on the layout."""
     return reference_of(case_of(Layout()))
 
 

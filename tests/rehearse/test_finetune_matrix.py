@@ -16,7 +16,7 @@ from tests.rehearse.cases import make_case
 from tests.rehearse.covering import pairs_of, sort_pairs
 from tests.rehearse.finetune_matrix import FINETUNE_FAST, PP, STAGE2, TP, build_finetune_matrix, model_rows
 from tests.rehearse.matrix import Matrix
-from tests.rehearse.options import Judge, case_of, config_of, layout_of, name_of
+from tests.rehearse.options import RowChecker, case_of, config_of, layout_of, name_of
 from tests.rehearse.proving import Prover
 from tests.rehearse.spaces import FINETUNING, METHODS, PLAIN, Row
 
@@ -47,7 +47,7 @@ def test_the_fast_rows_have_every_family_method_and_option():
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_samples_have_unequal_lengths_and_numbers_of_labels(packed, tmp_path):
-    """Between micro-batches, data ranks and steps: otherwise a mean over the wrong set would not be detected."""
+    """They differ between micro-batches, data ranks and steps: otherwise a mean over the wrong set would not be detected."""
     case = make_case(tmp_path, Layout(data=2), entry="finetune", packed=packed, global_batch=4)
     labels = np.array([int((sample["labels"] != -100).sum()) for sample in case.train]).reshape(3, 2, 2)
     assert len({len(sample["input_ids"]) for sample in case.train}) > 3
@@ -63,44 +63,44 @@ def test_samples_have_unequal_lengths_and_numbers_of_labels(packed, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> Judge:
-    return Judge(tmp_path_factory.mktemp("models"))
+def checker(tmp_path_factory) -> RowChecker:
+    return RowChecker(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def matrix(judge) -> Matrix:
-    return build_finetune_matrix(judge)
+def matrix(checker) -> Matrix:
+    return build_finetune_matrix(checker)
 
 
-def test_every_model_has_full_lora_and_prefix_in_every_layout_that_is_offered(matrix):
-    """7 x 3 x 3, except for pipelines that PaddleNLP does not have."""
+def test_every_model_has_full_lora_and_prefix_in_every_supported_layout(matrix):
+    """7 x 3 x 3 rows, except for the pipelines that PaddleNLP lacks."""
     rows = model_rows()
     found = {(row["family"], row["method"], row["layout"]) for row in rows}
     families = ("llama", "chatglm", "chatglm_v2", "bloom", "opt", "glm", "qwen2")
     assert found == set(product(families, ("full", "LoRA", "prefix"), (TP, STAGE2, PP)))
     refused = {name_of(row) for row in rows if row["layout"] == PP and row["family"] in ("chatglm", "opt", "glm")}
-    assert matrix.left_out.keys() == refused and len(refused) == 9
-    assert all("PaddleNLP has no pipeline for" in why for why in matrix.left_out.values())
+    assert matrix.rejected.keys() == refused and len(refused) == 9
+    assert all("PaddleNLP has no pipeline for" in why for why in matrix.rejected.values())
     assert {name_of(row) for row in rows} - refused <= matrix.rows.keys()
     for row in rows:
         assert row["micro_batches"] > 1, "several micro batches in every step"
 
 
-def test_every_allowed_pair_is_covered(matrix, judge):
-    allowed, forbidden = sort_pairs(FINETUNING, judge)
+def test_every_allowed_pair_is_covered(matrix, checker):
+    allowed, forbidden = sort_pairs(FINETUNING, checker)
     covered = {pair for row in matrix.rows.values() for pair in pairs_of(row)}
     assert set(allowed) <= covered
     assert not covered & forbidden.keys()
     assert forbidden == matrix.forbidden and all(forbidden.values())
 
 
-def test_methods_are_excluded_by_their_own_rules(judge, tmp_path):
+def test_methods_are_excluded_by_their_own_rules(checker, tmp_path):
     """The reader decides: its messages about method, layout and family are those of `method_problems`."""
-    allowed, forbidden = sort_pairs(FINETUNING, judge)
+    allowed, forbidden = sort_pairs(FINETUNING, checker)
     for pair in (pair for pair in [*allowed, *forbidden] if "method" in {name for name, _ in pair}):
         row = FINETUNING.plain | dict(pair)
         if "layout" in row:
-            problems = [*_method_problems(row, tmp_path), *_no_way_around(row)]
+            problems = [*_method_problems(row, tmp_path), *_pipeline_problems(row)]
         else:
             problems = list(_method_problems(row | {"layout": TP}, tmp_path))
         assert bool(problems) == (pair in forbidden), (pair, problems, forbidden.get(pair))
@@ -121,7 +121,7 @@ def _method_problems(row: Row, folder: Any) -> list[str]:
     )
 
 
-def _no_way_around(row: Row) -> list[str]:
+def _pipeline_problems(row: Row) -> list[str]:
     return [] if row["layout"].pipeline == 1 or row["family"] == "llama" else ["it has no pipeline"]
 
 
@@ -130,23 +130,23 @@ FORBIDDEN = {
     ("layout", "sequence_parallel"): "sequence_parallel with tensor_parallel_degree = 1",
     ("family", "sequence_parallel"): "sequence_parallel is not supported for",
     ("family", "samples"): "is not supported for",
-    ("family", "key_value_heads"): "no word for key_value_heads",
-    ("family", "tied"): "no word for tied",
+    ("family", "key_value_heads"): "no key for key_value_heads",
+    ("family", "tied"): "no key for tied",
     ("layout", "method"): "pipeline_parallel_degree = 2|sharding stage3",
     ("family", "method"): "is not supported for",
     ("method", "samples"): "prompt tuning with --zero_padding",
 }
 
 
-def test_pairs_that_no_row_has(judge):
-    _, forbidden = sort_pairs(FINETUNING, judge)
+def test_every_forbidden_pair_has_an_expected_reason(checker):
+    _, forbidden = sort_pairs(FINETUNING, checker)
     for ((first, _), (second, _)), why in forbidden.items():
         assert (first, second) in FORBIDDEN, (first, second, why)
         assert re.search(FORBIDDEN[first, second], why), why
 
 
-def test_rows_are_the_same_each_time(matrix, judge):
-    assert list(build_finetune_matrix(judge).rows) == list(matrix.rows)
+def test_rows_are_the_same_each_time(matrix, checker):
+    assert list(build_finetune_matrix(checker).rows) == list(matrix.rows)
 
 
 def test_the_matrix_has_all_methods():

@@ -1,4 +1,4 @@
-"""The fast rows of the matrix equal one process, the lists of rows are complete, and a usual epsilon works, too."""
+"""The fast rows of the matrix equal one process, also with a usual epsilon; the lists of rows are complete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from paddle_llm.rehearse.oracle import prove
 from tests.rehearse.cases import make_case
 from tests.rehearse.covering import pairs_of, sort_pairs
 from tests.rehearse.matrix import FAST, Matrix, build_matrix, degree_rows
-from tests.rehearse.options import Judge, case_of, layout_of, name_of
+from tests.rehearse.options import RowChecker, case_of, layout_of, name_of
 from tests.rehearse.proving import Prover
 from tests.rehearse.spaces import OPTIONS, PLAIN, PRETRAINING
 
@@ -41,11 +41,11 @@ def test_the_fast_rows_touch_every_pair_of_dimensions_and_every_stage():
         assert len({row[name] for row in FAST}) > 1 or len(values) == 1, name
 
 
-# With the epsilon that trainings use. Adam moves an element by lr * m / (sqrt(v) + epsilon), which is lr in size however
-# small the gradient is: an element whose gradient is mostly rounding steps by up to lr either way. One process against
-# itself, with its sums in another order, reaches 2e-4 in a weight (a bias, zero at first, which is nothing but such steps) and
-# 1e-5 in a gradient after it; layouts reached 3e-4 and 1.1e-5. What comes before the first update keeps its limits, and
-# so do all losses and norms.
+# The epsilon that trainings use. Adam moves an element by lr * m / (sqrt(v) + epsilon), which is about lr even for a tiny
+# gradient: an element whose gradient is mostly rounding error moves by up to lr in either direction. One process compared
+# with itself in another order of sums reaches 2e-4 in a weight (a bias that starts at zero and consists of such steps) and 1e-5
+# in a gradient after the first step; layouts reached 3e-4 and 1.1e-5. Values before the first update, losses and norms keep
+# their limits.
 PRODUCTION_EPSILON = 1e-8
 PRODUCTION_LIMITS = {"gradient": 1e-4, "weight": 1e-3, "moment1": 1e-4, "moment2": 1e-4}
 
@@ -55,7 +55,7 @@ PRODUCTION_LIMITS = {"gradient": 1e-4, "weight": 1e-3, "moment1": 1e-4, "moment2
     [(Layout(tensor=2), "chatglm_v2"), (Layout(sharding=2, sharding_stage=2, pipeline=2), "llama")],
     ids=str,
 )
-def test_production_epsilon(layout, family, tmp_path):
+def test_a_layout_equals_one_process_with_the_usual_epsilon(layout, family, tmp_path):
     settings = {"adam_epsilon": PRODUCTION_EPSILON, "max_grad_norm": 1.0, "family": family}
     verdict = prove(make_case(tmp_path, layout, **settings), limits={"weight": PRODUCTION_LIMITS["weight"]})
     more = [
@@ -68,41 +68,41 @@ def test_production_epsilon(layout, family, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory) -> Judge:
-    return Judge(tmp_path_factory.mktemp("models"))
+def checker(tmp_path_factory) -> RowChecker:
+    return RowChecker(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def matrix(judge) -> Matrix:
-    return build_matrix(judge)
+def matrix(checker) -> Matrix:
+    return build_matrix(checker)
 
 
 def test_all_degrees_are_included_or_rejected(matrix):
-    """63 tuples with a product of at most 8, those with sharding at three stages; stage 3 with a pipeline is rejected."""
+    """63 tuples have a product of at most 8. Those with sharding occur at three stages; stage 3 with a pipeline is rejected."""
     rows = degree_rows()
     assert len({(la.data, la.sharding, la.tensor, la.pipeline) for la in (row["layout"] for row in rows)}) == 63
     assert len(rows) == 38 + 3 * 25
     refused = {name_of(row) for row in rows if row["layout"].sharding_stage == 3 and row["layout"].pipeline > 1}
-    assert matrix.left_out.keys() == refused and len(refused) == 7
-    assert all("stage3 with pipeline_parallel_degree" in why for why in matrix.left_out.values())
+    assert matrix.rejected.keys() == refused and len(refused) == 7
+    assert all("stage3 with pipeline_parallel_degree" in why for why in matrix.rejected.values())
     assert {name_of(row) for row in rows} - refused <= matrix.rows.keys()
 
 
-def test_16_ranks_with_all_four_degrees(matrix):
+def test_16_ranks_have_all_four_degrees_above_one(matrix):
     layouts = [layout_of(row) for row in matrix.rows.values() if layout_of(row).world_size == 16]
     assert layouts == [Layout(2, 2, 2, 2, sharding_stage=stage) for stage in (1, 2)]
 
 
-def test_every_allowed_pair_is_covered(matrix, judge):
-    allowed, forbidden = sort_pairs(PRETRAINING, judge)
+def test_every_allowed_pair_is_covered(matrix, checker):
+    allowed, forbidden = sort_pairs(PRETRAINING, checker)
     covered = {pair for row in matrix.rows.values() for pair in pairs_of(row)}
     assert set(allowed) <= covered
     assert not covered & forbidden.keys()
     assert forbidden == matrix.forbidden and all(forbidden.values())
 
 
-def test_rows_are_the_same_each_time(matrix, judge):
-    assert list(build_matrix(judge).rows) == list(matrix.rows)
+def test_rows_are_the_same_each_time(matrix, checker):
+    assert list(build_matrix(checker).rows) == list(matrix.rows)
 
 
 def test_micro_batches_are_fewer_than_stages_as_many_and_more(matrix):
@@ -111,7 +111,7 @@ def test_micro_batches_are_fewer_than_stages_as_many_and_more(matrix):
     assert found == {-1, 0, 1}
 
 
-# Dimensions -> which of their values exclude each other, and what the reader says of it. All other pairs are covered.
+# Dimensions -> which of their values exclude each other, and the reader's message. All other pairs are covered.
 FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("layout", "virtual_stages"): (
         lambda layout, virtual: layout.pipeline < 3 and virtual != 1,
@@ -122,8 +122,8 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
         lambda layout, sequence: layout.tensor == 1 and sequence != "",
         "sequence_parallel with tensor_parallel_degree = 1",
     ),
-    ("layout", "pipeline_words"): (
-        lambda layout, words: layout.pipeline == 1 and words != "",
+    ("layout", "pipeline_switches"): (
+        lambda layout, switches: layout.pipeline == 1 and switches != "",
         "has no effect: pipeline_parallel_degree is 1",
     ),
     ("layout", "topo_order"): (
@@ -136,10 +136,10 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ),
     ("family", "key_value_heads"): (
         lambda family, heads: family == "bloom" and heads != "all",
-        "no word for key_value",
+        "no key for key_value",
     ),
-    ("family", "tied"): (lambda family, tied: family != "llama" and tied, "no word for tied"),
-    ("family", "fused"): (lambda family, fused: family != "llama" and fused != "", "no word for fused"),
+    ("family", "tied"): (lambda family, tied: family != "llama" and tied, "no key for tied"),
+    ("family", "fused"): (lambda family, fused: family != "llama" and fused != "", "no key for fused"),
     ("virtual_stages", "layers"): (
         lambda virtual, layers: virtual != 1 and layers != "divide",
         "virtual_pp_degree = 2 x pipeline_parallel_degree = 3 does not divide the 7 layers of the model",
@@ -148,15 +148,15 @@ FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
         lambda virtual, count: virtual != 1 and count < 6,
         r"virtual_pp_degree = 2 with gradient_accumulation_steps = \d: virtual stages need two micro-batches per pipeline stage",
     ),
-    ("micro_batches", "pipeline_words"): (
-        lambda count, words: count == 1 and words == "enable_delay_scale_loss",
+    ("micro_batches", "pipeline_switches"): (
+        lambda count, switches: count == 1 and switches == "enable_delay_scale_loss",
         "has no effect: gradient_accumulation_steps is 1",
     ),
 }
 
 
-def test_forbidden_pairs_are_those_of_the_rules(judge):
-    allowed, forbidden = sort_pairs(PRETRAINING, judge)
+def test_forbidden_pairs_are_those_of_the_rules(checker):
+    allowed, forbidden = sort_pairs(PRETRAINING, checker)
     for (first, one), (second, two) in [*allowed, *forbidden]:
         excludes, reason = FORBIDDEN.get((first, second), (lambda *_: False, ""))
         why = forbidden.get(((first, one), (second, two)))
@@ -164,7 +164,7 @@ def test_forbidden_pairs_are_those_of_the_rules(judge):
         assert why is None or re.search(reason, why), why
 
 
-def test_a_forbidden_row_has_a_reason(judge):
+def test_a_forbidden_row_has_a_reason(checker):
     row = {"layout": Layout(pipeline=2), **PLAIN}
-    assert judge.why_not(row) == ""
-    assert "virtual stages need more than 2 pipeline stages" in judge.why_not(row | {"virtual_stages": 2})
+    assert checker.rejection_of(row) == ""
+    assert "virtual stages need more than 2 pipeline stages" in checker.rejection_of(row | {"virtual_stages": 2})

@@ -31,7 +31,7 @@ def test_a_layout_is_compared_in_every_quantity(tmp_path):
     assert verdict.passed and not verdict.failures
     assert verdict.worst.keys() == set(QUANTITIES)
     assert all(0 <= found.value <= found.limit for found in verdict.worst.values())
-    # Rounding is there to be seen: two ways of summing differ, and so does a layout.
+    # The rounding error is not zero: another order of sums differs, and so does a layout.
     assert verdict.worst["gradient"].value > 0 and max(verdict.floor.values()) > 0
     # 4 ranks x 3 steps x 3 scalars, and many tensors.
     assert verdict.compared > 4 * 3 * 3 + 4 * 3 * 30
@@ -79,13 +79,13 @@ def test_the_loss_is_the_mean_over_the_labels_of_the_global_batch(layout, tmp_pa
     for index, sample in enumerate([*case.train, *case.evaluation]):
         sample["labels"][: index % 17] = -100
     reference = reference_of(case)
-    # The other one-process run has other micro batches: were means averaged, it would be another training.
+    # The second reference has other micro-batches: if means were averaged, it would be another training.
     assert max(reference.floor.values()) < 2e-6
     verdict = prove(case, reference)
     assert verdict.passed, verdict.failures[0]
 
 
-# --- the comparison, on records made by hand ---------------------------------------------------------------------
+# --- the comparison, with records written by hand ---------------------------------------------------------------------
 
 
 def record(rank: int, place: tuple[int, int, int, int], shard: Shard, full: np.ndarray) -> RankRecord:
@@ -167,7 +167,7 @@ def not_a_number(ranks):
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
-def test_damage_is_found_and_named(records, damage, quantity, rank):
+def test_a_damaged_record_is_found_and_named(records, damage, quantity, rank):
     reference, ranks = copy.deepcopy(records)
     damage(ranks)
     found = failures(reference, ranks)
@@ -177,7 +177,7 @@ def test_damage_is_found_and_named(records, damage, quantity, rank):
         assert {difference.quantity for difference in found} == {quantity}
 
 
-def test_later_steps_may_be_five_times_the_floor(records):
+def test_later_steps_may_differ_by_five_times_the_floor(records):
     reference, ranks = records
     for one in (reference, *ranks):
         one.steps = {4: one.steps[1]}
@@ -187,7 +187,7 @@ def test_later_steps_may_be_five_times_the_floor(records):
 
 
 def test_a_zero_in_only_one_reference_is_not_a_floor(records):
-    """One such tensor would make the limit of all others infinite."""
+    """Otherwise one such tensor would make the limit of all others infinite."""
     reference, ranks = records
     for one in (reference, *ranks):
         one.steps = {2: one.steps[1]}
@@ -204,7 +204,7 @@ def test_a_zero_in_only_one_reference_is_not_a_floor(records):
 
 
 def test_values_missing_from_every_record_are_reported(records):
-    """Otherwise it would not be compared with anything, and pass."""
+    """Otherwise they would be compared with nothing, and pass."""
     reference, _ = records
     assert lacking(reference, 1, evaluated=False) == []
     reference.steps[1].tensors["gradient"].clear()
@@ -214,7 +214,7 @@ def test_values_missing_from_every_record_are_reported(records):
 
 
 def test_zeros_are_compared_with_zeros():
-    """OPT's key biases while the value biases, their unit, are zero themselves."""
+    """The unit of OPT's key biases are its value biases, which may be zero."""
     name = "opt.decoder.layers.0.self_attn.{}_proj.bias"
 
     def biases(key: float) -> RankRecord:
@@ -227,7 +227,7 @@ def test_zeros_are_compared_with_zeros():
     assert {d.tensor for d in failures(biases(0.0), [biases(7.0)])} == {name.format("k")}
 
 
-def test_a_floor_allows_no_more_than_rounding_can_do(records):
+def test_the_floor_is_limited_to_rounding_errors(records):
     """Two runs in one process that differ by half are not the same training."""
     reference, ranks = records
     differing = compare(reference, ranks, {("gradient", 1): 0.5}, FIRST_STEP_LIMITS)
@@ -285,13 +285,13 @@ def test_blooms_key_bias_is_compared_absolutely(records):
     assert {d.absolute for d in failures(bias(1e-9, 1.0), [bias(1e-9, 1.1)])} == {False}
 
 
-def test_samples_are_a_function_of_the_seed():
+def test_random_samples_depend_only_on_the_seed():
     first, again = random_samples(2, 8, 50), random_samples(2, 8, 50)
     assert all(np.array_equal(a["input_ids"], b["input_ids"]) for a, b in zip(first, again, strict=True))
     assert np.array_equal(first[0]["input_ids"][1:], first[0]["labels"][:-1])
 
 
-def test_reference_floor_covers_every_quantity(tmp_path):
+def test_the_floor_of_a_reference_has_every_quantity(tmp_path):
     reference = reference_of(make_case(tmp_path, Layout(), max_steps=2))
     assert {key for key, _ in reference.floor} == set(QUANTITIES)
     assert {step for _, step in reference.floor} == {1, 2}

@@ -17,7 +17,7 @@ from tests.rehearse.cases import instruction_samples, make_case
 
 ALONE, TP, PP = Layout(), Layout(tensor=2), Layout(pipeline=2)
 SP = Layout(tensor=2, sequence_parallel=True)
-SAMPLES, ROWS, LENGTH = 10, 4, 36  # of one step; of a row
+SAMPLES, ROWS, LENGTH = 10, 4, 36  # samples and rows of one step; tokens of a row
 SMOOTHED = {"label_smoothing": 0.1}
 LORA, PREFIX = {"lora": True, "lora_rank": 4}, {"prefix_tuning": True, "num_prefix_tokens": 4}
 FAST: list[tuple[str, Layout, dict[str, Any]]] = [
@@ -39,7 +39,7 @@ SLOW: list[tuple[str, Layout, dict[str, Any]]] = [
 
 
 def both(folder: Path, family: str, layout: Layout, settings: dict[str, Any]) -> tuple[Case, Case]:
-    """One step on the same samples: packed in a layout, unpacked in one process."""
+    """Return two cases of one step on the same samples: packed in a layout, unpacked in one process."""
     samples = instruction_samples(SAMPLES, family, 128)
     packed = PackedDataset(samples, LENGTH, seed=0)
     assert len(packed) == ROWS and {len(row) for row in packed.packing.rows} == {1, 3}

@@ -49,20 +49,21 @@ def check_kind(real: Resolved, small: Shrunk) -> None:
     """Check the relations that hold between any config and its rehearsal."""
     facts, tiny = real.facts, small.model.facts
     assert facts is not None
-    assert set().union(*(active(face.layout) for face in small.configs)) == active(real.layout)
+    assert set().union(*(active(sub_layout.layout) for sub_layout in small.configs)) == active(real.layout)
     assert tiny.model_type == facts.model_type
     assert tiny.tie_word_embeddings == facts.tie_word_embeddings
     assert sign(facts.num_attention_heads - facts.num_key_value_heads) == sign(
         tiny.num_attention_heads - tiny.num_key_value_heads
     )
-    for face in small.configs:
-        check_face(real, small, face)
+    for sub_layout in small.configs:
+        check_sub_layout(real, small, sub_layout)
 
 
-def check_face(real: Resolved, small: Shrunk, face: Resolved) -> None:
-    facts, tiny, layout, config = real.facts, small.model.facts, face.layout, face.config
+def check_sub_layout(real: Resolved, small: Shrunk, shrunk: Resolved) -> None:
+    """Check the config of one sub-layout; see `check_kind`."""
+    facts, tiny, layout, config = real.facts, small.model.facts, shrunk.layout, shrunk.config
     assert facts is not None
-    assert face.facts == tiny  # read from the folder by the real reader
+    assert shrunk.facts == tiny  # read from the folder by the real reader
     if layout.tensor > 1:
         was, now = real.layout.tensor, layout.tensor
         assert layout.sequence_parallel == real.layout.sequence_parallel
@@ -90,19 +91,19 @@ def check_face(real: Resolved, small: Shrunk, face: Resolved) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_every_shipped_config(path: Path, tmp_path: Path) -> None:
+def test_every_shipped_config_keeps_its_kind(path: Path, tmp_path: Path) -> None:
     real = read_real([str(path)], world_size(json.loads(path.read_text())))
     small = shrink(real, 8, 3, tmp_path)
     check_kind(real, small)
-    for face in small.configs:
-        assert face.layout.world_size <= 8
+    for sub_layout in small.configs:
+        assert sub_layout.layout.world_size <= 8
         assert small.model.facts.hidden_size <= 512
 
 
-def test_a_70b_config_for_64_gpus(tmp_path: Path) -> None:
+def test_a_70b_config_for_64_gpus_becomes_eight_ranks(tmp_path: Path) -> None:
     real = read_real(["configs/pretrain/llama_2_70b_tp8_pp4_sharding2_stage1.json"], 64)
-    (face,) = shrink(real, 8, 3, tmp_path).configs
-    assert str(face.layout) == "sharding2(stage1) x tp2+sp x pp2"
+    (sub_layout,) = shrink(real, 8, 3, tmp_path).configs
+    assert str(sub_layout.layout) == "sharding2(stage1) x tp2+sp x pp2"
 
 
 ALL_FOUR = Layout(2, 2, 8, 4, sharding_stage=2)
@@ -125,10 +126,10 @@ ALL_FOUR = Layout(2, 2, 8, 4, sharding_stage=2)
     ],
     ids=lambda value: str(value) if isinstance(value, Layout) else None,
 )
-def test_sub_layouts(layout: Layout, ranks: int, expected: list[str]) -> None:
+def test_a_large_layout_is_covered_by_sub_layouts(layout: Layout, ranks: int, expected: list[str]) -> None:
     found = sub_layouts_of(layout, ranks)
-    assert [str(face) for face in found.layouts] == expected
-    assert all(face.world_size <= ranks for face in found.layouts)
+    assert [str(sub_layout) for sub_layout in found.layouts] == expected
+    assert all(sub_layout.world_size <= ranks for sub_layout in found.layouts)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +138,13 @@ def test_sub_layouts(layout: Layout, ranks: int, expected: list[str]) -> None:
     + [(Layout(data=4, tensor=2, pipeline=4, virtual_stages=2), ranks) for ranks in (3, 4, 6, 8, 12, 15)],
     ids=str,
 )
-def test_pairs_are_covered_or_named(layout: Layout, ranks: int) -> None:
+def test_every_pair_of_dimensions_is_covered_or_reported(layout: Layout, ranks: int) -> None:
     found = sub_layouts_of(layout, ranks)
     printed = "\n".join(found.remarks)
     short = {"data": "dp", "sharding": "sharding", "tensor": "tp", "pipeline": "pp"}
     least = {name: 3 if name == "pipeline" and layout.virtual_stages > 1 else 2 for name in DIMENSIONS}
     for one, other in combinations(sorted(active(layout), key=DIMENSIONS.index), 2):
-        covered = any({one, other} <= active(face) for face in found.layouts)
+        covered = any({one, other} <= active(sub_layout) for sub_layout in found.layouts)
         assert covered == (least[one] * least[other] <= ranks)
         assert covered != (
             f"{short[other]} with {short[one]}" in printed or f"{short[one]} with {short[other]}" in printed
@@ -167,7 +168,7 @@ def test_dimensions_that_are_not_covered_are_reported() -> None:
         (Layout(tensor=2, pipeline=4, virtual_stages=2), 2, "virtual stages needs at least 3 ranks"),
     ],
 )
-def test_too_few_ranks(layout: Layout, ranks: int, message: str) -> None:
+def test_too_few_ranks_are_refused(layout: Layout, ranks: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         sub_layouts_of(layout, ranks)
 
@@ -216,7 +217,9 @@ LLAMA = {"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 1
     ids=str,
 )
 @pytest.mark.parametrize("ranks", [4, 8])
-def test_odd_shapes(tmp_path: Path, model: dict[str, Any], settings: dict[str, Any], ranks: int) -> None:
+def test_unusual_shapes_keep_their_kind(
+    tmp_path: Path, model: dict[str, Any], settings: dict[str, Any], ranks: int
+) -> None:
     run = write_run(tmp_path, write_llama(tmp_path / "model", **model), **settings)
     real = read_real([run], world_size(settings))
     check_kind(real, shrink(real, ranks, 3, tmp_path / "small"))
@@ -294,7 +297,7 @@ def test_an_attention_window_is_the_same_share_of_the_sequence(window: int | Non
     assert (small.sequence, small.facts.raw["sliding_window"]) == (32, expected)
 
 
-def test_folded_ids_keep_special_ones_apart() -> None:
+def test_folded_ids_keep_special_tokens_distinct() -> None:
     fold = Fold([0, 2, 130001, 130004], 64)
     ids = np.array([[0, 1, 2], [130001, 130004, 5000]])
     found = fold(ids)
@@ -321,12 +324,14 @@ def test_sub_layouts_share_their_reference(tmp_path: Path) -> None:
     real = read_real([write_run(tmp_path, write_llama(tmp_path / "model"), **settings)], 16)
     small = shrink(real, 8, 3, tmp_path / "small")
     assert len(small.configs) == 3
-    assert len({global_batch(face) for face in small.configs}) == 1
+    assert len({global_batch(sub_layout) for sub_layout in small.configs}) == 1
     wanted = wanted_by(small.configs)
     cases = cases_of(small, synthetic_samples(small.model, wanted, seed=1))
     assert len({reference_key(case) for case in cases}) == 1
     assert all(len(case.train) == 3 * case.global_batch for case in cases)
-    batch = [face.config.per_device_eval_batch_size * face.layout.data_world_size for face in small.configs]
+    batch = [
+        sub_layout.config.per_device_eval_batch_size * sub_layout.layout.data_world_size for sub_layout in small.configs
+    ]
     assert all(len(case.evaluation) % size for case, size in zip(cases, batch, strict=True))  # an uneven last batch
 
 
