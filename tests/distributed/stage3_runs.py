@@ -18,15 +18,17 @@ STEPS, MICRO_BATCHES = 2, 2
 
 @dataclass(frozen=True)
 class Run:
-    """A network and what is done with it.
+    """A network and how it is trained.
 
     Attributes:
-        fields: of RunConfig; overrides: of the network's config.json.
-        frozen: parameters whose name contains one of these are not trained.
-        evaluate: between the micro batches and after each step.
-        offload: an owner's weights are in host memory between uses.
-        prefetch: the next unit's weights are brought while one computes.
-        unused: the network has a layer that it never calls.
+        family: Family of the network.
+        fields: Fields of RunConfig.
+        overrides: Overrides of config.json.
+        frozen: Substrings of the names of parameters that are not trained.
+        evaluate: Whether to evaluate after each micro-batch and each step.
+        offload: Whether the weights of an owner are in host memory while they are not used.
+        prefetch: Whether the weights of the next unit are gathered while one computes.
+        unused: Whether the network has a layer that is never called.
     """
 
     family: str = "llama"
@@ -43,18 +45,20 @@ class Run:
 
 
 def both_stages(runs: dict[str, Run], folder: Path, layout: Layout) -> dict[str, tuple[dict, dict]]:
-    """On one rank: (stage 2's, stage 3's) numbers of every run; see `train`. Fleet is brought up once."""
+    """Return (results of stage 2, results of stage 3) of every run on this rank; see `train`. Fleet is initialised once."""
     start_fleet(layout)
     return {name: tuple(train(run, folder / name, layout, stage) for stage in (2, 3)) for name, run in runs.items()}
 
 
 def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
-    """A few steps of AdamW with clipping.
+    """Take a few steps of AdamW with clipping.
 
-    Returns {"losses", "evaluations", "weights": {name: full array}; of the elements of weights: "held" (the most that were
-    there when a forward or backward computation was looked at), "looks" (how often), "rest" (when a step was over), "all";
-    with stage 3 "own" (those that this rank owns and keeps on the device), "unit" (of the largest unit, without its own),
-    "units" (of the two largest); with prefetch "ahead" (how many times weights were on their way before they were needed)}.
+    Returns:
+        Dictionary with "losses", "evaluations", "weights" (name -> full array), "checks" (number of counts of the weights on this
+        rank, during forward and backward passes), and numbers of elements of weights: "held" (largest count), "rest" (after each
+        step), "all". With stage 3 also "own" (owned by this rank and kept on the device), "unit" (of the largest unit, without
+        the owned ones), "units" (of the two largest). With prefetch "ahead" is the number of units whose weights were being
+        gathered before they were needed.
     """
     import paddle
     from paddle.distributed import fleet
@@ -80,7 +84,7 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
         gradients = ShardedGradients(optimizer, broadcast_weights=stage == 2)
         switches = {"offload": run.offload, "prefetch": run.prefetch}
         weights = ShardedWeights(model, optimizer, gradients, **switches) if stage == 3 else None
-    watch = _Watch(model)
+    counter = _WeightCounter(model)
     ahead = _count_ahead(weights) if run.prefetch and weights else []
     found: dict[str, Any] = {"losses": [], "evaluations": [], "rest": []}
     for step in range(STEPS):
@@ -98,7 +102,7 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
             found["evaluations"].append(_evaluate(model, inputs))
     family = run.family
     found["weights"] = {name: value for name, value in full_weights(model, family, layout) if value is not None}
-    found["held"], found["looks"], found["ahead"] = watch.most, watch.looks, sum(ahead)
+    found["held"], found["checks"], found["ahead"] = counter.largest, counter.checks, sum(ahead)
     if weights is not None:
         found["own"] = 0 if run.offload else sum(p.size for p in model.parameters() if weights.owner(p) == weights.rank)
         sizes = [
@@ -111,7 +115,7 @@ def train(run: Run, folder: Path, layout: Layout, stage: int) -> dict[str, Any]:
 
 
 def _count_ahead(weights: Any) -> list[int]:
-    """Return a list that gets, for every unit that begins to compute, 1 if its weights were already being gathered."""
+    """Return a list to which every unit that begins to compute adds 1 if its weights were already being gathered, else 0."""
     ahead: list[int] = []
     gather = weights._gather_unit
 
@@ -123,24 +127,24 @@ def _count_ahead(weights: Any) -> list[int]:
     return ahead
 
 
-class _Watch:
-    """Counts the weights that are there whenever a layer begins or ends its forward, or a gradient is computed."""
+class _WeightCounter:
+    """Counts the weights on this rank whenever a layer begins or ends its forward pass, or a gradient is computed."""
 
     def __init__(self, model: Any):
-        self.most = self.looks = 0
+        self.largest = self.checks = 0
         self._model = model
         for layer in model.sublayers():
-            layer.register_forward_pre_hook(lambda *_: self._look())
-            layer.register_forward_post_hook(lambda *_: self._look())
+            layer.register_forward_pre_hook(lambda *_: self._count())
+            layer.register_forward_post_hook(lambda *_: self._count())
         for parameter in model.parameters():
             if not parameter.stop_gradient:
-                parameter._register_backward_hook(lambda *_: self._look())
+                parameter._register_backward_hook(lambda *_: self._count())
 
-    def _look(self) -> None:
+    def _count(self) -> None:
         from paddle_llm.parallel.zero.stage3 import held_weight_elements
 
-        self.looks += 1
-        self.most = max(self.most, held_weight_elements(self._model))
+        self.checks += 1
+        self.largest = max(self.largest, held_weight_elements(self._model))
 
 
 def _evaluate(model: Any, inputs: dict[str, Any]) -> float:
@@ -154,7 +158,7 @@ def _evaluate(model: Any, inputs: dict[str, Any]) -> float:
 
 
 def _batch(family: str, rank: int, index: int) -> dict[str, Any]:
-    """Inputs and labels of 2 samples that differ between ranks and micro batches."""
+    """Return inputs and labels of 2 samples that differ between ranks and micro-batches."""
     inputs = batch(family)
     inputs["input_ids"] = (inputs["input_ids"] + 7 * rank + 13 * index) % 120
     return inputs

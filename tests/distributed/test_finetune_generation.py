@@ -1,4 +1,4 @@
-"""finetune_generation.py with commands 2 to 6 of a public tutorial of 2023, on CPU ranks and with a tiny model."""
+"""finetune_generation.py with commands 2 to 6 of a public 2023 tutorial, on CPU ranks with a tiny model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.helpers.launcher_output import launcher_report
 from tests.helpers.pretrain_jobs import rows
 
 SCRIPT = str(Path(__file__).parents[2] / "finetune_generation.py")
-HERE = "--device cpu --continue_training 0 --max_length 96"  # not typed there: no GPU, random weights, few positions
+# Not in the tutorial: no GPU, random weights, few positions.
+ADDED = "--device cpu --continue_training 0 --max_length 96"
 TENSOR_PARALLEL = """
 --model_name_or_path llama --do_train --do_eval --num_train_epochs 1 --per_device_train_batch_size 4
 --per_device_eval_batch_size 4 --tensor_parallel_degree 4 --overwrite_output_dir --output_dir ./checkpoints/ --logging_steps 10
@@ -48,8 +49,8 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("more", ["", "--instruction_generation"], ids=["command 2", "command 6"])
-def test_all_weights_on_four_tensor_parallel_ranks(folder, more):
-    flags = shlex.split(f"{TENSOR_PARALLEL} {more} {HERE}")
+def test_all_weights_are_trained_on_four_tensor_parallel_ranks(folder, more):
+    flags = shlex.split(f"{TENSOR_PARALLEL} {more} {ADDED}")
     ranks = run_ranks(_job_in, 4, str(folder), flags, timeout=180, quiet=True)
     assert [rank["steps"] for rank in ranks] == [1] * 4  # 48 rows, 128 to a step
     assert rows(folder / "checkpoints")[-1]["eval_loss"] > 0
@@ -70,19 +71,19 @@ def _job_in(folder: str, flags: list[str]):
     ],
     ids=["command 3", "command 4"],
 )
-def test_one_device(folder, method, tensor):
+def test_an_adapter_is_trained_on_one_device(folder, method, tensor):
     positions = "--max_length 60" if "prefix" in method else ""
-    done = _run(f"{ONE_CARD} {method} {HERE} {positions}", folder)
+    done = _run(f"{ONE_CARD} {method} {ADDED} {positions}", folder)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "checkpoints/adapter\n"
-    assert "are trained" in done.stderr and "fp32" in done.stderr  # the share; that fp16 is not honoured here
+    assert "are trained" in done.stderr and "fp32" in done.stderr  # the trained share; that fp16 is ignored on a CPU
     assert tensor in load_file(folder / "checkpoints/adapter/adapter_model.safetensors")
 
 
-def test_a_pipeline_through_the_launcher(folder):
+def test_a_pipeline_is_trained_under_the_launcher(folder):
     """Command 5."""
     launcher = [sys.executable, "-u", "-m", "paddle.distributed.launch", "--nproc_per_node", "4", "--log_dir", "log"]
-    command = [*launcher, SCRIPT, *shlex.split(f"{PIPELINE} {HERE}")]
+    command = [*launcher, SCRIPT, *shlex.split(f"{PIPELINE} {ADDED}")]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, launcher_report(done, folder / "log")
     found = rows(folder / "checkpoints")
@@ -90,9 +91,9 @@ def test_a_pipeline_through_the_launcher(folder):
     assert list((folder / "checkpoints/model").glob("*.safetensors"))
 
 
-def test_without_data_there_is_one_message(folder):
+def test_missing_data_is_one_message(folder):
     (folder / "data").rename(folder / "elsewhere")
-    done = _run(f"{ONE_CARD} --lora {HERE}", folder)
+    done = _run(f"{ONE_CARD} --lora {ADDED}", folder)
     assert done.returncode == 2 and "./data/train.json" in done.stderr and "Traceback" not in done.stderr
     assert not (folder / "checkpoints").exists()
 

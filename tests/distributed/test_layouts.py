@@ -1,6 +1,6 @@
-"""Ranks write the rows of one process, resume exactly, and evaluate without a training.
+"""Ranks write the rows of one process, resume exactly, and evaluate an untrained model.
 
-The oracle compares trainings in layouts with one process (tests/rehearse/test_matrix.py).
+tests/rehearse/test_matrix.py compares every kind of layout with one process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEPS = {
 
 
 def _train(folder: Path, layout: Layout, changes: dict, resume: str | None = None) -> int:
-    """One rank of a short run in `folder`/output."""
+    """Run one rank of a short run in `folder`/output."""
     from paddle_llm.parallel.process.start import start_process
 
     start_process("cpu", layout.world_size)
@@ -42,12 +42,12 @@ def _run(folder: Path, layout: Layout, changes: dict | None = None, resume: str 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory):
-    """The same global batch of 8 in one process, in the micro batches of one data rank."""
+    """Return the rows of one process with the same global batch of 8."""
     return _run(tmp_path_factory.mktemp("one"), Layout(), {"gradient_accumulation_steps": 8})
 
 
 @pytest.mark.parametrize("layout", [Layout(data=2), Layout(sharding=2, sharding_stage=2, pipeline=2)], ids=str)
-def test_a_layout_gives_the_rows_of_one_process(layout, tmp_path, one_process):
+def test_rows_of_a_layout_equal_those_of_one_process(layout, tmp_path, one_process):
     accumulation = 8 // layout.data_world_size
     changes = {"gradient_accumulation_steps": accumulation, "sequence_parallel": layout.sequence_parallel}
     found = _run(tmp_path, layout, changes)
@@ -62,7 +62,7 @@ def test_a_layout_gives_the_rows_of_one_process(layout, tmp_path, one_process):
 
 
 @pytest.mark.parametrize("layout", [Layout(sharding=2, sharding_stage=1), Layout(tensor=2, pipeline=2)], ids=str)
-def test_resume_on_the_same_layout_is_exact_to_the_bit(layout, tmp_path):
+def test_resume_on_the_same_layout_is_exact_bit_for_bit(layout, tmp_path):
     changes = {"logging_steps": 2, "gradient_accumulation_steps": 4}
     _run(tmp_path, layout, changes)
     expected = numbers(tmp_path / "output")
@@ -71,7 +71,7 @@ def test_resume_on_the_same_layout_is_exact_to_the_bit(layout, tmp_path):
 
 
 def _evaluate(folder: Path, layout: Layout, samples: int, changes: dict) -> float:
-    """The evaluation loss of the untrained model on one rank."""
+    """Return the evaluation loss of the untrained model on one rank."""
     from paddle_llm.parallel.process.start import start_process
 
     start_process("cpu", layout.world_size)
@@ -79,7 +79,7 @@ def _evaluate(folder: Path, layout: Layout, samples: int, changes: dict) -> floa
 
 
 def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(tmp_path):
-    """11 samples in batches of 8 and micro-batches of 2: padding does not count."""
+    """11 samples are evaluated in batches of 8 and micro-batches of 2. Padding does not count."""
     config(tmp_path)
     (alone,) = run_ranks(_evaluate, 1, tmp_path, Layout(), 11, {})
     changes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -87,7 +87,7 @@ def test_a_pipeline_evaluates_a_last_batch_that_is_not_full(tmp_path):
         assert found == pytest.approx(alone, rel=1e-6)
 
 
-def _argument(folder: Path, layout: Layout, changes: dict) -> str:
+def _sharding_config(folder: Path, layout: Layout, changes: dict) -> str:
     """Return PaddleNLP's `sharding_parallel_config` on one rank."""
     from paddle_llm.parallel.process.start import start_process
     from paddle_llm.training.arguments import training_arguments
@@ -96,9 +96,9 @@ def _argument(folder: Path, layout: Layout, changes: dict) -> str:
     return training_arguments(config(folder, **changes), layout).sharding_parallel_config
 
 
-def test_words_of_other_stages_do_not_reach_paddlenlp(tmp_path):
-    """On a GPU they are not dropped before; PaddleNLP, which gets stage 1 for our stage 2, would use or reject them."""
+def test_switches_of_other_stages_are_not_passed_to_paddlenlp(tmp_path):
+    """PaddleNLP gets stage 1 for our stage 2, and would use or reject the switches of stage 2. The reader drops them only on a CPU."""
     config(tmp_path)
     layout = Layout(sharding=2, sharding_stage=2)
     changes = {"sharding_parallel_config": "enable_stage2_overlap split_param enable_release_grads"}
-    assert run_ranks(_argument, 2, tmp_path, layout, changes) == ["enable_release_grads"] * 2
+    assert run_ranks(_sharding_config, 2, tmp_path, layout, changes) == ["enable_release_grads"] * 2

@@ -1,4 +1,4 @@
-"""run_pretrain.py as users start it: old command lines, mistakes, a killed rank, resume; through the real launcher."""
+"""run_pretrain.py as users start it, with the real launcher: old command lines, mistakes, a killed rank, resume."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ def test_the_command_of_the_tutorial_runs(whole):
     found = rows(output)
     assert [row["step"] for row in found if "loss" in row] == [2, 4, 6, 8]
     assert [row["step"] for row in found if "eval_loss" in row] == [4, 8]
-    talk = (whole / "log" / "workerlog.0").read_text()
-    assert "fp16" in talk and "float32" in talk or "fp32" in talk  # reported
-    assert "flash" in talk
+    log = (whole / "log" / "workerlog.0").read_text()
+    assert "fp16" in log and "float32" in log or "fp32" in log  # reported
+    assert "flash" in log
     assert (output / "checkpoint-8" / "manifest.json").exists()
     assert (output / "model" / "model.safetensors").exists()
     assert any((output / "visualdl").iterdir())
@@ -127,7 +127,7 @@ def _wait_for(condition, job: subprocess.Popen, seconds: float = 120) -> None:
 
 
 def _rank_process(launcher: int, rank: int) -> int:
-    """The process id of a rank among the launcher's children."""
+    """Return the process id of a rank among the launcher's children."""
     children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
     for child in children:
         environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
@@ -138,7 +138,7 @@ def _rank_process(launcher: int, rank: int) -> int:
 
 @pytest.mark.parametrize("slower", [0, 1])
 def test_mistakes_are_reported_once_with_exit_code_2(slower, corpus, tmp_path, monkeypatch):
-    """The launcher ends all ranks when one has exited, in any order."""
+    """The launcher ends all ranks when one has exited; either rank may be the first."""
     flags = _flags(corpus, tmp_path / "output")
     (tmp_path / "sitecustomize.py").write_text(
         f"import os, time\nif os.environ.get('PADDLE_TRAINER_ID') == '{slower}': time.sleep(4)\n"
@@ -168,7 +168,7 @@ def _alone(flags: list[str]) -> subprocess.CompletedProcess[str]:
         (["--model_name_or_path", "{tmp}/nomodel"], "nomodel"),
     ],
 )
-def test_bad_input_is_one_message_and_exit_code_2(change, message, corpus, tmp_path):
+def test_a_mistake_is_one_message_and_exit_code_2(change, message, corpus, tmp_path):
     done = _alone([*_flags(corpus, tmp_path / "output"), *(word.format(tmp=tmp_path) for word in change)])
     assert done.returncode == 2, done.stderr
     assert message in done.stderr and "Traceback" not in done.stderr
@@ -182,7 +182,7 @@ def test_an_output_folder_in_use_is_rejected_and_unchanged(corpus, tmp_path):
     assert [p.name for p in (tmp_path / "output").iterdir()] == ["thesis.tex"]
 
 
-def test_a_second_job_is_refused(corpus, tmp_path):
+def test_a_second_job_in_an_output_folder_is_refused(corpus, tmp_path):
     hold_output_folder(tmp_path / "output")
     try:
         done = _alone(_flags(corpus, tmp_path / "output"))

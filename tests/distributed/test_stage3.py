@@ -1,6 +1,6 @@
-"""Sharding stage 3: the results of stage 2 bit for bit; a rank holds its own share of the weights and one unit.
+"""Sharding stage 3 gives the results of stage 2 bit for bit, and a rank holds its share of the weights and one unit.
 
-test_layouts.py shows that the results of stage 2 are those of one process; layouts are compared with it here, too.
+test_layouts.py compares stage 2 with one process; this file also compares layouts with stage 3 with one process.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ RUNS = {
     "chatglm2": Run("chatglm_v2"),
     "bloom, tied": Run("bloom"),
     "tied": Run(overrides={"tie_word_embeddings": True}),
-    "evaluation between micro batches": Run(evaluate=True),
-    "frozen here and there": Run(frozen=("q_proj", "layers.1", "embed")),
-    "frozen from below": Run(frozen=("embed", "layers.0")),
+    "evaluation between micro-batches": Run(evaluate=True),
+    "some parameters frozen": Run(frozen=("q_proj", "layers.1", "embed")),
+    "first layers frozen": Run(frozen=("embed", "layers.0")),
     "frozen, recomputed": Run(frozen=("q_proj", "layers.1"), fields=_recompute()),
     **{f"{kind}, reentrant {old}": Run(fields=_recompute(kind, old)) for kind in ("full", "full_attn", "core_attn") for old in (False, True)},
     "bloom, recomputed": Run("bloom", fields=_recompute()),
@@ -58,7 +58,7 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_results_are_those_of_stage_2_bit_for_bit(name, ranks):
+def test_results_equal_those_of_stage_2_bit_for_bit(name, ranks):
     for rank in ranks:
         two, three = rank[name]
         assert len(three["losses"]) == STEPS * MICRO_BATCHES and three["losses"] == two["losses"]
@@ -71,10 +71,10 @@ def test_the_results_are_those_of_stage_2_bit_for_bit(name, ranks):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_rank_holds_its_own_weights_and_one_unit(name, ranks):
-    """Checked in every layer's forward pass and at every gradient; a unit is a block, or a layer outside of blocks."""
+    """The weights are counted in every forward pass and at every gradient. A unit is a block, or a layer outside of blocks."""
     for rank in ranks:
         two, three = rank[name]
-        assert three["looks"] > 100 and two["held"] == two["all"]
+        assert three["checks"] > 100 and two["held"] == two["all"]
         if RUNS[name].prefetch:
             assert three["own"] + three["unit"] < three["held"] <= three["own"] + three["units"]
         else:
@@ -96,7 +96,7 @@ SHORT = {"max_steps": 6, "logging_steps": 1, "eval_steps": 3, "save_steps": 3, "
 
 
 def _train(folder: Path, layout: Layout, changes: dict, resume: str | None = None) -> None:
-    """One rank of a short run in `folder`/output, and the merged model as `run_pretrain.py` saves it."""
+    """Run one rank of a short run in `folder`/output, and save the merged model like `run_pretrain.py`."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
     from paddle_llm.parallel.process.start import start_process
 
@@ -130,7 +130,7 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("layout, changes", LAYOUTS, ids=[str(layout) for layout, _ in LAYOUTS])
-def test_a_layout_gives_the_rows_and_the_model_of_one_process(layout, changes, tmp_path, one_process):
+def test_rows_and_model_of_a_layout_equal_those_of_one_process(layout, changes, tmp_path, one_process):
     """The vocabulary of 129 is padded for tensor parallelism, and clipping is active."""
     (found, model), (expected, expected_model) = _run(tmp_path, layout, **changes), one_process
     for key, limit in (("loss", 2e-6), ("grad_norm", 2e-5), ("eval_loss", 2e-6)):
@@ -157,7 +157,7 @@ def _best_model(folder: Path, layout: Layout) -> tuple[str, dict, int, int]:
     from paddle_llm.parallel.zero.stage3 import held_weight_elements
 
     start_process("cpu", layout.world_size)
-    # The greatest loss counts as the best, so that it is not the one that training ends with.
+    # The greatest loss counts as the best, so that the best checkpoint is not the last one.
     changes = {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": True}
     trainer = make_trainer(config(folder, **(SHORT | changes)), layout)
     trainer.train()
@@ -192,11 +192,11 @@ def _skip(folder: Path, layout: Layout) -> list[int]:
     skipped = []
     check = trainer.nan_guard.check
 
-    def note(norm):
+    def record(norm):
         skipped.extend([] if np.isfinite(norm) else [trainer.state.global_step + 1])
         check(norm)
 
-    trainer.nan_guard.check = note
+    trainer.nan_guard.check = record
     trainer.train()
     return skipped
 
@@ -211,8 +211,8 @@ def test_a_skipped_update_does_not_change_the_weights(tmp_path):
     assert found[3] == found[2] and len(found[3]) >= 7
 
 
-def _look_inside(folder: Path, layout: Layout) -> dict:
-    """Return what a script gets of the weights after a training."""
+def _weights_seen_by_a_script(folder: Path, layout: Layout) -> dict:
+    """Return the weights that a script sees after a training, or the messages that it gets."""
     from paddle_llm.parallel.process.start import start_process
 
     start_process("cpu", layout.world_size)
@@ -237,7 +237,7 @@ def _look_inside(folder: Path, layout: Layout) -> dict:
 
 def test_a_script_gets_whole_weights_or_a_message(tmp_path):
     config(tmp_path)
-    first, second = run_ranks(_look_inside, 2, tmp_path, LAYOUT)
+    first, second = run_ranks(_weights_seen_by_a_script, 2, tmp_path, LAYOUT)
     for rank in (first, second):
         assert "trainer.sharded_weights.whole()" in rank["network"] and rank["network"] == rank["one layer"]
         assert np.isfinite(rank["evaluation"])
@@ -253,7 +253,7 @@ def _bytes(folder: Path, layout: Layout) -> dict[str, int]:
 
     class Peak(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            if state.global_step == 1:  # the moments are there
+            if state.global_step == 1:  # the moments exist
                 core.host_memory_stat_reset_peak_value("Allocated", 0)
 
         def on_step_end(self, args, state, control, **kwargs):
@@ -273,12 +273,12 @@ def _bytes(folder: Path, layout: Layout) -> dict[str, int]:
     return found
 
 
-def test_the_allocator_holds_less_memory(tmp_path):
+def test_less_memory_is_allocated_than_with_stage_2(tmp_path):
     """Between steps the weights of other owners are freed, and the peak of a step is lower by them, except for a unit."""
     write_llama(tmp_path / "llama", num_hidden_layers=8)
     two = run_ranks(_bytes, 2, tmp_path, Layout(sharding=2, sharding_stage=2))
     three = run_ranks(_bytes, 2, tmp_path, LAYOUT)
     for before, now in zip(two, three, strict=True):
-        away = now["all"] - now["own"]
-        assert before["rest"] - now["rest"] == pytest.approx(away, rel=0.02)
-        assert before["peak"] - now["peak"] >= away - now["unit"]
+        others = now["all"] - now["own"]
+        assert before["rest"] - now["rest"] == pytest.approx(others, rel=0.02)
+        assert before["peak"] - now["peak"] >= others - now["unit"]

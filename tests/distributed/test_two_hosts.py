@@ -40,7 +40,7 @@ def environment(**changes: str) -> dict[str, str]:
 
 
 def rank_environment(rank: int, hosts: tuple[Host, Host]) -> dict[str, str]:
-    """What the launcher gives the only rank of a host, whose name led it to 127.0.1.1."""
+    """Return the variables that the launcher sets for the only rank of a host whose name resolves to 127.0.1.1."""
     endpoint = "127.0.1.1:6170"
     return environment(
         PADDLE_TRAINER_ID=str(rank),
@@ -62,7 +62,7 @@ def start(host: Host, *command: str, env: dict[str, str]) -> subprocess.Popen:
     "names_resolve",
     [pytest.param(True, id="127.0.1.1"), pytest.param(False, id="no address", marks=pytest.mark.slow)],
 )
-def test_ranks_on_two_hosts_meet(names_resolve, tmp_path):
+def test_ranks_on_two_hosts_connect(names_resolve, tmp_path):
     with two_hosts(tmp_path, names_resolve=names_resolve) as hosts:
         jobs = [
             start(host, sys.executable, "-c", SUM, env=rank_environment(rank, hosts)) for rank, host in enumerate(hosts)
@@ -126,7 +126,7 @@ def outputs(jobs: list[subprocess.Popen]) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_two_hosts_train_like_one_and_resume_after_a_network_failure(corpus, on_one_host, tmp_path):
+def test_two_hosts_train_like_one_and_resume_after_losing_the_network(corpus, on_one_host, tmp_path):
     output = tmp_path / "output"
     first = output / "checkpoint-4"
     with two_hosts(tmp_path) as hosts:

@@ -1,6 +1,6 @@
-"""Tests of real GPUs: skipped, each with the reason, where this machine or its Paddle has too few of them.
+"""Tests of real GPUs. A test is skipped with the reason if this machine or its Paddle has too few GPUs.
 
-A test with the parameter `device` runs on the CPU and, where there is one, on a GPU: its logic is proven on any machine.
+A test with the parameter `device` runs on the CPU and, if available, on a GPU, so that its logic is tested on any machine.
 The mark `gpu` is on all tests of this folder that need a GPU; `make test-gpu` runs these.
 """
 
@@ -32,8 +32,8 @@ def gpus() -> int:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "gpu: needs a GPU and a GPU build of Paddle")
-    config.addinivalue_line("markers", "gpus(n): needs n of them, where it runs on GPUs")
-    config.addinivalue_line("markers", "cpu_only: is about tests of GPUs and needs none")
+    config.addinivalue_line("markers", "gpus(n): needs n GPUs if it runs on GPUs")
+    config.addinivalue_line("markers", "cpu_only: belongs to the tests of GPUs and needs none")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

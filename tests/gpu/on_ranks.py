@@ -26,14 +26,14 @@ class Trained:
     """One rank after a training.
 
     Attributes:
-        device: Paddle's name of it, such as "gpu:0".
+        device: Paddle's name of the device, such as "gpu:0".
         losses: Loss of the global batch, by step; NaN where the step's row has none.
-        norms: Gradient norm before clipping, by step; NaN likewise.
+        norms: Gradient norm before clipping, by step; NaN where the step's row has none.
         skipped: Steps without an update.
         scale: Scale of the loss at the end; None without a loss scaler.
         dtypes: Types of the weights.
         kernels: Names of the fused functions of Paddle that were called.
-        weights: float32, by name; empty under sharding stage 3.
+        weights: Weights in float32 by name; empty under sharding stage 3.
     """
 
     device: str
@@ -50,15 +50,16 @@ def train(case: Case, output: Path | None, resume: Path | None, settings: dict[s
     """Train a case through the product's own trainer.
 
     Args:
-        output: Folder of checkpoints; None: a temporary one.
+        case: The case.
+        output: Folder of checkpoints; None for a temporary one.
         resume: Checkpoint to continue from.
-        settings: Fields of RunConfig in place of the oracle's.
+        settings: Fields of RunConfig that replace the oracle's.
     """
     import paddle
 
     with _trainer(case, output, settings) as trainer:
         trained = Trained(paddle.device.get_device())
-        _watch(trainer, trained)
+        _record(trainer, trained)
         with _called_kernels(trained.kernels):
             trainer.train(resume_from_checkpoint=resume)
         trained.skipped = trainer.meter.skipped_steps
@@ -72,21 +73,21 @@ def train(case: Case, output: Path | None, resume: Path | None, settings: dict[s
     return trained
 
 
-def places_of_states(case: Case) -> dict[str, set[str]]:
-    """Return the places of the moments between two steps."""
+def state_places(case: Case) -> dict[str, set[str]]:
+    """Return Paddle's places of the moments after a training, by moment."""
     with _trainer(case) as trainer:
         from paddle_llm.training.metrics.grad_norm import unwrapped
 
         trainer.train()
         states = unwrapped(trainer.optimizer)._accumulators
-        return {name: {str(held.place) for held in states[name].values()} for name in ("moment1", "moment2")}
+        return {name: {str(state.place) for state in states[name].values()} for name in ("moment1", "moment2")}
 
 
 def lose_a_rank(case: Case) -> list[float]:
-    """Kill rank 1 after the first step."""
+    """Train a case, and kill rank 1 after its first step."""
     with _trainer(case) as trainer:
         trained = Trained("")
-        _watch(trainer, trained, dies=trainer.args.process_index == 1)
+        _record(trainer, trained, dies=trainer.args.process_index == 1)
         trainer.train()
     return trained.losses
 
@@ -103,13 +104,14 @@ def _trainer(case: Case, output: Path | None = None, settings: dict[str, Any] | 
         yield trainer_of(case, str(output or folder), **(settings or {}))
 
 
-def _watch(trainer: Any, trained: Trained, dies: bool = False) -> None:
+def _record(trainer: Any, trained: Trained, dies: bool = False) -> None:
+    """Record losses and norms; with `dies`, kill this rank after its first step."""
     from paddlenlp.trainer import TrainerCallback
 
     def number(value: float | None) -> float:
         return math.nan if value is None else value
 
-    class Watch(TrainerCallback):
+    class Recorder(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "learning_rate" in logs:
                 trained.losses.append(number(logs["loss"]))
@@ -119,12 +121,12 @@ def _watch(trainer: Any, trained: Trained, dies: bool = False) -> None:
             if dies:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    trainer.add_callback(Watch())
+    trainer.add_callback(Recorder())
 
 
 @contextmanager
 def _called_kernels(called: set[str]) -> Iterator[None]:
-    """Record which of Paddle's fused functions are called; they are called as they are."""
+    """Record the names of Paddle's fused functions that are called in the block."""
     from functools import wraps
     from unittest import mock
 
@@ -147,8 +149,8 @@ def _called_kernels(called: set[str]) -> Iterator[None]:
     }
     patches = [
         mock.patch.object(module, attribute, recorded(name, getattr(module, attribute)))
-        for name, places in functions.items()
-        for module, attribute in places
+        for name, attributes in functions.items()
+        for module, attribute in attributes
     ]
     for patch in patches:
         patch.start()
@@ -163,7 +165,7 @@ def _called_kernels(called: set[str]) -> Iterator[None]:
 
 
 def packed_attention(device: str, dtype: str, states: list[np.ndarray], sample_ends_BS: np.ndarray) -> list[np.ndarray]:
-    """Attention of packed rows and the gradients of its sum of squares by queries, keys and values, in float32.
+    """Return attention of packed rows, and the gradients of its sum of squares by queries, keys and values, in float32.
 
     Args:
         states: Queries, keys and values [B, S, N, D] in float32.
@@ -182,7 +184,7 @@ def packed_attention(device: str, dtype: str, states: list[np.ndarray], sample_e
 
 
 def fused_norm(device: str, dtype: str, x_RH: np.ndarray, weight_H: np.ndarray) -> list[np.ndarray]:
-    """`fused_ln`'s RMSNorm and the gradients of its sum of squares by input and weight, in float32."""
+    """Return `fused_ln`'s RMSNorm, and the gradients of its sum of squares by input and weight, in float32."""
     import paddle
 
     paddle.set_device(device)
@@ -200,5 +202,5 @@ def fused_norm(device: str, dtype: str, x_RH: np.ndarray, weight_H: np.ndarray) 
 
 
 def environment(names: list[str]) -> dict[str, str | None]:
-    """Variables of this rank's environment."""
+    """Return variables of this rank's environment."""
     return {name: os.environ.get(name) for name in names}

@@ -10,7 +10,7 @@ from tests.gpu.trainings import ENVIRONMENT, TIMEOUT
 from tests.helpers.finetune_jobs import flags_of, job, make_instructions
 from tests.helpers.pretrain_jobs import rows
 
-# So small that 16-bit weights stay what they are: whatever the kernels of training round, the answers are the same.
+# So small that 16-bit weights do not change: the answers do not depend on how the kernels of training round.
 LEARNING_RATE = 1e-12
 SETTINGS = {
     "max_steps": 2,
@@ -27,7 +27,7 @@ SETTINGS = {
 
 
 def answers(device: str, folder: Path, name: str, **settings) -> list[str]:
-    """Run the job of finetune_generation.py; the answers at both evaluations."""
+    """Run the job of finetune_generation.py, and return the answers of both evaluations."""
     output = folder / name
     flags = flags_of(folder / "job", output, device=device, **SETTINGS, **settings)
     (done,) = run_ranks(job, 1, flags, 1, device=device, env=ENVIRONMENT, timeout=TIMEOUT, quiet=True)
@@ -37,7 +37,7 @@ def answers(device: str, folder: Path, name: str, **settings) -> list[str]:
     return [json.loads(line)["generated"] for part in texts for line in part]
 
 
-def test_answers_are_those_of_plain_kernels(tmp_path: Path, device: str) -> None:
+def test_fused_kernels_generate_the_answers_of_plain_ones(tmp_path: Path, device: str) -> None:
     make_instructions(tmp_path / "job", train=8, dev=3)  # prompts of unequal lengths, padded on the left
     fused = answers(device, tmp_path, "fused", use_flash_attention=True, use_fused_rope=True)
     assert fused == answers(device, tmp_path, "plain") and len(fused) == 6 and any(fused)

@@ -1,7 +1,7 @@
 """Several GPUs: the matrix of tests/rehearse/matrix.py over NCCL, 16 bits in every kind of layout, a killed rank.
 
-Never run on GPUs: no machine with several GPUs and a GPU build of Paddle was at hand when this was written. The limits are those of
-CPU ranks (float32, TF32 off); NCCL sums in other orders than gloo, so the later steps' rounding floor may need measuring.
+These tests have not been run on GPUs yet: no machine with several GPUs and a GPU build of Paddle was available. The limits are those
+of CPU ranks (float32, TF32 off). NCCL sums in other orders than gloo, so the rounding floor of later steps may have to be measured.
 `make test-gpu` runs these tests.
 """
 
@@ -20,12 +20,12 @@ from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.oracle import prove
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.gpu.conftest import gpus
-from tests.gpu.on_ranks import lose_a_rank, places_of_states
+from tests.gpu.on_ranks import lose_a_rank, state_places
 from tests.gpu.trainings import (
     BF16,
     FP16,
     HALF_LIMIT,
-    PLACES,
+    STATE_PLACES,
     TIMEOUT,
     assert_close,
     case_on,
@@ -38,7 +38,7 @@ from tests.rehearse.proving import Prover
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make a test for each row that fits, or one that is skipped with the reason."""
+    """Parametrize by the rows that this machine has enough GPUs for; without one, the test is skipped with the reason."""
     if "row" not in metafunc.fixturenames:
         return
     names: list[str] = []
@@ -46,7 +46,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         with tempfile.TemporaryDirectory() as folder:
             rows = build_matrix(RowChecker(Path(folder))).rows
         names = [name for name, row in rows.items() if 1 < layout_of(row).world_size <= gpus()]
-    metafunc.parametrize("row", names or ["none fits"])
+    metafunc.parametrize("row", names or ["no row fits"])
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +92,8 @@ def test_sharding_with_offload_equals_one_device(tmp_path: Path, device: str, st
 @pytest.mark.gpus(2)
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_sharded_states_are_in_host_memory(tmp_path: Path, device: str, stage: int) -> None:
-    for found in run_ranks(places_of_states, 2, offloaded(device, tmp_path, stage), device=device):
-        assert found == {name: {PLACES[device][True]} for name in ("moment1", "moment2")}
+    for found in run_ranks(state_places, 2, offloaded(device, tmp_path, stage), device=device):
+        assert found == {name: {STATE_PLACES[device][True]} for name in ("moment1", "moment2")}
 
 
 # ---- 16 bits: against one device in 16 bits -------------------------------------------------------------------------
@@ -117,8 +117,10 @@ FAST_HALF = ("stage 2",)
 @pytest.mark.parametrize(
     "name", [name if name in FAST_HALF else pytest.param(name, marks=pytest.mark.slow) for name in HALF]
 )
-def test_gradients_in_32_bits_of_16_bit_weights(tmp_path: Path, device: str, name: str, precision: dict) -> None:
-    """With amp_master_grad gradients are in `main_grad`, which each of these layouts reduces in its own way."""
+def test_32_bit_gradients_of_16_bit_weights_equal_those_of_one_device(
+    tmp_path: Path, device: str, name: str, precision: dict
+) -> None:
+    """amp_master_grad keeps gradients in `main_grad`, which each of these layouts reduces differently."""
     layout, settings = HALF[name]
     case = case_on(device, tmp_path, layout, evaluation=0, **precision, **settings)
     ranks, (alone,) = train(case), train(case.alone())
@@ -140,8 +142,9 @@ def test_a_killed_rank_ends_the_others(tmp_path: Path, device: str, stage: int) 
     case = case_on(device, tmp_path, layout, evaluation=0)
     with pytest.raises(RankError) as failure:
         run_ranks(lose_a_rank, 2, case, device=device, timeout=TIMEOUT, grace=60, quiet=True)
-    left, killed = failure.value.outcomes
+    survivor, killed = failure.value.outcomes
     assert killed.exit_code == -signal.SIGKILL
-    # On a CPU the collective is left by an exception, which the entry scripts turn into the same exit code.
-    assert left.exit_code == EXIT_PEER_LOST or (device == "cpu" and type(left.exception) is PeerLostError), left
-    assert "rank 0: rank 1 is gone" in left.stderr
+    # On a CPU the collective raises an exception, which the entry scripts turn into the same exit code.
+    ended = survivor.exit_code == EXIT_PEER_LOST
+    assert ended or (device == "cpu" and type(survivor.exception) is PeerLostError), survivor
+    assert "rank 0: rank 1 is gone" in survivor.stderr

@@ -1,7 +1,7 @@
-"""Features of one GPU: 16 bits, kernels, memory of the host. Each is compared with the same training without it.
+"""Features of one GPU: 16 bits, kernels, host memory. Each is compared with the same training without it.
 
-Never run on a GPU: none with a GPU build of Paddle was at hand when this was written. The limits are expectations, to be
-replaced by measured ones; float32 without TF32 differs by the order of sums alone, as on a CPU. `make test-gpu` runs these tests.
+These tests have not been run on a GPU yet: none with a GPU build of Paddle was available. The limits are estimates and have to be
+replaced by measured ones. float32 without TF32 differs only by the order of sums, as on a CPU. `make test-gpu` runs these tests.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, compare, rounding_flo
 from paddle_llm.rehearse.oracle import run_case
 from paddle_llm.rehearse.ranks import run_ranks
 from paddle_llm.rehearse.record import RankRecord
-from tests.gpu.on_ranks import Trained, places_of_states
+from tests.gpu.on_ranks import Trained, state_places
 from tests.gpu.trainings import (
     BF16,
     DETERMINISTIC,
     FP16,
     HALF_LIMIT,
-    PLACES,
+    STATE_PLACES,
     assert_close,
     case_on,
     family_case,
@@ -42,11 +42,11 @@ LEVELS = {
     "fp16 O1": {"fp16": True, "fp16_opt_level": "O1"},
     "fp16 O2": FP16,
 }
-FIRST = ("llama", "bf16 O2", "full")  # of each parameter the value that is fast enough for every `make test`
+FAST = ("llama", "bf16 O2", "full")  # the value of each parameter that `make test` runs
 
 
 def mostly_slow(values: Any) -> list[Any]:
-    return [value if value in FIRST else pytest.param(value, marks=pytest.mark.slow) for value in values]
+    return [value if value in FAST else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 FLASH = [family for family in WRITERS if family not in ("opt", "glm")]
@@ -68,28 +68,28 @@ def curve_case(tmp_path: Path, device: str) -> Case:
 
 
 @pytest.mark.parametrize("level", mostly_slow(LEVELS))
-def test_the_loss_curve_of_16_bits_is_that_of_32(curve_case: Case, device: str, level: str) -> None:
+def test_the_loss_curve_of_16_bits_equals_that_of_32(curve_case: Case, device: str, level: str) -> None:
     plain, found = one(curve_case), one(with_settings(curve_case, **LEVELS[level]))
     assert len(found.losses) == CURVE_STEPS[device]
     np.testing.assert_allclose(found.losses, plain.losses, rtol=HALF_LIMIT)
     if device == "gpu":
-        assert found.losses != plain.losses, "16 bits leave no trace: they were not used"
+        assert found.losses != plain.losses, "the losses are those of 32 bits: 16 bits were not used"
         assert found.losses[-1] < found.losses[0] - 0.5
-        wide = {"bf16": "bfloat16", "fp16": "float16"}[level[:4]] if level.endswith("O2") else "float32"
-        assert wide in found.dtypes, "the network is not built in the type of --fp16_opt_level O2"
+        dtype = {"bf16": "bfloat16", "fp16": "float16"}[level[:4]] if level.endswith("O2") else "float32"
+        assert dtype in found.dtypes, "the network does not have the type of --fp16_opt_level O2"
 
 
 @pytest.mark.parametrize(
     "master", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["amp_master_grad", "plain"]
 )
 def test_the_scaler_lowers_a_scale_that_overflows(curve_case: Case, device: str, master: bool) -> None:
-    """The first steps overflow: they are counted as skipped, and the training goes on with a lower scale."""
-    begin = 2.0**24
-    found = one(with_settings(curve_case, **FP16 | {"amp_master_grad": master}), scale_loss=begin)
+    """The first steps overflow. They are counted as skipped, and the training continues with a lower scale."""
+    initial = 2.0**24
+    found = one(with_settings(curve_case, **FP16 | {"amp_master_grad": master}), scale_loss=initial)
     if device == "cpu":
         assert found.scale is None and found.skipped == 0
         return
-    assert found.scale is not None and found.scale < begin
+    assert found.scale is not None and found.scale < initial
     assert 0 < found.skipped < CURVE_STEPS[device] // 2
     # A skipped step's row has neither loss nor norm. Norms are those of unscaled gradients.
     taken = [loss for loss in found.losses if math.isfinite(loss)]
@@ -113,12 +113,12 @@ def test_flash_attention_trains_as_plain_attention_does(tmp_path: Path, device: 
     assert_close(flash, plain, HALF_LIMIT)
     if device == "gpu":
         assert "attention" in flash.kernels and "attention" not in plain.kernels
-        assert flash.losses != plain.losses, "flash attention leaves no trace: it was not used"
+        assert flash.losses != plain.losses, "the losses are those of plain attention: flash attention was not used"
 
 
 @pytest.mark.parametrize("family", mostly_slow(WRITERS))
 def test_packed_rows_train_as_in_32_bits(tmp_path: Path, device: str, family: str) -> None:
-    """In 16 bits by FlashMask's kernel, which float32 does not have."""
+    """16 bits use the kernel of FlashMask, which float32 does not have."""
     case = case_on(device, tmp_path, family=family, entry="finetune", packed=True, evaluation=0)
     found, expected = one(with_settings(case, **BF16, use_flash_attention=True)), one(case)
     assert_close(found, expected, HALF_LIMIT)
@@ -128,7 +128,7 @@ def test_packed_rows_train_as_in_32_bits(tmp_path: Path, device: str, family: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FLASH)
-def test_a_prefix_with_flash_attention_trains_as_without(tmp_path: Path, device: str, family: str) -> None:
+def test_a_prefix_trains_with_flash_attention_as_without_it(tmp_path: Path, device: str, family: str) -> None:
     settings = {"prefix_tuning": True, "num_prefix_tokens": 4, "learning_rate": 0.1, **BF16}
     case = case_on(device, tmp_path, family=family, entry="finetune", evaluation=0, **settings)
     flash, plain = with_and_without(case, {"use_flash_attention": True})
@@ -147,7 +147,7 @@ def test_fused_norm_and_rotary_embedding_train_as_plain_ones(tmp_path: Path, dev
         assert "rope" in fused.kernels and "rope" not in plain.kernels
 
 
-# ---- float32: nothing but the order of sums may differ --------------------------------------------------------------
+# ---- float32: only the order of sums may differ --------------------------------------------------------------
 
 
 def run(case: Case) -> RankRecord:
@@ -180,7 +180,7 @@ def test_recompute_changes_nothing(tmp_path: Path, device: str, granularity: str
 
 
 @pytest.mark.slow
-def test_four_micro_batches_of_one_are_one_of_four(tmp_path: Path, device: str) -> None:
+def test_four_micro_batches_of_one_sample_equal_one_of_four(tmp_path: Path, device: str) -> None:
     case = case_on(device, tmp_path, global_batch=4)
     assert case.config.gradient_accumulation_steps == 4
     assert_equal(case, with_settings(case, per_device_train_batch_size=4, gradient_accumulation_steps=1))
@@ -195,5 +195,5 @@ def test_optimizer_states_in_host_memory_change_nothing(tmp_path: Path, device: 
 @pytest.mark.parametrize("offload", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_offloaded_states_are_in_host_memory(tmp_path: Path, device: str, offload: bool) -> None:
     case = case_on(device, tmp_path, offload_optim=offload, max_steps=1, evaluation=0)
-    (found,) = run_ranks(places_of_states, 1, case, device=device)
-    assert found == {name: {PLACES[device][offload]} for name in ("moment1", "moment2")}
+    (found,) = run_ranks(state_places, 1, case, device=device)
+    assert found == {name: {STATE_PLACES[device][offload]} for name in ("moment1", "moment2")}

@@ -11,11 +11,11 @@ from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.gpu import on_ranks
 
 pytestmark = pytest.mark.cpu_only
-# Modules whose functions are given to `run_ranks` in this folder.
+# Modules whose functions the tests of this folder pass to `run_ranks`.
 MODULES = ("tests.gpu.on_ranks", "tests.helpers.finetune_jobs", "paddle_llm.rehearse.oracle")
 
 
-def test_their_modules_do_not_import_paddle():
+def test_modules_of_rank_functions_do_not_import_paddle():
     code = f"import sys, {', '.join(MODULES)}; print([m for m in ('paddle', 'paddlenlp') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 

@@ -1,7 +1,7 @@
-"""Cases of this folder and how they are run: the same on a CPU and on a GPU.
+"""Cases of this folder, and functions that run them on a CPU and on a GPU alike.
 
-Everything that a CPU does not honour (16 bits, flash attention, fused kernels, offload) is requested on both devices; on a
-CPU the product leaves it out. A test asserts what a GPU must do with it if `device` is "gpu".
+Settings that a CPU does not support (16 bits, flash attention, fused kernels, offload) are requested on both devices; on a CPU
+the product ignores them. If `device` is "gpu", a test asserts that they have their effect.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from tests.gpu import on_ranks
 from tests.gpu.on_ranks import Trained
 from tests.rehearse.cases import make_case
 
-# The proof of 32 bits is of float32, not of TF32, which rounds what is multiplied to 10 bits.
+# Comparisons in 32 bits use float32. TF32 rounds the factors of a product to 10 bits.
 ENVIRONMENT = {"NVIDIA_TF32_OVERRIDE": "0"}
 BF16 = {"bf16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
 FP16 = {"fp16": True, "fp16_opt_level": "O2", "amp_master_grad": True}
-# An expectation, of each loss: bfloat16 rounds to 8 bits (2^-9 = 0.2%), which a mean over tokens averages.
+# Relative, for each loss; not measured yet: bfloat16 rounds to 8 bits (2^-9 = 0.2%), which a mean over tokens averages.
 HALF_LIMIT = 0.01
 TIMEOUT = 300.0
-# Where optimizer states are, without and with --offload_optim.
-PLACES = {"cpu": ("Place(cpu)", "Place(cpu)"), "gpu": ("Place(gpu:0)", "Place(gpu_pinned)")}
+# Paddle's place of optimizer states without and with --offload_optim.
+STATE_PLACES = {"cpu": ("Place(cpu)", "Place(cpu)"), "gpu": ("Place(gpu:0)", "Place(gpu_pinned)")}
 
 
 def case_on(device: str, folder: Path, layout: Layout | None = None, **settings: Any) -> Case:
-    """A case without fused kernels, as is the default on a GPU."""
+    """Return a case without fused kernels, which is the default on a GPU."""
     return make_case(folder, layout or Layout(), **{"device": device, "use_fused_rms_norm": False, **settings})
 
 
 def family_case(device: str, folder: Path, family: str, **settings: Any) -> Case:
-    """A case of a family. ChatGLM-6B's samples end in marks, which random tokens of pretraining do not have."""
+    """Return a case of a family. Samples of ChatGLM-6B end in marks, which the random tokens of pretraining lack."""
     entry = "finetune" if family == "chatglm" else "pretrain"
     return case_on(device, folder, family=family, **{"entry": entry, **settings})
 
@@ -83,7 +83,7 @@ def one(case: Case, **settings: Any) -> Trained:
 
 
 def assert_close(found: Trained, expected: Trained, limit: float) -> None:
-    """Losses and gradient norms are those of `expected` within `limit` (norms: five times that)."""
+    """Assert that losses equal those of `expected` within `limit`, and gradient norms within five times that."""
     assert len(found.losses) == len(expected.losses) > 0
     np.testing.assert_allclose(found.losses, expected.losses, rtol=limit)
     np.testing.assert_allclose(found.norms, expected.norms, rtol=5 * limit)

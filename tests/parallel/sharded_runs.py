@@ -237,7 +237,7 @@ def held_by_trainer(folder: Path, layout: Any, bucket_mb: float, changes: dict[s
 
     Returns:
         elements, bytes: the most that was there (bytes by Paddle's host allocator: what came since the step's
-            beginning, less the activations before the first gradient); after: the most after a micro batch (with a pipeline:
+            beginning, less the activations before the first gradient); after: the most after a micro-batch (with a pipeline:
             after all of them), before the optimizer; owned: elements of what this rank owns; share: elements of the largest owner; everything: elements of this rank's part of the network.
     """
     import paddle.distributed as dist

@@ -34,7 +34,7 @@ def test_the_penalty_is_added_to_the_gradients_once_per_step(tmp_path):
     for share in (0.0, 0.5):
         active_attachment(model).penalty_share = share
         model.clear_gradients()
-        for _ in range(2):  # two micro batches
+        for _ in range(2):  # two micro-batches
             loss = model(**batch("llama"))
             (loss[0] if isinstance(loss, tuple) else loss).backward()
         gradients.append([parameter.grad.numpy() for parameter in (layer.lora_A, layer.lora_B, layer.lora_E)])

@@ -83,7 +83,7 @@ def test_every_model_has_full_lora_and_prefix_in_every_supported_layout(matrix):
     assert all("PaddleNLP has no pipeline for" in why for why in matrix.rejected.values())
     assert {name_of(row) for row in rows} - refused <= matrix.rows.keys()
     for row in rows:
-        assert row["micro_batches"] > 1, "several micro batches in every step"
+        assert row["micro_batches"] > 1, "several micro-batches in every step"
 
 
 def test_every_allowed_pair_is_covered(matrix, checker):

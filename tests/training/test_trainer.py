@@ -57,7 +57,7 @@ def test_rows_have_the_promised_keys_and_true_numbers(tmp_path):
 
 
 def test_loss_and_norm_are_those_of_the_global_batch(tmp_path):
-    """The first row against a computation by hand: the mean over all tokens of 2 micro batches, the norm before clipping."""
+    """The first row against a computation by hand: the mean over all tokens of 2 micro-batches, the norm before clipping."""
     run = config(tmp_path, max_steps=1, logging_steps=1, do_eval=False, max_grad_norm=1e-3)
     trainer = make_trainer(run)
     model = make_trainer(run).model
