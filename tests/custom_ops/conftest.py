@@ -1,4 +1,4 @@
-"""`fused_ln` as it lies in the source tree, built once for all tests."""
+"""`fused_ln` of the source tree, built once for all tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "custom_ops"))
 
 @pytest.fixture(scope="session")
 def own_operator() -> None:
-    """The operator, which any machine that runs the tests can build."""
+    """Build the operator, which is possible on every machine that runs the tests."""
     import fused_ln
 
     assert fused_ln.why_not("cpu") == ""

@@ -1,4 +1,4 @@
-"""How the operator comes to be: built once by however many ask at once; told, and done without, where it cannot be."""
+"""The build of the operator: once for all processes that need it at the same time; reported and replaced if it fails."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 CUSTOM_OPS = Path(__file__).resolve().parents[2] / "custom_ops"
-# What a rank does: import, call, tell the library that it has got.
+# A rank: it imports the module, calls the operator, and prints the result.
 _RANK = """
 import sys; sys.path.insert(0, {custom_ops!r})
 import fused_ln, paddle
@@ -37,14 +37,14 @@ def start(**changes: str) -> subprocess.Popen:
 
 
 def finished(process: subprocess.Popen, timeout: float = 250) -> tuple[dict[str, str], str]:
-    """({"REASON": ..., "Y": ...}, stderr) of a process that ended well."""
+    """Return ({"REASON": ..., "Y": ...}, stderr) of a process, which must succeed."""
     out, err = process.communicate(timeout=timeout)
     assert process.returncode == 0, err
     return dict(line.partition(" ")[::2] for line in out.splitlines() if line.startswith(("REASON", "Y"))), err
 
 
 def folder_with(tmp_path: Path, **programs: str) -> str:
-    """A PATH with these programs, which are shell scripts, and those of /bin that they need."""
+    """Return a folder for PATH with these programs, given as shell scripts."""
     folder = tmp_path / "bin"
     folder.mkdir()
     for name, script in programs.items():
@@ -53,49 +53,49 @@ def folder_with(tmp_path: Path, **programs: str) -> str:
     return str(folder)
 
 
-def test_without_a_compiler_it_is_said_and_computed_all_the_same(tmp_path):
-    said, err = finished(start(PATH=folder_with(tmp_path), PADDLE_EXTENSION_DIR=str(tmp_path / "cache")))
-    assert said["REASON"] == "no C++ compiler: g++ is not on the PATH"
-    assert said["Y"] == "48.0 0.0"
+def test_a_missing_compiler_is_reported_and_the_norm_computed_without_it(tmp_path):
+    result, err = finished(start(PATH=folder_with(tmp_path), PADDLE_EXTENSION_DIR=str(tmp_path / "cache")))
+    assert result["REASON"] == "no C++ compiler: g++ is not on the PATH"
+    assert result["Y"] == "48.0 0.0"
     lines = [line for line in err.splitlines() if "RMSNorm on the cpu" in line]
-    assert len(lines) == 1 and "by Paddle's plain operations" in lines[0] and said["REASON"] in lines[0]
+    assert len(lines) == 1 and "by Paddle's plain operations" in lines[0] and result["REASON"] in lines[0]
 
 
-def test_a_compiler_that_fails_is_asked_once(tmp_path):
-    """Of three ranks one tries; after a while a start tries again."""
+def test_a_failing_compiler_is_called_once(tmp_path):
+    """One of three ranks compiles. A later start tries again."""
     count = tmp_path / "count"
-    path = folder_with(tmp_path, **{"g++": f"echo x >> {count}; sleep 1; echo 'x.cpp:1: error: no room' >&2; exit 1"})
+    path = folder_with(tmp_path, **{"g++": f"echo x >> {count}; sleep 1; echo 'x.cpp:1: error: no such type' >&2; exit 1"})
     settings = {"PATH": f"{path}:/usr/bin:/bin", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
-    told = [finished(rank)[0] for rank in [start(**settings) for _ in range(3)]]
+    ranks = [finished(rank)[0] for rank in [start(**settings) for _ in range(3)]]
     (note,) = (tmp_path / "cache").rglob("*.failed")
-    assert note.read_text() == "the kernels could not be compiled: x.cpp:1: error: no room"
-    for said in told:
-        assert said["REASON"].startswith(note.read_text()) and said["Y"] == "48.0 0.0"
-    # That the compiler may have been mended since, who waited is told.
-    assert sum(f"to try again at once, delete {note}" in said["REASON"] for said in told) == 2
+    assert note.read_text() == "the kernels could not be compiled: x.cpp:1: error: no such type"
+    for rank in ranks:
+        assert rank["REASON"].startswith(note.read_text()) and rank["Y"] == "48.0 0.0"
+    # The ranks that waited also report how to try again.
+    assert sum(f"to try again at once, delete {note}" in rank["REASON"] for rank in ranks) == 2
     tried = len(count.read_text().split())
-    assert tried == 4  # the kernels, side by side
+    assert tried == 4  # the kernels, in parallel
     os.utime(note, (0, 0))
     finished(start(**settings))
     assert len(count.read_text().split()) == 2 * tried
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
-def test_the_compiler_may_be_words(tmp_path):
-    """CXX="ccache g++", say."""
+def test_the_compiler_may_consist_of_several_words(tmp_path):
+    """For example CXX="ccache g++"."""
     path = folder_with(tmp_path, **{"wrap": 'test "$1" = g++ && echo "y.cpp:2: error: wrapped" >&2; exit 1'})
     settings = {"PATH": f"{path}:/usr/bin:/bin", "CXX": "wrap g++", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
     assert "y.cpp:2: error: wrapped" in finished(start(**settings))[0]["REASON"]
     assert finished(start(**settings | {"CXX": "none g++"}))[0]["REASON"] == "no C++ compiler: none is not on the PATH"
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path):
+def test_a_cache_that_cannot_be_written_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
-    said, _ = finished(start(PADDLE_EXTENSION_DIR=str(tmp_path / "file")))
-    assert "set PADDLE_EXTENSION_DIR" in said["REASON"] and said["Y"] == "48.0 0.0"
+    result, _ = finished(start(PADDLE_EXTENSION_DIR=str(tmp_path / "file")))
+    assert "set PADDLE_EXTENSION_DIR" in result["REASON"] and result["Y"] == "48.0 0.0"
 
 
-def test_a_library_that_is_broken_is_told(tmp_path, own_operator):
+def test_a_broken_library_is_reported(tmp_path, own_operator):
     from fused_ln import binding
 
     built = binding.library()
@@ -103,11 +103,11 @@ def test_a_library_that_is_broken_is_told(tmp_path, own_operator):
     folder.mkdir(parents=True)
     shutil.copy(built.parent / "facts.json", folder)
     (folder / built.name).write_text("no library")
-    said, _ = finished(start(PADDLE_EXTENSION_DIR=str(tmp_path)))
-    assert "it cannot be loaded" in said["REASON"] and said["Y"] == "48.0 0.0"
+    result, _ = finished(start(PADDLE_EXTENSION_DIR=str(tmp_path)))
+    assert "it cannot be loaded" in result["REASON"] and result["Y"] == "48.0 0.0"
 
 
-def test_an_installation_beside_a_paddle_that_cannot_be_imported(tmp_path):
+def test_a_paddle_that_cannot_be_imported_is_reported_at_installation(tmp_path):
     (tmp_path / "paddle").mkdir()
     (tmp_path / "paddle" / "__init__.py").write_text("raise OSError('libcudart.so.13: not found')")
     code = "import installation; print(installation._why_no_paddle())"
@@ -118,7 +118,7 @@ def test_an_installation_beside_a_paddle_that_cannot_be_imported(tmp_path):
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH: the binding's CUDA part is not compiled")
 def test_the_binding_compiles_for_cuda(own_operator):
-    """Against the headers of the Paddle that is here, which a CPU build has, too."""
+    """It is compiled with the headers of the installed Paddle, which a CPU build also has."""
     import paddle
     from fused_ln import binding
 
@@ -131,14 +131,14 @@ def test_the_binding_compiles_for_cuda(own_operator):
 
 
 @pytest.mark.slow
-def test_eight_processes_at_once_build_once(tmp_path):
+def test_eight_processes_at_the_same_time_build_once(tmp_path):
     count = tmp_path / "count"
     path = folder_with(tmp_path, **{"g++": f'echo x >> {count}; exec {shutil.which("g++")} "$@"'})
     settings = {"PATH": f"{path}:/usr/bin:/bin", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
     ranks = [start(PADDLE_TRAINER_ID=str(rank), **settings) for rank in range(8)]
-    told = [finished(rank) for rank in ranks]
-    assert [said for said, _ in told] == [{"REASON": "", "Y": "48.0 0.0"}] * 8
-    # Four kernels, their library, the binding.
+    outputs = [finished(rank) for rank in ranks]
+    assert [result for result, _ in outputs] == [{"REASON": "", "Y": "48.0 0.0"}] * 8
+    # Four kernels, their library, and the binding.
     assert len(count.read_text().split()) == 6
     assert len(list((tmp_path / "cache").rglob("*paddle.so"))) == 1
-    assert sum("by its own fused operator" in err for _, err in told) == 1, "rank 0 alone says so"
+    assert sum("by its own fused operator" in err for _, err in outputs) == 1, "only rank 0 reports it"

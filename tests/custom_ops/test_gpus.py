@@ -1,5 +1,7 @@
-"""Which library serves which GPU, and what becomes of a build whose nvcc fails. Paddle's word for the GPU is replaced; the
-compiler hands out what was compiled before, since it is not what is looked at."""
+"""Which library is used on which GPU, and what happens if nvcc fails.
+
+Paddle's functions about the GPU are replaced, and the compiler returns a library that was compiled before.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,19 @@ MISSING = "nvcc was not found when it was built"
 
 @pytest.fixture(scope="module")
 def ready(own_operator) -> Path:
-    """This machine's library, found before anything is replaced."""
+    """Return the library of this machine, found before anything is replaced."""
     return binding.library()
 
 
 @pytest.fixture
 def machine(ready, monkeypatch, tmp_path):
-    """Sets the GPU of this machine ("90"; None: none is there, but Paddle is for them), and its nvcc (a script; None)."""
+    """Return a function that sets the GPU of this machine ("90", or None for a GPU build of Paddle without a GPU) and nvcc."""
     monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
     monkeypatch.setattr(paddle.version, "cuda", lambda: "13.0")
     monkeypatch.setenv("PADDLE_EXTENSION_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(binding, "SHIPPED", tmp_path / "lib")
 
-    def put(gpu: str | None, nvcc: str | None = None) -> None:
+    def set_gpu(gpu: str | None, nvcc: str | None = None) -> None:
         capability = (int(gpu[:-1]), int(gpu[-1])) if gpu else None
         monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1 if gpu else 0)
         monkeypatch.setattr(paddle.device.cuda, "get_device_capability", lambda: capability)
@@ -40,12 +42,12 @@ def machine(ready, monkeypatch, tmp_path):
         path = folder_with(tmp_path, **({"nvcc": nvcc} if nvcc else {}))
         monkeypatch.setenv("NVCC", f"{path}/nvcc")
 
-    return put
+    return set_gpu
 
 
 @pytest.fixture
 def compiler(ready, monkeypatch):
-    """Hands out the library of this machine in place of what it is asked to compile; the number of times it was."""
+    """Let the compiler return the library of this machine; return the list of its commands."""
     calls: list[list[str]] = []
 
     def run(command: list[str]) -> None:
@@ -69,8 +71,8 @@ def ship(architectures: list[str], nvcc: str = "another machine's") -> Path:
     return folder / binding.LIBRARY
 
 
-def test_what_an_image_was_built_with_is_used_on_a_gpu(machine):
-    """Its key knows neither the GPU nor where an nvcc lies."""
+def test_the_library_of_an_image_is_used_on_its_gpus(machine):
+    """The key of the library depends neither on the GPU nor on the path of nvcc."""
     machine(None, nvcc="exit 1")
     shipped = ship(["80", "86", "90"])
     for gpu in ("80", "86", "89", "90", "100", "120"):
@@ -80,7 +82,7 @@ def test_what_an_image_was_built_with_is_used_on_a_gpu(machine):
     assert binding.built() == shipped
 
 
-def test_a_gpu_that_it_does_not_cover_gets_its_own_where_that_can_be_built(machine):
+def test_another_gpu_gets_a_new_library_if_it_can_be_built(machine):
     shipped = ship(["80", "90"])
     machine("75", nvcc="exit 1")
     assert binding.built() is None
@@ -89,7 +91,7 @@ def test_a_gpu_that_it_does_not_cover_gets_its_own_where_that_can_be_built(machi
     assert binding.why_no_cuda(shipped) == "it was built for sm_80, sm_90, not for this GPU's sm_75"
 
 
-def test_one_without_cuda_serves_until_there_is_an_nvcc(machine):
+def test_a_library_without_cuda_is_used_until_nvcc_is_installed(machine):
     shipped = ship([], nvcc="")
     machine("90")
     assert binding.built() == shipped and MISSING in binding.why_no_cuda(shipped)
@@ -97,17 +99,17 @@ def test_one_without_cuda_serves_until_there_is_an_nvcc(machine):
     assert binding.built() is None
 
 
-def test_an_nvcc_that_fails_leaves_the_cpus_part_and_its_words(machine, compiler):
+def test_a_failing_nvcc_leaves_a_library_for_the_cpu_and_its_message(machine, compiler):
     script = 'test "$1" = --list-gpu-arch && echo compute_90 && exit; echo "k.cu(3): error: no such type" >&2; exit 2'
     machine("90", nvcc=script)
     path = binding.library(lambda line: None)
     reason = f"no CUDA: k.cu(3): error: no such type (to try again, delete {path.parent})"
     assert binding.why_no_cuda(path) == reason
     assert len(compiler) == 1 and "-DPADDLE_WITH_CUDA" not in compiler[0]
-    assert binding.library() == path and len(compiler) == 1, "not tried at every start"
+    assert binding.library() == path and len(compiler) == 1, "it is not tried again at every start"
     machine("90", nvcc=script)
     os.utime(os.environ["NVCC"], (0, 0))
-    assert binding.library(lambda line: None) == path and len(compiler) == 2, "another nvcc, another try"
+    assert binding.library(lambda line: None) == path and len(compiler) == 2, "it is tried again with another nvcc"
     machine("90")
     assert binding.library() == path
 
@@ -115,7 +117,7 @@ def test_an_nvcc_that_fails_leaves_the_cpus_part_and_its_words(machine, compiler
 @pytest.mark.parametrize(
     ("nvcc", "why"), [(None, "was not found"), ("exit 3", "non-zero exit status 3"), ("exit 0", "none of the GPUs")]
 )
-def test_whatever_is_wrong_with_nvcc(machine, compiler, nvcc, why):
+def test_a_useless_nvcc_is_named(machine, compiler, nvcc, why):
     machine("90", nvcc=nvcc)
     binding.key()
     assert why in binding.why_no_cuda(binding.library(lambda line: None))

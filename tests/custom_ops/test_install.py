@@ -1,4 +1,4 @@
-"""The three ways in, each from a fresh clone into a fresh environment; pip's own isolation needs a package index."""
+"""The three ways to install, each from a new clone into a new environment. pip's build isolation needs a package index."""
 
 from __future__ import annotations
 
@@ -37,7 +37,11 @@ class Environment:
         return next((self.folder / "lib").glob("python*/site-packages"))
 
     def run(self, *command: str, cwd: Path | None = None, **changes: str) -> str:
-        """stdout and stderr of what must end well."""
+        """Run Python, and return its stdout and stderr.
+
+        Raises:
+            AssertionError: If it fails.
+        """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PADDLE_", "PYTHON", "CXX"))}
         settings = kept | {"GLOG_minloglevel": "2", "PADDLE_EXTENSION_DIR": str(self.cache)} | changes
         command = (str(self.folder / "bin" / "python"), *command)
@@ -46,9 +50,9 @@ class Environment:
         return done.stdout + done.stderr
 
     def use(self, **changes: str) -> list[str]:
-        """[file of the module, why it has no operator, whether the gradient is right], from a folder that is not the clone."""
-        said = self.run("-W", "ignore", "-c", _USE, cwd=self.folder, **changes)
-        return [part.strip() for part in next(line for line in said.splitlines() if " | " in line).split("|")]
+        """Return [file of the module, why it has no operator, whether the gradient is right], seen from outside the clone."""
+        printed = self.run("-W", "ignore", "-c", _USE, cwd=self.folder, **changes)
+        return [part.strip() for part in next(line for line in printed.splitlines() if " | " in line).split("|")]
 
     def libraries(self) -> set[str]:
         return {path.name for path in (self.site / "fused_ln").rglob("*.so")}
@@ -69,11 +73,11 @@ def test_pip_install_ships_the_kernels_and_builds_the_binding_at_first_use(fresh
     for _ in range(2):
         file, reason, right = fresh.use(PATH=f"{path}:/usr/bin:/bin")
         assert (file, reason, right) == (str(fresh.site / "fused_ln" / "__init__.py"), "", "True")
-    assert count.read_text() == "x\n", "the binding alone, once"
+    assert count.read_text() == "x\n", "only the binding is compiled, once"
 
 
 def test_without_isolation_the_binding_is_built_at_install(fresh):
-    fresh.run("-m", "pip", "install", "setuptools>=77")  # older ones want `wheel`, too
+    fresh.run("-m", "pip", "install", "setuptools>=77")  # older ones also need `wheel`
     fresh.run("-m", "pip", "install", "--no-deps", "--no-build-isolation", ".")
     assert fresh.libraries() == {"librms_norm_cpu.so", "pllm_rms_norm_paddle.so"}
     assert fresh.use(PATH="/nowhere")[1:] == ["", "True"]
@@ -81,21 +85,21 @@ def test_without_isolation_the_binding_is_built_at_install(fresh):
 
 
 def test_an_editable_installation_imports_the_clone(fresh):
-    """What `make install` does."""
+    """`make install` installs it like this."""
     fresh.run("-m", "pip", "install", "--no-deps", "-e", ".")
     file, reason, right = fresh.use()
     assert (file, reason, right) == (str(fresh.clone / "custom_ops" / "fused_ln" / "__init__.py"), "", "True")
 
 
-def test_setup_py_install_as_the_tutorials_type_it(fresh):
+def test_setup_py_install_of_the_tutorials_works(fresh):
     fresh.run("setup.py", "install", cwd=fresh.clone / "custom_ops")
     file, reason, right = fresh.use(PATH="/nowhere")
     assert Path(file).is_relative_to(fresh.site) and (reason, right) == ("", "True")
     assert not list(fresh.cache.rglob("*.so"))
 
 
-def test_no_compiler_no_failure(fresh):
-    said = fresh.run("-m", "pip", "install", "--no-deps", "-v", ".", PATH="/nowhere")
-    assert "fused RMSNorm: NOT BUILT: no C++ compiler: g++ is not on the PATH" in said
+def test_an_installation_without_a_compiler_succeeds(fresh):
+    printed = fresh.run("-m", "pip", "install", "--no-deps", "-v", ".", PATH="/nowhere")
+    assert "fused RMSNorm: NOT BUILT: no C++ compiler: g++ is not on the PATH" in printed
     assert fresh.libraries() == set()
     assert fresh.use(PATH="/nowhere")[1:] == ["no C++ compiler: g++ is not on the PATH", "True"]

@@ -1,4 +1,4 @@
-"""`--use_fused_rms_norm 1` in the networks: it is taken, and nothing else changes."""
+"""`--use_fused_rms_norm 1` in the networks: the operator is used, and nothing else changes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAMILIES = ("llama", "qwen2", "chatglm_v2")
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Number of calls of fused_ln.fused_rms_norm."""
+    """Return the list of calls of fused_ln.fused_rms_norm."""
     made = []
     original = fused_ln.fused_rms_norm
 
@@ -48,7 +48,7 @@ def gradients(model, family) -> tuple[float, dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["", "recompute"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_fused_is_unfused(tmp_path, calls, family, recompute):
+def test_a_network_with_the_fused_norm_equals_the_unfused_one(tmp_path, calls, family, recompute):
     folder = WRITERS[family](tmp_path)
     loss, plain = gradients(build(folder), family)
     assert not calls
@@ -62,12 +62,12 @@ def test_fused_is_unfused(tmp_path, calls, family, recompute):
         np.testing.assert_allclose(fused[name], gradient, atol=5e-6 * np.abs(gradient).max(), rtol=0, err_msg=name)
 
 
-def test_families_without_one_say_so(tmp_path, capsys):
+def test_a_family_without_the_kernel_is_reported(tmp_path, capsys):
     build(tiny.write_bloom(tmp_path), use_fused_rms_norm=True)
     assert "--use_fused_rms_norm is off: BLOOM has no such kernel" in capsys.readouterr().err
 
 
-def test_a_machine_that_cannot_build_it_trains_all_the_same(tmp_path, capsys, monkeypatch):
+def test_a_machine_without_the_operator_trains_with_the_plain_norm(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(fused_ln, "why_not", lambda device: "no C++ compiler")
     model = build(tiny.write_llama(tmp_path), use_fused_rms_norm=True)
     assert "--use_fused_rms_norm is off: no C++ compiler; the plain RMSNorm" in capsys.readouterr().err
@@ -86,30 +86,30 @@ def _reason_of_a_rank(lacking: list[int]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("lacking", "told"),
+    ("lacking", "reason"),
     [
         ([], ""),
         ([1], "1 of 2 ranks lack it (rank 1: no C++ compiler)"),
         ([0, 1], "no rank has it (rank 0: no C++ compiler)"),
     ],
 )
-def test_either_all_ranks_have_it_or_none_takes_it(lacking, told):
-    assert run_ranks(_reason_of_a_rank, 2, lacking) == [told, told]
+def test_the_operator_is_used_on_all_ranks_or_none(lacking, reason):
+    assert run_ranks(_reason_of_a_rank, 2, lacking) == [reason, reason]
 
 
-@pytest.mark.parametrize(("paddles", "told"), [(True, ""), (False, "no nvcc")])
-def test_on_a_gpu_paddles_own_will_do(monkeypatch, paddles, told):
+@pytest.mark.parametrize(("paddles", "reason"), [(True, ""), (False, "no nvcc")])
+def test_paddles_own_kernel_is_enough_on_a_gpu(monkeypatch, paddles, reason):
     monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
     asked = []
     monkeypatch.setattr(fused_ln, "why_not", lambda device: asked.append(device) or "no nvcc")
     monkeypatch.setattr(fused_ln.without, "paddles_runs", lambda: paddles)
-    assert rms_norm.why_not_fused() == told
-    assert asked == ["gpu"], "asked, and built, before there is a model"
+    assert rms_norm.why_not_fused() == reason
+    assert asked == ["gpu"], "it is built before a model is built"
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Gemma"])
-def test_paddlenlps_own_models_find_it(calls, family):
-    """Without anything of paddle_llm's: the configuration says so, with LLaMA's second switch, which has no default."""
+def test_models_of_paddlenlp_call_the_operator(calls, family):
+    """paddle_llm is not involved. The second switch is set because LLaMA reads it and it has no default."""
     import paddlenlp.transformers as nlp
 
     shape = {
@@ -141,7 +141,7 @@ def test_paddlenlps_own_models_find_it(calls, family):
         np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(two).max(), rtol=0)
 
 
-def test_somebody_elses_module_is_not_taken_on_a_cpu(tmp_path, monkeypatch):
+def test_another_module_of_that_name_is_not_used_on_a_cpu(tmp_path, monkeypatch):
     import sys
     from types import ModuleType
 
@@ -149,8 +149,8 @@ def test_somebody_elses_module_is_not_taken_on_a_cpu(tmp_path, monkeypatch):
     assert "is not the one of this project and runs on GPUs only" in rms_norm.why_not_fused()
 
 
-def test_fifty_steps_agree(tmp_path):
-    """LLaMA in fp32, the flag on and off: every loss to 1e-5."""
+def test_the_losses_of_fifty_steps_agree(tmp_path):
+    """Every loss of LLaMA in fp32 agrees to 1e-5 with and without the flag."""
     folder = tiny.write_llama(tmp_path)
 
     def losses(**fields) -> list[float]:
@@ -171,7 +171,7 @@ def test_fifty_steps_agree(tmp_path):
     off, on = losses(), losses(use_fused_rms_norm=True)
     assert off[-1] < off[0] - 1
     np.testing.assert_allclose(on, off, rtol=1e-5)
-    assert on != off, "the operator was not taken"
+    assert on != off, "the operator was not used"
 
 
 LAYOUTS = {
@@ -190,22 +190,22 @@ MORE_LAYOUTS = {
 
 
 @pytest.mark.parametrize("name", [*LAYOUTS, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE_LAYOUTS)])
-def test_layouts_are_one_process(tmp_path, name):
+def test_layouts_equal_one_process(tmp_path, name):
     family, layout, settings = (LAYOUTS | MORE_LAYOUTS)[name]
     verdict = prove(make_case(tmp_path, layout, family=family, use_fused_rms_norm=True, evaluation=3, **settings))
     assert verdict.passed, verdict.failures[0]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts_are_one_process_without_it(tmp_path, name):
-    """The matrix of tests/rehearse has it on, as a user has on a CPU."""
+def test_layouts_equal_one_process_without_the_operator(tmp_path, name):
+    """The matrix of tests/rehearse uses the operator, which is the default on a CPU."""
     family, layout, settings = LAYOUTS[name]
     verdict = prove(make_case(tmp_path, layout, family=family, use_fused_rms_norm=False, evaluation=3, **settings))
     assert verdict.passed, verdict.failures[0]
 
 
-def test_exports_turn_it_off(tmp_path):
-    """A model that was trained with it is anybody's, with no such operator: neither its folder nor an export names one."""
+def test_saved_models_do_not_name_the_operator(tmp_path):
+    """Users of a trained model may not have the operator: neither its folder nor an export may depend on it."""
     from paddle_llm.checkpoint.merged_model import save_merged_model
     from paddle_llm.export.options import Options
     from paddle_llm.export.source.open import open_source

@@ -1,4 +1,4 @@
-"""The operator in Paddle: values, gradients, views, recompute, AMP, accumulation, static graphs, saved programs."""
+"""The fused RMSNorm operator in Paddle: values, gradients, views, recompute, AMP, accumulation, static graphs, saved programs."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def norm(x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
 
 
 def formula(x: paddle.Tensor, weight: paddle.Tensor) -> paddle.Tensor:
-    """In float64, by Paddle's own gradients."""
+    """Return RMSNorm in float64 with Paddle's gradients."""
     x, weight = x.astype("float64"), weight.astype("float64")
     return x * paddle.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON) * weight
 
 
 def results(function, x: paddle.Tensor, weight: paddle.Tensor) -> list[np.ndarray]:
-    """y, and the gradients of x and weight (those that are wanted) of a weighting of y."""
+    """Return y, and the gradients of a weighted sum of y by those of x and weight that are not frozen."""
     x.clear_grad(), weight.clear_grad()
     y = function(x, weight)
     if not (x.stop_gradient and weight.stop_gradient):
@@ -56,7 +56,7 @@ def assert_close(found: list[np.ndarray], exact: list[np.ndarray], limit: float)
 @pytest.mark.parametrize("weight_type", ["float32", "x"])
 @pytest.mark.parametrize("dtype", LIMITS)
 @pytest.mark.parametrize("shape", [(2, 5, 48), (33,), (7, 3), (0, 8), (2, 3, 2, 1000)], ids=str)
-def test_values_and_gradients_against_float64(shape, dtype, weight_type):
+def test_values_and_gradients_equal_float64(shape, dtype, weight_type):
     x = values(*shape, dtype=dtype)
     weight = values(shape[-1], dtype=dtype if weight_type == "x" else "float32", seed=1)
     y, invvar = fused_ln.fused_rms_norm(x, weight, EPSILON)
@@ -66,7 +66,7 @@ def test_values_and_gradients_against_float64(shape, dtype, weight_type):
 
 
 @pytest.mark.parametrize("frozen", ["x", "weight", "both"])
-def test_what_is_frozen_gets_no_gradient(frozen):
+def test_frozen_tensors_get_no_gradient(frozen):
     x = values(4, 16, frozen=frozen in ("x", "both"))
     weight = values(16, seed=1, frozen=frozen in ("weight", "both"))
     found = results(norm, x, weight)
@@ -77,7 +77,7 @@ def test_what_is_frozen_gets_no_gradient(frozen):
 @pytest.mark.parametrize(
     "view", [lambda x: x.t(), lambda x: x[1:7, 3:15], lambda x: x[::2], lambda x: x.expand([3, *x.shape])]
 )
-def test_views(view):
+def test_views_are_accepted(view):
     x = values(16, 24)
     hidden = view(x).shape[-1]
     assert_close(
@@ -94,19 +94,19 @@ def test_the_gradient_may_be_a_view():
     )
 
 
-def test_llamas_rounding_is_the_unfused_models():
+def test_the_rounding_of_llama_equals_that_of_the_unfused_model():
     x, weight = values(64, 96, dtype="bfloat16"), values(96, dtype="bfloat16", seed=1)
     wide = x.astype("float32")
     normed = (paddle.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON) * wide).astype("bfloat16")
     unfused = (normed * weight).astype("float32").numpy()
     like = fused_ln.fused_rms_norm(x, weight, EPSILON, rounding="llama")[0].astype("float32").numpy()
-    assert (like == unfused).mean() > 0.999  # where the mean itself is rounded otherwise, a bit may differ
+    assert (like == unfused).mean() > 0.999  # a bit may differ if the mean itself is rounded differently
     assert (norm(x, weight).astype("float32").numpy() != unfused).mean() > 0.05
 
 
 @pytest.mark.parametrize("types", [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "bfloat16")], ids=str)
-def test_y_is_of_the_weights_type(types):
-    """As from unfused LLaMA, which PaddleNLP's own layer says here."""
+def test_y_has_the_type_of_the_weight(types):
+    """The unfused layer of PaddleNLP's LLaMA behaves the same."""
     from paddlenlp.transformers import LlamaConfig
     from paddlenlp.transformers.llama.modeling import LlamaRMSNorm
 
@@ -132,7 +132,7 @@ def test_no_gradient_passes_through_the_inverse_rms():
     np.testing.assert_array_equal(x.grad.numpy(), np.broadcast_to(invvar.unsqueeze(-1).numpy(), [4, 16]))
 
 
-def test_the_same_bits_each_time():
+def test_results_are_the_same_bits_each_time():
     x, weight = values(300, 257), values(257, seed=1)
     first, second = results(norm, x, weight), results(norm, x, weight)
     assert all((one == two).all() for one, two in zip(first, second, strict=True))
@@ -155,8 +155,8 @@ def test_recompute_gives_the_same_bits(reentrant):
 
 
 @pytest.mark.parametrize("level", ["O1", "O2"])
-def test_amp(level):
-    """Under AMP x comes in bf16 and the weight in fp32 (O1) or bf16 (O2): y is like the weight, each gradient like its tensor."""
+def test_amp_keeps_the_types_of_gradients(level):
+    """With AMP x is bf16 and the weight fp32 (O1) or bf16 (O2). y has the type of the weight, each gradient that of its tensor."""
     x, weight = values(4, 16), values(16, dtype="float32" if level == "O1" else "bfloat16", seed=1)
     with paddle.amp.auto_cast(level=level, dtype="bfloat16"):
         short = x.astype("bfloat16")
@@ -169,7 +169,7 @@ def test_amp(level):
 
 
 @pytest.mark.parametrize("full_graph", [True, False], ids=["ast", "sot"])
-def test_to_static(full_graph):
+def test_to_static_computes_the_same(full_graph):
     x, weight = values(5, 16), values(16, seed=1)
 
     def doubled(x, weight):
@@ -198,7 +198,7 @@ def saved(folder: Path) -> tuple[Block, str]:
     return block, str(folder / "block")
 
 
-def test_a_saved_program_gives_the_same(tmp_path):
+def test_a_saved_program_computes_the_same(tmp_path):
     (block, path), x = saved(tmp_path), values(3, 16, frozen=True)
     loaded = paddle.jit.load(path)
     np.testing.assert_allclose(loaded(x).numpy(), block(x).numpy(), atol=1e-6, rtol=0)
@@ -206,9 +206,9 @@ def test_a_saved_program_gives_the_same(tmp_path):
 
 
 def in_a_process(code: str) -> str:
-    """stdout of a fresh one that knows where fused_ln lies."""
+    """Return the stdout of a new process that can import fused_ln."""
     code = f"import sys; sys.path.insert(0, {str(CUSTOM_OPS)!r}); import paddle, fused_ln\n{code}"
-    # KMP_INIT_AT_FORK: scikit-learn sets it, and Paddle's own products hang in a forked child then.
+    # KMP_INIT_AT_FORK: scikit-learn sets it, and Paddle's matrix products then hang in a forked child.
     kept = {name: value for name, value in os.environ.items() if not name.startswith("KMP_")}
     settings = kept | {"GLOG_minloglevel": "2", "OMP_NUM_THREADS": "2"}
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=settings, capture_output=True, text=True)
@@ -216,15 +216,15 @@ def in_a_process(code: str) -> str:
     return done.stdout
 
 
-def test_a_saved_program_is_loaded_by_a_process_that_has_only_imported(tmp_path):
+def test_importing_fused_ln_is_enough_to_load_a_saved_program(tmp_path):
     block, path = saved(tmp_path)
-    said = in_a_process(f"print(float(paddle.jit.load({path!r})(paddle.ones([2, 16])).sum()))")
-    assert float(said) == pytest.approx(float(block(paddle.ones([2, 16])).sum()), abs=1e-5)
+    printed = in_a_process(f"print(float(paddle.jit.load({path!r})(paddle.ones([2, 16])).sum()))")
+    assert float(printed) == pytest.approx(float(block(paddle.ones([2, 16])).sum()), abs=1e-5)
 
 
-def test_a_forked_child_computes_as_its_parent():
-    """A data loader's worker, say. With a pool of threads beside Paddle's own it waited for ever."""
-    said = in_a_process(
+def test_a_forked_child_can_compute():
+    """For example a worker of a data loader. With a separate thread pool it would wait forever."""
+    printed = in_a_process(
         """
 import os, signal
 norm = lambda: float(fused_ln.fused_rms_norm(paddle.ones([1024, 1024]), paddle.ones([1024]), 0.0)[0].sum())
@@ -236,7 +236,7 @@ if not child:
 print(os.waitpid(child, 0)[1])
 """
     )
-    assert said == "0\n"
+    assert printed == "0\n"
 
 
 @pytest.mark.parametrize("shapes", [((4, 16), (8,)), ((4, 0), (0,)), ((), (1,)), ((4, 8), (1, 8))], ids=str)
@@ -246,13 +246,13 @@ def test_shapes_that_do_not_fit_are_refused(shapes):
 
 
 @pytest.mark.parametrize("shapes", [((4, 16), (8,)), ((4, 0), (0,))], ids=str)
-def test_the_operator_itself_refuses_them_too(shapes):
-    """A saved program comes without the Python in front of it."""
+def test_the_operator_itself_refuses_such_shapes(shapes):
+    """A saved program calls the operator without the Python function."""
     with pytest.raises(Exception, match=r"weight \[hidden\] with hidden 1 or more; weight has"):
         paddle._C_ops._run_custom_op("pllm_rms_norm", *(paddle.ones(shape) for shape in shapes), 1e-6, 0, True)
 
 
-def test_what_means_nothing_is_refused():
+def test_invalid_arguments_are_refused():
     x, weight = values(4, 8), values(8)
     with pytest.raises(Exception, match="epsilon must be 0 or more"):
         fused_ln.fused_rms_norm(x, weight, -1.0)

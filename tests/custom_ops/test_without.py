@@ -1,4 +1,4 @@
-"""What `fused_ln` does where its operator cannot be had, or is not for the tensors at hand; and what it says of it."""
+"""What `fused_ln` computes and logs if its operator cannot be built or does not support the tensors."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def nothing_built(monkeypatch):
 
 
 @pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """What the log says from now on."""
+def logged(monkeypatch) -> list[str]:
+    """Return the list of the lines that are logged from now on."""
     lines: list[str] = []
     fused_ln._tell.cache_clear()
     monkeypatch.setattr(fused_ln._log, "info", lines.append)
@@ -35,7 +35,7 @@ def said(monkeypatch) -> list[str]:
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
 @pytest.mark.parametrize("weight_type", LIMITS)
 @pytest.mark.parametrize("dtype", LIMITS)
-def test_values_and_gradients_without_it(nothing_built, dtype, weight_type, frozen):
+def test_values_and_gradients_without_the_operator(nothing_built, dtype, weight_type, frozen):
     x = values(2, 5, 48, dtype=dtype, frozen=frozen)
     weight = values(48, dtype=weight_type, seed=1, frozen=frozen)
     y, invvar = fused_ln.fused_rms_norm(x, weight, EPSILON)
@@ -45,8 +45,8 @@ def test_values_and_gradients_without_it(nothing_built, dtype, weight_type, froz
 
 
 @pytest.mark.parametrize("types", [("bfloat16", "bfloat16"), ("float16", "float16"), ("float32", "bfloat16")], ids=str)
-def test_llamas_rounding_is_the_same_without_it(types, monkeypatch):
-    """And of the mixed types that the operator has no such rounding for, it is unfused LLaMA's."""
+def test_the_rounding_of_llama_is_the_same_without_the_operator(types, monkeypatch):
+    """Mixed types, which the operator does not round like LLaMA, are rounded like unfused LLaMA."""
     x, weight = values(64, 96, dtype=types[0]), values(96, dtype=types[1], seed=1)
     wide = x.astype("float32")
     normed = wide * paddle.rsqrt(wide.square().mean(-1, keepdim=True) + EPSILON)
@@ -64,35 +64,35 @@ def test_llamas_rounding_is_the_same_without_it(types, monkeypatch):
         fused_ln.fused_rms_norm(x, weight, EPSILON, rounding="no")
 
 
-def test_fp64_is_computed_in_fp64():
+def test_float64_is_computed_in_float64():
     x, weight = values(3, 8).astype("float64"), values(8, seed=1).astype("float64")
     y, invvar = fused_ln.fused_rms_norm(x, weight, EPSILON)
     assert y.dtype == invvar.dtype == paddle.float64
     np.testing.assert_allclose(y.numpy(), formula(x, weight).numpy(), rtol=1e-14)
 
 
-def test_rows_that_are_too_long_are_computed_and_told(said):
+def test_rows_that_are_too_long_for_the_operator_are_computed_and_logged(logged):
     x, weight = values(2, 65537), values(65537, seed=1)
     assert_close(results(norm, x, weight), results(formula, x, weight), 1e-5)
-    assert said == ["RMSNorm on the cpu by Paddle's plain operations: its rows hold up to 65536 numbers"]
+    assert logged == ["RMSNorm on the cpu by Paddle's plain operations: its rows hold up to 65536 numbers"]
 
 
-def test_the_log_names_the_way_that_is_taken(said, monkeypatch):
+def test_the_log_names_the_implementation(logged, monkeypatch):
     norm(values(2, 8, dtype="float16"), values(8, dtype="bfloat16"))
     norm(values(2, 8), values(8))
-    assert said == ["RMSNorm on the cpu by its own fused operator"]
+    assert logged == ["RMSNorm on the cpu by its own fused operator"]
     norm(values(2, 8).astype("float64"), values(8))
-    assert said[1:] == ["RMSNorm on the cpu by Paddle's plain operations: it has no fp64"]
+    assert logged[1:] == ["RMSNorm on the cpu by Paddle's plain operations: it has no fp64"]
 
 
-def test_every_rank_says_why_it_is_slower(said, nothing_built, monkeypatch):
+def test_every_rank_logs_why_it_is_slower(logged, nothing_built, monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINER_ID", "3")
     norm(values(2, 8), values(8))
-    assert said == ["rank 3: RMSNorm on the cpu by Paddle's plain operations: no C++ compiler"]
+    assert logged == ["rank 3: RMSNorm on the cpu by Paddle's plain operations: no C++ compiler"]
 
 
-def test_an_operator_that_does_not_run_is_not_taken(monkeypatch, said):
-    """Known when it is first asked for, before any model is built."""
+def test_an_operator_that_fails_is_not_used(monkeypatch, logged):
+    """This is known at the first question, before a model is built."""
 
     def broken(x, weight):
         raise RuntimeError("no kernel image is available for execution on the device")
@@ -107,10 +107,10 @@ def test_an_operator_that_does_not_run_is_not_taken(monkeypatch, said):
         norm(values(2, 8), values(8))
     finally:
         fused_ln._why_not_running.cache_clear()
-    assert "Paddle's plain operations: it does not run" in said[0]
+    assert "Paddle's plain operations: it does not run" in logged[0]
 
 
-def test_a_first_question_while_a_program_is_recorded_is_not_the_last_word():
+def test_an_answer_while_a_program_is_recorded_is_not_cached():
     without._why_not_paddles.cache_clear()
     fused_ln._why_not_running.cache_clear()
     asked = []
@@ -124,8 +124,8 @@ def test_a_first_question_while_a_program_is_recorded_is_not_the_last_word():
     assert not without._why_not_paddles.cache_info().currsize and not fused_ln._why_not_running.cache_info().currsize
 
 
-def test_a_paddle_without_the_mark_for_to_static(monkeypatch):
-    """Those before 3.2: the module imports all the same."""
+def test_a_paddle_without_the_marker_for_to_static_is_supported(monkeypatch):
+    """Paddle before 3.2 does not have `paddle.jit.marker`."""
     monkeypatch.setitem(sys.modules, "paddle.jit.marker", ModuleType("marker"))
     original = fused_ln.fused_rms_norm
     try:
