@@ -1,4 +1,4 @@
-"""The `paddle-llm` command: errors of its subcommands, names that are nearly right, and the help of every command."""
+"""The `paddle-llm` command: errors of its subcommands, similar names, and the help of every command."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(tmp_path, monkeypatch, module: str):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(cli.COMMANDS, "mine", (f"{name}:command", ""))
     set_handlers.clear()
-    monkeypatch.setattr(cli.signal, "signal", lambda *what: set_handlers.append(what))  # pytest keeps its Ctrl-C
+    monkeypatch.setattr(cli.signal, "signal", lambda *what: set_handlers.append(what))  # pytest keeps its handler
     return CliRunner().invoke(cli.paddle_llm, ["mine"])
 
 
@@ -49,7 +49,7 @@ def test_ctrl_c_is_one_line(module, tmp_path, monkeypatch):
 
 
 def test_a_second_ctrl_c_does_not_interrupt_the_exit(tmp_path, monkeypatch):
-    body = "import sys; sys.exit(130)"  # a command that reported the first one itself
+    body = "import sys; sys.exit(130)"  # a command that has reported the first Ctrl-C itself
     assert run(tmp_path, monkeypatch, _COMMAND.format(body=body)).exit_code == 130
     assert set_handlers == [(signal.SIGINT, signal.SIG_IGN)]
 

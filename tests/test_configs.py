@@ -1,4 +1,4 @@
-"""Every shipped configuration through the real reader, and the arithmetic of configs/README.md."""
+"""The reader accepts every shipped configuration, and the figures in configs/README.md are correct."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ memory = _load_memory_script()
 
 @pytest.fixture(autouse=True)
 def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the commands of configs/README.md are typed."""
+    """Run in the folder that the commands of configs/README.md assume."""
     monkeypatch.chdir(ROOT)
 
 
@@ -48,10 +48,10 @@ def read(path: Path, device: str = "gpu"):
 
 
 @pytest.mark.parametrize("path", [*FILES, *FINETUNE], ids=lambda path: path.stem)
-def test_the_reader_takes_it(path: Path) -> None:
+def test_the_reader_accepts_a_configuration(path: Path) -> None:
     resolved = read(path, device="cpu" if path.stem == "quickstart" else "gpu")
     raw = json.loads(path.read_text())
-    for key, value in raw.items():  # nothing was changed on the way
+    for key, value in raw.items():  # the reader changes no value
         assert getattr(resolved.config, key) == value, key
         assert resolved.origins[key] == f"file {path}"
     assert resolved.layout.world_size == memory.world_size(raw)
@@ -59,7 +59,7 @@ def test_the_reader_takes_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GPU_FILES, ids=lambda path: path.stem)
-def test_its_name_says_its_layout(path: Path) -> None:
+def test_the_name_of_a_configuration_contains_its_layout(path: Path) -> None:
     layout = read(path).layout
     parts = [("dp", layout.data), ("tp", layout.tensor), ("pp", layout.pipeline), ("sharding", layout.sharding)]
     words = [f"{name}{degree}" for name, degree in parts if degree > 1]
@@ -71,19 +71,19 @@ def test_its_name_says_its_layout(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", GPU_FILES, ids=lambda path: path.stem)
-def test_it_fits_its_card(path: Path) -> None:
+def test_a_configuration_fits_its_card(path: Path) -> None:
     resolved = read(path)
     assert resolved.facts is not None
     total = memory.memory_per_rank(resolved.config, resolved.facts, resolved.layout).total
     assert total < memory.USABLE * memory.CARDS[memory.card_of(path)]
 
 
-def test_the_readme_shows_the_table_as_it_is() -> None:
+def test_the_table_in_the_readme_is_current() -> None:
     readme = (ROOT / "configs" / "README.md").read_text(encoding="utf-8")
     assert readme == memory.with_table(readme), "run: python configs/memory.py --write"
 
 
-def test_memory_by_hand() -> None:
+def test_memory_equals_a_computation_by_hand() -> None:
     """LLaMA-7B, tp2 x sharding4 stage 2: N = (6738415616 / 2), 2N + 4N/4 + 12N/4 = 6N; 16 of 224 matrices in flight."""
     resolved = read(ROOT / "configs" / "pretrain" / "llama_7b_tp2_sharding4_stage2.json")
     assert resolved.facts is not None
@@ -96,8 +96,8 @@ def test_memory_by_hand() -> None:
     assert rank.activations == pytest.approx(by_hand, rel=1e-12)
 
 
-def test_ranks_together_hold_the_model_once() -> None:
-    """Without the ends, layers of all stages and tensor ranks are the model's; no rank's share is rounded away."""
+def test_the_shares_of_all_ranks_add_up_to_the_model() -> None:
+    """Without embedding and head, the shares of all stages and tensor ranks add up to the model; no share is lost by rounding."""
     facts = read_model_facts(ROOT / "configs" / "models" / "llama-2-70b")
     whole = memory.parameters_per_rank(facts, Layout())
     assert whole == parameter_count(facts)
@@ -115,7 +115,7 @@ def test_every_model_of_the_list_has_a_configuration() -> None:
 
 
 @pytest.mark.parametrize("path", FINETUNE, ids=lambda path: path.stem)
-def test_its_name_says_its_method(path: Path) -> None:
+def test_the_name_of_a_configuration_contains_its_method(path: Path) -> None:
     config = read(path).config
     methods = list(chosen({name: getattr(config, name) for name in CHOICES})) or ["full"]
     assert methods == [path.stem.rpartition("_")[2]]

@@ -1,4 +1,4 @@
-"""The table of GPU tests: made of real pytest output, of the kernels' script, and of both in one folder."""
+"""The table of GPU tests, made from real pytest output, from the script of the kernels, and from both in one folder."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ SMI = "#!/bin/sh\necho 'NVIDIA H200, 570.86.15'\necho 'NVIDIA H200, 570.86.15'\n
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment of a machine whose nvidia-smi shows two cards."""
+    """Set the environment of a machine whose nvidia-smi lists two cards."""
     program = tmp_path_factory.mktemp("machine") / "bin" / "nvidia-smi"
     program.parent.mkdir()
     program.write_text(SMI)
@@ -60,7 +60,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 def pytest_rows(folder: Path, environment: dict[str, str], sample: str = SAMPLE) -> list[Result]:
-    """The rows that a real session of `sample` writes into `folder`/results."""
+    """Return the rows that a real session of `sample` writes into `folder`/results."""
     (folder / "test_sample.py").write_text(sample)
     plugins = ("tests.helpers.skips", "tests.helpers.gpu.report", "no:cacheprovider")
     command = [sys.executable, "-m", "pytest", *(word for name in plugins for word in ("-p", name))]
@@ -144,8 +144,8 @@ def test_a_check_of_the_kernels_is_a_row():
     assert failed.trace == "AssertionError: 5 rows: y differs\nby 3"
 
 
-def test_the_kernels_script_says_what_it_lacks(tmp_path, machine):
-    """Here it lacks torch or a GPU: the row is skipped, beside the rows that are in the folder already."""
+def test_the_script_of_the_kernels_reports_what_is_missing(tmp_path, machine):
+    """torch or a GPU is missing here: the row is skipped, and the rows that exist in the folder are kept."""
     gpu_results.save(tmp_path / "results/paddle_llm.json", [Result("tests/gpu::a", "passed", 0.1, "c", "v")])
     script = ROOT / "custom_ops/tests/gpu/run.sh"
     environment = machine | {"PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": ""}

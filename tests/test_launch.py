@@ -30,7 +30,7 @@ STEPS = 6
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """This process's, without what a launcher or a scheduler left in it."""
+    """Return the environment of this process without the variables of a launcher or scheduler."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PADDLE_", "SLURM_", "FLAGS_", "CUDA_"))}
     return kept | {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT)} | changes
 
@@ -46,7 +46,7 @@ def run(script: str, *arguments: str, cwd: Path, timeout: float = 280, **env: st
     )
 
 
-# --- What is typed, without training anything
+# --- The command that a script runs, without a training
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -59,7 +59,7 @@ def test_help_names_the_command_and_every_setting(script: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("script", [name for name in SCRIPTS if name != "run_trainer_tp4pp2.sh"])
-def test_no_arguments_is_a_mistake(script: str, tmp_path: Path) -> None:
+def test_a_script_without_arguments_is_refused(script: str, tmp_path: Path) -> None:
     ended = run(script, cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stdout == "" and "CONFIG.json" in ended.stderr
@@ -67,7 +67,7 @@ def test_no_arguments_is_a_mistake(script: str, tmp_path: Path) -> None:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Path:
-    """An interpreter that runs files as Python does, and of `-m paddle.distributed.launch` prints the words."""
+    """Return an interpreter that runs files like Python, and prints the arguments of `-m paddle.distributed.launch`."""
     path = tmp_path / "recorder"
     path.write_text(f'#!/bin/bash\ncase $1 in *.py) exec {sys.executable} "$@" ;; esac\nprintf "%s\\n" "$@"\n')
     path.chmod(0o755)
@@ -84,7 +84,7 @@ def after(name: str, line: list[str]) -> str:
     return line[line.index(name) + 1]
 
 
-def test_cards_of_one_machine(recorder: Path) -> None:
+def test_the_cards_of_one_machine_are_passed_to_the_launcher(recorder: Path) -> None:
     line = words("eight_cards_stage2.sh", "x.json", "--seed", "7", recorder=recorder)
     assert line[:3] == ["-u", "-m", "paddle.distributed.launch"]
     assert after("--gpus", line) == "0,1,2,3,4,5,6,7"
@@ -121,7 +121,7 @@ def test_cards_that_are_not_visible_are_refused(env: dict[str, str], message: st
 
 
 def test_on_a_cpu_the_launcher_has_a_card_for_each_rank(tmp_path: Path) -> None:
-    """It looks ranks up in CUDA_VISIBLE_DEVICES (3.3.1), whatever their device."""
+    """The launcher (3.3.1) looks ranks up in CUDA_VISIBLE_DEVICES for every device."""
     python = tmp_path / "python"
     python.write_text('#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES"\n')
     python.chmod(0o755)
@@ -140,13 +140,13 @@ def test_a_restart_waits_for_the_lock_of_the_output_folder(tmp_path: Path) -> No
     assert ended.returncode == 75 and ended.stdout.split() == ["none", "120", "120"]
 
 
-def test_flags_alone_are_enough(recorder: Path) -> None:
+def test_a_config_file_is_optional(recorder: Path) -> None:
     line = words("eight_cards_stage2.sh", "--model_name_or_path", "m", recorder=recorder)
     script = line.index(str(ROOT / "run_pretrain.py"))
     assert line[script + 1 :] == ["--sharding", "stage2", "--model_name_or_path", "m"]
 
 
-def test_fine_tuning_has_its_entry(recorder: Path) -> None:
+def test_fine_tuning_starts_its_own_script(recorder: Path) -> None:
     line = words("finetune.sh", "x.json", "--lora", "1", recorder=recorder, GPUS="2,3")
     assert after("--gpus", line) == "2,3"
     assert line[line.index(str(ROOT / "finetune_generation.py")) + 1 :] == ["x.json", "--lora", "1"]
@@ -160,9 +160,9 @@ def test_the_tutorials_script_runs_without_arguments(recorder: Path) -> None:
     assert after("--tensor_parallel_degree", line) == "4" and after("--pipeline_parallel_degree", line) == "2"
 
 
-def test_many_machines(recorder: Path) -> None:
+def test_many_machines_are_passed_to_the_launcher(recorder: Path) -> None:
     line = words("many_machines.sh", "x.json", recorder=recorder, MASTER="localhost:3777", NODES="4", NODE_RANK="2")
-    # The launcher compares addresses as text: a name would leave the job without a meeting point.
+    # The launcher compares addresses as text: with a name, no machine would open the rendezvous.
     assert after("--master", line) == "127.0.0.1:3777" and after("--host", line) == "127.0.0.1"
     assert after("--nnodes", line) == "4" and after("--rank", line) == "2"
     assert after("--log_dir", line) == "log/node2"
@@ -181,7 +181,7 @@ def test_many_machines_by_the_operators_variables_and_by_etcd(recorder: Path) ->
     ("env", "message"),
     [({}, "MASTER=HOST:PORT and NODES=N"), ({"MASTER": "nowhere", "NODES": "2"}, "HOST:PORT of the first machine")],
 )
-def test_many_machines_without_an_address(env: dict[str, str], message: str, tmp_path: Path) -> None:
+def test_many_machines_without_an_address_are_refused(env: dict[str, str], message: str, tmp_path: Path) -> None:
     ended = run("many_machines.sh", "x.json", cwd=tmp_path, **env)
     assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
 
@@ -191,7 +191,7 @@ def test_another_device_is_refused(tmp_path: Path) -> None:
     assert ended.returncode == 2 and "DEVICE is 'tpu'" in ended.stderr
 
 
-def test_the_manifest_fits_its_configuration() -> None:
+def test_the_manifest_of_kubernetes_fits_its_configuration() -> None:
     manifest = yaml.safe_load((LAUNCH / "paddlejob.yaml").read_text())
     assert (manifest["apiVersion"], manifest["kind"]) == ("kubeflow.org/v1", "PaddleJob")
     worker = manifest["spec"]["paddleReplicaSpecs"]["Worker"]
@@ -206,7 +206,7 @@ def test_the_manifest_fits_its_configuration() -> None:
     gpus = container["resources"]["limits"]["nvidia.com/gpu"]
     settings = {entry["name"]: entry["value"] for entry in container["env"]}
     assert worker["replicas"] * gpus == ranks and len(settings["GPUS"].split(",")) == gpus
-    assert all(isinstance(value, str) for value in settings.values())  # Kubernetes takes nothing else
+    assert all(isinstance(value, str) for value in settings.values())  # Kubernetes accepts only text
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     from paddle_llm.config.run_config import FIELD_NAMES
 
@@ -220,12 +220,12 @@ def test_shellcheck() -> None:
     assert found.returncode == 0, found.stdout
 
 
-# --- What is trained, on CPU ranks
+# --- Trainings on CPU ranks
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, a tokenizer, a corpus and a config.json that names them."""
+    """Return a folder with a tiny model, a tokenizer, a corpus and a config.json that names them."""
     from pydoc_data.topics import topics
 
     folder = tmp_path_factory.mktemp("job")
@@ -271,7 +271,7 @@ def assert_trained(ended: subprocess.CompletedProcess[str], output: Path) -> dic
     return json.loads((output / "config.resolved.json").read_text())
 
 
-# sitecustomize.py: a process kills itself when it begins the checkpoint after the one in KILL_AFTER, unless one has done so before.
+# sitecustomize.py: a process kills itself when it begins to write the checkpoint after KILL_AFTER, unless KILL_MARK exists.
 KILL_ONCE = """
 import os, signal, sys
 
@@ -307,14 +307,14 @@ def test_one_card_on_a_cpu_resumes_after_a_failure(job: Path, tmp_path: Path) ->
     assert_trained(ended, output)
 
 
-def test_a_mistake_is_not_started_again(job: Path, tmp_path: Path) -> None:
+def test_a_job_with_a_mistake_is_not_restarted(job: Path, tmp_path: Path) -> None:
     ended = train("one_card.sh", job, tmp_path / "output", "--learning_rat", "1", MAX_RESTART="3")
     assert ended.returncode == 2
     assert "learning_rate" in ended.stdout + ended.stderr  # did you mean
     assert "restart 1" not in ended.stderr
 
 
-def test_eight_cards_stage2_on_two_cpu_ranks(job: Path, tmp_path: Path) -> None:
+def test_eight_cards_stage2_trains_on_two_cpu_ranks(job: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     resolved = assert_trained(train("eight_cards_stage2.sh", job, output, RANKS="2"), output)
     assert "stage2" in json.dumps(resolved)
@@ -322,12 +322,12 @@ def test_eight_cards_stage2_on_two_cpu_ranks(job: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_run_trainer_tp4pp2_on_eight_cpu_ranks(job: Path, tmp_path: Path) -> None:
+def test_run_trainer_tp4pp2_trains_on_eight_cpu_ranks(job: Path, tmp_path: Path) -> None:
     output = tmp_path / "output"
     assert_trained(train("run_trainer_tp4pp2.sh", job, output), output)
 
 
-# Slurm's two commands for two machines that are both this one.
+# The two commands of Slurm, for two machines that are both this one.
 SCONTROL = """#!/bin/bash
 [[ $* == "show hostnames here[1-2]" ]] || exit 1
 printf 'localhost\\nother\\n'
@@ -364,7 +364,7 @@ def test_slurm_starts_many_machines(job: Path, tmp_path: Path) -> None:
 
 
 def test_slurm_finds_the_folder_of_its_log() -> None:
-    """Slurm makes no folder for --output, and a job whose log cannot be opened ends at once and leaves no word."""
+    """Slurm does not create the folder of --output, and a job whose log cannot be opened ends without a message."""
     (line,) = [line for line in (LAUNCH / "slurm.sbatch").read_text().splitlines() if "--output=" in line]
     assert "/" not in line.partition("--output=")[2]
 
@@ -377,21 +377,23 @@ def restart_flags(started: float, *arguments: str) -> list[str]:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
 
 
-def test_restart_flags(tmp_path: Path) -> None:
+def test_a_restart_continues_from_the_newest_checkpoint_of_the_run(tmp_path: Path) -> None:
     from paddle_llm.checkpoint.folder import write_manifest
     from paddle_llm.config.layout import Layout
 
     config, output = tmp_path / "config.json", tmp_path / "output"
     config.write_text(json.dumps({"output_dir": str(output)}))
     now = time.time()
-    assert restart_flags(now - 60, str(config)) == []  # it never got as far as its folder
+    assert restart_flags(now - 60, str(config)) == []  # the run did not create its folder
     output.mkdir()
     (output / "config.resolved.json").write_text("{}")
     assert restart_flags(now - 60, str(config)) == ["--overwrite_output_dir", "1"]
-    assert restart_flags(now + 60, str(config)) == []  # an older run's folder is not ours to overwrite
+    assert restart_flags(now + 60, str(config)) == []  # the folder of an older run must not be overwritten
     for step in (2, 10):
         (output / f"checkpoint-{step}").mkdir()
         write_manifest(output / f"checkpoint-{step}", step=step, layout=Layout(), global_batch=1)
     assert restart_flags(now - 60, str(config)) == ["--resume_from_checkpoint", str(output / "checkpoint-10")]
-    assert restart_flags(now + 60, str(config)) == []  # the command's own choice of a checkpoint stands
-    assert restart_flags(now - 60, str(config), "--output_dir", str(tmp_path / "other")) == []  # a flag wins
+    assert restart_flags(now + 60, str(config)) == []  # the checkpoint that the command chooses is kept
+    assert (
+        restart_flags(now - 60, str(config), "--output_dir", str(tmp_path / "other")) == []
+    )  # a flag takes precedence over the file

@@ -29,7 +29,7 @@ def test_uses_a_server():
 
 
 @pytest.mark.parametrize(("seconds", "code"), [(0.2, 0), (100, 1)])
-def test_what_is_left_is_listed_and_killed(seconds, code, tmp_path):
+def test_remaining_processes_are_listed_and_killed(seconds, code, tmp_path):
     (tmp_path / "test_sample.py").write_text(SAMPLE.format(seconds=seconds))
     plugins = ["-p", "tests.helpers.leftovers", "-p", "no:cacheprovider", "--rootdir", tmp_path]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -1,4 +1,4 @@
-"""The package from outside: quick to import, quick to ask for help, clear when Paddle is missing, rooms in order."""
+"""The package from outside: it is imported quickly, shows help quickly, and reports a missing Paddle."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _python(*words: str) -> subprocess.CompletedProcess:
 
 @pytest.mark.parametrize("words", [("-c", "import paddle_llm"), ("-m", "paddle_llm.cli", "--help")])
 def test_importing_and_help_take_less_than_half_a_second(words):
-    """In processor time, the best of three: other work on the machine is not ours."""
+    """The least of three processor times is compared, so that other work on the machine does not count."""
     spent = []
     for _ in range(3):
         with processor_seconds_of_children() as seconds:
@@ -64,6 +64,6 @@ def test_a_missing_paddle_is_one_message(tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_the_trainer_is_given_out_lazily():
+def test_the_trainer_is_imported_lazily():
     code = "import paddle_llm, sys; assert 'paddle' not in sys.modules; print(paddle_llm.PretrainTrainer.__name__)"
     assert _python("-c", code).stdout.strip().endswith("PretrainTrainer")

@@ -1,4 +1,4 @@
-"""The README is run: its commands are typed as they stand, its tables are made anew, its translation keeps up."""
+"""The commands of the README run unchanged, its tables are current, and its translation is complete."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.pretrain_jobs import Toy, config, make_trainer, rows
 
 ROOT = Path(__file__).parents[1]
 README, CHINESE = ((ROOT / name).read_text() for name in ("README.md", "README_zh.md"))
-# Commands that a test of their own runs, or that need what this machine may not have.
+# Commands that a separate test runs, or that need programs that this machine may not have.
 ELSEWHERE = {
     "make quickstart": "test_the_quickstart_learns",
     "make test": "is what runs this",
@@ -32,7 +32,7 @@ ELSEWHERE = {
 
 
 def _commands(text: str) -> list[str]:
-    """The indented lines of a README, comments cut off."""
+    """Return the indented lines of a README without comments."""
     lines = re.findall(r"^    (\S.*)$", text, re.M)
     return [re.sub(r"\s+#.*$", "", line) for line in lines]
 
@@ -45,7 +45,7 @@ def _run(command: str, folder: Path) -> None:
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.timeout(900)  # a score of commands, each with its imports
+@pytest.mark.timeout(900)  # about twenty commands, each with its imports
 def test_the_commands_run_as_typed(tmp_path):
     (tmp_path / "my_text").mkdir()
     for name, text in list(topics.items()):
@@ -79,7 +79,7 @@ def test_every_command_is_run_here_or_elsewhere():
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # two minutes on two idle cores, for eight ranks
 def test_the_quickstart_learns():
-    """`make quickstart` without the installation: its script exits 1 if the model is no better than frequencies."""
+    """`make quickstart` without the installation. Its script exits 1 if the model is not better than token frequencies."""
     environment = os.environ | {"PYTHON": sys.executable}
     done = subprocess.run(
         ["launch/quickstart.sh"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
@@ -87,7 +87,7 @@ def test_the_quickstart_learns():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_table_of_defaults_is_the_readers():
+def test_the_table_of_defaults_is_current():
     for text in (README, CHINESE):
         table = text.split("<!-- defaults -->")[1].split("<!-- /defaults -->")[0]
         assert table.strip() == defaults_table().strip()
@@ -95,7 +95,7 @@ def test_the_table_of_defaults_is_the_readers():
         assert table.strip() == finetune_table().strip()
 
 
-def test_the_translation_keeps_up():
+def test_the_translation_has_the_same_commands():
     assert _commands(CHINESE) == _commands(README)
     for pattern in (r"^#+ ", r"^\| ", r"^- ", r"\]\(([^)]+)\)"):
         count = [len(re.findall(pattern, text, re.M)) for text in (README, CHINESE)]
@@ -105,7 +105,7 @@ def test_the_translation_keeps_up():
 @pytest.mark.parametrize(
     "name", ["README.md", "README_zh.md", "CONTRIBUTING.md", "configs/README.md", "benchmarks/README.md"]
 )
-def test_links_lead_somewhere(name):
+def test_the_targets_of_links_exist(name):
     file = ROOT / name
     for link in re.findall(r"\]\(([^)#]+)", file.read_text()):
         assert link.startswith("http") or (file.parent / link).exists(), f"{name}: {link}"

@@ -71,7 +71,7 @@ def test_groups_are_named_by_their_own_reasons():
 
 
 def test_no_test_skips_a_combination_of_parameters():
-    """A combination that does not exist is not generated, or its refusal is asserted."""
+    """A combination that does not exist is either not generated, or its refusal is asserted."""
     direct = re.compile(r"pytest\.skip\(|mark\.skip(if)?\b|importorskip\(|unittest\.skip|skipTest\(")
     allowed = re.compile(r"\bnvcc\b|extra hf|NVCC is None")
     found = []

@@ -64,7 +64,9 @@ def test_a_missing_compiler_is_reported_and_the_norm_computed_without_it(tmp_pat
 def test_a_failing_compiler_is_called_once(tmp_path):
     """One of three ranks compiles. A later start tries again."""
     count = tmp_path / "count"
-    path = folder_with(tmp_path, **{"g++": f"echo x >> {count}; sleep 1; echo 'x.cpp:1: error: no such type' >&2; exit 1"})
+    path = folder_with(
+        tmp_path, **{"g++": f"echo x >> {count}; sleep 1; echo 'x.cpp:1: error: no such type' >&2; exit 1"}
+    )
     settings = {"PATH": f"{path}:/usr/bin:/bin", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
     ranks = [finished(rank)[0] for rank in [start(**settings) for _ in range(3)]]
     (note,) = (tmp_path / "cache").rglob("*.failed")

@@ -52,7 +52,7 @@ def networks(tmp_path_factory):
 
 
 def results(model, family: str, case: str) -> dict[str, np.ndarray]:
-    """Loss and gradients of a training step, or logits of prompts of unequal lengths and of the tokens behind them."""
+    """Return loss and gradients of a training step, or logits of prompts of unequal lengths and of their continuation."""
     if case.endswith("packed"):
         return step(model, packed_batch(family))
     if case in ("plain", "prefix"):
@@ -69,7 +69,7 @@ def step(model, inputs) -> dict[str, np.ndarray]:
 
 
 def packed_batch(family: str) -> dict[str, paddle.Tensor]:
-    """Two rows: samples of 7 and 9 tokens; one of 5, one of 4 and padding."""
+    """Return two rows: samples of 7 and 9 tokens; samples of 5 and 4 tokens with padding."""
     lengths, prefixes = np.array([[7, 9], [5, 4]]), np.array([[3, 5], [2, 2]])
     tokens = np.random.default_rng(1).integers(4, 120, (2, 17))
     labels = np.where(np.arange(16) < lengths.sum(1)[:, None], tokens[:, 1:], -100)
@@ -123,7 +123,7 @@ def test_flash_attention_computes_the_same(networks, family, case):
 
 
 def kernels_of(family: str, case: str, flash: bool, card: str) -> set[str]:
-    """Which kernels compute a case."""
+    """Return the names of the kernels that compute a case."""
     if case == "packed" and family in FLASHMASK_FAMILIES:
         return {"flashmask"} if card == "new" else set()
     if case == "packed" and family == "bloom":
@@ -134,7 +134,7 @@ def kernels_of(family: str, case: str, flash: bool, card: str) -> set[str]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_no_mask_is_made_in_whole_rows(networks, family, monkeypatch):
+def test_whole_rows_are_computed_without_a_mask(networks, family, monkeypatch):
     """PaddleNLP builds [B, 1, S, S] three times, compares it with its triangle, and drops it."""
     model = networks(family, True, False)
     base = getattr(model, model.base_model_prefix)
@@ -146,10 +146,10 @@ def test_no_mask_is_made_in_whole_rows(networks, family, monkeypatch):
 
 # Not ChatGLM-6B: PaddleNLP compares the largest position with the length of its rotary table (chatglm/modeling.py:120).
 @pytest.mark.parametrize("family", sorted({*FLASH_FAMILIES} - {"chatglm"}))
-def test_no_copy_from_the_device_is_waited_for(networks, family):
+def test_no_step_waits_for_a_copy_from_the_device(networks, family):
     model = networks(family, True, False)
     with on_fake_gpu(Kernels()), pytest.MonkeyPatch.context() as patch:  # undone before the kernels are
-        model(**packed_batch(family))  # slopes of ALiBi are read once
+        model(**packed_batch(family))  # the slopes of ALiBi are copied once
         for name in ("scaled_dot_product_attention", "flashmask_attention"):  # the checks of the spy copy
             patch.setattr(paddle.nn.functional, name, lambda query, *others, **named: query)
         for name in ("item", "numpy", "tolist", "__float__", "__bool__", "__int__"):

@@ -12,7 +12,7 @@ from tests.helpers.models.networks import batch, build
 
 
 def masks_of_layers(model, inputs) -> list[paddle.Tensor]:
-    """What each layer's attention is given."""
+    """Return the list of the masks that the attention of each layer receives."""
     found = []
     for block in model.bloom.h:
         block.self_attention.register_forward_pre_hook(lambda layer, args, named: found.append(named), with_kwargs=True)
@@ -22,7 +22,7 @@ def masks_of_layers(model, inputs) -> list[paddle.Tensor]:
 
 
 def test_whole_rows_share_one_mask(tmp_path):
-    """PaddleNLP makes it for each row and each head: [B x N, S, S]."""
+    """PaddleNLP makes a mask for each row and head: [B x N, S, S]."""
     model, inputs = build(tiny.write_bloom(tmp_path)), batch("bloom", rows=3)
     masks = masks_of_layers(model, inputs)
     assert [mask.shape for mask in masks] == [[16, 16]] * 4
@@ -38,7 +38,7 @@ def test_padding_is_hidden_in_a_pipeline_too(tmp_path, flash):
     tokens = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
     alibi, mask = attention_biases(paddle.zeros([2, 5, 64]), paddle.to_tensor(tokens), config)
     seen = np.tril(np.ones((5, 5), bool)) & tokens[:, None]
-    slopes = np.array([0.25, 0.0625, 0.015625, 0.00390625])  # of 4 heads (Press et al. 2022)
+    slopes = np.array([0.25, 0.0625, 0.015625, 0.00390625])  # for 4 heads (Press et al. 2022)
     position = (tokens.cumsum(1) - 1) * tokens
     expected = slopes[:, None] * position[:, None]
     np.testing.assert_allclose(alibi.numpy(), expected.reshape(8, 1, 5))
@@ -48,7 +48,7 @@ def test_padding_is_hidden_in_a_pipeline_too(tmp_path, flash):
     np.testing.assert_allclose(np.where(seen[:, None], found, 0.0), np.broadcast_to(wanted, found.shape))
 
 
-def test_a_mask_of_what_queries_see_is_taken(tmp_path):
+def test_a_mask_of_visible_positions_is_accepted(tmp_path):
     config = build(tiny.write_bloom(tmp_path)).config
     mask = paddle.ones([2, 1, 3, 3], "bool")
     mask[0, 0, 2, 0] = False

@@ -28,13 +28,13 @@ def test_random_weights_learn(tmp_path, family):
         optimizer.step()
         optimizer.clear_grad()
         losses.append(float(loss))
-    assert losses[0] == pytest.approx(np.log(128), rel=0.05), "random weights should know nothing"
+    assert losses[0] == pytest.approx(np.log(128), rel=0.05), "random weights should not have learned anything"
     assert losses[-1] < losses[0] - 0.8
     assert not unmoved
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_seed_gives_its_weights(tmp_path, family):
+def test_a_seed_determines_the_weights(tmp_path, family):
     folder = WRITERS[family](tmp_path)
     first, same, other = (weights(build(folder, seed=seed), family) for seed in (3, 3, 4))
     for name, value in first.items():
@@ -43,10 +43,10 @@ def test_a_seed_gives_its_weights(tmp_path, family):
             assert value.std() > 0.005, f"{name} is not random"
             assert abs(np.corrcoef(value.ravel(), other[name].ravel())[0, 1]) < 0.2
     matrices = [value for value in first.values() if value.ndim == 2]
-    assert len({value.tobytes() for value in matrices}) == len(matrices), "two layers start alike"
+    assert len({value.tobytes() for value in matrices}) == len(matrices), "two layers have equal initial weights"
 
 
-def test_global_random_state_does_not_matter(tmp_path):
+def test_weights_do_not_depend_on_the_global_random_state(tmp_path):
     folder = tiny.write_llama(tmp_path)
     paddle.seed(1)
     first = weights(build(folder), "llama")
@@ -106,7 +106,7 @@ def test_layouts_that_a_family_does_not_have_are_refused(tmp_path, family, layou
     ],
 )
 def test_layouts_that_a_shape_does_not_allow_are_refused(tmp_path, family, layout, model, message):
-    """By the reader's own checks, for those who build a model from Python."""
+    """The checks of the reader also run if a model is built from Python."""
     with pytest.raises(UserError, match=message):
         build(WRITERS[family](tmp_path, **model), layout=layout)
 
@@ -166,7 +166,9 @@ def test_switches_that_a_family_does_not_have_are_reported(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("family", ["llama", "chatglm", "bloom"])  # ChatGLM2's table of angles has no 16 bits on a CPU
+@pytest.mark.parametrize(
+    "family", ["llama", "chatglm", "bloom"]
+)  # the rotary table of ChatGLM2 cannot have 16 bits on a CPU
 def test_weights_of_16_bits_are_those_of_32_rounded(tmp_path, family, dtype):
     folder = WRITERS[family](tmp_path)
     run = RunConfig(model_name_or_path=str(folder), max_seq_length=16, device="cpu")

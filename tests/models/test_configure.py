@@ -40,7 +40,7 @@ def test_rope_parameters_of_transformers_5_are_honoured(tmp_path):
     ],
 )
 def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
-    # Dynamic scaling begins beyond the positions of the model; the others must not be asked beyond them.
+    # Dynamic scaling begins beyond the positions of the model; the other methods must not be evaluated there.
     sizes = {"max_position_embeddings": 16 if scaling["rope_type"] == "dynamic" else 64}
     old = tiny.write_llama(tmp_path / "old", rope_scaling=scaling, **sizes)
     new = tiny.write_llama_hf5(tmp_path / "new", {**scaling, "rope_theta": 10000.0}, **sizes)
@@ -119,7 +119,7 @@ def test_what_paddlenlp_cannot_express_is_refused(tmp_path, writer, override, me
 
 
 @pytest.mark.parametrize("writer", [tiny.write_llama, tiny.write_qwen2, tiny.write_bloom, tiny.write_opt])
-def test_what_transformers_writes_by_default_is_known(tmp_path, writer, capsys):
+def test_every_default_of_transformers_is_known(tmp_path, writer, capsys):
     """Every field of the library's configuration class, at its default, is honoured or harmless."""
     import transformers
 
@@ -133,7 +133,7 @@ def test_what_transformers_writes_by_default_is_known(tmp_path, writer, capsys):
     assert "unknown" not in capsys.readouterr().err
 
 
-def test_null_counts_as_false_where_false_is_wanted(tmp_path):
+def test_null_counts_as_false_for_a_boolean(tmp_path):
     folder = tiny.write_llama(tmp_path)
     raw = json.loads((folder / "config.json").read_text())
     raw |= dict.fromkeys(

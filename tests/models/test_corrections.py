@@ -40,7 +40,7 @@ def test_chatglm2s_pipeline_takes_the_cosine_before_it_rounds():
     assert float((exact - rounded.astype("float32")).abs().max()) < 2**-8
 
 
-def test_correcting_twice_does_nothing():
+def test_a_second_correction_changes_nothing():
     from paddlenlp.transformers.chatglm import modeling
 
     apply("chatglm", "cpu")
@@ -49,8 +49,8 @@ def test_correcting_twice_does_nothing():
     assert modeling.ChatGLMForCausalLM.forward is forward
 
 
-def test_chatglm_without_our_criterion_is_paddlenlps(tmp_path):
-    """Whose mean is over all positions, those without a label too."""
+def test_chatglm_without_our_criterion_equals_paddlenlp(tmp_path):
+    """The mean of PaddleNLP's criterion is over all positions, also those without a label."""
     network, inputs = build(tiny.write_chatglm(tmp_path)), batch("chatglm")
     ours = float(network(**inputs)[0])
     del network.criterion
@@ -61,7 +61,7 @@ def test_chatglm_without_our_criterion_is_paddlenlps(tmp_path):
 
 
 def test_chatglm2s_rotary_embedding_keeps_the_type_of_queries_and_keys():
-    """Under O1 its table has more bits than they have (here float64 and float32), and Paddle selects its kernel by type."""
+    """Under O1 the table has more bits than queries and keys (here float64 and float32), and Paddle selects its kernel by type."""
     from paddlenlp.transformers.chatglm_v2 import modeling
 
     apply("chatglm_v2", "cpu")
@@ -70,7 +70,7 @@ def test_chatglm2s_rotary_embedding_keeps_the_type_of_queries_and_keys():
 
 
 def test_chatglm2s_pipeline_sends_no_mask_of_whole_rows(tmp_path):
-    """A number stands for it, of which each layer makes the mask that PaddleNLP sends."""
+    """Stages send a number instead, from which each layer makes the mask that PaddleNLP would send."""
     from paddlenlp.transformers.chatglm_v2 import modeling_pp
 
     model = build(tiny.write_chatglm2(tmp_path))

@@ -1,4 +1,4 @@
-"""The CPU's twins of PaddleNLP's operations: same results, same gradients, and PaddleNLP's own where they do not apply."""
+"""Faster CPU versions of PaddleNLP's operations: the same results and gradients; PaddleNLP computes the cases they do not cover."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def installed():
 
 
 def assert_faster_version(function, *inputs):
-    """Compare an operation of PaddleNLP with its faster version, which is the same function while they are enabled."""
+    """Compare an operation of PaddleNLP with its faster version, which replaces it while the faster versions are enabled."""
 
     def plain(*tensors):
         cpu_switch.disable()
@@ -44,8 +44,8 @@ def assert_faster_version(function, *inputs):
         plain(*inputs)
         assert not asked.called, "PaddleNLP's own operation was not the one computed"
         function(*inputs)
-        assert asked.called, "the faster operation was not the one computed"
-    assert_twins(function, plain, *inputs)
+        assert asked.called, "the faster operation was not used"
+    assert_equal_versions(function, plain, *inputs)
 
 
 def values(*shape, seed=0):
@@ -55,7 +55,7 @@ def values(*shape, seed=0):
 
 
 def results(function, *inputs):
-    """Outputs, and gradients of a fixed weighting of them."""
+    """Return outputs, and the gradients of a weighted sum of them."""
     for tensor in inputs:
         tensor.clear_grad()
     outputs = function(*inputs)
@@ -64,24 +64,24 @@ def results(function, *inputs):
     return [output.numpy() for output in outputs] + [tensor.grad.numpy() for tensor in inputs]
 
 
-def assert_twins(ours, theirs, *inputs):
+def assert_equal_versions(ours, theirs, *inputs):
     for one, two in zip(results(ours, *inputs), results(theirs, *inputs), strict=True):
         assert one.shape == two.shape
         np.testing.assert_allclose(one, two, atol=1e-6 * max(1.0, np.abs(two).max()), rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 48), (7, 33), (1, 1, 8)])
-def test_rms_norm(shape):
+def test_rms_norm_equals_paddlenlp(shape):
     def plain(x, weight):
         return paddle.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5) * x * weight
 
-    assert_twins(
+    assert_equal_versions(
         lambda x, w: cpu_elementwise.RMSNorm.apply(x, w, 1e-5), plain, values(*shape), values(shape[-1], seed=1)
     )
 
 
 @pytest.mark.parametrize("length", [1, 3, 128, 129, 300])
-def test_causal_attention(length):
+def test_causal_attention_equals_paddlenlp(length):
     from paddlenlp.transformers.llama import modeling
 
     inputs = [values(2, length, 3, 8, seed=seed) for seed in range(3)]
@@ -91,18 +91,18 @@ def test_causal_attention(length):
 
 @pytest.mark.parametrize("heads", [4, 1])
 @pytest.mark.parametrize("positions", [None, [[0, 1, 2, 3, 4]] * 2, [[0, 1, 2, 3, 4], [2, 3, 0, 1, 4]]])
-def test_rotary_embedding(heads, positions):
+def test_rotary_embedding_equals_paddlenlp(heads, positions):
     from paddlenlp.transformers.llama import modeling
 
     angles = values(8, 6).detach()
-    angles = paddle.concat([angles, angles], axis=-1)  # PaddleNLP's tables say every angle twice
+    angles = paddle.concat([angles, angles], axis=-1)  # PaddleNLP's tables contain every angle twice
     cos, sin = (table[None, :, None, :] for table in (angles.cos(), angles.sin()))
     ids = None if positions is None else paddle.to_tensor(positions)
     q, k = values(2, 5, 4, 12), values(2, 5, heads, 12, seed=1)
     assert_faster_version(lambda q, k: modeling.apply_rotary_pos_emb(q, k, cos, sin, ids), q, k)
 
 
-def test_swiglu():
+def test_swiglu_equals_paddlenlp():
     from paddlenlp.transformers.llama import modeling
 
     assert_faster_version(modeling.swiglu, values(2, 3, 10), values(2, 3, 10, seed=1))
@@ -118,7 +118,7 @@ def test_a_network_computes_the_same(tmp_path, family, overrides):
     loss = ours(**batch(family))[0]
     loss.backward()
     cpu_switch.disable()
-    # `build` would enable them again: the network of PaddleNLP's own parts takes the same weights.
+    # `build` would enable them again. The network of PaddleNLP's own operations gets the same weights.
     theirs = type(ours)(ours.config)
     theirs.criterion = ours.criterion
     theirs.set_state_dict(ours.state_dict())
@@ -132,8 +132,8 @@ def test_a_network_computes_the_same(tmp_path, family, overrides):
 @pytest.mark.parametrize(
     "frozen", [("norm",), ("embed", "layernorm", "q_proj", "k_proj", "gate"), ("embed", "layers.0")]
 )
-def test_frozen_weights_get_no_gradient_and_the_others_theirs(tmp_path, frozen):
-    """What lies below the first trained weight has no gradient at all, and Paddle insists on that."""
+def test_only_frozen_weights_get_no_gradient(tmp_path, frozen):
+    """Paddle requires that tensors before the first trained weight have no gradient."""
     network = build(tiny.write_llama(tmp_path, num_hidden_layers=2))
     network(**batch("llama"))[0].backward()
     expected = {name: parameter.grad.numpy() for name, parameter in network.named_parameters()}
@@ -147,7 +147,7 @@ def test_frozen_weights_get_no_gradient_and_the_others_theirs(tmp_path, frozen):
         np.testing.assert_array_equal(parameter.grad.numpy(), expected[name], err_msg=name)
 
 
-def test_padded_samples_go_paddlenlps_way(tmp_path):
+def test_padded_samples_are_computed_by_paddlenlp(tmp_path):
     network = build(tiny.write_llama(tmp_path))
     network.eval()
     ids = paddle.to_tensor([[5, 6, 7, 8, 9]])
@@ -159,15 +159,15 @@ def test_padded_samples_go_paddlenlps_way(tmp_path):
     np.testing.assert_allclose(found.numpy(), plain.numpy(), atol=1e-6)
 
 
-def test_16_bit_tensors_go_paddlenlps_way():
+def test_16_bit_tensors_are_computed_by_paddlenlp():
     halves = [values(1, 4, 2, 8, seed=seed).astype("float16") for seed in range(3)]
     assert not cpu_switch.all_float32(*halves)
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(1, 9), (3, 9)])
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
-def test_attention_of_generation(family, queries, keys):
-    """With a mask that is added, some rows of which hide all, and no gradients."""
+def test_attention_of_generation_equals_paddlenlp(family, queries, keys):
+    """The mask is added to the scores, hides all positions in some rows, and gets no gradient."""
     modeling = importlib.import_module(f"paddlenlp.transformers.{family}.modeling")
     states = [values(2, length, 3, 8, seed=seed).detach() for seed, length in enumerate((queries, keys, keys))]
     hidden = np.random.default_rng(4).random((2, 1, queries, keys)) < 0.4

@@ -1,4 +1,4 @@
-"""generation_config.json is read as transformers reads it, written beside saved weights, and no default of it is lost in silence."""
+"""generation_config.json is read like transformers reads it and saved beside weights; settings that are not applied are reported."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_file_that_is_not_valid_is_one_message(tmp_path, content):
         read_generation(tmp_path)
 
 
-def test_what_is_saved_ends_a_text_where_the_base_ends_it():
+def test_a_saved_model_ends_a_text_like_its_base():
     base = {
         "eos_token_id": [2, 270],
         "temperature": 0.6,
@@ -78,7 +78,7 @@ def test_settings_that_are_not_applied_are_named():
     assert set(unapplied({"bad_words_ids": [[3]], "some_new_setting": 2})) == {"bad_words_ids", "some_new_setting"}
 
 
-def test_transformers_reads_what_is_written(tmp_path):
+def test_transformers_reads_the_saved_file(tmp_path):
     import transformers
 
     write_generation(tmp_path, settings_to_save({"eos_token_id": [2, 270], "top_k": 5, "do_sample": True}, {}, [], 300))

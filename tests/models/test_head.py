@@ -1,4 +1,4 @@
-"""Logits of the positions that bear loss alone: the same loss and the same gradients, of fewer numbers."""
+"""Logits are computed only for positions with a loss: the same loss and gradients from fewer numbers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelle
     inputs = batch(family)
     labels = inputs["labels"].numpy()
     keep = np.zeros(labels.size, bool)
-    # Not the same ones in both rows, and the last position of the first.
+    # Different positions in the two rows, and the last one in the first row.
     keep[np.array([3, 9, 15, 16, 29])[:labelled] * labels.size // 32] = True
     inputs["labels"] = paddle.to_tensor(np.where(keep.reshape(labels.shape), labels, IGNORED))
 
@@ -65,7 +65,7 @@ def test_loss_and_gradients_are_those_of_all_positions(tmp_path, family, labelle
             np.testing.assert_allclose(found_gradients[name], gradient, rtol=2e-5, atol=2e-7, err_msg=name)
 
 
-def test_labels_almost_everywhere_are_taken_as_they_are():
+def test_all_logits_are_computed_if_almost_every_position_has_a_label():
     labels = np.ones((2, 16), np.int64)
     assert LABELLED_POSITIONS not in _picked(labels, 1)
     labels[:, :2] = IGNORED  # 28 of 32 positions

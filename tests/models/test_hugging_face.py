@@ -1,4 +1,4 @@
-"""What Hugging Face saves gives the same logits here. Needs the extra `hf` (torch, transformers)."""
+"""Models saved by Hugging Face give the same logits here. Needs the extra `hf` (torch, transformers)."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_llama(tmp_path, name):
 
 
 def test_llama_as_transformers_5_writes_it(tmp_path):
-    """Weights of transformers 4 with the fields of transformers 5 in config.json."""
+    """The weights are of transformers 4, the fields in config.json of transformers 5."""
     import json
 
     model = llama(rope_theta=5e5, rope_scaling=LLAMA3)
@@ -113,7 +113,7 @@ def mistral(**overrides):
 
 
 def give_biases(model):
-    """Random ones: zeros would hide a bias in the wrong place."""
+    """Set random biases: zeros would hide a bias in the wrong position."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -179,7 +179,7 @@ def test_mistral_generates_beyond_its_window_as_transformers_does(tmp_path):
         ({"sliding_window": 0}, "sliding_window 0"),
     ],
 )
-def test_what_paddlenlps_mistral_does_not_do_is_refused(tmp_path, fields, message):
+def test_settings_that_paddlenlps_mistral_lacks_are_refused(tmp_path, fields, message):
     import json
 
     mistral().save_pretrained(tmp_path)
@@ -190,7 +190,7 @@ def test_what_paddlenlps_mistral_does_not_do_is_refused(tmp_path, fields, messag
 
 
 @pytest.mark.parametrize("shards", ["one file", "sharded"])
-def test_torch_pickles_where_allowed(tmp_path, shards):
+def test_torch_pickles_are_read_if_allowed(tmp_path, shards):
     model = opt()
     size = "50KB" if shards == "sharded" else "1GB"
     model.save_pretrained(tmp_path, safe_serialization=False, max_shard_size=size)
@@ -200,7 +200,7 @@ def test_torch_pickles_where_allowed(tmp_path, shards):
     compare(model, tmp_path, allow_pickle=True)
 
 
-def test_what_paddlenlps_qwen2_would_leave_out_is_refused(tmp_path):
+def test_settings_that_paddlenlps_qwen2_lacks_are_refused(tmp_path):
     qwen2(rope_scaling={"rope_type": "linear", "factor": 4.0}).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="scaled RoPE"):
         build(tmp_path, load=True)
@@ -209,7 +209,7 @@ def test_what_paddlenlps_qwen2_would_leave_out_is_refused(tmp_path):
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("make", [llama, bloom, opt, qwen2, mistral], ids=lambda make: make.__name__)
 def test_padding_changes_nothing(tmp_path, make, side):
-    """Of two rows the second has 17 tokens and 7 of padding; their logits are Hugging Face's, and those without padding."""
+    """The second of two rows has 17 tokens and 7 of padding. The logits equal those of Hugging Face and those without padding."""
     model = make()
     model.save_pretrained(tmp_path)
     network = build(tmp_path, load=True, length=24)

@@ -1,4 +1,4 @@
-"""The one way to Paddle's attention kernels: what they are given, which of them are taken, and what PaddleNLP gives them itself."""
+"""Calls of Paddle's attention kernels: their arguments, the conditions of each kernel, and what PaddleNLP passes itself."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def backwards(length: int, total: int) -> paddle.Tensor:
 
 
 def test_states_and_mask_get_the_type_of_the_values():
-    """Paddle selects its kernel by type: float64 stands for what O1 leaves in float32 beside 16 bits."""
+    """Paddle selects its kernel by type. float64 is used here in the role of float32 beside 16 bits under O1."""
     query, key, value = states()
     mask = added_mask(backwards(5, 5), paddle.float64).expand([2, 1, 5, 5])
     with on_fake_gpu(Kernels()):
@@ -71,7 +71,7 @@ def test_a_mask_stays_finite_in_fewer_bits():
         ({}, 12, False),
     ],
 )
-def test_which_cards_types_and_widths_have_the_flash_kernels(card, width, taken):
+def test_flash_kernels_need_a_supported_card_type_and_width(card, width, taken):
     tensor = paddle.zeros([1, 2, 1, width])
     assert not has_flash_kernels(tensor), "on a CPU"
     with on_fake_gpu(Kernels(**card)):
@@ -110,7 +110,7 @@ def test_a_layer_of_blooms_pipeline_computes_the_same_with_flash_attention(tmp_p
     def run(layer, mask):
         output = layer(hidden if mask is None else (hidden, mask))
         output = output if mask is None else output[0]
-        return output[:, 1:]  # the padding itself counts for nothing
+        return output[:, 1:]  # the output at the padding is not compared
 
     compare_layers(*layers, [None, padded, packed], run)
 
@@ -130,10 +130,10 @@ def test_a_layer_of_chatglm2s_pipeline_computes_the_same_with_flash_attention(tm
     compare_layers(*layers, [None, packed], lambda layer, mask: layer(embedding((tokens, mask)))[0])
 
 
-# ---- what PaddleNLP 3.0.0b4 does; where one of these fails, the replacement may go -----------------------------------
+# ---- behaviour of PaddleNLP 3.0.0b4: if one of these tests fails, remove the replacement -----------------------------------
 
 
-def test_paddlenlp_asks_for_a_causal_mask_beside_another_one(monkeypatch):
+def test_paddlenlp_requests_a_causal_mask_in_addition_to_another_mask(monkeypatch):
     from paddlenlp.transformers.llama import fusion_ops
 
     apply("llama", "cpu")
@@ -148,7 +148,7 @@ def test_paddlenlp_asks_for_a_causal_mask_beside_another_one(monkeypatch):
     assert given["is_causal"] and given["attn_mask"] == "mask"
 
 
-def test_paddlenlp_takes_a_row_of_a_mask_for_causal():
+def test_paddlenlp_treats_a_mask_of_one_row_as_causal():
     from paddlenlp.transformers.llama import modeling as llama
     from paddlenlp.transformers.qwen2 import modeling as qwen2
 
@@ -166,7 +166,7 @@ def test_paddlenlps_masks_grow_with_the_batch(tmp_path):
     assert prepare(bloom, paddle.ones([3, 5], "bool"), (3, 5), 0, 4).shape == [3 * 4, 5, 5]
 
 
-def test_paddles_function_ignores_a_mask_beside_the_causal_one():
+def test_paddles_function_ignores_a_mask_if_causal_is_set():
     query, key, value = states()
     first_only = paddle.where(paddle.arange(5) == 0, 0.0, -1e30).expand([2, 1, 5, 5])
     both = F.scaled_dot_product_attention(query, key, value, attn_mask=first_only, is_causal=True)

@@ -74,7 +74,7 @@ def test_bf16_as_paddlenlp_saves_it_loads(tmp_path, safe):
 
 
 def _save_bf16(tensors, file):
-    """Write uint16 arrays as the BF16 that safetensors' numpy writer does not have."""
+    """Write uint16 arrays as BF16, which the numpy writer of safetensors does not support."""
     save_file(tensors, file)
     data = file.read_bytes()
     length = int.from_bytes(data[:8], "little")
@@ -125,7 +125,7 @@ def test_names_that_a_wrapper_added_are_refused_with_the_cause(old, new, cause, 
         build(folder, load=True)
 
 
-def test_a_checkpoint_that_holds_lora_alone_is_named_as_that(tmp_path):
+def test_a_checkpoint_with_only_lora_is_named_as_such(tmp_path):
     folder = _saved_llama(tmp_path)
     (folder / "model.safetensors").unlink()
     lora = {f"llama.layers.{i}.self_attn.q_proj.lora_{part}": np.ones(2, "float32") for i in (0, 1) for part in "AB"}
@@ -159,7 +159,7 @@ def test_unexpected_tensors_are_one_notice(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("length", [4, 60, 5000, -8])
-def test_a_file_cut_off_is_reported(tmp_path, length):
+def test_a_truncated_file_is_reported(tmp_path, length):
     folder = _saved_llama(tmp_path)
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:length])
@@ -169,7 +169,7 @@ def test_a_file_cut_off_is_reported(tmp_path, length):
 
 def test_weights_that_cannot_be_read_are_reported(tmp_path):
     WRITERS["llama"](tmp_path)
-    (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")  # a file, whose first byte is an input/output error
+    (tmp_path / "model.safetensors").symlink_to("/proc/self/mem")  # reading its first byte is an input/output error
     with pytest.raises(UserError, match="cannot read .*model.safetensors: Input/output error"):
         build(tmp_path, load=True)
 
@@ -199,7 +199,7 @@ def test_a_broken_pdparams_is_reported(tmp_path):
         ("model_state.tp00.pdparams", "is a checkpoint split for one layout"),
     ],
 )
-def test_folders_without_weights_say_what_they_hold(tmp_path, file, message):
+def test_the_message_about_a_folder_without_weights_lists_its_files(tmp_path, file, message):
     folder = tiny.write_llama(tmp_path)
     if file:
         (folder / file).write_bytes(b"x")
@@ -227,7 +227,7 @@ def test_a_tied_head_that_differs_is_reported(tmp_path):
 
 
 def _saved_llama(folder: Path) -> Path:
-    """A tiny LLaMA with Hugging Face's weights."""
+    """Return a folder with a tiny LLaMA and weights of Hugging Face."""
     tiny.write_llama(folder)
     save_file(as_hugging_face(weights(build(folder), "llama"), "llama"), folder / "model.safetensors")
     return folder

@@ -1,4 +1,4 @@
-"""The one criterion: a mean over the labels that count, whatever their loss; padding of the vocabulary is not there."""
+"""The criterion: a mean over the labels that are not ignored; padding of the vocabulary has no effect."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def by_hand(logits, labels):
 
 
 def test_smoothing_spreads_over_the_whole_vocabulary():
-    """(1 - e) nll + e mean(-log p) by hand, in value and gradient: softmax minus the smoothed target."""
+    """The value is (1 - e) nll + e mean(-log p), the gradient softmax minus the smoothed target, both computed by hand."""
     rng = np.random.default_rng(1)
     logits, labels = rng.normal(size=(2, 4, 7)).astype(np.float32) * 3, rng.integers(0, 7, (2, 4))
     labels[0, :2] = -100
@@ -46,17 +46,17 @@ def test_smoothing_spreads_over_the_whole_vocabulary():
     assert np.allclose(given.grad.numpy(), (p - target) * counts / 6, atol=1e-7)
 
 
-def test_it_is_the_mean_over_the_labels_that_count():
+def test_the_loss_is_the_mean_over_the_labels_that_are_not_ignored():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(2, 5, 7)).astype(np.float32) * 3, rng.integers(0, 7, (2, 5))
     labels[0, :3] = -100
     logits[1, 0] = -50.0
-    logits[1, 0, labels[1, 0]] = 50.0  # its loss is exactly zero, and it counts
+    logits[1, 0, labels[1, 0]] = 50.0  # its loss is exactly zero, and it is counted
     found = CausalLMLoss(config(7))(paddle.to_tensor(logits), paddle.to_tensor(labels))
     assert float(found) == pytest.approx(by_hand(logits, labels), rel=1e-6)
 
 
-def test_no_label_at_all_is_zero_and_has_a_gradient():
+def test_a_batch_without_labels_has_loss_zero_and_a_gradient():
     logits = paddle.ones([1, 3, 7])
     logits.stop_gradient = False
     loss = CausalLMLoss(config(7))(logits, paddle.full([1, 3], -100, "int64"))
@@ -72,7 +72,7 @@ def test_16_bit_logits_are_summed_in_fp32():
     assert float(found) == pytest.approx(by_hand(logits, labels), rel=1e-6)
 
 
-def test_padding_takes_no_part_in_the_loss_or_its_gradient():
+def test_padding_has_no_effect_on_the_loss_or_its_gradient():
     rng = np.random.default_rng(0)
     real, labels = rng.normal(size=(2, 5, 7)).astype(np.float32), paddle.to_tensor(rng.integers(0, 7, (2, 5)))
     padded = config(7)
@@ -86,7 +86,7 @@ def test_padding_takes_no_part_in_the_loss_or_its_gradient():
     assert float(logits.grad[..., :7].abs().max()) > 0
 
 
-def test_padding_is_cut_off_what_is_saved(tmp_path):
+def test_saved_weights_have_no_padding(tmp_path):
     assert [padded_vocab_size(size, 4) for size in (8, 9, 12)] == [8, 12, 12]
     network = build(tiny.write_llama(tmp_path, vocab_size=121))
     pad_config(network.config, 4)
@@ -101,8 +101,8 @@ def test_padding_is_cut_off_what_is_saved(tmp_path):
     assert network.config.vocab_size == 124
 
 
-def test_logits_that_are_no_numbers_make_a_loss_that_is_none():
-    """Paddle's own criterion says ln(V) here on a CPU; the day it does not, the line in loss.py can go."""
+def test_logits_of_nan_give_a_loss_of_nan():
+    """Paddle's criterion gives ln(V) here on a CPU. If this fails, remove the line in loss.py."""
     logits_BSV = paddle.full([1, 3, 8], float("nan"))
     labels_BS = paddle.zeros([1, 3], dtype="int64")
     upstream = paddle.nn.functional.cross_entropy(logits_BSV, labels_BS)
@@ -119,7 +119,7 @@ def test_a_divisor_on_the_device_gives_the_same_bits_and_is_not_part_of_the_stat
         with criterion.divided_by(divisor):
             losses.append(float(criterion(logits_BSV, labels_BS)))
             assert not criterion.state_dict()
-            with criterion.divided_by(2.0):  # as an evaluation does in between
+            with criterion.divided_by(2.0):  # like an evaluation between two steps
                 assert float(criterion(logits_BSV, labels_BS)) != losses[-1]
             assert float(criterion(logits_BSV, labels_BS)) == losses[-1]
     assert losses[0] == losses[1]

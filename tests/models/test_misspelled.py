@@ -41,7 +41,7 @@ def test_a_key_that_is_nearly_right_is_reported_once(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_what_a_training_writes_is_known(name, tmp_path):
+def test_every_key_that_a_training_writes_is_known(name, tmp_path):
     WRITERS[name](tmp_path)
     facts = read_model_facts(tmp_path)
     family = find_family(facts)
@@ -52,7 +52,7 @@ def test_what_a_training_writes_is_known(name, tmp_path):
 
 
 @pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: folder.name)
-def test_published_keys_are_left_alone(folder, capsys):
+def test_published_keys_are_not_reported(folder, capsys):
     configuration(folder)
     reported = capsys.readouterr().err
     assert "did you mean" not in reported and "are unknown" not in reported

@@ -1,4 +1,4 @@
-"""Our table of names, transposes and shards against PaddleNLP's own, which cannot read slices or pad."""
+"""The table of names, transposes and shards equals that of PaddleNLP, which cannot read slices or pad."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_every_family_has_its_embedding(tmp_path):
         assert EMBEDDINGS[family] in names and len(names) == len(set(names))
 
 
-def test_parts_make_the_full_tensor_again():
+def test_shards_assemble_to_the_full_tensor():
     full = np.arange(6 * 8).reshape(6, 8)
     shards = [Shard((6, 8), 1, ((2 * rank, 2 * rank + 2), (4 + 2 * rank, 6 + 2 * rank))) for rank in range(2)]
     np.testing.assert_array_equal(assemble(shards, [shard.take(full) for shard in shards]), full)

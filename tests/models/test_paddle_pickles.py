@@ -1,4 +1,4 @@
-"""A .pdparams is read through a map of the file: what paddle.load gives, without its memory, and nothing of it is run."""
+"""A .pdparams is read through a memory map: the tensors of paddle.load, with less memory and without running the pickle."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from paddle_llm.models.weights.paddle_pickles import RefusedPickle, scan_paddle_
 
 
 def _written(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
-    """Large and small tensors of three dtypes, as paddle.save writes a state."""
+    """Return a state with large and small tensors of three types, as paddle.save writes it."""
     import paddle
 
     numbers = np.random.default_rng(0)
@@ -31,7 +31,7 @@ def _written(folder: Path) -> tuple[Path, dict[str, np.ndarray]]:
     return folder / "model_state.pdparams", {name: value.numpy() for name, value in state.items()}
 
 
-def test_every_tensor_is_what_was_saved(tmp_path):
+def test_every_tensor_equals_the_saved_one(tmp_path):
     file, wanted = _written(tmp_path)
     found = scan_paddle_pickle(file)
     assert found.keys() == wanted.keys()
@@ -42,7 +42,7 @@ def test_every_tensor_is_what_was_saved(tmp_path):
     assert found["bfloat16"].dtype == np.uint16
 
 
-def test_columns_first_and_empty(tmp_path):
+def test_column_major_and_empty_tensors_are_read(tmp_path):
     state = {"f": np.asfortranarray(np.arange(60_000.0).reshape(200, 300)), "none": np.zeros((0, 3), np.float32)}
     (tmp_path / "a.pdparams").write_bytes(pickle.dumps(state, protocol=4))
     found = scan_paddle_pickle(tmp_path / "a.pdparams")
@@ -82,8 +82,8 @@ def test_other_files_than_weights_are_refused(kind, tmp_path, monkeypatch):
     assert not (tmp_path / "made_by_a_pickle").exists()
 
 
-def test_what_is_refused_is_not_run_by_paddle_either(tmp_path):
-    """WeightFiles hands files of older protocols to Paddle, whose reader runs whatever a pickle names."""
+def test_a_refused_file_is_not_run_by_paddle_either(tmp_path):
+    """WeightFiles passes files of older protocols to Paddle, whose reader runs every function that a pickle names."""
     from paddle_llm.models.weights.files import WeightFiles
 
     class Evil:

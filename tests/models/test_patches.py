@@ -77,4 +77,4 @@ def test_attributes_are_replaced_through_the_register_only() -> None:
 
 
 def test_corrections_of_a_network_depend_on_its_family() -> None:
-    patches.apply_to_network("qwen2", SimpleNamespace())  # it has none
+    patches.apply_to_network("qwen2", SimpleNamespace())  # it has no such corrections

@@ -1,4 +1,4 @@
-"""ChatGLM-6B, ChatGLM2/3 and GLM against their published formulas, written down a second time in numpy.
+"""ChatGLM-6B, ChatGLM2/3 and GLM against their published formulas, implemented a second time in numpy.
 
 Hugging Face's transformers has no classes for them (its "glm" is another network), their own code comes with the weights.
 From the papers (GLM: Du et al. 2022; GLM-130B: Zeng et al. 2023, which ChatGLM-6B follows) and the modeling files that the
@@ -20,7 +20,7 @@ LENGTH, HEADS, LAYERS, WIDTH = 12, 4, 4, 16
 
 @pytest.fixture
 def network(tmp_path, request):
-    """The built network with large random weights (biases too), and these by Hugging Face's names in float64."""
+    """Return the network with large random weights and biases, and these in float64 by Hugging Face's names."""
     family = request.param
     model = build(WRITERS[family](tmp_path), length=LENGTH)
     draw = np.random.default_rng(3)
@@ -64,7 +64,7 @@ def angles(position_S, width):
 
 
 def rotate_pairs(x_SND, position_S):
-    """Dimensions 2i and 2i + 1 are turned together, of the first half of the head; the second half stays (ChatGLM2)."""
+    """Rotate dimensions 2i and 2i + 1 of the first half of the head together; the second half is not rotated (ChatGLM2)."""
     half = x_SND.shape[-1] // 2
     turn = np.exp(1j * angles(position_S, half))[:, None]
     turned = (x_SND[..., 0:half:2] + 1j * x_SND[..., 1:half:2]) * turn
@@ -73,7 +73,7 @@ def rotate_pairs(x_SND, position_S):
 
 
 def rotate_halves(x_SND, position_S):
-    """Dimensions i and i + width / 2 are turned together."""
+    """Rotate dimensions i and i + width / 2 together."""
     half = x_SND.shape[-1] // 2
     turned = (x_SND[..., :half] + 1j * x_SND[..., half:]) * np.exp(1j * angles(position_S, 2 * half))[:, None]
     return np.concatenate([turned.real, turned.imag], -1)
@@ -98,7 +98,7 @@ def chatglm2(named, ids):
 
 
 def chatglm(named, ids, positions, prefix):
-    """Residuals after the norm, scaled by sqrt(2 layers); rotary in two halves, for the place and for that in the block."""
+    """Residuals are added after the norm, scaled by sqrt(2 layers). One half of the head is rotated by position, one by block position."""
     seen, alpha = seen_with_prefix(len(ids), prefix), np.sqrt(2 * LAYERS)
     x = named["transformer.word_embeddings.weight"][ids]
     for number in range(LAYERS):
@@ -121,7 +121,7 @@ def chatglm(named, ids, positions, prefix):
 
 
 def glm(named, ids, positions, prefix):
-    """Learned positions in the text and in the block; all queries, then all keys, then all values in one matrix."""
+    """Positions in the text and in the block are learned. One matrix has all queries, then all keys, then all values."""
     seen = seen_with_prefix(len(ids), prefix)
     x = named["glm.word_embeddings.weight"][ids]
     x = x + named["glm.transformer.position_embeddings.weight"][positions[0]]

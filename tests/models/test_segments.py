@@ -1,4 +1,4 @@
-"""A packed row is its samples: the same loss and gradients, at the cost of its samples."""
+"""A packed row equals its samples: the same loss, gradients and cost."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def packed() -> dict[str, paddle.Tensor]:
 
 
 def unpacked_step(model) -> tuple[float, dict[str, np.ndarray]]:
-    """Sum of all samples' losses over all labels that count, and its gradients."""
+    """Return the mean loss over the labels of all samples, computed sample by sample, and its gradients."""
     count = sum(int((labels != -100).sum()) for _, labels in samples())
     total = 0.0
     for inputs, labels in samples():
@@ -59,7 +59,7 @@ def unpacked_step(model) -> tuple[float, dict[str, np.ndarray]]:
     return total, {name: parameter.grad.numpy() for name, parameter in model.named_parameters()}
 
 
-def test_positions_and_ends_from_each_other():
+def test_positions_and_ends_determine_each_other():
     ends = sample_ends(paddle.to_tensor(LENGTHS), ROW)
     np.testing.assert_array_equal(sample_ends_of_starts(sample_starts(ends)).numpy(), ends.numpy())
     np.testing.assert_array_equal(
@@ -69,7 +69,7 @@ def test_positions_and_ends_from_each_other():
 
 @pytest.mark.parametrize("fields", [{}, {"recompute": True}, {"recompute": True, "recompute_granularity": "core_attn"}])
 @pytest.mark.parametrize("family", PACKED_FAMILIES)
-def test_a_packed_row_is_its_samples(tmp_path, family, fields):
+def test_a_packed_row_equals_its_samples(tmp_path, family, fields):
     folder = WRITERS[family](tmp_path)
     loss, gradients = unpacked_step(build(folder, length=ROW))
     model = build(folder, length=ROW, **fields)
@@ -83,18 +83,18 @@ def test_a_packed_row_is_its_samples(tmp_path, family, fields):
         wanted = gradients[name]
         error = np.linalg.norm(parameter.grad.numpy() - wanted) / max(
             np.linalg.norm(wanted), 1e-3
-        )  # OPT's key bias has none
+        )  # the key bias of OPT has no gradient
         assert error < 1e-5, (name, error)
 
 
 @pytest.mark.parametrize("family", PACKED_FAMILIES)
-def test_other_arguments_still_arrive(tmp_path, family):
+def test_other_arguments_are_passed_on(tmp_path, family):
     model = build(WRITERS[family](tmp_path), length=ROW)
     outputs = model(**packed(), return_dict=True, output_hidden_states=True)
     assert outputs.loss is not None and len(outputs.hidden_states) == 5
 
 
-def test_what_a_row_says_of_its_samples():
+def test_first_positions_and_lengths_of_samples_are_found():
     lengths = paddle.to_tensor(LENGTHS)
     ends, positions = sample_ends(lengths, ROW), sample_positions(lengths, ROW)
     assert sample_lengths(ends) == [5, 3, 9, 3, 11, 1, 8]
@@ -105,7 +105,7 @@ def test_what_a_row_says_of_its_samples():
 
 @pytest.mark.parametrize("family", ["chatglm", "glm"])
 def test_packed_samples_with_prefixes_are_read_alone(tmp_path, family):
-    """Logits of each sample are those that it has alone."""
+    """The logits of each sample equal those that it has alone."""
     from paddle_llm.data.samples.dataset import prefix_positions
 
     model = build(WRITERS[family](tmp_path), length=ROW)
@@ -135,7 +135,7 @@ def test_packed_samples_with_prefixes_are_read_alone(tmp_path, family):
 
 
 @pytest.mark.parametrize("slopes", [None, [0.5, 0.25]])
-def test_attention_by_sample_is_attention_under_a_mask(slopes):
+def test_attention_by_sample_equals_attention_with_a_mask(slopes):
     from paddle_llm.models.patches.shared.packed_rows import _attend_with_full_mask
 
     lengths = [[150, 30, 20, 7], [200, 7, 0, 0]]
@@ -156,7 +156,7 @@ def test_attention_by_sample_is_attention_under_a_mask(slopes):
         np.testing.assert_allclose(one.numpy(), two.numpy(), atol=2e-5)
 
 
-def test_the_cost_is_that_of_the_samples(monkeypatch):
+def test_the_cost_of_a_row_is_that_of_its_samples(monkeypatch):
     """Sixteen samples of 128 in a row of 2048 have a sixteenth of the scores of one sample of 2048.
 
     The attention of that one skips nearly half of its scores, which are in the future.

@@ -1,4 +1,4 @@
-"""torch's pickles: read only when allowed, by ourselves, and nothing but tensors is taken from them."""
+"""Pickles of torch are read only if allowed, without torch, and only tensors are read."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_tensor_is_read_as_torch_reads_it(tmp_path):
     np.testing.assert_array_equal(files.read("turned", 1, 2, 5), saved["turned"][:, 2:5].numpy())
 
 
-def test_refused_unless_allowed(tmp_path):
+def test_a_pickle_is_refused_unless_allowed(tmp_path):
     torch.save(tensors(), tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="--allow_pickle.*safe_serialization=True"):
         WeightFiles(tmp_path)

@@ -173,13 +173,13 @@ def test_unsupported_combinations_are_refused_with_the_reason(tmp_path, method, 
 
 @pytest.mark.parametrize("name", ["lora", "prefix", "adapter", "freeze"])
 def test_only_trained_tensors_have_gradients_and_optimizer_states(tmp_path, name):
-    """The allocator's figures: to the byte, but for the two powers of Adam's that each tensor has, and the learning rate."""
+    """The allocator's figures are exact to the byte, except for Adam's two powers of each tensor and the learning rate."""
     import gc
 
     import paddle
     from paddle.base import core
 
-    gc.collect()  # networks of earlier tests, or they would be freed in between
+    gc.collect()  # otherwise networks of earlier tests would be freed between the measurements
 
     def allocated() -> int:
         return core.host_memory_stat_current_value("Allocated", 0)

@@ -1,4 +1,4 @@
-"""What is frozen stays what it was, also where all of a pipeline stage is. (Methods in layouts: `tests/rehearse/finetune_matrix.py`.)"""
+"""Frozen weights do not change, also if a whole pipeline stage is frozen. `tests/rehearse/finetune_matrix.py` has methods in layouts."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.rehearse.cases import make_case
 
 
 def test_frozen_weights_do_not_change(tmp_path):
-    """On every rank, bit for bit; only trained tensors have gradients and moments."""
+    """They are equal bit for bit on every rank. Only trained tensors have gradients and moments."""
     layout = Layout(sharding=2, sharding_stage=2)
     for record in run_case(make_case(tmp_path, layout, entry="finetune", global_batch=4, lora=True)):
         first, last = record.steps[1].tensors, record.steps[3].tensors
         for name, part in first["weight"].items():
             trained = ".lora_" in name
-            # One process's reference is compared by the oracle; here a rank is with itself.
+            # The oracle compares ranks with one process; this test compares a rank with itself.
             assert np.array_equal(part.values, last["weight"][name].values) != trained, name
         for quantity in ("gradient", "moment1", "moment2"):
             assert {name for name in last[quantity] if np.any(last[quantity][name].values)} <= {

@@ -23,7 +23,7 @@ from tests.peft import peft_library
 from tests.peft.disk import no_room
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-# family -> a layer that LoRA stands beside, as PEFT's file names it
+# Family -> name of a layer with LoRA in PEFT's file
 NAMES = {
     "llama": "model.layers.2.self_attn.q_proj",
     "chatglm_v2": "transformer.encoder.layers.2.self_attention.query_key_value",
@@ -110,14 +110,14 @@ def test_training_continues_and_export_merges_from_either_format(tmp_path):
 
     base, ours = made(tmp_path, "llama")
     to_peft(ours, tmp_path / "theirs")
-    method = read_method(tmp_path / "theirs")  # before there is a network
+    method = read_method(tmp_path / "theirs")  # before a network is built
     model = attached(network_of(base, "float32"), method)
     continue_from(model, tmp_path / "theirs")
     first = load_file(ours / TENSORS)
     values = trained_values(model)
     assert values.keys() == first.keys() and all(np.array_equal(values[name], first[name]) for name in first)
     wanted = merged_in_network(base, ours, "float32")
-    source = open_source(tmp_path / "theirs")  # the base is named in it
+    source = open_source(tmp_path / "theirs")  # it names the base
     assert source.folder == base and all(np.array_equal(source.read(name), wanted[name]) for name in wanted)
 
 
@@ -386,7 +386,7 @@ def test_peft_computes_the_same_with_a_converted_adapter(case, tmp_path):
     theirs = peft_library.logits(peft_library.loaded(base, tmp_path / "theirs"))
     here = ours_over(base, ours)
     plain = logits(network_of(base, "float32"), inputs=_inputs())
-    assert np.abs(here - plain).max() > 0.05 * np.abs(plain).max()  # the adapter is no small thing
+    assert np.abs(here - plain).max() > 0.05 * np.abs(plain).max()  # the adapter has a large effect
     np.testing.assert_allclose(theirs, here, rtol=0, atol=1e-5 * np.abs(here).max())
 
 

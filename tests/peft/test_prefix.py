@@ -18,7 +18,7 @@ def adapted(folder, family, name):
 
 
 def greedy(model, ids, mask=None) -> np.ndarray:
-    """PaddleNLP's generation, which caches keys and values: [B, STEPS]."""
+    """Return the tokens [B, STEPS] of PaddleNLP's generation, which caches keys and values."""
     import paddle
 
     mask = np.ones_like(ids) if mask is None else mask
@@ -86,7 +86,7 @@ def test_every_packed_sample_sees_the_prefix(tmp_path, family):
 
 @pytest.mark.parametrize("projected", [False, True])
 def test_a_prefix_equals_keys_and_values_before_those_of_the_tokens(tmp_path, projected):
-    """One token at position 0, where rotary embeddings turn nothing: softmax over prefix and token, by hand."""
+    """One token at position 0, where rotary embeddings rotate nothing: the softmax over prefix and token is computed by hand."""
     import paddle
     import paddle.nn.functional as F
 
