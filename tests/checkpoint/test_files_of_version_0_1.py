@@ -32,19 +32,19 @@ JOBS = {
 
 @pytest.fixture
 def folder(tmp_path):
-    """A writable copy of the files."""
+    """Return a writable copy of the files."""
     return Path(shutil.copytree(WRITTEN, tmp_path / "written"))
 
 
 def run(folder: Path, *words: str) -> str:
-    """Run Python in `folder`; returns stdout."""
+    """Run Python in `folder`, and return its stdout."""
     done = run_forked(*words, cwd=folder, timeout=250)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 @pytest.mark.parametrize("source", ["full", "full/checkpoint-2", "exported", "program", "lora"])
-def test_generates_the_same_text(source, folder):
+def test_an_old_model_generates_the_same_text(source, folder):
     words = ["full/model", "--adapter", "lora/adapter"] if source == "lora" else [source]
     words += ["--static"] if source == "program" else []
     command = ("-m", "paddle_llm.cli", "generate", *words, "--prompt", "Ada has 3 apples", "--max_new_tokens", "12")
@@ -52,7 +52,7 @@ def test_generates_the_same_text(source, folder):
 
 
 @pytest.mark.parametrize("job", list(JOBS))
-def test_resumes_a_checkpoint_to_the_same_end(job, folder):
+def test_an_old_checkpoint_resumes_to_the_same_end(job, folder):
     """Another processor may round differently, so the rows and weights may differ by rounding only."""
     expected = _rows(WRITTEN / job)
     shutil.rmtree(folder / job / ("model" if job == "full" else "adapter"))
@@ -69,7 +69,7 @@ def test_resumes_a_checkpoint_to_the_same_end(job, folder):
         np.testing.assert_allclose(tensor, others[key], rtol=1e-4, atol=1e-6)
 
 
-def test_exports_the_model_bit_for_bit(folder):
+def test_an_old_model_is_exported_bit_for_bit(folder):
     run(folder, "-m", "paddle_llm.cli", "export", "full", "--target", "hf", "again", "--no_verify")
     weights, others = (load_file(path / "model.safetensors") for path in (folder / "again", WRITTEN / "exported"))
     assert weights.keys() == others.keys()

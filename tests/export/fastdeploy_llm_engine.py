@@ -1,12 +1,12 @@
-"""A CPU engine for fastdeploy-llm 0.0.8, and a front end over it: in place of the package's own `engine.py`, which needs a GPU.
+"""A CPU engine for fastdeploy-llm 0.0.8 and a front end: they replace the package's own `engine.py`, which needs a GPU.
 
-Run as `python fastdeploy_llm_engine.py serve FOLDER QUESTIONS.json` it starts the package's `ServingModel` (its tokenizer, queue,
-batching and streaming), asks it each of the texts as a task of its own, and writes what is streamed, a JSON object per
-task and line. The package starts its engine by `fastdeploy_llm.model.launch`: that is replaced, and starts this file as
+`python fastdeploy_llm_engine.py serve FOLDER QUESTIONS.json` starts the package's `ServingModel` (its tokenizer, queue, batching
+and streaming), adds each text as a separate task, and prints the streamed tokens, one JSON object per task and line. The package
+starts its engine with `fastdeploy_llm.model.launch`, which is replaced and starts this file as
 `python fastdeploy_llm_engine.py engine FOLDER PID`.
 
-The engine speaks the package's protocol: pickled inputs in shared memory, flags beside them, each step's tokens in a
-file of the working folder. The names of the shared memory are the machine's: one instance at a time (environments.alone).
+The engine uses the package's protocol: pickled inputs and flags in shared memory, and the tokens of each step in a file of the
+working folder. The names of the shared memory are global, so only one instance can run at a time (environments.alone).
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from typing import Any
 import numpy as np
 
 NEW_TOKENS = 24
-_NOTHING = -1  # in a step's file: no token for this place
+_NOTHING = -1  # in the file of a step: no token for this slot
 _LAST_STEP_SECONDS = 0.2
 _LONGEST_SECONDS = 200
 
 
-# ---- the front end: the package's own, but for `launch` ---------------------------------------------------------------
+# ---- the front end of the package, except for `launch` ---------------------------------------------------------------
 
 
 def serve(folder: str, questions: str) -> None:
@@ -135,30 +135,30 @@ class Engine:
         counts, most = inputs["step_idx"].reshape(-1).copy(), inputs["max_length"].reshape(-1)
         last = inputs["tgt_ids"].reshape(-1).copy()
         end = int(inputs["eos_token_id"].reshape(-1)[0])
-        for place in np.flatnonzero(inputs["dyinput_flags"]):
-            self._texts[place] = inputs["input_ids"][place, : int(inputs["seq_len_encoder"][place, 0])].tolist()
+        for slot in np.flatnonzero(inputs["dyinput_flags"]):
+            self._texts[slot] = inputs["input_ids"][slot, : int(inputs["seq_len_encoder"][slot, 0])].tolist()
         # Unfinished texts are read again with their generated tokens, as a prompt.
-        going = [int(place) for place in np.flatnonzero(~stopped)]
-        network = self._model.open([Prompt(self._texts[place]) for place in going], int(most.max()) + 1)
+        going = [int(slot) for slot in np.flatnonzero(~stopped)]
+        network = self._model.open([Prompt(self._texts[slot]) for slot in going], int(most.max()) + 1)
         logits_BV, step = network.read_prompts(), 0
         while True:
             step += 1
             chosen_B = logits_BV.numpy().argmax(axis=-1)
             tokens_B = np.full(len(stopped), _NOTHING, np.int64)
-            for row, place in enumerate(going):
-                if stopped[place]:
+            for row, slot in enumerate(going):
+                if stopped[slot]:
                     continue
-                token = end if counts[place] >= most[place] else int(chosen_B[row])
-                tokens_B[place] = last[place] = token
-                counts[place] += 1
-                stopped[place] = token == end
+                token = end if counts[slot] >= most[slot] else int(chosen_B[row])
+                tokens_B[slot] = last[slot] = token
+                counts[slot] += 1
+                stopped[slot] = token == end
                 if token != end:
-                    self._texts[place].append(token)
+                    self._texts[slot].append(token)
             _write_step(step, tokens_B)
             if stopped.sum() >= int(inputs["stop_nums"][0]):
                 break
             logits_BV = network.read(chosen_B)
-        lengths = np.array([len(self._texts.get(place, ())) for place in range(len(stopped))], np.int64)
+        lengths = np.array([len(self._texts.get(slot, ())) for slot in range(len(stopped))], np.int64)
         # One type for all: the pickled state then fits the buffer.
         state = {"finished_ids": last, "step_idx": counts, "stop_flags": stopped.astype(np.int64)}
         state |= {"seq_lens_decoder": lengths, "tgt_pos": lengths - 1}

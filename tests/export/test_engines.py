@@ -132,7 +132,7 @@ def test_missing_torch_is_reported(llama, monkeypatch):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("target", ["fastdeploy", "hf"])
 def test_paddleformers_gives_the_answers_of_the_source(tmp_path, llama, target):
-    """What FastDeploy 2.x falls back to for LLaMA loads the export. Its environment is made the first time."""
+    """The model that FastDeploy 2.x uses for LLaMA by default loads the export. Its environment is made the first time."""
     python = paddleformers_python()
     folder = exported(llama, tmp_path / "export", target)
     before = sorted(folder.iterdir())
@@ -141,7 +141,7 @@ def test_paddleformers_gives_the_answers_of_the_source(tmp_path, llama, target):
     logits = findings[LOGITS]
     assert logits.tokens_equal == logits.tokens == 16 * logits.prompts and logits.largest_logit_difference > 0
     assert "without pad_token_id 0" in logits.note
-    assert sorted(folder.iterdir()) == before  # it writes a file of its own into what it loads
+    assert sorted(folder.iterdir()) == before  # it writes a file into the folder that it loads
 
 
 # How a program ends -> the message about it. Each is started instead of the Python of PaddleFormers.

@@ -56,7 +56,7 @@ def test_its_serving_model_streams_our_greedy_tokens(tmp_path, source):
 
     export(source, "static", tmp_path / "static", verify=False)
     (tmp_path / "questions.json").write_text(json.dumps(TEXTS))
-    (tmp_path / "work").mkdir()  # it writes its log and its steps' files where it stands
+    (tmp_path / "work").mkdir()  # it writes its log and the files of its steps to the working folder
     with alone("fastdeploy-llm-serving"):
         done = subprocess.run(
             [sys.executable, fastdeploy_llm_engine.__file__, "serve", tmp_path / "static", tmp_path / "questions.json"],

@@ -21,7 +21,7 @@ CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def exported(folder: Path, **options) -> Path:
-    """The folder's export, beside it."""
+    """Export a folder to a folder beside it, and return that."""
     from paddle_llm.export.source.open import open_source
     from paddle_llm.export.targets.hugging_face import write_hf
 
@@ -207,7 +207,7 @@ def llama_config(**changes):
     return hugging_face_config("llama", LlamaConfig(**sizes, **changes), dtype="float32")
 
 
-def test_positions_of_paddlenlp_that_hugging_face_spells_otherwise():
+def test_positions_of_paddlenlp_are_converted_to_the_form_of_hugging_face():
     found = llama_config(rope_scaling_type="ntk", rope_scaling_factor=2.0)
     assert found["rope_theta"] == pytest.approx(1e4 * 2 ** (16 / 14)) and found["max_position_embeddings"] == 200
     assert "rope_scaling" not in found
@@ -218,8 +218,8 @@ def test_positions_of_paddlenlp_that_hugging_face_spells_otherwise():
 STRETCHED = {"rope_scaling_type": "ntk", "rope_scaling_factor": 4.0}
 
 
-def test_the_same_positions_spelled_otherwise_are_no_difference(tmp_path):
-    """And others are one: the two files are compared by what they mean."""
+def test_equal_positions_in_another_form_are_not_a_difference(tmp_path):
+    """The meaning of the two files is compared, so other positions are a difference."""
     from paddle_llm.export.source.open import open_source
     from paddle_llm.export.verification.files import configuration_differences
 

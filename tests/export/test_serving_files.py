@@ -32,7 +32,7 @@ from paddle_llm.export.verification.compare import Finding
 from paddle_llm.families import FAMILIES
 from tests.helpers.skips import needs
 
-SPELLED = {PREFIX: "<P>", BOS: "<B>", EOS: "<E>"}
+TEXT_OF = {PREFIX: "<P>", BOS: "<B>", EOS: "<E>"}
 TALK = (
     Turn("user", " What is it?\n"),
     Turn("assistant", "A tree. "),
@@ -51,15 +51,14 @@ TOOLS = (
 )
 
 
-def spoken_text(name: str, turns: tuple[Turn, ...], blank: str) -> str:
-    """What training's template says, special tokens spelled out; `blank` where a text is tokenised anew behind
-    another."""
+def training_text(name: str, turns: tuple[Turn, ...], blank: str) -> str:
+    """Return the text of the training template, with special tokens as text and `blank` between separately tokenized texts."""
     text, behind_text = "", False
     for rendered in TEMPLATES[name].render(Conversation(turns)):
         for piece in [*rendered.prompt, *(rendered.answer or [])]:
             if piece.is_separate and behind_text and not piece.is_special:
                 text += blank
-            text += SPELLED.get(piece.text, piece.text) if piece.is_special else piece.text
+            text += TEXT_OF.get(piece.text, piece.text) if piece.is_special else piece.text
             behind_text = not piece.is_special and (behind_text or bool(piece.text))
     return text
 
@@ -80,7 +79,7 @@ def test_the_jinja_form_renders_the_text_of_training(name, blank):
     if TEMPLATES[name].tools:
         talks += [TOOLS, TOOLS[:3], TOOLS[:4], (SYSTEM, *TOOLS)]
     for talk in talks:
-        assert rendered(form, talk) == spoken_text(name, talk, blank), talk
+        assert rendered(form, talk) == training_text(name, talk, blank), talk
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -250,14 +249,14 @@ def script(bpe, tmp_path) -> Path:
 
 
 def test_serve_sh_starts_the_server_on_its_own_folder(script, tmp_path):
-    stand_in = tmp_path / "bin" / "python"  # prints its arguments, as nothing here can run the server
-    stand_in.parent.mkdir()
-    asked = '[ "$1" != -c ] || exit "${ABSENT:-0}"'  # whether FastDeploy is there
-    stand_in.write_text(f'#!/bin/sh\n{asked}\nfor a in "$@"; do echo "$a"; done\n')
-    stand_in.chmod(0o755)
+    fake_python = tmp_path / "bin" / "python"  # prints its arguments, because the server cannot run here
+    fake_python.parent.mkdir()
+    asked = '[ "$1" != -c ] || exit "${ABSENT:-0}"'  # whether FastDeploy is installed
+    fake_python.write_text(f'#!/bin/sh\n{asked}\nfor a in "$@"; do echo "$a"; done\n')
+    fake_python.chmod(0o755)
 
     def run(*arguments: str, absent: int = 0) -> subprocess.CompletedProcess:
-        environment = {"PATH": f"{stand_in.parent}:/usr/bin:/bin", "ABSENT": str(absent)}
+        environment = {"PATH": f"{fake_python.parent}:/usr/bin:/bin", "ABSENT": str(absent)}
         return subprocess.run(["sh", str(script), *arguments], env=environment, capture_output=True, text=True, cwd="/")
 
     server = ["-m", "fastdeploy.entrypoints.openai.api_server"]
@@ -269,7 +268,7 @@ def test_serve_sh_starts_the_server_on_its_own_folder(script, tmp_path):
     assert refused.returncode == 2 and "usage" in refused.stderr
     lacking = run(absent=1)
     assert lacking.returncode == 1 and lacking.stdout == "" and len(lacking.stderr.splitlines()) == 1
-    assert f"FastDeploy 2.x is not installed for {stand_in}" in lacking.stderr
+    assert f"FastDeploy 2.x is not installed for {fake_python}" in lacking.stderr
 
 
 def test_serve_sh_is_clean(script):

@@ -38,17 +38,17 @@ def test_dtypes_stay_as_they_are_stored(tmp_path, dtype):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("spelling", ["paddlenlp", "hugging_face", "bare", "pdparams"])
-def test_every_spelling_is_the_same_source(tmp_path, family, spelling):
+@pytest.mark.parametrize("form", ["paddlenlp", "hugging_face", "bare", "pdparams"])
+def test_every_form_is_the_same_source(tmp_path, family, form):
     weights = write_native(tmp_path, family)
     file = tmp_path / "model.safetensors"
-    if spelling == "hugging_face":
+    if form == "hugging_face":
         save_file(as_hugging_face(weights, family), file, metadata={"format": "pt"})
-    elif spelling == "bare":  # the network without its head, as PaddleNLP names it
+    elif form == "bare":  # PaddleNLP's names of the network without its head
         write_safetensors(
             file, {name.removeprefix(FAMILIES[family].base_prefix): value for name, value in weights.items()}
         )
-    elif spelling == "pdparams":
+    elif form == "pdparams":
         import paddle
 
         file.unlink()

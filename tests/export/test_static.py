@@ -63,13 +63,13 @@ def opened(family: str, overrides: dict, pieces, tmp_path):
     return model, StaticModel(export_static(folder, tmp_path / "program"))
 
 
-def decoded(network, family: str, asked: list[Prompt], room: int, batch: int) -> list[list[int]]:
+def decoded(network, family: str, prompts: list[Prompt], new_tokens: int, batch: int) -> list[list[int]]:
     from paddle_llm.generation.decoding.decode import decode
 
     texts: list[list[int]] = []
-    for start in range(0, len(asked), batch):
-        part = asked[start : start + batch]
-        texts += decode(network, part, [room] * len(part), DecodeOptions(family))
+    for start in range(0, len(prompts), batch):
+        part = prompts[start : start + batch]
+        texts += decode(network, part, [new_tokens] * len(part), DecodeOptions(family))
     return texts
 
 

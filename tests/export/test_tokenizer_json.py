@@ -145,7 +145,7 @@ def check_bpe(folder: Path, out: Path) -> None:
     assert len(samples) == NUMBER and not other, [samples[number] for number in other[:3]]
     ids = processor.encode(samples)
     decoded = tokenizer.decode_batch(ids, skip_special_tokens=True)
-    unknown = processor.unk_id()  # spelled otherwise by the two
+    unknown = processor.unk_id()  # the two libraries write it differently
     assert not [n for n, text in enumerate(processor.decode(ids)) if text != decoded[n] and unknown not in ids[n]]
 
 
@@ -233,7 +233,7 @@ def test_the_same_twice(ours, tmp_path):
 # ---- special tokens -------------------------------------------------------------------------------------------------
 
 
-def test_special_tokens_stand_around_a_text_as_in_the_source(ours, tmp_path):
+def test_special_tokens_are_added_around_a_text_as_in_the_source(ours, tmp_path):
     for adds_bos, adds_eos, around in ((True, False, [1]), (False, False, []), (True, True, [1, 2])):
         folder = tmp_path / f"{adds_bos}{adds_eos}"
         folder.mkdir()
@@ -397,8 +397,7 @@ def test_vocabulary_and_merges(kind, tmp_path):
 
 
 def test_ranks_of_tiktoken(tmp_path):
-    """LLaMA 3. Against its definition: of a word's bytes, the pair whose union has the lowest rank is joined, until
-    none has one."""
+    """LLaMA 3 is compared with its definition: join the pair of a word's bytes whose union has the lowest rank, until no pair has one."""
     import regex
 
     from paddle_llm.data.tokenizers.conversion.byte_level import _LLAMA3, _letters
@@ -406,10 +405,10 @@ def test_ranks_of_tiktoken(tmp_path):
     source = byte_level(tmp_path / "bytes", "Qwen2Tokenizer")
     bytes_of = {letter: byte for byte, letter in _letters().items()}
     vocabulary = json.loads((source / "vocab.json").read_text())
-    spelled = [
+    ordered = [
         token for token in sorted(vocabulary, key=vocabulary.get) if not token.startswith("<") or len(token) == 1
     ]
-    ranks = {bytes(bytes_of[letter] for letter in token): rank for rank, token in enumerate(spelled)}
+    ranks = {bytes(bytes_of[letter] for letter in token): rank for rank, token in enumerate(ordered)}
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     lines = [base64.b64encode(token) + b" " + str(rank).encode() for token, rank in ranks.items()]

@@ -18,7 +18,7 @@ from paddle_llm.generation.chat import StreamPrinter
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.helpers.launcher_output import launcher_report
 from tests.helpers.models.folders import VOCABULARY, write_folder
-from tests.peft.disk import no_room
+from tests.peft.disk import full_disk
 
 TEXT = "The class statement defines"
 
@@ -171,7 +171,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_loading(llama, tmp_p
 
 
 def test_answers_go_to_stdout_when_the_disk_is_full(tmp_path, capsys):
-    with no_room(), pytest.raises(UserError, match="The answers were written to stdout instead"):
+    with full_disk(), pytest.raises(UserError, match="The answers were written to stdout instead"):
         _write([{"prompt": "a", "generated": "b"}], tmp_path / "x.jsonl")
     assert rows(capsys.readouterr().out) == [{"prompt": "a", "generated": "b"}] and not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""A disk on which nothing can be written."""
+"""A simulated full disk."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def no_room() -> Iterator[None]:
-    """Files can be created, but not a byte can be written to them."""
+def full_disk() -> Iterator[None]:
+    """Let every write to a file fail in this block; files can still be created."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:

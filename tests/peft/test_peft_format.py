@@ -20,7 +20,7 @@ from paddle_llm.peft.method import Method
 from tests.export.test_merged import TARGETS, base_folder, merged_in_network, network_of, trained_adapter
 from tests.helpers.models.adapters import METHODS, attached, logits, trained_values
 from tests.peft import peft_library
-from tests.peft.disk import no_room
+from tests.peft.disk import full_disk
 
 TENSORS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 # Family -> name of a layer with LoRA in PEFT's file
@@ -341,7 +341,7 @@ def test_a_wrong_base_is_refused(tmp_path, capsys):
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
     _, ours = made(tmp_path, "llama")
     before = set(tmp_path.iterdir())
-    with no_room(), pytest.raises(UserError, match="theirs was not written.*too large"):
+    with full_disk(), pytest.raises(UserError, match="theirs was not written.*too large"):
         command(ours, tmp_path / "theirs", "--to", "peft")
     with pytest.raises(UserError, match="cannot be written: Not a directory"):
         command(ours, ours / CONFIG / "theirs", "--to", "peft")

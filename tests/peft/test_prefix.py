@@ -125,8 +125,8 @@ def test_a_prompt_with_token_embeddings_equals_those_tokens(tmp_path, family):
     ((_, prompt, _),) = trainable_tensors(model)
     prompt.set_value(paddle.to_tensor(base_values(model)[EMBEDDINGS[family]][words]))
     ids = np.array([30, 31, 32, 33])
-    learnt, read = with_prompt({"input_ids": ids}, METHODS["prompt"])["input_ids"], np.concatenate([words, ids])
-    outputs = [logits(model, inputs={"input_ids": paddle.to_tensor(row[None])}) for row in (learnt, read)]
+    learned, read = with_prompt({"input_ids": ids}, METHODS["prompt"])["input_ids"], np.concatenate([words, ids])
+    outputs = [logits(model, inputs={"input_ids": paddle.to_tensor(row[None])}) for row in (learned, read)]
     assert np.array_equal(*outputs)
 
 

@@ -95,7 +95,7 @@ PLAIN: Row = {
     "label_smoothing": 0.0,
 }
 
-# Fine-tuning has samples of unequal lengths, some options of pretraining, and some of its own.
+# Fine-tuning has samples of unequal lengths, some options of pretraining, and some separate ones.
 FINETUNE_KINDS = (
     Layout(data=2),
     Layout(sharding=2, sharding_stage=2),

@@ -1,4 +1,4 @@
-"""A rank of the tests of evaluation by generation: a few training steps with an evaluation between them."""
+"""Rank functions for tests of evaluation by generation: a few training steps with an evaluation between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Run:
-    """fields: of RunConfig. evaluates: whether anything is generated after the second step. bf16: autocast in the trainer."""
+    """One training.
+
+    Attributes:
+        layout: Layout of the ranks.
+        fields: Fields of RunConfig.
+        evaluates: Whether answers are generated after the second step.
+    """
 
     layout: Layout = Layout()
     fields: dict[str, Any] = field(default_factory=dict)
@@ -24,7 +30,7 @@ class Run:
 
 
 def conversations() -> list[Conversation]:
-    """Nine, which no batch of two or data degree divides; of unequal lengths, one in two rounds, one in Chinese."""
+    """Return nine conversations of unequal lengths (no batch or data degree divides 9), one with two rounds, one in Chinese."""
     questions = [
         "Who wrote it?",
         "Return the members of an object in a list.",
@@ -39,7 +45,7 @@ def conversations() -> list[Conversation]:
 
 
 def train(runs: dict[str, Run], model: Path, tokenizer: str, output: Path) -> dict[str, dict[str, Any]]:
-    """On one rank: `train_one` for each run of one layout."""
+    """Return the result of `train_one` for each run of one layout, on one rank."""
     from paddle_llm.parallel.process.start import start_process
 
     (world_size,) = {run.layout.world_size for run in runs.values()}
@@ -48,7 +54,7 @@ def train(runs: dict[str, Run], model: Path, tokenizer: str, output: Path) -> di
 
 
 def train_one(run: Run, model: Path, tokenizer: str, output: Path) -> dict[str, Any]:
-    """{"scores", "weights": this rank's at the end (None where they are sharded), "undisturbed": what an evaluation must leave}."""
+    """Train, and return {"scores", "weights": final weights of this rank unless sharded, "undisturbed": whether states are kept}."""
     import paddle
     from paddlenlp.trainer import TrainerCallback
 
@@ -87,7 +93,7 @@ def evaluation_of(config: Any, layout: Layout, tokenizer: str) -> Any:
 
 
 def states(trainer: Any) -> dict[str, Any]:
-    """What a training goes on with: random states, each layer's mode, which weights are there."""
+    """Return the state with which a training continues: random states, the mode of each layer, and which weights exist."""
     import random
 
     import numpy as np

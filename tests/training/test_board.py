@@ -25,7 +25,7 @@ BOARD = [sys.executable, "-c", "from paddle_llm.cli.board import board; board()"
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An output folder as a run leaves it, with one curve."""
+    """Return the output folder of a run with one curve."""
     from visualdl import LogWriter
 
     folder = tmp_path_factory.mktemp("output")
@@ -37,7 +37,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address that the command prints; ended as Ctrl-C ends it."""
+    """Yield the address that the command prints, and end the command with Ctrl-C."""
     process = subprocess.Popen([*BOARD, str(folder), "--port", "0"], stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None

@@ -45,7 +45,7 @@ UPSTREAM = {
 
 
 def _copies(case: Case, folder: str, prepare=lambda trainer: None) -> list[Copy]:
-    """What one rank copies in a training of STEPS steps without rows in between."""
+    """Return the copies of one rank in a training of STEPS steps without rows in between."""
     from paddle_llm.parallel.process.start import start_process
 
     start_process("cpu", case.layout.world_size)

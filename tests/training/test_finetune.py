@@ -53,7 +53,7 @@ def test_a_cancelled_training_continues_bit_for_bit(folder, tmp_path, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "freeze"])
 def test_on_several_ranks_a_part_of_the_network_is_not_saved_unified(folder, tmp_path, method):
-    """PaddleNLP's unified checkpoint of one does not resume."""
+    """PaddleNLP cannot resume from a unified checkpoint of a part of the network."""
     flags = METHODS[method] | {"tensor_parallel_degree": 2, "unified_checkpoint": True}
     whole = finetune(folder, tmp_path / "whole", 2, **flags)
     finetune(folder, tmp_path / "cut", 2, until=4, **flags)
@@ -78,7 +78,7 @@ def test_another_base_another_method_is_refused_at_resume(folder, tmp_path):
 
 
 def test_the_loss_is_the_mean_over_answer_tokens_of_the_global_batch(folder, tmp_path):
-    """Step 1 and the dev set against cross entropies by hand, sample by sample, without padding."""
+    """Step 1 and the dev set are compared with cross entropies computed by hand, sample by sample, without padding."""
     finetune(folder, tmp_path, max_steps=1, logging_steps=1, learning_rate=1e-30)
     (by_hand,) = run_ranks(_losses_by_hand, 1, str(folder), 4)
     found = rows(tmp_path)
@@ -171,8 +171,8 @@ def test_every_layout_trains_the_adapter_that_one_process_trains(folder, tmp_pat
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
 
 
-def test_packed_rows_train_too(folder, tmp_path):
-    """Of 192 tokens, where the model has 128 positions: each sample counts its own."""
+def test_packed_rows_may_be_longer_than_the_positions_of_the_model(folder, tmp_path):
+    """Rows have 192 tokens, and the model 128 positions: positions are counted in each sample."""
     finetune(folder, tmp_path, zero_padding=True, max_seq_length=192, num_train_epochs=2, max_steps=None)
     losses = [row["loss"] for row in rows(tmp_path) if "loss" in row]
     assert losses[-1] < losses[0]
@@ -197,7 +197,7 @@ def test_patience_ends_a_training_without_improvement(folder, tmp_path):
 
 
 def test_the_best_of_generated_answers_is_kept(folder, tmp_path):
-    """Scores are in the rows, the answers beside them, and the weights at the end are those of the best evaluation."""
+    """Rows contain the scores, files the answers, and the final weights are those of the best evaluation."""
     scored = {"eval_with_do_generation": True, "generation_max_new_tokens": 8, "metric_for_best_model": "rouge1"}
     best = {"load_best_model_at_end": True, "eval_steps": 10, "save_steps": 10, "per_device_eval_batch_size": 5}
     (found,) = finetune(folder, tmp_path, lora=True, max_steps=40, **scored, **best)
@@ -213,7 +213,7 @@ def test_the_best_of_generated_answers_is_kept(folder, tmp_path):
     assert all(np.array_equal(saved[name], value) for name, value in found["trained"].items())
 
 
-def test_from_a_notebook(folder, tmp_path):
+def test_fine_tuning_runs_from_a_notebook(folder, tmp_path):
     (found,) = run_ranks(_in_a_notebook, 1, str(folder), str(tmp_path / "out"), timeout=120, quiet=True)
     assert found["kind"] == "FinetuneTrainer" and found["loss"] > 0
     assert (tmp_path / "out/adapter/adapter_config.json").exists()

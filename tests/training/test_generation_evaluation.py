@@ -32,7 +32,7 @@ LAYOUTS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A LLaMA of 701 words, which no tensor degree divides, and its tokenizer."""
+    """Return a LLaMA with 701 tokens, which no tensor degree divides, and its tokenizer."""
     folder = tmp_path_factory.mktemp("generation")
     train_tokenizer(english_and_chinese(300), str(folder / "tokenizer"), 700)
     write_llama(folder / "llama", vocab_size=701, initializer_range=0.3, num_hidden_layers=2)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, name, layout=ALONE, kinds=tuple(RUNS), **changes):
-    """Per rank: {kind: what it found}; the files are under folder / name / kind."""
+    """Return the results of each rank by kind of run; their files are in folder / name / kind."""
     common = {"generation_max_new_tokens": 9}
     if layout.sharding > 1:
         common["sharding"] = "stage3"
@@ -81,7 +81,7 @@ def test_every_conversation_is_answered_once_and_in_order(folder, alone):
     assert sampled[0]["generated"] != sampled[5]["generated"]  # drawn for each text by itself
 
 
-def test_it_has_no_effect_on_the_training(folder, alone):
+def test_an_evaluation_has_no_effect_on_the_training(folder, alone):
     silent = run(folder, "silent", kinds=("greedy",), evaluates=False)[0]["greedy"]
     for kind in RUNS:
         assert alone[kind]["undisturbed"]

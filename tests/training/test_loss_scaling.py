@@ -28,7 +28,7 @@ def _with_loss_scaler(trainer, monkeypatch, scale: float, main_gradients: bool =
 
 
 def _overflows_above(trainer, factor: float = 1e20) -> None:
-    """A gradient on its way to the embeddings is `factor` times as large as it arrives."""
+    """Multiply the gradient that reaches the embeddings by `factor`."""
 
     def enlarge(layer, inputs, output):
         return output * (1 / factor) * factor

@@ -18,7 +18,7 @@ from tests.helpers.pretrain_jobs import VOCABULARY, config, make_trainer, number
 
 
 def _gpu_build(core, count: int) -> SimpleNamespace:
-    """Paddle's core as a GPU build with `count` visible cards shows it to the trainer."""
+    """Return Paddle's core as the trainer sees it in a GPU build with `count` visible cards."""
     return SimpleNamespace(
         is_compiled_with_cuda=lambda: True,
         get_cuda_device_count=lambda: count,
@@ -43,7 +43,7 @@ def test_a_cpu_training_resumes_with_a_gpu_build_and_any_number_of_visible_gpus(
 
 @pytest.fixture
 def cards(monkeypatch):
-    """Eight generators; `use(i)` makes the i-th that of this rank's card."""
+    """Eight generators; `use(i)` selects the i-th as that of this rank's card."""
     generators = [paddle.base.core.Generator() for _ in range(8)]
 
     def use(card: int) -> paddle.base.core.Generator:

@@ -81,7 +81,7 @@ def test_the_seed_determines_the_rows():
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_full_and_lora_answer_nine_of_ten_held_out_questions(tmp_path):
-    """From a base that answers none. Its pretraining takes most of the minutes."""
+    """The base model answers none. Its pretraining takes most of the time."""
     figures = tmp_path / "figures.json"
     script = [sys.executable, BENCHMARKS / "real_effect.py", "--methods", "full,lora", "--json", figures]
     done = subprocess.run(script, capture_output=True, text=True)

@@ -25,7 +25,7 @@ make_trainer(run).train()
 
 
 def _in_a_terminal(folder: Path) -> str:
-    """Run a short training whose stderr is a terminal of 80 columns; returns what it drew."""
+    """Run a short training whose stderr is a terminal of 80 columns, and return its output."""
     master, slave = pty.openpty()
     environment = os.environ | {"COLUMNS": "80", "TERM": "xterm", "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(

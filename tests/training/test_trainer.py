@@ -57,7 +57,7 @@ def test_rows_have_the_promised_keys_and_true_numbers(tmp_path):
 
 
 def test_loss_and_norm_are_those_of_the_global_batch(tmp_path):
-    """The first row against a computation by hand: the mean over all tokens of 2 micro-batches, the norm before clipping."""
+    """The first row equals a computation by hand: the mean over all tokens of 2 micro-batches, the norm before clipping."""
     run = config(tmp_path, max_steps=1, logging_steps=1, do_eval=False, max_grad_norm=1e-3)
     trainer = make_trainer(run)
     model = make_trainer(run).model
@@ -133,7 +133,7 @@ def test_the_ends_of_epochs_are_detected(tmp_path):
 
 
 class Plain:
-    """A data set as a notebook has it: no order, no epochs."""
+    """A data set of a notebook: without order and epochs."""
 
     def __len__(self):
         return 11
@@ -142,8 +142,8 @@ class Plain:
         return Toy(11)[index]
 
 
-def test_any_data_set_is_shuffled_in_every_epoch_and_resumed_exactly(tmp_path):
-    """11 samples, 2 a step, 2.5 epochs: 13 steps, and step 10 is in the second epoch."""
+def test_a_plain_data_set_is_shuffled_in_every_epoch_and_resumed_exactly(tmp_path):
+    """11 samples, 2 per step, 2.5 epochs: 13 steps, and step 10 is in the second epoch."""
     run = config(tmp_path, max_steps=-1, num_train_epochs=2.5, logging_steps=1, do_eval=False)
     whole = make_trainer(run, train=Plain())
     whole.train()
@@ -155,7 +155,7 @@ def test_any_data_set_is_shuffled_in_every_epoch_and_resumed_exactly(tmp_path):
     assert numbers(tmp_path / "output") == expected
 
 
-def test_every_epoch_is_whole_and_in_its_own_order():
+def test_every_epoch_is_complete_and_in_a_different_order():
     toy = Toy(3 * EPOCH)
     epochs = [[toy[e * EPOCH + i]["input_ids"].tobytes() for i in range(EPOCH)] for e in range(3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
@@ -226,7 +226,7 @@ def test_resume_is_exact_with_dropout(tmp_path):
     assert numbers(tmp_path / "output") == expected
 
 
-def test_the_best_model_is_the_one_that_ends_the_run(tmp_path):
+def test_a_run_ends_with_the_best_model(tmp_path):
     run = config(tmp_path, load_best_model_at_end=True, save_steps=4, eval_steps=4, learning_rate=0.3, max_steps=8)
     trainer = make_trainer(run)
     trainer.train()
@@ -290,7 +290,7 @@ def test_a_full_disk_is_one_message(tmp_path, monkeypatch):
 
 
 def test_a_cpu_job_is_refused_while_paddle_is_on_a_gpu(tmp_path, monkeypatch):
-    """TrainingArguments do not set the device, and the weights would be on the card already."""
+    """TrainingArguments do not set the device, and the weights would already be on the card."""
     import paddle
 
     monkeypatch.setattr(paddle, "get_device", lambda: "gpu:0")
