@@ -21,9 +21,20 @@ WRITERS = {
 
 @dataclass(frozen=True)
 class Case:
-    """`flags` on a tiny model: the rule says `problem`, or `notice`, or nothing of the kind with `fine` flags instead.
+    """A command line for a tiny model and the message that a rule gives about it.
 
-    `here`: the run is for this machine, where there is an empty folder `there`, and nothing else.
+    Attributes:
+        rule: Name of the rule.
+        flags: Flags to which the rule responds.
+        problem: Expected part of its problem.
+        notice: Expected part of its notice.
+        fine: Other flags, to which the rule does not respond.
+        world: World size.
+        device: "cpu" or "gpu".
+        model: Family of the model.
+        shape: Overrides of config.json.
+        here: Whether the run is for this machine, where only the empty folder `there` exists.
+        entry: "pretrain" or "finetune".
     """
 
     rule: str
@@ -58,7 +69,7 @@ def resolve_case(case: Case, flags: str, folder: Path) -> tuple[list[str], list[
 
 
 def check(case: Case, folder: Path) -> None:
-    """Check that the rule reports the command line exactly once, that nothing else is wrong, and that the other one passes."""
+    """Check that the rule reports `flags` exactly once and nothing else is reported, and that it accepts the flags `fine`."""
     problems, notices = resolve_case(case, case.flags, folder)
     found, text = (problems, case.problem) if case.problem else (notices, case.notice)
     assert len([line for line in found if text in line]) == 1, (problems, notices)

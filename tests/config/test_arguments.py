@@ -1,4 +1,4 @@
-"""How a command line and a JSON file are taken apart, before names and types are judged."""
+"""A command line and a JSON file are split into names and raw values, before these are checked."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def test_flags_take_values_in_every_form() -> None:
             {"logging_steps": "20", "dataloader_num_workers": "1"},
         ),
         (
-            ["--fp16", "0\\--fp16_opt_level", "O2"],  # a backslash that did not end its line
+            ["--fp16", "0\\--fp16_opt_level", "O2"],  # a backslash that is not at the end of its line
             "Write 0 --fp16_opt_level",
             {"fp16": "0", "fp16_opt_level": "O2"},
         ),
         (["--logging_steps=20--fp16"], "Write --logging_steps=20 --fp16", {"logging_steps": "20", "fp16": BARE}),
     ],
 )
-def test_two_flags_without_a_space_between_them(argv: list[str], hint: str, given: dict[str, object]) -> None:
+def test_two_flags_without_a_space_between_them_are_split(argv: list[str], hint: str, given: dict[str, object]) -> None:
     found = read(*argv)
     assert len(found.problems) == 1 and hint in found.problems[0]
     assert as_dict(found) == given
@@ -62,7 +62,7 @@ def test_stray_words_and_single_dashes_are_refused() -> None:
     assert read("-max_steps", "2").problems == ["-max_steps: a flag needs two dashes. Write --max_steps"]
 
 
-def test_file_and_flags(tmp_path: Path) -> None:
+def test_a_file_is_read_before_the_flags(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     path.write_text('\ufeff{"$schema": "../schema.json", "max_steps": 5, "bf16": true, "x": null}', encoding="utf-8")
     found = read(str(path), "--max_steps", "7")
@@ -84,14 +84,14 @@ def test_file_and_flags(tmp_path: Path) -> None:
         ('{"a": 1, "b": 2, "a": 1}', 'duplicate key "a"'),
     ],
 )
-def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_file_is_one_problem(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "run.json"
     path.write_text(text)
     problems = read(str(path)).problems
     assert len(problems) == 1 and message in problems[0] and str(path) in problems[0]
 
 
-def test_missing_file_and_folder(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_folder_are_problems(tmp_path: Path) -> None:
     assert "nowhere.json does not exist" in read("nowhere.json").problems[0]
     assert "is a folder" in read(str(tmp_path)).problems[0]
     (tmp_path / "weights.json").write_bytes(bytes(range(256)))

@@ -1,4 +1,4 @@
-"""docs/configuration_files.md: its commands are understood, its keys are those of the table."""
+"""docs/configuration_files.md: the reader understands its commands, and its keys are those of the table."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_every_command_is_understood(command, tmp_path):
     if words[0] == "python":
         config = tmp_path / "CONFIG.json"
         config.write_text("{}")
-        with pytest.raises(ConfigError) as refused:  # an empty config lacks what is required, and nothing else is wrong
+        with pytest.raises(ConfigError) as refused:  # only the required fields are missing
             resolve(
                 [str(config), *words[3:]],
                 world_size=1,

@@ -1,4 +1,4 @@
-"""Which device there is, and what a CPU leaves out."""
+"""The device of this machine, and the settings that are dropped on a CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fine-tuning commands that people have, as typed: a public tutorial's of 2023, and those of four generations of PaddleNLP."""
+"""Published fine-tuning commands: those of a 2023 tutorial and of four generations of PaddleNLP."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from paddle_llm.config.run_config import fields_of
 from paddle_llm.core.errors import ConfigError
 from tests.helpers.models.tiny import write_llama
 
-# As typed there, with --device cpu, a small model and --nproc_per_node in place of --gpus; no word of the data.
+# The commands of the tutorial, with --device cpu and a small model. They do not name the data.
 COMMANDS = {
     "2 all weights": """
         --do_train --do_eval --num_train_epochs 1 --per_device_train_batch_size 4 --per_device_eval_batch_size 4
@@ -46,7 +46,7 @@ COMMANDS["6 instructions"] = COMMANDS["2 all weights"] + " --instruction_generat
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small model with weights, and the data where nobody says where they are."""
+    """Return a small model with weights, beside data in the default folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     (tmp_path / "data").mkdir()
@@ -88,7 +88,7 @@ def refused(model: Path, flags: str, world_size: int = 1) -> list[str]:
         ),
     ],
 )  # fmt: skip
-def test_the_tutorials_commands(
+def test_the_commands_of_the_tutorial_are_accepted(
     model: Path, name: str, layout: Layout, wanted: dict[str, Any], notices: list[str]
 ) -> None:
     found = typed(model, COMMANDS[name], layout.world_size)
@@ -101,7 +101,7 @@ def test_the_tutorials_commands(
         assert text in line
 
 
-def test_a_printed_command_without_its_spaces(model: Path) -> None:
+def test_a_printed_command_without_spaces_is_accepted(model: Path) -> None:
     printed = COMMANDS["5 pipeline"].replace("--fp16 0 --fp16_opt_level", "--fp16 0--fp16_opt_level")
     assert refused(model, printed, 4) == ["0--fp16_opt_level: missing space. Write 0 --fp16_opt_level"]
     glued = refused(model, "--do_train --output_dir o --lora True--r 8")
@@ -177,7 +177,7 @@ def from_file(model: Path, content: dict[str, Any]) -> Resolved:
     return resolve(["old.json"], world_size=1, entry="finetune")
 
 
-def test_generation_a(model: Path) -> None:
+def test_commands_of_generation_a_are_translated(model: Path) -> None:
     config = typed(model, GENERATION_A).config
     assert (config.src_length, config.max_length, config.generation_max_new_tokens) == (608, 768, 160)
     assert (config.lora_rank, config.lora_alpha, config.merge_weights, config.num_beams) == (4, 8.0, True, 5)
@@ -186,13 +186,13 @@ def test_generation_a(model: Path) -> None:
     assert config.dataset_name_or_path == "./data"
 
 
-def test_generation_b(model: Path) -> None:
+def test_commands_of_generation_b_are_translated(model: Path) -> None:
     found = typed(model, GENERATION_B)
     assert found.config.prefix_tuning and not found.config.lora and found.config.max_length == 1024
     assert [line.split(" ")[0] for line in found.notices] == ["--dataset_path", "--tgt_length", "--lora_rank"]
 
 
-def test_generation_c(model: Path) -> None:
+def test_configs_of_generation_c_are_translated(model: Path) -> None:
     found = from_file(model, GENERATION_C)
     assert found.config.zero_padding and found.config.lora_rank == 8
     assert (found.config.metric_for_best_model, found.config.greater_is_better) == ("loss", False)
@@ -202,7 +202,7 @@ def test_generation_c(model: Path) -> None:
     ]
 
 
-def test_generation_d(model: Path) -> None:
+def test_configs_of_generation_d_are_translated(model: Path) -> None:
     found = from_file(model, GENERATION_D)
     assert found.config.zero_padding and found.config.lora_plus_scale == 4.0 and not found.config.rslora
     assert found.notices == ['"greedy_zero_padding" in old.json: true is read as "zero_padding": true']
@@ -241,7 +241,7 @@ def test_refused_names_give_the_reason(model: Path, flag: str, reason: str) -> N
         ("--freeze_layers 1", "freeze"),
     ],
 )
-def test_the_learning_rate_is_the_methods(model: Path, flags: str, rate: str) -> None:
+def test_the_default_learning_rate_depends_on_the_method(model: Path, flags: str, rate: str) -> None:
     found = typed(model, f"--do_train --output_dir out {flags}")
     value, why = LEARNING_RATES[rate]
     assert found.config.learning_rate == value
@@ -251,7 +251,7 @@ def test_the_learning_rate_is_the_methods(model: Path, flags: str, rate: str) ->
     assert typed(model, f"--do_train --output_dir out {flags} --learning_rate 1e-6").config.learning_rate == 1e-6
 
 
-def test_entry_defaults_and_null(model: Path) -> None:
+def test_null_gives_the_default_of_the_entry(model: Path) -> None:
     found = from_file(model, {"do_train": True, "output_dir": "o", "learning_rate": None, "num_train_epochs": "None"})
     config = found.config
     assert (config.learning_rate, config.num_train_epochs, config.warmup_ratio, config.adam_beta2) == (

@@ -1,4 +1,4 @@
-"""The rules of fine-tuning: each with a command line that breaks it, and one that it passes."""
+"""The rules of fine-tuning, each with a command line that it reports and one that it accepts."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ _CASES = [
         fine="--dataset_name_or_path both --lora --lora_path adapter",
         here=True,
     ),
-    # shared rules that fine-tuning reads in its own way
+    # shared rules that depend on the entry
     Case(
         "positions",
         "--max_length 129",
@@ -236,7 +236,7 @@ CASES = [replace(case, entry="finetune") for case in _CASES]
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(CASES)])
-def test_rule(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_reports_its_case(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for path in (
         "one.jsonl",

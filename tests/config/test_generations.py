@@ -107,27 +107,27 @@ def model(tmp_path: Path) -> Path:
 
 
 def check_notices(found: Resolved, *texts: str) -> None:
-    """Each text is in one notice, and no notice is without one."""
+    """Assert that each text is in one notice, and that every notice has one of the texts."""
     assert len(found.notices) == len(texts), found.notices
     for text in texts:
         assert len([line for line in found.notices if text in line]) == 1, (text, found.notices)
 
 
-def test_generation_a(model: Path) -> None:
+def test_commands_of_generation_a_are_translated(model: Path) -> None:
     found = from_flags(model, GENERATION_A, 8)
     assert found.layout == Layout(sharding=8, sharding_stage=2)
     assert found.config.decay_steps == 900 and found.config.fuse_attention_qkv is True
     check_notices(found)
 
 
-def test_generation_b(model: Path) -> None:
+def test_commands_of_generation_b_are_translated(model: Path) -> None:
     found = from_flags(model, GENERATION_B, 8)
     assert found.layout == Layout(sharding=4, tensor=2, sharding_stage=2)
     check_notices(found, "--sharding_degree 4 is read as --sharding_parallel_degree 4")
     assert found.origins["sharding_parallel_degree"] == "translated from --sharding_degree"
 
 
-def test_generation_c(tmp_path: Path, model: Path) -> None:
+def test_configs_of_generation_c_are_translated(tmp_path: Path, model: Path) -> None:
     found = from_file(tmp_path, model, GENERATION_C, 32)
     assert found.layout == Layout(1, 4, 2, 4, 1, sequence_parallel=True)
     check_notices(
@@ -139,7 +139,7 @@ def test_generation_c(tmp_path: Path, model: Path) -> None:
     )
 
 
-def test_generation_d(tmp_path: Path, model: Path) -> None:
+def test_configs_of_generation_d_are_translated(tmp_path: Path, model: Path) -> None:
     found = from_file(tmp_path, model, GENERATION_D, 8)
     assert found.layout == Layout(sharding=4, tensor=2, sharding_stage=2)
     check_notices(found, "--warmup_ratio has no effect: --warmup_steps 30 takes precedence", '"distributed_dataloader"')

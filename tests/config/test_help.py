@@ -18,7 +18,7 @@ def test_help_lists_every_field_once_within_the_width() -> None:
     assert all(len(line) <= 80 for line in text.splitlines() if line.startswith("      "))
 
 
-def test_help_of_fine_tuning() -> None:
+def test_help_of_fine_tuning_lists_its_fields() -> None:
     text = help_text("finetune", width=80)
     assert text.startswith("Fine-tune a language model") and "python finetune_generation.py [CONFIG.json]" in text
     assert "configs/schema_finetune.json" in text
@@ -59,5 +59,5 @@ def test_types_and_defaults_as_a_user_writes_them(name: str, kind: str, default:
     assert default_text(name) == default
 
 
-def test_wants_help() -> None:
+def test_requests_for_help_are_recognised() -> None:
     assert wants_help(["--help"]) and wants_help(["a.json", "-h"]) and not wants_help(["--helper"])

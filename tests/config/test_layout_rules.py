@@ -1,4 +1,4 @@
-"""From degrees and a world size to a layout, or to a message with the numbers."""
+"""Degrees and a world size give a layout, or a message with the numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def divide(world_size: int, **fields: Any) -> LayoutResult:
         (8, {"sd": 1, "tp": 2}, Layout(data=4, tensor=2)),
     ],
 )
-def test_layouts(world_size: int, fields: dict[str, Any], layout: Layout) -> None:
+def test_degrees_and_world_size_give_a_layout(world_size: int, fields: dict[str, Any], layout: Layout) -> None:
     found = divide(world_size, **fields)
     assert found.layout == layout
     assert found.problems == [] and found.notices == []
@@ -68,7 +68,9 @@ def test_layouts(world_size: int, fields: dict[str, Any], layout: Layout) -> Non
         (2, {"tp": 0}, "tensor_parallel_degree = 0 is not a degree. Use 1 or more"),
     ],
 )
-def test_degrees_that_do_not_fit(world_size: int, fields: dict[str, Any], message: str) -> None:
+def test_degrees_that_do_not_fit_the_world_size_are_refused(
+    world_size: int, fields: dict[str, Any], message: str
+) -> None:
     found = divide(world_size, **fields)
     assert found.layout is None
     assert len(found.problems) == 1 and message in found.problems[0]

@@ -30,7 +30,7 @@ def shape(facts: ModelFacts) -> tuple[object, ...]:
     )
 
 
-def test_llama(tmp_path: Path) -> None:
+def test_the_shape_of_llama_is_read(tmp_path: Path) -> None:
     facts = read_model_facts(write_llama(tmp_path))
     assert shape(facts) == ("llama", 64, 4, 4, 4, 16, 172, 128, 128, False)
     assert facts.architectures == ("LlamaForCausalLM",)
@@ -38,7 +38,7 @@ def test_llama(tmp_path: Path) -> None:
     assert not facts.rope_is_scaled
 
 
-def test_llama_with_grouped_heads_and_tied_embeddings(tmp_path: Path) -> None:
+def test_grouped_heads_and_tied_embeddings_are_read(tmp_path: Path) -> None:
     facts = read_model_facts(write_llama(tmp_path, num_key_value_heads=2, tie_word_embeddings=True))
     assert facts.num_key_value_heads == 2 and facts.tie_word_embeddings
 
@@ -57,7 +57,9 @@ def test_llama_without_key_value_heads_has_as_many_as_heads(tmp_path: Path) -> N
         (write_llama, {"rope_scaling_type": "linear"}, True),
     ],
 )
-def test_rope_scaling(tmp_path: Path, writer: object, overrides: dict[str, object], scaled: bool) -> None:
+def test_scaled_rotary_embeddings_are_recognised(
+    tmp_path: Path, writer: object, overrides: dict[str, object], scaled: bool
+) -> None:
     assert read_model_facts(writer(tmp_path, **overrides)).rope_is_scaled is scaled  # type: ignore[operator]
 
 
@@ -74,12 +76,12 @@ def test_the_three_chatglm_are_distinguished(tmp_path: Path) -> None:
     assert without.num_key_value_heads == 4
 
 
-def test_bloom_has_no_end_of_positions(tmp_path: Path) -> None:
+def test_bloom_has_no_maximum_position(tmp_path: Path) -> None:
     facts = read_model_facts(write_bloom(tmp_path, seq_length=2048))
     assert shape(facts) == ("bloom", 64, 4, 4, 4, 16, 256, 128, None, True)
 
 
-def test_a_family_by_architecture_alone(tmp_path: Path) -> None:
+def test_a_family_is_recognised_by_its_architecture_alone(tmp_path: Path) -> None:
     assert read_model_facts(write_llama(tmp_path, model_type=None)).model_type == "llama"
 
 
@@ -96,14 +98,14 @@ def test_a_family_by_architecture_alone(tmp_path: Path) -> None:
         ('{"num_hidden_layers": 0}', "num_hidden_layers must be a whole number of at least 1, not 0"),
     ],
 )
-def test_broken_files(tmp_path: Path, text: str, message: str) -> None:
+def test_an_invalid_config_json_is_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json") as caught:
         read_model_facts(tmp_path)
     assert message in str(caught.value)
 
 
-def test_missing_folder_names_the_local_form(tmp_path: Path) -> None:
+def test_the_message_about_a_missing_folder_shows_the_local_form(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--model_name_or_path /path/to/llama-7b"):
         read_model_facts("facebook/llama-7b")
     with pytest.raises(UserError, match="A model folder needs its config.json"):
@@ -153,7 +155,7 @@ def test_a_folder_given_as_an_adapter_is_described(file: str, message: str, tmp_
     assert describe_folder(tmp_path / "nothing") == ""
 
 
-def test_where_a_model_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_found_in_the_folders_that_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PPNLP_HOME", str(tmp_path / "cache"))
     folder = write_llama(tmp_path / "here")
     assert find_model_folder(str(folder)) == folder
@@ -166,7 +168,7 @@ def test_where_a_model_is_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         find_model_folder(str(folder / "config.json"))
 
 
-def test_raw_is_the_complete_file(tmp_path: Path) -> None:
+def test_the_raw_facts_are_the_complete_file(tmp_path: Path) -> None:
     folder = write_llama(tmp_path)
     assert read_model_facts(folder).raw == json.loads((folder / "config.json").read_text())
 
@@ -189,7 +191,9 @@ def test_raw_is_the_complete_file(tmp_path: Path) -> None:
         (write_bloom, {}, None),
     ],
 )
-def test_position_limit(tmp_path: Path, writer: object, overrides: dict[str, object], limit: int | None) -> None:
+def test_the_maximum_position_depends_on_the_scaling(
+    tmp_path: Path, writer: object, overrides: dict[str, object], limit: int | None
+) -> None:
     writer(tmp_path, **overrides)
     assert read_model_facts(tmp_path).position_limit == limit
 
@@ -207,4 +211,4 @@ def test_a_name_without_an_owner_that_paddlenlp_lacks_is_a_mistake(tmp_path, mon
             find_model_folder(name)
     assert find_model_folder("gpt2-en") is None and find_model_folder("facebook/opt-1.3b") is not None
     (tmp_path / "cache/models/other").mkdir(parents=True)
-    assert find_model_folder("other") is None  # downloaded, without its config.json
+    assert find_model_folder("other") is None  # downloaded without its config.json

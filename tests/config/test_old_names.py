@@ -45,7 +45,7 @@ def test_every_new_name_exists() -> None:
         ("max_evaluate_steps", 20, "eval_iters", 20),
     ],
 )
-def test_renamed_for_pretraining(old: str, raw: object, new: str, value: object) -> None:
+def test_old_names_are_translated_for_pretraining(old: str, raw: object, new: str, value: object) -> None:
     found = pretrain(flag(old, raw))
     assert [(one.name, one.raw, one.old) for one in found.given] == [(new, value, old)]
     assert found.notices == [f"--{old} {raw} is read as --{new} {value}"]
@@ -72,7 +72,7 @@ def test_old_values_that_request_the_default_are_dropped(old: str, raw: object) 
         ("target_modules", "q_proj", "lora_target_modules"),
     ],
 )
-def test_renamed_for_fine_tuning_only(old: str, raw: str, new: str) -> None:
+def test_some_names_are_translated_for_fine_tuning_only(old: str, raw: str, new: str) -> None:
     found = finetune(flag(old, raw))
     assert [(one.name, one.raw) for one in found.given] == [(new, raw)]
     assert found.notices == [f"--{old} {raw} is read as --{new} {raw}"]
@@ -116,12 +116,12 @@ def test_old_names_of_pretraining_are_refused_in_fine_tuning() -> None:
 
 
 @pytest.mark.parametrize(("raw", "value"), [(BARE, [True]), ("1", [True]), ("0", []), (None, [])])
-def test_greedy_packing_is_packing(raw: object, value: list[object]) -> None:
+def test_greedy_packing_is_translated_to_packing(raw: object, value: list[object]) -> None:
     assert [one.raw for one in finetune(flag("greedy_zero_padding", raw)).given] == value
 
 
 @pytest.mark.parametrize("name", sorted(n for n, r in ALL.items() if isinstance(r, Ignored)))
-def test_stale_names_are_a_warning(name: str) -> None:
+def test_names_without_effect_are_a_notice(name: str) -> None:
     found = finetune(flag(name, "some value"))
     assert found.problems == [] and found.given == []
     assert len(found.notices) == 1 and f"--{name} has no effect: " in found.notices[0]
@@ -145,7 +145,7 @@ def test_neutral_values_and_null_pass_silently(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("raw", "neutral", "says"),
+    ("raw", "neutral", "expected"),
     [
         ("false", (False,), True),
         ("0", (False,), True),
@@ -160,10 +160,10 @@ def test_neutral_values_and_null_pass_silently(name: str) -> None:
         ("x", (), False),
     ],
 )
-def test_is_neutral(raw: object, neutral: tuple[object, ...], says: bool) -> None:
-    assert is_neutral(raw, neutral) is says
+def test_neutral_values_are_recognised(raw: object, neutral: tuple[object, ...], expected: bool) -> None:
+    assert is_neutral(raw, neutral) is expected
 
 
-def test_unknown_names_and_fields_pass_on() -> None:
+def test_unknown_names_and_fields_are_passed_on() -> None:
     given = [flag("no_such_thing", "1"), flag("max_steps", "2")]
     assert pretrain(*given).given == given

@@ -15,7 +15,7 @@ from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import FIELD_NAMES, RunConfig
 from paddle_llm.core.errors import ConfigError, UserError
 
-# Text that is not a path. A new text field or option belongs here, or is declared as a path.
+# Text that is not a path. List a new text field or option here, or declare it as a path.
 _WORDS = {
     *("model_type", "split", "device", "run_name", "metric_for_best_model", "unified_checkpoint_config"),
     "chat_template_date",

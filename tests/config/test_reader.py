@@ -18,7 +18,7 @@ from paddle_llm.config.run_config import fields_of
 from paddle_llm.core.errors import ConfigError
 from tests.helpers.models.tiny import write_bloom, write_llama
 
-# A command that people have: pretraining on 8 cards with sharding stage 2, from a public tutorial of 2023, as typed there.
+# Command 1 of a public 2023 tutorial: pretraining on 8 cards with sharding stage 2.
 COMMAND_1 = r"""
     --model_type "llama" --model_name_or_path "facebook/llama-7b" --tokenizer_name_or_path "facebook/llama-7b" \
     --input_dir "./data" --output_dir "output/llama_hybid" --split 949,50,1 --max_seq_length 2048 \
@@ -31,7 +31,7 @@ COMMAND_1 = r"""
 
 
 def typed(command: str) -> list[str]:
-    """The words that a shell makes of `command`: a backslash at the end of a line joins it with the next."""
+    """Return the words into which a shell splits `command`: a backslash at the end of a line joins it with the next."""
     return shlex.split(command.replace("\\\n", ""))
 
 
@@ -62,7 +62,7 @@ def problems_of(argv: list[str], **more: Any) -> list[str]:
     return caught.value.problems
 
 
-def test_command_1_as_typed_on_eight_gpus() -> None:
+def test_command_1_is_accepted_on_eight_gpus() -> None:
     found = resolve(typed(COMMAND_1), world_size=8, device="gpu")
     assert found.layout == Layout(sharding=8, sharding_stage=2)
     config = found.config
@@ -88,7 +88,7 @@ def test_command_1_on_cpu_ranks_reports_what_is_not_supported() -> None:
     assert any("--use_flash_attention is not supported on the CPU" in line for line in found.notices)
 
 
-def test_command_1_as_printed_with_its_lost_space() -> None:
+def test_command_1_is_accepted_with_a_missing_space() -> None:
     printed = COMMAND_1.replace("--logging_steps 20 \\\n    --data", "--logging_steps 20\\\n--data")
     assert problems_of(typed(printed), world_size=8, device="gpu") == [
         "20--dataloader_num_workers: missing space. Write 20 --dataloader_num_workers"
@@ -217,7 +217,7 @@ def test_stage_3_with_a_pipeline_names_the_nearest_layouts_with_their_numbers(mo
         assert str(nearest.layout) == line.split(": ")[1].split(",")[0], "what is named is a layout that works"
 
 
-def test_stage_3_with_a_pipeline_and_an_uneven_batch_says_what_it_becomes(model: Path) -> None:
+def test_stage_3_with_a_pipeline_and_an_uneven_batch_names_the_new_batch(model: Path) -> None:
     flags = "--sharding stage3 --pipeline_parallel_degree 2 --gradient_accumulation_steps 5"
     (problems,) = problems_of([*base(model), *flags.split()], world_size=8, device="gpu")
     assert problems.endswith(
@@ -253,7 +253,7 @@ def test_switches_without_effect_are_reported_and_dropped(model: Path) -> None:
 
 
 def test_all_mistakes_of_a_layout_are_reported_at_once(tmp_path: Path) -> None:
-    """What only the built model would refuse, in one answer of the reader."""
+    """The reader reports together what otherwise only the built model would refuse."""
     bloom = tmp_path / "bloom"
     write_bloom(bloom, n_head=6, hidden_size=66)
     flags = (
@@ -292,7 +292,7 @@ def test_a_bad_value_is_not_reported_again_by_the_rules(model: Path) -> None:
         ("--qqq", "--help lists all names."),
     ],
 )
-def test_names_are_exact_and_close_ones_are_suggested(model: Path, flag: str, hint: str) -> None:
+def test_a_name_must_be_exact_and_a_close_one_is_suggested(model: Path, flag: str, hint: str) -> None:
     assert problems_of([*base(model), flag, "1"], device="gpu") == [f"{flag} is unknown. {hint}"]
 
 
@@ -335,7 +335,7 @@ def test_one_process_with_stage_2_and_no_degree_runs(model: Path) -> None:
     assert any("has no ranks to shard over" in line for line in found.notices)
 
 
-def test_what_is_derived(model: Path) -> None:
+def test_absent_fields_are_derived(model: Path) -> None:
     flags = "--do_eval --tensor_parallel_degree 2 --pipeline_parallel_degree 2 --gradient_accumulation_steps 4 --max_steps 9"
     found = resolve([*base(model), *flags.split(), "--device", "cpu"], world_size=8)
     config = found.config
@@ -370,7 +370,7 @@ def test_the_fused_norm_is_off_for_a_model_without_rms_norm(tmp_path: Path) -> N
 
 
 def test_a_smaller_perplexity_is_better(model: Path) -> None:
-    """PaddleNLP would take the worst model for the best: to it, more is better of everything but the loss."""
+    """PaddleNLP would select the worst model: it treats a greater value of every metric except the loss as better."""
     flags = "--do_eval --load_best_model_at_end --metric_for_best_model ppl --device cpu"
     assert resolve([*base(model), *flags.split()], world_size=1).config.greater_is_better is False
     flags += " --greater_is_better true"
@@ -413,7 +413,7 @@ def test_an_unknown_entry_is_an_internal_error() -> None:
 
 
 def test_reading_configs_imports_no_paddle_and_is_quick() -> None:
-    # Processor time: other tests may be running beside this one.
+    # Processor time does not depend on other processes.
     code = (
         "import sys, time; start = time.process_time(); import paddle_llm.config.reader, paddle_llm.config.schema; "
         "took = time.process_time() - start; "

@@ -258,7 +258,7 @@ CASES = [
         fine="--optim adamw",
         world=2,
     ),
-    # words
+    # switches
     Case(
         "switches_exist",
         "--tensor_parallel_config enable_mp_async_allreduc",
@@ -510,7 +510,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(CASES)])
-def test_rule(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_rule_reports_its_case(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "there").mkdir()
     check(case, tmp_path)

@@ -1,4 +1,4 @@
-"""The published JSON Schema: current, valid, and of one mind with the reader."""
+"""The published JSON Schema is current and valid, and accepts what the reader accepts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_committed_schemas_are_current(entry: str) -> None:
 
 
 @pytest.mark.parametrize("entry", SCHEMAS)
-def test_it_is_a_schema_with_every_field(entry: str) -> None:
+def test_the_schema_is_valid_and_has_every_field(entry: str) -> None:
     Draft202012Validator.check_schema(build_schema(entry))
     properties = build_schema(entry)["properties"]
     assert set(fields_of(entry)) <= set(properties)
@@ -40,7 +40,7 @@ def test_it_is_a_schema_with_every_field(entry: str) -> None:
         {"report_to": ["visualdl", "wandb"], "sharding_degree": 4, "to_static": False, "initializer_range": 0.02},
     ],
 )
-def test_accepts(config: dict[str, Any]) -> None:
+def test_the_schema_accepts_valid_configs(config: dict[str, Any]) -> None:
     assert list(VALIDATOR.iter_errors(config)) == []
 
 
@@ -56,11 +56,11 @@ def test_accepts(config: dict[str, Any]) -> None:
         [],
     ],
 )
-def test_refuses(config: Any) -> None:
+def test_the_schema_refuses_invalid_configs(config: Any) -> None:
     assert list(VALIDATOR.iter_errors(config))
 
 
-def test_fine_tuning() -> None:
+def test_the_schema_of_fine_tuning_has_its_own_fields() -> None:
     known = {"lora": True, "r": 8, "lora_target_modules": ["q_proj"], "zero_padding": 1, "vera": False}
     assert list(FINETUNE_VALIDATOR.iter_errors(known)) == []
     for wrong in ({"lora_rnk": 8}, {"vera": True}, {"input_dir": "data"}, {"loss_on": "first"}):

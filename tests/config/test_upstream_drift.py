@@ -1,4 +1,4 @@
-"""PaddleNLP's own lists of arguments, read from the installed source without importing it: each must be known here."""
+"""Every argument in PaddleNLP's own lists is known here. The lists are read from its source, without importing it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def llm_meta() -> list[str]:
     return names
 
 
-def test_the_readers_of_upstream_read_something() -> None:
+def test_the_lists_of_upstream_are_not_empty() -> None:
     assert len(training_arguments()) == 121
     assert len(llm_meta()) == 22
 
@@ -49,7 +49,7 @@ def test_every_upstream_argument_is_known(name: str) -> None:
     assert name in KNOWN, f"PaddleNLP has an argument {name} that is neither a field nor in UNSUPPORTED_NAMES"
 
 
-def test_every_word_of_the_parallel_configs_is_upstreams() -> None:
+def test_every_switch_of_the_parallel_configs_exists_upstream() -> None:
     lists = [
         [item.value for item in node.elts if isinstance(item, ast.Constant)]
         for node in ast.walk(source("trainer", "training_args.py"))
@@ -60,7 +60,7 @@ def test_every_word_of_the_parallel_configs_is_upstreams() -> None:
 
 
 def _tables_of_names() -> set[str]:
-    """The keys of every `..._PRETRAINED_INIT_CONFIGURATION` and of every file's table in a `..._RESOURCE_FILES_MAP`."""
+    """Return the keys of every `..._PRETRAINED_INIT_CONFIGURATION`, and of the table of every file in a `..._RESOURCE_FILES_MAP`."""
     names: set[str] = set()
     spec = find_spec("paddlenlp")
     assert spec is not None and spec.submodule_search_locations

@@ -1,4 +1,4 @@
-"""Typed values: what each kind of field accepts, what it refuses and what it says then."""
+"""Typed values: each kind of field accepts some values and refuses others with a message."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_false_can_be_written_in_many_ways(raw: object) -> None:
         ("max_steps", "-1", -1),
         ("max_steps", 4.0, 4),
         ("max_steps", "1e4", 10000),
-        ("max_steps", "9007199254740993", 9007199254740993),  # 2**53 + 1: a detour through float would lose the 1
+        ("max_steps", "9007199254740993", 9007199254740993),  # 2**53 + 1 is not exact as a float
         ("learning_rate", "1e-5", 1e-5),
         ("learning_rate", 1, 1.0),
         ("learning_rate", "0.00001", 1e-5),
@@ -43,7 +43,7 @@ def test_false_can_be_written_in_many_ways(raw: object) -> None:
         ("split", "949,50,1", "949,50,1"),
     ],
 )
-def test_accepted(name: str, raw: object, value: object) -> None:
+def test_a_valid_value_is_converted(name: str, raw: object, value: object) -> None:
     parsed = parse(name, raw)
     assert parsed == value
     assert type(parsed) is type(value)
@@ -83,7 +83,7 @@ def test_null_is_the_default_and_never_the_word_none(name: str, raw: object) -> 
         ("lr_scheduler_type", "cosin", "one of linear, cosine"),
     ],
 )
-def test_refused_with_what_was_expected(name: str, raw: object, expected: str) -> None:
+def test_an_invalid_value_is_refused_with_the_expected_form(name: str, raw: object, expected: str) -> None:
     with pytest.raises(BadValue, match=expected):
         parse(name, raw)
 

@@ -1,4 +1,4 @@
-"""Which files of a folder are its weights: the order of transformers and PaddleNLP, and what is refused or reported."""
+"""The weight files of a folder are chosen in the order of transformers and PaddleNLP; others are refused or reported."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PT, PT_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
 
 def put(folder, *names):
-    """Files without content; an index names one shard for the tensor "a"."""
+    """Create empty files; an index names one shard for the tensor "a"."""
     for name in names:
         file = folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -34,13 +34,13 @@ def put(folder, *names):
     [
         ((ST, ST_INDEX, PD, PD_INDEX, PT, PT_INDEX), ST),
         ((ST_INDEX, PD, PD_INDEX, PT, PT_INDEX), "model-00001-of-00001.safetensors"),
-        ((PD, PD_INDEX, PT, PT_INDEX), "model_state-00001-of-00001.pdparams"),  # PaddleNLP takes its index first
+        ((PD, PD_INDEX, PT, PT_INDEX), "model_state-00001-of-00001.pdparams"),  # PaddleNLP uses its index first
         ((PD, PT, PT_INDEX), PD),
         ((PT, PT_INDEX), PT),
         ((PT_INDEX,), "pytorch_model-00001-of-00001.bin"),
     ],
 )
-def test_the_order_of_the_files(tmp_path, names, read):
+def test_weight_files_are_chosen_in_order(tmp_path, names, read):
     choice = choose_weights(put(tmp_path, *names), allow_pickle=True)
     assert [file.name for file in choice.files] == [read]
     assert has_weights(tmp_path) != read.endswith(".bin")

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.gpu import branches as gpu_branches
 from tests.helpers.gpu import questions as gpu_questions
-from tests.helpers.gpu.branches import LEFT_OUT, run_lane
+from tests.helpers.gpu.branches import EXCLUDED, run_lane
 
 
 @pytest.mark.timeout(600)
@@ -17,9 +17,9 @@ def test_no_branch_for_gpus_is_unexecuted() -> None:
     lane = run_lane()
     assert lane.passed, lane.output
     unexplained = "\n".join(str(gap) for gap in lane.gaps if not gap.reason)
-    assert not unexplained, f"execute these in tests/fake_gpu, or list them in LEFT_OUT with a reason:\n{unexplained}"
-    stale = LEFT_OUT.keys() - {(gap.file, gap.source) for gap in lane.gaps}
-    assert not stale, f"these are executed now or no longer exist; remove them from LEFT_OUT: {stale}"
+    assert not unexplained, f"execute these in tests/fake_gpu, or list them in EXCLUDED with a reason:\n{unexplained}"
+    stale = EXCLUDED.keys() - {(gap.file, gap.source) for gap in lane.gaps}
+    assert not stale, f"these are executed now or no longer exist; remove them from EXCLUDED: {stale}"
     assert "BrPart" in lane.coverage and "paddle_llm/parallel/process/start.py" in lane.coverage
 
 
@@ -119,4 +119,4 @@ def test_every_module_that_asks_is_measured() -> None:
 
 def test_the_page_counts_excluded_lines() -> None:
     page = (gpu_questions.ROOT / "docs/gpu_tests.md").read_text()
-    assert len(LEFT_OUT) == 2 and "two branches of kernels for CPUs" in page
+    assert len(EXCLUDED) == 2 and "two branches of kernels for CPUs" in page

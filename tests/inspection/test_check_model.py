@@ -57,7 +57,7 @@ def copied(source: Path, target: Path) -> Path:
     return target
 
 
-def test_a_model_folder(llama):
+def test_a_model_folder_is_described(llama):
     code, report = checked(llama)
     assert code == 0
     assert report["model"]["family"] == "LLaMA" and report["model"]["RoPE"] == "default, theta 10000"
@@ -121,7 +121,7 @@ def test_a_folder_that_does_not_exist_is_refused_before_paddle_is_imported():
     assert done.stdout == "2 set()\n" and "nothere is not a folder" in done.stderr
 
 
-def test_a_tokenizer_folder_with_a_template(tmp_path):
+def test_a_tokenizer_folder_with_a_template_is_described(tmp_path):
     folder = tmp_path / "tokenizer"
     write_bare(folder, "PreTrainedTokenizerFast")
     (folder / "chat_template.jinja").write_text(CHAT)
@@ -140,7 +140,7 @@ def test_a_tokenizer_folder_with_a_template(tmp_path):
     assert "gives the same ids" in agrees and "for the sample conversation" in agrees
 
 
-def test_a_configuration_without_weights(tmp_path):
+def test_a_configuration_without_weights_is_described(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "torch_dtype": "bfloat16"}))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, 7], "temperature": 0.5}))
     code, report = checked(tmp_path)
@@ -148,7 +148,7 @@ def test_a_configuration_without_weights(tmp_path):
     assert report["model"]["end ids"] == [2, 7] and report["model"]["declared dtype"] == "bfloat16"
 
 
-def test_a_configuration_that_transformers_reads_differently(tmp_path):
+def test_a_difference_from_transformers_in_the_configuration_is_named(tmp_path):
     # GPT-2's name of the size is read here; transformers' LlamaConfig takes its default of 4096.
     (tmp_path / "config.json").write_text(
         json.dumps({key.replace("hidden_size", "n_embd"): value for key, value in LLAMA.items()})
@@ -157,7 +157,7 @@ def test_a_configuration_that_transformers_reads_differently(tmp_path):
     assert code == 1 and "hidden_size 4096 in transformers, 32 here" in found(report["transformers"], "differs")
 
 
-def test_adapters(tmp_path):
+def test_adapters_are_described(tmp_path):
     described = {"peft_type": "LOHA", "base_model_name_or_path": "nobody/here", "r": 4}
     (tmp_path / "adapter_config.json").write_text(json.dumps(described))
     code, report = checked(tmp_path)
@@ -179,13 +179,13 @@ def test_an_adapter_is_compared_with_its_base(llama, tmp_path):
     assert "belong to no weight of this base" in found(report["adapter"], "refused")
 
 
-def test_nothing_to_check(tmp_path):
+def test_an_empty_folder_is_refused(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(UserError, match="Give a folder with a model, a tokenizer or an adapter"):
             CliRunner().invoke(check_model, [str(folder)], catch_exceptions=False)
 
 
-def test_exit_codes_of_findings():
+def test_findings_determine_the_exit_code():
     codes = {Level.AGREES: 0, Level.NOTE: 0, Level.NOT_COMPARED: 0, Level.DIFFERS: 1, Level.REFUSED: 2}
     for level, code in codes.items():
         section = Section("model")

@@ -20,5 +20,5 @@ def test_a_collective_equals_its_definition(problems, name):
     assert [by_name[name] for by_name in problems] == [[], [], [], []]
 
 
-def test_fifty_groups_in_a_row():
+def test_fifty_groups_can_be_created_one_after_the_other():
     assert run_ranks(make_many_groups, 4, 50) == [[1.0] * 25, [1.0] * 25, [5.0] * 25, [5.0] * 25]

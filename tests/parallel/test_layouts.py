@@ -11,7 +11,7 @@ import pytest
 from paddle_llm.rehearse.ranks import run_ranks
 from tests.parallel.layout_runs import STEPS, train
 
-# Both together have every axis; other layouts are proven by the oracle, through our trainer (tests/rehearse/test_matrix.py).
+# Together they have every axis. tests/rehearse/test_matrix.py compares other layouts, through our trainer.
 LAYOUTS = {
     "tp2-pp2": ({"tensor": 2, "pipeline": 2}, {"tie_word_embeddings": True}),
     "dp2-sharding2": ({"data": 2, "sharding": 2, "sharding_stage": 1}, {}),
@@ -24,7 +24,7 @@ def one_process(model: str) -> tuple[list[float], dict[str, np.ndarray]]:
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_layout_equals_one_process(name):
+def test_a_layout_equals_one_process(name):
     layout, model = LAYOUTS[name]
     losses, weights = one_process(json.dumps(model))
     assert len(losses) == STEPS and losses[-1] < losses[0] - 0.1

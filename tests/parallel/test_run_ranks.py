@@ -1,4 +1,4 @@
-"""The helper that runs a function on N ranks, and the same under `paddle.distributed.launch`."""
+"""`run_ranks` runs a function on N ranks; the same ranks work under `paddle.distributed.launch`."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def misbehave(how: str) -> str:
 
 
 @pytest.mark.parametrize("how", ["interrupt", "interrupt early"])
-def test_an_interrupted_rank_interrupts(how):
+def test_an_interrupted_rank_interrupts_its_caller(how):
     """A terminal sends Ctrl-C to all of its processes; a rank may end before this process receives it."""
     with pytest.raises(KeyboardInterrupt, match="rank 1"):
         run_ranks(misbehave, 2, how)
@@ -86,7 +86,7 @@ if sys.argv[1] == "kill":
 
 
 @pytest.mark.parametrize("mode", ["end", "kill"])
-def test_under_the_launcher(mode, tmp_path):
+def test_ranks_work_under_the_launcher(mode, tmp_path):
     """Also with CUDA_VISIBLE_DEVICES: the launcher then assigns GPUs to the ranks, and no backend."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -127,7 +127,7 @@ def _device_of_this_rank() -> tuple[str | None, ...]:
     )
 
 
-def test_ranks_of_gpus_have_one_each_and_are_not_forked(monkeypatch):
+def test_ranks_on_gpus_have_one_gpu_each_and_are_not_forked(monkeypatch):
     """CUDA cannot be used after a fork; tests/gpu tests what the ranks do with their GPUs."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     assert run_ranks(_device_of_this_rank, 2, device="gpu") == [

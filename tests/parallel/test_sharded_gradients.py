@@ -125,7 +125,7 @@ def test_a_rank_holds_the_largest_share_and_a_bucket_at_most(layout, tmp_path):
         assert found["share"] < 1.15 * found["everything"] / layout.sharding
 
 
-def test_stage_1_holds_more(tmp_path):
+def test_stage_1_holds_more_gradients(tmp_path):
     """The measurement detects gradients: stage 1 exceeds the limit above."""
     _model(tmp_path)
     for found in _held(tmp_path, Layout(sharding=2, sharding_stage=1)):

@@ -69,7 +69,7 @@ def _logits() -> np.ndarray:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-12)])
-def test_operators_equal_one_process(dtype, tolerance):
+def test_tensor_parallel_operators_equal_one_process(dtype, tolerance):
     logits = _logits().astype(dtype).astype("float64")
     shifted = np.exp(logits - logits.max(-1, keepdims=True))
     softmax = shifted / shifted.sum(-1, keepdims=True)

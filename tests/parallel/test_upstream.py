@@ -1,4 +1,4 @@
-"""Each patch is still needed: these tests fail when Paddle fixes what the gloo backend fixes, and name what to remove."""
+"""Each patch is still needed. If Paddle has fixed a fault, its test fails, and the docstring names the code to remove."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.parallel import upstream_gaps
 
 
-def test_methods_are_still_missing():
+def test_methods_of_gloo_groups_are_still_missing():
     """`gloo.methods.METHODS`, and AVG in `gloo.dtypes`."""
     assert run_ranks(upstream_gaps.missing_methods, 2) == [[], []]
 
@@ -23,7 +23,7 @@ def test_float16_sums_are_still_wrong():
     assert run_ranks(upstream_gaps.float16_sum, 2) == [float("inf")] * 2
 
 
-def test_int16_still_ends_the_process():
+def test_an_int16_tensor_still_ends_the_process():
     """`gloo.dtypes.as_movable`. Paddle exits with 255; a rank that notices the end of the other one first is aborted."""
     with pytest.raises(RankError) as failure:
         run_ranks(upstream_gaps.int16_broadcast, 2)
@@ -41,7 +41,7 @@ def test_batches_still_do_not_collect():
     assert run_ranks(upstream_gaps.batch_of_one_direction, 2)[1] is False
 
 
-def test_rendezvous_keys_still_name_no_group():
+def test_rendezvous_keys_still_do_not_contain_the_group():
     """`gloo.rendezvous`."""
     assert run_ranks(upstream_gaps.keys_without_a_group, 2) == [[True, True]] * 2
 
@@ -89,7 +89,7 @@ def refusals() -> list[str]:
     return [name for name, needed in still.items() if not needed]
 
 
-def test_refusals_are_still_there():
+def test_fleet_still_refuses_gloo():
     """`gloo.fleet.patch_fleet`."""
     assert run_ranks(refusals, 1) == [[]]
 

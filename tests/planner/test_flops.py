@@ -23,8 +23,8 @@ from tests.helpers.models.tiny import (
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
-# Elements, worked out on paper from the published shapes (and, for those that are published, equal to the sum over the
-# released weights).
+# Numbers of elements, computed by hand from the published shapes; for published models equal to the sum over the released
+# weights.
 PUBLISHED = {
     "llama-7b": 6_738_415_616,
     "llama-13b": 13_015_864_320,
@@ -46,7 +46,7 @@ def facts_of(name: str) -> ModelFacts:
 
 
 @pytest.mark.parametrize(("name", "expected"), PUBLISHED.items())
-def test_parameters_of_public_models(name: str, expected: int) -> None:
+def test_parameters_of_public_models_are_exact(name: str, expected: int) -> None:
     assert parameter_count(facts_of(name)) == expected
 
 
@@ -84,7 +84,7 @@ def test_parameters_of_opt_are_those_of_the_network_with_its_head_tied(tmp_path:
     assert parameter_count(read_model_facts(folder)) == sum(value.size for value in built.values())
 
 
-# 6 * (N - lookups) + 12 * L * h * s with every number put in by hand.
+# 6 * (N - lookups) + 12 * L * h * s, computed by hand.
 @pytest.mark.parametrize(
     ("name", "seq_length", "expected"),
     [
@@ -96,19 +96,19 @@ def test_parameters_of_opt_are_those_of_the_network_with_its_head_tied(tmp_path:
         ("bloom-7b1", 2048, 6 * 7_069_016_064 + 12 * 30 * 4096 * 2048),
     ],
 )
-def test_flops_per_token(name: str, seq_length: int, expected: float) -> None:
+def test_flops_per_token_equal_a_computation_by_hand(name: str, seq_length: int, expected: float) -> None:
     assert flops_per_token(facts_of(name), seq_length) == pytest.approx(expected, rel=1e-12)
 
 
 def test_flops_agree_with_the_formula_of_korthikanti_for_a_gpt_shape() -> None:
-    """72 B L s h^2 (1 + s/6h + v/12hL) per iteration (arXiv:2205.05198, appendix A); it leaves biases and norms out."""
+    """72 B L s h^2 (1 + s/6h + v/12hL) per iteration (arXiv:2205.05198, appendix A), without biases and norms."""
     facts, seq_length = facts_of("bloom-7b1"), 2048
     h, layers, vocab = 4096, 30, 250880
     per_token = 72 * layers * h**2 * (1 + seq_length / (6 * h) + vocab / (12 * h * layers))
     assert flops_per_token(facts, seq_length) == pytest.approx(per_token, rel=5e-4)
 
 
-def test_grouped_queries_save_weights_and_not_attention() -> None:
+def test_grouped_queries_save_weights_but_no_attention_flops() -> None:
     grouped, full = facts_of("llama-2-70b"), facts_of("llama-65b")
     assert grouped.num_key_value_heads == 8
     at_1, at_2 = flops_per_token(grouped, 1000), flops_per_token(grouped, 2000)
@@ -118,7 +118,7 @@ def test_grouped_queries_save_weights_and_not_attention() -> None:
     assert layer == 2 * 8192**2 + key_value + 3 * 8192 * 28672 + 2 * 8192
 
 
-def test_unknown_family_is_refused() -> None:
+def test_an_unknown_family_is_refused() -> None:
     facts = facts_of("llama-7b")
     strange = ModelFacts(**{**facts.__dict__, "model_type": "mamba"})
     with pytest.raises(UserError, match="mamba.*llama"):
@@ -143,7 +143,7 @@ def test_unknown_family_is_refused() -> None:
         ("NVIDIA A10", "bfloat16", 125),
     ],
 )
-def test_peak_by_device_name(device: str, dtype: str, tflops: float) -> None:
+def test_the_peak_is_found_by_the_name_of_the_device(device: str, dtype: str, tflops: float) -> None:
     assert peak_flops(device, dtype) == tflops * 1e12
 
 
@@ -156,15 +156,15 @@ def test_peak_by_device_name(device: str, dtype: str, tflops: float) -> None:
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16"),
         ("NVIDIA GeForce RTX 4090 D", "bfloat16"),
         ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "bfloat16"),
-        ("Tesla V100-SXM2-32GB", "bfloat16"),  # has none
+        ("Tesla V100-SXM2-32GB", "bfloat16"),  # it does not support bfloat16
         ("NVIDIA H200", "float8"),
     ],
 )
-def test_peak_is_none_where_unknown(device: str, dtype: str) -> None:
+def test_the_peak_of_an_unknown_device_or_type_is_none(device: str, dtype: str) -> None:
     assert peak_flops(device, dtype) is None
 
 
-def test_mfu() -> None:
+def test_mfu_equals_a_computation_by_hand() -> None:
     facts = facts_of("llama-7b")
     # 6 * 6607343616 + 3221225472 = 42865287168 FLOPs per token; 3640 tokens/s need half of an A100's 312e12.
     needed, peak = flops_per_token(facts, 2048), peak_flops("NVIDIA A100-SXM4-80GB", "bfloat16")

@@ -51,7 +51,7 @@ def test_all_formats_give_the_same_documents(tmp_path: Path) -> None:
         assert largest_token(corpus) == documents[-1][-1]
 
 
-def test_missing(tmp_path: Path, prefix: str) -> None:
+def test_a_missing_corpus_or_index_is_an_error(tmp_path: Path, prefix: str) -> None:
     with pytest.raises(UserError, match="corpus .*absent: not found.*data build"):
         open_corpus(str(tmp_path / "absent"))
     Path(prefix + ".idx").unlink()
@@ -59,13 +59,13 @@ def test_missing(tmp_path: Path, prefix: str) -> None:
         open_corpus(prefix)
 
 
-def test_tokens_missing(prefix: str) -> None:
+def test_missing_tokens_are_an_error(prefix: str) -> None:
     Path(prefix + ".bin").unlink()
     with pytest.raises(UserError, match=r"incomplete: the index exists but not the tokens \(.*c\.bin\)"):
         open_corpus(prefix)
 
 
-def test_empty(tmp_path: Path) -> None:
+def test_an_empty_corpus_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="empty"):
         open_corpus(write_corpus(tmp_path / "none", []))
     Path(tmp_path / "zero.bin").touch()
@@ -74,7 +74,7 @@ def test_empty(tmp_path: Path) -> None:
         open_corpus(str(tmp_path / "zero"))
 
 
-def test_truncated_tokens(prefix: str) -> None:
+def test_truncated_tokens_are_an_error(prefix: str) -> None:
     tokens = Path(prefix + ".bin").stat().st_size // 2
     edit(prefix + ".bin", lambda raw: raw.__delitem__(slice(-10, None)))
     with pytest.raises(UserError, match=rf"c\.bin: truncated.*\({tokens} tokens\).*\({tokens - 5} tokens\)"):
@@ -103,7 +103,7 @@ def test_truncated_tokens(prefix: str) -> None:
         (lambda raw: raw.__setitem__(slice(-24, -16), (1).to_bytes(8, "little")), "document 17 starts after it ends"),
     ],
 )
-def test_corrupt_index(prefix: str, change: Callable[[bytearray], None], message: str) -> None:
+def test_a_corrupt_index_is_an_error(prefix: str, change: Callable[[bytearray], None], message: str) -> None:
     edit(prefix + ".idx", change)
     with pytest.raises(UserError, match=message) as raised:
         verify_index(open_corpus(prefix))

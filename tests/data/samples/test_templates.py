@@ -183,7 +183,7 @@ def test_chatglm3_roles_cannot_be_written_as_text(codecs) -> None:
     assert codec.decode(ids).count("<|assistant|>") == 1  # as text: the special token itself decodes to nothing
 
 
-def test_bloomz_and_alpaca(codecs) -> None:
+def test_bloomz_and_alpaca_equal_their_published_formats(codecs) -> None:
     codec = codecs["llama"]
     assert encoded(codec, "bloomz", ONE)[0] == golden(codec, 1, "Who wrote 静夜思? Li Bai.", 2)
     ids, trained = encoded(codec, "alpaca", ONE)

@@ -2,7 +2,7 @@
 
 `make fake-gpu` (`python -m tests.helpers.gpu.branches`) prints coverage by branch of the modules that ask for the device,
 and every question and line for GPUs that no test of the lane reached. `tests/fake_gpu/test_branches.py` requires that
-these are exactly the ones that `LEFT_OUT` lists.
+these are exactly the ones that `EXCLUDED` lists.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LANE = (
 DESELECTED = ("tests/fake_gpu/test_branches.py",)
 # (file, source line without indentation) of what stays unexecuted, and why.
 _CPU_KERNELS = "kernels for CPUs, which are not installed on a GPU (tests/fake_gpu/test_training.py)"
-LEFT_OUT: dict[tuple[str, str], str] = {
+EXCLUDED: dict[tuple[str, str], str] = {
     (
         "paddle_llm/models/patches/shared/cpu_attention.py",
         "if not whole_rows or config.use_flash_attention or not all_float32(*states):",
@@ -52,7 +52,7 @@ class Gap:
 
     @property
     def reason(self) -> str | None:
-        return LEFT_OUT.get((self.file, self.source))
+        return EXCLUDED.get((self.file, self.source))
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.what}: {self.source}"
@@ -123,12 +123,12 @@ def main() -> int:
     lane = run_lane()
     print(lane.output if not lane.passed else lane.output.splitlines()[-1])
     print(f"\n{lane.coverage}")
-    left_out = [gap for gap in lane.gaps if gap.reason]
+    excluded = [gap for gap in lane.gaps if gap.reason]
     unexplained = [gap for gap in lane.gaps if not gap.reason]
     print(
-        f"{len(lane.questions)} questions for the device, {len(left_out)} gaps left out, {len(unexplained)} unexplained"
+        f"{len(lane.questions)} questions for the device, {len(excluded)} excluded gaps, {len(unexplained)} unexplained"
     )
-    for gap in left_out:
+    for gap in excluded:
         print(f"  {gap}\n    {gap.reason}")
     for gap in unexplained:
         print(f"  UNEXPLAINED {gap}")
