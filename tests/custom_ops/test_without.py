@@ -26,10 +26,8 @@ def nothing_built(monkeypatch):
 def logged(monkeypatch) -> list[str]:
     """Return the list of the lines that are logged from now on."""
     lines: list[str] = []
-    fused_ln._tell.cache_clear()
     monkeypatch.setattr(fused_ln._log, "info", lines.append)
-    yield lines
-    fused_ln._tell.cache_clear()
+    return lines
 
 
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])

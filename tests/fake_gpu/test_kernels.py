@@ -28,14 +28,12 @@ from tests.models.test_attention_kernels import packed_batch, step
 def kernels(on_card: None, monkeypatch: pytest.MonkeyPatch) -> Kernels:
     """Replace Paddle's kernels by functions; float32 of the CPU counts as 16 bits."""
     found = Kernels()
-    attention_kernels._device_has_flash_kernels.cache_clear()
     monkeypatch.setattr(F, "scaled_dot_product_attention", found.scaled_dot_product_attention)
     monkeypatch.setattr(F, "flashmask_attention", found.flashmask_attention)
     monkeypatch.setattr(attention_kernels, "in_16_bits", lambda *tensors: True)
     monkeypatch.setattr(attention_kernels, "built_with_flash_kernels", lambda: True)
     monkeypatch.setattr(paddle.base.core.Place, "gpu_device_id", lambda self: 0)
-    yield found
-    attention_kernels._device_has_flash_kernels.cache_clear()
+    return found
 
 
 @pytest.mark.parametrize(
@@ -140,10 +138,8 @@ def fused_ln(on_card: None, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(fused_ln, "_library", lambda: (Path("lib.so"), ""))
     monkeypatch.setattr(fused_ln.binding, "why_no_cuda", lambda path: f"no CUDA in {path}")
-    fused_ln._tell.cache_clear()
     fused_ln.without._why_not_paddles.cache_clear()
     yield fused_ln
-    fused_ln._tell.cache_clear()
     fused_ln.without._why_not_paddles.cache_clear()
 
 
