@@ -91,9 +91,9 @@ def test_modules_that_are_not_imported_stay_so() -> None:
 
 
 def test_a_switch_of_the_kernels_is_restored() -> None:
-    from paddle_llm.models.patches import cpu_ops
+    from paddle_llm.models.patches.shared import cpu_switch
 
-    before = cpu_ops.is_enabled()
+    before = cpu_switch.is_enabled()
     with isolated():
-        (cpu_ops.disable if before else cpu_ops.enable)()
-    assert cpu_ops.is_enabled() == before
+        (cpu_switch.disable if before else cpu_switch.enable)()
+    assert cpu_switch.is_enabled() == before

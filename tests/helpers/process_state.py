@@ -45,7 +45,7 @@ RESET: dict[str, Callable[[ModuleType, str], None]] = {
     "paddle_llm.data.text_files:_reported": _clear,
     "paddle_llm.data.tokenizers.hugging_face:_reported": _clear,
     "paddle_llm.models.configuration.misspelled_fields:_say_once": _clear_cache,
-    "paddle_llm.models.patches.attention_kernels:_device_has_flash_kernels": _clear_cache,
+    "paddle_llm.models.patches.shared.attention_kernels:_device_has_flash_kernels": _clear_cache,
     "paddle_llm.parallel.process.failure_detection:_raised": _set(None),
     "paddle_llm.parallel.process.first_rank:_calls": _set(0),
     "paddle_llm.parallel.process.parent:_watching": _set(False),
@@ -53,8 +53,8 @@ RESET: dict[str, Callable[[ModuleType, str], None]] = {
 
 # Dictionaries that a test leaves as it found them. A fixture of a module may have changed them for all of its tests.
 RESTORED: tuple[str, ...] = (
-    "paddle_llm.models.patches.cpu_ops:_state",
-    "paddle_llm.models.patches.decoders:_state",
+    "paddle_llm.models.patches.shared.cpu_switch:_state",
+    "paddle_llm.models.patches.shared.decoders:_state",
 )
 
 _RANK = "Set only in a rank, which is a separate process in every test."
