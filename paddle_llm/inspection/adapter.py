@@ -20,17 +20,17 @@ def inspect_adapter(folder: Path) -> tuple[Section, Path | None]:
     """
     section, base = Section("adapter"), None
     with section.reading():
-        described = read_adapter_config(folder)
+        adapter_config = read_adapter_config(folder)
         located = locate_base(folder)
         base = located.folder
         section.facts |= {
-            "written by": "PEFT" if is_peft(described) else "paddle_llm",
+            "written by": "PEFT" if is_peft(adapter_config) else "paddle_llm",
             "base": str(base or located.name or None),
         }
-        if is_peft(described):
-            section.facts["kind"] = described.get("peft_type")
+        if is_peft(adapter_config):
+            section.facts["kind"] = adapter_config.get("peft_type")
         method = read_method(folder)
-        if base is not None and is_peft(described):
+        if base is not None and is_peft(adapter_config):
             open_with_base(folder, base)
             section.facts["fits its base"] = "yes, by names and shapes"
         _describe(section, method)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,8 +17,12 @@ from paddle_llm.core.json_files import read_json_object
 from paddle_llm.models.weights.files import WeightFiles, write_safetensors
 from paddle_llm.models.weights.vocabulary import real_vocab_size
 from paddle_llm.peft.hugging_face.config import method_of_peft
-from paddle_llm.peft.hugging_face.format import PeftTensors, is_peft
+from paddle_llm.peft.hugging_face.format import is_peft
+from paddle_llm.peft.hugging_face.tensors import PeftTensors
 from paddle_llm.peft.method import Method
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 FORMAT = 1
 
@@ -41,17 +45,19 @@ def read_checked_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If it does not.
     """
-    described = read_adapter_config(folder)
-    if not is_peft(described) and not all(isinstance(described.get(key), dict) for key in ("method", "model")):
+    adapter_config = read_adapter_config(folder)
+    if not is_peft(adapter_config) and not all(
+        isinstance(adapter_config.get(key), dict) for key in ("method", "model")
+    ):
         contents = describe_folder(folder) or " Give an adapter folder."
         raise UserError(
             f"{folder / ADAPTER_CONFIG} is neither in PEFT's format (no peft_type) nor in this library's.{contents}"
         )
-    return described
+    return adapter_config
 
 
-def base_shape(family: str, config: Any) -> dict[str, Any]:
-    """Return what a base must have in common with the one that an adapter was trained on.
+def base_shape(family: str, config: PretrainedConfig) -> dict[str, Any]:
+    """Return the properties in which a base must equal the one that an adapter was trained on.
 
     Args:
         family: Name of the base's family.
@@ -76,18 +82,22 @@ def read_method(folder: Path, base: dict[str, Any] | None = None, *, allow_pickl
     Raises:
         UserError: If the adapter is unreadable, uses an unsupported feature, or was trained on another base.
     """
-    described = read_checked_config(folder)
-    if is_peft(described):
-        return method_of_peft(folder, described, base, allow_pickle=allow_pickle)
-    method, shape = described["method"], described["model"]
+    adapter_config = read_checked_config(folder)
+    if is_peft(adapter_config):
+        return method_of_peft(folder, adapter_config, base, allow_pickle=allow_pickle)
+    method, shape = adapter_config["method"], adapter_config["model"]
     if base is not None and shape != base:
-        differing = ", ".join(f"{key} {value}" for key, value in shape.items() if value != base.get(key))
-        raise UserError(f"The adapter in {folder} was trained on another base: {differing}. This base has {base}.")
-    return Method.from_dict(method)
+        differing = ", ".join(
+            f"{key} {value} (this base: {base.get(key)})" for key, value in shape.items() if value != base.get(key)
+        )
+        raise UserError(
+            f"The adapter in {folder} was trained on another base: {differing}. Give the base that it was trained on."
+        )
+    return Method.from_dict(method, folder / ADAPTER_CONFIG)
 
 
 def open_tensors(
-    folder: Path, family: str, base: Mapping[str, int], config: Any, *, allow_pickle: bool = False
+    folder: Path, family: str, base: Mapping[str, int], config: PretrainedConfig, *, allow_pickle: bool = False
 ) -> WeightFiles:
     """Open an adapter's tensors under canonical names, in this library's format or PEFT's.
 
@@ -101,15 +111,15 @@ def open_tensors(
     Raises:
         UserError: If a file is missing or broken, or a tensor belongs to no weight of the base.
     """
-    described = read_checked_config(folder)
-    if is_peft(described):
-        return PeftTensors(folder, described, family, base, config, allow_pickle=allow_pickle)
+    adapter_config = read_checked_config(folder)
+    if is_peft(adapter_config):
+        return PeftTensors(folder, adapter_config, family, base, config, allow_pickle=allow_pickle)
     return WeightFiles(folder, file=ADAPTER_SAFETENSORS)
 
 
 def write_adapter(
     folder: Path,
-    described: dict[str, Any],
+    adapter_config: dict[str, Any],
     tensors: dict[str, np.ndarray],
     *,
     format: str = "np",
@@ -119,7 +129,7 @@ def write_adapter(
 
     Args:
         folder: The folder.
-        described: Contents of adapter_config.json.
+        adapter_config: Contents of adapter_config.json.
         tensors: Tensors by name.
         format: Format in the metadata of the safetensors file: "np" or "pt".
         extra: Function that writes further files to the folder.
@@ -129,6 +139,6 @@ def write_adapter(
     """
     with staged_folder(folder) as staged:
         write_safetensors(staged / ADAPTER_SAFETENSORS, tensors, format=format)
-        (staged / ADAPTER_CONFIG).write_text(json.dumps(described, indent=1))
+        (staged / ADAPTER_CONFIG).write_text(json.dumps(adapter_config, indent=1))
         if extra is not None:
             extra(staged)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
+import paddle
 import paddle.distributed as dist
 
 from paddle_llm.config.layout import Layout
@@ -23,6 +24,9 @@ from paddle_llm.peft.method import Method
 from paddle_llm.peft.methods import bottleneck, lora, prefix, prompt
 from paddle_llm.peft.targets import matching_weights, on_any_rank
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 _INSTALL = {
     "lora": lora.install,
     "adalora": lora.install,
@@ -34,12 +38,18 @@ _USUAL_SHARE = (0.005, 0.08)  # share of bottleneck adapters in all parameters
 
 
 def attach(
-    model: Any, method: Method, layout: Layout, *, seed: int = 0, name: str = "default", quiet: bool = False
-) -> Any:
-    """Let a method train its part of a network, and freeze the rest. Collective over all ranks.
+    model: LanguageModel,
+    method: Method,
+    layout: Layout,
+    *,
+    seed: int = 0,
+    name: str = "default",
+    quiet: bool = False,
+) -> LanguageModel:
+    """Attach a method to a network and freeze everything that it does not train. Collective over all ranks.
 
     Call it after the weights are loaded and before the trainer is created. Initial values depend only on the seed and
-    on names.
+    the names of the tensors.
 
     Args:
         model: A PaddleNLP network.
@@ -47,10 +57,10 @@ def attach(
         layout: Layout of the ranks.
         seed: Seed of the initial values.
         name: Name of the adapter, for `set_active`.
-        quiet: Whether the share of trained parameters is not reported.
+        quiet: Whether to suppress the report of the share of trained parameters.
 
     Returns:
-        The network that was given.
+        The given network.
 
     Raises:
         UserError: If the method does not support the layout or family, or a pattern matches nothing.
@@ -114,13 +124,13 @@ def _list_parts(attachment: Attachment) -> str:
     return f"Use one of: {', '.join(sorted(parts))}."
 
 
-def trainable_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
-    """Yield (canonical name, parameter, this rank's part of the full tensor) of each trained tensor."""
+def trainable_tensors(model: LanguageModel) -> Iterator[tuple[str, paddle.Tensor, Shard]]:
+    """Yield (canonical name, parameter, shard that this rank has) of each trained tensor."""
     return ((name, parameter, shard) for name, parameter, shard in all_tensors(model) if not parameter.stop_gradient)
 
 
-def all_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
-    """Yield the same for every tensor of the network: its own weights, then those that a method added."""
+def all_tensors(model: LanguageModel) -> Iterator[tuple[str, paddle.Tensor, Shard]]:
+    """Yield (canonical name, parameter, shard that this rank has) of each weight of the base and each added tensor."""
     family, config = family_name(model), model.config
     degree, rank = max(config.tensor_parallel_degree, 1), config.tensor_parallel_rank
     for name, parameter in canonical_parameters(model, family):
@@ -131,7 +141,7 @@ def all_tensors(model: Any) -> Iterator[tuple[str, Any, Shard]]:
         yield from ((tensor.name, tensor.parameter, tensor.shard) for tensor in attachment.added)
 
 
-def trainable_share(model: Any, layout: Layout) -> tuple[int, int]:
+def trainable_share(model: LanguageModel, layout: Layout) -> tuple[int, int]:
     """Return the trained and all elements of the network, each tensor counted once. Collective over all ranks."""
     mine = {name: (_elements(shard), not parameter.stop_gradient) for name, parameter, shard in all_tensors(model)}
     if current_mesh(layout).pipeline.size > 1:
@@ -148,17 +158,17 @@ def _elements(shard: Shard) -> int:
     return size
 
 
-def _report_share(model: Any, method: Method, layout: Layout) -> None:
+def _report_share(model: LanguageModel, method: Method, layout: Layout) -> None:
     trained, total = trainable_share(model, layout)
     share = trained / total
     say(f"{method.name}: {trained:,} of {total:,} parameters are trained ({share:.2%})")
     low, high = _USUAL_SHARE
     if method.name == "adapter" and not low <= share <= high:
         say(
-            f"--adapter_size {method.adapter_size} gives adapters of {share:.2%} of the network; usual are {low:.1%} to {high:.0%}"
+            f"--adapter_size {method.adapter_size} adds {share:.2%} of the network's parameters; usual are {low:.1%} to {high:.0%}"
         )
 
 
-def family_of(model: Any) -> Family:
+def family_of(model: LanguageModel) -> Family:
     """Return the family of a PaddleNLP network."""
     return FAMILIES[family_name(model)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle
@@ -28,8 +28,17 @@ from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
 from paddle_llm.parallel.mesh import Axis, current_mesh
 from paddle_llm.peft.method import Method
 
+if TYPE_CHECKING:
+    from paddle.nn.layer.layers import HookRemoveHelper
+
+    from paddle_llm.models.protocols import LanguageModel
+
 _ATTRIBUTE = "_peft"  # attribute of the network that holds its Adapters
 _MISSING = object()
+
+# Arguments: the layer, the tuple of its inputs, its output. Returns the output to use instead.
+OutputHook = Callable[[paddle.nn.Layer, tuple[Any, ...], paddle.Tensor], paddle.Tensor]
+MergedWeight = Callable[[paddle.Tensor], paddle.Tensor]
 
 
 @dataclass(frozen=True)
@@ -45,9 +54,9 @@ class Added:
     """
 
     name: str
-    layer: Any
+    layer: paddle.nn.Layer
     attribute: str
-    parameter: Any
+    parameter: paddle.Tensor
     shard: Shard
 
 
@@ -64,32 +73,32 @@ class Attachment:
     Attributes:
         added: Tensors of the method that this rank holds a part of.
         retrained: Canonical name -> weight of the base that is trained as well.
-        merges: Path of a layer -> (layer, function that computes its weight with the method merged in).
+        merges: Path of a layer -> (layer, function from its weight to the weight with the method merged in).
         axis: Mesh axis of tensor parallelism.
         base: Canonical name -> weight of the base.
         penalty_share: For AdaLoRA, the share of the penalty that each backward pass adds; 0 if no budget is divided.
         is_on: Whether the network computes with the method.
     """
 
-    def __init__(self, model: Any, method: Method, layout: Layout, family: Family, seed: int) -> None:
+    def __init__(self, model: LanguageModel, method: Method, layout: Layout, family: Family, seed: int) -> None:
         self.model, self.method, self.layout, self.family, self.seed = model, method, layout, family, seed
         self.axis: Axis = current_mesh(layout).tensor
         self.added: list[Added] = []
-        self.retrained: dict[str, Any] = {}
-        self.merges: dict[str, tuple[Any, Callable[[Any], Any]]] = {}
+        self.retrained: dict[str, paddle.Tensor] = {}
+        self.merges: dict[str, tuple[paddle.nn.Layer, MergedWeight]] = {}
         self.base = dict(canonical_parameters(model, family.name))
         self.penalty_share = 0.0
         self.is_on = True
         self._names = {id(parameter): name for name, parameter in self.base.items()}
-        self._hooks: list[tuple[Any, Callable[..., Any]]] = []
-        self._handles: list[Any] = []
-        self._replaced: list[tuple[Any, str, Any]] = []
-        self._originals: list[Any] = []
-        self._other_values: dict[str, Any] = {}  # values of retrained weights in the other state (on or off)
+        self._hooks: list[tuple[paddle.nn.Layer, OutputHook]] = []
+        self._handles: list[HookRemoveHelper] = []
+        self._replaced: list[tuple[object, str, object]] = []
+        self._originals: list[object] = []
+        self._other_values: dict[str, paddle.Tensor] = {}  # values of retrained weights in the other state (on or off)
 
     # --- names and shards ------------------------------------------------------------------------------------------
 
-    def path_of(self, layer: Any) -> str | None:
+    def path_of(self, layer: paddle.nn.Layer) -> str | None:
         """Return the canonical name of a layer that holds weights of the base, itself or in sublayers; else None."""
         for relative, parameter in layer.named_parameters():
             name = self._names.get(id(parameter))
@@ -97,7 +106,7 @@ class Attachment:
                 return name[: -len(relative) - 1]
         return None
 
-    def layers(self) -> Iterator[tuple[str, Any]]:
+    def layers(self) -> Iterator[tuple[str, paddle.nn.Layer]]:
         """Yield (canonical name, layer) of every layer that holds weights of the base."""
         for layer in self.model.sublayers():
             path = self.path_of(layer)
@@ -118,7 +127,15 @@ class Attachment:
 
     # --- changes ---------------------------------------------------------------------------------------------------
 
-    def add(self, layer: Any, attribute: str, path: str, shard: Shard, deviation: float, dtype: Any = None) -> Any:
+    def add_parameter(
+        self,
+        layer: paddle.nn.Layer,
+        attribute: str,
+        path: str,
+        shard: Shard,
+        deviation: float,
+        dtype: paddle.dtype | None = None,
+    ) -> paddle.Tensor:
         """Add a parameter to a layer, with normal values that depend only on the seed and its name.
 
         Args:
@@ -139,9 +156,8 @@ class Attachment:
             draw_normal(self.seed, name, shard) * np.float32(deviation) if deviation else np.zeros(shape, "float32")
         )
         parameter = layer.create_parameter(shape, dtype=dtype or next(iter(self.base.values())).dtype)
-        parameter.name = (
-            name  # optimizer states are saved by it, so it must not depend on the parameters created before
-        )
+        # Optimizer states are saved under this name, so it must not depend on the parameters created before.
+        parameter.name = name
         with paddle.no_grad():
             parameter.set_value(paddle.to_tensor(values).astype(parameter.dtype))
         parameter.is_distributed = shard.is_split
@@ -152,12 +168,12 @@ class Attachment:
         self.added.append(Added(name, layer, attribute, parameter, shard))
         return parameter
 
-    def after(self, layer: Any, fn: Callable[..., Any]) -> None:
-        """Let `fn(layer, inputs, output)` compute the output of a layer."""
-        self._hooks.append((layer, fn))
-        self._handles.append(layer.register_forward_post_hook(fn))
+    def hook_output(self, layer: paddle.nn.Layer, hook: OutputHook) -> None:
+        """Replace the output of a layer by `hook(layer, inputs, output)`."""
+        self._hooks.append((layer, hook))
+        self._handles.append(layer.register_forward_post_hook(hook))
 
-    def replace(self, owner: Any, attribute: str, value: Any) -> None:
+    def replace_attribute(self, owner: object, attribute: str, value: object) -> None:
         """Replace an attribute of an object, such as `forward`."""
         self._replaced.append((owner, attribute, value))
         self._originals.append(owner.__dict__.get(attribute, _MISSING))
@@ -168,9 +184,16 @@ class Attachment:
         for name in names:
             self.retrained[name] = self.base[name]
 
-    def mergeable(self, path: str, layer: Any, merged: Callable[[Any], Any]) -> None:
-        """Register `merged(weight)`, which returns this rank's weight of a layer with the method merged in, fp32."""
-        self.merges[path] = (layer, merged)
+    def register_merge(self, path: str, layer: paddle.nn.Layer, merged_weight: MergedWeight) -> None:
+        """Register the function that `merge` calls for a layer.
+
+        Args:
+            path: Canonical name of the layer.
+            layer: The layer.
+            merged_weight: Function from this rank's weight of the layer to the same weight with the method merged in,
+                both in fp32.
+        """
+        self.merges[path] = (layer, merged_weight)
 
     # --- on and off ------------------------------------------------------------------------------------------------
 
@@ -184,7 +207,8 @@ class Attachment:
             return
         if self.retrained.keys() - self._other_values.keys():
             raise UserError(
-                "The adapter trained weights of the base and their old values were not kept. Load the adapter with its base."
+                "The adapter cannot be switched off: it also trained weights of the base, whose old values were not kept. "
+                "Load the base and the saved adapter again."
             )
         self.is_on = False
         for handle in self._handles:
@@ -208,7 +232,7 @@ class Attachment:
         for owner, attribute, value in self._replaced:
             self._originals.append(owner.__dict__.get(attribute, _MISSING))
             setattr(owner, attribute, value)
-        self._handles = [layer.register_forward_post_hook(fn) for layer, fn in self._hooks]
+        self._handles = [layer.register_forward_post_hook(hook) for layer, hook in self._hooks]
         self._swap_retrained()
         self._reset_name_tables()
 
@@ -226,8 +250,9 @@ class Attachment:
 
     def _reset_name_tables(self) -> None:
         """Drop the table in which a pipeline of PaddleNLP caches the names of its parameters."""
-        if hasattr(self.model, "_single_to_pp_mapping"):
-            self.model._single_to_pp_mapping = self.model._pp_to_single_mapping = None
+        for table in ("_single_to_pp_mapping", "_pp_to_single_mapping"):
+            if hasattr(self.model, table):
+                setattr(self.model, table, None)
 
     def freeze_base(self) -> None:
         """Make exactly the method's tensors and the retrained weights trainable, after the method has added them."""
@@ -243,7 +268,7 @@ class Attachment:
         """Require a gradient of what a stage sends: Paddle's pipeline waits for it even if nothing is trained."""
         for path, layer in self.layers():
             if f"{path}.weight" == EMBEDDINGS[self.family.name] and layer._parameters.get("weight") is not None:
-                self.after(layer, _require_gradient)
+                self.hook_output(layer, _require_gradient)
 
 
 @dataclass
@@ -258,21 +283,21 @@ class Adapters:
 
     by_name: dict[str, Attachment]
     active: str | None
-    merged: dict[str, Any]
+    merged: dict[str, paddle.Tensor]
 
 
-def adapters_of(model: Any) -> Adapters | None:
+def adapters_of(model: LanguageModel) -> Adapters | None:
     """Return the adapters of a network; None if nothing is attached."""
     return getattr(model, _ATTRIBUTE, None)
 
 
-def active_attachment(model: Any) -> Attachment | None:
+def active_attachment(model: LanguageModel) -> Attachment | None:
     """Return the attachment that is switched on; None if there is none."""
     adapters = adapters_of(model)
     return adapters.by_name[adapters.active] if adapters is not None and adapters.active is not None else None
 
 
-def register(model: Any, name: str, attachment: Attachment) -> None:
+def register(model: LanguageModel, name: str, attachment: Attachment) -> None:
     """Store an attachment under a name and make it the active one."""
     adapters = adapters_of(model)
     if adapters is None:
@@ -282,13 +307,13 @@ def register(model: Any, name: str, attachment: Attachment) -> None:
     adapters.active = name
 
 
-def _require_gradient(layer: Any, inputs: Any, output: Any) -> Any:
+def _require_gradient(layer: paddle.nn.Layer, inputs: tuple[Any, ...], output: paddle.Tensor) -> paddle.Tensor:
     if output.stop_gradient and paddle.is_grad_enabled():
         output.stop_gradient = False
         return output.clone()  # not a leaf: with sequence parallelism PaddleNLP reshapes it in place
     return output
 
 
-def unsplit(shape: list[int] | tuple[int, ...], axis: int = 0) -> Shard:
+def unsplit_shard(shape: list[int] | tuple[int, ...], axis: int = 0) -> Shard:
     """Return the shard of a tensor that every tensor-parallel rank holds in full."""
     return Shard(tuple(shape), axis, ((0, shape[axis]),))

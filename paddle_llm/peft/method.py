@@ -6,6 +6,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.methods import CHOICES, METHODS, chosen
@@ -19,7 +20,7 @@ ALL_LINEAR = "all-linear"
 
 @dataclass(frozen=True)
 class Method:
-    """A fine-tuning method and its settings. Each method reads its own ones.
+    """A fine-tuning method and its settings. Each method reads only its own settings.
 
     Attributes:
         name: "full", "lora", "prefix", "adapter", "freeze", "adalora" or "prompt".
@@ -105,7 +106,7 @@ class Method:
 
     @staticmethod
     def flags() -> dict[str, str]:
-        """Return field of RunConfig -> field of this class."""
+        """Return the fields of this class by the fields of RunConfig that set them."""
         return dict(_SETTINGS)
 
     def describe(self) -> str:
@@ -122,8 +123,12 @@ class Method:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Method:
+    def from_dict(cls, values: dict[str, Any], where: Path | str = "settings of the method") -> Method:
         """Reverse `as_dict`.
+
+        Args:
+            values: Settings by name.
+            where: Origin of the settings, for messages.
 
         Raises:
             UserError: If the method or a setting is unknown.
@@ -132,7 +137,7 @@ class Method:
         unknown = sorted(values.keys() - known)
         if unknown or not isinstance(values.get("name"), str) or values["name"] not in METHODS:
             problem = f"unknown settings {unknown}" if unknown else f"unknown method {values.get('name')!r}"
-            raise UserError(f"adapter_config.json: {problem}. Use an adapter of this version of the library.")
+            raise UserError(f"{where}: {problem}. Use the version of the library that wrote them.")
         lists = {key: _as_tuple(value) for key, value in values.items() if isinstance(value, list | tuple)}
         return cls(**{**values, **lists})
 
@@ -141,7 +146,7 @@ def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(one) for one in value) if isinstance(value, list | tuple) else value
 
 
-# Fields of RunConfig -> of Method, where the former are given.
+# Fields of Method by the fields of RunConfig that set them.
 _SETTINGS = {
     "lora_rank": "rank",
     "lora_alpha": "alpha",
@@ -186,7 +191,7 @@ def method_of(config: RunConfig) -> Method:
     return Method(name=next(iter(methods), "full"), **given)
 
 
-def matches(patterns: tuple[str, ...], name: str) -> bool:
+def any_pattern_matches(patterns: tuple[str, ...], name: str) -> bool:
     """Return whether any pattern matches a dotted name; see `pattern_matches`."""
     return any(pattern_matches(pattern, name) for pattern in patterns)
 

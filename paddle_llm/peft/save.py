@@ -1,4 +1,4 @@
-"""Saves, loads and switches adapters. Their files hold full tensors under canonical names, whatever the layout.
+"""Saves, loads and switches adapters. Their files contain full tensors under canonical names, independent of the layout.
 
 adapter_config.json         {"format", "method": the settings, "model": `base_shape` of the base, "base": its name}
 adapter_model.safetensors   the tensors that the method added, and the weights of the base that it trained
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import paddle
@@ -16,6 +16,7 @@ import paddle.distributed as dist
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_SAFETENSORS
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.files import WeightFiles
 from paddle_llm.models.weights.full_weights import assemble
@@ -32,11 +33,16 @@ from paddle_llm.peft.attachment import Attachment, active_attachment, adapters_o
 from paddle_llm.peft.base import stored_name
 from paddle_llm.peft.merge import unmerge
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
+_Value = TypeVar("_Value")
+
 # ---- saving ---------------------------------------------------------------------------------------------------------
 
 
 def save_adapter(
-    model: Any,
+    model: LanguageModel,
     layout: Layout,
     folder: str | Path,
     *,
@@ -61,16 +67,16 @@ def save_adapter(
     if attachment is None:
         raise UserError("No adapter is attached to this network, or none is active. Attach or activate one to save it.")
     tensors = _full_tensors(attachment, layout)
-    described = {
+    adapter_config = {
         "format": FORMAT,
         "method": attachment.method.as_dict(),
         "model": _shape_of(model),
         "base": stored_name(base),
     }
-    on_first_rank(lambda: write_adapter(Path(folder), described, tensors, extra=extra))
+    on_first_rank(lambda: write_adapter(Path(folder), adapter_config, tensors, extra=extra))
 
 
-def adapter_parts(attachment: Attachment) -> list[tuple[str, Any, Shard]]:
+def adapter_parts(attachment: Attachment) -> list[tuple[str, paddle.Tensor, Shard]]:
     """Return (canonical name, parameter, this rank's part) of each tensor of an adapter."""
     own = [(tensor.name, tensor.parameter, tensor.shard) for tensor in attachment.added]
     return own + [(name, parameter, attachment.base_shard(name)) for name, parameter in attachment.retrained.items()]
@@ -95,15 +101,15 @@ def _full_tensors(attachment: Attachment, layout: Layout) -> dict[str, np.ndarra
     return full
 
 
-def _gather_from_all(mine: Any) -> list[Any]:
+def _gather_from_all(mine: _Value) -> list[_Value]:
     if dist.get_world_size() == 1:
         return [mine]
-    tables: list[Any] = []
-    dist.all_gather_object(tables, mine)
-    return tables
+    values: list[_Value] = []
+    dist.all_gather_object(values, mine)
+    return values
 
 
-def _shape_of(model: Any) -> dict[str, Any]:
+def _shape_of(model: LanguageModel) -> dict[str, Any]:
     return base_shape(family_of(model).name, model.config)
 
 
@@ -111,8 +117,8 @@ def _shape_of(model: Any) -> dict[str, Any]:
 
 
 def load_adapter(
-    model: Any, folder: str | Path, layout: Layout, name: str = "default", *, allow_pickle: bool = False
-) -> Any:
+    model: LanguageModel, folder: str | Path, layout: Layout, name: str = "default", *, allow_pickle: bool = False
+) -> LanguageModel:
     """Attach an adapter to a network and activate it. Collective over all ranks.
 
     If an adapter of this name with the same settings is attached, its values are replaced (to continue training).
@@ -125,7 +131,7 @@ def load_adapter(
         allow_pickle: Whether PEFT's adapter_model.bin may be read.
 
     Returns:
-        The network that was given.
+        The given network.
 
     Raises:
         UserError: If the folder is not an adapter, a file is incomplete, or the adapter does not fit the base or the
@@ -150,7 +156,7 @@ def load_adapter(
     return model
 
 
-def continue_from(model: Any, folder: str | Path, *, allow_pickle: bool = False) -> None:
+def continue_from(model: LanguageModel, folder: str | Path, *, allow_pickle: bool = False) -> None:
     """Give the active adapter the values of another one of the same structure, to continue training. Collective.
 
     Args:
@@ -165,14 +171,16 @@ def continue_from(model: Any, folder: str | Path, *, allow_pickle: bool = False)
     _read_tensors(_require_active(model), Path(folder), allow_pickle)
 
 
-def _require_active(model: Any) -> Attachment:
+def _require_active(model: LanguageModel) -> Attachment:
     attachment = active_attachment(model)
     if attachment is None:
         raise RuntimeError("the network has no active adapter")
     return attachment
 
 
-def _open_files(base: Mapping[str, Any], model: Any, folder: Path, allow_pickle: bool) -> WeightFiles:
+def _open_files(
+    base: Mapping[str, paddle.Tensor], model: LanguageModel, folder: Path, allow_pickle: bool
+) -> WeightFiles:
     """Open an adapter's tensors for a network whose weights on this rank are `base`. Collective over all ranks."""
     mine = {name: len(parameter.shape) for name, parameter in base.items()}
     ndims = {name: ndim for table in _gather_from_all(mine) for name, ndim in table.items()}
@@ -187,21 +195,21 @@ def _read_tensors(attachment: Attachment, folder: Path, allow_pickle: bool) -> N
     different = known.symmetric_difference(files.names())
     if different:
         raise UserError(
-            f"{folder}: {ADAPTER_SAFETENSORS} does not match {ADAPTER_CONFIG}: {', '.join(sorted(different)[:3])} ... "
-            "Copy both files again."
+            f"{folder}: {ADAPTER_SAFETENSORS} does not match {ADAPTER_CONFIG}: "
+            f"{counted(len(different), 'tensor')} missing or not expected, first {min(different)}. Copy both files again."
         )
     # Every rank checks all tensors, so that all ranks fail together; an adapter is small.
     broken = [name for name in files.names() if not np.isfinite(files.read(name, 0, 0, files.shape(name)[0])).all()]
     if broken:
         raise UserError(
-            f"{folder}: {len(broken)} tensors contain NaN or infinity, first {broken[0]}. Use an earlier checkpoint."
+            f"{folder}: {counted(len(broken), 'tensor')} with NaN or infinity, first {broken[0]}. Use an earlier checkpoint."
         )
     for name, parameter, shard in mine:
         expected = unpad(attachment.family.name, name, np.broadcast_to(0, shard.shape), attachment.model.config).shape
         if files.shape(name) != expected:
             raise UserError(
                 f"{folder}: {name} has shape {list(files.shape(name))}, but this network needs {list(expected)}. "
-                "Give the base of its training."
+                "Give the base that the adapter was trained on."
             )
         length = files.shape(name)[shard.axis]
         parts = [files.read(name, shard.axis, start, min(stop, length)) for start, stop in shard.ranges]
@@ -214,7 +222,7 @@ def _read_tensors(attachment: Attachment, folder: Path, allow_pickle: bool) -> N
 # ---- switching ------------------------------------------------------------------------------------------------------
 
 
-def set_active(model: Any, name: str | None) -> None:
+def set_active(model: LanguageModel, name: str | None) -> None:
     """Activate another adapter of a network; None: none, so that the network computes like its base.
 
     Raises:
@@ -227,7 +235,7 @@ def set_active(model: Any, name: str | None) -> None:
             raise UserError(f"No adapter is attached to this network, so {name!r} cannot be activated. Load it first.")
         return
     if name is not None and name not in adapters.by_name:
-        raise UserError(f"unknown adapter: {name!r}. Use one of {', '.join(adapters.by_name)}.")
+        raise UserError(f"Unknown adapter: {name!r}. Use one of {', '.join(adapters.by_name)}.")
     unmerge(model)
     if adapters.active is not None:
         adapters.by_name[adapters.active].switch_off()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import paddle.distributed as dist
 from paddle import nn
@@ -12,7 +11,7 @@ from paddle import nn
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.names import EMBEDDINGS, HEADS
 from paddle_llm.peft.attachment import Attachment
-from paddle_llm.peft.method import ALL_LINEAR, matches, pattern_matches
+from paddle_llm.peft.method import ALL_LINEAR, any_pattern_matches, pattern_matches
 from paddle_llm.peft.methods.parallel_product import LayerSplit, layer_split
 
 _IN_A_BLOCK = re.compile(r"\.\d+\.")
@@ -20,7 +19,7 @@ _IN_A_BLOCK = re.compile(r"\.\d+\.")
 _RESIDUAL = re.compile(r"(o_proj|out_proj|dense|down_proj|dense_4h_to_h|linear2)$")
 
 
-def block_linears(attachment: Attachment) -> Iterator[tuple[str, Any, LayerSplit]]:
+def block_linears(attachment: Attachment) -> Iterator[tuple[str, nn.Layer, LayerSplit]]:
     """Yield (canonical name, layer, its split) of every linear layer of the transformer blocks."""
     for path, layer in attachment.layers():
         split = layer_split(layer, attachment.axis) if _IN_A_BLOCK.search(path) else None
@@ -28,12 +27,12 @@ def block_linears(attachment: Attachment) -> Iterator[tuple[str, Any, LayerSplit
             yield path, layer, split
 
 
-def residual_linears(attachment: Attachment) -> Iterator[tuple[str, Any, LayerSplit]]:
+def residual_linears(attachment: Attachment) -> Iterator[tuple[str, nn.Layer, LayerSplit]]:
     """Yield those of `block_linears` that write to the residual stream."""
     return (found for found in block_linears(attachment) if _RESIDUAL.search(found[0]))
 
 
-def target_layers(attachment: Attachment) -> list[tuple[str, Any, LayerSplit]]:
+def target_layers(attachment: Attachment) -> list[tuple[str, nn.Layer, LayerSplit]]:
     """Return the layers that `Method.targets` matches. Collective over all ranks.
 
     Raises:
@@ -52,10 +51,10 @@ def target_layers(attachment: Attachment) -> list[tuple[str, Any, LayerSplit]]:
             raise UserError(f"lora_target_modules: {pattern!r} {_why_not(attachment, pattern)} {_list_names(linears)}")
     if outside:
         _check_layout(attachment, outside[0][0])
-    return [found for found in linears if matches(targets, found[0])] + outside
+    return [found for found in linears if any_pattern_matches(targets, found[0])] + outside
 
 
-def _outside_blocks(attachment: Attachment) -> Iterator[tuple[str, Any, LayerSplit]]:
+def _outside_blocks(attachment: Attachment) -> Iterator[tuple[str, nn.Layer, LayerSplit]]:
     """Yield the embedding, and a head that is not tied to it."""
     family = attachment.family.name
     for path, layer in attachment.layers():
@@ -98,7 +97,7 @@ def _why_not(attachment: Attachment, pattern: str) -> str:
     return "matches no layer."
 
 
-def _list_names(linears: list[tuple[str, Any, LayerSplit]]) -> str:
+def _list_names(linears: list[tuple[str, nn.Layer, LayerSplit]]) -> str:
     return f"Use one of: {', '.join(sorted({path.rpartition('.')[2] for path, *_ in linears}))}; or {ALL_LINEAR}."
 
 

@@ -83,7 +83,7 @@ def test_adalora_refuses_fp16(monkeypatch: pytest.MonkeyPatch) -> None:
     attachment = SimpleNamespace(method=SimpleNamespace(name="adalora"))
     monkeypatch.setattr(adalora, "active_attachment", lambda model: attachment)
     with pytest.raises(UserError, match="AdaLoRA does not support --fp16"):
-        adalora.follow(SimpleNamespace(model=None, args=SimpleNamespace(fp16=True)))
+        adalora.add_budget_callback(SimpleNamespace(model=None, args=SimpleNamespace(fp16=True)))
 
 
 # ---- gradients in 32 bits (main_grad) -------------------------------------------------------------------------------

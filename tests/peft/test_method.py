@@ -8,7 +8,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.methods import METHODS, method_problems
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError
-from paddle_llm.peft.method import CHOICES, Method, matches, method_of
+from paddle_llm.peft.method import CHOICES, Method, any_pattern_matches, method_of
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_every_choice_is_a_field_and_a_method():
     ],
 )
 def test_patterns(pattern, matched):
-    assert matches((pattern,), "llama.layers.1.self_attn.q_proj") is matched
+    assert any_pattern_matches((pattern,), "llama.layers.1.self_attn.q_proj") is matched
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "prefix", "adapter", "freeze"])

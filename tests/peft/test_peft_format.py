@@ -319,7 +319,9 @@ def test_a_wrong_base_is_refused(tmp_path, capsys):
     base, ours = made(tmp_path, "llama", modules_to_save=())
     other = base_folder(tmp_path / "other", "llama", num_hidden_layers=1)
     out = tmp_path / "theirs"
-    with pytest.raises(UserError, match=r"other does not fit .*: layers is 1, not \d+\. Give the base of its training"):
+    with pytest.raises(
+        UserError, match=r"other does not fit .*: layers is 1, not \d+\. Give the base that it was trained on"
+    ):
         to_peft(ours, out, base=other)
     with pytest.raises(UserError, match="nowhere does not exist"):
         to_peft(ours, out, base=tmp_path / "nowhere")

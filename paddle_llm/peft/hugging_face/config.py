@@ -15,77 +15,75 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights import names
 from paddle_llm.peft.hugging_face.fields import problems_of, unknown_and_off, without_effect
 from paddle_llm.peft.hugging_face.format import PeftFile
-from paddle_llm.peft.hugging_face.targets import checked, is_target, value_of
+from paddle_llm.peft.hugging_face.targets import is_target, pattern_value, report_invalid_patterns
 from paddle_llm.peft.method import Method
 
 _IN_A_LIST = re.compile(r"(?:.*\.)?([a-z]+)\.(\d+)\.(.+)")  # layers.7.self_attn.q_proj
 _RANK, _ALPHA = 8, 8  # PEFT's defaults of r and lora_alpha
 
 
-def check_settings(folder: Path, described: dict[str, Any]) -> None:
+def check_settings(folder: Path, adapter_config: dict[str, Any]) -> None:
     """Refuse an adapter of PEFT that uses an unsupported feature. Reads no tensors.
 
     Args:
         folder: Adapter folder.
-        described: Contents of its adapter_config.json.
+        adapter_config: Contents of its adapter_config.json.
 
     Raises:
         UserError: If a field is unknown or refused, or has an unsupported value; the message names all such fields.
     """
-    problems = list(problems_of(described))
+    problems = list(problems_of(adapter_config))
     if problems:
         raise UserError(
             f"{folder / ADAPTER_CONFIG} uses unsupported settings: {'; '.join(problems)}. Use plain LoRA or DoRA, or merge the "
             "adapter into its base with PEFT (merge_and_unload)."
         )
-    ignored = unknown_and_off(described)
+    ignored = unknown_and_off(adapter_config)
     if ignored:
         say_once(f"{folder / ADAPTER_CONFIG}: unknown fields that are switched off are ignored: {', '.join(ignored)}")
-    for name, reason in without_effect(described).items():
+    for name, reason in without_effect(adapter_config).items():
         say_once(f"{folder / ADAPTER_CONFIG}: {name} is ignored: it {reason}")
 
 
 def method_of_peft(
-    folder: Path, described: dict[str, Any], base: dict[str, Any] | None = None, *, allow_pickle: bool = False
+    folder: Path, adapter_config: dict[str, Any], base: dict[str, Any] | None = None, *, allow_pickle: bool = False
 ) -> Method:
     """Convert the settings of an adapter of PEFT.
 
     Args:
         folder: Adapter folder.
-        described: Contents of its adapter_config.json.
+        adapter_config: Contents of its adapter_config.json.
         base: `base_shape` of the network that it is attached to; None: layers are named one by one.
         allow_pickle: Whether adapter_model.bin may be read.
 
     Raises:
         UserError: If the adapter uses an unsupported feature, or its files are incomplete.
     """
-    check_settings(folder, described)
-    files = PeftFile(folder, described, allow_pickle=allow_pickle)
-    if base is None:
-        checked(folder, lambda: _check_targets(folder, described, files))
-    rank, alpha = described.get("r", _RANK), float(described.get("lora_alpha", _ALPHA))
-    ranks = checked(
-        folder, lambda: {layer: value_of(described.get("rank_pattern"), layer, rank) for layer in files.lora}
-    )
-    alphas = checked(
-        folder, lambda: {layer: float(value_of(described.get("alpha_pattern"), layer, alpha)) for layer in files.lora}
-    )
+    check_settings(folder, adapter_config)
+    files = PeftFile(folder, adapter_config, allow_pickle=allow_pickle)
+    rank, alpha = adapter_config.get("r", _RANK), float(adapter_config.get("lora_alpha", _ALPHA))
+    rank_pattern, alpha_pattern = adapter_config.get("rank_pattern"), adapter_config.get("alpha_pattern")
+    with report_invalid_patterns(folder):
+        if base is None:
+            _check_targets(folder, adapter_config, files)
+        ranks = {layer: pattern_value(rank_pattern, layer, rank) for layer in files.lora}
+        alphas = {layer: float(pattern_value(alpha_pattern, layer, alpha)) for layer in files.lora}
     for layer, expected in ranks.items():
-        for own, axis in (("lora_A", 0), ("lora_B", 1)):
-            shape = files.shape(f"{layer}.{own}")
+        for part, axis in (("lora_A", 0), ("lora_B", 1)):
+            shape = files.shape(f"{layer}.{part}")
             if len(shape) != 2 or shape[axis] != expected:
                 raise UserError(
-                    f"{folder}: {own} of {layer} has shape {list(shape)}, but {ADAPTER_CONFIG} gives rank {expected} (r {rank}, "
-                    f"rank_pattern {described.get('rank_pattern') or {}}). The two files do not belong together: fetch both again."
+                    f"{folder}: {part} of {layer} has shape {list(shape)}, but {ADAPTER_CONFIG} gives rank {expected} (r {rank}, "
+                    f"rank_pattern {rank_pattern or {}}). The two files do not belong together: fetch both again."
                 )
     return Method(
         "lora",
         rank=rank,
         alpha=alpha,
-        dropout=float(described.get("lora_dropout") or 0.0),
+        dropout=float(adapter_config.get("lora_dropout") or 0.0),
         targets=_targets(files.lora, base),
-        rslora=bool(described.get("use_rslora")),
-        dora=bool(described.get("use_dora")),
+        rslora=bool(adapter_config.get("use_rslora")),
+        dora=bool(adapter_config.get("use_dora")),
         ranks=_exceptions(ranks, rank, base),
         alphas=_exceptions(alphas, alpha, base),
         modules_to_save=tuple(
@@ -94,10 +92,10 @@ def method_of_peft(
     )
 
 
-def _check_targets(folder: Path, described: dict[str, Any], files: PeftFile) -> None:
+def _check_targets(folder: Path, adapter_config: dict[str, Any], files: PeftFile) -> None:
     """Check without the base that the layers in the file are those of adapter_config.json."""
     for layer in files.lora:
-        if not is_target(described, layer, family=None, is_linear=layer not in files.embeddings, is_head=False):
+        if not is_target(adapter_config, layer, family=None, is_linear=layer not in files.embeddings, is_head=False):
             raise UserError(
                 f"{folder}: {files.file.name} has LoRA for {layer}, which {ADAPTER_CONFIG} does not name (target_modules, "
                 f"exclude_modules, modules_to_save, layers_to_transform). Fetch both files again."
@@ -177,10 +175,10 @@ def config_of_peft(
         base: Value of `base_model_name_or_path`.
         blocks: Number of transformer blocks of the base.
     """
-    ends: dict[str, list[str]] = {}
+    by_last_part: dict[str, list[str]] = {}
     for layer in layers:
-        ends.setdefault(layer.rpartition(".")[2], []).append(layer)
-    everywhere = all(_in_every_block(found, blocks) for found in ends.values())
+        by_last_part.setdefault(layer.rpartition(".")[2], []).append(layer)
+    everywhere = all(_in_every_block(found, blocks) for found in by_last_part.values())
     modules = {name.rpartition(".")[0] for name in retrained if name.endswith(".weight")} - set(layers)
     with_bias = any(name.endswith(".bias") and name.rpartition(".")[0] not in modules for name in retrained)
     return {
@@ -202,7 +200,7 @@ def config_of_peft(
         "rank_pattern": {
             layer: method.rank_of(path) for layer, path in layers.items() if method.rank_of(path) != method.rank
         },
-        "target_modules": sorted(ends) if everywhere else sorted(layers),
+        "target_modules": sorted(by_last_part) if everywhere else sorted(layers),
         "task_type": "CAUSAL_LM",
         "use_dora": method.dora,
         "use_rslora": method.rslora,

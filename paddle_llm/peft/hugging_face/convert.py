@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,8 @@ from paddle_llm.models.weights.weight_shapes import weight_shapes
 from paddle_llm.peft.adapter_files import FORMAT, base_shape, read_checked_config, write_adapter
 from paddle_llm.peft.base import BaseModel
 from paddle_llm.peft.hugging_face.config import config_of_peft, method_of_peft
-from paddle_llm.peft.hugging_face.format import BEGIN, OWN, PeftTensors, is_peft
+from paddle_llm.peft.hugging_face.format import LORA_PARTS, PEFT_PREFIX, is_peft
+from paddle_llm.peft.hugging_face.tensors import PeftTensors
 from paddle_llm.peft.method import Method
 
 # The tokenizer files that other trainers save beside an adapter.
@@ -44,17 +45,20 @@ TOKENIZER_FILES = (
     TOKENIZER_CONFIG, TOKENIZER_JSON, SPECIAL_TOKENS_MAP, ADDED_TOKENS, SENTENCEPIECE_MODEL,
     PADDLENLP_SENTENCEPIECE_MODEL, "spiece.model", VOCAB_JSON, "vocab.txt", MERGES, "qwen.tiktoken", "tiktoken.model",
 )  # fmt: skip
+_MERGE = "Write the base with the adapter merged in: paddle-llm export."
+_KEEP = "Use it with this library: paddle-llm generate --adapter."
 _NOT_IN_PEFT = {
     "adalora": "PEFT divides AdaLoRA's product by the number of remaining ranks, so the same matrices would have another "
-    "meaning. Merge the adapter instead: paddle-llm export",
-    "prefix": "PEFT stores prefixes in another form for each model",
-    "prompt": "PEFT puts the prompt tokens before the text, this library puts them inside the template",
-    "adapter": "PEFT has no bottleneck adapters (Houlsby et al. 2019)",
+    f"meaning. {_MERGE}",
+    "prefix": f"PEFT stores prefixes in another form for each model. {_KEEP}",
+    "prompt": f"PEFT puts the prompt tokens before the text, this library puts them inside the template. {_KEEP}",
+    "adapter": f"PEFT has no bottleneck adapters (Houlsby et al. 2019). {_KEEP}",
 }
+Progress = Callable[[list[str]], Iterable[str]]  # wraps a list of names, for a progress bar
 _FUSED = (".qkv_proj.", ".gate_up_fused_proj.")
 
 
-def to_peft(folder: Path, out: Path, base: BaseModel, *, show: Callable[[Any], Any] = iter) -> str:
+def to_peft(folder: Path, out: Path, base: BaseModel, *, show: Progress = iter) -> str:
     """Write an adapter of this library in PEFT's format.
 
     Memory: the size of the adapter.
@@ -71,17 +75,19 @@ def to_peft(folder: Path, out: Path, base: BaseModel, *, show: Callable[[Any], A
     Raises:
         UserError: If the adapter is not LoRA, has something that PEFT cannot express, or `base` has another shape.
     """
-    described = read_checked_config(folder)
-    if is_peft(described):
+    adapter_config = read_checked_config(folder)
+    if is_peft(adapter_config):
         raise UserError(f"{folder} is already in PEFT's format. Use it as it is.")
-    method, shape = Method.from_dict(described["method"]), described["model"]
+    method, shape = Method.from_dict(adapter_config["method"]), adapter_config["model"]
     if method.name != "lora":
-        reason = _NOT_IN_PEFT.get(method.name, "PEFT supports only adapters")
-        raise UserError(f"{folder} was trained by {method.name}, which cannot be converted: {reason}.")
+        reason = _NOT_IN_PEFT.get(method.name, f"PEFT has no weights without an adapter. {_MERGE}")
+        raise UserError(f"{folder} was trained by {method.name}, which cannot be converted: {reason}")
     files = WeightFiles(folder, file=ADAPTER_SAFETENSORS)
     _refuse_fused(folder, files)
     if method.lora_plus_scale != 1.0:
-        say(f"lora_plus_scale {method.lora_plus_scale} affects only training and is not part of PEFT's format: dropped")
+        say(
+            f"lora_plus_scale {method.lora_plus_scale} affects only training and is not part of PEFT's format; it is dropped"
+        )
     family = shape["family"]
     if base.is_requested:
         _check_shape(folder, base, shape)
@@ -89,8 +95,8 @@ def to_peft(folder: Path, out: Path, base: BaseModel, *, show: Callable[[Any], A
     head = _tied_head(folder, base, family, files)
     if head is not None:  # PEFT trains a copy of each module in modules_to_save, also of two that share a weight
         embedding = names.hugging_face(family, names.EMBEDDINGS[family], 2).name
-        if embedding in retrained and BEGIN + embedding in tensors:
-            tensors[BEGIN + head] = tensors[BEGIN + embedding]
+        if embedding in retrained and PEFT_PREFIX + embedding in tensors:
+            tensors[PEFT_PREFIX + head] = tensors[PEFT_PREFIX + embedding]
             retrained.append(head)
     write_adapter(
         out,
@@ -107,7 +113,7 @@ def from_peft(
     out: Path,
     base: BaseModel,
     *,
-    show: Callable[[Any], Any] = iter,
+    show: Progress = iter,
     allow_pickle: bool = False,
 ) -> str:
     """Write an adapter of PEFT in this library's format. Other arguments, result and memory are as in `to_peft`.
@@ -122,8 +128,8 @@ def from_peft(
     Raises:
         UserError: If the adapter uses an unsupported feature, or its base is not on this machine or does not fit.
     """
-    described = read_checked_config(folder)
-    if not is_peft(described):
+    adapter_config = read_checked_config(folder)
+    if not is_peft(adapter_config):
         raise UserError(f"{folder} is already in this library's format. Use it as it is.")
     base_folder = _require_folder(base)
     try:
@@ -131,8 +137,8 @@ def from_peft(
     except UserError as error:
         raise UserError(f"{error}{'' if base.is_requested else _describe_base(base)}") from error
     tensors = {name: np.ascontiguousarray(files.view(name)) for name in show(files.names())}
-    described = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": base.name}
-    write_adapter(out, described, tensors, extra=partial(_copy_other_files, folder))
+    adapter_config = {"format": FORMAT, "method": method.as_dict(), "model": shape, "base": base.name}
+    write_adapter(out, adapter_config, tensors, extra=partial(_copy_other_files, folder))
     return base.name
 
 
@@ -152,24 +158,24 @@ def open_with_base(
     Raises:
         UserError: If the adapter uses an unsupported feature, or belongs to another base.
     """
-    described = read_checked_config(folder)
+    adapter_config = read_checked_config(folder)
     facts = read_model_facts(base)
     family = find_family(facts)
     config = plain_configuration(base, family, facts.raw)
     shape, shapes = base_shape(family.name, config), weight_shapes(config, family)
-    method = method_of_peft(folder, described, shape, allow_pickle=allow_pickle)
+    method = method_of_peft(folder, adapter_config, shape, allow_pickle=allow_pickle)
     ndims = {name: len(dims) for name, dims in shapes.items()}
-    files = PeftTensors(folder, described, family.name, ndims, config, allow_pickle=allow_pickle)
+    files = PeftTensors(folder, adapter_config, family.name, ndims, config, allow_pickle=allow_pickle)
     for name in files.names():
-        layer, _, own = name.rpartition(".")
+        layer, _, part = name.rpartition(".")
         expected = shapes.get(name)
-        if own in OWN:
+        if part in LORA_PARTS:
             (inputs, outputs), rank = shapes[f"{layer}.weight"], method.rank_of(layer)
-            expected = {"lora_A": (inputs, rank), "lora_B": (rank, outputs), "lora_magnitude": (outputs,)}[own]
+            expected = {"lora_A": (inputs, rank), "lora_B": (rank, outputs), "lora_magnitude": (outputs,)}[part]
         if files.shape(name) != expected:
             raise UserError(
                 f"{folder}: {name} has shape {list(files.shape(name))}, but {base} needs {list(expected or ())}. "
-                "Give the base that the adapter was trained with."
+                "Give the base that the adapter was trained on."
             )
     return method, shape, files
 
@@ -194,7 +200,7 @@ def _copy_other_files(source: Path, target: Path) -> None:
 
 
 def _in_peft_names(
-    files: WeightFiles, family: str, show: Callable[[Any], Any]
+    files: WeightFiles, family: str, show: Progress
 ) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
     """Convert the tensors of an adapter.
 
@@ -205,26 +211,26 @@ def _in_peft_names(
     tensors, retrained = {}, []
     layers = {
         names.hugging_face(family, f"{layer}.weight", 2).name.removesuffix(".weight"): layer
-        for layer, _, own in (name.rpartition(".") for name in files.names())
-        if own == "lora_A"
+        for layer, _, part in (name.rpartition(".") for name in files.names())
+        if part == "lora_A"
     }
     for name in show(files.names()):
-        layer, _, own = name.rpartition(".")
+        layer, _, part = name.rpartition(".")
         values = files.view(name)
-        if own in OWN:
+        if part in LORA_PARTS:
             foreign = names.hugging_face(family, f"{layer}.weight", 2)
-            module = f"{BEGIN}{foreign.name.removesuffix('.weight')}"
-            if own == "lora_magnitude":
+            module = f"{PEFT_PREFIX}{foreign.name.removesuffix('.weight')}"
+            if part == "lora_magnitude":
                 tensors[f"{module}.lora_magnitude_vector"] = values
             elif foreign.transpose:
-                tensors[f"{module}.{own}.weight"] = values.T
+                tensors[f"{module}.{part}.weight"] = values.T
             else:
-                tensors[f"{module}.{own.replace('lora_', 'lora_embedding_')}"] = values.T
+                tensors[f"{module}.{part.replace('lora_', 'lora_embedding_')}"] = values.T
             continue
         foreign = names.hugging_face(family, name, values.ndim)
         module, _, last = foreign.name.rpartition(".")
         written = f"{module}.base_layer.{last}" if module in layers else foreign.name
-        tensors[BEGIN + written] = values.T if foreign.transpose else values
+        tensors[PEFT_PREFIX + written] = values.T if foreign.transpose else values
         retrained.append(foreign.name)
     return tensors, layers, retrained
 
@@ -252,7 +258,7 @@ def _tied_head(folder: Path, base: BaseModel, family: str, files: WeightFiles) -
 def _check_shape(folder: Path, base: BaseModel, shape: dict[str, Any]) -> None:
     """Raise UserError if the base has another shape than the adapter's; report a base that cannot be compared."""
     if base.folder is None:
-        say(f"--base {base.name} is not a local folder: stored as the name of a model, not compared with the adapter")
+        say(f"--base {base.name} is not a local folder; it is stored as a name and not compared with the adapter")
         return
     facts = read_model_facts(base.folder)
     family = find_family(facts)
@@ -261,7 +267,9 @@ def _check_shape(folder: Path, base: BaseModel, shape: dict[str, Any]) -> None:
         f"{key} is {actual[key]}, not {shape.get(key)}" for key in actual if shape.get(key) != actual[key]
     )
     if differing:
-        raise UserError(f"--base {base.folder} does not fit {folder}: {differing}. Give the base of its training.")
+        raise UserError(
+            f"--base {base.folder} does not fit {folder}: {differing}. Give the base that it was trained on."
+        )
 
 
 def _describe_base(base: BaseModel) -> str:

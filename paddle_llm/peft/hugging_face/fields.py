@@ -8,7 +8,7 @@ field. An unknown field is refused too, unless its value is "off".
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,7 @@ class PeftField:
 
 
 _BIASES = ("none", "all", "lora_only")
-_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
+_INITIALISATIONS = (True, False, None, "gaussian", "orthogonal", "eva")
 _CHANGES_BASE = (
     "the adapter belongs to base weights that this initialisation has changed. Save it with "
     "save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes it plain LoRA"
@@ -63,7 +63,7 @@ FIELDS: tuple[PeftField, ...] = (
         "init_lora_weights",
         HONOURED,
         "initialisation; refused if it changed the weights of the base",
-        values=_STARTS,
+        values=_INITIALISATIONS,
     ),
     PeftField("auto_mapping", HARMLESS, "class of the base model in Python"),
     PeftField("peft_version", HARMLESS, "version that wrote the adapter", "0.18"),
@@ -79,7 +79,7 @@ FIELDS: tuple[PeftField, ...] = (
         "lora_ga_config", HARMLESS, "affects only the initial values, and only with init_lora_weights lora_ga", "0.19"
     ),
     PeftField("velora_config", HARMLESS, "changes what the backward pass keeps in memory", "0.20"),
-    PeftField("runtime_config", HARMLESS, "where PEFT computes; not saved by PEFT"),
+    PeftField("runtime_config", HARMLESS, "selects where PEFT computes; PEFT does not save it"),
     PeftField("merge_weights", HARMLESS, "whether evaluation merged the adapter in memory", "before 0.17"),
     PeftField("enable_lora", REFUSED, "LoRA on parts of a fused matrix", "before 0.17"),
     PeftField("megatron_config", REFUSED, "layers of Megatron"),
@@ -111,17 +111,17 @@ def table(group: str) -> str:
     return "\n".join(rows)
 
 
-def problems_of(described: dict[str, Any]) -> Iterator[str]:
+def problems_of(adapter_config: dict[str, Any]) -> Iterator[str]:
     """Yield every unsupported setting of an adapter_config.json of PEFT, with the field's name and value.
 
     Args:
-        described: Contents of the file.
+        adapter_config: Contents of the file.
     """
-    kind = described.get("peft_type")
+    kind = adapter_config.get("peft_type")
     if kind != "LORA":
         yield f"peft_type {kind!r} (only LORA is supported)"
         return  # other kinds have other fields
-    for name, value in described.items():
+    for name, value in adapter_config.items():
         field = BY_NAME.get(name)
         if field is None and not is_off(value):
             yield f"{name} {_shown(value)} (not a field of PEFT {' to '.join(PEFT_VERSIONS)})"
@@ -129,17 +129,17 @@ def problems_of(described: dict[str, Any]) -> Iterator[str]:
             yield f"{name} {_shown(value)} ({field.note})"
         elif field is not None and field.values and not _one_of(value, field.values):
             yield f"{name} {_shown(value)} ({_why_not(field, value)})"
-    yield from _wrong_types(described)
+    yield from _wrong_types(adapter_config)
 
 
-def unknown_and_off(described: dict[str, Any]) -> list[str]:
+def unknown_and_off(adapter_config: dict[str, Any]) -> list[str]:
     """Return the unknown fields whose value is "off", which are ignored and reported."""
-    return sorted(name for name, value in described.items() if name not in BY_NAME and is_off(value))
+    return sorted(name for name, value in adapter_config.items() if name not in BY_NAME and is_off(value))
 
 
-def without_effect(described: dict[str, Any]) -> dict[str, str]:
+def without_effect(adapter_config: dict[str, Any]) -> dict[str, str]:
     """Return harmless fields that configure a feature -> why they have no effect; they are reported."""
-    names = [name for name, value in described.items() if name.endswith("_config") and not is_off(value)]
+    names = [name for name, value in adapter_config.items() if name.endswith("_config") and not is_off(value)]
     return {name: BY_NAME[name].note for name in names if name in BY_NAME and BY_NAME[name].group == HARMLESS}
 
 
@@ -163,7 +163,7 @@ def _why_not(field: PeftField, value: Any) -> str:
     return f"supported: {', '.join(map(repr, field.values))}"
 
 
-def _wrong_types(described: dict[str, Any]) -> Iterator[str]:
+def _wrong_types(adapter_config: dict[str, Any]) -> Iterator[str]:
     """Yield the honoured fields whose values PEFT would not accept."""
     tables = ("rank_pattern", "alpha_pattern")
     checks = {
@@ -183,13 +183,13 @@ def _wrong_types(described: dict[str, Any]) -> Iterator[str]:
         "alpha_pattern": lambda value: value is None or _is_table(value, _is_number),
     }
     for name, check in checks.items():
-        if name in described and not check(described[name]):
+        if name in adapter_config and not check(adapter_config[name]):
             what = "a table of names and numbers" if name in tables else "a value that PEFT accepts"
-            yield f"{name} {_shown(described[name])} (not {what})"
-    if isinstance(described.get("target_modules"), str):
+            yield f"{name} {_shown(adapter_config[name])} (not {what})"
+    if isinstance(adapter_config.get("target_modules"), str):
         for name in ("layers_to_transform", "layers_pattern"):
-            if not is_off(described.get(name)):
-                yield f"{name} {_shown(described[name])} (PEFT allows it only with a list of target_modules)"
+            if not is_off(adapter_config.get(name)):
+                yield f"{name} {_shown(adapter_config[name])} (PEFT allows it only with a list of target_modules)"
 
 
 def _is_integer(value: Any) -> bool:
@@ -212,7 +212,7 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_table(value: Any, is_value: Any) -> bool:
+def _is_table(value: Any, is_value: Callable[[Any], bool]) -> bool:
     return isinstance(value, dict) and all(is_value(one) for one in value.values())
 
 

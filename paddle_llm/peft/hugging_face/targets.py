@@ -6,30 +6,32 @@ Names of modules are Hugging Face's, without a trailing `.weight`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.families import FAMILIES
 
 ALL_LINEAR = "all-linear"
-_Result = TypeVar("_Result")
 
 
-def is_target(described: dict[str, Any], module: str, *, family: str | None, is_linear: bool, is_head: bool) -> bool:
+def is_target(
+    adapter_config: dict[str, Any], module: str, *, family: str | None, is_linear: bool, is_head: bool
+) -> bool:
     """Return whether PEFT puts LoRA on a module.
 
     Args:
-        described: Contents of adapter_config.json.
+        adapter_config: Contents of adapter_config.json.
         module: Name of the module.
         family: Family of the base; None if unknown (target_modules null then names every module).
         is_linear: Whether the module is a linear layer.
         is_head: Whether it computes the logits.
     """
-    if _is_excluded(described, module):
+    if _is_excluded(adapter_config, module):
         return False
-    targets = described.get("target_modules")
+    targets = adapter_config.get("target_modules")
     if targets is None:
         if family is None:
             return True
@@ -40,10 +42,10 @@ def is_target(described: dict[str, Any], module: str, *, family: str | None, is_
         return re.fullmatch(targets, module) is not None
     if module in targets:  # a full name: PEFT ignores layers_to_transform
         return True
-    return _ends_with_one(module, targets) and _is_in_chosen_block(described, module)
+    return _ends_with_one(module, targets) and _is_in_chosen_block(adapter_config, module)
 
 
-def value_of(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+def pattern_value(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """Return the value of the first pattern of rank_pattern or alpha_pattern that matches a module."""
     for pattern, value in (patterns or {}).items():
         if re.match(rf"(.*\.)?({pattern})$", module):
@@ -51,24 +53,32 @@ def value_of(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     return default
 
 
-def saved_modules(described: dict[str, Any], weights: Iterable[str]) -> dict[str, list[str]]:
+def saved_modules(adapter_config: dict[str, Any], weights: Iterable[str]) -> dict[str, list[str]]:
     """Return entry of modules_to_save -> weights of the base that PEFT saves for it.
 
     Args:
-        described: Contents of adapter_config.json.
+        adapter_config: Contents of adapter_config.json.
         weights: Hugging Face's names of the base's weights.
     """
     weights = list(weights)
     return {
         entry: [name for name in weights if any(module.endswith(entry) for module in _modules_above(name))]
-        for entry in described.get("modules_to_save") or []
+        for entry in adapter_config.get("modules_to_save") or []
     }
 
 
-def checked(folder: Path, evaluate: Callable[[], _Result]) -> _Result:
-    """Return `evaluate()`; an invalid regular expression in adapter_config.json becomes a UserError."""
+@contextmanager
+def report_invalid_patterns(folder: Path) -> Iterator[None]:
+    """Turn an invalid regular expression in adapter_config.json into a UserError.
+
+    Args:
+        folder: Adapter folder, for the message.
+
+    Raises:
+        UserError: If the body evaluates an invalid expression.
+    """
     try:
-        return evaluate()
+        yield
     except re.error as error:
         raise UserError(
             f"{folder}: invalid regular expression in adapter_config.json: {error.pattern!r} ({error}). "
@@ -76,13 +86,13 @@ def checked(folder: Path, evaluate: Callable[[], _Result]) -> _Result:
         ) from None
 
 
-def _is_excluded(described: dict[str, Any], module: str) -> bool:
-    excluded = described.get("exclude_modules")
+def _is_excluded(adapter_config: dict[str, Any], module: str) -> bool:
+    excluded = adapter_config.get("exclude_modules")
     if excluded and isinstance(excluded, str) and re.fullmatch(excluded, module):
         return True
     if excluded and not isinstance(excluded, str) and _ends_with_one(module, excluded):
         return True
-    saved = described.get("modules_to_save") or []
+    saved = adapter_config.get("modules_to_save") or []
     return any(re.match(rf"(^|.*\.){entry}($|\..*)", module) for entry in saved)
 
 
@@ -90,11 +100,11 @@ def _ends_with_one(module: str, endings: Iterable[str]) -> bool:
     return any(module == ending or module.endswith(f".{ending}") for ending in endings)
 
 
-def _is_in_chosen_block(described: dict[str, Any], module: str) -> bool:
-    numbers = described.get("layers_to_transform")
+def _is_in_chosen_block(adapter_config: dict[str, Any], module: str) -> bool:
+    numbers = adapter_config.get("layers_to_transform")
     if numbers is None or numbers == []:
         return True
-    patterns = described.get("layers_pattern") or [r"[^.]*"]
+    patterns = adapter_config.get("layers_pattern") or [r"[^.]*"]
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         found = re.match(rf".*\.{pattern}\.(\d+)\.", module)
         if found is not None:

@@ -17,7 +17,7 @@ are summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,15 +25,17 @@ import numpy as np
 import paddle
 import paddle.distributed as dist
 from paddle.autograd import PyLayer
-from paddlenlp.trainer import TrainerCallback
+from paddlenlp.trainer import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.mesh import Axis, current_mesh
 from paddle_llm.parallel.zero.buckets import gradient_of
 from paddle_llm.parallel.zero.owners import owns
 from paddle_llm.peft.attachment import Added, Attachment, active_attachment
+from paddle_llm.peft.method import Method
 
 BETA = 0.85
+GradientOf = Callable[[paddle.Tensor], "paddle.Tensor | None"]  # None: another rank has the gradient
 
 
 # ---- the penalty ----------------------------------------------------------------------------------------------------
@@ -47,7 +49,9 @@ class WithPenalty(PyLayer):
     """
 
     @staticmethod
-    def forward(ctx: Any, parameter: Any, in_columns: bool, weight: float, axis: Axis | None) -> paddle.Tensor:
+    def forward(
+        ctx: Any, parameter: paddle.Tensor, in_columns: bool, weight: float, axis: Axis | None
+    ) -> paddle.Tensor:
         """Return a copy of the parameter."""
         ctx.parameter, ctx.in_columns, ctx.weight, ctx.axis = parameter, in_columns, weight, axis
         return parameter.clone()
@@ -65,7 +69,7 @@ class WithPenalty(PyLayer):
         return grad + (penalty_Kn.t() if ctx.in_columns else penalty_Kn).astype(grad.dtype)
 
 
-def penalty(attachment: Attachment, a: Any, b: Any) -> tuple[Any, Any]:
+def penalty(attachment: Attachment, a: paddle.Tensor, b: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     """Return P and Q as the forward pass uses them in training."""
     weight = attachment.method.orthogonal_weight * attachment.penalty_share
     if not weight or not paddle.is_grad_enabled():
@@ -77,7 +81,7 @@ def penalty(attachment: Attachment, a: Any, b: Any) -> tuple[Any, Any]:
 # ---- the budget -----------------------------------------------------------------------------------------------------
 
 
-def budget_at(step: int, steps: int, method: Any, matrices: int) -> int:
+def budget_at(step: int, steps: int, method: Method, matrices: int) -> int:
     """Return the number of triplets of all matrices after an optimizer step (eq. 12).
 
     Args:
@@ -97,7 +101,7 @@ def budget_at(step: int, steps: int, method: Any, matrices: int) -> int:
 
 
 @dataclass
-class _Running:
+class _RunningMeans:
     """Running means of one tensor: of |w dL/dw|, and of its distance from that mean."""
 
     sensitivity: np.ndarray | float = 0.0
@@ -124,7 +128,7 @@ class Budget:
     attachment: Attachment
     steps: int
     kept: np.ndarray = field(init=False)
-    _running: dict[str, _Running] = field(default_factory=dict)
+    _running: dict[str, _RunningMeans] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._tensors: dict[str, dict[str, Added]] = {}
@@ -134,11 +138,11 @@ class Budget:
         self.kept = np.ones((len(self._tensors), self.attachment.method.initial_rank), bool)
         self._scores = np.zeros(self.kept.shape)
 
-    def observe(self, gradient_of: Any) -> None:
+    def observe(self, gradient_of: GradientOf) -> None:
         """Process one step's reduced gradients, before the update. Collective over tensor and sharding ranks.
 
         Args:
-            gradient_of: Function parameter -> gradient, None if another rank has it.
+            gradient_of: Function from a parameter to its gradient; None if another rank has it.
         """
         scores = np.zeros(self.kept.shape)
         products = _on_host(_weighted_gradients(self.attachment.added, gradient_of))
@@ -161,7 +165,7 @@ class Budget:
         counts_elsewhere = not tensor.shard.is_split and self.attachment.axis.rank > 0
         if product is None:
             return 0.0
-        importance = self._running.setdefault(tensor.name, _Running()).update(product)
+        importance = self._running.setdefault(tensor.name, _RunningMeans()).update(product)
         if counts_elsewhere:
             return 0.0
         if which == "lora_E":
@@ -194,10 +198,10 @@ class Budget:
     def restore(self, state: dict[str, Any]) -> None:
         """Reverse `state`."""
         self.kept = state["kept"]
-        self._running = {name: _Running(*means) for name, means in state["running"].items()}
+        self._running = {name: _RunningMeans(*means) for name, means in state["running"].items()}
 
 
-def _weighted_gradients(added: Iterable[Added], gradient_of: Any) -> dict[str, paddle.Tensor]:
+def _weighted_gradients(added: Iterable[Added], gradient_of: GradientOf) -> dict[str, paddle.Tensor]:
     """Return |w dL/dw| in fp32, by name, of the tensors whose gradients this rank has."""
     found = {}
     for tensor in added:
@@ -226,11 +230,11 @@ def _summed(values: np.ndarray, axis: Axis) -> np.ndarray:
 
 
 class BudgetCallback(TrainerCallback):
-    """Allocates the budget while a trainer trains (`follow`); has the protocols of `training/callbacks.py`."""
+    """Allocates the budget during training (see `add_budget_callback`). Follows the protocol of `training/callbacks.py`."""
 
     state_name = "adalora"
 
-    def __init__(self, trainer: Any, attachment: Attachment) -> None:
+    def __init__(self, trainer: Trainer, attachment: Attachment) -> None:
         self.budget = Budget(attachment, trainer.args.max_steps)
         self._trainer = trainer
         # The penalty counts once per step, so each backward pass adds a share of it.
@@ -248,16 +252,16 @@ class BudgetCallback(TrainerCallback):
         """Continue from what `state` returned."""
         self.budget.restore(state)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Allocate the budget after a step."""
         self.budget.allocate(state.global_step)
 
-    def _gradient_of(self, parameter: Any) -> Any:
+    def _gradient_of(self, parameter: paddle.Tensor) -> paddle.Tensor | None:
         return gradient_of(parameter) if owns(self._trainer.optimizer, parameter) else None
 
 
-def follow(trainer: Any) -> BudgetCallback | None:
-    """Let AdaLoRA's budget follow the steps of a trainer, if its network has AdaLoRA; called once the trainer is built.
+def add_budget_callback(trainer: Trainer) -> BudgetCallback | None:
+    """Add a callback that allocates AdaLoRA's budget to a trainer whose network has AdaLoRA.
 
     Args:
         trainer: A `PretrainTrainer`, which calls `on_gradients` of its callbacks.

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import paddle
 import paddle.nn.functional as F
 
-from paddle_llm.peft.attachment import Attachment, unsplit
+from paddle_llm.peft.attachment import Attachment, unsplit_shard
 from paddle_llm.peft.methods.parallel_product import LayerSplit, summed_gradient
 from paddle_llm.peft.targets import residual_linears
 
@@ -29,17 +30,17 @@ def install(attachment: Attachment) -> None:
         _install_after(attachment, path, layer, split)
 
 
-def _install_after(attachment: Attachment, path: str, layer: Any, split: LayerSplit) -> None:
+def _install_after(attachment: Attachment, path: str, layer: paddle.nn.Layer, split: LayerSplit) -> None:
     width, dtype = attachment.base_shard(f"{path}.weight").shape[1], layer.weight.dtype
     size = attachment.method.adapter_size
-    down = attachment.add(layer, "adapter_down", path, unsplit((width, size)), _DEVIATION, dtype)
-    down_bias = attachment.add(layer, "adapter_down_bias", path, unsplit((size,)), 0.0, dtype)
-    up = attachment.add(layer, "adapter_up", path, unsplit((size, width)), _DEVIATION, dtype)
-    up_bias = attachment.add(layer, "adapter_up_bias", path, unsplit((width,)), 0.0, dtype)
+    down = attachment.add_parameter(layer, "adapter_down", path, unsplit_shard((width, size)), _DEVIATION, dtype)
+    down_bias = attachment.add_parameter(layer, "adapter_down_bias", path, unsplit_shard((size,)), 0.0, dtype)
+    up = attachment.add_parameter(layer, "adapter_up", path, unsplit_shard((size, width)), _DEVIATION, dtype)
+    up_bias = attachment.add_parameter(layer, "adapter_up_bias", path, unsplit_shard((width,)), 0.0, dtype)
 
-    def adapt(linear: Any, inputs: Any, output: Any) -> Any:
+    def adapt(linear: paddle.nn.Layer, inputs: tuple[Any, ...], output: paddle.Tensor) -> paddle.Tensor:
         tensors = [summed_gradient(tensor, split.axis, split.sequence) for tensor in (down, down_bias, up, up_bias)]
         hidden = F.gelu(F.linear(output, tensors[0], tensors[1]))
         return output + F.linear(hidden, tensors[2], tensors[3])
 
-    attachment.after(layer, adapt)
+    attachment.hook_output(layer, adapt)

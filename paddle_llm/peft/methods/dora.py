@@ -11,14 +11,12 @@ Tensor parallelism: m is split like W's outputs. If W's inputs are split, the sq
 
 from __future__ import annotations
 
-from typing import Any
-
 import paddle
 import paddle.distributed as dist
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.shards import Shard
-from paddle_llm.peft.attachment import Attachment, unsplit
+from paddle_llm.peft.attachment import Attachment, unsplit_shard
 from paddle_llm.peft.methods.parallel_product import LayerSplit, summed_gradient
 
 
@@ -39,20 +37,22 @@ class Magnitude:
         self,
         attachment: Attachment,
         path: str,
-        layer: Any,
+        layer: paddle.nn.Layer,
         split: LayerSplit,
         base: Shard,
-        matrices: tuple[Any, Any],
+        matrices: tuple[paddle.Tensor, paddle.Tensor],
         scaling: float,
     ) -> None:
         self._layer, self._split, self._matrices, self._scaling = layer, split, matrices, scaling
         outputs = base.shape[1]
-        shard = Shard((outputs,), 0, base.ranges) if base.is_split and base.axis == 1 else unsplit((outputs,))
-        self.vector = attachment.add(layer, "lora_magnitude", path, shard, 0.0, layer.weight.dtype)
+        shard = Shard((outputs,), 0, base.ranges) if base.is_split and base.axis == 1 else unsplit_shard((outputs,))
+        self.vector = attachment.add_parameter(layer, "lora_magnitude", path, shard, 0.0, layer.weight.dtype)
         with paddle.no_grad():
             self.vector.set_value(self._norm(layer.weight.astype("float32")).astype(self.vector.dtype))
 
-    def scaled(self, output: Any, added: Any, dropped: Any = None) -> paddle.Tensor:
+    def scaled(
+        self, output: paddle.Tensor, added: paddle.Tensor, dropped: paddle.Tensor | None = None
+    ) -> paddle.Tensor:
         """Return the layer's output with DoRA.
 
         Args:

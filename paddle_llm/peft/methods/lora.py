@@ -19,7 +19,7 @@ import paddle.nn.functional as F
 
 from paddle_llm.models.patches.shared.dropout_rng import named_random_state
 from paddle_llm.models.weights.shards import Shard
-from paddle_llm.peft.attachment import Attachment, unsplit
+from paddle_llm.peft.attachment import Attachment, unsplit_shard
 from paddle_llm.peft.methods.adalora import penalty
 from paddle_llm.peft.methods.dora import Magnitude
 from paddle_llm.peft.methods.parallel_product import LayerSplit, product
@@ -38,31 +38,33 @@ def install(attachment: Attachment) -> None:
         _install_in(attachment, path, layer, split)
 
 
-def _install_in(attachment: Attachment, path: str, layer: Any, split: LayerSplit) -> None:
+def _install_in(attachment: Attachment, path: str, layer: paddle.nn.Layer, split: LayerSplit) -> None:
     method, base = attachment.method, attachment.base_shard(f"{path}.weight")
-    adaptive, is_table = method.name == "adalora", split.kind == "embedding"
+    adaptive, is_embedding = method.name == "adalora", split.kind == "embedding"
     rank = method.initial_rank if adaptive else method.rank_of(path)
     inputs, outputs = base.shape
-    rows = Shard((inputs, rank), 0, base.ranges) if base.is_split and base.axis == 0 else unsplit((inputs, rank))
+    rows = Shard((inputs, rank), 0, base.ranges) if base.is_split and base.axis == 0 else unsplit_shard((inputs, rank))
     columns = (
-        Shard((rank, outputs), 1, base.ranges) if base.is_split and base.axis == 1 else unsplit((rank, outputs), 1)
+        Shard((rank, outputs), 1, base.ranges)
+        if base.is_split and base.axis == 1
+        else unsplit_shard((rank, outputs), 1)
     )
     dtype = layer.weight.dtype
     deviation = _ADALORA_DEVIATION if adaptive else 1 / math.sqrt(3 * inputs)
-    a = attachment.add(layer, "lora_A", path, rows, 0.0 if is_table else deviation, dtype)
-    middle = attachment.add(layer, "lora_E", path, unsplit((rank,)), 0.0, dtype) if adaptive else None
-    b = attachment.add(layer, "lora_B", path, columns, deviation if adaptive else float(is_table), dtype)
+    a = attachment.add_parameter(layer, "lora_A", path, rows, 0.0 if is_embedding else deviation, dtype)
+    middle = attachment.add_parameter(layer, "lora_E", path, unsplit_shard((rank,)), 0.0, dtype) if adaptive else None
+    b = attachment.add_parameter(layer, "lora_B", path, columns, deviation if adaptive else float(is_embedding), dtype)
     b.optimize_attr["learning_rate"] = method.lora_plus_scale
     scaling, dropout = method.scaling if adaptive else method.scaling_of(path), method.dropout
     magnitude = Magnitude(attachment, path, layer, split, base, (a, b), scaling) if method.dora else None
     # Ranks with the same input must drop the same values.
     state = "global_seed" if split.kind in ("column", "shared", "plain") and not split.sequence else "local_seed"
 
-    def add_product(linear: Any, inputs: Any, output: Any) -> Any:
+    def add_product(linear: paddle.nn.Layer, inputs: tuple[Any, ...], output: paddle.Tensor) -> paddle.Tensor:
         x = inputs[0]
         if linear.__dict__.get("_is_merged"):
             return output
-        if is_table:
+        if is_embedding:
             added = paddle.matmul(F.embedding(x, a), b) * scaling
             return output + added if magnitude is None else magnitude.scaled(output, added)
         drops = bool(dropout and linear.training)
@@ -74,10 +76,10 @@ def _install_in(attachment: Attachment, path: str, layer: Any, split: LayerSplit
         return output + added if magnitude is None else magnitude.scaled(output, added, x if drops else None)
 
     @paddle.no_grad()
-    def merged(weight: paddle.Tensor) -> paddle.Tensor:
+    def merged_weight(weight: paddle.Tensor) -> paddle.Tensor:
         left = a.astype("float32") if middle is None else a.astype("float32") * middle.astype("float32")
         changed = weight + paddle.matmul(left, b.astype("float32")) * scaling
         return changed if magnitude is None else magnitude.merged(changed)
 
-    attachment.after(layer, add_product)
-    attachment.mergeable(path, layer, merged)
+    attachment.hook_output(layer, add_product)
+    attachment.register_merge(path, layer, merged_weight)

@@ -18,7 +18,6 @@ Shapes: R rows of x, I inputs, O outputs, K rank of the product.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import paddle
 from paddle import nn
@@ -50,7 +49,7 @@ class LayerSplit:
     axis: Axis
 
 
-def layer_split(linear: Any, axis: Axis) -> LayerSplit | None:
+def layer_split(linear: nn.Layer, axis: Axis) -> LayerSplit | None:
     """Return how a layer is split; None if it is not a linear layer that a product can be added to."""
     if isinstance(linear, ColumnSequenceParallelLinear):
         return LayerSplit("column", True, axis)
@@ -67,7 +66,14 @@ def layer_split(linear: Any, axis: Axis) -> LayerSplit | None:
     return LayerSplit("shared", linear.sequence_parallel, axis) if shared else LayerSplit("plain", False, axis)
 
 
-def product(x_RI: Any, a_IK: Any, b_KO: Any, split: LayerSplit, scale: float, middle_K: Any = None) -> paddle.Tensor:
+def product(
+    x_RI: paddle.Tensor,
+    a_IK: paddle.Tensor,
+    b_KO: paddle.Tensor,
+    split: LayerSplit,
+    scale: float,
+    middle_K: paddle.Tensor | None = None,
+) -> paddle.Tensor:
     """Return this rank's part of scale * x A diag(middle) B.
 
     Args:
@@ -94,21 +100,21 @@ def product(x_RI: Any, a_IK: Any, b_KO: Any, split: LayerSplit, scale: float, mi
     return paddle.matmul(hidden_RK, summed_gradient(b_KO, split.axis, split.kind == "shared"))
 
 
-def summed_gradient(tensor: Any, axis: Axis, is_needed: bool = True) -> paddle.Tensor:
+def summed_gradient(tensor: paddle.Tensor, axis: Axis, is_needed: bool = True) -> paddle.Tensor:
     """Return the tensor itself; its gradient is summed over the tensor-parallel ranks."""
     if not is_needed or axis.size == 1:
         return tensor
     return _c_identity(tensor, group=axis.group)
 
 
-def _sum(tensor: Any, axis: Axis) -> paddle.Tensor:
+def _sum(tensor: paddle.Tensor, axis: Axis) -> paddle.Tensor:
     """Return the sum over the ranks; its gradient is passed on unchanged."""
     return mp_ops._mp_allreduce(tensor, group=axis.group, use_calc_stream=True, use_model_parallel=True)
 
 
-def _gather(tensor: Any) -> paddle.Tensor:
+def _gather(tensor: paddle.Tensor) -> paddle.Tensor:
     return AllGatherOp.apply(tensor)
 
 
-def _scatter(tensor: Any) -> paddle.Tensor:
+def _scatter(tensor: paddle.Tensor) -> paddle.Tensor:
     return ReduceScatterOp.apply(tensor)

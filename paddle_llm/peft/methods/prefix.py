@@ -15,21 +15,24 @@ size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import paddle
 
 from paddle_llm.models.patches.chatglm2 import is_causal_marker
 from paddle_llm.models.patches.shared.packed_rows import causal_within_samples, is_sample_ends, sample_ends_of_starts
 from paddle_llm.models.weights.shards import Shard
-from paddle_llm.peft.attachment import Attachment, unsplit
+from paddle_llm.peft.attachment import Attachment, unsplit_shard
 from paddle_llm.peft.methods.parallel_product import summed_gradient
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 _DEVIATION = 0.02
 _HIDDEN = -1e30
-KeysValues = Callable[[], tuple[paddle.Tensor, paddle.Tensor]]  # [P, G, D] each
-_Install = Callable[[Attachment, str, Any, Any], None]
+KeysValues = Callable[[], Sequence[paddle.Tensor]]  # returns keys and values, [P, G, D] each
+_Install = Callable[[Attachment, str, paddle.nn.Layer, "_SharedProjection | None"], None]
 
 
 def install(attachment: Attachment) -> None:
@@ -37,32 +40,44 @@ def install(attachment: Attachment) -> None:
     spec = attachment.family.network.prefix
     install_in = _INSTALL[spec.kind]
     layers = [(path, layer) for path, layer in attachment.layers() if path.endswith(spec.layer)]
-    trunk = _Trunk(attachment) if attachment.method.prefix_projection else None
+    projection = _SharedProjection(attachment) if attachment.method.prefix_projection else None
     for path, layer in layers:
-        install_in(attachment, path, layer, trunk)
+        install_in(attachment, path, layer, projection)
 
 
-# ---- keys and values of the prefix
-# --------------------------------------------------------------------------------------
+# ---- keys and values of the prefix -----------------------------------------------------------------------------------
 
 
-class _Trunk:
-    """The part [P, H] of the projection that all layers share, computed at each use (also by recompute)."""
+class _SharedProjection:
+    """The part of the projection that all layers share: P hidden states of width H.
+
+    Each layer that uses it computes it, so that recompute can do the same.
+    """
 
     def __init__(self, attachment: Attachment):
         count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
         model = attachment.model
         self.width = width
-        self._embedding = attachment.add(model, "prefix_embedding", "", unsplit((count, width)), _DEVIATION)
-        self._weight = attachment.add(model, "prefix_weight", "", unsplit((width, width)), 1 / width**0.5)
-        self._bias = attachment.add(model, "prefix_bias", "", unsplit((width,)), 0.0)
+        self._embedding = attachment.add_parameter(
+            model, "prefix_embedding", "", unsplit_shard((count, width)), _DEVIATION
+        )
+        self._weight = attachment.add_parameter(
+            model, "prefix_weight", "", unsplit_shard((width, width)), 1 / width**0.5
+        )
+        self._bias = attachment.add_parameter(model, "prefix_bias", "", unsplit_shard((width,)), 0.0)
 
     def __call__(self) -> paddle.Tensor:
         return paddle.tanh(paddle.nn.functional.linear(self._embedding, self._weight, self._bias))
 
 
 def _keys_values(
-    attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None, groups: int, divided: bool, shared: bool
+    attachment: Attachment,
+    path: str,
+    layer: paddle.nn.Layer,
+    projection: _SharedProjection | None,
+    groups: int,
+    divided: bool,
+    shared: bool,
 ) -> KeysValues:
     """Return a function that computes the prefix of a layer.
 
@@ -70,7 +85,7 @@ def _keys_values(
         attachment: Attachment of the method to the network.
         path: Path of the layer.
         layer: Attention layer.
-        trunk: Shared part of the projection; None without projection.
+        projection: Shared part of the projection; None without projection.
         groups: Number of key-value heads of the whole model.
         divided: Whether this rank holds 1 / degree of them.
         shared: Whether every rank holds all of them and uses some.
@@ -79,18 +94,22 @@ def _keys_values(
     count, width = attachment.method.num_prefix_tokens, config.hidden_size // config.num_attention_heads
     part = groups // axis.size
     ranges = ((axis.rank * part, (axis.rank + 1) * part),) if divided else ((0, groups),)
-    if trunk is None:
+    if projection is None:
         shard = Shard((count, groups, width), 1, ranges)
-        pair = [attachment.add(layer, f"prefix_{what}", path, shard, _DEVIATION) for what in ("key", "value")]
-        return lambda: tuple(summed_gradient(tensor, axis, shared) for tensor in pair)  # type: ignore[return-value]
-    shard = Shard((trunk.width, groups, width), 1, ranges)
-    matrices = [attachment.add(layer, f"prefix_{what}_weight", path, shard, _DEVIATION) for what in ("key", "value")]
+        pair = [attachment.add_parameter(layer, f"prefix_{what}", path, shard, _DEVIATION) for what in ("key", "value")]
+        return lambda: [summed_gradient(tensor, axis, shared) for tensor in pair]
+    shard = Shard((projection.width, groups, width), 1, ranges)
+    matrices = [
+        attachment.add_parameter(layer, f"prefix_{what}_weight", path, shard, _DEVIATION) for what in ("key", "value")
+    ]
     heads = sum(stop - start for start, stop in ranges)
 
-    def project() -> Any:
-        hidden_PH = summed_gradient(trunk(), axis, divided or shared)
-        cuts = [summed_gradient(matrix, axis, shared).reshape([trunk.width, heads * width]) for matrix in matrices]
-        return tuple(paddle.matmul(hidden_PH, cut).reshape([count, heads, width]) for cut in cuts)
+    def project() -> Sequence[paddle.Tensor]:
+        hidden_PH = summed_gradient(projection(), axis, divided or shared)
+        parts = [
+            summed_gradient(matrix, axis, shared).reshape([projection.width, heads * width]) for matrix in matrices
+        ]
+        return [paddle.matmul(hidden_PH, matrix).reshape([count, heads, width]) for matrix in parts]
 
     return project
 
@@ -104,42 +123,49 @@ def _repeated(tensor_PGD: paddle.Tensor, heads: int) -> paddle.Tensor:
 # ---- masks ----------------------------------------------------------------------------------------------------------
 
 
-def _with_prefix(mask: Any, count: int, value: float = 0.0) -> paddle.Tensor:
+def _with_prefix(mask: paddle.Tensor, count: int, value: float = 0.0) -> paddle.Tensor:
     """Return a mask [..., T] that is added to scores as [..., P + T]; every token sees the prefix."""
     return paddle.concat([paddle.full([*mask.shape[:-1], count], value, mask.dtype), mask], axis=-1)
 
 
-def _causal(queries: int, keys: int, dtype: Any) -> paddle.Tensor:
+def _causal(queries: int, keys: int, dtype: paddle.dtype) -> paddle.Tensor:
     """Return the causal mask [1, 1, S, T] of the last S of T positions."""
     hidden = paddle.full([1, 1, queries, keys], _hidden(dtype), "float32")
     return paddle.triu(hidden, diagonal=keys - queries + 1).astype(dtype)
 
 
-def _hidden(dtype: Any) -> float:
+def _hidden(dtype: paddle.dtype | str) -> float:
     """Return the number that hides a key in a mask of this type; -1e30 would be infinite in float16."""
     return max(_HIDDEN, paddle.finfo(dtype).min)
 
 
-def _packed(sample_ends_BS: paddle.Tensor, dtype: Any) -> paddle.Tensor:
+def _packed(sample_ends_BS: paddle.Tensor, dtype: paddle.dtype | str) -> paddle.Tensor:
     """Return the mask [B, 1, S, S] of packed rows: each position sees earlier ones of its sample."""
     return paddle.where(
         causal_within_samples(sample_ends_BS), paddle.zeros([1]), paddle.full([1], _hidden(dtype))
     ).astype(dtype)
 
 
-# ---- layers that call a function of queries, keys and values [B, S, N, D]
-# -----------------------------------------------
+# ---- layers that call a function of queries, keys and values [B, S, N, D] --------------------------------------------
 
 
-def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+def _install_in_function(
+    attachment: Attachment, path: str, layer: paddle.nn.Layer, projection: _SharedProjection | None
+) -> None:
     axis, groups = attachment.axis, attachment.model.config.num_key_value_heads
     indices = getattr(layer, "kv_indices", None)
     divided = axis.size > 1 and indices is None
-    pair = _keys_values(attachment, path, layer, trunk, groups, divided, indices is not None)
+    pair = _keys_values(attachment, path, layer, projection, groups, divided, indices is not None)
     count, attend = attachment.method.num_prefix_tokens, layer.attn_func
 
     def attention(
-        query: Any, config: Any, key: Any, value: Any, attention_mask: Any, *others: Any, **named: Any
+        query: paddle.Tensor,
+        config: PretrainedConfig,
+        key: paddle.Tensor,
+        value: paddle.Tensor,
+        attention_mask: paddle.Tensor | None,
+        *others: Any,
+        **named: Any,
     ) -> Any:
         batch, length, total = query.shape[0], query.shape[1], key.shape[1]
         ends = named.pop("attn_mask_startend_row_indices", None)
@@ -148,9 +174,9 @@ def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
             attention_mask = _packed(ends, query.dtype)
         elif attention_mask is None:
             attention_mask = _causal(length, total, query.dtype)
-        prefix: Any = pair()
+        prefix: Sequence[paddle.Tensor] = pair()
         if indices is not None:
-            prefix = tuple(paddle.index_select(tensor, indices, axis=1) for tensor in prefix)
+            prefix = [paddle.index_select(tensor, indices, axis=1) for tensor in prefix]
         prefix = [
             _repeated(tensor, key.shape[2]).astype(key.dtype).unsqueeze(0).expand([batch, -1, -1, -1])
             for tensor in prefix
@@ -160,20 +186,21 @@ def _in_function(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | 
         mask = _with_prefix(attention_mask.astype(query.dtype), count).expand([batch, 1, length, count + total])
         return attend(query, config, key, value, mask, *others, **named)
 
-    attachment.replace(layer, "attn_func", attention)
+    attachment.replace_attribute(layer, "attn_func", attention)
 
 
-# ---- layers with a sub-layer for queries, keys and values [S, B, N, D]
-# --------------------------------------------------
+# ---- layers with a sub-layer for queries, keys and values [S, B, N, D] -----------------------------------------------
 
 
-def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+def _install_in_core(
+    attachment: Attachment, path: str, layer: paddle.nn.Layer, projection: _SharedProjection | None
+) -> None:
     groups = attachment.model.config.multi_query_group_num
-    pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
+    pair = _keys_values(attachment, path, layer, projection, groups, attachment.axis.size > 1, False)
     count, core = attachment.method.num_prefix_tokens, layer.core_attention
     attend = core.forward
 
-    def attention(query: Any, key: Any, value: Any, attention_mask: Any) -> Any:
+    def attention(query: paddle.Tensor, key: paddle.Tensor, value: paddle.Tensor, attention_mask: paddle.Tensor) -> Any:
         length = query.shape[0]
         if is_causal_marker(attention_mask, length):
             attention_mask = _causal(length, length, attention_mask.dtype)
@@ -185,18 +212,19 @@ def _in_core(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None
             states.append(paddle.concat([prefix.expand([-1, tensor.shape[1], -1, -1]), tensor], axis=0))
         return attend(query, *states, _with_prefix(attention_mask, count))
 
-    attachment.replace(core, "forward", attention)
+    attachment.replace_attribute(core, "forward", attention)
 
 
-# ---- layers that receive the prefix as cached keys and values
-# -----------------------------------------------------------
+# ---- layers that receive the prefix as cached keys and values --------------------------------------------------------
 
 
-def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+def _install_in_cache(
+    attachment: Attachment, path: str, layer: paddle.nn.Layer, projection: _SharedProjection | None
+) -> None:
     """Add a prefix to a layer whose `forward` takes cached keys and values and returns them with its own."""
     spec, config = attachment.family.network.prefix, attachment.model.config
     axis, groups = spec.cache_axis, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    pair = _keys_values(attachment, path, layer, trunk, groups, attachment.axis.size > 1, False)
+    pair = _keys_values(attachment, path, layer, projection, groups, attachment.axis.size > 1, False)
     count, forward = attachment.method.num_prefix_tokens, layer.forward
 
     def attention(*args: Any, **named: Any) -> Any:
@@ -220,48 +248,59 @@ def _in_cache(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | Non
         outputs = forward(**inputs)
         return _without_prefix(outputs, count, axis, spec.cache_is_last) if inputs.get("use_cache") else outputs
 
-    attachment.replace(layer, "forward", attention)
+    attachment.replace_attribute(layer, "forward", attention)
 
 
 def _as_cache(tensor_PND: paddle.Tensor, rows: int, axis: int) -> paddle.Tensor:
+    """Repeat a prefix for all rows of a batch, in the shape of a cache whose positions are on `axis`."""
     if axis == 2:
         tensor_PND = tensor_PND.transpose([1, 0, 2])
-    at = 1 if axis == 0 else 0
+    batch_axis = 1 if axis == 0 else 0
     shape = [-1, -1, -1]
-    shape.insert(at, rows)
-    return tensor_PND.unsqueeze(at).expand(shape)
+    shape.insert(batch_axis, rows)
+    return tensor_PND.unsqueeze(batch_axis).expand(shape)
 
 
-def _without_prefix(outputs: Any, count: int, axis: int, last: bool) -> Any:
-    index = len(outputs) - 1 if last else 1
+def _without_prefix(outputs: tuple[Any, ...], count: int, axis: int, is_last: bool) -> tuple[Any, ...]:
+    """Remove the prefix from the cache in the outputs of a layer.
+
+    Args:
+        outputs: Outputs of the layer.
+        count: Number of prefix tokens.
+        axis: Axis of the positions in the cached keys and values.
+        is_last: Whether the cache is the last output; else the second one.
+    """
+    index = len(outputs) - 1 if is_last else 1
     cache = outputs[index]
-    kept: Any = [paddle.slice(tensor, [axis], [count], [tensor.shape[axis]]) for tensor in cache]
-    kept = type(cache)(*kept) if hasattr(cache, "_fields") else tuple(kept)
-    return (*outputs[:index], kept, *outputs[index + 1 :])
+    kept = [paddle.slice(tensor, [axis], [count], [tensor.shape[axis]]) for tensor in cache]
+    shortened = type(cache)(*kept) if hasattr(cache, "_fields") else tuple(kept)
+    return (*outputs[:index], shortened, *outputs[index + 1 :])
 
 
-# ---- layers that cache hidden states [B, T, H]
-# --------------------------------------------------------------------------
+# ---- layers that cache hidden states [B, T, H] -----------------------------------------------------------------------
 
 
-def _in_hidden_states(attachment: Attachment, path: str, layer: Any, trunk: _Trunk | None) -> None:
+def _install_in_hidden_states(
+    attachment: Attachment, path: str, layer: paddle.nn.Layer, projection: _SharedProjection | None
+) -> None:
     count, width = attachment.method.num_prefix_tokens, attachment.model.config.hidden_size
-    prefix_PH = attachment.add(layer, "prefix_hidden", path, unsplit((count, width)), _DEVIATION)
+    prefix_PH = attachment.add_parameter(layer, "prefix_hidden", path, unsplit_shard((count, width)), _DEVIATION)
     forward = layer.forward
 
-    def attention(hidden_states: Any, ltor_mask: Any, cache: Any = None) -> Any:
+    def attention(
+        hidden_states: paddle.Tensor, ltor_mask: paddle.Tensor, cache: paddle.Tensor | None = None
+    ) -> paddle.Tensor:
         prefix = prefix_PH.unsqueeze(0).expand([hidden_states.shape[0], -1, -1])
         cache = prefix if cache is None else paddle.concat([prefix, cache], axis=1)
-        return forward(
-            hidden_states, _with_prefix(ltor_mask, count, 1.0), cache
-        )  # the scores are multiplied by its mask
+        # GLM multiplies the scores by its mask: 1 shows a position.
+        return forward(hidden_states, _with_prefix(ltor_mask, count, 1.0), cache)
 
-    attachment.replace(layer, "forward", attention)
+    attachment.replace_attribute(layer, "forward", attention)
 
 
 _INSTALL: dict[str, _Install] = {
-    "function": _in_function,
-    "core": _in_core,
-    "cache": _in_cache,
-    "hidden states": _in_hidden_states,
+    "function": _install_in_function,
+    "core": _install_in_core,
+    "cache": _install_in_cache,
+    "hidden states": _install_in_hidden_states,
 }

@@ -7,7 +7,7 @@ distinguishes them.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 import paddle
@@ -15,7 +15,7 @@ import paddle.nn.functional as F
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.models.weights.names import EMBEDDINGS
-from paddle_llm.peft.attachment import Attachment, unsplit
+from paddle_llm.peft.attachment import Attachment, unsplit_shard
 from paddle_llm.peft.method import Method
 
 FIRST_PROMPT_ID = 2**30
@@ -32,10 +32,31 @@ def with_prompt(sample: dict[str, np.ndarray], method: Method) -> dict[str, np.n
     return extended
 
 
-class PromptedDataset:
-    """A dataset with the prompt in front of every sample."""
+class Samples(Protocol):
+    """A map-style dataset whose samples have `input_ids` [S] and optionally `labels` [S]."""
 
-    def __init__(self, samples: Any, method: Method) -> None:
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, np.ndarray]: ...
+
+    def digest(self) -> str | None:
+        """Return a digest of the samples' content; None if it is not known."""
+        ...
+
+    def sample_ids(self, index: int) -> str:
+        """Return the origin of a sample."""
+        ...
+
+
+class PromptedDataset:
+    """A dataset with the prompt in front of every sample.
+
+    Args:
+        samples: Dataset without the prompt.
+        method: Settings of prompt tuning.
+    """
+
+    def __init__(self, samples: Samples, method: Method) -> None:
         self._samples, self._method = samples, method
 
     def __len__(self) -> int:
@@ -45,13 +66,12 @@ class PromptedDataset:
         return with_prompt(self._samples[index], self._method)
 
     def digest(self) -> str | None:
-        """Return a digest of the samples' content; None if they have none."""
-        own = getattr(self._samples, "digest", None)
-        return None if own is None else own()
+        """Return the digest of the dataset without the prompt."""
+        return self._samples.digest()
 
     def sample_ids(self, index: int) -> str:
         """Return the origin of a sample."""
-        return str(self._samples.sample_ids(index))
+        return self._samples.sample_ids(index)
 
 
 def install(attachment: Attachment) -> None:
@@ -60,14 +80,16 @@ def install(attachment: Attachment) -> None:
     embedding = next(layer for layer in attachment.model.sublayers() if layer._parameters.get("weight") is table)
     path = EMBEDDINGS[attachment.family.name].removesuffix(".weight")
     count = attachment.method.num_prompt_tokens
-    prompt_PH = attachment.add(embedding, "prompt", path, unsplit((count, table.shape[1])), _DEVIATION, table.dtype)
+    prompt_PH = attachment.add_parameter(
+        embedding, "prompt", path, unsplit_shard((count, table.shape[1])), _DEVIATION, table.dtype
+    )
     embed = embedding.forward
 
-    def forward(ids_BS: Any) -> paddle.Tensor:
+    def forward(ids_BS: paddle.Tensor) -> paddle.Tensor:
         is_prompt_BS = ids_BS >= FIRST_PROMPT_ID
         tokens_BSH = embed(paddle.where(is_prompt_BS, paddle.zeros_like(ids_BS), ids_BS))
         number_BS = paddle.clip(ids_BS - FIRST_PROMPT_ID, 0, count - 1)
         learned_BSH = F.embedding(number_BS, prompt_PH)
         return paddle.where(is_prompt_BS.unsqueeze(-1), learned_BSH, tokens_BSH)
 
-    attachment.replace(embedding, "forward", forward)
+    attachment.replace_attribute(embedding, "forward", forward)

@@ -90,7 +90,7 @@ class FinetuneTrainer(PretrainTrainer):
         self._answers = answers
         self._frozen = frozen or on_any_rank(_is_partly_frozen(self.model))
         self._base = on_first_rank(self._digest_of_frozen) if self._frozen else None
-        adalora.follow(self)
+        adalora.add_budget_callback(self)
         if patience is not None:
             self.add_callback(Patience(patience))
 
