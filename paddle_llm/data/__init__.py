@@ -1,1 +1,1 @@
-"""What it reads: tokenizers, .bin/.idx corpora, samplers, collators."""
+"""Tokenizers, corpora, instruction data, samplers and data loaders."""

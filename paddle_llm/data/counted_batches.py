@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
+from paddle_llm.data.collate import Sample
 
 LABEL_COUNT, TOKEN_COUNT = "label_count", "token_count"
 LABELLED_POSITIONS, POSITION_LABELS = "labelled_positions", "position_labels"
 # Copying the hidden states of labelled positions pays off below this share of positions.
-_MAX_PICKED_SHARE = 0.9
+_MAX_LABELLED_SHARE = 0.9
 
 Batch = dict[str, Any]
 
@@ -36,11 +37,11 @@ class CountedBatches:
             different sizes; None: labelled positions are not picked.
     """
 
-    collate: Callable[[list[Any]], Batch]
+    collate: Callable[[list[Sample]], Batch]
     count_tokens: Callable[[Batch], int] | None = None
     pick_multiple: int | None = None
 
-    def __call__(self, samples: list[Any]) -> Batch:
+    def __call__(self, samples: list[Sample]) -> Batch:
         """Return the batch of `collate` with the integers LABEL_COUNT and TOKEN_COUNT.
 
         If positions are picked and it pays off, also return LABELLED_POSITIONS [M], indices into the flattened labels,
@@ -59,7 +60,7 @@ class CountedBatches:
         labels = labels_BS.reshape(-1)
         positions_M = np.flatnonzero(labels != IGNORE_INDEX)
         size = max(-(-len(positions_M) // self.pick_multiple), 1) * self.pick_multiple
-        if size > _MAX_PICKED_SHARE * labels.size:
+        if size > _MAX_LABELLED_SHARE * labels.size:
             return {}
         # Padded with position 0 and an ignored label, whose loss and gradient are zero.
         missing = size - len(positions_M)

@@ -10,7 +10,7 @@ from paddle_llm.data.collate import Sample, SampleDataset
 class ShuffledEpochs:
     """Samples of the whole training: item i is sample `order_e[i % n]` of epoch e = i // n, with n samples per epoch.
 
-    The order of an epoch depends only on the seed and the number of the epoch, so the position is the whole state.
+    The order of an epoch depends only on the seed and the number of the epoch, so a resume needs only the position.
 
     Args:
         dataset: Dataset with n samples.

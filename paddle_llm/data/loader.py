@@ -19,8 +19,8 @@ GLOBAL_BATCH_LABELS = "global_batch_labels"
 class GlobalBatchLoader(paddle.io.DataLoader):
     """DataLoader whose first micro-batch of each global batch carries `GLOBAL_BATCH_LABELS`.
 
-    It reads one global batch ahead: for each micro-batch that it returns, it reads one of the next global batch, so that
-    workers collate while the device computes.
+    It reads one global batch ahead: for each micro-batch that it returns, it reads a micro-batch of the next global batch,
+    so that workers collate while the device computes.
 
     Args:
         *args: Arguments of `paddle.io.DataLoader`.

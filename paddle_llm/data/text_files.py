@@ -14,7 +14,7 @@ import shlex
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Protocol
 
 import zstandard
 
@@ -36,10 +36,10 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
 _HEAD_BYTES = 1 << 16
-_SURE_BYTES = 1000  # a file with this many undecodable bytes is rejected before its end
+_MAX_UNDECODABLE = 1000  # a file with this many undecodable bytes is rejected without reading the rest
 _ESCAPED = re.compile("[\udc80-\udcff]")
 _TWO_BYTES = re.compile(rb"[\x81-\xfe][\x40-\xfe]")
-_LEAST_EVIDENCE = 8  # number of bytes above ASCII below which a guess is useless
+_MIN_HIGH_BYTES = 8  # with fewer bytes above ASCII, a guess of the encoding is useless
 _MULTI_BYTE = ("big5", "cp932", "cp949", "cp950", "shift_jis", "euc_", "johab", "hz", "iso2022")
 _ONE_BYTE_HINT = (
     "ENCODING may be CP1252 (Western European), CP1250 (Central European), CP1251 (Cyrillic) or another one; "
@@ -107,6 +107,12 @@ def _decodes(head: bytes, name: str) -> bool:
     except UnicodeDecodeError:
         return False
     return name == "utf-8" or "\0" not in text
+
+
+class _ByteReader(Protocol):
+    """A file that is read as bytes."""
+
+    def read(self, size: int = -1, /) -> bytes: ...
 
 
 class TextStream:
@@ -213,7 +219,7 @@ class TextStream:
         if self._bad_line and len(self._sample) < _HEAD_BYTES:
             self._sample += chunk[:_HEAD_BYTES]
         most = self._undecodable > self._continuations
-        if most and (end or self._undecodable >= _SURE_BYTES):
+        if most and (end or self._undecodable >= _MAX_UNDECODABLE):
             raise UserError(not_utf8(self.path, self._sample, self._bad_line))
 
     def _read_head(self) -> bytes:
@@ -222,7 +228,7 @@ class TextStream:
             head += more
         return head
 
-    def _decompressed(self, compression: str | None) -> Any:
+    def _decompressed(self, compression: str | None) -> _ByteReader:
         assert self._raw is not None
         magic = self._raw.read(16)
         self._raw.seek(0)
@@ -294,7 +300,7 @@ def read_lines(path: str | os.PathLike[str]) -> Iterator[tuple[int, str]]:
 
 
 def not_utf8(path: str, sample: bytes, line: int = 0) -> str:
-    """Return the message for a file in another encoding, with the command that converts it.
+    """Return the message about a file that is not UTF-8, with a command that converts it.
 
     Args:
         path: Path of the file.
@@ -329,7 +335,7 @@ def guess_encodings(sample: bytes) -> list[str]:
     if name.startswith("gb") and not guesses:
         guesses.append("GBK")
     # One-byte encodings decode everything, so guessing one of them is useless.
-    elif name.startswith(_MULTI_BYTE) and _high_bytes(sample) >= _LEAST_EVIDENCE:
+    elif name.startswith(_MULTI_BYTE) and _high_bytes(sample) >= _MIN_HIGH_BYTES:
         guesses.append(name.upper().replace("_", "-"))
     return guesses
 

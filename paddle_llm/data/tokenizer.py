@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.core.artifacts import MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
@@ -65,8 +65,8 @@ def _load_with_paddlenlp(folder: str) -> Tokenizer:
         ) from error
 
 
-def _named_class(folder: str) -> Callable[[str], Any] | None:
-    """Return the loader of a folder whose class (`init_class`) or vocabulary file AutoTokenizer cannot find, or None."""
+def _named_class(folder: str) -> Callable[[str], Tokenizer] | None:
+    """Return a loader for a folder whose class (`init_class`) or vocabulary file AutoTokenizer cannot find; else None."""
     name, pieces = read_config(folder).get("init_class"), sentencepiece_model(folder)
     renamed = pieces is not None and os.path.basename(pieces) != SENTENCEPIECE_FILES[0]
     if renamed:
@@ -75,8 +75,8 @@ def _named_class(folder: str) -> Callable[[str], Any] | None:
         return None
     import paddlenlp.transformers
 
-    found = getattr(paddlenlp.transformers, name).from_pretrained
-    return partial(found, vocab_file=pieces) if renamed else found
+    load: Callable[..., Tokenizer] = getattr(paddlenlp.transformers, name).from_pretrained
+    return partial(load, vocab_file=pieces) if renamed else load
 
 
 def _require_tokenizer(folder: str) -> None:
@@ -99,12 +99,11 @@ def _require_tokenizer(folder: str) -> None:
 def fingerprint(folder: str) -> str:
     """Return a hash of the meaning of every id.
 
-    Copies of a tokenizer under other file names have the same fingerprint. So have tokenizers with tokens added after a
-    sentencepiece vocabulary, which change no id of a text. Another vocabulary, EOS id or treatment of the first word
-    changes the fingerprint.
+    Other file names do not change the fingerprint. Tokens added after a sentencepiece vocabulary do not change it either,
+    because they change no id of a text. Another vocabulary, EOS id or treatment of the first word changes it.
 
     Raises:
-        UserError: If the folder holds no tokenizer.
+        UserError: If the folder has no tokenizer.
     """
     _require_tokenizer(folder)
     digest = hashlib.sha256()
@@ -116,20 +115,20 @@ def fingerprint(folder: str) -> str:
 def _meanings(folder: str) -> Iterator[str]:
     """Yield one line per id, and one per setting that changes ids."""
     reader, path = reader_of(folder), sentencepiece_model(folder)
-    loaded: Any = load_tokenizer(folder) if path is None or reader is Reader.TRANSFORMERS else None
-    processor = None
+    tokenizer = load_tokenizer(folder) if path is None or reader is Reader.TRANSFORMERS else None
     if path is not None:
         processor = _processor(path, optional=os.path.isfile(os.path.join(folder, TOKENIZER_JSON)))
-    elif type(loaded).__name__ == "LlamaTokenizer":  # PaddleNLP's: a built-in name, or a folder that names no class
-        processor = loaded.sp_model
+    else:
+        processor = _llama_processor(tokenizer)
     if processor is None:
-        yield from (f"{number}\t{token}" for token, number in sorted(loaded.get_vocab().items(), key=_by_id))
+        assert tokenizer is not None, "folders that have tokenizer.json are read by transformers"
+        yield from (f"{number}\t{token}" for token, number in sorted(tokenizer.get_vocab().items(), key=_by_id))
         return
     for i in range(processor.get_piece_size()):
         yield f"{i}\t{processor.id_to_piece(i)}\t{processor.get_score(i)!r}"
-    if reader is Reader.TRANSFORMERS:
-        if loaded.eos_token_id != processor.eos_id():
-            yield f"eos\t{loaded.eos_token_id}"
+    if tokenizer is not None and reader is Reader.TRANSFORMERS:
+        if tokenizer.eos_token_id != processor.eos_id():
+            yield f"eos\t{tokenizer.eos_token_id}"
         if read_config(folder).get("add_prefix_space") is False:
             yield "add_prefix_space\tfalse"
 
@@ -144,12 +143,17 @@ def _processor(path: str, optional: bool) -> SentencePieceProcessor | None:
         raise
 
 
+def _llama_processor(tokenizer: Tokenizer | None) -> SentencePieceProcessor | None:
+    """Return the sentencepiece model of a LlamaTokenizer without a folder, or whose folder names no class; else None."""
+    return getattr(tokenizer, "sp_model", None) if type(tokenizer).__name__ == "LlamaTokenizer" else None
+
+
 def _by_id(item: tuple[str, int]) -> tuple[int, str]:
     return item[1], item[0]
 
 
 def find_fingerprint(folder: str | None) -> str | None:
-    """Return the fingerprint of the tokenizer in a local folder; None if the folder holds none."""
+    """Return the fingerprint of the tokenizer in a local folder; None if the folder has none."""
     if not folder or not os.path.isfile(os.path.join(folder, TOKENIZER_CONFIG)):
         return None
     return fingerprint(folder)
@@ -177,13 +181,13 @@ def train_tokenizer(
         model_type: "unigram" or "bpe".
         character_coverage: Share of the characters that become pieces; the others are encoded as bytes.
         max_lines: Maximum number of lines in memory, drawn at random.
-        overwrite: Replace a tokenizer in the folder.
+        overwrite: Whether to replace a tokenizer in the folder.
 
     Returns:
         The size of the vocabulary.
 
     Raises:
-        UserError: If the text is too small for the vocabulary, or the folder holds a tokenizer.
+        UserError: If the text is too small for the vocabulary, or the folder has a tokenizer already.
     """
     if os.path.exists(os.path.join(output_dir, TOKENIZER_CONFIG)) and not overwrite:
         raise UserError(f"{output_dir}: contains a tokenizer already. Use another --output_dir or --overwrite.")
@@ -263,7 +267,7 @@ def open_decoder(folder: str) -> Callable[[Iterable[int]], str]:
     """Return a function from ids to text for display.
 
     Raises:
-        UserError: If the folder holds no tokenizer.
+        UserError: If the folder has no tokenizer.
     """
     _require_tokenizer(folder)
     path = sentencepiece_model(folder)

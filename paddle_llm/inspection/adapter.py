@@ -15,11 +15,14 @@ from paddle_llm.peft.method import Method
 def inspect_adapter(folder: Path) -> tuple[Section, Path | None]:
     """Describe an adapter.
 
+    Args:
+        folder: Adapter folder.
+
     Returns:
         Section; folder of the base model, None if it is not on this machine.
     """
     section, base = Section("adapter"), None
-    with section.reading():
+    with section.collect_messages():
         adapter_config = read_adapter_config(folder)
         located = locate_base(folder)
         base = located.folder

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.console import collected
 from paddle_llm.core.transformers_import import import_transformers
+from paddle_llm.data.tokenizers.protocol import TransformersTokenizer
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.export.verification.compare import LOGITS_AND_TOKENS
 from paddle_llm.export.verification.verify import verify
@@ -46,7 +48,7 @@ def compare(folder: Path, *, model: bool, codec: TextCodec | None, sample_ids: l
             comparison.
     """
     section = Section("transformers")
-    transformers: Any = import_transformers()
+    transformers = import_transformers()
     section.facts["version"] = transformers.__version__
     transformers.logging.set_verbosity_error()
     if model:
@@ -56,12 +58,12 @@ def compare(folder: Path, *, model: bool, codec: TextCodec | None, sample_ids: l
     return section
 
 
-def _compare_config(section: Section, folder: Path, transformers: Any) -> None:
+def _compare_config(section: Section, folder: Path, transformers: ModuleType) -> None:
     facts = read_model_facts(folder)
     try:
         theirs = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises any exception here
-        section.add(Level.NOT_COMPARED, f"configuration: transformers does not read it: {_line(error)}")
+        section.add(Level.NOT_COMPARED, f"configuration: transformers does not read it: {_first_line(error)}")
         return
     other = [
         f"{name} {getattr(theirs, name)} in transformers, {getattr(facts, ours)} here"
@@ -75,14 +77,14 @@ def _compare_config(section: Section, folder: Path, transformers: Any) -> None:
 
 
 def _compare_tokenizer(
-    section: Section, folder: Path, codec: TextCodec, sample_ids: list[int] | None, transformers: Any
+    section: Section, folder: Path, codec: TextCodec, sample_ids: list[int] | None, transformers: ModuleType
 ) -> None:
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (KeyboardInterrupt, SystemExit, MemoryError):
         raise
     except BaseException as error:  # a panic of the Rust library is a BaseException
-        section.add(Level.NOT_COMPARED, f"tokenizer: transformers does not read it: {_line(error)}")
+        section.add(Level.NOT_COMPARED, f"tokenizer: transformers does not read it: {_first_line(error)}")
         return
     problems = [
         f"{name} {there} in transformers, {here} here"
@@ -110,13 +112,13 @@ def _compare_tokenizer(
         _compare_template(section, theirs, codec, sample_ids)
 
 
-def _compare_template(section: Section, theirs: Any, codec: TextCodec, sample_ids: list[int]) -> None:
+def _compare_template(section: Section, theirs: TransformersTokenizer, codec: TextCodec, sample_ids: list[int]) -> None:
     for turns in (SAMPLE.turns, SAMPLE.turns[1:]):
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
         try:
             wanted = list(theirs.apply_chat_template(messages))
         except Exception as error:  # a template may raise any exception
-            reason = _line(error)
+            reason = _first_line(error)
             continue
         # A sample ends with its last answer; EOS is added where the template writes no end token.
         if wanted[: len(sample_ids)] == sample_ids or [*wanted, codec.eos_id] == sample_ids:
@@ -134,16 +136,21 @@ def _compare_template(section: Section, theirs: Any, codec: TextCodec, sample_id
 
 
 def compare_networks(section: Section, folder: Path) -> None:
-    """Compare logits and greedy tokens with transformers on torch in a separate process."""
+    """Compare logits and greedy tokens with transformers on torch, which runs in a separate process.
+
+    Args:
+        section: Section to which the results are added.
+        folder: Model folder.
+    """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
     if missing:
-        section.add(Level.NOT_COMPARED, f"logits: {' and '.join(missing)} not installed. Install paddle_llm[hf].")
+        section.add(Level.NOT_COMPARED, f"logits: not installed: {', '.join(missing)}. Install paddle_llm[hf].")
         return
-    with section.reading():
+    with section.collect_messages():
         start_process("cpu")
         from paddle_llm.export.source.open import open_source  # imports Paddle
 
-        with collected():  # do not report the progress
+        with collected():  # the report has no lines about progress
             findings = verify(open_source(folder), folder, "hf", engines=["transformers"])
         for finding in findings:
             if finding.what != LOGITS_AND_TOKENS:
@@ -158,11 +165,11 @@ def compare_networks(section: Section, folder: Path) -> None:
             section.add(level, f"{finding.engine}: {'. '.join(part for part in (measured, finding.note) if part)}")
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _short(ids: Any) -> str:
+def _short(ids: Iterable[int]) -> str:
     numbers = [int(number) for number in ids]
     return str(numbers) if len(numbers) <= 12 else f"{str(numbers[:12])[:-1]}, ...]"

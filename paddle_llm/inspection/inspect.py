@@ -30,8 +30,8 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
     """
     report = Report(str(folder))
     chosen = _choose(folder)
-    parts = Section("folder", {"path": str(chosen)})
-    report.sections.append(parts)
+    folder_section = Section("folder", {"path": str(chosen)})
+    report.sections.append(folder_section)
     base: Path | None = None
     if (chosen / ADAPTER_CONFIG).is_file():
         section, base = inspect_adapter(chosen)
@@ -43,8 +43,8 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
         vocab_size = sections[0].facts.get("vocabulary")
         report.sections += sections
     elif base is not None:
-        parts.facts["base"] = str(base)
-        parts.add(Level.NOTE, f"to describe the base model, run paddle-llm check-model {base}")
+        folder_section.facts["base"] = str(base)
+        folder_section.add(Level.NOTE, f"the base model is not described. Run paddle-llm check-model {base}")
     codec, sample = None, None
     if has_tokenizer(chosen):
         sections, codec = inspect_tokenizer(chosen, vocab_size)
@@ -61,12 +61,16 @@ def inspect_folder(folder: Path, *, quick: bool = False, networks: bool = False,
 
 
 def _choose(folder: Path) -> Path:
-    """Return the folder itself, or the model or adapter in the output folder of a run."""
+    """Return the folder itself, or the model or adapter folder in the output folder of a run.
+
+    Raises:
+        UserError: If neither exists.
+    """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder. Give a folder with a model, a tokenizer or an adapter.")
-    for one in (folder, folder / MODEL_FOLDER, folder / ADAPTER_FOLDER):
-        if any((one / name).is_file() for name in (MODEL_CONFIG, ADAPTER_CONFIG)) or has_tokenizer(one):
-            return one
+    for candidate in (folder, folder / MODEL_FOLDER, folder / ADAPTER_FOLDER):
+        if any((candidate / name).is_file() for name in (MODEL_CONFIG, ADAPTER_CONFIG)) or has_tokenizer(candidate):
+            return candidate
     raise UserError(
         f"{folder} has no {MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
         f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder) or describe_folder(folder)}"

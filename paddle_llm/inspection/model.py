@@ -44,33 +44,33 @@ def inspect_model(folder: Path, *, quick: bool, allow_pickle: bool = False) -> l
     model, weights = Section("model"), Section("weights")
     facts: ModelFacts | None = None
     family: Family | None = None
-    with model.reading():
+    with model.collect_messages():
         facts = read_model_facts(folder)
         _describe(model, facts)
         family = find_family(facts)
         model.facts["family"] = family.title
         translate(family, facts.raw, str(folder))
-    with model.reading():
+    with model.collect_messages():
         _describe_generation(model, folder, facts)
     files: WeightFiles | None = None
     if not has_weights(folder) and not any(folder.glob("*.bin")):
-        weights.add(Level.NOTE, "no weight files: the folder can be trained from random weights only")
+        weights.add(Level.NOTE, "the folder has no weight files: a run can only start from random weights")
         return [model, weights]
-    with weights.reading():
+    with weights.collect_messages():
         choice = choose_weights(folder, allow_pickle=allow_pickle)
         weights.facts["files read"] = [file.name for file in choice.files]
         files = WeightFiles(folder, allow_pickle=allow_pickle)
         _describe_files(weights, files)
     if files and quick:
         weights.add(Level.NOT_COMPARED, "names, shapes and values of the weights (--quick)")
-    elif facts and family and files and not model_is_refused(model):
-        with weights.reading():
+    elif facts and family and files and not _is_refused(model):
+        with weights.collect_messages():
             _compare_with_network(weights, folder, family, facts, files)
     return [model, weights]
 
 
-def model_is_refused(section: Section) -> bool:
-    """Return whether a part of the model is refused."""
+def _is_refused(section: Section) -> bool:
+    """Return whether a part of a section is refused."""
     return any(finding.level is Level.REFUSED for finding in section.findings)
 
 
@@ -111,7 +111,7 @@ def _rope(facts: ModelFacts) -> str:
     return f"{kind}, theta {theta:g}" + (f", factor {factor}" if factor else "") if _is_number(theta) else str(given)
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -143,7 +143,11 @@ def _describe_files(section: Section, files: WeightFiles) -> None:
 def _compare_with_network(
     section: Section, folder: Path, family: Family, facts: ModelFacts, files: WeightFiles
 ) -> None:
-    """Find every weight of the network in the files. Missing weights and other shapes are refused."""
+    """Find every weight of the network in the files.
+
+    Raises:
+        UserError: If weights are missing, or have other shapes or values that are not finite.
+    """
     start_process("cpu")
     config = plain_configuration(folder, family, facts.raw)
     shapes = weight_shapes(config, family)

@@ -15,16 +15,21 @@ from paddle_llm.core.errors import UserError
 class Level(str, Enum):
     """Meaning of a finding for a run that reads the folder."""
 
-    AGREES = "agrees"  # a comparison that passed
-    NOTE = "note"  # reported when the folder is read
-    NOT_COMPARED = "not compared"
-    DIFFERS = "differs"  # a comparison that failed
-    REFUSED = "refused"  # the folder is not read
+    AGREES = "agrees"  # a comparison passed
+    NOTE = "note"  # a run prints this message and continues
+    NOT_COMPARED = "not compared"  # a comparison was not possible or not requested
+    DIFFERS = "differs"  # a comparison failed
+    REFUSED = "refused"  # a run stops with this error
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line about a folder."""
+    """One line about a folder.
+
+    Attributes:
+        level: Meaning of the line.
+        text: The line.
+    """
 
     level: Level
     text: str
@@ -51,8 +56,8 @@ class Section:
             self.findings.append(finding)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Turn messages of the body into notes, and a UserError, which ends the body, into a refusal."""
+    def collect_messages(self) -> Iterator[None]:
+        """Add messages that the body prints as notes. A UserError ends the body and is added as a refusal."""
         with collected() as lines:
             try:
                 yield
@@ -81,7 +86,7 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """2 if a part is refused, 1 if a comparison failed, else 0."""
+        """Exit code: 2 if a part is refused, 1 if a comparison failed, else 0."""
         return 2 if self.has(Level.REFUSED) else 1 if self.has(Level.DIFFERS) else 0
 
     def as_dict(self) -> dict[str, Any]:

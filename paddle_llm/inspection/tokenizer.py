@@ -32,7 +32,7 @@ _LIBRARIES = {
     PaddleNLPCodec: "PaddleNLP's AutoTokenizer",
     TransformersCodec: "transformers' AutoTokenizer",
 }
-TRAINED = ("⟦", "⟧")  # marks around text with a loss
+LOSS_MARKS = ("⟦", "⟧")  # around text with a loss
 SAMPLE = Conversation(
     (
         Turn("system", "Be brief."),
@@ -62,12 +62,12 @@ def inspect_tokenizer(folder: Path, vocab_size: int | None) -> tuple[list[Sectio
     """
     section, template = Section("tokenizer"), Section("chat template")
     codec: TextCodec | None = None
-    with section.reading():
+    with section.collect_messages():
         codec = open_codec(str(folder))
         _describe(section, codec, vocab_size)
     if codec is None:
         return [section], None
-    with template.reading():
+    with template.collect_messages():
         _describe_template(template, codec, folder)
     return [section, template], codec
 
@@ -89,7 +89,9 @@ def _describe(section: Section, codec: TextCodec, vocab_size: int | None) -> Non
     section.facts["model's vocabulary"] = vocab_size
     codec.fit_to_model(vocab_size)
     if size < vocab_size:
-        section.add(Level.NOTE, f"tokens {size}, embeddings {vocab_size}: the last {vocab_size - size} have no token")
+        section.add(
+            Level.NOTE, f"{size} tokens, {vocab_size} embeddings: the last {vocab_size - size} embeddings have no token"
+        )
 
 
 def _token(codec: TextCodec, number: int | None) -> dict[str, Any] | None:
@@ -137,8 +139,8 @@ def _marked(codec: TextCodec, sample: EncodedSample) -> Iterator[str]:
     ids = [int(sample.input_ids[0]), *_targets(sample)]
     has_loss = [False, *(int(label) >= 0 for label in sample.labels)][: len(ids)]
     start = 0
-    for at in range(1, len(ids) + 1):
-        if at == len(ids) or has_loss[at] != has_loss[start]:
-            text = codec.show(ids[start:at])
-            yield f"{TRAINED[0]}{text}{TRAINED[1]}" if has_loss[start] else text
-            start = at
+    for stop in range(1, len(ids) + 1):
+        if stop == len(ids) or has_loss[stop] != has_loss[start]:
+            text = codec.show(ids[start:stop])
+            yield f"{LOSS_MARKS[0]}{text}{LOSS_MARKS[1]}" if has_loss[start] else text
+            start = stop

@@ -204,7 +204,7 @@ def test_lines_are_continued_and_invalid_rows_refused(llama, tmp_path):
     bad.write_text('{"src": "x"}\n{"src": 3}\n')
     good = tmp_path / "good.jsonl"
     good.write_text('{"src": "x"}\n')
-    assert "line 2: 'src' holds int" in refused(llama, "--input", bad)
+    assert "line 2: 'src' is a number, not text" in refused(llama, "--input", bad)
     assert "a conversation needs a template" in refused(llama, "--input", good, "--template", "none")
 
 

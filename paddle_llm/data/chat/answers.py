@@ -39,7 +39,7 @@ class Answer:
     is_ended: bool
 
 
-_SHARED = 8  # number of characters by which the ends of two prompts are recognized as equal
+_SHARED = 8  # two prompts end in the same way if this many characters are equal
 # Kinds of notes about the last answer.
 PROMPT_DIFFERS, BLOCK_NOT_OPENED, HEADER_LEARNED = "prompt_differs", "block_not_opened", "header_learned"
 
@@ -51,15 +51,18 @@ class NotLocated(Exception):
 class AnswerFinder:
     """Locates answers in the renderings of one conversation.
 
-    Attributes:
-        notes: Kinds of notes about the last answer.
-
     Args:
         render: Function from messages and add_generation_prompt to text.
         messages: The conversation.
         whole: Its rendering.
         specials: Pattern of the special tokens that may end an answer.
+
+    Attributes:
+        notes: Kinds of notes about the last answer.
     """
+
+    # Variables: `prompt` is the rendering before an answer with the generation prompt; `answered` is the rendering that
+    # ends with the answer; `whole` is the rendering of all messages.
 
     def __init__(self, render: Render, messages: list[Message], whole: str, specials: re.Pattern[str] | None) -> None:
         self._render, self._messages, self._whole, self._specials = render, messages, whole, specials
@@ -97,15 +100,15 @@ class AnswerFinder:
         Raises:
             NotLocated: If the template does not write the answer's content.
         """
-        before = self._render(self._messages[:number], True)
-        upto = self._render(self._messages[: number + 1], False)
-        _, end = self._content_span(self._messages[: number + 1], number, upto)
-        begin = self._after_header(number, before, upto)
+        prompt = self._render(self._messages[:number], True)
+        answered = self._render(self._messages[: number + 1], False)
+        _, end = self._content_span(self._messages[: number + 1], number, answered)
+        begin = self._answer_begin(number, prompt, answered)
         if begin is None:
             raise NotLocated
-        stop, is_ended = self._stop(upto, begin, end, number)
-        text = before + upto[begin:stop]
-        return text, Answer(len(before), len(text), number, is_ended)
+        stop, is_ended = self._answer_end(answered, begin, end, number)
+        text = prompt + answered[begin:stop]
+        return text, Answer(len(prompt), len(text), number, is_ended)
 
     # ---- one answer --------------------------------------------------------------------------------------------------
 
@@ -116,87 +119,91 @@ class AnswerFinder:
             NotLocated: If that is not possible.
         """
         whole, is_last = self._whole, number == len(self._messages) - 1
-        before = self._render(self._messages[:number], True)
-        upto = whole if is_last else self._render(self._messages[: number + 1], False)
-        begin = len(before) if upto.startswith(before) else self._common_header(number, before, upto)
-        if is_last and (begin is None or begin < len(before)):
+        prompt = self._render(self._messages[:number], True)
+        answered = whole if is_last else self._render(self._messages[: number + 1], False)
+        begin = len(prompt) if answered.startswith(prompt) else self._common_header(number, prompt, answered)
+        if is_last and (begin is None or begin < len(prompt)):
             self.notes.append(PROMPT_DIFFERS if begin is None else BLOCK_NOT_OPENED)
-        elif is_last and self._has_header(number, before, upto):
+        elif is_last and self._writes_header(number, prompt, answered):
             self.notes.append(HEADER_LEARNED)
-        if begin is not None and whole.startswith(upto[:begin]):
+        if begin is not None and whole.startswith(answered[:begin]):
             # Text that is added only at the end of a conversation (an EOS) is not part of the answer.
-            stop, is_ended = self._stop(upto, begin, self._content_end(upto, begin, number), number)
-            if whole.startswith(upto[:stop]):
+            stop, is_ended = self._answer_end(answered, begin, self._content_end(answered, begin, number), number)
+            if whole.startswith(answered[:stop]):
                 return Answer(begin, stop, number, is_ended)
-        return self._by_markers(number, begin, upto)
+        return self._by_markers(number, begin, answered)
 
-    def _has_header(self, number: int, before: str, upto: str) -> bool:
+    def _writes_header(self, number: int, prompt: str, answered: str) -> bool:
         """Return whether a template without generation prompt writes text between a prompt and the answer's content."""
         content = self._messages[number].get("content")
         stripped = content.strip() if isinstance(content, str) else ""
-        header, found, _ = upto[len(before) :].partition(stripped) if stripped else ("", "", "")
-        return bool(found and header.strip()) and before == self._render(self._messages[:number], False)
+        header, found, _ = answered[len(prompt) :].partition(stripped) if stripped else ("", "", "")
+        return bool(found and header.strip()) and prompt == self._render(self._messages[:number], False)
 
-    def _common_header(self, number: int, before: str, upto: str) -> int | None:
+    def _common_header(self, number: int, prompt: str, answered: str) -> int | None:
         """Return where an answer begins that lacks a block opened by the generation prompt.
 
-        None if `before` and `upto` differ in another way.
+        None if `prompt` and `answered` differ in another way.
         """
         probe = self._probe(number)
-        begin = len(os.path.commonprefix([before, probe, upto]))
+        begin = len(os.path.commonprefix([prompt, probe, answered]))
         base = self._render(self._messages[:number], False)
-        return begin if before.startswith(base) and begin >= len(base) else None
+        return begin if prompt.startswith(base) and begin >= len(base) else None
 
     def _probe(self, number: int) -> str:
         """Render the conversation up to an answer that consists of one unlikely character."""
         message = {"role": ASSISTANT, "content": self._probe_content}
         return self._render([*self._messages[:number], message], False)
 
-    def _after_header(self, number: int, before: str, upto: str) -> int | None:
+    def _answer_begin(self, number: int, prompt: str, answered: str) -> int | None:
         """Return where an answer begins, from the generation prompt or else from its content."""
-        if upto.startswith(before):
-            return len(before)
-        begin, _ = self._content_span(self._messages[: number + 1], number, upto)
+        if answered.startswith(prompt):
+            return len(prompt)
+        begin, _ = self._content_span(self._messages[: number + 1], number, answered)
         return begin
 
-    def _by_markers(self, number: int, begin: int | None, upto: str) -> Answer:
+    def _by_markers(self, number: int, begin: int | None, answered: str) -> Answer:
         """Locate an answer in the whole rendering by markers around its content.
 
         Raises:
             NotLocated: If the template changes the content.
         """
         whole = self._whole
-        if begin is None or not whole.startswith(upto[:begin]):
+        if begin is None or not whole.startswith(answered[:begin]):
             begin = None
         first, last = self._content_span(self._messages, number, whole)
         if begin is None:
             begin = first
             if begin is None:
                 raise NotLocated
-            before = self._render(self._messages[:number], True)
-            own_first, _ = self._content_span(self._messages[: number + 1], number, upto)
-            lead = upto[len(before) : own_first] if upto.startswith(before) else self._lead(number, before)
+            prompt = self._render(self._messages[:number], True)
+            own_first, _ = self._content_span(self._messages[: number + 1], number, answered)
+            lead = (
+                answered[len(prompt) : own_first]
+                if answered.startswith(prompt)
+                else self._text_after_prompt(number, prompt)
+            )
             if lead and whole[:begin].endswith(lead):
                 begin -= len(lead)
         if last is None or last < begin:
             raise NotLocated
-        _, own_last = self._content_span(self._messages[: number + 1], number, upto)
+        _, own_last = self._content_span(self._messages[: number + 1], number, answered)
         if own_last is None:
             raise NotLocated
-        stop, is_ended = self._stop(upto, own_last, own_last, number)
-        tail = upto[own_last:stop]
+        stop, is_ended = self._answer_end(answered, own_last, own_last, number)
+        tail = answered[own_last:stop]
         if not whole.startswith(tail, last):
             raise NotLocated
         return Answer(begin, last + len(tail), number, is_ended)
 
-    def _lead(self, number: int, before: str) -> str:
+    def _text_after_prompt(self, number: int, prompt: str) -> str:
         """Return the text that a template writes between a generation prompt that it changes and the content.
 
         It is the shortest text before which both renderings end in the same way.
         """
         probe = self._probe(number)
         head = probe[: probe.find(self._probe_content)]
-        shared = before[-_SHARED:]
+        shared = prompt[-_SHARED:]
         return next((head[at:] for at in range(len(head), -1, -1) if shared and head[:at].endswith(shared)), "")
 
     def _content_span(self, messages: list[Message], number: int, plain: str) -> tuple[int | None, int | None]:
@@ -217,22 +224,22 @@ class AnswerFinder:
 
     # ---- end of an answer --------------------------------------------------------------------------------------------
 
-    def _content_end(self, upto: str, begin: int, number: int) -> int:
+    def _content_end(self, answered: str, begin: int, number: int) -> int:
         content = self._messages[number].get("content")
         stripped = content.strip() if isinstance(content, str) else ""
-        at = upto.find(stripped, begin) if stripped else -1
+        at = answered.find(stripped, begin) if stripped else -1
         return at + len(stripped) if at >= 0 else begin
 
-    def _stop(self, upto: str, begin: int, content_end: int | None, number: int) -> tuple[int, bool]:
+    def _answer_end(self, answered: str, begin: int, content_end: int | None, number: int) -> tuple[int, bool]:
         """Return where an answer ends in the rendering that ends with it, and whether a special token ends it.
 
         An answer ends with the first special token after its content. Tool calls may contain special tokens: after
         them it is the last special token that also ends a text answer, or else the last one.
         """
         at = begin if content_end is None else content_end
-        marks = list(self._specials.finditer(upto, at)) if self._specials else []
+        marks = list(self._specials.finditer(answered, at)) if self._specials else []
         if not marks:
-            return max(len(upto.rstrip()), min(at, len(upto))), False
+            return max(len(answered.rstrip()), min(at, len(answered))), False
         message = self._messages[number]
         if set(message) <= {"role", "content"} and at > begin:
             return marks[0].end(), True

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from paddle_llm.data.chat.answers import Answer, AnswerFinder, Message, NotLocated, Render, marked_answers
 from paddle_llm.data.chat.renderer import RenderedText, Renderer, RowRejected
-from paddle_llm.data.chat.special_text import WithoutMarkers, has_special_text, unused_characters, with_markers
+from paddle_llm.data.chat.special_text import WithoutMarkers, find_special_text, unused_characters, with_markers
 from paddle_llm.data.instructions.formats import ASSISTANT, Conversation
 
 # Kinds of notes; notes.py has a sentence for each.
@@ -16,7 +16,7 @@ SPECIAL_TEXT, SPECIAL_TOKENS = "special_text", "special_tokens"
 EOS_ADDED, END_ADDED = "eos_added", "end_added"
 LAST_ONLY, EARLIER_UNTRAINED, REWORDED = "last_only", "earlier_untrained", "reworded"
 NOT_WRITTEN = "not_written:"
-LEFT_OUT, CHANGED = "left_out:", "changed:"  # followed by the role
+CONTENT_DROPPED, CONTENT_CHANGED = "content_dropped:", "content_changed:"  # followed by the role
 TOOL_CALLS = "tool_calls"
 
 
@@ -25,7 +25,7 @@ class RenderedConversation:
     """A rendered conversation with its answers.
 
     Attributes:
-        text: RenderedText text.
+        text: Rendered text.
         cuts: Positions at which it is split before tokenization, so that special-token text in content stays text.
         answers: Spans of the answers that can be trained, in order.
         is_open: Whether it ends with a generation prompt.
@@ -71,7 +71,7 @@ def render_conversation(
     plain = renderer(messages, add_generation_prompt=is_open, **variables)
     notes: list[str] = []
     rendered, marker = plain, None
-    if specials is not None and has_special_text([messages, variables], specials):
+    if specials is not None and find_special_text([messages, variables], specials):
         notes.append(SPECIAL_TOKENS)
         if protect:
             marker = unused_characters(f"{plain.text}{messages}{variables}", 1)
@@ -177,7 +177,7 @@ def _notes_on_questions(conversation: Conversation, renderer: Renderer, plain: R
         ):
             continue
         changed = _with_content(conversation, renderer, number, f"x{content}x")
-        yield (LEFT_OUT if changed == plain else CHANGED) + turn.role
+        yield (CONTENT_DROPPED if changed == plain else CONTENT_CHANGED) + turn.role
 
 
 def _notes_on_fields(

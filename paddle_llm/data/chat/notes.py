@@ -8,19 +8,19 @@ from collections.abc import Iterator
 from paddle_llm.core.counts import counted
 from paddle_llm.data.chat.answers import BLOCK_NOT_OPENED, HEADER_LEARNED, PROMPT_DIFFERS
 from paddle_llm.data.chat.jinja_rendering import (
-    CHANGED,
+    CONTENT_CHANGED,
+    CONTENT_DROPPED,
     EARLIER_UNTRAINED,
     END_ADDED,
     EOS_ADDED,
     LAST_ONLY,
-    LEFT_OUT,
     NOT_WRITTEN,
     REWORDED,
     SPECIAL_TEXT,
     SPECIAL_TOKENS,
     TOOL_CALLS,
 )
-from paddle_llm.data.chat.special_text import has_special_text
+from paddle_llm.data.chat.special_text import find_special_text
 from paddle_llm.data.instructions.formats import Conversation
 
 SPECIAL_TEXT_FLAG = "--special_tokens_in_content"
@@ -50,21 +50,21 @@ def describe(kind: str, count: int) -> str:
 def _meaning(kind: str) -> str:
     if kind.startswith(NOT_WRITTEN):
         return f"the chat template does not write their {kind.removeprefix(NOT_WRITTEN)!r}; it is ignored"
-    if kind.startswith(LEFT_OUT):
-        return f"the chat template does not write the content of their {kind.removeprefix(LEFT_OUT)} messages"
-    if kind.startswith(CHANGED):
-        return f"the chat template writes the content of their {kind.removeprefix(CHANGED)} messages in another way"
+    if kind.startswith(CONTENT_DROPPED):
+        return f"the chat template does not write the content of their {kind.removeprefix(CONTENT_DROPPED)} messages"
+    if kind.startswith(CONTENT_CHANGED):
+        return f"the chat template writes the content of their {kind.removeprefix(CONTENT_CHANGED)} messages in another way"
     return _SENTENCES[kind]
 
 
 def concerns_prompt(kind: str) -> bool:
     """Return whether a kind concerns the text before an answer, which also matters for generation."""
-    return kind in (SPECIAL_TEXT, SPECIAL_TOKENS) or kind.startswith((NOT_WRITTEN, LEFT_OUT, CHANGED))
+    return kind in (SPECIAL_TEXT, SPECIAL_TOKENS) or kind.startswith((NOT_WRITTEN, CONTENT_DROPPED, CONTENT_CHANGED))
 
 
 def notes_for_built_in(conversation: Conversation, specials: re.Pattern[str] | None, protect: bool) -> Iterator[str]:
     """Yield the kinds for a conversation rendered by a built-in template, which writes only roles and content."""
-    if any(has_special_text(turn.text, specials) for turn in conversation.turns):
+    if any(find_special_text(turn.text, specials) for turn in conversation.turns):
         yield SPECIAL_TEXT if protect else SPECIAL_TOKENS
     yield from (NOT_WRITTEN + key for key in dropped_fields(conversation))
 

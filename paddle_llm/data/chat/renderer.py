@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
+from types import ModuleType
 from typing import Any
 
 import jinja2
@@ -44,7 +45,7 @@ class RenderedText:
     """A rendered conversation.
 
     Attributes:
-        text: RenderedText text.
+        text: The text.
         marked: Begin and end, in characters, of each {% generation %} block.
     """
 
@@ -122,7 +123,7 @@ class Renderer:
                 f"the chat template of {self.where} rejects it: {type(error).__name__}: {error}"
             ) from error
 
-    def _strftime(self) -> Any:
+    def _strftime(self) -> Callable[[str], str] | jinja2.Undefined:
         if self.date is not None:
             return datetime.strptime(self.date, DATE_FORMAT).strftime
         return jinja2.Undefined(name="strftime_now") if self.tests_strftime else _strftime_without_date(self.where)
@@ -151,13 +152,13 @@ def _strftime_without_date(where: str) -> Callable[[str], str]:
     return strftime_now
 
 
-def _transformers_rendering() -> Any:
+def _transformers_rendering() -> ModuleType:
     import_transformers()
     return importlib.import_module("transformers.utils.chat_template_utils")
 
 
 @lru_cache(maxsize=64)
-def _compile(source: str, where: str) -> Any:
+def _compile(source: str, where: str) -> jinja2.Template:
     try:
         return _transformers_rendering()._compile_jinja_template(source)
     except jinja2.TemplateError as error:

@@ -16,7 +16,7 @@ def encode_with_spans(
 
     Args:
         codec: Codec of the tokenizer.
-        text: RenderedText text.
+        text: Rendered text.
         cuts: Positions at which the text is split, so that the text of a special token stays text.
         spans: Begin and end of each span in characters, in ascending order.
 

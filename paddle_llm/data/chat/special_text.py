@@ -24,16 +24,16 @@ def special_pattern(tokens: Iterable[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, found))) if found else None
 
 
-def has_special_text(value: Any, pattern: re.Pattern[str] | None) -> list[str]:
+def find_special_text(value: object, pattern: re.Pattern[str] | None) -> list[str]:
     """Return the special-token texts in a value (text, list or mapping), in order."""
     if pattern is None:
         return []
     if isinstance(value, str):
         return pattern.findall(value)
     if isinstance(value, Mapping):
-        return [text for one in value.values() for text in has_special_text(one, pattern)]
+        return [text for one in value.values() for text in find_special_text(one, pattern)]
     if isinstance(value, list | tuple):
-        return [text for one in value for text in has_special_text(one, pattern)]
+        return [text for one in value for text in find_special_text(one, pattern)]
     return []
 
 

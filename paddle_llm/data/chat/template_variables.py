@@ -7,6 +7,7 @@ from typing import Any
 
 from paddle_llm.core.artifacts import SPECIAL_TOKENS_MAP
 from paddle_llm.data.tokenizers.folder import read_config, read_json
+from paddle_llm.data.tokenizers.protocol import is_from_transformers
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 _NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -20,8 +21,8 @@ def special_token_variables(codec: TextCodec, folder: str | None) -> dict[str, A
         codec: Codec of the tokenizer; a tokenizer loaded by transformers provides the tokens itself.
         folder: Tokenizer folder, whose files are read otherwise.
     """
-    tokenizer: Any = getattr(codec, "tokenizer", None)
-    if type(tokenizer).__module__.partition(".")[0] == "transformers":
+    tokenizer = getattr(codec, "tokenizer", None)
+    if is_from_transformers(tokenizer):
         return dict(tokenizer.special_tokens_map)
     config = read_config(folder) if folder else {}
     values = dict(config)
@@ -34,5 +35,5 @@ def special_token_variables(codec: TextCodec, folder: str | None) -> dict[str, A
     return {**found, _LIST: listed} if listed else found
 
 
-def _content(token: Any) -> Any:
+def _content(token: object) -> Any:
     return token.get("content") if isinstance(token, dict) else token

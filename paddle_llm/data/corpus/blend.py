@@ -22,7 +22,7 @@ def parse_input_dir(input_dir: str) -> list[tuple[float | None, str]]:
         (weight, prefix) pairs. The corpora of a folder have no weight (None): each is weighted by its size.
 
     Raises:
-        UserError: If the blend is malformed or the folder holds no corpus.
+        UserError: If the blend is malformed or the folder contains no corpus.
     """
     words = input_dir.split()
     if not words:
@@ -40,7 +40,7 @@ def _parse_blend(input_dir: str) -> list[tuple[float | None, str]]:
         found = _prefixes(prefix)
         if len(found) > 1:
             raise UserError(
-                f"--input_dir {input_dir!r}: the folder {prefix} holds {len(found)} corpora "
+                f"--input_dir {input_dir!r}: the folder {prefix} contains {len(found)} corpora "
                 f"({', '.join(found[:4])}). Give each of them its own weight."
             )
         blend.append((weight, found[0]))
@@ -98,7 +98,7 @@ def _prefixes(path: str) -> list[str]:
                 found.add(os.path.join(path, name[: -len(suffix)]))
     if not found:
         raise UserError(
-            f"--input_dir {path}: the folder holds no corpus (no .idx or _idx.npz file). Build one with "
+            f"--input_dir {path}: the folder contains no corpus (no .idx or _idx.npz file). Build one with "
             f"`paddle-llm data build --input FILES --tokenizer DIR --output_prefix {os.path.join(path, 'corpus')}`."
         )
     return sorted(found)

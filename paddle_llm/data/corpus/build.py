@@ -11,11 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.cache_key import data_key
 from paddle_llm.data.corpus.encode import Encoded, open_encoder
@@ -34,6 +37,11 @@ class BuildReport:
     """Counts of a build.
 
     Attributes:
+        n_documents: Number of documents.
+        n_tokens: Number of tokens, including the EOS of each document.
+        max_token_id: Largest id.
+        empty_documents: Number of skipped documents without a token.
+        bad_rows: Number of rows without text.
         special_tokens: Number of special tokens whose text occurs in documents; they became token ids.
         problems: Descriptions of the first bad rows, if bad rows are skipped.
     """
@@ -67,7 +75,7 @@ def build_corpus(
     options: ReadOptions | None = None,
     skip_bad_rows: bool = False,
     overwrite: bool = False,
-    progress: Callable[[list[Source]], Any] | None = None,
+    progress: Callable[[list[Source]], AbstractContextManager[Callable[[int], None]]] | None = None,
 ) -> BuildReport:
     """Tokenize files into PREFIX.bin, PREFIX.idx and PREFIX.meta.json; every document ends with EOS.
 
@@ -80,8 +88,8 @@ def build_corpus(
         workers: Number of processes that tokenize; 1 tokenizes in this process.
         kind: Format of the files; "auto" chooses by suffix.
         options: How documents are found in the files.
-        skip_bad_rows: Count rows without text instead of stopping at the first one.
-        overwrite: Replace a complete corpus at the prefix.
+        skip_bad_rows: Whether to count rows without text instead of stopping at the first one.
+        overwrite: Whether to replace a complete corpus at the prefix.
         progress: Function from the sources to a context manager that returns a function, which is called with the
             number of bytes just read.
 
@@ -114,8 +122,9 @@ def build_corpus(
             advance(encoded.read_bytes)
         if not report.n_documents:
             raise UserError(
-                f"no document in {len(sources)} input files: {report.empty_documents} empty documents, "
-                f"{report.bad_rows} bad rows. Give files with text; nothing was written."
+                f"no document in {counted(len(sources), 'input file')}: "
+                f"{counted(report.empty_documents, 'empty document')}, {counted(report.bad_rows, 'bad row')}. Give files with "
+                "text; nothing was written."
             )
         counts = {k: v for k, v in asdict(report).items() if k not in ("problems", "special_tokens")}
         output.finish(token_dtype(encoder.vocab_size), {**meta, **counts})
@@ -173,11 +182,11 @@ class _Output:
         self._write(lambda: self._data.write(raw))
         self._write(lambda: self._sizes.append(encoded.sizes))
 
-    def finish(self, dtype: Any, meta: dict[str, Any]) -> None:
+    def finish(self, dtype: np.dtype, meta: dict[str, Any]) -> None:
         """Write the index and the metadata, and rename all files."""
         self._write(lambda: self._rename(dtype, meta))
 
-    def _rename(self, dtype: Any, meta: dict[str, Any]) -> None:
+    def _rename(self, dtype: np.dtype, meta: dict[str, Any]) -> None:
         self._data.flush()
         os.fsync(self._data.fileno())
         with open(self._prefix + ".idx" + _BUILDING, "wb") as stream:
@@ -197,7 +206,7 @@ class _Output:
             os.replace(self._prefix + suffix + _BUILDING, self._prefix + suffix)
         self._finished = True
 
-    def _write(self, action: Callable[[], Any]) -> None:
+    def _write(self, action: Callable[[], object]) -> None:
         try:
             action()
         except OSError as error:
@@ -205,7 +214,7 @@ class _Output:
                 f"--output_prefix {self._prefix}: writing failed: {error.strerror}. Check the disk and its free space."
             ) from error
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         for suffix in () if self._finished else (*_SUFFIXES, ".sizes"):
             Path(self._prefix + suffix + _BUILDING).unlink(missing_ok=True)
         self._sizes.close()

@@ -34,8 +34,7 @@ class PretrainDataset:
     (PaddleNLP's models do not shift labels). With a `transform`, item i is its result for the S + 1 tokens.
 
     Item i depends on the content of the corpora, the split, the seed, S and the weights. It does not depend on the
-    length, the layout, or the rank that reads it. A length beyond one epoch continues with the next epoch, which has
-    its own order.
+    length, the layout, or the rank that reads it. After one epoch the next one follows, in another order.
 
     Attributes:
         samples_per_epoch: Number of samples of all corpora of the split, each counted once.
@@ -156,7 +155,7 @@ def training_samples(config: RunConfig, global_batch: int) -> int:
     It follows from --max_steps, or else from --num_train_epochs.
 
     Raises:
-        UserError: If the epochs hold less than one global batch; and as in `build_pretrain_datasets`.
+        UserError: If the epochs have fewer samples than one global batch; and as in `build_pretrain_datasets`.
     """
     if config.max_steps > 0:
         return config.max_steps * global_batch
@@ -216,7 +215,7 @@ def _check_and_build(
     tokenizer = config.tokenizer_name_or_path or config.model_name_or_path
     fingerprint = find_fingerprint(tokenizer)
     if fingerprint is None and any("tokenizer_fingerprint" in order.corpus.meta for _, order in weighted_orders):
-        say(f"data: tokenizer not compared with that of the corpus: {tokenizer} is not a tokenizer folder")
+        say(f"data: the tokenizer is not compared with that of the corpus: {tokenizer} is not a local tokenizer folder")
     if len(weighted_orders) > 1 and weighted_orders[0][0] is None:
         say(f"data: {len(weighted_orders)} corpora in {config.input_dir}, sampled in proportion to their size")
     for _, order in weighted_orders:

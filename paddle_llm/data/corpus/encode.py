@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.equal_sentencepiece import equal_sentencepiece
 from paddle_llm.data.tokenizers.fast_backend import FastBackend
 from paddle_llm.data.tokenizers.folder import Reader, read_sentencepiece, reader_of, sentencepiece_model, special_tokens
-from paddle_llm.data.tokenizers.protocol import TransformersTokenizer
+from paddle_llm.data.tokenizers.protocol import is_from_transformers
 
 
 class TextEncoder(Protocol):
@@ -102,7 +102,9 @@ class TransformersEncoder:
     """Encodes with a tokenizer that transformers reads. As there, the text of a special token becomes that token."""
 
     def __init__(self, folder: str) -> None:
-        self._tokenizer = cast(TransformersTokenizer, load_tokenizer(folder))
+        tokenizer = load_tokenizer(folder)
+        assert is_from_transformers(tokenizer), "checked by open_encoder"
+        self._tokenizer = tokenizer
         self.vocab_size = len(self._tokenizer)
         self.eos_id = self._tokenizer.eos_token_id
         self._fast = FastBackend(self._tokenizer.backend_tokenizer) if self._tokenizer.is_fast else None
@@ -138,7 +140,7 @@ def open_encoder(folder: str) -> TextEncoder:
     """Open the fastest encoder that gives the ids of the folder's tokenizer.
 
     Raises:
-        UserError: If the folder holds no tokenizer.
+        UserError: If the folder has no tokenizer.
     """
     path = sentencepiece_model(folder)
     reader = reader_of(folder)

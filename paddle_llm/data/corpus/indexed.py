@@ -13,7 +13,7 @@ import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.corpus.cache_key import data_key
 from paddle_llm.data.corpus.mmap_format import DTYPES, HEADER_BYTES, LAZY_MAGIC, read_header
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 _HASH_BYTES = 4 << 20
 
@@ -209,7 +212,7 @@ def _require_size(data_path: Path, needed: int, itemsize: int, index_path: Path)
         )
 
 
-def _map(path: Path, dtype: Any, offset: int, count: int) -> np.ndarray:
+def _map(path: Path, dtype: DTypeLike, offset: int, count: int) -> np.ndarray:
     if count == 0:  # an empty file cannot be mapped
         return np.empty(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(count,))

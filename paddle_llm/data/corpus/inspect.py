@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -95,7 +94,7 @@ def _scan(corpus: Corpus) -> tuple[int, str]:
 
 
 def _problems(corpus: Corpus, found: Inspection, digest: str, tokenizer: str | None) -> list[str]:
-    meta: dict[str, Any] = corpus.meta
+    meta = corpus.meta
     problems = []
     for key, value in (
         ("n_documents", found.n_documents),

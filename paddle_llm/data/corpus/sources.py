@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
+from paddle_llm.data.json_types import describe_type
 from paddle_llm.data.text_files import TextStream, compression_of
 
 KINDS = {".txt": "text", ".text": "text", ".md": "text", ".jsonl": "jsonl", ".json": "jsonl", ".ndjson": "jsonl"}
@@ -68,7 +69,7 @@ class Block:
 
     source: Source
     first_row: int
-    payload: bytes | list[Any]
+    payload: bytes | list[object]
     read_bytes: int
 
 
@@ -204,7 +205,7 @@ def parse_block(block: Block, options: ReadOptions) -> Iterator[Document]:
     """Yield the documents of a block, in order. A bad row is a Document without text. Blank lines are skipped."""
     if isinstance(block.payload, list):
         for row, value in enumerate(block.payload, block.first_row):
-            yield _checked(row, value, options.text_key)
+            yield _text_document(row, value, options.text_key)
     elif block.source.kind == "jsonl":
         for row, line in enumerate(_lines(block.payload), block.first_row):
             if line and not line.isspace():
@@ -232,15 +233,15 @@ def _json_row(row: int, line: str | bytes, key: str) -> Document:
         return Document(row, None, f"not JSON: {error}{hint}")
     except (KeyError, TypeError, IndexError):
         if not isinstance(value, dict):
-            return Document(row, None, f"is a JSON {type(value).__name__}, not an object")
+            return Document(row, None, f"{describe_type(value)}, not an object")
         return Document(row, None, f"no key {key!r}; it has {', '.join(value) or 'none'}; set it with --text_key")
-    return _checked(row, text, key)
+    return _text_document(row, text, key)
 
 
-def _checked(row: int, value: Any, key: str) -> Document:
+def _text_document(row: int, value: object, key: str) -> Document:
     if isinstance(value, str):
         return Document(row, value)
-    return Document(row, None, f"{key!r} holds {'null' if value is None else type(value).__name__}, not text")
+    return Document(row, None, f"{key!r} is {describe_type(value)}, not text")
 
 
 def _texts(payload: bytes, first_row: int, mode: str) -> Iterator[Document]:

@@ -36,7 +36,7 @@ class FileInfo:
     Attributes:
         name: Name of the dataset.
         where: Path of the dataset_info.json.
-        sharegpt: Whether rows hold lists of messages; else one question and one answer.
+        sharegpt: Whether rows are lists of messages; else one question and one answer.
         columns: Column names by LLaMA-Factory's names of their purpose.
         tags: Key and role names of messages by LLaMA-Factory's names of their purpose.
         named: Columns that the entry names; the others in `columns` are LLaMA-Factory's defaults.
@@ -58,7 +58,7 @@ class FileInfo:
         """Name of the format of converted rows."""
         return "sharegpt" if self.sharegpt else "alpaca"
 
-    def rename(self, row: Any) -> Any:
+    def rename(self, row: object) -> object:
         """Convert a row to the keys and roles of `format`.
 
         Unused columns are renamed, so that they are reported as ignored.
@@ -85,7 +85,7 @@ class FileInfo:
         others = {f"{key} (not in {FILE})" if key in used else key: value for key, value in others.items()}
         return {**others, **renamed}
 
-    def _message(self, message: Any) -> Any:
+    def _message(self, message: object) -> object:
         if not isinstance(message, Mapping):
             return message
         roles = {self.tags[f"{role}_tag"]: known for role, known in _ROLES.items() if f"{role}_tag" in self.tags}

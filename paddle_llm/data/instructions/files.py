@@ -21,6 +21,7 @@ from paddle_llm.data.instructions.other_keys import reject_preferences
 from paddle_llm.data.instructions.prompted_tasks import PromptTemplates
 from paddle_llm.data.instructions.rows import read_rows
 from paddle_llm.data.instructions.table_rows import without_nulls
+from paddle_llm.data.json_types import describe_type
 
 __all__ = ["DEFAULT_DATA", "SPLITS", "SUFFIXES", "Loaded", "Row", "find_files", "load_conversations", "read_rows"]
 
@@ -92,7 +93,7 @@ class RowReader:
         self.info: FileInfo | None = None if prompted or data_format != "auto" else find_entry(path)
         self._given = None if data_format == "auto" else data_format
         self._joined = kind_of_file(path) == "parquet" and not prompted
-        self._by_keys: dict[frozenset[Any], str] = {}
+        self._by_keys: dict[frozenset[str], str] = {}
         self._first: str | None = None
         self._columns: set[str] = set()
         self.formats: Counter[str] = Counter()
@@ -118,7 +119,7 @@ class RowReader:
         name = next(iter(self.formats), self._first)
         return f"{name}, by its keys {', '.join(FORMATS[name].required)}" if name else "unknown"
 
-    def read(self, value: Any, where: str) -> Iterator[Conversation]:
+    def read(self, value: object, where: str) -> Iterator[Conversation]:
         """Yield the conversations of a row.
 
         Args:
@@ -156,13 +157,13 @@ class RowReader:
                 f"{self.path}: {self.info.where} names {', '.join(map(repr, missing))} as a column, which no row has. Correct the entry."
             )
 
-    def _format(self, value: Any, where: str) -> str:
+    def _format(self, value: object, where: str) -> str:
         if self._given:
             return self._given
         if self.info:
             return self.info.format
         if not isinstance(value, dict):
-            raise BadRow(f"a JSON {type(value).__name__}, not an object")
+            raise BadRow(f"{describe_type(value)}, not an object")
         keys = frozenset(key for key, item in value.items() if item is not None)
         if keys not in self._by_keys:
             reject_preferences(value, where)

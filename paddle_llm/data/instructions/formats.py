@@ -24,6 +24,7 @@ from paddle_llm.data.instructions.conversation import (
 )
 from paddle_llm.data.instructions.messages import Notes, check_order, check_text, parse_value, read_messages
 from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, reject_preferences, template_fields
+from paddle_llm.data.json_types import describe_type
 
 __all__ = [
     "ASSISTANT", "FORMATS", "ROLES", "SYSTEM", "TOOL", "USER", "BadRow", "Conversation", "Format", "Round", "Turn",
@@ -66,32 +67,26 @@ def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
         raise BadRow(f"no key {key!r}")
     value = row[key]
     if not isinstance(value, str):
-        raise BadRow(f"{key!r} holds {_kind(value)}, not text")
+        raise BadRow(f"{key!r} is {describe_type(value)}, not text")
     if not value.strip() and not may_be_empty:
         raise BadRow(f"{key!r} is empty")
     return value
-
-
-def _kind(value: Any) -> str:
-    if value is None or value != value:
-        return "null" if value is None else "NaN (a missing value is null in JSON)"
-    return type(value).__name__
 
 
 def _system(row: Row) -> list[Turn]:
     context = row.get("context")
     others = sorted(set(context) - {"system"}) if isinstance(context, dict) else []
     if others:
-        raise BadRow(f"'context' holds {', '.join(map(str, others))}; only 'system' is supported")
+        raise BadRow(f"'context' has the keys {', '.join(map(str, others))}; only 'system' is supported")
     found = {key: row[key] for key in SYSTEMS if row.get(key) is not None}
     if isinstance(context, dict) and context.get("system") is not None:
         found["context"] = context["system"]
     for key, text in found.items():
         if not isinstance(text, str):
-            raise BadRow(f"{key!r} holds {type(text).__name__}, not text")
+            raise BadRow(f"{key!r} is {describe_type(text)}, not text")
     texts = {text for text in found.values() if text}
     if len(texts) > 1:
-        raise BadRow(f"{' and '.join(map(repr, found))} hold different system texts")
+        raise BadRow(f"{' and '.join(map(repr, found))} contain different system texts")
     return [Turn(SYSTEM, text) for text in texts]
 
 
@@ -108,7 +103,7 @@ def _history(row: Row) -> list[Turn]:
 
 def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
     if not isinstance(row.get("context") or {}, dict):
-        raise BadRow("'context' holds text, which the format src_tgt does not use; add it to src")
+        raise BadRow("'context' is text, which the format src_tgt does not use; add it to src")
     lists = [isinstance(row.get(key), list) for key in ("src", "tgt")]
     if not any(lists):
         return [*_system(row), Turn(USER, _text(row, "src", may_be_empty=True)), Turn(ASSISTANT, _text(row, "tgt"))]
@@ -128,9 +123,9 @@ def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: tupl
     }
     nonempty = [text for text in texts.values() if text]
     if len(nonempty) > 1:
-        raise BadRow(f"{' and '.join(map(repr, texts))} both hold text; join them")
+        raise BadRow(f"{' and '.join(map(repr, texts))} both contain text; join them")
     only_further = nonempty and isinstance(row.get(question), str) and not row[question].strip()
-    if only_further:  # the other key holds the whole question
+    if only_further:  # the other key contains the whole question
         user = Turn(USER, nonempty[0])
     else:
         user = Turn(USER, _text(row, question, may_be_empty=question == "inputs"), input="".join(nonempty))
@@ -162,7 +157,7 @@ def _read_prompt_completion(row: Row, notes: Notes) -> list[Turn]:
     return [*(() if prompt[0].role == SYSTEM else _system(row)), *untrained, *completion]
 
 
-def _pair(
+def _pair_format(
     question: str, answer: str, *further: str, optional: tuple[str, ...] = (), without: tuple[str, ...] = ()
 ) -> Format:
     keys = [question, *further[:1], answer, *optional]
@@ -175,25 +170,25 @@ FORMATS = {
     "src_tgt": Format(
         ("src", "tgt"), _read_src_tgt, '{"src": "...", "tgt": "..."}, or lists for several turns', ("context",)
     ),
-    "content_summary": _pair("content", "summary"),
-    "alpaca": _pair("instruction", "output", "input", optional=("history",)),
+    "content_summary": _pair_format("content", "summary"),
+    "alpaca": _pair_format("instruction", "output", "input", optional=("history",)),
     "sharegpt": Format(
         ("conversations",), partial(_read_list, key="conversations"), '{"conversations": [{"from", "value"}], "tools"}'
     ),
     "messages": Format(
         ("messages",), partial(_read_list, key="messages"), '{"messages": [{"role", "content", "loss"}], "tools"}'
     ),
-    "prompted": _pair("inputs", "targets"),
-    "query_response": _pair("query", "response", optional=("history",)),
+    "prompted": _pair_format("inputs", "targets"),
+    "query_response": _pair_format("query", "response", optional=("history",)),
     "prompt_completion": Format(
         ("prompt", "completion"), _read_prompt_completion, '{"prompt", "completion"}: texts, or lists of messages'
     ),
-    "prompt_response": _pair("prompt", "response", optional=("history",)),
-    "instruction_response": _pair("instruction", "response", "input", "context"),
-    "question_answer": _pair("question", "answer", "context"),
-    "question_response": _pair("question", "response"),
-    "input_output": _pair("input", "output", without=("instruction",)),
-    "input_target": _pair("input", "target", without=("instruction",)),
+    "prompt_response": _pair_format("prompt", "response", optional=("history",)),
+    "instruction_response": _pair_format("instruction", "response", "input", "context"),
+    "question_answer": _pair_format("question", "answer", "context"),
+    "question_response": _pair_format("question", "response"),
+    "input_output": _pair_format("input", "output", without=("instruction",)),
+    "input_target": _pair_format("input", "target", without=("instruction",)),
     "conversation": Format(
         ("conversation",), partial(_read_list, key="conversation"), '{"conversation": [{"human", "assistant"}], "system"}'
     ),
@@ -253,7 +248,7 @@ def known_formats() -> str:
     return "\n".join(f"  {name}: {known.example}" for name, known in FORMATS.items())
 
 
-def read_row(row: Any, format_name: str, where: str = "", notes: Notes | None = None) -> Conversation:
+def read_row(row: object, format_name: str, where: str = "", notes: Notes | None = None) -> Conversation:
     """Convert a row of a known format to a conversation.
 
     Args:
@@ -266,7 +261,7 @@ def read_row(row: Any, format_name: str, where: str = "", notes: Notes | None = 
         BadRow: If the row is not a conversation.
     """
     if not isinstance(row, dict):
-        raise BadRow(f"a JSON {type(row).__name__}, not an object")
+        raise BadRow(f"{describe_type(row)}, not an object")
     known, counted = FORMATS[format_name], Notes()
     for key in known.required:
         if row.get(key) is None:

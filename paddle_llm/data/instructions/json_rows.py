@@ -236,7 +236,7 @@ def _rows_of_wrapper(path: str, value: Any) -> list[Any] | None:
     """Return the rows of a file that is one object, such as {"version": ..., "data": [...]}; None if it is a row.
 
     Raises:
-        UserError: If the object holds several lists of rows, such as splits.
+        UserError: If the object contains several lists of rows, such as splits.
     """
     if not isinstance(value, dict):
         return None

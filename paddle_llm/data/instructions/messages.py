@@ -13,6 +13,7 @@ from typing import Any
 
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.instructions.conversation import ASSISTANT, ROLES, SYSTEM, TOOL, USER, BadRow, Turn
+from paddle_llm.data.json_types import describe_type
 
 # Keys that are passed to the chat template, as by `apply_chat_template`.
 MESSAGE_FIELDS = ("tool_calls", "reasoning_content", "thinking", "reasoning", "name", "tool_call_id")
@@ -29,7 +30,7 @@ _REFUSED = {
     ),
 }
 _CALL_ROLES = ("function_call", "tool_call")
-_PAIRS = (
+_QUESTION_ANSWER_KEYS = (
     ("human", "assistant"),
     ("input", "output"),
     ("user", "assistant"),
@@ -56,8 +57,13 @@ class Notes:
         self.calls_as_text += other.calls_as_text
 
 
-def parse_value(value: Any, key: str, *kinds: type) -> Any:
-    """Return a list or object, which a column may also hold as JSON text.
+def parse_value(value: object, key: str, kind: type[list[Any] | dict[str, Any]]) -> Any:
+    """Return a list or object, which a column may also contain as JSON text.
+
+    Args:
+        value: The value.
+        key: Its key, for messages.
+        kind: Required type: list or dict.
 
     Raises:
         BadRow: If the value has another type.
@@ -66,14 +72,14 @@ def parse_value(value: Any, key: str, *kinds: type) -> Any:
         try:
             value = parse_json(value)
         except (ValueError, RecursionError):
-            raise BadRow(f"{key!r} holds text that is not JSON") from None
-    if not isinstance(value, kinds):
-        raise BadRow(f"{key!r} holds {type(value).__name__}, not {' or '.join(kind.__name__ for kind in kinds)}")
+            raise BadRow(f"{key!r} is text that is not JSON") from None
+    if not isinstance(value, kind):
+        raise BadRow(f"{key!r} is {describe_type(value)}, not {describe_type(kind())}")
     return value
 
 
-def parse_object(value: Any) -> Any:
-    """Return the object that a list item holds as JSON text (as `datasets` 5 writes mixed objects); else the item."""
+def parse_object(value: object) -> Any:
+    """Parse a list item that is the JSON text of an object (as `datasets` 5 writes mixed objects); return others as is."""
     if isinstance(value, str) and value[:1] == "{":
         try:
             found = parse_json(value)
@@ -83,7 +89,7 @@ def parse_object(value: Any) -> Any:
     return value
 
 
-def read_messages(value: Any, key: str, notes: Notes) -> list[Turn]:
+def read_messages(value: object, key: str, notes: Notes) -> list[Turn]:
     """Return the turns of a list of messages, of pairs of question and answer, or of alternating texts.
 
     Args:
@@ -103,10 +109,10 @@ def read_messages(value: Any, key: str, notes: Notes) -> list[Turn]:
     turns: list[Turn] = []
     for message in messages:
         if not isinstance(message, Mapping):
-            raise BadRow(f"a message is a {type(message).__name__}, not an object")
+            raise BadRow(f"a message is {describe_type(message)}, not an object")
         # If rows of several schemas were merged, every message has the keys of all, and most of them are null.
         message = {name: item for name, item in message.items() if item is not None}
-        pair = None if {"role", "from"} & set(message) else _pair(message)
+        pair = None if {"role", "from"} & set(message) else _question_answer_keys(message)
         turns += _read_pair(message, pair, notes) if pair else [read_message(message, notes)]
     return turns
 
@@ -117,8 +123,8 @@ def _nonempty(text: str) -> str:
     return text
 
 
-def _pair(message: Mapping[str, Any]) -> tuple[str, str] | None:
-    return next((pair for pair in _PAIRS if set(pair) <= set(message)), None)
+def _question_answer_keys(message: Mapping[str, Any]) -> tuple[str, str] | None:
+    return next((pair for pair in _QUESTION_ANSWER_KEYS if set(pair) <= set(message)), None)
 
 
 def _read_pair(message: Mapping[str, Any], pair: tuple[str, str], notes: Notes) -> list[Turn]:
@@ -126,7 +132,7 @@ def _read_pair(message: Mapping[str, Any], pair: tuple[str, str], notes: Notes) 
     texts = [message[key] for key in pair]
     system = message.get("system") or ""
     if not all(isinstance(text, str) for text in (*texts, system)):
-        raise BadRow(f"a message does not hold text for {' and '.join(pair)}")
+        raise BadRow(f"a message has no text for {' and '.join(pair)}")
     _ignore(message, {*pair, "system"}, notes)
     start = [Turn(SYSTEM, system)] if system else []
     return [*start, Turn(USER, texts[0]), Turn(ASSISTANT, texts[1])]
@@ -176,7 +182,7 @@ def _content(message: Mapping[str, Any], may_be_absent: bool) -> str:
     content = message.get("content", message.get("value"))
     if isinstance(content, list):  # OpenAI's list of parts
         if len(content) > 1 and any(isinstance(part, str) for part in content):
-            raise BadRow("a message holds a list of texts; join them")
+            raise BadRow("the content of a message is a list of texts; join them")
         texts: list[Any] = [part.get("text") if isinstance(part, Mapping) else part for part in content]
         kinds = {part.get("type", "text") for part in content if isinstance(part, Mapping)}
         if not all(isinstance(text, str) for text in texts) or kinds - {"text", "input_text", "output_text"}:
@@ -188,7 +194,7 @@ def _content(message: Mapping[str, Any], may_be_absent: bool) -> str:
     if isinstance(content, dict) and is_call(message):
         return json.dumps(content, ensure_ascii=False)
     if not isinstance(content, str):
-        raise BadRow(f"a message's content is {'null' if content is None else type(content).__name__}, not text")
+        raise BadRow(f"the content of a message is {describe_type(content)}, not text")
     return content
 
 
@@ -284,7 +290,7 @@ def irregular_order(turns: tuple[Turn, ...]) -> str:
     return ""
 
 
-def check_text(value: Any) -> None:
+def check_text(value: object) -> None:
     r"""Check that all texts of a value can be encoded as UTF-8.
 
     Raises:

@@ -20,15 +20,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import jinja2
 import yaml
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.instructions.formats import ASSISTANT, USER, BadRow, Conversation, Turn
 from paddle_llm.data.instructions.record_templates import compile_template, render
+from paddle_llm.data.json_types import describe_type
 
-_BORDER = "|||"
-_SPLIT = "\x1f"
+_SEPARATOR = "|||"  # promptsource's separator of input and target, and of answer choices
+_END_OF_INPUTS = "\x1f"
 
 
 @dataclass(frozen=True)
@@ -37,15 +39,15 @@ class PromptTemplate:
 
     Attributes:
         name: Name of the template.
-        both: Compiled inputs and targets in one, so that a variable set in the inputs is defined in the targets.
+        inputs_and_targets: Compiled inputs and targets as one template, so that a variable set in the inputs is defined in the targets.
         choices: Compiled answer choices; None if there are none.
         task: Task of the samples; records that name another task are skipped.
         language: Language of the samples.
     """
 
     name: str
-    both: Any
-    choices: Any | None
+    inputs_and_targets: jinja2.Template
+    choices: jinja2.Template | None
     task: str
     language: str
 
@@ -59,11 +61,11 @@ class PromptTemplate:
             return None
         columns = dict(row)
         if self.choices is not None:
-            columns["answer_choices"] = [c.strip() for c in self._render(self.choices, columns).split(_BORDER)]
-        inputs, _, targets = self._render(self.both, columns).partition(_SPLIT)
+            columns["answer_choices"] = [c.strip() for c in self._render(self.choices, columns).split(_SEPARATOR)]
+        inputs, _, targets = self._render(self.inputs_and_targets, columns).partition(_END_OF_INPUTS)
         return (inputs.strip(), targets.strip()) if targets.strip() else None
 
-    def _render(self, template: Any, columns: dict[str, Any]) -> str:
+    def _render(self, template: jinja2.Template, columns: dict[str, Any]) -> str:
         try:
             return render(template, columns)
         except UserError as error:
@@ -88,18 +90,18 @@ class PromptTemplates:
         self.templates = [_template(entry, path, number) for number, entry in enumerate(entries, 1)]
         self.applied = dict.fromkeys((t.name for t in self.templates), 0)
 
-    def conversations(self, row: Any, where: str) -> Iterator[Conversation]:
+    def conversations(self, row: object, where: str) -> Iterator[Conversation]:
         """Yield one conversation per template that applies to a record.
 
         Raises:
             BadRow: If no template applies.
         """
         if not isinstance(row, dict):
-            raise BadRow(f"a JSON {type(row).__name__}, not an object")
-        made = [(template, found) for template in self.templates if (found := template.apply(row))]
-        if not made:
+            raise BadRow(f"{describe_type(row)}, not an object")
+        samples = [(template, found) for template in self.templates if (found := template.apply(row))]
+        if not samples:
             raise BadRow("no template applies")
-        for template, (inputs, targets) in made:
+        for template, (inputs, targets) in samples:
             self.applied[template.name] += 1
             language = template.language or str(row.get("language") or row.get("lang") or "")
             task = template.task or str(row.get("task") or template.name)
@@ -130,14 +132,14 @@ def _load(path: str) -> list[dict[str, Any]]:
     return found
 
 
-def _template(entry: Any, path: str, number: int) -> PromptTemplate:
+def _template(entry: object, path: str, number: int) -> PromptTemplate:
     where = f"--prompt_templates {path}, template {number}"
     if not isinstance(entry, dict):
         raise UserError(f"{where}: not an object. Write an object with name, inputs and targets.")
     if "jinja" in entry:
-        inputs, border, targets = str(entry["jinja"]).partition(_BORDER)
-        if not border:
-            raise UserError(f"{where}: `jinja` has no {_BORDER}. Put it between input and target.")
+        inputs, separator, targets = str(entry["jinja"]).partition(_SEPARATOR)
+        if not separator:
+            raise UserError(f"{where}: `jinja` has no {_SEPARATOR}. Put it between input and target.")
     elif isinstance(entry.get("inputs"), str) and isinstance(entry.get("targets"), str):
         inputs, targets = entry["inputs"], entry["targets"]
     else:
@@ -148,7 +150,7 @@ def _template(entry: Any, path: str, number: int) -> PromptTemplate:
     choices = entry.get("answer_choices")
     return PromptTemplate(
         name,
-        compile_template(inputs + _SPLIT + targets, f"{where} ({name})"),
+        compile_template(inputs + _END_OF_INPUTS + targets, f"{where} ({name})"),
         compile_template(str(choices), f"{where} ({name})") if choices else None,
         str(entry.get("task") or ""),
         str(entry.get("language") or ""),

@@ -177,7 +177,7 @@ def write_self_cognition(
         author: Author of the model by language.
         languages: Languages in the order of the rows.
         output: File to write.
-        overwrite: Replace an existing file.
+        overwrite: Whether to replace an existing file.
 
     Returns:
         The number of rows by language.

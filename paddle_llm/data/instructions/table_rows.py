@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.core.console import say_once
 from paddle_llm.core.downloads import HEAD_BYTES, failed_download
@@ -17,6 +17,9 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.sources import Source
 from paddle_llm.data.instructions.json_rows import Row
 from paddle_llm.data.text_files import read_text
+
+if TYPE_CHECKING:
+    import pyarrow
 
 _BATCH = 1024
 # Missing values of pandas.read_csv, which `datasets` uses (pandas 3.0, pandas/_libs/parsers.pyx, STR_NA_VALUES).
@@ -122,7 +125,7 @@ def parquet_rows(source: Source) -> Iterator[Row]:
         raise UserError(f"{source.path}: cannot be read as parquet: {error}. Write the file again.") from error
 
 
-def _objects(path: str, batch: Any) -> list[dict[str, Any]]:
+def _objects(path: str, batch: pyarrow.RecordBatch) -> list[dict[str, Any]]:
     """Return the rows of a batch as Python objects.
 
     Raises:

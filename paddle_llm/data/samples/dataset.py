@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import overload
 
 import numpy as np
 
@@ -49,7 +49,13 @@ class ConversationBlend(Sequence[Conversation]):
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Conversation: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Conversation]: ...
+
+    def __getitem__(self, index: int | slice) -> Conversation | list[Conversation]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self._length))]
         if not 0 <= index < self._length:
@@ -161,8 +167,8 @@ class InstructionDataset:
 class PackedDataset:
     """One packed row of T tokens per item, int64: input_ids, labels, position_ids [T]; segment_lengths [k].
 
-    A row has k samples. For ChatGLM-6B: position_ids [2, T] and prefix_lengths [k]. Attention must not cross segments; position_ids restart
-    in each segment.
+    A row has k samples, its segments. Attention must not cross segments; position_ids restart in each of them. For
+    ChatGLM-6B: position_ids [2, T] and prefix_lengths [k].
 
     Args:
         samples: Samples that are not longer than a row.

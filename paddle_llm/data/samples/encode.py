@@ -62,6 +62,17 @@ class EncodedSample:
 
 @dataclass
 class _Round:
+    """One encoded round.
+
+    Attributes:
+        prompt: Ids before the answer.
+        answer: Ids of the answer, including its end.
+        has_loss: Whether the answer is trained.
+        trained_end: Id that is trained after the answer although another token follows; None if there is none.
+        cut_question: Whether a question was truncated.
+        cut_answer: Whether the answer was truncated.
+    """
+
     prompt: list[int]
     answer: list[int]
     has_loss: bool
@@ -131,7 +142,7 @@ class InstructionEncoder:
         """Encode a conversation for training.
 
         Raises:
-            PromptTooLong: If the template's text around an empty question exceeds src_length.
+            PromptTooLong: If the template's text around the questions exceeds src_length.
             RowRejected: If the template cannot render the conversation.
         """
         rounds, notes, dropped = self._fitting_rounds(conversation)

@@ -142,8 +142,8 @@ def encode_all(
         conversations: The conversations.
         encoder: Encoder with template and lengths.
         long_samples: What to do with samples longer than max_length: "truncate", "refuse" (an error) or "drop".
-        skip_untrainable: Skip samples without a token with loss, and samples that the template cannot render or whose
-            template text exceeds src_length; else they are an error.
+        skip_untrainable: Whether to skip samples without a token with loss, samples that the template cannot render, and
+            samples whose template text exceeds src_length; else they are an error.
 
     Raises:
         UserError: If samples are refused by these options, or no sample is left.
@@ -211,7 +211,7 @@ def _check_report(
         )
     for kind, problem in (
         ("prompt_too_long", f"The template alone is longer than --src_length {encoder.src_length}"),
-        ("no_loss", "No token has a loss"),
+        ("no_loss", "No token has a loss (the answer is truncated, or its loss flag is 0)"),
         ("rejected", f"The chat template cannot render these rows ({'; '.join(report.reasons)})"),
     ):
         if getattr(report, kind) and not skip_untrainable:

@@ -61,12 +61,12 @@ def pack(lengths: Sequence[int] | np.ndarray, row_length: int, seed: int, window
     wrong = np.flatnonzero((sizes > row_length) | (sizes < 1))
     if len(wrong):
         raise ValueError(f"sample {wrong[0]} has {sizes[wrong[0]]} tokens, not 1 to {row_length}")
-    draw = np.random.RandomState([seed % 2**32, len(sizes) % 2**32])
-    order = draw.permutation(len(sizes))
+    generator = np.random.RandomState([seed % 2**32, len(sizes) % 2**32])
+    order = generator.permutation(len(sizes))
     rows: list[list[int]] = []
     for first in range(0, len(order), window):
         rows += _fill_rows(order[first : first + window], sizes, row_length)
-    shuffled = [rows[i] for i in draw.permutation(len(rows))]
+    shuffled = [rows[i] for i in generator.permutation(len(rows))]
     return Packing(shuffled, row_length, int(sizes.sum()), int(sizes.max(initial=0)), len(sizes))
 
 

@@ -1,6 +1,6 @@
-"""Base class of codecs: what chat templates need from a tokenizer.
+"""Base class of codecs: the interface of a tokenizer for chat templates.
 
-A codec gives the ids of a text at the beginning or after other text, and the ids of special tokens by name. Text stays
+A codec returns the ids of a text at the beginning or after other text, and the ids of special tokens by name. Text stays
 text: if a document or a question contains `</s>` or `<|user|>`, `encode` and `encode_continuation` return no id of a
 special token. `encode_with_specials` is for text in which such names are special tokens.
 """
@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.plain_text import require_text
 
@@ -31,7 +32,7 @@ class TextCodec:
         specials: Special tokens as text, longest first.
         vocab_size: Number of ids without added tokens.
         rows: Number of rows of the model's embedding; None if there is no model (see `fit_to_model`).
-        starts_after_specials: Whether text after a special token gets the blank that the beginning of a text gets.
+        starts_after_specials: Whether text after a special token gets the same blank as the beginning of a text.
     """
 
     starts_after_specials = True
@@ -74,13 +75,13 @@ class TextCodec:
                 f"{name} {number}" for name, number in sorted(outside.items(), key=lambda item: item[1])[:8]
             )
             say(
-                f"tokenizer {self.name}: {len(outside)} special tokens have ids outside the model's {rows} embeddings: "
+                f"tokenizer {self.name}: {counted(len(outside), 'special token')} outside the model's {rows} embeddings: "
                 f"{named}. Text that needs one is an error."
             )
         if self.pad_id is not None and self.pad_id >= rows:
             other = self.eos_id if self.eos_id is not None else 0
             say(
-                f"tokenizer {self.name}: pad id {self.pad_id} is outside the model; rows are padded with {other}, without loss"
+                f"tokenizer {self.name}: pad id {self.pad_id} is outside the model's {rows} embeddings; rows are padded with id {other}, which has no loss there"
             )
             self.pad_id = other
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
 
 
 class FastBackend:
@@ -16,7 +19,7 @@ class FastBackend:
         starts_after_specials: Whether text after a special token gets that blank as well.
     """
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: FastTokenizer) -> None:
         self._backend = backend
         self._lock = threading.Lock()
         backend.no_truncation()
@@ -71,7 +74,7 @@ class FastBackend:
         """Return the id of a token; None if the vocabulary lacks it."""
         return self._backend.token_to_id(token)
 
-    def _encode(self, backend: Any, text: str, literal: bool) -> list[int]:
+    def _encode(self, backend: FastTokenizer, text: str, literal: bool) -> list[int]:
         with self._lock:  # the setting belongs to the tokenizer, not to a call
             backend.encode_special_tokens = literal
             try:
@@ -80,7 +83,7 @@ class FastBackend:
                 backend.encode_special_tokens = False
 
 
-def _parts(step: Any) -> Iterable[dict[str, Any]]:
+def _parts(step: object) -> Iterable[dict[str, Any]]:
     """Yield a normalizer or pre-tokenizer and its nested steps."""
     if not isinstance(step, dict):
         return
@@ -90,7 +93,7 @@ def _parts(step: Any) -> Iterable[dict[str, Any]]:
             yield from _parts(part)
 
 
-def _prepending(step: Any) -> set[str]:
+def _prepending(step: object) -> set[str]:
     """Return which texts get a blank before them: "always", or "first" (only the beginning of the input)."""
     kinds = set()
     for part in _parts(step):
@@ -101,7 +104,7 @@ def _prepending(step: Any) -> set[str]:
     return kinds
 
 
-def _without_prepending(content: dict[str, Any]) -> Any:
+def _without_prepending(content: dict[str, Any]) -> FastTokenizer:
     import tokenizers
 
     for part in [*_parts(content["normalizer"]), *_parts(content["pre_tokenizer"])]:

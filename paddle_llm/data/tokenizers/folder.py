@@ -32,7 +32,7 @@ SENTENCEPIECE_FILES = (PADDLENLP_SENTENCEPIECE_MODEL, SENTENCEPIECE_MODEL)
 BARE_CLASS = "PreTrainedTokenizerFast"
 # Names of the class that uses tokenizer.json without changes: in transformers 4, transformers 5 and PaddleNLP.
 BARE_CLASSES = (BARE_CLASS, "TokenizersBackend", "PretrainedTokenizerFast")
-# Classes that PaddleNLP has, but transformers has not (or not with a reader for these vocabulary files).
+# Classes of PaddleNLP that transformers does not have, or that read other vocabulary files there.
 PADDLENLP_CLASSES = (
     "BloomTokenizer",
     "ChatGLMTokenizer",
@@ -119,7 +119,7 @@ def class_name(config: dict[str, Any]) -> str | None:
     return name if isinstance(name, str) else None
 
 
-def token_text(token: Any) -> str | None:
+def token_text(token: object) -> str | None:
     """Return the text of a token in a JSON file, which is text or an object with `content`; else None."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) and not any("\ud800" <= sign <= "\udfff" for sign in text) else None
@@ -128,7 +128,7 @@ def token_text(token: Any) -> str | None:
 def special_tokens(folder: str | Path) -> list[str]:
     """Return all special tokens named in the files of a folder, and the three of LlamaTokenizer."""
     tokens: dict[str, Any] = dict(_PADDLENLP_DEFAULTS)
-    listed: list[Any] = []
+    listed: list[object] = []
     for name in (TOKENIZER_CONFIG, SPECIAL_TOKENS_MAP):
         values = read_json(os.path.join(folder, name))
         tokens.update({key: value for key, value in values.items() if key.endswith("_token") and "add_" not in key})
@@ -174,8 +174,7 @@ def reader_of(folder: str) -> Reader:
     config = read_config(folder)
     name, pieces = class_name(config), sentencepiece_model(folder)
     fast = os.path.isfile(os.path.join(folder, TOKENIZER_JSON))
-    ours = pieces is not None and _is_paddlenlp_folder(config, pieces)
-    if pieces is not None and ours:
+    if pieces is not None and _is_paddlenlp_folder(config, pieces):
         processor = read_sentencepiece(pieces)
         settings = _changing_settings(folder, config, processor)
         if not settings:
@@ -221,7 +220,7 @@ def _changing_settings(folder: str, config: dict[str, Any], processor: SentenceP
             elif not (value is None and absent) and not (is_piece and number == named.get(key, number)):
                 found.add(key)
         elif key in _LISTED_KEYS:
-            if not all(_is_piece(processor, *entry) for entry in _listed(value)):
+            if not all(_is_piece(processor, *entry) for entry in _ids_and_tokens(value)):
                 found.add(key)
         elif key not in _HARMLESS or (_HARMLESS[key] is not _ANY and value not in _HARMLESS[key]):
             found.add(key)
@@ -231,14 +230,14 @@ def _changing_settings(folder: str, config: dict[str, Any], processor: SentenceP
     return found
 
 
-def _listed(value: Any) -> list[tuple[Any, Any]]:
+def _ids_and_tokens(value: object) -> list[tuple[object, object]]:
     """Return (id or None, token) for a list of tokens or an added_tokens_decoder."""
     if isinstance(value, dict):
         return list(value.items())
     return [(None, token) for token in value] if isinstance(value, list) else [(None, value)] * (value is not None)
 
 
-def _is_piece(processor: SentencePieceProcessor, number: Any, token: Any) -> bool:
+def _is_piece(processor: SentencePieceProcessor, number: object, token: object) -> bool:
     """Return whether a token is a control piece of the model with the id given in the folder."""
     text = token_text(token)
     if text is None:

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from paddle_llm.core.artifacts import (
@@ -29,7 +30,7 @@ from paddle_llm.data.tokenizers.folder import (
     SENTENCEPIECE_FILES,
     read_config,
 )
-from paddle_llm.data.tokenizers.protocol import Tokenizer
+from paddle_llm.data.tokenizers.protocol import TransformersTokenizer
 from paddle_llm.data.tokenizers.saving import copy_when_saved
 
 _PATH_KEYS = ("name_or_path", "vocab_file", "tokenizer_file", "special_tokens_map_file")
@@ -38,7 +39,7 @@ _REMEDY = f". Use a local folder with {TOKENIZER_CONFIG} and a vocabulary."
 _reported: set[str] = set()
 
 
-def load_with_transformers(folder: str) -> Tokenizer:
+def load_with_transformers(folder: str) -> TransformersTokenizer:
     """Load a folder with transformers' AutoTokenizer.
 
     It differs from `AutoTokenizer.from_pretrained(folder)` in this: names that only transformers 5 or PaddleNLP write are
@@ -75,39 +76,41 @@ def load_with_transformers(folder: str) -> Tokenizer:
 
 
 def _translate(folder: str, config: dict[str, Any]) -> dict[str, Any]:
-    """Return tokenizer_config.json as transformers 4.55 reads it."""
-    made = {key: value for key, value in config.items() if key not in _PATH_KEYS}
+    """Return tokenizer_config.json in the form that transformers 4.55 reads."""
+    translated = {key: value for key, value in config.items() if key not in _PATH_KEYS}
     fast = os.path.isfile(os.path.join(folder, TOKENIZER_JSON))
-    named = made.get("tokenizer_class") or made.get("init_class")
+    named = translated.get("tokenizer_class") or translated.get("init_class")
     if fast and named in (*BARE_CLASSES, *PADDLENLP_CLASSES):
-        made["tokenizer_class"] = BARE_CLASS
+        translated["tokenizer_class"] = BARE_CLASS
     elif named:
-        made["tokenizer_class"] = named
-    if isinstance(made.get("extra_special_tokens"), list):  # transformers 5; version 4.55 expects a mapping
-        listed = made.get("additional_special_tokens")
-        more = made.pop("extra_special_tokens")
-        made["additional_special_tokens"] = [*listed, *more] if isinstance(listed, list) else more
-    for key, value in made.items():
+        translated["tokenizer_class"] = named
+    if isinstance(translated.get("extra_special_tokens"), list):  # transformers 5; version 4.55 expects a mapping
+        listed = translated.get("additional_special_tokens")
+        more = translated.pop("extra_special_tokens")
+        translated["additional_special_tokens"] = [*listed, *more] if isinstance(listed, list) else more
+    for key, value in translated.items():
         if key.endswith("_token"):
-            made[key] = _typed(value)
+            translated[key] = _typed(value)
         elif key == "additional_special_tokens" and isinstance(value, list):
-            made[key] = [_typed(one) for one in value]
-    if made.get("tokenizer_class") == BARE_CLASS:
+            translated[key] = [_typed(one) for one in value]
+    if translated.get("tokenizer_class") == BARE_CLASS:
         # Otherwise the class returns token_type_ids, which no model here accepts.
-        made.setdefault("model_input_names", ["input_ids", "attention_mask"])
-    return made
+        translated.setdefault("model_input_names", ["input_ids", "attention_mask"])
+    return translated
 
 
-def _typed(token: Any) -> Any:
+def _typed(token: object) -> object:
     """Return a token with the type that transformers writes and requires to read an object as a token."""
     return {"__type": "AddedToken", **token} if isinstance(token, dict) and "content" in token else token
 
 
-def _load(folder: str, config: dict[str, Any]) -> Any:
+def _load(folder: str, config: dict[str, Any]) -> TransformersTokenizer:
     transformers = import_transformers()
     with _view(folder, config) as path, _quiet(transformers):
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+            tokenizer: TransformersTokenizer = transformers.AutoTokenizer.from_pretrained(
+                path, local_files_only=True, trust_remote_code=False
+            )
             tokenizer("a")  # some settings fail only in a call
             # A special token outside the vocabulary fails only when its id is requested.
             _ = tokenizer.all_special_ids, tokenizer.unk_token_id
@@ -143,7 +146,7 @@ def _reason(error: UserError) -> str:
     return str(error).partition(_CANNOT)[2].removesuffix(_REMEDY)
 
 
-def _require_deterministic(tokenizer: Any, folder: str) -> None:
+def _require_deterministic(tokenizer: TransformersTokenizer, folder: str) -> None:
     """Check that a text always gets the same ids; else ranks and resumed runs would train on different samples.
 
     Raises:
@@ -157,7 +160,7 @@ def _require_deterministic(tokenizer: Any, folder: str) -> None:
         )
 
 
-def _name_files(tokenizer: Any, folder: str, path: str) -> None:
+def _name_files(tokenizer: TransformersTokenizer, folder: str, path: str) -> None:
     """Replace the name of the temporary folder by that of the real one in the tokenizer's attributes."""
     tokenizer.name_or_path = folder
     for key in _PATH_KEYS:
@@ -186,7 +189,7 @@ def _view(folder: str, config: dict[str, Any]) -> Iterator[str]:
 
 
 @contextmanager
-def _quiet(transformers: Any) -> Iterator[None]:
+def _quiet(transformers: ModuleType) -> Iterator[None]:
     """Suppress transformers' advice about settings of the folder."""
     logging = transformers.utils.logging
     before = logging.get_verbosity()

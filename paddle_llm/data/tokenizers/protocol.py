@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
+
+if TYPE_CHECKING:
+    from tokenizers import AddedToken
+    from tokenizers import Tokenizer as FastTokenizer
 
 
 class Tokenizer(Protocol):
     """Common interface of the tokenizers of PaddleNLP and transformers.
 
     Attributes:
+        eos_token: EOS as text; None if the tokenizer has none.
+        unk_token: Token for unknown text; None if the tokenizer has none.
         bos_token_id: BOS id; None if the tokenizer has none.
         eos_token_id: EOS id; None if the tokenizer has none.
         pad_token_id: Id for padding; None if the tokenizer has none.
@@ -18,6 +25,8 @@ class Tokenizer(Protocol):
         all_special_ids: Ids of the special tokens.
     """
 
+    eos_token: str | None
+    unk_token: str | None
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
@@ -32,7 +41,7 @@ class Tokenizer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __call__(self, text: Any, **options: Any) -> Any:
+    def __call__(self, text: str | list[str], **options: Any) -> Any:
         """Encode a text or a list of texts; the result has `input_ids`."""
         ...
 
@@ -40,11 +49,11 @@ class Tokenizer(Protocol):
         """Split a text into tokens."""
         ...
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+    def convert_tokens_to_ids(self, tokens: str | list[str]) -> Any:
         """Return the id of a token, or the ids of a list of tokens."""
         ...
 
-    def decode(self, ids: Any, **options: Any) -> str:
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
         """Return ids as text."""
         ...
 
@@ -57,6 +66,22 @@ class Tokenizer(Protocol):
         ...
 
 
+class PaddleNLPTokenizer(Tokenizer, Protocol):
+    """A tokenizer that PaddleNLP loaded."""
+
+    def build_inputs_with_special_tokens(self, ids: list[int]) -> list[int]:
+        """Return the ids of a text with the special tokens around it."""
+        ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]:
+        """Return the token of each id."""
+        ...
+
+    def convert_tokens_to_string(self, tokens: list[str | None]) -> str:
+        """Return tokens as text."""
+        ...
+
+
 class TransformersTokenizer(Tokenizer, Protocol):
     """A tokenizer that transformers loaded.
 
@@ -65,20 +90,37 @@ class TransformersTokenizer(Tokenizer, Protocol):
         backend_tokenizer: Tokenizer of that library.
         added_tokens_decoder: Added tokens by id.
         name_or_path: Folder that it was loaded from.
-        unk_token: Token for unknown text; None if there is none.
         special_tokens_map: Special tokens by name.
+        init_kwargs: Arguments of its constructor.
+        vocab_file: Vocabulary file; absent in classes that read none.
+        vocab_files_names: Names of the vocabulary files by argument of the constructor.
+        source_config: Content of tokenizer_config.json with which it was loaded; set by `saving.copy_when_saved`.
+        save_pretrained: Method that writes the tokenizer to a folder; replaced by `saving.copy_when_saved`.
     """
 
     is_fast: bool
-    backend_tokenizer: Any
-    added_tokens_decoder: dict[int, Any]
+    backend_tokenizer: FastTokenizer
+    added_tokens_decoder: dict[int, AddedToken]
     name_or_path: str
-    unk_token: str | None
     special_tokens_map: dict[str, Any]
+    init_kwargs: dict[str, Any]
+    vocab_file: str | None
+    vocab_files_names: dict[str, str]
+    source_config: dict[str, Any]
+    save_pretrained: Callable[..., Any]
+
+    def apply_chat_template(self, conversation: list[dict[str, Any]], **options: Any) -> Any:
+        """Render messages with the tokenizer's chat template; the ids of the text by default."""
+        ...
+
+
+def is_from_transformers(tokenizer: object) -> TypeGuard[TransformersTokenizer]:
+    """Return whether transformers loaded a tokenizer; else PaddleNLP did."""
+    return type(tokenizer).__module__.partition(".")[0] == "transformers"
 
 
 class TokenizerSource(Protocol):
-    """Source of a tokenizer."""
+    """Folders of a model whose tokenizer is exported."""
 
     @property
     def folder(self) -> Path:

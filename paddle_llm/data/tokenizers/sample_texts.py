@@ -21,17 +21,17 @@ def sample_texts(pieces: Sequence[str], number: int = _TEXTS) -> list[str]:
         pieces: Pieces of a vocabulary.
         number: Number of texts.
     """
-    chance = random.Random(0)
-    made = []
-    for turn in range(number):
-        length = chance.randrange(1, 60)
-        if turn % 4 == 0:
-            start = chance.randrange(len(_WORDS))
-            made.append(_WORDS[start : start + length])
-        elif turn % 4 == 1:
-            made.append(bytes(chance.randrange(256) for _ in range(length)).decode("utf-8", "replace"))
-        elif turn % 4 == 2:
-            made.append("".join(chance.choice(_WORDS + "    \n11--") for _ in range(length)))
+    generator = random.Random(0)
+    texts = []
+    for index in range(number):
+        length = generator.randrange(1, 60)
+        if index % 4 == 0:
+            start = generator.randrange(len(_WORDS))
+            texts.append(_WORDS[start : start + length])
+        elif index % 4 == 1:
+            texts.append(bytes(generator.randrange(256) for _ in range(length)).decode("utf-8", "replace"))
+        elif index % 4 == 2:
+            texts.append("".join(generator.choice(_WORDS + "    \n11--") for _ in range(length)))
         else:
-            made.append("".join(chance.choice(pieces) for _ in range(length // 6 + 1)))
-    return made
+            texts.append("".join(generator.choice(pieces) for _ in range(length // 6 + 1)))
+    return texts

@@ -24,6 +24,7 @@ from paddle_llm.core.artifacts import (
     VOCAB_JSON,
 )
 from paddle_llm.data.tokenizers.folder import SENTENCEPIECE_FILES
+from paddle_llm.data.tokenizers.protocol import TransformersTokenizer
 
 _FILES = {
     TOKENIZER_JSON,
@@ -40,7 +41,7 @@ _FILES = {
 _FOLDERS = {CHAT_TEMPLATES_FOLDER}
 
 
-def copy_when_saved(tokenizer: Any, folder: str, config: dict[str, Any]) -> None:
+def copy_when_saved(tokenizer: TransformersTokenizer, folder: str, config: dict[str, Any]) -> None:
     """Make `tokenizer.save_pretrained` copy the files of `folder`. If tokens were added, it writes new files as usual.
 
     Sets `source_config` of the tokenizer to the content of tokenizer_config.json. The trainer and PaddleNLP call
@@ -57,7 +58,12 @@ def copy_when_saved(tokenizer: Any, folder: str, config: dict[str, Any]) -> None
 
 
 def _save(
-    tokenizer: Any, size: int, source: str, config: dict[str, Any], save_directory: str, **options: Any
+    tokenizer: TransformersTokenizer,
+    size: int,
+    source: str,
+    config: dict[str, Any],
+    save_directory: str,
+    **options: Any,
 ) -> tuple[str, ...]:
     if len(tokenizer) != size or not os.path.isdir(source):
         return type(tokenizer).save_pretrained(tokenizer, save_directory, **options)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any, cast
+from typing import cast
 
 from paddle_llm.data.tokenizer import load_tokenizer
 from paddle_llm.data.tokenizers.codec_base import TextCodec
@@ -18,7 +18,12 @@ from paddle_llm.data.tokenizers.folder import (
     special_tokens,
 )
 from paddle_llm.data.tokenizers.plain_text import require_text
-from paddle_llm.data.tokenizers.protocol import Tokenizer, TransformersTokenizer
+from paddle_llm.data.tokenizers.protocol import (
+    PaddleNLPTokenizer,
+    Tokenizer,
+    TransformersTokenizer,
+    is_from_transformers,
+)
 
 __all__ = ["PaddleNLPCodec", "SentencePieceCodec", "TextCodec", "TransformersCodec", "open_codec"]
 
@@ -57,7 +62,7 @@ class SentencePieceCodec(TextCodec):
 class PaddleNLPCodec(TextCodec):
     """Wraps a loaded tokenizer of PaddleNLP."""
 
-    def __init__(self, tokenizer: Any, name: str = "") -> None:
+    def __init__(self, tokenizer: PaddleNLPTokenizer, name: str = "") -> None:
         self.tokenizer = tokenizer
         self._known: dict[int, bool] = {}
         added = getattr(tokenizer, "added_tokens_encoder", None) or {}
@@ -79,7 +84,7 @@ class PaddleNLPCodec(TextCodec):
         around = [int(i) for i in tokenizer.build_inputs_with_special_tokens([_TEXT])]
         self.prefix_ids, after = around[: around.index(_TEXT)], around[around.index(_TEXT) + 1 :]
         gmask = getattr(tokenizer, "gmask_token_id", None)
-        if gmask is not None and after == [gmask, self.bos_id]:
+        if gmask is not None and self.bos_id is not None and after == [gmask, self.bos_id]:
             self.prefix_lm = (gmask, self.bos_id)
         self._detect_dummy_prefix()
 
@@ -205,7 +210,7 @@ def open_codec(tokenizer: str | os.PathLike[str] | Tokenizer) -> TextCodec:
     """Open the codec of a tokenizer folder, or of a tokenizer loaded by `load_tokenizer`.
 
     Raises:
-        UserError: If the folder holds no tokenizer.
+        UserError: If the folder has no tokenizer.
     """
     name = ""
     if isinstance(tokenizer, str | os.PathLike):
@@ -214,6 +219,6 @@ def open_codec(tokenizer: str | os.PathLike[str] | Tokenizer) -> TextCodec:
         if path is not None and reader_of(name) is Reader.SENTENCEPIECE:
             return SentencePieceCodec(name, path)
         tokenizer = load_tokenizer(name)
-    if type(tokenizer).__module__.startswith("transformers."):
-        return TransformersCodec(cast(TransformersTokenizer, tokenizer), name)
-    return PaddleNLPCodec(tokenizer, name)
+    if is_from_transformers(tokenizer):
+        return TransformersCodec(tokenizer, name)
+    return PaddleNLPCodec(cast("PaddleNLPTokenizer", tokenizer), name)

@@ -103,7 +103,7 @@ def _check_targets(folder: Path, adapter_config: dict[str, Any], files: PeftFile
 
 
 def _is_copy(files: PeftFile, key: str, others: list[str]) -> bool:
-    """Return whether a weight is the tied head of the base, so that the file holds its values twice."""
+    """Return whether a weight is the tied head of the base, so that the file contains its values twice."""
     return key == names.HUGGING_FACE_TIED_HEAD and any(
         other != key and files.shape(other) == files.shape(key) and np.array_equal(files.view(other), files.view(key))
         for other in others

@@ -56,7 +56,7 @@ class PeftFile(WeightFiles):
         weights: Trained weights of the base.
 
     Raises:
-        UserError: If the file is missing or broken, or holds a tensor that is not part of a LoRA adapter.
+        UserError: If the file is missing or broken, or contains a tensor that is not part of a LoRA adapter.
     """
 
     def __init__(self, folder: Path, adapter_config: dict[str, Any], *, allow_pickle: bool = False) -> None:

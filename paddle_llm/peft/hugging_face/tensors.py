@@ -169,7 +169,7 @@ class PeftTensors(PeftFile):
         biases = [name for name in self._foreign if name.endswith(".bias") and name.rpartition(".")[0] in self.lora]
         if adapter_config.get("bias") in ("all", "lora_only") and biases and not present.intersection(biases):
             say_once(
-                f"{self.folder}: bias is {adapter_config['bias']!r}, but {self.file.name} holds no biases of the layers with LoRA, "
+                f"{self.folder}: bias is {adapter_config['bias']!r}, but {self.file.name} contains no biases of the layers with LoRA, "
                 "because PEFT did not save them; those of the base are used"
             )
 

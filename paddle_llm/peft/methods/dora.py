@@ -28,7 +28,6 @@ class Magnitude:
         path: Canonical name of the layer.
         layer: The layer.
         split: How the layer is split over ranks.
-        base: This rank's part of the layer's weight.
         matrices: This rank's parts of A and B.
         scaling: Scaling of their product.
     """
@@ -39,11 +38,11 @@ class Magnitude:
         path: str,
         layer: paddle.nn.Layer,
         split: LayerSplit,
-        base: Shard,
         matrices: tuple[paddle.Tensor, paddle.Tensor],
         scaling: float,
     ) -> None:
         self._layer, self._split, self._matrices, self._scaling = layer, split, matrices, scaling
+        base = attachment.base_shard(f"{path}.weight")
         outputs = base.shape[1]
         shard = Shard((outputs,), 0, base.ranges) if base.is_split and base.axis == 1 else unsplit_shard((outputs,))
         self.vector = attachment.add_parameter(layer, "lora_magnitude", path, shard, 0.0, layer.weight.dtype)

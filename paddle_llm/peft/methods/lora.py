@@ -56,7 +56,7 @@ def _install_in(attachment: Attachment, path: str, layer: paddle.nn.Layer, split
     b = attachment.add_parameter(layer, "lora_B", path, columns, deviation if adaptive else float(is_embedding), dtype)
     b.optimize_attr["learning_rate"] = method.lora_plus_scale
     scaling, dropout = method.scaling if adaptive else method.scaling_of(path), method.dropout
-    magnitude = Magnitude(attachment, path, layer, split, base, (a, b), scaling) if method.dora else None
+    magnitude = Magnitude(attachment, path, layer, split, (a, b), scaling) if method.dora else None
     # Ranks with the same input must drop the same values.
     state = "global_seed" if split.kind in ("column", "shared", "plain") and not split.sequence else "local_seed"
 

@@ -76,8 +76,7 @@ def _keys_values(
     layer: paddle.nn.Layer,
     projection: _SharedProjection | None,
     groups: int,
-    divided: bool,
-    shared: bool,
+    shared: bool = False,
 ) -> KeysValues:
     """Return a function that computes the prefix of a layer.
 
@@ -87,10 +86,10 @@ def _keys_values(
         layer: Attention layer.
         projection: Shared part of the projection; None without projection.
         groups: Number of key-value heads of the whole model.
-        divided: Whether this rank holds 1 / degree of them.
-        shared: Whether every rank holds all of them and uses some.
+        shared: Whether every tensor-parallel rank has all of them and uses some; else each has an equal part.
     """
     config, axis = attachment.model.config, attachment.axis
+    divided = axis.size > 1 and not shared
     count, width = attachment.method.num_prefix_tokens, config.hidden_size // config.num_attention_heads
     part = groups // axis.size
     ranges = ((axis.rank * part, (axis.rank + 1) * part),) if divided else ((0, groups),)
@@ -152,10 +151,9 @@ def _packed(sample_ends_BS: paddle.Tensor, dtype: paddle.dtype | str) -> paddle.
 def _install_in_function(
     attachment: Attachment, path: str, layer: paddle.nn.Layer, projection: _SharedProjection | None
 ) -> None:
-    axis, groups = attachment.axis, attachment.model.config.num_key_value_heads
+    groups = attachment.model.config.num_key_value_heads
     indices = getattr(layer, "kv_indices", None)
-    divided = axis.size > 1 and indices is None
-    pair = _keys_values(attachment, path, layer, projection, groups, divided, indices is not None)
+    pair = _keys_values(attachment, path, layer, projection, groups, shared=indices is not None)
     count, attend = attachment.method.num_prefix_tokens, layer.attn_func
 
     def attention(
@@ -196,7 +194,7 @@ def _install_in_core(
     attachment: Attachment, path: str, layer: paddle.nn.Layer, projection: _SharedProjection | None
 ) -> None:
     groups = attachment.model.config.multi_query_group_num
-    pair = _keys_values(attachment, path, layer, projection, groups, attachment.axis.size > 1, False)
+    pair = _keys_values(attachment, path, layer, projection, groups)
     count, core = attachment.method.num_prefix_tokens, layer.core_attention
     attend = core.forward
 
@@ -224,7 +222,7 @@ def _install_in_cache(
     """Add a prefix to a layer whose `forward` takes cached keys and values and returns them with its own."""
     spec, config = attachment.family.network.prefix, attachment.model.config
     axis, groups = spec.cache_axis, getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    pair = _keys_values(attachment, path, layer, projection, groups, attachment.axis.size > 1, False)
+    pair = _keys_values(attachment, path, layer, projection, groups)
     count, forward = attachment.method.num_prefix_tokens, layer.forward
 
     def attention(*args: Any, **named: Any) -> Any:

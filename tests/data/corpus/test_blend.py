@@ -44,11 +44,11 @@ def test_a_malformed_blend_is_an_error(text: str, message: str) -> None:
 
 
 def test_folders_with_no_corpus_or_several_corpora(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no corpus"):
+    with pytest.raises(UserError, match="contains no corpus"):
         parse_input_dir(str(tmp_path))
     for name in "ab":
         write_corpus(tmp_path / name, numbered_documents(3))
-    with pytest.raises(UserError, match="holds 2 corpora"):
+    with pytest.raises(UserError, match="contains 2 corpora"):
         parse_input_dir(f"0.5 {tmp_path} 0.5 /x")
 
 

@@ -151,7 +151,7 @@ def test_an_existing_corpus_is_replaced_only_with_overwrite(
 
 def test_input_without_a_document_writes_nothing(tmp_path: Path, tokenizer_folder: str) -> None:
     (tmp_path / "a.txt").write_text("\n\n")
-    with pytest.raises(UserError, match="no document in 1 input files"):
+    with pytest.raises(UserError, match="no document in 1 input file:"):
         build_corpus([str(tmp_path / "a.txt")], tokenizer_folder, str(tmp_path / "c"))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.txt"]
 

@@ -87,9 +87,9 @@ def test_bad_rows_are_reported_with_file_and_line(tmp_path: Path) -> None:
     assert list(problems) == [3, 4, 5, 6, 7, 8, 9, 10]
     assert problems[3].startswith(f"{path}, line 3: not JSON")
     assert "no key 'text'; it has body; set it with --text_key" in problems[4]
-    assert "'text' holds int, not text" in problems[5]
-    assert "holds null" in problems[6]
-    assert "is a JSON list" in problems[7]
+    assert "'text' is a number, not text" in problems[5]
+    assert "'text' is null, not text" in problems[6]
+    assert "a list, not an object" in problems[7]
     assert "not UTF-8" in problems[10]
 
 

@@ -8,6 +8,7 @@ Each family splits text into words with its own regular expression, taken from i
 from __future__ import annotations
 
 import base64
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,24 @@ _QWEN2 = (
 )
 _LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
 _LLAMA3_SPECIALS = 256
-_CUTS = {"Qwen2Tokenizer": _QWEN2}  # for BLOOM, OPT and GLM, PaddleNLP splits as GPT-2 does
+_SPLIT_PATTERNS = {"Qwen2Tokenizer": _QWEN2}  # for BLOOM, OPT and GLM, PaddleNLP splits as GPT-2 does
+
+
+@dataclass(frozen=True)
+class _Processing:
+    """Processing of a text before and after the merges.
+
+    Attributes:
+        split_pattern: Regular expression of words; None for GPT-2's.
+        prefix_tokens: Special tokens before every text.
+        normalizer: Normalizer in the form of tokenizer.json; None if text is not normalized.
+        prefix_space: Whether a blank is put before a text.
+    """
+
+    split_pattern: str | None
+    prefix_tokens: list[str]
+    normalizer: dict[str, Any] | None
+    prefix_space: bool
 
 
 def from_vocabulary(
@@ -44,11 +62,12 @@ def from_vocabulary(
     if broken is not None:
         raise UserError(f"{merges}, line {broken}: not a pair: {lines[broken - 1]!r}. Copy the file again.")
     bos = names.get("bos_token")
-    before = [bos] if config.get("add_bos_token") and bos in specials else []
+    prefix_tokens = [bos] if config.get("add_bos_token") and bos in specials else []
     kind = str(config.get("init_class") or config.get("tokenizer_class")).removesuffix("Fast")
-    cut = _CUTS.get(kind)
+    split_pattern = _SPLIT_PATTERNS.get(kind)
     normalizer = {"type": "NFC"} if kind == "Qwen2Tokenizer" else None
-    return _assemble(ids, pairs, specials, cut, before, normalizer, bool(config.get("add_prefix_space")))
+    processing = _Processing(split_pattern, prefix_tokens, normalizer, bool(config.get("add_prefix_space")))
+    return _assemble(ids, pairs, specials, processing)
 
 
 def from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -78,12 +97,12 @@ def from_tiktoken(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
     pairs = [[as_letters(a), as_letters(b)] for *_, a, b in sorted(found)]
     specials = {token: len(ranks) + number for number, token in enumerate(llama3_specials())}
-    before = ["<|begin_of_text|>"] if config.get("add_bos_token", True) else []
+    prefix_tokens = ["<|begin_of_text|>"] if config.get("add_bos_token", True) else []
     ids = {as_letters(token): rank for token, rank in ranks.items()}
     # PaddleNLP composes characters before it calls tiktoken; the published tokenizer does not.
-    made = _assemble(ids, pairs, specials, _LLAMA3, before, {"type": "NFC"}, False)
-    made["model"]["ignore_merges"] = True  # like tiktoken: a word that is a token is not split
-    return made
+    content = _assemble(ids, pairs, specials, _Processing(_LLAMA3, prefix_tokens, {"type": "NFC"}, False))
+    content["model"]["ignore_merges"] = True  # like tiktoken: a word that is a token is not split
+    return content
 
 
 def llama3_specials() -> list[str]:
@@ -95,21 +114,29 @@ def llama3_specials() -> list[str]:
 
 
 def _assemble(
-    ids: dict[str, int],
-    pairs: list[list[str]],
-    specials: dict[str, int],
-    cut: str | None,
-    before: list[str],
-    normalizer: dict[str, Any] | None,
-    prefix_space: bool,
+    ids: dict[str, int], pairs: list[list[str]], specials: dict[str, int], processing: _Processing
 ) -> dict[str, Any]:
+    """Return the content of tokenizer.json.
+
+    Args:
+        ids: Ids of the tokens.
+        pairs: Merges, the first ones first.
+        specials: Ids of the special tokens.
+        processing: Processing of a text before and after the merges.
+    """
+    split_pattern = processing.split_pattern
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = sorted(specials.items(), key=lambda item: item[1])
-    levels = {"type": "ByteLevel", "add_prefix_space": prefix_space, "trim_offsets": True, "use_regex": cut is None}
-    words: dict[str, Any] = levels
-    if cut is not None:
-        split = {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated", "invert": False}
-        words = {"type": "Sequence", "pretokenizers": [split, levels]}
+    byte_level = {
+        "type": "ByteLevel",
+        "add_prefix_space": processing.prefix_space,
+        "trim_offsets": True,
+        "use_regex": split_pattern is None,
+    }
+    words: dict[str, Any] = byte_level
+    if split_pattern is not None:
+        split = {"type": "Split", "pattern": {"Regex": split_pattern}, "behavior": "Isolated", "invert": False}
+        words = {"type": "Sequence", "pretokenizers": [split, byte_level]}
     model: dict[str, Any] = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None}
     model |= {"end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False}
     return {
@@ -117,20 +144,20 @@ def _assemble(
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": number, "content": token, **flags, "special": True} for token, number in added],
-        "normalizer": normalizer,
+        "normalizer": processing.normalizer,
         "pre_tokenizer": words,
-        "post_processor": _around(specials, before),
+        "post_processor": _post_processor(specials, processing.prefix_tokens),
         "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True},
         "model": {**model, "vocab": ids, "merges": pairs},
     }
 
 
-def _around(ids: dict[str, int], before: list[str]) -> dict[str, Any] | None:
-    if not before:
+def _post_processor(ids: dict[str, int], prefix_tokens: list[str]) -> dict[str, Any] | None:
+    if not prefix_tokens:
         return {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
-    marks = [{"SpecialToken": {"id": token, "type_id": 0}} for token in before]
+    marks = [{"SpecialToken": {"id": token, "type_id": 0}} for token in prefix_tokens]
     a, b = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
-    tokens = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in before}
+    tokens = {token: {"id": token, "ids": [ids[token]], "tokens": [token]} for token in prefix_tokens}
     return {
         "type": "TemplateProcessing",
         "single": [*marks, a],

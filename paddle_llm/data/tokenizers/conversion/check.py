@@ -7,13 +7,16 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.sample_texts import sample_texts
 from paddle_llm.data.tokenizers.sentencepiece_model import BPE, NORMAL, UNIGRAM, SentencePieceModel
 from paddle_llm.data.tokenizers.text_codec import open_codec
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
 
 _LIMIT = 0.01  # share of texts that may differ
 
@@ -23,7 +26,7 @@ def check_ids(
     folder: Path,
     *,
     model: SentencePieceModel | None = None,
-    own: bool = True,
+    is_converted: bool = True,
 ) -> None:
     """Compare the ids of a tokenizer.json with those of the folder it was made from, and report differences.
 
@@ -31,7 +34,7 @@ def check_ids(
         content: Content of tokenizer.json.
         folder: Tokenizer folder.
         model: Sentencepiece model of the folder, if any.
-        own: Whether tokenizer.json was created here, not copied; then too many differences are an error.
+        is_converted: Whether this package created tokenizer.json, so that many differences are an error; else it was copied.
 
     Raises:
         UserError: If more than 1% of the texts differ, or the `tokenizers` library cannot read it.
@@ -55,7 +58,9 @@ def check_ids(
     other = [number for number in range(len(texts)) if found[number] != wanted[number]]
     ties = [number for number in other if model is not None and is_tie(model, found[number], wanted[number])]
     shared = _sharing_a_score(model) if model is not None else 0
-    _report([texts[number] for number in other if number not in ties], len(ties), len(texts), folder, own, shared)
+    _report(
+        [texts[number] for number in other if number not in ties], len(ties), len(texts), folder, is_converted, shared
+    )
 
 
 def _sharing_a_score(model: SentencePieceModel) -> int:
@@ -67,11 +72,11 @@ def _sharing_a_score(model: SentencePieceModel) -> int:
     return sum(number for number in scores.values() if number > 1) if model.model_type == BPE else 0
 
 
-def _report(differing: list[str], ties: int, number: int, folder: Path, own: bool, shared: int) -> None:
+def _report(differing: list[str], ties: int, number: int, folder: Path, is_converted: bool, shared: int) -> None:
     if ties:
         say(
             f"tokenizer.json: in {ties} of {number} sample texts, a run such as ----- is split into the same pieces in another "
-            "order: the alternatives have equal scores, and sentencepiece's rounding decides"
+            "order, because the alternatives have equal scores; the texts are unchanged and nothing has to be done"
         )
     if not differing:
         return
@@ -79,12 +84,12 @@ def _report(differing: list[str], ties: int, number: int, folder: Path, own: boo
     if shared:
         say(
             f"{problem}. {shared} pieces share a score; sentencepiece merges the leftmost of them first, whereas "
-            "tokenizer.json needs a fixed order. The text is unchanged; transformers' own conversion has the same difference"
+            "tokenizer.json needs a fixed order. The texts are unchanged; transformers' own conversion has the same difference"
         )
         return
-    if own and len(differing) > _LIMIT * number:
+    if is_converted and len(differing) > _LIMIT * number:
         raise UserError(
-            f"{problem}. A server would feed the model tokens that it was not trained on. Use the original tokenizer files."
+            f"{problem}. A server would give the model tokens that it was not trained on. Use the original tokenizer files."
         )
     say(problem)
 
@@ -99,7 +104,7 @@ def is_tie(model: SentencePieceModel, found: Sequence[int], wanted: Sequence[int
     return abs(scores[0] - scores[1]) <= 1e-6 * abs(scores[0])
 
 
-def _pieces(model: SentencePieceModel | None, tokenizer: Any) -> list[str]:
+def _pieces(model: SentencePieceModel | None, tokenizer: FastTokenizer) -> list[str]:
     if model is not None:
         texts = (piece.text.replace("\u2581", " ") for piece in model.pieces if piece.type == NORMAL)
     else:

@@ -38,18 +38,18 @@ from paddle_llm.data.tokenizers.folder import (
     special_tokens,
     token_text,
 )
-from paddle_llm.data.tokenizers.protocol import TokenizerSource
+from paddle_llm.data.tokenizers.protocol import TokenizerSource, TransformersTokenizer, is_from_transformers
 from paddle_llm.data.tokenizers.sentencepiece_model import SentencePieceModel, read_model
 
 CLASS = "PreTrainedTokenizerFast"
 _NAMES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 # Classes that only PaddleNLP has, or for which transformers does not use tokenizer.json unchanged.
-_OURS = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
+_REPLACED_CLASSES = ("PretrainedTokenizerFast", "GPTTokenizer", "GPTTokenizerFast", "Llama3Tokenizer", "BloomTokenizer")
 
 
 @dataclass
-class _Read:
-    """A source's tokenizer.
+class _SourceTokenizer:
+    """Tokenizer that is exported.
 
     Attributes:
         folder: Tokenizer folder.
@@ -63,7 +63,7 @@ class _Read:
     config: dict[str, Any]
     names: dict[str, str] = field(default_factory=dict)
     added: dict[str, int] = field(default_factory=dict)
-    loaded: Any = None
+    loaded: TransformersTokenizer | None = None
 
     @property
     def is_converted(self) -> bool:
@@ -89,87 +89,97 @@ def write_tokenizer(source: TokenizerSource, staged: Path, target: str) -> None:
     if source.tokenizer is None:
         say(f"{source.folder} has no tokenizer, so the export has none. Give one with --tokenizer.")
         return
-    read = _read(source.tokenizer)
-    name = str(read.config.get("init_class") or read.config.get("tokenizer_class"))
+    tokenizer = _read(source.tokenizer)
+    name = str(tokenizer.config.get("init_class") or tokenizer.config.get("tokenizer_class"))
     if name in PUBLISHED:
         write_published(source, name, staged)
         return
-    content, originals = _convert(read)
+    content, originals = _convert(tokenizer)
     (staged / TOKENIZER_JSON).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    _write_config(read, name, content, staged)
+    _write_config(tokenizer, name, content, staged)
     if target == "hf":
         for file in originals:
             copied = SENTENCEPIECE_MODEL if file.suffix == ".model" else file.name
             shutil.copyfile(file, staged / copied)
 
 
-def _read(folder: Path) -> _Read:
+def _read(folder: Path) -> _SourceTokenizer:
     config = read_json(folder / TOKENIZER_CONFIG)
-    transformers_reads = reader_of(str(folder)) is Reader.TRANSFORMERS
-    read = _Read(folder, config, loaded=load_tokenizer(str(folder)) if transformers_reads else None)
+    loaded = load_tokenizer(str(folder)) if reader_of(str(folder)) is Reader.TRANSFORMERS else None
+    tokenizer = _SourceTokenizer(folder, config, loaded=loaded if is_from_transformers(loaded) else None)
     mapped = read_json(folder / SPECIAL_TOKENS_MAP)
     for name in _NAMES:
         # If the two files differ, transformers decides.
-        token = config.get(name, mapped.get(name)) if read.loaded is None else getattr(read.loaded, name)
+        token = config.get(name, mapped.get(name)) if tokenizer.loaded is None else getattr(tokenizer.loaded, name)
         if token:
-            read.names[name] = _text(token)
-    read.added = {str(token): int(number) for token, number in read_json(folder / ADDED_TOKENS).items()}
+            tokenizer.names[name] = _text(token)
+    tokenizer.added = {str(token): int(number) for token, number in read_json(folder / ADDED_TOKENS).items()}
     for number, token in (config.get("added_tokens_decoder") or {}).items():
-        read.added[_text(token)] = int(number)
-    return read
+        tokenizer.added[_text(token)] = int(number)
+    return tokenizer
 
 
-def _convert(read: _Read) -> tuple[dict[str, Any], list[Path]]:
+def _convert(tokenizer: _SourceTokenizer) -> tuple[dict[str, Any], list[Path]]:
     """Return the content of tokenizer.json and the source files it was made from."""
-    folder = read.folder
+    folder = tokenizer.folder
     pieces = sentencepiece_model(str(folder))
-    if read.is_converted:
-        content = json.loads(read.loaded.backend_tokenizer.to_str())
+    if tokenizer.loaded is not None and tokenizer.is_converted:
+        content = json.loads(tokenizer.loaded.backend_tokenizer.to_str())
         names = (VOCAB_JSON, MERGES, SENTENCEPIECE_MODEL)
         return content, [Path(pieces)] if pieces else [folder / name for name in names if (folder / name).is_file()]
     if (folder / TOKENIZER_JSON).is_file():
         content = read_json(folder / TOKENIZER_JSON)
         named = [folder / name for name in (VOCAB_JSON, MERGES) if (folder / name).is_file()]
-        check_ids(content, folder, own=False)
+        check_ids(content, folder, is_converted=False)
         return content, [Path(pieces)] if pieces else named
     if pieces:
-        content = _from_pieces(read, Path(pieces))
+        content = _from_pieces(tokenizer, Path(pieces))
         return content, [Path(pieces)]
     vocabulary, merges, ranks = folder / VOCAB_JSON, folder / MERGES, folder / SENTENCEPIECE_MODEL
     if vocabulary.is_file() and merges.is_file():
         ids = read_json(vocabulary)
-        added = _specials(read, ids)
+        added = _specials(tokenizer, ids)
         _require_no_gap(added, len(ids), folder)
-        content = from_vocabulary(read.config, ids, merges, added, read.names)
+        content = from_vocabulary(tokenizer.config, ids, merges, added, tokenizer.names)
         check_ids(content, folder)
         return content, [vocabulary, merges]
     if ranks.is_file():
-        content = from_tiktoken(ranks, read.config)
-        read.names.setdefault("bos_token", "<|begin_of_text|>")
-        read.names.setdefault("eos_token", "<|end_of_text|>")
+        content = from_tiktoken(ranks, tokenizer.config)
+        tokenizer.names.setdefault("bos_token", "<|begin_of_text|>")
+        tokenizer.names.setdefault("eos_token", "<|end_of_text|>")
         check_ids(content, folder)
         return content, [ranks]
     raise UserError(
-        f"tokenizer {folder}: no vocabulary: its class is {read.config.get('tokenizer_class')}, and it has no {TOKENIZER_JSON}, "
+        f"tokenizer {folder}: no vocabulary: its class is {tokenizer.config.get('tokenizer_class')}, and it has no {TOKENIZER_JSON}, "
         f"no sentencepiece model ({SENTENCEPIECE_MODEL} or sentencepiece.bpe.model) and no {VOCAB_JSON} with {MERGES}. Use "
         "--tokenizer with a folder that has one."
     )
 
 
-def _from_pieces(read: _Read, path: Path) -> dict[str, Any]:
+def _from_pieces(tokenizer: _SourceTokenizer, path: Path) -> dict[str, Any]:
     model = read_model(path)
-    _read_bos_and_eos(read, model, path)
+    _read_bos_and_eos(tokenizer, model, path)
     ids = {piece.text: number for number, piece in enumerate(model.pieces)}
-    added = _specials(read, ids, [t for t in special_tokens(str(read.folder)) if t not in read.names.values()])
-    _require_no_gap(added, len(ids), read.folder)
-    before = [read.names["bos_token"]] if read.config.get("add_bos_token", True) and "bos_token" in read.names else []
-    after = [read.names["eos_token"]] if read.config.get("add_eos_token") and "eos_token" in read.names else []
+    added = _specials(
+        tokenizer, ids, [t for t in special_tokens(str(tokenizer.folder)) if t not in tokenizer.names.values()]
+    )
+    _require_no_gap(added, len(ids), tokenizer.folder)
+    before = (
+        [tokenizer.names["bos_token"]]
+        if tokenizer.config.get("add_bos_token", True) and "bos_token" in tokenizer.names
+        else []
+    )
+    after = (
+        [tokenizer.names["eos_token"]]
+        if tokenizer.config.get("add_eos_token") and "eos_token" in tokenizer.names
+        else []
+    )
     content = tokenizer_json(model, added, before, after)
-    check_ids(content, read.folder, model=model)
+    check_ids(content, tokenizer.folder, model=model)
     return content
 
 
-def _read_bos_and_eos(read: _Read, model: SentencePieceModel, path: Path) -> None:
+def _read_bos_and_eos(tokenizer: _SourceTokenizer, model: SentencePieceModel, path: Path) -> None:
     """Take BOS, EOS and UNK from the model file, as PaddleNLP does, and not from tokenizer_config.json."""
     processor = read_sentencepiece(str(path))
     for name, number in (
@@ -177,21 +187,21 @@ def _read_bos_and_eos(read: _Read, model: SentencePieceModel, path: Path) -> Non
         ("eos_token", processor.eos_id()),
         ("unk_token", processor.unk_id()),
     ):
-        read.names.pop(name, None)
+        tokenizer.names.pop(name, None)
         if number >= 0:
-            read.names[name] = model.pieces[number].text
+            tokenizer.names[name] = model.pieces[number].text
 
 
-def _specials(read: _Read, ids: dict[str, int], listed: list[str] | None = None) -> dict[str, int]:
+def _specials(tokenizer: _SourceTokenizer, ids: dict[str, int], listed: list[str] | None = None) -> dict[str, int]:
     """Return special tokens with their ids; tokens without an id are dropped and reported."""
-    found = dict(read.added)
-    for token in [*read.names.values(), *(listed or [])]:
+    found = dict(tokenizer.added)
+    for token in [*tokenizer.names.values(), *(listed or [])]:
         if token in ids:
             found.setdefault(token, ids[token])
-    for name, token in list(read.names.items()):
+    for name, token in list(tokenizer.names.items()):
         if token not in found:
-            say(f"tokenizer {read.folder}: {name} {token!r} has no id in the vocabulary; the export omits it")
-            del read.names[name]
+            say(f"tokenizer {tokenizer.folder}: {name} {token!r} has no id in the vocabulary; the export omits it")
+            del tokenizer.names[name]
     return found
 
 
@@ -204,7 +214,7 @@ def _require_no_gap(added: dict[str, int], size: int, folder: Path) -> None:
         )
 
 
-def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path) -> None:
+def _write_config(tokenizer: _SourceTokenizer, name: str, content: dict[str, Any], staged: Path) -> None:
     kept = (
         "model_max_length",
         "padding_side",
@@ -213,24 +223,26 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         "chat_template",
         "additional_special_tokens",
     )
-    carried = read.is_converted or ((read.folder / TOKENIZER_JSON).is_file() and name not in _OURS)
-    if carried:  # a folder of transformers: keep its settings
-        config = dict(read.config if read.loaded is None else read.loaded.source_config)
-        config |= {key: token for key, token in read.names.items() if token_text(config.get(key)) != token}
-        if not sentencepiece_model(str(read.folder)) and name.endswith("Fast"):
+    keeps_settings = tokenizer.is_converted or (
+        (tokenizer.folder / TOKENIZER_JSON).is_file() and name not in _REPLACED_CLASSES
+    )
+    if keeps_settings:  # a folder of transformers: keep its settings
+        config = dict(tokenizer.config if tokenizer.loaded is None else tokenizer.loaded.source_config)
+        config |= {key: token for key, token in tokenizer.names.items() if token_text(config.get(key)) != token}
+        if not sentencepiece_model(str(tokenizer.folder)) and name.endswith("Fast"):
             config.pop("init_class", None)
         if name == "TokenizersBackend":  # transformers 5's name of the class, unknown to transformers 4
             config["tokenizer_class"] = CLASS
     else:
-        config = {key: read.config[key] for key in kept if read.config.get(key) is not None}
+        config = {key: tokenizer.config[key] for key in kept if tokenizer.config.get(key) is not None}
         config |= {"tokenizer_class": CLASS, "init_class": name, "clean_up_tokenization_spaces": False}
         if name == "LlamaTokenizer":
             config.setdefault("add_bos_token", True)
             config.setdefault("add_eos_token", False)
-            if "bos_token" not in read.names:  # otherwise PaddleNLP would add one after the vocabulary
+            if "bos_token" not in tokenizer.names:  # otherwise PaddleNLP would add one after the vocabulary
                 config |= {"add_bos_token": False, "bos_token": None}
         config.setdefault("padding_side", "left")
-        config |= read.names
+        config |= tokenizer.names
         config["added_tokens_decoder"] = {
             str(token["id"]): {key: token[key] for key in token if key != "id"} for token in content["added_tokens"]
         }
@@ -238,10 +250,10 @@ def _write_config(read: _Read, name: str, content: dict[str, Any], staged: Path)
         # Without this setting the class returns token_type_ids, which no network here has and `generate` rejects.
         config.setdefault("model_input_names", ["input_ids", "attention_mask"])
     (staged / TOKENIZER_CONFIG).write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    listed = read.config.get("additional_special_tokens")
-    mapped: dict[str, Any] = {**read.names, **({"additional_special_tokens": listed} if listed else {})}
+    listed = tokenizer.config.get("additional_special_tokens")
+    mapped: dict[str, Any] = {**tokenizer.names, **({"additional_special_tokens": listed} if listed else {})}
     (staged / SPECIAL_TOKENS_MAP).write_text(json.dumps(mapped, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
 
-def _text(token: Any) -> str:
+def _text(token: object) -> str:
     return str(token["content"] if isinstance(token, dict) else token)
