@@ -306,7 +306,7 @@ def template(folder: Path, rng: random.Random) -> str:
     from paddle_llm.core.artifacts import IGNORE_INDEX
     from paddle_llm.core.errors import UserError
     from paddle_llm.data.chat.selection import choose_template
-    from paddle_llm.data.instructions.formats import Conversation, Turn
+    from paddle_llm.data.instructions.conversation import Conversation, Turn
     from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 
     source_folder, codec, theirs = _chat_tokenizer()

@@ -6,7 +6,7 @@ import sys
 
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.instructions.formats import ASSISTANT, SYSTEM, USER, Conversation, Turn
+from paddle_llm.data.instructions.conversation import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.generation.prompts import check_text
 from paddle_llm.generation.requests import PromptReader, Request

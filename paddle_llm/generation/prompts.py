@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.models.prompt import Prompt

@@ -8,23 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.local_files.instruction_data import did_you_mean
-from paddle_llm.config.local_files.split_names import kind_of_file
+from paddle_llm.config.local_files.split_names import SUFFIXES, kind_of_file
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.chat.selection import AUTO, choose_template
-from paddle_llm.data.instructions.files import SUFFIXES, RowReader, read_rows, report_notes
-from paddle_llm.data.instructions.formats import (
-    ASSISTANT,
-    FORMATS,
-    ROLES,
-    SYSTEM,
-    USER,
-    BadRow,
-    Conversation,
-    Turn,
-)
+from paddle_llm.data.instructions.conversation import ASSISTANT, ROLES, SYSTEM, USER, BadRow, Conversation, Turn
+from paddle_llm.data.instructions.files import RowReader, report_notes
+from paddle_llm.data.instructions.formats import FORMATS
 from paddle_llm.data.instructions.json_rows import Row
+from paddle_llm.data.instructions.rows import read_rows
 from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 from paddle_llm.data.text_files import read_lines
 from paddle_llm.data.tokenizers.plain_text import NotText

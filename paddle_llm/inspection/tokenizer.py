@@ -15,7 +15,7 @@ from paddle_llm.core.artifacts import (
 )
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.selection import choose_template
-from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.instructions.conversation import ASSISTANT, Conversation, Turn
 from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.text_codec import (
     PaddleNLPCodec,

@@ -302,9 +302,10 @@ def test_derived_settings_of_methods(model: Path) -> None:
 
 def test_formats_and_templates_are_those_of_the_data_package() -> None:
     from paddle_llm.config.local_files.instruction_data import CHAT_TEMPLATES, SPLIT_NAMES
+    from paddle_llm.config.local_files.split_names import SPLIT_NAMES as SPLITS
     from paddle_llm.config.parsing.values import kind_of
     from paddle_llm.data.chat.templates import TEMPLATES
-    from paddle_llm.data.instructions.files import DEFAULT_DATA, SPLITS
+    from paddle_llm.data.instructions.data_files import DEFAULT_DATA
     from paddle_llm.data.instructions.formats import FORMATS
     from paddle_llm.data.samples.encode import LOSS_ON
     from paddle_llm.data.samples.encoded_samples import LONG_SAMPLES

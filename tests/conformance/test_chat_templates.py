@@ -18,7 +18,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
 from paddle_llm.data.chat.renderer import RowRejected
 from paddle_llm.data.chat.selection import choose_template
-from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.instructions.conversation import ASSISTANT, Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizers.text_codec import open_codec

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from paddle_llm.config.local_files.data_splits import sort_into_splits
 from paddle_llm.config.local_files.split_names import kind_of_file
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.instructions.files import find_files, load_conversations, read_rows
+from paddle_llm.data.instructions.data_files import find_files
+from paddle_llm.data.instructions.files import load_conversations
 from paddle_llm.data.instructions.formats import read_row, recognize
+from paddle_llm.data.instructions.rows import read_rows
 from paddle_llm.data.instructions.table_rows import without_nulls
 
 os.environ["HF_DATASETS_OFFLINE"] = os.environ["HF_HUB_OFFLINE"] = "1"

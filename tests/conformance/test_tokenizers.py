@@ -23,7 +23,7 @@ from paddle_llm.core.transformers_import import import_transformers, repair_sent
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.corpus.build import build_corpus
 from paddle_llm.data.corpus.encode import open_encoder
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.conversation import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizer import fingerprint, load_tokenizer
 from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer

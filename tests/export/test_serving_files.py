@@ -16,7 +16,7 @@ from paddle_llm.data.chat.built_in_jinja import jinja_form
 from paddle_llm.data.chat.renderer import Renderer
 from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import BOS, EOS, PREFIX, TEMPLATES
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.conversation import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer
 from paddle_llm.data.tokenizers.text_codec import open_codec

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.layout import Layout
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.conversation import Conversation, Turn
 from tests.helpers import pretrain_jobs as jobs
 
 STEPS = 4

@@ -13,7 +13,7 @@ from paddle_llm.config.local_files.chat_templates import read_record
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.transformers_import import import_transformers
 from paddle_llm.data.chat.selection import choose_template
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.conversation import Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.export.source.open import open_source
 from paddle_llm.generation.folders import resolve_folders

@@ -16,7 +16,7 @@ from typing import Any
 
 from paddle_llm.data.chat.renderer import RowRejected
 from paddle_llm.data.chat.special_text import unused_characters
-from paddle_llm.data.instructions.formats import ASSISTANT
+from paddle_llm.data.instructions.conversation import ASSISTANT
 
 Message = dict[str, Any]
 Render = Callable[[list[Message], bool], str]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from paddle_llm.data.chat.answers import Answer, AnswerFinder, Message, NotLocated, Render, marked_answers
 from paddle_llm.data.chat.renderer import RenderedText, Renderer, RowRejected
 from paddle_llm.data.chat.special_text import WithoutMarkers, find_special_text, unused_characters, with_markers
-from paddle_llm.data.instructions.formats import ASSISTANT, Conversation
+from paddle_llm.data.instructions.conversation import ASSISTANT, Conversation
 
 # Kinds of notes; notes.py has a sentence for each.
 SPECIAL_TEXT, SPECIAL_TOKENS = "special_text", "special_tokens"

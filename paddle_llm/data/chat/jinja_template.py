@@ -17,8 +17,7 @@ from paddle_llm.data.chat.jinja_rendering import RenderedConversation, render_co
 from paddle_llm.data.chat.renderer import Renderer, RowRejected, check_date
 from paddle_llm.data.chat.special_text import special_pattern
 from paddle_llm.data.chat.templates import EOS, Piece
-from paddle_llm.data.instructions.conversation import calls_as_text
-from paddle_llm.data.instructions.formats import ASSISTANT, SYSTEM, Conversation, Turn
+from paddle_llm.data.instructions.conversation import ASSISTANT, SYSTEM, Conversation, Turn, calls_as_text
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 JINJA = "jinja"

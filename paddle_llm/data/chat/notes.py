@@ -21,7 +21,7 @@ from paddle_llm.data.chat.jinja_rendering import (
     TOOL_CALLS,
 )
 from paddle_llm.data.chat.special_text import find_special_text
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
 
 SPECIAL_TEXT_FLAG = "--special_tokens_in_content"
 _SENTENCES = {

@@ -21,7 +21,7 @@ from paddle_llm.data.chat.jinja_template import JINJA, JinjaTemplate
 from paddle_llm.data.chat.special_text import ordinary_added_tokens
 from paddle_llm.data.chat.template_variables import special_token_variables
 from paddle_llm.data.chat.templates import BOS, EOS, PREFIX, TEMPLATES, Template
-from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.instructions.conversation import ASSISTANT, Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 
 AUTO = "auto"

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from paddle_llm.data.chat.renderer import RowRejected
-from paddle_llm.data.instructions.formats import TOOL, Conversation, Round, Turn
+from paddle_llm.data.instructions.conversation import TOOL, Conversation, Round, Turn
 from paddle_llm.data.instructions.messages import irregular_order
 
 PREFIX, BOS, EOS = "<prefix>", "<bos>", "<eos>"  # the tokenizer's own tokens, under any name

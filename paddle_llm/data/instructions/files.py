@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from paddle_llm.config.local_files.split_names import SPLIT_NAMES, SUFFIXES, kind_of_file
+from paddle_llm.config.local_files.split_names import kind_of_file
 from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.instructions.data_files import DEFAULT_DATA, find_files
+from paddle_llm.data.instructions.conversation import BadRow, Conversation
 from paddle_llm.data.instructions.dataset_info import FileInfo, find_entry
-from paddle_llm.data.instructions.formats import FORMATS, BadRow, Conversation, matching_formats, read_row, recognize
+from paddle_llm.data.instructions.formats import FORMATS, matching_formats, read_row, recognize
 from paddle_llm.data.instructions.json_rows import Row
 from paddle_llm.data.instructions.messages import Notes, check_text
 from paddle_llm.data.instructions.other_keys import reject_preferences
@@ -23,9 +23,6 @@ from paddle_llm.data.instructions.rows import read_rows
 from paddle_llm.data.instructions.table_rows import without_nulls
 from paddle_llm.data.json_types import describe_type
 
-__all__ = ["DEFAULT_DATA", "SPLITS", "SUFFIXES", "Loaded", "Row", "find_files", "load_conversations", "read_rows"]
-
-SPLITS = SPLIT_NAMES
 _HEAD_ROWS = 100  # rows by which the format of a file is chosen
 _SHOWN = 5
 

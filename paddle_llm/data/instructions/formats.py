@@ -5,36 +5,26 @@ Each key of a row is used, passed to the chat template, rejected, or counted as 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.conversation import (
     ASSISTANT,
-    ROLES,
     SYSTEM,
-    TOOL,
     USER,
     BadRow,
     Conversation,
-    Round,
     Turn,
 )
+from paddle_llm.data.instructions.json_rows import RowValue
 from paddle_llm.data.instructions.messages import Notes, check_order, check_text, parse_value, read_messages
 from paddle_llm.data.instructions.other_keys import SYSTEMS, count_ignored, reject_preferences, template_fields
 from paddle_llm.data.json_types import describe_type
 
-__all__ = [
-    "ASSISTANT", "FORMATS", "ROLES", "SYSTEM", "TOOL", "USER", "BadRow", "Conversation", "Format", "Round", "Turn",
-    "known_formats", "matching_formats", "read_row", "recognize",
-]  # fmt: skip
-
 _TASK_KEYS = ("task", "task_name", "dataset")
 _LANGUAGE_KEYS = ("language", "lang")
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,19 +40,19 @@ class Format:
     """
 
     required: tuple[str, ...]
-    read: Callable[[Row, Notes], list[Turn]]
+    read: Callable[[RowValue, Notes], list[Turn]]
     example: str
     optional: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
 
-    def matches(self, row: Row) -> bool:
+    def matches(self, row: RowValue) -> bool:
         """Return whether a row has the keys of the format."""
         return all(row.get(key) is not None for key in self.required) and all(
             row.get(key) is None for key in self.without
         )
 
 
-def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
+def _text(row: RowValue, key: str, may_be_empty: bool = False) -> str:
     if key not in row:
         raise BadRow(f"no key {key!r}")
     value = row[key]
@@ -73,7 +63,7 @@ def _text(row: Row, key: str, may_be_empty: bool = False) -> str:
     return value
 
 
-def _system(row: Row) -> list[Turn]:
+def _system(row: RowValue) -> list[Turn]:
     context = row.get("context")
     others = sorted(set(context) - {"system"}) if isinstance(context, dict) else []
     if others:
@@ -90,7 +80,7 @@ def _system(row: Row) -> list[Turn]:
     return [Turn(SYSTEM, text) for text in texts]
 
 
-def _history(row: Row) -> list[Turn]:
+def _history(row: RowValue) -> list[Turn]:
     """Return the earlier rounds: [[question, answer], ...], or its JSON text in a csv file."""
     turns = []
     value = row.get("history") or []
@@ -101,7 +91,7 @@ def _history(row: Row) -> list[Turn]:
     return turns
 
 
-def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
+def _read_src_tgt(row: RowValue, notes: Notes) -> list[Turn]:
     if not isinstance(row.get("context") or {}, dict):
         raise BadRow("'context' is text, which the format src_tgt does not use; add it to src")
     lists = [isinstance(row.get(key), list) for key in ("src", "tgt")]
@@ -116,7 +106,7 @@ def _read_src_tgt(row: Row, notes: Notes) -> list[Turn]:
     return turns
 
 
-def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: tuple[str, ...] = ()) -> list[Turn]:
+def _read_pair(row: RowValue, notes: Notes, question: str, answer: str, further: tuple[str, ...] = ()) -> list[Turn]:
     """Read a question and an answer; `further` are keys of a text that belongs to the question, such as a passage."""
     texts = {
         key: _text(row, key, may_be_empty=True) for key in further if key in row and not isinstance(row[key], dict)
@@ -132,7 +122,7 @@ def _read_pair(row: Row, notes: Notes, question: str, answer: str, further: tupl
     return [*_system(row), *_history(row), user, Turn(ASSISTANT, _text(row, answer))]
 
 
-def _read_list(row: Row, notes: Notes, key: str) -> list[Turn]:
+def _read_list(row: RowValue, notes: Notes, key: str) -> list[Turn]:
     turns = read_messages(row.get(key) or [], key, notes)
     system = _system(row)
     if turns[0].role != SYSTEM:
@@ -142,7 +132,7 @@ def _read_list(row: Row, notes: Notes, key: str) -> list[Turn]:
     return turns
 
 
-def _read_prompt_completion(row: Row, notes: Notes) -> list[Turn]:
+def _read_prompt_completion(row: RowValue, notes: Notes) -> list[Turn]:
     """Read TRL's prompts and completions: texts, or lists of messages of which only the completion is trained."""
     values = [row.get("prompt"), row.get("completion")]
     if not any(isinstance(value, list) for value in values):
@@ -195,12 +185,12 @@ FORMATS = {
 }  # fmt: skip
 
 
-def matching_formats(row: Row) -> list[str]:
+def matching_formats(row: RowValue) -> list[str]:
     """Return the names of the formats whose keys a row has."""
     return [name for name, known in FORMATS.items() if known.matches(row)]
 
 
-def recognize(rows: list[Row], where: str) -> str:
+def recognize(rows: list[RowValue], where: str) -> str:
     """Return the name of the format of the first of `rows` that has one.
 
     Args:
@@ -237,7 +227,7 @@ def recognize(rows: list[Row], where: str) -> str:
 _REMEDY = "Rename the keys, or convert the rows with a file of templates (--prompt_templates)."
 
 
-def _corpus_hint(rows: list[Row]) -> str:
+def _corpus_hint(rows: list[RowValue]) -> str:
     if rows and isinstance(rows[0].get("text"), str):
         return " Rows with only a text are a corpus for pretraining: use `paddle-llm data build`."
     return ""
@@ -281,5 +271,5 @@ def read_row(row: object, format_name: str, where: str = "", notes: Notes | None
     return Conversation(tuple(turns), task, language, where, fields)
 
 
-def _first(row: Row, keys: tuple[str, ...]) -> str:
+def _first(row: RowValue, keys: tuple[str, ...]) -> str:
     return next((str(row[key]) for key in keys if row.get(key)), "")

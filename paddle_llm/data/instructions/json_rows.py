@@ -7,7 +7,7 @@ line that is not JSON is a bad row, and the other lines are read.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -18,6 +18,9 @@ from paddle_llm.data.corpus.sources import ReadOptions, Source, read_blocks
 
 _WRAPPERS = ("data", "rows", "examples", "instances", "records", "samples", "items")
 _BLANKS = " \t\r\n"
+
+
+RowValue = Mapping[str, Any]  # value of a row that is an object
 
 
 class Row(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.conversation import BadRow
+from paddle_llm.data.instructions.json_rows import RowValue
 from paddle_llm.data.instructions.messages import MULTIMODAL, Notes, parse_object, parse_value
 
-Row = Mapping[str, Any]
 SYSTEMS = ("system", "system_prompt", "system_message")
 _FIELDS = ("tools", "functions", "documents", "chat_template_kwargs")
 # Keys that change what should be trained. A format that does not use one rejects a row in which it is not empty.
@@ -24,7 +24,7 @@ _LISTS = ("messages", "conversations", "conversation")
 _PREFERENCES = ("chosen", "rejected", "rejected_response", "rejected_messages", "kto_tag")
 
 
-def template_fields(row: Row) -> dict[str, Any]:
+def template_fields(row: RowValue) -> dict[str, Any]:
     """Return the variables of a row for a chat template: tools, documents, and those of TRL's chat_template_kwargs.
 
     Raises:
@@ -48,7 +48,7 @@ def template_fields(row: Row) -> dict[str, Any]:
     return fields
 
 
-def reject_preferences(row: Row, where: str) -> None:
+def reject_preferences(row: RowValue, where: str) -> None:
     """Reject preference data, which contains answers to avoid.
 
     Raises:
@@ -67,7 +67,7 @@ def reject_preferences(row: Row, where: str) -> None:
         )
 
 
-def count_ignored(row: Row, used: set[str], format_name: str, notes: Notes) -> None:
+def count_ignored(row: RowValue, used: set[str], format_name: str, notes: Notes) -> None:
     """Count the keys of a row that have no effect.
 
     Raises:

@@ -25,7 +25,7 @@ import yaml
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
-from paddle_llm.data.instructions.formats import ASSISTANT, USER, BadRow, Conversation, Turn
+from paddle_llm.data.instructions.conversation import ASSISTANT, USER, BadRow, Conversation, Turn
 from paddle_llm.data.instructions.record_templates import compile_template, render
 from paddle_llm.data.json_types import describe_type
 

@@ -16,8 +16,9 @@ import numpy as np
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.corpus.blend import Blend, parse_weighted_paths
-from paddle_llm.data.instructions.files import find_files, load_conversations
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
+from paddle_llm.data.instructions.data_files import find_files
+from paddle_llm.data.instructions.files import load_conversations
 from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.samples.encoded_samples import EncodedSamples
 from paddle_llm.data.samples.packing import Packing, pack

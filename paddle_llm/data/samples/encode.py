@@ -19,8 +19,7 @@ from paddle_llm.data.chat.renderer import RowRejected
 from paddle_llm.data.chat.span_tokens import encode_with_spans
 from paddle_llm.data.chat.special_text import special_pattern
 from paddle_llm.data.chat.templates import EOS, Piece, RenderedRound, Template
-from paddle_llm.data.instructions.conversation import calls_as_text
-from paddle_llm.data.instructions.formats import ASSISTANT, Conversation, Turn
+from paddle_llm.data.instructions.conversation import ASSISTANT, Conversation, Turn, calls_as_text
 from paddle_llm.data.samples.pieces import PieceEncoder
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 

@@ -15,7 +15,7 @@ from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.notes import describe
 from paddle_llm.data.chat.renderer import RowRejected
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.plain_text import NotText
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from paddle_llm.core.artifacts import IGNORE_INDEX
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.data.samples.encode import EncodedSample, InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport, encode_all
 from paddle_llm.data.samples.packing import pack

@@ -17,7 +17,7 @@ from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.families import Family

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from paddle_llm.core.errors import UserError
-from paddle_llm.data.instructions.files import find_files, load_conversations
+from paddle_llm.data.instructions.data_files import find_files
+from paddle_llm.data.instructions.files import load_conversations
 
 U, A, S, T = "user", "assistant", "system", "tool"
 ALPACA = {"frage": "q", "mehr": "m", "antwort": "a", "rolle": "s", "bisher": [["p", "o"]], "id": 1}

@@ -13,9 +13,11 @@ import pytest
 import zstandard
 
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.instructions.conversation import Conversation, Turn
+from paddle_llm.data.instructions.data_files import find_files
 from paddle_llm.data.instructions.file_reports import describe_data
-from paddle_llm.data.instructions.files import find_files, load_conversations, read_rows
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.files import load_conversations
+from paddle_llm.data.instructions.rows import read_rows
 from paddle_llm.data.samples.dataset import ConversationBlend, load_split
 
 ROWS = [{"src": f"Frage {i}, 问 “x”\nzwei", "tgt": f"Antwort {i}"} for i in range(5)]

@@ -11,8 +11,9 @@ import pytest
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
+from paddle_llm.data.instructions.conversation import BadRow, Conversation
 from paddle_llm.data.instructions.files import load_conversations
-from paddle_llm.data.instructions.formats import FORMATS, BadRow, Conversation, read_row, recognize
+from paddle_llm.data.instructions.formats import FORMATS, read_row, recognize
 from paddle_llm.data.instructions.messages import Notes
 from paddle_llm.data.instructions.prompted_tasks import PromptTemplates
 from paddle_llm.data.tokenizers.text_codec import open_codec

@@ -14,7 +14,8 @@ import pyarrow
 import pyarrow.parquet
 
 from paddle_llm.config.local_files.split_names import SPLIT_NAMES, SUFFIXES
-from paddle_llm.data.instructions.formats import FORMATS, ROLES
+from paddle_llm.data.instructions.conversation import ROLES
+from paddle_llm.data.instructions.formats import FORMATS
 from paddle_llm.data.instructions.messages import MESSAGE_FIELDS
 
 ROOT = Path(__file__).parents[3]

@@ -12,7 +12,7 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.templates import TEMPLATES
 from paddle_llm.data.collate import PadAndStack
 from paddle_llm.data.epochs import ShuffledEpochs
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.conversation import Conversation, Turn
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import EncodedSamples, encode_all

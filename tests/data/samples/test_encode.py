@@ -11,7 +11,7 @@ from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.conversation import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder, PromptTooLong
 from paddle_llm.data.samples.encoded_samples import encode_all
 from paddle_llm.data.tokenizer import load_tokenizer

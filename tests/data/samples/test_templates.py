@@ -14,7 +14,7 @@ from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.selection import choose_template
 from paddle_llm.data.chat.templates import TEMPLATES
-from paddle_llm.data.instructions.formats import Conversation, Turn
+from paddle_llm.data.instructions.conversation import Conversation, Turn
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.tokenizer import load_tokenizer, train_tokenizer
 from paddle_llm.data.tokenizers.text_codec import PaddleNLPCodec, TextCodec, open_codec
