@@ -88,11 +88,13 @@ class FileInfo:
     def _message(self, message: object) -> object:
         if not isinstance(message, Mapping):
             return message
-        roles = {self.tags[f"{role}_tag"]: known for role, known in _ROLES.items() if f"{role}_tag" in self.tags}
+        roles: dict[object, str] = {
+            self.tags[f"{role}_tag"]: known for role, known in _ROLES.items() if f"{role}_tag" in self.tags
+        }
         renamed = {
             key: value for key, value in message.items() if key not in (self.tags["role_tag"], self.tags["content_tag"])
         }
-        role: Any = message.get(self.tags["role_tag"])
+        role = message.get(self.tags["role_tag"])
         return {**renamed, "from": roles.get(role, role), "value": message.get(self.tags["content_tag"])}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 HONOURED, HARMLESS, REFUSED = "honoured", "harmless", "refused"
 PEFT_VERSIONS = ("0.17", "0.21")  # the first and the last release whose fields are listed
@@ -32,7 +32,7 @@ class PeftField:
     group: str
     note: str
     since: str = ""
-    values: tuple[Any, ...] = ()
+    values: tuple[object, ...] = ()
 
 
 _BIASES = ("none", "all", "lora_only")
@@ -143,7 +143,7 @@ def without_effect(adapter_config: dict[str, Any]) -> dict[str, str]:
     return {name: BY_NAME[name].note for name in names if name in BY_NAME and BY_NAME[name].group == HARMLESS}
 
 
-def is_off(value: Any) -> bool:
+def is_off(value: object) -> bool:
     """Return whether a value switches a feature off: null, false or empty."""
     return value is None or value is False or (isinstance(value, str | list | dict) and not value)
 
@@ -152,12 +152,12 @@ def _releases(since: str) -> str:
     return since if since.startswith("before") else f"from {since}" if since else "all"
 
 
-def _one_of(value: Any, values: tuple[Any, ...]) -> bool:
+def _one_of(value: object, values: tuple[object, ...]) -> bool:
     """Return whether `value` is one of `values`; 1 does not equal True."""
     return any(type(value) is type(other) and value == other for other in values)
 
 
-def _why_not(field: PeftField, value: Any) -> str:
+def _why_not(field: PeftField, value: object) -> str:
     if field.name == "init_lora_weights" and isinstance(value, str):
         return _CHANGES_BASE
     return f"supported: {', '.join(map(repr, field.values))}"
@@ -166,7 +166,7 @@ def _why_not(field: PeftField, value: Any) -> str:
 def _wrong_types(adapter_config: dict[str, Any]) -> Iterator[str]:
     """Yield the honoured fields whose values PEFT would not accept."""
     tables = ("rank_pattern", "alpha_pattern")
-    checks = {
+    checks: dict[str, Callable[[object], bool]] = {
         "r": _is_positive_integer,
         "lora_alpha": _is_number,
         "lora_dropout": lambda value: value is None or (_is_number(value) and 0 <= value < 1),
@@ -192,30 +192,30 @@ def _wrong_types(adapter_config: dict[str, Any]) -> Iterator[str]:
                 yield f"{name} {_shown(adapter_config[name])} (PEFT allows it only with a list of target_modules)"
 
 
-def _is_integer(value: Any) -> bool:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_positive_integer(value: Any) -> bool:
+def _is_positive_integer(value: object) -> bool:
     return _is_integer(value) and value > 0
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def _is_names(value: Any) -> bool:
+def _is_names(value: object) -> bool:
     return value is None or isinstance(value, str) or all(isinstance(one, str) for one in _listed(value))
 
 
-def _listed(value: Any) -> list[Any]:
+def _listed(value: object) -> list[object]:
     return value if isinstance(value, list) else [value]
 
 
-def _is_table(value: Any, is_value: Callable[[Any], bool]) -> bool:
+def _is_table(value: object, is_value: Callable[[object], bool]) -> bool:
     return isinstance(value, dict) and all(is_value(one) for one in value.values())
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
