@@ -85,12 +85,12 @@ class PeftFile(WeightFiles):
             if self._is_second_copy(key):
                 continue
             with_adapter_name += plain != key.removeprefix(PEFT_PREFIX)
-            name = self._name_without_peft(plain)
+            name = self._register(plain)
             if name in entries:
                 raise UserError(f"{self.file}: two tensors for {name}. Save the adapter again.")
             entries[name] = entry
         self._entries = entries
-        self._report(with_adapter_name)
+        self._check_names(with_adapter_name)
         self._check_complete(bool(adapter_config.get("use_dora")))
 
     def _is_second_copy(self, key: str) -> bool:
@@ -100,8 +100,15 @@ class PeftFile(WeightFiles):
                 return True
         return False
 
-    def _name_without_peft(self, key: str) -> str:
-        """Convert a tensor name of PEFT, without its prefix, to the name in this class; record the layer or weight."""
+    def _register(self, key: str) -> str:
+        """Add a tensor to `lora`, `embeddings` or `weights`, and return its name in this class.
+
+        Args:
+            key: Name in PEFT's file, without prefix and adapter's name.
+
+        Raises:
+            UserError: If the tensor is not part of a LoRA adapter.
+        """
         match = _LORA.fullmatch(key)
         if match is None:
             if other := _NAMED.fullmatch(key):
@@ -126,7 +133,15 @@ class PeftFile(WeightFiles):
         part = match["linear"] or match["embedding"]
         return f"{layer}.lora_{part}" if part else f"{layer}.lora_magnitude"
 
-    def _report(self, with_adapter_name: int) -> None:
+    def _check_names(self, with_adapter_name: int) -> None:
+        """Report unusual names.
+
+        Args:
+            with_adapter_name: Number of tensor names that contain the adapter's name.
+
+        Raises:
+            UserError: If a weight is named like that of a layer with LoRA, but the file has no LoRA for the layer.
+        """
         if with_adapter_name:
             say_once(
                 f"{self.file}: {with_adapter_name} tensor names contain the adapter's name {_ADAPTER!r}, which is ignored"
