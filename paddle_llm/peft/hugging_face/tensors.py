@@ -67,8 +67,9 @@ class PeftTensors(PeftFile):
                 matrix = len(entry.shape) == 2
                 self._stored[weight] = (key, matrix and names.hugging_face(family, weight, 2).transpose)
         if unknown:
+            more = f" and {counted(len(unknown) - 1, 'other')}" if len(unknown) > 1 else ""
             raise UserError(
-                f"{folder}: {counted(len(unknown), 'tensor')} of the adapter belong to no weight of this base, first {unknown[0]}. "
+                f"{folder}: tensors that belong to no weight of this base: {unknown[0]}{more}. "
                 "Give the base that the adapter was trained on, or drop --fuse_attention_qkv and --fuse_attention_ffn, which "
                 "fuse several matrices."
             )
