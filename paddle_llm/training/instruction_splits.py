@@ -13,7 +13,7 @@ from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.selection import ChosenTemplate, choose_template
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset, load_split
 from paddle_llm.data.samples.encode import InstructionEncoder
 from paddle_llm.data.samples.encoded_samples import encode_all

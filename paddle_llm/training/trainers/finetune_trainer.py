@@ -19,7 +19,7 @@ from paddle_llm.data.counted_batches import (
     CountedBatches,
     count_instruction_tokens,
 )
-from paddle_llm.data.instructions.formats import Conversation
+from paddle_llm.data.instructions.conversation import Conversation
 from paddle_llm.models.head import logits_at_positions
 from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.parallel.process.first_rank import on_first_rank
