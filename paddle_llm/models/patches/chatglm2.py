@@ -167,19 +167,37 @@ def _apply_to_pipeline(masks: Any) -> None:
     Args:
         masks: The corrected `get_masks`.
     """
-    from paddle.distributed.fleet.recompute.recompute import recompute
     from paddlenlp.transformers.chatglm_v2 import modeling_pp
 
-    block, unpack, pack = modeling_pp.GLMBlock, modeling_pp.parse_args, modeling_pp.return_args
-    embed, words = modeling_pp.EmbeddingPipe.forward, modeling_pp.Embedding.forward
+    pipeline = modeling_pp.ChatGLMv2ForCausalLMPipe
+    add_layer = _with_prefix(pipeline.add_sequential_layer)
+    replace(pipeline, "add_sequential_layer", add_layer, "Names of weights lack their prefix.")
+    why = "Without position ids it takes the rotary embedding for them; it sends a mask [B, 1, S, S] to all stages."
+    replace(modeling_pp.EmbeddingPipe, "forward", _embedding_forward(modeling_pp), why)
+    replace(modeling_pp.GLMBlockPipe, "forward", _block_forward(modeling_pp), "It does not recompute whole layers.")
+    replace(modeling_pp, "forward_impl", _rotary_cache, "It rounds angles to 16 bits before it takes their cosine.")
+    why = f"{WHY_PACKED_ROWS} It builds a causal mask that flash attention does not need."
+    replace(pipeline, "get_masks", masks, why)
+    replace(pipeline, "_prepare_pipeline_inputs_func", staticmethod(stage_inputs), WHY_PACKED_ROWS)
+
+
+def _with_prefix(add_layer: Any) -> Any:
+    def add_named_layer(self: Any, layer: Any, name_prefix: str = "") -> None:
+        add_layer(self, layer, f"{_CHATGLM2_PREFIX}{name_prefix}")
+
+    return add_named_layer
+
+
+def _embedding_forward(modeling_pp: Any) -> Any:
+    embed, embed_words = modeling_pp.EmbeddingPipe.forward, modeling_pp.Embedding.forward
 
     def embedding_forward(self: Any, args: Any) -> Any:
-        input_ids, mask, positions, *_ = unpack(args)
+        input_ids, mask, positions, *_ = modeling_pp.parse_args(args)
         if positions is None:
             positions = paddle.arange(input_ids.shape[1]).expand(input_ids.shape)
         if mask is not None and not is_sample_ends(mask):
             return embed(self, (input_ids, mask, positions))
-        hidden = words(self, input_ids)
+        hidden = embed_words(self, input_ids)
         if self.config.sequence_parallel:
             hidden = modeling_pp.ScatterOp.apply(hidden.reshape([-1, hidden.shape[-1]]))
         if mask is None:
@@ -187,10 +205,18 @@ def _apply_to_pipeline(masks: Any) -> None:
         else:
             mask = added_mask(sample_starts(mask), hidden.dtype).unsqueeze([1, 2])
         table = modeling_pp.forward_impl(self, self.config.max_sequence_length, self.config.kv_channels // 2)
-        return pack(hidden, mask, positions, table[positions].transpose([1, 0, 2, 3]))
+        return modeling_pp.return_args(hidden, mask, positions, table[positions].transpose([1, 0, 2, 3]))
+
+    return embedding_forward
+
+
+def _block_forward(modeling_pp: Any) -> Any:
+    from paddle.distributed.fleet.recompute.recompute import recompute
+
+    block = modeling_pp.GLMBlock
 
     def block_forward(self: Any, args: Any) -> Any:
-        hidden, mask, positions, rotary, *_ = unpack(args)
+        hidden, mask, positions, rotary, *_ = modeling_pp.parse_args(args)
 
         def run(hidden: paddle.Tensor, mask: paddle.Tensor, rotary: paddle.Tensor) -> paddle.Tensor:
             return block.forward(self, hidden, mask, rotary, None, False)[0]
@@ -200,29 +226,13 @@ def _apply_to_pipeline(masks: Any) -> None:
             hidden = recompute(run, hidden, mask, rotary, use_reentrant=self.config.recompute_use_reentrant)
         else:
             hidden = run(hidden, mask, rotary)
-        return pack(hidden, mask, positions, rotary)
+        return modeling_pp.return_args(hidden, mask, positions, rotary)
 
-    def rotary_cache(self: Any, seq_len: int, n_elem: int, base: int = 10000) -> paddle.Tensor:
-        frequencies = 1.0 / (base ** (paddle.arange(0, n_elem, 2, dtype="float32") / n_elem))
-        angles = paddle.outer(paddle.arange(seq_len, dtype="float32"), frequencies)
-        return paddle.stack([angles.cos(), angles.sin()], axis=-1).astype(self.default_dtype)
+    return block_forward
 
-    pipeline = modeling_pp.ChatGLMv2ForCausalLMPipe
-    add_layer = pipeline.add_sequential_layer
 
-    def add_named_layer(self: Any, layer: Any, name_prefix: str = "") -> None:
-        add_layer(self, layer, f"{_CHATGLM2_PREFIX}{name_prefix}")
-
-    replace(pipeline, "add_sequential_layer", add_named_layer, "Names of weights lack their prefix.")
-    replace(
-        modeling_pp.EmbeddingPipe,
-        "forward",
-        embedding_forward,
-        "Without position ids it takes the rotary embedding for them; it sends a mask [B, 1, S, S] to all stages.",
-    )
-    replace(modeling_pp.GLMBlockPipe, "forward", block_forward, "It does not recompute whole layers.")
-    replace(modeling_pp, "forward_impl", rotary_cache, "It rounds angles to 16 bits before it takes their cosine.")
-    replace(
-        pipeline, "get_masks", masks, f"{WHY_PACKED_ROWS} It builds a causal mask that flash attention does not need."
-    )
-    replace(pipeline, "_prepare_pipeline_inputs_func", staticmethod(stage_inputs), WHY_PACKED_ROWS)
+def _rotary_cache(self: Any, seq_len: int, n_elem: int, base: int = 10000) -> paddle.Tensor:
+    """Return cosines and sines [seq_len, n_elem / 2, 2], whose angles are computed in float32."""
+    frequencies = 1.0 / (base ** (paddle.arange(0, n_elem, 2, dtype="float32") / n_elem))
+    angles = paddle.outer(paddle.arange(seq_len, dtype="float32"), frequencies)
+    return paddle.stack([angles.cos(), angles.sin()], axis=-1).astype(self.default_dtype)

@@ -25,8 +25,23 @@ def apply() -> None:
     """Replace attributes of PaddleNLP's classes."""
     from paddlenlp.transformers.glm import modeling
 
-    forward = modeling.GLMForConditionalGeneration.forward
+    network = modeling.GLMForConditionalGeneration
+    replace_forward(
+        network,
+        _forward_with_mask_and_loss(network.forward),
+        "Without a mask every position sees every other one; its loss is not reduced.",
+    )
+    why = "Sharding stage 3 must know the weights that it reads without calling their layer."
+    replace(modeling.GLMModel, "__init__", _init_with_list_of_weights(modeling.GLMModel.__init__), why)
+    replace(
+        network,
+        "prepare_inputs_for_generation",
+        _generation_inputs(network.prepare_inputs_for_generation),
+        "It expects the mask of all tokens that will be generated.",
+    )
 
+
+def _forward_with_mask_and_loss(forward: Any) -> Any:
     def forward_with_loss(
         self: Any,
         input_ids: Any = None,
@@ -49,25 +64,18 @@ def apply() -> None:
         others.update(position_ids=position_ids, attention_mask=attention_mask.astype("float32"))
         return with_loss(self, forward(self, input_ids, return_dict=return_dict, **others), labels)
 
-    replace_forward(
-        modeling.GLMForConditionalGeneration,
-        forward_with_loss,
-        "Without a mask every position sees every other one; its loss is not reduced.",
-    )
-    create = modeling.GLMModel.__init__
+    return forward_with_loss
 
+
+def _init_with_list_of_weights(create: Any) -> Any:
     def init_model(self: Any, *args: Any, **kwargs: Any) -> None:
         create(self, *args, **kwargs)
         self.uses_weights_of = (self.word_embeddings,)  # it multiplies by their weight without calling them
 
-    replace(
-        modeling.GLMModel,
-        "__init__",
-        init_model,
-        "Sharding stage 3 must know the weights that it reads without calling their layer.",
-    )
-    prepare = modeling.GLMForConditionalGeneration.prepare_inputs_for_generation
+    return init_model
 
+
+def _generation_inputs(prepare: Any) -> Any:
     def generation_inputs(
         self: Any,
         input_ids: Any,
@@ -85,9 +93,4 @@ def apply() -> None:
         positions_B2S = paddle.stack([position_BS, paddle.zeros_like(position_BS)], axis=1)
         return {"input_ids": input_ids, "position_ids": positions_B2S, "attention_mask": tokens_BS, "use_cache": False}
 
-    replace(
-        modeling.GLMForConditionalGeneration,
-        "prepare_inputs_for_generation",
-        generation_inputs,
-        "It expects the mask of all tokens that will be generated.",
-    )
+    return generation_inputs
