@@ -23,7 +23,7 @@ LLAMA3 = {
 }
 LLAMAS = {
     "plain": {},
-    "group_short_samples": {"num_key_value_heads": 2},
+    "grouped": {"num_key_value_heads": 2},
     "tied": {"tie_word_embeddings": True},
     "theta": {"rope_theta": 5e5},
     "llama3": {"rope_theta": 5e5, "rope_scaling": LLAMA3},
@@ -81,7 +81,7 @@ OPTS = {
     "plain": {},
     "350m": {"word_embed_proj_dim": 32, "do_layer_norm_before": False},
 }
-QWENS = {"plain": {}, "group_short_samples": {"num_key_value_heads": 2}, "tied": {"tie_word_embeddings": True}}
+QWENS = {"plain": {}, "grouped": {"num_key_value_heads": 2}, "tied": {"tie_word_embeddings": True}}
 
 
 def bloom():

@@ -20,7 +20,7 @@ CASES = {
     Layout(tensor=2): {
         "llama": ("llama", {}, {}),
         "llama, tied": ("llama", TIED, {}),
-        "llama, group_short_samples": ("llama", {"num_key_value_heads": 2}, {}),
+        "llama, grouped": ("llama", {"num_key_value_heads": 2}, {}),
         "llama, one key-value head": ("llama", {"num_key_value_heads": 1}, {}),
         "llama, three key-value heads": (
             "llama",
