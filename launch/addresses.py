@@ -1,8 +1,9 @@
-"""Addresses for a job on many machines: `addresses.py HOST:PORT` prints the master's IP:PORT and this machine's own IP.
+"""Addresses for a job on several machines: `addresses.py HOST:PORT` prints IP:PORT of the master and the IP of this machine.
 
-The launcher starts its meeting point on the machine whose own IP *equals* the master's as text: a host name is never
-equal, nor is 127.0.1.1, which Debian gives a machine's name. So names are resolved here (for five minutes: a pod's name
-may take a while to appear), and the own address is the one from which the master is reached.
+The launcher starts its rendezvous server on the machine whose IP is the same text as the IP of the master. A host name is never
+the same text, and neither is 127.0.1.1, to which Debian resolves the name of the machine. This script therefore resolves the
+name, for up to five minutes because the name of a pod may appear late, and prints the address from which this machine reaches
+the master.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.gloo.interface import address_towards
 
 
-def resolve(host: str, patience: float = 300.0) -> str:
-    """The host's IPv4 address.
+def resolve(host: str, timeout: float = 300.0) -> str:
+    """Return the IPv4 address of a host.
 
     Raises:
-        OSError: it has none after `patience` seconds.
+        OSError: If the host has no address after `timeout` seconds.
     """
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + timeout
     while True:
         try:
             return socket.gethostbyname(host)
@@ -37,12 +38,14 @@ def resolve(host: str, patience: float = 300.0) -> str:
 if __name__ == "__main__":
     name, _, port = sys.argv[1].rpartition(":")
     if not name or not port.isdigit():
-        sys.exit(f"error: MASTER is {sys.argv[1]!r}: it is HOST:PORT of the first machine.")
+        sys.exit(f"error: MASTER={sys.argv[1]} is not HOST:PORT. Give HOST:PORT of the first machine.")
     try:
         master = resolve(name)
         own = address_towards(master)
     except OSError as error:
-        sys.exit(f"error: MASTER: {name} has no address: {error.strerror}.")
+        sys.exit(
+            f"error: MASTER: {name} has no IPv4 address: {error.strerror}. Check the name, or give the IP address."
+        )
     except UserError as error:
         sys.exit(f"error: MASTER: {error}")
     print(f"{master}:{port}", own)

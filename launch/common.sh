@@ -1,10 +1,9 @@
-# Sourced by the scripts beside it: the command line, the device, and restarts after a failure.
+# Functions of the launch scripts: command line, device, and restarts after a failure.
 # shellcheck shell=bash
-# A script sets RANKS (processes on this machine), may set ENTRY (what is launched) and add to LAUNCH (options of paddle.distributed.launch) and FLAGS
-# (flags that stand before the user's), then calls `main "$@"`.
+# A script sets RANKS (processes on this machine). It may set ENTRY (script to launch) and add to LAUNCH (options of
+# paddle.distributed.launch) and FLAGS (flags placed before those of the user). Then it calls `main "$@"`.
 #
-# Restarts are done here: `--max_restart` of paddle.distributed.launch (3.3.1) counts only with an etcd master; with any
-# other one it is read and ignored.
+# Restarts are done here because paddle.distributed.launch (3.3.1) ignores `--max_restart` unless the master is etcd.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python}
@@ -15,10 +14,10 @@ MAX_RESTART=${MAX_RESTART:-3}
 LAUNCH=()
 FLAGS=()
 
-# The comment at the head of the calling script is its help.
+# Print the help, which is the comment at the beginning of the calling script.
 usage() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p}' "$0"; }
 
-# gpu: one rank per card in GPUS (a list like 0,1,2), or on the first RANKS cards; cpu: RANKS ranks.
+# gpu: one rank per card in GPUS (a list such as 0,1,2), by default on the first RANKS cards. cpu: RANKS ranks.
 choose_device() {
   case $DEVICE in
     gpu)
@@ -28,18 +27,18 @@ choose_device() {
     cpu)
       LAUNCH+=(--nproc_per_node "$RANKS")
       FLAGS+=(--device cpu)
-      # The launcher (3.3.1) looks each rank up in this list, also for a CPU; the ranks hide all cards again.
+      # The launcher (3.3.1) reads one entry of this list per rank, also on a CPU. The ranks then hide all cards.
       CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((RANKS - 1)))
       export CUDA_VISIBLE_DEVICES
       ;;
     *)
-      echo "error: DEVICE is '$DEVICE': it is gpu or cpu." >&2
+      echo "error: DEVICE is '$DEVICE'. Use gpu or cpu." >&2
       exit 2
       ;;
   esac
 }
 
-# GPUS, where it is not set, is the first RANKS of CUDA_VISIBLE_DEVICES, or 0 to RANKS-1.
+# Set GPUS, unless it is set, to the first RANKS cards in CUDA_VISIBLE_DEVICES, or else to 0 to RANKS-1.
 choose_cards() {
   local visible=${CUDA_VISIBLE_DEVICES-all} card cards
   if [[ $visible == all ]]; then
@@ -56,7 +55,7 @@ choose_cards() {
   fi
   for card in ${GPUS//,/ }; do
     if [[ ,$visible, != *,$card,* ]]; then
-      echo "error: GPUS=$GPUS: CUDA_VISIBLE_DEVICES=$visible does not have card $card. Change one of the two." >&2
+      echo "error: GPUS=$GPUS: CUDA_VISIBLE_DEVICES=$visible does not contain card $card. Change one of them." >&2
       exit 2
     fi
   done
@@ -69,20 +68,21 @@ stop() {
   [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
 }
 
-# Run the job once; its exit code in `code`. In the background, so that a scheduler's SIGTERM reaches it through us.
+# Run the job once and set `code` to its exit code. It runs in the background, so that `stop` can pass on the SIGTERM of a
+# scheduler.
 run_once() {
   code=0
   "$PYTHON" -u -m paddle.distributed.launch "${LAUNCH[@]}" --log_dir "$LOG_DIR" "$ROOT/$ENTRY" "$@" &
   child=$!
   wait "$child" || code=$?
-  if [[ -n $stopped ]]; then # the signal ended our wait, not yet the job
+  if [[ -n $stopped ]]; then # the signal has ended `wait`, but the job may still run
     wait "$child" || true
   fi
   child=
 }
 
-# Exit code 2 is a mistake that a restart does not mend. After any other failure the job continues from the newest
-# checkpoint that it wrote, at most MAX_RESTART times.
+# Exit code 2 is a mistake of the user and 3 a non-finite step, which a restart does not fix. After any other failure the job
+# is restarted from its newest checkpoint, at most MAX_RESTART times.
 main() {
   case ${1:-} in
     -h | --help)
@@ -95,7 +95,7 @@ main() {
       ;;
   esac
   choose_device
-  # A flag given twice counts as given last: the script's come behind CONFIG and before the user's.
+  # The last value of a flag counts, so the flags of the script come after CONFIG and before those of the user.
   local arguments more
   if [[ $1 == -* ]]; then
     arguments=("${FLAGS[@]}" "$@")
@@ -108,8 +108,8 @@ main() {
   run_once "${arguments[@]}"
   while ((code != 0 && code != 2 && code != 3 && restarts < MAX_RESTART)) && [[ -z $stopped ]]; do
     restarts=$((restarts + 1))
-    echo "$(basename "$0"): the job ended with $code; restart $restarts of $MAX_RESTART" >&2
-    # Ranks that are still ending hold the lock of the output folder.
+    echo "$(basename "$0"): the job ended with exit code $code; restart $restarts of $MAX_RESTART" >&2
+    # Ranks that have not ended yet still have the lock of the output folder.
     export PADDLE_LLM_LOCK_WAIT=${PADDLE_LLM_LOCK_WAIT:-120}
     mapfile -t more < <("$PYTHON" "$ROOT/launch/restart_flags.py" "$started" "${arguments[@]}")
     run_once "${arguments[@]}" "${more[@]}"

@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
-# Pretrain on several machines: start this on each of them, with the same arguments.
+# Pretrain on several machines. Start this script on each of them with the same arguments.
 #
 #   MASTER=HOST:PORT NODES=4 launch/many_machines.sh CONFIG.json [--key value ...]
 #
-# e.g. MASTER=10.0.0.1:37777 NODES=4 launch/many_machines.sh configs/pretrain/llama_2_70b_tp8_pp4.json
+# Example: MASTER=10.0.0.1:37777 NODES=4 launch/many_machines.sh configs/pretrain/llama_2_70b_tp8_pp4.json
 #
-#   MASTER                the first machine, and a port that is free there (in a PaddleJob: PADDLE_MASTER); or
-#                         etcd://HOST:PORT, then the launcher itself restarts the job (needs pip install etcd3, a JOB_ID
-#                         of its own, and no --overwrite_output_dir, which each restart would obey)
-#   NODES                 how many machines (in a PaddleJob: PADDLE_NNODES)
-#   NODE_RANK             which of them this is, from 0; left out, the first is 0 and the others as they come
-#   GPUS=0,1,2,3,4,5,6,7  the cards of each machine
-#   DEVICE=cpu            RANKS processes on each machine's CPU instead (RANKS=8)
-#   MAX_RESTART=3         restarts after a failure, each from the newest checkpoint; when one machine fails, the others
-#                         fail with it and all meet again
-#   LOG_DIR=log/node...   the launcher's logs
-#   PYTHON=python         the interpreter
+#   MASTER                address of the first machine and a free port on it (default: PADDLE_MASTER, which a PaddleJob sets).
+#                         With etcd://HOST:PORT the launcher restarts the job itself. This needs `pip install etcd3`, a
+#                         separate JOB_ID for each job, and no --overwrite_output_dir, which would apply to each restart.
+#   NODES                 number of machines (default: PADDLE_NNODES, which a PaddleJob sets)
+#   NODE_RANK             number of this machine, from 0 (default: 0 for the first one, the others in the order of connection)
+#   GPUS=0,1,2,3,4,5,6,7  cards of each machine
+#   DEVICE=cpu            run on the CPU instead, with RANKS=8 processes per machine
+#   MAX_RESTART=3         maximum number of restarts after a failure, each from the newest checkpoint. If one machine fails, the
+#                         processes on the others end as well, and all are restarted.
+#   LOG_DIR=log           folder for the logs of the launcher, one subfolder per machine
+#   PYTHON=python         Python interpreter
 #
-# The output folder and the data must be on a file system that all machines see.
+# The output folder and the data must be on a file system that all machines share.
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 RANKS=${RANKS:-8}
@@ -25,10 +25,10 @@ MASTER=${MASTER:-${PADDLE_MASTER:-}}
 NODES=${NODES:-${PADDLE_NNODES:-}}
 case ${1:-} in "" | -h | --help) main "$@" ;; esac
 if [[ -z $MASTER || -z $NODES ]]; then
-  echo "error: MASTER=HOST:PORT and NODES=N are needed; launch/many_machines.sh -h explains." >&2
+  echo "error: MASTER=HOST:PORT and NODES=N are not both set. Set them; launch/many_machines.sh -h describes them." >&2
   exit 2
 fi
-# The launcher lets these win over its options; ours say the same with names resolved.
+# In the launcher these variables override its options. The options below have the same values with names resolved.
 unset PADDLE_MASTER PADDLE_NNODES
 LAUNCH+=(--nnodes "$NODES")
 if [[ $MASTER == etcd://* ]]; then

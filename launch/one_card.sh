@@ -3,13 +3,13 @@
 #
 #   launch/one_card.sh CONFIG.json [--key value ...]
 #
-# e.g. launch/one_card.sh configs/pretrain/llama_7b_one_card_h200.json --output_dir output/mine
+# Example: launch/one_card.sh configs/pretrain/llama_7b_one_card_h200.json --output_dir output/mine
 #
-#   GPUS=0         the card
-#   DEVICE=cpu     one process on the CPU instead
-#   MAX_RESTART=3  restarts after a failure, each from the newest checkpoint
-#   LOG_DIR=log    the launcher's logs
-#   PYTHON=python  the interpreter
+#   GPUS=0         card
+#   DEVICE=cpu     run on the CPU instead
+#   MAX_RESTART=3  maximum number of restarts after a failure, each from the newest checkpoint
+#   LOG_DIR=log    folder for the logs of the launcher
+#   PYTHON=python  Python interpreter
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 RANKS=1

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# An environment with PaddleFormers, which does not install beside PaddleNLP, for the verification of exports.
+# Create a virtual environment with PaddleFormers, which verifies exports. It cannot be installed together with PaddleNLP.
 # Usage: launch/paddleformers_env.sh DIR
-#   then paddle-llm export ... --paddleformers_python DIR/bin/python, or export PADDLE_LLM_PADDLEFORMERS_PYTHON=DIR/bin/python
-# PYTHON chooses the interpreter (3.10 to 3.12). It takes 1.8 GB of disk, and computes on the CPU.
+#   Then run paddle-llm export ... --paddleformers_python DIR/bin/python, or set PADDLE_LLM_PADDLEFORMERS_PYTHON=DIR/bin/python.
+# PYTHON is the Python interpreter (3.10 to 3.12). The environment needs 1.8 GB of disk and computes on the CPU.
 set -euo pipefail
 PYTHON=${PYTHON:-python3}
 PINS=(
   paddlepaddle==3.3.1
   paddleformers==1.2.0
-  transformers==5.3.0 # of 5.0 to 5.3, which PaddleFormers takes; for tokenizers and configurations, without torch
+  transformers==5.3.0 # the newest that PaddleFormers supports (5.0 to 5.3); used without torch, for tokenizers and configurations
   tokenizers==0.22.2
   safetensors==0.8.0
   sentencepiece==0.2.3
@@ -25,10 +25,10 @@ case ${1:-} in
 esac
 DIR=$1
 if [[ -e $DIR && ! -f $DIR/pyvenv.cfg ]]; then
-  echo "error: $DIR is there and is no virtual environment: name another folder" >&2
+  echo "error: $DIR exists and is not a virtual environment. Give another folder." >&2
   exit 2
 fi
-# PaddleFormers imports pip itself: an environment without it does not do.
+# PaddleFormers imports pip, so the environment must contain it.
 [[ -x $DIR/bin/python ]] || "$PYTHON" -m venv "$DIR"
 "$DIR/bin/python" -m pip install --quiet --disable-pip-version-check "${PINS[@]}" >&2
 "$DIR/bin/python" -m pip check >&2

@@ -1,4 +1,4 @@
-"""The quickstart's corpus: English that every Python carries (the language reference and the library's docstrings)."""
+"""Write the corpus of the quickstart: English text of the Python installation (language reference and docstrings)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SKIPPED_PARTS = {"site-packages", "test", "tests", "idlelib", "lib2to3", "turtle
 
 
 def documents() -> Iterator[str]:
-    """Topics of the language reference, then one document per module: its docstrings in order."""
+    """Yield the topics of the language reference, then one document per module with its docstrings."""
     yield from (topics[name] for name in sorted(topics))
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):
@@ -37,13 +37,14 @@ def _docstrings(path: Path) -> Iterator[str]:
 
 
 def main(target: Path) -> None:
+    """Write the documents as jsonl."""
     target.parent.mkdir(parents=True, exist_ok=True)
     written = 0
     with target.open("w", encoding="utf-8") as file:
         for text in documents():
             file.write(json.dumps({"text": " ".join(text.split())}) + "\n")
             written += 1
-    print(f"{written} documents, {target.stat().st_size / 1e6:.1f} MB: {target}", file=sys.stderr)
+    print(f"{target}: {written} documents, {target.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Flags that make a failed job go on where it stopped: `restart_flags.py STARTED [CONFIG.json] [--key value ...]`.
+"""Flags with which a failed job is restarted: `restart_flags.py STARTED [CONFIG.json] [--key value ...]`.
 
-STARTED is when the job was first started, in seconds since 1970. Prints, one word per line:
-- `--resume_from_checkpoint FOLDER`, where the job has written a complete checkpoint since;
-- `--overwrite_output_dir 1`, where it got as far as its output folder and no checkpoint is there: begin again;
-- nothing, where the same command does the right thing by itself.
-Without it a job that was told to overwrite its folder would throw its own checkpoints away.
+STARTED is the time of the first start, in seconds since 1970. Prints, one word per line:
+- `--resume_from_checkpoint FOLDER` if the job has written a complete checkpoint since then;
+- `--overwrite_output_dir 1` if the job has created its output folder and no checkpoint;
+- nothing if the same command can be repeated unchanged.
+Without these flags, a job with `--overwrite_output_dir` would delete its own checkpoints on a restart.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from paddle_llm.config.run_config import FIELD_NAMES
 
 
 def restart_flags(started: float, argv: list[str]) -> list[str]:
-    """What to add to `argv` when the job that began at `started` has failed."""
-    given = [entry.raw for entry in read_arguments(argv, FIELD_NAMES).given if entry.name == "output_dir"]
+    """Return the flags to add to `argv` for a restart of the job that was started at `started`."""
+    given = [setting.raw for setting in read_arguments(argv, FIELD_NAMES).given if setting.name == "output_dir"]
     if not given:
         return []
     output = Path(given[-1])
@@ -36,5 +36,7 @@ def _is_since(path: Path, started: float) -> bool:
 
 
 if __name__ == "__main__":
-    for word in restart_flags(float(sys.argv[1]), sys.argv[2:]):  # no empty line: the shell would pass it on as a word
+    for word in restart_flags(
+        float(sys.argv[1]), sys.argv[2:]
+    ):  # without an empty line, which the shell would pass on as a word
         print(word)

@@ -111,7 +111,7 @@ def test_cards_are_taken_from_those_that_are_visible(recorder: Path) -> None:
     [
         ({"CUDA_VISIBLE_DEVICES": "2,3"}, "CUDA_VISIBLE_DEVICES=2,3 has 2 cards and 8 are needed."),
         ({"CUDA_VISIBLE_DEVICES": ""}, "CUDA_VISIBLE_DEVICES= has 0 cards and 8 are needed."),
-        ({"CUDA_VISIBLE_DEVICES": "12,3", "GPUS": "2"}, "GPUS=2: CUDA_VISIBLE_DEVICES=12,3 does not have card 2."),
+        ({"CUDA_VISIBLE_DEVICES": "12,3", "GPUS": "2"}, "GPUS=2: CUDA_VISIBLE_DEVICES=12,3 does not contain card 2."),
     ],
 )
 def test_cards_that_are_not_visible_are_refused(env: dict[str, str], message: str, tmp_path: Path) -> None:
