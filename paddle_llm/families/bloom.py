@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
@@ -22,6 +22,9 @@ from paddle_llm.families.spec import (
     Weights,
 )
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 
 def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
     expect(raw, problems, tie_word_embeddings=True)
@@ -32,7 +35,7 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     values.pop("pretraining_tp", None)
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         "architectures": ["BloomForCausalLM"],
         "model_type": "bloom",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
@@ -21,6 +21,9 @@ from paddle_llm.families.spec import (
     StaticProgram,
     Weights,
 )
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 # Files of the authors' repositories, which ChatGLM2 and 3 use under the same names.
 AUTO_MAP = {
@@ -41,7 +44,7 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     expect(raw, problems, position_encoding_2d=True, pre_seq_len=None, activation="gelu")
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         "architectures": ["ChatGLMModel"],
         "auto_map": AUTO_MAP,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.chatglm import AUTO_MAP
 from paddle_llm.families.config_keys import expect, rename, same
@@ -24,6 +24,9 @@ from paddle_llm.families.spec import (
     Weights,
 )
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 
 def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
     rename(values, {"num_layers": "num_hidden_layers", "padded_vocab_size": "vocab_size"})
@@ -35,11 +38,11 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     channels, heads, hidden = (values.get(key) for key in ("kv_channels", "num_attention_heads", "hidden_size"))
     if channels and heads and hidden and channels * heads != hidden:
         problems.append(
-            f"kv_channels {channels} with hidden_size {hidden} and {heads} heads (only hidden_size / heads)"
+            f"kv_channels = {channels} with hidden_size = {hidden} and {heads} heads (supported: hidden_size / heads)"
         )
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         "architectures": ["ChatGLMModel"],
         "auto_map": AUTO_MAP,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.families.config_keys import same
 from paddle_llm.families.rope import written_rope
 from paddle_llm.families.spec import COLUMN, ROW, Network, PrefixLayers, StaticProgram
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 EMBEDDING_AND_HEAD_AXES = ((r"embed_tokens\.weight", ROW), (r"lm_head\.weight", COLUMN))
@@ -75,7 +78,7 @@ def static_program(name: str, rotary_class: str) -> StaticProgram:
     )
 
 
-def decoder_config(config: Any, architecture: str, model_type: str) -> dict[str, Any]:
+def decoder_config(config: PretrainedConfig, architecture: str, model_type: str) -> dict[str, Any]:
     """Return the fields of Hugging Face's config.json that these decoders share.
 
     Args:
@@ -87,7 +90,9 @@ def decoder_config(config: Any, architecture: str, model_type: str) -> dict[str,
         UserError: If the network does something that transformers cannot express.
     """
     if getattr(config, "alibi", False):
-        raise UserError("alibi: Hugging Face's LLaMA has rotary positions only")
+        raise UserError(
+            "alibi = true cannot be written in Hugging Face's format, which has rotary positions only. Keep the model in PaddleNLP's format."
+        )
     return {
         "architectures": [architecture],
         "model_type": model_type,
@@ -100,5 +105,5 @@ def decoder_config(config: Any, architecture: str, model_type: str) -> dict[str,
 
 
 def always(_: Mapping[str, Any]) -> bool:
-    """Return True; for families whose config.json always gives the number of key-value heads, or has none."""
+    """Return True: the number of key-value heads in config.json always applies. See `ConfigJson.key_value_heads`."""
     return True

@@ -1,4 +1,4 @@
-"""The shape of one model, as its config.json describes it."""
+"""The shape of a model, read from its config.json."""
 
 from __future__ import annotations
 
@@ -15,9 +15,17 @@ class ModelFacts:
     Attributes:
         model_type: Name of the family: "llama", "chatglm", "chatglm_v2", ...; also of one that is not supported.
         architectures: Class names as written in the file.
+        hidden_size: Width of the hidden states.
+        num_hidden_layers: Number of layers.
+        num_attention_heads: Number of query heads.
+        num_key_value_heads: Number of key-value heads; the number of query heads without grouped-query attention.
         head_dim: Width of one attention head.
-        max_position_embeddings: Longest sequence; None if positions are not limited (ALiBi) or the file does not say.
-        raw: The whole file.
+        intermediate_size: Width of the MLP.
+        vocab_size: Number of rows of the token embedding.
+        max_position_embeddings: Longest sequence in tokens; None if positions are not limited (ALiBi) or the file does not
+            have the field.
+        tie_word_embeddings: Whether the head is the token embedding.
+        raw: All fields of the file.
     """
 
     model_type: str

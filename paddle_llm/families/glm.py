@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
@@ -22,6 +22,9 @@ from paddle_llm.families.spec import (
     StaticProgram,
     Weights,
 )
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 _AUTO_MAP = {
     "AutoConfig": "configuration_glm.GLMConfig",
@@ -42,7 +45,7 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     values["output_predict"] = True  # otherwise the network has no head
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         "architectures": ["GLMModel"],
         "auto_map": _AUTO_MAP,

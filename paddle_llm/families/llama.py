@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families import decoder
 from paddle_llm.families.config_keys import expect, expect_head_width, rename
@@ -18,6 +18,9 @@ from paddle_llm.families.spec import (
     Weights,
 )
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 
 def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
     rename(values, {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"})
@@ -29,7 +32,7 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     translate_rope(values, raw, problems)
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         **decoder.decoder_config(config, "LlamaForCausalLM", "llama"),
         "head_dim": config.hidden_size // config.num_attention_heads,

@@ -1,9 +1,9 @@
-"""Mistral 7B (Jiang et al. 2023): LLaMA whose attention may reach back a limited number of tokens."""
+"""Mistral 7B (Jiang et al. 2023): LLaMA with optional sliding-window attention."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families import decoder
 from paddle_llm.families.config_keys import expect, expect_head_width, same
@@ -11,19 +11,22 @@ from paddle_llm.families.parameters import grouped_query_decoder
 from paddle_llm.families.rope import translate_rope
 from paddle_llm.families.spec import COLUMN, Capabilities, ConfigJson, Engines, Family, PrefixLayers, Weights
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 
 def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str]) -> None:
     expect(raw, problems, hidden_act=("silu", "swish"), attention_dropout=(0.0, 0), tie_word_embeddings=False)
     window = raw.get("sliding_window")
     if window is not None and (type(window) is not int or window < 1):
-        problems.append(f"sliding_window {window!r} (a whole number of at least 1, or null)")
+        problems.append(f"sliding_window = {window!r} (expected: a whole number of at least 1, or null)")
     expect_head_width(values, raw, problems)
     translate_rope(values, raw, problems)
     if values.pop("rope_scaling", None) or values.pop("rope_scaling_type", None):
-        problems.append("scaled RoPE (PaddleNLP's Mistral ignores it)")
+        problems.append("scaled RoPE, which PaddleNLP's Mistral ignores")
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         **decoder.decoder_config(config, "MistralForCausalLM", "mistral"),
         "head_dim": config.hidden_size // config.num_attention_heads,

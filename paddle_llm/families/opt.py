@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families.config_keys import expect, rename, same
 from paddle_llm.families.decoder import always
@@ -22,6 +22,9 @@ from paddle_llm.families.spec import (
     Weights,
 )
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 _UNUSED_POSITIONS = 2  # rows at the beginning of the table of positions that nothing reads
 
 
@@ -34,10 +37,10 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     expect(raw, problems, activation_function="relu", hidden_act="relu", layerdrop=(0.0, 0), enable_bias=True)
     expect(raw, problems, layer_norm_elementwise_affine=True, tie_word_embeddings=True)
     if raw.get("_remove_final_layer_norm"):
-        problems.append("_remove_final_layer_norm (OPT without its last norm)")
+        problems.append("_remove_final_layer_norm = true (supported: false)")
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         "architectures": ["OPTForCausalLM"],
         "model_type": "opt",

@@ -1,6 +1,6 @@
 """The number of parameters of a model, by family.
 
-Each function counts what a family's network builds; `planner/flops.py` turns the numbers into FLOPs.
+`planner/flops.py` computes FLOPs from these numbers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from paddle_llm.families.facts import ModelFacts
 
 @dataclass(frozen=True)
 class Parameters:
-    """A model's parameters by where they are, in elements.
+    """Number of parameters of a model, by kind.
 
     Attributes:
         lookups: Tables that are only indexed (an untied token embedding, learned positions): no product, no FLOPs.

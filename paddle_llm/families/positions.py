@@ -1,21 +1,24 @@
-"""The number of positions of a model, for training, generation and export."""
+"""The longest sequence that a model supports, for training, generation and export."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 # Names of the number of positions in the configurations of all families. The first one that is present counts.
 LENGTH_KEYS = ("max_position_embeddings", "max_sequence_length", "seq_length", "n_positions")
-_DIVIDED = ("linear", "ntk")  # positions up to `factor` times the length are within the trained ones
-_OPEN = ("dynamic", "dynamic_ntk")  # the base grows with the length
+_MULTIPLIED = ("linear", "ntk")  # the length is multiplied by `factor`
+_UNLIMITED = ("dynamic", "dynamic_ntk")  # the RoPE base grows with the length
 
 
-def position_limit(config: Mapping[str, Any] | Any) -> int | None:
-    """Return the longest sequence that a model computes, RoPE scaling included.
+def position_limit(config: Mapping[str, Any] | PretrainedConfig) -> int | None:
+    """Return the longest sequence that a model supports, including RoPE scaling.
 
     Linear scaling (Chen et al. 2023) and PaddleNLP's "ntk" multiply the length by `factor`. With dynamic NTK scaling
-    any length works. The scaling of LLaMA 3 and YaRN is already part of the published number.
+    any length works. The scaling of LLaMA 3 and YaRN is already included in the published number.
 
     Args:
         config: Fields of a config.json, or a configuration object of PaddleNLP.
@@ -27,15 +30,15 @@ def position_limit(config: Mapping[str, Any] | Any) -> int | None:
     names = LENGTH_KEYS if isinstance(config, Mapping) else LENGTH_KEYS[:2]
     length = next((found for name in names if (found := _read(config, name))), None)
     kind, factor = rope_scaling(config)
-    if not isinstance(length, int) or kind in _OPEN:
+    if not isinstance(length, int) or kind in _UNLIMITED:
         return None
-    return int(min(length * factor, float(_LONGEST))) if kind in _DIVIDED else length
+    return int(min(length * factor, float(_LONGEST))) if kind in _MULTIPLIED else length
 
 
-_LONGEST = 1 << 40  # a factor beyond it is a mistake that other checks name; here it must only not overflow
+_LONGEST = 1 << 40  # avoids an overflow for a wrong factor, which other checks report
 
 
-def rope_scaling(config: Mapping[str, Any] | Any) -> tuple[str | None, float]:
+def rope_scaling(config: Mapping[str, Any] | PretrainedConfig) -> tuple[str | None, float]:
     """Return the kind of RoPE scaling (None: none) and its factor, as transformers 4 and 5 and PaddleNLP write them."""
     for name in ("rope_scaling", "rope_parameters"):
         found = _read(config, name)
@@ -52,5 +55,5 @@ def _factor(value: Any) -> float:
     return float(value) if usable else 1.0
 
 
-def _read(config: Mapping[str, Any] | Any, name: str) -> Any:
+def _read(config: Mapping[str, Any] | PretrainedConfig, name: str) -> Any:
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.families import decoder
 from paddle_llm.families.config_keys import expect, expect_head_width, same
@@ -19,6 +19,9 @@ from paddle_llm.families.spec import (
     Weights,
 )
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 _DEFAULT_KEY_VALUE_HEADS = 32  # of Qwen2Config, in transformers and in PaddleNLP
 
 
@@ -26,20 +29,19 @@ def _translate(values: dict[str, Any], raw: dict[str, Any], problems: list[str])
     expect(raw, problems, hidden_act=("silu", "swish"), use_sliding_window=False, attention_dropout=(0.0, 0))
     if "num_key_value_heads" not in raw and values.get("num_attention_heads") != _DEFAULT_KEY_VALUE_HEADS:
         problems.append(
-            f"num_key_value_heads is absent, which means {_DEFAULT_KEY_VALUE_HEADS} in transformers; "
-            "write the number of the model"
+            f"num_key_value_heads is missing, which transformers reads as {_DEFAULT_KEY_VALUE_HEADS} (add the number of the model)"
         )
     kinds = raw.get("layer_types") or []
     windowed = sorted({str(one) for one in (kinds if isinstance(kinds, list) else [kinds])} - {"full_attention"})
     if windowed:
-        problems.append(f"layer_types with {', '.join(windowed)} (only 'full_attention')")
+        problems.append(f"layer_types with {', '.join(windowed)} (supported: 'full_attention')")
     expect_head_width(values, raw, problems)
     translate_rope(values, raw, problems)
     if values.pop("rope_scaling", None) or values.pop("rope_scaling_type", None):
-        problems.append("scaled RoPE (PaddleNLP's Qwen2 ignores it)")
+        problems.append("scaled RoPE, which PaddleNLP's Qwen2 ignores")
 
 
-def _write(config: Any) -> dict[str, Any]:
+def _write(config: PretrainedConfig) -> dict[str, Any]:
     return {
         **decoder.decoder_config(config, "Qwen2ForCausalLM", "qwen2"),
         "use_sliding_window": False,

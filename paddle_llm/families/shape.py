@@ -1,4 +1,4 @@
-"""From the fields of a config.json, in Hugging Face's or PaddleNLP's names, to the shape of the model."""
+"""Read the shape of a model from the fields of its config.json, under the names of Hugging Face or PaddleNLP."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
 _REQUIRED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "vocab_size")
 # Beginnings of class names, for messages about families that are not supported.
 _UNSUPPORTED_ARCHITECTURES = ("gpt", "qwen", "gemma")
-_LARGEST = 100_000_000  # larger than any size of a published model; a larger number would only exhaust the memory
+_LARGEST = 100_000_000  # above every size of a published model; a larger number would exhaust the memory
 
 
 def facts_from_dict(raw: dict[str, Any], *, where: str) -> ModelFacts:
@@ -33,14 +33,14 @@ def facts_from_dict(raw: dict[str, Any], *, where: str) -> ModelFacts:
 
     Args:
         raw: Fields.
-        where: Name of the file in messages.
+        where: Path of the file, for messages.
 
     Raises:
         UserError: If a number that every family needs is missing or invalid.
     """
     named = raw.get("architectures") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise UserError(f"{where}: architectures must be a list of class names, not {named!r}.")
+        raise UserError(f"{where}: architectures must be a list of class names, not {named!r}. Correct it.")
     name = family_of(raw)
     family = FAMILIES.get(name)
     numbers = {key: _number(raw, key, where) for key in _KEYS if key != "tie_word_embeddings"}
@@ -51,7 +51,9 @@ def facts_from_dict(raw: dict[str, Any], *, where: str) -> ModelFacts:
         numbers["intermediate_size"] = factor * numbers["hidden_size"]
     missing = [key for key in _REQUIRED if numbers[key] is None]
     if missing:
-        raise UserError(f"{where} lacks {', '.join(missing)}: it is not the config.json of a language model.")
+        raise UserError(
+            f"{where} does not have {', '.join(missing)}, which every language model has. Give the config.json of a language model."
+        )
     heads, hidden = numbers["num_attention_heads"] or 0, numbers["hidden_size"] or 0
     unlimited = family is not None and family.network.positions == "ALiBi"
     return ModelFacts(
@@ -79,7 +81,9 @@ def find_family(facts: ModelFacts) -> Family:
     if facts.model_type in FAMILIES:
         return FAMILIES[facts.model_type]
     known = ", ".join(f"{family.title} ({family.name})" for family in FAMILIES.values())
-    raise UserError(f"model_type {facts.model_type!r} is not one that can be trained here; there are: {known}")
+    raise UserError(
+        f"model_type = {facts.model_type!r} is not supported. Use a model of one of these families: {known}."
+    )
 
 
 def family_of(raw: Mapping[str, Any]) -> str:
@@ -95,7 +99,7 @@ def family_of(raw: Mapping[str, Any]) -> str:
 
 
 def with_numbers(raw: dict[str, Any], numbers: dict[str, int]) -> dict[str, Any]:
-    """Return a config.json with other numbers, under the names that it already has; absent ones stay absent.
+    """Return a config.json in which numbers are replaced, under the names that it already has. Absent fields are not added.
 
     Args:
         raw: Fields of the config.json.
@@ -117,8 +121,8 @@ def _number(raw: Mapping[str, Any], name: str, where: str) -> int | None:
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{where}: {key} must be a whole number of at least 1, not {value!r}.")
+            raise UserError(f"{where}: {key} must be a whole number of at least 1, not {value!r}. Correct it.")
         if value > _LARGEST:
-            raise UserError(f"{where}: {key} {value} is larger than that of any model. Correct it.")
+            raise UserError(f"{where}: {key} = {value} is larger than in any published model. Correct it.")
         return value
     return None

@@ -1,9 +1,9 @@
 """The description of one model family: everything that differs between families, as data.
 
-Every field is required, so that a new family states each of them. Nothing here imports Paddle: classes are named, and
-imported when a model is built.
+Every field is required, so that a new family sets each of them. This module does not import Paddle: classes are given by
+name and imported when a model is built.
 
-Shapes in the descriptions: B rows, S positions of a row, T positions of a cache, N heads, D head width.
+Shapes: B batch, S sequence length, T length of a cache, N heads, D head width.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.families.parameters import Parameters
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 ROW, COLUMN = 0, -1  # axes of a matrix [in, out]
 ALL_GRANULARITIES = ("full", "full_attn", "core_attn")
@@ -24,20 +27,20 @@ Translate = Callable[[dict[str, Any], dict[str, Any], list[str]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
-    """What PaddleNLP's network offers.
+    """What PaddleNLP's network supports.
 
     Attributes:
         sequence_parallel: Whether its layers can split activations along the sequence.
-        recompute_granularities: Values of `--recompute_granularity` that its layers read; they ignore others.
+        recompute_granularities: Values of `--recompute_granularity` that have an effect.
         recompute_skips_layers: When `--no_recompute_layers` has an effect.
-        flash_attention, fused_rms_norm, fused_rope: Whether its layers look for these kernels.
+        flash_attention, fused_rms_norm, fused_rope: Whether its layers can use these kernels.
         fused_matrices: Whether query, key and value, and gate and up projection, may each be one matrix.
         replicates_key_value_heads: Whether every tensor rank keeps all key-value heads if they do not divide by the
             degree.
         needs_divided_hidden_size: Whether heads x head width must be the hidden size. The reader checks it.
-        prompt_tuning: Whether it can read virtual tokens in front of its inputs.
+        prompt_tuning: Whether trained embeddings can precede its inputs.
         prefix_projection: Whether one network can produce the prefixes of all layers.
-        packed_prefix: Whether packed rows can have a prefix.
+        packed_prefix: Whether prefix tuning can be combined with packed rows.
     """
 
     sequence_parallel: bool
@@ -64,32 +67,32 @@ class DropoutKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigJson:
-    """config.json, read and written, and PaddleNLP's configuration object.
+    """Fields of config.json and of PaddleNLP's configuration object.
 
     Attributes:
         model_types: Values of `model_type`, in lower case, that mean this family.
-        identify: Name of the family that a config.json with one of these types describes, from its fields.
+        identify: Function from a config.json with one of these types to the name of the family.
         known_fields: Fields that the family's networks read or that its published folders carry without effect. Fields
             of all families are not repeated here.
         translate: Function (values, raw, problems) that changes values in place to PaddleNLP's names and appends what
             PaddleNLP cannot express to problems.
         write: Function from PaddleNLP's configuration to the fields of Hugging Face's config.json.
         feed_forward_factor: Feed-forward width over hidden size where config.json has no such field.
-        key_value_heads: Function from config.json to whether it has fewer key-value heads than heads.
-        layers: Attribute of PaddleNLP's configuration that holds the number of layers.
-        dropout: Attributes that hold dropout; None if the network has none.
-        epsilon: Attribute that holds the epsilon of the norms, or the number that PaddleNLP's network uses.
+        key_value_heads: Function from config.json to whether its number of key-value heads applies.
+        layers: Attribute of PaddleNLP's configuration with the number of layers.
+        dropout: Attributes with the dropout; None if the network has no dropout.
+        epsilon: Attribute with the epsilon of the norms, or the number that PaddleNLP's network uses instead.
         sequence_length: Attribute that receives the length of this run's rows: `seq_length` always, or the size of the
             table of positions if sequence parallelism needs it.
         attention_window: Field that limits how many tokens back attention reaches; None if there is no such field.
-        code_repository: Repository that holds the authors' code, for a family that is not part of transformers.
+        code_repository: Repository with the authors' code, for a family that is not part of transformers; else None.
     """
 
     model_types: tuple[str, ...]
     identify: Callable[[Mapping[str, Any]], str]
     known_fields: frozenset[str]
     translate: Translate
-    write: Callable[[Any], dict[str, Any]]
+    write: Callable[[PretrainedConfig], dict[str, Any]]
     feed_forward_factor: int | None
     key_value_heads: Callable[[Mapping[str, Any]], bool]
     layers: str
@@ -108,14 +111,14 @@ class Weights:
 
     Attributes:
         embedding: Canonical name of the token embedding.
-        head: Canonical name of a head that is not tied to the embedding; None if there is never one.
+        head: Canonical name of a head that is not tied to the embedding; None if the head is always tied.
         tied_head: Name of a tied head in the network's `state_dict()`; None if the network has none.
         tie: Whether the head is the embedding.
-        prefixes: (prefix of a canonical name, prefix of Hugging Face's name); the first match counts.
+        prefixes: (prefix of a canonical name, prefix of Hugging Face's name); the first match is used.
         infixes: (part of a canonical name, part of Hugging Face's name).
         infix_prefix: Prefix of Hugging Face's names that have such parts; None without infixes.
         hugging_face_base_prefix: Prefix that a checkpoint of Hugging Face's network without its head omits.
-        hugging_face_sign: Prefix that only names of Hugging Face have; None if there is none.
+        hugging_face_sign: Prefix by which names of Hugging Face are recognised; None if no such prefix exists.
         split_axes: (regular expression for the end of a canonical name, axis that tensor parallelism splits). A weight
             that matches none is whole on every rank.
         sections: (part of a name, how the split axis is divided): query, key and value side by side; two halves, each
@@ -145,13 +148,13 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixLayers:
-    """How prefix tuning enters the attention layers.
+    """How prefix tuning adds keys and values to the attention layers.
 
     Attributes:
         layer: End of the path of an attention layer.
         kind: `function`: the layer calls `attn_func` with queries, keys and values. `core`: the layer has a sub-layer
             for them. `cache`: keys and values enter as cached ones. `hidden states`: hidden states are cached instead.
-        arguments: Names of the arguments of the layer's `forward`, in order (`cache` only, as all that follow).
+        arguments: Names of the arguments of the layer's `forward`, in order. This and the following fields are used for `cache`.
         cache, mask: Names of the arguments for the cache and the mask.
         cache_axis: Axis of the cached tokens: 0 for [T, B, N, D], 1 for [B, T, N, D], 2 for [B, N, T, D].
         alibi: Whether `forward` takes an argument `alibi` [..., T].
@@ -170,27 +173,28 @@ class PrefixLayers:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """How PaddleNLP's network is called, and what its layers are named.
+    """Arguments, outputs and layer names of PaddleNLP's network.
 
     Attributes:
         positions: Kind of position encoding.
-        bidirectional_prefix: Whether it reads a prompt in both directions.
+        bidirectional_prefix: Whether the tokens of a prompt attend to each other in both directions.
         pretrains_prefix: Whether pretraining samples consist of a prefix and a continuation.
-        prompt_marks: Attributes of the configuration that hold the ids of the marks at the end of a prompt.
-        head_path: Path of the layer that computes logits. If `head_is_norm`, of the norm in front of it.
-        head_is_norm: Whether the head has no layer.
+        prompt_marks: Attributes of the configuration with the ids of the special tokens at the end of a prompt.
+        head_path: Path of the layer that computes logits; with `head_is_norm`, of the norm before the logits.
+        head_is_norm: Whether the logits are computed without a separate layer.
         head_length_axis: Axis of the positions in the head's input.
         cache: Name of the argument that takes the cache.
         cache_row_axis: Axis of the rows in the cached tensors.
-        takes_positions: Whether it takes `position_ids`; otherwise it counts the tokens in the mask.
-        full_mask: Whether it takes a mask [B, 1, S, T] instead of one [B, T].
+        takes_positions: Whether `position_ids` is an argument; otherwise positions are counted in the mask.
+        full_mask: Whether the attention mask is [B, 1, S, T]; otherwise it is [B, T].
         block_positions: Whether positions are [B, 2, S]; the second row counts tokens after the prefix (GLM, Du et al.
             2022).
-        prefix: How prefix tuning enters the layers.
+        prefix: How prefix tuning adds keys and values.
         default_lora_targets: Layers that PEFT 0.17 adapts if `target_modules` is null; empty if it names none.
-        zero_gradient: (end of a canonical name, tensor whose norm is the unit) of a tensor whose gradient is zero in
-            exact arithmetic; None if there is none.
-        zero_gradient_part: (end of a canonical name, which of query, key and value) likewise for a part of a tensor.
+        zero_gradient: A tensor whose gradient is zero in exact arithmetic, and a tensor to whose gradient norm its rounding
+            error is compared, both by the end of the canonical name; None if the network has no such tensor.
+        zero_gradient_part: A tensor of which one part has a zero gradient, by the end of the canonical name, and the index of
+            that part in query, key and value; None if the network has no such tensor.
     """
 
     positions: Literal["rotary", "ALiBi", "learned"]
@@ -213,17 +217,17 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class StaticProgram:
-    """What the exported static program must know of the network (`export/targets/static/`).
+    """Structure of the network, for the static export (`export/targets/static/`).
 
     Attributes:
         layer: Prefix of the canonical names of a layer; {} is its number.
-        qkv, up: Names within a layer of the matrices that are put side by side.
+        qkv, up: Names within a layer of the matrices that are concatenated.
         out, down: Names within a layer of the output matrices of attention and MLP.
         norms: Names within a layer of the norms of attention and MLP.
-        first_norm: Canonical name of a norm after the embedding; None if there is none.
+        first_norm: Canonical name of the norm after the embedding; None without such a norm.
         last_norm: Canonical name of the final norm.
         position_tables: Canonical names of tables of learned positions.
-        project_in, project_out: Canonical names of projections between embedding and layers; None if there are none.
+        project_in, project_out: Canonical names of projections between embedding and layers; None without them.
         activation: `swiglu` (gate | up), `gelu` (tanh approximation) or `relu`.
         rms_norm: Whether the norms are RMSNorms.
         rotary: Which columns of a head are rotated together. `halves`: i and i + D/2. `half the head`: neighbours in
@@ -283,16 +287,16 @@ class Family:
     Attributes:
         name: Name in `ModelFacts.model_type` and in the product's files.
         title: Name in messages.
-        aliases: Other values of `--model_type` that mean it.
+        aliases: Other values of `--model_type` for this family.
         config_class, model_class: PaddleNLP's classes, as "module:attribute".
-        pipeline_class: Class for pipeline stages; None if there is none.
+        pipeline_class: Class for pipeline stages; None without pipeline support.
         patches: Module with the corrections of PaddleNLP's classes.
-        capabilities: What PaddleNLP's network offers.
-        config_json: config.json, read and written.
+        capabilities: What PaddleNLP's network supports.
+        config_json: Fields of config.json.
         weights: Names and layout of the weights.
-        network: How the network is called.
-        static_program: What the exported static program must know.
-        engines: Programs that can run an export.
+        network: Arguments, outputs and layer names.
+        static_program: Structure of the network, for the static export.
+        engines: Other programs that can run an export.
         count_parameters: Function that counts the parameters of a model of the family.
     """
 
@@ -312,15 +316,19 @@ class Family:
     count_parameters: Callable[[ModelFacts], Parameters]
 
     def load(self, which: str) -> Any:
-        """Import the class named by `config_class`, `model_class` or `pipeline_class`; imports PaddleNLP."""
+        """Import and return a class of PaddleNLP.
+
+        Args:
+            which: Field with its name: "config_class", "model_class" or "pipeline_class".
+        """
         return load_class(getattr(self, which))
 
     @property
     def base_prefix(self) -> str:
-        """Prefix that PaddleNLP's network without its head, or its pipeline, omits from canonical names."""
+        """Prefix of canonical names that PaddleNLP's network without its head, and its pipeline, omit."""
         return f"{self.name}."
 
-    def is_tied(self, config: Any) -> bool:
+    def is_tied(self, config: PretrainedConfig) -> bool:
         """Return whether the head is the embedding under PaddleNLP's configuration `config`."""
         if self.weights.tie == "configured":
             return bool(config.tie_word_embeddings)

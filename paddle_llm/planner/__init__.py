@@ -1,1 +1,1 @@
-"""What it will cost: FLOPs and peaks. Imports no paddle."""
+"""FLOPs of a model and peak FLOP/s of devices. Does not import Paddle."""

@@ -14,7 +14,7 @@ from paddle_llm.families.parameters import Parameters
 
 
 def count_parameters(facts: ModelFacts) -> Parameters:
-    """Return the model's parameters by where they are.
+    """Return the number of parameters of a model, by kind.
 
     Raises:
         UserError: If the family is not supported.
@@ -22,7 +22,7 @@ def count_parameters(facts: ModelFacts) -> Parameters:
     family = FAMILIES.get(facts.model_type)
     if family is None:
         known = ", ".join(FAMILIES)
-        raise UserError(f"model_type {facts.model_type!r} is not supported. Supported are {known}.")
+        raise UserError(f"model_type = {facts.model_type!r} is not supported. Use one of {known}.")
     return family.count_parameters(facts)
 
 
@@ -57,8 +57,8 @@ def flops_per_token(facts: ModelFacts, seq_length: int) -> float:
     return matmul + 12.0 * facts.num_hidden_layers * attention_width * seq_length
 
 
-# (words in the device's name, {dtype: TFLOP/s}). The first row whose words are all in the name counts, so specific rows
-# come first. The numbers are dense ones of NVIDIA's datasheets ("with sparsity" halved), with fp32 accumulation for
+# (words in the name of the device, {dtype: TFLOP/s}). The first row whose words are all in the name is used, so specific
+# rows come first. The numbers are dense ones of NVIDIA's datasheets ("with sparsity" halved), with fp32 accumulation for
 # GeForce cards. float32 is TF32 on cards that have it, because cuBLAS uses it by default under Paddle; the number
 # without TF32 would give too high an MFU.
 _PEAK_TFLOPS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
@@ -86,7 +86,7 @@ _PEAK_TFLOPS: tuple[tuple[tuple[str, ...], dict[str, float]], ...] = (
     (("t4",), {"float16": 65, "float32": 8.1}),
 )
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32", "tf32": "float32"}
-# A listed name with one of these words is another card or a slice of one.
+# A device whose name also has one of these words is another card, or a part of a card.
 _OTHER_CARD_WORDS = {"laptop", "mobile", "max", "d", "ti", "mig"}
 
 

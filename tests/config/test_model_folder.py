@@ -92,7 +92,7 @@ def test_a_family_is_recognised_by_its_architecture_alone(tmp_path: Path) -> Non
         ("[]", "must contain a JSON object"),
         (
             '{"model_type": "llama"}',
-            "lacks hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, vocab_size",
+            "does not have hidden_size, num_hidden_layers, num_attention_heads, intermediate_size, vocab_size",
         ),
         ('{"hidden_size": "64"}', "hidden_size must be a whole number of at least 1, not '64'"),
         ('{"num_hidden_layers": 0}', "num_hidden_layers must be a whole number of at least 1, not 0"),

@@ -52,7 +52,7 @@ def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
 @pytest.mark.parametrize(
     ("writer", "override", "message"),
     [
-        (tiny.write_llama, {"head_dim": 32}, "head_dim 32"),
+        (tiny.write_llama, {"head_dim": 32}, "head_dim = 32"),
         (tiny.write_llama, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "'yarn'"),
         (tiny.write_llama, {"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         (tiny.write_llama, {"attention_bias": True}, "attention_bias"),
@@ -67,7 +67,7 @@ def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
         (tiny.write_llama, {"attention_dropout": 0.1}, "attention_dropout"),
         (tiny.write_llama, {"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
         (tiny.write_llama, {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-        (tiny.write_llama, {"rope_scaling": {"type": "linear"}}, "factor None"),
+        (tiny.write_llama, {"rope_scaling": {"type": "linear"}}, "factor = None"),
         (tiny.write_llama, {"rope_parameters": {"full_attention": {"rope_type": "yarn"}}}, "full_attention"),
         (
             tiny.write_llama,
@@ -78,12 +78,12 @@ def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
         (tiny.write_llama, {"rope_theta": False}, "rope_theta False"),
         (tiny.write_llama, {"rope_theta": "10000.0"}, "rope_theta '10000.0'"),
         (tiny.write_llama, {"rms_norm_eps": "1e-5"}, "rms_norm_eps '1e-5'"),
-        (tiny.write_llama, {"rope_parameters": {"rope_theta": 0}}, "rope_theta 0 in the RoPE parameters"),
-        (tiny.write_llama, {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "beside 500000.0"),
+        (tiny.write_llama, {"rope_parameters": {"rope_theta": 0}}, "rope_theta = 0 in the RoPE parameters"),
+        (tiny.write_llama, {"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "contradicts 500000.0"),
         (
             tiny.write_llama,
             {"rope_scaling": {"type": "dynamic", "rope_type": "linear", "factor": 2.0}},
-            "'linear' beside type 'dynamic'",
+            "'linear' contradicts type = 'dynamic'",
         ),
         (
             tiny.write_llama,
@@ -96,7 +96,7 @@ def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
                     "original_max_position_embeddings": 8,
                 }
             },
-            "llama3 with factor '8.0'",
+            "'llama3' with factor = '8.0'",
         ),
         (tiny.write_qwen2, {"use_sliding_window": True}, "use_sliding_window"),
         (tiny.write_qwen2, {"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
@@ -106,7 +106,7 @@ def test_rope_scaling_is_honoured_under_both_names(tmp_path, scaling):
         (tiny.write_bloom, {"num_attention_heads": 2}, "contradicts"),
         (tiny.write_opt, {"_remove_final_layer_norm": True}, "_remove_final_layer_norm"),
         (tiny.write_opt, {"activation_function": "gelu"}, "activation_function"),
-        (tiny.write_chatglm2, {"kv_channels": 32}, "kv_channels 32"),
+        (tiny.write_chatglm2, {"kv_channels": 32}, "kv_channels = 32"),
         (tiny.write_chatglm2, {"rope_ratio": 50}, "rope_ratio"),
         (tiny.write_chatglm2, {"rmsnorm": False}, "rmsnorm"),
         (tiny.write_chatglm, {"position_encoding_2d": False}, "position_encoding_2d"),

@@ -175,8 +175,8 @@ def test_mistral_generates_beyond_its_window_as_transformers_does(tmp_path):
     ("fields", "message"),
     [
         ({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}, "scaled RoPE"),
-        ({"tie_word_embeddings": True}, "tie_word_embeddings True"),
-        ({"sliding_window": 0}, "sliding_window 0"),
+        ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
+        ({"sliding_window": 0}, "sliding_window = 0"),
     ],
 )
 def test_settings_that_paddlenlps_mistral_lacks_are_refused(tmp_path, fields, message):

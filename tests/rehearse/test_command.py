@@ -274,7 +274,7 @@ def test_a_config_that_paddlenlp_does_not_support_is_a_users_mistake(tmp_path: P
     config = write_config(tmp_path, None, model_name_or_path=str(model))
     done = command(config, "--world_size", "1", "--synthetic", cwd=tmp_path)
     assert done.returncode == 2
-    assert "hidden_act 'gelu'" in done.stderr
+    assert "hidden_act = 'gelu'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
