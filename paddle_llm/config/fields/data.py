@@ -25,13 +25,13 @@ class DataFields(Group):
         2048,
         ge=2,
         description="Tokens per sample. 2048 is what LLaMA 1 was trained with; PaddleNLP's default is 1024. Fine-tuning: tokens of "
-        "a packed row (--zero_padding); absent: --max_length.",
+        "a packed row (--zero_padding); unset: --max_length.",
     )
     data_impl: Literal["mmap", "lazy"] = Field(
         "mmap", description="Format of the corpus. Both are read through the same memory map."
     )
     data_cache: str | None = Field(
-        None, json_schema_extra=PATH, description="Folder for the sample index. Absent: index-cache/ beside the corpus."
+        None, json_schema_extra=PATH, description="Folder for the sample index. Unset: index-cache/ beside the corpus."
     )
     share_folder: bool = Field(
         False,
@@ -42,4 +42,4 @@ class DataFields(Group):
         ge=0,
         description="Processes that read ahead. 0: the training process reads, which is usually fast enough with a memory map.",
     )
-    data_seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the order of samples. Absent: --seed.")
+    data_seed: int | None = Field(None, ge=0, lt=2**32, description="Seed of the order of samples. Unset: --seed.")

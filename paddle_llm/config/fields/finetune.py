@@ -16,7 +16,7 @@ class InstructionFields(Group):
         None,
         json_schema_extra=BLEND,
         description="Instructions: a file (json, jsonl, csv, parquet), a folder with train.json and dev.json, or a weighted "
-        'blend such as "0.3 a.jsonl 0.7 b/". Absent: ./data, the folder of PaddleNLP\'s first scripts.',
+        'blend such as "0.3 a.jsonl 0.7 b/". Unset: ./data, the folder of PaddleNLP\'s first scripts.',
     )
     data_format: Literal[
         "auto", "src_tgt", "content_summary", "alpaca", "sharegpt", "messages", "prompted", "query_response", "prompt_completion",
@@ -26,7 +26,7 @@ class InstructionFields(Group):
     prompt_templates: str | None = Field(
         None,
         json_schema_extra=PATH,
-        description="File of templates that turn raw records into inputs and targets (P3, xP3).",
+        description="File with templates that convert raw records to inputs and targets (P3, xP3).",
     )
     chat_template: str = Field(
         "auto",
@@ -37,7 +37,7 @@ class InstructionFields(Group):
     )
     chat_template_date: str | None = Field(
         None,
-        description="Date (YYYY-MM-DD) for templates that write today's date (strftime_now). Absent: such a template is refused, "
+        description="Date (YYYY-MM-DD) for templates that write today's date (strftime_now). Unset: such a template is refused, "
         "unless it has a fixed date.",
     )
     special_tokens_in_content: Literal["text", "tokens"] = Field(
@@ -48,12 +48,12 @@ class InstructionFields(Group):
     max_length: int = Field(
         2048,
         ge=2,
-        description="Maximum tokens of a sample, prompt and answer (PaddleNLP: 2048; before: src_length + tgt_length).",
+        description="Maximum tokens of a sample, prompt and answer (PaddleNLP 3.0: 2048; earlier: src_length + tgt_length).",
     )
     src_length: int | None = Field(
         None,
         ge=1,
-        description="Maximum tokens before an answer. Absent: max_length - 1, so that nothing is cut that would fit (PaddleNLP: 1024).",
+        description="Maximum tokens before an answer. Unset: max_length - 1, so that no sample is truncated that fits (PaddleNLP: 1024).",
     )
     long_samples: Literal["truncate", "refuse", "drop"] = Field(
         "truncate",
@@ -61,7 +61,7 @@ class InstructionFields(Group):
         "in all cases.",
     )
     loss_on: Literal["answers", "last", "all"] = Field(
-        "answers", description="Which tokens are trained: all answers, the last answer, or all tokens."
+        "answers", description="Tokens with a loss: all answers, the last answer, or all tokens."
     )
     skip_bad_rows: bool = Field(
         False, description="Skip and count rows without a conversation. false: refuse the file."
@@ -75,7 +75,7 @@ class InstructionFields(Group):
         False, description="Pad every row to --max_length. Always on with a pipeline, whose stages expect one shape."
     )
     pad_to_multiple_of: int | None = Field(
-        None, ge=1, description="Pad rows to a multiple of this length. Absent: to the longest row of the batch."
+        None, ge=1, description="Pad rows to a multiple of this length. Unset: to the longest row of the batch."
     )
 
 
@@ -91,7 +91,7 @@ class GenerationFields(Group):
     generation_max_new_tokens: int | None = Field(
         None,
         ge=1,
-        description="Maximum tokens of an answer. Absent: --max_length - --src_length; 256 without --src_length.",
+        description="Maximum tokens of an answer. Unset: --max_length - --src_length; 256 without --src_length.",
     )
     generation_batch_size: int = Field(
         8,
@@ -101,7 +101,7 @@ class GenerationFields(Group):
     )
     num_beams: int = Field(1, ge=1, description="Number of beams. 1: no beam search (PaddleNLP before 2.6: 5).")
     top_k: int | None = Field(
-        None, ge=0, description="Sample from this many most likely tokens. 1: greedy. 0 or absent: no limit."
+        None, ge=0, description="Sample from this many most likely tokens. 1: greedy. 0 or unset: no limit."
     )
     top_p: float | None = Field(
         None, gt=0, le=1, description="Sample from the most likely tokens with this total probability."
@@ -115,5 +115,5 @@ class GenerationFields(Group):
     early_stopping_patience: int | None = Field(
         None,
         ge=1,
-        description="Stop after this many evaluations without a better --metric_for_best_model. Absent: never.",
+        description="Stop after this many evaluations without a better --metric_for_best_model. Unset: never.",
     )

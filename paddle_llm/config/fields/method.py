@@ -13,7 +13,7 @@ class MethodFields(Group):
     lora: bool = Field(False, description="LoRA (Hu et al. 2021): low-rank matrices beside the linear layers.")
     lora_rank: int = Field(8, ge=1, description="Rank r; for AdaLoRA the average final rank.")
     lora_alpha: float | None = Field(
-        None, gt=0, description="The update is scaled by alpha / r. Absent: twice the rank, as in PaddleNLP."
+        None, gt=0, description="The update is scaled by alpha / r. Unset: twice the rank, as in PaddleNLP."
     )
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the low-rank matrices.")
     lora_target_modules: list[str] = Field(
@@ -38,7 +38,7 @@ class MethodFields(Group):
     )
     adalora: bool = Field(False, description="AdaLoRA (Zhang et al. 2023): LoRA that allocates ranks by importance.")
     adalora_init_rank: int | None = Field(
-        None, ge=1, description="Initial rank. Absent: 1.5 times --lora_rank, as in the paper."
+        None, ge=1, description="Initial rank. Unset: 1.5 times --lora_rank, as in the paper."
     )
     adalora_warmup_ratio: float = Field(
         0.1, ge=0, lt=1, description="Share of steps before ranks are reduced (the paper: about a tenth)."
@@ -53,7 +53,9 @@ class MethodFields(Group):
     prefix_tuning: bool = Field(
         False, description="Prefix tuning (Li & Liang 2021): trained keys and values before those of each layer."
     )
-    num_prefix_tokens: int = Field(64, ge=1, description="Length of the prefix (PaddleNLP: 10, 64 or 128 by release).")
+    num_prefix_tokens: int = Field(
+        64, ge=1, description="Length of the prefix (PaddleNLP: 10, 64 or 128, depending on the release)."
+    )
     prefix_projection: bool = Field(
         False, description="Compute the prefix with a small network that is dropped after training."
     )
@@ -77,7 +79,9 @@ class MethodFields(Group):
     merge_weights: bool = Field(
         False, description="At the end, also write the model with merged weights (LoRA, AdaLoRA)."
     )
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the loss (before 2.6: 0.1).")
+    label_smoothing: float = Field(
+        0.0, ge=0, lt=1, description="Label smoothing of the loss (PaddleNLP before 2.6: 0.1)."
+    )
     lr_decay_ratio: float | None = Field(
         None, ge=0, le=1, description="--min_learning_rate as a share of --learning_rate."
     )

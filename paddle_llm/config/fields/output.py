@@ -19,7 +19,7 @@ class OutputFields(Group):
     resume_from_checkpoint: str | None = Field(
         None,
         json_schema_extra=PATH,
-        description="Folder checkpoint-<step> to resume from. Absent: the newest complete one in --output_dir, if any.",
+        description="Folder checkpoint-<step> to resume from. Unset: the newest complete one in --output_dir, if any.",
     )
     resume_with_changed_settings: bool = Field(
         False,
@@ -37,7 +37,7 @@ class OutputFields(Group):
         "steps", description="When checkpoints are written. Fine-tuning: every epoch, unless --save_steps is given."
     )
     save_steps: int = Field(500, ge=1, description="Steps between checkpoints.")
-    save_total_limit: int | None = Field(None, ge=1, description="Number of checkpoints to keep. Absent: all.")
+    save_total_limit: int | None = Field(None, ge=1, description="Number of checkpoints to keep. Unset: all.")
     model_format: Literal["paddlenlp", "hf"] = Field(
         "paddlenlp", description="Format of the folder model/. hf: transformers can load it."
     )

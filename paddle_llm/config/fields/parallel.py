@@ -12,14 +12,14 @@ from paddle_llm.config.fields.base import Group
 class ParallelFields(Group):
     """Parallel layout"""
 
-    device: str | None = Field(None, description="gpu or cpu. Absent: gpu if available; reported at the start.")
+    device: str | None = Field(None, description="gpu or cpu. Unset: gpu if available; reported at the start.")
     cpu_threads: int | None = Field(
         None,
         ge=1,
-        description="Compute threads per rank (CPU). Absent: cores divided by ranks on this machine.",
+        description="Compute threads per rank (CPU). Unset: cores divided by ranks on this machine.",
     )
-    tensor_parallel_degree: int = Field(1, ge=-1, description="Ranks that split every matrix. -1 means 1.")
-    pipeline_parallel_degree: int = Field(1, ge=-1, description="Pipeline stages. -1 means 1.")
+    tensor_parallel_degree: int = Field(1, ge=-1, description="Number of ranks that split each matrix. -1 means 1.")
+    pipeline_parallel_degree: int = Field(1, ge=-1, description="Number of pipeline stages. -1 means 1.")
     virtual_pp_degree: int = Field(1, ge=1, description="Model chunks per stage (interleaved schedule).")
     sharding: str = Field(
         "",
@@ -30,9 +30,11 @@ class ParallelFields(Group):
     sharding_parallel_degree: int = Field(
         -1,
         ge=-1,
-        description="Ranks that shard. -1: with --sharding all ranks that tensor, pipeline and data parallelism leave, else 1.",
+        description="Number of ranks that shard. -1: with --sharding all ranks that the other degrees do not use, else 1.",
     )
-    data_parallel_degree: int = Field(-1, ge=-1, description="Replicas. -1: all ranks that the other degrees leave.")
+    data_parallel_degree: int = Field(
+        -1, ge=-1, description="Number of replicas. -1: all ranks that the other degrees do not use."
+    )
     sequence_parallel: bool = Field(
         False, description="With tensor parallelism: split activations along the sequence (LLaMA, ChatGLM2/3)."
     )

@@ -23,7 +23,7 @@ class TrainingFields(Group):
     )
     evaluation_strategy: Literal["no", "steps", "epoch"] | None = Field(
         None,
-        description="When to evaluate. Absent: every --eval_steps with --do_eval (fine-tuning: every epoch, unless --eval_steps "
+        description="When to evaluate. Unset: every --eval_steps with --do_eval (fine-tuning: every epoch, unless --eval_steps "
         "is given), else never.",
     )
     per_device_train_batch_size: int = Field(
@@ -52,7 +52,7 @@ class TrainingFields(Group):
     min_learning_rate: float | None = Field(
         None,
         ge=0,
-        description="Final learning rate of cosine and linear schedules. Absent: a tenth of --learning_rate.",
+        description="Final learning rate of cosine and linear schedules. Unset: a tenth of --learning_rate.",
     )
     lr_scheduler_type: Literal["linear", "cosine", "constant", "constant_with_warmup", "polynomial"] = Field(
         "cosine", description="Schedule of the learning rate. PaddleNLP's default is linear."
@@ -60,7 +60,7 @@ class TrainingFields(Group):
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up; takes precedence over --warmup_ratio.")
     warmup_ratio: float = Field(0.0, ge=0, le=1, description="Warm-up as a share of all steps.")
     decay_steps: int | None = Field(
-        None, ge=1, description="Step at which the schedule reaches --min_learning_rate. Absent: the last step."
+        None, ge=1, description="Step at which the schedule reaches --min_learning_rate. Unset: the last step."
     )
     lr_end: float = Field(1e-7, ge=0, description="Final learning rate of the polynomial schedule.")
     power: float = Field(1.0, gt=0, description="Exponent of the polynomial schedule.")
@@ -120,8 +120,8 @@ class TrainingFields(Group):
     metric_for_best_model: str | None = Field(
         None,
         description="Metric that selects the best model: loss or ppl; with --eval_with_do_generation also bleu, rouge1, rouge2, "
-        "rougeL or exact_match. Absent: loss.",
+        "rougeL or exact_match. Unset: loss.",
     )
     greater_is_better: bool | None = Field(
-        None, description="Whether a greater value of that metric is better. Absent: true for scores, false for losses."
+        None, description="Whether a greater value of that metric is better. Unset: true for scores, false for losses."
     )
