@@ -58,7 +58,10 @@ def test_disk_errors_are_one_line(tmp_path, monkeypatch):
     denied = run(
         tmp_path, monkeypatch, _COMMAND.format(body=f"raise OSError({errno.EACCES}, 'Permission denied', 'w')")
     )
-    assert isinstance(denied.exception, UserError) and str(denied.exception) == "w: Permission denied"
+    assert (
+        isinstance(denied.exception, UserError)
+        and str(denied.exception) == "w: Permission denied. Check the path and its permissions."
+    )
 
 
 def test_other_errors_are_not_hidden(tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ from paddle_llm.core.artifacts import (
     TRAINER_STATE,
 )
 from paddle_llm.core.console import say
-from paddle_llm.core.downloads import other_layout
+from paddle_llm.core.downloads import describe_other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
 from paddle_llm.families.shape import find_family
@@ -314,6 +314,6 @@ def _why_no_model(folder: Path, skipped: list[str]) -> str:
     signs = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")
     below = [one for one in [*folder.iterdir(), *folder.glob("snapshots/*")] if one.is_dir()]
     likely = sorted(one for one in below if any((one / sign).exists() for sign in signs))
-    hint = other_layout(folder) or (f" Did you mean {likely[0]}?" if likely else "")
+    hint = describe_other_layout(folder) or (f" Did you mean {likely[0]}?" if likely else "")
     problem = f"{folder} contains no model: it has no {MODEL_CONFIG}, model/, adapter/ or complete checkpoint."
     return " ".join([problem, *skipped]) + (hint or " Give a model folder or the output folder of a run.")

@@ -1,8 +1,8 @@
 """Files and folders that are written completely or not at all.
 
 Every output is written under a temporary name beside its final one, flushed to disk and renamed. Until then the previous
-output stays in place. An interrupted or failed write removes its temporary output; the leftover of a killed process is removed
-by the next writer. Two commands cannot write the same folder: a lock makes the second one fail.
+output is kept. An interrupted or failed write removes its temporary output; that of a killed process is removed by the next
+writer. Two commands cannot write the same folder at once: a lock makes the second one fail.
 
 Outputs get the permissions that the umask of the process allows, also where a library created a file with mode 0600.
 """
@@ -13,22 +13,20 @@ import errno
 import fcntl
 import os
 import shutil
-import signal
 import stat
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
-from types import FrameType
 from uuid import uuid4
 
 from paddle_llm.core.errors import UserError
+from paddle_llm.core.signals import ignored_ctrl_c, interrupt_on_sigterm
 
 MARK = ".being-written"  # in a folder that is being written, locked by its writer; a folder with an unlocked mark is a leftover
-_FULL = (errno.ENOSPC, errno.EDQUOT)
-_DISK = (
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -66,7 +64,9 @@ def check_replaceable(out: Path, marker_file: str, kind: str, overwrite: bool) -
             f"{out} already exists and is not empty. Choose another folder, or replace it with --overwrite."
         )
     if not (out / marker_file).is_file():
-        raise UserError(f"{out} is not an {kind} (it has no {marker_file}) and is not replaced. Remove it yourself.")
+        raise UserError(
+            f"{out} is not an {kind} (it has no {marker_file}), so it is not replaced. Remove it yourself, or choose another folder."
+        )
 
 
 def check_apart(out: Path, *inputs: Path | None) -> None:
@@ -84,7 +84,7 @@ def check_apart(out: Path, *inputs: Path | None) -> None:
 
 
 def check_writable(file: Path, option: str) -> None:
-    """Check that a file can be created, by creating a temporary one: permission bits alone do not decide.
+    """Check that a file can be created, by creating a temporary one. Permission bits alone are not sufficient.
 
     Args:
         file: Path of the file; its folder need not exist yet.
@@ -131,7 +131,7 @@ def write_atomically(path: Path, content: bytes | memoryview, hint: str = "") ->
 
 
 def allow_readers(path: Path) -> None:
-    """Give a file the read and write permissions that the umask allows; further ones stay as they are."""
+    """Add the read and write permissions that the umask allows to a file. Other permissions are kept."""
     mode = stat.S_IMODE(path.stat().st_mode)
     wanted = mode | (0o666 & ~_umask())
     if wanted != mode:
@@ -139,7 +139,7 @@ def allow_readers(path: Path) -> None:
 
 
 def _umask() -> int:
-    """The umask of this process. `os.umask` can only read it by changing it, which other threads would notice."""
+    """Return the umask of this process. `os.umask` reads it only by changing it, which affects other threads."""
     with suppress(OSError), open("/proc/self/status") as status:
         for line in status:
             if line.startswith("Umask:"):
@@ -167,7 +167,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}. Choose another folder.") from None
     try:
-        with _interrupt_on_sigterm():
+        with interrupt_on_sigterm():
             yield staged
             _finish_files(staged)
             if _identity(out) != before:
@@ -177,7 +177,7 @@ def staged_folder(out: Path) -> Iterator[Path]:
             (staged / MARK).unlink()  # at the last moment: a folder with this mark is never mistaken for a finished one
             _publish(staged, out)
     except BaseException as error:
-        with _ignored_ctrl_c():  # a second Ctrl-C would leave half of the folder
+        with ignored_ctrl_c():  # a second Ctrl-C would leave half of the folder
             shutil.rmtree(staged, ignore_errors=True)
             for folder in absent:
                 with suppress(OSError):  # another process has put something into it
@@ -202,12 +202,12 @@ def disk_problem(error: BaseException) -> str | None:
     Returns:
         Message for the user; None for every other error.
     """
-    if not isinstance(error, OSError) or error.errno not in (*_FULL, *_DISK):
+    if not isinstance(error, OSError) or error.errno not in (*_DISK_FULL, *_NOT_WRITABLE):
         return None
     where = f"{error.filename}: " if error.filename else ""
-    if error.errno in _FULL:
+    if error.errno in _DISK_FULL:
         return f"{where}the disk is full ({error.strerror}). Free some space, or write to another disk."
-    return f"{where}{error.strerror}"
+    return f"{where}{error.strerror}. Check the path and its permissions."
 
 
 def _claim(out: Path) -> tuple[Path, int]:
@@ -249,7 +249,7 @@ def _remove_leftover(staged: Path, out: Path) -> None:
     """
     lock = os.open(staged / MARK, os.O_RDWR)
     try:
-        # The opened mark may have been removed since, and replaced by the mark of another command.
+        # Another command may have replaced the mark after it was opened.
         if _is_locked(lock) or os.fstat(lock).st_ino != os.stat(staged / MARK).st_ino:
             raise UserError(f"{out} is being written by another command. Wait for it, or choose another folder.")
         shutil.rmtree(staged)
@@ -269,7 +269,7 @@ def _is_locked(lock: int) -> bool:
 
 
 def _identity(out: Path) -> tuple[int, ...] | None:
-    """Return a key that changes when a folder is replaced or gets other entries; None if it does not exist."""
+    """Return a key that changes if a folder is replaced or its entries change; None if it does not exist."""
     try:
         found = out.stat()
     except OSError:
@@ -316,39 +316,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-# ---- signals ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _ignored_ctrl_c() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM (sent by cluster schedulers) into KeyboardInterrupt, so that the temporary folder is removed.
-
-    A handler that another part of the program has installed stays in place.
-    """
-    is_default = signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if threading.current_thread() is not threading.main_thread() or not is_default:
-        yield
-        return
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -32,7 +32,7 @@ def collected() -> Iterator[list[str]]:
 
 
 def say_once(line: str) -> None:
-    """Print a message that this process has not printed yet: several readers of one file may report the same."""
+    """Print a message unless this process has printed it before, because several readers of a file may report the same."""
     if line not in _printed_once:
         _printed_once.add(line)
         say(line)
@@ -51,5 +51,5 @@ def escape_unencodable() -> None:
 
 
 def stdout_is_unicode() -> bool:
-    """Return whether the encoding of stdout has every character."""
+    """Return whether stdout can encode every character."""
     return (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("_", "-").startswith("utf")

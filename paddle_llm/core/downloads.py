@@ -29,7 +29,7 @@ def failed_download(head: bytes, pages: bool = True) -> str | None:
     return None
 
 
-def other_layout(folder: Path) -> str:
+def describe_other_layout(folder: Path) -> str:
     """Describe a folder that has neither a config.json nor a tokenizer.
 
     Returns:
@@ -40,7 +40,7 @@ def other_layout(folder: Path) -> str:
         for one in sorted(candidate for candidate in candidates if candidate.is_dir()):
             if (one / MODEL_CONFIG).is_file() or (one / TOKENIZER_CONFIG).is_file():
                 is_cache = one.parent.name == "snapshots"
-                return f" {'It is a download cache' if is_cache else 'The files are one level below'}. Give {one}."
+                return f" {'It is a download cache' if is_cache else 'The files are in a subfolder'}. Give {one}."
         if any(folder.glob("consolidated.*.pth")):
             return " It is in Meta's format (consolidated.*.pth). Convert it with transformers, or download the Hugging Face folder."
         if any(folder.glob("*.gguf")):

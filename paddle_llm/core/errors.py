@@ -68,7 +68,7 @@ def exit_on_user_error() -> Iterator[None]:
 
 
 def was_interrupted(error: BaseException) -> bool:
-    """Return whether an error results from a Ctrl-C, which Paddle and modules that are being imported turn into other errors."""
+    """Return whether an error was caused by a Ctrl-C. Paddle, and modules that are being imported, convert it to other errors."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, KeyboardInterrupt):
         cause = cause.__cause__ or cause.__context__

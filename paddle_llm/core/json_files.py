@@ -1,4 +1,4 @@
-"""JSON that other programs or people wrote: every way in which it cannot be read becomes one clear error."""
+"""Reading of JSON files that users or other programs wrote. A file that cannot be read is one UserError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expansion of `~` and environment variables in paths that the user writes, the same everywhere."""
+"""Expansion of `~` and environment variables in all paths that users write."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Import of the `transformers` library, which is used only for tokenizers and their chat templates.
 
 If torch is installed, `import transformers` imports it (6 s, and a second CUDA runtime beside Paddle's). This package does not use
-torch. The commands therefore hide torch from the import. Programs that import this package may use torch models of transformers
-later, so that for them torch is not hidden.
+torch. The commands therefore hide torch from the import. In other programs torch is not hidden, because they may use torch models of
+transformers later.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
 
 # Environment variable that the commands set and their child processes inherit.
 WITHOUT_TORCH = "PADDLE_LLM_WITHOUT_TORCH"
@@ -23,7 +23,7 @@ def hide_torch_from_transformers() -> None:
     os.environ.setdefault(WITHOUT_TORCH, "1")
 
 
-def import_transformers() -> Any:
+def import_transformers() -> ModuleType:
     """Return the module `transformers`, imported on first use.
 
     Raises:
@@ -39,7 +39,7 @@ def import_transformers() -> Any:
 
 
 def repair_sentencepiece_proto() -> None:
-    """Make transformers read sentencepiece models although the protobuf module of sentencepiece cannot be imported.
+    """Let transformers read sentencepiece models although the protobuf module of sentencepiece cannot be imported.
 
     sentencepiece 0.2.3 generates it with protobuf 7, which visualdl 2.5.3 does not support. transformers 4.55 has an older copy
     that it uses only if sentencepiece is not installed.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 
@@ -20,7 +22,7 @@ class Replacement:
     Attributes:
         target: The attribute, as "module:Class.attribute" or "module:attribute".
         file: File that replaces it, relative to the package.
-        why: Reason; what upstream does.
+        why: Reason: what upstream does.
     """
 
     target: str
@@ -32,7 +34,7 @@ REPLACEMENTS: dict[str, Replacement] = {}
 _PACKAGE = Path(__file__).parents[1]
 
 
-def replace(owner: Any, name: str, value: Any, why: str) -> None:
+def replace(owner: ModuleType | type, name: str, value: object, why: str) -> None:
     """Set an attribute of a module or class of Paddle or PaddleNLP.
 
     Args:
@@ -45,7 +47,7 @@ def replace(owner: Any, name: str, value: Any, why: str) -> None:
     setattr(owner, name, value)
 
 
-def replace_forward(network: type, forward: Any, why: str) -> None:
+def replace_forward(network: type, forward: Callable[..., Any], why: str) -> None:
     """Set `forward` of a network without PaddleNLP's metaclass.
 
     The metaclass removes `return_dict`, `output_attentions` and `output_hidden_states` from every call of a replacement
@@ -72,14 +74,16 @@ def remove(owner: type, name: str, why: str) -> None:
     delattr(owner, name)
 
 
-def _record(owner: Any, name: str, why: str) -> None:
+def _record(owner: ModuleType | type, name: str, why: str) -> None:
     target = (
         f"{owner.__name__}:{name}" if inspect.ismodule(owner) else f"{owner.__module__}:{owner.__qualname__}.{name}"
     )
     # inspect.stack() reads the source of every frame and searches all modules, which takes a second in each rank.
     file = _relative(Path(sys._getframe(2).f_code.co_filename))
     if target in REPLACEMENTS:
-        raise RuntimeError(f"{target} is replaced by {REPLACEMENTS[target].file} and again by {file}. Compose the two.")
+        raise RuntimeError(
+            f"{target} is replaced by {REPLACEMENTS[target].file} and by {file}. Compose the two functions in one file."
+        )
     REPLACEMENTS[target] = Replacement(target, file, why)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from paddle_llm.config.local_files.published_names import folder_like, why_unknown
 from paddle_llm.core.artifacts import MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
 from paddle_llm.core.atomic_output import write_atomically
-from paddle_llm.core.downloads import other_layout
+from paddle_llm.core.downloads import describe_other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.folder import (
     SENTENCEPIECE_FILES,
@@ -84,7 +84,7 @@ def _require_tokenizer(folder: str) -> None:
         names = set(os.listdir(folder))
         if TOKENIZER_CONFIG not in names and not (MODEL_CONFIG in names and names & _VOCABULARY_FILES):
             raise UserError(
-                f"tokenizer {folder}: the folder has no {TOKENIZER_CONFIG}.{other_layout(Path(folder))} Train a tokenizer with "
+                f"tokenizer {folder}: the folder has no {TOKENIZER_CONFIG}.{describe_other_layout(Path(folder))} Train a tokenizer with "
                 f"`paddle-llm tokenizer train --input FILES --output_dir {folder} --vocab_size N`, or copy the model's "
                 "tokenizer files into the folder."
             )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from paddle_llm.config.local_files.adapters import describe_folder
 from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_FOLDER, MODEL_CONFIG, MODEL_FOLDER
-from paddle_llm.core.downloads import other_layout
+from paddle_llm.core.downloads import describe_other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.chat.jinja_template import JINJA
 from paddle_llm.inspection.adapter import inspect_adapter
@@ -73,5 +73,5 @@ def _choose(folder: Path) -> Path:
             return candidate
     raise UserError(
         f"{folder} has no {MODEL_CONFIG}, no {ADAPTER_CONFIG} and no tokenizer. "
-        f"Give a folder with a model, a tokenizer or an adapter.{other_layout(folder) or describe_folder(folder)}"
+        f"Give a folder with a model, a tokenizer or an adapter.{describe_other_layout(folder) or describe_folder(folder)}"
     )

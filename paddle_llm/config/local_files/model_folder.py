@@ -7,7 +7,7 @@ from pathlib import Path
 from paddle_llm.config.local_files.adapters import adapter_as_model, adapters_below
 from paddle_llm.config.local_files.published_names import downloaded, folder_like, why_unknown
 from paddle_llm.core.artifacts import MODEL_CONFIG
-from paddle_llm.core.downloads import other_layout
+from paddle_llm.core.downloads import describe_other_layout
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import read_json_object
 from paddle_llm.families.facts import ModelFacts
@@ -33,7 +33,7 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
     if not path.is_file():
         problem = (
             adapter_as_model(path.parent)
-            or f"{path} does not exist. A model folder needs its config.json.{other_layout(path.parent)}"
+            or f"{path} does not exist. A model folder needs its config.json.{describe_other_layout(path.parent)}"
         )
         raise UserError(problem + adapters_below(path.parent))
     raw = read_json_object(path)
