@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import socket
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from paddle_llm.cli.number_option import Whole
+from paddle_llm.cli.number_option import WholeNumber
 from paddle_llm.cli.path_option import PATH
 from paddle_llm.core.artifacts import CURVES_FOLDER
 from paddle_llm.core.console import say
-from paddle_llm.core.errors import UserError, exit_on_user_error
+from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error
 
 _RECORDS = "vdlrecords.*.log"
 
@@ -47,7 +48,7 @@ def _with_language(app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterabl
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    """Open the listening socket here, to report a port that is in use, and the number that port 0 gets.
+    """Open the listening socket, so that a port that is in use is reported, and the number for port 0 is known.
 
     Raises:
         UserError: If the address is not available.
@@ -97,7 +98,7 @@ def serve(logs: Path, host: str, port: int) -> None:
     epilog="Example: paddle-llm board output/llama_7b --port 8040. For a run on another machine: ssh -L 8040:localhost:8040."
 )
 @click.argument("folder", type=PATH, metavar="DIR")
-@click.option("--port", default=8040, show_default=True, type=Whole(0, 65535), help="0: any free port.")
+@click.option("--port", default=8040, show_default=True, type=WholeNumber(0, 65535), help="0: any free port.")
 @click.option("--host", default="localhost", show_default=True, help="0.0.0.0: accept connections from other machines.")
 def board(folder: str, port: int, host: str) -> None:
     """Show the curves (loss, speed, ...) of the run in DIR in a browser. Prints the address of the page and runs until Ctrl-C.
@@ -106,4 +107,7 @@ def board(folder: str, port: int, host: str) -> None:
     """
     with exit_on_user_error():
         logs = find_logs(folder)
-        serve(logs, host, port)
+        try:
+            serve(logs, host, port)
+        except KeyboardInterrupt:  # the message of `exit_on_user_error` is about training
+            sys.exit(EXIT_INTERRUPTED)

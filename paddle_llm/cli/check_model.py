@@ -24,7 +24,7 @@ _STYLES = {
     "differs": ("✗", "bold red"),
     "refused": ("✗", "bold red"),
 }
-_LONG = 12  # entries of a list that are printed
+_MAX_ENTRIES = 12  # of a list
 
 
 @click.command("check-model")
@@ -103,5 +103,5 @@ def _text(value: Any) -> str:
         entries = [_text(one) if isinstance(one, dict) else str(one) for one in value]
     else:
         return str(value)
-    more = f" and {len(entries) - _LONG} more" if len(entries) > _LONG else ""
-    return ", ".join(entries[:_LONG]) + more
+    more = f" and {len(entries) - _MAX_ENTRIES} more" if len(entries) > _MAX_ENTRIES else ""
+    return ", ".join(entries[:_MAX_ENTRIES]) + more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 from rich.console import Console
@@ -27,6 +27,7 @@ from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.peft.hugging_face.convert import TOKENIZER_FILES, from_peft, to_peft
 
+T = TypeVar("T")
 _EXAMPLE = """\b
 Examples:
   paddle-llm convert output/lora/adapter peft_adapter --to peft
@@ -87,10 +88,10 @@ def _check_out(out: Path, adapter: Path, overwrite: bool) -> None:
     }
     more = sorted({file.name for file in out.iterdir()} - ours)
     if more:
-        raise UserError(f"{out} contains more than an adapter: {more[0]}. Name another folder.")
+        raise UserError(f"{out} contains more than an adapter: {more[0]}. Choose another folder.")
 
 
-def _progress(items: Iterable[Any]) -> Iterator[Any]:
+def _progress(items: Iterable[T]) -> Iterator[T]:
     """Yield the same items, with a progress bar on a terminal."""
     listed = list(items)
     if not sys.stderr.isatty():

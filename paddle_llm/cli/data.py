@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from paddle_llm.cli.instructions import finetune_options, self_cognition, show_finetune
-from paddle_llm.cli.number_option import Finite, Whole
+from paddle_llm.cli.instructions import InstructionOptions, finetune_options, self_cognition, show_finetune
+from paddle_llm.cli.number_option import FiniteNumber, WholeNumber
 from paddle_llm.cli.path_option import PATH
 from paddle_llm.core.console import say
 from paddle_llm.core.counts import counted
@@ -34,18 +34,18 @@ class ManyInputs(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Repeat `--input` before each further value."""
-        spread, inside = [], False
+        repeated, in_input = [], False
         for arg in args:
             if arg.startswith("-"):
-                inside = arg == "--input"
-                spread.append(arg)
-                taken = False
-            elif inside and taken:
-                spread += ["--input", arg]
+                in_input = arg == "--input"
+                repeated.append(arg)
+                has_value = False
+            elif in_input and has_value:
+                repeated += ["--input", arg]
             else:
-                spread.append(arg)
-                taken = True
-        return super().parse_args(ctx, spread)
+                repeated.append(arg)
+                has_value = True
+        return super().parse_args(ctx, repeated)
 
 
 _READING = [
@@ -79,7 +79,10 @@ def tokenizer() -> None:
 @_reading
 @click.option("--output_dir", required=True, type=PATH, help="Folder to write.")
 @click.option(
-    "--vocab_size", type=Whole(min=261), required=True, help="Number of pieces, including 4 special ones and 256 bytes."
+    "--vocab_size",
+    type=WholeNumber(min=261),
+    required=True,
+    help="Number of pieces, including 4 special ones and 256 bytes.",
 )
 @click.option(
     "--model_type",
@@ -90,14 +93,14 @@ def tokenizer() -> None:
 )
 @click.option(
     "--character_coverage",
-    type=Finite(0.9, 1.0),
+    type=FiniteNumber(0.9, 1.0),
     default=0.9995,
     show_default=True,
     help="Share of the characters that get their own piece; the others are written as bytes.",
 )
 @click.option(
     "--max_lines",
-    type=Whole(min=1),
+    type=WholeNumber(min=1),
     default=1_000_000,
     show_default=True,
     help="Number of lines to train on, drawn at random.",
@@ -144,7 +147,7 @@ def data() -> None:
 @click.option("--output_prefix", required=True, type=PATH, help="Writes PREFIX.bin, PREFIX.idx and PREFIX.meta.json.")
 @click.option(
     "--workers",
-    type=Whole(min=1),
+    type=WholeNumber(min=1),
     default=len(os.sched_getaffinity(0)),
     show_default="all cores",
     help="Number of processes that tokenize.",
@@ -195,7 +198,13 @@ def build(
     "--tokenizer", type=PATH, help="Tokenizer folder; it is compared with that of the corpus and decodes samples."
 )
 @click.option(
-    "--samples", "--num", "samples", type=Whole(min=0), default=3, show_default=True, help="Number of samples to show."
+    "--samples",
+    "--num",
+    "samples",
+    type=WholeNumber(min=0),
+    default=3,
+    show_default=True,
+    help="Number of samples to show.",
 )
 @finetune_options
 def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: str | None, **options: Any) -> None:
@@ -209,7 +218,7 @@ def inspect(prefix: str | None, tokenizer: str | None, samples: int, finetune: s
       paddle-llm data inspect --finetune train.jsonl --tokenizer tok --chat_template llama2
     """
     if finetune is not None and prefix is None:
-        show_finetune(finetune, tokenizer, samples, **options)
+        show_finetune(finetune, tokenizer, samples, InstructionOptions(**options))
         return
     if prefix is None or finetune is not None:
         raise UserError("give either a corpus (PREFIX) or instruction data (--finetune FILE).")

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from paddle_llm.cli.number_option import Finite, Whole
+from paddle_llm.cli.number_option import FiniteNumber, WholeNumber
 from paddle_llm.cli.path_option import PATH, PATHLIB
 from paddle_llm.core.atomic_output import check_writable, write_atomically
 from paddle_llm.core.console import say, stdout_is_unicode
@@ -42,7 +42,7 @@ Examples:
   python -m paddle.distributed.launch --gpus 0,1 $(which paddle-llm) generate models/llama-65b --input questions.jsonl
 """
 _SEPARATOR = "---"  # a line between the answers to several prompts
-_AT_LEAST_ONE = Whole(1)
+_AT_LEAST_ONE = WholeNumber(1)
 
 
 @click.command(epilog=_EXAMPLE)
@@ -72,7 +72,7 @@ _AT_LEAST_ONE = Whole(1)
     help="none: continue plain text; auto: the template of the model's training, else the tokenizer's, else default; or a "
     "name, jinja (the tokenizer's) or a file. [default: none for texts, auto for instructions and --chat]",
 )
-@click.option("--chat_template_date", metavar="YYYY-MM-DD", help="Date for a template that asks for the current one.")
+@click.option("--chat_template_date", metavar="YYYY-MM-DD", help="Date for templates that insert today's date.")
 @click.option("--system", default="", help="System message for conversations that have none. Needs a template.")
 @click.option(
     "--data_format", default="auto", show_default=True, help="Format of --input; auto: detected from its keys."
@@ -86,17 +86,21 @@ _AT_LEAST_ONE = Whole(1)
     "--batch_size", default=8, show_default=True, type=_AT_LEAST_ONE, help="Number of prompts decoded together."
 )
 @click.option(
-    "--temperature", type=Finite(0, min_open=True), help="Sample with this temperature. [default: greedy decoding]"
+    "--temperature",
+    type=FiniteNumber(0, min_open=True),
+    help="Sample with this temperature. [default: greedy decoding]",
 )
 @click.option(
-    "--top_p", type=Finite(0, 1, min_open=True), help="Sample from the most likely tokens with this total probability."
+    "--top_p",
+    type=FiniteNumber(0, 1, min_open=True),
+    help="Sample from the most likely tokens with this total probability.",
 )
-@click.option("--top_k", type=Whole(0), help="Sample from this many most likely tokens; 0: all.")
+@click.option("--top_k", type=WholeNumber(0), help="Sample from this many most likely tokens; 0: all.")
 @click.option(
     "--repetition_penalty",
     default=1.0,
     show_default=True,
-    type=Finite(0, min_open=True),
+    type=FiniteNumber(0, min_open=True),
     help="Above 1: tokens that already occur become less likely.",
 )
 @click.option(
@@ -106,10 +110,10 @@ _AT_LEAST_ONE = Whole(1)
     "--length_penalty",
     default=1.0,
     show_default=True,
-    type=Finite(),
-    help="Of beam search: above 0 favours longer texts, below 0 shorter ones.",
+    type=FiniteNumber(),
+    help="Length penalty of beam search: above 0 favours longer texts, below 0 shorter ones.",
 )
-@click.option("--seed", default=0, show_default=True, type=Whole(0), help="Seed of the sampling.")
+@click.option("--seed", default=0, show_default=True, type=WholeNumber(0), help="Seed of the sampling.")
 @click.option("--tokenizer", type=PATHLIB, help="Folder of the tokenizer. [default: MODEL_FOLDER]")
 @click.option("--allow_pickle", is_flag=True, help="Read torch's pytorch_model.bin if there are no safetensors.")
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), help="[default: gpu if available]")
@@ -168,7 +172,7 @@ def generate(
 
 
 def _report_fitting(requests: Sequence[Request], encoded: Sequence[Prompt], generator: Generator) -> None:
-    """Report what the template does not write, how many prompts were cut, and how many answers the positions limit."""
+    """Report what the template omits, how many prompts were truncated, and how many answers the positions limit."""
     from paddle_llm.generation.texts import with_learned_prompt
 
     limits = [generator.limit_for(with_learned_prompt(prompt, generator.model)) for prompt in encoded]
@@ -187,7 +191,7 @@ def _report_fitting(requests: Sequence[Request], encoded: Sequence[Prompt], gene
         if first is not None:
             say(
                 f"{sum(affected)} of {len(encoded)} {problem} (first: {first}). The model has "
-                f"{position_limit(generator.model.config)} positions, {generator.max_new_tokens} are kept for an answer. "
+                f"{position_limit(generator.model.config)} positions, of which {generator.max_new_tokens} are reserved for an answer. "
                 "Shorten the prompts, or lower --max_new_tokens."
             )
 
@@ -284,14 +288,18 @@ def _show_scores(pairs: Sequence[tuple[str, str]], count: int) -> None:
 
 
 @contextmanager
-def _progress(total: int, shown: bool) -> Iterator[Any]:
-    """Show a progress bar on a terminal, otherwise a line every 30 seconds."""
+def _progress(total: int, shown: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show a progress bar on a terminal, otherwise a line every 30 seconds.
+
+    Yields:
+        Function to call with the number of finished answers; None if nothing is shown.
+    """
     if not shown or not is_first_rank():
         yield None
         return
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(total)
+        yield _progress_lines(total)
         return
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
@@ -299,7 +307,8 @@ def _progress(total: int, shown: bool) -> Iterator[Any]:
         yield lambda done: bar.update(task, completed=done)
 
 
-def _lines(total: int, every: float = 30.0) -> Any:
+def _progress_lines(total: int, every: float = 30.0) -> Callable[[int], None]:
+    """Return a function that prints the progress, at most once in `every` seconds."""
     started = last = time.monotonic()
 
     def on_batch(done: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import click
 
@@ -44,6 +45,23 @@ _OPTIONS = [
 ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class InstructionOptions:
+    """Values of the options that `finetune_options` adds, without --finetune itself."""
+
+    data_format: str
+    prompt_templates: str | None
+    skip_bad_rows: bool
+    chat_template: str
+    chat_template_date: str | None
+    special_tokens_in_content: str
+    loss_on: str
+    max_length: int
+    src_length: int | None
+    tgt_length: int | None
+    row_length: int | None
+
+
 def finetune_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add --finetune and its options to a command."""
     for option in reversed(_OPTIONS):
@@ -51,51 +69,47 @@ def finetune_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def show_finetune(
-    path: str,
-    tokenizer: str | None,
-    samples: int,
-    *,
-    data_format: str,
-    prompt_templates: str | None,
-    skip_bad_rows: bool,
-    chat_template: str,
-    chat_template_date: str | None,
-    special_tokens_in_content: str,
-    loss_on: str,
-    max_length: int,
-    src_length: int | None,
-    tgt_length: int | None,
-    row_length: int | None,
-) -> None:
-    """Print samples and statistics of instruction data."""
+def show_finetune(path: str, tokenizer: str | None, samples: int, options: InstructionOptions) -> None:
+    """Print samples and statistics of instruction data.
+
+    Args:
+        path: File, folder or blend.
+        tokenizer: Tokenizer folder.
+        samples: Number of samples to print.
+        options: Format of the rows, chat template and lengths.
+
+    Raises:
+        UserError: If no tokenizer is given, or the data cannot be read.
+    """
     if tokenizer is None:
-        raise UserError("--finetune: --tokenizer is not set. Set it to a tokenizer folder, which encodes the samples.")
-    described = describe_data(path, data_format, prompt_templates)  # before importing the tokenizer's libraries
+        raise UserError("--finetune without --tokenizer. Give the tokenizer folder with which the samples are encoded.")
+    described = describe_data(
+        path, options.data_format, options.prompt_templates
+    )  # before importing the tokenizer's libraries
     codec = open_codec(tokenizer)
-    chosen = choose_template(chat_template, codec, tokenizer, date=chat_template_date)
+    chosen = choose_template(options.chat_template, codec, tokenizer, date=options.chat_template_date)
     encoder = InstructionEncoder(
         codec,
         chosen.template,
-        max_length=max_length,
-        src_length=src_length,
-        tgt_length=tgt_length,
-        loss_on=loss_on,
-        special_text_as=special_tokens_in_content,
+        max_length=options.max_length,
+        src_length=options.src_length,
+        tgt_length=options.tgt_length,
+        loss_on=options.loss_on,
+        special_text_as=options.special_tokens_in_content,
     )
     click.echo("\n".join([*described, ""]))
     conversations = load_split(
         path,
-        data_format=data_format,
-        prompt_templates=prompt_templates,
-        skip_bad_rows=skip_bad_rows,
+        data_format=options.data_format,
+        prompt_templates=options.prompt_templates,
+        skip_bad_rows=options.skip_bad_rows,
         flag="--finetune",
         report_files=False,
     )
     say(f"template {chosen.template.name}: {chosen.why}")
     for line in chosen.notices:
         say(line)
-    found = compute_statistics(conversations, encoder, row_length=row_length or max_length)
+    found = compute_statistics(conversations, encoder, row_length=options.row_length or options.max_length)
     colours = ("\x1b[32m", "\x1b[0m") if sys.stdout.isatty() else ("[[", "]]")
     for number in range(0, len(found.samples), max(len(found.samples) // max(samples, 1), 1))[:samples]:
         sample = found.samples[number]

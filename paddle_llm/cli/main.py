@@ -50,9 +50,9 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Turn a Ctrl-C and errors of the disk into one line.
+        """Run a command, and report a Ctrl-C or an error of the disk in one line.
 
-        By default, click exits on a Ctrl-C with the code of other errors.
+        On a Ctrl-C, click itself exits with the same code as for other errors.
         """
         try:
             return super().invoke(ctx)
@@ -70,7 +70,9 @@ class LazyGroup(click.Group):
                 raise UserError(problem) from error
             raise
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command; name a similar one if it does not exist."""
         close = difflib.get_close_matches(args[0], COMMANDS, 1) if args and args[0] not in COMMANDS else []
         if close:

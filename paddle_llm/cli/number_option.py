@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 
-class Whole(click.IntRange):
+class WholeNumber(click.IntRange):
     """A range of whole numbers. The messages of `click.IntRange` call it an `integer range`."""
 
     name = "whole number"
 
 
-class Finite(click.FloatRange):
+class FiniteNumber(click.FloatRange):
     """A range of finite numbers. `click.FloatRange` accepts `nan`, because it passes all comparisons, and `inf`."""
 
     name = "number"

@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from paddle_llm.cli.number_option import Whole
+from paddle_llm.cli.number_option import WholeNumber
 from paddle_llm.cli.path_option import PATH
 from paddle_llm.config.reader import Resolved
 from paddle_llm.core.atomic_output import write_atomically
@@ -35,9 +35,11 @@ _EXIT_INTERNAL_FAILURE = 4
 
 @click.command(context_settings={"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="CONFIG.json [--key value ...]")
-@click.option("--world_size", type=Whole(min=1), required=True, help="Number of ranks (GPUs) that CONFIG is for.")
-@click.option("--ranks", type=Whole(min=1), default=8, show_default=True, help="Number of CPU ranks to run together.")
-@click.option("--steps", type=Whole(min=1), default=3, show_default=True, help="Optimizer steps.")
+@click.option("--world_size", type=WholeNumber(min=1), required=True, help="Number of ranks (GPUs) that CONFIG is for.")
+@click.option(
+    "--ranks", type=WholeNumber(min=1), default=8, show_default=True, help="Number of CPU ranks to run together."
+)
+@click.option("--steps", type=WholeNumber(min=1), default=3, show_default=True, help="Optimizer steps.")
 @click.option("--synthetic", is_flag=True, help="Use random tokens instead of the config's corpus and tokenizer.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Also write the result as JSON.")
 def rehearse(
