@@ -28,7 +28,9 @@ def empty(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_second_replacement_of_an_attribute_is_refused(empty: None) -> None:
     owner = type("Owner", (), {"value": 1})
     replace(owner, "value", 2, "It is wrong.")
-    with pytest.raises(RuntimeError, match="value is replaced by test_patches.py and by test_patches.py. Compose the two functions"):
+    with pytest.raises(
+        RuntimeError, match="value is replaced by test_patches.py and by test_patches.py. Compose the two functions"
+    ):
         replace(owner, "value", 3, "It is wrong.")
     assert owner.value == 2
 
