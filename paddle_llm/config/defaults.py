@@ -61,22 +61,23 @@ def entry_defaults(entry: str, written: Mapping[str, Any]) -> dict[str, Default]
     """
     if entry != "finetune":
         return {}
-    found = {**_FIXED, "learning_rate": LEARNING_RATES[_rate_of(written)]}
+    found = {**_FIXED, "learning_rate": LEARNING_RATES[_learning_rate_key(written)]}
     if "warmup_steps" not in written and written.get("lr_scheduler_type") != "constant":
         found["warmup_ratio"] = _WARMUP
     length = written.get("max_length", RunConfig.model_fields["max_length"].default)
     found["max_seq_length"] = Default(length, "max_length")
-    found |= _when(written)
+    found |= _evaluation_and_saving(written)
     return {name: default for name, default in found.items() if name not in written}
 
 
-def _rate_of(written: Mapping[str, Any]) -> str:
+def _learning_rate_key(written: Mapping[str, Any]) -> str:
+    """Return the key of LEARNING_RATES for the chosen method."""
     methods = list(chosen(written)) or ["full"]
     return "prefix with projection" if methods[0] == "prefix" and written.get("prefix_projection") else methods[0]
 
 
-def _when(written: Mapping[str, Any]) -> dict[str, Default]:
-    """Return when to evaluate and to save: each epoch, unless a number of steps is given."""
+def _evaluation_and_saving(written: Mapping[str, Any]) -> dict[str, Default]:
+    """Return the defaults of evaluation and saving: every epoch, unless a number of steps is given."""
     found: dict[str, Default] = {}
     evaluates = written.get("evaluation_strategy")
     if evaluates is None and written.get("do_eval"):
@@ -97,7 +98,7 @@ def _when(written: Mapping[str, Any]) -> dict[str, Default]:
 
 
 def fitting_length(config: RunConfig, requested: Container[str], facts: ModelFacts | None) -> dict[str, Default]:
-    """Return lengths of samples and rows for a model that has fewer positions than the defaults need.
+    """Return shorter lengths of samples and rows for a model with fewer positions than the default lengths.
 
     Args:
         config: Config of fine-tuning.

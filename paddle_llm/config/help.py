@@ -88,9 +88,9 @@ def _table(title: str, names: list[str], entry: str) -> list[str]:
 
 def fields_by_group(entry: str = "pretrain") -> Iterator[tuple[str, list[str]]]:
     """Yield heading and field names of each group of the script of `entry`, in the order of declaration."""
-    offered = fields_of(entry)
+    available = fields_of(entry)
     for group in GROUPS:
-        names = [name for name in group.model_fields if name in offered]
+        names = [name for name in group.model_fields if name in available]
         if names:
             yield _title(group), names
 

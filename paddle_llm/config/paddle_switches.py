@@ -1,7 +1,8 @@
-"""Paddle's switches in the *_parallel_config fields: which exist, and which have no effect in a layout.
+"""Paddle's switches in the *_parallel_config fields, and which of them have no effect in a layout.
 
 PaddleNLP reads a field only if its degree is above 1, so that a misspelled switch fails only once the job grows, and it accepts
-some switches silently where they have no effect. Here a switch is unknown, active, or idle for a reason that is reported.
+some switches silently although they have no effect. Here a switch is unknown, active or idle; idle ones are reported with the
+reason.
 Sources: paddlenlp 3.0.0b4 `trainer/training_args.py`; paddle 3.3.1 `fleet/meta_optimizers/dygraph_optimizer` and
 `fleet/meta_parallel/pipeline_parallel.py`.
 """

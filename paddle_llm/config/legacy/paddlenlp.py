@@ -93,9 +93,8 @@ FINETUNE_NAMES: dict[str, Renamed | Ignored | Refused] = {
     "add_bias": Ignored(_OF_REFT, _OFF),
     "dropout": Refused(_OF_REFT + ". For the dropout of LoRA, use --lora_dropout", (0.0,)),
     "neftune": Refused("NEFTune (noise on embeddings) is not implemented", _OFF),
-    "neftune_noise_alpha": Ignored(
-        "it belongs to NEFTune, which is not supported", (0.0,)
-    ),  # transformers: 5 switches it on
+    # In transformers, a value such as 5 turns NEFTune on.
+    "neftune_noise_alpha": Ignored("it belongs to NEFTune, which is not supported", (0.0,)),
     "use_ssa": Refused("shifted sparse attention is not implemented", _OFF),
     "ssa_group_size_ratio": Ignored("it belongs to shifted sparse attention, which is not supported", (0.25,)),
     # --- evaluation by generation

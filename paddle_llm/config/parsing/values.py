@@ -1,4 +1,4 @@
-"""Convert JSON values and command-line text to typed values. A value that does not fit is an error, never a guess."""
+"""Convert JSON values and command-line text to typed values. A value that does not fit its field is an error."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _kind(annotation: Any) -> Kind:
 
 
 def is_null(raw: Any) -> bool:
-    """Return whether a value requests the default: null, or the text None or null."""
+    """Return whether a raw value requests the default: null, or the text None or null."""
     return raw is None or (isinstance(raw, str) and raw in _NULL)
 
 

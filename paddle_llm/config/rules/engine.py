@@ -24,7 +24,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Notice:
-    """A fact worth one line at the start of the run."""
+    """Information for the user that does not stop the run. It is printed once at the start."""
 
     text: str
 
@@ -33,7 +33,7 @@ Findings = Iterator[Problem | Notice]
 
 
 class Unknown(Exception):
-    """Raised when a rule reads a value that another mistake hides. The rule is skipped then."""
+    """Raised if a rule reads a value that is not known because of another mistake. The rule is then skipped."""
 
 
 class MaskedConfig(RunConfig):
@@ -57,7 +57,7 @@ def masked(config: RunConfig, invalid: frozenset[str]) -> MaskedConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """What rules may look at.
+    """The run that rules check.
 
     Attributes:
         config: Values as given, with field and entry defaults; nothing derived yet.

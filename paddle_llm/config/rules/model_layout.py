@@ -1,4 +1,4 @@
-"""What a layout requires of a model: heads and widths that divide, a layer for each stage, a pipeline at all.
+"""Requirements of a layout on the shape and the family of a model.
 
 The rules of the reader report all problems at once before Paddle is imported; `check_layout` checks a model that is built
 without the reader.
@@ -28,7 +28,7 @@ def layout_problems(facts: ModelFacts, layout: Layout, *, fuse_attention_qkv: bo
     Args:
         facts: Shape of the model.
         layout: Degrees of parallelism.
-        fuse_attention_qkv: Whether query, key and value are one matrix; None: as config.json says.
+        fuse_attention_qkv: Whether query, key and value are one matrix; None: as in config.json.
     """
     if facts.model_type not in FAMILIES:
         return
