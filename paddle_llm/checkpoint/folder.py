@@ -140,7 +140,8 @@ def _incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None
     """Return what is wrong with a checkpoint folder, or None.
 
     Args:
-        names: Pattern that a file's name must begin with for the file to be checked.
+        folder: The folder.
+        names: Pattern of the names of the files to check, matched at their beginning.
     """
     if not folder.is_dir():
         return "the folder does not exist"

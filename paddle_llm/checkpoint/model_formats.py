@@ -14,6 +14,7 @@ import numpy as np
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError
+from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer as convert_tokenizer
 from paddle_llm.families import FAMILIES
 from paddle_llm.models.configuration.to_hugging_face import hugging_face_config
 from paddle_llm.models.weights.names import fused_pieces, hugging_face
@@ -128,15 +129,13 @@ def write_tokenizer(model_format: str, tokenizer: Any, source: str | None, folde
     if model_format == PADDLENLP or type(tokenizer).__module__.startswith("transformers."):
         tokenizer.save_pretrained(str(folder))
         return
-    from paddle_llm.data.tokenizers.conversion.tokenizer_json import write_tokenizer as convert
-
     with tempfile.TemporaryDirectory() as made:
         read = Path(source or "")
         if not source or not read.is_dir():
             read = Path(made)
             tokenizer.save_pretrained(made)
         try:
-            convert(TokenizerFolder(read, read), folder, HF)
+            convert_tokenizer(TokenizerFolder(read, read), folder, HF)
         except UserError as error:
             say(
                 f"--model_format {HF}: the tokenizer is saved in PaddleNLP's format, which transformers cannot read: {error}"

@@ -23,11 +23,12 @@ from paddle_llm.core.atomic_output import write_atomically
 from paddle_llm.core.console import say
 from paddle_llm.core.errors import UserError, was_interrupted
 from paddle_llm.parallel.process.environment import prepare_host
-from paddle_llm.rehearse import instruction_samples as instructions
 from paddle_llm.rehearse.ranks import start_server
 from paddle_llm.rehearse.rehearsal import cases_of, run_sub_layouts
-from paddle_llm.rehearse.samples import Samples, own_samples, synthetic_samples, wanted_by
-from paddle_llm.rehearse.shrink import Shrunk, read_real, shrink
+from paddle_llm.rehearse.report import as_json, print_report
+from paddle_llm.rehearse.shrink.config import Shrunk, read_real, shrink
+from paddle_llm.rehearse.shrink.instruction_samples import own_instructions, synthetic_instructions
+from paddle_llm.rehearse.shrink.samples import Samples, own_samples, synthetic_samples, wanted_by
 
 _EXIT_NOT_EQUAL = 1
 _EXIT_INTERNAL_FAILURE = 4
@@ -94,8 +95,6 @@ def _rehearse(
         results = run_sub_layouts(cases_of(shrunk, samples), begin)
     seconds = time.monotonic() - began
 
-    from paddle_llm.rehearse.report import as_json, print_report
-
     print_report(shrunk, results, real.layout, seconds, Console(width=None if sys.stdout.isatty() else 120))
     if json_file is not None:
         data = "random tokens" if synthetic else real.config.input_dir or real.config.dataset_name_or_path or ""
@@ -139,9 +138,9 @@ def _samples(real: Resolved, shrunk: Shrunk, synthetic: bool) -> Samples:
     if real.entry == "finetune":
         small = shrunk.configs[0].config
         return (
-            instructions.synthetic(shrunk.model, small, wanted)
+            synthetic_instructions(shrunk.model, small, wanted)
             if synthetic
-            else instructions.own(real, shrunk.model, small, wanted)
+            else own_instructions(real, shrunk.model, small, wanted)
         )
     if synthetic:
         return synthetic_samples(shrunk.model, wanted, real.config.seed)

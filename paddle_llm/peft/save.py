@@ -19,9 +19,8 @@ from paddle_llm.core.artifacts import ADAPTER_CONFIG, ADAPTER_SAFETENSORS
 from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.models.weights.files import WeightFiles
-from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.models.weights.names import canonical_parameters
-from paddle_llm.models.weights.shards import Shard
+from paddle_llm.models.weights.shards import Shard, assemble
 from paddle_llm.models.weights.vocabulary import unpad
 from paddle_llm.parallel.gather import gathered
 from paddle_llm.parallel.mesh import current_mesh

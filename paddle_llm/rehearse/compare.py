@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from paddle_llm.families import FAMILIES
-from paddle_llm.models.weights.full_weights import assemble
+from paddle_llm.models.weights.shards import assemble
 from paddle_llm.rehearse.record import TENSORS, Part, RankRecord
 
 SCALARS = ("loss", "grad_norm", "eval_loss")
@@ -235,8 +235,12 @@ def _tensor_difference(
     """Return (difference, whether it is absolute); two for a tensor with a part that is exactly zero.
 
     Args:
-        unit: Norm that the difference of a tensor is divided by if the tensor is zero in exact arithmetic; else None.
-        least: Smallest norm that any other difference is divided by.
+        model: Facts of the network (`RankRecord.model`).
+        name: Canonical name of the tensor.
+        found: Tensor of the layout, with the padding of the vocabulary.
+        expected: Tensor of one process.
+        unit: Divisor of the difference if the tensor is zero in exact arithmetic; None for any other tensor.
+        least: Smallest divisor of the difference of any other tensor.
     """
     expected = np.pad(expected, [(0, n - m) for n, m in zip(found.shape, expected.shape, strict=True)])
     found, expected = found.astype(np.float64), expected.astype(np.float64)

@@ -9,27 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from paddle_llm.config.local_files.model_folder import read_model_facts
-from paddle_llm.rehearse.case import Case, InOrder
+from paddle_llm.parallel.process.start import start_process
+from paddle_llm.rehearse.case import Case
+from paddle_llm.rehearse.compare import (
+    FIRST_STEP_LIMITS,
+    Difference,
+    Floor,
+    compare,
+    lacking,
+    rounding_floor,
+    worst_of,
+)
 from paddle_llm.rehearse.ranks import run_ranks
-
-if TYPE_CHECKING:
-    from paddle_llm.config.run_config import RunConfig
-    from paddle_llm.rehearse.compare import Difference, Floor
-    from paddle_llm.rehearse.faults import Fault
-    from paddle_llm.rehearse.record import RankRecord
-    from paddle_llm.training.finetune import FinetuneData
-    from paddle_llm.training.pretrain import PretrainData
-    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
+from paddle_llm.rehearse.record import RankRecord
 
 TIMEOUT = 300.0
 
@@ -99,8 +96,6 @@ def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
         RankError: If the process raises, dies or does not finish.
         RuntimeError: If a quantity is not recorded, so that it could not be compared.
     """
-    from paddle_llm.rehearse.compare import lacking, rounding_floor
-
     began = time.monotonic()
     alone, other = case.alone(), case.rounded_differently()
     (record,) = run_case(alone, timeout)
@@ -131,8 +126,6 @@ def prove(
     Raises:
         RankError: If a rank raises, dies or does not finish.
     """
-    from paddle_llm.rehearse.compare import FIRST_STEP_LIMITS, compare, worst_of
-
     reference = reference or reference_of(case, timeout)
     began = time.monotonic()
     records = run_case(case, timeout)
@@ -158,81 +151,8 @@ def run_case(case: Case, timeout: float = TIMEOUT, env: dict[str, str] | None = 
 
 def run_rank(case: Case) -> RankRecord:
     """Run one rank of a case in its own process."""
-    from paddle_llm.parallel.process.start import start_process
-
     start_process(case.config.device or "cpu", case.layout.world_size)
-    from paddle_llm.rehearse.record import Recorder
+    # After the start of the process: this module imports Paddle.
+    from paddle_llm.rehearse.case_trainer import train_and_record
 
-    with ExitStack() as stack, tempfile.TemporaryDirectory(prefix="rehearse-") as folder:
-        fault = _fault(case)
-        if fault is not None:
-            stack.enter_context(fault.patched())
-        trainer = trainer_of(case, folder)
-        recorder = Recorder.attach(trainer)
-        trainer.train()
-    return recorder.record
-
-
-def _fault(case: Case) -> Fault | None:
-    if case.fault is None:
-        return None
-    from paddle_llm.rehearse.faults import FAULTS
-
-    return FAULTS[case.fault]
-
-
-def trainer_of(case: Case, folder: str, **settings: Any) -> PretrainTrainer:
-    """Build the trainer of a case through the product's own job assembly; it logs and evaluates at every step.
-
-    Args:
-        case: The case.
-        folder: Output folder; no checkpoint is written.
-        **settings: Fields of RunConfig that replace those set here.
-    """
-    import paddle
-
-    from paddle_llm.training.arguments import training_arguments
-
-    kind = import_module(f"paddle_llm.training.{case.entry}")
-    config = case.config.model_copy(
-        update={
-            "output_dir": folder,
-            "do_train": True,
-            "do_eval": bool(case.evaluation),
-            "do_predict": False,
-            "evaluation_strategy": None,
-            "logging_steps": 1,
-            "eval_steps": 1,
-            "save_strategy": "no",
-            "report_to": ["none"],
-            "disable_tqdm": True,
-            "load_best_model_at_end": False,
-            "early_stopping_patience": None,
-            "hidden_dropout_prob": 0.0,
-            "attention_probs_dropout_prob": 0.0,
-            "lora_dropout": 0.0,
-            **settings,
-        }
-    )
-    args = training_arguments(config, case.layout)
-    facts = read_model_facts(config.model_name_or_path)
-    # Cases that run in one process after another must name their parameters alike.
-    with paddle.utils.unique_name.guard():
-        return kind.make_trainer(config, case.layout, _data_of(case, config), args=args, facts=facts)
-
-
-def _data_of(case: Case, config: RunConfig) -> PretrainData | FinetuneData:
-    """Return the case's samples as the data of a job."""
-    train = case.train[: config.max_steps * case.global_batch]
-    if case.entry == "pretrain":
-        from paddle_llm.training.pretrain import PretrainData
-
-        return PretrainData(InOrder(train), InOrder(case.evaluation))
-    from paddle_llm.peft.method import method_of
-    from paddle_llm.peft.methods.prompt import with_prompt
-    from paddle_llm.training.finetune import FinetuneData
-
-    method, evaluation = method_of(config), case.evaluation
-    if method.name == "prompt":
-        train, evaluation = ([with_prompt(sample, method) for sample in part] for part in (train, evaluation))
-    return FinetuneData(method, InOrder(train), InOrder(evaluation))
+    return train_and_record(case)

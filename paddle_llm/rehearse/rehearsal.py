@@ -11,8 +11,8 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key, reference_of
 from paddle_llm.rehearse.ranks import RankError
-from paddle_llm.rehearse.samples import Samples
-from paddle_llm.rehearse.shrink import Shrunk
+from paddle_llm.rehearse.shrink.config import Shrunk
+from paddle_llm.rehearse.shrink.samples import Samples
 
 TIMEOUT = 600.0
 T = TypeVar("T")

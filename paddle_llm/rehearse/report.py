@@ -11,7 +11,8 @@ from rich.table import Table
 from paddle_llm.config.layout import Layout
 from paddle_llm.rehearse.compare import Difference
 from paddle_llm.rehearse.rehearsal import SubLayoutResult
-from paddle_llm.rehearse.shrink import Change, Shrunk
+from paddle_llm.rehearse.shrink.changes import Change
+from paddle_llm.rehearse.shrink.config import Shrunk
 
 # Quantity -> its title, and the usual cause of a difference that starts there. Each quantity depends on those before
 # it.

@@ -22,7 +22,7 @@ from paddle_llm.parallel.process import failure_detection, start
 from paddle_llm.parallel.process.determinism import DETERMINISTIC
 from paddle_llm.parallel.process.environment import prepare_host
 from paddle_llm.parallel.process.start import start_process
-from paddle_llm.rehearse.shrink import read_real
+from paddle_llm.rehearse.shrink.config import read_real
 from paddle_llm.training import api as notebook
 from paddle_llm.training.arguments import training_arguments
 from paddle_llm.training.options import trainer_options, weights_dtype

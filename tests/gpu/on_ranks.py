@@ -98,7 +98,7 @@ def _trainer(case: Case, output: Path | None = None, settings: dict[str, Any] | 
 
     assert case.config.device is not None
     start_process(case.config.device, case.layout.world_size)
-    from paddle_llm.rehearse.oracle import trainer_of
+    from paddle_llm.rehearse.case_trainer import trainer_of
 
     with tempfile.TemporaryDirectory(prefix="gpu-test-") as folder:
         yield trainer_of(case, str(output or folder), **(settings or {}))

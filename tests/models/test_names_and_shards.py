@@ -7,10 +7,9 @@ import paddle
 import pytest
 
 from paddle_llm.families import FAMILIES
-from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.models.weights.initialization import draw_normal
 from paddle_llm.models.weights.names import EMBEDDINGS, canonical_parameters, hugging_face
-from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
+from paddle_llm.models.weights.shards import Shard, assemble, shard_of, split_axis
 from tests.helpers.models.networks import WRITERS, build
 
 

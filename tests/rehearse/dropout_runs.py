@@ -36,7 +36,7 @@ def run_with_dropout(case: Case, folder: Path, resume_from: Path | None = None, 
     start_process("cpu", case.layout.world_size)
     from paddle_llm.models.weights.full_weights import family_name
     from paddle_llm.models.weights.names import canonical_parameters
-    from paddle_llm.rehearse.oracle import trainer_of
+    from paddle_llm.rehearse.case_trainer import trainer_of
 
     masks: list[np.ndarray] = []
     with _recorded_dropout(masks):

@@ -22,11 +22,11 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.samples.encode import EncodedSample
-from paddle_llm.rehearse.instruction_samples import _short
 from paddle_llm.rehearse.rehearsal import SubLayoutResult, cases_of, run_sub_layouts
-from paddle_llm.rehearse.samples import own_samples, synthetic_samples, wanted_by
-from paddle_llm.rehearse.shrink import read_real, shrink
-from paddle_llm.rehearse.small_model import small_model
+from paddle_llm.rehearse.shrink.config import read_real, shrink
+from paddle_llm.rehearse.shrink.instruction_samples import _short
+from paddle_llm.rehearse.shrink.samples import own_samples, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink.small_model import small_model
 from tests.helpers.corpus import VOCABULARY, make_corpus
 from tests.helpers.finetune_jobs import make_instructions
 from tests.helpers.models.tiny import write_chatglm, write_llama
@@ -298,7 +298,7 @@ def test_a_fault_is_reported_with_quantity_tensor_step_and_rank(
 
     from paddle_llm.config.layout import Layout
     from paddle_llm.rehearse.report import as_json, print_report
-    from paddle_llm.rehearse.shrink import Shrunk
+    from paddle_llm.rehearse.shrink.config import Shrunk
 
     result = rehearsed_with(tmp_path, "dropped_all_reduce", {"tensor_parallel_degree": 2})
     assert not result.passed

@@ -81,15 +81,17 @@ def check(verdict: Verdict, fault: Fault) -> None:
     assert min(failure.step for failure in verdict.failures) == fault.step
     failed = [failure for failure in verdict.failures if failure.step == fault.step]
     wrong = {failure.quantity for failure in failed}
-    assert not wrong & set(fault.spares), [str(failure) for failure in failed if failure.quantity in fault.spares][:3]
-    shown = [failure for failure in failed if failure.quantity == fault.shows]
+    assert not wrong & set(fault.unaffected), [
+        str(failure) for failure in failed if failure.quantity in fault.unaffected
+    ][:3]
+    shown = [failure for failure in failed if failure.quantity == fault.quantity]
     named = [re.search(fault.tensors, failure.tensor or "") is not None for failure in shown]
     assert any(named), [str(failure) for failure in failed]
-    assert all(named) or not fault.alone, [str(failure) for failure in shown]
+    assert all(named) or not fault.others_equal, [str(failure) for failure in shown]
 
 
 def test_faults_have_a_complete_description():
     for name, fault in FAULTS.items():
-        assert name == fault.name and fault.imitates.endswith(".") and fault.layout.world_size > 1
-        assert {fault.shows, *fault.spares} <= set(QUANTITIES) and fault.shows not in fault.spares
-        assert bool(fault.tensors) == (fault.shows not in SCALARS)
+        assert name == fault.name and fault.description.endswith(".") and fault.layout.world_size > 1
+        assert {fault.quantity, *fault.unaffected} <= set(QUANTITIES) and fault.quantity not in fault.unaffected
+        assert bool(fault.tensors) == (fault.quantity not in SCALARS)

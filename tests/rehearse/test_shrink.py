@@ -17,10 +17,11 @@ from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.families.shape import facts_from_dict
 from paddle_llm.rehearse.oracle import reference_key
 from paddle_llm.rehearse.rehearsal import cases_of
-from paddle_llm.rehearse.samples import global_batch, synthetic_samples, wanted_by
-from paddle_llm.rehearse.shrink import ADAM_EPSILON, LEARNING_RATE, Shrunk, read_real, shrink
-from paddle_llm.rehearse.small_model import Fold, small_model
-from paddle_llm.rehearse.sub_layouts import sub_layouts_of
+from paddle_llm.rehearse.shrink.config import Shrunk, read_real, shrink
+from paddle_llm.rehearse.shrink.samples import global_batch, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink.settings import ADAM_EPSILON, LEARNING_RATE
+from paddle_llm.rehearse.shrink.small_model import Fold, small_model
+from paddle_llm.rehearse.shrink.sub_layouts import sub_layouts_of
 from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
 
 ROOT = Path(__file__).parents[2]

@@ -50,7 +50,7 @@ def _copies(case: Case, folder: str, prepare=lambda trainer: None) -> list[Copy]
 
     start_process("cpu", case.layout.world_size)
     from paddle_llm.models.patches.shared import cpu_switch
-    from paddle_llm.rehearse.oracle import trainer_of
+    from paddle_llm.rehearse.case_trainer import trainer_of
     from tests.helpers.gpu.kernels import Kernels, on_fake_gpu, without_cpu_kernels
 
     with ExitStack() as stack:

@@ -28,10 +28,9 @@ from paddle_llm.core.json_files import read_json_object
 from paddle_llm.families import Family
 from paddle_llm.families.shape import find_family
 from paddle_llm.models.weights.files import WeightFiles
-from paddle_llm.models.weights.full_weights import assemble
 from paddle_llm.models.weights.names import IGNORED_ENDS, canonical_name, is_tied
 from paddle_llm.models.weights.paddle_pickles import scan_paddle_pickle
-from paddle_llm.models.weights.shards import Shard, shard_of, split_axis
+from paddle_llm.models.weights.shards import Shard, assemble, shard_of, split_axis
 from paddle_llm.models.weights.vocabulary import plain_config, unpad
 from paddle_llm.models.weights.weight_shapes import weight_shapes
 from paddle_llm.peft.method import Method

@@ -10,7 +10,7 @@ import numpy as np
 from paddle_llm.config.layout import Layout
 from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.names import canonical_parameters
-from paddle_llm.models.weights.shards import Shard, shard_of
+from paddle_llm.models.weights.shards import assemble, shard_of
 from paddle_llm.models.weights.vocabulary import unpad
 from paddle_llm.parallel.gather import gathered
 from paddle_llm.parallel.mesh import current_mesh
@@ -44,24 +44,6 @@ def full_weights(model: LanguageModel, family: str, layout: Layout) -> Iterator[
             shard_of(family, name, parameter.shape, split, model.config, axis.size, rank) for rank in range(len(parts))
         ]
         yield name, unpad(family, name, assemble(shards, parts), model.config)
-
-
-def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
-    """Return the full tensor of which each rank holds a part.
-
-    Args:
-        shards: Shard of each tensor-parallel rank.
-        parts: Values of each shard.
-    """
-    full = np.empty(shards[0].shape, parts[0].dtype)
-    for shard, part in zip(shards, parts, strict=True):
-        target, source, offset = [slice(None)] * full.ndim, [slice(None)] * full.ndim, 0
-        for start, stop in shard.ranges:
-            target[shard.axis] = slice(start, stop)
-            source[shard.axis] = slice(offset, offset + stop - start)
-            full[tuple(target)] = part[tuple(source)]
-            offset += stop - start
-    return full
 
 
 def family_name(model: LanguageModel) -> str:

@@ -50,6 +50,24 @@ class Shard:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
 
 
+def assemble(shards: list[Shard], parts: list[np.ndarray]) -> np.ndarray:
+    """Return the full tensor of which each rank holds a part.
+
+    Args:
+        shards: Shard of each tensor-parallel rank.
+        parts: Values of each shard.
+    """
+    full = np.empty(shards[0].shape, parts[0].dtype)
+    for shard, part in zip(shards, parts, strict=True):
+        target, source, offset = [slice(None)] * full.ndim, [slice(None)] * full.ndim, 0
+        for start, stop in shard.ranges:
+            target[shard.axis] = slice(start, stop)
+            source[shard.axis] = slice(offset, offset + stop - start)
+            full[tuple(target)] = part[tuple(source)]
+            offset += stop - start
+    return full
+
+
 def split_axis(family: str, name: str, ndim: int) -> int:
     """Return the axis along which tensor parallelism splits a parameter, >= 0 (0 if it is never split)."""
     for pattern, axis in FAMILIES[family].weights.split_axes:

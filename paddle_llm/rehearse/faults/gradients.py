@@ -6,34 +6,42 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+import paddle.distributed as dist
+import paddle.nn.functional as F
+from paddle.distributed import fleet
+from paddle.distributed.collective import _c_identity
+from paddle.distributed.fleet.layers.mpu.mp_ops import c_identity_eager
+from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
+from paddle.distributed.fleet.meta_parallel import PipelineLayer, PipelineParallel
+from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
+from paddlenlp.trainer import trainer
+
 from paddle_llm.config.layout import Layout
+from paddle_llm.models.patches import llama
+from paddle_llm.peft.methods import parallel_product
 from paddle_llm.rehearse.faults.registry import FORWARD, NORMS, PP2, SP2, STAGE1, TP2, fault
 
 
 @fault(
-    "Tensor parallel: the gradient of a column-parallel layer's input is not summed over the ranks.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=TP2,
     tensors=".",
 )
 def dropped_all_reduce() -> Iterator[None]:
-    from paddle.distributed.fleet.layers.mpu.mp_ops import c_identity_eager
-
+    """Tensor parallel: the gradient of a column-parallel layer's input is not summed over the ranks."""
     with patch.object(c_identity_eager, "backward", staticmethod(lambda ctx, dy: dy)):
         yield
 
 
 @fault(
-    "Pipeline: each micro-batch's backward pass starts with empty gradients, so only those of the last one remain.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=PP2,
     tensors=".",
 )
 def last_micro_batch_only() -> Iterator[None]:
-    from paddle.distributed.fleet.meta_parallel import PipelineParallel
-
+    """Pipeline: each micro-batch's backward pass starts with empty gradients, so only those of the last one remain."""
     backward = PipelineParallel._backward_step
 
     def clear_and_run_backward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -45,16 +53,13 @@ def last_micro_batch_only() -> Iterator[None]:
 
 
 @fault(
-    "Gradients of data-parallel ranks are divided by the number of all ranks, tensor-parallel ones included.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=Layout(data=2, tensor=2),
     tensors=".",
 )
 def wrong_average() -> Iterator[None]:
-    import paddle.distributed as dist
-    from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
-    from paddlenlp.trainer import trainer
+    """Gradients of data-parallel ranks are divided by the number of all ranks, tensor-parallel ones included."""
 
     def average_over_the_world(parameters: Any, hcg: Any) -> None:
         group = hcg.get_data_parallel_group()
@@ -65,32 +70,25 @@ def wrong_average() -> Iterator[None]:
 
 
 @fault(
-    "Sequence parallel: each tensor rank uses the gradients of norms from its own part of the sequence only.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=SP2,
     tensors=NORMS,
 )
 def sequence_parallel_norms() -> Iterator[None]:
-    from paddlenlp.trainer import trainer
-
+    """Sequence parallel: each tensor rank uses the gradients of norms from its own part of the sequence only."""
     with patch.object(trainer, "register_sequence_parallel_allreduce_hooks", lambda *args: None):
         yield
 
 
 @fault(
-    "Key-value heads that every tensor rank holds: each rank uses the gradient from its own query heads only.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=TP2,
     tensors=r"[kv]_proj\.weight$",
 )
 def replicated_key_values() -> Iterator[None]:
-    import paddle.nn.functional as F
-    from paddle.distributed import fleet
-    from paddle.distributed.collective import _c_identity
-
-    from paddle_llm.models.patches import llama
+    """Key-value heads that every tensor rank holds: each rank uses the gradient from its own query heads only."""
 
     def project(linear: Any, hidden: Any) -> Any:
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
@@ -101,15 +99,13 @@ def replicated_key_values() -> Iterator[None]:
 
 
 @fault(
-    "Weights tied between the first and the last stage: the sum of their gradients is applied on the first stage only.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=PP2,
     tensors=r"embed_tokens\.weight$",
 )
 def tied_on_one_stage() -> Iterator[None]:
-    from paddle.distributed.fleet.meta_parallel import PipelineLayer
-
+    """Weights tied between the first and last stage: the sum of their gradients is applied on the first stage only."""
     summed = PipelineLayer.allreduce_shared_weight_gradients
 
     def sum_and_keep_own(self: Any) -> None:
@@ -125,33 +121,29 @@ def tied_on_one_stage() -> Iterator[None]:
 
 
 @fault(
-    "Gradients are not cleared after a step and take part in the next one.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=STAGE1,
     tensors=".",
     step=2,
 )
 def left_over_gradients() -> Iterator[None]:
-    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
-
+    """Gradients are not cleared after a step and take part in the next one."""
     with patch.object(DygraphShardingOptimizer, "clear_grad", lambda self, set_to_zero=True: None):
         yield
 
 
 @fault(
-    "LoRA on a column-parallel layer: each tensor rank uses the gradient of A from its own outputs only.",
-    shows="gradient",
-    spares=FORWARD,
+    quantity="gradient",
+    unaffected=FORWARD,
     layout=TP2,
     tensors=r"lora_A$",
-    alone=False,  # the gradient that is passed to earlier layers is incomplete, too
+    others_equal=False,  # the gradient that is passed to earlier layers is incomplete, too
     step=2,  # B starts as zeros, so the gradient of A is zero in the first step
     entry="finetune",
 )
 def lora_replicas() -> Iterator[None]:
-    from paddle_llm.peft.methods import parallel_product
-
+    """LoRA on a column-parallel layer: each tensor rank uses the gradient of A from its own outputs only."""
     summed = parallel_product.summed_gradient
 
     def summed_for_parameters(tensor: Any, axis: Any, wanted: Any = True) -> Any:

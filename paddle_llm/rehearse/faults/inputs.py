@@ -6,20 +6,28 @@ from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+import paddle
+import paddle.distributed as dist
+
+from paddle_llm.data.sampler import GlobalBatchSampler
+from paddle_llm.models import loss
+from paddle_llm.models.weights import initialization as init
+from paddle_llm.models.weights.shards import shard_of
 from paddle_llm.rehearse.faults.registry import DP2, FORWARD, TP2, fault
+from paddle_llm.training.evaluation import mean_loss as evaluation
+from paddle_llm.training.step.loss_normalization import LossNormalizer
+from paddle_llm.training.trainers import pretrain_trainer
 
 
 @fault(
-    "The tensor-parallel shards of attention output projections are read in reverse order.",
-    shows="weight",
-    spares=(),
+    quantity="weight",
+    unaffected=(),
     layout=TP2,
     tensors=r"o_proj\.weight$",
-    alone=False,
+    others_equal=False,
 )
 def swapped_shards() -> Iterator[None]:
-    from paddle_llm.models.weights import initialization as init
-    from paddle_llm.models.weights.shards import shard_of
+    """The tensor-parallel shards of attention output projections are read in reverse order."""
 
     def shard_of_the_other(
         family: Any, name: Any, local_shape: Any, split: Any, config: Any, degree: Any, rank: Any
@@ -33,14 +41,12 @@ def swapped_shards() -> Iterator[None]:
 
 
 @fault(
-    "The first micro-batch of a step is used again instead of the second one.",
-    shows="loss",
-    spares=(),
+    quantity="loss",
+    unaffected=(),
     layout=DP2,
 )
 def micro_batch_twice() -> Iterator[None]:
-    from paddle_llm.data.sampler import GlobalBatchSampler
-
+    """The first micro-batch of a step is used again instead of the second one."""
     micro_batches = GlobalBatchSampler.__iter__
 
     def with_a_repetition(self: Any) -> Any:
@@ -55,14 +61,13 @@ def micro_batch_twice() -> Iterator[None]:
 
 
 @fault(
-    "Each data rank's loss is the mean over its own labels, so ranks with few labels count as much as those with many.",
-    shows="gradient",
-    spares=FORWARD,  # reported as the mean over all labels
+    quantity="gradient",
+    unaffected=FORWARD,  # reported as the mean over all labels
     layout=DP2,
     tensors=".",
 )
 def mean_of_each_rank() -> Iterator[None]:
-    from paddle_llm.training.step.loss_normalization import LossNormalizer
+    """Each data rank's loss is the mean over its own labels, so ranks with few labels count as much as others."""
 
     def use_own_labels(self: Any, labels: Any) -> None:
         self.labels = float(labels)
@@ -73,14 +78,12 @@ def mean_of_each_rank() -> Iterator[None]:
 
 
 @fault(
-    "Each micro-batch's loss is the mean over its own labels, as in trainers before 2024: those with few labels count as much.",
-    shows="loss",
-    spares=(),
+    quantity="loss",
+    unaffected=(),
     layout=DP2,
 )
 def mean_of_each_micro_batch() -> Iterator[None]:
-    from paddle_llm.training.step.loss_normalization import LossNormalizer
-
+    """Each micro-batch's loss is the mean over its own labels, as in trainers before 2024."""
     start = LossNormalizer.start_global_batch
 
     def start_without_divisor(self: Any, labels: Any) -> None:
@@ -92,18 +95,12 @@ def mean_of_each_micro_batch() -> Iterator[None]:
 
 
 @fault(
-    "The evaluation loss is the mean of the ranks' means, although their numbers of labels differ.",
-    shows="eval_loss",
-    spares=("loss", "grad_norm", "gradient", "weight", "moment1", "moment2"),
+    quantity="eval_loss",
+    unaffected=("loss", "grad_norm", "gradient", "weight", "moment1", "moment2"),
     layout=DP2,
 )
 def mean_of_ranks_in_evaluation() -> Iterator[None]:
-    import paddle
-    import paddle.distributed as dist
-
-    from paddle_llm.training.evaluation import mean_loss as evaluation
-    from paddle_llm.training.trainers import pretrain_trainer
-
+    """The evaluation loss is the mean of the ranks' means, although their numbers of labels differ."""
     mean_loss = evaluation.mean_loss
 
     def mean_of_means(*args: Any) -> Any:
@@ -118,13 +115,11 @@ def mean_of_ranks_in_evaluation() -> Iterator[None]:
 
 
 @fault(
-    "The rows that pad the vocabulary to the tensor-parallel degree are part of the softmax.",
-    shows="loss",
-    spares=(),
+    quantity="loss",
+    unaffected=(),
     layout=TP2,
 )
 def padding_in_the_softmax() -> Iterator[None]:
-    from paddle_llm.models import loss
-
+    """The rows that pad the vocabulary to the tensor-parallel degree are part of the softmax."""
     with patch.object(loss, "real_vocab_size", lambda config: config.vocab_size):
         yield

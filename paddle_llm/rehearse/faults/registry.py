@@ -15,26 +15,26 @@ class Fault:
 
     Attributes:
         name: Name for `Case.fault`.
-        imitates: Description of what goes wrong, a sentence.
-        shows: Quantity in which the fault must be detected at `step`.
-        spares: Quantities that are correct at that step; a correct loss makes a fault hard to notice.
-        tensors: Regular expression; a tensor that matches is wrong in `shows` at that step; "" for scalars.
+        description: Description of what goes wrong, a sentence.
+        quantity: Quantity in which the fault must be detected at `step`.
+        unaffected: Quantities that are correct at that step; a correct loss makes a fault hard to notice.
+        tensors: Regular expression; a tensor that matches is wrong in `quantity` at that step; "" for scalars.
         layout: Smallest layout in which the fault is detected.
         patched: Function that returns a context in which the code is broken; entered in each rank before the trainer is
             built.
-        alone: Whether no other tensor is wrong.
+        others_equal: Whether all other tensors are correct in `quantity`.
         step: First step at which the fault is detected.
-        entry: Kind of the job that shows it: "pretrain", or "finetune" with LoRA.
+        entry: Kind of the job in which it is detected: "pretrain", or "finetune" with LoRA.
     """
 
     name: str
-    imitates: str
-    shows: str
-    spares: tuple[str, ...]
+    description: str
+    quantity: str
+    unaffected: tuple[str, ...]
     tensors: str
     layout: Layout
     patched: Callable[[], AbstractContextManager[None]]
-    alone: bool = True
+    others_equal: bool = True
     step: int = 1
     entry: str = "pretrain"
 
@@ -51,25 +51,32 @@ NORMS = r"norm\.weight$"
 
 
 def fault(
-    imitates: str,
     *,
-    shows: str,
-    spares: tuple[str, ...],
+    quantity: str,
+    unaffected: tuple[str, ...],
     layout: Layout,
     tensors: str = "",
-    alone: bool = True,
+    others_equal: bool = True,
     step: int = 1,
     entry: str = "pretrain",
 ) -> Callable[[Callable[[], Iterator[None]]], Callable[[], Iterator[None]]]:
     """Return a decorator that registers a generator in FAULTS; the arguments are attributes of `Fault`.
 
-    The generator breaks the code before its yield and repairs it afterwards.
+    The generator breaks the code before its yield and repairs it afterwards. Its docstring describes the fault.
     """
 
     def register(function: Callable[[], Iterator[None]]) -> Callable[[], Iterator[None]]:
-        name = function.__name__
-        FAULTS[name] = Fault(
-            name, imitates, shows, spares, tensors, layout, contextmanager(function), alone, step, entry
+        FAULTS[function.__name__] = Fault(
+            name=function.__name__,
+            description=function.__doc__ or "",
+            quantity=quantity,
+            unaffected=unaffected,
+            tensors=tensors,
+            layout=layout,
+            patched=contextmanager(function),
+            others_equal=others_equal,
+            step=step,
+            entry=entry,
         )
         return function
 

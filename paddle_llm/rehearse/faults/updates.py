@@ -7,21 +7,25 @@ from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
+import paddle.distributed as dist
+from paddle.distributed import fleet
+from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
+from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.hybrid_parallel_optimizer import HybridParallelClipGrad
+from paddle.optimizer import AdamW
+from paddle.optimizer.lr import LambdaDecay
+
+from paddle_llm.parallel.zero.stage2 import ShardedGradients
 from paddle_llm.rehearse.faults.registry import BACKWARD, DP2, NORMS, PP2, STAGE1, STAGE2, TP2, fault
+from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
 
 
 @fault(
-    "The gradient norm counts a parameter that every tensor rank holds once per rank.",
-    shows="grad_norm",
-    spares=BACKWARD,
+    quantity="grad_norm",
+    unaffected=BACKWARD,
     layout=TP2,
 )
 def replicas_in_the_norm() -> Iterator[None]:
-    import paddle.distributed as dist
-    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.hybrid_parallel_optimizer import (
-        HybridParallelClipGrad,
-    )
-
+    """The gradient norm counts a parameter that every tensor rank holds once per rank."""
     reduce_sums = HybridParallelClipGrad._global_norm
 
     def reduce_all(self: Any, split_sum: Any, replicated_sum: Any) -> None:
@@ -33,23 +37,23 @@ def replicas_in_the_norm() -> Iterator[None]:
 
 
 @fault(
-    "The gradient norm and clipping use each pipeline stage's own parameters only.",
-    shows="grad_norm",
-    spares=BACKWARD,
+    quantity="grad_norm",
+    unaffected=BACKWARD,
     layout=PP2,
 )
 def norm_of_one_stage() -> Iterator[None]:
+    """The gradient norm and clipping use each pipeline stage's own parameters only."""
     with _norm_without("get_pipe_parallel_world_size"):
         yield
 
 
 @fault(
-    "The gradient norm and clipping use the parameters that each sharding rank owns only.",
-    shows="grad_norm",
-    spares=BACKWARD,
+    quantity="grad_norm",
+    unaffected=BACKWARD,
     layout=STAGE2,
 )
 def norm_of_one_owner() -> Iterator[None]:
+    """The gradient norm and clipping use the parameters that each sharding rank owns only."""
     with _norm_without("get_sharding_parallel_world_size"):
         yield
 
@@ -57,10 +61,6 @@ def norm_of_one_owner() -> Iterator[None]:
 @contextmanager
 def _norm_without(degree: str) -> Iterator[None]:
     """Compute the norm as if a degree were one."""
-    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.hybrid_parallel_optimizer import (
-        HybridParallelClipGrad,
-    )
-
     reduce_sums = HybridParallelClipGrad._global_norm
 
     def reduce_fewer(self: Any, split_sum: Any, replicated_sum: Any) -> None:
@@ -72,16 +72,14 @@ def _norm_without(degree: str) -> Iterator[None]:
 
 
 @fault(
-    "Sharding: two ranks own the embedding, and the update of the one without the reduced gradient is used.",
-    shows="weight",
-    spares=BACKWARD,
+    quantity="weight",
+    unaffected=BACKWARD,
     layout=STAGE1,
     tensors=r"embed_tokens\.weight$",
-    alone=False,  # the norm counts its gradient twice, so all others are clipped too much
+    others_equal=False,  # the norm counts its gradient twice, so all others are clipped too much
 )
 def two_owners() -> Iterator[None]:
-    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
-
+    """Sharding: two ranks own the embedding, and the update of the one without the reduced gradient is used."""
     partition = DygraphShardingOptimizer._partition_parameters
     owners = DygraphShardingOptimizer._map_param_to_rank
 
@@ -107,15 +105,13 @@ def two_owners() -> Iterator[None]:
 
 
 @fault(
-    "Sharding stage 2: the owner of the embedding does not send it to the other ranks after the step.",
-    shows="weight",
-    spares=BACKWARD,
+    quantity="weight",
+    unaffected=BACKWARD,
     layout=STAGE2,
     tensors=r"embed_tokens\.weight$",
 )
 def stale_parameter() -> Iterator[None]:
-    from paddle_llm.parallel.zero.stage2 import ShardedGradients
-
+    """Sharding stage 2: the owner of the embedding does not send it to the other ranks after the step."""
     broadcast = ShardedGradients._broadcast_parameters
 
     def broadcast_others(self: Any) -> None:
@@ -131,15 +127,13 @@ def stale_parameter() -> Iterator[None]:
 
 
 @fault(
-    "Weight decay is applied to norms, too, in this layout only.",
-    shows="weight",
-    spares=BACKWARD,
+    quantity="weight",
+    unaffected=BACKWARD,
     layout=DP2,
     tensors=NORMS,
 )
 def decayed_norms() -> Iterator[None]:
-    from paddle_llm.training.trainers.pretrain_trainer import PretrainTrainer
-
+    """Weight decay is applied to norms, too, in this layout only."""
     create = PretrainTrainer.create_optimizer
 
     def create_and_decay_all(self: Any, lr_scheduler: Any = None) -> Any:
@@ -152,15 +146,13 @@ def decayed_norms() -> Iterator[None]:
 
 
 @fault(
-    "The learning-rate schedule advances two steps per optimizer step.",
-    shows="weight",
-    spares=(*BACKWARD, "grad_norm", "moment1", "moment2"),
+    quantity="weight",
+    unaffected=(*BACKWARD, "grad_norm", "moment1", "moment2"),
     layout=PP2,
     tensors=".",
 )
 def schedule_twice() -> Iterator[None]:
-    from paddle.optimizer.lr import LambdaDecay
-
+    """The learning-rate schedule advances two steps per optimizer step."""
     step = LambdaDecay.step
 
     def step_twice(self: Any, epoch: Any = None) -> None:
@@ -172,16 +164,13 @@ def schedule_twice() -> Iterator[None]:
 
 
 @fault(
-    "The second tensor rank resets the first moments of its shards.",
-    shows="moment1",
-    spares=(*BACKWARD, "grad_norm", "weight", "moment2"),
+    quantity="moment1",
+    unaffected=(*BACKWARD, "grad_norm", "weight", "moment2"),
     layout=TP2,
     tensors=".",
 )
 def forgotten_moments() -> Iterator[None]:
-    from paddle.distributed import fleet
-    from paddle.optimizer import AdamW
-
+    """The second tensor rank resets the first moments of its shards."""
     update = AdamW._append_optimize_op
 
     def update_and_forget(self: Any, block: Any, param_and_grad: Any) -> Any:

@@ -37,7 +37,7 @@ SWITCHES = frozenset(
     ["use_flash_attention", "use_fused_rope", "do_grad_scaling", "main_grad", "on_gpu", "bf16", "fp16"]
 )
 # Configurations are checked without a device; their rules speak of all switches.
-WITHOUT_SWITCHES = ("paddle_llm/config", "paddle_llm/planner", "paddle_llm/rehearse/shrink.py")
+WITHOUT_SWITCHES = ("paddle_llm/config", "paddle_llm/planner", "paddle_llm/rehearse/shrink")
 
 
 @dataclass(frozen=True)

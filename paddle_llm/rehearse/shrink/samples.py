@@ -14,8 +14,11 @@ import numpy as np
 
 from paddle_llm.config.reader import Resolved
 from paddle_llm.core.errors import ConfigError, UserError
+from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
+from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.models.chatglm_pretrain import chatglm_transform, pretrains_prefix, sample_transform
 from paddle_llm.rehearse.case import Sample
-from paddle_llm.rehearse.small_model import SmallModel
+from paddle_llm.rehearse.shrink.small_model import SmallModel
 
 SYNTHETIC = "--synthetic rehearses the layout without data and tokenizer."
 
@@ -109,8 +112,6 @@ def checked_tokenizer(real: Resolved) -> Any:
     Raises:
         UserError: If it cannot be loaded, or an id is not a row of the model's embedding.
     """
-    from paddle_llm.data.tokenizer import load_tokenizer
-
     assert real.facts is not None
     name = real.config.tokenizer_name_or_path or real.config.model_name_or_path
     tokenizer, rows = load_tokenizer(name), real.facts.vocab_size
@@ -125,8 +126,6 @@ def checked_tokenizer(real: Resolved) -> Any:
 
 def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return sequences of max_seq_length + 1 tokens, checked as in a training."""
-    from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
-
     assert real.facts is not None
     with tempfile.TemporaryDirectory(prefix="rehearse-index-") as cache:
         config = real.config.model_copy(update={"data_cache": cache})
@@ -154,16 +153,12 @@ def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[
 
 
 def _check_marks(real: Resolved, tokenizer: Any) -> None:
-    from paddle_llm.models.chatglm_pretrain import chatglm_transform, pretrains_prefix
-
     if real.facts is not None and pretrains_prefix(real.facts):
         chatglm_transform(real.facts, tokenizer)
 
 
 def _samples(model: SmallModel, train: list[np.ndarray], evaluation: list[np.ndarray]) -> Samples:
     """Return the family's samples of sequences of S + 1 mapped tokens."""
-    from paddle_llm.models.chatglm_pretrain import sample_transform
-
     cut = sample_transform(model.facts) or _next_token_sample
     return Samples([cut(window) for window in train], [cut(window) for window in evaluation])
 

@@ -16,14 +16,15 @@ from paddle_llm.core.artifacts import IGNORE_INDEX
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.data.samples.dataset import InstructionDataset, PackedDataset
 from paddle_llm.data.samples.encode import EncodedSample
-from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport
+from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingReport, encode_all
+from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.families import FAMILIES
 from paddle_llm.rehearse.case import Sample
-from paddle_llm.rehearse.samples import SYNTHETIC, Samples, Wanted, checked_tokenizer
-from paddle_llm.rehearse.small_model import SmallModel
+from paddle_llm.rehearse.shrink.samples import SYNTHETIC, Samples, Wanted, checked_tokenizer
+from paddle_llm.rehearse.shrink.small_model import SmallModel
 
 
-def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
+def synthetic_instructions(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
     """Return samples of random prompts without loss and random answers with loss, of all lengths that fit.
 
     Args:
@@ -46,7 +47,7 @@ def synthetic(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
     return _samples(small, wanted, list(encoded(wanted.train)), list(encoded(wanted.evaluation)))
 
 
-def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
+def own_instructions(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
     """Return the first instructions of the config's files.
 
     Args:
@@ -69,8 +70,7 @@ def own(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> 
 
 
 def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[EncodedSample]]:
-    from paddle_llm.data.samples.encoded_samples import encode_all
-    from paddle_llm.data.tokenizers.text_codec import open_codec
+    # It imports Paddle.
     from paddle_llm.training.instruction_splits import make_encoder, read_conversations
 
     config = real.config
