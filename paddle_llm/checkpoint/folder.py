@@ -28,17 +28,17 @@ from paddle_llm.core.artifacts import (
 )
 from paddle_llm.core.errors import UserError
 
-LEFT = "left-"  # prefix of a checkpoint that is newer than the one from which the run was resumed
+SET_ASIDE_PREFIX = "left-"  # of a checkpoint that is newer than the one from which the run was resumed
 # Keys that a manifest must have; keys that later versions added may be absent.
 _MANIFEST_KEYS = {"step": int, "layout": dict, "global_batch": int, "files": dict}
-_OF_OTHER_TRAINERS = (
+_FILES_OF_OTHER_TRAINERS = (
     TRAINER_STATE,
     SAFETENSORS,
     TORCH_WEIGHTS,
     PDPARAMS,
     MODEL_CONFIG,
 )
-_NAME = re.compile(r"checkpoint-(\d+)$")
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)$")
 _ALL_FILES, _WEIGHT_FILES = re.compile(""), re.compile(r"model|config\.json")
 
 
@@ -101,7 +101,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         UserError: If the manifest or a file is missing, or a file has another size.
     """
     folder = Path(folder)
-    problem = _incomplete(folder)
+    problem = _why_incomplete(folder)
     if problem:
         raise UserError(f"{folder} is not a complete checkpoint: {problem}. {_remedy(folder)}")
     return dict(json.loads((folder / MANIFEST).read_text()))
@@ -113,7 +113,7 @@ def read_weights_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: If the manifest is missing, or a file of the weights is missing or has another size.
     """
-    problem = _incomplete(folder, _WEIGHT_FILES)
+    problem = _why_incomplete(folder, _WEIGHT_FILES)
     if problem:
         raise UserError(f"{folder} is not a complete checkpoint: {problem}. Choose another checkpoint.")
     return dict(json.loads((folder / MANIFEST).read_text()))
@@ -126,9 +126,9 @@ def _remedy(folder: Path) -> str:
         return f"Choose one of its checkpoints: {', '.join(below)}."
     if (folder / ADAPTER_CONFIG).is_file():
         return "To continue training an adapter, use --lora_path or --prefix_path."
-    if not (folder / MANIFEST).exists() and any((folder / name).is_file() for name in _OF_OTHER_TRAINERS):
+    if not (folder / MANIFEST).exists() and any((folder / name).is_file() for name in _FILES_OF_OTHER_TRAINERS):
         return "Checkpoints of other trainers cannot be resumed. Train from their weights with --model_name_or_path."
-    return "Choose another checkpoint or drop the flag."
+    return "Choose another checkpoint, or drop --resume_from_checkpoint."
 
 
 def step_of(folder: str | Path) -> int:
@@ -136,7 +136,7 @@ def step_of(folder: str | Path) -> int:
     return int(read_manifest(folder)["step"])
 
 
-def _incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None:
+def _why_incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None:
     """Return what is wrong with a checkpoint folder, or None.
 
     Args:
@@ -165,8 +165,8 @@ def _incomplete(folder: Path, names: re.Pattern[str] = _ALL_FILES) -> str | None
 
 
 def list_checkpoints(output_dir: str | Path) -> list[tuple[int, Path]]:
-    """Return (step, folder) of everything that is named like a checkpoint, oldest first."""
-    found = ((_NAME.match(path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
+    """Return (step, folder) of every folder that is named like a checkpoint, by step; it may be incomplete."""
+    found = ((_CHECKPOINT_NAME.match(path.name), path) for path in Path(output_dir).glob("checkpoint-*"))
     return sorted((int(match.group(1)), path) for match, path in found if match)
 
 
@@ -174,11 +174,11 @@ def newest_complete(output_dir: str | Path) -> tuple[Path | None, list[str]]:
     """Find the newest complete checkpoint of a run.
 
     Returns:
-        Its folder (None if there is none), and a line for each newer checkpoint that is incomplete.
+        Folder of the checkpoint (None if there is none), and a line for each newer checkpoint that is incomplete.
     """
     skipped: list[str] = []
     for _, folder in reversed(list_checkpoints(output_dir)):
-        problem = _incomplete(folder)
+        problem = _why_incomplete(folder)
         if problem is None:
             return folder, skipped
         skipped.append(f"skipped checkpoint {folder}: {problem}.")
@@ -188,20 +188,20 @@ def newest_complete(output_dir: str | Path) -> tuple[Path | None, list[str]]:
 def set_aside_newer(output_dir: str | Path, start: Path) -> list[tuple[Path, Path]]:
     """Rename the checkpoints that are newer than the one from which a run resumes.
 
-    They belong to another course of the training. Otherwise the next resume would use one of them, and rotation would
-    count them as the newest and delete those that this run writes.
+    Otherwise the next resume would use one of them, which this run does not continue, and rotation would keep them as
+    the newest and delete those that this run writes.
 
     Returns:
         (old folder, new folder) of each.
     """
     output = Path(output_dir)
-    match = _NAME.match(start.name)
+    match = _CHECKPOINT_NAME.match(start.name)
     if match is None or start.resolve().parent != output.resolve():
         return []
     moved = []
     for step, folder in list_checkpoints(output):
         if step > int(match.group(1)):
-            target = folder.with_name(LEFT + folder.name)
+            target = folder.with_name(SET_ASIDE_PREFIX + folder.name)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(folder, target)
             moved.append((folder, target))
@@ -224,12 +224,13 @@ def check_layout(folder: str | Path, layout: Layout, global_batch: int) -> None:
     if manifest["global_batch"] != global_batch:
         raise UserError(
             f"{folder} was saved with a global batch of {manifest['global_batch']} samples, but this job has {global_batch}: "
-            "the position in the data would be wrong. Keep per_device_train_batch_size x gradient_accumulation_steps."
+            "it would not continue at the same sample. Set --gradient_accumulation_steps or --per_device_train_batch_size "
+            f"so that the global batch is {manifest['global_batch']}."
         )
 
 
 def check_identity(folder: str | Path, identity: dict[str, Any], changed: Iterable[str] = ()) -> None:
-    """Check that a checkpoint belongs to this network and data: a difference would not be noticed later.
+    """Check that a checkpoint belongs to this network and data; a difference would not be noticed later.
 
     Args:
         folder: Folder of the checkpoint.
@@ -248,7 +249,9 @@ def check_identity(folder: str | Path, identity: dict[str, Any], changed: Iterab
         if identity["model"][key] != was
     ]
     if differing:
-        raise UserError(f"{folder} was saved with a different network: {', '.join(differing)}. Use its config.json.")
+        raise UserError(
+            f"{folder} was saved with a different network: {', '.join(differing)}. Use the original --model_name_or_path."
+        )
     rows = saved.get("rows")
     if _other_samples(saved, identity) or (rows is not None and rows != identity.get("rows")):
         named = "; ".join(changed) or "the content of the files, their split, the lengths, the template or a seed"
@@ -262,7 +265,7 @@ def check_identity(folder: str | Path, identity: dict[str, Any], changed: Iterab
             f"{key} {was.get(key)} -> {now.get(key)}" for key in {**was, **now} if was.get(key) != now.get(key)
         ]
         raise UserError(
-            f"{folder} was saved with a different fine-tuning method: {', '.join(differing)}. Use the same flags."
+            f"{folder} was saved with a different fine-tuning method: {', '.join(differing)}. Use the original settings."
         )
     if saved.get("base") != identity.get("base"):
         raise UserError(
@@ -271,7 +274,7 @@ def check_identity(folder: str | Path, identity: dict[str, Any], changed: Iterab
 
 
 def _other_samples(saved: dict[str, Any], identity: dict[str, Any]) -> bool:
-    """Return whether the first samples differ; of a longer training, only the common ones are compared."""
+    """Return whether the samples differ; if one training is longer, only the samples of both are compared."""
     if "samples" not in saved:  # written by version 0.1, which hashed them together
         return bool(saved["data"] != identity["data"])
     return any(was != now for was, now in zip(saved["samples"], identity["samples"], strict=False))

@@ -25,7 +25,6 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paddle_llm.checkpoint.folder import newest_complete
 from paddle_llm.checkpoint.run_record import recorded_argument
@@ -57,7 +56,7 @@ class ModelFolders:
     """Folders that a command reads.
 
     Attributes:
-        model: Model folder or checkpoint that holds the weights.
+        model: Model folder or checkpoint with the weights.
         adapter: Adapter folder or checkpoint that is added to the weights; None for a whole model.
         tokenizer: Folder that contains tokenizer_config.json; None if neither `adapter` nor `model` contains it.
     """
@@ -83,7 +82,9 @@ def locate_export_source(folder: Path, *, adapter: Path | None = None, tokenizer
     if adapter is not None:
         adapter = locate_adapter(adapter, allow_checkpoint=True)
         if _needs_base(model):
-            raise UserError(f"{model} is an adapter. Give the folder of its base model before --adapter {adapter}.")
+            raise UserError(
+                f"{model} is an adapter, and --adapter {adapter} is another one. Give the folder of the base model instead of {model}."
+            )
         report_other_base(adapter, model)
     elif _needs_base(model):
         adapter, model = model, _require_base(model)
@@ -96,13 +97,13 @@ def locate_model(folder: Path) -> Path:
     """Return the model folder that `folder` is, or the `model/` of a run; weights must be present.
 
     Raises:
-        UserError: If `folder` is an adapter, holds only checkpoints, or contains no model.
+        UserError: If `folder` is an adapter, contains only checkpoints, or contains no model.
     """
     folder = folder.expanduser()
     _check_is_folder(folder, "a folder with config.json, weights and a tokenizer, or the output folder of a run")
     for adapter in (folder, folder / ADAPTER_FOLDER):
         if (adapter / ADAPTER_CONFIG).is_file() and not (folder / MODEL_FOLDER).is_dir():
-            base = _name_in(read_json_object(adapter / ADAPTER_CONFIG)) or "BASE"
+            base = _base_in_config(adapter) or "BASE"
             raise UserError(f"{adapter} is an adapter, not a model. Give its base model: {base} --adapter {adapter}.")
     if (folder / MODEL_CONFIG).is_file():
         _check_weights(folder)
@@ -174,7 +175,7 @@ def locate_base(adapter: Path, name: str | Path | None = None) -> BaseModel:
         folder = Path(name).expanduser()
         tried = [folder] if folder.is_absolute() else [folder, adapter / folder]
     # os.path, because pathlib raises for a name that no file can have.
-    found = next((one for one in tried if os.path.isdir(one)), None)
+    found = next((path for path in tried if os.path.isdir(path)), None)
     if found is not None:
         found = _model_of_run(found)
         return BaseModel(os.path.abspath(found), found, is_requested=is_requested)
@@ -184,18 +185,18 @@ def locate_base(adapter: Path, name: str | Path | None = None) -> BaseModel:
         found = None
     if found is not None:
         return BaseModel(str(name), found, is_requested=is_requested)
-    places = " and ".join(os.path.abspath(one) for one in tried)
-    problem = f"base model {name} of adapter {adapter} was not found (tried {places})"
+    paths = " and ".join(os.path.abspath(one) for one in tried)
+    problem = f"base model {name} of adapter {adapter} was not found (tried {paths})"
     return BaseModel(str(name), None, problem, is_requested)
 
 
 def report_other_base(adapter: Path, model: Path) -> None:
-    """Report an adapter that is added to another base model than its own: only shapes are compared."""
+    """Report an adapter that is added to another base model than its own; later only shapes are compared."""
     own = locate_base(adapter)
     if own.name and (own.folder or Path(own.name)).resolve() != model.resolve():
         say(
-            f"{adapter} was trained with base model {own.folder or own.name}. The shapes of {model} are the same, "
-            "but its weights may differ."
+            f"{adapter} was trained with base model {own.folder or own.name}, but is added to {model}. Only the shapes of the "
+            "weights are compared; the result may be wrong."
         )
 
 
@@ -205,7 +206,7 @@ def _check_is_folder(folder: Path, expected: str) -> None:
 
 
 def _locate_model_or_adapter(folder: Path) -> Path:
-    """Return the model, adapter or checkpoint that `folder` is or contains; a finished model takes precedence."""
+    """Return the model, adapter or checkpoint that `folder` is or contains; of a run, its model before its adapter."""
     folder = folder.expanduser()
     _check_is_folder(folder, "a model folder, the output folder of a run, or one of its checkpoints")
     if any((folder / name).is_file() for name in (MANIFEST, ADAPTER_CONFIG, MODEL_CONFIG)):
@@ -245,7 +246,7 @@ def _model_of_run(folder: Path) -> Path:
 
 
 def _needs_base(folder: Path) -> bool:
-    """Return whether a folder holds an adapter or the checkpoint of an adapter training, instead of a whole model."""
+    """Return whether a folder is an adapter or the checkpoint of an adapter training, instead of a whole model."""
     if (folder / ADAPTER_CONFIG).is_file():
         return True
     if not (folder / MANIFEST).is_file():
@@ -266,28 +267,28 @@ def _require_base(adapter: Path) -> Path:
 
 def _base_name(adapter: Path) -> str | None:
     if (adapter / ADAPTER_CONFIG).is_file():
-        return _name_in(read_json_object(adapter / ADAPTER_CONFIG))
+        return _base_in_config(adapter)
     return recorded_argument(adapter, "model_name_or_path")
 
 
-def _name_in(described: dict[str, Any]) -> str | None:
-    """Return the name of the base in an adapter_config.json, in this library's format or PEFT's."""
-    name = described.get("base") or described.get("base_model_name_or_path") or None
+def _base_in_config(adapter: Path) -> str | None:
+    """Return the base model that an adapter_config.json names, in this library's format or PEFT's."""
+    file = adapter / ADAPTER_CONFIG
+    config = read_json_object(file)
+    name = config.get("base") or config.get("base_model_name_or_path") or None
     if name is not None and not isinstance(name, str):
-        raise UserError(
-            f"{ADAPTER_CONFIG}: the base model is {name!r}. Write the folder or the name of the base as text."
-        )
+        raise UserError(f"{file}: the base model is not a string: {name!r}. Write the folder or the name of the base.")
     return name
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise UserError if a model folder has no weights; torch pickles count, the loader explains them."""
+    """Raise UserError if a model folder has no weights. Torch pickles pass: the loader reports what to do about them."""
     if not has_weights(folder) and not any(folder.glob("*.bin")):
         choose_weights(folder)
 
 
 def _check_export_source(folder: Path) -> None:
-    """Check what config.json and the file names of an export's source show without reading tensors."""
+    """Check config.json and the file names of an export's source, without reading tensors."""
     if (folder / STATIC_STEP).is_file():
         raise UserError(
             f"{folder} is a static export: its weights are stored in the layout of the program. "
@@ -304,16 +305,16 @@ def _check_export_source(folder: Path) -> None:
 
 
 def _without_adapter_config(folder: Path) -> str:
-    return f"{folder} is an incomplete adapter: it has {ADAPTER_SAFETENSORS} but no {ADAPTER_CONFIG}. Copy that file there, too."
+    return f"{folder} is an incomplete adapter: it has {ADAPTER_SAFETENSORS} but no {ADAPTER_CONFIG}. Copy {ADAPTER_CONFIG} to it, too."
 
 
 def _why_no_model(folder: Path, skipped: list[str]) -> str:
-    """Return what a folder without a model lacks, with skipped checkpoints and the likeliest folder instead."""
+    """Return the message for a folder without a model, with skipped checkpoints and a folder that the user may mean."""
     if (folder / ADAPTER_SAFETENSORS).is_file():
         return _without_adapter_config(folder)
-    signs = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")
-    below = [one for one in [*folder.iterdir(), *folder.glob("snapshots/*")] if one.is_dir()]
-    likely = sorted(one for one in below if any((one / sign).exists() for sign in signs))
+    typical = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")
+    below = [path for path in [*folder.iterdir(), *folder.glob("snapshots/*")] if path.is_dir()]
+    likely = sorted(path for path in below if any((path / name).exists() for name in typical))
     hint = describe_other_layout(folder) or (f" Did you mean {likely[0]}?" if likely else "")
     problem = f"{folder} contains no model: it has no {MODEL_CONFIG}, model/, adapter/ or complete checkpoint."
     return " ".join([problem, *skipped]) + (hint or " Give a model folder or the output folder of a run.")

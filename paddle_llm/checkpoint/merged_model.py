@@ -7,7 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import paddle.distributed as dist
@@ -24,15 +24,19 @@ from paddle_llm.models.weights.full_weights import family_name, full_weights
 from paddle_llm.models.weights.names import EMBEDDINGS
 from paddle_llm.parallel.mesh import current_mesh
 
-_Files = dict[str, tuple[str, int]]  # tensor -> file and bytes
+if TYPE_CHECKING:
+    from paddle_llm.data.tokenizers.protocol import Tokenizer
+    from paddle_llm.models.protocols import LanguageModel
+
+_TensorFiles = dict[str, tuple[str, int]]  # name of a tensor -> name of its file, bytes
 
 
 def save_merged_model(
-    model: Any,
+    model: LanguageModel,
     layout: Layout,
     folder: Path,
     *,
-    tokenizer: Any = None,
+    tokenizer: Tokenizer | None = None,
     generation: dict[str, Any] | None = None,
     extra: Callable[[Path], None] | None = None,
     tokenizer_source: str | None = None,
@@ -40,7 +44,7 @@ def save_merged_model(
 ) -> None:
     """Gather a model and write it to a folder, completely or not at all. Collective over all ranks.
 
-    Memory: one stage's full weights on the first rank of each stage, in host memory.
+    Memory: the full weights of a pipeline stage, in host memory of the first rank of the stage.
 
     Args:
         model: Network without fleet's wrapper, or PipelineLayer.
@@ -61,21 +65,21 @@ def save_merged_model(
     mesh = current_mesh(layout)
     stage = mesh.pipeline.rank
     writes = mesh.tensor.rank == mesh.data_rank == 0
-    name = SAFETENSORS if layout.pipeline == 1 else f"model-{stage + 1:05}-of-{layout.pipeline:05}.safetensors"
+    file = SAFETENSORS if layout.pipeline == 1 else f"model-{stage + 1:05}-of-{layout.pipeline:05}.safetensors"
     tensors: dict[str, np.ndarray] = {}
     family = family_name(model)
-    for key, value in full_weights(model, family, layout):
-        if (
-            writes and value is not None and not (stage > 0 and key == EMBEDDINGS[family])
-        ):  # a tied head is written by the first stage
-            tensors |= tensors_to_save(model_format, family, model.config, key, value)
+    for name, value in full_weights(model, family, layout):
+        is_tied_head = stage > 0 and name == EMBEDDINGS[family]  # the first stage writes it
+        if writes and value is not None and not is_tied_head:
+            tensors |= tensors_to_save(model_format, family, model.config, name, value)
     if writes:
-        write_safetensors(staged / name, tensors, format="pt" if model_format == HF else "np")
-    files = _share({key: (name, value.nbytes) for key, value in tensors.items()})
+        write_safetensors(staged / file, tensors, format="pt" if model_format == HF else "np")
+    files = _gather_files({name: (file, value.nbytes) for name, value in tensors.items()})
     if rank == 0:
         _write_index(staged, files)
-        pads = generation is None or "pad_token_id" in generation
-        write_config(model_format, model, family, staged, dtype=_usual_dtype(tensors), pads=pads)
+        has_padding_token = generation is None or "pad_token_id" in generation
+        dtype = _most_common_dtype(tensors)
+        write_config(model_format, model, family, staged, dtype=dtype, has_padding_token=has_padding_token)
         if tokenizer is not None:
             write_tokenizer(model_format, tokenizer, tokenizer_source, staged)
         write_generation(staged, generation or {})
@@ -86,25 +90,25 @@ def save_merged_model(
     _barrier()
 
 
-def _share(mine: _Files) -> _Files:
-    """Return the tables of all ranks, merged."""
+def _gather_files(own: _TensorFiles) -> _TensorFiles:
+    """Return the tensors and files that all ranks have written. Collective over all ranks."""
     if dist.get_world_size() == 1:
-        return mine
-    tables: list[_Files] = []
-    dist.all_gather_object(tables, mine)
-    return {key: value for table in tables for key, value in table.items()}
+        return own
+    of_ranks: list[_TensorFiles] = []
+    dist.all_gather_object(of_ranks, own)
+    return {name: file for files in of_ranks for name, file in files.items()}
 
 
-def _write_index(folder: Path, files: _Files) -> None:
-    names = {key: name for key, (name, _) in files.items()}
+def _write_index(folder: Path, files: _TensorFiles) -> None:
+    names = {tensor: file for tensor, (file, _) in files.items()}
     if set(names.values()) == {SAFETENSORS}:
         return
     index = {"metadata": {"total_size": sum(size for _, size in files.values())}, "weight_map": names}
     (folder / SAFETENSORS_INDEX).write_text(json.dumps(index, indent=1))
 
 
-def _usual_dtype(tensors: dict[str, np.ndarray]) -> str:
-    """Return the data type of most bytes."""
+def _most_common_dtype(tensors: dict[str, np.ndarray]) -> str:
+    """Return the data type that takes the most bytes; bfloat16 values are stored as uint16."""
     sizes: Counter[str] = Counter()
     for value in tensors.values():
         sizes["bfloat16" if value.dtype == np.uint16 else value.dtype.name] += value.nbytes

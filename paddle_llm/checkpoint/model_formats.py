@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +20,14 @@ from paddle_llm.models.configuration.to_hugging_face import hugging_face_config
 from paddle_llm.models.weights.names import fused_pieces, hugging_face
 from paddle_llm.models.weights.vocabulary import plain_config
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
+    from paddle_llm.data.tokenizers.protocol import Tokenizer
+    from paddle_llm.models.protocols import LanguageModel
+
 PADDLENLP, HF = "paddlenlp", "hf"
+# Fused matrices of PaddleNLP -> the matrices that Hugging Face's format has instead.
 _FUSED = {".qkv_proj.weight": ("q", "k", "v"), ".gate_up_fused_proj.weight": ("gate", "up")}
 
 
@@ -39,23 +46,29 @@ class TokenizerFolder:
     template: str | None = None
 
 
-def check_format(model_format: str, family: str, config: Any) -> None:
+def check_format(model_format: str, family: str, config: PretrainedConfig) -> None:
     """Check before training that the network can be saved in a format.
 
+    Args:
+        model_format: "paddlenlp" or "hf".
+        family: Family of the network.
+        config: Configuration of the network.
+
     Raises:
-        UserError: If Hugging Face's network of the family cannot represent it.
+        UserError: If Hugging Face's network of the family has no equivalent of the configuration.
     """
     if model_format == HF:
         try:
             hugging_face_config(family, plain_config(config), dtype="float32")
         except UserError as error:
-            raise UserError(f"--model_format {HF}: {error}. Use --model_format {PADDLENLP}.") from None
+            problem = str(error).rstrip(".")
+            raise UserError(f"--model_format {HF}: {problem}. Use --model_format {PADDLENLP}.") from None
 
 
 def tensors_to_save(
-    model_format: str, family: str, config: Any, name: str, value: np.ndarray
+    model_format: str, family: str, config: PretrainedConfig, name: str, value: np.ndarray
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Return the tensors as which a full weight is saved: (name, values), by the format's names and in its layout.
+    """Yield the tensors as which a full weight is saved: name and values, as the format names and transposes them.
 
     Args:
         model_format: "paddlenlp" or "hf".
@@ -72,9 +85,9 @@ def tensors_to_save(
         yield target.name, np.ascontiguousarray(part.T if target.transpose else part)
 
 
-def _unfused(family: str, config: Any, name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Split query, key and value (gate and up projection), which are separate matrices in Hugging Face's format."""
-    fused = next((end for end in _FUSED if name.endswith(end)), None)
+def _unfused(family: str, config: PretrainedConfig, name: str, value: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Split fused projections (query, key and value; gate and up), which are separate in Hugging Face's format."""
+    fused = next((ending for ending in _FUSED if name.endswith(ending)), None)
     if fused is None or not FAMILIES[family].capabilities.fused_matrices:
         yield name, value
         return
@@ -85,7 +98,9 @@ def _unfused(family: str, config: Any, name: str, value: np.ndarray) -> Iterator
         yield part_name, np.concatenate(columns, axis=1)
 
 
-def write_config(model_format: str, model: Any, family: str, folder: Path, *, dtype: str, pads: bool) -> None:
+def write_config(
+    model_format: str, model: LanguageModel, family: str, folder: Path, *, dtype: str, has_padding_token: bool
+) -> None:
     """Write config.json.
 
     Args:
@@ -94,7 +109,7 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
         family: Family of the network.
         folder: Folder to write to.
         dtype: Data type of most weights.
-        pads: Whether the model from which the training started has a padding token. PaddleNLP's default, 0, is a word
+        has_padding_token: Whether the model from which the training started has a padding token. PaddleNLP's default, 0, is a word
             in many vocabularies, and transformers never trains the embedding of the padding token.
     """
     config = plain_config(model.config)
@@ -103,18 +118,18 @@ def write_config(model_format: str, model: Any, family: str, folder: Path, *, dt
         config.save_pretrained(str(folder))
         return
     values = hugging_face_config(family, config, dtype=dtype)
-    if not pads:
+    if not has_padding_token:
         values["pad_token_id"] = None
     (folder / MODEL_CONFIG).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     repository = FAMILIES[family].config_json.code_repository
     if repository:
         say(
-            f"{folder.name}: transformers loads this family with the code of its authors. Copy configuration_*.py and "
+            f"{folder.name}: transformers loads this family with code that its authors publish. Copy configuration_*.py and "
             f"modeling_*.py of {repository} to the folder and load it with trust_remote_code=True."
         )
 
 
-def write_tokenizer(model_format: str, tokenizer: Any, source: str | None, folder: Path) -> None:
+def write_tokenizer(model_format: str, tokenizer: Tokenizer, source: str | None, folder: Path) -> None:
     """Write the files of a tokenizer.
 
     A tokenizer of transformers is saved by transformers. One of PaddleNLP is converted for the format "hf". If that is
@@ -129,13 +144,13 @@ def write_tokenizer(model_format: str, tokenizer: Any, source: str | None, folde
     if model_format == PADDLENLP or type(tokenizer).__module__.startswith("transformers."):
         tokenizer.save_pretrained(str(folder))
         return
-    with tempfile.TemporaryDirectory() as made:
-        read = Path(source or "")
-        if not source or not read.is_dir():
-            read = Path(made)
-            tokenizer.save_pretrained(made)
+    with tempfile.TemporaryDirectory() as temporary:
+        source_folder = Path(source or "")
+        if not source or not source_folder.is_dir():
+            source_folder = Path(temporary)
+            tokenizer.save_pretrained(temporary)
         try:
-            convert_tokenizer(TokenizerFolder(read, read), folder, HF)
+            convert_tokenizer(TokenizerFolder(source_folder, source_folder), folder, HF)
         except UserError as error:
             say(
                 f"--model_format {HF}: the tokenizer is saved in PaddleNLP's format, which transformers cannot read: {error}"

@@ -12,9 +12,9 @@ from paddle_llm.checkpoint.output_lock import RUN_LOCK
 from paddle_llm.core.artifacts import METRICS, RESOLVED_CONFIG
 from paddle_llm.core.errors import UserError
 
-_SHOWN = 5  # entries of a folder in a message
+_MAX_SHOWN = 5  # entries of a folder in a message
 # Files that a run writes beside its checkpoints; `--overwrite_output_dir` removes both and nothing else.
-_WRITTEN = (
+_FILES_OF_A_RUN = (
     *(METRICS, "visualdl", RESOLVED_CONFIG, "model", "adapter"),
     *("generated-[0-9]*.jsonl", "generated-test-[0-9]*.jsonl"),
     *("model.saving", "adapter.saving", ".model.replaced-*", ".adapter.replaced-*"),  # of killed processes
@@ -22,11 +22,11 @@ _WRITTEN = (
 
 
 def choose_start(
-    output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None, read: Iterable[str | None] = ()
+    output_dir: str, *, do_train: bool, overwrite: bool, resume: str | bool | None, inputs: Iterable[str | None] = ()
 ) -> tuple[Path | None, list[str]]:
     """Decide from where a run starts. Called by one process.
 
-    Nothing is changed, because the run may still fail for another mistake.
+    This function changes no file, because the run may still fail for another mistake.
 
     Args:
         output_dir: Output folder of the run.
@@ -34,7 +34,7 @@ def choose_start(
         overwrite: Whether an earlier run in the folder is overwritten.
         resume: Checkpoint folder; True or None for the newest complete checkpoint, if there is one; False to start
             again.
-        read: Folders that the run reads, such as its model.
+        inputs: Folders that the run reads, such as its model.
 
     Returns:
         Checkpoint to resume from (None to start at the first step), and lines to report.
@@ -50,14 +50,20 @@ def choose_start(
         return Path(resume), []
     if not do_train or (overwrite and resume is not True):
         if do_train:
-            _check_not_read(output, read)
+            _check_keeps_inputs(output, inputs)
         return None, []
     newest, skipped = (None, []) if resume is False else checkpoints.newest_complete(output)
     if newest is not None:
         return newest, [*skipped, f"resuming from {newest} (to start again: --overwrite_output_dir)"]
     if resume is True:
         raise UserError(
-            " ".join([f"--resume_from_checkpoint: {output} has no complete checkpoint.", *skipped, "Drop the flag."])
+            " ".join(
+                [
+                    f"--resume_from_checkpoint: {output} has no complete checkpoint.",
+                    *skipped,
+                    "Drop the flag to start at step 1.",
+                ]
+            )
         )
     entries = output.iterdir() if output.exists() else ()
     present = sorted(
@@ -66,7 +72,7 @@ def choose_start(
     if present and all(_precedes_first_checkpoint(name) for name in present):
         return None, [*skipped, f"the run in {output} ended before its first checkpoint: starting again"]
     if present:
-        shown = ", ".join(present[:_SHOWN]) + (", ..." if len(present) > _SHOWN else "")
+        shown = ", ".join(present[:_MAX_SHOWN]) + (", ..." if len(present) > _MAX_SHOWN else "")
         problem = f"--output_dir {output} is not empty ({shown}) and has no complete checkpoint."
         raise UserError(" ".join([problem, *skipped, "Choose another folder or use --overwrite_output_dir."]))
     return None, skipped
@@ -124,9 +130,9 @@ def check_writable(output: Path) -> None:
         ) from None
 
 
-def _check_not_read(output: Path, read: Iterable[str | None]) -> None:
+def _check_keeps_inputs(output: Path, inputs: Iterable[str | None]) -> None:
     """Raise UserError if `--overwrite_output_dir` would remove a folder that the run reads."""
-    for folder in filter(None, read):
+    for folder in filter(None, inputs):
         resolved = Path(folder).resolve()
         for path in map(Path.resolve, _written_by_runs(output)):
             if path == resolved or path in resolved.parents:
@@ -147,7 +153,9 @@ def _remove_run(output: Path) -> None:
 def _written_by_runs(output: Path) -> list[Path]:
     """Return the files and folders that earlier runs have written."""
     folders = [path for _, path in checkpoints.list_checkpoints(output)]
-    written = [path for pattern in (*_WRITTEN, f"{checkpoints.LEFT}*") for path in output.glob(pattern)]
+    written = [
+        path for pattern in (*_FILES_OF_A_RUN, f"{checkpoints.SET_ASIDE_PREFIX}*") for path in output.glob(pattern)
+    ]
     return folders + written
 
 

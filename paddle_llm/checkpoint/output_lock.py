@@ -46,7 +46,7 @@ def hold_output_folder(output_dir: str | Path) -> bool:
     if _held is not None and _held.folder == Path(output_dir).resolve():
         return False
     release_output_folder()
-    _held = OutputLock(Path(output_dir).resolve(), _patience())
+    _held = OutputLock(Path(output_dir).resolve(), _seconds_to_wait())
     atexit.register(release_output_folder)
     return True
 
@@ -64,23 +64,23 @@ class OutputLock:
 
     Args:
         folder: Output folder; created if it does not exist.
-        patience: Seconds to wait for another job.
+        seconds_to_wait: Seconds to wait for another job to release its lock.
     """
 
-    def __init__(self, folder: Path, patience: float):
+    def __init__(self, folder: Path, seconds_to_wait: float):
         self.folder, self.path = folder, folder / RUN_LOCK
         self._created = [path for path in (folder, *folder.parents) if not path.exists()]
         self._content = json.dumps({**_identity(), "id": uuid4().hex})
         self._released, self._pid = threading.Event(), os.getpid()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            self._acquire(time.monotonic() + patience, patience)
+            self._acquire(time.monotonic() + seconds_to_wait, seconds_to_wait)
         except BaseException:
             self._remove_created()
             raise
         threading.Thread(target=self._renew, name="output lock", daemon=True).start()
 
-    def _acquire(self, deadline: float, patience: float) -> None:
+    def _acquire(self, deadline: float, seconds_to_wait: float) -> None:
         waiting = False
         while not _create(self.path, self._content):
             found = _read(self.path)
@@ -93,11 +93,13 @@ class OutputLock:
                 continue
             if time.monotonic() >= deadline:
                 raise UserError(
-                    f"--output_dir {self.folder} is in use by another job: {_described(found)}. Stop that job, wait for its "
+                    f"--output_dir {self.folder} is in use by another job: {_holder_of(found)}. Stop that job, wait for its "
                     "end, or choose another folder."
                 )
             if not waiting:
-                say(f"--output_dir is in use by {_described(found)}: waiting up to {patience:.0f} s.")
+                say(
+                    f"--output_dir {self.folder} is in use by another job: {_holder_of(found)}. Waiting up to {seconds_to_wait:.0f} s."
+                )
                 waiting = True
             time.sleep(_RETRY_SECONDS)
 
@@ -128,14 +130,14 @@ class OutputLock:
             _create(self.path, self._content)
         else:  # this process was suspended for so long that another job took the folder
             print(
-                f"--output_dir {self.folder} was taken over by {_described(found)}; this job stops.",
+                f"--output_dir {self.folder} was taken over by another job: {_holder_of(found)}. This job stops.",
                 file=sys.stderr,
                 flush=True,
             )
             os._exit(EXIT_PEER_LOST)
 
 
-def _patience() -> float:
+def _seconds_to_wait() -> float:
     text = os.environ.get(WAIT_VARIABLE) or "0"
     try:
         return float(text)
@@ -144,7 +146,7 @@ def _patience() -> float:
 
 
 def _identity() -> dict[str, Any]:
-    """Return what tells this process from any other one. A process id counts within one boot and one PID namespace."""
+    """Return what identifies this process. A process id is unique only within one boot and one PID namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     return {
         "host": socket.gethostname(),
@@ -187,7 +189,7 @@ def _read(path: Path) -> str | None:
 
 
 def _fields(content: str) -> dict[str, Any]:
-    """Return the fields of a lock; none if it is damaged, so that its age decides."""
+    """Return the fields of a lock; {} if it is damaged, so that its age decides whether it is stale."""
     try:
         found = json.loads(content)
     except ValueError:
@@ -195,17 +197,18 @@ def _fields(content: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _described(content: str) -> str:
+def _holder_of(content: str) -> str:
     found = _fields(content)
     return f"process {found.get('pid', 'unknown')} on host {found.get('host', 'unknown')}"
 
 
 def _why_stale(path: Path, content: str) -> str | None:
+    """Return why a lock with this content is stale; None if it is in use."""
     found, here = _fields(content), _identity()
     if all(found.get(key) == here[key] for key in ("host", "boot", "namespace")):
-        return None if _is_alive(found) else f"{_described(content)} has ended"
+        return None if _is_alive(found) else f"{_holder_of(content)} has ended"
     age = _age(path)
-    return f"{_described(content)} has not renewed it for {age:.0f} s" if age > STALE_SECONDS else None
+    return f"{_holder_of(content)} has not renewed it for {age:.0f} s" if age > STALE_SECONDS else None
 
 
 def _is_alive(found: dict[str, Any]) -> bool:
@@ -236,7 +239,11 @@ def _age(path: Path) -> float:
 
 
 def _remove_stale(path: Path, content: str) -> bool:
-    """Remove a lock if it still is the one with this content: another job may have taken it over meanwhile."""
+    """Remove a lock if its content is still this one: another job may have replaced it meanwhile.
+
+    Returns:
+        Whether this process removed it.
+    """
     removed = path.with_name(f"{RUN_LOCK}.{uuid4().hex}")
     try:
         os.rename(path, removed)

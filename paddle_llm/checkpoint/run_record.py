@@ -9,10 +9,14 @@ from paddle_llm.core.artifacts import RESOLVED_CONFIG
 
 
 def recorded_argument(folder: Path, name: str) -> str | None:
-    """Return a text argument of the training whose output `folder` is, from the config.resolved.json beside it.
+    """Return an argument of the training that wrote a folder, from the config.resolved.json beside the folder.
+
+    Args:
+        folder: Model, adapter or checkpoint of a run.
+        name: Name of the argument.
 
     Returns:
-        The value; None if there is no record, or the value is not text.
+        Value of the argument; None if there is no record, or the value is not a string.
     """
     record = folder.resolve().parent / RESOLVED_CONFIG
     try:

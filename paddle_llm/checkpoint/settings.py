@@ -20,7 +20,7 @@ from paddle_llm.core.errors import UserError
 FLAG = "--resume_with_changed_settings"
 
 # Settings without effect on the trained weights, beyond rounding.
-FREE = frozenset(
+WITHOUT_EFFECT = frozenset(
     {
         *("output_dir", "overwrite_output_dir", "resume_from_checkpoint", "resume_with_changed_settings"),
         *("logging_steps", "logging_first_step", "report_to", "run_name", "disable_tqdm", "skip_profile_timer"),
@@ -35,7 +35,7 @@ FREE = frozenset(
     }
 )
 # Settings that are read at the first step only, or whose content is compared instead of the path.
-BY_CONTENT = frozenset(
+COMPARED_BY_CONTENT = frozenset(
     {
         *("model_name_or_path", "tokenizer_name_or_path", "model_type", "lora_path", "prefix_path"),
         *("dataset_name_or_path", "input_dir", "prompt_templates", "chat_template", "data_format"),
@@ -52,7 +52,7 @@ CHECKED_ELSEWHERE = frozenset(
     }
 )
 # Settings that are compared through the learning rate of every step.
-SCHEDULE = frozenset(
+COMPARED_BY_LEARNING_RATE = frozenset(
     {
         *("max_steps", "num_train_epochs", "learning_rate", "min_learning_rate", "lr_decay_ratio"),
         *("lr_scheduler_type", "warmup_steps", "warmup_ratio", "decay_steps", "lr_end", "power"),
@@ -61,12 +61,16 @@ SCHEDULE = frozenset(
 
 
 def compared_fields(entry: str) -> list[str]:
-    """Return the fields that must be equal: all that are in no list.
+    """Return the fields that must be equal: all that are in none of the lists above.
 
     Args:
         entry: Kind of the job, "pretrain" or "finetune".
     """
-    return [name for name in fields_of(entry) if name not in FREE | BY_CONTENT | CHECKED_ELSEWHERE | SCHEDULE]
+    return [
+        name
+        for name in fields_of(entry)
+        if name not in WITHOUT_EFFECT | COMPARED_BY_CONTENT | CHECKED_ELSEWHERE | COMPARED_BY_LEARNING_RATE
+    ]
 
 
 def record_of(resolved: Resolved, steps: int) -> dict[str, Any]:
@@ -85,7 +89,9 @@ def record_of(resolved: Resolved, steps: int) -> dict[str, Any]:
         "steps": steps,
         "schedule": schedule,
         "compared": {name: getattr(config, name) for name in compared_fields(resolved.entry)},
-        "by_content": {name: getattr(config, name) for name in fields_of(resolved.entry) if name in BY_CONTENT},
+        "by_content": {
+            name: getattr(config, name) for name in fields_of(resolved.entry) if name in COMPARED_BY_CONTENT
+        },
     }
 
 
@@ -100,7 +106,7 @@ def check_settings(start: Path, resolved: Resolved) -> list[str]:
         Lines to report.
 
     Raises:
-        UserError: If a setting differs and the user has not allowed it.
+        UserError: If a setting differs and `--resume_with_changed_settings` is not set.
     """
     saved = _saved(start)
     if saved is None:
@@ -122,20 +128,20 @@ def check_length(start: Path, resolved: Resolved, steps: int) -> list[str]:
         Lines to report.
 
     Raises:
-        UserError: If the learning rate of a step differs and the user has not allowed it.
+        UserError: If the learning rate of a step differs and `--resume_with_changed_settings` is not set.
     """
     saved = _saved(start)
     if saved is None:
         return []
     changed = _differences(saved["schedule"], record_of(resolved, steps)["schedule"])
-    length = f"the training has {steps} steps, not {saved['steps']}"
+    length = f"training steps {saved['steps']} -> {steps}"
     if changed:
         given = [line for line in changed if _is_given(line.split()[0], resolved)]
         changed = [length, *given] if steps != saved["steps"] else given or changed
         advice = "Use the same --num_train_epochs or --max_steps, learning rates and warm-up"
         return _report_changes(start, changed, resolved, f"The learning-rate schedule would jump. {advice}")
     if steps != saved["steps"]:
-        return [f"{start}: {length}; the learning-rate schedule up to there is the same."]
+        return [f"{start}: {length}; the learning-rate schedule up to this checkpoint is the same."]
     return []
 
 
@@ -160,7 +166,7 @@ def _saved(start: Path) -> dict[str, Any] | None:
 
 
 def _differences(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return "name old -> new" of differing fields; one that only one side has is from another version."""
+    """Return "name old -> new" of differing fields. A field that only one of the two has was added or removed since."""
     return [
         f"{name} {_shown(saved[name])} -> {_shown(now[name])}"
         for name in saved
@@ -181,6 +187,6 @@ def _report_changes(start: Path, changed: list[str], resolved: Resolved, advice:
     output = Path(resolved.config.output_dir)
     further = "--model_name_or_path" if resolved.entry == "pretrain" else "its model or adapter"
     raise UserError(
-        f"{problem} {advice}; or continue with the new ones: {FLAG}; or start a new training from the result in {output} "
+        f"{problem} {advice}, continue with the new ones ({FLAG} 1), or start a new training from the result in {output} "
         f"({further}, another --output_dir)."
     )

@@ -146,7 +146,7 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
             do_train=config.do_train,
             overwrite=config.overwrite_output_dir,
             resume=config.resume_from_checkpoint,
-            read=(config.model_name_or_path, config.tokenizer_name_or_path, config.lora_path, config.prefix_path),
+            inputs=(config.model_name_or_path, config.tokenizer_name_or_path, config.lora_path, config.prefix_path),
         )
         for line in lines:
             say(line)

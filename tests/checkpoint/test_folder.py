@@ -72,7 +72,7 @@ def test_weights_are_readable_without_the_optimizer_state(tmp_path):
         (["adapter_config.json", "adapter_model.safetensors"], "--lora_path"),
         (["model.safetensors", "trainer_state.json", "optimizer.pt"], "Checkpoints of other trainers"),
         (["model_state.pdparams", "optimizer.pdopt", "config.json"], "Checkpoints of other trainers"),
-        (["notes.txt"], "Choose another checkpoint or drop the flag."),
+        (["notes.txt"], "Choose another checkpoint, or drop --resume_from_checkpoint."),
     ],
 )
 def test_a_folder_that_is_not_a_checkpoint_is_rejected_with_the_remedy(tmp_path, names, remedy):
@@ -203,9 +203,9 @@ def test_a_folder_that_the_run_reads_is_not_overwritten(name, tmp_path, monkeypa
         (tmp_path / "run" / folder).mkdir()
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"would remove .*, but this run reads run/{name}"):
-        choose_start("run", do_train=True, overwrite=True, resume=None, read=("elsewhere", None, f"run/{name}"))
+        choose_start("run", do_train=True, overwrite=True, resume=None, inputs=("elsewhere", None, f"run/{name}"))
     read = ("run", "running", "facebook/llama-7b")
-    assert choose_start("run", do_train=True, overwrite=True, resume=None, read=read) == (None, [])
+    assert choose_start("run", do_train=True, overwrite=True, resume=None, inputs=read) == (None, [])
 
 
 def test_the_log_folder_of_the_launcher_is_allowed(tmp_path):

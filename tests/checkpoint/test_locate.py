@@ -255,7 +255,8 @@ def test_only_another_base_than_its_own_is_reported(tmp_path, capsys):
     assert capsys.readouterr().err == ""
     report_other_base(adapter, other)
     line = (
-        f"{adapter} was trained with base model {base}. The shapes of {other} are the same, but its weights may differ."
+        f"{adapter} was trained with base model {base}, but is added to {other}. Only the shapes of the weights are compared; "
+        "the result may be wrong."
     )
     assert line in capsys.readouterr().err
 

@@ -8,10 +8,10 @@ import pytest
 
 from paddle_llm.checkpoint import folder as checkpoints
 from paddle_llm.checkpoint.settings import (
-    BY_CONTENT,
     CHECKED_ELSEWHERE,
-    FREE,
-    SCHEDULE,
+    COMPARED_BY_CONTENT,
+    COMPARED_BY_LEARNING_RATE,
+    WITHOUT_EFFECT,
     changed_data_settings,
     check_length,
     check_settings,
@@ -50,7 +50,7 @@ def start(model, tmp_path_factory):
 
 
 def test_every_listed_field_exists_and_is_on_one_list():
-    lists = (FREE, BY_CONTENT, CHECKED_ELSEWHERE, SCHEDULE)
+    lists = (WITHOUT_EFFECT, COMPARED_BY_CONTENT, CHECKED_ELSEWHERE, COMPARED_BY_LEARNING_RATE)
     assert set().union(*lists) - set(FIELD_NAMES) <= {"model_format"}
     shared = [name for name in FIELD_NAMES if sum(name in one for one in lists) > 1]
     assert set(shared) <= {"lora_path", "prefix_path", "merge_weights"}
@@ -74,7 +74,7 @@ def test_a_changed_setting_is_refused_with_both_values_and_can_be_allowed(model,
         check_settings(start, run(model, *flags))
     message = str(refused.value)
     assert all(part in message for part in changed.split("; "))
-    assert "Use the same values; or continue with the new ones: --resume_with_changed_settings" in message
+    assert "Use the same values, continue with the new ones (--resume_with_changed_settings 1), or start" in message
     (line,) = check_settings(start, run(model, *flags, "--resume_with_changed_settings"))
     assert changed.split("; ")[0] in line and "continues with the new ones" in line
 
@@ -98,10 +98,10 @@ def test_another_length_is_refused_where_it_changes_the_learning_rate(model, sta
     assert check_length(start, run(model), _STEPS) == []
     with pytest.raises(UserError) as refused:
         check_length(start, run(model), 48)
-    assert "different settings: the training has 48 steps, not 16. The learning-rate" in str(refused.value)
+    assert "different settings: training steps 16 -> 48. The learning-rate" in str(refused.value)
     assert "learning-rate schedule would jump" in str(refused.value)
     (line,) = check_length(start, run(model, "--resume_with_changed_settings"), 48)
-    assert "48 steps, not 16" in line
+    assert "training steps 16 -> 48" in line
     with pytest.raises(UserError, match="learning_rate 2e-05 -> 0.0001"):
         check_length(start, run(model, "--learning_rate", "1e-4"), _STEPS)
 
@@ -111,7 +111,7 @@ def test_another_length_is_reported_where_the_learning_rate_stays(model, tmp_pat
     settings = json.loads(json.dumps(record_of(constant, _STEPS)))
     checkpoints.write_manifest(tmp_path, step=16, layout=Layout(), global_batch=1, settings=settings)
     (line,) = check_length(tmp_path, constant, 48)
-    assert "48 steps, not 16; the learning-rate schedule up to there is the same" in line
+    assert "training steps 16 -> 48; the learning-rate schedule up to this checkpoint is the same" in line
 
 
 def test_changed_settings_of_the_data_are_named(model, start):
