@@ -30,7 +30,7 @@ import numpy as np
 from machine import describe
 from step_speed import SHAPE
 
-from paddle_llm.parallel.process.environment import mkl_cpu_type, processor
+from paddle_llm.parallel.process.environment import mkl_cpu_type, read_cpuinfo
 
 LLAMA = SHAPE | {"num_hidden_layers": 8, "vocab_size": 32000, "initializer_range": 0.05, "eos_token_id": 2}
 PROMPT, NEW, BATCHES = 64, 128, (1, 8)
@@ -169,7 +169,7 @@ class Side(NamedTuple):
 
 _PADDLE = ("paddlepaddle", "paddlenlp")
 _TUNED = {
-    "MKL_DEBUG_CPU_TYPE": mkl_cpu_type(processor()) or "",
+    "MKL_DEBUG_CPU_TYPE": mkl_cpu_type(read_cpuinfo()) or "",
     "MKL_NUM_THREADS": "2",
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from paddle_llm.parallel.process.environment import mkl_cpu_type, processor
+from paddle_llm.parallel.process.environment import mkl_cpu_type, read_cpuinfo
 from tests.helpers.process_state import isolated
 
 # Read when paddle is imported, by this process and by the ranks that tests start.
 os.environ.setdefault("GLOG_minloglevel", "2")
-if kind := mkl_cpu_type(processor()):
+if kind := mkl_cpu_type(read_cpuinfo()):
     os.environ.setdefault("MKL_DEBUG_CPU_TYPE", kind)
 
 

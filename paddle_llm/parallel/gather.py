@@ -1,19 +1,22 @@
 """Gather the parts of a sharded tensor on the first rank of the axis that splits it.
 
-`models/weights/full_weights.py` defines what the parts mean: the dimension that is split, and its sections.
+`models/weights/shards.py` describes the parts: the dimension that is split, and its sections.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paddle_llm.parallel.mesh import Axis
 
+if TYPE_CHECKING:
+    import paddle
 
-def gathered(tensor: Any, axis: Axis) -> list[np.ndarray] | None:
-    """Return the tensors of all ranks of an axis by rank, on its rank 0; None on the others. Collective over the axis.
+
+def gathered(tensor: paddle.Tensor, axis: Axis) -> list[np.ndarray] | None:
+    """Return the tensors of all ranks of an axis, by rank, on rank 0 of the axis; None elsewhere. Collective over the axis.
 
     Args:
         tensor: This rank's tensor; all ranks have the same shape. bfloat16 is returned as its bits in uint16.

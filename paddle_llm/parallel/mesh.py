@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.config.layout import Layout
+
+if TYPE_CHECKING:
+    from paddle.distributed.collective import Group
 
 AXES = ("data", "sharding", "tensor", "pipeline")
 # Names in fleet's HybridCommunicateGroup.
@@ -14,19 +17,19 @@ _FLEET_NAMES = {"data": "data", "sharding": "sharding", "tensor": "model", "pipe
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis of the mesh, seen from this rank: the ranks that differ from it on this axis only, and itself.
+    """One axis of the mesh through this rank: this rank and the ranks that differ from it on this axis only.
 
     Attributes:
         rank: Position of this rank on the axis.
         size: Number of ranks on the axis.
         ranks: Global ranks of the axis.
-        group: Paddle's Group; None for an axis of one rank, for which Paddle makes no working group.
+        group: Group of these ranks; None for one rank, for which Paddle creates no usable group.
     """
 
     rank: int
     size: int
     ranks: tuple[int, ...]
-    group: Any
+    group: Group | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Mesh:
 
     @property
     def data_rank(self) -> int:
-        """Number of the part of a global batch that this rank reads, from 0 to `Layout.data_world_size` - 1."""
+        """Index of the part of a global batch that this rank reads, from 0 to `Layout.data_world_size` - 1."""
         return self.data.rank * self.sharding.size + self.sharding.rank
 
 

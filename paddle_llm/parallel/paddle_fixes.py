@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.core.upstream import replace
+
+if TYPE_CHECKING:
+    import paddle
+    from paddle.distributed.fleet.meta_parallel import PipelineLayer
 
 
 def fix_fused_sequence_parallel_reduction() -> None:
@@ -21,7 +25,7 @@ def fix_fused_sequence_parallel_reduction() -> None:
     if getattr(create, "is_fixed", False):
         return
 
-    def create_hook(parameters: list[Any], accumulation_steps: int) -> Callable[[], None]:
+    def create_hook(parameters: list[paddle.Tensor], accumulation_steps: int) -> Callable[[], None]:
         hook = create(parameters, accumulation_steps)
         return lambda: hook(None)  # the hook only returns its argument
 
@@ -30,7 +34,7 @@ def fix_fused_sequence_parallel_reduction() -> None:
     replace(upstream, "create_fused_allreduce_gradient_hook", create_hook, why)
 
 
-def count_shared_weights_once(pipeline: Any) -> list[str]:
+def count_shared_weights_once(pipeline: PipelineLayer) -> list[str]:
     """Mark the weights that pipeline stages share, so that they count once in the gradient norm.
 
     Paddle compares the name of the shared attribute ("embedding_weight") with the names of parameters
@@ -38,7 +42,7 @@ def count_shared_weights_once(pipeline: Any) -> list[str]:
     norm that is too large. Call this after the layer is built and before its optimizer makes its first step.
 
     Args:
-        pipeline: PipelineLayer.
+        pipeline: Pipeline of this rank.
 
     Returns:
         Names of the parameters that were marked.

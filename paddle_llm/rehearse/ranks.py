@@ -25,7 +25,7 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from paddle_llm.parallel.process.environment import hide_cards, mkl_cpu_type, processor
+from paddle_llm.parallel.process.environment import hide_gpus, mkl_cpu_type, read_cpuinfo
 from paddle_llm.parallel.process.parent import end_with_creator
 
 # The modules of this package are those of every training that read no variable of a rank (`failure_detection` does).
@@ -43,10 +43,10 @@ PRELOAD = [
 ]
 # Paddle and its math library read these variables when they are imported, which happens in the server.
 RANK_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-if _kind := mkl_cpu_type(processor()):
-    RANK_ENVIRONMENT["MKL_DEBUG_CPU_TYPE"] = _kind
+if _cpu_type := mkl_cpu_type(read_cpuinfo()):
+    RANK_ENVIRONMENT["MKL_DEBUG_CPU_TYPE"] = _cpu_type
 SERVER_ENVIRONMENT = dict(RANK_ENVIRONMENT)
-hide_cards(SERVER_ENVIRONMENT)  # CUDA cannot be used after a fork
+hide_gpus(SERVER_ENVIRONMENT)  # CUDA cannot be used after a fork
 
 
 @dataclass

@@ -182,7 +182,7 @@ def test_lost_ranks_are_detected_through_the_store_of_the_job(monkeypatch: pytes
     from paddle.distributed import collective
 
     watched: list[tuple[Any, float | None]] = []
-    monkeypatch.setattr(failure_detection, "start", lambda store, silence: watched.append((store, silence)))
+    monkeypatch.setattr(failure_detection, "start", lambda store, max_silence: watched.append((store, max_silence)))
     monkeypatch.setattr(collective, "_default_store", "store")
     failure_detection.start_on_gpus()
     assert watched == [("store", None)], "a main thread that is busy with a kernel is not a lost rank"

@@ -175,7 +175,7 @@ def on_gpus(how: str) -> str:
     rank, size = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINERS_NUM"])
     host, port = os.environ["PADDLE_MASTER"].split(":")
     store = core.TCPStore(host, int(port), rank == 0, size, 30)
-    failure_detection.start(store, silence=None)
+    failure_detection.start(store, max_silence=None)
     _wait_until_all_are_watched()
     if rank == 0:
         store.set("all ranks are watched", b"1")

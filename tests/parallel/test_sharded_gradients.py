@@ -11,7 +11,7 @@ import pytest
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.parallel.zero.buckets import PARTS
-from paddle_llm.parallel.zero.stage2 import LARGEST_LIMIT, LEAST_LIMIT, MATRICES_IN_A_BUCKET, default_bucket_bytes
+from paddle_llm.parallel.zero.stage2 import MATRICES_IN_A_BUCKET, MAX_LIMIT, MIN_LIMIT, default_bucket_bytes
 from paddle_llm.rehearse.ranks import RankError, run_ranks
 from tests.helpers.models.tiny import write_llama
 from tests.helpers.pretrain_jobs import config
@@ -74,8 +74,8 @@ def test_a_bucket_holds_several_matrices_of_a_large_network():
     sizes = [4 * 4096 * 4096] * 4 + [4 * 4096 * 11008] * 3  # a block of LLaMA-2 7B in float32
     matrices = [SimpleNamespace(ndim=2, size=size // 4, element_size=lambda: 4) for size in sizes]
     assert default_bucket_bytes(matrices) // PARTS == MATRICES_IN_A_BUCKET * sum(sizes) // len(sizes)
-    assert default_bucket_bytes([]) == LEAST_LIMIT
-    assert default_bucket_bytes([SimpleNamespace(ndim=2, size=2**30, element_size=lambda: 4)]) == LARGEST_LIMIT
+    assert default_bucket_bytes([]) == MIN_LIMIT
+    assert default_bucket_bytes([SimpleNamespace(ndim=2, size=2**30, element_size=lambda: 4)]) == MAX_LIMIT
 
 
 @pytest.mark.parametrize("step", [0, 1])

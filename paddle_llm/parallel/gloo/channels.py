@@ -10,7 +10,6 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any
 
 
 class Task:
@@ -27,7 +26,7 @@ class Task:
         task._finished.set()
         return task
 
-    def run(self, work: Callable[[], Any]) -> None:
+    def run(self, work: Callable[[], object]) -> None:
         """Do the work and keep its error."""
         try:
             work()
@@ -35,7 +34,7 @@ class Task:
             self._error = error
         self._finished.set()
 
-    def wait(self, timeout: Any = None) -> bool:
+    def wait(self, timeout: object = None) -> bool:
         """Wait until the task is finished, and raise the error of its work."""
         self._finished.wait()
         if self._error is not None:
@@ -56,11 +55,11 @@ class Channel:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._queue: queue.SimpleQueue[tuple[Task, Callable[[], Any]]] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[Task, Callable[[], object]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._last: Task | None = None
 
-    def submit(self, work: Callable[[], Any], task: Task | None = None) -> Task:
+    def submit(self, work: Callable[[], object], task: Task | None = None) -> Task:
         """Do the work in the channel's thread.
 
         Args:
@@ -74,7 +73,7 @@ class Channel:
         self._queue.put((task, work))
         return task
 
-    def call(self, work: Callable[[], Any]) -> Task:
+    def call(self, work: Callable[[], object]) -> Task:
         """Do the work before returning; in the calling thread if nothing is queued before it."""
         if self._last is None or self._last.is_completed():
             work()
@@ -90,12 +89,12 @@ class Channel:
 
 
 class Batch:
-    """The transfers between `_start_coalescing` and `_end_coalescing`, of any group."""
+    """The transfers, of all groups, between `_start_coalescing` and `_end_coalescing`."""
 
     def __init__(self) -> None:
-        self._work: list[tuple[Task, Channel, Callable[[], Any]]] = []
+        self._work: list[tuple[Task, Channel, Callable[[], object]]] = []
 
-    def add(self, channel: Channel, work: Callable[[], Any]) -> Task:
+    def add(self, channel: Channel, work: Callable[[], object]) -> Task:
         """Add a transfer."""
         task = Task()
         self._work.append((task, channel, work))

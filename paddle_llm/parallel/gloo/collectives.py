@@ -12,20 +12,20 @@ from typing import Any
 
 import paddle
 from paddle import Tensor
-from paddle.base import core
+from paddle.base.core import ProcessGroup
 
 from paddle_llm.parallel.gloo.channels import Task
 from paddle_llm.parallel.gloo.dtypes import as_movable, copy_back
 from paddle_llm.parallel.process import failure_detection
 
-_native = core.ProcessGroup
+_native = ProcessGroup  # its methods are not replaced, those of ProcessGroupGloo are
 
 
 def collective(method: Callable[..., Any]) -> Callable[..., Task]:
-    """Make a method run without autograd, return a finished task, and name a lost rank in its error."""
+    """Let a method run without autograd, return a finished task, and raise errors that name a lost rank."""
 
     @functools.wraps(method)
-    def wrapped(group: Any, *args: Any, **kwargs: Any) -> Task:
+    def wrapped(group: ProcessGroup, *args: Any, **kwargs: Any) -> Task:
         with failure_detection.peer_loss_named(), paddle.no_grad():
             return method(group, *args, **kwargs) or Task.done()
 
@@ -45,7 +45,7 @@ def equal_parts(flat: Tensor, count: int) -> list[Tensor]:
 
 
 @collective
-def broadcast(group: Any, tensor: Tensor, src: int, sync_op: bool = True) -> None:
+def broadcast(group: ProcessGroup, tensor: Tensor, src: int, sync_op: bool = True) -> None:
     """Send a tensor from one member to all others."""
     if tensor.size:
         work = tensor.contiguous()
@@ -56,7 +56,7 @@ def broadcast(group: Any, tensor: Tensor, src: int, sync_op: bool = True) -> Non
 
 
 @collective
-def all_gather_into_tensor(group: Any, out: Tensor, tensor: Tensor, sync_op: bool = True) -> None:
+def all_gather_into_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, sync_op: bool = True) -> None:
     """Gather the tensors of all members in one tensor."""
     if out.size:
         work = out.contiguous()
@@ -67,8 +67,8 @@ def all_gather_into_tensor(group: Any, out: Tensor, tensor: Tensor, sync_op: boo
         copy_into(out, work)
 
 
-def all_gather(group: Any, first: Any, second: Any, sync_op: bool | None = None) -> Task:
-    """Gather the tensors of all members; arguments are (list, tensor, sync_op) or the older (tensor, out tensor)."""
+def all_gather(group: ProcessGroup, first: Any, second: Any, sync_op: bool | None = None) -> Task:
+    """Gather the tensors of all members; the arguments are (list, tensor, sync_op) or the older (tensor, out)."""
     out, tensor = (first, second) if isinstance(first, list) or sync_op is not None else (second, first)
     if not isinstance(out, list):
         return all_gather_into_tensor(group, out, tensor)
@@ -88,7 +88,7 @@ def _fill(out: list[Tensor], parts: list[Tensor], shape: list[int]) -> None:
 
 
 @collective
-def all_gather_partial(group: Any, out: Tensor, tensor: Tensor, num: int, index: int) -> None:
+def all_gather_partial(group: ProcessGroup, out: Tensor, tensor: Tensor, num: int, index: int) -> None:
     """Gather a flat tensor of which each member has one of `num` parts, this one part `index`."""
     whole = paddle.empty([tensor.size], dtype=tensor.dtype)
     all_gather_into_tensor(group, whole, equal_parts(tensor.flatten(), num)[index])
@@ -96,7 +96,7 @@ def all_gather_partial(group: Any, out: Tensor, tensor: Tensor, num: int, index:
 
 
 @collective
-def scatter_tensor(group: Any, out: Tensor, tensor: Tensor, src: int, sync_op: bool = True) -> None:
+def scatter_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, src: int, sync_op: bool = True) -> None:
     """Send the equal parts of one member's tensor to all members."""
     if out.size:
         work = out.contiguous()
@@ -108,7 +108,7 @@ def scatter_tensor(group: Any, out: Tensor, tensor: Tensor, src: int, sync_op: b
         copy_into(out, work)
 
 
-def scatter(group: Any, out: Tensor, tensors: Any, src: int, sync_op: bool = True) -> Task:
+def scatter(group: ProcessGroup, out: Tensor, tensors: list[Tensor] | Tensor, src: int, sync_op: bool = True) -> Task:
     """Send one tensor of a member's list to each member."""
     if isinstance(tensors, list) and group.rank() == src:
         tensors = paddle.concat([t.flatten() for t in tensors])
@@ -116,7 +116,14 @@ def scatter(group: Any, out: Tensor, tensors: Any, src: int, sync_op: bool = Tru
 
 
 @collective
-def gather(group: Any, tensor: Tensor, out: list[Tensor], dst: int, sync_op: bool = True, calc: bool = False) -> None:
+def gather(
+    group: ProcessGroup,
+    tensor: Tensor,
+    out: list[Tensor],
+    dst: int,
+    sync_op: bool = True,
+    use_calc_stream: bool = False,
+) -> None:
     """Gather the tensors of all members on one of them."""
     if not tensor.size:
         return
@@ -132,6 +139,6 @@ def gather(group: Any, tensor: Tensor, out: list[Tensor], dst: int, sync_op: boo
 
 
 @collective
-def barrier(group: Any, device_id: int = -1) -> None:
+def barrier(group: ProcessGroup, device_id: int = -1) -> None:
     """Wait until all members have called this."""
     _native.barrier(group, -1).wait()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from types import ModuleType
 from typing import Any
 
 import paddle
+from paddle.autograd import PyLayerContext
 from paddle.base import core
+from paddle.distributed.fleet.base.topology import HybridCommunicateGroup
 from paddle.distributed.fleet.layers.mpu import mp_ops
 from paddle.distributed.fleet.utils import hybrid_parallel_util, tensor_fusion_helper
 
@@ -46,12 +49,12 @@ def patch_fleet() -> None:
     replace(paddle.device, "synchronize", lambda device=None: None, why)
 
 
-def _module(name: str) -> Any:
+def _module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def broadcast_input_data(hcg: Any, *inputs: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """Send inputs from tensor-parallel rank 0 to its group. Paddle's own: "Only support xpu, gpu and custom_device"."""
+def broadcast_input_data(hcg: HybridCommunicateGroup, *inputs: Any, **kwargs: Any) -> tuple[Any, Any]:
+    """Send inputs from tensor-parallel rank 0 to its group. Paddle's function: "Only support xpu, gpu and custom_device"."""
     place = paddle.CPUPlace()
     nested = hybrid_parallel_util._broadcast_nested_data
     return (
@@ -60,5 +63,5 @@ def broadcast_input_data(hcg: Any, *inputs: Any, **kwargs: Any) -> tuple[Any, An
     )
 
 
-def _split_backward(ctx: Any, dy: paddle.Tensor) -> paddle.Tensor:
+def _split_backward(ctx: PyLayerContext, dy: paddle.Tensor) -> paddle.Tensor:
     return paddle._C_ops.c_concat(dy, ctx.group.rank, ctx.nranks, ctx.group.id, True, True)

@@ -3,22 +3,20 @@
 c_identity, c_split, c_concat and c_softmax_with_cross_entropy raise "Do not support ... for cpu kernel now".
 Source of the loss: Shoeybi et al., Megatron-LM (arXiv:1909.08053), section 3.
 
-Shape suffixes: V the vocabulary of this rank (the whole one divided by the group's size), 1 and 2 the last dimension;
-leading dimensions are omitted.
+Shape suffixes name the last dimension: V the vocabulary of this rank (the whole one divided by the size of the group),
+1 and 2 these sizes. Leading dimensions are omitted.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import paddle
 from paddle import Tensor
-from paddle.autograd import PyLayer
+from paddle.autograd import PyLayer, PyLayerContext
 from paddle.base.core import ReduceOp
-from paddle.distributed.communication.group import _get_global_group, get_group
+from paddle.distributed.communication.group import Group, _get_global_group, get_group
 
 
-def _group(ring_id: int) -> Any:
+def _group(ring_id: int) -> Group:
     return _get_global_group() if ring_id == 0 else get_group(ring_id)
 
 
@@ -26,12 +24,12 @@ class _Identity(PyLayer):
     """Forward: the input. Backward: the sum of the gradients over the group."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: PyLayerContext, x: Tensor, group: Group) -> Tensor:
         ctx.group = group
         return paddle.assign(x)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
+    def backward(ctx: PyLayerContext, dy: Tensor) -> Tensor:
         total = paddle.assign(dy)
         ctx.group.process_group.all_reduce_on_calc_stream(total, ReduceOp.SUM)
         return total
@@ -46,12 +44,12 @@ class _Split(PyLayer):
     """Forward: this rank's part of the last dimension. Backward: the parts of all ranks, concatenated."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rank: int, nranks: int, group: Any) -> Tensor:
+    def forward(ctx: PyLayerContext, x: Tensor, rank: int, nranks: int, group: Group) -> Tensor:
         ctx.nranks, ctx.group = nranks, group
         return _own_part(x, rank, nranks)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
+    def backward(ctx: PyLayerContext, dy: Tensor) -> Tensor:
         return _concatenated(dy, ctx.nranks, ctx.group)
 
 
@@ -64,16 +62,18 @@ class _Concat(PyLayer):
     """Forward: the parts of all ranks, concatenated in the last dimension. Backward: this rank's part."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rank: int, nranks: int, group: Any) -> Tensor:
+    def forward(ctx: PyLayerContext, x: Tensor, rank: int, nranks: int, group: Group) -> Tensor:
         ctx.rank, ctx.nranks = rank, nranks
         return _concatenated(x, nranks, group)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
+    def backward(ctx: PyLayerContext, dy: Tensor) -> Tensor:
         return _own_part(dy, ctx.rank, ctx.nranks)
 
 
-def c_concat(x: Tensor, rank: int, nranks: int, ring_id: int, calc: bool = True, model: bool = True) -> Tensor:
+def c_concat(
+    x: Tensor, rank: int, nranks: int, ring_id: int, use_calc_stream: bool = True, use_model_parallel: bool = True
+) -> Tensor:
     """Return the parts of all ranks, concatenated in the last dimension, [..., D] -> [..., D * nranks]."""
     return _Concat.apply(x, rank, nranks, _group(ring_id))
 
@@ -83,7 +83,7 @@ def _own_part(x: Tensor, rank: int, nranks: int) -> Tensor:
     return paddle.assign(x[..., rank * size : (rank + 1) * size])
 
 
-def _concatenated(x: Tensor, nranks: int, group: Any) -> Tensor:
+def _concatenated(x: Tensor, nranks: int, group: Group) -> Tensor:
     parts = paddle.empty([nranks, *x.shape], dtype=x.dtype)
     group.process_group.all_gather_into_tensor_on_calc_stream(parts, x)
     return paddle.concat(list(parts), axis=-1)
@@ -97,7 +97,9 @@ class _SoftmaxCrossEntropy(PyLayer):
     """Cross entropy of logits whose vocabulary is split over the group; see `c_softmax_with_cross_entropy`."""
 
     @staticmethod
-    def forward(ctx: Any, logits_V: Tensor, label_1: Tensor, ignore_index: int, group: Any, rank: int) -> Any:
+    def forward(
+        ctx: PyLayerContext, logits_V: Tensor, label_1: Tensor, ignore_index: int, group: Group, rank: int
+    ) -> tuple[Tensor, Tensor]:
         wide_V = logits_V.astype("float32") if logits_V.dtype in (paddle.float16, paddle.bfloat16) else logits_V
         pg = group.process_group
         largest_1 = wide_V.max(axis=-1, keepdim=True)
@@ -121,7 +123,7 @@ class _SoftmaxCrossEntropy(PyLayer):
         return softmax_V.astype(logits_V.dtype), loss_1.astype(logits_V.dtype)
 
     @staticmethod
-    def backward(ctx: Any, d_softmax_V: Tensor, d_loss_1: Tensor) -> Tensor:
+    def backward(ctx: PyLayerContext, d_softmax_V: Tensor, d_loss_1: Tensor) -> Tensor:
         softmax_V, own_1, is_own_1, counted_1 = ctx.saved_tensor()
         scale_1 = d_loss_1.astype(softmax_V.dtype) * counted_1
         d_logits_V = softmax_V * scale_1

@@ -45,14 +45,14 @@ class ConnectionServer:
         while True:
             connection = listener.accept()[0]
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            introduction = b""
-            while not introduction.endswith(b"\n"):
+            announcement = b""
+            while not announcement.endswith(b"\n"):
                 piece = connection.recv(1)
                 if not piece:
                     break
-                introduction += piece
+                announcement += piece
             else:
-                group, source = json.loads(introduction)
+                group, source = json.loads(announcement)
                 with self._arrival:
                     self._arrived[group, source] = connection
                     self._arrival.notify_all()

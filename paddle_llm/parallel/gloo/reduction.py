@@ -1,25 +1,23 @@
-"""Reducing methods of a process group: all-reduce, reduce and reduce-scatter."""
+"""Collectives of a process group that reduce tensors: all-reduce, reduce and reduce-scatter."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import paddle
 from paddle import Tensor
-from paddle.base import core
-from paddle.base.core import ReduceOp
+from paddle.base.core import ProcessGroup, ReduceOp
 
 from paddle_llm.parallel.gloo.channels import Task
 from paddle_llm.parallel.gloo.collectives import collective, copy_into, equal_parts
 from paddle_llm.parallel.gloo.dtypes import as_reducible, from_reducible
 from paddle_llm.parallel.gloo.transfers import recv, send
 
-_native = core.ProcessGroup
-_PIECE = 2**18  # elements: a piece is added while it is in the cache
+_native = ProcessGroup
+_PIECE_ELEMENTS = 2**18  # a piece that is added fits in the cache
 
 
-def _reduced(group: Any, tensor: Tensor, op: ReduceOp, reduce: Callable[[Tensor, ReduceOp], Any]) -> Tensor:
+def _reduced(group: ProcessGroup, tensor: Tensor, op: ReduceOp, reduce: Callable[[Tensor, ReduceOp], object]) -> Tensor:
     """Return the reduction of `tensor` over the group, in the tensor's own memory if gloo supports its type."""
     work = as_reducible(tensor.contiguous(), op)
     if work.size:
@@ -30,13 +28,13 @@ def _reduced(group: Any, tensor: Tensor, op: ReduceOp, reduce: Callable[[Tensor,
 
 
 @collective
-def all_reduce(group: Any, tensor: Tensor, op: ReduceOp = ReduceOp.SUM, sync_op: bool = True) -> None:
+def all_reduce(group: ProcessGroup, tensor: Tensor, op: ReduceOp = ReduceOp.SUM, sync_op: bool = True) -> None:
     """Reduce a tensor over all members."""
     copy_into(tensor, _reduced(group, tensor, op, lambda work, by: _native.all_reduce(group, work, by, True).wait()))
 
 
 @collective
-def reduce(group: Any, tensor: Tensor, dst: int, op: ReduceOp = ReduceOp.SUM, sync_op: bool = True) -> None:
+def reduce(group: ProcessGroup, tensor: Tensor, dst: int, op: ReduceOp = ReduceOp.SUM, sync_op: bool = True) -> None:
     """Reduce a tensor to one member; the tensors of the others stay unchanged."""
     if op in (ReduceOp.SUM, ReduceOp.AVG) and tensor.dtype in (paddle.float32, paddle.float64):
         _sum_at(group, tensor, dst, op)
@@ -48,7 +46,7 @@ def reduce(group: Any, tensor: Tensor, dst: int, op: ReduceOp = ReduceOp.SUM, sy
         copy_into(tensor, result)
 
 
-def _sum_at(group: Any, tensor: Tensor, dst: int, op: ReduceOp) -> None:
+def _sum_at(group: ProcessGroup, tensor: Tensor, dst: int, op: ReduceOp) -> None:
     """Send each member's tensor to the destination, which adds them in the order of the ranks, piece by piece.
 
     Between processes of one machine this takes a quarter to a half of the time of gloo's reduction (1 KB on 2 ranks:
@@ -58,7 +56,7 @@ def _sum_at(group: Any, tensor: Tensor, dst: int, op: ReduceOp) -> None:
     pieces = [work]
     if work.ndim:  # the flat form of a scalar is a copy
         flat = work.reshape([-1])
-        pieces = [flat[start : start + _PIECE] for start in range(0, flat.size, _PIECE)]
+        pieces = [flat[start : start + _PIECE_ELEMENTS] for start in range(0, flat.size, _PIECE_ELEMENTS)]
     if group.rank() != dst:
         for piece in pieces:
             send(group, piece, dst)
@@ -74,14 +72,14 @@ def _sum_at(group: Any, tensor: Tensor, dst: int, op: ReduceOp) -> None:
 
 
 @collective
-def reduce_scatter_tensor(group: Any, out: Tensor, tensor: Tensor, op: ReduceOp, sync_op: bool = True) -> None:
-    """Reduce a tensor and return its equal parts, one to each member."""
+def reduce_scatter_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, op: ReduceOp, sync_op: bool = True) -> None:
+    """Reduce a tensor and give each member one of its equal parts."""
     copy = tensor.clone()
     total = _reduced(group, copy, op, lambda work, by: _native.all_reduce(group, work, by, True).wait())
     copy_into(out, equal_parts(total.flatten(), group.size())[group.rank()])
 
 
-def reduce_scatter(group: Any, out: Tensor, tensors: list[Tensor], op: ReduceOp, sync_op: bool = True) -> Task:
-    """Reduce a list of tensors and return one to each member."""
+def reduce_scatter(group: ProcessGroup, out: Tensor, tensors: list[Tensor], op: ReduceOp, sync_op: bool = True) -> Task:
+    """Reduce a list of tensors and give each member one of them."""
     task: Task = reduce_scatter_tensor(group, out, paddle.concat([t.flatten() for t in tensors]), op)
     return task

@@ -13,20 +13,22 @@ import random
 import socket
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
-from paddle.base import core
+from paddle.base.core import ProcessGroup, ProcessGroupGloo, TCPStore
 
 from paddle_llm.core.console import say
 from paddle_llm.parallel.gloo.interface import own_host
 from paddle_llm.parallel.gloo.p2p import ConnectionServer
 from paddle_llm.parallel.gloo.timeout import job_timeout_ms, set_group_timeout
 from paddle_llm.parallel.process import failure_detection
+from paddle_llm.parallel.process.store import Store
 
 STORE_TIMEOUT_SECONDS = 300
 
-_native_create = core.ProcessGroupGloo.create
-_created: Counter[int] = Counter()
+_native_create: Callable[..., ProcessGroup] = ProcessGroupGloo.create
+_created: Counter[int] = Counter()  # groups created so far, by Paddle's number
 _infos: dict[int, GroupInfo] = {}
 _server: ConnectionServer | None = None
 
@@ -38,7 +40,7 @@ class GroupInfo:
         key: Name of the group, unique in the job.
     """
 
-    def __init__(self, key: str, store: Any, group: Any):
+    def __init__(self, key: str, store: Store, group: ProcessGroup):
         self.key = key
         self._store, self._group = store, group  # kept: a served store must live as long as its group
         self._members: dict[int, tuple[int, str]] = {}
@@ -53,11 +55,11 @@ class GroupInfo:
             return self._members[rank]
 
 
-def create_group(store: Any, rank: int, world_size: int, group_id: int = 0) -> Any:
+def create_group(store: Store, rank: int, world_size: int, group_id: int = 0) -> ProcessGroup:
     """Create a group; replaces `ProcessGroupGloo.create`, with its own rendezvous and the job's timeout.
 
     Args:
-        store: TCPStore of the job.
+        store: Store of the job.
         rank: Rank of this process in the group.
         world_size: Number of ranks of the group.
         group_id: Paddle's number of the group.
@@ -71,12 +73,14 @@ def create_group(store: Any, rank: int, world_size: int, group_id: int = 0) -> A
     own.set(f"member/{rank}", f"{global_rank()} {connection_server().address}".encode())
     group = _native_create(own, rank, world_size, group_id)
     if not set_group_timeout(group_id, rank, world_size, job_timeout_ms()):
-        say("note: the timeout of this build of Paddle cannot be changed: a rank that is 30 s late ends the job")
+        say(
+            "gloo's timeout of 30 s cannot be changed in this build of Paddle. A rank that is 30 s late for a collective ends the job."
+        )
     _infos[id(group)] = GroupInfo(key, own, group)
     return group
 
 
-def info_of(group: Any) -> GroupInfo:
+def info_of(group: ProcessGroup) -> GroupInfo:
     """Return the facts about a process group from `create_group`."""
     return _infos[id(group)]
 
@@ -107,16 +111,16 @@ def free_port() -> int:
             return port
 
 
-def _own_store(job_store: Any, rank: int, key: str) -> Any:
+def _own_store(job_store: Store, rank: int, key: str) -> Store:
     if rank == 0:
         # With zero workers the constructor does not wait for them, so the port is open before it is published.
         port = free_port()
-        own = core.TCPStore("127.0.0.1", port, True, 0, STORE_TIMEOUT_SECONDS)
+        own: Any = TCPStore("127.0.0.1", port, True, 0, STORE_TIMEOUT_SECONDS)
         _disable_delay(port)
         job_store.set(key, f"{own_host()}:{port}".encode())
         return own
     host, port_text = job_store.get(key).decode().rsplit(":", 1)
-    own = core.TCPStore(host, int(port_text), False, 0, STORE_TIMEOUT_SECONDS)
+    own = TCPStore(host, int(port_text), False, 0, STORE_TIMEOUT_SECONDS)
     _disable_delay(int(port_text))
     return own
 

@@ -54,6 +54,7 @@ def set_group_timeout(group_id: int, rank: int, size: int, milliseconds: int) ->
 
 
 def _timeout_address(group_id: int, rank: int, size: int) -> int | None:
+    """Return the address of the timeout in the memory of a group's context; None if a check fails."""
     library = _library()
     if library is None:
         return None

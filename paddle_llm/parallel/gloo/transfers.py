@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import paddle
 from paddle import Tensor
+from paddle.base.core import ProcessGroup
 
 from paddle_llm.parallel.gloo.channels import Batch, Channel, Task
 from paddle_llm.parallel.gloo.collectives import collective, copy_into, equal_parts
@@ -18,12 +19,12 @@ from paddle_llm.parallel.process import failure_detection
 
 # By (id of the group, direction, peer).
 _channels: dict[tuple[int, str, int], Channel] = {}
-_connections: dict[tuple[int, str, int], Any] = {}
-_open = threading.local()  # .batch: the Batch that is being collected
+_connections: dict[tuple[int, str, int], socket.socket] = {}
+_collecting = threading.local()  # .batch: the Batch to which transfers are added
 
 
-def _connection(group: Any, direction: str, peer: int) -> Any:
-    """Return the connection of one direction to one peer; it is made at its first use."""
+def _connection(group: ProcessGroup, direction: str, peer: int) -> socket.socket:
+    """Return the connection of one direction to one peer; opened at its first use."""
     key = (id(group), direction, peer)
     if key not in _connections:
         info = info_of(group)
@@ -34,37 +35,39 @@ def _connection(group: Any, direction: str, peer: int) -> Any:
     return _connections[key]
 
 
-def _channel(group: Any, direction: str, peer: int) -> Channel:
+def _channel(group: ProcessGroup, direction: str, peer: int) -> Channel:
     key = (id(group), direction, peer)
     if key not in _channels:
         _channels[key] = Channel(f"gloo-{direction}-{peer}")
     return _channels[key]
 
 
-def _transfer(group: Any, direction: str, peer: int, work: Callable[[Any], None], sync_op: bool) -> Task:
+def _transfer(
+    group: ProcessGroup, direction: str, peer: int, work: Callable[[socket.socket], None], sync_op: bool
+) -> Task:
     def guarded() -> None:
         with failure_detection.peer_loss_named(info_of(group).member(peer)[0]), paddle.no_grad():
             work(_connection(group, direction, peer))
 
     channel = _channel(group, direction, peer)
-    batch: Batch | None = getattr(_open, "batch", None)
+    batch: Batch | None = getattr(_collecting, "batch", None)
     if batch is not None:
         return batch.add(channel, guarded)
     return channel.call(guarded) if sync_op else channel.submit(guarded)
 
 
-def send(group: Any, tensor: Tensor, dst: int, sync_op: bool = True) -> Task:
+def send(group: ProcessGroup, tensor: Tensor, dst: int, sync_op: bool = True) -> Task:
     """Send a tensor to a member."""
     # An alias: the pipeline frees its outputs (`_clear_dataptr`) while they may still be in transfer.
     alias = tensor.detach().contiguous()
     return _transfer(group, "send", dst, lambda connection: send_tensor(connection, alias), sync_op)
 
 
-def recv(group: Any, tensor: Tensor, src: int, sync_op: bool = True) -> Task:
+def recv(group: ProcessGroup, tensor: Tensor, src: int, sync_op: bool = True) -> Task:
     """Receive a tensor from a member."""
     alias = tensor.detach()
 
-    def work(connection: Any) -> None:
+    def work(connection: socket.socket) -> None:
         buffer = alias.contiguous()
         receive_tensor(connection, buffer)
         copy_into(alias, buffer)
@@ -72,18 +75,18 @@ def recv(group: Any, tensor: Tensor, src: int, sync_op: bool = True) -> Task:
     return _transfer(group, "recv", src, work, sync_op)
 
 
-def send_partial(group: Any, tensor: Tensor, dst: int, num: int, index: int, sync_op: bool = True) -> Task:
+def send_partial(group: ProcessGroup, tensor: Tensor, dst: int, num: int, index: int, sync_op: bool = True) -> Task:
     """Send part `index` of the `num` equal parts of the flat tensor."""
     with paddle.no_grad():
         part = equal_parts(tensor.flatten(), num)[index]
     return send(group, part, dst, sync_op)
 
 
-def recv_partial(group: Any, tensor: Tensor, src: int, num: int, index: int, sync_op: bool = True) -> Task:
+def recv_partial(group: ProcessGroup, tensor: Tensor, src: int, num: int, index: int, sync_op: bool = True) -> Task:
     """Receive part `index` of the `num` equal parts of the flat tensor; the other parts stay unchanged."""
     alias = tensor.detach()
 
-    def work(connection: Any) -> None:
+    def work(connection: socket.socket) -> None:
         buffer = alias.contiguous()
         part = paddle.empty([buffer.size // num], dtype=buffer.dtype)
         receive_tensor(connection, part)
@@ -95,10 +98,10 @@ def recv_partial(group: Any, tensor: Tensor, src: int, num: int, index: int, syn
 
 
 @collective
-def all_to_all(group: Any, outs: list[Tensor], tensors: list[Tensor], sync_op: bool = True) -> None:
+def all_to_all(group: ProcessGroup, outs: list[Tensor], tensors: list[Tensor], sync_op: bool = True) -> None:
     """Send one tensor to each member and receive one from each."""
     batch = Batch()
-    outer, _open.batch = getattr(_open, "batch", None), batch
+    outer, _collecting.batch = getattr(_collecting, "batch", None), batch
     try:
         for peer, (out, tensor) in enumerate(zip(outs, tensors, strict=True)):
             if peer == group.rank():
@@ -107,12 +110,12 @@ def all_to_all(group: Any, outs: list[Tensor], tensors: list[Tensor], sync_op: b
                 send(group, tensor, peer)
                 recv(group, out, peer)
     finally:
-        _open.batch = outer
+        _collecting.batch = outer
     batch.run()
 
 
 def all_to_all_single(
-    group: Any, out: Tensor, tensor: Tensor, out_sizes: list[int], in_sizes: list[int], sync_op: bool = True
+    group: ProcessGroup, out: Tensor, tensor: Tensor, out_sizes: list[int], in_sizes: list[int], sync_op: bool = True
 ) -> Task:
     """Send the rows of `tensor` in blocks of `in_sizes`, and receive rows in blocks of `out_sizes`, by rank."""
     with paddle.no_grad():
@@ -123,7 +126,7 @@ def all_to_all_single(
     return task
 
 
-def all_to_all_tensor(group: Any, out: Tensor, tensor: Tensor, sync_op: bool = True) -> Task:
+def all_to_all_tensor(group: ProcessGroup, out: Tensor, tensor: Tensor, sync_op: bool = True) -> Task:
     """Send and receive equal blocks of rows."""
     even = [tensor.shape[0] // group.size()] * group.size()
     return all_to_all_single(group, out, tensor, even, even)
@@ -134,12 +137,12 @@ def _rows(tensor: Tensor, sizes: list[int]) -> list[Tensor]:
     return [tensor[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
 
-def start_coalescing(group: Any) -> None:
+def start_coalescing(group: ProcessGroup) -> None:
     """Start to collect sends and receives."""
-    _open.batch = Batch()
+    _collecting.batch = Batch()
 
 
-def end_coalescing(group: Any, tasks: Any = None) -> None:
+def end_coalescing(group: ProcessGroup, tasks: object = None) -> None:
     """Do the collected sends and receives."""
-    batch, _open.batch = _open.batch, None
+    batch, _collecting.batch = _collecting.batch, None
     batch.run()

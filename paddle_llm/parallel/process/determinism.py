@@ -34,7 +34,7 @@ def set_deterministic_environment() -> list[str]:
         lines.append(f"--deterministic: {' '.join(f'{name}={value}' for name, value in added.items())}")
     if kept:
         values = ", ".join(f"{name}={os.environ[name]}" for name in kept)
-        lines.append(f"--deterministic: keeping {values} of the environment; runs may differ in their last digits")
+        lines.append(f"--deterministic: keeping {values} of the environment; runs may differ in their last bits")
     return lines
 
 

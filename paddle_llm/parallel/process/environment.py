@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from paddle_llm.parallel.process.determinism import set_deterministic_environment
 
@@ -25,7 +25,7 @@ _KEEP_BYTES = 1 << 30
 # CPU flags that MKL's kernels for AVX-512 need.
 _AVX512 = frozenset(("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"))
 
-# Warnings of paddle 3.3.1 and paddlenlp 3.0.0b4 on which a user cannot act.
+# Warnings of paddle 3.3.1 and paddlenlp 3.0.0b4 about which a user can do nothing.
 _UPSTREAM_NOISE = (
     r"(?s).*(ccache|Setuptools is replacing distutils|swiglu|method of <class '.*'> is patched|"
     r"the grad clip of original optimizer|pkg_resources|nccl reduce_avg|No shared comm will be constructed|"
@@ -56,12 +56,12 @@ def prepare_host(device: str, cpu_threads: int | None = None, deterministic: boo
     os.environ.setdefault("GLOG_minloglevel", "2")  # every process group would log its store
     if device != "cpu":
         return set_deterministic_environment() if deterministic else []
-    hide_cards(os.environ)
+    hide_gpus(os.environ)
     notes = []
-    kind = mkl_cpu_type(processor())
-    if kind and "MKL_DEBUG_CPU_TYPE" not in os.environ:
-        os.environ["MKL_DEBUG_CPU_TYPE"] = kind
-        notes.append(f"MKL_DEBUG_CPU_TYPE={kind} (the wheel's MKL takes a slow path on AMD)")
+    cpu_type = mkl_cpu_type(read_cpuinfo())
+    if cpu_type and "MKL_DEBUG_CPU_TYPE" not in os.environ:
+        os.environ["MKL_DEBUG_CPU_TYPE"] = cpu_type
+        notes.append(f"MKL_DEBUG_CPU_TYPE={cpu_type} (the wheel's MKL takes a slow path on AMD)")
     threads = cpu_threads or _requested_threads() or _fair_share()
     os.environ["OMP_NUM_THREADS"] = str(threads)
     os.environ.setdefault("MKL_NUM_THREADS", str(threads))
@@ -74,7 +74,7 @@ def prepare_host(device: str, cpu_threads: int | None = None, deterministic: boo
     return ["CPU: " + "; ".join(notes)]
 
 
-def hide_cards(environment: MutableMapping[str, str]) -> None:
+def hide_gpus(environment: MutableMapping[str, str]) -> None:
     """Hide all GPUs in the environment of a process on the CPU.
 
     A GPU build of Paddle initialises CUDA when it is imported, also in a job on the CPU. It would use memory of a GPU,
@@ -105,7 +105,7 @@ class _WithoutThreadWarning(io.TextIOBase):
     The loggers that Paddle creates when it is imported keep writing to it, so it passes all other lines on.
     """
 
-    def __init__(self, stream: Any):
+    def __init__(self, stream: TextIO):
         self._stream, self._line = stream, ""
 
     def write(self, text: str) -> int:
@@ -121,7 +121,7 @@ class _WithoutThreadWarning(io.TextIOBase):
         self._stream.flush()
 
 
-def processor() -> str:
+def read_cpuinfo() -> str:
     """Return /proc/cpuinfo; "" on another system than Linux."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8")
@@ -129,18 +129,18 @@ def processor() -> str:
         return ""
 
 
-def mkl_cpu_type(described: str) -> str | None:
+def mkl_cpu_type(cpuinfo: str) -> str | None:
     """Return the MKL_DEBUG_CPU_TYPE with which MKL uses the vector instructions of an AMD processor; None for Intel.
 
     By default the MKL of Paddle's wheel (2019) uses SSE on AMD. 5 is AVX2. 7 is AVX-512 (Zen 4 and later): a LLaMA step
     of hidden size 512 in float32 takes 0.6 of the time with it.
 
     Args:
-        described: Content of /proc/cpuinfo.
+        cpuinfo: Content of /proc/cpuinfo.
     """
-    if "AuthenticAMD" not in described:
+    if "AuthenticAMD" not in cpuinfo:
         return None
-    flags = next((line.split() for line in described.splitlines() if line.startswith("flags")), [])
+    flags = next((line.split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
     return "7" if _AVX512.issubset(flags) else "5"
 
 
@@ -160,7 +160,7 @@ def _fair_share() -> int:
 
 
 def _keep_memory_pages() -> bool:
-    """Let glibc keep freed memory: new pages cost about a tenth of a step. Environment variables would come too late.
+    """Let glibc keep freed memory, because new pages cost about a tenth of a step. glibc has read its variables already.
 
     Returns:
         Whether glibc accepted the settings.

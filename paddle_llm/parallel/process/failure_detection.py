@@ -2,7 +2,7 @@
 
 Every rank keeps a connection to rank 0. The operating system closes it when a process ends, and gives it up when the
 other host no longer answers. Rank 0 reports a loss to the other ranks. A rank that ends normally announces that first.
-A loss that gloo notices becomes a `PeerLostError`; a rank that waits for something else is ended.
+A loss that gloo notices becomes a `PeerLostError`. The process of a rank that waits for something else is ended.
 
 On a CPU, a rank whose process exists but sends nothing for `PEER_TIMEOUT_SECONDS` is lost, too. On a GPU it is not:
 Python may be blocked for minutes there, while kernels are compiled or NCCL connects its ranks.
@@ -21,18 +21,20 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import TracebackType
 from typing import Any
 
 from paddle_llm.core.errors import EXIT_PEER_LOST
 from paddle_llm.parallel.gloo.interface import own_host
+from paddle_llm.parallel.process.store import Store
 
 PEER_TIMEOUT_SECONDS = float(os.environ.get("PADDLE_LLM_PEER_TIMEOUT", "60"))
 HEARTBEAT_SECONDS = min(5.0, PEER_TIMEOUT_SECONDS / 4)
 GRACE_SECONDS = 10.0
-_NEWS_SECONDS = 3.0  # time that a report of a loss may take to arrive
+_REPORT_SECONDS = 3.0  # time that a report of a loss may take to arrive
 _KEY = "paddle_llm/failure_detection"
 _HOST_DOWN = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
-_LONGEST_REASON = 500
+_MAX_REASON_CHARACTERS = 500
 
 
 class PeerLostError(RuntimeError):
@@ -46,7 +48,7 @@ class PeerLostError(RuntimeError):
         self.rank = rank
         super().__init__(f"rank {rank} is gone ({why})" if rank is not None else f"a rank is gone ({why})")
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self.rank, self.args[0])
 
 
@@ -57,19 +59,19 @@ def _restore(rank: int | None, message: str) -> PeerLostError:
 
 
 _current: _FailureDetector | None = None
-_raised: PeerLostError | None = None  # the last one of this rank: Paddle may raise another error in its place
+_last_raised: PeerLostError | None = None  # by this rank; Paddle may raise another error in its place
 
 
-def start(store: Any, silence: float | None = PEER_TIMEOUT_SECONDS) -> None:
+def start(store: Store, max_silence: float | None = PEER_TIMEOUT_SECONDS) -> None:
     """Connect this rank to rank 0, if it is not connected yet.
 
     Args:
-        store: TCPStore of the job, through which rank 0 publishes its address.
-        silence: Seconds without a message after which a connected rank is lost; None for no limit.
+        store: Store of the job, through which rank 0 publishes its address.
+        max_silence: Seconds without a message after which a connected rank is lost; None for no limit.
     """
     global _current
     if _current is None and int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
-        _current = _FailureDetector(store, silence)
+        _current = _FailureDetector(store, max_silence)
 
 
 def start_on_gpus() -> None:
@@ -77,13 +79,13 @@ def start_on_gpus() -> None:
     from paddle.distributed import collective
 
     if collective._default_store is not None:
-        start(collective._default_store, silence=None)
+        start(collective._default_store, max_silence=None)
 
 
 def raise_if_lost() -> None:
     """Raise PeerLostError if a rank is known to be lost; for loops that wait."""
     if _current is not None and _current.lost is not None:
-        raise _remembered(PeerLostError(*_current.lost))
+        raise _remember(PeerLostError(*_current.lost))
 
 
 @contextlib.contextmanager
@@ -100,18 +102,18 @@ def peer_loss_named(suspect: int | None = None) -> Iterator[None]:
         if isinstance(error, PeerLostError) or not (isinstance(error, OSError) or "gloo" in str(error)):
             raise
         named = PeerLostError(suspect, str(error)) if _current is None else _current.explain(error, suspect)
-        raise _remembered(named) from error
+        raise _remember(named) from error
 
 
-def _remembered(error: PeerLostError) -> PeerLostError:
-    global _raised
-    _raised = error
+def _remember(error: PeerLostError) -> PeerLostError:
+    global _last_raised
+    _last_raised = error
     return error
 
 
 @contextlib.contextmanager
 def exit_on_lost_rank() -> Iterator[None]:
-    """Turn a PeerLostError into exit code 75 without a traceback; the failure detection has reported it in one line."""
+    """Turn a PeerLostError into exit code 75 without a traceback. The failure detection reports it in one line."""
     try:
         yield
     except Exception as error:
@@ -131,24 +133,24 @@ def _loss_behind(error: BaseException | None) -> PeerLostError | None:
     """
     while error is not None and not isinstance(error, PeerLostError):
         error = error.__cause__ or error.__context__
-    return error or _raised
+    return error or _last_raised
 
 
 class _Peer:
     """The other end of a connection.
 
     Attributes:
-        rank: Its rank; None until it has introduced itself.
-        last_message: Time of its last message.
+        rank: Its rank; None until it has sent it.
+        last_message: Time of its last message, by `time.monotonic`.
         has_ended: Whether it has announced its end.
-        rest: Bytes of an incomplete message.
+        incomplete: Bytes of a message that has not arrived completely.
     """
 
     def __init__(self, rank: int | None, last_message: float):
         self.rank = rank
         self.last_message = last_message
         self.has_ended = False
-        self.rest = b""
+        self.incomplete = b""
 
 
 class _FailureDetector:
@@ -161,14 +163,14 @@ class _FailureDetector:
         ended: Ranks that have announced their end, with the reason.
     """
 
-    def __init__(self, store: Any, silence: float | None):
-        self._silence = silence
+    def __init__(self, store: Store, max_silence: float | None):
+        self._max_silence = max_silence
         self.rank = int(os.environ.get("PADDLE_TRAINER_ID", "0"))
         self.world_size = int(os.environ["PADDLE_TRAINERS_NUM"])
         self.lost: tuple[int, str] | None = None
         self.ended: dict[int, str] = {}
         self._failed = False
-        self._news = threading.Event()
+        self._was_informed = threading.Event()
         self._peers: dict[socket.socket, _Peer] = {}
         self._lock = threading.Lock()
         self._selector = selectors.DefaultSelector()
@@ -184,7 +186,7 @@ class _FailureDetector:
 
     # ---- connections
 
-    def _listen(self, store: Any) -> None:
+    def _listen(self, store: Store) -> None:
         host = own_host()
         listener = socket.socket()
         listener.bind(("127.0.0.1" if host in ("127.0.0.1", "localhost") else "", 0))
@@ -193,7 +195,7 @@ class _FailureDetector:
         self._selector.register(listener, selectors.EVENT_READ)
         store.set(_KEY, f"{host}:{listener.getsockname()[1]}".encode())
 
-    def _connect(self, store: Any) -> None:
+    def _connect(self, store: Store) -> None:
         host, port = store.get(_KEY).decode().rsplit(":", 1)
         connection = socket.create_connection((host, int(port)), timeout=PEER_TIMEOUT_SECONDS)
         connection.settimeout(None)
@@ -206,7 +208,7 @@ class _FailureDetector:
             self._peers[connection] = _Peer(rank, time.monotonic())
         self._selector.register(connection, selectors.EVENT_READ)
 
-    def _remove(self, connection: Any) -> None:
+    def _remove(self, connection: socket.socket) -> None:
         self._selector.unregister(connection)
         with self._lock:
             del self._peers[connection]
@@ -221,17 +223,18 @@ class _FailureDetector:
                 if self._listener is not None and key.fileobj is self._listener:
                     self._add(self._listener.accept()[0], None)
                 else:
+                    assert isinstance(key.fileobj, socket.socket)
                     self._read(key.fileobj)
             now = time.monotonic()
             if now >= next_heartbeat:
                 self._send({})
                 next_heartbeat = now + HEARTBEAT_SECONDS
             for peer in list(self._peers.values()):
-                if self._silence is not None and now - peer.last_message > self._silence:
-                    self._declare_lost(peer.rank, f"no message for {self._silence:.0f} s")
+                if self._max_silence is not None and now - peer.last_message > self._max_silence:
+                    self._declare_lost(peer.rank, f"no message for {self._max_silence:.0f} s")
         self._end_process()
 
-    def _read(self, connection: Any) -> None:
+    def _read(self, connection: socket.socket) -> None:
         peer = self._peers[connection]
         why = "its process ended without an error message: killed, or out of memory"
         try:
@@ -246,7 +249,7 @@ class _FailureDetector:
                 self._declare_lost(peer.rank, why)
             return
         peer.last_message = time.monotonic()
-        *complete, peer.rest = (peer.rest + data).split(b"\n")
+        *complete, peer.incomplete = (peer.incomplete + data).split(b"\n")
         for message in complete:
             try:
                 self._handle(peer, json.loads(message))
@@ -263,7 +266,7 @@ class _FailureDetector:
             rank, how = message["ended"]
             peer.has_ended = peer.has_ended or rank == peer.rank
             self.ended[rank] = how
-            self._news.set()
+            self._was_informed.set()
             if self.rank == 0:
                 self._send(message)
 
@@ -275,7 +278,7 @@ class _FailureDetector:
         # Before the main thread learns of the loss: it may then end this process at any time.
         print(f"rank {self.rank}: rank {rank} is gone ({why}); this rank stops", file=sys.stderr, flush=True)
         self.lost = (rank, why)
-        self._news.set()
+        self._was_informed.set()
 
     def _end_process(self) -> None:
         """End this process, unless its main thread ends first."""
@@ -297,7 +300,7 @@ class _FailureDetector:
             error: The error.
             suspect: Global rank at the other end of the connection; None if unknown.
         """
-        self._news.wait(_NEWS_SECONDS)
+        self._was_informed.wait(_REPORT_SECONDS)
         if self.lost is not None:
             return PeerLostError(*self.lost)
         if self.ended and (suspect is None or suspect in self.ended):
@@ -317,10 +320,10 @@ class _FailureDetector:
         ):
             time.sleep(0.01)
 
-    def _report_exception(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    def _report_exception(self, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Report this rank as lost when it ends with an exception that another loss has not caused."""
         if _loss_behind(error) is None:
-            name = f"it raised {kind.__name__}: {error}".splitlines()[0][:_LONGEST_REASON]
+            name = f"it raised {kind.__name__}: {error}".splitlines()[0][:_MAX_REASON_CHARACTERS]
             self._send({"lost": [self.rank, name]})
         self._failed = True
         self._previous_hook(kind, error, trace)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from paddle_llm.core.errors import UserError
+from paddle_llm.parallel.process.store import Store
 
 T = TypeVar("T")
 _calls = 0
@@ -56,7 +57,7 @@ def _unpack(message: tuple[str, Any]) -> Any:
     raise UserError(value) if kind == "user error" else FirstRankError(f"on rank 0: {value}")
 
 
-def _job_store() -> Any:
+def _job_store() -> Store:
     from paddle.distributed import collective
 
     if collective._default_store is None:

@@ -6,9 +6,9 @@ a sum over 16 ranks overflows four bits earlier). The owner adds the means of a 
 from the parameters, so that a reduced mean is never sent again. `hand_over` makes the sums the gradients of the
 parameters.
 
-The memory in flight is limited. One part of the limit is for gradients that wait, one for each bucket that is being
-reduced (a flat copy of its gradients; on a GPU the reduction runs beside the backward pass), and one for the newest
-gradient. A gradient larger than a part is sent on its own, in its own memory.
+The memory in flight is limited, and the limit has equal parts: one for gradients that wait, one for each bucket that is
+being reduced (a flat copy of its gradients; on a GPU the reduction runs beside the backward pass), and one for the newest
+gradient. A gradient larger than a part is sent separately, in its own memory.
 """
 
 from __future__ import annotations
@@ -21,11 +21,13 @@ from typing import Any
 
 import paddle
 import paddle.distributed as dist
+from paddle import Tensor
+from paddle.distributed.collective import Group
 
 from paddle_llm.parallel.zero.order_check import SameOrder
 
 IN_FLIGHT = 2  # buckets that are reduced at the same time
-PARTS = IN_FLIGHT + 2  # parts of the limit: one per bucket in flight, one that waits, one for the newest gradient
+PARTS = IN_FLIGHT + 2  # parts of the limit: buckets in flight, gradients that wait, the newest gradient
 
 
 @dataclass
@@ -41,8 +43,8 @@ class _Sent:
     """
 
     task: Any
-    flat: paddle.Tensor
-    parameters: list[Any]
+    flat: Tensor
+    parameters: list[Tensor]
     shapes: list[list[int]]
     owner: int
 
@@ -61,19 +63,19 @@ class GradientBuckets:
         sums: Gradients that this rank owns, by parameter name, summed over the micro-batches that are reduced so far.
     """
 
-    def __init__(self, group: Any, rank: int, owner: Callable[[Any], int], limit: int, order: SameOrder):
+    def __init__(self, group: Group, rank: int, owner: Callable[[Tensor], int], limit: int, order: SameOrder):
         self._group = group
         self._rank = rank
         self._owner = owner
         self._capacity = limit // PARTS
         self._order = order
         # (owner, dtype) -> name of a parameter -> the parameter and the bytes of its gradient.
-        self._waiting: dict[tuple[int, paddle.dtype], dict[str, tuple[Any, int]]] = {}
+        self._waiting: dict[tuple[int, paddle.dtype], dict[str, tuple[Tensor, int]]] = {}
         self._sent: deque[_Sent] = deque()
-        self.sums: dict[str, paddle.Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
     @paddle.no_grad()
-    def add(self, parameter: Any) -> None:
+    def add(self, parameter: Tensor) -> None:
         """Collect the gradient of a parameter, if it has one; send it now or with other gradients of the same owner."""
         gradient = gradient_of(parameter)
         if gradient is None:
@@ -96,7 +98,7 @@ class GradientBuckets:
         self._order.end_of_backward()
 
     @paddle.no_grad()
-    def hand_over(self, parameters: Iterable[Any]) -> None:
+    def hand_over(self, parameters: Iterable[Tensor]) -> None:
         """Wait for all reductions and make the sums the gradients of their parameters.
 
         Args:
@@ -116,7 +118,7 @@ class GradientBuckets:
         key = max(self._waiting, key=lambda k: _bytes(self._waiting[k]))
         self._send(key[0], [parameter for parameter, _ in self._waiting.pop(key).values()])
 
-    def _send(self, owner: int, parameters: list[Any]) -> None:
+    def _send(self, owner: int, parameters: list[Tensor]) -> None:
         while len(self._sent) >= IN_FLIGHT:
             self._finish_oldest()
         self._order.check(owner, parameters)
@@ -147,11 +149,11 @@ class GradientBuckets:
                 self.sums[parameter.name] = part
 
 
-def _bytes(bucket: dict[str, tuple[Any, int]]) -> int:
+def _bytes(bucket: dict[str, tuple[Tensor, int]]) -> int:
     return sum(size for _, size in bucket.values())
 
 
-def _take_gradients(parameters: list[Any]) -> paddle.Tensor:
+def _take_gradients(parameters: list[Tensor]) -> Tensor:
     """Remove the gradients from their parameters and return them in one flat tensor; a single one keeps its memory."""
     parts = [_require_gradient(p).reshape([-1]) for p in parameters]
     flat = paddle.concat(parts) if len(parts) > 1 else parts[0]
@@ -160,14 +162,14 @@ def _take_gradients(parameters: list[Any]) -> paddle.Tensor:
     return flat
 
 
-def _set_gradient(parameter: Any, gradient: paddle.Tensor) -> None:
+def _set_gradient(parameter: Tensor, gradient: Tensor) -> None:
     if hasattr(parameter, "main_grad"):
         parameter.main_grad = gradient
     else:
         parameter._copy_gradient_from(gradient)  # shares its memory, despite the name
 
 
-def gradient_of(parameter: Any) -> paddle.Tensor | None:
+def gradient_of(parameter: Tensor) -> Tensor | None:
     """Return a parameter's gradient, `main_grad` of mixed precision if it exists; None without memory."""
     main_grad = getattr(parameter, "main_grad", None)
     if main_grad is not None:
@@ -176,13 +178,13 @@ def gradient_of(parameter: Any) -> paddle.Tensor | None:
     return gradient if gradient is not None and gradient._is_initialized() else None
 
 
-def _require_gradient(parameter: Any) -> paddle.Tensor:
+def _require_gradient(parameter: Tensor) -> Tensor:
     gradient = gradient_of(parameter)
     assert gradient is not None
     return gradient
 
 
-def _free(parameter: Any) -> None:
+def _free(parameter: Tensor) -> None:
     if getattr(parameter, "main_grad", None) is not None:
         parameter.main_grad = None
     else:

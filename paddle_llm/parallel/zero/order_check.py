@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import paddle
 import paddle.distributed as dist
-
-_END: tuple[int, tuple[int, ...]] = (-1, ())  # of a backward pass
-_SHOWN_NAMES = 4
-
+from paddle import Tensor
+from paddle.distributed.collective import Group
 
 _Content = tuple[int, tuple[int, ...]]  # owner, and indices of the parameters
+_END: _Content = (-1, ())  # of a backward pass
+_SHOWN_NAMES = 4
 
 
 class OrderError(RuntimeError):
@@ -28,14 +28,14 @@ class OrderError(RuntimeError):
 
 
 class SameOrder:
-    """Remembers and compares the sequences of one group.
+    """Compares the buckets of the ranks of one group, and those of each step with the first step.
 
     Args:
         group: Sharding group.
         parameters: All parameters that may have a gradient, in the same order on every rank.
     """
 
-    def __init__(self, group: Any, parameters: list[Any]):
+    def __init__(self, group: Group, parameters: list[Tensor]):
         self._group = group
         self._names = [p.name for p in parameters]
         self._index = {name: i for i, name in enumerate(self._names)}
@@ -44,7 +44,7 @@ class SameOrder:
         self._is_first_step = True
         self._failure = ""
 
-    def check(self, owner: int, parameters: list[Any]) -> None:
+    def check(self, owner: int, parameters: list[Tensor]) -> None:
         """Check a bucket before it is reduced.
 
         Args:

@@ -9,17 +9,22 @@ same rank in their groups to add the two gradients. Without frozen and tied weig
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from paddle import Tensor
+    from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
+    from paddle.optimizer import Optimizer
 
 TIED_OWNER = 0
 
 
-def is_tied(parameter: Any) -> bool:
+def is_tied(parameter: Tensor) -> bool:
     """Return whether another pipeline stage has this weight, too (marked by fleet or `count_shared_weights_once`)."""
     return hasattr(parameter, "is_firstly_shared")
 
 
-def choose_owners(parameters: Iterable[Any], degree: int) -> list[list[Any]]:
+def choose_owners(parameters: Iterable[Tensor], degree: int) -> list[list[Tensor]]:
     """Return the parameters of each rank, balanced by elements; trained and frozen parameters are balanced separately.
 
     Args:
@@ -27,15 +32,15 @@ def choose_owners(parameters: Iterable[Any], degree: int) -> list[list[Any]]:
         degree: Number of ranks.
     """
     everything = list(parameters)
-    trained: list[list[Any]] = [[] for _ in range(degree)]
+    trained: list[list[Tensor]] = [[] for _ in range(degree)]
     trained[TIED_OWNER] += [p for p in everything if p.trainable and is_tied(p)]
     _largest_first([p for p in everything if p.trainable and not is_tied(p)], trained)
-    frozen: list[list[Any]] = [[] for _ in range(degree)]
+    frozen: list[list[Tensor]] = [[] for _ in range(degree)]
     _largest_first([p for p in everything if not p.trainable], frozen)
     return [first + second for first, second in zip(trained, frozen, strict=True)]
 
 
-def _largest_first(parameters: list[Any], owned: list[list[Any]]) -> None:
+def _largest_first(parameters: list[Tensor], owned: list[list[Tensor]]) -> None:
     """Assign each parameter to the rank with the fewest elements (Graham 1969: at most 4/3 of the optimum)."""
     loads = [sum(p.size for p in mine) for mine in owned]
     for parameter in sorted(parameters, key=lambda p: p.size, reverse=True):
@@ -44,7 +49,7 @@ def _largest_first(parameters: list[Any], owned: list[list[Any]]) -> None:
         loads[rank] += parameter.size
 
 
-def rebalance(sharding: Any) -> None:
+def rebalance(sharding: DygraphShardingOptimizer) -> None:
     """Choose the owners again in a DygraphShardingOptimizer that has made no step yet."""
     owned = choose_owners(sharding._parameter_list, sharding._sharding_world_size)
     sharding._rank2params = dict(enumerate(owned))
@@ -54,11 +59,11 @@ def rebalance(sharding: Any) -> None:
     sharding._set_inner_opt_attr("_param_groups", mine)
 
 
-def owns(optimizer: Any, parameter: Any) -> bool:
+def owns(optimizer: Optimizer, parameter: Tensor) -> bool:
     """Return whether this rank has the reduced gradient and the optimizer state of a parameter.
 
     Args:
-        optimizer: Optimizer as the training loop uses it.
+        optimizer: Optimizer of the training loop, fleet's wrapper or one without sharding.
         parameter: Parameter of the network.
     """
     sharding: Any = getattr(optimizer, "_inner_opt", None)

@@ -16,16 +16,22 @@ from typing import Any
 
 import paddle
 import paddle.distributed as dist
+from paddle import Tensor
 from paddle.base import core
-from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
+from paddle.distributed.fleet.base.topology import HybridCommunicateGroup
+from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import (
+    DygraphShardingOptimizer,
+    HybridParallelOptimizer,
+)
+from paddle.distributed.fleet.meta_parallel import PipelineLayer
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.zero.buckets import PARTS, GradientBuckets
 from paddle_llm.parallel.zero.order_check import SameOrder
 from paddle_llm.parallel.zero.owners import TIED_OWNER, rebalance
 
-# Smallest and largest default for the bytes in flight; in between, a bucket holds this many gradients of matrices.
-LEAST_LIMIT, LARGEST_LIMIT, MATRICES_IN_A_BUCKET = 32 * 2**20, 2 * 2**30, 4
+# Smallest and largest default for the bytes in flight. Between them, a bucket has this many gradients of matrices.
+MIN_LIMIT, MAX_LIMIT, MATRICES_IN_A_BUCKET = 32 * 2**20, 2 * 2**30, 4
 
 
 class ShardedGradients:
@@ -46,7 +52,13 @@ class ShardedGradients:
         UserError: If `sharding_parallel_config` lets fleet fuse or split parameters itself.
     """
 
-    def __init__(self, optimizer: Any, broadcast_weights: bool = True, pipeline: Any = None, bucket_mb: float = 0.0):
+    def __init__(
+        self,
+        optimizer: HybridParallelOptimizer,
+        broadcast_weights: bool = True,
+        pipeline: PipelineLayer | None = None,
+        bucket_mb: float = 0.0,
+    ):
         sharding = optimizer._inner_opt
         if type(sharding) is not DygraphShardingOptimizer or sharding.tensor_fusion or sharding.comm_overlap:
             raise UserError(
@@ -58,15 +70,15 @@ class ShardedGradients:
         self.group = sharding._hcg.get_sharding_parallel_group()
         self.rank = sharding._hcg.get_sharding_parallel_rank()
         self.parameters = [p for p in sharding._origin_parameter_list if p.trainable]
-        self._late = [p for p in self.parameters if getattr(p, "sequence_parallel", False)]
+        self._reduced_late = [p for p in self.parameters if getattr(p, "sequence_parallel", False)]
         self._order = SameOrder(self.group, self.parameters)
         limit = int(bucket_mb * 2**20) if bucket_mb > 0 else default_bucket_bytes(self.parameters)
         self._buckets = GradientBuckets(self.group, self.rank, self.owner, limit, self._order)
         self._in_backward = False
         self._handed_over = False
-        late = {p.name for p in self._late}
+        reduced_late = {p.name for p in self._reduced_late}
         for parameter in self.parameters:
-            if parameter.name not in late:
+            if parameter.name not in reduced_late:
                 parameter._register_backward_hook(self._hook(parameter))
         self._pipeline = pipeline
         if pipeline is not None:
@@ -75,12 +87,12 @@ class ShardedGradients:
         sharding.reduce_gradients = self._finish_step
         sharding._sharding_sync_parameters = self._broadcast_parameters if broadcast_weights else _do_nothing
 
-    def owner(self, parameter: Any) -> int:
+    def owner(self, parameter: Tensor) -> int:
         """Return the rank in the sharding group that updates a parameter and keeps its gradient and state."""
         return self._sharding._param2rank[parameter.name]
 
     @property
-    def sums(self) -> dict[str, paddle.Tensor]:
+    def sums(self) -> dict[str, Tensor]:
         """Gradients that this rank owns, by parameter name, summed over the step's micro-batches so far."""
         return self._buckets.sums
 
@@ -93,7 +105,7 @@ class ShardedGradients:
         self._buckets.hand_over(self._sharding._rank2params[self.rank])
         self._handed_over = True
 
-    def _hook(self, parameter: Any) -> Callable[..., None]:
+    def _hook(self, parameter: Tensor) -> Callable[..., None]:
         def take(*_: Any) -> None:
             if self._handed_over:
                 raise RuntimeError(
@@ -107,14 +119,14 @@ class ShardedGradients:
         return take
 
     def _end_backward(self) -> None:
-        """Send the rest; called by Paddle's engine at the end of a backward pass or of a recomputed part of one."""
+        """Send the gradients that wait; called by Paddle's engine at the end of a backward pass or of a recomputed part of one."""
         self._in_backward = False
         self._buckets.send_all()
 
     @paddle.no_grad()
-    def _finish_step(self, parameters: Iterable[Any], hcg: Any) -> None:
-        """Reduce the gradients that had to wait and hand all over; replaces the reduction of stage 1."""
-        for parameter in self._late:
+    def _finish_step(self, parameters: Iterable[Tensor], hcg: HybridCommunicateGroup) -> None:
+        """Reduce the gradients that had to wait for the end of the step, and hand all over; replaces stage 1's reduction."""
+        for parameter in self._reduced_late:
             self._buckets.add(parameter)
         self._buckets.send_all()
         self.hand_over()
@@ -136,7 +148,7 @@ class ShardedGradients:
             task.wait()
 
 
-def default_bucket_bytes(parameters: Iterable[Any]) -> int:
+def default_bucket_bytes(parameters: Iterable[Tensor]) -> int:
     """Return the default for the bytes in flight: a bucket holds several matrices, so that few collectives are needed.
 
     For LLaMA-2 7B with float32 gradients: buckets of 455 MiB, 1.8 GiB in flight.
@@ -146,7 +158,7 @@ def default_bucket_bytes(parameters: Iterable[Any]) -> int:
     """
     sizes = [p.size * (4 if hasattr(p, "main_grad") else p.element_size()) for p in parameters if p.ndim > 1]
     mean = sum(sizes) // max(len(sizes), 1)
-    return min(max(PARTS * MATRICES_IN_A_BUCKET * mean, LEAST_LIMIT), LARGEST_LIMIT)
+    return min(max(PARTS * MATRICES_IN_A_BUCKET * mean, MIN_LIMIT), MAX_LIMIT)
 
 
 def _do_nothing() -> None:

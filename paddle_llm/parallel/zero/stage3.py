@@ -25,7 +25,11 @@ from typing import Any
 
 import paddle
 import paddle.distributed as dist
-from paddle import nn
+from paddle import Tensor, nn
+from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import (
+    DygraphShardingOptimizer,
+    HybridParallelOptimizer,
+)
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
@@ -60,7 +64,7 @@ class ShardedWeights:
     def __init__(
         self,
         model: nn.Layer,
-        optimizer: Any,
+        optimizer: HybridParallelOptimizer,
         gradients: ShardedGradients,
         *,
         offload: bool = False,
@@ -71,19 +75,19 @@ class ShardedWeights:
         self.units = list(find_units(model, known))
         self._parameters = {p.name: p for unit in self.units for p in unit.parameters}
         self._owners = {name: gradients.owner(p) for name, p in self._parameters.items()}
-        self._held: dict[Hashable, tuple[Any, ...]] = {}  # user -> weights that it uses now
+        self._held: dict[Hashable, tuple[Tensor, ...]] = {}  # user -> weights that it uses now
         self._users = dict.fromkeys(self._parameters, 0)  # number of users of each weight
-        self._arriving: dict[Hashable, list[Any]] = {}  # user -> broadcasts that are not finished
+        self._arriving: dict[Hashable, list[Tensor]] = {}  # user -> broadcasts that are not finished
         self._order = UnitOrder() if prefetch else None
         self._in_backward = False
-        self._host: dict[str, Any] | None = {} if offload else None
+        self._host: dict[str, Tensor] | None = {} if offload else None
         self._register_hooks(model)
         self._wrap_optimizer_step(optimizer._inner_opt)
         _synchronize_held_weights_only(optimizer)
         setattr(model, _ATTRIBUTE, self)
         self.free_unused()
 
-    def owner(self, parameter: Any) -> int:
+    def owner(self, parameter: Tensor) -> int:
         """Return the rank in the sharding group that keeps a weight."""
         return self._owners[parameter.name]
 
@@ -115,7 +119,7 @@ class ShardedWeights:
                 self._release(users[name])
 
     @contextmanager
-    def gathered(self, parameter: Any) -> Iterator[None]:
+    def gathered(self, parameter: Tensor) -> Iterator[None]:
         """Gather one weight. Collective over the sharding group; memory: this weight's."""
         user = object()
         self._gather(user, [parameter])
@@ -146,14 +150,14 @@ class ShardedWeights:
 
     # --- gathering and freeing -----------------------------------------------------------------------------------
 
-    def _gather(self, user: Hashable, parameters: Iterable[Any]) -> None:
+    def _gather(self, user: Hashable, parameters: Iterable[Tensor]) -> None:
         """Gather the weights of a user; those that are not held are broadcast at the same time."""
         self._start_gathering(user, parameters)
         for task in self._arriving.pop(user, ()):
             task.wait()
 
     @paddle.no_grad()
-    def _start_gathering(self, user: Hashable, parameters: Iterable[Any]) -> None:
+    def _start_gathering(self, user: Hashable, parameters: Iterable[Tensor]) -> None:
         """Start the broadcasts of a user's weights."""
         if user in self._held:
             return
@@ -172,7 +176,7 @@ class ShardedWeights:
         if following is not None:
             self._start_gathering(following, following.parameters)
 
-    def _broadcast(self, parameter: Any) -> Any:
+    def _broadcast(self, parameter: Tensor) -> Any:
         if self.owner(parameter) != self.rank:
             paddle.empty(parameter.shape, dtype=parameter.dtype)._share_buffer_to(parameter)
         elif self._host is not None:
@@ -181,7 +185,7 @@ class ShardedWeights:
         return dist.broadcast(parameter, src=source, group=self.group, sync_op=False)
 
     def _release(self, user: Hashable) -> None:
-        """End the use of a user's weights: free those without another user."""
+        """End the use of weights by a user, and free those that no other user needs."""
         for task in self._arriving.pop(user, ()):
             task.wait()
         for parameter in self._held.pop(user, ()):
@@ -189,11 +193,11 @@ class ShardedWeights:
             if not self._users[parameter.name]:
                 self._free(parameter)
 
-    def _free(self, parameter: Any) -> None:
+    def _free(self, parameter: Tensor) -> None:
         if (self.owner(parameter) != self.rank or self._host is not None) and parameter._is_initialized():
             parameter._clear_data()
 
-    def _store(self, parameter: Any) -> None:
+    def _store(self, parameter: Tensor) -> None:
         """Copy an owned weight from the device to host memory, with `offload`."""
         if self._host is None or self.owner(parameter) != self.rank:
             return
@@ -255,11 +259,11 @@ class ShardedWeights:
             if isinstance(user, Unit) and user not in but:
                 self._release(user)
 
-    def _require_weights(self, parameters: list[Any]) -> Callable[[Any], None]:
-        def check(state_dict: Any) -> None:
+    def _require_weights(self, parameters: list[Tensor]) -> Callable[[dict[str, Tensor]], None]:
+        def check(state_dict: dict[str, Tensor]) -> None:
             if any(not p._is_initialized() for p in parameters):
                 raise UserError(
-                    "state_dict() is incomplete: the weights are sharded (stage 3) and this rank holds a part of them. Call it "
+                    "state_dict() is incomplete: the weights are sharded (stage 3), and this rank has a part of them. Call it "
                     "inside `with trainer.sharded_weights.whole():` on all ranks."
                 )
 
@@ -267,7 +271,7 @@ class ShardedWeights:
 
     # --- the optimizer's step ------------------------------------------------------------------------------------
 
-    def _wrap_optimizer_step(self, sharding: Any) -> None:
+    def _wrap_optimizer_step(self, sharding: DygraphShardingOptimizer) -> None:
         """Free gathered weights before the update, which makes them outdated; keep the owners' weights after it."""
         reduce_gradients = sharding.reduce_gradients
 
@@ -287,7 +291,7 @@ class ShardedWeights:
             _on_device(copy)._share_buffer_to(self._parameters[name])
 
 
-def _synchronize_held_weights_only(optimizer: Any) -> None:
+def _synchronize_held_weights_only(optimizer: HybridParallelOptimizer) -> None:
     """Limit fleet's synchronization of replicated weights (biases, BLOOM's layer norms) to weights that are held.
 
     After an update fleet makes them equal on all tensor ranks. A freed weight cannot be sent, and its owners have the
@@ -296,13 +300,13 @@ def _synchronize_held_weights_only(optimizer: Any) -> None:
     """
     synchronize = optimizer._sync_mp_params_and_moments
 
-    def synchronize_held(parameters: list[Any] | None, configs: Any) -> None:
+    def synchronize_held(parameters: list[Tensor] | None, configs: Any) -> None:
         synchronize([p for p in parameters or () if p._is_initialized()], configs)
 
     optimizer._sync_mp_params_and_moments = synchronize_held
 
 
-def gathered_weight(model: nn.Layer, parameter: Any) -> AbstractContextManager[None]:
+def gathered_weight(model: nn.Layer, parameter: Tensor) -> AbstractContextManager[None]:
     """Return a context in which this rank holds a weight; in stage 3 collective over the sharding group."""
     weights = getattr(model, _ATTRIBUTE, None)
     return weights.gathered(parameter) if weights is not None else nullcontext()
@@ -319,9 +323,9 @@ def held_weight_elements(model: nn.Layer) -> int:
     return sum(p.size for p in model.parameters() if p._is_initialized())
 
 
-def _on_host(parameter: Any) -> Any:
+def _on_host(parameter: Tensor) -> Tensor:
     return parameter.pin_memory() if parameter.place.is_gpu_place() else parameter.detach().clone()
 
 
-def _on_device(copy: Any) -> Any:
+def _on_device(copy: Tensor) -> Tensor:
     return copy.cuda(blocking=False) if copy.place.is_cuda_pinned_place() else copy.clone()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import paddle
-from paddle import nn
+from paddle import Tensor, nn
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,7 @@ class Unit:
 
     name: str
     layer: nn.Layer
-    parameters: tuple[Any, ...]
+    parameters: tuple[Tensor, ...]
 
 
 def find_units(layer: nn.Layer, known: set[str], name: str = "") -> Iterator[Unit]:
@@ -48,7 +48,7 @@ def find_units(layer: nn.Layer, known: set[str], name: str = "") -> Iterator[Uni
             yield from find_units(child, known, path)
 
 
-def _of_names(parameters: list[Any], known: set[str]) -> tuple[Any, ...]:
+def _of_names(parameters: list[Tensor], known: set[str]) -> tuple[Tensor, ...]:
     return tuple(p for p in parameters if p.name in known)
 
 
@@ -89,5 +89,5 @@ def call_on_gradient(outputs: Any, call: Callable[[], None]) -> None:
         call: Function to call.
     """
     for tensor in paddle.utils.flatten(outputs):
-        if isinstance(tensor, paddle.Tensor) and not tensor.stop_gradient:
+        if isinstance(tensor, Tensor) and not tensor.stop_gradient:
             tensor.register_hook(lambda gradient: call())

@@ -86,7 +86,7 @@ rank, size = int(os.environ["PADDLE_TRAINER_ID"]), int(os.environ["PADDLE_TRAINE
 host, port = os.environ["PADDLE_MASTER"].split(":")
 store = core.TCPStore(host, int(port), rank == 0, size, 200)
 failure_detection.GRACE_SECONDS = 1.0
-failure_detection.start(store, silence=None)
+failure_detection.start(store, max_silence=None)
 open(f"rank{rank}", "w").write(str(os.getpid()))
 ctypes.CDLL(None).sleep(250)
 """
@@ -123,7 +123,7 @@ def test_a_training_on_gpus_is_watched(tmp_path, monkeypatch):
     from paddle_llm.training.arguments import training_arguments
 
     started = []
-    monkeypatch.setattr(failure_detection, "start", lambda store, silence: started.append((store, silence)))
+    monkeypatch.setattr(failure_detection, "start", lambda store, max_silence: started.append((store, max_silence)))
     monkeypatch.setattr(collective, "_default_store", "the store of the job")
     training_arguments(RunConfig(output_dir=str(tmp_path), device="gpu"), Layout())
     assert started == [("the store of the job", None)]
