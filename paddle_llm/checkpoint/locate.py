@@ -282,7 +282,7 @@ def _base_in_config(adapter: Path) -> str | None:
 
 
 def _check_weights(folder: Path) -> None:
-    """Raise UserError if a model folder has no weights. Torch pickles pass: the loader reports what to do about them."""
+    """Raise UserError if a model folder has no weights. Torch pickles pass: the loader has its own message for them."""
     if not has_weights(folder) and not any(folder.glob("*.bin")):
         choose_weights(folder)
 
@@ -309,7 +309,7 @@ def _without_adapter_config(folder: Path) -> str:
 
 
 def _why_no_model(folder: Path, skipped: list[str]) -> str:
-    """Return the message for a folder without a model, with skipped checkpoints and a folder that the user may mean."""
+    """Return the message for a folder without a model, with skipped checkpoints and a folder to use instead."""
     if (folder / ADAPTER_SAFETENSORS).is_file():
         return _without_adapter_config(folder)
     typical = (MODEL_CONFIG, ADAPTER_CONFIG, MANIFEST, "model", "adapter")

@@ -109,8 +109,8 @@ def write_config(
         family: Family of the network.
         folder: Folder to write to.
         dtype: Data type of most weights.
-        has_padding_token: Whether the model from which the training started has a padding token. PaddleNLP's default, 0, is a word
-            in many vocabularies, and transformers never trains the embedding of the padding token.
+        has_padding_token: Whether the model from which the training started has a padding token. PaddleNLP's default, 0,
+            is a word in many vocabularies, and transformers never trains the embedding of the padding token.
     """
     config = plain_config(model.config)
     if model_format == PADDLENLP:

@@ -26,9 +26,9 @@ from paddle_llm.parallel.process.environment import prepare_host
 from paddle_llm.rehearse.ranks import start_server
 from paddle_llm.rehearse.rehearsal import cases_of, run_sub_layouts
 from paddle_llm.rehearse.report import as_json, print_report
-from paddle_llm.rehearse.shrink.config import Shrunk, read_real, shrink
+from paddle_llm.rehearse.shrink.config import Shrunk, read_cluster_config, shrink
 from paddle_llm.rehearse.shrink.instruction_samples import own_instructions, synthetic_instructions
-from paddle_llm.rehearse.shrink.samples import Samples, own_samples, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink.samples import Samples, own_samples, sample_counts, synthetic_samples
 
 _EXIT_NOT_EQUAL = 1
 _EXIT_INTERNAL_FAILURE = 4
@@ -83,7 +83,7 @@ def _rehearse(
     if json_file is not None:
         _check_writable(json_file)
 
-    real = read_real(words, world_size)
+    real = read_cluster_config(words, world_size)
     for line in real.notices:
         say(line)
     with tempfile.TemporaryDirectory(prefix="rehearse-") as folder, progress() as begin:
@@ -134,7 +134,7 @@ def _prepare() -> None:
 
 
 def _samples(real: Resolved, shrunk: Shrunk, synthetic: bool) -> Samples:
-    wanted = wanted_by(shrunk.configs)
+    wanted = sample_counts(shrunk.configs)
     if real.entry == "finetune":
         small = shrunk.configs[0].config
         return (

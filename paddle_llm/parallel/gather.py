@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def gathered(tensor: paddle.Tensor, axis: Axis) -> list[np.ndarray] | None:
-    """Return the tensors of all ranks of an axis, by rank, on rank 0 of the axis; None elsewhere. Collective over the axis.
+    """Return the tensors of all ranks of an axis, by rank, on its rank 0; None on the others. Collective over the axis.
 
     Args:
         tensor: This rank's tensor; all ranks have the same shape. bfloat16 is returned as its bits in uint16.

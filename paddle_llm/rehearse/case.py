@@ -1,4 +1,4 @@
-"""A short training that is run in a layout and in one process, to compare the two."""
+"""A short training that is run in a layout and in one process, so that the two can be compared."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from paddle_llm.config.run_config import RunConfig
 Sample = dict[str, np.ndarray]
 
 
-class InOrder(list):  # type: ignore[type-arg]
-    """Samples in the trainer's global order: global batch g consists of the items [g*G, (g+1)*G)."""
+class OrderedSamples(list[Sample]):
+    """Samples in the order of the training: global batch g consists of the items g*G to (g+1)*G - 1."""
 
     @property
     def samples_per_epoch(self) -> int:
@@ -24,13 +24,13 @@ class InOrder(list):  # type: ignore[type-arg]
 
 @dataclass(frozen=True)
 class Case:
-    """A short training. It can be pickled, because ranks receive it through a pipe.
+    """A short training. Ranks receive it through a pipe, so it can be pickled.
 
     Attributes:
-        layout: Layout that is compared with one process.
+        layout: Layout to compare with one process.
         config: Config of one rank of the layout; `model_name_or_path` is a local folder. The oracle sets the output
             folder, logging, evaluation and saving, and turns dropout off.
-        train: Samples in global order, at least `max_steps` global batches.
+        train: Samples in the order of the training, at least `max_steps` global batches.
         evaluation: Samples of the evaluation after every step; [] for none.
         name: Name for tables.
         fault: Name in `faults.FAULTS` of a fault that is injected into the layout's ranks and not into the reference;
@@ -52,7 +52,7 @@ class Case:
         config = self.config
         return config.per_device_train_batch_size * config.gradient_accumulation_steps * self.layout.data_world_size
 
-    def alone(self) -> Case:
+    def in_one_process(self) -> Case:
         """Return the same training in one process, with the same micro-batches."""
         config = self.config.model_copy(
             update={
@@ -63,15 +63,19 @@ class Case:
         )
         return replace(self, layout=Layout(), config=config, fault=None)
 
-    def rounded_differently(self) -> Case | None:
-        """Return the training in one process with other micro-batches; None if a global batch is one sample."""
-        alone, batch = self.alone(), self.global_batch
+    def with_other_micro_batches(self) -> Case | None:
+        """Return the training in one process with micro-batches of another size, which differs by rounding only.
+
+        Returns:
+            The case; None if a global batch is one sample.
+        """
+        single, batch = self.in_one_process(), self.global_batch
         if batch == 1:
             return None
-        micro = alone.config.per_device_train_batch_size
+        micro = single.config.per_device_train_batch_size
         other = 2 * micro if batch % (2 * micro) == 0 else batch if micro < batch else 1
         update = {"per_device_train_batch_size": other, "gradient_accumulation_steps": batch // other}
-        return replace(alone, config=alone.config.model_copy(update=update))
+        return replace(single, config=single.config.model_copy(update=update))
 
 
 _ONE_PROCESS: dict[str, Any] = {
@@ -87,7 +91,7 @@ _ONE_PROCESS: dict[str, Any] = {
     "pipeline_parallel_config": "",
     "sharding_parallel_config": "",
     "sharding_comm_buffer_size_MB": -1,
-    # Settings that change memory and not results: the reference runs without them, so they are compared, too.
+    # Settings that change memory and not results. The reference runs without them, so that they are compared, too.
     "recompute": False,
     "no_recompute_layers": None,
     "release_grads": False,

@@ -14,7 +14,7 @@ from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.peft.method import method_of
 from paddle_llm.peft.methods.prompt import with_prompt
-from paddle_llm.rehearse.case import Case, InOrder
+from paddle_llm.rehearse.case import Case, OrderedSamples
 from paddle_llm.rehearse.faults import FAULTS
 from paddle_llm.rehearse.record import RankRecord
 from paddle_llm.rehearse.recorder import Recorder
@@ -80,10 +80,10 @@ def _data_of(case: Case, config: RunConfig, job: ModuleType) -> PretrainData | F
     """Return the case's samples as the data of a job."""
     train = case.train[: config.max_steps * case.global_batch]
     if case.entry == "pretrain":
-        pretrain_data: PretrainData = job.PretrainData(InOrder(train), InOrder(case.evaluation))
+        pretrain_data: PretrainData = job.PretrainData(OrderedSamples(train), OrderedSamples(case.evaluation))
         return pretrain_data
     method, evaluation = method_of(config), case.evaluation
     if method.name == "prompt":
         train, evaluation = ([with_prompt(sample, method) for sample in part] for part in (train, evaluation))
-    finetune_data: FinetuneData = job.FinetuneData(method, InOrder(train), InOrder(evaluation))
+    finetune_data: FinetuneData = job.FinetuneData(method, OrderedSamples(train), OrderedSamples(evaluation))
     return finetune_data

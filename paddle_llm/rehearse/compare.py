@@ -4,11 +4,13 @@ The difference of a tensor is the Frobenius norm of the difference divided by th
 assembled from its tensor-parallel parts for every data, sharding and pipeline rank that has it, so replicas that differ
 are found. The padding of the vocabulary is compared with zero.
 
-A gradient that is zero in exact arithmetic consists of rounding errors, which Adam turns into steps of any sign. Those
-parts (`zero_gradient_part` of the family) are compared absolutely, in units of the norm of the rest.
+A gradient that is zero in exact arithmetic consists of rounding errors, from which Adam makes steps in any direction.
+Such tensors and parts of tensors (`zero_gradient` and `zero_gradient_part` of the family) are compared absolutely: the
+difference is divided by the norm of another tensor, or of the rest of the tensor.
 
-A weight is compared with the largest norm that it has had so far. The singular values of AdaLoRA start at zero and are
-cut to zero: the rest of such a tensor may be the small difference of two steps and has the rounding errors of both.
+The difference of a weight is divided by the largest norm that the weight has had so far. AdaLoRA's singular values
+start at zero and are pruned to zero: what remains of such a tensor may be the small difference of two steps, with the
+rounding errors of both.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ FIRST_STEP_LIMITS = {
     "moment2": 2e-5,
 }
 FACTOR = 5
-# Largest limit, as a multiple of that of the first step: a higher floor would allow more than rounding.
-MOST = 100
+# Largest limit as a multiple of the limit of the first step: a higher floor would allow more than rounding errors.
+MAX_FACTOR = 100
 
-Floor = dict[tuple[str, int], float]
+Floor = dict[tuple[str, int], float]  # (quantity, step) -> largest difference that rounding causes
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Difference:
         quantity: One of QUANTITIES.
         step: Optimizer step, 1 for the first.
         tensor: Canonical name of the tensor; None for scalars.
-        rank: First rank of the layout that holds the tensor.
-        value: Relative difference, or absolute in units of the whole tensor's norm; inf if something is missing.
+        rank: First rank of the layout that has the tensor.
+        value: Relative difference, or absolute in units of a norm; inf if a value is missing.
         limit: Largest difference allowed.
         absolute: Whether `value` is absolute.
     """
@@ -78,9 +80,13 @@ class Difference:
 
 
 def rounding_floor(one: RankRecord, other: RankRecord) -> Floor:
-    """Return the largest difference between two orders of summing in one process, by (quantity, step).
+    """Return the largest differences between two trainings in one process that sum in different orders.
 
     A value that is exactly zero in only one of the two is excluded: its infinite difference would allow everything.
+
+    Args:
+        one: Record of one process.
+        other: Record of the same training with other micro-batches.
     """
     floor: Floor = {}
     for found in _differences(one, [other]):
@@ -102,12 +108,12 @@ def compare(reference: RankRecord, ranks: list[RankRecord], floor: Floor, limits
         floor: Rounding floor of the same training; {} if there is none.
         limits: Limits of the first step; they also hold in later steps if the floor is lower.
     """
-    unlike = [
+    too_high = [
         Difference(quantity, step, "one process, with other micro-batches", 0, value, limits[quantity])
         for (quantity, step), value in floor.items()
         if step == 1 and value > limits[quantity]
     ]
-    return unlike + [
+    return too_high + [
         Difference(
             found.quantity,
             found.step,
@@ -125,7 +131,7 @@ def _limit(found: Difference, floor: Floor, limits: dict[str, float]) -> float:
     first = limits[found.quantity]
     if found.step == 1:
         return first
-    return min(max(first, FACTOR * floor.get((found.quantity, found.step), 0.0)), MOST * first)
+    return min(max(first, FACTOR * floor.get((found.quantity, found.step), 0.0)), MAX_FACTOR * first)
 
 
 def _differences(reference: RankRecord, ranks: list[RankRecord]) -> Iterator[Difference]:
@@ -168,8 +174,8 @@ def _whole(position: tuple[int, ...], quantity: str) -> tuple[int, ...]:
     return position[:2] if quantity == "weight" else position[:1]
 
 
-def lacking(record: RankRecord, steps: int, evaluated: bool) -> list[str]:
-    """Return the values that a record should contain and does not; a missing value would never be compared.
+def missing_values(record: RankRecord, steps: int, evaluated: bool) -> list[str]:
+    """Return the values that a record should contain and does not contain: they would never be compared.
 
     Args:
         record: Record of one process.
@@ -205,7 +211,9 @@ def _full_tensors(
         position = members[0].position
         held = [step_tensors(member, number, quantity) for member in members]
         for name in dict.fromkeys(name for parts in held for name in parts):
-            parts = [(member.rank, of[name]) for member, of in zip(members, held, strict=True) if name in of]
+            parts = [
+                (member.rank, tensors[name]) for member, tensors in zip(members, held, strict=True) if name in tensors
+            ]
             if parts[0][1].shard.is_split and len(parts) == len(members):
                 full = assemble([part.shard for _, part in parts], [part.values for _, part in parts])
                 yield parts[0][0], position, name, full
@@ -265,7 +273,7 @@ def exact_zeros(model: dict[str, Any], name: str, shape: tuple[int, ...]) -> np.
     return mask.reshape(shape)
 
 
-def _relative(found: Any, expected: Any, least: float = 0.0) -> float:
+def _relative(found: np.ndarray | float, expected: np.ndarray | float, least: float = 0.0) -> float:
     size, difference = float(np.linalg.norm(expected)), float(np.linalg.norm(np.asarray(found) - np.asarray(expected)))
     return _ratio(difference, max(size, least))
 

@@ -1,9 +1,10 @@
-"""The first module that the fork server of the ranks imports: it makes Ctrl-C end the command without a traceback.
+"""The first module that the fork server of the ranks imports: it lets Ctrl-C end the command without a traceback.
 
-A terminal sends Ctrl-C to all processes of a command. Python 3.11 protects a fork server from it after its modules are
-imported, which takes seconds; before that, the server would end with a traceback. `start_server` therefore starts it with
-the signal blocked, and here it is ignored. The command that uses the server ends it. The ranks inherit the setting and restore Python's own handler. A rank that is forked while the command ends reads
-an incomplete description of its work, which is not reported.
+A terminal sends Ctrl-C to all processes of a command. Python 3.11 protects a fork server from it only after the modules
+of the server are imported, which takes seconds. Until then the server would end with a traceback. Therefore
+`start_server` starts it with the signal blocked, and this module ignores the signal. The command that uses the server
+ends it. The ranks inherit the setting and restore Python's own handler. A rank that is forked while the command ends
+reads an incomplete description of its work; its error is not reported.
 """
 
 from __future__ import annotations

@@ -21,23 +21,23 @@ from paddle_llm.rehearse.compare import (
     Difference,
     Floor,
     compare,
-    lacking,
+    missing_values,
     rounding_floor,
     worst_of,
 )
 from paddle_llm.rehearse.ranks import run_ranks
 from paddle_llm.rehearse.record import RankRecord
 
-TIMEOUT = 300.0
+TIMEOUT = 300.0  # seconds of one run
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The training in one process.
+    """The training in one process, run twice.
 
     Attributes:
         record: Record of the training.
-        floor: Differences that rounding causes between two runs in one process, by (quantity, step).
+        floor: Differences that rounding causes between the two runs, by (quantity, step).
         seconds: Time of both runs.
     """
 
@@ -81,12 +81,12 @@ def reference_key(case: Case) -> str:
             for name, values in sorted(sample.items()):
                 digest.update(f"{name} {values.dtype} {values.shape}".encode())
                 digest.update(np.ascontiguousarray(values).tobytes())
-    config = case.alone().config.model_dump(mode="json")
+    config = case.in_one_process().config.model_dump(mode="json")
     return json.dumps([case.entry, config, digest.hexdigest()], sort_keys=True)
 
 
 def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
-    """Run a case in one process twice, the second time with another order of sums.
+    """Run a case in one process twice, the second time with micro-batches of another size.
 
     Args:
         case: The case.
@@ -97,9 +97,9 @@ def reference_of(case: Case, timeout: float = TIMEOUT) -> Reference:
         RuntimeError: If a quantity is not recorded, so that it could not be compared.
     """
     began = time.monotonic()
-    alone, other = case.alone(), case.rounded_differently()
-    (record,) = run_case(alone, timeout)
-    missing = lacking(record, case.config.max_steps, bool(case.evaluation))
+    single, other = case.in_one_process(), case.with_other_micro_batches()
+    (record,) = run_case(single, timeout)
+    missing = missing_values(record, case.config.max_steps, bool(case.evaluation))
     if missing:
         raise RuntimeError(f"one process did not record {', '.join(missing)}")
     floor: Floor = {}

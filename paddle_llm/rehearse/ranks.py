@@ -1,7 +1,7 @@
-"""Run a function on N CPU ranks: `run_ranks(fn, 4, arg)` returns its results by rank.
+"""Run a function on several ranks of this machine: `run_ranks(fn, 4, arg)` returns its results by rank.
 
-The ranks are forked from a server that has imported paddle and paddlenlp, so four of them start in about three seconds
-instead of half a minute with `paddle.distributed.launch`. `fn` must be importable (a function of a module).
+CPU ranks are forked from a server that has imported paddle and paddlenlp: four of them start in about three seconds,
+with `paddle.distributed.launch` in half a minute. `fn` must be importable (a function of a module).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from paddle_llm.parallel.process.environment import hide_gpus, mkl_cpu_type, read_cpuinfo
@@ -74,7 +75,7 @@ class Outcome:
 
 @dataclass
 class _Child:
-    process: Any
+    process: BaseProcess
     pipe: Connection
     outcome: Outcome = field(default_factory=lambda: Outcome(-1))
 
@@ -116,8 +117,8 @@ def run_ranks(
         timeout: Seconds after which ranks that have not finished are killed.
         grace: Seconds that the other ranks have to end after a first failure.
         env: Variables to add to the environment of the ranks.
-        quiet: Whether the stderr of the ranks is returned in the outcomes of an error only; otherwise it is printed at
-            the end, rank by rank.
+        quiet: Whether the stderr of the ranks is only returned in the outcomes of an error; otherwise it is also
+            printed at the end, rank by rank.
         device: "cpu", or "gpu" to give rank r the r-th visible GPU, and NCCL.
 
     Raises:
@@ -156,10 +157,11 @@ def run_ranks(
 
 
 def start_server() -> None:
-    """Start the server from which ranks are forked and return at once; otherwise `run_ranks` starts it."""
+    """Start the server from which ranks are forked, without waiting for it; otherwise `run_ranks` starts it."""
     multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOAD)
-    resource_tracker.ensure_running()  # it unblocks the signals that it blocks
-    # The server inherits the mask: until its first module ignores Ctrl-C, a signal waits. Here it is delivered afterwards.
+    resource_tracker.ensure_running()  # first, because it unblocks the signal
+    # The server inherits the mask: until its first module ignores Ctrl-C, the signal is pending. In this process it is
+    # delivered when the mask is restored.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with _environment(SERVER_ENVIRONMENT):
@@ -172,7 +174,7 @@ def _run_rank(
     pipe: Connection, log: str, variables: dict[str, str], fn: Callable[..., Any], args: tuple[Any, ...]
 ) -> None:
     end_with_creator()
-    # The stderr of the server is that of the test that started it.
+    # The server writes to the stderr of the process that started it.
     with open(log, "ab") as file:
         os.dup2(file.fileno(), 2)
     for name in [name for name in os.environ if name.startswith(("PADDLE_", "MASTER_"))]:
@@ -180,7 +182,7 @@ def _run_rank(
     os.environ.update(variables)
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     imported_too_early = "paddle" in sys.modules and variables["PADDLE_DISTRI_BACKEND"] == "nccl"
-    # When the server imported paddlenlp, it read the size of the job from its own environment.
+    # The server imported paddlenlp, which then read the size of the job from the environment of the server.
     import paddle
 
     paddle.distributed.parallel._global_parallel_env = None
@@ -204,18 +206,18 @@ def _run_rank(
         with contextlib.suppress(EOFError):
             pipe.recv_bytes()  # wait for all ranks: this process may serve a store that they still need
         atexit._run_exitfuncs()  # one of them announces the end to other ranks; a failed rank does not do that
-    # Without the interpreter's finalisation: paddle's threads and stores may be destroyed in the wrong order.
+    # Not `sys.exit`: the interpreter may destroy Paddle's threads and stores in the wrong order.
     os._exit(0)
 
 
 def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
     """Wait for the outcomes of the ranks, and return the ranks that failed in the order of their failures."""
     deadline = time.monotonic() + timeout
-    open_pipes: dict[Any, _Child] = {child.pipe: child for child in children}
+    open_pipes: dict[Connection, _Child] = {child.pipe: child for child in children}
     failed: list[int] = []
     while open_pipes and (left := deadline - time.monotonic()) > 0:
-        ready: list[Any] = wait(list(open_pipes), timeout=left)
-        for pipe in ready:
+        for pipe in wait(list(open_pipes), timeout=left):
+            assert isinstance(pipe, Connection)
             outcome = open_pipes.pop(pipe).outcome
             try:
                 outcome.state, outcome.value, outcome.exception, outcome.trace = pickle.loads(pipe.recv_bytes())
@@ -229,8 +231,9 @@ def _collect(children: list[_Child], timeout: float, grace: float) -> list[int]:
 
 def _reap(children: list[_Child], logs: str, quiet: bool) -> None:
     for child in children:
-        if child.outcome.state == "stuck" and child.process.is_alive():
-            os.kill(child.process.pid, signal.SIGUSR1)  # prints the stacks of its threads on stderr
+        pid = child.process.pid
+        if child.outcome.state == "stuck" and pid is not None and child.process.is_alive():
+            os.kill(pid, signal.SIGUSR1)  # prints the stacks of its threads on stderr
             time.sleep(0.2)
             child.process.kill()
     for child in children:

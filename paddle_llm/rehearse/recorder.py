@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import paddle
-from paddlenlp.trainer import TrainerCallback
+from paddlenlp.trainer import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from paddle_llm.models.weights.full_weights import family_name
 from paddle_llm.parallel.mesh import current_mesh
@@ -35,8 +35,7 @@ class Recorder(TrainerCallback):
         config = trainer.model.config
         self._trainer = trainer
         self._family = family_name(trainer.model)
-        # Listed once, while every weight is whole: in sharding stage 3 weights are freed. Frozen weights are compared,
-        # too.
+        # Listed once, before sharding stage 3 frees weights. Frozen weights are compared, too.
         tensors = list(all_tensors(trainer.model))
         self._parameters = [(name, parameter) for name, parameter, _ in tensors]
         self._shards = {name: shard for name, _, shard in tensors}
@@ -55,7 +54,7 @@ class Recorder(TrainerCallback):
 
     # --- callbacks --------------------------------------------------------------------------------
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Copy weights and moments after the update."""
         tensors = self._step(state.global_step).tensors
         sharded = getattr(self._trainer, "sharded_weights", None)
@@ -69,8 +68,10 @@ class Recorder(TrainerCallback):
                 if self._owns(parameter) and parameter.name in held:
                     tensors[quantity][name] = self._part(name, held[parameter.name])
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **kwargs: Any) -> None:
-        """Copy the scalars of a row."""
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Copy the scalars of a log entry."""
         if "step" not in logs:  # PaddleNLP's summary of the whole training
             return
         scalars = self._step(logs["step"]).scalars
@@ -79,7 +80,7 @@ class Recorder(TrainerCallback):
     # --- copies ------------------------------------------------------------------------------------------------
 
     def on_gradients(self, norm: paddle.Tensor) -> None:
-        """Copy the gradients of a step, when they are reduced and neither clipped nor applied."""
+        """Copy the gradients of a step: they are reduced, and neither clipped nor applied."""
         gradients = self._step(self._trainer.state.global_step + 1).tensors["gradient"]
         for name, parameter in self._parameters:
             gradient = gradient_of(parameter)
@@ -89,8 +90,8 @@ class Recorder(TrainerCallback):
     def _step(self, number: int) -> Step:
         return self.record.steps.setdefault(number, Step())
 
-    def _owns(self, parameter: Any) -> bool:
+    def _owns(self, parameter: paddle.Tensor) -> bool:
         return owns(self._trainer.optimizer, parameter)
 
-    def _part(self, name: str, tensor: Any) -> Part:
+    def _part(self, name: str, tensor: paddle.Tensor) -> Part:
         return Part(self._shards[name], tensor.astype("float32").numpy().reshape(self._shapes[name]).copy())

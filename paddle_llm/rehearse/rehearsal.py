@@ -1,12 +1,14 @@
-"""Run the sub-layouts of a rehearsal one after another and keep their results."""
+"""Run the sub-layouts of a rehearsal one after another and collect their results."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.rehearse.case import Case
 from paddle_llm.rehearse.oracle import Reference, Verdict, prove, reference_key, reference_of
@@ -14,7 +16,7 @@ from paddle_llm.rehearse.ranks import RankError
 from paddle_llm.rehearse.shrink.config import Shrunk
 from paddle_llm.rehearse.shrink.samples import Samples
 
-TIMEOUT = 600.0
+TIMEOUT = 600.0  # seconds for the ranks of one case
 T = TypeVar("T")
 
 
@@ -71,25 +73,21 @@ def run_sub_layouts(cases: list[Case], begin: Callable[[str], None], timeout: fl
     for case in cases:
         key = reference_key(case)
         if key not in references:
-            begin("one process, twice: the reference and its rounding")
+            begin("one process, twice: the reference and its rounding errors")
             try:
-                references[key] = _raise_user_errors(lambda case=case: reference_of(case, timeout))  # type: ignore[misc]
+                references[key] = _raise_user_errors(partial(reference_of, case, timeout))
             except RankError as error:
                 results.append(SubLayoutResult(case, None, f"The reference of one process failed: {error}", 0.0))
                 continue
-        begin(f"{case.layout}: {_count(case.layout.world_size)}")
+        begin(f"{case.layout}: {counted(case.layout.world_size, 'rank')}")
         results.append(_run(case, references[key], timeout))
     return results
-
-
-def _count(ranks: int) -> str:
-    return f"{ranks} ranks" if ranks > 1 else "1 rank"
 
 
 def _run(case: Case, reference: Reference, timeout: float) -> SubLayoutResult:
     began = time.monotonic()
     try:
-        verdict = _raise_user_errors(lambda: prove(case, reference, timeout=timeout))
+        verdict = _raise_user_errors(partial(prove, case, reference, timeout=timeout))
     except RankError as error:
         return SubLayoutResult(case, None, str(error), time.monotonic() - began)
     return SubLayoutResult(case, verdict, "", verdict.seconds)

@@ -9,13 +9,13 @@ from rich.console import Console
 from rich.table import Table
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.counts import counted
 from paddle_llm.rehearse.compare import Difference
 from paddle_llm.rehearse.rehearsal import SubLayoutResult
 from paddle_llm.rehearse.shrink.changes import Change
 from paddle_llm.rehearse.shrink.config import Shrunk
 
-# Quantity -> its title, and the usual cause of a difference that starts there. Each quantity depends on those before
-# it.
+# Title of each quantity, and the usual cause if the first difference is in it. A quantity depends on those before it.
 QUANTITIES = {
     "loss": (
         "loss",
@@ -32,16 +32,16 @@ QUANTITIES = {
         "The gradients are correct and their norm is not: a replica or a tied weight is counted more than once, or a stage or "
         "shard is not counted. Clipping then scales every step wrongly.",
     ),
-    "moment1": ("first moment", "The optimizer used another gradient than the reduced one: check clipping and the owner of the parameter."),
-    "moment2": ("second moment", "The optimizer used another gradient than the reduced one: check clipping and the owner of the parameter."),
+    "moment1": ("first moment", "The optimizer used another gradient than the reduced one. Check clipping and the owner of the parameter."),
+    "moment2": ("second moment", "The optimizer used another gradient than the reduced one. Check clipping and the owner of the parameter."),
     "weight": (
         "weight",
         "Gradients and moments are correct and the weight is not: it was updated by another rank, not sent to all ranks that "
         "use it, or decayed by mistake.",
     ),
-    "eval_loss": ("evaluation loss", "The training is correct and its evaluation is not: check its samples and the mean over them."),
+    "eval_loss": ("evaluation loss", "The training is correct and its evaluation is not. Check its samples and the mean over them."),
 }  # fmt: skip
-_SHOWN_LINES = 20
+_MAX_SHOWN = 20
 _MEASURE = "The limits hold for this learning rate, schedule, epsilon and clipping: small steps, always clipped."
 
 
@@ -98,11 +98,11 @@ def explain(result: SubLayoutResult) -> list[str]:
         f"{result.case.layout}: the first difference is in the {_where(first)}",
         f"  {QUANTITIES[first.quantity][1]}",
     ]
-    factor = _as_if(first)
+    factor = _wrong_factor(first)
     if factor:
         lines.append(f"  {factor}")
     if others:
-        lines.append(f"  {others} more comparisons exceed their limits, some of them as a consequence.")
+        lines.append(f"  {counted(others, 'more comparison')} exceeded the limit, usually as a consequence.")
     return lines
 
 
@@ -111,21 +111,26 @@ def _where(one: Difference) -> str:
     return f"{name}, step {one.step}, rank {one.rank}: {one.value:.1e}, allowed {one.limit:.1e}"
 
 
-def _as_if(one: Difference) -> str:
-    """Return a sentence if the relative difference is typical of a wrong factor, else ""."""
+def _wrong_factor(one: Difference) -> str:
+    """Return a sentence about the wrong factor that causes such a relative difference; "" for any other difference."""
     if one.quantity not in ("gradient", "grad_norm", "loss"):
         return ""
-    factors = {0.5: "half or 1.5 times", 1.0: "zero or twice", 0.75: "a quarter", 3.0: "four times"}
-    for value, words in factors.items():
+    values = {
+        0.5: "half or 1.5 times the expected value",
+        1.0: "zero or twice the expected value",
+        0.75: "a quarter of the expected value",
+        3.0: "four times the expected value",
+    }
+    for value, words in values.items():
         if abs(one.value - value) < 1e-3:
-            return f"A difference of {value:g} means {words} of the expected value."
+            return f"A difference of {value:g} means {words}."
     return ""
 
 
 def _title(result: SubLayoutResult) -> str:
     ranks = result.case.layout.world_size
     outcome = "equal" if result.passed else "NOT EQUAL" if result.verdict else "DID NOT RUN"
-    return f"{result.case.layout}: {ranks} rank{'s' if ranks > 1 else ''}, {result.seconds:.0f} s, {outcome}"
+    return f"{result.case.layout}: {counted(ranks, 'rank')}, {result.seconds:.0f} s, {outcome}"
 
 
 def _result_table(result: SubLayoutResult) -> Table:
@@ -154,7 +159,7 @@ def _changes_table(changes: Iterable[Change]) -> Table:
 
 
 def _tail(text: str) -> str:
-    return "\n".join(text.splitlines()[-_SHOWN_LINES:])
+    return "\n".join(text.splitlines()[-_MAX_SHOWN:])
 
 
 def as_json(shrunk: Shrunk, results: list[SubLayoutResult], real: Layout, data: str, seconds: float) -> dict[str, Any]:
@@ -189,7 +194,7 @@ def _result_json(result: SubLayoutResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 1),
         "compared": verdict.compared if verdict else 0,
         "worst": {name: _difference_json(one) for name, one in verdict.worst.items()} if verdict else {},
-        "failures": [_difference_json(one) for one in verdict.failures[:_SHOWN_LINES]] if verdict else [],
+        "failures": [_difference_json(one) for one in verdict.failures[:_MAX_SHOWN]] if verdict else [],
         "explanation": explain(result),
         "error": result.error,
     }

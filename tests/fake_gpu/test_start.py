@@ -22,7 +22,7 @@ from paddle_llm.parallel.process import failure_detection, start
 from paddle_llm.parallel.process.determinism import DETERMINISTIC
 from paddle_llm.parallel.process.environment import prepare_host
 from paddle_llm.parallel.process.start import start_process
-from paddle_llm.rehearse.shrink.config import read_real
+from paddle_llm.rehearse.shrink.config import read_cluster_config
 from paddle_llm.training import api as notebook
 from paddle_llm.training.arguments import training_arguments
 from paddle_llm.training.options import trainer_options, weights_dtype
@@ -90,8 +90,8 @@ def test_settings_are_checked_for_a_gpu_where_the_device_itself_is_wrong(
 
 def test_a_rehearsal_reads_the_config_as_on_the_cluster(flags: list[str]) -> None:
     """On any machine, unless the config requests CPUs."""
-    assert read_real(flags, 1).config.device == "gpu"
-    assert read_real([*flags, "--device", "cpu"], 1).config.device == "cpu"
+    assert read_cluster_config(flags, 1).config.device == "gpu"
+    assert read_cluster_config([*flags, "--device", "cpu"], 1).config.device == "cpu"
 
 
 def test_offload_reaches_the_optimizer_and_the_weights(card: None, flags: list[str]) -> None:

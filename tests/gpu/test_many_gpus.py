@@ -123,7 +123,7 @@ def test_32_bit_gradients_of_16_bit_weights_equal_those_of_one_device(
     """amp_master_grad keeps gradients in `main_grad`, which each of these layouts reduces differently."""
     layout, settings = HALF[name]
     case = case_on(device, tmp_path, layout, evaluation=0, **precision, **settings)
-    ranks, (alone,) = train(case), train(case.alone())
+    ranks, (alone,) = train(case), train(case.in_one_process())
     for rank in ranks:
         assert_close(rank, alone, HALF_LIMIT if device == "gpu" else 1e-4)
         assert rank.skipped == alone.skipped < len(alone.losses)

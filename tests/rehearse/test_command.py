@@ -23,9 +23,9 @@ from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.samples.encode import EncodedSample
 from paddle_llm.rehearse.rehearsal import SubLayoutResult, cases_of, run_sub_layouts
-from paddle_llm.rehearse.shrink.config import read_real, shrink
-from paddle_llm.rehearse.shrink.instruction_samples import _short
-from paddle_llm.rehearse.shrink.samples import own_samples, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink.config import read_cluster_config, shrink
+from paddle_llm.rehearse.shrink.instruction_samples import _shortened
+from paddle_llm.rehearse.shrink.samples import own_samples, sample_counts, synthetic_samples
 from paddle_llm.rehearse.shrink.small_model import small_model
 from tests.helpers.corpus import VOCABULARY, make_corpus
 from tests.helpers.finetune_jobs import make_instructions
@@ -149,10 +149,10 @@ def test_a_shortened_sample_keeps_its_structure(tmp_path: Path) -> None:
     model = small_model(facts, Layout(), 64, 1, 1, 1)
     ids, labels = np.arange(3, 43, dtype=np.int32), np.full(40, -100, np.int32)
     labels[29:] = ids[29:] + 1
-    short = _short(EncodedSample(ids, labels, prefix=29), 0.5, model)
+    short = _shortened(EncodedSample(ids, labels, prefix=29), 0.5, model)
     assert (len(short.input_ids), short.prefix) == (14 + 5, 14)
     assert (short.labels[:14] == -100).all() and (short.labels[14:] != -100).all()
-    assert short.labels[14] == model.fold(labels[29:30].astype(np.int64))[0]
+    assert short.labels[14] == model.vocabulary_map(labels[29:30].astype(np.int64))[0]
 
 
 def test_chatglm_is_rehearsed_without_data(tmp_path: Path) -> None:
@@ -211,9 +211,9 @@ def test_a_mistake_on_the_command_line_is_refused(
 
 
 def read_own_samples(folder: Path, corpus: Path, **settings: Any):
-    real = read_real([write_config(folder, corpus, **settings)], 1)
+    real = read_cluster_config([write_config(folder, corpus, **settings)], 1)
     small = shrink(real, 1, 2, folder / "small")
-    return real, small, own_samples(real, small.model, wanted_by(small.configs))
+    return real, small, own_samples(real, small.model, sample_counts(small.configs))
 
 
 def test_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path) -> None:
@@ -225,8 +225,8 @@ def test_own_samples_are_those_of_the_training(tmp_path: Path, corpus: Path) -> 
     length = small.model.sequence
     for ours, theirs in ((found.train, parts.train), (found.evaluation, parts.valid)):
         tokens = theirs.tokens(0)
-        np.testing.assert_array_equal(ours[0]["input_ids"], small.model.fold(tokens[:length]))
-        np.testing.assert_array_equal(ours[0]["labels"], small.model.fold(tokens[1 : length + 1]))
+        np.testing.assert_array_equal(ours[0]["input_ids"], small.model.vocabulary_map(tokens[:length]))
+        np.testing.assert_array_equal(ours[0]["labels"], small.model.vocabulary_map(tokens[1 : length + 1]))
     assert max(sample["input_ids"].max() for sample in found.train) < small.model.facts.vocab_size < VOCABULARY
 
 
@@ -283,9 +283,9 @@ def test_a_config_that_paddlenlp_does_not_support_is_a_users_mistake(tmp_path: P
 
 def rehearsed_with(tmp_path: Path, fault: str, layout: dict[str, Any]) -> SubLayoutResult:
     model = write_llama(tmp_path / "model", vocab_size=400)
-    real = read_real([write_config(tmp_path, None, model_name_or_path=str(model), **layout)], 2)
+    real = read_cluster_config([write_config(tmp_path, None, model_name_or_path=str(model), **layout)], 2)
     small = shrink(real, 2, 1, tmp_path / "small")
-    samples = synthetic_samples(small.model, wanted_by(small.configs), seed=1)
+    samples = synthetic_samples(small.model, sample_counts(small.configs), seed=1)
     (case,) = cases_of(small, samples)
     (result,) = run_sub_layouts([replace(case, fault=fault)], lambda text: None)
     return result

@@ -16,7 +16,7 @@ from paddle_llm.rehearse.compare import (
     QUANTITIES,
     compare,
     exact_zeros,
-    lacking,
+    missing_values,
     rounding_floor,
     worst_of,
 )
@@ -59,17 +59,17 @@ def test_a_reference_is_shared_by_layouts_of_one_training(tmp_path):
 def test_the_reference_runs_without_options_that_save_memory(tmp_path):
     """Otherwise a wrong recomputation would be equally wrong in both."""
     case = make_case(tmp_path, Layout(tensor=2), recompute=True, recompute_granularity="core_attn", release_grads=True)
-    for one in (case.alone(), case.rounded_differently()):
+    for one in (case.in_one_process(), case.with_other_micro_batches()):
         assert not one.config.recompute and not one.config.release_grads
     assert case.config.recompute
 
 
 def test_the_second_reference_uses_another_order_of_sums(tmp_path):
     case = make_case(tmp_path, Layout(data=2), global_batch=8)
-    alone, other = case.alone().config, case.rounded_differently().config
+    alone, other = case.in_one_process().config, case.with_other_micro_batches().config
     assert (alone.per_device_train_batch_size, alone.gradient_accumulation_steps) == (1, 8)
     assert (other.per_device_train_batch_size, other.gradient_accumulation_steps) == (2, 4)
-    assert make_case(tmp_path, Layout(), global_batch=1).rounded_differently() is None
+    assert make_case(tmp_path, Layout(), global_batch=1).with_other_micro_batches() is None
 
 
 @pytest.mark.parametrize("layout", [Layout(data=2), Layout(sharding=2, sharding_stage=2, pipeline=2)], ids=str)
@@ -206,11 +206,13 @@ def test_a_zero_in_only_one_reference_is_not_a_floor(records):
 def test_values_missing_from_every_record_are_reported(records):
     """Otherwise they would be compared with nothing, and pass."""
     reference, _ = records
-    assert lacking(reference, 1, evaluated=False) == []
+    assert missing_values(reference, 1, evaluated=False) == []
     reference.steps[1].tensors["gradient"].clear()
     del reference.steps[1].scalars["grad_norm"]
-    assert lacking(reference, 1, evaluated=True) == [f"{q} at step 1" for q in ("grad_norm", "eval_loss", "gradient")]
-    assert "loss at step 2" in lacking(reference, 2, evaluated=False)
+    assert missing_values(reference, 1, evaluated=True) == [
+        f"{q} at step 1" for q in ("grad_norm", "eval_loss", "gradient")
+    ]
+    assert "loss at step 2" in missing_values(reference, 2, evaluated=False)
 
 
 def test_zeros_are_compared_with_zeros():

@@ -17,10 +17,10 @@ from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.families.shape import facts_from_dict
 from paddle_llm.rehearse.oracle import reference_key
 from paddle_llm.rehearse.rehearsal import cases_of
-from paddle_llm.rehearse.shrink.config import Shrunk, read_real, shrink
-from paddle_llm.rehearse.shrink.samples import global_batch, synthetic_samples, wanted_by
+from paddle_llm.rehearse.shrink.config import Shrunk, read_cluster_config, shrink
+from paddle_llm.rehearse.shrink.samples import global_batch, sample_counts, synthetic_samples
 from paddle_llm.rehearse.shrink.settings import ADAM_EPSILON, LEARNING_RATE
-from paddle_llm.rehearse.shrink.small_model import Fold, small_model
+from paddle_llm.rehearse.shrink.small_model import VocabularyMap, small_model
 from paddle_llm.rehearse.shrink.sub_layouts import sub_layouts_of
 from tests.helpers.models.tiny import write_bloom, write_chatglm, write_chatglm2, write_llama
 
@@ -93,7 +93,7 @@ def check_sub_layout(real: Resolved, small: Shrunk, shrunk: Resolved) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_every_shipped_config_keeps_its_kind(path: Path, tmp_path: Path) -> None:
-    real = read_real([str(path)], world_size(json.loads(path.read_text())))
+    real = read_cluster_config([str(path)], world_size(json.loads(path.read_text())))
     small = shrink(real, 8, 3, tmp_path)
     check_kind(real, small)
     for sub_layout in small.configs:
@@ -102,7 +102,7 @@ def test_every_shipped_config_keeps_its_kind(path: Path, tmp_path: Path) -> None
 
 
 def test_a_70b_config_for_64_gpus_becomes_eight_ranks(tmp_path: Path) -> None:
-    real = read_real(["configs/pretrain/llama_2_70b_tp8_pp4_sharding2_stage1.json"], 64)
+    real = read_cluster_config(["configs/pretrain/llama_2_70b_tp8_pp4_sharding2_stage1.json"], 64)
     (sub_layout,) = shrink(real, 8, 3, tmp_path).configs
     assert str(sub_layout.layout) == "sharding2(stage1) x tp2+sp x pp2"
 
@@ -222,7 +222,7 @@ def test_unusual_shapes_keep_their_kind(
     tmp_path: Path, model: dict[str, Any], settings: dict[str, Any], ranks: int
 ) -> None:
     run = write_run(tmp_path, write_llama(tmp_path / "model", **model), **settings)
-    real = read_real([run], world_size(settings))
+    real = read_cluster_config([run], world_size(settings))
     check_kind(real, shrink(real, ranks, 3, tmp_path / "small"))
 
 
@@ -233,7 +233,7 @@ def test_other_keys_of_the_model_are_kept(tmp_path: Path, write) -> None:
     )
     if write is write_chatglm2:  # two groups
         run = write_run(tmp_path, tmp_path / "model", tensor_parallel_degree=2)
-    real = read_real([run], 4 if write is not write_chatglm2 else 2)
+    real = read_cluster_config([run], 4 if write is not write_chatglm2 else 2)
     small = shrink(real, 4, 3, tmp_path / "small").model.facts.raw
     assert real.facts is not None
     before = real.facts.raw
@@ -261,7 +261,7 @@ def test_other_keys_of_the_model_are_kept(tmp_path: Path, write) -> None:
 def test_scaled_rotary_embeddings_still_exceed_their_table(tmp_path: Path) -> None:
     scaling = {"rope_type": "dynamic", "factor": 2.0}
     model = write_llama(tmp_path / "model", max_position_embeddings=64, rope_scaling=scaling)
-    real = read_real([write_run(tmp_path, model, **TP4)], 4)
+    real = read_cluster_config([write_run(tmp_path, model, **TP4)], 4)
     small = shrink(real, 4, 3, tmp_path / "small")
     assert small.model.facts.raw["rope_scaling"] == scaling
     assert small.model.facts.max_position_embeddings == small.model.sequence // 2
@@ -299,19 +299,19 @@ def test_an_attention_window_is_the_same_share_of_the_sequence(window: int | Non
 
 
 def test_folded_ids_keep_special_tokens_distinct() -> None:
-    fold = Fold([0, 2, 130001, 130004], 64)
+    vocabulary_map = VocabularyMap([0, 2, 130001, 130004], 64)
     ids = np.array([[0, 1, 2], [130001, 130004, 5000]])
-    found = fold(ids)
+    found = vocabulary_map(ids)
     assert found.shape == ids.shape
     assert 0 <= found.min() <= found.max() < 64
     assert found[0, 0] == 0
     assert found[0, 2] == 2
-    assert len(set(fold.special.values())) == 4
-    everything = fold(np.arange(130528))
-    for token, place in fold.special.items():
+    assert len(set(vocabulary_map.special.values())) == 4
+    everything = vocabulary_map(np.arange(130528))
+    for token, place in vocabulary_map.special.items():
         assert np.flatnonzero(everything == place).tolist() == [token]
     assert set(everything) == set(range(64))
-    assert not set(fold.ordinary) & set(fold.special.values())
+    assert not set(vocabulary_map.ordinary_ids) & set(vocabulary_map.special.values())
 
 
 def test_sub_layouts_share_their_reference(tmp_path: Path) -> None:
@@ -322,11 +322,11 @@ def test_sub_layouts_share_their_reference(tmp_path: Path) -> None:
         "gradient_accumulation_steps": 64,
         "do_eval": True,
     }
-    real = read_real([write_run(tmp_path, write_llama(tmp_path / "model"), **settings)], 16)
+    real = read_cluster_config([write_run(tmp_path, write_llama(tmp_path / "model"), **settings)], 16)
     small = shrink(real, 8, 3, tmp_path / "small")
     assert len(small.configs) == 3
     assert len({global_batch(sub_layout) for sub_layout in small.configs}) == 1
-    wanted = wanted_by(small.configs)
+    wanted = sample_counts(small.configs)
     cases = cases_of(small, synthetic_samples(small.model, wanted, seed=1))
     assert len({reference_key(case) for case in cases}) == 1
     assert all(len(case.train) == 3 * case.global_batch for case in cases)
@@ -339,7 +339,7 @@ def test_sub_layouts_share_their_reference(tmp_path: Path) -> None:
 def test_all_mistakes_of_the_config_are_reported(tmp_path: Path) -> None:
     run = write_run(tmp_path, write_llama(tmp_path / "model"), tensor_parallel_degree=3)
     with pytest.raises(ConfigError) as error:
-        read_real([run, "--learning_rat", "1"], 3)
+        read_cluster_config([run, "--learning_rat", "1"], 3)
     unknown, heads, width = error.value.problems
     assert "Did you mean --learning_rate?" in unknown
     assert "attention heads" in heads
@@ -348,7 +348,9 @@ def test_all_mistakes_of_the_config_are_reported(tmp_path: Path) -> None:
 
 def test_dropout_and_settings_unsupported_on_the_cpu_are_reported(tmp_path: Path) -> None:
     model = write_bloom(tmp_path / "model", hidden_dropout=0.1)
-    real = read_real([write_run(tmp_path, model, attention_probs_dropout_prob=0.2, continue_training=False)], 1)
+    real = read_cluster_config(
+        [write_run(tmp_path, model, attention_probs_dropout_prob=0.2, continue_training=False)], 1
+    )
     changes = {one.what: (one.real, one.rehearsed) for one in shrink(real, 1, 3, tmp_path / "small").changes}
     assert changes["bf16"] == ("true", "false")
     assert changes["hidden_dropout"] == ("0.1", "0")

@@ -160,7 +160,7 @@ def _fair_share() -> int:
 
 
 def _keep_memory_pages() -> bool:
-    """Let glibc keep freed memory, because new pages cost about a tenth of a step. glibc has read its variables already.
+    """Let glibc keep freed memory: new pages cost about a tenth of a step. glibc does not read variables any more.
 
     Returns:
         Whether glibc accepted the settings.

@@ -6,9 +6,9 @@ a sum over 16 ranks overflows four bits earlier). The owner adds the means of a 
 from the parameters, so that a reduced mean is never sent again. `hand_over` makes the sums the gradients of the
 parameters.
 
-The memory in flight is limited, and the limit has equal parts: one for gradients that wait, one for each bucket that is
-being reduced (a flat copy of its gradients; on a GPU the reduction runs beside the backward pass), and one for the newest
-gradient. A gradient larger than a part is sent separately, in its own memory.
+The memory in flight is limited, and the limit has equal parts: one for gradients that wait, one for each bucket that
+is being reduced (a flat copy of its gradients; on a GPU the reduction runs beside the backward pass), and one for the
+newest gradient. A gradient larger than a part is sent separately, in its own memory.
 """
 
 from __future__ import annotations

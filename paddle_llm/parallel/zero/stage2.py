@@ -119,13 +119,13 @@ class ShardedGradients:
         return take
 
     def _end_backward(self) -> None:
-        """Send the gradients that wait; called by Paddle's engine at the end of a backward pass or of a recomputed part of one."""
+        """Send the gradients that wait. Paddle's engine calls this after a backward pass and after a recomputed part of one."""
         self._in_backward = False
         self._buckets.send_all()
 
     @paddle.no_grad()
     def _finish_step(self, parameters: Iterable[Tensor], hcg: HybridCommunicateGroup) -> None:
-        """Reduce the gradients that had to wait for the end of the step, and hand all over; replaces stage 1's reduction."""
+        """Reduce the gradients that waited for the end of the step, and hand all over; replaces stage 1's reduction."""
         for parameter in self._reduced_late:
             self._buckets.add(parameter)
         self._buckets.send_all()

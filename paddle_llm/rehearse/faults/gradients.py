@@ -8,16 +8,20 @@ from unittest.mock import patch
 
 import paddle.distributed as dist
 import paddle.nn.functional as F
+from paddle import Tensor
 from paddle.distributed import fleet
 from paddle.distributed.collective import _c_identity
+from paddle.distributed.fleet.base.topology import HybridCommunicateGroup
 from paddle.distributed.fleet.layers.mpu.mp_ops import c_identity_eager
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
 from paddle.distributed.fleet.meta_parallel import PipelineLayer, PipelineParallel
 from paddle.distributed.fleet.utils.hybrid_parallel_util import fused_allreduce_gradients_with_group
+from paddle.nn import Linear
 from paddlenlp.trainer import trainer
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.models.patches import llama
+from paddle_llm.parallel.mesh import Axis
 from paddle_llm.peft.methods import parallel_product
 from paddle_llm.rehearse.faults.registry import FORWARD, NORMS, PP2, SP2, STAGE1, TP2, fault
 
@@ -44,7 +48,7 @@ def last_micro_batch_only() -> Iterator[None]:
     """Pipeline: each micro-batch's backward pass starts with empty gradients, so only those of the last one remain."""
     backward = PipelineParallel._backward_step
 
-    def clear_and_run_backward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def clear_and_run_backward(self: PipelineParallel, *args: Any, **kwargs: Any) -> Any:
         self._layers.clear_gradients()
         return backward(self, *args, **kwargs)
 
@@ -61,7 +65,7 @@ def last_micro_batch_only() -> Iterator[None]:
 def wrong_average() -> Iterator[None]:
     """Gradients of data-parallel ranks are divided by the number of all ranks, tensor-parallel ones included."""
 
-    def average_over_the_world(parameters: Any, hcg: Any) -> None:
+    def average_over_the_world(parameters: list[Tensor], hcg: HybridCommunicateGroup) -> None:
         group = hcg.get_data_parallel_group()
         fused_allreduce_gradients_with_group(parameters, group, scale=1.0 / dist.get_world_size())
 
@@ -90,7 +94,7 @@ def sequence_parallel_norms() -> Iterator[None]:
 def replicated_key_values() -> Iterator[None]:
     """Key-value heads that every tensor rank holds: each rank uses the gradient from its own query heads only."""
 
-    def project(linear: Any, hidden: Any) -> Any:
+    def project(linear: Linear, hidden: Tensor) -> Tensor:
         group = fleet.get_hybrid_communicate_group().get_model_parallel_group()
         return F.linear(_c_identity(hidden, group=group), linear.weight)
 
@@ -108,7 +112,7 @@ def tied_on_one_stage() -> Iterator[None]:
     """Weights tied between the first and last stage: the sum of their gradients is applied on the first stage only."""
     summed = PipelineLayer.allreduce_shared_weight_gradients
 
-    def sum_and_keep_own(self: Any) -> None:
+    def sum_and_keep_own(self: PipelineLayer) -> None:
         shared = [getattr(comm["layer"], name) for comm in self.shared_comm.values() for name in comm["weight_attr"]]
         own = [parameter.grad.clone() for parameter in shared]
         summed(self)
@@ -146,8 +150,8 @@ def lora_replicas() -> Iterator[None]:
     """LoRA on a column-parallel layer: each tensor rank uses the gradient of A from its own outputs only."""
     summed = parallel_product.summed_gradient
 
-    def summed_for_parameters(tensor: Any, axis: Any, wanted: Any = True) -> Any:
-        return summed(tensor, axis, wanted and tensor.is_leaf)
+    def summed_for_parameters(tensor: Tensor, axis: Axis, is_needed: bool = True) -> Tensor:
+        return summed(tensor, axis, is_needed and tensor.is_leaf)
 
     with patch.object(parallel_product, "summed_gradient", summed_for_parameters):
         yield

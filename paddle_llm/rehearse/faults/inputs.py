@@ -12,7 +12,7 @@ import paddle.distributed as dist
 from paddle_llm.data.sampler import GlobalBatchSampler
 from paddle_llm.models import loss
 from paddle_llm.models.weights import initialization as init
-from paddle_llm.models.weights.shards import shard_of
+from paddle_llm.models.weights.shards import Shard, shard_of
 from paddle_llm.rehearse.faults.registry import DP2, FORWARD, TP2, fault
 from paddle_llm.training.evaluation import mean_loss as evaluation
 from paddle_llm.training.step.loss_normalization import LossNormalizer
@@ -30,8 +30,8 @@ def swapped_shards() -> Iterator[None]:
     """The tensor-parallel shards of attention output projections are read in reverse order."""
 
     def shard_of_the_other(
-        family: Any, name: Any, local_shape: Any, split: Any, config: Any, degree: Any, rank: Any
-    ) -> Any:
+        family: str, name: str, local_shape: list[int], split: bool, config: Any, degree: int, rank: int
+    ) -> Shard:
         if name.endswith("o_proj.weight"):
             rank = degree - 1 - rank
         return shard_of(family, name, local_shape, split, config, degree, rank)
@@ -49,8 +49,8 @@ def micro_batch_twice() -> Iterator[None]:
     """The first micro-batch of a step is used again instead of the second one."""
     micro_batches = GlobalBatchSampler.__iter__
 
-    def with_a_repetition(self: Any) -> Any:
-        first = None
+    def with_a_repetition(self: GlobalBatchSampler) -> Iterator[list[int]]:
+        first: list[int] = []
         for index, batch in enumerate(micro_batches(self)):
             micro_step = index % self.gradient_accumulation_steps
             first = batch if micro_step == 0 else first
@@ -69,7 +69,7 @@ def micro_batch_twice() -> Iterator[None]:
 def mean_of_each_rank() -> Iterator[None]:
     """Each data rank's loss is the mean over its own labels, so ranks with few labels count as much as others."""
 
-    def use_own_labels(self: Any, labels: Any) -> None:
+    def use_own_labels(self: LossNormalizer, labels: int) -> None:
         self.labels = float(labels)
         self.divisor = labels * self._data_ranks / self._micro_batches
 
@@ -86,7 +86,7 @@ def mean_of_each_micro_batch() -> Iterator[None]:
     """Each micro-batch's loss is the mean over its own labels, as in trainers before 2024."""
     start = LossNormalizer.start_global_batch
 
-    def start_without_divisor(self: Any, labels: Any) -> None:
+    def start_without_divisor(self: LossNormalizer, labels: int) -> None:
         start(self, labels)
         self.divisor = None
 
@@ -103,7 +103,7 @@ def mean_of_ranks_in_evaluation() -> Iterator[None]:
     """The evaluation loss is the mean of the ranks' means, although their numbers of labels differ."""
     mean_loss = evaluation.mean_loss
 
-    def mean_of_means(*args: Any) -> Any:
+    def mean_of_means(*args: Any) -> float:
         with patch.object(dist, "get_world_size", lambda group=None: 1):
             own = mean_loss(*args)
         means: list[paddle.Tensor] = []

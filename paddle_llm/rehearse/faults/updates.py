@@ -8,11 +8,12 @@ from typing import Any
 from unittest.mock import patch
 
 import paddle.distributed as dist
+from paddle import Tensor
 from paddle.distributed import fleet
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer import DygraphShardingOptimizer
 from paddle.distributed.fleet.meta_optimizers.dygraph_optimizer.hybrid_parallel_optimizer import HybridParallelClipGrad
-from paddle.optimizer import AdamW
-from paddle.optimizer.lr import LambdaDecay
+from paddle.optimizer import AdamW, Optimizer
+from paddle.optimizer.lr import LambdaDecay, LRScheduler
 
 from paddle_llm.parallel.zero.stage2 import ShardedGradients
 from paddle_llm.rehearse.faults.registry import BACKWARD, DP2, NORMS, PP2, STAGE1, STAGE2, TP2, fault
@@ -28,7 +29,7 @@ def replicas_in_the_norm() -> Iterator[None]:
     """The gradient norm counts a parameter that every tensor rank holds once per rank."""
     reduce_sums = HybridParallelClipGrad._global_norm
 
-    def reduce_all(self: Any, split_sum: Any, replicated_sum: Any) -> None:
+    def reduce_all(self: HybridParallelClipGrad, split_sum: Tensor, replicated_sum: Tensor) -> None:
         reduce_sums(self, split_sum, replicated_sum)
         dist.all_reduce(replicated_sum, group=self._hcg.get_model_parallel_group())
 
@@ -42,7 +43,7 @@ def replicas_in_the_norm() -> Iterator[None]:
     layout=PP2,
 )
 def norm_of_one_stage() -> Iterator[None]:
-    """The gradient norm and clipping use each pipeline stage's own parameters only."""
+    """The gradient norm and clipping use only the parameters of the rank's own pipeline stage."""
     with _norm_without("get_pipe_parallel_world_size"):
         yield
 
@@ -53,7 +54,7 @@ def norm_of_one_stage() -> Iterator[None]:
     layout=STAGE2,
 )
 def norm_of_one_owner() -> Iterator[None]:
-    """The gradient norm and clipping use the parameters that each sharding rank owns only."""
+    """The gradient norm and clipping use only the parameters that the sharding rank owns."""
     with _norm_without("get_sharding_parallel_world_size"):
         yield
 
@@ -63,7 +64,7 @@ def _norm_without(degree: str) -> Iterator[None]:
     """Compute the norm as if a degree were one."""
     reduce_sums = HybridParallelClipGrad._global_norm
 
-    def reduce_fewer(self: Any, split_sum: Any, replicated_sum: Any) -> None:
+    def reduce_fewer(self: HybridParallelClipGrad, split_sum: Tensor, replicated_sum: Tensor) -> None:
         with patch.object(self._hcg, degree, lambda: 1):
             reduce_sums(self, split_sum, replicated_sum)
 
@@ -83,7 +84,7 @@ def two_owners() -> Iterator[None]:
     partition = DygraphShardingOptimizer._partition_parameters
     owners = DygraphShardingOptimizer._map_param_to_rank
 
-    def with_a_second_owner(self: Any) -> Any:
+    def with_a_second_owner(self: DygraphShardingOptimizer) -> dict[int, list[Tensor]]:
         parts = partition(self)
         embedding = next(p for p in self._parameter_list if p.name.startswith("embedding"))
         for parameters in parts.values():
@@ -91,7 +92,7 @@ def two_owners() -> Iterator[None]:
                 parameters.append(embedding)
         return parts
 
-    def first_one_wins(self: Any) -> Any:
+    def first_one_wins(self: DygraphShardingOptimizer) -> dict[str, int]:
         first = dict(owners(self))
         for rank in reversed(self._rank2params):
             first.update((p.name, rank) for p in self._rank2params[rank])
@@ -114,7 +115,7 @@ def stale_parameter() -> Iterator[None]:
     """Sharding stage 2: the owner of the embedding does not send it to the other ranks after the step."""
     broadcast = ShardedGradients._broadcast_parameters
 
-    def broadcast_others(self: Any) -> None:
+    def broadcast_others(self: ShardedGradients) -> None:
         others = {
             rank: [p for p in parameters if not p.name.startswith("embedding")]
             for rank, parameters in self._sharding._rank2params.items()
@@ -136,7 +137,7 @@ def decayed_norms() -> Iterator[None]:
     """Weight decay is applied to norms, too, in this layout only."""
     create = PretrainTrainer.create_optimizer
 
-    def create_and_decay_all(self: Any, lr_scheduler: Any = None) -> Any:
+    def create_and_decay_all(self: PretrainTrainer, lr_scheduler: LRScheduler | None = None) -> Optimizer:
         optimizer = create(self, lr_scheduler)
         optimizer._apply_decay_param_fun = None
         return optimizer
@@ -155,7 +156,7 @@ def schedule_twice() -> Iterator[None]:
     """The learning-rate schedule advances two steps per optimizer step."""
     step = LambdaDecay.step
 
-    def step_twice(self: Any, epoch: Any = None) -> None:
+    def step_twice(self: LambdaDecay, epoch: int | None = None) -> None:
         step(self, epoch)
         step(self, epoch)
 
@@ -173,7 +174,7 @@ def forgotten_moments() -> Iterator[None]:
     """The second tensor rank resets the first moments of its shards."""
     update = AdamW._append_optimize_op
 
-    def update_and_forget(self: Any, block: Any, param_and_grad: Any) -> Any:
+    def update_and_forget(self: AdamW, block: Any, param_and_grad: tuple[Tensor, Tensor]) -> Any:
         result = update(self, block, param_and_grad)
         rank = fleet.get_hybrid_communicate_group().get_model_parallel_rank()
         if param_and_grad[0].is_distributed and rank == 1:

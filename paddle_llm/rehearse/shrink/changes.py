@@ -66,15 +66,15 @@ def changes_of(real: Resolved, configs: list[Resolved], model: SmallModel) -> li
     rows = [("layout", str(real.layout), _joined(one.layout for one in configs))]
     rows += [(name, str(getattr(real.facts, name)), str(getattr(model.facts, name))) for name in _SIZES]
     known = fields_of(real.entry)
-    for name in (*(name for name in _COMPARED if name in known), *_not_honoured(configs)):
+    for name in (*(name for name in _COMPARED if name in known), *_unsupported_on_cpu(configs)):
         requested = real.requested.get(name, getattr(real.config, name))
         rows.append((name, _shown(requested), _joined(_shown(getattr(one.config, name)) for one in configs)))
     rows += [(key, str(value), "0") for key, value in real.facts.raw.items() if "dropout" in key and value]
     return [Change(*row) for row in rows if row[1] != row[2]]
 
 
-def _not_honoured(configs: list[Resolved]) -> list[str]:
-    """Return fields that a CPU does not honour: the results are the same without them, or those of float32."""
+def _unsupported_on_cpu(configs: list[Resolved]) -> list[str]:
+    """Return fields that have no effect on a CPU: the results are the same without them, or those of float32."""
     names = [name for one in configs for name, origin in one.origins.items() if origin == UNSUPPORTED]
     return [name for name in dict.fromkeys(names) if name not in _COMPARED]
 

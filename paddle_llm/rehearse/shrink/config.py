@@ -39,7 +39,7 @@ class Shrunk:
     changes: list[Change]
 
 
-def read_real(argv: list[str], world_size: int) -> Resolved:
+def read_cluster_config(argv: list[str], world_size: int) -> Resolved:
     """Read and check a config as the cluster would.
 
     Args:
@@ -63,7 +63,7 @@ def read_real(argv: list[str], world_size: int) -> Resolved:
 
 
 def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
-    """Return small configs for a number of CPU ranks.
+    """Return the small configs that rehearse a config on CPU ranks.
 
     Args:
         real: Config of the cluster.
@@ -93,7 +93,7 @@ def shrink(real: Resolved, ranks: int, steps: int, folder: Path) -> Shrunk:
 
 
 def _resolve(real: Resolved, layout: Layout, model: SmallModel, folder: Path, steps: dict[str, int]) -> Resolved:
-    """Return the config of one sub-layout, read by the real reader."""
+    """Return the config of one sub-layout, read by the reader of real configs."""
     values = shrunk_settings(real, layout, model) | {
         "model_name_or_path": str(folder),
         "output_dir": str(folder / "output"),

@@ -1,7 +1,8 @@
-"""The samples of a rehearsal of fine-tuning: the config's own instructions, made short, or random ones.
+"""The samples of a rehearsal of fine-tuning: shortened instructions of the config, or random ones.
 
-Instructions are encoded as in the real run, with its tokenizer, template, lengths and checks. Then prompt and answer of
-each are cut in proportion, so that their lengths stay unequal, and the ids are mapped to the small vocabulary.
+Instructions are encoded as in the real run, with its tokenizer, template, lengths and checks. Then the prompt and the
+answer of each are shortened in proportion, so that their lengths stay unequal, and the ids are mapped to the small
+vocabulary.
 """
 
 from __future__ import annotations
@@ -20,64 +21,64 @@ from paddle_llm.data.samples.encoded_samples import EncodedSamples, EncodingRepo
 from paddle_llm.data.tokenizers.text_codec import open_codec
 from paddle_llm.families import FAMILIES
 from paddle_llm.rehearse.case import Sample
-from paddle_llm.rehearse.shrink.samples import SYNTHETIC, Samples, Wanted, checked_tokenizer
+from paddle_llm.rehearse.shrink.samples import USE_SYNTHETIC, SampleCounts, Samples, checked_tokenizer
 from paddle_llm.rehearse.shrink.small_model import SmallModel
 
 
-def synthetic_instructions(model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
+def synthetic_instructions(model: SmallModel, small: RunConfig, counts: SampleCounts) -> Samples:
     """Return samples of random prompts without loss and random answers with loss, of all lengths that fit.
 
     Args:
         model: Small model.
         small: Config of a sub-layout.
-        wanted: Numbers of samples.
+        counts: Numbers of samples.
     """
     draw = np.random.default_rng(small.seed)
     longest = small.max_length - 1
-    both_ways = FAMILIES[model.facts.model_type].network.bidirectional_prefix
+    has_prefix = FAMILIES[model.facts.model_type].network.bidirectional_prefix
 
     def encoded(count: int) -> Iterator[EncodedSample]:
         for _ in range(count):
             prompt = int(draw.integers(2, longest // 2 + 1))
             answer = int(draw.integers(1, longest - prompt + 1))
-            tokens = draw.choice(model.fold.ordinary, prompt + answer + 1).astype(np.int32)
+            tokens = draw.choice(model.vocabulary_map.ordinary_ids, prompt + answer + 1).astype(np.int32)
             labels = np.where(np.arange(len(tokens)) < prompt, IGNORE_INDEX, tokens)[1:].astype(np.int32)
-            yield EncodedSample(tokens[:-1], labels, prompt - 1 if both_ways else 0)
+            yield EncodedSample(tokens[:-1], labels, prompt - 1 if has_prefix else 0)
 
-    return _samples(small, wanted, list(encoded(wanted.train)), list(encoded(wanted.evaluation)))
+    return _samples(small, counts, list(encoded(counts.train)), list(encoded(counts.evaluation)))
 
 
-def own_instructions(real: Resolved, model: SmallModel, small: RunConfig, wanted: Wanted) -> Samples:
+def own_instructions(real: Resolved, model: SmallModel, small: RunConfig, counts: SampleCounts) -> Samples:
     """Return the first instructions of the config's files.
 
     Args:
         real: Config of the cluster.
         model: Small model.
         small: Config of a sub-layout.
-        wanted: Numbers of samples.
+        counts: Numbers of samples.
 
     Raises:
         ConfigError: If tokenizer, template or instructions cannot be used.
     """
     try:
-        splits = _read(real, wanted)
+        splits = _read(real, counts)
     except UserError as error:
-        raise ConfigError([f"{error}\n     {SYNTHETIC}"]) from error
+        raise ConfigError([f"{error}\n     {USE_SYNTHETIC}"]) from error
     longest = max(len(sample.input_ids) for part in splits for sample in part)
     scale = min((small.max_length - 1) / longest, 1.0)
-    train, evaluation = ([_short(sample, scale, model) for sample in part] for part in splits)
-    return _samples(small, wanted, train, evaluation)
+    train, evaluation = ([_shortened(sample, scale, model) for sample in part] for part in splits)
+    return _samples(small, counts, train, evaluation)
 
 
-def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[EncodedSample]]:
-    # It imports Paddle.
+def _read(real: Resolved, counts: SampleCounts) -> tuple[list[EncodedSample], list[EncodedSample]]:
+    # This module imports Paddle.
     from paddle_llm.training.instruction_splits import make_encoder, read_conversations
 
     config = real.config
     codec = open_codec(checked_tokenizer(real))
     encoder = make_encoder(config, codec, config.tokenizer_name_or_path or config.model_name_or_path)
     found: list[list[EncodedSample]] = []
-    for split, count in (("train", wanted.train), ("dev", wanted.evaluation)):
+    for split, count in (("train", counts.train), ("dev", counts.evaluation)):
         conversations = read_conversations(config, split)[:count] if count else []
         samples: list[EncodedSample] = []
         if conversations:
@@ -87,12 +88,12 @@ def _read(real: Resolved, wanted: Wanted) -> tuple[list[EncodedSample], list[Enc
     return found[0], found[1]
 
 
-def _short(sample: EncodedSample, scale: float, model: SmallModel) -> EncodedSample:
-    """Return the end of the prompt and the beginning of the rest, each cut to its share.
+def _shortened(sample: EncodedSample, scale: float, model: SmallModel) -> EncodedSample:
+    """Return the end of the prompt and the beginning of what follows, each shortened by the same factor.
 
     Args:
         sample: Encoded sample.
-        scale: Share of the length to keep, 0 to 1.
+        scale: Share of both lengths to keep, 0 to 1.
         model: Small model.
     """
     first = int(np.argmax(sample.labels != IGNORE_INDEX))  # the token before the first answer
@@ -101,15 +102,17 @@ def _short(sample: EncodedSample, scale: float, model: SmallModel) -> EncodedSam
     part = slice(first - prompt, first + rest)
     labels = sample.labels[part].copy()
     trained = labels != IGNORE_INDEX
-    labels[trained] = model.fold(labels[trained].astype(np.int64))
-    ids = model.fold(sample.input_ids[part].astype(np.int64)).astype(np.int32)
+    labels[trained] = model.vocabulary_map(labels[trained].astype(np.int64))
+    ids = model.vocabulary_map(sample.input_ids[part].astype(np.int64)).astype(np.int32)
     return EncodedSample(ids, labels, prompt if sample.prefix else 0)
 
 
-def _samples(small: RunConfig, wanted: Wanted, train: list[EncodedSample], evaluation: list[EncodedSample]) -> Samples:
+def _samples(
+    small: RunConfig, counts: SampleCounts, train: list[EncodedSample], evaluation: list[EncodedSample]
+) -> Samples:
     return Samples(
-        _rows(train, wanted.train, small.max_seq_length if small.zero_padding else None, small.seed),
-        _rows(evaluation, wanted.evaluation, None, small.seed),
+        _rows(train, counts.train, small.max_seq_length if small.zero_padding else None, small.seed),
+        _rows(evaluation, counts.evaluation, None, small.seed),
     )
 
 

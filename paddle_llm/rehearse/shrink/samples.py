@@ -1,14 +1,16 @@
-"""The samples of a rehearsal of pretraining: the config's own corpus, or random tokens.
+"""The samples of a rehearsal of pretraining: from the corpus of the config, or random tokens.
 
-The corpus is read as in the real run, with the real length of samples and all checks of the real vocabulary. Then each
-sample is cut to the small length, and its ids are mapped to the small vocabulary. No file is written beside the corpus.
+The corpus is read as in the real run, with the real length of samples, and token ids are checked with the real
+vocabulary. Then each sample is cut to the small length, and its ids are mapped to the small vocabulary. No file is
+written beside the corpus.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,20 +18,22 @@ from paddle_llm.config.reader import Resolved
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.data.corpus.dataset import build_pretrain_datasets, training_samples
 from paddle_llm.data.tokenizer import load_tokenizer
+from paddle_llm.data.tokenizers.protocol import Tokenizer
 from paddle_llm.models.chatglm_pretrain import chatglm_transform, pretrains_prefix, sample_transform
 from paddle_llm.rehearse.case import Sample
 from paddle_llm.rehearse.shrink.small_model import SmallModel
 
-SYNTHETIC = "--synthetic rehearses the layout without data and tokenizer."
+USE_SYNTHETIC = "--synthetic rehearses the layout without data and tokenizer."
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class SampleCounts:
     """Numbers of samples that a rehearsal needs.
 
     Attributes:
         train: Training samples.
-        evaluation: Largest number of evaluation samples.
+        evaluation: Evaluation samples, at most.
     """
 
     train: int
@@ -49,12 +53,12 @@ class Samples:
     evaluation: list[Sample]
 
 
-def wanted_by(configs: list[Resolved]) -> Wanted:
-    """Return numbers for every sub-layout; half an evaluation batch more, so that the last one is uneven."""
+def sample_counts(configs: list[Resolved]) -> SampleCounts:
+    """Return the numbers for the largest sub-layout, with half an evaluation batch more: the last batch is uneven."""
     train = max(one.config.max_steps * global_batch(one) for one in configs)
     batches = [one.config.per_device_eval_batch_size * one.layout.data_world_size for one in configs]
     evaluates = any(one.config.do_eval for one in configs)
-    return Wanted(train, max(batches) + max(batches) // 2 + 1 if evaluates else 0)
+    return SampleCounts(train, max(batches) + max(batches) // 2 + 1 if evaluates else 0)
 
 
 def global_batch(resolved: Resolved) -> int:
@@ -63,42 +67,43 @@ def global_batch(resolved: Resolved) -> int:
     return config.per_device_train_batch_size * config.gradient_accumulation_steps * resolved.layout.data_world_size
 
 
-def synthetic_samples(model: SmallModel, wanted: Wanted, seed: int) -> Samples:
+def synthetic_samples(model: SmallModel, counts: SampleCounts, seed: int) -> Samples:
     """Return samples of random tokens that are not special.
 
     Args:
         model: Small model.
-        wanted: Numbers of samples.
+        counts: Numbers of samples.
         seed: Seed of the tokens.
     """
     draw = np.random.default_rng(seed)
-    count = wanted.train + wanted.evaluation
-    windows = draw.choice(model.fold.ordinary, (count, model.sequence + 1))
-    return _samples(model, list(windows[: wanted.train]), list(windows[wanted.train :]))
+    count = counts.train + counts.evaluation
+    windows = draw.choice(model.vocabulary_map.ordinary_ids, (count, model.sequence + 1))
+    return _samples(model, list(windows[: counts.train]), list(windows[counts.train :]))
 
 
-def own_samples(real: Resolved, model: SmallModel, wanted: Wanted) -> Samples:
+def own_samples(real: Resolved, model: SmallModel, counts: SampleCounts) -> Samples:
     """Return the first samples of the config's corpus.
 
     Args:
         real: Config of the cluster.
         model: Small model.
-        wanted: Numbers of samples.
+        counts: Numbers of samples.
 
     Raises:
         ConfigError: If the tokenizer or the corpus cannot be used; the message lists both.
     """
     problems: list[str] = []
     tokenizer = _attempt(lambda: checked_tokenizer(real), problems)
-    windows = _attempt(lambda: _read_windows(real, wanted, tokenizer), problems)
+    windows = _attempt(lambda: _read_windows(real, counts, tokenizer), problems)
     if problems:
-        raise ConfigError([*dict.fromkeys(problems[:-1]), f"{problems[-1]}\n     {SYNTHETIC}"])
+        raise ConfigError([*dict.fromkeys(problems[:-1]), f"{problems[-1]}\n     {USE_SYNTHETIC}"])
     assert windows is not None
-    train, evaluation = ([model.fold(window[: model.sequence + 1]) for window in part] for part in windows)
+    train, evaluation = ([model.vocabulary_map(window[: model.sequence + 1]) for window in part] for part in windows)
     return _samples(model, train, evaluation)
 
 
-def _attempt(read: Any, problems: list[str]) -> Any:
+def _attempt(read: Callable[[], T], problems: list[str]) -> T | None:
+    """Return the result of a function, or None if it raises a UserError, which is added to the problems."""
     try:
         return read()
     except UserError as error:
@@ -106,7 +111,7 @@ def _attempt(read: Any, problems: list[str]) -> Any:
         return None
 
 
-def checked_tokenizer(real: Resolved) -> Any:
+def checked_tokenizer(real: Resolved) -> Tokenizer:
     """Return the config's tokenizer.
 
     Raises:
@@ -124,7 +129,9 @@ def checked_tokenizer(real: Resolved) -> Any:
     return tokenizer
 
 
-def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def _read_windows(
+    real: Resolved, counts: SampleCounts, tokenizer: Tokenizer | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return sequences of max_seq_length + 1 tokens, checked as in a training."""
     assert real.facts is not None
     with tempfile.TemporaryDirectory(prefix="rehearse-index-") as cache:
@@ -132,8 +139,8 @@ def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[
         training_samples(config, global_batch(real))  # checks that the epochs contain a batch
         splits = build_pretrain_datasets(
             config,
-            train_samples=wanted.train,
-            eval_samples=wanted.evaluation,
+            train_samples=counts.train,
+            eval_samples=counts.evaluation,
             predict_samples=1 if config.do_predict else 0,
             seq_length=config.max_seq_length,
             eos_id=tokenizer.eos_token_id if tokenizer is not None else None,
@@ -148,19 +155,26 @@ def _read_windows(real: Resolved, wanted: Wanted, tokenizer: Any) -> tuple[list[
                     f"{dataset.sample_ids(index)} contains the token id {window.max()}, but the vocabulary of the model has "
                     f"{real.facts.vocab_size} ids. Build the corpus again with the model's own tokenizer."
                 )
-    _check_marks(real, tokenizer)
+    _check_special_tokens(real, tokenizer)
     return parts[0], parts[1]
 
 
-def _check_marks(real: Resolved, tokenizer: Any) -> None:
+def _check_special_tokens(real: Resolved, tokenizer: Tokenizer | None) -> None:
+    """Raise UserError if the tokenizer lacks a special token of the family's samples (ChatGLM)."""
     if real.facts is not None and pretrains_prefix(real.facts):
         chatglm_transform(real.facts, tokenizer)
 
 
 def _samples(model: SmallModel, train: list[np.ndarray], evaluation: list[np.ndarray]) -> Samples:
-    """Return the family's samples of sequences of S + 1 mapped tokens."""
-    cut = sample_transform(model.facts) or _next_token_sample
-    return Samples([cut(window) for window in train], [cut(window) for window in evaluation])
+    """Return samples in the form of the model's family.
+
+    Args:
+        model: Small model.
+        train: Training sequences of `model.sequence` + 1 ids of the small vocabulary.
+        evaluation: Evaluation sequences of the same form.
+    """
+    to_sample = sample_transform(model.facts) or _next_token_sample
+    return Samples([to_sample(window) for window in train], [to_sample(window) for window in evaluation])
 
 
 def _next_token_sample(window: np.ndarray) -> Sample:

@@ -14,7 +14,7 @@ from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
 from paddle_llm.rehearse.shrink.small_model import SmallModel
 
-LEARNING_RATE, ADAM_EPSILON, CLIPPED_AT = 1e-3, 1e-4, 0.1
+LEARNING_RATE, ADAM_EPSILON, MAX_GRAD_NORM = 1e-3, 1e-4, 0.1  # every step is clipped
 # Settings of fine-tuning methods, and their largest values in a rehearsal.
 METHOD_LIMITS = {
     "lora_rank": 4,
@@ -26,8 +26,8 @@ METHOD_LIMITS = {
 }
 DROPOUTS = ("hidden_dropout_prob", "attention_probs_dropout_prob", "lora_dropout")
 
-# Settings of the length of a run, its files and its reports, which a rehearsal does not use.
-_DROPPED = frozenset(
+# Settings that a rehearsal does not use: the length of the run, its files and its reports.
+_UNUSED = frozenset(
     [
         *GenerationFields.model_fields,
         "lora_path",
@@ -93,13 +93,13 @@ def shrunk_settings(real: Resolved, layout: Layout, model: SmallModel) -> dict[s
 
 
 def _requested(real: Resolved) -> dict[str, Any]:
-    """Return the settings that the user has given, as written."""
+    """Return the settings that the user has given, as the user wrote them."""
     written = {
         name: real.requested.get(name, getattr(real.config, name))
         for name in real.origins
         if name in real.requested or not real.origins[name].startswith(("default", "derived"))
     }
-    return {name: value for name, value in written.items() if name not in _DROPPED}
+    return {name: value for name, value in written.items() if name not in _UNUSED}
 
 
 def _layout_values(real: Resolved, layout: Layout) -> dict[str, Any]:
@@ -133,16 +133,16 @@ def _size_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
 
 def _tuning_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
     """Return the settings of fine-tuning, made small."""
-    config, row = real.config, model.sequence
+    config, length = real.config, model.sequence
     values: dict[str, Any] = {
         "dataset_name_or_path": config.dataset_name_or_path,
-        "max_seq_length": row,
-        "max_length": max(row * config.max_length // config.max_seq_length, 8) if config.zero_padding else row,
+        "max_seq_length": length,
+        "max_length": max(length * config.max_length // config.max_seq_length, 8) if config.zero_padding else length,
     }
-    for name, most in METHOD_LIMITS.items():
+    for name, largest in METHOD_LIMITS.items():
         requested, origin = getattr(config, name), real.origins[name]
         if requested is not None and not origin.startswith(("default", "derived")):
-            values[name] = min(requested, most)
+            values[name] = min(requested, largest)
     if config.lora_alpha is not None and "lora_rank" in values:
         values["lora_alpha"] = config.lora_alpha * values["lora_rank"] / config.lora_rank
     if config.freeze_layers and real.facts is not None:
@@ -152,13 +152,13 @@ def _tuning_values(real: Resolved, model: SmallModel) -> dict[str, Any]:
 
 
 def _optimizer_values(real: Resolved) -> dict[str, Any]:
-    """Return the optimizer settings for which the oracle's limits hold; the clipping norm always clips."""
+    """Return the optimizer settings for which the oracle's limits hold, and no dropout."""
     values: dict[str, Any] = {
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "linear",  # a different rate at each step, so that a shifted schedule is detected
         "adam_epsilon": ADAM_EPSILON,
         "optim": "adamw",
-        "max_grad_norm": CLIPPED_AT if real.config.max_grad_norm else 0.0,
+        "max_grad_norm": MAX_GRAD_NORM if real.config.max_grad_norm else 0.0,
     }
     values |= {name: 0.0 for name in DROPOUTS if getattr(real.config, name)}
     return values
@@ -174,18 +174,18 @@ def micro_batches_of(real: Resolved, layouts: list[Layout]) -> list[int]:
         real: Config of the cluster.
         layouts: The sub-layouts.
     """
-    least = [_micro_batches(real.config, real.layout, one) for one in layouts]
-    batch = max(count * one.data_world_size for count, one in zip(least, layouts, strict=True))
+    fewest = [_fewest_micro_batches(real.config, real.layout, one) for one in layouts]
+    batch = max(count * one.data_world_size for count, one in zip(fewest, layouts, strict=True))
     result = []
-    for count, one in zip(least, layouts, strict=True):
+    for count, one in zip(fewest, layouts, strict=True):
         several = one.pipeline == 1 or count == 2 * one.pipeline
         more, rest = divmod(batch, one.data_world_size)
         result.append(more if count > 1 and several and not rest and more % one.pipeline == 0 else count)
     return result
 
 
-def _micro_batches(config: RunConfig, layout: Layout, small: Layout) -> int:
-    """Return one or several micro-batches; in a pipeline fewer than stages, as many, or more, as in the real run."""
+def _fewest_micro_batches(config: RunConfig, layout: Layout, small: Layout) -> int:
+    """Return the smallest number: one or several, and in a pipeline fewer than stages, as many or more, as in the config."""
     real, stages = config.gradient_accumulation_steps, small.pipeline
     if layout.pipeline == 1 or stages == 1:
         return min(real, 2)

@@ -1,7 +1,8 @@
-"""A config.json with small numbers that have the same relations to each other and to the layout as the real ones.
+"""Shrink a config.json: its numbers become small and keep their relations to each other and to the layout.
 
-The small model keeps which numbers the tensor and pipeline degrees divide, whether there are fewer key-value heads than
-query heads or tensor ranks, whether a sequence is as long as the table of positions, and every other key.
+The tensor and pipeline degrees divide the same numbers as in the real model. There are fewer key-value heads than query
+heads or tensor ranks if that is so in the real model, and a sequence has as many tokens as the table has positions, fewer
+or more. All other keys are kept.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ class SmallModel:
     Attributes:
         facts: Facts of the small config.json, which is `facts.raw`.
         sequence: Tokens per sample.
-        fold: Map from the real vocabulary to the small one.
+        vocabulary_map: Map from the real vocabulary to the small one.
     """
 
     facts: ModelFacts
     sequence: int
-    fold: Fold
+    vocabulary_map: VocabularyMap
 
 
-class Fold:
-    """Map from token ids of a large vocabulary to a small one: each special id has its own target.
+class VocabularyMap:
+    """Map from the token ids of a large vocabulary to a small one. Each special id keeps a separate id.
 
     Attributes:
-        special: Target of each special id.
+        special: Id in the small vocabulary of each special id.
 
     Args:
         special: Special ids of the large vocabulary.
@@ -56,23 +57,23 @@ class Fold:
             if token not in targets:
                 targets[token], top = top, top - 1
         self.special = targets
-        self._shared = np.setdiff1d(np.arange(size), list(targets.values()))
+        self._ordinary = np.setdiff1d(np.arange(size), list(targets.values()))
 
     def __call__(self, ids: np.ndarray) -> np.ndarray:
-        """Return ids of the small vocabulary.
+        """Map ids to the small vocabulary.
 
         Args:
             ids: Ids of the large vocabulary, int64, of any shape.
         """
-        folded = self._shared[ids % len(self._shared)]
+        mapped = self._ordinary[ids % len(self._ordinary)]
         for token, target in self.special.items():
-            folded[ids == token] = target
-        return folded
+            mapped[ids == token] = target
+        return mapped
 
     @property
-    def ordinary(self) -> np.ndarray:
+    def ordinary_ids(self) -> np.ndarray:
         """Ids of the small vocabulary that are not special."""
-        return self._shared
+        return self._ordinary
 
 
 def small_model(facts: ModelFacts, layout: Layout, sequence: int, tensor: int, stages: int, virtual: int) -> SmallModel:
@@ -86,45 +87,49 @@ def small_model(facts: ModelFacts, layout: Layout, sequence: int, tensor: int, s
         stages: Largest number of pipeline stages of the sub-layouts.
         virtual: Largest number of virtual stages of the sub-layouts.
     """
-    heads, groups = _heads(facts, layout.tensor, tensor)
+    heads, key_value_heads = _heads(facts, layout.tensor, tensor)
     width = 16 if heads <= 8 else 8  # ChatGLM's rotary embeddings need a multiple of 4
-    length = _like(SEQUENCE, min(sequence, SEQUENCE), sequence, layout.tensor, tensor)
-    size = _like(VOCABULARY, min(facts.vocab_size, VOCABULARY), facts.vocab_size, layout.tensor, tensor)
+    length = _with_same_divisibility(SEQUENCE, min(sequence, SEQUENCE), sequence, layout.tensor, tensor)
+    size = _with_same_divisibility(
+        VOCABULARY, min(facts.vocab_size, VOCABULARY), facts.vocab_size, layout.tensor, tensor
+    )
     hidden = heads * width
     numbers = {
         "hidden_size": hidden,
         "num_hidden_layers": _layers(facts.num_hidden_layers, layout, stages, virtual),
         "num_attention_heads": heads,
-        "num_key_value_heads": groups,
+        "num_key_value_heads": key_value_heads,
         "head_dim": width,
         "intermediate_size": max(round(hidden * facts.intermediate_size / facts.hidden_size / tensor), 1) * tensor,
         "vocab_size": size,
         "max_position_embeddings": _positions(facts, sequence, length),
     }
-    fold = Fold(list(_special(facts.raw)), size)
+    vocabulary_map = VocabularyMap(list(_special_ids(facts.raw)), size)
     raw = with_numbers(facts.raw, numbers) | {
-        key: _folded(value, fold) for key, value in facts.raw.items() if key.endswith(("_token_id", "_token_ids"))
+        key: _mapped(value, vocabulary_map)
+        for key, value in facts.raw.items()
+        if key.endswith(("_token_id", "_token_ids"))
     }
     if raw.get("word_embed_proj_dim"):  # OPT: the embeddings' own width
         raw["word_embed_proj_dim"] = hidden if raw["word_embed_proj_dim"] == facts.hidden_size else hidden // 2
     window = FAMILIES[facts.model_type].config_json.attention_window if facts.model_type in FAMILIES else None
     if window and raw.get(window):  # the same share of the sequence
         raw[window] = -(-raw[window] * length // sequence)
-    return SmallModel(facts_from_dict(raw, where="the rehearsed config.json"), length, fold)
+    return SmallModel(facts_from_dict(raw, where="the rehearsed config.json"), length, vocabulary_map)
 
 
 def _heads(facts: ModelFacts, real_tensor: int, tensor: int) -> tuple[int, int]:
-    """Return (heads, key-value heads): the smallest numbers of the same kind."""
-    heads, groups = facts.num_attention_heads, facts.num_key_value_heads
-    if groups == heads:
+    """Return the numbers of heads and key-value heads: the smallest ones with the same relations to the ranks."""
+    heads, key_value_heads = facts.num_attention_heads, facts.num_key_value_heads
+    if key_value_heads == heads:
         # BLOOM's ALiBi slopes have one formula for powers of two and another one for other numbers.
         per_rank = 1 if heads == real_tensor else 2 if heads & (heads - 1) == 0 else 3
         return per_rank * tensor, per_rank * tensor
-    if groups % real_tensor == 0:
-        small = tensor if groups == real_tensor else 2 * tensor
+    if key_value_heads % real_tensor == 0:
+        small = tensor if key_value_heads == real_tensor else 2 * tensor
         return 2 * small, small
-    # If they are not divisible (fewer than the ranks, or more), PaddleNLP keeps all of them on every rank.
-    small = min(groups, max(tensor // 2, 1)) if groups < real_tensor else 2 * tensor - 1
+    # If the ranks do not divide them, PaddleNLP keeps all key-value heads on every rank.
+    small = min(key_value_heads, max(tensor // 2, 1)) if key_value_heads < real_tensor else 2 * tensor - 1
     return 2 * math.lcm(tensor, small), small
 
 
@@ -138,10 +143,10 @@ def _layers(count: int, layout: Layout, stages: int, virtual: int) -> int:
     return stages * min(count // layout.pipeline, LAYERS_PER_STAGE)
 
 
-def _like(most: int, wanted: int, real: int, real_tensor: int, tensor: int) -> int:
+def _with_same_divisibility(largest: int, wanted: int, real: int, real_tensor: int, tensor: int) -> int:
     """Return a number near `wanted` that `tensor` divides if and only if `real_tensor` divides `real`."""
     divides = real % real_tensor == 0
-    return next(n for n in (*range(wanted, 1, -1), *range(wanted, 2 * most)) if (n % tensor == 0) == divides)
+    return next(n for n in (*range(wanted, 1, -1), *range(wanted, 2 * largest)) if (n % tensor == 0) == divides)
 
 
 def _positions(facts: ModelFacts, sequence: int, length: int) -> int:
@@ -154,13 +159,14 @@ def _positions(facts: ModelFacts, sequence: int, length: int) -> int:
     return -(-length * limit // sequence)  # the same share of the sequence, so the same scaling covers it
 
 
-def _special(raw: dict[str, Any]) -> set[int]:
+def _special_ids(raw: dict[str, Any]) -> set[int]:
     values = [value for key, value in raw.items() if key.endswith(("_token_id", "_token_ids"))]
     flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
     return {one for one in flat if isinstance(one, int) and not isinstance(one, bool) and one >= 0}
 
 
-def _folded(value: Any, fold: Fold) -> Any:
+def _mapped(value: Any, vocabulary_map: VocabularyMap) -> Any:
+    """Return the value of a key of special ids in the small vocabulary; unknown values unchanged."""
     if isinstance(value, list):
-        return [_folded(one, fold) for one in value]
-    return fold.special.get(value, value) if isinstance(value, int) else value
+        return [_mapped(one, vocabulary_map) for one in value]
+    return vocabulary_map.special.get(value, value) if isinstance(value, int) else value

@@ -14,8 +14,7 @@ from itertools import combinations, product
 from paddle_llm.config.layout import Layout
 from paddle_llm.core.errors import UserError
 
-# The order in which dimensions are preferred and grow: a third stage is the first that is neither the first nor the
-# last.
+# In the order in which their degrees grow, because a third pipeline stage is the first one in the middle.
 _DIMENSIONS = ("pipeline", "tensor", "sharding", "data")
 _SHORT = {"data": "dp", "sharding": "sharding", "tensor": "tp", "pipeline": "pp"}
 
@@ -39,7 +38,7 @@ def sub_layouts_of(layout: Layout, ranks: int) -> SubLayouts:
     Raises:
         UserError: If not even one dimension fits.
     """
-    least = {name: _least(layout, name) for name in _DIMENSIONS if getattr(layout, name) > 1}
+    least = {name: _smallest_degree(layout, name) for name in _DIMENSIONS if getattr(layout, name) > 1}
     if not least:
         return SubLayouts([layout], [])
     for name, degree in least.items():
@@ -49,20 +48,20 @@ def sub_layouts_of(layout: Layout, ranks: int) -> SubLayouts:
                 f"--ranks {ranks}: {_SHORT[name]}{virtual} needs at least {degree} ranks. Use --ranks {degree} or more."
             )
     if math.prod(least.values()) <= ranks:
-        degrees = [_grown(layout, least, ranks)]
+        degrees = [_largest_fitting(layout, least, ranks)]
     else:
         degrees = [{name: least[name] for name in chosen} for chosen in _cover(least, ranks)]
     layouts = [_sub_layout(layout, found) for found in degrees]
     return SubLayouts(layouts, list(_remarks(layout, layouts, least, ranks)))
 
 
-def _least(layout: Layout, name: str) -> int:
-    """Return the smallest degree of the same kind; Paddle's interleaved schedule needs more than two stages."""
+def _smallest_degree(layout: Layout, name: str) -> int:
+    """Return the smallest degree above 1; Paddle's interleaved schedule needs more than two stages."""
     return 3 if name == "pipeline" and layout.virtual_stages > 1 else 2
 
 
-def _grown(layout: Layout, least: dict[str, int], ranks: int) -> dict[str, int]:
-    """Return the degrees, divisors of the real ones, that use the ranks best."""
+def _largest_fitting(layout: Layout, least: dict[str, int], ranks: int) -> dict[str, int]:
+    """Return the degrees that use most ranks. They divide the real ones; a pipeline may have three stages instead."""
     choices = []
     for name, lowest in least.items():
         real = getattr(layout, name)
@@ -77,27 +76,27 @@ def _grown(layout: Layout, least: dict[str, int], ranks: int) -> dict[str, int]:
 
 
 def _cover(least: dict[str, int], ranks: int) -> list[tuple[str, ...]]:
-    """Return sets of dimensions that fit and together contain every pair that fits.
+    """Return sets of dimensions that fit, and that together contain every pair that fits.
 
-    They are chosen one by one: the set with the most new pairs, then the one with the fewest ranks.
+    The sets are chosen one by one: the one with the most new pairs and, among equals, the one with the fewest ranks.
     """
     sizes = range(len(least) - 1, 0, -1)
     candidates = [found for size in sizes for found in combinations(least, size) if _size(found, least) <= ranks]
-    open_pairs = {pair for found in candidates for pair in combinations(found, 2)}
-    open_single = set(least)
+    uncovered_pairs = {pair for found in candidates for pair in combinations(found, 2)}
+    uncovered = set(least)
     chosen: list[tuple[str, ...]] = []
-    while open_pairs or open_single:
+    while uncovered_pairs or uncovered:
         best = min(
             candidates,
             key=lambda found: (
-                -len(open_pairs & set(combinations(found, 2))),
-                -len(open_single & set(found)),
+                -len(uncovered_pairs & set(combinations(found, 2))),
+                -len(uncovered & set(found)),
                 _size(found, least),
             ),
         )
         chosen.append(best)
-        open_pairs -= set(combinations(best, 2))
-        open_single -= set(best)
+        uncovered_pairs -= set(combinations(best, 2))
+        uncovered -= set(best)
     return chosen
 
 
