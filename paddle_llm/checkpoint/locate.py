@@ -83,7 +83,7 @@ def locate_export_source(folder: Path, *, adapter: Path | None = None, tokenizer
         adapter = locate_adapter(adapter, allow_checkpoint=True)
         if _needs_base(model):
             raise UserError(
-                f"{model} is an adapter, and --adapter {adapter} is another one. Give the folder of the base model instead of {model}."
+                f"{model} is an adapter: --adapter {adapter} cannot be added to it. Give the folder of the base model instead of {model}."
             )
         report_other_base(adapter, model)
     elif _needs_base(model):

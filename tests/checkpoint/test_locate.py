@@ -144,7 +144,9 @@ class TestFoldersWithoutModel:
 
     def test_an_adapter_without_its_description_is_incomplete(self, tmp_path, locate):
         (tmp_path / "adapter_model.safetensors").touch()
-        with pytest.raises(UserError, match=r"is an incomplete adapter: .* no adapter_config\.json\. Copy that file"):
+        with pytest.raises(
+            UserError, match=r"is an incomplete adapter: .* no adapter_config\.json\. Copy adapter_config\.json to it"
+        ):
             locate(tmp_path)
 
     def test_a_config_without_weights_is_not_a_model(self, tmp_path, locate):
@@ -172,7 +174,10 @@ def test_generation_reports_how_a_checkpoint_becomes_a_model(tmp_path):
 
 def test_an_export_rejects_two_adapters_and_two_models(tmp_path):
     model, adapter = write_model(tmp_path / "model"), write_adapter(tmp_path / "adapter", "x/y")
-    with pytest.raises(UserError, match=rf"^{adapter} is an adapter\. Give the folder of its base model before"):
+    with pytest.raises(
+        UserError,
+        match=rf"^{adapter} is an adapter: --adapter .* Give the folder of the base model instead of {adapter}\.",
+    ):
         locate_export_source(adapter, adapter=adapter)
     with pytest.raises(
         UserError, match=r"is not an adapter: it has no adapter_config\.json\. It contains a complete model\."
@@ -244,7 +249,9 @@ def test_an_adapter_without_a_base_can_still_be_given_one(tmp_path):
 def test_a_base_name_that_is_not_text_is_reported(tmp_path):
     adapter = write_adapter(tmp_path / "adapter")
     (adapter / "adapter_config.json").write_text('{"base": 3}')
-    with pytest.raises(UserError, match=r"adapter_config\.json: the base model is 3\. Write the folder or the name"):
+    with pytest.raises(
+        UserError, match=r"adapter_config\.json: the base model is not a string: 3\. Write the folder or the name"
+    ):
         locate_base(adapter)
 
 

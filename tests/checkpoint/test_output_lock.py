@@ -74,7 +74,7 @@ def test_a_restart_waits_for_the_job_that_is_ending(tmp_path, monkeypatch):
     monkeypatch.setenv(WAIT_VARIABLE, "100")
     hold_output_folder(tmp_path)
     first.communicate()
-    assert f"in use by process {first.pid}" in printed[0] and "is stale" in printed[1]
+    assert f"in use by another job: process {first.pid}" in printed[0] and "is stale" in printed[1]
     monkeypatch.setenv(WAIT_VARIABLE, "long")
     with pytest.raises(UserError, match="not a number of seconds: long"):
         hold_output_folder(tmp_path / "other")

@@ -217,7 +217,7 @@ def test_an_adapter_needs_its_base(tmp_path):
         UserError, match=r"Base model /nowhere/at/all of adapter .* was not found .* Give the folder of the base model"
     ):
         opened(adapter)
-    with pytest.raises(UserError, match="is another one. Give the folder of the base model instead of"):
+    with pytest.raises(UserError, match="cannot be added to it. Give the folder of the base model instead of"):
         opened(adapter, adapter=adapter)
     with pytest.raises(UserError, match="is not an adapter"):
         opened(tmp_path / "model", adapter=tmp_path / "model")

@@ -54,7 +54,7 @@ def _module(name: str) -> ModuleType:
 
 
 def broadcast_input_data(hcg: HybridCommunicateGroup, *inputs: Any, **kwargs: Any) -> tuple[Any, Any]:
-    """Send inputs from tensor-parallel rank 0 to its group. Paddle's function supports xpu, gpu and custom_device only."""
+    """Send inputs from tensor-parallel rank 0 to its group. Paddle's function supports no CPU."""
     place = paddle.CPUPlace()
     nested = hybrid_parallel_util._broadcast_nested_data
     return (

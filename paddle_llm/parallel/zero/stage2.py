@@ -119,7 +119,7 @@ class ShardedGradients:
         return take
 
     def _end_backward(self) -> None:
-        """Send the gradients that wait. Paddle's engine calls this after a backward pass and after a recomputed part of one."""
+        """Send the gradients that wait. Paddle's engine calls this after a backward pass or a recomputed part."""
         self._in_backward = False
         self._buckets.send_all()
 

@@ -185,7 +185,7 @@ def micro_batches_of(real: Resolved, layouts: list[Layout]) -> list[int]:
 
 
 def _fewest_micro_batches(config: RunConfig, layout: Layout, small: Layout) -> int:
-    """Return the smallest number: one or several, and in a pipeline fewer than stages, as many or more, as in the config."""
+    """Return the smallest number: one or several; in a pipeline fewer than stages, as many or more, as in the config."""
     real, stages = config.gradient_accumulation_steps, small.pipeline
     if layout.pipeline == 1 or stages == 1:
         return min(real, 2)
