@@ -265,8 +265,8 @@ def _describe(outcomes: list[Outcome], failed_first: list[int], timeout: float) 
             lines.append(f"rank {rank} raised:\n{outcome.trace}")
     stuck = [outcome.rank for outcome in outcomes if outcome.state == "stuck"]
     if stuck:
-        when = "after the others had failed" if failed_first else f"after {timeout:.0f} s"
-        lines.append(f"stuck {when}, killed: ranks {stuck}")
+        when = "after the others had failed" if failed_first else f"within {timeout:.0f} s"
+        lines.append(f"did not finish {when}, killed: ranks {', '.join(map(str, stuck))}")
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ RESET: dict[str, Callable[[ModuleType, str], None]] = {
     "paddle_llm.data.tokenizers.hugging_face:_reported": _clear,
     "paddle_llm.models.configuration.misspelled_fields:_say_once": _clear_cache,
     "paddle_llm.models.patches.shared.attention_kernels:_device_has_flash_kernels": _clear_cache,
-    "paddle_llm.parallel.process.failure_detection:_raised": _set(None),
+    "paddle_llm.parallel.process.failure_detection:_last_raised": _set(None),
     "paddle_llm.parallel.process.first_rank:_calls": _set(0),
     "paddle_llm.parallel.process.parent:_watching": _set(False),
 }
@@ -80,7 +80,7 @@ KEPT: dict[str, str] = {
     "paddle_llm.parallel.gloo.rendezvous:_server": _RANK,
     "paddle_llm.parallel.gloo.transfers:_channels": _RANK,
     "paddle_llm.parallel.gloo.transfers:_connections": _RANK,
-    "paddle_llm.parallel.gloo.transfers:_open": _RANK,
+    "paddle_llm.parallel.gloo.transfers:_collecting": _RANK,
     "paddle_llm.parallel.process.exit_code:keep_exit_code": "It registers one exit handler; a second one would run twice.",
     "paddle_llm.parallel.process.failure_detection:_current": _RANK,
     "paddle_llm.rehearse.faults.registry:FAULTS": "Filled when its modules are imported.",

@@ -55,7 +55,7 @@ def test_results_are_returned_by_rank():
     [
         ("raise", "rank 1 raised:\nTraceback .*KeyError: 'a key'", 120),
         ("die", "rank 1 died with exit code 7", 120),
-        ("hang", r"stuck after 15 s, killed: ranks \[1\]", 15),
+        ("hang", r"did not finish within 15 s, killed: ranks 1$", 15),
     ],
 )
 def test_a_failure_is_reported_with_the_rank(how, message, timeout):
