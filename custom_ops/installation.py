@@ -1,4 +1,7 @@
-"""How both setup.py files put `fused_ln` into an installation: the module, the sources, and what can be built of them."""
+"""Adds the module `fused_ln` to an installation: its Python files, the kernel sources, and the libraries that can be built.
+
+Both setup.py files use it: that of the repository and the one in this folder.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from setuptools.command.build_py import build_py
 
@@ -15,13 +19,14 @@ HERE = Path(__file__).resolve().parent
 
 
 class BuildWithKernels(build_py):
-    """Adds to the module the sources, the kernels' library, and the binding where Paddle can be seen.
+    """Adds the kernel sources to the module, builds the kernels and, if Paddle can be imported, the binding to it.
 
-    pip builds in isolation and sees no Paddle: the binding is then built at first use. Nor does an installation fail for want
-    of a compiler: `fused_ln` then computes by Paddle's own operations, and says so.
+    pip builds in an isolated environment without Paddle. The binding is then built at first use. An installation does
+    not fail without a compiler: `fused_ln` then uses Paddle's operations and logs that.
     """
 
     def run(self) -> None:
+        """Build the module."""
         super().run()
         if getattr(self, "editable_mode", False):
             return  # the source tree itself is imported; the library is built at first use
@@ -33,38 +38,40 @@ class BuildWithKernels(build_py):
         binding = _load(installed / "binding.py")
         try:
             binding.build_kernels(binding.SHIPPED)
-            _say(f"fused RMSNorm: kernels built into {binding.SHIPPED}")
+            _say(f"fused RMSNorm: kernels built in {binding.SHIPPED}")
             reason = _why_no_paddle()
             if reason:
-                _say(f"fused RMSNorm: {reason}; its binding will be built at first use")
+                _say(f"fused RMSNorm: {reason}. The binding to Paddle will be built at first use.")
                 return
             binding.build(binding.SHIPPED / binding.key())
             _say("fused RMSNorm: binding to Paddle built")
         except binding.BuildError as error:
             _say(
-                f"fused RMSNorm: NOT BUILT: {error}. It will be tried again at first use; without it Paddle's own runs."
+                f"fused RMSNorm: NOT BUILT: {error}. The build is repeated at first use; until it succeeds, Paddle's own "
+                "operations are used."
             )
 
     def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        """Return the installed files, including sources and libraries."""
         installed = Path(self.build_lib) / "fused_ln"
         added = [str(path) for name in ("csrc", "lib") for path in (installed / name).rglob("*") if path.is_file()]
         return [*super().get_outputs(include_bytecode), *added, str(installed / "rms_norm_native.py")]
 
 
 def _why_no_paddle() -> str:
+    """Return why Paddle cannot be imported; "" if it can."""
     if importlib.util.find_spec("paddle") is None:
-        return "Paddle is not to be seen here"
+        return "Paddle is not installed in the build environment"
     try:
         importlib.import_module("paddle")
-    except Exception as error:  # a Paddle for GPUs without its CUDA libraries, a numpy that it does not know, ...
-        return (
-            f"Paddle is here, but cannot be imported ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-        )
+    except Exception as error:  # for example a GPU build without its CUDA libraries, or an unsupported numpy
+        reason = (str(error).splitlines() or [""])[0]
+        return f"Paddle is installed but cannot be imported ({type(error).__name__}: {reason})"
     return ""
 
 
 def _load(path: Path) -> ModuleType:
-    """By its path: the package imports Paddle."""
+    """Load a module of `fused_ln` by its path, because importing the package would import Paddle."""
     spec = importlib.util.spec_from_file_location("fused_ln_binding", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -76,11 +83,15 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def options(folder: str) -> dict:
-    """Keywords of setup(): the module that lies in `folder`/fused_ln."""
+def options(folder: str) -> dict[str, Any]:
+    """Return the keywords of setup() that add the module.
+
+    Args:
+        folder: Path of this folder, relative to setup.py.
+    """
     return {
         "cmdclass": {"build_py": BuildWithKernels},
         "package_dir": {"fused_ln": f"{folder}/fused_ln"},
-        # A library of this machine's kind is inside: a wheel for it alone, in the folder for such.
+        # The libraries are for one platform, so the wheel and its folder must be, too.
         "has_ext_modules": lambda: True,
     }

@@ -1,4 +1,4 @@
-"""`python setup.py install`, as older tutorials type it: the module `fused_ln` alone, built for the Paddle that is installed."""
+"""Installs the module `fused_ln` alone, for the Paddle of this environment: `python setup.py install`, as in older tutorials."""
 
 import os
 import sys

@@ -17,7 +17,7 @@ int type_of(const Tensor& tensor) {
     case DataType::FLOAT32: return PLLM_FLOAT32;
     case DataType::FLOAT16: return PLLM_FLOAT16;
     case DataType::BFLOAT16: return PLLM_BFLOAT16;
-    default: PD_THROW("RMSNorm: fp32, fp16 or bf16 is needed, not ", tensor.dtype());
+    default: PD_THROW("RMSNorm: ", tensor.dtype(), " is not supported. Use fp32, fp16 or bf16.");
   }
 }
 
@@ -27,15 +27,17 @@ Tensor in_rows(const Tensor& tensor) { return tensor.is_contiguous() ? tensor : 
 // Undefined where nothing but Invvar was used.
 Tensor gradient_like(const Tensor& x, const Tensor& dy) {
   if (!dy.initialized()) return paddle::zeros(x.shape(), x.dtype(), x.place());
-  PD_CHECK(dy.shape() == x.shape() && dy.dtype() == x.dtype() && dy.place() == x.place(), "RMSNorm: y's gradient is not like y");
+  PD_CHECK(dy.shape() == x.shape() && dy.dtype() == x.dtype() && dy.place() == x.place(),
+           "RMSNorm: the gradient of y has another shape, type or device than y");
   return in_rows(dy);
 }
 
 pllm_rms_norm_shape shape_of(const Tensor& x, const Tensor& weight, float epsilon, int rounding) {
   const int64_t hidden = weight.numel();
   PD_CHECK(!x.shape().empty() && x.shape().back() == hidden && hidden > 0,
-           "RMSNorm: x is [..., hidden], weight [hidden] with hidden 1 or more; weight has ", hidden);
-  PD_CHECK(x.place() == weight.place(), "RMSNorm: x is on ", x.place(), ", weight on ", weight.place());
+           "RMSNorm: the shapes do not match: weight has ", hidden,
+           " elements. Use x [..., hidden] and weight [hidden], with a hidden size of 1 or more.");
+  PD_CHECK(x.place() == weight.place(), "RMSNorm: x is on ", x.place(), ", but weight is on ", weight.place(), ". Move them to one device.");
   return {x.numel() / hidden, hidden, epsilon, type_of(x), type_of(weight), rounding};
 }
 
@@ -65,7 +67,7 @@ std::vector<Tensor> forward(const Tensor& x_any, const Tensor& weight_any, float
     return {y, invvar};
   }
 #endif
-  PD_CHECK(x.is_cpu(), "RMSNorm: built for the CPU alone");
+  PD_CHECK(x.is_cpu(), "RMSNorm: this build has no CUDA kernels. Move the tensors to the CPU, or install nvcc and build again.");
   check(pllm_rms_norm_forward_cpu(&args, nullptr));
   return {y, invvar};
 }
@@ -105,7 +107,7 @@ std::vector<Tensor> backward(const Tensor& dy_any, const Tensor& x_any, const Te
     return {dx, dweight};
   }
 #endif
-  PD_CHECK(x.is_cpu(), "RMSNorm: built for the CPU alone");
+  PD_CHECK(x.is_cpu(), "RMSNorm: this build has no CUDA kernels. Move the tensors to the CPU, or install nvcc and build again.");
   const int64_t size = pllm_rms_norm_workspace_cpu(&shape, weight_gradient);
   check(size < 0 ? static_cast<int>(-size) : PLLM_OK);
   provide(size);

@@ -71,11 +71,11 @@ inline const char* message(int code) {
     case PLLM_BAD_TYPE: return "x must be fp32, fp16 or bf16, weight fp32 or of x's type";
     case PLLM_BAD_ROUNDING: return "rounding must be PLLM_ROUND_FP32 or PLLM_ROUND_LLAMA";
     case PLLM_BAD_EPSILON: return "epsilon must be 0 or more";
-    case PLLM_NULL_POINTER: return "a tensor that is needed is missing (residual and sum come together)";
+    case PLLM_NULL_POINTER: return "a required tensor is missing; residual and sum must be given together";
     case PLLM_BAD_STRIDE: return "the rows of an output overlap";
     case PLLM_MISALIGNED: return "a pointer is not aligned to its element's size";
     case PLLM_BAD_WORKSPACE: return "the workspace is missing or too small";
-    case PLLM_BAD_OPTION: return "a negative number of threads, or an instruction set that this processor lacks, or no PLLM_STORES_*";
+    case PLLM_BAD_OPTION: return "threads is negative, the processor lacks the instruction set, or stores is not one of PLLM_STORES_*";
     default: return "unknown code";
   }
 }

@@ -1,9 +1,10 @@
-"""The operator's library: where it lies, and how it is built once. Kernels free of Paddle, and a thin binding to Paddle.
+"""Finds the operator's library, or builds it once: kernels that do not depend on Paddle, and a thin binding to Paddle.
 
-`pip install .` puts the kernels' library into `lib/`; where Paddle can be seen at install (`--no-build-isolation`,
-`python setup.py install`), the binding too, in a folder named by what it depends on. Else the binding is built at first use
-into a cache: $PADDLE_EXTENSION_DIR (Paddle's own word for such a place), or ~/.cache/paddle_llm/rms_norm. Beside each binding
-lies `facts.json`: the GPUs that it is for, or why it is for none.
+`pip install .` puts the library of the kernels into `lib/`. If Paddle can be imported during the installation
+(`--no-build-isolation`, `python setup.py install`), the binding is built, too, in a folder whose name is a digest of
+everything that it depends on. Otherwise the binding is built at first use in a cache: $PADDLE_EXTENSION_DIR (Paddle's
+own variable for compiled extensions), or ~/.cache/paddle_llm/rms_norm. The file `facts.json` beside each binding lists
+the GPUs that it supports, or the reason why it supports none.
 """
 
 from __future__ import annotations
@@ -25,36 +26,39 @@ from pathlib import Path
 from types import ModuleType
 
 _HERE = Path(__file__).resolve().parent
-# In the source tree the kernels lie one folder up; installed, they lie here.
+# In the source tree the kernels are one folder up; in an installation they are in this folder.
 _SOURCES = _HERE if (_HERE / "csrc").is_dir() else _HERE.parent
 SHIPPED = _HERE / "lib"
 LIBRARY = "pllm_rms_norm_paddle.so"
 KERNELS = "librms_norm_cpu.so"
 _CUDA_KERNELS = "librms_norm_cuda.so"
 _FACTS = "facts.json"
-_TRY_AGAIN = 60.0  # seconds after a failure: ranks of one job do not start in the same second
-# Like Paddle's own cpp_extension, whose set-up module takes seconds to import and tells of ccache.
+_RETRY_AFTER = 60.0  # seconds after a failure, so that the ranks of a job do not all repeat the build
+# As in Paddle's cpp_extension, which is not used: it takes seconds to import and prints about ccache.
 _FLAGS = "-std=c++17 -O2 -fPIC -w -fvisibility=hidden -DPADDLE_WITH_CUSTOM_KERNEL -DPADDLE_NO_PYTHON -D_GLIBCXX_USE_CXX11_ABI=1"
 
 
 class BuildError(Exception):
-    """There is no library and none could be built: why, in one line."""
+    """The library does not exist and cannot be built. The message is one line with the reason."""
 
 
 def built() -> Path | None:
-    """The binding for the Paddle and the GPU that are here, if it is there already."""
+    """Return the binding for this Paddle and this GPU; None if it has not been built."""
     name, gpu = key(), _gpu()
-    places = (SHIPPED / name, _cache_folder() / _variant(name, gpu))
-    return next((folder / LIBRARY for folder in places if _serves(folder, gpu)), None)
+    folders = (SHIPPED / name, _cache_folder() / _variant(name, gpu))
+    return next((folder / LIBRARY for folder in folders if _serves(folder, gpu)), None)
 
 
 def library(say: Callable[[str], None] = print) -> Path:
-    """The same; built if it is not there yet.
+    """Return the binding for this Paddle and this GPU, and build it if it does not exist.
 
-    Of processes that ask at once, one builds and the others wait; if it fails, they fail with it.
+    If several processes need it, one builds and the others wait. If the build fails, it fails in all of them.
+
+    Args:
+        say: Function that prints a message.
 
     Raises:
-        BuildError: no compiler, no place to write, or the compiler's own complaint.
+        BuildError: If there is no compiler, the cache cannot be written, or the compilation fails.
     """
     ready = built()
     if ready is not None:
@@ -66,31 +70,34 @@ def library(say: Callable[[str], None] = print) -> Path:
         ready = built()
         if ready is not None:
             return ready
-        made, failure = cache / name / LIBRARY, cache / f"{name}.failed"
-        age = time.time() - failure.stat().st_mtime if failure.is_file() else _TRY_AGAIN
-        if age < _TRY_AGAIN:
+        target, failure = cache / name / LIBRARY, cache / f"{name}.failed"
+        age = time.time() - failure.stat().st_mtime if failure.is_file() else _RETRY_AFTER
+        if age < _RETRY_AFTER:
             raise BuildError(f"{failure.read_text()} (tried {age:.0f} s ago; to try again at once, delete {failure})")
-        say(f"building the fused RMSNorm for this Paddle, once (about 20 s): {made.parent}")
+        say(f"building the fused RMSNorm for this Paddle, once (about 20 s), in {target.parent}")
         try:
             work = cache / f"{name}.work"
-            shutil.rmtree(work, ignore_errors=True)  # of a process that was killed in the middle
+            shutil.rmtree(work, ignore_errors=True)  # left by a killed process
             build(work)
-            shutil.rmtree(made.parent, ignore_errors=True)
-            work.rename(made.parent)
+            shutil.rmtree(target.parent, ignore_errors=True)
+            work.rename(target.parent)
         except BuildError as error:
             failure.write_text(str(error))
             raise
         failure.unlink(missing_ok=True)
-        return made
+        return target
 
 
 def build(folder: Path) -> None:
-    """Builds the binding into `folder`, with the kernels beside it (those of `lib/`, if they were shipped).
+    """Build the binding in a folder, beside the kernels (copied from `lib/` if the installation has them).
 
-    What goes wrong with CUDA leaves a binding for the CPU, and its reason in facts.json.
+    If the CUDA part fails, the binding supports the CPU only, and facts.json contains the reason.
+
+    Args:
+        folder: Folder of the binding; it is created.
 
     Raises:
-        BuildError: as `library`.
+        BuildError: If there is no compiler, or the compilation for the CPU fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if (SHIPPED / KERNELS).is_file():
@@ -101,8 +108,8 @@ def build(folder: Path) -> None:
     facts = {"nvcc": _identity(nvcc), "architectures": [], "no_cuda": ""}
     try:
         if nvcc is None:
-            wanted = os.environ.get("NVCC") or "nvcc"
-            raise BuildError(f"{wanted} was not found when it was built (set NVCC, or put nvcc on the PATH)")
+            name = os.environ.get("NVCC") or "nvcc"
+            raise BuildError(f"{name} was not found (set NVCC, or put nvcc on the PATH)")
         facts["architectures"] = _build_cuda(folder, nvcc)
         _bind(folder, nvcc)
     except (BuildError, OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -112,32 +119,32 @@ def build(folder: Path) -> None:
 
 
 def _bind(folder: Path, nvcc: str | None = None) -> None:
-    """Compiles the binding, with its CUDA part where there is an nvcc, against the kernels in `folder`."""
+    """Compile the binding and link it with the kernels in `folder`; with the CUDA part if nvcc is given."""
     import paddle
 
     include, paddle_folder = Path(paddle.sysconfig.get_include()), Path(paddle.__file__).parent
     flags = [*_FLAGS.split(), f"-I{include}", f"-I{include / 'third_party'}", f"-I{_SOURCES / 'csrc'}"]
-    libraries = [f"-L{folder}", f"-l:{KERNELS}"]  # found beside the binding, wherever that goes
+    libraries = [f"-L{folder}", f"-l:{KERNELS}"]  # found beside the binding through $ORIGIN, also after it is moved
     if nvcc is not None:
         libraries.append(f"-l:{_CUDA_KERNELS}")
         flags += ["-DPADDLE_WITH_CUDA", *cuda_includes(nvcc)]
-    # Paddle is loaded where a library that is loaded later does not look, so it is named. So is its OpenMP, ahead of the
-    # kernels' libgomp: one pool of threads, which sleeps and forks as Paddle's own operators' (a second one hangs in a child).
-    named = [paddle_folder / "base" / "libpaddle.so", paddle_folder / "libs" / "libiomp5.so"]
-    named = [file for file in named if file.is_file()]
+    # Python loads Paddle's library with local symbols, so the binding is linked with it. Paddle's OpenMP precedes the
+    # kernels' libgomp: both then share one pool of threads (a second pool hangs in a forked process).
+    linked = [paddle_folder / "base" / "libpaddle.so", paddle_folder / "libs" / "libiomp5.so"]
+    linked = [file for file in linked if file.is_file()]
     libraries.append("-Wl,--no-as-needed")
-    for folder_of_it in ("$ORIGIN", *(str(file.parent) for file in named)):
-        libraries += ["-Xlinker", "-rpath", "-Xlinker", folder_of_it]
-    libraries += map(str, named)
+    for rpath in ("$ORIGIN", *(str(file.parent) for file in linked)):
+        libraries += ["-Xlinker", "-rpath", "-Xlinker", rpath]
+    libraries += map(str, linked)
     source = _SOURCES / "csrc" / "paddle_rms_norm.cc"
     _run([*_compiler(), *flags, "-shared", str(source), "-o", str(folder / LIBRARY), *libraries])
 
 
 def build_kernels(folder: Path) -> None:
-    """Builds the kernels' library, which needs no Paddle, into `folder`.
+    """Build the library of the kernels, which does not depend on Paddle, in a folder.
 
     Raises:
-        BuildError: no compiler, or its complaint.
+        BuildError: If there is no compiler, or the compilation fails.
     """
     folder.mkdir(parents=True, exist_ok=True)
     _compiler()
@@ -149,7 +156,7 @@ def build_kernels(folder: Path) -> None:
 
 
 def native() -> ModuleType:
-    """rms_norm_native.py: how the kernels are compiled."""
+    """Load rms_norm_native.py, which compiles the kernels. It is beside this package or in it."""
     spec = importlib.util.spec_from_file_location("rms_norm_native", _SOURCES / "rms_norm_native.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -158,8 +165,10 @@ def native() -> ModuleType:
 
 
 def key() -> str:
-    """Names what the library depends on wherever it runs: Paddle, sources, flags, processor. Not tools or GPUs: an image
-    that is built where there are none is used where there are."""
+    """Return a name that changes with everything that the library depends on: Paddle, sources, flags and processor.
+
+    Tools and GPUs are not part of it, because a container image is built without them and used with them.
+    """
     import paddle
 
     facts = [paddle.version.full_version, paddle.version.commit, str(paddle.version.cuda()), platform.machine(), _FLAGS]
@@ -171,7 +180,7 @@ def key() -> str:
 
 
 def _variant(name: str, gpu: str | None) -> str:
-    """In the cache, which machines may share, there is one for each kind of GPU."""
+    """Return the name of a folder in the cache: one for each kind of GPU, because machines may share the cache."""
     return f"{name}-sm{gpu}" if gpu else f"{name}-cpu"
 
 
@@ -185,27 +194,31 @@ def _cache() -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BuildError(f"nowhere to build it: {error} (set PADDLE_EXTENSION_DIR to a folder)") from error
+        raise BuildError(
+            f"the cache cannot be written: {error} (set PADDLE_EXTENSION_DIR to another folder)"
+        ) from error
     return folder
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time. The lock goes with its holder, however that ends."""
+    """Hold a lock on a file. The system releases it when the process ends for any reason."""
     try:
         file = open(path, "w")  # noqa: SIM115
     except OSError as error:
-        raise BuildError(f"nowhere to build it: {error} (set PADDLE_EXTENSION_DIR to a folder)") from error
+        raise BuildError(
+            f"the cache cannot be written: {error} (set PADDLE_EXTENSION_DIR to another folder)"
+        ) from error
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _compiler() -> list[str]:
-    """$CXX may be a command with words after it, "ccache g++"."""
+    """Return the compiler's command, which may have several words: `ccache g++`."""
     command = list(native().compiler())
     if shutil.which(command[0]) is None:
-        raise BuildError(f"no C++ compiler: {command[0]} is not on the PATH")
+        raise BuildError(f"no C++ compiler: {command[0]} is not on the PATH (install it, or set CXX)")
     return command
 
 
@@ -215,29 +228,33 @@ def _run(command: list[str]) -> None:
         raise BuildError(f"{command[0]} failed: {_first_error(done.stderr)}")
 
 
-def _first_error(said: str) -> str:
-    lines = said.strip().splitlines() or ["without a word"]
+def _first_error(output: str) -> str:
+    lines = output.strip().splitlines() or ["no output"]
     return next((line for line in lines if "error" in line), lines[-1])
 
 
-# ---- CUDA: where Paddle is a build for GPUs and nvcc is found.
+# ---- CUDA, if Paddle is a GPU build and nvcc exists ----
 
 
 def why_no_cuda(path: Path) -> str:
-    """Why the library that `library` gave has no kernels for this GPU; "" where it has."""
+    """Return why a library has no kernels for this GPU; "" if it has.
+
+    Args:
+        path: Path from `library`.
+    """
     facts, gpu = json.loads((path.parent / _FACTS).read_text()), _gpu()
     if gpu is None:
-        return "Paddle sees no GPU here"
+        return "Paddle finds no GPU"
     if _covers(facts["architectures"], gpu):
         return ""
     if facts["architectures"]:
         return f"it was built for sm_{', sm_'.join(facts['architectures'])}, not for this GPU's sm_{gpu}"
     again = f" (to try again, delete {path.parent})" if facts["nvcc"] else ""
-    return f"no CUDA: {facts['no_cuda']}{again}"
+    return f"it was built without CUDA: {facts['no_cuda']}{again}"
 
 
 def _serves(folder: Path, gpu: str | None) -> bool:
-    """Whether this library will do: it has kernels for the GPU, or no better one could be built."""
+    """Return whether a library can be used: it has kernels for the GPU, or a new build would not have them either."""
     if not ((folder / LIBRARY).is_file() and (folder / _FACTS).is_file()):
         return False
     if gpu is None:
@@ -247,13 +264,16 @@ def _serves(folder: Path, gpu: str | None) -> bool:
 
 
 def _covers(architectures: list[str], gpu: str) -> bool:
-    """A GPU runs what was compiled for its major version up to its minor one, and from PTX (of the newest) what is older."""
+    """Return whether a GPU can run kernels that were compiled for some architectures.
+
+    It runs those of its major version up to its minor version, and PTX (of the newest architecture) of older versions.
+    """
     same = [each for each in architectures if each[:-1] == gpu[:-1]]
     return any(int(each) <= int(gpu) for each in same) or any(int(each) <= int(gpu) for each in architectures[-1:])
 
 
 def _gpu() -> str | None:
-    """ "90" of a GPU of compute capability 9.0; None where Paddle is for CPUs or sees no GPU."""
+    """Return the GPU's compute capability, such as "90" for 9.0; None if Paddle is a CPU build or finds no GPU."""
     import paddle
 
     if not paddle.is_compiled_with_cuda() or not paddle.device.cuda.device_count():
@@ -271,27 +291,36 @@ def _nvcc() -> str | None:
 
 
 def _identity(nvcc: str | None) -> str:
-    """A newer or mended one is another."""
+    """Return a text that changes when nvcc is replaced; "" without nvcc."""
     return f"{os.path.realpath(nvcc)} of {os.stat(nvcc).st_mtime_ns}" if nvcc else ""
 
 
 def cuda_includes(nvcc: str) -> list[str]:
-    """-I for where this nvcc has its headers: it says so itself, since what is on the PATH may be a script that calls it."""
+    """Return the compiler flags for the folders of nvcc's headers.
+
+    nvcc reports them, because the program on the PATH may be a script that calls it.
+
+    Raises:
+        BuildError: If nvcc does not report them.
+    """
     command = [nvcc, "--dryrun", "-x", "cu", "-c", os.devnull, "-o", os.devnull]
-    said = subprocess.run(command, capture_output=True, text=True, check=False).stderr
-    top = re.search(r"^#\$ TOP=(.+)$", said, re.M)
+    output = subprocess.run(command, capture_output=True, text=True, check=False).stderr
+    top = re.search(r"^#\$ TOP=(.+)$", output, re.M)
     if top is None:
-        raise BuildError(f"{nvcc} does not say where its headers are")
+        raise BuildError(f"{nvcc} does not report the folder of its headers")
     include = Path(top[1]) / "include"
-    return [f"-I{include}", f"-I{include / 'cccl'}"]  # thrust, in CUDA 13 a folder further down
+    return [f"-I{include}", f"-I{include / 'cccl'}"]  # CUDA 13 has thrust in cccl
 
 
 def _build_cuda(folder: Path, nvcc: str) -> list[str]:
-    """Compiles the CUDA kernels for the GPU that is here; for all where none is (an installation in a container's build), or
-    one that this nvcc does not know. Returns for which."""
+    """Compile the CUDA kernels and return the architectures.
+
+    These are the GPU's alone, or all that nvcc supports if there is no GPU (when a container image is built) or nvcc
+    does not support it.
+    """
     known = list(native().cuda_architectures(nvcc))
     if not known:
-        raise BuildError(f"{nvcc} compiles for none of the GPUs that the kernels are for")
+        raise BuildError(f"{nvcc} supports none of the GPUs that the kernels are written for")
     gpu = _gpu()
     architectures = [gpu] if gpu in known else known
     native().build_cuda(folder, nvcc, architectures)

@@ -17,7 +17,7 @@ from fused_ln import binding
 from tests.custom_ops.test_build import folder_with
 
 pytestmark = pytest.mark.usefixtures("own_operator")
-MISSING = "nvcc was not found when it was built"
+MISSING = "nvcc was not found"
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_a_failing_nvcc_leaves_a_library_for_the_cpu_and_its_message(machine, co
     script = 'test "$1" = --list-gpu-arch && echo compute_90 && exit; echo "k.cu(3): error: no such type" >&2; exit 2'
     machine("90", nvcc=script)
     path = binding.library(lambda line: None)
-    reason = f"no CUDA: k.cu(3): error: no such type (to try again, delete {path.parent})"
+    reason = f"it was built without CUDA: k.cu(3): error: no such type (to try again, delete {path.parent})"
     assert binding.why_no_cuda(path) == reason
     assert len(compiler) == 1 and "-DPADDLE_WITH_CUDA" not in compiler[0]
     assert binding.library() == path and len(compiler) == 1, "it is not tried again at every start"

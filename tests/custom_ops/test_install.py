@@ -100,6 +100,6 @@ def test_setup_py_install_of_the_tutorials_works(fresh):
 
 def test_an_installation_without_a_compiler_succeeds(fresh):
     printed = fresh.run("-m", "pip", "install", "--no-deps", "-v", ".", PATH="/nowhere")
-    assert "fused RMSNorm: NOT BUILT: no C++ compiler: g++ is not on the PATH" in printed
+    assert "fused RMSNorm: NOT BUILT: no C++ compiler: g++ is not on the PATH (install it, or set CXX)" in printed
     assert fresh.libraries() == set()
-    assert fresh.use(PATH="/nowhere")[1:] == ["no C++ compiler: g++ is not on the PATH", "True"]
+    assert fresh.use(PATH="/nowhere")[1:] == ["no C++ compiler: g++ is not on the PATH (install it, or set CXX)", "True"]

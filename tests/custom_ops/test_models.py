@@ -102,7 +102,7 @@ def test_paddles_own_kernel_is_enough_on_a_gpu(monkeypatch, paddles, reason):
     monkeypatch.setattr(paddle.device, "get_device", lambda: "gpu:0")
     asked = []
     monkeypatch.setattr(fused_ln, "why_not", lambda device: asked.append(device) or "no nvcc")
-    monkeypatch.setattr(fused_ln.without, "paddles_runs", lambda: paddles)
+    monkeypatch.setattr(fused_ln.fallback, "paddle_fused_runs", lambda: paddles)
     assert rms_norm.why_not_fused() == reason
     assert asked == ["gpu"], "it is built before a model is built"
 

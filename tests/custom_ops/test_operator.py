@@ -241,14 +241,14 @@ print(os.waitpid(child, 0)[1])
 
 @pytest.mark.parametrize("shapes", [((4, 16), (8,)), ((4, 0), (0,)), ((), (1,)), ((4, 8), (1, 8))], ids=str)
 def test_shapes_that_do_not_fit_are_refused(shapes):
-    with pytest.raises(ValueError, match=r"x is \[..., hidden\], weight \[hidden\]"):
+    with pytest.raises(ValueError, match=r"Use x \[..., hidden\] and weight \[hidden\]"):
         norm(*(paddle.ones(shape) for shape in shapes))
 
 
 @pytest.mark.parametrize("shapes", [((4, 16), (8,)), ((4, 0), (0,))], ids=str)
 def test_the_operator_itself_refuses_such_shapes(shapes):
     """A saved program calls the operator without the Python function."""
-    with pytest.raises(Exception, match=r"weight \[hidden\] with hidden 1 or more; weight has"):
+    with pytest.raises(Exception, match=r"weight has \d+ elements. Use x \[..., hidden\] and weight \[hidden\]"):
         paddle._C_ops._run_custom_op("pllm_rms_norm", *(paddle.ones(shape) for shape in shapes), 1e-6, 0, True)
 
 
@@ -256,7 +256,7 @@ def test_invalid_arguments_are_refused():
     x, weight = values(4, 8), values(8)
     with pytest.raises(Exception, match="epsilon must be 0 or more"):
         fused_ln.fused_rms_norm(x, weight, -1.0)
-    with pytest.raises(ValueError, match="rounding is one of fp32, llama, not 'bf16'"):
+    with pytest.raises(ValueError, match="rounding='bf16' is unknown. Use one of fp32, llama."):
         fused_ln.fused_rms_norm(x, weight, EPSILON, "bf16")
-    with pytest.raises(TypeError, match="not paddle.int32"):
+    with pytest.raises(TypeError, match="paddle.int32 is not supported"):
         norm(x.astype("int32"), weight)

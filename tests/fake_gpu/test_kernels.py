@@ -113,9 +113,9 @@ def test_the_fused_rotary_embedding_is_off_while_a_network_generates() -> None:
     [
         (SimpleNamespace(), ""),  # another library's fused_ln, for GPUs
         (SimpleNamespace(why_not=lambda device: ""), ""),
-        (SimpleNamespace(why_not=lambda device: "no nvcc", without=SimpleNamespace(paddles_runs=lambda: True)), ""),
+        (SimpleNamespace(why_not=lambda device: "no nvcc", fallback=SimpleNamespace(paddle_fused_runs=lambda: True)), ""),
         (
-            SimpleNamespace(why_not=lambda device: "no nvcc", without=SimpleNamespace(paddles_runs=lambda: False)),
+            SimpleNamespace(why_not=lambda device: "no nvcc", fallback=SimpleNamespace(paddle_fused_runs=lambda: False)),
             "no nvcc",
         ),
     ],
@@ -138,9 +138,9 @@ def fused_ln(on_card: None, monkeypatch: pytest.MonkeyPatch) -> Any:
 
     monkeypatch.setattr(fused_ln, "_library", lambda: (Path("lib.so"), ""))
     monkeypatch.setattr(fused_ln.binding, "why_no_cuda", lambda path: f"no CUDA in {path}")
-    fused_ln.without._why_not_paddles.cache_clear()
+    fused_ln.fallback._why_not_paddle_fused.cache_clear()
     yield fused_ln
-    fused_ln.without._why_not_paddles.cache_clear()
+    fused_ln.fallback._why_not_paddle_fused.cache_clear()
 
 
 def plain_rms_norm(x: Any, shape: Any, weight: Any, epsilon: float) -> tuple[Any, Any]:
@@ -189,10 +189,10 @@ def test_a_norm_is_tried_on_the_given_device(fused_ln: Any, monkeypatch: pytest.
     cpu = paddle.CPUPlace
     monkeypatch.setattr(paddle, "CPUPlace", lambda: places.append("cpu") or cpu())
     monkeypatch.setattr(paddle, "CUDAPlace", lambda card: places.append(f"gpu:{card}") or cpu())
-    assert fused_ln.without.try_out(norm, "gpu") == "" and places == []
-    assert fused_ln.without.try_out(norm, "cpu") == "" and places == ["cpu"]
+    assert fused_ln.fallback.try_out(norm, "gpu") == "" and places == []
+    assert fused_ln.fallback.try_out(norm, "cpu") == "" and places == ["cpu"]
     monkeypatch.setattr(paddle.base.core.Place, "is_cpu_place", lambda self: True)
-    assert fused_ln.without.try_out(norm, "gpu") == "" and places == ["cpu", "gpu:0"]
-    assert fused_ln.without.fused_rms_norm(paddle.ones([2, 8]), paddle.ones([8]), 0.0, "fp32", "xpu")[0] == (
+    assert fused_ln.fallback.try_out(norm, "gpu") == "" and places == ["cpu", "gpu:0"]
+    assert fused_ln.fallback.fused_rms_norm(paddle.ones([2, 8]), paddle.ones([8]), 0.0, "fp32", "xpu")[0] == (
         "Paddle's plain operations"
     )

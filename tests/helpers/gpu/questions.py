@@ -26,7 +26,7 @@ CALLS: dict[str, bool | str] = {
     "on_gpu": True,
     "device_count": True,
     "has_flash_kernels": True,
-    "paddles_runs": True,  # Paddle's own fused RMSNorm
+    "paddle_fused_runs": True,  # Paddle's own fused RMSNorm
     "find_device": DEVICE,
     "get_device": DEVICE,
     "get_device_capability": ASKED,

@@ -48,7 +48,7 @@ def _why_not_on_this_rank(device: str) -> tuple[str, bool]:
         file = getattr(module, "__file__", None)
         return f"the installed module fused_ln ({file}) is not the one of this project and runs on GPUs only", False
     reason = str(module.why_not(device))
-    return reason, bool(reason) and device == "gpu" and module.without.paddles_runs()
+    return reason, bool(reason) and device == "gpu" and module.fallback.paddle_fused_runs()
 
 
 def _on_all_ranks(mine: str) -> list[str]:

@@ -10,7 +10,7 @@ import fused_ln
 import numpy as np
 import paddle
 import pytest
-from fused_ln import without
+from fused_ln import fallback
 
 from tests.custom_ops.test_operator import EPSILON, LIMITS, assert_close, formula, norm, results, values
 
@@ -58,7 +58,7 @@ def test_the_rounding_of_llama_is_the_same_without_the_operator(types, monkeypat
     for y in found:
         assert (y.astype("float32").numpy() == unfused).mean() > 0.999
     assert (norm(x, weight).astype("float32").numpy() != unfused).mean() > 0.05
-    with pytest.raises(ValueError, match="not 'no'"):
+    with pytest.raises(ValueError, match="rounding='no' is unknown"):
         fused_ln.fused_rms_norm(x, weight, EPSILON, rounding="no")
 
 
@@ -72,21 +72,21 @@ def test_float64_is_computed_in_float64():
 def test_rows_that_are_too_long_for_the_operator_are_computed_and_logged(logged):
     x, weight = values(2, 65537), values(65537, seed=1)
     assert_close(results(norm, x, weight), results(formula, x, weight), 1e-5)
-    assert logged == ["RMSNorm on the cpu by Paddle's plain operations: its rows hold up to 65536 numbers"]
+    assert logged == ["RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: its maximum hidden size is 65536"]
 
 
 def test_the_log_names_the_implementation(logged, monkeypatch):
     norm(values(2, 8, dtype="float16"), values(8, dtype="bfloat16"))
     norm(values(2, 8), values(8))
-    assert logged == ["RMSNorm on the cpu by its own fused operator"]
+    assert logged == ["RMSNorm on the cpu: operator of fused_ln"]
     norm(values(2, 8).astype("float64"), values(8))
-    assert logged[1:] == ["RMSNorm on the cpu by Paddle's plain operations: it has no fp64"]
+    assert logged[1:] == ["RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: it does not support fp64"]
 
 
 def test_every_rank_logs_why_it_is_slower(logged, nothing_built, monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINER_ID", "3")
     norm(values(2, 8), values(8))
-    assert logged == ["rank 3: RMSNorm on the cpu by Paddle's plain operations: no C++ compiler"]
+    assert logged == ["rank 3: RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: no C++ compiler"]
 
 
 def test_an_operator_that_fails_is_not_used(monkeypatch, logged):
@@ -95,31 +95,31 @@ def test_an_operator_that_fails_is_not_used(monkeypatch, logged):
     def broken(x, weight):
         raise RuntimeError("no kernel image is available for execution on the device")
 
-    assert without.try_out(broken, "cpu").endswith("no kernel image is available for execution on the device")
-    assert without.try_out(lambda x, weight: x * 1.5 + weight * 0, "cpu") == "it computes something else"
-    assert without.try_out(lambda x, weight: without._plain(x, weight, 0.0, "fp32")[0], "cpu") == ""
+    assert fallback.try_out(broken, "cpu").endswith("no kernel image is available for execution on the device")
+    assert fallback.try_out(lambda x, weight: x * 1.5 + weight * 0, "cpu") == "it computes wrong values"
+    assert fallback.try_out(lambda x, weight: fallback._plain(x, weight, 0.0, "fp32")[0], "cpu") == ""
     fused_ln._why_not_running.cache_clear()
-    monkeypatch.setattr(fused_ln, "_own", lambda x, weight, epsilon, rounding: broken(x, weight))
+    monkeypatch.setattr(fused_ln, "_run_operator", lambda x, weight, epsilon, rounding: broken(x, weight))
     try:
         assert fused_ln.why_not("cpu").startswith("it does not run: RuntimeError")
         norm(values(2, 8), values(8))
     finally:
         fused_ln._why_not_running.cache_clear()
-    assert "Paddle's plain operations: it does not run" in logged[0]
+    assert "Paddle's plain operations. The operator of fused_ln is not used: it does not run" in logged[0]
 
 
 def test_an_answer_while_a_program_is_recorded_is_not_cached():
-    without._why_not_paddles.cache_clear()
+    fallback._why_not_paddle_fused.cache_clear()
     fused_ln._why_not_running.cache_clear()
     asked = []
 
     def recorded(x):
-        asked.append((without.paddles_runs(), fused_ln.why_not("cpu")))
+        asked.append((fallback.paddle_fused_runs(), fused_ln.why_not("cpu")))
         return norm(x, paddle.ones([8]))
 
     paddle.jit.to_static(recorded, full_graph=True)(values(2, 8))
     assert asked == [(False, "")]
-    assert not without._why_not_paddles.cache_info().currsize and not fused_ln._why_not_running.cache_info().currsize
+    assert not fallback._why_not_paddle_fused.cache_info().currsize and not fused_ln._why_not_running.cache_info().currsize
 
 
 def test_a_paddle_without_the_marker_for_to_static_is_supported(monkeypatch):
