@@ -1,4 +1,4 @@
-"""`export`: write a trained model in the format of another library, complete and verified, or not at all."""
+"""`export` writes a trained model in the format of another library, completely and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 
 from paddle_llm import __version__
-from paddle_llm.checkpoint.locate import ModelFolders, locate_export_source
+from paddle_llm.checkpoint.locate import locate_export_source
 from paddle_llm.core.artifacts import EXPORT_RECORD
 from paddle_llm.core.atomic_output import staged_folder
 from paddle_llm.core.console import say
@@ -35,7 +35,7 @@ TARGETS = {
     "static": ("paddle_llm.export.targets.static.target:write_static", "a static program for paddle.inference"),
 }
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_LEAST_BYTES = 10**6  # a smaller size without a unit is probably meant in MB or GB
+_MIN_BYTES = 10**6  # a smaller size without a unit probably lacks MB or GB
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def export(
     engines: Collection[str] | None = None,
     paddleformers_python: str | Path | None = None,
 ) -> Exported:
-    """Write the model in `folder` to `out` in another library's format: complete and verified, or not at all.
+    """Write a model in the format of another library. If the export is wrong, nothing is written.
 
     Args:
         folder: Model folder, output folder of a run, checkpoint of any layout, or adapter.
@@ -96,32 +96,19 @@ def export(
     start = time.monotonic()
     if not str(folder) or not str(out):
         raise UserError("CHECKPOINT or OUT is empty. Give both folders; a shell variable may not be set.")
-    out, options = Path(out).expanduser().resolve(), Options(dtype, size_in_bytes(max_shard_size))
+    folder, out, options = Path(folder), Path(out).expanduser().resolve(), Options(dtype, size_in_bytes(max_shard_size))
     if target not in TARGETS:
         raise UserError(f"--target {target} is unknown. Use {', '.join(TARGETS)}.")
-    check_out(out, Path(folder), overwrite)
+    check_out(out, folder, overwrite)
     verification = VerificationOptions(verify, None if engines is None else tuple(engines), paddleformers_python)
     check_options(target, verification)
-    if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1:
-        raise UserError("An export is written by one process. Start it without paddle.distributed.launch.")
+    _check_process()
     if target == "static" and options.max_shard_size != Options.max_shard_size:
         say("--max_shard_size has no effect: a static program has one file of weights")
-    folders = locate_export_source(
-        Path(folder),
-        adapter=Path(adapter) if adapter else None,
-        tokenizer=Path(tokenizer) if tokenizer else None,
-    )
-    check_outside(out, folders.model, folders.adapter, folders.tokenizer)
-    source = _open(folders, allow_pickle)
-    if target == "fastdeploy" and source.tokenizer is None:
-        raise UserError(
-            f"--target fastdeploy needs a tokenizer, and {source.folder} has none. Give one with --tokenizer."
-        )
-    size = _weight_bytes(source, "float32" if target == "static" else options.dtype)
-    check_space(out, size)
-    say(f"writing {source.family.title}, {human(size)} of weights, to {out}")
+    source = _open_source(folder, adapter, tokenizer, out, allow_pickle=allow_pickle)
+    _check_source(source, target, out, options)
     with staged_folder(out) as staged:
-        check_out(out, Path(folder), overwrite)  # again: another process may have written there meanwhile
+        check_out(out, folder, overwrite)  # again, because another process may have written there in the meantime
         module, _, function = TARGETS[target][0].partition(":")
         getattr(import_module(module), function)(source, staged, options)
         findings = verify_export(source, staged, target, verification)
@@ -140,16 +127,41 @@ def size_in_bytes(text: str | int) -> int:
     unit = _UNITS.get(match.group(2).upper()) if match else None
     if match is None or unit is None or float(match.group(1)) * unit < 1:
         raise UserError(f"--max_shard_size {text} is not a size. Write it as 5GB or 500MB.")
-    if isinstance(text, str) and not match.group(2) and float(text) < _LEAST_BYTES:
+    if isinstance(text, str) and not match.group(2) and float(text) < _MIN_BYTES:
         raise UserError(f"--max_shard_size {text} would be {text.strip()} bytes. Write it as 5GB or 500MB.")
     return int(float(match.group(1)) * unit)
 
 
-def _open(folders: ModelFolders, allow_pickle: bool) -> Source:
+def _check_process() -> None:
+    """Raise UserError if this process is one of several ranks."""
+    ranks = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+    if ranks > 1:
+        raise UserError(f"An export cannot run on {ranks} ranks. Start it in one process, without the launcher.")
+
+
+def _open_source(
+    folder: Path, adapter: str | Path | None, tokenizer: str | Path | None, out: Path, *, allow_pickle: bool
+) -> Source:
+    """Locate and open the model, and check that the output is apart from its folders."""
+    folders = locate_export_source(
+        folder, adapter=Path(adapter) if adapter else None, tokenizer=Path(tokenizer) if tokenizer else None
+    )
+    check_outside(out, folders.model, folders.adapter, folders.tokenizer)
     start_process("cpu")
     from paddle_llm.export.source.open import open_located  # imports Paddle
 
     return open_located(folders, allow_pickle=allow_pickle)
+
+
+def _check_source(source: Source, target: str, out: Path, options: Options) -> None:
+    """Check that the source has what the target needs and that the disk has space, and report what is written."""
+    if target == "fastdeploy" and source.tokenizer is None:
+        raise UserError(
+            f"--target fastdeploy needs a tokenizer, and {source.folder} has none. Give one with --tokenizer."
+        )
+    size = _weight_bytes(source, "float32" if target == "static" else options.dtype)
+    check_space(out, size)
+    say(f"writing {source.family.title}, {human(size)} of weights, to {out}")
 
 
 def _weight_bytes(source: Source, dtype: str | None) -> int:
@@ -158,7 +170,7 @@ def _weight_bytes(source: Source, dtype: str | None) -> int:
 
 
 def _write_record(source: Source, staged: Path, target: str, options: Options, findings: list[Finding]) -> None:
-    """Write what was exported and what was compared: export.json for programs, README.md for people."""
+    """Write export.json, for programs, and README.md, for people: the source, the settings and the findings."""
     described = {
         "target": target,
         "source": portable_name(source.folder),
@@ -173,7 +185,7 @@ def _write_record(source: Source, staged: Path, target: str, options: Options, f
 
 
 def _describe_dtype(source: Source, target: str, options: Options) -> str:
-    """Describe the types of the export's weights: several only if they were stored so and are not converted."""
+    """Name the types of the export's weights. There are several only if the source has several and keeps them."""
     if options.dtype or target == "static":
         return options.dtype or "float32"
     usual = usual_dtype(source)

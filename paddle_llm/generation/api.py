@@ -19,7 +19,7 @@ from paddle_llm.models.configuration.generation_settings import describe_unappli
 from paddle_llm.parallel.mesh import current_mesh
 
 MAX_NEW_TOKENS, MAX_NEW_TOKENS_OF_ANSWER = 64, 512  # defaults for plain text and with a template
-_UNLIMITED = 1 << 20  # positions of a model without a limit
+_UNLIMITED = 1 << 20  # tokens; used for models without a limit of positions
 _STRATEGY_DEFAULTS = {"repetition_penalty": 1.0, "num_beams": 1, "length_penalty": 1.0}
 
 
@@ -33,9 +33,9 @@ def generate(model_folder: str | Path, prompts: str | Sequence[str], **options: 
         >>> generate("output/llama/model", ["The old house"], max_new_tokens=40, temperature=0.8)  # doctest: +SKIP
 
     Args:
-        model_folder: Model folder, output folder of a run or, with `static=True`, a static export.
+        model_folder: Model folder, output folder of a run or, with `static=True`, folder of a static export.
         prompts: One prompt or several. Without a template they are continued as plain text; with one
-            (`chat_template="auto"`) they are asked as questions.
+            (`chat_template="auto"`) they are answered as questions.
         options: Fields of `paddle_llm.generation.options.GenerateOptions`: max_new_tokens, temperature, top_p, top_k,
             num_beams, seed, adapter, tokenizer, chat_template, system, batch_size, device, ...
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted
 from paddle_llm.core.errors import UserError
 from paddle_llm.data.instructions.conversation import ASSISTANT, SYSTEM, USER, Conversation, Turn
 from paddle_llm.data.tokenizers.text_codec import TextCodec
@@ -74,7 +75,7 @@ class Chat:
             self._turns = (*turns, Turn(ASSISTANT, answer))
 
     def _answer(self, conversation: Conversation) -> str:
-        """Print the answer while it is generated, and return it."""
+        """Generate an answer, print it token by token and return it."""
         from paddle_llm.generation.decoding.decode import decode  # imports Paddle
 
         generator = self._generator
@@ -82,8 +83,12 @@ class Chat:
         prompt = with_learned_prompt(encoded, generator.model)
         if encoded.is_cut or encoded.dropped_rounds:
             rounds = encoded.dropped_rounds
-            action = "its beginning was cut off" if encoded.is_cut else f"{rounds} oldest rounds were dropped"
-            say(f"The conversation is longer than the model's positions: {action}. Use /clear to start again.")
+            action = (
+                "the beginning of the question was cut off"
+                if encoded.is_cut
+                else f"dropped {counted(rounds, 'oldest round')}"
+            )
+            say(f"The conversation is longer than the model's positions: {action}. Start a new one with /clear.")
         printer = StreamPrinter(generator.codec)
         try:
             decode(

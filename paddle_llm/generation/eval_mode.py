@@ -1,26 +1,29 @@
-"""A context in which a network generates, during training or alone, and after which it is unchanged."""
+"""Switches a network to generation for the duration of a context, also during training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.generation.static.program import StaticProgram
 from paddle_llm.parallel.zero.stage3 import materialized
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 
 @contextmanager
-def generating(model: Any) -> Iterator[None]:
+def generating(model: LanguageModel | StaticProgram) -> Iterator[None]:
     """Put a network into evaluation mode, with the logits of the whole vocabulary on every tensor-parallel rank.
 
-    The fused rotary embedding is off: PaddleNLP 3.0.0b4 asserts that it runs without a cache of keys. The plain one
-    computes the same.
+    The modes of all layers are restored afterwards. The fused rotary embedding is off, because PaddleNLP 3.0.0b4
+    asserts that it runs without a cache; the plain one computes the same values.
 
-    With sharding stage 3, each rank holds all weights meanwhile (collective over the sharding group). Gathering them
-    for each token would dominate the time.
+    With sharding stage 3, all ranks of the sharding group must enter the context together. Each rank then holds all
+    weights, because gathering them for each token would dominate the time.
     """
-    if isinstance(model, StaticProgram):  # it has no other mode
+    if isinstance(model, StaticProgram):  # it has only this mode
         yield
         return
     layers = model.sublayers(include_self=True)

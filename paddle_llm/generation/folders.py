@@ -30,16 +30,16 @@ def resolve_folders(folder: Path, options: GenerateOptions) -> tuple[Path, Gener
     adapter = options.adapter
     if adapter is not None:
         adapter = locate_adapter(adapter)
-        described = read_adapter_config(adapter)
-        if is_peft(described):  # refused before Paddle and the model are loaded
-            check_settings(adapter, described)
+        settings = read_adapter_config(adapter)
+        if is_peft(settings):  # report an unsupported setting before Paddle and the model are loaded
+            check_settings(adapter, settings)
     tokenizer = locate_tokenizer(
         folder, adapter=adapter, named=options.tokenizer, allow_published_name=True, required=True
     )
     if options.tokenizer is None:
         tokenizer = adapter if tokenizer == adapter else None  # None: the model's own
         if tokenizer is not None:
-            say(f"tokenizer: the one beside the adapter, {adapter}")
+            say(f"tokenizer: read from the adapter folder {adapter}")
     return folder, replace(options, adapter=adapter, tokenizer=tokenizer)
 
 

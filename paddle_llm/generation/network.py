@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.checkpoint.locate import report_other_base
 from paddle_llm.checkpoint.run_record import recorded_argument
@@ -25,13 +25,16 @@ from paddle_llm.models.build import build_model
 from paddle_llm.parallel.process import start
 from paddle_llm.parallel.process.parent import end_with_launcher
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 
 @dataclass(frozen=True)
 class Loaded:
     """A network in evaluation mode, or a static export, with its tokenizer.
 
     Attributes:
-        model: A PaddleNLP network or a `StaticModel`.
+        model: Network, or a static export.
         family: Name of the model family.
         codec: The tokenizer.
         layout: Layout of the ranks.
@@ -40,7 +43,7 @@ class Loaded:
         template_folder: Folder that may record the chat template of fine-tuning.
     """
 
-    model: Any
+    model: LanguageModel | StaticModel
     family: str
     codec: TextCodec
     layout: Layout
@@ -127,21 +130,23 @@ def open_static(folder: Path, tokenizer: Path | None = None) -> Loaded:
         UserError: If the folder is not a static export.
     """
     model = StaticModel(folder, tokenizer=tokenizer)
-    kept = folder if (folder / CHAT_TEMPLATE_RECORD).is_file() else None
-    return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, kept)
+    template_folder = folder if (folder / CHAT_TEMPLATE_RECORD).is_file() else None
+    return Loaded(model, model.family, model.codec, Layout(), model.end_ids, model.config.template, template_folder)
 
 
 def _training_template(folder: Path, adapter: Path | None) -> tuple[str | None, Path | None]:
-    """Return the --chat_template of training if only a configuration names it, and the folder of its record.
+    """Find the chat template of training. That of an adapter (also of another trainer) precedes that of its base.
 
-    An adapter's template (also that of another trainer) takes precedence over the base's.
+    Returns:
+        The --chat_template in the config.resolved.json of the run, if no folder contains the template itself, else
+        None; and the folder that contains the template, else None.
     """
     if keeps_template(adapter):
         return None, adapter or folder
     if (folder / CHAT_TEMPLATE_RECORD).is_file():
         return None, folder
     named = recorded_template(adapter or folder)
-    # The tokenizer beside the adapter may have no template: then that of the base is used.
+    # The tokenizer in the adapter folder may have no template. Then the template of the base is used.
     base_has_template = adapter is not None and named is None and keeps_template(folder)
     return named, folder if base_has_template else None
 

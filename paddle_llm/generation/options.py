@@ -47,14 +47,14 @@ class DecodeStrategy:
 
 @dataclass(frozen=True)
 class DecodeOptions:
-    """What `decode` needs besides the network and the prompts.
+    """Arguments of `decode` besides the network and the prompts.
 
     Attributes:
         family: Name of the model family.
         stop_ids: Token ids that end a text. They are not part of the text.
         strategy: How tokens are chosen.
-        tensor: Mesh axis of the tensor-parallel ranks; None: one process. All its ranks call `decode` and get the same
-            tokens.
+        tensor: Mesh axis of the tensor-parallel ranks, which all call `decode` and get the same tokens; None: one
+            process.
     """
 
     family: str
@@ -72,7 +72,7 @@ class GenerateOptions:
         tokenizer: Folder of the tokenizer; None: the adapter's folder if it has one, else the model folder.
         chat_template: "none" to continue prompts as plain text, "auto", the name of a template, "jinja" or a file.
             None: plain text for prompts, "auto" for conversations.
-        chat_template_date: Date (YYYY-MM-DD) for a template that asks for the current one.
+        chat_template_date: Date (YYYY-MM-DD) for a template that writes the current date.
         system: System message for conversations that have none. Requires a template.
         max_new_tokens: Maximum length of an answer, in tokens; None: 64 for plain text, 512 with a template.
         batch_size: Number of prompts decoded together.
@@ -128,7 +128,7 @@ class GenerateOptions:
             if value is not None and not value > 0:
                 raise UserError(f"--{name} {value} is not positive. Use a number above 0.")
         if self.top_p is not None and self.top_p > 1:
-            raise UserError(f"--top_p {self.top_p} is above 1. Use a number above 0, up to 1.")
+            raise UserError(f"--top_p {self.top_p} is above 1. Use a number above 0 and at most 1.")
         if self.top_k is not None and self.top_k < 0:
             raise UserError(f"--top_k {self.top_k} is negative. Use 0 or more.")
         sampling = [name for name in ("temperature", "top_p", "top_k") if getattr(self, name)]

@@ -1,4 +1,4 @@
-"""Prompts as tokens: a conversation through a template, or plain text."""
+"""Encodes prompts: conversations with a chat template, and plain texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from paddle_llm.models.prompt import Prompt
 
 
 def encode_prompt(encoder: InstructionEncoder, conversation: Conversation) -> Prompt:
-    """Encode what precedes the last answer, as in training.
+    """Encode a conversation up to its last answer, with the same tokens as in training.
 
     Raises:
         PromptTooLong: If the template around an empty question is longer than the encoder's src_length.
@@ -36,7 +36,7 @@ def encode_text(codec: TextCodec, text: str) -> Prompt:
 
 
 def check_text(text: str, where: str) -> None:
-    """Refuse text with lone surrogates, which bytes of another encoding on a command line become.
+    """Check that a text is valid Unicode. Bytes of another encoding on a command line become lone surrogates.
 
     Raises:
         UserError: If a character cannot be written as UTF-8.
@@ -50,7 +50,7 @@ def check_text(text: str, where: str) -> None:
 
 
 def _first_token(codec: TextCodec) -> list[int]:
-    """Return the token of an empty prompt, since a network must read at least one."""
+    """Return the BOS or EOS token for an empty prompt, since a network must read at least one token."""
     known = [token for token in (codec.bos_id, codec.eos_id) if token is not None]
     if not known:
         raise UserError(

@@ -10,6 +10,7 @@ from typing import Any
 from paddle_llm.config.local_files.instruction_data import did_you_mean
 from paddle_llm.config.local_files.split_names import SUFFIXES, kind_of_file
 from paddle_llm.core.console import say
+from paddle_llm.core.counts import counted, counted_are
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.json_files import parse_json
 from paddle_llm.data.chat.selection import AUTO, choose_template
@@ -27,13 +28,13 @@ from paddle_llm.generation.stop_tokens import stop_ids_of_encoder
 from paddle_llm.models.prompt import Prompt
 
 NONE = "none"
-_ANSWERS = (
+_QUESTION_AND_ANSWER_KEYS = (
     ("src", "tgt"), ("content", "summary"), ("instruction", "output"), ("instruction", "response"), ("inputs", "targets"),
     ("query", "response"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"), ("question", "response"),
     ("input", "output"), ("input", "target"),
 )  # fmt: skip
-_PREFERENCES = ("chosen", "rejected")  # the answers of preference data, which a prompt does not need
-_PLACEHOLDER = "?"  # replaces a missing answer, so that the row can be read like the others
+_PREFERENCES = ("chosen", "rejected")  # answers of preference data; they are not part of the prompt
+_PLACEHOLDER = "?"  # replaces a missing answer
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Request:
 
     Attributes:
         text: Text to continue or, with a template, question to answer.
-        conversation: Conversation to continue; None: `text` counts.
+        conversation: Conversation to continue; None: `text` is used.
         reference: Expected answer; None: unknown.
         where: Origin of the request, for messages.
     """
@@ -57,10 +58,14 @@ class Request:
 
 
 def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
-    """Read the requests of a file: rows of instructions with or without answers, else one text per line.
+    """Read the requests of a file: rows of instructions with or without answers, or one text per line.
+
+    Args:
+        path: File; its suffix decides whether it contains rows or lines.
+        data_format: Format of the rows (--data_format).
 
     Raises:
-        UserError: no such file, an unknown format, a row that holds no question.
+        UserError: If the file does not exist or has no prompts, the format is unknown, or a row has no question.
     """
     if path.is_dir():
         raise UserError(f"--input {path} is a folder. Name a file of prompts.")
@@ -68,7 +73,7 @@ def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
         why = (
             "is not a regular file. Write the prompts to a file."
             if path.exists()
-            else f"does not exist.{did_you_mean(str(path))}"
+            else f"does not exist.{did_you_mean(str(path)) or ' Correct the path.'}"
         )
         raise UserError(f"--input {path} {why}")
     if any(path.name.lower().endswith(suffix) for suffix in _instruction_suffixes()):
@@ -76,7 +81,7 @@ def read_requests(path: Path, data_format: str = AUTO) -> list[Request]:
     else:
         found = _read_lines(path, data_format)
     if not found:
-        raise UserError(f"--input {path} holds no prompts. Write one prompt per line, or rows of instructions.")
+        raise UserError(f"--input {path} contains no prompts. Write one prompt per line, or rows of instructions.")
     return found
 
 
@@ -84,13 +89,13 @@ def _read_lines(path: Path, data_format: str) -> list[Request]:
     """One prompt per line; empty lines are skipped and counted."""
     if data_format != AUTO:
         raise UserError(
-            f"--data_format {data_format} is for rows of instructions, and {path} is read as one prompt per line. "
-            f"Rename it to end in one of {', '.join(SUFFIXES)}, or leave --data_format out."
+            f"--data_format {data_format} applies to rows of instructions only, and {path} is read as one prompt per line. "
+            f"Rename the file so that it ends in one of {', '.join(SUFFIXES)}, or drop --data_format."
         )
     lines = list(read_lines(path))
     found = [Request(line, where=f"{path}, line {number}") for number, line in lines if line.strip()]
     if len(found) < len(lines):
-        say(f"{path}: {len(lines) - len(found)} of {len(lines)} lines are empty and are skipped.")
+        say(f"{path}: skipped {counted(len(lines) - len(found), 'empty line')} of {len(lines)}")
     if found and all(_is_json_object(request.text) for request in found):
         say(
             f"{path}: every line is a JSON object and is continued as text. Rename the file to .jsonl to read it as rows."
@@ -137,7 +142,7 @@ def _read_instructions(path: Path, data_format: str) -> list[Request]:
 
 
 def _plain_text_hint(value: Any) -> str:
-    return " A list of plain texts is read from a .txt file with one text per line." if isinstance(value, str) else ""
+    return " To continue plain texts, write them to a .txt file, one per line." if isinstance(value, str) else ""
 
 
 def _without_preferences(path: str, rows: list[Row]) -> list[Row]:
@@ -154,16 +159,18 @@ def _without_preferences(path: str, rows: list[Row]) -> list[Row]:
         found.append(row._replace(value={k: v for k, v in row.value.items() if k not in keys}) if keys else row)
     count = sum(reduced is not row for reduced, row in zip(found, rows, strict=True))
     if count:
-        say(f"{path}: {count} rows are preference data: their prompts are answered, chosen and rejected are ignored")
+        say(
+            f"{path}: {counted_are(count, 'row')} preference data. Their prompts are answered; chosen and rejected are ignored."
+        )
     return found
 
 
 def _with_answer(row: Any) -> Any:
-    """Add a placeholder to a row without a last answer, so that it can be read like the others."""
+    """Add a placeholder to a row that ends with a question, so that it can be read like a row with an answer."""
     if not isinstance(row, dict):
         return row
     pairs = {known.required for known in FORMATS.values() if known.matches(row)}
-    for question, answer in _ANSWERS:
+    for question, answer in _QUESTION_AND_ANSWER_KEYS:
         if row.get(question) is None or (pairs and (question, answer) not in pairs):
             continue
         if question == "prompt" and isinstance(row[question], list):  # TRL's lists of messages
@@ -245,7 +252,7 @@ def question(text: str, system: str = "") -> Conversation:
 
 @dataclass(frozen=True)
 class TemplateSettings:
-    """What determines the chat template of requests.
+    """Settings that determine the chat template of requests.
 
     Attributes:
         requested: --chat_template; None: plain text for texts, "auto" for conversations. "auto" is the template of the
@@ -254,7 +261,7 @@ class TemplateSettings:
         record_folder: Folder that records the template of training; None: the tokenizer folder.
         tokenizer_folder: Folder of the tokenizer.
         src_length: Maximum length of a prompt, in tokens, with a template.
-        date: Date for a template that asks for the current one.
+        date: Date for a template that writes the current date.
         system: System message for conversations that have none.
     """
 
@@ -268,7 +275,7 @@ class TemplateSettings:
 
 
 def choose_reader(requests: Sequence[Request], codec: TextCodec, settings: TemplateSettings) -> PromptReader:
-    """Choose the template of requests; without requests, that of a chat.
+    """Choose the template of requests. Without requests, choose the template of a chat.
 
     Raises:
         UserError: If the template does not exist, or conversations have no template.
@@ -278,9 +285,9 @@ def choose_reader(requests: Sequence[Request], codec: TextCodec, settings: Templ
     if requested == NONE and not are_texts:
         raise UserError(f"--chat_template {NONE}: a conversation needs a template. Use --prompt for plain text.")
     if are_texts and requested in (None, NONE):
-        reason = "as requested" if requested else "--chat_template auto uses one"
+        reason = "as requested" if requested else "the default; --chat_template auto uses a template"
         if settings.system:
-            raise UserError(f"--system needs a template ({reason}). Add --chat_template auto, or drop --system.")
+            raise UserError("--system needs a chat template. Add --chat_template auto, or drop --system.")
         return PromptReader(codec, None, f"no prompt template: prompts are continued as plain text ({reason})")
     as_trained = requested in (None, AUTO) and trained_with not in (None, AUTO)
     name = trained_with if as_trained else requested or AUTO

@@ -2,8 +2,8 @@
 
 A text with a Chinese character counts as Chinese. BLEU is computed over all texts together with one tokenizer: `13a`,
 sacrebleu's default, or `zh` if any reference is Chinese, which splits Chinese characters and treats the rest like
-`13a`. ROUGE is computed text by text: each Chinese character (and each kana) is a word, and so is each run of other
-letters and digits, in lower case. For ASCII texts these are the words of rouge-score without stemming.
+`13a`. ROUGE is computed for each text: each Chinese character (and each kana) is a word, and so is each sequence of
+other letters and digits, in lower case. For ASCII texts these are the words of rouge-score without stemming.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class CharacterTokenizer:
 
 
 def score(generated: Sequence[str], references: Sequence[str]) -> dict[str, float]:
-    """Compute the scores of config's `SCORES`, each in the scale of its library. Surrounding blanks are ignored.
+    """Compute the scores named in `SCORES`, each on the scale of its library. Surrounding blanks are ignored.
 
     Args:
         generated: Generated texts.

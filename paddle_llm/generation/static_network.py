@@ -1,4 +1,4 @@
-"""`StaticModel`: a static export and its tokenizer, to generate text from Python.
+"""`StaticModel`: a static export with its tokenizer, which generates text from Python.
 
 Example:
     >>> from paddle_llm.generation.static_network import StaticModel
@@ -76,12 +76,12 @@ class StaticModel(StaticProgram):
     @property
     def end_ids(self) -> frozenset[int]:
         """Token ids that end a text, according to the export and its tokenizer."""
-        own = self.codec.eos_id
-        return frozenset(self.config.end_ids) | (frozenset() if own is None else frozenset([own]))
+        eos_id = self.codec.eos_id
+        return frozenset(self.config.end_ids) | (frozenset() if eos_id is None else frozenset([eos_id]))
 
 
 class _TextStream:
-    """Decodes the tokens after a prompt and passes on each new piece of text."""
+    """Decodes the tokens after a prompt and passes each new piece of text to a function."""
 
     def __init__(self, codec: TextCodec, before: Sequence[int], on_text: Callable[[str], None] | None) -> None:
         self._codec, self._before, self._on_text = codec, list(before), on_text

@@ -1,4 +1,4 @@
-"""The token ids that end a text: of a model folder, a chat template, a configuration."""
+"""Token ids that end a text, according to a model folder, a chat template or a tokenizer folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from paddle_llm.models.configuration.generation_settings import (
 )
 
 
-def ids_in(value: Any) -> list[int]:
+def ids_in(value: object) -> list[int]:
     """Return the ids in a field that holds an id, a list of ids or None."""
     return [number for number in (value if isinstance(value, list) else [value]) if isinstance(number, int)]
 
@@ -59,7 +59,7 @@ def stop_ids_of_tokenizer(tokenizer: Path, template: str | None, record_folder: 
         record_folder: Folder that records the template of training; None: there is no record.
 
     Returns:
-        The ids; [] if the tokenizer or the template can no longer be read, which is reported where they are written.
+        The ids; [] if the tokenizer or the template cannot be read. The code that copies them reports that.
     """
     try:
         codec = open_codec(str(tokenizer))

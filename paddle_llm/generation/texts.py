@@ -1,10 +1,10 @@
-"""From prompts to texts: batches of prompts of similar length, decoded and converted back to text."""
+"""Generates the texts of prompts: in batches of prompts of similar length."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from paddle_llm.families.positions import position_limit
 from paddle_llm.generation.options import DecodeOptions
 from paddle_llm.models.prompt import Prompt
 
+if TYPE_CHECKING:
+    from paddle_llm.generation.static.program import StaticProgram
+    from paddle_llm.models.protocols import LanguageModel
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -21,7 +25,7 @@ class Answer:
 
     Attributes:
         tokens: New tokens, without the one that ends the text.
-        text: The same as text.
+        text: Text of the tokens.
     """
 
     tokens: tuple[int, ...]
@@ -33,13 +37,13 @@ class Generator:
     """A network, its tokenizer and the options of its answers. Use it within `generating(model)`.
 
     Attributes:
-        model: A PaddleNLP network or a `StaticModel`.
+        model: Network, or a static export.
         codec: The tokenizer.
         options: Options of decoding.
         max_new_tokens: Maximum length of an answer, in tokens; the positions of the model limit it further.
     """
 
-    model: Any
+    model: LanguageModel | StaticProgram
     codec: TextCodec
     options: DecodeOptions
     max_new_tokens: int
@@ -105,8 +109,8 @@ class Generator:
         return min(self.max_new_tokens, limit - len(prompt))
 
 
-def with_learned_prompt(prompt: Prompt, model: Any) -> Prompt:
-    """Return the prompt that a network reads: with prompt tuning, the learned tokens precede it."""
+def with_learned_prompt(prompt: Prompt, model: LanguageModel | StaticProgram) -> Prompt:
+    """Return the prompt as the network reads it: with prompt tuning, its learned tokens precede it."""
     from paddle_llm.peft.attachment import active_attachment  # imports Paddle
     from paddle_llm.peft.methods.prompt import with_prompt
 

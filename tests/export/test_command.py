@@ -106,7 +106,7 @@ def test_a_folder_that_is_not_an_export_is_never_replaced(model, tmp_path):
         (tmp_path / "thesis", "is not an export"),
         (model, "is or contains the input"),
         (tmp_path, "is or contains the input"),
-        (model / "sub", "is inside .*, which the export reads. Name a folder outside"),
+        (model / "sub", "is inside .*, which the export reads. Choose a folder outside"),
         (tmp_path / "thesis" / "chapter1.tex", "is a file"),
     ):
         with pytest.raises(UserError, match=message):

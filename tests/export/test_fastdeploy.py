@@ -52,7 +52,7 @@ def test_weights_of_two_types_are_converted_to_one(tmp_path, capsys):
 def test_unsupported_families_are_refused_with_alternatives(tmp_path, family):
     write_native(tmp_path / "model", family)
     with pytest.raises(
-        UserError, match=r"does not support .*FastDeploy 2.x has only networks for .*--target hf .* --target static"
+        UserError, match=r"does not support .*FastDeploy 2.x supports only .*--target hf .* --target static"
     ):
         exported(tmp_path / "model")
     assert not any((tmp_path / "out").iterdir())

@@ -186,7 +186,7 @@ def test_another_base_is_refused(tmp_path):
     narrow = base_folder(
         tmp_path / "narrow", "llama", intermediate_size=160
     )  # adapter_config.json does not record this size
-    with pytest.raises(UserError, match=r"mlp.*base has \[(64, 160|160, 64)\]"):
+    with pytest.raises(UserError, match=r"mlp.*base has shape \[(64, 160|160, 64)\]"):
         open_source(narrow, adapter=adapter)
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(UserError, match=r"base.*--adapter"):

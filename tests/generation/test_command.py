@@ -108,7 +108,7 @@ def test_wrong_options_are_refused(llama, tmp_path, monkeypatch):
     assert refused(llama, "--input", tmp_path / "line.txt").endswith("Did you mean lines.txt?")
     both = ("--input", tmp_path / "lines.txt", "--output", tmp_path / "lines.txt", "--overwrite")
     assert "would be lost" in refused(llama, *both)
-    assert "--system needs a template" in refused(llama, "--prompt", "x", "--system", "y")
+    assert "--system needs a chat template" in refused(llama, "--prompt", "x", "--system", "y")
     assert "not a file and not one of auto" in refused(llama, "--prompt", "x", "--chat_template", "lama")
     monkeypatch.setattr("paddle_llm.generation.api._load", None)
     assert "Did you mean llama2?" in refused(llama, "--prompt", "x", "--chat_template", "lama2")

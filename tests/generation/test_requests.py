@@ -53,7 +53,7 @@ def test_dropped_or_doubtful_settings_are_reported(tmp_path, capsys):
     file.write_text('{"a": 1}\n\n \n{"b": 2}\n')
     assert texts(file) == ['{"a": 1}', '{"b": 2}']
     printed = capsys.readouterr().err
-    assert "2 of 4 lines are empty and are skipped." in printed
+    assert "skipped 2 empty lines of 4" in printed
     assert "every line is a JSON object and is continued as text. Rename the file to .jsonl" in printed
 
 
@@ -63,8 +63,8 @@ def test_dropped_or_doubtful_settings_are_reported(tmp_path, capsys):
         ("gbk.txt", "\u4f60\u597d\uff0c\u4e16\u754c\n".encode("gbk"), "iconv -f GBK -t UTF-8"),
         ("cut.txt.gz", gzip.compress(b"Hello\n" * 99)[:-9], "cannot be read to its end"),
         ("no.txt.gz", b"Hello", "not compressed with gzip"),
-        ("empty.txt", b"", "holds no prompts"),
-        ("blank.txt", b"\n \n", "holds no prompts"),
+        ("empty.txt", b"", "contains no prompts"),
+        ("blank.txt", b"\n \n", "contains no prompts"),
         ("packed.txt", b"PK\x03\x04....", "contains zip data"),
         ("bad.txt", "\u00e9\u00e9\u00e9\n".encode() + b"\xff\n", "line 2: not UTF-8"),
     ],
@@ -84,7 +84,7 @@ def test_a_folder_a_missing_file_and_a_format_without_rows(tmp_path):
         read_requests(tmp_path / "prompt.txt")
     with pytest.raises(UserError, match="is not a regular file"):
         read_requests(Path("/dev/null"))
-    with pytest.raises(UserError, match="--data_format alpaca is for rows of instructions"):
+    with pytest.raises(UserError, match="--data_format alpaca applies to rows of instructions"):
         read_requests(tmp_path / "prompts.txt", "alpaca")
 
 
@@ -138,7 +138,7 @@ def test_prompts_of_preference_data_are_answered_and_that_is_reported(tmp_path, 
     found = read_requests(file)
     assert [one.conversation.turns[0].content for one in found] == ["q", "q", "r"]
     assert all(one.reference is None for one in found)
-    assert "2 rows are preference data: their prompts are answered" in capsys.readouterr().err
+    assert "2 rows are preference data. Their prompts are answered" in capsys.readouterr().err
     file.write_text(json.dumps({"chosen": lists["prompt"] + lists["chosen"], "rejected": []}) + "\n")
     with pytest.raises(UserError, match="preference data without a prompt"):
         read_requests(file)

@@ -185,7 +185,7 @@ def test_options_that_do_not_apply_are_refused(llama, program, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "step.json").write_text("{}")
-    assert "model.json is missing" in refused(broken, "--static", *asked)
+    assert "it has no model.json" in refused(broken, "--static", *asked)
     for name in ("model.json", "model.pdiparams"):
         (broken / name).write_text("")
     assert "Export the model again" in refused(broken, "--static", *asked)

@@ -37,7 +37,7 @@ def _release_lock(module: ModuleType, name: str) -> None:
 
 # Variable -> how it gets its initial value before and after every test. A module that is not imported is not touched.
 RESET: dict[str, Callable[[ModuleType, str], None]] = {
-    "fused_ln:_tell": _clear_cache,
+    "fused_ln:_report": _clear_cache,
     "paddle_llm.checkpoint.output_lock:_held": _release_lock,
     "paddle_llm.core.console:_collectors": _clear,
     "paddle_llm.core.console:_printed_once": _clear,
@@ -66,7 +66,7 @@ KEPT: dict[str, str] = {
     "fused_ln:_library": "Paddle cannot unload an operator.",
     "fused_ln:_register": "Paddle cannot unload an operator.",
     "fused_ln:_why_not_running": "It depends on the machine. A test that replaces the kernels clears it.",
-    "fused_ln.without:_why_not_paddles": "It depends on the machine. A test that replaces the kernels clears it.",
+    "fused_ln.fallback:_why_not_paddle_fused": "It depends on the machine. A test that replaces the kernels clears it.",
     "paddle_llm.config.parsing.values:kind_of": _PURE,
     "paddle_llm.core.upstream:REPLACEMENTS": _PATCHED,
     "paddle_llm.data.chat.renderer:_compile": _PURE,

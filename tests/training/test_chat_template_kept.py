@@ -78,7 +78,7 @@ def test_a_tokenizer_beside_an_adapter_takes_precedence(base, tmp_path, capsys) 
     capsys.readouterr()
     source = open_source(model, adapter=peft)
     assert source.tokenizer == peft and source.template_folder == model  # the template is the base's
-    assert f"tokenizer: the one beside the adapter, {peft}" in capsys.readouterr().err
+    assert f"tokenizer: read from the adapter folder {peft}" in capsys.readouterr().err
     folder, options = resolve_folders(model, GenerateOptions(adapter=peft, device="cpu"))
     assert folder == model and options.tokenizer == peft
     assert _training_template(model, peft) == (None, model)

@@ -36,7 +36,7 @@ def converted(values: np.ndarray, stored: str, target: str, name: str = "a weigh
         half = wide.astype(np.float16)
     if np.isinf(half).any() and np.isfinite(wide[np.isinf(half)]).any():
         raise UserError(
-            f"{name} has values beyond the range of float16 (65504), which would become infinite. Use --dtype bfloat16."
+            f"{name} has values beyond 65504, the maximum of float16. They would become infinite. Use --dtype bfloat16."
         )
     return half
 
@@ -49,7 +49,7 @@ def widened(values: np.ndarray) -> np.ndarray:
 
 
 def _as_bfloat16(wide: np.ndarray) -> np.ndarray:
-    """Round in chunks that stay in the processor's cache from one operation to the next."""
+    """Round fp32 values to bfloat16, in chunks that stay in the processor's cache between the operations."""
     values = np.ascontiguousarray(wide).reshape(-1)
     half = np.empty(values.shape, np.uint16)
     for start in range(0, len(values), _CHUNK):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +11,12 @@ from paddle_llm.families import Family
 from paddle_llm.models.weights.files import DOUBLE, WeightFiles
 from paddle_llm.models.weights.load import locate_weights
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 
 class FolderTensors:
-    """The weights of a model folder as separate matrices, whatever names and layouts its files have.
+    """The weights of a model folder as separate matrices, from files with any supported names and layouts.
 
     Args:
         folder: The model folder.
@@ -27,7 +30,13 @@ class FolderTensors:
     """
 
     def __init__(
-        self, folder: Path, family: Family, config: Any, shapes: dict[str, tuple[int, ...]], *, allow_pickle: bool
+        self,
+        folder: Path,
+        family: Family,
+        config: PretrainedConfig,
+        shapes: dict[str, tuple[int, ...]],
+        *,
+        allow_pickle: bool,
     ) -> None:
         self._files = WeightFiles(folder, allow_pickle=allow_pickle)
         self._shapes = shapes

@@ -1,9 +1,9 @@
-"""An adapter merged into the weights of its base, one tensor at a time, bit for bit as `peft.merge` merges the network.
+"""Merges an adapter into the weights of its base, one tensor at a time, bit for bit as `peft.merge` does.
 
-LoRA, rsLoRA, DoRA and AdaLoRA can be merged, as can weights of the base that were trained themselves
+LoRA, rsLoRA, DoRA and AdaLoRA can be merged, and so can weights of the base that were trained directly
 (--modules_to_save, --freeze_layers). The adapter is read from its folder (in this library's format or PEFT's) or from
-a checkpoint of its training. If only one of base and adapter fuses query, key and value into one matrix, each column
-is moved to where it belongs.
+a checkpoint of its training. If only one of base and adapter fuses query, key and value into one matrix, the columns
+are assigned to the matrices of the base.
 
 Memory: four times the size of one weight in fp32.
 """
@@ -42,7 +42,7 @@ def merge_adapter(base: Source, folder: Path, *, allow_pickle: bool = False) -> 
     adapter = _AdapterCheckpoint(folder, base) if is_checkpoint else _AdapterFolder(folder, base, allow_pickle)
     if not METHODS[adapter.method.name].mergeable and adapter.method.name != "freeze":
         raise UserError(
-            f"{folder} was trained by {adapter.method.name}, which cannot be merged into the weights, so it cannot be exported. "
+            f"{folder} was trained by {adapter.method.name}, which cannot be merged into the weights or exported. "
             "Use it with `paddle-llm generate --adapter`, or train LoRA."
         )
     return MergedTensors(base, adapter)
@@ -71,14 +71,14 @@ class _AdapterCheckpoint:
     def __init__(self, folder: Path, base: Source) -> None:
         files = CheckpointTensors(folder)
         if files.method is None:
-            raise UserError(f"{folder} holds a whole network and not an adapter. Export it without --adapter.")
+            raise UserError(f"{folder} contains a whole network, not an adapter. Export it without --adapter.")
         ours, theirs = base_shape(base.family.name, base.config), base_shape(files.family.name, files.config)
         if ours != theirs:
             raise UserError(
-                f"The adapter in {folder} was trained on another base: {theirs}. {base.folder} has {ours}. Give its own base."
+                f"The adapter in {folder} was trained on another base: {theirs}. {base.folder} has {ours}. Use the base that it was trained on."
             )
         self.folder, self.method, self._files = folder, files.method, files
-        # A unified checkpoint also holds the base. Which of its weights were trained is unknown, but all of them are right.
+        # A unified checkpoint also contains the base. Which of its weights were trained is unknown, but all have their final value.
         self._names = [*files.names(), *files.added]
 
     def names(self) -> list[str]:
@@ -144,7 +144,7 @@ class MergedTensors:
         return changed
 
     def _changes_of(self, name: str) -> list[Piece]:
-        """Return the columns of a weight that the adapter changes, with the adapter's name of each."""
+        """Return the columns of a weight that the adapter changes. Their `source` is a name in the adapter."""
         width = self._base.shape(name)[-1]
         pieces = [Piece(0, width, name, 0), *fused_pieces(self._family, name, self._config)]
         return [
@@ -197,7 +197,7 @@ class MergedTensors:
             raise UserError(f"{where / ADAPTER_SAFETENSORS} is incomplete: {problem}. Copy the adapter again.")
 
     def _check_fits(self, name: str, shape: tuple[int, ...]) -> None:
-        """Raise UserError unless the base has a weight of this name and shape, also in parts or as part of another."""
+        """Raise UserError if the base has no weight of this name and shape, neither whole nor fused or split."""
         known, found = set(self._base.names()), None
         pieces = fused_pieces(self._family, name, self._config)
         if name in known:
@@ -205,15 +205,17 @@ class MergedTensors:
         elif pieces and all(piece.source in known for piece in pieces):
             found = (self._base.shape(pieces[0].source)[0], max(piece.stop for piece in pieces))
         if found is None:
-            raise UserError(f"{self._adapter.folder} changes {name}, which its base does not have. Give its own base.")
+            raise UserError(
+                f"{self._adapter.folder} changes {name}, which the base does not have. Use the base that it was trained on."
+            )
         if found != shape:
             raise UserError(
-                f"{self._adapter.folder} changes {name} of shape {list(shape)}; its base has {list(found)}. Give its own base."
+                f"{self._adapter.folder} changes {name} of shape {list(shape)}, but the base has shape {list(found)}. Use the base that it was trained on."
             )
 
 
 def _stored_as(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Round fp32 values to a dtype, as Paddle does."""
+    """Round fp32 values to a dtype with Paddle's rounding."""
     return paddle.to_tensor(values, place=paddle.CPUPlace()).astype(dtype).numpy()
 
 

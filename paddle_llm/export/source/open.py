@@ -1,4 +1,4 @@
-"""Opens the model that a folder holds: a model folder, a checkpoint of any layout, or an adapter with its base."""
+"""Opens a source: a model folder, a checkpoint of any layout, or an adapter with its base."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def open_located(folders: ModelFolders, *, allow_pickle: bool = False) -> Source
         return source
     template_folder = adapter if keeps_template(adapter) else source.template_folder
     if folders.tokenizer == adapter:
-        say(f"tokenizer: the one beside the adapter, {adapter}")
+        say(f"tokenizer: read from the adapter folder {adapter}")
         open_codec(str(adapter)).fit_to_model(source.facts.vocab_size)
         if template_folder is None and recorded_template(adapter) is None and keeps_template(source.folder):
-            template_folder = source.folder  # the adapter's tokenizer has no template: that of the base is used
+            template_folder = source.folder  # the adapter's tokenizer has no template, so that of the base is used
     return replace(
         source,
         tensors=merge_adapter(source, adapter, allow_pickle=allow_pickle),
@@ -66,7 +66,7 @@ def open_located(folders: ModelFolders, *, allow_pickle: bool = False) -> Source
 
 
 def _open_model(folder: Path, allow_pickle: bool) -> Source:
-    """Open a folder that holds all weights, without its tokenizer."""
+    """Open a folder with all weights. The tokenizer of the result is None."""
     facts = _unpadded(read_model_facts(folder), str(folder))
     family = find_family(facts)
     config = plain_configuration(folder, family, facts.raw)

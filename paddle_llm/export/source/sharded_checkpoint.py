@@ -1,10 +1,10 @@
-"""Full tensors from a checkpoint of this library, `checkpoint-N`, whatever layout it was trained on.
+"""Reads full tensors from a checkpoint of this library, `checkpoint-N`, of any layout.
 
 PaddleNLP's Trainer (3.0.0b4) writes one file per tensor-parallel rank and pipeline stage,
-`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names of one process. Sharding leaves no trace
-(with stage 3 the first rank of each sharding group gathers and saves everything). A unified checkpoint has full
+`model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names that one process uses. Sharding has no effect on
+the files (with stage 3 the first rank of each sharding group gathers and saves all weights). A unified checkpoint has full
 tensors in safetensors. In both cases the vocabulary may be padded for tensor parallelism, and a head tied to the
-embedding may be stored a second time. If fine-tuning trains a part of the network, the checkpoint holds only that
+embedding may be stored a second time. If fine-tuning trains a part of the network, the checkpoint has only that
 part.
 
 Memory: one full tensor. The files are mapped, not read (models/weights/paddle_pickles.py).
@@ -35,13 +35,13 @@ from paddle_llm.models.weights.vocabulary import plain_config, unpad
 from paddle_llm.models.weights.weight_shapes import weight_shapes
 from paddle_llm.peft.method import Method
 
-_LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # the axis of the weight along which each may be split
+_LORA = {"lora_A": 0, "lora_B": 1, "lora_magnitude": 1}  # axis of the weight along which each tensor may be split
 _PREFIX_HEADS = ("prefix_key", "prefix_value")  # [tokens, key-value heads, width]
-_WEIGHT_FILES = re.compile(r"(model|config\.json)")  # the beginnings of their names
+_WEIGHT_FILES = re.compile(r"(model|config\.json)")  # beginnings of file names
 
 
 class _Part(Protocol):
-    """The part of a tensor that one file holds."""
+    """The part of a tensor in one file."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -61,7 +61,7 @@ class CheckpointTensors:
         config: PaddleNLP's configuration of the network in one process.
         method: Method of fine-tuning, if it adds tensors or freezes a part of the network; else None.
         added: Names of the tensors that the method added.
-        is_whole: Whether the checkpoint holds all weights of the network.
+        is_whole: Whether the checkpoint has all weights of the network.
 
     Raises:
         UserError: If the checkpoint is incomplete or has no weights.
@@ -86,7 +86,7 @@ class CheckpointTensors:
         if unified and self.added and self.layout.tensor > 1:
             raise UserError(
                 f"{self.folder} is a unified checkpoint of {self.layout}: PaddleNLP saved only the first tensor-parallel rank's "
-                f"part of {self.added[0]} and other adapter tensors. Use the run's adapter folder, or a checkpoint written "
+                f"part of {self.added[0]} and of the other adapter tensors. Use the run's adapter folder, or a checkpoint written "
                 "without --unified_checkpoint."
             )
         missing = [name for name in self.network if name not in self._parts]
@@ -103,7 +103,7 @@ class CheckpointTensors:
         return weight_shapes(self.config, self.family)
 
     def names(self) -> list[str]:
-        """Return the network's weights that the checkpoint holds, in the network's order."""
+        """Return the names of the network's weights in the checkpoint, in the network's order."""
         return [name for name in self.network if name in self._parts]
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -133,7 +133,7 @@ class CheckpointTensors:
     def _parts_of_ranks(self) -> dict[str, list[_Part]]:
         """Return the parts by their names in the files, tensor-parallel ranks in order.
 
-        If two pipeline stages hold the same tensor, the first one counts.
+        If two pipeline stages have the same tensor, that of the first stage is used.
         """
         found: dict[str, list[_Part]] = {}
         for stage in range(self.layout.pipeline):
@@ -176,7 +176,7 @@ class CheckpointTensors:
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _shards(self, name: str) -> list[Shard]:
-        """Return which part of the full tensor (with vocabulary padding) each of its files holds."""
+        """Return for each file its part of the full tensor (with vocabulary padding)."""
         parts = self._parts[name]
         degree, local = len(parts), list(parts[0].shape)
         layer, _, own = name.rpartition(".")
@@ -235,13 +235,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def open_checkpoint(folder: Path) -> CheckpointTensors:
-    """Open a checkpoint that holds the whole network.
+    """Open a checkpoint of the whole network.
 
     Raises:
-        UserError: If it is incomplete, or holds only what fine-tuning trained.
+        UserError: If it is incomplete, or has only the weights that fine-tuning trained.
     """
     files = CheckpointTensors(folder)
     if not files.is_whole:
         method = files.method.name if files.method is not None else "fine-tuning"
-        raise UserError(f"{folder} holds only what {method} trained, not the whole network. Give its base model too.")
+        raise UserError(
+            f"{folder} contains only the weights that {method} trained. Name the base model as well, and this folder with --adapter."
+        )
     return files

@@ -1,14 +1,14 @@
 """`Source`: a trained model as full tensors under canonical names, read one at a time.
 
-Query, key and value (and the two halves of the feed-forward network) are separate tensors, whether or not the network
-fuses them.
+Query, key and value (and the two halves of the feed-forward network) are separate tensors, also if the network fuses
+them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from paddle_llm.families import Family
 from paddle_llm.families.facts import ModelFacts
 from paddle_llm.generation.stop_tokens import ids_in, known_ids, stop_ids_of_tokenizer
 from paddle_llm.models.weights.names import fused_pieces
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 
 class Tensors(Protocol):
@@ -56,7 +59,7 @@ class Source:
     folder: Path
     family: Family
     facts: ModelFacts
-    config: Any
+    config: PretrainedConfig
     tokenizer: Path | None
     generation: dict[str, Any]
     template: str | None

@@ -1,4 +1,4 @@
-"""Target fastdeploy: a folder for FastDeploy 2.x, with torch's layout, Hugging Face's names and one dtype."""
+"""The target `fastdeploy`: a folder for FastDeploy 2.x, with torch's layout, Hugging Face's names and one dtype."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_fastdeploy(source: Source) -> None:
     if not source.family.engines.fastdeploy:
         able = " and ".join(family.title for family in FAMILIES.values() if family.engines.fastdeploy)
         raise UserError(
-            f"--target fastdeploy does not support {source.family.title}: FastDeploy 2.x has only networks for {able}. "
+            f"--target fastdeploy does not support {source.family.title}: FastDeploy 2.x supports only {able}. "
             "Use --target hf (other servers) or --target static (paddle.inference)."
         )
 
@@ -31,8 +31,8 @@ def check_fastdeploy(source: Source) -> None:
 def write_fastdeploy(source: Source, staged: Path, options: Options) -> None:
     """Write the folder.
 
-    All weights have one type, which only `torch_dtype` names: FastDeploy refuses an additional `dtype` key, which
-    would also mean that matrices have Paddle's layout.
+    All weights have one type, and config.json names it as `torch_dtype` only. FastDeploy refuses an additional `dtype`
+    key, which would also mean that matrices have Paddle's layout.
 
     Raises:
         UserError: If FastDeploy has no network for the family.

@@ -1,4 +1,4 @@
-"""Target hf: a folder that transformers loads or, for ChatGLM and GLM, with their authors' layout."""
+"""The target `hf`: a folder that transformers loads, for ChatGLM and GLM with the code of their authors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_hf(source: Source, staged: Path, options: Options) -> None:
     A tied head is stored once, as the embedding.
 
     Raises:
-        UserError: If Hugging Face's network cannot express the source's.
+        UserError: If the configuration has a setting that Hugging Face's network does not support.
     """
     write_config(source, staged, options)
     write_text_files(source, staged, "hf")

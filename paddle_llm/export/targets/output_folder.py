@@ -1,4 +1,4 @@
-"""Checks the output folder of an export: it is free, apart from the source, and on a disk with enough space."""
+"""Checks the output folder of an export: it may be written, is apart from the source, and its disk has enough space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def check_out(out: Path, folder: Path, overwrite: bool) -> None:
     """Check source and output before Paddle is imported.
 
     Raises:
-        UserError: If there is nothing to export, or nothing may be written to `out`.
+        UserError: If `folder` does not exist, or `out` may not be written.
     """
     if not folder.expanduser().is_dir():
         raise UserError(
@@ -35,7 +35,7 @@ def check_outside(out: Path, *sources: Path | None) -> None:
     check_apart(out, *sources)
     for source in sources:
         if source is not None and source.expanduser().resolve() in out.resolve().parents:
-            raise UserError(f"{out} is inside {source}, which the export reads. Name a folder outside of it.")
+            raise UserError(f"{out} is inside {source}, which the export reads. Choose a folder outside of it.")
 
 
 def check_space(out: Path, size: int) -> None:
@@ -49,7 +49,7 @@ def check_space(out: Path, size: int) -> None:
     if free < size + _SPARE:
         raise UserError(
             f"{out}: the weights need {human(size)} and the other files up to {human(_SPARE)}, but {parent} has only "
-            f"{human(free)} free. Free some space, or name a folder on another disk."
+            f"{human(free)} free. Free some space, or choose a folder on another disk."
         )
 
 

@@ -1,4 +1,4 @@
-"""Writes generation_config.json, the chat template and serve.sh, which a server reads, and README.md."""
+"""Writes generation_config.json, the chat template, serve.sh and README.md."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from paddle_llm.export.source.source import Source
 from paddle_llm.export.verification.compare import Finding
 from paddle_llm.generation.stop_tokens import ids_in
 
-# The keys that transformers' GenerationConfig and PaddleNLP's share; PaddleNLP's other keys have no meaning elsewhere.
-_KEPT = (
+# Keys that the GenerationConfigs of transformers and PaddleNLP have in common. Other libraries do not know PaddleNLP's others.
+_COMMON_KEYS = (
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "do_sample", "temperature", "top_k", "top_p",
     "min_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_beams", "num_beam_groups", "diversity_penalty",
     "use_cache", "num_return_sequences", "forced_bos_token_id", "forced_eos_token_id", "decoder_start_token_id",
@@ -37,8 +37,8 @@ def write_generation_config(source: Source, staged: Path) -> None:
 
     A text ends at every id at which it ends in the source (`Source.stop_ids`).
     """
-    given = _as_transformers_means(source.generation)
-    values = {key: given[key] for key in _KEPT if given.get(key) is not None}
+    given = _with_lengths_of_transformers(source.generation)
+    values = {key: given[key] for key in _COMMON_KEYS if given.get(key) is not None}
     values |= _STRATEGIES.get(given.get("decode_strategy", ""), {})
     ends = source.stop_ids()
     if ends:
@@ -48,12 +48,12 @@ def write_generation_config(source: Source, staged: Path) -> None:
             if 0 <= number < source.facts.vocab_size:
                 values.setdefault(name, number)
     if "pad_token_id" not in values and ends:
-        values["pad_token_id"] = ends[0]  # batches need some padding, and an end token is harmless
+        values["pad_token_id"] = ends[0]  # batches need a padding token, and an end token is harmless
     (staged / GENERATION_CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def _as_transformers_means(given: dict[str, Any]) -> dict[str, Any]:
-    """Convert max_length, which counts new tokens in PaddleNLP (0: not set) and also the prompt in transformers."""
+def _with_lengths_of_transformers(given: dict[str, Any]) -> dict[str, Any]:
+    """Rename PaddleNLP's lengths, which count new tokens (0: not set); in transformers max_length includes the prompt."""
     if "paddlenlp_version" not in given and "decode_strategy" not in given:
         return given
     lengths = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}
@@ -76,7 +76,7 @@ def write_chat_template(source: Source, staged: Path) -> None:
     template, reason = chosen_template(source)
     config.pop("chat_template", None)
     if template is None:
-        say(f"no chat template: {reason}. Completions work, chat requests do not")
+        say(f"no chat template: {reason}. Completions work, chat requests do not.")
     else:
         named = [{"name": name, "template": text} for name, text in template.templates.items()]
         config["chat_template"] = template.templates[DEFAULT] if list(template.templates) == [DEFAULT] else named
@@ -94,7 +94,7 @@ def chosen_template(source: Source) -> tuple[TrainingTemplate | None, str]:
     """Return the template of the source's training, else the tokenizer's own; None with the reason if there is none.
 
     Raises:
-        UserError: If the template found is not the recorded one.
+        UserError: If the text of the template differs from the recorded one.
     """
     assert source.tokenizer is not None
     tokenizer, name = str(source.tokenizer), source.template
@@ -109,7 +109,7 @@ def chosen_template(source: Source) -> tuple[TrainingTemplate | None, str]:
         return choose_template(name, open_codec(tokenizer), tokenizer).as_trained(), ""
     if found is not None:
         return TrainingTemplate(JINJA, found.by_name), ""
-    if name == AUTO:  # the template that training used for a tokenizer without one
+    if name == AUTO:  # training used this template for a tokenizer without one
         return choose_template("default", open_codec(tokenizer), tokenizer).as_trained(), ""
     return None, "the tokenizer has none, and no fine-tuning is recorded"
 

@@ -1,4 +1,4 @@
-"""Writes safetensors shards as a stream: first the header, then tensor after tensor in blocks of rows.
+"""Writes safetensors shards as a stream: the header first, then each tensor in blocks of rows.
 
 Host memory: one tensor as its source returns it (mostly a mapped file) and a few blocks.
 """
@@ -29,7 +29,7 @@ from paddle_llm.export.source.dtypes import ITEM_SIZES, converted
 CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}  # safetensors' names
 _BLOCK = 32 << 20  # bytes that are transposed, converted and written at a time
 _TILE = 128  # rows and columns of a tile: two tiles fit into the L2 cache of a core
-_LARGE = 512 << 20  # bytes of a tensor that is held alone in memory
+_LARGE = 512 << 20  # bytes; a larger tensor is in memory alone
 _LOG_INTERVAL = 15.0  # seconds between two lines of a log
 _WORKERS = min(4, len(os.sched_getaffinity(0)))
 
@@ -122,7 +122,7 @@ def _prefetched(workers: ThreadPoolExecutor, tensors: list[PlannedTensor]) -> It
         while pending and tensor.nbytes > _LARGE:
             yield pending.popleft().result()
         for part in _parts(tensor):
-            # The main thread allocates the buffer: workers would get fresh pages for each allocation.
+            # The main thread allocates the buffer, because the allocator maps new pages for each allocation of a worker.
             buffer = None if _is_row_major(part) else np.empty(part.shape, part.dtype)
             pending.append(workers.submit(_block, part, tensor, buffer))
             if len(pending) > _WORKERS:
@@ -161,7 +161,7 @@ def _parts(tensor: PlannedTensor) -> Iterator[np.ndarray]:
     """Yield blocks of rows in the layout of the source."""
     values = tensor.read()
     if values.shape != tensor.shape:
-        raise ValueError(f"{tensor.name} is {values.shape}, planned as {tensor.shape}")
+        raise ValueError(f"{tensor.name} has the shape {values.shape}, but {tensor.shape} was planned")
     rows = values.reshape(1) if values.ndim == 0 else values
     step = max(1, _BLOCK * len(rows) // max(rows.nbytes, 1))
     step += -step % _TILE

@@ -18,7 +18,7 @@ _ANSWERED = [{"role": "user", "content": " What is {{ 2 }} + 2?\n"}, {"role": "a
 _SYSTEM = {"role": "system", "content": "Be kind."}
 _MORE = [{"role": "user", "content": "你确定吗？"}, {"role": "assistant", "content": " Yes,\nsure. "}]
 _TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
-# Messages, whether a generation prompt is added, and further variables.
+# Messages, whether a generation prompt is added, and other variables.
 _CONVERSATIONS: list[tuple[list[dict[str, str]], bool, dict[str, Any]]] = [
     (_ANSWERED[:1], True, {}),
     (_ANSWERED, False, {}),
@@ -30,7 +30,7 @@ _DATE = "2024-07-26"
 
 
 def template_differences(source: Source, folder: Path) -> tuple[int, list[str]] | None:
-    """Compare the chat template of an export with the one that its source was trained with, else the tokenizer's.
+    """Compare the chat template of an export with that of its source.
 
     Returns:
         The number of conversations that were rendered with both, and what differs; None if neither has a template.

@@ -1,7 +1,7 @@
 """Compares the answers of two engines.
 
-**Limit.** Logits are compared at the prompt's last position and at each following token, as long as both sides chose
-the same tokens. The unit is the standard deviation of the source's logits over the vocabulary at that position. Another
+**Limit.** Logits are compared at the last position of the prompt and at each generated token, as long as both sides
+choose the same tokens. The unit is the standard deviation of the source's logits over the vocabulary at that position. Another
 engine sums in another order, which in fp32 changes logits by at most 0.00007 in the small networks of
 benchmarks/export_agreement.py, and more in deep ones. Swapped layers or heads, a matrix that is not transposed or
 another RoPE change them by 2 or more, weights that lost half their bits by 0.02. `LIMIT` lies between these values.
@@ -10,8 +10,8 @@ limit is the same for 16-bit exports: the source's weights are rounded to the ex
 compute in fp32.
 
 **Ties.** If the tokens differ and the source's logits of the two are no further apart than twice the limit (each may
-have changed by it), rounding decided. The tie is reported, and the rest of that prompt is not compared, since the texts
-differ.
+have changed by the limit), rounding decided between them. The tie is reported, and the rest of that prompt is not
+compared, since the texts differ.
 """
 
 from __future__ import annotations
@@ -67,7 +67,12 @@ class _Tally:
 
 
 def compare(expected: Answers, found: Answers) -> Finding:
-    """Compare an engine's answers with those of the source."""
+    """Compare the answers of an engine with those of the source.
+
+    Args:
+        expected: Answers of the source.
+        found: Answers of the engine.
+    """
     tally = _Tally()
     for number, (tokens, logits_NV) in enumerate(zip(expected.tokens, expected.logits_NV, strict=True), 1):
         others, others_NV = found.tokens[number - 1], found.logits_NV[number - 1]

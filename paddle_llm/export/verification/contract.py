@@ -1,7 +1,7 @@
-"""Checks an export for every known way in which a folder loads without an error and generates garbage.
+"""Checks an export for every known mistake with which a folder loads without an error and generates garbage.
 
-The contract of FastDeploy 2.x is what its loader reads (fastdeploy/model_executor/load_weight_utils.py, config.py),
-that of Hugging Face what from_pretrained does. Only the headers of weight files are read (contract_weights.py), so
+The rules for FastDeploy 2.x follow its loader (fastdeploy/model_executor/load_weight_utils.py, config.py), those for
+Hugging Face follow `from_pretrained`. Only the headers of weight files are read (contract_weights.py), so
 that huge models are checked fast.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.local_files.chat_templates import DEFAULT, find_templates
 from paddle_llm.core.artifacts import (
@@ -32,9 +32,12 @@ from paddle_llm.families.shape import facts_from_dict, find_family
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.weights.weight_shapes import weight_shapes
 
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
+
 _PROGRAM = (STATIC_PROGRAM, STATIC_WEIGHTS, STATIC_STEP, MODEL_CONFIG, TOKENIZER_CONFIG)
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
-# A tokenizer that lost its pieces has only a few tokens; a correct one may be much smaller than the vocabulary.
+# A tokenizer that lost its tokens has only a few; a correct one may be much smaller than the vocabulary.
 _MIN_TOKENS = 256
 
 
@@ -46,7 +49,7 @@ def lint(folder: Path, target: str) -> list[str]:
         target: "hf", "fastdeploy" or "static".
 
     Returns:
-        Each problem with what to do; [] if the contract holds.
+        A message for each problem, with what to do; [] if there is none.
     """
     if target == "static":
         return list(_lint_static(folder))
@@ -95,7 +98,7 @@ def _config_problems(raw: dict[str, Any], target: str) -> Iterator[str]:
         yield f"config.json has {keys[0]}={raw[keys[0]]!r}. Use one of {', '.join(ITEM_SIZES)}."
 
 
-def _network(folder: Path, raw: dict[str, Any]) -> tuple[str, Any, dict[str, tuple[int, ...]], int]:
+def _network(folder: Path, raw: dict[str, Any]) -> tuple[str, PretrainedConfig, dict[str, tuple[int, ...]], int]:
     """Return family, PaddleNLP's configuration, shapes of all weights and vocabulary size, according to config.json."""
     facts = facts_from_dict(raw, where="it")
     family = find_family(facts)
@@ -168,7 +171,7 @@ def _vocabulary_problems(folder: Path, config: dict[str, Any], size: int) -> Ite
     elif tokenizer.get_vocab_size(with_added_tokens=True) < min(_MIN_TOKENS, size // 2):
         yield (
             f"the tokenizer has only {tokenizer.get_vocab_size(with_added_tokens=True)} tokens, but the model has a vocabulary of "
-            f"{size}: it lost its pieces or belongs to another model. Give the right one with --tokenizer."
+            f"{size}: it is incomplete or belongs to another model. Give the right one with --tokenizer."
         )
     for key in ("bos_token", "eos_token", "unk_token", "pad_token"):
         token = config.get(key)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.errors import UserError
@@ -22,6 +22,9 @@ from paddle_llm.export.targets.shard_writer import CODES
 from paddle_llm.families import FAMILIES
 from paddle_llm.models.weights.files import read_header
 from paddle_llm.models.weights.names import hugging_face, tied_head
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _TYPES = {code: dtype for dtype, code in CODES.items()}
@@ -47,7 +50,7 @@ class Stored:
 
 
 def lint_files(folder: Path, target: str) -> tuple[dict[str, Stored], list[str]]:
-    """Return every stored tensor by name, and the problems of the files that hold them."""
+    """Return every stored tensor by name, and a message for each problem of the files."""
     problems = _leftovers(folder, target)
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     index = folder / SAFETENSORS_INDEX
@@ -66,7 +69,7 @@ def lint_files(folder: Path, target: str) -> tuple[dict[str, Stored], list[str]]
         twice = sorted(stored.keys() & found.keys())
         if twice:
             problems.append(
-                f"{name} and {stored[twice[0]].file} both hold {_few(twice)}. Remove the file that is left over."
+                f"{name} and {stored[twice[0]].file} both contain {_few(twice)}. Remove the file that belongs to another export."
             )
         if written_by != "pt":
             problems.append(
@@ -76,7 +79,7 @@ def lint_files(folder: Path, target: str) -> tuple[dict[str, Stored], list[str]]
         stored |= found
     if SAFETENSORS in files and index.is_file():
         problems.append(
-            f"both {SAFETENSORS} and {SAFETENSORS_INDEX} exist, and the former takes precedence. Remove the one that is left over."
+            f"both {SAFETENSORS} and {SAFETENSORS_INDEX} exist, and the former takes precedence. Remove the one that belongs to another export."
         )
     elif SAFETENSORS not in files:
         problems += _shard_problems(files, index, stored)
@@ -92,7 +95,7 @@ def _leftovers(folder: Path, target: str) -> list[str]:
     effect = (
         "FastDeploy reads it instead of the safetensors" if target == "fastdeploy" else "PaddleNLP may read it instead"
     )
-    return [f"{_few(left)} is left over: {effect}. Remove it."] if left else []
+    return [f"{_few(left)} does not belong to the export: {effect}. Remove it."] if left else []
 
 
 def _header(file: Path) -> tuple[dict[str, Stored], str | None]:
@@ -118,7 +121,7 @@ def _shard_problems(files: list[str], index: Path, stored: dict[str, Stored]) ->
         there = {int(match[1]) for match in matches if int(match[2]) == count}
         absent = [f"model-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1) if i not in there]
         if absent:
-            yield f"{_few(absent)} of {count} shards is missing. Copy it again, or export again."
+            yield f"missing shards: {_few(absent)} ({len(absent)} of {count}). Copy them again, or export again."
     if not index.is_file():
         yield f"{SAFETENSORS_INDEX} is missing, without which no shard is read. {AGAIN}"
         return
@@ -134,18 +137,20 @@ def _shard_problems(files: list[str], index: Path, stored: dict[str, Stored]) ->
 def _index_problems(where: dict[str, str], total: Any, stored: dict[str, Stored]) -> Iterator[str]:
     for name, file in sorted(where.items()):
         if name not in stored:
-            yield f"{SAFETENSORS_INDEX} lists {name} in {file}, which does not hold it. {AGAIN}"
+            yield f"{SAFETENSORS_INDEX} lists {name} in {file}, which does not contain it. {AGAIN}"
         elif stored[name].file != file:
             yield f"{SAFETENSORS_INDEX} lists {name} in {file}, but it is in {stored[name].file}. {AGAIN}"
     unlisted = sorted(stored.keys() - where.keys())
     if unlisted:
-        yield f"{SAFETENSORS_INDEX} does not list {_few(unlisted)}, which a shard holds and which is never read. {AGAIN}"
+        yield f"{SAFETENSORS_INDEX} does not list {_few(unlisted)} of a shard, so it is never read. {AGAIN}"
     size = sum(one.nbytes for one in stored.values())
     if total != size:
         yield f"{SAFETENSORS_INDEX} has total_size {total}, but the tensors have {size} bytes. {AGAIN}"
 
 
-def lint_tensors(stored: dict[str, Stored], family: str, config: Any, shapes: dict[str, tuple[int, ...]]) -> list[str]:
+def lint_tensors(
+    stored: dict[str, Stored], family: str, config: PretrainedConfig, shapes: dict[str, tuple[int, ...]]
+) -> list[str]:
     """Find missing and unknown tensors, and those of a wrong shape.
 
     Args:
@@ -179,7 +184,7 @@ def lint_tensors(stored: dict[str, Stored], family: str, config: Any, shapes: di
     return problems
 
 
-def _name_problems(missing: list[str], unknown: list[str], family: str, config: Any) -> Iterator[str]:
+def _name_problems(missing: list[str], unknown: list[str], family: str, config: PretrainedConfig) -> Iterator[str]:
     head = tied_head(family, config, is_hugging_face=True)
     if head in unknown:
         unknown = [name for name in unknown if name != head]

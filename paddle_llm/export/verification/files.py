@@ -7,9 +7,9 @@ prompts, end tokens, ids of other texts.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.artifacts import GENERATION_CONFIG, TOKENIZER_JSON
@@ -23,6 +23,9 @@ from paddle_llm.generation.stop_tokens import ids_in
 from paddle_llm.models.build import plain_configuration
 from paddle_llm.models.configuration.to_hugging_face import in_vocabulary
 from paddle_llm.models.weights.names import is_tied
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 # Parts of the names of keys that only training reads.
 _TRAINING_KEYS = (
@@ -53,12 +56,12 @@ def configuration_differences(source: Source, folder: Path) -> list[str]:
     return found + _end_differences(source, folder, facts.raw)
 
 
-def _comparable(config: Any) -> dict[str, Any]:
+def _comparable(config: PretrainedConfig) -> dict[str, Any]:
     """Return a configuration's values; an id outside the vocabulary counts as none."""
     return _with_plain_rope(config) | {"bos_token_id": in_vocabulary(config.bos_token_id, config.vocab_size)}
 
 
-def _with_plain_rope(config: Any) -> dict[str, Any]:
+def _with_plain_rope(config: PretrainedConfig) -> dict[str, Any]:
     """Return a configuration's values with PaddleNLP's own kinds of RoPE scaling in the usual form.
 
     Its "ntk" becomes a larger base and more positions; no other scaling applies together with llama3's.
@@ -105,19 +108,20 @@ def stated_ends(folder: Path, raw: dict[str, Any]) -> set[int]:
 def tokenizer_differences(folder: Path, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> tuple[str, list[str]]:
     """Return the library that read the folder's tokenizer, and the texts to which it gives other ids."""
     try:
-        engine, encode = _opened(folder)
+        engine, encode = _open_encoder(folder)
         return engine, other_ids(texts, ids, [encode(text) for text in texts])
     except UserError as error:
         return "files", [str(error)]
 
 
 def other_ids(texts: Sequence[str], ids: Sequence[Sequence[int]], found: Sequence[Sequence[int]]) -> list[str]:
-    """Return a description of each text with other ids."""
+    """Return a message for each text whose ids differ."""
     triples = zip(texts, ids, found, strict=True)
-    return [f"other ids for {text!r}" for text, expected, actual in triples if list(expected) != list(actual)]
+    return [f"the ids of {text!r} differ" for text, expected, actual in triples if list(expected) != list(actual)]
 
 
-def _opened(folder: Path) -> Any:
+def _open_encoder(folder: Path) -> tuple[str, Callable[[str], Sequence[int]]]:
+    """Return the library that reads the folder's tokenizer, and the function that encodes a text."""
     file = folder / TOKENIZER_JSON
     if file.is_file():
         import tokenizers

@@ -1,4 +1,4 @@
-"""Decides whether an export may be published: the target's contract, then every engine. Prints the findings."""
+"""Checks an export before it is published: first the contract of its target, then all engines. Prints the findings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class VerificationOptions:
     Attributes:
         enabled: Whether it is compared.
         engines: Names of the engines; None: all.
-        paddleformers_python: Python of an environment with PaddleFormers; None: not named.
+        paddleformers_python: Python of an environment with PaddleFormers; None: not given.
     """
 
     enabled: bool = True
@@ -92,7 +92,7 @@ def verify_export(source: Source, staged: Path, target: str, options: Verificati
     not_run = [finding for finding in findings if finding.passed is None and options.engines is not None]
     if not_run:
         report_findings(findings)
-        raise ExportFailed(f"--engines names {not_run[0].engine}, which did not run (see above)")
+        raise ExportFailed(f"{not_run[0].engine} did not run (see above). Install it, or remove it from --engines.")
     return findings
 
 

@@ -187,7 +187,7 @@ def find_paddleformers(named: Path | None) -> Path | None:
 def _question(
     source: Source, folder: Path, prompts: Sequence[str | Prompt] | None, new_tokens: int
 ) -> tuple[Question, list[Finding]]:
-    """Encode and truncate the prompts; add a finding if the tokenizer exceeds the vocabulary."""
+    """Encode and truncate the prompts. The findings report a tokenizer that exceeds the vocabulary."""
     given = list(prompts) if prompts is not None else list(TEXTS) if source.tokenizer else _random_prompts(source)
     texts = [prompt for prompt in given if isinstance(prompt, str)] or list(TEXTS if source.tokenizer else ())
     encoded = dict(zip(texts, _encoded(source, texts), strict=True))

@@ -1,9 +1,9 @@
 """Beam search: keep several of the most likely texts at each step (Graves 2012, section 3.3).
 
 The search follows transformers. The score of a finished text is its log-probability divided by its length to the
-power `length_penalty`, where the end token counts. Of 2 x num_beams continuations, the unfinished ones are kept. A
-search ends when its best unfinished text, if it ended now, would not beat the worst of num_beams finished ones. Any
-number of tokens may end a text. PaddleNLP 3.0.0b4 supports one end token only, and reorders the cache of ChatGLM by
+power `length_penalty`; the length includes the end token. A step takes the most likely continuations of all beams
+and keeps num_beams unfinished ones. A search ends when its best unfinished text, if it ended now, would not have a
+higher score than the worst of num_beams finished ones. Any number of tokens may end a text. PaddleNLP 3.0.0b4 supports one end token only, and reorders the cache of ChatGLM by
 the wrong axis.
 
 Shapes: P prompts in the search, K beams per prompt, C candidate continuations, V vocabulary.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -24,7 +24,11 @@ from paddle_llm.generation.options import DecodeOptions, DecodeStrategy
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.parallel.mesh import Axis
 
-_IMPOSSIBLE = -1e30
+if TYPE_CHECKING:
+    from paddle_llm.generation.static.program import StaticProgram
+    from paddle_llm.models.protocols import LanguageModel
+
+_IMPOSSIBLE = -1e30  # log-probability of a beam that does not exist
 
 
 @dataclass
@@ -48,7 +52,7 @@ class _Search:
     def step(
         self, scores_C: np.ndarray, beams_C: np.ndarray, tokens_C: np.ndarray, stop_ids: Collection[int]
     ) -> list[tuple[int, int]]:
-        """Take the best continuations.
+        """Continue the search by one token.
 
         Args:
             scores_C: Log-probabilities, in descending order.
@@ -98,7 +102,10 @@ class _Search:
 
 
 def search_beams(
-    model: Any, prompts: Sequence[Prompt], max_new_tokens: Sequence[int], options: DecodeOptions
+    model: LanguageModel | StaticProgram,
+    prompts: Sequence[Prompt],
+    max_new_tokens: Sequence[int],
+    options: DecodeOptions,
 ) -> list[list[int]]:
     """Return the best continuation of each prompt; see `decode`."""
     searches = [_Search(number, count, options.strategy) for number, count in enumerate(max_new_tokens)]
@@ -137,9 +144,20 @@ def search_beams(
 
 
 def _best_continuations(
-    log_probabilities: Any, active: Sequence[_Search], width: int, stop_count: int, tensor: Axis | None
+    log_probabilities: paddle.Tensor, active: Sequence[_Search], width: int, stop_count: int, tensor: Axis | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return log-probabilities, beams and tokens [P, C] of the best continuations of each prompt, best first."""
+    """Find the best continuations of each prompt.
+
+    Args:
+        log_probabilities: Log-probabilities [P K, V] of the next token.
+        active: Searches of the prompts.
+        width: K.
+        stop_count: Number of tokens that end a text.
+        tensor: Mesh axis of the tensor-parallel ranks; None: one process.
+
+    Returns:
+        Log-probabilities, beams and tokens [P, C], best first.
+    """
     vocab_size = log_probabilities.shape[-1]
     before_PK = np.full((len(active), width), _IMPOSSIBLE, np.float32)
     for index, search in enumerate(active):

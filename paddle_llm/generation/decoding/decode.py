@@ -1,4 +1,4 @@
-"""`decode`: continue prompts token by token. Greedy decoding and sampling are here, beam search is in `beams.py`.
+"""`decode` continues prompts token by token. Greedy decoding and sampling are here, beam search is in `beams.py`.
 
 The networks and their caches are PaddleNLP's; the loop replaces its `generate` (3.0.0b4). That function draws from the
 random state of training, penalises the repetition of padding, supports only one end token in beam search, sorts the
@@ -8,7 +8,7 @@ caches of ChatGLM2 by the wrong axis there, and recomputes the whole text of GLM
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import paddle
@@ -19,12 +19,16 @@ from paddle_llm.generation.decoding.step import broadcast_from_first, open_batch
 from paddle_llm.generation.options import DecodeOptions
 from paddle_llm.models.prompt import Prompt
 
+if TYPE_CHECKING:
+    from paddle_llm.generation.static.program import StaticProgram
+    from paddle_llm.models.protocols import LanguageModel
+
 OnToken = Callable[[int, int], None]  # (index of the prompt, token)
 
 
 @paddle.no_grad()
 def decode(
-    model: Any,
+    model: LanguageModel | StaticProgram,
     prompts: Sequence[Prompt],
     max_new_tokens: Sequence[int],
     options: DecodeOptions,
@@ -35,7 +39,7 @@ def decode(
     """Continue prompts as one batch. Call it within `generating(model)`.
 
     Args:
-        model: A PaddleNLP network or a `StaticModel`.
+        model: Network, or a static export.
         prompts: Prompts, none of them empty.
         max_new_tokens: Maximum number of new tokens of each prompt.
         options: Family, stop tokens, strategy and mesh axis.

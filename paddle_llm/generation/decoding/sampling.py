@@ -1,4 +1,4 @@
-"""The choice of the next token from logits: the most likely one, or one drawn at random.
+"""Chooses the next token from logits: the most likely one, or one drawn at random.
 
 Random numbers come from numpy, with one stream per text. A draw depends only on the seed and the number of the text,
 not on the batch or the layout, and the random states of training do not change. (PaddleNLP 3.0.0b4 draws from
@@ -10,7 +10,6 @@ Shapes: B rows, V vocabulary, C candidates of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import paddle
@@ -31,7 +30,7 @@ class TokenChooser:
         self._strategy = strategy
         self._streams = [np.random.default_rng([strategy.seed, key]) for key in keys] if strategy.samples else []
 
-    def __call__(self, logits_BV: Any) -> Any:
+    def __call__(self, logits_BV: paddle.Tensor) -> paddle.Tensor:
         """Return one token per row, int64 [B]."""
         if not self._strategy.samples:
             return logits_BV.argmax(axis=-1)
@@ -42,8 +41,8 @@ class TokenChooser:
         self._streams = [self._streams[row] for row in rows] if self._streams else []
 
 
-def _draw(logits_BV: Any, strategy: DecodeStrategy, uniform_B: Sequence[float]) -> Any:
-    """Return the token at which the cumulative probability exceeds a number drawn uniformly from [0, 1)."""
+def _draw(logits_BV: paddle.Tensor, strategy: DecodeStrategy, uniform_B: Sequence[float]) -> paddle.Tensor:
+    """Return the token [B] at which the cumulative probability exceeds a number drawn uniformly from [0, 1), [B]."""
     scaled, tokens = logits_BV / (strategy.temperature or 1.0), None
     if strategy.top_k:
         scaled, tokens = paddle.topk(scaled, min(strategy.top_k, scaled.shape[-1]))
@@ -79,15 +78,15 @@ class RepetitionPenalty:
             seen_BV[row, ids[ids < vocab_size]] = True
         self._seen_BV, self._penalty = paddle.to_tensor(seen_BV), penalty
 
-    def __call__(self, logits_BV: Any) -> Any:
+    def __call__(self, logits_BV: paddle.Tensor) -> paddle.Tensor:
         """Return the penalised logits [B, V]."""
         penalised = paddle.where(logits_BV > 0, logits_BV / self._penalty, logits_BV * self._penalty)
         return paddle.where(self._seen_BV, penalised, logits_BV)
 
-    def add(self, tokens_B: Any) -> None:
+    def add(self, tokens_B: paddle.Tensor) -> None:
         """Record one more token per row."""
         self._seen_BV = paddle.logical_or(self._seen_BV, F.one_hot(tokens_B, self._seen_BV.shape[1]).astype("bool"))
 
-    def keep_rows(self, rows: Any) -> None:
+    def keep_rows(self, rows: paddle.Tensor) -> None:
         """Keep only these rows, in this order."""
         self._seen_BV = paddle.index_select(self._seen_BV.astype("int32"), rows).astype("bool")

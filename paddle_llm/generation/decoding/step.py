@@ -1,10 +1,11 @@
-"""What greedy decoding, sampling and beam search share: opening a batch, the repetition penalty, agreement of ranks."""
+"""Parts of greedy decoding, sampling and beam search: opening a batch, the repetition penalty, equal tokens on all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import paddle
 import paddle.distributed as dist
 
 from paddle_llm.generation.decoding.sampling import RepetitionPenalty
@@ -15,27 +16,35 @@ from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.weights.vocabulary import real_vocab_size
 from paddle_llm.parallel.mesh import Axis
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 
 class Batch(Protocol):
     """A batch of prompts in a network that caches keys and values."""
 
-    def read_prompts(self) -> Any:
+    def read_prompts(self) -> paddle.Tensor:
         """Return the logits [B, V] of the first token after each prompt."""
 
-    def read(self, tokens_B: Any) -> Any:
+    def read(self, tokens_B: paddle.Tensor) -> paddle.Tensor:
         """Append one token to each row and return the logits [B, V] of the next one."""
 
-    def keep_rows(self, rows: Any) -> None:
+    def keep_rows(self, rows: paddle.Tensor) -> None:
         """Keep only these rows, in this order. A row may be repeated."""
 
 
 def open_batch(
-    model: Any, prompts: Sequence[Prompt], max_new_tokens: int, options: DecodeOptions, *, as_tensors: bool = True
+    model: LanguageModel | StaticProgram,
+    prompts: Sequence[Prompt],
+    max_new_tokens: int,
+    options: DecodeOptions,
+    *,
+    as_tensors: bool = True,
 ) -> Batch:
     """Open a batch of prompts in a PaddleNLP network or a static export.
 
     Args:
-        model: The network, or a `StaticProgram`.
+        model: Network, or a static export.
         prompts: Prompts, none of them empty.
         max_new_tokens: Maximum number of tokens appended to any row.
         options: Options of decoding.
@@ -46,7 +55,9 @@ def open_batch(
     return IncrementalNetwork(model, options.family, prompts, max_new_tokens)
 
 
-def repetition_penalty(model: Any, prompts: Sequence[Prompt], options: DecodeOptions) -> RepetitionPenalty | None:
+def repetition_penalty(
+    model: LanguageModel | StaticProgram, prompts: Sequence[Prompt], options: DecodeOptions
+) -> RepetitionPenalty | None:
     """Return the repetition penalty of a batch; None if there is none."""
     penalty = options.strategy.repetition_penalty
     if penalty == 1:
@@ -54,10 +65,10 @@ def repetition_penalty(model: Any, prompts: Sequence[Prompt], options: DecodeOpt
     return RepetitionPenalty([prompt.ids for prompt in prompts], real_vocab_size(model.config), penalty)
 
 
-def broadcast_from_first(values: Any, tensor: Axis | None) -> Any:
+def broadcast_from_first(values: paddle.Tensor, tensor: Axis | None) -> paddle.Tensor:
     """Replace a tensor by that of the first tensor-parallel rank.
 
-    Ranks that rounded differently would choose different tokens and then wait for each other forever.
+    Ranks that round differently may choose different tokens, and would then wait for each other forever.
     """
     if tensor is not None and tensor.size > 1:
         dist.broadcast(values, src=tensor.ranks[0], group=tensor.group)

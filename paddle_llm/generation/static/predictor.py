@@ -13,10 +13,13 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from paddle_llm.core.errors import UserError
 from paddle_llm.parallel.process.environment import import_paddle, prepare_host
+
+if TYPE_CHECKING:
+    from paddle.inference import Predictor
 
 _FLOAT32 = 5  # in Paddle's VarType; exports have no other type
 _MADV_HUGEPAGE, _MADV_COLLAPSE = 14, 25  # from <linux/mman.h>; the second since Linux 6.1
@@ -24,12 +27,12 @@ _HUGE_PAGE = 2 << 20
 _LARGE = 32 << 20  # bytes; smaller weights stay in the processor's cache
 
 
-def open_program(program: Path, weights: Path, threads: int | None) -> Any:
+def open_program(program: Path, weights: Path, threads: int | None) -> Predictor:
     """Check the files of a program and return its predictor.
 
     Args:
-        program: The file of the program.
-        weights: The file of its weights.
+        program: Path of the program.
+        weights: Path of its weights.
         threads: Number of threads; None: OMP_NUM_THREADS, or the number of cores.
 
     Raises:
@@ -47,7 +50,7 @@ def open_program(program: Path, weights: Path, threads: int | None) -> Any:
         raise UserError(f"{program} cannot be loaded by paddle.inference: {error}. Export the model again.") from error
 
 
-def _create_predictor(program: Path, weights: Path, threads: int | None) -> Any:
+def _create_predictor(program: Path, weights: Path, threads: int | None) -> Predictor:
     threads = _prepare_process(threads)
     from paddle import inference
 
@@ -80,11 +83,11 @@ def _prepare_process(threads: int | None) -> int:
 
 
 def _use_huge_pages() -> None:
-    """Request 2 MB pages for all large anonymous memory of this process, which is mainly the weights.
+    """Request 2 MB pages for the large anonymous memory of this process, which is mainly the weights.
 
     At batch size 1, a step reads all weights once and mostly waits for memory. With 4 kB pages, address translation
-    takes 5% of a step. Existing memory is moved at once (before Linux 6.1: in the background), and memory mapped
-    there later uses such pages too. Where the system has no huge pages, or is not Linux, nothing changes.
+    takes 5% of a step. Existing memory is moved at once (before Linux 6.1: in the background), and memory that is
+    mapped there later uses such pages too. Systems without huge pages are not changed.
     """
     try:
         madvise = ctypes.CDLL(None, use_errno=True).madvise
@@ -94,11 +97,11 @@ def _use_huge_pages() -> None:
     madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     for start, end in regions:
         for advice in (_MADV_HUGEPAGE, _MADV_COLLAPSE):
-            madvise(start, end - start, advice)  # an error means that the system declines
+            madvise(start, end - start, advice)  # an error means that the system refuses, which is harmless
 
 
 def _large_regions() -> Iterator[tuple[int, int]]:
-    """Yield first and last address of whole huge pages in memory that is not mapped from a file."""
+    """Yield the first and last address of each large region of memory, in whole huge pages, that is not a mapped file."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             span, mode, _, _, inode, *name = line.split()
@@ -134,7 +137,7 @@ def _has_complete_tensors(file: Path) -> bool:
 def _next_tensor_size(opened: BinaryIO) -> int | None:
     """Read the header of a tensor and return the bytes of its values; None if it is not that of a float32 tensor.
 
-    The header holds a version, the number of LoD levels (0), a version, the length of a TensorDesc, and that message:
+    The header has a version, the number of LoD levels (0), a version, the length of a TensorDesc, and that message:
     field 1 is the type, each field 2 a dimension, both varints.
     """
     head = opened.read(20)

@@ -1,4 +1,4 @@
-"""A static export in paddle.inference, with the interface of `models/incremental.py`, so that `decode` serves both.
+"""A static export in paddle.inference, with the interface of `models/incremental.py` that `decode` uses.
 
 The buffers of keys and values belong to this process, and the program reads and writes them in place: only new tokens
 are copied into the program, and only their logits out of it.
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +23,12 @@ from paddle_llm.generation.static.predictor import open_program
 from paddle_llm.models.prompt import Prompt
 from paddle_llm.models.token_positions import PaddedPrompts
 
+if TYPE_CHECKING:
+    import paddle
+
 _MASKED = -1e30  # added to the scores of masked positions
-_INDEX_INPUT = "places"  # the input with the buffer indices of the new keys and values
-_GROWTH = 128  # tokens that a full buffer is extended by
+_INDEX_INPUT = "places"  # the name in the file of the input with the buffer indices of the new keys and values
+_GROWTH = 128  # tokens by which a full buffer is extended
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class ProgramDescription:
 
     Attributes:
         family: Name of the model family.
-        dtype: Type of the arithmetic.
+        dtype: Type of weights and arithmetic.
         vocab_size: V.
         layers: L. The cache has the shape [2 L, B, K, C, D].
         kv_heads: K.
@@ -73,7 +76,7 @@ def read_description(folder: Path) -> ProgramDescription:
     missing = [name for name in (STATIC_STEP, STATIC_PROGRAM, STATIC_WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"{folder} is not a static export: {missing[0]} is missing. Create one with "
+            f"{folder} is not a static export: it has no {missing[0]}. Create one with "
             f"paddle-llm export MODEL_FOLDER OUT --target static."
         )
     try:
@@ -94,7 +97,8 @@ class StaticProgram:
         threads: Number of threads; None: OMP_NUM_THREADS, or the number of cores.
 
     Attributes:
-        config: The description of the program.
+        folder: Folder of the export.
+        config: Description of the program.
         family: Name of the model family.
 
     Raises:
@@ -112,16 +116,25 @@ class StaticProgram:
             raise UserError(f"{self.folder / STATIC_PROGRAM} was written by another version. Export the model again.")
         self._past = [self._inputs[name] for name in names]
         self._logits = self._predictor.get_output_handle(self._predictor.get_output_names()[0])
-        self._shared_buffers: Any = None
+        self._shared_buffers: np.ndarray | None = None
 
-    def run(self, inputs: dict[str, np.ndarray], past_2LBKCD: np.ndarray) -> Any:
-        """Return the logits [B, V] of the last token, and write the new keys and values into the buffers."""
+    def run(self, inputs: dict[str, np.ndarray], past_2LBKCD: np.ndarray) -> np.ndarray:
+        """Run the program once. It writes the new keys and values into the buffers.
+
+        Args:
+            inputs: Values of the inputs besides the buffers.
+            past_2LBKCD: Buffers of keys and values.
+
+        Returns:
+            Logits [B, V] of the last token.
+        """
         for name, values in inputs.items():
             self._inputs[name].copy_from_cpu(values)
         if self._shared_buffers is not past_2LBKCD:
             self._share(past_2LBKCD)
         self._predictor.run()
-        return self._logits.copy_to_cpu()
+        logits_BV: np.ndarray = self._logits.copy_to_cpu()
+        return logits_BV
 
     def _share(self, past_2LBKCD: np.ndarray) -> None:
         """Let the program read and write the buffers in place."""
@@ -148,32 +161,32 @@ class StaticBatch:
         self, program: StaticProgram, prompts: Sequence[Prompt], max_new_tokens: int, *, as_tensors: bool = True
     ) -> None:
         self._program, self._description, self._as_tensors = program, program.config, as_tensors
-        self._places = PaddedPrompts(prompts, max_new_tokens, block_positions=self._description.position_rows == 2)
-        self._read = 0
+        self._padded = PaddedPrompts(prompts, max_new_tokens, block_positions=self._description.position_rows == 2)
+        self._length = 0
         self._past_2LBKCD = self._new_buffers(len(prompts), 0)
         self._mask_B11C = self._step_mask()
 
-    def read_prompts(self) -> Any:
+    def read_prompts(self) -> paddle.Tensor | np.ndarray:
         """Return the logits [B, V] of the first token after each prompt."""
-        places = self._places
-        self._reserve(places.length)
-        mask_B1SC = np.full((len(places.ids_BS), 1, places.length, self._capacity), _MASKED, np.float32)
-        visible_BSS = places.prompt_mask() & (places.tokens_BT[:, None, : places.length] == 1)
-        mask_B1SC[:, 0, :, : places.length][visible_BSS] = 0
-        logits_BV = self._forward(places.ids_BS, mask_B1SC)
+        padded = self._padded
+        self._reserve(padded.length)
+        mask_B1SC = np.full((len(padded.ids_BS), 1, padded.length, self._capacity), _MASKED, np.float32)
+        visible_BSS = padded.prompt_mask() & (padded.tokens_BT[:, None, : padded.length] == 1)
+        mask_B1SC[:, 0, :, : padded.length][visible_BSS] = 0
+        logits_BV = self._forward(padded.ids_BS, mask_B1SC)
         self._mask_B11C = self._step_mask()
         return logits_BV
 
-    def read(self, tokens_B: Any) -> Any:
+    def read(self, tokens_B: paddle.Tensor | np.ndarray) -> paddle.Tensor | np.ndarray:
         """Append one token to each row and return the logits [B, V] of the next one."""
-        self._reserve(self._read + 1)
-        self._mask_B11C[..., self._read] = 0
+        self._reserve(self._length + 1)
+        self._mask_B11C[..., self._length] = 0
         return self._forward(np.asarray(tokens_B).reshape(-1, 1), self._mask_B11C)
 
-    def keep_rows(self, rows: Any) -> None:
+    def keep_rows(self, rows: paddle.Tensor | np.ndarray) -> None:
         """Keep only these rows, in this order. A row may be repeated."""
         rows = np.asarray(rows)
-        self._places.keep_rows(rows)
+        self._padded.keep_rows(rows)
         self._past_2LBKCD = np.ascontiguousarray(self._past_2LBKCD[:, rows])
         self._mask_B11C = self._mask_B11C[rows]
 
@@ -184,15 +197,15 @@ class StaticBatch:
         """C."""
         return self._past_2LBKCD.shape[3]
 
-    def _forward(self, ids_Bs: np.ndarray, mask_B1sC: np.ndarray) -> Any:
-        start, end = self._read, self._read + ids_Bs.shape[1]
+    def _forward(self, ids_Bs: np.ndarray, mask_B1sC: np.ndarray) -> paddle.Tensor | np.ndarray:
+        start, end = self._length, self._length + ids_Bs.shape[1]
         inputs = {"input_ids": ids_Bs, _INDEX_INPUT: np.array([start, end]), "mask": mask_B1sC}
         if self._description.position_rows:
-            inputs["position_ids"] = self._places.positions[..., start:end].reshape(len(ids_Bs), -1, end - start)
+            inputs["position_ids"] = self._padded.positions[..., start:end].reshape(len(ids_Bs), -1, end - start)
         if self._description.key_places:
             inputs["key_places"] = self._key_positions(end)
         logits_BV = self._program.run(inputs, self._past_2LBKCD)
-        self._read = end
+        self._length = end
         if not self._as_tensors:
             return logits_BV
         import paddle
@@ -201,14 +214,14 @@ class StaticBatch:
 
     def _step_mask(self) -> np.ndarray:
         """Return the mask [B, 1, 1, C] added to the scores of the next token, before its own position is unmasked."""
-        tokens_BT = self._places.tokens_BT
+        tokens_BT = self._padded.tokens_BT
         mask = np.full((len(tokens_BT), 1, 1, self._capacity), _MASKED, np.float32)
-        mask[:, 0, 0, : self._read][tokens_BT[:, : self._read] == 1] = 0
+        mask[:, 0, 0, : self._length][tokens_BT[:, : self._length] == 1] = 0
         return mask
 
     def _key_positions(self, end: int) -> np.ndarray:
         """Return the position of each key in its row, [B, 1, 1, C]."""
-        positions_BT = self._places.positions
+        positions_BT = self._padded.positions
         positions_B11C = np.zeros((len(positions_BT), 1, 1, self._capacity), np.float32)
         positions_B11C[:, 0, 0, :end] = positions_BT[:, :end]
         return positions_B11C
@@ -216,9 +229,9 @@ class StaticBatch:
     def _reserve(self, end: int) -> None:
         """Extend the buffers if they hold fewer than `end` tokens."""
         if end > self._capacity:
-            rows, total = self._places.tokens_BT.shape
+            rows, total = self._padded.tokens_BT.shape
             extended = self._new_buffers(rows, end + min(_GROWTH, total - end))
-            extended[:, :, :, : self._read] = self._past_2LBKCD[:, :, :, : self._read]
+            extended[:, :, :, : self._length] = self._past_2LBKCD[:, :, :, : self._length]
             self._past_2LBKCD = extended
             self._mask_B11C = self._step_mask()
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paddle_llm.families import Family
 from paddle_llm.families.spec import load_class
+
+if TYPE_CHECKING:
+    from paddlenlp.transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -17,7 +20,10 @@ class Plan:
     """Settings of the step program.
 
     Attributes:
+        family: Name of the model family.
+        layers: Number of layers.
         heads, kv_heads, width: N, K, D.
+        vocabulary: V.
         activation: `swiglu` (gate | up), `gelu` (tanh approximation) or `relu`.
         epsilon: Epsilon of the norms.
         rms: Whether the norms are RMSNorms.
@@ -29,6 +35,7 @@ class Plan:
         slopes: Slopes of ALiBi, [N].
         position_rows: Number of rows of `position_ids`: 1, or 2 (GLM and ChatGLM-6B).
         position_offset: Number added to a position before it is looked up in a table.
+        most_positions: Maximum number of tokens of a text; None: unlimited.
     """
 
     family: str
@@ -59,20 +66,20 @@ def alibi_slopes(heads: int) -> np.ndarray:
     return np.concatenate([first, rest]).astype(np.float32)
 
 
-def epsilon(family: Family, config: Any) -> float:
+def epsilon(family: Family, config: PretrainedConfig) -> float:
     """Return the epsilon of the norms."""
     key = family.config_json.epsilon
     return float(getattr(config, key)) if isinstance(key, str) else key
 
 
-def scales(family: Family, config: Any, layers: int, width: int) -> tuple[float, ...]:
+def scales(family: Family, config: PretrainedConfig, layers: int, width: int) -> tuple[float, ...]:
     """Return the factor of the queries in each layer."""
     if family.static_program.scaled_by_layer and not config.attention_scale:
         return tuple(float(layer + 1) for layer in range(layers))
     return (width**-0.5,) * layers
 
 
-def residual(family: Family, config: Any, layers: int) -> float | None:
+def residual(family: Family, config: PretrainedConfig, layers: int) -> float | None:
     """Return the factor of the normed input if that is the residual, otherwise None."""
     kind = family.static_program.residual
     if kind == "sqrt(2 layers)":
@@ -80,13 +87,13 @@ def residual(family: Family, config: Any, layers: int) -> float | None:
     return 1.0 if kind == "configured" and config.apply_residual_connection_post_layernorm else None
 
 
-def position_rows(family: Family, config: Any) -> int:
+def position_rows(family: Family, config: PretrainedConfig) -> int:
     """Return the number of rows of `position_ids`: 1 or 2."""
     rows = family.static_program.position_rows
     return rows if isinstance(rows, int) else 2 if getattr(config, rows) else 1
 
 
-def rotary_angles(family: Family, config: Any, width: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+def rotary_angles(family: Family, config: PretrainedConfig, width: int) -> tuple[np.ndarray | None, np.ndarray | None]:
     """Return the angles of one position [D/2] and which of them belong to the second row of positions."""
     half, kind = width // 2, family.static_program.rotary
     if kind == "halves":
@@ -102,7 +109,7 @@ def rotary_angles(family: Family, config: Any, width: int) -> tuple[np.ndarray |
     return None, None
 
 
-def rotary_order(family: Family, config: Any, width: int) -> np.ndarray:
+def rotary_order(family: Family, config: PretrainedConfig, width: int) -> np.ndarray:
     """Return an order of the columns of a head in which columns that rotate together are D/2 apart."""
     half, quarter, kind = width // 2, width // 4, family.static_program.rotary
     columns = np.arange(width)
@@ -114,7 +121,7 @@ def rotary_order(family: Family, config: Any, width: int) -> np.ndarray:
     return columns
 
 
-def _table_angles(attention_class: str, config: Any) -> np.ndarray:
+def _table_angles(attention_class: str, config: PretrainedConfig) -> np.ndarray:
     """Return PaddleNLP's angles of position 1, with the RoPE scaling of the configuration."""
     small = copy.deepcopy(config)
     small.hidden_size = config.hidden_size // config.num_attention_heads

@@ -1,4 +1,4 @@
-"""The network as one program that reads tokens after those of a cache: the prefill and each step of decoding.
+"""The network as one program that continues a cache by some tokens: the prefill and each step of decoding.
 
 PaddleNLP's networks concatenate each layer's cache at every token, transpose it, and repeat its key-value heads. As a
 saved program they would also copy all of it in and out. Here a step receives the keys and values of earlier tokens in
@@ -17,7 +17,6 @@ head width, V vocabulary.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import paddle
@@ -30,6 +29,7 @@ from paddle_llm.export.targets.static.weights import StepWeights, Weight, scaled
 from paddle_llm.export.targets.static.weights_file import Store, fill_weights
 
 PROGRAM = "model"  # .json and .pdiparams
+_Pair = tuple[paddle.Tensor, paddle.Tensor]  # cosines and sines, keys and values, or start and end in the buffers
 
 
 def save_step_program(weights: StepWeights, folder: Path) -> None:
@@ -50,7 +50,7 @@ def save_step_program(weights: StepWeights, folder: Path) -> None:
 
 
 class StepProgram(nn.Layer):
-    """Compute logits of the last token, and write keys and values to the buffers.
+    """The network. It computes the logits of the last token and writes keys and values to the buffers.
 
     Inputs, by name:
         input_ids: int64 [B, s].
@@ -129,7 +129,7 @@ class StepProgram(nn.Layer):
             hidden = hidden + F.embedding(positions, table)
         return hidden if self.first_norm is None else self.first_norm(hidden)
 
-    def _rotary(self, inputs: dict[str, paddle.Tensor]) -> tuple[paddle.Tensor, paddle.Tensor] | None:
+    def _rotary(self, inputs: dict[str, paddle.Tensor]) -> _Pair | None:
         """Return cosines and sines [B, N + 2 K, s, D] for queries, keys and values.
 
         The first half of the sines is negative; values are not rotated.
@@ -148,7 +148,7 @@ class StepProgram(nn.Layer):
         return paddle.concat([rotated_B1sD] * (heads + kv_heads) + [values_B1sD] * kv_heads, axis=1)
 
     def _mask(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
-        """Return what is added to the scores [B, K, G s, C]."""
+        """Return the mask [B, K, G s, C] or [B, N, s, C] that is added to the scores, with ALiBi if the network uses it."""
         mask, kv_heads = inputs["mask"], self.plan.kv_heads
         if self.plan.slopes is not None:  # N = K
             return mask + inputs["key_places"] * self.slopes
@@ -161,17 +161,21 @@ def past_names(layers: int) -> list[str]:
 
 
 class _Layer(nn.Layer):
+    """Attention and MLP of one layer."""
+
     def __init__(self, store: Store, plan: Plan, weights: StepWeights, number: int) -> None:
         super().__init__()
         self.plan = plan
-        self.norm_1: Any = _norm(store, plan, weights.norm("attention", number))
+        self.norm_1: nn.Layer = _norm(store, plan, weights.norm("attention", number))
         self.qkv = _Linear(store, *weights.linear("qkv", number))
         self.out = _Linear(store, *weights.linear("out", number))
-        self.norm_2: Any = _norm(store, plan, weights.norm("mlp", number))
+        self.norm_2: nn.Layer = _norm(store, plan, weights.norm("mlp", number))
         self.up = _Linear(store, *weights.linear("up", number))
         self.down = _Linear(store, *weights.linear("down", number))
 
-    def forward(self, hidden: Any, mask: Any, rotation: Any, past: Any, places: Any) -> Any:
+    def forward(
+        self, hidden: paddle.Tensor, mask: paddle.Tensor, rotation: _Pair | None, past: _Pair, places: _Pair
+    ) -> paddle.Tensor:
         if not self.plan.norm_first:
             hidden = self.norm_1(hidden + self._attention(hidden, mask, rotation, past, places))
             return self.norm_2(hidden + self._mlp(hidden))
@@ -180,12 +184,14 @@ class _Layer(nn.Layer):
         normed = self.norm_2(hidden)
         return self._residual(hidden, normed) + self._mlp(normed)
 
-    def _residual(self, hidden: Any, normed: Any) -> Any:
+    def _residual(self, hidden: paddle.Tensor, normed: paddle.Tensor) -> paddle.Tensor:
         if self.plan.residual is None:
             return hidden
         return normed if self.plan.residual == 1 else normed * self.plan.residual
 
-    def _attention(self, x: Any, mask: Any, rotation: Any, past: Any, places: Any) -> Any:
+    def _attention(
+        self, x: paddle.Tensor, mask: paddle.Tensor, rotation: _Pair | None, past: _Pair, places: _Pair
+    ) -> paddle.Tensor:
         plan = self.plan
         heads, kv_heads, width = plan.heads, plan.kv_heads, plan.width
         states = self.qkv(x).reshape([0, 0, heads + 2 * kv_heads, width]).transpose([0, 2, 1, 3])
@@ -202,7 +208,7 @@ class _Layer(nn.Layer):
             output = output.reshape([0, heads, -1, width])
         return self.out(output.transpose([0, 2, 1, 3]).reshape([0, 0, heads * width]))
 
-    def _mlp(self, x: Any) -> Any:
+    def _mlp(self, x: paddle.Tensor) -> paddle.Tensor:
         x = self.up(x)
         kind = self.plan.activation
         if kind == "swiglu":
@@ -210,7 +216,7 @@ class _Layer(nn.Layer):
         return self.down(F.relu(x) if kind == "relu" else F.gelu(x, approximate=True))
 
 
-def _write(buffer: Any, states: Any, places: Any) -> Any:
+def _write(buffer: paddle.Tensor, states: paddle.Tensor, places: _Pair) -> paddle.Tensor:
     """Write states [B, K, s, D] into a buffer [B, K, C, D] in place.
 
     `buffer[:, :, start:end] = states` would copy the buffer; Paddle's in-place operation has no public name.
@@ -225,7 +231,7 @@ class _Linear(nn.Layer):
         self.weight = store.parameter(weight)
         self.bias = None if bias is None else store.parameter(bias)
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return F.linear(x, self.weight, self.bias)
 
 
@@ -237,7 +243,7 @@ class _RMSNorm(nn.Layer):
         self.hidden = weight.shape[0]
         self.weight, self.epsilon = store.parameter(scaled(weight, self.hidden**0.5)), epsilon
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         normed, _ = paddle._C_ops.norm(x, -1, self.hidden * self.epsilon, True)
         return normed * self.weight
 
@@ -247,7 +253,7 @@ class _LayerNorm(nn.Layer):
         super().__init__()
         self.weight, self.bias, self.epsilon = store.parameter(weight), store.parameter(bias), epsilon
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: paddle.Tensor) -> paddle.Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.epsilon)
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from paddle_llm.export.source.source import Source
 
 WEIGHTS = f"{PROGRAM}.pdiparams"
-# Files of a tokenizer; its folder may also hold a model.
+# Files of a tokenizer; its folder may also contain a model.
 _TOKENIZER_FILES = ("*token*.json", "*.model", "vocab.*", MERGES, "*.tiktoken", "chat_template*", "*.vocab")
 
 
@@ -44,12 +44,12 @@ def write_static(source: Source, staged: Path, options: Options) -> None:
     """
     if options.dtype not in (None, "float32"):
         raise UserError(
-            f"--dtype {options.dtype}: a static program runs on the CPU, where Paddle's kernels are fp32. Omit it (16-bit weights "
-            "are widened), or use --target hf or fastdeploy."
+            f"--dtype {options.dtype}: a static program runs on the CPU, where Paddle's kernels are fp32. Drop the option (16-bit "
+            "weights are converted to fp32), or use --target hf or fastdeploy."
         )
     if source.tokenizer is None:
         raise UserError(
-            f"{source.folder} has no tokenizer_config.json. Name the folder of the tokenizer with --tokenizer."
+            f"{source.folder} has no tokenizer_config.json. Give the folder of the tokenizer with --tokenizer."
         )
     weights = StepWeights(source)
     try:
@@ -101,7 +101,7 @@ def _write_template(source: Source, staged: Path) -> None:
         return
     template, why = chosen_template(source)
     if template is None:
-        say(f"no chat template: {why}. Name one with --chat_template to chat with the export.")
+        say(f"no chat template: {why}. To chat with the export, choose one with --chat_template.")
     else:
         template.write(staged)
 

@@ -1,4 +1,4 @@
-"""Convert the weights and settings of each family to those of the step program (`program.py`).
+"""Converts the weights and settings of each family to those of the step program (`program.py`).
 
 Families differ in names, in the order of columns of fused matrices, in norms, activations and positions. These
 differences are removed when the program is written: every family has q | k | v side by side, scaled queries, and rotary

@@ -1,14 +1,14 @@
-"""Write the weights of a program after the program: uninitialized memory first, values into the file later.
+"""Writes the values of a program's weights into the file after the program is saved with uninitialized weights.
 
-`paddle.jit.save` needs all weights of a network in memory and writes them to one file, sorted by name. A model that
-fills the memory would not fit twice. Here weights are only names and shapes until the file exists.
+`paddle.jit.save` needs all weights of a network in memory, beside those of the source, and writes them to one file,
+sorted by name. Here a weight is only a name and a shape until the file exists.
 """
 
 from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import paddle
@@ -19,7 +19,7 @@ _FLOAT32 = 5  # VarType in framework.proto
 
 
 class Store:
-    """Create parameters of a network and record their weights.
+    """Creates the parameters of a network and records their weights.
 
     Attributes:
         weights: Weights in the order of the file.
@@ -28,7 +28,7 @@ class Store:
     def __init__(self) -> None:
         self.weights: list[Weight] = []
 
-    def parameter(self, weight: Weight) -> Any:
+    def parameter(self, weight: Weight) -> paddle.Tensor:
         """Return a parameter of the weight's shape whose values are not set."""
         name = f"weight_{len(self.weights):08}"  # sorts like numbers
         self.weights.append(weight)
@@ -37,7 +37,7 @@ class Store:
         parameter.stop_gradient = True
         return parameter
 
-    def constant(self, values: np.ndarray) -> Any:
+    def constant(self, values: np.ndarray) -> paddle.Tensor:
         """Return a parameter for given values."""
         return self.parameter(Weight(values.shape, lambda: values))
 
@@ -62,13 +62,15 @@ def fill_weights(file: Path, weights: list[Weight]) -> None:
 
 
 def _shape_of_next(opened: BinaryIO) -> tuple[int, ...]:
-    """Read a tensor's head: version, levels of detail (none), version, length of a TensorDesc, and that message."""
+    """Read the header of a tensor: version, number of LoD levels (0), version, length of a TensorDesc, and that message."""
     head = opened.read(20)
     if len(head) < 20:
         return ()
     version, levels, tensor_version, length = struct.unpack("<IQIi", head)
     if (version, levels, tensor_version) != (0, 0, 0):
-        raise RuntimeError(f"a .pdiparams of version {version}, {levels} levels, tensors of version {tensor_version}")
+        raise RuntimeError(
+            f"unknown format of .pdiparams: version {version}, {levels} levels, tensors of version {tensor_version}"
+        )
     return _dims(opened.read(length))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.run_config import RunConfig
@@ -15,9 +15,12 @@ from paddle_llm.models.build import build_model, build_network
 from paddle_llm.models.configuration.switches import apply_switches
 from paddle_llm.models.weights.names import canonical_parameters
 
+if TYPE_CHECKING:
+    from paddle_llm.models.protocols import LanguageModel
+
 
 def answer_of_source(source: Source, question: Question, dtypes: dict[str, str]) -> Answers:
-    """Run the source. Its tensors are put into the network one by one, without any code of the export.
+    """Run the source. Its tensors are copied into the network without any code that writes exports.
 
     Args:
         source: The source.
@@ -50,7 +53,7 @@ def answer(question: Question) -> Answers:
     return _answer(model, question, f"paddle {paddle.__version__}")
 
 
-def _answer(model: Any, question: Question, engine: str) -> Answers:
+def _answer(model: LanguageModel, question: Question, engine: str) -> Answers:
     import paddle
 
     from paddle_llm.generation.eval_mode import generating

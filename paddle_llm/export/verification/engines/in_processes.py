@@ -4,7 +4,7 @@ torch and Paddle conflict over OpenMP in one process, and PaddleFormers cannot b
 
 A child process runs a script of this folder by its path, with the engine's Python, and imports nothing of this
 package. It gets a question as JSON and writes an .npz: `tokens` [P, N], `logits` [P, N, V] fp32 and `other`, JSON
-with the other fields of `Answers`. Exit code 3 means that stderr says what is wrong with the folder.
+with the other fields of `Answers`. Exit code 3 means that stderr describes a problem of the folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from paddle_llm.export.verification.engines.question import Answers, EngineEnded
 PADDLEFORMERS_PYTHON = "PADDLE_LLM_PADDLEFORMERS_PYTHON"
 _HERE = Path(__file__).parent
 _OUTPUT_LINES = 8  # last lines of output in a message
-_WRONG_FOLDER = 3  # exit code
+_WRONG_FOLDER = 3  # exit code of a child that found a problem of the folder
 _TIMEOUT = 4 * 3600.0  # seconds; a model of 100 GB needs minutes to load and to answer 5 prompts
 
 
@@ -36,7 +36,7 @@ def answer_of_transformers(question: Question) -> Answers:
 
     Raises:
         NotRun: If it is not installed.
-        EngineFailed: If it does not find the weights that it needs.
+        EngineFailed: If it does not load all weights.
         EngineEnded: If it ends without an answer.
     """
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]

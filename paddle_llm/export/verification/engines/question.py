@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from paddle_llm.models.prompt import Prompt
+
+if TYPE_CHECKING:
+    from paddle_llm.generation.decoding.step import Batch
 
 
 @dataclass(frozen=True)
@@ -61,24 +64,24 @@ class NotRun(Exception):
 
 
 class EngineFailed(Exception):
-    """The engine reports what is wrong with the folder."""
+    """The engine reported a problem of the folder, which is the message."""
 
 
 class EngineEnded(Exception):
     """The engine ended without an answer, for an unknown reason. The message has its last output."""
 
 
-def continue_greedily(network: Any, new_tokens: int) -> tuple[list[list[int]], list[np.ndarray]]:
+def continue_greedily(batch: Batch, new_tokens: int) -> tuple[list[list[int]], list[np.ndarray]]:
     """Continue a batch greedily.
 
     Args:
-        network: Batch of prompts with the interface of `models/incremental.py`.
+        batch: Batch of prompts.
         new_tokens: N.
 
     Returns:
         The most likely tokens [B, N], and for each row the logits [N, V] from which they were chosen.
     """
-    logits_BV = network.read_prompts()
+    logits_BV = batch.read_prompts()
     tokens_NB, logits_NBV = [], []
     while True:
         tokens_B = logits_BV.argmax(axis=-1)
@@ -86,4 +89,4 @@ def continue_greedily(network: Any, new_tokens: int) -> tuple[list[list[int]], l
         logits_NBV.append(logits_BV.numpy())
         if len(tokens_NB) == new_tokens:
             return np.stack(tokens_NB, axis=1).tolist(), list(np.stack(logits_NBV, axis=1))
-        logits_BV = network.read(tokens_B)
+        logits_BV = batch.read(tokens_B)
