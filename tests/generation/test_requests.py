@@ -126,7 +126,7 @@ def test_rows_are_read_as_training_reads_them_and_what_has_no_effect_is_reported
     assert "ignored keys: continue_final_message (1), choices (1)" in reported
     assert "passed to the chat template: tools (1 rows)" in reported
     file.write_text('["one", "two"]')
-    with pytest.raises(UserError, match=r"a \.txt file with one text per line"):
+    with pytest.raises(UserError, match=r"write them to a \.txt file, one per line"):
         read_requests(file)
 
 
