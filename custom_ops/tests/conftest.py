@@ -1,4 +1,4 @@
-"""The kernels, compiled once for all tests and kept until a source changes."""
+"""Compiles the kernels once for all tests; the library is kept until a source changes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import rms_norm_native as native
 
 @pytest.fixture(scope="session")
 def library(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory):
-    """The CPU's library, as users get it."""
+    """The library of the CPU kernels, as in an installation."""
     digest = hashlib.sha256(" ".join(native.CPU_FLAGS).encode())
     for source in sorted(native.CSRC.glob("rms_norm*")):
         digest.update(source.read_bytes())

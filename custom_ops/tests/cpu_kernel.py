@@ -1,7 +1,7 @@
-"""The CPU's kernels on numpy arrays, and what they are compared with.
+"""Runs the CPU kernels on numpy arrays, and computes the reference in float64.
 
-Shapes: _RH = [rows, hidden], _H = [hidden], _R = [rows]. bf16, which numpy has not got, is an array of uint16; `widen` and
-`narrow` go between it (or fp16, fp32) and float64.
+Shapes: _RH = [rows, hidden], _H = [hidden], _R = [rows]. Numpy has no bf16, so its bits are in an array of uint16; `widen`
+and `narrow` convert it (or fp16, fp32) to and from float64.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GUARD = 256  # bytes of poison before and after each matrix
 
 
 def widen(array: np.ndarray) -> np.ndarray:
-    """float64 of fp32, fp16 or (uint16) bf16: exact."""
+    """Convert fp32, fp16 or bf16 (uint16) to float64, exactly."""
     if array.dtype == np.uint16:
         array = (array.astype(np.uint32) << 16).view(np.float32)
     with np.errstate(invalid="ignore"):  # a signalling NaN
@@ -26,14 +26,14 @@ def widen(array: np.ndarray) -> np.ndarray:
 
 
 def bf16(array: np.ndarray) -> np.ndarray:
-    """The bf16 (uint16) nearest to each fp32, ties to even; NaN stays NaN."""
+    """Round fp32 to bf16 (uint16), ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
     rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
     return np.where(np.isnan(array), ((bits >> 16) | 0x40).astype(np.uint16), rounded)
 
 
 def narrow(array: np.ndarray, name: str) -> np.ndarray:
-    """fp32 or float64 to the type of that name."""
+    """Round fp32 or float64 to the named type."""
     if name == "bf16":
         return bf16(array.astype(np.float32))
     with np.errstate(over="ignore"):
@@ -41,7 +41,7 @@ def narrow(array: np.ndarray, name: str) -> np.ndarray:
 
 
 class Matrix:
-    """[rows, hidden] inside poisoned memory, rows `stride` elements apart; `offset` elements off a cache line."""
+    """A matrix [rows, hidden] in poisoned memory, with rows `stride` elements apart and `offset` elements after a cache line."""
 
     def __init__(
         self, rows: int, hidden: int, name: str, stride: int | None = None, offset: int = 0, poison: int = 0xA5
@@ -63,14 +63,14 @@ class Matrix:
         return self
 
     def intact(self) -> bool:
-        """Whether the poison around and between the rows is still there. Destroys the matrix."""
+        """Return whether the poison around and between the rows is unchanged. Overwrites the matrix."""
         self.array.view(np.uint8)[...] = self.poison
         return bool((self.raw == self.poison).all())
 
 
 @dataclass
 class Setting:
-    """How a kernel is called; strides are added to hidden, offsets are elements off a cache line."""
+    """How a kernel is called: `gap` is added to hidden for the stride, `offset` is in elements after a cache line."""
 
     weight_type: str | None = None
     rounding: int = native.ROUND_FP32
@@ -88,7 +88,7 @@ def _check(library: ctypes.CDLL, code: int) -> None:
 
 
 def forward(library, name, x_RH, weight_H, residual_RH=None, setting: Setting | None = None):
-    """(y_RH, invvar_R, sum_RH or None) of arrays of the named type; asserts that nothing else was written."""
+    """Return y_RH, invvar_R and sum_RH (or None) of arrays of the named type; check that nothing else was written."""
     s = setting or Setting()
     rows, hidden = x_RH.shape
     weight_type = s.weight_type or name
@@ -114,7 +114,7 @@ def forward(library, name, x_RH, weight_H, residual_RH=None, setting: Setting | 
 def backward(
     library, name, dy_RH, x_RH, weight_H, invvar_R, dsum_RH=None, setting: Setting | None = None, want_dweight=True
 ):
-    """(dx_RH, dweight_H or None), likewise."""
+    """Return dx_RH and dweight_H (or None); check that nothing else was written."""
     s = setting or Setting()
     rows, hidden = x_RH.shape
     weight_type = s.weight_type or name
@@ -157,20 +157,20 @@ def backward(
 
 
 def exact_forward(s_RH: np.ndarray, weight_H: np.ndarray, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
-    """(y_RH, invvar_R) of float64 arrays."""
+    """Return y_RH and invvar_R of float64 arrays."""
     invvar_R = 1 / np.sqrt((s_RH**2).mean(axis=1) + epsilon)
     return s_RH * invvar_R[:, None] * weight_H, invvar_R
 
 
 def exact_backward(dy_RH, s_RH, weight_H, epsilon, dsum_RH=0.0) -> tuple[np.ndarray, np.ndarray]:
-    """(dx_RH, dweight_H) of float64 arrays."""
+    """Return dx_RH and dweight_H of float64 arrays."""
     invvar_R1 = 1 / np.sqrt((s_RH**2).mean(axis=1, keepdims=True) + epsilon)
     n_RH, g_RH = s_RH * invvar_R1, dy_RH * weight_H
     return invvar_R1 * (g_RH - n_RH * (g_RH * n_RH).mean(axis=1, keepdims=True)) + dsum_RH, (dy_RH * n_RH).sum(axis=0)
 
 
 def error(found: np.ndarray, exact: np.ndarray) -> float:
-    """The largest difference, relative to the largest value of its row (where results cancel, that is what they are made of)."""
+    """Return the largest difference relative to the largest value of its row, since single values may cancel to almost 0."""
     if not exact.size:
         return 0.0
     scale = np.abs(exact).max(axis=-1, keepdims=True)

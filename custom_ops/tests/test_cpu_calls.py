@@ -1,4 +1,4 @@
-"""How the CPU's kernels may be called: every shape, stride, thread count and instruction set, the same bits each time."""
+"""The CPU kernels give the same bits for every stride, thread count and instruction set, and refuse wrong arguments."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_rows(library, name):
 
 
 def test_fuzz(library):
-    """Random shapes, types and settings: the portable kernel in one thread, on packed rows, says what is right."""
+    """Random shapes, types and settings equal the portable kernel in one thread on packed rows."""
     rng = np.random.default_rng(2024)
     for trial in range(150):
         name = str(rng.choice(list(TYPES)))
@@ -86,7 +86,7 @@ def test_fuzz(library):
 
 
 def call_forward(library, name="fp32", rows=3, hidden=20, **changed) -> int:
-    """forward on fresh matrices, with fields of the arguments (or of `shape__`) replaced."""
+    """Call forward on new matrices, with fields of the arguments (or of `shape__`) replaced."""
     shape = native.Shape(rows, hidden, 1e-6, TYPES[name], TYPES[name], native.ROUND_FP32)
     x, residual, total, y = (Matrix(rows, hidden, name).put(0) for _ in range(4))
     weight, invvar = Matrix(1, hidden, name).put(0), Matrix(1, rows, "fp32")
@@ -215,7 +215,7 @@ def test_in_place_reversed_and_broadcast_rows(library, name, stores):
         assert library.pllm_rms_norm_backward_cpu(args, options) == 0
         assert (both[which].array == dx).all()
 
-    # One row that stands for all.
+    # One row with stride 0 is used as every row.
     one = Matrix(1, hidden, name).put(x[:1])
     args = native.Forward(shape, one.pointer, 0, None, 0, w.pointer, None, 0, out.pointer, hidden, None)
     assert library.pllm_rms_norm_forward_cpu(args, options) == 0
@@ -232,8 +232,8 @@ def test_the_best_instruction_set_is_named(library):
 
 
 def test_the_last_cache_is_that_of_a_few_cores_and_not_of_a_socket(library):
-    """sysconf may tell twelve times as much, and so may Linux in a virtual machine; stores then go through the caches, and forward
-    takes 1.4 to 2.7 times as long."""
+    """sysconf, and Linux in a virtual machine, may report twelve times as much. Stores would then use the caches, and forward
+    would take 1.4 to 2.7 times as long."""
     size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
-    told = int(size.read_text().strip().removesuffix("K")) << 10 if size.exists() else 32 << 20
-    assert library.pllm_rms_norm_cpu_cache() == min(told, 32 << 20)
+    reported = int(size.read_text().strip().removesuffix("K")) << 10 if size.exists() else 32 << 20
+    assert library.pllm_rms_norm_cpu_cache() == min(reported, 32 << 20)

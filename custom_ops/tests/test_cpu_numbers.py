@@ -1,4 +1,4 @@
-"""What the CPU's kernels compute: beside float64, beside LLaMA's own rounding, and with NaN and infinity."""
+"""Values of the CPU kernels compared with float64 and with LLaMA's rounding, and with NaN and infinity."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_beside_float64(library, rows, hidden, name, weight_type):
         exact_dx, exact_dweight = exact_backward(
             widen(dy), widen(s), widen(weight), 1e-6, 0 if ds is None else widen(ds)
         )
-        # A row of one element: its dx cancels to about epsilon, so it is held against what it is the difference of.
+        # The dx of a row of one element cancels to about epsilon, so it is compared with the terms of the difference.
         scale = np.abs(widen(dy) * widen(weight) * exact_invvar[:, None]).max(axis=1, keepdims=True)
         assert (np.abs(widen(dx) - exact_dx) / np.maximum(scale, np.abs(exact_dx))).max() <= LIMIT[name]
         assert error(dweight, exact_dweight) <= LIMIT[weight_type]
 
 
-def test_dweight_of_many_rows_is_as_exact(library):
-    """100 000 rows that all add up: a running sum in fp32 would lose two digits."""
+def test_dweight_of_many_rows_is_exact(library):
+    """A running fp32 sum of 100,000 rows would lose two digits."""
     rng = np.random.default_rng(3)
     x = (1 + 0.1 * rng.standard_normal((100_000, 48))).astype(np.float32)
     dy = (1 + 0.1 * rng.standard_normal(x.shape)).astype(np.float32)
@@ -58,7 +58,7 @@ def test_dweight_of_many_rows_is_as_exact(library):
 
 
 def test_gradient_is_the_slope(library):
-    """dx and dweight beside central differences of the formula in float64."""
+    """dx and dweight equal central differences of the formula in float64."""
     rows, hidden, epsilon = 3, 11, 1e-2
     x, _, dy, dsum, weight = draw(rows, hidden, "fp32", 5)
     _, invvar, _ = forward(library, "fp32", x, weight, setting=Setting(epsilon=epsilon))
@@ -95,7 +95,7 @@ def test_llamas_rounding_is_numpys_bit_by_bit(library, isa):
     assert error(dweight, (widen(dy) * widen(n_RH)).sum(axis=0)) <= LIMIT["bf16"]
 
 
-def test_roundings_are_one_in_fp32(library):
+def test_roundings_are_equal_in_fp32(library):
     x, _, dy, _, weight = draw(4, 100, "fp32", 8)
     both = [
         forward(library, "fp32", x, weight, setting=Setting(rounding=r))[0]
@@ -105,7 +105,7 @@ def test_roundings_are_one_in_fp32(library):
 
 
 def test_every_half_precision_number(library):
-    """Every one of the 65536 numbers passes load and store unchanged, with each instruction set of this processor."""
+    """Load and store keep each of the 65536 numbers, with each instruction set of this processor."""
     every = np.arange(65536, dtype=np.uint16)
     isas = range(native.ISA_PORTABLE, library.pllm_rms_norm_cpu_isa() + 1)
     arrays = (("bf16", every), ("fp16", every.view(np.float16)))
@@ -120,7 +120,7 @@ def test_every_half_precision_number(library):
 
 
 @pytest.mark.parametrize("name", ["fp32", "fp16", "bf16"])
-def test_nan_and_infinity_pass_as_the_formula_says(library, name):
+def test_nan_and_infinity_follow_the_formula(library, name):
     x, _, dy, _, weight = draw(6, 70, name, 9)
     x[1, 3], x[2, 69] = narrow(np.array([np.nan, np.inf]), name)
     x[3] = narrow(np.zeros(70), name)
@@ -137,7 +137,7 @@ def test_nan_and_infinity_pass_as_the_formula_says(library, name):
 
 
 @pytest.mark.parametrize(("x_scale", "dy_scale"), [(1e15, 1e24), (1e-15, 1e-28)])
-def test_nothing_overflows_that_the_formula_can_hold(library, x_scale, dy_scale):
+def test_intermediate_values_do_not_overflow(library, x_scale, dy_scale):
     x, _, dy, _, weight = draw(5, 200, "fp32", 12)
     x, dy = x * np.float32(x_scale), dy * np.float32(dy_scale)
     _, invvar, _ = forward(library, "fp32", x, weight, setting=Setting(epsilon=0.0))
@@ -147,5 +147,5 @@ def test_nothing_overflows_that_the_formula_can_hold(library, x_scale, dy_scale)
 
 
 def kinds(array: np.ndarray) -> list:
-    """Of each element: NaN, an infinity with its sign, or finite."""
+    """Return the kind of each element: NaN, an infinity with its sign, or finite."""
     return np.where(np.isnan(array), 2, np.where(np.isinf(array), np.sign(array), 0)).ravel().tolist()

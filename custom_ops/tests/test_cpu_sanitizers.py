@@ -1,4 +1,4 @@
-"""The CPU's kernels under AddressSanitizer and UBSan, and through the compiler of another processor where it is installed."""
+"""The CPU kernels under AddressSanitizer and UBSan, and cross-compiled for arm64 if the compiler is installed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_under_sanitizers(tmp_path):
 
 @pytest.mark.slow
 def test_the_sanitizer_sees_one_element_too_far(tmp_path):
-    """The fuzz itself: with the end of a row moved by one it fails."""
+    """The fuzz test fails if a kernel reads one element after the row."""
     broken = tmp_path / "csrc"
     shutil.copytree(native.CSRC, broken)
     rows = broken / "rms_norm_cpu_rows.h"

@@ -1,4 +1,4 @@
-"""The CUDA sources through nvcc, for every architecture, wherever nvcc is found; what runs on a GPU is in gpu/run.sh."""
+"""Compiles the CUDA sources for every architecture if nvcc exists. Tests that run on a GPU are in gpu/run.sh."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ needs_nvcc = pytest.mark.skipif(
 )
 
 
-def kernels(said: str) -> dict[str, tuple[int, int]]:
-    """(registers, bytes spilled) of each kernel in what ptxas said."""
+def kernels(output: str) -> dict[str, tuple[int, int]]:
+    """Return the registers and spilled bytes of each kernel in the output of ptxas."""
     found = {}
-    for part in said.split("Compiling entry function ")[1:]:
+    for part in output.split("Compiling entry function ")[1:]:
         spilled = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", part)
         registers = re.search(r"Used (\d+) registers", part)
         found[part.split("'")[1]] = (int(registers[1]), int(spilled[1]) + int(spilled[2]))
@@ -29,14 +29,14 @@ def kernels(said: str) -> dict[str, tuple[int, int]]:
 
 
 def check(tmp_path, architecture: str):
-    """The library."""
-    library, said = native.build_cuda(tmp_path, NVCC, [architecture])
-    assert "warning" not in said, said
-    found = kernels(said)
+    """Compile the kernels, check their registers and return the library."""
+    library, output = native.build_cuda(tmp_path, NVCC, [architecture])
+    assert "warning" not in output, output
+    found = kernels(output)
     for name, count in (("forward_in_registers", 15), ("backward_in_registers", 15), ("finish_dweight", 3)):
         assert len([each for each in found if name in each]) == count
     assert {name: each for name, each in found.items() if each[1]} == {}, "registers are spilled"
-    # Two blocks of 512 threads per multiprocessor is what the launcher counts on.
+    # The launcher expects two blocks of 512 threads per multiprocessor.
     assert all(
         registers <= 64 for name, (registers, _) in found.items() if re.search(r"backward_in_registers.*Li[12]E", name)
     )
@@ -50,7 +50,7 @@ def check(tmp_path, architecture: str):
 @needs_nvcc
 def test_compiles_without_spills(tmp_path):
     library = check(tmp_path, "90")
-    # Where no GPU is seen, CUDA's own words reach the user.
+    # Without a GPU, the user gets CUDA's own message.
     asked = f"""
 import pathlib, rms_norm_native as native
 cuda = native.load_cuda(pathlib.Path({str(library)!r}))

@@ -1,7 +1,7 @@
-"""The CUDA kernels and launchers where there is no GPU: their own sources, compiled by g++, threads run as fibers.
+"""The CUDA kernels and launchers without a GPU: g++ compiles their sources, and threads run as fibers.
 
-Shows that indices, bounds, barriers, reductions, the stages of copies, the choice of kernel and the workspace are right. Does not
-show speed, nor what the hardware does about memory; gpu/run.sh does. Copies in the background happen when they are waited for.
+This tests indices, bounds, barriers, reductions, the stages of copies, the choice of kernel and the workspace. Speed and the
+memory model of the hardware are tested by gpu/run.sh. Asynchronous copies are done when the kernel waits for them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import rms_norm_native as native
 from cpu_kernel import Setting, backward, bf16, error, exact_backward, exact_forward, forward, narrow, widen
 from test_cpu_numbers import LIMIT, draw
 
-# Where the sources cannot be taken as they are: what C++ has no word for.
+# Replacements for constructs of CUDA that C++ does not have.
 REPLACED = [
     (
         r"extern __shared__ (\w+) (\w+)\[\];",
@@ -62,7 +62,7 @@ def path(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def emulated(path):
-    """The CUDA library's functions under the names of the CPU's, so that the same helpers call them."""
+    """The functions of the CUDA library under the names of the CPU library, for the same helpers."""
     cuda = native.load_cuda(path)
     return SimpleNamespace(
         pllm_rms_norm_message=cuda.pllm_rms_norm_message_cuda,
@@ -89,7 +89,7 @@ CASES = [
     ("bf16", 2, 300, {"offset": 1}),
     ("fp32", 0, 64, {}),
     ("fp32", 700, 8, {}),
-    # More rows per block than go into one running sum of dweight.
+    # More rows per block than one running sum of dweight takes.
     ("fp32", 4300, 4, {}),
     ("fp32", 2300, 3, {}),
 ]
@@ -120,7 +120,7 @@ def test_beside_float64(emulated, name, rows, hidden, how):
 
 @pytest.mark.parametrize("kib", [0, 54, 100, 160])
 def test_little_shared_memory(emulated, monkeypatch, kib):
-    """No row fits (then it is read twice), or one, or more of them."""
+    """Shared memory for no row (rows are read twice), one row, or several."""
     x, _, dy, dsum, weight = draw(41, 1032, "bf16", 23)
     _, invvar, _ = forward(emulated, "bf16", x, weight)
     plain = backward(emulated, "bf16", dy, x, weight, invvar, dsum)
@@ -131,8 +131,8 @@ def test_little_shared_memory(emulated, monkeypatch, kib):
         assert (dx == plain[0]).all()
 
 
-def test_threads_do_not_take_shared_memory_from_each_other(emulated):
-    """Rows long and short through the same function: a limit that falls is an error of the emulation's."""
+def test_the_limit_of_shared_memory_never_decreases(emulated):
+    """Long and short rows in the same kernel: the emulation fails if the limit decreases."""
     for hidden in (4096, 264, 2048):
         x, _, dy, dsum, weight = draw(3, hidden, "bf16", 24)
         _, invvar, _ = forward(emulated, "bf16", x, weight)
@@ -141,7 +141,7 @@ def test_threads_do_not_take_shared_memory_from_each_other(emulated):
 
 
 @pytest.mark.parametrize("number", [1, 35, 100])
-def test_cudas_errors_are_told_from_our_own(emulated, monkeypatch, number):
+def test_errors_of_cuda_have_their_own_codes(emulated, monkeypatch, number):
     shape = native.Shape(4, 64, 1e-6, native.FLOAT32, native.FLOAT32, native.ROUND_FP32)
     bad = native.Shape(4, 0, 1e-6, native.FLOAT32, native.FLOAT32, native.ROUND_FP32)
     monkeypatch.setenv("EMULATED_ERROR", str(number))
@@ -167,7 +167,7 @@ def test_llamas_rounding(emulated):
 @pytest.mark.slow
 @pytest.mark.hf  # torch
 def test_the_checks_for_gpus_run(path, monkeypatch):
-    """`gpu/check.py`, with torch's tensors in host memory; a kernel that is wrong is reported."""
+    """`gpu/check.py` with torch's tensors in host memory reports a wrong kernel."""
     import torch
 
     monkeypatch.syspath_prepend(Path(__file__).parent / "gpu")

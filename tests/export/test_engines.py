@@ -218,7 +218,10 @@ def test_unusable_engines_are_refused(llama, tmp_path, monkeypatch):
         with pytest.raises(UserError, match=printed):
             invoked("export", llama, out, "--target", target, "--engines", engines)
     result = invoked("export", llama, out, "--target", "hf", "--engines", "paddleformers")
-    assert result.exit_code == 1 and "paddleformers did not run (see above). Install it, or remove it from --engines." in result.stderr
+    assert (
+        result.exit_code == 1
+        and "paddleformers did not run (see above). Install it, or remove it from --engines." in result.stderr
+    )
     assert not out.exists()
 
 

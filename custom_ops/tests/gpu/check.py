@@ -1,4 +1,4 @@
-"""Correctness of the CUDA kernels: beside float64, poison around every tensor, the same bits twice, LLaMA's rounding bit by bit."""
+"""Checks the CUDA kernels: compared with float64, no write outside of a tensor, reproducible, LLaMA's rounding bit for bit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from device import NAMES, WHERE, Device, Setting, free_bytes
 
 LIMIT = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 4e-3}
-# Each way through the launchers: a warp per row, blocks, many packs per thread, rows read twice; odd ones element by element.
+# Each branch of the launchers: a warp per row, blocks, many packs per thread, rows read twice, single elements.
 HIDDEN = [
     1,
     2,
@@ -41,14 +41,16 @@ HIDDEN = [
 ]
 QUICK = [1, 7, 64, 129, 768, 1024, 4096, 4097, 8192, 16384, 65536]
 ROWS, MANY_ROWS = (0, 1, 5, 700), 200_000
-# For each element of a matrix, at most: a dozen of them in fp32, ten temporaries of float64.
+# Maximum memory per element: a dozen matrices in fp32, ten temporaries in float64.
 BYTES_PER_ELEMENT = 160
-GUARD = 64  # elements of poison around and between rows' ends
+GUARD = 64  # elements of poison before and after a matrix
 
 
 class Guarded:
-    """[rows, hidden] with poison before, after and (where `gap`) between the rows. gap keeps 16-byte alignment iff it is a multiple
-    of 8 elements; `offset` moves the start off it."""
+    """A matrix [rows, hidden] with poison before, after and (with `gap`) between the rows.
+
+    `gap` keeps the alignment to 16 bytes if it is a multiple of 8 elements; `offset` moves the start.
+    """
 
     def __init__(self, rows: int, hidden: int, dtype: torch.dtype, gap: int = 0, offset: int = 0):
         self.whole = torch.empty(2 * GUARD + offset + max(rows, 1) * (hidden + gap), dtype=dtype, device=WHERE)
@@ -61,7 +63,7 @@ class Guarded:
         return self
 
     def take(self) -> torch.Tensor:
-        """A copy of the values; fails if the poison around them is gone."""
+        """Return a copy of the values; fail if the poison around them has changed."""
         values = self.array.clone()
         self.array.copy_(
             torch.full((1,), 0xA5, dtype=torch.uint8, device=WHERE)
@@ -73,7 +75,7 @@ class Guarded:
 
 
 def error(found: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor | None = None) -> float:
-    """The largest difference, relative to `scale` or to the largest value of its row."""
+    """Return the largest difference relative to `scale`, or to the largest value of its row."""
     if found.numel() == 0:
         return 0.0
     scale = exact.abs().amax(-1, keepdim=True) if scale is None else scale
@@ -83,7 +85,7 @@ def error(found: torch.Tensor, exact: torch.Tensor, scale: torch.Tensor | None =
 def run_once(
     device: Device, drawn, name: str, weight_type: str, gap: int, offset: int, residual: bool, setting: Setting
 ):
-    """(y, invvar, sum or None, dx, dweight, dx without dweight)."""
+    """Return y, invvar, sum or None, dx, dweight, and dx computed without dweight."""
     dtype = NAMES[name]
     x_RH, r_RH, dy_RH, ds_RH, w_H = drawn
     rows, hidden = x_RH.shape
@@ -139,9 +141,9 @@ def check_one(
     found = run_once(device, drawn, name, weight_type, gap, offset, residual, setting)
     again = run_once(device, drawn, name, weight_type, gap, offset, residual, setting)
     for a, b in zip(found, again, strict=True):
-        assert a is None or torch.equal(a, b), "other bits the second time"
+        assert a is None or torch.equal(a, b), "the second call gives other bits"
     y, invvar, total, dx, dweight, dx2 = found
-    assert torch.equal(dx, dx2), "dx depends on whether dweight is wanted"
+    assert torch.equal(dx, dx2), "dx depends on whether dweight is computed"
     x, r, dy, ds, w = drawn
     s = x
     if residual:
@@ -151,7 +153,7 @@ def check_one(
     inv64 = 1 / torch.sqrt((s64**2).mean(1, keepdim=True) + setting.epsilon)
     n64, g64 = s64 * inv64, dy64 * w64
     limit, weight_limit = LIMIT[x.dtype], LIMIT[w.dtype]
-    if llama:  # twice rounded
+    if llama:  # rounded twice
         limit, weight_limit = 2 * limit, max(2 * limit, weight_limit)
     if rows == 0:
         assert not dweight.any()
@@ -163,10 +165,10 @@ def check_one(
     assert error(dx, exact_dx, scale) <= limit
     exact_dw, terms = (dy64 * n64).sum(0), (dy64 * n64).pow(2).sum(0).sqrt()
     assert error(dweight[0], exact_dw, torch.maximum(exact_dw.abs(), terms)) <= weight_limit
-    # Bit by bit, given the inverse rms that was found.
+    # Bit for bit, given the computed inverse rms.
     n = s.float() * invvar[0][:, None]
     expected = ((n.to(x.dtype).float() if llama else n) * w.float()).to(x.dtype)
-    assert torch.equal(y, expected), "y is not rounded as said"
+    assert torch.equal(y, expected), "y is not rounded as requested"
 
 
 def check_nan(device: Device) -> str:
@@ -195,11 +197,11 @@ def checks(device: Device, quick: bool) -> Iterator[tuple[str, Callable[[], str]
 
 
 def check_width(device: Device, hidden: int, name: str) -> str:
-    """All combinations of rows, types of the weight, strides, residual and rounding for one width and type."""
-    count, left_out = 0, []
+    """Check all combinations of rows, types of the weight, strides, residual and rounding for one width and type."""
+    count, skipped = 0, []
     for rows in ROWS if hidden <= 16392 else (3, 37):
         if not fits(rows, hidden):
-            left_out.append(str(rows))
+            skipped.append(str(rows))
             continue
         for weight_type, gap, offset in ((name, 0, 0), ("fp32", 8, 0), (name, 1, 0), ("fp32", 0, 1)):
             for residual, llama in ((False, False), (True, False), *([(False, True)] if name != "fp32" else [])):
@@ -209,14 +211,14 @@ def check_width(device: Device, hidden: int, name: str) -> str:
                     where = f"{rows} rows, weight {weight_type}, gap {gap}, offset {offset}, residual {residual}, llama {llama}"
                     raise AssertionError(f"{where}: {failure}") from failure
                 count += 1
-    missing = f"; the card has too little memory for {', '.join(left_out)} rows" if left_out else ""
+    missing = f"; the card has too little memory for {', '.join(skipped)} rows" if skipped else ""
     return f"{count} combinations{missing}"
 
 
 def check_many_rows(device: Device) -> str:
-    """The weight's gradient of very many rows."""
+    """Check the gradient of the weight for many rows."""
     many = MANY_ROWS
     while not fits(many, 1024):
         many //= 2
     check_one(device, many, 1024, "fp32", "fp32", 0, 0, True, False)
-    return f"{many} of {MANY_ROWS} rows, which is what the card has memory for" if many < MANY_ROWS else f"{many} rows"
+    return f"{many} of {MANY_ROWS} rows; the card has no memory for more" if many < MANY_ROWS else f"{many} rows"

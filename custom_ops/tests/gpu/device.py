@@ -1,4 +1,4 @@
-"""The CUDA kernels on torch's tensors, through ctypes.
+"""Runs the CUDA kernels on torch's tensors, through ctypes.
 
 Shapes: _RH = [rows, hidden], _H = [hidden], _R = [rows].
 """
@@ -27,7 +27,7 @@ PLAIN = Setting()
 
 
 def free_bytes() -> int:
-    """What torch can still have of the card's memory, 5% left alone."""
+    """Return the memory of the card that torch can still use, except for 5%."""
     free, _ = torch.cuda.mem_get_info()
     return int(0.95 * (free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()))
 
@@ -41,7 +41,7 @@ def stride(tensor: torch.Tensor | None) -> int:
 
 
 class Device:
-    """The library, on torch's current stream."""
+    """The kernels on torch's current stream."""
 
     def __init__(self, path: Path):
         self.library = native.load_cuda(path)
@@ -74,7 +74,7 @@ class Device:
         self._check(self.library.pllm_rms_norm_forward_cuda(ctypes.byref(args), stream))
 
     def workspace(self, x_RH, weight_H, want_dweight: bool = True, setting: Setting = PLAIN) -> torch.Tensor:
-        """Bytes for backward, poisoned."""
+        """Return the workspace of backward, filled with poison."""
         size = self.library.pllm_rms_norm_workspace_cuda(self._shape(x_RH, weight_H, setting), int(want_dweight))
         self._check(max(-size, 0))
         return torch.full((size,), 0xFF, dtype=torch.uint8, device=WHERE)

@@ -1,4 +1,4 @@
-"""See run.sh."""
+"""Builds, checks and times the CUDA kernels; see run.sh."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def build(native: ModuleType, folder: Path, nvcc: str, architecture: str) -> str
 
 
 def times(device: Any, quick: bool, folder: Path) -> str:
-    """Time the kernels beside their peers; returns the table."""
+    """Time the kernels and those of other libraries, and return the table."""
     from peers import why_no_liger
     from times import table
 

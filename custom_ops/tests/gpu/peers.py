@@ -1,6 +1,7 @@
-"""What is timed: the CUDA kernels, torch's own RMSNorm and Liger's, each as a function `(given, what) -> run`.
+"""The implementations that are timed: the CUDA kernels, torch's RMSNorm and Liger's.
 
-`run` takes nothing and does the work once; None where a peer has no such thing. Shapes as in device.py.
+Each is a function `(given, what) -> run`. `run` has no arguments and does the work once; it is None if the library does not have
+the operation. Shapes as in device.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from device import Device
 
 EPSILON = 1e-6
-# How many matrices of x's size the work must read and write.
+# Number of matrices of the size of x that the operation must read and write.
 MOVED = {
     "forward": 2,
     "backward": 3,
@@ -38,7 +39,7 @@ class Given:
     weight_H: torch.Tensor
 
     def leaves(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """x and weight, as autograd wants them."""
+        """Return x and weight with gradients."""
         return self.x_RH.detach().requires_grad_(), self.weight_H.detach().requires_grad_()
 
 
@@ -68,7 +69,7 @@ def ours(device: Device) -> Callable[[Given, str], Run]:
 
 
 def of_torch(given: Given, what: str) -> Run | None:
-    """F.rms_norm; its backward alone is the operator that autograd calls for it (torch 2.8 and later)."""
+    """Time F.rms_norm. For the backward pass alone, call the operator that autograd calls (torch 2.8 and later)."""
     x, weight, dy, shape = given.x_RH, given.weight_H, given.dy_RH, given.weight_H.shape
     leaves = given.leaves()
     if what == "forward":
@@ -84,7 +85,7 @@ def of_torch(given: Given, what: str) -> Run | None:
 
 
 def of_liger(given: Given, what: str) -> Run | None:
-    """Liger's norm as LLaMA uses it, in place as is its default: backward writes dx over dy."""
+    """Time Liger's norm as LLaMA uses it. By default its backward pass writes dx over dy."""
     norm = importlib.import_module("liger_kernel.ops.rms_norm").LigerRMSNormFunction
     leaves = given.leaves()
     if what == "forward":
@@ -98,8 +99,10 @@ def of_liger(given: Given, what: str) -> Run | None:
 
 
 def why_no_liger(folder: Path) -> str:
-    """Why Liger cannot be imported, and how to bring it; "" where it can. The wheel that LIGER_WHEEL names is unpacked into
-    `folder`."""
+    """Return why Liger cannot be imported and how to install it; "" if it can.
+
+    The wheel that LIGER_WHEEL names is unpacked into `folder`.
+    """
     wheel = os.environ.get("LIGER_WHEEL")
     try:
         if wheel:
@@ -107,8 +110,8 @@ def why_no_liger(folder: Path) -> str:
                 packed.extractall(folder)
             sys.path.insert(0, str(folder))
         importlib.import_module("liger_kernel.ops.rms_norm")
-    except Exception as error:  # whatever is amiss with a peer, the others are timed
-        how = "`pip download --no-deps liger-kernel`, wherever there is a network, gives a wheel; LIGER_WHEEL=its path brings it"
+    except Exception as error:  # the other libraries are timed without it
+        how = "run `pip download --no-deps liger-kernel` on a machine with a network, and set LIGER_WHEEL to the path of the wheel"
         return f"{type(error).__name__}: {error} ({how})"
     print(f"Liger {importlib.metadata.version('liger_kernel')}")
     return ""
