@@ -1,4 +1,4 @@
-"""Adds the module `fused_ln` to an installation: its Python files, the kernel sources, and the libraries that can be built.
+"""Adds the module `fused_ln` to an installation: its Python files, the kernel sources, and libraries.
 
 Both setup.py files use it: that of the repository and the one in this folder.
 """

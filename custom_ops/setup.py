@@ -1,4 +1,4 @@
-"""Installs the module `fused_ln` alone, for the Paddle of this environment: `python setup.py install`, as in older tutorials."""
+"""Installs only `fused_ln`, for the Paddle of this environment: `python setup.py install`, as in older tutorials."""
 
 import os
 import sys

@@ -141,7 +141,7 @@ def _read_instructions(path: Path, data_format: str) -> list[Request]:
     return found
 
 
-def _plain_text_hint(value: Any) -> str:
+def _plain_text_hint(value: object) -> str:
     return " To continue plain texts, write them to a .txt file, one per line." if isinstance(value, str) else ""
 
 

@@ -78,7 +78,7 @@ class _AdapterCheckpoint:
                 f"The adapter in {folder} was trained on another base: {theirs}. {base.folder} has {ours}. Use the base that it was trained on."
             )
         self.folder, self.method, self._files = folder, files.method, files
-        # A unified checkpoint also contains the base. Which of its weights were trained is unknown, but all have their final value.
+        # A unified checkpoint also contains the base. Which of its weights were trained is unknown, but all are final.
         self._names = [*files.names(), *files.added]
 
     def names(self) -> list[str]:

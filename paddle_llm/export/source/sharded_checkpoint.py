@@ -2,8 +2,8 @@
 
 PaddleNLP's Trainer (3.0.0b4) writes one file per tensor-parallel rank and pipeline stage,
 `model_state.tpXX_ppXX.pdparams`, with that rank's parts under the names that one process uses. Sharding has no effect on
-the files (with stage 3 the first rank of each sharding group gathers and saves all weights). A unified checkpoint has full
-tensors in safetensors. In both cases the vocabulary may be padded for tensor parallelism, and a head tied to the
+the files (with stage 3 the first rank of each sharding group gathers and saves all weights). A unified checkpoint has
+full tensors in safetensors. In both cases the vocabulary may be padded for tensor parallelism, and a head tied to the
 embedding may be stored a second time. If fine-tuning trains a part of the network, the checkpoint has only that
 part.
 
@@ -180,7 +180,7 @@ class CheckpointTensors:
         parts = self._parts[name]
         degree, local = len(parts), list(parts[0].shape)
         layer, _, own = name.rpartition(".")
-        # LoRA's matrices are split like the layer's weight: A along its inputs, B and DoRA's magnitudes along its outputs.
+        # LoRA's tensors are split like the layer's weight: A along its inputs, B and DoRA's magnitudes along its outputs.
         like = f"{layer}.weight" if own in _LORA else name
         if own == "lora_magnitude" and like in self.network:
             outputs, (part,) = self.network[like][1], local

@@ -56,7 +56,7 @@ def write_config(source: Source, staged: Path, options: Options) -> None:
     """Write config.json."""
     config = hugging_face_config(source.family.name, source.config, dtype=options.dtype or usual_dtype(source))
     if source.facts.raw.get("pad_token_id") is None:
-        # PaddleNLP's default 0 is an ordinary token in many vocabularies, and transformers never trains the padding's row.
+        # PaddleNLP's default 0 is an ordinary token in many vocabularies. transformers never trains the padding's row.
         config["pad_token_id"] = None
     (staged / MODEL_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -18,7 +18,7 @@ from paddle_llm.export.source.source import Source
 from paddle_llm.export.verification.compare import Finding
 from paddle_llm.generation.stop_tokens import ids_in
 
-# Keys that the GenerationConfigs of transformers and PaddleNLP have in common. Other libraries do not know PaddleNLP's others.
+# Keys that the GenerationConfigs of transformers and PaddleNLP have in common.
 _COMMON_KEYS = (
     "max_length", "max_new_tokens", "min_length", "min_new_tokens", "early_stopping", "do_sample", "temperature", "top_k", "top_p",
     "min_p", "repetition_penalty", "length_penalty", "no_repeat_ngram_size", "num_beams", "num_beam_groups", "diversity_penalty",
@@ -53,7 +53,7 @@ def write_generation_config(source: Source, staged: Path) -> None:
 
 
 def _with_lengths_of_transformers(given: dict[str, Any]) -> dict[str, Any]:
-    """Rename PaddleNLP's lengths, which count new tokens (0: not set); in transformers max_length includes the prompt."""
+    """Rename PaddleNLP's lengths, which count new tokens (0: not set). In transformers they include the prompt."""
     if "paddlenlp_version" not in given and "decode_strategy" not in given:
         return given
     lengths = {"max_length": "max_new_tokens", "min_length": "min_new_tokens"}

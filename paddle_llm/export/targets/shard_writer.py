@@ -122,7 +122,7 @@ def _prefetched(workers: ThreadPoolExecutor, tensors: list[PlannedTensor]) -> It
         while pending and tensor.nbytes > _LARGE:
             yield pending.popleft().result()
         for part in _parts(tensor):
-            # The main thread allocates the buffer, because the allocator maps new pages for each allocation of a worker.
+            # The main thread allocates the buffer, because a worker would get new pages for each allocation.
             buffer = None if _is_row_major(part) else np.empty(part.shape, part.dtype)
             pending.append(workers.submit(_block, part, tensor, buffer))
             if len(pending) > _WORKERS:

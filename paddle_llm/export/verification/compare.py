@@ -1,8 +1,8 @@
 """Compares the answers of two engines.
 
 **Limit.** Logits are compared at the last position of the prompt and at each generated token, as long as both sides
-choose the same tokens. The unit is the standard deviation of the source's logits over the vocabulary at that position. Another
-engine sums in another order, which in fp32 changes logits by at most 0.00007 in the small networks of
+choose the same tokens. The unit is the standard deviation of the source's logits over the vocabulary at that position.
+Another engine sums in another order, which in fp32 changes logits by at most 0.00007 in the small networks of
 benchmarks/export_agreement.py, and more in deep ones. Swapped layers or heads, a matrix that is not transposed or
 another RoPE change them by 2 or more, weights that lost half their bits by 0.02. `LIMIT` lies between these values.
 (Changes that may stay below it, such as another epsilon of the norms, are found in the configuration by files.py.) The

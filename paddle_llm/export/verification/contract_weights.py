@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paddle_llm.core.artifacts import SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.errors import UserError
@@ -134,7 +134,7 @@ def _shard_problems(files: list[str], index: Path, stored: dict[str, Stored]) ->
     yield from _index_problems(where, total, stored)
 
 
-def _index_problems(where: dict[str, str], total: Any, stored: dict[str, Stored]) -> Iterator[str]:
+def _index_problems(where: dict[str, str], total: object, stored: dict[str, Stored]) -> Iterator[str]:
     for name, file in sorted(where.items()):
         if name not in stored:
             yield f"{SAFETENSORS_INDEX} lists {name} in {file}, which does not contain it. {AGAIN}"

@@ -3,8 +3,8 @@
 The search follows transformers. The score of a finished text is its log-probability divided by its length to the
 power `length_penalty`; the length includes the end token. A step takes the most likely continuations of all beams
 and keeps num_beams unfinished ones. A search ends when its best unfinished text, if it ended now, would not have a
-higher score than the worst of num_beams finished ones. Any number of tokens may end a text. PaddleNLP 3.0.0b4 supports one end token only, and reorders the cache of ChatGLM by
-the wrong axis.
+higher score than the worst of num_beams finished ones. Any number of tokens may end a text. PaddleNLP 3.0.0b4 supports
+one end token only, and reorders the cache of ChatGLM by the wrong axis.
 
 Shapes: P prompts in the search, K beams per prompt, C candidate continuations, V vocabulary.
 """

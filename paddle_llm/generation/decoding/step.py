@@ -1,4 +1,4 @@
-"""Parts of greedy decoding, sampling and beam search: opening a batch, the repetition penalty, equal tokens on all ranks."""
+"""Common parts of greedy decoding, sampling and beam search: batches, the repetition penalty, broadcast of tokens."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def _use_huge_pages() -> None:
 
 
 def _large_regions() -> Iterator[tuple[int, int]]:
-    """Yield the first and last address of each large region of memory, in whole huge pages, that is not a mapped file."""
+    """Yield the addresses of each large region of memory that is not a mapped file, rounded to whole huge pages."""
     with open("/proc/self/maps") as maps:
         for line in maps:
             span, mode, _, _, inode, *name = line.split()

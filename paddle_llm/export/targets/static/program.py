@@ -148,7 +148,7 @@ class StepProgram(nn.Layer):
         return paddle.concat([rotated_B1sD] * (heads + kv_heads) + [values_B1sD] * kv_heads, axis=1)
 
     def _mask(self, inputs: dict[str, paddle.Tensor]) -> paddle.Tensor:
-        """Return the mask [B, K, G s, C] or [B, N, s, C] that is added to the scores, with ALiBi if the network uses it."""
+        """Return the mask [B, K, G s, C] or [B, N, s, C] that is added to the scores. It includes ALiBi."""
         mask, kv_heads = inputs["mask"], self.plan.kv_heads
         if self.plan.slopes is not None:  # N = K
             return mask + inputs["key_places"] * self.slopes

@@ -62,7 +62,7 @@ def fill_weights(file: Path, weights: list[Weight]) -> None:
 
 
 def _shape_of_next(opened: BinaryIO) -> tuple[int, ...]:
-    """Read the header of a tensor: version, number of LoD levels (0), version, length of a TensorDesc, and that message."""
+    """Read the header of a tensor: version, number of LoD levels (0), version, length of a TensorDesc, TensorDesc."""
     head = opened.read(20)
     if len(head) < 20:
         return ()
