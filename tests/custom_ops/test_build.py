@@ -58,7 +58,9 @@ def test_a_missing_compiler_is_reported_and_the_norm_computed_without_it(tmp_pat
     assert result["REASON"] == "no C++ compiler: g++ is not on the PATH (install it, or set CXX)"
     assert result["Y"] == "48.0 0.0"
     lines = [line for line in err.splitlines() if "RMSNorm on the cpu" in line]
-    assert len(lines) == 1 and "RMSNorm on the cpu: Paddle's plain operations" in lines[0] and result["REASON"] in lines[0]
+    assert (
+        len(lines) == 1 and "RMSNorm on the cpu: Paddle's plain operations" in lines[0] and result["REASON"] in lines[0]
+    )
 
 
 def test_a_failing_compiler_is_called_once(tmp_path):
@@ -88,7 +90,10 @@ def test_the_compiler_may_consist_of_several_words(tmp_path):
     path = folder_with(tmp_path, **{"wrap": 'test "$1" = g++ && echo "y.cpp:2: error: wrapped" >&2; exit 1'})
     settings = {"PATH": f"{path}:/usr/bin:/bin", "CXX": "wrap g++", "PADDLE_EXTENSION_DIR": str(tmp_path / "cache")}
     assert "y.cpp:2: error: wrapped" in finished(start(**settings))[0]["REASON"]
-    assert finished(start(**settings | {"CXX": "none g++"}))[0]["REASON"] == "no C++ compiler: none is not on the PATH (install it, or set CXX)"
+    assert (
+        finished(start(**settings | {"CXX": "none g++"}))[0]["REASON"]
+        == "no C++ compiler: none is not on the PATH (install it, or set CXX)"
+    )
 
 
 def test_a_cache_that_cannot_be_written_is_reported(tmp_path):
@@ -115,7 +120,9 @@ def test_a_paddle_that_cannot_be_imported_is_reported_at_installation(tmp_path):
     code = "import installation; print(installation._why_no_paddle())"
     settings = environment(PYTHONPATH=f"{tmp_path}:{CUSTOM_OPS}")
     done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, text=True)
-    assert done.stdout == "Paddle is installed but cannot be imported (OSError: libcudart.so.13: not found)\n", done.stderr
+    assert done.stdout == "Paddle is installed but cannot be imported (OSError: libcudart.so.13: not found)\n", (
+        done.stderr
+    )
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc on the PATH: the binding's CUDA part is not compiled")

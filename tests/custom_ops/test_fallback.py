@@ -72,7 +72,9 @@ def test_float64_is_computed_in_float64():
 def test_rows_that_are_too_long_for_the_operator_are_computed_and_logged(logged):
     x, weight = values(2, 65537), values(65537, seed=1)
     assert_close(results(norm, x, weight), results(formula, x, weight), 1e-5)
-    assert logged == ["RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: its maximum hidden size is 65536"]
+    assert logged == [
+        "RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: its maximum hidden size is 65536"
+    ]
 
 
 def test_the_log_names_the_implementation(logged, monkeypatch):
@@ -80,13 +82,17 @@ def test_the_log_names_the_implementation(logged, monkeypatch):
     norm(values(2, 8), values(8))
     assert logged == ["RMSNorm on the cpu: operator of fused_ln"]
     norm(values(2, 8).astype("float64"), values(8))
-    assert logged[1:] == ["RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: it does not support fp64"]
+    assert logged[1:] == [
+        "RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: it does not support fp64"
+    ]
 
 
 def test_every_rank_logs_why_it_is_slower(logged, nothing_built, monkeypatch):
     monkeypatch.setenv("PADDLE_TRAINER_ID", "3")
     norm(values(2, 8), values(8))
-    assert logged == ["rank 3: RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: no C++ compiler"]
+    assert logged == [
+        "rank 3: RMSNorm on the cpu: Paddle's plain operations. The operator of fused_ln is not used: no C++ compiler"
+    ]
 
 
 def test_an_operator_that_fails_is_not_used(monkeypatch, logged):
@@ -119,7 +125,9 @@ def test_an_answer_while_a_program_is_recorded_is_not_cached():
 
     paddle.jit.to_static(recorded, full_graph=True)(values(2, 8))
     assert asked == [(False, "")]
-    assert not fallback._why_not_paddle_fused.cache_info().currsize and not fused_ln._why_not_running.cache_info().currsize
+    assert (
+        not fallback._why_not_paddle_fused.cache_info().currsize and not fused_ln._why_not_running.cache_info().currsize
+    )
 
 
 def test_a_paddle_without_the_marker_for_to_static_is_supported(monkeypatch):

@@ -102,4 +102,7 @@ def test_an_installation_without_a_compiler_succeeds(fresh):
     printed = fresh.run("-m", "pip", "install", "--no-deps", "-v", ".", PATH="/nowhere")
     assert "fused RMSNorm: NOT BUILT: no C++ compiler: g++ is not on the PATH (install it, or set CXX)" in printed
     assert fresh.libraries() == set()
-    assert fresh.use(PATH="/nowhere")[1:] == ["no C++ compiler: g++ is not on the PATH (install it, or set CXX)", "True"]
+    assert fresh.use(PATH="/nowhere")[1:] == [
+        "no C++ compiler: g++ is not on the PATH (install it, or set CXX)",
+        "True",
+    ]

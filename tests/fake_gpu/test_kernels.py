@@ -113,9 +113,14 @@ def test_the_fused_rotary_embedding_is_off_while_a_network_generates() -> None:
     [
         (SimpleNamespace(), ""),  # another library's fused_ln, for GPUs
         (SimpleNamespace(why_not=lambda device: ""), ""),
-        (SimpleNamespace(why_not=lambda device: "no nvcc", fallback=SimpleNamespace(paddle_fused_runs=lambda: True)), ""),
         (
-            SimpleNamespace(why_not=lambda device: "no nvcc", fallback=SimpleNamespace(paddle_fused_runs=lambda: False)),
+            SimpleNamespace(why_not=lambda device: "no nvcc", fallback=SimpleNamespace(paddle_fused_runs=lambda: True)),
+            "",
+        ),
+        (
+            SimpleNamespace(
+                why_not=lambda device: "no nvcc", fallback=SimpleNamespace(paddle_fused_runs=lambda: False)
+            ),
             "no nvcc",
         ),
     ],
