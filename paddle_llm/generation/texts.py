@@ -12,10 +12,10 @@ from paddle_llm.core.errors import UserError
 from paddle_llm.data.tokenizers.text_codec import TextCodec
 from paddle_llm.families.positions import position_limit
 from paddle_llm.generation.options import DecodeOptions
+from paddle_llm.generation.static.program import StaticProgram
 from paddle_llm.models.prompt import Prompt
 
 if TYPE_CHECKING:
-    from paddle_llm.generation.static.program import StaticProgram
     from paddle_llm.models.protocols import LanguageModel
 
 
@@ -111,6 +111,8 @@ class Generator:
 
 def with_learned_prompt(prompt: Prompt, model: LanguageModel | StaticProgram) -> Prompt:
     """Return the prompt as the network reads it: with prompt tuning, its learned tokens precede it."""
+    if isinstance(model, StaticProgram):  # an export has no adapter
+        return prompt
     from paddle_llm.peft.attachment import active_attachment  # imports Paddle
     from paddle_llm.peft.methods.prompt import with_prompt
 
