@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 HF ?=
 INSTALLED := $(BIN)/installed$(if $(HF),-hf)
 
-.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity
+.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity wheel
 
 $(BIN)/installed: EXTRAS := cpu,test
 $(BIN)/installed-hf: EXTRAS := cpu,test,hf
@@ -36,6 +36,13 @@ test: lint
 # Also the slow tests, and the thorough profile of tests/conformance: 10,000 texts for each tokenizer, 500 generated inputs.
 test-all: lint $(BIN)/installed-hf
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest
+
+# The sdist and the wheel in dist/, and a short training with the wheel in a new environment of each Python version.
+PYTHONS ?= python3.10 python3.11 python3.12
+wheel: install
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	for python in $(PYTHONS); do .ci/smoke_wheel dist/*.whl $$python || exit 1; done
 
 # Every layout beside one process: the whole matrix, the table on stdout.
 parity: install

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from paddle_llm import __version__
+from paddle_llm.cli.completion import completion_option
 from paddle_llm.core.atomic_output import disk_problem
 from paddle_llm.core.console import escape_unencodable, say
 from paddle_llm.core.errors import EXIT_INTERRUPTED, UserError, exit_on_user_error, was_interrupted
@@ -19,6 +20,9 @@ from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 
 # Name -> module and attribute of the click command, its line in --help.
 COMMANDS = {
+    "pretrain": ("paddle_llm.cli.train:pretrain", "Pretrain a model on one process or many."),
+    "finetune": ("paddle_llm.cli.train:finetune", "Fine-tune a model on instructions, on one process or many."),
+    "recipes": ("paddle_llm.cli.recipes:recipes", "List, show and copy the configs that come with the package."),
     "tokenizer": ("paddle_llm.cli.data:tokenizer", "Train a sentencepiece tokenizer on your text."),
     "data": ("paddle_llm.cli.data:data", "Tokenize text into a corpus; inspect a corpus or instruction data."),
     "check-model": (
@@ -96,8 +100,8 @@ class LazyGroup(click.Group):
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="To train: python -m paddle.distributed.launch run_pretrain.py CONFIG.json [--key value ...]",
 )
+@completion_option
 @click.version_option(__version__, prog_name="paddle-llm")
 def paddle_llm() -> None:
     """Train large language models on PaddlePaddle. Every parallel layout also runs on a CPU.
@@ -106,6 +110,7 @@ def paddle_llm() -> None:
     Example:
       paddle-llm tokenizer train --input my_text/ --output_dir tok --vocab_size 8000
       paddle-llm data build --input my_text/ --tokenizer tok --output_prefix corpus/mine --workers 2
+      paddle-llm pretrain pretrain.json --gpus 0,1,2,3
     """
 
 

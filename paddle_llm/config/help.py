@@ -27,7 +27,8 @@ Usage:
   python {script} [CONFIG.json] [--key value ...]
   python -m paddle.distributed.launch --nproc_per_node 8 {script} CONFIG.json --max_steps 100   # 8 ranks on a CPU
   python -m paddle.distributed.launch --gpus 0,1,2,3,4,5,6,7 {script} CONFIG.json               # 8 GPUs
-
+"""
+_RULES = """\
 Flags take precedence over CONFIG.json. Names must be complete. A bare --flag means true; null (in JSON) means the default.
 Names of older PaddleNLP releases are accepted and reported at the start. Editors complete CONFIG.json with {schema}.
 """
@@ -38,15 +39,17 @@ def wants_help(argv: list[str]) -> bool:
     return any(word in ("-h", "--help") for word in argv)
 
 
-def help_text(entry: str = "pretrain", width: int | None = None) -> str:
+def help_text(entry: str = "pretrain", width: int | None = None, usage: bool = True) -> str:
     """Return the text of `--help`: every field by group, with type, default and description.
 
     Args:
         entry: "pretrain" or "finetune".
         width: Number of columns; None for the width of the terminal.
+        usage: Whether to begin with the usage of the script.
     """
     width = width or min(shutil.get_terminal_size((100, 24)).columns, 120)
-    lines = [_INTRO.format(title=_TITLES[entry], script=SCRIPTS[entry], schema=SCHEMAS[entry])]
+    lines = [_INTRO.format(title=_TITLES[entry], script=SCRIPTS[entry])] if usage else []
+    lines.append(_RULES.format(schema=SCHEMAS[entry]))
     for title, names in fields_by_group(entry):
         lines.append(f"{title}:")
         for name in names:

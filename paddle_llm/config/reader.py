@@ -16,7 +16,7 @@ from paddle_llm.config.layout import Layout, layout_of
 from paddle_llm.config.legacy.other_trainers import VALUES, counterpart, identify_trainer
 from paddle_llm.config.legacy.paddlenlp import FINETUNE_NAMES
 from paddle_llm.config.legacy.translate import KNOWN_NAMES, translate
-from paddle_llm.config.local_files.model_folder import find_model_folder, read_model_facts
+from paddle_llm.config.local_files.model_folder import find_model_folder, is_folder_name, read_model_facts
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.parsing.arguments import BARE, RawValue, as_text, read_arguments
 from paddle_llm.config.parsing.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
@@ -324,8 +324,8 @@ def _facts(config: RunConfig, problems: list[str], notices: list[str]) -> tuple[
         return None, None
     if facts is not None and layers is not None:
         facts = replace(facts, num_hidden_layers=layers)
-    if Path(name).expanduser().is_dir():
-        return None, facts
+    if is_folder_name(name):
+        return (None if Path(name).expanduser().is_dir() else folder), facts
     if folder is not None and (has_weights(folder) or not loads):
         notices.append(f"{name} is not a folder on this machine: using {folder}.")
         return folder, facts

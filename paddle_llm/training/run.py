@@ -31,6 +31,7 @@ from paddle_llm.models.configuration.hub import model_folder
 from paddle_llm.parallel.process.failure_detection import exit_on_lost_rank
 from paddle_llm.parallel.process.first_rank import on_first_rank
 from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_reports
+from paddle_llm.parallel.process.scheduler import translate_scheduler
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.training.epochs import global_batch_of
 
@@ -56,6 +57,9 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
         return
     end_with_launcher()
     with exit_on_user_error(), exit_on_lost_rank():
+        line = translate_scheduler()
+        if line is not None:
+            say(line)
         world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
         with first_rank_reports():
             resolved = resolve(argv, world_size=world_size, entry=entry)

@@ -83,6 +83,7 @@ KEPT: dict[str, str] = {
     "paddle_llm.parallel.gloo.transfers:_collecting": _RANK,
     "paddle_llm.parallel.process.exit_code:keep_exit_code": "It registers one exit handler; a second one would run twice.",
     "paddle_llm.parallel.process.failure_detection:_current": _RANK,
+    "paddle_llm.parallel.process.start:_flags_hidden": _PATCHED,
     "paddle_llm.rehearse.faults.registry:FAULTS": "Filled when its modules are imported.",
 }
 

@@ -24,6 +24,7 @@ PERMITTED_ELSEWHERE = {
     "the extra hf": r"\bextra hf\b|could not import '(torch|peft|accelerate)'",
     "chromium": r"\bchromium\b",
     "shellcheck": r"\bshellcheck\b",
+    "Open MPI": r"\bOpen MPI\b",
     "the arm64 compiler and emulator": r"\barm64 compiler\b",
 }
 REFERENCE_LIBRARIES = ("torch", "peft")

@@ -18,6 +18,13 @@ def test_methods_of_gloo_groups_are_still_missing():
     assert run_ranks(upstream_gaps.missing_methods, 2) == [[], []]
 
 
+def test_flags_that_paddle_sets_itself_are_still_printed():
+    """`process.start._hide_modified_flags`."""
+    code = "import paddle.distributed.parallel as p; p._print_modified_flags(p._get_modified_flags())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert "FLAGS_enable_pir_in_executor" in done.stderr
+
+
 def test_float16_sums_are_still_wrong():
     """`gloo.dtypes.WIDER`: 1 + 1 = inf."""
     assert run_ranks(upstream_gaps.float16_sum, 2) == [float("inf")] * 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from paddle_llm.config.local_files.adapters import adapter_as_model, adapters_below
 from paddle_llm.config.local_files.published_names import downloaded, folder_like, why_unknown
+from paddle_llm.config.recipes import SHAPE_PREFIX, shipped_shape
 from paddle_llm.core.artifacts import MODEL_CONFIG
 from paddle_llm.core.downloads import describe_other_layout
 from paddle_llm.core.errors import UserError
@@ -41,7 +42,7 @@ def read_model_facts(folder: str | Path) -> ModelFacts:
 
 
 def find_model_folder(name: str) -> Path | None:
-    """Find the folder with the config.json of a model: `name` itself, PaddleNLP's download cache, or configs/models/.
+    """Find the folder with the config.json of a model: `name` itself, a shipped shape, or PaddleNLP's download cache.
 
     Returns:
         Folder; None for a built-in name that is not downloaded.
@@ -60,6 +61,9 @@ def find_model_folder(name: str) -> Path | None:
         return path
     if is_file:
         raise UserError(f"model_name_or_path = {name} is a file. Give the folder that contains config.json.")
+    shipped = shipped_shape(name)
+    if shipped is not None:
+        return shipped
     if looks_local(name):
         raise UserError(f"model_name_or_path = {name}: no such folder exists.{folder_like(name)} Check the path.")
     if problem := why_unknown(name):
@@ -67,8 +71,14 @@ def find_model_folder(name: str) -> Path | None:
     candidates = [downloaded(name)]
     owner, _, model = name.rpartition("/")
     if owner in _SHIPPED_OWNERS:
-        candidates.append(Path(__file__).resolve().parents[3] / "configs" / "models" / model.lower())
+        shape = shipped_shape(SHAPE_PREFIX + model.lower())
+        candidates += [shape] if shape is not None else []
     return next((folder for folder in candidates if (folder / MODEL_CONFIG).is_file()), None)
+
+
+def is_folder_name(name: str) -> bool:
+    """Return whether a name is that of an existing folder or a shipped shape, so that it is never downloaded."""
+    return Path(name).expanduser().is_dir() or shipped_shape(name) is not None
 
 
 def looks_local(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paddle_llm.config.local_files.model_folder import find_model_folder
+from paddle_llm.config.local_files.model_folder import find_model_folder, is_folder_name
 from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.core.artifacts import MODEL_CONFIG, PDPARAMS, PDPARAMS_INDEX, SAFETENSORS, SAFETENSORS_INDEX
 from paddle_llm.core.console import say
@@ -27,7 +27,7 @@ def model_folder(name: str, *, weights: bool) -> Path:
     """
     found = find_model_folder(name)
     # A download never replaces an existing folder; missing files are reported when the folder is read.
-    if found is not None and (not weights or has_weights(found) or Path(name).expanduser().is_dir()):
+    if found is not None and (not weights or has_weights(found) or is_folder_name(name)):
         return found
     folder = Path(on_first_rank(lambda: _download(name, weights)))
     return folder if folder.is_dir() else Path(_download(name, weights))  # another machine with a separate disk

@@ -29,7 +29,7 @@ _AVX512 = frozenset(("avx512f", "avx512cd", "avx512bw", "avx512dq", "avx512vl"))
 _UPSTREAM_NOISE = (
     r"(?s).*(ccache|Setuptools is replacing distutils|swiglu|method of <class '.*'> is patched|"
     r"the grad clip of original optimizer|pkg_resources|nccl reduce_avg|No shared comm will be constructed|"
-    r"For pipeline parallel with sharding, the sharding overlap).*"
+    r"For pipeline parallel with sharding, the sharding overlap|Current global rank \d+ is not in group).*"
 )
 
 # A log line of every job with several ranks (paddle 3.3.1).

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from paddle_llm.core.errors import EXIT_PEER_LOST, UserError, is_first_rank
+from paddle_llm.parallel.process.scheduler import rank_variable
 
 # paddle.distributed.launch (3.3.1) sets this variable for each rank that it starts. In its own environment the variable
 # has another value or is not set.
@@ -56,18 +57,18 @@ def first_rank_reports() -> Iterator[None]:
 
 
 def find_launcher() -> int | None:
-    """Return the process id of the launcher that started this rank.
+    """Return the process id of the launcher (Paddle's, `mpirun` or the step daemon of `srun`) that started this rank.
 
-    It is the nearest ancestor that does not have this rank's `LAUNCHER_VARIABLE`: a shell script between the two passes
-    the variable on.
+    It is the nearest ancestor that does not have this rank's variable of that launcher: a shell script between the two
+    passes the variable on.
 
     Returns:
         Process id, -1 if the launcher has ended already, or None for a process that no launcher started.
     """
-    own = os.environ.get(LAUNCHER_VARIABLE)
-    if own is None:
+    variable = LAUNCHER_VARIABLE if LAUNCHER_VARIABLE in os.environ else rank_variable(os.environ)
+    if variable is None:
         return None
-    mark = f"{LAUNCHER_VARIABLE}={own}".encode()
+    mark = f"{variable}={os.environ[variable]}".encode()
     pid = os.getppid()
     while pid > 0 and mark in _proc(pid, "environ").split(b"\0"):
         pid = _parent_of(pid)

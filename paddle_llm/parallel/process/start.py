@@ -7,10 +7,13 @@ import warnings
 from collections.abc import Callable
 
 from paddle_llm.config.layout import Layout
+from paddle_llm.core.upstream import replace
 from paddle_llm.parallel.gloo.backend import install_gloo_backend
 from paddle_llm.parallel.process.environment import import_paddle, prepare_host
 from paddle_llm.parallel.process.exit_code import keep_exit_code
 from paddle_llm.parallel.process.failure_detection import start_on_gpus
+
+_flags_hidden = False
 
 
 def start_process(
@@ -53,7 +56,9 @@ def start_process(
     from paddle_llm.parallel.zero.first_broadcast import broadcast_weight_by_weight
 
     broadcast_weight_by_weight()
-    # 7. Collectives on a CPU. Groups that exist already would have only half of them.
+    # 7. Four lines of each rank about a flag that Paddle has set itself.
+    _hide_modified_flags()
+    # 8. Collectives on a CPU. Groups that exist already would have only half of them.
     if device == "cpu":
         install_gloo_backend()
 
@@ -81,3 +86,14 @@ def start_groups(device: str, layout: Layout) -> None:
     # On a CPU the first group that gloo creates starts the failure detection.
     if device != "cpu":
         start_on_gpus()
+
+
+def _hide_modified_flags() -> None:
+    """Keep `init_parallel_env` from printing flags; config/ reports those that the user has set."""
+    import paddle
+
+    global _flags_hidden
+    if not _flags_hidden:
+        why = "It prints four lines on every rank about a flag that Paddle sets itself."
+        replace(paddle.distributed.parallel, "_print_modified_flags", lambda flags: None, why)
+        _flags_hidden = True

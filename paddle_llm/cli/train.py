@@ -1,0 +1,135 @@
+"""`paddle-llm pretrain` and `paddle-llm finetune`: check a config, then train on one process or many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from paddle_llm.cli.number_option import WholeNumber
+from paddle_llm.cli.path_option import PATH
+from paddle_llm.config.help import help_text
+from paddle_llm.config.reader import resolve
+from paddle_llm.config.run_config import Entry, fields_of
+from paddle_llm.training.launch.options import LaunchOptions, launch_command, launch_environment
+from paddle_llm.training.launch.restart import restart_flags
+from paddle_llm.training.launch.supervisor import supervise
+
+_OPTIONS = (
+    click.option(
+        "--nproc_per_node",
+        type=WholeNumber(min=1),
+        help="Processes on this machine. Default: one per card of --gpus, else 1.",
+    ),
+    click.option("--gpus", metavar="0,1,...", help="Cards of this machine. Default: the first visible ones."),
+    click.option(
+        "--nnodes", type=WholeNumber(min=1), default=1, show_default=True, help="Machines; start the command on each."
+    ),
+    click.option(
+        "--master", metavar="HOST:PORT", help="First machine and a port that is free there; for --nnodes > 1."
+    ),
+    click.option(
+        "--node_rank", type=WholeNumber(min=0), help="Number of this machine, from 0. Default: in order of arrival."
+    ),
+    click.option(
+        "--max_restarts",
+        type=WholeNumber(min=0),
+        default=0,
+        show_default=True,
+        help="Restarts after a failure, each from the newest checkpoint.",
+    ),
+    click.option("--log_dir", type=PATH, default="log", show_default=True, help="Folder for the output of each rank."),
+)
+
+
+class TrainingCommand(click.Command):
+    """A command whose help also lists the flags of a config."""
+
+    entry: Entry = "pretrain"
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Append the flags of a config, grouped."""
+        formatter.write("\n" + help_text(self.entry, formatter.width, usage=False))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the options and flags that begin with the typed text."""
+        flags = [f"--{name}" for name in fields_of(self.entry)] if incomplete.startswith("-") else []
+        return [
+            *super().shell_complete(ctx, incomplete),
+            *(CompletionItem(flag) for flag in flags if flag.startswith(incomplete)),
+        ]
+
+
+class FinetuneCommand(TrainingCommand):
+    """`paddle-llm finetune`."""
+
+    entry: Entry = "finetune"
+
+
+def _command(cls: type[TrainingCommand]) -> Callable[[Callable[..., None]], click.Command]:
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for option in reversed(_OPTIONS):
+            function = option(function)
+        words = click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[CONFIG.json] [--key value ...]")
+        settings = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
+        return click.command(cls.entry, cls=cls, context_settings=settings)(words(function))
+
+    return decorate
+
+
+@_command(TrainingCommand)
+def pretrain(words: tuple[str, ...], **options: Any) -> None:
+    """Pretrain a language model.
+
+    The config is checked first: all its mistakes are reported together before a process is started. With several
+    processes, the output of rank 0 is shown, and --log_dir gets that of all ranks and of Paddle's launcher.
+
+    \b
+    Examples:
+      paddle-llm pretrain pretrain.json
+      paddle-llm pretrain pretrain.json --gpus 0,1,2,3,4,5,6,7 --max_restarts 3
+      paddle-llm pretrain pretrain.json --device cpu --nproc_per_node 8 --max_steps 100
+      paddle-llm pretrain pretrain.json --nproc_per_node 8 --nnodes 4 --master 10.0.0.1:37777
+    """
+    _train("pretrain", list(words), LaunchOptions(**options))
+
+
+@_command(FinetuneCommand)
+def finetune(words: tuple[str, ...], **options: Any) -> None:
+    """Fine-tune a language model on instructions: all weights, LoRA, prefix tuning and others.
+
+    The config is checked first: all its mistakes are reported together before a process is started. With several
+    processes, the output of rank 0 is shown, and --log_dir gets that of all ranks and of Paddle's launcher.
+
+    \b
+    Examples:
+      paddle-llm finetune lora.json
+      paddle-llm finetune lora.json --gpus 0,1 --max_restarts 3
+      paddle-llm finetune --model_name_or_path my_model --dataset_name_or_path my_rows.jsonl --lora 1 --output_dir out
+    """
+    _train("finetune", list(words), LaunchOptions(**options))
+
+
+def _train(entry: Entry, words: list[str], options: LaunchOptions) -> None:
+    options.check()
+    if not options.needs_launcher:
+        from paddle_llm.training.run import main
+
+        main(words, entry)
+        return
+    device = str(resolve(words, world_size=options.world_size, entry=entry).config.device)
+
+    def command(more: list[str]) -> list[str]:
+        return launch_command(options, entry, device, [*words, *more])
+
+    code = supervise(
+        command,
+        launch_environment(options, device),
+        options.log_folder,
+        options.max_restarts,
+        lambda started: restart_flags(started, words),
+    )
+    sys.exit(code)

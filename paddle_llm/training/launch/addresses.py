@@ -1,0 +1,46 @@
+"""Addresses of a job on several machines, in the form that Paddle's launcher compares.
+
+Paddle 3.3.1 starts its store on the machine whose address equals the master's as text. A host name is never equal to an
+address, and neither is 127.0.1.1, which Debian gives a machine's name.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+
+from paddle_llm.core.errors import UserError
+from paddle_llm.parallel.gloo.interface import address_towards
+
+_PATIENCE_SECONDS = 300.0  # the name of a new pod may take a while to appear
+
+
+def launcher_addresses(master: str, patience: float = _PATIENCE_SECONDS) -> tuple[str, str]:
+    """Return the master's IP:PORT and this machine's address on the route to it.
+
+    Args:
+        master: HOST:PORT of the first machine.
+        patience: Seconds to wait until the host has an address.
+
+    Raises:
+        UserError: If the text has another form, the host has no address, or there is no route to it.
+    """
+    host, _, port = master.rpartition(":")
+    if not host or not port.isdigit():
+        raise UserError(f"--master {master}: not of the form HOST:PORT. Give the first machine and a free port on it.")
+    try:
+        address = _resolve(host, patience)
+    except OSError as error:
+        raise UserError(f"--master {master}: {host} has no address: {error.strerror}. Check the name.") from None
+    return f"{address}:{port}", address_towards(address)
+
+
+def _resolve(host: str, patience: float) -> str:
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            return socket.gethostbyname(host)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2)

@@ -1,0 +1,1 @@
+"""Scripts that `paddle.distributed.launch` runs on every rank."""

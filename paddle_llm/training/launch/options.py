@@ -1,0 +1,149 @@
+"""The processes of a job: how many on which cards and machines, and the command that starts them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from paddle_llm.config.run_config import Entry
+from paddle_llm.core.errors import UserError
+from paddle_llm.training.launch.addresses import launcher_addresses
+
+_ENTRIES = Path(__file__).parent / "entry"
+
+
+@dataclass(frozen=True)
+class LaunchOptions:
+    """Options of `paddle-llm pretrain` and `paddle-llm finetune` about processes.
+
+    Attributes:
+        nproc_per_node: Processes on this machine; None: one per card in `gpus`, else one.
+        gpus: Cards of this machine, like "0,1"; None: the first `nproc_per_node` visible ones.
+        nnodes: Number of machines.
+        master: HOST:PORT of the first machine; needed for more than one machine.
+        node_rank: Number of this machine, from 0; None: the first machine is 0, the others as they arrive.
+        max_restarts: Number of times that a failed job is started again, from its newest checkpoint.
+        log_dir: Folder for the output of each rank.
+    """
+
+    nproc_per_node: int | None = None
+    gpus: str | None = None
+    nnodes: int = 1
+    master: str | None = None
+    node_rank: int | None = None
+    max_restarts: int = 0
+    log_dir: str = "log"
+
+    @property
+    def processes(self) -> int:
+        """Number of processes on this machine."""
+        return self.nproc_per_node or (len(self.gpus.split(",")) if self.gpus else 1)
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes on all machines."""
+        return self.processes * self.nnodes
+
+    @property
+    def needs_launcher(self) -> bool:
+        """Whether the job needs more than this process."""
+        return self.world_size > 1 or self.gpus is not None or self.max_restarts > 0
+
+    def check(self) -> None:
+        """Check the options against each other.
+
+        Raises:
+            UserError: If they contradict each other or one is missing.
+        """
+        if self.gpus is not None:
+            cards = self.gpus.split(",")
+            if not all(card.strip().isdigit() for card in cards) or len(set(cards)) < len(cards):
+                raise UserError(f"--gpus {self.gpus}: not a list of different cards. Use --gpus 0,1,2,3, for example.")
+            if self.nproc_per_node not in (None, len(cards)):
+                raise UserError(
+                    f"--nproc_per_node {self.nproc_per_node} and --gpus {self.gpus} contradict each other: one process runs on "
+                    "each card. Drop one of the two."
+                )
+        if self.nnodes > 1 and self.master is None:
+            raise UserError(
+                f"--nnodes {self.nnodes} needs --master HOST:PORT: the first machine, and a port that is free there."
+            )
+        for name, value in (("master", self.master), ("node_rank", self.node_rank)):
+            if self.nnodes == 1 and value is not None:
+                raise UserError(f"--{name} {value} is for jobs on several machines. Add --nnodes N, or drop --{name}.")
+        if self.node_rank is not None and self.node_rank >= self.nnodes:
+            raise UserError(f"--node_rank {self.node_rank}: the last machine of {self.nnodes} is {self.nnodes - 1}.")
+
+    @property
+    def log_folder(self) -> Path:
+        """Folder for the output of this machine's ranks; machines may share a file system."""
+        if self.nnodes == 1:
+            return Path(self.log_dir)
+        name = f"node{self.node_rank}" if self.node_rank is not None else f"node-{os.uname().nodename}"
+        return Path(self.log_dir) / name
+
+
+def launch_command(options: LaunchOptions, entry: Entry, device: str, words: list[str]) -> list[str]:
+    """Return the command line of `paddle.distributed.launch`.
+
+    Args:
+        options: Checked options.
+        entry: Kind of the job.
+        device: "cpu" or "gpu".
+        words: CONFIG.json and flags of the job.
+
+    Raises:
+        UserError: If not enough cards are visible, or a machine has no address.
+    """
+    command = [sys.executable, "-u", "-m", "paddle.distributed.launch"]
+    if device == "gpu":
+        command += ["--gpus", ",".join(choose_cards(options, os.environ))]
+    else:
+        command += ["--nproc_per_node", str(options.processes)]
+    if options.nnodes > 1:
+        master, own = launcher_addresses(str(options.master))
+        command += ["--nnodes", str(options.nnodes), "--master", master, "--host", own]
+        if options.node_rank is not None:
+            command += ["--rank", str(options.node_rank)]
+    return [*command, "--log_dir", str(options.log_folder), str(_ENTRIES / f"{entry}.py"), *words]
+
+
+def launch_environment(options: LaunchOptions, device: str) -> dict[str, str]:
+    """Return the environment of the launcher."""
+    environment = dict(os.environ)
+    # Paddle 3.3.1: these variables take precedence over the launcher's options.
+    for name in ("PADDLE_MASTER", "PADDLE_NNODES"):
+        environment.pop(name, None)
+    if device == "cpu":
+        # Paddle 3.3.1 looks each rank up in this list, also on a CPU. The ranks hide all cards again.
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, range(options.processes)))
+    return environment
+
+
+def choose_cards(options: LaunchOptions, environment: Mapping[str, str]) -> list[str]:
+    """Return the cards of this machine's ranks: `--gpus`, else the first visible ones.
+
+    Raises:
+        UserError: If CUDA_VISIBLE_DEVICES does not have them.
+    """
+    text = environment.get("CUDA_VISIBLE_DEVICES")
+    visible = None if text is None else [card.strip() for card in text.split(",") if card.strip()]
+    if options.gpus is not None:
+        cards = [card.strip() for card in options.gpus.split(",")]
+        hidden = [card for card in cards if visible is not None and card not in visible]
+        if hidden:
+            raise UserError(
+                f"--gpus {options.gpus}: CUDA_VISIBLE_DEVICES={text} does not have card {', '.join(hidden)}. Change one of the two."
+            )
+        return cards
+    if visible is None:
+        return [str(card) for card in range(options.processes)]
+    if len(visible) < options.processes:
+        raise UserError(
+            f"CUDA_VISIBLE_DEVICES={text} has {len(visible)} cards, and --nproc_per_node {options.processes} needs "
+            f"{options.processes}. Change one of the two."
+        )
+    return visible[: options.processes]

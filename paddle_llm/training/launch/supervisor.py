@@ -1,0 +1,174 @@
+"""Run the launcher of a job: show the output of the first rank, forward signals, restart after a failure."""
+
+from __future__ import annotations
+
+import codecs
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from paddle_llm.checkpoint.output_lock import WAIT_VARIABLE
+from paddle_llm.core.console import say
+from paddle_llm.core.errors import EXIT_INTERRUPTED, EXIT_STOPPED, EXIT_USER_ERROR
+
+LAUNCHER_LOG = "launcher.log"
+_FIRST_RANK_LOG = "workerlog.0"
+_POLL_SECONDS = 0.2
+_TAIL_LINES = 15
+_LOCK_WAIT_SECONDS = "120"  # ranks that are still ending hold the lock of the output folder
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None)
+_FAILED_RANK = re.compile(r"Container rank (\d+) status failed cmd .* code (-?\d+) log (\S+)")
+
+
+def supervise(
+    command: Callable[[list[str]], list[str]],
+    environment: dict[str, str],
+    log_folder: Path,
+    max_restarts: int = 0,
+    flags_for_restart: Callable[[float], list[str]] = lambda started: [],
+) -> int:
+    """Run a job until it succeeds, fails for good, or is stopped by a signal.
+
+    A user's mistake and a training that stopped on a non-finite step are not restarted: they would repeat.
+
+    Args:
+        command: Function from additional flags of the job to the command line of the launcher.
+        environment: Environment of the launcher.
+        log_folder: Folder for the launcher's log and that of each rank.
+        max_restarts: Number of restarts.
+        flags_for_restart: Function from the time of the first start to the additional flags of a restart.
+
+    Returns:
+        Exit code of the job; 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
+    """
+    started, restarts = time.time(), 0
+    code, stopped_by = _run(command([]), environment, log_folder)
+    while code not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and stopped_by is None and restarts < max_restarts:
+        restarts += 1
+        say(f"The job ended with exit code {code}. Restart {restarts} of {max_restarts}.")
+        environment = {WAIT_VARIABLE: _LOCK_WAIT_SECONDS, **environment}
+        code, stopped_by = _run(command(flags_for_restart(started)), environment, log_folder)
+    if stopped_by is not None:
+        return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else 128 + stopped_by
+    return code
+
+
+def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> tuple[int, int | None]:
+    """Run the launcher once; return its exit code and the signal that stopped it."""
+    log_folder.mkdir(parents=True, exist_ok=True)
+    own_log = log_folder / LAUNCHER_LOG
+    first_rank = _Follower(log_folder / _FIRST_RANK_LOG)
+    begin = own_log.stat().st_size if own_log.exists() else 0
+    with own_log.open("ab") as log, _ForwardedSignals() as signals:
+        job = subprocess.Popen(
+            command,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C reaches the launcher once, through this process
+            preexec_fn=partial(_end_with_parent, os.getpid()),
+        )
+        signals.forward_to(job)
+        while job.poll() is None:
+            first_rank.show()
+            time.sleep(_POLL_SECONDS)
+    first_rank.show()
+    if job.returncode not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and signals.first is None:
+        _report_failure(own_log, begin, log_folder)
+    return job.returncode if job.returncode >= 0 else 128 - job.returncode, signals.first
+
+
+class _ForwardedSignals:
+    """Forwards the signals that stop a job to its launcher. Signals that are ignored (nohup, a background job) stay so.
+
+    Attributes:
+        first: First signal that arrived; None if none did.
+    """
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._job: subprocess.Popen[bytes] | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _ForwardedSignals:
+        for number in _FORWARDED:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def forward_to(self, job: subprocess.Popen[bytes]) -> None:
+        """Set the launcher; a signal that has arrived before is sent now."""
+        self._job = job
+        if self.first is not None:
+            self._send(self.first)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
+        self._send(number)
+
+    def _send(self, number: int) -> None:
+        if self._job is not None:  # the launcher has no handler for SIGHUP and would leave its ranks behind
+            self._job.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+
+
+class _Follower:
+    """Prints what is appended to a file.
+
+    Args:
+        path: File; it need not exist yet. Its present content is not printed.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._position = path.stat().st_size if path.exists() else 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def show(self) -> None:
+        """Print what was appended since the last call."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            added = file.read()
+        self._position += len(added)
+        if added:
+            sys.stdout.write(self._decoder.decode(added))
+            sys.stdout.flush()
+
+
+def _report_failure(own_log: Path, begin: int, log_folder: Path) -> None:
+    """Show the end of the log of the rank that failed, unless it is the first one, which was shown; name the logs."""
+    with own_log.open("rb") as file:
+        file.seek(begin)
+        text = file.read().decode(errors="replace")
+    failed = _FAILED_RANK.search(text)
+    if failed is None:
+        print("\n".join(text.splitlines()[-_TAIL_LINES:]), file=sys.stderr)
+    elif failed[3] != str(log_folder / _FIRST_RANK_LOG):
+        lines = Path(failed[3]).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        print(f"Local rank {failed[1]} ended with exit code {failed[2]}. Its last lines:", file=sys.stderr)
+        print("\n".join(f"  {line}" for line in lines), file=sys.stderr)
+    say(f"The output of every rank is in {log_folder}/workerlog.*, that of the launcher in {own_log}.")
+
+
+def _end_with_parent(parent: int) -> None:
+    """In the launcher's process: get SIGTERM when the parent ends, also if it is killed (prctl(2), Linux)."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os._exit(1)
