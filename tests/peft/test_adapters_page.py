@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,7 @@ from safetensors.numpy import load_file
 from paddle_llm.peft.hugging_face.fields import HARMLESS, HONOURED, REFUSED, table
 from tests.export.test_merged import base_folder
 from tests.helpers.finetune_jobs import VOCABULARY, make_instructions
+from tests.helpers.forked import run_forked
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "adapters.md").read_text(encoding="utf-8")
@@ -34,14 +32,7 @@ def test_the_commands_train_convert_and_merge_dora(tmp_path):
     for command in block.splitlines():
         program, *words = shlex.split(command)
         start = [str(ROOT / words.pop(0))] if program == "python" else ["-m", "paddle_llm.cli"]
-        done = subprocess.run(
-            [sys.executable, *start, *words],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        done = run_forked(*start, *words, cwd=tmp_path, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "peft_adapter" / "adapter_config.json").read_text())["use_dora"] is True
     key = "model.layers.0.self_attn.q_proj"
