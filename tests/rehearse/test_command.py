@@ -13,11 +13,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
 import pytest
+from click.testing import CliRunner, Result
 
+from paddle_llm.cli.main import paddle_llm
 from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.core.errors import UserError
@@ -67,6 +70,13 @@ def command(*words: str, cwd: Path, timeout: float = 240) -> subprocess.Complete
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False, timeout=timeout)
 
 
+def rehearsed(*words: str, cwd: Path) -> Result:
+    """Run the command in this process, whose fork server has imported Paddle already; variables that it sets are reset."""
+    with mock.patch.dict(os.environ), pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        return CliRunner().invoke(paddle_llm, ["rehearse", *words])
+
+
 def files_in(folder: Path) -> set[Path]:
     return set(folder.rglob("*"))
 
@@ -79,8 +89,8 @@ def test_a_config_for_a_cluster_is_rehearsed_with_its_own_data(tmp_path: Path, c
     refused = command(config, *words, cwd=tmp_path)
     assert refused.returncode == 2
     assert "attention heads" in refused.stderr
-    done = command(config, *words[:3], "16", "--tensor_parallel_degree", "4", *words[4:], cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = rehearsed(config, *words[:3], "16", "--tensor_parallel_degree", "4", *words[4:], cwd=tmp_path)
+    assert done.exit_code == 0, done.output
     assert files_in(corpus) | files_in(tmp_path) == before | {tmp_path / "verdict.json"}
 
     verdict = json.loads((tmp_path / "verdict.json").read_text())
@@ -109,8 +119,6 @@ def test_a_config_for_a_cluster_is_rehearsed_with_its_own_data(tmp_path: Path, c
 
 def test_an_internal_failure_has_its_own_exit_code(tmp_path: Path, monkeypatch) -> None:
     """Exit code 1 means that something differs, which a crash does not show."""
-    from click.testing import CliRunner
-
     from paddle_llm.cli import rehearse as module
 
     def fail(*_: Any) -> None:
@@ -131,8 +139,8 @@ def test_fine_tuning_is_rehearsed_with_its_method_and_instructions(tmp_path: Pat
     layout = {"tensor_parallel_degree": 4, "sharding": "stage2", "continue_training": False}
     (tmp_path / "tune.json").write_text(json.dumps(values | method | run | layout))
     words = ("--world_size", "8", "--ranks", "4", "--steps", "2", "--json", "verdict.json")
-    done = command("tune.json", *words, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = rehearsed("tune.json", *words, cwd=tmp_path)
+    assert done.exit_code == 0, done.output
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     (result,) = verdict["faces"]
     assert result["layout"] == "sharding2(stage2) x tp2" and result["failures"] == []
@@ -159,8 +167,8 @@ def test_chatglm_is_rehearsed_without_data(tmp_path: Path) -> None:
     """The samples have marks, positions, a mask and unequal numbers of labels."""
     model = write_chatglm(tmp_path / "model", vocab_size=500, gmask_token_id=497, mask_token_id=498, bos_token_id=496)
     config = write_config(tmp_path, None, model_name_or_path=str(model), tensor_parallel_degree=2)
-    done = command(config, "--world_size", "4", "--ranks", "2", "--synthetic", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+    done = rehearsed(config, "--world_size", "4", "--ranks", "2", "--synthetic", cwd=tmp_path)
+    assert done.exit_code == 0, done.output
     last = done.stdout.splitlines()[-1]
     assert last.startswith("PASSED: tp2, dp2 (for dp2 x tp2)"), last
     assert "not covered with --ranks 2: dp with tp" in done.stdout
