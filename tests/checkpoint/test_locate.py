@@ -129,7 +129,7 @@ class TestFoldersWithoutModel:
 
     def test_a_model_one_folder_below_is_suggested(self, tmp_path, locate):
         write_model(tmp_path / "mine")
-        with pytest.raises(UserError, match=rf"The files are one level below\. Give {tmp_path}/mine\.$"):
+        with pytest.raises(UserError, match=rf"The files are in a subfolder\. Give {tmp_path}/mine\.$"):
             locate(tmp_path)
 
     def test_an_output_folder_one_folder_below_is_suggested(self, tmp_path, locate):

@@ -126,7 +126,7 @@ def test_an_adapter_in_place_of_a_model_is_named(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("snapshots/0123abc/config.json", "download cache. Give .*snapshots/0123abc"),
-        ("Qwen2-0.5B/config.json", "one level below. Give .*Qwen2-0.5B"),
+        ("Qwen2-0.5B/config.json", "The files are in a subfolder. Give .*Qwen2-0.5B"),
         ("consolidated.00.pth", "Meta's format"),
         ("model-q4_k_m.gguf", "GGUF files"),
     ],

@@ -57,7 +57,7 @@ def test_truncated_prompts_are_counted(llama, tmp_path):
     (tmp_path / "q.jsonl").write_text("".join(json.dumps({"instruction": q}) + "\n" for q in ("Why?", long, long)))
     _, printed = run(llama, "--chat_template", "default", "--input", tmp_path / "q.jsonl", "--max_new_tokens", 2)
     assert "2 of 3 prompts were truncated: the beginning of the question was cut off (first: " in printed
-    assert "q.jsonl, line 2)" in printed and "positions, 2 are kept for an answer" in printed
+    assert "q.jsonl, line 2)" in printed and "positions, of which 2 are reserved for an answer" in printed
     _, printed = run(llama, "--chat_template", "default", "--prompt", "Why?", "--max_new_tokens", 2)
     assert "truncated" not in printed
     assert "exceeds the model's" in refused(llama, "--prompt", long)
