@@ -170,6 +170,8 @@ def test_cards_that_are_not_visible():
     two = {"CUDA_VISIBLE_DEVICES": "4,5"}
     assert choose_cards(LaunchOptions(nproc_per_node=2), two) == ["4", "5"]
     assert choose_cards(LaunchOptions(nproc_per_node=2), {}) == ["0", "1"]
+    assert choose_cards(LaunchOptions(nproc_per_node=1), {"CUDA_VISIBLE_DEVICES": "all"}) == ["0"]
+    assert choose_cards(LaunchOptions(gpus="GPU-5d"), {"CUDA_VISIBLE_DEVICES": "2,GPU-5d"}) == ["GPU-5d"]
     assert choose_cards(LaunchOptions(gpus="5"), two) == ["5"]
     with pytest.raises(UserError, match="does not have card 0"):
         choose_cards(LaunchOptions(gpus="0,5"), two)

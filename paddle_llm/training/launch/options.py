@@ -60,7 +60,7 @@ class LaunchOptions:
         """
         if self.gpus is not None:
             cards = self.gpus.split(",")
-            if not all(card.strip().isdigit() for card in cards) or len(set(cards)) < len(cards):
+            if not all(card.strip() for card in cards) or len(set(cards)) < len(cards):
                 raise UserError(f"--gpus {self.gpus}: not a list of different cards. Use --gpus 0,1,2,3, for example.")
             if self.nproc_per_node not in (None, len(cards)):
                 raise UserError(
@@ -130,7 +130,7 @@ def choose_cards(options: LaunchOptions, environment: Mapping[str, str]) -> list
         UserError: If CUDA_VISIBLE_DEVICES does not have them.
     """
     text = environment.get("CUDA_VISIBLE_DEVICES")
-    visible = None if text is None else [card.strip() for card in text.split(",") if card.strip()]
+    visible = None if text in (None, "all") else [card.strip() for card in str(text).split(",") if card.strip()]
     if options.gpus is not None:
         cards = [card.strip() for card in options.gpus.split(",")]
         hidden = [card for card in cards if visible is not None and card not in visible]
