@@ -17,6 +17,7 @@ from paddle_llm.config.run_config import Entry, fields_of
 from paddle_llm.training.launch.options import LaunchOptions, launch_command, launch_environment
 from paddle_llm.training.launch.restart import restart_flags
 from paddle_llm.training.launch.supervisor import supervise
+from paddle_llm.training.preflight import JOB_RULES
 
 _OPTIONS = (
     click.option(
@@ -120,7 +121,8 @@ def _train(entry: Entry, words: list[str], options: LaunchOptions) -> None:
 
         main(words, entry)
         return
-    device = str(resolve(words, world_size=options.world_size, entry=entry).config.device)
+    resolved = resolve(words, world_size=options.world_size, entry=entry, further_rules=JOB_RULES)
+    device = str(resolved.config.device)
 
     def command(more: list[str]) -> list[str]:
         return launch_command(options, entry, device, [*words, *more])

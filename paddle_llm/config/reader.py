@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from paddle_llm.config.local_files.weights import has_weights
 from paddle_llm.config.parsing.arguments import BARE, RawValue, as_text, read_arguments
 from paddle_llm.config.parsing.values import PATH_FIELDS, BadPath, BadValue, is_null, kind_of, parse
 from paddle_llm.config.rules import RULES
-from paddle_llm.config.rules.engine import Problem, Run, Unknown, check, masked
+from paddle_llm.config.rules.engine import Problem, Rule, Run, Unknown, check, masked
 from paddle_llm.config.run_config import FIELD_NAMES, FINETUNE_ONLY, PRETRAIN_ONLY, SCRIPTS, Entry, RunConfig, fields_of
 from paddle_llm.core.errors import ConfigError, UserError
 from paddle_llm.families.facts import ModelFacts
@@ -75,7 +76,14 @@ class Resolved:
     entry: Entry = "pretrain"
 
 
-def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device: str | None = None) -> Resolved:
+def resolve(
+    argv: list[str],
+    *,
+    world_size: int,
+    entry: str = "pretrain",
+    device: str | None = None,
+    further_rules: Sequence[Rule] = (),
+) -> Resolved:
     """Read, translate, convert and check a command line.
 
     Args:
@@ -83,6 +91,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
         world_size: Number of ranks of the job.
         entry: "pretrain" or "finetune".
         device: "gpu" or "cpu" to check for another machine; None for this machine, which must have the requested device.
+        further_rules: Rules of the caller; their problems are reported with the others.
 
     Raises:
         ConfigError: If the command line has mistakes; the error lists all of them.
@@ -105,7 +114,7 @@ def resolve(argv: list[str], *, world_size: int, entry: str = "pretrain", device
     masked_config = masked(config, invalid)
     layout = _layout(masked_config, world_size, script, problems.lines, notices)
     run = Run(masked_config, frozenset(given), world_size, device, script, layout, facts, folder, is_local)
-    findings = check(run, RULES)
+    findings = check(run, [*RULES, *further_rules])
     problems.lines += [finding.text for finding in findings if isinstance(finding, Problem)]
     notices += [finding.text for finding in findings if not isinstance(finding, Problem)]
     if problems.lines or layout is None:

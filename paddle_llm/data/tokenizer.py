@@ -45,7 +45,7 @@ def load_tokenizer(folder: str) -> Tokenizer:
     Raises:
         UserError: If the folder does not exist or no library can read it.
     """
-    _require_tokenizer(folder)
+    require_tokenizer(folder)
     if reader_of(folder) is Reader.TRANSFORMERS:
         return load_with_transformers(folder)
     return _load_with_paddlenlp(folder)
@@ -79,7 +79,12 @@ def _named_class(folder: str) -> Callable[[str], Tokenizer] | None:
     return partial(load, vocab_file=pieces) if renamed else load
 
 
-def _require_tokenizer(folder: str) -> None:
+def require_tokenizer(folder: str) -> None:
+    """Check the files of a tokenizer folder, or a built-in name, without loading it.
+
+    Raises:
+        UserError: If the folder does not exist or has no tokenizer, or the name is unknown.
+    """
     if os.path.isdir(folder):
         names = set(os.listdir(folder))
         if TOKENIZER_CONFIG not in names and not (MODEL_CONFIG in names and names & _VOCABULARY_FILES):
@@ -105,7 +110,7 @@ def fingerprint(folder: str) -> str:
     Raises:
         UserError: If the folder has no tokenizer.
     """
-    _require_tokenizer(folder)
+    require_tokenizer(folder)
     digest = hashlib.sha256()
     for line in _meanings(folder):
         digest.update(f"{line}\n".encode("utf-8", "surrogatepass"))
@@ -269,7 +274,7 @@ def open_decoder(folder: str) -> Callable[[Iterable[int]], str]:
     Raises:
         UserError: If the folder has no tokenizer.
     """
-    _require_tokenizer(folder)
+    require_tokenizer(folder)
     path = sentencepiece_model(folder)
     if path is not None and reader_of(folder) is Reader.SENTENCEPIECE:
         decode: Callable[[list[int]], str] = read_sentencepiece(path).decode

@@ -34,6 +34,7 @@ from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_rep
 from paddle_llm.parallel.process.scheduler import translate_scheduler
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.training.epochs import global_batch_of
+from paddle_llm.training.preflight import JOB_RULES
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
             say(line)
         world_size = int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
         with first_rank_reports():
-            resolved = resolve(argv, world_size=world_size, entry=entry)
+            resolved = resolve(argv, world_size=world_size, entry=entry, further_rules=JOB_RULES)
         for line in resolved.notices:
             say(line)
         if find_spec("paddle") is None:

@@ -27,7 +27,9 @@ def launcher_addresses(master: str, patience: float = _PATIENCE_SECONDS) -> tupl
     """
     host, _, port = master.rpartition(":")
     if not host or not port.isdigit():
-        raise UserError(f"--master {master} is not HOST:PORT. Give HOST:PORT of the first machine; the port must be free there.")
+        raise UserError(
+            f"--master {master} is not HOST:PORT. Give HOST:PORT of the first machine; the port must be free there."
+        )
     try:
         address = _resolve(host, patience)
     except OSError as error:
