@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from paddle_llm.config.run_config import SCRIPTS, RunConfig
+from paddle_llm.config.run_config import RunConfig
+
+_RANKS_PER_MACHINE = 8
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,8 @@ def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> La
     requested = _describe(tensor=tensor, pipeline=pipeline, sharding=sharding, data=data)
     if world_size == 1 and fixed > 1:
         result.problems.append(
-            f"{requested} needs {fixed} processes, but only one was started. Start the job with\n"
-            f"       python -m paddle.distributed.launch --nproc_per_node {fixed} {SCRIPTS[entry]} ..."
+            f"{requested} needs {fixed} processes, but only one was started. Start the job with "
+            f"paddle-llm {entry} CONFIG.json {_processes(fixed)}"
         )
     elif world_size % fixed:
         verb = "is more than" if fixed > world_size else "does not divide"
@@ -109,6 +111,15 @@ def layout_of(config: RunConfig, world_size: int, entry: str = "pretrain") -> La
 
 
 _DEGREES = ("tensor_parallel_degree", "pipeline_parallel_degree", "sharding_parallel_degree", "data_parallel_degree")
+
+
+def _processes(count: int) -> str:
+    """Return the options of `paddle-llm pretrain` that start `count` processes, at most eight on a machine."""
+    if count <= _RANKS_PER_MACHINE:
+        return f"--nproc_per_node {count}"
+    ranks = next(ranks for ranks in range(_RANKS_PER_MACHINE, 0, -1) if count % ranks == 0)
+    machines = count // ranks
+    return f"--nproc_per_node {ranks} --nnodes {machines} --master HOST:PORT (the same command on each of {machines} machines)"
 
 
 def _assign_remaining_ranks(

@@ -35,6 +35,7 @@ from paddle_llm.parallel.process.scheduler import translate_scheduler
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.training.epochs import global_batch_of
 from paddle_llm.training.preflight import JOB_RULES
+from paddle_llm.training.size import describe_size
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments
@@ -114,6 +115,8 @@ def _run(resolved: Resolved, entry: Entry) -> PretrainTrainer:
     data = job.load_data(resolved, args)
     trainer = job.make_trainer(resolved.config, layout, data, args=args, facts=resolved.facts)
     _check_resume(resolved, start, trainer, args.max_steps)
+    if config.do_train:
+        say(describe_size(trainer.model, resolved, global_batch_of(args)))
     _open_output(resolved, start)
     if start and step_of(start) >= args.max_steps:
         say(f"{start} already has all {args.max_steps} steps: nothing to train")

@@ -49,8 +49,9 @@ def test_degrees_and_world_size_give_a_layout(world_size: int, fields: dict[str,
 @pytest.mark.parametrize(
     ("world_size", "fields", "message"),
     [
-        (1, {"tp": 2}, "--nproc_per_node 2 run_pretrain.py"),
-        (1, {"tp": 2, "pp": 2, "sharding": "stage1", "sd": 2}, "--nproc_per_node 8 run_pretrain.py"),
+        (1, {"tp": 2}, "Start the job with paddle-llm pretrain CONFIG.json --nproc_per_node 2"),
+        (1, {"tp": 8, "pp": 4, "dp": 2}, "--nproc_per_node 8 --nnodes 8 --master HOST:PORT"),
+        (1, {"tp": 2, "pp": 2, "sharding": "stage1", "sd": 2}, "CONFIG.json --nproc_per_node 8"),
         (1, {"dp": 3}, "data_parallel_degree 3 needs 3 processes, but only one was started"),
         (
             6,

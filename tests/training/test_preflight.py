@@ -27,7 +27,13 @@ def test_all_mistakes_of_one_command(tmp_path):
     (tmp_path / "file").touch()
     flags = ["--output_dir", f"{tmp_path}/file", "--learing_rate", "1", "--max_steps", "none"]
     found = problems(tmp_path, *flags)
-    for text in ("learing_rate", "max_steps", "nothing", "tokenizer_name_or_path is not set", "is a file or a broken link"):
+    for text in (
+        "learing_rate",
+        "max_steps",
+        "nothing",
+        "tokenizer_name_or_path is not set",
+        "is a file or a broken link",
+    ):
         assert len([one for one in found if text in one]) == 1, text
 
 

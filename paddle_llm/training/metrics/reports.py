@@ -155,6 +155,7 @@ class ProgressReport(TrainerCallback):
         self._last: Row = {}
         self._began = time.perf_counter()
         self._first_step = 0
+        self._tokens, self._seconds = 0.0, 0.0  # of the steps after the first row
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -184,13 +185,23 @@ class ProgressReport(TrainerCallback):
         """Show one row beside the bar or as a line."""
         if "step" not in logs:
             return
+        if "loss" in logs:
+            self._add_to_average(logs)
         self._last.update(logs)
-        if "loss" in logs and self._first is None:
-            self._first = logs
         if self._bar is not None and "loss" in logs:
             self._bar.update(self._task, row=f"loss {_loss(logs)}  {logs['tokens_per_second']:,.0f} tokens/s")
         elif self._bar is None or "loss" not in logs:
             self._print(self._line(logs, state))
+
+    def _add_to_average(self, row: Row) -> None:
+        """Add the steps of a row to the average speed; the first row contains the start of the training."""
+        if self._first is None:
+            self._first = row
+            return
+        tokens = row["consumed_tokens"] - self._last["consumed_tokens"]
+        if tokens:
+            self._tokens += tokens
+            self._seconds += tokens / row["tokens_per_second"]
 
     def _print(self, line: str) -> None:
         if self._bar is not None:
@@ -231,7 +242,7 @@ class ProgressReport(TrainerCallback):
             "evaluation loss": f"{last['eval_loss']:.4f} (perplexity {last['eval_ppl']:.2f})" if evaluated else "",
             "answers": _scores(last),
             "best": f"step {_step_of(state.best_model_checkpoint)}" if state.best_model_checkpoint else "",
-            "speed": f"{last['tokens_per_second']:,.0f} tokens/s",
+            "mean speed": f"{self._tokens / self._seconds if self._tokens else last['tokens_per_second']:,.0f} tokens/s",
             "peak memory": f"{last['peak_memory_bytes'] / 2**30:.2f} GiB (largest rank)",
             "tokens": f"{last['consumed_tokens']:,}",
             "skipped steps": str(last["skipped_steps"]) if last["skipped_steps"] else "",
