@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import random
@@ -18,8 +19,18 @@ from tests.helpers.models.tiny import write_llama
 VOCABULARY = 400
 CHINESE = "床前明月光，疑是地上霜。舉頭望明月，低頭思故鄉。白日依山盡，黃河入海流。欲窮千里目，更上一層樓。"
 
-# Computed at import: torch adds functions to the module `inspect` when it is imported.
-ENGLISH = [line for f in vars(inspect).values() for line in (inspect.getdoc(f) or "").splitlines() if line.strip()]
+
+
+def _docstrings() -> list[str]:
+    """Return the lines of the docstrings in a new copy of the module `inspect`: importing torch changes the shared one."""
+    spec = importlib.util.find_spec("inspect")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [line for f in vars(module).values() for line in (inspect.getdoc(f) or "").splitlines() if line.strip()]
+
+
+ENGLISH = _docstrings()
 
 
 def english_and_chinese(count: int, seed: int = 0) -> list[str]:
