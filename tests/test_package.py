@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+import paddle_llm
 from tests.helpers.models.tiny import write_llama
 from tests.helpers.processes import processor_seconds_of_children
 
@@ -67,3 +70,18 @@ def test_a_missing_paddle_is_one_message(tmp_path):
 def test_the_trainer_is_imported_lazily():
     code = "import paddle_llm, sys; assert 'paddle' not in sys.modules; print(paddle_llm.PretrainTrainer.__name__)"
     assert _python("-c", code).stdout.strip().endswith("PretrainTrainer")
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == paddle_llm.__version__ and citation["license"] == "Apache-2.0"
+
+
+def test_workflows_call_targets_of_the_makefile():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
+    called = set()
+    for file in (ROOT / ".github" / "workflows").glob("*.yml"):
+        (job,) = yaml.safe_load(file.read_text())["jobs"].values()
+        for step in job["steps"]:
+            called |= set(re.findall(r"make ([a-z-]+)", step.get("run", "")))
+    assert {"lint", "test", "wheel"} <= called <= targets

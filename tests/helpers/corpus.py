@@ -20,7 +20,6 @@ VOCABULARY = 400
 CHINESE = "床前明月光，疑是地上霜。舉頭望明月，低頭思故鄉。白日依山盡，黃河入海流。欲窮千里目，更上一層樓。"
 
 
-
 def _docstrings() -> list[str]:
     """Return the lines of the docstrings in a new copy of the module `inspect`: importing torch changes the shared one."""
     spec = importlib.util.find_spec("inspect")
