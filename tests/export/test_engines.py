@@ -235,7 +235,7 @@ def test_the_environment_script_overwrites_nothing(tmp_path):
     script = ROOT / "launch" / "paddleformers_env.sh"
     (tmp_path / "thesis.txt").write_text("years of work")
     done = subprocess.run([script, tmp_path], capture_output=True, text=True)
-    assert done.returncode == 2 and "no virtual environment" in done.stderr
+    assert done.returncode == 2 and "is not a virtual environment" in done.stderr
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.txt"]
     done = subprocess.run([script], capture_output=True, text=True)
     assert done.returncode == 2 and "Usage: launch/paddleformers_env.sh DIR" in done.stderr

@@ -103,8 +103,8 @@ def test_values_are_not_read(good):
         ({"torch_dtype": "fp32"}, "torch_dtype='fp32'. Use one of"),
         ({"torch_dtype": "bfloat16"}, "has bfloat16, but .* stored as float32. Set torch_dtype"),
         ({"eos_token_id": 401}, "eos_token_id 401 is outside the vocabulary of 401 tokens"),
-        ({"hidden_size": None}, "lacks hidden_size"),
-        ({"model_type": "mamba"}, "model_type 'mamba'"),
+        ({"hidden_size": None}, "does not have hidden_size"),
+        ({"model_type": "mamba"}, "model_type = 'mamba' is not supported"),
     ],
 )
 def test_config(good, changes, message):
