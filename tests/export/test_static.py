@@ -215,7 +215,7 @@ def test_unsupported_programs_are_refused(pieces, tmp_path):
     with pytest.raises(UserError, match="runs on the CPU, where Paddle's kernels are fp32"):
         write_static(open_source(folder), staged, Options(dtype="bfloat16"))
     (folder / "tokenizer_config.json").unlink()
-    with pytest.raises(UserError, match="Name the folder of the tokenizer"):
+    with pytest.raises(UserError, match="Give the folder of the tokenizer"):
         write_static(open_source(folder), staged, Options())
     assert not any(staged.iterdir())
 

@@ -54,7 +54,7 @@ def test_one_prompt_and_an_adapter(llama, tmp_path):
         ({"max_new_tokens": 0}, "--max_new_tokens 0 is not positive. Use 1 or more."),
         ({"batch_size": 0}, "--batch_size 0 is not positive. Use 1 or more."),
         ({"temperature": 0.0}, "--temperature 0.0 is not positive. Use a number above 0."),
-        ({"top_p": 1.5}, "--top_p 1.5 is above 1. Use a number above 0, up to 1."),
+        ({"top_p": 1.5}, "--top_p 1.5 is above 1. Use a number above 0 and at most 1."),
         ({"top_k": -1}, "--top_k -1 is negative. Use 0 or more."),
         (
             {"num_beams": 2, "top_p": 0.5},
