@@ -15,9 +15,9 @@ from paddle_llm.config.help import help_text
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import Entry, fields_of
 from paddle_llm.training.launch.options import LaunchOptions, launch_command, launch_environment
+from paddle_llm.training.launch.preflight import JOB_RULES
 from paddle_llm.training.launch.restart import restart_flags
 from paddle_llm.training.launch.supervisor import supervise
-from paddle_llm.training.preflight import JOB_RULES
 
 _OPTIONS = (
     click.option(

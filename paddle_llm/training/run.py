@@ -34,8 +34,8 @@ from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_rep
 from paddle_llm.parallel.process.scheduler import translate_scheduler
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.training.epochs import global_batch_of
-from paddle_llm.training.preflight import JOB_RULES
-from paddle_llm.training.size import describe_size
+from paddle_llm.training.launch.preflight import JOB_RULES
+from paddle_llm.training.metrics.size import describe_size
 
 if TYPE_CHECKING:
     from paddlenlp.trainer import TrainingArguments

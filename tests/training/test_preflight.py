@@ -8,7 +8,7 @@ import pytest
 
 from paddle_llm.config.reader import resolve
 from paddle_llm.core.errors import ConfigError
-from paddle_llm.training.preflight import JOB_RULES
+from paddle_llm.training.launch.preflight import JOB_RULES
 from tests.helpers.models.tiny import write_llama
 
 

@@ -8,7 +8,7 @@ from paddle_llm.config.layout import Layout
 from paddle_llm.config.local_files.model_folder import read_model_facts
 from paddle_llm.config.reader import Resolved
 from paddle_llm.config.run_config import RunConfig
-from paddle_llm.training.size import describe_size
+from paddle_llm.training.metrics.size import describe_size
 from tests.helpers.models.networks import build
 from tests.helpers.models.tiny import write_llama
 
