@@ -6,11 +6,12 @@ BIN := $(VENV)/bin
 HF ?=
 INSTALLED := $(BIN)/installed$(if $(HF),-hf)
 
-.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity wheel
+.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity wheel docs
 
 $(BIN)/installed: EXTRAS := cpu,test
 $(BIN)/installed-hf: EXTRAS := cpu,test,hf
-$(BIN)/installed $(BIN)/installed-hf: pyproject.toml
+$(BIN)/installed-docs: EXTRAS := cpu,docs
+$(BIN)/installed $(BIN)/installed-hf $(BIN)/installed-docs: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]'
@@ -43,6 +44,11 @@ wheel: install
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
 	for python in $(PYTHONS); do .ci/smoke_wheel dist/*.whl $$python || exit 1; done
+
+# The documentation as HTML, as Markdown and with llms.txt, in docs/_build/html. Every warning is an error.
+docs: $(BIN)/installed-docs
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 # Every layout beside one process: the whole matrix, the table on stdout.
 parity: install

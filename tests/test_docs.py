@@ -1,4 +1,4 @@
-"""Pages in docs/ whose commands are marked with `$`: they run as typed, in the order of the page, in an empty folder."""
+"""The documentation: commands marked with `$` run as typed, in the order of the page, in an empty folder; pages and links are complete."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from pydoc_data.topics import topics
 
 import pytest
 
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = sorted(path for path in DOCS.rglob("*.md") if "```console" in path.read_text(encoding="utf-8"))
+from docs._ext.plain_markdown import write_pages
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+ALL_PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
+PAGES = [path for path in ALL_PAGES if "```console" in path.read_text(encoding="utf-8")]
 # Beginnings of commands that cannot run here -> why.
 NOT_RUN = {
     "paddle-llm pretrain pretrain.json --gpus": "needs GPUs",
@@ -52,3 +56,27 @@ def test_commands_that_do_not_run_exist():
     typed = [command for page in PAGES for command in commands(page)]
     for prefix in NOT_RUN:
         assert any(command.startswith(prefix) for command in typed), f"{prefix} is in no page of docs/"
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
+def test_the_targets_of_links_exist(page):
+    for link in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert link.startswith("http") or (page.parent / link).exists(), link
+
+
+def test_llms_txt_lists_every_page_with_a_sentence(tmp_path):
+    names = [path.relative_to(DOCS).with_suffix("").as_posix() for path in ALL_PAGES]
+    write_pages(DOCS, tmp_path, names)
+    lines = [line for line in (tmp_path / "llms.txt").read_text().splitlines() if line.startswith("- ")]
+    assert sorted(re.findall(r"\]\((.*?)\.md\)", "\n".join(lines))) == sorted(set(names) - {"index"})
+    assert all(re.search(r"\.md\): .{20,}", line) for line in lines), lines
+    for name in names:
+        assert (tmp_path / f"{name}.md").exists()
+    assert "{toctree}" not in (tmp_path / "index.md").read_text()
+
+
+def test_a_page_outside_the_table_of_contents_is_an_error(tmp_path):
+    (tmp_path / "index.md").write_text("# Title\n\nText.\n")
+    (tmp_path / "lost.md").write_text("# Lost\n")
+    with pytest.raises(ValueError, match="in no table of contents of index.md: lost"):
+        write_pages(tmp_path, tmp_path / "out", ["index", "lost"])

@@ -1,0 +1,26 @@
+"""Configuration of Sphinx. `make docs` builds the site; every warning is an error."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+
+from paddle_llm import __version__  # noqa: E402
+
+project = "paddle_llm"
+author = "the paddle_llm contributors"
+copyright = author
+version = release = __version__
+
+extensions = ["myst_parser", "plain_markdown"]
+exclude_patterns = ["_build", "_ext"]
+
+html_theme = "furo"
+html_title = f"paddle_llm {release}"
+html_show_copyright = False
+
+# Links such as configuration_files.md#paths need anchors of headings.
+myst_heading_anchors = 3
+# An indented block is text: most of them are commands, some are output.
+highlight_language = "text"
