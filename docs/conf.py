@@ -22,5 +22,7 @@ html_show_copyright = False
 
 # Links such as configuration_files.md#paths need anchors of headings.
 myst_heading_anchors = 3
+# Quotes and dashes stay as written: `--flag` in a text is not a dash.
+smartquotes = False
 # An indented block is text: most of them are commands, some are output.
 highlight_language = "text"
