@@ -15,6 +15,7 @@ import pytest
 from tests.helpers.corpus import make_corpus
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.timeout(900)  # the kernels are compiled
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def built(tmp_path_factory):
     (folder / "paddle.py").write_text("raise ImportError('hidden')\n")
     environment = os.environ | {"PYTHONPATH": str(folder)}
     done = subprocess.run(
-        [*command, str(clone)], env=environment, capture_output=True, text=True, timeout=280, check=False
+        [*command, str(clone)], env=environment, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return folder
