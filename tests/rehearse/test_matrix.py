@@ -115,7 +115,7 @@ def test_micro_batches_are_fewer_than_stages_as_many_and_more(matrix):
 FORBIDDEN: dict[tuple[str, str], tuple[Callable[[Any, Any], bool], str]] = {
     ("layout", "virtual_stages"): (
         lambda layout, virtual: layout.pipeline < 3 and virtual != 1,
-        r"virtual_pp_degree = 2 with pipeline_parallel_degree = \d: it needs (a pipeline|more than 2 stages)",
+        r"virtual_pp_degree = 2 with pipeline_parallel_degree = \d: virtual stages need (a pipeline|more than 2 pipeline stages)",
     ),
     ("layout", "layers"): (lambda layout, layers: layout.pipeline == 1 and layers != "divide", "there are no stages"),
     ("layout", "sequence_parallel"): (
