@@ -11,6 +11,7 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from importlinter.api import read_configuration
 
 from docs._ext.plain_markdown import write_pages
 
@@ -80,3 +81,48 @@ def test_a_page_outside_the_table_of_contents_is_an_error(tmp_path):
     (tmp_path / "lost.md").write_text("# Lost\n")
     with pytest.raises(ValueError, match="in no table of contents of index.md: lost"):
         write_pages(tmp_path, tmp_path / "out", ["index", "lost"])
+
+
+# A folder of the repository, or a file in its root, in backticks.
+_PATH = re.compile(
+    r"`((?:paddle_llm|custom_ops|configs|launch|benchmarks|docs|tests|\.ci|\.github)/[\w./-]*|[\w-]+\.(?:py|toml)|CONTRIBUTING\.md|Makefile)`"
+)
+
+
+@pytest.mark.parametrize("page", ALL_PAGES, ids=lambda page: page.stem)
+def test_the_files_that_a_page_names_exist(page):
+    named = _PATH.findall(page.read_text(encoding="utf-8"))
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_every_task_of_the_tour_names_a_file_of_the_product():
+    tour = (DOCS / "contributing" / "tour.md").read_text(encoding="utf-8")
+    rows = [line.strip("| ").split(" | ") for line in tour.splitlines() if line.startswith("| ")]
+    tasks = [row for row in rows if row[0] != "to change"]
+    assert len(tasks) >= 20
+    assert len({row[0] for row in tasks}) == len(tasks)
+    for row in tasks:
+        assert _PATH.search(row[1]), row
+        assert all(
+            name.startswith(("tests/", "custom_ops/tests/")) for name in re.findall("`(.*?)`", " ".join(row[2:]))
+        )
+
+
+def _contract(kind: str) -> dict:
+    (contract,) = (
+        one for one in read_configuration(str(ROOT / "pyproject.toml"))["contracts_options"] if one["type"] == kind
+    )
+    return contract
+
+
+def _names(modules: list[str]) -> list[str]:
+    return [module.replace("paddle_llm.", "") for module in modules]
+
+
+def test_the_diagram_of_the_architecture_equals_the_contract_of_import_linter():
+    text = (DOCS / "concepts" / "architecture.md").read_text(encoding="utf-8")
+    diagram = text.split("<!-- layers -->")[1].split("<!-- /layers -->")[0].strip().splitlines()[1:-1]
+    layers = [re.split(r" {2,}", line)[0] for line in diagram]
+    (line,) = (number for number, layer in enumerate(layers) if layer.startswith("- -"))
+    assert layers[:line] + layers[line + 1 :] == _names(_contract("layers")["layers"])
+    assert sorted(layers[line + 1 :]) == sorted(_names(_contract("forbidden")["source_modules"]))
