@@ -134,15 +134,18 @@ def models_page() -> str:
             _code((family.name, *family.aliases)),
             _code([family.model_class.split(":")[1]]),
             family.network.positions,
-            _code(shapes[family.name]),
         )
         for family in families
     ]
     lines += _table(
-        ("family", "`model_type`", "`--model_type`", "network of PaddleNLP", "positions", "shapes in `configs/models`"),
+        ("family", "`model_type`", "`--model_type`", "network of PaddleNLP", "positions"),
         rows,
     )
     lines += [
+        "Shapes that come with the package (`--model_name_or_path configs/models/NAME`):",
+        "",
+        *(f"- {family.title}: {_code(shapes[family.name])}" for family in families),
+        "",
         "All families train from random weights and from weights of Hugging Face (safetensors) or PaddleNLP.",
         "",
         "## Parallelism and kernels",
