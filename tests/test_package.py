@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 import paddle_llm
+from paddle_llm.data.tokenizer import train_tokenizer
+from tests.helpers.corpus import english_and_chinese
 from tests.helpers.models.tiny import write_llama
 from tests.helpers.processes import processor_seconds_of_children
 
@@ -46,9 +48,12 @@ def test_a_wrong_command_ends_with_2_and_a_hint():
 
 def test_a_missing_paddle_is_one_message(tmp_path):
     write_llama(tmp_path / "llama")
+    train_tokenizer(english_and_chinese(300), str(tmp_path / "tokenizer"), 700)
     flags = [
         "--model_name_or_path",
         str(tmp_path / "llama"),
+        "--tokenizer_name_or_path",
+        str(tmp_path / "tokenizer"),
         "--input_dir",
         str(tmp_path),
         "--output_dir",
