@@ -1,4 +1,4 @@
-"""The documentation: commands marked with `$` run as typed, in the order of the page, in an empty folder; pages and links are complete."""
+"""The documentation: commands marked with `$` run as typed, in the order of the page; pages, links and translations are complete."""
 
 from __future__ import annotations
 
@@ -14,18 +14,31 @@ import pytest
 from importlinter.api import read_configuration
 
 from docs._ext.plain_markdown import write_pages
+from tests.helpers.forked import run_forked
+from tests.helpers.pretrain_jobs import Toy, config, make_trainer, rows
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ALL_PAGES = sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)
-PAGES = [path for path in ALL_PAGES if "```console" in path.read_text(encoding="utf-8")]
+CHINESE = [path for path in ALL_PAGES if path.is_relative_to(DOCS / "zh")]
+PAGES = [path for path in ALL_PAGES if "```console" in path.read_text(encoding="utf-8") and path not in CHINESE]
 # Beginnings of commands that cannot run here -> why.
 NOT_RUN = {
     "paddle-llm pretrain pretrain.json --gpus": "needs GPUs",
     "paddle-llm pretrain pretrain.json --nproc_per_node 8 --nnodes 4": "needs machines; tests/distributed/test_two_hosts.py",
     "mpirun -n 8": "a recipe of 7B parameters; tests/distributed/test_training_commands.py runs mpirun",
     "srun": "needs Slurm; tests/parallel/process/test_scheduler.py",
+    "python -m venv": "a fresh environment is what CI makes",
+    "pip install": "a fresh environment is what CI makes",
+    "make quickstart": "tests/test_readme.py runs its script",
+    "make parity": "the whole matrix takes an hour; tests/rehearse/test_matrix.py runs a part of it",
+    "paddle-llm rehearse cluster.json": "tests/test_readme.py runs it; the smaller one is run here",
+    "paddle-llm board": "tests/training/test_board.py",
+    "paddle-llm generate output/tuned/model --chat": "tests/generation/test_command.py",
+    "python -m paddle.distributed.launch --gpus": "needs GPUs",
 }
+# Pages that continue in the folder of the pages before them.
+TUTORIAL = ["tutorials/pretrain_from_text", "tutorials/finetune_with_lora", "how-to/generate", "how-to/export"]
 
 
 def commands(page: Path) -> list[str]:
@@ -34,23 +47,69 @@ def commands(page: Path) -> list[str]:
     return [line[2:] for block in blocks for line in block.splitlines() if line.startswith("$ ")]
 
 
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_the_commands_of_a_page_run_as_typed(page, tmp_path):
+def commands_to_run(page: Path) -> list[str]:
+    """Return the commands of a page that run here."""
+    return [command for command in commands(page) if not command.startswith(tuple(NOT_RUN))]
+
+
+def name_of(page: Path) -> str:
+    """Return the name of a page, like "how-to/export"."""
+    return page.relative_to(DOCS).with_suffix("").as_posix()
+
+
+COURSES = [
+    [DOCS / f"{name}.md" for name in TUTORIAL],
+    *([page] for page in PAGES if name_of(page) not in TUTORIAL and commands_to_run(page)),
+]
+
+
+def _run(command: str, folder: Path) -> None:
+    program, *words = shlex.split(command)
+    if program == "paddle-llm" and words[0] in ("data", "generate", "export", "convert"):  # they start no ranks
+        done = run_forked("-m", "paddle_llm.cli", *words, cwd=folder, timeout=600)
+    else:
+        environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            [program, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("course", COURSES, ids=lambda course: course[0].stem)
+def test_the_commands_of_a_page_run_as_typed(course, tmp_path):
     (tmp_path / "my_text").mkdir()
     for name, text in topics.items():
         (tmp_path / "my_text" / f"{name.replace('/', '_')}.txt").write_text(text)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    ran = 0
-    for command in commands(page):
-        if command.startswith(tuple(NOT_RUN)):
-            continue
-        done = subprocess.run(
-            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-        ran += 1
-    assert ran
+    for page in course:
+        typed = commands_to_run(page)
+        assert typed, page
+        for command in typed:
+            _run(command, tmp_path)
+
+
+def test_pages_of_which_no_command_runs():
+    without = [name_of(page) for page in PAGES if not commands_to_run(page)]
+    assert without == ["installation", "tutorials/quickstart"]
+
+
+@pytest.mark.parametrize("folder", ["", "zh/"])
+def test_the_python_of_the_documentation_trains(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (DOCS / f"{folder}how-to/use_from_python.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.S)
+    names = {"model": make_trainer(config(tmp_path)).model, "samples": [Toy(50)[i] for i in range(50)]}
+    exec(code, names)
+    assert [row["step"] for row in rows(tmp_path / "output/notebook")] == [20]
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=name_of)
+def test_a_translation_has_the_same_commands_and_structure(page):
+    original = DOCS / page.relative_to(DOCS / "zh")
+    assert commands(page) == commands(original)
+    for pattern in (r"^#+ ", r"^\| ", r"^- ", r"\]\(([^)]+)\)"):
+        count = [len(re.findall(pattern, one.read_text(encoding="utf-8"), re.M)) for one in (original, page)]
+        assert count[0] == count[1], pattern
 
 
 def test_commands_that_do_not_run_exist():

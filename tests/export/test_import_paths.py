@@ -1,4 +1,4 @@
-"""Every import path that the README and the documentation have shown keeps working."""
+"""Every import path that the documentation has shown keeps working."""
 
 from __future__ import annotations
 

@@ -27,7 +27,9 @@ from paddle_llm.data.tokenizers.sentencepiece_model import CONTROL, USER_DEFINED
 from paddle_llm.data.tokenizers.text_codec import SentencePieceCodec, open_codec
 
 ENGLISH = "\n".join(pydoc_data.topics.topics.values())
-CHINESE = (Path(__file__).parents[2] / "README_zh.md").read_text(encoding="utf-8")
+CHINESE = "\n".join(
+    p.read_text(encoding="utf-8") for p in sorted((Path(__file__).parents[2] / "docs/zh").rglob("*.md"))
+)
 CODE = "\n".join(
     Path(p).read_text(encoding="utf-8") for p in sorted(glob.glob(f"{os.path.dirname(glob.__file__)}/[a-c]*.py"))[:8]
 )
@@ -104,7 +106,7 @@ def differing(tokenizer: tokenizers.Tokenizer, processor, samples: list[str]) ->
 
 
 def cut_alike(found, wanted, kind: str) -> bool:
-    """Whether all texts have the same ids. The vocabulary is that of a text that changes (README_zh.md): unigram may have
+    """Whether all texts have the same ids. The vocabulary is that of a text that changes (docs/zh): unigram may have
     two ways of the same pieces, between which rounding decides."""
     other = [(a, b) for a, b in zip(found, wanted, strict=True) if a != b]
     return not other or (kind == "unigram" and all(sorted(a) == sorted(b) for a, b in other) and len(other) <= 3)
