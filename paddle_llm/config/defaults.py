@@ -6,7 +6,7 @@ There are three kinds, each with one home:
   both scripts.
 - An *entry default* replaces a field default in fine-tuning; it may depend on the method and on other given fields
   (`entry_defaults`, `fitting_length`). It is set before the rules run, so that rules see it. Each has a reason, which
-  config.resolved.json and the README show.
+  config.resolved.json and docs/reference/flags.md show.
 - A *derived value* follows from the checked config, its layout, the model and the device (`derive`). It is set after the rules have
   passed, so that rules never see it.
 """

@@ -43,7 +43,7 @@ def why_no_gpu() -> str:
     if not has_gpu():
         return "no GPU was found on this machine"
     if not paddle_has_gpu():
-        return "this machine has a GPU, but the installed Paddle is a CPU build (the README shows how to install the GPU build)"
+        return "this machine has a GPU, but the installed Paddle is a CPU build (docs/installation.md shows how to install the GPU build)"
     return ""
 
 

@@ -1,7 +1,4 @@
-"""Descriptions of the fields: the text of `--help` and the tables of defaults in the README.
-
-`python -m paddle_llm.config.help` writes the tables into README.md and README_zh.md.
-"""
+"""Descriptions of the fields: the text of `--help` and tables of defaults."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from paddle_llm.config.defaults import LEARNING_RATES, entry_defaults
@@ -61,7 +57,7 @@ def help_text(entry: str = "pretrain", width: int | None = None, usage: bool = T
 
 
 def defaults_table() -> str:
-    """Return the fields of pretraining as Markdown tables, one per group, for the README."""
+    """Return the fields of pretraining as Markdown tables, one per group."""
     return "\n".join(line for title, names in fields_by_group() for line in _table(title, names, "pretrain"))
 
 
@@ -117,24 +113,9 @@ def default_text(name: str, entry: str = "pretrain") -> str:
     return _typed_text(own.value if own else RunConfig.model_fields[name].get_default(call_default_factory=True))
 
 
-def write_tables(*files: Path) -> None:
-    """Replace the generated tables in Markdown files, between the comments that mark them."""
-    for file in files:
-        text = file.read_text(encoding="utf-8")
-        for mark, table in (("defaults", defaults_table()), ("finetune defaults", finetune_table())):
-            begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-            head, rest = text.split(begin)
-            text = f"{head}{begin}\n{table.strip()}\n{end}{rest.split(end)[1]}"
-        file.write_text(text, encoding="utf-8")
-
-
 def _typed_text(default: Any) -> str:
     if default is None or default == "":
         return "-"
     if isinstance(default, list):
         return " ".join(map(str, default))
     return default if isinstance(default, str) else json.dumps(default)
-
-
-if __name__ == "__main__":
-    write_tables(Path("README.md"), Path("README_zh.md"))

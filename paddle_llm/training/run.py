@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None, entry: Entry = "pretrain") -> None:
         if find_spec("paddle") is None:
             raise UserError(
                 "Paddle is not installed. On a CPU: pip install 'paddle_llm[cpu]'. "
-                "On a GPU: use the command for your CUDA version in the README."
+                "On a GPU: use the command for your CUDA version in docs/installation.md."
             )
         run(resolved, entry)
 

@@ -15,7 +15,7 @@ BLEND: dict[str, Any] = {"path": "blend"}
 class Group(BaseModel):
     """A group of fields: frozen, without unknown names and implicit conversions.
 
-    The first line of a subclass's docstring is its heading in --help and in the README.
+    The first line of a subclass's docstring is its heading in --help and in docs/reference/flags.md.
     """
 
     # `strict`: only parsing/values.py converts text to typed values, with a message for each value that it does not accept.
