@@ -15,7 +15,7 @@ from paddle_llm.config.help import help_text
 from paddle_llm.config.reader import resolve
 from paddle_llm.config.run_config import Entry, fields_of
 from paddle_llm.training.launch.options import LaunchOptions, launch_command, launch_environment
-from paddle_llm.training.launch.preflight import JOB_RULES
+from paddle_llm.training.launch.preflight import JOB_RULES, tokenizer_is_complete
 from paddle_llm.training.launch.restart import restart_flags
 from paddle_llm.training.launch.supervisor import supervise
 
@@ -121,7 +121,9 @@ def _train(entry: Entry, words: list[str], options: LaunchOptions) -> None:
 
         main(words, entry)
         return
-    resolved = resolve(words, world_size=options.world_size, entry=entry, further_rules=JOB_RULES)
+    # Rank 0 checks an output folder that several machines share; here they would disturb each other.
+    rules = JOB_RULES if options.nnodes == 1 else [tokenizer_is_complete]
+    resolved = resolve(words, world_size=options.world_size, entry=entry, further_rules=rules)
     device = str(resolved.config.device)
 
     def command(more: list[str]) -> list[str]:

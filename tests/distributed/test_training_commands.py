@@ -94,6 +94,14 @@ def test_mistakes_are_reported_together_before_a_process_starts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_with_several_machines_the_output_folder_is_left_to_rank_0(corpus, tmp_path):
+    """All machines check the config at the same time, on one file system."""
+    (tmp_path / "output").write_text("a file")
+    several = ["--nproc_per_node", "1", "--nnodes", "2", "--master", "127.0.0.1:1", "--learing_rate", "1"]
+    done = _run("pretrain", *_flags(corpus, tmp_path / "output"), *several, cwd=tmp_path)
+    assert done.returncode == 2 and "error: 1 problem" in done.stderr and "learing_rate" in done.stderr
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
