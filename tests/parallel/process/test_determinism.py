@@ -32,6 +32,7 @@ run.main(sys.argv[1:])
 
 def _environment_of_job(tmp_path, *flags: str, **environment: str) -> tuple[bool, dict[str, str], str]:
     model = write_llama(tmp_path / "model")
+    (model / "tokenizer_config.json").write_text("{}")
     required = [
         "--model_name_or_path",
         str(model),
