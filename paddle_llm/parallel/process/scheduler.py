@@ -97,7 +97,7 @@ def translate_scheduler(environment: MutableMapping[str, str] = os.environ) -> s
         Line to report; None if nothing was changed.
 
     Raises:
-        UserError: If the ranks are on several machines and the first of them is unknown.
+        UserError: If the number of machines is unknown, or there are several and the first of them is unknown.
     """
     found = _scheduler_of(environment)
     if found is None or _RANK in environment:
@@ -139,9 +139,15 @@ def _scheduler_of(environment: Mapping[str, str]) -> _Scheduler | None:
 
 
 def _nodes(scheduler: _Scheduler, environment: Mapping[str, str], size: int) -> int:
+    """Return the number of machines."""
     if scheduler.nodes in environment:
         return int(environment[scheduler.nodes])
-    return -(-size // int(environment.get(scheduler.local_size, size)))
+    if scheduler.local_size not in environment:
+        raise UserError(
+            f"{scheduler.name} started {size} ranks and does not tell how many of them are on this machine. Use "
+            "paddle-llm pretrain --nproc_per_node N, or python -m paddle.distributed.launch."
+        )
+    return -(-size // int(environment[scheduler.local_size]))
 
 
 def _master(scheduler: _Scheduler, environment: Mapping[str, str], nodes: int) -> tuple[str, int]:

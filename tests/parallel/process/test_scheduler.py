@@ -112,3 +112,10 @@ def test_the_first_machine_of_a_list_in_slurm_notation(hosts, first):
 def test_only_one_of_several_ranks_has_a_rank_variable():
     assert rank_variable(OPEN_MPI) == "OMPI_COMM_WORLD_RANK" and rank_variable(SLURM) == "SLURM_PROCID"
     assert rank_variable(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) is None and rank_variable({}) is None
+
+
+def test_ranks_whose_machines_are_unknown_are_refused():
+    """One machine is not assumed: ranks on another one would wait for a master on themselves."""
+    environment = {"PMI_RANK": "1", "PMI_SIZE": "2"}
+    with pytest.raises(UserError, match="does not tell how many of them are on this machine"):
+        translate_scheduler(environment)
