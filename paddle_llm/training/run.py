@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from paddle_llm.checkpoint.folder import check_layout, step_of
-from paddle_llm.checkpoint.output_folder import check_writable, choose_start, open_output_folder
+from paddle_llm.checkpoint.output_folder import check_writable, open_output_folder
 from paddle_llm.checkpoint.output_lock import hold_output_folder, release_output_folder
 from paddle_llm.checkpoint.settings import changed_data_settings, check_length, check_settings, record_of
 from paddle_llm.config.defaults import FUSED_WHY, fuses_rms_norm
@@ -34,7 +34,7 @@ from paddle_llm.parallel.process.parent import end_with_launcher, first_rank_rep
 from paddle_llm.parallel.process.scheduler import translate_scheduler
 from paddle_llm.parallel.process.start import start_process
 from paddle_llm.training.epochs import global_batch_of
-from paddle_llm.training.launch.preflight import JOB_RULES
+from paddle_llm.training.launch.preflight import JOB_RULES, start_of
 from paddle_llm.training.metrics.size import describe_size
 
 if TYPE_CHECKING:
@@ -149,13 +149,7 @@ def _choose_start(resolved: Resolved, args: TrainingArguments) -> Path | None:
     def choose() -> str | None:
         check_writable(Path(config.output_dir))
         hold_output_folder(config.output_dir)
-        start, lines = choose_start(
-            config.output_dir,
-            do_train=config.do_train,
-            overwrite=config.overwrite_output_dir,
-            resume=config.resume_from_checkpoint,
-            inputs=(config.model_name_or_path, config.tokenizer_name_or_path, config.lora_path, config.prefix_path),
-        )
+        start, lines = start_of(config)
         for line in lines:
             say(line)
         if start is not None:

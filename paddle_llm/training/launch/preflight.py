@@ -6,9 +6,11 @@ They run before Paddle is imported and change nothing. What other jobs may chang
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from paddle_llm.checkpoint.output_folder import choose_start
 from paddle_llm.config.rules.engine import Findings, Problem, Rule, Run
+from paddle_llm.config.run_config import RunConfig
 from paddle_llm.core.errors import UserError, is_first_rank
 from paddle_llm.data.tokenizer import require_tokenizer
 
@@ -37,15 +39,24 @@ def output_folder_is_usable(run: Run) -> Findings:
     if not is_first_rank():  # ranks would disturb each other
         return
     try:
-        choose_start(
-            config.output_dir,
-            do_train=config.do_train,
-            overwrite=config.overwrite_output_dir,
-            resume=config.resume_from_checkpoint,
-            inputs=(config.model_name_or_path, config.tokenizer_name_or_path, config.lora_path, config.prefix_path),
-        )
+        start_of(config)
     except UserError as error:
         yield Problem(str(error))
+
+
+def start_of(config: RunConfig) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint from which a job starts (None for the first step), and lines to report.
+
+    Raises:
+        UserError: If the output folder or the checkpoint cannot be used.
+    """
+    return choose_start(
+        config.output_dir,
+        do_train=config.do_train,
+        overwrite=config.overwrite_output_dir,
+        resume=config.resume_from_checkpoint,
+        inputs=(config.model_name_or_path, config.tokenizer_name_or_path, config.lora_path, config.prefix_path),
+    )
 
 
 JOB_RULES: list[Rule] = [tokenizer_is_complete, output_folder_is_usable]
