@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 HF ?=
 INSTALLED := $(BIN)/installed$(if $(HF),-hf)
 
-.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity wheel docs
+.PHONY: quickstart test test-all test-gpu fake-gpu lint install parity wheel docs release-check
 
 $(BIN)/installed: EXTRAS := cpu,test
 $(BIN)/installed-hf: EXTRAS := cpu,test,hf
@@ -49,6 +49,13 @@ wheel: install
 docs: $(BIN)/installed-docs
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+
+# Before a release: versions, changelog and git, then the packages compared with the checkout, and the documentation.
+# PYTHONS= omits the trainings with the wheel.
+release-check: $(BIN)/installed $(BIN)/installed-docs
+	$(BIN)/python .ci/release/check.py
+	$(MAKE) wheel docs
+	$(BIN)/python .ci/release/check.py --dist dist
 
 # Every layout beside one process: the whole matrix, the table on stdout.
 parity: install
