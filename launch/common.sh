@@ -2,8 +2,6 @@
 # shellcheck shell=bash
 # A script sets RANKS (processes on this machine). It may set ENTRY (script to launch) and add to LAUNCH (options of
 # paddle.distributed.launch) and FLAGS (flags placed before those of the user). Then it calls `main "$@"`.
-#
-# Restarts are done here because paddle.distributed.launch (3.3.1) ignores `--max_restart` unless the master is etcd.
 
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 PYTHON=${PYTHON:-python}
@@ -61,28 +59,7 @@ choose_cards() {
   done
 }
 
-child=
-stopped=
-stop() {
-  stopped=1
-  [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true
-}
-
-# Run the job once and set `code` to its exit code. It runs in the background, so that `stop` can pass on the SIGTERM of a
-# scheduler.
-run_once() {
-  code=0
-  "$PYTHON" -u -m paddle.distributed.launch "${LAUNCH[@]}" --log_dir "$LOG_DIR" "$ROOT/$ENTRY" "$@" &
-  child=$!
-  wait "$child" || code=$?
-  if [[ -n $stopped ]]; then # the signal has ended `wait`, but the job may still run
-    wait "$child" || true
-  fi
-  child=
-}
-
-# Exit code 2 is a mistake of the user and 3 a non-finite step, which a restart does not fix. After any other failure the job
-# is restarted from its newest checkpoint, at most MAX_RESTART times.
+# Start the job. Restarts and signals are handled as for `paddle-llm pretrain`, by paddle_llm/training/launch/supervisor.py.
 main() {
   case ${1:-} in
     -h | --help)
@@ -96,23 +73,12 @@ main() {
   esac
   choose_device
   # The last value of a flag counts, so the flags of the script come after CONFIG and before those of the user.
-  local arguments more
+  local arguments
   if [[ $1 == -* ]]; then
     arguments=("${FLAGS[@]}" "$@")
   else
     arguments=("$1" "${FLAGS[@]}" "${@:2}")
   fi
-  local started restarts=0 code
-  started=$(date +%s)
-  trap stop TERM INT
-  run_once "${arguments[@]}"
-  while ((code != 0 && code != 2 && code != 3 && restarts < MAX_RESTART)) && [[ -z $stopped ]]; do
-    restarts=$((restarts + 1))
-    echo "$(basename "$0"): the job ended with exit code $code; restart $restarts of $MAX_RESTART" >&2
-    # Ranks that have not ended yet still have the lock of the output folder.
-    export PADDLE_LLM_LOCK_WAIT=${PADDLE_LLM_LOCK_WAIT:-120}
-    mapfile -t more < <("$PYTHON" "$ROOT/launch/restart_flags.py" "$started" "${arguments[@]}")
-    run_once "${arguments[@]}" "${more[@]}"
-  done
-  exit "$code"
+  exec "$PYTHON" "$ROOT/launch/supervise.py" "$MAX_RESTART" "$LOG_DIR" \
+    "$PYTHON" -u -m paddle.distributed.launch "${LAUNCH[@]}" --log_dir "$LOG_DIR" "$ROOT/$ENTRY" -- "${arguments[@]}"
 }

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import pytest
 import yaml
 
 from tests.helpers.models.tiny import write_llama
+from tests.helpers.processes import wait_until
 from tests.helpers.skips import needs
 
 ROOT = Path(__file__).parents[1]
@@ -63,6 +66,14 @@ def test_a_script_without_arguments_is_refused(script: str, tmp_path: Path) -> N
     ended = run(script, cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stdout == "" and "CONFIG.json" in ended.stderr
+
+
+def _python(folder: Path, launcher: str) -> Path:
+    """Return an interpreter that runs files like Python, and shell code instead of `-m paddle.distributed.launch`."""
+    path = folder / "python"
+    path.write_text(f'#!/bin/bash\ncase $1 in *.py) exec {sys.executable} "$@" ;; esac\n{launcher}\n')
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture
@@ -122,22 +133,49 @@ def test_cards_that_are_not_visible_are_refused(env: dict[str, str], message: st
 
 def test_on_a_cpu_the_launcher_has_a_card_for_each_rank(tmp_path: Path) -> None:
     """The launcher (3.3.1) looks ranks up in CUDA_VISIBLE_DEVICES for every device."""
-    python = tmp_path / "python"
-    python.write_text('#!/bin/bash\necho "$CUDA_VISIBLE_DEVICES"\n')
-    python.chmod(0o755)
+    python = _python(tmp_path, 'echo "$CUDA_VISIBLE_DEVICES"')
     env = {"PYTHON": str(python), "DEVICE": "cpu", "RANKS": "3", "CUDA_VISIBLE_DEVICES": "7"}
     assert run("eight_cards_stage2.sh", "x.json", cwd=tmp_path, **env).stdout == "0,1,2\n"
 
 
 def test_a_restart_waits_for_the_lock_of_the_output_folder(tmp_path: Path) -> None:
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/bash\ncase $1 in *.py) exec {sys.executable} "$@" ;; esac\n'
-        'echo "${PADDLE_LLM_LOCK_WAIT-none}"\nexit 75\n'
-    )
-    python.chmod(0o755)
+    python = _python(tmp_path, 'echo "${PADDLE_LLM_LOCK_WAIT-none}"\nexit 75')
     ended = run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="2")
     assert ended.returncode == 75 and ended.stdout.split() == ["none", "120", "120"]
+
+
+@pytest.mark.parametrize("code", [0, 2, 3])
+def test_what_is_not_restarted(code: int, tmp_path: Path) -> None:
+    """A success, a mistake of the user, and a non-finite step, which would repeat."""
+    python = _python(tmp_path, f"echo started\nexit {code}")
+    ended = run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="2")
+    assert (ended.returncode, ended.stdout) == (code, "started\n")
+
+
+def test_the_exit_code_of_a_killed_job(tmp_path: Path) -> None:
+    python = _python(tmp_path, "kill -KILL $$")
+    assert run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="0").returncode == 137
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+def test_a_signal_reaches_the_launcher_which_is_not_restarted(number: int, code: int, tmp_path: Path) -> None:
+    """The launcher gets SIGTERM also for SIGHUP, which it does not handle."""
+    python = _python(tmp_path, "trap 'touch ended; exit 75' TERM INT\ntouch started\nwhile :; do sleep 0.1; done")
+    script = ["bash", str(LAUNCH / "one_card.sh"), "x.json"]
+    job = subprocess.Popen(
+        script, cwd=tmp_path, env=environment(PYTHON=str(python), MAX_RESTART="3"), stderr=subprocess.PIPE, text=True
+    )
+    wait_until((tmp_path / "started").exists, 60, "the launcher runs")
+    job.send_signal(number)
+    _, err = job.communicate(timeout=60)
+    assert job.returncode == code and (tmp_path / "ended").exists() and "Restart" not in err
+
+
+def test_a_number_of_restarts_that_is_none_is_refused(tmp_path: Path) -> None:
+    python = _python(tmp_path, "echo started")
+    ended = run("one_card.sh", "x.json", cwd=tmp_path, PYTHON=str(python), MAX_RESTART="many")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("error: MAX_RESTART is 'many'. Use a whole number")
 
 
 def test_a_config_file_is_optional(recorder: Path) -> None:
@@ -303,7 +341,7 @@ def test_one_card_on_a_cpu_resumes_after_a_failure(job: Path, tmp_path: Path) ->
         KILL_MARK=str(killed),
     )
     assert killed.exists(), ended.stdout + ended.stderr
-    assert "restart 1 of 1" in ended.stderr
+    assert re.search(r"^The job ended with exit code \d+\. Restart 1 of 1\.$", ended.stderr, re.M)
     assert_trained(ended, output)
 
 
@@ -311,7 +349,7 @@ def test_a_job_with_a_mistake_is_not_restarted(job: Path, tmp_path: Path) -> Non
     ended = train("one_card.sh", job, tmp_path / "output", "--learning_rat", "1", MAX_RESTART="3")
     assert ended.returncode == 2
     assert "learning_rate" in ended.stdout + ended.stderr  # did you mean
-    assert "restart 1" not in ended.stderr
+    assert "Restart 1" not in ended.stderr
 
 
 def test_eight_cards_stage2_trains_on_two_cpu_ranks(job: Path, tmp_path: Path) -> None:
@@ -373,8 +411,9 @@ def test_slurm_finds_the_folder_of_its_log() -> None:
 
 
 def restart_flags(started: float, *arguments: str) -> list[str]:
-    command = [sys.executable, str(LAUNCH / "restart_flags.py"), str(started), *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    from paddle_llm.training.launch import restart
+
+    return restart.restart_flags(started, list(arguments))
 
 
 def test_a_restart_continues_from_the_newest_checkpoint_of_the_run(tmp_path: Path) -> None:

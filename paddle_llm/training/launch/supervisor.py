@@ -37,6 +37,7 @@ def supervise(
     log_folder: Path,
     max_restarts: int = 0,
     flags_for_restart: Callable[[float], list[str]] = lambda started: [],
+    show_launcher: bool = False,
 ) -> int:
     """Run a job until it succeeds, fails for good, or is stopped by a signal.
 
@@ -45,20 +46,23 @@ def supervise(
     Args:
         command: Function from additional flags of the job to the command line of the launcher.
         environment: Environment of the launcher.
-        log_folder: Folder for the launcher's log and that of each rank.
+        log_folder: Folder for the launcher's log and that of each rank; with `show_launcher` for those of the ranks only.
         max_restarts: Number of restarts.
         flags_for_restart: Function from the time of the first start to the additional flags of a restart.
+        show_launcher: Whether the launcher writes to stdout and stderr, as in the scripts of launch/. By default it writes to
+            its log, and the output of rank 0 is shown.
 
     Returns:
         Exit code of the job; 130 after SIGINT, 143 after SIGTERM, 129 after SIGHUP.
     """
+    run = _run_shown if show_launcher else partial(_run, log_folder=log_folder)
     started, restarts = time.time(), 0
-    code, stopped_by = _run(command([]), environment, log_folder)
+    code, stopped_by = run(command([]), environment)
     while code not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and stopped_by is None and restarts < max_restarts:
         restarts += 1
         say(f"The job ended with exit code {code}. Restart {restarts} of {max_restarts}.")
         environment = {WAIT_VARIABLE: _LOCK_WAIT_SECONDS, **environment}
-        code, stopped_by = _run(command(flags_for_restart(started)), environment, log_folder)
+        code, stopped_by = run(command(flags_for_restart(started)), environment)
     if stopped_by is not None:
         return EXIT_INTERRUPTED if stopped_by == signal.SIGINT else 128 + stopped_by
     return code
@@ -71,15 +75,7 @@ def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> t
     first_rank = _Follower(log_folder / _FIRST_RANK_LOG)
     begin = own_log.stat().st_size if own_log.exists() else 0
     with own_log.open("ab") as log, _ForwardedSignals() as signals:
-        job = subprocess.Popen(
-            command,
-            env=environment,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C reaches the launcher once, through this process
-            preexec_fn=partial(_end_with_parent, os.getpid()),
-        )
+        job = _start(command, environment, stdout=log, stderr=subprocess.STDOUT)
         signals.forward_to(job)
         while job.poll() is None:
             first_rank.show()
@@ -87,7 +83,31 @@ def _run(command: list[str], environment: dict[str, str], log_folder: Path) -> t
     first_rank.show()
     if job.returncode not in (0, EXIT_USER_ERROR, EXIT_STOPPED) and signals.first is None:
         _report_failure(own_log, begin, log_folder)
-    return job.returncode if job.returncode >= 0 else 128 - job.returncode, signals.first
+    return _exit_code(job), signals.first
+
+
+def _run_shown(command: list[str], environment: dict[str, str]) -> tuple[int, int | None]:
+    """Run the launcher once with this process's stdout and stderr; return as `_run`."""
+    with _ForwardedSignals() as signals:
+        job = _start(command, environment)
+        signals.forward_to(job)
+        job.wait()
+    return _exit_code(job), signals.first
+
+
+def _start(command: list[str], environment: dict[str, str], **output: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,  # a Ctrl-C reaches the launcher once, through this process
+        preexec_fn=partial(_end_with_parent, os.getpid()),
+        **output,
+    )
+
+
+def _exit_code(job: subprocess.Popen[bytes]) -> int:
+    return job.returncode if job.returncode >= 0 else 128 - job.returncode
 
 
 class _ForwardedSignals:
