@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -44,6 +45,9 @@ _OPTIONS = (
     ),
     click.option("--log_dir", type=PATH, default="log", show_default=True, help="Folder for the output of each rank."),
 )
+# Paragraph of --help of both commands, between the first one and the examples.
+_PROCESSES = """The config is checked first: all its mistakes are reported together before a process is started. With several
+processes, the output of rank 0 is shown, and --log_dir gets that of all ranks and of Paddle's launcher."""
 
 
 class TrainingCommand(click.Command):
@@ -76,7 +80,9 @@ def _command(cls: type[TrainingCommand]) -> Callable[[Callable[..., None]], clic
             function = option(function)
         words = click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[CONFIG.json] [--key value ...]")
         settings = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
-        return click.command(cls.entry, cls=cls, context_settings=settings)(words(function))
+        purpose, examples = inspect.cleandoc(function.__doc__ or "").split("\n\n", 1)
+        text = f"{purpose}\n\n{_PROCESSES}\n\n{examples}"
+        return click.command(cls.entry, cls=cls, help=text, context_settings=settings)(words(function))
 
     return decorate
 
@@ -84,9 +90,6 @@ def _command(cls: type[TrainingCommand]) -> Callable[[Callable[..., None]], clic
 @_command(TrainingCommand)
 def pretrain(words: tuple[str, ...], **options: Any) -> None:
     """Pretrain a language model.
-
-    The config is checked first: all its mistakes are reported together before a process is started. With several
-    processes, the output of rank 0 is shown, and --log_dir gets that of all ranks and of Paddle's launcher.
 
     \b
     Examples:
@@ -101,9 +104,6 @@ def pretrain(words: tuple[str, ...], **options: Any) -> None:
 @_command(FinetuneCommand)
 def finetune(words: tuple[str, ...], **options: Any) -> None:
     """Fine-tune a language model on instructions: all weights, LoRA, prefix tuning and others.
-
-    The config is checked first: all its mistakes are reported together before a process is started. With several
-    processes, the output of rank 0 is shown, and --log_dir gets that of all ranks and of Paddle's launcher.
 
     \b
     Examples:

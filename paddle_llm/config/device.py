@@ -23,6 +23,11 @@ def has_gpu() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi") is not None
 
 
+def count_cards() -> int:
+    """Return the number of NVIDIA GPUs of this machine or container, hidden ones included; 0 if it cannot be found out (WSL)."""
+    return sum(1 for _ in Path("/dev").glob("nvidia[0-9]*"))
+
+
 def paddle_has_gpu() -> bool:
     """Return whether the installed Paddle is a GPU build. Reads its version file, since importing Paddle takes a second."""
     spec = find_spec("paddle")

@@ -106,6 +106,7 @@ def test_with_several_machines_the_output_folder_is_left_to_rank_0(corpus, tmp_p
     "options, message",
     [
         ("--gpus 0,0", "not a list of different cards"),
+        ("--gpus 0,", "not a list of different cards"),
         ("--gpus 0,1 --nproc_per_node 3", "contradict each other"),
         ("--nnodes 2", "needs --master HOST:PORT"),
         ("--master a:1", "is for jobs on several machines"),
@@ -185,6 +186,19 @@ def test_cards_that_are_not_visible():
         choose_cards(LaunchOptions(gpus="0,5"), two)
     with pytest.raises(UserError, match="has 2 cards"):
         choose_cards(LaunchOptions(nproc_per_node=3), two)
+
+
+def test_cards_that_the_machine_does_not_have():
+    """Paddle's launcher ends with an IndexError or a ValueError there, before any rank can report the mistake."""
+    assert choose_cards(LaunchOptions(nproc_per_node=2), {}, present=2) == ["0", "1"]
+    assert choose_cards(LaunchOptions(gpus="1"), {"CUDA_VISIBLE_DEVICES": "all"}, present=2) == ["1"]
+    assert choose_cards(LaunchOptions(gpus="7"), {"CUDA_VISIBLE_DEVICES": "7"}, present=2) == [
+        "7"
+    ]  # numbers of the host
+    with pytest.raises(UserError, match=r"needs 3 cards, and this machine has 2 cards\. Its cards are 0 to 1\."):
+        choose_cards(LaunchOptions(nproc_per_node=3), {}, present=2)
+    with pytest.raises(UserError, match=r"--gpus 0,5: this machine does not have card 5\. Its only card is 0\."):
+        choose_cards(LaunchOptions(gpus="0,5"), {}, present=1)
 
 
 @pytest.fixture

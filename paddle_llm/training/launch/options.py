@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from paddle_llm.config.device import count_cards
 from paddle_llm.config.run_config import Entry
 from paddle_llm.core.errors import UserError
 from paddle_llm.training.launch.addresses import launcher_addresses
@@ -38,9 +39,14 @@ class LaunchOptions:
     log_dir: str = "log"
 
     @property
+    def cards(self) -> list[str] | None:
+        """Cards of `gpus`; None without them."""
+        return None if self.gpus is None else [card.strip() for card in self.gpus.split(",")]
+
+    @property
     def processes(self) -> int:
         """Number of processes on this machine."""
-        return self.nproc_per_node or (len(self.gpus.split(",")) if self.gpus else 1)
+        return self.nproc_per_node or len(self.cards or [""])
 
     @property
     def world_size(self) -> int:
@@ -59,8 +65,8 @@ class LaunchOptions:
             UserError: If they contradict each other or one is missing.
         """
         if self.gpus is not None:
-            cards = self.gpus.split(",")
-            if not all(card.strip() for card in cards) or len(set(cards)) < len(cards):
+            cards = self.cards or []
+            if not all(cards) or len(set(cards)) < len(cards):
                 raise UserError(f"--gpus {self.gpus}: not a list of different cards. Use --gpus 0,1,2,3, for example.")
             if self.nproc_per_node not in (None, len(cards)):
                 raise UserError(
@@ -100,7 +106,7 @@ def launch_command(options: LaunchOptions, entry: Entry, device: str, words: lis
     """
     command = [sys.executable, "-u", "-m", "paddle.distributed.launch"]
     if device == "gpu":
-        command += ["--gpus", ",".join(choose_cards(options, os.environ))]
+        command += ["--gpus", ",".join(choose_cards(options, os.environ, count_cards()))]
     else:
         command += ["--nproc_per_node", str(options.processes)]
     if options.nnodes > 1:
@@ -123,27 +129,38 @@ def launch_environment(options: LaunchOptions, device: str) -> dict[str, str]:
     return environment
 
 
-def choose_cards(options: LaunchOptions, environment: Mapping[str, str]) -> list[str]:
+def choose_cards(options: LaunchOptions, environment: Mapping[str, str], present: int = 0) -> list[str]:
     """Return the cards of this machine's ranks: `--gpus`, else the first visible ones.
 
+    Paddle's launcher (3.3.1) fails with an IndexError or a ValueError if there are fewer, before any rank runs.
+
+    Args:
+        options: Checked options.
+        environment: Environment variables.
+        present: Number of cards of this machine; 0 if it is unknown.
+
     Raises:
-        UserError: If CUDA_VISIBLE_DEVICES does not have them.
+        UserError: If CUDA_VISIBLE_DEVICES or this machine does not have them.
     """
     text = environment.get("CUDA_VISIBLE_DEVICES")
-    visible = None if text in (None, "all") else [card.strip() for card in str(text).split(",") if card.strip()]
-    if options.gpus is not None:
-        cards = [card.strip() for card in options.gpus.split(",")]
-        hidden = [card for card in cards if visible is not None and card not in visible]
-        if hidden:
-            raise UserError(
-                f"--gpus {options.gpus}: CUDA_VISIBLE_DEVICES={text} does not have card {', '.join(hidden)}. Change one of the two."
-            )
-        return cards
-    if visible is None:
-        return [str(card) for card in range(options.processes)]
-    if len(visible) < options.processes:
-        raise UserError(
-            f"CUDA_VISIBLE_DEVICES={text} has {len(visible)} cards, and --nproc_per_node {options.processes} needs "
-            f"{options.processes}. Change one of the two."
+    given = options.cards
+    if text not in (None, "all"):
+        visible = [card.strip() for card in str(text).split(",") if card.strip()]
+        owner, advice = f"CUDA_VISIBLE_DEVICES={text}", "Change one of the two."
+    elif present:
+        visible = [str(card) for card in range(present)]
+        owner, advice = (
+            "this machine",
+            f"Its cards are {visible[0]} to {visible[-1]}." if present > 1 else "Its only card is 0.",
         )
-    return visible[: options.processes]
+    else:
+        return given or [str(card) for card in range(options.processes)]
+    hidden = [card for card in given or [] if card not in visible]
+    if hidden:
+        raise UserError(f"--gpus {options.gpus}: {owner} does not have card {', '.join(hidden)}. {advice}")
+    if given is None and len(visible) < options.processes:
+        raise UserError(
+            f"--nproc_per_node {options.processes} needs {options.processes} cards, and {owner} has "
+            f"{len(visible)} card{'s' * (len(visible) != 1)}. {advice}"
+        )
+    return given or visible[: options.processes]
