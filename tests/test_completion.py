@@ -32,6 +32,8 @@ def _completions(line: str) -> list[str]:
         ("paddle-llm pretrain my.json --nnod", ["--nnodes"]),
         ("paddle-llm finetune my.json --lora_al", ["--lora_alpha"]),
         ("paddle-llm recipes show finetune/bloom_7b1_l", ["finetune/bloom_7b1_lora"]),
+        ("paddle-llm recipes copy bloom_7b1_l", ["bloom_7b1_lora"]),
+        ("paddle-llm recipes copy quick", ["quickstart"]),
     ],
 )
 def test_what_is_completed(line, offered):

@@ -28,8 +28,12 @@ class RecipeName(StringParamType):
     name = "recipe"
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Return the names that begin with the typed text."""
-        return [CompletionItem(one.name) for one in all_recipes() if one.name.startswith(incomplete)]
+        """Return the names, with or without their folder, that begin with the typed text."""
+        names = [one.name for one in all_recipes()]
+        found = [name for name in names if name.startswith(incomplete)]
+        if incomplete:
+            found += [short for name in names if (short := name.rpartition("/")[2]).startswith(incomplete)]
+        return [CompletionItem(name) for name in dict.fromkeys(found)]
 
 
 @click.group()
@@ -54,7 +58,7 @@ def list_recipes(words: tuple[str, ...]) -> None:
     Example:
       paddle-llm recipes list pretrain llama_3
     """
-    found = [one for one in all_recipes() if all(word in one.name for word in words)]
+    found = [one for one in all_recipes() if all(word.lower() in one.name for word in words)]
     if not found:
         with exit_on_user_error():
             raise UserError(f"No recipe has {' and '.join(words)} in its name. List all: paddle-llm recipes list")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
+from click.types import UnprocessedParamType
 
 from paddle_llm.cli.number_option import WholeNumber
 from paddle_llm.cli.path_option import PATH
@@ -50,6 +51,14 @@ _PROCESSES = """The config is checked first: all its mistakes are reported toget
 processes, the output of rank 0 is shown, and --log_dir gets that of all ranks and of Paddle's launcher."""
 
 
+class _Word(UnprocessedParamType):
+    """A config or a flag of the job; the shell completes names of files."""
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Let the shell complete the name of a file."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 class TrainingCommand(click.Command):
     """A command whose help also lists the flags of a config."""
 
@@ -78,7 +87,7 @@ def _command(cls: type[TrainingCommand]) -> Callable[[Callable[..., None]], clic
     def decorate(function: Callable[..., None]) -> click.Command:
         for option in reversed(_OPTIONS):
             function = option(function)
-        words = click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[CONFIG.json] [--key value ...]")
+        words = click.argument("words", nargs=-1, type=_Word(), metavar="[CONFIG.json] [--key value ...]")
         settings = {"ignore_unknown_options": True, "help_option_names": ["-h", "--help"]}
         purpose, examples = inspect.cleandoc(function.__doc__ or "").split("\n\n", 1)
         text = f"{purpose}\n\n{_PROCESSES}\n\n{examples}"
