@@ -21,6 +21,7 @@ from itertools import count
 from pathlib import Path
 from uuid import uuid4
 
+from paddle_llm.core.durable_files import flush, rename_durably, write_durably
 from paddle_llm.core.errors import UserError
 from paddle_llm.core.signals import ignored_ctrl_c, interrupt_on_sigterm
 
@@ -120,9 +121,8 @@ def write_atomically(path: Path, content: bytes | memoryview, hint: str = "") ->
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        _flush(temporary)
-        _replace(temporary, path)
+        write_durably(temporary, [content])
+        rename_durably(temporary, path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}. {hint}".rstrip()) from error
     finally:
@@ -285,34 +285,21 @@ def _finish_files(folder: Path) -> None:
         if path.is_file():
             with suppress(PermissionError):  # written by a rank that runs as another user
                 allow_readers(path)
-        _flush(path)
+        flush(path)
 
 
 def _publish(staged: Path, out: Path) -> None:
+    if not out.exists():
+        rename_durably(staged, out)
+        return
     # The previous folder moves into a new one: any fixed name may already be in use.
     replaced = Path(tempfile.mkdtemp(prefix=f".{out.name}.replaced-", dir=out.parent)) / out.name
-    if out.exists():
-        os.replace(out, replaced)
+    rename_durably(out, replaced)
     try:
-        _replace(staged, out)
+        rename_durably(staged, out)
     except BaseException:
-        if replaced.exists() and not out.exists():
+        if not out.exists():
             os.replace(replaced, out)
         raise
     finally:
         shutil.rmtree(replaced.parent, ignore_errors=True)
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Rename a file or folder and flush the new name to disk."""
-    os.replace(source, target)
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

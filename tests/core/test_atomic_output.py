@@ -92,14 +92,14 @@ def test_second_writer_is_refused_until_the_first_has_flushed_everything(tmp_pat
     """Flushing a large folder takes minutes. It is not a leftover in that time, and `out` may be created by someone else."""
     refused = []
 
-    def flush(path):
+    def record_flush(path):
         with pytest.raises(UserError, match="is being written by another command"):
             write(tmp_path / "out")
         refused.append(path.name)
         (tmp_path / "out").mkdir(exist_ok=True)
         (tmp_path / "out" / "thesis.txt").touch()
 
-    monkeypatch.setattr(atomic_output, "_flush", flush)
+    monkeypatch.setattr(atomic_output, "flush", record_flush)
     with pytest.raises(UserError, match="another process has written it meanwhile"):
         write(tmp_path / "out")
     assert set(refused) == {"file", MARK, "out.saving"} and names(tmp_path) == {"out"}

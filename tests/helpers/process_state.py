@@ -41,6 +41,7 @@ RESET: dict[str, Callable[[ModuleType, str], None]] = {
     "paddle_llm.checkpoint.output_lock:_held": _release_lock,
     "paddle_llm.core.console:_collectors": _clear,
     "paddle_llm.core.console:_printed_once": _clear,
+    "paddle_llm.core.durable_files:_observer": _set(None),
     "paddle_llm.data.instructions.dataset_info:_read": _clear_cache,
     "paddle_llm.data.text_files:_reported": _clear,
     "paddle_llm.data.tokenizers.hugging_face:_reported": _clear,
