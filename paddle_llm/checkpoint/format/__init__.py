@@ -1,0 +1,1 @@
+"""The files of a checkpoint: safetensors, an index of tensors and a manifest. Documented in docs/reference/checkpoint_format.md."""
